@@ -1,0 +1,260 @@
+"""The seams: what a source, an endpoint and a sink promise to the pipelines above them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import duckdb
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from connectors.exchange import Call, Reply, Request, Row, RowError, Usage, Values
+
+
+class Model(BaseModel):
+    """A part of a job file: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=False)
+
+
+Columns = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class SourceModel(Model):
+    """The keys that every kind of source shares; each kind adds the key that names it (`parquet:`, `csv:` ...)."""
+
+    key: str | Columns | None = Field(
+        default=None, description="Column or list of columns: the identity of a row; checked unique and not null."
+    )
+    where: str | None = Field(default=None, description="SQL predicate, pushed down to the reader; NULL is false.")
+    limit: int | None = Field(default=None, ge=0, description="Only the first N rows in source order, after `where`.")
+
+
+class StepModel(Model):
+    """The keys that every kind of step shares; each endpoint adds its own."""
+
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", description="Unique in the job.")
+    provider: str = Field(default="openai", description="A name from the workspace's providers; `local` is built in.")
+    model: str = Field(min_length=1, description="The model to ask.")
+    params: dict[str, Any] = Field(default_factory=dict, description="The API's own parameters, checked.")
+    extra_body: dict[str, Any] = Field(default_factory=dict, description="Sent as it is, unchecked.")
+    when: str | None = Field(default=None, description="SQL predicate over the row so far; else the outputs are null.")
+    detail: bool = Field(default=False, description="Adds the column `<step>_finish_reason`.")
+    reuse: bool = Field(default=True, description="false: equal requests of different rows are each asked, once.")
+
+
+class SinkModel(Model):
+    """The keys that every kind of sink shares."""
+
+    columns: tuple[str, ...] | Literal["all"] = Field(
+        default=(), description="Source columns carried over besides the key."
+    )
+    write: Literal["merge", "append", "replace"] = Field(default="merge", description="How rows meet those there.")
+    deleted: Literal["keep", "remove"] = Field(default="keep", description="merge only: rows that left the source.")
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Where requests go, under which key and limits."""
+
+    name: str
+    base_url: str
+    api_key: str | None = field(default=None, repr=False)
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
+    prices: Mapping[str, Any] = field(default_factory=dict)
+    """The provider's own `prices:` (model name -> connectors.prices.PriceEntry)."""
+    on_this_machine: bool = False
+
+    @property
+    def tag(self) -> str:
+        """The provider's part of a request fingerprint."""
+        return f"{self.name}@{'here' if self.on_this_machine else 'there'}"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFacts:
+    """What a source needs to know of its surroundings."""
+
+    workspace: Path
+    """Absolute; the job's relative paths start here."""
+    roots: tuple[Path, ...]
+    scratch: Path
+    """A folder for temporary files (transcoded input); made by its user, removed after the run."""
+    jobs: Mapping[str, str] = field(default_factory=dict)
+    """For `job:` sources: name of a job -> SQL table expression of its results."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A source ready to be read by DuckDB."""
+
+    relation: str
+    """A SQL table expression, e.g. `read_parquet([...])`, valid on the connection it was opened on."""
+    rejects: tuple[tuple[int, str, str], ...] = ()
+    """(line number, message, raw line) of lines that could not be read, with `rejects: keep`."""
+
+
+class Source(Protocol):
+    """A kind of input. `connect` may ATTACH; afterwards the caller locks the connection down."""
+
+    def paths(self, facts: SourceFacts) -> Sequence[Path]:
+        """The files it reads, sorted by name; what the locked connection may open. DataError where there is none."""
+
+    def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceFacts) -> Opened:
+        """Make the rows visible; DataError (with file, row and remedy) where they cannot be read whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepFacts:
+    """What an endpoint needs to know besides its own keys in the job file."""
+
+    provider_tag: str
+    columns: Mapping[str, pa.DataType]
+    """The columns a template may name: the source's and those of earlier steps."""
+    workspace: Path
+    roots: tuple[Path, ...]
+    hosts: tuple[str, ...]
+    structured: str | None = None
+    """How this provider's model was found to take a typed `output`: schema, json_object or prompt; None: not known."""
+    media: Path | None = None
+    """The folder in which binary answers are kept until their row is in the sink."""
+
+
+class Endpoint(Protocol):
+    """One step's endpoint: pure functions from rows to requests and from replies to typed values."""
+
+    @property
+    def path(self) -> str:
+        """Below the base_url, e.g. `/embeddings`."""
+
+    @property
+    def fields(self) -> tuple[pa.Field, ...]:
+        """The columns that the step adds, in order; all nullable."""
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """The columns that its requests read."""
+
+    def declared(self) -> bytes:
+        """Canonical bytes of everything in the step that can change an answer; for the row fingerprint."""
+
+    def request(self, row: Row, key: str) -> Request | RowError:
+        """The row's request, or an `input` error where the row's values cannot make one."""
+
+    def packs(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
+        """The requests in the groups in which they are sent, order kept."""
+
+    def call(self, pack: Sequence[Request]) -> Call:
+        """The one HTTP exchange that asks for the whole pack."""
+
+    def answers(self, pack: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
+        """What the ledger keeps for each request of the pack, from a 2xx reply; MalformedReply where it is none."""
+
+    def usage(self, pack: Sequence[Request], reply: Reply) -> Usage:
+        """What the exchange used, from a 2xx reply."""
+
+    def values(self, answer: bytes) -> Values | RowError:
+        """One row's typed values from its kept answer, or why it does not fit."""
+
+    def repair(self, request: Request, answer: bytes, problem: RowError) -> Request | None:
+        """The one further turn that asks to mend an answer that does not fit; None where there is none (left)."""
+
+    def easier(self, problem: RowError) -> str | None:
+        """The next way (`json_object`, `prompt`) to ask for typed output when `problem` refuses the present one."""
+
+    def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
+        """The step's columns, one array a field; None gives nulls."""
+
+
+class MalformedReply(Exception):
+    """A 2xx reply that is not what the endpoint's API describes: asked again."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableShape:
+    """What the results table of a job looks like."""
+
+    key: tuple[str, ...]
+    results: pa.Schema
+    """key columns, carried columns, outputs, `_run_id` (string), `_row_fingerprint` (string)."""
+    errors: pa.Schema
+    """key columns, step, error_class ... fingerprint, as in the contract."""
+    write: Literal["merge", "append", "replace"]
+    outputs: tuple[str, ...] = ()
+    """The columns of `results` that the steps made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Finished rows on their way into the sink. Each key stands at most once in it."""
+
+    results: pa.Table
+    """Rows with all steps done; new keys and changed ones mixed."""
+    replaced: Mapping[str, Sequence[int]]
+    """Existing part -> indexes in `results` of the rows that replace a row of that part; all others are new."""
+    errors: pa.Table
+    """Rows that failed; a key that stands in the errors table already is replaced."""
+    cleared: pa.Table
+    """Key columns only: rows to be taken out of the errors table, since they succeeded."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageMark:
+    """Up to which exchange of which ledger a usage table is written."""
+
+    ledger: str
+    """8 hex digits of the ledger's identity."""
+    writer: int
+    """The process that settled them: a number from the ledger."""
+    first: int
+    last: int
+    """Sequence numbers (both inclusive) of the writer's exchanges in this part."""
+
+
+class Sink(Protocol):
+    """Where a job's three tables live. All methods block and are called from one thread at a time."""
+
+    def prepare(self, fresh: bool) -> None:
+        """Recover what a kill left behind and see that each table exists with its schema; DataError where the
+        tables there do not fit the job. `fresh`: results and errors are built anew beside the old ones (write:
+        replace, rebuild) until `finish`."""
+
+    def present(self) -> bool:
+        """Whether the results table exists already (before prepare)."""
+
+    def results_sql(self) -> str:
+        """A SQL table expression of the committed results with the column `_part` (string: what Commit.replaced
+        names) added; on a connection that may read `paths()` or after `attach`."""
+
+    def errors_sql(self) -> str:
+        """A SQL table expression of the errors."""
+
+    def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Make the tables readable on the connection (a DuckDB file is attached read-only; Parquet needs nothing)."""
+
+    def detach(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Undo `attach`."""
+
+    def paths(self) -> Sequence[Path]:
+        """The folders or files that a locked connection must be allowed to read for these expressions."""
+
+    def commit(self, commit: Commit, name: str) -> None:
+        """Rows into the tables, readers never seeing a key twice. `name`: a part name never used before."""
+
+    def add_usage(self, usage: pa.Table, mark: UsageMark) -> None:
+        """Append exchanges to the usage table, once a mark."""
+
+    def usage_marks(self) -> Sequence[UsageMark]:
+        """What the usage table holds already."""
+
+    def remove(self, keys: pa.Table, errors_too: bool) -> int:
+        """Take the rows of these keys out of results (and errors); how many results went."""
+
+    def finish(self) -> None:
+        """Swap in what was built `fresh`; compact small parts."""
+
+    def tables(self) -> Mapping[str, str]:
+        """For people and programs: results, usage, errors -> a glob or a table name."""

@@ -1,0 +1,39 @@
+"""The errors that end a run or a command, sorted by what the reader can do next."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RowmillError(Exception):
+    """Told to the user in one line, `WHERE: WHAT; WHAT TO DO`, and ends the command with `exit_code`."""
+
+    exit_code = 2
+
+
+class JobError(RowmillError):
+    """The job file, the workspace or the command line is wrong: mend it. Nothing was sent."""
+
+
+class DataError(RowmillError):
+    """The input or the existing output is wrong: mend the data. Nothing was sent."""
+
+
+class Locked(RowmillError):
+    """Another run of this job is under way."""
+
+    exit_code = 4
+
+
+class Stopped(RowmillError):
+    """The run ended before its last row: access denied, budget, too many failures, provider dead, disk full."""
+
+    exit_code = 3
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`did you mean X?` for the nearest known word, or the sorted list of all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"known here: {', '.join(names)}" if names else "none is known here"

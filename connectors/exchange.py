@@ -1,0 +1,129 @@
+"""The values that travel between rows, requests, replies and tables."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Literal
+
+Row = Mapping[str, Any]
+"""One row's values by column name, as Python values of Arrow's `to_pylist`."""
+
+Values = tuple[Any, ...]
+"""One row's outputs of one step, in the order of the endpoint's `fields`."""
+
+ErrorClass = Literal[
+    "input",
+    "bad_request",
+    "content_filter",
+    "length",
+    "invalid_answer",
+    "rate_limit",
+    "timeout",
+    "connection",
+    "server",
+    "malformed_reply",
+    "unknown",
+    "quota",
+    "access_denied",
+    "budget",
+]
+
+OWN_CLASSES: frozenset[str] = frozenset({"input", "bad_request", "content_filter", "length", "invalid_answer"})
+"""Failures of the row itself: asked again when the row or the step changes, or by `retry`."""
+
+RETRIED_CLASSES: frozenset[str] = frozenset({"rate_limit", "timeout", "connection", "server", "malformed_reply"})
+"""Failures that pass: the request is sent again, at most `retry.attempts` times (rate_limit uses up none)."""
+
+STOPPING_CLASSES: frozenset[str] = frozenset({"quota", "access_denied"})
+"""Failures that every further request would meet as well: the run stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why a row has no result, in the provider's own words where it spoke."""
+
+    error_class: ErrorClass
+    message: str
+    http_status: int | None = None
+    type: str | None = None
+    param: str | None = None
+    code: str | None = None
+    details: str | None = None
+    """JSON text of whatever else the provider's error object held."""
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one exchange used, as the reply says; None where it says nothing of it."""
+
+    input_tokens: int | None = None
+    cached_tokens: int | None = None
+    """The part of input_tokens that the provider had cached."""
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    """The part of output_tokens spent on reasoning."""
+    audio_seconds: float | None = None
+    characters: int | None = None
+    images: int | None = None
+    model_version: str | None = None
+    """The model that answered, as it names itself."""
+    finish_reason: str | None = None
+
+
+NO_USAGE = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One row's question: what is sent, alone or packed with others, and the ledger's key for its answer."""
+
+    fingerprint: bytes
+    """16 bytes, see `request_fingerprint`."""
+    body: bytes
+    """The request of this row alone: JSON for most endpoints, a JSON description of the form for uploads."""
+    input_tokens: int
+    """Counted (or estimated) before sending; for limits and budget."""
+    output_bound: int | None
+    """At most so many output tokens can be billed; None where nothing bounds them; 0 where there are none."""
+    keys: tuple[str, ...] = ()
+    """The rows it answers for, as text; filled in by the fan-out."""
+    repair_of: bytes | None = None
+    """The fingerprint of the request whose answer this one asks to mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP exchange about to be sent."""
+
+    method: str
+    path: str
+    """Below the provider's base_url, with a leading slash."""
+    body: bytes | None = None
+    content_type: str = "application/json"
+    form: tuple[tuple[str, str | bytes, str | None], ...] | None = None
+    """Multipart fields (name, value, file name or None) instead of a body."""
+    stream: bool = False
+    """The reply is read as server-sent events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back, whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes
+    latency_ms: float
+    first_token_ms: float | None = None
+
+
+def request_fingerprint(provider_tag: str, path: str, body: bytes, salt: str = "") -> bytes:
+    """16 bytes that name a request: provider (name and whether it is this machine), endpoint, body, salt.
+
+    The salt is the row's key where the step says `reuse: false`, else empty.
+    """
+    digest = blake2b(body, digest_size=16, person=b"rowmill.request1")
+    digest.update(b"\0" + provider_tag.encode() + b"\0" + path.encode() + b"\0" + salt.encode())
+    return digest.digest()

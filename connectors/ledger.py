@@ -1,0 +1,369 @@
+"""The ledger: every exchange noted before it is sent, every answer kept, in one SQLite file a workspace.
+
+Safe against the death of the process at any moment (WAL, synchronous=NORMAL). After a loss of power the last
+moments of it may be missing: SQLite then opens at an earlier, whole state.
+"""
+
+import asyncio
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from connectors.errors import JobError
+from connectors.exchange import NO_USAGE, RowError, Usage
+
+VERSION = 1
+"""Of the file's own schema, kept in SQLite's user_version."""
+
+SCHEMA = """
+create table meta (key text primary key, value text not null) without rowid;
+create table runs (run_id text primary key, job text not null, state text not null, started_at integer not null,
+    ended_at integer, exit_code integer, stopped text, report text) without rowid;
+create index runs_of_job on runs (job, started_at);
+create table legs (id integer primary key, run_id text not null, job text not null, step text not null,
+    provider text not null, endpoint text not null, model text not null,
+    unique (run_id, step, provider, endpoint, model));
+create table noted (id integer primary key, leg integer not null, attempt integer not null, keys text not null,
+    fingerprints blob not null, reserved integer, started_at integer not null);
+create table exchanges (writer integer not null, seq integer not null, leg integer not null, attempt integer not null,
+    keys text not null, fingerprints blob not null, http_status integer, error_class text, input_tokens integer,
+    cached_tokens integer, output_tokens integer, reasoning_tokens integer, audio_seconds real, characters integer,
+    images integer, model_version text, finish_reason text, cost integer, started_at integer not null,
+    latency_ms real, first_token_ms real, request_id text, message text, primary key (writer, seq)) without rowid;
+create index exchanges_of_leg on exchanges (leg);
+create table answers (id integer primary key, fingerprint blob not null unique, leg integer not null,
+    request blob, reply blob, error text, at integer not null);
+create table commits (id integer primary key, job text not null, sink text not null, at integer not null,
+    rows blob, errors blob, cleared blob, removed blob);
+create index commits_of_sink on commits (job, sink, id);
+create table modes (provider text not null, model text not null, structured text not null,
+    primary key (provider, model)) without rowid;
+create table days (day text primary key, spent integer not null) without rowid;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the ledger keeps of a settled request: the reply, or why the row itself is at fault."""
+
+    reply: bytes | None
+    error: RowError | None
+    run_id: str
+    at: int
+    """Microseconds since 1970, UTC."""
+    request: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """How an exchange ended: one row of the usage table, and the answers it brought."""
+
+    note: int
+    leg: int
+    attempt: int
+    keys: bytes
+    """JSON list of the rows' keys as text."""
+    fingerprints: bytes
+    """The requests' fingerprints, 16 bytes each, in the order of `keys`."""
+    started_at: int
+    http_status: int | None = None
+    error_class: str | None = None
+    usage: Usage = NO_USAGE
+    cost: int | None = None
+    """Pico-dollars; None where no price is known."""
+    released: int = 0
+    """Pico-dollars that were reserved for it in the day's budget."""
+    latency_ms: float | None = None
+    first_token_ms: float | None = None
+    request_id: str | None = None
+    message: str | None = None
+    answers: Sequence[tuple[bytes, bytes, bytes | None, RowError | None]] = ()
+    """(fingerprint, request as sent, reply, error of the row's own) to be kept."""
+
+
+class Ledger:
+    """One open ledger: bulk reads from any thread, grouped writes from one of its own."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._write = _open(path)
+        self._read = _open(path)
+        self._read_turn = threading.Lock()
+        with self._write:
+            self._write.execute("begin immediate")
+            self.identity = _meta(self._write, "identity", secrets.token_hex(4))
+            self.writer = int(_meta(self._write, "writers", "0")) + 1
+            self._write.execute("update meta set value = ? where key = 'writers'", (str(self.writer),))
+        self._seq = 0
+        self._notes = self.writer << 40
+        self._queue: list[tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]] = []
+        self._arrived = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._write_groups, name="ledger", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what is queued, then close the file."""
+        with self._arrived:
+            self._closed = True
+            self._arrived.notify()
+        self._thread.join()
+        self._read.close()
+        self._write.close()
+
+    # Exchanges: noted, then settled.
+
+    def next_note(self) -> int:
+        """A number for an exchange about to be noted, unique in this ledger."""
+        self._notes += 1
+        return self._notes
+
+    async def note(
+        self,
+        note: int,
+        leg: int,
+        attempt: int,
+        keys: bytes,
+        fingerprints: bytes,
+        reserved: int | None,
+        started_at: int,
+        day: tuple[str, int] | None = None,
+    ) -> bool:
+        """Record that a request is about to be sent. `day`: (date, limit in pico-dollars) of the daily budget, in
+        which `reserved` is set aside; False (and nothing noted) where it does not fit."""
+
+        def write(db: sqlite3.Connection) -> bool:
+            if day is not None:
+                date, limit = day
+                spent = db.execute("select spent from days where day = ?", (date,)).fetchone()
+                if (spent[0] if spent else 0) + (reserved or 0) > limit:
+                    return False
+                _add_to_day(db, date, reserved or 0)
+            db.execute(
+                "insert into noted values (?, ?, ?, ?, ?, ?, ?)",
+                (note, leg, attempt, keys.decode(), fingerprints, reserved, started_at),
+            )
+            return True
+
+        return bool(await self._queued(write))
+
+    async def settle(self, ended: Settled, day: str | None = None) -> None:
+        """Record how a noted exchange ended, and keep its answers; `day`: the date whose budget it was taken from."""
+        await self._queued(lambda db: self._settle(db, ended, day))
+
+    def _settle(self, db: sqlite3.Connection, ended: Settled, day: str | None) -> None:
+        self._seq += 1
+        use = ended.usage
+        db.execute(
+            "insert into exchanges values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (
+                self.writer, self._seq, ended.leg, ended.attempt, ended.keys.decode(), ended.fingerprints,
+                ended.http_status, ended.error_class, use.input_tokens, use.cached_tokens, use.output_tokens,
+                use.reasoning_tokens, use.audio_seconds, use.characters, use.images, use.model_version,
+                use.finish_reason, ended.cost, ended.started_at, ended.latency_ms, ended.first_token_ms,
+                ended.request_id, ended.message,
+            ),
+        )  # fmt: skip
+        at = now_us()
+        for fingerprint, request, reply, error in ended.answers:
+            db.execute(
+                "insert into answers (fingerprint, leg, request, reply, error, at) values (?,?,?,?,?,?) on conflict "
+                "(fingerprint) do update set leg = excluded.leg, request = excluded.request, reply = excluded.reply, "
+                "error = excluded.error, at = excluded.at",
+                (fingerprint, ended.leg, request, reply, None if error is None else _error_text(error), at),
+            )
+        db.execute("delete from noted where id = ?", (ended.note,))
+        if day is not None:
+            _add_to_day(db, day, (ended.cost or 0) - ended.released)
+
+    def recover(self, job: str) -> int:
+        """Settle as `unknown` what earlier runs of the job noted and never saw answered; how many there were.
+
+        Only to be called under the job's lock: then nobody else can be waiting for them.
+        """
+        with closing(self._write_now()) as db, db:
+            db.execute("begin immediate")
+            found = db.execute(
+                "select n.id, n.leg, n.attempt, n.keys, n.fingerprints, n.reserved, n.started_at "
+                "from noted n join legs l on l.id = n.leg where l.job = ? order by n.id",
+                (job,),
+            ).fetchall()
+            for note, leg, attempt, keys, fingerprints, reserved, started_at in found:
+                self._settle(
+                    db,
+                    Settled(
+                        note, leg, attempt, keys.encode(), fingerprints, started_at,
+                        error_class="unknown", cost=reserved,
+                        message="sent, but the run ended before its outcome was seen",
+                    ),
+                    None,
+                )  # fmt: skip
+        return len(found)
+
+    def lookup(self, fingerprints: Sequence[bytes]) -> dict[bytes, Answer]:
+        """The kept answers among these requests."""
+        found: dict[bytes, Answer] = {}
+        with self._read_turn:
+            for start in range(0, len(fingerprints), 500):
+                some = fingerprints[start : start + 500]
+                marks = ",".join("?" * len(some))
+                for fingerprint, reply, error, run_id, at in self._read.execute(
+                    "select a.fingerprint, a.reply, a.error, l.run_id, a.at from answers a join legs l "
+                    f"on l.id = a.leg where a.fingerprint in ({marks})",
+                    some,
+                ):
+                    found[fingerprint] = Answer(reply, _error_of(error), run_id, at)
+        return found
+
+    def as_sent(self, fingerprint: bytes) -> Answer | None:
+        """One kept answer with its request as it was sent."""
+        for reply, error, run_id, at, request in self.query(
+            "select a.reply, a.error, l.run_id, a.at, a.request from answers a join legs l on l.id = a.leg "
+            "where a.fingerprint = ?",
+            (fingerprint,),
+        ):
+            return Answer(reply, _error_of(error), run_id, at, request)
+        return None
+
+    # Runs, commits and what else is told.
+
+    def leg(self, run_id: str, job: str, step: str, provider: str, endpoint: str, model: str) -> int:
+        """The number under which the exchanges of one step of one run are noted."""
+        self.write(
+            "insert or ignore into legs (run_id, job, step, provider, endpoint, model) values (?, ?, ?, ?, ?, ?)",
+            (run_id, job, step, provider, endpoint, model),
+        )
+        ((number,),) = self.query(
+            "select id from legs where run_id = ? and step = ? and provider = ? and endpoint = ? and model = ?",
+            (run_id, step, provider, endpoint, model),
+        )
+        return int(number)
+
+    def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a small read."""
+        with self._read_turn:
+            return self._read.execute(sql, values).fetchall()
+
+    def stream(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """The rows of a large read, on a connection of its own."""
+        with closing(_open(self.path)) as db:
+            yield from db.execute(sql, values)
+
+    def write(self, sql: str, values: Sequence[Any] = ()) -> None:
+        """One small write, committed on return."""
+        with closing(self._write_now()) as db, db:
+            db.execute(sql, values)
+
+    async def write_queued(self, sql: str, values: Sequence[Any]) -> None:
+        """One write in the order of notes and outcomes, committed on return."""
+        await self._queued(lambda db: db.execute(sql, values) and None)
+
+    def _write_now(self) -> sqlite3.Connection:
+        return _open(self.path)
+
+    # The thread that writes: all that is queued goes into one transaction.
+
+    def _queued(self, write: Callable[[sqlite3.Connection], Any]) -> asyncio.Future[Any]:
+        future = asyncio.get_running_loop().create_future()
+        with self._arrived:
+            self._queue.append((write, future))
+            if len(self._queue) == 1:
+                self._arrived.notify()
+        return future
+
+    def _write_groups(self) -> None:
+        while True:
+            with self._arrived:
+                while not self._queue:
+                    if self._closed:
+                        return
+                    self._arrived.wait()
+                group, self._queue = self._queue, []
+            loop = group[0][1].get_loop()
+            seq = self._seq
+            try:
+                with self._write:
+                    self._write.execute("begin immediate")
+                    results = [write(self._write) for write, _ in group]
+                told: Iterable[tuple[asyncio.Future[Any], Any]] = zip((f for _, f in group), results, strict=True)
+                loop.call_soon_threadsafe(_resolve, list(told))
+            except sqlite3.Error as exc:
+                self._seq = seq
+                loop.call_soon_threadsafe(_fail, [f for _, f in group], exc)
+
+
+def now_us() -> int:
+    """Microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
+
+
+def _resolve(told: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, result in told:
+        if not future.done():
+            future.set_result(result)
+
+
+def _fail(futures: Sequence[asyncio.Future[Any]], exc: Exception) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(exc)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+        db.execute("pragma journal_mode = wal")
+        db.execute("pragma synchronous = normal")
+        (version,) = db.execute("pragma user_version").fetchone()
+        if version == 0:
+            db.execute("begin immediate")
+            if db.execute("pragma user_version").fetchone()[0] == 0:
+                for statement in SCHEMA.split(";"):
+                    db.execute(statement)
+                db.execute(f"pragma user_version = {VERSION}")
+            db.execute("commit")
+        elif version > VERSION:
+            raise JobError(
+                f"{path}: this ledger was written by a newer Rowmill (schema {version}, known here: {VERSION}); "
+                "upgrade with: pip install --upgrade rowmill"
+            )
+    except sqlite3.DatabaseError as exc:
+        if isinstance(exc, sqlite3.OperationalError):
+            raise
+        raise JobError(
+            f"{path}: the ledger cannot be read ({exc}); nothing was changed: copy it away and mend the copy with "
+            "`sqlite3 OLD .recover | sqlite3 NEW`, or move it away to begin a new one (rows in the sink stay done)"
+        ) from exc
+    return db
+
+
+def _meta(db: sqlite3.Connection, key: str, default: str) -> str:
+    db.execute("insert or ignore into meta values (?, ?)", (key, default))
+    (value,) = db.execute("select value from meta where key = ?", (key,)).fetchone()
+    return str(value)
+
+
+def _add_to_day(db: sqlite3.Connection, day: str, pico: int) -> None:
+    db.execute(
+        "insert into days values (?, ?) on conflict (day) do update set spent = spent + excluded.spent", (day, pico)
+    )
+
+
+def _error_text(error: RowError) -> str:
+    return orjson.dumps(error).decode()
+
+
+def _error_of(text: str | None) -> RowError | None:
+    if text is None:
+        return None
+    fields: Mapping[str, Any] = orjson.loads(text)
+    return RowError(**fields)

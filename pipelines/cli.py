@@ -1,0 +1,75 @@
+"""The command `rowmill`: finds the subcommand, and turns a user's mistake into one line and an exit code."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from connectors.errors import RowmillError
+
+COMMANDS = {
+    "run": "pipelines.commands.run",
+    "retry": "pipelines.commands.run",
+    "plan": "pipelines.commands.plan",
+    "validate": "pipelines.commands.validate",
+    "schema": "pipelines.commands.validate",
+    "init": "pipelines.commands.init",
+    "status": "pipelines.commands.look",
+    "errors": "pipelines.commands.look",
+    "usage": "pipelines.commands.look",
+    "show": "pipelines.commands.show",
+    "rebuild": "pipelines.commands.rebuild",
+    "serve": "pipelines.commands.serve",
+}
+"""Name -> the module that holds it; imported only when it is asked for."""
+
+
+class Rowmill(click.Group):
+    """A group whose commands are imported on demand."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        command: click.Command = getattr(importlib.import_module(module), f"{cmd_name}_command")
+        return command
+
+
+@click.group(cls=Rowmill, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="rowmill")
+def rowmill() -> None:
+    """Job files in, typed tables out: rate-limited, budgeted, resumable batches against any OpenAI-style API.
+
+    \b
+    Example:
+      rowmill init my-jobs && rowmill run my-jobs/jobs/quickstart.yaml
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(exit_code_of(arguments))
+
+
+def exit_code_of(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; its exit code."""
+    try:
+        code = rowmill.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except click.exceptions.Abort:
+        return 130
+    except KeyboardInterrupt:
+        return 130
+    except click.ClickException as exc:
+        exc.show()
+        return 2
+    except RowmillError as exc:
+        click.echo(str(exc), err=True)
+        return exc.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    return code if isinstance(code, int) else 0

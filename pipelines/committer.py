@@ -1,0 +1,159 @@
+"""Finished rows on their way into the sink: gathered, noted in the ledger, committed, a thread's work at a time."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import pyarrow as pa
+from connectors.tables import errors_schema
+
+from connectors.contracts import Commit, Sink, TableShape
+from connectors.ledger import Ledger, now_us
+from pipelines.projection import add_usage, packed, packed_rows
+from pipelines.tally import Tally
+from pipelines.travel import Chunk
+
+ROWS = 25_000
+"""Finished rows that are committed at once."""
+BYTES = 64 << 20
+SECONDS = 10.0
+"""Finished rows wait no longer than this for their commit."""
+
+
+@dataclass(slots=True)
+class Gathered:
+    """Finished rows that are not in the sink yet."""
+
+    results: list[pa.Table] = field(default_factory=list)
+    parts: list[str | None] = field(default_factory=list)
+    """For each row of results the part in which its old row stands."""
+    in_errors: list[bool] = field(default_factory=list)
+    answers: list[list[bytes | None]] = field(default_factory=list)
+    errors: list[pa.Table] = field(default_factory=list)
+    rows: int = 0
+    nbytes: int = 0
+    since: float = 0.0
+
+
+class Committer:
+    """Takes finished chunks, commits them in the order in which they came."""
+
+    def __init__(
+        self, job: str, sink: Sink, sink_name: str, shape: TableShape, ledger: Ledger, tally: Tally, run_id: str
+    ) -> None:
+        self._job = job
+        self._sink = sink
+        self._sink_name = sink_name
+        self._shape = shape
+        self._ledger = ledger
+        self._tally = tally
+        self._run_id = run_id
+        self._gathered = Gathered()
+        self._turn = asyncio.Lock()
+        self._parts = 0
+
+    def add(self, chunk: Chunk) -> None:
+        """Gather a finished chunk's rows and failures."""
+        gathered = self._gathered
+        if not gathered.rows:
+            gathered.since = time.monotonic()
+        done = len(chunk.keys)
+        if done:
+            table = _results(chunk.table, self._shape, self._run_id)
+            gathered.results.append(table)
+            gathered.parts.extend(chunk.table.column("_part").to_pylist())
+            gathered.in_errors.extend(chunk.table.column("_in_errors").to_pylist())
+            gathered.answers.extend(chunk.answers)
+            gathered.nbytes += table.nbytes
+        if chunk.failures:
+            gathered.errors.append(_errors(chunk, self._shape))
+        gathered.rows += done + len(chunk.failures)
+        self._tally.rows_ok += done
+        self._tally.rows_reused += chunk.asked.count(False)
+        self._tally.rows_failed += len(chunk.failures)
+
+    @property
+    def due(self) -> bool:
+        """Whether enough has been gathered, or has waited long enough, to be committed."""
+        gathered = self._gathered
+        return gathered.rows > 0 and (
+            gathered.rows >= ROWS or gathered.nbytes >= BYTES or time.monotonic() - gathered.since >= SECONDS
+        )
+
+    async def commit(self) -> None:
+        """Put what was gathered into the sink, and the usage table up to date."""
+        async with self._turn:
+            gathered, self._gathered = self._gathered, Gathered()
+            await asyncio.to_thread(self._commit, gathered)
+
+    def _commit(self, gathered: Gathered) -> None:
+        if gathered.rows:
+            results = pa.concat_tables(gathered.results) if gathered.results else self._shape.results.empty_table()
+            errors = pa.concat_tables(gathered.errors) if gathered.errors else self._shape.errors.empty_table()
+            replaced: dict[str, list[int]] = {}
+            for row, part in enumerate(gathered.parts):
+                if part is not None:
+                    replaced.setdefault(part, []).append(row)
+            mended = [row for row, was in enumerate(gathered.in_errors) if was]
+            cleared = results.select(self._shape.key).take(pa.array(mended, pa.int64()))
+            # The ledger first: what is noted there can be projected again, whatever happens to the sink.
+            self._ledger.write(
+                "insert into commits (job, sink, at, rows, errors, cleared) values (?, ?, ?, ?, ?, ?)",
+                (
+                    self._job,
+                    self._sink_name,
+                    now_us(),
+                    packed_rows(results, gathered.answers, self._shape),
+                    packed(errors),
+                    packed(cleared),
+                ),
+            )
+            self._parts += 1
+            name = f"{self._ledger.identity}-{self._ledger.writer:06d}-{self._parts:06d}"
+            self._sink.commit(Commit(results, replaced, errors, cleared), name)
+        add_usage(self._ledger, self._sink, self._job)
+
+
+def _results(table: pa.Table, shape: TableShape, run_id: str) -> pa.Table:
+    columns = [
+        pa.repeat(pa.scalar(run_id), table.num_rows)
+        if column.name == "_run_id"
+        else table.column(column.name).cast(column.type)
+        for column in shape.results
+    ]
+    return pa.table(columns, schema=shape.results)
+
+
+def _errors(chunk: Chunk, shape: TableShape) -> pa.Table:
+    wanted = [*shape.key, "_row_fingerprint"]
+    rows = pa.concat_tables([table.select(wanted) for table in chunk.failed])
+    rows = rows.take(pa.array([failure.row for failure in chunk.failures], pa.int64()))
+    told = [
+        {
+            "step": failure.step,
+            "error_class": failure.error.error_class,
+            "http_status": failure.error.http_status,
+            "type": failure.error.type,
+            "param": failure.error.param,
+            "code": failure.error.code,
+            "message": failure.error.message,
+            "details": failure.error.details,
+            "request_id": failure.error.request_id,
+            "attempts": failure.attempts,
+            "run_id": failure.run_id,
+            "failed_at": datetime.fromtimestamp(failure.at / 1e6, UTC),
+        }
+        for failure in chunk.failures
+    ]
+    schema = errors_schema([shape.results.field(name) for name in shape.key])
+    facts = pa.Table.from_pylist(told, schema=pa.schema([f for f in schema if f.name in told[0]]))
+    columns = [
+        rows.column(column.name).cast(column.type)
+        if column.name in shape.key
+        else rows.column("_row_fingerprint")
+        if column.name == "fingerprint"
+        else facts.column(column.name)
+        for column in schema
+    ]
+    return pa.table(columns, schema=schema)

@@ -1,0 +1,493 @@
+"""The fan-out: requests in, outcomes out; each is noted, sent, tried again or given up, and kept in the ledger."""
+
+import asyncio
+import random
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, tzinfo
+
+import orjson
+from connectors.replies import rate_limits, retry_after, row_error
+
+from connectors.contracts import Endpoint, MalformedReply, Provider
+from connectors.exchange import (
+    NO_USAGE,
+    OWN_CLASSES,
+    RETRIED_CLASSES,
+    STOPPING_CLASSES,
+    Reply,
+    Request,
+    RowError,
+    Usage,
+)
+from connectors.ledger import Answer, Ledger, Settled, now_us
+from connectors.limiter import Allowance
+from connectors.prices import Price, cost
+from connectors.transport import RequestError, Transport
+from pipelines.purse import Purse
+from pipelines.tally import Tally
+
+
+@dataclass(slots=True)
+class Lane:
+    """One step on its way to one provider."""
+
+    step: str
+    endpoint: Endpoint
+    provider: Provider
+    allowances: Sequence[Allowance]
+    """The provider's own and the job's: both are asked."""
+    price: Price | None
+    worst: Callable[[Request], int | None]
+    """The most that a request can cost, in pico-dollars; None where nothing bounds it."""
+    leg: int
+    last: bool
+    """Whether it is the job's last step: an answer there is a row settled."""
+    output_tokens: float = 200.0
+    """What an answer took on average, for the allowance of tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one request ended: the answer that is kept, or why there is none."""
+
+    answer: bytes | None
+    error: RowError | None
+    attempts: int
+    run_id: str
+    at: int
+    """Microseconds since 1970, UTC."""
+    sent: bool
+    """Whether it took an exchange of this invocation."""
+
+
+@dataclass(slots=True)
+class Pack:
+    """Requests that are sent in one exchange, and how often that was tried."""
+
+    lane: Lane
+    requests: tuple[Request, ...]
+    attempts: int = 0
+    """Exchanges that count against retry.attempts: 429s and probes of a dead provider do not."""
+    exchanges: int = 0
+    refusals: int = 0
+    """429s."""
+
+
+@dataclass(slots=True)
+class Wave:
+    """A set of requests that somebody waits for."""
+
+    missing: set[bytes]
+    outcomes: dict[bytes, Outcome] = field(default_factory=dict)
+    landed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """How often and how long a request is tried again; seconds."""
+
+    attempts: int = 6
+    longest_wait: float = 60
+    longest_hold: float = 900
+    first_wait: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class DayBudget:
+    """The workspace's budget a day, over all jobs."""
+
+    limit: int
+    """Pico-dollars."""
+    zone: tzinfo
+
+    def today(self) -> str:
+        """The date where the day begins and ends."""
+        return datetime.now(self.zone).date().isoformat()
+
+
+class FanOut:
+    """Sends what it is asked for, at most `concurrency` exchanges at a time, and tells each one's outcome."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        transport: Transport,
+        purse: Purse,
+        tally: Tally,
+        tries: Tries,
+        concurrency: int,
+        run_id: str,
+        day_budget: DayBudget | None = None,
+        failed_share: float | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._transport = transport
+        self._purse = purse
+        self._tally = tally
+        self._tries = tries
+        self._concurrency = concurrency
+        self._run_id = run_id
+        self._day_budget = day_budget
+        self._failed_share = failed_share
+        self._ready: asyncio.Queue[Pack] = asyncio.Queue()
+        self._waves: dict[bytes, list[Wave]] = {}
+        self._workers: list[asyncio.Task[None]] = []
+        self._waiting: set[asyncio.Task[None]] = set()
+        self._wanted = asyncio.Event()
+        self.stopped: str | None = None
+        """Why nothing more is sent; None while all goes on."""
+        self.failure: Exception | None = None
+        """What broke the fan-out itself: the ledger cannot be written, or a defect."""
+
+    def start(self) -> None:
+        """Let the senders begin."""
+        self._workers = [asyncio.create_task(self._work()) for _ in range(self._concurrency)]
+        self._waiting.update(self._workers)
+
+    async def close(self, grace: float) -> None:
+        """Wait for what is in flight, at most `grace` seconds; then cancel it, which settles it as unknown."""
+        self.stop(self.stopped or "finished")
+        if self._workers:
+            await asyncio.wait(self._workers, timeout=grace)
+        self.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+
+    def cancel(self) -> None:
+        """Wait for nothing any more: what is in flight is settled as unknown."""
+        for worker in self._workers:
+            worker.cancel()
+
+    def stop(self, reason: str) -> None:
+        """Send nothing more; what is in flight lands, and whoever waits for the rest is told that it is left."""
+        if self.stopped is None:
+            self.stopped = reason
+        for worker in self._waiting:
+            worker.cancel()
+        self._wanted.set()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self.stopped is not None and self._tally.in_flight == 0:
+            for waves in self._waves.values():
+                for wave in waves:
+                    wave.landed.set()
+            self._waves.clear()
+
+    @property
+    def hungry(self) -> bool:
+        """Whether fewer requests are ready than there are senders."""
+        return self._ready.qsize() < self._concurrency
+
+    async def hunger(self) -> None:
+        """Wait until more requests are wanted."""
+        while not self.hungry and self.stopped is None:
+            self._wanted.clear()
+            await self._wanted.wait()
+
+    async def ask(self, lane: Lane, requests: Iterable[Request], usable: Callable[[Answer], bool]) -> Wave:
+        """Look the requests up, then queue those without a usable answer; none is sent twice at the same time."""
+        wave = Wave(set())
+        fresh: dict[bytes, Request] = {}
+        for request in requests:
+            wave.missing.add(request.fingerprint)
+            waiting = self._waves.setdefault(request.fingerprint, [])
+            if not waiting:
+                fresh[request.fingerprint] = request
+            waiting.append(wave)
+        if not wave.missing:
+            wave.landed.set()
+        # Others who want the same now wait in _waves: nobody can send it between this look-up and the queue.
+        found = await asyncio.to_thread(self._ledger.lookup, list(fresh)) if fresh else {}
+        for mark, answer in found.items():
+            if usable(answer):
+                del fresh[mark]
+                self._land(mark, Outcome(answer.reply, answer.error, 1, answer.run_id, answer.at, False))
+        for some in lane.endpoint.packs(list(fresh.values())):
+            self._ready.put_nowait(Pack(lane, some))
+        self._let_go()
+        return wave
+
+    # One sender: takes the next pack, sends it, tells the outcome.
+
+    async def _work(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            while self.stopped is None:
+                self._waiting.add(task)
+                pack = await self._ready.get()
+                if self._ready.qsize() < self._concurrency:
+                    self._wanted.set()
+                await self._send(pack, task)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError, sqlite3.Error) as exc:
+            # A defect or a full disk: it ends the run, which raises it again.
+            self.failure = self.failure or exc
+            self.stop(f"{type(exc).__name__}: {exc}")
+
+    async def _send(self, pack: Pack, task: asyncio.Task[None]) -> None:
+        lane = pack.lane
+        worst = _sum(lane.worst(request) for request in pack.requests)
+        tokens = sum(request.input_tokens for request in pack.requests)
+        tokens += round(sum(_expected(request, lane.output_tokens) for request in pack.requests))
+        if not await self._purse.reserve(worst):
+            self.stop("budget")
+            return
+        taken: list[Allowance] = []
+        ended: Settled | None = None
+        used: int | None = None
+        day = None if self._day_budget is None else self._day_budget.today()
+        try:
+            for allowance in lane.allowances:
+                await allowance.take(tokens)
+                taken.append(allowance)
+            self._waiting.discard(task)
+            if self.stopped is not None:
+                return
+            self._tally.in_flight += 1
+            try:
+                ended = await self._exchange(pack, worst, day)
+            finally:
+                self._tally.in_flight -= 1
+            if ended is not None and ended.usage.input_tokens is not None:
+                used = ended.usage.input_tokens + (ended.usage.output_tokens or 0)
+        finally:
+            for allowance in taken:
+                allowance.done(tokens, used)
+            self._purse.settle(worst, None if ended is None else ended.cost)
+            self._let_go()
+
+    async def _exchange(self, pack: Pack, worst: int | None, day: str | None) -> Settled | None:
+        lane = pack.lane
+        note = self._ledger.next_note()
+        keys = orjson.dumps([key for request in pack.requests for key in request.keys])
+        fingerprints = b"".join(request.fingerprint for request in pack.requests for _ in request.keys)
+        started_at = now_us()
+        limit = None if self._day_budget is None or day is None else (day, self._day_budget.limit)
+        if not await self._ledger.note(note, lane.leg, pack.attempts + 1, keys, fingerprints, worst, started_at, limit):
+            self.stop("budget_day")
+            return None
+        self._tally.requests += 1
+        self._tally.retries += pack.exchanges > 0
+        pack.exchanges += 1
+        reply: Reply | None = None
+        failure: RequestError | None = None
+        seen = False
+        try:
+            reply = await self._transport.send(lane.provider, lane.endpoint.call(pack.requests))
+            seen = True
+        except RequestError as exc:
+            failure = exc
+            seen = True
+        finally:
+            if not seen:
+                # Cancelled: whether the provider did its work is not known.
+                await asyncio.shield(
+                    self._ledger.settle(
+                        Settled(
+                            note, lane.leg, pack.attempts + 1, keys, fingerprints, started_at,
+                            error_class="unknown", cost=worst, released=worst or 0,
+                            message="sent, but the run was ended before its outcome was seen",
+                        ),
+                        day,
+                    )
+                )  # fmt: skip
+                self._purse.spent += worst or 0
+        answers, error, usage = _read(pack, reply, failure)
+        paid = self._paid(lane, reply, failure, error, usage, worst)
+        kept = _to_keep(pack, answers, error)
+        ended = Settled(
+            note=note,
+            leg=lane.leg,
+            attempt=pack.attempts + 1,
+            keys=keys,
+            fingerprints=fingerprints,
+            started_at=started_at,
+            http_status=None if reply is None else reply.status,
+            error_class=None if error is None else error.error_class,
+            usage=usage,
+            cost=paid,
+            released=worst or 0,
+            latency_ms=reply.latency_ms if reply is not None else failure.latency_ms if failure else None,
+            first_token_ms=None if reply is None else reply.first_token_ms,
+            request_id=None if reply is None else reply.headers.get("x-request-id"),
+            message=None if error is None else error.message,
+            answers=kept,
+        )
+        await self._ledger.settle(ended, day)
+        self._count(lane, ended)
+        self._judge(pack, answers, error, reply)
+        return ended
+
+    def _paid(
+        self,
+        lane: Lane,
+        reply: Reply | None,
+        failure: RequestError | None,
+        error: RowError | None,
+        usage: Usage,
+        worst: int | None,
+    ) -> int | None:
+        """What the exchange cost; its worst case where the provider may have billed what we never saw."""
+        if failure is not None:
+            return worst if failure.billable else 0
+        if reply is not None and reply.status >= 300:
+            return 0
+        if error is not None and usage is NO_USAGE:
+            return worst
+        return cost(lane.price, usage)
+
+    def _count(self, lane: Lane, ended: Settled) -> None:
+        tally = self._tally
+        tally.input_tokens += ended.usage.input_tokens or 0
+        tally.output_tokens += ended.usage.output_tokens or 0
+        if ended.cost is None:
+            tally.unpriced += 1
+        else:
+            tally.cost += ended.cost
+        if ended.usage.output_tokens is not None:
+            lane.output_tokens += (
+                ended.usage.output_tokens / max(1, len(ended.fingerprints) // 16) - lane.output_tokens
+            ) / 20
+
+    def _judge(
+        self, pack: Pack, answers: Sequence[bytes | RowError], error: RowError | None, reply: Reply | None
+    ) -> None:
+        """What follows from how an exchange ended: outcomes, another try, halves of the pack, or the end."""
+        lane = pack.lane
+        own = lane.allowances[0]
+        if reply is not None:
+            limits = rate_limits(reply.headers)
+            own.learn(limits.limit_requests, limits.limit_tokens)
+        if error is None:
+            own.succeeded()
+            pack.attempts += 1
+            for request, answer in zip(pack.requests, answers, strict=True):
+                self._tell(pack, request, answer)
+            return
+        if error.error_class in STOPPING_CLASSES:
+            pack.attempts += 1
+            self._tell_all(pack, error)
+            self.stop(f"{error.error_class}: {lane.provider.name} says: {error.message}")
+            return
+        pause = None if reply is None else retry_after(reply.headers, now_us() / 1e6)
+        if error.error_class not in RETRIED_CLASSES:
+            own.succeeded()
+            pack.attempts += 1
+            self._refuse(pack, error)
+            return
+        if error.error_class == "rate_limit":
+            self._tally.refused += 1
+            pack.refusals += 1
+            own.refused(pause, pack.refusals)
+            wait = 0.0
+        elif own.failed():
+            wait = 0.0
+        else:
+            pack.attempts += 1
+            longest = min(self._tries.longest_wait, self._tries.first_wait * 2 ** (pack.attempts - 1))
+            wait = pause if pause is not None else longest * random.uniform(0.5, 1)
+        if max(wait, own.held_for) > self._tries.longest_hold:
+            self._tell_all(pack, error)
+            self.stop(f"{error.error_class}: {lane.provider.name} asks to come back in {max(wait, own.held_for):.0f} s")
+        elif own.silent_for() > self._tries.longest_hold:
+            self._tell_all(pack, error)
+            self.stop(
+                f"{error.error_class}: {lane.provider.name} has answered nothing for {own.silent_for():.0f} s; "
+                f"last: {error.message}"
+            )
+        elif pack.attempts >= self._tries.attempts:
+            self._tell_all(pack, error)
+        elif wait:
+            asyncio.get_running_loop().call_later(wait, self._again, pack)
+        else:
+            self._again(pack)
+
+    def _again(self, pack: Pack) -> None:
+        self._ready.put_nowait(pack)
+
+    def _refuse(self, pack: Pack, error: RowError) -> None:
+        """A request that never will be answered; in a pack, its halves are asked to find which one it is."""
+        if len(pack.requests) == 1:
+            self._tell(pack, pack.requests[0], error)
+            return
+        middle = len(pack.requests) // 2
+        for half in (pack.requests[:middle], pack.requests[middle:]):
+            self._again(Pack(pack.lane, half, exchanges=pack.exchanges))
+
+    def _tell_all(self, pack: Pack, error: RowError) -> None:
+        for request in pack.requests:
+            self._tell(pack, request, error)
+
+    def _tell(self, pack: Pack, request: Request, answer: bytes | RowError) -> None:
+        if isinstance(answer, RowError):
+            outcome = Outcome(None, answer, pack.attempts, self._run_id, now_us(), True)
+            self.settled(len(request.keys), failed=len(request.keys))
+        else:
+            outcome = Outcome(answer, None, pack.attempts, self._run_id, now_us(), True)
+            self.settled(len(request.keys) if pack.lane.last else 0, failed=0)
+        self._land(request.fingerprint, outcome)
+
+    def settled(self, rows: int, failed: int) -> None:
+        """Count rows for `limits.failed_share`, and stop where too many have failed."""
+        tally = self._tally
+        tally.settled += rows
+        tally.settled_failed += failed
+        share = self._failed_share
+        if share is not None and failed and tally.settled >= 100 and tally.settled_failed > share * tally.settled:
+            self.stop(
+                f"failed_share: {tally.settled_failed} of {tally.settled} rows failed, "
+                f"more than limits.failed_share {share} allows"
+            )
+
+    def _land(self, mark: bytes, outcome: Outcome) -> None:
+        for wave in self._waves.pop(mark, ()):
+            wave.outcomes[mark] = outcome
+            wave.missing.discard(mark)
+            if not wave.missing:
+                wave.landed.set()
+
+
+def _read(
+    pack: Pack, reply: Reply | None, failure: RequestError | None
+) -> tuple[Sequence[bytes | RowError], RowError | None, Usage]:
+    """(answers, error of the whole exchange, usage) of what came back."""
+    if reply is None:
+        assert failure is not None
+        return (), RowError(failure.error_class, str(failure)), NO_USAGE
+    if not 200 <= reply.status < 300:
+        return (), row_error(reply), NO_USAGE
+    endpoint = pack.lane.endpoint
+    try:
+        return endpoint.answers(pack.requests, reply), None, endpoint.usage(pack.requests, reply)
+    except MalformedReply as exc:
+        problem = RowError("malformed_reply", str(exc), reply.status, request_id=reply.headers.get("x-request-id"))
+        return (), problem, NO_USAGE
+
+
+def _to_keep(
+    pack: Pack, answers: Sequence[bytes | RowError], error: RowError | None
+) -> tuple[tuple[bytes, bytes, bytes | None, RowError | None], ...]:
+    if error is not None:
+        alone = len(pack.requests) == 1 and error.error_class in OWN_CLASSES
+        return ((pack.requests[0].fingerprint, pack.requests[0].body, None, error),) if alone else ()
+    return tuple(
+        (request.fingerprint, request.body, None, answer)
+        if isinstance(answer, RowError)
+        else (request.fingerprint, request.body, answer, None)
+        for request, answer in zip(pack.requests, answers, strict=True)
+    )
+
+
+def _sum(amounts: Iterable[int | None]) -> int | None:
+    total = 0
+    for amount in amounts:
+        if amount is None:
+            return None
+        total += amount
+    return total
+
+
+def _expected(request: Request, usual: float) -> float:
+    return usual if request.output_bound is None else min(usual, request.output_bound)

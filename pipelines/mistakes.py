@@ -1,0 +1,281 @@
+"""What pydantic finds wrong with a file's values, in the words of the file: key path, what was found, what to do."""
+
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from connectors.errors import did_you_mean
+from pipelines.schema_walk import known_keys, schemas_at
+from pipelines.yaml_lines import KeyPath
+
+Schema = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One thing that is wrong at a key path: `WHAT; WHAT TO DO`."""
+
+    path: KeyPath
+    what: str
+
+
+class Misfit(ValueError):
+    """Raised by a model's own check of keys against each other: `path` is relative to the model."""
+
+    def __init__(self, path: KeyPath, what: str) -> None:
+        super().__init__(what)
+        self.path = path
+
+
+SECRETS = frozenset({"api_key", "apikey", "api-key", "token", "secret", "password", "authorization", "bearer"})
+
+OTHER_WORDS = {
+    "inflight": "concurrency",
+    "in_flight": "concurrency",
+    "max_concurrency": "concurrency",
+    "parallelism": "concurrency",
+    "workers": "concurrency",
+    "rpm": "requests_per_minute",
+    "tpm": "tokens_per_minute",
+    "retries": "attempts",
+    "max_retries": "attempts",
+    "max_attempts": "attempts",
+    "prompt": "messages",
+    "filter": "where",
+    "path": "parquet",
+    "url": "base_url",
+    "timezone": "time_zone",
+    "schema": "output",
+    "cron": "schedule",
+}
+"""What people call a key -> what it is called here; told only where that key exists."""
+
+EXAMPLES: dict[str, Any] = {
+    "name": "label-tickets",
+    "key": "id",
+    "where": "length(body) > 20",
+    "limit": 1000,
+    "model": "gpt-4o-mini",
+    "provider": "openai",
+    "write": "merge",
+    "deleted": "keep",
+    "when": "topic is not null",
+}
+"""For keys whose models carry none."""
+
+_EXPECTED = {
+    "string": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "dict": "keys and values",
+    "mapping": "keys and values",
+    "model": "keys and values",
+    "tuple": "a list",
+    "list": "a list",
+    "set": "a list",
+    "frozen": "a list",
+    "none": "nothing",
+}
+"""The first word of pydantic's error type -> what it wants to see."""
+
+_WRONG_TYPE = ("_type", "_parsing", "_from_float", "_unicode", "_attributes_type")
+_ADVICE = {
+    "a list": "write [a, b]",
+    "keys and values": "write key: value in lines below it, indented",
+    "text": "put it in quotes",
+    "true or false": "write true or false",
+}
+
+
+def mistakes_of(
+    exc: ValidationError, raw: Any, schema: Callable[[], Schema], tagged: Callable[[Sequence[str | int]], KeyPath] = tuple
+) -> Iterator[Mistake]:
+    """All that is wrong with `raw`; `tagged` takes out of a pydantic location what is no key of the file."""
+    errors = [(tagged(error["loc"]), error) for error in exc.errors(include_url=False)]
+    yield from _told(errors, (), raw, raw, schema())
+
+
+def coerced(raw: Any, value: Any, path: KeyPath = ()) -> Iterator[Mistake]:
+    """Where true or false was taken for a number: pydantic lets it pass."""
+    if isinstance(raw, bool) and isinstance(value, int | float) and not isinstance(value, bool):
+        yield Mistake(path, f"found {shown(raw)}, expected a number; write a number")
+    elif isinstance(raw, dict):
+        for key, inner in raw.items():
+            if isinstance(value, BaseModel) and hasattr(value, key):
+                yield from coerced(inner, getattr(value, key), (*path, key))
+            elif isinstance(value, Mapping) and key in value:
+                yield from coerced(inner, value[key], (*path, key))
+    elif isinstance(raw, list) and isinstance(value, list | tuple) and len(raw) == len(value):
+        for index, (inner, taken) in enumerate(zip(raw, value, strict=True)):
+            yield from coerced(inner, taken, (*path, index))
+
+
+def shown(value: Any) -> str:
+    """A value as a message quotes it, shortened."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return "keys and values"
+    if isinstance(value, list | tuple):
+        return "a list" if value else "an empty list"
+    if isinstance(value, str):
+        text = json.dumps(value, ensure_ascii=False)
+        return text if len(text) <= 60 else f'{text[:56]}..."'
+    return json.dumps(value)
+
+
+def no_such_key(key: str, known: Collection[str]) -> str:
+    """The message for a key that is not among the known ones."""
+    if key.lower() in SECRETS:
+        return "a secret is never written in a file; set a variable and name it as api_key_env in rowmill.yaml"
+    word = OTHER_WORDS.get(key.lower())
+    if word in known:
+        return f"no such key; did you mean {word}?"
+    return f"no such key; {did_you_mean(key, known)}"
+
+
+_Located = tuple[KeyPath, ErrorDetails]
+
+
+def _told(errors: Iterable[_Located], base: KeyPath, here: Any, raw: Any, schema: Schema) -> Iterator[Mistake]:
+    """`base`: the key path reached so far, with the value `here`; what is left of each location starts there."""
+    forks: dict[tuple[KeyPath, KeyPath], list[_Located]] = {}
+    for loc, error in errors:
+        path, rest = _followed(loc, here)
+        if error["type"] == "missing" and len(rest) == 1:
+            yield Mistake((*base, *path, *rest), _missing((*base, *path, *rest), raw, schema))
+        elif rest and rest != ("[key]",):
+            # The next word of the location names one branch of a union: what was tried there, not a key.
+            forks.setdefault((path, ()), []).append((rest, error))
+        else:
+            yield from _single((*base, *path), error, raw, schema)
+    for (path, _), tried in forks.items():
+        value = _value_at(here, path)
+        yield from _fork(tried, (*base, *path), value, raw, schema)
+
+
+def _fork(tried: list[_Located], path: KeyPath, value: Any, raw: Any, schema: Schema) -> Iterator[Mistake]:
+    """One of a union's branches was meant: the one that the value came nearest to fitting."""
+    branches: dict[str | int, list[_Located]] = {}
+    for loc, error in tried:
+        branches.setdefault(loc[0], []).append((loc[1:], error))
+    deep = [errors for errors in branches.values() if not all(_is_type_error(error) and not loc for loc, error in errors)]
+    if not deep:
+        wanted = dict.fromkeys(_expected(error) for errors in branches.values() for _, error in errors)
+        yield Mistake(path, _found(value, _either([want for want in wanted if want != "nothing"]), path, raw, schema))
+        return
+    unknown = [{loc for loc, error in errors if error["type"] == "extra_forbidden"} for errors in deep]
+    common = set.intersection(*unknown)
+    if common:
+        keys = sorted(common, key=str)
+        yield from (Mistake((*path, *loc), _unknown((*path, *loc), raw, schema)) for loc in keys)
+        return
+    yield from _told(min(deep, key=len), path, value, raw, schema)
+
+
+def _single(path: KeyPath, error: ErrorDetails, raw: Any, schema: Schema) -> Iterator[Mistake]:
+    kind, context, found = error["type"], error.get("ctx", {}), error["input"]
+    if kind == "extra_forbidden":
+        yield Mistake(path, _unknown(path, raw, schema))
+    elif kind == "value_error" and isinstance(problem := context.get("error"), Misfit):
+        yield Mistake((*path, *problem.path), str(problem))
+    elif kind in ("value_error", "assertion_error"):
+        said = str(context.get("error", ""))
+        yield Mistake(path, said if ";" in said else f"{said}; correct it")
+    else:
+        yield Mistake(path, _found(found, _expected(error), path, raw, schema))
+
+
+def _expected(error: ErrorDetails) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    match kind:
+        case "literal_error" | "enum":
+            return str(context["expected"]).replace("'", "")
+        case "greater_than_equal":
+            return f"at least {context['ge']:g}"
+        case "greater_than":
+            return f"more than {context['gt']:g}"
+        case "less_than_equal":
+            return f"at most {context['le']:g}"
+        case "less_than":
+            return f"less than {context['lt']:g}"
+        case "string_pattern_mismatch":
+            return f"text that fits {context['pattern'].strip('^$')}"
+        case "string_too_short" | "too_short":
+            return "text" if kind.startswith("string") else f"at least {context['min_length']}"
+        case "string_too_long" | "too_long":
+            return f"at most {context['max_length']}"
+        case "finite_number":
+            return "a finite number"
+        case "none_required":
+            return "nothing"
+    if _is_type_error(error):
+        return _EXPECTED.get(kind.split("_")[0], "another kind of value")
+    return error["msg"].removeprefix("Input should be ").removeprefix("Value should be ")
+
+
+def _is_type_error(error: ErrorDetails) -> bool:
+    return error["type"].endswith(_WRONG_TYPE) or error["type"] in ("none_required", "literal_error")
+
+
+def _found(value: Any, expected: str, path: KeyPath, raw: Any, schema: Schema) -> str:
+    choices = [choice for part in expected.split(", ") for choice in part.split(" or ")]
+    if isinstance(value, str) and len(choices) > 1 and (near := did_you_mean(value, choices)).startswith("did"):
+        return f"found {shown(value)}, expected {expected}; {near}"
+    advice = _example(path, raw, schema)
+    if advice is None and expected == "text" and isinstance(value, None | dict | list):
+        advice = "write text"
+    return f"found {shown(value)}, expected {expected}; {advice or _ADVICE.get(expected, 'correct it')}"
+
+
+def _missing(path: KeyPath, raw: Any, schema: Schema) -> str:
+    advice = _example(path, raw, schema)
+    if advice is None:
+        said = next((found["description"] for found in schemas_at(schema, path, raw) if "description" in found), "")
+        advice = f"write {path[-1]}: ..." + (f" ({said.rstrip('.')})" if said else "")
+    return f"missing; {advice}"
+
+
+def _example(path: KeyPath, raw: Any, schema: Schema) -> str | None:
+    """`write e.g. usd: 5.00`; None where no example is known."""
+    key = next((part for part in reversed(path) if isinstance(part, str)), "")
+    examples = [found["examples"][0] for found in schemas_at(schema, path, raw) if found.get("examples")]
+    value = examples[0] if examples else EXAMPLES.get(key)
+    if value is None or path[-1:] != (key,):
+        return None
+    written = f"{value:.2f}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+    return f"write e.g. {key}: {written}"
+
+
+def _unknown(path: KeyPath, raw: Any, schema: Schema) -> str:
+    key, known = str(path[-1]), known_keys(schema, path[:-1], raw)
+    if len(path) > 1 and key in known_keys(schema, (), raw) and not did_you_mean(key, known).startswith("did"):
+        return "no such key here; it stands at the top of the file"
+    return no_such_key(key, known)
+
+
+def _either(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def _followed(loc: KeyPath, value: Any) -> tuple[KeyPath, KeyPath]:
+    """The part of a location that stands in the file, and the rest."""
+    for depth, part in enumerate(loc):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            return loc[:depth], loc[depth:]
+    return loc, ()
+
+
+def _value_at(value: Any, path: KeyPath) -> Any:
+    for part in path:
+        value = value[part]
+    return value

@@ -1,0 +1,211 @@
+"""One invocation of a job: rows are fed to the fan-out, finished ones committed, and how it ended is told."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import sqlite3
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from connectors.contracts import Commit
+from connectors.errors import RowmillError
+from connectors.ledger import Ledger, now_us
+from connectors.limiter import Allowance
+from connectors.prices import PICO
+from connectors.transport import HttpTransport, Timeouts
+from pipelines.committer import Committer
+from pipelines.fanout import DayBudget, FanOut, Tries
+from pipelines.lanes import lanes_of
+from pipelines.prepare import ReadyJob
+from pipelines.projection import packed
+from pipelines.purse import Purse
+from pipelines.runs import OpenRun
+from pipelines.tally import Tally
+from pipelines.travel import Chunk, Travel
+from pipelines.watch import Watch
+
+CHUNK_ROWS = 512
+"""Rows that travel together."""
+OPEN_ROWS = 32_768
+"""Rows under way at most, however few requests they make."""
+LOOKING = 3
+"""Chunks that are being rendered and looked up at the same time, at most."""
+INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What the command line says beside the job file."""
+
+    retry: frozenset[str] | None = None
+    """Error classes whose rows are asked again although they failed for a reason of their own."""
+    grace: float = 30.0
+    """Seconds that what is in flight has to land after the first Ctrl-C."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an invocation ended."""
+
+    exit_code: int
+    stopped: str | None
+    """None where it came to its end."""
+    tally: Tally
+    spent: int
+    """Pico-dollars of the whole run, earlier invocations included."""
+
+
+async def run_job(
+    ready: ReadyJob, ledger: Ledger, run: OpenRun, options: RunOptions, follow: Callable[[Watch], Awaitable[None]]
+) -> Ended:
+    """Ask for every row that wants an answer, and commit what comes; the job's lock is held by the caller."""
+    job = ready.job
+    tally = Tally()
+    counts = ready.selection.counts(job.sink.write)
+    tally.rows = counts.rows + len(ready.reader.rejects)
+    tally.rows_ok = tally.rows_reused = counts.done
+    tally.rows_failed = len(ready.reader.rejects) + (counts.failed_before if options.retry is None else 0)
+    purse = Purse(None if job.budget is None else round(job.budget.usd * PICO), run.spent)
+    day = ready.workspace.budget
+    transport = HttpTransport(
+        Timeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total), job.limits.concurrency
+    )
+    fanout = FanOut(
+        ledger,
+        transport,
+        purse,
+        tally,
+        Tries(job.retry.attempts, job.retry.longest_wait, job.retry.longest_hold),
+        job.limits.concurrency,
+        run.run_id,
+        None if day is None else DayBudget(round(day.usd_per_day * PICO), ready.workspace.zone),
+        job.limits.failed_share,
+    )
+    committer = Committer(job.name, ready.sink, ready.sink_name, ready.shape, ledger, tally, run.run_id)
+    allowances: dict[str, Allowance] = {}
+    travel = Travel(
+        lanes_of(ready, ledger, run.run_id, allowances),
+        fanout,
+        run.run_id,
+        committer.add,
+        options.retry is not None,
+    )
+    departed = ready.selection.departed() if ready.removing else None
+    settled = None if ready.limited else ready.selection.settled_errors()
+    failure: BaseException | None = None
+    with _signals(fanout, options.grace):
+        fanout.start()
+        keeper = asyncio.create_task(_keep_committing(committer, fanout))
+        follower = asyncio.ensure_future(follow(Watch(tally, fanout, allowances, purse)))
+        try:
+            await _feed(ready, travel, fanout, options.retry)
+            await travel.arrive()
+        finally:
+            stopped = fanout.stopped
+            await fanout.close(options.grace)
+            await transport.close()
+            keeper.cancel()
+            follower.cancel()
+            ended, _ = await asyncio.gather(keeper, follower, return_exceptions=True)
+        failure = fanout.failure or travel.failure
+        if failure is None and isinstance(ended, Exception):
+            failure = ended
+        try:
+            await committer.commit()
+            if stopped is None and failure is None:
+                await asyncio.to_thread(_round_off, ready, ledger, departed, settled)
+        except (OSError, sqlite3.Error, RowmillError) as exc:
+            failure = failure or exc
+    if failure is not None:
+        stopped = _why(failure)
+    code = 130 if stopped == INTERRUPTED else 3 if stopped is not None else 1 if tally.rows_failed else 0
+    return Ended(code, stopped, tally, purse.spent)
+
+
+async def _feed(ready: ReadyJob, travel: Travel, fanout: FanOut, retry: frozenset[str] | None) -> None:
+    batches = ready.selection.batches(CHUNK_ROWS, retry or frozenset())
+    while fanout.stopped is None:
+        batch = await asyncio.to_thread(next, batches, None)
+        if batch is None:
+            return
+        travel.start(_chunk(batch))
+        while fanout.stopped is None and (travel.looking >= LOOKING or travel.open_rows >= OPEN_ROWS):
+            travel.moved.clear()
+            await travel.moved.wait()
+        await fanout.hunger()
+
+
+def _chunk(batch: pa.RecordBatch) -> Chunk:
+    keys = batch.column("_key").to_pylist()
+    return Chunk(pa.Table.from_batches([batch]), keys, [[] for _ in keys], [False] * len(keys))
+
+
+async def _keep_committing(committer: Committer, fanout: FanOut) -> None:
+    while True:
+        await asyncio.sleep(0.2)
+        if committer.due:
+            try:
+                await committer.commit()
+            except (OSError, sqlite3.Error, RowmillError) as exc:
+                fanout.stop(_why(exc))
+                raise
+
+
+def _round_off(ready: ReadyJob, ledger: Ledger, departed: pa.Table | None, settled: pa.Table | None) -> None:
+    """What only a run that has come to its end may do: clear errors that are none any more, remove rows that left."""
+    note = "insert into commits (job, sink, at, {}) values (?, ?, ?, ?)"
+    if settled is not None and settled.num_rows:
+        ledger.write(note.format("cleared"), (ready.job.name, ready.sink_name, now_us(), packed(settled)))
+        shape = ready.shape
+        ready.sink.commit(
+            Commit(shape.results.empty_table(), {}, shape.errors.empty_table(), settled),
+            f"{ledger.identity}-{ledger.writer:06d}-cleared",
+        )
+    if departed is not None and departed.num_rows:
+        ledger.write(note.format("removed"), (ready.job.name, ready.sink_name, now_us(), packed(departed)))
+        ready.sink.remove(departed, errors_too=True)
+    ready.sink.finish()
+
+
+@contextlib.contextmanager
+def _signals(fanout: FanOut, grace: float) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM stops sending and lets what is in flight land, a second leaves at once."""
+    loop = asyncio.get_running_loop()
+
+    def interrupted() -> None:
+        if fanout.stopped == INTERRUPTED:
+            # Whatever is in flight is noted: the next run settles it as unknown.
+            os._exit(130)
+        fanout.stop(INTERRUPTED)
+        fanout.stopped = INTERRUPTED
+        loop.call_later(grace, fanout.cancel)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupted)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _why(failure: BaseException) -> str:
+    """What stopped the run, told in a line; a defect of ours is raised as it is."""
+    full = isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or (isinstance(failure, sqlite3.OperationalError) and "full" in str(failure)):
+        return "disk full: make room and run again; answers that were received are kept in the ledger"
+    if isinstance(failure, OSError):
+        return f"cannot write: {failure}"
+    if isinstance(failure, sqlite3.Error):
+        return f"the ledger cannot be written: {failure}"
+    if isinstance(failure, RowmillError):
+        return str(failure)
+    raise failure

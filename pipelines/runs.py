@@ -1,0 +1,84 @@
+"""Runs in the ledger: one stays open until it has come to its end, and the next invocation continues it."""
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import orjson
+
+from connectors.errors import Locked
+from connectors.ledger import Ledger, now_us
+
+CLOSING = frozenset({0, 1, 5})
+"""Exit codes after which a run is closed; after the others the next invocation continues it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """The run that this invocation is part of."""
+
+    run_id: str
+    spent: int
+    """Pico-dollars that earlier invocations of it have spent."""
+    continued: bool
+
+
+@contextlib.contextmanager
+def job_lock(state: Path, job: str) -> Iterator[None]:
+    """Held while a run of the job is under way; the system lets go of it when the process dies."""
+    folder = state / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{job}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
+            raise Locked(
+                f"{job}: another run of this job is under way (process {holder or 'unknown'}); "
+                "wait for its end, or look at it with: rowmill status"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def open_run(ledger: Ledger, job: str, new: bool) -> OpenRun:
+    """The job's open run, or a new one; `new` closes an open one first."""
+    if new:
+        ledger.write("update runs set state = 'closed' where job = ? and state = 'open'", (job,))
+    found = ledger.query(
+        "select run_id from runs where job = ? and state = 'open' order by started_at desc limit 1", (job,)
+    )
+    if found:
+        ((run_id,),) = found
+        ((spent,),) = ledger.query(
+            "select coalesce(sum(e.cost), 0) from exchanges e join legs l on l.id = e.leg where l.run_id = ?", (run_id,)
+        )
+        return OpenRun(run_id, spent, True)
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    ledger.write("insert into runs (run_id, job, state, started_at) values (?, ?, 'open', ?)", (run_id, job, now_us()))
+    return OpenRun(run_id, 0, False)
+
+
+def end_invocation(ledger: Ledger, run_id: str, exit_code: int, stopped: str | None, report: dict[str, object]) -> None:
+    """Note how an invocation ended; the run closes where its exit code says that it has come to its end."""
+    ledger.write(
+        "update runs set state = ?, ended_at = ?, exit_code = ?, stopped = ?, report = ? where run_id = ?",
+        (
+            "closed" if exit_code in CLOSING else "open",
+            now_us(),
+            exit_code,
+            stopped,
+            orjson.dumps(report).decode(),
+            run_id,
+        ),
+    )

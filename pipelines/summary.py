@@ -1,0 +1,95 @@
+"""How an invocation ended, for programs (`--json`) and for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from connectors.prices import usd
+from pipelines.run import Ended
+
+FIELDS = (
+    "job",
+    "run_id",
+    "rows",
+    "rows_ok",
+    "rows_reused",
+    "rows_failed",
+    "rows_left",
+    "requests",
+    "retries",
+    "input_tokens",
+    "output_tokens",
+    "cost_usd",
+    "seconds",
+    "stopped",
+    "exit_code",
+    "tables",
+)
+
+
+def summary(job: str, run_id: str, ended: Ended, tables: Mapping[str, str]) -> dict[str, Any]:
+    """The object of `--json`; cost_usd is null where an exchange's price is not known."""
+    tally = ended.tally
+    return {
+        "job": job,
+        "run_id": run_id,
+        "rows": tally.rows,
+        "rows_ok": tally.rows_ok,
+        "rows_reused": tally.rows_reused,
+        "rows_failed": tally.rows_failed,
+        "rows_left": tally.rows_left,
+        "requests": tally.requests,
+        "retries": tally.retries,
+        "input_tokens": tally.input_tokens,
+        "output_tokens": tally.output_tokens,
+        "cost_usd": None if tally.unpriced else usd(tally.cost),
+        "seconds": round(tally.seconds, 3),
+        "stopped": ended.stopped,
+        "exit_code": ended.exit_code,
+        "tables": dict(tables),
+    }
+
+
+def nothing_done(job: str | None, exit_code: int, stopped: str | None) -> dict[str, Any]:
+    """The object of `--json` where no run took place."""
+    return {**dict.fromkeys(FIELDS), "job": job, "exit_code": exit_code, "stopped": stopped}
+
+
+def in_words(told: Mapping[str, Any], path: str, left_cost: str | None) -> str:
+    """The closing words of a run: what came of the rows, what it took, where the tables are, what to do next."""
+    lines: list[str] = []
+    rows, ok, reused = told["rows"], told["rows_ok"], told["rows_reused"]
+    if told["requests"] == 0 and told["stopped"] is None:
+        lines.append(f"{told['job']}: nothing to send; {_count(ok, 'row')} of {rows:,} done already.")
+    else:
+        lines.append(
+            f"{told['job']}: {ok:,} of {_count(rows, 'row')} done"
+            + (f" ({reused:,} without a request)" if reused else "")
+            + (f", {told['rows_failed']:,} failed" if told["rows_failed"] else "")
+            + (f", {told['rows_left']:,} left" if told["rows_left"] else "")
+            + f" in {told['seconds']:.1f} s."
+        )
+        cost = "cost not known (no price for the model)" if told["cost_usd"] is None else f"${told['cost_usd']:.6f}"
+        lines.append(
+            f"  {_count(told['requests'], 'request')} ({told['retries']:,} retries), "
+            f"{told['input_tokens']:,} tokens in, {told['output_tokens']:,} out, {cost}"
+        )
+    if told["stopped"] is not None:
+        lines.append(f"  stopped: {told['stopped']}")
+        if left_cost is not None:
+            lines.append(f"  {left_cost}")
+    for table, place in told["tables"].items():
+        lines.append(f"  {table:<8} {place}")
+    lines.append(f"  next: {_next(told, path)}")
+    return "\n".join(lines)
+
+
+def _next(told: Mapping[str, Any], path: str) -> str:
+    if told["stopped"] is not None:
+        return f"rowmill run {path}   (continues this run)"
+    if told["rows_failed"]:
+        return f"rowmill errors {path}"
+    return f"rowmill usage {path}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

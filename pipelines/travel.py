@@ -1,0 +1,262 @@
+"""How a chunk of rows travels through a job's steps: rendered, looked up, asked, read, and handed to the committer."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+
+from connectors.exchange import Request, RowError, Values
+from connectors.ledger import Answer, now_us
+from pipelines.fanout import FanOut, Lane, Outcome, Wave
+from pipelines.predicates import Predicate
+
+SPLIT_AFTER = 1.0
+"""Seconds that a chunk waits for its stragglers before they travel on alone."""
+
+
+@dataclass(slots=True)
+class Step:
+    """One step of the job, ready to be travelled."""
+
+    lane: Lane
+    when: Predicate | None
+    ask_easier: Callable[[Lane, str], Awaitable[Lane]]
+    """Makes (and remembers) the lane that asks for typed output in a simpler way."""
+
+
+@dataclass(slots=True)
+class Failure:
+    """A row that failed, for the errors table."""
+
+    row: int
+    step: str
+    error: RowError
+    attempts: int
+    run_id: str
+    at: int
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Rows on their way: `table` holds the source's columns and the outputs of the steps behind them."""
+
+    table: pa.Table
+    keys: list[str]
+    answers: list[list[bytes | None]]
+    """For each row the fingerprints of the answers that its outputs came from, one a step."""
+    asked: list[bool]
+    """Whether the row needed an exchange of this invocation."""
+    step: int = 0
+    setting_out: bool = False
+    """Whether its first requests are yet to be queued."""
+    failures: list[Failure] = field(default_factory=list)
+    """Their `row` counts in `failed`."""
+    failed: list[pa.Table] = field(default_factory=list)
+
+    def take(self, rows: Sequence[int]) -> "Chunk":
+        """Only these rows, at the same step, without the failures."""
+        if len(rows) == len(self.keys):
+            return replace(self, failures=[], failed=[])
+        return Chunk(
+            self.table.take(pa.array(rows, pa.int64())),
+            [self.keys[row] for row in rows],
+            [self.answers[row] for row in rows],
+            [self.asked[row] for row in rows],
+            self.step,
+        )
+
+
+@dataclass(slots=True)
+class Landing:
+    """What became of a chunk's rows in one step."""
+
+    values: list[Values | None]
+    answers: list[bytes | None]
+    done: list[bool]
+    failures: list[Failure] = field(default_factory=list)
+
+
+class Travel:
+    """Takes chunks through the steps; finished ones go to `finished`."""
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        fanout: FanOut,
+        run_id: str,
+        finished: Callable[[Chunk], None],
+        retrying: bool,
+    ) -> None:
+        """`retrying`: kept answers that made their row fail are asked again."""
+        self._steps = steps
+        self._fanout = fanout
+        self._run_id = run_id
+        self._finished = finished
+        self._retrying = retrying
+        self._under_way: set[asyncio.Task[None]] = set()
+        self.open_rows = 0
+        self.looking = 0
+        """Chunks that have set out and whose first requests are not queued yet."""
+        self.failure: BaseException | None = None
+        self.moved = asyncio.Event()
+        """Set whenever rows have left."""
+
+    def start(self, chunk: Chunk) -> None:
+        """Send a chunk on its way."""
+        self.open_rows += len(chunk.keys)
+        self.looking += 1
+        chunk.setting_out = True
+        self._spawn(chunk)
+
+    async def arrive(self) -> None:
+        """Wait until every chunk has arrived."""
+        while self._under_way:
+            await asyncio.wait(set(self._under_way))
+
+    def _has_set_out(self, chunk: Chunk) -> None:
+        if chunk.setting_out:
+            chunk.setting_out = False
+            self.looking -= 1
+            self.moved.set()
+
+    def _spawn(self, chunk: Chunk) -> None:
+        task = asyncio.create_task(self._go(chunk))
+        self._under_way.add(task)
+        task.add_done_callback(self._arrived)
+
+    def _arrived(self, task: "asyncio.Task[None]") -> None:
+        self._under_way.discard(task)
+        self.moved.set()
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self.failure = self.failure or failure
+            self._fanout.stop(f"{type(failure).__name__}: {failure}")
+
+    async def _go(self, chunk: Chunk) -> None:
+        while chunk.step < len(self._steps) and chunk.keys:
+            chunk = await self._one_step(chunk, self._steps[chunk.step])
+        self.open_rows -= len(chunk.keys)
+        self._finished(chunk)
+
+    async def _one_step(self, chunk: Chunk, step: Step) -> Chunk:
+        landing = await self._land(chunk, step)
+        self._has_set_out(chunk)
+        failed = {failure.row for failure in landing.failures}
+        done = [row for row in range(len(chunk.keys)) if landing.done[row] and row not in failed]
+        onward = chunk.take(done)
+        kept = [landing.values[row] for row in done]
+        for column, array in zip(step.lane.endpoint.fields, step.lane.endpoint.arrays(kept), strict=True):
+            onward.table = onward.table.append_column(column, array)
+        for row, answers in zip(done, onward.answers, strict=True):
+            answers.append(landing.answers[row])
+        onward.step += 1
+        onward.failed, onward.failures = list(chunk.failed), list(chunk.failures)
+        if landing.failures:
+            before = sum(table.num_rows for table in onward.failed)
+            onward.failed.append(chunk.table.take(pa.array([failure.row for failure in landing.failures], pa.int64())))
+            for place, failure in enumerate(landing.failures):
+                onward.failures.append(replace(failure, row=before + place))
+        self.open_rows -= len(chunk.keys) - len(done)
+        return onward
+
+    async def _land(self, chunk: Chunk, step: Step) -> Landing:
+        """Ask for all rows of the chunk; rows that dawdle go on as a chunk of their own, rows never sent are left."""
+        count = len(chunk.keys)
+        landing = Landing([None] * count, [None] * count, [False] * count)
+        wanted = self._rendered(chunk, step, landing)
+        while wanted:
+            wave = await self._fanout.ask(step.lane, [request for request, _ in wanted.values()], self._usable(step))
+            self._has_set_out(chunk)
+            await self._dawdle(wave)
+            if wave.missing and self._fanout.stopped is None:
+                late = sorted(row for mark in wave.missing for row in wanted[mark][1])
+                for row in late:
+                    chunk.asked[row] = True
+                self.open_rows += len(late)
+                self._spawn(chunk.take(late))
+            wanted = await self._read(chunk, step, wanted, wave.outcomes, landing)
+        return landing
+
+    def _rendered(self, chunk: Chunk, step: Step, landing: Landing) -> dict[bytes, tuple[Request, list[int]]]:
+        endpoint = step.lane.endpoint
+        mask = None if step.when is None else step.when.mask(chunk.table)
+        rows = chunk.table.select(sorted(endpoint.uses)).to_pylist()
+        wanted: dict[bytes, tuple[Request, list[int]]] = {}
+        for row, key in enumerate(chunk.keys):
+            if mask is not None and not mask[row]:
+                landing.done[row] = True
+                continue
+            request = endpoint.request(rows[row], key)
+            if isinstance(request, RowError):
+                landing.failures.append(Failure(row, step.lane.step, request, 0, self._run_id, now_us()))
+                continue
+            same = wanted.get(request.fingerprint)
+            if same is None:
+                wanted[request.fingerprint] = (request, [row])
+            else:
+                same[1].append(row)
+                wanted[request.fingerprint] = (replace(same[0], keys=(*same[0].keys, key)), same[1])
+        return wanted
+
+    def _usable(self, step: Step) -> Callable[[Answer], bool]:
+        endpoint = step.lane.endpoint
+
+        def made_a_result(answer: Answer) -> bool:
+            return answer.reply is not None and not isinstance(endpoint.values(answer.reply), RowError)
+
+        return made_a_result if self._retrying else lambda answer: True
+
+    async def _dawdle(self, wave: Wave) -> None:
+        """Wait for the wave; no longer for its last few where the senders would run dry."""
+        size = len(wave.missing)
+        while not wave.landed.is_set():
+            try:
+                await asyncio.wait_for(wave.landed.wait(), SPLIT_AFTER)
+            except TimeoutError:
+                if self._fanout.hungry and 0 < len(wave.missing) < size:
+                    return
+
+    async def _read(
+        self,
+        chunk: Chunk,
+        step: Step,
+        wanted: dict[bytes, tuple[Request, list[int]]],
+        outcomes: dict[bytes, Outcome],
+        landing: Landing,
+    ) -> dict[bytes, tuple[Request, list[int]]]:
+        """Typed values from the outcomes; what comes back is to be asked further."""
+        further: dict[bytes, tuple[Request, list[int]]] = {}
+        easier: dict[str, list[int]] = {}
+        endpoint = step.lane.endpoint
+        for mark, outcome in outcomes.items():
+            request, rows = wanted[mark]
+            if outcome.sent:
+                for row in rows:
+                    chunk.asked[row] = True
+            problem = outcome.error
+            if outcome.answer is not None:
+                values = endpoint.values(outcome.answer)
+                if not isinstance(values, RowError):
+                    for row in rows:
+                        landing.values[row], landing.answers[row], landing.done[row] = values, mark, True
+                    continue
+                problem = values
+                if (mended := endpoint.repair(request, outcome.answer, problem)) is not None:
+                    further[mended.fingerprint] = (replace(mended, keys=request.keys), rows)
+                    continue
+            assert problem is not None
+            if (way := endpoint.easier(problem)) is not None:
+                easier.setdefault(way, []).extend(rows)
+                continue
+            if outcome.answer is not None and outcome.sent:
+                self._fanout.settled(0 if step.lane.last else len(rows), failed=len(rows))
+            landing.failures.extend(
+                Failure(row, step.lane.step, problem, outcome.attempts, outcome.run_id, outcome.at) for row in rows
+            )
+        for way, unsorted in easier.items():
+            rows = sorted(unsorted)
+            step.lane = await step.ask_easier(step.lane, way)
+            again = self._rendered(chunk.take(rows), replace(step, when=None), Landing([], [], []))
+            for mark, (request, places) in again.items():
+                further[mark] = (request, [rows[place] for place in places])
+        return further

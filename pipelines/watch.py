@@ -1,0 +1,29 @@
+"""What may be looked at while a run is under way."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from connectors.limiter import Allowance
+from pipelines.fanout import FanOut
+from pipelines.purse import Purse
+from pipelines.tally import Tally
+
+
+@dataclass(slots=True)
+class Watch:
+    """The moving parts of a run, to be read only."""
+
+    tally: Tally
+    fanout: FanOut
+    allowances: Mapping[str, Allowance]
+    """By provider."""
+    purse: Purse
+
+    def held(self) -> str | None:
+        """Which provider makes the run wait, and for how long; None where none does."""
+        for provider, allowance in self.allowances.items():
+            if allowance.open_circuit:
+                return f"{provider} does not answer: trying it again in {allowance.held_for:.0f} s"
+            if allowance.held_for > 1:
+                return f"{provider} asks to wait {allowance.held_for:.0f} s"
+        return None

@@ -1,0 +1,184 @@
+"""A scripted provider, independent of the embedded one, and a workspace that talks to it."""
+
+import asyncio
+import base64
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from aiohttp import web
+
+Body = dict[str, Any]
+Script = Callable[[str, Body, int], web.StreamResponse | Body | None]
+"""(path, body, how many requests came before) -> a response, a JSON body for a 200, or None for the usual answer."""
+
+
+class ScriptedProvider:
+    """Answers chat with the last message in upper case, embeddings with small vectors; counts what it saw."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, Body]] = []
+        self.answered: list[tuple[str, Body]] = []
+        self.headers: list[dict[str, str]] = []
+        self.script: Script = lambda path, body, count: None
+        self.latency = 0.0
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.tokens = (10, 5)
+        self._ready = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+        assert self._ready.wait(10)
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10)
+
+    def prompts(self) -> list[str]:
+        """The last message of every chat request, in the order in which they came."""
+        return [body["messages"][-1]["content"] for path, body in self.seen if "messages" in body]
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._run())
+        self._loop.close()
+
+    async def _run(self) -> None:
+        app = web.Application(client_max_size=1 << 30)
+        app.router.add_post("/v1/{path:.*}", self._answer)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        (host, port) = runner.addresses[0][:2]
+        self.base_url = f"http://{host}:{port}/v1"
+        self._ready.set()
+        await self._stop.wait()
+        await runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        body = json.loads(await request.read())
+        path = request.match_info["path"]
+        count = len(self.seen)
+        self.seen.append((path, body))
+        self.headers.append(dict(request.headers))
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            if self.latency:
+                await asyncio.sleep(self.latency)
+            scripted = self.script(path, body, count)
+            if asyncio.iscoroutine(scripted):
+                scripted = await scripted
+            if isinstance(scripted, web.StreamResponse):
+                return scripted
+            self.answered.append((path, body))
+            answer = scripted or self._usual(path, body)
+            return web.json_response(answer, headers={"x-request-id": f"req-{count}"})
+        finally:
+            self.in_flight -= 1
+
+    def _usual(self, path: str, body: Body) -> Body:
+        given, made = self.tokens
+        if path == "embeddings":
+            texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
+            size = body.get("dimensions", 4)
+            vectors = [np.full(size, float(len(text)), dtype="<f4").tobytes() for text in texts]
+            return {
+                "object": "list",
+                "model": body["model"],
+                "data": [
+                    {"object": "embedding", "index": index, "embedding": base64.b64encode(vector).decode()}
+                    for index, vector in enumerate(vectors)
+                ],
+                "usage": {"prompt_tokens": given * len(texts), "total_tokens": given * len(texts)},
+            }
+        return chat_reply(str(body["messages"][-1]["content"]).upper(), body["model"], given, made)
+
+
+def chat_reply(content: str | None, model: str = "m", given: int = 10, made: int = 5, finish: str = "stop") -> Body:
+    """A chat completion."""
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": model,
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": content, "refusal": None},
+                "logprobs": None,
+                "finish_reason": finish,
+            }
+        ],
+        "usage": {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made},
+    }
+
+
+def error_reply(status: int, message: str, code: str | None = None, **headers: str) -> web.Response:
+    """An error as the API words it."""
+    return web.json_response(
+        {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}},
+        status=status,
+        headers={name.replace("_", "-"): value for name, value in headers.items()},
+    )
+
+
+@pytest.fixture
+def provider() -> Iterator[ScriptedProvider]:
+    """A provider that a test scripts."""
+    server = ScriptedProvider()
+    yield server
+    server.close()
+
+
+class Workspace:
+    """A folder with a rowmill.yaml whose provider `test` is the scripted one."""
+
+    def __init__(self, folder: Path, base_url: str) -> None:
+        self.folder = folder
+        self.write(
+            "rowmill.yaml",
+            f"""
+providers:
+  test: {{base_url: "{base_url}"}}
+prices:
+  m: {{input_per_million: 1, output_per_million: 2}}
+  e: {{input_per_million: 1}}
+""",
+        )
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def csv(self, rows: int, name: str = "rows.csv") -> Path:
+        """Rows id 1..n with a text of their own."""
+        return self.write(name, "id,text\n" + "".join(f"{n},text {n}\n" for n in range(1, rows + 1)))
+
+    def job(self, name: str = "job", **replaced: str) -> Path:
+        """A job file that asks the scripted provider about each row; its top-level blocks can be replaced."""
+        blocks = {
+            "name": name,
+            "source": "{csv: rows.csv, key: id}",
+            "steps": '[{name: answer, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}], '
+            "params: {max_tokens: 20}}]",
+            "sink": "{parquet: out}",
+            "retry": "{attempts: 3, longest_wait: 0.02, longest_hold: 5}",
+        }
+        blocks.update(replaced)
+        return self.write(f"{name}.yaml", "".join(f"{key}: {value}\n" for key, value in blocks.items() if value))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, provider: ScriptedProvider) -> Workspace:
+    """A workspace whose provider is the scripted one."""
+    return Workspace(tmp_path, provider.base_url)

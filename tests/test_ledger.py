@@ -1,0 +1,128 @@
+"""The ledger: what is noted before sending, what is kept after, and what a kill leaves behind."""
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from connectors.errors import JobError
+from connectors.exchange import RowError, Usage
+from connectors.ledger import Ledger, Settled
+
+MARK = b"0123456789abcdef"
+
+
+def settled(ledger: Ledger, note: int, leg: int, **changes: object) -> Settled:
+    values: dict[str, object] = {
+        "note": note,
+        "leg": leg,
+        "attempt": 1,
+        "keys": b'["a"]',
+        "fingerprints": MARK,
+        "started_at": 1,
+    }
+    return Settled(**{**values, **changes})  # type: ignore[arg-type]
+
+
+async def noted(
+    ledger: Ledger, leg: int, reserved: int | None = None, day: tuple[str, int] | None = None
+) -> int | None:
+    note = ledger.next_note()
+    return note if await ledger.note(note, leg, 1, b'["a"]', MARK, reserved, 1, day) else None
+
+
+async def test_an_answer_is_found_by_its_fingerprint_with_the_run_that_paid_for_it(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    leg = ledger.leg("run-1", "job", "step", "local", "chat", "m")
+    note = await noted(ledger, leg)
+    assert note is not None
+    await ledger.settle(settled(ledger, note, leg, http_status=200, answers=[(MARK, b"asked", b"reply", None)]))
+    found = ledger.lookup([MARK, b"f" * 16])
+    assert list(found) == [MARK]
+    assert (found[MARK].reply, found[MARK].error, found[MARK].run_id) == (b"reply", None, "run-1")
+    as_sent = ledger.as_sent(MARK)
+    assert as_sent is not None
+    assert as_sent.request == b"asked"
+    ledger.close()
+
+
+async def test_a_failure_of_the_rows_own_is_kept_word_for_word(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    leg = ledger.leg("run-1", "job", "step", "local", "chat", "m")
+    error = RowError("bad_request", "no such thing", 400, "invalid_request_error", "messages", None, '{"a": 1}', "r-1")
+    note = await noted(ledger, leg)
+    assert note is not None
+    await ledger.settle(settled(ledger, note, leg, answers=[(MARK, b"asked", None, error)]))
+    assert ledger.lookup([MARK])[MARK].error == error
+    ledger.close()
+
+
+async def test_what_was_noted_and_never_settled_becomes_unknown_at_its_worst_case(tmp_path: Path) -> None:
+    first = Ledger(tmp_path / "ledger.sqlite")
+    leg = first.leg("run-1", "job", "step", "local", "chat", "m")
+    other = first.leg("run-2", "another-job", "step", "local", "chat", "m")
+    await noted(first, leg, reserved=70)
+    await noted(first, other, reserved=1)
+    first.close()
+    second = Ledger(tmp_path / "ledger.sqlite")
+    assert second.recover("job") == 1
+    assert second.recover("job") == 0
+    assert second.query("select error_class, cost, keys from exchanges") == [("unknown", 70, '["a"]')]
+    assert second.query("select count(*) from noted") == [(1,)]
+    second.close()
+
+
+async def test_exchanges_of_each_process_are_numbered_without_gaps(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    for _ in range(2):
+        ledger = Ledger(path)
+        leg = ledger.leg("run-1", "job", "step", "local", "chat", "m")
+        notes = await asyncio.gather(*(noted(ledger, leg) for _ in range(50)))
+        await asyncio.gather(*(ledger.settle(settled(ledger, note, leg)) for note in notes if note))
+        ledger.close()
+    last = Ledger(path)
+    rows = last.query("select writer, count(*), min(seq), max(seq) from exchanges group by writer order by writer")
+    assert rows == [(1, 50, 1, 50), (2, 50, 1, 50)]
+    assert last.query("select count(*) from noted") == [(0,)]
+    last.close()
+
+
+async def test_the_days_budget_refuses_what_does_not_fit_and_takes_back_what_was_not_spent(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    leg = ledger.leg("run-1", "job", "step", "local", "chat", "m")
+    note = await noted(ledger, leg, reserved=60, day=("2026-01-01", 100))
+    assert note is not None
+    assert await noted(ledger, leg, reserved=60, day=("2026-01-01", 100)) is None
+    assert ledger.query("select count(*) from noted") == [(1,)]
+    await ledger.settle(settled(ledger, note, leg, cost=10, released=60, usage=Usage(input_tokens=1)), "2026-01-01")
+    assert await noted(ledger, leg, reserved=60, day=("2026-01-01", 100)) is not None
+    assert ledger.query("select day, spent from days") == [("2026-01-01", 70)]
+    ledger.close()
+
+
+async def test_a_ledger_that_cannot_be_written_fails_the_write_and_not_the_process(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    with pytest.raises(sqlite3.Error):
+        await ledger.write_queued("insert into no_such_table values (?)", (1,))
+    leg = ledger.leg("run-1", "job", "step", "local", "chat", "m")
+    assert await noted(ledger, leg) is not None
+    ledger.close()
+
+
+def test_a_ledger_from_a_newer_version_is_refused_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    Ledger(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("pragma user_version = 99")
+    db.close()
+    with pytest.raises(JobError, match=r"written by a newer Rowmill \(schema 99, known here: 1\); upgrade with"):
+        Ledger(path)
+
+
+def test_a_file_that_is_no_ledger_is_refused_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(b"not a database, surely" * 100)
+    with pytest.raises(JobError, match=r"the ledger cannot be read .*; nothing was changed"):
+        Ledger(path)
+    assert path.read_bytes() == b"not a database, surely" * 100
