@@ -138,6 +138,10 @@ class Endpoint(Protocol):
     def uses(self) -> frozenset[str]:
         """The columns that its requests read."""
 
+    @property
+    def output_bound(self) -> int | None:
+        """At most so many output tokens can be billed for one request; None where nothing bounds them."""
+
     def declared(self) -> bytes:
         """Canonical bytes of everything in the step that can change an answer; for the row fingerprint."""
 

@@ -6,6 +6,14 @@ from collections.abc import Callable
 
 from aiolimiter import AsyncLimiter
 
+EASED = 0.9
+"""A refusal where no limit is stated lowers the pace to this share of what was answered before it."""
+
+RAISED = 1.05
+"""Every RAISED_EVERY seconds without a refusal such a pace is raised by this factor."""
+
+RAISED_EVERY = 5.0
+
 OPEN_AFTER = 20
 """So many failures in a row, without one success between them, open the circuit of a provider."""
 
@@ -75,6 +83,9 @@ class Allowance:
         self._silent_since: float | None = None
         self._probing = False
         self._moved = asyncio.Event()
+        self._answered = 0
+        self._counting_since = now()
+        self._eased = False
 
     @property
     def open_circuit(self) -> bool:
@@ -135,6 +146,9 @@ class Allowance:
             self._probing = False
             self._moved.set()
         self._silent_since = None
+        self._answered += 1
+        if self._eased and self._now() - self._counting_since >= RAISED_EVERY:
+            self._pace(RAISED * (self.requests_per_minute or 0))
 
     def failed(self) -> bool:
         """A request found no server or a failing one; whether that happened while the circuit was open."""
@@ -154,6 +168,11 @@ class Allowance:
         now = self._now()
         if self._silent_since is None:
             self._silent_since = now
+        elapsed = now - self._counting_since
+        # Refusals come in bursts: one burst lowers the pace once.
+        if (self._eased or self._requests is None) and self._tokens is None and self._answered and elapsed >= 0.5:
+            self._eased = True
+            self._pace(EASED * 60 * self._answered / elapsed)
         if retry_after is None:
             retry_after = min(self._longest_wait, 0.25 * 2 ** min(attempt, 10))
         self._hold(retry_after)
@@ -167,13 +186,21 @@ class Allowance:
     def learn(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
         """The provider's own limits, from its headers: held to where they are lower than what was configured."""
         requests = _lower(self._told_requests, requests_per_minute)
-        if requests != self.requests_per_minute and requests is not None:
+        if requests is not None and (self._eased or requests != self.requests_per_minute):
+            self._eased = False
             self.requests_per_minute = requests
             self._requests = spread(requests)
         tokens = _lower(self._told_tokens, tokens_per_minute)
         if tokens != self.tokens_per_minute and tokens is not None:
             self.tokens_per_minute = tokens
             self._tokens = TokenBucket(tokens, self._now)
+
+    def _pace(self, requests_per_minute: float) -> None:
+        """A pace of our own finding, until the provider states its limit."""
+        self.requests_per_minute = max(1.0, requests_per_minute)
+        self._requests = spread(self.requests_per_minute)
+        self._answered = 0
+        self._counting_since = self._now()
 
     def _hold(self, seconds: float) -> None:
         self._held_until = max(self._held_until, self._now() + seconds)

@@ -91,14 +91,14 @@ class PriceEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"minProperties": 1})
 
-    input_per_million: Dollars | None = Field(None, description="USD for a million input tokens.")
+    input_per_million: Dollars | None = Field(default=None, description="USD for a million input tokens.")
     cached_input_per_million: Dollars | None = Field(
-        None, description="USD for a million input tokens that the provider had cached; default: as all others."
+        default=None, description="USD for a million input tokens that the provider had cached; default: as all others."
     )
-    output_per_million: Dollars | None = Field(None, description="USD for a million output tokens.")
-    per_image: Dollars | None = Field(None, description="USD for an image made.")
-    audio_per_minute: Dollars | None = Field(None, description="USD for a minute of audio, to the second.")
-    per_million_characters: Dollars | None = Field(None, description="USD for a million characters spoken.")
+    output_per_million: Dollars | None = Field(default=None, description="USD for a million output tokens.")
+    per_image: Dollars | None = Field(default=None, description="USD for an image made.")
+    audio_per_minute: Dollars | None = Field(default=None, description="USD for a minute of audio, to the second.")
+    per_million_characters: Dollars | None = Field(default=None, description="USD for a million characters spoken.")
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:

@@ -1,4 +1,4 @@
-"""Which sources, sinks and endpoints there are: one line each, its class checked by mypy against the seam it must fit."""
+"""Which sources, sinks and endpoints there are, one line each; mypy checks that the class fits."""
 
 from collections.abc import Mapping
 from typing import Literal, Protocol

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import pyarrow as pa
-from connectors.tables import errors_schema
 
 from connectors.contracts import Commit, Sink, TableShape
 from connectors.ledger import Ledger, now_us
+from connectors.tables import errors_schema
 from pipelines.projection import add_usage, packed, packed_rows
 from pipelines.tally import Tally
 from pipelines.travel import Chunk

@@ -9,7 +9,7 @@ from connectors.ledger import Ledger
 from connectors.limiter import Allowance
 from connectors.prices import FREE, Price, price_of, worst_cost
 from connectors.tokens import is_exact
-from pipelines.fanout import Lane
+from pipelines.packs import Lane
 from pipelines.prepare import ReadyJob, ReadyStep
 from pipelines.travel import Step
 

@@ -1,6 +1,7 @@
 """What pydantic finds wrong with a file's values, in the words of the file: key path, what was found, what to do."""
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ class Mistake:
 
     path: KeyPath
     what: str
+    missing: bool = False
+    """The key is not there at all."""
 
 
 class Misfit(ValueError):
@@ -64,6 +67,8 @@ EXAMPLES: dict[str, Any] = {
     "write": "merge",
     "deleted": "keep",
     "when": "topic is not null",
+    "columns": ["id"],
+    "messages": [{"user": "{{ text }}"}],
 }
 """For keys whose models carry none."""
 
@@ -88,12 +93,17 @@ _ADVICE = {
     "a list": "write [a, b]",
     "keys and values": "write key: value in lines below it, indented",
     "text": "put it in quotes",
+    "a number": "write a number",
+    "a whole number": "write a whole number",
     "true or false": "write true or false",
 }
 
 
 def mistakes_of(
-    exc: ValidationError, raw: Any, schema: Callable[[], Schema], tagged: Callable[[Sequence[str | int]], KeyPath] = tuple
+    exc: ValidationError,
+    raw: Any,
+    schema: Callable[[], Schema],
+    tagged: Callable[[Sequence[str | int]], KeyPath] = tuple,
 ) -> Iterator[Mistake]:
     """All that is wrong with `raw`; `tagged` takes out of a pydantic location what is no key of the file."""
     errors = [(tagged(error["loc"]), error) for error in exc.errors(include_url=False)]
@@ -129,6 +139,11 @@ def shown(value: Any) -> str:
     return json.dumps(value)
 
 
+def one_line(message: str) -> str:
+    """Line breaks and other control characters of a quoted key or value made visible."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in message)
+
+
 def no_such_key(key: str, known: Collection[str]) -> str:
     """The message for a key that is not among the known ones."""
     if key.lower() in SECRETS:
@@ -136,6 +151,9 @@ def no_such_key(key: str, known: Collection[str]) -> str:
     word = OTHER_WORDS.get(key.lower())
     if word in known:
         return f"no such key; did you mean {word}?"
+    longer = [name for name in known if len(key) > 2 and name.startswith(key)]
+    if len(longer) == 1:
+        return f"no such key; did you mean {longer[0]}?"
     return f"no such key; {did_you_mean(key, known)}"
 
 
@@ -148,7 +166,7 @@ def _told(errors: Iterable[_Located], base: KeyPath, here: Any, raw: Any, schema
     for loc, error in errors:
         path, rest = _followed(loc, here)
         if error["type"] == "missing" and len(rest) == 1:
-            yield Mistake((*base, *path, *rest), _missing((*base, *path, *rest), raw, schema))
+            yield Mistake((*base, *path, *rest), _missing((*base, *path, *rest), raw, schema), missing=True)
         elif rest and rest != ("[key]",):
             # The next word of the location names one branch of a union: what was tried there, not a key.
             forks.setdefault((path, ()), []).append((rest, error))
@@ -164,16 +182,20 @@ def _fork(tried: list[_Located], path: KeyPath, value: Any, raw: Any, schema: Sc
     branches: dict[str | int, list[_Located]] = {}
     for loc, error in tried:
         branches.setdefault(loc[0], []).append((loc[1:], error))
-    deep = [errors for errors in branches.values() if not all(_is_type_error(error) and not loc for loc, error in errors)]
+    deep = [
+        errors for errors in branches.values() if not all(_is_type_error(error) and not loc for loc, error in errors)
+    ]
     if not deep:
         wanted = dict.fromkeys(_expected(error) for errors in branches.values() for _, error in errors)
         yield Mistake(path, _found(value, _either([want for want in wanted if want != "nothing"]), path, raw, schema))
         return
-    unknown = [{loc for loc, error in errors if error["type"] == "extra_forbidden"} for errors in deep]
-    common = set.intersection(*unknown)
+    unknown = [
+        {_followed(loc, value) for loc, error in errors if error["type"] == "extra_forbidden"} for errors in deep
+    ]
+    common = [inner for inner, rest in set.intersection(*unknown) if not rest]
     if common:
-        keys = sorted(common, key=str)
-        yield from (Mistake((*path, *loc), _unknown((*path, *loc), raw, schema)) for loc in keys)
+        # No branch knows the key: the known keys of all of them are asked for the one that was meant.
+        yield from (Mistake((*path, *inner), _unknown((*path, *inner), raw, schema)) for inner in common)
         return
     yield from _told(min(deep, key=len), path, value, raw, schema)
 
@@ -248,14 +270,24 @@ def _example(path: KeyPath, raw: Any, schema: Schema) -> str | None:
     value = examples[0] if examples else EXAMPLES.get(key)
     if value is None or path[-1:] != (key,):
         return None
-    written = f"{value:.2f}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
-    return f"write e.g. {key}: {written}"
+    return f"write e.g. {key}: {_written(value)}"
+
+
+def _written(value: Any) -> str:
+    """As it can stand in YAML."""
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w ./<>()*-]*", value)
+    return str(value) if plain else json.dumps(value)
 
 
 def _unknown(path: KeyPath, raw: Any, schema: Schema) -> str:
     key, known = str(path[-1]), known_keys(schema, path[:-1], raw)
     if len(path) > 1 and key in known_keys(schema, (), raw) and not did_you_mean(key, known).startswith("did"):
         return "no such key here; it stands at the top of the file"
+    near = did_you_mean(key, known).startswith("did") or OTHER_WORDS.get(key) in known
+    if "params" in known and not near and key.lower() not in SECRETS:
+        return "no such key; a parameter of the API goes below params, see also extra_body"
     return no_such_key(key, known)
 
 
@@ -266,12 +298,10 @@ def _either(words: Sequence[str]) -> str:
 def _followed(loc: KeyPath, value: Any) -> tuple[KeyPath, KeyPath]:
     """The part of a location that stands in the file, and the rest."""
     for depth, part in enumerate(loc):
-        if isinstance(value, Mapping) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
-            value = value[part]
-        else:
+        listed = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if not listed and not (isinstance(value, Mapping) and part in value):
             return loc[:depth], loc[depth:]
+        value = value[part]
     return loc, ()
 
 

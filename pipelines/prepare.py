@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from connectors.contracts import Endpoint, Provider, Sink, SourceFacts, StepFacts, StepModel, TableShape
-from connectors.errors import JobError, did_you_mean
+from connectors.contracts import Endpoint, Provider, Sink, SourceFacts, StepFacts, TableShape
+from connectors.errors import JobError
 from connectors.ledger import Ledger
+from connectors.registry import StepKind
 from connectors.tables import errors_schema, results_schema
 from pipelines.jobfile import Job, LoadedJob
 from pipelines.predicates import Predicate
@@ -23,7 +24,7 @@ from pipelines.workspace import Workspace
 class ReadyStep:
     """One step with what it needs, checked against the columns before it."""
 
-    model: StepModel
+    model: StepKind
     provider: Provider
     endpoint: Endpoint
     facts: StepFacts
@@ -47,14 +48,130 @@ class ReadyJob:
     sink: Sink
     sink_name: str
     """The sink as the job file writes it: under this name the ledger keeps its commits."""
-    limited: bool
-    """Whether only some of the source's rows are looked at."""
 
     @property
     def job(self) -> Job:
         return self.loaded.job
 
     @property
+    def limited(self) -> bool:
+        """Whether only some of the source's rows are looked at."""
+        return self.job.source.limit is not None
+
+    @property
     def removing(self) -> bool:
         """Whether rows that have left the source leave the sink."""
         return self.job.sink.deleted == "remove" and not self.limited
+
+
+@contextlib.contextmanager
+def prepared(
+    loaded: LoadedJob,
+    workspace: Workspace,
+    ledger: Ledger | None = None,
+    local_url: str | None = None,
+    jobs: Mapping[str, str] | None = None,
+) -> Iterator[ReadyJob]:
+    """The job, checked as a whole before anything is sent; JobError or DataError where something does not fit.
+
+    `ledger` tells how each provider's model was found to take typed output. `local_url`: where the embedded provider
+    listens. `jobs`: name of another job -> its results, for a `job:` source.
+    """
+    job = loaded.job
+    workspace.state.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=workspace.state, prefix="scratch-") as scratch:
+        facts = SourceFacts(workspace.folder, workspace.roots, Path(scratch), jobs or {})
+        with Reader(job.source, facts) as reader:
+            steps = _steps(loaded, workspace, reader.schema, ledger, local_url)
+            made = [field for step in steps for field in step.endpoint.fields]
+            used = _used(steps).intersection(reader.schema.names)
+            selection = reader.select(used, job.sink.columns, _digest(steps))
+            key, carried = list(selection.key_schema), list(selection.carried_schema)
+            _check_names(loaded, steps, [field.name for field in (*key, *carried)])
+            shape = TableShape(
+                key=tuple(field.name for field in key),
+                results=results_schema(key, carried, made),
+                errors=errors_schema(key),
+                write=job.sink.write,
+                outputs=tuple(field.name for field in made),
+            )
+            sink = job.sink.open(shape, workspace.folder, job.retry.longest_hold)
+            yield ReadyJob(loaded, workspace, reader, selection, steps, shape, sink, job.sink.identity)
+
+
+def _steps(
+    loaded: LoadedJob, workspace: Workspace, source: pa.Schema, ledger: Ledger | None, local_url: str | None
+) -> Sequence[ReadyStep]:
+    columns: dict[str, pa.DataType] = {field.name: field.type for field in source}
+    ready: list[ReadyStep] = []
+    for step in loaded.job.steps:
+        provider = workspace.provider(step.provider)
+        if provider.name == "local" and local_url is not None:
+            provider = replace(provider, base_url=local_url)
+        facts = StepFacts(
+            provider_tag=provider.tag,
+            columns=dict(columns),
+            workspace=workspace.folder,
+            roots=workspace.roots,
+            hosts=workspace.hosts,
+            structured=_known_way(ledger, provider, step.model),
+        )
+        with placed(loaded):
+            endpoint = step.build(facts)
+            when = None if step.when is None else Predicate(step.when, pa.schema(list(columns.items())))
+        columns.update((field.name, field.type) for field in endpoint.fields)
+        ready.append(ReadyStep(step, provider, endpoint, facts, when))
+    return ready
+
+
+@contextlib.contextmanager
+def placed(loaded: LoadedJob) -> Iterator[None]:
+    """Gives messages that begin with a key path, such as `steps.label.messages: …`, their file and line."""
+    try:
+        yield
+    except JobError as exc:
+        where, colon, what = str(exc).partition(": ")
+        if not colon or where.split(".")[0] not in ("source", "steps", "sink"):
+            raise
+        path = [int(word) if word.isdigit() else word for word in where.split(".")]
+        raise JobError(f"{loaded.at(*path)}: {what}") from exc
+
+
+def _check_names(loaded: LoadedJob, steps: Sequence[ReadyStep], taken: Sequence[str]) -> None:
+    """Two columns of one name in the results are one too many."""
+    owner = dict.fromkeys(taken, "the source")
+    for step in steps:
+        for field in step.endpoint.fields:
+            if field.name in owner:
+                raise JobError(
+                    f"{loaded.at('steps', step.model.name, 'output')}: {owner[field.name]} has a column {field.name} "
+                    "as well; give this output another name"
+                )
+            owner[field.name] = f"step {step.model.name}"
+
+
+def _used(steps: Sequence[ReadyStep]) -> frozenset[str]:
+    """Every column that a template or a predicate names, source's and steps' alike."""
+    named: set[str] = set()
+    for step in steps:
+        named |= step.endpoint.uses
+        if step.when is not None:
+            named |= step.when.columns
+    return frozenset(named)
+
+
+def _digest(steps: Sequence[ReadyStep]) -> bytes:
+    """16 bytes over everything in the steps that can change an answer; part of each row's fingerprint."""
+    digest = hashlib.blake2b(digest_size=16)
+    for step in steps:
+        for part in (step.model.name, step.provider.tag, step.model.when or "", str(step.model.reuse)):
+            digest.update(part.encode() + b"\0")
+        digest.update(step.endpoint.declared() + b"\0")
+    return digest.digest()
+
+
+def _known_way(ledger: Ledger | None, provider: Provider, model: str) -> str | None:
+    if ledger is None:
+        return None
+    found = ledger.query("select structured from modes where provider = ? and model = ?", (provider.tag, model))
+    return str(found[0][0]) if found else None

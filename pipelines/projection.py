@@ -5,12 +5,12 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
-from connectors.tables import usage_schema
 
 from connectors.contracts import Commit, Endpoint, Sink, TableShape, UsageMark
 from connectors.exchange import RowError, Values
 from connectors.ledger import Answer, Ledger
 from connectors.prices import usd
+from connectors.tables import usage_schema
 
 USAGE_ROWS = 50_000
 """Exchanges in one part of the usage table, at most."""

@@ -19,8 +19,9 @@ from connectors.limiter import Allowance
 from connectors.prices import PICO
 from connectors.transport import HttpTransport, Timeouts
 from pipelines.committer import Committer
-from pipelines.fanout import DayBudget, FanOut, Tries
+from pipelines.fanout import FanOut
 from pipelines.lanes import lanes_of
+from pipelines.packs import DayBudget, Tries
 from pipelines.prepare import ReadyJob
 from pipelines.projection import packed
 from pipelines.purse import Purse

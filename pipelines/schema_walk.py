@@ -45,7 +45,8 @@ def _fitting(schemas: list[Schema], raw: Any) -> list[Schema]:
     """Those whose constants and required keys the value has; all of them where none fits."""
     if not isinstance(raw, Mapping):
         return schemas
-    constant = [schema for schema in schemas if _constants_fit(schema, raw)] or schemas
+    mappings = [schema for schema in schemas if schema.get("type", "object") == "object"]
+    constant = [schema for schema in mappings if _constants_fit(schema, raw)] or mappings
     return [schema for schema in constant if all(key in raw for key in schema.get("required", ()))] or constant
 
 

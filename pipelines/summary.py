@@ -1,10 +1,13 @@
 """How an invocation ended, for programs (`--json`) and for people."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from connectors.errors import JobError
 from connectors.prices import usd
 from pipelines.run import Ended
+from pipelines.yaml_lines import read_yaml
 
 FIELDS = (
     "job",
@@ -52,6 +55,15 @@ def summary(job: str, run_id: str, ended: Ended, tables: Mapping[str, str]) -> d
 def nothing_done(job: str | None, exit_code: int, stopped: str | None) -> dict[str, Any]:
     """The object of `--json` where no run took place."""
     return {**dict.fromkeys(FIELDS), "job": job, "exit_code": exit_code, "stopped": stopped}
+
+
+def job_name(path: Path) -> str | None:
+    """The name that a job file gives itself, as far as it can be told from a file that may be wrong."""
+    try:
+        name = read_yaml(path, str(path)).values.get("name")
+    except JobError:
+        return None
+    return name if isinstance(name, str) else None
 
 
 def in_words(told: Mapping[str, Any], path: str, left_cost: str | None) -> str:

@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from connectors.exchange import Request, RowError, Values
 from connectors.ledger import Answer, now_us
-from pipelines.fanout import FanOut, Lane, Outcome, Wave
+from pipelines.fanout import FanOut
+from pipelines.packs import Lane, Outcome, Wave
 from pipelines.predicates import Predicate
 
 SPLIT_AFTER = 1.0

@@ -173,7 +173,7 @@ def _node(event: NodeEvent, line: int, anchors: Mapping[str, _Node], where: str)
     anchor = str(event.anchor) if event.anchor else None
     if isinstance(event, ScalarEvent):
         plain = event.style is None and tag is None
-        return _Node(line, _scalar(event.value, where) if plain else event.value, anchor=anchor)
+        return _Node(line, _scalar(event.value, where) if plain else _text(event.value, where), anchor=anchor)
     return _Node(line, entries=[], keyed=isinstance(event, MappingStartEvent), anchor=anchor)
 
 
@@ -190,6 +190,17 @@ def _scalar(text: str, where: str) -> Any:
     if _FLOAT.fullmatch(text):
         return float(text)
     return float(text.replace(".", "")) if _NOT_FINITE.fullmatch(text) else text
+
+
+def _text(value: str, where: str) -> str:
+    """A quoted scalar: its escapes can write what is no text, or one character as two halves (JSON does)."""
+    try:
+        whole = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError as exc:
+        raise JobError(f"{where}: half a character (\\ud800 to \\udfff alone); write the character itself") from exc
+    if "\0" in whole:
+        raise JobError(f"{where}: a character that no text holds (code 0); delete it")
+    return whole
 
 
 def _events(text: str, shown: str, lined: bool) -> Iterator[Event]:

@@ -6,6 +6,8 @@ from decimal import Decimal
 
 import genai_prices
 import pytest
+from genai_prices import data_snapshot
+from genai_prices.types import ClauseEquals, ModelInfo, Provider
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -71,6 +73,16 @@ def test_a_listed_model_without_a_price_that_replies_can_be_charged_by_has_none(
     assert price_of(model, {}, {}) is None
 
 
+def test_a_listed_model_without_any_list_of_prices_has_none() -> None:
+    bare = ModelInfo(id="bare-model", match=ClauseEquals(equals="bare-model"))
+    maker = Provider(id="openai", name="OpenAI", api_pattern="https://api", models=[bare])
+    data_snapshot.set_custom_snapshot(data_snapshot.DataSnapshot(providers=[maker], from_auto_update=False))
+    try:
+        assert price_of("bare-model", {}, {}) is None
+    finally:
+        data_snapshot.set_custom_snapshot(None)
+
+
 @pytest.mark.parametrize(
     "model",
     ["gpt-4o-mini", "gpt-4o-mini-2024-07-18", "gpt-4o-mini-2031-01-01", "openai/gpt-4o-mini"],
@@ -86,7 +98,7 @@ def test_a_dated_name_with_a_price_of_its_own_keeps_it() -> None:
 
 
 def test_other_makers_and_hosts_are_found_by_the_models_name_alone() -> None:
-    assert published("claude-3-5-haiku-latest").output_per_million == pico("4")
+    assert published("claude-opus-4-5").input_per_million == pico("5")  # its maker's, though a host takes 5.5
     assert published("llama-3.3-70b-versatile").input_per_million == pico("0.59")
 
 
@@ -118,7 +130,7 @@ def test_nothing_heavy_is_imported_before_a_published_price_is_asked_for() -> No
         {"input_per_million": True},
         {"input_per_million": float("inf")},
         {"input_per_million": float("nan")},
-        {"input_per_milion": 0.1},
+        {"input_per_million": 0.1, "output_per_milion": 0.1},
     ],
 )
 def test_an_entry_that_is_empty_misspelt_or_no_price_is_refused(entry: dict[str, object]) -> None:
@@ -177,7 +189,7 @@ def test_gpt_4o_mini_costs_15_cents_a_million_in_half_of_it_cached_and_60_out(us
         ("whisper-1", Usage(audio_seconds=0.25), "0.000025"),
         ("whisper-1", Usage(audio_seconds=90.0, input_tokens=12), "0.009"),
         ("tts-1", Usage(characters=1000), "0.015"),
-        ("tts-1-1106", Usage(characters=1000), "0.015"),
+        ("openai/tts-1-1106", Usage(characters=1000), "0.015"),
         ("tts-1-hd", Usage(characters=1), "0.00003"),
         ("tts-1-hd-1106", Usage(characters=1), "0.00003"),
         ("text-embedding-3-small", Usage(input_tokens=MILLION), "0.02"),
@@ -222,6 +234,7 @@ def test_pictures_of_a_size_that_nobody_names_cost_the_dearest() -> None:
         ("whisper-1", Usage(input_tokens=10, output_tokens=10)),
         ("whisper-1", Usage(characters=10)),
         ("tts-1", Usage(audio_seconds=1.0)),
+        ("tts-1", Usage(characters=10, images=1)),
         ("gpt-4o-mini-tts", Usage(characters=100)),
         ("gpt-image-1", Usage(images=1)),
         ("gpt-image-1", Usage(images=1, input_tokens=0, output_tokens=0)),

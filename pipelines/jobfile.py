@@ -1,0 +1,327 @@
+"""A job file read into one frozen, checked `Job`, every mistake placed by file, line and key."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
+
+from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+
+from connectors.contracts import Model, SinkModel, SourceModel
+from connectors.errors import JobError, did_you_mean
+from connectors.registry import ENDPOINTS, SINKS, SOURCES, SinkKind, SourceKind, StepKind
+from pipelines.mistakes import Misfit, Mistake, coerced, mistakes_of, one_line, shown
+from pipelines.overrides import NONE, Overrides, answer_flags, applied
+from pipelines.places import Places
+from pipelines.yaml_lines import KeyPath, read_yaml
+
+GRACE_SECONDS = 30
+"""After the first Ctrl-C or SIGTERM; a second leaves at once."""
+
+
+_TIME = "^([01][0-9]|2[0-3]):[0-5][0-9]$"
+
+
+class Section(Model):
+    """A part of the job file that is no source, step or sink; a number in quotes is no number in it."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class Limits(Section):
+    """Limits of this job; the provider's own hold as well, whichever is lower."""
+
+    requests_per_minute: int | None = Field(None, ge=1, description="Requests a minute.", examples=[3000])
+    tokens_per_minute: int | None = Field(None, ge=1, description="Tokens a minute, both ways.", examples=[2_000_000])
+    concurrency: int = Field(64, ge=1, description="Requests in flight.", examples=[200])
+    failed_share: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Stop when more than this share of at least 100 rows settled in this invocation has failed.",
+        examples=[0.2],
+    )
+
+
+class Budget(Section):
+    """What a run may cost, over all its invocations; never exceeded by our count of tokens and prices."""
+
+    usd: float = Field(ge=0, allow_inf_nan=False, description="US dollars.", examples=[5.0])
+
+
+class Retry(Section):
+    """How long a request is tried again."""
+
+    attempts: int = Field(
+        6, ge=1, description="Tries of one request, the first included; 429s use up none.", examples=[6]
+    )
+    longest_wait: float = Field(
+        60, ge=0, allow_inf_nan=False, description="Seconds: the longest of one back-off.", examples=[60]
+    )
+    longest_hold: float = Field(
+        900,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds: the longest Retry-After or open circuit that is waited for; beyond it the run stops.",
+        examples=[900],
+    )
+
+
+class Timeouts(Section):
+    """Deadlines of one request, in seconds."""
+
+    connect: float = Field(10, gt=0, allow_inf_nan=False, description="Seconds until connected.", examples=[10])
+    idle: float = Field(60, gt=0, allow_inf_nan=False, description="Seconds without a byte.", examples=[60])
+    total: float = Field(600, gt=0, allow_inf_nan=False, description="Seconds for the whole reply.", examples=[600])
+
+
+class OnFinish(Section):
+    """What is told the report when the run has ended; exactly one of both."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
+    command: str | None = Field(
+        None, min_length=1, description="A command; gets the report as JSON on stdin.", examples=["notify.sh"]
+    )
+    webhook: str | None = Field(
+        None,
+        pattern=r"^https?://.+$",
+        description="A URL; gets the report as JSON by POST.",
+        examples=["https://example.org/hook"],
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.command is None) == (self.webhook is None):
+            raise ValueError("takes exactly one of command and webhook; write e.g. on_finish: {command: notify.sh}")
+        return self
+
+
+class Audit(Section):
+    """SQL over `results` after the run; more rows than `max`: exit 5."""
+
+    name: str = Field(min_length=1, description="What the report calls it.", examples=["no empty topic"])
+    sql: str = Field(
+        min_length=1,
+        description="A query over `results` that finds what should not be.",
+        examples=["select * from results where topic is null"],
+    )
+    max: int = Field(0, ge=0, description="So many rows are still fine.", examples=[0])
+
+
+def _one_kind(kinds: Mapping[str, type[Any]]) -> Any:
+    """The annotation of a source or sink: the key that names the kind decides."""
+
+    def kind_of(value: Any) -> str | None:
+        if isinstance(value, Mapping):
+            return next((kind for kind in kinds if kind in value), None)
+        return next((kind for kind, model in kinds.items() if isinstance(value, model)), None)
+
+    models = tuple(Annotated[model, Tag(kind)] for kind, model in kinds.items())
+    return Annotated[Union[models], Discriminator(kind_of)]  # noqa: UP007 - made of a tuple
+
+
+if TYPE_CHECKING:
+    AnySource = SourceKind
+    AnyStep = StepKind
+    AnySink = SinkKind
+else:
+    AnySource = _one_kind(SOURCES)
+    AnyStep = Annotated[Union[tuple(ENDPOINTS.values())], Field(discriminator="endpoint")]  # noqa: UP007
+    AnySink = _one_kind(SINKS)
+
+
+class Job(Model):
+    """What a job file says."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9-]+$", description="Unique in the workspace: a-z, 0-9 and -.", examples=["ticket-enrichment"]
+    )
+    description: str = Field("", description="For people.")
+    source: AnySource = Field(description=f"Where the rows come from: exactly one of {', '.join(SOURCES)}.")
+    steps: tuple[AnyStep, ...] = Field(
+        min_length=1, description="Each row goes through the steps in order; a later step sees earlier outputs."
+    )
+    sink: AnySink = Field(description=f"Where the tables go: exactly one of {', '.join(SINKS)}.")
+    limits: Limits = Field(Limits(), description="Limits of this job.")
+    budget: Budget | None = Field(None, description="What a run may cost.", examples=[{"usd": 5.0}])
+    retry: Retry = Field(Retry(), description="How long a request is tried again.")
+    timeouts: Timeouts = Field(Timeouts(), description="Deadlines of one request, in seconds.")
+    delivery: Literal["online", "batch"] = Field(
+        "online", description="One by one, or by the provider's Batch API.", examples=["online"]
+    )
+    deadline: str | None = Field(
+        None,
+        description="With delivery: batch. HH:MM in the workspace's time zone.",
+        examples=["06:00"],
+        json_schema_extra={"pattern": _TIME},
+    )
+    schedule: str | None = Field(
+        None, description="Cron: five fields, in the workspace's time zone.", examples=["0 2 * * *"]
+    )
+    on_finish: OnFinish | None = Field(None, description="Who gets the report.", examples=[{"command": "notify.sh"}])
+    audits: tuple[Audit, ...] = Field((), description="SQL over `results`, after the run.")
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The columns that identify a row; empty where its content does."""
+        key = self.source.key
+        return (key,) if isinstance(key, str) else key or ()
+
+    @property
+    def limit(self) -> int | None:
+        """Only the first so many rows are looked at; None: all."""
+        return self.source.limit
+
+    @field_validator("deadline")
+    @classmethod
+    def _is_time(cls, deadline: str | None) -> str | None:
+        if deadline is not None and not re.match(_TIME, deadline):
+            raise ValueError(f'found {shown(deadline)}, no time of day; write e.g. deadline: "06:00"')
+        return deadline
+
+    @field_validator("schedule")
+    @classmethod
+    def _is_cron(cls, schedule: str | None) -> str | None:
+        from cronsim import CronSim, CronSimError
+
+        try:
+            # CronSim takes six fields as well, the first for seconds; crontab does not.
+            if schedule is not None and CronSim(schedule, datetime(2000, 1, 1)) and len(schedule.split()) != 5:
+                raise CronSimError("Wrong number of fields")
+        except CronSimError as exc:
+            said = str(exc).lower()
+            raise ValueError(f'found {shown(schedule)}, no cron: {said}; write e.g. schedule: "0 2 * * *"') from exc
+        return schedule
+
+    @model_validator(mode="after")
+    def _keys_fit_each_other(self) -> Self:
+        for path, twice in (("steps", self.steps), ("audits", self.audits)):
+            names = [named.name for named in twice]
+            for index, name in enumerate(names):
+                if name in names[:index]:
+                    raise Misfit((path, index, "name"), f"{shown(name)} is taken by one before; give each its own name")
+        if len(set(self.key)) < len(self.key):
+            raise Misfit(("source", "key"), "names a column twice; name each once")
+        if self.sink.write == "append" and not self.key:
+            raise Misfit(("sink", "write"), "append knows the rows that are there by their key; add key: to the source")
+        if self.sink.deleted == "remove" and self.sink.write != "merge":
+            raise Misfit(("sink", "deleted"), "remove goes with write: merge only; leave deleted out or write merge")
+        if self.deadline is not None and self.delivery != "batch":
+            raise Misfit(("deadline",), "goes with delivery: batch only; leave it out or add delivery: batch")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedJob:
+    """A job with where it was written."""
+
+    job: Job
+    path: Path
+    """As the user gave it."""
+    places: Places = field(repr=False)
+    changed_by: tuple[str, ...] = ()
+    """The flags that make other answers than the job as written: its own sink must not get them."""
+
+    def at(self, path: KeyPath) -> str:
+        """The WHERE of a message: ("steps", 0, "model") -> `jobs/x.yaml:14: steps.label.model`."""
+        return self.places.at(path)
+
+    def placed(self, exc: JobError, path: KeyPath) -> JobError:
+        """The error of a part of the job, which begins with a key below `path` or with what is wrong at once."""
+        words, colon, what = str(exc).partition(": ")
+        inner = self.places.inner(path, words) if colon else None
+        return JobError(f"{self.at(path)}: {exc}" if inner is None else f"{self.at(inner)}: {what}")
+
+
+def load_job(path: Path | str, overrides: Overrides = NONE) -> LoadedJob:
+    """The job that the file and the flags describe; JobError tells the first mistake in it."""
+    read = read_yaml(Path(path), str(path))
+    if not read.values:
+        raise JobError(f"{path}: is empty; `rowmill init DIR` writes a job to start from")
+    flagged = applied(read.values, overrides, SINKS)
+    places = Places(str(path), read.lines, flagged.raw, flagged.flags)
+    job, mistakes = _checked(flagged.raw)
+    if job is None:
+        # A misspelt key is also a missing one: the misspelling is told first.
+        first = min(mistakes, key=lambda mistake: (mistake.missing, places.line(mistake.path)))
+        raise JobError(one_line(f"{places.at(first.path)}: {first.what}"))
+    flags = answer_flags(overrides)
+    changed = flags if flags and _asks_otherwise(_checked(read.values)[0], job) else ()
+    return LoadedJob(job, Path(path), places, changed)
+
+
+def _checked(raw: dict[str, Any]) -> tuple[Job | None, list[Mistake]]:
+    """The job, or what is wrong."""
+    kinds = list(_kind_mistakes(raw))
+    try:
+        job = Job.model_validate(raw)
+    except ValidationError as exc:
+        found = list(mistakes_of(exc, raw, job_rules, _untagged))
+        # A source of no known kind is told better by what was written than by what pydantic looked for.
+        told = {mistake.path[: 2 if mistake.path[0] == "steps" else 1] for mistake in kinds}
+        return None, kinds + [mistake for mistake in found if told.isdisjoint((mistake.path[:1], mistake.path[:2]))]
+    mistakes = [*kinds, *coerced(raw, job)]
+    return (None if mistakes else job), mistakes
+
+
+@cache
+def job_rules() -> dict[str, Any]:
+    """The JSON Schema as pydantic makes it."""
+    return Job.model_json_schema()
+
+
+def _asks_otherwise(written: Job | None, job: Job) -> bool:
+    return written is None or _asked(written) != _asked(job)
+
+
+def _asked(job: Job) -> dict[str, Any]:
+    """What makes the answers and whose they are; how many rows are asked does not."""
+    return job.model_dump(include={"name", "source", "steps"}, exclude={"source": {"limit"}})
+
+
+def _untagged(loc: Sequence[str | int]) -> KeyPath:
+    """A pydantic location without the kind of source, sink or step that it was checked as."""
+    cut = 2 if loc[:1] == ("steps",) else 1 if loc[:1] in (("source",), ("sink",)) else len(loc)
+    return (*loc[:cut], *loc[cut + 1 :])
+
+
+def _kind_mistakes(raw: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Sources, sinks and steps of which it is not clear what they are."""
+    for part, kinds in (("source", tuple(SOURCES)), ("sink", tuple(SINKS))):
+        value = raw.get(part)
+        if isinstance(value, Mapping):
+            named = [kind for kind in value if kind in kinds]
+            if len(named) > 1:
+                yield Mistake((part, named[1]), f"a second kind of {part} beside {named[0]}; keep one of them")
+            elif not named:
+                yield _nameless(part, value, kinds)
+        elif part in raw:
+            example = f"{part}: {{{kinds[0]}: PATH}}"
+            yield Mistake((part,), f"found {shown(value)}, expected keys and values; write e.g. {example}")
+    steps = raw.get("steps")
+    if "steps" in raw and (not isinstance(steps, list) or not steps):
+        what = f"found {shown(steps)}, expected a list of steps; write a dash before the first key of each"
+        yield Mistake(("steps",), what)
+    for index, step in enumerate(steps if isinstance(steps, list) else ()):
+        if not isinstance(step, Mapping):
+            what = f"found {shown(step)}, expected keys and values; write name:, endpoint: and the others below a dash"
+            yield Mistake(("steps", index), what)
+        elif "endpoint" not in step:
+            yield Mistake(("steps", index, "endpoint"), f"missing; write one of {', '.join(ENDPOINTS)}")
+        elif not isinstance(step["endpoint"], str) or step["endpoint"] not in ENDPOINTS:
+            found = f"found {shown(step['endpoint'])}, no endpoint"
+            yield Mistake(("steps", index, "endpoint"), f"{found}; {did_you_mean(str(step['endpoint']), ENDPOINTS)}")
+
+
+def _nameless(part: str, value: Mapping[str, Any], kinds: tuple[str, ...]) -> Mistake:
+    """A source or sink without any of the keys that name a kind: perhaps one is misspelt."""
+    shared = (SourceModel if part == "source" else SinkModel).model_fields
+    for key in value:
+        if key not in shared and (near := did_you_mean(key, kinds)).startswith("did"):
+            return Mistake((part, key), f"no such key; {near}")
+    return Mistake((part,), f"says no kind; write exactly one of {', '.join(kinds)}")

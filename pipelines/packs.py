@@ -1,0 +1,135 @@
+"""What the fan-out carries: lanes, packs of requests, outcomes; and how a reply to a pack is read."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, tzinfo
+
+from connectors.contracts import Endpoint, MalformedReply, Provider
+from connectors.exchange import NO_USAGE, OWN_CLASSES, Reply, Request, RowError, Usage
+from connectors.limiter import Allowance
+from connectors.prices import Price
+from connectors.replies import row_error
+from connectors.transport import RequestError
+
+
+@dataclass(slots=True)
+class Lane:
+    """One step on its way to one provider."""
+
+    step: str
+    endpoint: Endpoint
+    provider: Provider
+    allowances: Sequence[Allowance]
+    """The provider's own and the job's: both are asked."""
+    price: Price | None
+    worst: Callable[[Request], int | None]
+    """The most that a request can cost, in pico-dollars; None where nothing bounds it."""
+    leg: int
+    last: bool
+    """Whether it is the job's last step: an answer there is a row settled."""
+    output_tokens: float = 200.0
+    """What an answer took on average, for the allowance of tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one request ended: the answer that is kept, or why there is none."""
+
+    answer: bytes | None
+    error: RowError | None
+    attempts: int
+    run_id: str
+    at: int
+    """Microseconds since 1970, UTC."""
+    sent: bool
+    """Whether it took an exchange of this invocation."""
+
+
+@dataclass(slots=True)
+class Pack:
+    """Requests that are sent in one exchange, and how often that was tried."""
+
+    lane: Lane
+    requests: tuple[Request, ...]
+    attempts: int = 0
+    """Exchanges that count against retry.attempts: 429s and probes of a dead provider do not."""
+    exchanges: int = 0
+    refusals: int = 0
+    """429s."""
+
+
+@dataclass(slots=True)
+class Wave:
+    """A set of requests that somebody waits for."""
+
+    missing: set[bytes]
+    outcomes: dict[bytes, Outcome] = field(default_factory=dict)
+    landed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """How often and how long a request is tried again; seconds."""
+
+    attempts: int = 6
+    longest_wait: float = 60
+    longest_hold: float = 900
+    first_wait: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class DayBudget:
+    """The workspace's budget a day, over all jobs."""
+
+    limit: int
+    """Pico-dollars."""
+    zone: tzinfo
+
+    def today(self) -> str:
+        """The date where the day begins and ends."""
+        return datetime.now(self.zone).date().isoformat()
+
+
+def read_reply(
+    pack: Pack, reply: Reply | None, failure: RequestError | None
+) -> tuple[Sequence[bytes | RowError], RowError | None, Usage]:
+    """(answers, error of the whole exchange, usage) of what came back."""
+    if reply is None:
+        assert failure is not None
+        return (), RowError(failure.error_class, str(failure)), NO_USAGE
+    if not 200 <= reply.status < 300:
+        return (), row_error(reply), NO_USAGE
+    endpoint = pack.lane.endpoint
+    try:
+        return endpoint.answers(pack.requests, reply), None, endpoint.usage(pack.requests, reply)
+    except MalformedReply as exc:
+        problem = RowError("malformed_reply", str(exc), reply.status, request_id=reply.headers.get("x-request-id"))
+        return (), problem, NO_USAGE
+
+
+def to_keep(
+    pack: Pack, answers: Sequence[bytes | RowError], error: RowError | None
+) -> tuple[tuple[bytes, bytes, bytes | None, RowError | None], ...]:
+    if error is not None:
+        alone = len(pack.requests) == 1 and error.error_class in OWN_CLASSES
+        return ((pack.requests[0].fingerprint, pack.requests[0].body, None, error),) if alone else ()
+    return tuple(
+        (request.fingerprint, request.body, None, answer)
+        if isinstance(answer, RowError)
+        else (request.fingerprint, request.body, answer, None)
+        for request, answer in zip(pack.requests, answers, strict=True)
+    )
+
+
+def total(amounts: Iterable[int | None]) -> int | None:
+    added = 0
+    for amount in amounts:
+        if amount is None:
+            return None
+        added += amount
+    return added
+
+
+def expected(request: Request, usual: float) -> float:
+    return usual if request.output_bound is None else min(usual, request.output_bound)

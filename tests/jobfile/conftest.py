@@ -1,0 +1,67 @@
+"""A folder with the job file and the workspace that the contract shows, to be edited and loaded."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from connectors.errors import JobError
+from pipelines.jobfile import LoadedJob, load_job
+from pipelines.overrides import NONE, Overrides
+from pipelines.workspace import Workspace, find_workspace
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def contract_job() -> str:
+    return (HERE / "contract_job.yaml").read_text()
+
+
+@pytest.fixture
+def contract_workspace() -> str:
+    return (HERE / "contract_workspace.yaml").read_text()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: empty, with a folder `jobs` in it; no key and no address in the environment."""
+    (tmp_path / "jobs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for variable in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def load(folder: Path) -> Callable[..., LoadedJob]:
+    """Write the text as jobs/x.yaml and load it."""
+
+    def loaded(text: str, overrides: Overrides = NONE) -> LoadedJob:
+        Path("jobs/x.yaml").write_text(text)
+        return load_job("jobs/x.yaml", overrides)
+
+    return loaded
+
+
+@pytest.fixture
+def told(load: Callable[..., LoadedJob]) -> Callable[..., str]:
+    """What is said of the text as jobs/x.yaml."""
+
+    def message(text: str, overrides: Overrides = NONE) -> str:
+        with pytest.raises(JobError) as caught:
+            load(text, overrides)
+        return str(caught.value)
+
+    return message
+
+
+@pytest.fixture
+def workspace(folder: Path) -> Callable[..., Workspace]:
+    """Write the text as rowmill.yaml and find it from jobs/x.yaml."""
+
+    def found(text: str) -> Workspace:
+        Path("rowmill.yaml").write_text(text)
+        return find_workspace("jobs/x.yaml")
+
+    return found
