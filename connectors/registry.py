@@ -1,9 +1,10 @@
 """Which sources, sinks and endpoints there are, one line each; mypy checks that the class fits."""
 
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
-from connectors.contracts import Endpoint, Source, StepFacts
+from connectors.contracts import Endpoint, Sink, Source, StepFacts, TableShape
 from connectors.endpoints.chat import ChatStep
 from connectors.endpoints.embeddings import EmbeddingsStep
 from connectors.sinks.duckdb_table import DuckdbSink
@@ -40,7 +41,11 @@ class StepKind(Protocol):
     def model(self) -> str: ...
     @property
     def when(self) -> str | None: ...
-    def build(self, facts: StepFacts) -> Endpoint: ...
+    @property
+    def reuse(self) -> bool: ...
+    @property
+    def params(self) -> Mapping[str, Any]: ...
+    def build(self, facts: StepFacts, /) -> Endpoint: ...
 
 
 class SinkKind(Protocol):
@@ -52,6 +57,12 @@ class SinkKind(Protocol):
     def write(self) -> Literal["merge", "append", "replace"]: ...
     @property
     def deleted(self) -> Literal["keep", "remove"]: ...
+    @property
+    def identity(self) -> str:
+        """The place as the job file writes it: one name for one sink."""
+
+    def open(self, shape: TableShape, workspace: Path, longest_hold: float, /) -> Sink:
+        """`workspace`: where a relative path starts. `longest_hold`: seconds to wait for a reader of the file."""
 
 
 SOURCES: Mapping[str, type[SourceKind]] = {

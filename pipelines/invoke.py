@@ -1,7 +1,7 @@
 """One invocation from job file to closing report: lock, ledger, recovery, sink, run."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +45,7 @@ def invoke(
         ready.selection.check_keys()
         ledger.recover(ready.job.name)
         prepare_sink(ready, ledger)
+        ready.selection.see(None if ready.job.sink.write == "replace" else ready.sink)
         run = open_run(ledger, ready.job.name, new_run)
         ended = run_loop(run_job(ready, ledger, run, RunOptions(retry), progress(ready.job.name, log, quiet)))
         told = summary(ready.job.name, run.run_id, ended, ready.sink.tables())
@@ -125,8 +126,28 @@ def prepare_sink(ready: ReadyJob, ledger: Ledger) -> None:
         "select count(*) from commits where job = ? and sink = ?", (ready.job.name, ready.sink_name)
     ) != [(0,)]
     if known and not fresh and not ready.sink.present():
-        ready.sink.prepare(fresh=True)
-        rebuild(ledger, ready.sink, ready.job.name, ready.sink_name, ready.shape, [s.endpoint for s in ready.steps])
-        ready.sink.finish()
+        _write_again(ready, ledger)
     ready.sink.prepare(fresh=fresh)
     add_usage(ledger, ready.sink, ready.job.name)
+
+
+def rebuilt(path: Path) -> tuple[int, Mapping[str, str]]:
+    """(rows that results hold, tables) after writing results and errors again from the ledger."""
+    loaded = load_job(path)
+    workspace = find_workspace(path)
+    with (
+        job_lock(workspace.state, loaded.job.name),
+        opened_ledger(workspace) as ledger,
+        prepared(loaded, workspace, ledger) as ready,
+    ):
+        rows = _write_again(ready, ledger)
+        add_usage(ledger, ready.sink, ready.job.name)
+        return rows, ready.sink.tables()
+
+
+def _write_again(ready: ReadyJob, ledger: Ledger) -> int:
+    ready.sink.prepare(fresh=True)
+    endpoints = [step.endpoint for step in ready.steps]
+    rows = rebuild(ledger, ready.sink, ready.job.name, ready.sink_name, ready.shape, endpoints)
+    ready.sink.finish()
+    return rows

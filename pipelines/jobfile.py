@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from connectors.contracts import Model, SinkModel, SourceModel
-from connectors.errors import JobError, did_you_mean
+from connectors.errors import did_you_mean
 from connectors.registry import ENDPOINTS, SINKS, SOURCES, SinkKind, SourceKind, StepKind
-from pipelines.mistakes import Misfit, Mistake, coerced, mistakes_of, one_line, shown
+from pipelines.mistakes import Misfit, Mistake, coerced, mistakes_of, shown
 from pipelines.overrides import NONE, Overrides, answer_flags, applied
 from pipelines.places import Places
-from pipelines.yaml_lines import KeyPath, read_yaml
+from pipelines.yaml_lines import KeyPath, read_yaml, wrong
 
 GRACE_SECONDS = 30
 """After the first Ctrl-C or SIGTERM; a second leaves at once."""
 
-
+_WEEK = 7 * 24 * 3600
 _TIME = "^([01][0-9]|2[0-3]):[0-5][0-9]$"
 
 
@@ -34,11 +34,15 @@ class Section(Model):
 class Limits(Section):
     """Limits of this job; the provider's own hold as well, whichever is lower."""
 
-    requests_per_minute: int | None = Field(None, ge=1, description="Requests a minute.", examples=[3000])
-    tokens_per_minute: int | None = Field(None, ge=1, description="Tokens a minute, both ways.", examples=[2_000_000])
-    concurrency: int = Field(64, ge=1, description="Requests in flight.", examples=[200])
+    requests_per_minute: int | None = Field(
+        default=None, ge=1, le=10**9, description="Requests a minute.", examples=[3000]
+    )
+    tokens_per_minute: int | None = Field(
+        default=None, ge=1, le=10**12, description="Tokens a minute, both ways.", examples=[2_000_000]
+    )
+    concurrency: int = Field(default=64, ge=1, le=10_000, description="Requests in flight.", examples=[200])
     failed_share: float | None = Field(
-        None,
+        default=None,
         ge=0,
         le=1,
         allow_inf_nan=False,
@@ -50,21 +54,27 @@ class Limits(Section):
 class Budget(Section):
     """What a run may cost, over all its invocations; never exceeded by our count of tokens and prices."""
 
-    usd: float = Field(ge=0, allow_inf_nan=False, description="US dollars.", examples=[5.0])
+    usd: float = Field(ge=0, le=10**6, allow_inf_nan=False, description="US dollars.", examples=[5.0])
 
 
 class Retry(Section):
     """How long a request is tried again."""
 
     attempts: int = Field(
-        6, ge=1, description="Tries of one request, the first included; 429s use up none.", examples=[6]
+        default=6, ge=1, le=100, description="Tries of one request, the first included; 429s use up none.", examples=[6]
     )
     longest_wait: float = Field(
-        60, ge=0, allow_inf_nan=False, description="Seconds: the longest of one back-off.", examples=[60]
+        default=60,
+        ge=0,
+        le=_WEEK,
+        allow_inf_nan=False,
+        description="Seconds: the longest of one back-off.",
+        examples=[60],
     )
     longest_hold: float = Field(
-        900,
+        default=900,
         ge=0,
+        le=_WEEK,
         allow_inf_nan=False,
         description="Seconds: the longest Retry-After or open circuit that is waited for; beyond it the run stops.",
         examples=[900],
@@ -74,9 +84,15 @@ class Retry(Section):
 class Timeouts(Section):
     """Deadlines of one request, in seconds."""
 
-    connect: float = Field(10, gt=0, allow_inf_nan=False, description="Seconds until connected.", examples=[10])
-    idle: float = Field(60, gt=0, allow_inf_nan=False, description="Seconds without a byte.", examples=[60])
-    total: float = Field(600, gt=0, allow_inf_nan=False, description="Seconds for the whole reply.", examples=[600])
+    connect: float = Field(
+        default=10, gt=0, le=_WEEK, allow_inf_nan=False, description="Seconds until connected.", examples=[10]
+    )
+    idle: float = Field(
+        default=60, gt=0, le=_WEEK, allow_inf_nan=False, description="Seconds without a byte.", examples=[60]
+    )
+    total: float = Field(
+        default=600, gt=0, le=_WEEK, allow_inf_nan=False, description="Seconds for the whole reply.", examples=[600]
+    )
 
 
 class OnFinish(Section):
@@ -85,10 +101,10 @@ class OnFinish(Section):
     model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
     command: str | None = Field(
-        None, min_length=1, description="A command; gets the report as JSON on stdin.", examples=["notify.sh"]
+        default=None, min_length=1, description="A command; gets the report as JSON on stdin.", examples=["notify.sh"]
     )
     webhook: str | None = Field(
-        None,
+        default=None,
         pattern=r"^https?://.+$",
         description="A URL; gets the report as JSON by POST.",
         examples=["https://example.org/hook"],
@@ -110,7 +126,7 @@ class Audit(Section):
         description="A query over `results` that finds what should not be.",
         examples=["select * from results where topic is null"],
     )
-    max: int = Field(0, ge=0, description="So many rows are still fine.", examples=[0])
+    max: int = Field(default=0, ge=0, le=10**18, description="So many rows are still fine.", examples=[0])
 
 
 def _one_kind(kinds: Mapping[str, type[Any]]) -> Any:
@@ -141,30 +157,32 @@ class Job(Model):
     name: str = Field(
         pattern=r"^[a-z0-9-]+$", description="Unique in the workspace: a-z, 0-9 and -.", examples=["ticket-enrichment"]
     )
-    description: str = Field("", description="For people.")
+    description: str = Field(default="", description="For people.")
     source: AnySource = Field(description=f"Where the rows come from: exactly one of {', '.join(SOURCES)}.")
     steps: tuple[AnyStep, ...] = Field(
         min_length=1, description="Each row goes through the steps in order; a later step sees earlier outputs."
     )
     sink: AnySink = Field(description=f"Where the tables go: exactly one of {', '.join(SINKS)}.")
-    limits: Limits = Field(Limits(), description="Limits of this job.")
-    budget: Budget | None = Field(None, description="What a run may cost.", examples=[{"usd": 5.0}])
-    retry: Retry = Field(Retry(), description="How long a request is tried again.")
-    timeouts: Timeouts = Field(Timeouts(), description="Deadlines of one request, in seconds.")
+    limits: Limits = Field(default=Limits(), description="Limits of this job.")
+    budget: Budget | None = Field(default=None, description="What a run may cost.", examples=[{"usd": 5.0}])
+    retry: Retry = Field(default=Retry(), description="How long a request is tried again.")
+    timeouts: Timeouts = Field(default=Timeouts(), description="Deadlines of one request, in seconds.")
     delivery: Literal["online", "batch"] = Field(
-        "online", description="One by one, or by the provider's Batch API.", examples=["online"]
+        default="online", description="One by one, or by the provider's Batch API.", examples=["online"]
     )
     deadline: str | None = Field(
-        None,
+        default=None,
         description="With delivery: batch. HH:MM in the workspace's time zone.",
         examples=["06:00"],
         json_schema_extra={"pattern": _TIME},
     )
     schedule: str | None = Field(
-        None, description="Cron: five fields, in the workspace's time zone.", examples=["0 2 * * *"]
+        default=None, description="Cron: five fields, in the workspace's time zone.", examples=["0 2 * * *"]
     )
-    on_finish: OnFinish | None = Field(None, description="Who gets the report.", examples=[{"command": "notify.sh"}])
-    audits: tuple[Audit, ...] = Field((), description="SQL over `results`, after the run.")
+    on_finish: OnFinish | None = Field(
+        default=None, description="Who gets the report.", examples=[{"command": "notify.sh"}]
+    )
+    audits: tuple[Audit, ...] = Field(default=(), description="SQL over `results`, after the run.")
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -180,7 +198,7 @@ class Job(Model):
     @field_validator("deadline")
     @classmethod
     def _is_time(cls, deadline: str | None) -> str | None:
-        if deadline is not None and not re.match(_TIME, deadline):
+        if deadline is not None and not re.fullmatch(_TIME[1:-1], deadline):
             raise ValueError(f'found {shown(deadline)}, no time of day; write e.g. deadline: "06:00"')
         return deadline
 
@@ -227,29 +245,28 @@ class LoadedJob:
     changed_by: tuple[str, ...] = ()
     """The flags that make other answers than the job as written: its own sink must not get them."""
 
-    def at(self, path: KeyPath) -> str:
-        """The WHERE of a message: ("steps", 0, "model") -> `jobs/x.yaml:14: steps.label.model`."""
-        return self.places.at(path)
+    def at(self, *path: str | int) -> str:
+        """The WHERE of a message: ("steps", "label", "model") -> `jobs/x.yaml:14: steps.label.model`.
 
-    def placed(self, exc: JobError, path: KeyPath) -> JobError:
-        """The error of a part of the job, which begins with a key below `path` or with what is wrong at once."""
-        words, colon, what = str(exc).partition(": ")
-        inner = self.places.inner(path, words) if colon else None
-        return JobError(f"{self.at(path)}: {exc}" if inner is None else f"{self.at(inner)}: {what}")
+        Steps go by name or by index from 0.
+        """
+        names = [step.name for step in self.job.steps]
+        named = len(path) > 1 and path[0] == "steps" and path[1] in names
+        return self.places.at(("steps", names.index(str(path[1])), *path[2:]) if named else path)
 
 
 def load_job(path: Path | str, overrides: Overrides = NONE) -> LoadedJob:
     """The job that the file and the flags describe; JobError tells the first mistake in it."""
     read = read_yaml(Path(path), str(path))
     if not read.values:
-        raise JobError(f"{path}: is empty; `rowmill init DIR` writes a job to start from")
+        raise wrong(f"{path}: is empty; `rowmill init DIR` writes a job to start from")
     flagged = applied(read.values, overrides, SINKS)
     places = Places(str(path), read.lines, flagged.raw, flagged.flags)
     job, mistakes = _checked(flagged.raw)
     if job is None:
         # A misspelt key is also a missing one: the misspelling is told first.
         first = min(mistakes, key=lambda mistake: (mistake.missing, places.line(mistake.path)))
-        raise JobError(one_line(f"{places.at(first.path)}: {first.what}"))
+        raise wrong(f"{places.at(first.path)}: {first.what}")
     flags = answer_flags(overrides)
     changed = flags if flags and _asks_otherwise(_checked(read.values)[0], job) else ()
     return LoadedJob(job, Path(path), places, changed)

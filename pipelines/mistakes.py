@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,11 +139,6 @@ def shown(value: Any) -> str:
     return json.dumps(value)
 
 
-def one_line(message: str) -> str:
-    """Line breaks and other control characters of a quoted key or value made visible."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in message)
-
-
 def no_such_key(key: str, known: Collection[str]) -> str:
     """The message for a key that is not among the known ones."""
     if key.lower() in SECRETS:
@@ -160,21 +155,20 @@ def no_such_key(key: str, known: Collection[str]) -> str:
 _Located = tuple[KeyPath, ErrorDetails]
 
 
-def _told(errors: Iterable[_Located], base: KeyPath, here: Any, raw: Any, schema: Schema) -> Iterator[Mistake]:
+def _told(errors: Sequence[_Located], base: KeyPath, here: Any, raw: Any, schema: Schema) -> Iterator[Mistake]:
     """`base`: the key path reached so far, with the value `here`; what is left of each location starts there."""
-    forks: dict[tuple[KeyPath, KeyPath], list[_Located]] = {}
+    forks: dict[KeyPath, list[_Located]] = {}
     for loc, error in errors:
         path, rest = _followed(loc, here)
         if error["type"] == "missing" and len(rest) == 1:
             yield Mistake((*base, *path, *rest), _missing((*base, *path, *rest), raw, schema), missing=True)
         elif rest and rest != ("[key]",):
             # The next word of the location names one branch of a union: what was tried there, not a key.
-            forks.setdefault((path, ()), []).append((rest, error))
+            forks.setdefault(path, []).append((rest, error))
         else:
             yield from _single((*base, *path), error, raw, schema)
-    for (path, _), tried in forks.items():
-        value = _value_at(here, path)
-        yield from _fork(tried, (*base, *path), value, raw, schema)
+    for path, tried in forks.items():
+        yield from _fork(tried, (*base, *path), _value_at(here, path), raw, schema)
 
 
 def _fork(tried: list[_Located], path: KeyPath, value: Any, raw: Any, schema: Schema) -> Iterator[Mistake]:
@@ -219,13 +213,13 @@ def _expected(error: ErrorDetails) -> str:
         case "literal_error" | "enum":
             return str(context["expected"]).replace("'", "")
         case "greater_than_equal":
-            return f"at least {context['ge']:g}"
+            return f"at least {_number(context['ge'])}"
         case "greater_than":
-            return f"more than {context['gt']:g}"
+            return f"more than {_number(context['gt'])}"
         case "less_than_equal":
-            return f"at most {context['le']:g}"
+            return f"at most {_number(context['le'])}"
         case "less_than":
-            return f"less than {context['lt']:g}"
+            return f"less than {_number(context['lt'])}"
         case "string_pattern_mismatch":
             return f"text that fits {context['pattern'].strip('^$')}"
         case "string_too_short" | "too_short":
@@ -239,6 +233,10 @@ def _expected(error: ErrorDetails) -> str:
     if _is_type_error(error):
         return _EXPECTED.get(kind.split("_")[0], "another kind of value")
     return error["msg"].removeprefix("Input should be ").removeprefix("Value should be ")
+
+
+def _number(bound: float) -> str:
+    return str(int(bound)) if bound == int(bound) else str(bound)
 
 
 def _is_type_error(error: ErrorDetails) -> bool:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from connectors.errors import JobError, did_you_mean
-from pipelines.yaml_lines import KeyPath, parse_value
+from connectors.errors import did_you_mean
+from pipelines.yaml_lines import KeyPath, parse_value, wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def _assignment(text: str, values: Mapping[str, Any]) -> tuple[KeyPath, Any, str
     key = key.strip()
     flag = f"--set {key}".rstrip()
     if not equals or not all(key.split(".")):
-        raise JobError(f"--set {text}: no key with a value; write e.g. --set steps.label.model=gpt-4o")
+        raise wrong(f"--set {text}: no key with a value; write e.g. --set steps.label.model=gpt-4o")
     return _path(key.split("."), values, flag), parse_value(value, flag), flag
 
 
@@ -122,7 +122,7 @@ def _path(words: list[str], values: Mapping[str, Any], flag: str) -> KeyPath:
             here = here.get(word, {})
         else:
             dotted = ".".join(map(str, path))
-            raise JobError(f"{flag}: {dotted} holds a single value; set {dotted} itself")
+            raise wrong(f"{flag}: {dotted} holds a single value; set {dotted} itself")
         path.append(part)
     return tuple(path)
 
@@ -134,10 +134,10 @@ def _index(word: str, entries: list[Any], path: list[str | int], flag: str) -> i
         names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
         if word in names:
             return names.index(word)
-        raise JobError(f"{flag}: no such step; {did_you_mean(word, [name for name in names if isinstance(name, str)])}")
+        raise wrong(f"{flag}: no such step; {did_you_mean(word, [name for name in names if isinstance(name, str)])}")
     dotted = ".".join(map(str, path))
     count = f"0 to {len(entries) - 1}" if entries else "nothing: it is empty"
-    raise JobError(f"{flag}: {word} is no place in the list {dotted}; it holds {count}")
+    raise wrong(f"{flag}: {word} is no place in the list {dotted}; it holds {count}")
 
 
 def _put(values: Any, path: KeyPath, value: Any, flag: str) -> None:
@@ -148,5 +148,5 @@ def _put(values: Any, path: KeyPath, value: Any, flag: str) -> None:
         values = values[part]
         if not isinstance(values, dict | list):
             dotted = ".".join(map(str, path[: depth + 1]))
-            raise JobError(f"{flag}: {dotted} holds a single value; mend the job file")
+            raise wrong(f"{flag}: {dotted} holds a single value; mend the job file")
     values[path[-1]] = value

@@ -35,16 +35,6 @@ class Places:
         """The line of the key, or of the nearest key around it; 0 in an empty file."""
         return next((self.lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.lines), 0)
 
-    def inner(self, path: KeyPath, words: str) -> KeyPath | None:
-        """`messages.0.user` or `messages[0].user` below the path; None where the file has no such first key."""
-        value: Any = self.raw
-        for part in path:
-            value = value[part]
-        parts = words.replace("[", ".").replace("]", "").split(".")
-        if not isinstance(value, Mapping) or parts[0] not in value:
-            return None
-        return (*path, *(int(part) if part.isdecimal() else part for part in parts))
-
     def dotted(self, path: KeyPath) -> str:
         """As `--set` takes it: steps by their names where they have one."""
         parts = list(path)

@@ -16,7 +16,7 @@ from connectors.contracts import Commit
 from connectors.errors import RowmillError
 from connectors.ledger import Ledger, now_us
 from connectors.limiter import Allowance
-from connectors.prices import PICO
+from connectors.prices import PICO, usd
 from connectors.transport import HttpTransport, Timeouts
 from pipelines.committer import Committer
 from pipelines.fanout import FanOut
@@ -72,7 +72,8 @@ async def run_job(
     tally.rows_ok = tally.rows_reused = counts.done
     tally.rows_failed = len(ready.reader.rejects) + (counts.failed_before if options.retry is None else 0)
     purse = Purse(None if job.budget is None else round(job.budget.usd * PICO), run.spent)
-    day = ready.workspace.budget
+    said = ready.workspace.budget
+    day = None if said is None else DayBudget(round(said.usd_per_day * PICO), ready.workspace.zone)
     transport = HttpTransport(
         Timeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total), job.limits.concurrency
     )
@@ -84,7 +85,7 @@ async def run_job(
         Tries(job.retry.attempts, job.retry.longest_wait, job.retry.longest_hold),
         job.limits.concurrency,
         run.run_id,
-        None if day is None else DayBudget(round(day.usd_per_day * PICO), ready.workspace.zone),
+        day,
         job.limits.failed_share,
     )
     committer = Committer(job.name, ready.sink, ready.sink_name, ready.shape, ledger, tally, run.run_id)
@@ -124,6 +125,8 @@ async def run_job(
             failure = failure or exc
     if failure is not None:
         stopped = _why(failure)
+    elif stopped is not None and stopped.startswith("budget"):
+        stopped = _spent(stopped, tally, purse, day)
     code = 130 if stopped == INTERRUPTED else 3 if stopped is not None else 1 if tally.rows_failed else 0
     return Ended(code, stopped, tally, purse.spent)
 
@@ -171,6 +174,19 @@ def _round_off(ready: ReadyJob, ledger: Ledger, departed: pa.Table | None, settl
         ledger.write(note.format("removed"), (ready.job.name, ready.sink_name, now_us(), packed(departed)))
         ready.sink.remove(departed, errors_too=True)
     ready.sink.finish()
+
+
+def _spent(stopped: str, tally: Tally, purse: Purse, day: DayBudget | None) -> str:
+    """What the budget was, what is left to do, and what that would cost at the price of the rows so far."""
+    if stopped == "budget_day":
+        limit = f"the day's budget of ${usd(day.limit) if day else 0:.2f}"
+    else:
+        limit = f"${usd(purse.spent):.6f} of the budget of ${usd(purse.limit or 0):.6f} is spent"
+    rows = tally.rows_left
+    told = f"budget: {limit} and the next request might not fit; {rows:,} rows are left"
+    if tally.settled and tally.cost:
+        told += f", at the price of those before about ${usd(tally.cost) * rows / tally.settled:.6f}"
+    return told + "; run again with more (--budget-usd), it goes on where it stopped"
 
 
 @contextlib.contextmanager

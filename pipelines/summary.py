@@ -66,7 +66,7 @@ def job_name(path: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def in_words(told: Mapping[str, Any], path: str, left_cost: str | None) -> str:
+def in_words(told: Mapping[str, Any], path: str) -> str:
     """The closing words of a run: what came of the rows, what it took, where the tables are, what to do next."""
     lines: list[str] = []
     rows, ok, reused = told["rows"], told["rows_ok"], told["rows_reused"]
@@ -87,8 +87,6 @@ def in_words(told: Mapping[str, Any], path: str, left_cost: str | None) -> str:
         )
     if told["stopped"] is not None:
         lines.append(f"  stopped: {told['stopped']}")
-        if left_cost is not None:
-            lines.append(f"  {left_cost}")
     for table, place in told["tables"].items():
         lines.append(f"  {table:<8} {place}")
     lines.append(f"  next: {_next(told, path)}")

@@ -12,12 +12,12 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from connectors.contracts import Model, Provider
-from connectors.errors import JobError, did_you_mean
+from connectors.errors import did_you_mean
 from connectors.prices import PriceEntry
 from pipelines.addresses import check_address, is_this_machine, unencrypted
-from pipelines.mistakes import Misfit, mistakes_of, one_line
+from pipelines.mistakes import Misfit, mistakes_of
 from pipelines.places import Places
-from pipelines.yaml_lines import KeyPath, read_yaml
+from pipelines.yaml_lines import KeyPath, read_yaml, wrong
 
 FILE_NAME = "rowmill.yaml"
 LOCAL = "local"
@@ -36,22 +36,31 @@ class Section(Model):
 class ProviderLimits(Section):
     """Limits of a provider's key, shared by all jobs; none but those named."""
 
-    requests_per_minute: int | None = Field(None, ge=1, description="Requests a minute.", examples=[3000])
-    tokens_per_minute: int | None = Field(None, ge=1, description="Tokens a minute, both ways.", examples=[2_000_000])
-    concurrency: int | None = Field(None, ge=1, description="Requests in flight.", examples=[64])
+    requests_per_minute: int | None = Field(
+        default=None, ge=1, le=10**9, description="Requests a minute.", examples=[3000]
+    )
+    tokens_per_minute: int | None = Field(
+        default=None, ge=1, le=10**12, description="Tokens a minute, both ways.", examples=[2_000_000]
+    )
+    concurrency: int | None = Field(default=None, ge=1, le=10_000, description="Requests in flight.", examples=[64])
 
 
 class ProviderEntry(Model):
     """One provider, or a pool of them."""
 
-    base_url: str | None = Field(None, description="Where its API begins.", examples=[OPENAI_URL])
+    base_url: str | None = Field(default=None, description="Where its API begins.", examples=[OPENAI_URL])
     api_key_env: str | None = Field(
-        None, description="The variable that holds the key; left out: no key is sent.", examples=["OPENAI_API_KEY"]
+        default=None,
+        description="The variable that holds the key; left out: no key is sent.",
+        examples=["OPENAI_API_KEY"],
     )
-    limits: ProviderLimits = Field(ProviderLimits(), description="Limits of its key.")
+    limits: ProviderLimits = Field(default=ProviderLimits(), description="Limits of its key.")
     prices: Prices = Field(default_factory=dict, description="By model; they go before the workspace's.")
     members: tuple[str, ...] | None = Field(
-        None, min_length=1, description="A pool: the providers that share the work.", examples=[["openai", "gpu-box"]]
+        default=None,
+        min_length=1,
+        description="A pool: the providers that share the work.",
+        examples=[["openai", "gpu-box"]],
     )
 
     @model_validator(mode="after")
@@ -81,24 +90,24 @@ class ProviderEntry(Model):
 class DayBudget(Section):
     """What all jobs together may cost a day, in the workspace's time zone."""
 
-    usd_per_day: float = Field(ge=0, allow_inf_nan=False, description="US dollars.", examples=[40.0])
+    usd_per_day: float = Field(ge=0, le=10**6, allow_inf_nan=False, description="US dollars.", examples=[40.0])
 
 
 class WorkspaceFile(Model):
     """What `rowmill.yaml` says."""
 
     providers: dict[str, ProviderEntry] = Field(default_factory=dict, description="By name.")
-    state: str = Field(".rowmill", min_length=1, description="Folder of the ledger, locks and media.")
+    state: str = Field(default=".rowmill", min_length=1, description="Folder of the ledger, locks and media.")
     roots: tuple[str, ...] = Field(
-        (), description="Folders outside that row values and `sql:` may name.", examples=[["/mnt/media"]]
+        default=(), description="Folders outside that row values and `sql:` may name.", examples=[["/mnt/media"]]
     )
     hosts: tuple[str, ...] = Field(
-        (), description="Private hosts that jobs may fetch from.", examples=[["media.internal"]]
+        default=(), description="Private hosts that jobs may fetch from.", examples=[["media.internal"]]
     )
-    budget: DayBudget | None = Field(None, description="Over all jobs.", examples=[{"usd_per_day": 40.0}])
-    time_zone: str = Field("UTC", description="Of schedules, deadlines and days.", examples=["Europe/Berlin"])
+    budget: DayBudget | None = Field(default=None, description="Over all jobs.", examples=[{"usd_per_day": 40.0}])
+    time_zone: str = Field(default="UTC", description="Of schedules, deadlines and days.", examples=["Europe/Berlin"])
     keep_answers: Literal["pruned", "committed"] = Field(
-        "pruned",
+        default="pruned",
         description="pruned: until `ledger prune`; committed: dropped once their row is in the sink.",
         examples=["pruned"],
     )
@@ -187,24 +196,23 @@ class Workspace:
             if entry.base_url is not None and unencrypted(entry.base_url)
         )
 
-    def provider(self, name: str, local_url: str | None = None, where: str | None = None) -> Provider:
+    def provider(self, name: str, where: str | None = None) -> Provider:
         """The provider with its key; JobError, placed by `where`, if there is none or its variable is not set.
 
-        `local_url`: where the embedded provider listens; its base_url is empty until it does.
-        `where` None: the workspace's own file.
+        `where` None: the workspace's own file. The base_url of `local` is empty: who starts it fills it in.
         """
         if name == LOCAL:
-            return Provider(LOCAL, local_url or "", on_this_machine=True)
+            return Provider(LOCAL, "", on_this_machine=True)
         entry = self.said.providers.get(name)
         if entry is None and name == "openai":
             url = _from_environment(os.environ.get("OPENAI_BASE_URL", "").strip())
             return self._resolved(name, ProviderEntry(base_url=url, api_key_env="OPENAI_API_KEY"), where)
         if entry is None:
             known = did_you_mean(name, self.provider_names)
-            raise JobError(one_line(f"{where or self.places.file}: no provider {name}; {known}"))
+            raise wrong(f"{where or self.places.file}: no provider {name}; {known}")
         if entry.members is not None:
             members = ", ".join(entry.members)
-            raise JobError(f"{where or self.places.file}: {name} is a pool; name one of its members: {members}")
+            raise wrong(f"{where or self.places.file}: {name} is a pool; name one of its members: {members}")
         return self._resolved(name, entry, where)
 
     def _resolved(self, name: str, entry: ProviderEntry, where: str | None) -> Provider:
@@ -227,17 +235,18 @@ class Workspace:
         where = self.places.at(path) if name in self.said.providers else where or f"provider {name}"
         key = os.environ.get(variable, "").strip()
         if not key:
-            raise JobError(f"{where}: the variable {variable} is not set; export {variable}=YOUR_KEY")
+            raise wrong(f"{where}: the variable {variable} is not set; export {variable}=YOUR_KEY")
         if not key.isascii() or not key.isprintable() or " " in key:
-            raise JobError(f"{where}: {variable} holds characters that no key has; copy the key again")
+            raise wrong(f"{where}: {variable} holds characters that no key has; copy the key again")
         return key
 
 
 def find_workspace(path: Path | str) -> Workspace:
     """The workspace of a job file, or of a folder: that of the nearest `rowmill.yaml` at or above, else the folder."""
     given = Path(path)
-    folder = given.absolute() if given.is_dir() else given.absolute().parent
-    home = next((above for above in (folder, *folder.parents) if os.path.isfile(above / FILE_NAME)), None)  # noqa: PTH113 - never raises
+    # os.path never raises, whatever stands in a path.
+    folder = given.absolute() if os.path.isdir(given) else given.absolute().parent  # noqa: PTH112
+    home = next((above for above in (folder, *folder.parents) if os.path.isfile(above / FILE_NAME)), None)  # noqa: PTH113
     if home is None:
         return Workspace(folder, WorkspaceFile(), Places(FILE_NAME, {}, {}), has_file=False)
     file = home / FILE_NAME
@@ -249,7 +258,7 @@ def find_workspace(path: Path | str) -> Workspace:
     except ValidationError as exc:
         found = mistakes_of(exc, read.values, _rules)
         first = min(found, key=lambda mistake: (mistake.missing, places.line(mistake.path)))
-        raise JobError(one_line(f"{places.at(first.path)}: {first.what}")) from exc
+        raise wrong(f"{places.at(first.path)}: {first.what}") from exc
 
 
 @cache
@@ -262,4 +271,4 @@ def _from_environment(url: str) -> str:
     try:
         return check_address(url) if url else OPENAI_URL
     except ValueError as exc:
-        raise JobError(f"OPENAI_BASE_URL: {exc}") from exc
+        raise wrong(f"OPENAI_BASE_URL: {exc}") from exc

@@ -70,25 +70,30 @@ class YamlFile:
     lines: Mapping[KeyPath, int]
 
 
+def wrong(message: str) -> JobError:
+    """In one line: line breaks and other control characters of what is quoted are made visible."""
+    return JobError("".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in message))
+
+
 def read_yaml(path: Path, shown: str) -> YamlFile:
     """The mapping that the file holds; empty for an empty file; JobError, placed by `shown`, if it is no such file."""
-    if path.is_dir():
-        raise JobError(f"{shown}: is a folder; name a file in it")
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST_BYTES + 1)
     except FileNotFoundError as exc:
-        raise JobError(f"{shown}: no such file; check the path") from exc
+        raise wrong(f"{shown}: no such file; check the path") from exc
+    except IsADirectoryError as exc:
+        raise wrong(f"{shown}: is a folder; name a file in it") from exc
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        raise JobError(f"{shown}: cannot be read ({reason}); check the path and its permissions") from exc
+        raise wrong(f"{shown}: cannot be read ({reason}); check the path and its permissions") from exc
     if len(data) > LARGEST_BYTES:
-        raise JobError(f"{shown}: larger than 1 MB; data belongs in files of its own that the source names")
+        raise wrong(f"{shown}: larger than 1 MB; data belongs in files of its own that the source names")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         line = data.count(b"\n", 0, exc.start) + 1
-        raise JobError(f"{shown}:{line}: not UTF-8 text; save the file as UTF-8") from exc
+        raise wrong(f"{shown}:{line}: not UTF-8 text; save the file as UTF-8") from exc
     return parse_yaml(text, shown)
 
 
@@ -99,7 +104,7 @@ def parse_yaml(text: str, shown: str) -> YamlFile:
         return YamlFile({}, {})
     if not top.keyed:
         found = "a list" if top.entries is not None else "a single value"
-        raise JobError(f"{shown}:{top.line}: found {found}, expected keys and values; write key: value")
+        raise wrong(f"{shown}:{top.line}: found {found}, expected keys and values; write key: value")
     lines: dict[KeyPath, int] = {}
     values = _Expansion(shown, lines).value(top, ())
     return YamlFile(values, lines)
@@ -134,7 +139,7 @@ def _compose(text: str, shown: str, lined: bool = True) -> _Node | None:
         if isinstance(event, DocumentStartEvent):
             documents += 1
             if documents > 1:
-                raise JobError(f"{where}: a second document; keep one in a file, without a --- line")
+                raise wrong(f"{where}: a second document; keep one in a file, without a --- line")
             continue
         if isinstance(event, CollectionEndEvent):
             node = open_nodes.pop()
@@ -143,7 +148,7 @@ def _compose(text: str, shown: str, lined: bool = True) -> _Node | None:
             if node.entries is not None and not isinstance(event, AliasEvent):
                 open_nodes.append(node)
                 if len(open_nodes) > DEEPEST:
-                    raise JobError(f"{where}: nested more than {DEEPEST} deep; flatten it")
+                    raise wrong(f"{where}: nested more than {DEEPEST} deep; flatten it")
                 continue
         else:
             continue
@@ -162,14 +167,12 @@ def _node(event: NodeEvent, line: int, anchors: Mapping[str, _Node], where: str)
     if isinstance(event, AliasEvent):
         named = anchors.get(event.anchor)
         if named is None:
-            raise JobError(
-                f"{where}: *{event.anchor} names no anchor before it; a text that starts with * needs quotes"
-            )
+            raise wrong(f"{where}: *{event.anchor} names no anchor before it; a text that starts with * needs quotes")
         return _Node(named.line, named.scalar, named.entries, named.keyed)
     assert isinstance(event, ScalarEvent | CollectionStartEvent)
     tag = str(event.ctag) if event.ctag is not None else None
     if tag is not None and tag not in ("!", _TEXT_TAG):
-        raise JobError(f"{where}: a YAML tag; leave it out, values are read as they are written")
+        raise wrong(f"{where}: a YAML tag; leave it out, values are read as they are written")
     anchor = str(event.anchor) if event.anchor else None
     if isinstance(event, ScalarEvent):
         plain = event.style is None and tag is None
@@ -185,7 +188,7 @@ def _scalar(text: str, where: str) -> Any:
         return truth[1] is not None
     if _INT.fullmatch(text):
         if len(text) > 1000:
-            raise JobError(f"{where}: a number of {len(text)} digits; put it in quotes if it is a text")
+            raise wrong(f"{where}: a number of {len(text)} digits; put it in quotes if it is a text")
         return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
     if _FLOAT.fullmatch(text):
         return float(text)
@@ -197,9 +200,9 @@ def _text(value: str, where: str) -> str:
     try:
         whole = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     except UnicodeDecodeError as exc:
-        raise JobError(f"{where}: half a character (\\ud800 to \\udfff alone); write the character itself") from exc
+        raise wrong(f"{where}: half a character (\\ud800 to \\udfff alone); write the character itself") from exc
     if "\0" in whole:
-        raise JobError(f"{where}: a character that no text holds (code 0); delete it")
+        raise wrong(f"{where}: a character that no text holds (code 0); delete it")
     return whole
 
 
@@ -208,7 +211,7 @@ def _events(text: str, shown: str, lined: bool) -> Iterator[Event]:
         yield from YAML(typ="safe", pure=True).parse(text)
     except ReaderError as exc:
         where = f"{shown}:{text.count(chr(10), 0, exc.position) + 1}" if lined else shown
-        raise JobError(f"{where}: a character that no text holds (code {exc.character}); delete it") from exc
+        raise wrong(f"{where}: a character that no text holds (code {exc.character}); delete it") from exc
     except MarkedYAMLError as exc:
         # A quote that is never closed is noticed at the end of the file; the reader wants its beginning.
         begun = str(exc.context).startswith("while scanning a")
@@ -216,9 +219,9 @@ def _events(text: str, shown: str, lined: bool) -> Iterator[Event]:
         where = f"{shown}:{mark.line + 1}" if lined and mark is not None else shown
         said = f"{exc.context or ''} {exc.problem or ''}"
         found = next((f"{what}; {do}" for sign, what, do in _ADVICE if sign in said), None)
-        raise JobError(f"{where}: {found or f'is no YAML ({exc.problem}); check indentation and quotes'}") from exc
+        raise wrong(f"{where}: {found or f'is no YAML ({exc.problem}); check indentation and quotes'}") from exc
     except YAMLError as exc:
-        raise JobError(f"{shown}: is no YAML; check indentation and quotes") from exc
+        raise wrong(f"{shown}: is no YAML; check indentation and quotes") from exc
 
 
 @dataclass(slots=True)
@@ -233,9 +236,9 @@ class _Expansion:
     def value(self, node: _Node, path: KeyPath) -> Any:
         self.count += 1
         if self.count > LARGEST_VALUES:
-            raise JobError(f"{self._at(node)}: aliases make more than {LARGEST_VALUES:,} values of it; use fewer")
+            raise wrong(f"{self._at(node)}: aliases make more than {LARGEST_VALUES:,} values of it; use fewer")
         if len(path) > DEEPEST:
-            raise JobError(f"{self._at(node)}: nested more than {DEEPEST} deep; flatten it")
+            raise wrong(f"{self._at(node)}: nested more than {DEEPEST} deep; flatten it")
         self.lines.setdefault(path, node.line)
         if node.entries is None:
             return node.scalar
@@ -254,7 +257,7 @@ class _Expansion:
                 continue
             if key in own:
                 dotted = ".".join(map(str, (*path, key)))
-                raise JobError(f"{self._at(key_node)}: {dotted}: stands on line {own[key]} already; keep one of them")
+                raise wrong(f"{self._at(key_node)}: {dotted}: stands on line {own[key]} already; keep one of them")
             own[key] = key_node.line
             self.lines[(*path, key)] = key_node.line
             found[key] = self.value(value_node, (*path, key))
@@ -266,7 +269,7 @@ class _Expansion:
         """`<<: *name`: the keys of that mapping which are not written here."""
         sources = [node] if node.keyed else node.entries or []
         if not sources or not all(source.keyed for source in sources):
-            raise JobError(f"{self._at(node)}: << takes a mapping; write <<: *NAME of an anchor on one")
+            raise wrong(f"{self._at(node)}: << takes a mapping; write <<: *NAME of an anchor on one")
         for source in sources:
             assert source.entries is not None
             for key_node, value_node in zip(source.entries[::2], source.entries[1::2], strict=True):
@@ -280,7 +283,7 @@ class _Expansion:
         if node.entries is not None:
             template = node.keyed and value.scalar is None and value.entries is None
             advice = 'put a template in quotes: "{{ column }}"' if template else "write a plain word before the colon"
-            raise JobError(f"{self._at(node)}: a key that is no text; {advice}")
+            raise wrong(f"{self._at(node)}: a key that is no text; {advice}")
         if isinstance(node.scalar, str):
             return node.scalar
         written = {None: "null", True: "true", False: "false"}

@@ -182,3 +182,49 @@ prices:
 def workspace(tmp_path: Path, provider: ScriptedProvider) -> Workspace:
     """A workspace whose provider is the scripted one."""
     return Workspace(tmp_path, provider.base_url)
+
+
+class Cli:
+    """The command line, in this process."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self._capture = capture
+        self.out = ""
+        self.err = ""
+
+    def __call__(self, *arguments: str | Path) -> int:
+        """The exit code; what was printed is in `out` and `err`."""
+        from pipelines.cli import exit_code_of
+
+        self._capture.readouterr()
+        code = exit_code_of([str(argument) for argument in arguments])
+        self.out, self.err = self._capture.readouterr()
+        return code
+
+    def run(self, job: Path, *arguments: str) -> Body:
+        """The object that `rowmill run --json` prints."""
+        code = self("run", job, "--json", "--quiet", *arguments)
+        (line,) = self.out.splitlines()
+        told: Body = json.loads(line)
+        assert told["exit_code"] == code
+        return told
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The command line, in this process."""
+    return Cli(capsys)
+
+
+def table(folder: Path, name: str = "results", order: str = "all") -> list[Body]:
+    """The rows of one table of a Parquet sink, as DuckDB reads them."""
+    import duckdb
+
+    with duckdb.connect() as db:
+        return db.sql(f"select * from read_parquet('{folder}/{name}/*.parquet') order by {order}").to_arrow_table().to_pylist()
+
+
+@pytest.fixture
+def read() -> Callable[..., list[Body]]:
+    """Reads a table of a Parquet sink: (folder, name, order)."""
+    return table

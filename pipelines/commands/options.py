@@ -1,5 +1,6 @@
 """Arguments and options that several commands share."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ def job_argument(many: bool) -> Callable[[Decorated], Decorated]:
 def override_options(command: Decorated) -> Decorated:
     """The flags that replace values of the job file for one run; the command gets them as `overrides`."""
 
+    @functools.wraps(command)  # Its dictionary holds the options that were given before.
     def with_overrides(
         assignments: tuple[str, ...],
         limit: int | None,
@@ -32,7 +34,6 @@ def override_options(command: Decorated) -> Decorated:
     ) -> Any:
         return command(overrides=Overrides(assignments, limit, provider, sink, budget_usd, delivery), **others)
 
-    with_overrides.__doc__ = command.__doc__
     for option in (
         click.option("--limit", type=click.IntRange(min=0), help="Only the first N rows, after `where`."),
         click.option("--provider", help="Ask this provider in all steps."),

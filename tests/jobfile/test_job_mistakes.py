@@ -40,12 +40,16 @@ ONE_MISTAKE = [
     ),
     ("name: ticket-enrichment", "", "2: name: missing; write e.g. name: ticket-enrichment"),
     ("budget: {usd: 5.00}", "budget: {}", "45: budget.usd: missing; write e.g. usd: 5.00"),
-    ("sql: select * from results where topic is null, ", "", '52: audits.0.sql: missing; write e.g. sql: {sql}'),
+    ("sql: select * from results where topic is null, ", "", "52: audits.0.sql: missing; write e.g. sql: {sql}"),
     # Wrong kinds of values.
     ("usd: 5.00", "usd: five", '45: budget.usd: found "five", expected a number; write e.g. usd: 5.00'),
     ("usd: 5.00", "usd: '5'", '45: budget.usd: found "5", expected a number; write e.g. usd: 5.00'),
     ("usd: 5.00", "usd: .inf", "45: budget.usd: found Infinity, expected a finite number; write e.g. usd: 5.00"),
-    ("attempts: 6", "attempts: true", "46: retry.attempts: found true, expected a whole number; write e.g. attempts: 6"),
+    (
+        "attempts: 6",
+        "attempts: true",
+        "46: retry.attempts: found true, expected a whole number; write e.g. attempts: 6",
+    ),
     ("attempts: 6", "attempts: 2.5", "46: retry.attempts: found 2.5, expected a whole number; write e.g. attempts: 6"),
     ("limit: 1000", "limit: true", "8: source.limit: found true, expected a number; write a number"),
     ("limit: 1000", "limit: many", '8: source.limit: found "many", expected a whole number; write e.g. limit: 1000'),
@@ -77,6 +81,8 @@ ONE_MISTAKE = [
         "name: Ticket Enrichment",
         '1: name: found "Ticket Enrichment", expected text that fits [a-z0-9-]+; write e.g. name: ticket-enrichment',
     ),
+    ("idle: 60", "idle: 1e300", "47: timeouts.idle: found 1e+300, expected at most 604800; write e.g. idle: 60"),
+    ("usd: 5.00", "usd: 1e9", "45: budget.usd: found 1000000000.0, expected at most 1000000; write e.g. usd: 5.00"),
     # Keys that do not fit each other.
     ("name: vector", "name: label", '25: steps.1.name: "label" is taken by one before; give each its own name'),
     (
@@ -135,7 +141,11 @@ ONE_MISTAKE = [
     ("  key: ticket_id", "\tkey: ticket_id", "6: a tab in the indentation; indent with spaces"),
     ("budget: {usd: 5.00}", "budget: {usd: 5.00", "46: a bracket, a brace or a comma is missing; {close}"),
     ("description: Label each", "description: So: label each", "2: a colon where none can be; {colon}"),
-    ("delivery: online", "delivery: online\n---\na: 1", "49: a second document; keep one in a file, without a --- line"),
+    (
+        "delivery: online",
+        "delivery: online\n---\na: 1",
+        "49: a second document; keep one in a file, without a --- line",
+    ),
 ]
 
 LONG = {

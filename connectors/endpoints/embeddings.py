@@ -1,0 +1,201 @@
+"""POST /embeddings: many rows a request, one vector a row."""
+
+import base64
+import binascii
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+import pyarrow as pa
+from pydantic import Field
+
+from connectors.contracts import MalformedReply, StepFacts, StepModel
+from connectors.errors import JobError, did_you_mean
+from connectors.exchange import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
+from connectors.params import Check, check_params, text, whole
+from connectors.template import Template, TemplateProblem
+from connectors.tokens import count_tokens
+
+INPUTS = 256
+"""Texts in one request; the API takes 2,048, but a failed request then costs more to repeat."""
+TOKENS = 100_000
+"""Of one request; the API takes 300,000."""
+LONGEST = 8191
+"""Tokens of one text, for OpenAI's own models."""
+
+SIZES: Mapping[str, int] = {
+    "text-embedding-3-small": 1536,
+    "text-embedding-3-large": 3072,
+    "text-embedding-ada-002": 1536,
+}
+"""The reference, section 7.4."""
+
+EMBEDDING_PARAMS: Mapping[str, Check] = {"user": text, "dimensions": whole(1)}
+
+
+class EmbeddingsStep(StepModel):
+    """A step of endpoint embeddings."""
+
+    endpoint: Literal["embeddings"] = Field(description="POST /embeddings.")
+    input: str = Field(min_length=1, description="The text; a template.", examples=["{{ body }}"])
+    dimensions: int | None = Field(
+        default=None, ge=1, description="Length of the vectors; to be named for models whose length is not known."
+    )
+    output: str | None = Field(default=None, description="The column's name; default: the step's.")
+
+    def build(self, facts: StepFacts) -> "Embeddings":
+        """The endpoint; JobError, beginning with a key path, for what does not fit."""
+        return Embeddings(self, facts)
+
+
+class Embeddings:
+    """The endpoint of one step of embeddings."""
+
+    path = "/embeddings"
+    output_bound = 0
+
+    def __init__(self, step: EmbeddingsStep, facts: StepFacts) -> None:
+        where = f"steps.{step.name}"
+        check_params(step.params, EMBEDDING_PARAMS, where)
+        self._step = step
+        self._tag = facts.provider_tag
+        self._input = Template(step.input, f"{where}.input")
+        for name in sorted(self._input.columns):
+            if name not in facts.columns:
+                raise JobError(f"{where}.input: no column {name}; {did_you_mean(name, facts.columns)}")
+        self.uses = self._input.columns
+        known = SIZES.get(step.model)
+        size = step.dimensions or step.params.get("dimensions") or known
+        if size is None:
+            raise JobError(
+                f"{where}.model: the length of this model's vectors is not known; add dimensions: N "
+                "(it is sent only to models that take it: name the length that the model has)"
+            )
+        self._size = int(size)
+        self._fixed: dict[str, Any] = {"model": step.model, "encoding_format": "base64", **step.params}
+        if step.dimensions is not None and step.dimensions != known:
+            self._fixed["dimensions"] = step.dimensions
+        self._fixed |= step.extra_body
+        self._column = pa.field(step.output or step.name, pa.list_(pa.float32(), self._size))
+        self.fields = (self._column,)
+        self._memo: tuple[bytes, Any] | None = None
+
+    def declared(self) -> bytes:
+        """All but limits and detail: the provider is told of beside it."""
+        told = self._step.model_dump(exclude={"name", "provider", "when", "detail", "reuse"})
+        return orjson.dumps(told, option=orjson.OPT_SORT_KEYS)
+
+    def request(self, row: Row, key: str) -> Request | RowError:
+        """The request for the row's text alone."""
+        try:
+            said = self._input.render(row)
+            body = orjson.dumps({**self._fixed, "input": said})
+        except (TemplateProblem, TypeError) as exc:
+            return RowError("input", str(exc))
+        if not said:
+            return RowError("input", "the text is empty: there is nothing to embed")
+        tokens = count_tokens(said, self._step.model)
+        if tokens > LONGEST and self._step.model in SIZES:
+            return RowError("input", f"the text has {tokens:,} tokens, more than the model's {LONGEST:,}")
+        return Request(
+            fingerprint=request_fingerprint(self._tag, self.path, body, "" if self._step.reuse else key),
+            body=body,
+            input_tokens=tokens,
+            output_bound=0,
+            keys=(key,),
+        )
+
+    def packs(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
+        """As many as INPUTS and TOKENS allow."""
+        pack: list[Request] = []
+        tokens = 0
+        for request in requests:
+            if pack and (len(pack) == INPUTS or tokens + request.input_tokens > TOKENS):
+                yield tuple(pack)
+                pack, tokens = [], 0
+            pack.append(request)
+            tokens += request.input_tokens
+        if pack:
+            yield tuple(pack)
+
+    def call(self, pack: Sequence[Request]) -> Call:
+        """All texts in one list."""
+        texts = [orjson.loads(request.body)["input"] for request in pack]
+        return Call("POST", self.path, orjson.dumps({**self._fixed, "input": texts}))
+
+    def answers(self, pack: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
+        """Each text's vector as little-endian float32 bytes, in the order of the pack."""
+        data = self._read(reply.body).get("data")
+        if not isinstance(data, list) or len(data) != len(pack):
+            found = len(data) if isinstance(data, list) else "no"
+            raise MalformedReply(f"{found} vectors came for {len(pack)} texts")
+        vectors: list[bytes | RowError | None] = [None] * len(pack)
+        for entry in data:
+            place = entry.get("index") if isinstance(entry, dict) else None
+            if not isinstance(place, int) or not 0 <= place < len(pack) or vectors[place] is not None:
+                raise MalformedReply(f"an index of the vectors is missing, doubled or out of range: {place!r}")
+            vectors[place] = self._vector(entry.get("embedding"))
+        return [vector for vector in vectors if vector is not None]
+
+    def _vector(self, told: Any) -> bytes:
+        try:
+            if isinstance(told, str):
+                raw = base64.b64decode(told, validate=True)
+            else:
+                raw = np.asarray(told, dtype="<f4").tobytes()
+        except (binascii.Error, ValueError, TypeError) as exc:
+            raise MalformedReply(f"a vector cannot be read: {exc}") from exc
+        if len(raw) != 4 * self._size:
+            raise MalformedReply(
+                f"a vector has {len(raw) / 4:g} numbers, {self._size} were expected; is `dimensions` right?"
+            )
+        if not np.isfinite(np.frombuffer(raw, dtype="<f4")).all():
+            raise MalformedReply("a vector holds NaN or infinity")
+        return raw
+
+    def usage(self, pack: Sequence[Request], reply: Reply) -> Usage:
+        """As the reply counts it, for the whole pack."""
+        whole_reply = self._read(reply.body)
+        used = whole_reply.get("usage") or {}
+        return Usage(
+            input_tokens=used.get("prompt_tokens", used.get("total_tokens")),
+            output_tokens=0 if used else None,
+            model_version=whole_reply.get("model"),
+        )
+
+    def values(self, answer: bytes) -> Values | RowError:
+        """The vector's bytes."""
+        if len(answer) != 4 * self._size:
+            return RowError("invalid_answer", f"the vector has {len(answer) // 4} numbers, not {self._size}")
+        return (answer,)
+
+    def repair(self, request: Request, answer: bytes, problem: RowError) -> Request | None:
+        """There is nothing to mend in a vector."""
+        return None
+
+    def easier(self, problem: RowError) -> str | None:
+        """There is one way only."""
+        return None
+
+    def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
+        """One fixed-size list column, its numbers taken from the bytes as they are."""
+        empty = bytes(4 * self._size)
+        joined = b"".join(empty if row is None else row[0] for row in values)
+        mask = None
+        if any(row is None for row in values):
+            mask = pa.array([row is None for row in values], pa.bool_())
+        numbers = pa.Array.from_buffers(pa.float32(), len(values) * self._size, [None, pa.py_buffer(joined)])
+        return [pa.FixedSizeListArray.from_arrays(numbers, self._size, mask=mask)]
+
+    def _read(self, body: bytes) -> Any:
+        if self._memo is not None and self._memo[0] is body:
+            return self._memo[1]
+        try:
+            parsed = orjson.loads(body)
+        except orjson.JSONDecodeError as exc:
+            raise MalformedReply(f"the reply is no JSON: {exc}") from exc
+        if not isinstance(parsed, dict):
+            raise MalformedReply("the reply is no JSON object")
+        self._memo = (body, parsed)
+        return parsed

@@ -1,0 +1,86 @@
+"""Parameters of an API, checked by a table: each name with what its value must be."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from connectors.errors import JobError, did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a parameter takes, in words and as a test."""
+
+    expected: str
+    fits: Callable[[Any], bool]
+
+
+def number(low: float, high: float) -> Check:
+    """A number, both ends allowed."""
+    return Check(f"a number from {low:g} to {high:g}", lambda value: _is_number(value) and low <= value <= high)
+
+
+def whole(low: int, high: int | None = None) -> Check:
+    """An integer, both ends allowed."""
+    words = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+    return Check(words, lambda value: _is_whole(value) and low <= value and (high is None or value <= high))
+
+
+FLAG = Check("true or false", lambda value: isinstance(value, bool))
+MAPPING = Check("keys and values", lambda value: isinstance(value, Mapping))
+
+
+text = Check("text", lambda value: isinstance(value, str) and value != "")
+
+
+def text_up_to(longest: int) -> Check:
+    """A text of at most so many characters."""
+    return Check(f"text of at most {longest} characters", lambda value: text.fits(value) and len(value) <= longest)
+
+
+def one_of(*choices: str) -> Check:
+    """One of these texts."""
+    return Check(" or ".join([", ".join(choices[:-1]), choices[-1]]), lambda value: value in choices)
+
+
+def texts(most: int) -> Check:
+    """A text or a list of 1 to `most` texts."""
+    return Check(
+        f"text or a list of at most {most} texts",
+        lambda value: (
+            isinstance(value, str)
+            or (isinstance(value, list | tuple) and 0 < len(value) <= most and all(isinstance(v, str) for v in value))
+        ),
+    )
+
+
+def mapping_of(words: str, fits: Callable[[str, Any], bool]) -> Check:
+    """Keys and values, each pair of which fits."""
+    return Check(words, lambda value: isinstance(value, Mapping) and all(fits(key, v) for key, v in value.items()))
+
+
+def check_params(params: Mapping[str, Any], table: Mapping[str, Check], where: str) -> None:
+    """JobError, placed below `where`, at the first parameter that the table does not know or that does not fit."""
+    for name, value in params.items():
+        if name not in table:
+            near = did_you_mean(name, table)
+            advice = near if near.startswith("did") else "extra_body sends what Rowmill does not know"
+            raise JobError(f"{where}.params.{name}: no such parameter; {advice}")
+        if not table[name].fits(value):
+            raise JobError(f"{where}.params.{name}: found {_shown(value)}, expected {table[name].expected}; correct it")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    words = orjson.dumps(value, default=str).decode()
+    return words if len(words) <= 60 else f"{words[:60]}..."

@@ -1,0 +1,69 @@
+"""`duckdb:` a table of a DuckDB file, or a query on it, read once so that the file is closed again."""
+
+import os
+from pathlib import Path
+from typing import Self
+
+import duckdb
+from pydantic import Field, model_validator
+
+from connectors.contracts import Opened, SourceFacts, SourceModel
+from connectors.errors import DataError, JobError, did_you_mean
+from connectors.snapshot import kept, lock_down, query_connection
+from connectors.sql_text import first_line, literal, quoted
+
+
+class DuckdbSource(SourceModel):
+    """The query sees the file's tables and nothing else."""
+
+    duckdb: str = Field(description="Path of the file.")
+    table: str | None = Field(default=None, description="A table or view, `schema.name` where it is not in main.")
+    query: str | None = Field(default=None, description="A SELECT over the file's tables.")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.table is None) == (self.query is None):
+            raise ValueError("needs one of table and query")
+        return self
+
+    def paths(self, facts: SourceFacts) -> tuple[Path, ...]:
+        path = Path(os.path.abspath(facts.workspace / self.duckdb))  # noqa: PTH100 - Path.resolve would follow links
+        if not path.is_file():
+            raise DataError(
+                f"{self.duckdb}: no file is there; check the path, relative ones start at {facts.workspace}"
+            )
+        return (path,)
+
+    def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceFacts) -> Opened:
+        (path,) = self.paths(facts)
+        with query_connection(facts.scratch) as own:
+            try:
+                own.execute(f"attach {literal(path)} as {quoted(path.stem)} (read_only, type duckdb)")
+            except duckdb.Error as exc:
+                raise DataError(
+                    f"{path}: cannot be opened ({first_line(exc)}); close the program that writes to it, or check that "
+                    "it is a DuckDB file"
+                ) from exc
+            own.execute(f"use {quoted(path.stem)}")
+            lock_down(own, [facts.scratch])
+            query = self.query if self.query is not None else f"from {self._found_table(own)}"
+            try:
+                return Opened(kept(own, query.strip().rstrip(";"), self._first(), facts.scratch))
+            except duckdb.Error as exc:
+                raise JobError(f"source.query: {first_line(exc)}; mend the query") from exc
+
+    def _first(self) -> int | None:
+        return self.limit if self.where is None else None
+
+    def _found_table(self, own: duckdb.DuckDBPyConnection) -> str:
+        assert self.table is not None
+        there = own.execute(
+            "select table_schema, table_name from information_schema.tables where table_catalog = current_database()"
+        ).fetchall()
+        names = {name if schema == "main" else f"{schema}.{name}": (schema, name) for schema, name in there}
+        if self.table not in names:
+            raise JobError(
+                f"source.table: {self.table}: no such table in {self.duckdb}; {did_you_mean(self.table, names)}"
+            )
+        schema, name = names[self.table]
+        return f"{quoted(schema)}.{quoted(name)}"

@@ -1,0 +1,37 @@
+"""`sql:` a SELECT over files below the workspace and its roots, run once before the first row."""
+
+from pathlib import Path
+
+import duckdb
+from pydantic import Field
+
+from connectors.contracts import Opened, SourceFacts, SourceModel
+from connectors.errors import JobError
+from connectors.snapshot import kept, lock_down, query_connection
+from connectors.sql_text import first_line, literal
+
+
+class SqlSource(SourceModel):
+    """Any SELECT of DuckDB; relative paths in it start at the workspace, no other folder can be read."""
+
+    sql: str = Field(min_length=1, description="SELECT ... over files by DuckDB's functions, e.g. read_parquet('x').")
+
+    def paths(self, facts: SourceFacts) -> tuple[Path, ...]:
+        """None of its own: the rows are in the scratch folder once it is connected."""
+        return ()
+
+    def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceFacts) -> Opened:
+        query = self.sql.strip().rstrip(";")
+        with query_connection(facts.scratch) as own:
+            own.execute(f"set file_search_path = {literal(facts.workspace)}")
+            lock_down(own, [facts.workspace, *facts.roots, facts.scratch])
+            try:
+                limit = self.limit if self.where is None else None
+                return Opened(kept(own, query, limit, facts.scratch))
+            except duckdb.PermissionException as exc:
+                raise JobError(
+                    f"source.sql: {first_line(exc)}; read files below {facts.workspace}, or add the folder to `roots` "
+                    "in rowmill.yaml"
+                ) from exc
+            except duckdb.Error as exc:
+                raise JobError(f"source.sql: {first_line(exc)}; mend the query") from exc

@@ -1,0 +1,132 @@
+"""Templates of job files: Jinja by minijinja, which reaches no attribute of Python and stops endless loops by fuel."""
+
+import base64
+import datetime
+import decimal
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import minijinja
+import orjson
+
+from connectors.errors import JobError
+
+FUEL = 1_000_000
+"""Instructions of one rendering: some 100,000 turns of a loop."""
+
+CONSTANTS = frozenset({"true", "false", "none", "True", "False", "None", "row"})
+
+LARGEST = 20 << 20
+"""Characters of one rendering."""
+
+
+class TemplateProblem(Exception):
+    """A row's values cannot be rendered."""
+
+
+class Template:
+    """A text with `{{ column }}` in it; `{{ row["any name"] }}` for columns whose names are no identifiers.
+
+    Null renders as empty text; booleans as true and false, decimals with all their digits, dates and timestamps in
+    ISO 8601, binary in base64, lists and structs as JSON. An undefined name is an error.
+    """
+
+    def __init__(self, source: str, where: str) -> None:
+        """`where`: the key path of the template, for messages; JobError where its syntax is wrong."""
+        self.source = source
+        self.columns: frozenset[str] = frozenset()
+        self._environment: minijinja.Environment | None = None
+        self._pieces: tuple[str, ...] = (source,)
+        if not re.search(r"\{\{|\{%|\{#", source):
+            return
+        pieces = re.split(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}", source)
+        if not any(re.search(r"\{\{|\{%|\{#", text) for text in pieces[::2]) and not CONSTANTS & set(pieces[1::2]):
+            # Nothing but names in braces: joined here, several times faster.
+            self._pieces = tuple(pieces)
+            self.columns = frozenset(pieces[1::2])
+            return
+        environment = minijinja.Environment(
+            undefined_behavior="strict", fuel=FUEL, finalizer=_shown, keep_trailing_newline=True
+        )
+        environment.auto_escape_callback = _no_escapes
+        try:
+            environment.add_template("template", source)
+        except minijinja.TemplateError as exc:
+            raise JobError(f"{where}: the template cannot be read: {_said(exc)}; see minijinja's syntax") from exc
+        names = set(environment.undeclared_variables_in_template("template"))
+        if "row" in names:
+            names.discard("row")
+            names.update(re.findall(r"""\brow\s*\[\s*["'](.*?)["']\s*\]""", source))
+            names.update(re.findall(r"\brow\.([A-Za-z_]\w*)", source))
+        self.columns = frozenset(names) - {"range", "dict", "namespace", "debug", "loop"}
+        self._environment = environment
+        self._by_row = bool(re.search(r"\brow\b", source))
+
+    def render(self, row: Mapping[str, Any]) -> str:
+        """The text for one row; TemplateProblem where there is none."""
+        if self._environment is None:
+            parts = list(self._pieces)
+            for place in range(1, len(parts), 2):
+                value = row[parts[place]]
+                parts[place] = value if isinstance(value, str) else str(_shown(plain(value)))
+            return "".join(parts)
+        values = {name: plain(row[name]) for name in self.columns}
+        if self._by_row:
+            values["row"] = dict(values)
+        try:
+            text: str = self._environment.render_template("template", **values)
+        except (minijinja.TemplateError, UnicodeEncodeError, ValueError, OverflowError) as exc:
+            raise TemplateProblem(f"the template cannot be rendered: {_said(exc)}") from exc
+        if len(text) > LARGEST:
+            raise TemplateProblem(f"the rendered text has {len(text):,} characters, more than {LARGEST:,}")
+        return text
+
+
+def plain(value: Any) -> Any:
+    """A value as templates see it: what minijinja knows stays, all else becomes documented text."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value
+    if isinstance(value, decimal.Decimal):
+        return f"{value:f}"
+    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return str(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(bytes(value)).decode()
+    if isinstance(value, Mapping):
+        return {str(name): plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    return str(value)
+
+
+def _shown(value: Any) -> Any:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, dict | list | tuple):
+        try:
+            return orjson.dumps(value).decode()
+        except TypeError:
+            return json.dumps(value, ensure_ascii=False)
+    return value
+
+
+def _no_escapes(name: str) -> bool:
+    return False
+
+
+def _said(exc: Exception) -> str:
+    first = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+    return first.replace("(in template:1)", "").strip()

@@ -1,0 +1,135 @@
+"""Typed answers: a job's `output:` as the JSON Schema for the API and as the Arrow columns of the table."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jsonschema_rs
+import orjson
+import pyarrow as pa
+
+TYPES = ("string", "integer", "number", "boolean", "array", "object")
+RESERVED = re.compile(r"^(_run_id|_row_.*|_part|_key|_in_errors)$")
+SMALLEST, LARGEST = -(2**63), 2**63 - 1
+
+
+class TypedOutput:
+    """The columns that a typed step answers with, in the order in which they are declared."""
+
+    def __init__(self, declared: Mapping[str, Any], where: str) -> None:
+        """ValueError, with a key path below `where`, for what is no type."""
+        if not declared:
+            raise ValueError(f"{where}: names no column; write e.g. output: {{topic: {{type: string}}}}")
+        properties: dict[str, Any] = {}
+        fields: list[pa.Field] = []
+        for name, spec in declared.items():
+            if not name or RESERVED.match(name):
+                raise ValueError(f"{where}.{name}: this name is taken by Rowmill; choose another")
+            properties[name], kind = _typed(spec, f"{where}.{name}")
+            fields.append(pa.field(name, kind))
+        self.names: tuple[str, ...] = tuple(declared)
+        self.fields: tuple[pa.Field, ...] = tuple(fields)
+        self.schema: dict[str, Any] = _closed(properties)
+        """Strict: every property required, no other allowed, at every depth."""
+        try:
+            self._validator = jsonschema_rs.validator_for(self.schema)
+        except (ValueError, jsonschema_rs.ValidationError) as exc:
+            raise ValueError(f"{where}: is no JSON Schema: {' '.join(str(exc).split())[:200]}; mend it") from exc
+        self._whole = [_reader(field.type) for field in fields]
+
+    def read(self, text: str) -> tuple[Any, ...] | str:
+        """The values of an answer, one a column; or what does not fit."""
+        try:
+            answer = orjson.loads(unfenced(text))
+        except orjson.JSONDecodeError as exc:
+            return f"this is no JSON: {exc}"
+        if not self._validator.is_valid(answer):
+            problem = next(iter(self._validator.iter_errors(answer)))
+            place = ".".join(str(step) for step in problem.instance_path)
+            return f"{place}: {problem.message}"[:500] if place else str(problem.message)[:500]
+        try:
+            return tuple(read(answer[name]) for name, read in zip(self.names, self._whole, strict=True))
+        except OverflowError as exc:
+            return str(exc)
+
+    def arrays(self, rows: Sequence[tuple[Any, ...] | None]) -> list[pa.Array]:
+        """One array a column; None gives nulls."""
+        return [
+            pa.array([None if row is None else row[place] for row in rows], field.type)
+            for place, field in enumerate(self.fields)
+        ]
+
+
+def unfenced(text: str) -> str:
+    """The text without a Markdown fence around it."""
+    text = text.strip()
+    if text.startswith("```") and text.endswith("```") and len(text) > 6:
+        first, _, rest = text[3:-3].partition("\n")
+        return rest if first.strip().isalpha() or not first.strip() else text[3:-3]
+    return text
+
+
+def _typed(spec: Any, where: str) -> tuple[dict[str, Any], pa.DataType]:
+    """(JSON Schema, Arrow type) of one declared type."""
+    if isinstance(spec, str):
+        spec = {"type": spec}
+    if not isinstance(spec, Mapping):
+        raise ValueError(f"{where}: found {spec!r}, no type; write e.g. {{type: string}}")
+    schema = {key: value for key, value in spec.items() if key != "nullable"}
+    kinds = schema.get("type")
+    if kinds is None and "enum" in schema:
+        kinds = "string" if all(isinstance(value, str) for value in schema["enum"]) else None
+    nullable = bool(spec.get("nullable"))
+    if isinstance(kinds, Sequence) and not isinstance(kinds, str):
+        nullable = nullable or "null" in kinds
+        rest = [kind for kind in kinds if kind != "null"]
+        kinds = rest[0] if len(rest) == 1 else None
+    if kinds not in TYPES:
+        raise ValueError(f"{where}.type: found {schema.get('type')!r}; write one of {', '.join(TYPES)}")
+    kind: pa.DataType
+    if kinds == "object":
+        inner = schema.get("properties")
+        if not isinstance(inner, Mapping) or not inner:
+            raise ValueError(f"{where}.properties: an object needs its properties; name each with its type")
+        made = {name: _typed(value, f"{where}.properties.{name}") for name, value in inner.items()}
+        schema |= _closed({name: one for name, (one, _) in made.items()})
+        kind = pa.struct([pa.field(name, two) for name, (_, two) in made.items()])
+    elif kinds == "array":
+        if "items" not in schema:
+            raise ValueError(f"{where}.items: an array needs the type of its items; write e.g. items: {{type: string}}")
+        schema["items"], of = _typed(schema["items"], f"{where}.items")
+        kind = pa.list_(of)
+    else:
+        kind = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}[kinds]
+    schema["type"] = [kinds, "null"] if nullable else kinds
+    if nullable and "enum" in schema and None not in schema["enum"]:
+        schema["enum"] = [*schema["enum"], None]
+    return schema, kind
+
+
+def _closed(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _reader(kind: pa.DataType) -> Any:
+    """A function that makes a valid JSON value one that Arrow takes for the type."""
+    if pa.types.is_int64(kind):
+        return _whole
+    if pa.types.is_float64(kind):
+        return lambda value: None if value is None else float(value)
+    if pa.types.is_list(kind):
+        of = _reader(kind.value_type)
+        return lambda value: None if value is None else [of(one) for one in value]
+    if pa.types.is_struct(kind):
+        parts = [(field.name, _reader(field.type)) for field in kind]
+        return lambda value: None if value is None else {name: read(value[name]) for name, read in parts}
+    return lambda value: value
+
+
+def _whole(value: Any) -> int | None:
+    if value is None:
+        return None
+    number = int(value)
+    if not SMALLEST <= number <= LARGEST:
+        raise OverflowError(f"{value} is too large for a whole number of 64 bits")
+    return number

@@ -1,0 +1,155 @@
+"""Flags that replace values of a job file: what they change, and what is told of wrong ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from connectors.registry import SINKS
+from pipelines.jobfile import Budget, LoadedJob
+from pipelines.overrides import Overrides, answer_flags, applied, gives_sink
+
+JOB = """\
+name: small
+source: {csv: rows.csv, key: id, limit: 5}
+steps:
+  - {name: label, endpoint: chat, model: m, messages: [{user: "{{ text }}"}]}
+  - {name: vector, endpoint: embeddings, model: m, input: "{{ text }}"}
+sink: {parquet: out}
+"""
+
+
+def settings(*assignments: str) -> Overrides:
+    return Overrides(assignments=assignments)
+
+
+def test_set_reaches_any_key_and_reads_its_value_as_yaml(load: Callable[..., LoadedJob]) -> None:
+    loaded = load(
+        JOB,
+        settings(
+            "steps.label.model=gpt-4o",
+            "steps.1.dimensions=256",
+            "steps.label.params={temperature: 0.5, stop: [a]}",
+            "budget.usd=2.5",
+            "sink.columns=[text]",
+            "source.where=label = 'x'",
+        ),
+    )
+    job = loaded.job
+    assert (job.steps[0].model, job.steps[1].model) == ("gpt-4o", "m")
+    assert job.steps[1].model_dump()["dimensions"] == 256
+    assert job.steps[0].params == {"temperature": 0.5, "stop": ["a"]}
+    assert (job.budget, job.sink.columns, job.source.where) == (Budget(usd=2.5), ("text",), "label = 'x'")
+
+
+def test_the_named_flags_set_their_keys(load: Callable[..., LoadedJob], folder: Path) -> None:
+    loaded = load(JOB, Overrides(limit=2, provider="local", sink="trial", budget_usd=0.5, delivery="batch"))
+    job = loaded.job
+    assert (job.limit, [step.provider for step in job.steps]) == (2, ["local", "local"])
+    assert (job.budget, job.delivery) == (Budget(usd=0.5), "batch")
+    assert job.sink.model_dump()["parquet"] == str(folder / "trial")
+
+
+def test_a_sink_keeps_its_kind(load: Callable[..., LoadedJob], folder: Path) -> None:
+    text = JOB.replace("sink: {parquet: out}", "sink: {duckdb: out.duckdb, table: rows}")
+    sink = load(text, Overrides(sink=str(folder / "trial.duckdb"))).job.sink.model_dump()
+    assert (sink["duckdb"], sink["table"]) == (str(folder / "trial.duckdb"), "rows")
+
+
+def test_the_deadline_of_a_batch_goes_with_it(load: Callable[..., LoadedJob]) -> None:
+    text = JOB + 'delivery: batch\ndeadline: "06:00"\n'
+    assert load(text).job.deadline == "06:00"
+    assert load(text, Overrides(delivery="online")).job.deadline is None
+
+
+def test_the_values_given_are_not_touched() -> None:
+    raw = {"name": "a", "steps": [{"name": "b", "model": "m"}]}
+    assert applied(raw, settings("steps.b.model=n", "limits.concurrency=3"), SINKS).raw == {
+        "name": "a",
+        "steps": [{"name": "b", "model": "n"}],
+        "limits": {"concurrency": 3},
+    }
+    assert raw == {"name": "a", "steps": [{"name": "b", "model": "m"}]}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (settings("steps.labl.model=x"), "--set steps.labl.model: no such step; did you mean label?"),
+        (settings("steps.2.model=x"), "--set steps.2.model: no such step; known here: label, vector"),
+        (settings("steps.label.modle=x"), "--set steps.label.modle: no such key; did you mean model?"),
+        (settings("limts.concurrency=4"), "--set limts.concurrency: limts: no such key; did you mean limits?"),
+        (
+            settings("limits.concurrency=x"),
+            '--set limits.concurrency: found "x", expected a whole number; write e.g. concurrency: 200',
+        ),
+        (
+            settings("limits={concurrency: 0}"),
+            "--set limits: limits.concurrency: found 0, expected at least 1; write e.g. concurrency: 200",
+        ),
+        (settings("name.x=1"), "--set name.x: name holds a single value; set name itself"),
+        (
+            settings("steps.label.messages.3.user=x"),
+            "--set steps.label.messages.3.user: 3 is no place in the list steps.0.messages; it holds 0 to 0",
+        ),
+        (
+            settings("steps.label.messages.0.user={{ x }}"),
+            '--set steps.label.messages.0.user: a key that is no text; put a template in quotes: "{{ column }}"',
+        ),
+        (settings("steps.label.model"), "--set steps.label.model: no key with a value; {example}"),
+        (settings("=x"), "--set =x: no key with a value; {example}"),
+        (settings("a..b=x"), "--set a..b=x: no key with a value; {example}"),
+        (Overrides(limit=-1), "--limit: found -1, expected at least 0; write e.g. limit: 1000"),
+        (Overrides(budget_usd=-2.0), "--budget-usd: found -2.0, expected at least 0; write e.g. usd: 5.00"),
+        (Overrides(delivery="post"), '--delivery: found "post", expected online or batch; write e.g. delivery: online'),
+    ],
+)
+def test_a_wrong_flag_is_told_by_its_name(told: Callable[..., str], overrides: Overrides, message: str) -> None:
+    example = "write e.g. --set steps.label.model=gpt-4o"
+    assert told(JOB, overrides) == message.replace("{example}", example)
+
+
+def test_a_flag_on_a_broken_file_leaves_the_files_own_mistake(told: Callable[..., str]) -> None:
+    text = JOB.replace("source: {csv: rows.csv, key: id, limit: 5}", "source: rows.csv")
+    assert told(text, Overrides(limit=3, provider="local", sink="x")) == (
+        'jobs/x.yaml:2: source: found "rows.csv", expected keys and values; write e.g. source: {parquet: PATH}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "flags"),
+    [
+        (Overrides(limit=3, budget_usd=1, delivery="batch", sink="x"), ()),
+        (settings("source.limit=3", "limits.concurrency=4", "sink.columns=[text]"), ()),
+        (settings("steps.label.model=n"), ("--set steps.label.model",)),
+        (settings("source.where=id > 3"), ("--set source.where",)),
+        (settings("name=other"), ("--set name",)),
+        (Overrides(provider="local"), ("--provider",)),
+        (
+            Overrides(assignments=("steps.1.model=n",), provider="local"),
+            ("--set steps.1.model", "--provider"),
+        ),
+    ],
+)
+def test_flags_that_change_answers_are_known(
+    load: Callable[..., LoadedJob], overrides: Overrides, flags: tuple[str, ...]
+) -> None:
+    assert answer_flags(overrides) == flags
+    assert load(JOB, overrides).changed_by == flags
+
+
+def test_a_flag_that_repeats_what_is_written_changes_nothing(load: Callable[..., LoadedJob]) -> None:
+    same = Overrides(assignments=("steps.label.model=m", "source.key=id"), provider="openai", limit=1)
+    assert answer_flags(same) == ("--set steps.label.model", "--set source.key", "--provider")
+    assert load(JOB, same).changed_by == ()
+
+
+def test_what_a_broken_job_lacks_counts_as_a_change(load: Callable[..., LoadedJob]) -> None:
+    text = JOB.replace("endpoint: chat, model: m", "endpoint: chat")
+    assert load(text, settings("steps.label.model=m")).changed_by == ("--set steps.label.model",)
+
+
+def test_it_is_known_whether_a_flag_names_the_sink() -> None:
+    given = [Overrides(sink="x"), settings("sink.parquet=x"), settings("sink.table=x")]
+    others = [Overrides(), settings("sink.columns=[a]"), settings("sink.write=append"), Overrides(limit=1)]
+    assert [gives_sink(overrides, SINKS) for overrides in (*given, *others)] == [True] * 3 + [False] * 4
