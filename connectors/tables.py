@@ -1,0 +1,69 @@
+"""The schemas of the three tables that every sink holds: section 4 of the contract."""
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+RUN_ID = pa.field("_run_id", pa.string())
+ROW_FINGERPRINT = pa.field("_row_fingerprint", pa.string())
+
+_FAILURE = (
+    pa.field("step", pa.string()),
+    pa.field("error_class", pa.string()),
+    pa.field("http_status", pa.int32()),
+    pa.field("type", pa.string()),
+    pa.field("param", pa.string()),
+    pa.field("code", pa.string()),
+    pa.field("message", pa.string()),
+    pa.field("details", pa.string()),
+    pa.field("request_id", pa.string()),
+    pa.field("attempts", pa.int32()),
+    pa.field("run_id", pa.string()),
+    pa.field("failed_at", pa.timestamp("us", "UTC")),
+    pa.field("fingerprint", pa.string()),
+)
+
+_USAGE = pa.schema(
+    [
+        pa.field("run_id", pa.string()),
+        pa.field("job", pa.string()),
+        pa.field("step", pa.string()),
+        pa.field("keys", pa.list_(pa.string())),
+        pa.field("fingerprints", pa.list_(pa.string())),
+        pa.field("provider", pa.string()),
+        pa.field("endpoint", pa.string()),
+        pa.field("model", pa.string()),
+        pa.field("model_version", pa.string()),
+        pa.field("attempt", pa.int32()),
+        pa.field("http_status", pa.int32()),
+        pa.field("error_class", pa.string()),
+        pa.field("input_tokens", pa.int64()),
+        pa.field("cached_tokens", pa.int64()),
+        pa.field("output_tokens", pa.int64()),
+        pa.field("reasoning_tokens", pa.int64()),
+        pa.field("audio_seconds", pa.float64()),
+        pa.field("characters", pa.int64()),
+        pa.field("images", pa.int64()),
+        pa.field("cost_usd", pa.float64()),
+        pa.field("started_at", pa.timestamp("us", "UTC")),
+        pa.field("latency_ms", pa.float64()),
+        pa.field("first_token_ms", pa.float64()),
+        pa.field("request_id", pa.string()),
+        pa.field("finish_reason", pa.string()),
+    ]
+)
+
+
+def results_schema(key: Iterable[pa.Field], carried: Iterable[pa.Field], made: Iterable[pa.Field]) -> pa.Schema:
+    """Key columns, columns carried over, outputs, `_run_id`, `_row_fingerprint`."""
+    return pa.schema([*key, *carried, *made, RUN_ID, ROW_FINGERPRINT])
+
+
+def errors_schema(key: Iterable[pa.Field]) -> pa.Schema:
+    """Key columns (null for a line that is no row), then what failed, why and when."""
+    return pa.schema([*(field.with_nullable(True) for field in key), *_FAILURE])
+
+
+def usage_schema() -> pa.Schema:
+    """One row for each HTTP exchange; `keys` and `fingerprints` have one element for each row it answered for."""
+    return _USAGE
