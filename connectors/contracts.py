@@ -119,8 +119,24 @@ class StepFacts:
     hosts: tuple[str, ...]
     structured: str | None = None
     """How this provider's model was found to take a typed `output`: schema, json_object or prompt; None: not known."""
-    media: Path | None = None
-    """The folder in which binary answers are kept until their row is in the sink."""
+    files_prefix: str = "files/"
+    """What stands before the name of a file in a results column: the way from the sink to its folder of files."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaUse:
+    """How a column of files is read before `request` sees it: values become Media, a list of them a list of Media.
+
+    Null stays None. A value that is no such file, or too large, makes an `input` error of its row.
+    """
+
+    kind: Literal["image", "audio"]
+    largest: int
+    """Bytes."""
+    passes_urls: bool = False
+    """A URL stays the text that it is, for the provider to fetch; else it is fetched here."""
+    split: bool = False
+    """A sound that is larger is cut at silences into `Media.pieces`."""
 
 
 class Endpoint(Protocol):
@@ -171,6 +187,61 @@ class Endpoint(Protocol):
 
     def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
         """The step's columns, one array a field; None gives nulls."""
+
+    @property
+    def media(self) -> Mapping[str, MediaUse]:
+        """The columns among `uses` that hold files."""
+
+    @property
+    def image_terms(self) -> tuple[str | None, str | None] | None:
+        """(size, quality) of the images it makes, which set their price; None where it makes none."""
+
+    def links(self, answer: bytes) -> Sequence[str]:
+        """URLs in an answer whose contents must be fetched before it is kept for good: they expire."""
+
+    def with_contents(self, answer: bytes, contents: Sequence[bytes]) -> bytes:
+        """The answer with the contents of its `links` in place of them."""
+
+    def files(self, answer: bytes) -> Sequence[tuple[str, bytes]]:
+        """(name by content, content) of the files that `values` names, to be written beside the table."""
+
+    def joined(self, request: Request, answers: Sequence[bytes]) -> bytes:
+        """The answer of a request that was asked in parts, of the answers of its parts in their order."""
+
+
+class OneByOne:
+    """What most endpoints do: one row a request; no files in or out, no parts, nothing to mend."""
+
+    media: Mapping[str, MediaUse] = {}
+    image_terms: tuple[str | None, str | None] | None = None
+
+    def packs(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
+        """Each alone."""
+        return ((request,) for request in requests)
+
+    def repair(self, request: Request, answer: bytes, problem: RowError) -> Request | None:
+        """There is nothing to mend."""
+        return None
+
+    def easier(self, problem: RowError) -> str | None:
+        """There is one way only."""
+        return None
+
+    def links(self, answer: bytes) -> Sequence[str]:
+        """None."""
+        return ()
+
+    def with_contents(self, answer: bytes, contents: Sequence[bytes]) -> bytes:
+        """As it is."""
+        return answer
+
+    def files(self, answer: bytes) -> Sequence[tuple[str, bytes]]:
+        """None."""
+        return ()
+
+    def joined(self, request: Request, answers: Sequence[bytes]) -> bytes:
+        """Never asked for: no request has parts."""
+        raise AssertionError("a request without parts has no parts to join")
 
 
 class MalformedReply(Exception):

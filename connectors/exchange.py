@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, Literal
 
 Row = Mapping[str, Any]
@@ -75,6 +76,38 @@ NO_USAGE = Usage()
 
 
 @dataclass(frozen=True, slots=True)
+class Media:
+    """A picture or a sound that a row names or holds, found, measured and checked before its request is made."""
+
+    digest: str
+    """SHA-256 of the content, 64 hex digits."""
+    size: int
+    """Bytes."""
+    kind: str
+    """Media type by content, such as `image/png`."""
+    suffix: str
+    """For a file name, by content: `png`."""
+    path: Path | None = None
+    """Where the content lies; None: in `data`."""
+    data: bytes | None = None
+    pixels: tuple[int, int] | None = None
+    """Width and height of a picture."""
+    seconds: float | None = None
+    """Length of a sound."""
+    pieces: "tuple[tuple[float, Media], ...]" = ()
+    """Of a sound that was cut: (where it starts in seconds, the piece)."""
+
+    @property
+    def name(self) -> str:
+        """How a request's body names it; `Endpoint.call` puts the content in its place."""
+        return f"rowmill-media:{self.digest}"
+
+    def read(self) -> bytes:
+        """The content; OSError where the file is gone."""
+        return self.data if self.data is not None else (self.path or Path()).read_bytes()
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One row's question: what is sent, alone or packed with others, and the ledger's key for its answer."""
 
@@ -90,6 +123,14 @@ class Request:
     """The rows it answers for, as text; filled in by the fan-out."""
     repair_of: bytes | None = None
     """The fingerprint of the request whose answer this one asks to mend."""
+    media: tuple[Media, ...] = ()
+    """The contents that `body` names by their digest."""
+    parts: "tuple[Request, ...]" = ()
+    """Requests to be sent instead of this one; `Endpoint.joined` makes its answer of theirs."""
+    audio_seconds: float | None = None
+    """Counted before sending, for the budget; as are characters and images."""
+    characters: int | None = None
+    images: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,13 @@
 """POST /chat/completions: one row a request, text or typed columns out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import orjson
 import pyarrow as pa
 from pydantic import Field
 
-from connectors.contracts import MalformedReply, StepFacts, StepModel
+from connectors.contracts import MalformedReply, OneByOne, StepFacts, StepModel
 from connectors.endpoints.chat_messages import Message, message_templates
 from connectors.endpoints.chat_params import CHAT_PARAMS
 from connectors.errors import JobError
@@ -44,7 +44,7 @@ class ChatStep(StepModel):
         return Chat(self, facts)
 
 
-class Chat:
+class Chat(OneByOne):
     """The endpoint of one step of chat."""
 
     path = "/chat/completions"
@@ -126,10 +126,6 @@ class Chat:
             keys=(key,),
             repair_of=repair_of,
         )
-
-    def packs(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
-        """Each alone."""
-        return ((request,) for request in requests)
 
     def call(self, pack: Sequence[Request]) -> Call:
         """The request as it stands."""

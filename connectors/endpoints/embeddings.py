@@ -10,7 +10,7 @@ import orjson
 import pyarrow as pa
 from pydantic import Field
 
-from connectors.contracts import MalformedReply, StepFacts, StepModel
+from connectors.contracts import MalformedReply, OneByOne, StepFacts, StepModel
 from connectors.errors import JobError, did_you_mean
 from connectors.exchange import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.params import Check, check_params, text, whole
@@ -49,7 +49,7 @@ class EmbeddingsStep(StepModel):
         return Embeddings(self, facts)
 
 
-class Embeddings:
+class Embeddings(OneByOne):
     """The endpoint of one step of embeddings."""
 
     path = "/embeddings"
@@ -169,14 +169,6 @@ class Embeddings:
         if len(answer) != 4 * self._size:
             return RowError("invalid_answer", f"the vector has {len(answer) // 4} numbers, not {self._size}")
         return (answer,)
-
-    def repair(self, request: Request, answer: bytes, problem: RowError) -> Request | None:
-        """There is nothing to mend in a vector."""
-        return None
-
-    def easier(self, problem: RowError) -> str | None:
-        """There is one way only."""
-        return None
 
     def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
         """One fixed-size list column, its numbers taken from the bytes as they are."""
