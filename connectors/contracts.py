@@ -271,9 +271,10 @@ class Commit:
     replaced: Mapping[str, Sequence[int]]
     """Existing part -> indexes in `results` of the rows that replace a row of that part; all others are new."""
     errors: pa.Table
-    """Rows that failed; a key that stands in the errors table already is replaced."""
+    """Rows that failed; a key that stands in the errors table already is replaced, a null key one with equal details."""
     cleared: pa.Table
-    """Key columns only: rows to be taken out of the errors table, since they succeeded."""
+    """Key columns only: rows to be taken out of the errors table, since they succeeded. A null key stands for all
+    errors without a key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,10 +296,11 @@ class Sink(Protocol):
     def prepare(self, fresh: bool) -> None:
         """Recover what a kill left behind and see that each table exists with its schema; DataError where the
         tables there do not fit the job. `fresh`: results and errors are built anew beside the old ones (write:
-        replace, rebuild) until `finish`."""
+        replace, rebuild), which may then have other columns, until `finish`."""
 
     def present(self) -> bool:
-        """Whether the results table exists already (before prepare)."""
+        """Whether the results table exists already (before prepare); not where it was begun by a fresh build that was
+        never finished."""
 
     def results_sql(self) -> str:
         """A SQL table expression of the committed results with the column `_part` (string: what Commit.replaced
@@ -333,3 +335,11 @@ class Sink(Protocol):
 
     def tables(self) -> Mapping[str, str]:
         """For people and programs: results, usage, errors -> a glob or a table name."""
+
+    @property
+    def files_folder(self) -> Path:
+        """Where media files of the rows are written."""
+
+    @property
+    def files_prefix(self) -> str:
+        """What stands before such a file's name in a results column: the folder, relative to the sink's, and `/`."""

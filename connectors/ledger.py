@@ -17,37 +17,11 @@ from typing import Any
 
 import orjson
 
-from connectors.errors import JobError
 from connectors.exchange import NO_USAGE, RowError, Usage
+from connectors.ledger_file import meta_value, open_ledger_file, write_whole
 
-VERSION = 1
-"""Of the file's own schema, kept in SQLite's user_version."""
-
-SCHEMA = """
-create table meta (key text primary key, value text not null) without rowid;
-create table runs (run_id text primary key, job text not null, state text not null, started_at integer not null,
-    ended_at integer, exit_code integer, stopped text, report text) without rowid;
-create index runs_of_job on runs (job, started_at);
-create table legs (id integer primary key, run_id text not null, job text not null, step text not null,
-    provider text not null, endpoint text not null, model text not null,
-    unique (run_id, step, provider, endpoint, model));
-create table noted (id integer primary key, leg integer not null, attempt integer not null, keys text not null,
-    fingerprints blob not null, reserved integer, started_at integer not null);
-create table exchanges (writer integer not null, seq integer not null, leg integer not null, attempt integer not null,
-    keys text not null, fingerprints blob not null, http_status integer, error_class text, input_tokens integer,
-    cached_tokens integer, output_tokens integer, reasoning_tokens integer, audio_seconds real, characters integer,
-    images integer, model_version text, finish_reason text, cost integer, started_at integer not null,
-    latency_ms real, first_token_ms real, request_id text, message text, primary key (writer, seq)) without rowid;
-create index exchanges_of_leg on exchanges (leg);
-create table answers (id integer primary key, fingerprint blob not null unique, leg integer not null,
-    request blob, reply blob, error text, at integer not null);
-create table commits (id integer primary key, job text not null, sink text not null, at integer not null,
-    rows blob, errors blob, cleared blob, removed blob);
-create index commits_of_sink on commits (job, sink, id);
-create table modes (provider text not null, model text not null, structured text not null,
-    primary key (provider, model)) without rowid;
-create table days (day text primary key, spent integer not null) without rowid;
-"""
+LARGE = 128 << 10
+"""Bytes: an answer with more lies in a file of its own beside the ledger, named by its request's fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +69,14 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._write = _open(path)
-        self._read = _open(path)
+        self._answers = path.parent / "answers"
+        self._write = open_ledger_file(path)
+        self._read = open_ledger_file(path)
         self._read_turn = threading.Lock()
         with self._write:
             self._write.execute("begin immediate")
-            self.identity = _meta(self._write, "identity", secrets.token_hex(4))
-            self.writer = int(_meta(self._write, "writers", "0")) + 1
+            self.identity = meta_value(self._write, "identity", secrets.token_hex(4))
+            self.writer = int(meta_value(self._write, "writers", "0")) + 1
             self._write.execute("update meta set value = ? where key = 'writers'", (str(self.writer),))
         self._seq = 0
         self._notes = self.writer << 40
@@ -175,15 +150,45 @@ class Ledger:
         )  # fmt: skip
         at = now_us()
         for fingerprint, request, reply, error in ended.answers:
-            db.execute(
-                "insert into answers (fingerprint, leg, request, reply, error, at) values (?,?,?,?,?,?) on conflict "
-                "(fingerprint) do update set leg = excluded.leg, request = excluded.request, reply = excluded.reply, "
-                "error = excluded.error, at = excluded.at",
-                (fingerprint, ended.leg, request, reply, None if error is None else _error_text(error), at),
-            )
+            self._keep(db, fingerprint, ended.leg, request, reply, error, at)
         db.execute("delete from noted where id = ?", (ended.note,))
         if day is not None:
             _add_to_day(db, day, (ended.cost or 0) - ended.released)
+
+    async def keep(self, fingerprint: bytes, leg: int, request: bytes, reply: bytes) -> None:
+        """Keep an answer that was made of others, or one in another form than it came in."""
+        await self._queued(lambda db: self._keep(db, fingerprint, leg, request, reply, None, now_us()))
+
+    def _keep(
+        self,
+        db: sqlite3.Connection,
+        fingerprint: bytes,
+        leg: int,
+        request: bytes,
+        reply: bytes | None,
+        error: RowError | None,
+        at: int,
+    ) -> None:
+        file: str | None = None
+        if reply is not None and len(reply) > LARGE:
+            file = f"{fingerprint.hex()[:2]}/{fingerprint.hex()}"
+            write_whole(self._answers / file, reply)
+            reply = None
+        db.execute(
+            "insert into answers (fingerprint, leg, request, reply, file, error, at) values (?,?,?,?,?,?,?) "
+            "on conflict (fingerprint) do update set leg = excluded.leg, request = excluded.request, "
+            "reply = excluded.reply, file = excluded.file, error = excluded.error, at = excluded.at",
+            (fingerprint, leg, request, reply, file, None if error is None else _error_text(error), at),
+        )
+
+    def _reply(self, reply: bytes | None, file: str | None) -> bytes | None:
+        """A kept reply; None where there is none, or its file is gone."""
+        if file is None:
+            return reply
+        try:
+            return (self._answers / file).read_bytes()
+        except FileNotFoundError:
+            return None
 
     def recover(self, job: str) -> int:
         """Settle as `unknown` what earlier runs of the job noted and never saw answered; how many there were.
@@ -216,22 +221,24 @@ class Ledger:
             for start in range(0, len(fingerprints), 500):
                 some = fingerprints[start : start + 500]
                 marks = ",".join("?" * len(some))
-                for fingerprint, reply, error, run_id, at in self._read.execute(
-                    "select a.fingerprint, a.reply, a.error, l.run_id, a.at from answers a join legs l "
+                for fingerprint, reply, file, error, run_id, at in self._read.execute(
+                    "select a.fingerprint, a.reply, a.file, a.error, l.run_id, a.at from answers a join legs l "
                     f"on l.id = a.leg where a.fingerprint in ({marks})",
                     some,
                 ):
-                    found[fingerprint] = Answer(reply, _error_of(error), run_id, at)
+                    answer = Answer(self._reply(reply, file), _error_of(error), run_id, at)
+                    if answer.reply is not None or answer.error is not None:
+                        found[fingerprint] = answer
         return found
 
     def as_sent(self, fingerprint: bytes) -> Answer | None:
         """One kept answer with its request as it was sent."""
-        for reply, error, run_id, at, request in self.query(
-            "select a.reply, a.error, l.run_id, a.at, a.request from answers a join legs l on l.id = a.leg "
+        for reply, file, error, run_id, at, request in self.query(
+            "select a.reply, a.file, a.error, l.run_id, a.at, a.request from answers a join legs l on l.id = a.leg "
             "where a.fingerprint = ?",
             (fingerprint,),
         ):
-            return Answer(reply, _error_of(error), run_id, at, request)
+            return Answer(self._reply(reply, file), _error_of(error), run_id, at, request)
         return None
 
     # Runs, commits and what else is told.
@@ -255,7 +262,7 @@ class Ledger:
 
     def stream(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """The rows of a large read, on a connection of its own."""
-        with closing(_open(self.path)) as db:
+        with closing(open_ledger_file(self.path)) as db:
             yield from db.execute(sql, values)
 
     def write(self, sql: str, values: Sequence[Any] = ()) -> None:
@@ -268,7 +275,7 @@ class Ledger:
         await self._queued(lambda db: db.execute(sql, values) and None)
 
     def _write_now(self) -> sqlite3.Connection:
-        return _open(self.path)
+        return open_ledger_file(self.path)
 
     # The thread that writes: all that is queued goes into one transaction.
 
@@ -296,7 +303,7 @@ class Ledger:
                     results = [write(self._write) for write, _ in group]
                 told: Iterable[tuple[asyncio.Future[Any], Any]] = zip((f for _, f in group), results, strict=True)
                 loop.call_soon_threadsafe(_resolve, list(told))
-            except sqlite3.Error as exc:
+            except (sqlite3.Error, OSError) as exc:
                 self._seq = seq
                 loop.call_soon_threadsafe(_fail, [f for _, f in group], exc)
 
@@ -316,40 +323,6 @@ def _fail(futures: Sequence[asyncio.Future[Any]], exc: Exception) -> None:
     for future in futures:
         if not future.done():
             future.set_exception(exc)
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    try:
-        db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-        db.execute("pragma journal_mode = wal")
-        db.execute("pragma synchronous = normal")
-        (version,) = db.execute("pragma user_version").fetchone()
-        if version == 0:
-            db.execute("begin immediate")
-            if db.execute("pragma user_version").fetchone()[0] == 0:
-                for statement in SCHEMA.split(";"):
-                    db.execute(statement)
-                db.execute(f"pragma user_version = {VERSION}")
-            db.execute("commit")
-        elif version > VERSION:
-            raise JobError(
-                f"{path}: this ledger was written by a newer Rowmill (schema {version}, known here: {VERSION}); "
-                "upgrade with: pip install --upgrade rowmill"
-            )
-    except sqlite3.DatabaseError as exc:
-        if isinstance(exc, sqlite3.OperationalError):
-            raise
-        raise JobError(
-            f"{path}: the ledger cannot be read ({exc}); nothing was changed: copy it away and mend the copy with "
-            "`sqlite3 OLD .recover | sqlite3 NEW`, or move it away to begin a new one (rows in the sink stay done)"
-        ) from exc
-    return db
-
-
-def _meta(db: sqlite3.Connection, key: str, default: str) -> str:
-    db.execute("insert or ignore into meta values (?, ?)", (key, default))
-    (value,) = db.execute("select value from meta where key = ?", (key,)).fetchone()
-    return str(value)
 
 
 def _add_to_day(db: sqlite3.Connection, day: str, pico: int) -> None:

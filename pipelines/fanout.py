@@ -4,24 +4,23 @@ import asyncio
 import random
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import orjson
 
 from connectors.exchange import (
-    NO_USAGE,
     RETRIED_CLASSES,
     STOPPING_CLASSES,
+    Call,
     Reply,
     Request,
     RowError,
-    Usage,
 )
 from connectors.ledger import Answer, Ledger, Settled, now_us
 from connectors.limiter import Allowance
-from connectors.prices import cost
 from connectors.replies import rate_limits, retry_after
 from connectors.transport import RequestError, Transport
-from pipelines.packs import DayBudget, Lane, Outcome, Pack, Tries, Wave, expected, read_reply, to_keep, total
+from pipelines.packs import DayBudget, Lane, Outcome, Pack, Tries, Wave, expected, paid, read_reply, to_keep, total
 from pipelines.purse import Purse
 from pipelines.tally import Tally
 
@@ -54,6 +53,7 @@ class FanOut:
         self._waves: dict[bytes, list[Wave]] = {}
         self._workers: list[asyncio.Task[None]] = []
         self._waiting: set[asyncio.Task[None]] = set()
+        self._in_parts_now: set[asyncio.Task[None]] = set()
         self._wanted = asyncio.Event()
         self.stopped: str | None = None
         """Why nothing more is sent; None while all goes on."""
@@ -123,10 +123,32 @@ class FanOut:
             if usable(answer):
                 del fresh[mark]
                 self._land(mark, Outcome(answer.reply, answer.error, 1, answer.run_id, answer.at, False))
-        for some in lane.endpoint.packs(list(fresh.values())):
+        whole = [request for request in fresh.values() if not request.parts]
+        for some in lane.endpoint.packs(whole):
             self._ready.put_nowait(Pack(lane, some))
+        for request in fresh.values():
+            if request.parts:
+                task = asyncio.create_task(self._in_parts(lane, request, usable))
+                self._in_parts_now.add(task)
+                task.add_done_callback(self._in_parts_now.discard)
         self._let_go()
         return wave
+
+    async def _in_parts(self, lane: Lane, request: Request, usable: Callable[[Answer], bool]) -> None:
+        """Ask for the parts of a request; the answer that they make together is kept as its own."""
+        parts = tuple(replace(part, keys=request.keys) for part in request.parts)
+        wave = await self.ask(lane, parts, usable)
+        await wave.landed.wait()
+        if wave.missing:
+            return
+        ended = [wave.outcomes[part.fingerprint] for part in parts]
+        failed = next((outcome for outcome in ended if outcome.error is not None), None)
+        if failed is None:
+            joined = lane.endpoint.joined(request, [outcome.answer or b"" for outcome in ended])
+            await self._ledger.keep(request.fingerprint, lane.leg, request.body, joined)
+            sent = any(outcome.sent for outcome in ended)
+            failed = Outcome(joined, None, max(o.attempts for o in ended), self._run_id, now_us(), sent)
+        self._land(request.fingerprint, failed)
 
     # One sender: takes the next pack, sends it, tells the outcome.
 
@@ -179,6 +201,11 @@ class FanOut:
 
     async def _exchange(self, pack: Pack, worst: int | None, day: str | None) -> Settled | None:
         lane = pack.lane
+        try:
+            call = await self._call(pack)
+        except OSError as exc:
+            self._tell_all(pack, RowError("input", f"a file of this row cannot be read any more: {exc.strerror}"))
+            return None
         note = self._ledger.next_note()
         keys = orjson.dumps([key for request in pack.requests for key in request.keys])
         fingerprints = b"".join(request.fingerprint for request in pack.requests for _ in request.keys)
@@ -194,7 +221,7 @@ class FanOut:
         failure: RequestError | None = None
         seen = False
         try:
-            reply = await self._transport.send(lane.provider, lane.endpoint.call(pack.requests))
+            reply = await self._transport.send(lane.provider, call)
             seen = True
         except RequestError as exc:
             failure = exc
@@ -214,7 +241,7 @@ class FanOut:
                 )  # fmt: skip
                 self._purse.spent += worst or 0
         answers, error, usage = read_reply(pack, reply, failure)
-        paid = self._paid(lane, reply, failure, error, usage, worst)
+        spent = paid(lane, reply, failure, error, usage, worst)
         kept = to_keep(pack, answers, error)
         ended = Settled(
             note=note,
@@ -226,7 +253,7 @@ class FanOut:
             http_status=None if reply is None else reply.status,
             error_class=None if error is None else error.error_class,
             usage=usage,
-            cost=paid,
+            cost=spent,
             released=worst or 0,
             latency_ms=reply.latency_ms if reply is not None else failure.latency_ms if failure else None,
             first_token_ms=None if reply is None else reply.first_token_ms,
@@ -239,23 +266,10 @@ class FanOut:
         self._judge(pack, answers, error, reply)
         return ended
 
-    def _paid(
-        self,
-        lane: Lane,
-        reply: Reply | None,
-        failure: RequestError | None,
-        error: RowError | None,
-        usage: Usage,
-        worst: int | None,
-    ) -> int | None:
-        """What the exchange cost; its worst case where the provider may have billed what we never saw."""
-        if failure is not None:
-            return worst if failure.billable else 0
-        if reply is not None and reply.status >= 300:
-            return 0
-        if error is not None and usage is NO_USAGE:
-            return worst
-        return cost(lane.price, usage)
+    async def _call(self, pack: Pack) -> Call:
+        if any(request.media for request in pack.requests):
+            return await asyncio.to_thread(pack.lane.endpoint.call, pack.requests)
+        return pack.lane.endpoint.call(pack.requests)
 
     def _count(self, lane: Lane, ended: Settled) -> None:
         tally = self._tally

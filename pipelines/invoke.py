@@ -11,7 +11,7 @@ from connectors.registry import SINKS
 from pipelines.jobfile import LoadedJob, load_job
 from pipelines.lanes import step_price
 from pipelines.overrides import Overrides, gives_sink
-from pipelines.prepare import ReadyJob, prepared
+from pipelines.prepare import ReadyJob, placed, prepared
 from pipelines.projection import add_usage, rebuild
 from pipelines.runs import end_invocation, job_lock, open_run
 from pipelines.summary import summary
@@ -42,7 +42,8 @@ def invoke(
     ):
         _check_sink(ready, overrides)
         _check_budget(ready)
-        ready.selection.check_keys()
+        with placed(loaded):
+            ready.selection.check_keys()
         ledger.recover(ready.job.name)
         prepare_sink(ready, ledger)
         ready.selection.see(None if ready.job.sink.write == "replace" else ready.sink)

@@ -7,7 +7,7 @@ from connectors.contracts import Provider
 from connectors.exchange import Request
 from connectors.ledger import Ledger
 from connectors.limiter import Allowance
-from connectors.prices import FREE, Price, price_of, worst_cost
+from connectors.prices import FREE, Price, image_price, price_of, worst_cost
 from connectors.tokens import is_exact
 from pipelines.packs import Lane
 from pipelines.prepare import ReadyJob, ReadyStep
@@ -62,7 +62,9 @@ def step_price(ready: ReadyJob, step: ReadyStep) -> Price | None:
     """What the step's model charges; None where nobody has a price for it. What runs embedded costs nothing."""
     if step.provider.name == "local":
         return FREE
-    return price_of(step.model.model, step.provider.prices, ready.workspace.prices)
+    price = price_of(step.model.model, step.provider.prices, ready.workspace.prices)
+    terms = step.endpoint.image_terms
+    return price if price is None or terms is None else image_price(price, *terms)
 
 
 def worst_of(price: Price | None, model: str) -> Callable[[Request], int | None]:
@@ -72,9 +74,16 @@ def worst_of(price: Price | None, model: str) -> Callable[[Request], int | None]
 
     def worst(request: Request) -> int | None:
         tokens = request.input_tokens
-        if not exact and len(request.body) <= TEXT_BYTES:
+        if tokens and not exact and len(request.body) <= TEXT_BYTES:
             tokens = max(tokens, len(request.body))
-        return worst_cost(price, tokens, request.output_bound)
+        return worst_cost(
+            price,
+            tokens,
+            request.output_bound,
+            audio_seconds=request.audio_seconds,
+            characters=request.characters,
+            images=request.images,
+        )
 
     return worst
 

@@ -8,7 +8,7 @@ from datetime import datetime, tzinfo
 from connectors.contracts import Endpoint, MalformedReply, Provider
 from connectors.exchange import NO_USAGE, OWN_CLASSES, Reply, Request, RowError, Usage
 from connectors.limiter import Allowance
-from connectors.prices import Price
+from connectors.prices import Price, cost
 from connectors.replies import row_error
 from connectors.transport import RequestError
 
@@ -111,6 +111,7 @@ def read_reply(
 def to_keep(
     pack: Pack, answers: Sequence[bytes | RowError], error: RowError | None
 ) -> tuple[tuple[bytes, bytes, bytes | None, RowError | None], ...]:
+    """(fingerprint, request, reply, error of the row's own) of what the ledger keeps for good."""
     if error is not None:
         alone = len(pack.requests) == 1 and error.error_class in OWN_CLASSES
         return ((pack.requests[0].fingerprint, pack.requests[0].body, None, error),) if alone else ()
@@ -122,7 +123,26 @@ def to_keep(
     )
 
 
+def paid(
+    lane: Lane,
+    reply: Reply | None,
+    failure: RequestError | None,
+    error: RowError | None,
+    usage: Usage,
+    worst: int | None,
+) -> int | None:
+    """What the exchange cost; its worst case where the provider may have billed what we never saw."""
+    if failure is not None:
+        return worst if failure.billable else 0
+    if reply is not None and reply.status >= 300:
+        return 0
+    if error is not None and usage is NO_USAGE:
+        return worst
+    return cost(lane.price, usage)
+
+
 def total(amounts: Iterable[int | None]) -> int | None:
+    """The sum; None where one is not known."""
     added = 0
     for amount in amounts:
         if amount is None:
@@ -132,4 +152,5 @@ def total(amounts: Iterable[int | None]) -> int | None:
 
 
 def expected(request: Request, usual: float) -> float:
+    """Output tokens that an answer is likely to take."""
     return usual if request.output_bound is None else min(usual, request.output_bound)

@@ -15,7 +15,7 @@ from pipelines.invoke import opened_ledger
 from pipelines.jobfile import load_job
 from pipelines.lanes import step_price
 from pipelines.overrides import Overrides
-from pipelines.prepare import ReadyJob, ReadyStep, prepared
+from pipelines.prepare import ReadyJob, ReadyStep, placed, prepared
 from pipelines.workspace import find_workspace
 
 SAMPLE = 2000
@@ -77,8 +77,9 @@ def plan_of(path: Path, overrides: Overrides) -> Plan:
     workspace = find_workspace(path)
     with opened_ledger(workspace) as ledger, prepared(loaded, workspace, ledger) as ready:
         ready.selection.see(ready.sink if ready.sink.present() and ready.job.sink.write != "replace" else None)
-        ready.selection.check_keys()
-        counts = ready.selection.counts(ready.job.sink.write)
+        with placed(loaded):
+            ready.selection.check_keys()
+        counts = ready.selection.counts()
         asked = counts.new + counts.changed
         rows = _sample(ready)
         steps: list[StepPlan] = []

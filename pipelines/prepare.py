@@ -6,17 +6,20 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
 from connectors.contracts import Endpoint, Provider, Sink, SourceFacts, StepFacts, TableShape
-from connectors.errors import JobError
+from connectors.errors import DataError, JobError
 from connectors.ledger import Ledger
+from connectors.media import MediaReader
 from connectors.registry import StepKind
 from connectors.tables import errors_schema, results_schema
 from pipelines.jobfile import Job, LoadedJob
 from pipelines.predicates import Predicate
-from pipelines.reader import Reader, Selection
+from pipelines.reader import Reader
+from pipelines.selection import Selection, select
 from pipelines.workspace import Workspace
 
 
@@ -46,6 +49,8 @@ class ReadyJob:
     steps: Sequence[ReadyStep]
     shape: TableShape
     sink: Sink
+    scratch: Path
+    """A folder for the time of the run."""
     sink_name: str
     """The sink as the job file writes it: under this name the ledger keeps its commits."""
 
@@ -81,11 +86,17 @@ def prepared(
     workspace.state.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=workspace.state, prefix="scratch-") as scratch:
         facts = SourceFacts(workspace.folder, workspace.roots, Path(scratch), jobs or {})
-        with Reader(job.source, facts) as reader:
+        with placed(loaded):
+            reader = Reader(job.source, facts)
+        with reader:
             steps = _steps(loaded, workspace, reader.schema, ledger, local_url)
             made = [field for step in steps for field in step.endpoint.fields]
             used = _used(steps).intersection(reader.schema.names)
-            selection = reader.select(used, job.sink.columns, _digest(steps))
+            files = {name for step in steps for name in step.endpoint.media}.intersection(reader.schema.names)
+            with placed(loaded):
+                selection = select(
+                    reader, used, job.sink.columns, _digest(steps), files, appending=job.sink.write == "append"
+                )
             key, carried = list(selection.key_schema), list(selection.carried_schema)
             _check_names(loaded, steps, [field.name for field in (*key, *carried)])
             shape = TableShape(
@@ -96,7 +107,7 @@ def prepared(
                 outputs=tuple(field.name for field in made),
             )
             sink = job.sink.open(shape, workspace.folder, job.retry.longest_hold)
-            yield ReadyJob(loaded, workspace, reader, selection, steps, shape, sink, job.sink.identity)
+            yield ReadyJob(loaded, workspace, reader, selection, steps, shape, sink, Path(scratch), job.sink.identity)
 
 
 def _steps(
@@ -115,13 +126,23 @@ def _steps(
             roots=workspace.roots,
             hosts=workspace.hosts,
             structured=_known_way(ledger, provider, step.model),
+            files_prefix=loaded.job.sink.files_prefix,
         )
         with placed(loaded):
             endpoint = step.build(facts)
-            when = None if step.when is None else Predicate(step.when, pa.schema(list(columns.items())))
+            where = f"steps.{step.name}.when"
+            when = None if step.when is None else Predicate(step.when, pa.schema(list(columns.items())), where)
         columns.update((field.name, field.type) for field in endpoint.fields)
         ready.append(ReadyStep(step, provider, endpoint, facts, when))
     return ready
+
+
+def media_reader(ready: ReadyJob) -> MediaReader:
+    """Reads the files that rows name, where the workspace allows it."""
+    hosts = frozenset(urlsplit(step.provider.base_url).hostname or "" for step in ready.steps) - {""}
+    return MediaReader(
+        ready.workspace.folder, ready.workspace.roots, ready.workspace.hosts, ready.scratch / "media", hosts
+    )
 
 
 @contextlib.contextmanager
@@ -129,12 +150,12 @@ def placed(loaded: LoadedJob) -> Iterator[None]:
     """Gives messages that begin with a key path, such as `steps.label.messages: …`, their file and line."""
     try:
         yield
-    except JobError as exc:
+    except (JobError, DataError) as exc:
         where, colon, what = str(exc).partition(": ")
         if not colon or where.split(".")[0] not in ("source", "steps", "sink"):
             raise
         path = [int(word) if word.isdigit() else word for word in where.split(".")]
-        raise JobError(f"{loaded.at(*path)}: {what}") from exc
+        raise type(exc)(f"{loaded.at(*path)}: {what}") from exc
 
 
 def _check_names(loaded: LoadedJob, steps: Sequence[ReadyStep], taken: Sequence[str]) -> None:

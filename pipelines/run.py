@@ -22,7 +22,7 @@ from pipelines.committer import Committer
 from pipelines.fanout import FanOut
 from pipelines.lanes import lanes_of
 from pipelines.packs import DayBudget, Tries
-from pipelines.prepare import ReadyJob
+from pipelines.prepare import ReadyJob, media_reader
 from pipelines.projection import packed
 from pipelines.purse import Purse
 from pipelines.runs import OpenRun
@@ -67,7 +67,7 @@ async def run_job(
     """Ask for every row that wants an answer, and commit what comes; the job's lock is held by the caller."""
     job = ready.job
     tally = Tally()
-    counts = ready.selection.counts(job.sink.write)
+    counts = ready.selection.counts()
     tally.rows = counts.rows + len(ready.reader.rejects)
     tally.rows_ok = tally.rows_reused = counts.done
     tally.rows_failed = len(ready.reader.rejects) + (counts.failed_before if options.retry is None else 0)
@@ -90,12 +90,16 @@ async def run_job(
     )
     committer = Committer(job.name, ready.sink, ready.sink_name, ready.shape, ledger, tally, run.run_id)
     allowances: dict[str, Allowance] = {}
+    media = media_reader(ready)
     travel = Travel(
         lanes_of(ready, ledger, run.run_id, allowances),
         fanout,
         run.run_id,
         committer.add,
         options.retry is not None,
+        media,
+        lambda lane, request, answer: ledger.keep(request.fingerprint, lane.leg, request.body, answer),
+        ready.sink.files_folder,
     )
     departed = ready.selection.departed() if ready.removing else None
     settled = None if ready.limited else ready.selection.settled_errors()
@@ -111,6 +115,7 @@ async def run_job(
             stopped = fanout.stopped
             await fanout.close(options.grace)
             await transport.close()
+            await media.close()
             keeper.cancel()
             follower.cancel()
             ended, _ = await asyncio.gather(keeper, follower, return_exceptions=True)

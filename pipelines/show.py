@@ -14,6 +14,7 @@ from pipelines.invoke import opened_ledger
 from pipelines.jobfile import load_job
 from pipelines.looks import moment
 from pipelines.prepare import ReadyJob, prepared
+from pipelines.selection import key_text
 from pipelines.workspace import find_workspace
 
 LONGEST_LIST = 8
@@ -125,8 +126,7 @@ def _standing(ready: ReadyJob, key: str) -> tuple[dict[str, Any] | None, list[di
     """(the row's result, its errors) as they stand in the sink."""
     if not ready.sink.present():
         return None, []
-    names = ['"' + name.replace('"', '""') + '"' for name in ready.shape.key]
-    text = f"cast({names[0]} as varchar)" if len(names) == 1 else f"cast(to_json([{', '.join(names)}]) as varchar)"
+    text = key_text(ready.shape.key)
     with duckdb.connect() as db:
         ready.sink.attach(db)
         results = db.execute(f"select * from {ready.sink.results_sql()} where {text} = ?", [key]).to_arrow_table()

@@ -3,14 +3,20 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pyarrow as pa
 
-from connectors.exchange import Request, RowError, Values
+from connectors.exchange import Request, Row, RowError, Values
 from connectors.ledger import Answer, now_us
+from connectors.media import FetchError, MediaReader
 from pipelines.fanout import FanOut
 from pipelines.packs import Lane, Outcome, Wave
 from pipelines.predicates import Predicate
+from pipelines.row_files import with_media, write_files
+
+LARGEST_FETCHED = 64 << 20
+"""Bytes of one file that an answer names."""
 
 SPLIT_AFTER = 1.0
 """Seconds that a chunk waits for its stragglers before they travel on alone."""
@@ -88,13 +94,20 @@ class Travel:
         run_id: str,
         finished: Callable[[Chunk], None],
         retrying: bool,
+        media: MediaReader,
+        keep: Callable[[Lane, Request, bytes], Awaitable[None]],
+        files: Path,
     ) -> None:
-        """`retrying`: kept answers that made their row fail are asked again."""
+        """`retrying`: kept answers that made their row fail are asked again. `keep`: puts an answer in the ledger in
+        place of the one that is there. `files`: the folder of the files that answers hold."""
         self._steps = steps
         self._fanout = fanout
         self._run_id = run_id
         self._finished = finished
         self._retrying = retrying
+        self._media = media
+        self._keep = keep
+        self._files = files
         self._under_way: set[asyncio.Task[None]] = set()
         self.open_rows = 0
         self.looking = 0
@@ -164,7 +177,7 @@ class Travel:
         """Ask for all rows of the chunk; rows that dawdle go on as a chunk of their own, rows never sent are left."""
         count = len(chunk.keys)
         landing = Landing([None] * count, [None] * count, [False] * count)
-        wanted = self._rendered(chunk, step, landing)
+        wanted = await self._rendered(chunk, step, landing)
         while wanted:
             wave = await self._fanout.ask(step.lane, [request for request, _ in wanted.values()], self._usable(step))
             self._has_set_out(chunk)
@@ -178,24 +191,28 @@ class Travel:
             wanted = await self._read(chunk, step, wanted, wave.outcomes, landing)
         return landing
 
-    def _rendered(self, chunk: Chunk, step: Step, landing: Landing) -> dict[bytes, tuple[Request, list[int]]]:
+    async def _rendered(self, chunk: Chunk, step: Step, landing: Landing) -> dict[bytes, tuple[Request, list[int]]]:
         endpoint = step.lane.endpoint
         mask = None if step.when is None else step.when.mask(chunk.table)
-        rows = chunk.table.select(sorted(endpoint.uses)).to_pylist()
+        rows: Sequence[Row | RowError] = chunk.table.select(sorted(endpoint.uses)).to_pylist()
+        passing = [row for row in range(len(chunk.keys)) if mask is None or mask[row]]
+        for row in set(range(len(chunk.keys))).difference(passing):
+            landing.done[row] = True
+        if endpoint.media:
+            found = await with_media(self._media, rows, endpoint.media, passing)
+            rows = [found.get(place, row) for place, row in enumerate(rows)]
         wanted: dict[bytes, tuple[Request, list[int]]] = {}
-        for row, key in enumerate(chunk.keys):
-            if mask is not None and not mask[row]:
-                landing.done[row] = True
-                continue
-            request = endpoint.request(rows[row], key)
+        for place in passing:
+            key, row = chunk.keys[place], rows[place]
+            request = row if isinstance(row, RowError) else endpoint.request(row, key)
             if isinstance(request, RowError):
-                landing.failures.append(Failure(row, step.lane.step, request, 0, self._run_id, now_us()))
+                landing.failures.append(Failure(place, step.lane.step, request, 0, self._run_id, now_us()))
                 continue
             same = wanted.get(request.fingerprint)
             if same is None:
-                wanted[request.fingerprint] = (request, [row])
+                wanted[request.fingerprint] = (request, [place])
             else:
-                same[1].append(row)
+                same[1].append(place)
                 wanted[request.fingerprint] = (replace(same[0], keys=(*same[0].keys, key)), same[1])
         return wanted
 
@@ -203,7 +220,9 @@ class Travel:
         endpoint = step.lane.endpoint
 
         def made_a_result(answer: Answer) -> bool:
-            return answer.reply is not None and not isinstance(endpoint.values(answer.reply), RowError)
+            if answer.reply is None:
+                return False
+            return bool(endpoint.links(answer.reply)) or not isinstance(endpoint.values(answer.reply), RowError)
 
         return made_a_result if self._retrying else lambda answer: True
 
@@ -236,11 +255,15 @@ class Travel:
                     chunk.asked[row] = True
             problem = outcome.error
             if outcome.answer is not None:
-                values = endpoint.values(outcome.answer)
-                if not isinstance(values, RowError):
+                answer = await self._fetched(step.lane, request, outcome.answer)
+                values = answer if isinstance(answer, RowError) else endpoint.values(answer)
+                if not isinstance(values, RowError) and isinstance(answer, bytes):
+                    if files := endpoint.files(answer):
+                        await asyncio.to_thread(write_files, self._files, files)
                     for row in rows:
                         landing.values[row], landing.answers[row], landing.done[row] = values, mark, True
                     continue
+                assert isinstance(values, RowError)
                 problem = values
                 if (mended := endpoint.repair(request, outcome.answer, problem)) is not None:
                     further[mended.fingerprint] = (replace(mended, keys=request.keys), rows)
@@ -257,7 +280,20 @@ class Travel:
         for way, unsorted in easier.items():
             rows = sorted(unsorted)
             step.lane = await step.ask_easier(step.lane, way)
-            again = self._rendered(chunk.take(rows), replace(step, when=None), Landing([], [], []))
+            again = await self._rendered(chunk.take(rows), replace(step, when=None), Landing([], [], []))
             for mark, (request, places) in again.items():
                 further[mark] = (request, [rows[place] for place in places])
         return further
+
+    async def _fetched(self, lane: Lane, request: Request, answer: bytes) -> bytes | RowError:
+        """The answer with the contents of its links, which expire, kept from now on; it is paid for already."""
+        links = lane.endpoint.links(answer)
+        if not links:
+            return answer
+        try:
+            contents = [await self._media.fetch(link, LARGEST_FETCHED) for link in links]
+        except FetchError as exc:
+            return RowError("connection", f"the answer names a file that cannot be fetched: {exc}")
+        whole = lane.endpoint.with_contents(answer, contents)
+        await self._keep(lane, request, whole)
+        return whole

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Self
 
-import duckdb
+from duckdb import DuckDBPyConnection, Error
 from pydantic import Field, model_validator
 
 from connectors.contracts import Opened, SourceFacts, SourceModel
@@ -34,12 +34,12 @@ class DuckdbSource(SourceModel):
             )
         return (path,)
 
-    def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceFacts) -> Opened:
+    def connect(self, connection: DuckDBPyConnection, facts: SourceFacts) -> Opened:
         (path,) = self.paths(facts)
         with query_connection(facts.scratch) as own:
             try:
                 own.execute(f"attach {literal(path)} as {quoted(path.stem)} (read_only, type duckdb)")
-            except duckdb.Error as exc:
+            except Error as exc:
                 raise DataError(
                     f"{path}: cannot be opened ({first_line(exc)}); close the program that writes to it, or check that "
                     "it is a DuckDB file"
@@ -49,13 +49,13 @@ class DuckdbSource(SourceModel):
             query = self.query if self.query is not None else f"from {self._found_table(own)}"
             try:
                 return Opened(kept(own, query.strip().rstrip(";"), self._first(), facts.scratch))
-            except duckdb.Error as exc:
+            except Error as exc:
                 raise JobError(f"source.query: {first_line(exc)}; mend the query") from exc
 
     def _first(self) -> int | None:
         return self.limit if self.where is None else None
 
-    def _found_table(self, own: duckdb.DuckDBPyConnection) -> str:
+    def _found_table(self, own: DuckDBPyConnection) -> str:
         assert self.table is not None
         there = own.execute(
             "select table_schema, table_name from information_schema.tables where table_catalog = current_database()"

@@ -1,0 +1,80 @@
+"""The ledger's file: its schema and versions, and how it is opened; what cannot be read is told and left untouched."""
+
+import os
+import sqlite3
+from pathlib import Path
+
+from connectors.errors import JobError
+
+VERSION = 1
+"""Of the file's own schema, kept in SQLite's user_version."""
+
+SCHEMA = """
+create table meta (key text primary key, value text not null) without rowid;
+create table runs (run_id text primary key, job text not null, state text not null, started_at integer not null,
+    ended_at integer, exit_code integer, stopped text, report text) without rowid;
+create index runs_of_job on runs (job, started_at);
+create table legs (id integer primary key, run_id text not null, job text not null, step text not null,
+    provider text not null, endpoint text not null, model text not null,
+    unique (run_id, step, provider, endpoint, model));
+create table noted (id integer primary key, leg integer not null, attempt integer not null, keys text not null,
+    fingerprints blob not null, reserved integer, started_at integer not null);
+create table exchanges (writer integer not null, seq integer not null, leg integer not null, attempt integer not null,
+    keys text not null, fingerprints blob not null, http_status integer, error_class text, input_tokens integer,
+    cached_tokens integer, output_tokens integer, reasoning_tokens integer, audio_seconds real, characters integer,
+    images integer, model_version text, finish_reason text, cost integer, started_at integer not null,
+    latency_ms real, first_token_ms real, request_id text, message text, primary key (writer, seq)) without rowid;
+create index exchanges_of_leg on exchanges (leg);
+create table answers (id integer primary key, fingerprint blob not null unique, leg integer not null,
+    request blob, reply blob, file text, error text, at integer not null);
+create table commits (id integer primary key, job text not null, sink text not null, at integer not null,
+    rows blob, errors blob, cleared blob, removed blob);
+create index commits_of_sink on commits (job, sink, id);
+create table modes (provider text not null, model text not null, structured text not null,
+    primary key (provider, model)) without rowid;
+create table days (day text primary key, spent integer not null) without rowid;
+"""
+
+
+def open_ledger_file(path: Path) -> sqlite3.Connection:
+    """A connection to the ledger, made where there is none; JobError where it is newer or cannot be read."""
+    try:
+        db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+        db.execute("pragma journal_mode = wal")
+        db.execute("pragma synchronous = normal")
+        (version,) = db.execute("pragma user_version").fetchone()
+        if version == 0:
+            db.execute("begin immediate")
+            if db.execute("pragma user_version").fetchone()[0] == 0:
+                for statement in SCHEMA.split(";"):
+                    db.execute(statement)
+                db.execute(f"pragma user_version = {VERSION}")
+            db.execute("commit")
+        elif version > VERSION:
+            raise JobError(
+                f"{path}: this ledger was written by a newer Rowmill (schema {version}, known here: {VERSION}); "
+                "upgrade with: pip install --upgrade rowmill"
+            )
+    except sqlite3.DatabaseError as exc:
+        if isinstance(exc, sqlite3.OperationalError):
+            raise
+        raise JobError(
+            f"{path}: the ledger cannot be read ({exc}); nothing was changed: copy it away and mend the copy with "
+            "`sqlite3 OLD .recover | sqlite3 NEW`, or move it away to begin a new one (rows in the sink stay done)"
+        ) from exc
+    return db
+
+
+def meta_value(db: sqlite3.Connection, key: str, default: str) -> str:
+    """What the ledger notes about itself under a key; from now on `default` where nothing is."""
+    db.execute("insert or ignore into meta values (?, ?)", (key, default))
+    (value,) = db.execute("select value from meta where key = ?", (key,)).fetchone()
+    return str(value)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)

@@ -1,0 +1,129 @@
+"""The source of a job, open for reading: its columns with types that every table has, and the rows that are chosen."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import duckdb
+import pyarrow as pa
+
+from connectors.contracts import SourceFacts
+from connectors.errors import JobError, did_you_mean
+from connectors.registry import SourceKind
+from connectors.snapshot import lock_down, query_connection
+from connectors.sql_text import first_line, quoted
+from pipelines.predicates import checked_predicate
+
+ROW_KEY = "_row_key"
+"""The key column of a job without a key: a digest of the row's content, and which of the equal rows it is."""
+
+_AS_TEXT = ("ENUM", "BIT", "INTERVAL", "UNION", "TIME WITH TIME ZONE", '"NULL"')
+"""Types that Arrow or Parquet have no plain column for."""
+_NESTED = ("STRUCT", "MAP", "UNION", "JSON")
+
+
+class Reader:
+    """One source, open for the time of a run."""
+
+    def __init__(self, source: SourceKind, facts: SourceFacts) -> None:
+        self._source = source
+        self._facts = facts
+        self._open = query_connection(facts.scratch)
+        self._db = self._open.__enter__()
+        try:
+            opened = source.connect(self._db, facts)
+            self.relation = opened.relation
+            self.rejects = opened.rejects
+            """(line number, message, raw line) of lines that are no rows."""
+            lock_down(self._db, [facts.scratch], source.paths(facts))
+            self._kinds = self._described()
+            self.schema: pa.Schema = self._arrow_schema(self._kinds)
+            self._check()
+        except BaseException:
+            self._open.__exit__(None, None, None)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, value, trace)
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The key's columns; empty where a row's content is its key."""
+        key = self._source.key
+        return (key,) if isinstance(key, str) else tuple(key or ())
+
+    def column(self, name: str) -> str:
+        """A column's expression, of a type that Arrow and Parquet have as well."""
+        kind = self._kinds[name]
+        return f"cast({quoted(name)} as VARCHAR)" if kind.startswith(_AS_TEXT) else quoted(name)
+
+    def text(self, name: str) -> str:
+        """An expression of the column's value as text that tells different values apart."""
+        kind = self._kinds[name]
+        if kind.startswith("BLOB"):
+            return f"md5({quoted(name)})"
+        if kind.endswith("]") or kind.startswith(_NESTED):
+            return f"cast(to_json({self.column(name)}) as VARCHAR)"
+        return f"cast({quoted(name)} as VARCHAR)"
+
+    def chosen(self) -> str:
+        """The rows after `where` and `limit`, all columns."""
+        where = "" if self._source.where is None else f" where (\n{self._source.where}\n)"
+        limit = "" if self._source.limit is None else f" limit {self._source.limit}"
+        return f"(select * from {self.relation}{where}{limit})"
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection for one more query while another's rows are being read."""
+        return self._db.cursor()
+
+    @property
+    def scratch(self) -> Path:
+        return self._facts.scratch
+
+    @property
+    def workspace(self) -> Path:
+        return self._facts.workspace
+
+    def _described(self) -> dict[str, str]:
+        cursor = self._db.execute(f"select * from {self.relation} limit 0")
+        return {str(column[0]): str(column[1]) for column in cursor.description or ()}
+
+    def _arrow_schema(self, names: Iterable[str]) -> pa.Schema:
+        columns = ", ".join(f"{self.column(name)} as {quoted(name)}" for name in names)
+        return _plain_schema(self._db.sql(f"select {columns} from {self.relation} limit 0").to_arrow_table().schema)
+
+    def _check(self) -> None:
+        for name in self.key:
+            if name not in self.schema.names:
+                raise JobError(f"source.key: no column {name} in the source; {did_you_mean(name, self.schema.names)}")
+        for name in self.schema.names:
+            if name.startswith("_row_") or name in ("_key", "_part", "_in_errors", "_run_id"):
+                # The results of another job carry these two; nobody else may have them.
+                if name in ("_run_id", "_row_fingerprint", ROW_KEY):
+                    continue
+                raise JobError(f"source: has a column {name}, a name that Rowmill needs; rename it in a `sql:` source")
+        if self._source.where is not None:
+            checked_predicate(self._source.where, self._kinds, "source.where")
+            try:
+                self._db.execute(f"select 1 from {self.relation} where (\n{self._source.where}\n) limit 0").fetchall()
+            except duckdb.Error as exc:
+                raise JobError(f"source.where: {first_line(exc)}; mend the expression") from exc
+
+
+def _plain_schema(schema: pa.Schema) -> pa.Schema:
+    """Without metadata, time zones by one name."""
+    return pa.schema([pa.field(found.name, _plain_type(found.type)) for found in schema])
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        return pa.timestamp(kind.unit, "UTC")
+    return kind

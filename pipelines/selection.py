@@ -1,0 +1,296 @@
+"""The rows of a job, told apart by what its sink holds: new, changed, done, or failed before.
+
+Fingerprints and comparison are SQL, so that no value of a row that is done reaches Python.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from connectors.contracts import Sink
+from connectors.errors import DataError, JobError, did_you_mean
+from connectors.exchange import OWN_CLASSES
+from connectors.snapshot import query_connection
+from connectors.sql_text import first_line, literal, quoted, quoted_list
+from pipelines.reader import ROW_KEY, Reader
+
+CHUNK_BYTES = 16 << 20
+"""A batch with more than this is handed on in pieces."""
+
+MARKED = 10_000
+"""Paths whose files are looked at together."""
+
+_STATUSES = ("new", "changed", "done", "failed")
+_TABLES = ("seen", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many of the selected rows there are, and how they stand."""
+
+    rows: int
+    new: int
+    changed: int
+    done: int
+    failed_before: int
+    """Failed for a reason of their own and unchanged since: not asked again but by `retry`."""
+
+
+def select(
+    reader: Reader,
+    used: Iterable[str],
+    columns: Sequence[str] | Literal["all"],
+    digest: bytes,
+    files: Iterable[str],
+    appending: bool,
+) -> "Selection":
+    """The rows with the columns that the job needs. `used`: of the steps; `columns`: carried over; `digest`: of the
+    steps; `files`: used columns that name files; `appending`: a key that is there is done, whatever it holds."""
+    names = reader.schema.names
+    carried = [name for name in names if name not in reader.key] if columns == "all" else list(columns)
+    for name in carried:
+        if name not in names:
+            raise JobError(f"sink.columns: no column {name} in the source; {did_you_mean(name, names)}")
+    carried = [name for name in dict.fromkeys(carried) if name not in reader.key]
+    marked = sorted(name for name in set(files) if not pa.types.is_binary(reader.schema.field(name).type))
+    return Selection(reader, sorted(set(used)), carried, digest, marked, appending)
+
+
+@dataclass(slots=True)
+class Selection:
+    """The rows of one job, told apart by what its sink holds already."""
+
+    reader: Reader
+    used: Sequence[str]
+    carried: Sequence[str]
+    digest: bytes
+    files: Sequence[str]
+    appending: bool
+    _seen: bool = False
+    _marks: list[str] = field(default_factory=list)
+
+    @property
+    def key_schema(self) -> pa.Schema:
+        """The key's columns as the tables have them."""
+        if not self.reader.key:
+            return pa.schema([pa.field(ROW_KEY, pa.string())])
+        return pa.schema([self.reader.schema.field(name) for name in self.reader.key])
+
+    @property
+    def carried_schema(self) -> pa.Schema:
+        """The columns carried over."""
+        return pa.schema([self.reader.schema.field(name) for name in self.carried])
+
+    def check_keys(self) -> None:
+        """DataError where a selected row's key is null or stands twice."""
+        key = self.reader.key
+        if not key:
+            return
+        db, names = self.reader.cursor(), quoted_list(key)
+        nulls = " or ".join(f"{quoted(name)} is null" for name in key)
+        try:
+            counted = db.execute(
+                f"select count(*) filter ({nulls}), count(*), count(distinct {key_text(key)}) from "
+                f"{self.reader.chosen()}"
+            ).fetchone()
+        except duckdb.Error as exc:
+            raise DataError(f"source: {first_line(exc)}; mend the data, or leave the row out by `where`") from exc
+        assert counted is not None
+        if counted[0]:
+            raise DataError(
+                f"source.key: {', '.join(key)} is null in {counted[0]:,} rows; fill it in, or leave them out by "
+                f"where: {key[0]} is not null"
+            )
+        if counted[1] != counted[2]:
+            twice = db.execute(
+                f"select {key_text(key)}, count(*) from {self.reader.chosen()} group by {names} having count(*) > 1 "
+                "order by 2 desc, 1 limit 1"
+            ).fetchone()
+            assert twice is not None
+            raise DataError(
+                f"source.key: {', '.join(key)} is not unique: {twice[0]} stands {twice[1]} times "
+                f"({counted[1] - counted[2]:,} rows too many); add a column to the key, or leave the key out"
+            )
+
+    def see(self, sink: Sink | None) -> None:
+        """Look at what the sink holds; None: as if it held nothing."""
+        self._seen = sink is not None
+        if sink is None:
+            return
+        names = self.key_schema.names
+        with query_connection(self.reader.scratch) as db:
+            sink.attach(db)
+            for target, source, extra in (
+                ("seen", sink.results_sql(), "_row_fingerprint as _fp, _part"),
+                ("failed", sink.errors_sql(), "fingerprint as _fp, error_class as _class"),
+            ):
+                db.execute(
+                    f"copy (select {quoted_list(names)}, {key_text(names)} as _key, {extra} from {source} "
+                    f"where {quoted(names[0])} is not null) to {literal(self._table(target))} (format parquet)"
+                )
+            sink.detach(db)
+
+    def counts(self) -> Counts:
+        """One pass over the rows."""
+        counted = self.reader.cursor().execute(
+            f"select count(*), {', '.join(f'count(*) filter (_status = {literal(name)})' for name in _STATUSES)} "
+            f"from {self._standing([])}"
+        )
+        row = counted.fetchone()
+        assert row is not None
+        return Counts(*row)
+
+    def batches(self, rows: int, retried: frozenset[str]) -> Iterator[pa.RecordBatch]:
+        """The rows to be asked, at most so many together: key, used and carried columns, `_key` (text), `_part` (of the
+        old result, or null), `_in_errors`, `_row_fingerprint`. `retried`: own error classes that are asked again."""
+        wanted = "_status in ('new', 'changed')"
+        if retried:
+            classes = ", ".join(literal(name) for name in sorted(retried))
+            wanted += f" or (_status = 'failed' and _class in ({classes}))"
+        yield from self._read(
+            f"select * exclude (_status, _class) from {self._standing(self._columns())} where {wanted}", rows
+        )
+
+    def lookup(self, key: str) -> pa.Table | None:
+        """The row with this key's text, as `batches` has it; None where there is none."""
+        query = f"select * exclude (_status, _class) from {self._standing(self._columns())} where _key = {literal(key)}"
+        found = list(self._read(query, 2))
+        return pa.Table.from_batches(found[:1]) if found else None
+
+    def departed(self) -> pa.Table:
+        """The keys in the sink's results or errors that no selected row has."""
+        names = quoted_list(self.key_schema.names)
+        there = " union ".join(f"select {names}, _key from read_parquet({literal(self._table(t))})" for t in _TABLES)
+        return self._keys(f"select {names} from ({there}) anti join {self._keyed([])} using (_key)")
+
+    def settled_errors(self) -> pa.Table:
+        """The keys in the errors table whose row has its result."""
+        names = quoted_list(self.key_schema.names)
+        done = f"select _key from {self._standing([])} where _status = 'done'"
+        return self._keys(
+            f"select {names} from read_parquet({literal(self._table('failed'))}) semi join ({done}) using (_key)"
+        )
+
+    def _keys(self, query: str) -> pa.Table:
+        if not self._seen:
+            return self.key_schema.empty_table()
+        return self.reader.cursor().sql(query).to_arrow_table().cast(self.key_schema)
+
+    def _columns(self) -> list[str]:
+        return list(dict.fromkeys([*self.reader.key, *self.used, *self.carried]))
+
+    def _read(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
+        try:
+            found = self.reader.cursor().sql(query).to_arrow_reader(rows)
+            fields = {field.name: field for field in self.reader.schema}
+            schema = pa.schema([fields.get(field.name, field) for field in found.schema])
+            for batch in found:
+                whole = pa.Table.from_batches([batch]).cast(schema)
+                pieces = max(1, -(-whole.nbytes // CHUNK_BYTES))
+                step = max(1, -(-whole.num_rows // pieces))
+                for start in range(0, whole.num_rows, step):
+                    yield from whole.slice(start, step).combine_chunks().to_batches()
+        except duckdb.Error as exc:
+            raise DataError(f"source: {first_line(exc)}; mend the data, or leave the row out by `where`") from exc
+
+    def _keyed(self, columns: Sequence[str]) -> str:
+        """The rows with `_key` and, in place of the used columns, what is asked for."""
+        reader = self.reader
+        made = "".join(f"{reader.column(name)} as {quoted(name)}, " for name in columns)
+        parts = ", ".join(self._told(name) for name in sorted({*self.used, *self.carried}))
+        constant = literal(self.digest.hex() + json.dumps([sorted(self.used), list(self.carried)]))
+        if reader.key:
+            key, source = key_text(reader.key), reader.chosen()
+        else:
+            content = ", ".join(_told(reader.text(name)) for name in reader.schema.names)
+            key = "_row_content || '-' || row_number() over (partition by _row_content)"
+            source = f"(select *, md5(concat({content})) as _row_content from {reader.chosen()})"
+            made = f"{key} as {quoted(ROW_KEY)}, {made}"
+        marks = "".join(
+            f" left join read_parquet({literal(self._mark_table(name))}) as {quoted('_marks_' + name)} "
+            f"on {quoted('_marks_' + name)}._path = {reader.text(name)}"
+            for name in self.files
+        )
+        fingerprint = f"md5(concat({', '.join(filter(None, (constant, parts)))}))"
+        inner = f"select {made}{key} as _key, {fingerprint} as _row_fingerprint from {source}{marks}"
+        return f"({inner})"
+
+    def _told(self, name: str) -> str:
+        text = _told(self.reader.text(name))
+        if name not in self.files:
+            return text
+        self._mark(name)
+        return f"{text}, coalesce({quoted('_marks_' + name)}._mark, '')"
+
+    def _standing(self, columns: Sequence[str]) -> str:
+        """The rows with `_status`, `_class`, `_part` and `_in_errors` beside them."""
+        keyed = self._keyed(columns)
+        if not self._seen:
+            none = "cast(null as VARCHAR) as _part, false as _in_errors, cast(null as VARCHAR) as _class"
+            return f"(select *, {none}, 'new' as _status from {keyed})"
+        own = ", ".join(literal(name) for name in sorted(OWN_CLASSES))
+        done = "s._key is not null" if self.appending else "s._fp = r._row_fingerprint"
+        return (
+            "(select r.*, s._part as _part, f._key is not null as _in_errors, f._class as _class, "
+            f"case when {done} then 'done' "
+            f"when f._fp = r._row_fingerprint and f._class in ({own}) then 'failed' "
+            "when s._key is null then 'new' else 'changed' end as _status "
+            f"from {keyed} r left join read_parquet({literal(self._table('seen'))}) s on s._key = r._key "
+            f"left join read_parquet({literal(self._table('failed'))}) f on f._key = r._key)"
+        )
+
+    def _table(self, name: str) -> Path:
+        return self.reader.scratch / f"{name}.parquet"
+
+    # Files that rows name: their size and time are part of the row's fingerprint.
+
+    def _mark_table(self, name: str) -> Path:
+        return self.reader.scratch / f"marks-{hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()}.parquet"
+
+    def _mark(self, name: str) -> None:
+        if name in self._marks:
+            return
+        self._marks.append(name)
+        schema = pa.schema([("_path", pa.string()), ("_mark", pa.string())])
+        path, chosen = self.reader.text(name), self.reader.chosen()
+        query = f"select distinct {path} as p from {chosen} where {quoted(name)} is not null"
+        with pq.ParquetWriter(self._mark_table(name), schema) as writer:
+            for batch in self.reader.cursor().sql(query).to_arrow_reader(MARKED):
+                paths = batch.column(0).to_pylist()
+                marks = [file_mark(path, self.reader.workspace) for path in paths]
+                writer.write_table(pa.table([paths, marks], schema=schema))
+
+
+def file_mark(text: str, workspace: Path) -> str:
+    """Size and time of the file that a value names (of each, where it is a JSON list); empty where there is none."""
+    if text.startswith("["):
+        try:
+            named = json.loads(text)
+        except ValueError:
+            named = [text]
+        return " ".join(file_mark(path, workspace) for path in named if isinstance(path, str))
+    try:
+        found = os.stat(workspace / text)  # noqa: PTH116 - never raises for the text alone
+    except (OSError, ValueError):
+        return ""
+    return f"{found.st_size}@{found.st_mtime_ns}"
+
+
+def key_text(names: Sequence[str]) -> str:
+    """A key as text: one column's value, or the JSON array of several."""
+    if len(names) == 1:
+        return f"cast({quoted(names[0])} as VARCHAR)"
+    return f"cast(json_array({quoted_list(names)}) as VARCHAR)"
+
+
+def _told(text: str) -> str:
+    """With its length before it, so that no two lists of values make the same text; null apart from empty."""
+    return f"coalesce(cast(length({text}) as VARCHAR) || ':' || {text}, 'n')"
