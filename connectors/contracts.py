@@ -83,8 +83,8 @@ class SourceFacts:
     roots: tuple[Path, ...]
     scratch: Path
     """A folder for temporary files (transcoded input); made by its user, removed after the run."""
-    jobs: Mapping[str, str] = field(default_factory=dict)
-    """For `job:` sources: name of a job -> SQL table expression of its results."""
+    jobs: "Mapping[str, Sink | None]" = field(default_factory=dict)
+    """For `job:` sources: the jobs that there are; name -> the sink with the results of the one that is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +245,12 @@ class OneByOne:
 
 
 class MalformedReply(Exception):
-    """A 2xx reply that is not what the endpoint's API describes: asked again."""
+    """A 2xx reply that is not what the endpoint's API describes: asked again, unless it tells an error of its own."""
+
+    def __init__(self, message: str, error: RowError | None = None) -> None:
+        """`error`: what the reply tells, where it is an error object in spite of its status."""
+        super().__init__(message)
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +276,8 @@ class Commit:
     replaced: Mapping[str, Sequence[int]]
     """Existing part -> indexes in `results` of the rows that replace a row of that part; all others are new."""
     errors: pa.Table
-    """Rows that failed; a key that stands in the errors table already is replaced, a null key one with equal details."""
+    """Rows that failed; a key that stands in the errors table already is replaced, one without a key where the details
+    are equal."""
     cleared: pa.Table
     """Key columns only: rows to be taken out of the errors table, since they succeeded. A null key stands for all
     errors without a key."""

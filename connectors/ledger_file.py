@@ -33,6 +33,8 @@ create index commits_of_sink on commits (job, sink, id);
 create table modes (provider text not null, model text not null, structured text not null,
     primary key (provider, model)) without rowid;
 create table days (day text primary key, spent integer not null) without rowid;
+create table schedule (job text primary key, cron text not null, last_due integer not null, skipped integer,
+    why text) without rowid;
 """
 
 

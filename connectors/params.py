@@ -57,6 +57,17 @@ def texts(most: int) -> Check:
     )
 
 
+def list_of(words: str, fits: Callable[[Any], bool], most: int | None = None) -> Check:
+    """A list of 1 to `most` values, each of which fits."""
+    told = f"a list of {words}" if most is None else f"a list of at most {most} {words}"
+    return Check(
+        told,
+        lambda value: (
+            isinstance(value, list | tuple) and 0 < len(value) <= (most or len(value)) and all(map(fits, value))
+        ),
+    )
+
+
 def mapping_of(words: str, fits: Callable[[str, Any], bool]) -> Check:
     """Keys and values, each pair of which fits."""
     return Check(words, lambda value: isinstance(value, Mapping) and all(fits(key, v) for key, v in value.items()))

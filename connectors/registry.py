@@ -7,6 +7,13 @@ from typing import Any, Literal, Protocol
 from connectors.contracts import Endpoint, Sink, Source, StepFacts, TableShape
 from connectors.endpoints.chat import ChatStep
 from connectors.endpoints.embeddings import EmbeddingsStep
+from connectors.endpoints.image_edit import ImageEditStep
+from connectors.endpoints.image_generation import ImageGenerationStep
+from connectors.endpoints.image_variation import ImageVariationStep
+from connectors.endpoints.responses import ResponsesStep
+from connectors.endpoints.speech import SpeechStep
+from connectors.endpoints.transcription import TranscriptionStep
+from connectors.endpoints.translation import TranslationStep
 from connectors.sinks.duckdb_table import DuckdbSink
 from connectors.sinks.parquet_folder import ParquetSink
 from connectors.sources.csv_files import CsvSource
@@ -61,6 +68,10 @@ class SinkKind(Protocol):
     def identity(self) -> str:
         """The place as the job file writes it: one name for one sink."""
 
+    @property
+    def files_prefix(self) -> str:
+        """What stands before the name of a row's media file in a results column."""
+
     def open(self, shape: TableShape, workspace: Path, longest_hold: float, /) -> Sink:
         """`workspace`: where a relative path starts. `longest_hold`: seconds to wait for a reader of the file."""
 
@@ -84,5 +95,12 @@ SINKS: Mapping[str, type[SinkKind]] = {
 ENDPOINTS: Mapping[str, type[StepKind]] = {
     "chat": ChatStep,
     "embeddings": EmbeddingsStep,
+    "responses": ResponsesStep,
+    "speech": SpeechStep,
+    "transcription": TranscriptionStep,
+    "translation": TranslationStep,
+    "image_generation": ImageGenerationStep,
+    "image_edit": ImageEditStep,
+    "image_variation": ImageVariationStep,
 }
 """By the value of a step's key `endpoint`."""

@@ -14,6 +14,7 @@ from functools import cache, lru_cache
 from importlib.machinery import PathFinder
 from importlib.util import find_spec, module_from_spec
 from math import ceil
+from typing import Any
 
 _O200K = re.compile(r"(chatgpt-4o|gpt-4o|gpt-4\.1|gpt-4\.5|gpt-5|gpt-oss|codex-mini|o1|o3|o4)(?![a-z0-9])")
 _CL100K = re.compile(r"(gpt-4|gpt-3\.5|gpt-35|text-embedding-3|text-embedding-ada-002)(?![a-z0-9.])")
@@ -47,18 +48,21 @@ def upper_bound(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-def chat_tokens(messages: Sequence[Mapping[str, object]], model: str) -> int:
+def chat_tokens(
+    messages: Sequence[Mapping[str, object]], model: str, sizes: Mapping[str, tuple[int, int]] | None = None
+) -> int:
     """How many tokens a dialogue takes: its texts, 3 for each message, 1 for a name, 3 to prime the answer.
 
     After https://github.com/openai/openai-cookbook, "How to count tokens with tiktoken". Pictures count by
-    `image_tokens`; tool calls, and parts of kinds not known here, as their JSON.
+    `image_tokens`; tool calls, and parts of kinds not known here, as their JSON. `sizes`: URL or name of a picture ->
+    its pixels.
     """
-    return _dialogue(messages, model, lambda text: count_tokens(text, model))
+    return _dialogue(messages, model, lambda text: count_tokens(text, model), sizes or {})
 
 
 def chat_upper_bound(messages: Sequence[Mapping[str, object]], model: str) -> int:
     """`chat_tokens` with `upper_bound` in place of each count."""
-    return _dialogue(messages, model, upper_bound)
+    return _dialogue(messages, model, upper_bound, {})
 
 
 def image_tokens(model: str, detail: str | None = None, size: tuple[int, int] | None = None) -> int:
@@ -84,13 +88,43 @@ def context_window(model: str) -> int | None:
     return _listed_window(_base_name(model)) if limits is None else limits[0]
 
 
+def token_pieces(text: str, model: str) -> list[tuple[str, int]]:
+    """A text cut at its tokens, with the tokens of each piece: 1, or more where a character is of several tokens."""
+    tokenizer = _load(_encoding(model) or "o200k_base")
+    pieces: list[tuple[str, int]] = []
+    held: list[int] = []
+    for token in tokenizer.encode(_mended(text)):
+        held.append(token)
+        try:
+            pieces.append((tokenizer.decode(held), len(held)))
+        except ValueError:
+            continue
+        held = []
+    return pieces
+
+
+def text_of_tokens(tokens: Sequence[int], model: str) -> str:
+    """The text that these tokens are; ValueError where they are none of the model's, or no UTF-8."""
+    encoding = _encoding(model) or "o200k_base"
+    # The compiled module reads past its table, and the process dies, for a number that is no token.
+    if any(not 0 <= token < _VOCABULARY[encoding] for token in tokens):
+        raise ValueError(f"a token is a number from 0 to {_VOCABULARY[encoding] - 1}")
+    text: str = _load(encoding).decode(list(tokens))
+    return text
+
+
+_VOCABULARY = {"o200k_base": 199_998, "cl100k_base": 100_256}
+"""Tokens of each encoding, the special ones left out."""
+
+
 @lru_cache(maxsize=1024)
 def _counter(model: str) -> Callable[[str], int]:
-    return _load(_encoding(model) or "o200k_base")
+    count: Callable[[str], int] = _load(_encoding(model) or "o200k_base").count
+    return count
 
 
 @cache
-def _load(encoding: str) -> Callable[[str], int]:
+def _load(encoding: str) -> Any:
     # Importing the package unpacks all its vocabularies once more in Python (0.6 s, 70 MB, a DeprecationWarning), and
     # its Encoding has no count. The compiled module in it, loaded alone, counts, and is there in 0.1 s.
     package = find_spec("bpe_openai")
@@ -100,8 +134,7 @@ def _load(encoding: str) -> Callable[[str], int]:
         raise ImportError("bpe_openai._bindings is not installed; install bpe-openai")
     bindings = module_from_spec(spec)
     spec.loader.exec_module(bindings)
-    count: Callable[[str], int] = bindings.tokenizer_for_encoding(encoding).count
-    return count
+    return bindings.tokenizer_for_encoding(encoding)
 
 
 def _encoding(model: str) -> str | None:
@@ -122,7 +155,12 @@ def _mended(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _dialogue(messages: Sequence[Mapping[str, object]], model: str, count: Callable[[str], int]) -> int:
+def _dialogue(
+    messages: Sequence[Mapping[str, object]],
+    model: str,
+    count: Callable[[str], int],
+    sizes: Mapping[str, tuple[int, int]],
+) -> int:
     tokens = 3
     for message in messages:
         tokens += 3
@@ -130,13 +168,13 @@ def _dialogue(messages: Sequence[Mapping[str, object]], model: str, count: Calla
             if isinstance(value, str):
                 tokens += count(value) + (key == "name")
             elif key == "content" and isinstance(value, Sequence):
-                tokens += sum(_part(part, model, count) for part in value)
+                tokens += sum(_part(part, model, count, sizes) for part in value)
             elif value is not None:
                 tokens += count(_json(value))
     return tokens
 
 
-def _part(part: object, model: str, count: Callable[[str], int]) -> int:
+def _part(part: object, model: str, count: Callable[[str], int], sizes: Mapping[str, tuple[int, int]]) -> int:
     """A part of a message, as chat completions or as responses write it."""
     if isinstance(part, str):
         return count(part)
@@ -146,9 +184,8 @@ def _part(part: object, model: str, count: Callable[[str], int]) -> int:
         image = part.get("image_url")
         shown = image if isinstance(image, Mapping) else {"url": image, "detail": part.get("detail")}
         detail, url = shown.get("detail"), shown.get("url")
-        return image_tokens(
-            model, detail if isinstance(detail, str) else None, _pixels(url) if isinstance(url, str) else None
-        )
+        size = (sizes.get(url) or _pixels(url)) if isinstance(url, str) else None
+        return image_tokens(model, detail if isinstance(detail, str) else None, size)
     text = part.get("text")
     return count(text) if isinstance(text, str) else count(_json(part))
 

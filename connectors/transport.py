@@ -8,6 +8,7 @@ import aiohttp
 
 from connectors.contracts import Provider
 from connectors.exchange import Call, ErrorClass, Reply
+from connectors.media_kinds import TYPES
 
 LARGEST_REPLY = 128 << 20
 """Bytes, unpacked: a reply that is larger is not read to its end."""
@@ -127,12 +128,14 @@ class HttpTransport:
 
 
 def _form(call: Call) -> aiohttp.FormData:
-    form = aiohttp.FormData()
+    # Names such as `image[]` stand as they are. The type goes by the suffix: OpenAI refuses pictures without one.
+    form = aiohttp.FormData(quote_fields=False, default_to_multipart=True)
     for name, value, filename in call.form or ():
         if filename is None:
             form.add_field(name, value)
         else:
-            form.add_field(name, value, filename=filename)
+            kind = TYPES.get(filename.rpartition(".")[2], "application/octet-stream")
+            form.add_field(name, value, filename=filename, content_type=kind)
     return form
 
 

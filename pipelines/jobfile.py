@@ -191,6 +191,12 @@ class Job(Model):
         return (key,) if isinstance(key, str) else key or ()
 
     @property
+    def reads_job(self) -> str | None:
+        """The job whose results are the source; None for other sources."""
+        name = getattr(self.source, "job", None)
+        return name if isinstance(name, str) else None
+
+    @property
     def limit(self) -> int | None:
         """Only the first so many rows are looked at; None: all."""
         return self.source.limit

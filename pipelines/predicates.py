@@ -48,6 +48,10 @@ class Predicate:
         self._query = f"select _row_place from rows_here where (\n{sql}\n)"
         self._passing(pa.schema([schema.field(name) for name in self._names]).empty_table())
 
+    def close(self) -> None:
+        """Let go of the database that tries it."""
+        self._db.close()
+
     def mask(self, table: pa.Table) -> list[bool]:
         """Whether each row passes; JobError where a value of the data makes the expression fail."""
         passing = [False] * table.num_rows

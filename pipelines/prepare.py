@@ -16,6 +16,7 @@ from connectors.ledger import Ledger
 from connectors.media import MediaReader
 from connectors.registry import StepKind
 from connectors.tables import errors_schema, results_schema
+from pipelines.job_graph import sinks_of_jobs
 from pipelines.jobfile import Job, LoadedJob
 from pipelines.predicates import Predicate
 from pipelines.reader import Reader
@@ -75,21 +76,26 @@ def prepared(
     workspace: Workspace,
     ledger: Ledger | None = None,
     local_url: str | None = None,
-    jobs: Mapping[str, str] | None = None,
+    jobs: Mapping[str, Sink | None] | None = None,
 ) -> Iterator[ReadyJob]:
     """The job, checked as a whole before anything is sent; JobError or DataError where something does not fit.
 
     `ledger` tells how each provider's model was found to take typed output. `local_url`: where the embedded provider
-    listens. `jobs`: name of another job -> its results, for a `job:` source.
+    listens. `jobs`: name of another job -> its sink, for a `job:` source; None: they are looked for.
     """
     job = loaded.job
     workspace.state.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=workspace.state, prefix="scratch-") as scratch:
-        facts = SourceFacts(workspace.folder, workspace.roots, Path(scratch), jobs or {})
+        if jobs is None:
+            jobs = sinks_of_jobs(loaded, workspace) if loaded.job.reads_job is not None else {}
+        facts = SourceFacts(workspace.folder, workspace.roots, Path(scratch), jobs)
         with placed(loaded):
             reader = Reader(job.source, facts)
-        with reader:
+        with reader, contextlib.ExitStack() as closing:
             steps = _steps(loaded, workspace, reader.schema, ledger, local_url)
+            for step in steps:
+                if step.when is not None:
+                    closing.callback(step.when.close)
             made = [field for step in steps for field in step.endpoint.fields]
             used = _used(steps).intersection(reader.schema.names)
             files = {name for step in steps for name in step.endpoint.media}.intersection(reader.schema.names)

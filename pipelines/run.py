@@ -67,10 +67,10 @@ async def run_job(
     """Ask for every row that wants an answer, and commit what comes; the job's lock is held by the caller."""
     job = ready.job
     tally = Tally()
-    counts = ready.selection.counts()
+    counts = ready.selection.counts(options.retry or frozenset())
     tally.rows = counts.rows + len(ready.reader.rejects)
     tally.rows_ok = tally.rows_reused = counts.done
-    tally.rows_failed = len(ready.reader.rejects) + (counts.failed_before if options.retry is None else 0)
+    tally.rows_failed = len(ready.reader.rejects) + counts.failed_before
     purse = Purse(None if job.budget is None else round(job.budget.usd * PICO), run.spent)
     said = ready.workspace.budget
     day = None if said is None else DayBudget(round(said.usd_per_day * PICO), ready.workspace.zone)

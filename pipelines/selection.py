@@ -138,10 +138,12 @@ class Selection:
                 )
             sink.detach(db)
 
-    def counts(self) -> Counts:
-        """One pass over the rows."""
+    def counts(self, retried: frozenset[str] = frozenset()) -> Counts:
+        """One pass over the rows; those that are `retried` do not count as failed before."""
+        tests = {name: f"_status = {literal(name)}" for name in _STATUSES}
+        tests["failed"] += f" and not {_is_one_of('_class', retried)}"
         counted = self.reader.cursor().execute(
-            f"select count(*), {', '.join(f'count(*) filter (_status = {literal(name)})' for name in _STATUSES)} "
+            f"select count(*), {', '.join(f'count(*) filter ({test})' for test in tests.values())} "
             f"from {self._standing([])}"
         )
         row = counted.fetchone()
@@ -151,10 +153,7 @@ class Selection:
     def batches(self, rows: int, retried: frozenset[str]) -> Iterator[pa.RecordBatch]:
         """The rows to be asked, at most so many together: key, used and carried columns, `_key` (text), `_part` (of the
         old result, or null), `_in_errors`, `_row_fingerprint`. `retried`: own error classes that are asked again."""
-        wanted = "_status in ('new', 'changed')"
-        if retried:
-            classes = ", ".join(literal(name) for name in sorted(retried))
-            wanted += f" or (_status = 'failed' and _class in ({classes}))"
+        wanted = f"_status in ('new', 'changed') or (_status = 'failed' and {_is_one_of('_class', retried)})"
         yield from self._read(
             f"select * exclude (_status, _class) from {self._standing(self._columns())} where {wanted}", rows
         )
@@ -236,12 +235,11 @@ class Selection:
         if not self._seen:
             none = "cast(null as VARCHAR) as _part, false as _in_errors, cast(null as VARCHAR) as _class"
             return f"(select *, {none}, 'new' as _status from {keyed})"
-        own = ", ".join(literal(name) for name in sorted(OWN_CLASSES))
         done = "s._key is not null" if self.appending else "s._fp = r._row_fingerprint"
         return (
             "(select r.*, s._part as _part, f._key is not null as _in_errors, f._class as _class, "
             f"case when {done} then 'done' "
-            f"when f._fp = r._row_fingerprint and f._class in ({own}) then 'failed' "
+            f"when f._fp = r._row_fingerprint and {_is_one_of('f._class', OWN_CLASSES)} then 'failed' "
             "when s._key is null then 'new' else 'changed' end as _status "
             f"from {keyed} r left join read_parquet({literal(self._table('seen'))}) s on s._key = r._key "
             f"left join read_parquet({literal(self._table('failed'))}) f on f._key = r._key)"
@@ -289,6 +287,11 @@ def key_text(names: Sequence[str]) -> str:
     if len(names) == 1:
         return f"cast({quoted(names[0])} as VARCHAR)"
     return f"cast(json_array({quoted_list(names)}) as VARCHAR)"
+
+
+def _is_one_of(column: str, values: Iterable[str]) -> str:
+    listed = ", ".join(literal(value) for value in sorted(values))
+    return f"{column} in ({listed})" if listed else "false"
 
 
 def _told(text: str) -> str:

@@ -1,5 +1,6 @@
 """What the routes of the local provider share: the state behind them, answers, and errors in the API's own words."""
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ class State:
     """Objects of the API by id: files, batches, responses, in the order in which they were made."""
     contents: dict[str, bytes] = field(default_factory=dict)
     """Bytes of files by id."""
+    tasks: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
+    """The work on each batch that is not done, by its id."""
 
 
 @dataclass(frozen=True, slots=True)

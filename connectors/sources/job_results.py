@@ -8,7 +8,7 @@ from pydantic import Field
 from connectors.contracts import Opened, SourceFacts, SourceModel
 from connectors.errors import DataError, JobError, did_you_mean
 from connectors.snapshot import kept, query_connection
-from connectors.sql_text import first_line
+from connectors.sql_text import first_line, quoted_list
 
 
 class JobSource(SourceModel):
@@ -21,11 +21,20 @@ class JobSource(SourceModel):
         return ()
 
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceFacts) -> Opened:
-        if self.job not in facts.jobs:
-            raise JobError(f"source.job: {self.job}: no results of such a job; {did_you_mean(self.job, facts.jobs)}")
+        sink = facts.jobs.get(self.job)
+        if sink is None:
+            raise JobError(f"source.job: {self.job}: no such job; {did_you_mean(self.job, facts.jobs)}")
+        if not sink.present():
+            raise DataError(f"source.job: {self.job} has no results yet; run that job first")
         limit = self.limit if self.where is None else None
         with query_connection(facts.scratch) as own:
+            sink.attach(own)
+            columns = own.execute(f"select * from {sink.results_sql()} limit 0").description or ()
+            # What Rowmill notes about a row is the other job's own.
+            ours = quoted_list(str(column[0]) for column in columns if not str(column[0]).startswith(("_run_id", "_row_", "_part")))
             try:
-                return Opened(kept(own, f"select * from {facts.jobs[self.job]}", limit, facts.scratch))
+                return Opened(kept(own, f"select {ours} from {sink.results_sql()}", limit, facts.scratch))
             except duckdb.Error as exc:
-                raise DataError(f"job {self.job}: {first_line(exc)}; run that job first") from exc
+                raise DataError(f"source.job: {self.job}: {first_line(exc)}; run that job again") from exc
+            finally:
+                sink.detach(own)

@@ -1,0 +1,252 @@
+"""Replies of transcription and translation: text, subtitles or JSON; read, shifted in time and joined."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from connectors.contracts import MalformedReply
+from connectors.exchange import Reply, RowError, Usage
+from connectors.sse import is_event_stream
+from connectors.token_usage import whole_count
+from connectors.whole_replies import json_events, parsed, refusal, shortened
+
+TEXTS = frozenset({"text", "srt", "vtt"})
+"""The formats whose replies are no JSON."""
+
+_SEGMENT = (
+    ("id", pa.int64()),
+    ("seek", pa.int64()),
+    ("start", pa.float64()),
+    ("end", pa.float64()),
+    ("text", pa.string()),
+    ("tokens", pa.list_(pa.int64())),
+    ("temperature", pa.float64()),
+    ("avg_logprob", pa.float64()),
+    ("compression_ratio", pa.float64()),
+    ("no_speech_prob", pa.float64()),
+)
+_WORD = (("word", pa.string()), ("start", pa.float64()), ("end", pa.float64()))
+_SPOKEN = (
+    ("id", pa.string()),
+    ("start", pa.float64()),
+    ("end", pa.float64()),
+    ("text", pa.string()),
+    ("speaker", pa.string()),
+)
+_TOKEN = (("token", pa.string()), ("logprob", pa.float64()), ("bytes", pa.list_(pa.int64())))
+
+COLUMNS: Mapping[str, pa.DataType] = {
+    "verbose_json": pa.struct(
+        [
+            ("text", pa.string()),
+            ("language", pa.string()),
+            ("duration", pa.float64()),
+            ("segments", pa.list_(pa.struct(_SEGMENT))),
+            ("words", pa.list_(pa.struct(_WORD))),
+        ]
+    ),
+    "diarized_json": pa.struct(
+        [("text", pa.string()), ("duration", pa.float64()), ("segments", pa.list_(pa.struct(_SPOKEN)))]
+    ),
+}
+"""The column of each format; a string for all others."""
+
+LOGPROBS = pa.list_(pa.struct(_TOKEN))
+
+
+def kept(reply: Reply, form: str) -> bytes | RowError:
+    """What the ledger keeps of a 2xx reply in the format asked for: the text itself, or a JSON object with `text`."""
+    body = reply.body
+    looks_like_json = body.lstrip()[:1] in (b"{", b"[")
+    if form in TEXTS:
+        if looks_like_json and "json" in reply.headers.get("content-type", ""):
+            found = parsed(body)
+            problem = refusal(reply, found)
+            if problem is not None:
+                return problem
+            if form != "text":
+                raise MalformedReply(f"{form} was asked for, JSON came: {shortened(body)}")
+            # Some servers answer in JSON all the same.
+            return _text_in(found).encode()
+        return _decoded(body).encode()
+    if is_event_stream(body):
+        return orjson.dumps(_from_events(body))
+    found = parsed(body)
+    problem = refusal(reply, found)
+    if problem is not None:
+        return problem
+    _text_in(found)
+    return body
+
+
+def usage(reply: Reply, form: str, seconds: float | None) -> Usage:
+    """As the reply counts it; what it does not say of time: `seconds`, measured before sending."""
+    if form in TEXTS:
+        return Usage(audio_seconds=seconds)
+    found = _from_events(reply.body) if is_event_stream(reply.body) else parsed(reply.body)
+    used = found.get("usage")
+    used = used if isinstance(used, dict) else {}
+    told = _real(used.get("seconds"))
+    return Usage(
+        input_tokens=whole_count(used.get("input_tokens")),
+        output_tokens=whole_count(used.get("output_tokens")),
+        audio_seconds=next((each for each in (told, _real(found.get("duration")), seconds) if each is not None), None),
+    )
+
+
+def text_of(answer: bytes, form: str) -> str:
+    """The text of a kept answer in a format without a struct of its own."""
+    if form in TEXTS:
+        text = answer.decode()
+        return text.strip() if form == "text" else text
+    return str(orjson.loads(answer)["text"])
+
+
+def struct_of(answer: bytes, form: str) -> dict[str, Any]:
+    """The value of COLUMNS[form] that a kept answer holds; what it lacks is null."""
+    return _fitted(orjson.loads(answer), COLUMNS[form])  # type: ignore[no-any-return]
+
+
+def logprobs_of(answer: bytes) -> Any:
+    """The value of LOGPROBS."""
+    return _fitted(orjson.loads(answer).get("logprobs"), LOGPROBS)
+
+
+def joined(answers: Sequence[bytes], starts: Sequence[float], form: str) -> bytes:
+    """One answer of those of the pieces of a sound; `starts`: seconds, where each piece begins."""
+    if form == "text":
+        return " ".join(text for text in (answer.decode().strip() for answer in answers) if text).encode()
+    if form == "srt":
+        return _joined_srt(answers, starts).encode()
+    if form == "vtt":
+        return _joined_vtt(answers, starts).encode()
+    parts = [orjson.loads(answer) for answer in answers]
+    whole: dict[str, Any] = {**parts[0]}
+    separator = "\n" if form == "diarized_json" else " "
+    whole["text"] = separator.join(text for text in (str(part["text"]).strip() for part in parts) if text)
+    whole.pop("usage", None)
+    durations = [_real(part.get("duration")) for part in parts]
+    if durations[-1] is not None:
+        whole["duration"] = starts[-1] + durations[-1]
+    if any(isinstance(part.get("logprobs"), list) for part in parts):
+        whole["logprobs"] = [entry for part in parts for entry in part.get("logprobs") or ()]
+    for name in ("segments", "words"):
+        if any(isinstance(part.get(name), list) for part in parts):
+            whole[name] = [
+                _later(entry, start)
+                for part, start in zip(parts, starts, strict=True)
+                for entry in part.get(name) or ()
+            ]
+    for number, segment in enumerate(whole.get("segments") or ()):
+        segment["id"] = f"seg_{number + 1:03d}" if form == "diarized_json" else number
+    return orjson.dumps(whole)
+
+
+def _later(entry: Mapping[str, Any], start: float) -> dict[str, Any]:
+    moved = dict(entry)
+    for name, unit in (("start", 1.0), ("end", 1.0), ("seek", 100.0)):
+        time = _real(moved.get(name))
+        if time is not None:
+            # Seeks are counted in frames of 10 ms.
+            moved[name] = round(time + start * unit) if name == "seek" else round(time + start * unit, 6)
+    return moved
+
+
+_TIME = re.compile(r"(?:(\d+):)?(\d{2}):(\d{2})([.,])(\d{3})")
+
+
+def _shifted(line: str, start: float) -> str:
+    """A line of times such as `00:00:01,000 --> 00:00:02,500`, later."""
+
+    def later(found: re.Match[str]) -> str:
+        hours, minutes, seconds, point, thousandths = found.groups()
+        time = ((int(hours or 0) * 60 + int(minutes)) * 60 + int(seconds)) * 1000 + int(thousandths)
+        time += round(start * 1000)
+        clock = f"{time // 60_000 % 60:02d}:{time // 1000 % 60:02d}{point}{time % 1000:03d}"
+        return f"{time // 3_600_000:02d}:{clock}" if hours is not None or time >= 3_600_000 else clock
+
+    return _TIME.sub(later, line)
+
+
+def _blocks(answer: bytes) -> Iterable[list[str]]:
+    text = answer.decode().removeprefix("\ufeff").replace("\r\n", "\n").strip("\n")
+    return (block.split("\n") for block in re.split(r"\n{2,}", text) if block)
+
+
+def _times(block: Sequence[str]) -> int | None:
+    """Which line of a block tells its times."""
+    return next((place for place, line in enumerate(block[:2]) if "-->" in line), None)
+
+
+def _joined_srt(answers: Sequence[bytes], starts: Sequence[float]) -> str:
+    cues: list[str] = []
+    for answer, start in zip(answers, starts, strict=True):
+        for block in _blocks(answer):
+            place = _times(block)
+            if place is not None:
+                cues.append("\n".join([str(len(cues) + 1), _shifted(block[place], start), *block[place + 1 :]]))
+    return "".join(f"{cue}\n\n" for cue in cues)
+
+
+def _joined_vtt(answers: Sequence[bytes], starts: Sequence[float]) -> str:
+    blocks: list[str] = []
+    for answer, start in zip(answers, starts, strict=True):
+        for block in _blocks(answer):
+            place = _times(block)
+            if place is not None:
+                blocks.append("\n".join([*block[:place], _shifted(block[place], start), *block[place + 1 :]]))
+            elif not blocks:
+                blocks.append("\n".join(block))
+    return "".join(f"{block}\n\n" for block in blocks)
+
+
+def _from_events(body: bytes) -> dict[str, Any]:
+    """The JSON that a stream of transcript events amounts to."""
+    segments: list[Any] = []
+    for event in json_events(body):
+        if event.get("type") == "transcript.text.segment":
+            segments.append(event)
+        elif event.get("type") == "transcript.text.done":
+            return event | ({"segments": segments} if segments else {})
+    raise MalformedReply("the stream of the transcript ended before its last event")
+
+
+def _text_in(found: Mapping[str, Any]) -> str:
+    text = found.get("text")
+    if not isinstance(text, str):
+        raise MalformedReply(f"the reply has no text: {orjson.dumps(found).decode()[:200]}")
+    return text
+
+
+def _decoded(body: bytes) -> str:
+    try:
+        return body.decode()
+    except UnicodeDecodeError as exc:
+        raise MalformedReply(f"the reply is no UTF-8 text: {exc}") from exc
+
+
+def _real(value: Any) -> float | None:
+    """A number, also where it came as text, as whisper-1's duration once did."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def _fitted(value: Any, kind: pa.DataType) -> Any:
+    """A JSON value as the type wants it; null where it is something else."""
+    if pa.types.is_struct(kind):
+        return {f.name: _fitted(value.get(f.name), f.type) for f in kind} if isinstance(value, dict) else None
+    if pa.types.is_list(kind):
+        return [_fitted(inner, kind.value_type) for inner in value] if isinstance(value, list) else None
+    if pa.types.is_string(kind):
+        return value if isinstance(value, str) else None if value is None else str(value)
+    number = _real(value)
+    if number is None or pa.types.is_float64(kind):
+        return number
+    return int(number) if abs(number) < 2**63 else None

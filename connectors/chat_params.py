@@ -1,0 +1,93 @@
+"""Parameters of chat completions and responses: the reference, 1.3.2 and 2.3.2, and the current OpenAPI description."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from connectors.params import FLAG, MAPPING, Check, mapping_of, number, one_of, text, text_up_to, texts, whole
+
+
+def _is_bias(token: str, bias: Any) -> bool:
+    return str(token).isdecimal() and number(-100, 100).fits(bias)
+
+
+def _is_label(key: str, value: Any) -> bool:
+    return isinstance(key, str) and len(key) <= 64 and isinstance(value, str) and len(value) <= 512
+
+
+def _list_of(words: str, one: Check) -> Check:
+    return Check(words, lambda value: isinstance(value, list | tuple) and bool(value) and all(map(one.fits, value)))
+
+
+_LABELS = mapping_of("at most 16 keys of at most 64 and texts of at most 512 characters", _is_label)
+METADATA = Check(_LABELS.expected, lambda value: _LABELS.fits(value) and len(value) <= 16)
+
+_SHARED: Mapping[str, Check] = {
+    "metadata": METADATA,
+    "moderation": MAPPING,
+    "parallel_tool_calls": FLAG,
+    "prompt_cache_key": text,
+    "prompt_cache_options": MAPPING,
+    "prompt_cache_retention": one_of("in_memory", "24h"),
+    "safety_identifier": text_up_to(64),
+    "service_tier": text,
+    "store": FLAG,
+    "stream_options": MAPPING,
+    "temperature": number(0, 2),
+    "top_logprobs": whole(0, 20),
+    "top_p": number(0, 1),
+    "user": text,
+}
+
+_SAMPLING: Mapping[str, Check] = {
+    "frequency_penalty": number(-2, 2),
+    "max_tokens": whole(1),
+    "presence_penalty": number(-2, 2),
+    "seed": whole(-(2**63), 2**63 - 1),
+    "stop": texts(4),
+}
+
+CHAT_PARAMS: Mapping[str, Check] = {
+    **_SHARED,
+    **_SAMPLING,
+    "logit_bias": mapping_of("token ids with numbers from -100 to 100", _is_bias),
+    "logprobs": FLAG,
+    "max_completion_tokens": whole(1),
+    "n": whole(1, 128),
+    "prediction": MAPPING,
+    "reasoning_effort": one_of("none", "minimal", "low", "medium", "high", "xhigh", "max"),
+    "verbosity": one_of("low", "medium", "high"),
+    "web_search_options": MAPPING,
+}
+"""All but what is a key of the step (messages, tools, tool_choice, stream), response_format, which is checked by
+itself, audio answers, which have no column, and the deprecated functions: `extra_body` sends these."""
+
+INCLUDE = (
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+    "reasoning.encrypted_content",
+    "message.output_text.logprobs",
+)
+
+RESPONSES_PARAMS: Mapping[str, Check] = {
+    **_SHARED,
+    "context_management": _list_of("a list of keys and values", MAPPING),
+    "conversation": Check("text or keys and values", lambda value: text.fits(value) or MAPPING.fits(value)),
+    "include": _list_of(f"a list of {', '.join(INCLUDE)}", one_of(*INCLUDE)),
+    "max_output_tokens": whole(16),
+    "max_tool_calls": whole(1),
+    "previous_response_id": text,
+    "prompt": MAPPING,
+    "reasoning": MAPPING,
+    "truncation": one_of("auto", "disabled"),
+}
+"""All but what is a key of the step, and background: its answers come later, by another way."""
+
+REFERENCE_PARAMS: Mapping[str, Check] = {
+    **_SAMPLING,
+    **{name: _SHARED[name] for name in ("parallel_tool_calls", "temperature", "top_p", "user")},
+}
+"""Section 2.3.2 of the reference, without the keys of the step."""

@@ -1,0 +1,39 @@
+"""POST /images/edits: pictures and a prompt a row, edited pictures for each."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from connectors.contracts import StepFacts, StepModel
+from connectors.errors import JobError
+from connectors.image_steps import GPT_IMAGE_PARAMS, IMAGE_PARAMS, ImageMaker, check_model
+from connectors.params import one_of
+
+PARAMS = {**IMAGE_PARAMS, **GPT_IMAGE_PARAMS, "input_fidelity": one_of("high", "low")}
+
+ColumnName = Annotated[str, Field(min_length=1)]
+
+
+class ImageEditStep(StepModel):
+    """A step of endpoint image_edit."""
+
+    endpoint: Literal["image_edit"] = Field(description="POST /images/edits.")
+    image: ColumnName | Annotated[tuple[ColumnName, ...], Field(min_length=1, max_length=16)] = Field(
+        description="Column of paths, URLs or bytes, or of lists of them; gpt-image models take several columns."
+    )
+    mask: ColumnName | None = Field(
+        default=None, description="Column of PNGs, as large as the image; what is transparent in them is edited."
+    )
+    prompt: str = Field(min_length=1, description="What to show; a template.")
+    n: int | None = Field(default=None, ge=1, le=10, description="Pictures a row; more than 1 make a list.")
+    size: str | None = Field(default=None, min_length=1, description="WIDTHxHEIGHT, as the model takes it.")
+    output: str | None = Field(default=None, description="The column's name; default: the step's.")
+
+    def build(self, facts: StepFacts) -> ImageMaker:
+        """The endpoint; JobError, beginning with a key path, for what does not fit."""
+        check_model(self, ("dall-e-2", "gpt-image-1", "gpt-image-2"), "edits")
+        images = [self.image] if isinstance(self.image, str) else self.image
+        if self.mask in images:
+            raise JobError(f"steps.{self.name}.mask: is the column of the image; name another")
+        files = {"image": images, "mask": self.mask}
+        return ImageMaker(self, facts, "/images/edits", ("n", "size"), PARAMS, prompt=self.prompt, files=files)

@@ -1,0 +1,36 @@
+"""POST /images/generations: a prompt a row, pictures for each."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from connectors.contracts import StepFacts, StepModel
+from connectors.image_steps import GPT_IMAGE_PARAMS, IMAGE_PARAMS, ImageMaker
+from connectors.params import one_of
+
+PARAMS = {
+    **IMAGE_PARAMS,
+    **GPT_IMAGE_PARAMS,
+    "style": one_of("vivid", "natural"),
+    "moderation": one_of("low", "auto"),
+}
+
+
+class ImageGenerationStep(StepModel):
+    """A step of endpoint image_generation."""
+
+    endpoint: Literal["image_generation"] = Field(description="POST /images/generations.")
+    prompt: str = Field(min_length=1, description="What to show; a template.", examples=["{{ title }}, watercolour"])
+    size: str | None = Field(default=None, min_length=1, description="WIDTHxHEIGHT, as the model takes it.")
+    n: int | None = Field(default=None, ge=1, le=10, description="Pictures a row; more than 1 make a list.")
+    quality: Literal["standard", "hd", "low", "medium", "high", "auto"] | None = Field(
+        default=None, description="standard or hd for dall-e-3; low, medium or high for gpt-image models."
+    )
+    style: Literal["vivid", "natural"] | None = Field(default=None, description="dall-e-3 only.")
+    output: str | None = Field(default=None, description="The column's name; default: the step's.")
+
+    def build(self, facts: StepFacts) -> ImageMaker:
+        """The endpoint; JobError, beginning with a key path, for what does not fit."""
+        return ImageMaker(
+            self, facts, "/images/generations", ("size", "n", "quality", "style"), PARAMS, prompt=self.prompt
+        )

@@ -1,0 +1,23 @@
+"""POST /images/variations: a picture a row, others like it for each."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from connectors.contracts import StepFacts, StepModel
+from connectors.image_steps import IMAGE_PARAMS, ImageMaker, check_model
+
+
+class ImageVariationStep(StepModel):
+    """A step of endpoint image_variation."""
+
+    endpoint: Literal["image_variation"] = Field(description="POST /images/variations.")
+    image: str = Field(min_length=1, description="Column of paths, URLs or bytes of square PNGs of less than 4 MB.")
+    n: int | None = Field(default=None, ge=1, le=10, description="Pictures a row; more than 1 make a list.")
+    size: str | None = Field(default=None, min_length=1, description="256x256, 512x512 or 1024x1024.")
+    output: str | None = Field(default=None, description="The column's name; default: the step's.")
+
+    def build(self, facts: StepFacts) -> ImageMaker:
+        """The endpoint; JobError, beginning with a key path, for what does not fit."""
+        check_model(self, ("dall-e-2",), "variations")
+        return ImageMaker(self, facts, "/images/variations", ("n", "size"), IMAGE_PARAMS, files={"image": self.image})

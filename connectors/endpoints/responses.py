@@ -1,0 +1,124 @@
+"""POST /responses in both dialects: OpenAI's (input, text) and the reference's (messages, response_format)."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from connectors.answer_columns import AnswerColumns
+from connectors.chat_params import REFERENCE_PARAMS, RESPONSES_PARAMS
+from connectors.contracts import StepFacts
+from connectors.dialogue import Dialect, DialogueEndpoint, DialogueStep, taken, taken_stream, typed_output
+from connectors.errors import JobError
+from connectors.filled import Filled, plain_json, text_filled
+from connectors.messages import Dialogue, FromColumn, Turns
+from connectors.params import check_params
+from connectors.reference_responses import METADATA, ReferenceResponses, response_format
+from connectors.response_items import OpenAIResponses
+from connectors.tool_calls import checked_choice, checked_tools
+
+TurnList = Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
+
+BACKGROUND = "its answer would come later, by another way; leave it out"
+
+
+class ResponsesStep(DialogueStep):
+    """A step of endpoint responses."""
+
+    endpoint: Literal["responses"] = Field(description="POST /responses.")
+    dialect: Literal["openai", "reference"] | None = Field(
+        default=None,
+        description="Default: reference where messages or response_format stand, else openai.",
+    )
+    input: Annotated[str, Field(min_length=1)] | TurnList | FromColumn | None = Field(
+        default=None,
+        description="A text, or turns and items, all texts templates; or the column that holds whole dialogues.",
+        examples=["{{ body }}", [{"user": "{{ body }}"}]],
+    )
+    instructions: str | None = Field(
+        default=None, description="What goes before the input; a template.", examples=["You label support tickets."]
+    )
+    text: dict[str, Any] | None = Field(
+        default=None, description="The API's own object: format, verbosity.", examples=[{"verbosity": "low"}]
+    )
+    messages: TurnList | FromColumn | None = Field(
+        default=None,
+        description="The dialogue, every text a template; or the column that holds whole dialogues.",
+        examples=[[{"user": "{{ body }}"}]],
+    )
+    response_format: dict[str, Any] | None = Field(
+        default=None,
+        description="The reference's own object: standard, structured, enhanced, template or json_schema.",
+        examples=[{"type": "enhanced", "include_metadata": True}],
+    )
+
+    def build(self, facts: StepFacts) -> DialogueEndpoint:
+        """The endpoint; JobError, beginning with a key path, for what does not fit."""
+        where = f"steps.{self.name}"
+        named = self.messages is not None or self.response_format is not None or "response_format" in self.params
+        flat = (self.dialect or ("reference" if named else "openai")) == "openai"
+        params = dict(self.params)
+        if "background" in params:
+            raise JobError(f"{where}.params.background: {BACKGROUND}")
+        tools, choice = taken(self, params, "tools", where), taken(self, params, "tool_choice", where)
+        stream = taken_stream(self, params, where)
+        text, form = taken(self, params, "text", where), taken(self, params, "response_format", where)
+        instructions = taken(self, params, "instructions", where)
+        check_params(params, RESPONSES_PARAMS if flat else REFERENCE_PARAMS, where)
+        typed = typed_output(self, where)
+        moving: dict[str, Filled] = {}
+        body: dict[str, Any] = params
+        turns, place = self._turns(where)
+        if instructions is not None:
+            if not isinstance(instructions, str):
+                raise JobError(f"{where}.instructions: found {instructions!r}, expected text; put it in quotes")
+            if not flat:
+                raise JobError(f"{where}.instructions: belongs to OpenAI's dialect; write a message of the system")
+            moving["instructions"] = text_filled(instructions, facts.columns, f"{where}.instructions")
+        if text is not None:
+            body["text"] = self._text(text, flat, typed is not None, f"{where}.text")
+        if form is not None:
+            if flat or typed is not None:
+                advice = "OpenAI's dialect writes text: {format: ...}" if flat else "a typed output brings its own"
+                raise JobError(f"{where}.response_format: {advice}; leave it out")
+            moving["response_format"] = response_format(form, facts.columns, f"{where}.response_format")
+        if tools is not None:
+            body["tools"] = tools = checked_tools(tools, f"{where}.tools", flat)
+        if choice is not None:
+            body["tool_choice"] = checked_choice(choice, tools, f"{where}.tool_choice", flat)
+        if stream:
+            body["stream"] = True
+        body |= {key: part.fill({}) for key, part in moving.items() if not part.moving}
+        columns = AnswerColumns(
+            self.name,
+            self.output if isinstance(self.output, str) else self.name,
+            typed,
+            tool_calls=tools is not None,
+            logprobs="message.output_text.logprobs" in params.get("include", ()) or bool(params.get("top_logprobs")),
+            metadata=None if flat else METADATA,
+            detail=self.detail,
+            longest="max_output_tokens" if flat else "max_tokens",
+        )
+        dialogue = Dialogue(turns, facts.columns, f"{where}.{place}", items=flat)
+        dialect: Dialect = OpenAIResponses(isinstance(self.input, str)) if flat else ReferenceResponses()
+        rest = {key: part for key, part in moving.items() if part.moving}
+        return DialogueEndpoint(self, facts, dialect, dialogue, body, rest, columns, typed)
+
+    def _turns(self, where: str) -> tuple[Turns, str]:
+        """The turns and the key that they stand at."""
+        if self.input is not None and self.messages is not None:
+            raise JobError(f"{where}.messages: stands beside input; leave one of both out")
+        if self.messages is not None:
+            return self.messages, "messages"
+        if self.input is None:
+            raise JobError(f"{where}.input: missing; write input: or messages:")
+        return self.input, "input"
+
+    def _text(self, text: Any, flat: bool, typed: bool, where: str) -> Any:
+        if not flat:
+            raise JobError(f"{where}: belongs to OpenAI's dialect; write response_format:")
+        if not isinstance(text, Mapping):
+            raise JobError(f"{where}: found {text!r}, expected keys and values; write e.g. text: {{verbosity: low}}")
+        if typed and "format" in text:
+            raise JobError(f"{where}.format: a typed output brings its own; leave it out")
+        return plain_json(text, where)

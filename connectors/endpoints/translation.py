@@ -1,0 +1,36 @@
+"""POST /audio/translations: a sound a row, its words in English."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from connectors.contracts import StepFacts, StepModel
+from connectors.params import number, one_of
+from connectors.transcripts import Transcripts
+
+PARAMS = {
+    "response_format": one_of("json", "text", "srt", "verbose_json", "vtt"),
+    "temperature": number(0, 1),
+}
+"""The reference, section 6.3; the rest are keys of the step itself."""
+
+
+class TranslationStep(StepModel):
+    """A step of endpoint translation."""
+
+    endpoint: Literal["translation"] = Field(description="POST /audio/translations.")
+    file: str = Field(
+        min_length=1, description="Column of paths, URLs or bytes: mp3, mp4, mpeg, mpga, m4a, wav, webm, flac or ogg."
+    )
+    prompt: str | None = Field(default=None, description="What the words may be about, in English; a template.")
+    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] | None = Field(
+        default=None, description="verbose_json gives a struct, all others a string; default json."
+    )
+    split: bool = Field(
+        default=False, description="Cut sound of more than 25 MB or 24 minutes at silences, and join the texts."
+    )
+    output: str | None = Field(default=None, description="The column's name; default: the step's.")
+
+    def build(self, facts: StepFacts) -> Transcripts:
+        """The endpoint; JobError, beginning with a key path, for what does not fit."""
+        return Transcripts(self, facts, "/audio/translations", ("response_format",), PARAMS, ("prompt",))

@@ -1,0 +1,156 @@
+"""What each family of image models takes, and the tokens that a picture costs; unknown models are not checked."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from connectors.errors import JobError
+
+_GPT_ONLY = ("background", "moderation", "output_format", "output_compression", "input_fidelity", "partial_images")
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Models that take the same: the reference, section 8, and the OpenAPI description."""
+
+    name: str
+    sizes: frozenset[str] | None
+    """None: any that `fits_gpt_image_2` allows."""
+    qualities: frozenset[str]
+    most: int
+    """Images of one request."""
+    longest: int
+    """Characters of a prompt."""
+    refuses: tuple[str, ...]
+    """Parameters of the other families."""
+    by_token: bool
+
+
+DALL_E_2 = Family(
+    "dall-e-2",
+    frozenset({"256x256", "512x512", "1024x1024"}),
+    frozenset({"standard", "auto"}),
+    10,
+    1_000,
+    ("style", "stream", *_GPT_ONLY),
+    False,
+)
+DALL_E_3 = Family(
+    "dall-e-3",
+    frozenset({"1024x1024", "1792x1024", "1024x1792"}),
+    frozenset({"standard", "hd", "auto"}),
+    1,
+    4_000,
+    ("stream", *_GPT_ONLY),
+    False,
+)
+_GPT_QUALITIES = frozenset({"low", "medium", "high", "auto"})
+GPT_IMAGE = Family(
+    "gpt-image-1",
+    frozenset({"1024x1024", "1536x1024", "1024x1536", "auto"}),
+    _GPT_QUALITIES,
+    10,
+    32_000,
+    ("style", "response_format"),
+    True,
+)
+GPT_IMAGE_2 = Family("gpt-image-2", None, _GPT_QUALITIES, 10, 32_000, ("style", "response_format"), True)
+
+
+def family_of(model: str) -> Family | None:
+    """A model's family; None where it is of none that is known."""
+    for start, family in (
+        ("dall-e-2", DALL_E_2),
+        ("dall-e-3", DALL_E_3),
+        ("gpt-image-2", GPT_IMAGE_2),
+        ("gpt-image-1", GPT_IMAGE),
+        ("chatgpt-image", GPT_IMAGE),
+    ):
+        if model.startswith(start):
+            return family
+    return None
+
+
+def check_fixed(fixed: Mapping[str, Any], family: Family | None, where: str) -> None:
+    """JobError, placed below `where`, for a parameter that models of the family do not take."""
+    if family is None:
+        return
+    for name in family.refuses:
+        if name in fixed:
+            raise JobError(f"{where}.{name}: {fixed['model']} does not take it; leave it out")
+    size, quality, count = fixed.get("size"), fixed.get("quality"), count_of(fixed)
+    if family.sizes is None and size is not None and not _fits_gpt_image_2(str(size)):
+        raise JobError(
+            f"{where}.size: found {size}, {fixed['model']} takes auto or WIDTHxHEIGHT, both multiples of 16, at most "
+            "3840x2160 pixels, no side more than three times the other; correct it"
+        )
+    if family.sizes is not None and size is not None and size not in family.sizes:
+        raise JobError(f"{where}.size: found {size}, {fixed['model']} takes {_list(family.sizes)}; correct it")
+    if quality is not None and quality not in family.qualities:
+        raise JobError(
+            f"{where}.quality: found {quality}, {fixed['model']} takes {_list(family.qualities)}; correct it"
+        )
+    if count > family.most:
+        raise JobError(f"{where}.n: found {count}, {fixed['model']} makes at most {family.most}; correct it")
+
+
+def count_of(fixed: Mapping[str, Any]) -> int:
+    """How many pictures a request asks for."""
+    count = fixed.get("n")
+    return count if isinstance(count, int) and count > 0 else 1
+
+
+def prompt_problem(prompt: str, family: Family | None) -> str | None:
+    """Why a prompt will not be taken; None where nothing speaks against it."""
+    if not prompt:
+        return "prompt: the text is empty"
+    if family is not None and len(prompt) > family.longest:
+        return f"prompt: {len(prompt):,} characters, {family.name} takes {family.longest:,}"
+    return None
+
+
+def output_tokens(fixed: Mapping[str, Any], family: Family | None) -> int | None:
+    """The most output tokens of a request; None where nothing is known of the model.
+
+    After https://developers.openai.com/api/docs/guides/image-generation: 272, 1,056 and 4,160 tokens for 1024x1024 in
+    low, medium and high quality, more for more pixels; 100 for each partial image. Doubled and 1,000 added, since later
+    models count a little differently and write text as well.
+    """
+    if family is None:
+        return None
+    if not family.by_token:
+        return 0
+    tokens = {"low": 272, "medium": 1_056}.get(str(fixed.get("quality")), 4_160)
+    width, height = _sides(str(fixed.get("size"))) or (1536, 1024)
+    one = ceil(2 * tokens * max(1.0, width * height / (1 << 20))) + 100 * int(fixed.get("partial_images") or 0) + 1_000
+    return one * count_of(fixed)
+
+
+def input_picture_tokens(fixed: Mapping[str, Any], family: Family | None) -> int:
+    """About the most tokens that a picture sent along costs: 65, 129 a tile, and some 6,240 more at high fidelity,
+    which the models after gpt-image-1 always use."""
+    if family is None or not family.by_token:
+        return 0
+    early = re.match(r"gpt-image-1(-mini)?(-\d{4}|$)", str(fixed["model"])) is not None
+    return 1_100 if early and fixed.get("input_fidelity") != "high" else 7_340
+
+
+def _sides(size: str) -> tuple[int, int] | None:
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _fits_gpt_image_2(size: str) -> bool:
+    if size == "auto":
+        return True
+    sides = _sides(size)
+    if sides is None:
+        return False
+    short, long = sorted(sides)
+    return short > 0 and short % 16 == 0 and long % 16 == 0 and long <= 3 * short and long <= 3840 and short <= 2160
+
+
+def _list(choices: frozenset[str]) -> str:
+    return ", ".join(sorted(choices, key=lambda choice: (len(choice), choice)))

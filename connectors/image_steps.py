@@ -1,0 +1,222 @@
+"""What the three image endpoints share: pictures come back, and become files named by content."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from connectors import image_replies
+from connectors.contracts import MediaUse, OneByOne, StepFacts, StepModel
+from connectors.errors import JobError
+from connectors.exchange import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
+from connectors.image_rules import check_fixed, count_of, family_of, input_picture_tokens, output_tokens, prompt_problem
+from connectors.params import FLAG, Check, one_of, text, whole
+from connectors.step_params import declared, fixed_params, template
+from connectors.template import TemplateProblem
+from connectors.tokens import count_tokens
+from connectors.uploads import file_column, files_of, form
+
+IMAGE_PARAMS: Mapping[str, Check] = {
+    "n": whole(1, 10),
+    "size": text,
+    "response_format": one_of("url", "b64_json"),
+    "user": text,
+}
+"""Of all three endpoints, after the OpenAPI description."""
+
+GPT_IMAGE_PARAMS: Mapping[str, Check] = {
+    "quality": one_of("standard", "hd", "low", "medium", "high", "auto"),
+    "background": one_of("transparent", "opaque", "auto"),
+    "output_format": one_of("png", "jpeg", "webp"),
+    "output_compression": whole(0, 100),
+    "partial_images": whole(0, 3),
+    "stream": FLAG,
+}
+"""Of generations and edits."""
+
+
+class ImageMaker(OneByOne):
+    """The endpoint of one step that makes pictures."""
+
+    def __init__(
+        self,
+        step: StepModel,
+        facts: StepFacts,
+        path: str,
+        own: Sequence[str],
+        table: Mapping[str, Check],
+        prompt: str | None = None,
+        files: Mapping[str, str | Sequence[str] | None] | None = None,
+    ) -> None:
+        """`own`: the step's keys that are sent as they stand. `files`: form field -> column or columns of pictures."""
+        self.path = path
+        self.where = f"steps.{step.name}"
+        self._step = step
+        self._tag = facts.provider_tag
+        self._prefix = facts.files_prefix
+        self._prompt = template(prompt, facts.columns, f"{self.where}.prompt")
+        self._files = {
+            field: tuple(
+                file_column(column, facts.columns, f"{self.where}.{field}")
+                for column in ([columns] if isinstance(columns, str) else columns)
+            )
+            for field, columns in (files or {}).items()
+            if columns
+        }
+        self.fixed = fixed_params(step, own, table, self.where)
+        self.family = family_of(step.model)
+        check_fixed(self.fixed, self.family, self.where)
+        if self.family is not None and not self.family.by_token:
+            # The pictures themselves, and not URLs that expire; other servers answer as they do.
+            self.fixed.setdefault("response_format", "b64_json")
+        size, quality = self.fixed.get("size"), self.fixed.get("quality")
+        self.image_terms = (None if size is None else str(size), None if quality is None else str(quality))
+        self._count = count_of(self.fixed)
+        columns = frozenset(column for each in self._files.values() for column in each)
+        self.uses = columns if self._prompt is None else columns | self._prompt.columns
+        self.media = {
+            column: MediaUse("image", self._largest(field)) for field, each in self._files.items() for column in each
+        }
+        self.output_bound = output_tokens(self.fixed, self.family)
+        # dall-e-3 is the one model that tells how it rewrote the prompt.
+        self._revised = path == "/images/generations" and step.model.startswith("dall-e-3")
+        kind = pa.list_(pa.string()) if self._count > 1 else pa.string()
+        output: str | None = getattr(step, "output", None)
+        made = [pa.field(output or step.name, kind)]
+        if self._revised:
+            made.append(pa.field(f"{step.name}_revised_prompt", kind))
+        self.fields = tuple(made)
+
+    def _largest(self, field: str) -> int:
+        """Bytes of a picture: 4 MB for masks and dall-e-2, 50 MB for all others."""
+        small = self.family is not None and (field == "mask" or not self.family.by_token)
+        return (4 if small else 50) << 20
+
+    def declared(self) -> bytes:
+        return declared(self._step)
+
+    def request(self, row: Row, key: str) -> Request | RowError:
+        """The row's prompt and pictures."""
+        body: dict[str, Any] = dict(self.fixed)
+        tokens = 0
+        if self._prompt is not None:
+            try:
+                said = str(self._prompt.fill(row))
+            except TemplateProblem as exc:
+                return RowError("input", str(exc))
+            problem = prompt_problem(said, self.family)
+            if problem is not None:
+                return RowError("input", problem)
+            body["prompt"] = said
+            if self.output_bound != 0:
+                tokens = count_tokens(said, self._step.model)
+        found: dict[str, tuple[Media, ...]] = {}
+        for field, columns in self._files.items():
+            if field == "mask" and all(row[column] is None for column in columns):
+                continue
+            pictures = files_of(row, columns, field)
+            if isinstance(pictures, RowError):
+                return pictures
+            found[field] = pictures
+            named = [picture.name for picture in pictures]
+            body[field] = named if len(named) > 1 else named[0]
+        problem = picture_problem(found, self.family is not None, self.family is not None and self.family.by_token)
+        if problem is not None:
+            return RowError("input", problem)
+        media = tuple(picture for pictures in found.values() for picture in pictures)
+        try:
+            packed = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+        except TypeError as exc:
+            return RowError("input", f"the row's text cannot be written as UTF-8: {exc}")
+        return Request(
+            fingerprint=request_fingerprint(self._tag, self.path, packed, "" if self._step.reuse else key),
+            body=packed,
+            input_tokens=tokens + len(media) * input_picture_tokens(self.fixed, self.family),
+            output_bound=self.output_bound,
+            keys=(key,),
+            media=media,
+            images=self._count,
+        )
+
+    def call(self, pack: Sequence[Request]) -> Call:
+        """JSON, or a form where pictures go along."""
+        stream = self.fixed.get("stream") is True
+        if not self._files:
+            return Call("POST", self.path, pack[0].body, stream=stream)
+        return Call("POST", self.path, form=form(pack[0], tuple(self._files)), stream=stream)
+
+    def answers(self, pack: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
+        """The pictures, or where they are."""
+        return (image_replies.kept(reply),)
+
+    def usage(self, pack: Sequence[Request], reply: Reply) -> Usage:
+        """The pictures that came, and the tokens that the reply counts."""
+        return image_replies.usage(reply)
+
+    def links(self, answer: bytes) -> Sequence[str]:
+        """The URLs of pictures that are not in the answer yet."""
+        return image_replies.links(answer)
+
+    def with_contents(self, answer: bytes, contents: Sequence[bytes]) -> bytes:
+        """The answer with the pictures in it; MalformedReply where one is no picture."""
+        return image_replies.with_contents(answer, contents)
+
+    def files(self, answer: bytes) -> Sequence[tuple[str, bytes]]:
+        """Every picture."""
+        return image_replies.files(answer)
+
+    def values(self, answer: bytes) -> Values | RowError:
+        """The paths of the files, and the prompts as the model rewrote them."""
+        names = image_replies.names(answer)
+        if isinstance(names, RowError):
+            return names
+        paths = [f"{self._prefix}{name}" for name in names]
+        revised = image_replies.revised_prompts(answer)
+        if self._count > 1:
+            return (paths, revised) if self._revised else (paths,)
+        return (paths[0], revised[0]) if self._revised else (paths[0],)
+
+    def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
+        """One array a column."""
+        return [
+            pa.array([None if row is None else row[place] for row in values], field.type)
+            for place, field in enumerate(self.fields)
+        ]
+
+
+def picture_problem(found: Mapping[str, Sequence[Media]], known: bool, by_token: bool) -> str | None:
+    """Why a model of a known family will not take these pictures; None where nothing speaks against them."""
+    if not known or "image" not in found:
+        return None
+    pictures = found["image"]
+    most = 16 if by_token else 1
+    if len(pictures) > most:
+        return f"image: {len(pictures)} pictures, at most {most} are taken"
+    for picture in pictures:
+        if by_token and picture.suffix not in ("png", "webp", "jpg"):
+            return f"image: a {picture.suffix} picture; png, webp and jpeg are taken"
+        if not by_token and picture.suffix != "png":
+            return f"image: a {picture.suffix} picture; a square png is taken"
+        if not by_token and picture.pixels is not None and picture.pixels[0] != picture.pixels[1]:
+            return f"image: {_shown(picture)} pixels; a square png is taken"
+    masks = found.get("mask", ())
+    if len(masks) > 1:
+        return f"mask: {len(masks)} pictures, one is taken"
+    for mask in masks:
+        if mask.suffix != "png":
+            return f"mask: a {mask.suffix} picture; a png is taken"
+        if mask.pixels != pictures[0].pixels:
+            return f"mask: {_shown(mask)} pixels, but the image has {_shown(pictures[0])}; they must be the same"
+    return None
+
+
+def _shown(picture: Media) -> str:
+    return "unknown" if picture.pixels is None else f"{picture.pixels[0]}x{picture.pixels[1]}"
+
+
+def check_model(step: StepModel, family_names: Sequence[str], what: str) -> None:
+    """JobError where the model is known, and known not to do this."""
+    family = family_of(step.model)
+    if family is not None and family.name not in family_names:
+        raise JobError(f"steps.{step.name}.model: {step.model} makes no {what}; take {' or '.join(family_names)}")

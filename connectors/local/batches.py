@@ -1,0 +1,319 @@
+"""POST and GET /batches, GET /batches/{id}, POST /batches/{id}/cancel: files of requests, answered in the background.
+
+For tests a batch can be told by its own metadata how to end:
+`rowmill_delay_s` spreads its lines over so many seconds, `rowmill_expire_share` lets this share of them, the last
+ones, expire, `rowmill_fail` fails it as a whole with this code, `rowmill_enqueued_tokens` is the limit that it meets.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import ceil, inf
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from connectors.local import chat, embeddings, images
+from connectors.local.api import ApiError, Handler, Incoming, Route, State, id_of, json_answer
+from connectors.local.batch_lines import Checked, check_lines, fault
+from connectors.local.checks import Check, check_fields, metadata, nullable, one_of, refuse, string, whole
+from connectors.local.files import EXPIRY, query_of
+from connectors.local.forms import number
+from connectors.local.store import add_file, all_of, content_of, find, keep, new_id, page
+
+HANDLERS: Mapping[str, Handler] = {
+    f"/v1{route.path}": route.handler
+    for route in (*chat.ROUTES, *embeddings.ROUTES, *images.ROUTES)
+    if route.path in ("/chat/completions", "/embeddings", "/images/generations", "/images/edits")
+}
+"""Endpoint of a batch -> what answers its lines."""
+
+WINDOW_S = 24 * 3600
+ENQUEUED_TOKENS = 2_000_000_000
+"""Of all batches of one model that are not done: a token for every four bytes of their files."""
+
+FINAL = frozenset({"failed", "completed", "expired", "cancelled"})
+
+FIELDS: Mapping[str, Check] = {
+    "input_file_id": string(shortest=1),
+    "endpoint": one_of(*HANDLERS),
+    "completion_window": one_of("24h"),
+    "metadata": nullable(metadata),
+    "output_expires_after": EXPIRY,
+}
+
+_QUERY: Mapping[str, Check] = {"limit": whole(1, 100), "after": string()}
+
+_TIMES = (
+    "in_progress_at",
+    "finalizing_at",
+    "completed_at",
+    "failed_at",
+    "expired_at",
+    "cancelling_at",
+    "cancelled_at",
+)
+
+_NEVER_RUN = {
+    "code": "batch_expired",
+    "message": "This request could not be executed before the completion window expired.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """How a batch is to end, as its metadata says."""
+
+    delay_s: float = 0
+    expire_share: float = 0
+    fail: str | None = None
+    enqueued_tokens: float = ENQUEUED_TOKENS
+
+
+@dataclass(slots=True)
+class Made:
+    """What the lines of a batch came to."""
+
+    output: list[bytes] = field(default_factory=list)
+    errors: list[bytes] = field(default_factory=list)
+    used: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("input", "output", "total", "cached", "reasoning"), 0)
+    )
+
+
+async def create(incoming: Incoming) -> web.StreamResponse:
+    """Take a batch; it is worked on from now on."""
+    body, state = incoming.body, incoming.state
+    check_fields(body, FIELDS, ("input_file_id", "endpoint", "completion_window"))
+    _knobs(body.get("metadata"))
+    source = find(state, "file", body["input_file_id"], "input_file_id")
+    if source["purpose"] != "batch":
+        message = f"Invalid 'input_file_id': the file's purpose must be 'batch', but it is '{source['purpose']}'."
+        raise refuse("input_file_id", message, "invalid_file_purpose")
+    batch_id = new_id(state, "batch", "batch_", body)
+    created = int(time.time())
+    batch: dict[str, Any] = {
+        "id": batch_id,
+        "object": "batch",
+        "endpoint": body["endpoint"],
+        "model": None,
+        "errors": None,
+        "input_file_id": body["input_file_id"],
+        "completion_window": body["completion_window"],
+        "status": "validating",
+        "output_file_id": None,
+        "error_file_id": None,
+        "created_at": created,
+        "expires_at": created + WINDOW_S,
+        **dict.fromkeys(_TIMES),
+        "request_counts": {"total": 0, "completed": 0, "failed": 0},
+        "usage": None,
+        "metadata": body.get("metadata"),
+    }
+    if "output_expires_after" in body:
+        batch["output_expires_after"] = body["output_expires_after"]
+    keep(state, batch)
+    _begin(incoming, batch)
+    return json_answer(batch)
+
+
+async def list_batches(incoming: Incoming) -> web.StreamResponse:
+    """The batches, the newest first."""
+    asked = query_of(incoming, _QUERY)
+    found = await asyncio.to_thread(all_of, incoming.state, "batch")
+    for batch in found:
+        _begin(incoming, batch)
+    return json_answer(page(found[::-1], asked.get("after"), asked.get("limit", 20)))
+
+
+async def show(incoming: Incoming) -> web.StreamResponse:
+    """One batch as it is now."""
+    batch = find(incoming.state, "batch", incoming.request.match_info["batch_id"])
+    _begin(incoming, batch)
+    return json_answer(batch)
+
+
+async def cancel(incoming: Incoming) -> web.StreamResponse:
+    """Stop a batch; what is done of it stays."""
+    batch = find(incoming.state, "batch", incoming.request.match_info["batch_id"])
+    if batch["status"] in FINAL or batch["status"] == "finalizing":
+        message = f"Cannot cancel a batch with status '{batch['status']}'."
+        raise ApiError(409, message, code="batch_not_cancellable", headers={"x-should-retry": "false"})
+    if batch["status"] != "cancelling":
+        _enter(incoming.state, batch, "cancelling")
+    _begin(incoming, batch)
+    return json_answer(batch)
+
+
+def _begin(incoming: Incoming, batch: dict[str, Any]) -> None:
+    """Work on a batch unless that is done or being done: a server that was ended left it as it was."""
+    state, batch_id = incoming.state, batch["id"]
+    if batch["status"] in FINAL or batch_id in state.tasks:
+        return
+    task = asyncio.get_running_loop().create_task(_work(incoming, batch))
+    state.tasks[batch_id] = task
+    task.add_done_callback(lambda _: state.tasks.pop(batch_id))
+
+
+async def _work(incoming: Incoming, batch: dict[str, Any]) -> None:
+    state, knobs = incoming.state, _knobs(batch["metadata"])
+    checked = await asyncio.to_thread(_checked, state, batch, knobs)
+    batch["model"] = checked.model
+    if batch["status"] == "validating":
+        if checked.errors:
+            batch["errors"] = {"object": "list", "data": list(checked.errors)}
+            _enter(state, batch, "failed")
+            return
+        _enter(state, batch, "in_progress")
+    batch["request_counts"] = {"total": len(checked.lines), "completed": 0, "failed": 0}
+    made = await _answered(incoming, batch, checked.lines, knobs)
+    end = "expired" if knobs.expire_share else "completed"
+    if batch["status"] == "cancelling":
+        end = "cancelled"
+    else:
+        _enter(state, batch, "finalizing")
+    await asyncio.to_thread(_hand_over, state, batch, made)
+    _enter(state, batch, end)
+
+
+def _checked(state: State, batch: dict[str, Any], knobs: Knobs) -> Checked:
+    """The lines, or why the batch fails."""
+    if knobs.fail is not None:
+        return Checked(errors=(fault(knobs.fail, "This batch was told to fail by its metadata."),))
+    try:
+        content = content_of(state, batch["input_file_id"])
+    except ApiError as exc:
+        return Checked(errors=(fault("invalid_input_file", str(exc), param="input_file_id"),))
+    checked = check_lines(content, batch["endpoint"])
+    waiting = sum(
+        state.objects[other["input_file_id"]]["bytes"] // 4
+        for other in all_of(state, "batch")
+        if other["status"] not in FINAL
+        and other is not batch
+        and other["model"] == checked.model
+        and other["input_file_id"] in state.objects
+    )
+    if not checked.errors and waiting + len(content) // 4 > knobs.enqueued_tokens:
+        message = (
+            f"Enqueued token limit reached for {checked.model} in organization rowmill-local. Limit: "
+            f"{knobs.enqueued_tokens:,.0f} enqueued tokens. Please try again once some in_progress batches have been "
+            "completed."
+        )
+        return Checked(model=checked.model, errors=(fault("token_limit_exceeded", message),))
+    return checked
+
+
+async def _answered(incoming: Incoming, batch: dict[str, Any], lines: tuple[bytes, ...], knobs: Knobs) -> Made:
+    """Answer line after line until all are, or the batch is cancelled."""
+    made, counts = Made(), batch["request_counts"]
+    began = time.monotonic()
+    last = len(lines) - ceil(len(lines) * knobs.expire_share)
+    for place, raw in enumerate(lines):
+        due = began + knobs.delay_s * (place + 1) / len(lines)
+        for pause in _pauses(due):
+            await asyncio.sleep(pause)
+            if batch["status"] == "cancelling":
+                return made
+        line = orjson.loads(raw)
+        custom_id = line["custom_id"]
+        told: dict[str, Any] = {"id": id_of("batch_req_", batch["id"], custom_id), "custom_id": custom_id}
+        if place >= last:
+            made.errors.append(orjson.dumps({**told, "response": None, "error": _NEVER_RUN}))
+            counts["failed"] += 1
+            continue
+        status, body = await _reply(incoming, batch["endpoint"], line["body"])
+        request_id = id_of("req_", batch["id"], custom_id)
+        response = {"status_code": status, "request_id": request_id, "body": body}
+        succeeded = status < 400
+        (made.output if succeeded else made.errors).append(orjson.dumps({**told, "response": response, "error": None}))
+        counts["completed" if succeeded else "failed"] += 1
+        _add_usage(made.used, body.get("usage") or {})
+    return made
+
+
+def _pauses(due: float) -> Iterator[float]:
+    """Sleeps until then, short ones, so that a cancel is noticed; at least one, so that others are served."""
+    yield 0
+    while (left := due - time.monotonic()) > 0:
+        yield min(left, 0.02)
+
+
+async def _reply(incoming: Incoming, endpoint: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """(status, body) of one line, answered as if it had come alone."""
+    if body.get("stream"):
+        refusal = refuse("stream", "Streaming is not supported in the Batch API.", "unsupported_parameter")
+        return refusal.status, refusal.body
+    try:
+        response = await HANDLERS[endpoint](Incoming(incoming.request, incoming.state, body, {}))
+    except ApiError as exc:
+        return exc.status, exc.body
+    # Without `stream` every handler answers with JSON that is whole.
+    assert isinstance(response, web.Response)
+    assert isinstance(response.body, bytes)
+    answer: dict[str, Any] = orjson.loads(response.body)
+    return response.status, answer
+
+
+def _add_usage(used: dict[str, int], usage: dict[str, Any]) -> None:
+    """Add what one answer used, by the names of chat or of responses."""
+    given = usage.get("input_tokens_details") or usage.get("prompt_tokens_details") or {}
+    made = usage.get("output_tokens_details") or usage.get("completion_tokens_details") or {}
+    used["input"] += usage.get("input_tokens") or usage.get("prompt_tokens") or 0
+    used["output"] += usage.get("output_tokens") or usage.get("completion_tokens") or 0
+    used["total"] += usage.get("total_tokens") or 0
+    used["cached"] += given.get("cached_tokens") or 0
+    used["reasoning"] += made.get("reasoning_tokens") or 0
+
+
+def _hand_over(state: State, batch: dict[str, Any], made: Made) -> None:
+    """Write the output and the error file, each only if there is something in it."""
+    expiry = batch.get("output_expires_after")
+    seconds = expiry["seconds"] if expiry else None
+    for name, lines in (("output", made.output), ("error", made.errors)):
+        if lines:
+            pieces = (line + b"\n" for line in lines)
+            kept = add_file(state, f"{batch['id']}_{name}.jsonl", pieces, "batch_output", seconds)
+            batch[f"{name}_file_id"] = kept["id"]
+    used = made.used
+    batch["usage"] = {
+        "input_tokens": used["input"],
+        "input_tokens_details": {"cached_tokens": used["cached"]},
+        "output_tokens": used["output"],
+        "output_tokens_details": {"reasoning_tokens": used["reasoning"]},
+        "total_tokens": used["total"],
+    }
+
+
+def _enter(state: State, batch: dict[str, Any], status: str) -> None:
+    batch["status"] = status
+    batch[f"{status}_at"] = int(time.time())
+    keep(state, batch)
+
+
+def _knobs(told: Mapping[str, str] | None) -> Knobs:
+    """What the metadata says; ApiError for a number that is none."""
+    told = told or {}
+    return Knobs(
+        _knob(told, "rowmill_delay_s", 0, inf),
+        _knob(told, "rowmill_expire_share", 0, 1),
+        told.get("rowmill_fail"),
+        _knob(told, "rowmill_enqueued_tokens", ENQUEUED_TOKENS, inf),
+    )
+
+
+def _knob(told: Mapping[str, str], name: str, default: float, most: float) -> float:
+    value = number(told[name]) if name in told else default
+    if not isinstance(value, int | float) or not 0 <= value <= most:
+        where = f"metadata.{name}"
+        raise refuse(where, f"Invalid '{where}': expected a number from 0 to {most}, got '{value}'.", "invalid_value")
+    return value
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("POST", "/batches", create),
+    Route("GET", "/batches", list_batches, limited=False),
+    Route("GET", "/batches/{batch_id}", show, limited=False),
+    Route("POST", "/batches/{batch_id}/cancel", cancel, limited=False),
+)

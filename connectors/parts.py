@@ -1,0 +1,161 @@
+"""Parquet parts: written in row groups of bounded size, read by key, and written again without some of their rows."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from connectors.errors import DataError
+
+ROW_GROUP_ROWS = 65_536
+ROW_GROUP_BYTES = 32 << 20
+BATCH_ROWS = 4096
+"""Rows of a part that are read together when it is written again."""
+
+
+class PartWriter:
+    """A part being written; tables of any size make row groups of bounded size."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._file = pa.OSFile(str(path), "wb")
+        # A dictionary on vectors costs a factor of three in time; their statistics tell nobody anything.
+        self._writer = pq.ParquetWriter(
+            self._file,
+            schema,
+            compression="zstd",
+            use_dictionary=[field.name for field in schema if _is_text(field.type)],
+            use_byte_stream_split=list(_float_paths(schema)),
+            write_statistics=[field.name for field in schema if not pa.types.is_nested(field.type)],
+        )
+        self._waiting: list[pa.Table] = []
+        self._rows = 0
+        self._nbytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            try:
+                self._flush(1)
+                self._writer.close()
+            finally:
+                self._abandon()
+        else:
+            self._abandon()
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows."""
+        if not table.num_rows:
+            return
+        self._waiting.append(table)
+        self._rows += table.num_rows
+        self._nbytes += table.nbytes
+        fitting = self._fitting()
+        if self._rows >= fitting:
+            self._flush(fitting)
+
+    def note(self, name: str, text: str) -> None:
+        """A text of the part's own in its footer."""
+        self._writer.add_key_value_metadata({name: text})
+
+    def _fitting(self) -> int:
+        """Rows of the size of those waiting that make a row group."""
+        return max(1, min(ROW_GROUP_ROWS, self._rows * ROW_GROUP_BYTES // max(1, self._nbytes)))
+
+    def _flush(self, unit: int) -> None:
+        """Write as many of the waiting rows as can be divided by the unit."""
+        if not self._rows:
+            return
+        whole = pa.concat_tables(self._waiting).cast(self._schema)
+        count = self._rows // unit * unit
+        self._writer.write_table(whole.slice(0, count), self._fitting())
+        rest = whole.slice(count)
+        self._waiting, self._rows, self._nbytes = [rest], rest.num_rows, rest.nbytes
+
+    def _abandon(self) -> None:
+        # Closing writes the footer, which a full disk refuses as well; left open, the writer would try once more later.
+        with contextlib.suppress(OSError, pa.ArrowException, ValueError):
+            self._writer.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def write_part(path: Path, table: pa.Table, note: tuple[str, str] | None = None) -> None:
+    """A whole part."""
+    with PartWriter(path, table.schema) as out:
+        out.write(table)
+        if note is not None:
+            out.note(*note)
+
+
+def write_without(source: Path, target: Path, schema: pa.Schema, gone: pa.BooleanArray, added: pa.Table) -> None:
+    """The part again, without the rows that are gone, with those added at its end."""
+    with PartWriter(target, schema) as out:
+        start = 0
+        for table in tables_of(source):
+            out.write(table.filter(pc.invert(gone.slice(start, table.num_rows))))
+            start += table.num_rows
+        out.write(added)
+
+
+def tables_of(part: Path) -> Iterator[pa.Table]:
+    """The part's rows, some thousand at a time."""
+    with pq.ParquetFile(part) as file:
+        for batch in file.iter_batches(batch_size=BATCH_ROWS):
+            yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
+
+
+def columns_of(part: Path, names: Sequence[str]) -> pa.Table:
+    """Some columns of all the part's rows."""
+    with pq.ParquetFile(part) as file:
+        return file.read(list(names))
+
+
+def facts_of(part: Path) -> tuple[int, pa.Schema, dict[bytes, bytes]]:
+    """(rows, schema, notes) from the part's footer; DataError where the file is no whole Parquet file."""
+    try:
+        with pq.ParquetFile(part) as file:
+            return file.metadata.num_rows, file.schema_arrow.remove_metadata(), file.metadata.metadata or {}
+    except pa.ArrowInvalid as exc:
+        raise DataError(
+            f"{part}: cannot be read ({str(exc).splitlines()[0].rstrip('.')}); move it away and run again: answers "
+            "that the ledger has are not asked again"
+        ) from exc
+
+
+def among(rows: pa.Table, wanted: pa.Table) -> pa.BooleanArray:
+    """For each row whether it is one of those wanted, which have the same columns; null equals null."""
+    found: pa.BooleanArray | None = None
+    for name in rows.column_names:
+        values = wanted.column(name).combine_chunks()
+        hits = pc.is_in(rows.column(name), value_set=values).combine_chunks()
+        found = hits if found is None else pc.and_(found, hits)
+    assert found is not None
+    if len(rows.column_names) == 1 or not found.true_count:
+        return found
+    # Each value of a composite key stands somewhere among those wanted; together they need not.
+    every = set(_tuples(wanted))
+    return pa.array([hit and key in every for hit, key in zip(found.to_pylist(), _tuples(rows), strict=True)])
+
+
+def _tuples(table: pa.Table) -> Iterator[tuple[Any, ...]]:
+    return zip(*(column.to_pylist() for column in table.columns), strict=True)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _float_paths(schema: pa.Schema) -> Iterator[str]:
+    """The Parquet paths of float columns and of vectors of floats."""
+    for field in schema:
+        if pa.types.is_floating(field.type):
+            yield field.name
+        elif pa.types.is_fixed_size_list(field.type) and pa.types.is_floating(field.type.value_type):
+            yield f"{field.name}.list.element"

@@ -1,0 +1,103 @@
+"""A whole dialogue as a column holds it: a list of struct, or its JSON text, into chat completions' own shape."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from connectors.template import TemplateProblem, plain
+from connectors.tool_calls import chat_call
+
+SHORT_ROLES = ("system", "user", "assistant", "developer")
+ROLES = (*SHORT_ROLES, "tool", "function")
+KEYS = ("role", "content", "name", "tool_call_id", "tool_calls")
+FURTHER_KEYS = ("refusal", "audio", "function_call")
+"""Keys of an assistant's message that pass as they are."""
+
+
+def is_dialogue_type(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold dialogues."""
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return True
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and pa.types.is_struct(kind.value_type))
+
+
+def dialogue_in(value: Any, column: str, items: bool) -> list[dict[str, Any]]:
+    """The turns in a row's value; TemplateProblem, which names the column, where it is no dialogue.
+
+    `items`: input items of responses, which have a `type`, may stand among them.
+    """
+    if isinstance(value, str):
+        try:
+            value = orjson.loads(value)
+        except orjson.JSONDecodeError as exc:
+            raise TemplateProblem(f"{column} is no dialogue: no JSON ({exc})") from exc
+    if not isinstance(value, list) or not value:
+        found = "null" if value is None else "an empty list" if value == [] else type(value).__name__
+        raise TemplateProblem(f"{column} is no dialogue: found {found}, expected a list of messages")
+    try:
+        return [_turn(_without_nulls(plain(turn)), items) for turn in value]
+    except ValueError as exc:
+        raise TemplateProblem(f"{column} is no dialogue: {exc}") from exc
+
+
+def _turn(turn: Any, items: bool) -> dict[str, Any]:
+    if not isinstance(turn, dict):
+        raise ValueError(f"a message is {turn!r}")
+    if items and isinstance(turn.get("type"), str) and "role" not in turn:
+        return turn
+    if "role" not in turn and len(turn) == 1 and next(iter(turn)) in SHORT_ROLES:
+        [(role, content)] = turn.items()
+        turn = {"role": role, "content": content}
+    role = turn.get("role")
+    if role not in ROLES:
+        raise ValueError(f"a message has the role {role!r}")
+    message: dict[str, Any] = {"role": role, "content": None}
+    for key, inner in turn.items():
+        if key == "content":
+            message[key] = _content(inner)
+        elif key == "tool_calls":
+            if not isinstance(inner, list):
+                raise ValueError("tool_calls is no list")
+            if inner:
+                message[key] = [chat_call(call) for call in inner]
+        elif key in KEYS or key in FURTHER_KEYS or (items and key in ("type", "id", "status", "phase")):
+            message[key] = inner
+        elif inner not in ([], {}, ""):
+            raise ValueError(f"a message has the key {key!r}")
+    if role == "tool" and not isinstance(message.get("tool_call_id"), str):
+        raise ValueError("a tool's message has no tool_call_id")
+    if message["content"] is None and not message.keys() & {"tool_calls", "function_call", "refusal", "audio"}:
+        raise ValueError(f"a message of the {role} has no content")
+    return message
+
+
+def _content(content: Any) -> Any:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        raise ValueError(f"a message's content is {content!r}")
+    return [_part(part) for part in content]
+
+
+def _part(part: Any) -> dict[str, Any]:
+    if isinstance(part, dict):
+        if isinstance(part.get("type"), str):
+            return part
+        if part.keys() == {"text"}:
+            return {"type": "text", "text": part["text"]}
+        if "image" in part and part.keys() <= {"image", "detail"}:
+            url, detail = part["image"], part.get("detail")
+            if not isinstance(url, str) or not url[:8].lower().startswith(("http://", "https://", "data:")):
+                raise ValueError("a picture in it is no URL")
+            return {"type": "image_url", "image_url": {"url": url} | ({} if detail is None else {"detail": detail})}
+    raise ValueError(f"a part of a message is {str(part)[:60]}")
+
+
+def _without_nulls(value: Any) -> Any:
+    """Arrow's structs hold every key, the missing ones as null."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value

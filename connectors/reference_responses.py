@@ -1,0 +1,155 @@
+"""The reference's dialect of responses (its section 2): `response_format`, `response`, and metadata in a struct."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from connectors.answer_columns import Choice
+from connectors.contracts import MalformedReply
+from connectors.dialogue import shortened
+from connectors.errors import JobError, did_you_mean
+from connectors.filled import Filled, constant, filled, mapping_of, plain_json
+from connectors.sse import Event
+from connectors.streams import joined_reference
+from connectors.token_usage import whole_count
+from connectors.tool_calls import told_calls
+
+
+def _flag(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _texts(value: Any) -> list[str] | None:
+    return value if isinstance(value, list) and all(isinstance(one, str) for one in value) else None
+
+
+_METADATA: Mapping[str, tuple[pa.DataType, Callable[[Any], Any]]] = {
+    # 2.9.1
+    "confidence_score": (pa.float64(), _number),
+    "content_type": (pa.string(), _text),
+    "word_count": (pa.int64(), whole_count),
+    "reading_time": (pa.string(), _text),
+    "language": (pa.string(), _text),
+    # 2.9.2
+    "structure_compliance": (pa.bool_(), _flag),
+    "validation_passed": (pa.bool_(), _flag),
+    "schema_version": (pa.string(), _text),
+    "field_completeness": (pa.float64(), _number),
+    # 2.9.3
+    "data_sources": (pa.list_(pa.string()), _texts),
+    "accuracy_level": (pa.string(), _text),
+    "last_updated": (pa.string(), _text),
+    "tool_execution_time": (pa.string(), _text),
+    # 2.9.4
+    "template_version": (pa.string(), _text),
+    "auto_generated": (pa.bool_(), _flag),
+    "customization_level": (pa.string(), _text),
+    "template_compliance": (pa.float64(), _number),
+}
+"""Name -> its type, and what makes a value of it: None where the value is none."""
+
+METADATA = pa.struct([*((name, kind) for name, (kind, _) in _METADATA.items()), ("other", pa.string())])
+"""Section 2.9 of the reference; `other`: JSON text of what is not in it, or has another type than there."""
+
+_FORMATS: Mapping[str, Mapping[str, type]] = {
+    "standard": {},
+    "structured": {"schema": dict, "strict": bool},
+    "enhanced": {
+        "include_metadata": bool,
+        "include_confidence": bool,
+        "include_sources": bool,
+        "include_reasoning": bool,
+    },
+    "template": {"template_id": str, "variables": dict, "customization_level": str},
+    "json_schema": {"json_schema": dict},
+}
+"""Section 2.7 of the reference: type -> its keys."""
+_NEEDED = {"structured": "schema", "template": "template_id", "json_schema": "json_schema"}
+_WORDS = {dict: "keys and values", bool: "true or false", str: "text"}
+
+
+class ReferenceResponses:
+    """The dialect of responses as the reference describes it."""
+
+    path = "/responses"
+    turns_key = "messages"
+    ways = ("schema", "prompt")
+    bounds = ("max_tokens",)
+
+    def turns(self, messages: Sequence[Mapping[str, Any]]) -> Any:
+        """As they are."""
+        return messages
+
+    def typed(self, body: Mapping[str, Any], way: str, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+        """By `response_format`."""
+        if way == "prompt":
+            return dict(body)
+        form = {"name": name, "strict": True, "schema": schema}
+        return {**body, "response_format": {"type": "json_schema", "json_schema": form}}
+
+    def joined(self, events: Iterable[Event]) -> dict[str, Any]:
+        """Of the chunks of section 2.6."""
+        return joined_reference(events)
+
+    def choices(self, reply: Mapping[str, Any]) -> Sequence[Choice]:
+        """The one response; a content that is an object as its JSON text."""
+        response = reply.get("response")
+        if not isinstance(response, dict):
+            raise MalformedReply(f"the reply has no response: {shortened(reply)}")
+        content, calls = response.get("content"), told_calls(response)
+        reason = reply.get("finish_reason") or response.get("finish_reason")
+        refusal = response.get("refusal")
+        return [
+            Choice(
+                content if content is None or isinstance(content, str) else orjson.dumps(content).decode(),
+                reason if isinstance(reason, str) else "tool_calls" if calls and not content else "stop",
+                refusal if isinstance(refusal, str) else None,
+                calls,
+                metadata=_metadata(response.get("metadata")),
+            )
+        ]
+
+
+def response_format(told: Any, known: Iterable[str], where: str) -> Filled:
+    """The step's `response_format`, a template's variables as templates over the row; JobError where it is none."""
+    kind = told.get("type") if isinstance(told, Mapping) else None
+    if not isinstance(kind, str) or kind not in _FORMATS:
+        raise JobError(f"{where}.type: found {kind!r}; {did_you_mean(str(kind), _FORMATS)}")
+    keys = _FORMATS[kind]
+    parts: dict[str, Filled] = {"type": constant(kind)}
+    for key, value in told.items():
+        if key == "type":
+            continue
+        if key not in keys:
+            raise JobError(f"{where}.{key}: no such key of the format {kind}; {did_you_mean(str(key), keys)}")
+        if not isinstance(value, keys[key]):
+            raise JobError(f"{where}.{key}: found {value!r}, expected {_WORDS[keys[key]]}; correct it")
+        templated = key in ("template_id", "variables")
+        parts[key] = filled(value, known, f"{where}.{key}") if templated else constant(plain_json(value, where))
+    if _NEEDED.get(kind, "type") not in told:
+        raise JobError(f"{where}.{_NEEDED[kind]}: missing; the format {kind} needs it")
+    return mapping_of(parts)
+
+
+def _metadata(told: Any) -> dict[str, Any] | None:
+    if not isinstance(told, dict):
+        return None
+    made: dict[str, Any] = dict.fromkeys(_METADATA)
+    other: dict[str, Any] = {}
+    for name, value in told.items():
+        fits = _METADATA[name][1](value) if name in _METADATA else None
+        if fits is not None:
+            made[name] = fits
+        elif value is not None:
+            other[name] = value
+    return {**made, "other": orjson.dumps(other).decode() if other else None}

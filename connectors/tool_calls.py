@@ -1,0 +1,166 @@
+"""Tools of a step and the calls that a model makes of them, as chat completions and as responses write them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jsonschema_rs
+import orjson
+import pyarrow as pa
+
+from connectors.errors import JobError, did_you_mean
+from connectors.filled import plain_json
+
+TOOL_CALLS = pa.list_(pa.struct([("id", pa.string()), ("name", pa.string()), ("arguments", pa.string())]))
+"""The column of calls; `arguments` is the text that the model wrote: JSON, if it did its work."""
+
+CHOICES = ("none", "auto", "required")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def checked_tools(tools: Any, where: str, flat: bool) -> list[dict[str, Any]]:
+    """The tools of a step as its dialect writes them (`flat`: as responses do); JobError where they are none."""
+    if not isinstance(tools, list | tuple) or not tools:
+        raise JobError(f"{where}: found {_shown(tools)}, expected a list of tools; write the API's own tool objects")
+    made = [_tool(tool, f"{where}.{place}", flat) for place, tool in enumerate(tools)]
+    names = [name for name in map(_name_of, made) if name is not None]
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise JobError(f"{where}: two tools are called {name}; give each a name of its own")
+    return made
+
+
+def checked_choice(choice: Any, tools: Sequence[Mapping[str, Any]] | None, where: str, flat: bool) -> Any:
+    """`tool_choice` as the dialect writes it; JobError where it is none, or names a tool that is not there."""
+    if tools is None:
+        raise JobError(f"{where}: there are no tools to choose from; add tools: to the step")
+    names = [name for name in map(_name_of, tools) if name is not None]
+    if isinstance(choice, str):
+        if choice in CHOICES:
+            return choice
+        if choice in names:
+            raise JobError(
+                f"{where}: found {_shown(choice)}, expected an object that names the tool; "
+                f"write {{type: function, function: {{name: {choice}}}}}"
+            )
+        raise JobError(f"{where}: found {_shown(choice)}; {did_you_mean(choice, CHOICES)}")
+    kind = choice.get("type") if isinstance(choice, Mapping) else None
+    if not isinstance(kind, str):
+        raise JobError(f"{where}: found {_shown(choice)}, expected none, auto, required or {{type: ...}}; correct it")
+    choice = plain_json(choice, where)
+    if kind in ("function", "custom"):
+        inner = choice.get(kind, choice)
+        name = inner.get("name") if isinstance(inner, Mapping) else None
+        if name not in names:
+            raise JobError(f"{where}: no tool {_shown(name)} in tools; {did_you_mean(str(name), names)}")
+        return {"type": kind, "name": name} if flat else {"type": kind, kind: {"name": name}}
+    return choice
+
+
+def chat_call(call: Any) -> dict[str, Any]:
+    """A call as chat completions write it, also from `{id, name, arguments}`; ValueError where it is none."""
+    if not isinstance(call, Mapping):
+        raise ValueError(f"a tool call is {{id, name, arguments}}, not {_shown(call)}")
+    custom = call.get("custom")
+    if isinstance(custom, Mapping):
+        return {"id": _id(call), "type": "custom", "custom": {"name": custom.get("name"), "input": custom.get("input")}}
+    function = call.get("function")
+    inner = function if isinstance(function, Mapping) else call
+    name, arguments = inner.get("name"), inner.get("arguments")
+    if not isinstance(name, str) or not name:
+        raise ValueError("a tool call has no name")
+    if not isinstance(arguments, str):
+        arguments = orjson.dumps({} if arguments is None else arguments, option=orjson.OPT_NON_STR_KEYS).decode()
+    return {"id": _id(call), "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def told_calls(message: Mapping[str, Any]) -> list[dict[str, str | None]]:
+    """The calls in a message of a reply, as the column holds them; what is no call is left out."""
+    calls = message.get("tool_calls")
+    made = [told for told in map(_told, calls) if told is not None] if isinstance(calls, list) else []
+    legacy = message.get("function_call")
+    if not made and isinstance(legacy, Mapping) and (told := _told({"function": legacy})) is not None:
+        made.append(told)
+    return made
+
+
+def call_struct(id: Any, name: Any, arguments: Any) -> dict[str, str | None]:
+    """One element of the column."""
+    return {"id": _text(id), "name": _text(name), "arguments": _text(arguments)}
+
+
+def _told(call: Any) -> dict[str, str | None] | None:
+    if not isinstance(call, Mapping):
+        return None
+    for kind, told in (("function", "arguments"), ("custom", "input")):
+        inner = call.get(kind)
+        if isinstance(inner, Mapping):
+            return call_struct(call.get("id"), inner.get("name"), inner.get(told))
+    if "name" in call:
+        return call_struct(call.get("id"), call.get("name"), call.get("arguments"))
+    return None
+
+
+def _tool(tool: Any, where: str, flat: bool) -> dict[str, Any]:
+    if not isinstance(tool, Mapping) or not isinstance(tool.get("type"), str):
+        raise JobError(f"{where}: found {_shown(tool)}, expected a tool; write {{type: function, function: {{...}}}}")
+    kind = tool["type"]
+    if kind not in ("function", "custom"):
+        if not flat:
+            raise JobError(f"{where}.type: found {_shown(kind)}; {did_you_mean(kind, ('function', 'custom'))}")
+        return dict(plain_json(tool, where))
+    nested = kind in tool
+    inner = tool[kind] if nested else {key: value for key, value in tool.items() if key != "type"}
+    if not isinstance(inner, Mapping):
+        raise JobError(f"{where}.{kind}: found {_shown(inner)}, expected keys and values; name and describe the tool")
+    if nested and len(tool) > 2:
+        extra = next(key for key in tool if key not in ("type", kind))
+        raise JobError(f"{where}.{extra}: no such key of a tool; put it below {kind}")
+    path = f"{where}.{kind}" if nested else where
+    inner = dict(plain_json(inner, path))
+    name = inner.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise JobError(f"{path}.name: found {_shown(name)}, expected 1 to 64 letters, digits, _ or -; name the tool")
+    if inner.get("parameters") is not None:
+        _check_schema(inner["parameters"], f"{path}.parameters")
+    if not flat:
+        return {"type": kind, kind: inner}
+    if nested and kind == "function":
+        # Chat completions take a missing `strict` for false, responses for true.
+        inner = {"parameters": None, "strict": False, **inner}
+    return {"type": kind, **inner}
+
+
+def _check_schema(schema: Any, where: str) -> None:
+    if not isinstance(schema, dict):
+        raise JobError(
+            f"{where}: found {_shown(schema)}, expected a JSON Schema; write {{type: object, properties: ...}}"
+        )
+    try:
+        jsonschema_rs.meta.validate(schema)
+    except (jsonschema_rs.ValidationError, ValueError) as exc:
+        raise JobError(f"{where}: is no JSON Schema: {' '.join(str(exc).split())[:200]}; mend it") from exc
+
+
+def _name_of(tool: Mapping[str, Any]) -> str | None:
+    inner = tool.get(tool["type"], tool)
+    name = inner.get("name") if isinstance(inner, Mapping) else None
+    return name if isinstance(name, str) else None
+
+
+def _id(call: Mapping[str, Any]) -> str:
+    found = call.get("id") or call.get("call_id")
+    if not isinstance(found, str):
+        raise ValueError("a tool call has no id")
+    return found
+
+
+def _text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return orjson.dumps(value).decode()
+
+
+def _shown(value: Any) -> str:
+    words = orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    return words if len(words) <= 60 else f"{words[:60]}..."

@@ -1,0 +1,91 @@
+"""Forms with files in them: a request's JSON description names each file by its digest, the form holds the content."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from connectors.errors import JobError, did_you_mean
+from connectors.exchange import Media, Request, Row, RowError
+
+FormField = tuple[str, str | bytes, str | None]
+
+
+def file_column(name: str, columns: Mapping[str, pa.DataType], where: str) -> str:
+    """A column that holds files; JobError, placed at `where`, where it is none."""
+    if name not in columns:
+        raise JobError(f"{where}: no column {name}; {did_you_mean(name, columns)}")
+    kind = columns[name]
+    if not _holds_files(kind):
+        raise JobError(f"{where}: column {name} holds {kind}; name one that holds paths, URLs or bytes")
+    return name
+
+
+def _holds_files(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _holds_files(kind.value_type)
+    if pa.types.is_struct(kind):
+        return {field.name for field in kind} == {"bytes", "path"}
+    texts = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    contents = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    return bool(texts or contents or pa.types.is_binary_view(kind) or pa.types.is_null(kind))
+
+
+def files_of(row: Row, columns: Sequence[str], key: str) -> tuple[Media, ...] | RowError:
+    """The files of a row's columns, lists of them one after another; an `input` error, placed at `key`, for none."""
+    found: list[Media] = []
+    for column in columns:
+        value = row[column]
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, RowError):
+                return each
+            if each is not None:
+                if not isinstance(each, Media):
+                    raise TypeError(f"column {column} was not read: found {type(each).__name__}, expected Media")
+                found.append(each)
+    if not found:
+        return RowError("input", f"{key}: column {' and '.join(columns)} is null: there is no file")
+    return tuple(found)
+
+
+def form(request: Request, files: Sequence[str]) -> tuple[FormField, ...]:
+    """The form that a request's body describes; `files`: its fields that name contents.
+
+    Lists become `name[]` and mappings `name[key]`, as OpenAI's own client writes them. OSError where a file is gone
+    or has other content than the one that was measured.
+    """
+    contents = {media.name: media for media in request.media}
+    fields: list[FormField] = []
+    for name, value in orjson.loads(request.body).items():
+        if name in files:
+            several = isinstance(value, list)
+            for each in value if several else [value]:
+                media = contents[each]
+                fields.append((f"{name}[]" if several else name, _content(media), f"{name}.{media.suffix}"))
+        else:
+            fields.extend((place, text, None) for place, text in _texts(name, value))
+    return tuple(fields)
+
+
+def _content(media: Media) -> bytes:
+    content = media.read()
+    if len(content) != media.size or hashlib.sha256(content).hexdigest() != media.digest:
+        raise OSError(f"{media.path}: has changed since the run looked at it; run again")
+    return content
+
+
+def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _texts(f"{name}[{key}]", inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(f"{name}[]", inner)
+    elif isinstance(value, bool):
+        yield name, "true" if value else "false"
+    elif value is not None:
+        yield name, str(value)

@@ -1,0 +1,150 @@
+"""`rowmill schedule run`: a foreground process that starts each due job as a process of its own."""
+
+import asyncio
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import orjson
+
+from pipelines.log_lines import Level, log_line
+from pipelines.schedule import Memory, Roster, Scheduler, Start, seconds_until_next
+
+LONGEST_SLEEP = 30.0
+"""Seconds after which files and clock are looked at again, though nothing is due."""
+INTERRUPTED = frozenset({130, -signal.SIGINT, -signal.SIGTERM})
+"""Exit codes of a job that a stop has cut short; the negative ones before it could say so itself."""
+
+
+def rowmill_command() -> list[str]:
+    """How to start `rowmill` by this interpreter; -P: never the modules of the folder that it is started in."""
+    return [sys.executable, "-P", "-m", "pipelines.cli"]
+
+
+@dataclass(slots=True)
+class Shift:
+    """One stay in the foreground."""
+
+    roster: Roster
+    log: Literal["plain", "json"] = "plain"
+    parallel: int = 4
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    command: Sequence[str] = field(default_factory=rowmill_command)
+    codes: list[int] = field(default_factory=list)
+    """How the started jobs ended, in that order."""
+    _scheduler: Scheduler = field(init=False)
+    _processes: dict[int, Process] = field(default_factory=dict)
+    _ends: set[asyncio.Task[None]] = field(default_factory=set)
+    _moved: asyncio.Event = field(default_factory=asyncio.Event)
+    _stopping: bool = False
+    _cut_short: bool = False
+
+    def __post_init__(self) -> None:
+        self._scheduler = Scheduler(self.parallel, self._skipped)
+
+    async def keep(self, once: bool = False) -> int:
+        """Run due jobs until a signal says stop, or `once`: those that are due now. 130 where the stop cut a job short,
+        else 0."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop, number)
+        try:
+            self._scheduler.look(self.roster.jobs(), self.now())
+            await self._start_free()
+            while not self._stopping and not (once and not self._ends):
+                await self._sleep(once)
+                if not self._stopping:
+                    if not once:
+                        self._scheduler.look(self.roster.jobs(), self.now())
+                    await self._start_free()
+            while self._ends:
+                await asyncio.wait(set(self._ends))
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+        for start in self._scheduler.waiting.values():
+            # Due, but the stop came first.
+            Memory(start.job.workspace).give_back(start.job, start.due)
+        return 130 if self._cut_short else 0
+
+    def tell(self, event: str, words: str, job: str | None = None, level: Level = "info", **facts: object) -> None:
+        """One line on stderr: the words, or the JSON event."""
+        if self.log == "json":
+            log_line(f"schedule_{event}", job, None, level, message=words, **facts)
+        else:
+            line = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S}  {words}"
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+    async def _sleep(self, once: bool) -> None:
+        self._moved.clear()
+        if self._stopping:
+            return
+        longest = LONGEST_SLEEP if once else seconds_until_next(self.roster.jobs(), self.now(), LONGEST_SLEEP)
+        try:
+            # A moment later than due: a clock that runs slow must not find itself early.
+            await asyncio.wait_for(self._moved.wait(), longest + 0.05)
+        except TimeoutError:
+            return
+
+    async def _start_free(self) -> None:
+        while free := self._scheduler.startable():
+            for start in free:
+                await self._start(start)
+
+    async def _start(self, start: Start) -> None:
+        arguments = ["run", str(start.job.path), "--json"] + (["--log", "json"] if self.log == "json" else ["--quiet"])
+        # A session of its own: a Ctrl-C of the terminal must reach it once, from us.
+        process = await asyncio.create_subprocess_exec(
+            *self.command, *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, start_new_session=True
+        )
+        self._processes[process.pid] = process
+        due = start.due.isoformat(timespec="minutes")
+        self.tell("start", f"{start.job.name}: started, due at {due}", start.job.name, due=due, process=process.pid)
+        end = asyncio.create_task(self._end(start, process))
+        self._ends.add(end)
+        end.add_done_callback(self._ends.discard)
+        if self._stopping:
+            process.send_signal(signal.SIGTERM)
+
+    async def _end(self, start: Start, process: Process) -> None:
+        out, _ = await process.communicate()
+        del self._processes[process.pid]
+        code = process.returncode if process.returncode is not None else 3
+        if self._stopping and code in INTERRUPTED:
+            self._cut_short = True
+            Memory(start.job.workspace).give_back(start.job, start.due)
+        self._scheduler.ended(start, code)
+        self.codes.append(130 if code in INTERRUPTED else 3 if code < 0 else code)
+        words = f"{start.job.name}: ended with exit code {code}{_report_words(out)}"
+        self.tell("end", words, start.job.name, "info" if code == 0 else "warning", exit_code=code)
+        self._moved.set()
+
+    def _stop(self, number: int) -> None:
+        self._stopping = True
+        for process in self._processes.values():
+            if process.returncode is None:
+                process.send_signal(number)
+        names = ", ".join(start.job.name for start in self._scheduler.running.values())
+        self.tell("stop", f"stopping{f': waiting for {names} to put away what is in flight' if names else ''}")
+        self._moved.set()
+
+    def _skipped(self, start: Start, why: str) -> None:
+        due = start.due.isoformat(timespec="minutes")
+        self.tell("skip", f"{start.job.name}: not started, due at {due}: {why}", start.job.name, "warning", due=due)
+
+
+def _report_words(out: bytes) -> str:
+    """What came of the rows and what it cost, from the object of `run --json`."""
+    try:
+        told: dict[str, Any] = orjson.loads(out)
+    except orjson.JSONDecodeError:
+        return ""
+    if told.get("rows") is None:
+        return f": {told['stopped']}" if told.get("stopped") else ""
+    cost = "cost not known" if told["cost_usd"] is None else f"${told['cost_usd']:.4f}"
+    words = f": {told['rows_ok']:,} of {told['rows']:,} rows done, {told['requests']:,} requests, {cost}"
+    return words + (f"; stopped: {told['stopped']}" if told["stopped"] else "")

@@ -1,0 +1,40 @@
+"""The local provider, and the official SDK as its client."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import httpx2 as httpx
+import openai
+import pytest
+
+from connectors.local.server import LocalOptions, LocalServer
+
+Serve = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def base_url() -> Iterator[str]:
+    """Of a provider without limits or faults."""
+    with LocalServer(LocalOptions()) as server:
+        yield server.base_url
+
+
+@pytest.fixture(scope="session")
+def client(base_url: str) -> Iterator[openai.OpenAI]:
+    """The official SDK; it does not try again."""
+    with openai.OpenAI(base_url=base_url, api_key="any", max_retries=0) as sdk:
+        yield sdk
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts a provider with these options; its base_url."""
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(LocalServer(LocalOptions(**options))).base_url
+
+
+@pytest.fixture
+def http() -> Iterator[httpx.Client]:
+    """A plain HTTP client."""
+    with httpx.Client(timeout=10) as client:
+        yield client

@@ -1,0 +1,149 @@
+"""POST /embeddings and the models of the local provider, asked by the official SDK."""
+
+import base64
+from typing import Any
+
+import httpx2 as httpx
+import numpy as np
+import openai
+import pytest
+
+from connectors.local import vectors as vectors_of
+from connectors.local.models import NAMES
+from connectors.tokens import count_tokens
+
+MODEL = "text-embedding-3-small"
+
+
+def embedded(client: openai.OpenAI, given: Any, model: str = MODEL, **more: Any) -> np.ndarray[Any, Any]:
+    got = client.embeddings.create(model=model, input=given, **more)
+    assert [one.index for one in got.data] == list(range(len(got.data)))
+    return np.array([one.embedding for one in got.data])
+
+
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [(MODEL, 1536), ("text-embedding-3-large", 3072), ("text-embedding-ada-002", 1536), ("rowmill-embeddings", 256)],
+)
+def test_every_model_has_unit_vectors_of_its_size(client: openai.OpenAI, model: str, size: int) -> None:
+    found = embedded(client, ["A cat sat.", "Prices rose."], model)
+    assert found.shape == (2, size)
+    assert np.linalg.norm(found, axis=1) == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_floats_and_base64_are_the_same_numbers(client: openai.OpenAI, base_url: str, http: httpx.Client) -> None:
+    floats = embedded(client, "hello", encoding_format="float")
+    assert (floats.astype("<f4") == embedded(client, "hello").astype("<f4")).all()
+    body = {"model": MODEL, "input": "hello", "encoding_format": "base64"}
+    told = http.post(f"{base_url}/embeddings", json=body).json()["data"][0]["embedding"]
+    assert (np.frombuffer(base64.b64decode(told), "<f4") == floats[0].astype("<f4")).all()
+
+
+def test_texts_alike_are_near_one_another(client: openai.OpenAI) -> None:
+    texts = ["The cat sleeps on the sofa.", "A kitten naps on the couch.", "Interest rates rose again in March."]
+    cat, kitten, rates = embedded(client, texts)
+    assert cat @ kitten > 0.4 > cat @ rates
+
+
+@pytest.mark.parametrize("size", [1, 64, 256, 300, 1024])
+def test_a_shorter_vector_is_the_beginning_of_the_longer_one(client: openai.OpenAI, size: int) -> None:
+    whole = embedded(client, "The cat sleeps.")[0][:size]
+    assert embedded(client, "The cat sleeps.", dimensions=size)[0] == pytest.approx(
+        whole / np.linalg.norm(whole), abs=1e-5
+    )
+
+
+def test_the_angle_does_not_depend_on_the_size(client: openai.OpenAI) -> None:
+    one, other = embedded(client, ["a b c", "c d e"])
+    large, larger = embedded(client, ["a b c", "c d e"], "text-embedding-3-large")
+    assert one @ other == pytest.approx(large @ larger, abs=1e-5)
+
+
+def test_a_text_has_the_same_vector_alone_and_among_others(client: openai.OpenAI) -> None:
+    texts = [f"text number {number} " + "word " * number for number in range(100)]
+    many = embedded(client, texts)
+    assert many[7] == pytest.approx(embedded(client, texts[7])[0], abs=1e-6)
+
+
+def test_token_ids_are_read_as_text(client: openai.OpenAI) -> None:
+    # "hello world" in cl100k_base
+    ids = [15339, 1917]
+    text = embedded(client, "hello world")
+    assert (embedded(client, ids) == text).all()
+    assert (embedded(client, [ids, ids]) == text).all()
+
+
+def test_tokens_are_counted(client: openai.OpenAI) -> None:
+    texts = ["A cat sat.", "Prices rose."]
+    got = client.embeddings.create(model=MODEL, input=texts)
+    expected = sum(count_tokens(text, MODEL) for text in texts)
+    assert (got.usage.prompt_tokens, got.usage.total_tokens) == (expected, expected)
+    assert (got.object, got.model) == ("list", MODEL)
+
+
+@pytest.mark.parametrize(
+    ("more", "param", "code"),
+    [
+        ({"input": None}, "input", "missing_required_parameter"),
+        ({"input": ""}, "input[0]", "empty_string"),
+        ({"input": ["a", ""]}, "input[1]", "empty_string"),
+        ({"input": []}, "input", "empty_array"),
+        ({"input": [[]]}, "input[0]", "empty_array"),
+        ({"input": 5}, "input", "invalid_type"),
+        ({"input": ["a", 5]}, "input[1]", "invalid_type"),
+        ({"input": [True]}, "input[0]", "invalid_type"),
+        ({"input": [10**9]}, "input[0]", "invalid_tokens"),
+        ({"input": [-1]}, "input[0]", "invalid_tokens"),
+        ({"input": ["a"] * 2049}, "input", "array_above_max_length"),
+        ({"input": "word " * 8200}, "input", "context_length_exceeded"),
+        ({"input": ["word " * 8000] * 40}, "input", "max_tokens_per_request"),
+        ({"dimensions": 0}, "dimensions", "integer_below_min_value"),
+        ({"dimensions": 1537}, "dimensions", "integer_above_max_value"),
+        ({"dimensions": 2.0}, "dimensions", "invalid_type"),
+        ({"model": "text-embedding-ada-002", "dimensions": 5}, "dimensions", None),
+        ({"encoding_format": "hex"}, "encoding_format", "invalid_value"),
+        ({"user": 1}, "user", "invalid_type"),
+        ({"temperature": 1}, "temperature", "unknown_parameter"),
+    ],
+)
+def test_a_parameter_that_is_wrong_is_named(
+    base_url: str, http: httpx.Client, more: dict[str, Any], param: str, code: str | None
+) -> None:
+    reply = http.post(f"{base_url}/embeddings", json={"model": MODEL, "input": "x", **more})
+    assert reply.status_code == 400
+    assert (reply.json()["error"]["param"], reply.json()["error"]["code"]) == (param, code)
+
+
+@pytest.mark.parametrize("wordllama", [True, False])
+def test_every_text_has_a_direction(monkeypatch: pytest.MonkeyPatch, wordllama: bool) -> None:
+    if not wordllama:
+        monkeypatch.setattr(vectors_of, "_model", lambda: None)
+    texts = ["cats sleep", "cats purr", "stocks fell", " ", "🦕", "…"]
+    for size in (1, 100, 3072):
+        found = vectors_of.vectors(texts, size)
+        assert found.shape == (len(texts), size) and found.dtype == np.dtype("<f4")
+        assert np.linalg.norm(found, axis=1) == pytest.approx(np.ones(len(texts)), abs=1e-5)
+    cats, purr, stocks = vectors_of.vectors(texts[:3], 256)
+    assert cats @ purr > cats @ stocks
+
+
+def test_models_are_listed_and_shown(client: openai.OpenAI) -> None:
+    listed = list(client.models.list())
+    assert [model.id for model in listed] == list(NAMES)
+    assert {model.owned_by for model in listed} == {"rowmill-local"}
+    for name in ("gpt-4o-mini", "ft:gpt-4o:me::x", "org/model", "anything"):
+        model = client.models.retrieve(name)
+        assert (model.id, model.object, model.created > 0) == (name, "model", True)
+
+
+def test_only_fine_tuned_models_are_deleted(client: openai.OpenAI) -> None:
+    gone = client.models.delete("ft:gpt-4o:me::x")
+    assert gone.model_dump() == {"id": "ft:gpt-4o:me::x", "object": "model", "deleted": True}
+    with pytest.raises(openai.PermissionDeniedError):
+        client.models.delete("gpt-4o")
+    for ask in (client.models.retrieve, client.models.delete):
+        with pytest.raises(openai.NotFoundError) as caught:
+            ask("no-such-model")
+        assert caught.value.code == "model_not_found"
+
+

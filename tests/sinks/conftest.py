@@ -1,0 +1,175 @@
+"""A small job's tables, in either kind of sink, and a reader that knows nothing of the sink's code."""
+
+import glob
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from connectors.contracts import Commit, Sink, TableShape, UsageMark
+from connectors.registry import SINKS, SinkKind
+from connectors.tables import errors_schema, results_schema, usage_schema
+
+WRITTEN: Mapping[str, dict[str, Any]] = {
+    "parquet": {"parquet": "out"},
+    "duckdb": {"duckdb": "out/answers.duckdb", "table": "answers"},
+}
+
+KEY = [pa.field("id", pa.int64())]
+MADE = [
+    pa.field("answer", pa.string()),
+    pa.field("vector", pa.list_(pa.float32(), 3)),
+    pa.field("at", pa.timestamp("us", "UTC")),
+    pa.field("tags", pa.list_(pa.struct([pa.field("name", pa.string())]))),
+]
+
+
+class Tables:
+    """One job's sink in a folder of its own."""
+
+    def __init__(self, kind: str, workspace: Path) -> None:
+        self.kind = kind
+        self.workspace = workspace
+        self.written: dict[str, Any] = WRITTEN[kind]
+        self.key = KEY
+        self.made = MADE
+        self.count = 0
+
+    @property
+    def model(self) -> SinkKind:
+        return SINKS[self.kind](**self.written)
+
+    @property
+    def shape(self) -> TableShape:
+        made = tuple(field.name for field in self.made)
+        key = tuple(field.name for field in self.key)
+        return TableShape(key, results_schema(self.key, [], self.made), errors_schema(self.key), "merge", made)
+
+    def open(self) -> Sink:
+        return self.model.open(self.shape, self.workspace, 0.3)
+
+    def ready(self, fresh: bool = False) -> Sink:
+        sink = self.open()
+        sink.prepare(fresh)
+        return sink
+
+    # What goes in: rows are written as (key, answer), errors as (key, message).
+
+    def results(self, rows: Sequence[tuple[Any, str]]) -> pa.Table:
+        values: list[dict[str, Any]] = [
+            {
+                **self._key(key),
+                "answer": answer,
+                "vector": [float(len(answer)), 0.5, -1.0],
+                "at": datetime(2026, 1, 2, 3, 4, 5, 6, UTC),
+                "tags": [{"name": answer}],
+                "_run_id": "r1",
+                "_row_fingerprint": f"fp {answer}",
+            }
+            for key, answer in rows
+        ]
+        return pa.Table.from_pylist(values, schema=self.shape.results)
+
+    def errors(self, rows: Sequence[tuple[Any, str]]) -> pa.Table:
+        values = [
+            {**self._key(key), "step": "s", "error_class": "input", "message": message, "details": message}
+            for key, message in rows
+        ]
+        return pa.Table.from_pylist(values, schema=self.shape.errors)
+
+    def keys(self, keys: Sequence[Any]) -> pa.Table:
+        return pa.Table.from_pylist([self._key(key) for key in keys], schema=pa.schema(self.key))
+
+    def _key(self, key: Any) -> dict[str, Any]:
+        values = key if isinstance(key, tuple) else (key,) * len(self.key)
+        return dict(zip((field.name for field in self.key), values, strict=True))
+
+    def commit(
+        self,
+        sink: Sink,
+        results: Sequence[tuple[Any, str]] = (),
+        errors: Sequence[tuple[Any, str]] = (),
+        cleared: Sequence[Any] = (),
+    ) -> None:
+        """Commit, with the parts of the old rows looked up as a run does."""
+        there = dict(self.parts(sink))
+        replaced: dict[str, list[int]] = {}
+        for row, (key, _) in enumerate(results):
+            if key in there:
+                replaced.setdefault(there[key], []).append(row)
+        self.count += 1
+        name = f"0123abcd-000001-{self.count:06d}"
+        sink.commit(Commit(self.results(results), replaced, self.errors(errors), self.keys(cleared)), name)
+
+    def commit_blind(self, sink: Sink, results: Sequence[tuple[Any, str]]) -> None:
+        """Commit new rows without a look at what is there."""
+        self.count += 1
+        none = self.errors([]), self.keys([])
+        sink.commit(Commit(self.results(results), {}, *none), f"0123abcd-000001-{self.count:06d}")
+
+    def usage(self, sink: Sink, first: int, last: int, writer: int = 1) -> None:
+        values = [{"run_id": "r1", "job": "j", "keys": [str(n)], "attempt": 1} for n in range(first, last + 1)]
+        sink.add_usage(pa.Table.from_pylist(values, schema=usage_schema()), UsageMark("0123abcd", writer, first, last))
+
+    # What is there.
+
+    def parts(self, sink: Sink) -> list[tuple[Any, str]]:
+        with duckdb.connect() as db:
+            sink.attach(db)
+            key = ", ".join('"' + field.name.replace('"', '""') + '"' for field in self.key)
+            rows = db.sql(f"select {key}, _part from {sink.results_sql()}").fetchall()
+            sink.detach(db)
+        return [(row[0] if len(row) == 2 else row[:-1], row[-1]) for row in rows]
+
+    def read(self, table: str) -> pa.Table:
+        """A table as a user reads it, by DuckDB, from the names that the sink tells."""
+        name = self.open().tables()[table]
+        if self.kind == "parquet":
+            escaped = glob.escape(name.removesuffix("*.parquet")) + "*.parquet"
+            with duckdb.connect() as db:
+                return db.sql("select * from read_parquet(?)", params=[escaped]).to_arrow_table()
+        with duckdb.connect(self.workspace / self.written["duckdb"], read_only=True) as db:
+            return db.sql(f'select * from "{name}"').to_arrow_table()
+
+    def answers(self) -> dict[Any, str]:
+        """key -> answer; each key once."""
+        return self._pairs("results", "answer")
+
+    def failures(self) -> list[tuple[Any, str]]:
+        table = self.read("errors")
+        return sorted(zip(self._keys(table), table.column("message").to_pylist(), strict=True), key=str)
+
+    def used(self) -> list[int]:
+        return sorted(int(keys[0]) for keys in self.read("usage").column("keys").to_pylist())
+
+    def _pairs(self, name: str, column: str) -> dict[Any, str]:
+        table = self.read(name)
+        pairs = list(zip(self._keys(table), table.column(column).to_pylist(), strict=True))
+        assert len(dict(pairs)) == len(pairs), "a key stands twice"
+        return dict(pairs)
+
+    def _keys(self, table: pa.Table) -> list[Any]:
+        columns = [table.column(field.name).to_pylist() for field in self.key]
+        return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+
+
+@pytest.fixture(params=sorted(SINKS))
+def tables(request: pytest.FixtureRequest, tmp_path: Path) -> Tables:
+    """A job's tables in each kind of sink."""
+    return Tables(request.param, tmp_path)
+
+
+@pytest.fixture
+def parquet(tmp_path: Path) -> Tables:
+    """A job's tables as Parquet folders."""
+    return Tables("parquet", tmp_path)
+
+
+@pytest.fixture
+def in_duckdb(tmp_path: Path) -> Tables:
+    """A job's tables in a DuckDB file."""
+    return Tables("duckdb", tmp_path)
