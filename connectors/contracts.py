@@ -119,6 +119,8 @@ class StepFacts:
     hosts: tuple[str, ...]
     structured: str | None = None
     """How this provider's model was found to take a typed `output`: schema, json_object or prompt; None: not known."""
+    exact_tokens: bool = True
+    """Whether requests are counted by the model's tokenizer; else roughly, where no limit and no budget needs more."""
     files_prefix: str = "files/"
     """What stands before the name of a file in a results column: the way from the sink to its folder of files."""
 
@@ -314,6 +316,9 @@ class Sink(Protocol):
 
     def errors_sql(self) -> str:
         """A SQL table expression of the errors."""
+
+    def usage_sql(self) -> str:
+        """A SQL table expression of the usage table."""
 
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Make the tables readable on the connection (a DuckDB file is attached read-only; Parquet needs nothing)."""

@@ -122,8 +122,9 @@ class DialogueEndpoint(OneByOne):
         self._stream = bool(self._fixed.get("stream"))
         self.output_bound = self._bound()
         self._instruction = self._schema_in_words()
+        self._counted_as = step.model if facts.exact_tokens else None
         self._fixed_tokens = sum(
-            count_tokens(orjson.dumps(self._fixed[key]).decode(), step.model)
+            count_tokens(orjson.dumps(self._fixed[key]).decode(), self._counted_as)
             for key in ("tools", "response_format", "text")
             if self._fixed.get(key)
         )
@@ -161,7 +162,7 @@ class DialogueEndpoint(OneByOne):
         tokens = self._fixed_tokens
         if moving:
             body |= moving
-            tokens += sum(count_tokens(_as_text(value), self._step.model) for value in moving.values())
+            tokens += sum(count_tokens(_as_text(value), self._counted_as) for value in moving.values())
         return self._asked(body, messages, tokens, pictures, key, None)
 
     def _asked(
@@ -182,7 +183,7 @@ class DialogueEndpoint(OneByOne):
         return Request(
             fingerprint=request_fingerprint(self._tag, self.path, made, "" if self._step.reuse else key),
             body=made,
-            input_tokens=tokens + chat_tokens(messages, self._step.model, sizes),
+            input_tokens=tokens + chat_tokens(messages, self._counted_as, sizes),
             output_bound=self.output_bound,
             keys=(key,),
             repair_of=repair_of,
@@ -246,7 +247,7 @@ class DialogueEndpoint(OneByOne):
         ]
         body[self._dialect.turns_key] = turns
         tokens = self._fixed_tokens
-        tokens += sum(count_tokens(_as_text(body[name]), self._step.model) for name in self._moving)
+        tokens += sum(count_tokens(_as_text(body[name]), self._counted_as) for name in self._moving)
         made = self._asked(body, turns, tokens, request.media, request.keys[0], request.fingerprint)
         return made if isinstance(made, Request) else None
 

@@ -64,15 +64,15 @@ def links(answer: bytes) -> Sequence[str]:
 
 
 def with_contents(answer: bytes, contents: Sequence[bytes]) -> bytes:
-    """The kept answer with the contents of its links; MalformedReply where one is no picture."""
+    """The kept answer with the contents of its links; what is no picture leaves its link in place."""
     left = iter(contents)
     entries = _entries(answer)
     for entry in entries:
         if "b64_json" not in entry:
             content = next(left)
-            _named(content)
-            entry["b64_json"] = base64.b64encode(content).decode()
-            del entry["url"]
+            if _suffix(content) is not None:
+                entry["b64_json"] = base64.b64encode(content).decode()
+                del entry["url"]
     return orjson.dumps({"data": entries})
 
 
@@ -85,7 +85,7 @@ def files(answer: bytes) -> Sequence[tuple[str, bytes]]:
 def names(answer: bytes) -> list[str] | RowError:
     """The files' names, in the order of the reply; an error while one is behind a link still."""
     if links(answer):
-        return RowError("connection", "a picture was made, but its URL was not fetched in time")
+        return RowError("connection", "a picture was made, but no picture came from its URL")
     return [name for name, _ in files(answer)]
 
 
@@ -115,8 +115,13 @@ def _decoded(told: str) -> bytes:
         raise MalformedReply(f"a picture's base64 is broken: {exc}") from exc
 
 
-def _named(content: bytes) -> str:
+def _suffix(content: bytes) -> str | None:
     kind = kind_of(content[:HEAD])
-    if kind is None or kind.group != "image":
+    return kind.suffix if kind is not None and kind.group == "image" else None
+
+
+def _named(content: bytes) -> str:
+    suffix = _suffix(content)
+    if suffix is None:
         raise MalformedReply("what came is no picture")
-    return f"{sha256(content).hexdigest()[:32]}.{kind.suffix}"
+    return f"{sha256(content).hexdigest()[:32]}.{suffix}"

@@ -159,7 +159,7 @@ class ImageMaker(OneByOne):
         return image_replies.links(answer)
 
     def with_contents(self, answer: bytes, contents: Sequence[bytes]) -> bytes:
-        """The answer with the pictures in it; MalformedReply where one is no picture."""
+        """The answer with the pictures in it; what is no picture leaves its link in place."""
         return image_replies.with_contents(answer, contents)
 
     def files(self, answer: bytes) -> Sequence[tuple[str, bytes]]:

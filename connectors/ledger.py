@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
 from connectors.exchange import NO_USAGE, RowError, Usage
 from connectors.ledger_file import meta_value, open_ledger_file, write_whole
+
+T = TypeVar("T")
 
 LARGE = 128 << 10
 """Bytes: an answer with more lies in a file of its own beside the ledger, named by its request's fingerprint."""
@@ -199,7 +201,9 @@ class Ledger:
             db.execute("begin immediate")
             found = db.execute(
                 "select n.id, n.leg, n.attempt, n.keys, n.fingerprints, n.reserved, n.started_at "
-                "from noted n join legs l on l.id = n.leg where l.job = ? order by n.id",
+                "from noted n join legs l on l.id = n.leg where l.job = ? "
+                # The lines of a batch may still be answered.
+                "and not exists (select 1 from batch_lines b where b.note = n.id) order by n.id",
                 (job,),
             ).fetchall()
             for note, leg, attempt, keys, fingerprints, reserved, started_at in found:
@@ -273,6 +277,11 @@ class Ledger:
     async def write_queued(self, sql: str, values: Sequence[Any]) -> None:
         """One write in the order of notes and outcomes, committed on return."""
         await self._queued(lambda db: db.execute(sql, values) and None)
+
+    async def write_together(self, write: Callable[[sqlite3.Connection], T]) -> T:
+        """What `write` returns, its statements committed together in the order of notes and outcomes."""
+        result: T = await self._queued(write)
+        return result
 
     def _write_now(self) -> sqlite3.Connection:
         return open_ledger_file(self.path)

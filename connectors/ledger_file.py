@@ -6,7 +6,11 @@ from pathlib import Path
 
 from connectors.errors import JobError
 
-VERSION = 1
+MIGRATIONS: tuple[str, ...] = ()
+"""What brings a file of version 1 to 2, of 2 to 3 and so on: statements with semicolons between them. SCHEMA is always
+that of the newest."""
+
+VERSION = 1 + len(MIGRATIONS)
 """Of the file's own schema, kept in SQLite's user_version."""
 
 SCHEMA = """
@@ -33,6 +37,12 @@ create index commits_of_sink on commits (job, sink, id);
 create table modes (provider text not null, model text not null, structured text not null,
     primary key (provider, model)) without rowid;
 create table days (day text primary key, spent integer not null) without rowid;
+create table batches (mark text primary key, job text not null, leg integer not null, state text not null,
+    file_id text, batch_id text, day text, at integer not null) without rowid;
+create index batches_of_job on batches (job);
+create table batch_lines (mark text not null, place integer not null, note integer not null,
+    primary key (mark, place)) without rowid;
+create index batch_lines_by_note on batch_lines (note);
 create table schedule (job text primary key, cron text not null, last_due integer not null, skipped integer,
     why text) without rowid;
 """
@@ -44,14 +54,9 @@ def open_ledger_file(path: Path) -> sqlite3.Connection:
         db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
         db.execute("pragma journal_mode = wal")
         db.execute("pragma synchronous = normal")
-        (version,) = db.execute("pragma user_version").fetchone()
-        if version == 0:
-            db.execute("begin immediate")
-            if db.execute("pragma user_version").fetchone()[0] == 0:
-                for statement in SCHEMA.split(";"):
-                    db.execute(statement)
-                db.execute(f"pragma user_version = {VERSION}")
-            db.execute("commit")
+        version = _version(db)
+        if version < VERSION:
+            _bring_up_to_date(db)
         elif version > VERSION:
             raise JobError(
                 f"{path}: this ledger was written by a newer Rowmill (schema {version}, known here: {VERSION}); "
@@ -65,6 +70,27 @@ def open_ledger_file(path: Path) -> sqlite3.Connection:
             "`sqlite3 OLD .recover | sqlite3 NEW`, or move it away to begin a new one (rows in the sink stay done)"
         ) from exc
     return db
+
+
+def _version(db: sqlite3.Connection) -> int:
+    (version,) = db.execute("pragma user_version").fetchone()
+    return int(version)
+
+
+def _bring_up_to_date(db: sqlite3.Connection) -> None:
+    """Make the tables, or change those of an older version: wholly or not at all."""
+    db.execute("begin immediate")
+    try:
+        # Another process may have been quicker.
+        version = _version(db)
+        steps = (SCHEMA,) if version == 0 else MIGRATIONS[version - 1 :]
+        for statement in (statement for step in steps for statement in step.split(";")):
+            db.execute(statement)
+        db.execute(f"pragma user_version = {max(version, VERSION)}")
+        db.execute("commit")
+    except sqlite3.Error:
+        db.execute("rollback")
+        raise
 
 
 def meta_value(db: sqlite3.Connection, key: str, default: str) -> str:

@@ -1,62 +1,37 @@
-"""Allowances: how fast one provider's key may be used, as told, as learned, and as the provider asks in between."""
+"""Allowances: how fast one provider's key may be used, as told, as found, and as the provider asks in between."""
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
+from math import inf
 
-from aiolimiter import AsyncLimiter
+from connectors.circuit import Circuit
+from connectors.found_pace import FoundPace
+from connectors.pace import Pace
 
-EASED = 0.9
-"""A refusal where no limit is stated lowers the pace to this share of what was answered before it."""
+HEADROOM = 0.993
+"""The share of a limit that is used: the rest is for the first burst, and for requests that bunch on the way."""
 
-RAISED = 1.05
-"""Every RAISED_EVERY seconds without a refusal such a pace is raised by this factor."""
+LITTLE_LEFT = 0.003
+"""Where less than this share of a limit is left, somebody else uses the key as well."""
 
-RAISED_EVERY = 5.0
+FIRST_REFUSAL = 0.1
+"""Seconds to wait at least after a refusal, in which a provider's bucket fills as much as ours; without a time stated
+it is doubled with each refusal in a row."""
 
-OPEN_AFTER = 20
-"""So many failures in a row, without one success between them, open the circuit of a provider."""
+LONGEST_REFUSAL = 5.0
+"""Seconds between refusals that state no time: limits are counted by the minute, and nothing is billed for them."""
 
-
-class TokenBucket:
-    """Tokens a minute with reserve and settle: what was reserved too much comes back, too little is owed."""
-
-    def __init__(self, per_minute: float, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
-        self._rate = per_minute / 60
-        # A second's worth: more would let a burst through that a provider counting by the second refuses.
-        self._size = max(1.0, self._rate)
-        self._level = self._size
-        self._filled = now()
-
-    def wait(self, tokens: float) -> float:
-        """Seconds until so many may be taken; an amount above the bucket's size takes the whole bucket."""
-        self._fill()
-        return max(0.0, (min(tokens, self._size) - self._level) / self._rate)
-
-    def take(self, tokens: float) -> None:
-        """Reserve; the level may fall below zero and is then paid off by waiting."""
-        self._fill()
-        self._level -= tokens
-
-    def settle(self, reserved: float, used: float) -> None:
-        """Correct an earlier reservation by what was really used."""
-        self._level = min(self._size, self._level + reserved - used)
-
-    def _fill(self) -> None:
-        now = self._now()
-        self._level = min(self._size, self._level + (now - self._filled) * self._rate)
-        self._filled = now
-
-
-def spread(requests_per_minute: float) -> AsyncLimiter:
-    """aiolimiter's bucket holds a quarter of a second's worth (at least 1), or a minute's could leave at once."""
-    size = max(1.0, requests_per_minute / 240)
-    return AsyncLimiter(size, size * 60 / requests_per_minute)
+PASSED = 1.0
+"""Seconds within which a provider refuses what it does not let pass."""
 
 
 class Allowance:
-    """What one provider's key may send: waits are served in the order in which they came."""
+    """What one provider's key may send: waits are served in the order in which they came.
+
+    `take` gives a permit; `done` follows it, and `succeeded`, `failed` or `refused` tells with it how it went.
+    """
 
     def __init__(
         self,
@@ -67,146 +42,304 @@ class Allowance:
         longest_wait: float,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`longest_hold`, `longest_wait`: seconds, as in the job file. `now`: seconds of the running loop's clock."""
         self._now = now
+        self._configured = (requests_per_minute, tokens_per_minute)
+        self._stated: dict[object, tuple[float | None, float | None]] = {}
         self.requests_per_minute = requests_per_minute
         self.tokens_per_minute = tokens_per_minute
-        self._told_requests = requests_per_minute
-        self._told_tokens = tokens_per_minute
-        self._requests = spread(requests_per_minute) if requests_per_minute else None
-        self._tokens = TokenBucket(tokens_per_minute, now) if tokens_per_minute else None
-        self._slots = asyncio.Semaphore(concurrency) if concurrency else None
+        """What is kept to, of what was configured and stated, whichever is lower."""
+        self.concurrency = concurrency
+        self.requests = Pace()
+        self.tokens = Pace()
+        self._share = (1.0, 1.0)
+        self._slots = concurrency
+        self.in_flight = 0
+        self._for_slots: deque[asyncio.Future[None]] = deque()
         self._turn = asyncio.Lock()
-        self._held_until = 0.0
-        self._longest_hold = longest_hold
-        self._longest_wait = longest_wait
-        self._failures = 0
-        self._silent_since: float | None = None
-        self._probing = False
         self._moved = asyncio.Event()
-        self._answered = 0
-        self._counting_since = now()
-        self._eased = False
+        self.watchers: list[asyncio.Event] = []
+        """Set whenever something may be sent that could not be before."""
+        self._held_until = 0.0
+        self._longest_wait = longest_wait
+        self._circuit = Circuit(longest_wait, longest_hold)
+        self._found = FoundPace(now())
+        self._epoch = 0
+        """Raised by whatever makes requests sent before it say nothing about the pace or the circuit of now."""
+        self._refusals = 0
+        """In a row: none of the requests sent after one was answered."""
+        self._resumed_at: float | None = None
+        """When the first request after the last refusal was sent."""
+        self._probe: int | None = None
+        self._plenty: set[str] = set()
+        self.waited: set[str] = set()
+        """Of requests, tokens and slots, those that somebody waited for since it was emptied last."""
+        self.left_out: str | None = None
+        """Why a pool asks this member nothing more; None while it does."""
+        self._repace()
+
+    # What others look at.
 
     @property
     def open_circuit(self) -> bool:
         """Whether the provider fails every request; single requests then try whether it is back."""
-        return self._failures >= OPEN_AFTER
+        return self._circuit.open
 
     @property
     def held_for(self) -> float:
         """Seconds until the provider may be asked again."""
-        return max(0.0, self._held_until - self._now())
+        return max(0.0, max(self._held_until, self._circuit.held_until) - self._now())
 
-    async def take(self, tokens: int) -> None:
-        """Wait until one request of so many tokens may be sent; follow it by `done`."""
-        if self._slots is not None:
-            await self._slots.acquire()
+    @property
+    def found_per_minute(self) -> float | None:
+        """The requests a minute that refusals have shown to pass; None where none had to be found."""
+        return None if self._found.per_second is None else self._found.per_second * 60
+
+    def silent_for(self) -> float:
+        """Seconds since the last answer, while every request since then was refused or failed; 0 otherwise."""
+        since = self._circuit.silent_since
+        return 0.0 if since is None else self._now() - since
+
+    @property
+    def delay(self) -> float:
+        """Seconds until `take` would give a permit; infinite where that takes an answer first."""
+        if self._full or self._probe is not None or self._shut:
+            return inf
+        return max(self.held_for, self.requests.delay, self.tokens.delay)
+
+    @property
+    def load(self) -> float:
+        """How much of it is in use, to compare members of a pool: 0 nothing, 1 all."""
+        slots = self._slots
+        # Where nothing limits the requests in flight, more of them still mean less that is left.
+        busy = self.in_flight / slots if slots else self.in_flight / (self.in_flight + 64)
+        return busy + (1.0 if self._circuit.failures else 0.0)
+
+    # One request.
+
+    async def take(self, tokens: int) -> int:
+        """Wait until one request of so many tokens may be sent; the permit that `done` gives back."""
+        if self._full:
+            await self._slot()
+        else:
+            self.in_flight += 1
         try:
-            if self._requests is None and self._tokens is None and not self._failures and not self._held_until:
-                return
-            async with self._turn:
-                await self._unheld()
-                if self._requests is not None:
-                    await self._requests.acquire()
-                if self._tokens is not None:
-                    # Only the one in turn takes, and what settles meanwhile can only shorten the wait.
-                    await asyncio.sleep(self._tokens.wait(tokens))
-                    self._tokens.take(tokens)
-                # A refusal may have come in while this one waited for its turn.
-                await self._unheld()
-                if self.open_circuit:
-                    self._probing = True
-                    self._moved.clear()
+            if not self._clear:
+                async with self._turn:
+                    await self._may_send()
+                    await self._paid()
+                    # A refusal may have come in while this one waited for its turn.
+                    await self._may_send()
+                    self.requests.charge(1)
+                    self.tokens.charge(tokens)
+                    if self._resumed_at is None:
+                        self._resumed_at = self._now()
+                    if self._doubtful:
+                        self._epoch += 1
+                        self._probe = self._epoch
+            else:
+                self.requests.used += 1
+                self.tokens.used += tokens
         except BaseException:
-            if self._slots is not None:
-                self._slots.release()
+            self._give_back()
+            raise
+        return self._epoch
+
+    def done(self, permit: int, reserved: int, used: int | None) -> None:
+        """The request has ended; `used`: its tokens, None where the reply did not tell."""
+        if used is not None:
+            self.tokens.settle(reserved, used)
+        if permit == self._probe:
+            self._probe = None
+        self._give_back()
+
+    def succeeded(self, permit: int) -> None:
+        """A request was answered: the provider lives."""
+        now = self._now()
+        if self._circuit.silent_since is not None:
+            self._circuit.answered()
+            self._wake()
+        gap = self._found.answered(now)
+        if self._refusals and permit >= self._epoch:
+            self._refusals = 0
+            self._found.unblocked(now, gap, self.requests.per_second)
+            self._repace()
+            self._wake()
+        elif self._found.per_second is not None and self._found.raise_slowly(now, self._stated_pace):
+            self._repace()
+
+    def failed(self, permit: int, no_server: bool = False) -> bool:
+        """A request found no server or a failing one; whether that happened while the circuit was open."""
+        stale = permit < self._epoch
+        was_open = self._circuit.failed(self._now(), no_server, stale)
+        if self._circuit.open and not was_open:
+            self._epoch += 1
+        self._wake()
+        return was_open
+
+    def refused(self, permit: int, retry_after: float | None) -> None:
+        """A 429: nobody sends until it is over. Without a time stated, the wait doubles with each in a row."""
+        now = self._now()
+        self._circuit.unanswered(now)
+        if permit < self._epoch:
+            # Refusals come in bursts: one burst lowers the pace once, but the longest wait that it asks for counts.
+            self._held_until = max(self._held_until, now + (retry_after or 0.0))
+            return
+        self._epoch += 1
+        # One that comes late after sending again was among many that passed: it begins a new row.
+        began_anew = self._resumed_at is not None and now - self._resumed_at > PASSED
+        self._refusals = 1 if began_anew else self._refusals + 1
+        self._resumed_at = None
+        if self._refusals == 1:
+            self._found.lower(now, self.requests.per_second)
+            self._repace()
+        # Told a time, it is taken at its word three times; then it waits longer than told.
+        doubled = self._refusals - (1 if retry_after is None else 3)
+        least = min(self._longest_wait, LONGEST_REFUSAL, FIRST_REFUSAL * 2.0 ** min(max(doubled, 0), 20))
+        wait = max(retry_after or 0.0, least)
+        self._held_until = max(self._held_until, now + wait)
+        self._wake()
+
+    # What the provider states, and what other processes leave.
+
+    def learn(
+        self,
+        limits: tuple[float | None, float | None],
+        left: tuple[float | None, float | None] = (None, None),
+        of: object = None,
+    ) -> None:
+        """The provider's own limits of requests and tokens a minute and what is left of them, from its headers.
+
+        They are kept to where they are lower than what was configured. `of`: what they are told for, such as a model:
+        where they differ, the lowest counts.
+        """
+        if limits != (None, None) and self._stated.get(of) != limits:
+            self._stated[of] = limits
+            self.requests_per_minute = _lowest(self._configured[0], (told[0] for told in self._stated.values()))
+            self.tokens_per_minute = _lowest(self._configured[1], (told[1] for told in self._stated.values()))
+            if self._repace():
+                # What was sent before at another pace says nothing about this one.
+                self._epoch += 1
+        for kind, limit, remaining in zip(("requests", "tokens"), limits, left, strict=True):
+            stated = self._stated_pace
+            if limit is None or remaining is None or stated is None or not (pace := self.requests.per_second):
+                continue
+            if remaining > 4 * LITTLE_LEFT * limit:
+                # Only where there usually is more does little left mean anything.
+                self._plenty.add(kind)
+            elif kind in self._plenty and remaining < LITTLE_LEFT * limit:
+                self._found.ease(self._now(), pace, stated / 2)
+                self._repace()
+
+    def lease(self, requests: float, tokens: float, slots: int | None) -> None:
+        """The shares of the limits that this process may use, and how many requests it may have in flight."""
+        if (requests, tokens) != self._share or slots != self._slots:
+            self._share, self._slots = (requests, tokens), slots
+            self._repace()
+            self._wake()
+
+    # Within.
+
+    @property
+    def _clear(self) -> bool:
+        """Whether nothing paces, holds or doubts this provider."""
+        return (
+            self.requests.per_second is None
+            and self.tokens.per_second is None
+            and not self._refusals
+            and not self._circuit.failures
+            and not self._held_until
+            and not self._turn.locked()
+        )
+
+    @property
+    def _full(self) -> bool:
+        return self._slots is not None and (self.in_flight >= self._slots or bool(self._for_slots))
+
+    @property
+    def _shut(self) -> bool:
+        """Whether another process has the whole of a limit at the moment."""
+        return self.requests.per_second == 0 or self.tokens.per_second == 0
+
+    @property
+    def _doubtful(self) -> bool:
+        """Whether single requests must show that something passes."""
+        return self._circuit.open or self._refusals > 1 or (self._refusals == 1 and self.requests.per_second is None)
+
+    @property
+    def _stated_pace(self) -> float | None:
+        limit = self.requests_per_minute
+        return None if limit is None else limit / 60 * HEADROOM * self._share[0]
+
+    async def _slot(self) -> None:
+        """Wait for a slot; whoever frees one counts it for the one who waits."""
+        self.waited.add("slots")
+        free = asyncio.get_running_loop().create_future()
+        self._for_slots.append(free)
+        try:
+            await free
+        except asyncio.CancelledError:
+            if free.done() and not free.cancelled():
+                self._give_back()
             raise
 
-    async def _unheld(self) -> None:
+    def _fill_slots(self) -> None:
+        while self._for_slots and (self._slots is None or self.in_flight < self._slots):
+            free = self._for_slots.popleft()
+            if not free.done():
+                self.in_flight += 1
+                free.set_result(None)
+
+    def _give_back(self) -> None:
+        self.in_flight -= 1
+        self._wake()
+
+    async def _may_send(self) -> None:
         while True:
-            if (pause := self._held_until - self._now()) > 0:
-                await asyncio.sleep(pause)
-            elif self._probing:
-                await self._moved.wait()
+            if (pause := self.held_for) > 0:
+                await self._until_moved(pause)
+            elif self._shut or (self._probe is not None and self._doubtful):
+                if self._shut:
+                    self.waited.add("requests" if self.requests.per_second == 0 else "tokens")
+                await self._until_moved(None)
             else:
                 self._held_until = 0.0
                 return
 
-    def done(self, reserved: int, used: int | None) -> None:
-        """The request has ended; `used`: its tokens, None where the reply did not tell."""
-        if self._slots is not None:
-            self._slots.release()
-        if self._tokens is not None and used is not None:
-            self._tokens.settle(reserved, used)
+    async def _until_moved(self, seconds: float | None) -> None:
+        self._moved.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._moved.wait()
+        except TimeoutError:
+            return
 
-    def succeeded(self) -> None:
-        """A request was answered: the provider lives."""
-        if self._failures or self._probing:
-            self._failures = 0
-            self._probing = False
-            self._moved.set()
-        self._silent_since = None
-        self._answered += 1
-        if self._eased and self._now() - self._counting_since >= RAISED_EVERY:
-            self._pace(RAISED * (self.requests_per_minute or 0))
+    async def _paid(self) -> None:
+        for kind, pace in (("requests", self.requests), ("tokens", self.tokens)):
+            if not pace.ready:
+                self.waited.add(kind)
+                await pace.paid()
 
-    def failed(self) -> bool:
-        """A request found no server or a failing one; whether that happened while the circuit was open."""
-        was_open = self.open_circuit
-        self._failures += 1
-        if self._silent_since is None:
-            self._silent_since = self._now()
-        if self.open_circuit:
-            waves = min(self._failures - OPEN_AFTER, 10)
-            self._hold(min(self._longest_wait, 0.5 * 2**waves))
-        self._probing = False
+    def _repace(self) -> bool:
+        """Keep to what is known now; whether that changed anything."""
+        before = (self.requests.per_second, self.tokens.per_second)
+        tokens = self.tokens_per_minute
+        self.requests.per_second = _least(self._stated_pace, self._found.per_second)
+        self.tokens.per_second = None if tokens is None else tokens / 60 * HEADROOM * self._share[1]
+        return before != (self.requests.per_second, self.tokens.per_second)
+
+    def _wake(self) -> None:
         self._moved.set()
-        return was_open
-
-    def refused(self, retry_after: float | None, attempt: int) -> None:
-        """A 429: nobody sends until it is over. Without a time stated, the wait doubles with each refusal in turn."""
-        now = self._now()
-        if self._silent_since is None:
-            self._silent_since = now
-        elapsed = now - self._counting_since
-        # Refusals come in bursts: one burst lowers the pace once.
-        if (self._eased or self._requests is None) and self._tokens is None and self._answered and elapsed >= 0.5:
-            self._eased = True
-            self._pace(EASED * 60 * self._answered / elapsed)
-        if retry_after is None:
-            retry_after = min(self._longest_wait, 0.25 * 2 ** min(attempt, 10))
-        self._hold(retry_after)
-        self._probing = False
-        self._moved.set()
-
-    def silent_for(self) -> float:
-        """Seconds since the last answer, while every request since then was refused or failed; 0 otherwise."""
-        return 0.0 if self._silent_since is None else self._now() - self._silent_since
-
-    def learn(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
-        """The provider's own limits, from its headers: held to where they are lower than what was configured."""
-        requests = _lower(self._told_requests, requests_per_minute)
-        if requests is not None and (self._eased or requests != self.requests_per_minute):
-            self._eased = False
-            self.requests_per_minute = requests
-            self._requests = spread(requests)
-        tokens = _lower(self._told_tokens, tokens_per_minute)
-        if tokens != self.tokens_per_minute and tokens is not None:
-            self.tokens_per_minute = tokens
-            self._tokens = TokenBucket(tokens, self._now)
-
-    def _pace(self, requests_per_minute: float) -> None:
-        """A pace of our own finding, until the provider states its limit."""
-        self.requests_per_minute = max(1.0, requests_per_minute)
-        self._requests = spread(self.requests_per_minute)
-        self._answered = 0
-        self._counting_since = self._now()
-
-    def _hold(self, seconds: float) -> None:
-        self._held_until = max(self._held_until, self._now() + seconds)
+        if self._for_slots:
+            self._fill_slots()
+        for watcher in self.watchers:
+            watcher.set()
 
 
-def _lower(configured: float | None, stated: float | None) -> float | None:
-    if stated is None or stated <= 0:
-        return configured
-    return stated if configured is None else min(configured, stated)
+def _lowest(configured: float | None, stated: Iterable[float | None]) -> float | None:
+    known = [limit for limit in (configured, *stated) if limit is not None and limit > 0]
+    return min(known, default=None)
+
+
+def _least(one: float | None, other: float | None) -> float | None:
+    return one if other is None else other if one is None else min(one, other)

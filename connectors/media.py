@@ -33,6 +33,7 @@ LARGEST_CUT = 4 << 30
 LONG = 2 * LONGEST
 """Seconds of a sound that is sent whole where it could be cut: gpt-4o-transcribe takes 1,500."""
 
+_MADE = re.compile(r"[0-9a-f]{32}\.[a-z0-9]{2,5}")
 _WORKERS = 4
 _BLOCK = 1 << 20
 _Found = TypeVar("_Found")
@@ -57,14 +58,18 @@ class MediaReader:
         scratch: Path,
         provider_hosts: frozenset[str],
         state: Path | None = None,
+        made: tuple[str, Path] | None = None,
         waits: Sequence[float] = WAITS,
     ) -> None:
         """`hosts`, `provider_hosts`: names, or `name:port`, whose addresses may be private. `scratch`: a folder that
-        is there and is removed after the run. `state`: the workspace's state folder, closed to rows."""
+        is removed after the run. `state`: the workspace's state folder, closed to rows. `made`: (files_prefix, folder)
+        of the files that earlier steps of the same job made."""
         self._workspace = Path(os.path.realpath(workspace))
         self._roots = (self._workspace, *(Path(os.path.realpath(root)) for root in roots))
         self._closed = (Path(os.path.realpath(state or workspace / ".rowmill")), Path(os.path.realpath(scratch)))
         self._scratch = scratch
+        self._made = made
+        scratch.mkdir(parents=True, exist_ok=True)
         self._hosts = (*hosts, *provider_hosts)
         self._waits = waits
         self._numbers = itertools.count()
@@ -169,14 +174,10 @@ class MediaReader:
         if not value or "\0" in value:
             raise MediaProblem("input", "the path is empty" if not value else "the path holds a NUL character")
         try:
-            real = Path(os.path.realpath(self._workspace / value))
-            root = next((root for root in self._roots if real.is_relative_to(root)), None)
-            if root is None:
-                raise MediaProblem(
-                    "input", f"{shown} lies outside of the workspace; name its folder in `roots` of rowmill.yaml"
-                )
-            if any(real.is_relative_to(closed) for closed in self._closed):
-                raise MediaProblem("input", f"{shown} is Rowmill's own; move it elsewhere")
+            if (made := self._made_here(value)) is not None and made.exists():
+                real, root = made, made.parent
+            else:
+                real, root = self._resolved(value)
             file = _open_below(root, real.relative_to(root).parts)
         except (OSError, ValueError) as exc:
             raise MediaProblem("input", f"{shown} cannot be read ({_said(exc)})") from exc
@@ -184,6 +185,26 @@ class MediaReader:
             raise MediaProblem("input", f"{shown} is no file")
         with file:
             yield file, real
+
+    def _made_here(self, value: str) -> Path | None:
+        if self._made is None:
+            return None
+        prefix, folder = self._made
+        name = value.removeprefix(prefix)
+        return Path(os.path.realpath(folder)) / name if prefix + name == value and _MADE.fullmatch(name) else None
+
+    def _resolved(self, value: str) -> tuple[Path, Path]:
+        """(the path without links in it, the workspace or root that it lies below)."""
+        real = Path(os.path.realpath(self._workspace / value))
+        root = next((root for root in self._roots if real.is_relative_to(root)), None)
+        if root is None:
+            raise MediaProblem(
+                "input",
+                f"{_shortened(value)} lies outside of the workspace; name its folder in `roots` of rowmill.yaml",
+            )
+        if any(real.is_relative_to(closed) for closed in self._closed):
+            raise MediaProblem("input", f"{_shortened(value)} is Rowmill's own; move it elsewhere")
+        return real, root
 
     def _of_file(self, file: BinaryIO, path: Path | None, use: MediaUse, shown: str) -> Media:
         """Measured and checked; `path`: where a content that is not small lies."""
@@ -286,7 +307,8 @@ def _decoded(url: str, use: MediaUse) -> bytes:
         raise MediaProblem("input", "the data URL has no content")
     if not head.lower().endswith(";base64"):
         return unquote_to_bytes(body)
-    _check_size(len(body) * 3 // 4 - 2, use)
+    # At least so many; the exact size is checked once it is decoded.
+    _check_size(max(1, len(body) * 3 // 4 - 2), use)
     try:
         return base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError) as exc:

@@ -5,7 +5,7 @@ import contextlib
 import re
 import socket
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import BinaryIO
 
 import aiohttp
@@ -39,10 +39,13 @@ def is_private(address: str) -> bool:
     except ValueError:
         return True
     if isinstance(found, IPv6Address):
-        inside = [found.ipv4_mapped, found.sixtofour, *(found.teredo or ())]
-        if found in _NAT64 or int(found) >> 32 == 0:
-            inside.append(ip_address(int(found) & 0xFFFFFFFF))
-        if any(each is not None and is_private(str(each)) for each in inside) or found.is_site_local:
+        if found.ipv4_mapped is not None:
+            return is_private(str(found.ipv4_mapped))
+        if found in _NAT64:
+            return is_private(str(IPv4Address(int(found) & 0xFFFFFFFF)))
+        if any(each is not None and is_private(str(each)) for each in (found.sixtofour, *(found.teredo or ()))):
+            return True
+        if found.is_site_local:
             return True
     return not found.is_global or found.is_multicast or found.is_reserved or found.is_unspecified
 

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 from connectors.errors import DataError
 
 ROW_GROUP_ROWS = 65_536
-ROW_GROUP_BYTES = 32 << 20
-BATCH_ROWS = 4096
+ROW_GROUP_BYTES = 16 << 20
+BATCH_ROWS = 1024
 """Rows of a part that are read together when it is written again."""
+READ_BYTES = 1 << 20
 
 
 class PartWriter:
@@ -99,14 +100,16 @@ def write_without(source: Path, target: Path, schema: pa.Schema, gone: pa.Boolea
     with PartWriter(target, schema) as out:
         start = 0
         for table in tables_of(source):
-            out.write(table.filter(pc.invert(gone.slice(start, table.num_rows))))
+            mask = gone.slice(start, table.num_rows)
+            out.write(table.filter(pc.invert(mask)) if mask.true_count else table)
             start += table.num_rows
         out.write(added)
 
 
 def tables_of(part: Path) -> Iterator[pa.Table]:
     """The part's rows, some thousand at a time."""
-    with pq.ParquetFile(part) as file:
+    # Buffered beforehand, every row group would be held until the last one is read.
+    with pq.ParquetFile(part, pre_buffer=False, buffer_size=READ_BYTES) as file:
         for batch in file.iter_batches(batch_size=BATCH_ROWS):
             yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
 

@@ -4,7 +4,7 @@ All money is whole pico-dollars (10**-12 USD), so adding up never rounds; what d
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass, replace
 from datetime import UTC, date, datetime, time
 from decimal import ROUND_CEILING, Decimal
@@ -108,22 +108,25 @@ class PriceEntry(BaseModel):
 
     def price(self) -> Price:
         """The same in pico-dollars."""
-        return Price(
-            _dollars(self.input_per_million),
-            _dollars(self.cached_input_per_million),
-            _dollars(self.output_per_million),
-            _dollars(self.per_image),
-            _dollars(self.audio_per_minute),
-            _dollars(self.per_million_characters),
-        )
+        rates = [None if rate is None else _pico(Decimal(repr(float(rate)))) for _, rate in self]
+        given, cached, made, image, minute, characters = rates
+        return Price(given, cached, made, image, minute, characters)
 
 
 def price_of(
-    model: str, provider_prices: Mapping[str, PriceEntry], workspace_prices: Mapping[str, PriceEntry]
+    model: str,
+    provider_prices: Mapping[str, PriceEntry],
+    workspace_prices: Mapping[str, PriceEntry],
+    published: Callable[[str], Price | None] | None = None,
 ) -> Price | None:
-    """The provider's own price of a model, else the workspace's, else the published one; None if nobody has any."""
+    """The provider's own price of a model, else the workspace's, else the `published` one; None if nobody has any."""
     entry = provider_prices.get(model) or workspace_prices.get(model)
-    return entry.price() if entry is not None else _published(model, datetime.now(UTC).date())
+    return entry.price() if entry is not None else (published or published_price)(model)
+
+
+def published_price(model: str) -> Price | None:
+    """Today's published price."""
+    return _published(model, datetime.now(UTC).date())
 
 
 def batch_price(price: Price) -> Price:
@@ -270,10 +273,6 @@ def _weight(rates: Price | Tier) -> int:
 
 def _half(rate: int | None) -> int | None:
     return None if rate is None else -(-rate // 2)
-
-
-def _dollars(rate: float | None) -> int | None:
-    return None if rate is None else _pico(Decimal(repr(float(rate))))
 
 
 def _pico(dollars: Decimal) -> int:

@@ -38,6 +38,28 @@ _BY_WORD: Mapping[str, int] = {
     "context_length_exceeded": 400,
     "model_not_found": 404,
     "not_found_error": 404,
+    # Of failed responses; their other codes tell a failure of the server.
+    **dict.fromkeys(
+        (
+            "invalid_prompt",
+            "data_residency_mismatch",
+            "bio_policy",
+            "invalid_image",
+            "invalid_image_format",
+            "invalid_base64_image",
+            "invalid_image_url",
+            "invalid_image_mode",
+            "image_too_large",
+            "image_too_small",
+            "image_parse_error",
+            "image_file_too_large",
+            "image_file_not_found",
+            "unsupported_image_media_type",
+            "empty_image_file",
+            "failed_to_download_image",
+        ),
+        400,
+    ),
 }
 """An error in a reply with status 200: its code or type -> the status it would have had."""
 _PASSING: frozenset[ErrorClass] = frozenset({"timeout", "server"})
@@ -46,6 +68,8 @@ _SHOWN = 200
 
 def row_error(reply: Reply) -> RowError:
     """The error that a reply tells: one without a 2xx status, or a 200 whose body is an error object."""
+    if 300 <= reply.status < 400:
+        return _redirected(reply)
     body = _json_of(reply.body)
     error = _error_object(body)
     message, kind, code, param = (_text(error.get(key)) for key in ("message", "type", "code", "param"))
@@ -128,6 +152,13 @@ def rate_limits(headers: Mapping[str, str]) -> RateHeaders:
         _least(_count(left[1], 0), _count(get("x-ratelimit-remaining-project-tokens"), 0)),
         _longest(_duration(get("x-ratelimit-reset-tokens")), _duration(get("x-ratelimit-reset-project-tokens"))),
     )
+
+
+def _redirected(reply: Reply) -> RowError:
+    """Every request would be sent elsewhere: nothing is wrong with the row, so that its failure is not kept."""
+    target = reply.headers.get("location", "").partition("?")[0] or "an address that it does not name"
+    message = f"redirected to {target}; that is not followed, as the key would go along: mend the provider's base_url"
+    return RowError("access_denied", message, reply.status, request_id=request_id(reply.headers))
 
 
 def _class(status: int, words: tuple[str, ...], should_retry: str | None) -> ErrorClass:

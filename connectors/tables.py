@@ -1,6 +1,6 @@
 """The schemas of the three tables that every sink holds: section 4 of the contract."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 
@@ -61,7 +61,15 @@ def results_schema(key: Iterable[pa.Field], carried: Iterable[pa.Field], made: I
 
 def errors_schema(key: Iterable[pa.Field]) -> pa.Schema:
     """Key columns (null for a line that is no row), then what failed, why and when."""
-    return pa.schema([*(field.with_nullable(True) for field in key), *_FAILURE])
+    keys = [field.with_nullable(True) for field in key]
+    names = failure_names(field.name for field in keys)
+    return pa.schema([*keys, *(field.with_name(names[field.name]) for field in _FAILURE)])
+
+
+def failure_names(key: Iterable[str]) -> Mapping[str, str]:
+    """The columns of the errors table besides the key; one that a key column is called already is `error_<name>`."""
+    taken = {name.lower() for name in key}
+    return {field.name: f"error_{field.name}" if field.name in taken else field.name for field in _FAILURE}
 
 
 def usage_schema() -> pa.Schema:

@@ -29,7 +29,7 @@ FIRST_ROWS = 2048
 
 
 def inferred_types(connection: duckdb.DuckDBPyConnection, relation: str, columns: Iterable[str]) -> dict[str, str]:
-    """The first candidate that all values of a column fulfil; VARCHAR where none does or the column holds only nulls."""
+    """The first candidate that all values of a column fulfil; VARCHAR where none does or all of them are null."""
     first = _fulfilled(connection, f"(from {relation} limit {FIRST_ROWS})", dict.fromkeys(columns, tuple(CANDIDATES)))
     # None: nothing but nulls so far, so that every candidate is still open.
     likely = {name: tuple(kind for kind, all_do in kinds if all_do is not False) for name, kinds in first.items()}

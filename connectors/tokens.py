@@ -20,8 +20,13 @@ _O200K = re.compile(r"(chatgpt-4o|gpt-4o|gpt-4\.1|gpt-4\.5|gpt-5|gpt-oss|codex-m
 _CL100K = re.compile(r"(gpt-4|gpt-3\.5|gpt-35|text-embedding-3|text-embedding-ada-002)(?![a-z0-9.])")
 
 
-def count_tokens(text: str, model: str) -> int:
-    """How many tokens a text takes; of a model whose tokenizer is not known, as many as gpt-4o would take."""
+def count_tokens(text: str, model: str | None) -> int:
+    """How many tokens a text takes; of a model whose tokenizer is not known, as many as gpt-4o would take.
+
+    `model` None: a rough estimate, which needs no vocabulary (70 MB): a token for every four bytes.
+    """
+    if model is None:
+        return -(-upper_bound(text) // 4)
     count = _counter(model)
     try:
         return count(text)
@@ -49,7 +54,7 @@ def upper_bound(text: str) -> int:
 
 
 def chat_tokens(
-    messages: Sequence[Mapping[str, object]], model: str, sizes: Mapping[str, tuple[int, int]] | None = None
+    messages: Sequence[Mapping[str, object]], model: str | None, sizes: Mapping[str, tuple[int, int]] | None = None
 ) -> int:
     """How many tokens a dialogue takes: its texts, 3 for each message, 1 for a name, 3 to prime the answer.
 
@@ -57,7 +62,7 @@ def chat_tokens(
     `image_tokens`; tool calls, and parts of kinds not known here, as their JSON. `sizes`: URL or name of a picture ->
     its pixels.
     """
-    return _dialogue(messages, model, lambda text: count_tokens(text, model), sizes or {})
+    return _dialogue(messages, model or "gpt-4o", lambda text: count_tokens(text, model), sizes or {})
 
 
 def chat_upper_bound(messages: Sequence[Mapping[str, object]], model: str) -> int:

@@ -22,7 +22,7 @@ from connectors.uploads import file_column, files_of, form
 LARGEST = 25 << 20
 """Bytes of an upload: the reference, section 13.4.4."""
 
-TOKENS_PER_SECOND = 1_000 / 60
+TOKENS_PER_MINUTE = 1_000
 """Of sound, for models that are charged by token: their price a minute over their price a token."""
 
 
@@ -96,7 +96,7 @@ class Transcripts(OneByOne):
         body = orjson.dumps({**self._fixed, **said, "file": sound.name}, option=orjson.OPT_SORT_KEYS)
         spent = 0
         if self.output_bound != 0:
-            spent = ceil((sound.seconds or 0) * TOKENS_PER_SECOND)
+            spent = ceil((sound.seconds or 0) * TOKENS_PER_MINUTE / 60)
             spent += count_tokens(said.get("prompt", ""), self._step.model)
         return Request(
             fingerprint=request_fingerprint(self._tag, self.path, body, "" if self._step.reuse else key),

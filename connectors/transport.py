@@ -1,7 +1,11 @@
 """The one place where requests leave the machine, and every way in which that can fail."""
 
+import contextlib
+import io
 import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import aiohttp
@@ -12,6 +16,12 @@ from connectors.media_kinds import TYPES
 
 LARGEST_REPLY = 128 << 20
 """Bytes, unpacked: a reply that is larger is not read to its end."""
+
+HIDDEN = "[the key]"
+KEY_LEAST = 6
+"""Characters: a shorter key is no secret (`EMPTY`, `none`), and may be a word of an error's message."""
+KEY_CERTAIN = 20
+"""Characters of a key that no answer holds by chance: in answers only such a one is hidden."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +67,10 @@ class HttpTransport:
             ),
             auto_decompress=True,
         )
+        # A file takes the time that it takes: only silence ends it.
+        self._patient = aiohttp.ClientTimeout(
+            total=None, sock_connect=timeouts.connect or None, sock_read=timeouts.idle or None
+        )
         self._headers: dict[tuple[str, str], dict[str, str]] = {}
 
     async def close(self) -> None:
@@ -64,9 +78,7 @@ class HttpTransport:
 
     async def send(self, provider: Provider, call: Call) -> Reply:
         began = time.perf_counter()
-        started = False
-        first_byte: float | None = None
-        try:
+        with _failures(began, provider.api_key) as exchange:
             async with self._session.request(
                 call.method,
                 provider.base_url + call.path,
@@ -74,45 +86,47 @@ class HttpTransport:
                 headers=self._headers_of(provider, call),
                 allow_redirects=False,
             ) as response:
-                started = True
-                length = response.content_length
-                if call.stream or length is None or length > 1 << 20 or "content-encoding" in response.headers:
-                    parts: list[bytes] = []
-                    size = 0
-                    async for part in response.content.iter_any():
-                        if first_byte is None:
-                            first_byte = (time.perf_counter() - began) * 1000
-                        parts.append(part)
-                        size += len(part)
-                        if size > LARGEST_REPLY:
-                            raise RequestError(
-                                "malformed_reply",
-                                f"the reply is larger than {LARGEST_REPLY >> 20} MB: not read further",
-                                _since(began),
-                                billable=True,
-                            )
-                    body = b"".join(parts)
-                else:
-                    body = await response.read()
-                return Reply(
-                    response.status,
-                    {name.lower(): value for name, value in response.headers.items()},
-                    body,
-                    _since(began),
-                    first_byte if call.stream else None,
-                )
-        except aiohttp.ConnectionTimeoutError as exc:
-            raise RequestError("timeout", f"no connection in time: {_said(exc)}", _since(began), False) from exc
-        except TimeoutError as exc:
-            raise RequestError("timeout", _timeout_words(exc, started), _since(began), True) from exc
-        except aiohttp.ClientConnectorError as exc:
-            raise RequestError("connection", f"cannot connect: {_said(exc)}", _since(began), False) from exc
-        except (aiohttp.ClientPayloadError, aiohttp.http_exceptions.HttpProcessingError) as exc:
-            raise RequestError("malformed_reply", f"the reply broke off: {_said(exc)}", _since(began), True) from exc
-        except aiohttp.ClientResponseError as exc:
-            raise RequestError("malformed_reply", f"this is no HTTP reply: {_said(exc)}", _since(began), True) from exc
-        except (aiohttp.ClientError, OSError) as exc:
-            raise RequestError("connection", f"the connection broke: {_said(exc)}", _since(began), True) from exc
+                exchange.started = True
+                body, first_byte = await _whole(response, began)
+                return _reply(response, body, began, provider.api_key, first_byte if call.stream else None)
+
+    async def upload(
+        self,
+        provider: Provider,
+        path: str,
+        fields: Mapping[str, str],
+        file: Path,
+        filename: str,
+        told: Callable[[int], None],
+    ) -> Reply:
+        """POST a form whose last field, `file`, streams from disk; `told` gets the bytes sent so far."""
+        began = time.perf_counter()
+        with _Told(file, told) as content, _failures(began, provider.api_key, ConnectionError) as exchange:
+            form = aiohttp.FormData(fields)
+            form.add_field("file", content, filename=filename, content_type="application/octet-stream")
+            headers = self._headers_of(provider, Call("POST", path, form=()))
+            async with self._session.post(
+                provider.base_url + path, data=form, headers=headers, allow_redirects=False, timeout=self._patient
+            ) as response:
+                exchange.started = True
+                body, _ = await _whole(response, began)
+                return _reply(response, body, began, provider.api_key)
+
+    async def download(self, provider: Provider, path: str, write: Callable[[bytes], object]) -> Reply:
+        """GET a content of any size: a 2xx reply's goes to `write` piece by piece, another's is the reply's body."""
+        began = time.perf_counter()
+        with _failures(began, provider.api_key, ConnectionError) as exchange:
+            headers = self._headers_of(provider, Call("GET", path))
+            async with self._session.get(
+                provider.base_url + path, headers=headers, allow_redirects=False, timeout=self._patient
+            ) as response:
+                exchange.started = True
+                if not 200 <= response.status < 300:
+                    body, _ = await _whole(response, began)
+                    return _reply(response, body, began, provider.api_key)
+                async for part in response.content.iter_any():
+                    write(part)
+                return _reply(response, b"", began, provider.api_key)
 
     def _headers_of(self, provider: Provider, call: Call) -> dict[str, str]:
         kind = "" if call.form is not None or call.body is None else call.content_type
@@ -125,6 +139,100 @@ class HttpTransport:
                 headers["Authorization"] = f"Bearer {provider.api_key}"
             self._headers[provider.name, kind] = headers
         return headers
+
+
+@dataclass(slots=True)
+class _Exchange:
+    started: bool = False
+    """Whether a reply has begun."""
+
+
+@contextlib.contextmanager
+def _failures(began: float, key: str | None, of_system: type[OSError] = OSError) -> Iterator[_Exchange]:
+    """Every way in which an exchange can fail, as a RequestError. `of_system`: which OSErrors are the connection's, and
+    not those of a file that is read or written meanwhile."""
+
+    def failure(error_class: ErrorClass, what: str, billable: bool) -> RequestError:
+        # Of what is no HTTP, aiohttp quotes a piece, whatever its bytes are.
+        told = _hidden(what.encode(errors="backslashreplace"), key, KEY_LEAST).decode()
+        return RequestError(error_class, told, _since(began), billable)
+
+    exchange = _Exchange()
+    try:
+        yield exchange
+    except aiohttp.ConnectionTimeoutError as exc:
+        raise failure("timeout", f"no connection in time: {_said(exc)}", False) from exc
+    except TimeoutError as exc:
+        raise failure("timeout", _timeout_words(exc, exchange.started), True) from exc
+    except aiohttp.ClientConnectorError as exc:
+        raise failure("connection", f"cannot connect: {_said(exc)}", False) from exc
+    except (aiohttp.ClientPayloadError, aiohttp.http_exceptions.HttpProcessingError) as exc:
+        raise failure("malformed_reply", f"the reply broke off: {_said(exc)}", True) from exc
+    except aiohttp.ClientResponseError as exc:
+        raise failure("malformed_reply", f"this is no HTTP reply: {_said(exc)}", True) from exc
+    except (aiohttp.ClientError, of_system) as exc:
+        raise failure("connection", f"the connection broke: {_said(exc)}", True) from exc
+
+
+async def _whole(response: aiohttp.ClientResponse, began: float) -> tuple[bytes, float | None]:
+    """(unpacked body, milliseconds until its first byte where it came in pieces); RequestError above LARGEST_REPLY."""
+    length = response.content_length
+    if length is not None and length <= 1 << 20 and "content-encoding" not in response.headers:
+        return await response.read(), _since(began)
+    first_byte: float | None = None
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.content.iter_any():
+        if first_byte is None:
+            first_byte = _since(began)
+        parts.append(part)
+        size += len(part)
+        if size > LARGEST_REPLY:
+            words = f"the reply is larger than {LARGEST_REPLY >> 20} MB: not read further"
+            raise RequestError("malformed_reply", words, _since(began), billable=True)
+    return b"".join(parts), first_byte
+
+
+class _Told(io.BufferedReader):
+    """A file that tells how much of it has been read."""
+
+    def __init__(self, file: Path, told: Callable[[int], None]) -> None:
+        super().__init__(io.FileIO(file))
+        self._tell_read = told
+        self._so_far = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        content = super().read(size)
+        self._so_far += len(content)
+        self._tell_read(self._so_far)
+        return content
+
+
+def _reply(
+    response: aiohttp.ClientResponse, body: bytes, began: float, key: str | None, first_token_ms: float | None = None
+) -> Reply:
+    headers = {name.lower(): value if value.isascii() else _text(value) for name, value in response.headers.items()}
+    if key is not None:
+        least = KEY_CERTAIN if 200 <= response.status < 300 else KEY_LEAST
+        body = _hidden(body, key, least)
+        if any(key in value for value in headers.values()):
+            headers = {name: value.replace(key, HIDDEN) for name, value in headers.items()}
+    return Reply(response.status, headers, body, _since(began), first_token_ms)
+
+
+def _text(value: str) -> str:
+    """A header's value, whose bytes may be no UTF-8: then they came as lone surrogates, which no table takes."""
+    return value.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def _hidden(told: bytes, key: str | None, least: int) -> bytes:
+    """What a server says, without the key that it may have been careless enough to repeat."""
+    if key is None or len(key) < least:
+        return told
+    for form in {key, key.replace("/", "\\/")}:
+        if form.encode() in told:
+            told = told.replace(form.encode(), HIDDEN.encode())
+    return told
 
 
 def _form(call: Call) -> aiohttp.FormData:

@@ -1,0 +1,27 @@
+"""Rowmill from Python: `read_results` and `run` for notebooks, `compare` and `score`; all imported on demand."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.comparing import compare
+    from pipelines.results import Results, read_results
+    from pipelines.scoring import score
+    from pipelines.watched_run import run
+
+__all__ = ["Results", "compare", "read_results", "run", "score"]
+
+_HOMES = {
+    "Results": "pipelines.results",
+    "compare": "pipelines.comparing",
+    "read_results": "pipelines.results",
+    "run": "pipelines.watched_run",
+    "score": "pipelines.scoring",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # polars and what else a notebook needs stay out of the command line's imports.
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,7 +20,12 @@ COMMANDS = {
     "usage": "pipelines.commands.look",
     "show": "pipelines.commands.show",
     "rebuild": "pipelines.commands.rebuild",
+    "schedule": "pipelines.commands.schedule",
     "serve": "pipelines.commands.serve",
+    "models": "pipelines.commands.models",
+    "files": "pipelines.commands.files",
+    "batches": "pipelines.commands.batches",
+    "ledger": "pipelines.commands.ledger",
 }
 """Name -> the module that holds it; imported only when it is asked for."""
 
@@ -73,3 +78,7 @@ def exit_code_of(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     return code if isinstance(code, int) else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -5,11 +5,13 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+import orjson
 import pyarrow as pa
 
 from connectors.contracts import Commit, Sink, TableShape
 from connectors.ledger import Ledger, now_us
-from connectors.tables import errors_schema
+from connectors.tables import failure_names
+from pipelines.prepare import ReadyJob
 from pipelines.projection import add_usage, packed, packed_rows
 from pipelines.tally import Tally
 from pipelines.travel import Chunk
@@ -112,6 +114,7 @@ class Committer:
             self._parts += 1
             name = f"{self._ledger.identity}-{self._ledger.writer:06d}-{self._parts:06d}"
             self._sink.commit(Commit(results, replaced, errors, cleared), name)
+            self._tally.committed += gathered.rows
         add_usage(self._ledger, self._sink, self._job)
 
 
@@ -146,14 +149,37 @@ def _errors(chunk: Chunk, shape: TableShape) -> pa.Table:
         }
         for failure in chunk.failures
     ]
-    schema = errors_schema([shape.results.field(name) for name in shape.key])
-    facts = pa.Table.from_pylist(told, schema=pa.schema([f for f in schema if f.name in told[0]]))
+    schema = shape.errors
+    facts = {name: pa.array([fact[name] for fact in told]) for name in told[0]}
+    of = {actual: name for name, actual in failure_names(shape.key).items()}
     columns = [
         rows.column(column.name).cast(column.type)
         if column.name in shape.key
         else rows.column("_row_fingerprint")
-        if column.name == "fingerprint"
-        else facts.column(column.name)
+        if of[column.name] == "fingerprint"
+        else facts[of[column.name]].cast(column.type)
         for column in schema
     ]
     return pa.table(columns, schema=schema)
+
+
+def rejected(ready: ReadyJob, run_id: str) -> Commit:
+    """The source's lines that are no rows, as errors without a key, in place of those of earlier runs."""
+    shape, rejects = ready.shape, ready.reader.rejects
+    facts = {
+        "error_class": ["input"] * len(rejects),
+        "message": [f"line {line}: {message}" for line, message, _ in rejects],
+        "details": [orjson.dumps({"line": line, "text": raw}).decode() for line, _, raw in rejects],
+        "attempts": [0] * len(rejects),
+        "run_id": [run_id] * len(rejects),
+        "failed_at": [datetime.now(UTC)] * len(rejects),
+    }
+    of = {actual: name for name, actual in failure_names(shape.key).items()}
+    columns = [
+        pa.array(facts[of[field.name]], field.type)
+        if of.get(field.name) in facts
+        else pa.nulls(len(rejects), field.type)
+        for field in shape.errors
+    ]
+    no_key = pa.table([pa.nulls(1, shape.errors.field(name).type) for name in shape.key], names=list(shape.key))
+    return Commit(shape.results.empty_table(), {}, pa.table(columns, schema=shape.errors), no_key)

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -20,7 +21,20 @@ from connectors.ledger import Answer, Ledger, Settled, now_us
 from connectors.limiter import Allowance
 from connectors.replies import rate_limits, retry_after
 from connectors.transport import RequestError, Transport
-from pipelines.packs import DayBudget, Lane, Outcome, Pack, Tries, Wave, expected, paid, read_reply, to_keep, total
+from pipelines.packs import (
+    DayBudget,
+    Lane,
+    Observer,
+    Outcome,
+    Pack,
+    Tries,
+    Wave,
+    expected,
+    paid,
+    read_reply,
+    to_keep,
+    total,
+)
 from pipelines.purse import Purse
 from pipelines.tally import Tally
 
@@ -57,6 +71,12 @@ class FanOut:
         self._wanted = asyncio.Event()
         self.stopped: str | None = None
         """Why nothing more is sent; None while all goes on."""
+        self.waiting_for: str | None = None
+        """What makes the run wait at this moment, in words, where it is no provider's limit."""
+        self.left_running = 0
+        """Batches that go on at the provider after the run was stopped."""
+        self.observer: Observer | None = None
+        """Is told of every exchange; None: nobody looks."""
         self.failure: Exception | None = None
         """What broke the fan-out itself: the ledger cannot be written, or a defect."""
 
@@ -180,9 +200,12 @@ class FanOut:
         used: int | None = None
         day = None if self._day_budget is None else self._day_budget.today()
         try:
+            asked_at = time.monotonic()
             for allowance in lane.allowances:
                 await allowance.take(tokens)
                 taken.append(allowance)
+            if self.observer is not None:
+                self.observer.waited(lane, time.monotonic() - asked_at)
             self._waiting.discard(task)
             if self.stopped is not None:
                 return
@@ -263,6 +286,8 @@ class FanOut:
         )
         await self._ledger.settle(ended, day)
         self._count(lane, ended)
+        if self.observer is not None:
+            self.observer.settled(lane, ended)
         self._judge(pack, answers, error, reply)
         return ended
 

@@ -2,20 +2,27 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from connectors.errors import JobError
+from connectors.errors import DataError, JobError
 from connectors.ledger import Ledger
 from connectors.registry import SINKS
+from connectors.snapshot import query_connection
+from pipelines.audits import check_audits, run_audits
+from pipelines.housekeeping import drop_committed
 from pipelines.jobfile import LoadedJob, load_job
 from pipelines.lanes import step_price
 from pipelines.overrides import Overrides, gives_sink
 from pipelines.prepare import ReadyJob, placed, prepared
 from pipelines.projection import add_usage, rebuild
-from pipelines.runs import end_invocation, job_lock, open_run
+from pipelines.runs import CLOSING, OpenRun, end_invocation, job_lock, open_run
 from pipelines.summary import summary
 from pipelines.workspace import Workspace, find_workspace
+
+if TYPE_CHECKING:
+    from pipelines.run import Ended
 
 
 def invoke(
@@ -29,40 +36,56 @@ def invoke(
     """Run the job as far as it comes; the object of `--json`."""
     from pipelines.loop import run_loop
     from pipelines.progress import progress
+    from pipelines.progress_log import ProgressLog
     from pipelines.run import RunOptions, run_job
+    from pipelines.telemetry import telemetry
 
     loaded = load_job(path, overrides)
     workspace = find_workspace(path)
-    _check_offered(loaded)
     with (
         job_lock(workspace.state, loaded.job.name),
         opened_ledger(workspace) as ledger,
-        local_provider(loaded) as local_url,
+        local_provider(loaded, workspace.state / "local") as local_url,
         prepared(loaded, workspace, ledger, local_url) as ready,
     ):
         _check_sink(ready, overrides)
         _check_budget(ready)
+        check_audits(ready)
         with placed(loaded):
             ready.selection.check_keys()
         ledger.recover(ready.job.name)
         prepare_sink(ready, ledger)
         ready.selection.see(None if ready.job.sink.write == "replace" else ready.sink)
         run = open_run(ledger, ready.job.name, new_run)
-        ended = run_loop(run_job(ready, ledger, run, RunOptions(retry), progress(ready.job.name, log, quiet)))
-        told = summary(ready.job.name, run.run_id, ended, ready.sink.tables())
-        end_invocation(ledger, run.run_id, ended.exit_code, ended.stopped, told)
+        told: dict[str, Any] | None = None
+        lines = ProgressLog(ready.job.name, run.run_id, run.continued) if log == "json" and not quiet else None
+        follow = progress(ready.job.name, quiet) if lines is None else lines.follow
+        observer = telemetry(ready, run.run_id)
+        if observer is not None:
+            follow = observer.following(follow)
+        try:
+            ended = run_loop(run_job(ready, ledger, run, RunOptions(retry), follow))
+            if lines is not None:
+                lines.look()
+            told = _closed(ready, ledger, run, ended)
+        finally:
+            if observer is not None:
+                observer.ended(told)
         return told
 
 
-def _check_offered(loaded: LoadedJob) -> None:
-    """Keys of the contract that this version does not carry out yet are refused, never passed over."""
-    job = loaded.job
-    if job.delivery == "batch":
-        raise JobError(f"{loaded.at('delivery')}: batch is not available in this version; write online")
-    if job.on_finish is not None:
-        raise JobError(f"{loaded.at('on_finish')}: is not available in this version; leave it out")
-    if job.audits:
-        raise JobError(f"{loaded.at('audits')}: are not available in this version; leave them out")
+def _closed(ready: ReadyJob, ledger: Ledger, run: OpenRun, ended: "Ended") -> dict[str, Any]:
+    """The report, the run audited and noted in the ledger."""
+    audits = run_audits(ready, run.run_id) if ended.exit_code in (0, 1) else []
+    if not all(audit.passed for audit in audits):
+        ended = replace(ended, exit_code=5)
+    told = summary(ready.job.name, run.run_id, ended, ready.sink.tables())
+    if audits:
+        told["audits"] = [audit.as_json() for audit in audits]
+    end_invocation(ledger, run.run_id, ended.exit_code, ended.stopped, told)
+    if ready.workspace.keep_answers == "committed" and ended.exit_code in CLOSING:
+        drop_committed(ledger, ready.job.name, ready.sink_name)
+    return told
 
 
 def _check_sink(ready: ReadyJob, overrides: Overrides) -> None:
@@ -109,14 +132,15 @@ def opened_ledger(workspace: Workspace) -> Iterator[Ledger]:
 
 
 @contextlib.contextmanager
-def local_provider(loaded: LoadedJob) -> Iterator[str | None]:
-    """The embedded provider's address while it is needed; None for jobs that do not ask it."""
+def local_provider(loaded: LoadedJob, folder: Path) -> Iterator[str | None]:
+    """The embedded provider's address while it is needed; None for jobs that do not ask it. `folder`: where it keeps
+    files and batches, so that a run that was killed finds them again."""
     if all(step.provider != "local" for step in loaded.job.steps):
         yield None
         return
     from connectors.local.server import LocalOptions, LocalServer
 
-    with LocalServer(LocalOptions()) as server:
+    with LocalServer(LocalOptions(folder=folder)) as server:
         yield server.base_url
 
 
@@ -132,8 +156,12 @@ def prepare_sink(ready: ReadyJob, ledger: Ledger) -> None:
     add_usage(ledger, ready.sink, ready.job.name)
 
 
-def rebuilt(path: Path) -> tuple[int, Mapping[str, str]]:
-    """(rows that results hold, tables) after writing results and errors again from the ledger."""
+def rebuilt(path: Path, leave_out: bool = False) -> tuple[int, int, Mapping[str, str]]:
+    """(rows that results hold, rows fewer than before, tables) after writing results and errors again from the ledger.
+
+    DataError, the tables left as they are, where rows would be lost since their answers were pruned; `leave_out`: they
+    may be.
+    """
     loaded = load_job(path)
     workspace = find_workspace(path)
     with (
@@ -141,14 +169,30 @@ def rebuilt(path: Path) -> tuple[int, Mapping[str, str]]:
         opened_ledger(workspace) as ledger,
         prepared(loaded, workspace, ledger) as ready,
     ):
-        rows = _write_again(ready, ledger)
+        before = _rows_there(ready)
+        rows = _write_again(ready, ledger, 0 if leave_out else before)
         add_usage(ledger, ready.sink, ready.job.name)
-        return rows, ready.sink.tables()
+        return rows, max(0, before - rows), ready.sink.tables()
 
 
-def _write_again(ready: ReadyJob, ledger: Ledger) -> int:
+def _rows_there(ready: ReadyJob) -> int:
+    if not ready.sink.present():
+        return 0
+    with query_connection(ready.scratch) as db:
+        ready.sink.attach(db)
+        ((rows,),) = db.execute(f"select count(*) from {ready.sink.results_sql()}").fetchall()
+        ready.sink.detach(db)
+    return int(rows)
+
+
+def _write_again(ready: ReadyJob, ledger: Ledger, fewest: int = 0) -> int:
     ready.sink.prepare(fresh=True)
     endpoints = [step.endpoint for step in ready.steps]
     rows = rebuild(ledger, ready.sink, ready.job.name, ready.sink_name, ready.shape, endpoints)
+    if rows < fewest:
+        raise DataError(
+            f"{ready.sink_name}: {fewest - rows:,} of {fewest:,} rows cannot be written again, since their answers are "
+            "no longer in the ledger; nothing was changed: leave the table as it is, or add --leave-out"
+        )
     ready.sink.finish()
     return rows

@@ -33,10 +33,17 @@ def job_files_in(folder: Path) -> list[Path]:
 
 
 def graph_of(paths: Iterable[Path], overrides: Overrides = NONE) -> list[GraphJob]:
-    """The jobs in an order in which each stands behind those that it needs; JobError for a cycle or a name twice."""
+    """The jobs in an order in which each stands behind those that it needs; JobError for a cycle or a name twice.
+
+    A file that is no job file stands for itself: what is wrong with it is told when it is run.
+    """
     jobs: dict[str, GraphJob] = {}
     for path in paths:
-        job = load_job(path, overrides).job
+        try:
+            job = load_job(path, overrides).job
+        except JobError:
+            jobs[str(path)] = GraphJob(path, str(path), ())
+            continue
         if job.name in jobs:
             raise JobError(f"{path}: name: {job.name} is the name of {jobs[job.name].path} too; give each its own name")
         jobs[job.name] = GraphJob(path, job.name, () if job.reads_job is None else (job.reads_job,))

@@ -117,16 +117,49 @@ class OnFinish(Section):
         return self
 
 
+class Drift(Section):
+    """Bounds for what may differ between the rows of this run and those of the runs before; null: not looked at."""
+
+    null_share: float | None = Field(
+        default=0.1, ge=0, le=1, allow_inf_nan=False, description="Share of nulls, by so much.", examples=[0.1]
+    )
+    enum_share: float | None = Field(
+        default=0.1, ge=0, le=1, allow_inf_nan=False, description="Share of a value of an enum.", examples=[0.1]
+    )
+    length: float | None = Field(
+        default=0.3, ge=0, le=10**6, allow_inf_nan=False, description="Mean length, by this part.", examples=[0.3]
+    )
+    cost_per_row: float | None = Field(
+        default=0.5, ge=0, le=10**6, allow_inf_nan=False, description="Cost a row, by this part.", examples=[0.5]
+    )
+
+
 class Audit(Section):
-    """SQL over `results` after the run; more rows than `max`: exit 5."""
+    """SQL over `results` after the run, or `drift`; more rows than `max`: exit 5."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["sql"]}, {"required": ["drift"]}]})
 
     name: str = Field(min_length=1, description="What the report calls it.", examples=["no empty topic"])
-    sql: str = Field(
+    sql: str | None = Field(
+        default=None,
         min_length=1,
-        description="A query over `results` that finds what should not be.",
+        description="A query over `results` (and `usage`, `errors`) that finds what should not be.",
         examples=["select * from results where topic is null"],
     )
+    drift: Drift | None = Field(
+        default=None,
+        description="Instead of sql: the columns and measures that differ from the runs before.",
+        examples=[{"null_share": 0.1}],
+    )
     max: int = Field(default=0, ge=0, le=10**18, description="So many rows are still fine.", examples=[0])
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if self.sql is None and self.drift is None:
+            raise Misfit(("sql",), "missing; write e.g. sql: select * from results where topic is null")
+        if self.sql is not None and self.drift is not None:
+            raise Misfit(("drift",), "goes not with sql; write two audits")
+        return self
 
 
 def _one_kind(kinds: Mapping[str, type[Any]]) -> Any:

@@ -1,12 +1,13 @@
 """The lanes of a run: each step with its provider's allowance, its price, and the bound of what a request can cost."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from connectors.contracts import Provider
 from connectors.exchange import Request
 from connectors.ledger import Ledger
 from connectors.limiter import Allowance
+from connectors.price_cache import remembered_price
 from connectors.prices import FREE, Price, image_price, price_of, worst_cost
 from connectors.tokens import is_exact
 from pipelines.packs import Lane
@@ -62,7 +63,13 @@ def step_price(ready: ReadyJob, step: ReadyStep) -> Price | None:
     """What the step's model charges; None where nobody has a price for it. What runs embedded costs nothing."""
     if step.provider.name == "local":
         return FREE
-    price = price_of(step.model.model, step.provider.prices, ready.workspace.prices)
+    known = ready.workspace.state / "prices.json"
+    price = price_of(
+        step.model.model,
+        step.provider.prices,
+        ready.workspace.prices,
+        lambda model: remembered_price(model, known),
+    )
     terms = step.endpoint.image_terms
     return price if price is None or terms is None else image_price(price, *terms)
 
@@ -88,7 +95,7 @@ def worst_of(price: Price | None, model: str) -> Callable[[Request], int | None]
     return worst
 
 
-def _easier(step: ReadyStep, provider: Provider, ledger: Ledger) -> Callable[[Lane, str], "object"]:
+def _easier(step: ReadyStep, provider: Provider, ledger: Ledger) -> Callable[[Lane, str], Awaitable[Lane]]:
     async def ask_easier(lane: Lane, way: str) -> Lane:
         """The lane that asks in the simpler way, which is remembered for this provider's model."""
         endpoint = step.rebuilt(way)

@@ -1,6 +1,5 @@
 """Looks at what was done: runs, errors and usage as rows, read from the ledger and the sink."""
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,11 @@ import orjson
 
 from connectors.ledger import Ledger
 from connectors.prices import usd
+from connectors.sql_text import quoted_list
+from connectors.tables import failure_names
 from pipelines.jobfile import load_job
 from pipelines.prepare import prepared
+from pipelines.runs import running
 from pipelines.workspace import Workspace, find_workspace
 
 Rows = list[dict[str, object]]
@@ -44,7 +46,7 @@ def status(job: Path | None) -> Rows:
             {
                 "job": job_name,
                 "run_id": run_id,
-                "state": _under_way(ledger, job_name) or state,
+                "state": "running" if running(ledger.path.parent, job_name) else state,
                 "started": moment(started_at),
                 "ended": None if ended_at is None else moment(ended_at),
                 "exit_code": exit_code,
@@ -68,10 +70,13 @@ def errors(job: Path, limit: int) -> tuple[Rows, int]:
             return [], 0
         ready.sink.attach(db)
         source = ready.sink.errors_sql()
-        keys = ", ".join('"' + name.replace('"', '""') + '"' for name in ready.shape.key)
+        names = failure_names(ready.shape.key)
+        shown = [
+            *ready.shape.key,
+            *(names[name] for name in ("step", "error_class", "http_status", "attempts", "message")),
+        ]
         relation = db.sql(
-            f"select {keys}, step, error_class, http_status, attempts, message from {source} "
-            f"order by failed_at, step limit {limit}"
+            f"select {quoted_list(shown)} from {source} order by {names['failed_at']}, {names['step']} limit {limit}"
         )
         rows: Rows = relation.to_arrow_table().to_pylist()
         ((total,),) = db.sql(f"select count(*) from {source}").fetchall()
@@ -111,23 +116,6 @@ def usage(job: Path | None, by: str) -> Rows:
     ]
     ledger.close()
     return rows
-
-
-def _under_way(ledger: Ledger, job: str) -> str | None:
-    """`running`, where a process holds the job's lock."""
-    import fcntl
-
-    path = ledger.path.parent / "locks" / f"{job}.lock"
-    if not path.exists():
-        return None
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return "running"
-    finally:
-        os.close(descriptor)
-    return None
 
 
 def moment(microseconds: int) -> str:

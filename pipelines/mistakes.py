@@ -106,7 +106,8 @@ def mistakes_of(
     tagged: Callable[[Sequence[str | int]], KeyPath] = tuple,
 ) -> Iterator[Mistake]:
     """All that is wrong with `raw`; `tagged` takes out of a pydantic location what is no key of the file."""
-    errors = [(tagged(error["loc"]), error) for error in exc.errors(include_url=False)]
+    told = (error for error in exc.errors(include_url=False) if not _is_echo(error))
+    errors = [(tagged(error["loc"]), error) for error in told]
     yield from _told(errors, (), raw, raw, schema())
 
 
@@ -237,6 +238,12 @@ def _expected(error: ErrorDetails) -> str:
 
 def _number(bound: float) -> str:
     return str(int(bound)) if bound == int(bound) else str(bound)
+
+
+def _is_echo(error: ErrorDetails) -> bool:
+    """Pydantic calls a list too short as well where an element of it is wrong: that is told already."""
+    found = error["input"]
+    return error["type"] == "too_short" and isinstance(found, list) and len(found) >= error["ctx"]["min_length"]
 
 
 def _is_type_error(error: ErrorDetails) -> bool:

@@ -27,6 +27,18 @@ class Overrides:
         if isinstance(self.assignments, str):
             raise TypeError("assignments is a tuple of texts")
 
+    def flags(self) -> list[str]:
+        """As the command line takes them."""
+        said = (
+            ("--limit", self.limit),
+            ("--provider", self.provider),
+            ("--sink", self.sink),
+            ("--budget-usd", self.budget_usd),
+            ("--delivery", self.delivery),
+        )
+        named = [f"{flag}={value}" for flag, value in said if value is not None]
+        return [*(f"--set={assignment}" for assignment in self.assignments), *named]
+
 
 NONE = Overrides()
 

@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
+from typing import Protocol
 
 from connectors.contracts import Endpoint, MalformedReply, Provider
 from connectors.exchange import NO_USAGE, OWN_CLASSES, Reply, Request, RowError, Usage
+from connectors.ledger import Settled
 from connectors.limiter import Allowance
 from connectors.prices import Price, cost
-from connectors.replies import row_error
+from connectors.replies import request_id, row_error
 from connectors.transport import RequestError
 
 
@@ -30,6 +32,16 @@ class Lane:
     """Whether it is the job's last step: an answer there is a row settled."""
     output_tokens: float = 200.0
     """What an answer took on average, for the allowance of tokens."""
+
+
+class Observer(Protocol):
+    """Who wants to know of every exchange, such as telemetry."""
+
+    def waited(self, lane: Lane, seconds: float) -> None:
+        """A request has waited so long for its allowances."""
+
+    def settled(self, lane: Lane, ended: Settled) -> None:
+        """An exchange is in the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +116,8 @@ def read_reply(
     try:
         return endpoint.answers(pack.requests, reply), None, endpoint.usage(pack.requests, reply)
     except MalformedReply as exc:
-        problem = RowError("malformed_reply", str(exc), reply.status, request_id=reply.headers.get("x-request-id"))
+        named = request_id(reply.headers)
+        problem = exc.error or RowError("malformed_reply", str(exc), reply.status, request_id=named)
         return (), problem, NO_USAGE
 
 
@@ -138,7 +151,9 @@ def paid(
         return 0
     if error is not None and usage is NO_USAGE:
         return worst
-    return cost(lane.price, usage)
+    spent = cost(lane.price, usage)
+    # A reply that does not tell what it used is no free one.
+    return worst if spent is None and lane.price is not None else spent
 
 
 def total(amounts: Iterable[int | None]) -> int | None:

@@ -1,47 +1,67 @@
 """A plan: what a run would do and cost, told before anything is sent."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import orjson
+import pyarrow as pa
 
-from connectors.exchange import Request
-from connectors.ledger import Ledger
-from connectors.prices import batch_price, usd, worst_cost
-from connectors.tokens import is_exact
+from connectors.prices import usd
 from pipelines.invoke import opened_ledger
 from pipelines.jobfile import load_job
-from pipelines.lanes import step_price
 from pipelines.overrides import Overrides
+from pipelines.plan_steps import Looked, Reckoned, look
 from pipelines.prepare import ReadyJob, ReadyStep, placed, prepared
-from pipelines.workspace import find_workspace
+from pipelines.workspace import LOCAL, find_workspace
 
-SAMPLE = 2000
-"""Rows that are rendered to see how long their requests are."""
-USUAL_ANSWER = 150
-"""Output tokens of an answer, where no earlier answer of the step tells better."""
+LEDGER_BYTES = 420
+"""What the ledger and the usage table take for one exchange, besides request and answer."""
+TOKEN_BYTES = 4.5
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What one step would send. Money in US dollars; None where the model has no price."""
+    """What one step would send. Money in US dollars; None where it is not known."""
 
     step: str
+    endpoint: str
     provider: str
     model: str
     requests: int
+    """HTTP exchanges, if none has to be tried again."""
+    rows: int
+    """Rows that an answer is asked for; equal requests count once."""
     in_ledger: int
-    """Rows of these whose answer the ledger has: they cost nothing."""
+    """Rows whose answer the ledger has: they cost nothing."""
+    skipped: int
+    """Rows that `when` leaves out."""
+    perhaps: int
+    """Rows of which only the run will tell whether `when` lets them pass."""
+    unaskable: int
+    """Rows whose values make no request: they will fail as `input`."""
+    fetched: int
+    """Rows that name a URL: what is there is not looked at now, and counts as an average."""
     input_tokens: int
     output_tokens: int
     exact_tokens: bool
-    """Whether the model's own tokenizer counted; else estimated."""
+    """Whether the model's own tokenizer counted whole requests; else estimated."""
+    answers_seen: int
+    """Earlier answers that tell how long the next will be; 0: estimated."""
+    audio_seconds: float
+    characters: int
+    images: int
+    free: bool
+    """It runs on this machine, in Rowmill itself."""
     low_usd: float | None
     expected_usd: float | None
     high_usd: float | None
+    """Every answer as long as it may be and, where it has a type, asked to be mended once."""
     batch_usd: float | None
+    """As expected, by the Batch API."""
     seconds: float | None
     """At the limits that are known; None where none is."""
 
@@ -56,15 +76,27 @@ class Plan:
     changed: int
     done: int
     failed_before: int
+    reckoned_rows: int
+    """Rows that the steps were reckoned on; fewer than new and changed where those are many: then scaled up."""
     steps: Sequence[StepPlan]
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    low_usd: float | None
+    expected_usd: float | None
+    high_usd: float | None
+    batch_usd: float | None
+    seconds: float | None
+    """At the limits that are known, for all steps together; None where none is."""
+    budget_usd: float | None
     disk_bytes: int
     examples: Sequence[Any]
     """The first requests as they would be sent."""
 
-    def total(self, field: str) -> float | None:
-        """The sum over the steps; None where one is not known."""
-        amounts = [getattr(step, field) for step in self.steps]
-        return None if None in amounts else sum(amounts)
+    @property
+    def whole(self) -> bool:
+        """Whether every row was looked at."""
+        return self.reckoned_rows >= self.new + self.changed
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
@@ -72,112 +104,135 @@ class Plan:
 
 
 def plan_of(path: Path, overrides: Overrides) -> Plan:
-    """The plan of one job. Later steps are reckoned as if every row that may reach them did."""
+    """The plan of one job; no call is made."""
     loaded = load_job(path, overrides)
     workspace = find_workspace(path)
-    with opened_ledger(workspace) as ledger, prepared(loaded, workspace, ledger) as ready:
+    with opened_ledger(workspace) as ledger, prepared(loaded, workspace, ledger, exact_tokens=True) as ready:
         ready.selection.see(ready.sink if ready.sink.present() and ready.job.sink.write != "replace" else None)
         with placed(loaded):
             ready.selection.check_keys()
         counts = ready.selection.counts()
         asked = counts.new + counts.changed
-        rows = _sample(ready)
-        steps: list[StepPlan] = []
-        examples: list[Any] = []
-        for step in ready.steps:
-            steps.append(_step(ready, step, ledger, rows, asked, examples))
-        answer_bytes = sum(step.output_tokens * 8 for step in steps)
+        looked = asyncio.run(look(ready, ledger, asked))
+        scale = asked / looked.rows if looked.rows else 0.0
+        steps = [_step(ready, reckoned, scale) for reckoned in looked.steps]
         return Plan(
-            ready.job.name,
-            counts.rows,
-            counts.new,
-            counts.changed,
-            counts.done,
-            counts.failed_before,
-            steps,
-            answer_bytes + asked * 400 * len(steps),
-            examples,
+            job=ready.job.name,
+            rows=counts.rows,
+            new=counts.new,
+            changed=counts.changed,
+            done=counts.done,
+            failed_before=counts.failed_before,
+            reckoned_rows=looked.rows,
+            steps=steps,
+            requests=sum(step.requests for step in steps),
+            input_tokens=sum(step.input_tokens for step in steps),
+            output_tokens=sum(step.output_tokens for step in steps),
+            low_usd=_sum([step.low_usd for step in steps]),
+            expected_usd=_sum([step.expected_usd for step in steps]),
+            high_usd=_sum([step.high_usd for step in steps]),
+            batch_usd=_sum([step.batch_usd for step in steps]),
+            seconds=_seconds(ready, looked, steps),
+            budget_usd=None if ready.job.budget is None else ready.job.budget.usd,
+            disk_bytes=round(_disk(looked) * scale),
+            examples=[{"step": name, "request": orjson.loads(request.body)} for name, request in looked.examples],
         )
 
 
-def _sample(ready: ReadyJob) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for batch in ready.selection.batches(512, frozenset()):
-        rows.extend(batch.to_pylist())
-        if len(rows) >= SAMPLE:
-            break
-    return rows
-
-
-def _step(
-    ready: ReadyJob,
-    step: ReadyStep,
-    ledger: Ledger,
-    rows: Sequence[dict[str, Any]],
-    asked: int,
-    examples: list[Any],
-) -> StepPlan:
-    requests = _requests(step, rows)
-    for request in requests[: max(0, 2 - len(examples))]:
-        examples.append({"step": step.model.name, "request": orjson.loads(request.body)})
-    unique = {request.fingerprint: request for request in requests}
-    kept = ledger.lookup(list(unique))
-    fresh = [request for mark, request in unique.items() if mark not in kept]
-    scale = asked / len(rows) if rows else 0.0
-    packs = sum(1 for _ in step.endpoint.packs(fresh))
-    usual = _usual_output(ledger, ready.job.name, step)
-    bound = step.endpoint.output_bound
-    given = round(sum(request.input_tokens for request in fresh) * scale)
-    made = round(len(fresh) * scale * (min(usual, bound) if bound is not None else usual)) if bound != 0 else 0
-    price = step_price(ready, step)
-    count = round(len(fresh) * scale)
-    most = None if bound is None else bound * count
-    prices = None if price is None else (price, batch_price(price))
+def _step(ready: ReadyJob, reckoned: Reckoned, scale: float) -> StepPlan:
+    step, bill = reckoned.step, reckoned.bill
+    requests = ceil(reckoned.requests * scale)
+    given, made = round(bill.input_tokens * scale), round(bill.output_tokens * scale)
     return StepPlan(
         step=step.model.name,
+        endpoint=step.model.endpoint,
         provider=step.provider.name,
         model=step.model.model,
-        requests=round(packs * scale),
-        in_ledger=round((len(unique) - len(fresh)) * scale),
+        requests=requests,
+        rows=round(reckoned.asked * scale),
+        in_ledger=round(reckoned.in_ledger * scale),
+        skipped=round(reckoned.skipped * scale),
+        perhaps=round(reckoned.perhaps * scale),
+        unaskable=round(reckoned.unaskable * scale),
+        fetched=round(reckoned.fetched * scale),
         input_tokens=given,
         output_tokens=made,
-        exact_tokens=is_exact(step.model.model),
-        low_usd=None if prices is None else _dollars(worst_cost(prices[0], given, count if bound != 0 else 0)),
-        expected_usd=None if prices is None else _dollars(worst_cost(prices[0], given, made)),
-        high_usd=None if prices is None else _dollars(worst_cost(prices[0], given, most)),
-        batch_usd=None if prices is None else _dollars(worst_cost(prices[1], given, made)),
-        seconds=_seconds(ready, step, round(packs * scale), given + made),
+        exact_tokens=bill.rates.exact and not reckoned.guessed,
+        answers_seen=reckoned.likely.seen,
+        audio_seconds=round(bill.audio_seconds * scale, 3),
+        characters=round(bill.characters * scale),
+        images=round(bill.images * scale),
+        free=step.provider.name == LOCAL,
+        low_usd=_dollars(bill.low, scale),
+        expected_usd=_dollars(bill.expected, scale),
+        high_usd=_dollars(bill.high, scale),
+        batch_usd=_dollars(bill.batch, scale),
+        seconds=_at_limits(
+            (step.provider.requests_per_minute, ready.job.limits.requests_per_minute),
+            (step.provider.tokens_per_minute, ready.job.limits.tokens_per_minute),
+            requests,
+            given + made,
+        ),
     )
 
 
-def _requests(step: ReadyStep, rows: Sequence[dict[str, Any]]) -> list[Request]:
-    """The sample's requests; columns that earlier steps are yet to make stand for a usual answer."""
-    made: list[Request] = []
-    for row in rows:
-        values = {name: row.get(name, "answer " * 10) for name in step.endpoint.uses}
-        request = step.endpoint.request(values, row["_key"])
-        if isinstance(request, Request):
-            made.append(request)
-    return made
-
-
-def _usual_output(ledger: Ledger, job: str, step: ReadyStep) -> float:
-    ((mean,),) = ledger.query(
-        "select avg(e.output_tokens) from exchanges e join legs l on l.id = e.leg "
-        "where l.job = ? and l.step = ? and l.model = ? and e.output_tokens is not null",
-        (job, step.model.name, step.model.model),
-    )
-    return USUAL_ANSWER if mean is None else float(mean)
-
-
-def _seconds(ready: ReadyJob, step: ReadyStep, requests: int, tokens: int) -> float | None:
+def _seconds(ready: ReadyJob, looked: Looked, steps: Sequence[StepPlan]) -> float | None:
+    """The longest of what the job's limits, each provider's own, and the answers' latency ask for."""
     limits = ready.job.limits
-    of_requests = [limit for limit in (limits.requests_per_minute, step.provider.requests_per_minute) if limit]
-    of_tokens = [limit for limit in (limits.tokens_per_minute, step.provider.tokens_per_minute) if limit]
-    times = [60 * requests / min(of_requests)] if of_requests else []
-    times += [60 * tokens / min(of_tokens)] if of_tokens else []
+    times = [_at_limits((limits.requests_per_minute,), (limits.tokens_per_minute,), *_load(steps))]
+    of_provider: dict[str, list[StepPlan]] = {}
+    for plan in steps:
+        of_provider.setdefault(plan.provider, []).append(plan)
+    for step in ready.steps:
+        own = step.provider
+        load = _load(of_provider[own.name])
+        times.append(_at_limits((own.requests_per_minute,), (own.tokens_per_minute,), *load))
+    waits = [
+        plan.requests * reckoned.likely.latency_ms / 1000 / _senders(reckoned.step, limits.concurrency)
+        for plan, reckoned in zip(steps, looked.steps, strict=True)
+        if reckoned.likely.latency_ms is not None
+    ]
+    times.append(sum(waits) if len(waits) == len(steps) else None)
+    return max((time for time in times if time is not None), default=None)
+
+
+def _senders(step: ReadyStep, concurrency: int) -> int:
+    return min(concurrency, step.provider.concurrency or concurrency)
+
+
+def _load(steps: Sequence[StepPlan]) -> tuple[int, int]:
+    return sum(step.requests for step in steps), sum(step.input_tokens + step.output_tokens for step in steps)
+
+
+def _at_limits(
+    of_requests: Sequence[int | None], of_tokens: Sequence[int | None], requests: int, tokens: int
+) -> float | None:
+    times = [60 * requests / limit for limit in of_requests if limit]
+    times += [60 * tokens / limit for limit in of_tokens if limit]
     return max(times, default=None)
 
 
-def _dollars(pico: int | None) -> float | None:
-    return None if pico is None else usd(pico)
+def _disk(looked: Looked) -> float:
+    """Bytes of ledger and tables, roughly, for the rows that were looked at."""
+    total = looked.carried_bytes * 0.5
+    for reckoned in looked.steps:
+        width = sum(
+            field.type.list_size * 4
+            for field in reckoned.step.endpoint.fields
+            if pa.types.is_fixed_size_list(field.type)
+        )
+        answer = reckoned.likely.usual * TOKEN_BYTES
+        total += reckoned.body_bytes + reckoned.asked * (2 * answer + 2 * width) + reckoned.requests * LEDGER_BYTES
+        # An mp3 takes about 1,000 bytes for each character spoken; a picture about 1.5 MB, kept in the ledger too.
+        total += 2 * reckoned.bill.images * 1.5e6
+        total += 2 * 1000 * reckoned.bill.characters if reckoned.step.model.endpoint == "speech" else 0
+    return total
+
+
+def _sum(amounts: Sequence[float | None]) -> float | None:
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known) if len(known) == len(amounts) else None
+
+
+def _dollars(pico: int | None, scale: float) -> float | None:
+    return None if pico is None else usd(round(pico * scale))

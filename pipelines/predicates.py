@@ -16,7 +16,7 @@ def checked_predicate(sql: str, columns: Mapping[str, Any], where: str) -> froze
     with duckdb.connect() as db:
         # On a line of its own: a comment at its end must not swallow the bracket.
         found = db.execute("select json_serialize_sql(?)", [f"select (\n{sql}\n)"]).fetchone()
-    parsed = orjson.loads(found[0]) if found else {"error": True}
+    parsed: Any = orjson.loads(found[0]) if found else {"error": True}
     if parsed["error"]:
         said = str(parsed.get("error_message", "cannot be read")).split("\n")[0]
         raise JobError(f"{where}: {said}; write one SQL expression, e.g. length(body) > 20")

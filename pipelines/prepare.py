@@ -16,6 +16,7 @@ from connectors.ledger import Ledger
 from connectors.media import MediaReader
 from connectors.registry import StepKind
 from connectors.tables import errors_schema, results_schema
+from pipelines.batch_rules import check_batched
 from pipelines.job_graph import sinks_of_jobs
 from pipelines.jobfile import Job, LoadedJob
 from pipelines.predicates import Predicate
@@ -77,13 +78,16 @@ def prepared(
     ledger: Ledger | None = None,
     local_url: str | None = None,
     jobs: Mapping[str, Sink | None] | None = None,
+    exact_tokens: bool = False,
 ) -> Iterator[ReadyJob]:
     """The job, checked as a whole before anything is sent; JobError or DataError where something does not fit.
 
     `ledger` tells how each provider's model was found to take typed output. `local_url`: where the embedded provider
     listens. `jobs`: name of another job -> its sink, for a `job:` source; None: they are looked for.
+    `exact_tokens`: requests are counted by the model's tokenizer although no limit or budget asks for that.
     """
     job = loaded.job
+    check_batched(loaded, workspace)
     workspace.state.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=workspace.state, prefix="scratch-") as scratch:
         if jobs is None:
@@ -92,7 +96,7 @@ def prepared(
         with placed(loaded):
             reader = Reader(job.source, facts)
         with reader, contextlib.ExitStack() as closing:
-            steps = _steps(loaded, workspace, reader.schema, ledger, local_url)
+            steps = _steps(loaded, workspace, reader.schema, ledger, local_url, exact_tokens)
             for step in steps:
                 if step.when is not None:
                     closing.callback(step.when.close)
@@ -117,7 +121,12 @@ def prepared(
 
 
 def _steps(
-    loaded: LoadedJob, workspace: Workspace, source: pa.Schema, ledger: Ledger | None, local_url: str | None
+    loaded: LoadedJob,
+    workspace: Workspace,
+    source: pa.Schema,
+    ledger: Ledger | None,
+    local_url: str | None,
+    exact_tokens: bool,
 ) -> Sequence[ReadyStep]:
     columns: dict[str, pa.DataType] = {field.name: field.type for field in source}
     ready: list[ReadyStep] = []
@@ -132,6 +141,7 @@ def _steps(
             roots=workspace.roots,
             hosts=workspace.hosts,
             structured=_known_way(ledger, provider, step.model),
+            exact_tokens=exact_tokens or _counting(loaded.job, workspace, provider),
             files_prefix=loaded.job.sink.files_prefix,
         )
         with placed(loaded):
@@ -143,11 +153,25 @@ def _steps(
     return ready
 
 
+def _counting(job: Job, workspace: Workspace, provider: Provider) -> bool:
+    """Whether a budget or a limit of tokens needs requests to be counted."""
+    limited = (job.limits.tokens_per_minute, provider.tokens_per_minute, job.budget, workspace.budget)
+    return any(limit is not None for limit in limited)
+
+
 def media_reader(ready: ReadyJob) -> MediaReader:
     """Reads the files that rows name, where the workspace allows it."""
-    hosts = frozenset(urlsplit(step.provider.base_url).hostname or "" for step in ready.steps) - {""}
+    # With its port: a row may not reach whatever else listens on the provider's machine.
+    urls = [urlsplit(step.provider.base_url) for step in ready.steps]
+    own = frozenset(f"{url.hostname}:{url.port or (443 if url.scheme == 'https' else 80)}" for url in urls)
     return MediaReader(
-        ready.workspace.folder, ready.workspace.roots, ready.workspace.hosts, ready.scratch / "media", hosts
+        ready.workspace.folder,
+        ready.workspace.roots,
+        ready.workspace.hosts,
+        ready.scratch / "media",
+        own,
+        state=ready.workspace.state,
+        made=(ready.sink.files_prefix, ready.sink.files_folder),
     )
 
 

@@ -1,13 +1,10 @@
-"""How far a run is: one calm line on a terminal, a plain or JSON line now and then elsewhere; always on stderr."""
+"""How far a run is: one calm line on a terminal, a plain line now and then elsewhere; always on stderr."""
 
 import asyncio
 import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Literal
-
-import orjson
 
 from connectors.prices import usd
 from pipelines.watch import Watch
@@ -15,25 +12,20 @@ from pipelines.watch import Watch
 SECONDS_BETWEEN_LINES = 10.0
 REFRESH_SECONDS = 0.5
 
-Log = Literal["plain", "json"]
 
-
-def progress(job: str, log: Log, quiet: bool) -> Callable[[Watch], Awaitable[None]]:
+def progress(job: str, quiet: bool) -> Callable[[Watch], Awaitable[None]]:
     """Something that follows a run until it is cancelled."""
 
     async def follow(watch: Watch) -> None:
         if quiet:
             return
-        if log == "plain" and sys.stderr.isatty():
-            await _live(job, watch)
-        else:
-            await _lines(job, watch, log)
+        await (_live if sys.stderr.isatty() else _lines)(job, watch)
 
     return follow
 
 
 def facts(watch: Watch, rate: float) -> dict[str, object]:
-    """The figures of this moment, as the JSON log has them. `rate`: rows finished a second, lately."""
+    """The figures of this moment, as the JSON log has them too. `rate`: rows finished a second, lately."""
     tally = watch.tally
     settled = tally.rows_ok + tally.rows_failed
     return {
@@ -78,7 +70,7 @@ async def _live(job: str, watch: Watch) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    pace = _Pace()
+    pace = Pace()
     with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
         while True:
             live.update(
@@ -87,16 +79,14 @@ async def _live(job: str, watch: Watch) -> None:
             await asyncio.sleep(REFRESH_SECONDS)
 
 
-async def _lines(job: str, watch: Watch, log: Log) -> None:
-    pace = _Pace()
+async def _lines(job: str, watch: Watch) -> None:
+    pace = Pace()
     while True:
         await asyncio.sleep(SECONDS_BETWEEN_LINES)
-        told = facts(watch, pace.rate(watch))
-        text = orjson.dumps({"event": "progress", "job": job, **told}).decode() if log == "json" else line(job, told)
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        print(line(job, facts(watch, pace.rate(watch))), file=sys.stderr, flush=True)  # noqa: T201
 
 
-class _Pace:
+class Pace:
     """Rows a second over the last half minute."""
 
     def __init__(self) -> None:

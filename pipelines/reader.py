@@ -18,6 +18,12 @@ from pipelines.predicates import checked_predicate
 ROW_KEY = "_row_key"
 """The key column of a job without a key: a digest of the row's content, and which of the equal rows it is."""
 
+WIDE = 64 << 10
+"""Bytes: rows that are larger are read by one thread."""
+
+UNPACKED = 3
+"""A row in memory against its share of the files."""
+
 _AS_TEXT = ("ENUM", "BIT", "INTERVAL", "UNION", "TIME WITH TIME ZONE", '"NULL"')
 """Types that Arrow or Parquet have no plain column for."""
 _NESTED = ("STRUCT", "MAP", "UNION", "JSON")
@@ -36,6 +42,12 @@ class Reader:
             self.relation = opened.relation
             self.rejects = opened.rejects
             """(line number, message, raw line) of lines that are no rows."""
+            self.row_bytes = self._measured(source.paths(facts))
+            """About so many bytes a row takes."""
+            if self.row_bytes > WIDE:
+                # DuckDB reads 2,048 rows at a time and a whole row group of a column, in each thread.
+                self._db.execute("set threads = 1")
+                self._db.execute("set memory_limit = '1GB'")
             lock_down(self._db, [facts.scratch], source.paths(facts))
             self._kinds = self._described()
             self.schema: pa.Schema = self._arrow_schema(self._kinds)
@@ -89,6 +101,12 @@ class Reader:
     @property
     def workspace(self) -> Path:
         return self._facts.workspace
+
+    def _measured(self, paths: Iterable[Path]) -> float:
+        files = [*paths, *self._facts.scratch.glob("*.parquet")]
+        counted = self._db.execute(f"select count(*) from {self.relation}").fetchone()
+        assert counted is not None
+        return UNPACKED * sum(file.stat().st_size for file in files) / max(1, int(counted[0]))
 
     def _described(self) -> dict[str, str]:
         cursor = self._db.execute(f"select * from {self.relation} limit 0")

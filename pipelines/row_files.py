@@ -1,5 +1,4 @@
-"""Files of rows: those that a row names are read before its request, those that an answer holds are written beside the
-table."""
+"""Files of rows: what a row names is read before its request, what an answer holds is written beside the table."""
 
 import asyncio
 import os
@@ -17,7 +16,7 @@ AT_A_TIME = 8
 class ReadsMedia(Protocol):
     """See connectors.media.MediaReader."""
 
-    async def read(self, value: Any, use: MediaUse) -> Any:
+    async def read(self, value: Any, use: MediaUse, name: str | None = None) -> Any:
         """Media, a URL, a list of them, None, or a RowError."""
 
 
@@ -32,7 +31,7 @@ async def with_media(
         row = dict(rows[place])
         async with turns:
             for name, use in columns.items():
-                value = await reader.read(row[name], use)
+                value = await reader.read(row[name], use, name)
                 if isinstance(value, RowError):
                     return place, value
                 row[name] = value

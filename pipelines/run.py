@@ -7,8 +7,9 @@ import os
 import signal
 import sqlite3
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pyarrow as pa
 
@@ -18,7 +19,10 @@ from connectors.ledger import Ledger, now_us
 from connectors.limiter import Allowance
 from connectors.prices import PICO, usd
 from connectors.transport import HttpTransport, Timeouts
-from pipelines.committer import Committer
+from pipelines.batch_ledger import BatchLedger
+from pipelines.batch_out import BatchOut, Delivery
+from pipelines.batch_rules import next_deadline
+from pipelines.committer import Committer, rejected
 from pipelines.fanout import FanOut
 from pipelines.lanes import lanes_of
 from pipelines.packs import DayBudget, Tries
@@ -27,13 +31,15 @@ from pipelines.projection import packed
 from pipelines.purse import Purse
 from pipelines.runs import OpenRun
 from pipelines.tally import Tally
-from pipelines.travel import Chunk, Travel
+from pipelines.travel import Chunk, Step, Travel
 from pipelines.watch import Watch
 
 CHUNK_ROWS = 512
 """Rows that travel together."""
 OPEN_ROWS = 32_768
 """Rows under way at most, however few requests they make."""
+OPEN_BATCH_ROWS = 100_000
+"""The same where they go by batches: as many as two full files."""
 LOOKING = 3
 """Chunks that are being rendered and looked up at the same time, at most."""
 INTERRUPTED = "interrupted"
@@ -77,7 +83,9 @@ async def run_job(
     transport = HttpTransport(
         Timeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total), job.limits.concurrency
     )
-    fanout = FanOut(
+    batches = BatchLedger(ledger, job.name)
+    kind = BatchOut if job.delivery == "batch" or batches.any_open() else FanOut
+    fanout = kind(
         ledger,
         transport,
         purse,
@@ -91,8 +99,11 @@ async def run_job(
     committer = Committer(job.name, ready.sink, ready.sink_name, ready.shape, ledger, tally, run.run_id)
     allowances: dict[str, Allowance] = {}
     media = media_reader(ready)
+    steps = lanes_of(ready, ledger, run.run_id, allowances)
+    if isinstance(fanout, BatchOut):
+        fanout.deliver(_delivery(ready, batches, transport, steps))
     travel = Travel(
-        lanes_of(ready, ledger, run.run_id, allowances),
+        steps,
         fanout,
         run.run_id,
         committer.add,
@@ -104,6 +115,8 @@ async def run_job(
     departed = ready.selection.departed() if ready.removing else None
     settled = None if ready.limited else ready.selection.settled_errors()
     failure: BaseException | None = None
+    if ready.reader.rejects or ready.selection.rejects_there:
+        ready.sink.commit(rejected(ready, run.run_id), f"{ledger.identity}-{ledger.writer:06d}-rejects")
     with _signals(fanout, options.grace):
         fanout.start()
         keeper = asyncio.create_task(_keep_committing(committer, fanout))
@@ -132,18 +145,33 @@ async def run_job(
         stopped = _why(failure)
     elif stopped is not None and stopped.startswith("budget"):
         stopped = _spent(stopped, tally, purse, day)
-    code = 130 if stopped == INTERRUPTED else 3 if stopped is not None else 1 if tally.rows_failed else 0
+    interrupted = stopped == INTERRUPTED
+    if interrupted and fanout.left_running:
+        stopped = f"{INTERRUPTED}: batches go on at the provider ({fanout.left_running}); the next run fetches them"
+    code = 130 if interrupted else 3 if stopped is not None else 1 if tally.rows_failed else 0
     return Ended(code, stopped, tally, purse.spent)
+
+
+def _delivery(ready: ReadyJob, batches: BatchLedger, transport: HttpTransport, steps: Sequence[Step]) -> Delivery:
+    """By batches until the deadline; for a job that is delivered online by now, batches that it left are ended."""
+    job, now = ready.job, datetime.now(UTC)
+    deadline = now if job.delivery == "online" else None
+    if job.deadline is not None:
+        deadline = next_deadline(job.deadline, ready.workspace.zone, now)
+    models = [(step.model.model, step.model.endpoint) for step in ready.steps]
+    lanes = [(step.lane, *model) for step, model in zip(steps, models, strict=True)]
+    return Delivery(batches, ready.workspace.state / "batches" / job.name, transport, lanes, deadline)
 
 
 async def _feed(ready: ReadyJob, travel: Travel, fanout: FanOut, retry: frozenset[str] | None) -> None:
     batches = ready.selection.batches(CHUNK_ROWS, retry or frozenset())
+    most = OPEN_ROWS if ready.job.delivery == "online" else OPEN_BATCH_ROWS
     while fanout.stopped is None:
         batch = await asyncio.to_thread(next, batches, None)
         if batch is None:
             return
         travel.start(_chunk(batch))
-        while fanout.stopped is None and (travel.looking >= LOOKING or travel.open_rows >= OPEN_ROWS):
+        while fanout.stopped is None and (travel.looking >= LOOKING or travel.open_rows >= most):
             travel.moved.clear()
             await travel.moved.wait()
         await fanout.hunger()

@@ -51,6 +51,21 @@ def job_lock(state: Path, job: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def running(state: Path, job: str) -> bool:
+    """Whether a process holds the job's lock."""
+    try:
+        descriptor = os.open(state / "locks" / f"{job}.lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def open_run(ledger: Ledger, job: str, new: bool) -> OpenRun:
     """The job's open run, or a new one; `new` closes an open one first."""
     if new:

@@ -90,13 +90,12 @@ def scheduled(loaded: LoadedJob) -> Scheduled:
 class Roster:
     """The scheduled jobs of files that may be edited meanwhile: a file is read again when it has changed."""
 
-    def __init__(
-        self, files: Callable[[], Sequence[Path]], named: frozenset[Path], tell: Callable[[str], None]
-    ) -> None:
-        """`files`: lists the job files; called at each look. `tell`: gets what is wrong with an edited file."""
+    def __init__(self, files: Callable[[], Sequence[Path]], named: frozenset[Path]) -> None:
+        """`files`: lists the job files; called at each look."""
         self._files = files
         self._named = named
-        self._tell = tell
+        self.tell: Callable[[str], None] = lambda problem: None
+        """Gets what is wrong with an edited file."""
         self._marks: dict[Path, tuple[int, int]] | None = None
         self._jobs: list[Scheduled] = []
 
@@ -112,7 +111,7 @@ class Roster:
         except JobError as exc:
             if first:
                 raise
-            self._tell(f"{exc} (the schedules go on as they were)")
+            self.tell(f"{exc} (the schedules go on as they were)")
         return self._jobs
 
 

@@ -45,6 +45,7 @@ class Shift:
 
     def __post_init__(self) -> None:
         self._scheduler = Scheduler(self.parallel, self._skipped)
+        self.roster.tell = lambda problem: self.tell("problem", problem, None, "warning")
 
     async def keep(self, once: bool = False) -> int:
         """Run due jobs until a signal says stop, or `once`: those that are due now. 130 where the stop cut a job short,

@@ -20,6 +20,7 @@ from connectors.errors import DataError, JobError, did_you_mean
 from connectors.exchange import OWN_CLASSES
 from connectors.snapshot import query_connection
 from connectors.sql_text import first_line, literal, quoted, quoted_list
+from connectors.tables import failure_names
 from pipelines.reader import ROW_KEY, Reader
 
 CHUNK_BYTES = 16 << 20
@@ -74,6 +75,8 @@ class Selection:
     digest: bytes
     files: Sequence[str]
     appending: bool
+    rejects_there: int = 0
+    """Lines that were no rows, in the sink's errors."""
     _seen: bool = False
     _marks: list[str] = field(default_factory=list)
 
@@ -126,16 +129,20 @@ class Selection:
         if sink is None:
             return
         names = self.key_schema.names
+        failure = failure_names(names)
         with query_connection(self.reader.scratch) as db:
             sink.attach(db)
             for target, source, extra in (
                 ("seen", sink.results_sql(), "_row_fingerprint as _fp, _part"),
-                ("failed", sink.errors_sql(), "fingerprint as _fp, error_class as _class"),
+                ("failed", sink.errors_sql(), f"{failure['fingerprint']} as _fp, {failure['error_class']} as _class"),
             ):
                 db.execute(
                     f"copy (select {quoted_list(names)}, {key_text(names)} as _key, {extra} from {source} "
                     f"where {quoted(names[0])} is not null) to {literal(self._table(target))} (format parquet)"
                 )
+            nulls = " and ".join(f"{quoted(name)} is null" for name in names)
+            found = db.execute(f"select count(*) from {sink.errors_sql()} where {nulls}").fetchone()
+            self.rejects_there = found[0] if found else 0
             sink.detach(db)
 
     def counts(self, retried: frozenset[str] = frozenset()) -> Counts:
@@ -188,7 +195,8 @@ class Selection:
 
     def _read(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
         try:
-            found = self.reader.cursor().sql(query).to_arrow_reader(rows)
+            fitting = max(1, int(CHUNK_BYTES / max(1.0, self.reader.row_bytes)))
+            found = self.reader.cursor().sql(query).to_arrow_reader(min(rows, fitting))
             fields = {field.name: field for field in self.reader.schema}
             schema = pa.schema([fields.get(field.name, field) for field in found.schema])
             for batch in found:

@@ -129,8 +129,8 @@ def _standing(ready: ReadyJob, key: str) -> tuple[dict[str, Any] | None, list[di
     text = key_text(ready.shape.key)
     with duckdb.connect() as db:
         ready.sink.attach(db)
-        results = db.execute(f"select * from {ready.sink.results_sql()} where {text} = ?", [key]).to_arrow_table()
-        errors = db.execute(f"select * from {ready.sink.errors_sql()} where {text} = ?", [key]).to_arrow_table()
+        results = db.sql(f"select * from {ready.sink.results_sql()} where {text} = ?", params=[key]).to_arrow_table()
+        errors = db.sql(f"select * from {ready.sink.errors_sql()} where {text} = ?", params=[key]).to_arrow_table()
         ready.sink.detach(db)
     rows = [_readable(row) for row in results.to_pylist()]
     return (rows[0] if rows else None), [_readable(row) for row in errors.to_pylist()]

@@ -26,6 +26,7 @@ FIELDS = (
     "stopped",
     "exit_code",
     "tables",
+    "audits",
 )
 
 

@@ -14,6 +14,8 @@ class Tally:
     rows_reused: int = 0
     """The part of rows_ok that needed no request now."""
     rows_failed: int = 0
+    committed: int = 0
+    """Rows and failures of this invocation that are in the sink."""
     settled: int = 0
     """Rows whose last outcome came from an exchange of this invocation."""
     settled_failed: int = 0

@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from connectors.exchange import Request, Row, RowError, Values
 from connectors.ledger import Answer, now_us
-from connectors.media import FetchError, MediaReader
+from connectors.media import MediaReader
+from connectors.media_fetch import FetchError
 from pipelines.fanout import FanOut
 from pipelines.packs import Lane, Outcome, Wave
 from pipelines.predicates import Predicate
@@ -194,13 +195,13 @@ class Travel:
     async def _rendered(self, chunk: Chunk, step: Step, landing: Landing) -> dict[bytes, tuple[Request, list[int]]]:
         endpoint = step.lane.endpoint
         mask = None if step.when is None else step.when.mask(chunk.table)
-        rows: Sequence[Row | RowError] = chunk.table.select(sorted(endpoint.uses)).to_pylist()
+        given: Sequence[Row] = chunk.table.select(sorted(endpoint.uses)).to_pylist()
+        rows: dict[int, Row | RowError] = dict(enumerate(given))
         passing = [row for row in range(len(chunk.keys)) if mask is None or mask[row]]
-        for row in set(range(len(chunk.keys))).difference(passing):
-            landing.done[row] = True
+        for left_out in set(range(len(chunk.keys))).difference(passing):
+            landing.done[left_out] = True
         if endpoint.media:
-            found = await with_media(self._media, rows, endpoint.media, passing)
-            rows = [found.get(place, row) for place, row in enumerate(rows)]
+            rows |= await with_media(self._media, given, endpoint.media, passing)
         wanted: dict[bytes, tuple[Request, list[int]]] = {}
         for place in passing:
             key, row = chunk.keys[place], rows[place]

@@ -20,7 +20,9 @@ class Watch:
     purse: Purse
 
     def held(self) -> str | None:
-        """Which provider makes the run wait, and for how long; None where none does."""
+        """What makes the run wait, and for how long where that is known; None where nothing does."""
+        if self.fanout.waiting_for is not None:
+            return self.fanout.waiting_for
         for provider, allowance in self.allowances.items():
             if allowance.open_circuit:
                 return f"{provider} does not answer: trying it again in {allowance.held_for:.0f} s"

@@ -15,7 +15,7 @@ from connectors.errors import JobError, did_you_mean
 from connectors.exchange import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.params import Check, check_params, text, whole
 from connectors.template import Template, TemplateProblem
-from connectors.tokens import count_tokens
+from connectors.tokens import count_tokens, upper_bound
 
 INPUTS = 256
 """Texts in one request; the API takes 2,048, but a failed request then costs more to repeat."""
@@ -60,6 +60,7 @@ class Embeddings(OneByOne):
         check_params(step.params, EMBEDDING_PARAMS, where)
         self._step = step
         self._tag = facts.provider_tag
+        self._counted_as = step.model if facts.exact_tokens else None
         self._input = Template(step.input, f"{where}.input")
         for name in sorted(self._input.columns):
             if name not in facts.columns:
@@ -95,9 +96,11 @@ class Embeddings(OneByOne):
             return RowError("input", str(exc))
         if not said:
             return RowError("input", "the text is empty: there is nothing to embed")
-        tokens = count_tokens(said, self._step.model)
-        if tokens > LONGEST and self._step.model in SIZES:
-            return RowError("input", f"the text has {tokens:,} tokens, more than the model's {LONGEST:,}")
+        tokens = count_tokens(said, self._counted_as)
+        if self._step.model in SIZES and upper_bound(said) > LONGEST:
+            tokens = count_tokens(said, self._step.model)
+            if tokens > LONGEST:
+                return RowError("input", f"the text has {tokens:,} tokens, more than the model's {LONGEST:,}")
         return Request(
             fingerprint=request_fingerprint(self._tag, self.path, body, "" if self._step.reuse else key),
             body=body,

@@ -75,6 +75,8 @@ class Route:
     handler: Handler
     limited: bool = True
     """Whether rate limits and faults hold here: for everything that makes an answer, not for look-ups."""
+    keyed: bool = True
+    """Whether an API key is asked for where one is set: for everything but links that are handed on."""
 
 
 def json_answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -6,6 +6,7 @@ ones, expire, `rowmill_fail` fails it as a whole with this code, `rowmill_enqueu
 """
 
 import asyncio
+import io
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from connectors.local import chat, embeddings, images
+from connectors.local import chat, embeddings, images, responses
 from connectors.local.api import ApiError, Handler, Incoming, Route, State, id_of, json_answer
 from connectors.local.batch_lines import Checked, check_lines, fault
 from connectors.local.checks import Check, check_fields, metadata, nullable, one_of, refuse, string, whole
@@ -25,8 +26,9 @@ from connectors.local.store import add_file, all_of, content_of, find, keep, new
 
 HANDLERS: Mapping[str, Handler] = {
     f"/v1{route.path}": route.handler
-    for route in (*chat.ROUTES, *embeddings.ROUTES, *images.ROUTES)
-    if route.path in ("/chat/completions", "/embeddings", "/images/generations", "/images/edits")
+    for route in (*chat.ROUTES, *embeddings.ROUTES, *images.ROUTES, *responses.ROUTES)
+    if route.method == "POST"
+    and route.path in ("/chat/completions", "/embeddings", "/images/generations", "/images/edits", "/responses")
 }
 """Endpoint of a batch -> what answers its lines."""
 
@@ -74,10 +76,10 @@ class Knobs:
 
 @dataclass(slots=True)
 class Made:
-    """What the lines of a batch came to."""
+    """What the lines of a batch came to: the two files, as far as they are written."""
 
-    output: list[bytes] = field(default_factory=list)
-    errors: list[bytes] = field(default_factory=list)
+    output: io.BytesIO = field(default_factory=io.BytesIO)
+    errors: io.BytesIO = field(default_factory=io.BytesIO)
     used: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("input", "output", "total", "cached", "reasoning"), 0)
     )
@@ -92,7 +94,7 @@ async def create(incoming: Incoming) -> web.StreamResponse:
     if source["purpose"] != "batch":
         message = f"Invalid 'input_file_id': the file's purpose must be 'batch', but it is '{source['purpose']}'."
         raise refuse("input_file_id", message, "invalid_file_purpose")
-    batch_id = new_id(state, "batch", "batch_", body)
+    batch_id = new_id(state, "batch_", body)
     created = int(time.time())
     batch: dict[str, Any] = {
         "id": batch_id,
@@ -220,16 +222,16 @@ async def _answered(incoming: Incoming, batch: dict[str, Any], lines: tuple[byte
         custom_id = line["custom_id"]
         told: dict[str, Any] = {"id": id_of("batch_req_", batch["id"], custom_id), "custom_id": custom_id}
         if place >= last:
-            made.errors.append(orjson.dumps({**told, "response": None, "error": _NEVER_RUN}))
+            made.errors.write(_line({**told, "response": None, "error": _NEVER_RUN}))
             counts["failed"] += 1
             continue
         status, body = await _reply(incoming, batch["endpoint"], line["body"])
         request_id = id_of("req_", batch["id"], custom_id)
-        response = {"status_code": status, "request_id": request_id, "body": body}
+        response = {"status_code": status, "request_id": request_id, "body": orjson.Fragment(body)}
         succeeded = status < 400
-        (made.output if succeeded else made.errors).append(orjson.dumps({**told, "response": response, "error": None}))
+        (made.output if succeeded else made.errors).write(_line({**told, "response": response, "error": None}))
         counts["completed" if succeeded else "failed"] += 1
-        _add_usage(made.used, body.get("usage") or {})
+        _add_usage(made.used, orjson.loads(body).get("usage") or {})
     return made
 
 
@@ -240,20 +242,23 @@ def _pauses(due: float) -> Iterator[float]:
         yield min(left, 0.02)
 
 
-async def _reply(incoming: Incoming, endpoint: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """(status, body) of one line, answered as if it had come alone."""
+async def _reply(incoming: Incoming, endpoint: str, body: dict[str, Any]) -> tuple[int, bytes]:
+    """(status, JSON) of one line, answered as if it had come alone."""
     if body.get("stream"):
         refusal = refuse("stream", "Streaming is not supported in the Batch API.", "unsupported_parameter")
-        return refusal.status, refusal.body
+        return refusal.status, orjson.dumps(refusal.body)
     try:
         response = await HANDLERS[endpoint](Incoming(incoming.request, incoming.state, body, {}))
     except ApiError as exc:
-        return exc.status, exc.body
+        return exc.status, orjson.dumps(exc.body)
     # Without `stream` every handler answers with JSON that is whole.
     assert isinstance(response, web.Response)
     assert isinstance(response.body, bytes)
-    answer: dict[str, Any] = orjson.loads(response.body)
-    return response.status, answer
+    return response.status, response.body
+
+
+def _line(told: dict[str, Any]) -> bytes:
+    return orjson.dumps(told, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _add_usage(used: dict[str, int], usage: dict[str, Any]) -> None:
@@ -272,9 +277,8 @@ def _hand_over(state: State, batch: dict[str, Any], made: Made) -> None:
     expiry = batch.get("output_expires_after")
     seconds = expiry["seconds"] if expiry else None
     for name, lines in (("output", made.output), ("error", made.errors)):
-        if lines:
-            pieces = (line + b"\n" for line in lines)
-            kept = add_file(state, f"{batch['id']}_{name}.jsonl", pieces, "batch_output", seconds)
+        if lines.tell():
+            kept = add_file(state, f"{batch['id']}_{name}.jsonl", lines.getvalue(), "batch_output", seconds)
             batch[f"{name}_file_id"] = kept["id"]
     used = made.used
     batch["usage"] = {

@@ -19,6 +19,8 @@ from connectors.local.chat_answers import (
     hear,
 )
 from connectors.local.chat_fields import check_chat
+from connectors.local.chat_stored import ROUTES as STORED
+from connectors.local.chat_stored import keep_completion
 from connectors.local.checks import check_model, refuse
 from connectors.local.limits import USED
 from connectors.local.logprobs import logprobs_of
@@ -48,16 +50,13 @@ async def chat(incoming: Incoming) -> web.StreamResponse:
         answers = _answers(asked, count)
     made = sum(one.tokens for one in answers)
     incoming.request[USED] = given + made
-    head = {
+    head: dict[str, Any] = {
         "id": id_of("chatcmpl-", asked.digest.hex()),
         "object": "chat.completion",
         "created": int(time.time()),
         "model": asked.model,
     }
     tail = {"service_tier": "default", "system_fingerprint": LOCAL_NOTE}
-    if body.get("stream"):
-        shown = (body.get("stream_options") or {}).get("include_usage", False)
-        return await event_stream(incoming, _events({**head, **tail}, body, answers, usage_of(given, made), shown))
     choices = [
         {
             "index": place,
@@ -67,7 +66,13 @@ async def chat(incoming: Incoming) -> web.StreamResponse:
         }
         for place, one in enumerate(answers)
     ]
-    return json_answer({**head, "choices": choices, "usage": usage_of(given, made), **tail})
+    told = {**head, "choices": choices, "usage": usage_of(given, made), **tail}
+    if body.get("store"):
+        keep_completion(incoming.state, told, body)
+    if body.get("stream"):
+        shown = (body.get("stream_options") or {}).get("include_usage", False)
+        return await event_stream(incoming, _events({**head, **tail}, body, answers, told["usage"], shown))
+    return json_answer(told)
 
 
 def asked_of(body: Mapping[str, Any]) -> Asked:
@@ -189,11 +194,12 @@ def _message(one: Answer, functions: bool) -> dict[str, Any]:
     if one.calls and functions:
         message["function_call"] = {"name": one.calls[0].name, "arguments": one.calls[0].arguments}
     elif one.calls:
-        message["tool_calls"] = [_call(call) for call in one.calls]
+        message["tool_calls"] = [call_object(call) for call in one.calls]
     return message
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
+def call_object(call: ToolCall) -> dict[str, Any]:
+    """As a message holds it."""
     if call.custom:
         return {"id": call.id, "type": "custom", "custom": {"name": call.name, "input": call.arguments}}
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -229,7 +235,7 @@ def _events(
                 told = {"content": logprobs_of(piece, body["model"], body.get("top_logprobs") or 0), "refusal": None}
             yield chunk(place, {"content": piece}, logprobs=told)
         for number, call in enumerate(one.calls):
-            for delta in _call_deltas(number, call, functions, body["model"]):
+            for delta in call_deltas(number, call, functions, body["model"]):
                 yield chunk(place, delta)
         yield chunk(place, {}, _finish(one, functions))
     if shown:
@@ -237,7 +243,7 @@ def _events(
     yield DONE
 
 
-def _call_deltas(number: int, call: ToolCall, functions: bool, model: str) -> Iterator[dict[str, Any]]:
+def call_deltas(number: int, call: ToolCall, functions: bool, model: str) -> Iterator[dict[str, Any]]:
     """The call with empty arguments, then these piece by piece."""
     pieces = [piece for piece, _ in token_pieces(call.arguments, model)]
     if functions:
@@ -249,4 +255,4 @@ def _call_deltas(number: int, call: ToolCall, functions: bool, model: str) -> It
     yield from ({"tool_calls": [{"index": number, kind: {text: piece}}]} for piece in pieces)
 
 
-ROUTES: tuple[Route, ...] = (Route("POST", "/chat/completions", chat),)
+ROUTES: tuple[Route, ...] = (Route("POST", "/chat/completions", chat), *STORED)

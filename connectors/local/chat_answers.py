@@ -145,10 +145,10 @@ def _look_at(parts: Sequence[Mapping[str, Any]], where: str, heard: Heard, curre
     for place, part in enumerate(parts):
         if part["type"] == "image_url":
             url = part["image_url"]["url"]
-            sight = look(url, f"{where}[{place}].image_url.url")
+            sight = look(url, part.get("where") or f"{where}[{place}].image_url.url")
             if not current:
                 continue
-            heard.sights.append(f"an image at {url} that was not fetched" if sight is None else sight.words())
+            heard.sights.append(f"an image at {url[:200]} that was not fetched" if sight is None else sight.words())
             if sight is not None:
                 heard.facts = {**sight.facts(), **heard.facts}
         elif part["type"] == "input_audio" and current:

@@ -132,7 +132,7 @@ _FUNCTION = record(
     },
     ("name",),
 )
-_TOOL = tagged(
+TOOL = tagged(
     {
         "function": record({"type": anything, "function": _FUNCTION}, ("function",)),
         "custom": record(
@@ -145,7 +145,7 @@ _TOOL = tagged(
     }
 )
 _NAMED = record({"name": string()}, ("name",))
-_TOOL_CHOICE = either(
+TOOL_CHOICE = either(
     "a string or an object",
     (str, one_of("none", "auto", "required")),
     (
@@ -238,8 +238,8 @@ _FIELDS: Mapping[str, Check] = {
     "stream": nullable(flag),
     "stream_options": nullable(record({"include_usage": flag, "include_obfuscation": flag})),
     "temperature": nullable(number(0, 2)),
-    "tool_choice": _TOOL_CHOICE,
-    "tools": list_of(_TOOL, most=128),
+    "tool_choice": TOOL_CHOICE,
+    "tools": list_of(TOOL, most=128),
     "top_logprobs": nullable(whole(0, 20)),
     "top_p": nullable(number(0, 1)),
     "user": string(),
@@ -266,7 +266,7 @@ def check_chat(body: Mapping[str, Any]) -> None:
         if name in body and not body.get(needed):
             raise refuse(name, f"'{name}' is only allowed when '{needed}' are specified.", "invalid_value")
     _check_reasoning(body)
-    _check_json_word(body)
+    check_json_word(body)
 
 
 def check_messages(messages: Any) -> None:
@@ -341,7 +341,8 @@ def _check_reasoning(body: Mapping[str, Any]) -> None:
             )
 
 
-def _check_json_word(body: Mapping[str, Any]) -> None:
+def check_json_word(body: Mapping[str, Any]) -> None:
+    """JSON mode asks for the word in some message."""
     form = body.get("response_format")
     if form is None or form["type"] != "json_object":
         return

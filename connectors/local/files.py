@@ -37,7 +37,7 @@ async def upload(incoming: Incoming) -> web.StreamResponse:
     if purpose in ("batch", "fine-tune"):
         await asyncio.to_thread(_check_lines, content, purpose)
     seconds = body["expires_after"]["seconds"] if "expires_after" in body else None
-    return json_answer(await asyncio.to_thread(add_file, incoming.state, name, [content], purpose, seconds))
+    return json_answer(await asyncio.to_thread(add_file, incoming.state, name, content, purpose, seconds))
 
 
 async def list_files(incoming: Incoming) -> web.StreamResponse:

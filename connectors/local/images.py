@@ -278,5 +278,5 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/images/generations", generate),
     Route("POST", "/images/edits", edit),
     Route("POST", "/images/variations", vary),
-    Route("GET", "/local/pictures/{picture_id}", show, limited=False),
+    Route("GET", "/local/pictures/{picture_id}", show, limited=False, keyed=False),
 )

@@ -1,8 +1,13 @@
-"""Positive or negative, from vaderSentiment's lexicon: right on four of five short reviews."""
+"""Positive or negative, from vaderSentiment's lexicon.
+
+A text without a word of the lexicon counts as negative, since most reviews without a word of praise are (402 of the 619
+such among the 3,000 in jobs/data). With that 82 % of the same reviews are labelled right, and 76 % if they counted as
+positive; for other texts nothing was measured.
+"""
 
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 LONGEST = 4000
@@ -22,6 +27,7 @@ _ASKS = re.compile(r"\bpositive\b.*\bnegative\b|\bnegative\b.*\bpositive\b", re.
 _LABEL_WORDS = re.compile(r"\b(positive|negative|neutral)\b", re.I)
 
 
+@lru_cache(maxsize=256)
 def compound(text: str) -> float:
     """From -1, negative, to 1, positive."""
     score: float = _analyzer().polarity_scores(text[:LONGEST])["compound"]

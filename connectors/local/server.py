@@ -13,13 +13,14 @@ from pathlib import Path
 
 from aiohttp import web
 
-from connectors.local import audio, batches, chat, embeddings, files, images, models
+from connectors.local import audio, batches, chat, embeddings, files, images, models, responses
 from connectors.local.api import ApiError, Handler, Incoming, Route, State, json_answer
 from connectors.local.bodies import LARGEST, read_body
 from connectors.local.faults import BEFORE, FAULT, Faults, fail_before, spoil
 from connectors.local.limits import USED, Limits
+from connectors.local.store import recall
 
-ENDPOINTS = (chat, embeddings, models, audio, images, files, batches)
+ENDPOINTS = (chat, responses, embeddings, models, audio, images, files, batches)
 ROUTES: tuple[Route, ...] = tuple(route for module in ENDPOINTS for route in module.ROUTES)
 
 TOLD = web.RequestKey("rowmill_told", dict[str, str])
@@ -60,6 +61,7 @@ class Provider:
         self._faults = Faults(options.faults, options.script, options.seed)
         self._limits = Limits(options.requests_per_minute, options.tokens_per_minute)
         self._state = State(folder=options.folder)
+        recall(self._state)
         self._numbers = itertools.count(1)
         self._name = secrets.token_hex(10)
 
@@ -67,21 +69,22 @@ class Provider:
         """All routes under /v1; what is none of them is answered with the API's own 404."""
         app = web.Application(client_max_size=LARGEST)
         for route in ROUTES:
-            app.router.add_route(route.method, f"/v1{route.path}", self._answering(route.handler, route.limited))
-        app.router.add_route("*", "/{path:.*}", self._answering(_unknown, limited=False))
+            app.router.add_route(route.method, f"/v1{route.path}", self._answering(route))
+        app.router.add_route("*", "/{path:.*}", self._answering(Route("*", "", _unknown, limited=False)))
         app.on_response_prepare.append(_add_headers)
         return app
 
-    def _answering(self, handler: Handler, limited: bool) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    def _answering(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def answer(request: web.Request) -> web.StreamResponse:
             request[BEGAN] = time.perf_counter()
             request[TOLD] = {"x-request-id": f"req_{self._name}{next(self._numbers):012x}", "x-rowmill-local": "1"}
             try:
-                self._check_key(request)
-                if limited:
-                    return await self._limited(handler, request)
+                if route.keyed:
+                    self._check_key(request)
+                if route.limited:
+                    return await self._limited(route.handler, request)
                 body, files, _ = await read_body(request)
-                return await handler(Incoming(request, self._state, body, files))
+                return await route.handler(Incoming(request, self._state, body, files))
             except ApiError as exc:
                 return json_answer(exc.body, exc.status, exc.headers)
 

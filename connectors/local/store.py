@@ -1,9 +1,8 @@
 """Files and batches: kept in memory, or below a folder, where the next server finds them again."""
 
 import hashlib
-import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,18 @@ BATCH_FILES_LAST = 30 * 24 * 3600
 """Seconds after which a file with purpose batch expires."""
 
 
+def recall(state: State) -> None:
+    """Fill the objects with what an earlier server left below the folder."""
+    if state.folder is not None:
+        paths = [path for kind in WORDS for path in (state.folder / kind).glob("*.json")]
+        for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns):
+            found: dict[str, Any] = orjson.loads(path.read_bytes())
+            state.objects[found["id"]] = found
+
+
 def find(state: State, kind: str, object_id: str, param: str = "id") -> dict[str, Any]:
     """The file or batch with this id; ApiError 404 if there is none."""
     found = state.objects.get(object_id)
-    if found is None and state.folder is not None and re.fullmatch(r"[A-Za-z0-9_-]+", object_id):
-        found = _read(state, _path(state.folder, kind, object_id))
     if found is None or found.get("object") != kind or _expired(found):
         raise ApiError(404, f"No such {WORDS[kind]} object: {object_id}", param=param)
     return found
@@ -31,10 +37,6 @@ def find(state: State, kind: str, object_id: str, param: str = "id") -> dict[str
 
 def all_of(state: State, kind: str) -> list[dict[str, Any]]:
     """The files or the batches, the oldest first."""
-    if state.folder is not None:
-        for path in sorted((state.folder / kind).glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
-            if path.stem not in state.objects:
-                _read(state, path)
     found = [one for one in state.objects.values() if one.get("object") == kind and not _expired(one)]
     return sorted(found, key=lambda one: int(one["created_at"]))
 
@@ -43,32 +45,26 @@ def keep(state: State, one: dict[str, Any]) -> dict[str, Any]:
     """Remember a file or a batch as it now is."""
     state.objects[one["id"]] = one
     if state.folder is not None:
-        _write(_path(state.folder, one["object"], one["id"]), [orjson.dumps(one)])
+        _write(_path(state.folder, one["object"], one["id"]), orjson.dumps(one))
     return one
 
 
-def new_id(state: State, kind: str, prefix: str, *parts: object) -> str:
-    """An id chosen by the parts that no object of this kind has."""
+def new_id(state: State, prefix: str, *parts: object) -> str:
+    """An id chosen by the parts that no object has yet."""
     count = 0
-    while True:
-        chosen = id_of(prefix, *parts, count)
-        is_taken = state.folder is not None and _path(state.folder, kind, chosen).exists()
-        if chosen not in state.objects and not is_taken:
-            return chosen
+    while (chosen := id_of(prefix, *parts, count)) in state.objects:
         count += 1
+    return chosen
 
 
-def add_file(
-    state: State, name: str, contents: Iterable[bytes], purpose: str, expires_in: int | None = None
-) -> dict[str, Any]:
-    """The file object for new content, which comes in pieces; its id is chosen by name and content."""
-    content = b"".join(contents)
+def add_file(state: State, name: str, content: bytes, purpose: str, expires_in: int | None = None) -> dict[str, Any]:
+    """The file object for new content; its id is chosen by name and content."""
     seconds = BATCH_FILES_LAST if expires_in is None and purpose == "batch" else expires_in
-    file_id = new_id(state, "file", "file-", name, hashlib.sha256(content).hexdigest(), purpose)
+    file_id = new_id(state, "file-", name, hashlib.sha256(content).hexdigest(), purpose)
     if state.folder is None:
         state.contents[file_id] = content
     else:
-        _write(_content_path(state.folder, file_id), [content])
+        _write(_content_path(state.folder, file_id), content)
     created = int(time.time())
     told: dict[str, Any] = {
         "id": file_id,
@@ -140,17 +136,8 @@ def _content_path(folder: Path, file_id: str) -> Path:
     return folder / "file" / f"{file_id}.content"
 
 
-def _read(state: State, path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    found: dict[str, Any] = orjson.loads(path.read_bytes())
-    state.objects[found["id"]] = found
-    return found
-
-
-def _write(path: Path, pieces: Iterable[bytes]) -> None:
+def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("wb") as out:
-        out.writelines(pieces)
+    unfinished.write_bytes(content)
     unfinished.replace(path)

@@ -51,7 +51,7 @@ def names(text: str) -> list[str]:
     for match in _NAME.finditer(text[:LONGEST]):
         name = match.group()
         before = text[end : match.start()].rstrip()
-        starts = end == 0 and not before or before.endswith((".", "!", "?", ":"))
+        starts = (end == 0 and not before) or before.endswith((".", "!", "?", ":"))
         end = match.end()
         first, _, rest = name.partition(" ")
         if first.lower().rstrip(",") in _PLAIN or "'" in first or "’" in first:

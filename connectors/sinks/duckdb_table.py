@@ -18,7 +18,7 @@ from connectors.errors import DataError, Stopped
 from connectors.shapes import check_names, in_the_way, mismatch
 from connectors.snapshot import MEMORY_LIMIT
 from connectors.sql_text import first_line, literal, quoted, quoted_list
-from connectors.tables import usage_schema
+from connectors.tables import failure_names, usage_schema
 
 FIRST_WAIT = 0.05
 """Seconds until a file that another program holds is tried again; doubled each time, at most LONGEST_WAIT."""
@@ -68,6 +68,7 @@ class DuckdbTables:
         self._path = path
         self._table = table
         self._key = list(shape.key)
+        self._details = failure_names(shape.key)["details"]
         self._schemas = {table: shape.results, f"{table}_usage": usage_schema(), f"{table}_errors": shape.errors}
         self._rebuilt = (table, f"{table}_errors")
         self._longest_hold = longest_hold
@@ -123,6 +124,9 @@ class DuckdbTables:
     def errors_sql(self) -> str:
         return f"(select * from {self._alias}.main.{quoted(f'{self._table}_errors')})"
 
+    def usage_sql(self) -> str:
+        return f"(select * from {self._alias}.main.{quoted(f'{self._table}_usage')})"
+
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
         attach = f"attach if not exists {literal(self._path)} as {self._alias} (read_only, type duckdb)"
         with self._told():
@@ -147,8 +151,9 @@ class DuckdbTables:
             self._delete(db, errors, commit.cleared.select(self._key))
             # Lines that are no rows have no key: there the details tell which is which.
             no_key = " and ".join(f"there.{quoted(name)} is null" for name in self._key)
-            alike = f"(not ({no_key}) or there.details is not distinct from told.details)"
-            self._delete(db, errors, commit.errors.select([*self._key, "details"]), alike)
+            details = quoted(self._details)
+            alike = f"(not ({no_key}) or there.{details} is not distinct from told.{details})"
+            self._delete(db, errors, commit.errors.select([*self._key, self._details]), alike)
             _insert(db, errors, commit.errors)
 
     def add_usage(self, usage: pa.Table, mark: UsageMark) -> None:

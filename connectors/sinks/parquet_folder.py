@@ -19,7 +19,7 @@ from connectors.parts import PartWriter, among, columns_of, facts_of, tables_of,
 from connectors.shapes import check_names, in_the_way, mismatch
 from connectors.sql_text import literal_list
 from connectors.staging import Changes, Staging
-from connectors.tables import usage_schema
+from connectors.tables import failure_names, usage_schema
 
 TABLES = ("results", "usage", "errors")
 EMPTY = "0-empty.parquet"
@@ -69,6 +69,7 @@ class ParquetFolder:
         self._name = name
         self._folder = folder
         self._key = list(shape.key)
+        self._details = failure_names(shape.key)["details"]
         self._schemas = {"results": shape.results, "usage": usage_schema(), "errors": shape.errors}
         self._staging = Staging(folder)
         self._building = ""
@@ -115,6 +116,9 @@ class ParquetFolder:
     def errors_sql(self) -> str:
         return f"(select * from read_parquet({literal_list(self._parts('errors'))}))"
 
+    def usage_sql(self) -> str:
+        return f"(select * from read_parquet({literal_list(self._parts('usage'))}))"
+
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Files are read where they lie."""
 
@@ -122,7 +126,7 @@ class ParquetFolder:
         """Nothing was attached."""
 
     def paths(self) -> Sequence[Path]:
-        return (self._folder / "results", self._folder / "errors")
+        return tuple(self._folder / table for table in TABLES)
 
     def tables(self) -> Mapping[str, str]:
         return {table: f"{self._folder}/{table}/*.parquet" for table in TABLES}
@@ -137,9 +141,10 @@ class ParquetFolder:
                 gone = among(columns_of(self._folder / place, self._key), added.select(self._key))
                 write_without(self._folder / place, changes.file(place), self._schemas["results"], gone, added)
                 old.update(rows)
-            new = pa.array([row for row in range(results.num_rows) if row not in old], pa.int64())
-            if len(new):
-                write_part(changes.file(self._unused(f"{self._building}results", name)), results.take(new))
+            # Where nothing is replaced, nothing is copied.
+            new = results if not old else results.take(pa.array(sorted(set(range(results.num_rows)) - old), pa.int64()))
+            if new.num_rows:
+                write_part(changes.file(self._unused(f"{self._building}results", name)), new)
             self._commit_errors(changes, commit, name)
 
     def add_usage(self, usage: pa.Table, mark: UsageMark) -> None:
@@ -208,7 +213,7 @@ class ParquetFolder:
             return
         schema, folder = self._schemas["errors"], f"{self._building}errors"
         for part in self._parts(folder):
-            gone = self._replaced_errors(columns_of(part, [*self._key, "details"]), commit)
+            gone = self._replaced_errors(columns_of(part, [*self._key, self._details]), commit)
             if gone.true_count:
                 write_without(part, changes.file(f"{folder}/{part.name}"), schema, gone, schema.empty_table())
         if commit.errors.num_rows:
@@ -218,7 +223,7 @@ class ParquetFolder:
         """Which rows make way: their key is cleared or failed again; without a key, those with equal details."""
         keys, new = rows.select(self._key), commit.errors.select(self._key)
         gone = among(keys, new.filter(pc.invert(_without_key(new))))
-        alike = among(rows.select(["details"]), commit.errors.filter(_without_key(new)).select(["details"]))
+        alike = among(rows.select([self._details]), commit.errors.filter(_without_key(new)).select([self._details]))
         gone = pc.or_(gone, pc.and_(_without_key(keys), alike))
         return pc.or_(gone, among(keys, commit.cleared.select(self._key).cast(new.schema)))
 

@@ -23,6 +23,7 @@ from connectors.text_types import inferred_types
 PLACE = "_rowmill_place"
 """The column of the scratch files that says where a row stood: file number * 2**40 + line."""
 BATCH_ROWS = 8192
+BATCH_CHARACTERS = 16 << 20
 SHOWN = 200
 """Characters of a line in a message."""
 
@@ -122,7 +123,7 @@ class CsvSource(SourceModel):
         nulls = frozenset(self.null_values)
         schema = pa.schema([*((name, pa.string()) for name in names), (PLACE, pa.int64())])
         with pq.ParquetWriter(part, schema, compression="zstd", compression_level=1) as writer:
-            while batch := list(itertools.islice(rows, BATCH_ROWS)):
+            while batch := _batch(rows):
                 arrays = [
                     pa.array([None if value in nulls else value for value in column], pa.string())
                     for column in zip(*(record.values for record in batch), strict=True)
@@ -158,6 +159,18 @@ class CsvSource(SourceModel):
             csv.writer(line, delimiter=self.delimiter, lineterminator="", escapechar="\\").writerow(values)
             message = ", ".join(f"{name}: {row[name][:SHOWN]!r} is no {self.types[name]}" for name in wrong)
             yield Reject(str(files[place >> 40]), place & ((1 << 40) - 1), message, line.getvalue())
+
+
+def _batch(rows: Iterator[Record]) -> list[Record]:
+    """The next records, as many as are small enough together."""
+    found: list[Record] = []
+    size = 0
+    for record in itertools.islice(rows, BATCH_ROWS):
+        found.append(record)
+        size += len(record.raw)
+        if size > BATCH_CHARACTERS:
+            break
+    return found
 
 
 def _fits(connection: duckdb.DuckDBPyConnection, value: str, kind: str) -> bool:
@@ -204,6 +217,6 @@ def _refused(rejected: Sequence[Reject]) -> DataError:
     more = f" (and {len(rejected) - 1} more lines)" if len(rejected) > 1 else ""
     shown = first.raw[:SHOWN].replace("\n", "\\n").replace("\r", "\\r")
     return DataError(
-        f"{first.file}:{first.line}: {first.message}{more}: {shown}; mend the line, check delimiter, quote, encoding and "
-        "types, or write rejects: keep"
+        f"{first.file}:{first.line}: {first.message}{more}: {shown}; mend the line, check delimiter, quote, encoding "
+        "and types, or write rejects: keep"
     )

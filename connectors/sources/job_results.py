@@ -31,9 +31,10 @@ class JobSource(SourceModel):
             sink.attach(own)
             columns = own.execute(f"select * from {sink.results_sql()} limit 0").description or ()
             # What Rowmill notes about a row is the other job's own.
-            ours = quoted_list(str(column[0]) for column in columns if not str(column[0]).startswith(("_run_id", "_row_", "_part")))
+            theirs = ("_run_id", "_row_", "_part")
+            names = quoted_list(str(column[0]) for column in columns if not str(column[0]).startswith(theirs))
             try:
-                return Opened(kept(own, f"select {ours} from {sink.results_sql()}", limit, facts.scratch))
+                return Opened(kept(own, f"select {names} from {sink.results_sql()}", limit, facts.scratch))
             except duckdb.Error as exc:
                 raise DataError(f"source.job: {self.job}: {first_line(exc)}; run that job again") from exc
             finally:

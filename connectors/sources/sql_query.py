@@ -8,7 +8,8 @@ from pydantic import Field
 from connectors.contracts import Opened, SourceFacts, SourceModel
 from connectors.errors import JobError
 from connectors.snapshot import kept, lock_down, query_connection
-from connectors.sql_text import first_line, literal
+from connectors.sql_paths import rooted
+from connectors.sql_text import first_line
 
 
 class SqlSource(SourceModel):
@@ -23,7 +24,7 @@ class SqlSource(SourceModel):
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceFacts) -> Opened:
         query = self.sql.strip().rstrip(";")
         with query_connection(facts.scratch) as own:
-            own.execute(f"set file_search_path = {literal(facts.workspace)}")
+            query = rooted(own, query, facts.workspace, "source.sql")
             lock_down(own, [facts.workspace, *facts.roots, facts.scratch])
             try:
                 limit = self.limit if self.where is None else None

@@ -6,6 +6,7 @@ import click
 import orjson
 
 from pipelines.commands.options import job_argument
+from pipelines.looks import moment
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="JSON lines instead of a table.")
 
@@ -23,7 +24,7 @@ def status_command(job: str | None, as_json: bool) -> None:
     """
     from pipelines.looks import status
 
-    _print(status(None if job is None else Path(job)), as_json, "no run yet")
+    print_rows(status(None if job is None else Path(job)), as_json, "no run yet")
 
 
 @click.command("errors")
@@ -40,7 +41,7 @@ def errors_command(job: str, limit: int, as_json: bool) -> None:
     from pipelines.looks import errors
 
     rows, total = errors(Path(job), limit)
-    _print(rows, as_json, "no row has failed")
+    print_rows(rows, as_json, "no row has failed")
     if total > len(rows) and not as_json:
         click.echo(f"… and {total - len(rows):,} more (--limit)")
     if total and not as_json:
@@ -61,10 +62,11 @@ def usage_command(job: str | None, by: str, as_json: bool) -> None:
     """
     from pipelines.looks import usage
 
-    _print(usage(None if job is None else Path(job), by), as_json, "nothing was sent yet")
+    print_rows(usage(None if job is None else Path(job), by), as_json, "nothing was sent yet")
 
 
-def _print(rows: list[dict[str, object]], as_json: bool, nothing: str) -> None:
+def print_rows(rows: list[dict[str, object]], as_json: bool, nothing: str) -> None:
+    """A table for people, or JSON lines; `nothing` where there are no rows."""
     if as_json:
         for row in rows:
             click.echo(orjson.dumps(row, default=str))
@@ -87,3 +89,23 @@ def _shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.6f}".rstrip("0").rstrip(".")
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def print_facts(item: dict[str, object], as_json: bool) -> None:
+    """One object: a line for each of its keys, or JSON."""
+    if as_json:
+        click.echo(orjson.dumps(item, default=str))
+        return
+    facts = ((name, orjson.dumps(value) if isinstance(value, dict | list) else value) for name, value in item.items())
+    rows: list[dict[str, object]] = [
+        {"key": name, "value": value.decode() if isinstance(value, bytes) else since_1970(name, value)}
+        for name, value in facts
+        if value is not None
+    ]
+    print_rows(rows, False, "nothing is known")
+
+
+def since_1970(name: str, value: object) -> object:
+    """A moment where the API tells seconds since 1970; any other value as it is."""
+    timed = name == "created" or name.endswith("_at")
+    return moment(int(value * 1e6)) if timed and isinstance(value, int | float) else value

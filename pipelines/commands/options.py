@@ -48,15 +48,21 @@ def override_options(command: Decorated) -> Decorated:
 
 def job_files(paths: tuple[str, ...]) -> list[Path]:
     """The job files that the arguments name: files as they are, of a folder every .yaml and .yml but rowmill.yaml."""
+    from pipelines.job_graph import job_files_in
+
     found: list[Path] = []
     for name in paths:
         path = Path(name)
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix in (".yaml", ".yml"))
-            inside = [file for file in inside if file.stem != "rowmill"]
+            inside = job_files_in(path)
             if not inside:
                 raise click.UsageError(f"{name}: holds no job file; name a folder with .yaml files")
             found += inside
         else:
             found.append(path)
     return found
+
+
+provider_option = click.option(
+    "--provider", default="openai", show_default=True, metavar="NAME", help="A provider of this folder's workspace."
+)

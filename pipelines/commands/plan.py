@@ -1,6 +1,6 @@
 """`rowmill plan`: what a run would do and cost."""
 
-from typing import TYPE_CHECKING
+import shutil
 
 import click
 import orjson
@@ -8,8 +8,7 @@ import orjson
 from pipelines.commands.options import job_argument, job_files, override_options
 from pipelines.overrides import Overrides
 
-if TYPE_CHECKING:
-    from pipelines.plan import Plan
+WIDEST = 110
 
 
 @click.command("plan")
@@ -24,41 +23,16 @@ def plan_command(jobs: tuple[str, ...], overrides: Overrides, as_json: bool) -> 
       rowmill plan jobs/quickstart.yaml
       rowmill plan jobs/quickstart.yaml --set steps.label.model=gpt-4o
     """
+    from pipelines.job_graph import drawn, graph_of
     from pipelines.plan import plan_of
+    from pipelines.plan_words import in_words
 
-    for path in job_files(jobs):
-        plan = plan_of(path, overrides)
-        click.echo(orjson.dumps(plan.as_json()) if as_json else in_words(plan))
-
-
-def in_words(plan: "Plan") -> str:
-    """The plan for people."""
-    asked = plan.new + plan.changed
-    lines = [
-        f"{plan.job}: {plan.rows:,} rows: {plan.new:,} new, {plan.changed:,} changed, {plan.done:,} done, "
-        f"{plan.failed_before:,} failed before (`rowmill retry` asks them again)"
-    ]
-    for step in plan.steps:
-        counted = "counted" if step.exact_tokens else "estimated"
-        lines.append(
-            f"  {step.step}: {step.requests:,} requests to {step.provider} ({step.model}), "
-            f"{step.input_tokens:,} tokens in ({counted}), about {step.output_tokens:,} out"
-            + (f"; {step.in_ledger:,} answers are in the ledger already" if step.in_ledger else "")
-        )
-        if step.expected_usd is None:
-            lines.append(f"    cost not known: no price for {step.model} (`prices:` in rowmill.yaml)")
-        else:
-            high = "not bounded" if step.high_usd is None else f"${step.high_usd:,.4f}"
-            lines.append(
-                f"    cost ${step.low_usd or 0:,.4f} – ${step.expected_usd:,.4f} expected – {high} at most; "
-                f"by the Batch API about ${step.batch_usd or 0:,.4f}"
-            )
-        if step.seconds is not None:
-            lines.append(f"    at least {step.seconds:,.0f} s at the limits")
-    lines.append(f"  disk: about {plan.disk_bytes / 1e6:,.1f} MB")
-    for example in plan.examples:
-        text = orjson.dumps(example["request"]).decode()
-        lines.append(f"  first request of {example['step']}: {text if len(text) < 600 else text[:600] + '…'}")
-    if not asked:
-        lines.append("  nothing to send")
-    return "\n".join(lines)
+    width = min(WIDEST, shutil.get_terminal_size().columns)
+    graph = graph_of(job_files(jobs), overrides)
+    if len(graph) > 1 and not as_json:
+        click.echo(drawn(graph) + "\n")
+    for place, job in enumerate(graph):
+        plan = plan_of(job.path, overrides)
+        if place and not as_json:
+            click.echo()
+        click.echo(orjson.dumps(plan.as_json()) if as_json else in_words(plan, str(job.path), width))

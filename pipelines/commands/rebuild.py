@@ -7,8 +7,12 @@ from pipelines.commands.options import job_argument
 
 @click.command("rebuild")
 @job_argument(many=False)
-def rebuild_command(job: str) -> int:
+@click.option("--leave-out", is_flag=True, help="Also where rows would be lost: their answers were dropped.")
+def rebuild_command(job: str, leave_out: bool) -> int:
     """Write results and errors again from the answers in the ledger; nothing is sent.
+
+    Where answers were dropped (`ledger prune`, or `keep_answers: committed`), their rows cannot be written again: then
+    nothing is changed, unless --leave-out says that these rows may be lost. The next run asks for them.
 
     \b
     Example:
@@ -18,8 +22,10 @@ def rebuild_command(job: str) -> int:
 
     from pipelines.invoke import rebuilt
 
-    rows, tables = rebuilt(Path(job))
+    rows, fewer, tables = rebuilt(Path(job), leave_out)
     click.echo(f"wrote {rows:,} rows again; nothing was sent")
+    if fewer:
+        click.echo(f"left out {fewer:,} rows whose answers are gone from the ledger: rowmill run {job} asks for them")
     for name, place in tables.items():
         click.echo(f"  {name:<8} {place}")
     return 0

@@ -1,6 +1,7 @@
 """`rowmill run` and `rowmill retry`: ask for the rows of one job or of many, and tell how it ended."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import click
 import orjson
@@ -8,6 +9,7 @@ import orjson
 from connectors.errors import JobError, RowmillError
 from connectors.exchange import OWN_CLASSES, RETRIED_CLASSES, STOPPING_CLASSES
 from pipelines.commands.options import job_argument, job_files, override_options
+from pipelines.log_lines import Level, log_line
 from pipelines.overrides import NONE, Overrides
 
 WORST_FIRST = (2, 3, 130, 4, 5, 1, 0)
@@ -24,12 +26,20 @@ quiet_option = click.option("--quiet", is_flag=True, help="No progress and no cl
 @job_argument(many=True)
 @override_options
 @click.option("--new-run", is_flag=True, help="Close the job's open run and begin another, with a budget of its own.")
+@click.option("--compare", is_flag=True, help="With --limit: old and new answers side by side; nothing is written.")
 @click.option("--engine", type=click.Choice(["local"]), default="local", show_default=True, help="Where to run.")
 @as_json_option
 @log_option
 @quiet_option
 def run_command(
-    jobs: tuple[str, ...], overrides: Overrides, new_run: bool, engine: str, as_json: bool, log: str, quiet: bool
+    jobs: tuple[str, ...],
+    overrides: Overrides,
+    new_run: bool,
+    compare: bool,
+    engine: str,
+    as_json: bool,
+    log: str,
+    quiet: bool,
 ) -> int:
     """Ask for every row that has no answer yet, and write results, usage and errors.
 
@@ -39,8 +49,11 @@ def run_command(
     Examples:
       rowmill run jobs/quickstart.yaml
       rowmill run jobs/quickstart.yaml --limit 20 --sink out/try --set steps.label.model=gpt-4o
+      rowmill run jobs/quickstart.yaml --limit 20 --compare --set steps.label.model=gpt-4o
       rowmill run jobs/ --json --quiet
     """
+    if compare:
+        return _compare(jobs, overrides, as_json, "json" if log == "json" else "plain", quiet)
     return _run_all(jobs, overrides, new_run, None, as_json, log, quiet)
 
 
@@ -65,6 +78,19 @@ def retry_command(job: str, classes: str | None, as_json: bool, log: str, quiet:
     return _run_all((job,), NONE, False, wanted, as_json, log, quiet)
 
 
+def _compare(
+    jobs: tuple[str, ...], overrides: Overrides, as_json: bool, log: Literal["plain", "json"], quiet: bool
+) -> int:
+    from pipelines.compare_run import compare_run, in_words
+
+    codes: list[int] = []
+    for path in job_files(jobs):
+        report = compare_run(path, overrides, log, quiet)
+        codes.append(report["exit_code"])
+        click.echo(orjson.dumps(report, default=str) if as_json else in_words(report))
+    return min(codes, key=WORST_FIRST.index, default=0)
+
+
 def _run_all(
     jobs: tuple[str, ...],
     overrides: Overrides,
@@ -74,25 +100,64 @@ def _run_all(
     log: str,
     quiet: bool,
 ) -> int:
-    from pipelines.invoke import invoke
-    from pipelines.summary import in_words, job_name, nothing_done
+    from pipelines.job_graph import GraphJob, graph_of
+    from pipelines.many import run_many
+    from pipelines.summary import in_words
 
     codes: list[int] = []
-    for path in job_files(jobs):
-        told: dict[str, Any]
-        try:
-            told = invoke(path, overrides, new_run, retry, "json" if log == "json" else "plain", quiet)
-        except RowmillError as exc:
-            click.echo(str(exc), err=True)
-            codes.append(exc.exit_code)
-            if as_json:
-                click.echo(orjson.dumps(nothing_done(job_name(path), exc.exit_code, str(exc))))
-            continue
+
+    def ended(job: GraphJob, told: dict[str, Any]) -> None:
         codes.append(told["exit_code"])
         if as_json:
             click.echo(orjson.dumps(told))
+        elif told["rows"] is None:
+            if str(told["stopped"]).startswith("not run"):
+                click.echo(f"{job.name}: {told['stopped']}; mend that and run again", err=True)
         elif not quiet:
-            click.echo(in_words(told, str(path)))
+            click.echo(in_words(told, str(job.path)))
         elif told["stopped"] is not None:
             click.echo(f"{told['job']}: stopped: {told['stopped']}", err=True)
+
+    graph = graph_of(job_files(jobs), overrides)
+    if len(graph) == 1:
+        ended(graph[0], _one(graph[0].path, overrides, new_run, retry, "json" if log == "json" else "plain", quiet))
+    else:
+        flags = [*overrides.flags(), "--json", "--log", log]
+        flags += ["--new-run"] if new_run else []
+        flags += ["--quiet"] if quiet else []
+        run_many(graph, flags, ended)
     return min(codes, key=WORST_FIRST.index, default=0)
+
+
+def _one(
+    path: Path,
+    overrides: Overrides,
+    new_run: bool,
+    retry: frozenset[str] | None,
+    log: Literal["plain", "json"],
+    quiet: bool,
+) -> dict[str, Any]:
+    """The `--json` object of one job, run in this process; a mistake is told on stderr, on_finish is told all."""
+    from pipelines.audits import failed_words
+    from pipelines.invoke import invoke
+    from pipelines.on_finish import notify_of
+    from pipelines.summary import job_name, nothing_done
+
+    said: list[str] = []
+    try:
+        told = invoke(path, overrides, new_run, retry, log, quiet)
+    except RowmillError as exc:
+        said.append(str(exc))
+        told = nothing_done(job_name(path), exc.exit_code, str(exc))
+    said += [f"{told['job']}: {failed}" for failed in failed_words(told["audits"] or ())]
+    if (warning := notify_of(path, overrides, told)) is not None:
+        said.append(warning)
+    for words in said:
+        if log == "json":
+            log_line("problem", told["job"], told["run_id"], "error", message=words)
+        else:
+            click.echo(words, err=True)
+    if log == "json" and not quiet:
+        level: Level = "info" if told["exit_code"] == 0 else "warning" if told["exit_code"] == 1 else "error"
+        log_line("finish", told["job"], told["run_id"], level, report=told)
+    return told

@@ -16,6 +16,7 @@ def validate_command(jobs: tuple[str, ...]) -> int:
     Example:
       rowmill validate jobs/
     """
+    from pipelines.audits import check_audits
     from pipelines.jobfile import load_job
     from pipelines.prepare import prepared
     from pipelines.workspace import find_workspace
@@ -25,6 +26,7 @@ def validate_command(jobs: tuple[str, ...]) -> int:
         try:
             workspace = find_workspace(path)
             with prepared(load_job(path), workspace) as ready:
+                check_audits(ready)
                 for warning in workspace.warnings:
                     click.echo(warning, err=True)
                 click.echo(f"{path}: {ready.job.name} is right; {len(ready.reader.schema)} columns in, "

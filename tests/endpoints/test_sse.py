@@ -165,10 +165,9 @@ json_values = st.recursive(
 @given(
     st.fixed_dictionaries(
         {},
-        optional={
-            key: json_values
-            for key in ("content", "refusal", "role", "tool_calls", "function_call", "metadata", "reasoning_content")
-        },
+        optional=dict.fromkeys(
+            ("content", "refusal", "role", "tool_calls", "function_call", "metadata", "reasoning_content"), json_values
+        ),
     ),
     json_values,
     json_values,

@@ -21,8 +21,15 @@ def base_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def client(base_url: str) -> Iterator[openai.OpenAI]:
-    """The official SDK; it does not try again."""
-    with openai.OpenAI(base_url=base_url, api_key="any", max_retries=0) as sdk:
+    """The official SDK; it does not try again, and checks every answer against its types."""
+    with openai.OpenAI(base_url=base_url, api_key="any", max_retries=0, _strict_response_validation=True) as sdk:
+        yield sdk
+
+
+@pytest.fixture(scope="session")
+def strict(base_url: str) -> Iterator[openai.OpenAI]:
+    """The official SDK, which refuses answers that do not fit its types."""
+    with openai.OpenAI(base_url=base_url, api_key="any", max_retries=0, _strict_response_validation=True) as sdk:
         yield sdk
 
 

@@ -1,6 +1,5 @@
 """The local provider as a server: keys, limits, faults, headers, errors, start and end."""
 
-import os
 import re
 import signal
 import subprocess
@@ -300,7 +299,6 @@ def test_serve_says_where_it_listens_and_leaves_cleanly_on_a_signal(number: int)
         [sys.executable, "-W", "error", "-c", SERVE],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONASYNCIODEBUG": "1"},
     )
     assert served.stderr is not None
     line = served.stderr.readline()

@@ -12,7 +12,8 @@ import pytest
 
 from connectors.contracts import Commit, Sink, TableShape, UsageMark
 from connectors.registry import SINKS, SinkKind
-from connectors.tables import errors_schema, results_schema, usage_schema
+from connectors.sinks import parquet_folder
+from connectors.tables import errors_schema, failure_names, results_schema, usage_schema
 
 WRITTEN: Mapping[str, dict[str, Any]] = {
     "parquet": {"parquet": "out"},
@@ -76,7 +77,13 @@ class Tables:
 
     def errors(self, rows: Sequence[tuple[Any, str]]) -> pa.Table:
         values = [
-            {**self._key(key), "step": "s", "error_class": "input", "message": message, "details": message}
+            {
+                **self._key(key),
+                "step": "s",
+                "error_class": "input",
+                "message": message,
+                failure_names(field.name for field in self.key)["details"]: message,
+            }
             for key, message in rows
         ]
         return pa.Table.from_pylist(values, schema=self.shape.errors)
@@ -173,3 +180,11 @@ def parquet(tmp_path: Path) -> Tables:
 def in_duckdb(tmp_path: Path) -> Tables:
     """A job's tables in a DuckDB file."""
     return Tables("duckdb", tmp_path)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts count as small, and as many, soon."""
+    monkeypatch.setattr(parquet_folder, "SMALL_PARTS", 3)
+    monkeypatch.setattr(parquet_folder, "SMALL_BYTES", 10_000)
+    monkeypatch.setattr(parquet_folder, "PART_ROWS", 4)

@@ -1,10 +1,8 @@
-"""What Parquet folders add: parts that readers see only when whole, recovery from a kill anywhere, compaction."""
+"""What Parquet folders add: parts that readers see only when whole, and compaction."""
 
 import errno
-import json
 import os
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,6 @@ from connectors import parts as parts_module
 from connectors.contracts import Commit
 from connectors.errors import DataError
 from connectors.parts import PartWriter, write_part
-from connectors.sinks import parquet_folder
-
-KILLED = 77
 
 
 def test_parts_are_named_by_their_commit_and_only_changed_ones_are_written_again(parquet: Any, tmp_path: Path) -> None:
@@ -130,13 +125,6 @@ def test_a_full_disk_is_told_and_leaves_the_tables_as_they_were(
 # Compaction.
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_folder, "SMALL_PARTS", 3)
-    monkeypatch.setattr(parquet_folder, "SMALL_BYTES", 10_000)
-    monkeypatch.setattr(parquet_folder, "PART_ROWS", 4)
-
-
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.parquet"))
 
@@ -195,183 +183,6 @@ def test_compaction_copies_where_there_are_no_links(parquet: Any, monkeypatch: p
         parquet.commit(sink, [(n, "a")])
     sink.finish()
     assert parquet.answers() == dict.fromkeys(range(6), "a")
-
-
-# Kills: a forked process ends at its n-th file operation, and the next one recovers.
-
-OPERATIONS = ("replace", "rename", "unlink", "rmdir", "mkdir", "link")
-
-
-def killed_at(operation: int, act: Callable[[], None]) -> bool:
-    """Do it in a process that dies right before so many-th file operation; whether it died."""
-    child = os.fork()
-    if child == 0:
-        left = [operation]
-
-        def dying(real: Callable[..., Any]) -> Callable[..., Any]:
-            def one(*arguments: Any, **others: Any) -> Any:
-                left[0] -= 1
-                if left[0] < 0:
-                    os._exit(KILLED)
-                return real(*arguments, **others)
-
-            return one
-
-        try:
-            for name in OPERATIONS:
-                setattr(os, name, dying(getattr(os, name)))
-            act()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, KILLED)
-    return code == KILLED
-
-
-def every_kill(tables: Any, begin: Callable[[Any], Any], act: Callable[[Any], None]) -> Iterator[None]:
-    """Begin anew, be killed one operation later than the time before, recover; until nothing is left to kill."""
-    home = tables.workspace
-    for operation in range(500):
-        tables.workspace = home / f"kill-{operation}"
-        tables.count = 0
-        sink = begin(tables)
-        died = killed_at(operation, lambda sink=sink: act(sink))  # type: ignore[misc]
-        whole_parquet(tables.workspace)
-        yield
-        if not died:
-            assert operation > 3
-            return
-    raise AssertionError("never came to its end")
-
-
-def whole_parquet(folder: Path) -> None:
-    """Whatever is called `.parquet` is a whole file."""
-    for path in folder.rglob("*.parquet"):
-        assert pq.ParquetFile(path).metadata.num_columns > 0
-
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
-
-def begun(tables: Any) -> Any:
-    sink = tables.ready()
-    tables.commit(sink, [(1, "old"), (2, "old")], [(10, "old"), (11, "old")])
-    tables.commit(sink, [(3, "old")], [(12, "old")])
-    tables.usage(sink, 1, 2)
-    return sink
-
-
-OLD = ({1: "old", 2: "old", 3: "old"}, [(10, "old"), (11, "old"), (12, "old")])
-NEW = ({1: "new", 2: "old", 3: "new", 4: "new"}, [(10, "new"), (12, "old"), (13, "new")])
-
-
-def test_a_commit_killed_anywhere_is_there_whole_or_not_at_all(parquet: Any) -> None:
-    def act(sink: Any) -> None:
-        parquet.commit(sink, [(1, "new"), (3, "new"), (4, "new")], [(10, "new"), (13, "new")], cleared=[11])
-
-    seen = []
-    for _ in every_kill(parquet, begun, act):
-        parquet.answers()  # no key twice before the recovery either
-        assert parquet.open().present()
-        sink = parquet.ready()
-        seen.append((parquet.answers(), parquet.failures()))
-        assert seen[-1] in (OLD, NEW)
-        parquet.commit(sink, [(5, "later")])
-        assert parquet.answers() == {**seen[-1][0], 5: "later"}
-    assert seen[0] == OLD
-    assert seen[-1] == NEW
-    assert [state == NEW for state in seen] == sorted(state == NEW for state in seen)
-
-
-def test_a_removal_killed_anywhere_is_done_whole_or_not_at_all(parquet: Any) -> None:
-    seen = []
-    for _ in every_kill(parquet, begun, lambda sink: sink.remove(parquet.keys([1, 3, 10]), errors_too=True)):
-        parquet.ready()
-        seen.append((parquet.answers(), parquet.failures()))
-        assert seen[-1] in (OLD, ({2: "old"}, [(11, "old"), (12, "old")]))
-    assert seen[-1] != OLD
-
-
-def test_a_swap_killed_anywhere_leaves_the_old_table_or_the_new(parquet: Any) -> None:
-    def begin(tables: Any) -> Any:
-        begun(tables)
-        sink = tables.ready(fresh=True)
-        sink.commit(Commit(tables.results([(9, "new")]), {}, tables.errors([]), tables.keys([])), "fresh")
-        return sink
-
-    seen = []
-    for _ in every_kill(parquet, begin, lambda sink: sink.finish()):
-        assert parquet.open().present()
-        parquet.ready()
-        seen.append((parquet.answers(), parquet.failures()))
-        assert seen[-1] in (OLD, ({9: "new"}, []))
-        assert parquet.used() == [1, 2]
-    assert seen[-1] != OLD
-
-
-def test_a_first_build_killed_anywhere_does_not_count_until_it_is_whole(parquet: Any) -> None:
-    def build(_: Any) -> None:
-        sink = parquet.ready(fresh=True)
-        sink.commit(Commit(parquet.results([(9, "new")]), {}, parquet.errors([]), parquet.keys([])), "fresh")
-        sink.finish()
-
-    def begin(tables: Any) -> Any:
-        tables.workspace.mkdir()
-        return None
-
-    for _ in every_kill(parquet, begin, build):
-        done = parquet.open().present()
-        if not done:
-            build(None)
-        else:
-            parquet.ready()
-        assert parquet.answers() == {9: "new"}
-
-
-def test_compaction_killed_anywhere_keeps_every_row_and_mark(parquet: Any, small: None) -> None:
-    def begin(tables: Any) -> Any:
-        sink = begun(tables)
-        for n in range(20, 24):
-            tables.commit(sink, [(n, "old")])
-            tables.usage(sink, n, n, writer=n)
-        return sink
-
-    for _ in every_kill(parquet, begin, lambda sink: sink.finish()):
-        assert parquet.open().present()
-        sink = parquet.ready()
-        assert parquet.answers() == {**OLD[0], **dict.fromkeys(range(20, 24), "old")}
-        assert parquet.failures() == OLD[1]
-        assert parquet.used() == [1, 2, 20, 21, 22, 23]
-        assert {mark.writer: mark.last for mark in sink.usage_marks()} == {1: 2, 20: 20, 21: 21, 22: 22, 23: 23}
-
-
-def test_usage_killed_anywhere_is_appended_once(parquet: Any) -> None:
-    for _ in every_kill(parquet, begun, lambda sink: parquet.usage(sink, 3, 5)):
-        sink = parquet.ready()
-        parquet.usage(sink, 3, 5)
-        assert parquet.used() == [1, 2, 3, 4, 5]
-
-
-def test_what_was_decided_is_carried_out_by_the_next_commit_as_well(
-    parquet: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sink = begun(parquet)
-    replace, count = os.replace, [0]
-
-    def failing(*arguments: Any) -> None:
-        count[0] += 1
-        if count[0] == 3:
-            raise OSError(errno.EIO, "the disk is gone for a moment")
-        replace(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", failing)
-        with pytest.raises(OSError, match="for a moment"):
-            parquet.commit(sink, [(1, "new"), (3, "new"), (4, "new")], [(10, "new"), (13, "new")], cleared=[11])
-    assert json.loads((parquet.workspace / "out/.staging/commit/manifest.json").read_text())["swaps"] == []
-    parquet.usage(sink, 3, 3)
-    assert (parquet.answers(), parquet.failures()) == NEW
 
 
 def test_a_reader_sees_no_key_twice_while_rows_are_committed(parquet: Any, tmp_path: Path) -> None:

@@ -185,9 +185,17 @@ def test_names_that_duckdb_does_not_tell_apart_are_refused(tables: Any) -> None:
     with pytest.raises(JobError, match="Topic and topic"):
         tables.open()
     tables.made = MADE_ONE
-    tables.key = [pa.field("message", pa.string())]
+    tables.key = [pa.field("details", pa.string()), pa.field("error_details", pa.string())]
     with pytest.raises(JobError, match="errors table"):
         tables.open()
+
+
+def test_a_key_may_be_called_as_a_column_of_the_errors_is(tables: Any) -> None:
+    tables.key = [pa.field("details", pa.string())]
+    sink = tables.ready()
+    tables.commit(sink, [("a", "fine")], [("b", "bad"), (None, "line 1")])
+    tables.commit(sink, [], [(None, "line 1"), (None, "line 2")], cleared=["b"])
+    assert tables.failures() == [(None, "line 1"), (None, "line 2")]
 
 
 def test_a_path_that_is_something_else_is_refused(tables: Any, tmp_path: Path) -> None:
@@ -257,7 +265,7 @@ step = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(step, max_size=12))
 def test_any_sequence_of_commits_leaves_what_a_dictionary_would(
     tables: Any, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Any, Any]]

@@ -1,0 +1,84 @@
+"""What Delta Lake makes of Arrow's types, and what it cannot keep."""
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+from connectors.errors import JobError
+
+# Delta knows no unsigned numbers.
+_UNSIGNED = {
+    pa.uint8(): pa.int16(),
+    pa.uint16(): pa.int32(),
+    pa.uint32(): pa.int64(),
+    pa.uint64(): pa.decimal128(20, 0),
+}
+_AS_THEY_ARE = (
+    pa.types.is_signed_integer,
+    pa.types.is_boolean,
+    pa.types.is_float32,
+    pa.types.is_float64,
+    pa.types.is_date32,
+    pa.types.is_decimal128,
+)
+
+
+def stored(schema: pa.Schema) -> pa.Schema:
+    """The columns as a Delta table has them; JobError where one of them it cannot have."""
+    fields = []
+    for field in schema:
+        kind = _stored(field.type)
+        if kind is None:
+            raise JobError(
+                f"sink.delta: the column {field.name} is {field.type}, a type that Delta Lake has not; cast it by a "
+                "`sql:` source, or leave it out of `columns`"
+            )
+        fields.append(pa.field(field.name, kind))
+    return pa.schema(fields)
+
+
+def same(one: pa.Schema, other: pa.Schema) -> bool:
+    """Whether both have the same columns; what the elements of lists are called is of no matter."""
+    return one.names == other.names and all(
+        _unnamed(field.type) == _unnamed(there.type) for field, there in zip(one, other, strict=True)
+    )
+
+
+def text_columns(schema: pa.Schema) -> Iterable[str]:
+    """The columns that a dictionary makes smaller."""
+    return [field.name for field in schema if pa.types.is_string(field.type)]
+
+
+def _stored(kind: pa.DataType) -> pa.DataType | None:
+    """The type as Delta has it; None where it has none."""
+    if kind in _UNSIGNED:
+        return _UNSIGNED[kind]
+    if any(is_one(kind) for is_one in _AS_THEY_ARE):
+        return kind
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return pa.binary()
+    if pa.types.is_timestamp(kind):
+        return None if kind.unit == "ns" else pa.timestamp("us", None if kind.tz is None else "UTC")
+    if pa.types.is_struct(kind):
+        inner = [(field.name, _stored(field.type)) for field in kind]
+        return None if any(one is None for _, one in inner) else pa.struct(inner)
+    if pa.types.is_map(kind):
+        key, value = _stored(kind.key_type), _stored(kind.item_type)
+        return None if key is None or value is None else pa.map_(key, value)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        element = _stored(kind.value_type)
+        return None if element is None else pa.list_(element)
+    return None
+
+
+def _unnamed(kind: pa.DataType) -> pa.DataType:
+    """The type with its lists' elements and its fields' nullability by one name."""
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _unnamed(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_unnamed(kind.key_type), _unnamed(kind.item_type))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(_unnamed(kind.value_type))
+    return kind

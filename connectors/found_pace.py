@@ -1,0 +1,130 @@
+"""The pace that a provider's answers and refusals show where it states no limit, or keeps to less than it states."""
+
+from collections import deque
+
+EASED = 0.97
+"""After a refusal the pace is this share of what was answered just before it."""
+
+FALLS = 0.5
+"""One refusal lowers the pace to no less than this share of what it was."""
+
+RAISED = 0.005
+"""A second without a refusal raises the pace by this share, up to where it was refused before."""
+
+FASTER_EVERY = 5.0
+"""Seconds after which a pace that has passed its last refusal is raised twice as fast."""
+
+FASTEST = 0.1
+
+BLOCKED = 2.0
+"""Seconds of nothing but refusals that tell of a limit counted over a longer time, such as a sliding minute."""
+
+MISSED = 0.2
+
+SUSTAINED = 0.9
+"""A limit counted over minutes is tried further only when the minute before came this close to the pace."""
+
+MINUTE = 60.0
+
+
+class FoundPace:
+    """Lowered by refusals to what was answered, raised slowly while it is used and nothing is refused."""
+
+    def __init__(self, now: float) -> None:
+        self.per_second: float | None = None
+        """None as long as nothing was refused."""
+        self._answered: deque[list[float]] = deque()
+        """[second, answers] of the last minute."""
+        self._began = now
+        self._ceiling = 0.0
+        self._passed_at: float | None = None
+        self._raised_at = now
+        self._lowered_at = now
+        self._last = now
+        self._seen_before_gap = 0.0
+        self._over_minutes = False
+        """Whether the limit was seen to be counted over a long time."""
+
+    def answered(self, now: float) -> float:
+        """One more answer; the seconds since the one before it."""
+        gap = now - self._last
+        if gap >= BLOCKED:
+            self._seen_before_gap = self._seen(self._last, now)
+        self._last = now
+        second = now // 1.0
+        if self._answered and self._answered[-1][0] == second:
+            self._answered[-1][1] += 1
+            return gap
+        while self._answered and self._answered[0][0] < second - MINUTE:
+            self._answered.popleft()
+        self._answered.append([second, 1.0])
+        return gap
+
+    def lower(self, now: float, pace: float | None) -> None:
+        """A refusal after answers; `pace`: that which was kept to, None where none was."""
+        if not self._answered:
+            return
+        since = max(now - 2.0, min(self._lowered_at, now - 0.5))
+        seen = self._count(since) / (now - since)
+        if pace is None:
+            pace = max(seen, 1.0)
+        self._set(now, max(FALLS * pace, EASED * min(pace, seen)), pace)
+
+    def ease(self, now: float, pace: float, least: float) -> None:
+        """Little is left of the allowance, somebody else uses it too: a little slower, at most once a second."""
+        if now - self._lowered_at >= 1.0 and pace > least:
+            self._set(now, max(least, EASED * pace), pace)
+
+    def unblocked(self, now: float, gap: float, pace: float | None) -> None:
+        """The first answer after refusals, `gap` seconds after the answer before it: where that is long, the limit is
+        counted over a long time, and a minute's answers show it."""
+        seen = self._seen(now, now)
+        if self.per_second is None and pace is None:
+            # Refused before anything was answered: what passed since is the first that is known of the limit.
+            self._set(now, 2 * seen, 2 * seen)
+        elif self.per_second is not None and gap >= max(BLOCKED, 10 / self.per_second):
+            self._over_minutes = True
+            if seen < MISSED * self._seen_before_gap:
+                # It let nothing pass until all that it had counted was forgotten: what it had counted is its limit.
+                seen = self._seen_before_gap
+            self._set(now, EASED * seen, seen)
+
+    def raise_slowly(self, now: float, stated: float | None) -> bool:
+        """Once a second; whether it changed. `stated`: the provider's own limit a second: reached, nothing is found."""
+        elapsed = now - self._raised_at
+        if self.per_second is None or elapsed < 1.0:
+            return False
+        self._raised_at = now
+        # A pace that is not used shows nothing about the limit.
+        if self._count(now - 2.0) / 2.0 < 0.7 * self.per_second:
+            return False
+        step = RAISED
+        if self.per_second >= self._ceiling:
+            if self._over_minutes and self._seen(now, now) < SUSTAINED * self.per_second:
+                # Such a limit refuses only after a minute: until then, that nothing is refused shows nothing.
+                return False
+            self._passed_at = self._passed_at or now
+            step = min(FASTEST, RAISED * 2.0 ** ((now - self._passed_at) / FASTER_EVERY))
+        self.per_second *= 1 + step * min(elapsed, 2.0)
+        if stated is not None and self.per_second >= stated:
+            self.per_second = None
+        return True
+
+    def _set(self, now: float, per_second: float, ceiling: float) -> None:
+        self._ceiling = ceiling
+        self.per_second = max(per_second, 1 / MINUTE)
+        self._lowered_at = self._raised_at = now
+        self._passed_at = None
+
+    def _seen(self, until: float, now: float) -> float:
+        """Answers a second in the minute before `until`, or since the beginning."""
+        since = max(self._began, until - MINUTE)
+        return self._count(since) / min(MINUTE, max(now - since, 0.5))
+
+    def _count(self, since: float) -> float:
+        total = 0.0
+        for second, answers in reversed(self._answered):
+            if second + 1 <= since:
+                break
+            total += answers * min(1.0, second + 1 - since)
+        return total

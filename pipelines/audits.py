@@ -1,0 +1,159 @@
+"""Audits: SQL over a job's own tables after a run, and the ready audit for drift; none of them opens a file."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import orjson
+
+from connectors.errors import JobError, did_you_mean
+from connectors.snapshot import lock_down, query_connection
+from connectors.sql_text import first_line
+from connectors.tables import usage_schema
+from pipelines.drift import drifted
+from pipelines.jobfile import Audit
+from pipelines.prepare import ReadyJob
+
+TABLES = ("results", "usage", "errors")
+FUNCTIONS = frozenset({"unnest", "range", "generate_series"})
+"""Functions that give a table and open nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditResult:
+    """What an audit found."""
+
+    name: str
+    rows: int | None
+    """None where its SQL failed on a value of the data."""
+    max: int
+    found: tuple[str, ...] = ()
+    """In words: what has drifted, or why the SQL failed."""
+
+    @property
+    def passed(self) -> bool:
+        return self.rows is not None and self.rows <= self.max
+
+    def as_json(self) -> dict[str, Any]:
+        """As the report has it."""
+        facts = {"name": self.name, "rows": self.rows, "max": self.max, "passed": self.passed}
+        return {**facts, "found": list(self.found)} if self.found else facts
+
+
+def check_audits(ready: ReadyJob) -> None:
+    """JobError, with file and line, where an audit's SQL is no single query over the job's own tables."""
+    shape = ready.shape
+    empty = {"results": shape.results, "usage": usage_schema(), "errors": shape.errors}
+    with query_connection(ready.scratch) as db:
+        for name, schema in empty.items():
+            db.register(name, schema.empty_table())
+        _close(db, ready, files=False)
+        for place, audit in enumerate(ready.job.audits):
+            if audit.sql is None:
+                continue
+            where = ready.loaded.at("audits", place, "sql")
+            _check_query(audit.sql, where)
+            try:
+                _count(db, audit.sql)
+            except duckdb.Error as exc:
+                raise JobError(f"{where}: {first_line(exc)}; mend the query") from exc
+
+
+def run_audits(ready: ReadyJob, run_id: str) -> list[AuditResult]:
+    """What the job's audits find in its tables now; `run_id` is there as getvariable('run_id')."""
+    if not ready.job.audits:
+        return []
+    with _tables(ready, run_id) as db:
+        return [_result(db, audit, ready, run_id) for audit in ready.job.audits]
+
+
+def failed_words(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The audits of a report that have failed, a line each."""
+    return [
+        f"audit failed: {told['name']}: "
+        + ("; ".join(told["found"]) if told.get("found") else f"{told['rows']:,} rows, at most {told['max']:,} allowed")
+        for told in results
+        if not told["passed"]
+    ]
+
+
+def _result(db: duckdb.DuckDBPyConnection, audit: Audit, ready: ReadyJob, run_id: str) -> AuditResult:
+    try:
+        if audit.drift is not None:
+            found = drifted(db, audit.drift, ready, run_id)
+            return AuditResult(audit.name, len(found), audit.max, tuple(found))
+        return AuditResult(audit.name, _count(db, audit.sql or ""), audit.max)
+    except duckdb.Error as exc:
+        return AuditResult(audit.name, None, audit.max, (first_line(exc),))
+
+
+def _count(db: duckdb.DuckDBPyConnection, sql: str) -> int:
+    ((count,),) = db.execute(f"select count(*) from (\n{sql}\n)").fetchall()
+    return int(count)
+
+
+@contextmanager
+def _tables(ready: ReadyJob, run_id: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that sees the sink's tables as results, usage and errors, and nothing else."""
+    sink = ready.sink
+    with query_connection(ready.scratch) as db:
+        sink.attach(db)
+        db.execute(f"create view results as select * exclude (_part) from {sink.results_sql()}")
+        db.execute(f"create view usage as select * from {sink.usage_sql()}")
+        db.execute(f"create view errors as select * from {sink.errors_sql()}")
+        db.execute("set variable run_id = ?", [run_id])
+        _close(db, ready, files=True)
+        yield db
+        sink.detach(db)
+
+
+def _close(db: duckdb.DuckDBPyConnection, ready: ReadyJob, files: bool) -> None:
+    paths = ready.sink.paths() if files else ()
+    lock_down(db, [path for path in paths if path.is_dir()], [path for path in paths if not path.is_dir()])
+
+
+def _check_query(sql: str, where: str) -> None:
+    """One SELECT over the three tables. The lock alone would let it read the sink's files under other names."""
+    with duckdb.connect() as db:
+        found = db.execute("select json_serialize_sql(?)", [sql]).fetchone()
+    parsed: dict[str, Any] = orjson.loads(found[0]) if found else {"error": True}
+    if parsed["error"]:
+        said = str(parsed.get("error_message", "cannot be read")).split("\n")[0]
+        raise JobError(f"{where}: {said}; write one query, e.g. select * from results where topic is null")
+    if len(parsed["statements"]) != 1:
+        raise JobError(f"{where}: is more than one query; write one for each audit")
+    named = frozenset(_names_of_own(parsed))
+    for node in _nodes(parsed):
+        kind = node.get("type")
+        if kind == "TABLE_FUNCTION":
+            name = str(node.get("function", {}).get("function_name", "")).lower()
+            if name not in FUNCTIONS:
+                raise JobError(f"{where}: {name}() is not allowed here; an audit reads results, usage and errors only")
+        elif kind == "BASE_TABLE":
+            name = str(node.get("table_name", ""))
+            if node.get("schema_name") or node.get("catalog_name") or name.lower() not in {*TABLES, *named}:
+                raise JobError(f"{where}: no table {name} here; {did_you_mean(name, TABLES)}")
+
+
+def _names_of_own(node: Any) -> Iterator[str]:
+    """The names that `with` gives to queries."""
+    if isinstance(node, list):
+        for inner in node:
+            yield from _names_of_own(inner)
+    elif isinstance(node, Mapping):
+        for entry in (node.get("cte_map") or {}).get("map", ()):
+            yield str(entry["key"]).lower()
+        for inner in node.values():
+            yield from _names_of_own(inner)
+
+
+def _nodes(node: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(node, list):
+        for inner in node:
+            yield from _nodes(inner)
+    elif isinstance(node, Mapping):
+        yield node
+        for inner in node.values():
+            yield from _nodes(inner)

@@ -1,0 +1,180 @@
+"""Batches in the ledger: noted with their lines before anything is uploaded, kept until every line is settled."""
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import orjson
+
+from connectors.ledger import Ledger, now_us
+
+State = Literal["noted", "uploaded", "created"]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One request of a batch's file, which may ask for several rows: noted in the ledger, not answered yet."""
+
+    note: int
+    keys: bytes
+    """JSON list of the rows' keys as text."""
+    row_fingerprints: bytes
+    """16 bytes for each of `keys`: the fingerprint of the request that asks for that row."""
+    fingerprints: tuple[bytes, ...]
+    """Of the requests in it, in their order."""
+    attempt: int
+    reserved: int | None
+
+    def rows(self) -> Sequence[tuple[str, ...]]:
+        """For each request the rows that it asks for."""
+        found: dict[bytes, list[str]] = {fingerprint: [] for fingerprint in self.fingerprints}
+        for place, key in enumerate(orjson.loads(self.keys)):
+            found[self.row_fingerprints[16 * place : 16 * place + 16]].append(key)
+        return [tuple(found[fingerprint]) for fingerprint in self.fingerprints]
+
+
+@dataclass(slots=True)
+class Batch:
+    """One batch on its way, and its lines that are not settled yet, by their place in the file."""
+
+    mark: str
+    leg: int
+    step: str
+    provider: str
+    endpoint: str
+    at: int
+    """When it was noted: microseconds since 1970, UTC."""
+    day: str | None
+    """The date whose budget it was reserved in."""
+    state: State = "noted"
+    file_id: str | None = None
+    batch_id: str | None = None
+    lines: dict[int, Line] = field(default_factory=dict)
+    tokens: int = 0
+    """Of its input, as counted here; 0 for those of an earlier invocation."""
+    unsure: bool = False
+    """Whether the provider may know it although we never heard: its file, or the batch itself, is looked for first."""
+
+
+class BatchLedger:
+    """The batches of one job."""
+
+    def __init__(self, ledger: Ledger, job: str) -> None:
+        self._ledger = ledger
+        self._job = job
+
+    def any_open(self) -> bool:
+        """Whether earlier invocations left any."""
+        return bool(self._ledger.query("select 1 from batches where job = ? limit 1", (self._job,)))
+
+    def open_batches(self) -> list[Batch]:
+        """What earlier invocations left: their lines may still be answered."""
+        found: list[Batch] = []
+        for mark, leg, step, provider, endpoint, state, file_id, batch_id, day, at in self._ledger.query(
+            "select b.mark, b.leg, l.step, l.provider, l.endpoint, b.state, b.file_id, b.batch_id, b.day, b.at "
+            "from batches b join legs l on l.id = b.leg where b.job = ? order by b.at",
+            (self._job,),
+        ):
+            lines = {
+                place: Line(note, keys.encode(), marks, tuple(_distinct(marks)), attempt, reserved)
+                for place, note, keys, marks, attempt, reserved in self._ledger.query(
+                    "select b.place, n.id, n.keys, n.fingerprints, n.attempt, n.reserved from batch_lines b "
+                    "join noted n on n.id = b.note where b.mark = ?",
+                    (mark,),
+                )
+            }
+            found.append(
+                Batch(mark, leg, step, provider, endpoint, at, day, state, file_id, batch_id, lines, unsure=True)
+            )
+        return found
+
+    async def note(self, batch: Batch, day_limit: int | None) -> bool:
+        """Record that the batch is about to be uploaded; False (and nothing noted) where the day's budget, in
+        pico-dollars, has no room for it."""
+        reserved = sum(line.reserved or 0 for line in batch.lines.values())
+
+        def write(db: sqlite3.Connection) -> bool:
+            if batch.day is not None and day_limit is not None:
+                if _spent(db, batch.day) + reserved > day_limit:
+                    return False
+                _add_to_day(db, batch.day, reserved)
+            db.executemany(
+                "insert into noted values (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    (
+                        line.note,
+                        batch.leg,
+                        line.attempt,
+                        line.keys.decode(),
+                        line.row_fingerprints,
+                        line.reserved,
+                        batch.at,
+                    )
+                    for line in batch.lines.values()
+                ),
+            )
+            db.executemany(
+                "insert into batch_lines values (?, ?, ?)",
+                ((batch.mark, place, line.note) for place, line in batch.lines.items()),
+            )
+            db.execute(
+                "insert into batches values (?, ?, ?, 'noted', null, null, ?, ?)",
+                (batch.mark, self._job, batch.leg, batch.day, batch.at),
+            )
+            return True
+
+        return await self._ledger.write_together(write)
+
+    async def moved(self, batch: Batch) -> None:
+        """Record how far the batch has come."""
+        await self._ledger.write_queued(
+            "update batches set state = ?, file_id = ?, batch_id = ? where mark = ?",
+            (batch.state, batch.file_id, batch.batch_id, batch.mark),
+        )
+
+    async def release(self, batch: Batch, lines: Mapping[int, Line]) -> None:
+        """These lines were not answered and never will be: they count as not sent."""
+        reserved = sum(line.reserved or 0 for line in lines.values())
+
+        def write(db: sqlite3.Connection) -> None:
+            db.executemany("delete from noted where id = ?", ((line.note,) for line in lines.values()))
+            db.executemany("delete from batch_lines where mark = ? and place = ?", ((batch.mark, p) for p in lines))
+            if batch.day is not None:
+                _add_to_day(db, batch.day, -reserved)
+
+        await self._ledger.write_together(write)
+
+    async def forget(self, batch: Batch) -> None:
+        """All is settled, and nothing of it is left at the provider."""
+
+        def write(db: sqlite3.Connection) -> None:
+            db.execute("delete from batch_lines where mark = ?", (batch.mark,))
+            db.execute("delete from batches where mark = ?", (batch.mark,))
+
+        await self._ledger.write_together(write)
+
+    def left_of_day(self, day: str, limit: int) -> int:
+        """Pico-dollars that may still be reserved on this day."""
+        ((spent,),) = self._ledger.query("select coalesce((select spent from days where day = ?), 0)", (day,))
+        return limit - int(spent)
+
+
+def new_mark(ledger: Ledger, note: int) -> str:
+    """A name that no other batch has, here or elsewhere: of the ledger and the batch's first note."""
+    return f"{ledger.identity}-{note:x}-{now_us():x}"
+
+
+def _distinct(marks: bytes) -> dict[bytes, None]:
+    return dict.fromkeys(marks[start : start + 16] for start in range(0, len(marks), 16))
+
+
+def _spent(db: sqlite3.Connection, day: str) -> int:
+    row = db.execute("select spent from days where day = ?", (day,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _add_to_day(db: sqlite3.Connection, day: str, pico: int) -> None:
+    db.execute(
+        "insert into days values (?, ?) on conflict (day) do update set spent = spent + excluded.spent", (day, pico)
+    )

@@ -1,0 +1,385 @@
+"""The fan-out by the provider's Batch API: requests gathered into files, submitted, polled, settled line by line."""
+
+import asyncio
+import contextlib
+import itertools
+import sqlite3
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from connectors.exchange import OWN_CLASSES, RETRIED_CLASSES, STOPPING_CLASSES, Request, RowError
+from connectors.ledger import Settled
+from connectors.prices import batch_price
+from connectors.transport import HttpTransport
+from pipelines.batch_carry import (
+    LONGEST_POLL,
+    Carrier,
+    Patience,
+    TokenLimit,
+    not_answered,
+    refused_lines,
+    token_limit,
+)
+from pipelines.batch_files import BatchFolder, Bodies, Came
+from pipelines.batch_gather import Gathering, line_pack, url_of
+from pipelines.batch_ledger import Batch, BatchLedger, Line
+from pipelines.fanout import FanOut
+from pipelines.lanes import worst_of
+from pipelines.packs import Lane, Outcome, Pack, paid, read_reply, to_keep, total
+from pipelines.provider_api import Item, ProviderApi, Refused
+
+QUIET = 2.0
+"""Seconds without a new request after which what was gathered is submitted."""
+HELD_BYTES = 256 << 20
+"""Bodies of requests that wait for their answer: beyond this no further rows are read."""
+SETTLED_AT_ONCE = 256
+SMALLEST_SPLIT = 100
+"""Lines: a batch above an enqueued-token limit that the provider does not name is halved down to so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What delivery by batches needs to know beside what every delivery needs."""
+
+    batches: BatchLedger
+    folder: Path
+    """Where the files of batches under way lie; this job's alone."""
+    transport: HttpTransport
+    lanes: Sequence[tuple[Lane, str, str]]
+    """Each step's lane with its model and its kind of endpoint."""
+    deadline: datetime | None
+    """From then on the rest is asked online; None: never."""
+
+
+class BatchOut(FanOut):
+    """A FanOut whose requests travel in batches until the deadline, online afterwards."""
+
+    def deliver(self, delivery: Delivery) -> None:
+        """To be called once, before `start`."""
+        self._delivery = delivery
+        self._batches = delivery.batches
+        self._folder = BatchFolder(delivery.folder)
+        self._models = {lane.leg: model for lane, model, _ in delivery.lanes}
+        self._gathering = Gathering(self._ledger, self._batches, self._folder, self._day_budget, self._launch)
+        self._carriers: dict[asyncio.Task[None], Batch] = {}
+        self._landing: set[asyncio.Task[Any] | None] = set()
+        self._others: list[asyncio.Task[None]] = []
+        self._open: set[bytes] = set()
+        self._asked: dict[bytes, tuple[Lane, Request]] = {}
+        self._held = 0
+        self._past = asyncio.Event()
+        self._online = False
+        self._progress: dict[str, tuple[int, int]] = {}
+
+    def start(self) -> None:
+        """Attach to the batches that earlier invocations left, then gather."""
+        found = self._batches.open_batches()
+        self._folder.keep_only(frozenset(batch.mark for batch in found))
+        deadline = self._delivery.deadline
+        if deadline is not None and deadline <= datetime.now(deadline.tzinfo):
+            self._past.set()
+        for batch in found:
+            self._attach(batch)
+        self._gatherer = asyncio.create_task(self._guarded(self._gather()))
+        self._others = [self._gatherer, asyncio.create_task(self._guarded(self._until_deadline()))]
+
+    def _attach(self, batch: Batch) -> None:
+        """A batch of an earlier invocation; one of a step that the job has no more is left where it is."""
+        for lane, model, endpoint in self._delivery.lanes:
+            if (lane.step, lane.provider.name, endpoint) == (batch.step, batch.provider, batch.endpoint):
+                self._models[batch.leg] = model
+                self._launch(batch, self._at_batch_price(replace(lane, leg=batch.leg)))
+                # Earlier invocations made sure that it fits.
+                self._purse.reserved += sum(line.reserved or 0 for line in batch.lines.values())
+                return
+
+    def stop(self, reason: str) -> None:
+        """Submit nothing more. Batches that run are left to the next invocation, but for a spent budget: what was
+        paid for lands first; as does what is being fetched."""
+        if not reason.startswith("budget"):
+            left = [task for task in self._carriers if task not in self._landing]
+            if self.stopped is None:
+                self.left_running = sum(self._carriers[task].state == "created" for task in left)
+            for task in (*left, *self._others):
+                if task is not asyncio.current_task():
+                    task.cancel()
+        super().stop(reason)
+
+    def cancel(self) -> None:
+        """Wait for nothing any more."""
+        for task in (*self._carriers, *self._others):
+            task.cancel()
+        super().cancel()
+
+    async def close(self, grace: float) -> None:
+        """Let what is being fetched land, at most `grace` seconds; what runs is left to the next invocation."""
+        self.stop(self.stopped or "finished")
+        tasks = [*self._carriers, *self._others]
+        if self._carriers:
+            await asyncio.wait(list(self._carriers), timeout=grace)
+        await super().close(grace)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._gathering.undone()
+
+    def _let_go(self) -> None:
+        if not self._carriers:
+            super()._let_go()
+
+    @property
+    def hungry(self) -> bool:
+        """Whether rows that wait may be told apart from rows that have their answer: not while answers are read."""
+        return super().hungry if self._online else not self._landing
+
+    async def hunger(self) -> None:
+        """Wait until more rows can be held."""
+        while not self._online and self._held >= HELD_BYTES and self.stopped is None:
+            self._wanted.clear()
+            await self._wanted.wait()
+        if self._online:
+            await super().hunger()
+
+    # Gathering: requests go line by line into a file, which is cut when it is full or no more of them come.
+
+    async def _gather(self) -> None:
+        while self.stopped is None and not self._past.is_set():
+            try:
+                pack = await asyncio.wait_for(self._ready.get(), QUIET)
+            except TimeoutError:
+                if not self._landing and not await self._gathering.cut_all():
+                    self.stop("budget_day")
+                continue
+            await self._add(pack)
+
+    async def _add(self, pack: Pack) -> None:
+        lane = self._at_batch_price(pack.lane)
+        for request in pack.requests:
+            if request.fingerprint in self._waves and request.fingerprint not in self._asked:
+                self._asked[request.fingerprint] = (pack.lane, request)
+                self._held += len(request.body)
+        # What an open batch holds is waited for; what has landed while it stood in the queue is not asked at all.
+        wanted = (r for r in pack.requests if r.fingerprint in self._waves and r.fingerprint not in self._open)
+        pack = replace(pack, requests=tuple(wanted))
+        if not pack.requests:
+            return
+        try:
+            body = (await self._call(pack)).body or b"{}"
+        except OSError as exc:
+            self._tell_all(pack, RowError("input", f"a file of this row cannot be read any more: {exc.strerror}"))
+            return
+        pack = replace(pack, lane=lane)
+        worst = total(lane.worst(request) for request in pack.requests)
+        left = self._purse.left
+        if left is not None and (worst is None or worst > left) and not await self._gathering.cut_all():
+            self.stop("budget_day")
+        elif not await self._purse.reserve(worst):
+            self.stop("budget")
+        elif not await self._gathering.add(pack, body, worst):
+            self._purse.settle(worst, None)
+            await self._gathering.cut_all()
+            self.stop("budget_day")
+
+    def _launch(self, batch: Batch, lane: Lane) -> None:
+        self._open.update(mark for line in batch.lines.values() for mark in line.fingerprints)
+        self._tally.in_flight += len(batch.lines)
+        task = asyncio.create_task(self._guarded(self._carry(batch, lane)))
+        self._carriers[task] = batch
+        task.add_done_callback(self._carried)
+
+    def _carried(self, task: asyncio.Task[None]) -> None:
+        batch = self._carriers.pop(task)
+        self._landing.discard(task)
+        self._tally.in_flight -= len(batch.lines)
+        self._progress.pop(batch.mark, None)
+        self._say()
+        self._let_go()
+
+    # One batch: there and back.
+
+    async def _carry(self, batch: Batch, lane: Lane) -> None:
+        longest_hold = self._tries.longest_hold
+        api = ProviderApi(self._delivery.transport, lane.provider)
+        carrier = Carrier(api, self._batches, self._folder, longest_hold, self._past)
+        try:
+            item, counts = await self._ended(batch, lane, carrier)
+            self._landing.add(asyncio.current_task())
+            await self._land_all(batch, lane, carrier, item, counts)
+            await carrier.clean(batch, item)
+        except Refused as exc:
+            self.stop(f"{exc.error.error_class}: {lane.provider.name} says of a batch: {exc.error.message}")
+        except Patience as exc:
+            self.stop(f"{lane.provider.name} has answered nothing of use for {longest_hold:.0f} s; last: {exc}")
+
+    async def _ended(self, batch: Batch, lane: Lane, carrier: Carrier) -> tuple[Item, bool]:
+        """(the batch as it ended, whether its lines without an answer have had an attempt)."""
+        size = self._folder.sent(batch.mark).stat().st_size if batch.state == "noted" else 0
+        pause = QUIET
+        while True:
+            try:
+                submitted = await carrier.submit(batch, url_of(lane), lambda sent: self._tell_upload(lane, sent, size))
+                item = await carrier.ended(batch, lambda item: self._tell_poll(batch, item)) if submitted else None
+                if item is None:
+                    return {}, False
+                if (limit := token_limit(item)) is None:
+                    return item, not self._past.is_set()
+                await carrier.again(batch)
+                raise limit
+            except TokenLimit as exc:
+                others = [task for task, other in self._carriers.items() if other.state == "created"]
+                if not others and self._split(batch, lane, exc):
+                    return {}, False
+                # One of ours that ends makes room; where none runs, somebody else's has to.
+                late = asyncio.create_task(self._past.wait())
+                await asyncio.wait(
+                    (late, *others), timeout=None if others else pause, return_when=asyncio.FIRST_COMPLETED
+                )
+                late.cancel()
+                pause = min(LONGEST_POLL, pause * 2)
+
+    def _split(self, batch: Batch, lane: Lane, told: TokenLimit) -> bool:
+        """Whether the batch is to be cut into smaller ones: alone it is above the limit."""
+        most = told.limit or (batch.tokens // 2 if len(batch.lines) > SMALLEST_SPLIT else None)
+        if most is None or batch.tokens <= most or len(batch.lines) < 2:
+            return False
+        self._gathering.most_tokens[lane.leg] = most
+        return True
+
+    async def _land_all(self, batch: Batch, lane: Lane, carrier: Carrier, item: Item, counts: bool) -> None:
+        """Settle every line: first those that came, then those that did not."""
+        unanswered: dict[int, RowError] = dict(refused_lines(item))
+        bodies = await asyncio.to_thread(self._folder.bodies, batch.mark)
+        try:
+            for name in ("output_file_id", "error_file_id"):
+                lines = await carrier.fetched(batch, item, name) if batch.lines else iter(())
+                while group := await asyncio.to_thread(list, itertools.islice(lines, SETTLED_AT_ONCE)):
+                    taken: list[tuple[Came, Line]] = []
+                    for came in group:
+                        if came.reply is None:
+                            unanswered[came.place] = not_answered(item, came.code, came.message)
+                        elif (line := batch.lines.pop(came.place, None)) is not None:
+                            taken.append((came, line))
+                    await asyncio.gather(*(self._settle_line(batch, lane, bodies, line, came) for came, line in taken))
+        finally:
+            bodies.close()
+        left, batch.lines = batch.lines, {}
+        self._tally.in_flight -= len(left)
+        await self._batches.release(batch, left)
+        for place, line in left.items():
+            self._purse.settle(line.reserved, None)
+            self._open.difference_update(line.fingerprints)
+            error = unanswered.get(place) or not_answered(item, None, None)
+            self._judge_line(line_pack(lane, line, None, line.attempt - (not counts)), error)
+
+    async def _settle_line(self, batch: Batch, lane: Lane, bodies: Bodies, line: Line, came: Came) -> None:
+        reply = came.reply
+        assert reply is not None
+        self._tally.in_flight -= 1
+        pack = line_pack(lane, line, bodies.of(came.place, len(line.fingerprints)), line.attempt)
+        answers, error, usage = read_reply(pack, reply, None)
+        ended = Settled(
+            note=line.note,
+            leg=batch.leg,
+            attempt=line.attempt,
+            keys=line.keys,
+            fingerprints=line.row_fingerprints,
+            started_at=batch.at,
+            http_status=reply.status,
+            error_class=None if error is None else error.error_class,
+            usage=usage,
+            cost=paid(lane, reply, None, error, usage, line.reserved),
+            released=line.reserved or 0,
+            request_id=reply.headers.get("x-request-id"),
+            message=None if error is None else error.message,
+            answers=to_keep(pack, answers, error),
+        )
+        await self._ledger.settle(ended, batch.day)
+        self._purse.settle(line.reserved, ended.cost)
+        self._tally.requests += 1
+        self._tally.retries += line.attempt > 1
+        self._count(lane, ended)
+        self._open.difference_update(line.fingerprints)
+        if error is not None:
+            self._judge_line(pack, error)
+            return
+        for request, answer in zip(pack.requests, answers, strict=True):
+            self._tell(pack, request, answer)
+
+    def _judge_line(self, pack: Pack, error: RowError) -> None:
+        """What follows from a line without an answer: the next batch, each of its rows alone, or an error."""
+        if error.error_class in STOPPING_CLASSES:
+            self._tell_all(pack, error)
+            self.stop(f"{error.error_class}: {pack.lane.provider.name} says: {error.message}")
+        elif error.error_class in RETRIED_CLASSES and pack.attempts < self._tries.attempts:
+            self._once_more(pack.requests, pack.attempts)
+        elif error.error_class in OWN_CLASSES and len(pack.requests) > 1:
+            # Halving, as online, would take a batch a halving.
+            for request in pack.requests:
+                self._once_more((request,), 0)
+        else:
+            self._tell_all(pack, error)
+
+    def _once_more(self, requests: Sequence[Request], attempts: int) -> None:
+        """Ask again for what somebody waits for, as it was asked; the rest is asked when its rows come by."""
+        asked = [self._asked[request.fingerprint] for request in requests if request.fingerprint in self._asked]
+        if asked:
+            self._again(Pack(asked[0][0], tuple(request for _, request in asked), attempts, attempts))
+
+    def _land(self, mark: bytes, outcome: Outcome) -> None:
+        if (asked := self._asked.pop(mark, None)) is not None:
+            self._held -= len(asked[1].body)
+            self._wanted.set()
+        super()._land(mark, outcome)
+
+    # The deadline.
+
+    async def _until_deadline(self) -> None:
+        deadline = self._delivery.deadline
+        if deadline is None:
+            return
+        # In short naps: a machine that slept is not late by its sleep.
+        while (left := (deadline - datetime.now(deadline.tzinfo)).total_seconds()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._past.wait(), min(left, 30))
+        self._past.set()
+        await asyncio.wait([self._gatherer])
+        for spool in self._gathering.undone():
+            self._purse.settle(spool.reserved, None)
+            for pack in spool.packs:
+                self._once_more(pack.requests, pack.attempts)
+        while self._carriers:
+            await asyncio.wait(list(self._carriers))
+        if self.stopped is None:
+            self._online = True
+            self._wanted.set()
+            super().start()
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError, sqlite3.Error) as exc:
+            # A defect or a full disk: it ends the run, which raises it again.
+            self.failure = self.failure or exc
+            self.stop(f"{type(exc).__name__}: {exc}")
+
+    def _at_batch_price(self, lane: Lane) -> Lane:
+        price = None if lane.price is None else batch_price(lane.price)
+        return replace(lane, price=price, worst=worst_of(price, self._models[lane.leg]))
+
+    def _tell_upload(self, lane: Lane, sent: int, size: int) -> None:
+        self.waiting_for = f"uploading to {lane.provider.name}: {sent:,} of {size:,} bytes"
+
+    def _tell_poll(self, batch: Batch, item: Item) -> None:
+        told = item.get("request_counts")
+        counts = told if isinstance(told, dict) else {}
+        done = int(counts.get("completed") or 0) + int(counts.get("failed") or 0)
+        self._progress[batch.mark] = (done, len(batch.lines))
+        self._say()
+
+    def _say(self) -> None:
+        done, lines = (
+            (sum(column) for column in zip(*self._progress.values(), strict=True)) if self._progress else (0, 0)
+        )
+        many = f"{len(self._progress)} batch{'' if len(self._progress) == 1 else 'es'}"
+        self.waiting_for = f"{many} at the provider: {done:,} of {lines:,} requests answered" if lines else None

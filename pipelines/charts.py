@@ -1,0 +1,304 @@
+"""Charts of a job's tables (altair): what was used, what it cost, how fast it went, what failed, what was answered.
+
+Every number is added up by polars before it is drawn; each takes a table of `read_results` and returns a chart.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from connectors.errors import JobError, did_you_mean
+from pipelines.neighbours import vector_column
+
+try:
+    import altair as alt
+except ImportError as exc:
+    raise ImportError("charts: altair is not there; pip install 'rowmill[notebook]'") from exc
+
+if TYPE_CHECKING:
+    from pipelines.scoring import Score
+
+By = Literal["day", "hour", "job", "step", "model", "provider", "endpoint", "run_id"]
+Numbers = npt.NDArray[np.float64]
+Drawn = TypeVar("Drawn", alt.Chart, alt.LayerChart)
+
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+"""Of Okabe and Ito: told apart with every kind of colour blindness."""
+SHAPES = ("circle", "square", "triangle-up", "cross", "diamond", "triangle-down", "triangle-right")
+"""One fewer than the colours: 56 values have a colour and shape of their own."""
+INK = "#222222"
+GREY = "#767676"
+WIDTH = 480
+STEP = alt.Step(32)
+"""Pixels of a row of a chart."""
+BUCKETS = 120
+"""Columns over time, at most."""
+POINTS = 2000
+"""Vectors in one picture, at most."""
+
+_TOKENS = {
+    "input": pl.col("input_tokens") - pl.col("cached_tokens").fill_null(0),
+    "cached input": pl.col("cached_tokens"),
+    "output": pl.col("output_tokens") - pl.col("reasoning_tokens").fill_null(0),
+    "reasoning": pl.col("reasoning_tokens"),
+}
+"""The parts of a bill: each token is in one of them."""
+_PERCENTILES = {"median": 0.5, "90 %": 0.9, "99 %": 0.99}
+
+
+def tokens(usage: pl.LazyFrame, by: By = "step") -> alt.LayerChart:
+    """Tokens by day, step, model …, in the parts that are billed differently."""
+    added = usage.group_by(_group(by)).agg(part.sum().alias(kind) for kind, part in _TOKENS.items())
+    told = added.unpivot(index=by, variable_name="kind", value_name="tokens").filter(pl.col("tokens") > 0)
+    frame = told.sort(by, pl.col("kind").cast(pl.Enum(list(_TOKENS)))).collect()
+    under = f"{frame['tokens'].sum():,} tokens in all"
+    colours = {kind: colour for kind, colour in zip(_TOKENS, PALETTE, strict=False) if kind in frame["kind"]}
+    bars = _bars(frame, by, "tokens", "tokens").encode(color=_colour("kind", list(colours), list(colours.values())))
+    return _titled(_layered(bars, _totals(frame, by, "tokens")), f"Tokens by {_said(by)}", under, height=STEP)
+
+
+def cost(usage: pl.LazyFrame, by: By = "step") -> alt.LayerChart:
+    """US dollars by day, step, model …; exchanges whose price is not known are counted below the title."""
+    added = usage.group_by(_group(by)).agg(pl.col("cost_usd").sum(), unpriced=pl.col("cost_usd").is_null().sum())
+    frame = added.sort(by).collect()
+    unpriced = int(frame["unpriced"].sum())
+    under = f"${frame['cost_usd'].sum():,.6f} in all"
+    under += f"; {unpriced:,} exchanges have no known price and are not in it" if unpriced else ""
+    bars = _bars(frame, by, "cost_usd", "US dollars")
+    return _titled(_layered(bars, _totals(frame, by, "cost_usd", "$,.6~f")), f"Cost by {_said(by)}", under, height=STEP)
+
+
+def latency(usage: pl.LazyFrame, by: By = "step") -> alt.LayerChart:
+    """How long answered requests took, to the end of the reply: median, 90th and 99th percentile."""
+    answered = usage.filter(pl.col("latency_ms").is_not_null() & pl.col("error_class").is_null())
+    told = [pl.col("latency_ms").quantile(share, "linear").alias(name) for name, share in _PERCENTILES.items()]
+    wide = answered.group_by(_group(by)).agg(pl.len().alias("requests"), *told).sort(by).collect()
+    frame = wide.unpivot(index=[by, "requests"], variable_name="percentile", value_name="milliseconds")
+    base = alt.Chart(frame).encode(
+        x=alt.X("milliseconds:Q", title="milliseconds", scale=alt.Scale(zero=True)),
+        y=alt.Y(f"{by}:N", title=_said(by)),
+    )
+    line = base.mark_line(color=GREY, strokeWidth=2).encode(detail=f"{by}:N")
+    points = base.mark_point(size=110, filled=True, opacity=1).encode(
+        color=_colour("percentile", list(_PERCENTILES)),
+        shape=_shape("percentile", list(_PERCENTILES)),
+        tooltip=[f"{by}:N", "percentile:N", alt.Tooltip("milliseconds:Q", format=",.1f"), "requests:Q"],
+    )
+    under = f"{wide['requests'].sum():,} answered requests, to the end of the reply"
+    return _titled(_layered(line, points), f"Latency by {_said(by)}", under, height=STEP)
+
+
+def throughput(usage: pl.LazyFrame, run_id: str | None = None) -> alt.Chart:
+    """Exchanges a second over the time of one run (None: the last), answered and failed."""
+    started = usage.select("run_id", "started_at", "latency_ms", "error_class").sort("started_at").collect()
+    if run_id is None and len(started):
+        run_id = started["run_id"][-1]
+    of_run = started.filter(pl.col("run_id") == run_id)
+    if not len(of_run):
+        raise JobError(f"throughput: no exchange of {run_id or 'any run'} in usage; the table .usage tells which ran")
+    took = pl.duration(microseconds=(pl.col("latency_ms").fill_null(0) * 1000).cast(pl.Int64))
+    outcome = pl.when(pl.col("error_class").is_null()).then(pl.lit("answered")).otherwise(pl.lit("failed"))
+    ended = of_run.select(at=pl.col("started_at") + took, outcome=outcome)
+    width = _bucket(ended["at"])
+    counted = ended.group_by(pl.col("at").dt.truncate(width), "outcome").len("exchanges")
+    seconds = width.total_seconds()
+    stacked = pl.col("per_second").cum_sum().over("at")
+    frame = counted.with_columns(until=pl.col("at") + width, per_second=pl.col("exchanges") / seconds).sort(
+        "at", "outcome"
+    )
+    frame = frame.with_columns(top=stacked).with_columns(foot=pl.col("top") - pl.col("per_second"))
+    columns = alt.Chart(frame).mark_rect()
+    chart: alt.Chart = columns.encode(
+        x=alt.X("at:T", title="time of the reply (UTC)", scale=alt.Scale(type="utc"), axis=_time_axis(seconds)),
+        x2="until:T",
+        y=alt.Y("top:Q", title="exchanges a second", scale=alt.Scale(zero=True)),
+        y2="foot:Q",
+        color=_colour("outcome", ["answered", "failed"], colours=(PALETTE[0], PALETTE[5])),
+        tooltip=["at:T", "outcome:N", "exchanges:Q", alt.Tooltip("per_second:Q", format=",.1f")],
+    )
+    return _titled(chart, "Throughput", f"{len(ended):,} exchanges; a column is {seconds:g} s", height=200)
+
+
+def errors(failed: pl.LazyFrame) -> alt.LayerChart:
+    """Rows of the errors table by class and step."""
+    known = failed.collect_schema().names()
+    # Where a key column has the name, ours is `error_<name>`.
+    kind, step = (f"error_{name}" if f"error_{name}" in known else name for name in ("error_class", "step"))
+    named = failed.select(error_class=pl.col(kind), step=pl.col(step).fill_null("source"))
+    frame = named.group_by("error_class", "step").len("rows").sort("error_class", "step").collect()
+    steps = frame["step"].unique().sort().to_list()
+    bars = _bars(frame, "error_class", "rows", "rows").encode(color=_colour("step", steps))
+    under = f"{frame['rows'].sum():,} rows stand in errors"
+    return _titled(_layered(bars, _totals(frame, "error_class", "rows")), "Errors by class", under, height=STEP)
+
+
+def label_shares(results: pl.LazyFrame, column: str, by: str | None = None) -> alt.LayerChart:
+    """The share of rows with each value of a column; `by`: within each value of another. Lists count each element."""
+    schema = results.collect_schema()
+    groups = [column] if by is None else [by, column]
+    _check("label_shares", groups, schema.names())
+    several = isinstance(schema[column], pl.List)
+    rows = results.explode(column) if several else results
+    told = rows.select(pl.col(name).cast(pl.String).fill_null("(null)") for name in groups)
+    whole = pl.col("rows").sum() if by is None else pl.col("rows").sum().over(by)
+    counted = told.group_by(groups).len("rows")
+    frame = counted.with_columns(share=pl.col("rows") / whole).sort(groups).collect()
+    under = f"of {frame['rows'].sum():,} {'elements' if several else 'rows'}"
+    axis = alt.Axis(format="%", tickCount=5)
+    if by is None:
+        bars = _bars(frame, column, "share", "share", axis)
+        return _titled(
+            _layered(bars, _totals(frame, column, "share", ".1%")), f"Shares of {column}", under, height=STEP
+        )
+    labels = frame[column].unique().sort().to_list()
+    bars = _bars(frame, by, "share", "share", axis).encode(color=_colour(column, labels))
+    return _titled(_layered(bars), f"Shares of {column} by {by}", under, height=STEP)
+
+
+def embedding(
+    results: pl.LazyFrame, label: str | None = None, column: str | None = None, tooltip: Sequence[str] = ()
+) -> alt.Chart:
+    """Vectors in two dimensions (principal components), coloured by a label; `column` None: the only one of vectors."""
+    name = vector_column(results, column)
+    others = list(dict.fromkeys([*([] if label is None else [label]), *tooltip]))
+    _check("embedding", others, results.collect_schema().names())
+    rows = results.select(name, *others).drop_nulls(name).collect()
+    shown = rows.gather_every(max(1, -(-len(rows) // POINTS)))
+    if len(shown) < 3:
+        raise JobError(f"embedding: {len(shown)} vectors in {name}; run the job over at least 3 rows")
+    vectors = shown[name].to_numpy()
+    places, parts = principal(vectors)
+    frame = shown.drop(name).with_columns(x=pl.Series(places[:, 0]), y=pl.Series(places[:, 1]))
+    bare = alt.Axis(labels=False, ticks=False, grid=False)
+    chart: alt.Chart = alt.Chart(frame).mark_point(size=34, filled=True, opacity=0.8)
+    chart = chart.encode(
+        x=alt.X("x:Q", title=f"first component ({parts[0]:.0%} of the variance)", axis=bare),
+        y=alt.Y("y:Q", title=f"second component ({parts[1]:.0%})", axis=bare),
+        tooltip=[f"{one}:N" for one in others],
+    )
+    if label is None:
+        chart = chart.encode(color=alt.value(PALETTE[0]))
+    else:
+        labels = frame[label].cast(pl.String).drop_nulls().unique().sort().to_list()
+        chart = chart.encode(color=_colour(label, labels), shape=_shape(label, labels))
+    under = f"{len(shown):,} of {len(rows):,} vectors of {vectors.shape[1]:,} numbers, by their principal components"
+    return _titled(chart, f"{name} in two dimensions", under, height=360)
+
+
+def confusion(score: "Score") -> alt.LayerChart:
+    """The confusion matrix of a score: rows of the table, shaded by their share of the label's."""
+    whole = pl.col("rows").sum().over("label")
+    frame = score.confusion.with_columns(share=pl.when(whole > 0).then(pl.col("rows") / whole).otherwise(0.0))
+    side = max(160, 80 * frame["label"].n_unique())
+    base = alt.Chart(frame).encode(
+        x=alt.X("output:N", title=f"answered ({score.output})", axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("label:N", title=f"labelled ({score.label})"),
+    )
+    shade = alt.Scale(range=["#eef4f9", PALETTE[0]], domain=[0, 1])
+    cells = base.mark_rect(stroke="white").encode(
+        color=alt.Color("share:Q", scale=shade, title="of the label", legend=alt.Legend(format="%")),
+        tooltip=["label:N", "output:N", "rows:Q", alt.Tooltip("share:Q", format=".1%")],
+    )
+    figures = base.mark_text(fontSize=15).encode(
+        text=alt.Text("rows:Q", format=","),
+        color=alt.condition(alt.datum.share > 0.5, alt.value("white"), alt.value(INK)),
+    )
+    told = "no row has both" if score.accuracy is None else f"{score.accuracy:.1%} right of {score.rows:,} rows"
+    return _titled(_layered(cells, figures), f"{score.output} against {score.label}", told, side, side)
+
+
+def principal(vectors: npt.NDArray[np.float32]) -> tuple[Numbers, list[float]]:
+    """(each vector's place on the first two principal components, their parts of the variance)."""
+    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
+    _, strengths, axes = np.linalg.svd(centred, full_matrices=False)
+    # The sign of a component is arbitrary: with the largest weight positive, a picture stays as it is.
+    largest = axes[np.arange(2), np.abs(axes[:2]).argmax(axis=1)]
+    places: Numbers = centred @ (axes[:2] * np.where(largest < 0, -1.0, 1.0)[:, None]).T
+    whole = float((strengths**2).sum()) or 1.0
+    return places, [float(one) for one in strengths[:2] ** 2 / whole]
+
+
+def _group(by: By) -> pl.Expr:
+    if by in ("day", "hour"):
+        return pl.col("started_at").dt.strftime("%Y-%m-%d" if by == "day" else "%Y-%m-%d %H:00").alias(by)
+    return pl.col(by)
+
+
+def _said(by: By) -> str:
+    return f"{by} (UTC)" if by in ("day", "hour") else "run" if by == "run_id" else by
+
+
+def _bucket(moments: pl.Series) -> timedelta:
+    """The width of columns: a round number of seconds, so that there are at most BUCKETS."""
+    first, last = moments.min(), moments.max()
+    spread = (last - first).total_seconds()  # type: ignore[operator, union-attr]
+    widths = (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 600, 1800, 3600, 6 * 3600, 24 * 3600)
+    return timedelta(seconds=next((width for width in widths if spread / width <= BUCKETS), 7 * 24 * 3600))
+
+
+def _time_axis(seconds: float) -> alt.Axis:
+    return alt.Axis(labelAngle=0, tickCount=6, format="%H:%M:%S" if seconds < 60 else "%m-%d %H:%M")
+
+
+def _bars(frame: pl.DataFrame, over: str, value: str, title: str, axis: alt.Axis | None = None) -> alt.Chart:
+    """Horizontal bars: names stay readable."""
+    # A scale from 0 to 0 would put its 0 in the middle.
+    scale = alt.Scale(zero=True) if frame[value].sum() else alt.Scale(domain=[0, 1])
+    bars: alt.Chart = (
+        alt.Chart(frame)
+        .mark_bar(color=PALETTE[0])
+        .encode(
+            x=alt.X(f"{value}:Q", title=title, stack="zero", scale=scale, axis=axis or alt.Axis(tickCount=5)),
+            y=alt.Y(f"{over}:N", title=_spaced(over)),
+            tooltip=[alt.Tooltip(f"{name}:{'Q' if kind.is_numeric() else 'N'}") for name, kind in frame.schema.items()],
+        )
+    )
+    return bars
+
+
+def _totals(frame: pl.DataFrame, over: str, value: str, figures: str = ",") -> alt.Chart:
+    """The number at the end of each bar."""
+    added = frame.group_by(over).agg(pl.col(value).sum()).sort(over)
+    text = alt.Text(f"{value}:Q", format=figures)
+    base = alt.Chart(added).mark_text(align="left", dx=4, color=INK)
+    figures_of: alt.Chart = base.encode(x=f"{value}:Q", y=f"{over}:N", text=text)
+    return figures_of
+
+
+def _colour(name: str, values: Sequence[str], colours: Sequence[str] = PALETTE) -> alt.Color:
+    """Of each value always the same; where there are more than colours, they are taken again."""
+    taken = [colours[place % len(colours)] for place in range(len(values))]
+    return alt.Color(f"{name}:N", scale=alt.Scale(domain=list(values), range=taken), title=_spaced(name))
+
+
+def _shape(name: str, values: Sequence[str]) -> alt.Shape:
+    """For those who see no colours, and to tell more values than there are colours."""
+    taken = [SHAPES[place % len(SHAPES)] for place in range(len(values))]
+    return alt.Shape(f"{name}:N", scale=alt.Scale(domain=list(values), range=taken), title=_spaced(name))
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _layered(*charts: alt.Chart) -> alt.LayerChart:
+    made = alt.layer(*charts)
+    assert isinstance(made, alt.LayerChart)
+    return made
+
+
+def _check(where: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise JobError(f"{where}: no column {name}; {did_you_mean(name, known)}")
+
+
+def _titled(chart: Drawn, title: str, under: str, width: int = WIDTH, height: int | alt.Step | None = None) -> Drawn:
+    """With a title, and on white: readable wherever it is shown, on dark pages too."""
+    head = alt.TitleParams(title, subtitle=under, anchor="start", fontSize=15, subtitleColor=GREY, offset=12)
+    sized: Drawn = chart.properties(width=width, title=head, background="white", padding=12)
+    return sized if height is None else sized.properties(height=height)

@@ -1,0 +1,163 @@
+"""`rowmill files`: what lies at a provider: upload, list, look, download, delete."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import orjson
+
+from connectors.errors import JobError
+from pipelines.commands.look import as_json_option, print_facts, print_rows, since_1970
+from pipelines.commands.options import provider_option
+
+if TYPE_CHECKING:
+    from pipelines.provider_api import Item, ProviderApi
+
+PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
+
+
+@click.group("files")
+def files_command() -> None:
+    """Look after the files that lie at a provider.
+
+    \b
+    Examples:
+      rowmill files upload requests.jsonl
+      rowmill files list --purpose batch
+      rowmill files download file-abc123 -o answers.jsonl
+      rowmill files delete file-abc123
+    """
+
+
+@files_command.command("upload")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--purpose", type=click.Choice(PURPOSES), default="batch", show_default=True, help="What it is for.")
+@provider_option
+@as_json_option
+def upload_command(file: Path, purpose: str, provider: str, as_json: bool) -> None:
+    """Upload a file, read from the disk as it is sent.
+
+    \b
+    Example:
+      rowmill files upload requests.jsonl --purpose batch --provider local
+    """
+    from pipelines.provider_api import ask_provider
+
+    with _progress(f"uploading {file.name}", file.stat().st_size) as told:
+        item = ask_provider(provider, lambda api: api.upload(file, file.name, purpose, told))
+    if as_json:
+        click.echo(orjson.dumps(item))
+    else:
+        click.echo(f"uploaded {file}: {item.get('id')}")
+
+
+@files_command.command("list")
+@click.option("--purpose", metavar="NAME", help="Only files for this.")
+@provider_option
+@as_json_option
+def list_command(purpose: str | None, provider: str, as_json: bool) -> None:
+    """List the files, the newest first.
+
+    \b
+    Example:
+      rowmill files list --purpose batch_output
+    """
+    from pipelines.provider_api import ask_provider
+
+    files = ask_provider(provider, lambda api: api.files(purpose))
+    told = ("id", "filename", "purpose", "bytes", "created_at", "expires_at")
+    rows: list[dict[str, object]] = [
+        dict(file) if as_json else {name: since_1970(name, file.get(name)) for name in told} for file in files
+    ]
+    print_rows(rows, as_json, f"{provider} has no files")
+
+
+@files_command.command("show")
+@click.argument("file")
+@provider_option
+@as_json_option
+def show_command(file: str, provider: str, as_json: bool) -> None:
+    """Show one file's facts.
+
+    \b
+    Example:
+      rowmill files show file-abc123
+    """
+    from pipelines.provider_api import ask_provider
+
+    print_facts(ask_provider(provider, lambda api: api.file(file)), as_json)
+
+
+@files_command.command("download")
+@click.argument("file")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="PATH", help="Write here. Default: stdout.")
+@click.option("--overwrite", is_flag=True, help="Replace PATH where it is there already.")
+@provider_option
+def download_command(file: str, output: Path | None, overwrite: bool, provider: str) -> None:
+    """Download a file's content.
+
+    \b
+    Examples:
+      rowmill files download file-abc123 -o answers.jsonl
+      rowmill files download file-abc123 | head
+    """
+    from pipelines.provider_api import ask_provider
+
+    if output is None:
+        stdout = sys.stdout.buffer
+        ask_provider(provider, lambda api: api.download(file, stdout.write))
+        stdout.flush()
+        return
+    if output.exists() and not overwrite:
+        raise JobError(f"{output}: is there already; name another file, or add --overwrite")
+    unfinished = output.with_name(f"{output.name}.part")
+    try:
+        with unfinished.open("wb") as part:
+            ask_provider(provider, lambda api: api.download(file, part.write))
+        unfinished.replace(output)
+    except OSError as exc:
+        raise JobError(f"{output}: cannot be written ({exc.strerror}); name another file") from exc
+    finally:
+        unfinished.unlink(missing_ok=True)
+    click.echo(f"downloaded {file}: {output}, {output.stat().st_size:,} bytes", err=True)
+
+
+@files_command.command("delete")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@provider_option
+@as_json_option
+def delete_command(files: tuple[str, ...], provider: str, as_json: bool) -> None:
+    """Delete files at the provider; nothing is asked first.
+
+    \b
+    Example:
+      rowmill files delete file-abc123 file-abc124
+    """
+    from pipelines.provider_api import ask_provider
+
+    def say(item: "Item") -> None:
+        click.echo(orjson.dumps(item) if as_json else f"deleted {item.get('id')}")
+
+    async def each(api: "ProviderApi") -> None:
+        for file in files:
+            say(await api.delete_file(file))
+
+    ask_provider(provider, each)
+
+
+@contextlib.contextmanager
+def _progress(words: str, size: int) -> Iterator[Callable[[int], None]]:
+    """Bytes sent so far, told on a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda sent: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(words, total=size)
+        yield lambda sent: bar.update(task, completed=sent)

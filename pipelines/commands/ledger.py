@@ -1,0 +1,152 @@
+"""`rowmill ledger`: look at what the workspace's ledger holds, drop old answers, write it out as Parquet."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import orjson
+
+from connectors.errors import JobError
+from pipelines.commands.look import as_json_option, print_rows
+
+if TYPE_CHECKING:
+    from connectors.ledger import Ledger
+    from pipelines.workspace import Workspace
+
+workspace_option = click.option(
+    "--workspace", "folder", type=click.Path(path_type=Path), default=Path(), help="Default: that of this folder."
+)
+
+
+@click.group("ledger")
+def ledger_command() -> None:
+    """Look after the ledger: the one file that knows every request and every answer of a workspace.
+
+    \b
+    Examples:
+      rowmill ledger show
+      rowmill ledger prune --older-than 90d --dry-run
+      rowmill ledger export -o ledger-copy
+    """
+
+
+@ledger_command.command("show")
+@workspace_option
+@as_json_option
+def show_command(folder: Path, as_json: bool) -> None:
+    """Tell how large the ledger is and what it holds, by job.
+
+    \b
+    Example:
+      rowmill ledger show
+    """
+    from pipelines.housekeeping import shown
+
+    _, ledger = _opened(folder)
+    try:
+        told = shown(ledger)
+    finally:
+        ledger.close()
+    if as_json:
+        click.echo(orjson.dumps(told))
+        return
+    click.echo(_in_words(told))
+    columns = ("job", "runs", "open_runs", "exchanges", "cost_usd", "answers", "answer_bytes", "oldest_answer")
+    print_rows([{name: job[name] for name in columns} for job in told["jobs"]], False, "no run yet")
+
+
+@ledger_command.command("prune")
+@workspace_option
+@click.option("--older-than", "age", metavar="AGE", help="Only answers older than so many hours, days, weeks: 90d.")
+@click.option("--job", "jobs", multiple=True, metavar="NAME", help="Only answers of this job. May be given again.")
+@click.option("--gone", is_flag=True, help="Only answers of jobs that no file of the workspace describes any more.")
+@click.option("--answers-only", is_flag=True, help="Keep the notes of commits: `rebuild` then tells what it left out.")
+@click.option("--dry-run", is_flag=True, help="Tell what would be dropped, and drop nothing.")
+def prune_command(
+    folder: Path, age: str | None, jobs: tuple[str, ...], gone: bool, answers_only: bool, dry_run: bool
+) -> None:
+    """Drop answers that are no longer needed. What was sent and what it cost stays known.
+
+    Rows that are in a sink stay done. What cannot be had again without paying: `rebuild` of these rows, and equal
+    requests of other rows. Answers of a job with an open run are never dropped.
+
+    \b
+    Examples:
+      rowmill ledger prune --older-than 90d --dry-run
+      rowmill ledger prune --gone
+      rowmill ledger prune --job ticket-enrichment --older-than 2w
+    """
+    from pipelines.housekeeping import gone_jobs, prune, seconds_of
+
+    if age is None and not jobs and not gone:
+        raise JobError("ledger prune: says not what to drop; add --older-than 90d, --job NAME or --gone")
+    older_than = None if age is None else timedelta(seconds=seconds_of(age))
+    workspace, ledger = _opened(folder)
+    try:
+        chosen: list[str] | None = list(dict.fromkeys(jobs)) or None
+        if gone:
+            left = gone_jobs(workspace, ledger)
+            chosen = left if chosen is None else [job for job in chosen if job in left]
+        done = prune(workspace, ledger, older_than, chosen, answers_only, dry_run)
+    finally:
+        ledger.close()
+    for job in done.spared:
+        click.echo(f"{job}: has an open run, its answers stay; run it to its end: rowmill run", err=True)
+    would, freed = ("would drop", "they take") if dry_run else ("dropped", "freed")
+    click.echo(
+        f"{would} {done.answers:,} answers and {done.commits:,} notes of commits; {freed} {_size(done.freed_bytes)}"
+    )
+
+
+@ledger_command.command("export")
+@workspace_option
+@click.option("-o", "target", required=True, type=click.Path(path_type=Path), help="A folder, or one .parquet file.")
+def export_command(folder: Path, target: Path) -> None:
+    """Write exchanges, runs and what is known of the answers (not the answers themselves) as Parquet.
+
+    Into a folder: exchanges.parquet, runs.parquet, answers.parquet. Into a file: the exchanges.
+
+    \b
+    Example:
+      rowmill ledger export -o ledger-copy
+    """
+    from pipelines.export import export
+
+    _, ledger = _opened(folder)
+    try:
+        written = export(ledger, target)
+    finally:
+        ledger.close()
+    for path, rows in written.items():
+        click.echo(f"{path}: {rows:,} rows")
+
+
+def _opened(folder: Path) -> "tuple[Workspace, Ledger]":
+    from pipelines.looks import ledger_of
+    from pipelines.workspace import find_workspace
+
+    workspace = find_workspace(folder)
+    ledger = ledger_of(workspace)
+    if ledger is None:
+        raise JobError(f"{workspace.state}: there is no ledger yet; run a job first")
+    return workspace, ledger
+
+
+def _in_words(told: dict[str, Any]) -> str:
+    each = "" if told["bytes_per_answer"] is None else f", {_size(told['bytes_per_answer'])} an answer"
+    since = "" if told["oldest_answer"] is None else f" since {told['oldest_answer']}"
+    return (
+        f"{told['path']}: {_size(told['ledger_bytes'])}, and {_size(told['files_bytes'])} in files beside it\n"
+        f"{told['answers']:,} answers{since}{each}; {told['exchanges']:,} exchanges"
+    )
+
+
+def _size(nbytes: float) -> str:
+    if nbytes < 1000:
+        return f"{nbytes:.0f} bytes"
+    for unit in ("kB", "MB"):
+        nbytes /= 1000
+        if nbytes < 1000:
+            return f"{nbytes:.1f} {unit}"
+    return f"{nbytes / 1000:,.1f} GB"

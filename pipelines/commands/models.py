@@ -1,0 +1,58 @@
+"""`rowmill models`: which models a provider has."""
+
+import click
+
+from pipelines.commands.look import as_json_option, print_facts, print_rows, since_1970
+from pipelines.commands.options import provider_option
+
+
+@click.group("models")
+def models_command() -> None:
+    """Look at the models of a provider.
+
+    \b
+    Examples:
+      rowmill models list --provider local
+      rowmill models show gpt-4o-mini
+    """
+
+
+@models_command.command("list")
+@provider_option
+@as_json_option
+def list_command(provider: str, as_json: bool) -> None:
+    """List the models that your key may use.
+
+    \b
+    Example:
+      rowmill models list --provider local --json
+    """
+    from pipelines.provider_api import ask_provider
+
+    models = ask_provider(provider, lambda api: api.models())
+    if as_json:
+        print_rows([dict(model) for model in models], True, "")
+        return
+    # Servers tell more than the API asks for: whatever is a plain value gets a column.
+    told = {name: None for model in models for name, value in model.items() if isinstance(value, str | int | float)}
+    names = [name for name in told if name not in ("id", "object")]
+    rows: list[dict[str, object]] = [
+        {"id": model.get("id"), **{name: since_1970(name, model.get(name)) for name in names}} for model in models
+    ]
+    print_rows(rows, False, f"{provider} lists no models")
+
+
+@models_command.command("show")
+@click.argument("model")
+@provider_option
+@as_json_option
+def show_command(model: str, provider: str, as_json: bool) -> None:
+    """Show one model.
+
+    \b
+    Example:
+      rowmill models show text-embedding-3-small --provider local
+    """
+    from pipelines.provider_api import ask_provider
+
+    print_facts(ask_provider(provider, lambda api: api.model(model)), as_json)

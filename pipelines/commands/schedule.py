@@ -1,0 +1,161 @@
+"""`rowmill schedule`: run jobs by the clock, show what ran and what is next, hand the clock to cron or systemd."""
+
+import asyncio
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from connectors.errors import JobError
+from pipelines.commands.look import as_json_option, print_rows
+from pipelines.commands.options import job_argument, job_files
+
+if TYPE_CHECKING:
+    from pipelines.schedule import Scheduled
+
+
+@click.group("schedule")
+def schedule_command() -> None:
+    """Run jobs by the clock: their key `schedule`, a cron expression in the workspace's time zone.
+
+    \b
+    Examples:
+      rowmill schedule run jobs/
+      rowmill schedule show
+      rowmill schedule install jobs/ --as systemd
+    """
+
+
+@schedule_command.command("run")
+@job_argument(many=True)
+@click.option("--once", is_flag=True, help="Run what is due now (missed runs too), then end.")
+@click.option("--parallel", type=click.IntRange(min=1), default=4, show_default=True, help="Jobs at a time, at most.")
+@click.option("--log", type=click.Choice(["plain", "json"]), default="plain", show_default=True, help="On stderr.")
+def run_command(jobs: tuple[str, ...], once: bool, parallel: int, log: Literal["plain", "json"]) -> int:
+    """Stay in the foreground and start each job when it is due, as a process of its own.
+
+    Runs that were missed while this was not running are caught up once. A job that is still running when it is due
+    again is not started twice. A job that reads another's results waits for it. Job files may be edited meanwhile.
+    Ctrl-C or SIGTERM: running jobs let land what is in flight, then this ends: 130 where a job was cut short (it is
+    caught up at the next start), else 0. With --once the exit code is the worst of the jobs'.
+
+    \b
+    Examples:
+      rowmill schedule run jobs/
+      rowmill schedule run jobs/ --once
+    """
+    from pipelines.commands.run import WORST_FIRST
+    from pipelines.schedule import Roster
+    from pipelines.schedule_run import Shift
+
+    shift = Shift(Roster(lambda: job_files(jobs), _named(jobs)), log, parallel)
+    chosen = shift.roster.jobs()
+    if not chosen:
+        raise JobError(f'{" ".join(jobs)}: no job here has a schedule; add e.g. schedule: "0 2 * * *"')
+    if not once:
+        shift.tell("begin", f"scheduled: {', '.join(f'{job.name} ({job.cron})' for job in chosen)}")
+    code = asyncio.run(shift.keep(once))
+    return code or (min(shift.codes, key=WORST_FIRST.index, default=0) if once else 0)
+
+
+@schedule_command.command("show")
+@click.argument("jobs", metavar="[JOB...]", nargs=-1)
+@click.option("--last", type=click.IntRange(min=1), default=1, show_default=True, help="So many runs of each job.")
+@as_json_option
+def show_command(jobs: tuple[str, ...], last: int, as_json: bool) -> None:
+    """Tell what ran, how it ended, what it cost and what is next; times are of the workspace's zone.
+
+    Without JOB: the jobs of this folder and of its folder jobs/.
+
+    \b
+    Examples:
+      rowmill schedule show
+      rowmill schedule show jobs/ --last 7 --json
+    """
+    from pipelines.schedule_show import shown
+
+    rows = shown(_scheduled(jobs), last, datetime.now(UTC))
+    if not as_json:
+        columns = ("job", "next", "started", "how", "cost_usd", "skipped")
+        rows = [{name: _short(row[name]) for name in columns} for row in rows]
+    print_rows(rows, as_json, "no job here has a schedule")
+
+
+@schedule_command.command("install")
+@click.argument("jobs", metavar="[JOB...]", nargs=-1)
+@click.option("--as", "kind", type=click.Choice(["crontab", "systemd"]), required=True, help="Who keeps the clock.")
+@click.option("--write", is_flag=True, help="Install what is shown; without it nothing is changed.")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), help="systemd: where. Default: the user's units.")
+@click.option("--env-file", type=click.Path(path_type=Path), help="A file of yours with NAME=VALUE lines, e.g. keys.")
+def install_command(jobs: tuple[str, ...], kind: str, write: bool, folder: Path | None, env_file: Path | None) -> None:
+    """Show the crontab lines or systemd units that run the jobs, and with --write install them.
+
+    \b
+    Examples:
+      rowmill schedule install jobs/ --as crontab
+      rowmill schedule install jobs/ --as systemd --write
+    """
+    chosen = _scheduled(jobs)
+    if not chosen:
+        raise JobError('schedule install: no job here has a schedule; add e.g. schedule: "0 2 * * *"')
+    env_file = None if env_file is None else env_file.absolute()
+    if kind == "crontab":
+        _crontab(chosen, env_file, write)
+    else:
+        _systemd(chosen, env_file, write, folder)
+
+
+def _crontab(chosen: "list[Scheduled]", env_file: Path | None, write: bool) -> None:
+    from pipelines.schedule_files import crontab_block, merged_crontab, read_crontab, write_crontab
+
+    folders = dict.fromkeys(job.workspace.folder for job in chosen)
+    blocks = {
+        folder: crontab_block([job for job in chosen if job.workspace.folder == folder], env_file) for folder in folders
+    }
+    click.echo("".join(blocks.values()), nl=False)
+    if not write:
+        click.echo("nothing was changed; add --write to install these lines", err=True)
+        return
+    write_crontab(merged_crontab(read_crontab(), blocks))
+    click.echo("installed; look at it with: crontab -l", err=True)
+
+
+def _systemd(chosen: "list[Scheduled]", env_file: Path | None, write: bool, folder: Path | None) -> None:
+    from connectors.ledger_file import write_whole
+    from pipelines.schedule_files import systemd_units
+
+    target = folder if folder is not None else Path.home() / ".config/systemd/user"
+    units = {name: text for job in chosen for name, text in systemd_units(job, env_file, date.today()).items()}
+    for name, text in units.items():
+        click.echo(f"# {target / name}\n{text}")
+    if not write:
+        click.echo("nothing was changed; add --write to write these files", err=True)
+        return
+    for name, text in units.items():
+        write_whole(target / name, text.encode())
+    timers = " ".join(name for name in units if name.endswith(".timer"))
+    click.echo(f"written; next: systemctl --user daemon-reload && systemctl --user enable --now {timers}", err=True)
+    click.echo("without a login: loginctl enable-linger", err=True)
+
+
+def _scheduled(jobs: tuple[str, ...]) -> "list[Scheduled]":
+    from pipelines.schedule import scheduled_jobs
+
+    here = jobs or tuple(folder for folder in (".", "jobs") if _holds_jobs(Path(folder)))
+    return scheduled_jobs(job_files(here), _named(jobs))
+
+
+def _short(value: object) -> object:
+    """A time to the minute; other values as they are."""
+    return value[:16].replace("T", " ") if isinstance(value, str) and value[10:11] == "T" else value
+
+
+def _holds_jobs(folder: Path) -> bool:
+    return folder.is_dir() and any(
+        path.suffix in (".yaml", ".yml") and path.stem != "rowmill" for path in folder.iterdir()
+    )
+
+
+def _named(jobs: tuple[str, ...]) -> frozenset[Path]:
+    return frozenset(Path(job) for job in jobs if not Path(job).is_dir())

@@ -1,0 +1,100 @@
+"""`on_finish:` who gets the report when a run has ended: a command or a webhook. What goes wrong there is a warning."""
+
+import asyncio
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from connectors.errors import JobError
+from pipelines.jobfile import Job, load_job
+from pipelines.overrides import Overrides
+from pipelines.workspace import Workspace, find_workspace
+
+COMMAND_SECONDS = 60.0
+WEBHOOK_SECONDS = 30.0
+
+
+def notify(job: Job, told: Mapping[str, Any], workspace: Workspace) -> str | None:
+    """Hand the `--json` object to the job's on_finish; what went wrong, None where nothing did."""
+    if job.on_finish is None:
+        return None
+    report = orjson.dumps(told)
+    if job.on_finish.command is not None:
+        problem = _command(job.on_finish.command, report, workspace.folder)
+        return problem and f"{job.name}: on_finish: {problem}; the run itself is not touched by this"
+    problem = _webhook(job.on_finish.webhook or "", report)
+    return problem and f"{job.name}: on_finish: {problem}; the run itself is not touched by this"
+
+
+def notify_of(path: Path, overrides: Overrides, told: Mapping[str, Any]) -> str | None:
+    """As `notify`, for a job file that may be the very reason why nothing was run."""
+    try:
+        return notify(load_job(path, overrides).job, told, find_workspace(path))
+    except JobError:
+        # It was told already.
+        return None
+
+
+def _command(command: str, report: bytes, folder: Path) -> str | None:
+    """Run the command in the workspace with the environment of `rowmill` itself; what it prints goes to stderr."""
+    try:
+        words = shlex.split(command)
+    except ValueError as exc:
+        return f"{command!r} cannot be split into words ({exc}); mend its quotes"
+    if not words:
+        return f"{command!r} names no command; name one"
+    # A script of the workspace may go by its bare name.
+    own = folder / words[0]
+    program = str(own) if own.is_file() else words[0]
+    try:
+        process = subprocess.Popen(
+            [program, *words[1:]], cwd=folder, stdin=subprocess.PIPE, stdout=2, start_new_session=True
+        )
+    except OSError as exc:
+        hint = "; make it executable: chmod +x" if isinstance(exc, PermissionError) else ""
+        return f"{words[0]} cannot be started ({exc.strerror}){hint}"
+    try:
+        process.communicate(report, timeout=COMMAND_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"{words[0]} took longer than {COMMAND_SECONDS:g} s and was ended"
+    finally:
+        if process.poll() is None:
+            # With what it has started itself.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return f"{words[0]} ended with exit code {process.returncode}" if process.returncode else None
+
+
+def _webhook(url: str, report: bytes) -> str | None:
+    # Only the host: path and query of such an address are often its secret.
+    host = urlsplit(url).hostname or "the webhook"
+    status = asyncio.run(_posted(url, report))
+    if isinstance(status, str):
+        return f"{host} {status}"
+    return None if 200 <= status < 300 else f"{host} answered with HTTP {status}"
+
+
+async def _posted(url: str, report: bytes) -> int | str:
+    """The status of the answer, or what kept it from coming."""
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=WEBHOOK_SECONDS)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, trust_env=True) as session,
+            session.post(
+                url, data=report, headers={"Content-Type": "application/json"}, allow_redirects=False
+            ) as reply,
+        ):
+            return reply.status
+    except TimeoutError:
+        return f"did not answer within {WEBHOOK_SECONDS:g} s"
+    except (aiohttp.ClientError, ValueError, OSError) as exc:
+        return f"cannot be reached ({type(exc).__name__})"

@@ -1,0 +1,273 @@
+"""A plan's reckoning: rows go through the steps as in a run, answered by the ledger alone; nothing is sent."""
+
+import asyncio
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from connectors.contracts import MediaUse
+from connectors.exchange import Media, Request, Row, RowError, Values
+from connectors.ledger import Ledger
+from connectors.media import MediaReader
+from pipelines.plan_answers import Likely, likely, stand_ins
+from pipelines.plan_money import Bill, Passes, Rates
+from pipelines.prepare import ReadyJob, ReadyStep, media_reader
+from pipelines.row_files import with_media
+from pipelines.run import CHUNK_ROWS
+
+WHOLE_ROWS = 20_000
+"""So many rows are all looked at; of more, about as many, spread over the whole."""
+LONGEST = 12.0
+"""Seconds of looking at rows; what was seen until then stands for all."""
+EXAMPLES = 2
+
+_URL = re.compile(r"https?://", re.IGNORECASE)
+_UNSEEN = {
+    "image": Media("0" * 64, 400_000, "image/png", "png", data=b"", pixels=(1024, 1024)),
+    "audio": Media("0" * 64, 1_000_000, "audio/mpeg", "mp3", data=b"", seconds=60.0),
+}
+"""What stands for a file behind a URL: a plan fetches nothing."""
+
+
+@dataclass(slots=True)
+class Reckoned:
+    """What one step came to, over the rows that were looked at."""
+
+    step: ReadyStep
+    likely: Likely
+    bill: Bill
+    requests: int = 0
+    """Exchanges, packs counted once."""
+    asked: int = 0
+    """Rows that an answer is to be asked for."""
+    guessed: int = 0
+    """The part of `asked` whose requests hold answers that are yet to come: their length is estimated."""
+    perhaps: int = 0
+    """Rows of which only the run will tell whether `when` lets them pass."""
+    in_ledger: int = 0
+    skipped: int = 0
+    """Rows that `when` leaves out."""
+    unaskable: int = 0
+    """Rows whose values make no request."""
+    fetched: int = 0
+    """Rows that name a URL whose content is not looked at here."""
+    body_bytes: int = 0
+    made: set[bytes] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Looked:
+    """All steps, and how many rows they were reckoned on."""
+
+    steps: list[Reckoned]
+    rows: int = 0
+    carried_bytes: int = 0
+    examples: list[tuple[str, Request]] = field(default_factory=list)
+
+
+async def look(ready: ReadyJob, ledger: Ledger, asked: int) -> Looked:
+    """Reckon on the rows that a run would ask: on all, or on a part of them spread over the whole."""
+    steps = [Reckoned(step, likely(ledger, ready.job.name, step), Bill(Rates.of(ready, step))) for step in ready.steps]
+    looked = Looked(steps)
+    media = media_reader(ready)
+    try:
+        async with aclosing(_chunks(ready, asked)) as chunks:
+            async for batch in chunks:
+                await _Chunk(ready, ledger, media, looked, pa.Table.from_batches([batch])).go()
+    finally:
+        await media.close()
+    return looked
+
+
+async def _chunks(ready: ReadyJob, asked: int) -> Any:
+    every = max(1, -(-asked // WHOLE_ROWS))
+    until = time.monotonic() + LONGEST
+    batches: Iterator[pa.RecordBatch] = ready.selection.batches(CHUNK_ROWS, frozenset())
+    for place, batch in enumerate(batches):
+        if place % every == 0:
+            yield batch
+        if time.monotonic() > until:
+            return
+        await asyncio.sleep(0)
+
+
+class _Chunk:
+    """Some rows on their way through the steps."""
+
+    def __init__(self, ready: ReadyJob, ledger: Ledger, media: MediaReader, looked: Looked, table: pa.Table) -> None:
+        self._ready = ready
+        self._ledger = ledger
+        self._media = media
+        self._looked = looked
+        self._table = table
+        self._keys: list[str] = table.column("_key").to_pylist()
+        self._alive = [True] * table.num_rows
+        self._open: list[frozenset[str]] = [frozenset()] * table.num_rows
+        """For each row the columns whose values only the run will tell."""
+
+    async def go(self) -> None:
+        looked = self._looked
+        carried = [name for name in self._ready.shape.results.names if name in self._table.column_names]
+        looked.carried_bytes += self._table.select(carried).nbytes
+        for place, reckoned in enumerate(looked.steps):
+            await self._step(reckoned, looked.rows)
+            later = self._ready.steps[place + 1 :]
+            wanted = {
+                name for step in later for name in step.endpoint.uses | (step.when.columns if step.when else set())
+            }
+            self._table = self._table.drop_columns(
+                [name for name in self._table.column_names if name not in wanted and not name.startswith("_")]
+            )
+        looked.rows += len(self._keys)
+
+    async def _step(self, reckoned: Reckoned, before: int) -> None:
+        step = reckoned.step
+        wanted = self._wanted(step, reckoned)
+        rows: Sequence[Row | RowError] = self._table.select(sorted(step.endpoint.uses)).to_pylist()
+        if step.endpoint.media:
+            rows = await self._with_media(step.endpoint.media, rows, list(wanted), reckoned)
+        requests: dict[int, Request] = {}
+        for place, passes in wanted.items():
+            row = rows[place]
+            made = row if isinstance(row, RowError) else step.endpoint.request(row, self._keys[place])
+            if not isinstance(made, RowError):
+                requests[place] = made
+            elif passes is Passes.YES:
+                reckoned.unaskable += 1
+                self._alive[place] = False
+        guessed = {place for place in requests if self._open[place] & step.endpoint.uses}
+        answers = self._answered(requests, guessed, reckoned)
+        unknown = set(requests).difference(answers)
+        fresh: list[Request] = []
+        for place in sorted(unknown):
+            made = requests[place]
+            if place not in guessed:
+                if made.fingerprint in reckoned.made:
+                    continue
+                reckoned.made.add(made.fingerprint)
+                if len(self._looked.examples) < EXAMPLES:
+                    self._looked.examples.append((step.model.name, made))
+            for part in made.parts or (made,):
+                reckoned.bill.add(part, reckoned.likely, wanted[place])
+            if wanted[place] is not Passes.NO:
+                fresh.append(made)
+                reckoned.body_bytes += len(made.body)
+        reckoned.asked += len(fresh)
+        reckoned.guessed += len(guessed & unknown)
+        reckoned.requests += sum(1 for _ in step.endpoint.packs([made for made in fresh if not made.parts]))
+        reckoned.requests += sum(len(made.parts) for made in fresh)
+        self._fill(reckoned, before, answers, {place: wanted[place] for place in unknown})
+
+    def _wanted(self, step: ReadyStep, reckoned: Reckoned) -> dict[int, Passes]:
+        """Whether each row passes the step's `when`, without those that are known not to."""
+        alive = [place for place, is_alive in enumerate(self._alive) if is_alive]
+        if step.when is None:
+            return dict.fromkeys(alive, Passes.YES)
+        mask = step.when.mask(self._table)
+        wanted: dict[int, Passes] = {}
+        for place in alive:
+            if self._open[place] & step.when.columns:
+                wanted[place] = Passes.PERHAPS if mask[place] else Passes.NO
+                reckoned.perhaps += 1
+            elif mask[place]:
+                wanted[place] = Passes.YES
+            else:
+                reckoned.skipped += 1
+        return wanted
+
+    async def _with_media(
+        self, uses: Mapping[str, MediaUse], rows: Sequence[Row | RowError], passing: Sequence[int], reckoned: Reckoned
+    ) -> list[Row | RowError]:
+        """The rows with their files found and measured; of what lies behind a URL, only that it is there."""
+        here: list[Row] = []
+        unseen: dict[int, dict[str, Any]] = {}
+        for place, row in enumerate(rows):
+            assert not isinstance(row, RowError)
+            for name, use in uses.items():
+                value = row.get(name)
+                listed = value if isinstance(value, list) else [value]
+                if not use.passes_urls and any(isinstance(one, str) and _URL.match(one) for one in listed):
+                    stand_in = _UNSEEN[use.kind]
+                    unseen.setdefault(place, {})[name] = (
+                        [stand_in] * len(listed) if isinstance(value, list) else stand_in
+                    )
+            here.append({**row, **dict.fromkeys(unseen.get(place, ()))})
+        reckoned.fetched += len(unseen.keys() & set(passing))
+        found = await with_media(self._media, here, uses, passing)
+        whole: list[Row | RowError] = list(here)
+        for place, row in found.items():
+            for media in _media_of(row):
+                self._media.release(media)
+            whole[place] = row if isinstance(row, RowError) else {**row, **unseen.get(place, {})}
+        return whole
+
+    def _answered(
+        self, requests: dict[int, Request], guessed: set[int], reckoned: Reckoned
+    ) -> dict[int, Values | RowError]:
+        """Rows whose answer the ledger has: its values, or why it makes none. A request whose kept answer does not fit
+        gives way to the turn that asks to mend it."""
+        endpoint = reckoned.step.endpoint
+        settled: dict[int, Values | RowError] = {}
+        looking = [place for place in requests if place not in guessed]
+        while looking:
+            kept = self._ledger.lookup(list({requests[place].fingerprint for place in looking}))
+            further: list[int] = []
+            for place in looking:
+                answer = kept.get(requests[place].fingerprint)
+                if answer is None:
+                    continue
+                told = endpoint.values(answer.reply) if answer.reply is not None else answer.error
+                assert told is not None
+                if answer.reply is not None and isinstance(told, RowError):
+                    mended = endpoint.repair(requests[place], answer.reply, told)
+                    if mended is not None:
+                        requests[place] = mended
+                        further.append(place)
+                        continue
+                settled[place] = told
+                reckoned.in_ledger += 1
+            looking = further
+        return settled
+
+    def _fill(
+        self,
+        reckoned: Reckoned,
+        before: int,
+        answers: Mapping[int, Values | RowError],
+        unknown: Mapping[int, Passes],
+    ) -> None:
+        """Add the step's columns: values where the ledger has them, likely ones where only the run will tell."""
+        step, count = reckoned.step, len(self._keys)
+        values: list[Values | None] = [None] * count
+        for place, told in answers.items():
+            if isinstance(told, RowError):
+                self._alive[place] = False
+            else:
+                values[place] = told
+        names = frozenset(made.name for made in step.endpoint.fields)
+        for place in unknown:
+            self._open[place] |= names
+        guesses = {
+            place: stand_ins(step, reckoned.likely, before + place)
+            for place, passes in unknown.items()
+            if passes is not Passes.NO
+        }
+        for column, (made, array) in enumerate(zip(step.endpoint.fields, step.endpoint.arrays(values), strict=True)):
+            if guesses:
+                there = array.to_pylist() if array.null_count < count else [None] * count
+                for place, guess in guesses.items():
+                    there[place] = guess[column]
+                array = pa.array(there, made.type)
+            self._table = self._table.append_column(made, array)
+
+
+def _media_of(row: Row | RowError) -> Iterator[Media]:
+    if isinstance(row, RowError):
+        return
+    for value in row.values():
+        yield from (one for one in (value if isinstance(value, list) else [value]) if isinstance(one, Media))

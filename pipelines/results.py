@@ -1,0 +1,188 @@
+"""A job's tables for notebooks: results, usage and errors in polars and DuckDB, files by name, neighbours by vector."""
+
+from dataclasses import dataclass, field
+from html import escape
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+
+from connectors.contracts import Sink, TableShape
+from connectors.errors import JobError
+from connectors.sql_text import literal_list
+from connectors.tables import errors_schema, results_schema
+from pipelines.jobfile import Job, LoadedJob, load_job
+from pipelines.overrides import Overrides
+from pipelines.workspace import Workspace, find_workspace
+
+if TYPE_CHECKING:
+    import polars as pl
+    import pyarrow as pa
+
+    from pipelines.neighbours import Embedded
+    from pipelines.scoring import Score
+
+TABLES = ("results", "usage", "errors")
+_GLOB = "/*.parquet"
+"""How the place of a table ends that is a folder of Parquet parts."""
+
+
+def read_results(job: str | PathLike[str], sink: str | PathLike[str] | None = None) -> "Results":
+    """The tables that runs of a job file have written; JobError where there are none yet.
+
+    Both paths may be relative to the current folder. `sink`: where `run --sink` wrote, instead of the job's own.
+    """
+    path = Path(job)
+    loaded = load_job(path, Overrides(sink=None if sink is None else str(sink)))
+    workspace = find_workspace(path)
+    nothing = TableShape((), results_schema((), (), ()), errors_schema(()), loaded.job.sink.write)
+    opened = loaded.job.sink.open(nothing, workspace.folder, loaded.job.retry.longest_hold)
+    if not opened.present():
+        flag = "" if sink is None else f" --sink {sink}"
+        raise JobError(
+            f"{loaded.at('sink')}: nothing is in {loaded.job.sink.identity} yet; rowmill run {path}{flag}, "
+            f'or in a notebook: await run("{path}")'
+        )
+    return Results(loaded, workspace, opened)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a job has written. Each look reads the tables anew, so that it sees what a later run has added."""
+
+    loaded: LoadedJob = field(repr=False)
+    workspace: Workspace = field(repr=False)
+    sink: Sink = field(repr=False)
+
+    @property
+    def job(self) -> Job:
+        """What the job file says."""
+        return self.loaded.job
+
+    @property
+    def results(self) -> "pl.LazyFrame":
+        """One row a key: key, carried columns, outputs, `_run_id`, `_row_fingerprint`; vectors are polars Arrays."""
+        return self._frame("results")
+
+    @property
+    def usage(self) -> "pl.LazyFrame":
+        """One row for each HTTP exchange of all runs."""
+        return self._frame("usage")
+
+    @property
+    def errors(self) -> "pl.LazyFrame":
+        """One row for each row of the source that has failed and not succeeded since."""
+        return self._frame("errors")
+
+    def duckdb(self) -> duckdb.DuckDBPyConnection:
+        """A new connection in which the three tables have these names, as they are at this moment."""
+        connection = _connected()
+        for table in TABLES:
+            parts = self._parts(table)
+            if parts is None:
+                # In memory: a DuckDB file that is held open would keep the next run from writing.
+                connection.register("read", self._arrow(table))
+                connection.execute(f"create table {table} as from read")
+                connection.unregister("read")
+            else:
+                connection.execute(f"create view {table} as from read_parquet({literal_list(parts)})")
+        return connection
+
+    def media(self, name: str) -> Path:
+        """The file that a value of a results column names: one that a step wrote, or one that the source named."""
+        made = name.startswith(self.sink.files_prefix)
+        folder = self.sink.files_folder if made else self.workspace.folder
+        path = folder / (name.removeprefix(self.sink.files_prefix) if made else name)
+        inside = (folder,) if made else (folder, *self.workspace.roots)
+        if not any(path.resolve().is_relative_to(root.resolve()) for root in inside):
+            raise JobError(f"{name}: is not below the workspace; only files of the job can be opened by name")
+        if not path.is_file():
+            raise JobError(f"{name}: there is no such file; name a value of a results column that holds files")
+        return path
+
+    def score(self, label: str, output: str) -> "Score":
+        """How the answers in `output` agree with the column `label`, which the sink must carry over."""
+        from pipelines.scoring import score
+
+        return score(self.results, label, output)
+
+    def embed(self, text: str, column: str | None = None) -> "Embedded":
+        """The text's vector, made as those of `column` (None: the only one) were: one request to the step's provider.
+
+        It is not in the ledger; what it cost is in the answer.
+        """
+        from pipelines.neighbours import embed, vector_column
+
+        return embed(self.job, self.workspace, vector_column(self.results, column), text)
+
+    def nearest(
+        self, *, key: Any = None, text: "str | Embedded | None" = None, k: int = 5, column: str | None = None
+    ) -> "pl.DataFrame":
+        """The k rows whose vectors in `column` (None: the only one) are most like that of a row (`key`: its key, a
+        tuple where that is several columns) or of a text; their columns and `similarity`, the cosine."""
+        from pipelines.neighbours import Embedded, nearest, nearest_to_row, vector_column
+
+        name = vector_column(self.results, column)
+        if (key is None) == (text is None):
+            raise JobError("nearest: needs either a key or a text; write e.g. nearest(key=7) or nearest(text='…')")
+        if text is None:
+            return nearest_to_row(self.results, self.job.key, key, name, k)
+        asked = text if isinstance(text, Embedded) else self.embed(text, name)
+        return nearest(self.results, asked.vector, name, k)
+
+    def _frame(self, table: str) -> "pl.LazyFrame":
+        import polars as pl
+
+        parts = self._parts(table)
+        if parts is not None:
+            return pl.scan_parquet(parts, glob=False)
+        frame = pl.from_arrow(self._arrow(table))
+        assert isinstance(frame, pl.DataFrame)
+        return frame.lazy()
+
+    def _parts(self, table: str) -> list[Path] | None:
+        """The files of a table that is a folder of Parquet parts; None where it is another."""
+        place = self.sink.tables()[table]
+        if not place.endswith(_GLOB):
+            return None
+        parts = sorted(Path(place.removesuffix(_GLOB)).glob("*.parquet"))
+        if not parts:
+            raise JobError(f"{self.job.sink.identity}: its table {table} is gone; rowmill rebuild {self.loaded.path}")
+        return parts
+
+    def _arrow(self, table: str) -> "pa.Table":
+        told = {"results": self.sink.results_sql, "usage": self.sink.usage_sql, "errors": self.sink.errors_sql}
+        with _connected() as db:
+            self.sink.attach(db)
+            found = db.sql(f"from {told[table]()}").to_arrow_table()
+            self.sink.detach(db)
+        return found.drop_columns("_part") if table == "results" else found
+
+    def _repr_html_(self) -> str:
+        with self.duckdb() as db:
+            counts = {name: _one(db, f"select count(*) from {name}") for name in TABLES}
+            columns = [f"{name} {kind}" for name, kind, *_ in db.execute("describe results").fetchall()]
+            cost, unpriced = db.execute(
+                "select sum(cost_usd), count(*) filter (cost_usd is null) from usage"
+            ).fetchall()[0]
+        spent = f"${cost or 0:.6f}" + (f", {unpriced:,} exchanges without a known price" if unpriced else "")
+        rows = {
+            "results": f"{counts['results']:,} rows: {', '.join(columns)}",
+            "usage": f"{counts['usage']:,} exchanges, {spent}",
+            "errors": f"{counts['errors']:,} rows",
+        }
+        cells = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows.items())
+        return f"<table><caption>{escape(self.job.name)}</caption>{cells}</table>"
+
+
+def _connected() -> duckdb.DuckDBPyConnection:
+    db = duckdb.connect()
+    # Moments are told as they were written, wherever the reader is.
+    db.execute("set TimeZone = 'UTC'")
+    return db
+
+
+def _one(db: duckdb.DuckDBPyConnection, sql: str) -> int:
+    ((value,),) = db.execute(sql).fetchall()
+    return int(value)

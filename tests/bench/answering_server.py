@@ -1,0 +1,113 @@
+"""A server that answers at once (or after a latency) with as little work as Python can do: the target of benchmarks.
+
+    python tests/bench/answering_server.py PORT LATENCY_MS
+
+Chat gets a fixed answer, typed chat (a response_format in the body) a JSON answer of ten fields; embeddings get vectors
+of 1,536 float32 in base64. Written on asyncio.Protocol: it shares no code with the embedded provider.
+"""
+
+import asyncio
+import base64
+import random
+import sys
+
+import orjson
+import uvloop
+
+TYPED = {
+    "sentiment": "positive",
+    "score": 0.9,
+    "stars": 5,
+    "topics": ["food", "service"],
+    "place": {"city": "Berlin", "country": "DE"},
+    "price": "fair",
+    "recommended": True,
+    "language": "en",
+    "summary": "A short summary of what was said.",
+    "people": [{"name": "Ada", "role": "waiter"}],
+}
+DIMENSIONS = 1536
+
+
+def whole(body: bytes) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nx-request-id: r-1\r\nContent-Length: %d\r\n\r\n"
+    return head % len(body) + body
+
+
+def chat(content: str) -> bytes:
+    return whole(
+        orjson.dumps(
+            {
+                "id": "chatcmpl-1",
+                "object": "chat.completion",
+                "created": 1700000000,
+                "model": "gpt-4o-mini",
+                "choices": [
+                    {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+                ],
+                "usage": {"prompt_tokens": 60, "completion_tokens": 20, "total_tokens": 80},
+            }
+        )
+    )
+
+
+CHAT = chat("This is a short answer of a usual length, made of some twenty tokens or so.")
+TYPED_CHAT = chat(orjson.dumps(TYPED).decode())
+DICE = random.Random(1)
+VECTORS = [base64.b64encode(DICE.randbytes(4 * DIMENSIONS).replace(b"\xff", b"\x3e").replace(b"\x7f", b"\x3e")) for _ in range(64)]
+EMBEDDINGS: dict[int, bytes] = {}
+
+
+def embeddings(count: int) -> bytes:
+    if count not in EMBEDDINGS:
+        data = [
+            b'{"object":"embedding","index":%d,"embedding":"%s"}' % (place, VECTORS[place % 64]) for place in range(count)
+        ]
+        usage = b'"usage":{"prompt_tokens":%d,"total_tokens":%d}' % (count * 12, count * 12)
+        body = b'{"object":"list","model":"text-embedding-3-small","data":[' + b",".join(data) + b"]," + usage + b"}"
+        EMBEDDINGS[count] = whole(body)
+    return EMBEDDINGS[count]
+
+
+class Answering(asyncio.Protocol):
+    """One connection; requests are answered in turn."""
+
+    def __init__(self, latency: float) -> None:
+        self._latency = latency
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        while True:
+            end = self._received.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            head = self._received[:end].lower()
+            at = head.find(b"content-length:")
+            length = int(head[at + 15 : (head + b"\r\n").find(b"\r\n", at)]) if at >= 0 else 0
+            if len(self._received) < end + 4 + length:
+                return
+            body = self._received[end + 4 : end + 4 + length]
+            self._received = self._received[end + 4 + length :]
+            if b"/embeddings" in head[:60]:
+                answer = embeddings(len(orjson.loads(body)["input"]))
+            else:
+                answer = TYPED_CHAT if b'"response_format"' in body else CHAT
+            if self._latency:
+                asyncio.get_running_loop().call_later(self._latency, self._transport.write, answer)
+            else:
+                self._transport.write(answer)
+
+
+async def main(port: int, latency: float) -> None:
+    server = await asyncio.get_running_loop().create_server(lambda: Answering(latency), "127.0.0.1", port, backlog=2048)
+    print(f"listening on {server.sockets[0].getsockname()[1]}", flush=True)
+    async with server:
+        await server.serve_forever()
+
+
+if __name__ == "__main__":
+    uvloop.run(main(int(sys.argv[1]), float(sys.argv[2]) / 1000))

@@ -1,0 +1,171 @@
+"""Audits: SQL over a job's own tables after the run, checked before it; and drift against the runs before."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SINKS = {"parquet": "{parquet: out}", "duckdb": "{duckdb: out.duckdb, table: t}"}
+
+
+@pytest.fixture(params=SINKS)
+def sink(request: pytest.FixtureRequest) -> str:
+    """Each kind of sink."""
+    return SINKS[request.param]
+
+
+def test_an_audit_with_too_many_rows_ends_with_5_keeps_the_results_and_closes_the_run(
+    workspace: Any, provider: Any, cli: Any, sink: str
+) -> None:
+    workspace.csv(5)
+    audits = """
+  - {name: none loud, sql: "select * from results where answer = upper(answer)", max: 4}
+  - {name: all asked once, sql: "select u.keys from usage u group by 1 having count(*) > 1"}
+  - {name: no errors, sql: "with bad as (select * from errors) select * from bad, range(2)"}"""
+    told = cli.run(workspace.job(sink=sink, audits=audits))
+    assert (told["exit_code"], told["stopped"], told["rows_ok"]) == (5, None, 5)
+    assert told["audits"] == [
+        {"name": "none loud", "rows": 5, "max": 4, "passed": False},
+        {"name": "all asked once", "rows": 0, "max": 0, "passed": True},
+        {"name": "no errors", "rows": 0, "max": 0, "passed": True},
+    ]
+    assert cli.err == "job: audit failed: none loud: 5 rows, at most 4 allowed\n"
+    again = cli.run(workspace.folder / "job.yaml")
+    assert (again["exit_code"], again["requests"], again["rows_reused"]) == (5, 0, 5)
+    assert again["run_id"] != told["run_id"]
+
+
+def test_audits_that_pass_leave_the_exit_code_as_it_is(workspace: Any, provider: Any, cli: Any) -> None:
+    from tests.conftest import error_reply
+
+    workspace.csv(3)
+    job = workspace.job(audits='[{name: few, sql: "select * from errors", max: 1}]')
+    provider.script = lambda path, body, count: error_reply(400, "no") if "text 1" in str(body) else None
+    told = cli.run(job)
+    assert (told["exit_code"], told["audits"]) == (1, [{"name": "few", "rows": 1, "max": 1, "passed": True}])
+
+
+def test_nothing_is_audited_after_a_stop(workspace: Any, provider: Any, cli: Any) -> None:
+    from tests.conftest import error_reply
+
+    workspace.csv(3)
+    provider.script = lambda path, body, count: error_reply(401, "no such key")
+    told = cli.run(workspace.job(audits='[{name: some, sql: "select 1 from range(9)"}]'))
+    assert (told["exit_code"], told["audits"]) == (3, [])
+
+
+def test_an_audit_may_name_the_run(workspace: Any, provider: Any, cli: Any) -> None:
+    workspace.csv(3)
+    sql = "select * from results where _run_id <> getvariable('run_id')"
+    job = workspace.job(audits=f'[{{name: mine, sql: "{sql}"}}]')
+    assert cli.run(job)["exit_code"] == 0
+    workspace.csv(4)
+    assert cli.run(job)["audits"] == [{"name": "mine", "rows": 3, "max": 0, "passed": False}]
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        ("select * from results where topik is null", 'Referenced column "topik" not found'),
+        ("select * from result", "no table result here; did you mean results?"),
+        ("selec", "write one query"),
+        ("select 1; select 2", "is more than one query"),
+        ("delete from results", "Only SELECT statements can be serialized"),
+        ("copy results to 'x.csv'", "Only SELECT statements can be serialized"),
+        ("select * from read_csv('rows.csv')", "read_csv() is not allowed here"),
+        ("select * from read_text('/etc/hostname')", "read_text() is not allowed here"),
+        ("select (select count(*) from glob('*'))", "glob() is not allowed here"),
+        ("select * from 'rows.csv'", "no table rows.csv here"),
+        ("with rows as (select * from 'rows.csv') select * from rows", "no table rows.csv here"),
+        ("select * from information_schema.tables", "no table tables here"),
+        ("select * from query('select 1')", "query() is not allowed here"),
+        ("from results, (values (1)) as other, duckdb_settings()", "duckdb_settings() is not allowed here"),
+    ],
+)
+def test_wrong_sql_is_told_with_its_line_before_anything_is_sent(
+    workspace: Any, provider: Any, cli: Any, sql: str, said: str
+) -> None:
+    workspace.csv(2)
+    job = workspace.job(audits=f'[{{name: a, sql: "{sql}"}}]')
+    assert cli("validate", job) == 2
+    assert "job.yaml:6: audits.0.sql: " in cli.err
+    assert said in cli.err
+    assert cli.run(job)["exit_code"] == 2
+    assert provider.seen == []
+
+
+def test_sql_that_a_value_of_the_data_breaks_is_a_failed_audit(workspace: Any, provider: Any, cli: Any) -> None:
+    workspace.csv(2)
+    told = cli.run(workspace.job(audits='[{name: number, sql: "select * from results where cast(answer as int) > 0"}]'))
+    assert told["exit_code"] == 5
+    (audit,) = told["audits"]
+    assert (audit["rows"], audit["passed"]) == (None, False)
+    assert "Could not convert string 'TEXT 1' to INT32" in audit["found"][0]
+
+
+def test_an_audit_says_sql_or_drift_and_not_both(workspace: Any, cli: Any) -> None:
+    workspace.csv(1)
+    assert cli("validate", workspace.job(audits="[{name: a, max: 1}]")) == 2
+    assert "audits.0.sql: missing" in cli.err
+    assert cli("validate", workspace.job(audits='[{name: a, sql: "select 1", drift: {}}]')) == 2
+    assert "audits.0.drift: goes not with sql" in cli.err
+    assert cli("validate", workspace.job(audits="[{name: a, drift: {nul_share: 1}}]")) == 2
+    assert "did you mean null_share?" in cli.err
+
+
+STEPS = (
+    '[{name: label, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}], '
+    "params: {max_tokens: 50}, output: {topic: {type: [string, 'null'], enum: [a, b, null]}, why: {type: string}}}]"
+)
+
+
+def drifting(
+    workspace: Any, provider: Any, cli: Any, now: Any, audit: str = "{name: drift, drift: {}}"
+) -> dict[str, Any]:
+    """The report of a run over 30 new rows, answered as `now` says, after one over 30 rows that were all alike."""
+    from tests.conftest import chat_reply
+
+    def script(path: str, body: dict[str, Any], count: int) -> dict[str, Any]:
+        number = int(str(body["messages"][-1]["content"]).removeprefix("text "))
+        topic, why, made = ("a" if number % 2 else "b", "because of it", 5) if number <= 30 else now(number)
+        return chat_reply(json.dumps({"topic": topic, "why": why}), made=made)
+
+    provider.script = script
+    job: Path = workspace.job(steps=STEPS, audits=f"[{audit}]")
+    workspace.csv(30)
+    first = cli.run(job)
+    assert first["audits"] == [{"name": "drift", "rows": 0, "max": json_max(audit), "passed": True}]
+    workspace.csv(60)
+    told: dict[str, Any] = cli.run(job)
+    return told
+
+
+def json_max(audit: str) -> int:
+    return int(audit.split("max: ")[1].rstrip("}")) if "max: " in audit else 0
+
+
+def test_a_run_like_those_before_has_not_drifted(workspace: Any, provider: Any, cli: Any) -> None:
+    told = drifting(workspace, provider, cli, lambda n: ("a" if n % 2 else "b", "because of me", 5))
+    assert (told["exit_code"], told["audits"]) == (0, [{"name": "drift", "rows": 0, "max": 0, "passed": True}])
+
+
+def test_drift_tells_nulls_shares_lengths_and_cost(workspace: Any, provider: Any, cli: Any) -> None:
+    told = drifting(workspace, provider, cli, lambda n: (None if n > 45 else "a", "no", 25))
+    assert told["exit_code"] == 5
+    (audit,) = told["audits"]
+    assert audit["found"] == [
+        "topic: share of nulls 0.000 before, 0.500 now",
+        "topic = a: share 0.500 before, 1.000 now",
+        "topic = b: share 0.500 before, 0.000 now",
+        "why: length 13.0 before, 2.0 now",
+        "cost a row $0.000020 before, $0.000060 now",
+    ]
+    assert audit["rows"] == 5
+    assert "job: audit failed: drift: topic: share of nulls 0.000 before, 0.500 now; topic = a" in cli.err
+
+
+def test_bounds_may_be_widened_or_left_out(workspace: Any, provider: Any, cli: Any) -> None:
+    audit = "{name: drift, drift: {null_share: null, enum_share: 0.6, length: 0.9, cost_per_row: 1.5}, max: 1}"
+    told = drifting(workspace, provider, cli, lambda n: (None if n > 45 else "a", "no", 25), audit)
+    assert (told["exit_code"], told["audits"][0]["found"]) == (0, ["cost a row $0.000020 before, $0.000060 now"])

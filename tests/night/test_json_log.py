@@ -1,0 +1,95 @@
+"""`--log json`: every event of a run is one JSON line on stderr."""
+
+import json
+from typing import Any
+
+import pytest
+
+from pipelines import committer, progress_log
+
+
+def events(cli: Any) -> list[dict[str, Any]]:
+    """The lines on stderr; each of them is JSON."""
+    return [json.loads(line) for line in cli.err.splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_log, "EVERY", 0.01)
+    monkeypatch.setattr(progress_log, "SECONDS_BETWEEN_PROGRESS", 0.0)
+
+
+def test_a_run_is_told_from_start_to_finish(workspace: Any, provider: Any, cli: Any) -> None:
+    from tests.conftest import error_reply
+
+    workspace.csv(40)
+    provider.latency = 0.05
+    provider.script = lambda path, body, count: error_reply(500, "text 7 is secret") if count == 0 else None
+    assert cli("run", workspace.job(limits="{concurrency: 8}"), "--log", "json", "--json") == 0
+    report = json.loads(cli.out)
+    told = events(cli)
+    assert {event["job"] for event in told} == {"job"}
+    assert {event["run_id"] for event in told} == {report["run_id"]}
+    assert all(event["ts"].endswith("+00:00") for event in told)
+    assert [event["ts"] for event in told] == sorted(event["ts"] for event in told)
+    start, finish = told[0], told[-1]
+    assert (start["event"], start["level"], start["rows"], start["rows_done"], start["continued"]) == (
+        "start", "info", 40, 0, False,
+    )  # fmt: skip
+    assert (finish["event"], finish["level"], finish["report"]) == ("finish", "info", report)
+    kinds = {event["event"] for event in told}
+    assert kinds == {"start", "progress", "retry", "commit", "finish"}
+    retries = [event for event in told if event["event"] == "retry"]
+    assert [(event["retries"], event["level"]) for event in retries] == [(1, "warning")]
+    assert sum(event["rows"] for event in told if event["event"] == "commit") == 40
+    assert "secret" not in cli.err
+
+
+def test_commits_are_told_as_they_happen(
+    workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "SECONDS", 0.0)
+    workspace.csv(1200)
+    provider.latency = 0.1
+    cli("run", workspace.job(), "--log", "json", "--json")
+    commits = [event for event in events(cli) if event["event"] == "commit"]
+    assert len(commits) > 1
+    assert commits[-1]["rows_in_all"] == 1200
+
+
+def test_a_provider_that_asks_to_wait_is_told(workspace: Any, provider: Any, cli: Any) -> None:
+    from tests.conftest import error_reply
+
+    workspace.csv(5)
+    provider.script = lambda path, body, count: error_reply(429, "slow down", retry_after="2") if count == 0 else None
+    assert cli("run", workspace.job(limits="{concurrency: 1}"), "--log", "json", "--json") == 0
+    holds = [event for event in events(cli) if event["event"] in ("hold", "resume")]
+    assert [event["event"] for event in holds] == ["hold", "resume"]
+    assert (holds[0]["level"], holds[0]["message"][:22]) == ("warning", "test asks to wait 2 s"[:22])
+
+
+def test_mistakes_failed_audits_and_stops_are_lines_as_well(workspace: Any, provider: Any, cli: Any) -> None:
+    from tests.conftest import error_reply
+
+    workspace.csv(2)
+    job = workspace.job(audits='[{name: none, sql: "select * from results"}]', on_finish="{command: no-such-command}")
+    assert cli("run", job, "--log", "json", "--json") == 5
+    problems = [event["message"] for event in events(cli) if event["event"] == "problem"]
+    assert problems[0] == "job: audit failed: none: 2 rows, at most 0 allowed"
+    assert "no-such-command cannot be started" in problems[1]
+    workspace.write("rows.csv", "id,text\n1,a\n1,b\n")
+    assert cli("run", job, "--log", "json", "--json") == 2
+    told = events(cli)
+    assert [event["event"] for event in told] == ["problem", "problem", "finish"]
+    assert "is not unique" in told[0]["message"]
+    assert (told[-1]["level"], told[-1]["report"]["exit_code"], told[-1]["run_id"]) == ("error", 2, None)
+    workspace.csv(3)
+    provider.script = lambda path, body, count: error_reply(401, "no such key")
+    assert cli("run", job, "--log", "json", "--json") == 3
+    assert (events(cli)[-1]["level"], events(cli)[-1]["report"]["exit_code"]) == ("error", 3)
+
+
+def test_quiet_leaves_mistakes_only(workspace: Any, provider: Any, cli: Any) -> None:
+    workspace.csv(2)
+    assert cli("run", workspace.job(), "--log", "json", "--json", "--quiet") == 0
+    assert cli.err == ""

@@ -1,0 +1,242 @@
+"""The ledger looked after: shown, pruned, exported, migrated; answers kept only until their row is committed."""
+
+import json
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from connectors import ledger_file
+from connectors.errors import JobError
+from connectors.ledger import Ledger, now_us
+from pipelines.runs import job_lock
+
+Read = Callable[..., list[dict[str, Any]]]
+
+
+def sql(workspace: Any, text: str) -> list[tuple[Any, ...]]:
+    """Rows of the workspace's ledger."""
+    with closing(sqlite3.connect(workspace.folder / ".rowmill" / "ledger.sqlite")) as db, db:
+        return db.execute(text).fetchall()
+
+
+def ledger(cli: Any, workspace: Any, *arguments: str) -> int:
+    code: int = cli("ledger", *arguments, "--workspace", workspace.folder)
+    return code
+
+
+def test_show_tells_size_answers_and_jobs(workspace: Any, provider: Any, cli: Any) -> None:
+    workspace.csv(3)
+    cli.run(workspace.job())
+    assert ledger(cli, workspace, "show", "--json") == 0
+    told = json.loads(cli.out)
+    assert (told["answers"], told["exchanges"], told["answers_in_files"]) == (3, 3, 0)
+    assert told["ledger_bytes"] > 4096
+    assert told["bytes_per_answer"] > 100
+    (job,) = told["jobs"]
+    assert {name: job[name] for name in ("job", "runs", "open_runs", "exchanges", "answers", "cost_usd")} == {
+        "job": "job", "runs": 1, "open_runs": 0, "exchanges": 3, "answers": 3, "cost_usd": pytest.approx(6e-5),
+    }  # fmt: skip
+    assert ledger(cli, workspace, "show") == 0
+    assert "3 answers since" in cli.out
+
+
+def test_without_a_ledger_it_says_so(workspace: Any, cli: Any) -> None:
+    assert ledger(cli, workspace, "show") == 2
+    assert "there is no ledger yet; run a job first" in cli.err
+
+
+def test_after_a_prune_rows_stay_done_usage_stays_and_rebuild_will_not_lose_rows(
+    workspace: Any, provider: Any, cli: Any, read: Read
+) -> None:
+    workspace.csv(5)
+    job = workspace.job()
+    cli.run(job)
+    assert ledger(cli, workspace, "prune", "--job", "job", "--answers-only", "--dry-run") == 0
+    assert cli.out.startswith("would drop 5 answers and 0 notes of commits; they take ")
+    assert sql(workspace, "select count(*) from answers") == [(5,)]
+    assert ledger(cli, workspace, "prune", "--job", "job", "--answers-only") == 0
+    assert cli.out.startswith("dropped 5 answers and 0 notes of commits; freed ")
+    assert sql(workspace, "select (select count(*) from answers), (select count(*) from exchanges)") == [(0, 5)]
+    again = cli.run(job)
+    assert (again["requests"], again["rows_reused"]) == (0, 5)
+    assert cli("rebuild", job) == 2
+    assert "5 of 5 rows cannot be written again" in cli.err
+    assert len(read(workspace.folder / "out")) == 5
+    assert cli("rebuild", job, "--leave-out") == 0
+    assert "left out 5 rows" in cli.out
+    assert read(workspace.folder / "out") == []
+    assert len(read(workspace.folder / "out", "usage")) == 5
+    assert cli.run(job)["requests"] == 5
+
+
+def test_prune_goes_by_age_and_drops_files_of_large_answers(workspace: Any, provider: Any, cli: Any) -> None:
+    from tests.conftest import chat_reply
+
+    provider.script = lambda path, body, count: chat_reply("long " * 60_000)
+    workspace.csv(2)
+    cli.run(workspace.job())
+    files = workspace.folder / ".rowmill" / "answers"
+    assert len([path for path in files.rglob("*") if path.is_file()]) == 2
+    old = now_us() - round(timedelta(days=100).total_seconds() * 1e6)
+    sql(workspace, f"update answers set at = {old} where id = (select min(id) from answers)")
+    assert ledger(cli, workspace, "prune", "--older-than", "90d") == 0
+    assert cli.out.startswith("dropped 1 answers and 0 notes of commits; freed ")
+    assert len([path for path in files.rglob("*") if path.is_file()]) == 1
+    assert sql(workspace, "select count(*) from answers") == [(1,)]
+    assert ledger(cli, workspace, "prune", "--older-than", "90 days") == 2
+    assert "--older-than 90 days: no age" in cli.err
+
+
+def test_prune_drops_the_answers_of_jobs_that_are_gone_only(workspace: Any, provider: Any, cli: Any) -> None:
+    workspace.csv(3)
+    gone = workspace.job("old", sink="{parquet: old}")
+    cli.run(gone)
+    steps = '[{name: a, endpoint: chat, provider: test, model: m, messages: [{user: "also {{ text }}"}]}]'
+    source = "{csv: rows.csv, key: id, where: id < 3}"
+    cli.run(workspace.job("kept", sink="{parquet: kept}", source=source, steps=steps))
+    gone.unlink()
+    assert ledger(cli, workspace, "prune", "--gone") == 0
+    assert cli.out.startswith("dropped 3 answers and 1 notes of commits; freed ")
+    assert sql(workspace, "select l.job, count(*) from answers a join legs l on l.id = a.leg group by 1") == [
+        ("kept", 2)
+    ]
+    workspace.write("torn.yaml", "name: [\n")
+    assert ledger(cli, workspace, "prune", "--gone") == 2
+    assert "until then it is not known which jobs are gone" in cli.err
+
+
+def test_prune_says_what_to_drop_and_which_jobs_there_are(workspace: Any, provider: Any, cli: Any) -> None:
+    workspace.csv(1)
+    cli.run(workspace.job())
+    assert ledger(cli, workspace, "prune") == 2
+    assert "says not what to drop" in cli.err
+    assert ledger(cli, workspace, "prune", "--job", "jb") == 2
+    assert "the ledger knows no such job" in cli.err
+
+
+def test_answers_of_an_open_run_are_never_dropped(workspace: Any, provider: Any, cli: Any) -> None:
+    from tests.conftest import error_reply
+
+    workspace.csv(4)
+    job = workspace.job(limits="{concurrency: 1}")
+    provider.script = lambda path, body, count: error_reply(401, "no such key") if count == 2 else None
+    assert cli.run(job)["exit_code"] == 3
+    assert ledger(cli, workspace, "prune", "--job", "job") == 0
+    assert "job: has an open run, its answers stay" in cli.err
+    assert cli.out.startswith("dropped 0 answers")
+    assert cli.run(job)["requests"] == 2
+
+
+def test_prune_refuses_while_a_run_is_under_way(workspace: Any, provider: Any, cli: Any) -> None:
+    workspace.csv(1)
+    cli.run(workspace.job())
+    with job_lock(workspace.folder / ".rowmill", "job"):
+        assert ledger(cli, workspace, "prune", "--older-than", "1d") == 4
+    assert "another run of this job is under way" in cli.err
+    with job_lock(workspace.folder / ".rowmill", "its-first-run"):
+        assert ledger(cli, workspace, "prune", "--older-than", "1d") == 4
+
+
+def test_export_writes_exchanges_runs_and_answers(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
+    from tests.conftest import error_reply
+
+    workspace.csv(3)
+    provider.script = lambda path, body, count: error_reply(400, "no") if "text 1" in str(body) else None
+    told = cli.run(workspace.job())
+    target = workspace.folder / "copy"
+    assert ledger(cli, workspace, "export", "-o", str(target)) == 0
+    assert sorted(path.name for path in target.iterdir()) == ["answers.parquet", "exchanges.parquet", "runs.parquet"]
+    exchanges = pq.read_table(target / "exchanges.parquet")
+    usage = read(workspace.folder / "out", "usage", "keys")
+    assert sorted(exchanges.drop_columns(["message"]).to_pylist(), key=lambda row: str(row["keys"])) == usage
+    assert sorted(filter(None, exchanges.column("message").to_pylist())) == ["no"]
+    (run,) = pq.read_table(target / "runs.parquet").to_pylist()
+    assert (run["run_id"], run["exit_code"], run["state"], json.loads(run["report"])) == (
+        told["run_id"],
+        1,
+        "closed",
+        told,
+    )
+    answers = pq.read_table(target / "answers.parquet").to_pylist()
+    assert sorted((row["step"], row["error"] is None, row["in_file"]) for row in answers) == [
+        ("answer", False, False), ("answer", True, False), ("answer", True, False),
+    ]  # fmt: skip
+    assert ledger(cli, workspace, "export", "-o", str(workspace.folder / "one.parquet")) == 0
+    assert pq.read_table(workspace.folder / "one.parquet").num_rows == 3
+
+
+def test_answers_are_dropped_once_their_rows_are_committed_and_failed_ones_stay(
+    workspace: Any, provider: Any, cli: Any, read: Read
+) -> None:
+    from tests.conftest import error_reply
+
+    path = workspace.folder / "rowmill.yaml"
+    path.write_text(path.read_text() + "keep_answers: committed\n")
+    workspace.csv(5)
+    job = workspace.job()
+    provider.script = lambda path, body, count: error_reply(400, "no") if "text 1" in str(body) else None
+    assert cli.run(job)["exit_code"] == 1
+    assert sql(workspace, "select error is null, count(*) from answers group by 1") == [(0, 1)]
+    again = cli.run(job)
+    assert (again["requests"], again["rows_reused"], again["rows_failed"]) == (0, 4, 1)
+    assert cli("rebuild", job) == 2
+    assert "4 of 4 rows cannot be written again" in cli.err
+    assert len(read(workspace.folder / "out")) == 4
+
+
+def test_answers_of_a_run_that_was_stopped_stay_until_it_has_ended(workspace: Any, provider: Any, cli: Any) -> None:
+    from tests.conftest import error_reply
+
+    path = workspace.folder / "rowmill.yaml"
+    path.write_text(path.read_text() + "keep_answers: committed\n")
+    workspace.csv(4)
+    job = workspace.job(limits="{concurrency: 1}")
+    provider.script = lambda path, body, count: error_reply(401, "no such key") if count == 2 else None
+    assert cli.run(job)["exit_code"] == 3
+    assert sql(workspace, "select count(*) from answers") == [(2,)]
+    assert cli.run(job)["exit_code"] == 0
+    assert sql(workspace, "select count(*) from answers") == [(0,)]
+
+
+def test_an_older_ledger_is_brought_up_to_date_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ledger.sqlite"
+    old = Ledger(path)
+    old.write("insert into runs (run_id, job, state, started_at) values ('r', 'j', 'closed', 1)")
+    old.close()
+    steps = ("create table notes (text text); insert into notes values ('a')", "alter table notes add column more text")
+    monkeypatch.setattr(ledger_file, "MIGRATIONS", steps)
+    monkeypatch.setattr(ledger_file, "VERSION", 3)
+    with closing(ledger_file.open_ledger_file(path)) as db:
+        assert db.execute("pragma user_version").fetchall() == [(3,)]
+        assert db.execute("select text, more from notes").fetchall() == [("a", None)]
+        assert db.execute("select run_id from runs").fetchall() == [("r",)]
+    with closing(ledger_file.open_ledger_file(path)) as db:
+        assert db.execute("select count(*) from notes").fetchall() == [(1,)]
+
+
+def test_a_step_that_fails_leaves_the_older_ledger_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ledger.sqlite"
+    Ledger(path).close()
+    monkeypatch.setattr(ledger_file, "MIGRATIONS", ("create table notes (text text); alter table none add column x",))
+    monkeypatch.setattr(ledger_file, "VERSION", 2)
+    with pytest.raises(sqlite3.OperationalError):
+        ledger_file.open_ledger_file(path)
+    monkeypatch.undo()
+    with closing(ledger_file.open_ledger_file(path)) as db:
+        assert db.execute("select name from sqlite_master where name = 'notes'").fetchall() == []
+
+
+def test_a_newer_ledger_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with closing(ledger_file.open_ledger_file(path)) as db:
+        db.execute("pragma user_version = 99")
+    with pytest.raises(JobError, match="newer Rowmill"):
+        ledger_file.open_ledger_file(path)
+    assert os.path.getsize(path) > 0  # noqa: PTH202

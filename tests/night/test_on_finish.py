@@ -1,0 +1,152 @@
+"""on_finish: the report goes to a command or a webhook, and what goes wrong there changes nothing."""
+
+import json
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from pipelines import on_finish
+
+
+@pytest.fixture
+def script(workspace: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A script of the workspace that keeps what it is told."""
+    monkeypatch.setenv("ROWMILL_TEST_WORD", "inherited")
+    text = (
+        f"#!{sys.executable}\nimport os, pathlib, sys\n"
+        "pathlib.Path('told.json').write_text(sys.stdin.read())\n"
+        "pathlib.Path('word').write_text(os.environ['ROWMILL_TEST_WORD'])\n"
+        "print('said on stdout')\nsys.exit(int(sys.argv[1]))\n"
+    )
+    path: Path = workspace.write("notify.py", text)
+    path.chmod(0o755)
+    return path
+
+
+class Hook:
+    """A web server that keeps what it is sent and answers with a status."""
+
+    def __init__(self) -> None:
+        self.status = 204
+        self.seen: list[tuple[str, str | None, dict[str, Any]]] = []
+        hook = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                hook.seen.append((self.path, self.headers["content-type"], body))
+                self.send_response(hook.status)
+                self.send_header("location", "/elsewhere")
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Nothing is logged."""
+
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/hook?secret=s3cret"
+        self._thread = Thread(target=self._server.serve_forever)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    """A webhook."""
+    server = Hook()
+    yield server
+    server.close()
+
+
+def test_a_command_gets_the_very_report_on_stdin(workspace: Any, provider: Any, cli: Any, script: Path) -> None:
+    workspace.csv(3)
+    told = cli.run(workspace.job(on_finish='{command: "notify.py 0"}'))
+    assert (told["exit_code"], told["rows_ok"]) == (0, 3)
+    assert json.loads((workspace.folder / "told.json").read_text()) == told
+    assert (workspace.folder / "word").read_text() == "inherited"
+    assert cli.err == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("notify.py 7", "notify.py ended with exit code 7"),
+        ("no-such-command", "no-such-command cannot be started (No such file or directory)"),
+        ("rows.csv", "rows.csv cannot be started (Permission denied); make it executable: chmod +x"),
+        ("'unclosed", "cannot be split into words"),
+    ],
+)
+def test_a_command_that_fails_is_a_warning_and_the_exit_code_stays(
+    workspace: Any, provider: Any, cli: Any, script: Path, command: str, said: str
+) -> None:
+    workspace.csv(1)
+    told = cli.run(workspace.job(on_finish=f'{{command: "{command}"}}'))
+    assert told["exit_code"] == 0
+    assert said in cli.err
+    assert "the run itself is not touched" in cli.err
+
+
+def test_a_command_that_takes_too_long_is_ended_with_all_that_it_started(
+    workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_finish, "COMMAND_SECONDS", 0.3)
+    workspace.csv(1)
+    slow = workspace.write("slow.sh", "#!/bin/sh\n(sleep 100; touch late) &\nwait\n")
+    slow.chmod(0o755)
+    told = cli.run(workspace.job(on_finish="{command: slow.sh}"))
+    assert told["exit_code"] == 0
+    assert "slow.sh took longer than 0.3 s and was ended" in cli.err
+
+
+def test_it_is_told_of_stops_failures_and_mistakes_as_well(
+    workspace: Any, provider: Any, cli: Any, script: Path
+) -> None:
+    from tests.conftest import error_reply
+
+    workspace.csv(3)
+    job = workspace.job(on_finish='{command: "notify.py 0"}')
+    told_file = workspace.folder / "told.json"
+    provider.script = lambda path, body, count: error_reply(401, "no such key")
+    told = cli.run(job)
+    assert (told["exit_code"], json.loads(told_file.read_text())) == (3, told)
+    provider.script = lambda path, body, count: error_reply(400, "no") if "text 1" in str(body) else None
+    told = cli.run(job)
+    assert (told["exit_code"], json.loads(told_file.read_text())) == (1, told)
+    workspace.write("rows.csv", "id,text\n1,a\n1,b\n")
+    told = cli.run(job)
+    assert (told["exit_code"], json.loads(told_file.read_text())) == (2, told)
+
+
+def test_a_webhook_gets_the_report_as_json(workspace: Any, provider: Any, cli: Any, hook: Hook) -> None:
+    workspace.csv(2)
+    told = cli.run(workspace.job(on_finish=f'{{webhook: "{hook.url}"}}'))
+    assert hook.seen == [("/hook?secret=s3cret", "application/json", told)]
+    assert cli.err == ""
+
+
+def test_a_webhook_is_not_followed_elsewhere_and_its_secret_is_not_told(
+    workspace: Any, provider: Any, cli: Any, hook: Hook
+) -> None:
+    workspace.csv(1)
+    hook.status = 302
+    assert cli.run(workspace.job(on_finish=f'{{webhook: "{hook.url}"}}'))["exit_code"] == 0
+    assert [path for path, _, _ in hook.seen] == ["/hook?secret=s3cret"]
+    assert "127.0.0.1 answered with HTTP 302" in cli.err
+    assert "s3cret" not in cli.err
+
+
+def test_a_webhook_that_nobody_answers_is_a_warning(workspace: Any, provider: Any, cli: Any, hook: Hook) -> None:
+    workspace.csv(1)
+    hook.close()
+    assert cli.run(workspace.job(on_finish=f'{{webhook: "{hook.url}"}}'))["exit_code"] == 0
+    assert "127.0.0.1 cannot be reached (ClientConnectorError)" in cli.err
+    assert "s3cret" not in cli.err

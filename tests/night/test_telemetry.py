@@ -1,0 +1,167 @@
+"""OpenTelemetry: what a run measures and traces, and that nothing happens where nobody asks for it."""
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import Any
+
+import pytest
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from tests.conftest import error_reply
+
+
+class Collected:
+    """What an SDK in this process has collected."""
+
+    def __init__(self) -> None:
+        self.spans = InMemorySpanExporter()
+        self.reader = InMemoryMetricReader()
+        self.traces = TracerProvider()
+        self.traces.add_span_processor(SimpleSpanProcessor(self.spans))
+        self.meters = MeterProvider([self.reader])
+
+    def points(self, name: str) -> list[Any]:
+        """The data points of a metric."""
+        data = self.reader.get_metrics_data()
+        assert data is not None
+        found = [m for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics if m.name == name]
+        return [point for metric in found for point in metric.data.data_points]
+
+
+@pytest.fixture
+def collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collected]:
+    """An SDK that the process has set up before the run."""
+    sdk = Collected()
+    monkeypatch.setattr(trace, "get_tracer", lambda name: sdk.traces.get_tracer(name))
+    monkeypatch.setattr(metrics, "get_meter", lambda name: sdk.meters.get_meter(name))
+    yield sdk
+    sdk.traces.shutdown()
+    sdk.meters.shutdown()
+
+
+def test_each_exchange_is_a_span_below_that_of_the_run(
+    workspace: Any, provider: Any, cli: Any, collected: Collected
+) -> None:
+    workspace.csv(2)
+    provider.script = lambda path, body, count: error_reply(500, "text 1 fails") if count == 0 else None
+    told = cli.run(workspace.job(limits="{concurrency: 1}"))
+    *exchanges, run = collected.spans.get_finished_spans()
+    assert (run.name, run.attributes["rowmill.run_id"], run.attributes["rowmill.rows_ok"]) == (
+        "run job", told["run_id"], 2,
+    )  # fmt: skip
+    assert run.attributes["rowmill.cost_usd"] == pytest.approx(told["cost_usd"])
+    assert [span.name for span in exchanges] == ["chat m"] * 3
+    assert {span.parent.span_id for span in exchanges} == {run.context.span_id}
+    failed, answered = exchanges[0], exchanges[1]
+    assert (failed.attributes["error.type"], failed.attributes["http.response.status_code"]) == ("server", 500)
+    assert "text 1" not in failed.to_json()
+    assert answered.end_time > answered.start_time
+    facts = dict(answered.attributes)
+    assert facts.pop("server.port") > 0
+    assert facts.pop("rowmill.request_id").startswith("req-")
+    assert facts == {
+        "rowmill.job": "job", "rowmill.step": "answer", "rowmill.provider": "test", "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "test", "gen_ai.request.model": "m", "gen_ai.response.model": "m",
+        "server.address": "127.0.0.1", "http.response.status_code": 200, "gen_ai.usage.input_tokens": 10,
+        "gen_ai.usage.output_tokens": 5, "gen_ai.response.finish_reasons": ("stop",), "rowmill.requests_in_exchange": 1,
+    }  # fmt: skip
+
+
+def test_the_metrics_add_up_to_the_report(workspace: Any, provider: Any, cli: Any, collected: Collected) -> None:
+    workspace.csv(10)
+    provider.script = lambda path, body, count: error_reply(400, "no") if "text 1'" in str(body) else None
+    told = cli.run(workspace.job())
+    assert told["exit_code"] == 1
+    assert sum(point.value for point in collected.points("rowmill.requests")) == told["requests"] == 10
+    assert sum(point.value for point in collected.points("rowmill.cost")) == pytest.approx(told["cost_usd"])
+    rows = {point.attributes["rowmill.outcome"]: point.value for point in collected.points("rowmill.rows")}
+    assert rows == {"answered": 9, "failed": 1}
+    tokens = {p.attributes["gen_ai.token.type"]: p.sum for p in collected.points("gen_ai.client.token.usage")}
+    assert tokens == {"input": told["input_tokens"], "output": told["output_tokens"]}
+    duration = collected.points("gen_ai.client.operation.duration")
+    assert sum(point.count for point in duration) == 10
+    assert {point.attributes.get("error.type") for point in duration} == {None, "bad_request"}
+    assert duration[0].explicit_bounds[0] == 0.01
+    assert sum(point.count for point in collected.points("rowmill.limiter.wait")) == 10
+
+
+def test_rows_that_need_no_request_are_counted_apart(
+    workspace: Any, provider: Any, cli: Any, collected: Collected
+) -> None:
+    workspace.csv(3)
+    job = workspace.job()
+    cli.run(job)
+    cli.run(job)
+    rows = {point.attributes["rowmill.outcome"]: point.value for point in collected.points("rowmill.rows")}
+    assert rows == {"answered": 3, "reused": 3}
+
+
+def ran(workspace: Any, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """A run in a process of its own, which tells in the end what it has imported of OpenTelemetry."""
+    code = (
+        "import sys; from pipelines.cli import exit_code_of; code = exit_code_of(sys.argv[1:]); "
+        "print(sorted(n for n in sys.modules if n.startswith('opentelemetry'))[:1]); sys.exit(code)"
+    )
+    arguments = ["run", "job.yaml", "--json", "--quiet"]
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code, *arguments],
+        cwd=workspace.folder, capture_output=True, text=True, check=False,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path), **variables},
+    )  # fmt: skip
+
+
+def test_nothing_is_imported_where_nobody_asks(workspace: Any, provider: Any) -> None:
+    workspace.csv(1)
+    workspace.job()
+    for variables in ({}, {"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "console"}):
+        done = ran(workspace, **variables)
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]"), done.stderr
+
+
+def test_a_variable_is_enough_to_export(workspace: Any, provider: Any) -> None:
+    workspace.csv(2)
+    workspace.job()
+    done = ran(workspace, OTEL_TRACES_EXPORTER="console", OTEL_METRICS_EXPORTER="console", OTEL_SERVICE_NAME="nightly")
+    assert done.returncode == 0
+    assert json.loads(done.stdout.splitlines()[0])["rows_ok"] == 2
+    assert done.stderr.count('"name": "chat m"') == 2
+    assert '"name": "gen_ai.client.token.usage"' in done.stderr
+    assert '"service.name": "nightly"' in done.stderr
+
+
+def test_spans_and_metrics_reach_a_collector(workspace: Any, provider: Any) -> None:
+    seen: list[tuple[str, bytes]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            seen.append((self.path, gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing is logged."""
+
+    workspace.csv(1)
+    workspace.job()
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        done = ran(workspace, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+        thread.join()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted({path for path, _ in seen}) == ["/v1/metrics", "/v1/traces"]
+    assert any(b"chat m" in body for path, body in seen if path == "/v1/traces")
+    assert any(b"gen_ai.client.token.usage" in body for path, body in seen if path == "/v1/metrics")

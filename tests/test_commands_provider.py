@@ -1,0 +1,179 @@
+"""`rowmill models`, `files` and `batches`: tables for people, JSON for programs, the provider's own errors in a line."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from connectors.local.server import LocalOptions, LocalServer
+
+LINE = {
+    "custom_id": "a",
+    "method": "POST",
+    "url": "/v1/chat/completions",
+    "body": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]},
+}
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
+    """A provider `box` that takes one key, in the workspace of the current folder."""
+    with LocalServer(LocalOptions(api_key="secret")) as running:
+        (tmp_path / "rowmill.yaml").write_text(
+            f'providers: {{box: {{base_url: "{running.base_url}", api_key_env: BOX_KEY}}}}\n'
+        )
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("BOX_KEY", "secret")
+        yield running
+
+
+def objects(cli: Any) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in cli.out.splitlines()]
+
+
+def uploaded(cli: Any, *lines: dict[str, Any]) -> str:
+    """The id of a new file of these lines."""
+    Path("requests.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert cli("files", "upload", "requests.jsonl", "--provider", "box", "--json") == 0
+    (item,) = objects(cli)
+    return str(item["id"])
+
+
+def test_models_are_listed_and_shown(server: LocalServer, cli: Any) -> None:
+    assert cli("models", "list", "--provider", "box") == 0
+    assert "gpt-4o-mini" in cli.out
+    assert cli("models", "list", "--provider", "box", "--json") == 0
+    assert "text-embedding-3-small" in {item["id"] for item in objects(cli)}
+    assert cli("models", "show", "gpt-4o-mini", "--provider", "box", "--json") == 0
+    assert objects(cli)[0]["object"] == "model"
+    assert cli("models", "show", "gpt-4o-mini", "--provider", "box") == 0
+    assert "2023-06-16" in cli.out
+
+
+def test_a_file_goes_up_and_comes_down_as_it_is(server: LocalServer, cli: Any, tmp_path: Path) -> None:
+    name = uploaded(cli, LINE)
+    content = Path("requests.jsonl").read_text()
+    assert cli("files", "list", "--provider", "box", "--json") == 0
+    (item,) = objects(cli)
+    assert (item["id"], item["filename"], item["purpose"], item["bytes"]) == (
+        name, "requests.jsonl", "batch", len(content),
+    )  # fmt: skip
+    assert cli("files", "list", "--provider", "box", "--purpose", "vision") == 0
+    assert cli.out == "box has no files\n"
+    assert cli("files", "show", name, "--provider", "box") == 0
+    assert "requests.jsonl" in cli.out
+    assert cli("files", "download", name, "--provider", "box") == 0
+    assert cli.out == content
+    assert cli("files", "download", name, "--provider", "box", "-o", "copy.jsonl") == 0
+    assert (cli.out, Path("copy.jsonl").read_text()) == ("", content)
+    assert {path.name for path in tmp_path.iterdir()} == {"copy.jsonl", "requests.jsonl", "rowmill.yaml"}
+
+
+def test_a_download_overwrites_only_where_it_is_told_to(server: LocalServer, cli: Any) -> None:
+    name = uploaded(cli, LINE)
+    Path("mine.txt").write_text("precious")
+    assert cli("files", "download", name, "--provider", "box", "-o", "mine.txt") == 2
+    assert cli.err == "mine.txt: is there already; name another file, or add --overwrite\n"
+    assert Path("mine.txt").read_text() == "precious"
+    assert cli("files", "download", name, "--provider", "box", "-o", "mine.txt", "--overwrite") == 0
+    assert Path("mine.txt").read_text() == Path("requests.jsonl").read_text()
+
+
+def test_a_deleted_file_is_gone_and_the_provider_says_so_in_its_words(server: LocalServer, cli: Any) -> None:
+    name = uploaded(cli, LINE)
+    assert cli("files", "delete", name, "--provider", "box") == 0
+    assert cli.out == f"deleted {name}\n"
+    for command in (("show", name), ("delete", name), ("download", name, "-o", "copy.jsonl")):
+        assert cli("files", *command, "--provider", "box") == 2
+        assert cli.err == f"box: No such File object: {name}\n"
+    assert not Path("copy.jsonl").exists()
+    assert not Path("copy.jsonl.part").exists()
+
+
+def test_batches_are_listed_shown_and_cancelled(server: LocalServer, cli: Any) -> None:
+    import asyncio
+
+    from connectors.contracts import Provider
+    from connectors.transport import HttpTransport, Timeouts
+    from pipelines.provider_api import ProviderApi
+
+    name = uploaded(cli, *({**LINE, "custom_id": str(n)} for n in range(3)))
+
+    async def create(metadata: dict[str, str]) -> str:
+        transport = HttpTransport(Timeouts(), 2)
+        try:
+            api = ProviderApi(transport, Provider("box", server.base_url, "secret"))
+            return str((await api.create_batch(name, "/v1/chat/completions", metadata))["id"])
+        finally:
+            await transport.close()
+
+    assert cli("batches", "list", "--provider", "box") == 0
+    assert cli.out == "box has no batches\n"
+    quick = asyncio.run(create({}))
+    for _ in range(500):
+        assert cli("batches", "show", quick, "--provider", "box", "--json") == 0
+        if (item := objects(cli)[0])["status"] == "completed":
+            break
+        time.sleep(0.01)
+    assert item["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
+    slow = asyncio.run(create({"rowmill_delay_s": "600"}))
+    assert cli("batches", "list", "--provider", "box", "--json") == 0
+    assert {item["id"] for item in objects(cli)} == {quick, slow}
+    assert cli("batches", "list", "--provider", "box", "--limit", "1", "--json") == 0
+    assert len(objects(cli)) == 1
+    assert cli("batches", "cancel", slow, "--provider", "box") == 0
+    assert cli.out.startswith(f"{slow}: cancel")
+    assert cli("batches", "cancel", quick, "--provider", "box") == 2
+    assert cli.err == "box: Cannot cancel a batch with status 'completed'.\n"
+    assert cli("batches", "list", "--provider", "box") == 0
+    assert "3 of 3" in cli.out
+
+
+def test_a_wrong_key_and_a_dead_provider_are_exit_3_told_in_a_line(
+    server: LocalServer, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BOX_KEY", "wrong")
+    assert cli("models", "list", "--provider", "box") == 3
+    assert cli.err == "box: Incorrect API key provided\n"
+    Path("rowmill.yaml").write_text('providers: {box: {base_url: "http://127.0.0.1:9/v1"}}\n')
+    assert cli("files", "list", "--provider", "box") == 3
+    assert cli.err.startswith("box: cannot connect")
+    assert len(cli.err.splitlines()) == 1
+    assert cli("files", "list", "--provider", "bax") == 2
+    assert "did you mean box?" in cli.err
+
+
+def test_the_embedded_provider_remembers_files_between_commands(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("requests.jsonl").write_text(json.dumps(LINE) + "\n")
+    assert cli("files", "upload", "requests.jsonl", "--provider", "local") == 0
+    name = cli.out.split()[-1]
+    assert cli("files", "list", "--provider", "local", "--json") == 0
+    assert [item["id"] for item in objects(cli)] == [name]
+    assert cli("files", "delete", name, "--provider", "local") == 0
+
+
+async def test_an_upload_streams_from_the_disk_and_tells_how_far_it_is(tmp_path: Path) -> None:
+    from connectors.contracts import Provider
+    from connectors.transport import HttpTransport, Timeouts
+    from pipelines.provider_api import ProviderApi
+
+    file = tmp_path / "large.bin"
+    file.write_bytes(bytes(3_000_000))
+    told: list[int] = []
+    came: list[bytes] = []
+    with LocalServer() as running:
+        transport = HttpTransport(Timeouts(), 2)
+        api = ProviderApi(transport, Provider("box", running.base_url))
+        item = await api.upload(file, "large.bin", "user_data", told.append)
+        await api.download(item["id"], came.append)
+        await transport.close()
+    assert told == sorted(told)
+    assert (len(told) > 10, told[-1], item["bytes"]) == (True, 3_000_000, 3_000_000)
+    assert b"".join(came) == bytes(3_000_000)
+    assert len(came) > 1
