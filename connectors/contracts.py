@@ -95,13 +95,18 @@ class Opened:
     """A SQL table expression, e.g. `read_parquet([...])`, valid on the connection it was opened on."""
     rejects: tuple[tuple[int, str, str], ...] = ()
     """(line number, message, raw line) of lines that could not be read, with `rejects: keep`."""
+    urls: tuple[str, ...] = ()
+    """Objects of a store that the relation reads in place; the locked connection may open them as well."""
+    nbytes: int = 0
+    """How large those are together."""
 
 
 class Source(Protocol):
     """A kind of input. `connect` may ATTACH; afterwards the caller locks the connection down."""
 
     def paths(self, facts: SourceFacts) -> Sequence[Path]:
-        """The files it reads, sorted by name; what the locked connection may open. DataError where there is none."""
+        """The files of this machine that it reads, sorted by name; what the locked connection may open. DataError where
+        a path names none."""
 
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceFacts) -> Opened:
         """Make the rows visible; DataError (with file, row and remedy) where they cannot be read whole."""
@@ -326,8 +331,9 @@ class Sink(Protocol):
     def detach(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Undo `attach`."""
 
-    def paths(self) -> Sequence[Path]:
-        """The folders or files that a locked connection must be allowed to read for these expressions."""
+    def paths(self) -> Sequence[Path | str]:
+        """The folders or files (as text: URLs of an object store) that a locked connection must be allowed to read for
+        these expressions."""
 
     def commit(self, commit: Commit, name: str) -> None:
         """Rows into the tables, readers never seeing a key twice. `name`: a part name never used before."""

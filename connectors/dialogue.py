@@ -12,7 +12,7 @@ from pydantic import Field
 from connectors.answer_columns import AnswerColumns, Choice
 from connectors.contracts import MalformedReply, OneByOne, StepFacts, StepModel
 from connectors.errors import JobError
-from connectors.exchange import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
+from connectors.exchange import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint, trimmed
 from connectors.filled import Filled, plain_json
 from connectors.messages import Dialogue
 from connectors.replies import is_error, row_error
@@ -176,7 +176,7 @@ class DialogueEndpoint(OneByOne):
     ) -> Request | RowError:
         """`messages`: what is counted, besides `tokens`."""
         try:
-            made = orjson.dumps(body)
+            made = trimmed(orjson.dumps(body))
         except TypeError as exc:
             return RowError("input", f"the row's text cannot be written as UTF-8: {exc}")
         sizes = {picture.name: picture.pixels for picture in pictures if picture.pixels is not None}

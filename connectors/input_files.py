@@ -1,27 +1,83 @@
-"""The files that a source's paths and globs name, sorted by name."""
+"""The files and objects that a source's paths and globs name, sorted by name."""
 
+import contextlib
 import glob
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from connectors import object_store
 from connectors.errors import DataError
+from connectors.object_store import Object
 
 
 def input_files(patterns: str | Iterable[str], workspace: Path, suffixes: tuple[str, ...]) -> tuple[Path, ...]:
-    """Absolute paths, each once, sorted by name; DataError for a pattern that names no file.
+    """Absolute paths, each once, sorted by name; DataError for a pattern that names no file. URLs are passed over.
 
     A folder stands for the files below it that end in one of the suffixes; hidden files and folders and those whose
     name begins with an underscore are not looked at.
     """
     found: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    for pattern in _listed(patterns):
+        if object_store.is_url(pattern):
+            continue
         place = os.path.abspath(workspace / pattern)  # noqa: PTH100 - Path.resolve would follow links
         files = _files_at(Path(place), suffixes)
         if not files:
             raise DataError(f"{pattern}: no file is there; check the path, relative ones start at {workspace}")
         found.update(files)
     return tuple(Path(name) for name in sorted(found))
+
+
+def input_objects(patterns: str | Iterable[str], where: str, suffixes: tuple[str, ...]) -> tuple[Object, ...]:
+    """The same for the URLs among the patterns. `where`: the key of the job file that holds them."""
+    found: dict[str, Object] = {}
+    for pattern in _listed(patterns):
+        if object_store.is_url(pattern):
+            object_store.check_installed(where)
+            objects = object_store.objects_at(pattern, suffixes)
+            if not objects:
+                raise DataError(f"{pattern}: no object is there; check the URL")
+            found.update((one.url, one) for one in objects)
+    return tuple(found[url] for url in sorted(found))
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Objects copied into a folder of this machine, as their readers need files."""
+
+    urls: dict[Path, str]
+
+    def told(self, text: str) -> str:
+        """A message that names the objects, not their copies."""
+        for path, url in self.urls.items():
+            text = text.replace(str(path), url)
+        return text
+
+
+@contextlib.contextmanager
+def fetched(objects: Iterable[Object], scratch: Path) -> Iterator[Fetched]:
+    """Copies for the time of the block, whose errors name the objects: the disk must have room for all of them."""
+    urls: dict[Path, str] = {}
+    copies = Fetched(urls)
+    folder = scratch / "objects"
+    try:
+        for number, one in enumerate(objects):
+            # A name tells how a file is compressed.
+            path = folder / f"{number:06d}" / one.name
+            object_store.fetch(one.url, path)
+            urls[path] = one.url
+        yield copies
+    except DataError as exc:
+        raise DataError(copies.told(str(exc))) from exc
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listed(patterns: str | Iterable[str]) -> Iterable[str]:
+    return [patterns] if isinstance(patterns, str) else patterns
 
 
 def _files_at(place: Path, suffixes: tuple[str, ...]) -> list[str]:

@@ -199,24 +199,34 @@ class Ledger:
         """
         with closing(self._write_now()) as db, db:
             db.execute("begin immediate")
-            found = db.execute(
-                "select n.id, n.leg, n.attempt, n.keys, n.fingerprints, n.reserved, n.started_at "
-                "from noted n join legs l on l.id = n.leg where l.job = ? "
-                # The lines of a batch may still be answered.
-                "and not exists (select 1 from batch_lines b where b.note = n.id) order by n.id",
-                (job,),
-            ).fetchall()
-            for note, leg, attempt, keys, fingerprints, reserved, started_at in found:
-                self._settle(
-                    db,
-                    Settled(
-                        note, leg, attempt, keys.encode(), fingerprints, started_at,
-                        error_class="unknown", cost=reserved,
-                        message="sent, but the run ended before its outcome was seen",
-                    ),
-                    None,
-                )  # fmt: skip
-        return len(found)
+            # The lines of a batch may still be answered.
+            which = "l.job = ? and not exists (select 1 from batch_lines b where b.note = n.id)"
+            return len(self._settle_unknown(db, which, (job,)))
+
+    async def recover_notes(self, first: int, last: int) -> Sequence[int]:
+        """Settle as `unknown` those of these notes that are not settled; what was reserved for each."""
+        reserved: list[int] = await self._queued(
+            lambda db: self._settle_unknown(db, "n.id between ? and ?", (first, last))
+        )
+        return reserved
+
+    def _settle_unknown(self, db: sqlite3.Connection, which: str, values: Sequence[Any]) -> list[int]:
+        found = db.execute(
+            "select n.id, n.leg, n.attempt, n.keys, n.fingerprints, n.reserved, n.started_at "
+            f"from noted n join legs l on l.id = n.leg where {which} order by n.id",
+            values,
+        ).fetchall()
+        for note, leg, attempt, keys, fingerprints, reserved, started_at in found:
+            self._settle(
+                db,
+                Settled(
+                    note, leg, attempt, keys.encode(), fingerprints, started_at,
+                    error_class="unknown", cost=reserved,
+                    message="sent, but the run ended before its outcome was seen",
+                ),
+                None,
+            )  # fmt: skip
+        return [reserved or 0 for *_, reserved, _ in found]
 
     def lookup(self, fingerprints: Sequence[bytes]) -> dict[bytes, Answer]:
         """The kept answers among these requests."""

@@ -1,5 +1,6 @@
 """Objects as DuckDB and pyarrow read them: by exact URL, in ranges, from many threads."""
 
+import io
 import threading
 from datetime import datetime
 from typing import Any
@@ -11,7 +12,7 @@ from connectors import object_store
 from connectors.object_store import SCHEMES
 
 
-class ObjectFile:
+class ObjectFile(io.RawIOBase):
     """One object, open for reading; each thread has a position of its own, as DuckDB seeks and reads in two calls."""
 
     mode = "rb"
@@ -20,16 +21,15 @@ class ObjectFile:
         self._url = url
         self._size = size
         self._own = threading.local()
-        self.closed = False
+
+    def __str__(self) -> str:
+        return self._url
 
     def seekable(self) -> bool:
         return True
 
     def readable(self) -> bool:
         return True
-
-    def writable(self) -> bool:
-        return False
 
     def tell(self) -> int:
         return int(getattr(self._own, "position", 0))
@@ -45,14 +45,8 @@ class ObjectFile:
         self._own.position = start + len(content)
         return content
 
-    def flush(self) -> None:
-        """Nothing is written."""
 
-    def close(self) -> None:
-        self.closed = True
-
-
-class ObjectFiles(AbstractFileSystem):  # type: ignore[misc] - fsspec has no types
+class ObjectFiles(AbstractFileSystem):  # type: ignore[misc]
     """What DuckDB asks of a file system, for reading alone."""
 
     protocol = SCHEMES
@@ -81,15 +75,10 @@ class ObjectFiles(AbstractFileSystem):  # type: ignore[misc] - fsspec has no typ
         return found.modified
 
     def open(self, path: str, mode: str = "rb", **_: Any) -> ObjectFile:
-        return opened(path)
-
-
-def opened(url: str) -> ObjectFile:
-    """The object, open; FileNotFoundError where it is not there."""
-    found = object_store.head(url)
-    if found is None:
-        raise FileNotFoundError(url)
-    return ObjectFile(url, found.size)
+        found = object_store.head(path)
+        if found is None:
+            raise FileNotFoundError(path)
+        return ObjectFile(path, found.size)
 
 
 def register(connection: duckdb.DuckDBPyConnection) -> None:

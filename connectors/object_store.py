@@ -1,4 +1,4 @@
-"""Objects at `s3://`, `gs://` and `az://`: listed, read in ranges, put whole; credentials from the environment alone."""
+"""Objects at `s3://`, `gs://` and `az://`: read in ranges, put whole; credentials from the environment alone."""
 
 import contextlib
 import os

@@ -2,11 +2,11 @@
 
 from aiolimiter import AsyncLimiter
 
-BURST = 0.1
+BURST = 0.25
 """Seconds' worth that may leave at once after a pause. More would be refused by a provider that counts by the second;
 less would lose what a stall of this process kept back."""
 
-PIECE = BURST / 2
+PIECE = 0.05
 """Seconds that are paid at a time: in between, a pace that has changed takes effect."""
 
 NOTHING = 1e-9

@@ -1,6 +1,7 @@
 """Parquet parts: written in row groups of bounded size, read by key, and written again without some of their rows."""
 
 import contextlib
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from connectors.contracts import Commit
 from connectors.errors import DataError
 
 ROW_GROUP_ROWS = 65_536
@@ -114,13 +116,13 @@ def tables_of(part: Path) -> Iterator[pa.Table]:
             yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
 
 
-def columns_of(part: Path, names: Sequence[str]) -> pa.Table:
+def columns_of(part: Path | io.RawIOBase, names: Sequence[str]) -> pa.Table:
     """Some columns of all the part's rows."""
     with pq.ParquetFile(part) as file:
         return file.read(list(names))
 
 
-def facts_of(part: Path) -> tuple[int, pa.Schema, dict[bytes, bytes]]:
+def facts_of(part: Path | io.RawIOBase) -> tuple[int, pa.Schema, dict[bytes, bytes]]:
     """(rows, schema, notes) from the part's footer; DataError where the file is no whole Parquet file."""
     try:
         with pq.ParquetFile(part) as file:
@@ -145,6 +147,24 @@ def among(rows: pa.Table, wanted: pa.Table) -> pa.BooleanArray:
     # Each value of a composite key stands somewhere among those wanted; together they need not.
     every = set(_tuples(wanted))
     return pa.array([hit and key in every for hit, key in zip(found.to_pylist(), _tuples(rows), strict=True)])
+
+
+def without_key(keys: pa.Table) -> pa.BooleanArray:
+    """Which rows have null in every column of the key: lines of the source that are no rows."""
+    nulls = [column.is_null() for column in keys.columns]
+    found = nulls[0]
+    for one in nulls[1:]:
+        found = pc.and_(found, one)
+    return found.combine_chunks()
+
+
+def replaced_errors(rows: pa.Table, commit: Commit, key: Sequence[str], details: str) -> pa.BooleanArray:
+    """Which errors make way: their key is cleared or failed again; without a key, those with equal details."""
+    keys, new = rows.select(key), commit.errors.select(key)
+    gone = among(keys, new.filter(pc.invert(without_key(new))))
+    alike = among(rows.select([details]), commit.errors.filter(without_key(new)).select([details]))
+    gone = pc.or_(gone, pc.and_(without_key(keys), alike))
+    return pc.or_(gone, among(keys, commit.cleared.select(key).cast(new.schema)))
 
 
 def _tuples(table: pa.Table) -> Iterator[tuple[Any, ...]]:

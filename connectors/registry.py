@@ -14,6 +14,7 @@ from connectors.endpoints.responses import ResponsesStep
 from connectors.endpoints.speech import SpeechStep
 from connectors.endpoints.transcription import TranscriptionStep
 from connectors.endpoints.translation import TranslationStep
+from connectors.sinks.delta_table import DeltaSink
 from connectors.sinks.duckdb_table import DuckdbSink
 from connectors.sinks.parquet_folder import ParquetSink
 from connectors.sources.csv_files import CsvSource
@@ -89,6 +90,7 @@ SOURCES: Mapping[str, type[SourceKind]] = {
 SINKS: Mapping[str, type[SinkKind]] = {
     "parquet": ParquetSink,
     "duckdb": DuckdbSink,
+    "delta": DeltaSink,
 }
 """By the key that names the kind."""
 

@@ -28,8 +28,8 @@ def query_connection(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-def lock_down(connection: duckdb.DuckDBPyConnection, folders: Sequence[Path], files: Sequence[Path] = ()) -> None:
-    """From now on the connection opens only these files and what lies in these folders; it cannot be undone."""
+def lock_down(connection: duckdb.DuckDBPyConnection, folders: Sequence[Path], files: Sequence[Path | str] = ()) -> None:
+    """From now on the connection opens only these files or URLs and what lies in these folders; it is not undone."""
     connection.execute(f"set allowed_directories = {literal_list([f'{folder}/' for folder in folders])}")
     connection.execute(f"set allowed_paths = {literal_list(files)}")
     connection.execute("set enable_external_access = false")

@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import duckdb
 import orjson
 
-from connectors.errors import JobError, did_you_mean
+from connectors.errors import DataError, JobError, Stopped, did_you_mean
 from connectors.snapshot import lock_down, query_connection
 from connectors.sql_text import first_line
 from connectors.tables import usage_schema
@@ -44,6 +45,8 @@ class AuditResult:
 
 def check_audits(ready: ReadyJob) -> None:
     """JobError, with file and line, where an audit's SQL is no single query over the job's own tables."""
+    if all(audit.sql is None for audit in ready.job.audits):
+        return
     shape = ready.shape
     empty = {"results": shape.results, "usage": usage_schema(), "errors": shape.errors}
     with query_connection(ready.scratch) as db:
@@ -65,8 +68,13 @@ def run_audits(ready: ReadyJob, run_id: str) -> list[AuditResult]:
     """What the job's audits find in its tables now; `run_id` is there as getvariable('run_id')."""
     if not ready.job.audits:
         return []
-    with _tables(ready, run_id) as db:
-        return [_result(db, audit, ready, run_id) for audit in ready.job.audits]
+    try:
+        with _tables(ready, run_id) as db:
+            return [_result(db, audit, ready, run_id) for audit in ready.job.audits]
+    except (duckdb.Error, DataError, Stopped) as exc:
+        # The run is over and paid for: tables that cannot be read fail its audits, not its closing.
+        words = first_line(exc) if isinstance(exc, duckdb.Error) else str(exc)
+        return [AuditResult(audit.name, None, audit.max, (words,)) for audit in ready.job.audits]
 
 
 def failed_words(results: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -111,7 +119,8 @@ def _tables(ready: ReadyJob, run_id: str) -> Iterator[duckdb.DuckDBPyConnection]
 
 def _close(db: duckdb.DuckDBPyConnection, ready: ReadyJob, files: bool) -> None:
     paths = ready.sink.paths() if files else ()
-    lock_down(db, [path for path in paths if path.is_dir()], [path for path in paths if not path.is_dir()])
+    folders = [path for path in paths if isinstance(path, Path) and path.is_dir()]
+    lock_down(db, folders, [path for path in paths if path not in folders])
 
 
 def _check_query(sql: str, where: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from connectors.exchange import Request
+from connectors.exchange import Request, trimmed
 from connectors.ledger import Ledger, now_us
 from pipelines.batch_files import BatchFolder, BatchWriter
 from pipelines.batch_ledger import Batch, BatchLedger, Line, new_mark
@@ -68,7 +68,7 @@ class Gathering:
         place = len(spool.batch.lines)
         spool.batch.lines[place] = Line(
             self._ledger.next_note(),
-            orjson.dumps([key for request in pack.requests for key in request.keys]),
+            trimmed(orjson.dumps([key for request in pack.requests for key in request.keys])),
             b"".join(request.fingerprint for request in pack.requests for _ in request.keys),
             tuple(request.fingerprint for request in pack.requests),
             pack.attempts + 1,

@@ -64,6 +64,7 @@ class BatchOut(FanOut):
         self._folder = BatchFolder(delivery.folder)
         self._models = {lane.leg: model for lane, model, _ in delivery.lanes}
         self._gathering = Gathering(self._ledger, self._batches, self._folder, self._day_budget, self._launch)
+        self._priced: dict[int, tuple[Lane, Lane]] = {}
         self._carriers: dict[asyncio.Task[None], Batch] = {}
         self._landing: set[asyncio.Task[Any] | None] = set()
         self._others: list[asyncio.Task[None]] = []
@@ -299,6 +300,8 @@ class BatchOut(FanOut):
         self._tally.requests += 1
         self._tally.retries += line.attempt > 1
         self._count(lane, ended)
+        if self.observer is not None:
+            self.observer.settled(lane, ended)
         self._open.difference_update(line.fingerprints)
         if error is not None:
             self._judge_line(pack, error)
@@ -351,6 +354,10 @@ class BatchOut(FanOut):
         while self._carriers:
             await asyncio.wait(list(self._carriers))
         if self.stopped is None:
+            # What stands in the queue may have been answered by a batch meanwhile.
+            for pack in [self._ready.get_nowait() for _ in range(self._ready.qsize())]:
+                if wanted := tuple(request for request in pack.requests if request.fingerprint in self._waves):
+                    self._again(replace(pack, requests=wanted))
             self._online = True
             self._wanted.set()
             super().start()
@@ -364,8 +371,12 @@ class BatchOut(FanOut):
             self.stop(f"{type(exc).__name__}: {exc}")
 
     def _at_batch_price(self, lane: Lane) -> Lane:
-        price = None if lane.price is None else batch_price(lane.price)
-        return replace(lane, price=price, worst=worst_of(price, self._models[lane.leg]))
+        known = self._priced.get(lane.leg)
+        if known is None or known[0] is not lane:
+            price = None if lane.price is None else batch_price(lane.price)
+            known = (lane, replace(lane, price=price, worst=worst_of(price, self._models[lane.leg])))
+            self._priced[lane.leg] = known
+        return known[1]
 
     def _tell_upload(self, lane: Lane, sent: int, size: int) -> None:
         self.waiting_for = f"uploading to {lane.provider.name}: {sent:,} of {size:,} bytes"

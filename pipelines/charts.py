@@ -5,7 +5,7 @@ Every number is added up by polars before it is drawn; each takes a table of `re
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,28 @@ _TOKENS = {
 }
 """The parts of a bill: each token is in one of them."""
 _PERCENTILES = {"median": 0.5, "90 %": 0.9, "99 %": 0.99}
+
+
+def pictures(scale: float = 1.5) -> None:
+    """From now on the notebook keeps charts as PNG: they show without a network, and are small enough to be committed.
+
+    `scale`: pixels of the picture for each of the chart's.
+    """
+    import io
+
+    import vl_convert
+    from PIL import Image
+
+    def drawn(spec: dict[str, Any], **_: Any) -> tuple[dict[str, bytes], dict[str, dict[str, float]]]:
+        picture = Image.open(io.BytesIO(vl_convert.vegalite_to_png(spec, scale=scale))).convert("RGB")
+        written = io.BytesIO()
+        # Charts have few colours: a palette of them is a fifth of the size.
+        picture.quantize(128, dither=Image.Dither.NONE).save(written, "png", optimize=True)
+        size = {"width": picture.width / scale, "height": picture.height / scale}
+        return {"image/png": written.getvalue()}, {"image/png": size}
+
+    alt.renderers.register("rowmill", drawn)
+    alt.renderers.enable("rowmill")
 
 
 def tokens(usage: pl.LazyFrame, by: By = "step") -> alt.LayerChart:
@@ -155,7 +177,7 @@ def label_shares(results: pl.LazyFrame, column: str, by: str | None = None) -> a
             _layered(bars, _totals(frame, column, "share", ".1%")), f"Shares of {column}", under, height=STEP
         )
     labels = frame[column].unique().sort().to_list()
-    bars = _bars(frame, by, "share", "share", axis).encode(color=_colour(column, labels))
+    bars = _bars(frame, by, "share", "share", axis, room=1).encode(color=_colour(column, labels))
     return _titled(_layered(bars), f"Shares of {column} by {by}", under, height=STEP)
 
 
@@ -244,10 +266,15 @@ def _time_axis(seconds: float) -> alt.Axis:
     return alt.Axis(labelAngle=0, tickCount=6, format="%H:%M:%S" if seconds < 60 else "%m-%d %H:%M")
 
 
-def _bars(frame: pl.DataFrame, over: str, value: str, title: str, axis: alt.Axis | None = None) -> alt.Chart:
+def _bars(
+    frame: pl.DataFrame, over: str, value: str, title: str, axis: alt.Axis | None = None, room: float = 1.15
+) -> alt.Chart:
     """Horizontal bars: names stay readable."""
-    # A scale from 0 to 0 would put its 0 in the middle.
-    scale = alt.Scale(zero=True) if frame[value].sum() else alt.Scale(domain=[0, 1])
+    longest = frame.group_by(over).agg(pl.col(value).sum())[value].max()
+    # Room for the number at the end of a bar; a scale from 0 to 0 would put its 0 in the middle.
+    scale = alt.Scale(
+        domain=[0, float(longest) * room if isinstance(longest, int | float) and longest else 1], nice=False
+    )
     bars: alt.Chart = (
         alt.Chart(frame)
         .mark_bar(color=PALETTE[0])
@@ -298,7 +325,8 @@ def _check(where: str, names: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _titled(chart: Drawn, title: str, under: str, width: int = WIDTH, height: int | alt.Step | None = None) -> Drawn:
-    """With a title, and on white: readable wherever it is shown, on dark pages too."""
+    """With a title. No background of its own, so that charts can be set side by side: altair's is white, which is
+    readable on dark pages too."""
     head = alt.TitleParams(title, subtitle=under, anchor="start", fontSize=15, subtitleColor=GREY, offset=12)
-    sized: Drawn = chart.properties(width=width, title=head, background="white", padding=12)
+    sized: Drawn = chart.properties(width=width, title=head)
     return sized if height is None else sized.properties(height=height)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from connectors.errors import RowmillError
+from connectors.errors import JobError, RowmillError, did_you_mean
 
 COMMANDS = {
     "run": "pipelines.commands.run",
@@ -20,6 +20,7 @@ COMMANDS = {
     "usage": "pipelines.commands.look",
     "show": "pipelines.commands.show",
     "rebuild": "pipelines.commands.rebuild",
+    "report": "pipelines.commands.report",
     "schedule": "pipelines.commands.schedule",
     "serve": "pipelines.commands.serve",
     "models": "pipelines.commands.models",
@@ -42,6 +43,13 @@ class Rowmill(click.Group):
             return None
         command: click.Command = getattr(importlib.import_module(module), f"{cmd_name}_command")
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise JobError(f"rowmill {args[0]}: no such command; {did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=Rowmill, context_settings={"help_option_names": ["-h", "--help"]})

@@ -87,7 +87,14 @@ class Committer:
         """Put what was gathered into the sink, and the usage table up to date."""
         async with self._turn:
             gathered, self._gathered = self._gathered, Gathered()
-            await asyncio.to_thread(self._commit, gathered)
+            work = asyncio.ensure_future(asyncio.to_thread(self._commit, gathered))
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                # The thread goes on all the same: it keeps its turn until it has ended.
+                await asyncio.wait([work])
+                work.result()
+                raise
 
     def _commit(self, gathered: Gathered) -> None:
         if gathered.rows:

@@ -1,7 +1,6 @@
 """The fan-out: requests in, outcomes out; each is noted, sent, tried again or given up, and kept in the ledger."""
 
 import asyncio
-import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -9,21 +8,14 @@ from dataclasses import replace
 
 import orjson
 
-from connectors.exchange import (
-    RETRIED_CLASSES,
-    STOPPING_CLASSES,
-    Call,
-    Reply,
-    Request,
-    RowError,
-)
+from connectors.exchange import RETRIED_CLASSES, STOPPING_CLASSES, Call, Reply, Request, RowError
 from connectors.ledger import Answer, Ledger, Settled, now_us
 from connectors.limiter import Allowance
-from connectors.replies import rate_limits, retry_after
 from connectors.transport import RequestError, Transport
 from pipelines.packs import (
     DayBudget,
     Lane,
+    Noted,
     Observer,
     Outcome,
     Pack,
@@ -32,11 +24,11 @@ from pipelines.packs import (
     expected,
     paid,
     read_reply,
-    to_keep,
     total,
-)
+)  # fmt: skip
 from pipelines.purse import Purse
 from pipelines.tally import Tally
+from pipelines.waits import given_up, hear, wait_after
 
 
 class FanOut:
@@ -69,6 +61,9 @@ class FanOut:
         self._waiting: set[asyncio.Task[None]] = set()
         self._in_parts_now: set[asyncio.Task[None]] = set()
         self._wanted = asyncio.Event()
+        self._noted_now = 0
+        """Exchanges that are noted and not settled yet."""
+        self._day_moved = asyncio.Event()
         self.stopped: str | None = None
         """Why nothing more is sent; None while all goes on."""
         self.waiting_for: str | None = None
@@ -105,6 +100,7 @@ class FanOut:
         for worker in self._waiting:
             worker.cancel()
         self._wanted.set()
+        self._day_moved.set()
         self._let_go()
 
     def _let_go(self) -> None:
@@ -134,6 +130,8 @@ class FanOut:
             waiting = self._waves.setdefault(request.fingerprint, [])
             if not waiting:
                 fresh[request.fingerprint] = request
+            else:
+                self.passed(lane.step, len(request.keys))
             waiting.append(wave)
         if not wave.missing:
             wave.landed.set()
@@ -141,18 +139,21 @@ class FanOut:
         found = await asyncio.to_thread(self._ledger.lookup, list(fresh)) if fresh else {}
         for mark, answer in found.items():
             if usable(answer):
-                del fresh[mark]
+                self.passed(lane.step, len(fresh.pop(mark).keys), failed=answer.error is not None)
                 self._land(mark, Outcome(answer.reply, answer.error, 1, answer.run_id, answer.at, False))
-        whole = [request for request in fresh.values() if not request.parts]
-        for some in lane.endpoint.packs(whole):
+        self._queue(lane, list(fresh.values()), usable)
+        self._let_go()
+        return wave
+
+    def _queue(self, lane: Lane, requests: Sequence[Request], usable: Callable[[Answer], bool]) -> None:
+        self._tally.steps[lane.step].ask(requests)
+        for some in lane.endpoint.packs([request for request in requests if not request.parts]):
             self._ready.put_nowait(Pack(lane, some))
-        for request in fresh.values():
+        for request in requests:
             if request.parts:
                 task = asyncio.create_task(self._in_parts(lane, request, usable))
                 self._in_parts_now.add(task)
                 task.add_done_callback(self._in_parts_now.discard)
-        self._let_go()
-        return wave
 
     async def _in_parts(self, lane: Lane, request: Request, usable: Callable[[Answer], bool]) -> None:
         """Ask for the parts of a request; the answer that they make together is kept as its own."""
@@ -195,47 +196,53 @@ class FanOut:
         if not await self._purse.reserve(worst):
             self.stop("budget")
             return
-        taken: list[Allowance] = []
+        taken: list[tuple[Allowance, int]] = []
         ended: Settled | None = None
         used: int | None = None
-        day = None if self._day_budget is None else self._day_budget.today()
         try:
             asked_at = time.monotonic()
-            for allowance in lane.allowances:
-                await allowance.take(tokens)
-                taken.append(allowance)
+            job = lane.allowances[1]
+            taken.append((job, await job.take(tokens)))
+            member = lane if lane.pool is None else await lane.pool.pick(pack.avoid)
+            if member is None:
+                return
+            permit = await member.allowances[0].take(tokens)
+            taken.append((member.allowances[0], permit))
+            if member is not lane:
+                # Set aside was what the dearest member may cost.
+                cheaper = total(member.worst(request) for request in pack.requests)
+                self._purse.settle(None if worst is None else worst - (cheaper or 0), None)
+                worst = cheaper
             if self.observer is not None:
-                self.observer.waited(lane, time.monotonic() - asked_at)
+                self.observer.waited(member, time.monotonic() - asked_at)
             self._waiting.discard(task)
             if self.stopped is not None:
                 return
             self._tally.in_flight += 1
             try:
-                ended = await self._exchange(pack, worst, day)
+                ended = await self._exchange(pack, member, permit, worst)
             finally:
                 self._tally.in_flight -= 1
             if ended is not None and ended.usage.input_tokens is not None:
                 used = ended.usage.input_tokens + (ended.usage.output_tokens or 0)
         finally:
-            for allowance in taken:
-                allowance.done(tokens, used)
+            for allowance, permit in taken:
+                allowance.done(permit, tokens, used)
             self._purse.settle(worst, None if ended is None else ended.cost)
             self._let_go()
 
-    async def _exchange(self, pack: Pack, worst: int | None, day: str | None) -> Settled | None:
-        lane = pack.lane
+    async def _exchange(self, pack: Pack, member: Lane, permit: int, worst: int | None) -> Settled | None:
         try:
             call = await self._call(pack)
         except OSError as exc:
             self._tell_all(pack, RowError("input", f"a file of this row cannot be read any more: {exc.strerror}"))
             return None
-        note = self._ledger.next_note()
         keys = orjson.dumps([key for request in pack.requests for key in request.keys])
         fingerprints = b"".join(request.fingerprint for request in pack.requests for _ in request.keys)
-        started_at = now_us()
-        limit = None if self._day_budget is None or day is None else (day, self._day_budget.limit)
-        if not await self._ledger.note(note, lane.leg, pack.attempts + 1, keys, fingerprints, worst, started_at, limit):
-            self.stop("budget_day")
+        number = self._ledger.next_note()
+        noted = Noted(number, member.leg, pack.attempts + 1, keys, fingerprints, now_us(), worst)
+        day = None if self._day_budget is None else self._day_budget.today()
+        if not await self._note(noted, day):
             return None
         self._tally.requests += 1
         self._tally.retries += pack.exchanges > 0
@@ -244,7 +251,7 @@ class FanOut:
         failure: RequestError | None = None
         seen = False
         try:
-            reply = await self._transport.send(lane.provider, call)
+            reply = await self._transport.send(member.provider, call)
             seen = True
         except RequestError as exc:
             failure = exc
@@ -252,112 +259,96 @@ class FanOut:
         finally:
             if not seen:
                 # Cancelled: whether the provider did its work is not known.
-                await asyncio.shield(
-                    self._ledger.settle(
-                        Settled(
-                            note, lane.leg, pack.attempts + 1, keys, fingerprints, started_at,
-                            error_class="unknown", cost=worst, released=worst or 0,
-                            message="sent, but the run was ended before its outcome was seen",
-                        ),
-                        day,
-                    )
-                )  # fmt: skip
+                await asyncio.shield(self._ledger.settle(noted.unknown(), day))
                 self._purse.spent += worst or 0
+                self._noted_now -= 1
+                self._day_moved.set()
         answers, error, usage = read_reply(pack, reply, failure)
-        spent = paid(lane, reply, failure, error, usage, worst)
-        kept = to_keep(pack, answers, error)
-        ended = Settled(
-            note=note,
-            leg=lane.leg,
-            attempt=pack.attempts + 1,
-            keys=keys,
-            fingerprints=fingerprints,
-            started_at=started_at,
-            http_status=None if reply is None else reply.status,
-            error_class=None if error is None else error.error_class,
-            usage=usage,
-            cost=spent,
-            released=worst or 0,
-            latency_ms=reply.latency_ms if reply is not None else failure.latency_ms if failure else None,
-            first_token_ms=None if reply is None else reply.first_token_ms,
-            request_id=None if reply is None else reply.headers.get("x-request-id"),
-            message=None if error is None else error.message,
-            answers=kept,
-        )
+        spent = paid(member, reply, failure, error, usage, worst)
+        ended = noted.ended(pack, reply, failure, answers, error, usage, spent)
         await self._ledger.settle(ended, day)
-        self._count(lane, ended)
+        self._noted_now -= 1
+        self._day_moved.set()
+        self._count(pack.lane, ended)
         if self.observer is not None:
-            self.observer.settled(lane, ended)
-        self._judge(pack, answers, error, reply)
+            self.observer.settled(member, ended)
+        if reply is not None:
+            hear(member.allowances[0], reply, member.leg)
+        self._judge(pack, member, permit, answers, error, reply, failure)
         return ended
+
+    async def _note(self, noted: Noted, day: str | None) -> bool:
+        """Note it in the ledger, with its money where there is a budget a day; False where that has no room for it."""
+        limit = None if self._day_budget is None or day is None else (day, self._day_budget.limit)
+        while not await self._ledger.note(
+            noted.note, noted.leg, noted.attempt, noted.keys, noted.fingerprints, noted.worst, noted.started_at, limit
+        ):
+            if self.stopped is not None or self._noted_now == 0:
+                self.stop("budget_day")
+                return False
+            # Requests in flight may still give some of it back.
+            self._day_moved.clear()
+            await self._day_moved.wait()
+        self._noted_now += 1
+        return True
 
     async def _call(self, pack: Pack) -> Call:
         if any(request.media for request in pack.requests):
             return await asyncio.to_thread(pack.lane.endpoint.call, pack.requests)
         return pack.lane.endpoint.call(pack.requests)
 
+    def passed(self, step: str, rows: int, failed: bool = False) -> None:
+        """Count rows that needed no exchange in a step."""
+        self._tally.steps[step].pass_by(rows, failed)
+
     def _count(self, lane: Lane, ended: Settled) -> None:
-        tally = self._tally
-        tally.input_tokens += ended.usage.input_tokens or 0
-        tally.output_tokens += ended.usage.output_tokens or 0
-        if ended.cost is None:
-            tally.unpriced += 1
-        else:
-            tally.cost += ended.cost
+        self._tally.count(lane.step, ended.usage, ended.cost)
         if ended.usage.output_tokens is not None:
             lane.output_tokens += (
                 ended.usage.output_tokens / max(1, len(ended.fingerprints) // 16) - lane.output_tokens
             ) / 20
 
     def _judge(
-        self, pack: Pack, answers: Sequence[bytes | RowError], error: RowError | None, reply: Reply | None
+        self,
+        pack: Pack,
+        member: Lane,
+        permit: int,
+        answers: Sequence[bytes | RowError],
+        error: RowError | None,
+        reply: Reply | None,
+        failure: RequestError | None,
     ) -> None:
         """What follows from how an exchange ended: outcomes, another try, halves of the pack, or the end."""
-        lane = pack.lane
-        own = lane.allowances[0]
-        if reply is not None:
-            limits = rate_limits(reply.headers)
-            own.learn(limits.limit_requests, limits.limit_tokens)
+        own = member.allowances[0]
+        if error is None or error.error_class not in RETRIED_CLASSES:
+            own.succeeded(permit)
         if error is None:
-            own.succeeded()
             pack.attempts += 1
             for request, answer in zip(pack.requests, answers, strict=True):
                 self._tell(pack, request, answer)
             return
+        pool = pack.lane.pool
+        pack.avoid = member if pool is not None else None
         if error.error_class in STOPPING_CLASSES:
+            if pool is not None and pool.leave_out(member, error):
+                self._again(pack)
+                return
             pack.attempts += 1
             self._tell_all(pack, error)
-            self.stop(f"{error.error_class}: {lane.provider.name} says: {error.message}")
+            self.stop(f"{error.error_class}: {member.provider.name} says: {error.message}")
             return
-        pause = None if reply is None else retry_after(reply.headers, now_us() / 1e6)
         if error.error_class not in RETRIED_CLASSES:
-            own.succeeded()
             pack.attempts += 1
             self._refuse(pack, error)
             return
-        if error.error_class == "rate_limit":
-            self._tally.refused += 1
-            pack.refusals += 1
-            own.refused(pause, pack.refusals)
-            wait = 0.0
-        elif own.failed():
-            wait = 0.0
-        else:
-            pack.attempts += 1
-            longest = min(self._tries.longest_wait, self._tries.first_wait * 2 ** (pack.attempts - 1))
-            wait = pause if pause is not None else longest * random.uniform(0.5, 1)
-        if max(wait, own.held_for) > self._tries.longest_hold:
+        self._tally.refused += error.error_class == "rate_limit"
+        wait = wait_after(pack, member, permit, error, reply, failure, self._tries)
+        if (reason := given_up(pack.lane.members, member, wait, error, self._tries)) is not None:
             self._tell_all(pack, error)
-            self.stop(f"{error.error_class}: {lane.provider.name} asks to come back in {max(wait, own.held_for):.0f} s")
-        elif own.silent_for() > self._tries.longest_hold:
-            self._tell_all(pack, error)
-            self.stop(
-                f"{error.error_class}: {lane.provider.name} has answered nothing for {own.silent_for():.0f} s; "
-                f"last: {error.message}"
-            )
+            self.stop(f"{reason}; run again when it is back, it goes on where it stopped")
         elif pack.attempts >= self._tries.attempts:
             self._tell_all(pack, error)
-        elif wait:
+        elif wait and len(pack.lane.members) == 1:
             asyncio.get_running_loop().call_later(wait, self._again, pack)
         else:
             self._again(pack)
@@ -379,6 +370,7 @@ class FanOut:
             self._tell(pack, request, error)
 
     def _tell(self, pack: Pack, request: Request, answer: bytes | RowError) -> None:
+        self._tally.steps[pack.lane.step].land(request, failed=isinstance(answer, RowError))
         if isinstance(answer, RowError):
             outcome = Outcome(None, answer, pack.attempts, self._run_id, now_us(), True)
             self.settled(len(request.keys), failed=len(request.keys))

@@ -13,13 +13,13 @@ from connectors.snapshot import query_connection
 from pipelines.audits import check_audits, run_audits
 from pipelines.housekeeping import drop_committed
 from pipelines.jobfile import LoadedJob, load_job
-from pipelines.lanes import step_price
+from pipelines.lanes import member_price, step_price
 from pipelines.overrides import Overrides, gives_sink
 from pipelines.prepare import ReadyJob, placed, prepared
 from pipelines.projection import add_usage, rebuild
 from pipelines.runs import CLOSING, OpenRun, end_invocation, job_lock, open_run
 from pipelines.summary import summary
-from pipelines.workspace import Workspace, find_workspace
+from pipelines.workspace import LOCAL, Workspace, find_workspace
 
 if TYPE_CHECKING:
     from pipelines.run import Ended
@@ -38,6 +38,7 @@ def invoke(
     from pipelines.progress import progress
     from pipelines.progress_log import ProgressLog
     from pipelines.run import RunOptions, run_job
+    from pipelines.running import noted
     from pipelines.telemetry import telemetry
 
     loaded = load_job(path, overrides)
@@ -45,7 +46,7 @@ def invoke(
     with (
         job_lock(workspace.state, loaded.job.name),
         opened_ledger(workspace) as ledger,
-        local_provider(loaded, workspace.state / "local") as local_url,
+        local_provider(loaded, workspace) as local_url,
         prepared(loaded, workspace, ledger, local_url) as ready,
     ):
         _check_sink(ready, overrides)
@@ -63,6 +64,7 @@ def invoke(
         observer = telemetry(ready, run.run_id)
         if observer is not None:
             follow = observer.following(follow)
+        follow = noted(workspace.state, ready.job.name, run.run_id, follow)
         try:
             ended = run_loop(run_job(ready, ledger, run, RunOptions(retry), follow))
             if lines is not None:
@@ -110,8 +112,10 @@ def _check_budget(ready: ReadyJob) -> None:
         where = ready.loaded.at("steps", step.model.name, "model")
         price = step_price(ready, step)
         if price is None:
+            unpriced = [member.name for member in step.members if member_price(ready, step, member) is None]
+            at = f" at {', '.join(unpriced)}" if step.pooled else ""
             raise JobError(
-                f"{where}: no price is known for {step.model.model}, so no budget can hold; "
+                f"{where}: no price is known for {step.model.model}{at}, so no budget can hold; "
                 "add it to `prices:` in rowmill.yaml"
             )
         if step.endpoint.output_bound is None and price.output_per_million:
@@ -132,15 +136,18 @@ def opened_ledger(workspace: Workspace) -> Iterator[Ledger]:
 
 
 @contextlib.contextmanager
-def local_provider(loaded: LoadedJob, folder: Path) -> Iterator[str | None]:
-    """The embedded provider's address while it is needed; None for jobs that do not ask it. `folder`: where it keeps
-    files and batches, so that a run that was killed finds them again."""
-    if all(step.provider != "local" for step in loaded.job.steps):
+def local_provider(loaded: LoadedJob, workspace: Workspace) -> Iterator[str | None]:
+    """The embedded provider's address while it is needed; None for jobs that do not ask it.
+
+    It keeps files and batches in the workspace's state, so that a run that was killed finds them again.
+    """
+    asked = {name for step in loaded.job.steps for name in workspace.pools.get(step.provider, (step.provider,))}
+    if LOCAL not in asked:
         yield None
         return
     from connectors.local.server import LocalOptions, LocalServer
 
-    with LocalServer(LocalOptions(folder=folder)) as server:
+    with LocalServer(LocalOptions(folder=workspace.state / "local")) as server:
         yield server.base_url
 
 

@@ -1,6 +1,6 @@
 """The lanes of a run: each step with its provider's allowance, its price, and the bound of what a request can cost."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
 from connectors.contracts import Provider
@@ -11,8 +11,10 @@ from connectors.price_cache import remembered_price
 from connectors.prices import FREE, Price, image_price, price_of, worst_cost
 from connectors.tokens import is_exact
 from pipelines.packs import Lane
+from pipelines.pools import Pool
 from pipelines.prepare import ReadyJob, ReadyStep
 from pipelines.travel import Step
+from pipelines.workspace import LOCAL
 
 TEXT_BYTES = 1 << 16
 """Bodies up to this size are text: their bytes bound their tokens. Larger ones carry media and count as estimated."""
@@ -26,47 +28,75 @@ def lanes_of(ready: ReadyJob, ledger: Ledger, run_id: str, allowances: dict[str,
         limits.requests_per_minute, limits.tokens_per_minute, None, job.retry.longest_hold, job.retry.longest_wait
     )
     steps: list[Step] = []
-    for ready_step in ready.steps:
-        provider = ready_step.provider
-        own = allowances.get(provider.name)
-        if own is None:
-            own = allowances[provider.name] = Allowance(
-                provider.requests_per_minute,
-                provider.tokens_per_minute,
-                provider.concurrency,
-                job.retry.longest_hold,
-                job.retry.longest_wait,
-            )
-        price = step_price(ready, ready_step)
-        lane = Lane(
-            step=ready_step.model.name,
-            endpoint=ready_step.endpoint,
-            provider=provider,
-            allowances=(own, of_job),
-            price=price,
-            worst=worst_of(price, ready_step.model.model),
-            leg=ledger.leg(
-                run_id,
-                job.name,
-                ready_step.model.name,
-                provider.name,
-                ready_step.model.endpoint,
-                ready_step.model.model,
-            ),
-            last=ready_step is ready.steps[-1],
-        )
-        steps.append(Step(lane, ready_step.when, _easier(ready_step, provider, ledger)))
+    for step in ready.steps:
+        members = [_lane(ready, step, member, ledger, run_id, allowances, of_job) for member in step.members]
+        lane = members[0]
+        if step.pooled:
+            pool = Pool(members)
+            lane = replace(lane, provider=step.provider, price=step_price(ready, step), worst=pool.worst, pool=pool)
+        steps.append(Step(lane, step.when, _easier(step, ledger)))
     return steps
 
 
+def shared_keys(ready: ReadyJob, allowances: Mapping[str, Allowance]) -> dict[str, Allowance]:
+    """The allowances that other processes of the workspace use as well, by name and address of the provider."""
+    members = {member.name: member for step in ready.steps for member in step.members if member.name != LOCAL}
+    return {f"{name} {member.base_url}": allowances[name] for name, member in members.items()}
+
+
+def _lane(
+    ready: ReadyJob,
+    step: ReadyStep,
+    provider: Provider,
+    ledger: Ledger,
+    run_id: str,
+    allowances: dict[str, Allowance],
+    of_job: Allowance,
+) -> Lane:
+    job, model = ready.job, step.model
+    own = allowances.get(provider.name)
+    if own is None:
+        own = allowances[provider.name] = Allowance(
+            provider.requests_per_minute,
+            provider.tokens_per_minute,
+            provider.concurrency,
+            job.retry.longest_hold,
+            job.retry.longest_wait,
+        )
+    price = member_price(ready, step, provider)
+    return Lane(
+        step=model.name,
+        endpoint=step.endpoint,
+        provider=provider,
+        allowances=(own, of_job),
+        price=price,
+        worst=worst_of(price, model.model),
+        leg=ledger.leg(run_id, job.name, model.name, provider.name, model.endpoint, model.model),
+        last=step is ready.steps[-1],
+    )
+
+
 def step_price(ready: ReadyJob, step: ReadyStep) -> Price | None:
-    """What the step's model charges; None where nobody has a price for it. What runs embedded costs nothing."""
-    if step.provider.name == "local":
+    """What the step's model charges, in a pool at its dearest member; None where a member has no price for it."""
+    prices = [member_price(ready, step, member) for member in step.members]
+    known = [price for price in prices if price is not None]
+    # By the rates of what models charge most often; what a request costs at most is reckoned for each member.
+    return max(known, key=_dearness) if len(known) == len(prices) else None
+
+
+def _dearness(price: Price) -> int:
+    rates = (price.output_per_million, price.input_per_million, price.per_image, price.audio_per_minute)
+    return sum(rate or 0 for rate in rates)
+
+
+def member_price(ready: ReadyJob, step: ReadyStep, provider: Provider) -> Price | None:
+    """What the step's model charges at one provider; what runs embedded costs nothing."""
+    if provider.name == LOCAL:
         return FREE
     known = ready.workspace.state / "prices.json"
     price = price_of(
         step.model.model,
-        step.provider.prices,
+        provider.prices,
         ready.workspace.prices,
         lambda model: remembered_price(model, known),
     )
@@ -95,13 +125,13 @@ def worst_of(price: Price | None, model: str) -> Callable[[Request], int | None]
     return worst
 
 
-def _easier(step: ReadyStep, provider: Provider, ledger: Ledger) -> Callable[[Lane, str], Awaitable[Lane]]:
+def _easier(step: ReadyStep, ledger: Ledger) -> Callable[[Lane, str], Awaitable[Lane]]:
     async def ask_easier(lane: Lane, way: str) -> Lane:
         """The lane that asks in the simpler way, which is remembered for this provider's model."""
         endpoint = step.rebuilt(way)
         await ledger.write_queued(
             "insert or replace into modes (provider, model, structured) values (?, ?, ?)",
-            (provider.tag, step.model.model, way),
+            (step.provider.tag, step.model.model, way),
         )
         return replace(lane, endpoint=endpoint)
 

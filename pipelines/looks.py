@@ -1,5 +1,6 @@
 """Looks at what was done: runs, errors and usage as rows, read from the ledger and the sink."""
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import orjson
 
 from connectors.ledger import Ledger
 from connectors.prices import usd
-from connectors.sql_text import quoted_list
+from connectors.sql_text import quoted, quoted_list
 from connectors.tables import failure_names
 from pipelines.jobfile import load_job
 from pipelines.prepare import prepared
+from pipelines.running import read_running
 from pipelines.runs import running
 from pipelines.workspace import Workspace, find_workspace
 
@@ -39,6 +41,8 @@ def status(job: Path | None) -> Rows:
         (name, name),
     ):
         told: dict[str, Any] = {} if report is None else orjson.loads(report)
+        under_way = running(ledger.path.parent, job_name)
+        live = (read_running(ledger.path.parent, job_name) if under_way else None) or {}
         ((requests, cost),) = ledger.query(
             "select count(*), sum(e.cost) from exchanges e join legs l on l.id = e.leg where l.run_id = ?", (run_id,)
         )
@@ -46,42 +50,66 @@ def status(job: Path | None) -> Rows:
             {
                 "job": job_name,
                 "run_id": run_id,
-                "state": "running" if running(ledger.path.parent, job_name) else state,
+                "state": "running" if under_way else state,
                 "started": moment(started_at),
-                "ended": None if ended_at is None else moment(ended_at),
-                "exit_code": exit_code,
-                "rows": told.get("rows"),
-                "rows_ok": told.get("rows_ok"),
-                "rows_failed": told.get("rows_failed"),
+                "ended": None if ended_at is None or under_way else moment(ended_at),
+                "exit_code": None if under_way else exit_code,
+                "rows": live.get("rows", told.get("rows")),
+                "rows_ok": live["rows_done"] - live["rows_failed"] if live else told.get("rows_ok"),
+                "rows_failed": live.get("rows_failed", told.get("rows_failed")),
+                "rows_left": live["rows"] - live["rows_done"] if live else told.get("rows_left"),
                 "requests": requests,
                 "cost_usd": None if cost is None else usd(cost),
-                "stopped": stopped,
+                "stopped": None if under_way else stopped,
+                "share_done": live.get("share_done"),
+                "seconds_left": live.get("seconds_left"),
+                "held": live.get("held"),
             }
         )
     ledger.close()
     return rows
 
 
-def errors(job: Path, limit: int) -> tuple[Rows, int]:
-    """(the first rows of the errors table, how many there are)."""
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The errors of a job."""
+
+    rows: Rows
+    """The first ones."""
+    total: int
+    groups: Rows
+    """How many rows failed in which step with which class, and the message that most of them have."""
+
+
+def errors(job: Path, limit: int) -> Failed:
+    """What stands in the errors table."""
     loaded = load_job(job)
     with prepared(loaded, find_workspace(job)) as ready, duckdb.connect() as db:
         if not ready.sink.present():
-            return [], 0
+            return Failed([], 0, [])
         ready.sink.attach(db)
         source = ready.sink.errors_sql()
-        names = failure_names(ready.shape.key)
-        shown = [
-            *ready.shape.key,
-            *(names[name] for name in ("step", "error_class", "http_status", "attempts", "message")),
-        ]
-        relation = db.sql(
-            f"select {quoted_list(shown)} from {source} order by {names['failed_at']}, {names['step']} limit {limit}"
+        names = {name: quoted(actual) for name, actual in failure_names(ready.shape.key).items()}
+        shown = ", ".join(names[name] for name in ("step", "error_class", "http_status", "attempts", "message"))
+        rows: Rows = (
+            db.sql(
+                f"select {quoted_list(ready.shape.key)}, {shown} from {source} "
+                f"order by {names['failed_at']}, {names['step']} limit {limit}"
+            )
+            .to_arrow_table()
+            .to_pylist()
         )
-        rows: Rows = relation.to_arrow_table().to_pylist()
-        ((total,),) = db.sql(f"select count(*) from {source}").fetchall()
+        groups: Rows = (
+            db.sql(
+                f"select count(*) as rows, {names['step']} as step, {names['error_class']} as error_class, "
+                f"{names['http_status']} as http_status, mode({names['message']}) as message from {source} "
+                "group by all order by rows desc, error_class, step"
+            )
+            .to_arrow_table()
+            .to_pylist()
+        )
         ready.sink.detach(db)
-        return rows, int(total)
+        return Failed(rows, sum(int(str(group["rows"])) for group in groups), groups)
 
 
 def usage(job: Path | None, by: str) -> Rows:

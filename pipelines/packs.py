@@ -17,7 +17,7 @@ from connectors.transport import RequestError
 
 @dataclass(slots=True)
 class Lane:
-    """One step on its way to one provider."""
+    """One step on its way to one provider, or to the members of a pool."""
 
     step: str
     endpoint: Endpoint
@@ -32,6 +32,27 @@ class Lane:
     """Whether it is the job's last step: an answer there is a row settled."""
     output_tokens: float = 200.0
     """What an answer took on average, for the allowance of tokens."""
+    pool: "Choice | None" = None
+    """Whose members share the work, each with what stands above for itself; None: there is one provider."""
+
+    @property
+    def members(self) -> "Sequence[Lane]":
+        """The providers that are asked: of a pool those that are not left out."""
+        return (self,) if self.pool is None else self.pool.present
+
+
+class Choice(Protocol):
+    """A pool's members, each a lane of its own."""
+
+    @property
+    def present(self) -> Sequence[Lane]:
+        """Those that are still asked."""
+
+    async def pick(self, avoid: Lane | None) -> Lane | None:
+        """The one to ask next; None where none is left."""
+
+    def leave_out(self, member: Lane, error: RowError) -> bool:
+        """Ask this one nothing more; whether others are left."""
 
 
 class Observer(Protocol):
@@ -67,8 +88,55 @@ class Pack:
     attempts: int = 0
     """Exchanges that count against retry.attempts: 429s and probes of a dead provider do not."""
     exchanges: int = 0
-    refusals: int = 0
-    """429s."""
+    avoid: Lane | None = None
+    """The member of a pool that failed it last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """An exchange that the ledger knows of: how it ends is to be told under its number."""
+
+    note: int
+    leg: int
+    attempt: int
+    keys: bytes
+    fingerprints: bytes
+    started_at: int
+    worst: int | None
+    """Pico-dollars set aside for it."""
+
+    def unknown(self) -> Settled:
+        """It was sent, and what came of it will never be seen: it counts at its worst case."""
+        return Settled(
+            self.note, self.leg, self.attempt, self.keys, self.fingerprints, self.started_at,
+            error_class="unknown", cost=self.worst, released=self.worst or 0,
+            message="sent, but the run was ended before its outcome was seen",
+        )  # fmt: skip
+
+    def ended(
+        self,
+        pack: Pack,
+        reply: Reply | None,
+        failure: RequestError | None,
+        answers: Sequence[bytes | RowError],
+        error: RowError | None,
+        usage: Usage,
+        cost: int | None,
+    ) -> Settled:
+        """How it ended, with what is kept of it."""
+        return Settled(
+            self.note, self.leg, self.attempt, self.keys, self.fingerprints, self.started_at,
+            http_status=None if reply is None else reply.status,
+            error_class=None if error is None else error.error_class,
+            usage=usage,
+            cost=cost,
+            released=self.worst or 0,
+            latency_ms=reply.latency_ms if reply is not None else failure.latency_ms if failure else None,
+            first_token_ms=None if reply is None else reply.first_token_ms,
+            request_id=None if reply is None else reply.headers.get("x-request-id"),
+            message=None if error is None else error.message,
+            answers=to_keep(pack, answers, error),
+        )  # fmt: skip
 
 
 @dataclass(slots=True)

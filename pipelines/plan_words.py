@@ -27,7 +27,8 @@ def in_words(plan: Plan, path: str, width: int = 80) -> str:
     told = [("cost", _cost(plan)), ("time", _time(plan)), ("disk", f"about {size(plan.disk_bytes)}")]
     told.append(("counted", _counted(plan)))
     for name, words in told:
-        lines += [f"  {name if not place else '':<9}{line}" for place, line in enumerate(wrapped(words, width - 11))]
+        told_lines = [line for sentence in words.split("\n") for line in wrapped(sentence, width - 11)]
+        lines += [f"  {name if not place else '':<9}{line}" for place, line in enumerate(told_lines)]
     for number, example in enumerate(plan.examples, 1):
         lines += ["", f"  request {number}, step {example['step']}"]
         lines += [f"    {line}" for line in _request(example["request"], width - 4)]
@@ -91,9 +92,9 @@ def _cost(plan: Plan) -> str:
     else:
         words += f"{money(plan.high_usd)} at most"
     if plan.batch_usd is not None:
-        words += f"; by the Batch API about {money(plan.batch_usd)} (--delivery batch)"
+        words += f"\nabout {money(plan.batch_usd)} by the Batch API (--delivery batch)"
     if plan.budget_usd is not None:
-        words += f"; the budget is {money(plan.budget_usd)}"
+        words += f"\nthe budget is {money(plan.budget_usd)}"
         if plan.expected_usd is not None and plan.expected_usd > plan.budget_usd:
             words += ", LESS than expected: the run would stop on the way"
     return words

@@ -20,9 +20,10 @@ from pipelines.batch_rules import check_batched
 from pipelines.job_graph import sinks_of_jobs
 from pipelines.jobfile import Job, LoadedJob
 from pipelines.predicates import Predicate
+from pipelines.provider_pool import as_one
 from pipelines.reader import Reader
 from pipelines.selection import Selection, select
-from pipelines.workspace import Workspace
+from pipelines.workspace import LOCAL, Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,16 @@ class ReadyStep:
 
     model: StepKind
     provider: Provider
+    """Of a pool: its name, with the limits of its members together."""
+    members: Sequence[Provider]
+    """Who is asked: the provider itself, or the members of the pool."""
     endpoint: Endpoint
     facts: StepFacts
     when: Predicate | None
+
+    @property
+    def pooled(self) -> bool:
+        return self.members[0] is not self.provider
 
     def rebuilt(self, structured: str) -> Endpoint:
         """The endpoint, asking for typed output in another way."""
@@ -116,7 +124,8 @@ def prepared(
                 write=job.sink.write,
                 outputs=tuple(field.name for field in made),
             )
-            sink = job.sink.open(shape, workspace.folder, job.retry.longest_hold)
+            with placed(loaded):
+                sink = job.sink.open(shape, workspace.folder, job.retry.longest_hold)
             yield ReadyJob(loaded, workspace, reader, selection, steps, shape, sink, Path(scratch), job.sink.identity)
 
 
@@ -131,9 +140,10 @@ def _steps(
     columns: dict[str, pa.DataType] = {field.name: field.type for field in source}
     ready: list[ReadyStep] = []
     for step in loaded.job.steps:
-        provider = workspace.provider(step.provider)
-        if provider.name == "local" and local_url is not None:
-            provider = replace(provider, base_url=local_url)
+        members = workspace.members(step.provider)
+        if local_url is not None:
+            members = tuple(replace(one, base_url=local_url) if one.name == LOCAL else one for one in members)
+        provider = as_one(step.provider, members) if step.provider in workspace.pools else members[0]
         facts = StepFacts(
             provider_tag=provider.tag,
             columns=dict(columns),
@@ -141,7 +151,7 @@ def _steps(
             roots=workspace.roots,
             hosts=workspace.hosts,
             structured=_known_way(ledger, provider, step.model),
-            exact_tokens=exact_tokens or _counting(loaded.job, workspace, provider),
+            exact_tokens=exact_tokens or _counting(loaded.job, workspace, members),
             files_prefix=loaded.job.sink.files_prefix,
         )
         with placed(loaded):
@@ -149,20 +159,20 @@ def _steps(
             where = f"steps.{step.name}.when"
             when = None if step.when is None else Predicate(step.when, pa.schema(list(columns.items())), where)
         columns.update((field.name, field.type) for field in endpoint.fields)
-        ready.append(ReadyStep(step, provider, endpoint, facts, when))
+        ready.append(ReadyStep(step, provider, members, endpoint, facts, when))
     return ready
 
 
-def _counting(job: Job, workspace: Workspace, provider: Provider) -> bool:
+def _counting(job: Job, workspace: Workspace, members: Sequence[Provider]) -> bool:
     """Whether a budget or a limit of tokens needs requests to be counted."""
-    limited = (job.limits.tokens_per_minute, provider.tokens_per_minute, job.budget, workspace.budget)
-    return any(limit is not None for limit in limited)
+    limited = (job.limits.tokens_per_minute, job.budget, workspace.budget)
+    return any(limit is not None for limit in (*limited, *(member.tokens_per_minute for member in members)))
 
 
 def media_reader(ready: ReadyJob) -> MediaReader:
     """Reads the files that rows name, where the workspace allows it."""
     # With its port: a row may not reach whatever else listens on the provider's machine.
-    urls = [urlsplit(step.provider.base_url) for step in ready.steps]
+    urls = [urlsplit(member.base_url) for step in ready.steps for member in step.members]
     own = frozenset(f"{url.hostname}:{url.port or (443 if url.scheme == 'https' else 80)}" for url in urls)
     return MediaReader(
         ready.workspace.folder,

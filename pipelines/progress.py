@@ -1,16 +1,21 @@
 """How far a run is: one calm line on a terminal, a plain line now and then elsewhere; always on stderr."""
 
 import asyncio
+import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from connectors.prices import usd
 from pipelines.watch import Watch
 
 SECONDS_BETWEEN_LINES = 10.0
 REFRESH_SECONDS = 0.5
+WINDOW_SECONDS = 30.0
+WARM_SECONDS = 2.0
+"""Before there have been answers for so long, nothing is said of the time left."""
 
 
 def progress(job: str, quiet: bool) -> Callable[[Watch], Awaitable[None]]:
@@ -25,86 +30,128 @@ def progress(job: str, quiet: bool) -> Callable[[Watch], Awaitable[None]]:
 
 
 def facts(watch: Watch, rate: float) -> dict[str, object]:
-    """The figures of this moment, as the JSON log has them too. `rate`: rows finished a second, lately."""
+    """The figures of this moment, as the JSON log has them too. `rate`: exchanges ended a second, lately."""
     tally = watch.tally
-    settled = tally.rows_ok + tally.rows_failed
+    failed = max(tally.rows_failed, sum(step.failed for step in tally.steps.values()))
+    ended, left = sum(step.exchanges for step in tally.steps.values()), exchanges_left(watch)
     return {
         "rows": tally.rows,
-        "rows_done": settled,
-        "rows_failed": tally.rows_failed,
+        "rows_done": tally.rows_landed,
+        "rows_failed": failed,
+        "share_done": round(ended / (ended + left), 3) if ended + left else None,
         "requests": tally.requests,
-        "requests_per_second": round(tally.requests / max(tally.seconds, 1e-9), 1),
+        "requests_per_second": round(rate, 1),
         "retries": tally.retries,
         "in_flight": tally.in_flight,
         "input_tokens": tally.input_tokens,
         "output_tokens": tally.output_tokens,
         "cost_usd": None if tally.unpriced else usd(tally.cost),
-        "seconds_left": round(tally.rows_left / rate) if rate > 0 else None,
+        "seconds_left": round(left / rate) if rate > 0 else None,
         "held": watch.held(),
     }
 
 
-def line(job: str, told: dict[str, object]) -> str:
-    """The figures in words."""
-    rows, done = int(str(told["rows"])), int(str(told["rows_done"]))
-    parts = [
-        f"{job}  {done:,} of {rows:,} rows",
-        f"{told['requests_per_second']} requests/s",
-        f"{int(str(told['input_tokens'])) + int(str(told['output_tokens'])):,} tokens",
-        "cost not known" if told["cost_usd"] is None else f"${told['cost_usd']:.4f}",
-    ]
-    if told["rows_failed"]:
-        parts.append(f"{told['rows_failed']:,} failed")
-    if told["retries"]:
-        parts.append(f"{told['retries']:,} retries")
-    left = told["seconds_left"]
+def exchanges_left(watch: Watch) -> float:
+    """Exchanges that are still to end, of all steps."""
+    tally = watch.tally
+    rows, left = float(tally.rows - tally.begun_with), 0.0
+    for step in tally.steps.values():
+        left += step.exchanges_left(rows)
+        rows -= step.failed
+    return left
+
+
+def line(job: str, told: Mapping[str, Any], width: int) -> str:
+    """The figures in words, in one line of at most so many columns: what matters least goes first."""
+    rows, done = told["rows"], told["rows_done"]
+    share = "" if told["share_done"] is None else f" ({100 * told['share_done']:.0f} %)"
+    tokens = told["input_tokens"] + told["output_tokens"]
+    parts = {
+        "rows": f"{job}  {done:,} of {rows:,} rows{share}",
+        "speed": f"{told['requests_per_second']:,.0f} requests/s",
+        "tokens": f"{short(tokens)} tokens",
+        "cost": "cost not known" if told["cost_usd"] is None else f"${told['cost_usd']:.4f}",
+        "failed": f"{told['rows_failed']:,} failed" if told["rows_failed"] else "",
+        "retries": f"{told['retries']:,} retries" if told["retries"] else "",
+        "left": "",
+    }
     if told["held"]:
-        parts.append(str(told["held"]))
-    elif left is not None and done < rows:
-        parts.append(f"{_clock(int(str(left)))} left")
-    return " · ".join(parts)
+        parts["left"] = str(told["held"])
+    elif told["seconds_left"] is not None and done < rows:
+        parts["left"] = f"{clock(told['seconds_left'])} left"
+    for unwanted in ("", "tokens", "retries", "speed", "cost"):
+        parts.pop(unwanted, None)
+        text = " · ".join(part for part in parts.values() if part)
+        if len(text) <= width:
+            return text
+    return text[: width - 1] + "…"
 
 
 async def _live(job: str, watch: Watch) -> None:
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
-
-    pace = Pace()
-    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+    """Writes over one line, in one write, and only where it has changed: nothing flickers."""
+    pace, shown = Pace(), ""
+    try:
         while True:
-            live.update(
-                Text(line(job, facts(watch, pace.rate(watch))), overflow="ellipsis", no_wrap=True), refresh=True
-            )
+            rate = pace.rate(watch)
+            text = line(job, facts(watch, rate), shutil.get_terminal_size().columns - 1)
+            if text != shown:
+                _write(f"\r{text}\x1b[K")
+                shown = text
             await asyncio.sleep(REFRESH_SECONDS)
+    finally:
+        _write("\r\x1b[K")
+
+
+def _write(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
 
 
 async def _lines(job: str, watch: Watch) -> None:
-    pace = Pace()
+    pace, last = Pace(), time.monotonic()
     while True:
-        await asyncio.sleep(SECONDS_BETWEEN_LINES)
-        print(line(job, facts(watch, pace.rate(watch))), file=sys.stderr, flush=True)  # noqa: T201
+        await asyncio.sleep(min(1.0, SECONDS_BETWEEN_LINES))
+        rate = pace.rate(watch)
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            _write(line(job, facts(watch, rate), 200) + "\n")
 
 
 class Pace:
-    """Rows a second over the last half minute."""
+    """Exchanges that ended a second, over the last half minute; 0 while there are too few to tell."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
         self._seen: deque[tuple[float, int]] = deque()
 
     def rate(self, watch: Watch) -> float:
-        now = time.monotonic()
-        done = watch.tally.rows_ok + watch.tally.rows_failed
-        self._seen.append((now, done))
-        while now - self._seen[0][0] > 30:
+        """To be asked for about once a second."""
+        now = self._now()
+        ended = sum(step.exchanges for step in watch.tally.steps.values())
+        # From the first answer on: until it came, connections were opened and nothing could end.
+        if not ended:
+            return 0.0
+        self._seen.append((now, ended))
+        while now - self._seen[0][0] > WINDOW_SECONDS:
             self._seen.popleft()
         then, before = self._seen[0]
-        return (done - before) / (now - then) if now > then else 0.0
+        return (ended - before) / (now - then) if now - then >= WARM_SECONDS else 0.0
 
 
-def _clock(seconds: int) -> str:
-    if seconds < 90:
+def clock(seconds: int) -> str:
+    """Seconds in words, no finer than they can be known."""
+    if seconds < 60:
         return f"{seconds} s"
+    if seconds < 600:
+        return f"{seconds // 60} min {seconds % 60 // 10 * 10:02d} s"
     if seconds < 5400:
         return f"{seconds // 60} min"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def short(number: int) -> str:
+    """A large number in four characters or so: 1.2M."""
+    for letter, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.{1 if number < 100 * size else 0}f}{letter}"
+    return str(number)

@@ -42,13 +42,13 @@ class Reader:
             self.relation = opened.relation
             self.rejects = opened.rejects
             """(line number, message, raw line) of lines that are no rows."""
-            self.row_bytes = self._measured(source.paths(facts))
+            self.row_bytes = self._measured(source.paths(facts), opened.nbytes)
             """About so many bytes a row takes."""
             if self.row_bytes > WIDE:
                 # DuckDB reads 2,048 rows at a time and a whole row group of a column, in each thread.
                 self._db.execute("set threads = 1")
                 self._db.execute("set memory_limit = '1GB'")
-            lock_down(self._db, [facts.scratch], source.paths(facts))
+            lock_down(self._db, [facts.scratch], [*source.paths(facts), *opened.urls])
             self._kinds = self._described()
             self.schema: pa.Schema = self._arrow_schema(self._kinds)
             self._check()
@@ -102,7 +102,7 @@ class Reader:
     def workspace(self) -> Path:
         return self._facts.workspace
 
-    def _measured(self, paths: Iterable[Path]) -> float:
+    def _measured(self, paths: Iterable[Path], elsewhere: int) -> float:
         files = [*paths, *self._facts.scratch.glob("*.parquet")]
         counted = self._db.execute(f"select count(*) from {self.relation}").fetchone()
         assert counted is not None

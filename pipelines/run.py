@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from connectors.contracts import Commit
 from connectors.errors import RowmillError
+from connectors.leases import leased
 from connectors.ledger import Ledger, now_us
 from connectors.limiter import Allowance
 from connectors.prices import PICO, usd
@@ -24,13 +25,13 @@ from pipelines.batch_out import BatchOut, Delivery
 from pipelines.batch_rules import next_deadline
 from pipelines.committer import Committer, rejected
 from pipelines.fanout import FanOut
-from pipelines.lanes import lanes_of
+from pipelines.lanes import lanes_of, shared_keys
 from pipelines.packs import DayBudget, Tries
 from pipelines.prepare import ReadyJob, media_reader
 from pipelines.projection import packed
 from pipelines.purse import Purse
 from pipelines.runs import OpenRun
-from pipelines.tally import Tally
+from pipelines.tally import StepTally, Tally
 from pipelines.travel import Chunk, Step, Travel
 from pipelines.watch import Watch
 
@@ -77,6 +78,12 @@ async def run_job(
     tally.rows = counts.rows + len(ready.reader.rejects)
     tally.rows_ok = tally.rows_reused = counts.done
     tally.rows_failed = len(ready.reader.rejects) + counts.failed_before
+    tally.begun_with = tally.rows_ok + tally.rows_failed
+    # Embeddings are asked for by the chunk; how many of a chunk's rows go together is known after the first.
+    tally.steps = {
+        step.model.name: StepTally(a_row=1 / CHUNK_ROWS if step.model.endpoint == "embeddings" else 1.0)
+        for step in ready.steps
+    }
     purse = Purse(None if job.budget is None else round(job.budget.usd * PICO), run.spent)
     said = ready.workspace.budget
     day = None if said is None else DayBudget(round(said.usd_per_day * PICO), ready.workspace.zone)
@@ -117,7 +124,7 @@ async def run_job(
     failure: BaseException | None = None
     if ready.reader.rejects or ready.selection.rejects_there:
         ready.sink.commit(rejected(ready, run.run_id), f"{ledger.identity}-{ledger.writer:06d}-rejects")
-    with _signals(fanout, options.grace):
+    with _signals(fanout, options.grace), leased(ready.workspace.state, shared_keys(ready, allowances)):
         fanout.start()
         keeper = asyncio.create_task(_keep_committing(committer, fanout))
         follower = asyncio.ensure_future(follow(Watch(tally, fanout, allowances, purse)))

@@ -98,21 +98,28 @@ class Roster:
         """Gets what is wrong with an edited file."""
         self._marks: dict[Path, tuple[int, int]] | None = None
         self._jobs: list[Scheduled] = []
+        self._problem = ""
 
     def jobs(self) -> Sequence[Scheduled]:
         """The jobs as the files say now; as they were where an edited file is wrong. JobError at the first look."""
-        files = self._files()
-        marks = {path: (stat.st_mtime_ns, stat.st_size) for path in files if (stat := _stat(path)) is not None}
-        if marks == self._marks:
-            return self._jobs
-        first, self._marks = self._marks is None, marks
+        first = self._marks is None
         try:
-            self._jobs = scheduled_jobs(files, self._named)
+            files = self._files()
+            marks = {path: (stat.st_mtime_ns, stat.st_size) for path in files if (stat := _stat(path)) is not None}
+            if marks != self._marks:
+                self._marks = marks
+                self._jobs = scheduled_jobs(files, self._named)
         except JobError as exc:
             if first:
                 raise
-            self.tell(f"{exc} (the schedules go on as they were)")
+            self._once(f"{exc} (the schedules go on as they were)")
         return self._jobs
+
+    def _once(self, problem: str) -> None:
+        """Tell a problem, but not the one that was told last."""
+        if problem != self._problem:
+            self._problem = problem
+            self.tell(problem)
 
 
 class Memory:

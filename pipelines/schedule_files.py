@@ -25,8 +25,8 @@ def crontab_block(jobs: Sequence[Scheduled], env_file: Path | None) -> str:
     lines = [
         _first_mark(workspace.folder),
         "# Written by `rowmill schedule install`. Lines of your own go above this block.",
-        f"# Times are of {workspace.said.time_zone}. Debian's and Ubuntu's cron pass over CRON_TZ: they take the machine's",
-        "# time zone; where the two differ, install systemd's timers instead. Cron catches up no missed run.",
+        f"# Times are of {workspace.said.time_zone}. Cron catches up no missed run.",
+        "# Debian's and Ubuntu's cron pass over CRON_TZ and take the machine's time zone: use systemd's timers there.",
     ]
     if env_file is None:
         lines.append("# Cron hands on almost no environment: jobs that need a key need --env-file FILE.")

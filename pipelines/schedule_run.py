@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sqlite3
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Sequence
@@ -60,7 +61,7 @@ class Shift:
                 await self._sleep(once)
                 if not self._stopping:
                     if not once:
-                        self._scheduler.look(self.roster.jobs(), self.now())
+                        self._try(lambda: self._scheduler.look(self.roster.jobs(), self.now()))
                     await self._start_free()
             while self._ends:
                 await asyncio.wait(set(self._ends))
@@ -69,7 +70,7 @@ class Shift:
                 loop.remove_signal_handler(number)
         for start in self._scheduler.waiting.values():
             # Due, but the stop came first.
-            Memory(start.job.workspace).give_back(start.job, start.due)
+            self._give_back(start)
         return 130 if self._cut_short else 0
 
     def tell(self, event: str, words: str, job: str | None = None, level: Level = "info", **facts: object) -> None:
@@ -117,12 +118,22 @@ class Shift:
         code = process.returncode if process.returncode is not None else 3
         if self._stopping and code in INTERRUPTED:
             self._cut_short = True
-            Memory(start.job.workspace).give_back(start.job, start.due)
-        self._scheduler.ended(start, code)
+            self._give_back(start)
+        self._try(lambda: self._scheduler.ended(start, code))
         self.codes.append(130 if code in INTERRUPTED else 3 if code < 0 else code)
         words = f"{start.job.name}: ended with exit code {code}{_report_words(out)}"
         self.tell("end", words, start.job.name, "info" if code == 0 else "warning", exit_code=code)
         self._moved.set()
+
+    def _give_back(self, start: Start) -> None:
+        self._try(lambda: Memory(start.job.workspace).give_back(start.job, start.due))
+
+    def _try(self, note: Callable[[], None]) -> None:
+        """A ledger that cannot be written for a while (a full disk, a long prune) does not end the shift."""
+        try:
+            note()
+        except (sqlite3.Error, OSError) as exc:
+            self.tell("problem", f"the ledger cannot be written: {exc}", None, "error")
 
     def _stop(self, number: int) -> None:
         self._stopping = True

@@ -26,13 +26,16 @@ FIELDS = (
     "stopped",
     "exit_code",
     "tables",
-    "audits",
 )
 
 
 def summary(job: str, run_id: str, ended: Ended, tables: Mapping[str, str]) -> dict[str, Any]:
-    """The object of `--json`; cost_usd is null where an exchange's price is not known."""
+    """The object of `--json`; cost_usd is null where an exchange's price is not known, `steps` is there for several."""
     tally = ended.tally
+    steps = [
+        {"step": name, "requests": step.exchanges, "cost_usd": None if tally.unpriced else usd(step.cost)}
+        for name, step in tally.steps.items()
+    ]
     return {
         "job": job,
         "run_id": run_id,
@@ -50,6 +53,7 @@ def summary(job: str, run_id: str, ended: Ended, tables: Mapping[str, str]) -> d
         "stopped": ended.stopped,
         "exit_code": ended.exit_code,
         "tables": dict(tables),
+        **({"steps": steps} if len(steps) > 1 else {}),
     }
 
 
@@ -86,6 +90,11 @@ def in_words(told: Mapping[str, Any], path: str) -> str:
             f"  {_count(told['requests'], 'request')} ({told['retries']:,} retries), "
             f"{told['input_tokens']:,} tokens in, {told['output_tokens']:,} out, {cost}"
         )
+        for step in told.get("steps") or ():
+            paid = "" if step["cost_usd"] is None else f", ${step['cost_usd']:.6f}"
+            lines.append(f"    {step['step']}: {_count(step['requests'], 'request')}{paid}")
+    for audit in told.get("audits") or ():
+        lines.append(f"  audit {'passed' if audit['passed'] else 'FAILED'}: {audit['name']}")
     if told["stopped"] is not None:
         lines.append(f"  stopped: {told['stopped']}")
     for table, place in told["tables"].items():
@@ -99,7 +108,7 @@ def _next(told: Mapping[str, Any], path: str) -> str:
         return f"rowmill run {path}   (continues this run)"
     if told["rows_failed"]:
         return f"rowmill errors {path}"
-    return f"rowmill usage {path}"
+    return f"rowmill report {path}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,7 +1,53 @@
 """What one invocation has done so far: counted as it happens, read by progress and the closing report."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from connectors.exchange import Request, Usage
+
+
+@dataclass(slots=True)
+class StepTally:
+    """How far the rows are in one step, told as answers land and not only when a chunk of rows arrives."""
+
+    exchanges: int = 0
+    """Ended, those that are tried again included."""
+    asked: int = 0
+    """Rows whose request was queued."""
+    landed: int = 0
+    """Rows whose request was answered, or refused for good, by an exchange."""
+    passed: int = 0
+    """Rows that needed none of their own: the ledger had their answer, another row asks the same, `when` left them
+    out, or nothing could be asked."""
+    failed: int = 0
+    """The part of both that goes no further."""
+    cost: int = 0
+    a_row: float = 1.0
+    """Exchanges for one row, as long as none has told it."""
+
+    def ask(self, requests: Iterable[Request]) -> None:
+        """Requests have been queued."""
+        self.asked += sum(len(request.keys) for request in requests if request.repair_of is None)
+
+    def exchanges_left(self, rows: float) -> float:
+        """Exchanges that are still to end where so many rows get to the step; packs, retries and rows without a
+        request are reckoned in as they were so far."""
+        seen = self.asked + self.passed
+        wanted = self.asked / seen if seen else 1.0
+        each = self.exchanges / self.landed if self.landed else self.a_row
+        return each * (max(0, self.asked - self.landed) + max(0.0, rows - seen) * wanted)
+
+    def land(self, request: Request, failed: bool) -> None:
+        """An exchange has answered a request, or refused it for good."""
+        if request.repair_of is None:
+            self.landed += len(request.keys)
+        self.failed += len(request.keys) if failed else 0
+
+    def pass_by(self, rows: int, failed: bool) -> None:
+        """Rows that needed no exchange."""
+        self.passed += rows
+        self.failed += rows if failed else 0
 
 
 @dataclass(slots=True)
@@ -32,10 +78,33 @@ class Tally:
     unpriced: int = 0
     """Exchanges whose cost is not known."""
     began: float = field(default_factory=time.monotonic)
+    begun_with: int = 0
+    """Rows that were done or had failed before anything was sent."""
+    steps: dict[str, StepTally] = field(default_factory=dict)
+    """By name, in the order of the job."""
+
+    def count(self, step: str, usage: Usage, cost: int | None) -> None:
+        """What an exchange of a step used and cost; None: not known."""
+        self.steps[step].exchanges += 1
+        self.steps[step].cost += cost or 0
+        self.input_tokens += usage.input_tokens or 0
+        self.output_tokens += usage.output_tokens or 0
+        if cost is None:
+            self.unpriced += 1
+        else:
+            self.cost += cost
 
     @property
     def rows_left(self) -> int:
         return self.rows - self.rows_ok - self.rows_failed
+
+    @property
+    def rows_landed(self) -> int:
+        """Rows that have gone through all steps or failed on the way, also those not handed on yet."""
+        told = list(self.steps.values())
+        through = told[-1].landed + told[-1].passed if told else 0
+        landed = self.begun_with + through + sum(step.failed for step in told[:-1])
+        return min(self.rows, max(landed, self.rows_ok + self.rows_failed))
 
     @property
     def seconds(self) -> float:

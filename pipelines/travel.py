@@ -200,6 +200,7 @@ class Travel:
         passing = [row for row in range(len(chunk.keys)) if mask is None or mask[row]]
         for left_out in set(range(len(chunk.keys))).difference(passing):
             landing.done[left_out] = True
+            self._fanout.passed(step.lane.step, 1)
         if endpoint.media:
             rows |= await with_media(self._media, given, endpoint.media, passing)
         wanted: dict[bytes, tuple[Request, list[int]]] = {}
@@ -208,11 +209,13 @@ class Travel:
             request = row if isinstance(row, RowError) else endpoint.request(row, key)
             if isinstance(request, RowError):
                 landing.failures.append(Failure(place, step.lane.step, request, 0, self._run_id, now_us()))
+                self._fanout.passed(step.lane.step, 1, failed=True)
                 continue
             same = wanted.get(request.fingerprint)
             if same is None:
                 wanted[request.fingerprint] = (request, [place])
             else:
+                self._release(request)
                 same[1].append(place)
                 wanted[request.fingerprint] = (replace(same[0], keys=(*same[0].keys, key)), same[1])
         return wanted
@@ -223,7 +226,8 @@ class Travel:
         def made_a_result(answer: Answer) -> bool:
             if answer.reply is None:
                 return False
-            return bool(endpoint.links(answer.reply)) or not isinstance(endpoint.values(answer.reply), RowError)
+            # One whose links were not fetched has failed: they may be dead by now.
+            return not endpoint.links(answer.reply) and not isinstance(endpoint.values(answer.reply), RowError)
 
         return made_a_result if self._retrying else lambda answer: True
 
@@ -263,6 +267,7 @@ class Travel:
                         await asyncio.to_thread(write_files, self._files, files)
                     for row in rows:
                         landing.values[row], landing.answers[row], landing.done[row] = values, mark, True
+                    self._release(request)
                     continue
                 assert isinstance(values, RowError)
                 problem = values
@@ -270,6 +275,7 @@ class Travel:
                     further[mended.fingerprint] = (replace(mended, keys=request.keys), rows)
                     continue
             assert problem is not None
+            self._release(request)
             if (way := endpoint.easier(problem)) is not None:
                 easier.setdefault(way, []).extend(rows)
                 continue
@@ -285,6 +291,10 @@ class Travel:
             for mark, (request, places) in again.items():
                 further[mark] = (request, [rows[place] for place in places])
         return further
+
+    def _release(self, request: Request) -> None:
+        for media in request.media:
+            self._media.release(media)
 
     async def _fetched(self, lane: Lane, request: Request, answer: bytes) -> bytes | RowError:
         """The answer with the contents of its links, which expire, kept from now on; it is paid for already."""

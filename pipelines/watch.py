@@ -24,8 +24,13 @@ class Watch:
         if self.fanout.waiting_for is not None:
             return self.fanout.waiting_for
         for provider, allowance in self.allowances.items():
+            if allowance.left_out is not None:
+                return f"{provider} is left out ({allowance.left_out})"
             if allowance.open_circuit:
-                return f"{provider} does not answer: trying it again in {allowance.held_for:.0f} s"
+                return (
+                    f"{provider} has not answered for {allowance.silent_for():.0f} s: "
+                    f"trying it again in {allowance.held_for:.0f} s"
+                )
             if allowance.held_for > 1:
                 return f"{provider} asks to wait {allowance.held_for:.0f} s"
         return None

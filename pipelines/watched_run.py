@@ -1,9 +1,11 @@
 """A run from a notebook: in a process of its own, shown as it goes, stopped by the cell's interrupt."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -16,16 +18,16 @@ import orjson
 
 from connectors.errors import JobError, Locked
 from pipelines.overrides import Overrides
+from pipelines.progress import line
+from pipelines.running import read_noted
+from pipelines.workspace import find_workspace
+from pipelines.yaml_lines import read_yaml
 
 # A process of its own: it takes Ctrl-C as on the command line, leaves the notebook's loop and signals alone, and gives
 # its memory back. -P: a folder called pipelines in the current one is not ours.
-_COMMAND = (
-    sys.executable,
-    "-P",
-    "-c",
-    "from pipelines import progress; progress.SECONDS_BETWEEN_LINES = 0.5; from pipelines.cli import main; main()",
-)
-_LINE_LIMIT = 1 << 24
+_COMMAND = (sys.executable, "-P", "-c", "from pipelines.cli import main; main()", "run")
+LOOK_SECONDS = 0.5
+"""Between two looks at how far the run is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,72 +92,55 @@ async def run(
     """
     assignments = tuple(f"{key}={json.dumps(value)}" for key, value in (changes or {}).items())
     overrides = Overrides(assignments, limit, provider, None if sink is None else str(sink), budget_usd, delivery)
-    flags = [*overrides.flags(), *(["--new-run"] if new_run else []), "--json", "--log", "json"]
+    path = Path(job)
+    flags = [*overrides.flags(), *(["--new-run"] if new_run else []), "--json", "--quiet"]
+    shown = _Shown(path)
     process = await asyncio.create_subprocess_exec(
         *_COMMAND,
-        "run",
-        str(Path(job)),
+        str(path),
         *flags,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
-        limit=_LINE_LIMIT,
     )
-    assert process.stdout is not None and process.stderr is not None
-    shown = _Shown(Path(job).name)
-    told = asyncio.create_task(process.stdout.read())
-    said = asyncio.create_task(_follow(process.stderr, shown))
+    said = asyncio.create_task(process.communicate())
     try:
-        await asyncio.wait((told, said))
-        await process.wait()
+        while not said.done():
+            await asyncio.wait((said,), timeout=LOOK_SECONDS)
+            shown.look()
     except asyncio.CancelledError:
-        await _stop(process)
-        shown.end("interrupted: run it again and it goes on where it stopped")
+        await _stop(process, said)
+        shown.end("interrupted; run it again and it goes on where it stopped")
         raise
-    lines = told.result().splitlines()
-    if not lines:
+    out, err = said.result()
+    if not out:
         shown.end("ended without a word")
-        raise RuntimeError(f"{job}: the run ended with exit code {process.returncode}: {said.result()}")
-    report: dict[str, Any] = orjson.loads(lines[-1])
-    if report["rows"] is None:
-        shown.end(str(report["stopped"]))
-        raise (Locked if report["exit_code"] == 4 else JobError)(report["stopped"])
-    shown.end(f"{report['rows_ok']:,} of {report['rows']:,} rows done in {report['seconds']:.1f} s")
-    report["audits"] = report.get("audits") or ()
-    return RunReport(**{name: report[name] for name in RunReport.__dataclass_fields__})
+        raise RuntimeError(f"{job}: ended with exit code {process.returncode}: {err.decode(errors='replace').strip()}")
+    told: dict[str, Any] = orjson.loads(out.splitlines()[-1])
+    if told["rows"] is None:
+        shown.end(str(told["stopped"]))
+        raise (Locked if told["exit_code"] == Locked.exit_code else JobError)(told["stopped"])
+    shown.end(f"{told['rows_ok']:,} of {told['rows']:,} rows done in {told['seconds']:.1f} s")
+    return RunReport(**{name: told[name] for name in RunReport.__dataclass_fields__ if name in told})
 
 
-async def _follow(stderr: asyncio.StreamReader, shown: "_Shown") -> str:
-    """Show the progress; what else was said."""
-    rest: list[str] = []
-    async for line in stderr:
-        try:
-            told = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            rest.append(line.decode(errors="replace").rstrip())
-            continue
-        if isinstance(told, dict) and told.get("event") == "progress":
-            shown.progress(told)
-    return "\n".join(rest)
-
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    """Wait until it has ended; whoever interrupts again does not want to wait."""
-    for _ in range(2):
+async def _stop(process: asyncio.subprocess.Process, said: asyncio.Task[Any]) -> None:
+    """Interrupt the run and wait for its end; whoever interrupts again does not want to wait."""
+    while not said.done():
         if process.returncode is None:
             process.send_signal(signal.SIGINT)
-        try:
-            await process.wait()
-            return
-        except asyncio.CancelledError:
-            continue
+        # Cancelled while it waits: another interrupt.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait((said,))
 
 
 class _Shown:
-    """One line of a notebook that is written over as the run goes on; nothing where there is no notebook."""
+    """A line of the notebook that is written over as the run goes on; nothing where there is no notebook."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._began = time.time()
+        self._noted = _noted(path)
         self._handle: Any = None
         ipython = sys.modules.get("IPython")
         if ipython is not None and ipython.get_ipython() is not None:
@@ -163,24 +148,33 @@ class _Shown:
             self._html = shown.HTML
             self._handle = shown.display(self._html(self._page("starting")), display_id=True)
 
-    def progress(self, told: Mapping[str, Any]) -> None:
-        rows, done = int(told["rows"]), int(told["rows_done"])
-        parts = [f"{done:,} of {rows:,} rows", f"{told['requests_per_second']} requests/s"]
-        parts.append("cost not known" if told["cost_usd"] is None else f"${told['cost_usd']:.4f}")
-        if told["rows_failed"]:
-            parts.append(f"{told['rows_failed']:,} failed")
-        if told["held"]:
-            parts.append(str(told["held"]))
-        elif told["seconds_left"] is not None and done < rows:
-            parts.append(f"{told['seconds_left']:,} s left")
-        self._show(f'<progress max="{max(rows, 1)}" value="{done}"></progress> {escape(" · ".join(parts))}')
+    def look(self) -> None:
+        """Show how far the run is, once it has noted anything."""
+        if self._handle is None or self._noted is None:
+            return
+        state, name = self._noted
+        told = read_noted(state, name)
+        if told is None or told["began"] < self._began:
+            return
+        words = line(name, told, 200)
+        self._show(f'<progress max="1" value="{told["share_done"] or 0}"></progress> {escape(words)}')
 
     def end(self, words: str) -> None:
-        self._show(escape(words))
+        """The last that is shown."""
+        self._show(self._page(words))
 
-    def _show(self, inner: str) -> None:
+    def _show(self, page: str) -> None:
         if self._handle is not None:
-            self._handle.update(self._html(self._page(inner)))
+            self._handle.update(self._html(page))
 
-    def _page(self, inner: str) -> str:
-        return f"<div>{escape(self._name)}: {inner}</div>"
+    def _page(self, words: str) -> str:
+        return f"<div>{escape(self._path.name)}: {escape(words)}</div>"
+
+
+def _noted(path: Path) -> tuple[Path, str] | None:
+    """Where a run notes its figures, and under which name; None where the run itself will tell what is wrong there."""
+    try:
+        name = read_yaml(path, str(path)).values.get("name")
+        return (find_workspace(path).state, name) if isinstance(name, str) else None
+    except JobError:
+        return None

@@ -215,6 +215,10 @@ class Workspace:
             raise wrong(f"{where or self.places.file}: {name} is a pool; name one of its members: {members}")
         return self._resolved(name, entry, where)
 
+    def members(self, name: str, where: str | None = None) -> tuple[Provider, ...]:
+        """The providers of a pool, or the one that bears the name; JobError as for `provider`."""
+        return tuple(self.provider(member, where) for member in self.pools.get(name, (name,)))
+
     def _resolved(self, name: str, entry: ProviderEntry, where: str | None) -> Provider:
         assert entry.base_url is not None
         return Provider(

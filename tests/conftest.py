@@ -138,6 +138,51 @@ def provider() -> Iterator[ScriptedProvider]:
     server.close()
 
 
+BUCKET = "rowmill-tests"
+
+
+OBJECT_SERVER = """
+import logging, sys
+from moto.server import ThreadedMotoServer
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print("http://%s:%s" % server.get_host_and_port(), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="session")
+def object_server() -> Iterator[str]:
+    """The address of a local S3 server with one bucket; a process of its own, as a client may hold on to the GIL."""
+    import subprocess
+    import sys
+    import urllib.request
+
+    server = subprocess.Popen(
+        [sys.executable, "-c", OBJECT_SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+    address = server.stdout.readline().strip()
+    with urllib.request.urlopen(urllib.request.Request(f"{address}/{BUCKET}", method="PUT")) as reply:
+        assert reply.status == 200
+    yield address
+    server.communicate()
+
+
+@pytest.fixture
+def bucket(object_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a place of the test's own on an object store that the environment names."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": object_server,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "secret-of-the-test",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}{tmp_path}"
+
+
 class Workspace:
     """A folder with a rowmill.yaml whose provider `test` is the scripted one."""
 
@@ -221,7 +266,11 @@ def table(folder: Path, name: str = "results", order: str = "all") -> list[Body]
     import duckdb
 
     with duckdb.connect() as db:
-        return db.sql(f"select * from read_parquet('{folder}/{name}/*.parquet') order by {order}").to_arrow_table().to_pylist()
+        return (
+            db.sql(f"select * from read_parquet('{folder}/{name}/*.parquet') order by {order}")
+            .to_arrow_table()
+            .to_pylist()
+        )
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`rowmill models`, `files` and `batches`: tables for people, JSON for programs, the provider's own errors in a line."""
+"""`rowmill models`, `files` and `batches`: tables for people, JSON for programs, a provider's errors in a line."""
 
 import json
 import time

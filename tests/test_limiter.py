@@ -1,138 +1,406 @@
-"""Allowances: the pace that was told or learned is kept, a refusal holds everybody, a dead provider is probed."""
+"""Allowances: limits are used almost whole and hardly ever overstepped, found where nobody states them, followed."""
 
 import asyncio
+import random
+import selectors
 import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from connectors.limiter import OPEN_AFTER, Allowance, TokenBucket
+import pytest
+
+from connectors.circuit import OPEN_AFTER
+from connectors.limiter import FIRST_REFUSAL, HEADROOM, Allowance
+from connectors.pace import BURST, Pace
+
+T = TypeVar("T")
 
 
-class Clock:
-    """A clock that a test moves."""
+class Leap(selectors.SelectSelector):
+    """Instead of waiting, the clock leaps."""
+
+    now = 1000.0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        assert timeout is not None, "everybody waits for somebody else"
+        self.now += max(timeout, 1e-7)
+        return super().select(0)
+
+
+class LeapingLoop(asyncio.SelectorEventLoop):
+    """Minutes pass in moments, and always in the same way."""
 
     def __init__(self) -> None:
-        self.seconds = 100.0
+        self._leap = Leap()
+        super().__init__(self._leap)
 
-    def __call__(self) -> float:
-        return self.seconds
-
-
-def allowance(
-    requests: float | None = None, tokens: float | None = None, concurrency: int | None = None, hold: float = 900
-) -> Allowance:
-    return Allowance(requests, tokens, concurrency, longest_hold=hold, longest_wait=60)
+    def time(self) -> float:
+        return self._leap.now
 
 
-def test_a_token_bucket_gives_a_second_at_once_and_then_its_rate() -> None:
-    clock = Clock()
-    bucket = TokenBucket(6000, clock)
-    assert bucket.wait(100) == 0
-    bucket.take(100)
-    assert bucket.wait(50) == 0.5
-    clock.seconds += 0.5
-    assert bucket.wait(50) == 0
+def leaping(work: Callable[[Callable[[], float]], Coroutine[Any, Any, T]]) -> T:
+    """Run the coroutine that `work` makes of the clock."""
+    loop = LeapingLoop()
+    try:
+        return loop.run_until_complete(work(loop.time))
+    finally:
+        loop.close()
 
 
-def test_a_request_larger_than_the_bucket_takes_all_of_it_and_is_paid_off_by_waiting() -> None:
-    clock = Clock()
-    bucket = TokenBucket(6000, clock)
-    assert bucket.wait(1000) == 0
-    bucket.take(1000)
-    assert bucket.wait(1) == 9.01
+@dataclass
+class Key:
+    """A provider's key with a limit of requests or tokens, in a sliding minute or in a bucket of a second's worth."""
+
+    requests: int | None = None
+    tokens: int | None = None
+    window: bool = False
+    seen: deque[tuple[float, float]] = field(default_factory=deque)
+    level: float = 0.0
+    filled: float | None = None
+
+    @property
+    def limit(self) -> int:
+        return self.requests or self.tokens or 0
+
+    def _amount(self, tokens: float) -> float:
+        return 1.0 if self.requests else tokens
+
+    def wait(self, now: float, tokens: float) -> float:
+        """Seconds until the request would pass; 0: it passes now."""
+        amount = self._amount(tokens)
+        rate = self.limit / 60
+        if self.window:
+            while self.seen and self.seen[0][0] <= now - 60:
+                self.seen.popleft()
+            if self.used + amount > self.limit:
+                return self.seen[0][0] + 60 - now + 0.001
+        else:
+            before = now - 1 if self.filled is None else self.filled
+            self.level, self.filled = min(max(1.0, rate), self.level + (now - before) * rate), now
+            if self.level < min(amount, rate):
+                return (min(amount, rate) - self.level) / rate + 0.001
+            self.level -= amount
+        self.seen.append((now, amount))
+        return 0.0
+
+    @property
+    def used(self) -> float:
+        return float(len(self.seen)) if self.requests else sum(amount for _, amount in self.seen)
+
+    @property
+    def left(self) -> int:
+        return max(0, int(self.limit - self.used if self.window else self.level))
+
+
+@dataclass
+class Seen:
+    """What came of the requests: (second, tokens) of each that passed, seconds of the refused."""
+
+    passed: list[tuple[float, float]] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+
+    def share(self, per_minute: float, start: float, end: float, tokens: bool = False) -> float:
+        """Of the limit, what was used between two moments."""
+        return sum(amount if tokens else 1 for at, amount in self.passed if start <= at < end) / (
+            per_minute / 60 * (end - start)
+        )
+
+    @property
+    def refused_share(self) -> float:
+        return len(self.refused) / (len(self.passed) + len(self.refused))
+
+
+def drive(
+    key: Key,
+    seconds: float,
+    *,
+    told: tuple[float | None, float | None] = (None, None),
+    senders: int = 150,
+    headers: bool = False,
+    states_wait: bool = True,
+    guess: int = 125,
+    changes: tuple[tuple[float, Callable[[Key], None]], ...] = (),
+    others: float = 0.0,
+) -> Seen:
+    """So many senders ask as fast as the allowance lets them; `others`: requests a second of another program."""
+
+    async def run(now: Callable[[], float]) -> Seen:
+        allowance = Allowance(told[0], told[1], None, longest_hold=900, longest_wait=60, now=now)
+        began, dice, seen, due = now(), random.Random(7), Seen(), deque(changes)
+
+        async def sender() -> None:
+            while now() - began < seconds:
+                tokens = dice.randint(50, 200)
+                permit = await allowance.take(guess)
+                await asyncio.sleep(dice.uniform(0.005, 0.015))
+                while due and now() - began >= due[0][0]:
+                    due.popleft()[1](key)
+                wait = key.wait(now(), tokens)
+                at, limit, left = now() - began, key.limit, key.left
+                if not wait:
+                    await asyncio.sleep(dice.uniform(0.1, 0.3))
+                if headers:
+                    limits, lefts = ((limit, None), (left, None)) if key.requests else ((None, limit), (None, left))
+                    allowance.learn(limits, lefts)
+                if wait:
+                    seen.refused.append(at)
+                    allowance.refused(permit, wait if states_wait else None)
+                else:
+                    seen.passed.append((at, tokens))
+                    allowance.succeeded(permit)
+                allowance.done(permit, guess, None if wait else tokens)
+
+        async def another_program() -> None:
+            while others and now() - began < seconds:
+                await asyncio.sleep(1 / others)
+                key.wait(now(), 1)
+
+        await asyncio.gather(another_program(), *(sender() for _ in range(senders)))
+        return seen
+
+    return leaping(run)
+
+
+@pytest.mark.parametrize("window", [True, False], ids=["sliding minute", "bucket"])
+@pytest.mark.parametrize(("limit", "senders"), [(3000, 100), (30000, 400)])
+def test_a_limit_of_requests_that_is_known_is_used_almost_whole_and_never_overstepped(
+    limit: int, senders: int, window: bool
+) -> None:
+    seen = drive(Key(requests=limit, window=window), 70, told=(limit, None), senders=senders)
+    assert seen.share(limit, 5, 70) >= 0.98
+    assert seen.refused == []
+
+
+@pytest.mark.parametrize("guess", [60, 125, 200], ids=["too low", "right", "too high"])
+@pytest.mark.parametrize("window", [True, False], ids=["sliding minute", "bucket"])
+def test_a_limit_of_tokens_is_kept_whatever_was_guessed_since_guesses_are_settled(window: bool, guess: int) -> None:
+    seen = drive(Key(tokens=300_000, window=window), 80, told=(None, 300_000), guess=guess)
+    assert seen.share(300_000, 5, 80, tokens=True) >= 0.98
+    assert seen.refused_share <= 0.005
+
+
+def test_a_limit_that_the_headers_state_is_kept_from_the_first_reply_on() -> None:
+    seen = drive(Key(requests=3000), 60, headers=True, senders=64)
+    assert seen.share(3000, 5, 60) >= 0.98
+    assert all(at < 1 for at in seen.refused)
+
+
+def lower(to: int) -> Callable[[Key], None]:
+    def change(key: Key) -> None:
+        key.requests = to
+
+    return change
+
+
+def test_a_limit_that_the_headers_lower_and_raise_again_is_followed() -> None:
+    changes = ((30, lower(1500)), (60, lower(3000)))
+    seen = drive(Key(requests=3000), 90, told=(3000, None), headers=True, changes=changes)
+    assert seen.share(1500, 35, 60) >= 0.98
+    assert seen.share(3000, 65, 90) >= 0.98
+    assert seen.refused_share <= 0.005
+
+
+@pytest.mark.parametrize("states_wait", [True, False], ids=["retry-after", "no word"])
+def test_a_limit_that_only_refusals_lower_is_followed_and_so_is_its_return(states_wait: bool) -> None:
+    changes = ((30, lower(1500)), (90, lower(3000)))
+    seen = drive(Key(requests=3000), 150, told=(3000, None), states_wait=states_wait, changes=changes)
+    assert seen.share(1500, 40, 90) >= 0.95
+    assert seen.share(3000, 130, 150) >= 0.95
+    assert seen.refused_share <= 0.005
+
+
+@pytest.mark.parametrize("states_wait", [True, False], ids=["retry-after", "no word"])
+@pytest.mark.parametrize(("limit", "senders"), [(3000, 64), (30000, 300)])
+def test_an_unknown_limit_is_found_by_refusals_without_a_storm(limit: int, senders: int, states_wait: bool) -> None:
+    seen = drive(Key(requests=limit), 60, senders=senders, states_wait=states_wait)
+    assert seen.share(limit, 20, 60) >= 0.95
+    assert sum(1 for at in seen.refused if at >= 20) <= 0.005 * len(seen.passed)
+
+
+@pytest.mark.parametrize("states_wait", [True, False], ids=["retry-after", "no word"])
+def test_an_unknown_limit_of_a_sliding_minute_is_found_after_the_first_burst(states_wait: bool) -> None:
+    seen = drive(Key(requests=3000, window=True), 240, senders=200, states_wait=states_wait)
+    # Nothing passes for most of the first minute: its allowance left at once.
+    assert seen.share(3000, 90, 240) >= 0.85
+    assert seen.refused_share <= 0.03
+
+
+def test_where_another_program_uses_the_key_as_well_what_is_left_slows_this_one_down() -> None:
+    with_headers = drive(Key(requests=3000, window=True), 240, told=(3000, None), headers=True, others=20)
+    without = drive(Key(requests=3000, window=True), 240, told=(3000, None), others=20)
+    assert with_headers.refused_share <= 0.005
+    assert len(with_headers.refused) <= len(without.refused)
+    # 20 of 50 a second are the other's.
+    assert with_headers.share(1800, 70, 240) >= 0.7
+
+
+def test_an_amount_larger_than_a_bucket_leaves_at_once_and_is_paid_off_by_waiting() -> None:
+    async def run(now: Callable[[], float]) -> float:
+        pace = Pace(100)
+        began = now()
+        await pace.paid()
+        pace.charge(1000)
+        assert now() == began
+        await pace.paid()
+        return now() - began
+
+    assert leaping(run) == pytest.approx(10 - BURST, abs=0.01)
+
+
+def test_a_debt_that_is_rounding_only_is_none() -> None:
+    async def run(now: Callable[[], float]) -> bool:
+        pace = Pace(49.65)
+        for units in (0.1, 0.2, 1e-17, 5e-324):
+            pace.charge(units)
+            await pace.paid()
+        return pace.ready
+
+    assert leaping(run)
 
 
 def test_what_was_reserved_too_much_comes_back() -> None:
-    clock = Clock()
-    bucket = TokenBucket(6000, clock)
-    bucket.take(100)
-    bucket.settle(100, 40)
-    assert bucket.wait(60) == 0
-    assert bucket.wait(61) > 0
+    async def run(now: Callable[[], float]) -> tuple[float, float]:
+        pace = Pace(100)
+        pace.charge(500)
+        pace.settle(500, 100)
+        began = now()
+        await pace.paid()
+        return now() - began, pace.used
+
+    waited, used = leaping(run)
+    assert waited == pytest.approx(1 - BURST, abs=0.01)
+    assert used == 100
 
 
 async def test_without_limits_nothing_waits() -> None:
     free = allowance()
     began = time.monotonic()
     for _ in range(1000):
-        await free.take(1000)
-        free.done(1000, 1000)
+        free.done(await free.take(1000), 1000, 1000)
     assert time.monotonic() - began < 5
 
 
-async def test_requests_are_spread_and_never_above_the_pace() -> None:
-    paced = allowance(requests=6000)
-    began = time.monotonic()
-    for _ in range(60):
-        await paced.take(1)
-    # 100 a second: a quarter of a second's worth at once, the other 35 one by one.
-    assert time.monotonic() - began >= 0.34
+def allowance(
+    requests: float | None = None,
+    tokens: float | None = None,
+    concurrency: int | None = None,
+    now: Callable[[], float] = time.monotonic,
+    longest_wait: float = 60,
+) -> Allowance:
+    return Allowance(requests, tokens, concurrency, longest_hold=900, longest_wait=longest_wait, now=now)
+
+
+@pytest.fixture
+def clock() -> Iterator[list[float]]:
+    """A clock that a test moves."""
+    yield [100.0]
 
 
 async def test_a_refusal_holds_every_sender_of_the_key() -> None:
     held = allowance()
-    held.refused(0.2, 1)
+    permit = await held.take(1)
+    held.refused(permit, 0.2)
     began = time.monotonic()
-    await asyncio.gather(*(held.take(1) for _ in range(5)))
+    await asyncio.gather(asyncio.wait_for(held.take(1), 5))
     assert time.monotonic() - began >= 0.19
 
 
-async def test_a_lower_limit_that_the_provider_states_is_kept_and_a_higher_one_is_not() -> None:
-    told = allowance(requests=600, tokens=None)
-    told.learn(300, 1200)
+def test_a_burst_of_refusals_lowers_the_pace_once_and_waits_for_the_longest_time_that_was_stated(
+    clock: list[float],
+) -> None:
+    told = allowance(3000, now=lambda: clock[0])
+    for _ in range(100):
+        clock[0] += 0.02
+        told.succeeded(0)
+    for seconds in (1.0, 3.0, 2.0):
+        told.refused(0, seconds)
+    assert told.held_for == pytest.approx(3.0)
+    assert told.found_per_minute == pytest.approx(0.97 * 3000 * HEADROOM, rel=0.02)
+
+
+def test_without_a_stated_time_the_wait_doubles_with_each_refusal_in_a_row(clock: list[float]) -> None:
+    told = allowance(now=lambda: clock[0])
+    waits = []
+    for permit in range(8):
+        told.refused(permit, None)
+        waits.append(round(told.held_for, 2))
+        clock[0] += told.held_for
+    assert waits == [FIRST_REFUSAL, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+
+
+def test_a_lower_limit_that_the_provider_states_is_kept_and_a_higher_one_is_not() -> None:
+    told = allowance(600)
+    told.learn((300, 1200))
     assert (told.requests_per_minute, told.tokens_per_minute) == (300, 1200)
-    told.learn(6000, None)
-    assert told.requests_per_minute == 600
-    told.learn(None, None)
-    assert told.requests_per_minute == 600
+    told.learn((6000, None))
+    assert (told.requests_per_minute, told.tokens_per_minute) == (600, None)
+
+
+def test_where_the_models_of_a_key_have_limits_of_their_own_the_lowest_is_kept() -> None:
+    told = allowance()
+    told.learn((10000, None), of=1)
+    told.learn((500, None), of=2)
+    told.learn((10000, None), of=1)
+    assert told.requests_per_minute == 500
 
 
 async def test_after_failures_in_a_row_single_requests_try_whether_the_provider_is_back() -> None:
-    dead = Allowance(None, None, None, longest_hold=900, longest_wait=0.01)
-    assert [dead.failed() for _ in range(OPEN_AFTER)] == [False] * OPEN_AFTER
+    dead = allowance(longest_wait=0.01)
+    permits = [await dead.take(1) for _ in range(OPEN_AFTER)]
+    assert [dead.failed(permit) for permit in permits] == [False] * OPEN_AFTER
     assert dead.open_circuit
-    await dead.take(1)
+    probe = await dead.take(1)
     second = asyncio.create_task(dead.take(1))
     await asyncio.sleep(0.05)
     assert not second.done()
-    assert dead.failed()
-    await second
-    dead.succeeded()
+    assert dead.failed(probe)
+    dead.done(probe, 1, None)
+    third = await asyncio.wait_for(second, 5)
+    dead.succeeded(third)
+    dead.done(third, 1, None)
     assert not dead.open_circuit
-    await asyncio.gather(*(dead.take(1) for _ in range(10)))
+    await asyncio.wait_for(asyncio.gather(*(dead.take(1) for _ in range(10))), 5)
 
 
-async def test_it_tells_for_how_long_nothing_was_answered() -> None:
-    clock = Clock()
-    silent = Allowance(None, None, None, 900, 60, clock)
+def test_failures_of_requests_sent_before_the_circuit_opened_do_not_put_the_next_probe_off(clock: list[float]) -> None:
+    dead = allowance(now=lambda: clock[0])
+    for _ in range(500):
+        dead.failed(0)
+    assert dead.held_for == 0.5
+
+
+def test_two_connections_that_cannot_be_made_open_the_circuit(clock: list[float]) -> None:
+    dead = allowance(now=lambda: clock[0])
+    assert [dead.failed(0, no_server=True), dead.open_circuit] == [False, False]
+    assert [dead.failed(0, no_server=True), dead.open_circuit] == [False, True]
+    dead.succeeded(0)
+    assert (dead.open_circuit, dead.held_for) == (False, 0)
+
+
+def test_it_tells_for_how_long_nothing_was_answered(clock: list[float]) -> None:
+    silent = allowance(now=lambda: clock[0])
     assert silent.silent_for() == 0
-    silent.failed()
-    clock.seconds += 30
-    silent.refused(1.0, 1)
+    silent.failed(0)
+    clock[0] += 30
+    silent.refused(0, 1.0)
     assert silent.silent_for() == 30
-    silent.succeeded()
+    silent.succeeded(1)
     assert silent.silent_for() == 0
-
-
-async def test_a_refusal_without_a_stated_limit_lowers_the_pace_to_what_was_answered() -> None:
-    clock = Clock()
-    learning = Allowance(None, None, None, 900, 60, clock)
-    for _ in range(100):
-        learning.succeeded()
-    clock.seconds += 1
-    learning.refused(0.1, 1)
-    assert learning.requests_per_minute == 0.9 * 60 * 100
-    clock.seconds += 6
-    learning.succeeded()
-    assert learning.requests_per_minute == 0.9 * 60 * 100 * 1.05
-    learning.learn(600, None)
-    assert learning.requests_per_minute == 600
 
 
 async def test_no_more_requests_are_in_flight_than_the_provider_allows() -> None:
     narrow = allowance(concurrency=2)
+    first = await narrow.take(1)
     await narrow.take(1)
-    await narrow.take(1)
-    third = asyncio.create_task(narrow.take(1))
+    third, fourth = asyncio.create_task(narrow.take(1)), asyncio.create_task(narrow.take(1))
     await asyncio.sleep(0)
     assert not third.done()
-    narrow.done(1, None)
+    narrow.done(first, 1, None)
+    assert narrow.in_flight == 2
     await third
+    assert not fourth.done()
+    fourth.cancel()
+    await asyncio.gather(fourth, return_exceptions=True)
+    assert narrow.in_flight == 2

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from connectors.contracts import MalformedReply, OneByOne, StepFacts, StepModel
 from connectors.errors import JobError, did_you_mean
-from connectors.exchange import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
+from connectors.exchange import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint, trimmed
 from connectors.params import Check, check_params, text, whole
 from connectors.template import Template, TemplateProblem
 from connectors.tokens import count_tokens, upper_bound
@@ -91,7 +91,7 @@ class Embeddings(OneByOne):
         """The request for the row's text alone."""
         try:
             said = self._input.render(row)
-            body = orjson.dumps({**self._fixed, "input": said})
+            body = trimmed(orjson.dumps({**self._fixed, "input": said}))
         except (TemplateProblem, TypeError) as exc:
             return RowError("input", str(exc))
         if not said:

@@ -1,10 +1,10 @@
 """`delta:` three Delta Lake tables in a folder or on an object store; a commit is one MERGE a table."""
 
 import contextlib
-import errno
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,17 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from connectors import delta_types, object_store
+from connectors import delta_log, delta_types, object_store
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.errors import DataError, JobError
 from connectors.media_objects import MediaObjects
 from connectors.parts import among, without_key
 from connectors.shapes import check_names, in_the_way, mismatch
-from connectors.sql_text import literal_list, quoted, quoted_list
+from connectors.sql_text import literal_list, quoted
 from connectors.tables import failure_names, usage_schema
 
 if TYPE_CHECKING:
-    from deltalake import DeltaTable
+    from deltalake import DeltaTable, Transaction
 
 TABLES = ("results", "usage", "errors")
 FILES = "files/"
@@ -36,6 +36,9 @@ TOLD = "_told"
 """In the rows of a MERGE into errors: `cleared`, `failed`, or `added` for a row that replaces none."""
 REFUSED = frozenset({"deletionVectors", "columnMapping"})
 """Features of Delta tables under which a row of a data file is no row of the table."""
+
+# Found by trial with deltalake 1.6, which ends the process' thread, or looks elsewhere, at these.
+_NOT_IN_PATHS = re.compile(r"[\[\]\\^|\x00-\x1f]|%[0-9A-Fa-f]{2}")
 
 
 class DeltaSink(SinkModel):
@@ -60,9 +63,12 @@ class DeltaSink(SinkModel):
             raise JobError("sink.delta: needs the package deltalake; pip install 'rowmill[delta]'") from exc
         if object_store.is_url(self.delta):
             object_store.check_installed("sink.delta")
-            return DeltaTables(self.delta, object_store.normal(self.delta), shape)
-        folder = os.path.abspath(workspace / self.delta)  # noqa: PTH100 - Path.resolve would follow links
-        return DeltaTables(self.delta, folder, shape)
+            root = object_store.normal(self.delta)
+        else:
+            root = os.path.abspath(workspace / self.delta)  # noqa: PTH100 - Path.resolve would follow links
+        if odd := _NOT_IN_PATHS.search(root):
+            raise DataError(f"{root}: Delta Lake cannot keep tables at a path with {odd[0]}; choose another path")
+        return DeltaTables(self.delta, root, shape)
 
 
 class DeltaTables:
@@ -140,7 +146,7 @@ class DeltaTables:
         if not self._remote:
             return tuple(Path(self._root, table) for table in TABLES)
         with self._told():
-            return tuple(uri for table in TABLES for uri in self._there(table).file_uris())
+            return tuple(file for table in TABLES for file in self._data_files(table, self._there(table)))
 
     def tables(self) -> Mapping[str, str]:
         return {table: f"{self._root}/{table}" for table in TABLES}
@@ -159,29 +165,14 @@ class DeltaTables:
             self._commit_errors(commit)
 
     def add_usage(self, usage: pa.Table, mark: UsageMark) -> None:
-        from deltalake import CommitProperties, Transaction
-
         with self._told():
-            marks = self._marks()
-            whose = [(one.ledger, one.writer) for one in marks]
-            slot = whose.index((mark.ledger, mark.writer)) if (mark.ledger, mark.writer) in whose else len(marks)
-            first = mark.first
-            if slot < len(marks):
-                if marks[slot].last >= mark.last:
-                    return
-                first = min(first, marks[slot].first)
-            told = {"whose": (int(mark.ledger, 16) << 31) | mark.writer, "first": first, "last": mark.last}
-            self._append(
-                "usage",
-                usage,
-                commit_properties=CommitProperties(
-                    app_transactions=[Transaction(_app(slot, what), number) for what, number in told.items()]
-                ),
-            )
+            transactions = delta_log.transactions(self._there("usage"), mark)
+            if transactions:
+                self._append("usage", usage, transactions)
 
     def usage_marks(self) -> Sequence[UsageMark]:
         with self._told():
-            return self._marks()
+            return delta_log.marks(self._there("usage"))
 
     def remove(self, keys: pa.Table, errors_too: bool) -> int:
         keys = keys.select(self._key)
@@ -204,18 +195,16 @@ class DeltaTables:
                 found = self._there(table)
                 sizes = pa.table(found.get_add_actions(flatten=True)).column("size_bytes").to_pylist()
                 if sum(size < SMALL_BYTES for size in sizes) > SMALL_FILES:
-                    found.optimize.compact(writer_properties=self._properties(table))
+                    found.optimize.compact(writer_properties=delta_log.properties(self._schemas[table]))
                     # Files that no version of the last week needs (or as long as the table's own property says).
                     found.vacuum(dry_run=False)
         self._forget_fresh()
 
-    def _opened(self, place: str) -> "DeltaTable | None":
-        from deltalake import DeltaTable
+    def _told(self) -> contextlib.AbstractContextManager[None]:
+        return delta_log.told(self._name, self._root)
 
-        uri, options = f"{self._root}/{place}", self._options()
-        if not DeltaTable.is_deltatable(uri, storage_options=options):
-            return None
-        return DeltaTable(uri, storage_options=options)
+    def _opened(self, place: str) -> "DeltaTable | None":
+        return delta_log.opened(f"{self._root}/{place}")
 
     def _there(self, place: str) -> "DeltaTable":
         found = self._opened(place)
@@ -223,15 +212,8 @@ class DeltaTables:
             raise DataError(f"{self._name}: its table {place} is gone; run again: answers are in the ledger")
         return found
 
-    def _options(self) -> dict[str, str]:
-        """What the environment does not say; credentials are its alone."""
-        return {"AWS_ALLOW_HTTP": "true"} if self._remote and object_store.plain_http() else {}
-
     def _create(self, place: str) -> None:
-        from deltalake import DeltaTable
-
-        schema = self._schemas[place.removeprefix(FRESH)]
-        DeltaTable.create(f"{self._root}/{place}", schema, storage_options=self._options())
+        delta_log.create(f"{self._root}/{place}", self._schemas[place.removeprefix(FRESH)])
 
     def _check(self, table: str, found: "DeltaTable", columns: bool) -> None:
         features = REFUSED.intersection(found.protocol().reader_features or ())
@@ -240,7 +222,7 @@ class DeltaTables:
                 f"{self._name}: its table {table} has {', '.join(sorted(features))}, which Rowmill cannot read; take "
                 "the feature off the table, or write to another sink (--sink PATH)"
             )
-        there, made = _schema(found), self._schemas[table]
+        there, made = delta_log.schema_of(found), self._schemas[table]
         if columns and not delta_types.same(there, made):
             raise mismatch(self._name, table, _columns(there), _columns(made))
 
@@ -248,22 +230,29 @@ class DeltaTables:
         """The rows of a table's files; for a table without any, the columns alone."""
         with self._told():
             found = self._there(table)
-            uris = [uri.removeprefix("file://") for uri in found.file_uris()]
-        if uris:
-            return f"(select * from read_parquet({literal_list(uris)}))"
+            files = self._data_files(table, found)
+        if files:
+            return f"(select * from read_parquet({literal_list(files)}))"
         with duckdb.connect() as db:
-            db.register("made", _schema(found).empty_table())
+            db.register("made", delta_log.schema_of(found).empty_table())
             described = db.execute("describe made").fetchall()
         nulls = ", ".join(f"cast(null as {kind}) as {quoted(name)}" for name, kind, *_ in described)
         return f"(select {nulls} where false)"
 
-    def _append(self, place: str, rows: pa.Table, **properties: Any) -> None:
-        from deltalake import write_deltalake
+    def _data_files(self, table: str, found: "DeltaTable") -> list[str]:
+        """Paths or URLs. Delta tells them percent-encoded; a table without partitions has all of them side by side."""
+        return [f"{self._root}/{table}/{uri.rpartition('/')[2]}" for uri in found.file_uris()]
 
-        table = place.removeprefix(FRESH)
-        rows = rows.cast(self._schemas[table])
+    def _append(self, place: str, rows: pa.Table, transactions: Sequence["Transaction"] = ()) -> None:
+        from deltalake import CommitProperties, write_deltalake
+
+        schema = self._schemas[place.removeprefix(FRESH)]
         write_deltalake(
-            self._there(place), rows, mode="append", writer_properties=self._properties(table), **properties
+            self._there(place),
+            rows.cast(schema),
+            mode="append",
+            writer_properties=delta_log.properties(schema),
+            commit_properties=CommitProperties(app_transactions=list(transactions)),
         )
 
     def _merge(self, place: str, rows: pa.Table, same: str, extra: Sequence[str] | None = None) -> Any:
@@ -271,7 +260,9 @@ class DeltaTables:
         table = place.removeprefix(FRESH)
         schema = self._schemas[table]
         kept = schema.names if extra is None else [*self._key, *extra]
-        rows = rows.cast(pa.schema([schema.field(name) if name in schema.names else (name, pa.string()) for name in kept]))
+        rows = rows.cast(
+            pa.schema([schema.field(name) if name in schema.names else (name, pa.string()) for name in kept])
+        )
         return self._there(place).merge(
             rows,
             same,
@@ -279,11 +270,11 @@ class DeltaTables:
             target_alias="there",
             # With the whole of the told rows at hand, files whose keys lie elsewhere are not read.
             streamed_exec=False,
-            writer_properties=self._properties(table),
+            writer_properties=delta_log.properties(self._schemas[table]),
         )
 
     def _same_key(self, equal: Literal["=", "is not distinct from"]) -> str:
-        return " and ".join(f"there.{quoted(name)} {equal} told.{quoted(name)}" for name in self._key)
+        return " and ".join(f"(there.{quoted(name)} {equal} told.{quoted(name)})" for name in self._key)
 
     def _commit_errors(self, commit: Commit) -> None:
         cleared = commit.cleared.select(self._key).cast(commit.errors.select(self._key).schema)
@@ -310,7 +301,7 @@ class DeltaTables:
             details = quoted(self._details)
             same = (
                 f"{self._same_key('is not distinct from')} and told.{TOLD} <> 'added' and (told.{TOLD} = 'cleared' or "
-                f"not ({no_key}) or there.{details} is not distinct from told.{details})"
+                f"not ({no_key}) or (there.{details} is not distinct from told.{details}))"
             )
         (
             self._merge(f"{self._building}errors", rows, same, [*commit.errors.column_names[len(self._key) :], TOLD])
@@ -319,16 +310,6 @@ class DeltaTables:
             .when_not_matched_insert_all(f"told.{TOLD} <> 'cleared'", except_cols=[TOLD])
             .execute()
         )
-
-    def _marks(self) -> list[UsageMark]:
-        """One a writer, from the transactions in the log: three numbers in slots that are counted from 0."""
-        usage, found = self._there("usage"), list[UsageMark]()
-        while (whose := usage.transaction_version(_app(len(found), "whose"))) is not None:
-            first, last = (usage.transaction_version(_app(len(found), what)) for what in ("first", "last"))
-            assert first is not None
-            assert last is not None
-            found.append(UsageMark(f"{whose >> 31:08x}", whose & ((1 << 31) - 1), first, last))
-        return found
 
     def _swap(self, table: str) -> None:
         """Let the table that was built anew stand in the place of the old one, by one commit of the old one's log."""
@@ -341,7 +322,7 @@ class DeltaTables:
             batches.to_reader(),
             mode="overwrite",
             schema_mode="overwrite",
-            writer_properties=self._properties(table),
+            writer_properties=delta_log.properties(self._schemas[table]),
         )
 
     def _forget_fresh(self) -> None:
@@ -350,44 +331,6 @@ class DeltaTables:
             object_store.delete([one.url for one in object_store.listed(f"{self._root}/{FRESH}".rstrip("/"))])
         elif (fresh := Path(self._root, FRESH)).exists():
             shutil.rmtree(fresh)
-
-    def _properties(self, table: str) -> Any:
-        from deltalake import ColumnProperties, WriterProperties
-
-        return WriterProperties(
-            compression="ZSTD",
-            compression_level=3,
-            # A dictionary on vectors costs a factor of three in time.
-            default_column_properties=ColumnProperties(dictionary_enabled=False),
-            column_properties={
-                name: ColumnProperties(dictionary_enabled=True)
-                for name in delta_types.text_columns(self._schemas[table])
-            },
-        )
-
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Delta's errors as ours."""
-        from deltalake.exceptions import DeltaError
-
-        try:
-            yield
-        except (DeltaError, OSError) as exc:
-            said = str(exc)
-            if "No space left" in said:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._root) from exc
-            first = " ".join(said.split("\n", 1)[0].split())[:300]
-            raise DataError(
-                f"{self._name}: {first.rstrip('. ')}; mend the table, or write to another sink (--sink PATH)"
-            ) from exc
-
-
-def _app(slot: int, what: str) -> str:
-    return f"rowmill-usage-{slot}-{what}"
-
-
-def _schema(table: "DeltaTable") -> pa.Schema:
-    return pa.schema(table.schema().to_arrow())
 
 
 def _columns(schema: pa.Schema) -> dict[str, str]:

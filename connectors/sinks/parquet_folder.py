@@ -1,63 +1,54 @@
 """`parquet:` a folder with results/, usage/ and errors/, each a table in parts that readers see only when whole."""
 
-import json
 import os
-import re
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
-from pydantic import Field, field_validator
+from pydantic import Field
 
+from connectors import object_store
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
-from connectors.errors import DataError
-from connectors.parts import PartWriter, among, columns_of, facts_of, tables_of, write_part, write_without
+from connectors.merged_parts import EMPTY, groups, marks_of, usage_part, write_merged
+from connectors.parquet_objects import ParquetObjects
+from connectors.parts import among, columns_of, facts_of, replaced_errors, write_part, write_without
 from connectors.shapes import check_names, in_the_way, mismatch
 from connectors.sql_text import literal_list
 from connectors.staging import Changes, Staging
 from connectors.tables import failure_names, usage_schema
 
 TABLES = ("results", "usage", "errors")
-EMPTY = "0-empty.parquet"
-"""A part without rows that each table has: its schema, whatever becomes of the others."""
 FILES = "files/"
-MARKS = "rowmill.marks"
-"""The note in a merged usage part's footer: a JSON list of the marks that it covers."""
 SMALL_PARTS = 20
 """More small parts than these are merged."""
 SMALL_BYTES = 32 << 20
 PART_BYTES = 256 << 20
 PART_ROWS = 1_000_000
 
-_USAGE_NAME = re.compile(r"([0-9a-f]{8})-(\d+)-(\d+)-(\d+)\.parquet")
-
 
 class ParquetSink(SinkModel):
-    """The job's tables as folders of Parquet parts."""
+    """The job's tables as folders of Parquet parts, on this machine or on an object store (extra `rowmill[cloud]`)."""
 
-    parquet: str = Field(min_length=1, description="Folder of the tables; made where it is not there.")
-
-    @field_validator("parquet")
-    @classmethod
-    def _on_this_machine(cls, path: str) -> str:
-        if "://" in path:
-            raise ValueError("object stores are not available in this version; write the path of a folder")
-        return path
+    parquet: str = Field(min_length=1, description="Folder of the tables, or s3://, gs://, az://; made if not there.")
 
     @property
     def identity(self) -> str:
-        return os.path.normpath(self.parquet)
+        return (
+            object_store.normal(self.parquet) if object_store.is_url(self.parquet) else os.path.normpath(self.parquet)
+        )
 
     @property
     def files_prefix(self) -> str:
         return FILES
 
-    def open(self, shape: TableShape, workspace: Path, longest_hold: float) -> "ParquetFolder":
+    def open(self, shape: TableShape, workspace: Path, longest_hold: float) -> "ParquetFolder | ParquetObjects":
         check_names(shape)
+        if object_store.is_url(self.parquet):
+            object_store.check_installed("sink.parquet")
+            return ParquetObjects(self.parquet, object_store.normal(self.parquet), shape)
         folder = Path(os.path.abspath(workspace / self.parquet))  # noqa: PTH100 - Path.resolve would follow links
         return ParquetFolder(self.parquet, folder, shape)
 
@@ -153,12 +144,11 @@ class ParquetFolder:
             for one in self.usage_marks()
         ):
             return
-        name = f"{mark.ledger}-{mark.writer:06d}-{mark.first:012d}-{mark.last:012d}.parquet"
         with self._staging.together() as changes:
-            write_part(changes.file(f"usage/{name}"), usage)
+            write_part(changes.file(f"usage/{usage_part(mark)}"), usage)
 
     def usage_marks(self) -> Sequence[UsageMark]:
-        return [mark for part in self._parts("usage") for mark in _marks(part)]
+        return [mark for part in self._parts("usage") for mark in marks_of(part)]
 
     def remove(self, keys: pa.Table, errors_too: bool) -> int:
         removed = 0
@@ -213,19 +203,11 @@ class ParquetFolder:
             return
         schema, folder = self._schemas["errors"], f"{self._building}errors"
         for part in self._parts(folder):
-            gone = self._replaced_errors(columns_of(part, [*self._key, self._details]), commit)
+            gone = replaced_errors(columns_of(part, [*self._key, self._details]), commit, self._key, self._details)
             if gone.true_count:
                 write_without(part, changes.file(f"{folder}/{part.name}"), schema, gone, schema.empty_table())
         if commit.errors.num_rows:
             write_part(changes.file(self._unused(folder, name)), commit.errors)
-
-    def _replaced_errors(self, rows: pa.Table, commit: Commit) -> pa.BooleanArray:
-        """Which rows make way: their key is cleared or failed again; without a key, those with equal details."""
-        keys, new = rows.select(self._key), commit.errors.select(self._key)
-        gone = among(keys, new.filter(pc.invert(_without_key(new))))
-        alike = among(rows.select([self._details]), commit.errors.filter(_without_key(new)).select([self._details]))
-        gone = pc.or_(gone, pc.and_(_without_key(keys), alike))
-        return pc.or_(gone, among(keys, commit.cleared.select(self._key).cast(new.schema)))
 
     def _merge(self, table: str) -> None:
         """Many small parts become few; the others are linked into the new folder beside them."""
@@ -238,66 +220,12 @@ class ParquetFolder:
             for part in self._parts(table):
                 if part not in small:
                     _link(part, folder / part.name)
-            for group in _groups(small):
-                _write_merged(group, folder, self._schemas[table], note=table == "usage")
+            for group in groups(small, PART_ROWS, PART_BYTES):
+                write_merged(group, folder, self._schemas[table], note=table == "usage")
 
 
 def _columns(schema: pa.Schema) -> dict[str, str]:
     return {field.name: str(field.type) for field in schema}
-
-
-def _without_key(keys: pa.Table) -> pa.BooleanArray:
-    """Which rows have null in every column of the key: lines of the source that are no rows."""
-    nulls = [column.is_null() for column in keys.columns]
-    found = nulls[0]
-    for one in nulls[1:]:
-        found = pc.and_(found, one)
-    return found.combine_chunks()
-
-
-def _marks(part: Path) -> list[UsageMark]:
-    named = _USAGE_NAME.fullmatch(part.name)
-    if named is not None:
-        return [UsageMark(named[1], int(named[2]), int(named[3]), int(named[4]))]
-    if part.name == EMPTY:
-        return []
-    return [UsageMark(*mark) for mark in json.loads(facts_of(part)[2].get(MARKS.encode(), b"[]"))]
-
-
-def _groups(parts: Iterable[Path]) -> list[list[tuple[Path, int]]]:
-    """Parts with their rows, in groups each of which makes one part; empty ones are left out."""
-    groups: list[list[tuple[Path, int]]] = []
-    rows = nbytes = 0
-    for part in parts:
-        held = facts_of(part)[0]
-        if not held:
-            continue
-        if not groups or rows >= PART_ROWS or nbytes >= PART_BYTES:
-            groups.append([])
-            rows = nbytes = 0
-        groups[-1].append((part, held))
-        rows += held
-        nbytes += part.stat().st_size
-    return groups
-
-
-def _write_merged(group: Sequence[tuple[Path, int]], folder: Path, schema: pa.Schema, note: bool) -> None:
-    name = f"merged-{secrets.token_hex(8)}"
-    count = 0
-    with PartWriter(folder / name, schema) as out:
-        spans: dict[tuple[str, int], tuple[int, int]] = {}
-        for part, rows in group:
-            count += rows
-            for table in tables_of(part):
-                out.write(table)
-            for mark in _marks(part) if note else ():
-                first, last = spans.get((mark.ledger, mark.writer), (mark.first, mark.last))
-                spans[mark.ledger, mark.writer] = (min(first, mark.first), max(last, mark.last))
-        if note:
-            out.note(MARKS, json.dumps([[*whose, *span] for whose, span in spans.items()]))
-    if facts_of(folder / name)[0] != count:
-        raise DataError(f"{folder}: parts changed while they were being merged; run again when nothing else writes")
-    (folder / name).replace(folder / f"{name}.parquet")
 
 
 def _link(part: Path, target: Path) -> None:

@@ -16,10 +16,11 @@ from pydantic import Field, field_validator
 from connectors.contracts import Columns, Opened, SourceFacts, SourceModel
 from connectors.csv_records import Dialect, Record, Reject, records
 from connectors.errors import DataError, JobError, did_you_mean
-from connectors.input_files import input_files
+from connectors.input_files import Fetched, fetched, input_files, input_objects
 from connectors.sql_text import literal_list, quoted, quoted_list
 from connectors.text_types import inferred_types
 
+SUFFIXES = (".csv", ".tsv", ".csv.gz", ".csv.bz2", ".csv.xz")
 PLACE = "_rowmill_place"
 """The column of the scratch files that says where a row stood: file number * 2**40 + line."""
 BATCH_ROWS = 8192
@@ -31,7 +32,10 @@ SHOWN = 200
 class CsvSource(SourceModel):
     """Every record is a row or a reject; the text of a column becomes a type only where each of its values has it."""
 
-    csv: str | Columns = Field(description="Path, folder, glob or list of them; .gz, .bz2 and .xz are unpacked.")
+    csv: str | Columns = Field(
+        description="Path, folder, glob or list of them, also at s3://, gs://, az:// (extra `rowmill[cloud]`); .gz, "
+        ".bz2 and .xz are unpacked."
+    )
     delimiter: str = Field(default=",", description="One character between values; \\t is a tab.")
     quote: str | None = Field(default='"', description="Around values, doubled inside; null: none is special.")
     encoding: str = Field(default="utf-8", description="Any encoding that Python knows.")
@@ -60,12 +64,17 @@ class CsvSource(SourceModel):
         return character
 
     def paths(self, facts: SourceFacts) -> tuple[Path, ...]:
-        return input_files(self.csv, facts.workspace, (".csv", ".tsv", ".csv.gz", ".csv.bz2", ".csv.xz"))
+        return input_files(self.csv, facts.workspace, SUFFIXES)
 
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceFacts) -> Opened:
-        files = self.paths(facts)
+        with fetched(input_objects(self.csv, "source.csv", SUFFIXES), facts.scratch) as copies:
+            return self._opened(connection, [*self.paths(facts), *copies.urls], copies, facts.scratch)
+
+    def _opened(
+        self, connection: duckdb.DuckDBPyConnection, files: Sequence[Path], copies: Fetched, scratch: Path
+    ) -> Opened:
         rejected: list[Reject] = []
-        names, parts = self._written(files, facts.scratch, rejected)
+        names, parts = self._written(files, scratch, rejected)
         texts = f"read_parquet({literal_list(parts)})"
         self._check_types(connection, names)
         unfit = " or ".join(
@@ -87,7 +96,10 @@ class CsvSource(SourceModel):
         several = len(files) > 1
         return Opened(
             f"(select {typed} from {texts})",
-            tuple((one.line, f"{one.file}: {one.message}" if several else one.message, one.raw) for one in rejected),
+            tuple(
+                (one.line, f"{copies.told(one.file)}: {one.message}" if several else one.message, one.raw)
+                for one in rejected
+            ),
         )
 
     def _written(

@@ -11,9 +11,10 @@ from pydantic import Field
 
 from connectors.contracts import Columns, Opened, SourceFacts, SourceModel
 from connectors.errors import DataError
-from connectors.input_files import input_files
+from connectors.input_files import fetched, input_files, input_objects
 from connectors.sql_text import first_line, literal, literal_list, quoted
 
+SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 LARGEST_LINE = 16 << 20
 """Bytes; DuckDB sets aside twice as much for each of its threads."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -22,13 +23,21 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 class JsonlSource(SourceModel):
     """A column for each key of any line; strings stay strings, values of several types become JSON text."""
 
-    jsonl: str | Columns = Field(description="Path, folder, glob or list of them; .gz is unpacked.")
+    jsonl: str | Columns = Field(
+        description="Path, folder, glob or list of them, also at s3://, gs://, az:// (extra `rowmill[cloud]`); .gz is "
+        "unpacked."
+    )
 
     def paths(self, facts: SourceFacts) -> tuple[Path, ...]:
-        return input_files(self.jsonl, facts.workspace, (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"))
+        return input_files(self.jsonl, facts.workspace, SUFFIXES)
 
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceFacts) -> Opened:
-        files = [_unmarked(file, number, facts.scratch) for number, file in enumerate(self.paths(facts))]
+        with fetched(input_objects(self.jsonl, "source.jsonl", SUFFIXES), facts.scratch) as copies:
+            given = [*self.paths(facts), *copies.urls]
+            files = [_unmarked(file, number, facts.scratch) for number, file in enumerate(given)]
+            return self._opened(connection, files, facts.scratch / "jsonl.parquet")
+
+    def _opened(self, connection: duckdb.DuckDBPyConnection, files: list[Path], target: Path) -> Opened:
         options = f"format = 'newline_delimited', maximum_object_size = {LARGEST_LINE}"
         try:
             found = connection.execute(
@@ -43,7 +52,6 @@ class JsonlSource(SourceModel):
         structure = orjson.loads(found[0]) if found[0] else None
         if not isinstance(structure, dict) or not structure:
             raise DataError(f"{files[0]}: holds no object with a key; check that the source is not empty")
-        target = facts.scratch / "jsonl.parquet"
         failure: duckdb.Error | None = None
         # Whole numbers are BIGINT unless one is too large for it.
         for whole in ("BIGINT", "DECIMAL(38, 0)"):

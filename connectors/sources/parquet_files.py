@@ -7,20 +7,31 @@ from pydantic import Field
 
 from connectors.contracts import Columns, Opened, SourceFacts, SourceModel
 from connectors.errors import DataError
-from connectors.input_files import input_files
+from connectors.input_files import input_files, input_objects
 from connectors.sql_text import first_line, literal, literal_list
+
+SUFFIXES = (".parquet",)
 
 
 class ParquetSource(SourceModel):
-    """Columns are matched by name across files; a file that lacks one gives nulls."""
+    """Columns are matched by name across files; a file that lacks one gives nulls. Objects of a store are read where
+    they are, only the columns and row groups that the job needs."""
 
-    parquet: str | Columns = Field(description="Path, folder, glob or list of them.")
+    parquet: str | Columns = Field(
+        description="Path, folder, glob or list of them, also at s3://, gs://, az:// (extra `rowmill[cloud]`)."
+    )
 
     def paths(self, facts: SourceFacts) -> tuple[Path, ...]:
-        return input_files(self.parquet, facts.workspace, (".parquet",))
+        return input_files(self.parquet, facts.workspace, SUFFIXES)
 
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceFacts) -> Opened:
-        files = self.paths(facts)
+        objects = input_objects(self.parquet, "source.parquet", SUFFIXES)
+        if objects:
+            from connectors.object_files import register
+
+            register(connection)
+        urls = tuple(one.url for one in objects)
+        files = [*(str(path) for path in self.paths(facts)), *urls]
         relation = f"read_parquet({literal_list(files)}, union_by_name = true)"
         try:
             connection.execute(f"select * from {relation} limit 0")
@@ -28,10 +39,10 @@ class ParquetSource(SourceModel):
             for file in files:
                 _check(connection, file)
             raise DataError(f"{files[0]}: {first_line(exc)}; make the files' columns agree") from exc
-        return Opened(relation)
+        return Opened(relation, urls=urls, nbytes=sum(one.size for one in objects))
 
 
-def _check(connection: duckdb.DuckDBPyConnection, file: Path) -> None:
+def _check(connection: duckdb.DuckDBPyConnection, file: str) -> None:
     try:
         connection.execute(f"select * from read_parquet({literal(file)}) limit 0")
     except duckdb.Error as exc:

@@ -1,5 +1,7 @@
 """`rowmill status`, `errors` and `usage`: what runs did, which rows failed, what was used; nothing is sent."""
 
+import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -24,7 +26,13 @@ def status_command(job: str | None, as_json: bool) -> None:
     """
     from pipelines.looks import status
 
-    print_rows(status(None if job is None else Path(job)), as_json, "no run yet")
+    rows = status(None if job is None else Path(job))
+    if as_json or not rows:
+        print_rows(rows, as_json, "no run yet")
+    else:
+        from pipelines.look_words import status_words
+
+        click.echo(status_words(rows, datetime.now(UTC)))
 
 
 @click.command("errors")
@@ -40,12 +48,13 @@ def errors_command(job: str, limit: int, as_json: bool) -> None:
     """
     from pipelines.looks import errors
 
-    rows, total = errors(Path(job), limit)
-    print_rows(rows, as_json, "no row has failed")
-    if total > len(rows) and not as_json:
-        click.echo(f"… and {total - len(rows):,} more (--limit)")
-    if total and not as_json:
-        click.echo(f"next: rowmill retry {job}")
+    failed = errors(Path(job), limit)
+    if as_json or not failed.total:
+        print_rows(failed.rows, as_json, "no row has failed")
+    else:
+        from pipelines.look_words import errors_words
+
+        click.echo(errors_words(failed, job, shutil.get_terminal_size().columns))
 
 
 @click.command("usage")

@@ -149,7 +149,7 @@ def _one(
     except RowmillError as exc:
         said.append(str(exc))
         told = nothing_done(job_name(path), exc.exit_code, str(exc))
-    said += [f"{told['job']}: {failed}" for failed in failed_words(told["audits"] or ())]
+    said += [f"{told['job']}: {failed}" for failed in failed_words(told.get("audits", ()))]
     if (warning := notify_of(path, overrides, told)) is not None:
         said.append(warning)
     for words in said:

@@ -49,7 +49,7 @@ def run_command(jobs: tuple[str, ...], once: bool, parallel: int, log: Literal["
     from pipelines.schedule import Roster
     from pipelines.schedule_run import Shift
 
-    shift = Shift(Roster(lambda: job_files(jobs), _named(jobs)), log, parallel)
+    shift = Shift(Roster(lambda: _files(jobs), _named(jobs)), log, parallel)
     chosen = shift.roster.jobs()
     if not chosen:
         raise JobError(f'{" ".join(jobs)}: no job here has a schedule; add e.g. schedule: "0 2 * * *"')
@@ -155,6 +155,14 @@ def _holds_jobs(folder: Path) -> bool:
     return folder.is_dir() and any(
         path.suffix in (".yaml", ".yml") and path.stem != "rowmill" for path in folder.iterdir()
     )
+
+
+def _files(jobs: tuple[str, ...]) -> list[Path]:
+    """As `job_files`; an empty folder, which may fill again, is no reason to end."""
+    try:
+        return job_files(jobs)
+    except click.UsageError as exc:
+        raise JobError(exc.message) from exc
 
 
 def _named(jobs: tuple[str, ...]) -> frozenset[Path]:

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import random
 import sys
+from array import array
 
 import orjson
 import uvloop
@@ -53,20 +54,24 @@ def chat(content: str) -> bytes:
 
 CHAT = chat("This is a short answer of a usual length, made of some twenty tokens or so.")
 TYPED_CHAT = chat(orjson.dumps(TYPED).decode())
-DICE = random.Random(1)
-VECTORS = [base64.b64encode(DICE.randbytes(4 * DIMENSIONS).replace(b"\xff", b"\x3e").replace(b"\x7f", b"\x3e")) for _ in range(64)]
-EMBEDDINGS: dict[int, bytes] = {}
+EMBEDDINGS: dict[tuple[int, int], bytes] = {}
 
 
-def embeddings(count: int) -> bytes:
-    if count not in EMBEDDINGS:
+def embeddings(count: int, dimensions: int) -> bytes:
+    """So many vectors of numbers between -1 and 1, made once."""
+    if (count, dimensions) not in EMBEDDINGS:
+        dice = random.Random(1)
+        vectors = [
+            base64.b64encode(array("f", (dice.uniform(-1, 1) for _ in range(dimensions))).tobytes()) for _ in range(8)
+        ]
         data = [
-            b'{"object":"embedding","index":%d,"embedding":"%s"}' % (place, VECTORS[place % 64]) for place in range(count)
+            b'{"object":"embedding","index":%d,"embedding":"%s"}' % (place, vectors[place % 8])
+            for place in range(count)
         ]
         usage = b'"usage":{"prompt_tokens":%d,"total_tokens":%d}' % (count * 12, count * 12)
         body = b'{"object":"list","model":"text-embedding-3-small","data":[' + b",".join(data) + b"]," + usage + b"}"
-        EMBEDDINGS[count] = whole(body)
-    return EMBEDDINGS[count]
+        EMBEDDINGS[count, dimensions] = whole(body)
+    return EMBEDDINGS[count, dimensions]
 
 
 class Answering(asyncio.Protocol):
@@ -93,7 +98,8 @@ class Answering(asyncio.Protocol):
             body = self._received[end + 4 : end + 4 + length]
             self._received = self._received[end + 4 + length :]
             if b"/embeddings" in head[:60]:
-                answer = embeddings(len(orjson.loads(body)["input"]))
+                asked = orjson.loads(body)
+                answer = embeddings(len(asked["input"]), asked.get("dimensions", DIMENSIONS))
             else:
                 answer = TYPED_CHAT if b'"response_format"' in body else CHAT
             if self._latency:

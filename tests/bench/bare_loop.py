@@ -54,7 +54,9 @@ async def main(kind: str, url: str, source: str, target: str, concurrency: int) 
             else:
                 answers = pa.array([text for _, text, _ in rows], pa.string())
             tokens = [used for some, _, used in rows for _ in some]
-            writer.write_table(pa.table([pa.array(keys, pa.int64()), answers, pa.array(tokens, pa.int64())], schema=schema))
+            writer.write_table(
+                pa.table([pa.array(keys, pa.int64()), answers, pa.array(tokens, pa.int64())], schema=schema)
+            )
             rows.clear()
 
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=concurrency)) as session:

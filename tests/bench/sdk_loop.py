@@ -1,6 +1,6 @@
 """What the official SDK's users write: AsyncOpenAI on aiohttp, 200 at a time, Parquet in and Parquet out.
 
-    python tests/bench/sdk_loop.py BASE_URL INPUT.parquet OUTPUT.parquet CONCURRENCY
+python tests/bench/sdk_loop.py BASE_URL INPUT.parquet OUTPUT.parquet CONCURRENCY
 """
 
 import asyncio

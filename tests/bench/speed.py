@@ -85,7 +85,8 @@ def write_job(folder: Path, kind: str, port: int, concurrency: int) -> Path:
     if kind == "embeddings":
         step += ', endpoint: embeddings, model: text-embedding-3-small, input: "{{ text }}"'
     else:
-        step += ', endpoint: chat, model: gpt-4o-mini, messages: [{user: "Label this: {{ text }}"}], params: {max_tokens: 50}'
+        step += ', endpoint: chat, model: gpt-4o-mini, messages: [{user: "Label this: {{ text }}"}]'
+        step += ", params: {max_tokens: 50}"
     step += f", output: {TYPED}" if kind == "typed" else ""
     job = folder / "bench.yaml"
     job.write_text(
@@ -130,14 +131,18 @@ def main() -> None:
         server.terminate()
         server.wait()
     bare = statistics.median(one.rows_per_second for one in found["bare"]) if "bare" in found else None
-    print(f"{args.kind}, {args.rows:,} rows, {args.latency_ms:g} ms, {args.concurrency} in flight; median of {args.times}")
+    print(
+        f"{args.kind}, {args.rows:,} rows, {args.latency_ms:g} ms, {args.concurrency} in flight; median of {args.times}"
+    )
     print(f"{'client':<10}{'rows/s':>10}{'× bare':>8}{'CPU s / 1,000':>15}{'peak MB':>9}")
     for client, runs in found.items():
         rate = statistics.median(one.rows_per_second for one in runs)
         ratio = "" if bare is None else f"{rate / bare:.2f}"
         cpu = statistics.median(one.cpu_seconds for one in runs)
         print(f"{client:<10}{rate:>10,.0f}{ratio:>8}{cpu:>15.3f}{max(one.peak_mb for one in runs):>9.0f}")
-    print(json.dumps({client: [one.rows_per_second for one in runs] for client, runs in found.items()}), file=sys.stderr)
+    print(
+        json.dumps({client: [one.rows_per_second for one in runs] for client, runs in found.items()}), file=sys.stderr
+    )
 
 
 def client_command(client: str, kind: str, folder: Path, source: Path, port: int, concurrency: int) -> list[str]:

@@ -250,16 +250,13 @@ def _pack(name: str, does: str, change: Callable[[list[list[float]], list[int]],
     )
 
 
-OWN = "The row stands in errors and is asked again only when it, or the step, changes, or by `rowmill retry`."
-TRIED = (
-    "Tried again up to `retry.attempts` times, after growing pauses; then the row stands in errors and the next run "
-    "asks it again."
-)
-IDLE = f"Given up after `timeouts.idle`. {TRIED}"
-PACKED = f"Not unpacked beyond 128 MB. {TRIED}"
-OF_CODE = f"Taken for the status that the error's code stands for, else for a 500. {TRIED}"
-STOPS = "The run stops at once and keeps what it has; the next run goes on where it stopped."
-DEAD = "Single probes at growing intervals, which use up no attempts; after `retry.longest_hold` the run stops."
+OWN = "The row's own fault."
+TRIED = "Tried again."
+STOPS = "The run stops."
+DEAD = "The provider is probed, then the run stops."
+IDLE = "Given up after `timeouts.idle`; tried again."
+PACKED = "Not unpacked beyond 128 MB; tried again."
+OF_CODE = "Taken for the status that the error's code stands for, else for a 500."
 TIMES = {"timeouts": "{idle: 0.2}"}
 
 
@@ -305,7 +302,7 @@ def _faults() -> Iterator[Fault]:
     yield _passing("Silence before the headers", IDLE, silent, "timeout", job=TIMES)
     yield _passing("Silence within the body", IDLE, silent_midway, "timeout", job=TIMES)
     yield _passing(
-        "One byte a second", f"Given up after `timeouts.total`. {TRIED}", dripping, "timeout",
+        "One byte a second", "Given up after `timeouts.total`; tried again.", dripping, "timeout",
         job={"timeouts": "{idle: 5, total: 0.3}"},
     )  # fmt: skip
     yield _passing("A truncated reply", TRIED, truncated, "malformed_reply")
@@ -327,7 +324,7 @@ def _faults() -> Iterator[Fault]:
     yield Fault(
         "A reply of 100 MB", "Read and kept, beside the ledger, not in it.", 0, {}, {"ok": 4}, 4, 0, padded(100)
     )
-    yield _passing("A reply of 200 MB", f"Not read beyond 128 MB. {TRIED}", padded(200), "malformed_reply")
+    yield _passing("A reply of 200 MB", "Not read beyond 128 MB; tried again.", padded(200), "malformed_reply")
     yield _pack("An embedding's index twice", TRIED, twice_the_first)
     yield _pack("An embedding's index missing", TRIED, without_the_last)
     yield _pack("NaN in a vector", TRIED, a_nan)
@@ -340,9 +337,18 @@ FAULTS = tuple(_faults())
 def as_markdown() -> str:
     """The table for people, as it stands in jobs/README.md."""
     lines = [
-        "What happens to a job of four rows with `retry: {attempts: 3}`, sent one at a time, when the provider fails "
-        "for one row of it (or as said). *Requests*: those that reached the provider; *next run*: the requests that "
-        "the same command sends once the provider is well again.",
+        "What becomes of a job of four rows (`retry: {attempts: 3}`, one request at a time) when its provider fails. "
+        "*Requests* are those that reached the provider; *next run* counts what the same command sends once the "
+        "provider is well again.",
+        "",
+        "- *The row's own fault*: it stands in errors, and is asked again only when it or the step changes, or by "
+        "`rowmill retry`.",
+        "- *Tried again*: up to `retry.attempts` times, after pauses that grow to `retry.longest_wait`; then the row "
+        "stands in errors, and the next run asks it again.",
+        "- *The run stops*: exit 3 and the reason in a line; what is in flight lands, what came is kept, and the next "
+        "run goes on where it stopped.",
+        "- *The provider is probed*: single requests at growing intervals, which use up no attempt, until it is back; "
+        "after `retry.longest_hold` without an answer the run stops.",
         "",
         "| What goes wrong | For | What the run does | Exit | Errors | Usage | Requests | Next run |",
         "|---|---|---|---|---|---|---|---|",

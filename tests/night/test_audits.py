@@ -52,7 +52,7 @@ def test_nothing_is_audited_after_a_stop(workspace: Any, provider: Any, cli: Any
     workspace.csv(3)
     provider.script = lambda path, body, count: error_reply(401, "no such key")
     told = cli.run(workspace.job(audits='[{name: some, sql: "select 1 from range(9)"}]'))
-    assert (told["exit_code"], told["audits"]) == (3, [])
+    assert (told["exit_code"], "audits" in told) == (3, False)
 
 
 def test_an_audit_may_name_the_run(workspace: Any, provider: Any, cli: Any) -> None:
@@ -169,3 +169,16 @@ def test_bounds_may_be_widened_or_left_out(workspace: Any, provider: Any, cli: A
     audit = "{name: drift, drift: {null_share: null, enum_share: 0.6, length: 0.9, cost_per_row: 1.5}, max: 1}"
     told = drifting(workspace, provider, cli, lambda n: (None if n > 45 else "a", "no", 25), audit)
     assert (told["exit_code"], told["audits"][0]["found"]) == (0, ["cost a row $0.000020 before, $0.000060 now"])
+
+
+def test_tables_that_cannot_be_read_fail_the_audits_and_the_run_is_closed_all_the_same(
+    workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connectors.sinks.parquet_folder.ParquetFolder.usage_sql", lambda self: "(select * from gone)")
+    workspace.csv(2)
+    job = workspace.job(audits='[{name: some, sql: "select * from results", max: 5}]')
+    told = cli.run(job)
+    assert told["exit_code"] == 5
+    assert "gone does not exist" in told["audits"][0]["found"][0]
+    assert cli("status", job, "--json") == 0
+    assert '"state":"closed"' in cli.out

@@ -355,3 +355,20 @@ def test_the_latest_due_time_counts_now_itself() -> None:
     assert latest_due("30 2 * * *", NIGHT, datetime(2027, 3, 28, 0, 59, 59, tzinfo=UTC), BERLIN) == datetime(
         2027, 3, 27, 1, 30, tzinfo=UTC
     )
+
+
+def test_a_folder_that_is_emptied_meanwhile_leaves_the_schedules_as_they_were(workspace: Any) -> None:
+    path = workspace.job("job", schedule='"30 2 * * *"')
+    told: list[str] = []
+
+    def files() -> list[Path]:
+        if not path.exists():
+            raise JobError("jobs: holds no job file")
+        return [path]
+
+    roster = Roster(files, frozenset())
+    roster.tell = told.append
+    roster.jobs()
+    path.unlink()
+    assert [job.name for job in roster.jobs()] == [job.name for job in roster.jobs()] == ["job"]
+    assert told == ["jobs: holds no job file (the schedules go on as they were)"]

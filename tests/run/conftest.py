@@ -1,6 +1,7 @@
 """A scripted Batch API, independent of the embedded provider: counts every line that is submitted to it."""
 
 import asyncio
+import itertools
 import json
 import threading
 from collections import Counter
@@ -36,6 +37,7 @@ class BatchProvider:
         self.limited = 0
         self.refuse: Callable[[str, str], web.Response | None] = lambda method, path: None
         self.seen: list[tuple[str, str]] = []
+        self._numbers = itertools.count()
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
@@ -88,7 +90,7 @@ class BatchProvider:
         file = form["file"]
         assert form["purpose"] == "batch"
         assert isinstance(file, web.FileField)
-        name = f"file-{len(self.seen)}"
+        name = f"file-{next(self._numbers)}"
         self.files[name] = (file.filename, file.file.read())
         return web.json_response({"id": name, "object": "file", "filename": file.filename, "purpose": "batch"})
 

@@ -1,5 +1,6 @@
 """Delivery by the Batch API: half the price, the same tables, and no line submitted twice, whatever happens."""
 
+import importlib
 import json
 import signal
 import sqlite3
@@ -276,7 +277,8 @@ def test_after_the_deadline_the_rest_is_asked_online_at_the_full_price(
     batches.held = True
     # What the batch has done by then is taken from it.
     batches.script = lambda text, body: "answered" if text in ("text 1", "text 2") else None
-    monkeypatch.setattr("pipelines.run.next_deadline", lambda said, zone, now: now + timedelta(seconds=1))
+    soon = lambda said, zone, now: now + timedelta(seconds=1)  # noqa: E731
+    monkeypatch.setattr(importlib.import_module("pipelines.run"), "next_deadline", soon)
     told = cli.run(workspace.job(deadline='"06:00"', **BATCH))
     assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 20, 20)
     assert batches.online == Counter({f"text {n}": 1 for n in range(3, 21)})
@@ -463,3 +465,25 @@ def test_a_row_that_left_the_source_while_its_batch_ran_is_paid_for_and_kept_all
     again = cli.run(job)
     assert (again["rows_ok"], again["requests"]) == (15, 0)
     assert set(batches.submitted.values()) == {1}
+
+
+def test_the_embedded_provider_takes_batches_of_chat_responses_and_embeddings(
+    workspace: Any, batches: Any, cli: Any, read: Read
+) -> None:
+    workspace.csv(12)
+    steps = """
+  - {name: said, endpoint: chat, provider: local, model: gpt-4o-mini, messages: [{user: "{{ text }}"}]}
+  - {name: again, endpoint: responses, provider: local, model: gpt-4o-mini, input: "{{ text }}, once more"}
+  - {name: vector, endpoint: embeddings, provider: local, model: text-embedding-3-small, input: "{{ text }}"}
+"""
+    online = workspace.job("online", steps=steps, sink="{parquet: online}")
+    assert cli.run(online)["exit_code"] == 0
+    (workspace.folder / ".rowmill" / "ledger.sqlite").unlink()
+    told = cli.run(workspace.job(steps=steps, **BATCH))
+    assert (told["exit_code"], told["rows_ok"], told["cost_usd"]) == (0, 12, 0)
+    wanted = read(workspace.folder / "online", order="id")
+    made = read(workspace.folder / "out", order="id")
+    for row in (*wanted, *made):
+        del row["_run_id"]
+    assert made == wanted
+    nothing_left(batches, workspace.folder)

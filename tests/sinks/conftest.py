@@ -1,14 +1,20 @@
-"""A small job's tables, in either kind of sink, and a reader that knows nothing of the sink's code."""
+"""A small job's tables, in every kind of sink, and a reader that knows nothing of the sink's code."""
 
 import glob
+import io
+import posixpath
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import obstore
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
+from obstore.store import S3Store
 
 from connectors.contracts import Commit, Sink, TableShape, UsageMark
 from connectors.registry import SINKS, SinkKind
@@ -18,6 +24,7 @@ from connectors.tables import errors_schema, failure_names, results_schema, usag
 WRITTEN: Mapping[str, dict[str, Any]] = {
     "parquet": {"parquet": "out"},
     "duckdb": {"duckdb": "out/answers.duckdb", "table": "answers"},
+    "delta": {"delta": "out"},
 }
 
 KEY = [pa.field("id", pa.int64())]
@@ -32,9 +39,11 @@ MADE = [
 class Tables:
     """One job's sink in a folder of its own."""
 
-    def __init__(self, kind: str, workspace: Path) -> None:
+    def __init__(self, kind: str, workspace: Path, server: str | None = None) -> None:
+        """`server`: of an object store that has the tables, in place of this machine."""
         self.kind = kind
         self.workspace = workspace
+        self.server = server
         self.written: dict[str, Any] = WRITTEN[kind]
         self.key = KEY
         self.made = MADE
@@ -42,7 +51,23 @@ class Tables:
 
     @property
     def model(self) -> SinkKind:
-        return SINKS[self.kind](**self.written)
+        place = self.written[self.kind]
+        return SINKS[self.kind](**{**self.written, self.kind: f"{self.home}/{place}" if self.server else place})
+
+    @property
+    def home(self) -> str:
+        """Where relative paths of an object store begin."""
+        return f"s3://rowmill-tests{self.workspace}"
+
+    @property
+    def store(self) -> S3Store:
+        """The object store, spoken to without the sink's code."""
+        return S3Store("rowmill-tests", client_options={"allow_http": True})
+
+    def objects(self, folder: str = "") -> list[str]:
+        """The names of the objects below a folder of the workspace."""
+        below = posixpath.join(f"{self.workspace}"[1:], folder).rstrip("/")
+        return sorted(meta["path"][len(below) + 1 :] for page in obstore.list(self.store, below) for meta in page)
 
     @property
     def shape(self) -> TableShape:
@@ -135,6 +160,15 @@ class Tables:
     def read(self, table: str) -> pa.Table:
         """A table as a user reads it, by DuckDB, from the names that the sink tells."""
         name = self.open().tables()[table]
+        if self.kind == "delta":
+            options = {"AWS_ALLOW_HTTP": "true"} if self.server else None
+            return DeltaTable(name, storage_options=options).to_pyarrow_table()
+        if self.server:
+            folder = name.removeprefix(f"{self.home}/").removesuffix("/*.parquet")
+            start = f"{self.workspace}"[1:]
+            parts = [f"{start}/{folder}/{one}" for one in self.objects(folder) if one.endswith(".parquet")]
+            found = [pq.read_table(io.BytesIO(bytes(self.store.get(part).bytes()))) for part in parts]
+            return pa.concat_tables(found)
         if self.kind == "parquet":
             escaped = glob.escape(name.removesuffix("*.parquet")) + "*.parquet"
             with duckdb.connect() as db:
@@ -164,10 +198,31 @@ class Tables:
         return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
 
 
-@pytest.fixture(params=sorted(SINKS))
+@pytest.fixture(params=[*sorted(SINKS), "parquet at s3"])
 def tables(request: pytest.FixtureRequest, tmp_path: Path) -> Tables:
     """A job's tables in each kind of sink."""
-    return Tables(request.param, tmp_path)
+    kind, _, elsewhere = request.param.partition(" at ")
+    if elsewhere:
+        request.getfixturevalue("bucket")
+    return Tables(kind, tmp_path, request.getfixturevalue("object_server") if elsewhere else None)
+
+
+@pytest.fixture
+def in_delta(tmp_path: Path) -> Tables:
+    """A job's tables in Delta Lake."""
+    return Tables("delta", tmp_path)
+
+
+@pytest.fixture
+def delta_at_s3(tmp_path: Path, bucket: str, object_server: str) -> Tables:
+    """A job's tables in Delta Lake on an object store."""
+    return Tables("delta", tmp_path, object_server)
+
+
+@pytest.fixture
+def at_s3(tmp_path: Path, bucket: str, object_server: str) -> Tables:
+    """A job's tables as Parquet objects of a store."""
+    return Tables("parquet", tmp_path, object_server)
 
 
 @pytest.fixture

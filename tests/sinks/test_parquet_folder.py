@@ -15,7 +15,7 @@ import pytest
 
 from connectors import parts as parts_module
 from connectors.contracts import Commit
-from connectors.errors import DataError
+from connectors.errors import DataError, JobError
 from connectors.parts import PartWriter, write_part
 
 
@@ -98,10 +98,10 @@ def test_a_foreign_or_damaged_part_is_told(parquet: Any, tmp_path: Path) -> None
         parquet.open().prepare(False)
 
 
-def test_an_object_store_is_refused(parquet: Any) -> None:
-    parquet.written = {"parquet": "s3://bucket/out"}
-    with pytest.raises(ValueError, match="object stores are not available"):
-        _ = parquet.model
+def test_a_place_of_an_unknown_kind_is_refused(parquet: Any) -> None:
+    parquet.written = {"parquet": "ftp://host/out"}
+    with pytest.raises(JobError, match=r"ftp:// is not known; write the path of a file or folder, or one of s3://"):
+        parquet.open()
 
 
 def test_a_full_disk_is_told_and_leaves_the_tables_as_they_were(

@@ -199,7 +199,13 @@ def test_a_key_may_be_called_as_a_column_of_the_errors_is(tables: Any) -> None:
 
 
 def test_a_path_that_is_something_else_is_refused(tables: Any, tmp_path: Path) -> None:
-    if tables.kind == "parquet":
+    if tables.server:
+        # There is no such thing: an object is in the way of none below it.
+        tables.store.put(f"{tmp_path}/out"[1:], b"an object")
+        tables.commit(tables.ready(), [(1, "a")])
+        assert tables.answers() == {1: "a"}
+        return
+    if tables.kind != "duckdb":
         (tmp_path / "out").write_text("a file")
     else:
         (tmp_path / "out/answers.duckdb").mkdir(parents=True)
@@ -208,8 +214,12 @@ def test_a_path_that_is_something_else_is_refused(tables: Any, tmp_path: Path) -
 
 
 def test_a_file_in_place_of_a_parent_folder_is_refused(tables: Any, tmp_path: Path) -> None:
-    (tmp_path / "deep").write_text("a file")
     tables.written = {**tables.written, tables.kind: "deep/er/out"}
+    if tables.server:
+        tables.store.put(f"{tmp_path}/deep"[1:], b"an object")
+        tables.ready()
+        return
+    (tmp_path / "deep").write_text("a file")
     with pytest.raises(DataError, match="is a file; choose another path"):
         tables.open().prepare(False)
 
@@ -217,6 +227,10 @@ def test_a_file_in_place_of_a_parent_folder_is_refused(tables: Any, tmp_path: Pa
 @pytest.mark.parametrize("name", ["o'clock", "a [1] *", 'q"uote', "späť"])
 def test_odd_paths_are_read_and_written(tables: Any, name: str) -> None:
     tables.written = {**tables.written, tables.kind: f"{name}/deep/sink"}
+    if tables.kind == "delta" and "[" in name:
+        with pytest.raises(DataError, match=r"at a path with \["):
+            tables.open()
+        return
     sink = tables.ready()
     tables.commit(sink, [(1, "a")], [(2, "bad")])
     tables.commit(sink, [(1, "b")])
@@ -225,13 +239,13 @@ def test_odd_paths_are_read_and_written(tables: Any, name: str) -> None:
 
 
 def test_a_connection_locked_to_its_paths_reads_the_tables(tables: Any) -> None:
-    tables.written = {**tables.written, tables.kind: "a [1]/sink"}
+    tables.written = {**tables.written, tables.kind: "a b/sink" if tables.kind == "delta" else "a [1]/sink"}
     sink = tables.ready()
     tables.commit(sink, [(1, "a")], [(2, "bad")])
     with duckdb.connect() as db:
         sink.attach(db)
-        folders = [f"{path}/" for path in sink.paths() if path.is_dir()]
-        files = [str(path) for path in sink.paths() if path.is_file()]
+        folders = [f"{path}/" for path in sink.paths() if isinstance(path, Path) and path.is_dir()]
+        files = [str(path) for path in sink.paths() if isinstance(path, str) or path.is_file()]
         db.execute(f"set allowed_directories = {folders}")
         db.execute(f"set allowed_paths = {files}")
         db.execute("set enable_external_access = false")
@@ -243,9 +257,14 @@ def test_a_connection_locked_to_its_paths_reads_the_tables(tables: Any) -> None:
 def test_media_files_have_a_folder_beside_the_tables(tables: Any, tmp_path: Path) -> None:
     sink = tables.ready()
     assert sink.files_prefix == tables.model.files_prefix
-    base = tmp_path / "out"
-    assert sink.files_folder == base / sink.files_prefix
-    assert sink.files_prefix == {"parquet": "files/", "duckdb": "answers_answers_files/"}[tables.kind]
+    assert sink.files_prefix == {"duckdb": "answers_answers_files/"}.get(tables.kind, "files/")
+    if not tables.server:
+        assert sink.files_folder == tmp_path / "out" / sink.files_prefix
+        return
+    # Written on this machine, they are there as soon as a row that names them is.
+    (sink.files_folder / "a.wav").write_bytes(b"sound")
+    tables.commit(sink, [(1, "files/a.wav")])
+    assert bytes(tables.store.get(f"{tmp_path}/out/files/a.wav"[1:]).bytes()) == b"sound"
 
 
 def test_one_place_has_one_name_however_it_is_written(tables: Any) -> None:

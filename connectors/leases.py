@@ -1,0 +1,227 @@
+"""Leases: the processes of a workspace share what a provider's key allows, through a small SQLite table.
+
+Each holds a share of the requests and tokens a minute and some of the requests in flight, and renews it twice a
+second: nothing is asked for a single request. What one does not use goes to the others. A share is only ever taken
+from what nobody holds, so that together they never hold more than there is; a process that has died holds nothing.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from connectors.limiter import Allowance
+
+RENEWED = 0.5
+"""Seconds between renewals."""
+
+WANTING = 0.1
+"""Seconds between them while others are yet to give back what is due to this process."""
+
+TURN = 2.0
+"""Seconds after which the odd slot, where slots do not divide, goes to the next process."""
+
+SPARE = 1.25
+"""A process that waits for nothing keeps so much of what it uses, and SOME of the whole to begin with."""
+
+SOME = 0.02
+
+KINDS = ("requests", "tokens", "slots")
+
+_TABLE = (
+    "create table if not exists leases (provider text not null, kind text not null, holder text not null, "
+    "need real not null, granted real not null, primary key (provider, kind, holder)) without rowid"
+)
+
+
+@contextlib.contextmanager
+def leased(folder: Path, allowances: Mapping[str, Allowance]) -> Iterator[None]:
+    """Share these allowances, by the name and address of their provider, with other processes meanwhile.
+
+    `folder`: the workspace's state. To be entered in a running event loop.
+    """
+    if not allowances:
+        yield
+        return
+    leases = Leases(folder, allowances)
+    keeping = asyncio.create_task(leases.keep())
+    try:
+        yield
+    finally:
+        keeping.cancel()
+        leases.close()
+
+
+class Leases:
+    """What this process holds of each provider's limits."""
+
+    def __init__(self, folder: Path, allowances: Mapping[str, Allowance]) -> None:
+        """Takes what is free at once. `folder`: the workspace's state."""
+        self._allowances = allowances
+        self._locks = folder / "leases"
+        self._locks.mkdir(parents=True, exist_ok=True)
+        self._holder = f"{os.getpid()}-{secrets.token_hex(4)}"
+        # Locked before any row names it: the system lets go of it when this process dies, however it dies.
+        self._lock = os.open(self._locks / self._holder, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._db = _opened(folder / "leases.sqlite")
+        self._needs: dict[tuple[str, str], float] = {}
+        self._used = dict.fromkeys(allowances, (0.0, 0.0))
+        self._renewed_at = time.monotonic()
+        self.wanting = False
+        """Whether others are yet to give back what is due to this process."""
+        for key, allowance in allowances.items():
+            allowance.lease(0.0, 0.0, None if allowance.concurrency is None else 0)
+            for kind in KINDS:
+                self._needs[key, kind] = 1.0
+        self.renew(first=True)
+
+    async def keep(self) -> None:
+        """Renew until cancelled."""
+        while True:
+            await asyncio.sleep(WANTING if self.wanting else RENEWED)
+            self.renew()
+
+    def renew(self, first: bool = False) -> None:
+        """Tell the others what is needed here, and take what is due."""
+        if not first:
+            self._measure()
+        try:
+            with self._db:
+                self._db.execute("begin immediate")
+                granted, self.wanting = self._take()
+        except sqlite3.OperationalError:
+            # Somebody else is at it, or the disk is full: until the next time all stays as it is.
+            self.wanting = True
+            return
+        for key, allowance in self._allowances.items():
+            slots = None if allowance.concurrency is None else int(granted[key, "slots"])
+            allowance.lease(granted[key, "requests"], granted[key, "tokens"], slots)
+
+    def close(self) -> None:
+        """Give everything back."""
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._db.execute("delete from leases where holder = ?", (self._holder,))
+        self._db.close()
+        (self._locks / self._holder).unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def _take(self) -> tuple[dict[tuple[str, str], float], bool]:
+        """What this process holds from now on, and whether more is due to it than was free."""
+        held: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
+        alive: dict[str, bool] = {self._holder: True}
+        for provider, kind, holder, need, granted in self._db.execute(
+            "select provider, kind, holder, need, granted from leases"
+        ).fetchall():
+            if holder not in alive:
+                alive[holder] = self._lives(holder)
+            if alive[holder]:
+                held.setdefault((provider, kind), {})[holder] = (need, granted)
+            else:
+                self._db.execute("delete from leases where holder = ?", (holder,))
+        now_held: dict[tuple[str, str], float] = {}
+        wanting = False
+        for key, allowance in self._allowances.items():
+            for kind in KINDS:
+                whole = 1.0 if kind != "slots" else float(allowance.concurrency or 0)
+                others = held.get((key, kind), {})
+                others.pop(self._holder, None)
+                needs = {holder: need for holder, (need, _) in others.items()}
+                needs[self._holder] = self._needs[key, kind]
+                due = divided(whole, needs, kind == "slots", time.time() // TURN)[self._holder]
+                free = whole - sum(granted for _, granted in others.values())
+                granted = max(0.0, min(due, free))
+                if kind == "slots":
+                    # What is in flight is in use, whoever it is due to.
+                    granted = float(max(int(granted + 1e-9), allowance.in_flight)) if whole else 0.0
+                wanting |= granted < 0.99 * due
+                now_held[key, kind] = granted
+                self._db.execute(
+                    "insert or replace into leases values (?, ?, ?, ?, ?)",
+                    (key, kind, self._holder, needs[self._holder], granted),
+                )
+        return now_held, wanting
+
+    def _measure(self) -> None:
+        """What was used and waited for since the last renewal tells what is needed."""
+        now = time.monotonic()
+        seconds, self._renewed_at = max(now - self._renewed_at, 0.01), now
+        for key, allowance in self._allowances.items():
+            used = (allowance.requests.used, allowance.tokens.used)
+            limits = (allowance.requests_per_minute, allowance.tokens_per_minute)
+            for place, kind in enumerate(KINDS[:2]):
+                limit = limits[place]
+                share = 1.0 if limit is None else (used[place] - self._used[key][place]) * 60 / seconds / limit
+                self._need(key, kind, share, kind in allowance.waited)
+            self._need(key, "slots", allowance.in_flight / (allowance.concurrency or 1), "slots" in allowance.waited)
+            self._used[key] = used
+            allowance.waited.clear()
+
+    def _need(self, key: str, kind: str, share: float, waited: bool) -> None:
+        # A lull of half a second is no reason to give everything away.
+        lately = 0.7 * self._needs[key, kind]
+        self._needs[key, kind] = 1.0 if waited else min(1.0, max(lately, SPARE * share + SOME))
+
+    def _lives(self, holder: str) -> bool:
+        try:
+            descriptor = os.open(self._locks / holder, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        else:
+            (self._locks / holder).unlink(missing_ok=True)
+            return False
+        finally:
+            os.close(descriptor)
+
+
+def divided(whole: float, needs: Mapping[str, float], seats: bool, turn: float) -> dict[str, float]:
+    """Who gets how much: at least an equal part or what is needed, if that is less; what nobody needs, in equal parts.
+
+    `needs`: shares of the whole. `seats`: in whole numbers; the odd ones go to those whose turn it is.
+    """
+    got: dict[str, float] = {}
+    left = whole
+    for place, (holder, need) in enumerate(sorted(needs.items(), key=lambda one: (one[1], one[0]))):
+        got[holder] = min(need * whole, left / (len(needs) - place))
+        left -= got[holder]
+    got = {holder: part + left / len(needs) for holder, part in got.items()}
+    return _seated(whole, got, turn) if seats else got
+
+
+def _seated(whole: float, parts: Mapping[str, float], turn: float) -> dict[str, float]:
+    seated = {holder: float(int(part + 1e-9)) for holder, part in parts.items()}
+    odd = int(whole - sum(seated.values()) + 1e-9)
+    queue: Sequence[str] = sorted(parts)
+    for place in range(odd):
+        seated[queue[(int(turn) + place) % len(queue)]] += 1
+    return seated
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    try:
+        return _connected(path)
+    except sqlite3.DatabaseError as exc:
+        if isinstance(exc, sqlite3.OperationalError):
+            raise
+        # Damaged: nothing that lasts is in it.
+        path.unlink()
+        return _connected(path)
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=0.1, isolation_level=None)
+    db.execute("pragma busy_timeout = 2000")
+    db.execute("pragma journal_mode = wal")
+    db.execute("pragma synchronous = off")
+    db.execute(_TABLE)
+    db.execute("pragma busy_timeout = 20")
+    return db

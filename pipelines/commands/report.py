@@ -1,0 +1,32 @@
+"""`rowmill report`: a page that tells what a job did."""
+
+from pathlib import Path
+
+import click
+
+from pipelines.commands.options import job_argument
+
+
+@click.command("report")
+@job_argument(many=False)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="The file. Default: JOBNAME-report.html here.")
+def report_command(job: str, out: Path | None) -> None:
+    """Write one HTML page: figures, errors, results with their pictures and sounds, and the runs of JOB.
+
+    The page holds all that it shows; opening it asks no network.
+
+    \b
+    Examples:
+      rowmill report jobs/quickstart.yaml
+      rowmill report jobs/quickstart.yaml -o quickstart.html
+    """
+    from connectors.errors import JobError
+    from pipelines.jobfile import load_job
+    from pipelines.report import report
+
+    target = out if out is not None else Path(f"{load_job(job).job.name}-report.html")
+    try:
+        report(Path(job), target)
+    except OSError as exc:
+        raise JobError(f"{target}: cannot be written ({exc.strerror}); choose another file with -o") from exc
+    click.echo(f"wrote {target}")

@@ -1,0 +1,64 @@
+"""What a run tells of itself while it is under way: a small file in the state folder that `status` reads."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from connectors.ledger_file import write_whole
+from pipelines.progress import Pace, facts
+from pipelines.runs import running
+from pipelines.watch import Watch
+
+EVERY = 1.0
+
+Follow = Callable[[Watch], Awaitable[None]]
+
+
+def noted(state: Path, job: str, run_id: str, follow: Follow) -> Follow:
+    """`follow`, with the figures of the run noted once a second beside it."""
+
+    async def both(watch: Watch) -> None:
+        await asyncio.gather(follow(watch), _keep_noting(_file(state, job), job, run_id, watch))
+
+    return both
+
+
+def read_running(state: Path, job: str) -> dict[str, Any] | None:
+    """The figures of a run that is under way, the latest that it noted; None where none is, or nothing is noted yet."""
+    return read_noted(state, job) if running(state, job) else None
+
+
+def read_noted(state: Path, job: str) -> dict[str, Any] | None:
+    """The figures that a run noted last, be it under way or one that was killed; None where nothing is noted."""
+    try:
+        told: dict[str, Any] = orjson.loads(_file(state, job).read_bytes())
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return None
+    return told
+
+
+def _file(state: Path, job: str) -> Path:
+    return state / "running" / f"{job}.json"
+
+
+async def _keep_noting(file: Path, job: str, run_id: str, watch: Watch) -> None:
+    pace, began = Pace(), time.time()
+    try:
+        while True:
+            told = {"job": job, "run_id": run_id, "began": began, "seconds": round(watch.tally.seconds, 1)}
+            # What others may look at is no reason for a run to end: a full disk is told by the ledger.
+            with contextlib.suppress(OSError):
+                write_whole(file, orjson.dumps({**told, **facts(watch, pace.rate(watch))}))
+            await asyncio.sleep(EVERY)
+    finally:
+        _forget(file)
+
+
+def _forget(file: Path) -> None:
+    with contextlib.suppress(OSError):
+        file.unlink(missing_ok=True)

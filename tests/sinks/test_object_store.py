@@ -1,0 +1,245 @@
+"""What an object store adds: parts put whole, one manifest for several of them, swaps that a reader cannot misread."""
+
+import builtins
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import duckdb
+import pytest
+
+from connectors import object_files, object_store, parquet_objects
+from connectors.contracts import Commit
+from connectors.errors import DataError, JobError
+
+Act = Callable[[Any], None]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def written(patch: pytest.MonkeyPatch, allowed: int | None = None) -> list[tuple[str, Any]]:
+    """What is put, copied and deleted from now on, noted; after so many of them the process dies."""
+    seen: list[tuple[str, Any]] = []
+
+    def noting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def one(what: Any, *others: Any) -> Any:
+            if allowed is not None and len(seen) >= allowed:
+                raise Killed
+            seen.append((name, others[0] if name == "copy" else what))
+            return real(what, *others)
+
+        return one
+
+    for name in ("put", "copy", "delete"):
+        patch.setattr(object_store, name, noting(name, getattr(object_store, name)))
+    return seen
+
+
+def test_one_new_part_is_put_once_under_its_own_name(at_s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = at_s3.ready()
+    with monkeypatch.context() as patch:
+        seen = written(patch)
+        at_s3.commit(sink, [(1, "a"), (2, "a")])
+    assert seen == [("put", f"{at_s3.home}/out/results/0123abcd-000001-000001.parquet")]
+    at_s3.commit(sink, [(3, "b")])
+    with monkeypatch.context() as patch:
+        seen = written(patch)
+        at_s3.commit(sink, [(2, "A")])
+    assert seen == [("put", f"{at_s3.home}/out/results/0123abcd-000001-000001.parquet")]
+    assert at_s3.answers() == {1: "a", 2: "A", 3: "b"}
+
+
+def test_nothing_but_the_tables_is_left(at_s3: Any) -> None:
+    sink = at_s3.ready()
+    at_s3.commit(sink, [(1, "a")], [(2, "b")])
+    at_s3.commit(sink, [(1, "b"), (2, "fine")], cleared=[2])
+    at_s3.usage(sink, 1, 1)
+    sink.finish()
+    assert at_s3.objects("out") == [
+        "errors/0-empty.parquet",
+        "errors/0123abcd-000001-000001.parquet",
+        "results/0-empty.parquet",
+        "results/0123abcd-000001-000001.parquet",
+        "results/0123abcd-000001-000002.parquet",
+        "usage/0-empty.parquet",
+        "usage/0123abcd-000001-000000000001-000000000001.parquet",
+    ]
+
+
+def every_kill(tables: Any, begin: Callable[[Any], Any], act: Act) -> Iterator[None]:
+    """Begin anew, be killed one request later than the time before, recover; until nothing is left to kill."""
+    home = tables.workspace
+    for allowed in range(60):
+        tables.workspace = home / f"kill-{allowed}"
+        tables.count = 0
+        sink = begin(tables)
+        with pytest.MonkeyPatch.context() as patch:
+            written(patch, allowed)
+            try:
+                act(sink)
+                died = False
+            except Killed:
+                died = True
+        yield
+        if not died:
+            assert allowed > 3
+            return
+    raise AssertionError("never came to its end")
+
+
+def begun(tables: Any) -> Any:
+    sink = tables.ready()
+    tables.commit(sink, [(1, "old"), (2, "old")], [(10, "old"), (11, "old")])
+    tables.commit(sink, [(3, "old")], [(12, "old")])
+    tables.usage(sink, 1, 2)
+    return sink
+
+
+OLD = ({1: "old", 2: "old", 3: "old"}, [(10, "old"), (11, "old"), (12, "old")])
+NEW = ({1: "new", 2: "old", 3: "new", 4: "new"}, [(10, "new"), (12, "old"), (13, "new")])
+
+
+def test_a_commit_killed_anywhere_is_there_whole_or_not_at_all(at_s3: Any) -> None:
+    def act(sink: Any) -> None:
+        at_s3.commit(sink, [(1, "new"), (3, "new"), (4, "new")], [(10, "new"), (13, "new")], cleared=[11])
+
+    seen = []
+    for _ in every_kill(at_s3, begun, act):
+        at_s3.answers()  # no key twice before the recovery either
+        assert at_s3.open().present()
+        at_s3.ready()
+        seen.append((at_s3.answers(), at_s3.failures()))
+        assert seen[-1] in (OLD, NEW)
+        assert at_s3.objects("out/.staging") == []
+    assert (seen[0], seen[-1]) == (OLD, NEW)
+    assert [state == NEW for state in seen] == sorted(state == NEW for state in seen)
+
+
+def test_a_swap_killed_anywhere_leaves_the_old_table_or_the_new_and_no_reader_sees_a_mixture(at_s3: Any) -> None:
+    def begin(tables: Any) -> Any:
+        begun(tables)
+        sink = tables.ready(fresh=True)
+        sink.commit(Commit(tables.results([(9, "new")]), {}, tables.errors([]), tables.keys([])), "fresh")
+        return sink
+
+    seen, unreadable = [], 0
+    for _ in every_kill(at_s3, begin, lambda sink: sink.finish()):
+        try:
+            assert at_s3.answers() in (OLD[0], {9: "new"})
+        except ValueError:
+            unreadable += 1
+        assert at_s3.open().present()
+        at_s3.ready()
+        seen.append((at_s3.answers(), at_s3.failures()))
+        assert seen[-1] in (OLD, ({9: "new"}, []))
+        assert at_s3.used() == [1, 2]
+    assert unreadable > 1
+    assert seen[-1] != OLD
+
+
+def test_a_first_build_killed_anywhere_does_not_count_until_it_is_whole(at_s3: Any) -> None:
+    def build(_: Any) -> None:
+        sink = at_s3.ready(fresh=True)
+        sink.commit(Commit(at_s3.results([(9, "new")]), {}, at_s3.errors([]), at_s3.keys([])), "fresh")
+        sink.finish()
+
+    for _ in every_kill(at_s3, lambda tables: None, build):
+        if at_s3.open().present():
+            at_s3.ready()
+        else:
+            build(None)
+        assert at_s3.answers() == {9: "new"}
+
+
+def test_small_parts_are_merged_and_their_marks_kept(at_s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_objects, "SMALL_PARTS", 3)
+    monkeypatch.setattr(parquet_objects, "PART_ROWS", 4)
+    sink = at_s3.ready()
+    for n in range(5):
+        at_s3.commit(sink, [(n, "a"), (50 + n, "a")])
+        at_s3.usage(sink, n + 1, n + 1, writer=n // 4 + 1)
+    before = (at_s3.answers(), at_s3.used())
+    sink.finish()
+    found = at_s3.objects("out/results")
+    assert [name[:7] for name in found] == ["0-empty", *["merged-"] * 3]
+    assert (at_s3.answers(), at_s3.used()) == before
+    sink = at_s3.ready()
+    assert {(mark.writer, mark.last) for mark in sink.usage_marks()} == {(1, 4), (2, 5)}
+    at_s3.commit(sink, [(3, "changed")])
+    assert at_s3.answers() == {**before[0], 3: "changed"}
+
+
+def test_media_files_are_there_before_the_rows_that_name_them(at_s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = at_s3.ready()
+    for name in ("a.png", "b.png", ".c.png.1.part"):
+        (sink.files_folder / name).write_bytes(name.encode())
+    with monkeypatch.context() as patch:
+        seen = written(patch)
+        at_s3.commit(sink, [(1, "files/a.png")])
+        at_s3.commit(sink, [(2, "files/b.png")])
+    names = [url.removeprefix(f"{at_s3.home}/out/") for _, url in seen]
+    assert sorted(names[:2]) == ["files/a.png", "files/b.png"]
+    assert [name[:8] for name in names[2:]] == ["results/", "results/"]
+
+
+def test_credentials_and_places_that_do_not_hold_are_told_without_a_secret(
+    at_s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_s3.written = {"parquet": "../../../../../rowmill-nowhere/out"}
+    with pytest.raises(JobError, match=r"has \.\. in it"):
+        at_s3.open()
+    with pytest.raises(DataError, match=r"NoSuchBucket.*check the URL, and AWS_ACCESS_KEY_ID") as told:
+        object_store.listed("s3://rowmill-nowhere/out")
+    assert "secret-of-the-test" not in str(told.value)
+
+
+def test_without_the_packages_the_extra_is_named(at_s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = builtins.__import__
+
+    def lacking(name: str, *arguments: Any, **others: Any) -> Any:
+        if name.split(".")[0] == "obstore":
+            raise ImportError(name)
+        return whole(name, *arguments, **others)
+
+    monkeypatch.setattr(builtins, "__import__", lacking)
+    with pytest.raises(JobError, match=r"^sink\.parquet: object stores need .* pip install 'rowmill\[cloud\]'$"):
+        at_s3.open()
+
+
+def test_a_locked_connection_opens_the_sinks_objects_alone(at_s3: Any) -> None:
+    sink = at_s3.ready()
+    at_s3.commit(sink, [(1, "a")])
+    other = f"{at_s3.home}/other.parquet"
+    object_store.put(other, object_store.read(object_store.listed(f"{at_s3.home}/out/results")[0].url) or b"")
+    with duckdb.connect() as db:
+        sink.attach(db)
+        assert db.sql(f"select count(*) from read_parquet('{other}')").fetchall() == [(0,)]
+        db.execute(f"set allowed_paths = {list(sink.paths())}")
+        db.execute("set enable_external_access = false")
+        assert db.sql(f"select id from {sink.results_sql()}").fetchall() == [(1,)]
+        with pytest.raises(duckdb.PermissionException):
+            db.sql(f"select * from read_parquet('{other}')").fetchall()
+        sink.detach(db)
+        assert db.list_filesystems() == []
+
+
+def test_threads_that_share_an_open_object_do_not_disturb_each_other(at_s3: Any) -> None:
+    import threading
+
+    url = f"{at_s3.home}/numbers"
+    object_store.put(url, b"".join(n.to_bytes(4, "big") for n in range(1000)))
+    file, wrong = object_files.ObjectFile(url, 4000), []
+
+    def reading(start: int) -> None:
+        for n in range(start, 1000, 40):
+            file.seek(4 * n)
+            if file.read(4) != n.to_bytes(4, "big"):
+                wrong.append(n)
+
+    threads = [threading.Thread(target=reading, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

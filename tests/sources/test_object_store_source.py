@@ -1,0 +1,213 @@
+"""Sources on an object store, and whole jobs from one to another."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from connectors import object_store
+from connectors.contracts import SourceFacts
+from connectors.errors import DataError, JobError
+from connectors.object_store import objects_at
+from connectors.registry import SOURCES
+from pipelines.reader import Reader
+
+
+@pytest.fixture
+def put(bucket: str, tmp_path: Path) -> Callable[[str, bytes | pa.Table], str]:
+    """Puts an object below the test's own place."""
+
+    def one(name: str, content: bytes | pa.Table) -> str:
+        if isinstance(content, pa.Table):
+            pq.write_table(content, tmp_path / "local", row_group_size=2)
+            content = (tmp_path / "local").read_bytes()
+        object_store.put(f"{bucket}/{name}", content)
+        return f"{bucket}/{name}"
+
+    return one
+
+
+def rows(tmp_path: Path, kind: str, **written: Any) -> list[tuple[Any, ...]]:
+    facts = SourceFacts(tmp_path, (), tmp_path / "scratch")
+    facts.scratch.mkdir(exist_ok=True)
+    with Reader(SOURCES[kind](**written), facts) as reader:
+        assert reader.row_bytes > 0
+        return reader.cursor().execute(f"select * from {reader.chosen()} order by all").fetchall()
+
+
+NAMES = ["a/1.parquet", "a/2.parquet", "a/b/3.parquet", "a/_old/4.parquet", "a/.x/5.parquet", "a/odd [1] 100%.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("a/1.parquet", [0]),
+        ("a", [0, 1, 2, 5]),
+        ("a/", [0, 1, 2, 5]),
+        ("a/*.parquet", [0, 1, 5]),
+        ("a/?.parquet", [0, 1]),
+        ("a/[!1].parquet", [1]),
+        ("*/[12].parquet", [0, 1]),
+        ("a/**/*.parquet", [0, 1, 2, 3, 4, 5]),
+        ("a/odd [1] 100%.parquet", [5]),
+        ("a/*.csv", []),
+        ("b", []),
+    ],
+)
+def test_urls_globs_and_folders_name_objects(put: Any, bucket: str, pattern: str, found: list[int]) -> None:
+    for name in NAMES:
+        put(name, b"x")
+    wanted = sorted(f"{bucket}/{NAMES[n]}" for n in found)
+    assert [one.url for one in objects_at(f"{bucket}/{pattern}", (".parquet",))] == wanted
+
+
+def test_parquet_objects_are_read_where_they_are_and_beside_local_files(put: Any, bucket: str, tmp_path: Path) -> None:
+    put("in/1.parquet", pa.table({"id": [1, 2, 3], "text": ["a", "b", "c"]}))
+    put("in/2.parquet", pa.table({"id": [4], "more": [0.5]}))
+    pq.write_table(pa.table({"id": [5]}), tmp_path / "5.parquet")
+    found = rows(tmp_path, "parquet", parquet=[f"{bucket}/in", "5.parquet"], key="id", where="id <> 2")
+    assert found == [(1, "a", None), (3, "c", None), (4, None, 0.5), (5, None, None)]
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_only_the_columns_that_are_asked_for_are_fetched(
+    put: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    url = put("wide.parquet", pa.table({"id": range(20), "wide": [os.urandom(100_000) for _ in range(20)]}))
+    fetched = [0]
+    real = object_store.read_range
+
+    def counting(url: str, start: int, length: int) -> bytes:
+        fetched[0] += length
+        return real(url, start, length)
+
+    monkeypatch.setattr(object_store, "read_range", counting)
+    facts = SourceFacts(tmp_path, (), tmp_path)
+    with Reader(SOURCES["parquet"](parquet=url, key="id"), facts) as reader:
+        assert reader.cursor().execute(f"select sum(id) from {reader.chosen()}").fetchall() == [(190,)]
+    assert fetched[0] < 500_000
+
+
+def test_csv_and_json_lines_are_copied_for_the_time_of_the_reading(put: Any, bucket: str, tmp_path: Path) -> None:
+    put("c/1.csv", b"id,text\n1,a\n2,b\n")
+    put("c/2.csv.gz", gzip.compress(b"id,text\n3,c\n"))
+    assert rows(tmp_path, "csv", csv=f"{bucket}/c", key="id") == [(1, "a"), (2, "b"), (3, "c")]
+    assert not (tmp_path / "scratch/objects").exists()
+    put("j/1.jsonl", b"\xef\xbb\xbf" + json.dumps({"id": 1, "deep": {"x": [1]}}).encode())
+    put("j/2.jsonl.gz", gzip.compress(json.dumps({"id": 2}).encode()))
+    assert rows(tmp_path, "jsonl", jsonl=f"{bucket}/j/*", key="id") == [(1, {"x": [1]}), (2, None)]
+    assert not (tmp_path / "scratch/objects").exists()
+
+
+def test_mistakes_in_objects_are_told_by_their_urls(put: Any, bucket: str, tmp_path: Path) -> None:
+    one, two = put("c/1.csv", b"id,text\n1,a\n"), put("c/2.csv", b"id,text\n2,b,b\n")
+    with pytest.raises(DataError) as told:
+        rows(tmp_path, "csv", csv=f"{bucket}/c", key="id")
+    assert str(told.value).startswith(f"{two}:2: 3 values where the first line has 2")
+    facts = SourceFacts(tmp_path, (), tmp_path / "scratch")
+    with Reader(SOURCES["csv"](csv=[one, two], key="id", rejects="keep"), facts) as reader:
+        ((line, message, _),) = reader.rejects
+    assert (line, message[: len(two) + 1]) == (2, f"{two}:")
+    bad = put("j.jsonl", b'{"id": 1}\nno json\n')
+    with pytest.raises(DataError, match=r"j\.jsonl:2: is no JSON") as told:
+        rows(tmp_path, "jsonl", jsonl=bad, key="id")
+    assert str(told.value).startswith("s3://")
+    broken = put("p.parquet", b"PAR1 is not all")
+    with pytest.raises(DataError, match=r"^s3://.*p\.parquet: cannot be read as Parquet"):
+        rows(tmp_path, "parquet", parquet=broken, key="id")
+    with pytest.raises(DataError, match=r"^s3://.*/none: no object is there; check the URL$"):
+        rows(tmp_path, "parquet", parquet=f"{bucket}/none", key="id")
+    with pytest.raises(JobError, match=r"hdfs:// is not known"):
+        rows(tmp_path, "parquet", parquet="hdfs://x/y", key="id")
+
+
+def test_the_reader_opens_no_other_object(put: Any, tmp_path: Path) -> None:
+    mine, other = put("1.parquet", pa.table({"id": [1]})), put("2.parquet", pa.table({"id": [2]}))
+    facts = SourceFacts(tmp_path, (), tmp_path)
+    with Reader(SOURCES["parquet"](parquet=mine, key="id"), facts) as reader:
+        assert reader.cursor().execute(f"select * from read_parquet('{mine}')").fetchall() == [(1,)]
+        with pytest.raises(duckdb.PermissionException):
+            reader.cursor().execute(f"select * from read_parquet('{other}')")
+
+
+def results(bucket: str) -> dict[int, str]:
+    """What the sink at s3 holds; each key once."""
+    tables = []
+    for one in object_store.listed(f"{bucket}/out/results"):
+        assert one.name.endswith(".parquet")
+        tables.append(pq.read_table(pa.BufferReader(object_store.read(one.url))))
+    found = pa.concat_tables(tables)
+    pairs = dict(zip(found["id"].to_pylist(), found["answer"].to_pylist(), strict=True))
+    assert len(pairs) == found.num_rows
+    return pairs
+
+
+@pytest.mark.parametrize("sink", ["parquet", "delta"])
+def test_a_job_goes_from_store_to_store(
+    put: Any, bucket: str, workspace: Any, cli: Any, provider: Any, sink: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put("in/1.parquet", pa.table({"id": [1, 2], "text": ["one", "two"]}))
+    put("in/2.parquet", pa.table({"id": [3], "text": ["three"]}))
+    audits = "[{name: all, sql: select * from results where answer is null}]"
+    job = workspace.job(
+        source=f'{{parquet: "{bucket}/in", key: id}}', sink=f'{{{sink}: "{bucket}/out"}}', audits=audits
+    )
+    told = cli.run(job)
+    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 3, 3), (told, cli.err)
+    assert told["tables"]["results"].startswith(f"{bucket}/out/results")
+    assert (cli.run(job)["requests"], len(provider.seen)) == (0, 3)
+
+    put("in/2.parquet", pa.table({"id": [3, 4], "text": ["drei", "four"]}))
+    told = cli.run(job)
+    assert (told["requests"], told["rows_reused"], told["rows_ok"]) == (2, 2, 4)
+    wanted = {1: "ONE", 2: "TWO", 3: "DREI", 4: "FOUR"}
+    if sink == "parquet":
+        assert results(bucket) == wanted
+
+    # The tables are projections of the ledger: gone, they are written again without a request.
+    object_store.delete([one.url for one in object_store.listed(f"{bucket}/out")])
+    assert (cli.run(job)["requests"], len(provider.seen)) == (0, 5)
+    assert cli("rebuild", job) == 0, cli.err
+    assert cli("show", job, "3") == 0
+    assert "DREI" in cli.out
+    if sink == "parquet":
+        assert results(bucket) == wanted
+    assert not [one for one in object_store.listed(f"{bucket}/out") if "/.staging" in one.url or "/.fresh" in one.url]
+
+
+def test_a_run_that_cannot_write_keeps_its_answers_and_the_next_one_pays_nothing_twice(
+    bucket: str, workspace: Any, cli: Any, provider: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.csv(3)
+    job = workspace.job(sink=f'{{parquet: "{bucket}/out"}}')
+    real = object_store.put
+
+    def failing(url: str, content: Any) -> None:
+        if "/results/" in url and "0-empty" not in url:
+            raise DataError(f"{url}: the store is away for a moment; run again")
+        real(url, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(object_store, "put", failing)
+        told = cli.run(job)
+    assert told["exit_code"] == 3
+    assert "away for a moment" in told["stopped"]
+    told = cli.run(job)
+    assert (told["exit_code"], told["requests"], len(provider.seen)) == (0, 0, 3)
+    assert results(bucket) == {1: "TEXT 1", 2: "TEXT 2", 3: "TEXT 3"}
+
+
+def test_a_missing_bucket_ends_validation_with_exit_2(bucket: str, workspace: Any, cli: Any) -> None:
+    workspace.csv(1)
+    job = workspace.job(source='{parquet: "s3://rowmill-nowhere/x/*.parquet", key: id}')
+    assert cli("validate", job) == 2
+    assert "NoSuchBucket" in cli.err
+    assert "Traceback" not in cli.err
