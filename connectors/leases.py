@@ -70,15 +70,11 @@ class Leases:
         self._lock = os.open(self._locks / self._holder, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._db = _opened(folder / "leases.sqlite")
-        self._needs: dict[tuple[str, str], float] = {}
-        self._used = dict.fromkeys(allowances, (0.0, 0.0))
-        self._renewed_at = time.monotonic()
+        self._needs = Needs(allowances)
         self.wanting = False
         """Whether others are yet to give back what is due to this process."""
-        for key, allowance in allowances.items():
+        for allowance in allowances.values():
             allowance.lease(0.0, 0.0, None if allowance.concurrency is None else 0)
-            for kind in KINDS:
-                self._needs[key, kind] = 1.0
         self.renew(first=True)
 
     async def keep(self) -> None:
@@ -90,7 +86,7 @@ class Leases:
     def renew(self, first: bool = False) -> None:
         """Tell the others what is needed here, and take what is due."""
         if not first:
-            self._measure()
+            self._needs.measure()
         try:
             with self._db:
                 self._db.execute("begin immediate")
@@ -132,7 +128,7 @@ class Leases:
                 others = held.get((key, kind), {})
                 others.pop(self._holder, None)
                 needs = {holder: need for holder, (need, _) in others.items()}
-                needs[self._holder] = self._needs[key, kind]
+                needs[self._holder] = self._needs.of[key, kind]
                 due = divided(whole, needs, kind == "slots", time.time() // TURN)[self._holder]
                 free = whole - sum(granted for _, granted in others.values())
                 granted = max(0.0, min(due, free))
@@ -146,26 +142,6 @@ class Leases:
                     (key, kind, self._holder, needs[self._holder], granted),
                 )
         return now_held, wanting
-
-    def _measure(self) -> None:
-        """What was used and waited for since the last renewal tells what is needed."""
-        now = time.monotonic()
-        seconds, self._renewed_at = max(now - self._renewed_at, 0.01), now
-        for key, allowance in self._allowances.items():
-            used = (allowance.requests.used, allowance.tokens.used)
-            limits = (allowance.requests_per_minute, allowance.tokens_per_minute)
-            for place, kind in enumerate(KINDS[:2]):
-                limit = limits[place]
-                share = 1.0 if limit is None else (used[place] - self._used[key][place]) * 60 / seconds / limit
-                self._need(key, kind, share, kind in allowance.waited)
-            self._need(key, "slots", allowance.in_flight / (allowance.concurrency or 1), "slots" in allowance.waited)
-            self._used[key] = used
-            allowance.waited.clear()
-
-    def _need(self, key: str, kind: str, share: float, waited: bool) -> None:
-        # A lull of half a second is no reason to give everything away.
-        lately = 0.7 * self._needs[key, kind]
-        self._needs[key, kind] = 1.0 if waited else min(1.0, max(lately, SPARE * share + SOME))
 
     def _lives(self, holder: str) -> bool:
         try:
@@ -181,6 +157,37 @@ class Leases:
             return False
         finally:
             os.close(descriptor)
+
+
+class Needs:
+    """What somebody needs of each limit: told by what was used and waited for since it was measured last."""
+
+    def __init__(self, allowances: Mapping[str, Allowance]) -> None:
+        self._allowances = allowances
+        self.of = {(key, kind): 1.0 for key in allowances for kind in KINDS}
+        """(key, kind) -> share of the whole."""
+        self._used = dict.fromkeys(allowances, (0.0, 0.0))
+        self._measured_at = time.monotonic()
+
+    def measure(self) -> None:
+        """Look again."""
+        now = time.monotonic()
+        seconds, self._measured_at = max(now - self._measured_at, 0.01), now
+        for key, allowance in self._allowances.items():
+            used = (allowance.requests.used, allowance.tokens.used)
+            limits = (allowance.requests_per_minute, allowance.tokens_per_minute)
+            for place, kind in enumerate(KINDS[:2]):
+                limit = limits[place]
+                share = 1.0 if limit is None else (used[place] - self._used[key][place]) * 60 / seconds / limit
+                self._need(key, kind, share, kind in allowance.waited)
+            self._need(key, "slots", allowance.in_flight / (allowance.concurrency or 1), "slots" in allowance.waited)
+            self._used[key] = used
+            allowance.waited.clear()
+
+    def _need(self, key: str, kind: str, share: float, waited: bool) -> None:
+        # A lull of half a second is no reason to give everything away.
+        lately = 0.7 * self.of[key, kind]
+        self.of[key, kind] = 1.0 if waited else min(1.0, max(lately, SPARE * share + SOME))
 
 
 def divided(whole: float, needs: Mapping[str, float], seats: bool, turn: float) -> dict[str, float]:

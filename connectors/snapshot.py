@@ -8,7 +8,7 @@ import duckdb
 
 from connectors.sql_text import literal, literal_list
 
-MEMORY_LIMIT = "256MB"
+MEMORY_LIMIT = "128MB"
 ROW_GROUP_ROWS = 8192
 
 

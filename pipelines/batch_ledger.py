@@ -61,24 +61,24 @@ class BatchLedger:
     """The batches of one job."""
 
     def __init__(self, ledger: Ledger, job: str) -> None:
-        self._ledger = ledger
+        self.ledger = ledger
         self._job = job
 
     def any_open(self) -> bool:
         """Whether earlier invocations left any."""
-        return bool(self._ledger.query("select 1 from batches where job = ? limit 1", (self._job,)))
+        return bool(self.ledger.query("select 1 from batches where job = ? limit 1", (self._job,)))
 
     def open_batches(self) -> list[Batch]:
         """What earlier invocations left: their lines may still be answered."""
         found: list[Batch] = []
-        for mark, leg, step, provider, endpoint, state, file_id, batch_id, day, at in self._ledger.query(
+        for mark, leg, step, provider, endpoint, state, file_id, batch_id, day, at in self.ledger.query(
             "select b.mark, b.leg, l.step, l.provider, l.endpoint, b.state, b.file_id, b.batch_id, b.day, b.at "
             "from batches b join legs l on l.id = b.leg where b.job = ? order by b.at",
             (self._job,),
         ):
             lines = {
                 place: Line(note, keys.encode(), marks, tuple(_distinct(marks)), attempt, reserved)
-                for place, note, keys, marks, attempt, reserved in self._ledger.query(
+                for place, note, keys, marks, attempt, reserved in self.ledger.query(
                     "select b.place, n.id, n.keys, n.fingerprints, n.attempt, n.reserved from batch_lines b "
                     "join noted n on n.id = b.note where b.mark = ?",
                     (mark,),
@@ -124,11 +124,11 @@ class BatchLedger:
             )
             return True
 
-        return await self._ledger.write_together(write)
+        return await self.ledger.write_together(write)
 
     async def moved(self, batch: Batch) -> None:
         """Record how far the batch has come."""
-        await self._ledger.write_queued(
+        await self.ledger.write_queued(
             "update batches set state = ?, file_id = ?, batch_id = ? where mark = ?",
             (batch.state, batch.file_id, batch.batch_id, batch.mark),
         )
@@ -143,7 +143,7 @@ class BatchLedger:
             if batch.day is not None:
                 _add_to_day(db, batch.day, -reserved)
 
-        await self._ledger.write_together(write)
+        await self.ledger.write_together(write)
 
     async def forget(self, batch: Batch) -> None:
         """All is settled, and nothing of it is left at the provider."""
@@ -152,11 +152,11 @@ class BatchLedger:
             db.execute("delete from batch_lines where mark = ?", (batch.mark,))
             db.execute("delete from batches where mark = ?", (batch.mark,))
 
-        await self._ledger.write_together(write)
+        await self.ledger.write_together(write)
 
     def left_of_day(self, day: str, limit: int) -> int:
         """Pico-dollars that may still be reserved on this day."""
-        ((spent,),) = self._ledger.query("select coalesce((select spent from days where day = ?), 0)", (day,))
+        ((spent,),) = self.ledger.query("select coalesce((select spent from days where day = ?), 0)", (day,))
         return limit - int(spent)
 
 

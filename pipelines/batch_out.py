@@ -63,7 +63,7 @@ class BatchOut(FanOut):
         self._batches = delivery.batches
         self._folder = BatchFolder(delivery.folder)
         self._models = {lane.leg: model for lane, model, _ in delivery.lanes}
-        self._gathering = Gathering(self._ledger, self._batches, self._folder, self._day_budget, self._launch)
+        self._gathering = Gathering(self._batches.ledger, self._batches, self._folder, self._day_budget, self._launch)
         self._priced: dict[int, tuple[Lane, Lane]] = {}
         self._carriers: dict[asyncio.Task[None], Batch] = {}
         self._landing: set[asyncio.Task[Any] | None] = set()

@@ -1,8 +1,10 @@
 """The command `rowmill`: finds the subcommand, and turns a user's mistake into one line and an exit code."""
 
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 import click
 
@@ -65,7 +67,13 @@ def rowmill() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    signal.signal(signal.SIGTERM, _interrupted)
     sys.exit(exit_code_of(arguments))
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a command as Ctrl-C does, wherever it is."""
+    raise KeyboardInterrupt
 
 
 def exit_code_of(arguments: Sequence[str] | None = None) -> int:

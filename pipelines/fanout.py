@@ -9,7 +9,7 @@ from dataclasses import replace
 import orjson
 
 from connectors.exchange import RETRIED_CLASSES, STOPPING_CLASSES, Call, Reply, Request, RowError
-from connectors.ledger import Answer, Ledger, Settled, now_us
+from connectors.ledger import Answer, Settled, now_us
 from connectors.limiter import Allowance
 from connectors.transport import RequestError, Transport
 from pipelines.packs import (
@@ -19,6 +19,7 @@ from pipelines.packs import (
     Observer,
     Outcome,
     Pack,
+    RunLedger,
     Tries,
     Wave,
     expected,
@@ -36,7 +37,7 @@ class FanOut:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: RunLedger,
         transport: Transport,
         purse: Purse,
         tally: Tally,

@@ -2,25 +2,39 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from connectors.contracts import Provider
 from connectors.exchange import Request
-from connectors.ledger import Ledger
 from connectors.limiter import Allowance
 from connectors.price_cache import remembered_price
 from connectors.prices import FREE, Price, image_price, price_of, worst_cost
 from connectors.tokens import is_exact
-from pipelines.packs import Lane
+from pipelines.jobfile import Job
+from pipelines.packs import Lane, RunLedger
 from pipelines.pools import Pool
-from pipelines.prepare import ReadyJob, ReadyStep
+from pipelines.prepare import ReadyStep
 from pipelines.travel import Step
-from pipelines.workspace import LOCAL
+from pipelines.workspace import LOCAL, Workspace
 
 TEXT_BYTES = 1 << 16
 """Bodies up to this size are text: their bytes bound their tokens. Larger ones carry media and count as estimated."""
 
 
-def lanes_of(ready: ReadyJob, ledger: Ledger, run_id: str, allowances: dict[str, Allowance]) -> Sequence[Step]:
+class Laned(Protocol):
+    """What is asked here of a ready job."""
+
+    @property
+    def job(self) -> Job: ...
+
+    @property
+    def workspace(self) -> Workspace: ...
+
+    @property
+    def steps(self) -> Sequence[ReadyStep]: ...
+
+
+def lanes_of(ready: Laned, ledger: RunLedger, run_id: str, allowances: dict[str, Allowance]) -> Sequence[Step]:
     """The job's steps, ready to be travelled; fills in the allowance of each provider."""
     job = ready.job
     limits = job.limits
@@ -38,17 +52,17 @@ def lanes_of(ready: ReadyJob, ledger: Ledger, run_id: str, allowances: dict[str,
     return steps
 
 
-def shared_keys(ready: ReadyJob, allowances: Mapping[str, Allowance]) -> dict[str, Allowance]:
+def shared_keys(ready: Laned, allowances: Mapping[str, Allowance]) -> dict[str, Allowance]:
     """The allowances that other processes of the workspace use as well, by name and address of the provider."""
     members = {member.name: member for step in ready.steps for member in step.members if member.name != LOCAL}
     return {f"{name} {member.base_url}": allowances[name] for name, member in members.items()}
 
 
 def _lane(
-    ready: ReadyJob,
+    ready: Laned,
     step: ReadyStep,
     provider: Provider,
-    ledger: Ledger,
+    ledger: RunLedger,
     run_id: str,
     allowances: dict[str, Allowance],
     of_job: Allowance,
@@ -76,7 +90,7 @@ def _lane(
     )
 
 
-def step_price(ready: ReadyJob, step: ReadyStep) -> Price | None:
+def step_price(ready: Laned, step: ReadyStep) -> Price | None:
     """What the step's model charges, in a pool at its dearest member; None where a member has no price for it."""
     prices = [member_price(ready, step, member) for member in step.members]
     known = [price for price in prices if price is not None]
@@ -89,7 +103,7 @@ def _dearness(price: Price) -> int:
     return sum(rate or 0 for rate in rates)
 
 
-def member_price(ready: ReadyJob, step: ReadyStep, provider: Provider) -> Price | None:
+def member_price(ready: Laned, step: ReadyStep, provider: Provider) -> Price | None:
     """What the step's model charges at one provider; what runs embedded costs nothing."""
     if provider.name == LOCAL:
         return FREE
@@ -125,7 +139,7 @@ def worst_of(price: Price | None, model: str) -> Callable[[Request], int | None]
     return worst
 
 
-def _easier(step: ReadyStep, ledger: Ledger) -> Callable[[Lane, str], Awaitable[Lane]]:
+def _easier(step: ReadyStep, ledger: RunLedger) -> Callable[[Lane, str], Awaitable[Lane]]:
     async def ask_easier(lane: Lane, way: str) -> Lane:
         """The lane that asks in the simpler way, which is remembered for this provider's model."""
         endpoint = step.rebuilt(way)

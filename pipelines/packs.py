@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
-from typing import Protocol
+from typing import Any, Protocol
 
 from connectors.contracts import Endpoint, MalformedReply, Provider
 from connectors.exchange import NO_USAGE, OWN_CLASSES, Reply, Request, RowError, Usage
-from connectors.ledger import Settled
+from connectors.ledger import Answer, Settled
 from connectors.limiter import Allowance
 from connectors.prices import Price, cost
 from connectors.replies import request_id, row_error
@@ -53,6 +53,56 @@ class Choice(Protocol):
 
     def leave_out(self, member: Lane, error: RowError) -> bool:
         """Ask this one nothing more; whether others are left."""
+
+
+class RunLedger(Protocol):
+    """What a run's requests ask of the ledger: connectors.ledger.Ledger itself, or on Ray what stands for it."""
+
+    def next_note(self) -> int:
+        """See Ledger, as for all of these."""
+
+    async def note(
+        self,
+        note: int,
+        leg: int,
+        attempt: int,
+        keys: bytes,
+        fingerprints: bytes,
+        reserved: int | None,
+        started_at: int,
+        day: tuple[str, int] | None = None,
+    ) -> bool: ...
+
+    async def settle(self, ended: Settled, day: str | None = None) -> None: ...
+
+    async def keep(self, fingerprint: bytes, leg: int, request: bytes, reply: bytes) -> None: ...
+
+    def lookup(self, fingerprints: Sequence[bytes]) -> dict[bytes, Answer]: ...
+
+    def leg(self, run_id: str, job: str, step: str, provider: str, endpoint: str, model: str) -> int: ...
+
+    async def write_queued(self, sql: str, values: Sequence[Any]) -> None: ...
+
+
+class Sending(Protocol):
+    """What a run and those who watch it know of the fan-out: the one of this process, or on Ray that of the workers."""
+
+    stopped: str | None
+    waiting_for: str | None
+    left_running: int
+    observer: "Observer | None"
+    failure: Exception | None
+
+    def start(self) -> None:
+        """See pipelines.fanout.FanOut, as for all of these."""
+
+    async def close(self, grace: float) -> None: ...
+
+    def cancel(self) -> None: ...
+
+    def stop(self, reason: str) -> None: ...
+
+    async def hunger(self) -> None: ...
 
 
 class Observer(Protocol):

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Self
 
+import orjson
+
 from connectors.exchange import Request, Usage
 from connectors.prices import CACHED_FROM, Price, batch_price, cost, worst_cost
-from connectors.tokens import is_exact
+from connectors.tokens import count_tokens, is_exact
 from pipelines.batch_rules import BATCHED
 from pipelines.lanes import TEXT_BYTES, step_price
 from pipelines.plan_answers import Likely
@@ -36,6 +38,7 @@ class Passes(Enum):
 class Rates:
     """What a step's model charges, and how well its tokens are counted here."""
 
+    model: str
     price: Price | None
     """None: nobody knows."""
     by_batch: Price | None
@@ -49,6 +52,7 @@ class Rates:
         """The rates of one step."""
         price = step_price(ready, step)
         return cls(
+            step.model.model,
             price,
             batch_price(price) if price is not None and step.model.endpoint in BATCHED else None,
             is_exact(step.model.model),
@@ -66,6 +70,8 @@ class Bill:
     audio_seconds: float = 0.0
     characters: int = 0
     images: int = 0
+    framed: int | None = None
+    """Tokens of schemas and tools in each request, which not every provider bills; None: not looked at yet."""
     low: int | None = 0
     expected: int | None = 0
     high: int | None = 0
@@ -85,8 +91,11 @@ class Bill:
         self.expected = _plus(self.expected, cost(self.rates.price, usual))
         self.batch = _plus(self.batch, cost(self.rates.by_batch, usual))
         if passes is Passes.YES:
+            if self.framed is None:
+                self.framed = _framed(request, self.rates.model)
             share = LESS_IF_EXACT if self.rates.exact else LESS_IF_ESTIMATED
-            least = _usage(request, int(request.input_tokens * share), int(likely.fewest), cached=True)
+            given = max(0, int((request.input_tokens - self.framed) * share))
+            least = _usage(request, given, int(likely.fewest), cached=True)
             self.low = _plus(self.low, cost(self.rates.price, least))
 
     def _most(self, request: Request) -> int | None:
@@ -108,6 +117,14 @@ class Bill:
         if not self.rates.mends or bound is None:
             return once
         return _plus(once, worst_cost(self.rates.price, tokens + bound + MENDING_TOKENS, bound))
+
+
+def _framed(request: Request, model: str) -> int:
+    if not request.input_tokens:
+        return 0
+    body = orjson.loads(request.body)
+    told = [body[key] for key in ("tools", "response_format", "text") if body.get(key)]
+    return sum(count_tokens(orjson.dumps(one).decode(), model) for one in told)
 
 
 def _usage(request: Request, given: int, made: int, *, cached: bool) -> Usage:

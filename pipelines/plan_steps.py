@@ -18,7 +18,7 @@ from pipelines.plan_answers import Likely, likely, stand_ins
 from pipelines.plan_money import Bill, Passes, Rates
 from pipelines.prepare import ReadyJob, ReadyStep, media_reader
 from pipelines.row_files import with_media
-from pipelines.run import CHUNK_ROWS
+from pipelines.travel import CHUNK_ROWS
 
 WHOLE_ROWS = 20_000
 """So many rows are all looked at; of more, about as many, spread over the whole."""

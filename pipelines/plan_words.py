@@ -115,7 +115,11 @@ def _counted(plan: Plan) -> str:
     )
     exact = sorted({step.model for step in plan.steps if step.exact_tokens})
     guessed = sorted({step.model for step in plan.steps if not step.exact_tokens})
-    how = [f"tokens of {', '.join(exact)} by its own tokenizer"] if exact else []
+    how = (
+        [f"tokens of {', '.join(exact)} by {'their own tokenizers' if len(exact) > 1 else 'its own tokenizer'}"]
+        if exact
+        else []
+    )
     how += [f"tokens of {', '.join(guessed)} estimated"] if guessed else []
     seen = [step for step in plan.steps if step.answers_seen]
     if seen:

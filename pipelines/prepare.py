@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -104,7 +104,10 @@ def prepared(
         with placed(loaded):
             reader = Reader(job.source, facts)
         with reader, contextlib.ExitStack() as closing:
-            steps = _steps(loaded, workspace, reader.schema, ledger, local_url, exact_tokens)
+            members = {step.provider: _members(workspace, step.provider, local_url) for step in job.steps}
+            steps = ready_steps(
+                loaded, workspace, reader.schema, members, lambda *asked: _known_way(ledger, *asked), exact_tokens
+            )
             for step in steps:
                 if step.when is not None:
                     closing.callback(step.when.close)
@@ -129,20 +132,20 @@ def prepared(
             yield ReadyJob(loaded, workspace, reader, selection, steps, shape, sink, Path(scratch), job.sink.identity)
 
 
-def _steps(
+def ready_steps(
     loaded: LoadedJob,
     workspace: Workspace,
     source: pa.Schema,
-    ledger: Ledger | None,
-    local_url: str | None,
+    providers: Mapping[str, Sequence[Provider]],
+    known_way: Callable[[Provider, str], str | None],
     exact_tokens: bool,
 ) -> Sequence[ReadyStep]:
+    """The steps over the columns of the source. `providers`: what a step names -> who is asked. `known_way`: how a
+    provider's model was found to take typed output."""
     columns: dict[str, pa.DataType] = {field.name: field.type for field in source}
     ready: list[ReadyStep] = []
     for step in loaded.job.steps:
-        members = workspace.members(step.provider)
-        if local_url is not None:
-            members = tuple(replace(one, base_url=local_url) if one.name == LOCAL else one for one in members)
+        members = providers[step.provider]
         provider = as_one(step.provider, members) if step.provider in workspace.pools else members[0]
         facts = StepFacts(
             provider_tag=provider.tag,
@@ -150,7 +153,7 @@ def _steps(
             workspace=workspace.folder,
             roots=workspace.roots,
             hosts=workspace.hosts,
-            structured=_known_way(ledger, provider, step.model),
+            structured=known_way(provider, step.model),
             exact_tokens=exact_tokens or _counting(loaded.job, workspace, members),
             files_prefix=loaded.job.sink.files_prefix,
         )
@@ -163,6 +166,13 @@ def _steps(
     return ready
 
 
+def _members(workspace: Workspace, name: str, local_url: str | None) -> Sequence[Provider]:
+    members = workspace.members(name)
+    if local_url is None:
+        return members
+    return tuple(replace(one, base_url=local_url) if one.name == LOCAL else one for one in members)
+
+
 def _counting(job: Job, workspace: Workspace, members: Sequence[Provider]) -> bool:
     """Whether a budget or a limit of tokens needs requests to be counted."""
     limited = (job.limits.tokens_per_minute, job.budget, workspace.budget)
@@ -171,17 +181,25 @@ def _counting(job: Job, workspace: Workspace, members: Sequence[Provider]) -> bo
 
 def media_reader(ready: ReadyJob) -> MediaReader:
     """Reads the files that rows name, where the workspace allows it."""
+    made = (ready.sink.files_prefix, ready.sink.files_folder)
+    return media_reader_of(ready.workspace, ready.steps, ready.scratch, made)
+
+
+def media_reader_of(
+    workspace: Workspace, steps: Sequence[ReadyStep], scratch: Path, made: tuple[str, Path]
+) -> MediaReader:
+    """The same. `made`: (files_prefix, files_folder) of the sink."""
     # With its port: a row may not reach whatever else listens on the provider's machine.
-    urls = [urlsplit(member.base_url) for step in ready.steps for member in step.members]
+    urls = [urlsplit(member.base_url) for step in steps for member in step.members]
     own = frozenset(f"{url.hostname}:{url.port or (443 if url.scheme == 'https' else 80)}" for url in urls)
     return MediaReader(
-        ready.workspace.folder,
-        ready.workspace.roots,
-        ready.workspace.hosts,
-        ready.scratch / "media",
+        workspace.folder,
+        workspace.roots,
+        workspace.hosts,
+        scratch / "media",
         own,
-        state=ready.workspace.state,
-        made=(ready.sink.files_prefix, ready.sink.files_folder),
+        state=workspace.state,
+        made=made,
     )
 
 

@@ -73,15 +73,15 @@ def report_facts(job: Path) -> ReportFacts:
 
 _TOTALS = """
 select count(*) as requests, count(error_class) as requests_failed, count(*) filter (attempt > 1) as retries,
-    coalesce(sum(input_tokens), 0) as input_tokens, coalesce(sum(output_tokens), 0) as output_tokens,
-    coalesce(sum(cached_tokens), 0) as cached_tokens, sum(cost_usd) as cost_usd,
+    coalesce(sum(input_tokens), 0)::bigint as input_tokens, coalesce(sum(output_tokens), 0)::bigint as output_tokens,
+    coalesce(sum(cached_tokens), 0)::bigint as cached_tokens, sum(cost_usd) as cost_usd,
     count(*) filter (cost_usd is null) as unpriced, count(distinct run_id) as runs,
     quantile_cont(latency_ms, 0.5) as p50, quantile_cont(latency_ms, 0.95) as p95
 from usage
 """
 _STEPS = """
 select step, endpoint, provider, model, count(*) as requests, count(error_class) as failed,
-    coalesce(sum(input_tokens), 0) as input_tokens, coalesce(sum(output_tokens), 0) as output_tokens,
+    coalesce(sum(input_tokens), 0)::bigint as input_tokens, coalesce(sum(output_tokens), 0)::bigint as output_tokens,
     sum(cost_usd) as cost_usd, quantile_cont(latency_ms, 0.5) as p50, quantile_cont(latency_ms, 0.95) as p95,
     quantile_cont(latency_ms, 0.99) as p99, max(latency_ms) as slowest
 from usage group by all order by min(started_at), step

@@ -7,9 +7,8 @@ import os
 import signal
 import sqlite3
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import pyarrow as pa
 
@@ -17,32 +16,20 @@ from connectors.contracts import Commit
 from connectors.errors import RowmillError
 from connectors.leases import leased
 from connectors.ledger import Ledger, now_us
-from connectors.limiter import Allowance
 from connectors.prices import PICO, usd
-from connectors.transport import HttpTransport, Timeouts
-from pipelines.batch_ledger import BatchLedger
-from pipelines.batch_out import BatchOut, Delivery
-from pipelines.batch_rules import next_deadline
 from pipelines.committer import Committer, rejected
-from pipelines.fanout import FanOut
-from pipelines.lanes import lanes_of, shared_keys
-from pipelines.packs import DayBudget, Tries
-from pipelines.prepare import ReadyJob, media_reader
+from pipelines.engine import Engine, Travelling, Work, local_engine
+from pipelines.packs import DayBudget, Sending
+from pipelines.prepare import ReadyJob
 from pipelines.projection import packed
 from pipelines.purse import Purse
 from pipelines.runs import OpenRun
 from pipelines.tally import StepTally, Tally
-from pipelines.travel import Chunk, Step, Travel
+from pipelines.travel import CHUNK_ROWS, LOOKING, OPEN_ROWS, Chunk
 from pipelines.watch import Watch
 
-CHUNK_ROWS = 512
-"""Rows that travel together."""
-OPEN_ROWS = 32_768
-"""Rows under way at most, however few requests they make."""
 OPEN_BATCH_ROWS = 100_000
 """The same where they go by batches: as many as two full files."""
-LOOKING = 3
-"""Chunks that are being rendered and looked up at the same time, at most."""
 INTERRUPTED = "interrupted"
 
 
@@ -54,6 +41,8 @@ class RunOptions:
     """Error classes whose rows are asked again although they failed for a reason of their own."""
     grace: float = 30.0
     """Seconds that what is in flight has to land after the first Ctrl-C."""
+    engine: Callable[[Work], Engine] | None = None
+    """Makes what takes the rows through the steps; None: this process does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,55 +76,26 @@ async def run_job(
     purse = Purse(None if job.budget is None else round(job.budget.usd * PICO), run.spent)
     said = ready.workspace.budget
     day = None if said is None else DayBudget(round(said.usd_per_day * PICO), ready.workspace.zone)
-    transport = HttpTransport(
-        Timeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total), job.limits.concurrency
-    )
-    batches = BatchLedger(ledger, job.name)
-    kind = BatchOut if job.delivery == "batch" or batches.any_open() else FanOut
-    fanout = kind(
-        ledger,
-        transport,
-        purse,
-        tally,
-        Tries(job.retry.attempts, job.retry.longest_wait, job.retry.longest_hold),
-        job.limits.concurrency,
-        run.run_id,
-        day,
-        job.limits.failed_share,
-    )
     committer = Committer(job.name, ready.sink, ready.sink_name, ready.shape, ledger, tally, run.run_id)
-    allowances: dict[str, Allowance] = {}
-    media = media_reader(ready)
-    steps = lanes_of(ready, ledger, run.run_id, allowances)
-    if isinstance(fanout, BatchOut):
-        fanout.deliver(_delivery(ready, batches, transport, steps))
-    travel = Travel(
-        steps,
-        fanout,
-        run.run_id,
-        committer.add,
-        options.retry is not None,
-        media,
-        lambda lane, request, answer: ledger.keep(request.fingerprint, lane.leg, request.body, answer),
-        ready.sink.files_folder,
-    )
+    work = Work(ready, ledger, run, options.retry is not None, tally, purse, day, committer.add)
+    engine = (options.engine or local_engine)(work)
+    fanout, travel = engine.fanout, engine.travel
     departed = ready.selection.departed() if ready.removing else None
     settled = None if ready.limited else ready.selection.settled_errors()
     failure: BaseException | None = None
     if ready.reader.rejects or ready.selection.rejects_there:
         ready.sink.commit(rejected(ready, run.run_id), f"{ledger.identity}-{ledger.writer:06d}-rejects")
-    with _signals(fanout, options.grace), leased(ready.workspace.state, shared_keys(ready, allowances)):
+    with _signals(fanout, options.grace), leased(ready.workspace.state, engine.shared):
         fanout.start()
         keeper = asyncio.create_task(_keep_committing(committer, fanout))
-        follower = asyncio.ensure_future(follow(Watch(tally, fanout, allowances, purse)))
+        follower = asyncio.ensure_future(follow(Watch(tally, fanout, engine.allowances, purse)))
         try:
             await _feed(ready, travel, fanout, options.retry)
             await travel.arrive()
         finally:
             stopped = fanout.stopped
             await fanout.close(options.grace)
-            await transport.close()
-            await media.close()
+            await engine.close()
             keeper.cancel()
             follower.cancel()
             ended, _ = await asyncio.gather(keeper, follower, return_exceptions=True)
@@ -159,18 +119,7 @@ async def run_job(
     return Ended(code, stopped, tally, purse.spent)
 
 
-def _delivery(ready: ReadyJob, batches: BatchLedger, transport: HttpTransport, steps: Sequence[Step]) -> Delivery:
-    """By batches until the deadline; for a job that is delivered online by now, batches that it left are ended."""
-    job, now = ready.job, datetime.now(UTC)
-    deadline = now if job.delivery == "online" else None
-    if job.deadline is not None:
-        deadline = next_deadline(job.deadline, ready.workspace.zone, now)
-    models = [(step.model.model, step.model.endpoint) for step in ready.steps]
-    lanes = [(step.lane, *model) for step, model in zip(steps, models, strict=True)]
-    return Delivery(batches, ready.workspace.state / "batches" / job.name, transport, lanes, deadline)
-
-
-async def _feed(ready: ReadyJob, travel: Travel, fanout: FanOut, retry: frozenset[str] | None) -> None:
+async def _feed(ready: ReadyJob, travel: Travelling, fanout: Sending, retry: frozenset[str] | None) -> None:
     batches = ready.selection.batches(CHUNK_ROWS, retry or frozenset())
     most = OPEN_ROWS if ready.job.delivery == "online" else OPEN_BATCH_ROWS
     while fanout.stopped is None:
@@ -189,7 +138,7 @@ def _chunk(batch: pa.RecordBatch) -> Chunk:
     return Chunk(pa.Table.from_batches([batch]), keys, [[] for _ in keys], [False] * len(keys))
 
 
-async def _keep_committing(committer: Committer, fanout: FanOut) -> None:
+async def _keep_committing(committer: Committer, fanout: Sending) -> None:
     while True:
         await asyncio.sleep(0.2)
         if committer.due:
@@ -230,7 +179,7 @@ def _spent(stopped: str, tally: Tally, purse: Purse, day: DayBudget | None) -> s
 
 
 @contextlib.contextmanager
-def _signals(fanout: FanOut, grace: float) -> Iterator[None]:
+def _signals(fanout: Sending, grace: float) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM stops sending and lets what is in flight land, a second leaves at once."""
     loop = asyncio.get_running_loop()
 
@@ -245,13 +194,15 @@ def _signals(fanout: FanOut, grace: float) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    for number in (signal.SIGINT, signal.SIGTERM):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
         loop.add_signal_handler(number, interrupted)
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
 
 def _why(failure: BaseException) -> str:

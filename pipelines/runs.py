@@ -4,7 +4,9 @@ import contextlib
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +15,9 @@ import orjson
 
 from connectors.errors import Locked
 from connectors.ledger import Ledger, now_us
+
+CREW_DIES = 60.0
+"""Seconds that a run waits for what is left of an earlier one on Ray."""
 
 CLOSING = frozenset({0, 1, 5})
 """Exit codes after which a run is closed; after the others the next invocation continues it."""
@@ -49,6 +54,20 @@ def job_lock(state: Path, job: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def crew_lock(state: Path, job: str) -> AbstractContextManager[None]:
+    """Held by what writes to the ledger for the workers of a run on Ray: it may outlive its driver by moments."""
+    return job_lock(state, f"{job}.ray")
+
+
+def await_crew(state: Path, job: str) -> None:
+    """Wait until nothing of an earlier run on Ray writes to the ledger any more; to be called under the job's lock."""
+    until = time.monotonic() + CREW_DIES
+    while running(state, f"{job}.ray"):
+        if time.monotonic() > until:
+            raise Locked(f"{job}: Ray workers of an earlier run are still alive; end that Ray job, then run again")
+        time.sleep(0.05)
 
 
 def running(state: Path, job: str) -> bool:

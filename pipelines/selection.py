@@ -19,7 +19,7 @@ from connectors.contracts import Sink
 from connectors.errors import DataError, JobError, did_you_mean
 from connectors.exchange import OWN_CLASSES
 from connectors.snapshot import query_connection
-from connectors.sql_text import first_line, literal, quoted, quoted_list
+from connectors.sql_text import first_line, literal, literal_list, quoted, quoted_list
 from connectors.tables import failure_names
 from pipelines.reader import ROW_KEY, Reader
 
@@ -78,6 +78,8 @@ class Selection:
     rejects_there: int = 0
     """Lines that were no rows, in the sink's errors."""
     _seen: bool = False
+    _parts: list[str] = field(default_factory=list)
+    """The parts of the sink's results: rows there name theirs by its place (from 1), since a name takes more memory."""
     _marks: list[str] = field(default_factory=list)
 
     @property
@@ -132,9 +134,21 @@ class Selection:
         failure = failure_names(names)
         with query_connection(self.reader.scratch) as db:
             sink.attach(db)
+            found = db.execute(f"select distinct _part from {sink.results_sql()} order by 1").fetchall()
+            # A list without texts would have no type.
+            self._parts = [str(part) for (part,) in found] or [""]
+            parts = literal_list(self._parts)
             for target, source, extra in (
-                ("seen", sink.results_sql(), "_row_fingerprint as _fp, _part"),
-                ("failed", sink.errors_sql(), f"{failure['fingerprint']} as _fp, {failure['error_class']} as _class"),
+                (
+                    "seen",
+                    sink.results_sql(),
+                    f"{_short('_row_fingerprint')} as _fp, list_position({parts}, _part) as _part",
+                ),
+                (
+                    "failed",
+                    sink.errors_sql(),
+                    f"{_short(quoted(failure['fingerprint']))} as _fp, {quoted(failure['error_class'])} as _class",
+                ),
             ):
                 db.execute(
                     f"copy (select {quoted_list(names)}, {key_text(names)} as _key, {extra} from {source} "
@@ -243,11 +257,12 @@ class Selection:
         if not self._seen:
             none = "cast(null as VARCHAR) as _part, false as _in_errors, cast(null as VARCHAR) as _class"
             return f"(select *, {none}, 'new' as _status from {keyed})"
-        done = "s._key is not null" if self.appending else "s._fp = r._row_fingerprint"
+        done = "s._key is not null" if self.appending else f"s._fp = {_short('r._row_fingerprint')}"
         return (
-            "(select r.*, s._part as _part, f._key is not null as _in_errors, f._class as _class, "
+            f"(select r.*, {literal_list(self._parts)}[s._part] as _part, f._key is not null as _in_errors, "
+            "f._class as _class, "
             f"case when {done} then 'done' "
-            f"when f._fp = r._row_fingerprint and {_is_one_of('f._class', OWN_CLASSES)} then 'failed' "
+            f"when f._fp = {_short('r._row_fingerprint')} and {_is_one_of('f._class', OWN_CLASSES)} then 'failed' "
             "when s._key is null then 'new' else 'changed' end as _status "
             f"from {keyed} r left join read_parquet({literal(self._table('seen'))}) s on s._key = r._key "
             f"left join read_parquet({literal(self._table('failed'))}) f on f._key = r._key)"
@@ -300,6 +315,11 @@ def key_text(names: Sequence[str]) -> str:
 def _is_one_of(column: str, values: Iterable[str]) -> str:
     listed = ", ".join(literal(value) for value in sorted(values))
     return f"{column} in ({listed})" if listed else "false"
+
+
+def _short(fingerprint: str) -> str:
+    """The first 8 bytes of a fingerprint in hex, as a number: enough to compare two of one row."""
+    return f"cast('0x' || left({fingerprint}, 16) as UBIGINT)"
 
 
 def _told(text: str) -> str:

@@ -16,6 +16,13 @@ from pipelines.packs import Lane, Outcome, Wave
 from pipelines.predicates import Predicate
 from pipelines.row_files import with_media, write_files
 
+CHUNK_ROWS = 512
+"""Rows that travel together."""
+OPEN_ROWS = 32_768
+"""Rows under way at most, however few requests they make."""
+LOOKING = 3
+"""Chunks that are being rendered and looked up at the same time, at most."""
+
 LARGEST_FETCHED = 64 << 20
 """Bytes of one file that an answer names."""
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from connectors.limiter import Allowance
-from pipelines.fanout import FanOut
+from pipelines.packs import Sending
 from pipelines.purse import Purse
 from pipelines.tally import Tally
 
@@ -14,7 +14,7 @@ class Watch:
     """The moving parts of a run, to be read only."""
 
     tally: Tally
-    fanout: FanOut
+    fanout: Sending
     allowances: Mapping[str, Allowance]
     """By provider."""
     purse: Purse

@@ -247,7 +247,10 @@ def test_jobs_that_run_at_the_same_time_and_are_killed_never_spend_more_than_the
             time.sleep(0.005)
         processes[0].send_signal(signal.SIGKILL)
         for process in processes:
-            process.communicate(timeout=25)
+            try:
+                process.communicate(timeout=25)
+            except subprocess.TimeoutExpired:
+                os.system(f'kill -USR1 {process.pid}; kill -USR2 {process.pid}'); time.sleep(2); print(len(provider.seen)); raise
         assert bill.billed <= budget
     told = ended(started(one))
     assert told["exit_code"] == 3

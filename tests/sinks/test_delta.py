@@ -1,7 +1,8 @@
 """What Delta Lake adds: each commit one entry of a table's log, merges, types of its own, object stores."""
 
-import builtins
 import json
+import subprocess
+import sys
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -79,16 +80,43 @@ def test_a_column_that_delta_cannot_store_is_told(in_delta: Any, kind: pa.DataTy
 
 
 def test_without_the_package_the_extra_is_named(in_delta: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = builtins.__import__
-
-    def lacking(name: str, *arguments: Any, **others: Any) -> Any:
-        if name.split(".")[0] == "deltalake":
-            raise ImportError(name)
-        return whole(name, *arguments, **others)
-
-    monkeypatch.setattr(builtins, "__import__", lacking)
+    monkeypatch.setitem(sys.modules, "deltalake", None)
     with pytest.raises(JobError, match=r"^sink\.delta: needs the package deltalake; pip install 'rowmill\[delta\]'$"):
         in_delta.open()
+
+
+def test_a_job_without_the_package_is_refused_before_anything_is_sent(
+    workspace: Any, cli: Any, provider: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.csv(1)
+    monkeypatch.setitem(sys.modules, "deltalake", None)
+    job = workspace.job(sink="{delta: out}")
+    assert cli("validate", job) == 2
+    assert cli.err.strip().endswith("sink.delta: needs the package deltalake; pip install 'rowmill[delta]'")
+    assert cli.run(job)["exit_code"] == 2
+    assert provider.seen == []
+
+
+def test_a_job_writes_its_tables(workspace: Any, cli: Any, provider: Any) -> None:
+    workspace.csv(3)
+    job = workspace.job(sink="{delta: out, deleted: remove}")
+    told = cli.run(job)
+    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 3, 3)
+    workspace.write("rows.csv", "id,text\n1,text 1\n3,changed\n")
+    told = cli.run(job)
+    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 2, 1)
+    results = DeltaTable(told["tables"]["results"]).to_pyarrow_table()
+    assert dict(zip(results["id"].to_pylist(), results["answer"].to_pylist(), strict=True)) == {
+        1: "TEXT 1",
+        3: "CHANGED",
+    }
+    assert DeltaTable(told["tables"]["usage"]).to_pyarrow_table().num_rows == 4
+
+
+def test_nothing_of_an_extra_is_imported_before_it_is_used() -> None:
+    code = "import sys, pipelines.cli, connectors.registry; print({'deltalake', 'obstore'} & set(sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "set()\n"
 
 
 def test_marks_of_usage_outlive_the_cleaning_of_the_log(in_delta: Any) -> None:

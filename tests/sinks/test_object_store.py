@@ -1,6 +1,7 @@
 """What an object store adds: parts put whole, one manifest for several of them, swaps that a reader cannot misread."""
 
-import builtins
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -90,8 +91,11 @@ def every_kill(tables: Any, begin: Callable[[Any], Any], act: Act) -> Iterator[N
 
 def begun(tables: Any) -> Any:
     sink = tables.ready()
-    tables.commit(sink, [(1, "old"), (2, "old")], [(10, "old"), (11, "old")])
-    tables.commit(sink, [(3, "old")], [(12, "old")])
+    # Each of these is one object, put once.
+    tables.commit_blind(sink, [(1, "old"), (2, "old")])
+    tables.commit_blind(sink, [(3, "old")])
+    for name, errors in (("one", [(10, "old"), (11, "old")]), ("two", [(12, "old")])):
+        sink.commit(Commit(tables.results([]), {}, tables.errors(errors), tables.keys([])), name)
     tables.usage(sink, 1, 2)
     return sink
 
@@ -195,14 +199,7 @@ def test_credentials_and_places_that_do_not_hold_are_told_without_a_secret(
 
 
 def test_without_the_packages_the_extra_is_named(at_s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = builtins.__import__
-
-    def lacking(name: str, *arguments: Any, **others: Any) -> Any:
-        if name.split(".")[0] == "obstore":
-            raise ImportError(name)
-        return whole(name, *arguments, **others)
-
-    monkeypatch.setattr(builtins, "__import__", lacking)
+    monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(JobError, match=r"^sink\.parquet: object stores need .* pip install 'rowmill\[cloud\]'$"):
         at_s3.open()
 
@@ -225,8 +222,6 @@ def test_a_locked_connection_opens_the_sinks_objects_alone(at_s3: Any) -> None:
 
 
 def test_threads_that_share_an_open_object_do_not_disturb_each_other(at_s3: Any) -> None:
-    import threading
-
     url = f"{at_s3.home}/numbers"
     object_store.put(url, b"".join(n.to_bytes(4, "big") for n in range(1000)))
     file, wrong = object_files.ObjectFile(url, 4000), []

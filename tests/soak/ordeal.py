@@ -137,7 +137,7 @@ class Ordeal:
         if point == RANDOM:
             before = len(self.provider.seen)
             process = self.started()
-            wanted = before + self.dice.randint(0, 40)
+            wanted = before + self.dice.randint(1, 40)
             while len(self.provider.seen) < wanted and process.poll() is None:
                 time.sleep(0.002)
             time.sleep(self.dice.uniform(0, 0.05))

@@ -1,0 +1,119 @@
+"""Who takes the rows of a run through its steps: this process, or the workers of a Ray cluster."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+from connectors.ledger import Ledger
+from connectors.limiter import Allowance
+from connectors.transport import HttpTransport, Timeouts
+from pipelines.batch_ledger import BatchLedger
+from pipelines.batch_out import BatchOut, Delivery
+from pipelines.batch_rules import next_deadline
+from pipelines.fanout import FanOut
+from pipelines.lanes import lanes_of, shared_keys
+from pipelines.packs import DayBudget, Sending, Tries
+from pipelines.prepare import ReadyJob, media_reader
+from pipelines.purse import Purse
+from pipelines.runs import OpenRun
+from pipelines.tally import Tally
+from pipelines.travel import Chunk, Step, Travel
+
+
+class Travelling(Protocol):
+    """Where chunks set out, and how many are under way: pipelines.travel.Travel, or on Ray what stands for it."""
+
+    looking: int
+    open_rows: int
+    failure: BaseException | None
+    moved: asyncio.Event
+
+    def start(self, chunk: Chunk) -> None:
+        """See Travel, as for all of these."""
+
+    async def arrive(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One invocation: what is to be done, and where it is counted."""
+
+    ready: ReadyJob
+    ledger: Ledger
+    run: OpenRun
+    retrying: bool
+    tally: Tally
+    purse: Purse
+    day: DayBudget | None
+    finished: Callable[[Chunk], None]
+    """Takes finished chunks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What does it."""
+
+    fanout: Sending
+    travel: Travelling
+    allowances: Mapping[str, Allowance]
+    """By provider, to be looked at."""
+    shared: Mapping[str, Allowance]
+    """Those to be shared with other processes of the workspace."""
+    close: Callable[[], Awaitable[None]]
+    """To be awaited after the fan-out is closed."""
+
+
+def local_engine(work: Work) -> Engine:
+    """This process."""
+    ready, ledger, run = work.ready, work.ledger, work.run
+    job = ready.job
+    transport = HttpTransport(
+        Timeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total), job.limits.concurrency
+    )
+    batches = BatchLedger(ledger, job.name)
+    kind = BatchOut if job.delivery == "batch" or batches.any_open() else FanOut
+    fanout = kind(
+        ledger,
+        transport,
+        work.purse,
+        work.tally,
+        Tries(job.retry.attempts, job.retry.longest_wait, job.retry.longest_hold),
+        job.limits.concurrency,
+        run.run_id,
+        work.day,
+        job.limits.failed_share,
+    )
+    allowances: dict[str, Allowance] = {}
+    media = media_reader(ready)
+    steps = lanes_of(ready, ledger, run.run_id, allowances)
+    if isinstance(fanout, BatchOut):
+        fanout.deliver(_delivery(ready, batches, transport, steps))
+    travel = Travel(
+        steps,
+        fanout,
+        run.run_id,
+        work.finished,
+        work.retrying,
+        media,
+        lambda lane, request, answer: ledger.keep(request.fingerprint, lane.leg, request.body, answer),
+        ready.sink.files_folder,
+    )
+
+    async def close() -> None:
+        await transport.close()
+        await media.close()
+
+    return Engine(fanout, travel, allowances, shared_keys(ready, allowances), close)
+
+
+def _delivery(ready: ReadyJob, batches: BatchLedger, transport: HttpTransport, steps: Sequence[Step]) -> Delivery:
+    """By batches until the deadline; for a job that is delivered online by now, batches that it left are ended."""
+    job, now = ready.job, datetime.now(UTC)
+    deadline = now if job.delivery == "online" else None
+    if job.deadline is not None:
+        deadline = next_deadline(job.deadline, ready.workspace.zone, now)
+    models = [(step.model.model, step.model.endpoint) for step in ready.steps]
+    lanes = [(step.lane, *model) for step, model in zip(steps, models, strict=True)]
+    return Delivery(batches, ready.workspace.state / "batches" / job.name, transport, lanes, deadline)
