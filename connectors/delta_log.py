@@ -53,9 +53,7 @@ def properties(schema: pa.Schema) -> "WriterProperties":
         compression_level=3,
         # A dictionary on vectors costs a factor of three in time.
         default_column_properties=ColumnProperties(dictionary_enabled=False),
-        column_properties={
-            name: ColumnProperties(dictionary_enabled=True) for name in delta_types.text_columns(schema)
-        },
+        column_properties={name: ColumnProperties(dictionary_enabled=True) for name in texts},
     )
 
 

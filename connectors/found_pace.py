@@ -3,7 +3,7 @@
 from collections import deque
 
 EASED = 0.97
-"""After a refusal the pace is this share of what was answered just before it."""
+"""After a refusal the pace is this share of what passed just before it."""
 
 FALLS = 0.5
 """One refusal lowers the pace to no less than this share of what it was."""
@@ -28,13 +28,13 @@ MINUTE = 60.0
 
 
 class FoundPace:
-    """Lowered by refusals to what was answered, raised slowly while it is used and nothing is refused."""
+    """Lowered by refusals to what passes, raised slowly while it is used and nothing is refused."""
 
     def __init__(self, now: float) -> None:
         self.per_second: float | None = None
         """None as long as nothing was refused."""
-        self._answered: deque[list[float]] = deque()
-        """[second, answers] of the last minute."""
+        self._passed: deque[list[float]] = deque()
+        """[second, requests that were sent in it and not refused] of the last minute."""
         self._began = now
         self._ceiling = 0.0
         self._passed_at: float | None = None
@@ -45,29 +45,33 @@ class FoundPace:
         self._over_minutes = False
         """Whether the limit was seen to be counted over a long time."""
 
+    def sent(self, now: float, count: int = 1) -> None:
+        """So many more have left; -1: one was refused, so it did not pass."""
+        second = now // 1.0
+        if self._passed and self._passed[-1][0] >= second:
+            self._passed[-1][1] += count
+            return
+        while self._passed and self._passed[0][0] < second - MINUTE:
+            self._passed.popleft()
+        self._passed.append([second, float(count)])
+
     def answered(self, now: float) -> float:
         """One more answer; the seconds since the one before it."""
         gap = now - self._last
         if gap >= BLOCKED:
             self._seen_before_gap = self._seen(self._last, now)
         self._last = now
-        second = now // 1.0
-        if self._answered and self._answered[-1][0] == second:
-            self._answered[-1][1] += 1
-            return gap
-        while self._answered and self._answered[0][0] < second - MINUTE:
-            self._answered.popleft()
-        self._answered.append([second, 1.0])
         return gap
 
     def lower(self, now: float, pace: float | None) -> None:
-        """A refusal after answers; `pace`: that which was kept to, None where none was."""
-        if not self._answered:
-            return
-        since = max(now - 2.0, min(self._lowered_at, now - 0.5))
-        seen = self._count(since) / (now - since)
+        """After a refusal, when sending again; `pace`: that which was kept to, None where none was."""
+        span = min(2.0, max(1.0, now - max(self._lowered_at, self._began)))
+        seen = self._count(now - span) / span
         if pace is None:
-            pace = max(seen, 1.0)
+            if seen <= 0:
+                # Nothing has passed yet: there is nothing to go by.
+                return
+            pace = seen
         self._set(now, max(FALLS * pace, EASED * min(pace, seen)), pace)
 
     def ease(self, now: float, pace: float, least: float) -> None:
@@ -75,14 +79,11 @@ class FoundPace:
         if now - self._lowered_at >= 1.0 and pace > least:
             self._set(now, max(least, EASED * pace), pace)
 
-    def unblocked(self, now: float, gap: float, pace: float | None) -> None:
+    def unblocked(self, now: float, gap: float) -> None:
         """The first answer after refusals, `gap` seconds after the answer before it: where that is long, the limit is
-        counted over a long time, and a minute's answers show it."""
+        counted over a long time, and what passed in a minute shows it."""
         seen = self._seen(now, now)
-        if self.per_second is None and pace is None:
-            # Refused before anything was answered: what passed since is the first that is known of the limit.
-            self._set(now, 2 * seen, 2 * seen)
-        elif self.per_second is not None and gap >= max(BLOCKED, 10 / self.per_second):
+        if self.per_second is not None and gap >= max(BLOCKED, 10 / self.per_second):
             self._over_minutes = True
             if seen < MISSED * self._seen_before_gap:
                 # It let nothing pass until all that it had counted was forgotten: what it had counted is its limit.
@@ -117,14 +118,14 @@ class FoundPace:
         self._passed_at = None
 
     def _seen(self, until: float, now: float) -> float:
-        """Answers a second in the minute before `until`, or since the beginning."""
+        """What passed a second in the minute before `until`, or since the beginning."""
         since = max(self._began, until - MINUTE)
         return self._count(since) / min(MINUTE, max(now - since, 0.5))
 
     def _count(self, since: float) -> float:
         total = 0.0
-        for second, answers in reversed(self._answered):
+        for second, passed in reversed(self._passed):
             if second + 1 <= since:
                 break
-            total += answers * min(1.0, second + 1 - since)
+            total += passed * min(1.0, second + 1 - since)
         return total

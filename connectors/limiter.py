@@ -133,13 +133,14 @@ class Allowance:
                     self.requests.charge(1)
                     self.tokens.charge(tokens)
                     if self._resumed_at is None:
-                        self._resumed_at = self._now()
+                        self._resume()
                     if self._doubtful:
                         self._epoch += 1
                         self._probe = self._epoch
             else:
                 self.requests.used += 1
                 self.tokens.used += tokens
+            self._found.sent(self._now())
         except BaseException:
             self._give_back()
             raise
@@ -162,7 +163,7 @@ class Allowance:
         gap = self._found.answered(now)
         if self._refusals and permit >= self._epoch:
             self._refusals = 0
-            self._found.unblocked(now, gap, self.requests.per_second)
+            self._found.unblocked(now, gap)
             self._repace()
             self._wake()
         elif self._found.per_second is not None and self._found.raise_slowly(now, self._stated_pace):
@@ -181,6 +182,7 @@ class Allowance:
         """A 429: nobody sends until it is over. Without a time stated, the wait doubles with each in a row."""
         now = self._now()
         self._circuit.unanswered(now)
+        self._found.sent(now, -1)
         if permit < self._epoch:
             # Refusals come in bursts: one burst lowers the pace once, but the longest wait that it asks for counts.
             self._held_until = max(self._held_until, now + (retry_after or 0.0))
@@ -190,9 +192,6 @@ class Allowance:
         began_anew = self._resumed_at is not None and now - self._resumed_at > PASSED
         self._refusals = 1 if began_anew else self._refusals + 1
         self._resumed_at = None
-        if self._refusals == 1:
-            self._found.lower(now, self.requests.per_second)
-            self._repace()
         # Told a time, it is taken at its word three times; then it waits longer than told.
         doubled = self._refusals - (1 if retry_after is None else 3)
         least = min(self._longest_wait, LONGEST_REFUSAL, FIRST_REFUSAL * 2.0 ** min(max(doubled, 0), 20))
@@ -293,6 +292,13 @@ class Allowance:
     def _give_back(self) -> None:
         self.in_flight -= 1
         self._wake()
+
+    def _resume(self) -> None:
+        """The first request after a refusal leaves: by now all that were sent with the refused one have come back."""
+        self._resumed_at = self._now()
+        if self._refusals == 1:
+            self._found.lower(self._resumed_at, self.requests.per_second)
+            self._repace()
 
     async def _may_send(self) -> None:
         while True:

@@ -79,11 +79,16 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
 def exit_code_of(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; its exit code."""
     try:
-        code = rowmill.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+        given = None if arguments is None else list(arguments)
+        code = rowmill.main(args=given, prog_name="rowmill", standalone_mode=False)
     except click.exceptions.Abort:
         return 130
     except KeyboardInterrupt:
         return 130
+    except click.UsageError as exc:
+        where = "rowmill" if exc.ctx is None else exc.ctx.command_path
+        click.echo(f"{where}: {exc.format_message().rstrip('.')}; see {where} --help", err=True)
+        return 2
     except click.ClickException as exc:
         exc.show()
         return 2

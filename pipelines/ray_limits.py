@@ -124,7 +124,7 @@ class LimiterActor:
             whole.tokens.used += about.used[1] - (before.used[1] if before else 0.0)
             whole.waited |= about.waited
             if about.stated != (None, None):
-                whole.learn(about.stated)
+                whole.learn(about.stated, of=worker)
             if about.held_for:
                 whole.held_until = max(whole.held_until, now + about.held_for)
             holder.told[name] = about
@@ -134,10 +134,12 @@ class LimiterActor:
         holds = {name: max(0.0, whole.held_until - now) for name, whole in self._wholes.items()}
         return Renewed(dict(holder.granted), holds, wanting, self._borrowers > 0)
 
-    async def borrow(self, worker: int, needed: int, spent: int) -> int:
+    async def borrow(self, worker: int, needed: int, spent: int, returned: int) -> int:
         """Money for a worker, at least what is needed; 0 where there will never be so much left."""
         assert self._budget is not None
-        self._holders[worker].spent = spent
+        borrower = self._holders[worker]
+        borrower.spent, borrower.lent = spent, borrower.lent - returned
+        self._moved.set()
         self._borrowers += 1
         try:
             while True:
@@ -146,9 +148,9 @@ class LimiterActor:
                 if needed <= left:
                     # No more than a share: the others want some as well.
                     block = max(needed, left // (2 * len(holders)))
-                    self._holders[worker].lent += block
+                    borrower.lent += block
                     return block
-                # Its own: what it has set aside may come back to it as well.
+                # What was lent and is not spent yet may come back, be it set aside or not.
                 if needed > self._budget - sum(holder.spent for holder in holders):
                     return 0
                 self._moved.clear()
@@ -202,8 +204,10 @@ class FarPurse(Purse):
         if worst is None:
             return False
         async with self._turn:
-            while (needed := self.spent + self.reserved + worst - self._lent) > 0:
-                block = await answered(self._actor.borrow.remote(self._worker, needed, self.spent))
+            while self.spent + self.reserved + worst > self._lent:
+                # All that is idle goes back first: two workers must not wait for what the other keeps of too little.
+                returned = self.give_back()
+                block = await answered(self._actor.borrow.remote(self._worker, worst, self.spent, returned))
                 if not block:
                     return False
                 self._lent += block

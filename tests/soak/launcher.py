@@ -140,7 +140,7 @@ if __name__ == "__main__":
     pipelines.committer.ROWS = 25
     pipelines.run.CHUNK_ROWS = 16
     pipelines.run.asyncio = Hurried()  # type: ignore[assignment]
-    parquet_folder.SMALL_PARTS = 3
+    parquet_folder.SMALL_PARTS = 2
     if where := os.environ.get("CRASH_AT"):
         named, _, number = where.rpartition(":")
         assert named in POINTS

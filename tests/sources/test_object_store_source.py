@@ -80,8 +80,9 @@ def test_parquet_objects_are_read_where_they_are_and_beside_local_files(put: Any
 def test_only_the_columns_that_are_asked_for_are_fetched(
     put: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wide = pa.table({"id": range(2000), "wide": [random.Random(n).randbytes(500) for n in range(2000)]})
-    pq.write_table(wide, tmp_path / "wide.parquet", row_group_size=200, write_statistics=["id"])
+    # DuckDB reads a small file at once, whatever is asked of it.
+    wide = pa.table({"id": range(16_000), "wide": [random.Random(n).randbytes(1000) for n in range(16_000)]})
+    pq.write_table(wide, tmp_path / "wide.parquet", row_group_size=2000, write_statistics=["id"])
     url = put("wide.parquet", (tmp_path / "wide.parquet").read_bytes())
     fetched = [0]
     real = object_store.read_range
@@ -93,8 +94,8 @@ def test_only_the_columns_that_are_asked_for_are_fetched(
     monkeypatch.setattr(object_store, "read_range", counting)
     facts = SourceFacts(tmp_path, (), tmp_path)
     with Reader(SOURCES["parquet"](parquet=url, key="id"), facts) as reader:
-        assert reader.cursor().execute(f"select sum(id) from {reader.chosen()}").fetchall() == [(1999000,)]
-    assert fetched[0] < 200_000
+        assert reader.cursor().execute(f"select sum(id) from {reader.chosen()}").fetchall() == [(127_992_000,)]
+    assert fetched[0] < 1_000_000
 
 
 def test_csv_and_json_lines_are_copied_for_the_time_of_the_reading(put: Any, bucket: str, tmp_path: Path) -> None:

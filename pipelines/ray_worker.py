@@ -1,0 +1,278 @@
+"""A worker of a run on Ray: the very same fan-out over the chunks that it is handed, its ledger and limits far away."""
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from connectors.contracts import Provider
+from connectors.errors import JobError
+from connectors.exchange import Request
+from connectors.ledger import Answer
+from connectors.limiter import Allowance
+from connectors.media import MediaReader
+from connectors.transport import HttpTransport, Timeouts
+from pipelines.fanout import FanOut
+from pipelines.jobfile import Job, LoadedJob
+from pipelines.lanes import lanes_of
+from pipelines.packs import DayBudget, Lane, Outcome, RunLedger, Tries
+from pipelines.prepare import ReadyStep, media_reader_of, ready_steps
+from pipelines.purse import Purse
+from pipelines.ray_ledger import FarLedger
+from pipelines.ray_limits import JOB, FarPurse, Leasing
+from pipelines.tally import StepTally, Tally
+from pipelines.travel import LOOKING, OPEN_ROWS, Chunk, Travel
+from pipelines.watch import Watch
+from pipelines.workspace import Workspace
+
+HANDED_ON = ("_key", "_part", "_in_errors", "_row_fingerprint")
+"""Columns of a chunk that the committer needs beside those of the results."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """What a worker needs to know of the run; it holds no secret."""
+
+    loaded: LoadedJob
+    workspace: Workspace
+    source: pa.Schema
+    ways: Mapping[str, str | None]
+    """Step -> how its model was found to take typed output."""
+    exact_tokens: bool
+    run_id: str
+    retrying: bool
+    results: tuple[str, ...]
+    """The columns of the results table, and of the key."""
+    files: tuple[str, Path]
+    """The sink's files_prefix and files_folder."""
+    senders: int
+    budgeted: bool
+    day: DayBudget | None
+    marker: Path
+    """A file that every machine must see where rows or answers come with files."""
+
+    @property
+    def job(self) -> Job:
+        return self.loaded.job
+
+
+@dataclass(frozen=True, slots=True)
+class Equipped:
+    """The kit with its steps, as lanes are made of it."""
+
+    job: Job
+    workspace: Workspace
+    steps: Sequence[ReadyStep]
+
+
+@dataclass(slots=True)
+class Report:
+    """How far a worker is."""
+
+    tally: Tally = field(default_factory=Tally)
+    spent: int = 0
+    reserved: int = 0
+    stopped: str | None = None
+    failure: Exception | None = None
+    held: str | None = None
+    """What makes it wait at this moment, in words."""
+
+
+class SharedFanOut(FanOut):
+    """A FanOut beside others: what another worker asks already is waited for, not asked again."""
+
+    def __init__(self, far: FarLedger, *given: Any) -> None:
+        super().__init__(far, *given)
+        self._far = far
+        self._elsewhere: set[asyncio.Task[None]] = set()
+
+    async def close(self, grace: float) -> None:
+        """See FanOut."""
+        for task in self._elsewhere:
+            task.cancel()
+        await super().close(grace)
+
+    def _queue(self, lane: Lane, requests: Sequence[Request], usable: Callable[[Answer], bool]) -> None:
+        elsewhere = self._far.take_elsewhere([request.fingerprint for request in requests])
+        super()._queue(lane, [request for request in requests if request.fingerprint not in elsewhere], usable)
+        if elsewhere:
+            waited_for = {request.fingerprint: request for request in requests if request.fingerprint in elsewhere}
+            task = asyncio.create_task(self._once_settled(lane, waited_for, usable))
+            self._elsewhere.add(task)
+            task.add_done_callback(self._elsewhere.discard)
+
+    async def _once_settled(
+        self, lane: Lane, requests: dict[bytes, Request], usable: Callable[[Answer], bool]
+    ) -> None:
+        try:
+            found = await self._far.settled(list(requests))
+        except OSError as exc:
+            self.failure = self.failure or exc
+            self.stop(str(exc))
+            return
+        for mark, answer in found.items():
+            if usable(answer):
+                self.passed(lane.step, len(requests.pop(mark).keys), failed=answer.error is not None)
+                self._land(mark, Outcome(answer.reply, answer.error, 1, answer.run_id, answer.at, True))
+        self._queue(lane, list(requests.values()), usable)
+        self._let_go()
+
+    def _land(self, mark: bytes, outcome: Outcome) -> None:
+        super()._land(mark, outcome)
+        self._far.release(mark)
+
+
+class WorkerActor:
+    """Takes chunks through the steps. All calls of it run in one event loop."""
+
+    async def set_up(
+        self, kit: Kit, providers: Mapping[str, Sequence[Provider]], number: int, first: int, ledger: Any, limiter: Any
+    ) -> None:
+        """`providers`: what steps name -> who is asked, with their keys, which stay in this process's memory.
+        `ledger`, `limiter`: the handles of their actors; `first`: what the ledger's `begin` returned."""
+        self._kit = kit
+        self._scratch = tempfile.TemporaryDirectory(prefix="rowmill-")
+        far = FarLedger(ledger, number, first)
+        self._far: RunLedger = far
+        steps, allowances = await asyncio.to_thread(self._equip, kit, providers)
+        job = kit.job
+        self._tally = Tally(steps={step.lane.step: StepTally() for step in steps})
+        self._purse = FarPurse(limiter, number) if kit.budgeted else Purse(None, 0)
+        timeouts = Timeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total)
+        self._transport = HttpTransport(timeouts, kit.senders)
+        tries = Tries(job.retry.attempts, job.retry.longest_wait, job.retry.longest_hold)
+        self._fanout = SharedFanOut(
+            far, self._transport, self._purse, self._tally, tries, kit.senders, kit.run_id, kit.day
+        )
+        own = {name: allowance for name, allowance in allowances.items() if name != JOB}
+        self._watch = Watch(self._tally, self._fanout, own, self._purse)
+        self._travels: set[Travel] = set()
+        self._moved = asyncio.Event()
+        leasing = Leasing(limiter, number, allowances, self._purse)
+        await leasing.renew()
+        self._keeping = asyncio.create_task(self._keep_leasing(leasing))
+        self._fanout.start()
+
+    def _equip(self, kit: Kit, providers: Mapping[str, Sequence[Provider]]) -> Any:
+        """(steps, allowances by name), in a thread: reading job files and models takes a moment."""
+        ways = {(step.provider, step.model): kit.ways[step.name] for step in kit.job.steps}
+        steps = ready_steps(
+            kit.loaded,
+            kit.workspace,
+            kit.source,
+            providers,
+            lambda provider, model: ways[provider.name, model],
+            kit.exact_tokens,
+        )
+        with_files = any(step.endpoint.media for step in steps) or any(_makes_files(step) for step in steps)
+        if with_files and not kit.marker.exists():
+            raise JobError(
+                f"{kit.workspace.folder}: is not seen by every machine of the Ray cluster, and this job reads or writes "
+                "files of rows; put the workspace on a shared file system at the same path, or run with --engine local"
+            )
+        self._media: MediaReader = media_reader_of(kit.workspace, steps, Path(self._scratch.name), kit.files)
+        allowances: dict[str, Allowance] = {}
+        lanes = lanes_of(Equipped(kit.job, kit.workspace, steps), self._far, kit.run_id, allowances)
+        allowances[JOB] = of_job = lanes[0].lane.allowances[1]
+        # Requests in flight are the job's, not one worker's.
+        of_job.concurrency = kit.job.limits.concurrency
+        self._steps = lanes
+        return lanes, allowances
+
+    async def room(self) -> None:
+        """Return when another chunk is wanted."""
+        while self._fanout.stopped is None and (
+            sum(travel.looking for travel in self._travels) >= LOOKING
+            or sum(travel.open_rows for travel in self._travels) >= OPEN_ROWS
+        ):
+            self._moved.clear()
+            await self._moved.wait()
+        await self._fanout.hunger()
+
+    async def carry(self, chunk: Chunk) -> AsyncIterator[Chunk]:
+        """The finished rows of a chunk, in pieces as they finish; rows never sent are in none."""
+        finished: asyncio.Queue[Chunk | None] = asyncio.Queue()
+        travel = Travel(
+            self._steps,
+            self._fanout,
+            self._kit.run_id,
+            finished.put_nowait,
+            self._kit.retrying,
+            self._media,
+            lambda lane, request, answer: self._far.keep(request.fingerprint, lane.leg, request.body, answer),
+            self._kit.files[1],
+        )
+        travel.moved = self._moved
+        self._travels.add(travel)
+        travel.start(chunk)
+        arriving = asyncio.create_task(travel.arrive())
+        arriving.add_done_callback(lambda _: finished.put_nowait(None))
+        while (piece := await finished.get()) is not None:
+            yield self._light(piece)
+        self._travels.discard(travel)
+        self._moved.set()
+        if isinstance(travel.failure, Exception):
+            self._fanout.failure = self._fanout.failure or travel.failure
+
+    async def report(self, seconds: float) -> Report:
+        """How far it is: after so many seconds, or as soon as it stops."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._fanout.stopped is None:
+                    await asyncio.sleep(min(seconds, 0.05))
+        failure = self._fanout.failure
+        if failure is not None and not _travels_well(failure):
+            failure = RuntimeError(f"{type(failure).__name__}: {failure}")
+        held = self._watch.held() if self._fanout.stopped is None else None
+        return Report(self._tally, self._purse.spent, self._purse.reserved, self._fanout.stopped, failure, held)
+
+    async def stop(self, reason: str) -> None:
+        """See FanOut."""
+        self._fanout.stop(reason)
+        self._moved.set()
+
+    async def cancel(self) -> None:
+        """See FanOut."""
+        self._fanout.cancel()
+
+    async def close(self, grace: float) -> Report:
+        """Wait for what is in flight, at most so many seconds; the last report."""
+        await self._fanout.close(grace)
+        await self._transport.close()
+        await self._media.close()
+        self._keeping.cancel()
+        self._scratch.cleanup()
+        return await self.report(0)
+
+    async def _keep_leasing(self, leasing: Leasing) -> None:
+        try:
+            await leasing.keep()
+        except OSError as exc:
+            self._fanout.failure = self._fanout.failure or exc
+            await self.stop(str(exc))
+
+    def _light(self, piece: Chunk) -> Chunk:
+        """Without what only the steps needed."""
+        wanted = {*HANDED_ON, *self._kit.results}
+        tables = [table.select([n for n in table.column_names if n in wanted]) for table in (piece.table, *piece.failed)]
+        return replace(piece, table=tables[0], failed=tables[1:])
+
+
+def _makes_files(step: ReadyStep) -> bool:
+    return step.model.endpoint == "speech" or step.model.endpoint.startswith("image_")
+
+
+def _travels_well(failure: Exception) -> bool:
+    """Whether it can be told to another process as it is."""
+    import pickle
+
+    try:
+        pickle.loads(pickle.dumps(failure))
+    except (pickle.PicklingError, TypeError, AttributeError):
+        return False
+    return True
