@@ -7,10 +7,10 @@ import gzip
 import io
 import lzma
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
 
 LONGEST_VALUE = 64 << 20
 """Characters; Python's csv refuses longer ones, so that a quote left open ends somewhere."""
@@ -18,7 +18,7 @@ LONGEST_VALUE = 64 << 20
 UNREADABLE = "\udcff"
 """Stands for bytes that the encoding does not know; no text can hold it."""
 
-OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+OPENERS: Mapping[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 class Record(NamedTuple):
@@ -56,9 +56,7 @@ def records(file: Path, dialect: Dialect, rejected: list[Reject]) -> Iterator[Re
     csv.field_size_limit(LONGEST_VALUE)
     with (
         _opened(file) as raw,
-        io.TextIOWrapper(
-            cast(IO[bytes], raw), encoding=dialect.encoding, errors="rowmill.unreadable", newline=""
-        ) as text,
+        io.TextIOWrapper(raw, encoding=dialect.encoding, errors="rowmill.unreadable", newline="") as text,
     ):
         lines = _Lines(text)
         reader = csv.reader(
@@ -115,7 +113,7 @@ class _Lines:
 
 def _opened(file: Path) -> IO[bytes]:
     opener = OPENERS.get(file.suffix)
-    return file.open("rb") if opener is None else cast(IO[bytes], opener(file, "rb"))
+    return file.open("rb") if opener is None else cast(IO[bytes], opener(file))
 
 
 def _why(exc: csv.Error) -> str:

@@ -1,6 +1,7 @@
 """The errors that end a run or a command, sorted by what the reader can do next."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -28,6 +29,14 @@ class Stopped(RowmillError):
     """The run ended before its last row: access denied, budget, too many failures, provider dead, disk full."""
 
     exit_code = 3
+
+
+def from_system(exc: OSError) -> RowmillError:
+    """What the system refused, for the user: a full disk stops a run, a place that cannot be used is a mistake."""
+    where = exc.filename or "the system"
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Stopped(f"{where}: disk full; make room and run again")
+    return DataError(f"{where}: {exc.strerror or exc}; see whether it is there and can be written to")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

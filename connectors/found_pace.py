@@ -3,7 +3,16 @@
 from collections import deque
 
 EASED = 0.97
-"""After a refusal the pace is this share of what passed just before it."""
+"""After refusals the pace is this share of what passed just before them."""
+
+MANY = 0.05
+"""Where this share is refused, the pace was too high. Where fewer are, it is about right, or they have another cause:
+such a pace is lowered by EASED_LITTLE, no faster than it is raised."""
+
+EASED_LITTLE = 0.985
+
+SELDOM = 3.0
+"""Seconds between two such lowerings."""
 
 FALLS = 0.5
 """One refusal lowers the pace to no less than this share of what it was."""
@@ -33,8 +42,8 @@ class FoundPace:
     def __init__(self, now: float) -> None:
         self.per_second: float | None = None
         """None as long as nothing was refused."""
-        self._passed: deque[list[float]] = deque()
-        """[second, requests that were sent in it and not refused] of the last minute."""
+        self._seconds: deque[list[float]] = deque()
+        """[second, requests that were sent in it and not refused, those refused] of the last minute."""
         self._began = now
         self._ceiling = 0.0
         self._passed_at: float | None = None
@@ -45,15 +54,15 @@ class FoundPace:
         self._over_minutes = False
         """Whether the limit was seen to be counted over a long time."""
 
-    def sent(self, now: float, count: int = 1) -> None:
-        """So many more have left; -1: one was refused, so it did not pass."""
-        second = now // 1.0
-        if self._passed and self._passed[-1][0] >= second:
-            self._passed[-1][1] += count
-            return
-        while self._passed and self._passed[0][0] < second - MINUTE:
-            self._passed.popleft()
-        self._passed.append([second, float(count)])
+    def sent(self, now: float) -> None:
+        """One more has left."""
+        self._second(now)[1] += 1
+
+    def refused(self, now: float) -> None:
+        """One that has left did not pass."""
+        second = self._second(now)
+        second[1] -= 1
+        second[2] += 1
 
     def answered(self, now: float) -> float:
         """One more answer; the seconds since the one before it."""
@@ -65,14 +74,17 @@ class FoundPace:
 
     def lower(self, now: float, pace: float | None) -> None:
         """After a refusal, when sending again; `pace`: that which was kept to, None where none was."""
-        span = min(2.0, max(1.0, now - max(self._lowered_at, self._began)))
-        seen = self._count(now - span) / span
+        since = now - min(2.0, max(1.0, now - max(self._lowered_at, self._began)))
+        passed, refused = self._count(since, 1), self._count(since, 2)
+        seen = passed / (now - since)
         if pace is None:
-            if seen <= 0:
-                # Nothing has passed yet: there is nothing to go by.
-                return
-            pace = seen
-        self._set(now, max(FALLS * pace, EASED * min(pace, seen)), pace)
+            # Where nothing has passed yet there is nothing to go by.
+            if seen > 0:
+                self._set(now, EASED * seen, seen)
+        elif refused >= MANY * (passed + refused):
+            self._set(now, max(FALLS * pace, EASED * min(pace, seen)), pace)
+        elif now - self._lowered_at >= SELDOM:
+            self._set(now, EASED_LITTLE * pace, pace)
 
     def ease(self, now: float, pace: float, least: float) -> None:
         """Little is left of the allowance, somebody else uses it too: a little slower, at most once a second."""
@@ -97,7 +109,7 @@ class FoundPace:
             return False
         self._raised_at = now
         # A pace that is not used shows nothing about the limit.
-        if self._count(now - 2.0) / 2.0 < 0.7 * self.per_second:
+        if self._count(now - 2.0, 1) / 2.0 < 0.7 * self.per_second:
             return False
         step = RAISED
         if self.per_second >= self._ceiling:
@@ -114,18 +126,27 @@ class FoundPace:
     def _set(self, now: float, per_second: float, ceiling: float) -> None:
         self._ceiling = ceiling
         self.per_second = max(per_second, 1 / MINUTE)
-        self._lowered_at = self._raised_at = now
+        self._lowered_at = now
         self._passed_at = None
 
     def _seen(self, until: float, now: float) -> float:
         """What passed a second in the minute before `until`, or since the beginning."""
         since = max(self._began, until - MINUTE)
-        return self._count(since) / min(MINUTE, max(now - since, 0.5))
+        return self._count(since, 1) / min(MINUTE, max(now - since, 0.5))
 
-    def _count(self, since: float) -> float:
+    def _second(self, now: float) -> list[float]:
+        """The counts of this second."""
+        second = now // 1.0
+        if not self._seconds or self._seconds[-1][0] < second:
+            while self._seconds and self._seconds[0][0] < second - MINUTE:
+                self._seconds.popleft()
+            self._seconds.append([second, 0.0, 0.0])
+        return self._seconds[-1]
+
+    def _count(self, since: float, of: int) -> float:
         total = 0.0
-        for second, passed in reversed(self._passed):
-            if second + 1 <= since:
+        for counts in reversed(self._seconds):
+            if (covered := counts[0] + 1 - since) <= 0:
                 break
-            total += passed * min(1.0, second + 1 - since)
+            total += counts[of] * min(1.0, covered)
         return total

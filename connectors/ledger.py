@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import orjson
 
 from connectors.exchange import NO_USAGE, RowError, Usage
-from connectors.ledger_file import meta_value, open_ledger_file, write_whole
+from connectors.ledger_file import meta_value, open_ledger_file, plainly, write_whole
 
 T = TypeVar("T")
 
@@ -69,13 +69,12 @@ class Ledger:
     """One open ledger: bulk reads from any thread, grouped writes from one of its own."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._answers = path.parent / "answers"
         self._write = open_ledger_file(path)
         self._read = open_ledger_file(path)
         self._read_turn = threading.Lock()
-        with self._write:
+        with plainly(path), self._write:
             self._write.execute("begin immediate")
             self.identity = meta_value(self._write, "identity", secrets.token_hex(4))
             self.writer = int(meta_value(self._write, "writers", "0")) + 1
@@ -231,7 +230,7 @@ class Ledger:
     def lookup(self, fingerprints: Sequence[bytes]) -> dict[bytes, Answer]:
         """The kept answers among these requests."""
         found: dict[bytes, Answer] = {}
-        with self._read_turn:
+        with plainly(self.path), self._read_turn:
             for start in range(0, len(fingerprints), 500):
                 some = fingerprints[start : start + 500]
                 marks = ",".join("?" * len(some))
@@ -271,17 +270,17 @@ class Ledger:
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a small read."""
-        with self._read_turn:
+        with plainly(self.path), self._read_turn:
             return self._read.execute(sql, values).fetchall()
 
     def stream(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """The rows of a large read, on a connection of its own."""
-        with closing(open_ledger_file(self.path)) as db:
+        with plainly(self.path), closing(open_ledger_file(self.path)) as db:
             yield from db.execute(sql, values)
 
     def write(self, sql: str, values: Sequence[Any] = ()) -> None:
         """One small write, committed on return."""
-        with closing(self._write_now()) as db, db:
+        with plainly(self.path), closing(self._write_now()) as db, db:
             db.execute(sql, values)
 
     async def write_queued(self, sql: str, values: Sequence[Any]) -> None:

@@ -1,10 +1,12 @@
 """The ledger's file: its schema and versions, and how it is opened; what cannot be read is told and left untouched."""
 
+import contextlib
 import os
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
-from connectors.errors import JobError
+from connectors.errors import JobError, RowmillError, Stopped
 
 MIGRATIONS: tuple[str, ...] = ()
 """What brings a file of version 1 to 2, of 2 to 3 and so on: statements with semicolons between them. SCHEMA is always
@@ -12,6 +14,12 @@ that of the newest."""
 
 VERSION = 1 + len(MIGRATIONS)
 """Of the file's own schema, kept in SQLite's user_version."""
+
+MEND = (
+    "nothing was changed: copy it away and mend the copy with `sqlite3 OLD .recover | sqlite3 NEW`, "
+    "or move it away to begin a new one (rows in the sink stay done)"
+)
+"""What to do about a damaged ledger."""
 
 SCHEMA = """
 create table meta (key text primary key, value text not null) without rowid;
@@ -51,6 +59,7 @@ create table schedule (job text primary key, cron text not null, last_due intege
 def open_ledger_file(path: Path) -> sqlite3.Connection:
     """A connection to the ledger, made where there is none; JobError where it is newer or cannot be read."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
         db.execute("pragma journal_mode = wal")
         db.execute("pragma synchronous = normal")
@@ -62,14 +71,29 @@ def open_ledger_file(path: Path) -> sqlite3.Connection:
                 f"{path}: this ledger was written by a newer Rowmill (schema {version}, known here: {VERSION}); "
                 "upgrade with: pip install --upgrade rowmill"
             )
-    except sqlite3.DatabaseError as exc:
-        if isinstance(exc, sqlite3.OperationalError):
-            raise
-        raise JobError(
-            f"{path}: the ledger cannot be read ({exc}); nothing was changed: copy it away and mend the copy with "
-            "`sqlite3 OLD .recover | sqlite3 NEW`, or move it away to begin a new one (rows in the sink stay done)"
-        ) from exc
+    except (sqlite3.DatabaseError, OSError) as exc:
+        raise told(path, exc) from exc
     return db
+
+
+def told(path: Path, exc: sqlite3.Error | OSError) -> RowmillError:
+    """What is wrong with the ledger and what to do about it, in a line."""
+    if not isinstance(exc, sqlite3.OperationalError | OSError):
+        return JobError(f"{path}: the ledger cannot be read ({exc}); {MEND}")
+    if "full" in str(exc):
+        return Stopped(f"{path}: disk full; make room and run again")
+    return JobError(
+        f"{path}: the ledger cannot be opened ({exc}); see whether its folder is there and can be written to"
+    )
+
+
+@contextlib.contextmanager
+def plainly(path: Path) -> Iterator[None]:
+    """What SQLite has to say, as an error for the user."""
+    try:
+        yield
+    except sqlite3.DatabaseError as exc:
+        raise told(path, exc) from exc
 
 
 def _version(db: sqlite3.Connection) -> int:

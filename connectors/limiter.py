@@ -23,9 +23,6 @@ it is doubled with each refusal in a row."""
 LONGEST_REFUSAL = 5.0
 """Seconds between refusals that state no time: limits are counted by the minute, and nothing is billed for them."""
 
-PASSED = 1.0
-"""Seconds within which a provider refuses what it does not let pass."""
-
 
 class Allowance:
     """What one provider's key may send: waits are served in the order in which they came.
@@ -68,8 +65,10 @@ class Allowance:
         """Raised by whatever makes requests sent before it say nothing about the pace or the circuit of now."""
         self._refusals = 0
         """In a row: none of the requests sent after one was answered."""
-        self._resumed_at: float | None = None
-        """When the first request after the last refusal was sent."""
+        self._resumed = True
+        """Whether anything was sent after the last refusal."""
+        self._since = self._sent_since = self._refused_since = 0
+        """The epoch in which sending was resumed, and what was sent and refused since."""
         self._probe: int | None = None
         self._plenty: set[str] = set()
         self.waited: set[str] = set()
@@ -132,7 +131,7 @@ class Allowance:
                     await self._may_send()
                     self.requests.charge(1)
                     self.tokens.charge(tokens)
-                    if self._resumed_at is None:
+                    if not self._resumed:
                         self._resume()
                     if self._doubtful:
                         self._epoch += 1
@@ -140,6 +139,7 @@ class Allowance:
             else:
                 self.requests.used += 1
                 self.tokens.used += tokens
+            self._sent_since += 1
             self._found.sent(self._now())
         except BaseException:
             self._give_back()
@@ -182,16 +182,15 @@ class Allowance:
         """A 429: nobody sends until it is over. Without a time stated, the wait doubles with each in a row."""
         now = self._now()
         self._circuit.unanswered(now)
-        self._found.sent(now, -1)
+        self._found.refused(now)
+        self._refused_since += permit >= self._since
         if permit < self._epoch:
             # Refusals come in bursts: one burst lowers the pace once, but the longest wait that it asks for counts.
             self._held_until = max(self._held_until, now + (retry_after or 0.0))
             return
         self._epoch += 1
-        # One that comes late after sending again was among many that passed: it begins a new row.
-        began_anew = self._resumed_at is not None and now - self._resumed_at > PASSED
-        self._refusals = 1 if began_anew else self._refusals + 1
-        self._resumed_at = None
+        self._refusals += 1
+        self._resumed = False
         # Told a time, it is taken at its word three times; then it waits longer than told.
         doubled = self._refusals - (1 if retry_after is None else 3)
         least = min(self._longest_wait, LONGEST_REFUSAL, FIRST_REFUSAL * 2.0 ** min(max(doubled, 0), 20))
@@ -295,10 +294,14 @@ class Allowance:
 
     def _resume(self) -> None:
         """The first request after a refusal leaves: by now all that were sent with the refused one have come back."""
-        self._resumed_at = self._now()
+        if 2 * self._refused_since < self._sent_since:
+            # Most of what was sent after the refusal before passed: this one begins a new row.
+            self._refusals = 1
         if self._refusals == 1:
-            self._found.lower(self._resumed_at, self.requests.per_second)
+            self._found.lower(self._now(), self.requests.per_second)
             self._repace()
+        self._resumed = True
+        self._since, self._sent_since, self._refused_since = self._epoch, 0, 0
 
     async def _may_send(self) -> None:
         while True:

@@ -5,7 +5,7 @@ Every number is added up by polars before it is drawn; each takes a table of `re
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,6 @@ try:
     import altair as alt
 except ImportError as exc:
     raise ImportError("charts: altair is not there; pip install 'rowmill[notebook]'") from exc
-
-if TYPE_CHECKING:
-    from pipelines.scoring import Score
 
 By = Literal["day", "hour", "job", "step", "model", "provider", "endpoint", "run_id"]
 Numbers = npt.NDArray[np.float64]
@@ -211,14 +208,15 @@ def embedding(
     return _titled(chart, f"{name} in two dimensions", under, height=360)
 
 
-def confusion(score: "Score") -> alt.LayerChart:
-    """The confusion matrix of a score: rows of the table, shaded by their share of the label's."""
+def confusion(matrix: pl.DataFrame, label: str, output: str, under: str) -> alt.LayerChart:
+    """A confusion matrix (label, output, rows), shaded by the share of each label's rows; `label` and `output` name its
+    columns of origin."""
     whole = pl.col("rows").sum().over("label")
-    frame = score.confusion.with_columns(share=pl.when(whole > 0).then(pl.col("rows") / whole).otherwise(0.0))
+    frame = matrix.with_columns(share=pl.when(whole > 0).then(pl.col("rows") / whole).otherwise(0.0))
     side = max(160, 80 * frame["label"].n_unique())
     base = alt.Chart(frame).encode(
-        x=alt.X("output:N", title=f"answered ({score.output})", axis=alt.Axis(labelAngle=0)),
-        y=alt.Y("label:N", title=f"labelled ({score.label})"),
+        x=alt.X("output:N", title=f"answered ({output})", axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("label:N", title=f"labelled ({label})"),
     )
     shade = alt.Scale(range=["#eef4f9", PALETTE[0]], domain=[0, 1])
     cells = base.mark_rect(stroke="white").encode(
@@ -229,8 +227,7 @@ def confusion(score: "Score") -> alt.LayerChart:
         text=alt.Text("rows:Q", format=","),
         color=alt.condition(alt.datum.share > 0.5, alt.value("white"), alt.value(INK)),
     )
-    told = "no row has both" if score.accuracy is None else f"{score.accuracy:.1%} right of {score.rows:,} rows"
-    return _titled(_layered(cells, figures), f"{score.output} against {score.label}", told, side, side)
+    return _titled(_layered(cells, figures), f"{output} against {label}", under, side, side)
 
 
 def principal(vectors: npt.NDArray[np.float32]) -> tuple[Numbers, list[float]]:

@@ -8,7 +8,7 @@ from types import FrameType
 
 import click
 
-from connectors.errors import JobError, RowmillError, did_you_mean
+from connectors.errors import JobError, RowmillError, did_you_mean, from_system
 
 COMMANDS = {
     "run": "pipelines.commands.run",
@@ -98,6 +98,10 @@ def exit_code_of(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as exc:
+        told = from_system(exc)
+        click.echo(str(told), err=True)
+        return told.exit_code
     return code if isinstance(code, int) else 0
 
 

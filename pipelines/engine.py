@@ -25,10 +25,14 @@ from pipelines.travel import Chunk, Step, Travel
 class Travelling(Protocol):
     """Where chunks set out, and how many are under way: pipelines.travel.Travel, or on Ray what stands for it."""
 
-    looking: int
-    open_rows: int
     failure: BaseException | None
     moved: asyncio.Event
+
+    @property
+    def looking(self) -> int: ...
+
+    @property
+    def open_rows(self) -> int: ...
 
     def start(self, chunk: Chunk) -> None:
         """See Travel, as for all of these."""

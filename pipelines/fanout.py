@@ -385,12 +385,8 @@ class FanOut:
         tally = self._tally
         tally.settled += rows
         tally.settled_failed += failed
-        share = self._failed_share
-        if share is not None and failed and tally.settled >= 100 and tally.settled_failed > share * tally.settled:
-            self.stop(
-                f"failed_share: {tally.settled_failed} of {tally.settled} rows failed, "
-                f"more than limits.failed_share {share} allows"
-            )
+        if self._failed_share is not None and failed and (why := tally.too_many_failed(self._failed_share)) is not None:
+            self.stop(why)
 
     def _land(self, mark: bytes, outcome: Outcome) -> None:
         for wave in self._waves.pop(mark, ()):

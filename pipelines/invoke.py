@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from connectors.errors import DataError, JobError
+from connectors.errors import DataError, JobError, RowmillError
 from connectors.ledger import Ledger
 from connectors.registry import SINKS
 from connectors.snapshot import query_connection
@@ -17,7 +17,7 @@ from pipelines.lanes import member_price, step_price
 from pipelines.overrides import Overrides, gives_sink
 from pipelines.prepare import ReadyJob, placed, prepared
 from pipelines.projection import add_usage, rebuild
-from pipelines.runs import CLOSING, OpenRun, end_invocation, job_lock, open_run
+from pipelines.runs import CLOSING, OpenRun, await_crew, end_invocation, job_lock, open_run
 from pipelines.summary import summary
 from pipelines.workspace import LOCAL, Workspace, find_workspace
 
@@ -32,8 +32,9 @@ def invoke(
     retry: frozenset[str] | None,
     log: Literal["plain", "json"],
     quiet: bool,
+    on_ray: bool = False,
 ) -> dict[str, Any]:
-    """Run the job as far as it comes; the object of `--json`."""
+    """Run the job as far as it comes; the object of `--json`. `on_ray`: by the workers of a Ray cluster."""
     from pipelines.loop import run_loop
     from pipelines.progress import progress
     from pipelines.progress_log import ProgressLog
@@ -43,6 +44,12 @@ def invoke(
 
     loaded = load_job(path, overrides)
     workspace = find_workspace(path)
+    engine = None
+    if on_ray:
+        from pipelines.ray_engine import check_ray, ray_engine
+
+        check_ray(loaded)
+        engine = ray_engine
     with (
         job_lock(workspace.state, loaded.job.name),
         opened_ledger(workspace) as ledger,
@@ -54,6 +61,7 @@ def invoke(
         check_audits(ready)
         with placed(loaded):
             ready.selection.check_keys()
+        await_crew(workspace.state, ready.job.name)
         ledger.recover(ready.job.name)
         prepare_sink(ready, ledger)
         ready.selection.see(None if ready.job.sink.write == "replace" else ready.sink)
@@ -66,7 +74,7 @@ def invoke(
             follow = observer.following(follow)
         follow = noted(workspace.state, ready.job.name, run.run_id, follow)
         try:
-            ended = run_loop(run_job(ready, ledger, run, RunOptions(retry), follow))
+            ended = run_loop(run_job(ready, ledger, run, RunOptions(retry, engine=engine), follow))
             if lines is not None:
                 lines.look()
             told = _closed(ready, ledger, run, ended)
@@ -84,7 +92,12 @@ def _closed(ready: ReadyJob, ledger: Ledger, run: OpenRun, ended: "Ended") -> di
     told = summary(ready.job.name, run.run_id, ended, ready.sink.tables())
     if audits:
         told["audits"] = [audit.as_json() for audit in audits]
-    end_invocation(ledger, run.run_id, ended.exit_code, ended.stopped, told)
+    try:
+        end_invocation(ledger, run.run_id, ended.exit_code, ended.stopped, told)
+    except RowmillError:
+        # A run that was stopped since the ledger cannot be written has told so, and stays open.
+        if ended.stopped is None:
+            raise
     if ready.workspace.keep_answers == "committed" and ended.exit_code in CLOSING:
         drop_committed(ledger, ready.job.name, ready.sink_name)
     return told

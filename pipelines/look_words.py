@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from pipelines.amounts import money
 from pipelines.looks import Failed
-from pipelines.plan_words import money
 from pipelines.progress import clock
 
 ENDS = {

@@ -88,6 +88,8 @@ class Plan:
     batch_usd: float | None
     seconds: float | None
     """At the limits that are known, for all steps together; None where none is."""
+    delivery: str
+    """online or batch: which of both costs is the run's."""
     budget_usd: float | None
     disk_bytes: int
     examples: Sequence[Any]
@@ -133,6 +135,7 @@ def plan_of(path: Path, overrides: Overrides) -> Plan:
             high_usd=_sum([step.high_usd for step in steps]),
             batch_usd=_sum([step.batch_usd for step in steps]),
             seconds=_seconds(ready, looked, steps),
+            delivery=ready.job.delivery,
             budget_usd=None if ready.job.budget is None else ready.job.budget.usd,
             disk_bytes=round(_disk(looked) * scale),
             examples=[{"step": name, "request": orjson.loads(request.body)} for name, request in looked.examples],

@@ -138,6 +138,6 @@ def _of_type(kind: pa.DataType, text: str) -> Any:
         return text
     if pa.types.is_struct(kind):
         return {field.name: _of_type(field.type, text) for field in kind}
-    if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):
-        return [text]
+    if pa.types.is_list(kind) and (pa.types.is_string(kind.value_type) or pa.types.is_struct(kind.value_type)):
+        return [_of_type(kind.value_type, text)]
     return None

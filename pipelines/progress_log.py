@@ -34,9 +34,10 @@ class ProgressLog:
         while True:
             await asyncio.sleep(EVERY)
             self.look()
+            rate = pace.rate(watch)
             if time.monotonic() - last >= SECONDS_BETWEEN_PROGRESS:
                 last = time.monotonic()
-                log_line("progress", self._job, self._run_id, "info", **facts(watch, pace.rate(watch)))
+                log_line("progress", self._job, self._run_id, "info", **facts(watch, rate))
 
     def look(self) -> None:
         """Tell what has happened since the last look."""

@@ -1,4 +1,4 @@
-"""The ledger of a run on Ray: one actor beside the driver writes it, each worker sends it groups of notes and outcomes."""
+"""The ledger of a run on Ray: one actor beside the driver writes what each worker sends it in groups."""
 
 import asyncio
 import contextlib
@@ -178,7 +178,7 @@ class FarLedger:
 
     def leg(self, run_id: str, job: str, step: str, provider: str, endpoint: str, model: str) -> int:
         names = (run_id, job, step, provider, endpoint, model)
-        return self._from_thread(answered(self._actor.leg.remote(self._worker, *names)))
+        return int(self._from_thread(answered(self._actor.leg.remote(self._worker, *names))))
 
     # Requests that another worker asks.
 

@@ -1,4 +1,4 @@
-"""Limits and budget of a run on Ray: one actor leases shares of them to the workers, nothing is asked for one request."""
+"""Limits and budget of a run on Ray: one actor leases shares to the workers; nothing is asked for one request."""
 
 import asyncio
 import time
@@ -29,8 +29,8 @@ class Limit:
     requests_per_minute: float | None
     tokens_per_minute: float | None
     concurrency: int | None
-    shared: bool
-    """Whether other processes of the workspace use it as well."""
+    shared: str | None = None
+    """Under this name other processes of the workspace use it as well; None: it is this run's alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +92,11 @@ class LimiterActor:
         """`budget`: what the run may still spend, in pico-dollars."""
         self._state = state
         self._wholes = {name: Whole(limit) for name, limit in limits.items()}
-        self._shared = {name: whole for name, whole in self._wholes.items() if limits[name].shared}
+        self._shared = {limit.shared: self._wholes[name] for name, limit in limits.items() if limit.shared is not None}
         self._budget = budget
         self._holders: dict[int, Holder] = {}
+        self._leases: Leases | None = None
+        self._keeping: asyncio.Task[None] | None = None
         self._borrowers = 0
         self._moved = asyncio.Event()
 
@@ -106,7 +108,7 @@ class LimiterActor:
 
     async def close(self) -> None:
         """Give it back."""
-        if self._shared:
+        if self._leases is not None and self._keeping is not None:
             self._keeping.cancel()
             self._leases.close()
 

@@ -43,7 +43,6 @@ class Kit:
     source: pa.Schema
     ways: Mapping[str, str | None]
     """Step -> how its model was found to take typed output."""
-    exact_tokens: bool
     run_id: str
     retrying: bool
     results: tuple[str, ...]
@@ -90,6 +89,13 @@ class SharedFanOut(FanOut):
         super().__init__(far, *given)
         self._far = far
         self._elsewhere: set[asyncio.Task[None]] = set()
+        self.over = asyncio.Event()
+        """Set as soon as it has stopped."""
+
+    def stop(self, reason: str) -> None:
+        """See FanOut."""
+        super().stop(reason)
+        self.over.set()
 
     async def close(self, grace: float) -> None:
         """See FanOut."""
@@ -106,9 +112,7 @@ class SharedFanOut(FanOut):
             self._elsewhere.add(task)
             task.add_done_callback(self._elsewhere.discard)
 
-    async def _once_settled(
-        self, lane: Lane, requests: dict[bytes, Request], usable: Callable[[Answer], bool]
-    ) -> None:
+    async def _once_settled(self, lane: Lane, requests: dict[bytes, Request], usable: Callable[[Answer], bool]) -> None:
         try:
             found = await self._far.settled(list(requests))
         except OSError as exc:
@@ -167,13 +171,13 @@ class WorkerActor:
             kit.source,
             providers,
             lambda provider, model: ways[provider.name, model],
-            kit.exact_tokens,
+            False,
         )
         with_files = any(step.endpoint.media for step in steps) or any(_makes_files(step) for step in steps)
         if with_files and not kit.marker.exists():
             raise JobError(
-                f"{kit.workspace.folder}: is not seen by every machine of the Ray cluster, and this job reads or writes "
-                "files of rows; put the workspace on a shared file system at the same path, or run with --engine local"
+                f"{kit.workspace.folder}: is not seen by every machine of the Ray cluster, and rows of this job come "
+                "with files; put the workspace on a shared file system at the same path, or run with --engine local"
             )
         self._media: MediaReader = media_reader_of(kit.workspace, steps, Path(self._scratch.name), kit.files)
         allowances: dict[str, Allowance] = {}
@@ -223,8 +227,7 @@ class WorkerActor:
         """How far it is: after so many seconds, or as soon as it stops."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._fanout.stopped is None:
-                    await asyncio.sleep(min(seconds, 0.05))
+                await self._fanout.over.wait()
         failure = self._fanout.failure
         if failure is not None and not _travels_well(failure):
             failure = RuntimeError(f"{type(failure).__name__}: {failure}")
@@ -259,7 +262,9 @@ class WorkerActor:
     def _light(self, piece: Chunk) -> Chunk:
         """Without what only the steps needed."""
         wanted = {*HANDED_ON, *self._kit.results}
-        tables = [table.select([n for n in table.column_names if n in wanted]) for table in (piece.table, *piece.failed)]
+        tables = [
+            table.select([n for n in table.column_names if n in wanted]) for table in (piece.table, *piece.failed)
+        ]
         return replace(piece, table=tables[0], failed=tables[1:])
 
 

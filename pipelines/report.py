@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from pipelines.amounts import duration, money
 from pipelines.look_words import ENDS
-from pipelines.plan_words import duration, money
 from pipelines.report_charts import bars
 from pipelines.report_facts import HIDDEN, ReportFacts, report_facts
 from pipelines.report_parts import Safe, fact, figures, number, shown_value, table

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from connectors.ledger_file import open_ledger_file
 from connectors.prices import usd
-from connectors.sql_text import quoted
+from connectors.sql_text import quoted, quoted_list
 from pipelines.results import Results, read_results
 
 Facts = Mapping[str, Any]
@@ -55,6 +55,7 @@ def report_facts(job: Path) -> ReportFacts:
     """Read the tables; JobError where there are none yet."""
     results = read_results(job)
     with results.duckdb() as db:
+        order = quoted_list(results.job.key) if results.job.key else "1"
         run_id = _one(db, "select run_id from usage order by started_at desc limit 1").get("run_id")
         return ReportFacts(
             results=results,
@@ -65,7 +66,7 @@ def report_facts(job: Path) -> ReportFacts:
             errors=_errors(db),
             exchange_errors=_all(db, _EXCHANGE_ERRORS),
             columns=_columns(db),
-            samples=db.sql(f"select * from results limit {SAMPLES}").to_arrow_table(),
+            samples=db.sql(f"select * from results order by {order} limit {SAMPLES}").to_arrow_table(),
             runs=_runs(results),
             text=job.read_text(encoding="utf-8"),
         )

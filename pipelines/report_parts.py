@@ -143,7 +143,9 @@ def _file(results: Results, column: str, value: str) -> Safe | None:
             return Safe(f"<figure>{name}</figure>")
         label = escape(f"sound of {column}: {Path(value).name}", quote=True)
         url = data_url(SOUNDS[suffix], path.read_bytes())
-        return Safe(f'<figure><audio controls preload="none" aria-label="{label}" src="{url}"></audio>{name}</figure>')
+        return Safe(
+            f'<figure><audio controls preload="metadata" aria-label="{label}" src="{url}"></audio>{name}</figure>'
+        )
     if path.stat().st_size > LARGEST_PICTURE:
         return Safe(f"<figure>{name}</figure>")
     picture = _picture(path.read_bytes(), f"{column}: {Path(value).name}")

@@ -1,5 +1,6 @@
 """A job's tables for notebooks: results, usage and errors in polars and DuckDB, files by name, neighbours by vector."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
 from os import PathLike
@@ -139,12 +140,12 @@ class Results:
             return pl.scan_parquet(parts, glob=False)
         frame = pl.from_arrow(self._arrow(table))
         assert isinstance(frame, pl.DataFrame)
-        return frame.lazy()
+        return frame.with_columns(*_vectors(frame)).lazy()
 
     def _parts(self, table: str) -> list[Path] | None:
-        """The files of a table that is a folder of Parquet parts; None where it is another."""
+        """The files of a table that is a folder of Parquet parts on this machine; None where it is another."""
         place = self.sink.tables()[table]
-        if not place.endswith(_GLOB):
+        if not place.endswith(_GLOB) or "://" in place:
             return None
         parts = sorted(Path(place.removesuffix(_GLOB)).glob("*.parquet"))
         if not parts:
@@ -174,6 +175,15 @@ class Results:
         }
         cells = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows.items())
         return f"<table><caption>{escape(self.job.name)}</caption>{cells}</table>"
+
+
+def _vectors(frame: "pl.DataFrame") -> "Iterator[pl.Expr]":
+    """The columns of vectors, where what was read has made lists of them: DuckDB does of those in Parquet."""
+    import polars as pl
+
+    for name, kind in frame.schema.items():
+        if kind == pl.List(pl.Float32) and (lengths := frame[name].list.len().drop_nulls().unique()).len() == 1:
+            yield pl.col(name).list.to_array(int(lengths[0]))
 
 
 def _connected() -> duckdb.DuckDBPyConnection:

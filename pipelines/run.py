@@ -16,6 +16,7 @@ from connectors.contracts import Commit
 from connectors.errors import RowmillError
 from connectors.leases import leased
 from connectors.ledger import Ledger, now_us
+from connectors.ledger_file import MEND
 from connectors.prices import PICO, usd
 from pipelines.committer import Committer, rejected
 from pipelines.engine import Engine, Travelling, Work, local_engine
@@ -212,6 +213,8 @@ def _why(failure: BaseException) -> str:
         return "disk full: make room and run again; answers that were received are kept in the ledger"
     if isinstance(failure, OSError):
         return f"cannot write: {failure}"
+    if isinstance(failure, sqlite3.DatabaseError) and not isinstance(failure, sqlite3.OperationalError):
+        return f"the ledger cannot be read ({failure}); {MEND}"
     if isinstance(failure, sqlite3.Error):
         return f"the ledger cannot be written: {failure}"
     if isinstance(failure, RowmillError):

@@ -35,12 +35,15 @@ class Score:
         """The confusion matrix as a picture."""
         from pipelines.charts import confusion
 
-        return confusion(self)
+        return confusion(self.confusion, self.label, self.output, f"{self._right} of {self.rows:,} rows")
+
+    @property
+    def _right(self) -> str:
+        return "none is known to be right" if self.accuracy is None else f"{self.accuracy:.1%} right"
 
     def _repr_html_(self) -> str:
-        told = "no row has both" if self.accuracy is None else f"{self.accuracy:.1%} right"
         left = f", {self.without:,} left out" if self.without else ""
-        caption = f"{escape(self.output)} against {escape(self.label)}: {told} of {self.rows:,} rows{left}"
+        caption = f"{escape(self.output)} against {escape(self.label)}: {self._right} of {self.rows:,} rows{left}"
         return f"<p>{caption}</p>{self.classes._repr_html_()}"
 
 

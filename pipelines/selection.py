@@ -155,8 +155,8 @@ class Selection:
                     f"where {quoted(names[0])} is not null) to {literal(self._table(target))} (format parquet)"
                 )
             nulls = " and ".join(f"{quoted(name)} is null" for name in names)
-            found = db.execute(f"select count(*) from {sink.errors_sql()} where {nulls}").fetchone()
-            self.rejects_there = found[0] if found else 0
+            counted = db.execute(f"select count(*) from {sink.errors_sql()} where {nulls}").fetchone()
+            self.rejects_there = int(counted[0]) if counted else 0
             sink.detach(db)
 
     def counts(self, retried: frozenset[str] = frozenset()) -> Counts:

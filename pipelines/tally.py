@@ -94,6 +94,13 @@ class Tally:
         else:
             self.cost += cost
 
+    def too_many_failed(self, share: float) -> str | None:
+        """Why the run is to stop, where more than this share of at least 100 rows settled has failed."""
+        if self.settled < 100 or self.settled_failed <= share * self.settled:
+            return None
+        words = f"failed_share: {self.settled_failed} of {self.settled} rows failed"
+        return f"{words}, more than limits.failed_share {share} allows"
+
     @property
     def rows_left(self) -> int:
         return self.rows - self.rows_ok - self.rows_failed

@@ -21,7 +21,10 @@ from pipelines.runs import job_lock
 from pipelines.watched_run import run
 
 PARQUET, DUCKDB = "{parquet: out, columns: [text]}", "{duckdb: out.duckdb, table: answers, columns: [text]}"
-of_both_sinks = pytest.mark.parametrize("embedded", [PARQUET, DUCKDB], ids=["parquet", "duckdb"], indirect=True)
+DELTA = "{delta: out, columns: [text]}"
+of_all_sinks = pytest.mark.parametrize(
+    "embedded", [PARQUET, DUCKDB, DELTA], ids=["parquet", "duckdb", "delta"], indirect=True
+)
 
 VECTORS = {
     "text 1": [1, 0, 0],
@@ -63,7 +66,7 @@ def embedded(workspace: Any, provider: Any, cli: Any, request: pytest.FixtureReq
     return job
 
 
-@of_both_sinks
+@of_all_sinks
 def test_the_three_tables_are_lazy_frames_with_vectors_as_arrays(embedded: Path) -> None:
     tables = read_results(embedded)
     assert isinstance(tables.results, pl.LazyFrame)
@@ -79,7 +82,7 @@ def test_the_three_tables_are_lazy_frames_with_vectors_as_arrays(embedded: Path)
     assert tables.job.name == "job"
 
 
-@of_both_sinks
+@of_all_sinks
 def test_the_connection_has_tables_of_the_same_names_and_rows(embedded: Path) -> None:
     tables = read_results(str(embedded))
     with tables.duckdb() as db:
@@ -143,7 +146,7 @@ def test_files_are_found_by_the_name_in_their_column_and_nothing_outside_is(embe
         tables.media("files/gone.png")
 
 
-@of_both_sinks
+@of_all_sinks
 def test_the_neighbours_of_a_row_come_by_cosine_without_itself(embedded: Path) -> None:
     found = read_results(embedded).nearest(key=1, k=2)
     assert found.columns == ["similarity", "id", "text", "answer"]

@@ -35,7 +35,7 @@ def test_nothing_to_score_is_no_accuracy_of_zero() -> None:
     told = score(frame([(None, "a")]), "label", "said")
     assert (told.rows, told.without, told.accuracy) == (0, 1, None)
     assert told.classes.height == told.confusion.height == 0
-    assert "no row has both" in told._repr_html_()
+    assert "none is known to be right of 0 rows, 1 left out" in told._repr_html_()
 
 
 def test_a_column_that_is_not_there_is_named_with_the_nearest() -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import click
 import orjson
 
-from connectors.errors import JobError, RowmillError
+from connectors.errors import JobError, RowmillError, from_system
 from connectors.exchange import OWN_CLASSES, RETRIED_CLASSES, STOPPING_CLASSES
 from pipelines.commands.options import job_argument, job_files, override_options
 from pipelines.log_lines import Level, log_line
@@ -27,7 +27,7 @@ quiet_option = click.option("--quiet", is_flag=True, help="No progress and no cl
 @override_options
 @click.option("--new-run", is_flag=True, help="Close the job's open run and begin another, with a budget of its own.")
 @click.option("--compare", is_flag=True, help="With --limit: old and new answers side by side; nothing is written.")
-@click.option("--engine", type=click.Choice(["local"]), default="local", show_default=True, help="Where to run.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where to run.")
 @as_json_option
 @log_option
 @quiet_option
@@ -52,9 +52,12 @@ def run_command(
       rowmill run jobs/quickstart.yaml --limit 20 --compare --set steps.label.model=gpt-4o
       rowmill run jobs/ --json --quiet
     """
+    on_ray = engine == "ray"
     if compare:
+        if on_ray:
+            raise JobError("--compare: asks for a few rows only; leave --engine ray out")
         return _compare(jobs, overrides, as_json, "json" if log == "json" else "plain", quiet)
-    return _run_all(jobs, overrides, new_run, None, as_json, log, quiet)
+    return _run_all(jobs, overrides, new_run, None, as_json, log, quiet, on_ray)
 
 
 @click.command("retry")
@@ -99,6 +102,7 @@ def _run_all(
     as_json: bool,
     log: str,
     quiet: bool,
+    on_ray: bool = False,
 ) -> int:
     from pipelines.job_graph import GraphJob, graph_of
     from pipelines.many import run_many
@@ -120,10 +124,13 @@ def _run_all(
 
     graph = graph_of(job_files(jobs), overrides)
     if len(graph) == 1:
-        ended(graph[0], _one(graph[0].path, overrides, new_run, retry, "json" if log == "json" else "plain", quiet))
+        one = graph[0]
+        told = _one(one.path, overrides, new_run, retry, "json" if log == "json" else "plain", quiet, on_ray)
+        ended(one, told)
     else:
         flags = [*overrides.flags(), "--json", "--log", log]
         flags += ["--new-run"] if new_run else []
+        flags += ["--engine", "ray"] if on_ray else []
         flags += ["--quiet"] if quiet else []
         run_many(graph, flags, ended)
     return min(codes, key=WORST_FIRST.index, default=0)
@@ -136,19 +143,23 @@ def _one(
     retry: frozenset[str] | None,
     log: Literal["plain", "json"],
     quiet: bool,
+    on_ray: bool,
 ) -> dict[str, Any]:
     """The `--json` object of one job, run in this process; a mistake is told on stderr, on_finish is told all."""
     from pipelines.audits import failed_words
     from pipelines.invoke import invoke
     from pipelines.on_finish import notify_of
     from pipelines.summary import job_name, nothing_done
+    from pipelines.workspace import find_workspace
 
     said: list[str] = []
     try:
-        told = invoke(path, overrides, new_run, retry, log, quiet)
-    except RowmillError as exc:
-        said.append(str(exc))
-        told = nothing_done(job_name(path), exc.exit_code, str(exc))
+        said += find_workspace(path).warnings if not quiet else ()
+        told = invoke(path, overrides, new_run, retry, log, quiet, on_ray)
+    except (RowmillError, OSError) as exc:
+        problem = from_system(exc) if isinstance(exc, OSError) else exc
+        said.append(str(problem))
+        told = nothing_done(job_name(path), problem.exit_code, str(problem))
     said += [f"{told['job']}: {failed}" for failed in failed_words(told.get("audits", ()))]
     if (warning := notify_of(path, overrides, told)) is not None:
         said.append(warning)

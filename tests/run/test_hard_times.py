@@ -287,9 +287,7 @@ def test_one_bad_text_in_a_pack_of_embeddings_is_found_and_its_neighbours_keep_t
 ) -> None:
     workspace.csv(16)
     provider.script = lambda path, body, count: refusal(400, "bad text") if "text 11" in body["input"] else None
-    steps = (
-        '[{name: v, endpoint: embeddings, provider: test, model: e, input: "{{ text }}", dimensions: 2}]'
-    )
+    steps = '[{name: v, endpoint: embeddings, provider: test, model: e, input: "{{ text }}", dimensions: 2}]'
     told = cli.run(workspace.job(steps=steps))
     assert (told["rows_ok"], told["rows_failed"]) == (15, 1)
     assert told["requests"] <= 9

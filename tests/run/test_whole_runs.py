@@ -143,9 +143,7 @@ def test_a_later_step_sees_earlier_outputs_and_its_condition(
     assert told["exit_code"] == 0
 
 
-def test_rows_that_leave_the_source_are_kept_or_removed_as_the_job_says(
-    workspace: Any, cli: Any, read: Read
-) -> None:
+def test_rows_that_leave_the_source_are_kept_or_removed_as_the_job_says(workspace: Any, cli: Any, read: Read) -> None:
     workspace.csv(5)
     keep, remove_ = workspace.job("keep"), workspace.job("remove", sink="{parquet: less, deleted: remove}")
     cli.run(keep)

@@ -159,6 +159,8 @@ def test_earlier_answers_tell_how_long_the_next_will_be(reviews: Any, cli: Any) 
 def test_the_batch_api_is_half_and_a_model_without_a_price_is_not_known(reviews: Any, cli: Any) -> None:
     plan = planned(cli, job_of(reviews, TEXT))
     assert plan["batch_usd"] == pytest.approx(plan["expected_usd"] / 2, rel=0.01)
+    assert cli("plan", reviews.folder / "job.yaml", "--delivery", "batch") == 0
+    assert "by the Batch API, as the job is delivered" in cli.out
     job = job_of(reviews, TEXT, "nobody-knows-it")
     plan = planned(cli, job)
     assert (plan["low_usd"], plan["expected_usd"], plan["high_usd"], plan["batch_usd"]) == (None, None, None, None)
