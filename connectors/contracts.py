@@ -124,6 +124,8 @@ class StepFacts:
     hosts: tuple[str, ...]
     structured: str | None = None
     """How this provider's model was found to take a typed `output`: schema, json_object or prompt; None: not known."""
+    vector_size: int | None = None
+    """How long this provider's model was found to make its vectors; None: not known."""
     exact_tokens: bool = True
     """Whether requests are counted by the model's tokenizer; else roughly, where no limit and no budget needs more."""
     files_prefix: str = "files/"
@@ -200,6 +202,10 @@ class Endpoint(Protocol):
         """The columns among `uses` that hold files."""
 
     @property
+    def unsized(self) -> bool:
+        """Whether its vectors have no known length yet: it can be planned, but not run."""
+
+    @property
     def image_terms(self) -> tuple[str | None, str | None] | None:
         """(size, quality) of the images it makes, which set their price; None where it makes none."""
 
@@ -221,6 +227,7 @@ class OneByOne:
 
     media: Mapping[str, MediaUse] = {}
     image_terms: tuple[str | None, str | None] | None = None
+    unsized: bool = False
 
     def packs(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
         """Each alone."""

@@ -6,13 +6,13 @@ EASED = 0.97
 """After refusals the pace is this share of what passed just before them."""
 
 MANY = 0.05
-"""Where this share is refused, the pace was too high. Where fewer are, it is about right, or they have another cause:
-such a pace is lowered by EASED_LITTLE, no faster than it is raised."""
+"""Where this share is refused, the pace was too high; where fewer are, it is about right, or they have another cause."""
 
-EASED_LITTLE = 0.985
+SOON = 2.5
+"""Seconds after a lowering within which a refusal shows that it was of no use."""
 
-SELDOM = 3.0
-"""Seconds between two such lowerings."""
+USELESS = 4
+"""So many lowerings of no use in a row: what is refused has another cause than the pace."""
 
 FALLS = 0.5
 """One refusal lowers the pace to no less than this share of what it was."""
@@ -49,6 +49,7 @@ class FoundPace:
         self._passed_at: float | None = None
         self._raised_at = now
         self._lowered_at = now
+        self._useless = 0
         self._last = now
         self._seen_before_gap = 0.0
         self._over_minutes = False
@@ -83,8 +84,12 @@ class FoundPace:
                 self._set(now, EASED * seen, seen)
         elif refused >= MANY * (passed + refused):
             self._set(now, max(FALLS * pace, EASED * min(pace, seen)), pace)
-        elif now - self._lowered_at >= SELDOM:
-            self._set(now, EASED_LITTLE * pace, pace)
+        elif now - self._lowered_at >= 1.0:
+            self._useless = self._useless + 1 if now - self._lowered_at < SOON else 0
+            if self._useless < USELESS:
+                self._set(now, EASED * pace, pace)
+            else:
+                self._lowered_at = now
 
     def ease(self, now: float, pace: float, least: float) -> None:
         """Little is left of the allowance, somebody else uses it too: a little slower, at most once a second."""
@@ -95,7 +100,7 @@ class FoundPace:
         """The first answer after refusals, `gap` seconds after the answer before it: where that is long, the limit is
         counted over a long time, and what passed in a minute shows it."""
         seen = self._seen(now, now)
-        if self.per_second is not None and gap >= max(BLOCKED, 10 / self.per_second):
+        if gap >= max(BLOCKED, 0.0 if self.per_second is None else 10 / self.per_second):
             self._over_minutes = True
             if seen < MISSED * self._seen_before_gap:
                 # It let nothing pass until all that it had counted was forgotten: what it had counted is its limit.
@@ -138,7 +143,7 @@ class FoundPace:
         """The counts of this second."""
         second = now // 1.0
         if not self._seconds or self._seconds[-1][0] < second:
-            while self._seconds and self._seconds[0][0] < second - MINUTE:
+            while self._seconds and self._seconds[0][0] < second - 2 * MINUTE:
                 self._seconds.popleft()
             self._seconds.append([second, 0.0, 0.0])
         return self._seconds[-1]

@@ -44,6 +44,8 @@ create table commits (id integer primary key, job text not null, sink text not n
 create index commits_of_sink on commits (job, sink, id);
 create table modes (provider text not null, model text not null, structured text not null,
     primary key (provider, model)) without rowid;
+create table vector_sizes (provider text not null, model text not null, size integer not null,
+    primary key (provider, model)) without rowid;
 create table days (day text primary key, spent integer not null) without rowid;
 create table batches (mark text primary key, job text not null, leg integer not null, state text not null,
     file_id text, batch_id text, day text, at integer not null) without rowid;

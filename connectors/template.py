@@ -19,6 +19,9 @@ FUEL = 1_000_000
 
 CONSTANTS = frozenset({"true", "false", "none", "True", "False", "None", "row"})
 
+_IN_BRACKETS = re.compile(r"""\brow\s*\[\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*\]""")
+"""Of `row["any name"]` the string, as it is written."""
+
 LARGEST = 20 << 20
 """Characters of one rendering."""
 
@@ -59,8 +62,9 @@ class Template:
         names = set(environment.undeclared_variables_in_template("template"))
         if "row" in names:
             names.discard("row")
-            names.update(re.findall(r"""\brow\s*\[\s*["'](.*?)["']\s*\]""", source))
-            names.update(re.findall(r"\brow\.([A-Za-z_]\w*)", source))
+            code = " ".join(re.findall(r"(?s)\{\{.*?\}\}|\{%.*?%\}", source))
+            names.update(environment.eval_expr(name) for name in _IN_BRACKETS.findall(code))
+            names.update(re.findall(r"\brow\.([A-Za-z_]\w*)", code))
         self.columns = frozenset(names) - {"range", "dict", "namespace", "debug", "loop"}
         self._environment = environment
         self._by_row = bool(re.search(r"\brow\b", source))

@@ -23,6 +23,7 @@ from pipelines.workspace import LOCAL, Workspace, find_workspace
 
 if TYPE_CHECKING:
     from pipelines.run import Ended
+    from pipelines.tally import Tally
 
 
 def invoke(
@@ -54,18 +55,11 @@ def invoke(
         job_lock(workspace.state, loaded.job.name),
         opened_ledger(workspace) as ledger,
         local_provider(loaded, workspace) as local_url,
-        prepared(loaded, workspace, ledger, local_url) as ready,
+        _sized(loaded, workspace, ledger, local_url, overrides, new_run) as (ready, tally),
     ):
-        _check_sink(ready, overrides)
-        _check_budget(ready)
-        check_audits(ready)
-        with placed(loaded):
-            ready.selection.check_keys()
-        await_crew(workspace.state, ready.job.name)
-        ledger.recover(ready.job.name)
         prepare_sink(ready, ledger)
         ready.selection.see(None if ready.job.sink.write == "replace" else ready.sink)
-        run = open_run(ledger, ready.job.name, new_run)
+        run = open_run(ledger, ready.job.name, new_run and tally is None)
         told: dict[str, Any] | None = None
         lines = ProgressLog(ready.job.name, run.run_id, run.continued) if log == "json" and not quiet else None
         follow = progress(ready.job.name, quiet) if lines is None else lines.follow
@@ -74,7 +68,7 @@ def invoke(
             follow = observer.following(follow)
         follow = noted(workspace.state, ready.job.name, run.run_id, follow)
         try:
-            ended = run_loop(run_job(ready, ledger, run, RunOptions(retry, engine=engine), follow))
+            ended = run_loop(run_job(ready, ledger, run, RunOptions(retry, engine=engine, tally=tally), follow))
             if lines is not None:
                 lines.look()
             told = _closed(ready, ledger, run, ended)
@@ -82,6 +76,40 @@ def invoke(
             if observer is not None:
                 observer.ended(told)
         return told
+
+
+@contextlib.contextmanager
+def _sized(
+    loaded: LoadedJob, workspace: Workspace, ledger: Ledger, local_url: str | None, overrides: Overrides, new_run: bool
+) -> "Iterator[tuple[ReadyJob, Tally | None]]":
+    """The job, checked; and what was counted where its vectors' length had to be asked for first."""
+    from pipelines.loop import run_loop
+    from pipelines.vector_sizes import ask_sizes, seen_in_sink, unsized
+
+    tally: Tally | None = None
+    for look in (seen_in_sink, None):
+        with prepared(loaded, workspace, ledger, local_url) as ready:
+            _check(ready, overrides)
+            await_crew(workspace.state, ready.job.name)
+            ledger.recover(ready.job.name)
+            if not unsized(ready):
+                yield ready, tally
+                return
+            if look is not None:
+                look(ready, ledger)
+                continue
+            tally = run_loop(ask_sizes(ready, ledger, open_run(ledger, ready.job.name, new_run)))
+    with prepared(loaded, workspace, ledger, local_url) as ready:
+        yield ready, tally
+
+
+def _check(ready: ReadyJob, overrides: Overrides) -> None:
+    """All that can be wrong is told before anything is sent."""
+    _check_sink(ready, overrides)
+    _check_budget(ready)
+    check_audits(ready)
+    with placed(ready.loaded):
+        ready.selection.check_keys()
 
 
 def _closed(ready: ReadyJob, ledger: Ledger, run: OpenRun, ended: "Ended") -> dict[str, Any]:

@@ -106,7 +106,13 @@ def prepared(
         with reader, contextlib.ExitStack() as closing:
             members = {step.provider: _members(workspace, step.provider, local_url) for step in job.steps}
             steps = ready_steps(
-                loaded, workspace, reader.schema, members, lambda *asked: _known_way(ledger, *asked), exact_tokens
+                loaded,
+                workspace,
+                reader.schema,
+                members,
+                lambda *asked: _known_way(ledger, *asked),
+                exact_tokens,
+                lambda *asked: _known_size(ledger, *asked),
             )
             for step in steps:
                 if step.when is not None:
@@ -139,9 +145,10 @@ def ready_steps(
     providers: Mapping[str, Sequence[Provider]],
     known_way: Callable[[Provider, str], str | None],
     exact_tokens: bool,
+    known_size: Callable[[Provider, str], int | None] = lambda provider, model: None,
 ) -> Sequence[ReadyStep]:
     """The steps over the columns of the source. `providers`: what a step names -> who is asked. `known_way`: how a
-    provider's model was found to take typed output."""
+    provider's model was found to take typed output; `known_size`: how long its vectors were found to be."""
     columns: dict[str, pa.DataType] = {field.name: field.type for field in source}
     ready: list[ReadyStep] = []
     for step in loaded.job.steps:
@@ -154,6 +161,7 @@ def ready_steps(
             roots=workspace.roots,
             hosts=workspace.hosts,
             structured=known_way(provider, step.model),
+            vector_size=known_size(provider, step.model),
             exact_tokens=exact_tokens or _counting(loaded.job, workspace, members),
             files_prefix=loaded.job.sink.files_prefix,
         )
@@ -254,3 +262,10 @@ def _known_way(ledger: Ledger | None, provider: Provider, model: str) -> str | N
         return None
     found = ledger.query("select structured from modes where provider = ? and model = ?", (provider.tag, model))
     return str(found[0][0]) if found else None
+
+
+def _known_size(ledger: Ledger | None, provider: Provider, model: str) -> int | None:
+    if ledger is None:
+        return None
+    found = ledger.query("select size from vector_sizes where provider = ? and model = ?", (provider.tag, model))
+    return int(found[0][0]) if found else None

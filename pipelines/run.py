@@ -44,6 +44,8 @@ class RunOptions:
     """Seconds that what is in flight has to land after the first Ctrl-C."""
     engine: Callable[[Work], Engine] | None = None
     """Makes what takes the rows through the steps; None: this process does."""
+    tally: Tally | None = None
+    """What this invocation has done already; None: nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ async def run_job(
 ) -> Ended:
     """Ask for every row that wants an answer, and commit what comes; the job's lock is held by the caller."""
     job = ready.job
-    tally = Tally()
+    tally = options.tally or Tally()
     counts = ready.selection.counts(options.retry or frozenset())
     tally.rows = counts.rows + len(ready.reader.rejects)
     tally.rows_ok = tally.rows_reused = counts.done

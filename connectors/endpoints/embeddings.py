@@ -40,7 +40,7 @@ class EmbeddingsStep(StepModel):
     endpoint: Literal["embeddings"] = Field(description="POST /embeddings.")
     input: str = Field(min_length=1, description="The text; a template.", examples=["{{ body }}"])
     dimensions: int | None = Field(
-        default=None, ge=1, description="Length of the vectors; to be named for models whose length is not known."
+        default=None, ge=1, description="Length of the vectors, sent to the provider; left out: the model's own."
     )
     output: str | None = Field(default=None, description="The column's name; default: the step's.")
 
@@ -67,18 +67,15 @@ class Embeddings(OneByOne):
                 raise JobError(f"{where}.input: no column {name}; {did_you_mean(name, facts.columns)}")
         self.uses = self._input.columns
         known = SIZES.get(step.model)
-        size = step.dimensions or step.params.get("dimensions") or known
-        if size is None:
-            raise JobError(
-                f"{where}.model: the length of this model's vectors is not known; add dimensions: N "
-                "(it is sent only to models that take it: name the length that the model has)"
-            )
-        self._size = int(size)
+        size = step.dimensions or step.params.get("dimensions") or known or facts.vector_size
+        self.unsized = size is None
+        self._size = int(size or 0)
         self._fixed: dict[str, Any] = {"model": step.model, "encoding_format": "base64", **step.params}
         if step.dimensions is not None and step.dimensions != known:
             self._fixed["dimensions"] = step.dimensions
         self._fixed |= step.extra_body
-        self._column = pa.field(step.output or step.name, pa.list_(pa.float32(), self._size))
+        vector = pa.list_(pa.float32()) if self.unsized else pa.list_(pa.float32(), self._size)
+        self._column = pa.field(step.output or step.name, vector)
         self.fields = (self._column,)
         self._memo: tuple[bytes, Any] | None = None
 
@@ -149,7 +146,7 @@ class Embeddings(OneByOne):
                 raw = np.asarray(told, dtype="<f4").tobytes()
         except (binascii.Error, ValueError, TypeError) as exc:
             raise MalformedReply(f"a vector cannot be read: {exc}") from exc
-        if len(raw) != 4 * self._size:
+        if len(raw) != 4 * self._size and not (self.unsized and raw and len(raw) % 4 == 0):
             raise MalformedReply(
                 f"a vector has {len(raw) / 4:g} numbers, {self._size} were expected; is `dimensions` right?"
             )
@@ -175,6 +172,8 @@ class Embeddings(OneByOne):
 
     def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
         """One fixed-size list column, its numbers taken from the bytes as they are."""
+        if self.unsized:
+            return [pa.nulls(len(values), self._column.type)]
         empty = bytes(4 * self._size)
         joined = b"".join(empty if row is None else row[0] for row in values)
         mask = None

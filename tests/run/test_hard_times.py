@@ -245,7 +245,7 @@ def test_an_answer_that_does_not_fit_gets_one_repair_turn(workspace: Any, provid
 
     def script(path: str, body: Any, count: int) -> Any:
         last = body["messages"][-1]["content"]
-        if last == "text 1" or len(body["messages"]) > 1 and body["messages"][0]["content"] == "text 2":
+        if last == "text 1" or (len(body["messages"]) > 1 and body["messages"][0]["content"] == "text 2"):
             return None
         content = '{"mood": "good"}' if last != "text 2" and len(body["messages"]) == 1 else "certainly! good"
         if len(body["messages"]) > 1:

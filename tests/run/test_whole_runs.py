@@ -13,7 +13,8 @@ Read = Callable[..., Rows]
 def test_every_row_is_asked_once_and_stands_in_the_results(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
     workspace.csv(300)
     told = cli.run(workspace.job())
-    assert {name: told[name] for name in ("rows", "rows_ok", "rows_reused", "rows_failed", "rows_left", "requests")} == {
+    names = ("rows", "rows_ok", "rows_reused", "rows_failed", "rows_left", "requests")
+    assert {name: told[name] for name in names} == {
         "rows": 300, "rows_ok": 300, "rows_reused": 0, "rows_failed": 0, "rows_left": 0, "requests": 300,
     }  # fmt: skip
     assert (told["retries"], told["input_tokens"], told["output_tokens"]) == (0, 3000, 1500)
