@@ -41,19 +41,29 @@ def job_lock(state: Path, job: str) -> Iterator[None]:
     path = folder / f"{job}.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _taken(descriptor):
             holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
             raise Locked(
                 f"{job}: another run of this job is under way (process {holder or 'unknown'}); "
                 "wait for its end, or look at it with: rowmill status"
-            ) from None
+            )
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def _taken(descriptor: int) -> bool:
+    """Whether the lock could be had; who only looks whether it is held has it for a moment."""
+    for _ in range(4):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+        else:
+            return True
+    return False
 
 
 def crew_lock(state: Path, job: str) -> AbstractContextManager[None]:

@@ -136,7 +136,7 @@ def test_a_second_signal_leaves_at_once_and_loses_nothing(workspace: Any, provid
 
 def test_two_runs_of_one_job_at_once_are_refused(workspace: Any, provider: Any, cli: Any) -> None:
     workspace.csv(5)
-    provider.latency = 1.0
+    provider.latency = 3.0
     job = workspace.job()
     process = started(job)
     while not provider.seen:
