@@ -165,7 +165,7 @@ def _top(told: Any) -> list[dict[str, Any]] | None:
 
 
 def _bytes(told: Any) -> list[int] | None:
-    whole = isinstance(told, list) and all(isinstance(one, int) and 0 <= one < 256 for one in told)
+    whole = isinstance(told, list) and all(type(one) is int and 0 <= one < 256 for one in told)
     return told if whole else None
 
 

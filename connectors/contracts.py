@@ -27,7 +27,9 @@ class SourceModel(Model):
     key: str | Columns | None = Field(
         default=None, description="Column or list of columns: the identity of a row; checked unique and not null."
     )
-    where: str | None = Field(default=None, description="SQL predicate, pushed down to the reader; NULL is false.")
+    where: str | None = Field(
+        default=None, min_length=1, description="SQL predicate, pushed down to the reader; NULL is false."
+    )
     limit: int | None = Field(default=None, ge=0, description="Only the first N rows in source order, after `where`.")
 
 
@@ -39,7 +41,9 @@ class StepModel(Model):
     model: str = Field(min_length=1, description="The model to ask.")
     params: dict[str, Any] = Field(default_factory=dict, description="The API's own parameters, checked.")
     extra_body: dict[str, Any] = Field(default_factory=dict, description="Sent as it is, unchecked.")
-    when: str | None = Field(default=None, description="SQL predicate over the row so far; else the outputs are null.")
+    when: str | None = Field(
+        default=None, min_length=1, description="SQL predicate over the row so far; else the outputs are null."
+    )
     detail: bool = Field(default=False, description="Adds the column `<step>_finish_reason`.")
     reuse: bool = Field(default=True, description="false: equal requests of different rows are each asked, once.")
 

@@ -6,13 +6,19 @@ EASED = 0.97
 """After refusals the pace is this share of what passed just before them."""
 
 MANY = 0.05
-"""Where this share is refused, the pace was too high; where fewer are, it is about right, or they have another cause."""
+"""Where this share was refused, the pace was much too high, and what passed tells how much."""
 
-SOON = 2.5
-"""Seconds after a lowering within which a refusal shows that it was of no use."""
+SOME = 0.01
+"""Where a lower pace leaves the refused share above this and above half of what it was, it was of no use."""
 
 USELESS = 4
-"""So many lowerings of no use in a row: what is refused has another cause than the pace."""
+"""After so many lowerings of no use what is refused has another cause than the pace: it is lowered no further."""
+
+ENOUGH = 10
+"""Requests after a lowering that show what came of it."""
+
+SOON = 2.5
+"""Seconds: refusals that come sooner after a lowering were not prevented by it."""
 
 FALLS = 0.5
 """One refusal lowers the pace to no less than this share of what it was."""
@@ -50,6 +56,8 @@ class FoundPace:
         self._raised_at = now
         self._lowered_at = now
         self._useless = 0
+        self._share = 1.0
+        """Of what was sent after one lowering, what was refused before the next."""
         self._last = now
         self._seen_before_gap = 0.0
         self._over_minutes = False
@@ -75,21 +83,32 @@ class FoundPace:
 
     def lower(self, now: float, pace: float | None) -> None:
         """After a refusal, when sending again; `pace`: that which was kept to, None where none was."""
-        since = now - min(2.0, max(1.0, now - max(self._lowered_at, self._began)))
-        passed, refused = self._count(since, 1), self._count(since, 2)
-        seen = passed / (now - since)
+        lowered = max(self._lowered_at, self._began)
+        since = now - min(2.0, max(1.0, now - lowered))
+        seen = self._count(since, 1) / (now - since)
         if pace is None:
             # Where nothing has passed yet there is nothing to go by.
             if seen > 0:
                 self._set(now, EASED * seen, seen)
-        elif refused >= MANY * (passed + refused):
+            return
+        passed, refused = self._count(lowered, 1), self._count(lowered, 2)
+        if passed + refused < ENOUGH or now - lowered < 0.5:
+            return
+        share = refused / (passed + refused)
+        in_vain = now - lowered < SOON if share < SOME else share >= self._share / 2
+        self._useless = self._useless + 1 if in_vain else 0
+        self._share = share
+        if self._useless >= USELESS:
+            self._lowered_at = now
+        elif share >= MANY:
             self._set(now, max(FALLS * pace, EASED * min(pace, seen)), pace)
-        elif now - self._lowered_at >= 1.0:
-            self._useless = self._useless + 1 if now - self._lowered_at < SOON else 0
-            if self._useless < USELESS:
-                self._set(now, EASED * pace, pace)
-            else:
-                self._lowered_at = now
+        else:
+            self._set(now, EASED * pace, pace)
+
+    def anew(self, now: float) -> None:
+        """Another pace is kept to from now on: what was refused before says nothing about it."""
+        self._lowered_at = now
+        self._useless = 0
 
     def ease(self, now: float, pace: float, least: float) -> None:
         """Little is left of the allowance, somebody else uses it too: a little slower, at most once a second."""

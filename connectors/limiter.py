@@ -218,6 +218,7 @@ class Allowance:
             if self._repace():
                 # What was sent before at another pace says nothing about this one.
                 self._epoch += 1
+                self._found.anew(self._now())
         for kind, limit, remaining in zip(("requests", "tokens"), limits, left, strict=True):
             stated = self._stated_pace
             if limit is None or remaining is None or stated is None or not (pace := self.requests.per_second):

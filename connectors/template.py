@@ -22,6 +22,10 @@ CONSTANTS = frozenset({"true", "false", "none", "True", "False", "None", "row"})
 _IN_BRACKETS = re.compile(r"""\brow\s*\[\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*\]""")
 """Of `row["any name"]` the string, as it is written."""
 
+_CODE = re.compile(r"(?s)\{\{.*?\}\}|\{%.*?%\}")
+_COMMENT = re.compile(r"(?s)\{#.*?#\}")
+_STRING = re.compile(r"""(?s)"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
+
 LARGEST = 20 << 20
 """Characters of one rendering."""
 
@@ -59,6 +63,7 @@ class Template:
             environment.add_template("template", source)
         except minijinja.TemplateError as exc:
             raise JobError(f"{where}: the template cannot be read: {_said(exc)}; see minijinja's syntax") from exc
+        _check_filters(environment, source, where)
         names = set(environment.undeclared_variables_in_template("template"))
         if "row" in names:
             names.discard("row")
@@ -87,6 +92,21 @@ class Template:
         if len(text) > LARGEST:
             raise TemplateProblem(f"the rendered text has {len(text):,} characters, more than {LARGEST:,}")
         return text
+
+
+def _check_filters(environment: minijinja.Environment, source: str, where: str) -> None:
+    """JobError for a filter that there is not: minijinja itself would tell row by row."""
+    if "raw" in source:
+        return  # Between {% raw %} and {% endraw %} braces are no code.
+    code = _STRING.sub("''", " ".join(_CODE.findall(_COMMENT.sub("", source))))
+    for name in sorted(set(re.findall(r"(?<!\|)\|\s*([A-Za-z_]\w*)", code))):
+        try:
+            environment.eval_expr(f"''|{name}")
+        except minijinja.TemplateError as exc:
+            if f"filter {name} is unknown" in str(exc):
+                raise JobError(
+                    f"{where}: no filter {name}; write one of Jinja's, such as upper, trim or length"
+                ) from exc
 
 
 def plain(value: Any) -> Any:

@@ -44,7 +44,11 @@ def _fulfilled(
     tests = [(name, kind) for name, kinds in tried.items() for kind in kinds]
     answers: dict[str, list[tuple[str, bool | None]]] = {name: [] for name in tried}
     if tests:
-        columns = (f"bool_and({CANDIDATES[kind].replace('VALUE', quoted(name))})" for name, kind in tests)
+        # A null has every type: `try_cast(null …) is not null` is false, and would speak against it.
+        columns = (
+            f"bool_and({CANDIDATES[kind].replace('VALUE', quoted(name))}) filter (where {quoted(name)} is not null)"
+            for name, kind in tests
+        )
         row = connection.execute(f"select {', '.join(columns)} from {relation}").fetchone()
         assert row is not None
         for (name, kind), all_do in zip(tests, row, strict=True):

@@ -8,9 +8,23 @@ import jsonschema_rs
 import orjson
 import pyarrow as pa
 
+from connectors.errors import did_you_mean
+
 TYPES = ("string", "integer", "number", "boolean", "array", "object")
 RESERVED = re.compile(r"^(_run_id|_row_.*|_part|_key|_in_errors)$")
 SMALLEST, LARGEST = -(2**63), 2**63 - 1
+
+KEYWORDS = {
+    "type", "nullable", "enum", "const", "title", "description", "default", "examples", "deprecated", "readOnly",
+    "writeOnly", "format", "contentEncoding", "contentMediaType", "pattern", "minLength", "maxLength", "minimum",
+    "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "items", "prefixItems", "contains", "minContains",
+    "maxContains", "minItems", "maxItems", "uniqueItems", "properties", "required", "additionalProperties",
+    "patternProperties", "propertyNames", "minProperties", "maxProperties", "dependentRequired", "anyOf", "allOf",
+    "oneOf", "not", "if", "then", "else",
+}  # fmt: skip
+"""Of JSON Schema, and `nullable`; what begins with $ or x- is let through."""
+
+BOUNDS = (("minimum", "maximum"), ("minLength", "maxLength"), ("minItems", "maxItems"))
 
 
 class TypedOutput:
@@ -101,10 +115,32 @@ def _typed(spec: Any, where: str) -> tuple[dict[str, Any], pa.DataType]:
         kind = pa.list_(of)
     else:
         kind = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}[kinds]
+    _check_keywords(schema, kinds, where)
     schema["type"] = [kinds, "null"] if nullable else kinds
     if nullable and "enum" in schema and None not in schema["enum"]:
         schema["enum"] = [*schema["enum"], None]
     return schema, kind
+
+
+def _check_keywords(schema: Mapping[str, Any], kind: str, where: str) -> None:
+    """ValueError for what no answer could fit, and for a keyword that there is not: both would be paid for first."""
+    for word in schema:
+        if word not in KEYWORDS and not word.startswith(("$", "x-")):
+            raise ValueError(f"{where}.{word}: no such key; {did_you_mean(word, KEYWORDS)}")
+    if "enum" in schema:
+        values = schema["enum"]
+        if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+            raise ValueError(f"{where}.enum: found {values!r}, no list of values; write e.g. enum: [billing, other]")
+        fits = jsonschema_rs.validator_for({"type": [kind, "null"]}).is_valid
+        for value in values:
+            if not fits(value):
+                raise ValueError(
+                    f"{where}.enum: {value!r} is no {kind}; write values of that type (in quotes for texts)"
+                )
+    for least, most in BOUNDS:
+        low, high = schema.get(least), schema.get(most)
+        if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
+            raise ValueError(f"{where}.{least}: {low} is more than {most} {high}, so nothing fits; correct one of them")
 
 
 def _closed(properties: dict[str, Any]) -> dict[str, Any]:

@@ -65,6 +65,10 @@ def rowmill() -> None:
     """
 
 
+REPORTING = ("rowmill run", "rowmill retry")
+"""The commands whose `--json` tells how a run ended, also where none was begun."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     signal.signal(signal.SIGTERM, _interrupted)
@@ -87,7 +91,10 @@ def exit_code_of(arguments: Sequence[str] | None = None) -> int:
         return 130
     except click.UsageError as exc:
         where = "rowmill" if exc.ctx is None else exc.ctx.command_path
-        click.echo(f"{where}: {exc.format_message().rstrip('.')}; see {where} --help", err=True)
+        mistake = f"{where}: {exc.format_message().rstrip('.')}; see {where} --help"
+        if where in REPORTING and "--json" in (sys.argv[1:] if arguments is None else arguments):
+            _report_nothing(mistake)
+        click.echo(mistake, err=True)
         return 2
     except click.ClickException as exc:
         exc.show()
@@ -103,6 +110,15 @@ def exit_code_of(arguments: Sequence[str] | None = None) -> int:
         click.echo(str(told), err=True)
         return told.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _report_nothing(stopped: str) -> None:
+    """The object of `--json` for a command line that names no job which could be run."""
+    import orjson
+
+    from pipelines.summary import nothing_done
+
+    click.echo(orjson.dumps(nothing_done(None, 2, stopped)))
 
 
 if __name__ == "__main__":

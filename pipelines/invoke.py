@@ -133,7 +133,7 @@ def _closed(ready: ReadyJob, ledger: Ledger, run: OpenRun, ended: "Ended") -> di
 
 def _check_sink(ready: ReadyJob, overrides: Overrides) -> None:
     loaded = ready.loaded
-    if loaded.changed_by and not gives_sink(overrides, SINKS) and ready.sink.present():
+    if loaded.changed_by and ready.sink.present() and _in_own_sink(ready, overrides):
         raise JobError(
             f"{loaded.changed_by[0]}: changes answers, and {ready.sink_name} holds rows of the job as written; "
             "add --sink PATH to write them elsewhere"
@@ -143,6 +143,18 @@ def _check_sink(ready: ReadyJob, overrides: Overrides) -> None:
             f"{loaded.at('sink', 'write')}: replace would leave only the first rows in {ready.sink_name}; "
             "run without a limit, or add --sink PATH"
         )
+
+
+def _in_own_sink(ready: ReadyJob, overrides: Overrides) -> bool:
+    """Whether the run writes where the job as written does, also where a flag names that very place."""
+    if not gives_sink(overrides, SINKS):
+        return True
+    try:
+        written = load_job(ready.loaded.path).job.sink
+    except JobError:
+        return False
+    folder = ready.workspace.folder
+    return (folder / written.identity).resolve() == (folder / ready.job.sink.identity).resolve()
 
 
 def _check_budget(ready: ReadyJob) -> None:

@@ -9,7 +9,7 @@ from connectors.errors import JobError
 from connectors.tables import errors_schema, results_schema
 from pipelines.jobfile import LoadedJob, load_job
 from pipelines.overrides import NONE, Overrides
-from pipelines.workspace import FILE_NAME, Workspace
+from pipelines.workspace import FILE_NAME, Workspace, find_workspace
 from pipelines.yaml_lines import read_yaml
 
 SUFFIXES = (".yaml", ".yml")
@@ -33,11 +33,12 @@ def job_files_in(folder: Path) -> list[Path]:
 
 
 def graph_of(paths: Iterable[Path], overrides: Overrides = NONE) -> list[GraphJob]:
-    """The jobs in an order in which each stands behind those that it needs; JobError for a cycle or a name twice.
+    """The jobs, each behind those that it needs; JobError for a circle, and for a name or a sink that two share.
 
     A file that is no job file stands for itself: what is wrong with it is told when it is run.
     """
     jobs: dict[str, GraphJob] = {}
+    sinks: dict[Path, Path] = {}
     for path in paths:
         try:
             job = load_job(path, overrides).job
@@ -46,6 +47,13 @@ def graph_of(paths: Iterable[Path], overrides: Overrides = NONE) -> list[GraphJo
             continue
         if job.name in jobs:
             raise JobError(f"{path}: name: {job.name} is the name of {jobs[job.name].path} too; give each its own name")
+        # Two that wrote into one table would each take the other's rows for its own.
+        sink = _workspace_folder(path) / job.sink.identity
+        if sink in sinks:
+            raise JobError(
+                f"{path}: sink: {job.sink.identity} is the sink of {sinks[sink]} too; give each job a sink of its own"
+            )
+        sinks[sink] = path
         jobs[job.name] = GraphJob(path, job.name, () if job.reads_job is None else (job.reads_job,))
     return _sorted({name: _among(job, jobs) for name, job in jobs.items()})
 
@@ -85,6 +93,13 @@ def drawn(jobs: Sequence[GraphJob]) -> str:
     for name in below.get(None, []):
         draw(name, "", True, True)
     return "\n".join(lines)
+
+
+def _workspace_folder(path: Path) -> Path:
+    try:
+        return find_workspace(path).folder
+    except JobError:
+        return path.absolute().parent
 
 
 def _named(path: Path) -> str | None:

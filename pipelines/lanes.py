@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from connectors.contracts import Provider
-from connectors.exchange import Request
+from connectors.exchange import Request, RowError
 from connectors.limiter import Allowance
 from connectors.price_cache import remembered_price
 from connectors.prices import FREE, Price, image_price, price_of, worst_cost
@@ -19,6 +19,10 @@ from pipelines.workspace import LOCAL, Workspace
 
 TEXT_BYTES = 1 << 16
 """Bodies up to this size are text: their bytes bound their tokens. Larger ones carry media and count as estimated."""
+
+
+REFUSED = RowError("bad_request", "response_format is not supported")
+"""As a server words it that does not know this way to ask for typed output."""
 
 
 class Laned(Protocol):
@@ -48,7 +52,9 @@ def lanes_of(ready: Laned, ledger: RunLedger, run_id: str, allowances: dict[str,
         if step.pooled:
             pool = Pool(members)
             lane = replace(lane, provider=step.provider, price=step_price(ready, step), worst=pool.worst, pool=pool)
-        steps.append(Step(lane, step.when, _easier(step, ledger)))
+        # In a batch, one row ahead would be a batch of its own: hours.
+        known = step.facts.structured is not None or job.delivery == "batch" or lane.endpoint.easier(REFUSED) is None
+        steps.append(Step(lane, step.when, _easier(step, ledger), known))
     return steps
 
 

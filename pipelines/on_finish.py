@@ -15,6 +15,7 @@ import orjson
 from connectors.errors import JobError
 from pipelines.jobfile import Job, load_job
 from pipelines.overrides import Overrides
+from pipelines.summary import for_programs
 from pipelines.workspace import Workspace, find_workspace
 
 COMMAND_SECONDS = 60.0
@@ -25,7 +26,7 @@ def notify(job: Job, told: Mapping[str, Any], workspace: Workspace) -> str | Non
     """Hand the `--json` object to the job's on_finish; what went wrong, None where nothing did."""
     if job.on_finish is None:
         return None
-    report = orjson.dumps(told)
+    report = orjson.dumps(for_programs(told))
     if job.on_finish.command is not None:
         problem = _command(job.on_finish.command, report, workspace.folder)
         return problem and f"{job.name}: on_finish: {problem}; the run itself is not touched by this"

@@ -104,7 +104,10 @@ def prepared(
         with placed(loaded):
             reader = Reader(job.source, facts)
         with reader, contextlib.ExitStack() as closing:
-            members = {step.provider: _members(workspace, step.provider, local_url) for step in job.steps}
+            members = {
+                step.provider: _members(workspace, loaded, step, local_url)
+                for step in reversed(job.steps)  # Of two steps that name a wrong one the first is told.
+            }
             steps = ready_steps(
                 loaded,
                 workspace,
@@ -174,8 +177,8 @@ def ready_steps(
     return ready
 
 
-def _members(workspace: Workspace, name: str, local_url: str | None) -> Sequence[Provider]:
-    members = workspace.members(name)
+def _members(workspace: Workspace, loaded: LoadedJob, step: StepKind, local_url: str | None) -> Sequence[Provider]:
+    members = workspace.members(step.provider, loaded.at("steps", step.name, "provider"))
     if local_url is None:
         return members
     return tuple(replace(one, base_url=local_url) if one.name == LOCAL else one for one in members)

@@ -1,6 +1,6 @@
 """The sink's tables as projections of the ledger: the usage table, and the results and errors built again."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -57,45 +57,58 @@ def add_usage(ledger: Ledger, sink: Sink, job: str) -> None:
         if not upto
         else [(writer,) for writer in range(1, ledger.writer + 1)]
     )
+    legs = {
+        leg: told
+        for leg, *told in ledger.query(
+            "select id, run_id, job, step, provider, endpoint, model from legs where job = ?", (job,)
+        )
+    }
     for (writer,) in writers:
         rows: list[tuple[Any, ...]] = []
         for row in ledger.stream(
-            "select e.seq, l.run_id, l.job, l.step, e.keys, e.fingerprints, l.provider, l.endpoint, l.model, "
-            "e.model_version, e.attempt, e.http_status, e.error_class, e.input_tokens, e.cached_tokens, "
-            "e.output_tokens, e.reasoning_tokens, e.audio_seconds, e.characters, e.images, e.cost, e.started_at, "
-            "e.latency_ms, e.first_token_ms, e.request_id, e.finish_reason from exchanges e join legs l "
-            "on l.id = e.leg where e.writer = ? and e.seq > ? and l.job = ? order by e.seq",
+            f"select e.seq, e.leg, {', '.join(f'e.{_COLUMN_OF.get(name, name)}' for name in _OF_EXCHANGE)} "
+            "from exchanges e where e.writer = ? and e.seq > ? and e.leg in (select id from legs where job = ?) "
+            "order by e.seq",
             (writer, upto.get(writer, 0), job),
         ):
             rows.append(row)
             if len(rows) == USAGE_ROWS:
-                _write_usage(ledger, sink, writer, rows)
+                _write_usage(ledger, sink, writer, legs, rows)
                 rows = []
         if rows:
-            _write_usage(ledger, sink, writer, rows)
+            _write_usage(ledger, sink, writer, legs, rows)
 
 
-def _write_usage(ledger: Ledger, sink: Sink, writer: int, rows: Sequence[tuple[Any, ...]]) -> None:
-    seqs, *columns = zip(*rows, strict=True)
-    # The query names the table's columns in their order.
-    arrays = [
-        pa.array([_usage_value(field.name, value) for value in column], field.type)
-        for field, column in zip(usage_schema(), columns, strict=True)
-    ]
+_OF_LEG = ("run_id", "job", "step", "provider", "endpoint", "model")
+_OF_EXCHANGE = tuple(name for name in usage_schema().names if name not in _OF_LEG)
+_COLUMN_OF = {"cost_usd": "cost"}
+_READ: Mapping[str, Callable[[Any], Any]] = {
+    "keys": orjson.loads,
+    "fingerprints": lambda blob: [blob[start : start + 16].hex() for start in range(0, len(blob), 16)],
+    "cost_usd": usd,
+}
+"""Columns of the usage table that the ledger keeps in another form."""
+
+
+def _write_usage(
+    ledger: Ledger, sink: Sink, writer: int, legs: Mapping[int, Sequence[str]], rows: Sequence[tuple[Any, ...]]
+) -> None:
+    seqs, of_leg, *columns = zip(*rows, strict=True)
+    values = dict(zip(_OF_EXCHANGE, columns, strict=True))
+    numbers = {leg: place for place, leg in enumerate(legs)}
+    places = pa.array([numbers[leg] for leg in of_leg], pa.int32())
+    arrays = []
+    for field in usage_schema():
+        if field.name in _OF_LEG:
+            told = pa.array([leg[_OF_LEG.index(field.name)] for leg in legs.values()], field.type)
+            arrays.append(told.take(places))
+            continue
+        column, read = values[field.name], _READ.get(field.name)
+        if read is not None:
+            column = [None if value is None else read(value) for value in column]
+        arrays.append(pa.array(column, field.type))
     table = pa.table(arrays, schema=usage_schema())
     sink.add_usage(table, UsageMark(ledger.identity, writer, seqs[0], seqs[-1]))
-
-
-def _usage_value(name: str, value: Any) -> Any:
-    if value is None:
-        return None
-    if name == "keys":
-        return orjson.loads(value)
-    if name == "fingerprints":
-        return [value[start : start + 16].hex() for start in range(0, len(value), 16)]
-    if name == "cost_usd":
-        return usd(value)
-    return value
 
 
 def rebuild(ledger: Ledger, sink: Sink, job: str, sink_name: str, shape: TableShape, steps: Sequence[Endpoint]) -> int:

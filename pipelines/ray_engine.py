@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -21,6 +22,9 @@ from pipelines.workspace import LOCAL
 
 LOOK_EVERY = 0.5
 """Seconds between the reports of a worker."""
+
+CONNECT = 10.0
+"""Seconds that a cluster has to take a connection."""
 
 LOSSES = 3
 """Workers that may die before the run stops, for each that it began with."""
@@ -77,8 +81,12 @@ def _connect() -> None:
     address = os.environ.get("RAY_ADDRESS") or "local"
     alone = {"include_dashboard": False, "object_store_memory": OBJECTS} if address == "local" else {}
     try:
+        if ":" in address:
+            # Ray itself asks for minutes where nobody listens.
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT).close()
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **alone)
-    except (ConnectionError, RuntimeError, ValueError) as exc:
+    except (OSError, RuntimeError, ValueError) as exc:
         told = f"{type(exc).__name__}: {_first_line(exc)}"
         raise JobError(f"RAY_ADDRESS: no cluster to use at {address} ({told}); start one, or unset it") from exc
 

@@ -170,15 +170,22 @@ def _round_off(ready: ReadyJob, ledger: Ledger, departed: pa.Table | None, settl
 
 def _spent(stopped: str, tally: Tally, purse: Purse, day: DayBudget | None) -> str:
     """What the budget was, what is left to do, and what that would cost at the price of the rows so far."""
+    more = "--budget-usd"
     if stopped == "budget_day":
-        limit = f"the day's budget of ${usd(day.limit) if day else 0:.2f}"
+        limit = f"the day's budget of ${_dollars(day.limit if day else 0)} is nearly spent"
+        more = "`usd_per_day` in rowmill.yaml, or tomorrow"
     else:
         limit = f"${usd(purse.spent):.6f} of the budget of ${usd(purse.limit or 0):.6f} is spent"
     rows = tally.rows_left
     told = f"budget: {limit} and the next request might not fit; {rows:,} rows are left"
     if tally.settled and tally.cost:
         told += f", at the price of those before about ${usd(tally.cost) * rows / tally.settled:.6f}"
-    return told + "; run again with more (--budget-usd), it goes on where it stopped"
+    return f"{told}; run again with more ({more}), it goes on where it stopped"
+
+
+def _dollars(pico: int) -> str:
+    """Cents where those tell all, else millionths: 0.02, 0.000500."""
+    return f"{usd(pico):.2f}" if pico % (PICO // 100) == 0 else f"{usd(pico):.6f}"
 
 
 @contextlib.contextmanager

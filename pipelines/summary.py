@@ -30,7 +30,8 @@ FIELDS = (
 
 
 def summary(job: str, run_id: str, ended: Ended, tables: Mapping[str, str]) -> dict[str, Any]:
-    """The object of `--json`; cost_usd is null where an exchange's price is not known, `steps` is there for several."""
+    """What became of an invocation; cost_usd is null where an exchange's price is not known, `steps` is there for
+    several."""
     tally = ended.tally
     steps = [
         {"step": name, "requests": step.exchanges, "cost_usd": None if tally.unpriced else usd(step.cost)}
@@ -55,6 +56,11 @@ def summary(job: str, run_id: str, ended: Ended, tables: Mapping[str, str]) -> d
         "tables": dict(tables),
         **({"steps": steps} if len(steps) > 1 else {}),
     }
+
+
+def for_programs(told: Mapping[str, Any]) -> dict[str, Any]:
+    """The object of `--json`: without the steps, which are for the closing words."""
+    return {name: value for name, value in told.items() if name != "steps"}
 
 
 def nothing_done(job: str | None, exit_code: int, stopped: str | None) -> dict[str, Any]:

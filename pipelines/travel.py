@@ -38,6 +38,10 @@ class Step:
     when: Predicate | None
     ask_easier: Callable[[Lane, str], Awaitable[Lane]]
     """Makes (and remembers) the lane that asks for typed output in a simpler way."""
+    way_known: bool = True
+    """False: one row goes ahead and finds out how the provider takes typed output, before all others are refused."""
+    finding: asyncio.Lock = field(default_factory=asyncio.Lock)
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass(slots=True)
@@ -161,6 +165,24 @@ class Travel:
         self._finished(chunk)
 
     async def _one_step(self, chunk: Chunk, step: Step) -> Chunk:
+        if step.way_known:
+            return await self._taken(chunk, step)
+        async with step.finding:
+            scout = None if step.way_known else _first_asked(chunk, step)
+            if scout is not None:
+                others = [row for row in range(len(chunk.keys)) if row != scout]
+                if others:
+                    rest, ahead = chunk.take(others), chunk.take([scout])
+                    rest.setting_out, ahead.failures, ahead.failed = chunk.setting_out, chunk.failures, chunk.failed
+                    self._spawn(rest)
+                    chunk = ahead
+                landed = await self._taken(chunk, step)
+                step.way_known = True
+                return landed
+        return await self._taken(chunk, step)
+
+    async def _taken(self, chunk: Chunk, step: Step) -> Chunk:
+        """The rows that have done the step."""
         landing = await self._land(chunk, step)
         self._has_set_out(chunk)
         failed = {failure.row for failure in landing.failures}
@@ -185,9 +207,11 @@ class Travel:
         """Ask for all rows of the chunk; rows that dawdle go on as a chunk of their own, rows never sent are left."""
         count = len(chunk.keys)
         landing = Landing([None] * count, [None] * count, [False] * count)
-        wanted = await self._rendered(chunk, step, landing)
+        # As it is now: another chunk may make the step go over to a simpler way while these requests are under way.
+        asked = replace(step)
+        wanted = await self._rendered(chunk, asked, landing)
         while wanted:
-            wave = await self._fanout.ask(step.lane, [request for request, _ in wanted.values()], self._usable(step))
+            wave = await self._fanout.ask(asked.lane, [request for request, _ in wanted.values()], self._usable(asked))
             self._has_set_out(chunk)
             await self._dawdle(wave)
             if wave.missing and self._fanout.stopped is None:
@@ -196,7 +220,7 @@ class Travel:
                     chunk.asked[row] = True
                 self.open_rows += len(late)
                 self._spawn(chunk.take(late))
-            wanted = await self._read(chunk, step, wanted, wave.outcomes, landing)
+            wanted = await self._read(chunk, step, asked, wanted, wave.outcomes, landing)
         return landing
 
     async def _rendered(self, chunk: Chunk, step: Step, landing: Landing) -> dict[bytes, tuple[Request, list[int]]]:
@@ -252,14 +276,17 @@ class Travel:
         self,
         chunk: Chunk,
         step: Step,
+        asked: Step,
         wanted: dict[bytes, tuple[Request, list[int]]],
         outcomes: dict[bytes, Outcome],
         landing: Landing,
     ) -> dict[bytes, tuple[Request, list[int]]]:
-        """Typed values from the outcomes; what comes back is to be asked further."""
+        """Typed values from the outcomes; what comes back is to be asked further. `asked`: the step as it was when
+        the requests were made; its lane becomes that of what comes back."""
         further: dict[bytes, tuple[Request, list[int]]] = {}
         easier: dict[str, list[int]] = {}
-        endpoint = step.lane.endpoint
+        lane = asked.lane
+        endpoint = lane.endpoint
         for mark, outcome in outcomes.items():
             request, rows = wanted[mark]
             if outcome.sent:
@@ -267,7 +294,7 @@ class Travel:
                     chunk.asked[row] = True
             problem = outcome.error
             if outcome.answer is not None:
-                answer = await self._fetched(step.lane, request, outcome.answer)
+                answer = await self._fetched(lane, request, outcome.answer)
                 values = answer if isinstance(answer, RowError) else endpoint.values(answer)
                 if not isinstance(values, RowError) and isinstance(answer, bytes):
                     if files := endpoint.files(answer):
@@ -287,14 +314,17 @@ class Travel:
                 easier.setdefault(way, []).extend(rows)
                 continue
             if outcome.answer is not None and outcome.sent:
-                self._fanout.settled(0 if step.lane.last else len(rows), failed=len(rows))
+                self._fanout.settled(0 if lane.last else len(rows), failed=len(rows))
             landing.failures.extend(
-                Failure(row, step.lane.step, problem, outcome.attempts, outcome.run_id, outcome.at) for row in rows
+                Failure(row, lane.step, problem, outcome.attempts, outcome.run_id, outcome.at) for row in rows
             )
         for way, unsorted in easier.items():
             rows = sorted(unsorted)
-            step.lane = await step.ask_easier(step.lane, way)
-            again = await self._rendered(chunk.take(rows), replace(step, when=None), Landing([], [], []))
+            async with step.changing:
+                if step.lane is lane:
+                    step.lane = await step.ask_easier(lane, way)
+            asked.lane = step.lane
+            again = await self._rendered(chunk.take(rows), replace(asked, when=None), Landing([], [], []))
             for mark, (request, places) in again.items():
                 further[mark] = (request, [rows[place] for place in places])
         return further
@@ -315,3 +345,10 @@ class Travel:
         whole = lane.endpoint.with_contents(answer, contents)
         await self._keep(lane, request, whole)
         return whole
+
+
+def _first_asked(chunk: Chunk, step: Step) -> int | None:
+    """The first row that the step's `when` lets through."""
+    if step.when is None:
+        return 0
+    return next((row for row, passes in enumerate(step.when.mask(chunk.table)) if passes), None)

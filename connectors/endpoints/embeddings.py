@@ -13,8 +13,10 @@ from pydantic import Field
 from connectors.contracts import MalformedReply, OneByOne, StepFacts, StepModel
 from connectors.errors import JobError, did_you_mean
 from connectors.exchange import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint, trimmed
-from connectors.params import Check, check_params, text, whole
+from connectors.params import Check, check_params, one_of, text, whole
+from connectors.replies import is_error, row_error
 from connectors.template import Template, TemplateProblem
+from connectors.token_usage import whole_count
 from connectors.tokens import count_tokens, upper_bound
 
 INPUTS = 256
@@ -31,7 +33,12 @@ SIZES: Mapping[str, int] = {
 }
 """The reference, section 7.4."""
 
-EMBEDDING_PARAMS: Mapping[str, Check] = {"user": text, "dimensions": whole(1)}
+EMBEDDING_PARAMS: Mapping[str, Check] = {
+    "user": text,
+    "dimensions": whole(1),
+    "encoding_format": one_of("float", "base64"),
+}
+"""The reference, section 7.3, and the OpenAPI description; base64 is asked for where a step does not say."""
 
 
 class EmbeddingsStep(StepModel):
@@ -66,6 +73,8 @@ class Embeddings(OneByOne):
             if name not in facts.columns:
                 raise JobError(f"{where}.input: no column {name}; {did_you_mean(name, facts.columns)}")
         self.uses = self._input.columns
+        if step.dimensions is not None and "dimensions" in step.params:
+            raise JobError(f"{where}.params.dimensions: stands on the step as well; leave out one of both")
         known = SIZES.get(step.model)
         size = step.dimensions or step.params.get("dimensions") or known or facts.vector_size
         self.unsized = size is None
@@ -126,14 +135,18 @@ class Embeddings(OneByOne):
 
     def answers(self, pack: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
         """Each text's vector as little-endian float32 bytes, in the order of the pack."""
-        data = self._read(reply.body).get("data")
+        whole_reply = self._read(reply.body)
+        if is_error(whole_reply):
+            error = row_error(reply)
+            raise MalformedReply(error.message, error)
+        data = whole_reply.get("data")
         if not isinstance(data, list) or len(data) != len(pack):
             found = len(data) if isinstance(data, list) else "no"
             raise MalformedReply(f"{found} vectors came for {len(pack)} texts")
         vectors: list[bytes | RowError | None] = [None] * len(pack)
         for entry in data:
             place = entry.get("index") if isinstance(entry, dict) else None
-            if not isinstance(place, int) or not 0 <= place < len(pack) or vectors[place] is not None:
+            if type(place) is not int or not 0 <= place < len(pack) or vectors[place] is not None:
                 raise MalformedReply(f"an index of the vectors is missing, doubled or out of range: {place!r}")
             vectors[place] = self._vector(entry.get("embedding"))
         return [vector for vector in vectors if vector is not None]
@@ -157,11 +170,12 @@ class Embeddings(OneByOne):
     def usage(self, pack: Sequence[Request], reply: Reply) -> Usage:
         """As the reply counts it, for the whole pack."""
         whole_reply = self._read(reply.body)
-        used = whole_reply.get("usage") or {}
+        used, model = whole_reply.get("usage"), whole_reply.get("model")
+        used = used if isinstance(used, dict) else {}
         return Usage(
-            input_tokens=used.get("prompt_tokens", used.get("total_tokens")),
+            input_tokens=whole_count(used.get("prompt_tokens", used.get("total_tokens"))),
             output_tokens=0 if used else None,
-            model_version=whole_reply.get("model"),
+            model_version=model if isinstance(model, str) else None,
         )
 
     def values(self, answer: bytes) -> Values | RowError:

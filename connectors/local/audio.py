@@ -1,6 +1,5 @@
 """POST /audio/speech, /audio/transcriptions and /audio/translations."""
 
-import asyncio
 import base64
 from collections.abc import Iterator
 from math import ceil
@@ -15,6 +14,9 @@ from connectors.local.clips import FORMATS, encoded
 from connectors.local.forms import files_of, flag, form_values, json_value, listed, number, too_many_bytes
 from connectors.local.languages import NAMES, check_language, language_of
 from connectors.local.limits import USED
+from connectors.local.real_hearing import transcribe_for_real
+from connectors.local.real_models import in_its_thread
+from connectors.local.real_speech import speak_for_real
 from connectors.local.speech_sound import CHARACTERS_A_SECOND, speech
 from connectors.local.streaming import event, event_stream
 from connectors.local.transcript_answers import (
@@ -39,6 +41,10 @@ SPEECH_TOKENS_A_SECOND = 20
 PIECE = 8192
 """Bytes of audio in one event of a streamed speech."""
 
+_SPEAKERS = {"espeak-ng": speak_for_real}
+_LISTENERS = {"moonshine-tiny-en": transcribe_for_real}
+"""Real models; every other name is spoken and heard by the emulator."""
+
 _READINGS = {
     "temperature": number,
     "stream": flag,
@@ -58,7 +64,8 @@ async def say(incoming: Incoming) -> web.StreamResponse:
     check_speech(body)
     text, speed, kind = body["input"], body.get("speed", 1.0), body.get("response_format", "mp3")
     voice = body["voice"] if isinstance(body["voice"], str) else body["voice"]["id"]
-    sound = await asyncio.to_thread(lambda: encoded(speech(text, voice, speed), kind))
+    speak = _SPEAKERS.get(body["model"], speech)
+    sound = await in_its_thread(body["model"], lambda: encoded(speak(text, voice, speed), kind))
     given = count_tokens(text, TOKENIZER)
     made = ceil(len(text) / (CHARACTERS_A_SECOND * speed) * SPEECH_TOKENS_A_SECOND)
     incoming.request[USED] = given + made
@@ -78,7 +85,7 @@ async def write_down(incoming: Incoming) -> web.StreamResponse:
     rules = check_transcription(body)
     language = check_language(body["language"], "language") if body.get("language") else None
     codes = [check_language(code, "languages") for code in body.get("languages", ())]
-    transcript = await _transcript(sound)
+    transcript = await _transcript(sound, body["model"])
     longest = rules.longest_unchunked
     if longest is not None and transcript.duration > longest and body.get("chunking_strategy") is None:
         message = f"'chunking_strategy' is required for inputs longer than {longest:g} seconds."
@@ -108,8 +115,8 @@ async def translate(incoming: Incoming) -> web.StreamResponse:
     sound = _sound(incoming)
     body = form_values(incoming, _READINGS)
     check_fields(body, TRANSLATION, ("model",))
-    check_model(body)
-    transcript = await _transcript(sound)
+    check_model(body, "transcription")
+    transcript = await _transcript(sound, body["model"])
     incoming.request[USED] = token_usage(transcript, body.get("prompt", ""))["total_tokens"]
     kind = body.get("response_format", "json")
     if kind == "json":
@@ -125,9 +132,10 @@ def _sound(incoming: Incoming) -> bytes:
     return content
 
 
-async def _transcript(sound: bytes) -> Transcript:
+async def _transcript(sound: bytes, model: str) -> Transcript:
+    listen = _LISTENERS.get(model, transcribe)
     try:
-        return await asyncio.to_thread(transcribe, sound)
+        return await in_its_thread(model, lambda: listen(sound))
     except ValueError as exc:
         raise ApiError(
             400,

@@ -104,16 +104,23 @@ RULES: Mapping[str, Rules] = {
         ("prompt", "include", "timestamp_granularities", *_ONE_GUIDE),
         longest_unchunked=30.0,
     ),
+    # It listens, and is told nothing beforehand.
+    "moonshine-tiny-en": Rules(
+        ("json", "text", "srt", "verbose_json", "vtt"),
+        ("prompt", "include", *_SPEAKERS, *_ONE_GUIDE),
+        by_tokens=False,
+    ),
 }
-"""The official models, after the descriptions in CreateTranscriptionRequest; any other name takes everything."""
+"""The official models, after the descriptions in CreateTranscriptionRequest, and the real one; any other name takes
+everything."""
 
 
 def check_speech(body: Mapping[str, Any]) -> None:
     """ApiError for what the speech models do not take."""
     check_fields(body, SPEECH, ("model", "input", "voice"))
-    model = check_model(body)
-    if model in ("tts-1", "tts-1-hd"):
-        if body.get("stream_format") == "sse":
+    model = check_model(body, "speech")
+    if model in ("tts-1", "tts-1-hd", "espeak-ng"):
+        if body.get("stream_format") == "sse" and model != "espeak-ng":
             raise _unsupported("stream_format", "the value 'sse' of 'stream_format'", model)
         if "instructions" in body:
             raise _unsupported("instructions", "the parameter 'instructions'", model)
@@ -122,7 +129,7 @@ def check_speech(body: Mapping[str, Any]) -> None:
 def check_transcription(body: Mapping[str, Any]) -> Rules:
     """The rules of the model; ApiError for what it does not take."""
     check_fields(body, TRANSCRIPTION, ("model",))
-    model = check_model(body)
+    model = check_model(body, "transcription")
     rules = RULES.get(model, _ANY)
     for name in rules.refused:
         if name in body:

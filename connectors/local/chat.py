@@ -1,29 +1,26 @@
 """POST /chat/completions."""
 
-import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from aiohttp import web
 
+from connectors.local.answering import answers_by_model
 from connectors.local.api import LOCAL_NOTE, Incoming, Route, id_of, json_answer
 from connectors.local.chat_answers import (
     Answer,
     Asked,
     Tool,
     ToolCall,
-    answer,
     digest_of_request,
-    has_pictures,
-    hear,
 )
 from connectors.local.chat_fields import check_chat
 from connectors.local.chat_stored import ROUTES as STORED
 from connectors.local.chat_stored import keep_completion
 from connectors.local.checks import check_model, refuse
 from connectors.local.limits import USED
-from connectors.local.logprobs import logprobs_of
+from connectors.local.logprobs import logprobs_of, told_logprobs
 from connectors.local.schemas import schema_of
 from connectors.local.streaming import DONE, event, event_stream
 from connectors.tokens import chat_tokens, context_window, count_tokens, max_output_tokens, token_pieces
@@ -34,20 +31,29 @@ IGNORED = frozenset(
 """Parameters that no answer depends on."""
 LONG = 4_000
 """Tokens from which on the model's window is looked up."""
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+)
+"""Parameters by which a real model draws its words."""
 
 
 async def chat(incoming: Incoming) -> web.StreamResponse:
     """One completion, whole or streamed."""
     body = incoming.body
     check_chat(body)
-    check_model(body)
+    check_model(body, "chat")
     asked = asked_of(body)
     given = prompt_tokens(asked, body.get("tools") or body.get("functions"))
     count = body.get("n") or 1
-    if has_pictures(asked.messages):
-        answers = await asyncio.to_thread(_answers, asked, count)
-    else:
-        answers = _answers(asked, count)
+    answers = await answers_by_model(asked, count)
+    given = answers[0].given or given
     made = sum(one.tokens for one in answers)
     incoming.request[USED] = given + made
     head: dict[str, Any] = {
@@ -107,6 +113,7 @@ def asked_of(body: Mapping[str, Any]) -> Asked:
         parallel=body.get("parallel_tool_calls", "functions" not in body),
         limit=min(limits) if limits else None,
         stops=(stop,) if isinstance(stop, str) else stop,
+        sampling={name: body[name] for name in SAMPLING if body.get(name) is not None},
     )
 
 
@@ -151,11 +158,6 @@ def usage_of(given: int, made: int) -> dict[str, Any]:
             "rejected_prediction_tokens": 0,
         },
     }
-
-
-def _answers(asked: Asked, count: int) -> list[Answer]:
-    heard = hear(asked.messages)
-    return [answer(asked, heard, choice) for choice in range(count)]
 
 
 def _tools(body: Mapping[str, Any]) -> Iterator[Tool]:
@@ -212,7 +214,17 @@ def _finish(one: Answer, functions: bool) -> str:
 def _logprobs(body: Mapping[str, Any], one: Answer) -> dict[str, Any] | None:
     if not body.get("logprobs") or one.text is None:
         return None
-    return {"content": logprobs_of(one.text, body["model"], body.get("top_logprobs") or 0), "refusal": None}
+    return {"content": told_logprobs(one, body["model"], body.get("top_logprobs") or 0), "refusal": None}
+
+
+def _pieces(body: Mapping[str, Any], one: Answer) -> Iterator[tuple[str, Any]]:
+    """(piece of the text, its logprobs) each; in one piece where a real model told them by tokens of its own."""
+    if one.text and one.logprobs is not None:
+        yield one.text, _logprobs(body, one)
+        return
+    for piece, _ in token_pieces(one.text or "", body["model"]):
+        told = logprobs_of(piece, body["model"], body.get("top_logprobs") or 0) if body.get("logprobs") else None
+        yield piece, told and {"content": told, "refusal": None}
 
 
 def _events(
@@ -229,10 +241,7 @@ def _events(
     for place, one in enumerate(answers):
         start = None if one.calls else ""
         yield chunk(place, {"role": "assistant", "content": start, "refusal": None})
-        for piece, _ in token_pieces(one.text or "", body["model"]):
-            told = None
-            if body.get("logprobs"):
-                told = {"content": logprobs_of(piece, body["model"], body.get("top_logprobs") or 0), "refusal": None}
+        for piece, told in _pieces(body, one):
             yield chunk(place, {"content": piece}, logprobs=told)
         for number, call in enumerate(one.calls):
             for delta in call_deltas(number, call, functions, body["model"]):

@@ -74,6 +74,8 @@ class Asked:
     limit: int | None = None
     """Tokens of one answer."""
     stops: Sequence[str] = ()
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """How a real model draws its words: temperature, seed and the like, as they were sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,10 @@ class Answer:
     calls: tuple[ToolCall, ...] = ()
     finish: Literal["stop", "length", "tool_calls", "content_filter"] = "stop"
     tokens: int = 0
+    given: int | None = None
+    """Tokens of the dialogue as a real model counted them; None for the emulator."""
+    logprobs: Sequence[Mapping[str, Any]] | None = None
+    """Of a real model that was asked for them, an entry a token; None: there are none, or they are made up."""
 
 
 @dataclass(slots=True)

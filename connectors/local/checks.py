@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from connectors.local.api import ApiError
+from connectors.local.real_models import Task, check_real_model
 
 Check = Callable[[Any, str], None]
 """(value, where it stands) -> ApiError for what it should not be."""
@@ -206,9 +207,10 @@ def metadata(value: Any, where: str) -> None:
         string(longest=512)(one, f"{where}.{name}")
 
 
-def check_model(body: Mapping[str, Any]) -> str:
-    """The model asked for; ApiError 404 for names that begin with `no-such-`: every other model is there."""
+def check_model(body: Mapping[str, Any], task: Task | None = None) -> str:
+    """The model asked for; ApiError 404 for names that begin with `no-such-` and for real ones that cannot do this."""
     model: str = body["model"]
+    check_real_model(model, task)
     if model.startswith("no-such-"):
         raise model_not_found(model)
     return model

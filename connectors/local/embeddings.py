@@ -28,6 +28,7 @@ SIZES: Mapping[str, int] = {
     "text-embedding-3-small": 1536,
     "text-embedding-3-large": 3072,
     "text-embedding-ada-002": 1536,
+    "wordllama-l2-supercat-256": 256,
 }
 LARGEST = 3072
 """Numbers of one vector."""
@@ -53,7 +54,7 @@ async def embed(incoming: Incoming) -> web.StreamResponse:
     """The vectors, in the order of the inputs."""
     body = incoming.body
     check_fields(body, FIELDS, ("model", "input"))
-    model = check_model(body)
+    model = check_model(body, "embeddings")
     size = _size(model, body.get("dimensions"))
     texts = _texts(body["input"], model)
     counts = count_many(texts, model)

@@ -4,6 +4,7 @@ from math import exp, log
 from typing import Any
 
 from connectors.local.api import digest_of
+from connectors.local.chat_answers import Answer
 from connectors.tokens import token_pieces
 
 _OTHERS = (
@@ -16,6 +17,11 @@ _OTHERS = (
 def logprobs_of(text: str, model: str, top: int) -> list[dict[str, Any]]:
     """One entry a token, each with the `top` likeliest tokens at its place, itself the first."""
     return [_entry(piece, top) for piece, _ in token_pieces(text, model)]
+
+
+def told_logprobs(answer: Answer, model: str, top: int) -> list[Any]:
+    """Of a whole answer: the real ones where a real model told them."""
+    return logprobs_of(answer.text or "", model, top) if answer.logprobs is None else list(answer.logprobs)
 
 
 def _entry(piece: str, top: int) -> dict[str, Any]:

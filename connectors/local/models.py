@@ -6,6 +6,7 @@ from aiohttp import web
 
 from connectors.local.api import LOCAL_NOTE, ApiError, Incoming, Route, json_answer
 from connectors.local.checks import model_not_found
+from connectors.local.real_models import REAL_MODELS, check_real_model, installed_models
 
 CREATED = 1_686_935_002
 """When every model was made, in seconds since 1970: the same in every answer."""
@@ -40,12 +41,12 @@ NAMES = (
     "rowmill-embeddings",
     "rowmill-sentiment",
 )
-"""What is listed; every other name is answered as well, but those that begin with `no-such-`."""
+"""The emulated ones that are listed; other names are answered as well, but those that begin with `no-such-`."""
 
 
 async def list_models(incoming: Incoming) -> web.StreamResponse:
-    """All names that are listed."""
-    return json_answer({"object": "list", "data": [_model(name) for name in NAMES]})
+    """All names that are listed, and the real models that are installed."""
+    return json_answer({"object": "list", "data": [_model(name) for name in (*NAMES, *installed_models())]})
 
 
 async def show_model(incoming: Incoming) -> web.StreamResponse:
@@ -65,11 +66,15 @@ def _known(incoming: Incoming) -> str:
     name = incoming.request.match_info["model"]
     if name.startswith("no-such-"):
         raise model_not_found(name)
+    if name in REAL_MODELS:
+        check_real_model(name, REAL_MODELS[name].task)
     return name
 
 
 def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": CREATED, "owned_by": LOCAL_NOTE}
+    real = REAL_MODELS.get(name)
+    told = {"id": name, "object": "model", "created": CREATED, "owned_by": LOCAL_NOTE if real is None else real.owner}
+    return {**told, "kind": "emulated"} if real is None else {**told, "kind": "real", "licence": real.licence}
 
 
 ROUTES: tuple[Route, ...] = (

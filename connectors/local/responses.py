@@ -1,6 +1,5 @@
 """POST, GET and DELETE /responses: OpenAI's dialect (`input`), and the reference's (`messages`)."""
 
-import asyncio
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -8,9 +7,10 @@ from typing import Any
 
 from aiohttp import web
 
+from connectors.local.answering import answers_by_model
 from connectors.local.api import ApiError, Incoming, Route, State, digest_of, id_of, json_answer
 from connectors.local.chat import asked_of, prompt_tokens
-from connectors.local.chat_answers import Answer, Asked, answer, has_pictures, hear
+from connectors.local.chat_answers import Answer, Asked
 from connectors.local.chat_fields import check_json_word
 from connectors.local.checks import check_model, refuse, whole
 from connectors.local.limits import USED
@@ -40,7 +40,7 @@ async def respond(incoming: Incoming) -> web.StreamResponse:
         return await respond_as_reference(incoming)
     body = incoming.body
     check_response(body)
-    check_model(body)
+    check_model(body, "chat")
     state = incoming.state
     earlier = _earlier(state, body.get("previous_response_id"))
     digest = digest_of(body)
@@ -56,7 +56,8 @@ async def respond(incoming: Incoming) -> web.StreamResponse:
         check_json_word(chat)
         asked = asked_of(chat)
         given = prompt_tokens(asked, body.get("tools"))
-        made = await _answered(asked)
+        (made,) = await answers_by_model(asked)
+        given = made.given or given
     except ApiError as exc:
         raise _renamed(exc) from exc
     incoming.request[USED] = given + made.tokens
@@ -70,18 +71,15 @@ async def respond(incoming: Incoming) -> web.StreamResponse:
     return json_answer(told)
 
 
-async def _answered(asked: Asked) -> Answer:
-    if has_pictures(asked.messages):
-        return await asyncio.to_thread(lambda: answer(asked, hear(asked.messages)))
-    return answer(asked, hear(asked.messages))
-
-
 def _as_chat(body: Mapping[str, Any], turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The request as chat completions would have it."""
     form = (body.get("text") or {}).get("format") or {"type": "text"}
     if form["type"] == "json_schema":
         form = {"type": "json_schema", "json_schema": {key: form[key] for key in form if key != "type"}}
     chat: dict[str, Any] = {"model": body["model"], "messages": turns, "response_format": form}
+    chat |= {name: body[name] for name in ("temperature", "top_p") if body.get(name) is not None}
+    if _logprobs(body) is not None:
+        chat |= {"logprobs": True, "top_logprobs": _logprobs(body)}
     if body.get("max_output_tokens") is not None:
         chat["max_completion_tokens"] = body["max_output_tokens"]
     if body.get("tools"):

@@ -7,7 +7,7 @@ from typing import Any
 from connectors.local.api import ApiError, State, id_of
 from connectors.local.chat_answers import Answer, Asked
 from connectors.local.checks import refuse
-from connectors.local.logprobs import logprobs_of
+from connectors.local.logprobs import told_logprobs
 from connectors.local.store import content_of, find
 
 Turn = dict[str, Any]
@@ -135,7 +135,7 @@ def output_items(asked: Asked, answer: Answer, logprobs: int | None) -> list[dic
         return calls
     part: dict[str, Any] = {"type": "output_text", "text": answer.text, "annotations": [], "logprobs": []}
     if logprobs is not None:
-        part["logprobs"] = logprobs_of(answer.text, asked.model, logprobs)
+        part["logprobs"] = told_logprobs(answer, asked.model, logprobs)
     message = {
         "type": "message",
         "id": id_of("msg_", asked.digest.hex()),

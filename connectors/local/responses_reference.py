@@ -1,6 +1,5 @@
 """POST /responses in the reference's dialect (its section 2): messages in, a `response` with metadata out."""
 
-import asyncio
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping
@@ -9,9 +8,10 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from connectors.local.answering import answer_by_model
 from connectors.local.api import ApiError, Incoming, id_of, json_answer
 from connectors.local.chat import asked_of, call_deltas, call_object, prompt_tokens
-from connectors.local.chat_answers import Answer, Asked, Heard, answer, hear
+from connectors.local.chat_answers import Answer, Asked, Heard, hear
 from connectors.local.chat_fields import TOOL, TOOL_CHOICE, check_messages, text_of
 from connectors.local.checks import (
     Check,
@@ -32,6 +32,7 @@ from connectors.local.checks import (
     whole,
 )
 from connectors.local.limits import USED
+from connectors.local.real_models import in_its_thread
 from connectors.local.report_templates import report
 from connectors.local.response_metadata import metadata_of
 from connectors.local.schemas import Schema, schema_of
@@ -105,14 +106,15 @@ async def respond_as_reference(incoming: Incoming) -> web.StreamResponse:
     body = incoming.body
     check_fields(body, _FIELDS, ("model", "messages"))
     check_messages(body["messages"])
-    check_model(body)
+    check_model(body, "chat")
     if "tool_choice" in body and not body.get("tools"):
         raise refuse("tool_choice", "'tool_choice' is only allowed when 'tools' are specified.", "invalid_value")
     _check_tool_results(body)
     form = body.get("response_format") or {"type": "standard"}
     asked = _asked(body, form)
     given = prompt_tokens(asked, body.get("tools"))
-    made, content, heard = await asyncio.to_thread(_made, asked, form)
+    made, content, heard = await in_its_thread(asked.model, lambda: _made(asked, form))
+    given = made.given or given
     incoming.request[USED] = given + made.tokens
     head = {
         "id": id_of("resp-", asked.digest.hex()),
@@ -160,10 +162,10 @@ def _made(asked: Asked, form: Mapping[str, Any]) -> tuple[Answer, Any, Heard]:
         return Answer(None, tokens=tokens), content, heard
     if asked.schema is not None and asked.must_fit:
         _check_reachable(asked.schema.whole, form)
-    made = answer(asked, heard)
+    made = answer_by_model(asked, heard)
     if made.calls:
         # Section 2.5.3: a response that calls tools says something as well.
-        said = answer(dataclasses.replace(asked, tools=(), named=None, schema=None), heard)
+        said = answer_by_model(dataclasses.replace(asked, tools=(), named=None, schema=None), heard)
         return dataclasses.replace(made, tokens=made.tokens + said.tokens), said.text, heard
     if asked.schema is not None and made.text is not None and made.finish == "stop":
         return made, orjson.loads(made.text), heard

@@ -65,13 +65,26 @@ def transcribe(content: bytes) -> Transcript:
     duration = len(samples) / RATE
     known = CLIPS.get(hashlib.sha256(content).hexdigest())
     if known is not None:
-        return Transcript(known, duration, _spread(known, duration))
+        return Transcript(known, duration, spread(known, 0.0, duration))
     heard = hear(samples)
     if heard is None:
         text = f"[local] {duration:.1f} s of audio"
-        return Transcript(text, duration, _spread(text, duration))
+        return Transcript(text, duration, spread(text, 0.0, duration))
     text = "".join(one.character for one in heard).strip()
     return Transcript(text, duration, _words(heard))
+
+
+def spread(text: str, start: float, end: float) -> tuple[Span, ...]:
+    """The words of a text over a stretch of time, each as long as its share of the letters."""
+    words = text.split()
+    letters = sum(len(word) + 1 for word in words)
+    spans: list[Span] = []
+    said = 0
+    for word in words:
+        first = start + (end - start) * said / letters
+        said += len(word) + 1
+        spans.append(Span(word, first, start + (end - start) * (said - 0.5) / letters))
+    return tuple(spans)
 
 
 def _words(heard: tuple[Heard, ...]) -> tuple[Span, ...]:
@@ -81,19 +94,6 @@ def _words(heard: tuple[Heard, ...]) -> tuple[Span, ...]:
             letters = list(group)
             words.append(Span("".join(one.character for one in letters), letters[0].start, letters[-1].end))
     return tuple(words)
-
-
-def _spread(text: str, duration: float) -> tuple[Span, ...]:
-    """The words of a text over the whole duration, each as long as its share of the letters."""
-    words = text.split()
-    letters = sum(len(word) + 1 for word in words)
-    spans: list[Span] = []
-    said = 0
-    for word in words:
-        start = duration * said / letters
-        said += len(word) + 1
-        spans.append(Span(word, start, duration * (said - 0.5) / letters))
-    return tuple(spans)
 
 
 def _joined(words: list[Span]) -> Span:

@@ -48,7 +48,8 @@ class CsvSource(SourceModel):
     @classmethod
     def _known(cls, name: str) -> str:
         try:
-            b"".decode(name)
+            # Decoding nothing looks nothing up; this refuses codecs that make no text as well.
+            io.TextIOWrapper(io.BytesIO(), encoding=name)
         except (LookupError, UnicodeError, ValueError):
             raise ValueError(
                 f"{name}: no such encoding; write one that Python knows, such as utf-8 or cp1252"

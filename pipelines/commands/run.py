@@ -85,12 +85,13 @@ def _compare(
     jobs: tuple[str, ...], overrides: Overrides, as_json: bool, log: Literal["plain", "json"], quiet: bool
 ) -> int:
     from pipelines.compare_run import compare_run, in_words
+    from pipelines.summary import for_programs
 
     codes: list[int] = []
     for path in job_files(jobs):
         report = compare_run(path, overrides, log, quiet)
         codes.append(report["exit_code"])
-        click.echo(orjson.dumps(report, default=str) if as_json else in_words(report))
+        click.echo(orjson.dumps(for_programs(report), default=str) if as_json else in_words(report))
     return min(codes, key=WORST_FIRST.index, default=0)
 
 
@@ -106,14 +107,14 @@ def _run_all(
 ) -> int:
     from pipelines.job_graph import GraphJob, graph_of
     from pipelines.many import run_many
-    from pipelines.summary import in_words
+    from pipelines.summary import for_programs, in_words, job_name, nothing_done
 
     codes: list[int] = []
 
     def ended(job: GraphJob, told: dict[str, Any]) -> None:
         codes.append(told["exit_code"])
         if as_json:
-            click.echo(orjson.dumps(told))
+            click.echo(orjson.dumps(for_programs(told)))
         elif told["rows"] is None:
             if str(told["stopped"]).startswith("not run"):
                 click.echo(f"{job.name}: {told['stopped']}; mend that and run again", err=True)
@@ -122,7 +123,13 @@ def _run_all(
         elif told["stopped"] is not None:
             click.echo(f"{told['job']}: stopped: {told['stopped']}", err=True)
 
-    graph = graph_of(job_files(jobs), overrides)
+    files = job_files(jobs)
+    try:
+        graph = graph_of(files, overrides)
+    except RowmillError as exc:
+        for file in files if as_json else ():
+            click.echo(orjson.dumps(nothing_done(job_name(file), exc.exit_code, str(exc))))
+        raise
     if len(graph) == 1:
         one = graph[0]
         told = _one(one.path, overrides, new_run, retry, "json" if log == "json" else "plain", quiet, on_ray)

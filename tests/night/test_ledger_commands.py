@@ -226,7 +226,7 @@ def test_a_step_that_fails_leaves_the_older_ledger_as_it_was(tmp_path: Path, mon
     Ledger(path).close()
     monkeypatch.setattr(ledger_file, "MIGRATIONS", ("create table notes (text text); alter table none add column x",))
     monkeypatch.setattr(ledger_file, "VERSION", 2)
-    with pytest.raises(sqlite3.OperationalError):
+    with pytest.raises(JobError, match="no such table: none"):
         ledger_file.open_ledger_file(path)
     monkeypatch.undo()
     with closing(ledger_file.open_ledger_file(path)) as db:

@@ -18,8 +18,10 @@ REQUESTS = (
     "CreateImageEditRequest",
     "CreateImageVariationRequest",
 )
-WORDS = frozenset({"description", "title", "example", "examples", "default", "deprecated", "discriminator"})
-"""Keys that no value is checked by."""
+WORDS = frozenset(
+    {"description", "title", "example", "examples", "default", "deprecated", "discriminator", "$recursiveAnchor"}
+)
+"""Keys that no value is checked by; the last is of an older JSON Schema."""
 COMMENT = (
     "The request schemas of the OpenAPI description of the OpenAI API (github openai/openai-openapi, commit f85dbe2 of "
     "2026-08-21, MIT licence), cut out by trim.py: without descriptions, `nullable` as JSON Schema writes it, and anyOf "
@@ -42,6 +44,8 @@ def trimmed(schema: Any, names: bool = False) -> Any:
     }
     if "oneOf" in kept:
         kept["anyOf"] = kept.pop("oneOf")
+    if "$recursiveRef" in kept:  # Of an older JSON Schema; it stands in one filter, which no request here has.
+        kept = {}
     if "$ref" in kept:
         kept["$ref"] = kept["$ref"].replace("#/components/schemas/", "#/$defs/")
     return {"anyOf": [kept, {"type": "null"}]} if schema.get("nullable") else kept

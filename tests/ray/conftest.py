@@ -1,0 +1,94 @@
+"""A cluster of four worker processes on this machine, and a run on it that a test can kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+RUN = [sys.executable, "-c", "from pipelines.cli import main; main()", "run"]
+HEAD = ["--head", "--num-cpus=4", "--include-dashboard=false", "--object-store-memory=200000000", "--block"]
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a cluster; its processes are children of one that is ended with the tests."""
+    port = 26379 + os.getpid() % 1000
+    temporary = f"/tmp/rowmill-ray-{os.getpid()}"
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *HEAD, f"--port={port}", f"--temp-dir={temporary}"]
+    said = tmp_path_factory.mktemp("ray") / "said"
+    with said.open("wb") as out:
+        environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+        head = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
+    while "Ray runtime started" not in said.read_text():
+        assert head.poll() is None, said.read_text()
+        time.sleep(0.1)
+    yield f"127.0.0.1:{port}"
+    theirs = psutil.Process(head.pid).children(recursive=True)
+    head.terminate()
+    head.wait(60)
+    for process in theirs:
+        if process.is_running():
+            process.kill()
+
+
+class Run:
+    """One `rowmill run --engine ray`, in a process of its own."""
+
+    def __init__(self, job: Path, address: str, *flags: str) -> None:
+        environment = {**os.environ, "RAY_ADDRESS": address}
+        command = [*RUN, str(job), "--engine", "ray", "--json", "--quiet", *flags]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+
+    def ended(self) -> dict[str, Any]:
+        """What it printed with --json, once it has ended."""
+        out, err = self.process.communicate(timeout=120)
+        assert "Traceback" not in err, err
+        (line,) = out.splitlines()
+        told: dict[str, Any] = json.loads(line)
+        assert told["exit_code"] == self.process.returncode, err
+        return {**told, "said": err}
+
+    def wait_for(self, provider: Any, answers: int) -> None:
+        """Until the provider has answered so often, or the run has ended."""
+        while len(provider.answered) < answers and self.process.poll() is None:
+            time.sleep(0.005)
+        assert self.process.poll() is None
+
+    def kill(self) -> None:
+        """SIGKILL to the driver."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.communicate(timeout=30)
+
+
+@pytest.fixture
+def ray_run(cluster: str) -> Any:
+    """Starts a run on the cluster: (job, flags)."""
+    return lambda job, *flags: Run(job, cluster, *flags)
+
+
+def workers(name: str = "WorkerActor") -> list[psutil.Process]:
+    """The processes of the actors under way."""
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        try:
+            if process.cmdline()[:1] == [f"ray::{name}"] or any(f"ray::{name}" in part for part in process.cmdline()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
+
+
+@pytest.fixture
+def actors() -> Any:
+    """The processes of the actors of a name that are under way."""
+    return workers

@@ -1,0 +1,223 @@
+"""Runs on a Ray cluster: the tables of the local engine, its guarantees, its limits and its budget."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.ray
+Read = Callable[..., list[dict[str, Any]]]
+
+TWO_STEPS = """
+  - {name: loud, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}]}
+  - {name: vector, endpoint: embeddings, provider: test, model: e, dimensions: 3, input: "{{ loud }}", when: "id % 7 <> 0"}
+"""
+
+
+def without(rows: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name not in names} for row in rows]
+
+
+def test_the_tables_are_those_of_the_local_engine(
+    workspace: Any, provider: Any, ray_run: Any, cli: Any, read: Read
+) -> None:
+    workspace.csv(2000)
+    provider.script = lambda path, body, count: (
+        refused() if "messages" in body and body["messages"][-1]["content"] == "text 33" else None
+    )
+    far = ray_run(workspace.job("far", steps=TWO_STEPS, sink="{parquet: far, columns: [text]}")).ended()
+    near = cli.run(workspace.job("near", steps=TWO_STEPS, sink="{parquet: near, columns: [text]}"))
+    assert {name: far[name] for name in ("rows", "rows_ok", "rows_failed", "exit_code")} == {
+        "rows": 2000, "rows_ok": 1999, "rows_failed": 1, "exit_code": 1,
+    }  # fmt: skip
+    assert near["rows_reused"] == near["rows_ok"] == 1999
+    for table, own in (("results", ("_run_id",)), ("errors", ("run_id", "failed_at", "request_id", "details"))):
+        one, other = (read(workspace.folder / sink, table, order="id") for sink in ("far", "near"))
+        assert without(one, *own) == without(other, *own)
+    usage = read(workspace.folder / "far", "usage")
+    assert len(usage) == far["requests"] == len(provider.seen)
+    assert sum(row["cost_usd"] or 0 for row in usage) == pytest.approx(far["cost_usd"])
+
+
+def refused() -> Any:
+    from aiohttp import web
+
+    return web.json_response({"error": {"message": "no", "type": "t", "param": None, "code": None}}, status=400)
+
+
+def test_rows_that_ask_the_same_on_different_workers_are_asked_once(workspace: Any, provider: Any, ray_run: Any) -> None:
+    workspace.write("rows.csv", "id,text\n" + "".join(f"{n},text {n % 300}\n" for n in range(6000)))
+    provider.latency = 0.05
+    told = ray_run(workspace.job(limits="{concurrency: 16}")).ended()
+    assert (told["rows_ok"], told["requests"]) == (6000, 300)
+    assert max(Counter(provider.prompts()).values()) == 1
+
+
+def test_requests_in_flight_are_the_jobs_not_each_workers(workspace: Any, provider: Any, ray_run: Any) -> None:
+    workspace.csv(1500)
+    provider.latency = 0.03
+    told = ray_run(workspace.job(limits="{concurrency: 12}")).ended()
+    assert told["rows_ok"] == 1500
+    assert 9 <= provider.most_in_flight <= 12
+
+
+def test_a_killed_worker_loses_nothing_and_what_it_had_asked_stays_unknown(
+    workspace: Any, provider: Any, ray_run: Any, actors: Any, read: Read
+) -> None:
+    rows = 4000
+    workspace.csv(rows)
+    provider.latency = 0.1
+    run = ray_run(workspace.job(limits="{concurrency: 40}"))
+    run.wait_for(provider, 600)
+    asked_by = Counter(headers.get("User-Agent", "") for headers in provider.headers)
+    assert asked_by
+    victims = actors()
+    assert len(victims) >= 3
+    victims[0].send_signal(signal.SIGKILL)
+    told = run.ended()
+    assert (told["exit_code"], told["rows_ok"]) == (0, rows)
+    assert [row["id"] for row in read(workspace.folder / "out", order="id")] == list(range(1, rows + 1))
+    usage = read(workspace.folder / "out", "usage")
+    unknown = [row for row in usage if row["error_class"] == "unknown"]
+    assert 1 <= len(unknown) <= 40
+    # 10 tokens in are counted as sent, and 20 out may come: unknown stays at the most that it can cost.
+    assert all(row["cost_usd"] >= 20 * 2e-6 for row in unknown)
+    assert len(usage) - len(unknown) == rows == told["requests"] - len(unknown)
+    assert len(provider.seen) <= rows + len(unknown)
+
+
+def test_a_killed_driver_that_is_started_again_pays_nothing_twice(
+    workspace: Any, provider: Any, ray_run: Any, read: Read
+) -> None:
+    rows, concurrency, kills = 3000, 20, 3
+    workspace.csv(rows)
+    provider.latency = 0.05
+    job = workspace.job(limits=f"{{concurrency: {concurrency}}}")
+    for kill in range(kills):
+        run = ray_run(job)
+        run.wait_for(provider, 400 * (kill + 1))
+        run.kill()
+    told = ray_run(job).ended()
+    assert (told["exit_code"], told["rows_ok"]) == (0, rows)
+    assert [row["id"] for row in read(workspace.folder / "out", order="id")] == list(range(1, rows + 1))
+    usage = read(workspace.folder / "out", "usage")
+    unknown = [row for row in usage if row["error_class"] == "unknown"]
+    assert len([row for row in usage if row["http_status"] == 200]) == rows
+    assert len(unknown) <= kills * concurrency
+    assert len(provider.seen) <= rows + kills * concurrency
+
+
+def test_a_local_run_may_follow_a_killed_one_on_ray(workspace: Any, provider: Any, ray_run: Any, cli: Any) -> None:
+    rows = 2000
+    workspace.csv(rows)
+    provider.latency = 0.05
+    job = workspace.job(limits="{concurrency: 20}")
+    run = ray_run(job)
+    run.wait_for(provider, 400)
+    run.kill()
+    assert cli.run(job)["rows_ok"] == rows
+    assert len(provider.seen) <= rows + 20
+
+
+def test_an_interrupted_run_lands_what_is_in_flight(workspace: Any, provider: Any, ray_run: Any, read: Read) -> None:
+    rows = 3000
+    workspace.csv(rows)
+    provider.latency = 0.1
+    job = workspace.job(limits="{concurrency: 40}")
+    run = ray_run(job)
+    run.wait_for(provider, 500)
+    run.process.send_signal(signal.SIGINT)
+    first = run.ended()
+    assert (first["exit_code"], first["stopped"]) == (130, "interrupted")
+    assert len(provider.seen) == len(provider.answered) == first["requests"] == first["rows_ok"] < rows
+    second = ray_run(job).ended()
+    assert (second["run_id"], second["requests"]) == (first["run_id"], rows - first["rows_ok"])
+    assert len(provider.seen) == rows
+    assert not [row for row in read(workspace.folder / "out", "usage") if row["error_class"]]
+
+
+def test_the_requests_a_minute_hold_over_all_workers(workspace: Any, provider: Any, ray_run: Any) -> None:
+    seconds: list[float] = []
+    provider.script = lambda path, body, count: seconds.append(time.monotonic())
+    workspace.csv(1200)
+    file = workspace.folder / "rowmill.yaml"
+    file.write_text(file.read_text().replace('v1"}', 'v1", limits: {requests_per_minute: 6000}}'))
+    assert ray_run(workspace.job(limits="{concurrency: 50}")).ended()["rows_ok"] == 1200
+    seconds.sort()
+    for place, at in enumerate(seconds):
+        within = sum(1 for later in seconds[place : place + 400] if later - at < 2)
+        # A quarter of a second's worth may leave at once.
+        assert within <= 100 * (2 + 0.25) + 4
+    assert seconds[-1] - seconds[0] > 1200 / 100 * 0.95
+
+
+def test_the_budget_holds_over_all_workers_and_is_used_up(workspace: Any, provider: Any, ray_run: Any) -> None:
+    provider.latency = 0.02
+    provider.tokens = (10, 20)
+    workspace.csv(3000)
+    # Each costs 50 millionths of a dollar, as much as is set aside for it but for its input.
+    told = ray_run(workspace.job(budget="{usd: 0.05}", limits="{concurrency: 40}")).ended()
+    assert told["exit_code"] == 3
+    assert told["stopped"].startswith("budget")
+    assert told["cost_usd"] <= 0.05
+    assert told["cost_usd"] == pytest.approx(len(provider.seen) * 50e-6)
+    assert told["cost_usd"] > 0.05 * 0.97
+    more = ray_run(workspace.folder / "job.yaml").ended()
+    assert more["requests"] <= 1
+
+
+def test_too_many_failures_over_all_workers_stop_the_run(workspace: Any, provider: Any, ray_run: Any) -> None:
+    provider.script = lambda path, body, count: refused() if count % 2 else None
+    provider.latency = 0.02
+    workspace.csv(5000)
+    told = ray_run(workspace.job(limits="{concurrency: 20, failed_share: 0.2}")).ended()
+    assert told["exit_code"] == 3
+    assert told["stopped"].startswith("failed_share")
+
+
+def test_a_denied_key_stops_all_workers(workspace: Any, provider: Any, ray_run: Any) -> None:
+    from aiohttp import web
+
+    problem = {"error": {"message": "Incorrect API key", "type": "t", "param": None, "code": "invalid_api_key"}}
+    provider.script = lambda path, body, count: web.json_response(problem, status=401)
+    workspace.csv(2000)
+    told = ray_run(workspace.job(limits="{concurrency: 20}")).ended()
+    assert told["exit_code"] == 3
+    assert told["stopped"].startswith("access_denied")
+    assert len(provider.seen) <= 40
+
+
+def test_a_key_reaches_the_workers_and_no_file(
+    workspace: Any, provider: Any, ray_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_KEY", "sk-very-secret-0123456789")
+    file = workspace.folder / "rowmill.yaml"
+    file.write_text(file.read_text().replace('v1"}', 'v1", api_key_env: TEST_KEY}'))
+    workspace.csv(300)
+    assert ray_run(workspace.job()).ended()["rows_ok"] == 300
+    assert {headers["Authorization"] for headers in provider.headers} == {"Bearer sk-very-secret-0123456789"}
+    logs = f"/tmp/rowmill-ray-{os.getpid()}"
+    found = subprocess.run(["grep", "-rla", "sk-very-secret", logs, str(workspace.folder)], capture_output=True, text=True)
+    assert found.stdout == ""
+
+
+def test_a_second_run_has_nothing_to_do_and_needs_no_cluster(workspace: Any, provider: Any, ray_run: Any, cli: Any) -> None:
+    workspace.csv(50)
+    job = workspace.job()
+    assert ray_run(job).ended()["rows_ok"] == 50
+    told = cli.run(job, "--engine", "ray")
+    assert (told["rows_reused"], told["requests"]) == (50, 0)
+    assert "ray" not in sys.modules
+
+
+def test_no_cluster_at_the_address_is_told_in_a_line(workspace: Any, monkeypatch: pytest.MonkeyPatch, cli: Any) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    workspace.csv(5)
+    assert cli("run", workspace.job(), "--engine", "ray", "--quiet") == 2
+    assert cli.err.startswith("RAY_ADDRESS: no cluster to use at 127.0.0.1:1")
