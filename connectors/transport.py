@@ -1,12 +1,11 @@
 """The one place where requests leave the machine, and every way in which that can fail."""
 
-import contextlib
 import io
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import aiohttp
 
@@ -78,7 +77,7 @@ class HttpTransport:
 
     async def send(self, provider: Provider, call: Call) -> Reply:
         began = time.perf_counter()
-        with _failures(began, provider.api_key) as exchange:
+        with _Failures(began, provider.api_key) as exchange:
             async with self._session.request(
                 call.method,
                 provider.base_url + call.path,
@@ -101,7 +100,7 @@ class HttpTransport:
     ) -> Reply:
         """POST a form whose last field, `file`, streams from disk; `told` gets the bytes sent so far."""
         began = time.perf_counter()
-        with _Told(file, told) as content, _failures(began, provider.api_key, ConnectionError) as exchange:
+        with _Told(file, told) as content, _Failures(began, provider.api_key, ConnectionError) as exchange:
             form = aiohttp.FormData(fields)
             form.add_field("file", content, filename=filename, content_type="application/octet-stream")
             headers = self._headers_of(provider, Call("POST", path, form=()))
@@ -115,7 +114,7 @@ class HttpTransport:
     async def download(self, provider: Provider, path: str, write: Callable[[bytes], object]) -> Reply:
         """GET a content of any size: a 2xx reply's goes to `write` piece by piece, another's is the reply's body."""
         began = time.perf_counter()
-        with _failures(began, provider.api_key, ConnectionError) as exchange:
+        with _Failures(began, provider.api_key, ConnectionError) as exchange:
             headers = self._headers_of(provider, Call("GET", path))
             async with self._session.get(
                 provider.base_url + path, headers=headers, allow_redirects=False, timeout=self._patient
@@ -141,37 +140,45 @@ class HttpTransport:
         return headers
 
 
-@dataclass(slots=True)
-class _Exchange:
-    started: bool = False
-    """Whether a reply has begun."""
+class _Failures:
+    """Every way in which an exchange can fail, as a RequestError."""
 
+    __slots__ = ("_began", "_key", "_of_system", "started")
 
-@contextlib.contextmanager
-def _failures(began: float, key: str | None, of_system: type[OSError] = OSError) -> Iterator[_Exchange]:
-    """Every way in which an exchange can fail, as a RequestError. `of_system`: which OSErrors are the connection's, and
-    not those of a file that is read or written meanwhile."""
+    def __init__(self, began: float, key: str | None, of_system: type[OSError] = OSError) -> None:
+        """`of_system`: which OSErrors are the connection's, and not those of a file read or written meanwhile."""
+        self._began = began
+        self._key = key
+        self._of_system = of_system
+        self.started = False
+        """Whether a reply has begun."""
 
-    def failure(error_class: ErrorClass, what: str, billable: bool) -> RequestError:
-        # Of what is no HTTP, aiohttp quotes a piece, whatever its bytes are.
-        told = _hidden(what.encode(errors="backslashreplace"), key, KEY_LEAST).decode()
-        return RequestError(error_class, told, _since(began), billable)
+    def __enter__(self) -> Self:
+        return self
 
-    exchange = _Exchange()
-    try:
-        yield exchange
-    except aiohttp.ConnectionTimeoutError as exc:
-        raise failure("timeout", f"no connection in time: {_said(exc)}", False) from exc
-    except TimeoutError as exc:
-        raise failure("timeout", _timeout_words(exc, exchange.started), True) from exc
-    except aiohttp.ClientConnectorError as exc:
-        raise failure("connection", f"cannot connect: {_said(exc)}", False) from exc
-    except (aiohttp.ClientPayloadError, aiohttp.http_exceptions.HttpProcessingError) as exc:
-        raise failure("malformed_reply", f"the reply broke off: {_said(exc)}", True) from exc
-    except aiohttp.ClientResponseError as exc:
-        raise failure("malformed_reply", f"this is no HTTP reply: {_said(exc)}", True) from exc
-    except (aiohttp.ClientError, of_system) as exc:
-        raise failure("connection", f"the connection broke: {_said(exc)}", True) from exc
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> None:
+        if exc is not None and (told := self._told(exc)) is not None:
+            error_class, what, billable = told
+            # Of what is no HTTP, aiohttp quotes a piece, whatever its bytes are.
+            words = _hidden(what.encode(errors="backslashreplace"), self._key, KEY_LEAST).decode()
+            raise RequestError(error_class, words, _since(self._began), billable) from exc
+
+    def _told(self, exc: BaseException) -> tuple[ErrorClass, str, bool] | None:
+        """(class, words, whether it may have been billed); None for what is no failure of an exchange."""
+        match exc:
+            case aiohttp.ConnectionTimeoutError():
+                return "timeout", f"no connection in time: {_said(exc)}", False
+            case TimeoutError():
+                return "timeout", _timeout_words(exc, self.started), True
+            case aiohttp.ClientConnectorError():
+                return "connection", f"cannot connect: {_said(exc)}", False
+            case aiohttp.ClientPayloadError() | aiohttp.http_exceptions.HttpProcessingError():
+                return "malformed_reply", f"the reply broke off: {_said(exc)}", True
+            case aiohttp.ClientResponseError():
+                return "malformed_reply", f"this is no HTTP reply: {_said(exc)}", True
+        if isinstance(exc, (aiohttp.ClientError, self._of_system)):
+            return "connection", f"the connection broke: {_said(exc)}", True
+        return None
 
 
 async def _whole(response: aiohttp.ClientResponse, began: float) -> tuple[bytes, float | None]:

@@ -51,7 +51,7 @@ def installed_models() -> Iterator[str]:
 
 
 def check_real_model(name: str, task: Task | None) -> None:
-    """ApiError 404 where `name` is a real model that is not installed, or one that is for something else than `task`."""
+    """ApiError 404 where `name` is a real model that is not installed, or that is for something else than `task`."""
     model = REAL_MODELS.get(name)
     if model is None:
         return

@@ -28,7 +28,7 @@ VOICES: Mapping[str, str] = {
     "shimmer": "en-us+f1",
     "verse": "en-us+m5",
 }
-"""The built-in voices of the official API -> a language and a variant of eSpeak's; `voice: {id: de+f2}` asks for others."""
+"""The API's built-in voices -> a language and a variant of eSpeak's; `voice: {id: de+f2}` asks for others."""
 
 WORDS_A_MINUTE = 175
 """At speed 1; below 80, which is speed 0.46, eSpeak does not become slower."""
