@@ -59,8 +59,12 @@ def _request(asked: Asked, choice: int) -> dict[str, Any]:
         request["logit_bias"] = [[int(token), bias] for token, bias in sampling["logit_bias"].items()]
     if sampling.get("logprobs"):
         request |= {"logprobs": True, "top_logprobs": max(1, sampling.get("top_logprobs") or 0)}
-    if asked.schema is not None or asked.json_object:
-        request["grammar"] = _grammar({"type": "object"} if asked.schema is None else asked.schema.whole)
+    # Blanks are left to it: held to none at all, it was right on six reviews in a hundred less.
+    if asked.schema is not None:
+        told = {"name": "answer", "schema": asked.schema.whole}
+        request["response_format"] = {"type": "json_schema", "json_schema": told}
+    elif asked.json_object:
+        request["response_format"] = {"type": "json_object"}
     return request
 
 
@@ -68,15 +72,6 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> Any:
     for message in messages:
         role = "system" if message["role"] == "developer" else message["role"]
         yield {"role": role, "content": text_of(message.get("content"))}
-
-
-def _grammar(schema: Any) -> str:
-    """Of JSON without blanks: where the grammar allows them, a small model may write nothing else to the end."""
-    import xllamacpp
-
-    compact = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
-    grammar: str = xllamacpp.json_schema_to_grammar({**schema, "x-guidance": compact})
-    return grammar
 
 
 def _logprobs(made: Mapping[str, Any], sampling: Mapping[str, Any]) -> tuple[dict[str, Any], ...] | None:

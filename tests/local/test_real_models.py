@@ -102,7 +102,7 @@ def test_looking_for_real_models_imports_none_of_them(strict: openai.OpenAI) -> 
 
 def test_the_real_embeddings_model_gives_its_256_numbers_and_nothing_else(strict: openai.OpenAI) -> None:
     name = "wordllama-l2-supercat-256"
-    assert len(strict.embeddings.create(model=name, input="Tea").data[0].embedding) == 256
+    assert len(strict.embeddings.create(model=name, input="Tea", encoding_format="float").data[0].embedding) == 256
     with pytest.raises(openai.BadRequestError, match="less than or equal to 256"):
         strict.embeddings.create(model=name, input="Tea", dimensions=512)
     with pytest.raises(openai.NotFoundError, match="is for embeddings and does nothing else"):
