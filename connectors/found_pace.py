@@ -5,28 +5,26 @@ from collections import deque
 EASED = 0.97
 """After refusals the pace is this share of what passed just before them."""
 
-MANY = 0.05
+MANY = 0.15
 """Where this share was refused, the pace was much too high, and what passed tells how much."""
 
-SOME = 0.01
-"""Where a lower pace leaves the refused share above this and above half of what it was, it was of no use."""
-
-USELESS = 4
-"""After so many lowerings of no use what is refused has another cause than the pace: it is lowered no further."""
-
-ENOUGH = 10
-"""Requests after a lowering that show what came of it."""
-
 SOON = 2.5
-"""Seconds: refusals that come sooner after a lowering were not prevented by it."""
+"""Seconds: refusals of few that come sooner after a lowering were not prevented by it."""
+
+USELESS = 6
+"""After so many lowerings of no use the few that are refused have another cause: they lower the pace no further."""
 
 FALLS = 0.5
 """One refusal lowers the pace to no less than this share of what it was."""
 
+LEAST = 0.1
+"""Of the most that passed in ten seconds, a second: no refusals bring the pace below it, whatever they are for. Less
+than what is left of a limit counted by the minute whose whole passed in one burst."""
+
 RAISED = 0.005
 """A second without a refusal raises the pace by this share, up to where it was refused before."""
 
-FASTER_EVERY = 5.0
+FASTER_EVERY = 4.0
 """Seconds after which a pace that has passed its last refusal is raised twice as fast."""
 
 FASTEST = 0.1
@@ -55,9 +53,10 @@ class FoundPace:
         self._passed_at: float | None = None
         self._raised_at = now
         self._lowered_at = now
+        self._refused_at = now
         self._useless = 0
-        self._share = 1.0
-        """Of what was sent after one lowering, what was refused before the next."""
+        self._most = 0.0
+        self._seen_at_resume = 0.0
         self._last = now
         self._seen_before_gap = 0.0
         self._over_minutes = False
@@ -67,8 +66,10 @@ class FoundPace:
         """One more has left."""
         self._second(now)[1] += 1
 
-    def refused(self, now: float) -> None:
-        """One that has left did not pass."""
+    def refused(self, now: float, first: bool) -> None:
+        """One that has left did not pass; `first`: of those that were refused together."""
+        if first:
+            self._refused_at = now
         second = self._second(now)
         second[1] -= 1
         second[2] += 1
@@ -83,27 +84,29 @@ class FoundPace:
 
     def lower(self, now: float, pace: float | None) -> None:
         """After a refusal, when sending again; `pace`: that which was kept to, None where none was."""
-        lowered = max(self._lowered_at, self._began)
-        since = now - min(2.0, max(1.0, now - lowered))
-        seen = self._count(since, 1) / (now - since)
+        self.tried(now)
+        self._most = max(self._most, self._count(now - 10, 1) / 10)
+        # Up to the refusal: nothing was sent since.
+        span = min(2.0, max(1.0, self._refused_at - max(self._lowered_at, self._began)))
+        since = self._refused_at - span
+        passed, refused = self._count(since, 1), self._count(since, 2)
+        seen = passed / span
         if pace is None:
             # Where nothing has passed yet there is nothing to go by.
             if seen > 0:
                 self._set(now, EASED * seen, seen)
-            return
-        passed, refused = self._count(lowered, 1), self._count(lowered, 2)
-        if passed + refused < ENOUGH or now - lowered < 0.5:
-            return
-        share = refused / (passed + refused)
-        in_vain = now - lowered < SOON if share < SOME else share >= self._share / 2
-        self._useless = self._useless + 1 if in_vain else 0
-        self._share = share
-        if self._useless >= USELESS:
-            self._lowered_at = now
-        elif share >= MANY:
+        elif refused >= MANY * (passed + refused):
             self._set(now, max(FALLS * pace, EASED * min(pace, seen)), pace)
-        else:
-            self._set(now, EASED * pace, pace)
+        elif now - self._lowered_at >= 1.0:
+            self._useless = self._useless + 1 if now - self._lowered_at < SOON else 0
+            if self._useless < USELESS:
+                self._set(now, EASED * pace, pace)
+            else:
+                self._lowered_at = now
+
+    def tried(self, now: float) -> None:
+        """After a refusal something is sent again: if it passes, this is what passed before it."""
+        self._seen_at_resume = self._seen(now, now)
 
     def anew(self, now: float) -> None:
         """Another pace is kept to from now on: what was refused before says nothing about it."""
@@ -118,7 +121,7 @@ class FoundPace:
     def unblocked(self, now: float, gap: float) -> None:
         """The first answer after refusals, `gap` seconds after the answer before it: where that is long, the limit is
         counted over a long time, and what passed in a minute shows it."""
-        seen = self._seen(now, now)
+        seen = self._seen_at_resume
         if gap >= max(BLOCKED, 0.0 if self.per_second is None else 10 / self.per_second):
             self._over_minutes = True
             if seen < MISSED * self._seen_before_gap:
@@ -149,7 +152,7 @@ class FoundPace:
 
     def _set(self, now: float, per_second: float, ceiling: float) -> None:
         self._ceiling = ceiling
-        self.per_second = max(per_second, 1 / MINUTE)
+        self.per_second = max(per_second, LEAST * self._most, 1 / MINUTE)
         self._lowered_at = now
         self._passed_at = None
 

@@ -182,7 +182,7 @@ class Allowance:
         """A 429: nobody sends until it is over. Without a time stated, the wait doubles with each in a row."""
         now = self._now()
         self._circuit.unanswered(now)
-        self._found.refused(now)
+        self._found.refused(now, first=permit >= self._epoch)
         self._refused_since += permit >= self._since
         if permit < self._epoch:
             # Refusals come in bursts: one burst lowers the pace once, but the longest wait that it asks for counts.
@@ -219,6 +219,8 @@ class Allowance:
                 # What was sent before at another pace says nothing about this one.
                 self._epoch += 1
                 self._found.anew(self._now())
+                self.requests.calm()
+                self.tokens.calm()
         for kind, limit, remaining in zip(("requests", "tokens"), limits, left, strict=True):
             stated = self._stated_pace
             if limit is None or remaining is None or stated is None or not (pace := self.requests.per_second):
@@ -301,6 +303,8 @@ class Allowance:
         if self._refusals == 1:
             self._found.lower(self._now(), self.requests.per_second)
             self._repace()
+        else:
+            self._found.tried(self._now())
         self._resumed = True
         self._since, self._sent_since, self._refused_since = self._epoch, 0, 0
 

@@ -57,6 +57,11 @@ class Pace:
             return
         self._owed += units
 
+    def calm(self) -> None:
+        """Nothing leaves in a burst: more than this pace may have left just before."""
+        if self.per_second is not None:
+            self._owed = max(self._owed, BURST * self.per_second)
+
     def settle(self, reserved: float, used: float) -> None:
         """Correct an earlier charge by what was really used."""
         self.used += used - reserved

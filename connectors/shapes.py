@@ -23,13 +23,17 @@ def check_names(shape: TableShape) -> None:
                 )
 
 
-def mismatch(sink: str, table: str, there: Mapping[str, str], made: Mapping[str, str]) -> DataError:
+class OtherColumns(DataError):
+    """The tables that are there are not those that the job makes."""
+
+
+def mismatch(sink: str, table: str, there: Mapping[str, str], made: Mapping[str, str]) -> OtherColumns:
     """The error for a table whose columns (name -> type) are not those that the job makes."""
     has = [(name, kind) for name, kind in there.items() if made.get(name) != kind]
     wants = [(name, kind) for name, kind in made.items() if there.get(name) != kind]
     if not has and not wants:
         has, wants = list(there.items()), list(made.items())
-    return DataError(
+    return OtherColumns(
         f"{sink}: its {table} have {_listed(has)} where the job makes {_listed(wants)}; write to another sink "
         f"(--sink PATH), or move {sink} away and run again: answers that the ledger has are not asked again"
     )

@@ -23,6 +23,7 @@ _IN_BRACKETS = re.compile(r"""\brow\s*\[\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
 """Of `row["any name"]` the string, as it is written."""
 
 _CODE = re.compile(r"(?s)\{\{.*?\}\}|\{%.*?%\}")
+_SLICE = re.compile(r"\[([^\[\]{}]*:[^\[\]{}]*)\]")
 _COMMENT = re.compile(r"(?s)\{#.*?#\}")
 _STRING = re.compile(r"""(?s)"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
 
@@ -59,12 +60,14 @@ class Template:
             undefined_behavior="strict", fuel=FUEL, finalizer=_shown, keep_trailing_newline=True
         )
         environment.auto_escape_callback = _no_escapes
+        environment.add_filter("truncate", _truncated)
+        environment.add_filter("wordcount", _word_count)
         try:
             environment.add_template("template", source)
         except minijinja.TemplateError as exc:
             raise JobError(f"{where}: the template cannot be read: {_said(exc)}; see minijinja's syntax") from exc
         _check_filters(environment, source, where)
-        names = set(environment.undeclared_variables_in_template("template"))
+        names = _names(environment, source)
         if "row" in names:
             names.discard("row")
             code = " ".join(re.findall(r"(?s)\{\{.*?\}\}|\{%.*?%\}", source))
@@ -92,6 +95,37 @@ class Template:
         if len(text) > LARGEST:
             raise TemplateProblem(f"the rendered text has {len(text):,} characters, more than {LARGEST:,}")
         return text
+
+
+def _names(environment: minijinja.Environment, source: str) -> set[str]:
+    """The variables of a template; minijinja itself passes over those that stand in a slice: `{{ body[:2000] }}`."""
+    names = set(environment.undeclared_variables_in_template("template"))
+    flat = _CODE.sub(lambda code: _without_slices(_STRING.sub("''", code[0])), source)
+    try:
+        return names.union(environment.undeclared_variables_in_str(flat))
+    except minijinja.TemplateError:
+        return names
+
+
+def _without_slices(code: str) -> str:
+    """The code with `[a:b]` as `~ ('' ~ a ~ b)`: the same variables, in a form in which they are seen."""
+    while (found := _SLICE.search(code)) is not None:
+        parts = ["''", *(part for part in found[1].split(":") if part.strip())]
+        code = f"{code[: found.start()]} ~ ({' ~ '.join(parts)}){code[found.end() :]}"
+    return code
+
+
+def _truncated(text: str, length: int = 255, killwords: bool = False, end: str = "...", leeway: int = 5) -> str:
+    """Jinja's own, whose arguments need no names."""
+    text = str(text)
+    if len(text) <= length + leeway:
+        return text
+    kept = text[: max(0, length - len(end))]
+    return (kept if killwords else kept.rsplit(" ", 1)[0]) + end
+
+
+def _word_count(text: str) -> int:
+    return len(re.findall(r"\w+", str(text)))
 
 
 def _check_filters(environment: minijinja.Environment, source: str, where: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from connectors.errors import DataError, JobError, RowmillError
 from connectors.ledger import Ledger
 from connectors.registry import SINKS
+from connectors.shapes import OtherColumns
 from connectors.snapshot import query_connection
 from pipelines.audits import check_audits, run_audits
 from pipelines.housekeeping import drop_committed
@@ -212,7 +213,14 @@ def prepare_sink(ready: ReadyJob, ledger: Ledger) -> None:
     ) != [(0,)]
     if known and not fresh and not ready.sink.present():
         _write_again(ready, ledger)
-    ready.sink.prepare(fresh=fresh)
+    try:
+        ready.sink.prepare(fresh=fresh)
+    except OtherColumns:
+        # Of a source that had no row yet the types are not what they will be.
+        if fresh or not _is_empty(ready):
+            raise
+        _write_again(ready, ledger)
+        ready.sink.prepare(fresh=False)
     add_usage(ledger, ready.sink, ready.job.name)
 
 
@@ -243,6 +251,16 @@ def _rows_there(ready: ReadyJob) -> int:
         ((rows,),) = db.execute(f"select count(*) from {ready.sink.results_sql()}").fetchall()
         ready.sink.detach(db)
     return int(rows)
+
+
+def _is_empty(ready: ReadyJob) -> bool:
+    """Whether the sink's tables hold neither a result nor an error."""
+    with query_connection(ready.scratch) as db:
+        ready.sink.attach(db)
+        tables = (ready.sink.results_sql(), ready.sink.errors_sql())
+        held = any(db.execute(f"select 1 from {table} limit 1").fetchall() for table in tables)
+        ready.sink.detach(db)
+    return not held
 
 
 def _write_again(ready: ReadyJob, ledger: Ledger, fewest: int = 0) -> int:

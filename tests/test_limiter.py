@@ -205,9 +205,9 @@ def test_a_limit_that_the_headers_lower_and_raise_again_is_followed() -> None:
 @pytest.mark.parametrize("states_wait", [True, False], ids=["retry-after", "no word"])
 def test_a_limit_that_only_refusals_lower_is_followed_and_so_is_its_return(states_wait: bool) -> None:
     changes = ((30, lower(1500)), (90, lower(3000)))
-    seen = drive(Key(requests=3000), 150, told=(3000, None), states_wait=states_wait, changes=changes)
+    seen = drive(Key(requests=3000), 170, told=(3000, None), states_wait=states_wait, changes=changes)
     assert seen.share(1500, 40, 90) >= 0.95
-    assert seen.share(3000, 130, 150) >= 0.95
+    assert seen.share(3000, 150, 170) >= 0.95
     assert seen.refused_share <= 0.005
 
 

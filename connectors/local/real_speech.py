@@ -2,8 +2,9 @@
 
 import ctypes
 import re
+import sys
 from collections.abc import Iterator, Mapping
-from functools import cache
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from connectors.local.checks import refuse
@@ -45,50 +46,48 @@ def speak_for_real(text: str, voice: str, speed: float) -> Iterator["NDArray[np.
     import av
     import numpy as np
 
-    library, rate = _library()
-    name = VOICES.get(voice, voice)
-    if not _VOICE.fullmatch(name) or library.espeak_SetVoiceByName(name.encode()) != 0:
-        raise refuse(
-            "voice", f"Invalid value: '{voice}'. eSpeak NG has no such voice; try 'de' or 'en-gb+f2'.", "invalid_value"
-        )
-    library.espeak_SetParameter(_RATE, round(WORDS_A_MINUTE * speed), 0)
-    blocks: list[NDArray[np.int16]] = []
+    with _library() as (library, rate):
+        name = VOICES.get(voice, voice)
+        if not _VOICE.fullmatch(name) or library.espeak_SetVoiceByName(name.encode()) != 0:
+            message = f"Invalid value: '{voice}'. eSpeak NG has no such voice; try 'de' or 'en-gb+f2'."
+            raise refuse("voice", message, "invalid_value")
+        library.espeak_SetParameter(_RATE, round(WORDS_A_MINUTE * speed), 0)
+        blocks: list[NDArray[np.int16]] = []
 
-    def keep(samples: Any, count: int, events: Any) -> int:
-        if samples and count:
-            blocks.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        return 0
+        def keep(samples: Any, count: int, events: Any) -> int:
+            if samples and count:
+                blocks.append(np.ctypeslib.as_array(samples, (count,)).copy())
+            return 0
 
-    callback = _Callback(keep)
-    library.espeak_SetSynthCallback(callback)
-    written = text.replace("\0", " ").encode()
-    library.espeak_Synth(written, len(written) + 1, 0, _CHARACTERS, 0, _UTF8, None, None)
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
+        callback = _Callback(keep)
+        library.espeak_SetSynthCallback(callback)
+        library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+        written = text.replace("\0", " ").encode()
+        library.espeak_Synth(written, ctypes.c_size_t(len(written) + 1), 0, _CHARACTERS, 0, _UTF8, None, None)
     # A tenth of a second of silence: a text of nothing but signs makes no sound, and a file needs some.
-    frame = av.AudioFrame.from_ndarray(
-        np.concatenate([*blocks, np.zeros(rate // 10, np.int16)])[None, :], "s16", "mono"
-    )
+    samples = np.concatenate([*blocks, np.zeros(rate // 10, np.int16)])
+    frame = av.AudioFrame.from_ndarray(samples[None, :], format="s16", layout="mono")
     frame.sample_rate = rate
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
     return iter([part.to_ndarray()[0] for part in [*resampler.resample(frame), *resampler.resample(None)]])
 
 
-@cache
-def _library() -> tuple[Any, int]:
-    """(eSpeak with its data, the rate at which it speaks)."""
+@contextmanager
+def _library() -> Iterator[tuple[Any, int]]:
+    """(eSpeak with its data, the rate at which it speaks), loaded anew.
+
+    Its oscillators and its flutter go on from where the last text ended, whatever is reset: only a fresh copy says the
+    same text in the same bytes.
+    """
+    import _ctypes
     import espeakng_loader
 
     library = ctypes.CDLL(espeakng_loader.get_library_path())
-    library.espeak_SetVoiceByName.argtypes = [ctypes.c_char_p]
-    library.espeak_Synth.argtypes = [
-        ctypes.c_char_p,
-        ctypes.c_size_t,
-        ctypes.c_uint,
-        ctypes.c_int,
-        ctypes.c_uint,
-        ctypes.c_uint,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-    ]
     # 2: samples are handed back and not played.
     rate = library.espeak_Initialize(2, 0, espeakng_loader.get_data_path().encode(), 0)
-    return library, rate
+    try:
+        yield library, rate
+    finally:
+        library.espeak_Terminate()
+        if sys.platform != "win32":
+            _ctypes.dlclose(library._handle)

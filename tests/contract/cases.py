@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from connectors.contracts import Endpoint, StepFacts
@@ -86,13 +85,15 @@ CASES: tuple[Case, ...] = (
          tokens(19, 10, cached_tokens=0, reasoning_tokens=0, model_version="gpt-5.4", finish_reason="stop")),
     Case("chat-image-input.json", CHAT, STEP, '"The image shows a wooden bo',
          tokens(1117, 46, cached_tokens=0, reasoning_tokens=0, model_version="gpt-5.4", finish_reason="stop")),
-    Case("chat-1-5-1.json", {**CHAT, "detail": True}, {**STEP, "it_finish_reason": TEXT}, '"Hello! How can I assist you',
+    Case("chat-1-5-1.json", {**CHAT, "detail": True}, {**STEP, "it_finish_reason": TEXT},
+         '"Hello! How can I assist you',
          tokens(56, 31, model_version="gpt-3.5-turbo-0613", finish_reason="stop")),
     Case("chat-functions.json", {**CHAT, "tools": [TOOL]}, {**STEP, "it_tool_calls": CALLS}, 'null',
          tokens(82, 17, reasoning_tokens=0, model_version="gpt-4o-mini", finish_reason="tool_calls")),
     Case("chat-1-5-2.json", {**CHAT, "tools": [TOOL]}, {**STEP, "it_tool_calls": CALLS}, 'null',
          tokens(82, 17, model_version="gpt-3.5-turbo-0613", finish_reason="tool_calls")),
-    Case("chat-logprobs.json", {**CHAT, "params": {"logprobs": True}}, {**STEP, "it_logprobs": LOGPROBS}, '"Hello! How can I assist you',
+    Case("chat-logprobs.json", {**CHAT, "params": {"logprobs": True}}, {**STEP, "it_logprobs": LOGPROBS},
+         '"Hello! How can I assist you',
          tokens(9, 9, reasoning_tokens=0, model_version="gpt-4o-mini", finish_reason="stop")),
     Case("chat-streaming.sse", {**CHAT, "stream": True}, STEP, '"Hello"',
          {"model_version": "gpt-4o-mini", "finish_reason": "stop"}),
@@ -125,7 +126,8 @@ CASES: tuple[Case, ...] = (
     Case("reference-tools.json", {**REFERENCE, "tools": [TOOL]},
          {**STEP, "it_tool_calls": CALLS, "it_metadata": METADATA}, '"Based on the current weathe',
          tokens(85, 320, model_version="gpt-4", finish_reason="stop")),
-    Case("reference-streaming.sse", {**REFERENCE, "stream": True}, {**STEP, "it_metadata": METADATA}, '"Based on the analysis, the ',
+    Case("reference-streaming.sse", {**REFERENCE, "stream": True}, {**STEP, "it_metadata": METADATA},
+         '"Based on the analysis, the ',
          {"model_version": "gpt-4", "finish_reason": "stop"}),
     Case("embeddings.json", {"endpoint": "embeddings", "model": "m", "input": "{{ text }}", "dimensions": 3},
          {"it": "fixed_size_list<item: float>[3]"}, '[0.002306425478309393, -0.00',
@@ -139,7 +141,8 @@ CASES: tuple[Case, ...] = (
          {"audio_seconds": 9.0}),
     Case("transcription-words.json", VERBOSE, {"it": SPOKEN}, '{"text": "The beach was a po',
          {"audio_seconds": 9.0}),
-    Case("transcription-diarized.json", {**HEARD, "response_format": "diarized_json"}, {"it": SPEAKERS}, '{"text": "Agent: Thanks for ',
+    Case("transcription-diarized.json", {**HEARD, "response_format": "diarized_json"}, {"it": SPEAKERS},
+         '{"text": "Agent: Thanks for ',
          {"audio_seconds": 27.0}),
     Case("transcription-logprobs.json", {**HEARD, "params": {"include": ["logprobs"]}},
          {**STEP, "it_logprobs": "list<item: struct<token: string, logprob: double, bytes: list<item: int64>>>"},
@@ -164,7 +167,8 @@ CASES: tuple[Case, ...] = (
 def row() -> Mapping[str, Any]:
     """The one row of data."""
     with TemporaryDirectory() as folder:
-        return pq.read_table(write_row(Path(folder))).to_pylist()[0]
+        (one,) = pq.read_table(write_row(Path(folder))).to_pylist()
+        return dict(one)
 
 
 @cache
@@ -177,7 +181,9 @@ def facts() -> StepFacts:
 
 def built(step: Mapping[str, Any]) -> Endpoint:
     """A step's endpoint."""
-    return ENDPOINTS[step["endpoint"]].model_validate({"name": "it", **step}).build(facts())  # type: ignore[attr-defined]
+    kind: Any = ENDPOINTS[step["endpoint"]]
+    endpoint: Endpoint = kind.model_validate({"name": "it", **step}).build(facts())
+    return endpoint
 
 
 def asked(endpoint: Endpoint, key: str = "1") -> Request:
@@ -195,9 +201,9 @@ def found(content: bytes) -> Media:
     """A file as it is measured before its request is made."""
     kind = kind_of(content[:HEAD])
     assert kind is not None
-    measured = {"pixels": (64, 64)} if kind.group == "image" else {"seconds": 0.25}
+    measured: Any = {"pixels": (64, 64)} if kind.group == "image" else {"seconds": 0.25}
     digest = hashlib.sha256(content).hexdigest()
-    return Media(digest, len(content), kind.type, kind.suffix, data=content, **measured)  # type: ignore[arg-type]
+    return Media(digest, len(content), kind.type, kind.suffix, data=content, **measured)
 
 
 def reply_of(case: Case) -> Reply:

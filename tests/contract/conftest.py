@@ -30,9 +30,7 @@ def runs() -> set[str]:
 
 
 @pytest.fixture
-def sent(
-    recorder: Recorder, runs: set[str], tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
-) -> Sent:
+def sent(recorder: Recorder, runs: set[str], tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> Sent:
     """(group, place in its table) -> the one request that its step sent; a group's steps are one job, run once."""
 
     def ask(group: str, place: int) -> Recorded:

@@ -8,7 +8,9 @@ from tests.contract.parameters_media import MEDIA_GROUPS
 from tests.contract.row import DATA_URL, TEXT, Group, P
 
 LOOK_UP = {"name": "look_up", "parameters": {"type": "object", "properties": {"of": {"type": "string"}}}}
-TOOL = "tools: [{type: function, function: {name: look_up, parameters: {type: object, properties: {of: {type: string}}}}}]"
+TOOL = (
+    "tools: [{type: function, function: {name: look_up, parameters: {type: object, properties: {of: {type: string}}}}}]"
+)
 NAMED = "tool_choice: {type: function, function: {name: look_up}}"
 SAID = [{"role": "user", "content": TEXT}]
 CALL = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": '{"of": 1}'}}
@@ -90,7 +92,8 @@ CHAT = Group(
         P("OpenAPI", "prompt_cache_key", "params: {prompt_cache_key: k}", "prompt_cache_key", "k"),
         P("OpenAPI", "prompt_cache_options", "params: {prompt_cache_options: {ttl: 30m}}", "prompt_cache_options",
           {"ttl": "30m"}),
-        P("OpenAPI", "prompt_cache_retention", "params: {prompt_cache_retention: 24h}", "prompt_cache_retention", "24h"),
+        P("OpenAPI", "prompt_cache_retention", "params: {prompt_cache_retention: 24h}", "prompt_cache_retention",
+          "24h"),
         P("OpenAPI", "reasoning_effort", "params: {reasoning_effort: low}", "reasoning_effort", "low"),
         P("OpenAPI", "safety_identifier", "params: {safety_identifier: s}", "safety_identifier", "s"),
         P("OpenAPI", "service_tier", "params: {service_tier: flex}", "service_tier", "flex"),
@@ -178,7 +181,8 @@ RESPONSES = Group(
         P("OpenAPI", "prompt_cache_key", "params: {prompt_cache_key: k}", "prompt_cache_key", "k"),
         P("OpenAPI", "prompt_cache_options", "params: {prompt_cache_options: {mode: explicit}}",
           "prompt_cache_options.mode", "explicit"),
-        P("OpenAPI", "prompt_cache_retention", "params: {prompt_cache_retention: 24h}", "prompt_cache_retention", "24h"),
+        P("OpenAPI", "prompt_cache_retention", "params: {prompt_cache_retention: 24h}", "prompt_cache_retention",
+          "24h"),
         P("OpenAPI", "reasoning", "params: {reasoning: {effort: low}}", "reasoning.effort", "low"),
         P("OpenAPI", "safety_identifier", "params: {safety_identifier: s}", "safety_identifier", "s"),
         P("OpenAPI", "service_tier", "params: {service_tier: flex}", "service_tier", "flex"),

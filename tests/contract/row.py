@@ -59,6 +59,7 @@ def sound(container: str, codec: str) -> bytes:
     file = BytesIO()
     with av.open(file, "w", format=container) as out:
         stream = out.add_stream(codec, rate=48_000, layout="mono")
+        assert isinstance(stream, av.AudioStream)
         tone = (np.sin(np.arange(12_000) * 440 * 2 * np.pi / 48_000) * 8000).astype("<i2")
         resampler = av.AudioResampler(stream.format, "mono", 48_000, stream.codec_context.frame_size or None)
         frame = av.AudioFrame.from_ndarray(tone[None], "s16", "mono")

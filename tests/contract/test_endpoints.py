@@ -38,11 +38,11 @@ def test_the_source_of_every_recorded_reply_is_told() -> None:
 
 @each
 def test_a_recorded_reply_becomes_exactly_the_declared_columns(case: Case) -> None:
-    endpoint, request, answer = answer_of(case)
+    endpoint, _, answer = answer_of(case)
     assert {field.name: str(field.type) for field in endpoint.fields} == dict(case.columns)
     assert all(field.nullable for field in endpoint.fields)
     values = endpoint.values(answer)
-    assert not isinstance(values, RowError), values
+    assert isinstance(values, tuple), values
     assert len(values) == len(endpoint.fields)
     for rows in ([values], [None, values, None], [None], []):
         arrays = endpoint.arrays(rows)
@@ -53,7 +53,6 @@ def test_a_recorded_reply_becomes_exactly_the_declared_columns(case: Case) -> No
             assert all(array[place].as_py() is None for place, row in enumerate(rows) if row is None)
     first = endpoint.arrays([values])[0][0].as_py()
     assert json.dumps(first, ensure_ascii=False).startswith(case.begins)
-    assert endpoint.arrays([values, None]) == endpoint.arrays([endpoint.values(answer), None])
 
 
 @each
@@ -92,15 +91,15 @@ def test_files_are_those_that_values_names_and_links_are_gone_once_followed(case
         assert not case.begins.startswith(('"files/', '["files/'))
 
 
+RUBBISH = (b"", b"null", b"[]", b"{", b"{}", b'{"error": null}', b"data: {", b"data: {}\n\n", b"\xff\xfe", b"<html>")
+
+
 @each
-@pytest.mark.parametrize(
-    "rubbish",
-    [b"", b"null", b"[]", b"{", b"{}", b'{"error": null}', b"data: {", b"data: {}\n\n", b"\xff\xfe", b"<html>"],
-)
-def test_rubbish_is_a_malformed_reply_and_nothing_else(case: Case, rubbish: bytes) -> None:
+def test_rubbish_is_a_malformed_reply_and_nothing_else(case: Case) -> None:
     endpoint, request, _ = answer_of(case)
-    with pytest.raises(MalformedReply):
-        endpoint.answers([request], Reply(200, reply_of(case).headers, rubbish, 1.0))
+    for rubbish in RUBBISH:
+        with pytest.raises(MalformedReply):
+            endpoint.answers([request], Reply(200, reply_of(case).headers, rubbish, 1.0))
 
 
 @each

@@ -115,9 +115,7 @@ def test_an_error_stands_in_the_errors_table_as_the_provider_told_it(
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_every_endpoint_tells_an_error_so(
-    group: str, recorder: Recorder, cli: Any, read: Read, tmp_path: Path
-) -> None:
+def test_every_endpoint_tells_an_error_so(group: str, recorder: Recorder, cli: Any, read: Read, tmp_path: Path) -> None:
     case = Case(group, 400, told("This is not taken", param="p", code="c"), "bad_request", group=group)
     who = f"error-{group}"
     check(case, who, run(case, who, recorder, cli, tmp_path), recorder, read, tmp_path)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tests.contract.conftest import KEY, Sent
-from tests.contract.parameters import GROUPS, LEFT_OUT, LISTED, P, names_of
+from tests.contract.parameters import GROUPS, LEFT_OUT, LISTED, names_of
 from tests.contract.recorder import Recorded
-from tests.contract.row import files
+from tests.contract.row import P, files
 from tests.contract.wire import Upload, at, check, check_form, fields_of, properties
 
 ROWS = [
@@ -45,7 +45,7 @@ def in_a_form(request: Recorded, schema: str, row: P, files: frozenset[str]) -> 
         some = form[name] if isinstance(form[name], list) else [form[name]]
         assert all(isinstance(file, Upload) for file in some), f"{name} is no file"
     found = form[row.place]
-    assert (is_files(found, row.sent) if row.place in files else found == row.sent), found
+    assert is_files(found, row.sent) if row.place in files else found == row.sent, found
     check_form(schema, form)
 
 
@@ -56,8 +56,8 @@ TYPES = {
 }  # fmt: skip
 
 
-def is_files(found: Upload | list[Upload], columns: str | list[str]) -> bool:
-    """Their contents are those of the columns; their names end as their contents ask."""
+def is_files(found: Any, columns: Any) -> bool:
+    """Whether an Upload, or a list of them, is what the columns hold, named and typed by its content."""
     several = isinstance(columns, list)
     assert several == isinstance(found, list)
     names, uploads = (columns, found) if several else ([columns], [found])

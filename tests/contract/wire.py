@@ -78,15 +78,9 @@ def check_form(schema: str, sent: Mapping[str, Any]) -> None:
 
 
 def _typed(schema: str, name: str, value: Any) -> Any:
-    validator = _property_validator(schema, name)
     plain = _plain(value)
-    if isinstance(plain, str):
-        readings = [plain, *_json_readings(plain)]
-    else:
-        readings = [plain, {key: next(_json_readings(inner), inner) for key, inner in plain.items()}] if isinstance(
-            plain, dict
-        ) else [plain]
-    fitting = [reading for reading in readings if validator.is_valid(reading)]
+    validator = _property_validator(schema, name)
+    fitting = [reading for reading in (plain, _numbers(plain)) if validator.is_valid(reading)]
     assert fitting, f"{name}: {plain!r} is nothing that its schema takes"
     return fitting[0]
 
@@ -98,11 +92,14 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _json_readings(text: str) -> Any:
+def _numbers(value: Any) -> Any:
+    """Numbers and truth values in place of texts that are their JSON."""
+    if isinstance(value, dict):
+        return {key: _numbers(inner) for key, inner in value.items()}
     try:
-        yield json.loads(text)
+        return json.loads(value) if isinstance(value, str) else value
     except ValueError:
-        return
+        return value
 
 
 def properties(schema: str) -> dict[str, Any]:

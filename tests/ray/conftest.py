@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import psutil
 import pytest
 
 RUN = [sys.executable, "-c", "from pipelines.cli import main; main()", "run"]
+OWN = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+"""The cluster is for these tests alone."""
 HEAD = ["--head", "--num-cpus=4", "--include-dashboard=false", "--object-store-memory=200000000", "--block"]
 
 
@@ -25,7 +28,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *HEAD, f"--port={port}", f"--temp-dir={temporary}"]
     said = tmp_path_factory.mktemp("ray") / "said"
     with said.open("wb") as out:
-        environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+        environment = {**os.environ, **OWN}
         head = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
     while "Ray runtime started" not in said.read_text():
         assert head.poll() is None, said.read_text()
@@ -43,7 +46,7 @@ class Run:
     """One `rowmill run --engine ray`, in a process of its own."""
 
     def __init__(self, job: Path, address: str, *flags: str) -> None:
-        environment = {**os.environ, "RAY_ADDRESS": address}
+        environment = {**os.environ, **OWN, "RAY_ADDRESS": address}
         command = [*RUN, str(job), "--engine", "ray", "--json", "--quiet", *flags]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

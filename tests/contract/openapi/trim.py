@@ -1,4 +1,4 @@
-"""Cuts the request schemas out of OpenAI's OpenAPI description: `python trim.py openapi.yaml > request-schemas.json`."""
+"""Cuts request schemas out of OpenAI's OpenAPI description: `python trim.py openapi.yaml > request-schemas.json`."""
 
 import json
 import sys
@@ -24,8 +24,8 @@ WORDS = frozenset(
 """Keys that no value is checked by; the last is of an older JSON Schema."""
 COMMENT = (
     "The request schemas of the OpenAPI description of the OpenAI API (github openai/openai-openapi, commit f85dbe2 of "
-    "2026-08-21, MIT licence), cut out by trim.py: without descriptions, `nullable` as JSON Schema writes it, and anyOf "
-    "in place of oneOf, whose alternatives overlap."
+    "2026-08-21, MIT licence), cut out by trim.py: without descriptions, `nullable` as JSON Schema writes it, and "
+    "anyOf in place of oneOf, whose alternatives overlap."
 )
 
 

@@ -1,0 +1,196 @@
+"""Promises to users that were once broken: each is held by one run of the command line."""
+
+import datetime
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import chat_reply, error_reply
+
+TYPED = (
+    '[{name: c, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}], '
+    "output: {y: {type: integer}}}]"
+)
+NOTHING = {
+    "run_id": None, "rows": None, "rows_ok": None, "rows_reused": None, "rows_failed": None, "rows_left": None,
+    "requests": None, "retries": None, "input_tokens": None, "output_tokens": None, "cost_usd": None, "seconds": None,
+    "exit_code": 2, "tables": None,
+}  # fmt: skip
+
+
+def step(prompt: str = "{{ text }}", more: str = "") -> str:
+    messages = f"messages: [{{user: {json.dumps(prompt)}}}]"
+    return f"[{{name: answer, endpoint: chat, provider: test, model: m, {messages}{more}}}]"
+
+
+def refusing(*kinds: str) -> Any:
+    """A server that does not know these kinds of response_format."""
+
+    def script(path: str, body: dict[str, Any], count: int) -> Any:
+        kind = body.get("response_format", {}).get("type")
+        if kind in kinds:
+            return error_reply(400, f"response_format {kind} is not supported")
+        return chat_reply('{"y": 4}')
+
+    return script
+
+
+def formats(provider: Any) -> Counter[str | None]:
+    return Counter(body.get("response_format", {}).get("type") for _, body in provider.seen)
+
+
+@pytest.mark.parametrize(
+    ("unknown", "asked"),
+    [
+        (("json_schema",), {"json_schema": 1, "json_object": 1200}),
+        (("json_schema", "json_object"), {"json_schema": 1, "json_object": 1, None: 1200}),
+        ((), {"json_schema": 1200}),
+    ],
+)
+def test_one_row_finds_out_how_a_server_takes_typed_output_and_no_other_row_is_refused(
+    workspace: Any, provider: Any, cli: Any, unknown: tuple[str, ...], asked: dict[str | None, int]
+) -> None:
+    provider.script = refusing(*unknown)
+    workspace.csv(1200)
+    told = cli.run(workspace.job(steps=TYPED, limits="{concurrency: 8}"))
+    assert (told["rows_ok"], told["rows_failed"], told["exit_code"]) == (1200, 0, 0)
+    assert formats(provider) == asked
+
+
+def test_rows_that_a_predicate_leaves_out_do_not_go_ahead(workspace: Any, provider: Any, cli: Any) -> None:
+    provider.script = refusing("json_schema")
+    workspace.csv(40)
+    told = cli.run(workspace.job(steps=TYPED.replace("output:", 'when: "id > 20", output:'), limits="{concurrency: 8}"))
+    assert (told["rows_ok"], told["requests"]) == (40, 21)
+    assert formats(provider) == {"json_schema": 1, "json_object": 20}
+
+
+def test_rows_that_failed_in_an_earlier_step_stay_in_errors_where_one_row_goes_ahead(
+    workspace: Any, provider: Any, cli: Any, read: Any
+) -> None:
+    def script(path: str, body: dict[str, Any], count: int) -> Any:
+        if "response_format" not in body:
+            return error_reply(400, "no") if body["messages"][-1]["content"] == "text 2" else None
+        return refusing("json_schema")(path, body, count)
+
+    provider.script = script
+    workspace.csv(4)
+    both = step()[:-1] + ", " + TYPED[1:].replace("{{ text }}", "{{ answer }}")
+    told = cli.run(workspace.job(steps=both))
+    assert (told["rows_ok"], told["rows_failed"]) == (3, 1)
+    assert [(row["id"], row["step"]) for row in read(workspace.folder / "out", "errors")] == [(2, "answer")]
+
+
+def test_numbers_and_dates_with_gaps_keep_their_type_in_csv(workspace: Any, provider: Any, cli: Any, read: Any) -> None:
+    workspace.write("rows.csv", "id,text,n,day\na,x,,\nb,y,2,2024-01-31\n")
+    job = workspace.job(steps=step("{{ n }} {{ day }}"), sink="{parquet: out, columns: [n, day]}")
+    assert cli.run(job)["exit_code"] == 0
+    assert [(row["n"], row["day"]) for row in read(workspace.folder / "out")] == [
+        (None, None),
+        (2, datetime.date(2024, 1, 31)),
+    ]
+    assert sorted(provider.prompts()) == [" ", "2 2024-01-31"]
+
+
+@pytest.mark.parametrize("sink", ["{parquet: out}", "{duckdb: out.db, table: t}"])
+def test_a_job_whose_source_was_empty_at_first_runs_when_rows_have_come(workspace: Any, cli: Any, sink: str) -> None:
+    workspace.write("rows.csv", "id,text\n")
+    job = workspace.job(sink=sink)
+    first = cli.run(job)
+    workspace.csv(2)  # Now the key is a whole number.
+    second = cli.run(job)
+    assert [(told["rows_ok"], told["exit_code"]) for told in (first, second)] == [(0, 0), (2, 0)]
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ text[:5] }}", "hello"),
+        ("{{ text[-5:]|upper }} {{ {'a': n}['a'] }}", "WORLD 3"),
+        ('{{ row["text"][n:][:2] }}', "lo"),
+        ("{{ text|truncate(8, true, '', 0) }}", "hello wo"),
+        ("{{ text|wordcount }} of {{ text|length }}", "2 of 11"),
+    ],
+)
+def test_templates_cut_texts_as_jinja_does(workspace: Any, provider: Any, cli: Any, template: str, said: str) -> None:
+    workspace.write("rows.csv", "id,text,n\n1,hello world,3\n")
+    assert cli.run(workspace.job(steps=step(template)))["rows_ok"] == 1
+    assert provider.prompts() == [said]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "line"),
+    [
+        ({"steps": step("{{ text|shout }}")}, "steps.answer.messages.0.user: no filter shout"),
+        ({"steps": step().replace("provider: test", "provider: tset")}, "steps.answer.provider: no provider tset"),
+        ({"steps": TYPED.replace("integer}", "integer, maximun: 3}")}, "steps.c.output.y.maximun: no such key"),
+        ({"steps": TYPED.replace("integer}", "string, enum: []}")}, "steps.c.output.y.enum: found []"),
+        ({"steps": TYPED.replace("integer}", "integer, enum: [a]}")}, "steps.c.output.y.enum: 'a' is no integer"),
+        (
+            {"steps": TYPED.replace("integer}", "integer, minimum: 5, maximum: 1}")},
+            "steps.c.output.y.minimum: 5 is more than maximum 1",
+        ),
+        ({"source": "{csv: rows.csv, key: id, encoding: utf-99}"}, "source.encoding: utf-99: no such encoding"),
+        ({"source": '{csv: rows.csv, key: id, where: ""}'}, 'source.where: found ""'),
+        ({"steps": step(more=', when: ""')}, 'steps.answer.when: found ""'),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_at_its_place_and_nothing_is_sent(
+    workspace: Any, provider: Any, cli: Any, blocks: dict[str, str], line: str
+) -> None:
+    workspace.csv(2)
+    job = workspace.job(**blocks)
+    assert cli("run", job, "--quiet") == 2
+    (told,) = cli.err.splitlines()
+    place, _, rest = told.partition(": ")
+    assert place.rpartition(":")[0] == str(job)
+    assert rest.startswith(line)
+    assert ";" in rest
+    assert (cli.out, provider.seen) == ("", [])
+
+
+def test_a_flag_that_changes_answers_is_refused_where_the_sink_it_names_is_the_jobs_own(
+    workspace: Any, provider: Any, cli: Any, read: Any
+) -> None:
+    workspace.csv(2)
+    job = workspace.job()
+    cli.run(job)
+    before = read(workspace.folder / "out")
+    own = str(workspace.folder / "x" / ".." / "out")
+    told = cli.run(job, "--set", "steps.answer.model=other", "--sink", own)
+    assert (told["exit_code"], len(provider.seen), read(workspace.folder / "out")) == (2, 2, before)
+    assert cli.run(job, "--set", "steps.answer.model=other", "--sink", str(workspace.folder / "o2"))["rows_ok"] == 2
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_jobs_that_cannot_go_together_are_told_as_json_one_a_job(workspace: Any, cli: Any) -> None:
+    one, two = workspace.job("one"), workspace.job("two")
+    assert cli("run", one, two, "--json") == 2
+    said = f"{two}: sink: out is the sink of {one} too; give each job a sink of its own"
+    assert lines(cli.out) == [{"job": name, **NOTHING, "stopped": said} for name in ("one", "two")]
+    assert cli.err == said + "\n"
+
+
+@pytest.mark.parametrize("arguments", [["--lmit", "3"], ["--limit", "x"]])
+def test_a_command_line_that_is_wrong_is_told_as_json_too(workspace: Any, cli: Any, arguments: list[str]) -> None:
+    assert cli("run", workspace.job(), "--json", *arguments) == 2
+    (told,) = lines(cli.out)
+    assert told == {"job": None, **NOTHING, "stopped": cli.err.rstrip("\n")}
+
+
+def test_a_days_budget_that_is_spent_is_told_with_what_to_raise(workspace: Any, cli: Any) -> None:
+    file: Path = workspace.folder / "rowmill.yaml"
+    file.write_text(file.read_text() + "budget: {usd_per_day: 0.0005}\n")
+    workspace.csv(30)
+    told = cli.run(workspace.job(limits="{concurrency: 1}"))
+    assert told["exit_code"] == 3
+    assert told["stopped"].startswith(
+        "budget: the day's budget of $0.000500 is nearly spent and the next request might"
+    )
+    assert "`usd_per_day` in rowmill.yaml" in told["stopped"]
