@@ -273,6 +273,11 @@ class Ledger:
         with plainly(self.path), self._read_turn:
             return self._read.execute(sql, values).fetchall()
 
+    def writers(self) -> int:
+        """The highest number that a process has taken to write under."""
+        ((number,),) = self.query("select value from meta where key = 'writers'")
+        return int(number)
+
     def stream(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """The rows of a large read, on a connection of its own."""
         with plainly(self.path), closing(open_ledger_file(self.path)) as db:

@@ -16,6 +16,9 @@ HEADROOM = 0.993
 LITTLE_LEFT = 0.003
 """Where less than this share of a limit is left, somebody else uses the key as well."""
 
+PLENTY = 0.1
+"""Only where once more than this share was left: a provider that counts by the second never has as much."""
+
 FIRST_REFUSAL = 0.1
 """Seconds to wait at least after a refusal, in which a provider's bucket fills as much as ours; without a time stated
 it is doubled with each refusal in a row."""
@@ -225,8 +228,7 @@ class Allowance:
             stated = self._stated_pace
             if limit is None or remaining is None or stated is None or not (pace := self.requests.per_second):
                 continue
-            if remaining > 4 * LITTLE_LEFT * limit:
-                # Only where there usually is more does little left mean anything.
+            if remaining > PLENTY * limit:
                 self._plenty.add(kind)
             elif kind in self._plenty and remaining < LITTLE_LEFT * limit:
                 self._found.ease(self._now(), pace, stated / 2)

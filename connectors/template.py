@@ -159,6 +159,9 @@ def plain(value: Any) -> Any:
         return base64.b64encode(bytes(value)).decode()
     if isinstance(value, Mapping):
         return {str(name): plain(inner) for name, inner in value.items()}
+    if isinstance(value, list) and value and all(isinstance(entry, tuple) for entry in value):
+        # As Arrow gives maps: a list of pairs.
+        return {str(plain(name)): plain(inner) for name, inner in value}
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
     if isinstance(value, uuid.UUID):

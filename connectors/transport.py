@@ -81,7 +81,7 @@ class HttpTransport:
             async with self._session.request(
                 call.method,
                 provider.base_url + call.path,
-                data=_form(call) if call.form is not None else call.body,
+                data=_form(call) if call.form is not None else _content(call.body),
                 headers=self._headers_of(provider, call),
                 allow_redirects=False,
             ) as response:
@@ -219,8 +219,8 @@ def _reply(
     response: aiohttp.ClientResponse, body: bytes, began: float, key: str | None, first_token_ms: float | None = None
 ) -> Reply:
     headers = {name.lower(): value if value.isascii() else _text(value) for name, value in response.headers.items()}
-    if key is not None:
-        least = KEY_CERTAIN if 200 <= response.status < 300 else KEY_LEAST
+    least = KEY_CERTAIN if 200 <= response.status < 300 else KEY_LEAST
+    if key is not None and len(key) >= least:
         body = _hidden(body, key, least)
         if any(key in value for value in headers.values()):
             headers = {name: value.replace(key, HIDDEN) for name, value in headers.items()}
@@ -242,6 +242,11 @@ def _hidden(told: bytes, key: str | None, least: int) -> bytes:
     return told
 
 
+def _content(value: bytes | None) -> bytes | io.BytesIO | None:
+    """Large ones as a file, which aiohttp sends piece by piece instead of all at once, with a warning."""
+    return io.BytesIO(value) if value is not None and len(value) > 1 << 20 else value
+
+
 def _form(call: Call) -> aiohttp.FormData:
     # Names such as `image[]` stand as they are. The type goes by the suffix: OpenAI refuses pictures without one.
     form = aiohttp.FormData(quote_fields=False, default_to_multipart=True)
@@ -250,7 +255,8 @@ def _form(call: Call) -> aiohttp.FormData:
             form.add_field(name, value)
         else:
             kind = TYPES.get(filename.rpartition(".")[2], "application/octet-stream")
-            form.add_field(name, value, filename=filename, content_type=kind)
+            content = _content(value) if isinstance(value, bytes) else value
+            form.add_field(name, content, filename=filename, content_type=kind)
     return form
 
 

@@ -1,7 +1,6 @@
 """The fan-out: requests in, outcomes out; each is noted, sent, tried again or given up, and kept in the ledger."""
 
 import asyncio
-import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -80,6 +79,8 @@ class FanOut:
         """Let the senders begin."""
         self._workers = [asyncio.create_task(self._work()) for _ in range(self._concurrency)]
         self._waiting.update(self._workers)
+        for worker in self._workers:
+            worker.add_done_callback(self._broke)
 
     async def close(self, grace: float) -> None:
         """Wait for what is in flight, at most `grace` seconds; then cancel it, which settles it as unknown."""
@@ -155,6 +156,7 @@ class FanOut:
                 task = asyncio.create_task(self._in_parts(lane, request, usable))
                 self._in_parts_now.add(task)
                 task.add_done_callback(self._in_parts_now.discard)
+                task.add_done_callback(self._broke)
 
     async def _in_parts(self, lane: Lane, request: Request, usable: Callable[[Answer], bool]) -> None:
         """Ask for the parts of a request; the answer that they make together is kept as its own."""
@@ -177,17 +179,18 @@ class FanOut:
     async def _work(self) -> None:
         task = asyncio.current_task()
         assert task is not None
-        try:
-            while self.stopped is None:
-                self._waiting.add(task)
-                pack = await self._ready.get()
-                if self._ready.qsize() < self._concurrency:
-                    self._wanted.set()
-                await self._send(pack, task)
-        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError, sqlite3.Error) as exc:
-            # A defect or a full disk: it ends the run, which raises it again.
-            self.failure = self.failure or exc
-            self.stop(f"{type(exc).__name__}: {exc}")
+        while self.stopped is None:
+            self._waiting.add(task)
+            pack = await self._ready.get()
+            if self._ready.qsize() < self._concurrency:
+                self._wanted.set()
+            await self._send(pack, task)
+
+    def _broke(self, task: "asyncio.Task[None]") -> None:
+        """A defect or a full disk in a task of ours, whatever it raised: it ends the run, which raises it again."""
+        if not task.cancelled() and isinstance(failure := task.exception(), Exception):
+            self.failure = self.failure or failure
+            self.stop(f"{type(failure).__name__}: {failure}")
 
     async def _send(self, pack: Pack, task: asyncio.Task[None]) -> None:
         lane = pack.lane

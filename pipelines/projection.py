@@ -55,7 +55,8 @@ def add_usage(ledger: Ledger, sink: Sink, job: str) -> None:
     writers = (
         ledger.query("select distinct e.writer from exchanges e join legs l on l.id = e.leg where l.job = ?", (job,))
         if not upto
-        else [(writer,) for writer in range(1, ledger.writer + 1)]
+        # Others may have written for this process: on Ray an actor does.
+        else [(writer,) for writer in range(1, ledger.writers() + 1)]
     )
     legs = {
         leg: told

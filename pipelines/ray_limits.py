@@ -78,7 +78,9 @@ class Whole(Allowance):
 class Holder:
     """A worker, as the limiter knows it."""
 
-    granted: dict[tuple[str, str], float]
+    granted: dict[tuple[str, str], float] = field(default_factory=dict)
+    held: dict[tuple[str, str], float] = field(default_factory=dict)
+    """The same, or what it still uses of slots that are granted to others by now."""
     told: dict[str, Told] = field(default_factory=dict)
     lent: int = 0
     """Pico-dollars, of which it has spent some and set some aside."""
@@ -114,7 +116,7 @@ class LimiterActor:
 
     async def renew(self, worker: int, told: Mapping[str, Told], spent: int, returned: int) -> Renewed:
         """A worker's lease from now on. `spent`, `returned`: of the money that was lent to it."""
-        holder = self._holders.setdefault(worker, Holder({(n, kind): 0.0 for n in self._wholes for kind in KINDS}))
+        holder = self._holders.setdefault(worker, Holder())
         holder.spent, holder.lent = spent, holder.lent - returned
         self._moved.set()
         now = time.monotonic()
@@ -164,7 +166,7 @@ class LimiterActor:
         """A worker has died. `spent`: by the ledger, what it left unknown at its worst case."""
         holder = self._holders.get(worker)
         if holder is not None:
-            holder.granted, holder.told = {}, {}
+            holder.granted, holder.held, holder.told = {}, {}, {}
             holder.spent = holder.lent = spent
             self._moved.set()
 
@@ -172,7 +174,7 @@ class LimiterActor:
         """Only from what no other worker holds; whether more was due."""
         here = self._wholes[name].here[kind]
         if kind != "slots" and here <= 0:
-            self._holders[worker].granted[name, kind] = 0.0
+            self._holders[worker].granted[name, kind] = self._holders[worker].held[name, kind] = 0.0
             return True
         # Needs are told as shares of the whole limit, of which this run may have a part only.
         scale = 1.0 if kind == "slots" else here
@@ -182,11 +184,14 @@ class LimiterActor:
             if name in holder.told
         }
         due = divided(here, needs, kind == "slots", time.time() // TURN)[str(worker)]
-        held = sum(h.granted.get((name, kind), 0.0) for number, h in self._holders.items() if number != worker)
+        held = sum(h.held.get((name, kind), 0.0) for number, h in self._holders.items() if number != worker)
         granted = max(0.0, min(due, here - held))
         if kind == "slots":
-            granted = float(max(int(granted + 1e-9), self._holders[worker].told[name].in_flight))
+            granted = float(int(granted + 1e-9))
         self._holders[worker].granted[name, kind] = granted
+        in_flight = self._holders[worker].told[name].in_flight if kind == "slots" else 0.0
+        # What is in flight is in use, whoever it is due to; but it is not replaced.
+        self._holders[worker].held[name, kind] = max(granted, in_flight)
         return granted < 0.99 * due
 
 

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 VOICES: Mapping[str, str] = {
     "alloy": "en-us",
     "ash": "en-us+m1",
-    "ballad": "en-gb+m2",
+    "ballad": "en+m2",
     "cedar": "en-us+m7",
     "coral": "en-us+f3",
     "echo": "en-us+m4",
-    "fable": "en-gb",
-    "marin": "en-gb+f2",
+    "fable": "en",
+    "marin": "en+f2",
     "nova": "en-us+f2",
     "onyx": "en-us+m3",
     "sage": "en-us+f4",
@@ -49,7 +49,7 @@ def speak_for_real(text: str, voice: str, speed: float) -> Iterator["NDArray[np.
     with _library() as (library, rate):
         name = VOICES.get(voice, voice)
         if not _VOICE.fullmatch(name) or library.espeak_SetVoiceByName(name.encode()) != 0:
-            message = f"Invalid value: '{voice}'. eSpeak NG has no such voice; try 'de' or 'en-gb+f2'."
+            message = f"Invalid value: '{voice}'. eSpeak NG has no such voice; try 'de' or 'en+f2'."
             raise refuse("voice", message, "invalid_value")
         library.espeak_SetParameter(_RATE, round(WORDS_A_MINUTE * speed), 0)
         blocks: list[NDArray[np.int16]] = []
@@ -80,6 +80,7 @@ def _library() -> Iterator[tuple[Any, int]]:
     same text in the same bytes.
     """
     import _ctypes
+
     import espeakng_loader
 
     library = ctypes.CDLL(espeakng_loader.get_library_path())

@@ -56,8 +56,8 @@ class Run:
         """What it printed with --json, once it has ended."""
         out, err = self.process.communicate(timeout=120)
         assert "Traceback" not in err, err
-        (line,) = out.splitlines()
-        told: dict[str, Any] = json.loads(line)
+        assert len(out.splitlines()) == 1, out
+        told: dict[str, Any] = json.loads(out)
         assert told["exit_code"] == self.process.returncode, err
         return {**told, "said": err}
 

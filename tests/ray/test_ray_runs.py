@@ -51,7 +51,9 @@ def refused() -> Any:
     return web.json_response({"error": {"message": "no", "type": "t", "param": None, "code": None}}, status=400)
 
 
-def test_rows_that_ask_the_same_on_different_workers_are_asked_once(workspace: Any, provider: Any, ray_run: Any) -> None:
+def test_rows_that_ask_the_same_on_different_workers_are_asked_once(
+    workspace: Any, provider: Any, ray_run: Any
+) -> None:
     workspace.write("rows.csv", "id,text\n" + "".join(f"{n},text {n % 300}\n" for n in range(6000)))
     provider.latency = 0.05
     told = ray_run(workspace.job(limits="{concurrency: 16}")).ended()
@@ -203,11 +205,15 @@ def test_a_key_reaches_the_workers_and_no_file(
     assert ray_run(workspace.job()).ended()["rows_ok"] == 300
     assert {headers["Authorization"] for headers in provider.headers} == {"Bearer sk-very-secret-0123456789"}
     logs = f"/tmp/rowmill-ray-{os.getpid()}"
-    found = subprocess.run(["grep", "-rla", "sk-very-secret", logs, str(workspace.folder)], capture_output=True, text=True)
+    found = subprocess.run(
+        ["grep", "-rla", "sk-very-secret", logs, str(workspace.folder)], capture_output=True, text=True
+    )
     assert found.stdout == ""
 
 
-def test_a_second_run_has_nothing_to_do_and_needs_no_cluster(workspace: Any, provider: Any, ray_run: Any, cli: Any) -> None:
+def test_a_second_run_has_nothing_to_do_and_needs_no_cluster(
+    workspace: Any, provider: Any, ray_run: Any, cli: Any
+) -> None:
     workspace.csv(50)
     job = workspace.job()
     assert ray_run(job).ended()["rows_ok"] == 50
