@@ -1,6 +1,7 @@
 """One invocation from job file to closing report: lock, ledger, recovery, sink, run."""
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +70,9 @@ def invoke(
             follow = observer.following(follow)
         follow = noted(workspace.state, ready.job.name, run.run_id, follow)
         try:
-            ended = run_loop(run_job(ready, ledger, run, RunOptions(retry, engine=engine, tally=tally), follow))
+            # Ray tells of its workers on stdout, which is for results.
+            with contextlib.redirect_stdout(sys.stderr) if on_ray else contextlib.nullcontext():
+                ended = run_loop(run_job(ready, ledger, run, RunOptions(retry, engine=engine, tally=tally), follow))
             if lines is not None:
                 lines.look()
             told = _closed(ready, ledger, run, ended)

@@ -173,7 +173,8 @@ class Crew:
         self._size = workers
         self._workers: dict[int, Worker] = {}
         self._number = 0
-        self._lost: list[Report] = []
+        # What this invocation did before there were workers.
+        self._lost = [Report(replace(work.tally, steps={}))]
         self._spent_before = work.purse.spent
         ready = work.ready
         concurrency = ready.job.limits.concurrency
@@ -182,7 +183,7 @@ class Crew:
             ready.loaded,
             ready.workspace,
             ready.reader.schema,
-            {step.model.name: step.facts.structured for step in ready.steps},
+            {step.model.name: (step.facts.structured, step.facts.vector_size) for step in ready.steps},
             work.run.run_id,
             work.retrying,
             tuple(ready.shape.results.names),
@@ -338,8 +339,8 @@ class Crew:
                 self.rows.start(under.chunk.take(left))
         if self.stopped is not None:
             self.rows.drop()
-        elif len(self._lost) > LOSSES * self._size:
-            self.stop(f"{len(self._lost)} workers on Ray died, the last with: {_first_line(why)}; mend that, run again")
+        elif (died := len(self._lost) - 1) > LOSSES * self._size:
+            self.stop(f"{died} workers on Ray died, the last with: {_first_line(why)}; mend that, run again")
         else:
             self._hire()
 

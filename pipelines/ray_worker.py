@@ -41,8 +41,8 @@ class Kit:
     loaded: LoadedJob
     workspace: Workspace
     source: pa.Schema
-    ways: Mapping[str, str | None]
-    """Step -> how its model was found to take typed output."""
+    found: Mapping[str, tuple[str | None, int | None]]
+    """Step -> how its model was found to take typed output, and how long its vectors are."""
     run_id: str
     retrying: bool
     results: tuple[str, ...]
@@ -164,14 +164,15 @@ class WorkerActor:
 
     def _equip(self, kit: Kit, providers: Mapping[str, Sequence[Provider]]) -> Any:
         """(steps, allowances by name), in a thread: reading job files and models takes a moment."""
-        ways = {(step.provider, step.model): kit.ways[step.name] for step in kit.job.steps}
+        found = {(step.provider, step.model): kit.found[step.name] for step in kit.job.steps}
         steps = ready_steps(
             kit.loaded,
             kit.workspace,
             kit.source,
             providers,
-            lambda provider, model: ways[provider.name, model],
+            lambda provider, model: found[provider.name, model][0],
             False,
+            lambda provider, model: found[provider.name, model][1],
         )
         with_files = any(step.endpoint.media for step in steps) or any(_makes_files(step) for step in steps)
         if with_files and not kit.marker.exists():

@@ -73,7 +73,12 @@ class Reader:
     def column(self, name: str) -> str:
         """A column's expression, of a type that Arrow and Parquet have as well."""
         kind = self._kinds[name]
-        return f"cast({quoted(name)} as VARCHAR)" if kind.startswith(_AS_TEXT) else quoted(name)
+        if kind.startswith(_AS_TEXT):
+            return f"cast({quoted(name)} as VARCHAR)"
+        if "TIMESTAMP_NS" in kind:
+            # Python's timestamps, and so templates and predicates, know microseconds.
+            return f"cast({quoted(name)} as {kind.replace('TIMESTAMP_NS', 'TIMESTAMP')})"
+        return quoted(name)
 
     def text(self, name: str) -> str:
         """An expression of the column's value as text that tells different values apart."""

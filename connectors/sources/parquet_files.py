@@ -34,12 +34,22 @@ class ParquetSource(SourceModel):
         files = [*(str(path) for path in self.paths(facts)), *urls]
         relation = f"read_parquet({literal_list(files)}, union_by_name = true)"
         try:
-            connection.execute(f"select * from {relation} limit 0")
+            _described(connection, relation)
         except duckdb.Error as exc:
             for file in files:
                 _check(connection, file)
             raise DataError(f"{files[0]}: {first_line(exc)}; make the files' columns agree") from exc
         return Opened(relation, urls=urls, nbytes=sum(one.size for one in objects))
+
+
+def _described(connection: duckdb.DuckDBPyConnection, relation: str) -> None:
+    query = f"select * from {relation} limit 0"
+    try:
+        connection.execute(query)
+    except duckdb.OutOfMemoryException:
+        # Thousands of columns: each takes a buffer.
+        connection.execute("set memory_limit = '1GB'")
+        connection.execute(query)
 
 
 def _check(connection: duckdb.DuckDBPyConnection, file: str) -> None:

@@ -16,7 +16,13 @@ Read = Callable[..., list[dict[str, Any]]]
 
 TWO_STEPS = """
   - {name: loud, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}]}
-  - {name: vector, endpoint: embeddings, provider: test, model: e, dimensions: 3, input: "{{ loud }}", when: "id % 7 <> 0"}
+  - name: vector
+    endpoint: embeddings
+    provider: test
+    model: e
+    dimensions: 3
+    input: "{{ loud }}"
+    when: id % 7 <> 0
 """
 
 
@@ -62,10 +68,10 @@ def test_rows_that_ask_the_same_on_different_workers_are_asked_once(
 
 
 def test_requests_in_flight_are_the_jobs_not_each_workers(workspace: Any, provider: Any, ray_run: Any) -> None:
-    workspace.csv(1500)
+    workspace.csv(4000)
     provider.latency = 0.03
     told = ray_run(workspace.job(limits="{concurrency: 12}")).ended()
-    assert told["rows_ok"] == 1500
+    assert told["rows_ok"] == 4000
     assert 9 <= provider.most_in_flight <= 12
 
 
