@@ -117,20 +117,8 @@ class Ledger:
         """Record that a request is about to be sent. `day`: (date, limit in pico-dollars) of the daily budget, in
         which `reserved` is set aside; False (and nothing noted) where it does not fit."""
 
-        def write(db: sqlite3.Connection) -> bool:
-            if day is not None:
-                date, limit = day
-                spent = db.execute("select spent from days where day = ?", (date,)).fetchone()
-                if (spent[0] if spent else 0) + (reserved or 0) > limit:
-                    return False
-                _add_to_day(db, date, reserved or 0)
-            db.execute(
-                "insert into noted values (?, ?, ?, ?, ?, ?, ?)",
-                (note, leg, attempt, keys.decode(), fingerprints, reserved, started_at),
-            )
-            return True
-
-        return bool(await self._queued(write))
+        given = (note, leg, attempt, keys, fingerprints, reserved, started_at, day)
+        return bool(await self._queued(lambda db: _note(db, *given)))
 
     async def settle(self, ended: Settled, day: str | None = None) -> None:
         """Record how a noted exchange ended, and keep its answers; `day`: the date whose budget it was taken from."""
@@ -155,6 +143,17 @@ class Ledger:
         db.execute("delete from noted where id = ?", (ended.note,))
         if day is not None:
             _add_to_day(db, day, (ended.cost or 0) - ended.released)
+
+    async def write_group(self, asked: Sequence[tuple[str, Sequence[Any]]]) -> Sequence[Any]:
+        """What several of note, settle, keep and write_queued return, as (name, arguments), all committed together."""
+        do: Mapping[str, Callable[..., Any]] = {
+            "note": _note,
+            "settle": self._settle,
+            "keep": lambda db, *given: self._keep(db, *given, None, now_us()),
+            "write_queued": lambda db, sql, values: db.execute(sql, values) and None,
+        }
+        results: Sequence[Any] = await self._queued(lambda db: [do[name](db, *given) for name, given in asked])
+        return results
 
     async def keep(self, fingerprint: bytes, leg: int, request: bytes, reply: bytes) -> None:
         """Keep an answer that was made of others, or one in another form than it came in."""
@@ -346,6 +345,30 @@ def _fail(futures: Sequence[asyncio.Future[Any]], exc: Exception) -> None:
     for future in futures:
         if not future.done():
             future.set_exception(exc)
+
+
+def _note(
+    db: sqlite3.Connection,
+    note: int,
+    leg: int,
+    attempt: int,
+    keys: bytes,
+    fingerprints: bytes,
+    reserved: int | None,
+    started_at: int,
+    day: tuple[str, int] | None,
+) -> bool:
+    if day is not None:
+        date, limit = day
+        spent = db.execute("select spent from days where day = ?", (date,)).fetchone()
+        if (spent[0] if spent else 0) + (reserved or 0) > limit:
+            return False
+        _add_to_day(db, date, reserved or 0)
+    db.execute(
+        "insert into noted values (?, ?, ?, ?, ?, ?, ?)",
+        (note, leg, attempt, keys.decode(), fingerprints, reserved, started_at),
+    )
+    return True
 
 
 def _add_to_day(db: sqlite3.Connection, day: str, pico: int) -> None:

@@ -16,7 +16,7 @@ NOTES = 1 << 28
 """Notes that one worker may make: the numbers of the next worker begin after them."""
 
 Asked = tuple[str, tuple[Any, ...]]
-"""(method of Ledger or `release`, its arguments)."""
+"""(method of Ledger, its arguments): see Ledger.write_group."""
 
 
 @dataclass(slots=True)
@@ -58,10 +58,16 @@ class LedgerActor:
         self._accounts[worker] = Account()
         return self._first(worker)
 
-    async def write(self, worker: int, group: Sequence[Asked]) -> Sequence[Any]:
-        """What each of these returns, written together."""
+    async def write(self, worker: int, group: Sequence[Asked], released: Sequence[bytes]) -> Sequence[Any]:
+        """What each of these returns, written together. `released`: requests that have ended."""
         account = self._known(worker)
-        results: Sequence[Any] = await asyncio.gather(*(self._one(worker, account, *asked) for asked in group))
+        results = await self._ledger.write_group(group) if group else ()
+        for (name, given), result in zip(group, results, strict=True):
+            if name == "note":
+                account.requests += bool(result)
+            elif name == "settle":
+                account.count(given[0])
+        self._release(worker, released)
         return results
 
     async def lookup(self, worker: int, marks: Sequence[bytes]) -> tuple[dict[bytes, Answer], Sequence[bytes]]:
@@ -110,16 +116,6 @@ class LedgerActor:
             raise OSError(f"worker {worker} was given up: others do its work")
         return account
 
-    async def _one(self, worker: int, account: Account, name: str, given: tuple[Any, ...]) -> Any:
-        if name == "release":
-            return self._release(worker, given)
-        result = await getattr(self._ledger, name)(*given)
-        if name == "note":
-            account.requests += bool(result)
-        elif name == "settle":
-            account.count(given[0])
-        return result
-
     def _release(self, worker: int, marks: Sequence[bytes]) -> None:
         for mark in marks:
             if self._claims.get(mark) == worker:
@@ -138,7 +134,7 @@ class FarLedger:
         self._worker = worker
         self._notes = first
         self._loop = asyncio.get_running_loop()
-        self._queue: list[tuple[Asked, asyncio.Future[Any] | None]] = []
+        self._queue: list[tuple[Asked, asyncio.Future[Any]]] = []
         self._sending: asyncio.Task[None] | None = None
         self._released: list[bytes] = []
         self._claimed: set[bytes] = set()
@@ -223,18 +219,17 @@ class FarLedger:
             # Whoever runs before this loop's next turn has the time to queue as well.
             await asyncio.sleep(0)
             group, self._queue = self._queue, []
-            if self._released:
-                group.append((("release", tuple(self._released)), None))
-                self._released = []
+            released, self._released = self._released, []
+            asked = [one for one, _ in group]
             try:
-                results = await answered(self._actor.write.remote(self._worker, [asked for asked, _ in group]))
+                results = await answered(self._actor.write.remote(self._worker, asked, released))
             except Exception as exc:  # noqa: BLE001 - whoever waits gets it
                 for _, future in group:
-                    if future is not None and not future.done():
+                    if not future.done():
                         future.set_exception(exc)
                 continue
             for (_, future), result in zip(group, results, strict=True):
-                if future is not None and not future.done():
+                if not future.done():
                     future.set_result(result)
 
     def _from_thread(self, work: Coroutine[Any, Any, T]) -> T:

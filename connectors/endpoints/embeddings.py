@@ -32,6 +32,8 @@ SIZES: Mapping[str, int] = {
     "text-embedding-ada-002": 1536,
 }
 """The reference, section 7.4."""
+UNCUT = frozenset({"text-embedding-ada-002"})
+"""Models that take no `dimensions`."""
 
 EMBEDDING_PARAMS: Mapping[str, Check] = {
     "user": text,
@@ -76,6 +78,10 @@ class Embeddings(OneByOne):
         if step.dimensions is not None and "dimensions" in step.params:
             raise JobError(f"{where}.params.dimensions: stands on the step as well; leave out one of both")
         known = SIZES.get(step.model)
+        for place, asked in (("dimensions", step.dimensions), ("params.dimensions", step.params.get("dimensions"))):
+            if known is not None and asked is not None and (asked > known or (step.model in UNCUT and asked != known)):
+                takes = f"makes {known:,}, no others" if step.model in UNCUT else f"makes at most {known:,}"
+                raise JobError(f"{where}.{place}: found {asked}, {step.model} {takes}; correct it")
         size = step.dimensions or step.params.get("dimensions") or known or facts.vector_size
         self.unsized = size is None
         self._size = int(size or 0)

@@ -72,9 +72,8 @@ def engines(args: argparse.Namespace) -> None:
     print(f"chat, {args.rows:,} rows, {args.latency_ms:g} ms, {args.concurrency} in flight, {cores} cores; median")
     print(f"{'engine':<10}{'sending':>12}{'in all':>10}  rows/s")
     for engine, runs in found.items():
-        print(
-            f"{engine:<10}{statistics.median(r[0] for r in runs):>12,.0f}{statistics.median(r[1] for r in runs):>10,.0f}"
-        )
+        sending, in_all = (statistics.median(run[place] for run in runs) for place in (0, 1))
+        print(f"{engine:<10}{sending:>12,.0f}{in_all:>10,.0f}")
 
 
 async def ledger_rate(actor: Any, writers: int, requests: int, in_flight: int) -> float:

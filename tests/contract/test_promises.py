@@ -14,6 +14,7 @@ TYPED = (
     '[{name: c, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}], '
     "output: {y: {type: integer}}}]"
 )
+VECTOR = '[{{name: v, endpoint: embeddings, provider: test, model: {}, dimensions: {}, input: "{{{{ text }}}}"}}]'
 NOTHING = {
     "run_id": None, "rows": None, "rows_ok": None, "rows_reused": None, "rows_failed": None, "rows_left": None,
     "requests": None, "retries": None, "input_tokens": None, "output_tokens": None, "cost_usd": None, "seconds": None,
@@ -132,6 +133,14 @@ def test_templates_cut_texts_as_jinja_does(workspace: Any, provider: Any, cli: A
         (
             {"steps": TYPED.replace("integer}", "integer, minimum: 5, maximum: 1}")},
             "steps.c.output.y.minimum: 5 is more than maximum 1",
+        ),
+        (
+            {"steps": VECTOR.format("text-embedding-3-small", 5000)},
+            "steps.v.dimensions: found 5000, text-embedding-3-small makes at most 1,536",
+        ),
+        (
+            {"steps": VECTOR.format("text-embedding-ada-002", 512)},
+            "steps.v.dimensions: found 512, text-embedding-ada-002 makes 1,536, no others",
         ),
         ({"source": "{csv: rows.csv, key: id, encoding: utf-99}"}, "source.encoding: utf-99: no such encoding"),
         ({"source": '{csv: rows.csv, key: id, where: ""}'}, 'source.where: found ""'),

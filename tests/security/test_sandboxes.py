@@ -1,7 +1,6 @@
 """What a job file's templates, SQL and YAML can reach: their own inputs, and nothing else of the machine."""
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -57,7 +56,7 @@ ENDLESS = [
 def test_a_template_reaches_nothing_of_python(source: str) -> None:
     with pytest.raises((JobError, TemplateProblem)):
         template = Template(source, "steps.a.input")
-        shown = template.render({name: "v" for name in template.columns if name in ("x", "id")} | {"x": "v"})
+        shown = template.render(dict.fromkeys({*template.columns, "x"}, "v"))
         raise AssertionError(shown)
 
 
@@ -157,7 +156,7 @@ def nothing_leaked(workspace: Any, provider: Any, cli: Any, outside: Path) -> No
     for path in workspace.folder.rglob("*"):
         if path.suffix == ".parquet" and path.is_file():
             with duckdb.connect() as db:
-                told += str(db.sql(f"from read_parquet('{path}')").fetchall())
+                told += str(db.sql(f"from read_parquet('{path}')").to_arrow_table().to_pylist())
     assert SECRET not in told
     assert "value-of-a-variable" not in told
     assert "root:" not in told
@@ -178,7 +177,8 @@ def test_predicates_and_audits_open_nothing(
     if place == "where":
         job = workspace.job(source=f"{{csv: rows.csv, key: id, where: {quoted}}}")
     elif place == "when":
-        steps = f"""[{{name: a, endpoint: chat, provider: test, model: m, messages: [{{user: "{{{{ text }}}}"}}], when: {quoted}}}]"""
+        asked = 'endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}]'
+        steps = f"[{{name: a, {asked}, when: {quoted}}}]"
         job = workspace.job(steps=steps)
     else:
         query = f"select {sql} as leaked" if sql in [one.replace("OUT", str(outside)) for one in READING] else sql
@@ -208,7 +208,7 @@ def test_a_sql_source_reads_only_below_the_workspace(
 def test_a_link_below_the_workspace_leads_a_sql_source_nowhere(
     workspace: Any, provider: Any, cli: Any, outside: Path
 ) -> None:
-    os.symlink(outside, workspace.folder / "inside")
+    (workspace.folder / "inside").symlink_to(outside)
     for path in ("inside/secret.csv", "inside/../inside/secret.csv", f"../{outside.name}/secret.csv", "inside/*.csv"):
         code = cli(
             "run", workspace.job(source=f"{{sql: \"select 1 as id, secret as text from read_csv('{path}')\", key: id}}")
