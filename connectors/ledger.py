@@ -149,7 +149,7 @@ class Ledger:
         do: Mapping[str, Callable[..., Any]] = {
             "note": _note,
             "settle": self._settle,
-            "keep": lambda db, *given: self._keep(db, *given, None, now_us()),
+            "keep": lambda db, mark, leg, sent, reply: self._keep(db, mark, leg, sent, reply, None, now_us()),
             "write_queued": lambda db, sql, values: db.execute(sql, values) and None,
         }
         results: Sequence[Any] = await self._queued(lambda db: [do[name](db, *given) for name, given in asked])

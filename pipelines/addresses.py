@@ -1,6 +1,7 @@
 """A provider's address: whether it is one, whether it is this machine, whether what is sent there is encrypted."""
 
 import ipaddress
+import re
 from urllib.parse import urlsplit
 
 
@@ -45,4 +46,6 @@ def unencrypted(url: str) -> bool:
 
 
 def _shortened(url: str) -> str:
+    """What stands before an @ may be a secret: not repeated."""
+    url = re.sub(r"//.*@", "//...@", url)
     return url if len(url) <= 60 else f"{url[:57]}..."

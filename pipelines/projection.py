@@ -1,6 +1,7 @@
 """The sink's tables as projections of the ledger: the usage table, and the results and errors built again."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -14,6 +15,9 @@ from connectors.tables import usage_schema
 
 USAGE_ROWS = 50_000
 """Exchanges in one part of the usage table, at most."""
+
+READ_ROWS = 1_000
+"""Exchanges that are read from the ledger together."""
 
 ANSWERS = "_answers"
 """The column of a packed commit that names the answers of each row, one a step."""
@@ -65,19 +69,18 @@ def add_usage(ledger: Ledger, sink: Sink, job: str) -> None:
         )
     }
     for (writer,) in writers:
-        rows: list[tuple[Any, ...]] = []
-        for row in ledger.stream(
+        found = ledger.stream(
             f"select e.seq, e.leg, {', '.join(f'e.{_COLUMN_OF.get(name, name)}' for name in _OF_EXCHANGE)} "
             "from exchanges e where e.writer = ? and e.seq > ? and e.leg in (select id from legs where job = ?) "
             "order by e.seq",
             (writer, upto.get(writer, 0), job),
-        ):
-            rows.append(row)
-            if len(rows) == USAGE_ROWS:
-                _write_usage(ledger, sink, writer, legs, rows)
-                rows = []
-        if rows:
-            _write_usage(ledger, sink, writer, legs, rows)
+        )
+        # As Python's objects rows take ten times the memory: a few at a time become columns.
+        pieces = _pieces(found, READ_ROWS)
+        while tables := [_usage_table(legs, rows) for rows in islice(pieces, USAGE_ROWS // READ_ROWS)]:
+            first, last = tables[0][0], tables[-1][1]
+            whole = pa.concat_tables([table for _, _, table in tables])
+            sink.add_usage(whole, UsageMark(ledger.identity, writer, first, last))
 
 
 _OF_LEG = ("run_id", "job", "step", "provider", "endpoint", "model")
@@ -91,9 +94,13 @@ _READ: Mapping[str, Callable[[Any], Any]] = {
 """Columns of the usage table that the ledger keeps in another form."""
 
 
-def _write_usage(
-    ledger: Ledger, sink: Sink, writer: int, legs: Mapping[int, Sequence[str]], rows: Sequence[tuple[Any, ...]]
-) -> None:
+def _pieces(rows: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
+    while piece := list(islice(rows, size)):
+        yield piece
+
+
+def _usage_table(legs: Mapping[int, Sequence[str]], rows: Sequence[tuple[Any, ...]]) -> tuple[int, int, pa.Table]:
+    """(first and last sequence number, the usage table of these exchanges)."""
     seqs, of_leg, *columns = zip(*rows, strict=True)
     values = dict(zip(_OF_EXCHANGE, columns, strict=True))
     numbers = {leg: place for place, leg in enumerate(legs)}
@@ -108,8 +115,7 @@ def _write_usage(
         if read is not None:
             column = [None if value is None else read(value) for value in column]
         arrays.append(pa.array(column, field.type))
-    table = pa.table(arrays, schema=usage_schema())
-    sink.add_usage(table, UsageMark(ledger.identity, writer, seqs[0], seqs[-1]))
+    return seqs[0], seqs[-1], pa.table(arrays, schema=usage_schema())
 
 
 def rebuild(ledger: Ledger, sink: Sink, job: str, sink_name: str, shape: TableShape, steps: Sequence[Endpoint]) -> int:

@@ -1,11 +1,13 @@
 """How long a model's vectors are, where nobody has said it: seen in the sink, or asked with the first row."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import duckdb
+import pyarrow as pa
 
 from connectors.errors import Stopped
-from connectors.exchange import Request
+from connectors.exchange import OWN_CLASSES, Request
 from connectors.ledger import Ledger
 from connectors.limiter import Allowance
 from connectors.prices import PICO
@@ -19,6 +21,9 @@ from pipelines.purse import Purse
 from pipelines.runs import OpenRun
 from pipelines.tally import StepTally, Tally
 from pipelines.travel import Step
+
+MOST = 16
+"""Rows that are asked one by one, at most."""
 
 SAMPLE = "Rowmill"
 """Embedded where the step's text needs what earlier steps are yet to answer."""
@@ -71,36 +76,50 @@ async def ask_sizes(ready: ReadyJob, ledger: Ledger, run: OpenRun) -> Tally:
     fanout.start()
     try:
         for step, lane in zip(ready.steps, lanes, strict=True):
-            if step.endpoint.unsized and (request := _first_request(ready, step)) is not None:
-                _note(ledger, step, await _size(fanout, lane, request))
+            if step.endpoint.unsized:
+                size = await _size(fanout, lane, itertools.islice(_requests(ready, step), MOST))
+                if size is not None:
+                    _note(ledger, step, size)
     finally:
         await fanout.close(0)
         await transport.close()
     return tally
 
 
-async def _size(fanout: FanOut, lane: Step, request: Request) -> int:
-    wave = await fanout.ask(lane.lane, [request], lambda answer: True)
-    await wave.landed.wait()
-    outcome = wave.outcomes.get(request.fingerprint)
-    if outcome is None or outcome.answer is None:
+async def _size(fanout: FanOut, lane: Step, requests: Iterable[Request]) -> int | None:
+    """The length of the first vector that comes; None where there is no request. A row that is refused for a reason of
+    its own will stand in errors, and the next one is asked."""
+    why: str | None = None
+    for request in requests:
+        wave = await fanout.ask(lane.lane, [request], lambda answer: True)
+        await wave.landed.wait()
+        outcome = wave.outcomes.get(request.fingerprint)
+        if outcome is not None and outcome.answer is not None:
+            return len(outcome.answer) // 4
         why = fanout.stopped if outcome is None or outcome.error is None else outcome.error.message
-        raise Stopped(
-            f"steps.{lane.lane.step}.dimensions: how long the model's vectors are could not be learned: {why}; "
-            "run again, or add dimensions: N"
-        )
-    return len(outcome.answer) // 4
+        if outcome is None or outcome.error is None or outcome.error.error_class not in OWN_CLASSES:
+            break
+    else:
+        if why is None:
+            return None
+    raise Stopped(
+        f"steps.{lane.lane.step}.dimensions: how long the model's vectors are could not be learned: {why}; "
+        "run again, or add dimensions: N"
+    )
 
 
-def _first_request(ready: ReadyJob, step: ReadyStep) -> Request | None:
-    """Of the first row that makes one; None where no row is to be asked."""
+def _requests(ready: ReadyJob, step: ReadyStep) -> Iterator[Request]:
+    """Those of the first rows that the step is to ask for, as far as that can be told before earlier steps answer."""
     for batch in ready.selection.batches(64, frozenset()):
-        for row in batch.to_pylist():
+        known = step.when is not None and step.when.columns.issubset(batch.schema.names)
+        mask = step.when.mask(pa.Table.from_batches([batch])) if step.when is not None and known else None
+        for place, row in enumerate(batch.to_pylist()):
+            if mask is not None and not mask[place]:
+                continue
             values = {name: row.get(name, SAMPLE) for name in step.endpoint.uses}
             request = step.endpoint.request(values, row["_key"])
             if isinstance(request, Request):
-                return request
-    return None
+                yield request
 
 
 def _note(ledger: Ledger, step: ReadyStep, size: int) -> None:

@@ -203,3 +203,29 @@ def test_a_days_budget_that_is_spent_is_told_with_what_to_raise(workspace: Any, 
         "budget: the day's budget of $0.000500 is nearly spent and the next request might"
     )
     assert "`usd_per_day` in rowmill.yaml" in told["stopped"]
+
+
+UNSIZED = '[{name: v, endpoint: embeddings, provider: test, model: e, input: "{{ text }}"}]'
+
+
+def test_a_row_that_is_refused_does_not_keep_the_length_of_vectors_from_being_learned(
+    workspace: Any, provider: Any, cli: Any, read: Any
+) -> None:
+    provider.script = lambda path, body, count: error_reply(400, "no") if "text 1" in body["input"] else None
+    workspace.csv(4)
+    told = cli.run(workspace.job(steps=UNSIZED))
+    assert (told["rows_ok"], told["rows_failed"], told["exit_code"]) == (3, 1, 1)
+    assert [(row["id"], row["error_class"]) for row in read(workspace.folder / "out", "errors")] == [(1, "bad_request")]
+    assert [len(row["v"]) for row in read(workspace.folder / "out")] == [4, 4, 4]
+
+
+def test_the_length_of_vectors_is_learned_from_a_row_that_the_predicate_lets_through(
+    workspace: Any, provider: Any, cli: Any
+) -> None:
+    workspace.csv(4)
+    job = workspace.job(steps=UNSIZED.replace("input:", 'when: "id > 2", input:'))
+    assert cli.run(job)["rows_ok"] == 4
+    assert sorted(text for _, body in provider.seen for text in body["input"]) == ["text 3", "text 4"]
+    nobody = workspace.job("nobody", steps=UNSIZED.replace("input:", 'when: "id > 9", input:'), sink="{parquet: o2}")
+    before = len(provider.seen)
+    assert (cli.run(nobody)["rows_ok"], len(provider.seen)) == (4, before)
