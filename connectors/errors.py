@@ -10,6 +10,12 @@ class RowmillError(Exception):
 
     exit_code = 2
 
+    def __init__(self, message: str) -> None:
+        """Of what the message quotes, characters that would break its line or play tricks are shown escaped."""
+        if not message.isprintable():
+            message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        super().__init__(message)
+
 
 class JobError(RowmillError):
     """The job file, the workspace or the command line is wrong: mend it. Nothing was sent."""

@@ -79,19 +79,22 @@ class Template:
 
     def render(self, row: Mapping[str, Any]) -> str:
         """The text for one row; TemplateProblem where there is none."""
+        text: str
         if self._environment is None:
             parts = list(self._pieces)
             for place in range(1, len(parts), 2):
                 value = row[parts[place]]
                 parts[place] = value if isinstance(value, str) else str(_shown(plain(value)))
-            return "".join(parts)
-        values = {name: plain(row[name]) for name in self.columns}
-        if self._by_row:
-            values["row"] = dict(values)
-        try:
-            text: str = self._environment.render_template("template", **values)
-        except (minijinja.TemplateError, UnicodeEncodeError, ValueError, OverflowError) as exc:
-            raise TemplateProblem(f"the template cannot be rendered: {_said(exc)}") from exc
+            text = "".join(parts)
+        else:
+            values = {name: plain(row[name]) for name in self.columns}
+            if self._by_row:
+                values["row"] = dict(values)
+            try:
+                text = self._environment.render_template("template", **values)
+            except (minijinja.TemplateError, TypeError, ValueError, OverflowError) as exc:
+                # TypeError: of our own filters, given what they do not take.
+                raise TemplateProblem(f"the template cannot be rendered: {_said(exc)}") from exc
         if len(text) > LARGEST:
             raise TemplateProblem(f"the rendered text has {len(text):,} characters, more than {LARGEST:,}")
         return text

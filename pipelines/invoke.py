@@ -24,7 +24,7 @@ from pipelines.summary import summary
 from pipelines.workspace import LOCAL, Workspace, find_workspace
 
 if TYPE_CHECKING:
-    from pipelines.run import Ended
+    from pipelines.job_run import Ended
     from pipelines.tally import Tally
 
 
@@ -41,7 +41,7 @@ def invoke(
     from pipelines.loop import run_loop
     from pipelines.progress import progress
     from pipelines.progress_log import ProgressLog
-    from pipelines.run import RunOptions, run_job
+    from pipelines.job_run import RunOptions, run_job
     from pipelines.running import noted
     from pipelines.telemetry import telemetry
 

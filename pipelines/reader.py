@@ -9,7 +9,7 @@ import duckdb
 import pyarrow as pa
 
 from connectors.contracts import SourceFacts
-from connectors.errors import JobError, did_you_mean
+from connectors.errors import DataError, JobError, did_you_mean
 from connectors.registry import SourceKind
 from connectors.snapshot import lock_down, query_connection
 from connectors.sql_text import first_line, quoted
@@ -115,7 +115,11 @@ class Reader:
 
     def _described(self) -> dict[str, str]:
         cursor = self._db.execute(f"select * from {self.relation} limit 0")
-        return {str(column[0]): str(column[1]) for column in cursor.description or ()}
+        kinds = {str(column[0]): str(column[1]) for column in cursor.description or ()}
+        for name in kinds:
+            if not name or "\0" in name:
+                raise DataError(f"source: has a column {name!r}, which is no name; rename it in a `sql:` source")
+        return kinds
 
     def _arrow_schema(self, names: Iterable[str]) -> pa.Schema:
         columns = ", ".join(f"{self.column(name)} as {quoted(name)}" for name in names)

@@ -6,7 +6,7 @@ from typing import Any
 
 from connectors.errors import JobError
 from connectors.prices import usd
-from pipelines.run import Ended
+from pipelines.job_run import Ended
 from pipelines.yaml_lines import read_yaml
 
 FIELDS = (
@@ -82,7 +82,8 @@ def in_words(told: Mapping[str, Any], path: str) -> str:
     lines: list[str] = []
     rows, ok, reused = told["rows"], told["rows_ok"], told["rows_reused"]
     if told["requests"] == 0 and told["stopped"] is None:
-        lines.append(f"{told['job']}: nothing to send; {_count(ok, 'row')} of {rows:,} done already.")
+        failed = f", {told['rows_failed']:,} failed" if told["rows_failed"] else ""
+        lines.append(f"{told['job']}: nothing to send; {_count(ok, 'row')} of {rows:,} done already{failed}.")
     else:
         lines.append(
             f"{told['job']}: {ok:,} of {_count(rows, 'row')} done"

@@ -25,7 +25,7 @@ class Watch:
             return self.fanout.waiting_for
         for provider, allowance in self.allowances.items():
             if allowance.left_out is not None:
-                return f"{provider} is left out ({allowance.left_out})"
+                continue
             if allowance.open_circuit:
                 return (
                     f"{provider} has not answered for {allowance.silent_for():.0f} s: "
@@ -33,4 +33,5 @@ class Watch:
                 )
             if allowance.held_for > 1:
                 return f"{provider} asks to wait {allowance.held_for:.0f} s"
-        return None
+        out = [f"{name} is left out ({one.left_out})" for name, one in self.allowances.items() if one.left_out]
+        return "; ".join(out) or None

@@ -127,6 +127,8 @@ class CsvSource(SourceModel):
                 parts.append(scratch / f"csv-{number:06d}.parquet")
                 rows = found if self.header else itertools.chain((first,), found)
                 self._write(parts[-1], names, number << 40, _whole(file, rows, len(names), rejected))
+            except UnicodeError as exc:
+                raise DataError(f"{file}: is no {self.encoding} ({exc}); name the encoding that it has") from exc
             except (OSError, EOFError) as exc:
                 raise DataError(f"{file}: cannot be read ({exc}); check the file and its permissions") from exc
         assert names is not None

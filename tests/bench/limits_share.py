@@ -215,7 +215,7 @@ def told(name: str, scenario: Scenario, passed: list[tuple[float, float]], refus
     """What the server saw, in words."""
     end = passed[-1][0]
     counted = [(at, tokens) for at, tokens in passed if at >= START]
-    words = [f"{name:<22}"]
+    words: list[str] = []
     if scenario.change is not None and scenario.requests is not None:
         at, later = scenario.change
         before = sum(1 for when, _ in passed if START <= when < at) / (scenario.requests / 60 * (at - START))
@@ -233,7 +233,7 @@ def told(name: str, scenario: Scenario, passed: list[tuple[float, float]], refus
         words.append(f"used {len(counted) / ideal:.1%} of {scenario.slots} in flight, at most {most}")
     total = len(passed) + len(refused)
     words.append(f"refused {len(refused):,} of {total:,} ({len(refused) / total:.2%}) in {end:.0f} s")
-    return "; ".join(words)
+    return f"{name:<22}{'; '.join(words)}"
 
 
 def main() -> None:

@@ -128,7 +128,7 @@ def test_a_parquet_sink_is_whole_for_a_reader_all_the_time(
     workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.committer.ROWS", 20)
-    monkeypatch.setattr("pipelines.run.CHUNK_ROWS", 16)
+    monkeypatch.setattr("pipelines.job_run.CHUNK_ROWS", 16)
     workspace.csv(400)
     cli.run(workspace.job())
     found: list[int] = []

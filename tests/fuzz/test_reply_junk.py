@@ -38,12 +38,13 @@ SCALARS = st.one_of(
     ),
     st.sampled_from([base64.b64encode(PNG).decode(), base64.b64encode(b"\0" * 8).decode(), "AAAA", "9" * 400, "1e999"]),
 )
-NAMES = st.sampled_from(
+WORDS = (
     "id object model choices message content role index finish_reason logprobs usage prompt_tokens completion_tokens "
     "total_tokens input_tokens output_tokens prompt_tokens_details cached_tokens data embedding error code type param "
     "output response text tool_calls function name arguments url b64_json revised_prompt duration language segments "
-    "words start end status incomplete_details reason delta refusal metadata details seconds".split()
+    "words start end status incomplete_details reason delta refusal metadata details seconds"
 )
+NAMES = st.sampled_from(WORDS.split(" "))
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.text(max_size=4), inner, max_size=4),

@@ -138,8 +138,8 @@ def lay(mine: Mine) -> None:
 
 if __name__ == "__main__":
     pipelines.committer.ROWS = 25
-    pipelines.run.CHUNK_ROWS = 16
-    pipelines.run.asyncio = Hurried()  # type: ignore[assignment]
+    pipelines.job_run.CHUNK_ROWS = 16
+    pipelines.job_run.asyncio = Hurried()  # type: ignore[assignment]
     parquet_folder.SMALL_PARTS = 2
     if where := os.environ.get("CRASH_AT"):
         named, _, number = where.rpartition(":")

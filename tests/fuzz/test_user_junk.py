@@ -1,0 +1,173 @@
+"""Whatever a user writes or types: it works, or one line says why not; a traceback never."""
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from connectors.errors import JobError
+from connectors.template import Template, TemplateProblem
+from pipelines.cli import COMMANDS, exit_code_of
+
+QUICK = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+NEVER_ENDING = frozenset({"serve", "schedule"})
+"""They listen, or change the machine's own schedule."""
+
+FLAGS = (
+    "--limit --json --quiet --set --sink --provider --budget-usd --delivery --new-run --engine --log --by --class "
+    "--compare --help -h --version -- - -1 0 1 1e9 nan inf job.yaml . .. rows.csv rowmill.yaml missing.yaml "
+    "/dev/null /proc ~ a=b steps.a.model=x steps=1 name= =x sink.parquet=/proc/x out show prune export --leave-out "
+    "--older-than 1d list status errors local openai batch online chat timeout,server -o x.csv --where id>0"
+)
+
+TEMPLATE_WORDS = (
+    "{{ }} {% %} {# #} text id row ['id'] . | upper length for in if endfor endif set = namespace macro ( ) \" ' [ ] "
+    "1 + * ~ == and not x range loop raw endraw true none default tojson"
+)
+
+SQL_WORDS = (
+    "id text = <> ( ) 'a' \"id\" and or not null is like length lower select from where case when then end , ; -- /* "
+    "*/ 1 0.5 -1 in between :: int cast as date interval '1 day' [1] {'a':1} * $1 ? @ # \\ % unnest lambda x: exists "
+    "union"
+)
+
+JOB = """
+name: job
+source: {csv: rows.csv, key: id}
+steps: [{name: a, endpoint: chat, provider: local, model: m, messages: [{user: "{{ text }}"}]}]
+sink: {parquet: out}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A workspace of its own, the current folder."""
+    (tmp_path / "rows.csv").write_text("id,text\n1,a\n")
+    (tmp_path / "job.yaml").write_text(JOB)
+    (tmp_path / "rowmill.yaml").write_text("state: .rowmill\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    yield tmp_path
+
+
+def told(arguments: list[str]) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of the command line."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = exit_code_of(arguments)
+    return code, out.getvalue(), err.getvalue()
+
+
+PLAIN = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), max_size=8)
+ARGUMENTS = st.lists(
+    st.one_of(
+        PLAIN,
+        st.sampled_from(FLAGS.split(" ")),
+    ),
+    max_size=5,
+)
+
+
+@QUICK
+@given(command=st.sampled_from(sorted(set(COMMANDS) - NEVER_ENDING)) | PLAIN, arguments=ARGUMENTS)
+def test_any_arguments_work_or_are_told(folder: Path, command: str, arguments: list[str]) -> None:
+    code, _, err = told([command, *arguments])
+    assert code in (0, 1, 2, 3, 4, 5)
+    if code == 2:
+        assert err.strip()
+    assert "Traceback" not in err
+
+
+CELLS = st.one_of(
+    st.text(max_size=6),
+    st.sampled_from(
+        ['"', '""', "'", ",", ";", "\t", "\n", "\r\n", "\r", "\0", "\ufeff", "1", "-", "1e5", "2026-01-01", "é", "NULL"]
+    ),
+)
+CSV_TEXT = st.lists(CELLS, max_size=40).map("".join)
+CSV_BYTES = st.one_of(
+    st.binary(max_size=60),
+    CSV_TEXT.map(lambda text: text.encode("utf-8", "surrogatepass")),
+    CSV_TEXT.map(lambda text: b"id,text\n" + text.encode("utf-8", "surrogatepass")),
+    CSV_TEXT.map(lambda text: text.encode("utf-16", "surrogatepass")),
+)
+
+
+@pytest.mark.parametrize("more", ["", ", rejects: keep", ", encoding: utf-16", ", header: false", ', delimiter: ";"'])
+@settings(QUICK, max_examples=40)
+@given(content=CSV_BYTES)
+def test_any_bytes_are_a_table_or_are_told(folder: Path, more: str, content: bytes) -> None:
+    (folder / "rows.csv").write_bytes(content)
+    (folder / "job.yaml").write_text(JOB.replace("key: id", f"where: 1 = 1{more}").replace("{{ text }}", "same"))
+    code, _, err = told(["plan", "job.yaml"])
+    assert code in (0, 2)
+    if code == 2:
+        (line,) = err.splitlines()
+        assert ": " in line
+        assert "; " in line
+
+
+@settings(QUICK, max_examples=40)
+@given(content=CSV_BYTES.filter(lambda content: content.strip() != b""))
+def test_any_line_of_json_is_a_row_or_is_told(folder: Path, content: bytes) -> None:
+    (folder / "rows.jsonl").write_bytes(b'{"id": 1, "text": "x"}\n' + content)
+    (folder / "job.yaml").write_text(JOB.replace("csv: rows.csv", "jsonl: rows.jsonl"))
+    code, _, err = told(["plan", "job.yaml"])
+    assert code in (0, 2)
+    if code == 2:
+        (line,) = err.splitlines()
+        assert ": " in line
+
+
+PIECES = st.sampled_from([*TEMPLATE_WORDS.split(" "), "\n"])
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9), st.binary(max_size=5))
+
+
+@settings(max_examples=400, deadline=None)
+@given(source=st.lists(PIECES | st.text(max_size=3), max_size=14).map(" ".join), text=VALUES, number=VALUES)
+def test_any_template_renders_or_is_told(source: str, text: Any, number: Any) -> None:
+    try:
+        template = Template(source, "steps.a.input")
+        if not template.columns <= {"text", "id"}:
+            return
+        rendered = template.render({"text": text, "id": number})
+    except (JobError, TemplateProblem) as exc:
+        assert "\n" not in str(exc)
+        return
+    assert isinstance(rendered, str)
+    if not any(mark in source for mark in ("{{", "{%", "{#")):
+        assert rendered == source
+
+
+SQL = st.lists(
+    st.sampled_from(SQL_WORDS.split(" ")) | st.text(max_size=3),
+    max_size=9,
+).map(" ".join)
+
+
+@pytest.mark.parametrize("place", ["where", "when", "audit"])
+@QUICK
+@given(sql=SQL)
+def test_any_sql_is_taken_or_told(folder: Path, place: str, sql: str) -> None:
+    if "\0" in sql:
+        return
+    quoted = '"' + "".join(f"\\U{ord(char):08x}" for char in sql) + '"'
+    changes: dict[str, Callable[[str], str]] = {
+        "where": lambda job: job.replace("key: id", f"key: id, where: {quoted}"),
+        "when": lambda job: job.replace("name: a,", f"name: a, when: {quoted},"),
+        "audit": lambda job: job + f"audits: [{{name: x, sql: {quoted}}}]\n",
+    }
+    (folder / "job.yaml").write_text(changes[place](JOB))
+    code, _, err = told(["validate", "job.yaml"])
+    assert code in (0, 2)
+    if code == 2:
+        (line,) = err.splitlines()
+        assert "; " in line
+        assert os.fspath(folder) not in line or "job.yaml" in line
