@@ -195,6 +195,8 @@ async def _whole(response: aiohttp.ClientResponse, began: float) -> tuple[bytes,
         parts.append(part)
         size += len(part)
         if size > LARGEST_REPLY:
+            # The error keeps this frame for a while: not what it holds.
+            parts.clear()
             words = f"the reply is larger than {LARGEST_REPLY >> 20} MB: not read further"
             raise RequestError("malformed_reply", words, _since(began), billable=True)
     return b"".join(parts), first_byte

@@ -38,10 +38,10 @@ def invoke(
     on_ray: bool = False,
 ) -> dict[str, Any]:
     """Run the job as far as it comes; the object of `--json`. `on_ray`: by the workers of a Ray cluster."""
+    from pipelines.job_run import RunOptions, run_job
     from pipelines.loop import run_loop
     from pipelines.progress import progress
     from pipelines.progress_log import ProgressLog
-    from pipelines.job_run import RunOptions, run_job
     from pipelines.running import noted
     from pipelines.telemetry import telemetry
 

@@ -157,7 +157,7 @@ class Embeddings(OneByOne):
             vectors[place] = self._vector(entry.get("embedding"))
         return [vector for vector in vectors if vector is not None]
 
-    def _vector(self, told: Any) -> bytes:
+    def _vector(self, told: Any) -> bytes | RowError:
         try:
             if isinstance(told, str):
                 raw = base64.b64decode(told, validate=True)
@@ -170,7 +170,8 @@ class Embeddings(OneByOne):
                 f"a vector has {len(raw) / 4:g} numbers, {self._size} were expected; is `dimensions` right?"
             )
         if not np.isfinite(np.frombuffer(raw, dtype="<f4")).all():
-            raise MalformedReply("a vector holds NaN or infinity")
+            # Of this text alone, and it will come again: its neighbours keep their vectors.
+            return RowError("invalid_answer", "the vector holds NaN or infinity")
         return raw
 
     def usage(self, pack: Sequence[Request], reply: Reply) -> Usage:

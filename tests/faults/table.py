@@ -327,7 +327,10 @@ def _faults() -> Iterator[Fault]:
     yield _passing("A reply of 200 MB", "Not read beyond 128 MB; tried again.", padded(200), "malformed_reply")
     yield _pack("An embedding's index twice", TRIED, twice_the_first)
     yield _pack("An embedding's index missing", TRIED, without_the_last)
-    yield _pack("NaN in a vector", TRIED, a_nan)
+    yield Fault(
+        "NaN in a vector", "The row's own fault; its neighbours keep their vectors.",
+        1, {"invalid_answer": 1}, {"ok": 1}, 1, 0, vectors(a_nan), every, "embeddings",
+    )  # fmt: skip
     yield _pack("A vector of another length", TRIED, a_number_more)
 
 

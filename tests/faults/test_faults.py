@@ -1,5 +1,8 @@
 """Every fault of the table: exit code, errors, usage and the server's own count are as the table says."""
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.faults.rough_server import RoughServer
-from tests.faults.table import FAULTS, SOME, Fault, as_markdown
+from tests.faults.table import FAULTS, SOME, Fault, as_markdown, bomb, one_row
 
 Read = Callable[..., list[dict[str, Any]]]
 README = Path(__file__).parents[2] / "jobs" / "README.md"
@@ -58,3 +61,17 @@ def test_a_run_does_what_the_table_says(workspace: Any, rough: RoughServer, cli:
     cured = cli.run(job)
     assert cured["requests"] == fault.again
     assert cured["rows_ok"] == fault.rows - (0 if fault.again or not fault.errors else sum(fault.errors.values()))
+
+
+def test_a_bomb_takes_no_more_memory_than_the_largest_reply_may(workspace: Any, rough: RoughServer) -> None:
+    workspace.csv(2)
+    workspace.write("rowmill.yaml", f'providers: {{test: {{base_url: "http://127.0.0.1:{rough.port}/v1"}}}}\n')
+    job = workspace.job(limits="{concurrency: 1}", retry="{attempts: 2, longest_wait: 0.01}")
+    rough.fault, rough.hits = bomb, one_row
+    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "run", str(job), "--quiet"]
+    process = subprocess.Popen(command)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 1
+    # In kB: the program itself, and one reply of 128 MB in pieces.
+    assert used.ru_maxrss < 450_000

@@ -27,9 +27,8 @@ SLOWER = settings(QUICK, max_examples=40)
 PIECES = (
     "{{ }} {{ }} {% %} {# #} {%- -%} x y row loop if else endif for in endfor set macro endmacro call raw endraw "
     "filter not and or is defined none true . | , : = ( ) [ ] ~ + - * / // % ** == < 'a' \"b\" 0 1 -1 2.5 7 range "
-    "dict namespace upper lower trim length join list first last sort truncate wordcount replace default tojson round int "
-    "float batch slice indent map select items split format x.a x['a'] x[0] x[1:2] "
-    "row.x row['y'] \\ é 😀 \n"
+    "dict namespace upper lower trim length join list first last sort truncate wordcount replace default tojson "
+    "round int float batch slice indent map select items split format x.a x['a'] x[0] x[1:2] row.x row['y'] \\ é 😀 \n"
 )
 CODE = PIECES.split(" ")
 TEMPLATES = st.lists(st.one_of(st.sampled_from(CODE), st.text(max_size=3)), max_size=15).map(" ".join)

@@ -20,7 +20,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import pipelines.committer
-import pipelines.run
+import pipelines.job_run
 from connectors.ledger import Ledger
 from connectors.sinks import duckdb_table, parquet_folder
 from connectors.staging import Staging
