@@ -132,14 +132,16 @@ class Leases:
                 due = divided(whole, needs, kind == "slots", time.time() // TURN)[self._holder]
                 free = whole - sum(granted for _, granted in others.values())
                 granted = max(0.0, min(due, free))
-                if kind == "slots":
-                    # What is in flight is in use, whoever it is due to.
-                    granted = float(max(int(granted + 1e-9), allowance.in_flight)) if whole else 0.0
+                in_use = granted
+                if kind == "slots" and whole:
+                    granted = float(int(granted + 1e-9))
+                    # What is in flight is in use, whoever it is due to; no more than is due is sent from now on.
+                    in_use = max(granted, float(allowance.in_flight))
                 wanting |= granted < 0.99 * due
                 now_held[key, kind] = granted
                 self._db.execute(
                     "insert or replace into leases values (?, ?, ?, ?, ?)",
-                    (key, kind, self._holder, needs[self._holder], granted),
+                    (key, kind, self._holder, needs[self._holder], in_use),
                 )
         return now_held, wanting
 

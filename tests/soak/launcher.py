@@ -126,7 +126,7 @@ def lay(mine: Mine) -> None:
     at(Ledger, "recover", "recovered")
     after(Ledger, "write", lambda self, sql, *_: mine.reach("commit noted") if "into commits" in sql else None)
     at(parquet_folder, "write_part", "part written")
-    at(parquet_folder, "_write_merged", "merged")
+    at(parquet_folder, "write_merged", "merged")
     at(Staging, "_decide", "part noted")
     at(Staging, "_move", "renamed")
     at(Staging, "_swap", "swapped")
