@@ -59,6 +59,8 @@ class Carrier:
             return True
         if batch.state == "noted":
             if self._past.is_set():
+                # What was uploaded all the same is to be removed.
+                batch.file_id = await self._patiently(self._find_file, batch) if batch.unsure else None
                 return False
             file_id = await self._patiently(self._find_file, batch) if batch.unsure else None
             batch.file_id = file_id or await self._patiently(self._upload, batch, told)

@@ -3,7 +3,7 @@
 import duckdb
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.errors import JobError
@@ -56,6 +56,7 @@ def test_the_chart_shows_every_cell_of_the_matrix() -> None:
     assert spec["title"]["subtitle"] == "60.0% right of 5 rows"
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), st.sampled_from(["a", "b", "d", None])), max_size=30))
 def test_the_numbers_are_those_of_sql(rows: list[tuple[str | None, str | None]]) -> None:
     told = score(frame(rows), "label", "said")
