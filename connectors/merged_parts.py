@@ -44,6 +44,11 @@ def marks_of(part: Path) -> list[UsageMark]:
     return [] if part.name == EMPTY else noted_marks(facts_of(part)[2])
 
 
+def covered(mark: UsageMark, there: Iterable[UsageMark]) -> bool:
+    """Whether exchanges are in the usage table already."""
+    return any((one.ledger, one.writer) == (mark.ledger, mark.writer) and one.last >= mark.last for one in there)
+
+
 def groups(parts: Iterable[Path], most_rows: int, most_bytes: int) -> list[list[tuple[Path, int]]]:
     """Parts with their rows, in groups each of which makes one part; empty ones are left out."""
     found: list[list[tuple[Path, int]]] = []

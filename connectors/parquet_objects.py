@@ -11,10 +11,10 @@ import pyarrow as pa
 from connectors import object_store
 from connectors.contracts import Commit, TableShape, UsageMark
 from connectors.media_objects import MediaObjects
-from connectors.merged_parts import EMPTY, groups, named_mark, noted_marks, usage_part, write_merged
+from connectors.merged_parts import EMPTY, covered, groups, named_mark, noted_marks, usage_part, write_merged
 from connectors.object_staging import Changes, ObjectStaging
 from connectors.object_store import Object
-from connectors.parts import among, columns_of, facts_of, replaced_errors, write_part, write_without
+from connectors.parts import among, columns_of, facts_of, replaced_errors, without_rows, write_part, write_without
 from connectors.shapes import mismatch
 from connectors.sql_text import literal_list
 from connectors.tables import failure_names, usage_schema
@@ -112,16 +112,13 @@ class ParquetObjects:
                 write_without(here, changes.file(place), self._schemas["results"], gone, added)
                 here.unlink()
                 old.update(rows)
-            new = results if not old else results.take(pa.array(sorted(set(range(results.num_rows)) - old), pa.int64()))
+            new = without_rows(results, old)
             if new.num_rows:
                 write_part(changes.file(self._unused(f"{self._building}results", name)), new)
             self._commit_errors(changes, commit, name)
 
     def add_usage(self, usage: pa.Table, mark: UsageMark) -> None:
-        if any(
-            (one.ledger, one.writer) == (mark.ledger, mark.writer) and one.last >= mark.last
-            for one in self.usage_marks()
-        ):
+        if covered(mark, self.usage_marks()):
             return
         with self._staging.together() as changes:
             write_part(changes.file(f"usage/{usage_part(mark)}"), usage)

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -132,6 +132,13 @@ def facts_of(part: Path | io.RawIOBase) -> tuple[int, pa.Schema, dict[bytes, byt
             f"{part}: cannot be read ({str(exc).splitlines()[0].rstrip('.')}); move it away and run again: answers "
             "that the ledger has are not asked again"
         ) from exc
+
+
+def without_rows(table: pa.Table, places: Collection[int]) -> pa.Table:
+    """The other rows; where none is left out, nothing is copied."""
+    if not places:
+        return table
+    return table.take(pa.array(sorted(set(range(table.num_rows)).difference(places)), pa.int64()))
 
 
 def among(rows: pa.Table, wanted: pa.Table) -> pa.BooleanArray:

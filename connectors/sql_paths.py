@@ -7,7 +7,7 @@ import duckdb
 import orjson
 
 from connectors.errors import JobError
-from connectors.sql_text import first_line
+from connectors.sql_tree import parsed_sql
 
 
 def rooted(connection: duckdb.DuckDBPyConnection, query: str, folder: Path, where: str) -> str:
@@ -15,14 +15,7 @@ def rooted(connection: duckdb.DuckDBPyConnection, query: str, folder: Path, wher
 
     JobError, placed by `where`, for what is no single SELECT.
     """
-    try:
-        found = connection.execute("select json_serialize_sql(?)", [query]).fetchone()
-    except duckdb.Error as exc:
-        raise JobError(f"{where}: {first_line(exc)}; mend the query") from exc
-    parsed: Any = orjson.loads(found[0]) if found else {"error": True}
-    if parsed["error"]:
-        said = str(parsed.get("error_message", "cannot be read")).split("\n", 1)[0]
-        raise JobError(f"{where}: {said}; write one SELECT")
+    parsed = parsed_sql(connection, query, where, "write one SELECT")
     if len(parsed["statements"]) != 1:
         raise JobError(f"{where}: holds {len(parsed['statements'])} statements; write one SELECT")
     _root(parsed, folder)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import orjson
 
 from connectors.errors import DataError, JobError, Stopped, did_you_mean
 from connectors.snapshot import lock_down, query_connection
 from connectors.sql_text import first_line
+from connectors.sql_tree import parsed_sql
 from connectors.tables import usage_schema
 from pipelines.drift import drifted
 from pipelines.jobfile import Audit
@@ -126,11 +126,7 @@ def _close(db: duckdb.DuckDBPyConnection, ready: ReadyJob, files: bool) -> None:
 def _check_query(sql: str, where: str) -> None:
     """One SELECT over the three tables. The lock alone would let it read the sink's files under other names."""
     with duckdb.connect() as db:
-        found = db.execute("select json_serialize_sql(?)", [sql]).fetchone()
-    parsed: dict[str, Any] = orjson.loads(found[0]) if found else {"error": True}
-    if parsed["error"]:
-        said = str(parsed.get("error_message", "cannot be read")).split("\n")[0]
-        raise JobError(f"{where}: {said}; write one query, e.g. select * from results where topic is null")
+        parsed = parsed_sql(db, sql, where, "write one query, e.g. select * from results where topic is null")
     if len(parsed["statements"]) != 1:
         raise JobError(f"{where}: is more than one query; write one for each audit")
     named = frozenset(_names_of_own(parsed))

@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import Any
 import orjson
 
 from pipelines.job_graph import GraphJob
+from pipelines.own_command import rowmill_command
 from pipelines.summary import nothing_done
 
 AT_A_TIME = 4
@@ -56,8 +56,8 @@ def run_many(jobs: Sequence[GraphJob], arguments: Sequence[str], ended: Callable
 
 
 def _run_one(job: GraphJob, arguments: Sequence[str], running: "set[subprocess.Popen[bytes]]") -> dict[str, Any]:
-    # -P: a folder called pipelines in the current one is not ours. A session of its own: a Ctrl-C reaches it once.
-    command = [sys.executable, "-P", "-c", "from pipelines.cli import main; main()", "run", str(job.path), *arguments]
+    # A session of its own: a Ctrl-C reaches it once.
+    command = [*rowmill_command(), "run", str(job.path), *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
         running.add(process)
         out, _ = process.communicate()

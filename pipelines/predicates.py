@@ -4,22 +4,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import duckdb
-import orjson
 import pyarrow as pa
 
 from connectors.errors import JobError, did_you_mean
 from connectors.sql_text import first_line
+from connectors.sql_tree import parsed_sql
 
 
 def checked_predicate(sql: str, columns: Mapping[str, Any], where: str) -> frozenset[str]:
     """The columns that the predicate names; JobError, placed by `where`, if it is no single expression over them."""
     with duckdb.connect() as db:
         # On a line of its own: a comment at its end must not swallow the bracket.
-        found = db.execute("select json_serialize_sql(?)", [f"select (\n{sql}\n)"]).fetchone()
-    parsed: Any = orjson.loads(found[0]) if found else {"error": True}
-    if parsed["error"]:
-        said = str(parsed.get("error_message", "cannot be read")).split("\n")[0]
-        raise JobError(f"{where}: {said}; write one SQL expression, e.g. length(body) > 20")
+        remedy = "write one SQL expression, e.g. length(body) > 20"
+        parsed = parsed_sql(db, f"select (\n{sql}\n)", where, remedy)
     node = parsed["statements"][0]["node"]
     if len(parsed["statements"]) != 1 or node["type"] != "SELECT_NODE" or len(node["select_list"]) != 1:
         raise JobError(f"{where}: is more than one expression; write one, e.g. length(body) > 20")

@@ -10,8 +10,8 @@ from pathlib import Path
 from cronsim import CronSim
 
 from connectors.errors import JobError
+from pipelines.own_command import rowmill_command
 from pipelines.schedule import Scheduled
-from pipelines.schedule_run import rowmill_command
 
 YEARS = 10
 """Of which systemd is told the nights when the clock is put forward."""

@@ -13,17 +13,13 @@ from typing import Any, Literal
 import orjson
 
 from pipelines.log_lines import Level, log_line
+from pipelines.own_command import rowmill_command
 from pipelines.schedule import Memory, Roster, Scheduler, Start, seconds_until_next
 
 LONGEST_SLEEP = 30.0
 """Seconds after which files and clock are looked at again, though nothing is due."""
 INTERRUPTED = frozenset({130, -signal.SIGINT, -signal.SIGTERM})
 """Exit codes of a job that a stop has cut short; the negative ones before it could say so itself."""
-
-
-def rowmill_command() -> list[str]:
-    """How to start `rowmill` by this interpreter; -P: never the modules of the folder that it is started in."""
-    return [sys.executable, "-P", "-m", "pipelines.cli"]
 
 
 @dataclass(slots=True)

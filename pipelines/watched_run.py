@@ -18,6 +18,7 @@ import orjson
 
 from connectors.errors import JobError, Locked
 from pipelines.overrides import Overrides
+from pipelines.own_command import rowmill_command
 from pipelines.progress import line
 from pipelines.running import read_noted
 from pipelines.workspace import find_workspace
@@ -25,7 +26,7 @@ from pipelines.yaml_lines import read_yaml
 
 # A process of its own: it takes Ctrl-C as on the command line, leaves the notebook's loop and signals alone, and gives
 # its memory back. -P: a folder called pipelines in the current one is not ours.
-_COMMAND = (sys.executable, "-P", "-c", "from pipelines.cli import main; main()", "run")
+_COMMAND = (*rowmill_command(), "run")
 LOOK_SECONDS = 0.5
 """Between two looks at how far the run is."""
 

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from connectors import object_store
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
-from connectors.merged_parts import EMPTY, groups, marks_of, usage_part, write_merged
+from connectors.merged_parts import EMPTY, covered, groups, marks_of, usage_part, write_merged
 from connectors.parquet_objects import ParquetObjects
-from connectors.parts import among, columns_of, facts_of, replaced_errors, write_part, write_without
+from connectors.parts import among, columns_of, facts_of, replaced_errors, without_rows, write_part, write_without
 from connectors.shapes import check_names, in_the_way, mismatch
 from connectors.sql_text import literal_list
 from connectors.staging import Changes, Staging
@@ -132,17 +132,13 @@ class ParquetFolder:
                 gone = among(columns_of(self._folder / place, self._key), added.select(self._key))
                 write_without(self._folder / place, changes.file(place), self._schemas["results"], gone, added)
                 old.update(rows)
-            # Where nothing is replaced, nothing is copied.
-            new = results if not old else results.take(pa.array(sorted(set(range(results.num_rows)) - old), pa.int64()))
+            new = without_rows(results, old)
             if new.num_rows:
                 write_part(changes.file(self._unused(f"{self._building}results", name)), new)
             self._commit_errors(changes, commit, name)
 
     def add_usage(self, usage: pa.Table, mark: UsageMark) -> None:
-        if any(
-            (one.ledger, one.writer) == (mark.ledger, mark.writer) and one.last >= mark.last
-            for one in self.usage_marks()
-        ):
+        if covered(mark, self.usage_marks()):
             return
         with self._staging.together() as changes:
             write_part(changes.file(f"usage/{usage_part(mark)}"), usage)
