@@ -10,6 +10,7 @@ from typing import Protocol, Self
 import aiohttp
 
 from connectors.contracts import Provider
+from connectors.direct import LARGEST, Direct, Line, Received, line_to
 from connectors.exchange import Call, ErrorClass, Reply
 from connectors.media_kinds import TYPES
 
@@ -58,14 +59,15 @@ class HttpTransport:
 
     def __init__(self, timeouts: Timeouts, connections: int) -> None:
         """`connections`: at most so many at a time; make it as many as requests are in flight."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=connections, ttl_dns_cache=300),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(
-                total=timeouts.total or None, sock_connect=timeouts.connect or None, sock_read=timeouts.idle or None
-            ),
-            auto_decompress=True,
+        connector = aiohttp.TCPConnector(limit=connections, ttl_dns_cache=300)
+        timeout = aiohttp.ClientTimeout(
+            total=timeouts.total or None, sock_connect=timeouts.connect or None, sock_read=timeouts.idle or None
         )
+        self._session = aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), timeout=timeout, auto_decompress=True
+        )
+        self._lines: dict[tuple[str, str], Line] = {}
+        self._direct = Direct(connector, timeout) if Direct.fits() else None
         # A file takes the time that it takes: only silence ends it.
         self._patient = aiohttp.ClientTimeout(
             total=None, sock_connect=timeouts.connect or None, sock_read=timeouts.idle or None
@@ -77,17 +79,23 @@ class HttpTransport:
 
     async def send(self, provider: Provider, call: Call) -> Reply:
         began = time.perf_counter()
+        url, headers, body = provider.base_url + call.path, self._headers_of(provider, call), call.body
         with _Failures(began, provider.api_key) as exchange:
-            async with self._session.request(
-                call.method,
-                provider.base_url + call.path,
-                data=_form(call) if call.form is not None else _content(call.body),
-                headers=self._headers_of(provider, call),
-                allow_redirects=False,
-            ) as response:
+
+            async def read(response: Response) -> Reply:
                 exchange.started = True
-                body, first_byte = await _whole(response, began)
-                return _reply(response, body, began, provider.api_key, first_byte if call.stream else None)
+                whole, first_byte = await _whole(response, began)
+                return _reply(response, whole, began, provider.api_key, first_byte if call.stream else None)
+
+            if self._direct is not None and call.method == "POST" and body is not None and len(body) <= LARGEST:
+                if (line := self._lines.get((url, provider.name))) is None:
+                    line = self._lines[url, provider.name] = line_to(url, headers)
+                return await self._direct.post(line, body, read)
+            data = _form(call) if call.form is not None else _content(body)
+            async with self._session.request(
+                call.method, url, data=data, headers=headers, allow_redirects=False
+            ) as response:
+                return await read(response)
 
     async def upload(
         self,
@@ -172,6 +180,8 @@ class _Failures:
                 return "timeout", _timeout_words(exc, self.started), True
             case aiohttp.ClientConnectorError():
                 return "connection", f"cannot connect: {_said(exc)}", False
+            case aiohttp.http_exceptions.HttpProcessingError() if not self.started:
+                return "malformed_reply", f"this is no HTTP reply: {exc.message}", True
             case aiohttp.ClientPayloadError() | aiohttp.http_exceptions.HttpProcessingError():
                 return "malformed_reply", f"the reply broke off: {_said(exc)}", True
             case aiohttp.ClientResponseError():
@@ -181,11 +191,14 @@ class _Failures:
         return None
 
 
-async def _whole(response: aiohttp.ClientResponse, began: float) -> tuple[bytes, float | None]:
+Response = aiohttp.ClientResponse | Received
+
+
+async def _whole(response: Response, began: float) -> tuple[bytes, float | None]:
     """(unpacked body, milliseconds until its first byte where it came in pieces); RequestError above LARGEST_REPLY."""
-    length = response.content_length
-    if length is not None and length <= 1 << 20 and "content-encoding" not in response.headers:
-        return await response.read(), _since(began)
+    length = response.headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length) <= 1 << 20 and "content-encoding" not in response.headers:
+        return await response.content.read(), _since(began)
     first_byte: float | None = None
     parts: list[bytes] = []
     size = 0
@@ -218,7 +231,7 @@ class _Told(io.BufferedReader):
 
 
 def _reply(
-    response: aiohttp.ClientResponse, body: bytes, began: float, key: str | None, first_token_ms: float | None = None
+    response: Response, body: bytes, began: float, key: str | None, first_token_ms: float | None = None
 ) -> Reply:
     headers = {name.lower(): value if value.isascii() else _text(value) for name, value in response.headers.items()}
     least = KEY_CERTAIN if 200 <= response.status < 300 else KEY_LEAST
