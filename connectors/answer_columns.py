@@ -100,7 +100,7 @@ class AnswerColumns:
         if choice.refusal:
             return RowError("content_filter", f"the model refused: {choice.refusal}")
         reason = choice.finish_reason
-        if reason == "content_filter" and (self._typed is not None or not (choice.text or choice.tool_calls)):
+        if reason == "content_filter":
             return RowError("content_filter", "the answer was filtered (finish_reason content_filter)")
         if reason == "length" and (self._typed is not None or not (choice.text or choice.tool_calls)):
             return RowError(

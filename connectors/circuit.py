@@ -9,6 +9,13 @@ NO_SERVER = 10
 FIRST_HOLD = 0.5
 """Seconds until the first probe; doubled with each that fails."""
 
+BRIEF = 1.0
+"""Seconds of a hold for which a sender waits even where it could send to another provider."""
+
+
+class Held(Exception):
+    """The provider holds all its senders for longer than this one wants to wait."""
+
 
 class Circuit:
     """Counts failures in a row, and says how long to wait for the next probe."""

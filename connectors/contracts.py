@@ -317,10 +317,14 @@ class UsageMark:
 class Sink(Protocol):
     """Where a job's three tables live. All methods block and are called from one thread at a time."""
 
+    def check(self, fresh: bool) -> None:
+        """DataError where `prepare` would refuse what is there; shapes.OtherColumns where results or errors have other
+        columns than the job makes, which those of a `fresh` build may. Only reads; what a kill left is not recovered:
+        tables in the midst of a swap are not looked at."""
+
     def prepare(self, fresh: bool) -> None:
-        """Recover what a kill left behind and see that each table exists with its schema; DataError where the
-        tables there do not fit the job. `fresh`: results and errors are built anew beside the old ones (write:
-        replace, rebuild), which may then have other columns, until `finish`."""
+        """Recover what a kill left behind, `check`, and see that each table exists with its schema. `fresh`: results
+        and errors are built anew beside the old ones (write: replace, rebuild) until `finish`."""
 
     def present(self) -> bool:
         """Whether the results table exists already (before prepare); not where it was begun by a fresh build that was

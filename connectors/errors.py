@@ -4,6 +4,9 @@ import difflib
 import errno
 from collections.abc import Iterable
 
+INTERRUPTED_QUERY = "Query interrupted"
+"""What DuckDB makes of the KeyboardInterrupt of a Ctrl-C or SIGTERM that comes while it works."""
+
 
 class RowmillError(Exception):
     """Told to the user in one line, `WHERE: WHAT; WHAT TO DO`, and ends the command with `exit_code`."""

@@ -1,25 +1,55 @@
 """The pace that a provider's answers and refusals show where it states no limit, or keeps to less than it states."""
 
 from collections import deque
+from math import sqrt
 
-EASED = 0.97
+EASED = 0.985
 """After refusals the pace is this share of what passed just before them."""
-
-MANY = 0.15
-"""Where this share was refused, the pace was much too high, and what passed tells how much."""
-
-SOON = 2.5
-"""Seconds: refusals of few that come sooner after a lowering were not prevented by it."""
-
-USELESS = 6
-"""After so many lowerings of no use the few that are refused have another cause: they lower the pace no further."""
 
 FALLS = 0.5
 """One refusal lowers the pace to no less than this share of what it was."""
 
-LEAST = 0.1
+LEAST = 0.01
 """Of the most that passed in ten seconds, a second: no refusals bring the pace below it, whatever they are for. Less
 than what is left of a limit counted by the minute whose whole passed in one burst."""
+
+USELESS = 3
+"""After so many lowerings in a row that prevented nothing, refusals have another cause than the pace."""
+
+HELPED = 0.5
+"""A lowering that left less than this share of the refusals was of use."""
+
+FEW = 0.03
+"""A limit counted over minutes refuses no more than this share of what is sent at the right pace."""
+
+ENOUGH = 60
+"""Requests that it takes to tell."""
+
+ENOUGH_REFUSED = 6
+
+UNEVEN = 10.0
+"""Seconds."""
+
+CHANCE = 3
+"""Refusals in ten seconds that still may be chance, above twice the usual share."""
+
+KNOWN_FOR = 60.0
+"""Seconds for which refusals of another cause are believed to be such; doubled each time that it is found again."""
+
+FIRST_PLATEAU = 4.0
+"""Seconds for which a pace that was found is kept before more is tried; doubled each time that more was refused."""
+
+PLATEAU_REQUESTS = 500
+"""The longest plateau: so many requests, so that those refused for trying more stay few."""
+
+PLATEAU_SECONDS = (30.0, 300.0)
+"""At least and at most, whatever the pace."""
+
+SAME = 1.25
+"""Refused below so many times the pace that was found, the limit is still the same."""
+
+RECENT = 5.0
+"""Seconds after a refusal in which what passed since it tells the limit exactly: both times nothing was left."""
 
 RAISED = 0.005
 """A second without a refusal raises the pace by this share, up to where it was refused before."""
@@ -29,8 +59,13 @@ FASTER_EVERY = 4.0
 
 FASTEST = 0.1
 
+CAREFUL = 0.02
+"""The same for a limit counted over minutes, which refuses late and then for long."""
+
 BLOCKED = 2.0
 """Seconds of nothing but refusals that tell of a limit counted over a longer time, such as a sliding minute."""
+
+HARDLY = 5
 
 MISSED = 0.2
 
@@ -41,20 +76,37 @@ MINUTE = 60.0
 
 
 class FoundPace:
-    """Lowered by refusals to what passes, raised slowly while it is used and nothing is refused."""
+    """Lowered by refusals to what passes, kept for a while, then raised slowly while it is used and nothing refused."""
 
     def __init__(self, now: float) -> None:
         self.per_second: float | None = None
         """None as long as nothing was refused."""
         self._seconds: deque[list[float]] = deque()
-        """[second, requests that were sent in it and not refused, those refused] of the last minute."""
+        """[second, requests that were sent in it and not refused, those refused] of the last minutes."""
+        self._passed = 0
         self._began = now
         self._ceiling = 0.0
         self._passed_at: float | None = None
         self._raised_at = now
         self._lowered_at = now
+        self._raised_since = True
+        """Whether the pace was raised after it was lowered last."""
+        self._plateau = FIRST_PLATEAU
         self._refused_at = now
-        self._useless = 0
+        self._emptied: tuple[float, int] | None = None
+        """(when, passed until then) of an earlier refusal."""
+        self._before: float | None = None
+        """What is kept to again if the lowerings since the last raise prove to be of no use."""
+        self._first: float | None = None
+        """What the first of them lowered the pace to."""
+        self._share_before = 0.0
+        self._row_began = now
+        self._lowered = self._sent = self._refused = 0
+        """Lowerings after that first one, and what was sent and refused meanwhile."""
+        self._usual: float | None = None
+        """The share that is refused whatever the pace; None: no such cause is known."""
+        self._usual_until = now
+        self._usual_for = KNOWN_FOR
         self._most = 0.0
         self._seen_at_resume = 0.0
         self._last = now
@@ -64,15 +116,26 @@ class FoundPace:
 
     def sent(self, now: float) -> None:
         """One more has left."""
+        self._passed += 1
         self._second(now)[1] += 1
 
     def refused(self, now: float, first: bool) -> None:
         """One that has left did not pass; `first`: of those that were refused together."""
         if first:
             self._refused_at = now
+        self._passed -= 1
         second = self._second(now)
         second[1] -= 1
         second[2] += 1
+
+    def unrelated(self, now: float) -> bool:
+        """Whether refusals have, for all that is known, nothing to do with the pace."""
+        if self._usual is None:
+            return False
+        passed, refused = self._count(now - 10, 1), self._count(now - 10, 2)
+        if now >= self._usual_until or refused > min(0.5, 1.5 * self._usual) * (passed + refused) + CHANCE:
+            self._usual = None
+        return self._usual is not None
 
     def answered(self, now: float) -> float:
         """One more answer; the seconds since the one before it."""
@@ -82,27 +145,67 @@ class FoundPace:
         self._last = now
         return gap
 
-    def lower(self, now: float, pace: float | None) -> None:
-        """After a refusal, when sending again; `pace`: that which was kept to, None where none was."""
+    def lower(self, now: float, pace: float | None, sent: int, refused: int) -> None:
+        """After a refusal, when sending again. `pace`: that which was kept to, None where none was; `sent` and of them
+        `refused`: since the refusal before."""
         self.tried(now)
         self._most = max(self._most, self._count(now - 10, 1) / 10)
-        # Up to the refusal: nothing was sent since.
-        span = min(2.0, max(1.0, self._refused_at - max(self._lowered_at, self._began)))
-        since = self._refused_at - span
-        passed, refused = self._count(since, 1), self._count(since, 2)
-        seen = passed / span
+        limit = self._shown(now)
+        if self._emptied is None or self._refused_at - self._emptied[0] >= 1.0:
+            self._emptied = (self._refused_at, self._passed)
+        if self._raised_since:
+            self._begin_row(now, None if pace is None else self.per_second, sent, refused)
+            if pace is not None:
+                least, most = PLATEAU_SECONDS
+                longest = min(most, max(least, PLATEAU_REQUESTS / pace))
+                self._plateau = min(2 * self._plateau, longest) if pace < SAME * self._ceiling else FIRST_PLATEAU
+        else:
+            self._lowered += 1
+            if self._lowered == 1:
+                # The first refusal of all comes late: a provider lets some pass before it.
+                self._share_before = max(self._share_before, refused / max(1, sent))
+            else:
+                self._sent += sent
+                self._refused += refused
+            if self._few(self._sent, self._refused):
+                self._begin_row(now, self._first, self._sent, self._refused)
+            elif self._few(sent, refused):
+                self._begin_row(now, self.per_second, sent, refused)
+            elif self._lowered >= USELESS and 2 * self._refused <= self._sent:
+                if self._many(now):
+                    self._no_use(now)
+                elif self.per_second is not None:
+                    self._set(now, EASED * self.per_second, self.per_second)
+                return
         if pace is None:
             # Where nothing has passed yet there is nothing to go by.
-            if seen > 0:
-                self._set(now, EASED * seen, seen)
-        elif refused >= MANY * (passed + refused):
-            self._set(now, max(FALLS * pace, EASED * min(pace, seen)), pace)
-        elif now - self._lowered_at >= 1.0:
-            self._useless = self._useless + 1 if now - self._lowered_at < SOON else 0
-            if self._useless < USELESS:
-                self._set(now, EASED * pace, pace)
-            else:
-                self._lowered_at = now
+            if limit > 0:
+                self._set(now, EASED * limit, limit)
+        else:
+            limit = min(pace, limit)
+            self._set(now, max(FALLS * pace, EASED * limit), limit)
+        if self._lowered == 0:
+            self._first = self.per_second
+            if pace is not None and self._before is None:
+                self._before = self.per_second
+
+    def _begin_row(self, now: float, before: float | None, sent: int, refused: int) -> None:
+        """Lowerings begin; if they are of no use, the pace is `before` again. What was refused of what was sent is what
+        they are to prevent."""
+        self._before, self._row_began = before, now
+        self._share_before = refused / max(1, sent)
+        self._lowered = self._sent = self._refused = 0
+
+    def _few(self, sent: int, refused: int) -> bool:
+        """Whether so many are few, compared with what was refused before the row; chance allowed for."""
+        return refused + 2 * sqrt(refused) + 1 < HELPED * self._share_before * sent
+
+    def _many(self, now: float) -> bool:
+        """Whether enough was seen to tell that what is refused in the row is no less than before it."""
+        if self._over_minutes:
+            # Where much passed at once the minute before, requests are refused for some seconds whatever the pace.
+            return now - self._row_began >= UNEVEN and self._refused > FEW * self._sent
+        return self._sent >= ENOUGH or self._refused >= ENOUGH_REFUSED
 
     def tried(self, now: float) -> None:
         """After a refusal something is sent again: if it passes, this is what passed before it."""
@@ -111,18 +214,25 @@ class FoundPace:
     def anew(self, now: float) -> None:
         """Another pace is kept to from now on: what was refused before says nothing about it."""
         self._lowered_at = now
-        self._useless = 0
+        self._raised_since = True
+        self._emptied = None
 
     def ease(self, now: float, pace: float, least: float) -> None:
         """Little is left of the allowance, somebody else uses it too: a little slower, at most once a second."""
         if now - self._lowered_at >= 1.0 and pace > least:
-            self._set(now, max(least, EASED * pace), pace)
+            self._set(now, max(least, 0.97 * pace), pace)
 
-    def unblocked(self, now: float, gap: float) -> None:
-        """The first answer after refusals, `gap` seconds after the answer before it: where that is long, the limit is
-        counted over a long time, and what passed in a minute shows it."""
+    def unblocked(self, now: float, gap: float, all_refused: bool) -> None:
+        """The first answer after refusals, `gap` seconds after the answer before it: where that is long, and nothing
+        passed that was sent after the refused one, the limit is counted over a long time, and what passed in a minute
+        shows it."""
         seen = self._seen_at_resume
-        if gap >= max(BLOCKED, 0.0 if self.per_second is None else 10 / self.per_second):
+        # Where hardly anything has passed yet there is nothing to go by.
+        if (
+            all_refused
+            and self._passed > HARDLY
+            and gap >= max(BLOCKED, 0.0 if self.per_second is None else 10 / self.per_second)
+        ):
             self._over_minutes = True
             if seen < MISSED * self._seen_before_gap:
                 # It let nothing pass until all that it had counted was forgotten: what it had counted is its limit.
@@ -132,7 +242,7 @@ class FoundPace:
     def raise_slowly(self, now: float, stated: float | None) -> bool:
         """Once a second; whether it changed. `stated`: the provider's own limit a second: reached, nothing is found."""
         elapsed = now - self._raised_at
-        if self.per_second is None or elapsed < 1.0:
+        if self.per_second is None or elapsed < 1.0 or now - self._lowered_at < self._kept_for:
             return False
         self._raised_at = now
         # A pace that is not used shows nothing about the limit.
@@ -144,16 +254,44 @@ class FoundPace:
                 # Such a limit refuses only after a minute: until then, that nothing is refused shows nothing.
                 return False
             self._passed_at = self._passed_at or now
-            step = min(FASTEST, RAISED * 2.0 ** ((now - self._passed_at) / FASTER_EVERY))
+            fastest = CAREFUL if self._over_minutes else FASTEST
+            step = min(fastest, RAISED * 2.0 ** ((now - self._passed_at) / FASTER_EVERY))
+        self._raised_since = True
         self.per_second *= 1 + step * min(elapsed, 2.0)
         if stated is not None and self.per_second >= stated:
             self.per_second = None
         return True
 
+    @property
+    def _kept_for(self) -> float:
+        """Seconds for which a pace is kept before more is tried."""
+        return max(self._plateau, min(MINUTE, ENOUGH / (self.per_second or 1.0)))
+
+    def _shown(self, now: float) -> float:
+        """The limit a second that the refusal shows, from what passed before it."""
+        if self._over_minutes:
+            return self._seen(self._refused_at, now)
+        if self._emptied is not None and 0.1 < self._refused_at - self._emptied[0] <= RECENT:
+            # What was left at the start of a time would count as limit: so from a moment in which nothing was left.
+            return max(0.0, self._passed - self._emptied[1]) / (self._refused_at - self._emptied[0])
+        # Nothing was sent since the refusal.
+        span = min(2.0, max(1.0, self._refused_at - max(self._lowered_at, self._began)))
+        return self._count(self._refused_at - span, 1) / span
+
+    def _no_use(self, now: float) -> None:
+        """Back to where the lowerings that prevented nothing began: what is refused is refused for another reason."""
+        self._usual = (self._refused + sqrt(self._refused)) / self._sent
+        self._usual_until = now + self._usual_for
+        self._usual_for *= 2
+        self._over_minutes = False
+        self.per_second = self._before
+        self._lowered_at, self._raised_since = now, True
+
     def _set(self, now: float, per_second: float, ceiling: float) -> None:
         self._ceiling = ceiling
         self.per_second = max(per_second, LEAST * self._most, 1 / MINUTE)
         self._lowered_at = now
+        self._raised_since = False
         self._passed_at = None
 
     def _seen(self, until: float, now: float) -> float:

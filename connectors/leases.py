@@ -31,6 +31,12 @@ SPARE = 1.25
 
 SOME = 0.02
 
+SAME_HOLD = 0.25
+"""Seconds by which the ends of holds differ that are the same: every process reads its own clock."""
+
+HOLD = "hold"
+"""Not a limit but until when a refusal holds the key's senders, by the clock of the day."""
+
 KINDS = ("requests", "tokens", "slots")
 
 _TABLE = (
@@ -90,7 +96,7 @@ class Leases:
         try:
             with self._db:
                 self._db.execute("begin immediate")
-                granted, self.wanting = self._take()
+                granted, holds, self.wanting = self._take()
         except sqlite3.OperationalError:
             # Somebody else is at it, or the disk is full: until the next time all stays as it is.
             self.wanting = True
@@ -98,6 +104,9 @@ class Leases:
         for key, allowance in self._allowances.items():
             slots = None if allowance.concurrency is None else int(granted[key, "slots"])
             allowance.lease(granted[key, "requests"], granted[key, "tokens"], slots)
+            if holds[key] > allowance.asked_to_wait + SAME_HOLD:
+                # What one process was asked to wait, all of them wait; it says nothing of this one's pace.
+                allowance.refused(-1, holds[key])
 
     def close(self) -> None:
         """Give everything back."""
@@ -107,8 +116,9 @@ class Leases:
         (self._locks / self._holder).unlink(missing_ok=True)
         os.close(self._lock)
 
-    def _take(self) -> tuple[dict[tuple[str, str], float], bool]:
-        """What this process holds from now on, and whether more is due to it than was free."""
+    def _take(self) -> tuple[dict[tuple[str, str], float], dict[str, float], bool]:
+        """What this process holds from now on, the seconds for which other processes were asked to wait, and whether
+        more is due to it than was free."""
         held: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
         alive: dict[str, bool] = {self._holder: True}
         for provider, kind, holder, need, granted in self._db.execute(
@@ -121,15 +131,22 @@ class Leases:
             else:
                 self._db.execute("delete from leases where holder = ?", (holder,))
         now_held: dict[tuple[str, str], float] = {}
+        holds: dict[str, float] = {}
         wanting = False
+        now = time.time()
         for key, allowance in self._allowances.items():
+            told = held.get((key, HOLD), {})
+            holds[key] = max(
+                (until - now for holder, (until, _) in told.items() if holder != self._holder), default=0.0
+            )
+            self._write(key, HOLD, now + allowance.asked_to_wait, 0.0)
             for kind in KINDS:
                 whole = 1.0 if kind != "slots" else float(allowance.concurrency or 0)
                 others = held.get((key, kind), {})
                 others.pop(self._holder, None)
                 needs = {holder: need for holder, (need, _) in others.items()}
                 needs[self._holder] = self._needs.of[key, kind]
-                due = divided(whole, needs, kind == "slots", time.time() // TURN)[self._holder]
+                due = divided(whole, needs, kind == "slots", now // TURN)[self._holder]
                 free = whole - sum(granted for _, granted in others.values())
                 granted = max(0.0, min(due, free))
                 in_use = granted
@@ -139,11 +156,13 @@ class Leases:
                     in_use = max(granted, float(allowance.in_flight))
                 wanting |= granted < 0.99 * due
                 now_held[key, kind] = granted
-                self._db.execute(
-                    "insert or replace into leases values (?, ?, ?, ?, ?)",
-                    (key, kind, self._holder, needs[self._holder], in_use),
-                )
-        return now_held, wanting
+                self._write(key, kind, needs[self._holder], in_use)
+        return now_held, holds, wanting
+
+    def _write(self, key: str, kind: str, need: float, granted: float) -> None:
+        self._db.execute(
+            "insert or replace into leases values (?, ?, ?, ?, ?)", (key, kind, self._holder, need, granted)
+        )
 
     def _lives(self, holder: str) -> bool:
         try:

@@ -80,6 +80,8 @@ class Ledger:
             self.writer = int(meta_value(self._write, "writers", "0")) + 1
             self._write.execute("update meta set value = ? where key = 'writers'", (str(self.writer),))
         self._seq = 0
+        self.busy = 0.0
+        """Seconds of writing so far."""
         self._notes = self.writer << 40
         self._queue: list[tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]] = []
         self._arrived = threading.Condition()
@@ -318,11 +320,12 @@ class Ledger:
                     self._arrived.wait()
                 group, self._queue = self._queue, []
             loop = group[0][1].get_loop()
-            seq = self._seq
+            seq, began = self._seq, time.perf_counter()
             try:
                 with self._write:
                     self._write.execute("begin immediate")
                     results = [write(self._write) for write, _ in group]
+                self.busy += time.perf_counter() - began
                 told: Iterable[tuple[asyncio.Future[Any], Any]] = zip((f for _, f in group), results, strict=True)
                 loop.call_soon_threadsafe(_resolve, list(told))
             except (sqlite3.Error, OSError) as exc:

@@ -8,7 +8,21 @@ from pathlib import Path
 
 from connectors.errors import JobError, RowmillError, Stopped
 
-MIGRATIONS: tuple[str, ...] = ()
+_ADDED = """
+create table if not exists vector_sizes (provider text not null, model text not null, size integer not null,
+    primary key (provider, model)) without rowid;
+create table if not exists batches (mark text primary key, job text not null, leg integer not null,
+    state text not null, file_id text, batch_id text, day text, at integer not null) without rowid;
+create index if not exists batches_of_job on batches (job);
+create table if not exists batch_lines (mark text not null, place integer not null, note integer not null,
+    primary key (mark, place)) without rowid;
+create index if not exists batch_lines_by_note on batch_lines (note);
+create table if not exists schedule (job text primary key, cron text not null, last_due integer not null,
+    skipped integer, why text) without rowid;
+"""
+"""Tables that came while the version stayed 1: a file of that version has all, some or none of them."""
+
+MIGRATIONS: tuple[str, ...] = (_ADDED,)
 """What brings a file of version 1 to 2, of 2 to 3 and so on: statements with semicolons between them. SCHEMA is always
 that of the newest."""
 
@@ -44,18 +58,8 @@ create table commits (id integer primary key, job text not null, sink text not n
 create index commits_of_sink on commits (job, sink, id);
 create table modes (provider text not null, model text not null, structured text not null,
     primary key (provider, model)) without rowid;
-create table vector_sizes (provider text not null, model text not null, size integer not null,
-    primary key (provider, model)) without rowid;
 create table days (day text primary key, spent integer not null) without rowid;
-create table batches (mark text primary key, job text not null, leg integer not null, state text not null,
-    file_id text, batch_id text, day text, at integer not null) without rowid;
-create index batches_of_job on batches (job);
-create table batch_lines (mark text not null, place integer not null, note integer not null,
-    primary key (mark, place)) without rowid;
-create index batch_lines_by_note on batch_lines (note);
-create table schedule (job text primary key, cron text not null, last_due integer not null, skipped integer,
-    why text) without rowid;
-"""
+""" + _ADDED
 
 
 def open_ledger_file(path: Path) -> sqlite3.Connection:

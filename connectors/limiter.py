@@ -3,12 +3,12 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import inf
 
-from connectors.circuit import Circuit
+from connectors.circuit import BRIEF, Circuit, Held
 from connectors.found_pace import FoundPace
-from connectors.pace import Pace
+from connectors.pace import Pace, until
 
 HEADROOM = 0.993
 """The share of a limit that is used: the rest is for the first burst, and for requests that bunch on the way."""
@@ -64,18 +64,25 @@ class Allowance:
         self._longest_wait = longest_wait
         self._circuit = Circuit(longest_wait, longest_hold)
         self._found = FoundPace(now())
+        self._number = 0
+        """Of the last request that was permitted."""
         self._epoch = 0
-        """Raised by whatever makes requests sent before it say nothing about the pace or the circuit of now."""
+        """Requests with lower numbers say nothing about the pace or the circuit of now."""
         self._refusals = 0
         """In a row: none of the requests sent after one was answered."""
         self._resumed = True
         """Whether anything was sent after the last refusal."""
         self._since = self._sent_since = self._refused_since = 0
-        """The epoch in which sending was resumed, and what was sent and refused since."""
+        """The number at which sending was resumed, and what was sent and refused since."""
+        self._refused_first = self._sent_after = self._refused_after = 0
+        """The number of the first request of a burst that was refused; those sent and those refused after it."""
         self._probe: int | None = None
         self._plenty: set[str] = set()
         self.waited: set[str] = set()
         """Of requests, tokens and slots, those that somebody waited for since it was emptied last."""
+        self.waits = {"slots": 0.0, "requests": 0.0, "tokens": 0.0, "hold": 0.0}
+        """Seconds that requests waited here, added up over all of them, by what held them up."""
+        self._why = "hold"
         self.left_out: str | None = None
         """Why a pool asks this member nothing more; None while it does."""
         self._repace()
@@ -90,12 +97,23 @@ class Allowance:
     @property
     def held_for(self) -> float:
         """Seconds until the provider may be asked again."""
-        return max(0.0, max(self._held_until, self._circuit.held_until) - self._now())
+        return max(self.asked_to_wait, self._circuit.held_until - self._now())
+
+    @property
+    def asked_to_wait(self) -> float:
+        """Seconds of it that follow from a refusal."""
+        return max(0.0, self._held_until - self._now())
 
     @property
     def found_per_minute(self) -> float | None:
         """The requests a minute that refusals have shown to pass; None where none had to be found."""
         return None if self._found.per_second is None else self._found.per_second * 60
+
+    def states(self, kind: str) -> bool:
+        """Whether the provider itself states the limit that is kept to, of requests or of tokens."""
+        place = 0 if kind == "requests" else 1
+        kept = (self.requests_per_minute, self.tokens_per_minute)[place]
+        return kept is not None and kept != self._configured[place]
 
     def silent_for(self) -> float:
         """Seconds since the last answer, while every request since then was refused or failed; 0 otherwise."""
@@ -110,6 +128,13 @@ class Allowance:
         return max(self.held_for, self.requests.delay, self.tokens.delay)
 
     @property
+    def blocked(self) -> bool:
+        """Whether it holds all its senders for longer than a moment."""
+        if not (self._held_until or self._refusals or self._circuit.failures):
+            return False
+        return self.held_for > BRIEF or (self._probe is not None and self.doubtful)
+
+    @property
     def load(self) -> float:
         """How much of it is in use, to compare members of a pool: 0 nothing, 1 all."""
         slots = self._slots
@@ -119,35 +144,41 @@ class Allowance:
 
     # One request.
 
-    async def take(self, tokens: int) -> int:
-        """Wait until one request of so many tokens may be sent; the permit that `done` gives back."""
+    async def take(self, tokens: int, longest: float = inf) -> int:
+        """Wait until one request of so many tokens may be sent; the permit that `done` gives back.
+
+        Held where the provider holds its senders for more than `longest` seconds, or for who knows how long.
+        """
         if self._full:
             await self._slot()
         else:
             self.in_flight += 1
         try:
             if not self._clear:
+                began = self._now()
                 async with self._turn:
-                    await self._may_send()
+                    await self._may_send(longest)
                     await self._paid()
                     # A refusal may have come in while this one waited for its turn.
-                    await self._may_send()
+                    await self._may_send(longest)
                     self.requests.charge(1)
                     self.tokens.charge(tokens)
                     if not self._resumed:
                         self._resume()
-                    if self._doubtful:
-                        self._epoch += 1
-                        self._probe = self._epoch
+                    if self.doubtful:
+                        self._probe = self._epoch = self._number + 1
+                self.waits[self._why] += self._now() - began
             else:
                 self.requests.used += 1
                 self.tokens.used += tokens
+            self._number += 1
+            permit = self._number
             self._sent_since += 1
             self._found.sent(self._now())
         except BaseException:
             self._give_back()
             raise
-        return self._epoch
+        return permit
 
     def done(self, permit: int, reserved: int, used: int | None) -> None:
         """The request has ended; `used`: its tokens, None where the reply did not tell."""
@@ -157,6 +188,11 @@ class Allowance:
             self._probe = None
         self._give_back()
 
+    def unsent(self, tokens: int) -> None:
+        """What was permitted will not be sent after all."""
+        self.requests.settle(1, 0)
+        self.tokens.settle(tokens, 0)
+
     def succeeded(self, permit: int) -> None:
         """A request was answered: the provider lives."""
         now = self._now()
@@ -165,8 +201,10 @@ class Allowance:
             self._wake()
         gap = self._found.answered(now)
         if self._refusals and permit >= self._epoch:
+            # Few that were sent after the refused one tell nothing: then by refusals in a row.
+            blocked = self._refusals >= 3 if self._sent_after < 5 else 2 * self._refused_after >= self._sent_after
             self._refusals = 0
-            self._found.unblocked(now, gap)
+            self._found.unblocked(now, gap, blocked)
             self._repace()
             self._wake()
         elif self._found.per_second is not None and self._found.raise_slowly(now, self._stated_pace):
@@ -177,7 +215,7 @@ class Allowance:
         stale = permit < self._epoch
         was_open = self._circuit.failed(self._now(), no_server, stale)
         if self._circuit.open and not was_open:
-            self._epoch += 1
+            self._epoch = self._number + 1
         self._wake()
         return was_open
 
@@ -185,13 +223,17 @@ class Allowance:
         """A 429: nobody sends until it is over. Without a time stated, the wait doubles with each in a row."""
         now = self._now()
         self._circuit.unanswered(now)
-        self._found.refused(now, first=permit >= self._epoch)
+        fresh = permit >= self._epoch
+        self._found.refused(now, first=fresh)
         self._refused_since += permit >= self._since
-        if permit < self._epoch:
-            # Refusals come in bursts: one burst lowers the pace once, but the longest wait that it asks for counts.
+        self._refused_after += permit > self._refused_first
+        if not fresh or (not self._refusals and self._found.unrelated(now)):
+            # One burst lowers the pace once, and one without regard to the pace never; the longest wait counts.
             self._held_until = max(self._held_until, now + (retry_after or 0.0))
             return
-        self._epoch += 1
+        self._epoch = self._number + 1
+        if not self._refusals:
+            self._refused_first, self._refused_after, self._sent_after = permit, 0, self._number - permit
         self._refusals += 1
         self._resumed = False
         # Told a time, it is taken at its word three times; then it waits longer than told.
@@ -216,11 +258,11 @@ class Allowance:
         """
         if limits != (None, None) and self._stated.get(of) != limits:
             self._stated[of] = limits
-            self.requests_per_minute = _lowest(self._configured[0], (told[0] for told in self._stated.values()))
-            self.tokens_per_minute = _lowest(self._configured[1], (told[1] for told in self._stated.values()))
+            self.requests_per_minute = _least(self._configured[0], *(told[0] for told in self._stated.values()))
+            self.tokens_per_minute = _least(self._configured[1], *(told[1] for told in self._stated.values()))
             if self._repace():
                 # What was sent before at another pace says nothing about this one.
-                self._epoch += 1
+                self._epoch = self._number + 1
                 self._found.anew(self._now())
                 self.requests.calm()
                 self.tokens.calm()
@@ -265,7 +307,7 @@ class Allowance:
         return self.requests.per_second == 0 or self.tokens.per_second == 0
 
     @property
-    def _doubtful(self) -> bool:
+    def doubtful(self) -> bool:
         """Whether single requests must show that something passes."""
         return self._circuit.open or self._refusals > 1 or (self._refusals == 1 and self.requests.per_second is None)
 
@@ -279,8 +321,10 @@ class Allowance:
         self.waited.add("slots")
         free = asyncio.get_running_loop().create_future()
         self._for_slots.append(free)
+        began = self._now()
         try:
             await free
+            self.waits["slots"] += self._now() - began
         except asyncio.CancelledError:
             if free.done() and not free.cancelled():
                 self._give_back()
@@ -303,37 +347,36 @@ class Allowance:
             # Most of what was sent after the refusal before passed: this one begins a new row.
             self._refusals = 1
         if self._refusals == 1:
-            self._found.lower(self._now(), self.requests.per_second)
+            self._found.lower(self._now(), self.requests.per_second, self._sent_since, self._refused_since)
             self._repace()
         else:
             self._found.tried(self._now())
         self._resumed = True
         self._since, self._sent_since, self._refused_since = self._epoch, 0, 0
 
-    async def _may_send(self) -> None:
+    async def _may_send(self, longest: float) -> None:
         while True:
+            if longest < inf and self.blocked:
+                raise Held
+            self._moved.clear()
             if (pause := self.held_for) > 0:
-                await self._until_moved(pause)
-            elif self._shut or (self._probe is not None and self._doubtful):
+                self._why = "hold"
+                await until(self._moved, pause)
+            elif self._shut or (self._probe is not None and self.doubtful):
+                self._why = "hold"
                 if self._shut:
-                    self.waited.add("requests" if self.requests.per_second == 0 else "tokens")
-                await self._until_moved(None)
+                    self._why = "requests" if self.requests.per_second == 0 else "tokens"
+                    self.waited.add(self._why)
+                await until(self._moved, None)
             else:
                 self._held_until = 0.0
                 return
-
-    async def _until_moved(self, seconds: float | None) -> None:
-        self._moved.clear()
-        try:
-            async with asyncio.timeout(seconds):
-                await self._moved.wait()
-        except TimeoutError:
-            return
 
     async def _paid(self) -> None:
         for kind, pace in (("requests", self.requests), ("tokens", self.tokens)):
             if not pace.ready:
                 self.waited.add(kind)
+                self._why = kind
                 await pace.paid()
 
     def _repace(self) -> bool:
@@ -352,10 +395,5 @@ class Allowance:
             watcher.set()
 
 
-def _lowest(configured: float | None, stated: Iterable[float | None]) -> float | None:
-    known = [limit for limit in (configured, *stated) if limit is not None and limit > 0]
-    return min(known, default=None)
-
-
-def _least(one: float | None, other: float | None) -> float | None:
-    return one if other is None else other if one is None else min(one, other)
+def _least(*limits: float | None) -> float | None:
+    return min((limit for limit in limits if limit is not None), default=None)

@@ -1,5 +1,7 @@
 """A pace: so many units a minute, evenly spread; what was used is paid off by waiting, so estimates can be settled."""
 
+import asyncio
+
 from aiolimiter import AsyncLimiter
 
 BURST = 0.25
@@ -68,3 +70,12 @@ class Pace:
         if self.per_second is not None:
             # What comes back is used at once or soon: a credit of minutes would be a burst.
             self._owed = max(self._owed + used - reserved, -BURST * self.per_second)
+
+
+async def until(event: asyncio.Event, seconds: float | None) -> None:
+    """Wait until it is set, or so many seconds are over; None: however long it takes."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -15,7 +15,7 @@ from connectors.merged_parts import EMPTY, covered, groups, named_mark, noted_ma
 from connectors.object_staging import Changes, ObjectStaging
 from connectors.object_store import Object
 from connectors.parts import among, columns_of, facts_of, replaced_errors, without_rows, write_part, write_without
-from connectors.shapes import mismatch
+from connectors.shapes import kinds, mismatch
 from connectors.sql_text import literal_list
 from connectors.tables import failure_names, usage_schema
 
@@ -60,11 +60,15 @@ class ParquetObjects:
         # A first build that was cut off leaves the empty table that it was to replace.
         return bool(parts) and not self._staging.fresh_there()
 
+    def check(self, fresh: bool) -> None:
+        if not self._staging.swapping:
+            for table in ("usage",) if fresh else TABLES:
+                self._check(table)
+
     def prepare(self, fresh: bool) -> None:
         self._staging.recover()
         self._staging.forget_fresh()
-        for table in ("usage",) if fresh else TABLES:
-            self._check(table)
+        self.check(fresh)
         self._building = f"{self._staging.fresh}/" if fresh else ""
         # The fresh ones first: with them, empty results count as not there.
         places = [(table, f"{self._building}{table}") for table in ("results", "errors") if fresh]
@@ -163,7 +167,7 @@ class ParquetObjects:
         with ThreadPoolExecutor(AT_A_TIME, "look") as pool:
             for there in pool.map(lambda part: self._facts(part)[1], self._parts(table)):
                 if there != made:
-                    raise mismatch(self._name, table, _columns(there), _columns(made))
+                    raise mismatch(self._name, f"its {table} have", kinds(there), kinds(made), table == "usage")
 
     def _schema_there(self, table: str, place: str) -> pa.Schema:
         """The columns that a table's parts have: the job's, but for an old table that a fresh one will replace."""
@@ -233,7 +237,3 @@ class ParquetObjects:
                 merged = write_merged(group, changes.folder, schema, note=table == "usage")
                 changes.files.append((merged, f"{table}/{merged.name}"))
             write_part(changes.file(f"{table}/{EMPTY}"), schema.empty_table())
-
-
-def _columns(schema: pa.Schema) -> dict[str, str]:
-    return {field.name: str(field.type) for field in schema}

@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass, replace
 from datetime import UTC, date, datetime, time
 from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
+from math import ceil
 from typing import TYPE_CHECKING, Annotated, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -223,7 +224,9 @@ def worst_cost(
     if output_bound:
         rate = rates.output_per_million
         tokens = None if rate is None or tokens is None else tokens + output_bound * rate
-    return _total(price, tokens, True, bool(input_tokens or output_bound), audio_seconds, characters, images)
+    # Sound is billed by the second begun.
+    seconds = None if audio_seconds is None else ceil(audio_seconds)
+    return _total(price, tokens, True, bool(input_tokens or output_bound), seconds, characters, images)
 
 
 def _total(

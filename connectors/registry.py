@@ -69,6 +69,9 @@ class SinkKind(Protocol):
     def identity(self) -> str:
         """The place as the job file writes it: one name for one sink."""
 
+    def place(self, workspace: Path, /) -> str:
+        """Where the tables are, links followed: sinks of one place are one."""
+
     @property
     def files_prefix(self) -> str:
         """What stands before the name of a row's media file in a results column."""

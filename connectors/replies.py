@@ -92,8 +92,10 @@ def row_error(reply: Reply) -> RowError:
 
 
 def is_error(body: Any) -> bool:
-    """Whether a parsed 2xx body is an error after all."""
-    return isinstance(body, dict) and bool(body.get("error")) and not body.get("choices") and not body.get("data")
+    """Whether a parsed 2xx body is an error after all: vLLM's is `{"object": "error", ...}` without an `error`."""
+    if not isinstance(body, dict) or body.get("choices") or body.get("data"):
+        return False
+    return bool(body.get("error")) or body.get("object") == "error"
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:

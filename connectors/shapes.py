@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+
 from connectors.contracts import TableShape
 from connectors.errors import DataError, JobError
 
@@ -27,16 +29,26 @@ class OtherColumns(DataError):
     """The tables that are there are not those that the job makes."""
 
 
-def mismatch(sink: str, table: str, there: Mapping[str, str], made: Mapping[str, str]) -> OtherColumns:
-    """The error for a table whose columns (name -> type) are not those that the job makes."""
+def mismatch(sink: str, told: str, there: Mapping[str, str], made: Mapping[str, str], usage: bool) -> DataError:
+    """The error for a table whose columns (name -> type) are not those that the job makes. `told`: how the message
+    begins, e.g. `its results have`. `usage`: it is the table of usage, which no job declares and which is never written
+    anew."""
     has = [(name, kind) for name, kind in there.items() if made.get(name) != kind]
     wants = [(name, kind) for name, kind in made.items() if there.get(name) != kind]
     if not has and not wants:
         has, wants = list(there.items()), list(made.items())
+    found = f"{sink}: {told} {_listed(has)} where"
+    if usage:
+        return DataError(f"{found} this version of Rowmill makes {_listed(wants)}; write to another sink (--sink PATH)")
     return OtherColumns(
-        f"{sink}: its {table} have {_listed(has)} where the job makes {_listed(wants)}; write to another sink "
-        f"(--sink PATH), or move {sink} away and run again: answers that the ledger has are not asked again"
+        f"{found} the job makes {_listed(wants)}; cast what is there (run --schema-change cast), ask all rows again "
+        "(run --schema-change backfill), or write to another sink (run --sink PATH)"
     )
+
+
+def kinds(schema: pa.Schema) -> dict[str, str]:
+    """Name -> type; what a list's elements are called is of no matter."""
+    return {field.name: str(field.type).replace("list<element: ", "list<item: ") for field in schema}
 
 
 def in_the_way(sink: str, path: Path, what: str) -> DataError:

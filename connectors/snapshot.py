@@ -6,19 +6,23 @@ from pathlib import Path
 
 import duckdb
 
-from connectors.sql_text import literal, literal_list
+from connectors.sql_text import literal, literal_list, quoted
 
-MEMORY_LIMIT = "128MB"
+MEMORY_LIMIT = "64MB"
+"""Of Rowmill's own queries, whose working set is small and spills."""
+AUTHORS_LIMIT = "512MB"
+"""Of the queries that a job's author writes, which may join and sort what they like."""
 ROW_GROUP_ROWS = 8192
 
 
 @contextlib.contextmanager
-def query_connection(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+def query_connection(scratch: Path, memory_limit: str = MEMORY_LIMIT) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection of its own for one query."""
     scratch.mkdir(parents=True, exist_ok=True)
     settings: dict[str, str | bool | int | float | list[str]] = {
-        "threads": 2,
-        "memory_limit": MEMORY_LIMIT,
+        # A second one holds a row group of its own, and a run has other work for the other core.
+        "threads": 1,
+        "memory_limit": memory_limit,
         "temp_directory": str(scratch / "spill"),
         "autoinstall_known_extensions": False,
         "TimeZone": "UTC",
@@ -41,7 +45,7 @@ def kept(connection: duckdb.DuckDBPyConnection, query: str, limit: int | None, s
     cursor = connection.execute(f"select * from ({query}\n) limit 0")
     # Parquet would keep these as floating-point numbers.
     wide = [column[0] for column in cursor.description or () if str(column[1]) in ("HUGEINT", "UHUGEINT")]
-    exact = ", ".join(f'cast("{name}" as DECIMAL(38, 0)) as "{name}"' for name in wide)
+    exact = ", ".join(f"cast({quoted(name)} as DECIMAL(38, 0)) as {quoted(name)}" for name in wide)
     chosen = f"* replace ({exact})" if exact else "*"
     target = scratch / "rows.parquet"
     connection.execute(

@@ -27,6 +27,16 @@ _SLICE = re.compile(r"\[([^\[\]{}]*:[^\[\]{}]*)\]")
 _COMMENT = re.compile(r"(?s)\{#.*?#\}")
 _STRING = re.compile(r"""(?s)"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
 
+_PIECE = re.compile(
+    r"""(?sx) \{\#.*?\#\} | \{%[-+]?\s*raw\s*[-+]?%\} .*? \{%[-+]?\s*endraw\s*[-+]?%\}
+    | (?P<code> (?P<open>\{\{|\{%) (?: "(?:[^"\\]|\\.)*" | '(?:[^'\\]|\\.)*' | . )*? (?: \}\} | %\} ) )"""
+)
+"""A comment, a raw part, or code."""
+_TIMES = re.compile(r"(?<![*(,])(?<![(,]\s)\*(?!\*)")
+_WORD = re.compile(r"\w+|\S")
+_FACTOR = "_factor"
+"""The filter that each operand of `*` goes through."""
+
 LARGEST = 20 << 20
 """Characters of one rendering."""
 
@@ -62,8 +72,9 @@ class Template:
         environment.auto_escape_callback = _no_escapes
         environment.add_filter("truncate", _truncated)
         environment.add_filter("wordcount", _word_count)
+        environment.add_filter(_FACTOR, _no_list)
         try:
-            environment.add_template("template", source)
+            environment.add_template("template", _guarded(source))
         except minijinja.TemplateError as exc:
             raise JobError(f"{where}: the template cannot be read: {_said(exc)}; see minijinja's syntax") from exc
         _check_filters(environment, source, where)
@@ -84,7 +95,7 @@ class Template:
             parts = list(self._pieces)
             for place in range(1, len(parts), 2):
                 value = row[parts[place]]
-                parts[place] = value if isinstance(value, str) else str(_shown(plain(value)))
+                parts[place] = value if isinstance(value, str) else _alone(plain(value))
             text = "".join(parts)
         else:
             values = {name: plain(row[name]) for name in self.columns}
@@ -116,6 +127,46 @@ def _without_slices(code: str) -> str:
         parts = ["''", *(part for part in found[1].split(":") if part.strip())]
         code = f"{code[: found.start()]} ~ ({' ~ '.join(parts)}){code[found.end() :]}"
     return code
+
+
+def _guarded(source: str) -> str:
+    """The template with each operand of `*` seen to be no list: minijinja counts no fuel for repeating one, and a
+    row's number may say how often."""
+    places: list[int] = []
+    for piece in _PIECE.finditer(source):
+        code = _STRING.sub(lambda text: "0" * len(text[0]), piece["code"] or "")
+        for star in _TIMES.finditer(code):
+            before = len(code[: star.start()].rstrip())
+            places += (piece.start() + before, piece.start() + _operand_end(code, star.end()))
+    for place in sorted(places, reverse=True):
+        source = f"{source[:place]}|{_FACTOR}{source[place:]}"
+    return source
+
+
+def _operand_end(code: str, start: int) -> int:
+    """Where the operand that begins there ends, with its subscripts, calls and filters."""
+    end, depth, whole = start, 0, False
+    for found in _WORD.finditer(code, start, len(code) - 2):
+        word = found[0]
+        if word in "([{":
+            depth += 1
+        elif depth:
+            depth -= word in ")]}"
+            if not depth:
+                end, whole = found.end(), True
+        elif word in ".|":
+            whole = False
+        elif not whole and re.fullmatch(r"\w+", word):
+            end, whole = found.end(), True
+        elif whole or word != "-":
+            break
+    return end
+
+
+def _no_list(value: Any) -> Any:
+    if isinstance(value, list | tuple | dict):
+        raise TypeError("* repeats no list; write a loop")
+    return value
 
 
 def _truncated(text: str, length: int = 255, killwords: bool = False, end: str = "...", leeway: int = 5) -> str:
@@ -179,12 +230,21 @@ def _shown(value: Any) -> Any:
         return "true" if value else "false"
     if isinstance(value, float):
         return repr(value)
+    if isinstance(value, int):
+        # What comes here from a template as an integer may be 2.0 to minijinja, which shows either as it is.
+        return NotImplemented
     if isinstance(value, dict | list | tuple):
         try:
             return orjson.dumps(value).decode()
         except TypeError:
             return json.dumps(value, ensure_ascii=False)
     return value
+
+
+def _alone(value: Any) -> str:
+    """A value as it is shown where no template engine is needed for it."""
+    shown = _shown(value)
+    return str(value if shown is NotImplemented else shown)
 
 
 def _no_escapes(name: str) -> bool:

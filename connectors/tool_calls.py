@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jsonschema_rs
 import orjson
 import pyarrow as pa
 
@@ -136,6 +135,8 @@ def _check_schema(schema: Any, where: str) -> None:
         raise JobError(
             f"{where}: found {_shown(schema)}, expected a JSON Schema; write {{type: object, properties: ...}}"
         )
+    import jsonschema_rs  # 3 MB, and only for tools
+
     try:
         jsonschema_rs.meta.validate(schema)
     except (jsonschema_rs.ValidationError, ValueError) as exc:

@@ -1,5 +1,6 @@
 """The one place where requests leave the machine, and every way in which that can fail."""
 
+import codecs
 import io
 import time
 from collections.abc import Callable, Mapping
@@ -233,6 +234,7 @@ class _Told(io.BufferedReader):
 def _reply(
     response: Response, body: bytes, began: float, key: str | None, first_token_ms: float | None = None
 ) -> Reply:
+    body = body.removeprefix(codecs.BOM_UTF8)
     headers = {name.lower(): value if value.isascii() else _text(value) for name, value in response.headers.items()}
     least = KEY_CERTAIN if 200 <= response.status < 300 else KEY_LEAST
     if key is not None and len(key) >= least:

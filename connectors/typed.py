@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jsonschema_rs
 import orjson
 import pyarrow as pa
 
@@ -45,6 +44,8 @@ class TypedOutput:
         self.fields: tuple[pa.Field, ...] = tuple(fields)
         self.schema: dict[str, Any] = _closed(properties)
         """Strict: every property required, no other allowed, at every depth."""
+        import jsonschema_rs  # 3 MB, and only for typed answers
+
         try:
             self._validator = jsonschema_rs.validator_for(self.schema)
         except (ValueError, jsonschema_rs.ValidationError) as exc:
@@ -131,6 +132,8 @@ def _check_keywords(schema: Mapping[str, Any], kind: str, where: str) -> None:
         values = schema["enum"]
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
             raise ValueError(f"{where}.enum: found {values!r}, no list of values; write e.g. enum: [billing, other]")
+        import jsonschema_rs
+
         fits = jsonschema_rs.validator_for({"type": [kind, "null"]}).is_valid
         for value in values:
             if not fits(value):

@@ -12,6 +12,12 @@ def wrapped(text: str, width: int) -> list[str]:
     return lines
 
 
+def hanging(text: str, indent: int, width: int) -> list[str]:
+    """The same, indented; all lines but the first two columns further."""
+    lines = wrapped(text, width - indent - 2)
+    return [f"{' ' * (indent + 2 * bool(place))}{line}" for place, line in enumerate(lines)]
+
+
 def money(usd: float | None) -> str:
     """US dollars to two digits that say something, never rounded down to nothing; `not known` for None."""
     if usd is None:

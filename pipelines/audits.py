@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 
 from connectors.errors import DataError, JobError, Stopped, did_you_mean
-from connectors.snapshot import lock_down, query_connection
+from connectors.snapshot import AUTHORS_LIMIT, lock_down, query_connection
 from connectors.sql_text import first_line
 from connectors.sql_tree import parsed_sql
 from connectors.tables import usage_schema
@@ -49,7 +49,7 @@ def check_audits(ready: ReadyJob) -> None:
         return
     shape = ready.shape
     empty = {"results": shape.results, "usage": usage_schema(), "errors": shape.errors}
-    with query_connection(ready.scratch) as db:
+    with query_connection(ready.scratch, AUTHORS_LIMIT) as db:
         for name, schema in empty.items():
             db.register(name, schema.empty_table())
         _close(db, ready, files=False)
@@ -106,7 +106,7 @@ def _count(db: duckdb.DuckDBPyConnection, sql: str) -> int:
 def _tables(ready: ReadyJob, run_id: str) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection that sees the sink's tables as results, usage and errors, and nothing else."""
     sink = ready.sink
-    with query_connection(ready.scratch) as db:
+    with query_connection(ready.scratch, AUTHORS_LIMIT) as db:
         sink.attach(db)
         db.execute(f"create view results as select * exclude (_part) from {sink.results_sql()}")
         db.execute(f"create view usage as select * from {sink.usage_sql()}")

@@ -1,6 +1,7 @@
 """One batch on its way: uploaded, created or found again, polled to its end, its files fetched and removed."""
 
 import asyncio
+import contextlib
 import random
 import re
 import time
@@ -8,9 +9,11 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from connectors.exchange import RETRIED_CLASSES, RowError
+from connectors.ledger import now_us
 from connectors.transport import RequestError
 from pipelines.batch_files import BatchFolder, Came, read_answers
 from pipelines.batch_ledger import Batch, BatchLedger
+from pipelines.packs import BatchStage, StageName
 from pipelines.provider_api import Item, ProviderApi, Refused
 
 FIRST_POLL = 2.0
@@ -21,6 +24,10 @@ CANCEL_WAIT = 900.0
 MARK = "rowmill_mark"
 """The key of a batch's metadata under which its mark stands."""
 FINAL = frozenset({"completed", "failed", "expired", "cancelled"})
+LOST = "lost"
+"""The status that we give a batch of which nothing more will be heard; what it may cost is not known."""
+NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+"""Codes of a failed batch that no other batch would fare better after."""
 A_DAY = 86_400
 
 T = TypeVar("T")
@@ -44,14 +51,22 @@ class Carrier:
     """Takes batches of one provider there and back; every step is in the ledger before the next begins."""
 
     def __init__(
-        self, api: ProviderApi, ledger: BatchLedger, folder: BatchFolder, longest_hold: float, past: asyncio.Event
+        self,
+        api: ProviderApi,
+        ledger: BatchLedger,
+        folder: BatchFolder,
+        longest_hold: float,
+        past: asyncio.Event,
+        told: Callable[[BatchStage], None],
     ) -> None:
-        """`past`: set once the deadline has passed: what is not created yet stays so, what runs is cancelled."""
+        """`past`: set once the deadline has passed: what is not created yet stays so, what runs is cancelled. `told`
+        hears of every stage that a batch has gone through."""
         self._api = api
         self._ledger = ledger
         self._folder = folder
         self._longest_hold = longest_hold
         self._past = past
+        self._told = told
 
     async def submit(self, batch: Batch, path: str, told: Callable[[int], None]) -> bool:
         """See that the batch is created, once; False where the deadline has passed before. May raise TokenLimit."""
@@ -79,14 +94,16 @@ class Carrier:
 
     async def _upload(self, batch: Batch, told: Callable[[int], None]) -> str:
         sent = self._folder.sent(batch.mark)
-        return str((await self._api.upload(sent, _file_name(batch), "batch", told))["id"])
+        with self._stage("upload", batch):
+            return str((await self._api.upload(sent, _file_name(batch), "batch", told))["id"])
 
     async def _create(self, batch: Batch, path: str) -> Item:
         assert batch.file_id is not None
         if batch.unsure and (found := await self._find_batch(batch)) is not None:
             return found
         try:
-            return await self._api.create_batch(batch.file_id, path, {MARK: batch.mark})
+            with self._stage("create", batch):
+                return await self._api.create_batch(batch.file_id, path, {MARK: batch.mark})
         except Refused as exc:
             if exc.error.code == "token_limit_exceeded":
                 raise TokenLimit(exc.error.message) from exc
@@ -113,8 +130,14 @@ class Carrier:
                 return str(item["id"])
         return None
 
-    async def ended(self, batch: Batch, told: Callable[[Item], None]) -> Item | None:
-        """The batch once it has come to its end; None where it was to be cancelled and did not end in time."""
+    async def ended(self, batch: Batch, told: Callable[[Item], None]) -> Item:
+        """The batch once it has come to its end; LOST where it was to be cancelled and did not end in time, too."""
+        with self._stage("wait", batch) as heard:
+            item = await self._end_of(batch, told)
+            heard["status"] = str(item.get("status"))
+            return item
+
+    async def _end_of(self, batch: Batch, told: Callable[[Item], None]) -> Item:
         assert batch.batch_id is not None
         pause = FIRST_POLL
         cancelled_at: float | None = None
@@ -125,7 +148,7 @@ class Carrier:
                 if exc.error.http_status != 404:
                     raise
                 # Who does not know it any more will not answer it.
-                return {"status": "expired"}
+                return {"status": LOST}
             told(item)
             if item.get("status") in FINAL:
                 return item
@@ -134,7 +157,7 @@ class Carrier:
                 await self._cancel(batch.batch_id)
                 continue
             if cancelled_at is not None and time.monotonic() - cancelled_at > CANCEL_WAIT:
-                return None
+                return {"status": LOST}
             await self._wait(pause * random.uniform(0.8, 1), until_past=cancelled_at is None)
             pause = min(LONGEST_POLL, pause * 1.5)
 
@@ -157,7 +180,8 @@ class Carrier:
                 await self._api.download(str(file_id), file.write)
 
         try:
-            await self._patiently(fetch)
+            with self._stage("fetch", batch):
+                await self._patiently(fetch)
         except Refused as exc:
             if exc.error.http_status != 404:
                 raise
@@ -169,19 +193,36 @@ class Carrier:
         ids = (
             [batch.file_id] if item is None else [batch.file_id, item.get("output_file_id"), item.get("error_file_id")]
         )
-        for file_id in ids:
-            if file_id:
-                try:
-                    await self._patiently(self._api.delete_file, str(file_id))
-                except Refused:
-                    continue
-        await self._ledger.forget(batch)
-        self._folder.remove(batch.mark)
+        with self._stage("clean", batch):
+            for file_id in ids:
+                if file_id:
+                    try:
+                        await self._patiently(self._api.delete_file, str(file_id))
+                    except Refused:
+                        continue
+            await self._ledger.forget(batch)
+            self._folder.remove(batch.mark)
 
     async def again(self, batch: Batch) -> None:
         """The batch failed before it began: it is to be created once more."""
         batch.state, batch.batch_id, batch.unsure = "uploaded", None, False
         await self._ledger.moved(batch)
+
+    @contextlib.contextmanager
+    def _stage(self, name: StageName, batch: Batch) -> Iterator[dict[str, str | None]]:
+        """Tell of a stage when it is over, however it ends; the body may tell the `status` of the batch."""
+        began, lines = now_us(), len(batch.lines)
+        heard: dict[str, str | None] = {}
+        try:
+            yield heard
+        except (Refused, RequestError) as exc:
+            heard["error"] = exc.error.error_class if isinstance(exc, Refused) else exc.error_class
+            raise
+        except BaseException as exc:
+            heard["error"] = type(exc).__name__
+            raise
+        finally:
+            self._told(BatchStage(name, batch.mark, batch.batch_id, lines, batch.at, began, **heard))
 
     async def _patiently(self, call: Callable[..., Awaitable[T]], *given: Any) -> T:
         """What the call returns; failures that pass are waited out, at most `longest_hold` seconds of them."""
@@ -233,13 +274,16 @@ def refused_lines(item: Item) -> dict[int, RowError]:
 def not_answered(item: Item, code: str | None, message: str | None) -> RowError:
     """Why a line has no answer, as its own error or the end of the batch tells it: it is asked again."""
     status = item.get("status")
+    if status == LOST:
+        return RowError("timeout", "the batch was created, and what became of it was never told", code="batch_lost")
     if code == "batch_expired" or (code is None and status == "expired"):
         return RowError("timeout", message or "the batch expired before it came to this line", code="batch_expired")
     if code is None and status == "completed":
         return RowError("malformed_reply", "the batch's files hold no line for this request")
     first = next(iter(_errors(item)), {})
     words = message or str(first.get("message") or f"the batch ended as {status} before it came to this line")
-    return RowError("server", words, code=code or str(first.get("code") or f"batch_{status}"))
+    named = code or str(first.get("code") or f"batch_{status}")
+    return RowError("quota" if named in NO_MONEY else "server", words, code=named)
 
 
 def _errors(item: Item) -> list[Mapping[str, Any]]:

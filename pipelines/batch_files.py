@@ -131,11 +131,12 @@ def read_answers(path: Path, mark: str) -> Iterator[Came]:
 
 def _came(place: int, line: dict[str, Any]) -> Came:
     response = line.get("response")
-    if isinstance(response, dict) and isinstance(response.get("status_code"), int):
+    # OpenAI has been seen to tell a status of 0 where its own request got no answer.
+    if isinstance(response, dict) and isinstance(status := response.get("status_code"), int) and status >= 100:
         body = response.get("body")
         headers = {"x-request-id": str(response["request_id"])} if response.get("request_id") else {}
         content = body.encode() if isinstance(body, str) else orjson.dumps(body)
-        return Came(place, Reply(response["status_code"], headers, content, 0.0))
+        return Came(place, Reply(status, headers, content, 0.0))
     error = line.get("error")
     error = error if isinstance(error, dict) else {}
     return Came(place, None, str(error.get("code") or "no_response"), str(error.get("message") or "no response came"))

@@ -52,7 +52,7 @@ class Batch:
     batch_id: str | None = None
     lines: dict[int, Line] = field(default_factory=dict)
     tokens: int = 0
-    """Of its input, as counted here; 0 for those of an earlier invocation."""
+    """Of its input, as counted here; roughly for those of an earlier invocation."""
     unsure: bool = False
     """Whether the provider may know it although we never heard: its file, or the batch itself, is looked for first."""
 

@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-import itertools
-import sqlite3
-from collections.abc import Coroutine, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -13,29 +12,26 @@ from typing import Any
 from connectors.exchange import OWN_CLASSES, RETRIED_CLASSES, STOPPING_CLASSES, Request, RowError
 from connectors.ledger import Settled
 from connectors.prices import batch_price
-from connectors.transport import HttpTransport
-from pipelines.batch_carry import (
-    LONGEST_POLL,
-    Carrier,
-    Patience,
-    TokenLimit,
-    not_answered,
-    refused_lines,
-    token_limit,
-)
-from pipelines.batch_files import BatchFolder, Bodies, Came
-from pipelines.batch_gather import Gathering, line_pack, url_of
+from connectors.transport import HttpTransport, RequestError
+from pipelines.batch_carry import LONGEST_POLL, Carrier, Patience, TokenLimit, token_limit
+from pipelines.batch_files import BatchFolder
+from pipelines.batch_gather import Gathering, url_of
+from pipelines.batch_land import Lander
 from pipelines.batch_ledger import Batch, BatchLedger, Line
+from pipelines.batch_progress import BatchProgress
 from pipelines.fanout import FanOut
 from pipelines.lanes import worst_of
-from pipelines.packs import Lane, Outcome, Pack, paid, read_reply, to_keep, total
+from pipelines.packs import BatchStage, Lane, Outcome, Pack, total
 from pipelines.provider_api import Item, ProviderApi, Refused
 
 QUIET = 2.0
-"""Seconds without a new request after which what was gathered is submitted."""
+"""Seconds without a new request after which what was gathered is submitted; more where rows come slowly, up to
+LONGEST_QUIET."""
+LONGEST_QUIET = 60.0
 HELD_BYTES = 256 << 20
 """Bodies of requests that wait for their answer: beyond this no further rows are read."""
-SETTLED_AT_ONCE = 256
+NO_SUCH_API = frozenset({404, 405, 501})
+"""What a server answers to a path that it does not know."""
 SMALLEST_SPLIT = 100
 """Lines: a batch above an enqueued-token limit that the provider does not name is halved down to so many."""
 
@@ -67,13 +63,15 @@ class BatchOut(FanOut):
         self._priced: dict[int, tuple[Lane, Lane]] = {}
         self._carriers: dict[asyncio.Task[None], Batch] = {}
         self._landing: set[asyncio.Task[Any] | None] = set()
+        self._landed_at = 0.0
         self._others: list[asyncio.Task[None]] = []
         self._open: set[bytes] = set()
         self._asked: dict[bytes, tuple[Lane, Request]] = {}
         self._held = 0
         self._past = asyncio.Event()
         self._online = False
-        self._progress: dict[str, tuple[int, int]] = {}
+        self._lander = Lander(self._batches, self._folder, self._purse, self._tally, self)
+        self._progress = BatchProgress()
 
     def start(self) -> None:
         """Attach to the batches that earlier invocations left, then gather."""
@@ -84,14 +82,19 @@ class BatchOut(FanOut):
             self._past.set()
         for batch in found:
             self._attach(batch)
-        self._gatherer = asyncio.create_task(self._guarded(self._gather()))
-        self._others = [self._gatherer, asyncio.create_task(self._guarded(self._until_deadline()))]
+        self._gatherer = asyncio.create_task(self._gather())
+        self._others = [self._gatherer, asyncio.create_task(self._until_deadline())]
+        for task in self._others:
+            task.add_done_callback(self._broke)
 
     def _attach(self, batch: Batch) -> None:
         """A batch of an earlier invocation; one of a step that the job has no more is left where it is."""
         for lane, model, endpoint in self._delivery.lanes:
             if (lane.step, lane.provider.name, endpoint) == (batch.step, batch.provider, batch.endpoint):
                 self._models[batch.leg] = model
+                # As the API counts while it has not read them: a token for every four bytes.
+                sent = self._folder.sent(batch.mark)
+                batch.tokens = sent.stat().st_size // 4 if sent.exists() else 0
                 self._launch(batch, self._at_batch_price(replace(lane, leg=batch.leg)))
                 # Earlier invocations made sure that it fits.
                 self._purse.reserved += sum(line.reserved or 0 for line in batch.lines.values())
@@ -145,13 +148,19 @@ class BatchOut(FanOut):
     # Gathering: requests go line by line into a file, which is cut when it is full or no more of them come.
 
     async def _gather(self) -> None:
+        quiet, last = QUIET, None
         while self.stopped is None and not self._past.is_set():
             try:
-                pack = await asyncio.wait_for(self._ready.get(), QUIET)
+                pack = await asyncio.wait_for(self._ready.get(), quiet)
             except TimeoutError:
                 if not self._landing and not await self._gathering.cut_all():
                     self.stop("budget_day")
                 continue
+            now = time.monotonic()
+            if last is not None and self._landed_at < last:
+                # No batch came back meanwhile: rows are slow to come, and are not to go in a batch for each few.
+                quiet = min(LONGEST_QUIET, max(quiet, 3 * (now - last)))
+            last = now
             await self._add(pack)
 
     async def _add(self, pack: Pack) -> None:
@@ -185,16 +194,17 @@ class BatchOut(FanOut):
     def _launch(self, batch: Batch, lane: Lane) -> None:
         self._open.update(mark for line in batch.lines.values() for mark in line.fingerprints)
         self._tally.in_flight += len(batch.lines)
-        task = asyncio.create_task(self._guarded(self._carry(batch, lane)))
+        task = asyncio.create_task(self._carry(batch, lane))
         self._carriers[task] = batch
         task.add_done_callback(self._carried)
+        task.add_done_callback(self._broke)
 
     def _carried(self, task: asyncio.Task[None]) -> None:
         batch = self._carriers.pop(task)
         self._landing.discard(task)
         self._tally.in_flight -= len(batch.lines)
-        self._progress.pop(batch.mark, None)
-        self._say()
+        self._progress.forget(batch)
+        self.waiting_for = self._progress.words()
         self._let_go()
 
     # One batch: there and back.
@@ -202,14 +212,21 @@ class BatchOut(FanOut):
     async def _carry(self, batch: Batch, lane: Lane) -> None:
         longest_hold = self._tries.longest_hold
         api = ProviderApi(self._delivery.transport, lane.provider)
-        carrier = Carrier(api, self._batches, self._folder, longest_hold, self._past)
+        carrier = Carrier(
+            api, self._batches, self._folder, longest_hold, self._past, lambda stage: self._tell_stage(lane, stage)
+        )
         try:
             item, counts = await self._ended(batch, lane, carrier)
             self._landing.add(asyncio.current_task())
-            await self._land_all(batch, lane, carrier, item, counts)
+            self._landed_at = time.monotonic()
+            await self._lander.land_all(batch, lane, carrier, item, counts)
             await carrier.clean(batch, item)
         except Refused as exc:
-            self.stop(f"{exc.error.error_class}: {lane.provider.name} says of a batch: {exc.error.message}")
+            none = exc.error.http_status in NO_SUCH_API and batch.state != "created"
+            hint = "; it seems to have no Batch API: write delivery: online" if none else ""
+            self.stop(f"{exc.error.error_class}: {lane.provider.name} says of a batch: {exc.error.message}{hint}")
+        except RequestError as exc:
+            self.stop(f"{exc.error_class}: {lane.provider.name}: {exc}")
         except Patience as exc:
             self.stop(f"{lane.provider.name} has answered nothing of use for {longest_hold:.0f} s; last: {exc}")
 
@@ -220,7 +237,7 @@ class BatchOut(FanOut):
         while True:
             try:
                 submitted = await carrier.submit(batch, url_of(lane), lambda sent: self._tell_upload(lane, sent, size))
-                item = await carrier.ended(batch, lambda item: self._tell_poll(batch, item)) if submitted else None
+                item = await carrier.ended(batch, lambda item: self._tell_look(batch, item)) if submitted else None
                 if item is None:
                     return {}, False
                 if (limit := token_limit(item)) is None:
@@ -231,6 +248,7 @@ class BatchOut(FanOut):
                 others = [task for task, other in self._carriers.items() if other.state == "created"]
                 if not others and self._split(batch, lane, exc):
                     return {}, False
+                self.waiting_for = f"{lane.provider.name} takes no more enqueued tokens until other batches have ended"
                 # One of ours that ends makes room; where none runs, somebody else's has to.
                 late = asyncio.create_task(self._past.wait())
                 await asyncio.wait(
@@ -247,67 +265,24 @@ class BatchOut(FanOut):
         self._gathering.most_tokens[lane.leg] = most
         return True
 
-    async def _land_all(self, batch: Batch, lane: Lane, carrier: Carrier, item: Item, counts: bool) -> None:
-        """Settle every line: first those that came, then those that did not."""
-        unanswered: dict[int, RowError] = dict(refused_lines(item))
-        bodies = await asyncio.to_thread(self._folder.bodies, batch.mark)
-        try:
-            for name in ("output_file_id", "error_file_id"):
-                lines = await carrier.fetched(batch, item, name) if batch.lines else iter(())
-                while group := await asyncio.to_thread(list, itertools.islice(lines, SETTLED_AT_ONCE)):
-                    taken: list[tuple[Came, Line]] = []
-                    for came in group:
-                        if came.reply is None:
-                            unanswered[came.place] = not_answered(item, came.code, came.message)
-                        elif (line := batch.lines.pop(came.place, None)) is not None:
-                            taken.append((came, line))
-                    await asyncio.gather(*(self._settle_line(batch, lane, bodies, line, came) for came, line in taken))
-        finally:
-            bodies.close()
-        left, batch.lines = batch.lines, {}
-        self._tally.in_flight -= len(left)
-        await self._batches.release(batch, left)
-        for place, line in left.items():
-            self._purse.settle(line.reserved, None)
-            self._open.difference_update(line.fingerprints)
-            error = unanswered.get(place) or not_answered(item, None, None)
-            self._judge_line(line_pack(lane, line, None, line.attempt - (not counts)), error)
-
-    async def _settle_line(self, batch: Batch, lane: Lane, bodies: Bodies, line: Line, came: Came) -> None:
-        reply = came.reply
-        assert reply is not None
-        self._tally.in_flight -= 1
-        pack = line_pack(lane, line, bodies.of(came.place, len(line.fingerprints)), line.attempt)
-        answers, error, usage = read_reply(pack, reply, None)
-        ended = Settled(
-            note=line.note,
-            leg=batch.leg,
-            attempt=line.attempt,
-            keys=line.keys,
-            fingerprints=line.row_fingerprints,
-            started_at=batch.at,
-            http_status=reply.status,
-            error_class=None if error is None else error.error_class,
-            usage=usage,
-            cost=paid(lane, reply, None, error, usage, line.reserved),
-            released=line.reserved or 0,
-            request_id=reply.headers.get("x-request-id"),
-            message=None if error is None else error.message,
-            answers=to_keep(pack, answers, error),
-        )
-        await self._ledger.settle(ended, batch.day)
-        self._purse.settle(line.reserved, ended.cost)
-        self._tally.requests += 1
-        self._tally.retries += line.attempt > 1
-        self._count(lane, ended)
+    def answered(
+        self, pack: Pack, line: Line, ended: Settled, answers: Sequence[bytes | RowError], error: RowError | None
+    ) -> None:
+        """See LineTold."""
+        self._count(pack.lane, ended)
         if self.observer is not None:
-            self.observer.settled(lane, ended)
+            self.observer.settled(pack.lane, ended)
         self._open.difference_update(line.fingerprints)
         if error is not None:
             self._judge_line(pack, error)
             return
         for request, answer in zip(pack.requests, answers, strict=True):
             self._tell(pack, request, answer)
+
+    def unanswered(self, pack: Pack, line: Line, error: RowError) -> None:
+        """See LineTold."""
+        self._open.difference_update(line.fingerprints)
+        self._judge_line(pack, error)
 
     def _judge_line(self, pack: Pack, error: RowError) -> None:
         """What follows from a line without an answer: the next batch, each of its rows alone, or an error."""
@@ -362,14 +337,6 @@ class BatchOut(FanOut):
             self._wanted.set()
             super().start()
 
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError, sqlite3.Error) as exc:
-            # A defect or a full disk: it ends the run, which raises it again.
-            self.failure = self.failure or exc
-            self.stop(f"{type(exc).__name__}: {exc}")
-
     def _at_batch_price(self, lane: Lane) -> Lane:
         known = self._priced.get(lane.leg)
         if known is None or known[0] is not lane:
@@ -381,16 +348,10 @@ class BatchOut(FanOut):
     def _tell_upload(self, lane: Lane, sent: int, size: int) -> None:
         self.waiting_for = f"uploading to {lane.provider.name}: {sent:,} of {size:,} bytes"
 
-    def _tell_poll(self, batch: Batch, item: Item) -> None:
-        told = item.get("request_counts")
-        counts = told if isinstance(told, dict) else {}
-        done = int(counts.get("completed") or 0) + int(counts.get("failed") or 0)
-        self._progress[batch.mark] = (done, len(batch.lines))
-        self._say()
+    def _tell_look(self, batch: Batch, item: Item) -> None:
+        self._progress.looked(batch, item)
+        self.waiting_for = self._progress.words()
 
-    def _say(self) -> None:
-        done, lines = (
-            (sum(column) for column in zip(*self._progress.values(), strict=True)) if self._progress else (0, 0)
-        )
-        many = f"{len(self._progress)} batch{'' if len(self._progress) == 1 else 'es'}"
-        self.waiting_for = f"{many} at the provider: {done:,} of {lines:,} requests answered" if lines else None
+    def _tell_stage(self, lane: Lane, stage: BatchStage) -> None:
+        if self.observer is not None:
+            self.observer.batch(lane, stage)

@@ -16,8 +16,10 @@ from pipelines.projection import add_usage, packed, packed_rows
 from pipelines.tally import Tally
 from pipelines.travel import Chunk
 
-ROWS = 25_000
+ROWS = 10_000
 """Finished rows that are committed at once."""
+CHANGED_ROWS = 25_000
+"""The same where rows stand in place of old ones: each commit writes those parts again."""
 BYTES = 64 << 20
 SECONDS = 10.0
 """Finished rows wait no longer than this for their commit."""
@@ -54,6 +56,8 @@ class Committer:
         self._gathered = Gathered()
         self._turn = asyncio.Lock()
         self._parts = 0
+        self.seconds = 0.0
+        """Of committing so far."""
 
     def add(self, chunk: Chunk) -> None:
         """Gather a finished chunk's rows and failures."""
@@ -72,15 +76,19 @@ class Committer:
             gathered.errors.append(_errors(chunk, self._shape))
         gathered.rows += done + len(chunk.failures)
         self._tally.rows_ok += done
-        self._tally.rows_reused += chunk.asked.count(False)
+        sized = self._tally.sized
+        self._tally.rows_reused += sum(
+            not asked and sized.isdisjoint(answers) for asked, answers in zip(chunk.asked, chunk.answers, strict=True)
+        )
         self._tally.rows_failed += len(chunk.failures)
 
     @property
     def due(self) -> bool:
         """Whether enough has been gathered, or has waited long enough, to be committed."""
         gathered = self._gathered
+        most = CHANGED_ROWS if any(gathered.parts) else ROWS
         return gathered.rows > 0 and (
-            gathered.rows >= ROWS or gathered.nbytes >= BYTES or time.monotonic() - gathered.since >= SECONDS
+            gathered.rows >= most or gathered.nbytes >= BYTES or time.monotonic() - gathered.since >= SECONDS
         )
 
     async def commit(self) -> None:
@@ -97,6 +105,7 @@ class Committer:
                 raise
 
     def _commit(self, gathered: Gathered) -> None:
+        began = time.perf_counter()
         if gathered.rows:
             results = pa.concat_tables(gathered.results) if gathered.results else self._shape.results.empty_table()
             errors = pa.concat_tables(gathered.errors) if gathered.errors else self._shape.errors.empty_table()
@@ -123,9 +132,13 @@ class Committer:
             self._sink.commit(Commit(results, replaced, errors, cleared), name)
             self._tally.committed += gathered.rows
         add_usage(self._ledger, self._sink, self._job)
+        self.seconds += time.perf_counter() - began
 
 
 def _results(table: pa.Table, shape: TableShape, run_id: str) -> pa.Table:
+    names = [name for name in shape.results.names if name != "_run_id"]
+    # Copied: the source's batch, with all the columns that nobody needs any more, is one piece of memory.
+    table = table.select(names).take(pa.array(range(table.num_rows), pa.int64()))
     columns = [
         pa.repeat(pa.scalar(run_id), table.num_rows)
         if column.name == "_run_id"

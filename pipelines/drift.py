@@ -37,7 +37,7 @@ def drifted(db: duckdb.DuckDBPyConnection, bounds: Drift, ready: ReadyJob, run_i
             if _apart(then, later, bounds.length):
                 found.append(f"{field.name}: length {then:.1f} before, {later:.1f} now")
     if bounds.cost_per_row is not None:
-        found += _cost(db, run_id, rows_now, rows_before, bounds.cost_per_row)
+        found += _cost(db, run_id, bounds.cost_per_row)
     return found
 
 
@@ -62,14 +62,20 @@ def _shares(db: duckdb.DuckDBPyConnection, name: str, now: str, bound: float) ->
             yield f"{name} = {value}: share {then:.3f} before, {later:.3f} now"
 
 
-def _cost(db: duckdb.DuckDBPyConnection, run_id: str, rows_now: int, rows_before: int, bound: float) -> Iterator[str]:
+def _cost(db: duckdb.DuckDBPyConnection, run_id: str, bound: float) -> Iterator[str]:
+    """The mean over the rows that were asked, by this run and by those before that still have rows in the results:
+    what a run has paid for rows that were asked anew since is no cost of those that are there."""
     now = f"run_id = {literal(run_id)}"
-    ((then, later),) = db.execute(
-        f"select sum(cost_usd) filter (not {now}), sum(cost_usd) filter ({now}) from usage"
+    # What is reserved for an exchange whose outcome nobody saw is no cost either.
+    paid = "from usage where error_class is distinct from 'unknown' and run_id in (select _run_id from results)"
+    ((then, later, rows_then, rows_now),) = db.execute(
+        f"select sum(cost_usd) filter (not {now}), sum(cost_usd) filter ({now}), "
+        f"(select count(*) from (select distinct run_id, unnest(keys) {paid} and not {now})), "
+        f"(select count(*) from (select distinct run_id, unnest(keys) {paid} and {now})) {paid}"
     ).fetchall()
     if then is None or later is None:
         return
-    then, later = then / rows_before, later / rows_now
+    then, later = then / rows_then, later / rows_now
     if _apart(then, later, bound):
         yield f"cost a row ${then:.6f} before, ${later:.6f} now"
 

@@ -67,6 +67,8 @@ class Engine:
     """Those to be shared with other processes of the workspace."""
     close: Callable[[], Awaitable[None]]
     """To be awaited after the fan-out is closed."""
+    of_job: Allowance | None = None
+    """The job's own limits; None where the workers keep to them."""
 
 
 def local_engine(work: Work) -> Engine:
@@ -109,7 +111,7 @@ def local_engine(work: Work) -> Engine:
         await transport.close()
         await media.close()
 
-    return Engine(fanout, travel, allowances, shared_keys(ready, allowances), close)
+    return Engine(fanout, travel, allowances, shared_keys(ready, allowances), close, steps[0].lane.allowances[1])
 
 
 def _delivery(ready: ReadyJob, batches: BatchLedger, transport: HttpTransport, steps: Sequence[Step]) -> Delivery:

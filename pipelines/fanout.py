@@ -26,6 +26,7 @@ from pipelines.packs import (
     read_reply,
     total,
 )  # fmt: skip
+from pipelines.parked import Parked
 from pipelines.purse import Purse
 from pipelines.tally import Tally
 from pipelines.waits import given_up, hear, wait_after
@@ -59,6 +60,7 @@ class FanOut:
         self._waves: dict[bytes, list[Wave]] = {}
         self._workers: list[asyncio.Task[None]] = []
         self._waiting: set[asyncio.Task[None]] = set()
+        self.parked = Parked(self._again, self._waiting)
         self._in_parts_now: set[asyncio.Task[None]] = set()
         self._wanted = asyncio.Event()
         self._noted_now = 0
@@ -115,7 +117,7 @@ class FanOut:
     @property
     def hungry(self) -> bool:
         """Whether fewer requests are ready than there are senders."""
-        return self._ready.qsize() < self._concurrency
+        return self._ready.qsize() < self._concurrency and not self.parked.full
 
     async def hunger(self) -> None:
         """Wait until more requests are wanted."""
@@ -205,20 +207,18 @@ class FanOut:
         used: int | None = None
         try:
             asked_at = time.monotonic()
-            job = lane.allowances[1]
-            taken.append((job, await job.take(tokens)))
-            member = lane if lane.pool is None else await lane.pool.pick(pack.avoid)
-            if member is None:
+            permitted = await self.parked.permitted(pack, tokens, taken)
+            if permitted is None:
                 return
-            permit = await member.allowances[0].take(tokens)
-            taken.append((member.allowances[0], permit))
+            member, permit = permitted
             if member is not lane:
                 # Set aside was what the dearest member may cost.
                 cheaper = total(member.worst(request) for request in pack.requests)
                 self._purse.settle(None if worst is None else worst - (cheaper or 0), None)
                 worst = cheaper
+            sent_at = time.monotonic()
             if self.observer is not None:
-                self.observer.waited(member, time.monotonic() - asked_at)
+                self.observer.waited(member, sent_at - asked_at)
             self._waiting.discard(task)
             if self.stopped is not None:
                 return
@@ -227,6 +227,7 @@ class FanOut:
                 ended = await self._exchange(pack, member, permit, worst)
             finally:
                 self._tally.in_flight -= 1
+                self._tally.took(lane.step, sent_at - asked_at, time.monotonic() - sent_at, ended)
             if ended is not None and ended.usage.input_tokens is not None:
                 used = ended.usage.input_tokens + (ended.usage.output_tokens or 0)
         finally:
@@ -308,9 +309,8 @@ class FanOut:
     def _count(self, lane: Lane, ended: Settled) -> None:
         self._tally.count(lane.step, ended.usage, ended.cost)
         if ended.usage.output_tokens is not None:
-            lane.output_tokens += (
-                ended.usage.output_tokens / max(1, len(ended.fingerprints) // 16) - lane.output_tokens
-            ) / 20
+            each = ended.usage.output_tokens / max(1, len(ended.fingerprints) // 16)
+            lane.output_tokens += (each - lane.output_tokens) / 20
 
     def _judge(
         self,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from connectors.errors import DataError, JobError, RowmillError
+from connectors.errors import DataError, JobError, RowmillError, Stopped
 from connectors.ledger import Ledger
 from connectors.registry import SINKS
 from connectors.shapes import OtherColumns
@@ -19,8 +19,9 @@ from pipelines.lanes import member_price, step_price
 from pipelines.overrides import Overrides, gives_sink
 from pipelines.prepare import ReadyJob, placed, prepared
 from pipelines.projection import add_usage, rebuild
-from pipelines.runs import CLOSING, OpenRun, await_crew, end_invocation, job_lock, open_run
-from pipelines.summary import summary
+from pipelines.runs import CLOSING, OpenRun, await_crew, end_invocation, job_lock, open_run, sink_lock
+from pipelines.schema_change import SchemaChange, cast_tables, check_backfill, is_empty, refusal
+from pipelines.summary import StoppedEarly, summary
 from pipelines.workspace import LOCAL, Workspace, find_workspace
 
 if TYPE_CHECKING:
@@ -36,9 +37,12 @@ def invoke(
     log: Literal["plain", "json"],
     quiet: bool,
     on_ray: bool = False,
+    change: SchemaChange | None = None,
 ) -> dict[str, Any]:
-    """Run the job as far as it comes; the object of `--json`. `on_ray`: by the workers of a Ray cluster."""
+    """Run the job as far as it comes; the object of `--json`. `on_ray`: by the workers of a Ray cluster. `change`: what
+    to do where the sink's tables have other columns; None: refuse."""
     from pipelines.job_run import RunOptions, run_job
+    from pipelines.log_lines import tell_defect
     from pipelines.loop import run_loop
     from pipelines.progress import progress
     from pipelines.progress_log import ProgressLog
@@ -54,13 +58,14 @@ def invoke(
         check_ray(loaded)
         engine = ray_engine
     with (
-        job_lock(workspace.state, loaded.job.name),
+        _locked(loaded, workspace),
         opened_ledger(workspace) as ledger,
         local_provider(loaded, workspace) as local_url,
-        _sized(loaded, workspace, ledger, local_url, overrides, new_run) as (ready, tally),
+        _sized(loaded, workspace, ledger, local_url, overrides, new_run, change) as (ready, tally),
     ):
-        prepare_sink(ready, ledger)
-        ready.selection.see(None if ready.job.sink.write == "replace" else ready.sink)
+        with _early(ready, tally):
+            anew = prepare_sink(ready, ledger, change)
+            ready.selection.see(None if anew else ready.sink)
         run = open_run(ledger, ready.job.name, new_run and tally is None)
         told: dict[str, Any] | None = None
         lines = ProgressLog(ready.job.name, run.run_id, run.continued) if log == "json" and not quiet else None
@@ -75,6 +80,8 @@ def invoke(
                 ended = run_loop(run_job(ready, ledger, run, RunOptions(retry, engine=engine, tally=tally), follow))
             if lines is not None:
                 lines.look()
+            if ended.defect is not None:
+                tell_defect(ended.defect, log == "json", ready.job.name, run.run_id)
             told = _closed(ready, ledger, run, ended)
         finally:
             if observer is not None:
@@ -83,28 +90,72 @@ def invoke(
 
 
 @contextlib.contextmanager
+def _locked(loaded: LoadedJob, workspace: Workspace) -> Iterator[None]:
+    """The job and the place where it writes, for this process alone."""
+    job = loaded.job
+    with (
+        job_lock(workspace.state, job.name),
+        sink_lock(workspace.state, job.sink.place(workspace.folder), job.name),
+    ):
+        yield
+
+
+@contextlib.contextmanager
 def _sized(
-    loaded: LoadedJob, workspace: Workspace, ledger: Ledger, local_url: str | None, overrides: Overrides, new_run: bool
+    loaded: LoadedJob,
+    workspace: Workspace,
+    ledger: Ledger,
+    local_url: str | None,
+    overrides: Overrides,
+    new_run: bool,
+    change: SchemaChange | None,
 ) -> "Iterator[tuple[ReadyJob, Tally | None]]":
     """The job, checked; and what was counted where its vectors' length had to be asked for first."""
     from pipelines.loop import run_loop
+    from pipelines.tally import Tally
     from pipelines.vector_sizes import ask_sizes, seen_in_sink, unsized
 
     tally: Tally | None = None
     for look in (seen_in_sink, None):
         with prepared(loaded, workspace, ledger, local_url) as ready:
-            _check(ready, overrides)
+            with _early(ready):
+                _check(ready, overrides)
             await_crew(workspace.state, ready.job.name)
             ledger.recover(ready.job.name)
             if not unsized(ready):
                 yield ready, tally
                 return
             if look is not None:
-                look(ready, ledger)
+                with _early(ready):
+                    look(ready, ledger)
                 continue
-            tally = run_loop(ask_sizes(ready, ledger, open_run(ledger, ready.job.name, new_run)))
+            refused = refusal(ready)
+            if refused is not None and change is None:
+                raise refused
+            tally, run = Tally(), open_run(ledger, ready.job.name, new_run)
+            with _early(ready, tally, run.run_id):
+                run_loop(ask_sizes(ready, ledger, run, tally))
     with prepared(loaded, workspace, ledger, local_url) as ready:
         yield ready, tally
+
+
+@contextlib.contextmanager
+def _early(ready: ReadyJob, tally: "Tally | None" = None, run_id: str | None = None) -> Iterator[None]:
+    """Gives a Stopped what is known of the job: how many rows there are, how they stand where there is no sink yet,
+    and what has been spent on learning how long vectors are."""
+    from pipelines.job_run import Ended
+    from pipelines.tally import Tally
+
+    try:
+        yield
+    except Stopped as exc:
+        tally, rejects = tally or Tally(), len(ready.reader.rejects)
+        tally.rows, tally.rows_failed = ready.selection.counts().rows + rejects, rejects
+        told = summary(ready.job.name, "", Ended(exc.exit_code, str(exc), tally, 0), ready.sink.tables())
+        told["run_id"] = run_id
+        if run_id is None or ready.sink.present():
+            told |= dict.fromkeys(("rows_ok", "rows_reused", "rows_failed", "rows_left"))
+        raise StoppedEarly(str(exc), told) from exc
 
 
 def _check(ready: ReadyJob, overrides: Overrides) -> None:
@@ -158,7 +209,7 @@ def _in_own_sink(ready: ReadyJob, overrides: Overrides) -> bool:
     except JobError:
         return False
     folder = ready.workspace.folder
-    return (folder / written.identity).resolve() == (folder / ready.job.sink.identity).resolve()
+    return written.place(folder) == ready.job.sink.place(folder)
 
 
 def _check_budget(ready: ReadyJob) -> None:
@@ -208,8 +259,9 @@ def local_provider(loaded: LoadedJob, workspace: Workspace) -> Iterator[str | No
         yield server.base_url
 
 
-def prepare_sink(ready: ReadyJob, ledger: Ledger) -> None:
-    """The sink's tables, there and up to date; where they are gone, what the ledger knows of them is written again."""
+def prepare_sink(ready: ReadyJob, ledger: Ledger, change: SchemaChange | None = None) -> bool:
+    """The sink's tables, there and up to date; where they are gone, what the ledger knows of them is written again.
+    Whether all rows are to be asked, and the tables written anew."""
     fresh = ready.job.sink.write == "replace"
     known = ledger.query(
         "select count(*) from commits where job = ? and sink = ?", (ready.job.name, ready.sink_name)
@@ -219,12 +271,19 @@ def prepare_sink(ready: ReadyJob, ledger: Ledger) -> None:
     try:
         ready.sink.prepare(fresh=fresh)
     except OtherColumns:
-        # Of a source that had no row yet the types are not what they will be.
-        if fresh or not _is_empty(ready):
+        if is_empty(ready):
+            # Of a source that had no row yet the types are not what they will be.
+            _write_again(ready, ledger)
+        elif change == "cast":
+            cast_tables(ready, ledger)
+        elif change == "backfill":
+            check_backfill(ready)
+            fresh = True
+        else:
             raise
-        _write_again(ready, ledger)
-        ready.sink.prepare(fresh=False)
+        ready.sink.prepare(fresh=fresh)
     add_usage(ledger, ready.sink, ready.job.name)
+    return fresh
 
 
 def rebuilt(path: Path, leave_out: bool = False) -> tuple[int, int, Mapping[str, str]]:
@@ -236,7 +295,7 @@ def rebuilt(path: Path, leave_out: bool = False) -> tuple[int, int, Mapping[str,
     loaded = load_job(path)
     workspace = find_workspace(path)
     with (
-        job_lock(workspace.state, loaded.job.name),
+        _locked(loaded, workspace),
         opened_ledger(workspace) as ledger,
         prepared(loaded, workspace, ledger) as ready,
     ):
@@ -256,24 +315,18 @@ def _rows_there(ready: ReadyJob) -> int:
     return int(rows)
 
 
-def _is_empty(ready: ReadyJob) -> bool:
-    """Whether the sink's tables hold neither a result nor an error."""
-    with query_connection(ready.scratch) as db:
-        ready.sink.attach(db)
-        tables = (ready.sink.results_sql(), ready.sink.errors_sql())
-        held = any(db.execute(f"select 1 from {table} limit 1").fetchall() for table in tables)
-        ready.sink.detach(db)
-    return not held
-
-
 def _write_again(ready: ReadyJob, ledger: Ledger, fewest: int = 0) -> int:
     ready.sink.prepare(fresh=True)
     endpoints = [step.endpoint for step in ready.steps]
     rows = rebuild(ledger, ready.sink, ready.job.name, ready.sink_name, ready.shape, endpoints)
     if rows < fewest:
+        refused = refusal(ready)
+        if refused is not None:
+            raise refused
         raise DataError(
             f"{ready.sink_name}: {fewest - rows:,} of {fewest:,} rows cannot be written again, since their answers are "
-            "no longer in the ledger; nothing was changed: leave the table as it is, or add --leave-out"
+            "no longer in the ledger, or were given when the job was declared otherwise; nothing was changed: leave "
+            "the table as it is, or add --leave-out"
         )
     ready.sink.finish()
     return rows

@@ -38,7 +38,7 @@ def graph_of(paths: Iterable[Path], overrides: Overrides = NONE) -> list[GraphJo
     A file that is no job file stands for itself: what is wrong with it is told when it is run.
     """
     jobs: dict[str, GraphJob] = {}
-    sinks: dict[Path, Path] = {}
+    sinks: dict[str, Path] = {}
     for path in paths:
         try:
             job = load_job(path, overrides).job
@@ -48,7 +48,7 @@ def graph_of(paths: Iterable[Path], overrides: Overrides = NONE) -> list[GraphJo
         if job.name in jobs:
             raise JobError(f"{path}: name: {job.name} is the name of {jobs[job.name].path} too; give each its own name")
         # Two that wrote into one table would each take the other's rows for its own.
-        sink = _workspace_folder(path) / job.sink.identity
+        sink = job.sink.place(_workspace_folder(path))
         if sink in sinks:
             raise JobError(
                 f"{path}: sink: {job.sink.identity} is the sink of {sinks[sink]} too; give each job a sink of its own"

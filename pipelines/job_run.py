@@ -7,8 +7,10 @@ import os
 import signal
 import sqlite3
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -18,19 +20,21 @@ from connectors.leases import leased
 from connectors.ledger import Ledger, now_us
 from connectors.ledger_file import MEND
 from connectors.prices import PICO, usd
+from pipelines.bounds import RunClock
 from pipelines.committer import Committer, rejected
 from pipelines.engine import Engine, Travelling, Work, local_engine
+from pipelines.log_lines import DEFECT
 from pipelines.packs import DayBudget, Sending
 from pipelines.prepare import ReadyJob
 from pipelines.projection import packed
 from pipelines.purse import Purse
 from pipelines.runs import OpenRun
 from pipelines.tally import StepTally, Tally
-from pipelines.travel import CHUNK_ROWS, LOOKING, OPEN_ROWS, Chunk
+from pipelines.travel import ANSWERED_BY_FILES, CHUNK_ROWS, FILE_ROWS, LOOKING, OPEN_ROWS, Chunk
 from pipelines.watch import Watch
 
-OPEN_BATCH_ROWS = 100_000
-"""The same where they go by batches: as many as two full files."""
+OPEN_BATCH_ROWS = 250_000 // CHUNK_ROWS * CHUNK_ROWS
+"""The same where they go by batches: as many as five full files, about 1.6 kB of memory each beside what they say."""
 INTERRUPTED = "interrupted"
 
 
@@ -58,6 +62,10 @@ class Ended:
     tally: Tally
     spent: int
     """Pico-dollars of the whole run, earlier invocations included."""
+    times: Mapping[str, Any] | None = None
+    """Where the time of this invocation went (RunClock.facts)."""
+    defect: Exception | None = None
+    """What nobody expected and ended the run: told with its traceback."""
 
 
 async def run_job(
@@ -88,14 +96,20 @@ async def run_job(
     failure: BaseException | None = None
     if ready.reader.rejects or ready.selection.rejects_there:
         ready.sink.commit(rejected(ready, run.run_id), f"{ledger.identity}-{ledger.writer:06d}-rejects")
+    whole = {} if engine.of_job is None else {"": engine.of_job, **engine.allowances}
+    clock = RunClock(tally, job.limits.concurrency, job.delivery, whole, purse, lambda: ledger.busy)
+    told_of = None if engine.of_job is None else clock
     with _signals(fanout, options.grace), leased(ready.workspace.state, engine.shared):
         fanout.start()
         keeper = asyncio.create_task(_keep_committing(committer, fanout))
-        follower = asyncio.ensure_future(follow(Watch(tally, fanout, engine.allowances, purse)))
+        follower = asyncio.ensure_future(follow(Watch(tally, fanout, engine.allowances, purse, told_of)))
+        ticker = asyncio.create_task(clock.tick())
         try:
-            await _feed(ready, travel, fanout, options.retry)
+            await _feed(ready, travel, fanout, options.retry, clock)
             await travel.arrive()
         finally:
+            clock.sent()
+            ticker.cancel()
             stopped = fanout.stopped
             await fanout.close(options.grace)
             await engine.close()
@@ -119,20 +133,32 @@ async def run_job(
     if interrupted and fanout.left_running:
         stopped = f"{INTERRUPTED}: batches go on at the provider ({fanout.left_running}); the next run fetches them"
     code = 130 if interrupted else 3 if stopped is not None else 1 if tally.rows_failed else 0
-    return Ended(code, stopped, tally, purse.spent)
+    clock.committing = committer.seconds
+    defect = failure if stopped == DEFECT and isinstance(failure, Exception) else None
+    return Ended(code, stopped, tally, purse.spent, None if told_of is None else told_of.facts(), defect)
 
 
-async def _feed(ready: ReadyJob, travel: Travelling, fanout: Sending, retry: frozenset[str] | None) -> None:
-    batches = ready.selection.batches(CHUNK_ROWS, retry or frozenset())
+async def _feed(
+    ready: ReadyJob, travel: Travelling, fanout: Sending, retry: frozenset[str] | None, clock: RunClock
+) -> None:
+    files = any(step.model.endpoint in ANSWERED_BY_FILES for step in ready.steps)
+    batches = ready.selection.batches(FILE_ROWS if files else CHUNK_ROWS, retry or frozenset())
     most = OPEN_ROWS if ready.job.delivery == "online" else OPEN_BATCH_ROWS
+    if files and ready.job.delivery == "online":
+        # A server may answer faster than files are written.
+        most = 2 * max(FILE_ROWS, ready.job.limits.concurrency)
     while fanout.stopped is None:
+        began = time.perf_counter()
         batch = await asyncio.to_thread(next, batches, None)
+        read = time.perf_counter()
+        clock.reading += read - began
         if batch is None:
             return
         travel.start(_chunk(batch))
         while fanout.stopped is None and (travel.looking >= LOOKING or travel.open_rows >= most):
             travel.moved.clear()
             await travel.moved.wait()
+        clock.setting_out += time.perf_counter() - read
         await fanout.hunger()
 
 
@@ -216,7 +242,7 @@ def _signals(fanout: Sending, grace: float) -> Iterator[None]:
 
 
 def _why(failure: BaseException) -> str:
-    """What stopped the run, told in a line; a defect of ours is raised as it is."""
+    """What stopped the run, told in a line; of a defect of ours no more than that: its words may hold a row's."""
     full = isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or (isinstance(failure, sqlite3.OperationalError) and "full" in str(failure)):
         return "disk full: make room and run again; answers that were received are kept in the ledger"
@@ -228,4 +254,6 @@ def _why(failure: BaseException) -> str:
         return f"the ledger cannot be written: {failure}"
     if isinstance(failure, RowmillError):
         return str(failure)
+    if isinstance(failure, Exception):
+        return DEFECT
     raise failure

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
-from connectors.contracts import Model, SinkModel, SourceModel
+from connectors.contracts import Model, SinkModel, SourceModel, StepModel
 from connectors.errors import did_you_mean
 from connectors.registry import ENDPOINTS, SINKS, SOURCES, SinkKind, SourceKind, StepKind
 from pipelines.mistakes import Misfit, Mistake, coerced, mistakes_of, shown
 from pipelines.overrides import NONE, Overrides, answer_flags, applied
 from pipelines.places import Places
+from pipelines.step_rules import check_step
 from pipelines.yaml_lines import KeyPath, read_yaml, wrong
 
 GRACE_SECONDS = 30
@@ -262,6 +263,14 @@ class Job(Model):
             for index, name in enumerate(names):
                 if name in names[:index]:
                     raise Misfit((path, index, "name"), f"{shown(name)} is taken by one before; give each its own name")
+        for index, step in enumerate(self.steps):
+            assert isinstance(step, StepModel)
+            try:
+                check_step(step)
+            except Misfit as exc:
+                raise Misfit(("steps", index, *exc.path), str(exc)) from exc
+        if len(set(self.sink.columns)) < len(self.sink.columns) and self.sink.columns != "all":
+            raise Misfit(("sink", "columns"), "names a column twice; name each once")
         if len(set(self.key)) < len(self.key):
             raise Misfit(("source", "key"), "names a column twice; name each once")
         if self.sink.write == "append" and not self.key:

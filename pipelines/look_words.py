@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from pipelines.amounts import money
+from pipelines.amounts import hanging, money
 from pipelines.looks import Failed
 from pipelines.progress import clock
 
@@ -20,10 +20,10 @@ ENDS = {
 """By exit code."""
 
 
-def status_words(rows: Sequence[Mapping[str, Any]], now: datetime) -> str:
+def status_words(rows: Sequence[Mapping[str, Any]], now: datetime, width: int = 80) -> str:
     """A line for each job; below it why it stopped, what holds it, or what comes next."""
     table = [("job", "state", "rows done", "failed", "cost", "begun")]
-    below: list[str | None] = [None]
+    below: list[list[str | None]] = [[]]
     for row in rows:
         done = "" if row["rows"] is None else f"{row['rows_ok']:,}/{row['rows']:,}"
         failed = "" if row["rows_failed"] is None else f"{row['rows_failed']:,}"
@@ -32,12 +32,12 @@ def status_words(rows: Sequence[Mapping[str, Any]], now: datetime) -> str:
             (row["job"], _state(row), done, failed, "" if row["cost_usd"] is None else money(row["cost_usd"]), begun)
         )
         left = None if row["seconds_left"] is None else f"about {clock(row['seconds_left'])} left"
-        below.append(row["held"] or row["stopped"] or left)
+        bound = f"bound by: {row['bound_by']}" if row["bound_by"] else None
+        below.append([row["held"] or row["stopped"] or left, bound])
     lines: list[str] = []
     for cells, why in zip(_aligned(table, frozenset({2, 3, 4})), below, strict=True):
         lines.append(cells)
-        if why:
-            lines.append(f"  {why}")
+        lines += [line for told in why if told for line in hanging(told, 2, width)]
     return "\n".join(lines)
 
 

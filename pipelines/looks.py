@@ -20,6 +20,9 @@ from pipelines.workspace import Workspace, find_workspace
 
 Rows = list[dict[str, object]]
 
+COST = "case when count(*) = count(e.cost) then coalesce(sum(e.cost), 0) end"
+"""SQL for what exchanges `e` cost together: nothing where there are none, null where one's price is not known."""
+
 
 def ledger_of(workspace: Workspace) -> Ledger | None:
     """The workspace's ledger, if anything was ever run there."""
@@ -44,7 +47,7 @@ def status(job: Path | None) -> Rows:
         under_way = running(ledger.path.parent, job_name)
         live = (read_running(ledger.path.parent, job_name) if under_way else None) or {}
         ((requests, cost),) = ledger.query(
-            "select count(*), sum(e.cost) from exchanges e join legs l on l.id = e.leg where l.run_id = ?", (run_id,)
+            f"select count(*), {COST} from exchanges e join legs l on l.id = e.leg where l.run_id = ?", (run_id,)
         )
         rows.append(
             {
@@ -64,6 +67,7 @@ def status(job: Path | None) -> Rows:
                 "share_done": live.get("share_done"),
                 "seconds_left": live.get("seconds_left"),
                 "held": live.get("held"),
+                "bound_by": live.get("bound_by") or (told.get("times") or {}).get("bound_by"),
             }
         )
     ledger.close()

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from pipelines.job_graph import GraphJob
-from pipelines.own_command import rowmill_command
+from pipelines.own_command import lifeline, rowmill_command, rowmill_environment
 from pipelines.summary import nothing_done
 
 AT_A_TIME = 4
@@ -42,23 +42,31 @@ def run_many(jobs: Sequence[GraphJob], arguments: Sequence[str], ended: Callable
                 report = (
                     nothing_done(job.name, 130, "interrupted")
                     if stopping.is_set()
-                    else _run_one(job, arguments, running)
+                    else _run_one(job, arguments, running, stdin)
                 )
         with one_at_a_time:
             ended(job, report)
         return report
 
-    with _forwarding(running, stopping), ThreadPoolExecutor(max_workers=max(1, len(jobs))) as threads:
+    with (
+        lifeline() as stdin,
+        _forwarding(running, stopping),
+        ThreadPoolExecutor(max_workers=max(1, len(jobs))) as threads,
+    ):
         for job in jobs:
             told[job.name] = threads.submit(run, job)
         for future in told.values():
             future.result()
 
 
-def _run_one(job: GraphJob, arguments: Sequence[str], running: "set[subprocess.Popen[bytes]]") -> dict[str, Any]:
+def _run_one(
+    job: GraphJob, arguments: Sequence[str], running: "set[subprocess.Popen[bytes]]", stdin: int
+) -> dict[str, Any]:
     # A session of its own: a Ctrl-C reaches it once.
     command = [*rowmill_command(), "run", str(job.path), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, stdin=stdin, stdout=subprocess.PIPE, env=rowmill_environment(), start_new_session=True
+    ) as process:
         running.add(process)
         out, _ = process.communicate()
         running.discard(process)
@@ -66,7 +74,9 @@ def _run_one(job: GraphJob, arguments: Sequence[str], running: "set[subprocess.P
     if lines:
         report: dict[str, Any] = orjson.loads(lines[-1])
         return report
-    return nothing_done(job.name, 130 if process.returncode < 0 else process.returncode, "ended without a word")
+    # Whatever it broke on, its results are not what another job may read.
+    code = 130 if process.returncode < 0 else 3 if process.returncode in GOES_ON else process.returncode
+    return nothing_done(job.name, code, "ended without a word")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from connectors.contracts import Endpoint, MalformedReply, Provider
 from connectors.exchange import NO_USAGE, OWN_CLASSES, Reply, Request, RowError, Usage
@@ -105,14 +105,49 @@ class Sending(Protocol):
     async def hunger(self) -> None: ...
 
 
+class Asking(Protocol):
+    """Which step asks, and whom: a Lane."""
+
+    @property
+    def step(self) -> str: ...
+
+    @property
+    def provider(self) -> Provider: ...
+
+
+StageName = Literal["upload", "create", "wait", "fetch", "clean"]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStage:
+    """A batch has gone through a stage of its life, which began at `began_at` and ends now."""
+
+    name: StageName
+    mark: str
+    batch_id: str | None
+    """The provider's; None before it is created."""
+    lines: int
+    """Not settled yet when the stage began."""
+    noted_at: int
+    """When the batch was noted, by this invocation or another: microseconds since 1970, UTC."""
+    began_at: int
+    status: str | None = None
+    """The provider's word for how it ended, once it has."""
+    error: str | None = None
+    """Its class, where the stage failed or was broken off."""
+
+
 class Observer(Protocol):
     """Who wants to know of every exchange, such as telemetry."""
 
-    def waited(self, lane: Lane, seconds: float) -> None:
+    def waited(self, lane: Asking, seconds: float) -> None:
         """A request has waited so long for its allowances."""
 
-    def settled(self, lane: Lane, ended: Settled) -> None:
+    def settled(self, lane: Asking, ended: Settled) -> None:
         """An exchange is in the ledger."""
+
+    def batch(self, lane: Asking, stage: BatchStage) -> None:
+        """A batch has gone through a stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +218,7 @@ class Noted:
             released=self.worst or 0,
             latency_ms=reply.latency_ms if reply is not None else failure.latency_ms if failure else None,
             first_token_ms=None if reply is None else reply.first_token_ms,
-            request_id=None if reply is None else reply.headers.get("x-request-id"),
+            request_id=None if reply is None else request_id(reply.headers),
             message=None if error is None else error.message,
             answers=to_keep(pack, answers, error),
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """A plan: what a run would do and cost, told before anything is sent."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
@@ -16,6 +16,7 @@ from pipelines.jobfile import load_job
 from pipelines.overrides import Overrides
 from pipelines.plan_steps import Looked, Reckoned, look
 from pipelines.prepare import ReadyJob, ReadyStep, placed, prepared
+from pipelines.schema_change import has_keys, refusal
 from pipelines.workspace import LOCAL, find_workspace
 
 LEDGER_BYTES = 420
@@ -51,6 +52,10 @@ class StepPlan:
     """Whether the model's own tokenizer counted whole requests; else estimated."""
     answers_seen: int
     """Earlier answers that tell how long the next will be; 0: estimated."""
+    guessed_answer: int | None
+    """Tokens that an answer is taken to have, where nothing at all tells its length; None where something does."""
+    latency_ms: float | None
+    """What answers took so far: the step's own, else those of the same model elsewhere; None where there is none."""
     audio_seconds: float
     characters: int
     images: int
@@ -88,9 +93,13 @@ class Plan:
     batch_usd: float | None
     seconds: float | None
     """At the limits that are known, for all steps together; None where none is."""
+    bound_by: str | None
+    """What the time is bound by, in words."""
     delivery: str
     """online or batch: which of both costs is the run's."""
     budget_usd: float | None
+    refused: str | None
+    """Why a run would be refused until it is told what to do with the sink's tables, which have other columns."""
     disk_bytes: int
     examples: Sequence[Any]
     """The first requests as they would be sent."""
@@ -110,7 +119,8 @@ def plan_of(path: Path, overrides: Overrides) -> Plan:
     loaded = load_job(path, overrides)
     workspace = find_workspace(path)
     with opened_ledger(workspace) as ledger, prepared(loaded, workspace, ledger, exact_tokens=True) as ready:
-        ready.selection.see(ready.sink if ready.sink.present() and ready.job.sink.write != "replace" else None)
+        refused = refusal(ready)
+        ready.selection.see(ready.sink if ready.job.sink.write != "replace" and has_keys(ready) else None)
         with placed(loaded):
             ready.selection.check_keys()
         counts = ready.selection.counts()
@@ -118,6 +128,7 @@ def plan_of(path: Path, overrides: Overrides) -> Plan:
         looked = asyncio.run(look(ready, ledger, asked))
         scale = asked / looked.rows if looked.rows else 0.0
         steps = [_step(ready, reckoned, scale) for reckoned in looked.steps]
+        seconds, bound_by = _time(ready, steps)
         return Plan(
             job=ready.job.name,
             rows=counts.rows,
@@ -134,9 +145,11 @@ def plan_of(path: Path, overrides: Overrides) -> Plan:
             expected_usd=_sum([step.expected_usd for step in steps]),
             high_usd=_sum([step.high_usd for step in steps]),
             batch_usd=_sum([step.batch_usd for step in steps]),
-            seconds=_seconds(ready, looked, steps),
+            seconds=seconds,
+            bound_by=bound_by,
             delivery=ready.job.delivery,
             budget_usd=None if ready.job.budget is None else ready.job.budget.usd,
+            refused=None if refused is None else str(refused),
             disk_bytes=round(_disk(looked) * scale),
             examples=[{"step": name, "request": orjson.loads(request.body)} for name, request in looked.examples],
         )
@@ -162,6 +175,8 @@ def _step(ready: ReadyJob, reckoned: Reckoned, scale: float) -> StepPlan:
         output_tokens=made,
         exact_tokens=bill.rates.exact and not reckoned.guessed,
         answers_seen=reckoned.likely.seen,
+        guessed_answer=round(reckoned.likely.usual) if reckoned.likely.guess else None,
+        latency_ms=reckoned.likely.latency_ms,
         audio_seconds=round(bill.audio_seconds * scale, 3),
         characters=round(bill.characters * scale),
         images=round(bill.images * scale),
@@ -179,24 +194,31 @@ def _step(ready: ReadyJob, reckoned: Reckoned, scale: float) -> StepPlan:
     )
 
 
-def _seconds(ready: ReadyJob, looked: Looked, steps: Sequence[StepPlan]) -> float | None:
-    """The longest of what the job's limits, each provider's own, and the answers' latency ask for."""
+def _time(ready: ReadyJob, steps: Sequence[StepPlan]) -> tuple[float | None, str | None]:
+    """The longest of what the job's limits, each provider's own, and the answers' latency ask for, and which it is."""
     limits = ready.job.limits
-    times = [_at_limits((limits.requests_per_minute,), (limits.tokens_per_minute,), *_load(steps))]
-    of_provider: dict[str, list[StepPlan]] = {}
-    for plan in steps:
-        of_provider.setdefault(plan.provider, []).append(plan)
-    for step in ready.steps:
-        own = step.provider
-        load = _load(of_provider[own.name])
-        times.append(_at_limits((own.requests_per_minute,), (own.tokens_per_minute,), *load))
-    waits = [
-        plan.requests * reckoned.likely.latency_ms / 1000 / _senders(reckoned.step, limits.concurrency)
-        for plan, reckoned in zip(steps, looked.steps, strict=True)
-        if reckoned.likely.latency_ms is not None
-    ]
-    times.append(sum(waits) if len(waits) == len(steps) else None)
-    return max((time for time in times if time is not None), default=None)
+    times = list(_at_limits_of("the job's limit", limits.requests_per_minute, limits.tokens_per_minute, steps))
+    for own in {step.provider.name: step.provider for step in ready.steps}.values():
+        whose = [plan for plan in steps if plan.provider == own.name]
+        times += _at_limits_of(f"the limit of {own.name}", own.requests_per_minute, own.tokens_per_minute, whose)
+    # Steps of which no answer was seen take some time as well: then this is the least that it will be.
+    seen = [(plan, step) for plan, step in zip(steps, ready.steps, strict=True) if plan.latency_ms is not None]
+    waits = [plan.requests * (plan.latency_ms or 0) / 1000 / _senders(step, limits.concurrency) for plan, step in seen]
+    if requests := sum(plan.requests for plan, _ in seen):
+        mean = sum(plan.requests * (plan.latency_ms or 0) for plan, _ in seen) / requests
+        senders = min(_senders(step, limits.concurrency) for _, step in seen)
+        times.append((sum(waits), f"answers that take {mean:,.0f} ms, {senders:,} at a time"))
+    return max(times, default=(None, None), key=lambda told: told[0] or 0.0)
+
+
+def _at_limits_of(
+    whose: str, of_requests: int | None, of_tokens: int | None, steps: Sequence[StepPlan]
+) -> Iterator[tuple[float, str]]:
+    requests, tokens = _load(steps)
+    if of_requests:
+        yield 60 * requests / of_requests, f"{whose}, {of_requests:,} requests a minute"
+    if of_tokens:
+        yield 60 * tokens / of_tokens, f"{whose}, {of_tokens:,} tokens a minute"
 
 
 def _senders(step: ReadyStep, concurrency: int) -> int:

@@ -32,12 +32,15 @@ class Likely:
     """Earlier answers of the step that tell it; 0: reckoned from the declared types, or a guess."""
     latency_ms: float | None
     """What an answer took to come, where there were some."""
+    guess: bool = False
+    """Whether nothing tells the length, neither earlier answers nor declared types."""
 
 
 def likely(ledger: Ledger, job: str, step: ReadyStep) -> Likely:
     """How long the step's answers will be: as the earlier ones were, else as their types say, else a guess."""
     bound = step.endpoint.output_bound
     seen, mean, least, latency = _earlier(ledger, job, step)
+    latency = latency if latency is not None else _latency_elsewhere(ledger, step)
     if bound == 0:
         return Likely(0, 0, 0, seen, latency)
     schema = _output(step)
@@ -56,7 +59,7 @@ def likely(ledger: Ledger, job: str, step: ReadyStep) -> Likely:
         fewest, usual = min(fewest, least), mean
     if bound is not None:
         fewest, usual = min(fewest, bound), min(usual, bound)
-    return Likely(fewest, usual, bound, seen if seen >= ENOUGH else 0, latency)
+    return Likely(fewest, usual, bound, seen if seen >= ENOUGH else 0, latency, schema is None and seen < ENOUGH)
 
 
 def stand_ins(step: ReadyStep, likely: Likely, place: int) -> list[Any]:
@@ -80,6 +83,17 @@ def _earlier(ledger: Ledger, job: str, step: ReadyStep) -> tuple[int, float, flo
         (job, step.model.name, step.model.model, step.provider.name),
     )
     return seen, float(mean or 0), float(least or 0), latency
+
+
+def _latency_elsewhere(ledger: Ledger, step: ReadyStep) -> float | None:
+    """What answers of the same model took in other steps and jobs."""
+    model = step.model
+    ((latency,),) = ledger.query(
+        "select avg(e.latency_ms) from exchanges e join legs l on l.id = e.leg "
+        "where l.provider = ? and l.endpoint = ? and l.model = ? and e.error_class is null",
+        (step.provider.name, model.endpoint, model.model),
+    )
+    return None if latency is None else float(latency)
 
 
 def _output(step: ReadyStep) -> Mapping[str, Any] | None:

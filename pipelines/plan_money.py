@@ -1,8 +1,9 @@
 """What requests will cost: at least, as expected and at most, added up request by request."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from math import floor
 from typing import Self
 
 import orjson
@@ -96,6 +97,9 @@ class Bill:
             share = LESS_IF_EXACT if self.rates.exact else LESS_IF_ESTIMATED
             given = max(0, int((request.input_tokens - self.framed) * share))
             least = _usage(request, given, int(likely.fewest), cached=True)
+            if least.audio_seconds is not None:
+                # Some bill sound to the nearest second.
+                least = replace(least, audio_seconds=float(floor(least.audio_seconds)))
             self.low = _plus(self.low, cost(self.rates.price, least))
 
     def _most(self, request: Request) -> int | None:

@@ -5,8 +5,9 @@ from typing import Any
 
 import orjson
 
-from pipelines.amounts import duration, money, size, wrapped
+from pipelines.amounts import duration, hanging, money, size, wrapped
 from pipelines.plan import Plan, StepPlan
+from pipelines.plan_answers import ENOUGH
 
 EXAMPLE_LINES = 6
 
@@ -20,6 +21,8 @@ def in_words(plan: Plan, path: str, width: int = 80) -> str:
     ]
     if plan.failed_before:
         lines.insert(2, f"  those that failed before are asked again only by: rowmill retry {path}")
+    if plan.refused is not None:
+        lines[-1:] = ["", *hanging(f"refused as the sink stands: {plan.refused}", 2, width), ""]
     if not plan.new + plan.changed:
         return "\n".join([*lines[:-1], "  nothing to send"])
     lines += [f"  {line}" for line in _table(plan.steps)]
@@ -33,6 +36,8 @@ def in_words(plan: Plan, path: str, width: int = 80) -> str:
     for number, example in enumerate(plan.examples, 1):
         lines += ["", f"  request {number}, step {example['step']}"]
         lines += [f"    {line}" for line in _request(example["request"], width - 4)]
+    if plan.refused is not None:
+        return "\n".join([*lines, "", f"  next: rowmill run {path} --schema-change cast"])
     lines += ["", f"  next: rowmill run {path}"]
     if plan.requests > 200:
         lines.append(f"  or try a few rows first: rowmill run {path} --limit 20 --sink out/try")
@@ -82,6 +87,8 @@ def _remarks(step: StepPlan, several: bool) -> Iterator[str]:
 
 
 def _cost(plan: Plan) -> str:
+    if not plan.requests and not plan.high_usd:
+        return "nothing: every answer is in the ledger"
     if all(step.free for step in plan.steps):
         return "nothing: the embedded provider runs on this machine"
     unknown = sorted({step.model for step in plan.steps if step.expected_usd is None})
@@ -106,9 +113,14 @@ def _cost(plan: Plan) -> str:
 
 
 def _time(plan: Plan) -> str:
+    if not plan.requests:
+        return "moments: nothing has to be asked"
     if plan.seconds is None:
         return "not known: no limit is set, and no answer has been seen yet"
-    return f"about {duration(plan.seconds)} at the limits and latencies that are known"
+    words = f"about {duration(plan.seconds)}, bound by {plan.bound_by}"
+    if any(step.latency_ms is None and step.requests for step in plan.steps):
+        words += "\nhow long answers take is not known yet: longer where they are slow"
+    return words
 
 
 def _counted(plan: Plan) -> str:
@@ -131,7 +143,11 @@ def _counted(plan: Plan) -> str:
         how.append(f"answers as long as the {sum(step.answers_seen for step in seen):,} before")
     elif any(step.output_tokens for step in plan.steps):
         how.append("answers estimated, there are none yet")
-    return f"{on}; {'; '.join(how)}"
+    words = f"{on}; {'; '.join(how)}"
+    for step in (step for step in plan.steps if step.guessed_answer and step.requests):
+        name = f"answers of {step.step}" if len(plan.steps) > 1 else "an answer"
+        words += f"\n{name}: a mere guess of {step.guessed_answer:,} tokens each, until {ENOUGH} are known"
+    return words
 
 
 def _request(body: Mapping[str, Any], width: int) -> list[str]:

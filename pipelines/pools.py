@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import isinf
 
 from connectors.exchange import Request, RowError
+from connectors.pace import until
 from pipelines.packs import Lane
 
 
@@ -44,7 +45,8 @@ class Pool:
                 if free:
                     others = [member for member in free if member is not avoid]
                     return min(others or free, key=_load)
-                await self._until_moved(min(member.allowances[0].delay for member in present))
+                seconds = min(member.allowances[0].delay for member in present)
+                await until(self._moved, None if isinf(seconds) else max(seconds, 0.001))
             return None
 
     def leave_out(self, member: Lane, error: RowError) -> bool:
@@ -52,13 +54,6 @@ class Pool:
         member.allowances[0].left_out = f"{error.error_class}: {error.message}"
         self._moved.set()
         return bool(self.present)
-
-    async def _until_moved(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(None if isinf(seconds) else max(seconds, 0.001)):
-                await self._moved.wait()
-        except TimeoutError:
-            return
 
 
 def _load(member: Lane) -> float:

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from pipelines.jobfile import Job, LoadedJob
 from pipelines.predicates import Predicate
 from pipelines.provider_pool import as_one
 from pipelines.reader import Reader
+from pipelines.scratch import scratch_folder
 from pipelines.selection import Selection, select
 from pipelines.workspace import LOCAL, Workspace
 
@@ -96,11 +96,10 @@ def prepared(
     """
     job = loaded.job
     check_batched(loaded, workspace)
-    workspace.state.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=workspace.state, prefix="scratch-") as scratch:
+    with scratch_folder(workspace.state) as scratch:
         if jobs is None:
             jobs = sinks_of_jobs(loaded, workspace) if loaded.job.reads_job is not None else {}
-        facts = SourceFacts(workspace.folder, workspace.roots, Path(scratch), jobs)
+        facts = SourceFacts(workspace.folder, workspace.roots, scratch, jobs)
         with placed(loaded):
             reader = Reader(job.source, facts)
         with reader, contextlib.ExitStack() as closing:
@@ -138,7 +137,7 @@ def prepared(
             )
             with placed(loaded):
                 sink = job.sink.open(shape, workspace.folder, job.retry.longest_hold)
-            yield ReadyJob(loaded, workspace, reader, selection, steps, shape, sink, Path(scratch), job.sink.identity)
+            yield ReadyJob(loaded, workspace, reader, selection, steps, shape, sink, scratch, job.sink.identity)
 
 
 def ready_steps(

@@ -6,9 +6,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from connectors.prices import usd
+from pipelines.tally import Tally
 from pipelines.watch import Watch
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -29,36 +31,56 @@ def progress(job: str, quiet: bool) -> Callable[[Watch], Awaitable[None]]:
     return follow
 
 
-def facts(watch: Watch, rate: float) -> dict[str, object]:
-    """The figures of this moment, as the JSON log has them too. `rate`: exchanges ended a second, lately."""
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast a run is, lately; both 0 while there is too little to tell."""
+
+    requests: float = 0.0
+    """Exchanges ended a second."""
+    work: float = 0.0
+    """Seconds that its senders were taken up by ended exchanges, a second."""
+
+
+def facts(watch: Watch, speed: Speed) -> dict[str, object]:
+    """The figures of this moment, as the JSON log has them too."""
     tally = watch.tally
     failed = max(tally.rows_failed, sum(step.failed for step in tally.steps.values()))
-    ended, left = sum(step.exchanges for step in tally.steps.values()), exchanges_left(watch)
+    ended, left = work(tally)
     return {
         "rows": tally.rows,
         "rows_done": tally.rows_landed,
         "rows_failed": failed,
         "share_done": round(ended / (ended + left), 3) if ended + left else None,
         "requests": tally.requests,
-        "requests_per_second": round(rate, 1),
+        "requests_per_second": round(speed.requests, 1),
         "retries": tally.retries,
         "in_flight": tally.in_flight,
         "input_tokens": tally.input_tokens,
         "output_tokens": tally.output_tokens,
         "cost_usd": None if tally.unpriced else usd(tally.cost),
-        "seconds_left": round(left / rate) if rate > 0 else None,
+        "seconds_left": round(left / speed.work) if speed.work > 0 else None,
         "held": watch.held(),
     }
 
 
-def exchanges_left(watch: Watch) -> float:
-    """Exchanges that are still to end, of all steps."""
-    tally = watch.tally
+def work(tally: Tally) -> tuple[float, float]:
+    """What is done and what is left, of all steps: exchanges, each weighed by how long those of its step take up a
+    sender. Where a limit paces them they all take as long, where answers are waited for slow steps weigh more."""
+    steps = tally.steps.values()
+    exchanges, busy = sum(step.exchanges for step in steps), _busy(tally)
+    usual = busy / exchanges if exchanges else 1.0
     rows, left = float(tally.rows - tally.begun_with), 0.0
-    for step in tally.steps.values():
-        left += step.exchanges_left(rows)
+    for step in steps:
+        each = step.busy / step.exchanges if step.exchanges and step.busy else usual
+        left += each * step.exchanges_left(rows)
         rows -= step.failed
-    return left
+    return busy, left
+
+
+def _busy(tally: Tally) -> float:
+    """Seconds; where nobody measures them, as in a batch, every exchange counts as one."""
+    steps = tally.steps.values()
+    return sum(step.busy for step in steps) or float(sum(step.exchanges for step in steps))
 
 
 def line(job: str, told: Mapping[str, Any], width: int) -> str:
@@ -92,8 +114,8 @@ async def _live(job: str, watch: Watch) -> None:
     pace, shown = Pace(), ""
     try:
         while True:
-            rate = pace.rate(watch)
-            text = line(job, facts(watch, rate), shutil.get_terminal_size().columns - 1)
+            speed = pace.speed(watch)
+            text = line(job, facts(watch, speed), shutil.get_terminal_size().columns - 1)
             if text != shown:
                 _write(f"\r{text}\x1b[K")
                 shown = text
@@ -111,31 +133,33 @@ async def _lines(job: str, watch: Watch) -> None:
     pace, last = Pace(), time.monotonic()
     while True:
         await asyncio.sleep(min(1.0, SECONDS_BETWEEN_LINES))
-        rate = pace.rate(watch)
+        speed = pace.speed(watch)
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            _write(line(job, facts(watch, rate), 200) + "\n")
+            _write(line(job, facts(watch, speed), 200) + "\n")
 
 
 class Pace:
-    """Exchanges that ended a second, over the last half minute; 0 while there are too few to tell."""
+    """How fast a run was over the last half minute."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._seen: deque[tuple[float, int]] = deque()
+        self._seen: deque[tuple[float, int, float]] = deque()
 
-    def rate(self, watch: Watch) -> float:
+    def speed(self, watch: Watch) -> Speed:
         """To be asked for about once a second."""
         now = self._now()
         ended = sum(step.exchanges for step in watch.tally.steps.values())
         # From the first answer on: until it came, connections were opened and nothing could end.
         if not ended:
-            return 0.0
-        self._seen.append((now, ended))
+            return Speed()
+        self._seen.append((now, ended, _busy(watch.tally)))
         while now - self._seen[0][0] > WINDOW_SECONDS:
             self._seen.popleft()
-        then, before = self._seen[0]
-        return (ended - before) / (now - then) if now - then >= WARM_SECONDS else 0.0
+        then, before, busy = self._seen[0]
+        if now - then < WARM_SECONDS:
+            return Speed()
+        return Speed((ended - before) / (now - then), (_busy(watch.tally) - busy) / (now - then))
 
 
 def clock(seconds: int) -> str:

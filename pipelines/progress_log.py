@@ -34,10 +34,10 @@ class ProgressLog:
         while True:
             await asyncio.sleep(EVERY)
             self.look()
-            rate = pace.rate(watch)
+            speed = pace.speed(watch)
             if time.monotonic() - last >= SECONDS_BETWEEN_PROGRESS:
                 last = time.monotonic()
-                log_line("progress", self._job, self._run_id, "info", **facts(watch, rate))
+                log_line("progress", self._job, self._run_id, "info", **facts(watch, speed))
 
     def look(self) -> None:
         """Tell what has happened since the last look."""

@@ -167,7 +167,13 @@ def _keys(blob: bytes | None, shape: TableShape) -> list[tuple[Any, ...]]:
     if blob is None:
         return []
     table = unpacked(blob)
-    return list(zip(*(table.column(name).to_pylist() for name in shape.key), strict=True))
+    return list(zip(*(_hashable(table.column(name)) for name in shape.key), strict=True))
+
+
+def _hashable(column: pa.ChunkedArray) -> list[Any]:
+    """Values of a key, equal where the keys are the same: NaN is itself, -0.0 is not 0.0."""
+    values: list[Any] = column.to_pylist()
+    return [repr(value) for value in values] if pa.types.is_floating(column.type) else values
 
 
 def _untold(keys: Sequence[tuple[Any, ...]], told: set[tuple[Any, ...]]) -> list[int]:

@@ -1,6 +1,7 @@
 """The budget of one run: every request sets its worst case aside before it is sent, and settles it afterwards."""
 
 import asyncio
+import time
 
 
 class Purse:
@@ -11,6 +12,8 @@ class Purse:
         self.limit = limit
         self.spent = spent
         self.reserved = 0
+        self.waited = 0.0
+        """Seconds that requests waited for money to come back, added up over all of them."""
         self._settled = asyncio.Event()
 
     @property
@@ -30,7 +33,9 @@ class Purse:
             if self.reserved == 0 or self.spent + worst > self.limit:
                 return False
             self._settled.clear()
+            began = time.monotonic()
             await self._settled.wait()
+            self.waited += time.monotonic() - began
         self.reserved += worst
         return True
 

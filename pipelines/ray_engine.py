@@ -16,6 +16,7 @@ from pipelines.jobfile import LoadedJob
 from pipelines.packs import Observer
 from pipelines.ray_ledger import Account, LedgerActor, answered
 from pipelines.ray_limits import JOB, Limit, LimiterActor
+from pipelines.ray_telemetry import Heard, tell
 from pipelines.ray_worker import Kit, Report, WorkerActor
 from pipelines.travel import Chunk
 from pipelines.workspace import LOCAL
@@ -37,7 +38,7 @@ COUNTED = (
     "settled_failed",
 )  # fmt: skip
 TOKENS = ("input_tokens", "output_tokens")
-OF_STEPS = ("exchanges", "asked", "landed", "passed", "failed", "cost")
+OF_STEPS = ("exchanges", "asked", "landed", "passed", "failed", "cost", "busy")
 """What is added up over the workers, of Tally and of StepTally."""
 
 
@@ -109,6 +110,8 @@ class Worker:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     chunks: list[Under] = field(default_factory=list)
     report: Report = field(default_factory=Report)
+    heard: int = 0
+    """How many of its exchanges, and waits, the observer was told of."""
 
 
 class Rows:
@@ -179,6 +182,7 @@ class Crew:
         ready = work.ready
         concurrency = ready.job.limits.concurrency
         self._providers = {step.model.provider: tuple(step.members) for step in ready.steps}
+        self._members = {member.name: member for step in ready.steps for member in step.members}
         self._kit = Kit(
             ready.loaded,
             ready.workspace,
@@ -192,6 +196,7 @@ class Crew:
             min(concurrency, -(-2 * concurrency // workers)),
             work.purse.limit is not None,
             work.day,
+            False,
             ready.workspace.state / "locks" / f"{ready.job.name}.lock",
         )
 
@@ -287,7 +292,8 @@ class Crew:
         await answered(self._opened)
         first = await answered(self._ledger.begin.remote(number))
         # In a call of their own arguments: keys are nowhere but in the memory of those who send.
-        await actor.set_up.remote(self._kit, self._providers, number, first, self._ledger, self._limiter)
+        kit = replace(self._kit, observed=self.observer is not None)
+        await actor.set_up.remote(kit, self._providers, number, first, self._ledger, self._limiter)
         worker.equipped = True
         if self.stopped is not None:
             actor.stop.remote(self.stopped)
@@ -311,14 +317,19 @@ class Crew:
 
     async def _look(self, worker: Worker) -> None:
         while worker.report.stopped is None:
-            worker.report = await worker.actor.report.remote(LOOK_EVERY)
+            self._hear(worker, await worker.actor.report.remote(LOOK_EVERY, worker.heard))
             self._reckon()
         self.failure = self.failure or worker.report.failure
         self.stop(worker.report.stopped)
 
     async def _last_words(self, worker: Worker, grace: float) -> None:
-        worker.report = await worker.actor.close.remote(grace)
+        self._hear(worker, await worker.actor.close.remote(grace, worker.heard))
         self.failure = self.failure or worker.report.failure
+
+    def _hear(self, worker: Worker, report: Report) -> None:
+        worker.report = replace(report, heard=Heard())
+        if self.observer is not None:
+            worker.heard = tell(self.observer, self._members, report.heard, worker.heard)
 
     async def _lose(self, worker: Worker, why: Exception) -> None:
         """A worker has died: what it had asked is unknown, its chunks go to others, another takes its place."""

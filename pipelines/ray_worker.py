@@ -25,6 +25,7 @@ from pipelines.prepare import ReadyStep, media_reader_of, ready_steps
 from pipelines.purse import Purse
 from pipelines.ray_ledger import FarLedger
 from pipelines.ray_limits import JOB, FarPurse, Leasing
+from pipelines.ray_telemetry import Heard, Recorder
 from pipelines.tally import StepTally, Tally
 from pipelines.travel import LOOKING, OPEN_ROWS, Chunk, Travel
 from pipelines.watch import Watch
@@ -52,6 +53,8 @@ class Kit:
     senders: int
     budgeted: bool
     day: DayBudget | None
+    observed: bool
+    """Whether somebody wants to know of every exchange."""
     marker: Path
     """A file that every machine must see where rows or answers come with files."""
 
@@ -80,6 +83,8 @@ class Report:
     failure: Exception | None = None
     held: str | None = None
     """What makes it wait at this moment, in words."""
+    heard: Heard = field(default_factory=Heard)
+    """What the driver's observer has not been told yet."""
 
 
 class SharedFanOut(FanOut):
@@ -153,6 +158,9 @@ class WorkerActor:
         self._fanout = SharedFanOut(
             far, self._transport, self._purse, self._tally, tries, kit.senders, kit.run_id, kit.day
         )
+        self._recorder = Recorder()
+        if kit.observed:
+            self._fanout.observer = self._recorder
         own = {name: allowance for name, allowance in allowances.items() if name != JOB}
         self._watch = Watch(self._tally, self._fanout, own, self._purse)
         self._travels: set[Travel] = set()
@@ -224,8 +232,8 @@ class WorkerActor:
         if isinstance(travel.failure, Exception):
             self._fanout.failure = self._fanout.failure or travel.failure
 
-    async def report(self, seconds: float) -> Report:
-        """How far it is: after so many seconds, or as soon as it stops."""
+    async def report(self, seconds: float, heard: int) -> Report:
+        """How far it is: after so many seconds, or as soon as it stops. `heard`: see Recorder.since."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._fanout.over.wait()
@@ -233,7 +241,8 @@ class WorkerActor:
         if failure is not None and not _travels_well(failure):
             failure = RuntimeError(f"{type(failure).__name__}: {failure}")
         held = self._watch.held() if self._fanout.stopped is None else None
-        return Report(self._tally, self._purse.spent, self._purse.reserved, self._fanout.stopped, failure, held)
+        told = (self._tally, self._purse.spent, self._purse.reserved, self._fanout.stopped, failure, held)
+        return Report(*told, self._recorder.since(heard))
 
     async def stop(self, reason: str) -> None:
         """See FanOut."""
@@ -244,14 +253,14 @@ class WorkerActor:
         """See FanOut."""
         self._fanout.cancel()
 
-    async def close(self, grace: float) -> Report:
+    async def close(self, grace: float, heard: int) -> Report:
         """Wait for what is in flight, at most so many seconds; the last report."""
         await self._fanout.close(grace)
         await self._transport.close()
         await self._media.close()
         self._keeping.cancel()
         self._scratch.cleanup()
-        return await self.report(0)
+        return await self.report(0, heard)
 
     async def _keep_leasing(self, leasing: Leasing) -> None:
         try:

@@ -1,5 +1,6 @@
 """The source of a job, open for reading: its columns with types that every table has, and the rows that are chosen."""
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -12,14 +13,14 @@ from connectors.contracts import SourceFacts
 from connectors.errors import DataError, JobError, did_you_mean
 from connectors.registry import SourceKind
 from connectors.snapshot import lock_down, query_connection
-from connectors.sql_text import first_line, quoted
+from connectors.sql_text import first_line, literal_list, quoted
 from pipelines.predicates import checked_predicate
 
 ROW_KEY = "_row_key"
 """The key column of a job without a key: a digest of the row's content, and which of the equal rows it is."""
 
-WIDE = 64 << 10
-"""Bytes: rows that are larger are read by one thread."""
+WIDE = 16 << 10
+"""Bytes: rows that are larger are never gathered by the thousand."""
 
 UNPACKED = 3
 """A row in memory against its share of the files."""
@@ -45,9 +46,11 @@ class Reader:
             self.row_bytes = self._measured(source.paths(facts), opened.nbytes)
             """About so many bytes a row takes."""
             if self.row_bytes > WIDE:
-                # DuckDB reads 2,048 rows at a time and a whole row group of a column, in each thread.
-                self._db.execute("set threads = 1")
+                # DuckDB reads 2,048 rows at a time, or a whole row group of fewer.
                 self._db.execute("set memory_limit = '1GB'")
+                # After a join it would make 2,048 rows of small row groups again.
+                with contextlib.suppress(duckdb.CatalogException):
+                    self._db.execute("set global debug_enable_caching_operators = false")
             lock_down(self._db, [facts.scratch], [*source.paths(facts), *opened.urls])
             self._kinds = self._described()
             self.schema: pa.Schema = self._arrow_schema(self._kinds)
@@ -109,9 +112,14 @@ class Reader:
 
     def _measured(self, paths: Iterable[Path], elsewhere: int) -> float:
         files = [*paths, *self._facts.scratch.glob("*.parquet")]
-        counted = self._db.execute(f"select count(*) from {self.relation}").fetchone()
-        assert counted is not None
-        return UNPACKED * sum(file.stat().st_size for file in files) / max(1, int(counted[0]))
+        nbytes = UNPACKED * (elsewhere + sum(file.stat().st_size for file in files))
+        if parquet := [file for file in files if file.suffix == ".parquet"]:
+            # Text that repeats itself is packed a hundred times smaller.
+            told = f"parquet_metadata({literal_list(parquet)})"
+            ((plain,),) = self._db.execute(f"select sum(total_uncompressed_size) from {told}").fetchall()
+            nbytes = max(nbytes, int(plain or 0))
+        ((rows,),) = self._db.execute(f"select count(*) from {self.relation}").fetchall()
+        return nbytes / max(1, int(rows))
 
     def _described(self) -> dict[str, str]:
         cursor = self._db.execute(f"select * from {self.relation} limit 0")
@@ -129,6 +137,11 @@ class Reader:
         for name in self.key:
             if name not in self.schema.names:
                 raise JobError(f"source.key: no column {name} in the source; {did_you_mean(name, self.schema.names)}")
+            if pa.types.is_nested(self.schema.field(name).type):
+                raise JobError(
+                    f"source.key: {name} holds lists or structs, by which no row is found again; name a column of "
+                    "single values, or make a text of it in a `sql:` source"
+                )
         for name in self.schema.names:
             if name.startswith("_row_") or name in ("_key", "_part", "_in_errors", "_run_id"):
                 # The results of another job carry these two; nobody else may have them.

@@ -12,7 +12,10 @@ from pipelines.look_words import ENDS
 from pipelines.report_charts import bars
 from pipelines.report_facts import HIDDEN, ReportFacts, report_facts
 from pipelines.report_parts import Safe, fact, figures, number, shown_value, table
+from pipelines.report_times import where_the_time_went
 
+SHORT = 60
+"""Characters of a value that needs no line of its own."""
 STYLE = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
 
 
@@ -29,6 +32,7 @@ def page(facts: ReportFacts, now: datetime) -> str:
         ("Figures", _figures(facts)),
         ("Steps", _steps(facts)),
         ("Over time", _over_time(facts, zone)),
+        ("Where the time went", where_the_time_went(facts.runs)),
         ("Errors", _errors(facts, zone)),
         ("Results", _samples(facts)),
         ("Columns", _columns(facts)),
@@ -93,20 +97,20 @@ def _steps(facts: ReportFacts) -> Safe | None:
     if not facts.steps:
         return None
     heads = (
-        "step", "endpoint", "provider", "model", "requests", "failed", "tokens in", "tokens out", "cost", "median",
+        "step", "endpoint", "model (provider)", "requests", "failed", "tokens in", "tokens out", "cost", "median",
         "95 %", "99 %",
     )  # fmt: skip
     rows = [
         (
-            step["step"], step["endpoint"], step["provider"], step["model"],
-            *(fact(f"{name}.{step['step']}", step[name]) for name in ("requests", "failed", "input_tokens")),
-            step["output_tokens"],
-            "not known" if step["cost_usd"] is None else money(step["cost_usd"]),
-            *(_milliseconds(step[name]) for name in ("p50", "p95", "p99")),
+            step["step"], step["endpoint"], f"{step['model']} ({step['provider']})",
+            *(fact(f"{name}.{whose}", step[name]) for name in ("requests", "failed", "input_tokens", "output_tokens")),
+            fact(f"cost_usd.{whose}", step["cost_usd"], money(step["cost_usd"])),
+            *(fact(f"{name}.{whose}", step[name], _milliseconds(step[name])) for name in ("p50", "p95", "p99")),
         )
         for step in facts.steps
+        for whose in (f"{step['step']}.{step['provider']}.{step['model']}",)
     ]  # fmt: skip
-    return table(heads, rows, "What each step asked, and how long answers took", frozenset(range(4, 12)))
+    return table(heads, rows, "What each step asked, and how long answers took", frozenset(range(3, 11)))
 
 
 def _over_time(facts: ReportFacts, zone: ZoneInfo) -> Safe | None:
@@ -115,22 +119,28 @@ def _over_time(facts: ReportFacts, zone: ZoneInfo) -> Safe | None:
         return None
     bucket = run["bucket_seconds"]
     rates = [count / bucket for count in run["counts"]]
-    digits = 1 if run["seconds"] < 20 else 0
+    digits = 2 if run["seconds"] < 2 else 1 if run["seconds"] < 20 else 0
+    took = f"{run['seconds']:.{digits}f} s" if run["seconds"] < 20 else duration(run["seconds"])
     ticks = [
         f"{place * bucket:.{digits}f} s" if run["seconds"] < 100 else duration(place * bucket)
         for place in range(len(rates))
     ]
     mean = run["requests"] / run["seconds"]
-    said = (
-        f"{run['requests']:,} requests in {duration(run['seconds'])}: {number(mean)} a second, "
-        f"{number(run['in_flight'])} in flight on average"
+    told = (
+        (fact("run.requests", run["requests"]), " requests in "),
+        (fact("run.seconds", run["seconds"], took), ": "),
+        (fact("run.requests_per_second", mean), " a second, "),
+        (fact("run.in_flight", run["in_flight"]), " in flight on average"),
     )
-    charts = _figure(bars(rates, ticks, "requests a second", f"Requests a second: {said}"), f"Last run, {said}")
+    caption = Safe("Last run, " + "".join(figure + words for figure, words in told))
+    summary = f"Requests a second, {number(mean)} on average, over {took}"
+    charts = _figure(bars(rates, ticks, "requests a second", summary), caption)
     if facts.latencies:
         counts = [count for *_, count in facts.latencies]
         names = [f"to {_milliseconds(most)}" for _, most, _ in facts.latencies]
-        drawn = bars([float(count) for count in counts], names, "requests", "How many requests took how long")
-        charts += _figure(drawn, "How many requests took how long, all runs")
+        summary = f"How many requests took how long: most of them {names[counts.index(max(counts))]}"
+        drawn = bars([float(count) for count in counts], names, "requests", summary)
+        charts += _figure(drawn, Safe("How many requests took how long, all runs"))
     return Safe(charts)
 
 
@@ -143,7 +153,7 @@ def _errors(facts: ReportFacts, zone: ZoneInfo) -> Safe:
             (
                 group["error_class"],
                 group["step"],
-                fact(f"errors.{group['error_class']}", group["rows"]),
+                fact(f"errors.{group['error_class']}.{group['step']}", group["rows"]),
                 Safe("<ul>" + "".join(f"<li>{escape(str(text))}</li>" for text in group["messages"]) + "</ul>"),
             )
             for group in facts.errors
@@ -156,7 +166,7 @@ def _errors(facts: ReportFacts, zone: ZoneInfo) -> Safe:
             (
                 one["error_class"],
                 one["http_status"],
-                one["requests"],
+                fact(f"exchange_errors.{one['error_class']}.{one['http_status']}", one["requests"]),
                 _moment(one["first"], zone),
                 _moment(one["last"], zone),
             )
@@ -173,40 +183,53 @@ def _samples(facts: ReportFacts) -> Safe | None:
     if not rows:
         return None
     made = "".join(
-        '<article class="row"><dl>'
-        + "".join(
-            f"<div><dt>{escape(name)}</dt><dd>{shown_value(facts.results, name, row[name])}</dd></div>"
-            for name in names
-        )
-        + "</dl></article>"
+        '<li class="row"><dl>'
+        + "".join(_value(name, shown_value(facts.results, name, row[name])) for name in names)
+        + "</dl></li>"
         for row in rows
     )
-    return Safe(f"<p>The first {len(rows):,} of {facts.totals['rows']:,} rows.</p>{made}")
+    return Safe(f'<p>The first {len(rows):,} of {facts.totals["rows"]:,} rows.</p><ol class="rows">{made}</ol>')
+
+
+def _value(name: str, shown: Safe) -> str:
+    """A column of a row; what is short stands beside others."""
+    short = len(shown) <= SHORT and "<figure" not in shown
+    return f"<div{'' if short else ' class=long'}><dt>{escape(name)}</dt><dd>{shown}</dd></div>"
 
 
 def _columns(facts: ReportFacts) -> Safe:
     rows = []
     for column in facts.columns:
-        span = ""
-        if column.get("least") is not None:
-            least, most = (number(v) if isinstance(v, float) else str(v) for v in (column["least"], column["most"]))
-            span = least if least == most else f"{least} – {most}"
-            span = f"{span} {column['unit']}".strip()
-        top = " · ".join(f"{str(text)[:40]} ({count:,})" for text, count in column.get("top", ()))
+        name, top = column["name"], ""
+        for text, count in column.get("top", ()):
+            counted = fact(f"top.{name}.{text}", count)
+            top += f"{' · ' if top else ''}{escape(str(text)[:40])} ({counted})"
         mean = column.get("mean")
         rows.append(
             (
-                column["name"],
+                name,
                 str(column["type"])[:40],
-                fact(f"nulls.{column['name']}", column["nulls"]),
-                fact(f"distinct.{column['name']}", column.get("distinct_values")),
-                span,
-                "" if mean is None else number(float(mean)),
-                top,
+                fact(f"nulls.{name}", column["nulls"]),
+                fact(f"distinct.{name}", column.get("distinct_values")),
+                _span(column),
+                "" if mean is None else fact(f"mean.{name}", float(mean)),
+                Safe(top),
             )
         )
     heads = ("column", "type", "nulls", "distinct", "from – to", "mean", "most frequent")
     return table(heads, rows, "What the results hold", frozenset({2, 3, 5}))
+
+
+def _span(column: Mapping[str, Any]) -> Safe:
+    """From the least to the most, with its unit."""
+    if column.get("least") is None:
+        return Safe("")
+    ends = [
+        fact(f"{end}.{column['name']}", value, number(value) if isinstance(value, float) else str(value))
+        for end, value in (("least", column["least"]), ("most", column["most"]))
+    ]
+    whole = ends[0] + (" – " + ends[1] if column["least"] != column["most"] else "")
+    return Safe(f"{whole} {column['unit']}".strip())
 
 
 def _runs(facts: ReportFacts, zone: ZoneInfo) -> Safe | None:
@@ -216,10 +239,8 @@ def _runs(facts: ReportFacts, zone: ZoneInfo) -> Safe | None:
         (
             _moment(run["started"], zone),
             "cut short" if run["exit_code"] is None else ENDS.get(run["exit_code"], str(run["exit_code"])),
-            run["rows_ok"],
-            run["rows_failed"],
-            run["requests"],
-            "not known" if run["cost_usd"] is None else money(run["cost_usd"]),
+            *(fact(f"runs.{run['run_id']}.{name}", run[name]) for name in ("rows_ok", "rows_failed", "requests")),
+            fact(f"runs.{run['run_id']}.cost_usd", run["cost_usd"], money(run["cost_usd"])),
             "" if run["seconds"] is None else duration(run["seconds"]),
             ", ".join(f"{audit['name']}: {'passed' if audit['passed'] else 'failed'}" for audit in run["audits"]),
         )
@@ -229,8 +250,8 @@ def _runs(facts: ReportFacts, zone: ZoneInfo) -> Safe | None:
     return table(heads, rows, f"The last {len(rows):,} runs", frozenset({2, 3, 4, 5, 6}))
 
 
-def _figure(drawn: str, caption: str) -> str:
-    return f'<figure class="chart">{drawn}<figcaption>{escape(caption)}</figcaption></figure>'
+def _figure(drawn: str, caption: Safe) -> str:
+    return f'<figure class="chart">{drawn}<figcaption>{caption}</figcaption></figure>'
 
 
 def _cost(name: str, cost: float | None, unpriced: int) -> Safe:
@@ -245,8 +266,9 @@ def _milliseconds(value: float | None) -> str:
     return f"{value:,.0f} ms" if value < 10_000 else f"{value / 1000:,.1f} s"
 
 
-def _moment(value: datetime, zone: ZoneInfo) -> str:
-    return value.astimezone(zone).strftime("%Y-%m-%d %H:%M %Z")
+def _moment(value: datetime, zone: ZoneInfo) -> Safe:
+    local = value.astimezone(zone)
+    return Safe(f'<time datetime="{local.isoformat(timespec="seconds")}">{local:%Y-%m-%d %H:%M %Z}</time>')
 
 
 def _anchor(title: str) -> str:

@@ -8,7 +8,7 @@ HEIGHT = 180
 LEFT = 62
 BOTTOM = 26
 TOP = 16
-WIDEST = 90.0
+WIDEST = 130.0
 FEW = 5
 """So many columns are all labelled."""
 
@@ -53,10 +53,10 @@ def short(value: float) -> str:
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 5, 10, 20 … ."""
+    """The next of 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15 … ."""
     size = 1.0
     while size * 10 <= value:
         size *= 10
     while size > value * 10:
         size /= 10
-    return next(size * step for step in (1, 2, 5, 10) if size * step >= value)
+    return next(size * step for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if size * step >= value)

@@ -210,6 +210,7 @@ def _runs(results: Results) -> list[Facts]:
                 "requests": requests,
                 "cost_usd": None if unpriced else usd(cost or 0),
                 "audits": last.get("audits") or (),
+                "times": last.get("times"),
             }
         )
     return told

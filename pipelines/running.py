@@ -51,9 +51,10 @@ async def _keep_noting(file: Path, job: str, run_id: str, watch: Watch) -> None:
     try:
         while True:
             told = {"job": job, "run_id": run_id, "began": began, "seconds": round(watch.tally.seconds, 1)}
+            told["bound_by"] = None if watch.clock is None else watch.clock.facts()["bound_by"]
             # What others may look at is no reason for a run to end: a full disk is told by the ledger.
             with contextlib.suppress(OSError):
-                write_whole(file, orjson.dumps({**told, **facts(watch, pace.rate(watch))}))
+                write_whole(file, orjson.dumps({**told, **facts(watch, pace.speed(watch))}))
             await asyncio.sleep(EVERY)
     finally:
         _forget(file)

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import secrets
 import time
@@ -36,20 +37,41 @@ class OpenRun:
 @contextlib.contextmanager
 def job_lock(state: Path, job: str) -> Iterator[None]:
     """Held while a run of the job is under way; the system lets go of it when the process dies."""
-    folder = state / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{job}.lock"
+    with _held(state / "locks" / f"{job}.lock", f"{os.getpid()}") as holder:
+        if holder is not None:
+            raise Locked(
+                f"{job}: another run of this job is under way (process {holder}); "
+                "wait for its end, or look at it with: rowmill status"
+            )
+        yield
+
+
+@contextlib.contextmanager
+def sink_lock(state: Path, place: str, job: str) -> Iterator[None]:
+    """Held, in the same way, while the job writes to the sink at that place: two jobs would take each other's rows for
+    their own."""
+    name = hashlib.blake2b(place.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    with _held(state / "locks" / "sinks" / f"{name}.lock", f"job {job}, process {os.getpid()}") as holder:
+        if holder is not None:
+            raise Locked(
+                f"{job}: another job is writing to the same sink, {place} ({holder}); wait for its end, and give each "
+                "job a sink of its own"
+            )
+        yield
+
+
+@contextlib.contextmanager
+def _held(path: Path, told: str) -> Iterator[str | None]:
+    """None while this process holds the lock, which says what is `told`; or what its holder told."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         if not _taken(descriptor):
-            holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
-            raise Locked(
-                f"{job}: another run of this job is under way (process {holder or 'unknown'}); "
-                "wait for its end, or look at it with: rowmill status"
-            )
+            yield os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "unknown"
+            return
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
+        os.pwrite(descriptor, told.encode(), 0)
+        yield None
     finally:
         os.close(descriptor)
 

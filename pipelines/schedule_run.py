@@ -13,7 +13,7 @@ from typing import Any, Literal
 import orjson
 
 from pipelines.log_lines import Level, log_line
-from pipelines.own_command import rowmill_command
+from pipelines.own_command import lifeline, rowmill_command, rowmill_environment
 from pipelines.schedule import Memory, Roster, Scheduler, Start, seconds_until_next
 
 LONGEST_SLEEP = 30.0
@@ -39,6 +39,8 @@ class Shift:
     _moved: asyncio.Event = field(default_factory=asyncio.Event)
     _stopping: bool = False
     _cut_short: bool = False
+    _stdin: int = -1
+    """Of the started jobs."""
 
     def __post_init__(self) -> None:
         self._scheduler = Scheduler(self.parallel, self._skipped)
@@ -47,6 +49,10 @@ class Shift:
     async def keep(self, once: bool = False) -> int:
         """Run due jobs until a signal says stop, or `once`: those that are due now. 130 where the stop cut a job short,
         else 0."""
+        with lifeline() as self._stdin:
+            return await self._keep(once)
+
+    async def _keep(self, once: bool) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop, number)
@@ -97,7 +103,12 @@ class Shift:
         arguments = ["run", str(start.job.path), "--json"] + (["--log", "json"] if self.log == "json" else ["--quiet"])
         # A session of its own: a Ctrl-C of the terminal must reach it once, from us.
         process = await asyncio.create_subprocess_exec(
-            *self.command, *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, start_new_session=True
+            *self.command,
+            *arguments,
+            stdin=self._stdin,
+            stdout=PIPE,
+            env=rowmill_environment(),
+            start_new_session=True,
         )
         self._processes[process.pid] = process
         due = start.due.isoformat(timespec="minutes")

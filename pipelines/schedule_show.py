@@ -9,6 +9,7 @@ import orjson
 
 from connectors.ledger_file import open_ledger_file
 from connectors.prices import usd
+from pipelines.looks import COST
 from pipelines.runs import running
 from pipelines.schedule import Memory, Scheduled, next_due
 
@@ -46,7 +47,7 @@ def _runs(job: Scheduled, last: int) -> list[dict[str, object]]:
     if path.exists():
         with closing(open_ledger_file(path)) as db:
             found = db.execute(
-                "select run_id, started_at, ended_at, exit_code, stopped, report, (select sum(e.cost) from exchanges e "
+                f"select run_id, started_at, ended_at, exit_code, stopped, report, (select {COST} from exchanges e "
                 "join legs l on l.id = e.leg where l.run_id = r.run_id) from runs r where job = ? "
                 "order by started_at desc limit ?",
                 (job.name, last),

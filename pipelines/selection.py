@@ -101,10 +101,12 @@ class Selection:
             return
         db, names = self.reader.cursor(), quoted_list(key)
         nulls = " or ".join(f"{quoted(name)} is null" for name in key)
+        # As the tables will have them: of moments, microseconds.
+        written = ", ".join(f"{self.reader.column(name)} as {quoted(name)}" for name in key)
+        chosen = f"(select {written} from {self.reader.chosen()})"
         try:
             counted = db.execute(
-                f"select count(*) filter ({nulls}), count(*), count(distinct {key_text(key)}) from "
-                f"{self.reader.chosen()}"
+                f"select count(*) filter ({nulls}), count(*), count(distinct {key_text(key)}) from {chosen}"
             ).fetchone()
         except duckdb.Error as exc:
             raise DataError(f"source: {first_line(exc)}; mend the data, or leave the row out by `where`") from exc
@@ -116,7 +118,7 @@ class Selection:
             )
         if counted[1] != counted[2]:
             twice = db.execute(
-                f"select {key_text(key)}, count(*) from {self.reader.chosen()} group by {names} having count(*) > 1 "
+                f"select {key_text(key)}, count(*) from {chosen} group by {names} having count(*) > 1 "
                 "order by 2 desc, 1 limit 1"
             ).fetchone()
             assert twice is not None
@@ -163,10 +165,14 @@ class Selection:
         """One pass over the rows; those that are `retried` do not count as failed before."""
         tests = {name: f"_status = {literal(name)}" for name in _STATUSES}
         tests["failed"] += f" and not {_is_one_of('_class', retried)}"
-        counted = self.reader.cursor().execute(
-            f"select count(*), {', '.join(f'count(*) filter ({test})' for test in tests.values())} "
-            f"from {self._standing([])}"
-        )
+        counting = ", ".join(f"count(*) filter ({test})" for test in tests.values())
+        try:
+            counted = self.reader.cursor().execute(f"select count(*), {counting} from {self._standing([])}")
+        except duckdb.OutOfMemoryException as exc:
+            raise DataError(
+                f"source: {first_line(exc)}; its rows take {self.reader.row_bytes / 1e6:.1f} MB each: write the file "
+                "again with fewer rows in a row group"
+            ) from exc
         row = counted.fetchone()
         assert row is not None
         return Counts(*row)
@@ -190,6 +196,13 @@ class Selection:
         names = quoted_list(self.key_schema.names)
         there = " union ".join(f"select {names}, _key from read_parquet({literal(self._table(t))})" for t in _TABLES)
         return self._keys(f"select {names} from ({there}) anti join {self._keyed([])} using (_key)")
+
+    def left(self) -> int:
+        """How many rows of the sink's results have a key that no selected row has."""
+        there = f"read_parquet({literal(self._table('seen'))})"
+        query = f"select count(*) from {there} anti join {self._keyed([])} using (_key)"
+        ((count,),) = self.reader.cursor().execute(query).fetchall()
+        return int(count)
 
     def settled_errors(self) -> pa.Table:
         """The keys in the errors table whose row has its result."""

@@ -4,10 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from connectors.errors import JobError
+from connectors.errors import JobError, Stopped
 from connectors.prices import usd
+from pipelines.amounts import hanging
 from pipelines.job_run import Ended
 from pipelines.yaml_lines import read_yaml
+
+WIDTH = 80
+"""Columns of the closing words, where a line can be broken."""
 
 FIELDS = (
     "job",
@@ -31,7 +35,7 @@ FIELDS = (
 
 def summary(job: str, run_id: str, ended: Ended, tables: Mapping[str, str]) -> dict[str, Any]:
     """What became of an invocation; cost_usd is null where an exchange's price is not known, `steps` is there for
-    several."""
+    several, `times` where the senders were in this process."""
     tally = ended.tally
     steps = [
         {"step": name, "requests": step.exchanges, "cost_usd": None if tally.unpriced else usd(step.cost)}
@@ -55,12 +59,22 @@ def summary(job: str, run_id: str, ended: Ended, tables: Mapping[str, str]) -> d
         "exit_code": ended.exit_code,
         "tables": dict(tables),
         **({"steps": steps} if len(steps) > 1 else {}),
+        **({} if ended.times is None else {"times": dict(ended.times)}),
     }
 
 
+class StoppedEarly(Stopped):
+    """Stopped before the rows set out."""
+
+    def __init__(self, message: str, told: dict[str, Any]) -> None:
+        """`told`: what of the `--json` object is known all the same."""
+        super().__init__(message)
+        self.told = told
+
+
 def for_programs(told: Mapping[str, Any]) -> dict[str, Any]:
-    """The object of `--json`: without the steps, which are for the closing words."""
-    return {name: value for name, value in told.items() if name != "steps"}
+    """The object of `--json`: without the steps and times, which are for the closing words and the report."""
+    return {name: value for name, value in told.items() if name not in ("steps", "times")}
 
 
 def nothing_done(job: str | None, exit_code: int, stopped: str | None) -> dict[str, Any]:
@@ -100,6 +114,8 @@ def in_words(told: Mapping[str, Any], path: str) -> str:
         for step in told.get("steps") or ():
             paid = "" if step["cost_usd"] is None else f", ${step['cost_usd']:.6f}"
             lines.append(f"    {step['step']}: {_count(step['requests'], 'request')}{paid}")
+    if bound := (told.get("times") or {}).get("bound_by"):
+        lines += hanging(f"bound by: {bound}", 2, WIDTH)
     for audit in told.get("audits") or ():
         lines.append(f"  audit {'passed' if audit['passed'] else 'FAILED'}: {audit['name']}")
     if told["stopped"] is not None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from connectors.exchange import Request, Usage
+from connectors.ledger import Settled
 
 
 @dataclass(slots=True)
@@ -23,6 +24,8 @@ class StepTally:
     failed: int = 0
     """The part of both that goes no further."""
     cost: int = 0
+    busy: float = 0.0
+    """Seconds that senders were taken up by its exchanges, from asking for an allowance to the answer in the ledger."""
     a_row: float = 1.0
     """Exchanges for one row, as long as none has told it."""
 
@@ -48,6 +51,25 @@ class StepTally:
         """Rows that needed no exchange."""
         self.passed += rows
         self.failed += rows if failed else 0
+
+
+@dataclass(slots=True)
+class Times:
+    """Where the senders' time went: seconds, added up over all of them."""
+
+    limits: float = 0.0
+    """Waiting for allowances."""
+    network: float = 0.0
+    """From sending a request to the end of its reply."""
+    beside: float = 0.0
+    """The rest of an exchange: noting and settling it in the ledger, and waiting for the loop's turn."""
+
+    def add(self, waited: float, exchange: float, ended: Settled | None) -> None:
+        """One request waited for its allowances, then for its exchange."""
+        network = 0.0 if ended is None or ended.latency_ms is None else ended.latency_ms / 1000
+        self.limits += waited
+        self.network += network
+        self.beside += exchange - network
 
 
 @dataclass(slots=True)
@@ -82,6 +104,9 @@ class Tally:
     """Rows that were done or had failed before anything was sent."""
     steps: dict[str, StepTally] = field(default_factory=dict)
     """By name, in the order of the job."""
+    sized: set[bytes] = field(default_factory=set)
+    """Requests that were sent before the rows set out, to learn how long vectors are."""
+    times: Times = field(default_factory=Times)
 
     def count(self, step: str, usage: Usage, cost: int | None) -> None:
         """What an exchange of a step used and cost; None: not known."""
@@ -100,6 +125,11 @@ class Tally:
             return None
         words = f"failed_share: {self.settled_failed} of {self.settled} rows failed"
         return f"{words}, more than limits.failed_share {share} allows"
+
+    def took(self, step: str, waited: float, exchange: float, ended: Settled | None) -> None:
+        """An exchange of a step waited so long for its allowances, then took so long."""
+        self.times.add(waited, exchange, ended)
+        self.steps[step].busy += waited + exchange
 
     @property
     def rows_left(self) -> int:

@@ -13,15 +13,15 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from connectors.ledger import Settled
+from connectors.ledger import Settled, now_us
 from connectors.prices import usd
-from pipelines.packs import Lane
+from pipelines.packs import Asking, BatchStage
 from pipelines.prepare import ReadyJob
 from pipelines.watch import Watch
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Meter
-    from opentelemetry.trace import Tracer
+    from opentelemetry.trace import Span, Tracer
 
 Follow = Callable[[Watch], Awaitable[None]]
 
@@ -34,8 +34,9 @@ ASKED_BY = (
 """Variables of which one is enough."""
 
 SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+HOURS = (1, 10, 60, 300, 900, 1800, 3600, 7200, 14_400, 28_800, 43_200, 86_400)
 TOKENS = tuple(4**power for power in range(14))
-"""Bounds of the histograms, as the conventions advise."""
+"""Bounds of the histograms, as the conventions advise; HOURS in seconds, for a batch's stages."""
 
 EVERY = 1.0
 """Seconds between two looks at the rows."""
@@ -102,6 +103,13 @@ class Telemetry:
         self._rows = meter.create_counter("rowmill.rows", "{row}", "Rows that were finished")
         self._requests = meter.create_counter("rowmill.requests", "{request}", "HTTP exchanges")
         self._cost = meter.create_counter("rowmill.cost", "USD", "What exchanges cost, where the price is known")
+        self._stage = histogram(
+            "rowmill.batch.stage.duration",
+            "s",
+            "Time that a stage of a batch took",
+            explicit_bucket_boundaries_advisory=[float(bound) for bound in HOURS],
+        )
+        self._batches: dict[str, Span] = {}
 
     def following(self, onward: Follow) -> Follow:
         """Observe the run that `onward` follows as well."""
@@ -113,11 +121,11 @@ class Telemetry:
 
         return follow
 
-    def waited(self, lane: Lane, seconds: float) -> None:
+    def waited(self, lane: Asking, seconds: float) -> None:
         """A request has waited so long for its allowance."""
         self._wait.record(seconds, self._attributes(lane))
 
-    def settled(self, lane: Lane, ended: Settled) -> None:
+    def settled(self, lane: Asking, ended: Settled) -> None:
         """An exchange is in the ledger."""
         from opentelemetry.trace import SpanKind, Status, StatusCode
 
@@ -158,13 +166,47 @@ class Telemetry:
         if ended.error_class is not None:
             # The class only: a provider's words may repeat what a row held.
             span.set_status(Status(StatusCode.ERROR, ended.error_class))
-        span.end(ended.started_at * 1000 + round((ended.latency_ms or 0) * 1e6))
+        # A line of a batch tells no latency: it is over when it is fetched.
+        took = ended.latency_ms
+        span.end(now_us() * 1000 if took is None else ended.started_at * 1000 + round(took * 1e6))
+
+    def batch(self, lane: Asking, stage: BatchStage) -> None:
+        """A batch has gone through a stage: a span below that of the batch, which begins where it was noted."""
+        from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
+
+        attributes = self._attributes(lane)
+        failed = {} if stage.error is None else {"error.type": stage.error}
+        now = now_us()
+        self._stage.record((now - stage.began_at) / 1e6, {**attributes, "rowmill.batch.stage": stage.name, **failed})
+        whole = self._batches.get(stage.mark)
+        if whole is None:
+            facts = {**attributes, "rowmill.batch": stage.mark, "rowmill.batch.lines": stage.lines}
+            whole = self._tracer.start_span("batch", self._context, attributes=facts, start_time=stage.noted_at * 1000)
+            self._batches[stage.mark] = whole
+        span = self._tracer.start_span(
+            f"batch {stage.name}",
+            set_span_in_context(whole),
+            SpanKind.CLIENT,
+            {**attributes, "rowmill.batch": stage.mark, **failed},
+            start_time=stage.began_at * 1000,
+        )
+        if stage.error is not None:
+            span.set_status(Status(StatusCode.ERROR, stage.error))
+        span.end(now * 1000)
+        for name, value in (("id", stage.batch_id), ("status", stage.status)):
+            if value is not None:
+                whole.set_attribute(f"rowmill.batch.{name}", value)
+        if stage.name == "clean":
+            self._batches.pop(stage.mark).end(now * 1000)
 
     def ended(self, told: Mapping[str, Any] | None) -> None:
         """The run is over; `told`: its report, None where it broke off with a mistake."""
         from opentelemetry.trace import Status, StatusCode
 
         self._count_rows()
+        for left in self._batches.values():
+            # It goes on at the provider, or was broken off here.
+            left.end()
         facts = ("exit_code", "rows", "rows_ok", "rows_failed", "rows_left", "requests", "cost_usd")
         for name in facts if told is not None else ():
             if told is not None and told[name] is not None:
@@ -174,7 +216,7 @@ class Telemetry:
         self._span.end()
         self._close()
 
-    def _attributes(self, lane: Lane) -> dict[str, Any]:
+    def _attributes(self, lane: Asking) -> dict[str, Any]:
         endpoint, model = self._models[lane.step]
         url = urlsplit(lane.provider.base_url)
         host = url.hostname or ""

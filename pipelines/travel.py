@@ -18,6 +18,10 @@ from pipelines.row_files import with_media, write_files
 
 CHUNK_ROWS = 512
 """Rows that travel together."""
+FILE_ROWS = 16
+"""The same where answers are files: all of a chunk's are in memory until the last one has come."""
+ANSWERED_BY_FILES = frozenset({"speech", "image_generation", "image_edit", "image_variation"})
+"""The endpoints whose answers are files."""
 OPEN_ROWS = 32_768
 """Rows under way at most, however few requests they make."""
 LOOKING = 3
@@ -114,6 +118,8 @@ class Travel:
         place of the one that is there. `files`: the folder of the files that answers hold."""
         self._steps = steps
         self._fanout = fanout
+        for step in steps:
+            fanout.parked.meet(step.lane)
         self._run_id = run_id
         self._finished = finished
         self._retrying = retrying
@@ -213,14 +219,15 @@ class Travel:
         while wanted:
             wave = await self._fanout.ask(asked.lane, [request for request, _ in wanted.values()], self._usable(asked))
             self._has_set_out(chunk)
-            await self._dawdle(wave)
+            await self._dawdle(wave, any(landing.done))
             if wave.missing and self._fanout.stopped is None:
                 late = sorted(row for mark in wave.missing for row in wanted[mark][1])
                 for row in late:
                     chunk.asked[row] = True
                 self.open_rows += len(late)
                 self._spawn(chunk.take(late))
-            wanted = await self._read(chunk, step, asked, wanted, wave.outcomes, landing)
+            # A copy: what comes late goes on landing in the wave, and its rows are a chunk of their own by now.
+            wanted = await self._read(chunk, step, asked, wanted, dict(wave.outcomes), landing)
         return landing
 
     async def _rendered(self, chunk: Chunk, step: Step, landing: Landing) -> dict[bytes, tuple[Request, list[int]]]:
@@ -262,14 +269,15 @@ class Travel:
 
         return made_a_result if self._retrying else lambda answer: True
 
-    async def _dawdle(self, wave: Wave) -> None:
-        """Wait for the wave; no longer for its last few where the senders would run dry."""
+    async def _dawdle(self, wave: Wave, others: bool) -> None:
+        """Wait for the wave; no longer for its last few, or for all of it where other rows could go on (`others`), when
+        the senders would run dry."""
         size = len(wave.missing)
         while not wave.landed.is_set():
             try:
                 await asyncio.wait_for(wave.landed.wait(), SPLIT_AFTER)
             except TimeoutError:
-                if self._fanout.hungry and 0 < len(wave.missing) < size:
+                if self._fanout.hungry and wave.missing and (others or len(wave.missing) < size):
                     return
 
     async def _read(

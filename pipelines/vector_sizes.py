@@ -53,12 +53,13 @@ def seen_in_sink(ready: ReadyJob, ledger: Ledger) -> None:
             ready.sink.detach(db)
 
 
-async def ask_sizes(ready: ReadyJob, ledger: Ledger, run: OpenRun) -> Tally:
+async def ask_sizes(ready: ReadyJob, ledger: Ledger, run: OpenRun, tally: Tally) -> None:
     """Ask each step's provider for one vector, that of the first row where that is possible: it is kept, and paid once.
 
-    Stopped where no vector comes.
+    Counted in `tally`. Stopped where no vector comes.
     """
-    job, tally = ready.job, Tally(steps={step.model.name: StepTally() for step in ready.steps})
+    job = ready.job
+    tally.steps = {step.model.name: StepTally() for step in ready.steps}
     said = ready.workspace.budget
     transport = HttpTransport(Timeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total), 1)
     fanout = FanOut(
@@ -77,24 +78,24 @@ async def ask_sizes(ready: ReadyJob, ledger: Ledger, run: OpenRun) -> Tally:
     try:
         for step, lane in zip(ready.steps, lanes, strict=True):
             if step.endpoint.unsized:
-                size = await _size(fanout, lane, itertools.islice(_requests(ready, step), MOST))
+                size = await _size(fanout, lane, itertools.islice(_requests(ready, step), MOST), tally.sized)
                 if size is not None:
                     _note(ledger, step, size)
     finally:
         await fanout.close(0)
         await transport.close()
-    return tally
 
 
-async def _size(fanout: FanOut, lane: Step, requests: Iterable[Request]) -> int | None:
+async def _size(fanout: FanOut, lane: Step, requests: Iterable[Request], sized: set[bytes]) -> int | None:
     """The length of the first vector that comes; None where there is no request. A row that is refused for a reason of
-    its own will stand in errors, and the next one is asked."""
+    its own will stand in errors, and the next one is asked. `sized` gets the request that was sent for it."""
     why: str | None = None
     for request in requests:
         wave = await fanout.ask(lane.lane, [request], lambda answer: True)
         await wave.landed.wait()
         outcome = wave.outcomes.get(request.fingerprint)
         if outcome is not None and outcome.answer is not None:
+            sized |= {request.fingerprint} if outcome.sent else set()
             return len(outcome.answer) // 4
         why = fanout.stopped if outcome is None or outcome.error is None else outcome.error.message
         if outcome is None or outcome.error is None or outcome.error.error_class not in OWN_CLASSES:

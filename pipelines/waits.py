@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from connectors.exchange import Reply, RowError
 from connectors.ledger import now_us
-from connectors.limiter import Allowance
+from connectors.limiter import FIRST_REFUSAL, Allowance
 from connectors.replies import rate_limits, retry_after
 from connectors.transport import RequestError
 from pipelines.packs import Lane, Pack, Tries
@@ -32,7 +32,8 @@ def wait_after(
     pause = None if reply is None else retry_after(reply.headers, now_us() / 1e6)
     if error.error_class == "rate_limit":
         own.refused(permit, pause)
-        return 0.0
+        # Where nobody is held, as the pace is not the reason, this one alone waits.
+        return 0.0 if own.held_for else FIRST_REFUSAL
     no_server = failure is not None and error.error_class == "connection" and not failure.billable
     if own.failed(permit, no_server):
         return 0.0

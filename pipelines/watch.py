@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from connectors.limiter import Allowance
+from pipelines.bounds import RunClock
 from pipelines.packs import Sending
 from pipelines.purse import Purse
 from pipelines.tally import Tally
@@ -18,6 +19,8 @@ class Watch:
     allowances: Mapping[str, Allowance]
     """By provider."""
     purse: Purse
+    clock: RunClock | None = None
+    """None where the senders are elsewhere."""
 
     def held(self) -> str | None:
         """What makes the run wait, and for how long where that is known; None where nothing does."""

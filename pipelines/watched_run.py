@@ -12,7 +12,7 @@ from html import escape
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -84,6 +84,7 @@ async def run(
     delivery: str | None = None,
     changes: Mapping[str, Any] | None = None,
     new_run: bool = False,
+    schema_change: Literal["cast", "backfill"] | None = None,
 ) -> RunReport:
     """`rowmill run JOB` with its flags, `await`ed in a cell; `changes` are those of `--set`, key path -> value.
 
@@ -95,6 +96,7 @@ async def run(
     overrides = Overrides(assignments, limit, provider, None if sink is None else str(sink), budget_usd, delivery)
     path = Path(job)
     flags = [*overrides.flags(), *(["--new-run"] if new_run else []), "--json", "--quiet"]
+    flags += [f"--schema-change={schema_change}"] if schema_change is not None else []
     shown = _Shown(path)
     process = await asyncio.create_subprocess_exec(
         *_COMMAND,

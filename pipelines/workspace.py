@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -186,15 +186,22 @@ class Workspace:
     def provider_names(self) -> tuple[str, ...]:
         return tuple(sorted({*self.said.providers, "openai", LOCAL}))
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What is allowed and yet perhaps not meant, one line each."""
-        return tuple(
-            f"{self.places.at(('providers', name, 'base_url'))}: http without encryption to another machine"
-            f"{', the key goes with it' if entry.api_key_env else ''}; write https where the server offers it"
+    def warnings(self, asked: Iterable[str]) -> tuple[str, ...]:
+        """What is allowed and yet perhaps not meant, one line each; `asked`: the providers that a job's steps name."""
+        wide = "http without encryption to another machine"
+        advice = "write https where the server offers it"
+        found = [
+            f"{self.places.at(('providers', name, 'base_url'))}: {wide}"
+            f"{', the key goes with it' if entry.api_key_env else ''}; {advice}"
             for name, entry in self.said.providers.items()
             if entry.base_url is not None and unencrypted(entry.base_url)
-        )
+        ]
+        members = {member for name in asked for member in self.pools.get(name, (name,))}
+        if "openai" in members and "openai" not in self.said.providers:
+            url = os.environ.get("OPENAI_BASE_URL", "").strip()
+            if unencrypted(url):
+                found.append(f"OPENAI_BASE_URL: {wide}, the key goes with it; {advice}")
+        return tuple(found)
 
     def provider(self, name: str, where: str | None = None) -> Provider:
         """The provider with its key; JobError, placed by `where`, if there is none or its variable is not set.

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,6 +137,30 @@ async def test_requests_in_flight_stay_in_use_until_they_end(tmp_path: Path, hol
     second.renew()
     taken = [await second.allowance.take(1) for _ in range(3)]
     assert first.allowance.in_flight + len(taken) <= 6
+
+
+def test_a_wait_that_one_process_was_asked_for_holds_the_others_too(tmp_path: Path, holders: list[Holder]) -> None:
+    holders.append(Holder(tmp_path))
+    holders.append(Holder(tmp_path))
+    first, second = holders
+    first.allowance.refused(1, 30.0)
+    first.renew()
+    second.renew()
+    assert 29 < second.allowance.held_for <= 30
+    assert second.allowance.found_per_minute is None
+    holders.append(Holder(tmp_path))
+    assert 29 < holders[2].allowance.held_for <= 30
+
+
+def test_a_hold_that_goes_from_one_to_the_other_becomes_no_longer(tmp_path: Path, holders: list[Holder]) -> None:
+    holders.append(Holder(tmp_path))
+    holders.append(Holder(tmp_path))
+    holders[0].allowance.refused(1, 1.0)
+    end = time.monotonic() + 1.0
+    for _ in range(50):
+        for holder in holders:
+            holder.renew()
+    assert all(time.monotonic() + holder.allowance.held_for <= end + 0.25 for holder in holders)
 
 
 async def test_a_process_with_no_limits_waits_for_nothing(tmp_path: Path) -> None:

@@ -22,7 +22,20 @@ from connectors.local.batch_lines import Checked, check_lines, fault
 from connectors.local.checks import Check, check_fields, metadata, nullable, one_of, refuse, string, whole
 from connectors.local.files import EXPIRY, query_of
 from connectors.local.forms import number
-from connectors.local.store import add_file, all_of, content_of, find, keep, new_id, page
+from connectors.local.store import (
+    add_file,
+    all_of,
+    ask_to_cancel,
+    cancel_asked_at,
+    claim,
+    content_of,
+    delete_file,
+    find,
+    keep,
+    new_id,
+    page,
+    there,
+)
 
 HANDLERS: Mapping[str, Handler] = {
     f"/v1{route.path}": route.handler
@@ -94,7 +107,7 @@ async def create(incoming: Incoming) -> web.StreamResponse:
     if source["purpose"] != "batch":
         message = f"Invalid 'input_file_id': the file's purpose must be 'batch', but it is '{source['purpose']}'."
         raise refuse("input_file_id", message, "invalid_file_purpose")
-    batch_id = new_id(state, "batch_", body)
+    batch_id = new_id(state, "batch", "batch_", body)
     created = int(time.time())
     batch: dict[str, Any] = {
         "id": batch_id,
@@ -117,8 +130,7 @@ async def create(incoming: Incoming) -> web.StreamResponse:
     if "output_expires_after" in body:
         batch["output_expires_after"] = body["output_expires_after"]
     keep(state, batch)
-    _begin(incoming, batch)
-    return json_answer(batch)
+    return json_answer(_tended(incoming, batch_id))
 
 
 async def list_batches(incoming: Incoming) -> web.StreamResponse:
@@ -126,37 +138,56 @@ async def list_batches(incoming: Incoming) -> web.StreamResponse:
     asked = query_of(incoming, _QUERY)
     found = await asyncio.to_thread(all_of, incoming.state, "batch")
     for batch in found:
-        _begin(incoming, batch)
+        if batch["status"] not in FINAL:
+            _tended(incoming, batch["id"])
     return json_answer(page(found[::-1], asked.get("after"), asked.get("limit", 20)))
 
 
 async def show(incoming: Incoming) -> web.StreamResponse:
     """One batch as it is now."""
-    batch = find(incoming.state, "batch", incoming.request.match_info["batch_id"])
-    _begin(incoming, batch)
-    return json_answer(batch)
+    return json_answer(_tended(incoming, incoming.request.match_info["batch_id"]))
 
 
 async def cancel(incoming: Incoming) -> web.StreamResponse:
     """Stop a batch; what is done of it stays."""
-    batch = find(incoming.state, "batch", incoming.request.match_info["batch_id"])
+    state = incoming.state
+    batch = _tended(incoming, incoming.request.match_info["batch_id"])
     if batch["status"] in FINAL or batch["status"] == "finalizing":
         message = f"Cannot cancel a batch with status '{batch['status']}'."
         raise ApiError(409, message, code="batch_not_cancellable", headers={"x-should-retry": "false"})
-    if batch["status"] != "cancelling":
-        _enter(incoming.state, batch, "cancelling")
-    _begin(incoming, batch)
+    if batch["status"] != "cancelling" and batch["id"] in state.tasks:
+        _enter(state, batch, "cancelling")
+    elif batch["status"] != "cancelling":
+        ask_to_cancel(state, batch["id"])
+        batch = find(state, "batch", batch["id"])
     return json_answer(batch)
 
 
-def _begin(incoming: Incoming, batch: dict[str, Any]) -> None:
-    """Work on a batch unless that is done or being done: a server that was ended left it as it was."""
-    state, batch_id = incoming.state, batch["id"]
+def _tended(incoming: Incoming, batch_id: str) -> dict[str, Any]:
+    """A batch as it is now, worked on unless that is done or being done: a server that was ended left it as it was."""
+    state = incoming.state
+    batch = find(state, "batch", batch_id)
     if batch["status"] in FINAL or batch_id in state.tasks:
-        return
-    task = asyncio.get_running_loop().create_task(_work(incoming, batch))
-    state.tasks[batch_id] = task
-    task.add_done_callback(lambda _: state.tasks.pop(batch_id))
+        return batch
+    lock = claim(state, batch_id)
+    if lock is None:
+        return batch
+    # Whoever worked on it until now may have come to its end.
+    batch = find(state, "batch", batch_id)
+    if batch["status"] in FINAL:
+        lock.close()
+        return batch
+    state.objects[batch_id] = batch
+    task = state.tasks[batch_id] = asyncio.get_running_loop().create_task(_work(incoming, batch))
+
+    def ended(task: asyncio.Task[None]) -> None:
+        del state.tasks[batch_id]
+        if state.folder is not None:
+            del state.objects[batch_id]
+        lock.close()
+
+    task.add_done_callback(ended)
+    return batch
 
 
 async def _work(incoming: Incoming, batch: dict[str, Any]) -> None:
@@ -168,6 +199,7 @@ async def _work(incoming: Incoming, batch: dict[str, Any]) -> None:
             batch["errors"] = {"object": "list", "data": list(checked.errors)}
             _enter(state, batch, "failed")
             return
+        batch["request_counts"]["total"] = len(checked.lines)
         _enter(state, batch, "in_progress")
     batch["request_counts"] = {"total": len(checked.lines), "completed": 0, "failed": 0}
     made = await _answered(incoming, batch, checked.lines, knobs)
@@ -189,14 +221,12 @@ def _checked(state: State, batch: dict[str, Any], knobs: Knobs) -> Checked:
     except ApiError as exc:
         return Checked(errors=(fault("invalid_input_file", str(exc), param="input_file_id"),))
     checked = check_lines(content, batch["endpoint"])
-    waiting = sum(
-        state.objects[other["input_file_id"]]["bytes"] // 4
+    others = (
+        there(state, "file", other["input_file_id"])
         for other in all_of(state, "batch")
-        if other["status"] not in FINAL
-        and other is not batch
-        and other["model"] == checked.model
-        and other["input_file_id"] in state.objects
+        if other["status"] not in FINAL and other["id"] != batch["id"] and other["model"] == checked.model
     )
+    waiting = sum(file["bytes"] // 4 for file in others if file is not None)
     if not checked.errors and waiting + len(content) // 4 > knobs.enqueued_tokens:
         message = (
             f"Enqueued token limit reached for {checked.model} in organization rowmill-local. Limit: "
@@ -216,6 +246,8 @@ async def _answered(incoming: Incoming, batch: dict[str, Any], lines: tuple[byte
         due = began + knobs.delay_s * (place + 1) / len(lines)
         for pause in _pauses(due):
             await asyncio.sleep(pause)
+            if batch["status"] != "cancelling" and cancel_asked_at(incoming.state, batch["id"]) is not None:
+                _enter(incoming.state, batch, "cancelling")
             if batch["status"] == "cancelling":
                 return made
         line = orjson.loads(raw)
@@ -274,11 +306,16 @@ def _add_usage(used: dict[str, int], usage: dict[str, Any]) -> None:
 
 def _hand_over(state: State, batch: dict[str, Any], made: Made) -> None:
     """Write the output and the error file, each only if there is something in it."""
+    names = {kind: f"{batch['id']}_{kind}.jsonl" for kind in ("output", "error")}
+    for left in all_of(state, "file"):
+        # A server that was ended in this very moment has written them before.
+        if left["filename"] in names.values():
+            delete_file(state, left["id"])
     expiry = batch.get("output_expires_after")
     seconds = expiry["seconds"] if expiry else None
     for name, lines in (("output", made.output), ("error", made.errors)):
         if lines.tell():
-            kept = add_file(state, f"{batch['id']}_{name}.jsonl", lines.getvalue(), "batch_output", seconds)
+            kept = add_file(state, names[name], lines.getvalue(), "batch_output", seconds)
             batch[f"{name}_file_id"] = kept["id"]
     used = made.used
     batch["usage"] = {

@@ -18,7 +18,6 @@ from connectors.local.api import ApiError, Handler, Incoming, Route, State, json
 from connectors.local.bodies import LARGEST, read_body
 from connectors.local.faults import BEFORE, FAULT, Faults, fail_before, spoil
 from connectors.local.limits import USED, Limits
-from connectors.local.store import recall
 
 ENDPOINTS = (chat, responses, embeddings, models, audio, images, files, batches)
 ROUTES: tuple[Route, ...] = tuple(route for module in ENDPOINTS for route in module.ROUTES)
@@ -61,7 +60,6 @@ class Provider:
         self._faults = Faults(options.faults, options.script, options.seed)
         self._limits = Limits(options.requests_per_minute, options.tokens_per_minute)
         self._state = State(folder=options.folder)
-        recall(self._state)
         self._numbers = itertools.count(1)
         self._name = secrets.token_hex(10)
 

@@ -18,7 +18,7 @@ from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.errors import DataError, JobError
 from connectors.media_objects import MediaObjects
 from connectors.parts import among, without_key
-from connectors.shapes import check_names, in_the_way, mismatch
+from connectors.shapes import check_names, in_the_way, kinds, mismatch
 from connectors.sql_text import literal_list, quoted
 from connectors.tables import failure_names, usage_schema
 
@@ -50,6 +50,9 @@ class DeltaSink(SinkModel):
     @property
     def identity(self) -> str:
         return object_store.normal(self.delta) if object_store.is_url(self.delta) else os.path.normpath(self.delta)
+
+    def place(self, workspace: Path) -> str:
+        return self.identity if object_store.is_url(self.delta) else os.path.realpath(workspace / self.delta)
 
     @property
     def files_prefix(self) -> str:
@@ -100,13 +103,22 @@ class DeltaTables:
             # A first build that was cut off leaves the empty table that it was to replace.
             return results is not None and (bool(results.file_uris()) or self._opened(f"{FRESH}results") is None)
 
-    def prepare(self, fresh: bool) -> None:
+    def check(self, fresh: bool) -> None:
         if not self._remote:
             for path in (Path(self._root), *Path(self._root).parents):
                 if path.exists():
                     if not path.is_dir():
                         raise in_the_way(self._name, path, "a file")
                     break
+        with self._told():
+            for table in TABLES:
+                found = self._opened(table)
+                if found is not None:
+                    self._check(table, found, columns=not (fresh and table != "usage"))
+
+    def prepare(self, fresh: bool) -> None:
+        self.check(fresh)
+        if not self._remote:
             self.files_folder.mkdir(parents=True, exist_ok=True)
         self._forget_fresh()
         self._building = FRESH if fresh else ""
@@ -115,11 +127,8 @@ class DeltaTables:
             for place in (f"{FRESH}results", f"{FRESH}errors") if fresh else ():
                 self._create(place)
             for table in TABLES:
-                found = self._opened(table)
-                if found is None:
+                if self._opened(table) is None:
                     self._create(table)
-                else:
-                    self._check(table, found, columns=not (fresh and table != "usage"))
 
     def results_sql(self) -> str:
         return f"(select *, 'results' as _part from {self._relation('results')})"
@@ -224,7 +233,7 @@ class DeltaTables:
             )
         there, made = delta_log.schema_of(found), self._schemas[table]
         if columns and not delta_types.same(there, made):
-            raise mismatch(self._name, table, _columns(there), _columns(made))
+            raise mismatch(self._name, f"its {table} have", kinds(there), kinds(made), table == "usage")
 
     def _relation(self, table: str) -> str:
         """The rows of a table's files; for a table without any, the columns alone."""
@@ -331,7 +340,3 @@ class DeltaTables:
             object_store.delete([one.url for one in object_store.listed(f"{self._root}/{FRESH}".rstrip("/"))])
         elif (fresh := Path(self._root, FRESH)).exists():
             shutil.rmtree(fresh)
-
-
-def _columns(schema: pa.Schema) -> dict[str, str]:
-    return {field.name: str(field.type) for field in schema}

@@ -45,6 +45,9 @@ class DuckdbSink(SinkModel):
     def identity(self) -> str:
         return f"{os.path.normpath(self.duckdb)}:{self.table}"
 
+    def place(self, workspace: Path) -> str:
+        return f"{os.path.realpath(workspace / self.duckdb)}:{self.table.lower()}"
+
     @property
     def files_prefix(self) -> str:
         return f"{Path(self.duckdb).stem}_{self.table}_files/"
@@ -93,7 +96,7 @@ class DuckdbTables:
             self.detach(db)
             return found
 
-    def prepare(self, fresh: bool) -> None:
+    def check(self, fresh: bool) -> None:
         if self._path.is_dir():
             raise in_the_way(self._name, self._path, "a folder")
         for parent in self._path.parents:
@@ -101,6 +104,21 @@ class DuckdbTables:
                 if not parent.is_dir():
                     raise in_the_way(self._name, parent, "a file")
                 break
+        if not self._path.exists():
+            return
+        with duckdb.connect() as db:
+            self.attach(db)
+            with self._told():
+                there = _tables(db, self._alias)
+                if ("rowmill", "layout") in there:
+                    self._check_layout(db)
+                for table, schema in self._schemas.items():
+                    if ("main", table.lower()) in there and not (fresh and table in self._rebuilt):
+                        self._check(db, table, schema)
+                self.detach(db)
+
+    def prepare(self, fresh: bool) -> None:
+        self.check(fresh)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._transaction() as db:
             self._prepare_layout(db)
@@ -110,8 +128,6 @@ class DuckdbTables:
             for table, schema in self._schemas.items():
                 if ("main", table.lower()) not in there:
                     _create(db, f"main.{quoted(table)}", schema)
-                elif not (fresh and table in self._rebuilt):
-                    self._check(db, table, schema)
             for table in self._rebuilt:
                 db.execute(f"drop table if exists {self._new(table)}")
                 if fresh:
@@ -200,25 +216,27 @@ class DuckdbTables:
     def _prepare_layout(self, db: duckdb.DuckDBPyConnection) -> None:
         db.execute("create schema if not exists rowmill")
         db.execute("create table if not exists rowmill.layout (version integer)")
-        found = db.execute("select version from rowmill.layout").fetchall()
-        if not found:
+        if not db.execute("select version from rowmill.layout").fetchall():
             db.execute("insert into rowmill.layout values (?)", [LAYOUT])
-        elif found != [(LAYOUT,)]:
-            raise DataError(
-                f"{self._name}: was written by another version of Rowmill (layout {found[0][0]}, this one knows "
-                f"{LAYOUT}); use that version, or write to another sink (--sink PATH)"
-            )
         db.execute(
             "create table if not exists rowmill.marks "
             "(table_name varchar, ledger varchar, writer bigint, first bigint, last bigint)"
         )
 
+    def _check_layout(self, db: duckdb.DuckDBPyConnection) -> None:
+        found = db.execute(f"select version from {self._alias}.rowmill.layout").fetchall()
+        if found and found != [(LAYOUT,)]:
+            raise DataError(
+                f"{self._name}: was written by another version of Rowmill (layout {found[0][0]}, this one knows "
+                f"{LAYOUT}); use that version, or write to another sink (--sink PATH)"
+            )
+
     def _check(self, db: duckdb.DuckDBPyConnection, table: str, schema: pa.Schema) -> None:
         db.register("made", schema.empty_table())
-        there, made = (_described(db, f"main.{quoted(table)}"), _described(db, "made"))
+        there, made = (_described(db, f"{self._alias}.main.{quoted(table)}"), _described(db, "made"))
         db.unregister("made")
         if list(there.items()) != list(made.items()):
-            raise mismatch(self._name, f"table {table}", there, made)
+            raise mismatch(self._name, f"its table {table} has", there, made, table not in self._rebuilt)
 
     def _delete(self, db: duckdb.DuckDBPyConnection, table: str, told: pa.Table, further: str = "true") -> int:
         """Delete the rows with these keys; null equals null."""

@@ -15,7 +15,7 @@ from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.merged_parts import EMPTY, covered, groups, marks_of, usage_part, write_merged
 from connectors.parquet_objects import ParquetObjects
 from connectors.parts import among, columns_of, facts_of, replaced_errors, without_rows, write_part, write_without
-from connectors.shapes import check_names, in_the_way, mismatch
+from connectors.shapes import check_names, in_the_way, kinds, mismatch
 from connectors.sql_text import literal_list
 from connectors.staging import Changes, Staging
 from connectors.tables import failure_names, usage_schema
@@ -39,6 +39,9 @@ class ParquetSink(SinkModel):
         return (
             object_store.normal(self.parquet) if object_store.is_url(self.parquet) else os.path.normpath(self.parquet)
         )
+
+    def place(self, workspace: Path) -> str:
+        return self.identity if object_store.is_url(self.parquet) else os.path.realpath(workspace / self.parquet)
 
     @property
     def files_prefix(self) -> str:
@@ -81,16 +84,20 @@ class ParquetFolder:
         # A first build that was cut off leaves the empty table that it was to replace.
         return bool(parts) and not self._staging.fresh.exists()
 
-    def prepare(self, fresh: bool) -> None:
+    def check(self, fresh: bool) -> None:
         for path in (self._folder, *self._folder.parents):
             if path.exists():
                 if not path.is_dir():
                     raise in_the_way(self._name, path, "a file")
                 break
+        if not self._staging.swapping:
+            for table in ("usage",) if fresh else TABLES:
+                self._check(table)
+
+    def prepare(self, fresh: bool) -> None:
         self._staging.recover()
         self._staging.forget_fresh()
-        for table in ("usage",) if fresh else TABLES:
-            self._check(table)
+        self.check(fresh)
         self.files_folder.mkdir(parents=True, exist_ok=True)
         self._building = f"{self._staging.fresh.relative_to(self._folder)}/" if fresh else ""
         with self._staging.together() as changes:
@@ -180,7 +187,7 @@ class ParquetFolder:
         for part in self._parts(table):
             there = facts_of(part)[1]
             if there != made:
-                raise mismatch(self._name, table, _columns(there), _columns(made))
+                raise mismatch(self._name, f"its {table} have", kinds(there), kinds(made), table == "usage")
 
     def _schema_there(self, table: str, place: str) -> pa.Schema:
         """The columns that a table's parts have: the job's, but for an old table that a fresh one will replace."""
@@ -218,10 +225,6 @@ class ParquetFolder:
                     _link(part, folder / part.name)
             for group in groups(small, PART_ROWS, PART_BYTES):
                 write_merged(group, folder, self._schemas[table], note=table == "usage")
-
-
-def _columns(schema: pa.Schema) -> dict[str, str]:
-    return {field.name: str(field.type) for field in schema}
 
 
 def _link(part: Path, target: Path) -> None:

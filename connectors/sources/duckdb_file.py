@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from connectors.contracts import Opened, SourceFacts, SourceModel
 from connectors.errors import DataError, JobError, did_you_mean
-from connectors.snapshot import kept, lock_down, query_connection
+from connectors.snapshot import AUTHORS_LIMIT, kept, lock_down, query_connection
 from connectors.sql_text import first_line, literal, quoted
 
 
@@ -36,7 +36,7 @@ class DuckdbSource(SourceModel):
 
     def connect(self, connection: DuckDBPyConnection, facts: SourceFacts) -> Opened:
         (path,) = self.paths(facts)
-        with query_connection(facts.scratch) as own:
+        with query_connection(facts.scratch, AUTHORS_LIMIT) as own:
             try:
                 own.execute(f"attach {literal(path)} as {quoted(path.stem)} (read_only, type duckdb)")
             except Error as exc:
@@ -50,6 +50,8 @@ class DuckdbSource(SourceModel):
             try:
                 return Opened(kept(own, query.strip().rstrip(";"), self._first(), facts.scratch))
             except Error as exc:
+                if self.query is None:
+                    raise DataError(f"source.table: {first_line(exc)}; mend it, or use `query:`") from exc
                 raise JobError(f"source.query: {first_line(exc)}; mend the query") from exc
 
     def _first(self) -> int | None:

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from connectors.contracts import Opened, SourceFacts, SourceModel
 from connectors.errors import JobError
-from connectors.snapshot import kept, lock_down, query_connection
+from connectors.snapshot import AUTHORS_LIMIT, kept, lock_down, query_connection
 from connectors.sql_paths import rooted
 from connectors.sql_text import first_line
 
@@ -23,7 +23,7 @@ class SqlSource(SourceModel):
 
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceFacts) -> Opened:
         query = self.sql.strip().rstrip(";")
-        with query_connection(facts.scratch) as own:
+        with query_connection(facts.scratch, AUTHORS_LIMIT) as own:
             query = rooted(own, query, facts.workspace, "source.sql")
             lock_down(own, [facts.workspace, *facts.roots, facts.scratch])
             try:

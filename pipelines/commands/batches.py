@@ -88,12 +88,15 @@ async def _first(api: "ProviderApi", limit: int) -> "list[Item]":
 
 
 def _row(batch: "Item") -> dict[str, object]:
-    told = ("endpoint", "created_at", "input_file_id", "output_file_id", "error_file_id")
+    told = {
+        "endpoint": "endpoint", "created_at": "created", "input_file_id": "input", "output_file_id": "output",
+        "error_file_id": "errors",
+    }  # fmt: skip
     return {
         "id": batch.get("id"),
         "status": batch.get("status"),
         "answered": _counts(batch),
-        **{name: since_1970(name, batch.get(name)) for name in told},
+        **{head: since_1970(name, batch.get(name)) for name, head in told.items()},
     }
 
 

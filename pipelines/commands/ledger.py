@@ -52,8 +52,12 @@ def show_command(folder: Path, as_json: bool) -> None:
         click.echo(orjson.dumps(told))
         return
     click.echo(_in_words(told))
-    columns = ("job", "runs", "open_runs", "exchanges", "cost_usd", "answers", "answer_bytes", "oldest_answer")
-    print_rows([{name: job[name] for name in columns} for job in told["jobs"]], False, "no run yet")
+    columns = {
+        "job": "job", "runs": "runs", "open_runs": "open", "exchanges": "exchanges", "cost_usd": "cost_usd",
+        "answers": "answers", "answer_bytes": "size", "oldest_answer": "oldest_answer",
+    }  # fmt: skip
+    rows = [{head: job[name] for name, head in columns.items()} for job in told["jobs"]]
+    print_rows([{**row, "size": _size(row["size"])} for row in rows], False, "no run yet")
 
 
 @ledger_command.command("prune")
@@ -134,8 +138,10 @@ def _opened(folder: Path) -> "tuple[Workspace, Ledger]":
 
 
 def _in_words(told: dict[str, Any]) -> str:
+    from pipelines.text_table import minutes
+
     each = "" if told["bytes_per_answer"] is None else f", {_size(told['bytes_per_answer'])} an answer"
-    since = "" if told["oldest_answer"] is None else f" since {told['oldest_answer']}"
+    since = "" if told["oldest_answer"] is None else f" since {minutes(told['oldest_answer'])}"
     return (
         f"{told['path']}: {_size(told['ledger_bytes'])}, and {_size(told['files_bytes'])} in files beside it\n"
         f"{told['answers']:,} answers{since}{each}; {told['exchanges']:,} exchanges"

@@ -8,7 +8,6 @@ import click
 import orjson
 
 from pipelines.commands.options import job_argument
-from pipelines.looks import moment
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="JSON lines instead of a table.")
 
@@ -71,7 +70,13 @@ def usage_command(job: str | None, by: str, as_json: bool) -> None:
     """
     from pipelines.looks import usage
 
-    print_rows(usage(None if job is None else Path(job), by), as_json, "nothing was sent yet")
+    rows = usage(None if job is None else Path(job), by)
+    if not as_json:
+        # Short heads; whether a price is missing is told only where one is.
+        heads = {"input_tokens": "tokens_in", "output_tokens": "tokens_out"}
+        rows = [{heads.get(name, name): value for name, value in row.items()} for row in rows]
+        rows = [{**row, "unpriced": row["unpriced"] or None} for row in rows]
+    print_rows(rows, as_json, "nothing was sent yet")
 
 
 def print_rows(rows: list[dict[str, object]], as_json: bool, nothing: str) -> None:
@@ -82,22 +87,9 @@ def print_rows(rows: list[dict[str, object]], as_json: bool, nothing: str) -> No
     elif not rows:
         click.echo(nothing)
     else:
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
+        from pipelines.text_table import table_words
 
-        table = Table(box=box.SIMPLE_HEAD)
-        for name in rows[0]:
-            table.add_column(name, overflow="fold")
-        for row in rows:
-            table.add_row(*("" if value is None else _shown(value) for value in row.values()))
-        Console().print(table)
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:,.6f}".rstrip("0").rstrip(".")
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        click.echo(table_words(rows, shutil.get_terminal_size().columns))
 
 
 def print_facts(item: dict[str, object], as_json: bool) -> None:
@@ -105,16 +97,17 @@ def print_facts(item: dict[str, object], as_json: bool) -> None:
     if as_json:
         click.echo(orjson.dumps(item, default=str))
         return
-    facts = ((name, orjson.dumps(value) if isinstance(value, dict | list) else value) for name, value in item.items())
-    rows: list[dict[str, object]] = [
-        {"key": name, "value": value.decode() if isinstance(value, bytes) else since_1970(name, value)}
-        for name, value in facts
-        if value is not None
-    ]
-    print_rows(rows, False, "nothing is known")
+    width = max((len(name) for name in item), default=0)
+    for name, value in item.items():
+        if value is not None:
+            told = orjson.dumps(value).decode() if isinstance(value, dict | list) else since_1970(name, value)
+            click.echo(f"{name:<{width}}  {told}")
 
 
 def since_1970(name: str, value: object) -> object:
     """A moment where the API tells seconds since 1970; any other value as it is."""
-    timed = name == "created" or name.endswith("_at")
-    return moment(int(value * 1e6)) if timed and isinstance(value, int | float) else value
+    if not isinstance(value, int | float) or not (name == "created" or name.endswith("_at")):
+        return value
+    from pipelines.looks import moment
+
+    return moment(int(value * 1e6))

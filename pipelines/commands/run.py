@@ -1,16 +1,19 @@
 """`rowmill run` and `rowmill retry`: ask for the rows of one job or of many, and tell how it ended."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import orjson
 
-from connectors.errors import JobError, RowmillError, from_system
+from connectors.errors import INTERRUPTED_QUERY, JobError, RowmillError, from_system
 from connectors.exchange import OWN_CLASSES, RETRIED_CLASSES, STOPPING_CLASSES
 from pipelines.commands.options import job_argument, job_files, override_options
-from pipelines.log_lines import Level, log_line
+from pipelines.log_lines import DEFECT, Level, log_line, tell_defect, tell_problem
 from pipelines.overrides import NONE, Overrides
+
+if TYPE_CHECKING:
+    from pipelines.schema_change import SchemaChange
 
 WORST_FIRST = (2, 3, 130, 4, 5, 1, 0)
 """Of several jobs the worst exit code counts, in this order."""
@@ -26,6 +29,12 @@ quiet_option = click.option("--quiet", is_flag=True, help="No progress and no cl
 @job_argument(many=True)
 @override_options
 @click.option("--new-run", is_flag=True, help="Close the job's open run and begin another, with a budget of its own.")
+@click.option(
+    "--schema-change",
+    "change",
+    type=click.Choice(["cast", "backfill"]),
+    help="Where the sink's tables have other columns: cast their rows, or ask all rows again beside them.",
+)
 @click.option("--compare", is_flag=True, help="With --limit: old and new answers side by side; nothing is written.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where to run.")
 @as_json_option
@@ -35,6 +44,7 @@ def run_command(
     jobs: tuple[str, ...],
     overrides: Overrides,
     new_run: bool,
+    change: "SchemaChange | None",
     compare: bool,
     engine: str,
     as_json: bool,
@@ -50,14 +60,17 @@ def run_command(
       rowmill run jobs/quickstart.yaml
       rowmill run jobs/quickstart.yaml --limit 20 --sink out/try --set steps.label.model=gpt-4o
       rowmill run jobs/quickstart.yaml --limit 20 --compare --set steps.label.model=gpt-4o
+      rowmill run jobs/quickstart.yaml --schema-change cast
       rowmill run jobs/ --json --quiet
     """
     on_ray = engine == "ray"
     if compare:
         if on_ray:
             raise JobError("--compare: asks for a few rows only; leave --engine ray out")
+        if change is not None:
+            raise JobError("--compare: writes nothing; leave --schema-change out")
         return _compare(jobs, overrides, as_json, "json" if log == "json" else "plain", quiet)
-    return _run_all(jobs, overrides, new_run, None, as_json, log, quiet, on_ray)
+    return _run_all(jobs, overrides, new_run, None, as_json, log, quiet, on_ray, change)
 
 
 @click.command("retry")
@@ -104,24 +117,26 @@ def _run_all(
     log: str,
     quiet: bool,
     on_ray: bool = False,
+    change: "SchemaChange | None" = None,
 ) -> int:
     from pipelines.job_graph import GraphJob, graph_of
     from pipelines.many import run_many
     from pipelines.summary import for_programs, in_words, job_name, nothing_done
 
     codes: list[int] = []
+    as_lines = log == "json"
 
     def ended(job: GraphJob, told: dict[str, Any]) -> None:
         codes.append(told["exit_code"])
         if as_json:
             click.echo(orjson.dumps(for_programs(told)))
-        elif told["rows"] is None:
+        elif told["rows_ok"] is None:
             if str(told["stopped"]).startswith("not run"):
-                click.echo(f"{job.name}: {told['stopped']}; mend that and run again", err=True)
+                tell_problem(f"{job.name}: {told['stopped']}; mend that and run again", as_lines, job.name)
         elif not quiet:
             click.echo(in_words(told, str(job.path)))
         elif told["stopped"] is not None:
-            click.echo(f"{told['job']}: stopped: {told['stopped']}", err=True)
+            tell_problem(f"{told['job']}: stopped: {told['stopped']}", as_lines, told["job"], told["run_id"])
 
     files = job_files(jobs)
     try:
@@ -132,13 +147,14 @@ def _run_all(
         raise
     if len(graph) == 1:
         one = graph[0]
-        told = _one(one.path, overrides, new_run, retry, "json" if log == "json" else "plain", quiet, on_ray)
+        told = _one(one.path, overrides, new_run, retry, "json" if log == "json" else "plain", quiet, on_ray, change)
         ended(one, told)
     else:
         flags = [*overrides.flags(), "--json", "--log", log]
         flags += ["--new-run"] if new_run else []
         flags += ["--engine", "ray"] if on_ray else []
         flags += ["--quiet"] if quiet else []
+        flags += [f"--schema-change={change}"] if change is not None else []
         run_many(graph, flags, ended)
     return min(codes, key=WORST_FIRST.index, default=0)
 
@@ -151,30 +167,43 @@ def _one(
     log: Literal["plain", "json"],
     quiet: bool,
     on_ray: bool,
+    change: "SchemaChange | None",
 ) -> dict[str, Any]:
     """The `--json` object of one job, run in this process; a mistake is told on stderr, on_finish is told all."""
     from pipelines.audits import failed_words
     from pipelines.invoke import invoke
+    from pipelines.jobfile import load_job
     from pipelines.on_finish import notify_of
-    from pipelines.summary import job_name, nothing_done
+    from pipelines.summary import StoppedEarly, job_name, nothing_done
     from pipelines.workspace import find_workspace
 
-    said: list[str] = []
-    try:
-        said += find_workspace(path).warnings if not quiet else ()
-        told = invoke(path, overrides, new_run, retry, log, quiet, on_ray)
-    except (RowmillError, OSError) as exc:
-        problem = from_system(exc) if isinstance(exc, OSError) else exc
-        said.append(str(problem))
-        told = nothing_done(job_name(path), problem.exit_code, str(problem))
-    said += [f"{told['job']}: {failed}" for failed in failed_words(told.get("audits", ()))]
-    if (warning := notify_of(path, overrides, told)) is not None:
-        said.append(warning)
-    for words in said:
+    def say(words: str, level: Level = "error") -> None:
         if log == "json":
-            log_line("problem", told["job"], told["run_id"], "error", message=words)
+            log_line("problem", told["job"], told["run_id"], level, message=words)
         else:
             click.echo(words, err=True)
+
+    told = nothing_done(job_name(path), 0, None)
+    try:
+        workspace, job = find_workspace(path), load_job(path, overrides).job
+        for warning in workspace.warnings(step.provider for step in job.steps) if not quiet else ():
+            # Before the key has gone over the wire.
+            say(warning, "warning")
+        told = invoke(path, overrides, new_run, retry, log, quiet, on_ray, change)
+    except (RowmillError, OSError) as exc:
+        problem = from_system(exc) if isinstance(exc, OSError) else exc
+        known = problem.told if isinstance(problem, StoppedEarly) else {}
+        told = nothing_done(told["job"], problem.exit_code, str(problem)) | known
+        say(str(problem))
+    except Exception as exc:
+        if str(exc) == INTERRUPTED_QUERY:
+            raise
+        told = nothing_done(told["job"], 3, DEFECT)
+        tell_defect(exc, log == "json", told["job"], None)
+    for failed in failed_words(told.get("audits", ())):
+        say(f"{told['job']}: {failed}")
+    if (warned := notify_of(path, overrides, told)) is not None:
+        say(warned)
     if log == "json" and not quiet:
         level: Level = "info" if told["exit_code"] == 0 else "warning" if told["exit_code"] == 1 else "error"
         log_line("finish", told["job"], told["run_id"], level, report=told)

@@ -8,7 +8,8 @@ import orjson
 from pipelines.commands.options import job_argument
 
 
-@click.command("show")
+# A key may begin with a dash, as -5 does: what is no option is the key.
+@click.command("show", context_settings={"ignore_unknown_options": True})
 @job_argument(many=False)
 @click.argument("key", metavar="KEY")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")

@@ -10,30 +10,50 @@ from pipelines.commands.options import job_argument, job_files
 @click.command("validate")
 @job_argument(many=True)
 def validate_command(jobs: tuple[str, ...]) -> int:
-    """Check job files against their workspace and their source's columns; nothing is sent or written.
+    """Check job files against their workspace, their source's columns and their sink's tables; nothing is sent or
+    written.
 
     \b
     Example:
       rowmill validate jobs/
     """
+    import contextlib
+
     from pipelines.audits import check_audits
+    from pipelines.job_graph import graph_of
     from pipelines.jobfile import load_job
+    from pipelines.looks import ledger_of
     from pipelines.prepare import prepared
+    from pipelines.schema_change import refusal
     from pipelines.workspace import find_workspace
 
     worst = 0
-    for path in job_files(jobs):
+    files = job_files(jobs)
+    for path in files:
         try:
             workspace = find_workspace(path)
-            with prepared(load_job(path), workspace) as ready:
+            loaded = load_job(path)
+            with contextlib.ExitStack() as closing:
+                ledger = ledger_of(workspace)
+                if ledger is not None:
+                    closing.callback(ledger.close)
+                ready = closing.enter_context(prepared(loaded, workspace, ledger))
                 check_audits(ready)
-                for warning in workspace.warnings:
+                refused = refusal(ready)
+                if refused is not None:
+                    raise refused
+                for warning in workspace.warnings(step.provider for step in ready.job.steps):
                     click.echo(warning, err=True)
                 click.echo(f"{path}: {ready.job.name} is right; {len(ready.reader.schema)} columns in, "
                            f"{len(ready.shape.results)} out")  # fmt: skip
         except RowmillError as exc:
             click.echo(str(exc), err=True)
             worst = 2
+    try:
+        graph_of(files)
+    except RowmillError as exc:
+        click.echo(str(exc), err=True)
+        worst = 2
     return worst
 
 

@@ -3,13 +3,16 @@
     python tests/bench/answering_server.py PORT LATENCY_MS
 
 Chat gets a fixed answer, typed chat (a response_format in the body) a JSON answer of ten fields; embeddings get vectors
-of 1,536 float32 in base64. Written on asyncio.Protocol: it shares no code with the embedded provider.
+of 1,536 float32 in base64; pictures get one of 1.5 MB, recordings a text. Written on asyncio.Protocol: it shares no
+code with the embedded provider.
 """
 
 import asyncio
 import base64
 import random
+import struct
 import sys
+import zlib
 from array import array
 
 import orjson
@@ -54,6 +57,7 @@ def chat(content: str) -> bytes:
 
 CHAT = chat("This is a short answer of a usual length, made of some twenty tokens or so.")
 TYPED_CHAT = chat(orjson.dumps(TYPED).decode())
+HEARD = whole(orjson.dumps({"text": "What was said.", "usage": {"type": "duration", "seconds": 60}}))
 EMBEDDINGS: dict[tuple[int, int], bytes] = {}
 
 
@@ -74,12 +78,29 @@ def embeddings(count: int, dimensions: int) -> bytes:
     return EMBEDDINGS[count, dimensions]
 
 
+def picture() -> bytes:
+    """The reply with a PNG of noise, which nothing makes smaller."""
+    side = 700
+    noise = random.Random(1).randbytes(side * (side * 3 + 1))
+    rows = b"".join(b"\0" + noise[start : start + side * 3] for start in range(0, side * side * 3, side * 3))
+
+    def block(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    head = block(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    png = b"\x89PNG\r\n\x1a\n" + head + block(b"IDAT", zlib.compress(rows, 1)) + block(b"IEND", b"")
+    usage = {"input_tokens": 10, "output_tokens": 272, "total_tokens": 282}
+    return whole(
+        orjson.dumps({"created": 1700000000, "data": [{"b64_json": base64.b64encode(png).decode()}], "usage": usage})
+    )
+
+
 class Answering(asyncio.Protocol):
     """One connection; requests are answered in turn."""
 
     def __init__(self, latency: float) -> None:
         self._latency = latency
-        self._received = b""
+        self._received = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -95,17 +116,24 @@ class Answering(asyncio.Protocol):
             length = int(head[at + 15 : (head + b"\r\n").find(b"\r\n", at)]) if at >= 0 else 0
             if len(self._received) < end + 4 + length:
                 return
-            body = self._received[end + 4 : end + 4 + length]
-            self._received = self._received[end + 4 + length :]
+            body = bytes(self._received[end + 4 : end + 4 + length])
+            del self._received[: end + 4 + length]
             if b"/embeddings" in head[:60]:
                 asked = orjson.loads(body)
                 answer = embeddings(len(asked["input"]), asked.get("dimensions", DIMENSIONS))
+            elif b"/images" in head[:60]:
+                answer = PICTURE
+            elif b"/audio" in head[:60]:
+                answer = HEARD
             else:
                 answer = TYPED_CHAT if b'"response_format"' in body else CHAT
             if self._latency:
                 asyncio.get_running_loop().call_later(self._latency, self._transport.write, answer)
             else:
                 self._transport.write(answer)
+
+
+PICTURE = picture()
 
 
 async def main(port: int, latency: float) -> None:

@@ -89,6 +89,12 @@ def test_an_error_in_a_200_has_the_class_of_the_status_it_should_have_had(code: 
     assert told(200, body).error_class == expected
 
 
+def test_an_object_that_calls_itself_an_error_is_one() -> None:
+    body = b'{"object": "error", "message": "too long", "type": "BadRequestError", "param": null, "code": 400}'
+    assert is_error(orjson.loads(body))
+    assert (told(200, body).error_class, told(200, body).message) == ("bad_request", "too long")
+
+
 def test_a_reply_with_choices_is_no_error() -> None:
     assert not is_error({"choices": [{}], "error": {"message": "x"}})
     assert not is_error({"error": None})

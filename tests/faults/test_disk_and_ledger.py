@@ -1,5 +1,6 @@
 """Full disks, folders that cannot be written, files that others hold, and ledgers that are damaged or too new."""
 
+import errno
 import json
 import os
 import resource
@@ -75,11 +76,30 @@ def test_a_full_file_system_is_told_as_such(workspace: Any, provider: Any, cli: 
         done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60, check=False)
         subprocess.run(["umount", str(small)], check=False, capture_output=True)
     if "mount" in done.stderr:
-        # Neither a namespace nor the right to mount: the test above limits the size of files, which takes neither.
-        return
+        pytest.skip("neither a namespace nor the right to mount; the next test takes neither")
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 3
     assert "disk full" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_write_that_finds_no_room_stops_the_run_and_loses_no_answer(
+    workspace: Any, provider: Any, cli: Any, read: Read, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def no_room(*given: Any, **named: Any) -> None:
+        raise OSError(number, os.strerror(number), "results")
+
+    workspace.csv(3)
+    job = workspace.job()
+    with monkeypatch.context() as full:
+        full.setattr("connectors.sinks.parquet_folder.ParquetFolder.commit", no_room)
+        told = cli.run(job)
+    assert (told["exit_code"], told["rows"]) == (3, 3)
+    assert told["stopped"].startswith("disk full: make room and run again")
+    assert len(provider.seen) == 3
+    again = cli.run(job)
+    assert (again["exit_code"], again["rows_ok"], again["rows_reused"], again["requests"]) == (0, 3, 3, 0)
+    assert len(read(workspace.folder / "out")) == 3
 
 
 def chat_reply(content: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def test_a_new_folder_gets_a_workspace_whose_job_loads(tmp_path: Path) -> None:
     assert init(folder) == tuple(folder / name for name in NAMES)
     assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted(folder / name for name in NAMES)
     workspace = find_workspace(folder / "jobs" / "quickstart.yaml")
-    assert (workspace.folder, workspace.has_file, workspace.warnings) == (folder, True, ())
+    assert (workspace.folder, workspace.has_file, workspace.warnings(())) == (folder, True, ())
     job = load_job(folder / "jobs" / "quickstart.yaml").job
     assert (job.name, job.key, {step.provider for step in job.steps}) == ("quickstart", ("id",), {"local"})
 

@@ -148,6 +148,27 @@ ONE_MISTAKE = [
     ),
 ]
 
+# Keys that would be passed over, or spoil what Rowmill itself writes.
+ONE_MISTAKE += [
+    ("columns: [subject]", "columns: [a, a]", "35: sink.columns: names a column twice; name each once"),
+    (
+        "    output: body_vector",
+        "    extra_body: {input: x}\n    output: body_vector",
+        "31: steps.vector.extra_body.input: Rowmill itself goes by it; write input: at the step",
+    ),
+    *(
+        ("extra_body: {}", f"extra_body: {{{said}: x}}", f"19: steps.label.extra_body.{said}: {told}")
+        for said, told in {
+            "messages": "Rowmill itself goes by it; write messages: at the step",
+            "model": "Rowmill itself goes by it; write model: at the step",
+            "stream": "Rowmill itself goes by it; write stream: at the step",
+            "max_tokens": "stands in params as well; leave out one of both",
+            "response_format": "a typed output brings its own; leave it out",
+            "n": "the columns depend on it; write it below params",
+        }.items()
+    ),
+]
+
 LONG = {
     "sources": "parquet, csv, jsonl, duckdb, sql, job",
     "sql": "select * from results where topic is null",
@@ -177,6 +198,14 @@ def test_a_mistake_is_told_in_one_line_with_file_line_key_and_remedy(
     for word, words in long_words().items():
         message = message.replace(f"{{{word}}}", words)
     assert told(contract_job.replace(written, mistake, 1)) == f"jobs/x.yaml:{message}"
+
+
+def test_the_way_of_a_typed_output_needs_one(contract_job: str, told: Callable[..., str]) -> None:
+    head, _, rest = contract_job.partition("    output:   ")
+    text = f"{head}    structured: schema\n{rest[rest.index('  - name: vector') :]}"
+    assert told(text).partition(": steps")[2] == (
+        ".label.structured: says how a typed output is asked for, and there is none; write output: {name: {type: ...}}"
+    )
 
 
 def test_append_needs_a_key(contract_job: str, told: Callable[..., str]) -> None:

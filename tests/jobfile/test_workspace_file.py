@@ -50,7 +50,7 @@ def test_the_contracts_workspace_says_what_it_shows(
             per_million_characters=15,
         )
     }
-    assert (found.has_file, found.warnings) == (True, ())
+    assert (found.has_file, found.warnings(())) == (True, ())
 
 
 def test_without_a_file_the_job_files_folder_is_the_workspace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +158,7 @@ def test_plain_http_to_another_machine_is_warned_of(workspace: Callable[[str], W
         "  c: {base_url: http://127.0.0.1/v1}\n  d: {base_url: https://d.org}\n"
     )
     remedy = "write https where the server offers it"
-    assert found.warnings == (
+    assert found.warnings(()) == (
         f"rowmill.yaml:2: providers.a.base_url: http without encryption to another machine; {remedy}",
         "rowmill.yaml:3: providers.b.base_url: http without encryption to another machine, the key goes with it; "
         f"{remedy}",

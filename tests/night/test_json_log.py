@@ -1,6 +1,8 @@
 """`--log json`: every event of a run is one JSON line on stderr."""
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -36,7 +38,8 @@ def test_a_run_is_told_from_start_to_finish(workspace: Any, provider: Any, cli: 
     assert (start["event"], start["level"], start["rows"], start["rows_done"], start["continued"]) == (
         "start", "info", 40, 0, False,
     )  # fmt: skip
-    assert (finish["event"], finish["level"], finish["report"]) == ("finish", "info", report)
+    assert (finish["event"], finish["level"]) == ("finish", "info")
+    assert {name: finish["report"][name] for name in report} == report
     kinds = {event["event"] for event in told}
     assert kinds == {"start", "progress", "retry", "commit", "finish"}
     retries = [event for event in told if event["event"] == "retry"]
@@ -93,3 +96,85 @@ def test_quiet_leaves_mistakes_only(workspace: Any, provider: Any, cli: Any) -> 
     workspace.csv(2)
     assert cli("run", workspace.job(), "--log", "json", "--json", "--quiet") == 0
     assert cli.err == ""
+
+
+def problems(cli: Any) -> list[str]:
+    """What is told where no run was begun: lines of JSON and nothing else."""
+    told = events(cli)
+    assert {(event["level"], event["run_id"]) for event in told} == {("error", None)}
+    return [event["message"] for event in told if event["event"] == "problem"]
+
+
+def test_what_is_wrong_before_a_job_begins_is_a_line_as_well(
+    workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.csv(2)
+    lines = ("--log", "json")
+    bad = workspace.job("bad", limits="{inflight: 3}")
+    assert cli("run", bad, *lines, "--json") == 2
+    (problem,) = problems(cli)
+    assert "limits.inflight: no such key" in problem
+    (report,) = map(json.loads, cli.out.splitlines())
+    assert (report["exit_code"], report["stopped"]) == (2, problem)
+    assert cli("run", workspace.folder / "none.yaml", *lines) == 2
+    assert "none.yaml" in problems(cli)[0]
+    assert cli("run", workspace.job("good"), "--log=json", "--limt", "3", "--json") == 2
+    assert "--limt" in problems(cli)[0]
+    assert json.loads(cli.out)["exit_code"] == 2
+    assert cli("retry", workspace.folder / "good.yaml", *lines, "--class", "tiemout") == 2
+    assert problems(cli)[0].startswith("--class tiemout: no such error class")
+    assert cli("run", workspace.folder / "good.yaml", *lines, "--compare") == 2
+    assert problems(cli)[0].startswith("--compare: asks for every row anew")
+    file = workspace.folder / "rowmill.yaml"
+    file.write_text(file.read_text().replace('v1"}', 'v1", api_key_env: NO_SUCH_KEY}'))
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    assert cli("run", workspace.folder / "good.yaml", *lines) == 2
+    assert "NO_SUCH_KEY" in problems(cli)[0]
+    file.write_text("providers: [")
+    assert cli("run", workspace.folder / "good.yaml", *lines, "--quiet") == 2
+    assert problems(cli)
+    assert provider.seen == []
+
+
+def test_a_job_that_runs_already_is_told_in_a_line(workspace: Any, provider: Any, cli: Any) -> None:
+    from pipelines.runs import job_lock
+
+    workspace.csv(2)
+    job = workspace.job()
+    with job_lock(workspace.folder / ".rowmill", "job"):
+        assert cli("run", job, "--log", "json", "--json") == 4
+    assert len(problems(cli)) == 1
+    assert json.loads(cli.out)["exit_code"] == 4
+
+
+def test_without_it_mistakes_are_told_in_words(workspace: Any, cli: Any) -> None:
+    workspace.csv(2)
+    job = workspace.job(limits="{inflight: 3}")
+    for flags in ((), ("--log", "plain"), ("--log", "json", "--log", "plain")):
+        assert cli("run", job, *flags) == 2
+        assert cli.err.startswith(str(job))
+
+
+def test_of_several_jobs_one_that_is_not_run_is_told_in_a_line(workspace: Any, cli: Any) -> None:
+    workspace.csv(2)
+    for name, source in (
+        ("first", "{csv: missing.csv, key: id}"),
+        ("second", "{job: first}"),
+        ("third", "{job: second}"),
+    ):
+        job = workspace.job(name, source=source, sink=f"{{parquet: {name}}}")
+        workspace.write(f"jobs/{name}.yaml", job.read_text())
+    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "run", "jobs", "--log", "json"]
+    done = subprocess.run(
+        command,
+        cwd=workspace.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )
+    told = [json.loads(line) for line in done.stderr.splitlines()]
+    assert done.returncode in (2, 3)
+    not_run = [event["message"] for event in told if "not run" in str(event.get("message"))]
+    assert [words.split(":")[0] for words in not_run] == ["second", "third"]
+    assert {event["job"] for event in told} == {"first", "second", "third"}

@@ -16,6 +16,7 @@ from connectors import ledger_file
 from connectors.errors import JobError
 from connectors.ledger import Ledger, now_us
 from pipelines.runs import job_lock
+from pipelines.summary import for_programs
 
 Read = Callable[..., list[dict[str, Any]]]
 
@@ -158,7 +159,8 @@ def test_export_writes_exchanges_runs_and_answers(workspace: Any, provider: Any,
     assert sorted(exchanges.drop_columns(["message"]).to_pylist(), key=lambda row: str(row["keys"])) == usage
     assert sorted(filter(None, exchanges.column("message").to_pylist())) == ["no"]
     (run,) = pq.read_table(target / "runs.parquet").to_pylist()
-    assert (run["run_id"], run["exit_code"], run["state"], json.loads(run["report"])) == (
+    report = for_programs(json.loads(run["report"]))
+    assert (run["run_id"], run["exit_code"], run["state"], report) == (
         told["run_id"],
         1,
         "closed",
@@ -209,6 +211,7 @@ def test_an_older_ledger_is_brought_up_to_date_in_its_order(tmp_path: Path, monk
     path = tmp_path / "ledger.sqlite"
     old = Ledger(path)
     old.write("insert into runs (run_id, job, state, started_at) values ('r', 'j', 'closed', 1)")
+    old.write("pragma user_version = 1")
     old.close()
     steps = ("create table notes (text text); insert into notes values ('a')", "alter table notes add column more text")
     monkeypatch.setattr(ledger_file, "MIGRATIONS", steps)
@@ -221,11 +224,31 @@ def test_an_older_ledger_is_brought_up_to_date_in_its_order(tmp_path: Path, monk
         assert db.execute("select count(*) from notes").fetchall() == [(1,)]
 
 
+@pytest.mark.parametrize("lacking", [("vector_sizes",), ("vector_sizes", "batches", "batch_lines", "schedule"), ()])
+def test_a_ledger_of_version_1_gets_the_tables_that_it_lacks(
+    workspace: Any, provider: Any, cli: Any, lacking: tuple[str, ...]
+) -> None:
+    """Tables were added for a while without another version being told."""
+    workspace.csv(2)
+    steps = '[{name: v, endpoint: embeddings, provider: test, model: e, input: "{{ text }}"}]'
+    job = workspace.job(steps=steps)
+    assert cli("run", job, "--quiet") == 0
+    whole = sql(workspace, "select name, sql from sqlite_master order by name")
+    for table in lacking:
+        sql(workspace, f"drop table {table}")
+    sql(workspace, "pragma user_version = 1")
+    assert cli("validate", job) == 0
+    assert sql(workspace, "select name, sql from sqlite_master order by name") == whole
+    assert sql(workspace, "pragma user_version") == [(ledger_file.VERSION,)]
+    assert cli.run(job)["requests"] == 0
+
+
 def test_a_step_that_fails_leaves_the_older_ledger_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ledger.sqlite"
     Ledger(path).close()
-    monkeypatch.setattr(ledger_file, "MIGRATIONS", ("create table notes (text text); alter table none add column x",))
-    monkeypatch.setattr(ledger_file, "VERSION", 2)
+    failing = (*ledger_file.MIGRATIONS, "create table notes (text text); alter table none add column x")
+    monkeypatch.setattr(ledger_file, "MIGRATIONS", failing)
+    monkeypatch.setattr(ledger_file, "VERSION", 1 + len(failing))
     with pytest.raises(JobError, match="no such table: none"):
         ledger_file.open_ledger_file(path)
     monkeypatch.undo()

@@ -17,6 +17,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from connectors.exchange import RowError
+from connectors.local.server import LocalServer
+from pipelines.provider_api import ProviderApi, Refused
 from tests.conftest import error_reply
 
 
@@ -104,6 +107,77 @@ def test_rows_that_need_no_request_are_counted_apart(
     cli.run(job)
     rows = {point.attributes["rowmill.outcome"]: point.value for point in collected.points("rowmill.rows")}
     assert rows == {"answered": 3, "reused": 3}
+
+
+@pytest.fixture
+def by_batch(workspace: Any, provider: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The workspace's provider `test` takes batches: it is an embedded one."""
+    monkeypatch.setattr("pipelines.batch_carry.FIRST_POLL", 0.02)
+    monkeypatch.setattr("pipelines.batch_out.QUIET", 0.1)
+    monkeypatch.setattr("pipelines.batch_gather.LINES", 10)
+    with LocalServer() as server:
+        file = workspace.folder / "rowmill.yaml"
+        file.write_text(file.read_text().replace(provider.base_url, server.base_url).replace("  m:", "  gpt-4o-mini:"))
+        yield
+
+
+STEPS = '[{name: answer, endpoint: chat, provider: test, model: gpt-4o-mini, messages: [{user: "{{ text }}"}]}]'
+
+
+def test_a_batch_is_a_span_with_its_stages_and_each_line_an_exchange(
+    workspace: Any, by_batch: None, cli: Any, collected: Collected
+) -> None:
+    workspace.csv(20)
+    told = cli.run(workspace.job(delivery="batch", steps=STEPS))
+    assert (told["exit_code"], told["requests"]) == (0, 20)
+    spans = collected.spans.get_finished_spans()
+    run = spans[-1]
+    wholes = [span for span in spans if span.name == "batch"]
+    assert {span.parent.span_id for span in wholes} == {run.context.span_id}
+    for whole in wholes:
+        stages = [span for span in spans if span.parent and span.parent.span_id == whole.context.span_id]
+        assert [span.name for span in stages] == [
+            "batch upload",
+            "batch create",
+            "batch wait",
+            "batch fetch",
+            "batch clean",
+        ]
+        times = [time for span in stages for time in (span.start_time, span.end_time)]
+        assert [whole.start_time, *times] == sorted([whole.start_time, *times])
+        assert whole.end_time == stages[-1].end_time
+        facts = whole.attributes
+        assert (facts["rowmill.batch.lines"], facts["rowmill.batch.status"]) == (10, "completed")
+        assert facts["rowmill.batch.id"].startswith("batch_")
+    lines = [span for span in spans if span.name == "chat gpt-4o-mini"]
+    assert (len(lines), {span.parent.span_id for span in lines}) == (20, {run.context.span_id})
+    assert all(
+        span.end_time > span.start_time and span.attributes["http.response.status_code"] == 200 for span in lines
+    )
+    assert sum(point.value for point in collected.points("rowmill.requests")) == 20
+    assert sum(point.value for point in collected.points("rowmill.cost")) == pytest.approx(told["cost_usd"])
+    tokens = {p.attributes["gen_ai.token.type"]: p.sum for p in collected.points("gen_ai.client.token.usage")}
+    assert tokens == {"input": told["input_tokens"], "output": told["output_tokens"]}
+    rows = {point.attributes["rowmill.outcome"]: point.value for point in collected.points("rowmill.rows")}
+    assert rows == {"answered": 20}
+    counts = {p.attributes["rowmill.batch.stage"]: p.count for p in collected.points("rowmill.batch.stage.duration")}
+    assert counts == dict.fromkeys(("upload", "create", "wait", "fetch", "clean"), 2)
+
+
+def test_a_stage_of_a_batch_that_fails_says_so(
+    workspace: Any, by_batch: None, cli: Any, collected: Collected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*given: Any) -> None:
+        raise Refused(RowError("access_denied", "text 1 is secret", 401))
+
+    monkeypatch.setattr(ProviderApi, "create_batch", refused)
+    workspace.csv(5)
+    assert cli.run(workspace.job(delivery="batch", steps=STEPS))["exit_code"] == 3
+    spans = {span.name: span for span in collected.spans.get_finished_spans()}
+    assert spans["batch create"].attributes["error.type"] == "access_denied"
+    assert spans["batch create"].status.description == "access_denied"
+    assert "rowmill.batch.status" not in spans["batch"].attributes
+    assert not any("secret" in span.to_json() for span in spans.values() if span.name != "run job")
 
 
 def ran(workspace: Any, **variables: str) -> "subprocess.CompletedProcess[str]":

@@ -27,6 +27,10 @@ class BatchProvider:
         """Texts in lines of batches that were created and did not fail at once."""
         self.online: Counter[str] = Counter()
         self.lines_of_batches: list[int] = []
+        self.bytes_of_batches: list[int] = []
+        self.texts_of_batches: list[int] = []
+        self.most_running = 0
+        """Batches at the same time."""
         self.polls = 2
         self.held = False
         """While it is, no batch ends by itself."""
@@ -127,6 +131,10 @@ class BatchProvider:
             "metadata": asked["metadata"], "lines": lines, "fails": over,
         }  # fmt: skip
         self.batches[str(batch["id"])] = batch
+        self.bytes_of_batches.append(len(content))
+        self.texts_of_batches.append(sum(len(texts_of(line["body"])) for line in lines))
+        running = sum(one["status"] in ("validating", "in_progress") for one in self.batches.values())
+        self.most_running = max(self.most_running, running)
         if not over:
             self.lines_of_batches.append(len(lines))
             for line in lines:

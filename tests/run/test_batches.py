@@ -1,6 +1,8 @@
 """Delivery by the Batch API: half the price, the same tables, and no line submitted twice, whatever happens."""
 
+import asyncio
 import importlib
+import itertools
 import json
 import signal
 import sqlite3
@@ -14,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+
+from pipelines.batch_out import BatchOut
 
 Read = Callable[..., list[dict[str, Any]]]
 BATCH = {"delivery": "batch"}
@@ -119,6 +124,14 @@ def test_a_batch_whose_lines_all_failed_has_no_output_file_and_is_read_all_the_s
     assert cli.run(workspace.job(**BATCH))["rows_failed"] == 3
 
 
+def test_a_line_with_a_status_that_is_none_is_asked_again(workspace: Any, batches: Any, cli: Any) -> None:
+    workspace.csv(5)
+    left = [{"status_code": 0, "body": ""}]
+    batches.script = lambda text, body: left.pop() if text == "text 2" and left else None
+    told = cli.run(workspace.job(**BATCH))
+    assert (told["exit_code"], told["rows_ok"], batches.lines_of_batches) == (0, 5, [5, 1])
+
+
 @pytest.mark.parametrize("how", ["expired", "missing", "silent"])
 def test_lines_without_an_answer_are_asked_again_in_the_next_batch(
     workspace: Any, batches: Any, cli: Any, read: Read, how: str
@@ -186,6 +199,79 @@ def test_files_are_split_at_the_limits_of_the_api(
     nothing_left(batches, workspace.folder)
 
 
+@pytest.mark.parametrize("bytes_", [1500, 2500, 5000])
+def test_no_file_is_larger_than_the_api_takes_nor_much_smaller(
+    workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch, bytes_: int
+) -> None:
+    workspace.csv(60)
+    monkeypatch.setattr("pipelines.batch_gather.BYTES", bytes_)
+    # What a line of this test takes beside its body: a little more than 100 bytes.
+    monkeypatch.setattr("pipelines.batch_gather.FRAME", 150)
+    assert cli.run(workspace.job(**BATCH))["rows_ok"] == 60
+    *full, _ = batches.bytes_of_batches
+    assert max(batches.bytes_of_batches) <= bytes_
+    assert min(full) > bytes_ - 2 * 300
+    assert set(batches.submitted.values()) == {1}
+
+
+def test_of_embeddings_inputs_are_counted_and_not_lines(
+    workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.csv(50)
+    monkeypatch.setattr("pipelines.batch_gather.LINES", 20)
+    monkeypatch.setattr("connectors.endpoints.embeddings.INPUTS", 6)
+    steps = '[{name: v, endpoint: embeddings, provider: test, model: e, dimensions: 3, input: "{{ text }}"}]'
+    assert cli.run(workspace.job(steps=steps, **BATCH))["rows_ok"] == 50
+    assert sorted(batches.texts_of_batches, reverse=True) == [18, 18, 14]
+    assert max(batches.lines_of_batches) == 3
+
+
+def test_rows_that_come_slowly_do_not_go_in_a_batch_for_each_few(
+    workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.csv(500)
+    monkeypatch.setattr("pipelines.job_run.CHUNK_ROWS", 50)
+    batches.held = True
+    chunks = itertools.count(1)
+
+    async def slowly(self: BatchOut) -> None:
+        await asyncio.sleep(0.3)
+        batches.held = next(chunks) < 10
+
+    monkeypatch.setattr(BatchOut, "hunger", slowly)
+    told = cli.run(workspace.job(**BATCH))
+    assert (told["exit_code"], told["rows_ok"]) == (0, 500)
+    first, *rest = batches.lines_of_batches
+    assert (first, len(rest) <= 3) == (50, True)
+
+
+def test_as_many_rows_are_under_way_as_the_window_holds_in_several_batches_at_a_time(
+    workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.csv(2500)
+    monkeypatch.setattr("pipelines.batch_gather.LINES", 100)
+    monkeypatch.setattr("pipelines.travel.CHUNK_ROWS", 50)
+    monkeypatch.setattr("pipelines.job_run.CHUNK_ROWS", 50)
+    monkeypatch.setattr("pipelines.job_run.OPEN_BATCH_ROWS", 500)
+    most: list[int] = []
+
+    def watched(method: str, path: str) -> None:
+        under_way = sum(
+            len(b["lines"]) for b in batches.batches.values() if b["status"] in ("validating", "in_progress")
+        )
+        most.append(under_way)
+        batches.held = batches.most_running < 5
+
+    batches.refuse = watched
+    told = cli.run(workspace.job(**BATCH))
+    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 2500, 2500)
+    assert batches.most_running >= 5
+    assert 500 <= max(most) < 550
+    assert max(batches.lines_of_batches) == 100
+    assert set(batches.submitted.values()) == {1}
+    nothing_left(batches, workspace.folder)
+
+
 @pytest.mark.parametrize("later", [False, True], ids=["refused at once", "failed by the time it is looked at"])
 def test_what_is_above_the_enqueued_limit_waits_for_batches_that_run(
     workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch, later: bool
@@ -212,6 +298,22 @@ def test_a_batch_that_alone_is_above_the_limit_is_cut_into_smaller_ones(
     monkeypatch.setattr("pipelines.batch_out.SMALLEST_SPLIT", 5)
     batches.most_lines = 20
     assert cli.run(workspace.job(**BATCH))["rows_ok"] == 60
+    assert max(batches.lines_of_batches) <= 20
+    assert set(batches.submitted.values()) == {1}
+    nothing_left(batches, workspace.folder)
+
+
+def test_a_batch_of_an_earlier_run_that_alone_is_above_the_limit_is_cut_as_well(
+    workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.csv(60)
+    monkeypatch.setattr("pipelines.batch_out.SMALLEST_SPLIT", 5)
+    job = workspace.job(**BATCH)
+    batches.refuse = lambda method, path: batches.error(401, "not today") if path == "/v1/batches" else None
+    assert cli.run(job)["exit_code"] == 3
+    batches.refuse = lambda method, path: None
+    batches.most_lines = 20
+    assert cli.run(job)["rows_ok"] == 60
     assert max(batches.lines_of_batches) <= 20
     assert set(batches.submitted.values()) == {1}
     nothing_left(batches, workspace.folder)
@@ -287,6 +389,39 @@ def test_after_the_deadline_the_rest_is_asked_online_at_the_full_price(
     nothing_left(batches, workspace.folder)
 
 
+def test_a_batch_that_does_not_end_although_it_is_cancelled_keeps_nobody_waiting(
+    workspace: Any, batches: Any, cli: Any, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.csv(10)
+    batches.held = True
+    batches.refuse = lambda method, path: web.json_response({}) if path.endswith("/cancel") else None
+    monkeypatch.setattr("pipelines.batch_carry.CANCEL_WAIT", 0.2)
+    soon = lambda said, zone, now: now + timedelta(seconds=1)  # noqa: E731
+    monkeypatch.setattr(importlib.import_module("pipelines.engine"), "next_deadline", soon)
+    told = cli.run(workspace.job(deadline='"06:00"', **BATCH))
+    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 10, 20)
+    assert batches.online == Counter({f"text {n}": 1 for n in range(1, 11)})
+    usage = read(workspace.folder / "out", "usage")
+    assert Counter(row["error_class"] for row in usage) == {"unknown": 10, None: 10}
+    # Of what may still come of the batch nothing is known: 20 tokens out at half the price, and the tokens in.
+    assert all(row["cost_usd"] >= 2e-5 for row in usage)
+    assert sum(row["cost_usd"] for row in usage) == pytest.approx(told["cost_usd"])
+    nothing_left(batches, workspace.folder)
+
+
+def test_a_batch_that_the_provider_does_not_know_any_more_is_asked_again_and_stays_unknown(
+    workspace: Any, batches: Any, cli: Any, read: Read
+) -> None:
+    workspace.csv(5)
+    batches.refuse = lambda method, path: batches.error(404, "no such batch") if path.endswith("batch_0") else None
+    told = cli.run(workspace.job(**BATCH))
+    assert (told["exit_code"], told["rows_ok"], told["requests"], told["retries"]) == (0, 5, 10, 5)
+    usage = read(workspace.folder / "out", "usage")
+    assert Counter((row["error_class"], row["attempt"]) for row in usage) == {("unknown", 1): 5, (None, 2): 5}
+    assert sum(row["cost_usd"] for row in usage) == pytest.approx(told["cost_usd"])
+    nothing_left(batches, workspace.folder)
+
+
 def test_the_deadline_is_the_next_time_of_that_clock() -> None:
     from zoneinfo import ZoneInfo
 
@@ -320,10 +455,10 @@ def test_a_pool_is_refused_for_batches(workspace: Any, batches: Any, cli: Any) -
 DRIVER = """
 import os, signal, sys
 from connectors.endpoints import embeddings
-from pipelines import batch_carry, batch_gather, batch_ledger, batch_out, committer, provider_api
+from pipelines import batch_carry, batch_gather, batch_land, batch_ledger, batch_out, committer, provider_api
 
 batch_carry.FIRST_POLL, batch_carry.LONGEST_POLL = 0.02, 0.05
-batch_out.QUIET, batch_gather.LINES, batch_out.SETTLED_AT_ONCE, embeddings.INPUTS = 0.1, 20, 4, 5
+batch_out.QUIET, batch_gather.LINES, batch_land.SETTLED_AT_ONCE, embeddings.INPUTS = 0.1, 20, 4, 5
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -354,7 +489,7 @@ elif moment == "created":
 elif moment == "polled":
     dying(provider_api.ProviderApi, "batch")
 elif moment == "fetched in part":
-    dying(batch_out.BatchOut, "_settle_line", lambda *given: settled.append(1) or len(settled) == 6)
+    dying(batch_land.Lander, "settle_line", lambda *given: settled.append(1) or len(settled) == 6)
 elif moment == "settled, not cleaned":
     dying(batch_carry.Carrier, "clean", before=True)
 elif moment == "cleaned, not forgotten":

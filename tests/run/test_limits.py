@@ -252,3 +252,64 @@ def test_jobs_that_run_at_the_same_time_and_are_killed_never_spend_more_than_the
     assert told["exit_code"] == 3
     assert "the day's budget of $0.02" in told["stopped"]
     assert bill.billed <= budget
+
+
+def test_a_provider_that_holds_its_senders_does_not_hold_those_of_another(
+    workspace: Any, provider: Any, cli: Any
+) -> None:
+    held = type(provider)()
+    try:
+        workspace.write(
+            "rowmill.yaml",
+            f'providers: {{test: {{base_url: "{provider.base_url}"}}, held: {{base_url: "{held.base_url}"}}}}\n',
+        )
+        workspace.csv(400)
+        # It holds its senders until the other has answered all of its rows.
+        held.script = lambda path, body, count: (
+            refusal(429, headers={"retry-after": "2"}) if len(provider.answered) < 201 else None
+        )
+        steps = """
+  - {name: a, endpoint: chat, provider: held, model: m, messages: [{user: "{{ text }}"}], when: id < 200}
+  - {name: b, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }} too"}], when: id >= 200}
+"""
+        retry = "{attempts: 3, longest_wait: 5, longest_hold: 60}"
+        told = cli.run(workspace.job(steps=steps, limits="{concurrency: 8}", retry=retry))
+        assert (told["exit_code"], told["rows_ok"], told["stopped"]) == (0, 400, None)
+        assert told["retries"] <= 20
+    finally:
+        held.close()
+
+
+def test_a_dead_provider_does_not_hold_the_rows_of_another(workspace: Any, provider: Any, cli: Any) -> None:
+    dead = "http://127.0.0.1:1/v1"
+    workspace.write(
+        "rowmill.yaml",
+        f'providers: {{test: {{base_url: "{provider.base_url}"}}, dead: {{base_url: "{dead}"}}}}\n',
+    )
+    workspace.csv(400)
+    steps = """
+  - {name: a, endpoint: chat, provider: dead, model: m, messages: [{user: "{{ text }}"}], when: id < 200}
+  - {name: b, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }} too"}], when: id >= 200}
+"""
+    retry = "{attempts: 3, longest_wait: 5, longest_hold: 6}"
+    told = cli.run(workspace.job(steps=steps, limits="{concurrency: 8}", retry=retry))
+    assert told["exit_code"] == 3
+    assert "dead has answered nothing" in told["stopped"]
+    assert told["rows_ok"] >= 190
+
+
+def test_two_runs_at_the_same_time_use_the_days_budget_almost_whole_and_never_more(
+    workspace: Any, provider: Any
+) -> None:
+    limited(workspace, provider, "{}", "budget: {usd_per_day: 0.02}")
+    workspace.csv(2000)
+    provider.latency = 0.02
+    same = {"limits": "{concurrency: 20}"}
+    # 10 tokens in and 5 out of at most 20: $0.00002 each, so 1,000 of the 4,000 rows.
+    jobs = [
+        workspace.job("one", **same),
+        workspace.job("two", sink="{parquet: out2}", steps=TWO_STEPS.replace("{{ text }}", "too {{ text }}"), **same),
+    ]
+    told = [ended(process) for process in [started(job) for job in jobs]]
+    assert [one["exit_code"] for one in told] == [3, 3]
+    assert 950 <= len(provider.answered) <= 1000

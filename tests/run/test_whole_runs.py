@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+
+from tests.conftest import chat_reply
 
 Rows = list[dict[str, Any]]
 Read = Callable[..., Rows]
@@ -47,6 +50,16 @@ def test_a_usage_row_tells_the_whole_exchange(workspace: Any, cli: Any, read: Re
         "first_token_ms": None, "request_id": "req-0", "finish_reason": "stop",
     }  # fmt: skip
     assert result["_run_id"] == told["run_id"]
+
+
+@pytest.mark.parametrize("header", ["x-request-id", "request-id", "apim-request-id"])
+def test_usage_has_the_exchanges_name_by_any_of_its_headers(
+    workspace: Any, provider: Any, cli: Any, read: Read, header: str
+) -> None:
+    workspace.csv(1)
+    provider.script = lambda path, body, count: web.json_response(chat_reply("a"), headers={header: "r-7"})
+    cli.run(workspace.job())
+    assert [row["request_id"] for row in read(workspace.folder / "out", "usage")] == ["r-7"]
 
 
 def test_a_second_run_sends_nothing_and_says_so(workspace: Any, provider: Any, cli: Any) -> None:

@@ -1,6 +1,7 @@
 """What `plan` foretells holds in the run: rows, requests, tokens, and a bill between low and high."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,36 @@ def test_earlier_answers_tell_how_long_the_next_will_be(reviews: Any, cli: Any) 
     assert plan["seconds"] is not None
 
 
+def test_the_time_goes_by_earlier_answers_where_the_limits_allow_more_and_says_so(
+    reviews: Any, provider: Any, cli: Any
+) -> None:
+    provider.latency = 0.05
+    job = job_of(reviews, TEXT, limits="{concurrency: 4, requests_per_minute: 60000}")
+    assert planned(cli, job)["bound_by"] == "the job's limit, 60,000 requests a minute"
+    assert cli("plan", job) == 0
+    assert "how long answers take is not known yet" in cli.out
+    assert "an answer: a mere guess of 150 tokens each, until 20 are known" in " ".join(cli.out.split())
+    assert cli.run(job, "--limit", "40", "--sink", str(reviews.folder / "out-try"))["exit_code"] == 0
+    usage = f"'{reviews.folder}/out-try/usage/*.parquet'"
+    ((mean,),) = duckdb.sql(f"select avg(latency_ms) from {usage}").fetchall()
+    plan = planned(cli, job)
+    assert plan["seconds"] == pytest.approx(plan["requests"] * mean / 1000 / 4, rel=0.001)
+    assert plan["bound_by"] == f"answers that take {mean:,.0f} ms, 4 at a time"
+    assert cli("plan", job) == 0
+    assert "bound by answers that take" in cli.out
+    assert "guess" not in cli.out and "not known yet" not in cli.out
+    # Another step that asks the same model takes as long, as far as anybody knows.
+    other = planned(cli, job_of(reviews, TEXT.replace("answer", "other"), limits="{concurrency: 4}"))
+    assert other["steps"][0]["latency_ms"] == pytest.approx(mean)
+
+
+def test_where_the_ledger_has_every_answer_nothing_is_left_to_pay(reviews: Any, cli: Any) -> None:
+    assert cli.run(job_of(reviews, TEXT))["exit_code"] == 0
+    assert cli("plan", job_of(reviews, TEXT, sink="{parquet: elsewhere}")) == 0
+    assert "cost     nothing: every answer is in the ledger" in cli.out
+    assert "time     moments: nothing has to be asked" in cli.out
+
+
 def test_the_batch_api_is_half_and_a_model_without_a_price_is_not_known(reviews: Any, cli: Any) -> None:
     plan = planned(cli, job_of(reviews, TEXT))
     assert plan["batch_usd"] == pytest.approx(plan["expected_usd"] / 2, rel=0.01)
@@ -218,6 +249,37 @@ def test_what_the_embedded_provider_bills_under_a_price_lies_between_low_and_hig
     assert told["exit_code"] == 0
     assert plan["low_usd"] <= told["cost_usd"] <= plan["high_usd"]
     assert told["cost_usd"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("responses", "20"),
+        ("conversations", "20"),
+        ("vision", "3"),
+        ("from-csv", "20"),
+        ("two-steps", "20"),
+        ("speech", "1"),
+        ("transcription", "4"),
+        ("translation", "2"),
+        ("image-generation", "2"),
+    ],
+)
+def test_the_bill_of_every_endpoint_lies_between_low_and_high(workspace: Any, cli: Any, name: str, rows: str) -> None:
+    jobs = Path(__file__).parents[2] / "jobs"
+    text = (jobs / f"{name}.yaml").read_text().replace("provider: local", "provider: test")
+    job = workspace.write(f"{name}.yaml", text.replace("rowmill-sentiment", "gpt-4o-mini"))
+    shutil.copytree(jobs / "data", workspace.folder / "data")
+    flags = ("--limit", rows, "--sink", str(workspace.folder / "out"))
+    with LocalServer(LocalOptions()) as server:
+        workspace.write("rowmill.yaml", f"providers: {{test: {{base_url: '{server.base_url}'}}}}\n")
+        plan = planned(cli, job, *flags)
+        told = cli.run(job, *flags)
+    assert told["rows_failed"] == 0, cli.err
+    assert told["cost_usd"] > 0
+    assert plan["low_usd"] <= told["cost_usd"] <= plan["high_usd"]
+    ((billed,),) = duckdb.sql(f"select sum(cost_usd) from '{workspace.folder}/out/usage/*.parquet'").fetchall()
+    assert billed == pytest.approx(told["cost_usd"])
 
 
 def test_overrides_change_the_plan_as_they_change_the_run(reviews: Any) -> None:

@@ -18,6 +18,55 @@ UNBOUNDED = [
 ]
 
 
+REPEATED = [
+    "{{ [1] * size }}",
+    "{{ size * ['x'] }}",
+    "{{ (text|list) * size }}",
+    "{{ size * (text|list + ['* in a text']) }}",
+    "{% set parts = [text] %}{{ parts * size }}",
+    "{{ (parts * size)|join(',') }}",
+    "{% for part in size * parts %}{{ part }}{% endfor %}",
+    "{{ row['parts'] * size * size }}",
+]
+
+
+@pytest.mark.parametrize("template", REPEATED)
+def test_no_list_is_repeated(template: str) -> None:
+    """minijinja counts no fuel for it: ten seconds and three hundred megabytes for nine digits."""
+    whole = Template(template, "w")
+    with pytest.raises(TemplateProblem, match="repeats no list"):
+        whole.render({"text": "ab", "size": 100_000_000, "parts": ["a", "b"]})
+
+
+@pytest.mark.parametrize(
+    ("template", "shown"),
+    [
+        ("{{ size * 2 }} {{ 2*size*size }} {{ size * -2 }} {{ 2 * size ** 2 }}", "6 18 -6 18"),
+        ("{{ '-' * size }} {{ size * '*' }} {{ size * true }}", "--- *** 3"),
+        ("{{ 2 * parts|length }} {{ parts|length * 2 }} {{ parts[0]|upper * 2 }} {{ 2 * parts[0] }}", "4 4 AA aa"),
+        ("{{ 2 * (size + 1 * (size - 1)) / 5 if size * 1 > 2 else 0 }}", "2.0"),
+        ("{% raw %}{{ a * b }}{% endraw %}{# {{ 2 * [1] }} #} don't * {{ '}} * {{' }}", "{{ a * b }} don't * }} * {{"),
+        ("{{ range(*[1, size]) }} {{ dict(a=size * 2).a }} {{ {'a': 2 * 3}['a'] }}", "[1,2] 6 6"),
+    ],
+)
+def test_numbers_are_multiplied_and_texts_repeated(template: str, shown: str) -> None:
+    assert Template(template, "w").render({"size": 3, "parts": ["a", "b"]}) == shown
+
+
+@pytest.mark.parametrize("more", ["", "{{ '' ~ '' }}", "{% if n %}{% endif %}"])
+def test_a_number_looks_the_same_in_every_template(more: str) -> None:
+    for value, shown in (
+        (2.0, "2.0"),
+        (2.5, "2.5"),
+        (-0.0, "-0.0"),
+        (2, "2"),
+        (True, "true"),
+        (10**30, "1" + "0" * 30),
+    ):
+        assert Template("{{ n }}" + more, "w").render({"n": value}) == shown
+    assert Template("{{ n }}" + more, "w").render({"n": [2.0, 1]}) == "[2.0,1]"
+
+
 def step(template: str) -> str:
     message = json.dumps([{"user": template}])
     return f"[{{name: answer, endpoint: chat, provider: test, model: m, messages: {message}}}]"

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from connectors.errors import DataError, Stopped
+from connectors.shapes import OtherColumns
 
 HOLDER = """
 import sys, duckdb
@@ -168,3 +169,22 @@ def test_a_killed_commit_is_there_whole_or_not_at_all(in_duckdb: Any, tmp_path: 
     assert in_duckdb.parts(in_duckdb.open()) == []
     in_duckdb.commit(in_duckdb.ready(), [(2, "b")])
     assert in_duckdb.answers() == {2: "b"}
+
+
+def test_the_message_about_other_columns_tells_of_the_table(in_duckdb: Any) -> None:
+    in_duckdb.made = [pa.field("answer", pa.string())]
+    in_duckdb.ready()
+    in_duckdb.made = [pa.field("answer", pa.int64())]
+    with pytest.raises(OtherColumns) as refused:
+        in_duckdb.open().check(False)
+    assert str(refused.value) == (
+        "out/answers.duckdb: its table answers has answer (VARCHAR) where the job makes answer (BIGINT); cast what is "
+        "there (run --schema-change cast), ask all rows again (run --schema-change backfill), or write to another sink "
+        "(run --sink PATH)"
+    )
+
+
+def test_tables_whose_names_differ_in_case_alone_are_one_place(in_duckdb: Any, tmp_path: Path) -> None:
+    place = in_duckdb.model.place(tmp_path)
+    in_duckdb.written = {**in_duckdb.written, "table": "Answers"}
+    assert in_duckdb.model.place(tmp_path) == place

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from connectors.contracts import UsageMark
 from connectors.errors import DataError, JobError
+from connectors.shapes import OtherColumns
 from connectors.tables import errors_schema, usage_schema
 
 COMPOSITE = [pa.field("a.b", pa.string()), pa.field('n "q" x', pa.int32())]
@@ -170,11 +171,51 @@ def test_tables_with_other_columns_are_refused_and_left_alone(tables: Any, made:
     tables.ready()
     before = tables.read("results").schema
     tables.made = made
-    with pytest.raises(DataError) as refused:
-        tables.open().prepare(False)
+    with pytest.raises(OtherColumns) as refused:
+        tables.open().check(False)
     assert told in str(refused.value)
-    assert "--sink PATH" in str(refused.value)
+    for choice in ("--schema-change cast", "--schema-change backfill", "--sink PATH"):
+        assert choice in str(refused.value)
+    with pytest.raises(OtherColumns) as again:
+        tables.open().prepare(False)
+    assert str(again.value) == str(refused.value)
+    tables.open().check(True)
     assert tables.read("results").schema == before
+
+
+def test_a_check_creates_nothing_and_passes_what_a_run_takes(tables: Any, tmp_path: Path) -> None:
+    def there() -> list[str]:
+        return tables.objects() if tables.server else sorted(str(path) for path in tmp_path.rglob("*"))
+
+    tables.open().check(False)
+    assert there() == []
+    tables.commit(tables.ready(), [(1, "a")], [(2, "bad")])
+    before = there()
+    for fresh in (False, True):
+        tables.open().check(fresh)
+    assert there() == before
+
+
+def test_other_columns_of_the_errors_are_refused_as_those_of_the_results_are(tables: Any) -> None:
+    tables.made = MADE_ONE
+    tables.ready()
+    tables.key = [pa.field("id", pa.string())]
+    with pytest.raises(OtherColumns, match="id "):
+        tables.open().check(False)
+
+
+def test_a_usage_table_of_another_version_is_no_matter_of_the_jobs_declaration(
+    tables: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables.ready()
+    other = pa.schema([*usage_schema(), pa.field("later", pa.string())])
+    for module in ("sinks.parquet_folder", "parquet_objects", "sinks.duckdb_table", "sinks.delta_table"):
+        monkeypatch.setattr(f"connectors.{module}.usage_schema", lambda: other)
+    for fresh in (False, True):
+        with pytest.raises(DataError, match="this version of Rowmill makes later") as refused:
+            tables.open().check(fresh)
+        assert not isinstance(refused.value, OtherColumns)
+        assert "--schema-change" not in str(refused.value)
 
 
 MADE_ONE = [pa.field("answer", pa.string())]
@@ -209,8 +250,9 @@ def test_a_path_that_is_something_else_is_refused(tables: Any, tmp_path: Path) -
         (tmp_path / "out").write_text("a file")
     else:
         (tmp_path / "out/answers.duckdb").mkdir(parents=True)
-    with pytest.raises(DataError, match="choose another path"):
-        tables.open().prepare(False)
+    for sink in (tables.open().check, tables.open().prepare):
+        with pytest.raises(DataError, match="choose another path"):
+            sink(False)
 
 
 def test_a_file_in_place_of_a_parent_folder_is_refused(tables: Any, tmp_path: Path) -> None:
@@ -271,6 +313,18 @@ def test_one_place_has_one_name_however_it_is_written(tables: Any) -> None:
     tidy = tables.model.identity
     tables.written = {**tables.written, tables.kind: f"./{tables.written[tables.kind]}/."}
     assert tables.model.identity == tidy
+
+
+def test_one_place_is_known_however_it_is_reached(tables: Any, tmp_path: Path) -> None:
+    written, place = tables.written[tables.kind], tables.model.place(tmp_path)
+    if not tables.server:
+        (tmp_path / "link").symlink_to(tmp_path)
+        tables.written = {**tables.written, tables.kind: f"link/{written}"}
+        assert tables.model.place(tmp_path) == place
+        tables.written = {**tables.written, tables.kind: f"{tmp_path}/{written}"}
+        assert tables.model.place(tmp_path / "elsewhere") == place
+    tables.written = {**tables.written, tables.kind: f"{written}2"}
+    assert tables.model.place(tmp_path) != place
 
 
 key = st.integers(0, 8)

@@ -1,24 +1,33 @@
-"""The command line with a mine laid: where `CRASH_AT` says `point:count`, the process sends itself a signal.
+"""The command line with a mine laid: at a named point, or at some moment, the process sends itself a signal.
 
-    CRASH_AT=ledgered:17 CRASH_BY=KILL python tests/soak/launcher.py run job.yaml
-
-Commits and chunks are small and frequent here, so that a short run has many of them. Nothing of this is in the product.
+Started once, it takes orders as lines of JSON and forks a process for each, which saves importing it all again. What
+such a process notes, sends and settles it writes to a log; at its death also what was under way, and which of that
+had left by its socket, as the kernel counts it. Commits and chunks are small and frequent here, so that a short run
+has many of them. Nothing of this is in the product.
 """
 
 import asyncio
+import contextvars
 import functools
+import json
 import os
 import signal
+import socket
+import struct
 import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import aiohttp
+
+import pipelines.commands.run
 import pipelines.committer
 import pipelines.job_run
 from connectors.ledger import Ledger
@@ -26,6 +35,7 @@ from connectors.sinks import duckdb_table, parquet_folder
 from connectors.staging import Staging
 from connectors.transport import HttpTransport
 from pipelines.cli import main
+from pipelines.fanout import FanOut
 
 POINTS = (
     "noted",
@@ -43,31 +53,92 @@ POINTS = (
     "usage written",
     "recovered",
 )
+RANDOM = "at random"
+
+LONGEST = 120
+"""Seconds of a run."""
+BYTES_SENT = 200
+"""Where Linux's struct tcp_info has tcpi_bytes_sent, 64 bits."""
+
+_note: contextvars.ContextVar[int] = contextvars.ContextVar("note")
+"""The exchange that this task is about."""
 
 
+@dataclass(slots=True)
+class UnderWay:
+    """An exchange between its note and its outcome."""
+
+    stage: str = "noting"
+    wire: socket.socket | None = None
+    before: int = 0
+    """Bytes that its connection had carried for others."""
+    sent: bool = False
+
+    def has_left(self) -> bool:
+        """Whether the kernel has sent anything of it."""
+        return self.sent or (self.wire is not None and _sent_by(self.wire) > self.before)
+
+
+@dataclass(slots=True)
 class Mine:
     """Goes off once, when its point is reached for the so-many-th time."""
 
-    def __init__(self, point: str, count: int, by: str) -> None:
-        self._point = point
-        self._left = count
-        self._by = by
-        self._turn = threading.Lock()
+    point: str
+    count: int
+    by: str
+    log: int
+    """File descriptor."""
+    turn: Any = field(default_factory=threading.Lock)
+    under_way: dict[int, UnderWay] = field(default_factory=dict)
+    loop: asyncio.AbstractEventLoop | None = None
+    dying: bool = False
+
+    def tell(self, **facts: Any) -> None:
+        os.write(self.log, json.dumps(facts).encode() + b"\n")
 
     def reach(self, point: str) -> None:
-        if point != self._point:
+        if point != self.point:
             return
-        with self._turn:
-            self._left -= 1
-            if self._left:
+        with self.turn:
+            self.count -= 1
+            if self.count:
                 return
-        if self._by == "TWICE":
+        self.tell(reached=point, note=_note.get(None))
+        if self.by == "KILL":
+            self.be_killed()
+        elif self.by == "TWICE":
             os.kill(os.getpid(), signal.SIGINT)
-            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+            again = threading.Timer(0.005, os.kill, (os.getpid(), signal.SIGINT))
+            again.daemon = True
+            again.start()
         else:
-            os.kill(os.getpid(), signal.Signals[f"SIG{self._by}"])
-        if self._by == "KILL":
-            time.sleep(10)
+            os.kill(os.getpid(), signal.Signals[f"SIG{self.by}"])
+
+    def be_killed(self) -> None:
+        """In the loop's thread, so that nothing is sent between the look at what is under way and the end."""
+        if self.loop is None or not self.loop.is_running() or threading.current_thread() is threading.main_thread():
+            self.look_back()
+            os.kill(os.getpid(), signal.SIGKILL)
+        else:
+            self.loop.call_soon_threadsafe(self.be_killed)
+        time.sleep(30)
+
+    def look_back(self) -> None:
+        self.dying = True
+        self.tell(died={note: [one.stage, one.has_left()] for note, one in self.under_way.items()})
+
+    def exit(self, code: int) -> None:
+        """In the place of os._exit."""
+        self.look_back()
+        _exit(code)
+
+
+_exit = os._exit
+
+
+def _sent_by(wire: socket.socket) -> int:
+    told = wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    return int(struct.unpack_from("Q", told, BYTES_SENT)[0])
 
 
 class Hurried:
@@ -84,17 +155,6 @@ def after(owner: Any, name: str, reached: Callable[..., None]) -> None:
     """Call `reached` with the arguments of every call that has ended."""
     real = getattr(owner, name)
 
-    if asyncio.iscoroutinefunction(real):
-
-        @functools.wraps(real)
-        async def waiting(*arguments: Any, **others: Any) -> Any:
-            result = await real(*arguments, **others)
-            reached(*arguments)
-            return result
-
-        setattr(owner, name, waiting)
-        return
-
     @functools.wraps(real)
     def calling(*arguments: Any, **others: Any) -> Any:
         result = real(*arguments, **others)
@@ -104,25 +164,79 @@ def after(owner: Any, name: str, reached: Callable[..., None]) -> None:
     setattr(owner, name, calling)
 
 
+def follow_exchanges(mine: Mine) -> None:
+    """Know of each exchange how far it is, by what the fan-out asks of the ledger and of the transport."""
+    real_note, real_settle, real_send = Ledger.note, Ledger.settle, HttpTransport.send
+    real_connect = aiohttp.TCPConnector.connect
+
+    async def note(self: Ledger, number: int, leg: int, attempt: int, *others: Any) -> bool:
+        if mine.dying:
+            await asyncio.Event().wait()
+        keys, marks, reserved, started_at = others[:4]
+        one = mine.under_way[number] = UnderWay()
+        mine.tell(
+            note=number, attempt=attempt, keys=json.loads(keys), marks=marks.hex(), reserved=reserved, at=started_at
+        )
+        assert await real_note(self, number, leg, attempt, *others)
+        one.stage = "noted"
+        _note.set(number)
+        mine.reach("noted")
+        return True
+
+    async def send(self: HttpTransport, provider: Any, call: Any) -> Any:
+        number = _note.get()
+        one = mine.under_way[number]
+        one.stage = "sending"
+        work = real_send(self, provider, replace(call, path=f"{call.path}?note={number}"))
+        if mine.point == "sent" and mine.count > 0:
+            task = asyncio.ensure_future(work)
+            while not one.has_left() and not task.done():  # noqa: ASYNC110 - the kernel tells nobody.
+                await asyncio.sleep(0)
+            mine.reach("sent")
+            reply = await task
+        else:
+            reply = await work
+        one.stage = "arrived"
+        mine.reach("arrived")
+        return reply
+
+    async def connect(self: aiohttp.TCPConnector, *arguments: Any, **others: Any) -> Any:
+        connection = await real_connect(self, *arguments, **others)
+        one = mine.under_way[_note.get()]
+        # Not its own file descriptor: never closed by this object.
+        wire = socket.socket(fileno=connection.transport.get_extra_info("socket").fileno())
+        one.before = _sent_by(wire)
+        one.wire = wire
+        return connection
+
+    async def settle(self: Ledger, ended: Any, *others: Any) -> None:
+        one = mine.under_way[ended.note]
+        one.sent = one.has_left()
+        if one.wire is not None:
+            one.wire.detach()
+            one.wire = None
+        one.stage = "settling"
+        await real_settle(self, ended, *others)
+        del mine.under_way[ended.note]
+        mine.reach("ledgered")
+
+    Ledger.note = note  # type: ignore[method-assign, assignment]
+    Ledger.settle = settle  # type: ignore[method-assign, assignment]
+    HttpTransport.send = send  # type: ignore[method-assign]
+    aiohttp.TCPConnector.connect = connect  # type: ignore[method-assign]
+    os._exit = mine.exit  # type: ignore[assignment]
+
+
 def lay(mine: Mine) -> None:
-    """Every point, wherever it is in the code."""
+    """Every other point, wherever it is in the code."""
 
     def at(owner: Any, name: str, point: str) -> None:
         after(owner, name, lambda *_: mine.reach(point))
 
-    real_send = HttpTransport.send
+    def started(*_: Any) -> None:
+        mine.loop = asyncio.get_running_loop()
 
-    async def send(self: HttpTransport, provider: Any, call: Any) -> Any:
-        under_way = asyncio.ensure_future(real_send(self, provider, call))
-        await asyncio.sleep(0.002)
-        mine.reach("sent")
-        reply = await under_way
-        mine.reach("arrived")
-        return reply
-
-    HttpTransport.send = send  # type: ignore[method-assign]
-    at(Ledger, "note", "noted")
-    at(Ledger, "settle", "ledgered")
+    after(FanOut, "start", started)
     at(Ledger, "recover", "recovered")
     after(Ledger, "write", lambda self, sql, *_: mine.reach("commit noted") if "into commits" in sql else None)
     at(parquet_folder, "write_part", "part written")
@@ -136,13 +250,36 @@ def lay(mine: Mine) -> None:
         at(sink, "add_usage", "usage written")
 
 
+def launch(order: dict[str, Any]) -> None:
+    """Become the process that was ordered."""
+    for number, place in ((0, os.devnull), (1, order["out"]), (2, order["err"])):
+        descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    # A run that hangs is ended, which no kill of ours looks like.
+    signal.alarm(LONGEST)
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    mine = Mine(order["point"], order["count"], order["by"], log)
+    follow_exchanges(mine)
+    lay(mine)
+    if order["point"] == RANDOM:
+        soon = threading.Timer(order["delay"], mine.reach, (RANDOM,))
+        soon.daemon = True
+        soon.start()
+    main(order["arguments"])
+
+
+def take_orders() -> None:
+    for line in sys.stdin:
+        if (child := os.fork()) == 0:
+            launch(json.loads(line))
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
 if __name__ == "__main__":
-    pipelines.committer.ROWS = 25
-    pipelines.job_run.CHUNK_ROWS = 16
+    pipelines.committer.ROWS = 12
+    pipelines.job_run.CHUNK_ROWS = 8
     pipelines.job_run.asyncio = Hurried()  # type: ignore[assignment]
     parquet_folder.SMALL_PARTS = 2
-    if where := os.environ.get("CRASH_AT"):
-        named, _, number = where.rpartition(":")
-        assert named in POINTS
-        lay(Mine(named, int(number), os.environ["CRASH_BY"]))
-    main()
+    take_orders()

@@ -1,36 +1,41 @@
-"""An ordeal: a run that is killed again and again, at named points and at random moments, while its rows change."""
+"""An ordeal: a run that is killed at each named point and at random moments, while its rows change."""
 
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from tests.soak.launcher import POINTS
+from tests.soak.accounts import Accounts
+from tests.soak.counting_server import CountingServer
+from tests.soak.launcher import POINTS, RANDOM
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
-CONCURRENCY = 16
-ROWS = 120
-ONE_STEP = '[{name: loud, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}]}]'
+CONCURRENCY = 8
+ROWS = 72
+SIGNALS = ("KILL", "TERM", "INT", "TWICE")
+"""TWICE: Ctrl-C, and once more before what is in flight has landed."""
+ONE_STEP = '[{name: loud, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}], \
+params: {max_tokens: 20}}]'
 TWO_STEPS = """
-  - {name: loud, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}]}
+  - {name: loud, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}], params: {max_tokens: 20}}
   - {name: vector, endpoint: embeddings, provider: test, model: e, dimensions: 3, input: "{{ loud }}"}
 """
-RANDOM = "at random"
-EASY = "arrived"
-"""A point that every run with a request passes."""
 OF_PARQUET = frozenset({"part written", "part noted", "renamed", "merged", "swapped"})
 OF_DUCKDB = frozenset({"within a transaction"})
 OFTEN = frozenset({"noted", "sent", "arrived", "ledgered"})
 """Points that a run passes many times."""
+AT_THE_END = frozenset({"merged", "swapped"})
+"""Points that only a run with nothing left to ask comes to: its compaction."""
+EARLY_KILLS = 3
+"""Of one generation of rows: more would leave the last of them nothing to ask."""
+TRIES = 6
 
 Row = dict[str, Any]
 
@@ -50,10 +55,48 @@ class Scenario:
         place = "duckdb: out.duckdb, table: answers" if self.duckdb else "parquet: out"
         return f"{{{place}, columns: [text], {self.write}}}"
 
+    def job_in(self, workspace: Any) -> Path:
+        """The job's file, in a workspace with budgets: the ledger keeps their books."""
+        with (workspace.folder / "rowmill.yaml").open("a") as file:
+            file.write("budget: {usd_per_day: 10}\n")
+        job: Path = workspace.job(
+            steps=self.steps, sink=self.sink, limits=f"{{concurrency: {CONCURRENCY}}}", budget="{usd: 5}"
+        )
+        return job
+
     @property
     def points(self) -> tuple[str, ...]:
         left_out = OF_PARQUET if self.duckdb else OF_DUCKDB
         return (*(point for point in POINTS if point not in left_out), RANDOM)
+
+    def table(self, folder: Path, name: str) -> list[Row]:
+        """The rows of one of its tables."""
+        if self.duckdb:
+            with closing(duckdb.connect(folder / "out.duckdb", read_only=True)) as db:
+                table = "answers" if name == "results" else f"answers_{name}"
+                return list(db.sql(f"from {table}").to_arrow_table().to_pylist())
+        with closing(duckdb.connect()) as db:
+            return list(db.sql(f"from read_parquet('{folder}/out/{name}/*.parquet')").to_arrow_table().to_pylist())
+
+    def plan(self, at_random: int) -> list[tuple[str, str]]:
+        """Every point with every signal."""
+        return [
+            (point, by) for point in self.points for by in SIGNALS for _ in range(at_random if point == RANDOM else 1)
+        ]
+
+
+def rows_of(generation: int) -> dict[int, str]:
+    """Key -> text: from one generation to the next most change, some become again what they were, some are new, some
+    have left."""
+    return {
+        n: f"text {n} of {generation if (n + generation) % 3 else 0}"
+        for n in range(1 + generation, ROWS + 1 + 2 * generation)
+    }
+
+
+def csv_of(generation: int) -> str:
+    """The rows as a file."""
+    return "id,text\n" + "".join(f"{key},{text}\n" for key, text in rows_of(generation).items())
 
 
 @dataclass(slots=True)
@@ -62,105 +105,100 @@ class Ordeal:
 
     scenario: Scenario
     workspace: Any
-    provider: Any
+    server: CountingServer
     seed: int
     kills: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """(point, signal) -> kills that hit a run under way."""
+    """(point, signal) -> signals that came at that point."""
+    cut_short: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Those of them that ended the run before its work was done."""
     generation: int = 0
     dice: random.Random = field(init=False)
     job: Path = field(init=False)
+    accounts: Accounts = field(init=False)
+    _launcher: "subprocess.Popen[str]" = field(init=False)
+    _launched: int = 0
 
     def __post_init__(self) -> None:
         self.dice = random.Random(self.seed)
-        self.provider.latency = 0.01
-        self.job = self.workspace.job(
-            steps=self.scenario.steps,
-            sink=self.scenario.sink,
-            limits=f"{{concurrency: {CONCURRENCY}}}",
+        self.job = self.scenario.job_in(self.workspace)
+        (self.workspace.folder / "told").mkdir()
+        self.accounts = Accounts(self.workspace.folder / ".rowmill" / "ledger.sqlite", self.server)
+        self._launcher = subprocess.Popen(
+            [sys.executable, str(LAUNCHER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def survive(self, kills: int) -> None:
-        """Be killed so many times; after each few, the run is let come to its end, looked at, and given new rows."""
-        plan = [(point, by) for point in self.scenario.points for by in ("KILL", "KILL", "TERM", "INT", "TWICE")]
+    def close(self) -> None:
+        self._launcher.communicate()
+
+    def survive(self, plan: list[tuple[str, str]]) -> None:
+        """Be killed at each (point, signal); after each few, the run is let come to its end, looked at, and given new
+        rows."""
         self.dice.shuffle(plan)
-        plan = (plan * (kills // len(plan) + 1))[:kills]
+        early = [one for one in plan if one[0] not in AT_THE_END]
+        late = [one for one in plan if one[0] in AT_THE_END]
+        missed: Counter[tuple[str, str]] = Counter()
+        self.workspace.write("rows.csv", csv_of(self.generation))
         self.finish()
-        while plan:
+        while early or late:
             self.generation += 1
-            self.rows()
-            for _ in range(4):
-                if not plan:
-                    break
-                point, by = plan.pop()
-                if self.killed(point, by):
-                    self.kills[point, by] += 1
-                else:
-                    # It came to its end before: once more, where it cannot be missed for long.
-                    plan.insert(0, (RANDOM if point == RANDOM else EASY, by))
-                    break
+            self.workspace.write("rows.csv", csv_of(self.generation))
+            for cell in (*early[:EARLY_KILLS], *late[:1]):
+                place = late if cell[0] in AT_THE_END else early
+                place.remove(cell)
+                if self.killed(*cell, missed[cell]):
+                    self.kills[cell] += 1
+                    continue
+                # It came to its end before: once more, among those that have most to do.
+                missed[cell] += 1
+                assert missed[cell] < TRIES, f"{self.scenario.name}: {cell} is never reached"
+                place.insert(0, cell)
+                break
             self.finish()
-        self.balance()
-
-    def rows(self) -> None:
-        """Some rows change, some are new, some have left."""
-        self.workspace.write(
-            "rows.csv", "id,text\n" + "".join(f"{key},{text}\n" for key, text in self.wanted().items())
-        )
-
-    def wanted(self) -> dict[int, str]:
-        """Key -> text, of this generation."""
-        g = self.generation
-        return {n: f"text {n} of {g if (n + g) % 3 == 0 else 0}" for n in range(1 + g, ROWS + 1 + 2 * g)}
+        self.accounts.balance(self.table("usage"), CONCURRENCY)
 
     def expected(self) -> dict[int, str]:
         """Key -> text in the table at the end of this generation: with what has left, unless it is removed."""
         if "replace" in self.scenario.write or "remove" in self.scenario.write:
-            return self.wanted()
-        found: dict[int, str] = {}
-        last = self.generation
-        for self.generation in range(last + 1):
-            found |= self.wanted()
-        return found
+            return rows_of(self.generation)
+        return {key: text for generation in range(self.generation + 1) for key, text in rows_of(generation).items()}
 
-    def started(self, point: str | None = None, by: str = "") -> "subprocess.Popen[str]":
-        mined = {} if point is None else {"CRASH_AT": f"{point}:{self.count(point)}", "CRASH_BY": by}
-        return subprocess.Popen(
-            [sys.executable, str(LAUNCHER), "run", str(self.job), "--json", "--quiet"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **mined},
-        )  # fmt: skip
+    def launched(self, point: str = "", by: str = "", count: int = 0, delay: float = 0.0) -> tuple[int, str, str, Path]:
+        """(exit code, stdout, stderr, log) of a run with this mine."""
+        self._launched += 1
+        out, err, log = (self.workspace.folder / "told" / f"{self._launched}.{name}" for name in ("out", "err", "log"))
+        order = {
+            "point": point, "by": by, "count": count, "delay": delay, "out": str(out), "err": str(err),
+            "log": str(log), "arguments": ["run", str(self.job), "--json", "--quiet"],
+        }  # fmt: skip
+        assert self._launcher.stdin is not None and self._launcher.stdout is not None
+        self._launcher.stdin.write(json.dumps(order) + "\n")
+        self._launcher.stdin.flush()
+        code = int(self._launcher.stdout.readline())
+        told = err.read_text()
+        assert "Traceback" not in told, told
+        return code, out.read_text(), told, log
 
-    def count(self, point: str) -> int:
-        if point in OFTEN:
-            return self.dice.randint(1, 20)
-        return 1 if point == "recovered" else self.dice.randint(1, 2)
-
-    def killed(self, point: str, by: str) -> bool:
-        """Whether the kill came before the run had come to its end."""
-        if point == RANDOM:
-            before = len(self.provider.seen)
-            process = self.started()
-            wanted = before + self.dice.randint(1, 40)
-            while len(self.provider.seen) < wanted and process.poll() is None:
-                time.sleep(0.002)
-            time.sleep(self.dice.uniform(0, 0.05))
-            for _ in range(2 if by == "TWICE" else 1):
-                process.send_signal(signal.Signals[f"SIG{'INT' if by == 'TWICE' else by}"])
-                time.sleep(0.005)
-        else:
-            process = self.started(point, by)
-        out, err = process.communicate(timeout=120)
-        assert "Traceback" not in err, err
-        assert process.returncode in (0, 130, -9), (process.returncode, point, by, err, out)
+    def killed(self, point: str, by: str, missed: int) -> bool:
+        """Whether the run came to the point, and so the signal to the run."""
+        most = 12 if point in OFTEN else 1 if point == "recovered" else 3
+        count = 1 if point == RANDOM else self.dice.randint(1, max(1, most - 2 * missed))
+        # The second Ctrl-C is to find something in flight.
+        self.server.latency = 0.03 if by == "TWICE" else 0.01
+        code, out, err, log = self.launched(point, by, count, self.dice.uniform(0.02, 0.4) / (1 + missed))
+        self.server.latency = 0.01
+        assert code in (0, 130, -9), (code, point, by, err, out)
+        reached = self.accounts.ended(log, point, by, code)
         self.look()
-        return process.returncode != 0
+        self.cut_short[point, by] += reached and code != 0
+        return reached
 
     def finish(self) -> None:
-        """The last resumption: every row is there once, as it should be."""
-        process = self.started()
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, (err, out)
+        """The last resumption: every row is there once, as it should be, and nothing is left unfinished."""
+        code, out, err, log = self.launched()
+        assert code == 0, (err, out)
+        self.accounts.ended(log, "", "", code)
         told = json.loads(out)
-        assert (told["rows_ok"], told["rows_failed"], told["rows_left"]) == (len(self.wanted()), 0, 0)
+        assert (told["rows_ok"], told["rows_failed"], told["rows_left"]) == (len(rows_of(self.generation)), 0, 0)
         found = sorted(self.table("results"), key=lambda row: row["id"])
         assert [(row["id"], row["text"], row["loud"]) for row in found] == [
             (key, text, text.upper()) for key, text in sorted(self.expected().items())
@@ -168,6 +206,28 @@ class Ordeal:
         if self.scenario.steps is TWO_STEPS:
             assert all(list(row["vector"]) == [float(len(row["loud"]))] * 3 for row in found)
         assert self.table("errors") == []
+        assert self.unfinished() == []
+
+    def unfinished(self) -> list[str]:
+        """What lies in the workspace and is no table, no ledger and nothing of the user's."""
+        folder = self.workspace.folder
+        mine = {
+            "rows.csv",
+            "rowmill.yaml",
+            "job.yaml",
+            "out.duckdb",
+            ".rowmill/ledger.sqlite",
+            ".rowmill/leases.sqlite",
+        }
+        found = [path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir() or path.suffix]
+        return sorted(
+            str(path)
+            for path in found
+            if str(path) not in mine
+            and path.parts[0] not in ("told", "calm")
+            and not (path.parts[:2] == (".rowmill", "locks") and path.suffix == ".lock")
+            and not (path.parts[0] == "out" and len(path.parts) == 3 and path.suffix == ".parquet")
+        )
 
     def look(self) -> None:
         """What a reader finds after a kill: no key twice, every row whole; in `replace` one generation, not two."""
@@ -182,34 +242,8 @@ class Ordeal:
             keys = {row["id"] for row in found}
             assert not keys or keys == set(range(min(keys), max(keys) + 1))
 
-    def balance(self) -> None:
-        """Usage against the server's own count."""
-        usage = self.table("usage")
-        answered = [row for row in usage if row["http_status"] == 200]
-        unknown = [row for row in usage if row["error_class"] == "unknown"]
-        assert len(answered) + len(unknown) == len(usage)
-        # No answer that reached the ledger was asked for again.
-        marks = Counter(mark for row in answered for mark in set(row["fingerprints"]))
-        assert set(marks.values()) == {1}
-        names = [row["request_id"] for row in answered]
-        assert len(set(names)) == len(names)
-        seen, hits = len(self.provider.seen), self.kills.total()
-        assert len(answered) <= seen <= len(usage)
-        assert len(unknown) <= hits * CONCURRENCY
-        assert seen <= len(answered) + hits * CONCURRENCY
-        assert sum(row["input_tokens"] for row in answered) == 10 * sum(len(row["keys"]) for row in answered)
-
     def table(self, name: str) -> list[Row]:
-        folder = self.workspace.folder
-        if not self.scenario.duckdb:
-            with duckdb.connect() as db:
-                found: list[Row] = (
-                    db.sql(f"from read_parquet('{folder}/out/{name}/*.parquet')").to_arrow_table().to_pylist()
-                )
-                return found
-        with duckdb.connect(folder / "out.duckdb", read_only=True) as db:
-            table = "answers" if name == "results" else f"answers_{name}"
-            return list(db.sql(f"from {table}").to_arrow_table().to_pylist())
+        return self.scenario.table(self.workspace.folder, name)
 
 
 SCENARIOS = (

@@ -1,0 +1,223 @@
+"""What bounds a run: where its senders' time went, which part of it weighs most, and what would change that."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from connectors.limiter import Allowance
+from pipelines.purse import Purse
+from pipelines.tally import Tally
+from pipelines.workspace import LOCAL
+
+TICK = 0.1
+"""Seconds between two looks at how late the event loop is."""
+LEAST_SECONDS = 1.0
+LEAST_REQUESTS = 20
+"""Of shorter runs nothing is said: most of their time is the start."""
+BUSY = 0.8
+"""The share of its time from which on a thread counts as the bound."""
+LATE_MS = 5.0
+"""So late on average, the loop waits for others of its process."""
+
+
+LEDGER = ("the ledger's disk", "put `state` of rowmill.yaml on a faster one")
+BUDGET = (
+    "the budget, of which every request in flight sets its worst case aside",
+    "raise budget.usd, or lower max_tokens",
+)
+CLOSING = ("writing what came last to the sink", "nothing to raise: that is once a run, however many rows it has")
+"""What bounds the run, and what to do."""
+
+
+MUCH = 0.5
+"""The share of the time on the network from which on answers wait for this process rather than for the provider."""
+SENDERS = ("limits", "network", "ledger", "turn", "budget", "idle")
+"""What a sender's time goes into."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a run would have to have more of, to be faster."""
+
+    what: str
+    advice: str
+    share: float
+    """Of the run's time."""
+
+    def __str__(self) -> str:
+        return f"{self.what} ({100 * self.share:.0f} % of the time); {self.advice}"
+
+
+class RunClock:
+    """Measures one invocation beside its senders; made, read and ended on the event loop's own thread."""
+
+    def __init__(
+        self,
+        tally: Tally,
+        concurrency: int,
+        delivery: str,
+        allowances: Mapping[str, Allowance],
+        purse: Purse,
+        ledger_busy: Callable[[], float],
+    ) -> None:
+        """`allowances`: by provider, under "" that of the job. `ledger_busy`: seconds that the ledger's thread has
+        written so far."""
+        self._tally = tally
+        self._concurrency = concurrency
+        self._delivery = delivery
+        self._allowances = allowances
+        self._purse = purse
+        self._ledger_busy = ledger_busy
+        self.reading = 0.0
+        """Seconds that the run waited for rows of the source."""
+        self.setting_out = 0.0
+        """Seconds in which no more rows were taken up, as those before were being rendered and looked up."""
+        self.committing = 0.0
+        """Seconds of commits to the sink, most of them beside the sending."""
+        self._ticks = 0
+        self._late = self._latest = 0.0
+        self._began = self._now()
+        self._sent: tuple[float, float, float] | None = None
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        return time.perf_counter(), time.process_time(), time.thread_time()
+
+    async def tick(self) -> None:
+        """Measure how late the loop is, until cancelled."""
+        while True:
+            due = time.perf_counter() + TICK
+            await asyncio.sleep(TICK)
+            late = max(0.0, time.perf_counter() - due)
+            self._ticks += 1
+            self._late += late
+            self._latest = max(self._latest, late)
+
+    def sent(self) -> None:
+        """Nothing is sent any more: what follows is writing."""
+        self._sent = self._now()
+
+    def facts(self) -> dict[str, Any]:
+        """The figures so far, in seconds; `limits`, `network`, `ledger`, `turn` (of the event loop), `budget` and
+        `idle` are added up over all senders, and together make `senders` times `sending`. With what bounds the run, in
+        words, where that can be told."""
+        now = self._now()
+        sending, cpu, loop = (until - begun for until, begun in zip(self._sent or now, self._began, strict=True))
+        times, writing = self._tally.times, self._ledger_busy()
+        # While the ledger's thread writes, all may be waiting for it; what is left of an exchange went into waiting for
+        # the loop, which reads and answers one at a time.
+        ledger = min(max(0.0, times.beside), self._concurrency * writing)
+        waits = {
+            "limits": times.limits,
+            "network": times.network,
+            "ledger": ledger,
+            "turn": max(0.0, times.beside - ledger),
+            "budget": self._purse.waited,
+        }
+        told: dict[str, Any] = {
+            "seconds": now[0] - self._began[0],
+            "sending": sending,
+            "senders": self._concurrency,
+            **waits,
+            "idle": max(0.0, self._concurrency * sending - sum(waits.values())),
+            "reading": self.reading,
+            "setting_out": self.setting_out,
+            "committing": self.committing,
+            "ledger_thread": writing,
+            "cpu": cpu,
+            "loop": loop,
+            "lag_mean_ms": 1000 * self._late / max(1, self._ticks),
+            "lag_max_ms": 1000 * self._latest,
+        }
+        rounded = {name: value if isinstance(value, int) else round(value, 4) for name, value in told.items()}
+        bound = self.bound(told)
+        return rounded | {"bound_by": None if bound is None else str(bound)}
+
+    def bound(self, told: Mapping[str, Any]) -> Bound | None:
+        """What weighs most in these facts; None where too little happened to tell."""
+        if told["seconds"] < LEAST_SECONDS or self._tally.requests < LEAST_REQUESTS:
+            return None
+        seconds, sending = told["seconds"], told["sending"]
+        # What all senders waited for, as a share of the whole run's time.
+        senders = max(1e-9, told["senders"] * seconds)
+        shares = {name: told[name] / senders for name in SENDERS}
+        shares["closing"] = (seconds - sending) / seconds
+        name = max(shares, key=lambda name: shares[name])
+        share = min(1.0, shares[name])
+        busy = sum(shares[name] for name in SENDERS if name != "idle")
+        if name == "idle" and shares["limits"] > 0.5 * busy:
+            # The others have nothing to send since all that is left waits for the limit.
+            name, share = "limits", shares["limits"] / busy * sending / seconds
+        if name in ("network", "turn", "idle") and (name == "turn" or _loop_is_full(told)):
+            core = min(told["cpu"], sending) / seconds
+            return Bound(*self._machine(), max(core, min(1.0, shares["network"] + shares["turn"])))
+        if name == "limits":
+            return Bound(*self._limit(), share)
+        if name == "network":
+            return Bound(*self._network(told), share)
+        if name == "idle":
+            return Bound(*self._idle(told), share)
+        return Bound(*{"ledger": LEDGER, "budget": BUDGET, "closing": CLOSING}[name], share)
+
+    def _machine(self) -> tuple[str, str]:
+        if LOCAL in self._allowances:
+            return (
+                "this machine, where the embedded provider works too",
+                "give that a process of its own: rowmill serve",
+            )
+        return "this process, which has one core", "split the source among several jobs, or use --engine ray"
+
+    def _limit(self) -> tuple[str, str]:
+        waits = [(who, kind, spent) for who, one in self._allowances.items() for kind, spent in one.waits.items()]
+        who, kind, seconds = max(waits, key=lambda one: one[2])
+        if not seconds:
+            return "the pool's members, all busy or held", "raise their limits in rowmill.yaml, or add a member"
+        allowance = self._allowances[who]
+        owner = f"the limit of {who}" if who else "the job's limit"
+        file = "rowmill.yaml" if who else "the job"
+        more = "or add a provider (a pool)"
+        if kind == "hold":
+            words = f"{who}, which refused {self._tally.refused:,} requests and asks to wait"
+            return words, f"lower its requests_per_minute in rowmill.yaml to what it takes, {more}"
+        if kind == "slots":
+            many = "" if allowance.concurrency == 1 else "s"
+            return f"{owner}, {allowance.concurrency:,} request{many} in flight", f"raise its concurrency in {file}"
+        found = allowance.found_per_minute
+        if kind == "requests" and found is not None and found <= (allowance.requests_per_minute or found):
+            return f"what {who} takes before it refuses, {found:,.0f} requests a minute", f"ask for more, {more}"
+        amount = allowance.requests_per_minute if kind == "requests" else allowance.tokens_per_minute
+        what = f"{owner}, {amount or 0:,.0f} {kind} a minute"
+        if not who:
+            return what, "raise it if the key allows more"
+        if allowance.states(kind):
+            return what, f"ask for a higher one, {more}"
+        return what, f"raise it in rowmill.yaml if the key allows more, {more}"
+
+    def _network(self, told: Mapping[str, Any]) -> tuple[str, str]:
+        latency = 1000 * told["network"] / max(1, self._tally.requests)
+        return f"answers that take {latency:,.0f} ms, {told['senders']:,} at a time", "raise limits.concurrency"
+
+    def _idle(self, told: Mapping[str, Any]) -> tuple[str, str]:
+        if self._delivery == "batch":
+            return "the provider's Batch API", "use --delivery online where it has to be sooner"
+        share = 0.5 * told["idle"] / told["senders"]
+        if self._tally.retries > 0.2 * self._tally.requests:
+            return (
+                f"waits before {self._tally.retries:,} failed requests were tried again",
+                "see what failed in the report",
+            )
+        if told["reading"] > share:
+            return "reading the source", "convert it to Parquet, or narrow `where`"
+        if told["setting_out"] > share:
+            return "rows being rendered, and their files fetched", "keep the files on this machine, templates short"
+        busy = told["network"] / max(1e-9, told["sending"])
+        return "too few requests at a time", f"nothing to raise: {busy:,.0f} of {told['senders']:,} senders were busy"
+
+
+def _loop_is_full(told: Mapping[str, Any]) -> bool:
+    sending = max(told["sending"], 1e-9)
+    # The embedded provider, say, has threads of its own that the loop waits for.
+    crowded = told["cpu"] / sending >= BUSY and told["lag_mean_ms"] >= LATE_MS
+    return bool(told["loop"] / sending >= BUSY or crowded or told["turn"] > MUCH * told["network"])

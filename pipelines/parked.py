@@ -1,0 +1,102 @@
+"""Packs whose provider holds its senders for longer than a moment: they wait aside, and others are sent meanwhile."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from math import inf
+
+from connectors.circuit import BRIEF, Held
+from connectors.limiter import Allowance
+from connectors.pace import until
+from pipelines.packs import Lane, Pack
+
+LARGEST = 64 << 20
+"""Bytes of requests that wait aside at most before no more rows are read."""
+
+MEDIA = 1 << 20
+"""What a request with media counts: they are read when it is sent."""
+
+
+class Parked:
+    """Takes the permits for a pack, or puts it aside until its provider may be asked again."""
+
+    def __init__(self, again: Callable[[Pack], None], tasks: set["asyncio.Task[None]"]) -> None:
+        """`again`: queues a pack. `tasks`: those that are cancelled when nothing more is sent."""
+        self._again = again
+        self._tasks = tasks
+        self._providers: set[str] = set()
+        self._aside: dict[str, deque[Pack]] = {}
+        self._moved: dict[str, asyncio.Event] = {}
+        self._bytes = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits aside that it should not become more."""
+        return self._bytes >= LARGEST
+
+    def meet(self, lane: Lane) -> None:
+        """Requests of this lane will come: only where there are several providers, others can go first."""
+        self._providers.add(lane.provider.name)
+
+    async def permitted(self, pack: Pack, tokens: int, taken: list[tuple[Allowance, int]]) -> tuple[Lane, int] | None:
+        """The provider that may be asked now and its permit; None where the pack waits aside or nobody is left to ask.
+
+        What is to be given back is added to `taken`.
+        """
+        lane = pack.lane
+        alone = len(self._providers) < 2
+        if not alone and all(member.allowances[0].blocked for member in lane.members):
+            self._put(pack)
+            return None
+        job = lane.allowances[1]
+        taken.append((job, await job.take(tokens)))
+        member = lane if lane.pool is None else await lane.pool.pick(pack.avoid)
+        if member is None:
+            return None
+        own = member.allowances[0]
+        try:
+            permit = await own.take(tokens, inf if alone else BRIEF)
+        except Held:
+            job.unsent(tokens)
+            self._put(pack)
+            return None
+        taken.append((own, permit))
+        return member, permit
+
+    def _put(self, pack: Pack) -> None:
+        name = pack.lane.provider.name
+        self._bytes += _size(pack)
+        self._aside.setdefault(name, deque()).append(pack)
+        if name in self._moved:
+            self._moved[name].set()
+            return
+        self._moved[name] = asyncio.Event()
+        task = asyncio.create_task(self._release(name, [member.allowances[0] for member in pack.lane.members]))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _release(self, name: str, allowances: Sequence[Allowance]) -> None:
+        """Queue the packs again when their provider may be asked; while it is in doubt, one by one."""
+        aside, moved = self._aside[name], self._moved[name]
+        for allowance in allowances:
+            allowance.watchers.append(moved)
+        try:
+            while aside:
+                moved.clear()
+                free = [allowance for allowance in allowances if not allowance.blocked]
+                sure = any(not allowance.doubtful for allowance in free)
+                for _ in range(len(aside) if sure else min(1, len(free))):
+                    pack = aside.popleft()
+                    self._bytes -= _size(pack)
+                    self._again(pack)
+                if aside:
+                    held = min(allowance.held_for for allowance in allowances)
+                    await until(moved, held if not free and held else None)
+        finally:
+            for allowance in allowances:
+                allowance.watchers.remove(moved)
+            del self._moved[name]
+
+
+def _size(pack: Pack) -> int:
+    return sum(MEDIA if request.media else len(request.body) for request in pack.requests)

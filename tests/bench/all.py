@@ -1,0 +1,263 @@
+"""Every benchmark, each a Markdown table: speed, memory, a million rows, start.
+
+    python tests/bench/all.py                       # all, a quarter of an hour on a quiet machine with two cores
+    python tests/bench/all.py --quick               # a tenth of the rows, once each: do they work
+    python tests/bench/all.py chat typed            # some
+
+chat        rows/s of a bare aiohttp loop, the official SDK and Rowmill; a server that answers at once; 10,000 rows
+chat-100000 the same, 100,000 rows
+latency     a server that takes 200 ms; 200 and 500 in flight; the share of concurrency / latency, and cores used
+embeddings  100,000 texts, 1,536 float32, 64 a request
+disk        a gigabyte of vectors written as a part, beside as many bytes written as they are
+typed       ten fields, nested, beside plain text
+memory      the largest resident set of runs of many kinds
+million     a million rows: plan, resume at 90 %, a run with nothing to do, the ledger
+start       CPU seconds of --help and validate; from start to the first request
+"""
+
+import argparse
+import os
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import wave
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from speed import (
+    Measured,
+    compared,
+    cores,
+    in_markdown,
+    measured,
+    median,
+    rowmill,
+    serving,
+    side_by_side,
+    write_input,
+    write_job,
+)
+
+Lines = list[list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much of it."""
+
+    times: int
+    share: float
+    """Of the rows."""
+
+    def of(self, rows: int) -> int:
+        return max(1, int(rows * self.share))
+
+
+def chat(size: Size) -> Lines:
+    return side_by_side(compared("chat", size.of(10_000), dict.fromkeys(("bare", "sdk", "rowmill"), size.times)))
+
+
+def chat_100000(size: Size) -> Lines:
+    return side_by_side(compared("chat", size.of(100_000), {"bare": size.times, "sdk": 1, "rowmill": size.times}))
+
+
+def latency(size: Size) -> Lines:
+    lines = [["in flight", "client", "rows/s", "of concurrency / latency", "cores", "peak MB"]]
+    for concurrency in (200, 500):
+        rows = size.of(concurrency * 5 * 30)
+        found = compared("chat", rows, {"bare": 1, "rowmill": 1}, latency_ms=200, concurrency=concurrency)
+        for client, runs in found.items():
+            one = median(runs)
+            used, share = one.cpu_seconds / one.seconds, one.rate / (concurrency * 5)
+            lines.append(
+                [str(concurrency), client, f"{one.rate:,.0f}", f"{share:.1%}", f"{used:.2f}", f"{one.peak_mb:.0f}"]
+            )
+    return lines
+
+
+def embeddings(size: Size) -> Lines:
+    return side_by_side(compared("embeddings", size.of(100_000), {"bare": size.times, "rowmill": size.times}))
+
+
+def disk(size: Size) -> Lines:
+    from connectors.parts import PartWriter
+
+    dimensions, rows = 1536, 4096
+    numbers = np.random.default_rng(1).random(rows * dimensions, dtype=np.float32)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(numbers), dimensions)
+    table = pa.table([pa.array(range(rows), pa.int64()), vectors], names=["id", "vector"])
+    blocks = size.of(40)
+    nbytes = blocks * numbers.nbytes
+
+    def raw(path: Path) -> None:
+        with path.open("wb") as file:
+            for _ in range(blocks):
+                file.write(numbers.tobytes())
+
+    def part(path: Path) -> None:
+        with PartWriter(path, table.schema) as writer:
+            for _ in range(blocks):
+                writer.write(table)
+
+    lines = [["written as", "MB of vectors", "MB/s", "CPU s", "MB on disk"]]
+    for what, write in (("bytes as they are", raw), ("a part of results", part)):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "file"
+            began, cpu = time.perf_counter(), time.process_time()
+            write(path)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            seconds = time.perf_counter() - began
+            held = path.stat().st_size / 1e6
+        rate, used = nbytes / 1e6 / seconds, time.process_time() - cpu
+        lines.append([what, f"{nbytes / 1e6:,.0f}", f"{rate:,.0f}", f"{used:.1f}", f"{held:,.0f}"])
+    return lines
+
+
+def typed(size: Size) -> Lines:
+    lines = [["answers", "rows/s", "× plain text", "CPU s / 1,000 rows"]]
+    plain: Measured | None = None
+    for kind, told in (("chat", "plain text"), ("typed", "ten fields, nested")):
+        one = median(compared(kind, size.of(10_000), {"rowmill": size.times})["rowmill"])
+        plain = plain or one
+        lines.append([told, f"{one.rate:,.0f}", f"{one.rate / plain.rate:.2f}", f"{one.cpu_of_1000:.3f}"])
+    return lines
+
+
+def memory(size: Size) -> Lines:
+    kinds: Sequence[tuple[str, str, int, int]] = (
+        ("chat, 10,000 rows", "chat", 10_000, 200),
+        ("chat, 100,000 rows", "chat", 100_000, 200),
+        ("embeddings, 20,000 texts", "embeddings", 20_000, 200),
+        ("chat, 1,000 rows of 1 MB, 50 in flight", "chat", 1_000, 1_000_000),
+        ("pictures made, 500 of 1.5 MB, 50 in flight", "images", 500, 100),
+        ("recordings heard, 500 of 2 MB, 50 in flight", "audio", 500, 100),
+    )
+    lines = [["run", "peak MB", "rows/s"]]
+    for told, kind, rows, characters in kinds:
+        with serving(0) as port, tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_input(folder / "input.parquet", size.of(rows), characters)
+            if kind == "audio":
+                write_recordings(folder, size.of(rows))
+            large = characters > 200 or kind in ("images", "audio")
+            job = write_job(folder, kind, port, 50 if large else 200)
+            one = measured(rowmill("run", str(job), "--quiet"), size.of(rows), cores()[0])
+        lines.append([told, f"{one.peak_mb:.0f}", f"{one.rate:,.0f}"])
+    return lines
+
+
+def write_recordings(folder: Path, rows: int) -> None:
+    """As many recordings of a minute, all different, named by the input's column."""
+    dice = np.random.default_rng(1)
+    names = [f"{number}.wav" for number in range(rows)]
+    for name in names:
+        with wave.open(str(folder / name), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16_000)
+            file.writeframes(dice.integers(-9000, 9000, 960_000, dtype=np.int16).tobytes())
+    pq.write_table(pa.table({"id": range(rows), "text": names}), folder / "input.parquet")
+
+
+def million(size: Size) -> Lines:
+    rows = size.of(1_000_000)
+    lines = [["of 1,000,000 rows" if size.share == 1 else f"of {rows:,} rows", "seconds", "CPU s", "peak MB"]]
+
+    def add(told: str, one: Measured) -> None:
+        lines.append([told, f"{one.seconds:.1f}", f"{one.cpu_seconds:.1f}", f"{one.peak_mb:.0f}"])
+
+    with serving(0) as port, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_input(folder / "input.parquet", rows, 200)
+        job, core = str(write_job(folder, "chat", port, 200)), cores()[0]
+        add("plan", measured(rowmill("plan", job), rows, core))
+        limited = str(rows * 9 // 10)
+        add("run of the first 90 %", measured(rowmill("run", job, "--quiet", "--limit", limited), rows, core))
+        seconds, cpu = first_request(folder, "chat")
+        lines.append(["resume, to the first request", f"{seconds:.1f}", f"{cpu:.1f}", ""])
+        write_job(folder, "chat", port, 200)
+        add("run of the rest", measured(rowmill("run", job, "--quiet"), rows, core))
+        add("run with nothing to do", measured(rowmill("run", job, "--quiet"), rows, core))
+        ledger = sum(file.stat().st_size for file in (folder / ".rowmill").glob("ledger.sqlite*"))
+        lines.append([f"the ledger: {ledger / 1e6:,.0f} MB, {ledger / rows:,.0f} bytes a row", "", "", ""])
+        parts = [file.stat().st_size for file in (folder / "out/results").glob("*.parquet")]
+        lines.append([f"results: {len(parts)} parts, {sum(parts) / 1e6:,.0f} MB", "", "", ""])
+    return lines
+
+
+def first_request(folder: Path, kind: str) -> tuple[float, float]:
+    """(seconds, CPU seconds) from the start of a run to its first request; the run is killed then."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        job = write_job(folder, kind, server.getsockname()[1], 200)
+        began = time.perf_counter()
+        core = cores()[0]
+        process = subprocess.Popen(
+            rowmill("run", str(job), "--quiet"), preexec_fn=lambda: os.sched_setaffinity(0, {core})
+        )
+        server.settimeout(300)
+        connection, _ = server.accept()
+        connection.recv(1)
+        seconds = time.perf_counter() - began
+        ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        process.kill()
+        process.wait()
+        connection.close()
+    return seconds, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
+def start(size: Size) -> Lines:
+    lines = [["what", "seconds", "CPU s"]]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_input(folder / "input.parquet", 1000, 200)
+        job = str(write_job(folder, "chat", 9, 200))
+        for told, arguments in (("rowmill --help", ["--help"]), ("rowmill validate", ["validate", job])):
+            runs = [measured(rowmill(*arguments), 1, cores()[0]) for _ in range(size.times)]
+            one = median(runs)
+            lines.append([told, f"{one.seconds:.2f}", f"{one.cpu_seconds:.2f}"])
+        firsts = sorted(first_request(folder, "chat") for _ in range(size.times))
+        seconds, cpu = firsts[len(firsts) // 2]
+        lines.append(["rowmill run, to its first request", f"{seconds:.2f}", f"{cpu:.2f}"])
+    return lines
+
+
+ALL: dict[str, Callable[[Size], Lines]] = {
+    "chat": chat,
+    "chat-100000": chat_100000,
+    "latency": latency,
+    "embeddings": embeddings,
+    "disk": disk,
+    "typed": typed,
+    "memory": memory,
+    "million": million,
+    "start": start,
+}
+
+
+def main() -> None:
+    """Measure and print; what takes long tells on stderr that it is under way."""
+    said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    said.add_argument("names", nargs="*", metavar="NAME", help=f"Of {', '.join(ALL)}; none: all.")
+    said.add_argument("--quick", action="store_true")
+    args = said.parse_args()
+    unknown = sorted(set(args.names).difference(ALL))
+    if unknown:
+        raise SystemExit(f"{', '.join(unknown)}: no such benchmark; known here: {', '.join(ALL)}")
+    size = Size(1, 0.1) if args.quick else Size(3, 1.0)
+    load = os.getloadavg()[0]
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; load before: {load:.1f}")
+    for name in args.names or ALL:
+        print(f"{name} ...", file=sys.stderr)
+        print(f"\n**{name}**\n\n{in_markdown(ALL[name](size))}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The provider of the simulated week: the embedded one as a server that writes a bill for all that it answers."""
+
+import asyncio
+import json
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from connectors.local.server import TOLD, LocalOptions, Provider
+from connectors.local.store import content_of
+
+Body = dict[str, Any]
+
+PICO_A_TOKEN = {
+    "rowmill-sentiment": (150_000, 600_000),
+    "gpt-4o-mini": (150_000, 600_000),
+    "text-embedding-3-small": (20_000, 0),
+}
+"""Model -> pico-dollars of a token in and of one out, as the workspace says; half of it in batches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """An answer that the server has given."""
+
+    model: str
+    asked: tuple[str, ...]
+    """Texts to embed, or all messages of a chat in one."""
+    texts: tuple[str, ...]
+    """The same without what the job says to all rows."""
+    pico: int
+    batch: bool
+
+
+class NightApi:
+    """The embedded provider in a thread, on one port all the week; it writes a bill for all that it answers."""
+
+    def __init__(self) -> None:
+        self.bills: dict[str, Bill] = {}
+        """By request id."""
+        self.requests = 0
+        """All that came, files and looks at batches included."""
+        self.refused: list[str] = []
+        self.refuse = ""
+        """A text that is refused."""
+        self.held: list[str] = []
+        """Request ids of answers that were made and billed, and never arrived."""
+        self._hold: tuple[int, int, threading.Event] | None = None
+        self.lines: dict[str, Body] = {}
+        """Requests in batches, by their custom id."""
+        self._provider = Provider(LocalOptions())
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._runner: web.AppRunner = self._do(self._set_up())
+        self._site: web.TCPSite | None = None
+        self.port = 0
+        self.up()
+
+    def up(self) -> None:
+        """Listen."""
+        self.port = self._do(self._listen())
+
+    def down(self) -> None:
+        """Listen no more: connections are refused."""
+        assert self._site is not None
+        self._do(self._site.stop())
+
+    def hold(self, after: int, until: int) -> threading.Event:
+        """Hold back all answers but the next so many; what is given back is set when so many are held."""
+        reached = threading.Event()
+        self._hold = (len(self.bills) + after, until, reached)
+        return reached
+
+    def release(self) -> None:
+        """Hold back no more; those that are held stay so."""
+        self._hold = None
+
+    def close(self) -> None:
+        self._do(self._runner.cleanup())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def files(self) -> int:
+        """How many it keeps."""
+        return len(self._provider._state.contents)
+
+    def _do(self, what: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(what, self._loop).result(10)
+
+    async def _set_up(self) -> web.AppRunner:
+        app = self._provider.app()
+        app.middlewares.append(self._watched)
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        await runner.setup()
+        return runner
+
+    async def _listen(self) -> int:
+        self._site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        await self._site.start()
+        return int(self._runner.addresses[0][1])
+
+    @web.middleware
+    async def _watched(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        self.requests += 1
+        if request.path not in ("/v1/chat/completions", "/v1/embeddings"):
+            response = await handler(request)
+            if request.path == "/v1/batches" and request.method == "POST":
+                self._submitted(json.loads(response.body))
+            elif request.path.endswith("/content"):
+                self._fetched(response.body)
+            return response  # type: ignore[no-any-return]
+        response = await handler(request)
+        # Afterwards: the embedded provider takes a body that was read before it for none.
+        body = json.loads(await request.read())
+        if "messages" in body and body["messages"][-1]["content"] == self.refuse:
+            self.refused.append(self.refuse)
+            problem = {"message": "The text was refused.", "type": "invalid_request_error", "param": None, "code": None}
+            return web.json_response({"error": problem}, status=400)
+        assert response.status == 200, response.body
+        request_id = request[TOLD]["x-request-id"]
+        self._bill(request_id, body, json.loads(response.body)["usage"], False)
+        if self._hold is not None and len(self.bills) > self._hold[0]:
+            self.held.append(request_id)
+            if len(self.held) == self._hold[1]:
+                self._hold[2].set()
+            await asyncio.Event().wait()
+        return response  # type: ignore[no-any-return]
+
+    def _bill(self, request_id: str, body: Body, usage: Body, batch: bool) -> None:
+        given, made = PICO_A_TOKEN[body["model"]]
+        pico = usage["prompt_tokens"] * given + usage.get("completion_tokens", 0) * made
+        if "messages" in body:
+            messages = [str(message["content"]) for message in body["messages"]]
+            asked, texts = ("\n".join(messages),), (messages[-1],)
+        else:
+            asked = texts = tuple([body["input"]] if isinstance(body["input"], str) else body["input"])
+        self.bills[request_id] = Bill(body["model"], asked, texts, pico // 2 if batch else pico, batch)
+
+    def _submitted(self, batch: Body) -> None:
+        for line in map(json.loads, content_of(self._provider._state, batch["input_file_id"]).splitlines()):
+            assert line["custom_id"] not in self.lines
+            self.lines[line["custom_id"]] = line["body"]
+
+    def _fetched(self, content: bytes) -> None:
+        for line in map(json.loads, content.splitlines()):
+            response = line["response"]
+            assert response["status_code"] == 200
+            usage = response["body"]["usage"]
+            self._bill(response["request_id"], self.lines[line["custom_id"]], usage, True)
