@@ -69,7 +69,8 @@ class Carrier:
         self._told = told
 
     async def submit(self, batch: Batch, path: str, told: Callable[[int], None]) -> bool:
-        """See that the batch is created, once; False where the deadline has passed before. May raise TokenLimit."""
+        """See that the batch is created, once; False where it never will be: the deadline has passed, or its file is
+        gone. May raise TokenLimit."""
         if batch.state == "created":
             return True
         if batch.state == "noted":
@@ -78,6 +79,9 @@ class Carrier:
                 batch.file_id = await self._patiently(self._find_file, batch) if batch.unsure else None
                 return False
             file_id = await self._patiently(self._find_file, batch) if batch.unsure else None
+            if file_id is None and not self._folder.sent(batch.mark).exists():
+                # Somebody has removed it: its requests are asked in other batches.
+                return False
             batch.file_id = file_id or await self._patiently(self._upload, batch, told)
             batch.state, batch.unsure = "uploaded", False
             await self._ledger.moved(batch)

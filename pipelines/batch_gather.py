@@ -123,7 +123,15 @@ class Gathering:
         await asyncio.to_thread(spool.writer.close)
         spool.batch.at = now_us()
         limit = None if self._day_budget is None else self._day_budget.limit
-        if not await self._batches.note(spool.batch, limit):
+        noting = asyncio.ensure_future(self._batches.note(spool.batch, limit))
+        try:
+            noted = await asyncio.shield(noting)
+        except asyncio.CancelledError:
+            # What is in the ledger's queue is written all the same: then the next run needs the files.
+            if await noting:
+                del self._spools[spool.lane.leg]
+            raise
+        if not noted:
             return False
         del self._spools[spool.lane.leg]
         self._launch(spool.batch, spool.lane)

@@ -232,7 +232,8 @@ class BatchOut(FanOut):
 
     async def _ended(self, batch: Batch, lane: Lane, carrier: Carrier) -> tuple[Item, bool]:
         """(the batch as it ended, whether its lines without an answer have had an attempt)."""
-        size = self._folder.sent(batch.mark).stat().st_size if batch.state == "noted" else 0
+        sent = self._folder.sent(batch.mark)
+        size = sent.stat().st_size if batch.state == "noted" and sent.exists() else 0
         pause = QUIET
         while True:
             try:

@@ -570,6 +570,19 @@ def test_an_interrupted_run_leaves_its_batches_running_and_the_next_one_fetches_
     nothing_left(batches, workspace.folder)
 
 
+def test_a_noted_batch_whose_file_was_removed_is_asked_in_another(workspace: Any, batches: Any) -> None:
+    workspace.csv(50)
+    job = workspace.job(**BATCH)
+    assert ended(started("noted", job))[0] == -signal.SIGKILL
+    for left in (workspace.folder / ".rowmill" / "batches").rglob("*.jsonl"):
+        left.unlink()
+    code, out = ended(started("", job))
+    told = json.loads(out)
+    assert (code, told["rows_ok"], told["requests"]) == (0, 50, 50)
+    assert set(batches.submitted.values()) == {1}
+    nothing_left(batches, workspace.folder)
+
+
 def test_a_job_that_is_delivered_online_by_now_ends_the_batches_that_it_left(
     workspace: Any, batches: Any, cli: Any
 ) -> None:
