@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import os
 import signal
@@ -78,8 +79,14 @@ M_ARENA_MAX = -8
 """The number of glibc's mallopt for how many arenas there may be."""
 
 
+RARELY = (20_000, 20, 50)
+"""Objects, and rounds, until Python looks for circles among them. Usually after 700: what the modules hold would be
+walked again and again, a tenth of the CPU time of a run."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    gc.set_threshold(*RARELY)
     _spare_memory()
     signal.signal(signal.SIGTERM, _interrupted)
     sys.unraisablehook = _not_raised

@@ -33,6 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from speed import (
     Measured,
+    as_installed,
     compared,
     cores,
     in_markdown,
@@ -251,6 +252,7 @@ def main() -> None:
     unknown = sorted(set(args.names).difference(ALL))
     if unknown:
         raise SystemExit(f"{', '.join(unknown)}: no such benchmark; known here: {', '.join(ALL)}")
+    as_installed()
     size = Size(1, 0.1) if args.quick else Size(3, 1.0)
     load = os.getloadavg()[0]
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; load before: {load:.1f}")
