@@ -89,6 +89,8 @@ class SourceFacts:
     """A folder for temporary files (transcoded input); made by its user, removed after the run."""
     jobs: "Mapping[str, Sink | None]" = field(default_factory=dict)
     """For `job:` sources: the jobs that there are; name -> the sink with the results of the one that is read."""
+    known: Mapping[str, str] = field(default_factory=dict)
+    """Column -> SQL type that it has in the sink's results: of types that values leave open, this one is chosen."""
 
 
 @dataclass(frozen=True, slots=True)

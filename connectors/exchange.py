@@ -142,8 +142,8 @@ class Call:
     """Below the provider's base_url, with a leading slash."""
     body: bytes | None = None
     content_type: str = "application/json"
-    form: tuple[tuple[str, str | bytes, str | None], ...] | None = None
-    """Multipart fields (name, value, file name or None) instead of a body."""
+    form: tuple[tuple[str, str | bytes | Path, str | None], ...] | None = None
+    """Multipart fields (name, value, file name or None) instead of a body; a file is read as it is sent."""
     stream: bool = False
     """The reply is read as server-sent events."""
 

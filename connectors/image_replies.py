@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from connectors.contracts import MalformedReply
-from connectors.exchange import Reply, RowError, Usage
+from connectors.exchange import Reply, RowError, Usage, trimmed
 from connectors.media_kinds import HEAD, kind_of
 from connectors.sse import is_event_stream
 from connectors.token_usage import whole_count
@@ -42,7 +42,7 @@ def kept(reply: Reply) -> bytes | RowError:
         elif "url" not in picture:
             raise MalformedReply("an entry of the reply has neither b64_json nor url")
         told.append(picture)
-    return orjson.dumps({"data": told})
+    return trimmed(orjson.dumps({"data": told}))
 
 
 def usage(reply: Reply) -> Usage:
@@ -73,7 +73,7 @@ def with_contents(answer: bytes, contents: Sequence[bytes]) -> bytes:
             if _suffix(content) is not None:
                 entry["b64_json"] = base64.b64encode(content).decode()
                 del entry["url"]
-    return orjson.dumps({"data": entries})
+    return trimmed(orjson.dumps({"data": entries}))
 
 
 def files(answer: bytes) -> Sequence[tuple[str, bytes]]:

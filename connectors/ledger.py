@@ -331,6 +331,8 @@ class Ledger:
             except (sqlite3.Error, OSError) as exc:
                 self._seq = seq
                 loop.call_soon_threadsafe(_fail, [f for _, f in group], exc)
+            # Else their answers would be held until the next ones are here.
+            group.clear()
 
 
 def now_us() -> int:

@@ -35,7 +35,7 @@ MEND = (
 )
 """What to do about a damaged ledger."""
 
-SCHEMA = """
+_FIRST = """
 create table meta (key text primary key, value text not null) without rowid;
 create table runs (run_id text primary key, job text not null, state text not null, started_at integer not null,
     ended_at integer, exit_code integer, stopped text, report text) without rowid;
@@ -59,7 +59,9 @@ create index commits_of_sink on commits (job, sink, id);
 create table modes (provider text not null, model text not null, structured text not null,
     primary key (provider, model)) without rowid;
 create table days (day text primary key, spent integer not null) without rowid;
-""" + _ADDED
+"""
+
+SCHEMA = _FIRST + _ADDED
 
 
 def open_ledger_file(path: Path) -> sqlite3.Connection:

@@ -28,13 +28,18 @@ FIRST_ROWS = 2048
 """They rule most candidates out, so that the pass over all rows has less to try."""
 
 
-def inferred_types(connection: duckdb.DuckDBPyConnection, relation: str, columns: Iterable[str]) -> dict[str, str]:
-    """The first candidate that all values of a column fulfil; VARCHAR where none does or all of them are null."""
+def inferred_types(
+    connection: duckdb.DuckDBPyConnection, relation: str, columns: Iterable[str], known: Mapping[str, str]
+) -> dict[str, str]:
+    """The `known` type of a column where all its values fulfil that, else the first candidate that they do; VARCHAR
+    where there is none or all of them are null."""
     first = _fulfilled(connection, f"(from {relation} limit {FIRST_ROWS})", dict.fromkeys(columns, tuple(CANDIDATES)))
     # None: nothing but nulls so far, so that every candidate is still open.
     likely = {name: tuple(kind for kind, all_do in kinds if all_do is not False) for name, kinds in first.items()}
     whole = _fulfilled(connection, relation, likely)
-    return {name: next((kind for kind, all_do in kinds if all_do), "VARCHAR") for name, kinds in whole.items()}
+    # Any text is a VARCHAR.
+    fulfilled = {name: [*(kind for kind, all_do in kinds if all_do), "VARCHAR"] for name, kinds in whole.items()}
+    return {name: known[name] if known.get(name) in kinds else kinds[0] for name, kinds in fulfilled.items()}
 
 
 def _fulfilled(

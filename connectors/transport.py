@@ -1,6 +1,7 @@
 """The one place where requests leave the machine, and every way in which that can fail."""
 
 import codecs
+import contextlib
 import io
 import time
 from collections.abc import Callable, Mapping
@@ -92,11 +93,12 @@ class HttpTransport:
                 if (line := self._lines.get((url, provider.name))) is None:
                     line = self._lines[url, provider.name] = line_to(url, headers)
                 return await self._direct.post(line, body, read)
-            data = _form(call) if call.form is not None else _content(body)
-            async with self._session.request(
-                call.method, url, data=data, headers=headers, allow_redirects=False
-            ) as response:
-                return await read(response)
+            with contextlib.ExitStack() as files:
+                data = _form(call, files) if call.form is not None else _content(body)
+                async with self._session.request(
+                    call.method, url, data=data, headers=headers, allow_redirects=False
+                ) as response:
+                    return await read(response)
 
     async def upload(
         self,
@@ -264,7 +266,7 @@ def _content(value: bytes | None) -> bytes | io.BytesIO | None:
     return io.BytesIO(value) if value is not None and len(value) > 1 << 20 else value
 
 
-def _form(call: Call) -> aiohttp.FormData:
+def _form(call: Call, files: contextlib.ExitStack) -> aiohttp.FormData:
     # Names such as `image[]` stand as they are. The type goes by the suffix: OpenAI refuses pictures without one.
     form = aiohttp.FormData(quote_fields=False, default_to_multipart=True)
     for name, value, filename in call.form or ():
@@ -272,7 +274,11 @@ def _form(call: Call) -> aiohttp.FormData:
             form.add_field(name, value)
         else:
             kind = TYPES.get(filename.rpartition(".")[2], "application/octet-stream")
-            content = _content(value) if isinstance(value, bytes) else value
+            content: object = value
+            if isinstance(value, Path):
+                content = files.enter_context(value.open("rb"))
+            elif isinstance(value, bytes):
+                content = _content(value)
             form.add_field(name, content, filename=filename, content_type=kind)
     return form
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -10,7 +11,7 @@ import pyarrow as pa
 from connectors.errors import JobError, did_you_mean
 from connectors.exchange import Media, Request, Row, RowError
 
-FormField = tuple[str, str | bytes, str | None]
+FormField = tuple[str, str | bytes | Path, str | None]
 
 
 def file_column(name: str, columns: Mapping[str, pa.DataType], where: str) -> str:
@@ -71,11 +72,15 @@ def form(request: Request, files: Sequence[str]) -> tuple[FormField, ...]:
     return tuple(fields)
 
 
-def _content(media: Media) -> bytes:
-    content = media.read()
-    if len(content) != media.size or hashlib.sha256(content).hexdigest() != media.digest:
+def _content(media: Media) -> bytes | Path:
+    if media.path is None:
+        return media.read()
+    # Not held in memory, where it would stay until the reply is here.
+    with media.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != media.digest:
         raise OSError(f"{media.path}: has changed since the run looked at it; run again")
-    return content
+    return media.path
 
 
 def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -50,6 +50,20 @@ class Bound:
         return f"{self.what} ({100 * self.share:.0f} % of the time); {self.advice}"
 
 
+@dataclass(slots=True)
+class Elsewhere:
+    """What senders in other processes tell of themselves."""
+
+    workers: int
+    """Their processes."""
+    cpu: float = 0.0
+    """Seconds of CPU of one of them, on average."""
+    ledger: float = 0.0
+    """Seconds that exchanges waited for the ledger, added up over all of them, the way to it included."""
+    starting: float = 0.0
+    """Seconds until the first of them could send."""
+
+
 class RunClock:
     """Measures one invocation beside its senders; made, read and ended on the event loop's own thread."""
 
@@ -61,15 +75,17 @@ class RunClock:
         allowances: Mapping[str, Allowance],
         purse: Purse,
         ledger_busy: Callable[[], float],
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         """`allowances`: by provider, under "" that of the job. `ledger_busy`: seconds that the ledger's thread has
-        written so far."""
+        written so far. `elsewhere`: None where the senders are in this process."""
         self._tally = tally
         self._concurrency = concurrency
         self._delivery = delivery
         self._allowances = allowances
         self._purse = purse
         self._ledger_busy = ledger_busy
+        self._elsewhere = elsewhere
         self.reading = 0.0
         """Seconds that the run waited for rows of the source."""
         self.setting_out = 0.0
@@ -105,10 +121,12 @@ class RunClock:
         words, where that can be told."""
         now = self._now()
         sending, cpu, loop = (until - begun for until, begun in zip(self._sent or now, self._began, strict=True))
-        times, writing = self._tally.times, self._ledger_busy()
+        times, writing, far = self._tally.times, self._ledger_busy(), self._elsewhere
         # While the ledger's thread writes, all may be waiting for it; what is left of an exchange went into waiting for
         # the loop, which reads and answers one at a time.
-        ledger = min(max(0.0, times.beside), self._concurrency * writing)
+        ledger = min(max(0.0, times.beside), self._concurrency * writing if far is None else far.ledger)
+        if far is not None:
+            cpu = loop = far.cpu
         waits = {
             "limits": times.limits,
             "network": times.network,
@@ -131,6 +149,8 @@ class RunClock:
             "lag_mean_ms": 1000 * self._late / max(1, self._ticks),
             "lag_max_ms": 1000 * self._latest,
         }
+        if far is not None:
+            told |= {"workers": far.workers, "starting": far.starting}
         rounded = {name: value if isinstance(value, int) else round(value, 4) for name, value in told.items()}
         bound = self.bound(told)
         return rounded | {"bound_by": None if bound is None else str(bound)}
@@ -162,6 +182,8 @@ class RunClock:
         return Bound(*{"ledger": LEDGER, "budget": BUDGET, "closing": CLOSING}[name], share)
 
     def _machine(self) -> tuple[str, str]:
+        if self._elsewhere is not None:
+            return f"the {self._elsewhere.workers} workers, each of which has one core", "give the cluster more cores"
         if LOCAL in self._allowances:
             return (
                 "this machine, where the embedded provider works too",
@@ -208,6 +230,8 @@ class RunClock:
                 f"waits before {self._tally.retries:,} failed requests were tried again",
                 "see what failed in the report",
             )
+        if told.get("starting", 0.0) > share:
+            return "the start of the workers on Ray", "nothing to raise: that is once a run, however many rows it has"
         if told["reading"] > share:
             return "reading the source", "convert it to Parquet, or narrow `where`"
         if told["setting_out"] > share:

@@ -12,6 +12,7 @@ from connectors.transport import HttpTransport, Timeouts
 from pipelines.batch_ledger import BatchLedger
 from pipelines.batch_out import BatchOut, Delivery
 from pipelines.batch_rules import next_deadline
+from pipelines.bounds import Elsewhere
 from pipelines.fanout import FanOut
 from pipelines.lanes import lanes_of, shared_keys
 from pipelines.packs import DayBudget, Sending, Tries
@@ -33,6 +34,9 @@ class Travelling(Protocol):
 
     @property
     def open_rows(self) -> int: ...
+
+    @property
+    def open_bytes(self) -> int: ...
 
     def start(self, chunk: Chunk) -> None:
         """See Travel, as for all of these."""
@@ -67,8 +71,10 @@ class Engine:
     """Those to be shared with other processes of the workspace."""
     close: Callable[[], Awaitable[None]]
     """To be awaited after the fan-out is closed."""
-    of_job: Allowance | None = None
-    """The job's own limits; None where the workers keep to them."""
+    of_job: Allowance
+    """The job's own limits, to be looked at."""
+    elsewhere: Elsewhere | None = None
+    """What workers tell of themselves; None where this process does it all."""
 
 
 def local_engine(work: Work) -> Engine:

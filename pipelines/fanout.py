@@ -22,6 +22,7 @@ from pipelines.packs import (
     Tries,
     Wave,
     expected,
+    headed,
     paid,
     read_reply,
     total,
@@ -29,6 +30,7 @@ from pipelines.packs import (
 from pipelines.parked import Parked
 from pipelines.purse import Purse
 from pipelines.tally import Tally
+from pipelines.unread import Unread
 from pipelines.waits import given_up, hear, wait_after
 
 
@@ -60,6 +62,7 @@ class FanOut:
         self._waves: dict[bytes, list[Wave]] = {}
         self._workers: list[asyncio.Task[None]] = []
         self._waiting: set[asyncio.Task[None]] = set()
+        self.unread = Unread()
         self.parked = Parked(self._again, self._waiting)
         self._in_parts_now: set[asyncio.Task[None]] = set()
         self._wanted = asyncio.Event()
@@ -109,9 +112,8 @@ class FanOut:
 
     def _let_go(self) -> None:
         if self.stopped is not None and self._tally.in_flight == 0:
-            for waves in self._waves.values():
-                for wave in waves:
-                    wave.landed.set()
+            for wave in [wave for waves in self._waves.values() for wave in waves]:
+                wave.end()
             self._waves.clear()
 
     @property
@@ -127,7 +129,7 @@ class FanOut:
 
     async def ask(self, lane: Lane, requests: Iterable[Request], usable: Callable[[Answer], bool]) -> Wave:
         """Look the requests up, then queue those without a usable answer; none is sent twice at the same time."""
-        wave = Wave(set())
+        wave = Wave(set(), self.unread)
         fresh: dict[bytes, Request] = {}
         for request in requests:
             wave.missing.add(request.fingerprint)
@@ -138,7 +140,7 @@ class FanOut:
                 self.passed(lane.step, len(request.keys))
             waiting.append(wave)
         if not wave.missing:
-            wave.landed.set()
+            wave.end()
         # Others who want the same now wait in _waves: nobody can send it between this look-up and the queue.
         found = await asyncio.to_thread(self._ledger.lookup, list(fresh)) if fresh else {}
         for mark, answer in found.items():
@@ -165,6 +167,7 @@ class FanOut:
         parts = tuple(replace(part, keys=request.keys) for part in request.parts)
         wave = await self.ask(lane, parts, usable)
         await wave.landed.wait()
+        self.unread.free(wave.nbytes)
         if wave.missing:
             return
         ended = [wave.outcomes[part.fingerprint] for part in parts]
@@ -183,10 +186,12 @@ class FanOut:
         assert task is not None
         while self.stopped is None:
             self._waiting.add(task)
+            await self.unread.room()
             pack = await self._ready.get()
             if self._ready.qsize() < self._concurrency:
                 self._wanted.set()
             await self._send(pack, task)
+            del pack  # It may be large, and the next one long in coming.
 
     def _broke(self, task: "asyncio.Task[None]") -> None:
         """A defect or a full disk in a task of ours, whatever it raised: it ends the run, which raises it again."""
@@ -269,6 +274,7 @@ class FanOut:
                 self._noted_now -= 1
                 self._day_moved.set()
         answers, error, usage = read_reply(pack, reply, failure)
+        reply = headed(reply)
         spent = paid(member, reply, failure, error, usage, worst)
         ended = noted.ended(pack, reply, failure, answers, error, usage, spent)
         await self._ledger.settle(ended, day)
@@ -374,14 +380,11 @@ class FanOut:
             self._tell(pack, request, error)
 
     def _tell(self, pack: Pack, request: Request, answer: bytes | RowError) -> None:
-        self._tally.steps[pack.lane.step].land(request, failed=isinstance(answer, RowError))
-        if isinstance(answer, RowError):
-            outcome = Outcome(None, answer, pack.attempts, self._run_id, now_us(), True)
-            self.settled(len(request.keys), failed=len(request.keys))
-        else:
-            outcome = Outcome(answer, None, pack.attempts, self._run_id, now_us(), True)
-            self.settled(len(request.keys) if pack.lane.last else 0, failed=0)
-        self._land(request.fingerprint, outcome)
+        kept, error = (None, answer) if isinstance(answer, RowError) else (answer, None)
+        rows, failed = len(request.keys), error is not None
+        self._tally.steps[pack.lane.step].land(request, failed=failed)
+        self.settled(rows if failed or pack.lane.last else 0, failed=rows if failed else 0)
+        self._land(request.fingerprint, Outcome(kept, error, pack.attempts, self._run_id, now_us(), True))
 
     def settled(self, rows: int, failed: int) -> None:
         """Count rows for `limits.failed_share`, and stop where too many have failed."""
@@ -393,7 +396,4 @@ class FanOut:
 
     def _land(self, mark: bytes, outcome: Outcome) -> None:
         for wave in self._waves.pop(mark, ()):
-            wave.outcomes[mark] = outcome
-            wave.missing.discard(mark)
-            if not wave.missing:
-                wave.landed.set()
+            wave.land(mark, outcome)

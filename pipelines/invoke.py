@@ -20,7 +20,7 @@ from pipelines.overrides import Overrides, gives_sink
 from pipelines.prepare import ReadyJob, placed, prepared
 from pipelines.projection import add_usage, rebuild
 from pipelines.runs import CLOSING, OpenRun, await_crew, end_invocation, job_lock, open_run, sink_lock
-from pipelines.schema_change import SchemaChange, cast_tables, check_backfill, is_empty, refusal
+from pipelines.schema_change import SchemaChange, cast_tables, check_backfill, is_empty, refusal, types_there
 from pipelines.summary import StoppedEarly, summary
 from pipelines.workspace import LOCAL, Workspace, find_workspace
 
@@ -117,7 +117,9 @@ def _sized(
 
     tally: Tally | None = None
     for look in (seen_in_sink, None):
-        with prepared(loaded, workspace, ledger, local_url) as ready:
+        with prepared(
+            loaded, workspace, ledger, local_url, types_of=_types_there, guessed_anew=change is not None
+        ) as ready:
             with _early(ready):
                 _check(ready, overrides)
             await_crew(workspace.state, ready.job.name)
@@ -135,8 +137,15 @@ def _sized(
             tally, run = Tally(), open_run(ledger, ready.job.name, new_run)
             with _early(ready, tally, run.run_id):
                 run_loop(ask_sizes(ready, ledger, run, tally))
-    with prepared(loaded, workspace, ledger, local_url) as ready:
+    with prepared(
+        loaded, workspace, ledger, local_url, types_of=_types_there, guessed_anew=change is not None
+    ) as ready:
         yield ready, tally
+
+
+def _types_there(ready: ReadyJob) -> Mapping[str, str]:
+    with _early(ready):
+        return types_there(ready)
 
 
 @contextlib.contextmanager
@@ -297,7 +306,7 @@ def rebuilt(path: Path, leave_out: bool = False) -> tuple[int, int, Mapping[str,
     with (
         _locked(loaded, workspace),
         opened_ledger(workspace) as ledger,
-        prepared(loaded, workspace, ledger) as ready,
+        prepared(loaded, workspace, ledger, types_of=types_there) as ready,
     ):
         before = _rows_there(ready)
         rows = _write_again(ready, ledger, 0 if leave_out else before)

@@ -30,7 +30,7 @@ from pipelines.projection import packed
 from pipelines.purse import Purse
 from pipelines.runs import OpenRun
 from pipelines.tally import StepTally, Tally
-from pipelines.travel import ANSWERED_BY_FILES, CHUNK_ROWS, FILE_ROWS, LOOKING, OPEN_ROWS, Chunk
+from pipelines.travel import ANSWERED_BY_FILES, CHUNK_ROWS, FILE_ROWS, LOOKING, OPEN_BYTES, OPEN_ROWS, Chunk
 from pipelines.watch import Watch
 
 OPEN_BATCH_ROWS = 250_000 // CHUNK_ROWS * CHUNK_ROWS
@@ -96,13 +96,13 @@ async def run_job(
     failure: BaseException | None = None
     if ready.reader.rejects or ready.selection.rejects_there:
         ready.sink.commit(rejected(ready, run.run_id), f"{ledger.identity}-{ledger.writer:06d}-rejects")
-    whole = {} if engine.of_job is None else {"": engine.of_job, **engine.allowances}
-    clock = RunClock(tally, job.limits.concurrency, job.delivery, whole, purse, lambda: ledger.busy)
-    told_of = None if engine.of_job is None else clock
+    whole = {"": engine.of_job, **engine.allowances}
+    senders = job.limits.concurrency
+    clock = RunClock(tally, senders, job.delivery, whole, purse, lambda: ledger.busy, engine.elsewhere)
     with _signals(fanout, options.grace), leased(ready.workspace.state, engine.shared):
         fanout.start()
         keeper = asyncio.create_task(_keep_committing(committer, fanout))
-        follower = asyncio.ensure_future(follow(Watch(tally, fanout, engine.allowances, purse, told_of)))
+        follower = asyncio.ensure_future(follow(Watch(tally, fanout, engine.allowances, purse, clock)))
         ticker = asyncio.create_task(clock.tick())
         try:
             await _feed(ready, travel, fanout, options.retry, clock)
@@ -135,7 +135,7 @@ async def run_job(
     code = 130 if interrupted else 3 if stopped is not None else 1 if tally.rows_failed else 0
     clock.committing = committer.seconds
     defect = failure if stopped == DEFECT and isinstance(failure, Exception) else None
-    return Ended(code, stopped, tally, purse.spent, None if told_of is None else told_of.facts(), defect)
+    return Ended(code, stopped, tally, purse.spent, clock.facts(), defect)
 
 
 async def _feed(
@@ -155,7 +155,9 @@ async def _feed(
         if batch is None:
             return
         travel.start(_chunk(batch))
-        while fanout.stopped is None and (travel.looking >= LOOKING or travel.open_rows >= most):
+        while fanout.stopped is None and (
+            travel.looking >= LOOKING or travel.open_rows >= most or travel.open_bytes >= OPEN_BYTES
+        ):
             travel.moved.clear()
             await travel.moved.wait()
         clock.setting_out += time.perf_counter() - read

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, tzinfo
 from typing import Any, Literal, Protocol
 
@@ -13,6 +13,7 @@ from connectors.limiter import Allowance
 from connectors.prices import Price, cost
 from connectors.replies import request_id, row_error
 from connectors.transport import RequestError
+from pipelines.unread import HEAVY, LARGE, Unread
 
 
 @dataclass(slots=True)
@@ -229,8 +230,48 @@ class Wave:
     """A set of requests that somebody waits for."""
 
     missing: set[bytes]
+    unread: Unread
     outcomes: dict[bytes, Outcome] = field(default_factory=dict)
+    nbytes: int = 0
+    """Of the answers in `outcomes`; they count as unread once it is due."""
     landed: asyncio.Event = field(default_factory=asyncio.Event)
+    due: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it should be read: it has landed, or is heavy."""
+    left: bool = False
+    """Whether nobody waits for the rest of it."""
+
+    def land(self, mark: bytes, outcome: Outcome) -> None:
+        """One outcome more."""
+        if self.left:
+            return
+        self.outcomes[mark] = outcome
+        self.missing.discard(mark)
+        size = 0 if outcome.answer is None else len(outcome.answer)
+        self.nbytes += size
+        if self.due.is_set():
+            self.unread.add(size)
+        elif not self.missing or self.nbytes >= HEAVY:
+            self.due.set()
+            self.unread.add(self.nbytes)
+        if not self.missing:
+            self.landed.set()
+
+    def end(self) -> None:
+        """No more will land."""
+        if not self.due.is_set():
+            self.unread.add(self.nbytes)
+        self.due.set()
+        self.landed.set()
+
+    def take(self) -> tuple[dict[bytes, Outcome], int]:
+        """What has landed since it was last asked, and its bytes: to be told to `unread` when they have been read."""
+        if not self.due.is_set():
+            self.unread.add(self.nbytes)
+        taken = self.outcomes, self.nbytes
+        self.outcomes, self.nbytes = {}, 0
+        if not self.landed.is_set():
+            self.due.clear()
+        return taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +313,11 @@ def read_reply(
         named = request_id(reply.headers)
         problem = exc.error or RowError("malformed_reply", str(exc), reply.status, request_id=named)
         return (), problem, NO_USAGE
+
+
+def headed(reply: Reply | None) -> Reply | None:
+    """Without a large body: what is kept of that waits for the ledger, and both are too much."""
+    return replace(reply, body=b"") if reply is not None and len(reply.body) > LARGE else reply
 
 
 def to_keep(

@@ -16,7 +16,7 @@ from pipelines.jobfile import load_job
 from pipelines.overrides import Overrides
 from pipelines.plan_steps import Looked, Reckoned, look
 from pipelines.prepare import ReadyJob, ReadyStep, placed, prepared
-from pipelines.schema_change import has_keys, refusal
+from pipelines.schema_change import has_keys, refusal, types_there
 from pipelines.workspace import LOCAL, find_workspace
 
 LEDGER_BYTES = 420
@@ -118,7 +118,10 @@ def plan_of(path: Path, overrides: Overrides) -> Plan:
     """The plan of one job; no call is made."""
     loaded = load_job(path, overrides)
     workspace = find_workspace(path)
-    with opened_ledger(workspace) as ledger, prepared(loaded, workspace, ledger, exact_tokens=True) as ready:
+    with (
+        opened_ledger(workspace) as ledger,
+        prepared(loaded, workspace, ledger, exact_tokens=True, types_of=types_there) as ready,
+    ):
         refused = refusal(ready)
         ready.selection.see(ready.sink if ready.job.sink.write != "replace" and has_keys(ready) else None)
         with placed(loaded):

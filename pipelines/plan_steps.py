@@ -168,12 +168,15 @@ class _Chunk:
         alive = [place for place, is_alive in enumerate(self._alive) if is_alive]
         if step.when is None:
             return dict.fromkeys(alive, Passes.YES)
-        mask = step.when.mask(self._table)
+        mask, broken = step.when.tried(self._table)
         wanted: dict[int, Passes] = {}
         for place in alive:
             if self._open[place] & step.when.columns:
                 wanted[place] = Passes.PERHAPS if mask[place] else Passes.NO
                 reckoned.perhaps += 1
+            elif place in broken:
+                reckoned.unaskable += 1
+                self._alive[place] = False
             elif mask[place]:
                 wanted[place] = Passes.YES
             else:

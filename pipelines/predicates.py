@@ -7,6 +7,7 @@ import duckdb
 import pyarrow as pa
 
 from connectors.errors import JobError, did_you_mean
+from connectors.exchange import RowError
 from connectors.sql_text import first_line
 from connectors.sql_tree import parsed_sql
 
@@ -43,26 +44,46 @@ class Predicate:
         self._db.execute("set enable_external_access = false")
         self._db.execute("set lock_configuration = true")
         self._query = f"select _row_place from rows_here where (\n{sql}\n)"
-        self._passing(pa.schema([schema.field(name) for name in self._names]).empty_table())
+        try:
+            self._passing(pa.schema([schema.field(name) for name in self._names]).empty_table())
+        except duckdb.Error as exc:
+            raise JobError(f"{where}: {first_line(exc)}; mend the expression") from exc
 
     def close(self) -> None:
         """Let go of the database that tries it."""
         self._db.close()
 
     def mask(self, table: pa.Table) -> list[bool]:
-        """Whether each row passes; JobError where a value of the data makes the expression fail."""
+        """Whether each row passes; one whose values make the expression fail does not."""
+        return self.tried(table)[0]
+
+    def tried(self, table: pa.Table) -> tuple[list[bool], dict[int, RowError]]:
+        """Whether each row passes, and the rows whose values make the expression fail."""
         passing = [False] * table.num_rows
-        for place in self._passing(table.select(self._names)):
-            passing[place] = True
-        return passing
+        broken: dict[int, RowError] = {}
+        self._try(table.select(self._names), 0, passing, broken)
+        return passing, broken
+
+    def _try(self, table: pa.Table, first: int, passing: list[bool], broken: dict[int, RowError]) -> None:
+        try:
+            for place in self._passing(table):
+                passing[first + place] = True
+        except (duckdb.FatalException, duckdb.InternalException):
+            # No value is at fault.
+            raise
+        except duckdb.Error as exc:
+            if table.num_rows == 1:
+                broken[first] = RowError("input", f"{self._where}: {first_line(exc)}")
+                return
+            middle = table.num_rows // 2
+            self._try(table.slice(0, middle), first, passing, broken)
+            self._try(table.slice(middle), first + middle, passing, broken)
 
     def _passing(self, table: pa.Table) -> list[int]:
         places = pa.array(range(table.num_rows), pa.int64())
         self._db.register("rows_here", table.append_column("_row_place", places))
         try:
             return [place for (place,) in self._db.execute(self._query).fetchall()]
-        except duckdb.Error as exc:
-            raise JobError(f"{self._where}: {first_line(exc)}; mend the expression") from exc
         finally:
             self._db.unregister("rows_here")
 

@@ -87,21 +87,46 @@ def prepared(
     local_url: str | None = None,
     jobs: Mapping[str, Sink | None] | None = None,
     exact_tokens: bool = False,
+    types_of: Callable[[ReadyJob], Mapping[str, str]] = lambda ready: {},
+    guessed_anew: bool = False,
 ) -> Iterator[ReadyJob]:
     """The job, checked as a whole before anything is sent; JobError or DataError where something does not fit.
 
     `ledger` tells how each provider's model was found to take typed output. `local_url`: where the embedded provider
     listens. `jobs`: name of another job -> its sink, for a `job:` source; None: they are looked for.
     `exact_tokens`: requests are counted by the model's tokenizer although no limit or budget asks for that.
+    `types_of`: SQL types that columns of the source should rather have, as far as their values leave that open; with
+    `guessed_anew` only those without any value.
     """
+    with _prepared(loaded, workspace, ledger, local_url, jobs, exact_tokens, {}, True) as ready:
+        known = types_of(ready)
+        if not known:
+            yield ready
+            return
+    with _prepared(loaded, workspace, ledger, local_url, jobs, exact_tokens, known, guessed_anew) as ready:
+        yield ready
+
+
+@contextlib.contextmanager
+def _prepared(
+    loaded: LoadedJob,
+    workspace: Workspace,
+    ledger: Ledger | None,
+    local_url: str | None,
+    jobs: Mapping[str, Sink | None] | None,
+    exact_tokens: bool,
+    known: Mapping[str, str],
+    guessed_anew: bool,
+) -> Iterator[ReadyJob]:
+    """The same. `known`: what `types_of` tells."""
     job = loaded.job
     check_batched(loaded, workspace)
     with scratch_folder(workspace.state) as scratch:
         if jobs is None:
             jobs = sinks_of_jobs(loaded, workspace) if loaded.job.reads_job is not None else {}
-        facts = SourceFacts(workspace.folder, workspace.roots, scratch, jobs)
+        facts = SourceFacts(workspace.folder, workspace.roots, scratch, jobs, {} if guessed_anew else known)
         with placed(loaded):
-            reader = Reader(job.source, facts)
+            reader = Reader(job.source, facts, known)
         with reader, contextlib.ExitStack() as closing:
             members = {
                 step.provider: _members(workspace, loaded, step, local_url)

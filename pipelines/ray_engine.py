@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -11,12 +12,14 @@ from typing import Any
 
 from connectors.errors import JobError
 from pipelines.batch_ledger import BatchLedger
+from pipelines.bounds import Elsewhere
 from pipelines.engine import Engine, Work, local_engine
 from pipelines.jobfile import LoadedJob
 from pipelines.packs import Observer
 from pipelines.ray_ledger import Account, LedgerActor, answered
 from pipelines.ray_limits import JOB, Limit, LimiterActor
 from pipelines.ray_telemetry import Heard, tell
+from pipelines.ray_times import Looked, add_up
 from pipelines.ray_worker import Kit, Report, WorkerActor
 from pipelines.travel import Chunk
 from pipelines.workspace import LOCAL
@@ -71,7 +74,8 @@ def ray_engine(work: Work) -> Engine:
         raise JobError(f"{job.name}: provider local listens on this machine only; run with --engine local")
     cores = int(ray.cluster_resources().get("CPU", 1))
     crew = Crew(work, max(1, min(cores, job.limits.concurrency)))
-    return Engine(crew, crew.rows, {}, {}, crew.end)
+    looked = {name: limit for name, limit in crew.limits.items() if name != JOB}
+    return Engine(crew, crew.rows, looked, {}, crew.end, crew.limits[JOB], crew.elsewhere)
 
 
 def _connect() -> None:
@@ -134,6 +138,11 @@ class Rows:
         """Rows under way at each worker."""
         return self._open // self._workers
 
+    @property
+    def open_bytes(self) -> int:
+        """Each worker sees to its own."""
+        return 0
+
     def start(self, chunk: Chunk) -> None:
         """See Travel."""
         self._open += len(chunk.keys)
@@ -177,12 +186,19 @@ class Crew:
         self._workers: dict[int, Worker] = {}
         self._number = 0
         # What this invocation did before there were workers.
-        self._lost = [Report(replace(work.tally, steps={}))]
+        self._lost = [Report(replace(work.tally, steps={}, times=replace(work.tally.times)))]
         self._spent_before = work.purse.spent
+        self._began = time.monotonic()
+        self.elsewhere = Elsewhere(workers)
         ready = work.ready
         concurrency = ready.job.limits.concurrency
         self._providers = {step.model.provider: tuple(step.members) for step in ready.steps}
         self._members = {member.name: member for step in ready.steps for member in step.members}
+        of_job = ready.job.limits
+        self.limits = {JOB: Looked(of_job.requests_per_minute, of_job.tokens_per_minute, None)} | {
+            name: Looked(member.requests_per_minute, member.tokens_per_minute, member.concurrency)
+            for name, member in self._members.items()
+        }
         self._kit = Kit(
             ready.loaded,
             ready.workspace,
@@ -211,7 +227,7 @@ class Crew:
         self._ledger = beside(LedgerActor).remote(self._work.ledger.path.absolute(), ready.job.name)
         of_job = ready.job.limits
         limits = {JOB: Limit(of_job.requests_per_minute, of_job.tokens_per_minute, of_job.concurrency)}
-        for member in (member for step in ready.steps for member in step.members):
+        for member in self._members.values():
             shared = None if member.name == LOCAL else f"{member.name} {member.base_url}"
             limits[member.name] = Limit(
                 member.requests_per_minute, member.tokens_per_minute, member.concurrency, shared
@@ -295,6 +311,7 @@ class Crew:
         kit = replace(self._kit, observed=self.observer is not None)
         await actor.set_up.remote(kit, self._providers, number, first, self._ledger, self._limiter)
         worker.equipped = True
+        self.elsewhere.starting = self.elsewhere.starting or time.monotonic() - self._began
         if self.stopped is not None:
             actor.stop.remote(self.stopped)
         self._begin(worker, self._look(worker))
@@ -342,7 +359,8 @@ class Crew:
         spent = account.cost + account.unknown
         await answered(self._limiter.gone.remote(worker.number, spent))
         written = {name: getattr(account, name) for name in ("requests", "cost", "unpriced", *TOKENS)}
-        self._lost.append(Report(replace(worker.report.tally, in_flight=0, **written), spent))
+        tally = replace(worker.report.tally, in_flight=0, **written)
+        self._lost.append(Report(tally, spent, waited=worker.report.waited))
         for under in worker.chunks:
             left = [row for row, key in enumerate(under.chunk.keys) if key in under.left]
             self.rows.left(len(under.chunk.keys))
@@ -367,6 +385,8 @@ class Crew:
                 setattr(counted, name, sum(getattr(one, name) for one in told))
         purse.spent = self._spent_before + sum(report.spent for report in reports)
         purse.reserved = sum(report.reserved for report in reports)
+        purse.waited = sum(report.waited.budget for report in reports)
+        add_up([(report.tally.times, report.waited) for report in reports], self.limits, tally.times, self.elsewhere)
         self.waiting_for = next((report.held for report in reports if report.held is not None), None)
         share = self._work.ready.job.limits.failed_share
         if share is not None and self.stopped is None and (words := tally.too_many_failed(share)) is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,9 @@ class FarLedger:
         self._worker = worker
         self._notes = first
         self._loop = asyncio.get_running_loop()
-        self._queue: list[tuple[Asked, asyncio.Future[Any]]] = []
+        self._queue: list[tuple[Asked, asyncio.Future[Any], float]] = []
+        self.waited = 0.0
+        """Seconds that what was queued took to be written, added up over all of it."""
         self._sending: asyncio.Task[None] | None = None
         self._released: list[bytes] = []
         self._claimed: set[bytes] = set()
@@ -206,7 +209,7 @@ class FarLedger:
 
     def _queued(self, asked: Asked) -> asyncio.Future[Any]:
         future = self._loop.create_future()
-        self._queue.append((asked, future))
+        self._queue.append((asked, future, time.monotonic()))
         self._send_soon()
         return future
 
@@ -220,15 +223,17 @@ class FarLedger:
             await asyncio.sleep(0)
             group, self._queue = self._queue, []
             released, self._released = self._released, []
-            asked = [one for one, _ in group]
+            asked = [one for one, _, _ in group]
             try:
                 results = await answered(self._actor.write.remote(self._worker, asked, released))
             except Exception as exc:  # noqa: BLE001 - whoever waits gets it
-                for _, future in group:
+                for _, future, _ in group:
                     if not future.done():
                         future.set_exception(exc)
                 continue
-            for (_, future), result in zip(group, results, strict=True):
+            written = time.monotonic()
+            for (_, future, queued), result in zip(group, results, strict=True):
+                self.waited += written - queued
                 if not future.done():
                     future.set_result(result)
 

@@ -210,6 +210,7 @@ class FarPurse(Purse):
         """See Purse; where what was lent does not suffice, more is asked for."""
         if worst is None:
             return False
+        began = time.monotonic()
         async with self._turn:
             while self.spent + self.reserved + worst > self._lent:
                 # All that is idle goes back first: two workers must not wait for what the other keeps of too little.
@@ -219,6 +220,7 @@ class FarPurse(Purse):
                     return False
                 self._lent += block
             self.reserved += worst
+        self.waited += time.monotonic() - began
         return True
 
     def give_back(self) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,14 +21,15 @@ from connectors.transport import HttpTransport, Timeouts
 from pipelines.fanout import FanOut
 from pipelines.jobfile import Job, LoadedJob
 from pipelines.lanes import lanes_of
-from pipelines.packs import DayBudget, Lane, Outcome, RunLedger, Tries
+from pipelines.packs import DayBudget, Lane, Outcome, Tries
 from pipelines.prepare import ReadyStep, media_reader_of, ready_steps
 from pipelines.purse import Purse
 from pipelines.ray_ledger import FarLedger
 from pipelines.ray_limits import JOB, FarPurse, Leasing
 from pipelines.ray_telemetry import Heard, Recorder
+from pipelines.ray_times import Spent, waits_of
 from pipelines.tally import StepTally, Tally
-from pipelines.travel import LOOKING, OPEN_ROWS, Chunk, Travel
+from pipelines.travel import LOOKING, OPEN_BYTES, OPEN_ROWS, Chunk, Travel
 from pipelines.watch import Watch
 from pipelines.workspace import Workspace
 
@@ -85,6 +87,7 @@ class Report:
     """What makes it wait at this moment, in words."""
     heard: Heard = field(default_factory=Heard)
     """What the driver's observer has not been told yet."""
+    waited: Spent = field(default_factory=Spent)
 
 
 class SharedFanOut(FanOut):
@@ -144,10 +147,11 @@ class WorkerActor:
     ) -> None:
         """`providers`: what steps name -> who is asked, with their keys, which stay in this process's memory.
         `ledger`, `limiter`: the handles of their actors; `first`: what the ledger's `begin` returned."""
+        self._began = time.process_time()
         self._kit = kit
         self._scratch = tempfile.TemporaryDirectory(prefix="rowmill-")
         far = FarLedger(ledger, number, first)
-        self._far: RunLedger = far
+        self._far = far
         steps, allowances = await asyncio.to_thread(self._equip, kit, providers)
         job = kit.job
         self._tally = Tally(steps={step.lane.step: StepTally() for step in steps})
@@ -161,6 +165,7 @@ class WorkerActor:
         self._recorder = Recorder()
         if kit.observed:
             self._fanout.observer = self._recorder
+        self._allowances: Mapping[str, Allowance] = allowances
         own = {name: allowance for name, allowance in allowances.items() if name != JOB}
         self._watch = Watch(self._tally, self._fanout, own, self._purse)
         self._travels: set[Travel] = set()
@@ -202,6 +207,7 @@ class WorkerActor:
         while self._fanout.stopped is None and (
             sum(travel.looking for travel in self._travels) >= LOOKING
             or sum(travel.open_rows for travel in self._travels) >= OPEN_ROWS
+            or sum(travel.open_bytes for travel in self._travels) >= OPEN_BYTES
         ):
             self._moved.clear()
             await self._moved.wait()
@@ -242,7 +248,9 @@ class WorkerActor:
             failure = RuntimeError(f"{type(failure).__name__}: {failure}")
         held = self._watch.held() if self._fanout.stopped is None else None
         told = (self._tally, self._purse.spent, self._purse.reserved, self._fanout.stopped, failure, held)
-        return Report(*told, self._recorder.since(heard))
+        cpu = time.process_time() - self._began
+        waited = Spent(waits_of(self._allowances), self._far.waited, self._purse.waited, cpu)
+        return Report(*told, self._recorder.since(heard), waited)
 
     async def stop(self, reason: str) -> None:
         """See FanOut."""

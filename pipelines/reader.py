@@ -1,7 +1,7 @@
 """The source of a job, open for reading: its columns with types that every table has, and the rows that are chosen."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,7 +33,8 @@ _NESTED = ("STRUCT", "MAP", "UNION", "JSON")
 class Reader:
     """One source, open for the time of a run."""
 
-    def __init__(self, source: SourceKind, facts: SourceFacts) -> None:
+    def __init__(self, source: SourceKind, facts: SourceFacts, known: Mapping[str, str] = {}) -> None:
+        """`known`: column -> SQL type that it has where it holds no value."""
         self._source = source
         self._facts = facts
         self._open = query_connection(facts.scratch)
@@ -53,6 +54,7 @@ class Reader:
                     self._db.execute("set global debug_enable_caching_operators = false")
             lock_down(self._db, [facts.scratch], [*source.paths(facts), *opened.urls])
             self._kinds = self._described()
+            self._follow(known)
             self.schema: pa.Schema = self._arrow_schema(self._kinds)
             self._check()
         except BaseException:
@@ -128,6 +130,22 @@ class Reader:
             if not name or "\0" in name:
                 raise DataError(f"source: has a column {name!r}, which is no name; rename it in a `sql:` source")
         return kinds
+
+    def _follow(self, known: Mapping[str, str]) -> None:
+        """Columns without any value have the types that are known of them: their own tell nothing."""
+        other = [name for name, kind in known.items() if self._kinds.get(name, kind) != kind]
+        if not other:
+            return
+        counts = ", ".join(f"count({quoted(name)})" for name in other)
+        (found,) = self._db.execute(f"select {counts} from {self.relation}").fetchall()
+        made = [
+            f"cast(null as {known[name]}) as {quoted(name)}"
+            for name, count in zip(other, found, strict=True)
+            if count == 0
+        ]
+        if made:
+            self.relation = f"(select * replace ({', '.join(made)}) from {self.relation})"
+            self._kinds = self._described()
 
     def _arrow_schema(self, names: Iterable[str]) -> pa.Schema:
         columns = ", ".join(f"{self.column(name)} as {quoted(name)}" for name in names)

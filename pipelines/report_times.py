@@ -15,33 +15,46 @@ NAMES = {
     "budget": "waiting for money set aside by others",
     "idle": "nothing to send",
 }
+ON_RAY = NAMES | {
+    "ledger": "writing to the ledger, and the way there",
+    "turn": "waiting for their worker, which does one thing at a time",
+    "idle": "nothing to send, or no worker yet",
+}
 
 
 def where_the_time_went(runs: Sequence[Mapping[str, Any]]) -> Safe | None:
-    """What the senders did, what went on beside them, and what bounds the run; None where nothing was sent, or the
-    senders were elsewhere."""
+    """What the senders did, what went on beside them, and what bounds the run; None where nothing was sent."""
     times = runs[0]["times"] if runs else None
     if times is None or not times["network"]:
         return None
     whole = times["senders"] * times["sending"]
+    workers = times.get("workers")
+    names = NAMES if workers is None else ON_RAY
     rows = [
         (
-            NAMES[name],
+            names[name],
             _bar(times[name] / whole, fact(f"times.{name}", times[name], f"{100 * times[name] / whole:.0f} %")),
             f"{number(round(times[name] / times['senders'], 3))} s",
         )
         for name in sorted(SENDERS, key=lambda name: -times[name])
     ]
     words = "" if times["bound_by"] is None else f"<p>Bound by {escape(times['bound_by'])}.</p>"
-    caption = f"What {times['senders']:,} senders did in {number(times['sending'])} s, when the job was run last"
+    who = f"{times['senders']:,} senders" + ("" if workers is None else f" on {workers:,} workers")
+    caption = f"What {who} did in {number(times['sending'])} s, when the job was run last"
     beside = {
         "in flight on average": fact("times.in_flight", times["network"] / times["sending"]),
         "reading the source": _seconds("reading", times),
         "committing": _seconds("committing", times),
         "CPU, of one core": fact("times.cpu", times["cpu"], f"{100 * times['cpu'] / times['sending']:.0f} %"),
-        "loop late, mean": fact("times.lag_mean_ms", times["lag_mean_ms"], f"{times['lag_mean_ms']:.1f} ms"),
-        "loop late, most": fact("times.lag_max_ms", times["lag_max_ms"], f"{times['lag_max_ms']:.0f} ms"),
     }
+    if workers is None:
+        beside |= {
+            "loop late, mean": fact("times.lag_mean_ms", times["lag_mean_ms"], f"{times['lag_mean_ms']:.1f} ms"),
+            "loop late, most": fact("times.lag_max_ms", times["lag_max_ms"], f"{times['lag_max_ms']:.0f} ms"),
+        }
+    else:
+        beside = {"until the first worker began": _seconds("starting", times), **beside}
+        beside["CPU of a worker, of one core"] = beside.pop("CPU, of one core")
     return Safe(words + table(("what", "share", "each"), rows, caption, frozenset({1, 2})) + figures(beside))
 
 

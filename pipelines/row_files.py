@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,9 +40,9 @@ async def with_media(
     return dict(await asyncio.gather(*(one(place) for place in wanted)))
 
 
-def write_files(folder: Path, files: Iterable[tuple[str, bytes]]) -> None:
+def write_files(folder: Path, files: Callable[[], Iterable[tuple[str, bytes]]]) -> None:
     """Write each file, whole or not at all; one that is there already has the same content, by its name."""
-    for name, content in files:
+    for name, content in files():
         target = folder / name
         if target.exists():
             continue

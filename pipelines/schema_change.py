@@ -1,6 +1,6 @@
 """A job whose declared columns are no longer those of its sink's tables: foretold, cast, or all rows asked again."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from connectors.contracts import Commit
 from connectors.errors import DataError
 from connectors.ledger import Ledger
 from connectors.parts import PartWriter, tables_of
-from connectors.shapes import OtherColumns
+from connectors.shapes import OtherColumns, kinds
 from connectors.snapshot import query_connection
 from connectors.sql_text import literal, quoted
 from pipelines.prepare import ReadyJob
@@ -56,6 +56,36 @@ def columns_there(ready: ReadyJob) -> frozenset[str]:
         described = db.execute(f"select * from {ready.sink.results_sql()} limit 0").description or ()
         ready.sink.detach(db)
     return frozenset(str(column[0]) for column in described)
+
+
+def types_there(ready: ReadyJob) -> Mapping[str, str]:
+    """Column -> SQL type in the sink's results, of those that the source has otherwise and that hold a value there."""
+    if ready.job.sink.write == "replace" or not ready.sink.present():
+        return {}
+    made = kinds(ready.shape.results)
+    with query_connection(ready.scratch) as db:
+        ready.sink.attach(db)
+        results, errors = ready.sink.results_sql(), ready.sink.errors_sql()
+        there = kinds(db.sql(f"select * from {results} limit 0").to_arrow_table().schema)
+        names = [*ready.shape.key, *ready.selection.carried]
+        other = {name for name in names if there.get(name, made[name]) != made[name]}
+        if other:
+            # Rows that failed are known by their key alone.
+            tables = {name: (results, errors) if name in ready.shape.key else (results,) for name in other}
+            held = {
+                name
+                for name in other
+                if any(
+                    db.execute(f"select 1 from {table} where {quoted(name)} is not null limit 1").fetchall()
+                    for table in tables[name]
+                )
+            }
+            described = db.execute(f"select * from {results} limit 0").description or ()
+            known = {str(column[0]): str(column[1]) for column in described if column[0] in held}
+        else:
+            known = {}
+        ready.sink.detach(db)
+    return known
 
 
 def has_keys(ready: ReadyJob) -> bool:

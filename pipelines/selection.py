@@ -23,8 +23,11 @@ from connectors.sql_text import first_line, literal, literal_list, quoted, quote
 from connectors.tables import failure_names
 from pipelines.reader import ROW_KEY, Reader
 
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 4 << 20
 """A batch with more than this is handed on in pieces."""
+
+LARGE = 65_536
+"""Characters: of a longer value the digest stands in the row's fingerprint."""
 
 MARKED = 10_000
 """Paths whose files are looked at together."""
@@ -337,4 +340,6 @@ def _short(fingerprint: str) -> str:
 
 def _told(text: str) -> str:
     """With its length before it, so that no two lists of values make the same text; null apart from empty."""
-    return f"coalesce(cast(length({text}) as VARCHAR) || ':' || {text}, 'n')"
+    # Two arguments of `concat`, which leaves out nulls: put together before, or as it is, a large text would be copied.
+    content = f"case when length({text}) > {LARGE} then md5({text}) else {text} end"
+    return f"coalesce(cast(length({text}) as VARCHAR) || ':', 'n'), {content}"

@@ -35,7 +35,7 @@ FIELDS = (
 
 def summary(job: str, run_id: str, ended: Ended, tables: Mapping[str, str]) -> dict[str, Any]:
     """What became of an invocation; cost_usd is null where an exchange's price is not known, `steps` is there for
-    several, `times` where the senders were in this process."""
+    several."""
     tally = ended.tally
     steps = [
         {"step": name, "requests": step.exchanges, "cost_usd": None if tally.unpriced else usd(step.cost)}

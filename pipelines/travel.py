@@ -3,18 +3,21 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
-from connectors.exchange import Request, Row, RowError, Values
+from connectors.exchange import Request, Row, RowError
 from connectors.ledger import Answer, now_us
 from connectors.media import MediaReader
 from connectors.media_fetch import FetchError
 from pipelines.fanout import FanOut
-from pipelines.packs import Lane, Outcome, Wave
+from pipelines.landing import Failure, Landing, Reading, Wanted
+from pipelines.packs import Lane, Wave
 from pipelines.predicates import Predicate
 from pipelines.row_files import with_media, write_files
+from pipelines.unread import LARGE
 
 CHUNK_ROWS = 512
 """Rows that travel together."""
@@ -24,6 +27,8 @@ ANSWERED_BY_FILES = frozenset({"speech", "image_generation", "image_edit", "imag
 """The endpoints whose answers are files."""
 OPEN_ROWS = 32_768
 """Rows under way at most, however few requests they make."""
+OPEN_BYTES = 64 << 20
+"""Bytes of rows under way at most, however few they are: each is held once more as its request."""
 LOOKING = 3
 """Chunks that are being rendered and looked up at the same time, at most."""
 
@@ -49,18 +54,6 @@ class Step:
 
 
 @dataclass(slots=True)
-class Failure:
-    """A row that failed, for the errors table."""
-
-    row: int
-    step: str
-    error: RowError
-    attempts: int
-    run_id: str
-    at: int
-
-
-@dataclass(slots=True)
 class Chunk:
     """Rows on their way: `table` holds the source's columns and the outputs of the steps behind them."""
 
@@ -71,6 +64,8 @@ class Chunk:
     asked: list[bool]
     """Whether the row needed an exchange of this invocation."""
     step: int = 0
+    row_bytes: int = 0
+    """What a row took when it set out."""
     setting_out: bool = False
     """Whether its first requests are yet to be queued."""
     failures: list[Failure] = field(default_factory=list)
@@ -87,17 +82,8 @@ class Chunk:
             [self.answers[row] for row in rows],
             [self.asked[row] for row in rows],
             self.step,
+            self.row_bytes,
         )
-
-
-@dataclass(slots=True)
-class Landing:
-    """What became of a chunk's rows in one step."""
-
-    values: list[Values | None]
-    answers: list[bytes | None]
-    done: list[bool]
-    failures: list[Failure] = field(default_factory=list)
 
 
 class Travel:
@@ -128,6 +114,7 @@ class Travel:
         self._files = files
         self._under_way: set[asyncio.Task[None]] = set()
         self.open_rows = 0
+        self.open_bytes = 0
         self.looking = 0
         """Chunks that have set out and whose first requests are not queued yet."""
         self.failure: BaseException | None = None
@@ -136,7 +123,8 @@ class Travel:
 
     def start(self, chunk: Chunk) -> None:
         """Send a chunk on its way."""
-        self.open_rows += len(chunk.keys)
+        chunk.row_bytes = chunk.table.nbytes // max(1, len(chunk.keys))
+        self._count(chunk, len(chunk.keys))
         self.looking += 1
         chunk.setting_out = True
         self._spawn(chunk)
@@ -145,6 +133,10 @@ class Travel:
         """Wait until every chunk has arrived."""
         while self._under_way:
             await asyncio.wait(set(self._under_way))
+
+    def _count(self, chunk: Chunk, rows: int) -> None:
+        self.open_rows += rows
+        self.open_bytes += rows * chunk.row_bytes
 
     def _has_set_out(self, chunk: Chunk) -> None:
         if chunk.setting_out:
@@ -167,7 +159,7 @@ class Travel:
     async def _go(self, chunk: Chunk) -> None:
         while chunk.step < len(self._steps) and chunk.keys:
             chunk = await self._one_step(chunk, self._steps[chunk.step])
-        self.open_rows -= len(chunk.keys)
+        self._count(chunk, -len(chunk.keys))
         self._finished(chunk)
 
     async def _one_step(self, chunk: Chunk, step: Step) -> Chunk:
@@ -191,8 +183,18 @@ class Travel:
         """The rows that have done the step."""
         landing = await self._land(chunk, step)
         self._has_set_out(chunk)
-        failed = {failure.row for failure in landing.failures}
-        done = [row for row in range(len(chunk.keys)) if landing.done[row] and row not in failed]
+        done = landing.arrived()
+        onward = self._onward(chunk, step, landing, done)
+        onward.failed, onward.failures = list(chunk.failed), list(chunk.failures)
+        if landing.failures:
+            before = sum(table.num_rows for table in onward.failed)
+            onward.failed.append(chunk.table.take(pa.array([failure.row for failure in landing.failures], pa.int64())))
+            for place, failure in enumerate(landing.failures):
+                onward.failures.append(replace(failure, row=before + place))
+        self._count(chunk, len(done) - len(chunk.keys))
+        return onward
+
+    def _onward(self, chunk: Chunk, step: Step, landing: Landing, done: list[int]) -> Chunk:
         onward = chunk.take(done)
         kept = [landing.values[row] for row in done]
         for column, array in zip(step.lane.endpoint.fields, step.lane.endpoint.arrays(kept), strict=True):
@@ -200,14 +202,16 @@ class Travel:
         for row, answers in zip(done, onward.answers, strict=True):
             answers.append(landing.answers[row])
         onward.step += 1
-        onward.failed, onward.failures = list(chunk.failed), list(chunk.failures)
-        if landing.failures:
-            before = sum(table.num_rows for table in onward.failed)
-            onward.failed.append(chunk.table.take(pa.array([failure.row for failure in landing.failures], pa.int64())))
-            for place, failure in enumerate(landing.failures):
-                onward.failures.append(replace(failure, row=before + place))
-        self.open_rows -= len(chunk.keys) - len(done)
         return onward
+
+    def _send_ahead(self, chunk: Chunk, step: Step, landing: Landing) -> None:
+        """Let rows that have done the step go on without the others of their chunk."""
+        if done := landing.arrived():
+            # With the chunk they are counted out.
+            self._count(chunk, len(done))
+            self._spawn(self._onward(chunk, step, landing, done))
+        for row in done:
+            landing.values[row], landing.done[row] = None, False
 
     async def _land(self, chunk: Chunk, step: Step) -> Landing:
         """Ask for all rows of the chunk; rows that dawdle go on as a chunk of their own, rows never sent are left."""
@@ -219,30 +223,37 @@ class Travel:
         while wanted:
             wave = await self._fanout.ask(asked.lane, [request for request, _ in wanted.values()], self._usable(asked))
             self._has_set_out(chunk)
-            await self._dawdle(wave, any(landing.done))
+            # As it is now: the lane changes with what is asked further.
+            lane, reading = asked.lane, Reading()
+            while await self._dawdle(wave, any(landing.done)):
+                await self._read(chunk, lane, wanted, wave, landing, reading)
+                self._send_ahead(chunk, step, landing)
+            wave.left = True
             if wave.missing and self._fanout.stopped is None:
                 late = sorted(row for mark in wave.missing for row in wanted[mark][1])
                 for row in late:
                     chunk.asked[row] = True
-                self.open_rows += len(late)
+                self._count(chunk, len(late))
                 self._spawn(chunk.take(late))
-            # A copy: what comes late goes on landing in the wave, and its rows are a chunk of their own by now.
-            wanted = await self._read(chunk, step, asked, wanted, dict(wave.outcomes), landing)
+            await self._read(chunk, lane, wanted, wave, landing, reading)
+            wanted = await self._further(chunk, step, asked, reading)
         return landing
 
-    async def _rendered(self, chunk: Chunk, step: Step, landing: Landing) -> dict[bytes, tuple[Request, list[int]]]:
+    async def _rendered(self, chunk: Chunk, step: Step, landing: Landing) -> Wanted:
         endpoint = step.lane.endpoint
-        mask = None if step.when is None else step.when.mask(chunk.table)
+        places = range(len(chunk.keys))
+        passes, broken = ([True] * len(places), {}) if step.when is None else step.when.tried(chunk.table)
         given: Sequence[Row] = chunk.table.select(sorted(endpoint.uses)).to_pylist()
         rows: dict[int, Row | RowError] = dict(enumerate(given))
-        passing = [row for row in range(len(chunk.keys)) if mask is None or mask[row]]
-        for left_out in set(range(len(chunk.keys))).difference(passing):
+        passing = [place for place in places if passes[place]]
+        for left_out in set(places).difference(passing, broken):
             landing.done[left_out] = True
             self._fanout.passed(step.lane.step, 1)
         if endpoint.media:
             rows |= await with_media(self._media, given, endpoint.media, passing)
-        wanted: dict[bytes, tuple[Request, list[int]]] = {}
-        for place in passing:
+        rows |= broken
+        wanted: Wanted = {}
+        for place in sorted([*passing, *broken]):
             key, row = chunk.keys[place], rows[place]
             request = row if isinstance(row, RowError) else endpoint.request(row, key)
             if isinstance(request, RowError):
@@ -269,33 +280,34 @@ class Travel:
 
         return made_a_result if self._retrying else lambda answer: True
 
-    async def _dawdle(self, wave: Wave, others: bool) -> None:
+    async def _dawdle(self, wave: Wave, others: bool) -> bool:
         """Wait for the wave; no longer for its last few, or for all of it where other rows could go on (`others`), when
-        the senders would run dry."""
+        the senders would run dry. True: what has landed is to be read, then the rest is waited for."""
         size = len(wave.missing)
         while not wave.landed.is_set():
+            if wave.due.is_set():
+                return True
             try:
-                await asyncio.wait_for(wave.landed.wait(), SPLIT_AFTER)
+                await asyncio.wait_for(wave.due.wait(), SPLIT_AFTER)
             except TimeoutError:
                 if self._fanout.hungry and wave.missing and (others or len(wave.missing) < size):
-                    return
+                    return False
+        return False
 
     async def _read(
         self,
         chunk: Chunk,
-        step: Step,
-        asked: Step,
-        wanted: dict[bytes, tuple[Request, list[int]]],
-        outcomes: dict[bytes, Outcome],
+        lane: Lane,
+        wanted: Wanted,
+        wave: Wave,
         landing: Landing,
-    ) -> dict[bytes, tuple[Request, list[int]]]:
-        """Typed values from the outcomes; what comes back is to be asked further. `asked`: the step as it was when
-        the requests were made; its lane becomes that of what comes back."""
-        further: dict[bytes, tuple[Request, list[int]]] = {}
-        easier: dict[str, list[int]] = {}
-        lane = asked.lane
+        reading: Reading,
+    ) -> None:
+        """Typed values from what has landed. `lane`: as it was when the requests were made."""
         endpoint = lane.endpoint
-        for mark, outcome in outcomes.items():
+        outcomes, nbytes = wave.take()
+        for mark in list(outcomes):
+            outcome = outcomes.pop(mark)
             request, rows = wanted[mark]
             if outcome.sent:
                 for row in rows:
@@ -305,8 +317,8 @@ class Travel:
                 answer = await self._fetched(lane, request, outcome.answer)
                 values = answer if isinstance(answer, RowError) else endpoint.values(answer)
                 if not isinstance(values, RowError) and isinstance(answer, bytes):
-                    if files := endpoint.files(answer):
-                        await asyncio.to_thread(write_files, self._files, files)
+                    write = partial(write_files, self._files, partial(endpoint.files, answer))
+                    await asyncio.to_thread(write) if len(answer) > LARGE else write()
                     for row in rows:
                         landing.values[row], landing.answers[row], landing.done[row] = values, mark, True
                     self._release(request)
@@ -314,19 +326,24 @@ class Travel:
                 assert isinstance(values, RowError)
                 problem = values
                 if (mended := endpoint.repair(request, outcome.answer, problem)) is not None:
-                    further[mended.fingerprint] = (replace(mended, keys=request.keys), rows)
+                    reading.further[mended.fingerprint] = (replace(mended, keys=request.keys), rows)
                     continue
             assert problem is not None
             self._release(request)
             if (way := endpoint.easier(problem)) is not None:
-                easier.setdefault(way, []).extend(rows)
+                reading.easier.setdefault(way, []).extend(rows)
                 continue
             if outcome.answer is not None and outcome.sent:
                 self._fanout.settled(0 if lane.last else len(rows), failed=len(rows))
             landing.failures.extend(
                 Failure(row, lane.step, problem, outcome.attempts, outcome.run_id, outcome.at) for row in rows
             )
-        for way, unsorted in easier.items():
+        self._fanout.unread.free(nbytes)
+
+    async def _further(self, chunk: Chunk, step: Step, asked: Step, reading: Reading) -> Wanted:
+        """What is to be asked next. `asked`: the step as it was; its lane becomes that of what comes back."""
+        lane, further = asked.lane, reading.further
+        for way, unsorted in reading.easier.items():
             rows = sorted(unsorted)
             async with step.changing:
                 if step.lane is lane:

@@ -93,6 +93,7 @@ async def _size(fanout: FanOut, lane: Step, requests: Iterable[Request], sized: 
     for request in requests:
         wave = await fanout.ask(lane.lane, [request], lambda answer: True)
         await wave.landed.wait()
+        fanout.unread.free(wave.nbytes)
         outcome = wave.outcomes.get(request.fingerprint)
         if outcome is not None and outcome.answer is not None:
             sized |= {request.fingerprint} if outcome.sent else set()

@@ -18,7 +18,7 @@ import orjson
 
 from connectors.errors import JobError, Locked
 from pipelines.overrides import Overrides
-from pipelines.own_command import rowmill_command
+from pipelines.own_command import lifeline, rowmill_command, rowmill_environment
 from pipelines.progress import line
 from pipelines.running import read_noted
 from pipelines.workspace import find_workspace
@@ -98,23 +98,26 @@ async def run(
     flags = [*overrides.flags(), *(["--new-run"] if new_run else []), "--json", "--quiet"]
     flags += [f"--schema-change={schema_change}"] if schema_change is not None else []
     shown = _Shown(path)
-    process = await asyncio.create_subprocess_exec(
-        *_COMMAND,
-        str(path),
-        *flags,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
-    said = asyncio.create_task(process.communicate())
-    try:
-        while not said.done():
-            await asyncio.wait((said,), timeout=LOOK_SECONDS)
-            shown.look()
-    except asyncio.CancelledError:
-        await _stop(process, said)
-        shown.end("interrupted; run it again and it goes on where it stopped")
-        raise
+    with lifeline() as stdin:
+        process = await asyncio.create_subprocess_exec(
+            *_COMMAND,
+            str(path),
+            *flags,
+            stdin=stdin,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=rowmill_environment(),
+            start_new_session=True,
+        )
+        said = asyncio.create_task(process.communicate())
+        try:
+            while not said.done():
+                await asyncio.wait((said,), timeout=LOOK_SECONDS)
+                shown.look()
+        except asyncio.CancelledError:
+            await _stop(process, said)
+            shown.end("interrupted; run it again and it goes on where it stopped")
+            raise
     out, err = said.result()
     if not out:
         shown.end("ended without a word")

@@ -24,6 +24,8 @@ class ScriptedProvider:
         self.seen: list[tuple[str, Body]] = []
         self.answered: list[tuple[str, Body]] = []
         self.headers: list[dict[str, str]] = []
+        self.peers: list[int] = []
+        """The client's port of every request."""
         self.script: Script = lambda path, body, count: None
         self.latency = 0.0
         self.in_flight = 0
@@ -68,6 +70,8 @@ class ScriptedProvider:
         count = len(self.seen)
         self.seen.append((path, body))
         self.headers.append(dict(request.headers))
+        assert request.transport is not None
+        self.peers.append(request.transport.get_extra_info("peername")[1])
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:

@@ -69,13 +69,13 @@ class CsvSource(SourceModel):
 
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceFacts) -> Opened:
         with fetched(input_objects(self.csv, "source.csv", SUFFIXES), facts.scratch) as copies:
-            return self._opened(connection, [*self.paths(facts), *copies.urls], copies, facts.scratch)
+            return self._opened(connection, [*self.paths(facts), *copies.urls], copies, facts)
 
     def _opened(
-        self, connection: duckdb.DuckDBPyConnection, files: Sequence[Path], copies: Fetched, scratch: Path
+        self, connection: duckdb.DuckDBPyConnection, files: Sequence[Path], copies: Fetched, facts: SourceFacts
     ) -> Opened:
         rejected: list[Reject] = []
-        names, parts = self._written(files, scratch, rejected)
+        names, parts = self._written(files, facts.scratch, rejected)
         texts = f"read_parquet({literal_list(parts)})"
         self._check_types(connection, names)
         unfit = " or ".join(
@@ -90,7 +90,7 @@ class CsvSource(SourceModel):
         rejected.sort()
         if rejected and self.rejects == "fail":
             raise _refused(rejected)
-        types = inferred_types(connection, texts, [name for name in names if name not in self.types])
+        types = inferred_types(connection, texts, [name for name in names if name not in self.types], facts.known)
         typed = ", ".join(
             f"cast({quoted(name)} as {self.types.get(name) or types[name]}) as {quoted(name)}" for name in names
         )

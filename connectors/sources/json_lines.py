@@ -1,7 +1,7 @@
 """`jsonl:` files of one JSON object a line, typed by all of their lines."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,10 @@ class JsonlSource(SourceModel):
         with fetched(input_objects(self.jsonl, "source.jsonl", SUFFIXES), facts.scratch) as copies:
             given = [*self.paths(facts), *copies.urls]
             files = [_unmarked(file, number, facts.scratch) for number, file in enumerate(given)]
-            return self._opened(connection, files, facts.scratch / "jsonl.parquet")
+            return self._opened(connection, files, facts)
 
-    def _opened(self, connection: duckdb.DuckDBPyConnection, files: list[Path], target: Path) -> Opened:
+    def _opened(self, connection: duckdb.DuckDBPyConnection, files: list[Path], facts: SourceFacts) -> Opened:
+        target = facts.scratch / "jsonl.parquet"
         options = f"format = 'newline_delimited', maximum_object_size = {LARGEST_LINE}"
         try:
             found = connection.execute(
@@ -65,9 +66,24 @@ class JsonlSource(SourceModel):
             except duckdb.Error as exc:
                 failure = exc
             else:
-                return Opened(f"read_parquet({literal(target)})")
+                relation = f"read_parquet({literal(target)})"
+                wide = [n for n, k in structure.items() if facts.known.get(n) == "DOUBLE" and _kind(k, "") == ""]
+                return Opened(_as_doubles(connection, relation, wide))
         assert failure is not None
         raise _unreadable(files, failure) from failure
+
+
+def _as_doubles(connection: duckdb.DuckDBPyConnection, relation: str, names: Sequence[str]) -> str:
+    """The relation with columns of whole numbers as DOUBLE, where that holds each of them as it is: JSON writes 2.0 and
+    2 for the same number."""
+    if not names:
+        return relation
+    exact = ", ".join(f"coalesce(max(abs({quoted(name)})) <= {1 << 53}, true)" for name in names)
+    (found,) = connection.execute(f"select {exact} from {relation}").fetchall()
+    made = ", ".join(
+        f"cast({quoted(name)} as DOUBLE) as {quoted(name)}" for name, fits in zip(names, found, strict=True) if fits
+    )
+    return f"(select * replace ({made}) from {relation})" if made else relation
 
 
 def _as_text(name: str) -> str:

@@ -24,7 +24,7 @@ def validate_command(jobs: tuple[str, ...]) -> int:
     from pipelines.jobfile import load_job
     from pipelines.looks import ledger_of
     from pipelines.prepare import prepared
-    from pipelines.schema_change import refusal
+    from pipelines.schema_change import refusal, types_there
     from pipelines.workspace import find_workspace
 
     worst = 0
@@ -37,7 +37,7 @@ def validate_command(jobs: tuple[str, ...]) -> int:
                 ledger = ledger_of(workspace)
                 if ledger is not None:
                     closing.callback(ledger.close)
-                ready = closing.enter_context(prepared(loaded, workspace, ledger))
+                ready = closing.enter_context(prepared(loaded, workspace, ledger, types_of=types_there))
                 check_audits(ready)
                 refused = refusal(ready)
                 if refused is not None:

@@ -2,6 +2,7 @@
 
     python tests/bench/ray_speed.py                    # chat, 30,000 rows, workers on all cores
     python tests/bench/ray_speed.py --latency-ms 200 --concurrency 500
+    python tests/bench/ray_speed.py --characters 8000  # rows of some pages instead of a few lines
     python tests/bench/ray_speed.py --actors           # the two actors alone
 
 Server, driver, actors and workers share the cores of this machine. `sending` counts from the first request to the last
@@ -31,11 +32,11 @@ from pipelines.ray_limits import Limit, LimiterActor, Told
 ALONE: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
 
 
-def one_run(engine: str, rows: int, port: int, concurrency: int) -> tuple[float, float]:
+def one_run(engine: str, rows: int, characters: int, port: int, concurrency: int) -> tuple[float, float]:
     """(rows/s while sending, rows/s in all)."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_input(folder / "input.parquet", rows, 200)
+        write_input(folder / "input.parquet", rows, characters)
         job = write_job(folder, "chat", port, concurrency)
         command = [sys.executable, "-c", "from pipelines.cli import main; main()", "run", str(job), "--json", "--quiet"]
         began = time.perf_counter()
@@ -62,14 +63,17 @@ def engines(args: argparse.Namespace) -> None:
     port = int(server.stdout.readline().split()[-1])
     try:
         found = {
-            engine: [one_run(engine, args.rows, port, args.concurrency) for _ in range(args.times)]
+            engine: [one_run(engine, args.rows, args.characters, port, args.concurrency) for _ in range(args.times)]
             for engine in ("local", "ray")
         }
     finally:
         server.terminate()
         server.wait()
     cores = len(os.sched_getaffinity(0))
-    print(f"chat, {args.rows:,} rows, {args.latency_ms:g} ms, {args.concurrency} in flight, {cores} cores; median")
+    print(
+        f"chat, {args.rows:,} rows of {args.characters:,} characters, {args.latency_ms:g} ms, "
+        f"{args.concurrency} in flight, {cores} cores; median"
+    )
     print(f"{'engine':<10}{'sending':>12}{'in all':>10}  rows/s")
     for engine, runs in found.items():
         sending, in_all = (statistics.median(run[place] for run in runs) for place in (0, 1))
@@ -143,6 +147,7 @@ def main() -> None:
     said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     said.add_argument("--actors", action="store_true")
     said.add_argument("--rows", type=int, default=30_000)
+    said.add_argument("--characters", type=int, default=200)
     said.add_argument("--latency-ms", type=float, default=0)
     said.add_argument("--concurrency", type=int, default=200)
     said.add_argument("--times", type=int, default=3)

@@ -110,7 +110,7 @@ def test_an_address_is_warned_of_before_anything_is_sent_there(
 def test_a_defect_before_the_first_row_is_no_row_that_failed(
     workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("nobody expected it")
 
     workspace.csv(2)

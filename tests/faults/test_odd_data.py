@@ -244,3 +244,18 @@ def test_every_type_of_duckdb_is_a_value_of_templates(workspace: Any, provider: 
     shown = dict(line.split("=", 1) for line in prompt.split("\n"))
     assert shown == {name: text for name, (_, text) in TYPES_OF_DUCKDB.items()}
     assert cli.run(job)["requests"] == 0
+
+
+def test_rows_that_are_too_large_for_the_reader_are_told_with_what_to_do(
+    workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if rows of 1.5 MB were so small that thousands of them fit.
+    monkeypatch.setattr("pipelines.reader.WIDE", 1 << 40)
+    texts = [f"{n} " + "text " * 300_000 for n in range(100)]
+    rows = pa.table({"id": range(100), "text": texts})
+    pq.write_table(rows, workspace.folder / "rows.parquet", compression="zstd", use_dictionary=False)
+    assert cli("run", workspace.job(source="{parquet: rows.parquet, key: id}"), "--quiet") == 2
+    (line,) = cli.err.splitlines()
+    assert line.startswith("source: failed to allocate data of size ")
+    assert "its rows take 1.5 MB each: write the file again with fewer rows in a row group" in line
+    assert provider.seen == []

@@ -196,7 +196,7 @@ def test_once_ends_with_the_worst_exit_code_of_its_jobs(workspace: Any, provider
     workspace.csv(3)
     paths = [
         workspace.job("good", schedule='"* * * * *"'),
-        workspace.job("bad", schedule='"* * * * *"', source="{csv: none.csv}"),
+        workspace.job("bad", schedule='"* * * * *"', source="{csv: none.csv}", sink="{parquet: bad}"),
     ]
     for path in paths:
         missed(path)

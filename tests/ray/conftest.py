@@ -79,19 +79,17 @@ def ray_run(cluster: str) -> Any:
     return lambda job, *flags: Run(job, cluster, *flags)
 
 
-def workers(name: str = "WorkerActor") -> list[psutil.Process]:
-    """The processes of the actors under way."""
-    found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        try:
-            if process.cmdline()[:1] == [f"ray::{name}"] or any(f"ray::{name}" in part for part in process.cmdline()):
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
-    return found
-
-
 @pytest.fixture
-def actors() -> Any:
-    """The processes of the actors of a name that are under way."""
-    return workers
+def asked_by() -> Any:
+    """The process that a request came from: (the port at its end). A name would not tell: the actors of a run before
+    may outlive its driver by a moment, and others may use Ray on this machine."""
+
+    def of(port: int) -> psutil.Process:
+        (pid,) = {
+            connection.pid
+            for connection in psutil.net_connections("tcp")
+            if connection.laddr.port == port and connection.raddr and connection.pid is not None
+        }
+        return psutil.Process(pid)
+
+    return of

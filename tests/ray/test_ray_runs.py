@@ -76,24 +76,25 @@ def test_requests_in_flight_are_the_jobs_not_each_workers(workspace: Any, provid
 
 
 def test_a_killed_worker_loses_nothing_and_what_it_had_asked_stays_unknown(
-    workspace: Any, provider: Any, ray_run: Any, actors: Any, read: Read
+    workspace: Any, provider: Any, ray_run: Any, asked_by: Any, read: Read
 ) -> None:
-    rows = 4000
+    rows, fatal = 4000, 600
     workspace.csv(rows)
     provider.latency = 0.1
-    run = ray_run(workspace.job(limits="{concurrency: 40}"))
-    run.wait_for(provider, 600)
-    asked_by = Counter(headers.get("User-Agent", "") for headers in provider.headers)
-    assert asked_by
-    victims = actors()
-    assert len(victims) >= 3
-    victims[0].send_signal(signal.SIGKILL)
-    told = run.ended()
+
+    def kill_who_asks(path: str, body: Any, count: int) -> None:
+        if count == fatal:
+            asked_by(provider.peers[count]).send_signal(signal.SIGKILL)
+
+    provider.script = kill_who_asks
+    told = ray_run(workspace.job(limits="{concurrency: 40}")).ended()
     assert (told["exit_code"], told["rows_ok"]) == (0, rows)
     assert [row["id"] for row in read(workspace.folder / "out", order="id")] == list(range(1, rows + 1))
     usage = read(workspace.folder / "out", "usage")
     unknown = [row for row in usage if row["error_class"] == "unknown"]
-    assert 1 <= len(unknown) <= 40
+    assert len(unknown) <= 40
+    text = provider.prompts()[fatal]
+    assert [text.removeprefix("text ")] in [row["keys"] for row in unknown]
     # 10 tokens in are counted as sent, and 20 out may come: unknown stays at the most that it can cost.
     assert all(row["cost_usd"] >= 20 * 2e-6 for row in unknown)
     assert len(usage) - len(unknown) == rows == told["requests"] - len(unknown)

@@ -1,6 +1,7 @@
 """What a run does when the provider refuses, fails, dawdles or answers rubbish, and when it is stopped."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,41 @@ def test_a_poisoned_row_is_marked_and_costs_one_call_and_no_neighbour(
     }  # fmt: skip
     again = cli.run(job)
     assert (again["requests"], again["rows_failed"], again["exit_code"]) == (0, 1, 1)
+
+
+def test_a_value_that_breaks_when_is_an_error_of_its_row_and_others_go_on(
+    workspace: Any, provider: Any, cli: Any, read: Read
+) -> None:
+    workspace.write("rows.csv", "id,text\n" + "".join(f"{n},{'abc' if n in (2, 7) else n % 3}\n" for n in range(1, 9)))
+    steps = """
+  - name: answer
+    endpoint: chat
+    provider: test
+    model: m
+    messages: [{user: "{{ id }}: {{ text }}"}]
+    when: cast(text as int) = 1
+"""
+    job = workspace.job(steps=steps)
+    assert cli("plan", job, "--json") == 0
+    assert json.loads(cli.out)["steps"][0]["requests"] == 2
+    told = cli.run(job)
+    assert (told["exit_code"], told["rows_ok"], told["rows_failed"], told["rows_left"], told["requests"]) == (
+        1, 6, 2, 0, 2,
+    )  # fmt: skip
+    errors = read(workspace.folder / "out", "errors", "id")
+    assert [(row["id"], row["step"], row["error_class"], row["attempts"]) for row in errors] == [
+        (2, "answer", "input", 0), (7, "answer", "input", 0),
+    ]  # fmt: skip
+    assert all(row["message"].startswith("steps.answer.when: ") and "'abc'" in row["message"] for row in errors)
+    results = read(workspace.folder / "out", order="id")
+    assert [(row["id"], row["answer"]) for row in results] == [
+        (1, "1: 1"), (3, None), (4, "4: 1"), (5, None), (6, None), (8, None),
+    ]  # fmt: skip
+    again = cli.run(job)
+    assert (again["exit_code"], again["rows_failed"], again["requests"]) == (1, 2, 0)
+    workspace.write("rows.csv", "id,text\n" + "".join(f"{n},{n % 3}\n" for n in range(1, 9)))
+    told = cli.run(job)
+    assert (told["exit_code"], told["rows_ok"], read(workspace.folder / "out", "errors")) == (0, 8, [])
 
 
 def test_retry_asks_failed_rows_again_and_they_leave_the_errors_when_they_succeed(

@@ -1,0 +1,187 @@
+"""What is under way is bounded by its bytes: answers that are not read yet, wide rows, files that are sent."""
+
+import hashlib
+import sys
+import threading
+from pathlib import Path
+from typing import Any, ClassVar
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from aiohttp import web
+
+from connectors.contracts import Provider
+from connectors.exchange import Call, Reply
+from connectors.transport import HttpTransport, Timeouts
+from pipelines import row_files
+from pipelines.travel import Travel
+from tests.conftest import chat_reply, table
+
+MB = 1 << 20
+IN_FLIGHT = 4
+
+
+def holders(bodies: list[bytes]) -> list[int]:
+    """How many hold each of them, this list included."""
+    return [sys.getrefcount(body) for body in bodies]
+
+
+class Answering:
+    """A transport whose provider answers every request at once with a body of a megabyte."""
+
+    asked = 0
+    much_asked = threading.Event()
+    bodies: ClassVar[list[bytes]] = []
+    most_held = 0
+    """Bytes of replies that somebody held, at any time when one more was asked for."""
+    travels: ClassVar[list[Travel]] = []
+    most_open = 0
+
+    def __init__(self, timeouts: Timeouts, connections: int) -> None:
+        pass
+
+    async def send(self, provider: Provider, call: Call) -> Reply:
+        Answering.asked += 1
+        if Answering.asked > 40:
+            self.much_asked.set()
+        (alone,) = holders([bytes(16)])
+        self.bodies[:] = [body for body, count in zip(self.bodies, holders(self.bodies), strict=True) if count > alone]
+        Answering.most_held = max(Answering.most_held, sum(map(len, self.bodies)))
+        Answering.most_open = max([Answering.most_open, *(travel.open_bytes for travel in self.travels)])
+        if call.path == "/audio/speech":
+            # Each its own, or it would be written once.
+            content = b"ID3" + orjson.loads(call.body or b"")["input"].encode() + bytes(MB)
+        else:
+            content = orjson.dumps(chat_reply("yes" * (MB // 3)))
+        self.bodies.append(content)
+        return Reply(200, {}, content, 1.0)
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> type[Answering]:
+    """In place of HTTP."""
+    monkeypatch.setattr("pipelines.engine.HttpTransport", Answering)
+    monkeypatch.setattr("pipelines.packs.HEAVY", 2 * MB)
+    monkeypatch.setattr("pipelines.unread.MOST", 4 * MB)
+    Answering.asked, Answering.most_open, Answering.travels = 0, 0, []
+    Answering.much_asked.clear()
+    Answering.bodies, Answering.most_held = [], 0
+    return Answering
+
+
+STEPS = {
+    "speech": "[{name: sound, endpoint: speech, provider: test, model: tts-1, voice: alloy, "
+    'input: "{{ text }}", response_format: mp3}]',
+    "chat": '[{name: answer, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}]}]',
+}
+
+
+@pytest.mark.parametrize("kind", ["speech", "chat"])
+def test_large_answers_wait_for_their_turn_in_bytes(
+    workspace: Any, cli: Any, answering: type[Answering], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    write_files, first = row_files.write_files, threading.Lock()
+
+    def slow_at_first(*given: Any) -> None:
+        if first.acquire(blocking=False):
+            # The disk is slow: the senders have time to run ahead, as far as they may.
+            answering.much_asked.wait(0.5)
+        write_files(*given)
+
+    monkeypatch.setattr("pipelines.travel.write_files", slow_at_first)
+    workspace.csv(100)
+    told = cli.run(workspace.job(steps=STEPS[kind], limits=f"{{concurrency: {IN_FLIGHT}}}"))
+    assert (told["rows_ok"], told["requests"]) == (100, 100)
+    # To be read; in flight; and of each of a few chunks what is too little to be read yet, and what is just being read.
+    assert answering.most_held <= (4 + IN_FLIGHT + 4 * 2) * MB
+    if kind == "speech":
+        assert len(list((workspace.folder / "out/files").iterdir())) == 100
+
+
+def test_wide_rows_set_out_a_few_megabytes_at_a_time(
+    workspace: Any, cli: Any, answering: type[Answering], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.job_run.OPEN_BYTES", 4 * MB)
+    monkeypatch.setattr("pipelines.selection.CHUNK_BYTES", 1 * MB)
+
+    class Watched(Travel):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            answering.travels.append(self)
+
+    monkeypatch.setattr("pipelines.engine.Travel", Watched)
+    texts = pa.table({"id": range(64), "text": [f"{number} " + "x" * (MB // 2) for number in range(64)]})
+    pq.write_table(texts, workspace.folder / "rows.parquet", row_group_size=4)
+    job = workspace.job(source="{parquet: rows.parquet, key: id}", steps=STEPS["chat"], limits="{concurrency: 50}")
+    assert cli.run(job)["rows_ok"] == 64
+    assert 2 * MB <= answering.most_open <= 5 * MB
+    (travel,) = answering.travels
+    assert (travel.open_rows, travel.open_bytes) == (0, 0)
+
+
+def test_rows_sent_ahead_one_by_one_make_the_same_tables(
+    workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def script(path: str, body: Any, count: int) -> Any:
+        said = body["messages"][-1]["content"]
+        if said == "text 7":
+            return web.json_response({"error": {"message": "no", "type": "invalid_request_error"}}, status=400)
+        return None
+
+    provider.script = script
+    steps = (
+        '[{name: first, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}]}, '
+        "{name: second, endpoint: chat, provider: test, model: m, when: id % 3 = 0, "
+        'messages: [{user: "{{ first }}!"}]}]'
+    )
+    workspace.csv(60)
+    whole = cli.run(workspace.job("whole", steps=steps, sink="{parquet: whole}"))
+    monkeypatch.setattr("pipelines.packs.HEAVY", 1)
+    (workspace.folder / ".rowmill/ledger.sqlite").unlink()
+    pieces = cli.run(workspace.job("pieces", steps=steps, sink="{parquet: pieces}"))
+    names = ("rows", "rows_ok", "rows_failed", "rows_left", "requests", "rows_reused")
+    assert {name: pieces[name] for name in names} == {name: whole[name] for name in names}
+    seen = [
+        (
+            [(row["id"], row["first"], row["second"]) for row in table(workspace.folder / name, order="id")],
+            [(row["id"], row["step"], row["message"]) for row in table(workspace.folder / name, "errors")],
+        )
+        for name in ("whole", "pieces")
+    ]
+    assert seen[0] == seen[1]
+    assert seen[0][0][2] == (3, "TEXT 3", "TEXT 3!")
+
+
+async def test_a_file_is_read_from_disk_while_it_is_sent(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 8192
+    path = tmp_path / "sound.wav"
+    path.write_bytes(content)
+    came: list[tuple[str, str, str]] = []
+
+    async def take(request: web.Request) -> web.Response:
+        form = await request.post()
+        file = form["file"]
+        assert isinstance(file, web.FileField)
+        came.append((file.filename, file.content_type, hashlib.sha256(file.file.read()).hexdigest()))
+        return web.json_response({"model": form["model"]})
+
+    app = web.Application(client_max_size=1 << 30)
+    app.router.add_post("/v1/audio/transcriptions", take)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    transport = HttpTransport(Timeouts(), 1)
+    try:
+        provider = Provider("test", f"http://127.0.0.1:{runner.addresses[0][1]}/v1")
+        form = (("model", "m", None), ("file", path, "file.wav"))
+        replies = [await transport.send(provider, Call("POST", "/audio/transcriptions", form=form)) for _ in range(2)]
+    finally:
+        await transport.close()
+        await runner.cleanup()
+    assert [reply.body for reply in replies] == [b'{"model": "m"}'] * 2
+    assert came == [("file.wav", "audio/wav", hashlib.sha256(content).hexdigest())] * 2
