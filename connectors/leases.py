@@ -32,10 +32,11 @@ SPARE = 1.25
 SOME = 0.02
 
 SAME_HOLD = 0.25
-"""Seconds by which the ends of holds differ that are the same: every process reads its own clock."""
+"""Seconds by which the ends of holds differ that are the same: every process reads the clock at its own moment."""
 
 HOLD = "hold"
-"""Not a limit but until when a refusal holds the key's senders, by the clock of the day."""
+"""Not a limit but until when a refusal holds the key's senders, by a clock that all processes of a machine share and
+nobody sets."""
 
 KINDS = ("requests", "tokens", "slots")
 
@@ -106,7 +107,7 @@ class Leases:
             allowance.lease(granted[key, "requests"], granted[key, "tokens"], slots)
             if holds[key] > allowance.asked_to_wait + SAME_HOLD:
                 # What one process was asked to wait, all of them wait; it says nothing of this one's pace.
-                allowance.refused(-1, holds[key])
+                allowance.hold(holds[key])
 
     def close(self) -> None:
         """Give everything back."""
@@ -133,7 +134,7 @@ class Leases:
         now_held: dict[tuple[str, str], float] = {}
         holds: dict[str, float] = {}
         wanting = False
-        now = time.time()
+        now = time.monotonic()
         for key, allowance in self._allowances.items():
             told = held.get((key, HOLD), {})
             holds[key] = max(

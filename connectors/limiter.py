@@ -137,9 +137,8 @@ class Allowance:
     @property
     def load(self) -> float:
         """How much of it is in use, to compare members of a pool: 0 nothing, 1 all."""
-        slots = self._slots
         # Where nothing limits the requests in flight, more of them still mean less that is left.
-        busy = self.in_flight / slots if slots else self.in_flight / (self.in_flight + 64)
+        busy = self.in_flight / (self._slots or self.in_flight + 64)
         return busy + (1.0 if self._circuit.failures else 0.0)
 
     # One request.
@@ -212,8 +211,7 @@ class Allowance:
 
     def failed(self, permit: int, no_server: bool = False) -> bool:
         """A request found no server or a failing one; whether that happened while the circuit was open."""
-        stale = permit < self._epoch
-        was_open = self._circuit.failed(self._now(), no_server, stale)
+        was_open = self._circuit.failed(self._now(), no_server, stale=permit < self._epoch)
         if self._circuit.open and not was_open:
             self._epoch = self._number + 1
         self._wake()
@@ -229,7 +227,7 @@ class Allowance:
         self._refused_after += permit > self._refused_first
         if not fresh or (not self._refusals and self._found.unrelated(now)):
             # One burst lowers the pace once, and one without regard to the pace never; the longest wait counts.
-            self._held_until = max(self._held_until, now + (retry_after or 0.0))
+            self.hold(retry_after or 0.0)
             return
         self._epoch = self._number + 1
         if not self._refusals:
@@ -239,9 +237,12 @@ class Allowance:
         # Told a time, it is taken at its word three times; then it waits longer than told.
         doubled = self._refusals - (1 if retry_after is None else 3)
         least = min(self._longest_wait, LONGEST_REFUSAL, FIRST_REFUSAL * 2.0 ** min(max(doubled, 0), 20))
-        wait = max(retry_after or 0.0, least)
-        self._held_until = max(self._held_until, now + wait)
+        self.hold(max(retry_after or 0.0, least))
         self._wake()
+
+    def hold(self, seconds: float) -> None:
+        """Send nothing for so long at least; that alone says nothing of the pace."""
+        self._held_until = max(self._held_until, self._now() + seconds)
 
     # What the provider states, and what other processes leave.
 

@@ -105,7 +105,7 @@ class BatchOut(FanOut):
         paid for lands first; as does what is being fetched."""
         if not reason.startswith("budget"):
             left = [task for task in self._carriers if task not in self._landing]
-            if self.stopped is None:
+            if not self.left_running:
                 self.left_running = sum(self._carriers[task].state == "created" for task in left)
             for task in (*left, *self._others):
                 if task is not asyncio.current_task():

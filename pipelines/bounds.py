@@ -23,6 +23,10 @@ LATE_MS = 5.0
 
 
 LEDGER = ("the ledger's disk", "put `state` of rowmill.yaml on a faster one")
+FAR_LEDGER = (
+    "the ledger, which one process writes for all workers, and the way to it",
+    "give the machine of the driver more cores, or split the job among workspaces",
+)
 BUDGET = (
     "the budget, of which every request in flight sets its worst case aside",
     "raise budget.usd, or lower max_tokens",
@@ -179,7 +183,8 @@ class RunClock:
             return Bound(*self._network(told), share)
         if name == "idle":
             return Bound(*self._idle(told), share)
-        return Bound(*{"ledger": LEDGER, "budget": BUDGET, "closing": CLOSING}[name], share)
+        ledger = LEDGER if self._elsewhere is None else FAR_LEDGER
+        return Bound(*{"ledger": ledger, "budget": BUDGET, "closing": CLOSING}[name], share)
 
     def _machine(self) -> tuple[str, str]:
         if self._elsewhere is not None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import gc
 import importlib
 import os
 import signal
@@ -13,6 +12,7 @@ from types import FrameType
 import click
 
 from connectors.errors import INTERRUPTED_QUERY, JobError, RowmillError, did_you_mean, from_system
+from pipelines.collector import look_rarely
 from pipelines.log_lines import DEFECT, asks_for_lines, tell_defect, tell_problem
 from pipelines.own_command import end_with_starter
 
@@ -79,14 +79,9 @@ M_ARENA_MAX = -8
 """The number of glibc's mallopt for how many arenas there may be."""
 
 
-RARELY = (20_000, 20, 50)
-"""Objects, and rounds, until Python looks for circles among them. Usually after 700: what the modules hold would be
-walked again and again, a tenth of the CPU time of a run."""
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    gc.set_threshold(*RARELY)
+    look_rarely()
     _spare_memory()
     signal.signal(signal.SIGTERM, _interrupted)
     sys.unraisablehook = _not_raised

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import inf
 
 from connectors.circuit import BRIEF, Held
@@ -71,18 +71,21 @@ class Parked:
             self._moved[name].set()
             return
         self._moved[name] = asyncio.Event()
-        task = asyncio.create_task(self._release(name, [member.allowances[0] for member in pack.lane.members]))
+        task = asyncio.create_task(self._release(name, pack.lane))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _release(self, name: str, allowances: Sequence[Allowance]) -> None:
+    async def _release(self, name: str, lane: Lane) -> None:
         """Queue the packs again when their provider may be asked; while it is in doubt, one by one."""
         aside, moved = self._aside[name], self._moved[name]
-        for allowance in allowances:
+        watched = [member.allowances[0] for member in lane.members]
+        for allowance in watched:
             allowance.watchers.append(moved)
         try:
             while aside:
                 moved.clear()
+                # A member that is left out meanwhile takes none of them, however free it is.
+                allowances = [member.allowances[0] for member in lane.members]
                 free = [allowance for allowance in allowances if not allowance.blocked]
                 sure = any(not allowance.doubtful for allowance in free)
                 for _ in range(len(aside) if sure else min(1, len(free))):
@@ -90,10 +93,10 @@ class Parked:
                     self._bytes -= _size(pack)
                     self._again(pack)
                 if aside:
-                    held = min(allowance.held_for for allowance in allowances)
+                    held = min((allowance.held_for for allowance in allowances), default=0.0)
                     await until(moved, held if not free and held else None)
         finally:
-            for allowance in allowances:
+            for allowance in watched:
                 allowance.watchers.remove(moved)
             del self._moved[name]
 

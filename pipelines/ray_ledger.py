@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from connectors.ledger import Answer, Ledger, Settled
+from pipelines.collector import look_rarely
 from pipelines.runs import crew_lock
 
 T = TypeVar("T")
@@ -46,6 +47,7 @@ class LedgerActor:
 
     def __init__(self, path: Path, job: str) -> None:
         """On the machine of the driver, under a lock that the next run waits for: whoever outlives the driver."""
+        look_rarely()
         self._closing = contextlib.ExitStack()
         self._closing.enter_context(crew_lock(path.parent, job))
         self._ledger = Ledger(path)

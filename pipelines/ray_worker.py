@@ -18,6 +18,7 @@ from connectors.ledger import Answer
 from connectors.limiter import Allowance
 from connectors.media import MediaReader
 from connectors.transport import HttpTransport, Timeouts
+from pipelines.collector import look_rarely
 from pipelines.fanout import FanOut
 from pipelines.jobfile import Job, LoadedJob
 from pipelines.lanes import lanes_of
@@ -147,6 +148,7 @@ class WorkerActor:
     ) -> None:
         """`providers`: what steps name -> who is asked, with their keys, which stay in this process's memory.
         `ledger`, `limiter`: the handles of their actors; `first`: what the ledger's `begin` returned."""
+        look_rarely()
         self._began = time.process_time()
         self._kit = kit
         self._scratch = tempfile.TemporaryDirectory(prefix="rowmill-")

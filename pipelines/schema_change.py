@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from connectors.contracts import Commit
 from connectors.errors import DataError
@@ -183,11 +184,19 @@ def _fitted(values: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | Non
         return pa.chunked_array([pa.nulls(len(values), kind)])
     try:
         made = values.cast(kind)
-        # Every number but 0 would count as true.
-        exact = not pa.types.is_boolean(kind) or pa.types.is_string(values.type) or made.cast(values.type) == values
+        # Between others than text, Arrow rounds, drops a time of day or fields, and takes any number for true.
+        text = pa.types.is_string(values.type) or pa.types.is_string(kind)
+        exact = text or _plain(made.cast(values.type)) == _plain(values)
     except pa.ArrowException:
         return None
     return made if exact else None
+
+
+def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Values that can be compared: NaN is not equal to itself."""
+    if not pa.types.is_floating(values.type):
+        return values
+    return pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
 
 
 def _first_misfit(values: pa.ChunkedArray, kind: pa.DataType) -> int:

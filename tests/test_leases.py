@@ -163,6 +163,30 @@ def test_a_hold_that_goes_from_one_to_the_other_becomes_no_longer(tmp_path: Path
     assert all(time.monotonic() + holder.allowance.held_for <= end + 0.25 for holder in holders)
 
 
+def test_a_clock_that_is_set_back_holds_nobody(
+    tmp_path: Path, holders: list[Holder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holders.append(Holder(tmp_path))
+    holders.append(Holder(tmp_path))
+    set_back = time.time() - 3600
+    monkeypatch.setattr(time, "time", lambda: set_back)
+    holders[1].renew()
+    assert holders[1].allowance.held_for == 0
+
+
+def test_what_another_process_was_asked_says_nothing_of_the_own_pace_or_the_providers_silence(
+    tmp_path: Path, holders: list[Holder]
+) -> None:
+    holders.append(Holder(tmp_path))
+    holders.append(Holder(tmp_path))
+    first, second = holders
+    first.allowance.refused(1, 30.0)
+    first.renew()
+    second.renew()
+    held = second.allowance
+    assert (held.held_for > 29, held.silent_for()) == (True, 0)
+
+
 async def test_a_process_with_no_limits_waits_for_nothing(tmp_path: Path) -> None:
     free = Allowance(None, None, None, 900, 60)
     with leased(tmp_path, {KEY: free}):

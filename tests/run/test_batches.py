@@ -570,6 +570,23 @@ def test_an_interrupted_run_leaves_its_batches_running_and_the_next_one_fetches_
     nothing_left(batches, workspace.folder)
 
 
+def test_an_interruption_after_the_days_budget_ended_the_sending_tells_of_batches_that_go_on(
+    workspace: Any, batches: Any
+) -> None:
+    file = workspace.folder / "rowmill.yaml"
+    file.write_text(file.read_text() + "budget: {usd_per_day: 0.0005}\n")
+    workspace.csv(100)
+    batches.held = True
+    process = started("", workspace.job(**BATCH))
+    while not any(batch["polls"] > 1 for batch in batches.batches.values()):
+        time.sleep(0.005)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    code, out = ended(process)
+    words = f"interrupted: batches go on at the provider ({len(batches.batches)}); the next run fetches them"
+    assert (code, json.loads(out)["stopped"]) == (130, words)
+
+
 def test_a_noted_batch_whose_file_was_removed_is_asked_in_another(workspace: Any, batches: Any) -> None:
     workspace.csv(50)
     job = workspace.job(**BATCH)
