@@ -1,11 +1,19 @@
 """Pools: members share the work by what each has left, stand in for one another, and are paid at their own prices."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from aiohttp import web
+
+from connectors.contracts import Provider
+from connectors.exchange import RowError
+from connectors.limiter import Allowance
+from pipelines.packs import Lane, Pack
+from pipelines.parked import Parked
+from pipelines.pools import Pool
 
 Read = Callable[..., list[dict[str, Any]]]
 
@@ -198,3 +206,34 @@ def test_with_a_budget_every_member_needs_a_price_and_the_dearest_is_set_aside(
     workspace.write("rowmill.yaml", unpriced)
     assert cli("run", workspace.job(steps=STEPS, budget="{usd: 0.02}")) == 2
     assert "no price is known for m at spare" in cli.err
+
+
+async def test_packs_that_wait_aside_are_not_queued_for_a_member_that_was_left_out() -> None:
+    clock = [0.0]
+
+    def lane(name: str, pool: Pool | None = None) -> Lane:
+        own = Allowance(None, None, None, 900, 60, lambda: clock[0])
+        endpoint: Any = None
+        return Lane("answer", endpoint, Provider(name, "http://x"), (own, own), None, lambda _: 0, 1, True, pool=pool)
+
+    first, second = lane("first"), lane("second")
+    whole, queued, tasks = lane("both", Pool((first, second))), list[Pack](), set[asyncio.Task[None]]()
+    parked = Parked(queued.append, tasks)
+    for met in (whole, lane("other")):
+        parked.meet(met)
+    first.allowances[0].refused(1, 2)
+    second.allowances[0].refused(1, 600)
+    for _ in range(3):
+        assert await parked.permitted(Pack(whole, ()), 1, []) is None
+    await asyncio.sleep(0)
+    assert whole.pool is not None
+    assert whole.pool.leave_out(first, RowError("quota", "none is left"))
+    clock[0] = 5.0
+    for watcher in first.allowances[0].watchers:
+        watcher.set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert queued == []
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
