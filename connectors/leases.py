@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from connectors.ledger_file import write_ahead
 from connectors.limiter import Allowance
 
 RENEWED = 0.5
@@ -249,7 +250,7 @@ def _opened(path: Path) -> sqlite3.Connection:
 def _connected(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=0.1, isolation_level=None)
     db.execute("pragma busy_timeout = 2000")
-    db.execute("pragma journal_mode = wal")
+    write_ahead(db, 2)
     db.execute("pragma synchronous = off")
     db.execute(_TABLE)
     db.execute("pragma busy_timeout = 20")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,9 @@ that of the newest."""
 
 VERSION = 1 + len(MIGRATIONS)
 """Of the file's own schema, kept in SQLite's user_version."""
+
+PATIENCE = 60.0
+"""Seconds that another process may hold the file."""
 
 MEND = (
     "nothing was changed: copy it away and mend the copy with `sqlite3 OLD .recover | sqlite3 NEW`, "
@@ -68,8 +72,8 @@ def open_ledger_file(path: Path) -> sqlite3.Connection:
     """A connection to the ledger, made where there is none; JobError where it is newer or cannot be read."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-        db.execute("pragma journal_mode = wal")
+        db = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+        write_ahead(db, PATIENCE)
         db.execute("pragma synchronous = normal")
         version = _version(db)
         if version < VERSION:
@@ -82,6 +86,20 @@ def open_ledger_file(path: Path) -> sqlite3.Connection:
     except (sqlite3.DatabaseError, OSError) as exc:
         raise told(path, exc) from exc
     return db
+
+
+def write_ahead(db: sqlite3.Connection, patience: float) -> None:
+    """Put the file in WAL mode; so many seconds it may be another's, who is making it in this very moment."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            db.execute("pragma journal_mode = wal")
+            return
+        except sqlite3.OperationalError as exc:
+            # Here SQLite does not always wait, whatever its time-out.
+            if exc.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def told(path: Path, exc: sqlite3.Error | OSError) -> RowmillError:

@@ -2,6 +2,8 @@
 
 import asyncio
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,19 @@ async def test_a_ledger_that_cannot_be_written_fails_the_write_and_not_the_proce
     leg = ledger.leg("run-1", "job", "step", "local", "chat", "m")
     assert await noted(ledger, leg) is not None
     ledger.close()
+
+
+def test_a_ledger_that_another_process_is_making_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("begin immediate")
+        making = pool.submit(Ledger, path)
+        with pytest.raises(TimeoutError):
+            making.result(0.3)
+        other.execute("rollback")
+        ledger = making.result(10)
+        assert ledger.writer == 1
+        ledger.close()
 
 
 def test_a_ledger_from_a_newer_version_is_refused_untouched(tmp_path: Path) -> None:
