@@ -141,7 +141,7 @@ class Call:
     path: str
     """Below the provider's base_url, with a leading slash."""
     body: bytes | None = None
-    content_type: str = "application/json"
+    """JSON."""
     form: tuple[tuple[str, str | bytes | Path, str | None], ...] | None = None
     """Multipart fields (name, value, file name or None) instead of a body; a file is read as it is sent."""
     stream: bool = False

@@ -74,14 +74,14 @@ class HttpTransport:
         self._patient = aiohttp.ClientTimeout(
             total=None, sock_connect=timeouts.connect or None, sock_read=timeouts.idle or None
         )
-        self._headers: dict[tuple[str, str], dict[str, str]] = {}
+        self._headers: dict[tuple[str, bool], dict[str, str]] = {}
 
     async def close(self) -> None:
         await self._session.close()
 
     async def send(self, provider: Provider, call: Call) -> Reply:
         began = time.perf_counter()
-        url, headers, body = provider.base_url + call.path, self._headers_of(provider, call), call.body
+        url, body = provider.base_url + call.path, call.body
         with _Failures(began, provider.api_key) as exchange:
 
             async def read(response: Response) -> Reply:
@@ -91,10 +91,11 @@ class HttpTransport:
 
             if self._direct is not None and call.method == "POST" and body is not None and len(body) <= LARGEST:
                 if (line := self._lines.get((url, provider.name))) is None:
-                    line = self._lines[url, provider.name] = line_to(url, headers)
+                    line = self._lines[url, provider.name] = line_to(url, self._headers_of(provider, call))
                 return await self._direct.post(line, body, read)
             with contextlib.ExitStack() as files:
                 data = _form(call, files) if call.form is not None else _content(body)
+                headers = self._headers_of(provider, call)
                 async with self._session.request(
                     call.method, url, data=data, headers=headers, allow_redirects=False
                 ) as response:
@@ -139,15 +140,15 @@ class HttpTransport:
                 return _reply(response, b"", began, provider.api_key)
 
     def _headers_of(self, provider: Provider, call: Call) -> dict[str, str]:
-        kind = "" if call.form is not None or call.body is None else call.content_type
-        headers = self._headers.get((provider.name, kind))
+        is_json = call.form is None and call.body is not None
+        headers = self._headers.get((provider.name, is_json))
         if headers is None:
             headers = {"User-Agent": "rowmill/0.1"}
-            if kind:
-                headers["Content-Type"] = kind
+            if is_json:
+                headers["Content-Type"] = "application/json"
             if provider.api_key is not None:
                 headers["Authorization"] = f"Bearer {provider.api_key}"
-            self._headers[provider.name, kind] = headers
+            self._headers[provider.name, is_json] = headers
         return headers
 
 

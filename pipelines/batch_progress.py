@@ -1,5 +1,6 @@
 """How far the batches under way are, in a few words for whoever watches the run."""
 
+from connectors.token_usage import whole_count
 from pipelines.batch_ledger import Batch
 from pipelines.provider_api import Item
 
@@ -14,7 +15,7 @@ class BatchProgress:
         """The provider has told how far a batch is."""
         told = item.get("request_counts")
         counts = told if isinstance(told, dict) else {}
-        done = sum(int(counts.get(name) or 0) for name in ("completed", "failed"))
+        done = sum(whole_count(counts.get(name)) or 0 for name in ("completed", "failed"))
         self._answered[batch.mark] = (done, len(batch.lines))
 
     def forget(self, batch: Batch) -> None:

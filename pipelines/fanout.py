@@ -63,7 +63,7 @@ class FanOut:
         self._workers: list[asyncio.Task[None]] = []
         self._waiting: set[asyncio.Task[None]] = set()
         self.unread = Unread()
-        self.parked = Parked(self._again, self._waiting)
+        self.parked = Parked(self._again, self._waiting, self._broke)
         self._in_parts_now: set[asyncio.Task[None]] = set()
         self._wanted = asyncio.Event()
         self._noted_now = 0

@@ -20,10 +20,17 @@ MEDIA = 1 << 20
 class Parked:
     """Takes the permits for a pack, or puts it aside until its provider may be asked again."""
 
-    def __init__(self, again: Callable[[Pack], None], tasks: set["asyncio.Task[None]"]) -> None:
-        """`again`: queues a pack. `tasks`: those that are cancelled when nothing more is sent."""
+    def __init__(
+        self,
+        again: Callable[[Pack], None],
+        tasks: set["asyncio.Task[None]"],
+        ended: Callable[["asyncio.Task[None]"], None],
+    ) -> None:
+        """`again`: queues a pack. `tasks`: those that are cancelled when nothing more is sent. `ended` hears of each
+        task of ours that has ended, however it did."""
         self._again = again
         self._tasks = tasks
+        self._ended = ended
         self._providers: set[str] = set()
         self._aside: dict[str, deque[Pack]] = {}
         self._moved: dict[str, asyncio.Event] = {}
@@ -74,6 +81,7 @@ class Parked:
         task = asyncio.create_task(self._release(name, pack.lane))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
 
     async def _release(self, name: str, lane: Lane) -> None:
         """Queue the packs again when their provider may be asked; while it is in doubt, one by one."""

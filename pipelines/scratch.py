@@ -48,10 +48,12 @@ def _remove_if_dead(folder: Path) -> None:
 def _writes(part: Path) -> bool:
     """Whether the process that a file `NAME.PID.part` is named after is alive."""
     number = part.name.split(".")[-2]
+    if not (number.isascii() and number.isdigit()):
+        return True
     try:
         os.kill(int(number), 0)
-    except (ProcessLookupError, ValueError):
-        return not number.isdigit()
+    except (ProcessLookupError, OverflowError):
+        return False
     except PermissionError:
         return True
     return True

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import json
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,14 @@ import numpy as np
 import pytest
 from aiohttp import web
 
+from tests.threaded_server import ThreadedServer
+
 Body = dict[str, Any]
 Script = Callable[[str, Body, int], web.StreamResponse | Body | None]
 """(path, body, how many requests came before) -> a response, a JSON body for a 200, or None for the usual answer."""
 
 
-class ScriptedProvider:
+class ScriptedProvider(ThreadedServer):
     """Answers chat with the last message in upper case, embeddings with small vectors; counts what it saw."""
 
     def __init__(self) -> None:
@@ -31,38 +32,16 @@ class ScriptedProvider:
         self.in_flight = 0
         self.most_in_flight = 0
         self.tokens = (10, 5)
-        self._ready = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-        assert self._ready.wait(10)
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        super().__init__()
 
     def prompts(self) -> list[str]:
         """The last message of every chat request, in the order in which they came."""
         return [body["messages"][-1]["content"] for path, body in self.seen if "messages" in body]
 
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._run())
-        self._loop.close()
-
     async def _run(self) -> None:
         app = web.Application(client_max_size=1 << 30)
         app.router.add_post("/v1/{path:.*}", self._answer)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        (host, port) = runner.addresses[0][:2]
-        self.base_url = f"http://{host}:{port}/v1"
-        self._ready.set()
-        await self._stop.wait()
-        await runner.cleanup()
+        await self._run_app(app)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = json.loads(await request.read())
@@ -148,6 +127,7 @@ BUCKET = "rowmill-tests"
 OBJECT_SERVER = """
 import logging, sys
 from moto.server import ThreadedMotoServer
+
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
 server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
 server.start()

@@ -3,12 +3,13 @@
 import asyncio
 import base64
 import json
-import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from tests.threaded_server import ThreadedServer
 
 Body = dict[str, Any]
 Answer = Callable[["Asked"], Awaitable[None]]
@@ -64,7 +65,7 @@ class Asked:
         return {"object": "list", "data": data, "model": "e", "usage": {"prompt_tokens": 10 * len(data)}}
 
 
-class RoughServer:
+class RoughServer(ThreadedServer):
     """Answers as `fault` does where `hits` says so, as usual everywhere else."""
 
     def __init__(self) -> None:
@@ -72,21 +73,7 @@ class RoughServer:
         self.fault: Answer | None = None
         self.hits: Callable[[Asked, int], bool] = lambda asked, count: False
         """(request, how many came before it)"""
-        self._ready = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-        assert self._ready.wait(10)
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
-
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._run())
-        self._loop.close()
+        super().__init__()
 
     async def _run(self) -> None:
         open_now: set[asyncio.Task[None]] = set()
@@ -108,8 +95,7 @@ class RoughServer:
 
         server = await asyncio.start_server(connected, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
-        self._ready.set()
-        await self._stop.wait()
+        await self._until_closed()
         server.close()
         for task in tuple(open_now):
             task.cancel()

@@ -6,6 +6,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,11 +22,16 @@ HEAD = ["--head", "--num-cpus=4", "--include-dashboard=false", "--object-store-m
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def ray_files() -> Path:
+    """Where Ray puts its logs and sockets: a socket's path may have 107 characters, too few for pytest's folders."""
+    return Path(tempfile.gettempdir(), f"rowmill-ray-{os.getpid()}")
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory, ray_files: Path) -> Iterator[str]:
     """The address of a cluster; its processes are children of one that is ended with the tests."""
     port = 26379 + os.getpid() % 1000
-    temporary = f"/tmp/rowmill-ray-{os.getpid()}"
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *HEAD, f"--port={port}", f"--temp-dir={temporary}"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *HEAD, f"--port={port}", f"--temp-dir={ray_files}"]
     said = tmp_path_factory.mktemp("ray") / "said"
     with said.open("wb") as out:
         environment = {**os.environ, **OWN}

@@ -1,12 +1,12 @@
 """Runs on a Ray cluster: the tables of the local engine, its guarantees, its limits and its budget."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,7 +203,7 @@ def test_a_denied_key_stops_all_workers(workspace: Any, provider: Any, ray_run: 
 
 
 def test_a_key_reaches_the_workers_and_no_file(
-    workspace: Any, provider: Any, ray_run: Any, monkeypatch: pytest.MonkeyPatch
+    workspace: Any, provider: Any, ray_run: Any, ray_files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_KEY", "sk-very-secret-0123456789")
     file = workspace.folder / "rowmill.yaml"
@@ -211,9 +211,8 @@ def test_a_key_reaches_the_workers_and_no_file(
     workspace.csv(300)
     assert ray_run(workspace.job()).ended()["rows_ok"] == 300
     assert {headers["Authorization"] for headers in provider.headers} == {"Bearer sk-very-secret-0123456789"}
-    logs = f"/tmp/rowmill-ray-{os.getpid()}"
     found = subprocess.run(
-        ["grep", "-rla", "sk-very-secret", logs, str(workspace.folder)], capture_output=True, text=True
+        ["grep", "-rla", "sk-very-secret", str(ray_files), str(workspace.folder)], capture_output=True, text=True
     )
     assert found.stdout == ""
 

@@ -1,9 +1,7 @@
 """A scripted Batch API, independent of the embedded provider: counts every line that is submitted to it."""
 
-import asyncio
 import itertools
 import json
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,13 +9,15 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from tests.threaded_server import ThreadedServer
+
 Body = dict[str, Any]
 LineScript = Callable[[str, Body], Body | str | None]
 """(text, body) -> a response {status_code, body}, `expired`, `missing` (in no file), `silent` (no response in the error
 file) or `answered` (even by a batch that is cancelled); None: the usual answer."""
 
 
-class BatchProvider:
+class BatchProvider(ThreadedServer):
     """Files, batches and, for what is asked online, chat; a batch ends after so many looks at it."""
 
     def __init__(self) -> None:
@@ -42,27 +42,13 @@ class BatchProvider:
         self.refuse: Callable[[str, str], web.Response | None] = lambda method, path: None
         self.seen: list[tuple[str, str]] = []
         self._numbers = itertools.count()
-        self._ready = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-        assert self._ready.wait(10)
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        super().__init__()
 
     @staticmethod
     def error(status: int, message: str, code: str | None = None) -> web.Response:
         """An error as the API words it."""
         problem = {"message": message, "type": "t", "param": None, "code": code}
         return web.json_response({"error": problem}, status=status)
-
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._run())
-        self._loop.close()
 
     async def _run(self) -> None:
         app = web.Application(client_max_size=1 << 30, middlewares=[self._watched])
@@ -75,13 +61,7 @@ class BatchProvider:
         app.router.add_get("/v1/batches/{id}", self._show)
         app.router.add_post("/v1/batches/{id}/cancel", self._cancel)
         app.router.add_post("/v1/chat/completions", self._chat)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self.base_url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-        self._ready.set()
-        await self._stop.wait()
-        await runner.cleanup()
+        await self._run_app(app)
 
     @web.middleware
     async def _watched(self, request: web.Request, handler: Any) -> web.StreamResponse:

@@ -1,6 +1,5 @@
 """Batches at the embedded provider as a server of its own (`rowmill serve`), every line and its price counted there."""
 
-import asyncio
 import contextlib
 import importlib
 import itertools
@@ -22,6 +21,7 @@ import pytest
 from aiohttp import web
 
 from tests.run.test_batches import ended, started
+from tests.threaded_server import ThreadedServer
 
 Body = dict[str, Any]
 Read = Callable[..., list[Body]]
@@ -37,7 +37,7 @@ def texts_of(body: Body) -> list[str]:
     return body["input"] if isinstance(body["input"], list) else [body["input"]]
 
 
-class Counting:
+class Counting(ThreadedServer):
     """Stands before a server, counts what comes by, and can tell it how a batch is to end."""
 
     def __init__(self, upstream: str) -> None:
@@ -58,16 +58,7 @@ class Counting:
         """Metadata for the batch of this number, in the order in which they are asked for."""
         self.creating: Callable[[], None] = lambda: None
         self._numbers = itertools.count()
-        self._ready = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-        assert self._ready.wait(10)
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        super().__init__()
 
     def cost(self) -> float:
         """What all answers cost: half the price in batches."""
@@ -76,22 +67,11 @@ class Counting:
             for (way, model, kind), count in self.tokens.items()
         )
 
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._run())
-        self._loop.close()
-
     async def _run(self) -> None:
         app = web.Application(client_max_size=1 << 30)
         app.router.add_route("*", "/v1/{path:.*}", self._pass_on)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self.base_url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
         async with aiohttp.ClientSession() as self._session:
-            self._ready.set()
-            await self._stop.wait()
-            await runner.cleanup()
+            await self._run_app(app)
 
     async def _asked(self, method: str, path: str, body: bytes | None, kind: str) -> tuple[int, bytes, str]:
         async with self._session.request(

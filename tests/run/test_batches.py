@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from pipelines.batch_ledger import Batch
 from pipelines.batch_out import BatchOut
+from pipelines.batch_progress import BatchProgress
 
 Read = Callable[..., list[dict[str, Any]]]
 BATCH = {"delivery": "batch"}
@@ -652,3 +654,13 @@ def test_the_embedded_provider_takes_batches_of_chat_responses_and_embeddings(
         del row["_run_id"]
     assert made == wanted
     nothing_left(batches, workspace.folder)
+
+
+def test_what_a_provider_counts_in_no_numbers_ends_no_run() -> None:
+    progress = BatchProgress()
+    batch = Batch("m", 1, "s", "p", "/v1/chat/completions", 0, None)
+    for counts in ({"completed": "n/a", "failed": 2}, {"completed": None, "failed": 2}, {"failed": 2.0}):
+        progress.looked(batch, {"request_counts": counts})
+        assert progress.words() == "1 batch at the provider: 2 of 0 requests answered"
+    progress.looked(batch, {"request_counts": "many"})
+    assert progress.words() == "1 batch at the provider: 0 of 0 requests answered"

@@ -69,7 +69,7 @@ def test_the_next_run_removes_what_a_killed_one_copied_and_nothing_of_a_living_o
         (state / name).mkdir(parents=True)
         (state / name / "rows.parquet").write_bytes(b"rows")
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=subprocess.PIPE, check=True)
-    parts = [state / "running" / f"other.json.{pid}.part" for pid in (int(gone.stdout), os.getpid())]
+    parts = [state / "running" / f"other.json.{pid}.part" for pid in (int(gone.stdout), os.getpid(), "9" * 20, "²")]
     for part in parts:
         part.write_bytes(b"{")
     held = os.open(state / "scratch-living", os.O_RDONLY)
@@ -78,7 +78,7 @@ def test_the_next_run_removes_what_a_killed_one_copied_and_nothing_of_a_living_o
     os.close(held)
     assert [path.name for path in state.glob("scratch-*")] == ["scratch-living"]
     assert (state / "scratch-living" / "rows.parquet").read_bytes() == b"rows"
-    assert [part.exists() for part in parts] == [False, True]
+    assert [part.exists() for part in parts] == [False, True, False, True]
 
 
 PRESSED_IN_A_CALLBACK = """

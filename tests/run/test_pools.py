@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -208,18 +208,19 @@ def test_with_a_budget_every_member_needs_a_price_and_the_dearest_is_set_aside(
     assert "no price is known for m at spare" in cli.err
 
 
+def lane_to(name: str, clock: Sequence[float], pool: Pool | None = None) -> Lane:
+    """A lane to a provider without limits, or to a pool."""
+    own = Allowance(None, None, None, 900, 60, lambda: clock[0])
+    endpoint: Any = None
+    return Lane("answer", endpoint, Provider(name, "http://x"), (own, own), None, lambda _: 0, 1, True, pool=pool)
+
+
 async def test_packs_that_wait_aside_are_not_queued_for_a_member_that_was_left_out() -> None:
     clock = [0.0]
-
-    def lane(name: str, pool: Pool | None = None) -> Lane:
-        own = Allowance(None, None, None, 900, 60, lambda: clock[0])
-        endpoint: Any = None
-        return Lane("answer", endpoint, Provider(name, "http://x"), (own, own), None, lambda _: 0, 1, True, pool=pool)
-
-    first, second = lane("first"), lane("second")
-    whole, queued, tasks = lane("both", Pool((first, second))), list[Pack](), set[asyncio.Task[None]]()
-    parked = Parked(queued.append, tasks)
-    for met in (whole, lane("other")):
+    first, second = lane_to("first", clock), lane_to("second", clock)
+    whole, queued, tasks = lane_to("both", clock, Pool((first, second))), list[Pack](), set[asyncio.Task[None]]()
+    parked = Parked(queued.append, tasks, lambda task: None)
+    for met in (whole, lane_to("other", clock)):
         parked.meet(met)
     first.allowances[0].refused(1, 2)
     second.allowances[0].refused(1, 600)
@@ -237,3 +238,19 @@ async def test_packs_that_wait_aside_are_not_queued_for_a_member_that_was_left_o
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_what_breaks_the_waiting_aside_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*given: Any) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("pipelines.parked.until", broken)
+    held, ended = lane_to("held", [0.0]), list[asyncio.Task[None]]()
+    parked = Parked(list[Pack]().append, set(), ended.append)
+    for met in (held, lane_to("other", [0.0])):
+        parked.meet(met)
+    held.allowances[0].refused(1, 600)
+    assert await parked.permitted(Pack(held, ()), 1, []) is None
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert [str(task.exception()) for task in ended] == ["a defect"]
