@@ -43,7 +43,7 @@ def _opened(file: BinaryIO, suffix: str) -> "Iterator[InputContainer]":
 
     file.seek(0)
     try:
-        with av.open(file, "r", format=_FORMATS[suffix], metadata_errors="ignore") as container:
+        with av.open(file, "r", format=_FORMATS[suffix], **lenient(av.__version__)) as container:
             if not container.streams.audio:
                 raise SoundProblem("it has no sound track")
             yield container
@@ -51,6 +51,11 @@ def _opened(file: BinaryIO, suffix: str) -> "Iterator[InputContainer]":
         if exc.errno == errno.ENOSPC:
             raise OSError(exc.errno, exc.strerror) from exc
         raise SoundProblem(f"it cannot be read as {suffix} ({exc.strerror or exc})") from exc
+
+
+def lenient(version: str) -> dict[str, Any]:
+    """What makes PyAV read titles that are no UTF-8; from 19 on it always does."""
+    return {"metadata_errors": "ignore"} if int(version.partition(".")[0]) < 19 else {}
 
 
 def seconds_of(file: BinaryIO, suffix: str) -> float:

@@ -17,6 +17,8 @@ from aiohttp import web
 from connectors.audio_cut import SoundProblem, cut, seconds_of
 from connectors.contracts import MediaUse
 from connectors.exchange import Media, RowError
+from connectors.local.clips import decoded
+from connectors.local.speech_sound import RATE as SAMPLES_A_SECOND
 from connectors.media import IN_MEMORY, MediaReader
 from connectors.media_fetch import FetchError, is_private, shown
 from connectors.media_kinds import kind_of, pixels
@@ -495,3 +497,17 @@ def test_reading_blocks_no_loop_and_needs_none_to_be_made(tmp_path: Path) -> Non
             await it.close()
 
     assert isinstance(asyncio.run(read()), Media)
+
+
+def test_a_title_that_is_no_utf_8_does_not_keep_a_sound_from_being_read() -> None:
+    sound = io.BytesIO()
+    with wave.open(sound, "wb") as file:
+        file.setparams((1, 2, 8000, 8000, "NONE", ""))
+        file.writeframes(bytes(16_000))
+    title = b"INFO" + b"INAM" + struct.pack("<I", 6) + "café".encode("latin-1") + b"\xff\0"
+    sound.seek(0, io.SEEK_END)
+    sound.write(b"LIST" + struct.pack("<I", len(title)) + title)
+    sound.seek(4)
+    sound.write(struct.pack("<I", len(sound.getvalue()) - 8))
+    assert seconds_of(sound, "wav") == 1.0
+    assert len(decoded(sound.getvalue())) == SAMPLES_A_SECOND

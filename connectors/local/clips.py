@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from connectors.audio_cut import lenient
 from connectors.local.speech_sound import RATE
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def decoded(content: bytes) -> "NDArray[np.int16]":
 
     parts: list[NDArray[np.int16]] = []
     try:
-        with av.open(io.BytesIO(content), "r") as container:
+        with av.open(io.BytesIO(content), "r", **lenient(av.__version__)) as container:
             resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
             for frame in container.decode(audio=0):
                 parts += [part.to_ndarray()[0] for part in resampler.resample(frame)]

@@ -6,7 +6,7 @@
 
 chat        rows/s of a bare aiohttp loop, the official SDK and Rowmill; a server that answers at once; 10,000 rows
 chat-100000 the same, 100,000 rows
-latency     a server that takes 200 ms; 200 and 500 in flight; the share of concurrency / latency, and cores used
+latency     100,000 rows, a server that takes 200 ms; 200 and 500 in flight; the share of concurrency / latency, cores used
 embeddings  100,000 texts, 1,536 float32, 64 a request
 disk        a gigabyte of vectors written as a part, beside as many bytes written as they are
 typed       ten fields, nested, beside plain text
@@ -72,8 +72,8 @@ def chat_100000(size: Size) -> Lines:
 def latency(size: Size) -> Lines:
     lines = [["in flight", "client", "rows/s", "of concurrency / latency", "cores", "peak MB"]]
     for concurrency in (200, 500):
-        rows = size.of(concurrency * 5 * 30)
-        found = compared("chat", rows, {"bare": 1, "rowmill": 1}, latency_ms=200, concurrency=concurrency)
+        clients = {"bare": 1, "rowmill": 1}
+        found = compared("chat", size.of(100_000), clients, latency_ms=200, concurrency=concurrency)
         for client, runs in found.items():
             one = median(runs)
             used, share = one.cpu_seconds / one.seconds, one.rate / (concurrency * 5)
