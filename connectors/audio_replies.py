@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import orjson
@@ -15,6 +16,9 @@ from connectors.whole_replies import json_events, parsed, refusal, shortened
 
 TEXTS = frozenset({"text", "srt", "vtt"})
 """The formats whose replies are no JSON."""
+
+LONGEST = 10_000_000
+"""Seconds: no file holds as much sound."""
 
 _SEGMENT = (
     ("id", pa.int64()),
@@ -89,11 +93,11 @@ def usage(reply: Reply, form: str, seconds: float | None) -> Usage:
     found = _from_events(reply.body) if is_event_stream(reply.body) else parsed(reply.body)
     used = found.get("usage")
     used = used if isinstance(used, dict) else {}
-    told = _real(used.get("seconds"))
+    told, whole = _length(used.get("seconds")), _length(found.get("duration"))
     return Usage(
         input_tokens=whole_count(used.get("input_tokens")),
         output_tokens=whole_count(used.get("output_tokens")),
-        audio_seconds=next((each for each in (told, _real(found.get("duration")), seconds) if each is not None), None),
+        audio_seconds=next((each for each in (told, whole, seconds) if each is not None), None),
     )
 
 
@@ -132,24 +136,28 @@ def joined(answers: Sequence[bytes], starts: Sequence[float], form: str) -> byte
     if durations[-1] is not None:
         whole["duration"] = starts[-1] + durations[-1]
     if any(isinstance(part.get("logprobs"), list) for part in parts):
-        whole["logprobs"] = [entry for part in parts for entry in part.get("logprobs") or ()]
+        whole["logprobs"] = [entry for part in parts for entry in _dicts(part.get("logprobs"))]
     for name in ("segments", "words"):
-        if any(isinstance(part.get(name), list) for part in parts):
+        if any(isinstance(part.get(name), list) for part in parts) or whole.get(name) is not None:
             whole[name] = [
                 _later(entry, start)
                 for part, start in zip(parts, starts, strict=True)
-                for entry in part.get(name) or ()
+                for entry in _dicts(part.get(name))
             ]
     for number, segment in enumerate(whole.get("segments") or ()):
         segment["id"] = f"seg_{number + 1:03d}" if form == "diarized_json" else number
     return orjson.dumps(whole)
 
 
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
 def _later(entry: Mapping[str, Any], start: float) -> dict[str, Any]:
     moved = dict(entry)
     for name, unit in (("start", 1.0), ("end", 1.0), ("seek", 100.0)):
         time = _real(moved.get(name))
-        if time is not None:
+        if time is not None and abs(time) <= LONGEST * unit:
             # Seeks are counted in frames of 10 ms.
             moved[name] = round(time + start * unit) if name == "seek" else round(time + start * unit, 6)
     return moved
@@ -233,9 +241,16 @@ def _real(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        return float(value)
-    except ValueError:
+        number = float(value)
+    except (ValueError, OverflowError):
         return None
+    return number if isfinite(number) else None
+
+
+def _length(value: Any) -> float | None:
+    """Seconds of a sound; None for a number that is no length, or whose price would fit no table."""
+    seconds = _real(value)
+    return seconds if seconds is not None and 0 <= seconds <= LONGEST else None
 
 
 def _fitted(value: Any, kind: pa.DataType) -> Any:

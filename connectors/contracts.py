@@ -91,6 +91,8 @@ class SourceFacts:
     """For `job:` sources: the jobs that there are; name -> the sink with the results of the one that is read."""
     known: Mapping[str, str] = field(default_factory=dict)
     """Column -> SQL type that it has in the sink's results: of types that values leave open, this one is chosen."""
+    columns_file: Path | None = None
+    """Where a source whose columns are told by its rows alone notes them for a time when it has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from connectors.errors import JobError
 from connectors.exchange import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint, trimmed
 from connectors.filled import Filled, plain_json
 from connectors.messages import Dialogue
+from connectors.nested_json import loads
 from connectors.replies import is_error, row_error
 from connectors.sse import Event, events, is_event_stream
 from connectors.template import TemplateProblem
@@ -306,7 +307,7 @@ def _way(step: DialogueStep, facts: StepFacts, dialect: Dialect) -> str:
 
 def _parsed(body: bytes) -> dict[str, Any]:
     try:
-        whole = orjson.loads(body)
+        whole = loads(body)
     except orjson.JSONDecodeError as exc:
         raise MalformedReply(f"the reply is no JSON ({exc}): {shortened(body)}") from exc
     if not isinstance(whole, dict):

@@ -8,10 +8,20 @@ public interface. So this way is taken only with releases that the tests have se
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import aiohttp
 from yarl import URL
+
+from connectors.deadlines import Deadlines
+from connectors.exchange import value
+
+if TYPE_CHECKING:
+    from aiohttp.client_proto import ResponseHandler
+    from aiohttp.client_reqrep import ConnectionKey
+    from aiohttp.connector import Connection
+    from aiohttp.http_parser import RawResponseMessage
+    from aiohttp.tracing import Trace
 
 T = TypeVar("T")
 
@@ -21,7 +31,7 @@ LARGEST = 256 << 10
 """Bytes of a body: a larger one may take its time to be sent, which the session does not count as silence."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Received:
     """A reply whose head has arrived."""
 
@@ -46,6 +56,7 @@ class Direct:
     def __init__(self, connector: aiohttp.TCPConnector, timeout: aiohttp.ClientTimeout) -> None:
         self._connector = connector
         self._timeout = timeout
+        self._total = Deadlines(timeout.total)
 
     @staticmethod
     def fits(version: str = aiohttp.__version__) -> bool:
@@ -54,7 +65,7 @@ class Direct:
 
     async def post(self, line: Line, body: bytes, read: Callable[[Received], Awaitable[T]]) -> T:
         """What `read` makes of the reply. Raises what a session raises; TimeoutError where the total time is over."""
-        async with asyncio.timeout(self._timeout.total):
+        with self._total:
             try:
                 connection = await self._connector.connect(line.request, [], self._timeout)
             except TimeoutError as exc:
@@ -64,10 +75,9 @@ class Direct:
             try:
                 protocol.set_response_params(read_until_eof=True, read_timeout=self._timeout.sock_read)
                 transport.write(b"%b%d\r\n\r\n%b" % (line.head, len(body), body))
-                protocol.start_timeout()
-                message, content = await protocol.read()
+                message, content = await _answer(protocol)
                 while 100 <= message.code < 200 and message.code != 101:
-                    message, content = await protocol.read()
+                    message, content = await _answer(protocol)
                 result = await read(Received(message.code, message.headers, content))
             except BaseException:
                 connection.close()
@@ -78,6 +88,24 @@ class Direct:
             else:
                 connection.release()
             return result
+
+
+class WaryConnector(aiohttp.TCPConnector):
+    """Takes no connection again on which something came while it rested: it would answer the next request."""
+
+    async def _get(self, key: "ConnectionKey", traces: "list[Trace]") -> "Connection | None":
+        while (connection := await super()._get(key, traces)) is not None:
+            protocol = connection.protocol
+            if protocol is None or not protocol.should_close:
+                return connection
+            connection.close()
+        return None
+
+
+async def _answer(protocol: "ResponseHandler") -> "tuple[RawResponseMessage, aiohttp.StreamReader]":
+    """The next head of a reply; silence before it is counted anew."""
+    protocol.start_timeout()
+    return await protocol.read()
 
 
 def line_to(url: str, headers: Mapping[str, str]) -> Line:

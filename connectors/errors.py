@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 
 INTERRUPTED_QUERY = "Query interrupted"
@@ -46,6 +47,26 @@ def from_system(exc: OSError) -> RowmillError:
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return Stopped(f"{where}: disk full; make room and run again")
     return DataError(f"{where}: {exc.strerror or exc}; see whether it is there and can be written to")
+
+
+_PARQUET_FILE = re.compile(r"""[Ff]ile ['"]([^'"]+[.]parquet)['"]""")
+_NO_PAGES = ("TProtocolException", "don't know what type")
+"""What DuckDB says, and names no file, where the headers of pages are broken."""
+
+
+def from_database(exc: Exception) -> DataError | None:
+    """What DuckDB met in a Parquet file of ours that no longer is what was written; None for all else."""
+    told = str(exc).strip().split("\n", 1)[0]
+    remedy = "run again: answers that the ledger has are not asked again"
+    match type(exc).__name__:
+        case "InvalidInputException" | "IOException" if found := _PARQUET_FILE.search(told):
+            return DataError(f"{found[1]}: cannot be read ({told.partition(' Error: ')[2]}); move it away and {remedy}")
+        case "Error" if told.startswith(_NO_PAGES):
+            return DataError(
+                f"the sink: one of its Parquet files cannot be read ({told}); find it by reading each, "
+                f"move it away and {remedy}"
+            )
+    return None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,7 +1,9 @@
 """The pace that a provider's answers and refusals show where it states no limit, or keeps to less than it states."""
 
-from collections import deque
-from math import sqrt
+from dataclasses import dataclass
+from math import inf, sqrt
+
+from connectors.sent_lately import SentLately
 
 EASED = 0.985
 """After refusals the pace is this share of what passed just before them."""
@@ -15,6 +17,12 @@ than what is left of a limit counted by the minute whose whole passed in one bur
 
 USELESS = 3
 """After so many lowerings in a row that prevented nothing, refusals have another cause than the pace."""
+
+LOW = 0.75
+"""Refused as before at this share of the pace at which they began, it is not the pace."""
+
+MEASURED = 3.0
+"""Seconds of it."""
 
 HELPED = 0.5
 """A lowering that left less than this share of the refusals was of use."""
@@ -31,7 +39,7 @@ UNEVEN = 10.0
 """Seconds."""
 
 CHANCE = 3
-"""Refusals in ten seconds that still may be chance, above twice the usual share."""
+"""Refusals in ten seconds that still may be chance, above one and a half times the usual share."""
 
 KNOWN_FOR = 60.0
 """Seconds for which refusals of another cause are believed to be such; doubled each time that it is found again."""
@@ -44,6 +52,9 @@ PLATEAU_REQUESTS = 500
 
 PLATEAU_SECONDS = (30.0, 300.0)
 """At least and at most, whatever the pace."""
+
+RECOVERED = 0.95
+"""A pace that was raised to this share of what it was before it was lowered has recovered."""
 
 SAME = 1.25
 """Refused below so many times the pace that was found, the limit is still the same."""
@@ -75,15 +86,40 @@ SUSTAINED = 0.9
 MINUTE = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What refusals have shown of a key, as it is kept for the next run and told to other processes."""
+
+    per_second: float | None
+    """None: no limit was found."""
+    ceiling: float
+    """Requests a second that were too many."""
+    plateau: float
+    """Seconds until more is tried."""
+    over_minutes: bool
+    """Whether the limit is counted over a long time."""
+
+
+NOTHING_FOUND = Found(None, 0.0, FIRST_PLATEAU, False)
+
+
 class FoundPace:
-    """Lowered by refusals to what passes, kept for a while, then raised slowly while it is used and nothing refused."""
+    """Lowered by refusals to what passes, kept for a while, then raised slowly while it is used and nothing refused.
+
+    All is reckoned for the whole key: what a process sends that has a part of it counts for the others' part too.
+    """
 
     def __init__(self, now: float) -> None:
         self.per_second: float | None = None
         """None as long as nothing was refused."""
-        self._seconds: deque[list[float]] = deque()
-        """[second, requests that were sent in it and not refused, those refused] of the last minutes."""
-        self._passed = 0
+        self.share = 1.0
+        """Of the key's limit, what this process may use."""
+        self._confirmed = False
+        """Whether more was tried and was refused again: one refusal alone may be for anything."""
+        self.lowerings = 0
+        """Since it was confirmed."""
+        self._lately = SentLately()
+        self._passed = 0.0
         self._began = now
         self._ceiling = 0.0
         self._passed_at: float | None = None
@@ -93,7 +129,7 @@ class FoundPace:
         """Whether the pace was raised after it was lowered last."""
         self._plateau = FIRST_PLATEAU
         self._refused_at = now
-        self._emptied: tuple[float, int] | None = None
+        self._emptied: tuple[float, float] | None = None
         """(when, passed until then) of an earlier refusal."""
         self._before: float | None = None
         """What is kept to again if the lowerings since the last raise prove to be of no use."""
@@ -101,6 +137,9 @@ class FoundPace:
         """What the first of them lowered the pace to."""
         self._share_before = 0.0
         self._row_began = now
+        self._row_pace = 0.0
+        self._measured_from: float | None = None
+        """Since when a pace is kept that is low enough to tell whether refusals are for it."""
         self._lowered = self._sent = self._refused = 0
         """Lowerings after that first one, and what was sent and refused meanwhile."""
         self._usual: float | None = None
@@ -114,28 +153,46 @@ class FoundPace:
         self._over_minutes = False
         """Whether the limit was seen to be counted over a long time."""
 
+    @property
+    def found(self) -> Found:
+        """To be kept and told."""
+        if not self._confirmed:
+            return NOTHING_FOUND
+        return Found(self.per_second, self._ceiling, self._plateau, self._over_minutes)
+
+    def adopt(self, now: float, found: Found) -> None:
+        """What was found elsewhere; what was refused here before says nothing about it."""
+        if (found.per_second or inf) < (self.per_second or inf):
+            self.anew(now)
+            self._passed_at = None
+            self._row_pace = 0.0
+        self.per_second, self._ceiling = found.per_second, found.ceiling
+        self._plateau, self._over_minutes = found.plateau, found.over_minutes
+        self._confirmed = found.per_second is not None
+
     def sent(self, now: float) -> None:
         """One more has left."""
-        self._passed += 1
-        self._second(now)[1] += 1
+        self._passed += 1 / self.share
+        self._lately.add(now, 1 / self.share, 0.0)
 
     def refused(self, now: float, first: bool) -> None:
         """One that has left did not pass; `first`: of those that were refused together."""
         if first:
             self._refused_at = now
-        self._passed -= 1
-        second = self._second(now)
-        second[1] -= 1
-        second[2] += 1
+        self._passed -= 1 / self.share
+        self._lately.add(now, -1 / self.share, 1 / self.share)
 
     def unrelated(self, now: float) -> bool:
         """Whether refusals have, for all that is known, nothing to do with the pace."""
         if self._usual is None:
             return False
-        passed, refused = self._count(now - 10, 1), self._count(now - 10, 2)
-        if now >= self._usual_until or refused > min(0.5, 1.5 * self._usual) * (passed + refused) + CHANCE:
+        since = max(now - 10, self._lowered_at)
+        passed, refused = self._lately.passed(since), self._lately.refused(since)
+        too_many = refused > min(0.5, 1.5 * self._usual) * (passed + refused) + CHANCE / self.share
+        if self.per_second is None and (too_many or now >= self._usual_until):
             self._usual = None
-        return self._usual is not None
+        # Where a pace is kept to beside it, what is too many is for the pace.
+        return self._usual is not None and not too_many
 
     def answered(self, now: float) -> float:
         """One more answer; the seconds since the one before it."""
@@ -149,63 +206,87 @@ class FoundPace:
         """After a refusal, when sending again. `pace`: that which was kept to, None where none was; `sent` and of them
         `refused`: since the refusal before."""
         self.tried(now)
-        self._most = max(self._most, self._count(now - 10, 1) / 10)
+        self._most = max(self._most, self._lately.passed(now - 10) / 10)
         limit = self._shown(now)
         if self._emptied is None or self._refused_at - self._emptied[0] >= 1.0:
             self._emptied = (self._refused_at, self._passed)
         if self._raised_since:
-            self._begin_row(now, None if pace is None else self.per_second, sent, refused)
+            if pace is None or pace >= RECOVERED * self._row_pace:
+                self._begin_row(now, None if pace is None else self.per_second, pace or limit, sent, refused)
             if pace is not None:
                 least, most = PLATEAU_SECONDS
                 longest = min(most, max(least, PLATEAU_REQUESTS / pace))
-                self._plateau = min(2 * self._plateau, longest) if pace < SAME * self._ceiling else FIRST_PLATEAU
-        else:
-            self._lowered += 1
-            if self._lowered == 1:
-                # The first refusal of all comes late: a provider lets some pass before it.
-                self._share_before = max(self._share_before, refused / max(1, sent))
-            else:
-                self._sent += sent
-                self._refused += refused
-            if self._few(self._sent, self._refused):
-                self._begin_row(now, self._first, self._sent, self._refused)
-            elif self._few(sent, refused):
-                self._begin_row(now, self.per_second, sent, refused)
-            elif self._lowered >= USELESS and 2 * self._refused <= self._sent:
-                if self._many(now):
-                    self._no_use(now)
-                elif self.per_second is not None:
-                    self._set(now, EASED * self.per_second, self.per_second)
-                return
+                again = pace < SAME * self._ceiling
+                self._plateau = min(2 * self._plateau, longest) if again else FIRST_PLATEAU
+                self._confirmed |= again
+        if self._row_began != now and self._known_use(now, sent, refused):
+            return
         if pace is None:
             # Where nothing has passed yet there is nothing to go by.
             if limit > 0:
                 self._set(now, EASED * limit, limit)
         else:
             limit = min(pace, limit)
-            self._set(now, max(FALLS * pace, EASED * limit), limit)
+            # One that sends a small part of what the key takes has seen little.
+            self._set(now, max(FALLS**self.share * pace, EASED * limit), limit)
         if self._lowered == 0:
             self._first = self.per_second
             if pace is not None and self._before is None:
                 self._before = self.per_second
+        elif (
+            self._lowered >= USELESS
+            and self._measured_from is None
+            and not self._over_minutes
+            and (self.per_second or inf) <= LOW * self._row_pace
+        ):
+            self._measured_from, self._sent, self._refused = now, 0, 0
 
-    def _begin_row(self, now: float, before: float | None, sent: int, refused: int) -> None:
-        """Lowerings begin; if they are of no use, the pace is `before` again. What was refused of what was sent is what
-        they are to prevent."""
-        self._before, self._row_began = before, now
+    def _known_use(self, now: float, sent: int, refused: int) -> bool:
+        """Refused once more in a row of lowerings: whether it is known, or being measured, what they are good for, so
+        that the pace is not lowered for this one."""
+        self._lowered += 1
+        if self._lowered == 1:
+            # The first refusal of all comes late: a provider lets some pass before it.
+            self._share_before = max(self._share_before, refused / max(1, sent))
+        else:
+            self._sent += sent
+            self._refused += refused
+        if self._few(self._sent, self._refused):
+            self._begin_row(now, self._first, self.per_second or 0.0, self._sent, self._refused)
+            return False
+        if self._few(sent, refused):
+            self._begin_row(now, self.per_second, self.per_second or 0.0, sent, refused)
+            return False
+        if 2 * self._refused > self._sent:
+            self._measured_from = None
+            return False
+        if self._over_minutes:
+            # Where much passed at once the minute before, requests are refused for some seconds whatever the pace.
+            if self._lowered < USELESS:
+                return False
+            if now - self._row_began >= UNEVEN and self._refused > FEW * self._sent:
+                self._no_use(now)
+            elif self.per_second is not None:
+                self._set(now, EASED * self.per_second, self.per_second)
+            return True
+        if self._measured_from is None:
+            return False
+        self._lowered_at = now
+        if now - self._measured_from >= MEASURED and (self._sent >= ENOUGH or self._refused >= ENOUGH_REFUSED):
+            self._no_use(now)
+        return True
+
+    def _begin_row(self, now: float, before: float | None, pace: float, sent: int, refused: int) -> None:
+        """Lowerings begin, from `pace`; if they are of no use, the pace is `before` again. What was refused of what was
+        sent is what they are to prevent."""
+        self._before, self._row_pace, self._row_began = before, pace, now
         self._share_before = refused / max(1, sent)
         self._lowered = self._sent = self._refused = 0
+        self._measured_from = None
 
     def _few(self, sent: int, refused: int) -> bool:
         """Whether so many are few, compared with what was refused before the row; chance allowed for."""
         return refused + 2 * sqrt(refused) + 1 < HELPED * self._share_before * sent
-
-    def _many(self, now: float) -> bool:
-        """Whether enough was seen to tell that what is refused in the row is no less than before it."""
-        if self._over_minutes:
-            # Where much passed at once the minute before, requests are refused for some seconds whatever the pace.
-            return now - self._row_began >= UNEVEN and self._refused > FEW * self._sent
-        return self._sent >= ENOUGH or self._refused >= ENOUGH_REFUSED
 
     def tried(self, now: float) -> None:
         """After a refusal something is sent again: if it passes, this is what passed before it."""
@@ -233,7 +314,7 @@ class FoundPace:
             and self._passed > HARDLY
             and gap >= max(BLOCKED, 0.0 if self.per_second is None else 10 / self.per_second)
         ):
-            self._over_minutes = True
+            self._over_minutes = self._confirmed = True
             if seen < MISSED * self._seen_before_gap:
                 # It let nothing pass until all that it had counted was forgotten: what it had counted is its limit.
                 seen = self._seen_before_gap
@@ -246,21 +327,29 @@ class FoundPace:
             return False
         self._raised_at = now
         # A pace that is not used shows nothing about the limit.
-        if self._count(now - 2.0, 1) / 2.0 < 0.7 * self.per_second:
+        if self._lately.passed(now - 2.0) / 2.0 < 0.7 * self.per_second:
             return False
         step = RAISED
         if self.per_second >= self._ceiling:
-            if self._over_minutes and self._seen(now, now) < SUSTAINED * self.per_second:
+            if self._over_minutes and self._lately.passed(now - MINUTE) / MINUTE < SUSTAINED * self.per_second:
                 # Such a limit refuses only after a minute: until then, that nothing is refused shows nothing.
                 return False
             self._passed_at = self._passed_at or now
             fastest = CAREFUL if self._over_minutes else FASTEST
             step = min(fastest, RAISED * 2.0 ** ((now - self._passed_at) / FASTER_EVERY))
+        if not self._raised_since:
+            self._measure_usual(now)
         self._raised_since = True
         self.per_second *= 1 + step * min(elapsed, 2.0)
         if stated is not None and self.per_second >= stated:
             self.per_second = None
         return True
+
+    def _measure_usual(self, now: float) -> None:
+        """What was refused while the pace was kept below what was refused before is not for the pace."""
+        passed, refused = self._lately.passed(self._lowered_at), self._lately.refused(self._lowered_at)
+        if self._usual is not None and (passed + refused) * self.share >= ENOUGH:
+            self._usual = refused / (passed + refused)
 
     @property
     def _kept_for(self) -> float:
@@ -276,7 +365,7 @@ class FoundPace:
             return max(0.0, self._passed - self._emptied[1]) / (self._refused_at - self._emptied[0])
         # Nothing was sent since the refusal.
         span = min(2.0, max(1.0, self._refused_at - max(self._lowered_at, self._began)))
-        return self._count(self._refused_at - span, 1) / span
+        return self._lately.passed(self._refused_at - span) / span
 
     def _no_use(self, now: float) -> None:
         """Back to where the lowerings that prevented nothing began: what is refused is refused for another reason."""
@@ -285,6 +374,7 @@ class FoundPace:
         self._usual_for *= 2
         self._over_minutes = False
         self.per_second = self._before
+        self._confirmed &= self.per_second is not None
         self._lowered_at, self._raised_since = now, True
 
     def _set(self, now: float, per_second: float, ceiling: float) -> None:
@@ -293,25 +383,9 @@ class FoundPace:
         self._lowered_at = now
         self._raised_since = False
         self._passed_at = None
+        self.lowerings += self._confirmed
 
     def _seen(self, until: float, now: float) -> float:
         """What passed a second in the minute before `until`, or since the beginning."""
         since = max(self._began, until - MINUTE)
-        return self._count(since, 1) / min(MINUTE, max(now - since, 0.5))
-
-    def _second(self, now: float) -> list[float]:
-        """The counts of this second."""
-        second = now // 1.0
-        if not self._seconds or self._seconds[-1][0] < second:
-            while self._seconds and self._seconds[0][0] < second - 2 * MINUTE:
-                self._seconds.popleft()
-            self._seconds.append([second, 0.0, 0.0])
-        return self._seconds[-1]
-
-    def _count(self, since: float, of: int) -> float:
-        total = 0.0
-        for counts in reversed(self._seconds):
-            if (covered := counts[0] + 1 - since) <= 0:
-                break
-            total += counts[of] * min(1.0, covered)
-        return total
+        return self._lately.passed(since) / min(MINUTE, max(now - since, 0.5))

@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from connectors.kept_pace import TABLE as FOUND_PACES
+from connectors.kept_pace import KeptPaces
 from connectors.ledger_file import write_ahead
 from connectors.limiter import Allowance
 
@@ -79,6 +81,7 @@ class Leases:
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._db = _opened(folder / "leases.sqlite")
         self._needs = Needs(allowances)
+        self._paces = KeptPaces(allowances)
         self.wanting = False
         """Whether others are yet to give back what is due to this process."""
         for allowance in allowances.values():
@@ -98,6 +101,9 @@ class Leases:
         try:
             with self._db:
                 self._db.execute("begin immediate")
+                if first:
+                    self._paces.begin(self._db)
+                self._paces.exchange(self._db)
                 granted, holds, self.wanting = self._take()
         except sqlite3.OperationalError:
             # Somebody else is at it, or the disk is full: until the next time all stays as it is.
@@ -112,7 +118,9 @@ class Leases:
 
     def close(self) -> None:
         """Give everything back."""
-        with contextlib.suppress(sqlite3.OperationalError):
+        with contextlib.suppress(sqlite3.OperationalError), self._db:
+            self._db.execute("begin immediate")
+            self._paces.exchange(self._db)
             self._db.execute("delete from leases where holder = ?", (self._holder,))
         self._db.close()
         (self._locks / self._holder).unlink(missing_ok=True)
@@ -198,7 +206,7 @@ class Needs:
         seconds, self._measured_at = max(now - self._measured_at, 0.01), now
         for key, allowance in self._allowances.items():
             used = (allowance.requests.used, allowance.tokens.used)
-            limits = (allowance.requests_per_minute, allowance.tokens_per_minute)
+            limits = (allowance.kept_per_minute, allowance.tokens_per_minute)
             for place, kind in enumerate(KINDS[:2]):
                 limit = limits[place]
                 share = 1.0 if limit is None else (used[place] - self._used[key][place]) * 60 / seconds / limit
@@ -242,7 +250,7 @@ def _opened(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as exc:
         if isinstance(exc, sqlite3.OperationalError):
             raise
-        # Damaged: nothing that lasts is in it.
+        # Damaged: what lasts in it is found again by a few refusals.
         path.unlink()
         return _connected(path)
 
@@ -253,5 +261,9 @@ def _connected(path: Path) -> sqlite3.Connection:
     write_ahead(db, 2)
     db.execute("pragma synchronous = off")
     db.execute(_TABLE)
+    db.execute(FOUND_PACES)
+    for table in ("leases", "found_paces"):
+        # Damage shows when it is read.
+        db.execute(f"select * from {table}").fetchall()
     db.execute("pragma busy_timeout = 20")
     return db

@@ -23,9 +23,9 @@ create table if not exists schedule (job text primary key, cron text not null, l
 """
 """Tables that came while the version stayed 1: a file of that version has all, some or none of them."""
 
-MIGRATIONS: tuple[str, ...] = (_ADDED,)
+MIGRATIONS: tuple[str, ...] = (_ADDED, "")
 """What brings a file of version 1 to 2, of 2 to 3 and so on: statements with semicolons between them. SCHEMA is always
-that of the newest."""
+that of the newest. Version 3 has the tables of 2: an answer's `file` may be a place among others (`answer_files`)."""
 
 VERSION = 1 + len(MIGRATIONS)
 """Of the file's own schema, kept in SQLite's user_version."""

@@ -2,22 +2,17 @@
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 from math import inf
 
 from connectors.circuit import BRIEF, Circuit, Held
-from connectors.found_pace import FoundPace
+from connectors.found_pace import Found, FoundPace
 from connectors.pace import Pace, until
+from connectors.slots import Slots
+from connectors.stated_limits import Limits, StatedLimits, least
 
 HEADROOM = 0.993
 """The share of a limit that is used: the rest is for the first burst, and for requests that bunch on the way."""
-
-LITTLE_LEFT = 0.003
-"""Where less than this share of a limit is left, somebody else uses the key as well."""
-
-PLENTY = 0.1
-"""Only where once more than this share was left: a provider that counts by the second never has as much."""
 
 FIRST_REFUSAL = 0.1
 """Seconds to wait at least after a refusal, in which a provider's bucket fills as much as ours; without a time stated
@@ -27,7 +22,11 @@ LONGEST_REFUSAL = 5.0
 """Seconds between refusals that state no time: limits are counted by the minute, and nothing is billed for them."""
 
 
-class Allowance:
+LEAST_SHARE = 0.01
+"""Of a limit: a process that has less of it can tell nothing about the whole from what it sends."""
+
+
+class Allowance(Slots):
     """What one provider's key may send: waits are served in the order in which they came.
 
     `take` gives a permit; `done` follows it, and `succeeded`, `failed` or `refused` tells with it how it went.
@@ -43,23 +42,14 @@ class Allowance:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`longest_hold`, `longest_wait`: seconds, as in the job file. `now`: seconds of the running loop's clock."""
-        self._now = now
-        self._configured = (requests_per_minute, tokens_per_minute)
-        self._stated: dict[object, tuple[float | None, float | None]] = {}
-        self.requests_per_minute = requests_per_minute
-        self.tokens_per_minute = tokens_per_minute
-        """What is kept to, of what was configured and stated, whichever is lower."""
+        super().__init__(concurrency, now)
+        self._stated = StatedLimits((requests_per_minute, tokens_per_minute))
         self.concurrency = concurrency
         self.requests = Pace()
         self.tokens = Pace()
         self._share = (1.0, 1.0)
-        self._slots = concurrency
-        self.in_flight = 0
-        self._for_slots: deque[asyncio.Future[None]] = deque()
         self._turn = asyncio.Lock()
         self._moved = asyncio.Event()
-        self.watchers: list[asyncio.Event] = []
-        """Set whenever something may be sent that could not be before."""
         self._held_until = 0.0
         self._longest_wait = longest_wait
         self._circuit = Circuit(longest_wait, longest_hold)
@@ -77,11 +67,6 @@ class Allowance:
         self._refused_first = self._sent_after = self._refused_after = 0
         """The number of the first request of a burst that was refused; those sent and those refused after it."""
         self._probe: int | None = None
-        self._plenty: set[str] = set()
-        self.waited: set[str] = set()
-        """Of requests, tokens and slots, those that somebody waited for since it was emptied last."""
-        self.waits = {"slots": 0.0, "requests": 0.0, "tokens": 0.0, "hold": 0.0}
-        """Seconds that requests waited here, added up over all of them, by what held them up."""
         self._why = "hold"
         self.left_out: str | None = None
         """Why a pool asks this member nothing more; None while it does."""
@@ -105,15 +90,40 @@ class Allowance:
         return max(0.0, self._held_until - self._now())
 
     @property
+    def requests_per_minute(self) -> float | None:
+        """What is kept to, of what was configured and stated, whichever is lower."""
+        return self._stated.per_minute[0]
+
+    @property
+    def tokens_per_minute(self) -> float | None:
+        """The same of tokens."""
+        return self._stated.per_minute[1]
+
+    @property
     def found_per_minute(self) -> float | None:
-        """The requests a minute that refusals have shown to pass; None where none had to be found."""
-        return None if self._found.per_second is None else self._found.per_second * 60
+        """The requests a minute that refusals have shown to pass, of them this process's part; None where none had to
+        be found."""
+        return None if self._found.per_second is None else self._found.per_second * 60 * self._share[0]
+
+    @property
+    def kept_per_minute(self) -> float | None:
+        """The requests a minute of the whole key that are kept to, stated or found."""
+        found = self._found.per_second
+        return least(self.requests_per_minute, None if found is None else found * 60)
+
+    @property
+    def found(self) -> Found:
+        """What refusals have shown of the key, for the next run and for other processes."""
+        return self._found.found
+
+    @property
+    def lowerings(self) -> int:
+        """How often refusals have lowered the pace here."""
+        return self._found.lowerings
 
     def states(self, kind: str) -> bool:
         """Whether the provider itself states the limit that is kept to, of requests or of tokens."""
-        place = 0 if kind == "requests" else 1
-        kept = (self.requests_per_minute, self.tokens_per_minute)[place]
-        return kept is not None and kept != self._configured[place]
+        return self._stated.by_provider(kind)
 
     def silent_for(self) -> float:
         """Seconds since the last answer, while every request since then was refused or failed; 0 otherwise."""
@@ -246,43 +256,37 @@ class Allowance:
 
     # What the provider states, and what other processes leave.
 
-    def learn(
-        self,
-        limits: tuple[float | None, float | None],
-        left: tuple[float | None, float | None] = (None, None),
-        of: object = None,
-    ) -> None:
+    def learn(self, limits: Limits, left: Limits = (None, None), of: object = None) -> None:
         """The provider's own limits of requests and tokens a minute and what is left of them, from its headers.
 
         They are kept to where they are lower than what was configured. `of`: what they are told for, such as a model:
         where they differ, the lowest counts.
         """
-        if limits != (None, None) and self._stated.get(of) != limits:
-            self._stated[of] = limits
-            self.requests_per_minute = _least(self._configured[0], *(told[0] for told in self._stated.values()))
-            self.tokens_per_minute = _least(self._configured[1], *(told[1] for told in self._stated.values()))
-            if self._repace():
-                # What was sent before at another pace says nothing about this one.
-                self._epoch = self._number + 1
-                self._found.anew(self._now())
-                self.requests.calm()
-                self.tokens.calm()
-        for kind, limit, remaining in zip(("requests", "tokens"), limits, left, strict=True):
-            stated = self._stated_pace
-            if limit is None or remaining is None or stated is None or not (pace := self.requests.per_second):
-                continue
-            if remaining > PLENTY * limit:
-                self._plenty.add(kind)
-            elif kind in self._plenty and remaining < LITTLE_LEFT * limit:
-                self._found.ease(self._now(), pace, stated / 2)
-                self._repace()
+        if self._stated.learn(limits, of) and self._repace():
+            self._found.anew(self._now())
+            self._calm()
+        if left == (None, None) or not self._stated.used_by_others(limits, left):
+            return
+        stated, pace = self._stated_pace, self._pace
+        if stated is not None and pace is not None:
+            self._found.ease(self._now(), pace, stated / 2)
+            self._repace()
 
     def lease(self, requests: float, tokens: float, slots: int | None) -> None:
         """The shares of the limits that this process may use, and how many requests it may have in flight."""
         if (requests, tokens) != self._share or slots != self._slots:
             self._share, self._slots = (requests, tokens), slots
+            self._found.share = max(requests, LEAST_SHARE)
             self._repace()
             self._wake()
+
+    def adopt(self, found: Found) -> None:
+        """What refusals have shown to an earlier run or another process."""
+        lower = (found.per_second or inf) < (self._found.per_second or inf)
+        self._found.adopt(self._now(), found)
+        self._repace()
+        if lower:
+            self._calm()
 
     # Within.
 
@@ -299,10 +303,6 @@ class Allowance:
         )
 
     @property
-    def _full(self) -> bool:
-        return self._slots is not None and (self.in_flight >= self._slots or bool(self._for_slots))
-
-    @property
     def _shut(self) -> bool:
         """Whether another process has the whole of a limit at the moment."""
         return self.requests.per_second == 0 or self.tokens.per_second == 0
@@ -315,32 +315,12 @@ class Allowance:
     @property
     def _stated_pace(self) -> float | None:
         limit = self.requests_per_minute
-        return None if limit is None else limit / 60 * HEADROOM * self._share[0]
+        return None if limit is None else limit / 60 * HEADROOM
 
-    async def _slot(self) -> None:
-        """Wait for a slot; whoever frees one counts it for the one who waits."""
-        self.waited.add("slots")
-        free = asyncio.get_running_loop().create_future()
-        self._for_slots.append(free)
-        began = self._now()
-        try:
-            await free
-            self.waits["slots"] += self._now() - began
-        except asyncio.CancelledError:
-            if free.done() and not free.cancelled():
-                self._give_back()
-            raise
-
-    def _fill_slots(self) -> None:
-        while self._for_slots and (self._slots is None or self.in_flight < self._slots):
-            free = self._for_slots.popleft()
-            if not free.done():
-                self.in_flight += 1
-                free.set_result(None)
-
-    def _give_back(self) -> None:
-        self.in_flight -= 1
-        self._wake()
+    @property
+    def _pace(self) -> float | None:
+        """Requests a second of the whole key."""
+        return least(self._stated_pace, self._found.per_second)
 
     def _resume(self) -> None:
         """The first request after a refusal leaves: by now all that were sent with the refused one have come back."""
@@ -348,7 +328,7 @@ class Allowance:
             # Most of what was sent after the refusal before passed: this one begins a new row.
             self._refusals = 1
         if self._refusals == 1:
-            self._found.lower(self._now(), self.requests.per_second, self._sent_since, self._refused_since)
+            self._found.lower(self._now(), self._pace, self._sent_since, self._refused_since)
             self._repace()
         else:
             self._found.tried(self._now())
@@ -383,18 +363,17 @@ class Allowance:
     def _repace(self) -> bool:
         """Keep to what is known now; whether that changed anything."""
         before = (self.requests.per_second, self.tokens.per_second)
-        tokens = self.tokens_per_minute
-        self.requests.per_second = _least(self._stated_pace, self._found.per_second)
+        requests, tokens = self._pace, self.tokens_per_minute
+        self.requests.per_second = None if requests is None else requests * self._share[0]
         self.tokens.per_second = None if tokens is None else tokens / 60 * HEADROOM * self._share[1]
         return before != (self.requests.per_second, self.tokens.per_second)
 
+    def _calm(self) -> None:
+        """What was sent before at another pace says nothing about this one."""
+        self._epoch = self._number + 1
+        self.requests.calm()
+        self.tokens.calm()
+
     def _wake(self) -> None:
         self._moved.set()
-        if self._for_slots:
-            self._fill_slots()
-        for watcher in self.watchers:
-            watcher.set()
-
-
-def _least(*limits: float | None) -> float | None:
-    return min((limit for limit in limits if limit is not None), default=None)
+        super()._wake()

@@ -23,7 +23,7 @@ TABLES = ("results", "usage", "errors")
 FILES = "files/"
 SMALL_PARTS = 20
 """More small parts than these are merged."""
-SMALL_BYTES = 32 << 20
+SMALL_BYTES = 16 << 20
 PART_BYTES = 256 << 20
 PART_ROWS = 1_000_000
 AT_A_TIME = 8

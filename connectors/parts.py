@@ -34,6 +34,8 @@ class PartWriter:
             use_dictionary=[field.name for field in schema if _is_text(field.type)],
             use_byte_stream_split=list(_float_paths(schema)),
             write_statistics=[field.name for field in schema if not pa.types.is_nested(field.type)],
+            # Arrow's own pool holds on to what each row group took: four times as much as writing needs.
+            memory_pool=pa.system_memory_pool(),
         )
         self._waiting: list[pa.Table] = []
         self._rows = 0

@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from connectors.nested_json import loads
 from connectors.template import TemplateProblem, plain
 from connectors.tool_calls import chat_call
 
@@ -31,7 +32,7 @@ def dialogue_in(value: Any, column: str, items: bool) -> list[dict[str, Any]]:
     """
     if isinstance(value, str):
         try:
-            value = orjson.loads(value)
+            value = loads(value)
         except orjson.JSONDecodeError as exc:
             raise TemplateProblem(f"{column} is no dialogue: no JSON ({exc})") from exc
     if not isinstance(value, list) or not value:

@@ -84,7 +84,7 @@ class Price:
 FREE = Price(0, 0, 0, 0, 0, 0)
 """The price of what runs on this machine: every kind costs nothing."""
 
-Dollars = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Dollars = Annotated[float, Field(strict=True, ge=0, le=1e6, allow_inf_nan=False)]
 
 
 class PriceEntry(BaseModel):

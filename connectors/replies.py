@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from connectors.exchange import ErrorClass, Reply, RowError
+from connectors.nested_json import loads
 
 _FILTERED = re.compile(r"content[_ ]?(filter|policy|management)|responsible_?ai|content_violation|safety_block", re.I)
 _NO_MONEY = frozenset(
@@ -64,6 +65,7 @@ _BY_WORD: Mapping[str, int] = {
 """An error in a reply with status 200: its code or type -> the status it would have had."""
 _PASSING: frozenset[ErrorClass] = frozenset({"timeout", "server"})
 _SHOWN = 200
+_YEAR = 365 * 86400.0
 
 
 def row_error(reply: Reply) -> RowError:
@@ -104,21 +106,27 @@ def request_id(headers: Mapping[str, str]) -> str | None:
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds until the provider wants to be asked again; None where it does not say. `now`: seconds since 1970."""
+    """Seconds until the provider wants to be asked again, at most a year; None where it does not say. `now`: seconds
+    since 1970."""
+    told = _told_wait(headers, now)
+    return None if told is None else min(max(0.0, told), _YEAR)
+
+
+def _told_wait(headers: Mapping[str, str], now: float) -> float | None:
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
-        return max(0.0, milliseconds / 1000)
+        return milliseconds / 1000
     said = headers.get("retry-after")
     if said is None:
         return None
     if (seconds := _number(said)) is not None:
-        return max(0.0, seconds)
+        return seconds
     try:
         # A date without a zone is taken as UTC, as HTTP's dates are.
         when = parsedate_to_datetime(said)
         moment = when.timestamp() if when.tzinfo else when.replace(tzinfo=UTC).timestamp()
     except (ValueError, TypeError, OverflowError):
         return None
-    return max(0.0, moment - now)
+    return moment - now
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +187,7 @@ def _class(status: int, words: tuple[str, ...], should_retry: str | None) -> Err
 
 def _json_of(body: bytes) -> Any:
     try:
-        return orjson.loads(body)
+        return loads(body)
     except orjson.JSONDecodeError:
         return None
 

@@ -27,6 +27,11 @@ def query_connection(scratch: Path, memory_limit: str = MEMORY_LIMIT) -> Iterato
         "autoinstall_known_extensions": False,
         "TimeZone": "UTC",
         "python_enable_replacements": False,
+        # It would find the rows of a `limit` first, sort them all, and read the columns afterwards: for 900,000 of a
+        # million rows 85 MB more, and twice the CPU time.
+        "disabled_optimizers": "late_materialization",
+        # It reads a column of a whole row group at once, which may be more than the limit.
+        "disable_parquet_prefetching": True,
     }
     with duckdb.connect(config=settings) as connection:
         yield connection

@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 
 from connectors.contracts import MalformedReply
+from connectors.nested_json import loads
 from connectors.sse import Event
 
 _TOLD_ONCE = ("id", "created", "model", "system_fingerprint", "service_tier")
@@ -185,7 +186,7 @@ class _Turn:
 
 def _parsed(data: str) -> dict[str, Any]:
     try:
-        told = orjson.loads(data)
+        told = loads(data)
     except orjson.JSONDecodeError as exc:
         raise MalformedReply(f"the stream holds what is no JSON ({exc}): {data[:100]}") from exc
     if not isinstance(told, dict):

@@ -84,6 +84,10 @@ class Template:
             code = " ".join(re.findall(r"(?s)\{\{.*?\}\}|\{%.*?%\}", source))
             names.update(environment.eval_expr(name) for name in _IN_BRACKETS.findall(code))
             names.update(re.findall(r"\brow\.([A-Za-z_]\w*)", code))
+            if re.search(r"(?<![.\w])row\b(?!\.[A-Za-z_])", _STRING.sub("''", _IN_BRACKETS.sub("''", code))):
+                raise JobError(
+                    f'{where}: row stands alone; name the columns, as in {{{{ body }}}} or {{{{ row["any name"] }}}}'
+                )
         self.columns = frozenset(names) - {"range", "dict", "namespace", "debug", "loop"}
         self._environment = environment
         self._by_row = bool(re.search(r"\brow\b", source))

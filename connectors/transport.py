@@ -12,7 +12,7 @@ from typing import Protocol, Self
 import aiohttp
 
 from connectors.contracts import Provider
-from connectors.direct import LARGEST, Direct, Line, Received, line_to
+from connectors.direct import LARGEST, Direct, Line, Received, WaryConnector, line_to
 from connectors.exchange import Call, ErrorClass, Reply
 from connectors.media_kinds import TYPES
 
@@ -61,7 +61,9 @@ class HttpTransport:
 
     def __init__(self, timeouts: Timeouts, connections: int) -> None:
         """`connections`: at most so many at a time; make it as many as requests are in flight."""
-        connector = aiohttp.TCPConnector(limit=connections, ttl_dns_cache=300)
+        of_tried_release = Direct.fits()
+        kind = WaryConnector if of_tried_release else aiohttp.TCPConnector
+        connector = kind(limit=connections, ttl_dns_cache=300)
         timeout = aiohttp.ClientTimeout(
             total=timeouts.total or None, sock_connect=timeouts.connect or None, sock_read=timeouts.idle or None
         )
@@ -69,7 +71,7 @@ class HttpTransport:
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), timeout=timeout, auto_decompress=True
         )
         self._lines: dict[tuple[str, str], Line] = {}
-        self._direct = Direct(connector, timeout) if Direct.fits() else None
+        self._direct = Direct(connector, timeout) if of_tried_release else None
         # A file takes the time that it takes: only silence ends it.
         self._patient = aiohttp.ClientTimeout(
             total=None, sock_connect=timeouts.connect or None, sock_read=timeouts.idle or None

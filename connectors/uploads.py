@@ -1,5 +1,6 @@
 """Forms with files in them: a request's JSON description names each file by its digest, the form holds the content."""
 
+import errno
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -79,7 +80,7 @@ def _content(media: Media) -> bytes | Path:
     with media.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != media.digest:
-        raise OSError(f"{media.path}: has changed since the run looked at it; run again")
+        raise OSError(errno.ESTALE, "it has changed since the run looked at it; run again", str(media.path))
     return media.path
 
 

@@ -7,6 +7,7 @@ import orjson
 
 from connectors.contracts import MalformedReply
 from connectors.exchange import OWN_CLASSES, Reply, RowError
+from connectors.nested_json import loads
 from connectors.replies import is_error, row_error
 from connectors.sse import events
 
@@ -14,7 +15,7 @@ from connectors.sse import events
 def parsed(body: bytes) -> dict[str, Any]:
     """The JSON object that a body is; MalformedReply where it is none."""
     try:
-        found = orjson.loads(body)
+        found = loads(body)
     except orjson.JSONDecodeError as exc:
         raise MalformedReply(f"the reply is no JSON ({exc}): {shortened(body)}") from exc
     if not isinstance(found, dict):

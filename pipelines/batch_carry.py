@@ -26,6 +26,10 @@ MARK = "rowmill_mark"
 FINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 LOST = "lost"
 """The status that we give a batch of which nothing more will be heard; what it may cost is not known."""
+TOKEN_LIMIT = "token_limit_exceeded"
+"""The code of a batch that is refused, or fails, as so many tokens may not be enqueued."""
+CROWDED = "crowded"
+"""The status that we give a batch of one line that the provider has not taken for as long as a job holds on."""
 NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 """Codes of a failed batch that no other batch would fare better after."""
 A_DAY = 86_400
@@ -109,7 +113,7 @@ class Carrier:
             with self._stage("create", batch):
                 return await self._api.create_batch(batch.file_id, path, {MARK: batch.mark})
         except Refused as exc:
-            if exc.error.code == "token_limit_exceeded":
+            if exc.error.code == TOKEN_LIMIT:
                 raise TokenLimit(exc.error.message) from exc
             batch.unsure = batch.unsure or exc.error.error_class in RETRIED_CLASSES
             raise
@@ -257,8 +261,14 @@ def token_limit(item: Item) -> TokenLimit | None:
     """Why a failed batch may be created once more; None where it failed for another reason, or not at all."""
     if item.get("status") != "failed":
         return None
-    told = (error for error in _errors(item) if error.get("code") == "token_limit_exceeded")
+    told = (error for error in _errors(item) if error.get("code") == TOKEN_LIMIT)
     return next((TokenLimit(str(error.get("message") or "too many enqueued tokens")) for error in told), None)
+
+
+def above_limit(told: TokenLimit, sure: bool) -> Item:
+    """How a batch ends whose only line is above the limit; where that is not `sure`, the next run asks it again."""
+    error = {"code": TOKEN_LIMIT, "message": str(told), "line": 1 if sure else None}
+    return {"status": "failed" if sure else CROWDED, "errors": {"data": [error]}}
 
 
 def refused_lines(item: Item) -> dict[int, RowError]:
@@ -287,6 +297,8 @@ def not_answered(item: Item, code: str | None, message: str | None) -> RowError:
     first = next(iter(_errors(item)), {})
     words = message or str(first.get("message") or f"the batch ended as {status} before it came to this line")
     named = code or str(first.get("code") or f"batch_{status}")
+    if status == CROWDED:
+        return RowError("rate_limit", words, code=named)
     return RowError("quota" if named in NO_MONEY else "server", words, code=named)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from connectors.exchange import RowError
-from connectors.ledger import Settled
+from connectors.ledger_entries import Settled
 from pipelines.batch_carry import LOST, Carrier, not_answered, refused_lines
 from pipelines.batch_files import BatchFolder, Bodies, Came
 from pipelines.batch_gather import line_pack

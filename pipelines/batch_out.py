@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from connectors.exchange import OWN_CLASSES, RETRIED_CLASSES, STOPPING_CLASSES, Request, RowError
-from connectors.ledger import Settled
+from connectors.ledger_entries import Settled
 from connectors.prices import batch_price
 from connectors.transport import HttpTransport, RequestError
-from pipelines.batch_carry import LONGEST_POLL, Carrier, Patience, TokenLimit, token_limit
+from pipelines.batch_carry import (
+    LONGEST_POLL,
+    TOKEN_LIMIT,
+    Carrier,
+    Patience,
+    TokenLimit,
+    above_limit,
+    token_limit,
+)
 from pipelines.batch_files import BatchFolder
 from pipelines.batch_gather import Gathering, url_of
 from pipelines.batch_land import Lander
@@ -33,7 +41,8 @@ HELD_BYTES = 256 << 20
 NO_SUCH_API = frozenset({404, 405, 501})
 """What a server answers to a path that it does not know."""
 SMALLEST_SPLIT = 100
-"""Lines: a batch above an enqueued-token limit that the provider does not name is halved down to so many."""
+"""Lines: a batch above an enqueued-token limit that the provider does not name is halved down to so many at once,
+and further when longest_hold has passed: somebody else's batches may fill the provider's queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +244,7 @@ class BatchOut(FanOut):
         sent = self._folder.sent(batch.mark)
         size = sent.stat().st_size if batch.state == "noted" and sent.exists() else 0
         pause = QUIET
+        alone_since: float | None = None
         while True:
             try:
                 submitted = await carrier.submit(batch, url_of(lane), lambda sent: self._tell_upload(lane, sent, size))
@@ -247,8 +257,13 @@ class BatchOut(FanOut):
                 raise limit
             except TokenLimit as exc:
                 others = [task for task, other in self._carriers.items() if other.state == "created"]
-                if not others and self._split(batch, lane, exc):
-                    return {}, False
+                if others:
+                    alone_since = None
+                else:
+                    alone_since = alone_since or time.monotonic()
+                    waited = time.monotonic() + pause - alone_since > self._tries.longest_hold
+                    if (ended := self._above(batch, lane, exc, waited)) is not None:
+                        return ended, len(batch.lines) == 1
                 self.waiting_for = f"{lane.provider.name} takes no more enqueued tokens until other batches have ended"
                 # One of ours that ends makes room; where none runs, somebody else's has to.
                 late = asyncio.create_task(self._past.wait())
@@ -258,13 +273,21 @@ class BatchOut(FanOut):
                 late.cancel()
                 pause = min(LONGEST_POLL, pause * 2)
 
-    def _split(self, batch: Batch, lane: Lane, told: TokenLimit) -> bool:
-        """Whether the batch is to be cut into smaller ones: alone it is above the limit."""
-        most = told.limit or (batch.tokens // 2 if len(batch.lines) > SMALLEST_SPLIT else None)
-        if most is None or batch.tokens <= most or len(batch.lines) < 2:
-            return False
-        self._gathering.most_tokens[lane.leg] = most
-        return True
+    def _above(self, batch: Batch, lane: Lane, told: TokenLimit, waited: bool) -> Item | None:
+        """How a batch ends that is above the limit even alone: cut into smaller ones, or with the error of its only
+        line. None: it may not be above; `waited` for longest_hold, it is where it might be."""
+        limit, lines, tokens = told.limit, len(batch.lines), batch.tokens
+        if limit is None:
+            sure, above = False, waited or lines > SMALLEST_SPLIT
+        else:
+            # Counts differ: by ours it may be below a limit that it is above by the provider's.
+            sure, above = tokens > limit, tokens > limit or (waited and 2 * tokens > limit)
+        if not above:
+            return None
+        if lines == 1:
+            return above_limit(told, sure)
+        self._gathering.most_tokens[lane.leg] = limit if sure and limit is not None else tokens // 2
+        return {}
 
     def answered(
         self, pack: Pack, line: Line, ended: Settled, answers: Sequence[bytes | RowError], error: RowError | None
@@ -287,12 +310,14 @@ class BatchOut(FanOut):
 
     def _judge_line(self, pack: Pack, error: RowError) -> None:
         """What follows from a line without an answer: the next batch, each of its rows alone, or an error."""
+        # A batch of this line alone was above the limit: another would be as well.
+        too_large = error.code == TOKEN_LIMIT
         if error.error_class in STOPPING_CLASSES:
             self._tell_all(pack, error)
             self.stop(f"{error.error_class}: {pack.lane.provider.name} says: {error.message}")
-        elif error.error_class in RETRIED_CLASSES and pack.attempts < self._tries.attempts:
+        elif error.error_class in RETRIED_CLASSES and not too_large and pack.attempts < self._tries.attempts:
             self._once_more(pack.requests, pack.attempts)
-        elif error.error_class in OWN_CLASSES and len(pack.requests) > 1:
+        elif (too_large or error.error_class in OWN_CLASSES) and len(pack.requests) > 1:
             # Halving, as online, would take a batch a halving.
             for request in pack.requests:
                 self._once_more((request,), 0)

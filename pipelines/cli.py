@@ -11,7 +11,7 @@ from types import FrameType
 
 import click
 
-from connectors.errors import INTERRUPTED_QUERY, JobError, RowmillError, did_you_mean, from_system
+from connectors.errors import INTERRUPTED_QUERY, JobError, RowmillError, did_you_mean, from_database, from_system
 from pipelines.collector import look_rarely
 from pipelines.log_lines import DEFECT, asks_for_lines, tell_defect, tell_problem
 from pipelines.own_command import end_with_starter
@@ -144,6 +144,9 @@ def exit_code_of(arguments: Sequence[str] | None = None) -> int:
     except Exception as exc:  # noqa: BLE001 - it is told whole
         if str(exc) == INTERRUPTED_QUERY:
             return 130
+        if (broken := from_database(exc)) is not None:
+            tell_problem(str(broken), as_lines)
+            return broken.exit_code
         if " ".join(["rowmill", *given[:1]]) in REPORTING and "--json" in given:
             _report_nothing(DEFECT, 3)
         # Python's own exit code would be 1: some rows failed.

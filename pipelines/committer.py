@@ -1,6 +1,7 @@
 """Finished rows on their way into the sink: gathered, noted in the ledger, committed, a thread's work at a time."""
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,9 +21,12 @@ ROWS = 10_000
 """Finished rows that are committed at once."""
 CHANGED_ROWS = 25_000
 """The same where rows stand in place of old ones: each commit writes those parts again."""
-BYTES = 64 << 20
+BYTES = 32 << 20
+"""The same in bytes of results."""
 SECONDS = 10.0
 """Finished rows wait no longer than this for their commit."""
+LOOK = 0.2
+"""Seconds between two looks at how long they have waited."""
 
 
 @dataclass(slots=True)
@@ -55,6 +59,7 @@ class Committer:
         self._run_id = run_id
         self._gathered = Gathered()
         self._turn = asyncio.Lock()
+        self._more = asyncio.Event()
         self._parts = 0
         self.seconds = 0.0
         """Of committing so far."""
@@ -75,6 +80,8 @@ class Committer:
         if chunk.failures:
             gathered.errors.append(_errors(chunk, self._shape))
         gathered.rows += done + len(chunk.failures)
+        if gathered.rows >= ROWS or gathered.nbytes >= BYTES:
+            self._more.set()
         self._tally.rows_ok += done
         sized = self._tally.sized
         self._tally.rows_reused += sum(
@@ -91,6 +98,18 @@ class Committer:
             gathered.rows >= most or gathered.nbytes >= BYTES or time.monotonic() - gathered.since >= SECONDS
         )
 
+    async def until_due(self) -> None:
+        """Wait for that."""
+        while not self.due:
+            self._more.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._more.wait(), LOOK)
+
+    @property
+    def full(self) -> bool:
+        """Whether no more rows should set out: one commit is under way, and as much waits for the next."""
+        return self._turn.locked() and self._gathered.nbytes >= BYTES
+
     async def commit(self) -> None:
         """Put what was gathered into the sink, and the usage table up to date."""
         async with self._turn:
@@ -103,6 +122,9 @@ class Committer:
                 await asyncio.wait([work])
                 work.result()
                 raise
+            # Arrow holds on to what is let go; it goes back to the system from the thread that took it.
+            del gathered, work
+            pa.default_memory_pool().release_unused()
 
     def _commit(self, gathered: Gathered) -> None:
         began = time.perf_counter()
@@ -136,13 +158,13 @@ class Committer:
 
 
 def _results(table: pa.Table, shape: TableShape, run_id: str) -> pa.Table:
-    names = [name for name in shape.results.names if name != "_run_id"]
+    given = [name for name in shape.results.names if name != "_run_id" and name not in shape.outputs]
     # Copied: the source's batch, with all the columns that nobody needs any more, is one piece of memory.
-    table = table.select(names).take(pa.array(range(table.num_rows), pa.int64()))
+    copied = table.select(given).take(pa.array(range(table.num_rows), pa.int64()))
     columns = [
         pa.repeat(pa.scalar(run_id), table.num_rows)
         if column.name == "_run_id"
-        else table.column(column.name).cast(column.type)
+        else (table if column.name in shape.outputs else copied).column(column.name).cast(column.type)
         for column in shape.results
     ]
     return pa.table(columns, schema=shape.results)

@@ -14,6 +14,7 @@ from pipelines.jobfile import load_job
 from pipelines.overrides import NONE, Overrides
 from pipelines.prepare import prepared
 from pipelines.selection import key_text
+from pipelines.text_table import harmless
 from pipelines.workspace import find_workspace
 
 Rows = dict[str, dict[str, Any]]
@@ -68,7 +69,7 @@ def in_words(report: dict[str, Any]) -> str:
     lines = [f"{report['job']}: {len(report['compare'])} rows; nothing was written"]
     changed = 0
     for row in report["compare"]:
-        lines.append(f"{row['key']}")
+        lines.append(harmless(str(row["key"])))
         old = row["old"] or {}
         for name, value in row["new"].items():
             same = name in old and old[name] == value
@@ -82,5 +83,5 @@ def in_words(report: dict[str, Any]) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, list) and len(value) > 8:
         return f"[{len(value)} values]"
-    text = str(value)
+    text = harmless(str(value))
     return text if len(text) <= 100 else f"{text[:97]}..."

@@ -9,6 +9,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from connectors.answer_files import PLACED_BYTES
 from connectors.errors import JobError
 from connectors.ledger import Ledger
 from connectors.prices import usd
@@ -72,7 +73,8 @@ def export(ledger: Ledger, target: Path) -> dict[Path, int]:
         "answers": (
             _ANSWERS,
             "select a.fingerprint, l.run_id, l.job, l.step, l.provider, l.endpoint, l.model, a.at, length(a.request), "
-            "length(a.reply), a.file is not null, a.error from answers a join legs l on l.id = a.leg order by a.id",
+            f"coalesce(length(a.reply), {PLACED_BYTES}), a.file is not null, a.error from answers a "
+            "join legs l on l.id = a.leg order by a.id",
         ),
     }
     return {

@@ -4,17 +4,18 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import orjson
 
-from connectors.exchange import RETRIED_CLASSES, STOPPING_CLASSES, Call, Reply, Request, RowError
-from connectors.ledger import Answer, Settled, now_us
-from connectors.limiter import Allowance
+from connectors.exchange import Call, Reply, Request, RowError
+from connectors.ledger import now_us
+from connectors.ledger_entries import Answer, Noted, Settled
 from connectors.transport import RequestError, Transport
 from pipelines.packs import (
     DayBudget,
+    Exchange,
     Lane,
-    Noted,
     Observer,
     Outcome,
     Pack,
@@ -25,13 +26,14 @@ from pipelines.packs import (
     headed,
     paid,
     read_reply,
+    settlement,
     total,
 )  # fmt: skip
 from pipelines.parked import Parked
 from pipelines.purse import Purse
 from pipelines.tally import Tally
 from pipelines.unread import Unread
-from pipelines.waits import given_up, hear, wait_after
+from pipelines.verdict import Verdict, verdict
 
 
 class FanOut:
@@ -58,6 +60,8 @@ class FanOut:
         self._run_id = run_id
         self._day_budget = day_budget
         self._failed_share = failed_share
+        self.began = now_us()
+        """Microseconds since 1970, UTC: whatever this run has in the ledger since then is of this invocation."""
         self._ready: asyncio.Queue[Pack] = asyncio.Queue()
         self._waves: dict[bytes, list[Wave]] = {}
         self._workers: list[asyncio.Task[None]] = []
@@ -66,6 +70,8 @@ class FanOut:
         self.parked = Parked(self._again, self._waiting, self._broke)
         self._in_parts_now: set[asyncio.Task[None]] = set()
         self._wanted = asyncio.Event()
+        self._settling: set[asyncio.Future[None]] = set()
+        """Exchanges on their way into the ledger, which no sender waits for."""
         self._noted_now = 0
         """Exchanges that are noted and not settled yet."""
         self._day_moved = asyncio.Event()
@@ -94,6 +100,8 @@ class FanOut:
             await asyncio.wait(self._workers, timeout=grace)
         self.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
+        if self._settling:
+            await asyncio.wait(self._settling)
 
     def cancel(self) -> None:
         """Wait for nothing any more: what is in flight is settled as unknown."""
@@ -196,8 +204,11 @@ class FanOut:
     def _broke(self, task: "asyncio.Task[None]") -> None:
         """A defect or a full disk in a task of ours, whatever it raised: it ends the run, which raises it again."""
         if not task.cancelled() and isinstance(failure := task.exception(), Exception):
-            self.failure = self.failure or failure
-            self.stop(f"{type(failure).__name__}: {failure}")
+            self._fail(failure)
+
+    def _fail(self, failure: Exception) -> None:
+        self.failure = self.failure or failure
+        self.stop(f"{type(failure).__name__}: {failure}")
 
     async def _send(self, pack: Pack, task: asyncio.Task[None]) -> None:
         lane = pack.lane
@@ -207,12 +218,11 @@ class FanOut:
         if not await self._purse.reserve(worst):
             self.stop("budget")
             return
-        taken: list[tuple[Allowance, int]] = []
-        ended: Settled | None = None
-        used: int | None = None
+        exchange = Exchange(pack, lane, tokens, worst)
+        settling: asyncio.Future[None] | None = None
         try:
             asked_at = time.monotonic()
-            permitted = await self.parked.permitted(pack, tokens, taken)
+            permitted = await self.parked.permitted(pack, tokens, exchange.taken)
             if permitted is None:
                 return
             member, permit = permitted
@@ -220,7 +230,7 @@ class FanOut:
                 # Set aside was what the dearest member may cost.
                 cheaper = total(member.worst(request) for request in pack.requests)
                 self._purse.settle(None if worst is None else worst - (cheaper or 0), None)
-                worst = cheaper
+                exchange.member, exchange.worst = member, cheaper
             sent_at = time.monotonic()
             if self.observer is not None:
                 self.observer.waited(member, sent_at - asked_at)
@@ -228,20 +238,19 @@ class FanOut:
             if self.stopped is not None:
                 return
             self._tally.in_flight += 1
+            exchange.in_flight = True
             try:
-                ended = await self._exchange(pack, member, permit, worst)
+                settling = await self._exchange(exchange, permit)
             finally:
-                self._tally.in_flight -= 1
-                self._tally.took(lane.step, sent_at - asked_at, time.monotonic() - sent_at, ended)
-            if ended is not None and ended.usage.input_tokens is not None:
-                used = ended.usage.input_tokens + (ended.usage.output_tokens or 0)
+                self._tally.took(lane.step, sent_at - asked_at, time.monotonic() - sent_at, exchange.settled)
         finally:
-            for allowance, permit in taken:
-                allowance.done(permit, tokens, used)
-            self._purse.settle(worst, None if ended is None else ended.cost)
-            self._let_go()
+            if settling is None:
+                self._give_back(exchange, None)
 
-    async def _exchange(self, pack: Pack, member: Lane, permit: int, worst: int | None) -> Settled | None:
+    async def _exchange(self, exchange: Exchange, permit: int) -> asyncio.Future[None] | None:
+        """Send it; on its way into the ledger then, where its sender's next request is noted right behind it, so that
+        no more than `concurrency` are ever without their answer there. None where nothing came of it."""
+        pack, member, worst = exchange.pack, exchange.member, exchange.worst
         try:
             call = await self._call(pack)
         except OSError as exc:
@@ -276,30 +285,70 @@ class FanOut:
         answers, error, usage = read_reply(pack, reply, failure)
         reply = headed(reply)
         spent = paid(member, reply, failure, error, usage, worst)
-        ended = noted.ended(pack, reply, failure, answers, error, usage, spent)
-        await self._ledger.settle(ended, day)
-        self._noted_now -= 1
-        self._day_moved.set()
-        self._count(pack.lane, ended)
-        if self.observer is not None:
-            self.observer.settled(member, ended)
-        if reply is not None:
-            hear(member.allowances[0], reply, member.leg)
-        self._judge(pack, member, permit, answers, error, reply, failure)
-        return ended
+        exchange.settled = settlement(noted, pack, reply, failure, answers, error, usage, spent)
+        follows = verdict(pack, member, permit, answers, error, reply, failure, self._tries)
+        if follows.stop is not None:
+            self.stop(follows.stop)
+        settling = self._ledger.settle(exchange.settled, day)
+        self._settling.add(settling)
+        settling.add_done_callback(partial(self._landed, exchange, follows))
+        return settling
+
+    def _landed(self, exchange: Exchange, follows: Verdict, settling: asyncio.Future[None]) -> None:
+        """It is in the ledger, or that cannot be written: only now its rows are told, and its slots are free."""
+        self._settling.discard(settling)
+        ended: Settled | None = None
+        try:
+            settling.result()
+            ended = exchange.settled
+            assert ended is not None
+            self._noted_now -= 1
+            self._day_moved.set()
+            self._count(exchange.pack.lane, ended)
+            self._tally.refused += ended.error_class == "rate_limit"
+            if self.observer is not None:
+                self.observer.settled(exchange.member, ended)
+            self._follow(exchange.pack, follows)
+        except Exception as exc:  # noqa: BLE001 - whoever waits for the run gets it
+            self._fail(exc)
+        finally:
+            self._give_back(exchange, ended)
+
+    def _follow(self, pack: Pack, follows: Verdict) -> None:
+        for request, answer in zip(pack.requests, follows.answers, strict=bool(follows.answers)):
+            self._tell(pack, request, answer)
+        for one in follows.again:
+            if follows.wait:
+                asyncio.get_running_loop().call_later(follows.wait, self._again, one)
+            else:
+                self._again(one)
+
+    def _give_back(self, exchange: Exchange, ended: Settled | None) -> None:
+        """What it held: its place, its permits, its money."""
+        used: int | None = None
+        if ended is not None and ended.usage.input_tokens is not None:
+            used = ended.usage.input_tokens + (ended.usage.output_tokens or 0)
+        self._tally.in_flight -= exchange.in_flight
+        for allowance, permit in exchange.taken:
+            allowance.done(permit, exchange.tokens, used)
+        self._purse.settle(exchange.worst, None if ended is None else ended.cost)
+        self._let_go()
 
     async def _note(self, noted: Noted, day: str | None) -> bool:
         """Note it in the ledger, with its money where there is a budget a day; False where that has no room for it."""
         limit = None if self._day_budget is None or day is None else (day, self._day_budget.limit)
-        while not await self._ledger.note(
-            noted.note, noted.leg, noted.attempt, noted.keys, noted.fingerprints, noted.worst, noted.started_at, limit
-        ):
-            if self.stopped is not None or self._noted_now == 0:
+        while not await self._ledger.note(noted, limit):
+            if self._noted_now == 0:
                 self.stop("budget_day")
+            if self.stopped is None:
+                # Requests in flight may still give some of it back.
+                self._day_moved.clear()
+                await self._day_moved.wait()
+            if self.stopped is not None:
                 return False
-            # Requests in flight may still give some of it back.
-            self._day_moved.clear()
-            await self._day_moved.wait()
+        if self.stopped is not None:
+            await self._ledger.take_back(noted, day)
+            return False
         self._noted_now += 1
         return True
 
@@ -318,62 +367,8 @@ class FanOut:
             each = ended.usage.output_tokens / max(1, len(ended.fingerprints) // 16)
             lane.output_tokens += (each - lane.output_tokens) / 20
 
-    def _judge(
-        self,
-        pack: Pack,
-        member: Lane,
-        permit: int,
-        answers: Sequence[bytes | RowError],
-        error: RowError | None,
-        reply: Reply | None,
-        failure: RequestError | None,
-    ) -> None:
-        """What follows from how an exchange ended: outcomes, another try, halves of the pack, or the end."""
-        own = member.allowances[0]
-        if error is None or error.error_class not in RETRIED_CLASSES:
-            own.succeeded(permit)
-        if error is None:
-            pack.attempts += 1
-            for request, answer in zip(pack.requests, answers, strict=True):
-                self._tell(pack, request, answer)
-            return
-        pool = pack.lane.pool
-        pack.avoid = member if pool is not None else None
-        if error.error_class in STOPPING_CLASSES:
-            if pool is not None and pool.leave_out(member, error):
-                self._again(pack)
-                return
-            pack.attempts += 1
-            self._tell_all(pack, error)
-            self.stop(f"{error.error_class}: {member.provider.name} says: {error.message}")
-            return
-        if error.error_class not in RETRIED_CLASSES:
-            pack.attempts += 1
-            self._refuse(pack, error)
-            return
-        self._tally.refused += error.error_class == "rate_limit"
-        wait = wait_after(pack, member, permit, error, reply, failure, self._tries)
-        if (reason := given_up(pack.lane.members, member, wait, error, self._tries)) is not None:
-            self._tell_all(pack, error)
-            self.stop(f"{reason}; run again when it is back, it goes on where it stopped")
-        elif pack.attempts >= self._tries.attempts:
-            self._tell_all(pack, error)
-        elif wait and len(pack.lane.members) == 1:
-            asyncio.get_running_loop().call_later(wait, self._again, pack)
-        else:
-            self._again(pack)
-
     def _again(self, pack: Pack) -> None:
         self._ready.put_nowait(pack)
-
-    def _refuse(self, pack: Pack, error: RowError) -> None:
-        """A request that never will be answered; in a pack, its halves are asked to find which one it is."""
-        if len(pack.requests) == 1:
-            self._tell(pack, pack.requests[0], error)
-            return
-        middle = len(pack.requests) // 2
-        for half in (pack.requests[:middle], pack.requests[middle:]):
-            self._again(Pack(pack.lane, half, exchanges=pack.exchanges))
 
     def _tell_all(self, pack: Pack, error: RowError) -> None:
         for request in pack.requests:

@@ -3,12 +3,13 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from connectors.answer_files import PLACED_BYTES, file_of
 from connectors.errors import JobError
 from connectors.ledger import Ledger, now_us
 from connectors.prices import usd
@@ -43,10 +44,11 @@ def shown(ledger: Ledger) -> dict[str, Any]:
         "select count(*), sum(coalesce(length(request), 0) + coalesce(length(reply), 0)), min(at), count(file) "
         "from answers"
     )
-    file_bytes = sum(size for _, size in _files(ledger))
+    file_bytes = sum(size for _, size in ledger.files.names())
     ((exchanges,),) = ledger.query("select count(*) from exchanges")
     by_job = ledger.query(
-        "with a as (select l.job, count(*) n, sum(coalesce(length(a.request), 0) + coalesce(length(a.reply), 0)) b, "
+        "with a as (select l.job, count(*) n, "
+        f"sum(coalesce(length(a.request), 0) + coalesce(length(a.reply), {PLACED_BYTES}, 0)) b, "
         "min(a.at) o from answers a join legs l on l.id = a.leg group by 1), "
         "e as (select l.job, count(*) n, sum(e.cost) c, max(e.started_at) last from exchanges e "
         "join legs l on l.id = e.leg group by 1), "
@@ -123,20 +125,24 @@ def prune(
         open_jobs = {job for (job,) in ledger.query("select distinct job from runs where state = 'open'")}
         chosen = [job for job in (known if jobs is None else jobs) if job not in open_jobs]
         spared = tuple(sorted(open_jobs.intersection(known if jobs is None else jobs)))
-        weighed = _ledger_bytes(ledger) + sum(size for _, size in _files(ledger))
+        weighed = _weight(ledger)
         answers = taken = commits = 0
         for job in chosen:
-            for ids, files, nbytes in _old_answers(ledger, job, before):
-                answers += len(ids)
+            for old, nbytes in _old_answers(ledger, job, before):
+                answers += len(old)
                 taken += nbytes
                 if not dry_run:
-                    _delete(ledger, ids, files)
+                    _delete(ledger, old)
             if not answers_only:
                 commits += _old_commits(ledger, job, before, dry_run)
         if not dry_run:
+            for name, _ in list(ledger.files.names()):
+                # Written by a process that was killed before its ledger knew of it.
+                if not _needed(ledger, name):
+                    ledger.files.remove(name)
             ledger.write("vacuum")
             ledger.write("pragma wal_checkpoint(truncate)")
-            taken = weighed - _ledger_bytes(ledger) - sum(size for _, size in _files(ledger))
+            taken = weighed - _weight(ledger)
     return Pruned(answers, commits, max(0, taken), spared)
 
 
@@ -152,19 +158,23 @@ def drop_committed(ledger: Ledger, job: str, sink_name: str) -> int:
     ):
         ((rows,),) = ledger.query("select rows from commits where id = ?", (commit,))
         marks = {mark for row in unpacked(rows).column(ANSWERS).to_pylist() for mark in row if mark is not None}
+        found: list[tuple[int, str | None]] = []
         for some in _groups(sorted(marks)):
-            found = ledger.query(
+            found += ledger.query(
                 f"select id, file from answers where error is null and fingerprint in ({_marks(some)})", some
             )
-            _delete(ledger, [answer for answer, _ in found], [file for _, file in found if file is not None])
-            dropped += len(found)
+        # Those that lie in one file go together.
+        found.sort(key=lambda answer: answer[1] or "")
+        for start in range(0, len(found), AT_ONCE):
+            _delete(ledger, found[start : start + AT_ONCE])
+        dropped += len(found)
         # Without answers nothing can be written again from it; its errors and removals are kept.
         ledger.write("update commits set rows = null where id = ?", (commit,))
     return dropped
 
 
-def _old_answers(ledger: Ledger, job: str, before: int) -> Iterator[tuple[list[int], list[str], int]]:
-    """(ids, files, bytes) of the job's answers from before then, some at a time."""
+def _old_answers(ledger: Ledger, job: str, before: int) -> Iterator[tuple[list[tuple[int, str | None]], int]]:
+    """((id, file) of each, bytes) of the job's answers from before then, some at a time."""
     last = 0
     while True:
         rows = ledger.query(
@@ -175,9 +185,8 @@ def _old_answers(ledger: Ledger, job: str, before: int) -> Iterator[tuple[list[i
         if not rows:
             return
         last = rows[-1][0]
-        files = [file for _, file, _ in rows if file is not None]
-        nbytes = sum(size for _, _, size in rows) + sum(_size(_folder(ledger) / file) for file in files)
-        yield [answer for answer, _, _ in rows], files, nbytes
+        nbytes = sum(size if file is None else size + ledger.files.size(file) for _, file, size in rows)
+        yield [(answer, file) for answer, file, _ in rows], nbytes
 
 
 def _old_commits(ledger: Ledger, job: str, before: int, dry_run: bool) -> int:
@@ -187,21 +196,29 @@ def _old_commits(ledger: Ledger, job: str, before: int, dry_run: bool) -> int:
     return int(count)
 
 
-def _delete(ledger: Ledger, ids: Sequence[int], files: Iterable[str]) -> None:
-    # Files first: an answer without its file counts as not kept, a file without its answer would stay for ever.
-    for file in files:
-        (_folder(ledger) / file).unlink(missing_ok=True)
+def _delete(ledger: Ledger, answers: Sequence[tuple[int, str | None]]) -> None:
+    """Drop these (id, file)."""
+    ids = [answer for answer, _ in answers]
+    # Files first: an answer without its file counts as not kept, a file without its answer would stay for long.
+    for name in {file_of(file) for _, file in answers if file is not None}:
+        if not _needed(ledger, name, frozenset(ids)):
+            ledger.files.remove(name)
     ledger.write(f"delete from answers where id in ({_marks(ids)})", ids)
 
 
-def _folder(ledger: Ledger) -> Path:
-    return ledger.path.parent / "answers"
+def _needed(ledger: Ledger, name: str, without: frozenset[int] = frozenset()) -> bool:
+    """Whether a file holds an answer that is kept, other than those without which it is to be thought."""
+    return any(
+        file_of(file) == name and answer not in without
+        for some in _groups(ledger.files.marks(name))
+        for answer, file in ledger.query(
+            f"select id, file from answers where file is not null and fingerprint in ({_marks(some)})", some
+        )
+    )
 
 
-def _files(ledger: Ledger) -> Iterator[tuple[Path, int]]:
-    for path in _folder(ledger).rglob("*"):
-        if path.is_file():
-            yield path, _size(path)
+def _weight(ledger: Ledger) -> int:
+    return _ledger_bytes(ledger) + sum(size for _, size in ledger.files.names())
 
 
 def _ledger_bytes(ledger: Ledger) -> int:

@@ -101,11 +101,11 @@ async def run_job(
     clock = RunClock(tally, senders, job.delivery, whole, purse, lambda: ledger.busy, engine.elsewhere)
     with _signals(fanout, options.grace), leased(ready.workspace.state, engine.shared):
         fanout.start()
-        keeper = asyncio.create_task(_keep_committing(committer, fanout))
+        keeper = asyncio.create_task(_keep_committing(committer, fanout, travel))
         follower = asyncio.ensure_future(follow(Watch(tally, fanout, engine.allowances, purse, clock)))
         ticker = asyncio.create_task(clock.tick())
         try:
-            await _feed(ready, travel, fanout, options.retry, clock)
+            await _feed(ready, travel, fanout, options.retry, clock, committer)
             await travel.arrive()
         finally:
             clock.sent()
@@ -139,7 +139,12 @@ async def run_job(
 
 
 async def _feed(
-    ready: ReadyJob, travel: Travelling, fanout: Sending, retry: frozenset[str] | None, clock: RunClock
+    ready: ReadyJob,
+    travel: Travelling,
+    fanout: Sending,
+    retry: frozenset[str] | None,
+    clock: RunClock,
+    committer: Committer,
 ) -> None:
     files = any(step.model.endpoint in ANSWERED_BY_FILES for step in ready.steps)
     batches = ready.selection.batches(FILE_ROWS if files else CHUNK_ROWS, retry or frozenset())
@@ -153,10 +158,12 @@ async def _feed(
         read = time.perf_counter()
         clock.reading += read - began
         if batch is None:
+            # DuckDB would keep 10 MB until the end, when the last rows are committed.
+            await asyncio.to_thread(ready.reader.close)
             return
         travel.start(_chunk(batch))
         while fanout.stopped is None and (
-            travel.looking >= LOOKING or travel.open_rows >= most or travel.open_bytes >= OPEN_BYTES
+            travel.looking >= LOOKING or travel.open_rows >= most or travel.open_bytes >= OPEN_BYTES or committer.full
         ):
             travel.moved.clear()
             await travel.moved.wait()
@@ -169,15 +176,16 @@ def _chunk(batch: pa.RecordBatch) -> Chunk:
     return Chunk(pa.Table.from_batches([batch]), keys, [[] for _ in keys], [False] * len(keys))
 
 
-async def _keep_committing(committer: Committer, fanout: Sending) -> None:
+async def _keep_committing(committer: Committer, fanout: Sending, travel: Travelling) -> None:
     while True:
-        await asyncio.sleep(0.2)
-        if committer.due:
-            try:
-                await committer.commit()
-            except (OSError, sqlite3.Error, RowmillError) as exc:
-                fanout.stop(_why(exc))
-                raise
+        await committer.until_due()
+        try:
+            await committer.commit()
+        except (OSError, sqlite3.Error, RowmillError) as exc:
+            fanout.stop(_why(exc))
+            raise
+        finally:
+            travel.moved.set()
 
 
 def _round_off(ready: ReadyJob, ledger: Ledger, departed: pa.Table | None, settled: pa.Table | None) -> None:

@@ -8,6 +8,8 @@ from typing import Literal
 
 import orjson
 
+from pipelines.text_table import harmless
+
 Level = Literal["info", "warning", "error"]
 DEFECT = "a defect of Rowmill, told on stderr: please report it; what was answered is kept, run again to go on"
 
@@ -24,7 +26,7 @@ def tell_problem(words: str, as_lines: bool, job: str | None = None, run_id: str
     if as_lines:
         log_line("problem", job, run_id, "error", message=words)
     else:
-        print(words, file=sys.stderr, flush=True)  # noqa: T201
+        print(harmless(words), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def tell_defect(defect: Exception, as_lines: bool, job: str | None, run_id: str | None) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from pipelines.amounts import hanging, money
 from pipelines.looks import Failed
 from pipelines.progress import clock
+from pipelines.text_table import harmless
 
 ENDS = {
     0: "done",
@@ -37,7 +38,7 @@ def status_words(rows: Sequence[Mapping[str, Any]], now: datetime, width: int = 
     lines: list[str] = []
     for cells, why in zip(_aligned(table, frozenset({2, 3, 4})), below, strict=True):
         lines.append(cells)
-        lines += [line for told in why if told for line in hanging(told, 2, width)]
+        lines += [line for told in why if told for line in hanging(harmless(told), 2, width)]
     return "\n".join(lines)
 
 
@@ -74,7 +75,7 @@ def _ago(past: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else " ".join(str(value).split())
+    return "" if value is None else harmless(" ".join(str(value).split()))
 
 
 def _aligned(rows: Sequence[Sequence[str]], to_the_right: frozenset[int]) -> Iterator[str]:

@@ -1,14 +1,14 @@
 """What the fan-out carries: lanes, packs of requests, outcomes; and how a reply to a pack is read."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, tzinfo
 from typing import Any, Literal, Protocol
 
 from connectors.contracts import Endpoint, MalformedReply, Provider
-from connectors.exchange import NO_USAGE, OWN_CLASSES, Reply, Request, RowError, Usage
-from connectors.ledger import Answer, Settled
+from connectors.exchange import NO_USAGE, OWN_CLASSES, Reply, Request, RowError, Usage, value
+from connectors.ledger_entries import Answer, Noted, Settled
 from connectors.limiter import Allowance
 from connectors.prices import Price, cost
 from connectors.replies import request_id, row_error
@@ -62,19 +62,11 @@ class RunLedger(Protocol):
     def next_note(self) -> int:
         """See Ledger, as for all of these."""
 
-    async def note(
-        self,
-        note: int,
-        leg: int,
-        attempt: int,
-        keys: bytes,
-        fingerprints: bytes,
-        reserved: int | None,
-        started_at: int,
-        day: tuple[str, int] | None = None,
-    ) -> bool: ...
+    def note(self, noted: Noted, day: tuple[str, int] | None = None) -> Awaitable[bool]: ...
 
-    async def settle(self, ended: Settled, day: str | None = None) -> None: ...
+    def take_back(self, noted: Noted, day: str | None = None) -> Awaitable[None]: ...
+
+    def settle(self, ended: Settled, day: str | None = None) -> asyncio.Future[None]: ...
 
     async def keep(self, fingerprint: bytes, leg: int, request: bytes, reply: bytes) -> None: ...
 
@@ -151,7 +143,7 @@ class Observer(Protocol):
         """A batch has gone through a stage."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outcome:
     """How one request ended: the answer that is kept, or why there is none."""
 
@@ -178,51 +170,22 @@ class Pack:
     """The member of a pool that failed it last."""
 
 
-@dataclass(frozen=True, slots=True)
-class Noted:
-    """An exchange that the ledger knows of: how it ends is to be told under its number."""
+@dataclass(slots=True)
+class Exchange:
+    """A pack on its way to a provider, and what it holds until it is in the ledger."""
 
-    note: int
-    leg: int
-    attempt: int
-    keys: bytes
-    fingerprints: bytes
-    started_at: int
+    pack: Pack
+    member: Lane
+    """Who is asked: the pack's lane, of a pool the member that was picked."""
+    tokens: int
+    """Reserved of the allowances."""
     worst: int | None
-    """Pico-dollars set aside for it."""
-
-    def unknown(self) -> Settled:
-        """It was sent, and what came of it will never be seen: it counts at its worst case."""
-        return Settled(
-            self.note, self.leg, self.attempt, self.keys, self.fingerprints, self.started_at,
-            error_class="unknown", cost=self.worst, released=self.worst or 0,
-            message="sent, but the run was ended before its outcome was seen",
-        )  # fmt: skip
-
-    def ended(
-        self,
-        pack: Pack,
-        reply: Reply | None,
-        failure: RequestError | None,
-        answers: Sequence[bytes | RowError],
-        error: RowError | None,
-        usage: Usage,
-        cost: int | None,
-    ) -> Settled:
-        """How it ended, with what is kept of it."""
-        return Settled(
-            self.note, self.leg, self.attempt, self.keys, self.fingerprints, self.started_at,
-            http_status=None if reply is None else reply.status,
-            error_class=None if error is None else error.error_class,
-            usage=usage,
-            cost=cost,
-            released=self.worst or 0,
-            latency_ms=reply.latency_ms if reply is not None else failure.latency_ms if failure else None,
-            first_token_ms=None if reply is None else reply.first_token_ms,
-            request_id=None if reply is None else request_id(reply.headers),
-            message=None if error is None else error.message,
-            answers=to_keep(pack, answers, error),
-        )  # fmt: skip
+    """Pico-dollars set aside in the purse."""
+    taken: list[tuple[Allowance, int]] = field(default_factory=list)
+    """Allowances with their permits."""
+    in_flight: bool = False
+    settled: Settled | None = None
+    """How it ended, once its reply is there."""
 
 
 @dataclass(slots=True)
@@ -313,6 +276,32 @@ def read_reply(
         named = request_id(reply.headers)
         problem = exc.error or RowError("malformed_reply", str(exc), reply.status, request_id=named)
         return (), problem, NO_USAGE
+
+
+def settlement(
+    noted: Noted,
+    pack: Pack,
+    reply: Reply | None,
+    failure: RequestError | None,
+    answers: Sequence[bytes | RowError],
+    error: RowError | None,
+    usage: Usage,
+    cost: int | None,
+) -> Settled:
+    """How a noted exchange ended, with what is kept of it."""
+    return Settled(
+        noted.note, noted.leg, noted.attempt, noted.keys, noted.fingerprints, noted.started_at,
+        http_status=None if reply is None else reply.status,
+        error_class=None if error is None else error.error_class,
+        usage=usage,
+        cost=cost,
+        released=noted.worst or 0,
+        latency_ms=reply.latency_ms if reply is not None else failure.latency_ms if failure else None,
+        first_token_ms=None if reply is None else reply.first_token_ms,
+        request_id=None if reply is None else request_id(reply.headers),
+        message=None if error is None else error.message,
+        answers=to_keep(pack, answers, error),
+    )  # fmt: skip
 
 
 def headed(reply: Reply | None) -> Reply | None:

@@ -124,7 +124,14 @@ def _prepared(
     with scratch_folder(workspace.state) as scratch:
         if jobs is None:
             jobs = sinks_of_jobs(loaded, workspace) if loaded.job.reads_job is not None else {}
-        facts = SourceFacts(workspace.folder, workspace.roots, scratch, jobs, {} if guessed_anew else known)
+        facts = SourceFacts(
+            workspace.folder,
+            workspace.roots,
+            scratch,
+            jobs,
+            {} if guessed_anew else known,
+            workspace.state / "columns" / f"{job.name}.json",
+        )
         with placed(loaded):
             reader = Reader(job.source, facts, known)
         with reader, contextlib.ExitStack() as closing:
@@ -152,7 +159,8 @@ def _prepared(
                     reader, used, job.sink.columns, _digest(steps), files, appending=job.sink.write == "append"
                 )
             key, carried = list(selection.key_schema), list(selection.carried_schema)
-            _check_names(loaded, steps, [field.name for field in (*key, *carried)])
+            # What a template reads travels along with the outputs.
+            _check_names(loaded, steps, [*(field.name for field in (*key, *carried)), *used])
             shape = TableShape(
                 key=tuple(field.name for field in key),
                 results=results_schema(key, carried, made),
@@ -252,7 +260,7 @@ def placed(loaded: LoadedJob) -> Iterator[None]:
 
 
 def _check_names(loaded: LoadedJob, steps: Sequence[ReadyStep], taken: Sequence[str]) -> None:
-    """Two columns of one name in the results are one too many."""
+    """Two columns of one name, in the results or on the way there, are one too many."""
     owner = dict.fromkeys(taken, "the source")
     for step in steps:
         for field in step.endpoint.fields:

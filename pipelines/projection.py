@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from connectors.contracts import Commit, Endpoint, Sink, TableShape, UsageMark
 from connectors.exchange import RowError, Values
-from connectors.ledger import Answer, Ledger
+from connectors.ledger import Ledger
+from connectors.ledger_entries import Answer
 from connectors.prices import usd
 from connectors.tables import usage_schema
 

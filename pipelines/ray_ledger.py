@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from connectors.ledger import Answer, Ledger, Settled
+from connectors.ledger import Ledger
+from connectors.ledger_entries import Answer, Noted, Settled
 from pipelines.collector import look_rarely
+from pipelines.ray_groups import Asked, packed, unpacked
 from pipelines.runs import crew_lock
 
 T = TypeVar("T")
@@ -17,8 +19,8 @@ T = TypeVar("T")
 NOTES = 1 << 28
 """Notes that one worker may make: the numbers of the next worker begin after them."""
 
-Asked = tuple[str, tuple[Any, ...]]
-"""(method of Ledger, its arguments): see Ledger.write_group."""
+LINGER = 0.005
+"""Seconds between groups of one worker at least: each costs Ray about 1.5 ms of CPU time, however much is in it."""
 
 
 @dataclass(slots=True)
@@ -61,17 +63,23 @@ class LedgerActor:
         self._accounts[worker] = Account()
         return self._first(worker)
 
-    async def write(self, worker: int, group: Sequence[Asked], released: Sequence[bytes]) -> Sequence[Any]:
-        """What each of these returns, written together. `released`: requests that have ended."""
+    async def write(self, worker: int, group: bytes) -> Sequence[int]:
+        """Write what `packed` made together; the places of what was not noted, as the day's budget has no room."""
         account = self._known(worker)
-        results = await self._ledger.write_group(group) if group else ()
-        for (name, given), result in zip(group, results, strict=True):
-            if name == "note":
-                account.requests += bool(result)
-            elif name == "settle":
-                account.count(given[0])
+        asked, released = unpacked(group)
+        results = await self._ledger.write_group(asked) if asked else ()
+        refused: list[int] = []
+        for place, ((name, given), result) in enumerate(zip(asked, results, strict=True)):
+            if name == "settle":
+                ended: Settled = given[0]
+                account.count(ended)
+                self._release(worker, [mark for mark, *_ in ended.answers])
+            elif name == "note":
+                account.requests += result
+                if not result:
+                    refused.append(place)
         self._release(worker, released)
-        return results
+        return refused
 
     async def lookup(self, worker: int, marks: Sequence[bytes]) -> tuple[dict[bytes, Answer], Sequence[bytes]]:
         """(kept answers, requests that other workers ask at the moment): all others are this worker's to ask now."""
@@ -141,6 +149,8 @@ class FarLedger:
         self.waited = 0.0
         """Seconds that what was queued took to be written, added up over all of it."""
         self._sending: asyncio.Task[None] | None = None
+        self._next = 0.0
+        """When another group may leave, by the clock of the loop."""
         self._released: list[bytes] = []
         self._claimed: set[bytes] = set()
         self._elsewhere: set[bytes] = set()
@@ -150,22 +160,16 @@ class FarLedger:
         self._notes += 1
         return self._notes
 
-    async def note(
-        self,
-        note: int,
-        leg: int,
-        attempt: int,
-        keys: bytes,
-        fingerprints: bytes,
-        reserved: int | None,
-        started_at: int,
-        day: tuple[str, int] | None = None,
-    ) -> bool:
-        given = (note, leg, attempt, keys, fingerprints, reserved, started_at, day)
-        return bool(await self._queued(("note", given)))
+    def note(self, noted: Noted, day: tuple[str, int] | None = None) -> asyncio.Future[bool]:
+        return self._queued(("note", (noted, day)))
 
-    async def settle(self, ended: Settled, day: str | None = None) -> None:
-        await self._queued(("settle", (ended, day)))
+    def take_back(self, noted: Noted, day: str | None = None) -> asyncio.Future[None]:
+        return self._queued(("take_back", (noted, day)))
+
+    def settle(self, ended: Settled, day: str | None = None) -> asyncio.Future[None]:
+        # With its answer a request has ended for whoever else wants it.
+        self._claimed.difference_update([mark for mark, *_ in ended.answers])
+        return self._queued(("settle", (ended, day)))
 
     async def keep(self, fingerprint: bytes, leg: int, request: bytes, reply: bytes) -> None:
         await self._queued(("keep", (fingerprint, leg, request, reply)))
@@ -194,7 +198,7 @@ class FarLedger:
         return await self._looked_up("settled", marks)
 
     def release(self, mark: bytes) -> None:
-        """The request has ended, with or without an answer to keep."""
+        """The request has ended, be it without an answer to keep."""
         if mark in self._claimed:
             self._claimed.discard(mark)
             self._released.append(mark)
@@ -221,23 +225,25 @@ class FarLedger:
 
     async def _send_groups(self) -> None:
         while self._queue or self._released:
-            # Whoever runs before this loop's next turn has the time to queue as well.
-            await asyncio.sleep(0)
+            # Whoever runs before this loop's next turn has the time to queue as well; where much is going on, others
+            # have more.
+            await asyncio.sleep(self._next - self._loop.time())
+            self._next = self._loop.time() + LINGER
             group, self._queue = self._queue, []
             released, self._released = self._released, []
             asked = [one for one, _, _ in group]
             try:
-                results = await answered(self._actor.write.remote(self._worker, asked, released))
+                refused = await answered(self._actor.write.remote(self._worker, packed(asked, released)))
             except Exception as exc:  # noqa: BLE001 - whoever waits gets it
                 for _, future, _ in group:
                     if not future.done():
                         future.set_exception(exc)
                 continue
             written = time.monotonic()
-            for (_, future, queued), result in zip(group, results, strict=True):
+            for place, ((name, _), future, queued) in enumerate(group):
                 self.waited += written - queued
                 if not future.done():
-                    future.set_result(result)
+                    future.set_result(place not in refused if name == "note" else None)
 
     def _from_thread(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -233,12 +233,20 @@ class FarPurse(Purse):
 class Leasing:
     """A worker's leases, renewed twice a second."""
 
-    def __init__(self, actor: Any, worker: int, allowances: Mapping[str, Allowance], purse: Purse) -> None:
-        """`actor`: the handle of a LimiterActor."""
+    def __init__(
+        self,
+        actor: Any,
+        worker: int,
+        allowances: Mapping[str, Allowance],
+        purse: Purse,
+        caught_up: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`actor`: the handle of a LimiterActor. `caught_up`: returns when what has ended by now is in the ledger."""
         self._actor = actor
         self._worker = worker
         self._allowances = allowances
         self._purse = purse
+        self._caught_up = caught_up
         self._needs = Needs(allowances)
         self._wanting = False
         self._money_wanted = False
@@ -266,6 +274,8 @@ class Leasing:
             )
             for name, allowance in self._allowances.items()
         }
+        # A place that others may have now is free in the ledger as well.
+        await self._caught_up()
         returned = self._purse.give_back() if self._money_wanted and isinstance(self._purse, FarPurse) else 0
         call = self._actor.renew.remote(self._worker, told, self._purse.spent, returned)
         renewed: Renewed = await answered(call)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from connectors.contracts import Provider
 from connectors.errors import JobError
 from connectors.exchange import Request
-from connectors.ledger import Answer
+from connectors.ledger_entries import Answer
 from connectors.limiter import Allowance
 from connectors.media import MediaReader
 from connectors.transport import HttpTransport, Timeouts
@@ -22,7 +22,7 @@ from pipelines.collector import look_rarely
 from pipelines.fanout import FanOut
 from pipelines.jobfile import Job, LoadedJob
 from pipelines.lanes import lanes_of
-from pipelines.packs import DayBudget, Lane, Outcome, Tries
+from pipelines.packs import DayBudget, Exchange, Lane, Outcome, Tries
 from pipelines.prepare import ReadyStep, media_reader_of, ready_steps
 from pipelines.purse import Purse
 from pipelines.ray_ledger import FarLedger
@@ -112,6 +112,24 @@ class SharedFanOut(FanOut):
             task.cancel()
         await super().close(grace)
 
+    async def caught_up(self) -> None:
+        """Wait until the exchanges that have ended by now are in the ledger."""
+        if self._settling:
+            await asyncio.wait(set(self._settling))
+
+    async def _exchange(self, exchange: Exchange, permit: int) -> asyncio.Future[None] | None:
+        settling = await super()._exchange(exchange, permit)
+        if settling is not None and exchange.settled is not None:
+            # Whoever waits for this place among the job's has its request noted right behind, with the same group.
+            of_job = exchange.pack.lane.allowances[1]
+            usage = exchange.settled.usage
+            used = None if usage.input_tokens is None else usage.input_tokens + (usage.output_tokens or 0)
+            for allowance, taken in exchange.taken:
+                if allowance is of_job:
+                    of_job.done(taken, exchange.tokens, used)
+            exchange.taken = [one for one in exchange.taken if one[0] is not of_job]
+        return settling
+
     def _queue(self, lane: Lane, requests: Sequence[Request], usable: Callable[[Answer], bool]) -> None:
         elsewhere = self._far.take_elsewhere([request.fingerprint for request in requests])
         super()._queue(lane, [request for request in requests if request.fingerprint not in elsewhere], usable)
@@ -172,7 +190,7 @@ class WorkerActor:
         self._watch = Watch(self._tally, self._fanout, own, self._purse)
         self._travels: set[Travel] = set()
         self._moved = asyncio.Event()
-        leasing = Leasing(limiter, number, allowances, self._purse)
+        leasing = Leasing(limiter, number, allowances, self._purse, self._fanout.caught_up)
         await leasing.renew()
         self._keeping = asyncio.create_task(self._keep_leasing(leasing))
         self._fanout.start()

@@ -25,6 +25,18 @@ WIDE = 16 << 10
 UNPACKED = 3
 """A row in memory against its share of the files."""
 
+MOST_MEMORY = 1_000_000_000
+"""Bytes that DuckDB may hold of a source, however large its rows are."""
+LEAST_MEMORY = 32_000_000
+TOGETHER = 2048
+"""Rows that DuckDB reads together, or a whole row group of fewer."""
+
+SMALL_PAGES = "^(parquet-cpp|parquet-mr|Polars)"
+"""Those whose pages take a megabyte; DuckDB's may be a column of a whole row group, held packed and unpacked."""
+
+AHEAD = "1MB"
+"""Of rows that wait to be fetched; DuckDB's own 10 MB are never needed, since it keeps up with any provider."""
+
 _AS_TEXT = ("ENUM", "BIT", "INTERVAL", "UNION", "TIME WITH TIME ZONE", '"NULL"')
 """Types that Arrow or Parquet have no plain column for."""
 _NESTED = ("STRUCT", "MAP", "UNION", "JSON")
@@ -37,8 +49,8 @@ class Reader:
         """`known`: column -> SQL type that it has where it holds no value."""
         self._source = source
         self._facts = facts
-        self._open = query_connection(facts.scratch)
-        self._db = self._open.__enter__()
+        self._open = contextlib.ExitStack()
+        self._db = self._open.enter_context(query_connection(facts.scratch))
         try:
             opened = source.connect(self._db, facts)
             self.relation = opened.relation
@@ -47,18 +59,21 @@ class Reader:
             self.row_bytes = self._measured(source.paths(facts), opened.nbytes)
             """About so many bytes a row takes."""
             if self.row_bytes > WIDE:
-                # DuckDB reads 2,048 rows at a time, or a whole row group of fewer.
-                self._db.execute("set memory_limit = '1GB'")
                 # After a join it would make 2,048 rows of small row groups again.
                 with contextlib.suppress(duckdb.CatalogException):
                     self._db.execute("set global debug_enable_caching_operators = false")
-            lock_down(self._db, [facts.scratch], [*source.paths(facts), *opened.urls])
+            self._db.execute(f"set memory_limit = '{MOST_MEMORY}B'")
             self._kinds = self._described()
+            self._db.execute(f"set memory_limit = '{self._memory(bool(opened.urls))}B'")
+            # A setting of one connection, not to be changed any more once they are locked.
+            self._rows = self._open.enter_context(contextlib.closing(self._db.cursor()))
+            self._rows.execute(f"set streaming_buffer_size = '{AHEAD}'")
+            lock_down(self._db, [facts.scratch], [*source.paths(facts), *opened.urls])
             self._follow(known)
             self.schema: pa.Schema = self._arrow_schema(self._kinds)
             self._check()
         except BaseException:
-            self._open.__exit__(None, None, None)
+            self._open.close()
             raise
 
     def __enter__(self) -> Self:
@@ -67,7 +82,11 @@ class Reader:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._open.__exit__(kind, value, trace)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the source, before the end of the `with` where nothing is to be read any more."""
+        self._open.close()
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -104,6 +123,10 @@ class Reader:
         """A connection for one more query while another's rows are being read."""
         return self._db.cursor()
 
+    def stream(self, query: str, rows: int) -> pa.RecordBatchReader:
+        """The rows of a query as they come, so many together; the rest of the one before is given up."""
+        return self._rows.sql(query).to_arrow_reader(rows)
+
     @property
     def scratch(self) -> Path:
         return self._facts.scratch
@@ -115,13 +138,31 @@ class Reader:
     def _measured(self, paths: Iterable[Path], elsewhere: int) -> float:
         files = [*paths, *self._facts.scratch.glob("*.parquet")]
         nbytes = UNPACKED * (elsewhere + sum(file.stat().st_size for file in files))
+        self._page = 0
         if parquet := [file for file in files if file.suffix == ".parquet"]:
             # Text that repeats itself is packed a hundred times smaller.
             told = f"parquet_metadata({literal_list(parquet)})"
-            ((plain,),) = self._db.execute(f"select sum(total_uncompressed_size) from {told}").fetchall()
+            sizes = "sum(total_uncompressed_size), max(total_uncompressed_size)"
+            ((plain, largest),) = self._db.execute(f"select {sizes} from {told}").fetchall()
             nbytes = max(nbytes, int(plain or 0))
+            made = (
+                f"parquet_file_metadata({literal_list(parquet)}) where not regexp_matches(created_by, '{SMALL_PAGES}')"
+            )
+            ((others,),) = self._db.execute(f"select count(*) from {made}").fetchall()
+            self._page = int(largest or 0) if others else min(int(largest or 0), 1 << 20)
         ((rows,),) = self._db.execute(f"select count(*) from {self.relation}").fetchall()
+        self._count = int(rows)
         return nbytes / max(1, int(rows))
+
+    def _memory(self, remote: bool) -> int:
+        """Bytes that DuckDB may hold: a join of more rows than that spills, but a spilled one needs its share as well.
+
+        Tried with keys of 16 and 62 characters: a million rows join in 32 and 40 MB, 3 in 48 and 80, 10 in 128.
+        """
+        if remote or self.row_bytes > WIDE:
+            return MOST_MEMORY
+        needed = 20_000_000 + 24 * self._count + 256_000 * len(self._kinds) + 3 * self._page
+        return min(MOST_MEMORY, max(LEAST_MEMORY, int(needed + 8 * TOGETHER * self.row_bytes)))
 
     def _described(self) -> dict[str, str]:
         cursor = self._db.execute(f"select * from {self.relation} limit 0")

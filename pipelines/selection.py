@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from connectors.contracts import Sink
 from connectors.errors import DataError, JobError, did_you_mean
 from connectors.exchange import OWN_CLASSES
-from connectors.snapshot import query_connection
+from connectors.snapshot import ROW_GROUP_ROWS, query_connection
 from connectors.sql_text import first_line, literal, literal_list, quoted, quoted_list
 from connectors.tables import failure_names
 from pipelines.reader import ROW_KEY, Reader
@@ -81,6 +81,10 @@ class Selection:
     rejects_there: int = 0
     """Lines that were no rows, in the sink's errors."""
     _seen: bool = False
+    _there: int = 0
+    """Rows of the sink's results and errors."""
+    _open: int | None = None
+    """Rows that are not done, kept in a file: so the second pass need not compare all of them again; None: not kept."""
     _parts: list[str] = field(default_factory=list)
     """The parts of the sink's results: rows there name theirs by its place (from 1), since a name takes more memory."""
     _marks: list[str] = field(default_factory=list)
@@ -132,7 +136,7 @@ class Selection:
 
     def see(self, sink: Sink | None) -> None:
         """Look at what the sink holds; None: as if it held nothing."""
-        self._seen = sink is not None
+        self._seen, self._there, self._open = sink is not None, 0, None
         if sink is None:
             return
         names = self.key_schema.names
@@ -155,10 +159,11 @@ class Selection:
                     f"{_short(quoted(failure['fingerprint']))} as _fp, {quoted(failure['error_class'])} as _class",
                 ),
             ):
-                db.execute(
+                copied = db.execute(
                     f"copy (select {quoted_list(names)}, {key_text(names)} as _key, {extra} from {source} "
-                    f"where {quoted(names[0])} is not null) to {literal(self._table(target))} (format parquet)"
-                )
+                    f"where {quoted(names[0])} is not null) to {self._kept(target)}"
+                ).fetchone()
+                self._there += int(copied[0]) if copied else 0
             nulls = " and ".join(f"{quoted(name)} is null" for name in names)
             counted = db.execute(f"select count(*) from {sink.errors_sql()} where {nulls}").fetchone()
             self.rejects_there = int(counted[0]) if counted else 0
@@ -169,41 +174,48 @@ class Selection:
         tests = {name: f"_status = {literal(name)}" for name in _STATUSES}
         tests["failed"] += f" and not {_is_one_of('_class', retried)}"
         counting = ", ".join(f"count(*) filter ({test})" for test in tests.values())
+        standing, db = self._standing([]), self.reader.cursor()
         try:
-            counted = self.reader.cursor().execute(f"select count(*), {counting} from {self._standing([])}")
+            if self._there:
+                kept = "if(_status = 'done', null, _key) as _key, _part, _in_errors, _class, _status"
+                db.execute(f"copy (select {kept} from {standing}) to {self._kept('standing')}")
+                standing = self._there_as("standing")
+            row = db.execute(f"select count(*), {counting} from {standing}").fetchone()
         except duckdb.OutOfMemoryException as exc:
             raise DataError(
                 f"source: {first_line(exc)}; its rows take {self.reader.row_bytes / 1e6:.1f} MB each: write the file "
                 "again with fewer rows in a row group"
             ) from exc
-        row = counted.fetchone()
         assert row is not None
-        return Counts(*row)
+        counts = Counts(*row)
+        self._open = counts.rows - counts.done if self._there else None
+        return counts
 
     def batches(self, rows: int, retried: frozenset[str]) -> Iterator[pa.RecordBatch]:
         """The rows to be asked, at most so many together: key, used and carried columns, `_key` (text), `_part` (of the
         old result, or null), `_in_errors`, `_row_fingerprint`. `retried`: own error classes that are asked again."""
         wanted = f"_status in ('new', 'changed') or (_status = 'failed' and {_is_one_of('_class', retried)})"
-        yield from self._read(
-            f"select * exclude (_status, _class) from {self._standing(self._columns())} where {wanted}", rows
-        )
+        columns = self._columns()
+        # The smaller table of the two is held while the rows are read: of a million rows with 100,000 to be asked 10 MB
+        # in place of 50; and where nothing is, the source is not read again.
+        told = self._standing(columns) if self._open is None or self._open > self._there else self._noted(columns)
+        yield from self._read(f"{self._with_part} from {told} where {wanted}", rows)
 
     def lookup(self, key: str) -> pa.Table | None:
         """The row with this key's text, as `batches` has it; None where there is none."""
-        query = f"select * exclude (_status, _class) from {self._standing(self._columns())} where _key = {literal(key)}"
+        query = f"{self._with_part} from {self._standing(self._columns())} where _key = {literal(key)}"
         found = list(self._read(query, 2))
         return pa.Table.from_batches(found[:1]) if found else None
 
     def departed(self) -> pa.Table:
         """The keys in the sink's results or errors that no selected row has."""
         names = quoted_list(self.key_schema.names)
-        there = " union ".join(f"select {names}, _key from read_parquet({literal(self._table(t))})" for t in _TABLES)
+        there = " union ".join(f"select {names}, _key from {self._there_as(table)}" for table in _TABLES)
         return self._keys(f"select {names} from ({there}) anti join {self._keyed([])} using (_key)")
 
     def left(self) -> int:
         """How many rows of the sink's results have a key that no selected row has."""
-        there = f"read_parquet({literal(self._table('seen'))})"
-        query = f"select count(*) from {there} anti join {self._keyed([])} using (_key)"
+        query = f"select count(*) from {self._there_as('seen')} anti join {self._keyed([])} using (_key)"
         ((count,),) = self.reader.cursor().execute(query).fetchall()
         return int(count)
 
@@ -211,9 +223,7 @@ class Selection:
         """The keys in the errors table whose row has its result."""
         names = quoted_list(self.key_schema.names)
         done = f"select _key from {self._standing([])} where _status = 'done'"
-        return self._keys(
-            f"select {names} from read_parquet({literal(self._table('failed'))}) semi join ({done}) using (_key)"
-        )
+        return self._keys(f"select {names} from {self._there_as('failed')} semi join ({done}) using (_key)")
 
     def _keys(self, query: str) -> pa.Table:
         if not self._seen:
@@ -226,7 +236,7 @@ class Selection:
     def _read(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
         try:
             fitting = max(1, int(CHUNK_BYTES / max(1.0, self.reader.row_bytes)))
-            found = self.reader.cursor().sql(query).to_arrow_reader(min(rows, fitting))
+            found = self.reader.stream(query, min(rows, fitting))
             fields = {field.name: field for field in self.reader.schema}
             schema = pa.schema([fields.get(field.name, field) for field in found.schema])
             for batch in found:
@@ -268,21 +278,36 @@ class Selection:
         return f"{text}, coalesce({quoted('_marks_' + name)}._mark, '')"
 
     def _standing(self, columns: Sequence[str]) -> str:
-        """The rows with `_status`, `_class`, `_part` and `_in_errors` beside them."""
+        """The rows with `_status`, `_class`, `_part` (its place) and `_in_errors` beside them."""
         keyed = self._keyed(columns)
         if not self._seen:
-            none = "cast(null as VARCHAR) as _part, false as _in_errors, cast(null as VARCHAR) as _class"
+            none = "cast(null as INTEGER) as _part, false as _in_errors, cast(null as VARCHAR) as _class"
             return f"(select *, {none}, 'new' as _status from {keyed})"
         done = "s._key is not null" if self.appending else f"s._fp = {_short('r._row_fingerprint')}"
         return (
-            f"(select r.*, {literal_list(self._parts)}[s._part] as _part, f._key is not null as _in_errors, "
-            "f._class as _class, "
+            "(select r.*, s._part as _part, f._key is not null as _in_errors, f._class as _class, "
             f"case when {done} then 'done' "
             f"when f._fp = {_short('r._row_fingerprint')} and {_is_one_of('f._class', OWN_CLASSES)} then 'failed' "
             "when s._key is null then 'new' else 'changed' end as _status "
-            f"from {keyed} r left join read_parquet({literal(self._table('seen'))}) s on s._key = r._key "
-            f"left join read_parquet({literal(self._table('failed'))}) f on f._key = r._key)"
+            f"from {keyed} r left join {self._there_as('seen')} s on s._key = r._key "
+            f"left join {self._there_as('failed')} f on f._key = r._key)"
         )
+
+    def _noted(self, columns: Sequence[str]) -> str:
+        """The same of the rows that are not done, as `counts` has told them apart."""
+        noted = f"(select * from {self._there_as('standing')} where _key is not null)"
+        return f"(select * from {self._keyed(columns)} r join {noted} using (_key))"
+
+    @property
+    def _with_part(self) -> str:
+        return f"select * exclude (_status, _class) replace ({literal_list(self._parts or [''])}[_part] as _part)"
+
+    def _there_as(self, name: str) -> str:
+        return f"read_parquet({literal(self._table(name))})"
+
+    def _kept(self, name: str) -> str:
+        # In small row groups: each is held while it is read.
+        return f"{literal(self._table(name))} (format parquet, row_group_size {ROW_GROUP_ROWS})"
 
     def _table(self, name: str) -> Path:
         return self.reader.scratch / f"{name}.parquet"
@@ -300,7 +325,7 @@ class Selection:
         path, chosen = self.reader.text(name), self.reader.chosen()
         query = f"select distinct {path} as p from {chosen} where {quoted(name)} is not null"
         with pq.ParquetWriter(self._mark_table(name), schema) as writer:
-            for batch in self.reader.cursor().sql(query).to_arrow_reader(MARKED):
+            for batch in self.reader.stream(query, MARKED):
                 paths = batch.column(0).to_pylist()
                 marks = [file_mark(path, self.reader.workspace) for path in paths]
                 writer.write_table(pa.table([paths, marks], schema=schema))

@@ -8,6 +8,7 @@ from connectors.errors import JobError, Stopped
 from connectors.prices import usd
 from pipelines.amounts import hanging
 from pipelines.job_run import Ended
+from pipelines.text_table import harmless
 from pipelines.yaml_lines import read_yaml
 
 WIDTH = 80
@@ -119,7 +120,7 @@ def in_words(told: Mapping[str, Any], path: str) -> str:
     for audit in told.get("audits") or ():
         lines.append(f"  audit {'passed' if audit['passed'] else 'FAILED'}: {audit['name']}")
     if told["stopped"] is not None:
-        lines.append(f"  stopped: {told['stopped']}")
+        lines.append(f"  stopped: {harmless(told['stopped'])}")
     for table, place in told["tables"].items():
         lines.append(f"  {table:<8} {place}")
     lines.append(f"  next: {_next(told, path)}")

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from connectors.exchange import Request, Usage
-from connectors.ledger import Settled
+from connectors.ledger_entries import Settled
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class StepTally:
     """The part of both that goes no further."""
     cost: int = 0
     busy: float = 0.0
-    """Seconds that senders were taken up by its exchanges, from asking for an allowance to the answer in the ledger."""
+    """Seconds that senders were taken up by its exchanges, from asking for an allowance to the end of the reply."""
     a_row: float = 1.0
     """Exchanges for one row, as long as none has told it."""
 
@@ -62,7 +62,8 @@ class Times:
     network: float = 0.0
     """From sending a request to the end of its reply."""
     beside: float = 0.0
-    """The rest of an exchange: noting and settling it in the ledger, and waiting for the loop's turn."""
+    """The rest of an exchange: noting it in the ledger, with the one before it being settled there, and waiting for the
+    loop's turn."""
 
     def add(self, waited: float, exchange: float, ended: Settled | None) -> None:
         """One request waited for its allowances, then for its exchange."""

@@ -46,6 +46,13 @@ def _head(name: str) -> str:
     return "cost" if name == "cost_usd" else name.replace("_", " ")
 
 
+def harmless(text: str) -> str:
+    """What others wrote, in one line: characters that a terminal obeys or that turn its direction are shown escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def minutes(text: str) -> str:
     """A moment, as all of a text, to the minute: 2026-11-24 15:00Z."""
     return _MOMENT.sub(r"\1 \2Z", text)
@@ -62,4 +69,4 @@ def _shown(name: str, value: object) -> str:
         return f"{value:,.6f}".rstrip("0").rstrip(".")
     if isinstance(value, int):
         return f"{value:,}"
-    return minutes(" ".join(str(value).split()))
+    return minutes(harmless(" ".join(str(value).split())))

@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from connectors.exchange import Request, Row, RowError
-from connectors.ledger import Answer, now_us
+from connectors.ledger import now_us
+from connectors.ledger_entries import Answer
 from connectors.media import MediaReader
 from connectors.media_fetch import FetchError
 from pipelines.fanout import FanOut
@@ -309,7 +310,8 @@ class Travel:
         for mark in list(outcomes):
             outcome = outcomes.pop(mark)
             request, rows = wanted[mark]
-            if outcome.sent:
+            # Another row's answer of this invocation, found in the ledger, is no more reused than one still in flight.
+            if outcome.sent or (outcome.run_id == self._run_id and outcome.at >= self._fanout.began):
                 for row in rows:
                     chunk.asked[row] = True
             problem = outcome.error

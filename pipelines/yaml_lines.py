@@ -51,7 +51,7 @@ _ADVICE = (
     (
         "mapping values are not allowed here",
         "a colon where none can be",
-        "put a text that holds one in quotes",
+        "check the indentation, or put a text that holds one in quotes",
     ),
     (
         "while parsing a flow",

@@ -10,7 +10,8 @@ import pytest
 
 from connectors.errors import JobError
 from connectors.exchange import RowError, Usage
-from connectors.ledger import Ledger, Settled
+from connectors.ledger import Ledger
+from connectors.ledger_entries import Noted, Settled
 
 MARK = b"0123456789abcdef"
 
@@ -31,7 +32,7 @@ async def noted(
     ledger: Ledger, leg: int, reserved: int | None = None, day: tuple[str, int] | None = None
 ) -> int | None:
     note = ledger.next_note()
-    return note if await ledger.note(note, leg, 1, b'["a"]', MARK, reserved, 1, day) else None
+    return note if await ledger.note(Noted(note, leg, 1, b'["a"]', MARK, 1, reserved), day) else None
 
 
 async def test_an_answer_is_found_by_its_fingerprint_with_the_run_that_paid_for_it(tmp_path: Path) -> None:
@@ -100,6 +101,51 @@ async def test_the_days_budget_refuses_what_does_not_fit_and_takes_back_what_was
     await ledger.settle(settled(ledger, note, leg, cost=10, released=60, usage=Usage(input_tokens=1)), "2026-01-01")
     assert await noted(ledger, leg, reserved=60, day=("2026-01-01", 100)) is not None
     assert ledger.query("select day, spent from days") == [("2026-01-01", 70)]
+    ledger.close()
+
+
+async def test_what_is_written_together_counts_in_the_order_in_which_it_came(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    leg = ledger.leg("run-1", "job", "step", "local", "chat", "m")
+    day = ("2026-01-01", 100)
+    first, second, third, fourth = (Noted(ledger.next_note(), leg, 1, b'["a"]', MARK, 1, 60) for _ in range(4))
+    ended = settled(ledger, first.note, leg, cost=30, released=60, answers=[(MARK, b"asked", b"reply", None)])
+    told = await ledger.write_group(
+        [
+            ("note", (first, day)),
+            ("note", (second, day)),
+            ("settle", (ended, "2026-01-01")),
+            ("note", (third, day)),
+            ("write_queued", ("update days set spent = spent - 5", ())),
+            ("take_back", (third, "2026-01-01")),
+            ("keep", (MARK, leg, b"asked", b"another reply")),
+            ("note", (fourth, day)),
+        ]
+    )
+    assert told == [True, False, None, True, None, None, None, True]
+    assert ledger.query("select id from noted") == [(fourth.note,)]
+    assert ledger.query("select day, spent from days") == [("2026-01-01", 85)]
+    assert ledger.query("select seq, cost from exchanges") == [(1, 30)]
+    assert ledger.lookup([MARK])[MARK].reply == b"another reply"
+    ledger.close()
+
+
+async def test_exchanges_are_numbered_without_gaps_though_a_group_fails(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    leg = ledger.leg("run-1", "job", "step", "local", "chat", "m")
+    one, other = await noted(ledger, leg), await noted(ledger, leg)
+    assert one is not None
+    assert other is not None
+    with pytest.raises(sqlite3.OperationalError):
+        await ledger.write_group(
+            [
+                ("settle", (settled(ledger, one, leg), None)),
+                ("write_queued", ("insert into no_such_table values (1)", ())),
+            ]
+        )
+    await ledger.settle(settled(ledger, other, leg))
+    assert ledger.query("select seq from exchanges") == [(1,)]
+    assert ledger.query("select id from noted") == [(one,)]
     ledger.close()
 
 

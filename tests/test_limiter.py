@@ -1,166 +1,15 @@
 """Allowances: limits are used almost whole and hardly ever overstepped, found where nobody states them, followed."""
 
 import asyncio
-import random
-import selectors
 import time
-from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from connectors.found_pace import EASED
 from connectors.limiter import FIRST_REFUSAL, HEADROOM, Allowance
 from connectors.pace import BURST, Pace
-
-T = TypeVar("T")
-
-
-class Leap(selectors.SelectSelector):
-    """Instead of waiting, the clock leaps."""
-
-    now = 1000.0
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        assert timeout is not None, "everybody waits for somebody else"
-        self.now += max(timeout, 1e-7)
-        return super().select(0)
-
-
-class LeapingLoop(asyncio.SelectorEventLoop):
-    """Minutes pass in moments, and always in the same way."""
-
-    def __init__(self) -> None:
-        self._leap = Leap()
-        super().__init__(self._leap)
-
-    def time(self) -> float:
-        return self._leap.now
-
-
-def leaping(work: Callable[[Callable[[], float]], Coroutine[Any, Any, T]]) -> T:
-    """Run the coroutine that `work` makes of the clock."""
-    loop = LeapingLoop()
-    try:
-        return loop.run_until_complete(work(loop.time))
-    finally:
-        loop.close()
-
-
-@dataclass
-class Key:
-    """A provider's key with a limit of requests or tokens, in a sliding minute or in a bucket of a second's worth."""
-
-    requests: int | None = None
-    tokens: int | None = None
-    window: bool = False
-    seen: deque[tuple[float, float]] = field(default_factory=deque)
-    level: float = 0.0
-    filled: float | None = None
-
-    @property
-    def limit(self) -> int:
-        return self.requests or self.tokens or 0
-
-    def _amount(self, tokens: float) -> float:
-        return 1.0 if self.requests else tokens
-
-    def wait(self, now: float, tokens: float) -> float:
-        """Seconds until the request would pass; 0: it passes now."""
-        amount = self._amount(tokens)
-        rate = self.limit / 60
-        if self.window:
-            while self.seen and self.seen[0][0] <= now - 60:
-                self.seen.popleft()
-            if self.used + amount > self.limit:
-                return self.seen[0][0] + 60 - now + 0.001
-        else:
-            before = now - 1 if self.filled is None else self.filled
-            self.level, self.filled = min(max(1.0, rate), self.level + (now - before) * rate), now
-            if self.level < min(amount, rate):
-                return (min(amount, rate) - self.level) / rate + 0.001
-            self.level -= amount
-        self.seen.append((now, amount))
-        return 0.0
-
-    @property
-    def used(self) -> float:
-        return float(len(self.seen)) if self.requests else sum(amount for _, amount in self.seen)
-
-    @property
-    def left(self) -> int:
-        return max(0, int(self.limit - self.used if self.window else self.level))
-
-
-@dataclass
-class Seen:
-    """What came of the requests: (second, tokens) of each that passed, seconds of the refused."""
-
-    passed: list[tuple[float, float]] = field(default_factory=list)
-    refused: list[float] = field(default_factory=list)
-
-    def share(self, per_minute: float, start: float, end: float, tokens: bool = False) -> float:
-        """Of the limit, what was used between two moments."""
-        return sum(amount if tokens else 1 for at, amount in self.passed if start <= at < end) / (
-            per_minute / 60 * (end - start)
-        )
-
-    @property
-    def refused_share(self) -> float:
-        return len(self.refused) / (len(self.passed) + len(self.refused))
-
-
-def drive(
-    key: Key,
-    seconds: float,
-    *,
-    told: tuple[float | None, float | None] = (None, None),
-    senders: int = 150,
-    headers: bool = False,
-    states_wait: bool = True,
-    guess: int = 125,
-    changes: tuple[tuple[float, Callable[[Key], None]], ...] = (),
-    others: float = 0.0,
-) -> Seen:
-    """So many senders ask as fast as the allowance lets them; `others`: requests a second of another program."""
-
-    async def run(now: Callable[[], float]) -> Seen:
-        allowance = Allowance(told[0], told[1], None, longest_hold=900, longest_wait=60, now=now)
-        began, dice, seen, due = now(), random.Random(7), Seen(), deque(changes)
-
-        async def sender() -> None:
-            while now() - began < seconds:
-                tokens = dice.randint(50, 200)
-                permit = await allowance.take(guess)
-                await asyncio.sleep(dice.uniform(0.005, 0.015))
-                while due and now() - began >= due[0][0]:
-                    due.popleft()[1](key)
-                wait = key.wait(now(), tokens)
-                at, limit, left = now() - began, key.limit, key.left
-                if not wait:
-                    await asyncio.sleep(dice.uniform(0.1, 0.3))
-                if headers:
-                    limits, lefts = ((limit, None), (left, None)) if key.requests else ((None, limit), (None, left))
-                    allowance.learn(limits, lefts)
-                if wait:
-                    seen.refused.append(at)
-                    allowance.refused(permit, wait if states_wait else None)
-                else:
-                    seen.passed.append((at, tokens))
-                    allowance.succeeded(permit)
-                allowance.done(permit, guess, None if wait else tokens)
-
-        async def another_program() -> None:
-            while others and now() - began < seconds:
-                await asyncio.sleep(1 / others)
-                key.wait(now(), 1)
-
-        await asyncio.gather(another_program(), *(sender() for _ in range(senders)))
-        return seen
-
-    return leaping(run)
+from tests.simulated_key import Key, Moody, drive, leaping
 
 
 @pytest.mark.parametrize("window", [True, False], ids=["sliding minute", "bucket"])
@@ -321,20 +170,6 @@ def test_a_burst_of_refusals_lowers_the_pace_once_and_waits_for_the_longest_time
     assert found == pytest.approx(EASED * 199 / 200 * 3000 * HEADROOM, rel=0.02)
 
 
-@dataclass
-class Moody(Key):
-    """Refuses a share of whatever it is asked, beside what its limit asks for."""
-
-    share: float = 0.1
-    asks: float = 1e-9
-    dice: random.Random = field(default_factory=lambda: random.Random(3))
-
-    def wait(self, now: float, tokens: float) -> float:
-        if self.dice.random() < self.share:
-            return self.asks
-        return super().wait(now, tokens) if self.requests else 0.0
-
-
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
 @pytest.mark.parametrize("states_wait", [True, False], ids=["retry-after: 0", "no word"])
 def test_refusals_that_have_nothing_to_do_with_the_pace_do_not_lower_it_for_long(
@@ -362,6 +197,27 @@ def test_a_provider_that_refused_all_at_first_is_used_at_full_speed_as_soon_as_i
 
     seen = drive(Late(), 30, senders=20)
     assert seen.share(60, 15, 30) >= 0.9 * 20 / 0.21
+
+
+@pytest.mark.parametrize("share", [0.01, 0.02, 0.05])
+@pytest.mark.parametrize("states_wait", [True, False], ids=["retry-after: 0", "no word"])
+def test_such_refusals_beside_a_limit_do_not_hide_it(share: float, states_wait: bool) -> None:
+    seen = drive(Moody(requests=3000, share=share), 150, senders=64, states_wait=states_wait)
+    assert seen.share(3000, 20, 150) >= 0.7
+    assert seen.refused_share <= share + 0.025
+
+
+def test_a_demand_little_above_the_limit_is_no_mood() -> None:
+    # 140 senders that need 0.21 s each ask for a third more than there is.
+    seen = drive(Key(requests=30000), 60, senders=140)
+    assert seen.share(30000, 20, 60) >= 0.95
+    assert seen.refused_share <= 0.005
+
+
+def test_who_has_a_half_of_the_key_finds_the_limit_of_the_whole() -> None:
+    seen = drive(Key(requests=1500), 60, senders=64, part=0.5)
+    assert seen.kept_per_minute == pytest.approx(3000, rel=0.1)
+    assert seen.share(1500, 20, 60) >= 0.95
 
 
 def test_a_limit_that_falls_to_a_tenth_is_no_mood() -> None:

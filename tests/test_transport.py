@@ -27,6 +27,7 @@ class RawServer:
         self.hangs_up = False
         """Whether the connection ends with the last answer."""
         self.asked = asyncio.Event()
+        self.writers: list[asyncio.StreamWriter] = []
 
     async def __aenter__(self) -> "RawServer":
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
@@ -40,6 +41,7 @@ class RawServer:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self.writers.append(writer)
         try:
             while self.answers:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -117,6 +119,30 @@ async def test_a_connection_is_used_again(transport: Callable[..., HttpTransport
     told = [(r.status, r.body, r.headers["x-request-id"]) if isinstance(r, Reply) else r for r in replies]
     assert told == [(200, b"{}", "r-7")] * 3
     assert server.connections == 1
+
+
+async def test_a_reply_that_nobody_asked_for_answers_no_request(server: RawServer) -> None:
+    server.answers = [OK, OK]
+    sending = HttpTransport(Timeouts(), 1)
+    await ask(sending, server)
+    server.writers[0].write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray")
+    await server.writers[0].drain()
+    for _ in range(20):
+        # Until it has arrived at the connection that rests.
+        await asyncio.sleep(0.001)
+    second = await ask(sending, server)
+    await sending.close()
+    assert isinstance(second, Reply), second
+    assert (second.body, server.connections) == (b"{}", 2)
+
+
+async def test_silence_after_an_early_hint_is_silence(server: RawServer) -> None:
+    server.answers = [b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"]
+    sending = HttpTransport(Timeouts(idle=0.2, total=20), 1)
+    failure = await ask(sending, server)
+    await sending.close()
+    assert isinstance(failure, RequestError)
+    assert (failure.error_class, str(failure)) == ("timeout", "the server went silent before its reply began")
 
 
 @pytest.mark.parametrize(

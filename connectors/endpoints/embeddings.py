@@ -1,18 +1,17 @@
 """POST /embeddings: many rows a request, one vector a row."""
 
-import base64
-import binascii
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import orjson
 import pyarrow as pa
+from pybase64 import b64decode
 from pydantic import Field
 
 from connectors.contracts import MalformedReply, OneByOne, StepFacts, StepModel
 from connectors.errors import JobError, did_you_mean
-from connectors.exchange import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint, trimmed
+from connectors.exchange import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.params import Check, check_params, one_of, text, whole
 from connectors.replies import is_error, row_error
 from connectors.template import Template, TemplateProblem
@@ -34,6 +33,9 @@ SIZES: Mapping[str, int] = {
 """The reference, section 7.4."""
 UNCUT = frozenset({"text-embedding-ada-002"})
 """Models that take no `dimensions`."""
+
+PLACE = "\0the text\0"
+"""Stands for it while the rest of a body is written."""
 
 EMBEDDING_PARAMS: Mapping[str, Check] = {
     "user": text,
@@ -89,6 +91,8 @@ class Embeddings(OneByOne):
         if step.dimensions is not None and step.dimensions != known:
             self._fixed["dimensions"] = step.dimensions
         self._fixed |= step.extra_body
+        # What stands before and after the text, or the texts, in a request's body.
+        self._head, _, self._tail = orjson.dumps({**self._fixed, "input": PLACE}).partition(orjson.dumps(PLACE))
         vector = pa.list_(pa.float32()) if self.unsized else pa.list_(pa.float32(), self._size)
         self._column = pa.field(step.output or step.name, vector)
         self.fields = (self._column,)
@@ -103,7 +107,7 @@ class Embeddings(OneByOne):
         """The request for the row's text alone."""
         try:
             said = self._input.render(row)
-            body = trimmed(orjson.dumps({**self._fixed, "input": said}))
+            body = b"".join((self._head, orjson.dumps(said), self._tail))
         except (TemplateProblem, TypeError) as exc:
             return RowError("input", str(exc))
         if not said:
@@ -136,8 +140,9 @@ class Embeddings(OneByOne):
 
     def call(self, pack: Sequence[Request]) -> Call:
         """All texts in one list."""
-        texts = [orjson.loads(request.body)["input"] for request in pack]
-        return Call("POST", self.path, orjson.dumps({**self._fixed, "input": texts}))
+        start, end = len(self._head), -len(self._tail)
+        texts = b",".join([request.body[start:end] for request in pack])
+        return Call("POST", self.path, b"".join((self._head, b"[", texts, b"]", self._tail)))
 
     def answers(self, pack: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
         """Each text's vector as little-endian float32 bytes, in the order of the pack."""
@@ -149,29 +154,31 @@ class Embeddings(OneByOne):
         if not isinstance(data, list) or len(data) != len(pack):
             found = len(data) if isinstance(data, list) else "no"
             raise MalformedReply(f"{found} vectors came for {len(pack)} texts")
-        vectors: list[bytes | RowError | None] = [None] * len(pack)
+        vectors: list[bytes | None] = [None] * len(pack)
         for entry in data:
             place = entry.get("index") if isinstance(entry, dict) else None
             if type(place) is not int or not 0 <= place < len(pack) or vectors[place] is not None:
                 raise MalformedReply(f"an index of the vectors is missing, doubled or out of range: {place!r}")
             vectors[place] = self._vector(entry.get("embedding"))
-        return [vector for vector in vectors if vector is not None]
+        whole = [vector for vector in vectors if vector is not None]
+        if np.isfinite(np.frombuffer(b"".join(whole), dtype="<f4")).all():
+            return whole
+        # Of this text alone, and it will come again: its neighbours keep their vectors.
+        odd = RowError("invalid_answer", "the vector holds NaN or infinity")
+        return [vector if np.isfinite(np.frombuffer(vector, dtype="<f4")).all() else odd for vector in whole]
 
-    def _vector(self, told: Any) -> bytes | RowError:
+    def _vector(self, told: Any) -> bytes:
         try:
             if isinstance(told, str):
-                raw = base64.b64decode(told, validate=True)
+                raw = b64decode(told, validate=True)
             else:
                 raw = np.asarray(told, dtype="<f4").tobytes()
-        except (binascii.Error, ValueError, TypeError) as exc:
+        except (ValueError, TypeError) as exc:
             raise MalformedReply(f"a vector cannot be read: {exc}") from exc
         if len(raw) != 4 * self._size and not (self.unsized and raw and len(raw) % 4 == 0):
             raise MalformedReply(
                 f"a vector has {len(raw) / 4:g} numbers, {self._size} were expected; is `dimensions` right?"
             )
-        if not np.isfinite(np.frombuffer(raw, dtype="<f4")).all():
-            # Of this text alone, and it will come again: its neighbours keep their vectors.
-            return RowError("invalid_answer", "the vector holds NaN or infinity")
         return raw
 
     def usage(self, pack: Sequence[Request], reply: Reply) -> Usage:
@@ -195,12 +202,17 @@ class Embeddings(OneByOne):
         """One fixed-size list column, its numbers taken from the bytes as they are."""
         if self.unsized:
             return [pa.nulls(len(values), self._column.type)]
-        empty = bytes(4 * self._size)
-        joined = b"".join(empty if row is None else row[0] for row in values)
+        size = 4 * self._size
+        empty = bytes(size)
+        # In Arrow's own memory, where it stays until it is committed: among Python's small values it would leave holes.
+        buffer = pa.allocate_buffer(len(values) * size)
+        view = memoryview(buffer).cast("B")
+        for place, row in enumerate(values):
+            view[place * size : (place + 1) * size] = empty if row is None else row[0]
         mask = None
         if any(row is None for row in values):
             mask = pa.array([row is None for row in values], pa.bool_())
-        numbers = pa.Array.from_buffers(pa.float32(), len(values) * self._size, [None, pa.py_buffer(joined)])
+        numbers = pa.Array.from_buffers(pa.float32(), len(values) * self._size, [None, buffer])
         return [pa.FixedSizeListArray.from_arrays(numbers, self._size, mask=mask)]
 
     def _read(self, body: bytes) -> Any:

@@ -31,7 +31,7 @@ FRESH = ".fresh/"
 """Where results and errors are built anew, beside those that they will replace."""
 SMALL_FILES = 20
 """More small files than these are compacted."""
-SMALL_BYTES = 32 << 20
+SMALL_BYTES = 16 << 20
 TOLD = "_told"
 """In the rows of a MERGE into errors: `cleared`, `failed`, or `added` for a row that replaces none."""
 REFUSED = frozenset({"deletionVectors", "columnMapping"})

@@ -39,7 +39,25 @@ class ParquetSource(SourceModel):
             for file in files:
                 _check(connection, file)
             raise DataError(f"{files[0]}: {first_line(exc)}; make the files' columns agree") from exc
+        self._check_key(connection, relation, files)
         return Opened(relation, urls=urls, nbytes=sum(one.size for one in objects))
+
+    def _check_key(self, connection: duckdb.DuckDBPyConnection, relation: str, files: list[str]) -> None:
+        """DataError for a key of decimals that DuckDB rounds."""
+        key = (self.key,) if isinstance(self.key, str) else tuple(self.key or ())
+        described = connection.execute(f"select * from {relation} limit 0").description or ()
+        doubles = [str(column[0]) for column in described if str(column[1]) == "DOUBLE" and column[0] in key]
+        if doubles:
+            told = f"parquet_schema({literal_list(files)})"
+            rounded = connection.execute(
+                f"select name, file_name, precision from {told} where list_contains({literal_list(doubles)}, name) "
+                "and precision > 38 limit 1"
+            ).fetchone()
+            if rounded is not None:
+                raise DataError(
+                    f"source.key: {rounded[0]} holds decimals of {rounded[2]} digits in {rounded[1]}, of which 17 "
+                    "would be read; write the column as text"
+                )
 
 
 def _described(connection: duckdb.DuckDBPyConnection, relation: str) -> None:

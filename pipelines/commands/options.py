@@ -38,12 +38,19 @@ def override_options(command: Decorated) -> Decorated:
         click.option("--limit", type=click.IntRange(min=0), help="Only the first N rows, after `where`."),
         click.option("--provider", help="Ask this provider in all steps."),
         click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any key of the job."),
-        click.option("--sink", metavar="PATH", help="Write here instead."),
+        click.option("--sink", metavar="PATH", callback=_named, help="Write here instead."),
         click.option("--budget-usd", type=click.FloatRange(min=0), help="What the run may cost."),
         click.option("--delivery", type=click.Choice(["online", "batch"]), help="One by one, or by the Batch API."),
     ):
         with_overrides = option(with_overrides)
     return with_overrides
+
+
+def _named(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """A variable of the shell that is not set must not send rows to the sink of the job file."""
+    if value == "":
+        raise click.BadParameter("is empty; name a folder or a file", context, option)
+    return value
 
 
 def job_files(paths: tuple[str, ...]) -> list[Path]:

@@ -1,12 +1,14 @@
 """`rowmill run` and `rowmill retry`: ask for the rows of one job or of many, and tell how it ended."""
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import orjson
 
-from connectors.errors import INTERRUPTED_QUERY, JobError, RowmillError, from_system
+from connectors.errors import INTERRUPTED_QUERY, JobError, RowmillError, from_database, from_system
 from connectors.exchange import OWN_CLASSES, RETRIED_CLASSES, STOPPING_CLASSES
 from pipelines.commands.options import job_argument, job_files, override_options
 from pipelines.log_lines import DEFECT, Level, log_line, tell_defect, tell_problem
@@ -65,10 +67,11 @@ def run_command(
     """
     on_ray = engine == "ray"
     if compare:
-        if on_ray:
-            raise JobError("--compare: asks for a few rows only; leave --engine ray out")
-        if change is not None:
-            raise JobError("--compare: writes nothing; leave --schema-change out")
+        with _telling(job_files(jobs) if as_json else ()):
+            if on_ray:
+                raise JobError("--compare: asks for a few rows only; leave --engine ray out")
+            if change is not None:
+                raise JobError("--compare: writes nothing; leave --schema-change out")
         return _compare(jobs, overrides, as_json, "json" if log == "json" else "plain", quiet)
     return _run_all(jobs, overrides, new_run, None, as_json, log, quiet, on_ray, change)
 
@@ -89,9 +92,23 @@ def retry_command(job: str, classes: str | None, as_json: bool, log: str, quiet:
     """
     known = OWN_CLASSES | RETRIED_CLASSES | STOPPING_CLASSES | {"unknown", "budget"}
     wanted = frozenset(known if classes is None else (name.strip() for name in classes.split(",")))
-    for name in sorted(wanted - known):
-        raise JobError(f"--class {name}: no such error class; known here: {', '.join(sorted(known))}")
+    with _telling(job_files((job,)) if as_json else ()):
+        for name in sorted(wanted - known):
+            raise JobError(f"--class {name}: no such error class; known here: {', '.join(sorted(known))}")
     return _run_all((job,), NONE, False, wanted, as_json, log, quiet)
+
+
+@contextlib.contextmanager
+def _telling(files: Iterable[Path]) -> Iterator[None]:
+    """A mistake that ends the command before any job begins is told for each of these files on stdout."""
+    from pipelines.summary import job_name, nothing_done
+
+    try:
+        yield
+    except RowmillError as exc:
+        for file in files:
+            click.echo(orjson.dumps(nothing_done(job_name(file), exc.exit_code, str(exc))))
+        raise
 
 
 def _compare(
@@ -102,7 +119,8 @@ def _compare(
 
     codes: list[int] = []
     for path in job_files(jobs):
-        report = compare_run(path, overrides, log, quiet)
+        with _telling((path,) if as_json else ()):
+            report = compare_run(path, overrides, log, quiet)
         codes.append(report["exit_code"])
         click.echo(orjson.dumps(for_programs(report), default=str) if as_json else in_words(report))
     return min(codes, key=WORST_FIRST.index, default=0)
@@ -121,7 +139,7 @@ def _run_all(
 ) -> int:
     from pipelines.job_graph import GraphJob, graph_of
     from pipelines.many import run_many
-    from pipelines.summary import for_programs, in_words, job_name, nothing_done
+    from pipelines.summary import for_programs, in_words
 
     codes: list[int] = []
     as_lines = log == "json"
@@ -139,12 +157,8 @@ def _run_all(
             tell_problem(f"{told['job']}: stopped: {told['stopped']}", as_lines, told["job"], told["run_id"])
 
     files = job_files(jobs)
-    try:
+    with _telling(files if as_json else ()):
         graph = graph_of(files, overrides)
-    except RowmillError as exc:
-        for file in files if as_json else ():
-            click.echo(orjson.dumps(nothing_done(job_name(file), exc.exit_code, str(exc))))
-        raise
     if len(graph) == 1:
         one = graph[0]
         told = _one(one.path, overrides, new_run, retry, "json" if log == "json" else "plain", quiet, on_ray, change)
@@ -198,8 +212,12 @@ def _one(
     except Exception as exc:
         if str(exc) == INTERRUPTED_QUERY:
             raise
-        told = nothing_done(told["job"], 3, DEFECT)
-        tell_defect(exc, log == "json", told["job"], None)
+        if (broken := from_database(exc)) is not None:
+            told = nothing_done(told["job"], broken.exit_code, str(broken))
+            say(str(broken))
+        else:
+            told = nothing_done(told["job"], 3, DEFECT)
+            tell_defect(exc, log == "json", told["job"], None)
     for failed in failed_words(told.get("audits", ())):
         say(f"{told['job']}: {failed}")
     if (warned := notify_of(path, overrides, told)) is not None:

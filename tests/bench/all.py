@@ -6,7 +6,7 @@
 
 chat        rows/s of a bare aiohttp loop, the official SDK and Rowmill; a server that answers at once; 10,000 rows
 chat-100000 the same, 100,000 rows
-latency     100,000 rows, a server that takes 200 ms; 200 and 500 in flight; the share of concurrency / latency, cores used
+latency     100,000 rows, a server that takes 200 ms; 200 and 500 in flight; share of concurrency / latency, cores used
 embeddings  100,000 texts, 1,536 float32, 64 a request
 disk        a gigabyte of vectors written as a part, beside as many bytes written as they are
 typed       ten fields, nested, beside plain text

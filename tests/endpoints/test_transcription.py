@@ -318,8 +318,10 @@ async def test_the_form_that_a_server_sees(seen: tuple[str, list[Any]], tmp_path
         key=lambda part: part,
     )
     path.write_bytes(b"other")
-    with pytest.raises(OSError, match="has changed since"):
+    with pytest.raises(OSError, match="has changed since") as found:
         it.call([asked(it, sound=sound)])
+    # These words stand in the row's error.
+    assert found.value.strerror == "it has changed since the run looked at it; run again"
 
 
 def test_a_text_that_looks_like_a_name_of_media_stays_text() -> None:

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import resource
 import shutil
 import sqlite3
 import subprocess
@@ -15,15 +14,9 @@ from typing import Any
 import duckdb
 import pytest
 
+from tests.forked import COMMAND, Forked
+
 Read = Callable[..., list[dict[str, Any]]]
-
-
-def run_in_a_process(job: Path, before: Callable[[], None] | None = None) -> tuple[int, dict[str, Any], str]:
-    """(exit code, the `--json` object, stderr) of a run in a process of its own."""
-    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "run", str(job), "--json", "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=before, timeout=60, check=False)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr
 
 
 def one_line(text: str) -> str:
@@ -41,11 +34,11 @@ def test_a_disk_that_fills_up_stops_the_run_and_loses_no_answer(
     provider.script = lambda path, body, count: chat_reply(body["messages"][-1]["content"] * 500)
     job = workspace.job()
 
-    def little_room() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
-
-    code, told, err = run_in_a_process(job, little_room)
+    little_room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))"
+    code, out, err = Forked(f"{little_room}\n{COMMAND}", "run", job, "--json", "--quiet").ended()
+    assert "Traceback" not in err
     assert code == 3, err
+    told = json.loads(out) if out else {}
     assert "ledger" in str(told.get("stopped")) or "ledger" in err
     kept = len(provider.seen)
     assert 0 < kept < 400

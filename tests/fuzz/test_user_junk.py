@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines.cli import exit_code_of
 
-QUICK = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 SQL_WORDS = (
     "id text = <> ( ) 'a' \"id\" and or not null is like length lower select from where case when then end , ; -- /* "
     "*/ 1 0.5 -1 in between :: int cast as date interval '1 day' [1] {'a':1} * $1 ? @ # \\ % unnest lambda x: exists "
@@ -63,7 +63,7 @@ CSV_BYTES = st.one_of(
 
 
 @pytest.mark.parametrize("more", ["", ", rejects: keep", ", encoding: utf-16", ", header: false", ', delimiter: ";"'])
-@settings(QUICK, max_examples=40)
+@QUICK
 @given(content=CSV_BYTES)
 def test_any_bytes_are_a_table_or_are_told(folder: Path, more: str, content: bytes) -> None:
     (folder / "rows.csv").write_bytes(content)
@@ -76,7 +76,7 @@ def test_any_bytes_are_a_table_or_are_told(folder: Path, more: str, content: byt
         assert "; " in line
 
 
-@settings(QUICK, max_examples=40)
+@QUICK
 @given(content=CSV_BYTES.filter(lambda content: content.strip() != b""))
 def test_any_line_of_json_is_a_row_or_is_told(folder: Path, content: bytes) -> None:
     (folder / "rows.jsonl").write_bytes(b'{"id": 1, "text": "x"}\n' + content)

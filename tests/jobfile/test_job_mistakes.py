@@ -180,7 +180,7 @@ LONG = {
     "webhook": 'write e.g. webhook: "https://example.org/hook"',
     "template": 'put a template in quotes: "{{ column }}"',
     "close": "close it, or put a template in quotes",
-    "colon": "put a text that holds one in quotes",
+    "colon": "check the indentation, or put a text that holds one in quotes",
 }
 
 

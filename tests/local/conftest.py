@@ -10,6 +10,21 @@ import pytest
 from connectors.local.server import LocalOptions, LocalServer
 
 Serve = Callable[..., str]
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the current weather in a given location",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "location": {"type": "string"},
+                "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+            },
+            "required": ["location"],
+        },
+    },
+}
 
 
 @pytest.fixture(scope="session")

@@ -11,22 +11,8 @@ import pytest
 from pydantic import BaseModel, Field
 
 from connectors.tokens import chat_tokens, count_tokens
+from tests.local.conftest import WEATHER
 
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Get the current weather in a given location",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "location": {"type": "string"},
-                "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
-            },
-            "required": ["location"],
-        },
-    },
-}
 STOCKS = {
     "type": "function",
     "function": {

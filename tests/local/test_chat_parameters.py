@@ -6,21 +6,7 @@ import httpx2 as httpx
 import openai
 import pytest
 
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Get the current weather in a given location",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "location": {"type": "string"},
-                "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
-            },
-            "required": ["location"],
-        },
-    },
-}
+from tests.local.conftest import WEATHER
 
 
 def asking(text: str = "Hello there. How are you?", **more: Any) -> dict[str, Any]:

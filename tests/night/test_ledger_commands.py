@@ -95,6 +95,56 @@ def test_prune_goes_by_age_and_drops_files_of_large_answers(workspace: Any, prov
     assert "--older-than 90 days: no age" in cli.err
 
 
+VECTORS = '[{name: v, endpoint: embeddings, provider: test, model: e, input: "{{ text }}", dimensions: 4096}]'
+
+
+def long_vectors(path: str, body: Any, count: int) -> dict[str, Any]:
+    """A reply of 16 KB a text."""
+    data = [{"index": place, "embedding": [place, *[0.5] * 4095]} for place in range(len(body["input"]))]
+    return {"data": data, "model": "e", "usage": {"prompt_tokens": 1, "total_tokens": 1}}
+
+
+def test_prune_drops_a_file_of_many_answers_with_the_last_of_them(
+    workspace: Any, provider: Any, cli: Any, read: Read
+) -> None:
+    provider.script = long_vectors
+    workspace.csv(20)
+    job = workspace.job(steps=VECTORS)
+    assert cli.run(job)["requests"] == 1
+    folder = workspace.folder / ".rowmill" / "answers"
+    (file,) = (path for path in folder.rglob("*") if path.is_file())
+    assert ledger(cli, workspace, "show", "--json") == 0
+    told = json.loads(cli.out)
+    assert (told["answers"], told["answers_in_files"]) == (20, 20)
+    assert told["jobs"][0]["answer_bytes"] > 20 * 4 * 4096
+    whole = read(workspace.folder / "out")
+    assert cli("rebuild", job) == 0
+    assert read(workspace.folder / "out") == whole
+    old = now_us() - round(timedelta(days=100).total_seconds() * 1e6)
+    sql(workspace, f"update answers set at = {old} where id < 20")
+    # As a process leaves it that is killed before its ledger knows of it.
+    (file.parent / "70000000042").write_bytes(file.read_bytes())
+    (file.parent / "unfinished.7.part").write_bytes(b"\xff" * 9)
+    assert ledger(cli, workspace, "prune", "--older-than", "90d", "--answers-only") == 0
+    assert cli.out.startswith("dropped 19 answers")
+    assert [path for path in folder.rglob("*") if path.is_file()] == [file]
+    sql(workspace, f"update answers set at = {old}")
+    assert ledger(cli, workspace, "prune", "--older-than", "90d", "--answers-only") == 0
+    assert [path for path in folder.rglob("*") if path.is_file()] == []
+
+
+def test_a_file_of_answers_goes_when_all_of_its_rows_are_committed(workspace: Any, provider: Any, cli: Any) -> None:
+    path = workspace.folder / "rowmill.yaml"
+    path.write_text(path.read_text() + "keep_answers: committed\n")
+    provider.script = long_vectors
+    workspace.csv(20)
+    job = workspace.job(steps=VECTORS)
+    assert cli.run(job)["rows_ok"] == 20
+    assert sql(workspace, "select count(*) from answers") == [(0,)]
+    assert [path for path in (workspace.folder / ".rowmill" / "answers").rglob("*") if path.is_file()] == []
+    assert cli.run(job)["requests"] == 0
+
+
 def test_prune_drops_the_answers_of_jobs_that_are_gone_only(workspace: Any, provider: Any, cli: Any) -> None:
     workspace.csv(3)
     gone = workspace.job("old", sink="{parquet: old}")

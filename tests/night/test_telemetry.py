@@ -230,7 +230,7 @@ def test_spans_and_metrics_reach_a_collector(workspace: Any, provider: Any) -> N
     workspace.csv(1)
     workspace.job()
     with HTTPServer(("127.0.0.1", 0), Collector) as server:
-        thread = Thread(target=server.serve_forever)
+        thread = Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         done = ran(workspace, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{server.server_port}")
         server.shutdown()

@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import os
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -22,7 +21,7 @@ import duckdb
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from pipelines.cli import exit_code_of
-from pipelines.own_command import rowmill_command
+from tests.forked import COMMAND, Forked
 from tests.night.night_api import Bill, Body, NightApi
 
 REVIEWS = Path(__file__).parents[2] / "jobs" / "data" / "reviews.csv"
@@ -224,16 +223,14 @@ class Week:
         arguments = arguments or ("jobs",)
         plan = self.plan("jobs/labels.yaml", *(word for word in arguments[1:] if word != "--compare"))
         bills, refused = set(self.api.bills), len(self.api.refused)
-        command = [*rowmill_command(), "run", *arguments, "--json", "--quiet"]
         ahead = FIRST_NIGHT - self._started + timedelta(days=night - 1)
         paths = os.pathsep.join([str(self.folder / "clock"), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": paths, "WEEK_AHEAD_US": str(ahead // timedelta(microseconds=1))}
-        with subprocess.Popen(
-            command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            if killed:
-                self._kill(process)
-            out, err = process.communicate(timeout=60)
+        environment = {"PYTHONPATH": paths, "WEEK_AHEAD_US": str(ahead // timedelta(microseconds=1))}
+        words = ("run", *arguments, "--json", "--quiet")
+        process = Forked(f"{AHEAD}\n{COMMAND}", *words, cwd=self.folder, **environment)
+        if killed:
+            self._kill(process)
+        exit_code, out, err = process.ended()
         assert "Traceback" not in err, err
         told = {report["job"].removesuffix("-compare"): report for report in map(json.loads, out.splitlines())}
         fresh = {name: bill for name, bill in self.api.bills.items() if name not in bills}
@@ -241,13 +238,13 @@ class Week:
         line = Line(
             night, what, len(self.rows), plan, self._deleted, len(texts) + len(self.api.refused) - refused,
             fresh, killed, told.get("labels", {}), told.get("replies", {}),
-            process.returncode,
+            exit_code,
         )  # fmt: skip
         self.lines.append(line)
         self._deleted = 0
         return line
 
-    def _kill(self, process: "subprocess.Popen[str]") -> None:
+    def _kill(self, process: Forked) -> None:
         """As if the machine lost its power, when everything that may be in flight is."""
         assert self.api.hold(KILLED_AFTER, CONCURRENCY).wait(60)
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]

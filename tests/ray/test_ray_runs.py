@@ -218,11 +218,12 @@ def test_a_key_reaches_the_workers_and_no_file(
 
 
 def test_a_second_run_has_nothing_to_do_and_needs_no_cluster(
-    workspace: Any, provider: Any, ray_run: Any, cli: Any
+    workspace: Any, provider: Any, ray_run: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(50)
     job = workspace.job()
     assert ray_run(job).ended()["rows_ok"] == 50
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
     told = cli.run(job, "--engine", "ray")
     assert (told["rows_reused"], told["requests"]) == (50, 0)
     assert "ray" not in sys.modules

@@ -37,6 +37,9 @@ class BatchProvider(ThreadedServer):
         self.script: LineScript = lambda text, body: None
         self.most_lines: int | None = None
         """Enqueued at a time: what is above is refused, or fails later, with token_limit_exceeded."""
+        self.most_characters: int | None = None
+        """The same, of the texts in all lines."""
+        self.limit_words = "Enqueued token limit reached for m."
         self.limit_fails_later = False
         self.limited = 0
         self.refuse: Callable[[str, str], web.Response | None] = lambda method, path: None
@@ -99,11 +102,10 @@ class BatchProvider(ThreadedServer):
         lines = [json.loads(line) for line in content.splitlines()]
         assert len({line["custom_id"] for line in lines}) == len(lines)
         assert all(line["url"] == asked["endpoint"] and line["method"] == "POST" for line in lines)
-        enqueued = sum(len(b["lines"]) for b in self.batches.values() if b["status"] in ("validating", "in_progress"))
-        over = self.most_lines is not None and enqueued + len(lines) > self.most_lines
+        over = self._over(lines)
         self.limited += over
         if over and not self.limit_fails_later:
-            return self.error(400, "Enqueued token limit reached for m.", "token_limit_exceeded")
+            return self.error(400, self.limit_words, "token_limit_exceeded")
         batch = {
             "id": f"batch_{len(self.batches)}", "object": "batch", "endpoint": asked["endpoint"], "errors": None,
             "input_file_id": asked["input_file_id"], "completion_window": "24h", "status": "validating",
@@ -121,6 +123,15 @@ class BatchProvider(ThreadedServer):
                 self.submitted.update(texts_of(line["body"]))
         return web.json_response(told(batch))
 
+    def _over(self, lines: list[Body]) -> bool:
+        """Whether these are too many beside those that are enqueued."""
+        running = [b for b in self.batches.values() if b["status"] in ("validating", "in_progress") and not b["fails"]]
+        enqueued = [*lines, *(line for batch in running for line in batch["lines"])]
+        characters = sum(len(text) for line in enqueued for text in texts_of(line["body"]))
+        return (self.most_lines is not None and len(enqueued) > self.most_lines) or (
+            self.most_characters is not None and characters > self.most_characters
+        )
+
     async def _list_batches(self, request: web.Request) -> web.Response:
         return web.json_response(page([told(batch) for batch in self.batches.values()][::-1], request, most=2))
 
@@ -131,7 +142,7 @@ class BatchProvider(ThreadedServer):
             self._end(batch, "cancelled")
         elif batch["fails"] and batch["status"] != "failed":
             batch["status"] = "failed"
-            problem = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached.", "line": None}
+            problem = {"code": "token_limit_exceeded", "message": self.limit_words, "line": None}
             batch["errors"] = {"object": "list", "data": [problem]}
         elif batch["status"] == "validating":
             batch["status"] = "in_progress"

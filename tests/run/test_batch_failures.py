@@ -2,14 +2,14 @@
 
 import json
 import sqlite3
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.forked import Forked
 
 Read = Callable[..., list[dict[str, Any]]]
 
@@ -64,12 +64,9 @@ main(sys.argv[2:])
 """
 
 
-def ran(stage: str, job: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
-    """A run in a process of its own; one that hangs fails the test."""
-    command = [sys.executable, "-c", BREAKING, stage, "run", str(job), "--json", "--quiet", *flags]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=90, check=False
-    )
+def ran(stage: str, job: Path, *flags: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a run in a process of its own; one that hangs fails the test."""
+    return Forked(BREAKING, stage, "run", job, "--json", "--quiet", *flags).ended(90)
 
 
 @pytest.mark.parametrize(
@@ -83,18 +80,18 @@ def test_an_unexpected_failure_at_any_stage_ends_the_command_and_the_next_run_go
 ) -> None:
     workspace.csv(50)
     job = workspace.job(delivery="batch")
-    broken = ran(stage, job)
-    told = json.loads(broken.stdout)
-    assert (broken.returncode, told["exit_code"]) == (3, 3)
+    code, out, err = ran(stage, job)
+    told = json.loads(out)
+    assert (code, told["exit_code"]) == (3, 3)
     assert told["stopped"].startswith("a defect of Rowmill, told on stderr")
-    assert "Unexpected: text 1 is secret" in broken.stderr.splitlines()[-1]
+    assert "Unexpected: text 1 is secret" in err.splitlines()[-1], err
     assert (told["rows"], told["rows_failed"], told["rows_ok"] + told["rows_left"]) == (50, 0, 50)
     assert told["rows_ok"] <= told["requests"]
     kept = len(read(workspace.folder / "out"))
     assert kept == told["rows_ok"]
-    mended = ran("", job)
-    second = json.loads(mended.stdout)
-    assert (second["exit_code"], second["rows_ok"], second["run_id"]) == (0, 50, told["run_id"]), mended.stderr
+    _, out, err = ran("", job)
+    second = json.loads(out)
+    assert (second["exit_code"], second["rows_ok"], second["run_id"]) == (0, 50, told["run_id"]), err
     assert second["requests"] == 50 - told["requests"]
     assert batches.submitted == Counter({f"text {n}": 1 for n in range(1, 51)})
     assert [row["answer"] for row in read(workspace.folder / "out", order="id")] == [f"TEXT {n}" for n in range(1, 51)]
@@ -108,8 +105,8 @@ def test_an_unexpected_failure_at_any_stage_ends_the_command_and_the_next_run_go
 
 def test_a_defect_is_a_line_of_json_where_lines_are_asked_for(workspace: Any, batches: Any) -> None:
     workspace.csv(5)
-    broken = ran("poll", workspace.job(delivery="batch"), "--log", "json")
-    (event,) = [json.loads(line) for line in broken.stderr.splitlines()]
+    _, _, err = ran("poll", workspace.job(delivery="batch"), "--log", "json")
+    (event,) = [json.loads(line) for line in err.splitlines()]
     assert (event["event"], event["level"], event["message"]) == ("defect", "error", "Unexpected")
     assert event["traceback"].splitlines()[-1].endswith("Unexpected: text 1 is secret")
 
@@ -142,3 +139,68 @@ def test_a_provider_without_a_batch_api_is_told_as_such(workspace: Any, provider
     assert told["stopped"].startswith("bad_request: test says of a batch: ")
     assert told["stopped"].endswith("; it seems to have no Batch API: write delivery: online")
     assert cli.run(workspace.folder / "job.yaml", "--delivery", "online")["exit_code"] in (1, 3)
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["refused at once", "failed by the time it is looked at"])
+def test_a_line_that_alone_is_above_the_enqueued_limit_is_its_rows_error_and_the_others_have_their_answers(
+    workspace: Any, batches: Any, cli: Any, read: Read, later: bool
+) -> None:
+    workspace.csv(6)
+    workspace.write("rows.csv", (workspace.folder / "rows.csv").read_text() + f"7,{'very long ' * 400}\n")
+    batches.most_characters, batches.limit_fails_later = 1000, later
+    batches.limit_words = "Enqueued token limit reached for m. Limit: 300 enqueued tokens. Please try again later."
+    told = cli.run(workspace.job(delivery="batch"))
+    assert (told["exit_code"], told["rows_ok"], told["rows_failed"], told["requests"]) == (1, 6, 1, 6)
+    (row,) = read(workspace.folder / "out", "errors")
+    assert (row["id"], row["error_class"], row["code"], row["message"], row["attempts"]) == (
+        7, "bad_request", "token_limit_exceeded", batches.limit_words, 1,
+    )  # fmt: skip
+    assert batches.files == {}
+    assert cli.run(workspace.folder / "job.yaml")["requests"] == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["Enqueued token limit reached for m.", "Enqueued token limit reached for m. Limit: 1,500 enqueued tokens."],
+    ids=["no limit is named", "it is not above by our count"],
+)
+def test_a_line_that_may_be_above_is_given_up_when_the_job_has_held_on_and_the_next_run_asks_it(
+    workspace: Any, batches: Any, cli: Any, read: Read, words: str
+) -> None:
+    workspace.csv(6)
+    workspace.write("rows.csv", (workspace.folder / "rows.csv").read_text() + f"7,{'very long ' * 400}\n")
+    batches.most_characters, batches.limit_words = 1000, words
+    job = workspace.job(delivery="batch", retry="{attempts: 3, longest_wait: 0.02, longest_hold: 0.3}")
+    told = cli.run(job)
+    assert (told["exit_code"], told["rows_ok"], told["rows_failed"], told["requests"]) == (1, 6, 1, 6)
+    (row,) = read(workspace.folder / "out", "errors")
+    assert (row["id"], row["error_class"], row["code"]) == (7, "rate_limit", "token_limit_exceeded")
+    assert set(batches.submitted.values()) == {1}
+    assert batches.files == {}
+    batches.most_characters = None
+    assert cli.run(job)["requests"] == 1
+    assert read(workspace.folder / "out", "errors") == []
+
+
+def test_a_pack_that_alone_is_above_the_limit_is_asked_row_by_row(workspace: Any, batches: Any, cli: Any) -> None:
+    workspace.csv(30)
+    batches.most_characters = 100
+    steps = '[{name: v, endpoint: embeddings, provider: test, model: e, dimensions: 3, input: "{{ text }}"}]'
+    retry = "{attempts: 3, longest_wait: 0.02, longest_hold: 0.1}"
+    told = cli.run(workspace.job(delivery="batch", steps=steps, retry=retry))
+    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 30, 30)
+    assert set(batches.submitted.values()) == {1}
+
+
+def test_a_line_that_has_room_by_itself_waits_for_batches_that_run(
+    workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.batch_gather.LINES", 6)
+    workspace.csv(6)
+    workspace.write("rows.csv", (workspace.folder / "rows.csv").read_text() + f"7,{'very long ' * 99}\n")
+    batches.most_characters, batches.polls = 1000, 12
+    batches.limit_words = "Limit: 260 enqueued tokens."
+    told = cli.run(workspace.job(delivery="batch", retry="{attempts: 3, longest_wait: 0.02, longest_hold: 0.1}"))
+    assert (told["exit_code"], told["rows_ok"], told["retries"]) == (0, 7, 0)
+    assert batches.limited >= 1
+    assert batches.lines_of_batches == [6, 1]

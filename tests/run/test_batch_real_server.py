@@ -5,14 +5,11 @@ import importlib
 import itertools
 import json
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
-from signal import SIGKILL
+from signal import SIGKILL, SIGTERM
 from typing import Any
 
 import aiohttp
@@ -20,7 +17,8 @@ import httpx2 as httpx
 import pytest
 from aiohttp import web
 
-from tests.run.test_batches import ended, started
+from tests.forked import COMMAND, Forked, ended
+from tests.run.test_batches import started
 from tests.threaded_server import ThreadedServer
 
 Body = dict[str, Any]
@@ -126,13 +124,8 @@ class Counting(ThreadedServer):
 @pytest.fixture
 def server(workspace: Any, provider: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counting]:
     """`rowmill serve` behind what counts; it is the workspace's provider `test`."""
-    code = "from pipelines.cli import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "serve", "--port", "0"],
-        stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    assert process.stderr is not None
-    counted = Counting(process.stderr.readline().split()[2])
+    process = Forked(COMMAND, "serve", "--port", "0")
+    counted = Counting(process.first_line().split()[2])
     file = workspace.folder / "rowmill.yaml"
     prices = "".join(
         f"  {model}: {{input_per_million: {given * 1e6:g}, output_per_million: {made * 1e6:g}}}\n"
@@ -144,8 +137,8 @@ def server(workspace: Any, provider: Any, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr("pipelines.batch_out.QUIET", 0.1)
     yield counted
     counted.close()
-    process.terminate()
-    process.communicate()
+    process.send_signal(SIGTERM)
+    process.ended()
 
 
 STEPS = {

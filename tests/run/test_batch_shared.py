@@ -1,6 +1,7 @@
 """Several processes on the embedded provider of one workspace: files and batches are shared, each worked on once."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -11,11 +12,14 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
+from tests import forked
+from tests.forked import Forked
+
 Read = Callable[..., list[dict[str, Any]]]
 ROOT = Path(__file__).parents[2]
 
 WATCHED = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from connectors.local import batches
 from pipelines import batch_carry, batch_gather, batch_out
@@ -31,12 +35,13 @@ async def noted(incoming, batch):
 
 batches._work = noted
 """
-COMMAND = f"{WATCHED}\nfrom pipelines.cli import main\nmain()\n"
+COMMAND = f"{WATCHED}\n{forked.COMMAND}"
 SERVER = f"""{WATCHED}
 from connectors.local.server import LocalOptions, LocalServer
+signal.signal(signal.SIGTERM, lambda *told: sys.exit())
 with LocalServer(LocalOptions(folder=Path(sys.argv[1]))) as server:
     print(server.base_url, flush=True)
-    sys.stdin.read()
+    signal.pause()
 """
 
 
@@ -54,21 +59,17 @@ class Servers:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.processes: list[subprocess.Popen[str]] = []
+        self.processes: list[Forked] = []
 
     def start(self) -> str:
         """Its base_url."""
-        process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(self._folder)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-        )  # fmt: skip
-        self.processes.append(process)
-        assert process.stdout is not None
-        return process.stdout.readline().strip()
+        self.processes.append(Forked(SERVER, self._folder))
+        return self.processes[-1].first_line()
 
     def close(self) -> None:
         for process in self.processes:
-            process.communicate()
+            process.send_signal(signal.SIGTERM)
+            process.ended()
 
 
 @pytest.fixture
@@ -140,8 +141,7 @@ def test_the_batch_of_a_killed_process_is_taken_over(servers: Servers, worked_on
     with httpx.Client(timeout=10) as http:
         batch = begun(http, one, 400, rowmill_delay_s="1")
         wait_until(http, other, batch, "in_progress")
-        servers.processes[0].kill()
-        servers.processes[0].wait()
+        servers.processes[0].send_signal(signal.SIGKILL)
         assert wait_until(http, other, batch, "completed") == "completed"
         assert len(http.get(f"{other}/files").json()["data"]) == 2
     assert [process for process, _ in worked_on()] == [str(each.pid) for each in servers.processes]
@@ -169,13 +169,7 @@ def test_two_runs_of_a_workspace_and_somebody_who_looks_disturb_nobody(
             '[{name: answer, endpoint: chat, provider: local, model: gpt-4o-mini, messages: [{user: "%s {{ text }}"}]}]'
         )
         workspace.job(name, steps=steps % name, sink=f"{{parquet: {name}}}", delivery="batch")
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", COMMAND, "run", str(workspace.folder / f"{name}.yaml"), "--json", "--quiet"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        )
-        for name in names
-    ]  # fmt: skip
+    runs = [Forked(COMMAND, "run", workspace.folder / f"{name}.yaml", "--json", "--quiet") for name in names]
     looks = 0
     while any(run.poll() is None for run in runs):
         for kind in ("batches", "files"):
@@ -188,7 +182,7 @@ def test_two_runs_of_a_workspace_and_somebody_who_looks_disturb_nobody(
             looks += 1
     assert looks >= 2
     for run, name in zip(runs, names, strict=True):
-        out, err = run.communicate()
+        _, out, err = run.ended()
         told = json.loads(out)
         assert (told["exit_code"], told["rows_ok"], told["retries"], err) == (0, 60, 0, "")
         assert len(read(workspace.folder / name)) == 60

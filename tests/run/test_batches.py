@@ -6,8 +6,6 @@ import itertools
 import json
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from aiohttp import web
 from pipelines.batch_ledger import Batch
 from pipelines.batch_out import BatchOut
 from pipelines.batch_progress import BatchProgress
+from tests.forked import Forked, ended
 
 Read = Callable[..., list[dict[str, Any]]]
 BATCH = {"delivery": "batch"}
@@ -237,7 +236,7 @@ def test_rows_that_come_slowly_do_not_go_in_a_batch_for_each_few(
     chunks = itertools.count(1)
 
     async def slowly(self: BatchOut) -> None:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.15)
         batches.held = next(chunks) < 10
 
     monkeypatch.setattr(BatchOut, "hunger", slowly)
@@ -504,17 +503,9 @@ main(sys.argv[2:])
 """
 
 
-def started(moment: str, job: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", DRIVER, moment, "run", str(job), "--json", "--quiet"]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
-    )
-
-
-def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    out, err = process.communicate(timeout=60)
-    assert "Traceback" not in err, err
-    return process.returncode, out
+def started(moment: str, job: Path) -> Forked:
+    """A run that dies at the moment; `""`: that ends by itself."""
+    return Forked(DRIVER, moment, "run", job, "--json", "--quiet")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """Runs that are killed: nothing is lost, nothing whose answer was kept is asked again."""
 
+import asyncio
 import json
 import random
 import signal
-import subprocess
-import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.forked import Forked, ended, run
 
 Read = Callable[..., list[dict[str, Any]]]
 CONCURRENCY = 20
@@ -21,18 +23,7 @@ TWO_STEPS = """
 """
 
 
-def started(job: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "run", str(job), "--json", "--quiet"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    out, err = process.communicate(timeout=60)
-    assert "Traceback" not in err, err
-    return process.returncode, out
-
-
-def wait_for(provider: Any, count: int, process: "subprocess.Popen[str]") -> None:
+def wait_for(provider: Any, count: int, process: Forked) -> None:
     """Until the provider has answered so many requests, or the run has ended."""
     while len(provider.answered) < count and process.poll() is None:
         time.sleep(0.002)
@@ -46,14 +37,14 @@ def killed_until_done(
     hits = 0
     for _ in range(kills):
         before = len(provider.answered)
-        process = started(job)
+        process = run(job)
         wait_for(provider, before + dice.randint(0, max(1, rows // kills)), process)
         time.sleep(dice.uniform(0, 0.02))
         if process.poll() is None:
             process.send_signal(dice.choice(signals))
             hits += 1
         ended(process)
-    code, out = ended(started(job))
+    code, out = ended(run(job))
     assert code == 0
     assert json.loads(out)["rows_ok"] == rows
     return hits
@@ -98,7 +89,7 @@ def test_an_interrupted_run_lands_what_is_in_flight_and_is_continued(
     workspace.csv(rows)
     provider.latency = 0.05
     job = workspace.job(limits=f"{{concurrency: {CONCURRENCY}}}")
-    process = started(job)
+    process = run(job)
     wait_for(provider, 100, process)
     process.send_signal(number)
     code, out = ended(process)
@@ -106,7 +97,7 @@ def test_an_interrupted_run_lands_what_is_in_flight_and_is_continued(
     assert (code, first["stopped"]) == (130, "interrupted")
     assert len(provider.seen) == len(provider.answered) == first["requests"] == first["rows_ok"]
     assert len(read(workspace.folder / "out")) == first["rows_ok"]
-    code, out = ended(started(job))
+    code, out = ended(run(job))
     second = json.loads(out)
     assert (code, second["run_id"], second["requests"]) == (0, first["run_id"], rows - first["rows_ok"])
     assert len(provider.seen) == rows
@@ -117,18 +108,18 @@ def test_a_second_signal_leaves_at_once_and_loses_nothing(workspace: Any, provid
     workspace.csv(rows)
     provider.latency = 1.0
     job = workspace.job(limits="{concurrency: 10}")
-    process = started(job)
+    process = run(job)
     while len(provider.seen) < 10:
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     time.sleep(0.1)
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode == 130
+    code, _, _ = process.ended(30)
+    assert code == 130
     assert time.monotonic() - began < 0.9
     provider.latency = 0.0
-    code, out = ended(started(job))
+    code, out = ended(run(job))
     assert (code, json.loads(out)["rows_ok"]) == (0, rows)
     unknown = [row for row in read(workspace.folder / "out", "usage") if row["error_class"] == "unknown"]
     assert len(unknown) == 10
@@ -136,13 +127,19 @@ def test_a_second_signal_leaves_at_once_and_loses_nothing(workspace: Any, provid
 
 def test_two_runs_of_one_job_at_once_are_refused(workspace: Any, provider: Any, cli: Any) -> None:
     workspace.csv(5)
-    provider.latency = 3.0
+    free = threading.Event()
+
+    async def held(*asked: Any) -> None:
+        await asyncio.to_thread(free.wait, 30)
+
+    provider.script = held
     job = workspace.job()
-    process = started(job)
+    process = run(job)
     while not provider.seen:
         time.sleep(0.005)
     assert cli("run", job, "--json") == 4
     assert json.loads(cli.out)["exit_code"] == 4
     assert "another run of this job is under way" in cli.err
+    free.set()
     assert ended(process)[0] == 0
     assert cli("run", job, "--quiet") == 0

@@ -1,6 +1,7 @@
 """What is under way is bounded by its bytes: answers that are not read yet, wide rows, files that are sent."""
 
 import hashlib
+import os
 import sys
 import threading
 from pathlib import Path
@@ -14,6 +15,8 @@ from aiohttp import web
 
 from connectors.contracts import Provider
 from connectors.exchange import Call, Reply
+from connectors.sinks.parquet_folder import ParquetFolder
+from connectors.snapshot import query_connection
 from connectors.transport import HttpTransport, Timeouts
 from pipelines import row_files
 from pipelines.travel import Travel
@@ -124,6 +127,29 @@ def test_wide_rows_set_out_a_few_megabytes_at_a_time(
     assert (travel.open_rows, travel.open_bytes) == (0, 0)
 
 
+def test_rows_wait_while_as_much_as_a_commit_takes_waits_for_the_one_under_way(
+    workspace: Any, cli: Any, answering: type[Answering], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.committer.BYTES", 4 * MB)
+    monkeypatch.setattr("pipelines.job_run.CHUNK_ROWS", 2)
+    commit, first = ParquetFolder.commit, threading.Lock()
+
+    def slow_at_first(*given: Any) -> None:
+        if first.acquire(blocking=False):
+            # Another may hold the sink for long: until no more is asked, at least.
+            before = -1
+            while answering.asked != before and not answering.much_asked.is_set():
+                before = answering.asked
+                answering.much_asked.wait(0.5)
+            assert not answering.much_asked.is_set()
+        commit(*given)
+
+    monkeypatch.setattr(ParquetFolder, "commit", slow_at_first)
+    workspace.csv(100)
+    told = cli.run(workspace.job(steps=STEPS["chat"], limits=f"{{concurrency: {IN_FLIGHT}}}"))
+    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 100, 100)
+
+
 def test_rows_sent_ahead_one_by_one_make_the_same_tables(
     workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +181,60 @@ def test_rows_sent_ahead_one_by_one_make_the_same_tables(
     ]
     assert seen[0] == seen[1]
     assert seen[0][0][2] == (3, "TEXT 3", "TEXT 3!")
+
+
+def test_a_row_group_larger_than_the_memory_limit_is_read_page_by_page(workspace: Any, provider: Any, cli: Any) -> None:
+    # 80 MB that no compression makes smaller, in one row group.
+    texts = [os.urandom(1000).hex() for _ in range(80_000)]
+    pq.write_table(pa.table({"id": range(80_000), "text": texts}), workspace.folder / "rows.parquet")
+    job = workspace.job(source="{parquet: rows.parquet, key: id, limit: 3}", steps=STEPS["chat"])
+    assert cli.run(job)["rows_ok"] == 3
+    told = [row["answer"] for row in table(workspace.folder / "out", order="id")]
+    assert told == [text.upper() for text in texts[:3]]
+
+
+def test_the_rows_of_a_limit_are_neither_sorted_nor_held(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": range(100), "text": ["x"] * 100}), tmp_path / "rows.parquet")
+    with query_connection(tmp_path / "scratch") as db:
+        query = f"select count(text) from (select * from read_parquet('{tmp_path}/rows.parquet') limit 90)"
+        ((_, plan),) = db.execute(f"explain {query}").fetchall()
+    assert "Limit" in plan
+    assert "Order" not in plan
+    assert "Join" not in plan
+
+
+def test_a_resumed_run_asks_what_is_new_changed_or_has_failed_for_a_passing_reason(
+    workspace: Any, provider: Any, cli: Any
+) -> None:
+    def script(path: str, body: Any, count: int) -> Any:
+        said = body["messages"][-1]["content"]
+        if said in refused:
+            return web.json_response({"error": {"message": "no", "type": "invalid_request_error"}}, status=400)
+        return None
+
+    def write(texts: dict[int, str]) -> None:
+        pq.write_table(pa.table({"id": list(texts), "text": list(texts.values())}), workspace.folder / "rows.parquet")
+
+    def there() -> list[tuple[int, str]]:
+        return [(row["id"], row["answer"]) for row in table(workspace.folder / "out", order="id")]
+
+    provider.script = script
+    refused = {"text 3", "text 7"}
+    texts = {number: f"text {number}" for number in range(10)}
+    write(texts)
+    job = workspace.job(source="{parquet: rows.parquet, key: id}", steps=STEPS["chat"])
+    assert cli.run(job)["rows_ok"] == 8
+    texts |= {2: "changed 2", 7: "changed 7", 10: "new 10"}
+    write(texts)
+    told = cli.run(job)
+    assert (told["rows"], told["rows_ok"], told["rows_reused"], told["requests"]) == (11, 10, 7, 3)
+    assert there() == [(number, text.upper()) for number, text in texts.items() if number != 3]
+    # Far more rows than the sink holds: now those there are the smaller table.
+    texts |= {number: f"text {number}" for number in range(11, 60)}
+    write(texts)
+    told = cli.run(job)
+    assert (told["rows_ok"], told["rows_reused"], told["requests"]) == (59, 10, 49)
+    assert there() == [(number, text.upper()) for number, text in texts.items() if number != 3]
 
 
 async def test_a_file_is_read_from_disk_while_it_is_sent(tmp_path: Path) -> None:

@@ -3,11 +3,8 @@
 import asyncio
 import io
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -22,6 +19,7 @@ from deltalake import DeltaTable
 from obstore.store import S3Store
 
 from tests.conftest import chat_reply
+from tests.forked import COMMAND, Forked, run
 
 SINKS = {
     "parquet": "{parquet: out%s}",
@@ -225,9 +223,8 @@ def killed(job: Path, kind: str, method: str, change: str, instead: str = "os._e
     """Run the job until it calls the sink's method, then die, or do what is said `instead` of it."""
     patch = f"import os; {CLASSES[kind]}; real = Tables.{method}; "
     patch += f"Tables.{method} = lambda self, given=None, name=None: {instead}; "
-    command = [sys.executable, "-c", f"{patch}from pipelines.cli import main; main()"]
-    done = subprocess.run([*command, "run", str(job), "--quiet", "--schema-change", change], capture_output=True)
-    assert done.returncode == 77, done.stderr
+    code, _, err = Forked(f"{patch}{COMMAND}", "run", job, "--quiet", "--schema-change", change).ended()
+    assert code == 77, err
 
 
 @pytest.mark.parametrize("change", ["cast", "backfill"])
@@ -395,11 +392,6 @@ def test_a_comparison_writes_nothing_and_takes_no_such_option(folder: Declared, 
     assert cli("run", folder.job(NEW), "--compare", "--limit", "1", "--quiet") == 0
 
 
-def begun(job: Path) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "run", str(job), "--quiet"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
 def test_two_jobs_of_separate_commands_do_not_write_into_one_sink_at_the_same_time(
     here: Declared, cli: Any, provider: Any
 ) -> None:
@@ -409,7 +401,7 @@ def test_two_jobs_of_separate_commands_do_not_write_into_one_sink_at_the_same_ti
         await asyncio.to_thread(free.wait, 30)
 
     provider.script = held
-    first = begun(here.job("mood", name="first"))
+    first = run(here.job("mood", name="first"))
     while not provider.seen:
         time.sleep(0.005)
     (here.workspace.folder / "link").symlink_to(here.workspace.folder / "out")
@@ -419,8 +411,8 @@ def test_two_jobs_of_separate_commands_do_not_write_into_one_sink_at_the_same_ti
         assert cli(*command) == 4
         assert "second: another job is writing to the same sink" in cli.err
         assert f"(job first, process {first.pid})" in cli.err
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    first.send_signal(signal.SIGKILL)
+    first.ended()
     free.set()
     provider.script = usual
     assert cli("run", second, "--quiet") == 0

@@ -31,6 +31,7 @@ import pipelines.commands.run
 import pipelines.committer
 import pipelines.job_run
 from connectors.ledger import Ledger
+from connectors.ledger_entries import Noted, Settled
 from connectors.sinks import duckdb_table, parquet_folder
 from connectors.staging import Staging
 from connectors.transport import HttpTransport
@@ -166,20 +167,25 @@ def after(owner: Any, name: str, reached: Callable[..., None]) -> None:
 
 def follow_exchanges(mine: Mine) -> None:
     """Know of each exchange how far it is, by what the fan-out asks of the ledger and of the transport."""
-    real_note, real_settle, real_send = Ledger.note, Ledger.settle, HttpTransport.send
+    real_note, real_take_back, real_settle = Ledger.note, Ledger.take_back, Ledger.settle
+    real_send = HttpTransport.send
     real_connect = aiohttp.TCPConnector.connect
 
-    async def note(self: Ledger, number: int, leg: int, attempt: int, *others: Any) -> bool:
+    async def note(self: Ledger, noted: Noted, *others: Any) -> bool:
         if mine.dying:
             await asyncio.Event().wait()
-        keys, marks, reserved, started_at = others[:4]
-        one = mine.under_way[number] = UnderWay()
+        one = mine.under_way[noted.note] = UnderWay()
         mine.tell(
-            note=number, attempt=attempt, keys=json.loads(keys), marks=marks.hex(), reserved=reserved, at=started_at
+            note=noted.note,
+            attempt=noted.attempt,
+            keys=json.loads(noted.keys),
+            marks=noted.fingerprints.hex(),
+            reserved=noted.worst,
+            at=noted.started_at,
         )
-        assert await real_note(self, number, leg, attempt, *others)
+        assert await real_note(self, noted, *others)
         one.stage = "noted"
-        _note.set(number)
+        _note.set(noted.note)
         mine.reach("noted")
         return True
 
@@ -209,19 +215,32 @@ def follow_exchanges(mine: Mine) -> None:
         one.wire = wire
         return connection
 
-    async def settle(self: Ledger, ended: Any, *others: Any) -> None:
+    def take_back(self: Ledger, noted: Noted, *others: Any) -> "asyncio.Future[None]":
+        mine.under_way[noted.note].stage = "settling"
+        taking = real_take_back(self, noted, *others)
+        taking.add_done_callback(lambda _: mine.under_way.pop(noted.note))
+        return taking
+
+    def settle(self: Ledger, ended: Settled, *others: Any) -> "asyncio.Future[None]":
         one = mine.under_way[ended.note]
         one.sent = one.has_left()
         if one.wire is not None:
             one.wire.detach()
             one.wire = None
         one.stage = "settling"
-        await real_settle(self, ended, *others)
-        del mine.under_way[ended.note]
-        mine.reach("ledgered")
+        settling = real_settle(self, ended, *others)
+
+        def ledgered(_: object) -> None:
+            if not settling.cancelled() and settling.exception() is None:
+                del mine.under_way[ended.note]
+                mine.reach("ledgered")
+
+        settling.add_done_callback(ledgered)
+        return settling
 
     Ledger.note = note  # type: ignore[method-assign, assignment]
-    Ledger.settle = settle  # type: ignore[method-assign, assignment]
+    Ledger.take_back = take_back  # type: ignore[method-assign]
+    Ledger.settle = settle  # type: ignore[method-assign]
     HttpTransport.send = send  # type: ignore[method-assign]
     aiohttp.TCPConnector.connect = connect  # type: ignore[method-assign]
     os._exit = mine.exit  # type: ignore[assignment]

@@ -1,0 +1,58 @@
+"""Slots: how many requests are in flight at a provider, in the order in which they came."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+
+class Slots:
+    """What bounds the requests in flight; the allowance of a key is one."""
+
+    def __init__(self, slots: int | None, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._slots = slots
+        self.in_flight = 0
+        self._for_slots: deque[asyncio.Future[None]] = deque()
+        self.watchers: list[asyncio.Event] = []
+        """Set whenever something may be sent that could not be before."""
+        self.waited: set[str] = set()
+        """Of requests, tokens and slots, those that somebody waited for since it was emptied last."""
+        self.waits = {"slots": 0.0, "requests": 0.0, "tokens": 0.0, "hold": 0.0}
+        """Seconds that requests waited here, added up over all of them, by what held them up."""
+
+    @property
+    def _full(self) -> bool:
+        return self._slots is not None and (self.in_flight >= self._slots or bool(self._for_slots))
+
+    async def _slot(self) -> None:
+        """Wait for a slot; whoever frees one counts it for the one who waits."""
+        self.waited.add("slots")
+        free = asyncio.get_running_loop().create_future()
+        self._for_slots.append(free)
+        began = self._now()
+        try:
+            await free
+            self.waits["slots"] += self._now() - began
+        except asyncio.CancelledError:
+            if free.done() and not free.cancelled():
+                self._give_back()
+            raise
+
+    def _fill_slots(self) -> None:
+        while self._for_slots and (self._slots is None or self.in_flight < self._slots):
+            free = self._for_slots.popleft()
+            if not free.done():
+                self.in_flight += 1
+                free.set_result(None)
+
+    def _give_back(self) -> None:
+        self.in_flight -= 1
+        self._wake()
+
+    def _wake(self) -> None:
+        """Something may be sent that could not be before."""
+        if self._for_slots:
+            self._fill_slots()
+        for watcher in self.watchers:
+            watcher.set()

@@ -1,0 +1,83 @@
+"""Disks that are full or read-only, really so: in a mount namespace of its own, seen through to the next run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import chat_reply
+
+ROWMILL = f"{sys.executable} -c 'from pipelines.cli import main; main()'"
+
+
+def mounted(script: str) -> "subprocess.CompletedProcess[str]":
+    """What a shell says that may mount; skips where nobody may."""
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-ec", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    if "unshare:" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("no namespace in which to mount")
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def test_a_full_disk_loses_no_answer_once_there_is_room_again(workspace: Any, provider: Any, tmp_path: Path) -> None:
+    rows = 300
+    small = tmp_path / "small"
+    small.mkdir()
+    workspace.csv(rows)
+    workspace.job(limits="{concurrency: 8}")
+    provider.script = lambda path, body, count: chat_reply(body["messages"][-1]["content"] * 2000)
+    query = "select count(*), count(distinct id) from 'out/results/*.parquet' where length(answer) > 10000"
+    read = workspace.write("read.py", f'import duckdb\nprint(duckdb.sql("{query}").fetchall())\n')
+    done = mounted(
+        f"mount -t tmpfs -o size=3m tmpfs {small}\n"
+        f"cp {workspace.folder}/rows.csv {workspace.folder}/rowmill.yaml {workspace.folder}/job.yaml {small}\n"
+        f"cd {small}\nexport PYTHONPATH={Path.cwd()}\n"
+        f"{ROWMILL} run job.yaml --json --quiet || echo $?\n"
+        f"mount -o remount,size=60m {small}\n"
+        f"{ROWMILL} run job.yaml --json --quiet\n"
+        f"{sys.executable} {read}\n"
+        f"{ROWMILL} run job.yaml --json --quiet\n"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, code, second, counted, third = done.stdout.splitlines()
+    assert (code, json.loads(first)["exit_code"]) == ("3", 3)
+    assert "disk full" in done.stderr + str(json.loads(first)["stopped"])
+    assert (json.loads(second)["exit_code"], json.loads(second)["rows_ok"]) == (0, rows)
+    assert counted == f"[({rows}, {rows})]"
+    assert json.loads(third)["requests"] == 0
+    # Only what was in flight when the disk was full is asked for again.
+    assert rows <= len(provider.seen) <= rows + 8
+
+
+@pytest.mark.parametrize("sink", ["{parquet: way/out}", "{duckdb: way/out.duckdb, table: t}"])
+@pytest.mark.parametrize("had_rows", [False, True], ids=["empty", "with rows"])
+def test_a_sink_on_a_disk_that_is_read_only_is_told_and_costs_no_answer(
+    workspace: Any, provider: Any, cli: Any, sink: str, had_rows: bool
+) -> None:
+    way = workspace.folder / "way"
+    way.mkdir()
+    workspace.csv(3)
+    job = workspace.job(sink=sink)
+    if had_rows:
+        assert cli.run(job)["exit_code"] == 0
+    workspace.csv(6)
+    provider.seen.clear()
+    done = mounted(
+        f"mount --bind {way} {way}\nmount -o remount,ro,bind {way}\n{ROWMILL} run {job} --json --quiet || echo $?\n"
+    )
+    told, code = done.stdout.splitlines()
+    assert code in ("2", "3")
+    assert json.loads(told)["exit_code"] == int(code)
+    assert str(way) in str(json.loads(told)["stopped"])
+    assert len(done.stderr.splitlines()) <= 1
+    # What can be read and not written shows at the first commit only: the answers are in the ledger by then.
+    sent = len(provider.seen)
+    assert sent == 0 or (code, had_rows) == ("3", True)
+    again = cli.run(job)
+    assert (again["exit_code"], again["rows_ok"]) == (0, 6)
+    assert len(provider.seen) == (3 if had_rows else 6)
