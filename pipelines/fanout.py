@@ -246,6 +246,9 @@ class FanOut:
         finally:
             if settling is None:
                 self._give_back(exchange, None)
+        if settling is not None and exchange.large:
+            # Else as many of them would wait to be written as are in flight.
+            await asyncio.wait([settling])
 
     async def _exchange(self, exchange: Exchange, permit: int) -> asyncio.Future[None] | None:
         """Send it; on its way into the ledger then, where its sender's next request is noted right behind it, so that

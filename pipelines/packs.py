@@ -187,6 +187,12 @@ class Exchange:
     settled: Settled | None = None
     """How it ended, once its reply is there."""
 
+    @property
+    def large(self) -> bool:
+        """Whether its answers take much memory until they are written."""
+        answers = () if self.settled is None else self.settled.answers
+        return sum(len(reply) for _, _, reply, _ in answers if reply is not None) > LARGE
+
 
 @dataclass(slots=True)
 class Wave:
