@@ -1,11 +1,10 @@
 """Parameters of an API, checked by a table: each name with what its value must be."""
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import orjson
 
 from connectors.errors import JobError, did_you_mean
 
@@ -93,5 +92,6 @@ def _is_whole(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    words = orjson.dumps(value, default=str).decode()
+    # The standard library's: it writes integers of any size.
+    words = json.dumps(value, default=str, ensure_ascii=False, separators=(",", ":"))
     return words if len(words) <= 60 else f"{words[:60]}..."

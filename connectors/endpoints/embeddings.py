@@ -12,6 +12,7 @@ from pydantic import Field
 from connectors.contracts import MalformedReply, OneByOne, StepFacts, StepModel
 from connectors.errors import JobError, did_you_mean
 from connectors.exchange import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
+from connectors.filled import plain_json
 from connectors.params import Check, check_params, one_of, text, whole
 from connectors.replies import is_error, row_error
 from connectors.template import Template, TemplateProblem
@@ -90,7 +91,7 @@ class Embeddings(OneByOne):
         self._fixed: dict[str, Any] = {"model": step.model, "encoding_format": "base64", **step.params}
         if step.dimensions is not None and step.dimensions != known:
             self._fixed["dimensions"] = step.dimensions
-        self._fixed |= step.extra_body
+        self._fixed |= plain_json(step.extra_body, f"{where}.extra_body")
         # What stands before and after the text, or the texts, in a request's body.
         self._head, _, self._tail = orjson.dumps({**self._fixed, "input": PLACE}).partition(orjson.dumps(PLACE))
         vector = pa.list_(pa.float32()) if self.unsized else pa.list_(pa.float32(), self._size)

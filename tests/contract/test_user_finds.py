@@ -223,3 +223,20 @@ class TestFlags:
         assert cli(name, workspace.job(), "--json", *flags) == 2
         told = json.loads(cli.out)
         assert (told["job"], told["exit_code"], f"{told['stopped']}\n") == ("job", 2, cli.err)
+
+
+@pytest.mark.parametrize(
+    ("given", "where"),
+    [
+        ("chat, messages: [{user: hi}], params: {seed: %s}", "steps.s.params.seed: found %s"),
+        ("chat, messages: [{user: hi}], extra_body: {a: %s}", "cannot be written as JSON"),
+        ("embeddings, input: hi, extra_body: {a: %s}", "steps.s.extra_body: cannot be written as JSON"),
+    ],
+)
+def test_a_number_beyond_64_bits_is_told_before_anything_is_sent(
+    cli: Cli, workspace: Workspace, given: str, where: str
+) -> None:
+    workspace.csv(1)
+    number = str(10**25)
+    job = workspace.job(steps="[{name: s, provider: test, model: m, endpoint: %s}]" % (given % number))
+    assert where.replace("%s", number) in refused(cli, job)
