@@ -214,12 +214,7 @@ class Ledger:
                 queue, self._queue = self._queue, []
             loop, began = queue[0][1].get_loop(), time.perf_counter()
             try:
-                with self._write:
-                    self._write.execute("begin immediate")
-                    group = self._group(self._write)
-                    results = [write(group) for write, _ in queue]
-                    group.flush()
-                self._seq = group.seq
+                results = self._written([write for write, _ in queue])
                 self.busy += time.perf_counter() - began
                 told: Iterable[tuple[asyncio.Future[Any], Any]] = zip((f for _, f in queue), results, strict=True)
                 loop.call_soon_threadsafe(_resolve, list(told))
@@ -227,7 +222,16 @@ class Ledger:
                 loop.call_soon_threadsafe(_fail, [f for _, f in queue], exc)
             # Else their answers would be held until the next ones are here.
             queue.clear()
-            del group
+
+    def _written(self, writes: Sequence[Callable[[Group], Any]]) -> list[Any]:
+        """What each of these returns, all committed together."""
+        with self._write:
+            self._write.execute("begin immediate")
+            group = self._group(self._write)
+            results = [write(group) for write in writes]
+            group.flush()
+        self._seq = group.seq
+        return results
 
     def _group(self, db: sqlite3.Connection) -> Group:
         return Group(db, self.files, self.writer, self._seq, now_us())
@@ -258,14 +262,7 @@ def _settle_unknown(db: sqlite3.Connection, group: Group, which: str, values: Se
         values,
     ).fetchall()
     for note, leg, attempt, keys, fingerprints, reserved, started_at in found:
-        group.settle(
-            Settled(
-                note, leg, attempt, keys.encode(), fingerprints, started_at,
-                error_class="unknown", cost=reserved,
-                message="sent, but the run ended before its outcome was seen",
-            ),
-            None,
-        )  # fmt: skip
+        group.settle(Noted(note, leg, attempt, keys.encode(), fingerprints, started_at, reserved).unknown(), None)
     return [reserved or 0 for *_, reserved, _ in found]
 
 

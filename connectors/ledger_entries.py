@@ -65,5 +65,5 @@ class Noted:
         return Settled(
             self.note, self.leg, self.attempt, self.keys, self.fingerprints, self.started_at,
             error_class="unknown", cost=self.worst, released=self.worst or 0,
-            message="sent, but the run was ended before its outcome was seen",
+            message="sent, but the run ended before its outcome was seen",
         )  # fmt: skip

@@ -158,6 +158,22 @@ async def test_a_ledger_that_cannot_be_written_fails_the_write_and_not_the_proce
     ledger.close()
 
 
+async def test_a_write_that_cannot_begin_fails_and_the_next_one_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connectors.ledger_file.PATIENCE", 0.0)
+    with closing(Ledger(tmp_path / "ledger.sqlite")) as ledger:
+        leg = ledger.leg("run", "job", "step", "provider", "chat", "model")
+        with closing(sqlite3.connect(ledger.path, isolation_level=None)) as other:
+            other.execute("begin immediate")
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                await ledger.keep(b"a" * 16, leg, b"{}", b"1")
+            other.execute("rollback")
+        async with asyncio.timeout(20):
+            await ledger.keep(b"a" * 16, leg, b"{}", b"2")
+        assert ledger.lookup([b"a" * 16])[b"a" * 16].reply == b"2"
+
+
 def test_a_ledger_that_another_process_is_making_is_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     with closing(sqlite3.connect(path, isolation_level=None)) as other, ThreadPoolExecutor(1) as pool:
