@@ -83,6 +83,11 @@ class Usage:
     """The model that answered, as it names itself."""
     finish_reason: str | None = None
 
+    @property
+    def tokens(self) -> int | None:
+        """Those that a limit of tokens counts; None where the reply does not tell."""
+        return None if self.input_tokens is None else self.input_tokens + (self.output_tokens or 0)
+
 
 NO_USAGE = Usage()
 

@@ -328,9 +328,7 @@ class FanOut:
 
     def _give_back(self, exchange: Exchange, ended: Settled | None) -> None:
         """What it held: its place, its permits, its money."""
-        used: int | None = None
-        if ended is not None and ended.usage.input_tokens is not None:
-            used = ended.usage.input_tokens + (ended.usage.output_tokens or 0)
+        used = None if ended is None else ended.usage.tokens
         self._tally.in_flight -= exchange.in_flight
         for allowance, permit in exchange.taken:
             allowance.done(permit, exchange.tokens, used)

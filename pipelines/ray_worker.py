@@ -122,11 +122,9 @@ class SharedFanOut(FanOut):
         if settling is not None and exchange.settled is not None:
             # Whoever waits for this place among the job's has its request noted right behind, with the same group.
             of_job = exchange.pack.lane.allowances[1]
-            usage = exchange.settled.usage
-            used = None if usage.input_tokens is None else usage.input_tokens + (usage.output_tokens or 0)
             for allowance, taken in exchange.taken:
                 if allowance is of_job:
-                    of_job.done(taken, exchange.tokens, used)
+                    of_job.done(taken, exchange.tokens, exchange.settled.usage.tokens)
             exchange.taken = [one for one in exchange.taken if one[0] is not of_job]
         return settling
 

@@ -153,20 +153,20 @@ class Embeddings(OneByOne):
             raise MalformedReply(error.message, error)
         data = whole_reply.get("data")
         if not isinstance(data, list) or len(data) != len(pack):
-            found = len(data) if isinstance(data, list) else "no"
-            raise MalformedReply(f"{found} vectors came for {len(pack)} texts")
+            came = len(data) if isinstance(data, list) else "no"
+            raise MalformedReply(f"{came} vectors came for {len(pack)} texts")
         vectors: list[bytes | None] = [None] * len(pack)
         for entry in data:
             place = entry.get("index") if isinstance(entry, dict) else None
             if type(place) is not int or not 0 <= place < len(pack) or vectors[place] is not None:
                 raise MalformedReply(f"an index of the vectors is missing, doubled or out of range: {place!r}")
             vectors[place] = self._vector(entry.get("embedding"))
-        whole = [vector for vector in vectors if vector is not None]
-        if np.isfinite(np.frombuffer(b"".join(whole), dtype="<f4")).all():
-            return whole
+        found = [vector for vector in vectors if vector is not None]
+        if np.isfinite(np.frombuffer(b"".join(found), dtype="<f4")).all():
+            return found
         # Of this text alone, and it will come again: its neighbours keep their vectors.
         odd = RowError("invalid_answer", "the vector holds NaN or infinity")
-        return [vector if np.isfinite(np.frombuffer(vector, dtype="<f4")).all() else odd for vector in whole]
+        return [vector if np.isfinite(np.frombuffer(vector, dtype="<f4")).all() else odd for vector in found]
 
     def _vector(self, told: Any) -> bytes:
         try:
