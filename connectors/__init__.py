@@ -1,0 +1,1 @@
+"""Everything outside the process: APIs, files, databases and the embedded provider."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from connectors.exchange import RowError, Values
+from connectors.records import RowError, Values
 from connectors.tool_calls import TOOL_CALLS
 from connectors.typed import TypedOutput
 

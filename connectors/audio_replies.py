@@ -9,7 +9,7 @@ import orjson
 import pyarrow as pa
 
 from connectors.contracts import MalformedReply
-from connectors.exchange import Reply, RowError, Usage
+from connectors.records import Reply, RowError, Usage
 from connectors.sse import is_event_stream
 from connectors.token_usage import whole_count
 from connectors.whole_replies import json_events, parsed, refusal, shortened

@@ -9,7 +9,7 @@ import duckdb
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from connectors.exchange import Call, Reply, Request, Row, RowError, Usage, Values
+from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values
 
 
 class Model(BaseModel):

@@ -14,7 +14,7 @@ import aiohttp
 from yarl import URL
 
 from connectors.deadlines import Deadlines
-from connectors.exchange import value
+from connectors.records import value
 
 if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from connectors.errors import JobError, did_you_mean
-from connectors.exchange import Row
+from connectors.records import Row
 from connectors.template import Template
 
 

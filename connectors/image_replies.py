@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from connectors.contracts import MalformedReply
-from connectors.exchange import Reply, RowError, Usage, trimmed
 from connectors.media_kinds import HEAD, kind_of
+from connectors.records import Reply, RowError, Usage, trimmed
 from connectors.sse import is_event_stream
 from connectors.token_usage import whole_count
 from connectors.whole_replies import json_events, parsed, refusal

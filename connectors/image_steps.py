@@ -9,9 +9,9 @@ import pyarrow as pa
 from connectors import image_replies
 from connectors.contracts import MediaUse, OneByOne, StepFacts, StepModel
 from connectors.errors import JobError
-from connectors.exchange import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.image_rules import check_fixed, count_of, family_of, input_picture_tokens, output_tokens, prompt_problem
 from connectors.params import FLAG, Check, one_of, text, whole
+from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.step_params import declared, fixed_params, template
 from connectors.template import TemplateProblem
 from connectors.tokens import count_tokens

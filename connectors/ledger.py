@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import orjson
 
 from connectors.answer_files import AnswerFiles
-from connectors.exchange import RowError
 from connectors.ledger_entries import Answer, Noted, Settled
 from connectors.ledger_file import meta_value, open_ledger_file, plainly
 from connectors.ledger_group import Group
+from connectors.records import RowError
 
 T = TypeVar("T")
 

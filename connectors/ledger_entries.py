@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from connectors.exchange import NO_USAGE, RowError, Usage, value
+from connectors.records import NO_USAGE, RowError, Usage, value
 
 Kept = tuple[bytes, bytes, bytes | None, RowError | None]
 """(fingerprint, request as sent, reply, error of the row's own) of an answer that is to be kept."""

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import orjson
 
 from connectors.answer_files import AnswerFiles
-from connectors.exchange import RowError
 from connectors.ledger_entries import Kept, Noted, Settled
+from connectors.records import RowError
 
 T = TypeVar("T")
 

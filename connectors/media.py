@@ -19,10 +19,10 @@ from urllib.parse import unquote_to_bytes
 
 from connectors.audio_cut import LONGEST, SoundProblem, cut, seconds_of
 from connectors.contracts import MediaUse
-from connectors.exchange import ErrorClass, Media, RowError
 from connectors.media_fetch import WAITS, Fetcher, FetchError
 from connectors.media_kinds import HEAD, TAKEN, TAKEN_WORDS, pixels
 from connectors.media_kinds import kind_of as kind_of_head
+from connectors.records import ErrorClass, Media, RowError
 
 IN_MEMORY = 64 << 10
 """Bytes of a content that is kept in memory; a larger one lies in a file until it is sent."""

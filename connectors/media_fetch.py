@@ -12,7 +12,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from connectors.exchange import ErrorClass
+from connectors.records import ErrorClass
 
 REDIRECTS = 5
 AT_A_TIME = 16

@@ -16,7 +16,7 @@ from connectors.object_staging import Changes, ObjectStaging
 from connectors.object_store import Object
 from connectors.parts import among, columns_of, facts_of, replaced_errors, without_rows, write_part, write_without
 from connectors.shapes import kinds, mismatch
-from connectors.sql_text import literal_list
+from connectors.sql import literal_list
 from connectors.tables import failure_names, usage_schema
 
 TABLES = ("results", "usage", "errors")

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import duckdb
 
-from connectors.sql_text import quoted
+from connectors.sql import quoted
 
 # A number that does not keep its text (007, +49 30, 1_000) is none: it would be another value afterwards.
 _WHOLE = "'-?(0|[1-9][0-9]*)'"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from connectors.exchange import Usage
+from connectors.records import Usage
 
 MOST_TOKENS = 10**8
 """Tokens: no exchange takes as many. Counts beyond it are a server's nonsense, and their price would fit no table."""

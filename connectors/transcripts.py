@@ -11,9 +11,9 @@ import pyarrow as pa
 from connectors.audio_replies import COLUMNS, LOGPROBS, joined, kept, logprobs_of, struct_of, text_of, usage
 from connectors.contracts import MediaUse, OneByOne, StepFacts, StepModel
 from connectors.errors import JobError
-from connectors.exchange import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.filled import Filled
 from connectors.params import Check
+from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.step_params import declared, fixed_params, template
 from connectors.template import TemplateProblem
 from connectors.tokens import count_tokens, max_output_tokens

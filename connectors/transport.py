@@ -13,8 +13,8 @@ import aiohttp
 
 from connectors.contracts import Provider
 from connectors.direct import LARGEST, Direct, Line, Received, WaryConnector, line_to
-from connectors.exchange import Call, ErrorClass, Reply
 from connectors.media_kinds import TYPES
+from connectors.records import Call, ErrorClass, Reply
 
 LARGEST_REPLY = 128 << 20
 """Bytes, unpacked: a reply that is larger is not read to its end."""

@@ -10,7 +10,7 @@ import orjson
 import pyarrow as pa
 
 from connectors.errors import JobError, did_you_mean
-from connectors.exchange import Media, Request, Row, RowError
+from connectors.records import Media, Request, Row, RowError
 
 FormField = tuple[str, str | bytes | Path, str | None]
 

@@ -6,8 +6,8 @@ from typing import Any
 import orjson
 
 from connectors.contracts import MalformedReply
-from connectors.exchange import OWN_CLASSES, Reply, RowError
 from connectors.nested_json import loads
+from connectors.records import OWN_CLASSES, Reply, RowError
 from connectors.replies import is_error, row_error
 from connectors.sse import events
 

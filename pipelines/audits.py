@@ -9,9 +9,7 @@ from typing import Any
 import duckdb
 
 from connectors.errors import DataError, JobError, Stopped, did_you_mean
-from connectors.snapshot import AUTHORS_LIMIT, lock_down, query_connection
-from connectors.sql_text import first_line
-from connectors.sql_tree import parsed_sql
+from connectors.sql import AUTHORS_LIMIT, first_line, lock_down, parsed_sql, query_connection
 from connectors.tables import usage_schema
 from pipelines.drift import drifted
 from pipelines.jobfile import Audit

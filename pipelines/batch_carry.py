@@ -8,8 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from connectors.exchange import RETRIED_CLASSES, RowError
 from connectors.ledger import now_us
+from connectors.records import RETRIED_CLASSES, RowError
 from connectors.transport import RequestError
 from pipelines.batch_files import BatchFolder, Came, read_answers
 from pipelines.batch_ledger import Batch, BatchLedger

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from connectors.exchange import Reply
+from connectors.records import Reply
 
 SENT, ASKED, CAME = ".jsonl", ".requests", ".answers"
 """Of one batch: what is uploaded; each request's own body, one a line, for the ledger; what is downloaded."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from connectors.exchange import Request, trimmed
 from connectors.ledger import Ledger, now_us
+from connectors.records import Request, trimmed
 from pipelines.batch_files import BatchFolder, BatchWriter
 from pipelines.batch_ledger import Batch, BatchLedger, Line, new_mark
 from pipelines.packs import DayBudget, Lane, Pack

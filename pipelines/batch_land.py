@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from connectors.exchange import RowError
 from connectors.ledger_entries import Settled
+from connectors.records import RowError
 from pipelines.batch_carry import LOST, Carrier, not_answered, refused_lines
 from pipelines.batch_files import BatchFolder, Bodies, Came
 from pipelines.batch_gather import line_pack

@@ -9,9 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from connectors.exchange import OWN_CLASSES, RETRIED_CLASSES, STOPPING_CLASSES, Request, RowError
 from connectors.ledger_entries import Settled
 from connectors.prices import batch_price
+from connectors.records import OWN_CLASSES, RETRIED_CLASSES, STOPPING_CLASSES, Request, RowError
 from connectors.transport import HttpTransport, RequestError
 from pipelines.batch_carry import (
     LONGEST_POLL,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import duckdb
 
 from connectors.errors import JobError
-from connectors.sql_text import quoted_list
+from connectors.sql import quoted_list
 from pipelines.invoke import invoke, opened_ledger
 from pipelines.jobfile import load_job
 from pipelines.overrides import NONE, Overrides

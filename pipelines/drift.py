@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import duckdb
 import pyarrow as pa
 
-from connectors.sql_text import literal, quoted
+from connectors.sql import literal, quoted
 from pipelines.jobfile import Drift
 from pipelines.prepare import ReadyJob
 

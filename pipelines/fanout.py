@@ -8,9 +8,9 @@ from functools import partial
 
 import orjson
 
-from connectors.exchange import Call, Reply, Request, RowError
 from connectors.ledger import now_us
 from connectors.ledger_entries import Answer, Noted, Settled
+from connectors.records import Call, Reply, Request, RowError
 from connectors.transport import RequestError, Transport
 from pipelines.packs import (
     DayBudget,

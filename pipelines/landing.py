@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from connectors.exchange import Request, RowError, Values
+from connectors.records import Request, RowError, Values
 
 Wanted = dict[bytes, tuple[Request, list[int]]]
 """By fingerprint the requests of a chunk, each with the rows that it answers for."""

@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import Protocol
 
 from connectors.contracts import Provider
-from connectors.exchange import Request, RowError
 from connectors.limiter import Allowance
 from connectors.price_cache import remembered_price
 from connectors.prices import FREE, Price, image_price, price_of, worst_cost
+from connectors.records import Request, RowError
 from connectors.tokens import is_exact
 from pipelines.jobfile import Job
 from pipelines.packs import Lane, RunLedger

@@ -15,8 +15,8 @@ import pyarrow as pa
 from connectors.contracts import MalformedReply, Provider, StepFacts
 from connectors.endpoints.embeddings import EmbeddingsStep
 from connectors.errors import JobError, did_you_mean
-from connectors.exchange import Call, Reply, RowError
 from connectors.prices import FREE, cost, price_of, usd
+from connectors.records import Call, Reply, RowError
 from connectors.replies import row_error
 from connectors.transport import HttpTransport, RequestError, Timeouts
 from pipelines.jobfile import Job

@@ -7,10 +7,10 @@ from datetime import datetime, tzinfo
 from typing import Any, Literal, Protocol
 
 from connectors.contracts import Endpoint, MalformedReply, Provider
-from connectors.exchange import NO_USAGE, OWN_CLASSES, Reply, Request, RowError, Usage, value
 from connectors.ledger_entries import Answer, Noted, Settled
 from connectors.limiter import Allowance
 from connectors.prices import Price, cost
+from connectors.records import NO_USAGE, OWN_CLASSES, Reply, Request, RowError, Usage, value
 from connectors.replies import request_id, row_error
 from connectors.transport import RequestError
 from pipelines.unread import HEAVY, LARGE, Unread

@@ -8,8 +8,8 @@ from typing import Self
 
 import orjson
 
-from connectors.exchange import Request, Usage
 from connectors.prices import CACHED_FROM, Price, batch_price, cost, worst_cost
+from connectors.records import Request, Usage
 from connectors.tokens import count_tokens, is_exact
 from pipelines.batch_rules import BATCHED
 from pipelines.lanes import TEXT_BYTES, step_price

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isinf
 
-from connectors.exchange import Request, RowError
 from connectors.pace import until
+from connectors.records import Request, RowError
 from pipelines.packs import Lane
 
 

@@ -7,9 +7,8 @@ import duckdb
 import pyarrow as pa
 
 from connectors.errors import JobError, did_you_mean
-from connectors.exchange import RowError
-from connectors.sql_text import first_line
-from connectors.sql_tree import parsed_sql
+from connectors.records import RowError
+from connectors.sql import first_line, parsed_sql
 
 
 def checked_predicate(sql: str, columns: Mapping[str, Any], where: str) -> frozenset[str]:

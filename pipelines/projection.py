@@ -8,10 +8,10 @@ import orjson
 import pyarrow as pa
 
 from connectors.contracts import Commit, Endpoint, Sink, TableShape, UsageMark
-from connectors.exchange import RowError, Values
 from connectors.ledger import Ledger
 from connectors.ledger_entries import Answer
 from connectors.prices import usd
+from connectors.records import RowError, Values
 from connectors.tables import usage_schema
 
 USAGE_ROWS = 50_000

@@ -11,7 +11,7 @@ import orjson
 
 from connectors.contracts import Provider
 from connectors.errors import JobError, Stopped
-from connectors.exchange import STOPPING_CLASSES, Call, Reply, RowError
+from connectors.records import STOPPING_CLASSES, Call, Reply, RowError
 from connectors.replies import row_error
 from connectors.transport import HttpTransport, RequestError, Timeouts
 from pipelines.loop import run_loop

@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from connectors.contracts import Provider
 from connectors.errors import JobError
-from connectors.exchange import Request
 from connectors.ledger_entries import Answer
 from connectors.limiter import Allowance
 from connectors.media import MediaReader
+from connectors.records import Request
 from connectors.transport import HttpTransport, Timeouts
 from pipelines.collector import look_rarely
 from pipelines.fanout import FanOut

@@ -12,8 +12,7 @@ import pyarrow as pa
 from connectors.contracts import SourceFacts
 from connectors.errors import DataError, JobError, did_you_mean
 from connectors.registry import SourceKind
-from connectors.snapshot import lock_down, query_connection
-from connectors.sql_text import first_line, literal_list, quoted
+from connectors.sql import first_line, literal_list, lock_down, query_connection, quoted
 from pipelines.predicates import checked_predicate
 
 ROW_KEY = "_row_key"

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from connectors.ledger_file import open_ledger_file
 from connectors.prices import usd
-from connectors.sql_text import quoted, quoted_list
+from connectors.sql import quoted, quoted_list
 from pipelines.results import Results, read_results
 
 Facts = Mapping[str, Any]

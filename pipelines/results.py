@@ -11,7 +11,7 @@ import duckdb
 
 from connectors.contracts import Sink, TableShape
 from connectors.errors import JobError
-from connectors.sql_text import literal_list
+from connectors.sql import literal_list
 from connectors.tables import errors_schema, results_schema
 from pipelines.jobfile import Job, LoadedJob, load_job
 from pipelines.overrides import Overrides

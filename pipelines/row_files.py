@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from connectors.contracts import MediaUse
-from connectors.exchange import Row, RowError
+from connectors.records import Row, RowError
 
 AT_A_TIME = 8
 """Rows whose files are read or fetched together."""

@@ -13,8 +13,7 @@ from connectors.errors import DataError
 from connectors.ledger import Ledger
 from connectors.parts import PartWriter, tables_of
 from connectors.shapes import OtherColumns, kinds
-from connectors.snapshot import query_connection
-from connectors.sql_text import literal, quoted
+from connectors.sql import literal, query_connection, quoted
 from pipelines.prepare import ReadyJob
 from pipelines.selection import key_text
 

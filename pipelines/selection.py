@@ -17,9 +17,8 @@ import pyarrow.parquet as pq
 
 from connectors.contracts import Sink
 from connectors.errors import DataError, JobError, did_you_mean
-from connectors.exchange import OWN_CLASSES
-from connectors.snapshot import ROW_GROUP_ROWS, query_connection
-from connectors.sql_text import first_line, literal, literal_list, quoted, quoted_list
+from connectors.records import OWN_CLASSES
+from connectors.sql import ROW_GROUP_ROWS, first_line, literal, literal_list, query_connection, quoted, quoted_list
 from connectors.tables import failure_names
 from pipelines.reader import ROW_KEY, Reader
 

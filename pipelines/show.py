@@ -7,9 +7,9 @@ import duckdb
 import orjson
 
 from connectors.errors import DataError
-from connectors.exchange import Request, RowError
 from connectors.ledger import Ledger
 from connectors.prices import usd
+from connectors.records import Request, RowError
 from pipelines.invoke import opened_ledger
 from pipelines.jobfile import load_job
 from pipelines.looks import moment

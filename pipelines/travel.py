@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from connectors.exchange import Request, Row, RowError
 from connectors.ledger import now_us
 from connectors.ledger_entries import Answer
 from connectors.media import MediaReader
 from connectors.media_fetch import FetchError
+from connectors.records import Request, Row, RowError
 from pipelines.fanout import FanOut
 from pipelines.landing import Failure, Landing, Reading, Wanted
 from pipelines.packs import Lane, Wave

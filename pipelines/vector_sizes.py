@@ -7,11 +7,11 @@ import duckdb
 import pyarrow as pa
 
 from connectors.errors import Stopped
-from connectors.exchange import OWN_CLASSES, Request
 from connectors.ledger import Ledger
 from connectors.limiter import Allowance
 from connectors.prices import PICO
-from connectors.sql_text import quoted
+from connectors.records import OWN_CLASSES, Request
+from connectors.sql import quoted
 from connectors.transport import HttpTransport, Timeouts
 from pipelines.fanout import FanOut
 from pipelines.lanes import lanes_of

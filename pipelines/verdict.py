@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from connectors.exchange import RETRIED_CLASSES, STOPPING_CLASSES, Reply, RowError, value
+from connectors.records import RETRIED_CLASSES, STOPPING_CLASSES, Reply, RowError, value
 from connectors.transport import RequestError
 from pipelines.packs import Lane, Pack, Tries
 from pipelines.waits import given_up, hear, wait_after

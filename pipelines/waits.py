@@ -3,9 +3,9 @@
 import random
 from collections.abc import Sequence
 
-from connectors.exchange import Reply, RowError
 from connectors.ledger import now_us
 from connectors.limiter import FIRST_REFUSAL, Allowance
+from connectors.records import Reply, RowError
 from connectors.replies import rate_limits, retry_after
 from connectors.transport import RequestError
 from pipelines.packs import Lane, Pack, Tries

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from connectors.answer_files import LARGE, AnswerFiles, file_of
-from connectors.exchange import RowError
 from connectors.ledger import Ledger, now_us
 from connectors.ledger_entries import Kept, Noted, Settled
+from connectors.records import RowError
 
 MARKS = [bytes([number]) * 16 for number in range(8)]
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipelines", "connectors")
 
 FLOOR_OF = {
-    "connectors.exchange": 1,
+    "connectors.records": 1,
     "connectors.template": 1,
     "connectors.errors": 1,
     "connectors.tokens": 1,

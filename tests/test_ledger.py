@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from connectors.errors import JobError
-from connectors.exchange import RowError, Usage
 from connectors.ledger import Ledger
 from connectors.ledger_entries import Noted, Settled
+from connectors.records import RowError, Usage
 
 MARK = b"0123456789abcdef"
 

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from connectors.exchange import Usage
 from connectors.prices import (
     FREE,
     PICO,
@@ -26,6 +25,7 @@ from connectors.prices import (
     usd,
     worst_cost,
 )
+from connectors.records import Usage
 
 MILLION = 10**6
 

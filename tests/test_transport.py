@@ -8,7 +8,7 @@ import pytest
 
 from connectors.contracts import Provider
 from connectors.direct import Direct
-from connectors.exchange import Call, Reply
+from connectors.records import Call, Reply
 from connectors.transport import HttpTransport, RequestError, Timeouts
 
 BODY = b'{"model":"m"}'

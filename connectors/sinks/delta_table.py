@@ -19,7 +19,7 @@ from connectors.errors import DataError, JobError
 from connectors.media_objects import MediaObjects
 from connectors.parts import among, without_key
 from connectors.shapes import check_names, in_the_way, kinds, mismatch
-from connectors.sql_text import literal_list, quoted
+from connectors.sql import literal_list, quoted
 from connectors.tables import failure_names, usage_schema
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ from pydantic import Field
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.errors import DataError, Stopped
 from connectors.shapes import check_names, in_the_way, mismatch
-from connectors.snapshot import MEMORY_LIMIT
-from connectors.sql_text import first_line, literal, quoted, quoted_list
+from connectors.sql import MEMORY_LIMIT, first_line, literal, quoted, quoted_list
 from connectors.tables import failure_names, usage_schema
 
 FIRST_WAIT = 0.05

@@ -16,7 +16,7 @@ from connectors.merged_parts import EMPTY, covered, groups, marks_of, usage_part
 from connectors.parquet_objects import ParquetObjects
 from connectors.parts import among, columns_of, facts_of, replaced_errors, without_rows, write_part, write_without
 from connectors.shapes import check_names, in_the_way, kinds, mismatch
-from connectors.sql_text import literal_list
+from connectors.sql import literal_list
 from connectors.staging import Changes, Staging
 from connectors.tables import failure_names, usage_schema
 

@@ -17,7 +17,7 @@ from connectors.contracts import Columns, Opened, SourceFacts, SourceModel
 from connectors.csv_records import Dialect, Record, Reject, records
 from connectors.errors import DataError, JobError, did_you_mean
 from connectors.input_files import Fetched, fetched, input_files, input_objects
-from connectors.sql_text import literal_list, quoted, quoted_list
+from connectors.sql import literal_list, quoted, quoted_list
 from connectors.text_types import inferred_types
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".csv.bz2", ".csv.xz")

@@ -9,8 +9,7 @@ from pydantic import Field, model_validator
 
 from connectors.contracts import Opened, SourceFacts, SourceModel
 from connectors.errors import DataError, JobError, did_you_mean
-from connectors.snapshot import AUTHORS_LIMIT, kept, lock_down, query_connection
-from connectors.sql_text import first_line, literal, quoted
+from connectors.sql import AUTHORS_LIMIT, first_line, kept, literal, lock_down, query_connection, quoted
 
 
 class DuckdbSource(SourceModel):

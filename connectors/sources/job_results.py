@@ -7,8 +7,7 @@ from pydantic import Field
 
 from connectors.contracts import Opened, SourceFacts, SourceModel
 from connectors.errors import DataError, JobError, did_you_mean
-from connectors.snapshot import kept, query_connection
-from connectors.sql_text import first_line, quoted_list
+from connectors.sql import first_line, kept, query_connection, quoted_list
 
 
 class JobSource(SourceModel):

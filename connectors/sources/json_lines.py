@@ -13,7 +13,7 @@ from pydantic import Field
 from connectors.contracts import Columns, Opened, SourceFacts, SourceModel
 from connectors.errors import DataError
 from connectors.input_files import fetched, input_files, input_objects
-from connectors.sql_text import first_line, literal, literal_list, quoted
+from connectors.sql import first_line, literal, literal_list, quoted
 
 SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 LARGEST_LINE = 16 << 20

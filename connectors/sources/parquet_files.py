@@ -8,7 +8,7 @@ from pydantic import Field
 from connectors.contracts import Columns, Opened, SourceFacts, SourceModel
 from connectors.errors import DataError
 from connectors.input_files import input_files, input_objects
-from connectors.sql_text import first_line, literal, literal_list
+from connectors.sql import first_line, literal, literal_list
 
 SUFFIXES = (".parquet",)
 

@@ -7,9 +7,7 @@ from pydantic import Field
 
 from connectors.contracts import Opened, SourceFacts, SourceModel
 from connectors.errors import JobError
-from connectors.snapshot import AUTHORS_LIMIT, kept, lock_down, query_connection
-from connectors.sql_paths import rooted
-from connectors.sql_text import first_line
+from connectors.sql import AUTHORS_LIMIT, first_line, kept, lock_down, query_connection, rooted
 
 
 class SqlSource(SourceModel):

@@ -9,7 +9,7 @@ import click
 import orjson
 
 from connectors.errors import INTERRUPTED_QUERY, JobError, RowmillError, from_database, from_system
-from connectors.exchange import OWN_CLASSES, RETRIED_CLASSES, STOPPING_CLASSES
+from connectors.records import OWN_CLASSES, RETRIED_CLASSES, STOPPING_CLASSES
 from pipelines.commands.options import job_argument, job_files, override_options
 from pipelines.log_lines import DEFECT, Level, log_line, tell_defect, tell_problem
 from pipelines.overrides import NONE, Overrides

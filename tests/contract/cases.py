@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from connectors.contracts import Endpoint, StepFacts
-from connectors.exchange import Media, Reply, Request
 from connectors.media_kinds import HEAD, kind_of
+from connectors.records import Media, Reply, Request
 from connectors.registry import ENDPOINTS
 from tests.contract.recorder import PICTURE, REPLIES, ROOT
 from tests.contract.row import files, write_row

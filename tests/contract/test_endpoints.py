@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from connectors.contracts import MalformedReply
-from connectors.exchange import Reply, RowError
+from connectors.records import Reply, RowError
 from connectors.registry import ENDPOINTS
 from tests.contract.cases import CASES, Case, answer_of, asked, built, fingerprints, reply_of
 from tests.contract.conftest import step_of

@@ -14,7 +14,7 @@ from connectors.contracts import Endpoint, MalformedReply, MediaUse, StepFacts
 from connectors.dialogue import DialogueEndpoint
 from connectors.endpoints.chat import ChatStep
 from connectors.errors import JobError
-from connectors.exchange import Media, Reply, Request, RowError, Usage
+from connectors.records import Media, Reply, Request, RowError, Usage
 
 REPLIES = Path(__file__).parents[1] / "replies"
 HISTORY = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))

@@ -17,8 +17,8 @@ from connectors.endpoints.image_edit import ImageEditStep
 from connectors.endpoints.image_generation import ImageGenerationStep
 from connectors.endpoints.image_variation import ImageVariationStep
 from connectors.errors import JobError
-from connectors.exchange import Media, Reply, Request, RowError, Usage
 from connectors.prices import image_price, price_of, worst_cost
+from connectors.records import Media, Reply, Request, RowError, Usage
 from connectors.transport import HttpTransport, Timeouts
 
 REPLIES = Path(__file__).parents[1] / "replies"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.exchange import Reply, RowError
+from connectors.records import Reply, RowError
 from connectors.replies import NO_RATE_HEADERS, RateHeaders, is_error, rate_limits, retry_after, row_error
 
 

@@ -14,7 +14,7 @@ from connectors.contracts import Endpoint, MalformedReply, StepFacts
 from connectors.dialogue import DialogueEndpoint
 from connectors.endpoints.responses import ResponsesStep
 from connectors.errors import JobError
-from connectors.exchange import Media, Reply, Request, RowError, Usage
+from connectors.records import Media, Reply, Request, RowError, Usage
 from connectors.reference_responses import METADATA
 from connectors.replies import row_error
 

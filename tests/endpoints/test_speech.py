@@ -12,7 +12,7 @@ import pytest
 from connectors.contracts import Endpoint, MalformedReply, StepFacts
 from connectors.endpoints.speech import SpeechStep
 from connectors.errors import JobError
-from connectors.exchange import Reply, Request, RowError, Usage
+from connectors.records import Reply, Request, RowError, Usage
 
 FACTS = StepFacts("p@there", {"body": pa.string()}, Path("/"), (), (), files_prefix="files/")
 AUDIO = Path(__file__).parents[2] / "jobs" / "data" / "audio"

@@ -15,7 +15,7 @@ from connectors.contracts import Endpoint, MalformedReply, Provider, StepFacts
 from connectors.endpoints.transcription import TranscriptionStep
 from connectors.endpoints.translation import TranslationStep
 from connectors.errors import JobError
-from connectors.exchange import Media, Reply, Request, RowError, Usage
+from connectors.records import Media, Reply, Request, RowError, Usage
 from connectors.transport import HttpTransport, Timeouts
 
 REPLIES = Path(__file__).parents[1] / "replies"

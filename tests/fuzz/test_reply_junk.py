@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from connectors.contracts import Endpoint, MalformedReply, StepFacts
-from connectors.exchange import Media, Reply, Request, RowError, Usage
+from connectors.records import Media, Reply, Request, RowError, Usage
 from connectors.registry import ENDPOINTS
 from connectors.replies import is_error, rate_limits, retry_after, row_error
 

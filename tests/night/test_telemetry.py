@@ -17,8 +17,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from connectors.exchange import RowError
 from connectors.local.server import LocalServer
+from connectors.records import RowError
 from pipelines.provider_api import ProviderApi, Refused
 from tests.conftest import error_reply
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from connectors.contracts import Provider
-from connectors.exchange import NO_USAGE, Call, Reply, Request, Usage
 from connectors.ledger import Ledger
 from connectors.limiter import Allowance
+from connectors.records import NO_USAGE, Call, Reply, Request, Usage
 from pipelines.fanout import FanOut
 from pipelines.packs import DayBudget, Lane, Tries
 from pipelines.purse import Purse

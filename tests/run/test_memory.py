@@ -14,9 +14,9 @@ import pytest
 from aiohttp import web
 
 from connectors.contracts import Provider
-from connectors.exchange import Call, Reply
+from connectors.records import Call, Reply
 from connectors.sinks.parquet_folder import ParquetFolder
-from connectors.snapshot import query_connection
+from connectors.sql import query_connection
 from connectors.transport import HttpTransport, Timeouts
 from pipelines import row_files
 from pipelines.travel import Travel

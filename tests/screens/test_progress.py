@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from connectors.exchange import Request
+from connectors.records import Request
 from pipelines import progress
 from pipelines.look_words import status_words
 from pipelines.looks import status
