@@ -12,13 +12,13 @@ from pydantic import Field
 from connectors.answer_columns import AnswerColumns, Choice
 from connectors.contracts import MalformedReply, OneByOne, StepFacts, StepModel
 from connectors.errors import JobError
-from connectors.filled import Filled, plain_json
 from connectors.messages import Dialogue
 from connectors.nested_json import loads
 from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint, trimmed
 from connectors.replies import is_error, row_error
 from connectors.sse import Event, events, is_event_stream
-from connectors.template import TemplateProblem
+from connectors.templating.template import TemplateProblem
+from connectors.templating.template_tree import Filled, plain_json
 from connectors.token_usage import token_usage
 from connectors.tokens import chat_tokens, count_tokens, max_output_tokens
 from connectors.typed import TypedOutput

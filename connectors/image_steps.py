@@ -13,7 +13,7 @@ from connectors.image_rules import check_fixed, count_of, family_of, input_pictu
 from connectors.params import FLAG, Check, one_of, text, whole
 from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.step_params import declared, fixed_params, template
-from connectors.template import TemplateProblem
+from connectors.templating.template import TemplateProblem
 from connectors.tokens import count_tokens
 from connectors.uploads import file_column, files_of, form
 

@@ -8,10 +8,10 @@ from pydantic import Field
 
 from connectors.contracts import MediaUse, Model
 from connectors.errors import JobError, did_you_mean
-from connectors.filled import Filled, constant, filled, list_of, mapping_of, text_filled
 from connectors.past_dialogue import FURTHER_KEYS, KEYS, ROLES, SHORT_ROLES, dialogue_in, is_dialogue_type
 from connectors.records import Media, Row
-from connectors.template import TemplateProblem
+from connectors.templating.template import TemplateProblem
+from connectors.templating.template_tree import Filled, constant, filled, list_of, mapping_of, text_filled
 from connectors.tool_calls import chat_call
 
 LARGEST_PICTURE = 20 << 20

@@ -7,7 +7,7 @@ import orjson
 import pyarrow as pa
 
 from connectors.nested_json import loads
-from connectors.template import TemplateProblem, plain
+from connectors.templating.template import TemplateProblem, plain
 from connectors.tool_calls import chat_call
 
 SHORT_ROLES = ("system", "user", "assistant", "developer")

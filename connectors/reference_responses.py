@@ -10,9 +10,9 @@ from connectors.answer_columns import Choice
 from connectors.contracts import MalformedReply
 from connectors.dialogue import shortened
 from connectors.errors import JobError, did_you_mean
-from connectors.filled import Filled, constant, filled, mapping_of, plain_json
 from connectors.sse import Event
 from connectors.streams import joined_reference
+from connectors.templating.template_tree import Filled, constant, filled, mapping_of, plain_json
 from connectors.token_usage import whole_count
 from connectors.tool_calls import told_calls
 

@@ -7,8 +7,8 @@ import orjson
 
 from connectors.contracts import StepModel
 from connectors.errors import JobError
-from connectors.filled import Filled, plain_json, text_filled
 from connectors.params import Check, check_params
+from connectors.templating.template_tree import Filled, plain_json, text_filled
 
 
 def fixed_params(step: StepModel, own: Sequence[str], table: Mapping[str, Check], where: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import orjson
 import pyarrow as pa
 
 from connectors.errors import JobError, did_you_mean
-from connectors.filled import plain_json
+from connectors.templating.template_tree import plain_json
 
 TOOL_CALLS = pa.list_(pa.struct([("id", pa.string()), ("name", pa.string()), ("arguments", pa.string())]))
 """The column of calls; `arguments` is the text that the model wrote: JSON, if it did its work."""

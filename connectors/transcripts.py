@@ -11,11 +11,11 @@ import pyarrow as pa
 from connectors.audio_replies import COLUMNS, LOGPROBS, joined, kept, logprobs_of, struct_of, text_of, usage
 from connectors.contracts import MediaUse, OneByOne, StepFacts, StepModel
 from connectors.errors import JobError
-from connectors.filled import Filled
 from connectors.params import Check
 from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.step_params import declared, fixed_params, template
-from connectors.template import TemplateProblem
+from connectors.templating.template import TemplateProblem
+from connectors.templating.template_tree import Filled
 from connectors.tokens import count_tokens, max_output_tokens
 from connectors.uploads import file_column, files_of, form
 

@@ -12,7 +12,7 @@ PACKAGES = ("pipelines", "connectors")
 
 FLOOR_OF = {
     "connectors.records": 1,
-    "connectors.template": 1,
+    "connectors.templating.template": 1,
     "connectors.errors": 1,
     "connectors.tokens": 1,
     "connectors.prices": 1,

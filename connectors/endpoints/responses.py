@@ -10,11 +10,11 @@ from connectors.chat_params import REFERENCE_PARAMS, RESPONSES_PARAMS
 from connectors.contracts import StepFacts
 from connectors.dialogue import Dialect, DialogueEndpoint, DialogueStep, taken, taken_stream, typed_output
 from connectors.errors import JobError
-from connectors.filled import Filled, plain_json, text_filled
 from connectors.messages import Dialogue, FromColumn, Turns
 from connectors.params import check_params
 from connectors.reference_responses import METADATA, ReferenceResponses, response_format
 from connectors.response_items import OpenAIResponses
+from connectors.templating.template_tree import Filled, plain_json, text_filled
 from connectors.tool_calls import checked_choice, checked_tools
 
 TurnList = Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]

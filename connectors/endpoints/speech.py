@@ -17,7 +17,7 @@ from connectors.params import FLAG, number, one_of, text_up_to
 from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.sse import is_event_stream
 from connectors.step_params import declared, fixed_params, template
-from connectors.template import TemplateProblem
+from connectors.templating.template import TemplateProblem
 from connectors.token_usage import whole_count
 from connectors.tokens import count_tokens
 from connectors.whole_replies import json_events, parsed, refusal, shortened

@@ -18,7 +18,7 @@ from connectors.contracts import SourceFacts
 from connectors.csv_records import Dialect, Reject, records
 from connectors.errors import DataError, JobError
 from connectors.sources.csv_files import CsvSource
-from connectors.template import Template, TemplateProblem
+from connectors.templating.template import Template, TemplateProblem
 from pipelines.cli import rowmill
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,7 +12,7 @@ import duckdb
 import pytest
 
 from connectors.errors import JobError
-from connectors.template import Template, TemplateProblem
+from connectors.templating.template import Template, TemplateProblem
 from pipelines.yaml_lines import parse_yaml
 
 SECRET = "outside-and-secret"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from connectors.template import LARGEST, Template, TemplateProblem
+from connectors.templating.template import LARGEST, Template, TemplateProblem
 
 UNBOUNDED = [
     "{{ 'x' * size }}",

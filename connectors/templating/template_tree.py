@@ -8,7 +8,7 @@ import orjson
 
 from connectors.errors import JobError, did_you_mean
 from connectors.records import Row
-from connectors.template import Template
+from connectors.templating.template import Template
 
 
 @dataclass(frozen=True, slots=True)

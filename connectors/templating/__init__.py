@@ -1,0 +1,1 @@
+"""Prompt templates and nested values that contain them."""
