@@ -6,7 +6,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from connectors import object_store
+from connectors.storage import object_store
 
 AT_A_TIME = 16
 

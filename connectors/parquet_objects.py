@@ -8,15 +8,15 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from connectors import object_store
 from connectors.contracts import Commit, TableShape, UsageMark
 from connectors.media_objects import MediaObjects
 from connectors.merged_parts import EMPTY, covered, groups, named_mark, noted_marks, usage_part, write_merged
-from connectors.object_staging import Changes, ObjectStaging
-from connectors.object_store import Object
 from connectors.parts import among, columns_of, facts_of, replaced_errors, without_rows, write_part, write_without
 from connectors.shapes import kinds, mismatch
 from connectors.sql import literal_list
+from connectors.storage import object_store
+from connectors.storage.object_store import Object
+from connectors.storage.object_transaction import Changes, ObjectStaging
 from connectors.tables import failure_names, usage_schema
 
 TABLES = ("results", "usage", "errors")
@@ -30,7 +30,7 @@ AT_A_TIME = 8
 
 
 class ParquetObjects:
-    """The tables of one job; see `connectors.object_staging` for how a kill is recovered from."""
+    """The tables of one job; see `connectors.storage.object_transaction` for how a kill is recovered from."""
 
     def __init__(self, name: str, root: str, shape: TableShape) -> None:
         self._name = name
@@ -88,12 +88,12 @@ class ParquetObjects:
         return f"(select * from read_parquet({literal_list(part.url for part in self._parts('usage'))}))"
 
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
-        from connectors.object_files import register
+        from connectors.storage.duckdb_filesystem import register
 
         register(connection)
 
     def detach(self, connection: duckdb.DuckDBPyConnection) -> None:
-        from connectors.object_files import unregister
+        from connectors.storage.duckdb_filesystem import unregister
 
         unregister(connection)
 
@@ -175,12 +175,12 @@ class ParquetObjects:
         return self._facts(parts[0])[1] if parts else self._schemas[table]
 
     def _facts(self, part: Object) -> tuple[int, pa.Schema, dict[bytes, bytes]]:
-        from connectors.object_files import ObjectFile
+        from connectors.storage.duckdb_filesystem import ObjectFile
 
         return facts_of(ObjectFile(part.url, part.size))
 
     def _columns(self, part: Object, names: Sequence[str]) -> pa.Table:
-        from connectors.object_files import ObjectFile
+        from connectors.storage.duckdb_filesystem import ObjectFile
 
         return columns_of(ObjectFile(part.url, part.size), names)
 

@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from connectors import delta_log, delta_types, object_store
+from connectors import delta_log, delta_types
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.errors import DataError, JobError
 from connectors.media_objects import MediaObjects
 from connectors.parts import among, without_key
 from connectors.shapes import check_names, in_the_way, kinds, mismatch
 from connectors.sql import literal_list, quoted
+from connectors.storage import object_store
 from connectors.tables import failure_names, usage_schema
 
 if TYPE_CHECKING:
@@ -141,13 +142,13 @@ class DeltaTables:
 
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
         if self._remote:
-            from connectors.object_files import register
+            from connectors.storage.duckdb_filesystem import register
 
             register(connection)
 
     def detach(self, connection: duckdb.DuckDBPyConnection) -> None:
         if self._remote:
-            from connectors.object_files import unregister
+            from connectors.storage.duckdb_filesystem import unregister
 
             unregister(connection)
 

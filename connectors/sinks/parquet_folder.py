@@ -10,14 +10,14 @@ import duckdb
 import pyarrow as pa
 from pydantic import Field
 
-from connectors import object_store
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.merged_parts import EMPTY, covered, groups, marks_of, usage_part, write_merged
 from connectors.parquet_objects import ParquetObjects
 from connectors.parts import among, columns_of, facts_of, replaced_errors, without_rows, write_part, write_without
 from connectors.shapes import check_names, in_the_way, kinds, mismatch
 from connectors.sql import literal_list
-from connectors.staging import Changes, Staging
+from connectors.storage import object_store
+from connectors.storage.file_transaction import Changes, Staging
 from connectors.tables import failure_names, usage_schema
 
 TABLES = ("results", "usage", "errors")
@@ -57,7 +57,7 @@ class ParquetSink(SinkModel):
 
 
 class ParquetFolder:
-    """The tables of one job; see `connectors.staging` for how a kill is recovered from."""
+    """The tables of one job; see `connectors.storage.file_transaction` for how a kill is recovered from."""
 
     def __init__(self, name: str, folder: Path, shape: TableShape) -> None:
         self._name = name

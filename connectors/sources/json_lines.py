@@ -12,8 +12,8 @@ from pydantic import Field
 
 from connectors.contracts import Columns, Opened, SourceFacts, SourceModel
 from connectors.errors import DataError
-from connectors.input_files import fetched, input_files, input_objects
 from connectors.sql import first_line, literal, literal_list, quoted
+from connectors.storage.input_files import fetched, input_files, input_objects
 
 SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 LARGEST_LINE = 16 << 20

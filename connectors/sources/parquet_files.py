@@ -7,8 +7,8 @@ from pydantic import Field
 
 from connectors.contracts import Columns, Opened, SourceFacts, SourceModel
 from connectors.errors import DataError
-from connectors.input_files import input_files, input_objects
 from connectors.sql import first_line, literal, literal_list
+from connectors.storage.input_files import input_files, input_objects
 
 SUFFIXES = (".parquet",)
 
@@ -27,7 +27,7 @@ class ParquetSource(SourceModel):
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceFacts) -> Opened:
         objects = input_objects(self.parquet, "source.parquet", SUFFIXES)
         if objects:
-            from connectors.object_files import register
+            from connectors.storage.duckdb_filesystem import register
 
             register(connection)
         urls = tuple(one.url for one in objects)

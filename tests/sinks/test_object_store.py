@@ -8,9 +8,10 @@ from typing import Any
 import duckdb
 import pytest
 
-from connectors import object_files, object_store, parquet_objects
+from connectors import parquet_objects
 from connectors.contracts import Commit
 from connectors.errors import DataError, JobError
+from connectors.storage import duckdb_filesystem, object_store
 
 Act = Callable[[Any], None]
 
@@ -224,7 +225,7 @@ def test_a_locked_connection_opens_the_sinks_objects_alone(at_s3: Any) -> None:
 def test_threads_that_share_an_open_object_do_not_disturb_each_other(at_s3: Any) -> None:
     url = f"{at_s3.home}/numbers"
     object_store.put(url, b"".join(n.to_bytes(4, "big") for n in range(1000)))
-    file, wrong = object_files.ObjectFile(url, 4000), []
+    file, wrong = duckdb_filesystem.ObjectFile(url, 4000), []
 
     def reading(start: int) -> None:
         for n in range(start, 1000, 40):

@@ -33,7 +33,7 @@ import pipelines.job_run
 from connectors.ledger import Ledger
 from connectors.ledger_entries import Noted, Settled
 from connectors.sinks import duckdb_table, parquet_folder
-from connectors.staging import Staging
+from connectors.storage.file_transaction import Staging
 from connectors.transport import HttpTransport
 from pipelines.cli import main
 from pipelines.fanout import FanOut

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from connectors import object_store
 from connectors.contracts import SourceFacts
 from connectors.errors import DataError, JobError
-from connectors.object_store import objects_at
 from connectors.registry import SOURCES
+from connectors.storage import object_store
+from connectors.storage.object_store import objects_at
 from pipelines.reader import Reader
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from connectors import object_store
+from connectors.storage import object_store
 
 STAGING = ".staging"
 """Below the sink's place: all that is not finished; gone when nothing is under way."""

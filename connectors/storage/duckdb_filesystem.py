@@ -8,8 +8,8 @@ from typing import Any
 import duckdb
 from fsspec import AbstractFileSystem
 
-from connectors import object_store
-from connectors.object_store import SCHEMES
+from connectors.storage import object_store
+from connectors.storage.object_store import SCHEMES
 
 
 class ObjectFile(io.RawIOBase):

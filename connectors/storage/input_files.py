@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from connectors import object_store
 from connectors.errors import DataError
-from connectors.object_store import Object
+from connectors.storage import object_store
+from connectors.storage.object_store import Object
 
 
 def input_files(patterns: str | Iterable[str], workspace: Path, suffixes: tuple[str, ...]) -> tuple[Path, ...]:

@@ -1,0 +1,1 @@
+"""Local files and object stores: reading, atomic changes of several files."""
