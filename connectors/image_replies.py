@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from connectors.contracts import MalformedReply
-from connectors.media_kinds import HEAD, kind_of
+from connectors.media.file_types import HEAD, kind_of
 from connectors.records import Reply, RowError, Usage, trimmed
 from connectors.sse import is_event_stream
 from connectors.token_usage import whole_count

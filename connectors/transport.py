@@ -13,7 +13,7 @@ import aiohttp
 
 from connectors.contracts import Provider
 from connectors.direct import LARGEST, Direct, Line, Received, WaryConnector, line_to
-from connectors.media_kinds import TYPES
+from connectors.media.file_types import TYPES
 from connectors.records import Call, ErrorClass, Reply
 
 LARGEST_REPLY = 128 << 20

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from connectors.contracts import MediaUse
 from connectors.ledger import Ledger
-from connectors.media import MediaReader
+from connectors.media.media_reader import MediaReader
 from connectors.records import Media, Request, Row, RowError, Values
 from pipelines.plan_answers import Likely, likely, stand_ins
 from pipelines.plan_money import Bill, Passes, Rates

@@ -12,7 +12,7 @@ import pyarrow as pa
 from connectors.contracts import Endpoint, Provider, Sink, SourceFacts, StepFacts, TableShape
 from connectors.errors import DataError, JobError
 from connectors.ledger import Ledger
-from connectors.media import MediaReader
+from connectors.media.media_reader import MediaReader
 from connectors.registry import StepKind
 from connectors.tables import errors_schema, results_schema
 from pipelines.batch_rules import check_batched

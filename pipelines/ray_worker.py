@@ -15,7 +15,7 @@ from connectors.contracts import Provider
 from connectors.errors import JobError
 from connectors.ledger_entries import Answer
 from connectors.limiter import Allowance
-from connectors.media import MediaReader
+from connectors.media.media_reader import MediaReader
 from connectors.records import Request
 from connectors.transport import HttpTransport, Timeouts
 from pipelines.collector import look_rarely

@@ -14,7 +14,7 @@ AT_A_TIME = 8
 
 
 class ReadsMedia(Protocol):
-    """See connectors.media.MediaReader."""
+    """See connectors.media.media_reader.MediaReader."""
 
     async def read(self, value: Any, use: MediaUse, name: str | None = None) -> Any:
         """Media, a URL, a list of them, None, or a RowError."""

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from connectors.ledger import now_us
 from connectors.ledger_entries import Answer
-from connectors.media import MediaReader
-from connectors.media_fetch import FetchError
+from connectors.media.media_reader import MediaReader
+from connectors.media.url_fetcher import FetchError
 from connectors.records import Request, Row, RowError
 from pipelines.fanout import FanOut
 from pipelines.landing import Failure, Landing, Reading, Wanted

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from connectors.audio_cut import SoundProblem, cut, seconds_of
 from connectors.contracts import MediaUse
 from connectors.local.clips import decoded
 from connectors.local.speech_sound import RATE as SAMPLES_A_SECOND
-from connectors.media import IN_MEMORY, MediaReader
-from connectors.media_fetch import FetchError, is_private, shown
-from connectors.media_kinds import kind_of, pixels
+from connectors.media.audio_splitter import SoundProblem, cut, seconds_of
+from connectors.media.file_types import kind_of, pixels
+from connectors.media.media_reader import IN_MEMORY, MediaReader
+from connectors.media.url_fetcher import FetchError, is_private, shown
 from connectors.records import Media, RowError
 
 DATA = Path(__file__).parents[1] / "jobs" / "data"

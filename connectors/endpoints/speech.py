@@ -12,7 +12,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from connectors.contracts import MalformedReply, OneByOne, StepFacts, StepModel
-from connectors.media_kinds import HEAD, OGG, kind_of
+from connectors.media.file_types import HEAD, OGG, kind_of
 from connectors.params import FLAG, number, one_of, text_up_to
 from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.sse import is_event_stream

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from connectors.audio_cut import lenient
 from connectors.local.speech_sound import RATE
+from connectors.media.audio_splitter import lenient
 
 if TYPE_CHECKING:
     import numpy as np

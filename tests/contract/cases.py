@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from connectors.contracts import Endpoint, StepFacts
-from connectors.media_kinds import HEAD, kind_of
+from connectors.media.file_types import HEAD, kind_of
 from connectors.records import Media, Reply, Request
 from connectors.registry import ENDPOINTS
 from tests.contract.recorder import PICTURE, REPLIES, ROOT

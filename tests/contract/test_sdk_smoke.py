@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from connectors.local.server import ROUTES
-from connectors.media_kinds import MP3, kind_of
+from connectors.media.file_types import MP3, kind_of
 from tests.contract.recorder import SOUND
 from tests.contract.row import MASK, PICTURES
 

@@ -225,7 +225,7 @@ async def test_a_name_that_comes_to_lead_to_a_private_address_is_refused(
 
     import aiohttp
 
-    from connectors.media_fetch import Fetcher, FetchError
+    from connectors.media.url_fetcher import Fetcher, FetchError
 
     asked: list[str] = []
 

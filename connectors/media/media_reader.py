@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote_to_bytes
 
-from connectors.audio_cut import LONGEST, SoundProblem, cut, seconds_of
 from connectors.contracts import MediaUse
-from connectors.media_fetch import WAITS, Fetcher, FetchError
-from connectors.media_kinds import HEAD, TAKEN, TAKEN_WORDS, pixels
-from connectors.media_kinds import kind_of as kind_of_head
+from connectors.media.audio_splitter import LONGEST, SoundProblem, cut, seconds_of
+from connectors.media.file_types import HEAD, TAKEN, TAKEN_WORDS, pixels
+from connectors.media.file_types import kind_of as kind_of_head
+from connectors.media.url_fetcher import WAITS, Fetcher, FetchError
 from connectors.records import ErrorClass, Media, RowError
 
 IN_MEMORY = 64 << 10

@@ -1,0 +1,1 @@
+"""Files that rows name: reading, fetching, splitting audio, multipart uploads."""
