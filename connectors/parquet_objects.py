@@ -9,15 +9,23 @@ import duckdb
 import pyarrow as pa
 
 from connectors.contracts import Commit, TableShape, UsageMark
-from connectors.media_objects import MediaObjects
-from connectors.merged_parts import EMPTY, covered, groups, named_mark, noted_marks, usage_part, write_merged
-from connectors.parts import among, columns_of, facts_of, replaced_errors, without_rows, write_part, write_without
-from connectors.shapes import kinds, mismatch
 from connectors.sql import literal_list
 from connectors.storage import object_store
 from connectors.storage.object_store import Object
 from connectors.storage.object_transaction import Changes, ObjectStaging
-from connectors.tables import failure_names, usage_schema
+from connectors.tables.compaction import EMPTY, covered, groups, named_mark, noted_marks, usage_part, write_merged
+from connectors.tables.media_upload import MediaObjects
+from connectors.tables.parquet_parts import (
+    among,
+    columns_of,
+    facts_of,
+    replaced_errors,
+    without_rows,
+    write_part,
+    write_without,
+)
+from connectors.tables.schema_checks import kinds, mismatch
+from connectors.tables.schemas import failure_names, usage_schema
 
 TABLES = ("results", "usage", "errors")
 FILES = "files/"

@@ -10,7 +10,7 @@ import duckdb
 
 from connectors.errors import DataError, JobError, Stopped, did_you_mean
 from connectors.sql import AUTHORS_LIMIT, first_line, lock_down, parsed_sql, query_connection
-from connectors.tables import usage_schema
+from connectors.tables.schemas import usage_schema
 from pipelines.drift import drifted
 from pipelines.jobfile import Audit
 from pipelines.prepare import ReadyJob

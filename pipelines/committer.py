@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from connectors.contracts import Commit, Sink, TableShape
 from connectors.ledger import Ledger, now_us
-from connectors.tables import failure_names
+from connectors.tables.schemas import failure_names
 from pipelines.prepare import ReadyJob
 from pipelines.projection import add_usage, packed, packed_rows
 from pipelines.tally import Tally

@@ -13,7 +13,7 @@ from connectors.answer_files import PLACED_BYTES
 from connectors.errors import JobError
 from connectors.ledger import Ledger
 from connectors.prices import usd
-from connectors.tables import usage_schema
+from connectors.tables.schemas import usage_schema
 
 ROWS = 20_000
 """That are in memory at a time."""

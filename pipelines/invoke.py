@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from connectors.errors import DataError, JobError, RowmillError, Stopped
 from connectors.ledger import Ledger
 from connectors.registry import SINKS
-from connectors.shapes import OtherColumns
 from connectors.sql import query_connection
+from connectors.tables.schema_checks import OtherColumns
 from pipelines.audits import check_audits, run_audits
 from pipelines.housekeeping import drop_committed
 from pipelines.jobfile import LoadedJob, load_job

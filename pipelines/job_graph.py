@@ -6,7 +6,7 @@ from pathlib import Path
 
 from connectors.contracts import Sink, TableShape
 from connectors.errors import JobError
-from connectors.tables import errors_schema, results_schema
+from connectors.tables.schemas import errors_schema, results_schema
 from pipelines.jobfile import LoadedJob, load_job
 from pipelines.overrides import NONE, Overrides
 from pipelines.workspace import FILE_NAME, Workspace, find_workspace

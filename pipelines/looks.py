@@ -11,7 +11,7 @@ import orjson
 from connectors.ledger import Ledger
 from connectors.prices import usd
 from connectors.sql import quoted, quoted_list
-from connectors.tables import failure_names
+from connectors.tables.schemas import failure_names
 from pipelines.jobfile import load_job
 from pipelines.prepare import prepared
 from pipelines.running import read_running

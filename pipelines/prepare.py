@@ -14,7 +14,7 @@ from connectors.errors import DataError, JobError
 from connectors.ledger import Ledger
 from connectors.media.media_reader import MediaReader
 from connectors.registry import StepKind
-from connectors.tables import errors_schema, results_schema
+from connectors.tables.schemas import errors_schema, results_schema
 from pipelines.batch_rules import check_batched
 from pipelines.job_graph import sinks_of_jobs
 from pipelines.jobfile import Job, LoadedJob

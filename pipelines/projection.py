@@ -12,7 +12,7 @@ from connectors.ledger import Ledger
 from connectors.ledger_entries import Answer
 from connectors.prices import usd
 from connectors.records import RowError, Values
-from connectors.tables import usage_schema
+from connectors.tables.schemas import usage_schema
 
 USAGE_ROWS = 50_000
 """Exchanges in one part of the usage table, at most."""

@@ -12,7 +12,7 @@ import duckdb
 from connectors.contracts import Sink, TableShape
 from connectors.errors import JobError
 from connectors.sql import literal_list
-from connectors.tables import errors_schema, results_schema
+from connectors.tables.schemas import errors_schema, results_schema
 from pipelines.jobfile import Job, LoadedJob, load_job
 from pipelines.overrides import Overrides
 from pipelines.workspace import Workspace, find_workspace

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 from connectors.contracts import Commit
 from connectors.errors import DataError
 from connectors.ledger import Ledger
-from connectors.parts import PartWriter, tables_of
-from connectors.shapes import OtherColumns, kinds
 from connectors.sql import literal, query_connection, quoted
+from connectors.tables.parquet_parts import PartWriter, tables_of
+from connectors.tables.schema_checks import OtherColumns, kinds
 from pipelines.prepare import ReadyJob
 from pipelines.selection import key_text
 

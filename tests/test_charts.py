@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from connectors.errors import JobError
-from connectors.tables import errors_schema, usage_schema
+from connectors.tables.schemas import errors_schema, usage_schema
 from pipelines import charts
 
 BEGAN = datetime(2026, 3, 1, 23, 59, 58, tzinfo=UTC)

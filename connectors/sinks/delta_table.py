@@ -16,12 +16,12 @@ from pydantic import Field
 from connectors import delta_log, delta_types
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.errors import DataError, JobError
-from connectors.media_objects import MediaObjects
-from connectors.parts import among, without_key
-from connectors.shapes import check_names, in_the_way, kinds, mismatch
 from connectors.sql import literal_list, quoted
 from connectors.storage import object_store
-from connectors.tables import failure_names, usage_schema
+from connectors.tables.media_upload import MediaObjects
+from connectors.tables.parquet_parts import among, without_key
+from connectors.tables.schema_checks import check_names, in_the_way, kinds, mismatch
+from connectors.tables.schemas import failure_names, usage_schema
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable, Transaction

@@ -15,9 +15,9 @@ from pydantic import Field
 
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.errors import DataError, Stopped
-from connectors.shapes import check_names, in_the_way, mismatch
 from connectors.sql import MEMORY_LIMIT, first_line, literal, quoted, quoted_list
-from connectors.tables import failure_names, usage_schema
+from connectors.tables.schema_checks import check_names, in_the_way, mismatch
+from connectors.tables.schemas import failure_names, usage_schema
 
 FIRST_WAIT = 0.05
 """Seconds until a file that another program holds is tried again; doubled each time, at most LONGEST_WAIT."""

@@ -11,14 +11,22 @@ import pyarrow as pa
 from pydantic import Field
 
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
-from connectors.merged_parts import EMPTY, covered, groups, marks_of, usage_part, write_merged
 from connectors.parquet_objects import ParquetObjects
-from connectors.parts import among, columns_of, facts_of, replaced_errors, without_rows, write_part, write_without
-from connectors.shapes import check_names, in_the_way, kinds, mismatch
 from connectors.sql import literal_list
 from connectors.storage import object_store
 from connectors.storage.file_transaction import Changes, Staging
-from connectors.tables import failure_names, usage_schema
+from connectors.tables.compaction import EMPTY, covered, groups, marks_of, usage_part, write_merged
+from connectors.tables.parquet_parts import (
+    among,
+    columns_of,
+    facts_of,
+    replaced_errors,
+    without_rows,
+    write_part,
+    write_without,
+)
+from connectors.tables.schema_checks import check_names, in_the_way, kinds, mismatch
+from connectors.tables.schemas import failure_names, usage_schema
 
 TABLES = ("results", "usage", "errors")
 FILES = "files/"

@@ -88,7 +88,7 @@ def embeddings(size: Size) -> Lines:
 
 
 def disk(size: Size) -> Lines:
-    from connectors.parts import PartWriter
+    from connectors.tables.parquet_parts import PartWriter
 
     dimensions, rows = 1536, 4096
     numbers = np.random.default_rng(1).random(rows * dimensions, dtype=np.float32)

@@ -349,7 +349,7 @@ def test_more_rows_than_fit_one_commit_are_cast_in_pieces(
 ) -> None:
     monkeypatch.setattr("pipelines.schema_change.BATCH_ROWS", 7)
     monkeypatch.setattr("pipelines.schema_change.ROWS", 10)
-    monkeypatch.setattr("connectors.parts.BATCH_ROWS", 4)
+    monkeypatch.setattr("connectors.tables.parquet_parts.BATCH_ROWS", 4)
     here.workspace.csv(100)
     cli.run(here.job(sink=", write: append"))
     assert cli.run(here.job(NEW, sink=", write: append"), "--schema-change", "cast")["requests"] == 0

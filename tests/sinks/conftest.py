@@ -19,7 +19,7 @@ from obstore.store import S3Store
 from connectors.contracts import Commit, Sink, TableShape, UsageMark
 from connectors.registry import SINKS, SinkKind
 from connectors.sinks import parquet_folder
-from connectors.tables import errors_schema, failure_names, results_schema, usage_schema
+from connectors.tables.schemas import errors_schema, failure_names, results_schema, usage_schema
 
 WRITTEN: Mapping[str, dict[str, Any]] = {
     "parquet": {"parquet": "out"},

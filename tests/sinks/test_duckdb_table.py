@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from connectors.errors import DataError, Stopped
-from connectors.shapes import OtherColumns
+from connectors.tables.schema_checks import OtherColumns
 
 HOLDER = """
 import sys, duckdb

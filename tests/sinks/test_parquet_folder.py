@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from connectors import parts as parts_module
 from connectors.contracts import Commit
 from connectors.errors import DataError, JobError
-from connectors.parts import PartWriter, write_part
+from connectors.tables import parquet_parts as parts_module
+from connectors.tables.parquet_parts import PartWriter, write_part
 
 
 def test_parts_are_named_by_their_commit_and_only_changed_ones_are_written_again(parquet: Any, tmp_path: Path) -> None:

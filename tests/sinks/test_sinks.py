@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from connectors.contracts import UsageMark
 from connectors.errors import DataError, JobError
-from connectors.shapes import OtherColumns
-from connectors.tables import errors_schema, usage_schema
+from connectors.tables.schema_checks import OtherColumns
+from connectors.tables.schemas import errors_schema, usage_schema
 
 COMPOSITE = [pa.field("a.b", pa.string()), pa.field('n "q" x', pa.int32())]
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from connectors.contracts import UsageMark
 from connectors.errors import DataError
-from connectors.parts import PartWriter, facts_of, tables_of
+from connectors.tables.parquet_parts import PartWriter, facts_of, tables_of
 
 EMPTY = "0-empty.parquet"
 """A part without rows that each table has: its schema, whatever becomes of the others."""

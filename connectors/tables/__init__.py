@@ -1,0 +1,1 @@
+"""What all sinks share: table schemas, Parquet parts, compaction, media uploads."""
