@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from connectors.contracts import MalformedReply
 from connectors.records import Reply, RowError, Usage
-from connectors.sse import is_event_stream
-from connectors.token_usage import whole_count
-from connectors.whole_replies import json_events, parsed, refusal, shortened
+from connectors.transport.reply_body import json_events, parsed, refusal, shortened
+from connectors.transport.sse import is_event_stream
+from connectors.transport.token_usage import whole_count
 
 TEXTS = frozenset({"text", "srt", "vtt"})
 """The formats whose replies are no JSON."""

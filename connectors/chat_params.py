@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from connectors.params import FLAG, MAPPING, Check, mapping_of, number, one_of, text, text_up_to, texts, whole
-from connectors.token_usage import MOST_TOKENS
+from connectors.transport.token_usage import MOST_TOKENS
 
 
 def _is_bias(token: str, bias: Any) -> bool:

@@ -13,14 +13,14 @@ from connectors.answer_columns import AnswerColumns, Choice
 from connectors.contracts import MalformedReply, OneByOne, StepFacts, StepModel
 from connectors.errors import JobError
 from connectors.messages import Dialogue
-from connectors.nested_json import loads
 from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint, trimmed
-from connectors.replies import is_error, row_error
-from connectors.sse import Event, events, is_event_stream
 from connectors.templating.template import TemplateProblem
 from connectors.templating.template_tree import Filled, plain_json
-from connectors.token_usage import token_usage
 from connectors.tokens import chat_tokens, count_tokens, max_output_tokens
+from connectors.transport.bounded_json import loads
+from connectors.transport.error_replies import is_error, row_error
+from connectors.transport.sse import Event, events, is_event_stream
+from connectors.transport.token_usage import token_usage
 from connectors.typed import TypedOutput
 
 WAYS = ("schema", "json_object", "prompt")

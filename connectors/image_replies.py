@@ -11,9 +11,9 @@ import orjson
 from connectors.contracts import MalformedReply
 from connectors.media.file_types import HEAD, kind_of
 from connectors.records import Reply, RowError, Usage, trimmed
-from connectors.sse import is_event_stream
-from connectors.token_usage import whole_count
-from connectors.whole_replies import json_events, parsed, refusal
+from connectors.transport.reply_body import json_events, parsed, refusal
+from connectors.transport.sse import is_event_stream
+from connectors.transport.token_usage import whole_count
 
 
 def kept(reply: Reply) -> bytes | RowError:

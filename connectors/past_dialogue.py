@@ -6,9 +6,9 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from connectors.nested_json import loads
 from connectors.templating.template import TemplateProblem, plain
 from connectors.tool_calls import chat_call
+from connectors.transport.bounded_json import loads
 
 SHORT_ROLES = ("system", "user", "assistant", "developer")
 ROLES = (*SHORT_ROLES, "tool", "function")

@@ -10,11 +10,11 @@ from connectors.answer_columns import Choice
 from connectors.contracts import MalformedReply
 from connectors.dialogue import shortened
 from connectors.errors import JobError, did_you_mean
-from connectors.sse import Event
-from connectors.streams import joined_reference
 from connectors.templating.template_tree import Filled, constant, filled, mapping_of, plain_json
-from connectors.token_usage import whole_count
 from connectors.tool_calls import told_calls
+from connectors.transport.sse import Event
+from connectors.transport.stream_assembly import joined_reference
+from connectors.transport.token_usage import whole_count
 
 
 def _flag(value: Any) -> bool | None:

@@ -6,9 +6,9 @@ from typing import Any
 from connectors.answer_columns import Choice
 from connectors.contracts import MalformedReply
 from connectors.dialogue import WAYS, shortened
-from connectors.sse import Event
-from connectors.streams import joined_response
 from connectors.tool_calls import call_struct
+from connectors.transport.sse import Event
+from connectors.transport.stream_assembly import joined_response
 
 _REASONS: Mapping[str, str] = {"max_output_tokens": "length"}
 """Why an answer is incomplete -> as a finish_reason."""

@@ -8,7 +8,7 @@ import orjson
 import pyarrow as pa
 
 from connectors.errors import did_you_mean
-from connectors.nested_json import loads
+from connectors.transport.bounded_json import loads
 
 TYPES = ("string", "integer", "number", "boolean", "array", "object")
 RESERVED = re.compile(r"^(_run_id|_row_.*|_part|_key|_in_errors)$")

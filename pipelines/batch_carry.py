@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from connectors.ledger import now_us
 from connectors.records import RETRIED_CLASSES, RowError
-from connectors.transport import RequestError
+from connectors.transport.client import RequestError
 from pipelines.batch_files import BatchFolder, Came, read_answers
 from pipelines.batch_ledger import Batch, BatchLedger
 from pipelines.packs import BatchStage, StageName

@@ -12,7 +12,7 @@ from typing import Any
 from connectors.ledger_entries import Settled
 from connectors.prices import batch_price
 from connectors.records import OWN_CLASSES, RETRIED_CLASSES, STOPPING_CLASSES, Request, RowError
-from connectors.transport import HttpTransport, RequestError
+from connectors.transport.client import HttpTransport, RequestError
 from pipelines.batch_carry import (
     LONGEST_POLL,
     TOKEN_LIMIT,

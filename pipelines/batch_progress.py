@@ -1,6 +1,6 @@
 """How far the batches under way are, in a few words for whoever watches the run."""
 
-from connectors.token_usage import whole_count
+from connectors.transport.token_usage import whole_count
 from pipelines.batch_ledger import Batch
 from pipelines.provider_api import Item
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from connectors.ledger import Ledger
 from connectors.limiter import Allowance
-from connectors.transport import HttpTransport, Timeouts
+from connectors.transport.client import HttpTransport, Timeouts
 from pipelines.batch_ledger import BatchLedger
 from pipelines.batch_out import BatchOut, Delivery
 from pipelines.batch_rules import next_deadline

@@ -11,7 +11,7 @@ import orjson
 from connectors.ledger import now_us
 from connectors.ledger_entries import Answer, Noted, Settled
 from connectors.records import Call, Reply, Request, RowError
-from connectors.transport import RequestError, Transport
+from connectors.transport.client import RequestError, Transport
 from pipelines.packs import (
     DayBudget,
     Exchange,

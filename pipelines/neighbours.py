@@ -17,8 +17,8 @@ from connectors.endpoints.embeddings import EmbeddingsStep
 from connectors.errors import JobError, did_you_mean
 from connectors.prices import FREE, cost, price_of, usd
 from connectors.records import Call, Reply, RowError
-from connectors.replies import row_error
-from connectors.transport import HttpTransport, RequestError, Timeouts
+from connectors.transport.client import HttpTransport, RequestError, Timeouts
+from connectors.transport.error_replies import row_error
 from pipelines.jobfile import Job
 from pipelines.workspace import LOCAL, Workspace
 

@@ -11,8 +11,8 @@ from connectors.ledger_entries import Answer, Noted, Settled
 from connectors.limiter import Allowance
 from connectors.prices import Price, cost
 from connectors.records import NO_USAGE, OWN_CLASSES, Reply, Request, RowError, Usage, value
-from connectors.replies import request_id, row_error
-from connectors.transport import RequestError
+from connectors.transport.client import RequestError
+from connectors.transport.error_replies import request_id, row_error
 from pipelines.unread import HEAVY, LARGE, Unread
 
 

@@ -12,8 +12,8 @@ import orjson
 from connectors.contracts import Provider
 from connectors.errors import JobError, Stopped
 from connectors.records import STOPPING_CLASSES, Call, Reply, RowError
-from connectors.replies import row_error
-from connectors.transport import HttpTransport, RequestError, Timeouts
+from connectors.transport.client import HttpTransport, RequestError, Timeouts
+from connectors.transport.error_replies import row_error
 from pipelines.loop import run_loop
 from pipelines.workspace import LOCAL, Workspace, find_workspace
 

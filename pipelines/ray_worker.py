@@ -17,7 +17,7 @@ from connectors.ledger_entries import Answer
 from connectors.limiter import Allowance
 from connectors.media.media_reader import MediaReader
 from connectors.records import Request
-from connectors.transport import HttpTransport, Timeouts
+from connectors.transport.client import HttpTransport, Timeouts
 from pipelines.collector import look_rarely
 from pipelines.fanout import FanOut
 from pipelines.jobfile import Job, LoadedJob

@@ -12,7 +12,7 @@ from connectors.limiter import Allowance
 from connectors.prices import PICO
 from connectors.records import OWN_CLASSES, Request
 from connectors.sql import quoted
-from connectors.transport import HttpTransport, Timeouts
+from connectors.transport.client import HttpTransport, Timeouts
 from pipelines.fanout import FanOut
 from pipelines.lanes import lanes_of
 from pipelines.packs import DayBudget, Tries

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from connectors.records import RETRIED_CLASSES, STOPPING_CLASSES, Reply, RowError, value
-from connectors.transport import RequestError
+from connectors.transport.client import RequestError
 from pipelines.packs import Lane, Pack, Tries
 from pipelines.waits import given_up, hear, wait_after
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from connectors.ledger import now_us
 from connectors.limiter import FIRST_REFUSAL, Allowance
 from connectors.records import Reply, RowError
-from connectors.replies import rate_limits, retry_after
-from connectors.transport import RequestError
+from connectors.transport.client import RequestError
+from connectors.transport.error_replies import rate_limits, retry_after
 from pipelines.packs import Lane, Pack, Tries
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from connectors.deadlines import Deadlines
+from connectors.transport.shared_timeout import Deadlines
 
 
 async def within(deadlines: Deadlines, until: asyncio.Event) -> float:

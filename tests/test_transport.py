@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from connectors.contracts import Provider
-from connectors.direct import Direct
 from connectors.records import Call, Reply
-from connectors.transport import HttpTransport, RequestError, Timeouts
+from connectors.transport.client import HttpTransport, RequestError, Timeouts
+from connectors.transport.fast_post import Direct
 
 BODY = b'{"model":"m"}'
 OK = b"HTTP/1.1 200 OK\r\nX-Request-Id: r-7\r\nContent-Length: 2\r\n\r\n{}"

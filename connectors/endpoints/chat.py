@@ -20,9 +20,9 @@ from connectors.dialogue import (
 from connectors.errors import JobError, did_you_mean
 from connectors.messages import Dialogue, FromColumn
 from connectors.params import check_params
-from connectors.sse import Event
-from connectors.streams import joined_completion
 from connectors.tool_calls import checked_choice, checked_tools, told_calls
+from connectors.transport.sse import Event
+from connectors.transport.stream_assembly import joined_completion
 
 FORMATS = ("text", "json_object", "json_schema")
 

@@ -13,11 +13,11 @@ from connectors.contracts import MalformedReply, OneByOne, StepFacts, StepModel
 from connectors.errors import JobError, did_you_mean
 from connectors.params import Check, check_params, one_of, text, whole
 from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
-from connectors.replies import is_error, row_error
 from connectors.templating.template import Template, TemplateProblem
 from connectors.templating.template_tree import plain_json
-from connectors.token_usage import whole_count
 from connectors.tokens import count_tokens, upper_bound
+from connectors.transport.error_replies import is_error, row_error
+from connectors.transport.token_usage import whole_count
 
 INPUTS = 256
 """Texts in one request; the API takes 2,048, but a failed request then costs more to repeat."""

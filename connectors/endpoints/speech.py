@@ -15,12 +15,12 @@ from connectors.contracts import MalformedReply, OneByOne, StepFacts, StepModel
 from connectors.media.file_types import HEAD, OGG, kind_of
 from connectors.params import FLAG, number, one_of, text_up_to
 from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
-from connectors.sse import is_event_stream
 from connectors.step_params import declared, fixed_params, template
 from connectors.templating.template import TemplateProblem
-from connectors.token_usage import whole_count
 from connectors.tokens import count_tokens
-from connectors.whole_replies import json_events, parsed, refusal, shortened
+from connectors.transport.reply_body import json_events, parsed, refusal, shortened
+from connectors.transport.sse import is_event_stream
+from connectors.transport.token_usage import whole_count
 
 LONGEST = 4096
 """Characters of one text: the reference, section 13.4.3."""

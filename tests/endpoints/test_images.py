@@ -19,7 +19,7 @@ from connectors.endpoints.image_variation import ImageVariationStep
 from connectors.errors import JobError
 from connectors.prices import image_price, price_of, worst_cost
 from connectors.records import Media, Reply, Request, RowError, Usage
-from connectors.transport import HttpTransport, Timeouts
+from connectors.transport.client import HttpTransport, Timeouts
 
 REPLIES = Path(__file__).parents[1] / "replies"
 COLUMNS = {"title": pa.string(), "photo": pa.binary(), "area": pa.string(), "more": pa.list_(pa.string())}

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connectors.records import Reply, RowError
-from connectors.replies import NO_RATE_HEADERS, RateHeaders, is_error, rate_limits, retry_after, row_error
+from connectors.transport.error_replies import (
+    NO_RATE_HEADERS,
+    RateHeaders,
+    is_error,
+    rate_limits,
+    retry_after,
+    row_error,
+)
 
 
 def told(status: int, body: Any, **headers: str) -> RowError:

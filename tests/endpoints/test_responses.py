@@ -16,7 +16,7 @@ from connectors.endpoints.responses import ResponsesStep
 from connectors.errors import JobError
 from connectors.records import Media, Reply, Request, RowError, Usage
 from connectors.reference_responses import METADATA
-from connectors.replies import row_error
+from connectors.transport.error_replies import row_error
 
 REPLIES = Path(__file__).parents[1] / "replies"
 COLUMNS = {"text": pa.string(), "project": pa.string(), "pic": pa.binary(), "as_json": pa.string()}

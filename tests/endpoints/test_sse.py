@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connectors.contracts import MalformedReply
-from connectors.sse import Event, events, is_event_stream
-from connectors.streams import joined_completion, joined_reference, joined_response
+from connectors.transport.sse import Event, events, is_event_stream
+from connectors.transport.stream_assembly import joined_completion, joined_reference, joined_response
 
 
 def stream(*chunks: object, end: str | None = "[DONE]") -> list[Event]:

@@ -16,7 +16,7 @@ from connectors.endpoints.transcription import TranscriptionStep
 from connectors.endpoints.translation import TranslationStep
 from connectors.errors import JobError
 from connectors.records import Media, Reply, Request, RowError, Usage
-from connectors.transport import HttpTransport, Timeouts
+from connectors.transport.client import HttpTransport, Timeouts
 
 REPLIES = Path(__file__).parents[1] / "replies"
 FACTS = StepFacts(

@@ -19,7 +19,7 @@ from PIL import Image
 from connectors.contracts import Endpoint, MalformedReply, StepFacts
 from connectors.records import Media, Reply, Request, RowError, Usage
 from connectors.registry import ENDPOINTS
-from connectors.replies import is_error, rate_limits, retry_after, row_error
+from connectors.transport.error_replies import is_error, rate_limits, retry_after, row_error
 
 REPLIES = Path(__file__).parents[1] / "replies"
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

@@ -114,7 +114,7 @@ def test_a_defect_is_a_line_of_json_where_lines_are_asked_for(workspace: Any, ba
 def test_a_provider_that_sends_what_cannot_be_tried_again_stops_the_run(
     workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from connectors.transport import RequestError
+    from connectors.transport.client import RequestError
     from pipelines.provider_api import ProviderApi
 
     async def refused(*given: Any) -> None:

@@ -17,7 +17,7 @@ from connectors.contracts import Provider
 from connectors.records import Call, Reply
 from connectors.sinks.parquet_folder import ParquetFolder
 from connectors.sql import query_connection
-from connectors.transport import HttpTransport, Timeouts
+from connectors.transport.client import HttpTransport, Timeouts
 from pipelines import row_files
 from pipelines.travel import Travel
 from tests.conftest import chat_reply, table

@@ -34,7 +34,7 @@ from connectors.ledger import Ledger
 from connectors.ledger_entries import Noted, Settled
 from connectors.sinks import duckdb_table, parquet_folder
 from connectors.storage.file_transaction import Staging
-from connectors.transport import HttpTransport
+from connectors.transport.client import HttpTransport
 from pipelines.cli import main
 from pipelines.fanout import FanOut
 

@@ -6,10 +6,10 @@ from typing import Any
 import orjson
 
 from connectors.contracts import MalformedReply
-from connectors.nested_json import loads
 from connectors.records import OWN_CLASSES, Reply, RowError
-from connectors.replies import is_error, row_error
-from connectors.sse import events
+from connectors.transport.bounded_json import loads
+from connectors.transport.error_replies import is_error, row_error
+from connectors.transport.sse import events
 
 
 def parsed(body: bytes) -> dict[str, Any]:

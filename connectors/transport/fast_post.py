@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 import aiohttp
 from yarl import URL
 
-from connectors.deadlines import Deadlines
 from connectors.records import value
+from connectors.transport.shared_timeout import Deadlines
 
 if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler

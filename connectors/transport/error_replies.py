@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 
-from connectors.nested_json import loads
 from connectors.records import ErrorClass, Reply, RowError
+from connectors.transport.bounded_json import loads
 
 _FILTERED = re.compile(r"content[_ ]?(filter|policy|management)|responsible_?ai|content_violation|safety_block", re.I)
 _NO_MONEY = frozenset(

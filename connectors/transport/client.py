@@ -12,9 +12,9 @@ from typing import Protocol, Self
 import aiohttp
 
 from connectors.contracts import Provider
-from connectors.direct import LARGEST, Direct, Line, Received, WaryConnector, line_to
 from connectors.media.file_types import TYPES
 from connectors.records import Call, ErrorClass, Reply
+from connectors.transport.fast_post import LARGEST, Direct, Line, Received, WaryConnector, line_to
 
 LARGEST_REPLY = 128 << 20
 """Bytes, unpacked: a reply that is larger is not read to its end."""

@@ -6,8 +6,8 @@ from typing import Any
 import orjson
 
 from connectors.contracts import MalformedReply
-from connectors.nested_json import loads
-from connectors.sse import Event
+from connectors.transport.bounded_json import loads
+from connectors.transport.sse import Event
 
 _TOLD_ONCE = ("id", "created", "model", "system_fingerprint", "service_tier")
 

@@ -1,0 +1,1 @@
+"""HTTP: requests, server-sent events, error replies, rate-limit headers, token usage."""
