@@ -5,10 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from connectors.answer_columns import AnswerColumns, Choice
-from connectors.chat_params import CHAT_PARAMS
 from connectors.contracts import MalformedReply, StepFacts
-from connectors.dialogue import (
+from connectors.endpoints.conversation.chat_params import CHAT_PARAMS
+from connectors.endpoints.conversation.conversation_endpoint import (
     WAYS,
     DialogueEndpoint,
     DialogueStep,
@@ -17,10 +16,11 @@ from connectors.dialogue import (
     taken_stream,
     typed_output,
 )
+from connectors.endpoints.conversation.messages import Dialogue, FromColumn
+from connectors.endpoints.conversation.output_columns import AnswerColumns, Choice
+from connectors.endpoints.conversation.tool_calls import checked_choice, checked_tools, told_calls
+from connectors.endpoints.params.checks import check_params
 from connectors.errors import JobError, did_you_mean
-from connectors.messages import Dialogue, FromColumn
-from connectors.params import check_params
-from connectors.tool_calls import checked_choice, checked_tools, told_calls
 from connectors.transport.sse import Event
 from connectors.transport.stream_assembly import joined_completion
 

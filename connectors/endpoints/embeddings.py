@@ -10,8 +10,8 @@ from pybase64 import b64decode
 from pydantic import Field
 
 from connectors.contracts import MalformedReply, OneByOne, StepFacts, StepModel
+from connectors.endpoints.params.checks import Check, check_params, one_of, text, whole
 from connectors.errors import JobError, did_you_mean
-from connectors.params import Check, check_params, one_of, text, whole
 from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.templating.template import Template, TemplateProblem
 from connectors.templating.template_tree import plain_json

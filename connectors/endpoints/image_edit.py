@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from connectors.contracts import StepFacts, StepModel
+from connectors.endpoints.images.image_endpoint import GPT_IMAGE_PARAMS, IMAGE_PARAMS, ImageMaker, check_model
+from connectors.endpoints.params.checks import one_of
 from connectors.errors import JobError
-from connectors.image_steps import GPT_IMAGE_PARAMS, IMAGE_PARAMS, ImageMaker, check_model
-from connectors.params import one_of
 
 PARAMS = {**IMAGE_PARAMS, **GPT_IMAGE_PARAMS, "input_fidelity": one_of("high", "low")}
 

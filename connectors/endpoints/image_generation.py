@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import Field
 
 from connectors.contracts import StepFacts, StepModel
-from connectors.image_steps import GPT_IMAGE_PARAMS, IMAGE_PARAMS, ImageMaker
-from connectors.params import one_of
+from connectors.endpoints.images.image_endpoint import GPT_IMAGE_PARAMS, IMAGE_PARAMS, ImageMaker
+from connectors.endpoints.params.checks import one_of
 
 PARAMS = {
     **IMAGE_PARAMS,

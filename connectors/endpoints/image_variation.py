@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from connectors.contracts import StepFacts, StepModel
-from connectors.image_steps import IMAGE_PARAMS, ImageMaker, check_model
+from connectors.endpoints.images.image_endpoint import IMAGE_PARAMS, ImageMaker, check_model
 
 
 class ImageVariationStep(StepModel):

@@ -5,17 +5,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from connectors.answer_columns import AnswerColumns
-from connectors.chat_params import REFERENCE_PARAMS, RESPONSES_PARAMS
 from connectors.contracts import StepFacts
-from connectors.dialogue import Dialect, DialogueEndpoint, DialogueStep, taken, taken_stream, typed_output
+from connectors.endpoints.conversation.chat_params import REFERENCE_PARAMS, RESPONSES_PARAMS
+from connectors.endpoints.conversation.conversation_endpoint import (
+    Dialect,
+    DialogueEndpoint,
+    DialogueStep,
+    taken,
+    taken_stream,
+    typed_output,
+)
+from connectors.endpoints.conversation.messages import Dialogue, FromColumn, Turns
+from connectors.endpoints.conversation.openai_responses import OpenAIResponses
+from connectors.endpoints.conversation.output_columns import AnswerColumns
+from connectors.endpoints.conversation.reference_responses import METADATA, ReferenceResponses, response_format
+from connectors.endpoints.conversation.tool_calls import checked_choice, checked_tools
+from connectors.endpoints.params.checks import check_params
 from connectors.errors import JobError
-from connectors.messages import Dialogue, FromColumn, Turns
-from connectors.params import check_params
-from connectors.reference_responses import METADATA, ReferenceResponses, response_format
-from connectors.response_items import OpenAIResponses
 from connectors.templating.template_tree import Filled, plain_json, text_filled
-from connectors.tool_calls import checked_choice, checked_tools
 
 TurnList = Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
 

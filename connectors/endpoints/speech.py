@@ -12,10 +12,10 @@ import pyarrow as pa
 from pydantic import Field
 
 from connectors.contracts import MalformedReply, OneByOne, StepFacts, StepModel
+from connectors.endpoints.params.checks import FLAG, number, one_of, text_up_to
+from connectors.endpoints.params.step_params import declared, fixed_params, template
 from connectors.media.file_types import HEAD, OGG, kind_of
-from connectors.params import FLAG, number, one_of, text_up_to
 from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
-from connectors.step_params import declared, fixed_params, template
 from connectors.templating.template import TemplateProblem
 from connectors.tokens import count_tokens
 from connectors.transport.reply_body import json_events, parsed, refusal, shortened

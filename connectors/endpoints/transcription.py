@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import Field
 
 from connectors.contracts import StepFacts, StepModel
-from connectors.params import FLAG, Check, list_of, number, one_of, text
-from connectors.transcripts import Transcripts
+from connectors.endpoints.audio.audio_endpoint import Transcripts
+from connectors.endpoints.params.checks import FLAG, Check, list_of, number, one_of, text
 
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt", "diarized_json")
 

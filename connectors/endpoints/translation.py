@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import Field
 
 from connectors.contracts import StepFacts, StepModel
-from connectors.params import number, one_of
-from connectors.transcripts import Transcripts
+from connectors.endpoints.audio.audio_endpoint import Transcripts
+from connectors.endpoints.params.checks import number, one_of
 
 PARAMS = {
     "response_format": one_of("json", "text", "srt", "verbose_json", "vtt"),

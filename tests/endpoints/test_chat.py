@@ -9,10 +9,10 @@ import orjson
 import pyarrow as pa
 import pytest
 
-from connectors.chat_params import CHAT_PARAMS
 from connectors.contracts import Endpoint, MalformedReply, MediaUse, StepFacts
-from connectors.dialogue import DialogueEndpoint
 from connectors.endpoints.chat import ChatStep
+from connectors.endpoints.conversation.chat_params import CHAT_PARAMS
+from connectors.endpoints.conversation.conversation_endpoint import DialogueEndpoint
 from connectors.errors import JobError
 from connectors.records import Media, Reply, Request, RowError, Usage
 

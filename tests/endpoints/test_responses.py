@@ -9,13 +9,13 @@ import orjson
 import pyarrow as pa
 import pytest
 
-from connectors.chat_params import INCLUDE, REFERENCE_PARAMS, RESPONSES_PARAMS
 from connectors.contracts import Endpoint, MalformedReply, StepFacts
-from connectors.dialogue import DialogueEndpoint
+from connectors.endpoints.conversation.chat_params import INCLUDE, REFERENCE_PARAMS, RESPONSES_PARAMS
+from connectors.endpoints.conversation.conversation_endpoint import DialogueEndpoint
+from connectors.endpoints.conversation.reference_responses import METADATA
 from connectors.endpoints.responses import ResponsesStep
 from connectors.errors import JobError
 from connectors.records import Media, Reply, Request, RowError, Usage
-from connectors.reference_responses import METADATA
 from connectors.transport.error_replies import row_error
 
 REPLIES = Path(__file__).parents[1] / "replies"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from connectors.audio_replies import joined
+from connectors.endpoints.audio.transcript_replies import joined
 from tests.fuzz.test_reply_junk import CASES, SEEDS, digested, paths_of
 
 DEEP = b"[" * 300 + b"]" * 300

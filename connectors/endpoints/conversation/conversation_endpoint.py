@@ -9,10 +9,11 @@ import orjson
 import pyarrow as pa
 from pydantic import Field
 
-from connectors.answer_columns import AnswerColumns, Choice
 from connectors.contracts import MalformedReply, OneByOne, StepFacts, StepModel
+from connectors.endpoints.conversation.messages import Dialogue
+from connectors.endpoints.conversation.output_columns import AnswerColumns, Choice
+from connectors.endpoints.conversation.structured_output import TypedOutput
 from connectors.errors import JobError
-from connectors.messages import Dialogue
 from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint, trimmed
 from connectors.templating.template import TemplateProblem
 from connectors.templating.template_tree import Filled, plain_json
@@ -21,7 +22,6 @@ from connectors.transport.bounded_json import loads
 from connectors.transport.error_replies import is_error, row_error
 from connectors.transport.sse import Event, events, is_event_stream
 from connectors.transport.token_usage import token_usage
-from connectors.typed import TypedOutput
 
 WAYS = ("schema", "json_object", "prompt")
 """How a typed output is asked for, the strictest first; a server that refuses one is asked the next way."""

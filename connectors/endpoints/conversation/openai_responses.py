@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from connectors.answer_columns import Choice
 from connectors.contracts import MalformedReply
-from connectors.dialogue import WAYS, shortened
-from connectors.tool_calls import call_struct
+from connectors.endpoints.conversation.conversation_endpoint import WAYS, shortened
+from connectors.endpoints.conversation.output_columns import Choice
+from connectors.endpoints.conversation.tool_calls import call_struct
 from connectors.transport.sse import Event
 from connectors.transport.stream_assembly import joined_response
 

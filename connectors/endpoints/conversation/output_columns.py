@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from connectors.endpoints.conversation.structured_output import TypedOutput
+from connectors.endpoints.conversation.tool_calls import TOOL_CALLS
 from connectors.records import RowError, Values
-from connectors.tool_calls import TOOL_CALLS
-from connectors.typed import TypedOutput
 
 _TOP = pa.struct([("token", pa.string()), ("logprob", pa.float64())])
 LOGPROBS = pa.list_(

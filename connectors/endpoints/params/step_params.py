@@ -6,8 +6,8 @@ from typing import Any
 import orjson
 
 from connectors.contracts import StepModel
+from connectors.endpoints.params.checks import Check, check_params
 from connectors.errors import JobError
-from connectors.params import Check, check_params
 from connectors.templating.template_tree import Filled, plain_json, text_filled
 
 

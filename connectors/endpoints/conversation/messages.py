@@ -7,12 +7,19 @@ import pyarrow as pa
 from pydantic import Field
 
 from connectors.contracts import MediaUse, Model
+from connectors.endpoints.conversation.history_column import (
+    FURTHER_KEYS,
+    KEYS,
+    ROLES,
+    SHORT_ROLES,
+    dialogue_in,
+    is_dialogue_type,
+)
+from connectors.endpoints.conversation.tool_calls import chat_call
 from connectors.errors import JobError, did_you_mean
-from connectors.past_dialogue import FURTHER_KEYS, KEYS, ROLES, SHORT_ROLES, dialogue_in, is_dialogue_type
 from connectors.records import Media, Row
 from connectors.templating.template import TemplateProblem
 from connectors.templating.template_tree import Filled, constant, filled, list_of, mapping_of, text_filled
-from connectors.tool_calls import chat_call
 
 LARGEST_PICTURE = 20 << 20
 """Bytes; section 13.4.2 of the reference."""

@@ -6,12 +6,12 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from connectors.answer_columns import Choice
 from connectors.contracts import MalformedReply
-from connectors.dialogue import shortened
+from connectors.endpoints.conversation.conversation_endpoint import shortened
+from connectors.endpoints.conversation.output_columns import Choice
+from connectors.endpoints.conversation.tool_calls import told_calls
 from connectors.errors import JobError, did_you_mean
 from connectors.templating.template_tree import Filled, constant, filled, mapping_of, plain_json
-from connectors.tool_calls import told_calls
 from connectors.transport.sse import Event
 from connectors.transport.stream_assembly import joined_reference
 from connectors.transport.token_usage import whole_count

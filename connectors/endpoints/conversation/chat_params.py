@@ -3,7 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from connectors.params import FLAG, MAPPING, Check, mapping_of, number, one_of, text, text_up_to, texts, whole
+from connectors.endpoints.params.checks import (
+    FLAG,
+    MAPPING,
+    Check,
+    mapping_of,
+    number,
+    one_of,
+    text,
+    text_up_to,
+    texts,
+    whole,
+)
 from connectors.transport.token_usage import MOST_TOKENS
 
 

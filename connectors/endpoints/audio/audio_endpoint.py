@@ -8,13 +8,22 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from connectors.audio_replies import COLUMNS, LOGPROBS, joined, kept, logprobs_of, struct_of, text_of, usage
 from connectors.contracts import MediaUse, OneByOne, StepFacts, StepModel
+from connectors.endpoints.audio.transcript_replies import (
+    COLUMNS,
+    LOGPROBS,
+    joined,
+    kept,
+    logprobs_of,
+    struct_of,
+    text_of,
+    usage,
+)
+from connectors.endpoints.params.checks import Check
+from connectors.endpoints.params.step_params import declared, fixed_params, template
 from connectors.errors import JobError
 from connectors.media.multipart import file_column, files_of, form
-from connectors.params import Check
 from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
-from connectors.step_params import declared, fixed_params, template
 from connectors.templating.template import TemplateProblem
 from connectors.templating.template_tree import Filled
 from connectors.tokens import count_tokens, max_output_tokens

@@ -6,8 +6,8 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from connectors.endpoints.conversation.tool_calls import chat_call
 from connectors.templating.template import TemplateProblem, plain
-from connectors.tool_calls import chat_call
 from connectors.transport.bounded_json import loads
 
 SHORT_ROLES = ("system", "user", "assistant", "developer")

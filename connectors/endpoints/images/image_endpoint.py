@@ -6,14 +6,21 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from connectors import image_replies
 from connectors.contracts import MediaUse, OneByOne, StepFacts, StepModel
+from connectors.endpoints.images import image_replies
+from connectors.endpoints.images.model_families import (
+    check_fixed,
+    count_of,
+    family_of,
+    input_picture_tokens,
+    output_tokens,
+    prompt_problem,
+)
+from connectors.endpoints.params.checks import FLAG, Check, one_of, text, whole
+from connectors.endpoints.params.step_params import declared, fixed_params, template
 from connectors.errors import JobError
-from connectors.image_rules import check_fixed, count_of, family_of, input_picture_tokens, output_tokens, prompt_problem
 from connectors.media.multipart import file_column, files_of, form
-from connectors.params import FLAG, Check, one_of, text, whole
 from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
-from connectors.step_params import declared, fixed_params, template
 from connectors.templating.template import TemplateProblem
 from connectors.tokens import count_tokens
 

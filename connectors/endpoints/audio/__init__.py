@@ -1,0 +1,1 @@
+"""What transcription and translation share."""

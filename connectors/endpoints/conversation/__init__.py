@@ -1,0 +1,1 @@
+"""What chat and responses share: messages, tool calls, structured output, output columns."""

@@ -1,0 +1,1 @@
+"""What image generation, edit and variation share."""

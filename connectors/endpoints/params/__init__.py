@@ -1,0 +1,1 @@
+"""The parameters of API requests and their checks."""
