@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from connectors.contracts import Columns, Opened, SourceFacts, SourceModel
-from connectors.csv_records import Dialect, Record, Reject, records
 from connectors.errors import DataError, JobError, did_you_mean
+from connectors.sources.csv_records import Dialect, Record, Reject, records
+from connectors.sources.csv_types import inferred_types
 from connectors.sql import literal_list, quoted, quoted_list
 from connectors.storage.input_files import Fetched, fetched, input_files, input_objects
-from connectors.text_types import inferred_types
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".csv.bz2", ".csv.xz")
 PLACE = "_rowmill_place"

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from connectors.contracts import SourceFacts
-from connectors.csv_records import Dialect, Reject, records
 from connectors.errors import DataError, JobError
 from connectors.sources.csv_files import CsvSource
+from connectors.sources.csv_records import Dialect, Reject, records
 from connectors.templating.template import Template, TemplateProblem
 from pipelines.cli import rowmill
 
