@@ -1,0 +1,1 @@
+"""Destinations of results, one module each."""

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from connectors import delta_log, delta_types
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.errors import DataError, JobError
+from connectors.sinks import delta_log, delta_types
 from connectors.sql import literal_list, quoted
 from connectors.storage import object_store
 from connectors.tables.media_upload import MediaObjects

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
-from connectors.parquet_objects import ParquetObjects
+from connectors.sinks.parquet_objects import ParquetObjects
 from connectors.sql import literal_list
 from connectors.storage import object_store
 from connectors.storage.file_transaction import Changes, Staging

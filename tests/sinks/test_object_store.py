@@ -8,9 +8,9 @@ from typing import Any
 import duckdb
 import pytest
 
-from connectors import parquet_objects
 from connectors.contracts import Commit
 from connectors.errors import DataError, JobError
+from connectors.sinks import parquet_objects
 from connectors.storage import duckdb_filesystem, object_store
 
 Act = Callable[[Any], None]

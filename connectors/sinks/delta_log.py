@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from connectors import delta_types
 from connectors.contracts import UsageMark
 from connectors.errors import DataError
+from connectors.sinks import delta_types
 from connectors.storage import object_store
 
 if TYPE_CHECKING:
