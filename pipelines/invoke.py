@@ -262,7 +262,7 @@ def local_provider(loaded: LoadedJob, workspace: Workspace) -> Iterator[str | No
     if LOCAL not in asked:
         yield None
         return
-    from connectors.local.server import LocalOptions, LocalServer
+    from connectors.emulator.server import LocalOptions, LocalServer
 
     with LocalServer(LocalOptions(folder=workspace.state / "local")) as server:
         yield server.base_url

@@ -126,7 +126,7 @@ def _listening(provider: Provider) -> Iterator[Provider]:
     if provider.name != LOCAL:
         yield provider
         return
-    from connectors.local.server import LocalServer
+    from connectors.emulator.server import LocalServer
 
     with LocalServer() as server:
         yield replace(provider, base_url=server.base_url)

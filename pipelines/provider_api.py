@@ -130,7 +130,7 @@ def reached(name: str, workspace: Workspace) -> Iterator[Provider]:
     if provider.name != LOCAL:
         yield provider
         return
-    from connectors.local.server import LocalOptions, LocalServer
+    from connectors.emulator.server import LocalOptions, LocalServer
 
     with LocalServer(LocalOptions(folder=workspace.state / LOCAL)) as server:
         yield replace(provider, base_url=server.base_url)

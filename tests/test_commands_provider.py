@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from connectors.local.server import LocalOptions, LocalServer
+from connectors.emulator.server import LocalOptions, LocalServer
 
 LINE = {
     "custom_id": "a",

@@ -21,14 +21,14 @@ FLOOR_OF = {
     "connectors.endpoints": 3,
     "connectors.sources": 3,
     "connectors.sinks": 3,
-    "connectors.local": 3,
+    "connectors.emulator": 3,
     "pipelines": 5,
     "pipelines.cli": 6,
     "pipelines.commands": 6,
 }
 """A module's floor is that of its longest prefix here."""
 
-ROOMS = ("connectors.endpoints", "connectors.sources", "connectors.sinks", "connectors.local")
+ROOMS = ("connectors.endpoints", "connectors.sources", "connectors.sinks", "connectors.emulator")
 """On floor 3, each module belongs to one room: rooms never import one another, nor do their files, but in `local`."""
 
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))

@@ -15,8 +15,8 @@ import pytest
 from aiohttp import web
 
 from connectors.contracts import MediaUse
-from connectors.local.clips import decoded
-from connectors.local.speech_sound import RATE as SAMPLES_A_SECOND
+from connectors.emulator.audio.codec import decoded
+from connectors.emulator.audio.synthetic_speech import RATE as SAMPLES_A_SECOND
 from connectors.media.audio_splitter import SoundProblem, cut, seconds_of
 from connectors.media.file_types import kind_of, pixels
 from connectors.media.media_reader import IN_MEMORY, MediaReader

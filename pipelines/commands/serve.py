@@ -31,8 +31,8 @@ def serve_command(
       rowmill serve
       rowmill serve --requests-per-minute 3000 --fault 500=0.01 --latency-ms 200
     """
+    from connectors.emulator.server import LocalOptions, serve_forever
     from connectors.errors import JobError
-    from connectors.local.server import LocalOptions, serve_forever
 
     try:
         options = LocalOptions(

@@ -14,7 +14,7 @@ import httpx2 as httpx
 import openai
 import pytest
 
-from connectors.local.server import ROUTES
+from connectors.emulator.server import ROUTES
 from connectors.media.file_types import MP3, kind_of
 from tests.contract.recorder import SOUND
 from tests.contract.row import MASK, PICTURES

@@ -7,7 +7,7 @@ import httpx2 as httpx
 import openai
 import pytest
 
-from connectors.local.server import LocalOptions, LocalServer
+from connectors.emulator.server import LocalOptions, LocalServer
 
 Serve = Callable[..., str]
 WEATHER = {

@@ -17,9 +17,9 @@ import openai
 import pytest
 from PIL import Image
 
-from connectors.local.clips import FORMATS, decoded, encoded
-from connectors.local.speech_sound import HUM_HZ, RATE, hear, speech
-from connectors.local.transcripts import CLIPS
+from connectors.emulator.audio.codec import FORMATS, decoded, encoded
+from connectors.emulator.audio.recognition import CLIPS
+from connectors.emulator.audio.synthetic_speech import HUM_HZ, RATE, hear, speech
 
 CLIP_FOLDER = Path(__file__).parents[2] / "jobs" / "data" / "audio"
 TEXT = "Good morning! Rows 1, 2 and 3 are done: naïve café, 早上好。 Really?  Yes — 🎉"

@@ -10,8 +10,8 @@ import httpx2 as httpx
 import openai
 import pytest
 
-from connectors.local import batch_lines
-from connectors.local.batch_lines import check_lines
+from connectors.emulator.batches import input_file
+from connectors.emulator.batches.input_file import check_lines
 
 FINAL = ("completed", "failed", "expired", "cancelled")
 Line = dict[str, Any]
@@ -159,7 +159,7 @@ def test_too_many_lines_bytes_or_inputs_fail_the_batch(monkeypatch: pytest.Monke
 
 
 def test_the_limits_are_those_of_the_batch_api() -> None:
-    assert (batch_lines.MOST_LINES, batch_lines.MOST_BYTES, batch_lines.MOST_INPUTS) == (50_000, 209_715_200, 50_000)
+    assert (input_file.MOST_LINES, input_file.MOST_BYTES, input_file.MOST_INPUTS) == (50_000, 209_715_200, 50_000)
 
 
 def test_a_share_of_the_lines_can_expire(strict: openai.OpenAI) -> None:
@@ -231,7 +231,7 @@ def test_files_of_a_batch_expire_when_it_says_so(strict: openai.OpenAI) -> None:
 
 
 def test_the_next_server_goes_on_with_a_batch_that_was_left(serve: Callable[..., str], tmp_path: Path) -> None:
-    from connectors.local.server import LocalOptions, LocalServer
+    from connectors.emulator.server import LocalOptions, LocalServer
 
     with (
         LocalServer(LocalOptions(folder=tmp_path)) as server,

@@ -9,9 +9,9 @@ import numpy as np
 import openai
 import pytest
 
-from connectors.local import vectors as vectors_of
-from connectors.local.models import NAMES
-from connectors.local.real_models import REAL_MODELS
+from connectors.emulator.embeddings import vectors as vectors_of
+from connectors.emulator.models import NAMES
+from connectors.emulator.real_models.catalogue import REAL_MODELS
 from connectors.tokens import count_tokens
 
 MODEL = "text-embedding-3-small"

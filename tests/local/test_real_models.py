@@ -16,8 +16,8 @@ import openai
 import orjson
 import pytest
 
-from connectors.local import real_models
-from connectors.local.real_models import REAL_MODELS
+from connectors.emulator.real_models import catalogue
+from connectors.emulator.real_models.catalogue import REAL_MODELS
 
 DATA = Path(__file__).parents[2] / "jobs" / "data"
 CHAT, LISTENER, SPEAKER = "smollm2-135m-instruct", "moonshine-tiny-en", "espeak-ng"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.local.patterns import text_that_matches
-from connectors.local.schema_answers import Filler
-from connectors.local.words import names, sentences, subject_of
+from connectors.emulator.chat.regex_text import text_that_matches
+from connectors.emulator.chat.schema_values import Filler
+from connectors.emulator.chat.text_facts import names, sentences, subject_of
 
 SCHEMAS: list[Any] = [
     {

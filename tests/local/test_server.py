@@ -11,10 +11,10 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from connectors.local.api import ApiError
-from connectors.local.faults import KINDS, STATUSES
-from connectors.local.limits import Limits, duration
-from connectors.local.server import LocalOptions, LocalServer
+from connectors.emulator.api import ApiError
+from connectors.emulator.fault_injection import KINDS, STATUSES
+from connectors.emulator.rate_limits import Limits, duration
+from connectors.emulator.server import LocalOptions, LocalServer
 
 Serve = Callable[..., str]
 CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello there. How are you?"}]}
@@ -73,7 +73,7 @@ def test_a_body_that_is_no_json_object_is_a_400(base_url: str, http: httpx.Clien
 
 
 def test_a_body_above_the_largest_is_a_413(base_url: str, http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("connectors.local.server.LARGEST", 1000)
+    monkeypatch.setattr("connectors.emulator.server.LARGEST", 1000)
     with LocalServer() as server:
         reply = http.post(f"{server.base_url}/chat/completions", content=b'{"model":"' + b"x" * 2000 + b'"}')
     assert reply.status_code == 413
@@ -313,13 +313,13 @@ def test_serve_says_where_it_listens_and_leaves_cleanly_on_a_signal(number: int)
 
 SERVE = """
 import sys
-from connectors.local.server import LocalOptions, serve_forever
+from connectors.emulator.server import LocalOptions, serve_forever
 serve_forever("127.0.0.1", 0, LocalOptions(), lambda words: print(words, file=sys.stderr, flush=True))
 """
 
 
 def test_a_port_that_is_taken_is_an_oserror() -> None:
-    from connectors.local.server import serve_forever
+    from connectors.emulator.server import serve_forever
 
     with LocalServer() as server:
         port = int(server.base_url.rsplit(":", 1)[1].removesuffix("/v1"))

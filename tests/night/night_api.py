@@ -8,8 +8,8 @@ from typing import Any
 
 from aiohttp import web
 
-from connectors.local.server import TOLD, LocalOptions, Provider
-from connectors.local.store import content_of
+from connectors.emulator.server import TOLD, LocalOptions, Provider
+from connectors.emulator.store import content_of
 
 Body = dict[str, Any]
 

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from connectors.local.server import LocalServer
+from connectors.emulator.server import LocalServer
 from connectors.records import RowError
 from pipelines.provider_api import ProviderApi, Refused
 from tests.conftest import error_reply

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 WATCHED = """
 import os, signal, sys
 from pathlib import Path
-from connectors.local import batches
+from connectors.emulator import batches
 from pipelines import batch_carry, batch_gather, batch_out
 
 batch_carry.FIRST_POLL, batch_carry.LONGEST_POLL = 0.02, 0.05
@@ -37,7 +37,7 @@ batches._work = noted
 """
 COMMAND = f"{WATCHED}\n{forked.COMMAND}"
 SERVER = f"""{WATCHED}
-from connectors.local.server import LocalOptions, LocalServer
+from connectors.emulator.server import LocalOptions, LocalServer
 signal.signal(signal.SIGTERM, lambda *told: sys.exit())
 with LocalServer(LocalOptions(folder=Path(sys.argv[1]))) as server:
     print(server.base_url, flush=True)

@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from connectors.local.server import LocalOptions, LocalServer
+from connectors.emulator.server import LocalOptions, LocalServer
 from pipelines.overrides import NONE, Overrides
 from pipelines.plan import plan_of
 

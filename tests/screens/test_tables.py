@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from connectors.local.server import LocalOptions, LocalServer
+from connectors.emulator.server import LocalOptions, LocalServer
 from pipelines.text_table import table_words
 
 USAGE: list[dict[str, object]] = [

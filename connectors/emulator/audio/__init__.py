@@ -1,0 +1,1 @@
+"""Emulated speech, transcription and translation."""

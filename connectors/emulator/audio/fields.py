@@ -1,0 +1,158 @@
+"""What the audio endpoints take, by model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from connectors.emulator.audio.codec import FORMATS
+from connectors.emulator.audio.synthetic_speech import HUM_HZ
+from connectors.emulator.validation import (
+    Check,
+    check_fields,
+    check_model,
+    either,
+    flag,
+    list_of,
+    nullable,
+    number,
+    one_of,
+    record,
+    refuse,
+    string,
+    whole,
+)
+
+LONGEST_INPUT = 4096
+"""Characters of one speech."""
+
+SPEECH: Mapping[str, Check] = {
+    "model": string(shortest=1),
+    "input": string(longest=LONGEST_INPUT, shortest=1),
+    "voice": either(
+        "a string or an object", (str, one_of(*HUM_HZ)), (dict, record({"id": string(shortest=1)}, ("id",)))
+    ),
+    "instructions": string(longest=4096),
+    "response_format": one_of(*FORMATS, "pcm"),
+    "speed": number(0.25, 4.0),
+    "stream_format": one_of("sse", "audio"),
+}
+
+_VAD = {
+    "type": one_of("server_vad"),
+    "prefix_padding_ms": whole(0),
+    "silence_duration_ms": whole(0),
+    "threshold": number(0, 1),
+}
+
+TRANSCRIPTION: Mapping[str, Check] = {
+    "model": string(shortest=1),
+    "language": string(),
+    "languages": list_of(string(), least=1),
+    "keywords": list_of(string()),
+    "prompt": string(),
+    "response_format": one_of("json", "text", "srt", "verbose_json", "vtt", "diarized_json"),
+    "temperature": number(0, 1),
+    "include": list_of(one_of("logprobs")),
+    "timestamp_granularities": list_of(one_of("word", "segment")),
+    "stream": nullable(flag),
+    "chunking_strategy": nullable(
+        either("'auto' or an object", (str, one_of("auto")), (dict, record(_VAD, ("type",))))
+    ),
+    "known_speaker_names": list_of(string(), most=4),
+    "known_speaker_references": list_of(string(), most=4),
+}
+
+TRANSLATION: Mapping[str, Check] = {
+    "model": string(shortest=1),
+    "prompt": string(),
+    "response_format": one_of("json", "text", "srt", "verbose_json", "vtt"),
+    "temperature": number(0, 1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What one transcription model takes less than the others."""
+
+    formats: tuple[str, ...]
+    refused: tuple[str, ...] = ()
+    by_tokens: bool = True
+    """Whether its usage is tokens; else it is seconds."""
+    streams: bool = True
+    longest_unchunked: float | None = None
+    """Seconds of audio that it takes without a chunking_strategy; None: any."""
+
+
+_SPEAKERS = ("known_speaker_names", "known_speaker_references")
+_ONE_GUIDE = ("languages", "keywords")
+_GPT_4O = Rules(("json",), ("timestamp_granularities", *_SPEAKERS, *_ONE_GUIDE))
+_ANY = Rules(("json", "text", "srt", "verbose_json", "vtt", "diarized_json"), by_tokens=False)
+
+RULES: Mapping[str, Rules] = {
+    "whisper-1": Rules(
+        ("json", "text", "srt", "verbose_json", "vtt"),
+        ("include", *_SPEAKERS, *_ONE_GUIDE),
+        by_tokens=False,
+        streams=False,
+    ),
+    "gpt-transcribe": Rules(("json",), ("timestamp_granularities", "include", *_SPEAKERS)),
+    "gpt-4o-transcribe": _GPT_4O,
+    "gpt-4o-mini-transcribe": _GPT_4O,
+    "gpt-4o-mini-transcribe-2025-12-15": _GPT_4O,
+    "gpt-4o-transcribe-diarize": Rules(
+        ("json", "text", "diarized_json"),
+        ("prompt", "include", "timestamp_granularities", *_ONE_GUIDE),
+        longest_unchunked=30.0,
+    ),
+    # It listens, and is told nothing beforehand.
+    "moonshine-tiny-en": Rules(
+        ("json", "text", "srt", "verbose_json", "vtt"),
+        ("prompt", "include", *_SPEAKERS, *_ONE_GUIDE),
+        by_tokens=False,
+    ),
+}
+"""The official models, after the descriptions in CreateTranscriptionRequest, and the real one; any other name takes
+everything."""
+
+
+def check_speech(body: Mapping[str, Any]) -> None:
+    """ApiError for what the speech models do not take."""
+    check_fields(body, SPEECH, ("model", "input", "voice"))
+    model = check_model(body, "speech")
+    if model in ("tts-1", "tts-1-hd", "espeak-ng"):
+        if body.get("stream_format") == "sse" and model != "espeak-ng":
+            raise _unsupported("stream_format", "the value 'sse' of 'stream_format'", model)
+        if "instructions" in body:
+            raise _unsupported("instructions", "the parameter 'instructions'", model)
+
+
+def check_transcription(body: Mapping[str, Any]) -> Rules:
+    """The rules of the model; ApiError for what it does not take."""
+    check_fields(body, TRANSCRIPTION, ("model",))
+    model = check_model(body, "transcription")
+    rules = RULES.get(model, _ANY)
+    for name in rules.refused:
+        if name in body:
+            raise _unsupported(name, f"the parameter '{name}'", model)
+    chosen = body.get("response_format", "json")
+    if chosen not in rules.formats:
+        raise _unsupported("response_format", f"the value '{chosen}' of 'response_format'", model)
+    if "timestamp_granularities" in body and chosen != "verbose_json":
+        raise refuse(
+            "timestamp_granularities",
+            "'timestamp_granularities' is only supported with response_format 'verbose_json'.",
+            "unsupported_parameter",
+        )
+    if "include" in body and chosen != "json":
+        raise refuse("include", "'include' is only supported with response_format 'json'.", "unsupported_parameter")
+    if len(body.get("known_speaker_names", ())) != len(body.get("known_speaker_references", ())):
+        raise refuse(
+            "known_speaker_names",
+            "'known_speaker_names' and 'known_speaker_references' must be of the same length.",
+            "invalid_value",
+        )
+    return rules
+
+
+def _unsupported(where: str, what: str, model: str) -> Exception:
+    return refuse(where, f"Unsupported: {what} is not supported with the model '{model}'.", "unsupported_parameter")

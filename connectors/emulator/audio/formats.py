@@ -1,0 +1,126 @@
+"""A transcript in each of the formats that transcription and translation answer in."""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from math import ceil
+from typing import Any
+
+from connectors.emulator.api import digest_of
+from connectors.emulator.audio.recognition import Span, Transcript
+from connectors.tokens import count_tokens, token_pieces
+
+TOKENIZER = "gpt-4o"
+
+AUDIO_TOKENS_A_SECOND = 10
+"""Of the gpt-4o-transcribe family."""
+
+
+def subtitles(transcript: Transcript, kind: str) -> str:
+    """SubRip (`srt`) or WebVTT (`vtt`), a cue a segment."""
+    mark = "," if kind == "srt" else "."
+    cues = [
+        (f"{number}\n" if kind == "srt" else "")
+        + f"{_clock(segment.start, mark)} --> {_clock(segment.end, mark)}\n{segment.text}\n\n"
+        for number, segment in enumerate(transcript.segments(), 1)
+    ]
+    return ("" if kind == "srt" else "WEBVTT\n\n") + "".join(cues)
+
+
+def verbose(
+    transcript: Transcript, task: str, language: str, temperature: float, wanted: Sequence[str]
+) -> dict[str, Any]:
+    """`verbose_json`; `wanted`: segment, word or both; `language` by its English name."""
+    answer: dict[str, Any] = {
+        "task": task,
+        "language": language,
+        "duration": transcript.duration,
+        "text": transcript.text,
+    }
+    if "word" in wanted:
+        answer["words"] = [
+            {"word": word.text, "start": round(word.start, 2), "end": round(word.end, 2)} for word in transcript.words
+        ]
+    if "segment" in wanted:
+        answer["segments"] = [
+            _segment(number, segment, temperature) for number, segment in enumerate(transcript.segments())
+        ]
+    if task == "transcribe":
+        answer["usage"] = duration_usage(transcript)
+    return answer
+
+
+def diarized(transcript: Transcript, speaker: str) -> dict[str, Any]:
+    """`diarized_json`; one speaker says it all."""
+    return {
+        "task": "transcribe",
+        "duration": transcript.duration,
+        "text": transcript.text,
+        "segments": list(diarized_segments(transcript, speaker)),
+        "usage": duration_usage(transcript),
+    }
+
+
+def diarized_segments(transcript: Transcript, speaker: str) -> Iterator[dict[str, Any]]:
+    """The segments with their speaker, as answers and as events hold them."""
+    for number, segment in enumerate(transcript.segments(), 1):
+        yield {
+            "type": "transcript.text.segment",
+            "id": f"seg_{number:03d}",
+            "start": round(segment.start, 2),
+            "end": round(segment.end, 2),
+            "text": segment.text,
+            "speaker": speaker,
+        }
+
+
+def duration_usage(transcript: Transcript) -> dict[str, Any]:
+    """Of models billed by time: whole seconds, begun ones counted."""
+    return {"type": "duration", "seconds": ceil(transcript.duration)}
+
+
+def token_usage(transcript: Transcript, prompt: str) -> dict[str, Any]:
+    """Of models billed by tokens."""
+    audio = ceil(transcript.duration * AUDIO_TOKENS_A_SECOND)
+    text = count_tokens(prompt, TOKENIZER) if prompt else 0
+    made = count_tokens(transcript.text, TOKENIZER)
+    return {
+        "type": "tokens",
+        "input_tokens": audio + text,
+        "input_token_details": {"text_tokens": text, "audio_tokens": audio},
+        "output_tokens": made,
+        "total_tokens": audio + text + made,
+    }
+
+
+def token_logprobs(text: str) -> list[dict[str, Any]]:
+    """The tokens of a text with likelihoods chosen by what they are and where they stand."""
+    return [
+        {"token": piece, "logprob": -digest_of(place, piece)[0] / 1000, "bytes": list(piece.encode())}
+        for place, (piece, _) in enumerate(token_pieces(text, TOKENIZER))
+    ]
+
+
+def _segment(number: int, segment: Span, temperature: float) -> dict[str, Any]:
+    said = segment.text.encode()
+    chosen = digest_of("segment", segment.text)
+    # Time is told in tokens of 20 ms from 50,364 on, as whisper does; the words have ids below that.
+    first, last = (50_364 + min(round(at % 30 * 50), 1500) for at in (segment.start, segment.end))
+    ids = [int.from_bytes(digest_of(piece)[:4]) % 50_257 for piece, _ in token_pieces(segment.text, TOKENIZER)]
+    return {
+        "id": number,
+        "seek": int(segment.start // 30) * 3000,
+        "start": round(segment.start, 2),
+        "end": round(segment.end, 2),
+        "text": f" {segment.text}",
+        "tokens": [first, *ids, last],
+        "temperature": temperature,
+        "avg_logprob": -0.1 - chosen[0] / 1000,
+        "compression_ratio": len(said) / len(zlib.compress(said)),
+        "no_speech_prob": chosen[1] / 10_000,
+    }
+
+
+def _clock(seconds: float, mark: str) -> str:
+    minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02d}:{minutes:02d}:{milliseconds // 1000:02d}{mark}{milliseconds % 1000:03d}"

@@ -1,0 +1,183 @@
+"""POST /audio/speech, /audio/transcriptions and /audio/translations."""
+
+import base64
+from collections.abc import Iterator
+from math import ceil
+from typing import Any
+
+from aiohttp import web
+
+from connectors.emulator.api import ApiError, Incoming, Route, json_answer
+from connectors.emulator.audio.codec import FORMATS, encoded
+from connectors.emulator.audio.fields import TRANSLATION, check_speech, check_transcription
+from connectors.emulator.audio.formats import (
+    TOKENIZER,
+    diarized,
+    diarized_segments,
+    duration_usage,
+    subtitles,
+    token_logprobs,
+    token_usage,
+    verbose,
+)
+from connectors.emulator.audio.recognition import Transcript, transcribe
+from connectors.emulator.audio.synthetic_speech import CHARACTERS_A_SECOND, speech
+from connectors.emulator.chat.languages import NAMES, check_language, language_of
+from connectors.emulator.form_fields import files_of, flag, form_values, json_value, listed, number, too_many_bytes
+from connectors.emulator.rate_limits import USED
+from connectors.emulator.real_models.catalogue import in_its_thread
+from connectors.emulator.real_models.speaker import speak_for_real
+from connectors.emulator.real_models.transcriber import transcribe_for_real
+from connectors.emulator.sse_stream import event, event_stream
+from connectors.emulator.validation import check_fields, check_model, refuse
+from connectors.tokens import count_tokens
+
+LARGEST = 25 * 1024 * 1024
+"""Bytes of an audio file."""
+
+SPEECH_TOKENS_A_SECOND = 20
+"""Of the gpt-4o-mini-tts family."""
+
+PIECE = 8192
+"""Bytes of audio in one event of a streamed speech."""
+
+_SPEAKERS = {"espeak-ng": speak_for_real}
+_LISTENERS = {"moonshine-tiny-en": transcribe_for_real}
+"""Real models; every other name is spoken and heard by the emulator."""
+
+_READINGS = {
+    "temperature": number,
+    "stream": flag,
+    "chunking_strategy": json_value,
+    "languages": listed,
+    "keywords": listed,
+    "include": listed,
+    "timestamp_granularities": listed,
+    "known_speaker_names": listed,
+    "known_speaker_references": listed,
+}
+
+
+async def say(incoming: Incoming) -> web.StreamResponse:
+    """The text as a file of sound, or as events that carry it."""
+    body = {name: value for name, value in incoming.body.items() if value is not None}
+    check_speech(body)
+    text, speed, kind = body["input"], body.get("speed", 1.0), body.get("response_format", "mp3")
+    voice = body["voice"] if isinstance(body["voice"], str) else body["voice"]["id"]
+    speak = _SPEAKERS.get(body["model"], speech)
+    sound = await in_its_thread(body["model"], lambda: encoded(speak(text, voice, speed), kind))
+    given = count_tokens(text, TOKENIZER)
+    made = ceil(len(text) / (CHARACTERS_A_SECOND * speed) * SPEECH_TOKENS_A_SECOND)
+    incoming.request[USED] = given + made
+    if body.get("stream_format") == "sse":
+        usage = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}
+        return await event_stream(incoming, _spoken(sound, usage))
+    media_type = FORMATS[kind].media_type if kind in FORMATS else "audio/pcm"
+    response = web.Response(body=sound, content_type=media_type)
+    response.enable_chunked_encoding()
+    return response
+
+
+async def write_down(incoming: Incoming) -> web.StreamResponse:
+    """What is said in a file, in the language in which it is said."""
+    sound = _sound(incoming)
+    body = form_values(incoming, _READINGS)
+    rules = check_transcription(body)
+    language = check_language(body["language"], "language") if body.get("language") else None
+    codes = [check_language(code, "languages") for code in body.get("languages", ())]
+    transcript = await _transcript(sound, body["model"])
+    longest = rules.longest_unchunked
+    if longest is not None and transcript.duration > longest and body.get("chunking_strategy") is None:
+        message = f"'chunking_strategy' is required for inputs longer than {longest:g} seconds."
+        raise refuse("chunking_strategy", message, "missing_required_parameter")
+    kind, prompt = body.get("response_format", "json"), body.get("prompt", "")
+    code = language or (codes[0] if codes else language_of(transcript.text))
+    speaker = (body.get("known_speaker_names") or ["A"])[0]
+    usage = token_usage(transcript, prompt) if rules.by_tokens else duration_usage(transcript)
+    incoming.request[USED] = token_usage(transcript, prompt)["total_tokens"]
+    more: dict[str, Any] = {}
+    if body.get("model") == "gpt-transcribe":
+        more["languages"] = [{"code": code}]
+    if "logprobs" in body.get("include", ()):
+        more["logprobs"] = token_logprobs(transcript.text)
+    if body.get("stream") and rules.streams:
+        return await event_stream(incoming, _told(transcript, kind, speaker, more, token_usage(transcript, prompt)))
+    if kind == "json":
+        return json_answer({"text": transcript.text, **more, "usage": usage})
+    if kind == "diarized_json":
+        return json_answer(diarized(transcript, speaker))
+    wanted = body.get("timestamp_granularities") or ["segment"]
+    return _written(transcript, kind, "transcribe", NAMES[code], body.get("temperature", 0.0), wanted)
+
+
+async def translate(incoming: Incoming) -> web.StreamResponse:
+    """What is said in a file, in English."""
+    sound = _sound(incoming)
+    body = form_values(incoming, _READINGS)
+    check_fields(body, TRANSLATION, ("model",))
+    check_model(body, "transcription")
+    transcript = await _transcript(sound, body["model"])
+    incoming.request[USED] = token_usage(transcript, body.get("prompt", ""))["total_tokens"]
+    kind = body.get("response_format", "json")
+    if kind == "json":
+        return json_answer({"text": transcript.text})
+    return _written(transcript, kind, "translate", "english", body.get("temperature", 0.0), ["segment"])
+
+
+def _sound(incoming: Incoming) -> bytes:
+    """The file that was sent."""
+    ((_, content),) = files_of(incoming, {"file": 1}, "file")["file"]
+    if len(content) > LARGEST:
+        raise too_many_bytes(LARGEST, len(content))
+    return content
+
+
+async def _transcript(sound: bytes, model: str) -> Transcript:
+    listen = _LISTENERS.get(model, transcribe)
+    try:
+        return await in_its_thread(model, lambda: listen(sound))
+    except ValueError as exc:
+        raise ApiError(
+            400,
+            "Invalid file format. Supported formats: ['flac', 'm4a', 'mp3', 'mp4', 'mpeg', 'mpga', 'oga', 'ogg', "
+            f"'wav', 'webm']: {exc}",
+            param="file",
+            code="invalid_file_format",
+        ) from exc
+
+
+def _written(
+    transcript: Transcript, kind: str, task: str, language: str, temperature: float, wanted: list[str]
+) -> web.Response:
+    if kind == "verbose_json":
+        return json_answer(verbose(transcript, task, language, temperature, wanted))
+    text = f"{transcript.text}\n" if kind == "text" else subtitles(transcript, kind)
+    return web.Response(text=text, content_type="text/plain")
+
+
+def _spoken(sound: bytes, usage: dict[str, int]) -> Iterator[bytes]:
+    for at in range(0, len(sound), PIECE):
+        piece = base64.b64encode(sound[at : at + PIECE]).decode()
+        yield event({"type": "speech.audio.delta", "audio": piece})
+    yield event({"type": "speech.audio.done", "usage": usage})
+
+
+def _told(
+    transcript: Transcript, kind: str, speaker: str, more: dict[str, Any], usage: dict[str, Any]
+) -> Iterator[bytes]:
+    if kind == "diarized_json":
+        for segment in diarized_segments(transcript, speaker):
+            yield event({"type": "transcript.text.delta", "delta": segment["text"], "segment_id": segment["id"]})
+            yield event(segment)
+    else:
+        for one in token_logprobs(transcript.text):
+            told = {"logprobs": [one]} if "logprobs" in more else {}
+            yield event({"type": "transcript.text.delta", "delta": one["token"], **told})
+    yield event({"type": "transcript.text.done", "text": transcript.text, **more, "usage": usage})
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("POST", "/audio/speech", say),
+    Route("POST", "/audio/transcriptions", write_down),
+    Route("POST", "/audio/translations", translate),
+)

@@ -1,0 +1,1 @@
+"""Emulated files and batches."""

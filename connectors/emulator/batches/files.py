@@ -1,0 +1,112 @@
+"""POST and GET /files, GET and DELETE /files/{id}, GET /files/{id}/content."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from connectors.emulator.api import ApiError, Incoming, Route, json_answer
+from connectors.emulator.form_fields import files_of, form_values, json_value, number
+from connectors.emulator.store import add_file, all_of, content_of, delete_file, find, lines_of, page
+from connectors.emulator.validation import Check, check_fields, one_of, record, refuse, string, whole
+
+PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
+LARGEST = 512 * 1024 * 1024
+"""Bytes of one file; a request with more is refused when it is read."""
+
+EXPIRY = record({"anchor": one_of("created_at"), "seconds": whole(3600, 2_592_000)}, ("anchor", "seconds"))
+
+FIELDS: Mapping[str, Check] = {"purpose": one_of(*PURPOSES), "expires_after": EXPIRY}
+
+_QUERY: Mapping[str, Check] = {
+    "purpose": string(),
+    "limit": whole(1, 10_000),
+    "order": one_of("asc", "desc"),
+    "after": string(),
+}
+
+
+async def upload(incoming: Incoming) -> web.StreamResponse:
+    """Keep a file."""
+    body = form_values(incoming, {"expires_after": json_value})
+    check_fields(body, FIELDS, ("purpose",))
+    ((name, content),) = files_of(incoming, {"file": 1}, "file")["file"]
+    purpose = body["purpose"]
+    if purpose in ("batch", "fine-tune"):
+        await asyncio.to_thread(_check_lines, content, purpose)
+    seconds = body["expires_after"]["seconds"] if "expires_after" in body else None
+    return json_answer(await asyncio.to_thread(add_file, incoming.state, name, content, purpose, seconds))
+
+
+async def list_files(incoming: Incoming) -> web.StreamResponse:
+    """The files, the newest first."""
+    asked = query_of(incoming, _QUERY)
+    found = await asyncio.to_thread(all_of, incoming.state, "file")
+    if "purpose" in asked:
+        found = [one for one in found if one["purpose"] == asked["purpose"]]
+    if asked.get("order", "desc") == "desc":
+        found.reverse()
+    return json_answer(page(found, asked.get("after"), asked.get("limit", 10_000)))
+
+
+async def show(incoming: Incoming) -> web.StreamResponse:
+    """One file, without its content."""
+    return json_answer(find(incoming.state, "file", _id(incoming)))
+
+
+async def content(incoming: Incoming) -> web.StreamResponse:
+    """The bytes of a file."""
+    file_id = _id(incoming)
+    name = find(incoming.state, "file", file_id)["filename"]
+    body = await asyncio.to_thread(content_of, incoming.state, file_id)
+    response = web.Response(body=body, content_type="application/octet-stream")
+    response.headers["content-disposition"] = _disposition(name)
+    return response
+
+
+async def delete(incoming: Incoming) -> web.StreamResponse:
+    """Forget a file."""
+    file_id = _id(incoming)
+    await asyncio.to_thread(delete_file, incoming.state, file_id)
+    return json_answer({"id": file_id, "object": "file", "deleted": True})
+
+
+def query_of(incoming: Incoming, checks: Mapping[str, Check]) -> dict[str, Any]:
+    """The parameters in the URL, checked; a number is read where `checks` has `limit`."""
+    asked: dict[str, Any] = dict(incoming.request.query)
+    if "limit" in asked:
+        asked["limit"] = number(asked["limit"])
+    check_fields(asked, checks, ())
+    return asked
+
+
+def _check_lines(raw: bytes, purpose: str) -> None:
+    """ApiError if the file is not JSON lines at all: each begins an object. A batch tells its other faults later."""
+    if not raw.strip():
+        raise ApiError(400, "The file is empty.", param="file", code="empty_file")
+    for line_number, line in lines_of(raw):
+        if not line.lstrip().startswith(b"{"):
+            message = f"Invalid file format for {purpose}: line {line_number} is no JSON object. Must be .jsonl"
+            raise refuse("file", message, "invalid_file_format")
+        return
+
+
+def _disposition(name: str) -> str:
+    """A file's name as a header may hold it."""
+    quoted = orjson.dumps(name.encode("ascii", "replace").decode()).decode()
+    return f"attachment; filename={quoted}"
+
+
+def _id(incoming: Incoming) -> str:
+    return incoming.request.match_info["file_id"]
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("POST", "/files", upload),
+    Route("GET", "/files", list_files, limited=False),
+    Route("GET", "/files/{file_id}", show, limited=False),
+    Route("DELETE", "/files/{file_id}", delete, limited=False),
+    Route("GET", "/files/{file_id}/content", content, limited=False),
+)

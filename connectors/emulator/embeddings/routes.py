@@ -1,0 +1,144 @@
+"""POST /embeddings: texts or token ids in, unit vectors out."""
+
+import asyncio
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from connectors.emulator.api import ApiError, Incoming, Route
+from connectors.emulator.embeddings.vectors import NATURAL, vectors
+from connectors.emulator.rate_limits import USED
+from connectors.emulator.validation import (
+    Check,
+    anything,
+    check_fields,
+    check_model,
+    one_of,
+    refuse,
+    string,
+    whole,
+    wrong_type,
+)
+from connectors.tokens import count_many, text_of_tokens
+
+SIZES: Mapping[str, int] = {
+    "text-embedding-3-small": 1536,
+    "text-embedding-3-large": 3072,
+    "text-embedding-ada-002": 1536,
+    "wordllama-l2-supercat-256": 256,
+}
+LARGEST = 3072
+"""Numbers of one vector."""
+INPUTS = 2048
+"""Texts of one request."""
+LONGEST = 8192
+"""Tokens of one text."""
+TOKENS = 300_000
+"""Of one request."""
+FEW = 16
+"""So many texts are embedded before a thread for them would have begun."""
+
+FIELDS: Mapping[str, Check] = {
+    "model": string(shortest=1),
+    "input": anything,
+    "encoding_format": one_of("float", "base64"),
+    "dimensions": whole(1, LARGEST),
+    "user": string(),
+}
+
+
+async def embed(incoming: Incoming) -> web.StreamResponse:
+    """The vectors, in the order of the inputs."""
+    body = incoming.body
+    check_fields(body, FIELDS, ("model", "input"))
+    model = check_model(body, "embeddings")
+    size = _size(model, body.get("dimensions"))
+    texts = _texts(body["input"], model)
+    counts = count_many(texts, model)
+    for place, count in enumerate(counts):
+        if count > LONGEST:
+            raise refuse(
+                f"input[{place}]" if isinstance(body["input"], list) else "input",
+                f"This model's maximum context length is {LONGEST} tokens, however you requested {count} tokens. "
+                "Please reduce your input.",
+                "context_length_exceeded",
+            )
+    used = sum(counts)
+    if used > TOKENS:
+        raise refuse(
+            "input",
+            f"Requested {used} tokens, max {TOKENS} tokens per request.",
+            "max_tokens_per_request",
+        )
+    if len(texts) <= FEW:
+        found = vectors(texts, size)
+    else:
+        found = await asyncio.to_thread(vectors, texts, size)
+    if body.get("encoding_format", "float") == "base64":
+        written = [base64.b64encode(row.tobytes()).decode() for row in found]
+    else:
+        written = list(found)
+    incoming.request[USED] = used
+    answer = {
+        "object": "list",
+        "data": [{"object": "embedding", "index": place, "embedding": row} for place, row in enumerate(written)],
+        "model": model,
+        "usage": {"prompt_tokens": used, "total_tokens": used},
+    }
+    return web.Response(body=orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), content_type="application/json")
+
+
+def _size(model: str, asked: int | None) -> int:
+    known = SIZES.get(model)
+    if asked is None:
+        return known or NATURAL
+    if model == "text-embedding-ada-002":
+        raise ApiError(400, "This model does not support specifying dimensions.", param="dimensions")
+    if known is not None and asked > known:
+        raise refuse(
+            "dimensions",
+            f"Invalid value for 'dimensions' = {asked}. Must be less than or equal to {known}.",
+            "integer_above_max_value",
+        )
+    return asked
+
+
+def _texts(given: Any, model: str) -> list[str]:
+    """The inputs as texts; token ids are read as the model's."""
+    if isinstance(given, str):
+        given = [given]
+    if not isinstance(given, list):
+        raise wrong_type("input", "a string or an array", given)
+    if not given:
+        raise refuse("input", "Invalid 'input': empty array. Expected at least one input.", "empty_array")
+    if all(type(one) is int for one in given):
+        given = [given]
+    if len(given) > INPUTS:
+        raise refuse(
+            "input",
+            f"Invalid 'input': array too long. Expected an array with maximum length {INPUTS}, but got an array with "
+            f"length {len(given)} instead.",
+            "array_above_max_length",
+        )
+    return [_text(one, f"input[{place}]", model) for place, one in enumerate(given)]
+
+
+def _text(one: Any, where: str, model: str) -> str:
+    if isinstance(one, str):
+        if not one:
+            raise refuse(where, f"Invalid '{where}': input cannot be an empty string.", "empty_string")
+        return one
+    if not isinstance(one, list) or not all(type(token) is int for token in one):
+        raise wrong_type(where, "a string or an array of integers", one)
+    if not one:
+        raise refuse(where, f"Invalid '{where}': empty array. Expected at least one token.", "empty_array")
+    try:
+        return text_of_tokens(one, model)
+    except ValueError as exc:
+        raise refuse(where, f"Invalid '{where}': these are no tokens of {model} ({exc}).", "invalid_tokens") from exc
+
+
+ROUTES: tuple[Route, ...] = (Route("POST", "/embeddings", embed),)

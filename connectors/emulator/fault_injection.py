@@ -1,0 +1,147 @@
+"""Failures on request: which requests fail, by rate or by script, and how each kind of failure is carried out."""
+
+import asyncio
+import random
+from collections.abc import Iterator, Sequence
+from math import isfinite
+
+from aiohttp import web
+
+from connectors.emulator.api import ApiError
+from connectors.emulator.rate_limits import wait_headers
+
+FAULT = web.RequestKey("rowmill_fault", str)
+"""Of a request whose answer is to be spoiled: the kind."""
+
+USUAL = "200"
+
+STATUSES: dict[str, tuple[str, str, str | None]] = {
+    "400": ("The request was refused on purpose.", "invalid_request_error", "bad_request"),
+    "401": ("Incorrect API key provided.", "invalid_request_error", "invalid_api_key"),
+    "403": ("You are not allowed to use this model.", "invalid_request_error", "permission_denied"),
+    "404": ("The model does not exist or you do not have access to it.", "invalid_request_error", "model_not_found"),
+    "408": ("The request timed out.", "timeout", "request_timeout"),
+    "409": ("The resource is being changed by another request.", "invalid_request_error", "conflict"),
+    "413": ("The request is too large.", "invalid_request_error", "request_too_large"),
+    "422": ("The request cannot be followed.", "invalid_request_error", "unprocessable_entity"),
+    "429": ("Rate limit reached for requests", "requests", "rate_limit_exceeded"),
+    "500": ("The server had an error while processing your request", "server_error", None),
+    "502": ("Bad gateway.", "server_error", "bad_gateway"),
+    "503": ("The engine is currently overloaded, please try again later", "server_error", "service_unavailable"),
+    "529": ("Overloaded.", "overloaded_error", "overloaded"),
+}
+"""status -> (message, type, code)"""
+
+QUOTA = "You exceeded your current quota, please check your plan and billing details."
+
+BEFORE = frozenset({*STATUSES, "quota", "hang", "dropped", "html", "empty"})
+"""Kinds that need no answer of the endpoint."""
+
+SPOILED = frozenset({"hang-body", "truncated", "malformed"})
+"""Kinds that spoil the usual answer."""
+
+KINDS = (*STATUSES, "quota", "hang", "hang-body", "truncated", "malformed", "empty", "html", "dropped")
+
+WAIT_S = 0.1
+"""What a 429 on purpose asks for."""
+
+HTML = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1>rowmill-local</body></html>"
+
+
+class Faults:
+    """Chooses for each request, in the order in which they come, how it fails; deterministic by seed."""
+
+    def __init__(self, rates: Sequence[str], script: str, seed: int) -> None:
+        """ValueError for a kind or rate that is none."""
+        self._rates = _rates(rates)
+        self._script: Iterator[str] = iter(_script(script))
+        self._random = random.Random(seed)
+
+    def next(self) -> str | None:
+        """The kind of the next request's failure; None: the usual answer."""
+        scripted = next(self._script, None)
+        if scripted is not None:
+            return None if scripted == USUAL else scripted
+        if not self._rates:
+            return None
+        drawn = self._random.random()
+        return next((kind for kind, below in self._rates if drawn < below), None)
+
+
+async def fail_before(kind: str, request: web.Request) -> web.StreamResponse:
+    """Carry out one of BEFORE; ApiError for those that are errors of the API."""
+    if kind == "quota":
+        raise ApiError(429, QUOTA, type="insufficient_quota", code="insufficient_quota")
+    if kind == "html":
+        return web.Response(body=HTML, status=502, content_type="text/html")
+    if kind == "empty":
+        return web.Response(body=b"", content_type="application/json")
+    if kind == "hang":
+        await asyncio.Event().wait()
+    if kind == "dropped":
+        return drop(request)
+    message, type_, code = STATUSES[kind]
+    raise ApiError(int(kind), message, type=type_, code=code, headers=wait_headers(WAIT_S) if kind == "429" else None)
+
+
+async def spoil(kind: str, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    """Carry out one of SPOILED on a whole response; streams do it themselves, as they go."""
+    if not isinstance(response, web.Response) or not isinstance(response.body, bytes):
+        return response
+    body = response.body
+    if kind == "malformed":
+        # JSON without its end is none; other bodies, such as audio, are cut.
+        return web.Response(body=body[: len(body) * 2 // 3], status=response.status, content_type=response.content_type)
+    half = web.StreamResponse(status=response.status, headers={"content-type": response.content_type})
+    half.content_length = len(body)
+    await half.prepare(request)
+    await half.write(body[: len(body) // 2])
+    if kind == "hang-body":
+        await asyncio.Event().wait()
+    return drop(request)
+
+
+def drop(request: web.Request) -> web.StreamResponse:
+    """Close the connection as it is; what is returned can no longer be sent."""
+    if request.transport is not None:
+        # Not abort(): what was written before is to arrive.
+        request.transport.close()
+    return web.Response()
+
+
+def _rates(rates: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """(kind, upper end of its share of 0 to 1) each."""
+    ends: list[tuple[str, float]] = []
+    end = 0.0
+    for said in rates:
+        kind, equals, share = said.partition("=")
+        _known(kind)
+        try:
+            rate = float(share)
+        except ValueError:
+            rate = -1.0
+        if not equals or not isfinite(rate) or not 0 <= rate <= 1:
+            raise ValueError(f"fault {said!r}: has no rate; write KIND=RATE with a rate from 0 to 1, e.g. 500=0.01")
+        end += rate
+        ends.append((kind, end))
+    if end > 1 + 1e-9:
+        raise ValueError(f"faults: their rates add up to {end:g}; let them be 1 or less together")
+    return tuple(ends)
+
+
+def _script(script: str) -> list[str]:
+    """The kinds in order."""
+    kinds: list[str] = []
+    for said in (part.strip() for part in script.split(",") if part.strip()):
+        kind, star, times = said.partition("*")
+        if kind != USUAL:
+            _known(kind)
+        if star and not (times.isascii() and times.isdigit()):
+            raise ValueError(f"script: {said!r} has no count; write e.g. {kind}*2")
+        kinds += [kind] * (int(times) if star else 1)
+    return kinds
+
+
+def _known(kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"fault {kind!r}: no such kind; write one of {', '.join(KINDS)}")

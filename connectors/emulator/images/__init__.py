@@ -1,0 +1,1 @@
+"""Emulated image generation, edit and variation."""

@@ -1,0 +1,282 @@
+"""POST /images/generations, /images/edits and /images/variations, and the pictures that their URLs name."""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from connectors.emulator.api import ApiError, Incoming, Route, State, json_answer
+from connectors.emulator.form_fields import files_of, flag, form_values, number
+from connectors.emulator.images.drawing import Size, coarse, drawn, edited, opened, varied, written
+from connectors.emulator.images.fields import (
+    DALL_E_2,
+    FAMILIES,
+    VARIATION,
+    Family,
+    check_edit,
+    check_generation,
+    input_image_tokens,
+    output_tokens,
+)
+from connectors.emulator.rate_limits import USED
+from connectors.emulator.sse_stream import event, event_stream
+from connectors.emulator.store import content_of
+from connectors.emulator.validation import check_fields, check_model, refuse
+from connectors.tokens import count_tokens
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SMALL = 4 * 1024 * 1024
+"""Bytes of a picture or mask for dall-e-2."""
+LARGE = 50 * 1024 * 1024
+"""Bytes of a picture for the GPT image models."""
+KEPT = 1024
+"""Pictures kept for their URLs; of more, the oldest are forgotten, as the API does after an hour."""
+
+_GPT_ONLY = ("background", "moderation", "output_format", "output_compression", "stream", "partial_images")
+_READINGS = {"n": number, "output_compression": number, "partial_images": number, "stream": flag}
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be made, and how it is handed over."""
+
+    name: str
+    """`image_generation` or `image_edit`, as the events are called."""
+    family: Family
+    body: dict[str, Any]
+    size: Size
+    make: Callable[[int], "Image"]
+    """The picture of this number, counted from 0."""
+    input_tokens: tuple[int, int]
+    """Of text, of pictures."""
+
+    @property
+    def count(self) -> int:
+        """How many pictures."""
+        return int(self.body.get("n", 1))
+
+    @property
+    def kind(self) -> str:
+        """The format of the files."""
+        return str(self.body.get("output_format", "png"))
+
+    def file(self, picture: "Image") -> bytes:
+        """The picture as a file."""
+        return written(picture, self.kind, self.body.get("output_compression", 100))
+
+
+async def generate(incoming: Incoming) -> web.StreamResponse:
+    """Pictures of a prompt."""
+    body = form_values(incoming, {})
+    fallback = "gpt-image-1.5" if any(name in body for name in _GPT_ONLY) else "dall-e-2"
+    model = check_model({"model": body.get("model", fallback)})
+    family = check_generation(body, model)
+    size = _size(body, family)
+    prompt, style = body["prompt"], (body.get("style"), body.get("quality"))
+    clear = body.get("background") == "transparent"
+
+    def make(number: int) -> "Image":
+        return drawn(prompt, size, model, style, number, transparent=clear)
+
+    order = Order("image_generation", family, body, size, make, (count_tokens(prompt, "gpt-4o"), 0))
+    return await _answer(incoming, order)
+
+
+async def edit(incoming: Incoming) -> web.StreamResponse:
+    """Pictures made of one or more others, where a mask allows it."""
+    is_json = incoming.request.content_type != "multipart/form-data"
+    body = form_values(incoming, _READINGS)
+    fallback = "dall-e-2" if "response_format" in body else "gpt-image-1.5"
+    model = check_model({"model": body.get("model", fallback)})
+    if is_json:
+        family = check_edit(body, model, is_json=True)
+        contents = [_referred(one, f"images[{place}]", incoming.state) for place, one in enumerate(body["images"])]
+        given_mask = _referred(body["mask"], "mask", incoming.state) if "mask" in body else None
+    else:
+        files = files_of(incoming, {"image": 1 if model == "dall-e-2" else 16, "mask": 1}, "image")
+        family = check_edit(body, model, is_json=False)
+        contents = [content for _, content in files["image"]]
+        given_mask = files["mask"][0][1] if "mask" in files else None
+    images = [await asyncio.to_thread(_picture, content, "image", family is DALL_E_2) for content in contents]
+    mask = None if given_mask is None else await asyncio.to_thread(_mask, given_mask, images[0].size)
+    if family is DALL_E_2 and mask is None and "A" not in images[0].getbands():
+        message = f"Invalid input image - format must be in ['RGBA', 'LA'] without a mask, got {images[0].mode}."
+        raise refuse("image", message, "invalid_image_format")
+    size, prompt = _size(body, family), body["prompt"]
+    marks = [hashlib.sha256(content).hexdigest() for content in contents]
+
+    def make(number: int) -> "Image":
+        return edited(images, mask, prompt, size, model, marks, number)
+
+    tokens = (count_tokens(prompt, "gpt-4o"), sum(input_image_tokens(image.size) for image in images))
+    return await _answer(incoming, Order("image_edit", family, body, size, make, tokens))
+
+
+async def vary(incoming: Incoming) -> web.StreamResponse:
+    """Pictures that resemble another."""
+    files = files_of(incoming, {"image": 1}, "image")
+    body = form_values(incoming, _READINGS)
+    check_fields(body, VARIATION, ())
+    model = check_model({"model": body.get("model", "dall-e-2")})
+    if model in FAMILIES and model != "dall-e-2":
+        raise refuse("model", f"Invalid value: '{model}'. Value must be 'dall-e-2'.", "invalid_value")
+    image = await asyncio.to_thread(_picture, files["image"][0][1], "image", True)
+    size = _size(body, DALL_E_2)
+    order = Order("image_variation", DALL_E_2, body, size, lambda number: varied(image, size, number), (0, 0))
+    return await _answer(incoming, order)
+
+
+async def show(incoming: Incoming) -> web.StreamResponse:
+    """A picture by the URL that an answer told."""
+    content = incoming.state.contents.get(incoming.request.match_info["picture_id"])
+    if content is None:
+        raise ApiError(404, "This picture is not there, or its URL has expired.", code="picture_not_found")
+    kinds = {b"\x89PN": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIF": "image/webp"}
+    return web.Response(body=content, content_type=kinds[content[:3]])
+
+
+async def _answer(incoming: Incoming, order: Order) -> web.StreamResponse:
+    is_gpt = order.family.is_gpt
+    told = _told(order) if is_gpt else {}
+    if is_gpt:
+        incoming.request[USED] = told["usage"]["total_tokens"]
+    pictures = [await asyncio.to_thread(order.make, number) for number in range(order.count)]
+    files = [await asyncio.to_thread(order.file, picture) for picture in pictures]
+    if is_gpt and order.body.get("stream"):
+        events = await asyncio.to_thread(lambda: list(_events(order, pictures, files, told)))
+        return await event_stream(incoming, events)
+    by_url = not is_gpt and order.body.get("response_format", "url") == "url"
+    data: list[dict[str, Any]] = [
+        {"url": _kept(incoming, file)} if by_url else {"b64_json": base64.b64encode(file).decode()} for file in files
+    ]
+    if order.family.revises:
+        for one in data:
+            one["revised_prompt"] = _revised(order.body)
+    return json_answer({"created": int(time.time()), **told, "data": data})
+
+
+def _told(order: Order) -> dict[str, Any]:
+    """What a GPT image model says of its pictures beside them."""
+    asked, background = order.body.get("quality", "auto"), order.body.get("background", "auto")
+    quality = "medium" if asked == "auto" else asked
+    text, pictures = order.input_tokens
+    made = output_tokens(quality, order.size) * order.count
+    return {
+        "background": "opaque" if background == "auto" else background,
+        "output_format": order.kind,
+        "quality": quality,
+        "size": f"{order.size[0]}x{order.size[1]}",
+        "usage": {
+            "input_tokens": text + pictures,
+            "input_tokens_details": {"text_tokens": text, "image_tokens": pictures},
+            "output_tokens": made,
+            "output_tokens_details": {"text_tokens": 0, "image_tokens": made},
+            "total_tokens": text + pictures + made,
+        },
+    }
+
+
+def _events(order: Order, pictures: list["Image"], files: list[bytes], told: dict[str, Any]) -> Iterator[bytes]:
+    shared = {**told, "created_at": int(time.time())}
+    usage = shared.pop("usage")
+    for picture, file in zip(pictures, files, strict=True):
+        for step in range(order.body.get("partial_images", 0)):
+            partial = base64.b64encode(order.file(coarse(picture, step))).decode()
+            kind = f"{order.name}.partial_image"
+            yield event({"type": kind, "b64_json": partial, "partial_image_index": step, **shared}, kind)
+        kind = f"{order.name}.completed"
+        yield event({"type": kind, "b64_json": base64.b64encode(file).decode(), **shared, "usage": usage}, kind)
+
+
+def _revised(body: dict[str, Any]) -> str:
+    style = "natural" if body.get("style") == "natural" else "vivid"
+    return f"A {style} picture of shapes and colours, with these words written on it: {body['prompt']}"
+
+
+def _size(body: dict[str, Any], family: Family) -> Size:
+    asked = body.get("size", family.default_size)
+    if asked == "auto":
+        asked = "1024x1024"
+    width, _, height = asked.partition("x")
+    return int(width), int(height)
+
+
+def _kept(incoming: Incoming, file: bytes) -> str:
+    """The URL under which a picture can be fetched."""
+    contents = incoming.state.contents
+    picture_id = f"picture-{hashlib.sha256(file).hexdigest()[:24]}"
+    contents.pop(picture_id, None)
+    contents[picture_id] = file
+    pictures = [name for name in contents if name.startswith("picture-")]
+    for name in pictures[:-KEPT]:
+        del contents[name]
+    return f"{incoming.request.url.origin()}/v1/local/pictures/{picture_id}"
+
+
+def _picture(content: bytes, where: str, for_dall_e_2: bool) -> "Image":
+    """The picture in a file; ApiError if the model does not take it."""
+    most = SMALL if for_dall_e_2 else LARGE
+    if len(content) >= most:
+        raise refuse(where, f"Invalid input image - must be less than {most // (1024 * 1024)} MB.", "image_too_large")
+    try:
+        picture, kind = opened(content)
+    except ValueError as exc:
+        raise refuse(where, f"Invalid input image - {exc}.", "invalid_image_file") from exc
+    allowed = ("PNG",) if for_dall_e_2 else ("PNG", "JPEG", "WEBP")
+    if kind not in allowed:
+        message = f"Invalid input image - must be {' or '.join(allowed)}, got {kind}."
+        raise refuse(where, message, "invalid_image_format")
+    if for_dall_e_2 and picture.width != picture.height:
+        message = f"Invalid input image - must be square, got {picture.width}x{picture.height}."
+        raise refuse(where, message, "invalid_image_size")
+    return picture
+
+
+def _mask(content: bytes, size: Size) -> "Image":
+    if len(content) >= SMALL:
+        raise refuse("mask", "Invalid mask - must be less than 4 MB.", "image_too_large")
+    try:
+        mask, kind = opened(content)
+    except ValueError as exc:
+        raise refuse("mask", f"Invalid mask - {exc}.", "invalid_image_file") from exc
+    if kind != "PNG" or "A" not in mask.getbands():
+        message = f"Invalid mask - must be a PNG with an alpha channel, got {kind} {mask.mode}."
+        raise refuse("mask", message, "invalid_image_format")
+    if mask.size != size:
+        message = (
+            f"Invalid mask - must have the size of the image, {size[0]}x{size[1]}, got {mask.width}x{mask.height}."
+        )
+        raise refuse("mask", message, "invalid_image_size")
+    return mask
+
+
+def _referred(reference: dict[str, str], where: str, state: State) -> bytes:
+    """The bytes of a picture named in JSON."""
+    if len(reference) != 1:
+        raise refuse(where, f"Invalid '{where}': give exactly one of 'image_url' and 'file_id'.", "invalid_value")
+    if "file_id" in reference:
+        return content_of(state, reference["file_id"], f"{where}.file_id")
+    head, comma, data = reference["image_url"].partition(",")
+    if not (comma and head.startswith("data:") and head.endswith(";base64")):
+        message = "Could not download the image: the local provider has no network; send a data URL or a file_id."
+        raise refuse(f"{where}.image_url", message, "invalid_image_url")
+    try:
+        return base64.b64decode(data, validate=True)
+    except binascii.Error as exc:
+        raise refuse(f"{where}.image_url", "The data URL is not base64.", "invalid_image_url") from exc
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("POST", "/images/generations", generate),
+    Route("POST", "/images/edits", edit),
+    Route("POST", "/images/variations", vary),
+    Route("GET", "/local/pictures/{picture_id}", show, limited=False, keyed=False),
+)

@@ -1,0 +1,1 @@
+"""Small real models that run offline (extra `local`)."""

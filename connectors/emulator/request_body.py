@@ -1,0 +1,67 @@
+"""What a request brings: a JSON object, or the fields and files of a form."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from aiohttp import BodyPartReader, web
+
+from connectors.emulator.api import ApiError
+
+LARGEST = 512 * 1024 * 1024
+"""Bytes of one body."""
+
+Files = Mapping[str, tuple[tuple[str, bytes], ...]]
+NO_FILES: Files = {}
+
+
+async def read_body(request: web.Request) -> tuple[dict[str, Any], Files, int]:
+    """(JSON object or text fields, files of a form, bytes of text); ApiError for what is neither."""
+    if not request.can_read_body:
+        return {}, NO_FILES, 0
+    kind = request.content_type
+    try:
+        if kind == "multipart/form-data":
+            return await _form(request)
+        raw = await request.read()
+    except web.HTTPRequestEntityTooLarge as exc:
+        raise too_large() from exc
+    if not raw:
+        return {}, NO_FILES, 0
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as exc:
+        raise ApiError(400, f"We could not parse the JSON body of your request: {exc}.", code="invalid_json") from exc
+    if not isinstance(body, dict):
+        raise ApiError(400, "The JSON body of your request is no object.", code="invalid_json")
+    return body, NO_FILES, len(raw)
+
+
+def too_large() -> ApiError:
+    """The refusal of a body that is."""
+    return ApiError(413, f"The request is too large; at most {LARGEST} bytes are taken.", code="request_too_large")
+
+
+async def _form(request: web.Request) -> tuple[dict[str, Any], Files, int]:
+    fields: dict[str, list[str]] = {}
+    files: dict[str, list[tuple[str, bytes]]] = {}
+    length = 0
+    try:
+        reader = await request.multipart()
+        async for part in reader:
+            if not isinstance(part, BodyPartReader):
+                raise ValueError("a part of it is a form itself")
+            name = (part.name or "").removesuffix("[]")
+            content = bytes(await part.read(decode=True))
+            length += len(content)
+            if length > LARGEST:
+                raise too_large()
+            if part.filename is None:
+                fields.setdefault(name, []).append(content.decode())
+            else:
+                files.setdefault(name, []).append((part.filename, content))
+    except (ValueError, AssertionError) as exc:
+        raise ApiError(400, f"We could not parse the form of your request: {exc}.", code="invalid_form") from exc
+    body: dict[str, Any] = {name: values[0] if len(values) == 1 else values for name, values in fields.items()}
+    text = sum(len(value) for values in fields.values() for value in values)
+    return body, {name: tuple(contents) for name, contents in files.items()}, text

@@ -1,0 +1,1 @@
+"""Emulated responses, in the official dialect and the reference's."""
