@@ -17,8 +17,8 @@ from pathlib import Path
 
 from connectors.kept_pace import TABLE as FOUND_PACES
 from connectors.kept_pace import KeptPaces
-from connectors.ledger_file import write_ahead
 from connectors.limiter import Allowance
+from pipelines.ledger.ledger_file import write_ahead
 
 RENEWED = 0.5
 """Seconds between renewals."""

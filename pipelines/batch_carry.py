@@ -8,11 +8,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from connectors.ledger import now_us
 from connectors.records import RETRIED_CLASSES, RowError
 from connectors.transport.client import RequestError
 from pipelines.batch_files import BatchFolder, Came, read_answers
 from pipelines.batch_ledger import Batch, BatchLedger
+from pipelines.ledger.ledger import now_us
 from pipelines.packs import BatchStage, StageName
 from pipelines.provider_api import Item, ProviderApi, Refused
 

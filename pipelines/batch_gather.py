@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from connectors.ledger import Ledger, now_us
 from connectors.records import Request, trimmed
 from pipelines.batch_files import BatchFolder, BatchWriter
 from pipelines.batch_ledger import Batch, BatchLedger, Line, new_mark
+from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.packs import DayBudget, Lane, Pack
 
 LINES = 50_000

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from connectors.ledger_entries import Settled
 from connectors.records import RowError
 from pipelines.batch_carry import LOST, Carrier, not_answered, refused_lines
 from pipelines.batch_files import BatchFolder, Bodies, Came
 from pipelines.batch_gather import line_pack
 from pipelines.batch_ledger import Batch, BatchLedger, Line
+from pipelines.ledger.entries import Settled
 from pipelines.packs import Lane, Pack, paid, read_reply, to_keep
 from pipelines.provider_api import Item
 from pipelines.purse import Purse

@@ -7,7 +7,7 @@ from typing import Literal
 
 import orjson
 
-from connectors.ledger import Ledger, now_us
+from pipelines.ledger.ledger import Ledger, now_us
 
 State = Literal["noted", "uploaded", "created"]
 

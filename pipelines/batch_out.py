@@ -9,7 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from connectors.ledger_entries import Settled
 from connectors.prices import batch_price
 from connectors.records import OWN_CLASSES, RETRIED_CLASSES, STOPPING_CLASSES, Request, RowError
 from connectors.transport.client import HttpTransport, RequestError
@@ -29,6 +28,7 @@ from pipelines.batch_ledger import Batch, BatchLedger, Line
 from pipelines.batch_progress import BatchProgress
 from pipelines.fanout import FanOut
 from pipelines.lanes import worst_of
+from pipelines.ledger.entries import Settled
 from pipelines.packs import BatchStage, Lane, Outcome, Pack, total
 from pipelines.provider_api import Item, ProviderApi, Refused
 

@@ -10,10 +10,10 @@ import orjson
 import pyarrow as pa
 
 from connectors.contracts import Commit, Sink, TableShape
-from connectors.ledger import Ledger, now_us
 from connectors.tables.schemas import failure_names
+from pipelines.ledger.ledger import Ledger, now_us
+from pipelines.ledger.projection import add_usage, packed, packed_rows
 from pipelines.prepare import ReadyJob
-from pipelines.projection import add_usage, packed, packed_rows
 from pipelines.tally import Tally
 from pipelines.travel import Chunk
 

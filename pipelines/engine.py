@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
-from connectors.ledger import Ledger
 from connectors.limiter import Allowance
 from connectors.transport.client import HttpTransport, Timeouts
 from pipelines.batch_ledger import BatchLedger
@@ -15,6 +14,7 @@ from pipelines.batch_rules import next_deadline
 from pipelines.bounds import Elsewhere
 from pipelines.fanout import FanOut
 from pipelines.lanes import lanes_of, shared_keys
+from pipelines.ledger.ledger import Ledger
 from pipelines.packs import DayBudget, Sending, Tries
 from pipelines.prepare import ReadyJob, media_reader
 from pipelines.purse import Purse

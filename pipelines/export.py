@@ -9,11 +9,11 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from connectors.answer_files import PLACED_BYTES
 from connectors.errors import JobError
-from connectors.ledger import Ledger
 from connectors.prices import usd
 from connectors.tables.schemas import usage_schema
+from pipelines.ledger.answer_files import PLACED_BYTES
+from pipelines.ledger.ledger import Ledger
 
 ROWS = 20_000
 """That are in memory at a time."""

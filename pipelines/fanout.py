@@ -8,10 +8,10 @@ from functools import partial
 
 import orjson
 
-from connectors.ledger import now_us
-from connectors.ledger_entries import Answer, Noted, Settled
 from connectors.records import Call, Reply, Request, RowError
 from connectors.transport.client import RequestError, Transport
+from pipelines.ledger.entries import Answer, Noted, Settled
+from pipelines.ledger.ledger import now_us
 from pipelines.packs import (
     DayBudget,
     Exchange,

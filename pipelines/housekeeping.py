@@ -9,12 +9,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from connectors.answer_files import PLACED_BYTES, file_of
 from connectors.errors import JobError
-from connectors.ledger import Ledger, now_us
 from connectors.prices import usd
+from pipelines.ledger.answer_files import PLACED_BYTES, file_of
+from pipelines.ledger.ledger import Ledger, now_us
+from pipelines.ledger.projection import ANSWERS, unpacked
 from pipelines.looks import moment
-from pipelines.projection import ANSWERS, unpacked
 from pipelines.runs import job_lock
 from pipelines.workspace import Workspace
 from pipelines.yaml_lines import read_yaml

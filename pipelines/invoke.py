@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from connectors.errors import DataError, JobError, RowmillError, Stopped
-from connectors.ledger import Ledger
 from connectors.registry import SINKS
 from connectors.sql import query_connection
 from connectors.tables.schema_checks import OtherColumns
@@ -16,9 +15,10 @@ from pipelines.audits import check_audits, run_audits
 from pipelines.housekeeping import drop_committed
 from pipelines.jobfile import LoadedJob, load_job
 from pipelines.lanes import member_price, step_price
+from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.projection import add_usage, rebuild
 from pipelines.overrides import Overrides, gives_sink
 from pipelines.prepare import ReadyJob, placed, prepared
-from pipelines.projection import add_usage, rebuild
 from pipelines.runs import CLOSING, OpenRun, await_crew, end_invocation, job_lock, open_run, sink_lock
 from pipelines.schema_change import SchemaChange, cast_tables, check_backfill, is_empty, refusal, types_there
 from pipelines.summary import StoppedEarly, summary

@@ -17,16 +17,16 @@ import pyarrow as pa
 from connectors.contracts import Commit
 from connectors.errors import RowmillError
 from connectors.leases import leased
-from connectors.ledger import Ledger, now_us
-from connectors.ledger_file import MEND
 from connectors.prices import PICO, usd
 from pipelines.bounds import RunClock
 from pipelines.committer import Committer, rejected
 from pipelines.engine import Engine, Travelling, Work, local_engine
+from pipelines.ledger.ledger import Ledger, now_us
+from pipelines.ledger.ledger_file import MEND
+from pipelines.ledger.projection import packed
 from pipelines.log_lines import DEFECT
 from pipelines.packs import DayBudget, Sending
 from pipelines.prepare import ReadyJob
-from pipelines.projection import packed
 from pipelines.purse import Purse
 from pipelines.runs import OpenRun
 from pipelines.tally import StepTally, Tally

@@ -7,12 +7,12 @@ from datetime import datetime, tzinfo
 from typing import Any, Literal, Protocol
 
 from connectors.contracts import Endpoint, MalformedReply, Provider
-from connectors.ledger_entries import Answer, Noted, Settled
 from connectors.limiter import Allowance
 from connectors.prices import Price, cost
 from connectors.records import NO_USAGE, OWN_CLASSES, Reply, Request, RowError, Usage, value
 from connectors.transport.client import RequestError
 from connectors.transport.error_replies import request_id, row_error
+from pipelines.ledger.entries import Answer, Noted, Settled
 from pipelines.unread import HEAVY, LARGE, Unread
 
 
@@ -57,7 +57,7 @@ class Choice(Protocol):
 
 
 class RunLedger(Protocol):
-    """What a run's requests ask of the ledger: connectors.ledger.Ledger itself, or on Ray what stands for it."""
+    """What a run's requests ask of the ledger: pipelines.ledger.ledger.Ledger itself, or on Ray what stands for it."""
 
     def next_note(self) -> int:
         """See Ledger, as for all of these."""

@@ -7,8 +7,8 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from connectors.ledger import Ledger
 from connectors.tokens import count_tokens
+from pipelines.ledger.ledger import Ledger
 from pipelines.prepare import ReadyStep
 
 USUAL_TOKENS = 150

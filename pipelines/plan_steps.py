@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from connectors.contracts import MediaUse
-from connectors.ledger import Ledger
 from connectors.media.media_reader import MediaReader
 from connectors.records import Media, Request, Row, RowError, Values
+from pipelines.ledger.ledger import Ledger
 from pipelines.plan_answers import Likely, likely, stand_ins
 from pipelines.plan_money import Bill, Passes, Rates
 from pipelines.prepare import ReadyJob, ReadyStep, media_reader

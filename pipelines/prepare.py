@@ -11,13 +11,13 @@ import pyarrow as pa
 
 from connectors.contracts import Endpoint, Provider, Sink, SourceFacts, StepFacts, TableShape
 from connectors.errors import DataError, JobError
-from connectors.ledger import Ledger
 from connectors.media.media_reader import MediaReader
 from connectors.registry import StepKind
 from connectors.tables.schemas import errors_schema, results_schema
 from pipelines.batch_rules import check_batched
 from pipelines.job_graph import sinks_of_jobs
 from pipelines.jobfile import Job, LoadedJob
+from pipelines.ledger.ledger import Ledger
 from pipelines.predicates import Predicate
 from pipelines.provider_pool import as_one
 from pipelines.reader import Reader

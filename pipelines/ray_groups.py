@@ -7,8 +7,8 @@ from dataclasses import fields
 from operator import attrgetter
 from typing import Any
 
-from connectors.ledger_entries import Noted, Settled
 from connectors.records import Usage
+from pipelines.ledger.entries import Noted, Settled
 
 Asked = tuple[str, tuple[Any, ...]]
 """(method of Ledger, its arguments): see Ledger.write_group."""

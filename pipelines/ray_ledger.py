@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from connectors.ledger import Ledger
-from connectors.ledger_entries import Answer, Noted, Settled
 from pipelines.collector import look_rarely
+from pipelines.ledger.entries import Answer, Noted, Settled
+from pipelines.ledger.ledger import Ledger
 from pipelines.ray_groups import Asked, packed, unpacked
 from pipelines.runs import crew_lock
 
@@ -156,7 +156,7 @@ class FarLedger:
         self._elsewhere: set[bytes] = set()
 
     def next_note(self) -> int:
-        """See connectors.ledger.Ledger, as for all that follow."""
+        """See pipelines.ledger.ledger.Ledger, as for all that follow."""
         self._notes += 1
         return self._notes
 

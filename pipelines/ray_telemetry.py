@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from connectors.contracts import Provider
-from connectors.ledger_entries import Settled
+from pipelines.ledger.entries import Settled
 from pipelines.packs import Asking, BatchStage, Observer
 
 Seen = tuple[str, str, float | Settled]

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from connectors.ledger_file import write_whole
+from pipelines.ledger.ledger_file import write_whole
 from pipelines.progress import Pace, facts
 from pipelines.runs import running
 from pipelines.watch import Watch

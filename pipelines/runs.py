@@ -15,7 +15,7 @@ from pathlib import Path
 import orjson
 
 from connectors.errors import Locked
-from connectors.ledger import Ledger, now_us
+from pipelines.ledger.ledger import Ledger, now_us
 
 CREW_DIES = 60.0
 """Seconds that a run waits for what is left of an earlier one on Ray."""

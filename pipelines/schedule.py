@@ -15,8 +15,8 @@ from pathlib import Path
 from cronsim import CronSim
 
 from connectors.errors import JobError
-from connectors.ledger_file import open_ledger_file
 from pipelines.jobfile import LoadedJob, load_job
+from pipelines.ledger.ledger_file import open_ledger_file
 from pipelines.workspace import Workspace, find_workspace
 
 FINISHED = frozenset({0, 1})

@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
-from connectors.ledger_file import open_ledger_file
 from connectors.prices import usd
+from pipelines.ledger.ledger_file import open_ledger_file
 from pipelines.looks import COST
 from pipelines.runs import running
 from pipelines.schedule import Memory, Scheduled, next_due

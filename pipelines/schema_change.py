@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 
 from connectors.contracts import Commit
 from connectors.errors import DataError
-from connectors.ledger import Ledger
 from connectors.sql import literal, query_connection, quoted
 from connectors.tables.parquet_parts import PartWriter, tables_of
 from connectors.tables.schema_checks import OtherColumns, kinds
+from pipelines.ledger.ledger import Ledger
 from pipelines.prepare import ReadyJob
 from pipelines.selection import key_text
 

@@ -7,11 +7,11 @@ import duckdb
 import orjson
 
 from connectors.errors import DataError
-from connectors.ledger import Ledger
 from connectors.prices import usd
 from connectors.records import Request, RowError
 from pipelines.invoke import opened_ledger
 from pipelines.jobfile import load_job
+from pipelines.ledger.ledger import Ledger
 from pipelines.looks import moment
 from pipelines.prepare import ReadyJob, prepared
 from pipelines.selection import key_text

@@ -4,8 +4,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from connectors.ledger_entries import Settled
 from connectors.records import Request, Usage
+from pipelines.ledger.entries import Settled
 
 
 @dataclass(slots=True)

@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from connectors.ledger import now_us
-from connectors.ledger_entries import Settled
 from connectors.prices import usd
+from pipelines.ledger.entries import Settled
+from pipelines.ledger.ledger import now_us
 from pipelines.packs import Asking, BatchStage
 from pipelines.prepare import ReadyJob
 from pipelines.watch import Watch

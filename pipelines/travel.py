@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from connectors.ledger import now_us
-from connectors.ledger_entries import Answer
 from connectors.media.media_reader import MediaReader
 from connectors.media.url_fetcher import FetchError
 from connectors.records import Request, Row, RowError
 from pipelines.fanout import FanOut
 from pipelines.landing import Failure, Landing, Reading, Wanted
+from pipelines.ledger.entries import Answer
+from pipelines.ledger.ledger import now_us
 from pipelines.packs import Lane, Wave
 from pipelines.predicates import Predicate
 from pipelines.row_files import with_media, write_files

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from connectors.answer_files import LARGE, AnswerFiles, file_of
-from connectors.ledger import Ledger, now_us
-from connectors.ledger_entries import Kept, Noted, Settled
 from connectors.records import RowError
+from pipelines.ledger.answer_files import LARGE, AnswerFiles, file_of
+from pipelines.ledger.entries import Kept, Noted, Settled
+from pipelines.ledger.ledger import Ledger, now_us
 
 MARKS = [bytes([number]) * 16 for number in range(8)]
 

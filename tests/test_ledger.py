@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from connectors.errors import JobError
-from connectors.ledger import Ledger
-from connectors.ledger_entries import Noted, Settled
 from connectors.records import RowError, Usage
+from pipelines.ledger.entries import Noted, Settled
+from pipelines.ledger.ledger import Ledger
 
 MARK = b"0123456789abcdef"
 
@@ -161,7 +161,7 @@ async def test_a_ledger_that_cannot_be_written_fails_the_write_and_not_the_proce
 async def test_a_write_that_cannot_begin_fails_and_the_next_one_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("connectors.ledger_file.PATIENCE", 0.0)
+    monkeypatch.setattr("pipelines.ledger.ledger_file.PATIENCE", 0.0)
     with closing(Ledger(tmp_path / "ledger.sqlite")) as ledger:
         leg = ledger.leg("run", "job", "step", "provider", "chat", "model")
         with closing(sqlite3.connect(ledger.path, isolation_level=None)) as other:

@@ -11,7 +11,7 @@ from connectors.errors import JobError
 from pipelines.commands.look import as_json_option, print_rows
 
 if TYPE_CHECKING:
-    from connectors.ledger import Ledger
+    from pipelines.ledger.ledger import Ledger
     from pipelines.workspace import Workspace
 
 workspace_option = click.option(

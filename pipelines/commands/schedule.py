@@ -122,7 +122,7 @@ def _crontab(chosen: "list[Scheduled]", env_file: Path | None, write: bool) -> N
 
 
 def _systemd(chosen: "list[Scheduled]", env_file: Path | None, write: bool, folder: Path | None) -> None:
-    from connectors.ledger_file import write_whole
+    from pipelines.ledger.ledger_file import write_whole
     from pipelines.schedule_files import systemd_units
 
     target = folder if folder is not None else Path.home() / ".config/systemd/user"

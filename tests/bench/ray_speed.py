@@ -33,9 +33,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from speed import HERE, STEPS, as_installed, rowmill, write_input, write_job
 
-from connectors.ledger import Ledger
-from connectors.ledger_entries import Noted, Settled
 from connectors.records import Usage
+from pipelines.ledger.entries import Noted, Settled
+from pipelines.ledger.ledger import Ledger
 from pipelines.ray_ledger import FarLedger, LedgerActor
 from pipelines.ray_limits import Limit, LimiterActor, Told
 

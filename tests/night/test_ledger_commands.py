@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from connectors import ledger_file
 from connectors.errors import JobError
-from connectors.ledger import Ledger, now_us
+from pipelines.ledger import ledger_file
+from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.runs import job_lock
 from pipelines.summary import for_programs
 

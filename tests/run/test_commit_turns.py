@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from connectors.ledger import Ledger
 from pipelines.committer import Committer
+from pipelines.ledger.ledger import Ledger
 
 
 class SlowSink:

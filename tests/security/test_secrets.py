@@ -12,7 +12,7 @@ import duckdb
 import pytest
 from aiohttp import web
 
-from pipelines.projection import unpacked
+from pipelines.ledger.projection import unpacked
 from tests.conftest import ScriptedProvider
 from tests.faults.rough_server import Asked, RoughServer
 

@@ -30,13 +30,13 @@ import aiohttp
 import pipelines.commands.run
 import pipelines.committer
 import pipelines.job_run
-from connectors.ledger import Ledger
-from connectors.ledger_entries import Noted, Settled
 from connectors.sinks import duckdb_table, parquet_folder
 from connectors.storage.file_transaction import Staging
 from connectors.transport.client import HttpTransport
 from pipelines.cli import main
 from pipelines.fanout import FanOut
+from pipelines.ledger.entries import Noted, Settled
+from pipelines.ledger.ledger import Ledger
 
 POINTS = (
     "noted",

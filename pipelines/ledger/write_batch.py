@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 import orjson
 
-from connectors.answer_files import AnswerFiles
-from connectors.ledger_entries import Kept, Noted, Settled
 from connectors.records import RowError
+from pipelines.ledger.answer_files import AnswerFiles
+from pipelines.ledger.entries import Kept, Noted, Settled
 
 T = TypeVar("T")
 

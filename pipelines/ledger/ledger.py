@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 import orjson
 
-from connectors.answer_files import AnswerFiles
-from connectors.ledger_entries import Answer, Noted, Settled
-from connectors.ledger_file import meta_value, open_ledger_file, plainly
-from connectors.ledger_group import Group
 from connectors.records import RowError
+from pipelines.ledger.answer_files import AnswerFiles
+from pipelines.ledger.entries import Answer, Noted, Settled
+from pipelines.ledger.ledger_file import meta_value, open_ledger_file, plainly
+from pipelines.ledger.write_batch import Group
 
 T = TypeVar("T")
 

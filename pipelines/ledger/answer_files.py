@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from connectors.ledger_file import write_whole
+from pipelines.ledger.ledger_file import write_whole
 
 LARGE = 128 << 10
 """Bytes: a larger answer lies in a file; so do the answers of one exchange that take more together."""

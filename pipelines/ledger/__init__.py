@@ -1,0 +1,1 @@
+"""The SQLite ledger: every exchange and answer, and their projection into tables."""
