@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from connectors.limiter import Allowance
+from pipelines.limits.provider_limiter import Allowance
 from pipelines.purse import Purse
 from pipelines.tally import Tally
 from pipelines.workspace import LOCAL

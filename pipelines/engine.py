@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
-from connectors.limiter import Allowance
 from connectors.transport.client import HttpTransport, Timeouts
 from pipelines.batch_ledger import BatchLedger
 from pipelines.batch_out import BatchOut, Delivery
@@ -15,6 +14,7 @@ from pipelines.bounds import Elsewhere
 from pipelines.fanout import FanOut
 from pipelines.lanes import lanes_of, shared_keys
 from pipelines.ledger.ledger import Ledger
+from pipelines.limits.provider_limiter import Allowance
 from pipelines.packs import DayBudget, Sending, Tries
 from pipelines.prepare import ReadyJob, media_reader
 from pipelines.purse import Purse

@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from connectors.contracts import Commit
 from connectors.errors import RowmillError
-from connectors.leases import leased
 from connectors.prices import PICO, usd
 from pipelines.bounds import RunClock
 from pipelines.committer import Committer, rejected
@@ -24,6 +23,7 @@ from pipelines.engine import Engine, Travelling, Work, local_engine
 from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.ledger.ledger_file import MEND
 from pipelines.ledger.projection import packed
+from pipelines.limits.limit_leases import leased
 from pipelines.log_lines import DEFECT
 from pipelines.packs import DayBudget, Sending
 from pipelines.prepare import ReadyJob

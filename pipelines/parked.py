@@ -5,9 +5,9 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 
-from connectors.circuit import BRIEF, Held
-from connectors.limiter import Allowance
-from connectors.pace import until
+from pipelines.limits.circuit_breaker import BRIEF, Held
+from pipelines.limits.provider_limiter import Allowance
+from pipelines.limits.token_bucket import until
 from pipelines.packs import Lane, Pack
 
 LARGEST = 64 << 20

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isinf
 
-from connectors.pace import until
 from connectors.records import Request, RowError
+from pipelines.limits.token_bucket import until
 from pipelines.packs import Lane
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from connectors.leases import KINDS, RENEWED, TURN, WANTING, Leases, Needs, divided
-from connectors.limiter import Allowance
+from pipelines.limits.limit_leases import KINDS, RENEWED, TURN, WANTING, Leases, Needs, divided
+from pipelines.limits.provider_limiter import Allowance
 from pipelines.purse import Purse
 from pipelines.ray_ledger import answered
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from connectors.limiter import Allowance
 from pipelines.bounds import Elsewhere
+from pipelines.limits.provider_limiter import Allowance
 from pipelines.ray_limits import JOB
 from pipelines.tally import Times
 

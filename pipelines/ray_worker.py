@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from connectors.contracts import Provider
 from connectors.errors import JobError
-from connectors.limiter import Allowance
 from connectors.media.media_reader import MediaReader
 from connectors.records import Request
 from connectors.transport.client import HttpTransport, Timeouts
@@ -22,6 +21,7 @@ from pipelines.fanout import FanOut
 from pipelines.jobfile import Job, LoadedJob
 from pipelines.lanes import lanes_of
 from pipelines.ledger.entries import Answer
+from pipelines.limits.provider_limiter import Allowance
 from pipelines.packs import DayBudget, Exchange, Lane, Outcome, Tries
 from pipelines.prepare import ReadyStep, media_reader_of, ready_steps
 from pipelines.purse import Purse

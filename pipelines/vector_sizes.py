@@ -7,7 +7,6 @@ import duckdb
 import pyarrow as pa
 
 from connectors.errors import Stopped
-from connectors.limiter import Allowance
 from connectors.prices import PICO
 from connectors.records import OWN_CLASSES, Request
 from connectors.sql import quoted
@@ -15,6 +14,7 @@ from connectors.transport.client import HttpTransport, Timeouts
 from pipelines.fanout import FanOut
 from pipelines.lanes import lanes_of
 from pipelines.ledger.ledger import Ledger
+from pipelines.limits.provider_limiter import Allowance
 from pipelines.packs import DayBudget, Tries
 from pipelines.prepare import ReadyJob, ReadyStep
 from pipelines.purse import Purse

@@ -3,11 +3,11 @@
 import random
 from collections.abc import Sequence
 
-from connectors.limiter import FIRST_REFUSAL, Allowance
 from connectors.records import Reply, RowError
 from connectors.transport.client import RequestError
 from connectors.transport.error_replies import rate_limits, retry_after
 from pipelines.ledger.ledger import now_us
+from pipelines.limits.provider_limiter import FIRST_REFUSAL, Allowance
 from pipelines.packs import Lane, Pack, Tries
 
 

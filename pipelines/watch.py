@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from connectors.limiter import Allowance
 from pipelines.bounds import RunClock
+from pipelines.limits.provider_limiter import Allowance
 from pipelines.packs import Sending
 from pipelines.purse import Purse
 from pipelines.tally import Tally

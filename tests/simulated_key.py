@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from connectors.limiter import Allowance
+from pipelines.limits.provider_limiter import Allowance
 
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from connectors.circuit import OPEN_AFTER
-from connectors.limiter import Allowance
+from pipelines.limits.circuit_breaker import OPEN_AFTER
+from pipelines.limits.provider_limiter import Allowance
 
 
 def allowance(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from connectors.found_pace import FIRST_PLATEAU, NOTHING_FOUND, Found
-from connectors.kept_pace import BELIEVED_FOR
-from connectors.leases import Leases
-from connectors.limiter import Allowance
+from pipelines.limits.adaptive_rate import FIRST_PLATEAU, NOTHING_FOUND, Found
+from pipelines.limits.adaptive_rate_store import BELIEVED_FOR
+from pipelines.limits.limit_leases import Leases
+from pipelines.limits.provider_limiter import Allowance
 
 KEY = "box http://10.0.0.1/v1"
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.leases import Leases, divided, leased
-from connectors.limiter import HEADROOM, Allowance
+from pipelines.limits.limit_leases import Leases, divided, leased
+from pipelines.limits.provider_limiter import HEADROOM, Allowance
 
 KEY = "openai https://api.openai.com/v1"
 
@@ -101,8 +101,8 @@ def test_keys_of_different_providers_have_nothing_to_do_with_one_another(tmp_pat
 HOLDING = """
 import sys, time
 from pathlib import Path
-from connectors.leases import Leases
-from connectors.limiter import Allowance
+from pipelines.limits.limit_leases import Leases
+from pipelines.limits.provider_limiter import Allowance
 leases = Leases(Path(sys.argv[1]), {sys.argv[2]: Allowance(6000, None, 8, 900, 60)})
 print("held", flush=True)
 time.sleep(600)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from connectors.found_pace import EASED
-from connectors.limiter import FIRST_REFUSAL, HEADROOM, Allowance
-from connectors.pace import BURST, Pace
+from pipelines.limits.adaptive_rate import EASED
+from pipelines.limits.provider_limiter import FIRST_REFUSAL, HEADROOM, Allowance
+from pipelines.limits.token_bucket import BURST, Pace
 from tests.simulated_key import Key, Moody, drive, leaping
 
 

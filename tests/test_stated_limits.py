@@ -1,6 +1,6 @@
 """Limits that a provider states in its headers are kept to where they are lower than what was configured."""
 
-from connectors.limiter import Allowance
+from pipelines.limits.provider_limiter import Allowance
 
 
 def allowance(requests: float | None = None) -> Allowance:

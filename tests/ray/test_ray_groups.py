@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from connectors.limiter import Allowance
 from connectors.records import RowError, Usage
 from pipelines.ledger.entries import Noted, Settled
+from pipelines.limits.provider_limiter import Allowance
 from pipelines.purse import Purse
 from pipelines.ray_groups import Asked, packed, unpacked
 from pipelines.ray_ledger import FarLedger

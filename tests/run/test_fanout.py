@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from connectors.contracts import Provider
-from connectors.limiter import Allowance
 from connectors.records import NO_USAGE, Call, Reply, Request, Usage
 from pipelines.fanout import FanOut
 from pipelines.ledger.ledger import Ledger
+from pipelines.limits.provider_limiter import Allowance
 from pipelines.packs import DayBudget, Lane, Tries
 from pipelines.purse import Purse
 from pipelines.tally import StepTally, Tally

@@ -9,8 +9,8 @@ import pytest
 from aiohttp import web
 
 from connectors.contracts import Provider
-from connectors.limiter import Allowance
 from connectors.records import RowError
+from pipelines.limits.provider_limiter import Allowance
 from pipelines.packs import Lane, Pack
 from pipelines.parked import Parked
 from pipelines.pools import Pool

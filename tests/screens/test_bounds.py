@@ -9,8 +9,8 @@ from typing import Any
 import duckdb
 import pytest
 
-from connectors.limiter import Allowance
 from pipelines.bounds import SENDERS, RunClock
+from pipelines.limits.provider_limiter import Allowance
 from pipelines.purse import Purse
 from pipelines.tally import Tally
 

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable
 from math import inf
 
-from connectors.circuit import BRIEF, Circuit, Held
-from connectors.found_pace import Found, FoundPace
-from connectors.pace import Pace, until
-from connectors.slots import Slots
-from connectors.stated_limits import Limits, StatedLimits, least
+from pipelines.limits.adaptive_rate import Found, FoundPace
+from pipelines.limits.circuit_breaker import BRIEF, Circuit, Held
+from pipelines.limits.concurrency_limit import Slots
+from pipelines.limits.stated_limits import Limits, StatedLimits, least
+from pipelines.limits.token_bucket import Pace, until
 
 HEADROOM = 0.993
 """The share of a limit that is used: the rest is for the first burst, and for requests that bunch on the way."""

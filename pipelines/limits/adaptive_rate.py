@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import inf, sqrt
 
-from connectors.sent_lately import SentLately
+from pipelines.limits.sliding_window import SentLately
 
 EASED = 0.985
 """After refusals the pace is this share of what passed just before them."""

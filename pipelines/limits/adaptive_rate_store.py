@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf
 
-from connectors.found_pace import FIRST_PLATEAU, NOTHING_FOUND, Found
-from connectors.limiter import Allowance
+from pipelines.limits.adaptive_rate import FIRST_PLATEAU, NOTHING_FOUND, Found
+from pipelines.limits.provider_limiter import Allowance
 
 BELIEVED_FOR = 8 * 24 * 3600.0
 """Seconds for which a pace is believed that nobody has used since: a job that runs once a week begins with it. It costs

@@ -15,10 +15,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from connectors.kept_pace import TABLE as FOUND_PACES
-from connectors.kept_pace import KeptPaces
-from connectors.limiter import Allowance
 from pipelines.ledger.ledger_file import write_ahead
+from pipelines.limits.adaptive_rate_store import TABLE as FOUND_PACES
+from pipelines.limits.adaptive_rate_store import KeptPaces
+from pipelines.limits.provider_limiter import Allowance
 
 RENEWED = 0.5
 """Seconds between renewals."""
