@@ -69,7 +69,7 @@ class Provider:
     tokens_per_minute: int | None = None
     concurrency: int | None = None
     prices: Mapping[str, Any] = field(default_factory=dict)
-    """The provider's own `prices:` (model name -> connectors.prices.PriceEntry)."""
+    """The provider's own `prices:` (model name -> pipelines.pricing.prices.PriceEntry)."""
     on_this_machine: bool = False
 
     @property

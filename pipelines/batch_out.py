@@ -9,7 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from connectors.prices import batch_price
 from connectors.records import OWN_CLASSES, RETRIED_CLASSES, STOPPING_CLASSES, Request, RowError
 from connectors.transport.client import HttpTransport, RequestError
 from pipelines.batch_carry import (
@@ -30,6 +29,7 @@ from pipelines.fanout import FanOut
 from pipelines.lanes import worst_of
 from pipelines.ledger.entries import Settled
 from pipelines.packs import BatchStage, Lane, Outcome, Pack, total
+from pipelines.pricing.prices import batch_price
 from pipelines.provider_api import Item, ProviderApi, Refused
 
 QUIET = 2.0

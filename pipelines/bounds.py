@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.limits.provider_limiter import Allowance
-from pipelines.purse import Purse
+from pipelines.pricing.run_budget import Purse
 from pipelines.tally import Tally
 from pipelines.workspace import LOCAL
 

@@ -17,7 +17,7 @@ from pipelines.ledger.ledger import Ledger
 from pipelines.limits.provider_limiter import Allowance
 from pipelines.packs import DayBudget, Sending, Tries
 from pipelines.prepare import ReadyJob, media_reader
-from pipelines.purse import Purse
+from pipelines.pricing.run_budget import Purse
 from pipelines.runs import OpenRun
 from pipelines.tally import Tally
 from pipelines.travel import Chunk, Step, Travel

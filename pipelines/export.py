@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from connectors.errors import JobError
-from connectors.prices import usd
 from connectors.tables.schemas import usage_schema
 from pipelines.ledger.answer_files import PLACED_BYTES
 from pipelines.ledger.ledger import Ledger
+from pipelines.pricing.prices import usd
 
 ROWS = 20_000
 """That are in memory at a time."""

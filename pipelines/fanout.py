@@ -30,7 +30,7 @@ from pipelines.packs import (
     total,
 )  # fmt: skip
 from pipelines.parked import Parked
-from pipelines.purse import Purse
+from pipelines.pricing.run_budget import Purse
 from pipelines.tally import Tally
 from pipelines.unread import Unread
 from pipelines.verdict import Verdict, verdict

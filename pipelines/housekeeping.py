@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from connectors.errors import JobError
-from connectors.prices import usd
 from pipelines.ledger.answer_files import PLACED_BYTES, file_of
 from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.ledger.projection import ANSWERS, unpacked
 from pipelines.looks import moment
+from pipelines.pricing.prices import usd
 from pipelines.runs import job_lock
 from pipelines.workspace import Workspace
 from pipelines.yaml_lines import read_yaml

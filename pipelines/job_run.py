@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from connectors.contracts import Commit
 from connectors.errors import RowmillError
-from connectors.prices import PICO, usd
 from pipelines.bounds import RunClock
 from pipelines.committer import Committer, rejected
 from pipelines.engine import Engine, Travelling, Work, local_engine
@@ -27,7 +26,8 @@ from pipelines.limits.limit_leases import leased
 from pipelines.log_lines import DEFECT
 from pipelines.packs import DayBudget, Sending
 from pipelines.prepare import ReadyJob
-from pipelines.purse import Purse
+from pipelines.pricing.prices import PICO, usd
+from pipelines.pricing.run_budget import Purse
 from pipelines.runs import OpenRun
 from pipelines.tally import StepTally, Tally
 from pipelines.travel import ANSWERED_BY_FILES, CHUNK_ROWS, FILE_ROWS, LOOKING, OPEN_BYTES, OPEN_ROWS, Chunk

@@ -5,8 +5,6 @@ from dataclasses import replace
 from typing import Protocol
 
 from connectors.contracts import Provider
-from connectors.price_cache import remembered_price
-from connectors.prices import FREE, Price, image_price, price_of, worst_cost
 from connectors.records import Request, RowError
 from connectors.tokens import is_exact
 from pipelines.jobfile import Job
@@ -14,6 +12,8 @@ from pipelines.limits.provider_limiter import Allowance
 from pipelines.packs import Lane, RunLedger
 from pipelines.pools import Pool
 from pipelines.prepare import ReadyStep
+from pipelines.pricing.price_cache import remembered_price
+from pipelines.pricing.prices import FREE, Price, image_price, price_of, worst_cost
 from pipelines.travel import Step
 from pipelines.workspace import LOCAL, Workspace
 

@@ -8,12 +8,12 @@ from typing import Any
 import duckdb
 import orjson
 
-from connectors.prices import usd
 from connectors.sql import quoted, quoted_list
 from connectors.tables.schemas import failure_names
 from pipelines.jobfile import load_job
 from pipelines.ledger.ledger import Ledger
 from pipelines.prepare import prepared
+from pipelines.pricing.prices import usd
 from pipelines.running import read_running
 from pipelines.runs import running
 from pipelines.workspace import Workspace, find_workspace

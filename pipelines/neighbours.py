@@ -15,11 +15,11 @@ import pyarrow as pa
 from connectors.contracts import MalformedReply, Provider, StepFacts
 from connectors.endpoints.embeddings import EmbeddingsStep
 from connectors.errors import JobError, did_you_mean
-from connectors.prices import FREE, cost, price_of, usd
 from connectors.records import Call, Reply, RowError
 from connectors.transport.client import HttpTransport, RequestError, Timeouts
 from connectors.transport.error_replies import row_error
 from pipelines.jobfile import Job
+from pipelines.pricing.prices import FREE, cost, price_of, usd
 from pipelines.workspace import LOCAL, Workspace
 
 Vector = npt.NDArray[np.float32]

@@ -7,12 +7,12 @@ from datetime import datetime, tzinfo
 from typing import Any, Literal, Protocol
 
 from connectors.contracts import Endpoint, MalformedReply, Provider
-from connectors.prices import Price, cost
 from connectors.records import NO_USAGE, OWN_CLASSES, Reply, Request, RowError, Usage, value
 from connectors.transport.client import RequestError
 from connectors.transport.error_replies import request_id, row_error
 from pipelines.ledger.entries import Answer, Noted, Settled
 from pipelines.limits.provider_limiter import Allowance
+from pipelines.pricing.prices import Price, cost
 from pipelines.unread import HEAVY, LARGE, Unread
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from connectors.prices import usd
 from pipelines.invoke import opened_ledger
 from pipelines.jobfile import load_job
 from pipelines.overrides import Overrides
 from pipelines.plan_steps import Looked, Reckoned, look
 from pipelines.prepare import ReadyJob, ReadyStep, placed, prepared
+from pipelines.pricing.prices import usd
 from pipelines.schema_change import has_keys, refusal, types_there
 from pipelines.workspace import LOCAL, find_workspace
 

@@ -8,13 +8,13 @@ from typing import Self
 
 import orjson
 
-from connectors.prices import CACHED_FROM, Price, batch_price, cost, worst_cost
 from connectors.records import Request, Usage
 from connectors.tokens import count_tokens, is_exact
 from pipelines.batch_rules import BATCHED
 from pipelines.lanes import TEXT_BYTES, step_price
 from pipelines.plan_answers import Likely
 from pipelines.prepare import ReadyJob, ReadyStep
+from pipelines.pricing.prices import CACHED_FROM, Price, batch_price, cost, worst_cost
 
 MORE_IF_EXACT = 1.1
 """A provider counts schemas, tools and what frames a dialogue in ways of its own: so much more than was counted."""

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from connectors.prices import usd
+from pipelines.pricing.prices import usd
 from pipelines.tally import Tally
 from pipelines.watch import Watch
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.limits.limit_leases import KINDS, RENEWED, TURN, WANTING, Leases, Needs, divided
 from pipelines.limits.provider_limiter import Allowance
-from pipelines.purse import Purse
+from pipelines.pricing.run_budget import Purse
 from pipelines.ray_ledger import answered
 
 JOB = "the job itself"

@@ -24,7 +24,7 @@ from pipelines.ledger.entries import Answer
 from pipelines.limits.provider_limiter import Allowance
 from pipelines.packs import DayBudget, Exchange, Lane, Outcome, Tries
 from pipelines.prepare import ReadyStep, media_reader_of, ready_steps
-from pipelines.purse import Purse
+from pipelines.pricing.run_budget import Purse
 from pipelines.ray_ledger import FarLedger
 from pipelines.ray_limits import JOB, FarPurse, Leasing
 from pipelines.ray_telemetry import Heard, Recorder

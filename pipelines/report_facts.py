@@ -11,9 +11,9 @@ import duckdb
 import orjson
 import pyarrow as pa
 
-from connectors.prices import usd
 from connectors.sql import quoted, quoted_list
 from pipelines.ledger.ledger_file import open_ledger_file
+from pipelines.pricing.prices import usd
 from pipelines.results import Results, read_results
 
 Facts = Mapping[str, Any]

@@ -7,9 +7,9 @@ from typing import Any
 
 import orjson
 
-from connectors.prices import usd
 from pipelines.ledger.ledger_file import open_ledger_file
 from pipelines.looks import COST
+from pipelines.pricing.prices import usd
 from pipelines.runs import running
 from pipelines.schedule import Memory, Scheduled, next_due
 

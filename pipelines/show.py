@@ -7,13 +7,13 @@ import duckdb
 import orjson
 
 from connectors.errors import DataError
-from connectors.prices import usd
 from connectors.records import Request, RowError
 from pipelines.invoke import opened_ledger
 from pipelines.jobfile import load_job
 from pipelines.ledger.ledger import Ledger
 from pipelines.looks import moment
 from pipelines.prepare import ReadyJob, prepared
+from pipelines.pricing.prices import usd
 from pipelines.selection import key_text
 from pipelines.workspace import find_workspace
 

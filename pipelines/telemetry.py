@@ -13,11 +13,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from connectors.prices import usd
 from pipelines.ledger.entries import Settled
 from pipelines.ledger.ledger import now_us
 from pipelines.packs import Asking, BatchStage
 from pipelines.prepare import ReadyJob
+from pipelines.pricing.prices import usd
 from pipelines.watch import Watch
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ import duckdb
 import pyarrow as pa
 
 from connectors.errors import Stopped
-from connectors.prices import PICO
 from connectors.records import OWN_CLASSES, Request
 from connectors.sql import quoted
 from connectors.transport.client import HttpTransport, Timeouts
@@ -17,7 +16,8 @@ from pipelines.ledger.ledger import Ledger
 from pipelines.limits.provider_limiter import Allowance
 from pipelines.packs import DayBudget, Tries
 from pipelines.prepare import ReadyJob, ReadyStep
-from pipelines.purse import Purse
+from pipelines.pricing.prices import PICO
+from pipelines.pricing.run_budget import Purse
 from pipelines.runs import OpenRun
 from pipelines.tally import StepTally, Tally
 from pipelines.travel import Step

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipelines.bounds import RunClock
 from pipelines.limits.provider_limiter import Allowance
 from pipelines.packs import Sending
-from pipelines.purse import Purse
+from pipelines.pricing.run_budget import Purse
 from pipelines.tally import Tally
 
 

@@ -13,10 +13,10 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 
 from connectors.contracts import Model, Provider
 from connectors.errors import did_you_mean
-from connectors.prices import PriceEntry
 from pipelines.addresses import check_address, is_this_machine, unencrypted
 from pipelines.mistakes import Misfit, mistakes_of
 from pipelines.places import Places
+from pipelines.pricing.prices import PriceEntry
 from pipelines.yaml_lines import KeyPath, read_yaml, wrong
 
 FILE_NAME = "rowmill.yaml"

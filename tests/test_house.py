@@ -15,7 +15,7 @@ FLOOR_OF = {
     "connectors.templating.template": 1,
     "connectors.errors": 1,
     "connectors.tokens": 1,
-    "connectors.prices": 1,
+    "pipelines.pricing.prices": 1,
     "connectors.registry": 4,
     "connectors": 2,
     "connectors.endpoints": 3,

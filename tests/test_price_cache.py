@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from connectors import price_cache
-from connectors.price_cache import remembered_price
-from connectors.prices import Price, published_price
+from pipelines.pricing import price_cache
+from pipelines.pricing.price_cache import remembered_price
+from pipelines.pricing.prices import Price, published_price
 
 
 @pytest.mark.parametrize("model", ["gpt-4o-mini", "dall-e-3", "gpt-5.4", "tts-1", "no-such-model"])

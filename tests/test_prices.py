@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from connectors.prices import (
+from connectors.records import Usage
+from pipelines.pricing.prices import (
     FREE,
     PICO,
     Price,
@@ -25,7 +26,6 @@ from connectors.prices import (
     usd,
     worst_cost,
 )
-from connectors.records import Usage
 
 MILLION = 10**6
 
@@ -109,7 +109,7 @@ def test_a_price_that_goes_by_the_time_of_day_is_the_dearest_of_the_day() -> Non
 
 def test_nothing_heavy_is_imported_before_a_published_price_is_asked_for() -> None:
     code = (
-        "import sys, connectors.prices as p, connectors.tokens\n"
+        "import sys, pipelines.pricing.prices as p, connectors.tokens\n"
         "assert p.price_of('m', {'m': p.PriceEntry(input_per_million=1)}, {}) is not None\n"
         "print([m for m in ('genai_prices', 'bpe_openai', 'PIL') if m in sys.modules])"
     )

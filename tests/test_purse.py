@@ -2,7 +2,7 @@
 
 import asyncio
 
-from pipelines.purse import Purse
+from pipelines.pricing.run_budget import Purse
 
 
 async def test_without_a_limit_everything_fits_and_is_counted() -> None:

@@ -8,11 +8,11 @@ import orjson
 import pyarrow as pa
 
 from connectors.contracts import Commit, Endpoint, Sink, TableShape, UsageMark
-from connectors.prices import usd
 from connectors.records import RowError, Values
 from connectors.tables.schemas import usage_schema
 from pipelines.ledger.entries import Answer
 from pipelines.ledger.ledger import Ledger
+from pipelines.pricing.prices import usd
 
 USAGE_ROWS = 50_000
 """Exchanges in one part of the usage table, at most."""

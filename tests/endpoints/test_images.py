@@ -17,9 +17,9 @@ from connectors.endpoints.image_edit import ImageEditStep
 from connectors.endpoints.image_generation import ImageGenerationStep
 from connectors.endpoints.image_variation import ImageVariationStep
 from connectors.errors import JobError
-from connectors.prices import image_price, price_of, worst_cost
 from connectors.records import Media, Reply, Request, RowError, Usage
 from connectors.transport.client import HttpTransport, Timeouts
+from pipelines.pricing.prices import image_price, price_of, worst_cost
 
 REPLIES = Path(__file__).parents[1] / "replies"
 COLUMNS = {"title": pa.string(), "photo": pa.binary(), "area": pa.string(), "more": pa.list_(pa.string())}

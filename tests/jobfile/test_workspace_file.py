@@ -8,7 +8,7 @@ import pytest
 
 from connectors.contracts import Provider
 from connectors.errors import JobError
-from connectors.prices import PriceEntry
+from pipelines.pricing.prices import PriceEntry
 from pipelines.workspace import Workspace, find_workspace
 
 

@@ -9,7 +9,7 @@ import pytest
 from connectors.records import RowError, Usage
 from pipelines.ledger.entries import Noted, Settled
 from pipelines.limits.provider_limiter import Allowance
-from pipelines.purse import Purse
+from pipelines.pricing.run_budget import Purse
 from pipelines.ray_groups import Asked, packed, unpacked
 from pipelines.ray_ledger import FarLedger
 from pipelines.ray_limits import JOB, Leasing, Renewed

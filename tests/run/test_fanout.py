@@ -14,7 +14,7 @@ from pipelines.fanout import FanOut
 from pipelines.ledger.ledger import Ledger
 from pipelines.limits.provider_limiter import Allowance
 from pipelines.packs import DayBudget, Lane, Tries
-from pipelines.purse import Purse
+from pipelines.pricing.run_budget import Purse
 from pipelines.tally import StepTally, Tally
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.bounds import SENDERS, RunClock
 from pipelines.limits.provider_limiter import Allowance
-from pipelines.purse import Purse
+from pipelines.pricing.run_budget import Purse
 from pipelines.tally import Tally
 
 

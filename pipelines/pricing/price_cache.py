@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from connectors.prices import Price, Tier, published_price
+from pipelines.pricing.prices import Price, Tier, published_price
 
 
 def remembered_price(model: str, file: Path) -> Price | None:
