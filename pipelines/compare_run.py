@@ -9,12 +9,12 @@ import duckdb
 
 from connectors.errors import JobError
 from connectors.sql import quoted_list
+from pipelines.formatting import harmless
 from pipelines.invoke import invoke, opened_ledger
 from pipelines.jobfile import load_job
 from pipelines.overrides import NONE, Overrides
 from pipelines.prepare import prepared
 from pipelines.selection import key_text
-from pipelines.text_table import harmless
 from pipelines.workspace import find_workspace
 
 Rows = dict[str, dict[str, Any]]

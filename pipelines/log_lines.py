@@ -8,7 +8,7 @@ from typing import Literal
 
 import orjson
 
-from pipelines.text_table import harmless
+from pipelines.formatting import harmless
 
 Level = Literal["info", "warning", "error"]
 DEFECT = "a defect of Rowmill, told on stderr: please report it; what was answered is kept, run again to go on"

@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from pipelines.amounts import hanging, money
+from pipelines.formatting import hanging, harmless, money
 from pipelines.looks import Failed
 from pipelines.progress import clock
-from pipelines.text_table import harmless
 
 ENDS = {
     0: "done",

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from pipelines.amounts import duration, hanging, money, size, wrapped
+from pipelines.formatting import duration, hanging, money, size, wrapped
 from pipelines.plan import Plan, StepPlan
 from pipelines.plan_answers import ENOUGH
 

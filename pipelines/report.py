@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from pipelines.amounts import duration, money
+from pipelines.formatting import duration, money
 from pipelines.look_words import ENDS
 from pipelines.report_charts import bars
 from pipelines.report_facts import HIDDEN, ReportFacts, report_facts

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from connectors.errors import JobError, Stopped
-from pipelines.amounts import hanging
+from pipelines.formatting import hanging, harmless
 from pipelines.job_run import Ended
 from pipelines.pricing.prices import usd
-from pipelines.text_table import harmless
 from pipelines.yaml_lines import read_yaml
 
 WIDTH = 80

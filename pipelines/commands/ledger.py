@@ -138,7 +138,7 @@ def _opened(folder: Path) -> "tuple[Workspace, Ledger]":
 
 
 def _in_words(told: dict[str, Any]) -> str:
-    from pipelines.text_table import minutes
+    from pipelines.formatting import minutes
 
     each = "" if told["bytes_per_answer"] is None else f", {_size(told['bytes_per_answer'])} an answer"
     since = "" if told["oldest_answer"] is None else f" since {minutes(told['oldest_answer'])}"

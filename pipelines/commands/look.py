@@ -87,7 +87,7 @@ def print_rows(rows: list[dict[str, object]], as_json: bool, nothing: str) -> No
     elif not rows:
         click.echo(nothing)
     else:
-        from pipelines.text_table import table_words
+        from pipelines.formatting import table_words
 
         click.echo(table_words(rows, shutil.get_terminal_size().columns))
 
