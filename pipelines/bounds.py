@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.config.workspace import LOCAL
 from pipelines.limits.provider_limiter import Allowance
 from pipelines.pricing.run_budget import Purse
 from pipelines.tally import Tally
-from pipelines.workspace import LOCAL
 
 TICK = 0.1
 """Seconds between two looks at how late the event loop is."""

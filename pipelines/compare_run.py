@@ -9,13 +9,13 @@ import duckdb
 
 from connectors.errors import JobError
 from connectors.sql import quoted_list
+from pipelines.config.job import load_job
+from pipelines.config.overrides import NONE, Overrides
+from pipelines.config.workspace import find_workspace
 from pipelines.formatting import harmless
 from pipelines.invoke import invoke, opened_ledger
-from pipelines.jobfile import load_job
-from pipelines.overrides import NONE, Overrides
 from pipelines.prepare import prepared
 from pipelines.selection import key_text
-from pipelines.workspace import find_workspace
 
 Rows = dict[str, dict[str, Any]]
 """Key as text -> the outputs of its row."""

@@ -6,7 +6,7 @@ import duckdb
 import pyarrow as pa
 
 from connectors.sql import literal, quoted
-from pipelines.jobfile import Drift
+from pipelines.config.job import Drift
 from pipelines.prepare import ReadyJob
 
 FEWEST = 20

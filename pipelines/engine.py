@@ -9,8 +9,8 @@ from typing import Protocol
 from connectors.transport.client import HttpTransport, Timeouts
 from pipelines.batch_ledger import BatchLedger
 from pipelines.batch_out import BatchOut, Delivery
-from pipelines.batch_rules import next_deadline
 from pipelines.bounds import Elsewhere
+from pipelines.config.batch_rules import next_deadline
 from pipelines.fanout import FanOut
 from pipelines.lanes import lanes_of, shared_keys
 from pipelines.ledger.ledger import Ledger

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from connectors.errors import JobError
+from pipelines.config.workspace import Workspace
+from pipelines.config.yaml_reader import read_yaml
 from pipelines.ledger.answer_files import PLACED_BYTES, file_of
 from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.ledger.projection import ANSWERS, unpacked
 from pipelines.looks import moment
 from pipelines.pricing.prices import usd
 from pipelines.runs import job_lock
-from pipelines.workspace import Workspace
-from pipelines.yaml_lines import read_yaml
 
 AT_ONCE = 500
 """Answers that are deleted together."""

@@ -5,7 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from connectors.errors import JobError
-from pipelines.job_schema import job_schema
+from pipelines.config.json_schema import job_schema
 
 _STARTER = {
     "rowmill.yaml": "rowmill.yaml",

@@ -12,17 +12,17 @@ from connectors.registry import SINKS
 from connectors.sql import query_connection
 from connectors.tables.schema_checks import OtherColumns
 from pipelines.audits import check_audits, run_audits
+from pipelines.config.job import LoadedJob, load_job
+from pipelines.config.overrides import Overrides, gives_sink
+from pipelines.config.workspace import LOCAL, Workspace, find_workspace
 from pipelines.housekeeping import drop_committed
-from pipelines.jobfile import LoadedJob, load_job
 from pipelines.lanes import member_price, step_price
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.projection import add_usage, rebuild
-from pipelines.overrides import Overrides, gives_sink
 from pipelines.prepare import ReadyJob, placed, prepared
 from pipelines.runs import CLOSING, OpenRun, await_crew, end_invocation, job_lock, open_run, sink_lock
 from pipelines.schema_change import SchemaChange, cast_tables, check_backfill, is_empty, refusal, types_there
 from pipelines.summary import StoppedEarly, summary
-from pipelines.workspace import LOCAL, Workspace, find_workspace
 
 if TYPE_CHECKING:
     from pipelines.job_run import Ended

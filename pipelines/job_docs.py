@@ -6,8 +6,8 @@ from typing import Any
 import orjson
 
 from connectors.registry import ENDPOINTS, SINKS, SOURCES
-from pipelines.job_schema import job_schema
-from pipelines.workspace import WorkspaceFile
+from pipelines.config.json_schema import job_schema
+from pipelines.config.workspace import WorkspaceFile
 
 BEGIN = "<!-- keys, made of the JSON Schema: begin -->\n"
 END = "<!-- keys: end -->\n"

@@ -7,7 +7,8 @@ from typing import Protocol
 from connectors.contracts import Provider
 from connectors.records import Request, RowError
 from connectors.tokens import is_exact
-from pipelines.jobfile import Job
+from pipelines.config.job import Job
+from pipelines.config.workspace import LOCAL, Workspace
 from pipelines.limits.provider_limiter import Allowance
 from pipelines.packs import Lane, RunLedger
 from pipelines.pools import Pool
@@ -15,7 +16,6 @@ from pipelines.prepare import ReadyStep
 from pipelines.pricing.price_cache import remembered_price
 from pipelines.pricing.prices import FREE, Price, image_price, price_of, worst_cost
 from pipelines.travel import Step
-from pipelines.workspace import LOCAL, Workspace
 
 TEXT_BYTES = 1 << 16
 """Bodies up to this size are text: their bytes bound their tokens. Larger ones carry media and count as estimated."""

@@ -10,13 +10,13 @@ import orjson
 
 from connectors.sql import quoted, quoted_list
 from connectors.tables.schemas import failure_names
-from pipelines.jobfile import load_job
+from pipelines.config.job import load_job
+from pipelines.config.workspace import Workspace, find_workspace
 from pipelines.ledger.ledger import Ledger
 from pipelines.prepare import prepared
 from pipelines.pricing.prices import usd
 from pipelines.running import read_running
 from pipelines.runs import running
-from pipelines.workspace import Workspace, find_workspace
 
 Rows = list[dict[str, object]]
 

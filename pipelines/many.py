@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from pipelines.job_graph import GraphJob
+from pipelines.config.job_graph import GraphJob
 from pipelines.own_command import lifeline, rowmill_command, rowmill_environment
 from pipelines.summary import nothing_done
 

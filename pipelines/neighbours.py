@@ -18,9 +18,9 @@ from connectors.errors import JobError, did_you_mean
 from connectors.records import Call, Reply, RowError
 from connectors.transport.client import HttpTransport, RequestError, Timeouts
 from connectors.transport.error_replies import row_error
-from pipelines.jobfile import Job
+from pipelines.config.job import Job
+from pipelines.config.workspace import LOCAL, Workspace
 from pipelines.pricing.prices import FREE, cost, price_of, usd
-from pipelines.workspace import LOCAL, Workspace
 
 Vector = npt.NDArray[np.float32]
 

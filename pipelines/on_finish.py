@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 import orjson
 
 from connectors.errors import JobError
-from pipelines.jobfile import Job, load_job
-from pipelines.overrides import Overrides
+from pipelines.config.job import Job, load_job
+from pipelines.config.overrides import Overrides
+from pipelines.config.workspace import Workspace, find_workspace
 from pipelines.summary import for_programs
-from pipelines.workspace import Workspace, find_workspace
 
 COMMAND_SECONDS = 60.0
 WEBHOOK_SECONDS = 30.0

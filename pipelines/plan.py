@@ -10,14 +10,14 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from pipelines.config.job import load_job
+from pipelines.config.overrides import Overrides
+from pipelines.config.workspace import LOCAL, find_workspace
 from pipelines.invoke import opened_ledger
-from pipelines.jobfile import load_job
-from pipelines.overrides import Overrides
 from pipelines.plan_steps import Looked, Reckoned, look
 from pipelines.prepare import ReadyJob, ReadyStep, placed, prepared
 from pipelines.pricing.prices import usd
 from pipelines.schema_change import has_keys, refusal, types_there
-from pipelines.workspace import LOCAL, find_workspace
 
 LEDGER_BYTES = 420
 """What the ledger and the usage table take for one exchange, besides request and answer."""

@@ -10,7 +10,7 @@ import orjson
 
 from connectors.records import Request, Usage
 from connectors.tokens import count_tokens, is_exact
-from pipelines.batch_rules import BATCHED
+from pipelines.config.batch_rules import BATCHED
 from pipelines.lanes import TEXT_BYTES, step_price
 from pipelines.plan_answers import Likely
 from pipelines.prepare import ReadyJob, ReadyStep

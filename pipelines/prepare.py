@@ -14,16 +14,15 @@ from connectors.errors import DataError, JobError
 from connectors.media.media_reader import MediaReader
 from connectors.registry import StepKind
 from connectors.tables.schemas import errors_schema, results_schema
-from pipelines.batch_rules import check_batched
-from pipelines.job_graph import sinks_of_jobs
-from pipelines.jobfile import Job, LoadedJob
+from pipelines.config.batch_rules import check_batched
+from pipelines.config.job import Job, LoadedJob
+from pipelines.config.job_graph import sinks_of_jobs
+from pipelines.config.sql_predicate import Predicate
+from pipelines.config.workspace import LOCAL, Workspace, as_one
 from pipelines.ledger.ledger import Ledger
-from pipelines.predicates import Predicate
-from pipelines.provider_pool import as_one
 from pipelines.reader import Reader
 from pipelines.scratch import scratch_folder
 from pipelines.selection import Selection, select
-from pipelines.workspace import LOCAL, Workspace
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from connectors.errors import JobError, Stopped
 from connectors.records import STOPPING_CLASSES, Call, Reply, RowError
 from connectors.transport.client import HttpTransport, RequestError, Timeouts
 from connectors.transport.error_replies import row_error
+from pipelines.config.workspace import LOCAL, Workspace, find_workspace
 from pipelines.loop import run_loop
-from pipelines.workspace import LOCAL, Workspace, find_workspace
 
 T = TypeVar("T")
 Item = dict[str, Any]

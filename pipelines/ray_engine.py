@@ -13,8 +13,9 @@ from typing import Any
 from connectors.errors import JobError
 from pipelines.batch_ledger import BatchLedger
 from pipelines.bounds import Elsewhere
+from pipelines.config.job import LoadedJob
+from pipelines.config.workspace import LOCAL
 from pipelines.engine import Engine, Work, local_engine
-from pipelines.jobfile import LoadedJob
 from pipelines.packs import Observer
 from pipelines.ray_ledger import Account, LedgerActor, answered
 from pipelines.ray_limits import JOB, Limit, LimiterActor
@@ -22,7 +23,6 @@ from pipelines.ray_telemetry import Heard, tell
 from pipelines.ray_times import Looked, add_up
 from pipelines.ray_worker import Kit, Report, WorkerActor
 from pipelines.travel import Chunk
-from pipelines.workspace import LOCAL
 
 LOOK_EVERY = 0.5
 """Seconds between the reports of a worker."""

@@ -17,8 +17,9 @@ from connectors.media.media_reader import MediaReader
 from connectors.records import Request
 from connectors.transport.client import HttpTransport, Timeouts
 from pipelines.collector import look_rarely
+from pipelines.config.job import Job, LoadedJob
+from pipelines.config.workspace import Workspace
 from pipelines.fanout import FanOut
-from pipelines.jobfile import Job, LoadedJob
 from pipelines.lanes import lanes_of
 from pipelines.ledger.entries import Answer
 from pipelines.limits.provider_limiter import Allowance
@@ -32,7 +33,6 @@ from pipelines.ray_times import Spent, waits_of
 from pipelines.tally import StepTally, Tally
 from pipelines.travel import LOOKING, OPEN_BYTES, OPEN_ROWS, Chunk, Travel
 from pipelines.watch import Watch
-from pipelines.workspace import Workspace
 
 HANDED_ON = ("_key", "_part", "_in_errors", "_row_fingerprint")
 """Columns of a chunk that the committer needs beside those of the results."""

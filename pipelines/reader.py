@@ -13,7 +13,7 @@ from connectors.contracts import SourceFacts
 from connectors.errors import DataError, JobError, did_you_mean
 from connectors.registry import SourceKind
 from connectors.sql import first_line, literal_list, lock_down, query_connection, quoted
-from pipelines.predicates import checked_predicate
+from pipelines.config.sql_predicate import checked_predicate
 
 ROW_KEY = "_row_key"
 """The key column of a job without a key: a digest of the row's content, and which of the equal rows it is."""

@@ -13,9 +13,9 @@ from connectors.contracts import Sink, TableShape
 from connectors.errors import JobError
 from connectors.sql import literal_list
 from connectors.tables.schemas import errors_schema, results_schema
-from pipelines.jobfile import Job, LoadedJob, load_job
-from pipelines.overrides import Overrides
-from pipelines.workspace import Workspace, find_workspace
+from pipelines.config.job import Job, LoadedJob, load_job
+from pipelines.config.overrides import Overrides
+from pipelines.config.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
     import polars as pl

@@ -15,9 +15,9 @@ from pathlib import Path
 from cronsim import CronSim
 
 from connectors.errors import JobError
-from pipelines.jobfile import LoadedJob, load_job
+from pipelines.config.job import LoadedJob, load_job
+from pipelines.config.workspace import Workspace, find_workspace
 from pipelines.ledger.ledger_file import open_ledger_file
-from pipelines.workspace import Workspace, find_workspace
 
 FINISHED = frozenset({0, 1})
 """Exit codes after which the jobs that read this one's results may start."""

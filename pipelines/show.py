@@ -8,14 +8,14 @@ import orjson
 
 from connectors.errors import DataError
 from connectors.records import Request, RowError
+from pipelines.config.job import load_job
+from pipelines.config.workspace import find_workspace
 from pipelines.invoke import opened_ledger
-from pipelines.jobfile import load_job
 from pipelines.ledger.ledger import Ledger
 from pipelines.looks import moment
 from pipelines.prepare import ReadyJob, prepared
 from pipelines.pricing.prices import usd
 from pipelines.selection import key_text
-from pipelines.workspace import find_workspace
 
 LONGEST_LIST = 8
 """Numbers of a vector that are shown."""

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from connectors.errors import JobError, Stopped
+from pipelines.config.yaml_reader import read_yaml
 from pipelines.formatting import hanging, harmless
 from pipelines.job_run import Ended
 from pipelines.pricing.prices import usd
-from pipelines.yaml_lines import read_yaml
 
 WIDTH = 80
 """Columns of the closing words, where a line can be broken."""

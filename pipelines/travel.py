@@ -11,12 +11,12 @@ import pyarrow as pa
 from connectors.media.media_reader import MediaReader
 from connectors.media.url_fetcher import FetchError
 from connectors.records import Request, Row, RowError
+from pipelines.config.sql_predicate import Predicate
 from pipelines.fanout import FanOut
 from pipelines.landing import Failure, Landing, Reading, Wanted
 from pipelines.ledger.entries import Answer
 from pipelines.ledger.ledger import now_us
 from pipelines.packs import Lane, Wave
-from pipelines.predicates import Predicate
 from pipelines.row_files import with_media, write_files
 from pipelines.unread import LARGE
 

@@ -12,8 +12,8 @@ import duckdb
 import pytest
 
 from pipelines.cli import rowmill
+from pipelines.config.job import load_job
 from pipelines.job_docs import with_keys
-from pipelines.jobfile import load_job
 
 ROOT = Path(__file__).parents[1]
 README, JOBS = ROOT / "README.md", ROOT / "jobs" / "README.md"

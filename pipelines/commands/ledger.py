@@ -11,8 +11,8 @@ from connectors.errors import JobError
 from pipelines.commands.look import as_json_option, print_rows
 
 if TYPE_CHECKING:
+    from pipelines.config.workspace import Workspace
     from pipelines.ledger.ledger import Ledger
-    from pipelines.workspace import Workspace
 
 workspace_option = click.option(
     "--workspace", "folder", type=click.Path(path_type=Path), default=Path(), help="Default: that of this folder."
@@ -127,8 +127,8 @@ def export_command(folder: Path, target: Path) -> None:
 
 
 def _opened(folder: Path) -> "tuple[Workspace, Ledger]":
+    from pipelines.config.workspace import find_workspace
     from pipelines.looks import ledger_of
-    from pipelines.workspace import find_workspace
 
     workspace = find_workspace(folder)
     ledger = ledger_of(workspace)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipelines.overrides import Overrides
+from pipelines.config.overrides import Overrides
 
 Decorated = Callable[..., Any]
 
@@ -55,7 +55,7 @@ def _named(context: click.Context, option: click.Parameter, value: str | None) -
 
 def job_files(paths: tuple[str, ...]) -> list[Path]:
     """The job files that the arguments name: files as they are, of a folder every .yaml and .yml but rowmill.yaml."""
-    from pipelines.job_graph import job_files_in
+    from pipelines.config.job_graph import job_files_in
 
     found: list[Path] = []
     for name in paths:

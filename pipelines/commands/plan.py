@@ -6,7 +6,7 @@ import click
 import orjson
 
 from pipelines.commands.options import job_argument, job_files, override_options
-from pipelines.overrides import Overrides
+from pipelines.config.overrides import Overrides
 
 WIDEST = 110
 
@@ -23,7 +23,7 @@ def plan_command(jobs: tuple[str, ...], overrides: Overrides, as_json: bool) -> 
       rowmill plan jobs/quickstart.yaml
       rowmill plan jobs/quickstart.yaml --set steps.label.model=gpt-4o
     """
-    from pipelines.job_graph import drawn, graph_of
+    from pipelines.config.job_graph import drawn, graph_of
     from pipelines.plan import plan_of
     from pipelines.plan_words import in_words
 

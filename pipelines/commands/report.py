@@ -21,7 +21,7 @@ def report_command(job: str, out: Path | None) -> None:
       rowmill report jobs/quickstart.yaml -o quickstart.html
     """
     from connectors.errors import JobError
-    from pipelines.jobfile import load_job
+    from pipelines.config.job import load_job
     from pipelines.report import report
 
     target = out if out is not None else Path(f"{load_job(job).job.name}-report.html")

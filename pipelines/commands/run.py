@@ -11,8 +11,8 @@ import orjson
 from connectors.errors import INTERRUPTED_QUERY, JobError, RowmillError, from_database, from_system
 from connectors.records import OWN_CLASSES, RETRIED_CLASSES, STOPPING_CLASSES
 from pipelines.commands.options import job_argument, job_files, override_options
+from pipelines.config.overrides import NONE, Overrides
 from pipelines.log_lines import DEFECT, Level, log_line, tell_defect, tell_problem
-from pipelines.overrides import NONE, Overrides
 
 if TYPE_CHECKING:
     from pipelines.schema_change import SchemaChange
@@ -137,7 +137,7 @@ def _run_all(
     on_ray: bool = False,
     change: "SchemaChange | None" = None,
 ) -> int:
-    from pipelines.job_graph import GraphJob, graph_of
+    from pipelines.config.job_graph import GraphJob, graph_of
     from pipelines.many import run_many
     from pipelines.summary import for_programs, in_words
 
@@ -185,11 +185,11 @@ def _one(
 ) -> dict[str, Any]:
     """The `--json` object of one job, run in this process; a mistake is told on stderr, on_finish is told all."""
     from pipelines.audits import failed_words
+    from pipelines.config.job import load_job
+    from pipelines.config.workspace import find_workspace
     from pipelines.invoke import invoke
-    from pipelines.jobfile import load_job
     from pipelines.on_finish import notify_of
     from pipelines.summary import StoppedEarly, job_name, nothing_done
-    from pipelines.workspace import find_workspace
 
     def say(words: str, level: Level = "error") -> None:
         if log == "json":

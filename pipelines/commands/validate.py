@@ -20,12 +20,12 @@ def validate_command(jobs: tuple[str, ...]) -> int:
     import contextlib
 
     from pipelines.audits import check_audits
-    from pipelines.job_graph import graph_of
-    from pipelines.jobfile import load_job
+    from pipelines.config.job import load_job
+    from pipelines.config.job_graph import graph_of
+    from pipelines.config.workspace import find_workspace
     from pipelines.looks import ledger_of
     from pipelines.prepare import prepared
     from pipelines.schema_change import refusal, types_there
-    from pipelines.workspace import find_workspace
 
     worst = 0
     files = job_files(jobs)
@@ -65,6 +65,6 @@ def schema_command() -> None:
     Example:
       rowmill schema > job.schema.json
     """
-    from pipelines.job_schema import job_schema
+    from pipelines.config.json_schema import job_schema
 
     click.echo(orjson.dumps(job_schema(), option=orjson.OPT_INDENT_2))

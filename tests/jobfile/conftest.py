@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from connectors.errors import JobError
-from pipelines.jobfile import LoadedJob, load_job
-from pipelines.overrides import NONE, Overrides
-from pipelines.workspace import Workspace, find_workspace
+from pipelines.config.job import LoadedJob, load_job
+from pipelines.config.overrides import NONE, Overrides
+from pipelines.config.workspace import Workspace, find_workspace
 
 HERE = Path(__file__).parent
 

@@ -7,8 +7,19 @@ import pytest
 from pydantic import ValidationError
 
 from connectors.errors import JobError
-from pipelines.jobfile import GRACE_SECONDS, Audit, Budget, Job, Limits, LoadedJob, OnFinish, Retry, Timeouts, load_job
-from pipelines.workspace import find_workspace
+from pipelines.config.job import (
+    GRACE_SECONDS,
+    Audit,
+    Budget,
+    Job,
+    Limits,
+    LoadedJob,
+    OnFinish,
+    Retry,
+    Timeouts,
+    load_job,
+)
+from pipelines.config.workspace import find_workspace
 
 SMALL = """\
 name: small

@@ -8,9 +8,9 @@ import jsonschema_rs
 import pytest
 
 from connectors.registry import ENDPOINTS, SINKS, SOURCES
-from pipelines.job_schema import job_schema
-from pipelines.jobfile import load_job
-from pipelines.yaml_lines import parse_yaml, read_yaml
+from pipelines.config.job import load_job
+from pipelines.config.json_schema import job_schema
+from pipelines.config.yaml_reader import parse_yaml, read_yaml
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted(

@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from connectors.errors import JobError
-from pipelines.jobfile import LoadedJob, load_job
-from pipelines.overrides import Overrides
-from pipelines.workspace import Workspace, find_workspace
-from pipelines.yaml_lines import parse_yaml
+from pipelines.config.job import LoadedJob, load_job
+from pipelines.config.overrides import Overrides
+from pipelines.config.workspace import Workspace, find_workspace
+from pipelines.config.yaml_reader import parse_yaml
 
 HERE = Path(__file__).parent
 JOB = (HERE / "contract_job.yaml").read_text()

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from connectors.registry import SINKS
-from pipelines.jobfile import Budget, LoadedJob
-from pipelines.overrides import Overrides, answer_flags, applied, gives_sink
+from pipelines.config.job import Budget, LoadedJob
+from pipelines.config.overrides import Overrides, answer_flags, applied, gives_sink
 
 JOB = """\
 name: small

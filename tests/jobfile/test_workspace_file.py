@@ -8,8 +8,8 @@ import pytest
 
 from connectors.contracts import Provider
 from connectors.errors import JobError
+from pipelines.config.workspace import Workspace, find_workspace
 from pipelines.pricing.prices import PriceEntry
-from pipelines.workspace import Workspace, find_workspace
 
 
 @pytest.fixture

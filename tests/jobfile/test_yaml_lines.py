@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from connectors.errors import JobError
-from pipelines.yaml_lines import parse_value, parse_yaml, read_yaml
+from pipelines.config.yaml_reader import parse_value, parse_yaml, read_yaml
 
 
 def told(data: bytes) -> str:

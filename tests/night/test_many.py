@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.job_graph import GraphJob
+from pipelines.config.job_graph import GraphJob
 from pipelines.many import run_many
 from pipelines.own_command import rowmill_command
 from pipelines.runs import running

@@ -426,7 +426,7 @@ def test_a_batch_that_the_provider_does_not_know_any_more_is_asked_again_and_sta
 def test_the_deadline_is_the_next_time_of_that_clock() -> None:
     from zoneinfo import ZoneInfo
 
-    from pipelines.batch_rules import next_deadline
+    from pipelines.config.batch_rules import next_deadline
 
     berlin = ZoneInfo("Europe/Berlin")
     evening = datetime(2026, 3, 28, 22, 0, tzinfo=UTC)

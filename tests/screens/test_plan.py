@@ -10,7 +10,7 @@ import duckdb
 import pytest
 
 from connectors.emulator.server import LocalOptions, LocalServer
-from pipelines.overrides import NONE, Overrides
+from pipelines.config.overrides import NONE, Overrides
 from pipelines.plan import plan_of
 
 Read = Callable[..., list[dict[str, Any]]]

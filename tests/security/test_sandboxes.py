@@ -13,7 +13,7 @@ import pytest
 
 from connectors.errors import JobError
 from connectors.templating.template import Template, TemplateProblem
-from pipelines.yaml_lines import parse_yaml
+from pipelines.config.yaml_reader import parse_yaml
 
 SECRET = "outside-and-secret"
 
@@ -92,7 +92,7 @@ def test_a_bomb_of_aliases_is_refused_without_unfolding_it() -> None:
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
     script = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
-        "from connectors.errors import JobError\nfrom pipelines.yaml_lines import parse_yaml\n"
+        "from connectors.errors import JobError\nfrom pipelines.config.yaml_reader import parse_yaml\n"
         "try:\n    parse_yaml(sys.stdin.read(), 'x')\nexcept JobError as exc:\n    print(exc)\n"
     )
     done = subprocess.run(

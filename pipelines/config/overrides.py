@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from connectors.errors import did_you_mean
-from pipelines.yaml_lines import KeyPath, parse_value, wrong
+from pipelines.config.yaml_reader import KeyPath, parse_value, wrong
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 from connectors.contracts import Sink, TableShape
 from connectors.errors import JobError
 from connectors.tables.schemas import errors_schema, results_schema
-from pipelines.jobfile import LoadedJob, load_job
-from pipelines.overrides import NONE, Overrides
-from pipelines.workspace import FILE_NAME, Workspace, find_workspace
-from pipelines.yaml_lines import read_yaml
+from pipelines.config.job import LoadedJob, load_job
+from pipelines.config.overrides import NONE, Overrides
+from pipelines.config.workspace import FILE_NAME, Workspace, find_workspace
+from pipelines.config.yaml_reader import read_yaml
 
 SUFFIXES = (".yaml", ".yml")
 

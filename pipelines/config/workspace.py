@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,11 +13,10 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 
 from connectors.contracts import Model, Provider
 from connectors.errors import did_you_mean
-from pipelines.addresses import check_address, is_this_machine, unencrypted
-from pipelines.mistakes import Misfit, mistakes_of
-from pipelines.places import Places
+from pipelines.config.base_urls import check_address, is_this_machine, unencrypted
+from pipelines.config.validation_messages import Misfit, mistakes_of
+from pipelines.config.yaml_reader import KeyPath, Places, read_yaml, wrong
 from pipelines.pricing.prices import PriceEntry
-from pipelines.yaml_lines import KeyPath, read_yaml, wrong
 
 FILE_NAME = "rowmill.yaml"
 LOCAL = "local"
@@ -283,3 +282,22 @@ def _from_environment(url: str) -> str:
         return check_address(url) if url else OPENAI_URL
     except ValueError as exc:
         raise wrong(f"OPENAI_BASE_URL: {exc}") from exc
+
+
+def as_one(name: str, members: Sequence[Provider]) -> Provider:
+    """The provider that stands for the pool; its name, not its members', is part of a request's fingerprint."""
+    return replace(
+        members[0],
+        name=name,
+        api_key=None,
+        requests_per_minute=_together([member.requests_per_minute for member in members]),
+        tokens_per_minute=_together([member.tokens_per_minute for member in members]),
+        concurrency=_together([member.concurrency for member in members]),
+        prices={},
+        on_this_machine=all(member.on_this_machine for member in members),
+    )
+
+
+def _together(limits: Sequence[int | None]) -> int | None:
+    known = [limit for limit in limits if limit is not None]
+    return sum(known) if len(known) == len(limits) else None

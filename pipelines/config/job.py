@@ -13,11 +13,35 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, fie
 from connectors.contracts import Model, SinkModel, SourceModel, StepModel
 from connectors.errors import did_you_mean
 from connectors.registry import ENDPOINTS, SINKS, SOURCES, SinkKind, SourceKind, StepKind
-from pipelines.mistakes import Misfit, Mistake, coerced, mistakes_of, shown
-from pipelines.overrides import NONE, Overrides, answer_flags, applied
-from pipelines.places import Places
-from pipelines.step_rules import check_step
-from pipelines.yaml_lines import KeyPath, read_yaml, wrong
+from pipelines.config.overrides import NONE, Overrides, answer_flags, applied
+from pipelines.config.validation_messages import Misfit, Mistake, coerced, mistakes_of, shown
+from pipelines.config.yaml_reader import KeyPath, Places, read_yaml, wrong
+
+_NEVER_SENT = frozenset({"endpoint", "dialect", "structured", "split", "output"})
+"""Keys of endpoints that are no parameters of the API."""
+
+
+def check_step(step: StepModel) -> None:
+    """Misfit, its path relative to the step, for what would be passed over or would spoil the request."""
+    typed = isinstance(getattr(step, "output", None), dict)
+    if getattr(step, "structured", "auto") != "auto" and not typed:
+        raise Misfit(
+            ("structured",),
+            "says how a typed output is asked for, and there is none; write output: {name: {type: ...}}",
+        )
+    fields = type(step).model_fields.keys()
+    own = (fields - StepModel.model_fields.keys() - _NEVER_SENT) | {"model", "stream"}
+    for name in step.extra_body:
+        if name in own:
+            where = "at the step" if name in fields else "below params where the endpoint takes it"
+            raise Misfit(("extra_body", name), f"Rowmill itself goes by it; write {name}: {where}")
+        if name in step.params:
+            raise Misfit(("extra_body", name), "stands in params as well; leave out one of both")
+        if typed and name in ("response_format", "text"):
+            raise Misfit(("extra_body", name), "a typed output brings its own; leave it out")
+        if name == "n":
+            raise Misfit(("extra_body", name), "the columns depend on it; write it below params")
+
 
 GRACE_SECONDS = 30
 """After the first Ctrl-C or SIGTERM; a second leaves at once."""

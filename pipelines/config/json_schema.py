@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.jobfile import job_rules
-from pipelines.mistakes import EXAMPLES
+from pipelines.config.job import job_rules
+from pipelines.config.validation_messages import EXAMPLES
 
 _AS_THEY_ARE = ("examples", "default", "enum", "const", "required")
 _DROPPED = ("title", "discriminator")

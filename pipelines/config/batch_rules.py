@@ -3,8 +3,8 @@
 from datetime import datetime, time, timedelta, tzinfo
 
 from connectors.errors import JobError
-from pipelines.jobfile import LoadedJob
-from pipelines.workspace import Workspace
+from pipelines.config.job import LoadedJob
+from pipelines.config.workspace import Workspace
 
 BATCHED = frozenset({"chat", "responses", "embeddings"})
 """The endpoints that the Batch API takes."""
