@@ -14,7 +14,7 @@ from pipelines.batch_files import BatchFolder, Came, read_answers
 from pipelines.batch_ledger import Batch, BatchLedger
 from pipelines.ledger.ledger import now_us
 from pipelines.packs import BatchStage, StageName
-from pipelines.provider_api import Item, ProviderApi, Refused
+from pipelines.runtime.provider_api import Item, ProviderApi, Refused
 
 FIRST_POLL = 2.0
 """Seconds between the first looks at a batch; the pause grows by half with each, up to LONGEST_POLL."""

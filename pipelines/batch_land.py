@@ -14,7 +14,7 @@ from pipelines.batch_ledger import Batch, BatchLedger, Line
 from pipelines.ledger.entries import Settled
 from pipelines.packs import Lane, Pack, paid, read_reply, to_keep
 from pipelines.pricing.run_budget import Purse
-from pipelines.provider_api import Item
+from pipelines.runtime.provider_api import Item
 from pipelines.tally import Tally
 
 SETTLED_AT_ONCE = 256

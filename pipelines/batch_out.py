@@ -30,7 +30,7 @@ from pipelines.lanes import worst_of
 from pipelines.ledger.entries import Settled
 from pipelines.packs import BatchStage, Lane, Outcome, Pack, total
 from pipelines.pricing.prices import batch_price
-from pipelines.provider_api import Item, ProviderApi, Refused
+from pipelines.runtime.provider_api import Item, ProviderApi, Refused
 
 QUIET = 2.0
 """Seconds without a new request after which what was gathered is submitted; more where rows come slowly, up to

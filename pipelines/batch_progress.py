@@ -2,7 +2,7 @@
 
 from connectors.transport.token_usage import whole_count
 from pipelines.batch_ledger import Batch
-from pipelines.provider_api import Item
+from pipelines.runtime.provider_api import Item
 
 
 class BatchProgress:

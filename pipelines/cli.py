@@ -12,9 +12,9 @@ from types import FrameType
 import click
 
 from connectors.errors import INTERRUPTED_QUERY, JobError, RowmillError, did_you_mean, from_database, from_system
-from pipelines.collector import look_rarely
 from pipelines.log_lines import DEFECT, asks_for_lines, tell_defect, tell_problem
-from pipelines.own_command import end_with_starter
+from pipelines.runtime.child_process import end_with_starter
+from pipelines.runtime.event_loop import look_rarely
 
 COMMANDS = {
     "run": "pipelines.commands.run",

@@ -18,7 +18,7 @@ from pipelines.limits.provider_limiter import Allowance
 from pipelines.packs import DayBudget, Sending, Tries
 from pipelines.prepare import ReadyJob, media_reader
 from pipelines.pricing.run_budget import Purse
-from pipelines.runs import OpenRun
+from pipelines.runtime.run_records import OpenRun
 from pipelines.tally import Tally
 from pipelines.travel import Chunk, Step, Travel
 

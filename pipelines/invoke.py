@@ -20,7 +20,7 @@ from pipelines.lanes import member_price, step_price
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.projection import add_usage, rebuild
 from pipelines.prepare import ReadyJob, placed, prepared
-from pipelines.runs import CLOSING, OpenRun, await_crew, end_invocation, job_lock, open_run, sink_lock
+from pipelines.runtime.run_records import CLOSING, OpenRun, await_crew, end_invocation, job_lock, open_run, sink_lock
 from pipelines.schema_change import SchemaChange, cast_tables, check_backfill, is_empty, refusal, types_there
 from pipelines.summary import StoppedEarly, summary
 
@@ -43,10 +43,10 @@ def invoke(
     to do where the sink's tables have other columns; None: refuse."""
     from pipelines.job_run import RunOptions, run_job
     from pipelines.log_lines import tell_defect
-    from pipelines.loop import run_loop
     from pipelines.progress import progress
     from pipelines.progress_log import ProgressLog
     from pipelines.running import noted
+    from pipelines.runtime.event_loop import run_loop
     from pipelines.telemetry import telemetry
 
     loaded = load_job(path, overrides)
@@ -111,7 +111,7 @@ def _sized(
     change: SchemaChange | None,
 ) -> "Iterator[tuple[ReadyJob, Tally | None]]":
     """The job, checked; and what was counted where its vectors' length had to be asked for first."""
-    from pipelines.loop import run_loop
+    from pipelines.runtime.event_loop import run_loop
     from pipelines.tally import Tally
     from pipelines.vector_sizes import ask_sizes, seen_in_sink, unsized
 

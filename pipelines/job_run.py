@@ -28,7 +28,7 @@ from pipelines.packs import DayBudget, Sending
 from pipelines.prepare import ReadyJob
 from pipelines.pricing.prices import PICO, usd
 from pipelines.pricing.run_budget import Purse
-from pipelines.runs import OpenRun
+from pipelines.runtime.run_records import OpenRun
 from pipelines.tally import StepTally, Tally
 from pipelines.travel import ANSWERED_BY_FILES, CHUNK_ROWS, FILE_ROWS, LOOKING, OPEN_BYTES, OPEN_ROWS, Chunk
 from pipelines.watch import Watch

@@ -16,7 +16,7 @@ from pipelines.ledger.ledger import Ledger
 from pipelines.prepare import prepared
 from pipelines.pricing.prices import usd
 from pipelines.running import read_running
-from pipelines.runs import running
+from pipelines.runtime.run_records import running
 
 Rows = list[dict[str, object]]
 

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from pipelines.config.job_graph import GraphJob
-from pipelines.own_command import lifeline, rowmill_command, rowmill_environment
+from pipelines.runtime.child_process import lifeline, rowmill_command, rowmill_environment
 from pipelines.summary import nothing_done
 
 AT_A_TIME = 4

@@ -21,7 +21,7 @@ from pipelines.config.sql_predicate import Predicate
 from pipelines.config.workspace import LOCAL, Workspace, as_one
 from pipelines.ledger.ledger import Ledger
 from pipelines.reader import Reader
-from pipelines.scratch import scratch_folder
+from pipelines.runtime.scratch_dir import scratch_folder
 from pipelines.selection import Selection, select
 
 

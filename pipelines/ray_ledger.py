@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.collector import look_rarely
 from pipelines.ledger.entries import Answer, Noted, Settled
 from pipelines.ledger.ledger import Ledger
 from pipelines.ray_groups import Asked, packed, unpacked
-from pipelines.runs import crew_lock
+from pipelines.runtime.event_loop import look_rarely
+from pipelines.runtime.run_records import crew_lock
 
 T = TypeVar("T")
 

@@ -16,7 +16,6 @@ from connectors.errors import JobError
 from connectors.media.media_reader import MediaReader
 from connectors.records import Request
 from connectors.transport.client import HttpTransport, Timeouts
-from pipelines.collector import look_rarely
 from pipelines.config.job import Job, LoadedJob
 from pipelines.config.workspace import Workspace
 from pipelines.fanout import FanOut
@@ -30,6 +29,7 @@ from pipelines.ray_ledger import FarLedger
 from pipelines.ray_limits import JOB, FarPurse, Leasing
 from pipelines.ray_telemetry import Heard, Recorder
 from pipelines.ray_times import Spent, waits_of
+from pipelines.runtime.event_loop import look_rarely
 from pipelines.tally import StepTally, Tally
 from pipelines.travel import LOOKING, OPEN_BYTES, OPEN_ROWS, Chunk, Travel
 from pipelines.watch import Watch

@@ -11,7 +11,7 @@ import orjson
 
 from pipelines.ledger.ledger_file import write_whole
 from pipelines.progress import Pace, facts
-from pipelines.runs import running
+from pipelines.runtime.run_records import running
 from pipelines.watch import Watch
 
 EVERY = 1.0

@@ -10,7 +10,7 @@ from pathlib import Path
 from cronsim import CronSim
 
 from connectors.errors import JobError
-from pipelines.own_command import rowmill_command
+from pipelines.runtime.child_process import rowmill_command
 from pipelines.schedule import Scheduled
 
 YEARS = 10

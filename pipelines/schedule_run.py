@@ -13,7 +13,7 @@ from typing import Any, Literal
 import orjson
 
 from pipelines.log_lines import Level, log_line
-from pipelines.own_command import lifeline, rowmill_command, rowmill_environment
+from pipelines.runtime.child_process import lifeline, rowmill_command, rowmill_environment
 from pipelines.schedule import Memory, Roster, Scheduler, Start, seconds_until_next
 
 LONGEST_SLEEP = 30.0

@@ -10,7 +10,7 @@ import orjson
 from pipelines.ledger.ledger_file import open_ledger_file
 from pipelines.looks import COST
 from pipelines.pricing.prices import usd
-from pipelines.runs import running
+from pipelines.runtime.run_records import running
 from pipelines.schedule import Memory, Scheduled, next_due
 
 ENDS = {

@@ -18,7 +18,7 @@ from pipelines.packs import DayBudget, Tries
 from pipelines.prepare import ReadyJob, ReadyStep
 from pipelines.pricing.prices import PICO
 from pipelines.pricing.run_budget import Purse
-from pipelines.runs import OpenRun
+from pipelines.runtime.run_records import OpenRun
 from pipelines.tally import StepTally, Tally
 from pipelines.travel import Step
 

@@ -20,9 +20,9 @@ from connectors.errors import JobError, Locked
 from pipelines.config.overrides import Overrides
 from pipelines.config.workspace import find_workspace
 from pipelines.config.yaml_reader import read_yaml
-from pipelines.own_command import lifeline, rowmill_command, rowmill_environment
 from pipelines.progress import line
 from pipelines.running import read_noted
+from pipelines.runtime.child_process import lifeline, rowmill_command, rowmill_environment
 
 # A process of its own: it takes Ctrl-C as on the command line, leaves the notebook's loop and signals alone, and gives
 # its memory back. -P: a folder called pipelines in the current one is not ours.

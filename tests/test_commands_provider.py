@@ -98,7 +98,7 @@ def test_batches_are_listed_shown_and_cancelled(server: LocalServer, cli: Any) -
 
     from connectors.contracts import Provider
     from connectors.transport.client import HttpTransport, Timeouts
-    from pipelines.provider_api import ProviderApi
+    from pipelines.runtime.provider_api import ProviderApi
 
     name = uploaded(cli, *({**LINE, "custom_id": str(n)} for n in range(3)))
 
@@ -161,7 +161,7 @@ def test_the_embedded_provider_remembers_files_between_commands(
 async def test_an_upload_streams_from_the_disk_and_tells_how_far_it_is(tmp_path: Path) -> None:
     from connectors.contracts import Provider
     from connectors.transport.client import HttpTransport, Timeouts
-    from pipelines.provider_api import ProviderApi
+    from pipelines.runtime.provider_api import ProviderApi
 
     file = tmp_path / "large.bin"
     file.write_bytes(bytes(3_000_000))

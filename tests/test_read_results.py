@@ -17,7 +17,7 @@ from aiohttp import web
 from connectors.errors import JobError, Locked
 from pipelines.comparing import compare
 from pipelines.results import read_results
-from pipelines.runs import job_lock
+from pipelines.runtime.run_records import job_lock
 from pipelines.watched_run import run
 
 PARQUET, DUCKDB = "{parquet: out, columns: [text]}", "{duckdb: out.duckdb, table: answers, columns: [text]}"

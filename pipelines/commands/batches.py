@@ -9,7 +9,7 @@ from pipelines.commands.look import as_json_option, print_facts, print_rows, sin
 from pipelines.commands.options import provider_option
 
 if TYPE_CHECKING:
-    from pipelines.provider_api import Item, ProviderApi
+    from pipelines.runtime.provider_api import Item, ProviderApi
 
 
 @click.group("batches")
@@ -35,7 +35,7 @@ def list_command(limit: int, provider: str, as_json: bool) -> None:
     Example:
       rowmill batches list --limit 5 --provider local
     """
-    from pipelines.provider_api import ask_provider
+    from pipelines.runtime.provider_api import ask_provider
 
     batches = ask_provider(provider, lambda api: _first(api, limit))
     rows = [dict(batch) if as_json else _row(batch) for batch in batches]
@@ -53,7 +53,7 @@ def show_command(batch: str, provider: str, as_json: bool) -> None:
     Example:
       rowmill batches show batch_abc123
     """
-    from pipelines.provider_api import ask_provider
+    from pipelines.runtime.provider_api import ask_provider
 
     print_facts(ask_provider(provider, lambda api: api.batch(batch)), as_json)
 
@@ -69,7 +69,7 @@ def cancel_command(batch: str, provider: str, as_json: bool) -> None:
     Example:
       rowmill batches cancel batch_abc123
     """
-    from pipelines.provider_api import ask_provider
+    from pipelines.runtime.provider_api import ask_provider
 
     item = ask_provider(provider, lambda api: api.cancel_batch(batch))
     if as_json:

@@ -14,7 +14,7 @@ from pipelines.commands.look import as_json_option, print_facts, print_rows, sin
 from pipelines.commands.options import provider_option
 
 if TYPE_CHECKING:
-    from pipelines.provider_api import Item, ProviderApi
+    from pipelines.runtime.provider_api import Item, ProviderApi
 
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 
@@ -44,7 +44,7 @@ def upload_command(file: Path, purpose: str, provider: str, as_json: bool) -> No
     Example:
       rowmill files upload requests.jsonl --purpose batch --provider local
     """
-    from pipelines.provider_api import ask_provider
+    from pipelines.runtime.provider_api import ask_provider
 
     with _progress(f"uploading {file.name}", file.stat().st_size) as told:
         item = ask_provider(provider, lambda api: api.upload(file, file.name, purpose, told))
@@ -65,7 +65,7 @@ def list_command(purpose: str | None, provider: str, as_json: bool) -> None:
     Example:
       rowmill files list --purpose batch_output
     """
-    from pipelines.provider_api import ask_provider
+    from pipelines.runtime.provider_api import ask_provider
 
     files = ask_provider(provider, lambda api: api.files(purpose))
     told = ("id", "filename", "purpose", "bytes", "created_at", "expires_at")
@@ -86,7 +86,7 @@ def show_command(file: str, provider: str, as_json: bool) -> None:
     Example:
       rowmill files show file-abc123
     """
-    from pipelines.provider_api import ask_provider
+    from pipelines.runtime.provider_api import ask_provider
 
     print_facts(ask_provider(provider, lambda api: api.file(file)), as_json)
 
@@ -104,7 +104,7 @@ def download_command(file: str, output: Path | None, overwrite: bool, provider: 
       rowmill files download file-abc123 -o answers.jsonl
       rowmill files download file-abc123 | head
     """
-    from pipelines.provider_api import ask_provider
+    from pipelines.runtime.provider_api import ask_provider
 
     if output is None:
         stdout = sys.stdout.buffer
@@ -136,7 +136,7 @@ def delete_command(files: tuple[str, ...], provider: str, as_json: bool) -> None
     Example:
       rowmill files delete file-abc123 file-abc124
     """
-    from pipelines.provider_api import ask_provider
+    from pipelines.runtime.provider_api import ask_provider
 
     def say(item: "Item") -> None:
         click.echo(orjson.dumps(item) if as_json else f"deleted {item.get('id')}")

@@ -27,7 +27,7 @@ def list_command(provider: str, as_json: bool) -> None:
     Example:
       rowmill models list --provider local --json
     """
-    from pipelines.provider_api import ask_provider
+    from pipelines.runtime.provider_api import ask_provider
 
     models = ask_provider(provider, lambda api: api.models())
     if as_json:
@@ -53,6 +53,6 @@ def show_command(model: str, provider: str, as_json: bool) -> None:
     Example:
       rowmill models show text-embedding-3-small --provider local
     """
-    from pipelines.provider_api import ask_provider
+    from pipelines.runtime.provider_api import ask_provider
 
     print_facts(ask_provider(provider, lambda api: api.model(model)), as_json)

@@ -137,7 +137,7 @@ def test_what_is_wrong_before_a_job_begins_is_a_line_as_well(
 
 
 def test_a_job_that_runs_already_is_told_in_a_line(workspace: Any, provider: Any, cli: Any) -> None:
-    from pipelines.runs import job_lock
+    from pipelines.runtime.run_records import job_lock
 
     workspace.csv(2)
     job = workspace.job()

@@ -15,7 +15,7 @@ import pytest
 from connectors.errors import JobError
 from pipelines.ledger import ledger_file
 from pipelines.ledger.ledger import Ledger, now_us
-from pipelines.runs import job_lock
+from pipelines.runtime.run_records import job_lock
 from pipelines.summary import for_programs
 
 Read = Callable[..., list[dict[str, Any]]]

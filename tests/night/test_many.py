@@ -13,8 +13,8 @@ import pytest
 
 from pipelines.config.job_graph import GraphJob
 from pipelines.many import run_many
-from pipelines.own_command import rowmill_command
-from pipelines.runs import running
+from pipelines.runtime.child_process import rowmill_command
+from pipelines.runtime.run_records import running
 
 
 @pytest.mark.parametrize(("ended", "code"), [(1, 3), (0, 3), (2, 2), (9, 9)])

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from connectors.errors import JobError
-from pipelines.own_command import rowmill_command
+from pipelines.runtime.child_process import rowmill_command
 from pipelines.schedule import Memory, Roster, Scheduled, Scheduler, Start, latest_due, next_due, scheduled_jobs
 from pipelines.schedule_files import crontab_block, merged_crontab, on_calendar, systemd_units
 from pipelines.schedule_run import Shift

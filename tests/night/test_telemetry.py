@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from connectors.emulator.server import LocalServer
 from connectors.records import RowError
-from pipelines.provider_api import ProviderApi, Refused
+from pipelines.runtime.provider_api import ProviderApi, Refused
 from tests.conftest import error_reply
 
 

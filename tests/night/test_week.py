@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.own_command import rowmill_command
+from pipelines.runtime.child_process import rowmill_command
 from pipelines.schedule import Roster
 from pipelines.schedule_run import Shift
 from tests.night.night_api import Bill, Body

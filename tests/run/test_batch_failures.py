@@ -115,7 +115,7 @@ def test_a_provider_that_sends_what_cannot_be_tried_again_stops_the_run(
     workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from connectors.transport.client import RequestError
-    from pipelines.provider_api import ProviderApi
+    from pipelines.runtime.provider_api import ProviderApi
 
     async def refused(*given: Any) -> None:
         raise RequestError("access_denied", "the proxy wants a password", 1.0, billable=False)

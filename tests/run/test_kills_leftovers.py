@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipelines.cli import _interrupted, rowmill
-from pipelines.loop import run_loop
+from pipelines.runtime.event_loop import run_loop
 
 
 @pytest.fixture

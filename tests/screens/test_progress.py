@@ -19,7 +19,7 @@ from pipelines.look_words import status_words
 from pipelines.looks import status
 from pipelines.progress import Pace, clock, facts, line
 from pipelines.running import read_running
-from pipelines.runs import job_lock
+from pipelines.runtime.run_records import job_lock
 from pipelines.tally import StepTally, Tally
 from pipelines.travel import CHUNK_ROWS
 from pipelines.watch import Watch

@@ -15,7 +15,7 @@ from connectors.records import STOPPING_CLASSES, Call, Reply, RowError
 from connectors.transport.client import HttpTransport, RequestError, Timeouts
 from connectors.transport.error_replies import row_error
 from pipelines.config.workspace import LOCAL, Workspace, find_workspace
-from pipelines.loop import run_loop
+from pipelines.runtime.event_loop import run_loop
 
 T = TypeVar("T")
 Item = dict[str, Any]

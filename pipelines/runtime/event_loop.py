@@ -1,6 +1,7 @@
 """The event loop that runs go through: uvloop's where there is one."""
 
 import asyncio
+import gc
 import signal
 import threading
 from collections.abc import Coroutine
@@ -42,3 +43,13 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
     result: T = uvloop.run(work)
     return result
+
+
+RARELY = (20_000, 20, 50)
+"""Objects, and rounds, until it looks. Usually after 700: what the modules hold would be walked again and again, a
+tenth of the CPU time of a run."""
+
+
+def look_rarely() -> None:
+    """From now on, in this process."""
+    gc.set_threshold(*RARELY)

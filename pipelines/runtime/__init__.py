@@ -1,0 +1,1 @@
+"""Locks, run records, the event loop, child processes, scratch folders."""
