@@ -13,7 +13,7 @@ from connectors.sql import AUTHORS_LIMIT, first_line, lock_down, parsed_sql, que
 from connectors.tables.schemas import usage_schema
 from pipelines.config.job import Audit
 from pipelines.drift import drifted
-from pipelines.prepare import ReadyJob
+from pipelines.preparation.prepared_job import ReadyJob
 
 TABLES = ("results", "usage", "errors")
 FUNCTIONS = frozenset({"unnest", "range", "generate_series"})

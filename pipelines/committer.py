@@ -13,7 +13,7 @@ from connectors.contracts import Commit, Sink, TableShape
 from connectors.tables.schemas import failure_names
 from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.ledger.projection import add_usage, packed, packed_rows
-from pipelines.prepare import ReadyJob
+from pipelines.preparation.prepared_job import ReadyJob
 from pipelines.tally import Tally
 from pipelines.travel import Chunk
 

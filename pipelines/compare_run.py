@@ -14,8 +14,8 @@ from pipelines.config.overrides import NONE, Overrides
 from pipelines.config.workspace import find_workspace
 from pipelines.formatting import harmless
 from pipelines.invoke import invoke, opened_ledger
-from pipelines.prepare import prepared
-from pipelines.selection import key_text
+from pipelines.preparation.prepared_job import prepared
+from pipelines.preparation.row_selection import key_text
 
 Rows = dict[str, dict[str, Any]]
 """Key as text -> the outputs of its row."""

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from connectors.sql import literal, quoted
 from pipelines.config.job import Drift
-from pipelines.prepare import ReadyJob
+from pipelines.preparation.prepared_job import ReadyJob
 
 FEWEST = 20
 """Rows that both sides must have: fewer tell nothing of shares."""

@@ -16,7 +16,7 @@ from pipelines.lanes import lanes_of, shared_keys
 from pipelines.ledger.ledger import Ledger
 from pipelines.limits.provider_limiter import Allowance
 from pipelines.packs import DayBudget, Sending, Tries
-from pipelines.prepare import ReadyJob, media_reader
+from pipelines.preparation.prepared_job import ReadyJob, media_reader
 from pipelines.pricing.run_budget import Purse
 from pipelines.runtime.run_records import OpenRun
 from pipelines.tally import Tally

@@ -19,9 +19,16 @@ from pipelines.housekeeping import drop_committed
 from pipelines.lanes import member_price, step_price
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.projection import add_usage, rebuild
-from pipelines.prepare import ReadyJob, placed, prepared
+from pipelines.preparation.prepared_job import ReadyJob, placed, prepared
+from pipelines.preparation.schema_evolution import (
+    SchemaChange,
+    cast_tables,
+    check_backfill,
+    is_empty,
+    refusal,
+    types_there,
+)
 from pipelines.runtime.run_records import CLOSING, OpenRun, await_crew, end_invocation, job_lock, open_run, sink_lock
-from pipelines.schema_change import SchemaChange, cast_tables, check_backfill, is_empty, refusal, types_there
 from pipelines.summary import StoppedEarly, summary
 
 if TYPE_CHECKING:

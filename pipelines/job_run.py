@@ -25,7 +25,7 @@ from pipelines.ledger.projection import packed
 from pipelines.limits.limit_leases import leased
 from pipelines.log_lines import DEFECT
 from pipelines.packs import DayBudget, Sending
-from pipelines.prepare import ReadyJob
+from pipelines.preparation.prepared_job import ReadyJob
 from pipelines.pricing.prices import PICO, usd
 from pipelines.pricing.run_budget import Purse
 from pipelines.runtime.run_records import OpenRun

@@ -12,7 +12,7 @@ from pipelines.config.workspace import LOCAL, Workspace
 from pipelines.limits.provider_limiter import Allowance
 from pipelines.packs import Lane, RunLedger
 from pipelines.pools import Pool
-from pipelines.prepare import ReadyStep
+from pipelines.preparation.prepared_job import ReadyStep
 from pipelines.pricing.price_cache import remembered_price
 from pipelines.pricing.prices import FREE, Price, image_price, price_of, worst_cost
 from pipelines.travel import Step

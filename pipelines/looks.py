@@ -13,7 +13,7 @@ from connectors.tables.schemas import failure_names
 from pipelines.config.job import load_job
 from pipelines.config.workspace import Workspace, find_workspace
 from pipelines.ledger.ledger import Ledger
-from pipelines.prepare import prepared
+from pipelines.preparation.prepared_job import prepared
 from pipelines.pricing.prices import usd
 from pipelines.running import read_running
 from pipelines.runtime.run_records import running

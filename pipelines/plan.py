@@ -15,9 +15,9 @@ from pipelines.config.overrides import Overrides
 from pipelines.config.workspace import LOCAL, find_workspace
 from pipelines.invoke import opened_ledger
 from pipelines.plan_steps import Looked, Reckoned, look
-from pipelines.prepare import ReadyJob, ReadyStep, placed, prepared
+from pipelines.preparation.prepared_job import ReadyJob, ReadyStep, placed, prepared
+from pipelines.preparation.schema_evolution import has_keys, refusal, types_there
 from pipelines.pricing.prices import usd
-from pipelines.schema_change import has_keys, refusal, types_there
 
 LEDGER_BYTES = 420
 """What the ledger and the usage table take for one exchange, besides request and answer."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from connectors.tokens import count_tokens
 from pipelines.ledger.ledger import Ledger
-from pipelines.prepare import ReadyStep
+from pipelines.preparation.prepared_job import ReadyStep
 
 USUAL_TOKENS = 150
 """Of an answer in plain text, where nothing tells better."""

@@ -13,7 +13,7 @@ from connectors.tokens import count_tokens, is_exact
 from pipelines.config.batch_rules import BATCHED
 from pipelines.lanes import TEXT_BYTES, step_price
 from pipelines.plan_answers import Likely
-from pipelines.prepare import ReadyJob, ReadyStep
+from pipelines.preparation.prepared_job import ReadyJob, ReadyStep
 from pipelines.pricing.prices import CACHED_FROM, Price, batch_price, cost, worst_cost
 
 MORE_IF_EXACT = 1.1

@@ -16,7 +16,7 @@ from connectors.records import Media, Request, Row, RowError, Values
 from pipelines.ledger.ledger import Ledger
 from pipelines.plan_answers import Likely, likely, stand_ins
 from pipelines.plan_money import Bill, Passes, Rates
-from pipelines.prepare import ReadyJob, ReadyStep, media_reader
+from pipelines.preparation.prepared_job import ReadyJob, ReadyStep, media_reader
 from pipelines.row_files import with_media
 from pipelines.travel import CHUNK_ROWS
 

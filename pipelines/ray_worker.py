@@ -23,7 +23,7 @@ from pipelines.lanes import lanes_of
 from pipelines.ledger.entries import Answer
 from pipelines.limits.provider_limiter import Allowance
 from pipelines.packs import DayBudget, Exchange, Lane, Outcome, Tries
-from pipelines.prepare import ReadyStep, media_reader_of, ready_steps
+from pipelines.preparation.prepared_job import ReadyStep, media_reader_of, ready_steps
 from pipelines.pricing.run_budget import Purse
 from pipelines.ray_ledger import FarLedger
 from pipelines.ray_limits import JOB, FarPurse, Leasing

@@ -13,9 +13,9 @@ from pipelines.config.workspace import find_workspace
 from pipelines.invoke import opened_ledger
 from pipelines.ledger.ledger import Ledger
 from pipelines.looks import moment
-from pipelines.prepare import ReadyJob, prepared
+from pipelines.preparation.prepared_job import ReadyJob, prepared
+from pipelines.preparation.row_selection import key_text
 from pipelines.pricing.prices import usd
-from pipelines.selection import key_text
 
 LONGEST_LIST = 8
 """Numbers of a vector that are shown."""

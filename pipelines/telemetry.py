@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from pipelines.ledger.entries import Settled
 from pipelines.ledger.ledger import now_us
 from pipelines.packs import Asking, BatchStage
-from pipelines.prepare import ReadyJob
+from pipelines.preparation.prepared_job import ReadyJob
 from pipelines.pricing.prices import usd
 from pipelines.watch import Watch
 

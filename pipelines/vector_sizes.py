@@ -15,7 +15,7 @@ from pipelines.lanes import lanes_of
 from pipelines.ledger.ledger import Ledger
 from pipelines.limits.provider_limiter import Allowance
 from pipelines.packs import DayBudget, Tries
-from pipelines.prepare import ReadyJob, ReadyStep
+from pipelines.preparation.prepared_job import ReadyJob, ReadyStep
 from pipelines.pricing.prices import PICO
 from pipelines.pricing.run_budget import Purse
 from pipelines.runtime.run_records import OpenRun

@@ -15,7 +15,7 @@ from pipelines.config.overrides import NONE, Overrides
 from pipelines.log_lines import DEFECT, Level, log_line, tell_defect, tell_problem
 
 if TYPE_CHECKING:
-    from pipelines.schema_change import SchemaChange
+    from pipelines.preparation.schema_evolution import SchemaChange
 
 WORST_FIRST = (2, 3, 130, 4, 5, 1, 0)
 """Of several jobs the worst exit code counts, in this order."""

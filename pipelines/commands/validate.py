@@ -24,8 +24,8 @@ def validate_command(jobs: tuple[str, ...]) -> int:
     from pipelines.config.job_graph import graph_of
     from pipelines.config.workspace import find_workspace
     from pipelines.looks import ledger_of
-    from pipelines.prepare import prepared
-    from pipelines.schema_change import refusal, types_there
+    from pipelines.preparation.prepared_job import prepared
+    from pipelines.preparation.schema_evolution import refusal, types_there
 
     worst = 0
     files = job_files(jobs)

@@ -110,7 +110,7 @@ def test_wide_rows_set_out_a_few_megabytes_at_a_time(
     workspace: Any, cli: Any, answering: type[Answering], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.job_run.OPEN_BYTES", 4 * MB)
-    monkeypatch.setattr("pipelines.selection.CHUNK_BYTES", 1 * MB)
+    monkeypatch.setattr("pipelines.preparation.row_selection.CHUNK_BYTES", 1 * MB)
 
     class Watched(Travel):
         def __init__(self, *given: Any) -> None:

@@ -347,8 +347,8 @@ def test_vectors_are_cast_with_the_rest(declared: Declared, cli: Any, provider: 
 def test_more_rows_than_fit_one_commit_are_cast_in_pieces(
     here: Declared, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.schema_change.BATCH_ROWS", 7)
-    monkeypatch.setattr("pipelines.schema_change.ROWS", 10)
+    monkeypatch.setattr("pipelines.preparation.schema_evolution.BATCH_ROWS", 7)
+    monkeypatch.setattr("pipelines.preparation.schema_evolution.ROWS", 10)
     monkeypatch.setattr("connectors.tables.parquet_parts.BATCH_ROWS", 4)
     here.workspace.csv(100)
     cli.run(here.job(sink=", write: append"))

@@ -17,7 +17,7 @@ from connectors.errors import DataError, JobError
 from connectors.registry import SOURCES
 from connectors.storage import object_store
 from connectors.storage.object_store import objects_at
-from pipelines.reader import Reader
+from pipelines.preparation.source_reader import Reader
 
 
 @pytest.fixture

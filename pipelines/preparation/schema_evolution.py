@@ -14,8 +14,8 @@ from connectors.sql import literal, query_connection, quoted
 from connectors.tables.parquet_parts import PartWriter, tables_of
 from connectors.tables.schema_checks import OtherColumns, kinds
 from pipelines.ledger.ledger import Ledger
-from pipelines.prepare import ReadyJob
-from pipelines.selection import key_text
+from pipelines.preparation.prepared_job import ReadyJob
+from pipelines.preparation.row_selection import key_text
 
 SchemaChange = Literal["cast", "backfill"]
 """What to do with tables of other columns: cast their rows to the job's, or ask all rows again beside them."""

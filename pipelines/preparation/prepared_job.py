@@ -20,9 +20,9 @@ from pipelines.config.job_graph import sinks_of_jobs
 from pipelines.config.sql_predicate import Predicate
 from pipelines.config.workspace import LOCAL, Workspace, as_one
 from pipelines.ledger.ledger import Ledger
-from pipelines.reader import Reader
+from pipelines.preparation.row_selection import Selection, select
+from pipelines.preparation.source_reader import Reader
 from pipelines.runtime.scratch_dir import scratch_folder
-from pipelines.selection import Selection, select
 
 
 @dataclass(frozen=True, slots=True)

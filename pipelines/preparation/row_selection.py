@@ -20,7 +20,7 @@ from connectors.errors import DataError, JobError, did_you_mean
 from connectors.records import OWN_CLASSES
 from connectors.sql import ROW_GROUP_ROWS, first_line, literal, literal_list, query_connection, quoted, quoted_list
 from connectors.tables.schemas import failure_names
-from pipelines.reader import ROW_KEY, Reader
+from pipelines.preparation.source_reader import ROW_KEY, Reader
 
 CHUNK_BYTES = 4 << 20
 """A batch with more than this is handed on in pieces."""
