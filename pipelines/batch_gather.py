@@ -9,8 +9,8 @@ import orjson
 from connectors.records import Request, trimmed
 from pipelines.batch_files import BatchFolder, BatchWriter
 from pipelines.batch_ledger import Batch, BatchLedger, Line, new_mark
+from pipelines.dispatch.request_types import DayBudget, Lane, Pack
 from pipelines.ledger.ledger import Ledger, now_us
-from pipelines.packs import DayBudget, Lane, Pack
 
 LINES = 50_000
 """Of one file, at most; for embeddings so many inputs in all as well."""

@@ -11,11 +11,11 @@ from pipelines.batch_carry import LOST, Carrier, not_answered, refused_lines
 from pipelines.batch_files import BatchFolder, Bodies, Came
 from pipelines.batch_gather import line_pack
 from pipelines.batch_ledger import Batch, BatchLedger, Line
+from pipelines.dispatch.counters import Tally
+from pipelines.dispatch.request_types import Lane, Pack, paid, read_reply, to_keep
 from pipelines.ledger.entries import Settled
-from pipelines.packs import Lane, Pack, paid, read_reply, to_keep
 from pipelines.pricing.run_budget import Purse
 from pipelines.runtime.provider_api import Item
-from pipelines.tally import Tally
 
 SETTLED_AT_ONCE = 256
 

@@ -25,10 +25,10 @@ from pipelines.batch_gather import Gathering, url_of
 from pipelines.batch_land import Lander
 from pipelines.batch_ledger import Batch, BatchLedger, Line
 from pipelines.batch_progress import BatchProgress
-from pipelines.fanout import FanOut
-from pipelines.lanes import worst_of
+from pipelines.dispatch.dispatcher import FanOut
+from pipelines.dispatch.provider_routes import worst_of
+from pipelines.dispatch.request_types import BatchStage, Lane, Outcome, Pack, total
 from pipelines.ledger.entries import Settled
-from pipelines.packs import BatchStage, Lane, Outcome, Pack, total
 from pipelines.pricing.prices import batch_price
 from pipelines.runtime.provider_api import Item, ProviderApi, Refused
 

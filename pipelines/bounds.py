@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.config.workspace import LOCAL
+from pipelines.dispatch.counters import Tally
 from pipelines.limits.provider_limiter import Allowance
 from pipelines.pricing.run_budget import Purse
-from pipelines.tally import Tally
 
 TICK = 0.1
 """Seconds between two looks at how late the event loop is."""

@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from connectors.contracts import Commit, Sink, TableShape
 from connectors.tables.schemas import failure_names
+from pipelines.dispatch.counters import Tally
+from pipelines.dispatch.step_runner import Chunk
 from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.ledger.projection import add_usage, packed, packed_rows
 from pipelines.preparation.prepared_job import ReadyJob
-from pipelines.tally import Tally
-from pipelines.travel import Chunk
 
 ROWS = 10_000
 """Finished rows that are committed at once."""

@@ -11,20 +11,20 @@ from pipelines.batch_ledger import BatchLedger
 from pipelines.batch_out import BatchOut, Delivery
 from pipelines.bounds import Elsewhere
 from pipelines.config.batch_rules import next_deadline
-from pipelines.fanout import FanOut
-from pipelines.lanes import lanes_of, shared_keys
+from pipelines.dispatch.counters import Tally
+from pipelines.dispatch.dispatcher import FanOut
+from pipelines.dispatch.provider_routes import lanes_of, shared_keys
+from pipelines.dispatch.request_types import DayBudget, Sending, Tries
+from pipelines.dispatch.step_runner import Chunk, Step, Travel
 from pipelines.ledger.ledger import Ledger
 from pipelines.limits.provider_limiter import Allowance
-from pipelines.packs import DayBudget, Sending, Tries
 from pipelines.preparation.prepared_job import ReadyJob, media_reader
 from pipelines.pricing.run_budget import Purse
 from pipelines.runtime.run_records import OpenRun
-from pipelines.tally import Tally
-from pipelines.travel import Chunk, Step, Travel
 
 
 class Travelling(Protocol):
-    """Where chunks set out, and how many are under way: pipelines.travel.Travel, or on Ray what stands for it."""
+    """Where chunks set out, and how many are under way: pipelines.dispatch.step_runner.Travel, or on Ray what stands for it."""
 
     failure: BaseException | None
     moved: asyncio.Event

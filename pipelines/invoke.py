@@ -15,8 +15,8 @@ from pipelines.audits import check_audits, run_audits
 from pipelines.config.job import LoadedJob, load_job
 from pipelines.config.overrides import Overrides, gives_sink
 from pipelines.config.workspace import LOCAL, Workspace, find_workspace
+from pipelines.dispatch.provider_routes import member_price, step_price
 from pipelines.housekeeping import drop_committed
-from pipelines.lanes import member_price, step_price
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.projection import add_usage, rebuild
 from pipelines.preparation.prepared_job import ReadyJob, placed, prepared
@@ -32,8 +32,8 @@ from pipelines.runtime.run_records import CLOSING, OpenRun, await_crew, end_invo
 from pipelines.summary import StoppedEarly, summary
 
 if TYPE_CHECKING:
+    from pipelines.dispatch.counters import Tally
     from pipelines.job_run import Ended
-    from pipelines.tally import Tally
 
 
 def invoke(
@@ -118,8 +118,8 @@ def _sized(
     change: SchemaChange | None,
 ) -> "Iterator[tuple[ReadyJob, Tally | None]]":
     """The job, checked; and what was counted where its vectors' length had to be asked for first."""
+    from pipelines.dispatch.counters import Tally
     from pipelines.runtime.event_loop import run_loop
-    from pipelines.tally import Tally
     from pipelines.vector_sizes import ask_sizes, seen_in_sink, unsized
 
     tally: Tally | None = None
@@ -159,8 +159,8 @@ def _types_there(ready: ReadyJob) -> Mapping[str, str]:
 def _early(ready: ReadyJob, tally: "Tally | None" = None, run_id: str | None = None) -> Iterator[None]:
     """Gives a Stopped what is known of the job: how many rows there are, how they stand where there is no sink yet,
     and what has been spent on learning how long vectors are."""
+    from pipelines.dispatch.counters import Tally
     from pipelines.job_run import Ended
-    from pipelines.tally import Tally
 
     try:
         yield

@@ -18,19 +18,27 @@ from connectors.contracts import Commit
 from connectors.errors import RowmillError
 from pipelines.bounds import RunClock
 from pipelines.committer import Committer, rejected
+from pipelines.dispatch.counters import StepTally, Tally
+from pipelines.dispatch.request_types import DayBudget, Sending
+from pipelines.dispatch.step_runner import (
+    ANSWERED_BY_FILES,
+    CHUNK_ROWS,
+    FILE_ROWS,
+    LOOKING,
+    OPEN_BYTES,
+    OPEN_ROWS,
+    Chunk,
+)
 from pipelines.engine import Engine, Travelling, Work, local_engine
 from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.ledger.ledger_file import MEND
 from pipelines.ledger.projection import packed
 from pipelines.limits.limit_leases import leased
 from pipelines.log_lines import DEFECT
-from pipelines.packs import DayBudget, Sending
 from pipelines.preparation.prepared_job import ReadyJob
 from pipelines.pricing.prices import PICO, usd
 from pipelines.pricing.run_budget import Purse
 from pipelines.runtime.run_records import OpenRun
-from pipelines.tally import StepTally, Tally
-from pipelines.travel import ANSWERED_BY_FILES, CHUNK_ROWS, FILE_ROWS, LOOKING, OPEN_BYTES, OPEN_ROWS, Chunk
 from pipelines.watch import Watch
 
 OPEN_BATCH_ROWS = 250_000 // CHUNK_ROWS * CHUNK_ROWS

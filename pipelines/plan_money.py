@@ -11,7 +11,7 @@ import orjson
 from connectors.records import Request, Usage
 from connectors.tokens import count_tokens, is_exact
 from pipelines.config.batch_rules import BATCHED
-from pipelines.lanes import TEXT_BYTES, step_price
+from pipelines.dispatch.provider_routes import TEXT_BYTES, step_price
 from pipelines.plan_answers import Likely
 from pipelines.preparation.prepared_job import ReadyJob, ReadyStep
 from pipelines.pricing.prices import CACHED_FROM, Price, batch_price, cost, worst_cost

@@ -13,12 +13,12 @@ import pyarrow as pa
 from connectors.contracts import MediaUse
 from connectors.media.media_reader import MediaReader
 from connectors.records import Media, Request, Row, RowError, Values
+from pipelines.dispatch.media_files import with_media
+from pipelines.dispatch.step_runner import CHUNK_ROWS
 from pipelines.ledger.ledger import Ledger
 from pipelines.plan_answers import Likely, likely, stand_ins
 from pipelines.plan_money import Bill, Passes, Rates
 from pipelines.preparation.prepared_job import ReadyJob, ReadyStep, media_reader
-from pipelines.row_files import with_media
-from pipelines.travel import CHUNK_ROWS
 
 WHOLE_ROWS = 20_000
 """So many rows are all looked at; of more, about as many, spread over the whole."""

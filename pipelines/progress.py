@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.dispatch.counters import Tally
 from pipelines.pricing.prices import usd
-from pipelines.tally import Tally
 from pipelines.watch import Watch
 
 SECONDS_BETWEEN_LINES = 10.0

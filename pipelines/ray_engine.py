@@ -15,14 +15,14 @@ from pipelines.batch_ledger import BatchLedger
 from pipelines.bounds import Elsewhere
 from pipelines.config.job import LoadedJob
 from pipelines.config.workspace import LOCAL
+from pipelines.dispatch.request_types import Observer
+from pipelines.dispatch.step_runner import Chunk
 from pipelines.engine import Engine, Work, local_engine
-from pipelines.packs import Observer
 from pipelines.ray_ledger import Account, LedgerActor, answered
 from pipelines.ray_limits import JOB, Limit, LimiterActor
 from pipelines.ray_telemetry import Heard, tell
 from pipelines.ray_times import Looked, add_up
 from pipelines.ray_worker import Kit, Report, WorkerActor
-from pipelines.travel import Chunk
 
 LOOK_EVERY = 0.5
 """Seconds between the reports of a worker."""

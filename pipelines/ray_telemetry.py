@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from connectors.contracts import Provider
+from pipelines.dispatch.request_types import Asking, BatchStage, Observer
 from pipelines.ledger.entries import Settled
-from pipelines.packs import Asking, BatchStage, Observer
 
 Seen = tuple[str, str, float | Settled]
 """Step, name of the provider, and the seconds that a request waited or how an exchange ended."""

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.bounds import Elsewhere
+from pipelines.dispatch.counters import Times
 from pipelines.limits.provider_limiter import Allowance
 from pipelines.ray_limits import JOB
-from pipelines.tally import Times
 
 
 @dataclass(frozen=True, slots=True)

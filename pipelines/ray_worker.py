@@ -18,11 +18,13 @@ from connectors.records import Request
 from connectors.transport.client import HttpTransport, Timeouts
 from pipelines.config.job import Job, LoadedJob
 from pipelines.config.workspace import Workspace
-from pipelines.fanout import FanOut
-from pipelines.lanes import lanes_of
+from pipelines.dispatch.counters import StepTally, Tally
+from pipelines.dispatch.dispatcher import FanOut
+from pipelines.dispatch.provider_routes import lanes_of
+from pipelines.dispatch.request_types import DayBudget, Exchange, Lane, Outcome, Tries
+from pipelines.dispatch.step_runner import LOOKING, OPEN_BYTES, OPEN_ROWS, Chunk, Travel
 from pipelines.ledger.entries import Answer
 from pipelines.limits.provider_limiter import Allowance
-from pipelines.packs import DayBudget, Exchange, Lane, Outcome, Tries
 from pipelines.preparation.prepared_job import ReadyStep, media_reader_of, ready_steps
 from pipelines.pricing.run_budget import Purse
 from pipelines.ray_ledger import FarLedger
@@ -30,8 +32,6 @@ from pipelines.ray_limits import JOB, FarPurse, Leasing
 from pipelines.ray_telemetry import Heard, Recorder
 from pipelines.ray_times import Spent, waits_of
 from pipelines.runtime.event_loop import look_rarely
-from pipelines.tally import StepTally, Tally
-from pipelines.travel import LOOKING, OPEN_BYTES, OPEN_ROWS, Chunk, Travel
 from pipelines.watch import Watch
 
 HANDED_ON = ("_key", "_part", "_in_errors", "_row_fingerprint")

@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from pipelines.dispatch.request_types import Asking, BatchStage
 from pipelines.ledger.entries import Settled
 from pipelines.ledger.ledger import now_us
-from pipelines.packs import Asking, BatchStage
 from pipelines.preparation.prepared_job import ReadyJob
 from pipelines.pricing.prices import usd
 from pipelines.watch import Watch

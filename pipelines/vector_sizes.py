@@ -10,17 +10,17 @@ from connectors.errors import Stopped
 from connectors.records import OWN_CLASSES, Request
 from connectors.sql import quoted
 from connectors.transport.client import HttpTransport, Timeouts
-from pipelines.fanout import FanOut
-from pipelines.lanes import lanes_of
+from pipelines.dispatch.counters import StepTally, Tally
+from pipelines.dispatch.dispatcher import FanOut
+from pipelines.dispatch.provider_routes import lanes_of
+from pipelines.dispatch.request_types import DayBudget, Tries
+from pipelines.dispatch.step_runner import Step
 from pipelines.ledger.ledger import Ledger
 from pipelines.limits.provider_limiter import Allowance
-from pipelines.packs import DayBudget, Tries
 from pipelines.preparation.prepared_job import ReadyJob, ReadyStep
 from pipelines.pricing.prices import PICO
 from pipelines.pricing.run_budget import Purse
 from pipelines.runtime.run_records import OpenRun
-from pipelines.tally import StepTally, Tally
-from pipelines.travel import Step
 
 MOST = 16
 """Rows that are asked one by one, at most."""

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines.bounds import RunClock
+from pipelines.dispatch.counters import Tally
+from pipelines.dispatch.request_types import Sending
 from pipelines.limits.provider_limiter import Allowance
-from pipelines.packs import Sending
 from pipelines.pricing.run_budget import Purse
-from pipelines.tally import Tally
 
 
 @dataclass(slots=True)

@@ -251,7 +251,7 @@ def test_as_many_rows_are_under_way_as_the_window_holds_in_several_batches_at_a_
 ) -> None:
     workspace.csv(2500)
     monkeypatch.setattr("pipelines.batch_gather.LINES", 100)
-    monkeypatch.setattr("pipelines.travel.CHUNK_ROWS", 50)
+    monkeypatch.setattr("pipelines.dispatch.step_runner.CHUNK_ROWS", 50)
     monkeypatch.setattr("pipelines.job_run.CHUNK_ROWS", 50)
     monkeypatch.setattr("pipelines.job_run.OPEN_BATCH_ROWS", 500)
     most: list[int] = []

@@ -10,12 +10,12 @@ import pytest
 
 from connectors.contracts import Provider
 from connectors.records import NO_USAGE, Call, Reply, Request, Usage
-from pipelines.fanout import FanOut
+from pipelines.dispatch.counters import StepTally, Tally
+from pipelines.dispatch.dispatcher import FanOut
+from pipelines.dispatch.request_types import DayBudget, Lane, Tries
 from pipelines.ledger.ledger import Ledger
 from pipelines.limits.provider_limiter import Allowance
-from pipelines.packs import DayBudget, Lane, Tries
 from pipelines.pricing.run_budget import Purse
-from pipelines.tally import StepTally, Tally
 
 
 class Endpoint:

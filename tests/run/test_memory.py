@@ -18,8 +18,8 @@ from connectors.records import Call, Reply
 from connectors.sinks.parquet_folder import ParquetFolder
 from connectors.sql import query_connection
 from connectors.transport.client import HttpTransport, Timeouts
-from pipelines import row_files
-from pipelines.travel import Travel
+from pipelines.dispatch import media_files
+from pipelines.dispatch.step_runner import Travel
 from tests.conftest import chat_reply, table
 
 MB = 1 << 20
@@ -69,8 +69,8 @@ class Answering:
 def answering(monkeypatch: pytest.MonkeyPatch) -> type[Answering]:
     """In place of HTTP."""
     monkeypatch.setattr("pipelines.engine.HttpTransport", Answering)
-    monkeypatch.setattr("pipelines.packs.HEAVY", 2 * MB)
-    monkeypatch.setattr("pipelines.unread.MOST", 4 * MB)
+    monkeypatch.setattr("pipelines.dispatch.request_types.HEAVY", 2 * MB)
+    monkeypatch.setattr("pipelines.dispatch.read_buffer.MOST", 4 * MB)
     Answering.asked, Answering.most_open, Answering.travels = 0, 0, []
     Answering.much_asked.clear()
     Answering.bodies, Answering.most_held = [], 0
@@ -88,7 +88,7 @@ STEPS = {
 def test_large_answers_wait_for_their_turn_in_bytes(
     workspace: Any, cli: Any, answering: type[Answering], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    write_files, first = row_files.write_files, threading.Lock()
+    write_files, first = media_files.write_files, threading.Lock()
 
     def slow_at_first(*given: Any) -> None:
         if first.acquire(blocking=False):
@@ -96,7 +96,7 @@ def test_large_answers_wait_for_their_turn_in_bytes(
             answering.much_asked.wait(0.5)
         write_files(*given)
 
-    monkeypatch.setattr("pipelines.travel.write_files", slow_at_first)
+    monkeypatch.setattr("pipelines.dispatch.step_runner.write_files", slow_at_first)
     workspace.csv(100)
     told = cli.run(workspace.job(steps=STEPS[kind], limits=f"{{concurrency: {IN_FLIGHT}}}"))
     assert (told["rows_ok"], told["requests"]) == (100, 100)
@@ -167,7 +167,7 @@ def test_rows_sent_ahead_one_by_one_make_the_same_tables(
     )
     workspace.csv(60)
     whole = cli.run(workspace.job("whole", steps=steps, sink="{parquet: whole}"))
-    monkeypatch.setattr("pipelines.packs.HEAVY", 1)
+    monkeypatch.setattr("pipelines.dispatch.request_types.HEAVY", 1)
     (workspace.folder / ".rowmill/ledger.sqlite").unlink()
     pieces = cli.run(workspace.job("pieces", steps=steps, sink="{parquet: pieces}"))
     names = ("rows", "rows_ok", "rows_failed", "rows_left", "requests", "rows_reused")

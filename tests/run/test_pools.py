@@ -10,10 +10,10 @@ from aiohttp import web
 
 from connectors.contracts import Provider
 from connectors.records import RowError
+from pipelines.dispatch.held_requests import Parked
+from pipelines.dispatch.provider_pool import Pool
+from pipelines.dispatch.request_types import Lane, Pack
 from pipelines.limits.provider_limiter import Allowance
-from pipelines.packs import Lane, Pack
-from pipelines.parked import Parked
-from pipelines.pools import Pool
 
 Read = Callable[..., list[dict[str, Any]]]
 
@@ -244,7 +244,7 @@ async def test_what_breaks_the_waiting_aside_is_told(monkeypatch: pytest.MonkeyP
     async def broken(*given: Any) -> None:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr("pipelines.parked.until", broken)
+    monkeypatch.setattr("pipelines.dispatch.held_requests.until", broken)
     held, ended = lane_to("held", [0.0]), list[asyncio.Task[None]]()
     parked = Parked(list[Pack]().append, set(), ended.append)
     for met in (held, lane_to("other", [0.0])):

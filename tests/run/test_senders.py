@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from pipelines.packs import Pack, Wave
-from pipelines.row_files import write_files
+from pipelines.dispatch.media_files import write_files
+from pipelines.dispatch.request_types import Pack, Wave
 
 Read = Callable[..., list[dict[str, Any]]]
 SOUND = b"ID3\x04\x00\x00\x00\x00\x00\x00" + bytes(70_000)
@@ -69,8 +69,8 @@ def test_an_answer_that_comes_late_may_land_while_the_files_of_others_are_writte
         write_files(*given)
 
     provider.script = sound
-    monkeypatch.setattr("pipelines.travel.SPLIT_AFTER", 0.05)
-    monkeypatch.setattr("pipelines.travel.write_files", slowly)
+    monkeypatch.setattr("pipelines.dispatch.step_runner.SPLIT_AFTER", 0.05)
+    monkeypatch.setattr("pipelines.dispatch.step_runner.write_files", slowly)
     steps = '[{name: say, endpoint: speech, provider: test, model: tts-1, voice: alloy, input: "{{ text }}"}]'
     told = cli.run(workspace.job(steps=steps))
     assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, rows, rows)

@@ -10,9 +10,9 @@ import duckdb
 import pytest
 
 from pipelines.bounds import SENDERS, RunClock
+from pipelines.dispatch.counters import Tally
 from pipelines.limits.provider_limiter import Allowance
 from pipelines.pricing.run_budget import Purse
-from pipelines.tally import Tally
 
 
 def times_of(job: Path) -> dict[str, Any]:

@@ -15,13 +15,13 @@ import pytest
 
 from connectors.records import Request
 from pipelines import progress
+from pipelines.dispatch.counters import StepTally, Tally
+from pipelines.dispatch.step_runner import CHUNK_ROWS
 from pipelines.look_words import status_words
 from pipelines.looks import status
 from pipelines.progress import Pace, clock, facts, line
 from pipelines.running import read_running
 from pipelines.runtime.run_records import job_lock
-from pipelines.tally import StepTally, Tally
-from pipelines.travel import CHUNK_ROWS
 from pipelines.watch import Watch
 
 

@@ -34,7 +34,7 @@ from connectors.sinks import duckdb_table, parquet_folder
 from connectors.storage.file_transaction import Staging
 from connectors.transport.client import HttpTransport
 from pipelines.cli import main
-from pipelines.fanout import FanOut
+from pipelines.dispatch.dispatcher import FanOut
 from pipelines.ledger.entries import Noted, Settled
 from pipelines.ledger.ledger import Ledger
 

@@ -9,13 +9,13 @@ from connectors.records import Request, RowError
 from connectors.tokens import is_exact
 from pipelines.config.job import Job
 from pipelines.config.workspace import LOCAL, Workspace
+from pipelines.dispatch.provider_pool import Pool
+from pipelines.dispatch.request_types import Lane, RunLedger
+from pipelines.dispatch.step_runner import Step
 from pipelines.limits.provider_limiter import Allowance
-from pipelines.packs import Lane, RunLedger
-from pipelines.pools import Pool
 from pipelines.preparation.prepared_job import ReadyStep
 from pipelines.pricing.price_cache import remembered_price
 from pipelines.pricing.prices import FREE, Price, image_price, price_of, worst_cost
-from pipelines.travel import Step
 
 TEXT_BYTES = 1 << 16
 """Bodies up to this size are text: their bytes bound their tokens. Larger ones carry media and count as estimated."""

@@ -5,10 +5,10 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 
+from pipelines.dispatch.request_types import Lane, Pack
 from pipelines.limits.circuit_breaker import BRIEF, Held
 from pipelines.limits.provider_limiter import Allowance
 from pipelines.limits.token_bucket import until
-from pipelines.packs import Lane, Pack
 
 LARGEST = 64 << 20
 """Bytes of requests that wait aside at most before no more rows are read."""

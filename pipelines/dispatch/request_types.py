@@ -10,10 +10,10 @@ from connectors.contracts import Endpoint, MalformedReply, Provider
 from connectors.records import NO_USAGE, OWN_CLASSES, Reply, Request, RowError, Usage, value
 from connectors.transport.client import RequestError
 from connectors.transport.error_replies import request_id, row_error
+from pipelines.dispatch.read_buffer import HEAVY, LARGE, Unread
 from pipelines.ledger.entries import Answer, Noted, Settled
 from pipelines.limits.provider_limiter import Allowance
 from pipelines.pricing.prices import Price, cost
-from pipelines.unread import HEAVY, LARGE, Unread
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ class Sending(Protocol):
     failure: Exception | None
 
     def start(self) -> None:
-        """See pipelines.fanout.FanOut, as for all of these."""
+        """See pipelines.dispatch.dispatcher.FanOut, as for all of these."""
 
     async def close(self, grace: float) -> None: ...
 

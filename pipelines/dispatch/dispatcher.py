@@ -10,9 +10,10 @@ import orjson
 
 from connectors.records import Call, Reply, Request, RowError
 from connectors.transport.client import RequestError, Transport
-from pipelines.ledger.entries import Answer, Noted, Settled
-from pipelines.ledger.ledger import now_us
-from pipelines.packs import (
+from pipelines.dispatch.counters import Tally
+from pipelines.dispatch.held_requests import Parked
+from pipelines.dispatch.read_buffer import Unread
+from pipelines.dispatch.request_types import (
     DayBudget,
     Exchange,
     Lane,
@@ -29,11 +30,10 @@ from pipelines.packs import (
     settlement,
     total,
 )  # fmt: skip
-from pipelines.parked import Parked
+from pipelines.dispatch.retry_policy import Verdict, verdict
+from pipelines.ledger.entries import Answer, Noted, Settled
+from pipelines.ledger.ledger import now_us
 from pipelines.pricing.run_budget import Purse
-from pipelines.tally import Tally
-from pipelines.unread import Unread
-from pipelines.verdict import Verdict, verdict
 
 
 class FanOut:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from math import isinf
 
 from connectors.records import Request, RowError
+from pipelines.dispatch.request_types import Lane
 from pipelines.limits.token_bucket import until
-from pipelines.packs import Lane
 
 
 @dataclass(slots=True)

@@ -1,0 +1,1 @@
+"""Requests in, outcomes out: provider routes, rate limits, retries, the step runner."""
