@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from connectors.transport.client import HttpTransport, Timeouts
-from pipelines.batch_ledger import BatchLedger
-from pipelines.batch_out import BatchOut, Delivery
+from pipelines.batch.dispatcher import BatchOut, Delivery
+from pipelines.batch.store import BatchLedger
 from pipelines.bounds import Elsewhere
 from pipelines.config.batch_rules import next_deadline
 from pipelines.dispatch.counters import Tally

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from connectors.errors import JobError
-from pipelines.batch_ledger import BatchLedger
+from pipelines.batch.store import BatchLedger
 from pipelines.bounds import Elsewhere
 from pipelines.config.job import LoadedJob
 from pipelines.config.workspace import LOCAL

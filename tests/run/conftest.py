@@ -229,8 +229,8 @@ def batches(workspace: Any, provider: Any, monkeypatch: pytest.MonkeyPatch) -> I
     server = BatchProvider()
     file = workspace.folder / "rowmill.yaml"
     file.write_text(file.read_text().replace(provider.base_url, server.base_url))
-    monkeypatch.setattr("pipelines.batch_carry.FIRST_POLL", 0.02)
-    monkeypatch.setattr("pipelines.batch_carry.LONGEST_POLL", 0.05)
-    monkeypatch.setattr("pipelines.batch_out.QUIET", 0.1)
+    monkeypatch.setattr("pipelines.batch.lifecycle.FIRST_POLL", 0.02)
+    monkeypatch.setattr("pipelines.batch.lifecycle.LONGEST_POLL", 0.05)
+    monkeypatch.setattr("pipelines.batch.dispatcher.QUIET", 0.1)
     yield server
     server.close()

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Protocol
 
 from connectors.records import RowError
-from pipelines.batch_carry import LOST, Carrier, not_answered, refused_lines
-from pipelines.batch_files import BatchFolder, Bodies, Came
-from pipelines.batch_gather import line_pack
-from pipelines.batch_ledger import Batch, BatchLedger, Line
+from pipelines.batch.builder import line_pack
+from pipelines.batch.files import BatchFolder, Bodies, Came
+from pipelines.batch.lifecycle import LOST, Carrier, not_answered, refused_lines
+from pipelines.batch.store import Batch, BatchLedger, Line
 from pipelines.dispatch.counters import Tally
 from pipelines.dispatch.request_types import Lane, Pack, paid, read_reply, to_keep
 from pipelines.ledger.entries import Settled

@@ -11,7 +11,10 @@ from typing import Any
 
 from connectors.records import OWN_CLASSES, RETRIED_CLASSES, STOPPING_CLASSES, Request, RowError
 from connectors.transport.client import HttpTransport, RequestError
-from pipelines.batch_carry import (
+from connectors.transport.token_usage import whole_count
+from pipelines.batch.builder import Gathering, url_of
+from pipelines.batch.files import BatchFolder
+from pipelines.batch.lifecycle import (
     LONGEST_POLL,
     TOKEN_LIMIT,
     Carrier,
@@ -20,17 +23,41 @@ from pipelines.batch_carry import (
     above_limit,
     token_limit,
 )
-from pipelines.batch_files import BatchFolder
-from pipelines.batch_gather import Gathering, url_of
-from pipelines.batch_land import Lander
-from pipelines.batch_ledger import Batch, BatchLedger, Line
-from pipelines.batch_progress import BatchProgress
+from pipelines.batch.results import Lander
+from pipelines.batch.store import Batch, BatchLedger, Line
 from pipelines.dispatch.dispatcher import FanOut
 from pipelines.dispatch.provider_routes import worst_of
 from pipelines.dispatch.request_types import BatchStage, Lane, Outcome, Pack, total
 from pipelines.ledger.entries import Settled
 from pipelines.pricing.prices import batch_price
 from pipelines.runtime.provider_api import Item, ProviderApi, Refused
+
+
+class BatchProgress:
+    """Batches at the provider, and what of them is answered."""
+
+    def __init__(self) -> None:
+        self._answered: dict[str, tuple[int, int]] = {}
+
+    def looked(self, batch: Batch, item: Item) -> None:
+        """The provider has told how far a batch is."""
+        told = item.get("request_counts")
+        counts = told if isinstance(told, dict) else {}
+        done = sum(whole_count(counts.get(name)) or 0 for name in ("completed", "failed"))
+        self._answered[batch.mark] = (done, len(batch.lines))
+
+    def forget(self, batch: Batch) -> None:
+        """It is no longer under way."""
+        self._answered.pop(batch.mark, None)
+
+    def words(self) -> str | None:
+        """What the run waits for; None where nothing is at the provider."""
+        if not self._answered:
+            return None
+        done, lines = (sum(column) for column in zip(*self._answered.values(), strict=True))
+        batches = f"{len(self._answered)} batch{'' if len(self._answered) == 1 else 'es'}"
+        return f"{batches} at the provider: {done:,} of {lines:,} requests answered"
+
 
 QUIET = 2.0
 """Seconds without a new request after which what was gathered is submitted; more where rows come slowly, up to

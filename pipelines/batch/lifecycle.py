@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from connectors.records import RETRIED_CLASSES, RowError
 from connectors.transport.client import RequestError
-from pipelines.batch_files import BatchFolder, Came, read_answers
-from pipelines.batch_ledger import Batch, BatchLedger
+from pipelines.batch.files import BatchFolder, Came, read_answers
+from pipelines.batch.store import Batch, BatchLedger
 from pipelines.dispatch.request_types import BatchStage, StageName
 from pipelines.ledger.ledger import now_us
 from pipelines.runtime.provider_api import Item, ProviderApi, Refused

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import orjson
 
 from connectors.records import Request, trimmed
-from pipelines.batch_files import BatchFolder, BatchWriter
-from pipelines.batch_ledger import Batch, BatchLedger, Line, new_mark
+from pipelines.batch.files import BatchFolder, BatchWriter
+from pipelines.batch.store import Batch, BatchLedger, Line, new_mark
 from pipelines.dispatch.request_types import DayBudget, Lane, Pack
 from pipelines.ledger.ledger import Ledger, now_us
 

@@ -1,0 +1,1 @@
+"""Requests sent through the provider's Batch API."""
