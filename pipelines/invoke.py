@@ -60,7 +60,7 @@ def invoke(
     workspace = find_workspace(path)
     engine = None
     if on_ray:
-        from pipelines.ray_engine import check_ray, ray_engine
+        from pipelines.engines.ray.driver import check_ray, ray_engine
 
         check_ray(loaded)
         engine = ray_engine

@@ -29,7 +29,7 @@ from pipelines.dispatch.step_runner import (
     OPEN_ROWS,
     Chunk,
 )
-from pipelines.engine import Engine, Travelling, Work, local_engine
+from pipelines.engines.local_engine import Engine, Travelling, Work, local_engine
 from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.ledger.ledger_file import MEND
 from pipelines.ledger.projection import packed

@@ -34,10 +34,10 @@ import pyarrow.parquet as pq
 from speed import HERE, STEPS, as_installed, rowmill, write_input, write_job
 
 from connectors.records import Usage
+from pipelines.engines.ray.ledger import FarLedger, LedgerActor
+from pipelines.engines.ray.limits import Limit, LimiterActor, Told
 from pipelines.ledger.entries import Noted, Settled
 from pipelines.ledger.ledger import Ledger
-from pipelines.ray_ledger import FarLedger, LedgerActor
-from pipelines.ray_limits import Limit, LimiterActor, Told
 
 ALONE: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
 

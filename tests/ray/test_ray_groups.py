@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 
 from connectors.records import RowError, Usage
+from pipelines.engines.ray.ledger import Asked, FarLedger, packed, unpacked
+from pipelines.engines.ray.limits import JOB, Leasing, Renewed
 from pipelines.ledger.entries import Noted, Settled
 from pipelines.limits.provider_limiter import Allowance
 from pipelines.pricing.run_budget import Purse
-from pipelines.ray_groups import Asked, packed, unpacked
-from pipelines.ray_ledger import FarLedger
-from pipelines.ray_limits import JOB, Leasing, Renewed
 
 
 def noted(number: int) -> Noted:

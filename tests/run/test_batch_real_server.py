@@ -153,7 +153,7 @@ STEPS = {
 
 def deadline_in(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     soon = lambda said, zone, now: now + timedelta(seconds=seconds)  # noqa: E731
-    monkeypatch.setattr(importlib.import_module("pipelines.engine"), "next_deadline", soon)
+    monkeypatch.setattr(importlib.import_module("pipelines.engines.local_engine"), "next_deadline", soon)
 
 
 def nothing_is_paid_twice(counted: Counting, told: Body, rows: int) -> None:

@@ -380,7 +380,7 @@ def test_after_the_deadline_the_rest_is_asked_online_at_the_full_price(
     # What the batch has done by then is taken from it.
     batches.script = lambda text, body: "answered" if text in ("text 1", "text 2") else None
     soon = lambda said, zone, now: now + timedelta(seconds=1)  # noqa: E731
-    monkeypatch.setattr(importlib.import_module("pipelines.engine"), "next_deadline", soon)
+    monkeypatch.setattr(importlib.import_module("pipelines.engines.local_engine"), "next_deadline", soon)
     told = cli.run(workspace.job(deadline='"06:00"', **BATCH))
     assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 20, 20)
     assert batches.online == Counter({f"text {n}": 1 for n in range(3, 21)})
@@ -397,7 +397,7 @@ def test_a_batch_that_does_not_end_although_it_is_cancelled_keeps_nobody_waiting
     batches.refuse = lambda method, path: web.json_response({}) if path.endswith("/cancel") else None
     monkeypatch.setattr("pipelines.batch.lifecycle.CANCEL_WAIT", 0.2)
     soon = lambda said, zone, now: now + timedelta(seconds=1)  # noqa: E731
-    monkeypatch.setattr(importlib.import_module("pipelines.engine"), "next_deadline", soon)
+    monkeypatch.setattr(importlib.import_module("pipelines.engines.local_engine"), "next_deadline", soon)
     told = cli.run(workspace.job(deadline='"06:00"', **BATCH))
     assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 10, 20)
     assert batches.online == Counter({f"text {n}": 1 for n in range(1, 11)})

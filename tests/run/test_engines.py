@@ -8,7 +8,7 @@ import pytest
 def test_without_the_package_ray_is_told_with_the_command_to_install_it(
     workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.ray_engine.find_spec", lambda name: None)
+    monkeypatch.setattr("pipelines.engines.ray.driver.find_spec", lambda name: None)
     workspace.csv(5)
     assert cli("run", workspace.job(), "--engine", "ray", "--json") == 2
     assert cli.err == "--engine ray: Ray is not installed; add it with: pip install 'rowmill[ray]'\n"
@@ -25,7 +25,7 @@ def test_without_the_package_ray_is_told_with_the_command_to_install_it(
 def test_what_ray_cannot_do_is_refused_before_anything_is_sent(
     workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch, blocks: Any, address: str, said: str
 ) -> None:
-    monkeypatch.setattr("pipelines.ray_engine.find_spec", lambda name: object())
+    monkeypatch.setattr("pipelines.engines.ray.driver.find_spec", lambda name: object())
     monkeypatch.setenv("RAY_ADDRESS", address)
     workspace.csv(5)
     assert cli("run", workspace.job(**blocks), "--engine", "ray", "--quiet") == 2

@@ -68,7 +68,7 @@ class Answering:
 @pytest.fixture
 def answering(monkeypatch: pytest.MonkeyPatch) -> type[Answering]:
     """In place of HTTP."""
-    monkeypatch.setattr("pipelines.engine.HttpTransport", Answering)
+    monkeypatch.setattr("pipelines.engines.local_engine.HttpTransport", Answering)
     monkeypatch.setattr("pipelines.dispatch.request_types.HEAVY", 2 * MB)
     monkeypatch.setattr("pipelines.dispatch.read_buffer.MOST", 4 * MB)
     Answering.asked, Answering.most_open, Answering.travels = 0, 0, []
@@ -117,7 +117,7 @@ def test_wide_rows_set_out_a_few_megabytes_at_a_time(
             super().__init__(*given)
             answering.travels.append(self)
 
-    monkeypatch.setattr("pipelines.engine.Travel", Watched)
+    monkeypatch.setattr("pipelines.engines.local_engine.Travel", Watched)
     texts = pa.table({"id": range(64), "text": [f"{number} " + "x" * (MB // 2) for number in range(64)]})
     pq.write_table(texts, workspace.folder / "rows.parquet", row_group_size=4)
     job = workspace.job(source="{parquet: rows.parquet, key: id}", steps=STEPS["chat"], limits="{concurrency: 50}")

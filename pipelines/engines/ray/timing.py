@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from pipelines.bounds import Elsewhere
 from pipelines.dispatch.counters import Times
+from pipelines.engines.ray.limits import JOB
 from pipelines.limits.provider_limiter import Allowance
-from pipelines.ray_limits import JOB
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,12 @@ from pipelines.config.job import LoadedJob
 from pipelines.config.workspace import LOCAL
 from pipelines.dispatch.request_types import Observer
 from pipelines.dispatch.step_runner import Chunk
-from pipelines.engine import Engine, Work, local_engine
-from pipelines.ray_ledger import Account, LedgerActor, answered
-from pipelines.ray_limits import JOB, Limit, LimiterActor
-from pipelines.ray_telemetry import Heard, tell
-from pipelines.ray_times import Looked, add_up
-from pipelines.ray_worker import Kit, Report, WorkerActor
+from pipelines.engines.local_engine import Engine, Work, local_engine
+from pipelines.engines.ray.ledger import Account, LedgerActor, answered
+from pipelines.engines.ray.limits import JOB, Limit, LimiterActor
+from pipelines.engines.ray.telemetry import Heard, tell
+from pipelines.engines.ray.timing import Looked, add_up
+from pipelines.engines.ray.worker import Kit, Report, WorkerActor
 
 LOOK_EVERY = 0.5
 """Seconds between the reports of a worker."""

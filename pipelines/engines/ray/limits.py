@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.engines.ray.ledger import answered
 from pipelines.limits.limit_leases import KINDS, RENEWED, TURN, WANTING, Leases, Needs, divided
 from pipelines.limits.provider_limiter import Allowance
 from pipelines.pricing.run_budget import Purse
-from pipelines.ray_ledger import answered
 
 JOB = "the job itself"
 """The name of the limits that the job file sets, beside those of providers."""

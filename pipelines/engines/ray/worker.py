@@ -23,14 +23,14 @@ from pipelines.dispatch.dispatcher import FanOut
 from pipelines.dispatch.provider_routes import lanes_of
 from pipelines.dispatch.request_types import DayBudget, Exchange, Lane, Outcome, Tries
 from pipelines.dispatch.step_runner import LOOKING, OPEN_BYTES, OPEN_ROWS, Chunk, Travel
+from pipelines.engines.ray.ledger import FarLedger
+from pipelines.engines.ray.limits import JOB, FarPurse, Leasing
+from pipelines.engines.ray.telemetry import Heard, Recorder
+from pipelines.engines.ray.timing import Spent, waits_of
 from pipelines.ledger.entries import Answer
 from pipelines.limits.provider_limiter import Allowance
 from pipelines.preparation.prepared_job import ReadyStep, media_reader_of, ready_steps
 from pipelines.pricing.run_budget import Purse
-from pipelines.ray_ledger import FarLedger
-from pipelines.ray_limits import JOB, FarPurse, Leasing
-from pipelines.ray_telemetry import Heard, Recorder
-from pipelines.ray_times import Spent, waits_of
 from pipelines.runtime.event_loop import look_rarely
 from pipelines.watch import Watch
 

@@ -1,0 +1,1 @@
+"""Where a run's requests are sent from: this process or Ray workers."""
