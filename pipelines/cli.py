@@ -12,7 +12,7 @@ from types import FrameType
 import click
 
 from connectors.errors import INTERRUPTED_QUERY, JobError, RowmillError, did_you_mean, from_database, from_system
-from pipelines.log_lines import DEFECT, asks_for_lines, tell_defect, tell_problem
+from pipelines.monitoring.json_log import DEFECT, asks_for_lines, tell_defect, tell_problem
 from pipelines.runtime.child_process import end_with_starter
 from pipelines.runtime.event_loop import look_rarely
 

@@ -49,12 +49,12 @@ def invoke(
     """Run the job as far as it comes; the object of `--json`. `on_ray`: by the workers of a Ray cluster. `change`: what
     to do where the sink's tables have other columns; None: refuse."""
     from pipelines.job_run import RunOptions, run_job
-    from pipelines.log_lines import tell_defect
-    from pipelines.progress import progress
-    from pipelines.progress_log import ProgressLog
-    from pipelines.running import noted
+    from pipelines.monitoring.json_events import ProgressLog
+    from pipelines.monitoring.json_log import tell_defect
+    from pipelines.monitoring.progress import progress
+    from pipelines.monitoring.run_heartbeat import noted
+    from pipelines.monitoring.telemetry import telemetry
     from pipelines.runtime.event_loop import run_loop
-    from pipelines.telemetry import telemetry
 
     loaded = load_job(path, overrides)
     workspace = find_workspace(path)

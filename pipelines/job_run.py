@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from connectors.contracts import Commit
 from connectors.errors import RowmillError
-from pipelines.bounds import RunClock
 from pipelines.committer import Committer, rejected
 from pipelines.dispatch.counters import StepTally, Tally
 from pipelines.dispatch.request_types import DayBudget, Sending
@@ -34,12 +33,13 @@ from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.ledger.ledger_file import MEND
 from pipelines.ledger.projection import packed
 from pipelines.limits.limit_leases import leased
-from pipelines.log_lines import DEFECT
+from pipelines.monitoring.bottleneck import RunClock
+from pipelines.monitoring.json_log import DEFECT
+from pipelines.monitoring.run_view import Watch
 from pipelines.preparation.prepared_job import ReadyJob
 from pipelines.pricing.prices import PICO, usd
 from pipelines.pricing.run_budget import Purse
 from pipelines.runtime.run_records import OpenRun
-from pipelines.watch import Watch
 
 OPEN_BATCH_ROWS = 250_000 // CHUNK_ROWS * CHUNK_ROWS
 """The same where they go by batches: as many as five full files, about 1.6 kB of memory each beside what they say."""

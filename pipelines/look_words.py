@@ -6,7 +6,7 @@ from typing import Any
 
 from pipelines.formatting import hanging, harmless, money
 from pipelines.looks import Failed
-from pipelines.progress import clock
+from pipelines.monitoring.progress import clock
 
 ENDS = {
     0: "done",

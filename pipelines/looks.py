@@ -13,9 +13,9 @@ from connectors.tables.schemas import failure_names
 from pipelines.config.job import load_job
 from pipelines.config.workspace import Workspace, find_workspace
 from pipelines.ledger.ledger import Ledger
+from pipelines.monitoring.run_heartbeat import read_running
 from pipelines.preparation.prepared_job import prepared
 from pipelines.pricing.prices import usd
-from pipelines.running import read_running
 from pipelines.runtime.run_records import running
 
 Rows = list[dict[str, object]]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from pipelines.bounds import SENDERS
+from pipelines.monitoring.bottleneck import SENDERS
 from pipelines.report_parts import Safe, fact, figures, number, table
 
 NAMES = {

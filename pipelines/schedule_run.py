@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import orjson
 
-from pipelines.log_lines import Level, log_line
+from pipelines.monitoring.json_log import Level, log_line
 from pipelines.runtime.child_process import lifeline, rowmill_command, rowmill_environment
 from pipelines.schedule import Memory, Roster, Scheduler, Start, seconds_until_next
 

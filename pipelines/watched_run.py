@@ -20,8 +20,8 @@ from connectors.errors import JobError, Locked
 from pipelines.config.overrides import Overrides
 from pipelines.config.workspace import find_workspace
 from pipelines.config.yaml_reader import read_yaml
-from pipelines.progress import line
-from pipelines.running import read_noted
+from pipelines.monitoring.progress import line
+from pipelines.monitoring.run_heartbeat import read_noted
 from pipelines.runtime.child_process import lifeline, rowmill_command, rowmill_environment
 
 # A process of its own: it takes Ctrl-C as on the command line, leaves the notebook's loop and signals alone, and gives

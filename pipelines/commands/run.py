@@ -12,7 +12,7 @@ from connectors.errors import INTERRUPTED_QUERY, JobError, RowmillError, from_da
 from connectors.records import OWN_CLASSES, RETRIED_CLASSES, STOPPING_CLASSES
 from pipelines.commands.options import job_argument, job_files, override_options
 from pipelines.config.overrides import NONE, Overrides
-from pipelines.log_lines import DEFECT, Level, log_line, tell_defect, tell_problem
+from pipelines.monitoring.json_log import DEFECT, Level, log_line, tell_defect, tell_problem
 
 if TYPE_CHECKING:
     from pipelines.preparation.schema_evolution import SchemaChange

@@ -9,7 +9,6 @@ from typing import Protocol
 from connectors.transport.client import HttpTransport, Timeouts
 from pipelines.batch.dispatcher import BatchOut, Delivery
 from pipelines.batch.store import BatchLedger
-from pipelines.bounds import Elsewhere
 from pipelines.config.batch_rules import next_deadline
 from pipelines.dispatch.counters import Tally
 from pipelines.dispatch.dispatcher import FanOut
@@ -18,6 +17,7 @@ from pipelines.dispatch.request_types import DayBudget, Sending, Tries
 from pipelines.dispatch.step_runner import Chunk, Step, Travel
 from pipelines.ledger.ledger import Ledger
 from pipelines.limits.provider_limiter import Allowance
+from pipelines.monitoring.bottleneck import Elsewhere
 from pipelines.preparation.prepared_job import ReadyJob, media_reader
 from pipelines.pricing.run_budget import Purse
 from pipelines.runtime.run_records import OpenRun

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import committer, progress_log
+from pipelines import committer
+from pipelines.monitoring import json_events
 
 
 def events(cli: Any) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.bounds import SENDERS
+from pipelines.monitoring.bottleneck import SENDERS
 
 pytestmark = pytest.mark.ray
 Read = Callable[..., list[dict[str, Any]]]

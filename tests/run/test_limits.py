@@ -126,7 +126,7 @@ def test_a_provider_that_comes_back_before_it_is_given_up_costs_no_row(workspace
 
 def test_the_progress_line_says_that_a_provider_does_not_answer() -> None:
     from pipelines.limits.provider_limiter import Allowance
-    from pipelines.watch import Watch
+    from pipelines.monitoring.run_view import Watch
 
     class Idle:
         waiting_for = None

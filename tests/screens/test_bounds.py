@@ -9,9 +9,9 @@ from typing import Any
 import duckdb
 import pytest
 
-from pipelines.bounds import SENDERS, RunClock
 from pipelines.dispatch.counters import Tally
 from pipelines.limits.provider_limiter import Allowance
+from pipelines.monitoring.bottleneck import SENDERS, RunClock
 from pipelines.pricing.run_budget import Purse
 
 
@@ -48,7 +48,7 @@ BUSY = Tally(requests=1000)
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also runs of moments are judged."""
-    monkeypatch.setattr("pipelines.bounds.LEAST_SECONDS", 0.0)
+    monkeypatch.setattr("pipelines.monitoring.bottleneck.LEAST_SECONDS", 0.0)
 
 
 def test_the_senders_time_adds_up_and_the_network_is_that_of_the_usage_table(

@@ -11,7 +11,7 @@ import duckdb
 import pytest
 from aiohttp import web
 
-from pipelines.bounds import SENDERS
+from pipelines.monitoring.bottleneck import SENDERS
 
 HEAD = "id,text,weight,day\n"
 STEPS = """

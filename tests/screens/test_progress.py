@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 from connectors.records import Request
-from pipelines import progress
 from pipelines.dispatch.counters import StepTally, Tally
 from pipelines.dispatch.step_runner import CHUNK_ROWS
 from pipelines.look_words import status_words
 from pipelines.looks import status
-from pipelines.progress import Pace, clock, facts, line
-from pipelines.running import read_running
+from pipelines.monitoring import progress
+from pipelines.monitoring.progress import Pace, clock, facts, line
+from pipelines.monitoring.run_heartbeat import read_running
+from pipelines.monitoring.run_view import Watch
 from pipelines.runtime.run_records import job_lock
-from pipelines.watch import Watch
 
 
 class Nothing:

@@ -12,7 +12,6 @@ from typing import Any
 
 from connectors.errors import JobError
 from pipelines.batch.store import BatchLedger
-from pipelines.bounds import Elsewhere
 from pipelines.config.job import LoadedJob
 from pipelines.config.workspace import LOCAL
 from pipelines.dispatch.request_types import Observer
@@ -23,6 +22,7 @@ from pipelines.engines.ray.limits import JOB, Limit, LimiterActor
 from pipelines.engines.ray.telemetry import Heard, tell
 from pipelines.engines.ray.timing import Looked, add_up
 from pipelines.engines.ray.worker import Kit, Report, WorkerActor
+from pipelines.monitoring.bottleneck import Elsewhere
 
 LOOK_EVERY = 0.5
 """Seconds between the reports of a worker."""

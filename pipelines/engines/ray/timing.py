@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipelines.bounds import Elsewhere
 from pipelines.dispatch.counters import Times
 from pipelines.engines.ray.limits import JOB
 from pipelines.limits.provider_limiter import Allowance
+from pipelines.monitoring.bottleneck import Elsewhere
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,10 +29,10 @@ from pipelines.engines.ray.telemetry import Heard, Recorder
 from pipelines.engines.ray.timing import Spent, waits_of
 from pipelines.ledger.entries import Answer
 from pipelines.limits.provider_limiter import Allowance
+from pipelines.monitoring.run_view import Watch
 from pipelines.preparation.prepared_job import ReadyStep, media_reader_of, ready_steps
 from pipelines.pricing.run_budget import Purse
 from pipelines.runtime.event_loop import look_rarely
-from pipelines.watch import Watch
 
 HANDED_ON = ("_key", "_part", "_in_errors", "_row_fingerprint")
 """Columns of a chunk that the committer needs beside those of the results."""

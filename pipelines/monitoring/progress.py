@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.dispatch.counters import Tally
+from pipelines.monitoring.run_view import Watch
 from pipelines.pricing.prices import usd
-from pipelines.watch import Watch
 
 SECONDS_BETWEEN_LINES = 10.0
 REFRESH_SECONDS = 0.5

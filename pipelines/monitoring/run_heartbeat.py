@@ -10,9 +10,9 @@ from typing import Any
 import orjson
 
 from pipelines.ledger.ledger_file import write_whole
-from pipelines.progress import Pace, facts
+from pipelines.monitoring.progress import Pace, facts
+from pipelines.monitoring.run_view import Watch
 from pipelines.runtime.run_records import running
-from pipelines.watch import Watch
 
 EVERY = 1.0
 

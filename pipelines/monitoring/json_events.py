@@ -3,9 +3,9 @@
 import asyncio
 import time
 
-from pipelines.log_lines import log_line
-from pipelines.progress import Pace, facts
-from pipelines.watch import Watch
+from pipelines.monitoring.json_log import log_line
+from pipelines.monitoring.progress import Pace, facts
+from pipelines.monitoring.run_view import Watch
 
 EVERY = 1.0
 """Seconds between two looks: what happened in between is told together."""

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipelines.bounds import RunClock
 from pipelines.dispatch.counters import Tally
 from pipelines.dispatch.request_types import Sending
 from pipelines.limits.provider_limiter import Allowance
+from pipelines.monitoring.bottleneck import RunClock
 from pipelines.pricing.run_budget import Purse
 
 

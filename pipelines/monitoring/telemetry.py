@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 from pipelines.dispatch.request_types import Asking, BatchStage
 from pipelines.ledger.entries import Settled
 from pipelines.ledger.ledger import now_us
+from pipelines.monitoring.run_view import Watch
 from pipelines.preparation.prepared_job import ReadyJob
 from pipelines.pricing.prices import usd
-from pipelines.watch import Watch
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Meter
