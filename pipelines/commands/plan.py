@@ -24,8 +24,8 @@ def plan_command(jobs: tuple[str, ...], overrides: Overrides, as_json: bool) -> 
       rowmill plan jobs/quickstart.yaml --set steps.label.model=gpt-4o
     """
     from pipelines.config.job_graph import drawn, graph_of
-    from pipelines.plan import plan_of
-    from pipelines.plan_words import in_words
+    from pipelines.planning.plan import plan_of
+    from pipelines.planning.plan_text import in_words
 
     width = min(WIDEST, shutil.get_terminal_size().columns)
     graph = graph_of(job_files(jobs), overrides)

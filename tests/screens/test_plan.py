@@ -11,7 +11,7 @@ import pytest
 
 from connectors.emulator.server import LocalOptions, LocalServer
 from pipelines.config.overrides import NONE, Overrides
-from pipelines.plan import plan_of
+from pipelines.planning.plan import plan_of
 
 Read = Callable[..., list[dict[str, Any]]]
 
@@ -208,7 +208,7 @@ def test_more_rows_than_are_looked_at_are_scaled_up(reviews: Any, cli: Any, monk
     reviews.write("rows.csv", "id,text\n" + "".join(f"{n},text number {n}\n" for n in range(3000)))
     job = job_of(reviews, TEXT)
     whole = plan_of(job, NONE)
-    monkeypatch.setattr("pipelines.plan_steps.WHOLE_ROWS", 1000)
+    monkeypatch.setattr("pipelines.planning.dry_run.WHOLE_ROWS", 1000)
     part = plan_of(job, NONE)
     assert (whole.whole, whole.reckoned_rows, part.whole) == (True, 3000, False)
     assert part.reckoned_rows < 1500

@@ -12,7 +12,7 @@ from connectors.records import Request, Usage
 from connectors.tokens import count_tokens, is_exact
 from pipelines.config.batch_rules import BATCHED
 from pipelines.dispatch.provider_routes import TEXT_BYTES, step_price
-from pipelines.plan_answers import Likely
+from pipelines.planning.answer_estimates import Likely
 from pipelines.preparation.prepared_job import ReadyJob, ReadyStep
 from pipelines.pricing.prices import CACHED_FROM, Price, batch_price, cost, worst_cost
 

@@ -16,8 +16,8 @@ from connectors.records import Media, Request, Row, RowError, Values
 from pipelines.dispatch.media_files import with_media
 from pipelines.dispatch.step_runner import CHUNK_ROWS
 from pipelines.ledger.ledger import Ledger
-from pipelines.plan_answers import Likely, likely, stand_ins
-from pipelines.plan_money import Bill, Passes, Rates
+from pipelines.planning.answer_estimates import Likely, likely, stand_ins
+from pipelines.planning.cost_estimates import Bill, Passes, Rates
 from pipelines.preparation.prepared_job import ReadyJob, ReadyStep, media_reader
 
 WHOLE_ROWS = 20_000

@@ -6,8 +6,8 @@ from typing import Any
 import orjson
 
 from pipelines.formatting import duration, hanging, money, size, wrapped
-from pipelines.plan import Plan, StepPlan
-from pipelines.plan_answers import ENOUGH
+from pipelines.planning.answer_estimates import ENOUGH
+from pipelines.planning.plan import Plan, StepPlan
 
 EXAMPLE_LINES = 6
 

@@ -14,7 +14,7 @@ from pipelines.config.job import load_job
 from pipelines.config.overrides import Overrides
 from pipelines.config.workspace import LOCAL, find_workspace
 from pipelines.invoke import opened_ledger
-from pipelines.plan_steps import Looked, Reckoned, look
+from pipelines.planning.dry_run import Looked, Reckoned, look
 from pipelines.preparation.prepared_job import ReadyJob, ReadyStep, placed, prepared
 from pipelines.preparation.schema_evolution import has_keys, refusal, types_there
 from pipelines.pricing.prices import usd
