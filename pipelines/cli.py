@@ -159,7 +159,7 @@ def _report_nothing(stopped: str, exit_code: int) -> None:
     """The object of `--json` where it is not known of which job."""
     import orjson
 
-    from pipelines.summary import nothing_done
+    from pipelines.execution.run_report import nothing_done
 
     click.echo(orjson.dumps(nothing_done(None, exit_code, stopped)))
 

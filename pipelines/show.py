@@ -10,7 +10,7 @@ from connectors.errors import DataError
 from connectors.records import Request, RowError
 from pipelines.config.job import load_job
 from pipelines.config.workspace import find_workspace
-from pipelines.invoke import opened_ledger
+from pipelines.execution.invocation import opened_ledger
 from pipelines.ledger.ledger import Ledger
 from pipelines.looks import moment
 from pipelines.preparation.prepared_job import ReadyJob, prepared

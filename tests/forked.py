@@ -15,7 +15,13 @@ COMMAND = "from pipelines.cli import main; main()"
 # What a run imports; a fork of the server that has done so begins at once, where Python's own start takes a second.
 FROM = multiprocessing.get_context("forkserver")
 FROM.set_forkserver_preload(
-    ["pipelines.cli", "pipelines.commands.run", "pipelines.invoke", "connectors.emulator.server", "uvloop"]
+    [
+        "pipelines.cli",
+        "pipelines.commands.run",
+        "pipelines.execution.invocation",
+        "connectors.emulator.server",
+        "uvloop",
+    ]
 )
 
 

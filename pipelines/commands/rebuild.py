@@ -20,7 +20,7 @@ def rebuild_command(job: str, leave_out: bool) -> int:
     """
     from pathlib import Path
 
-    from pipelines.invoke import rebuilt
+    from pipelines.execution.invocation import rebuilt
 
     rows, fewer, tables = rebuilt(Path(job), leave_out)
     click.echo(f"wrote {rows:,} rows again; nothing was sent")

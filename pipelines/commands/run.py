@@ -101,7 +101,7 @@ def retry_command(job: str, classes: str | None, as_json: bool, log: str, quiet:
 @contextlib.contextmanager
 def _telling(files: Iterable[Path]) -> Iterator[None]:
     """A mistake that ends the command before any job begins is told for each of these files on stdout."""
-    from pipelines.summary import job_name, nothing_done
+    from pipelines.execution.run_report import job_name, nothing_done
 
     try:
         yield
@@ -114,8 +114,8 @@ def _telling(files: Iterable[Path]) -> Iterator[None]:
 def _compare(
     jobs: tuple[str, ...], overrides: Overrides, as_json: bool, log: Literal["plain", "json"], quiet: bool
 ) -> int:
-    from pipelines.compare_run import compare_run, in_words
-    from pipelines.summary import for_programs
+    from pipelines.execution.compare_run import compare_run, in_words
+    from pipelines.execution.run_report import for_programs
 
     codes: list[int] = []
     for path in job_files(jobs):
@@ -138,8 +138,8 @@ def _run_all(
     change: "SchemaChange | None" = None,
 ) -> int:
     from pipelines.config.job_graph import GraphJob, graph_of
-    from pipelines.many import run_many
-    from pipelines.summary import for_programs, in_words
+    from pipelines.execution.multi_job import run_many
+    from pipelines.execution.run_report import for_programs, in_words
 
     codes: list[int] = []
     as_lines = log == "json"
@@ -184,12 +184,12 @@ def _one(
     change: "SchemaChange | None",
 ) -> dict[str, Any]:
     """The `--json` object of one job, run in this process; a mistake is told on stderr, on_finish is told all."""
-    from pipelines.audits import failed_words
     from pipelines.config.job import load_job
     from pipelines.config.workspace import find_workspace
-    from pipelines.invoke import invoke
-    from pipelines.on_finish import notify_of
-    from pipelines.summary import StoppedEarly, job_name, nothing_done
+    from pipelines.execution.audits import failed_words
+    from pipelines.execution.invocation import invoke
+    from pipelines.execution.notifications import notify_of
+    from pipelines.execution.run_report import StoppedEarly, job_name, nothing_done
 
     def say(words: str, level: Level = "error") -> None:
         if log == "json":

@@ -19,10 +19,10 @@ def validate_command(jobs: tuple[str, ...]) -> int:
     """
     import contextlib
 
-    from pipelines.audits import check_audits
     from pipelines.config.job import load_job
     from pipelines.config.job_graph import graph_of
     from pipelines.config.workspace import find_workspace
+    from pipelines.execution.audits import check_audits
     from pipelines.looks import ledger_of
     from pipelines.preparation.prepared_job import prepared
     from pipelines.preparation.schema_evolution import refusal, types_there

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipelines.config.job import load_job
 from pipelines.config.overrides import Overrides
 from pipelines.config.workspace import LOCAL, find_workspace
-from pipelines.invoke import opened_ledger
+from pipelines.execution.invocation import opened_ledger
 from pipelines.planning.dry_run import Looked, Reckoned, look
 from pipelines.preparation.prepared_job import ReadyJob, ReadyStep, placed, prepared
 from pipelines.preparation.schema_evolution import has_keys, refusal, types_there

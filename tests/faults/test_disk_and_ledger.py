@@ -140,8 +140,8 @@ def test_a_state_folder_that_cannot_be_written_is_told(workspace: Any, provider:
 def test_a_parquet_sink_is_whole_for_a_reader_all_the_time(
     workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.committer.ROWS", 20)
-    monkeypatch.setattr("pipelines.job_run.CHUNK_ROWS", 16)
+    monkeypatch.setattr("pipelines.execution.committer.ROWS", 20)
+    monkeypatch.setattr("pipelines.execution.job_run.CHUNK_ROWS", 16)
     workspace.csv(400)
     cli.run(workspace.job())
     found: list[int] = []

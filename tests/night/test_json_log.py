@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import committer
+from pipelines.execution import committer
 from pipelines.monitoring import json_events
 
 

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from connectors.errors import JobError
+from pipelines.execution.run_report import for_programs
 from pipelines.ledger import ledger_file
 from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.runtime.run_records import job_lock
-from pipelines.summary import for_programs
 
 Read = Callable[..., list[dict[str, Any]]]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipelines.config.job_graph import GraphJob
-from pipelines.many import run_many
+from pipelines.execution.multi_job import run_many
 from pipelines.runtime.child_process import rowmill_command
 from pipelines.runtime.run_records import running
 
@@ -21,7 +21,9 @@ from pipelines.runtime.run_records import running
 def test_a_job_that_breaks_without_a_word_stops_what_depends_on_it(
     monkeypatch: pytest.MonkeyPatch, ended: int, code: int
 ) -> None:
-    monkeypatch.setattr("pipelines.many.rowmill_command", lambda: [sys.executable, "-c", f"raise SystemExit({ended})"])
+    monkeypatch.setattr(
+        "pipelines.execution.multi_job.rowmill_command", lambda: [sys.executable, "-c", f"raise SystemExit({ended})"]
+    )
     told: dict[str, Any] = {}
     jobs = [GraphJob(Path("a.yaml"), "a", ()), GraphJob(Path("b.yaml"), "b", ("a",))]
     run_many(jobs, [], lambda job, report: told.update({job.name: (report["exit_code"], report["stopped"])}))

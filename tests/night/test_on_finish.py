@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import on_finish
+from pipelines.execution import notifications
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ AHEAD = """
 import os, sys
 if any(word.endswith(".yaml") for word in sys.orig_argv):
     import datetime, time
-    import pipelines.invoke
+    import pipelines.execution.invocation
     REAL, AHEAD = datetime.datetime, datetime.timedelta(microseconds=int(os.environ["WEEK_AHEAD_US"]))
     class AnyTime(type):
         def __instancecheck__(cls, value):

@@ -230,7 +230,7 @@ def test_rows_that_come_slowly_do_not_go_in_a_batch_for_each_few(
     workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(500)
-    monkeypatch.setattr("pipelines.job_run.CHUNK_ROWS", 50)
+    monkeypatch.setattr("pipelines.execution.job_run.CHUNK_ROWS", 50)
     batches.held = True
     chunks = itertools.count(1)
 
@@ -251,8 +251,8 @@ def test_as_many_rows_are_under_way_as_the_window_holds_in_several_batches_at_a_
     workspace.csv(2500)
     monkeypatch.setattr("pipelines.batch.builder.LINES", 100)
     monkeypatch.setattr("pipelines.dispatch.step_runner.CHUNK_ROWS", 50)
-    monkeypatch.setattr("pipelines.job_run.CHUNK_ROWS", 50)
-    monkeypatch.setattr("pipelines.job_run.OPEN_BATCH_ROWS", 500)
+    monkeypatch.setattr("pipelines.execution.job_run.CHUNK_ROWS", 50)
+    monkeypatch.setattr("pipelines.execution.job_run.OPEN_BATCH_ROWS", 500)
     most: list[int] = []
 
     def watched(method: str, path: str) -> None:

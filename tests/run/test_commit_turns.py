@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.committer import Committer
+from pipelines.execution.committer import Committer
 from pipelines.ledger.ledger import Ledger
 
 

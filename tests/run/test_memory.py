@@ -109,7 +109,7 @@ def test_large_answers_wait_for_their_turn_in_bytes(
 def test_wide_rows_set_out_a_few_megabytes_at_a_time(
     workspace: Any, cli: Any, answering: type[Answering], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.job_run.OPEN_BYTES", 4 * MB)
+    monkeypatch.setattr("pipelines.execution.job_run.OPEN_BYTES", 4 * MB)
     monkeypatch.setattr("pipelines.preparation.row_selection.CHUNK_BYTES", 1 * MB)
 
     class Watched(Travel):
@@ -130,8 +130,8 @@ def test_wide_rows_set_out_a_few_megabytes_at_a_time(
 def test_rows_wait_while_as_much_as_a_commit_takes_waits_for_the_one_under_way(
     workspace: Any, cli: Any, answering: type[Answering], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.committer.BYTES", 4 * MB)
-    monkeypatch.setattr("pipelines.job_run.CHUNK_ROWS", 2)
+    monkeypatch.setattr("pipelines.execution.committer.BYTES", 4 * MB)
+    monkeypatch.setattr("pipelines.execution.job_run.CHUNK_ROWS", 2)
     commit, first = ParquetFolder.commit, threading.Lock()
 
     def slow_at_first(*given: Any) -> None:

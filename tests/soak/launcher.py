@@ -28,8 +28,8 @@ if __name__ == "__main__":
 import aiohttp
 
 import pipelines.commands.run
-import pipelines.committer
-import pipelines.job_run
+import pipelines.execution.committer
+import pipelines.execution.job_run
 from connectors.sinks import duckdb_table, parquet_folder
 from connectors.storage.file_transaction import Staging
 from connectors.transport.client import HttpTransport
@@ -297,8 +297,8 @@ def take_orders() -> None:
 
 
 if __name__ == "__main__":
-    pipelines.committer.ROWS = 12
-    pipelines.job_run.CHUNK_ROWS = 8
-    pipelines.job_run.asyncio = Hurried()  # type: ignore[assignment]
+    pipelines.execution.committer.ROWS = 12
+    pipelines.execution.job_run.CHUNK_ROWS = 8
+    pipelines.execution.job_run.asyncio = Hurried()  # type: ignore[assignment]
     parquet_folder.SMALL_PARTS = 2
     take_orders()

@@ -16,7 +16,7 @@ from connectors.errors import JobError
 from pipelines.config.job import Job, load_job
 from pipelines.config.overrides import Overrides
 from pipelines.config.workspace import Workspace, find_workspace
-from pipelines.summary import for_programs
+from pipelines.execution.run_report import for_programs
 
 COMMAND_SECONDS = 60.0
 WEBHOOK_SECONDS = 30.0

@@ -12,8 +12,8 @@ from connectors.sql import quoted_list
 from pipelines.config.job import load_job
 from pipelines.config.overrides import NONE, Overrides
 from pipelines.config.workspace import find_workspace
+from pipelines.execution.invocation import invoke, opened_ledger
 from pipelines.formatting import harmless
-from pipelines.invoke import invoke, opened_ledger
 from pipelines.preparation.prepared_job import prepared
 from pipelines.preparation.row_selection import key_text
 

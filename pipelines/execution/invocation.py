@@ -11,11 +11,12 @@ from connectors.errors import DataError, JobError, RowmillError, Stopped
 from connectors.registry import SINKS
 from connectors.sql import query_connection
 from connectors.tables.schema_checks import OtherColumns
-from pipelines.audits import check_audits, run_audits
 from pipelines.config.job import LoadedJob, load_job
 from pipelines.config.overrides import Overrides, gives_sink
 from pipelines.config.workspace import LOCAL, Workspace, find_workspace
 from pipelines.dispatch.provider_routes import member_price, step_price
+from pipelines.execution.audits import check_audits, run_audits
+from pipelines.execution.run_report import StoppedEarly, summary
 from pipelines.housekeeping import drop_committed
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.projection import add_usage, rebuild
@@ -29,11 +30,10 @@ from pipelines.preparation.schema_evolution import (
     types_there,
 )
 from pipelines.runtime.run_records import CLOSING, OpenRun, await_crew, end_invocation, job_lock, open_run, sink_lock
-from pipelines.summary import StoppedEarly, summary
 
 if TYPE_CHECKING:
     from pipelines.dispatch.counters import Tally
-    from pipelines.job_run import Ended
+    from pipelines.execution.job_run import Ended
 
 
 def invoke(
@@ -48,7 +48,7 @@ def invoke(
 ) -> dict[str, Any]:
     """Run the job as far as it comes; the object of `--json`. `on_ray`: by the workers of a Ray cluster. `change`: what
     to do where the sink's tables have other columns; None: refuse."""
-    from pipelines.job_run import RunOptions, run_job
+    from pipelines.execution.job_run import RunOptions, run_job
     from pipelines.monitoring.json_events import ProgressLog
     from pipelines.monitoring.json_log import tell_defect
     from pipelines.monitoring.progress import progress
@@ -119,8 +119,8 @@ def _sized(
 ) -> "Iterator[tuple[ReadyJob, Tally | None]]":
     """The job, checked; and what was counted where its vectors' length had to be asked for first."""
     from pipelines.dispatch.counters import Tally
+    from pipelines.execution.embedding_dimensions import ask_sizes, seen_in_sink, unsized
     from pipelines.runtime.event_loop import run_loop
-    from pipelines.vector_sizes import ask_sizes, seen_in_sink, unsized
 
     tally: Tally | None = None
     for look in (seen_in_sink, None):
@@ -160,7 +160,7 @@ def _early(ready: ReadyJob, tally: "Tally | None" = None, run_id: str | None = N
     """Gives a Stopped what is known of the job: how many rows there are, how they stand where there is no sink yet,
     and what has been spent on learning how long vectors are."""
     from pipelines.dispatch.counters import Tally
-    from pipelines.job_run import Ended
+    from pipelines.execution.job_run import Ended
 
     try:
         yield

@@ -12,7 +12,7 @@ from connectors.errors import DataError, JobError, Stopped, did_you_mean
 from connectors.sql import AUTHORS_LIMIT, first_line, lock_down, parsed_sql, query_connection
 from connectors.tables.schemas import usage_schema
 from pipelines.config.job import Audit
-from pipelines.drift import drifted
+from pipelines.execution.drift import drifted
 from pipelines.preparation.prepared_job import ReadyJob
 
 TABLES = ("results", "usage", "errors")

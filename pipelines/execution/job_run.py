@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from connectors.contracts import Commit
 from connectors.errors import RowmillError
-from pipelines.committer import Committer, rejected
 from pipelines.dispatch.counters import StepTally, Tally
 from pipelines.dispatch.request_types import DayBudget, Sending
 from pipelines.dispatch.step_runner import (
@@ -29,6 +28,7 @@ from pipelines.dispatch.step_runner import (
     Chunk,
 )
 from pipelines.engines.local_engine import Engine, Travelling, Work, local_engine
+from pipelines.execution.committer import Committer, rejected
 from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.ledger.ledger_file import MEND
 from pipelines.ledger.projection import packed

@@ -12,8 +12,8 @@ from typing import Any
 import orjson
 
 from pipelines.config.job_graph import GraphJob
+from pipelines.execution.run_report import nothing_done
 from pipelines.runtime.child_process import lifeline, rowmill_command, rowmill_environment
-from pipelines.summary import nothing_done
 
 AT_A_TIME = 4
 """Jobs that run together; their requests share the providers' limits."""

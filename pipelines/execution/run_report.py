@@ -6,8 +6,8 @@ from typing import Any
 
 from connectors.errors import JobError, Stopped
 from pipelines.config.yaml_reader import read_yaml
+from pipelines.execution.job_run import Ended
 from pipelines.formatting import hanging, harmless
-from pipelines.job_run import Ended
 from pipelines.pricing.prices import usd
 
 WIDTH = 80
