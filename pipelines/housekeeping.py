@@ -15,8 +15,8 @@ from pipelines.config.yaml_reader import read_yaml
 from pipelines.ledger.answer_files import PLACED_BYTES, file_of
 from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.ledger.projection import ANSWERS, unpacked
-from pipelines.looks import moment
 from pipelines.pricing.prices import usd
+from pipelines.reporting.status_queries import moment
 from pipelines.runtime.run_records import job_lock
 
 AT_ONCE = 500

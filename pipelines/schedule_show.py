@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 
 from pipelines.ledger.ledger_file import open_ledger_file
-from pipelines.looks import COST
 from pipelines.pricing.prices import usd
+from pipelines.reporting.status_queries import COST
 from pipelines.runtime.run_records import running
 from pipelines.schedule import Memory, Scheduled, next_due
 

@@ -128,7 +128,7 @@ def export_command(folder: Path, target: Path) -> None:
 
 def _opened(folder: Path) -> "tuple[Workspace, Ledger]":
     from pipelines.config.workspace import find_workspace
-    from pipelines.looks import ledger_of
+    from pipelines.reporting.status_queries import ledger_of
 
     workspace = find_workspace(folder)
     ledger = ledger_of(workspace)

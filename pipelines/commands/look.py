@@ -23,13 +23,13 @@ def status_command(job: str | None, as_json: bool) -> None:
       rowmill status
       rowmill status jobs/quickstart.yaml --json
     """
-    from pipelines.looks import status
+    from pipelines.reporting.status_queries import status
 
     rows = status(None if job is None else Path(job))
     if as_json or not rows:
         print_rows(rows, as_json, "no run yet")
     else:
-        from pipelines.look_words import status_words
+        from pipelines.reporting.status_format import status_words
 
         click.echo(status_words(rows, datetime.now(UTC)))
 
@@ -45,13 +45,13 @@ def errors_command(job: str, limit: int, as_json: bool) -> None:
     Example:
       rowmill errors jobs/quickstart.yaml
     """
-    from pipelines.looks import errors
+    from pipelines.reporting.status_queries import errors
 
     failed = errors(Path(job), limit)
     if as_json or not failed.total:
         print_rows(failed.rows, as_json, "no row has failed")
     else:
-        from pipelines.look_words import errors_words
+        from pipelines.reporting.status_format import errors_words
 
         click.echo(errors_words(failed, job, shutil.get_terminal_size().columns))
 
@@ -68,7 +68,7 @@ def usage_command(job: str | None, by: str, as_json: bool) -> None:
       rowmill usage --by day
       rowmill usage jobs/quickstart.yaml --by model
     """
-    from pipelines.looks import usage
+    from pipelines.reporting.status_queries import usage
 
     rows = usage(None if job is None else Path(job), by)
     if not as_json:
@@ -108,6 +108,6 @@ def since_1970(name: str, value: object) -> object:
     """A moment where the API tells seconds since 1970; any other value as it is."""
     if not isinstance(value, int | float) or not (name == "created" or name.endswith("_at")):
         return value
-    from pipelines.looks import moment
+    from pipelines.reporting.status_queries import moment
 
     return moment(int(value * 1e6))

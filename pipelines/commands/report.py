@@ -22,7 +22,7 @@ def report_command(job: str, out: Path | None) -> None:
     """
     from connectors.errors import JobError
     from pipelines.config.job import load_job
-    from pipelines.report import report
+    from pipelines.reporting.report_page import report
 
     target = out if out is not None else Path(f"{load_job(job).job.name}-report.html")
     try:

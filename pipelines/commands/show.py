@@ -22,7 +22,7 @@ def show_command(job: str, key: str, as_json: bool) -> None:
     Example:
       rowmill show jobs/quickstart.yaml 17
     """
-    from pipelines.show import story
+    from pipelines.reporting.row_history import story
 
     told = story(Path(job), key)
     option = None if as_json else orjson.OPT_INDENT_2

@@ -23,9 +23,9 @@ def validate_command(jobs: tuple[str, ...]) -> int:
     from pipelines.config.job_graph import graph_of
     from pipelines.config.workspace import find_workspace
     from pipelines.execution.audits import check_audits
-    from pipelines.looks import ledger_of
     from pipelines.preparation.prepared_job import prepared
     from pipelines.preparation.schema_evolution import refusal, types_there
+    from pipelines.reporting.status_queries import ledger_of
 
     worst = 0
     files = job_files(jobs)

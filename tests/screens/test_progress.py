@@ -16,12 +16,12 @@ import pytest
 from connectors.records import Request
 from pipelines.dispatch.counters import StepTally, Tally
 from pipelines.dispatch.step_runner import CHUNK_ROWS
-from pipelines.look_words import status_words
-from pipelines.looks import status
 from pipelines.monitoring import progress
 from pipelines.monitoring.progress import Pace, clock, facts, line
 from pipelines.monitoring.run_heartbeat import read_running
 from pipelines.monitoring.run_view import Watch
+from pipelines.reporting.status_format import status_words
+from pipelines.reporting.status_queries import status
 from pipelines.runtime.run_records import job_lock
 
 

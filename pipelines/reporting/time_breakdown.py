@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from pipelines.monitoring.bottleneck import SENDERS
-from pipelines.report_parts import Safe, fact, figures, number, table
+from pipelines.reporting.html import Safe, fact, figures, number, table
 
 NAMES = {
     "limits": "waiting for a limit of the provider or the job",

@@ -8,11 +8,11 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from pipelines.formatting import duration, money
-from pipelines.look_words import ENDS
-from pipelines.report_charts import bars
-from pipelines.report_facts import HIDDEN, ReportFacts, report_facts
-from pipelines.report_parts import Safe, fact, figures, number, shown_value, table
-from pipelines.report_times import where_the_time_went
+from pipelines.reporting.html import Safe, fact, figures, number, shown_value, table
+from pipelines.reporting.report_queries import HIDDEN, ReportFacts, report_facts
+from pipelines.reporting.status_format import ENDS
+from pipelines.reporting.svg_bars import bars
+from pipelines.reporting.time_breakdown import where_the_time_went
 
 SHORT = 60
 """Characters of a value that needs no line of its own."""

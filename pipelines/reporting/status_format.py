@@ -5,8 +5,8 @@ from datetime import datetime
 from typing import Any
 
 from pipelines.formatting import hanging, harmless, money
-from pipelines.looks import Failed
 from pipelines.monitoring.progress import clock
+from pipelines.reporting.status_queries import Failed
 
 ENDS = {
     0: "done",

@@ -1,0 +1,1 @@
+"""Status, errors, usage, the history of a row, and the HTML report."""
