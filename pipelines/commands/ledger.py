@@ -41,7 +41,7 @@ def show_command(folder: Path, as_json: bool) -> None:
     Example:
       rowmill ledger show
     """
-    from pipelines.housekeeping import shown
+    from pipelines.maintenance.retention import shown
 
     _, ledger = _opened(folder)
     try:
@@ -81,7 +81,7 @@ def prune_command(
       rowmill ledger prune --gone
       rowmill ledger prune --job ticket-enrichment --older-than 2w
     """
-    from pipelines.housekeeping import gone_jobs, prune, seconds_of
+    from pipelines.maintenance.retention import gone_jobs, prune, seconds_of
 
     if age is None and not jobs and not gone:
         raise JobError("ledger prune: says not what to drop; add --older-than 90d, --job NAME or --gone")
@@ -115,7 +115,7 @@ def export_command(folder: Path, target: Path) -> None:
     Example:
       rowmill ledger export -o ledger-copy
     """
-    from pipelines.export import export
+    from pipelines.maintenance.export import export
 
     _, ledger = _opened(folder)
     try:

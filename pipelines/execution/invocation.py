@@ -17,9 +17,9 @@ from pipelines.config.workspace import LOCAL, Workspace, find_workspace
 from pipelines.dispatch.provider_routes import member_price, step_price
 from pipelines.execution.audits import check_audits, run_audits
 from pipelines.execution.run_report import StoppedEarly, summary
-from pipelines.housekeeping import drop_committed
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.projection import add_usage, rebuild
+from pipelines.maintenance.retention import drop_committed
 from pipelines.preparation.prepared_job import ReadyJob, placed, prepared
 from pipelines.preparation.schema_evolution import (
     SchemaChange,

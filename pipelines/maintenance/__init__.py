@@ -1,0 +1,1 @@
+"""Upkeep of a workspace: pruning and exporting the ledger."""
