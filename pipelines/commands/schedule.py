@@ -12,7 +12,7 @@ from pipelines.commands.look import as_json_option, print_rows
 from pipelines.commands.options import job_argument, job_files
 
 if TYPE_CHECKING:
-    from pipelines.schedule import Scheduled
+    from pipelines.schedule.scheduler import Scheduled
 
 
 @click.group("schedule")
@@ -46,8 +46,8 @@ def run_command(jobs: tuple[str, ...], once: bool, parallel: int, log: Literal["
       rowmill schedule run jobs/ --once
     """
     from pipelines.commands.run import WORST_FIRST
-    from pipelines.schedule import Roster
-    from pipelines.schedule_run import Shift
+    from pipelines.schedule.daemon import Shift
+    from pipelines.schedule.scheduler import Roster
 
     shift = Shift(Roster(lambda: _files(jobs), _named(jobs)), log, parallel)
     chosen = shift.roster.jobs()
@@ -73,7 +73,7 @@ def show_command(jobs: tuple[str, ...], last: int, as_json: bool) -> None:
       rowmill schedule show
       rowmill schedule show jobs/ --last 7 --json
     """
-    from pipelines.schedule_show import shown
+    from pipelines.schedule.history import shown
 
     rows = shown(_scheduled(jobs), last, datetime.now(UTC))
     if not as_json:
@@ -107,7 +107,7 @@ def install_command(jobs: tuple[str, ...], kind: str, write: bool, folder: Path 
 
 
 def _crontab(chosen: "list[Scheduled]", env_file: Path | None, write: bool) -> None:
-    from pipelines.schedule_files import crontab_block, merged_crontab, read_crontab, write_crontab
+    from pipelines.schedule.cron_systemd import crontab_block, merged_crontab, read_crontab, write_crontab
 
     folders = dict.fromkeys(job.workspace.folder for job in chosen)
     blocks = {
@@ -123,7 +123,7 @@ def _crontab(chosen: "list[Scheduled]", env_file: Path | None, write: bool) -> N
 
 def _systemd(chosen: "list[Scheduled]", env_file: Path | None, write: bool, folder: Path | None) -> None:
     from pipelines.ledger.ledger_file import write_whole
-    from pipelines.schedule_files import systemd_units
+    from pipelines.schedule.cron_systemd import systemd_units
 
     target = folder if folder is not None else Path.home() / ".config/systemd/user"
     units = {name: text for job in chosen for name, text in systemd_units(job, env_file, date.today()).items()}
@@ -140,7 +140,7 @@ def _systemd(chosen: "list[Scheduled]", env_file: Path | None, write: bool, fold
 
 
 def _scheduled(jobs: tuple[str, ...]) -> "list[Scheduled]":
-    from pipelines.schedule import scheduled_jobs
+    from pipelines.schedule.scheduler import scheduled_jobs
 
     here = jobs or tuple(folder for folder in (".", "jobs") if _holds_jobs(Path(folder)))
     return scheduled_jobs(job_files(here), _named(jobs))

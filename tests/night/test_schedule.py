@@ -17,10 +17,19 @@ import pytest
 
 from connectors.errors import JobError
 from pipelines.runtime.child_process import rowmill_command
-from pipelines.schedule import Memory, Roster, Scheduled, Scheduler, Start, latest_due, next_due, scheduled_jobs
-from pipelines.schedule_files import crontab_block, merged_crontab, on_calendar, systemd_units
-from pipelines.schedule_run import Shift
-from pipelines.schedule_show import shown
+from pipelines.schedule.cron_systemd import crontab_block, merged_crontab, on_calendar, systemd_units
+from pipelines.schedule.daemon import Shift
+from pipelines.schedule.history import shown
+from pipelines.schedule.scheduler import (
+    Memory,
+    Roster,
+    Scheduled,
+    Scheduler,
+    Start,
+    latest_due,
+    next_due,
+    scheduled_jobs,
+)
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NIGHT = datetime(2027, 1, 4, 12, tzinfo=UTC)

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from pipelines.runtime.child_process import rowmill_command
-from pipelines.schedule import Roster
-from pipelines.schedule_run import Shift
+from pipelines.schedule.daemon import Shift
+from pipelines.schedule.scheduler import Roster
 from tests.night.night_api import Bill, Body
 from tests.night.week import CONCURRENCY, KILLED_AFTER, LABEL_MODELS, PER_DAY, Line, nights, printed, week_of
 

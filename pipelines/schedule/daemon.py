@@ -14,7 +14,7 @@ import orjson
 
 from pipelines.monitoring.json_log import Level, log_line
 from pipelines.runtime.child_process import lifeline, rowmill_command, rowmill_environment
-from pipelines.schedule import Memory, Roster, Scheduler, Start, seconds_until_next
+from pipelines.schedule.scheduler import Memory, Roster, Scheduler, Start, seconds_until_next
 
 LONGEST_SLEEP = 30.0
 """Seconds after which files and clock are looked at again, though nothing is due."""

@@ -11,7 +11,7 @@ from cronsim import CronSim
 
 from connectors.errors import JobError
 from pipelines.runtime.child_process import rowmill_command
-from pipelines.schedule import Scheduled
+from pipelines.schedule.scheduler import Scheduled
 
 YEARS = 10
 """Of which systemd is told the nights when the clock is put forward."""
