@@ -4,19 +4,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.comparing import compare
-    from pipelines.results import Results, read_results
-    from pipelines.scoring import score
-    from pipelines.watched_run import run
+    from pipelines.analysis.comparison import compare
+    from pipelines.analysis.results import Results, read_results
+    from pipelines.analysis.scoring import score
+    from pipelines.python_api.live_run import run
 
 __all__ = ["Results", "compare", "read_results", "run", "score"]
 
 _HOMES = {
-    "Results": "pipelines.results",
-    "compare": "pipelines.comparing",
-    "read_results": "pipelines.results",
-    "run": "pipelines.watched_run",
-    "score": "pipelines.scoring",
+    "Results": "pipelines.analysis.results",
+    "compare": "pipelines.analysis.comparison",
+    "read_results": "pipelines.analysis.results",
+    "run": "pipelines.python_api.live_run",
+    "score": "pipelines.analysis.scoring",
 }
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from connectors.errors import JobError
 from connectors.tables.schemas import errors_schema, usage_schema
-from pipelines import charts
+from pipelines.analysis import charts
 
 BEGAN = datetime(2026, 3, 1, 23, 59, 58, tzinfo=UTC)
 

@@ -15,10 +15,10 @@ import pytest
 from aiohttp import web
 
 from connectors.errors import JobError, Locked
-from pipelines.comparing import compare
-from pipelines.results import read_results
+from pipelines.analysis.comparison import compare
+from pipelines.analysis.results import read_results
+from pipelines.python_api.live_run import run
 from pipelines.runtime.run_records import job_lock
-from pipelines.watched_run import run
 
 PARQUET, DUCKDB = "{parquet: out, columns: [text]}", "{duckdb: out.duckdb, table: answers, columns: [text]}"
 DELTA = "{delta: out, columns: [text]}"
@@ -263,7 +263,7 @@ async def test_a_notebook_sees_how_far_the_run_is(
     shown.HTML, shown.display = str, display  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "IPython", notebook)
     monkeypatch.setitem(sys.modules, "IPython.display", shown)
-    monkeypatch.setattr("pipelines.watched_run.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("pipelines.python_api.live_run.LOOK_SECONDS", 0.05)
     workspace.csv(30)
     provider.latency = 0.1
     await run(workspace.job(limits="{concurrency: 2}"))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.errors import JobError
-from pipelines.scoring import score
+from pipelines.analysis.scoring import score
 
 ROWS = [("a", "a"), ("a", "a"), ("a", "b"), ("b", "b"), ("b", "c"), (None, "a"), ("a", None)]
 

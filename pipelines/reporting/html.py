@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from connectors.errors import JobError
-from pipelines.results import Results
+from pipelines.analysis.results import Results
 
 LONGEST = 600
 """Characters of a text that are shown."""

@@ -12,9 +12,9 @@ import orjson
 import pyarrow as pa
 
 from connectors.sql import quoted, quoted_list
+from pipelines.analysis.results import Results, read_results
 from pipelines.ledger.ledger_file import open_ledger_file
 from pipelines.pricing.prices import usd
-from pipelines.results import Results, read_results
 
 Facts = Mapping[str, Any]
 

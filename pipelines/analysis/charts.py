@@ -12,7 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from connectors.errors import JobError, did_you_mean
-from pipelines.neighbours import vector_column
+from pipelines.analysis.similarity import vector_column
 
 try:
     import altair as alt

@@ -7,7 +7,7 @@ import polars as pl
 
 from connectors.errors import JobError
 from connectors.registry import StepKind
-from pipelines.results import Results
+from pipelines.analysis.results import Results
 
 
 @dataclass(frozen=True, slots=True, eq=False)

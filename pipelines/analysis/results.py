@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
 
-    from pipelines.neighbours import Embedded
-    from pipelines.scoring import Score
+    from pipelines.analysis.scoring import Score
+    from pipelines.analysis.similarity import Embedded
 
 TABLES = ("results", "usage", "errors")
 _GLOB = "/*.parquet"
@@ -104,7 +104,7 @@ class Results:
 
     def score(self, label: str, output: str) -> "Score":
         """How the answers in `output` agree with the column `label`, which the sink must carry over."""
-        from pipelines.scoring import score
+        from pipelines.analysis.scoring import score
 
         return score(self.results, label, output)
 
@@ -113,7 +113,7 @@ class Results:
 
         It is not in the ledger; what it cost is in the answer.
         """
-        from pipelines.neighbours import embed, vector_column
+        from pipelines.analysis.similarity import embed, vector_column
 
         return embed(self.job, self.workspace, vector_column(self.results, column), text)
 
@@ -122,7 +122,7 @@ class Results:
     ) -> "pl.DataFrame":
         """The k rows whose vectors in `column` (None: the only one) are most like that of a row (`key`: its key, a
         tuple where that is several columns) or of a text; their columns and `similarity`, the cosine."""
-        from pipelines.neighbours import Embedded, nearest, nearest_to_row, vector_column
+        from pipelines.analysis.similarity import Embedded, nearest, nearest_to_row, vector_column
 
         name = vector_column(self.results, column)
         if (key is None) == (text is None):

@@ -33,7 +33,7 @@ class Score:
 
     def chart(self) -> "alt.LayerChart":
         """The confusion matrix as a picture."""
-        from pipelines.charts import confusion
+        from pipelines.analysis.charts import confusion
 
         return confusion(self.confusion, self.label, self.output, f"{self._right} of {self.rows:,} rows")
 
