@@ -10,8 +10,8 @@ import click
 import orjson
 
 from connectors.errors import JobError
-from pipelines.commands.look import as_json_option, print_facts, print_rows, since_1970
 from pipelines.commands.options import provider_option
+from pipelines.commands.status import as_json_option, print_facts, print_rows, since_1970
 
 if TYPE_CHECKING:
     from pipelines.runtime.provider_api import Item, ProviderApi

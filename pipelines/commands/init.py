@@ -1,8 +1,46 @@
 """`rowmill init`: a folder to start from."""
 
+import json
+from importlib.resources import files
 from pathlib import Path
 
 import click
+
+from connectors.errors import JobError
+from pipelines.config.json_schema import job_schema
+
+_STARTER = {
+    "rowmill.yaml": "rowmill.yaml",
+    "jobs/quickstart.yaml": "jobs/quickstart.yaml",
+    "data/reviews.csv": "data/reviews.csv",
+    "README.md": "README.md",
+    # Under its own name it would hold for the package's folder.
+    ".gitignore": "gitignore",
+}
+"""What is written -> the file of the package that it is a copy of."""
+
+SCHEMA_NAME = "job.schema.json"
+
+
+def init(folder: Path) -> tuple[Path, ...]:
+    """Write the starter files; the paths written. JobError, before anything is written, if one is there already."""
+    names = sorted((*_STARTER, SCHEMA_NAME))
+    if folder.exists() and not folder.is_dir():
+        raise JobError(f"{folder}: is a file; name a folder")
+    taken = [name for name in names if (folder / name).exists() or (folder / name).is_symlink()]
+    if taken:
+        raise JobError(f"{folder}: {', '.join(taken)} would be overwritten; choose another folder")
+    starter = files("pipelines") / "starter"
+    for name in names:
+        schema = (json.dumps(job_schema(), indent=2) + "\n").encode() if name == SCHEMA_NAME else None
+        content = schema if schema is not None else (starter / _STARTER[name]).read_bytes()
+        try:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with (folder / name).open("xb") as file:
+                file.write(content)
+        except OSError as exc:
+            raise JobError(f"{folder / name}: cannot be written ({exc.strerror}); choose another folder") from exc
+    return tuple(folder / name for name in names)
 
 
 @click.command("init")
@@ -14,7 +52,7 @@ def init_command(folder: Path) -> None:
     Example:
       rowmill init my-jobs
     """
-    from pipelines.init import init
+    from pipelines.commands.init import init
 
     for path in init(folder):
         click.echo(f"wrote {path}")

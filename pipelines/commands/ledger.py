@@ -8,7 +8,7 @@ import click
 import orjson
 
 from connectors.errors import JobError
-from pipelines.commands.look import as_json_option, print_rows
+from pipelines.commands.status import as_json_option, print_rows
 
 if TYPE_CHECKING:
     from pipelines.config.workspace import Workspace

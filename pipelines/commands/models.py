@@ -2,8 +2,8 @@
 
 import click
 
-from pipelines.commands.look import as_json_option, print_facts, print_rows, since_1970
 from pipelines.commands.options import provider_option
+from pipelines.commands.status import as_json_option, print_facts, print_rows, since_1970
 
 
 @click.group("models")

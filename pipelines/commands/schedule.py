@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from connectors.errors import JobError
-from pipelines.commands.look import as_json_option, print_rows
 from pipelines.commands.options import job_argument, job_files
+from pipelines.commands.status import as_json_option, print_rows
 
 if TYPE_CHECKING:
     from pipelines.schedule.scheduler import Scheduled

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from connectors.errors import JobError
+from pipelines.commands.init import init
 from pipelines.config.job import load_job
 from pipelines.config.json_schema import job_schema
 from pipelines.config.workspace import find_workspace
-from pipelines.init import init
 
 NAMES = [".gitignore", "README.md", "data/reviews.csv", "job.schema.json", "jobs/quickstart.yaml", "rowmill.yaml"]
 
