@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from tests.threaded_server import ThreadedServer
+from tests.support.threaded_server import ThreadedServer
 
 Body = dict[str, Any]
 Script = Callable[[str, Body, int], web.StreamResponse | Body | None]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from connectors.endpoints.audio.transcript_replies import joined
-from tests.fuzz.test_reply_junk import CASES, SEEDS, digested, paths_of
+from tests.fuzz.test_mutated_replies import CASES, SEEDS, digested, paths_of
 
 DEEP = b"[" * 300 + b"]" * 300
 HERE = "the place of what is deep"

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("tests.soak.ordeal", "tests.soak.accounts")
+pytest.register_assert_rewrite("tests.soak.scenarios", "tests.soak.accounts")
 
 from tests.conftest import Workspace  # noqa: E402
 from tests.soak.counting_server import CountingServer  # noqa: E402
 from tests.soak.launcher import POINTS, RANDOM  # noqa: E402
-from tests.soak.ordeal import OF_DUCKDB, SCENARIOS, SIGNALS, Ordeal, csv_of  # noqa: E402
+from tests.soak.scenarios import OF_DUCKDB, SCENARIOS, SIGNALS, Ordeal, csv_of  # noqa: E402
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what its sockets have sent")
 

@@ -1,0 +1,129 @@
+"""Every notebook runs from its first cell to its last, and what is committed shows its pictures without being run."""
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from PIL import Image
+
+ROOT = Path(__file__).parents[3]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LARGEST = 400_000
+"""Bytes of a committed notebook."""
+COLOURS = 8
+"""A picture with fewer shows nothing."""
+
+RUNS_AGREE = """
+import duckdb as _duckdb
+
+_runs = {}
+for _one in {id(value): value for value in Out.values()}.values():
+    if type(_one).__name__ == "RunReport" and _one.tables["usage"].endswith(".parquet"):
+        _runs.setdefault(_one.run_id, []).append(_one)
+for _run_id, _told in _runs.items():
+    _found = _duckdb.sql(
+        "select count(*), coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0), coalesce(sum(cost_usd), 0) "
+        f"from '{_told[0].tables['usage']}' where run_id = '{_run_id}'"
+    ).fetchall()[0]
+    _names = ("requests", "input_tokens", "output_tokens", "cost_usd")
+    _sums = [sum(getattr(one, name) for one in _told) for name in _names]
+    assert all(abs(a - b) < 1e-9 for a, b in zip(_found, _sums)), (_found, _sums)
+    _rows = _duckdb.sql(f"select count(*) from '{_told[-1].tables['results']}'").fetchall()[0]
+    assert _rows == (_told[-1].rows_ok,)
+"""
+"""Every run that was shown tells what SQL over its tables tells; to be run at the end of a notebook."""
+NUMBERS_AGREE = {
+    "01_first_job": """
+_row = quickstart.duckdb().sql("select count(*), avg((sentiment = label)::int) from results").fetchall()[0]
+assert _row[0] == score.rows and abs(_row[1] - score.accuracy) < 1e-12
+""",
+    "02_cost_and_limits": """
+_row = rehearsal.duckdb().sql("select (select count(*) from results), sum(cost_usd) from usage").fetchall()[0]
+assert _row[0] == rows and abs(_row[1] - usd) < 1e-12
+""",
+    "03_semantic_search": """
+_near = articles.nearest(key=("fra", 26), k=5)
+_sql = articles.duckdb().sql(
+    "select a.language, a.article, list_cosine_similarity(a.vector::float[], b.vector::float[]) as s "
+    "from results a, (select vector from results where code = 'fra' and article = 26) b "
+    "where not (a.code = 'fra' and a.article = 26) order by s desc limit 5").fetchall()
+assert [(x["language"], x["article"]) for x in _near.iter_rows(named=True)] == [row[:2] for row in _sql]
+assert max(abs(x - row[2]) for x, row in zip(_near["similarity"], _sql)) < 1e-5
+""",
+    "04_two_prompts_against_labels": """
+_a, _b = a.results.collect(), b.results.collect()
+_row = _duckdb.sql(
+    "select count(*), count(*) filter (x.sentiment = y.sentiment), avg((x.sentiment = x.label)::int), "
+    "avg((y.sentiment = y.label)::int) from _a x join _b y using (id)").fetchall()[0]
+assert both.agreement.row(0)[1:3] == _row[:2]
+assert abs(a.score("label", "sentiment").accuracy - _row[2]) < 1e-12
+assert abs(b.score("label", "sentiment").accuracy - _row[3]) < 1e-12
+""",
+    "05_audio_and_images": """
+assert _duckdb.sql("select count(*) from words").fetchall()[0] == (heard.duckdb().sql(
+    "select sum(len(heard.words)) from results").fetchall()[0][0],)
+""",
+}
+"""The same of what a notebook reckons itself."""
+
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+
+
+def outputs(notebook: Any) -> Iterator[Any]:
+    for cell in notebook.cells:
+        yield from cell.get("outputs", ())
+
+
+def pictures(notebook: Any) -> list[Image.Image]:
+    found = [one["data"]["image/png"] for one in outputs(notebook) if "image/png" in one.get("data", {})]
+    return [Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB") for text in found]
+
+
+def check_pictures(notebook: Any) -> None:
+    shown = pictures(notebook)
+    assert shown
+    for picture in shown:
+        # None: more colours than were asked for.
+        colours = picture.getcolors(1 << 16)
+        assert colours is None or len(colours) >= COLOURS
+        assert min(picture.size) > 50
+
+
+def test_there_are_five_notebooks() -> None:
+    assert len(NOTEBOOKS) == 5
+
+
+@each
+async def test_a_notebook_runs_draws_writes_nothing_beside_itself_and_its_numbers_are_those_of_sql(path: Path) -> None:
+    notebook = nbformat.read(path, 4)
+    notebook.cells.append(nbformat.v4.new_code_cell(RUNS_AGREE + NUMBERS_AGREE[path.stem]))
+    client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": path.parent}})
+    await client.async_execute()
+    assert {beside.suffix for beside in path.parent.iterdir() if beside.name[0] != "."} == {".ipynb"}
+    assert not [one for one in outputs(notebook) if one.output_type == "error"]
+    check_pictures(notebook)
+
+
+@each
+def test_a_committed_notebook_shows_its_pictures_and_is_small(path: Path) -> None:
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    check_pictures(notebook)
+    assert path.stat().st_size < LARGEST
+    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+    assert not [one for one in outputs(notebook) if one.output_type == "error"]
+
+
+@each
+def test_a_committed_notebook_names_no_place_of_the_machine_that_ran_it(path: Path) -> None:
+    told = json.dumps(
+        [{**one, "data": {**one.get("data", {}), "image/png": ""}} for one in outputs(nbformat.read(path, 4))]
+    )
+    for place in ("/tmp/", "/home/", "/root/", "/Users/", "/work/", "site-packages", "127.0.0.1"):
+        assert place not in told

@@ -1,0 +1,63 @@
+"""Several jobs: what becomes of those that read one that broke, and of all where their starter is killed."""
+
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.config.job_graph import GraphJob
+from pipelines.execution.multi_job import run_many
+from pipelines.runtime.child_process import rowmill_command
+from pipelines.runtime.run_records import running
+
+
+@pytest.mark.parametrize(("ended", "code"), [(1, 3), (0, 3), (2, 2), (9, 9)])
+def test_a_job_that_breaks_without_a_word_stops_what_depends_on_it(
+    monkeypatch: pytest.MonkeyPatch, ended: int, code: int
+) -> None:
+    monkeypatch.setattr(
+        "pipelines.execution.multi_job.rowmill_command", lambda: [sys.executable, "-c", f"raise SystemExit({ended})"]
+    )
+    told: dict[str, Any] = {}
+    jobs = [GraphJob(Path("a.yaml"), "a", ()), GraphJob(Path("b.yaml"), "b", ("a",))]
+    run_many(jobs, [], lambda job, report: told.update({job.name: (report["exit_code"], report["stopped"])}))
+    assert told == {
+        "a": (code, "ended without a word"),
+        "b": (3, f"not run: job a, whose results it reads, ended with exit code {code}"),
+    }
+
+
+@pytest.mark.parametrize("command", [["run"], ["schedule", "run"]], ids=" ".join)
+def test_jobs_end_as_on_sigterm_when_their_starter_is_killed(
+    workspace: Any, provider: Any, command: Sequence[str]
+) -> None:
+    from tests.behaviour.scheduling.test_schedule import missed
+
+    workspace.csv(100)
+    names = ("one", "two")
+    steps = '[{name: a, endpoint: chat, provider: test, model: m, messages: [{user: "%s {{ text }}"}]}]'
+    limited = {"schedule": '"* * * * *"', "limits": "{concurrency: 2}"}
+    paths = [workspace.job(name, steps=steps % name, sink=f"{{parquet: out-{name}}}", **limited) for name in names]
+    for path in paths:
+        missed(path)
+    provider.latency = 0.2
+    starter = subprocess.Popen([*rowmill_command(), *command, *map(str, paths)], stderr=subprocess.DEVNULL)
+    while any(sum(name in prompt for prompt in provider.prompts()) < 4 for name in names):
+        assert starter.poll() is None
+        time.sleep(0.005)
+    starter.kill()
+    starter.wait()
+    while any(running(workspace.folder / ".rowmill", name) for name in names):
+        time.sleep(0.01)
+    with closing(sqlite3.connect(workspace.folder / ".rowmill" / "ledger.sqlite")) as db:
+        ends = db.execute("select job, exit_code, stopped from runs order by job").fetchall()
+        unknown = db.execute("select count(*) from exchanges where error_class = 'unknown'").fetchall()
+    # What was in flight has landed.
+    assert (ends, unknown) == ([(name, 130, "interrupted") for name in names], [(0,)])
+    assert len(provider.answered) == len(provider.seen) < 200

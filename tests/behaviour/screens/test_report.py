@@ -1,0 +1,157 @@
+"""The page that `rowmill report` writes: all data escaped, media inside, nothing fetched."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from aiohttp import web
+
+DATA = Path(__file__).parents[3] / "jobs" / "data"
+CHROMIUM = (
+    *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+)
+
+STEPS = """
+  - {name: label, endpoint: chat, provider: test, model: gpt-4o-mini, messages: [{user: "{{ text }}"}],
+     params: {max_tokens: 60}, output: {sentiment: {type: string, enum: [positive, negative]}, rank: {type: integer}}}
+  - {name: after, endpoint: chat, provider: test, model: gpt-4o-mini, messages: [{user: "{{ text }}"}],
+     params: {max_tokens: 60}, when: sentiment = 'negative'}
+"""
+
+
+@pytest.fixture
+def job(reviews: Any, provider: Any, cli: Any) -> Path:
+    """A job whose run has left results, errors and a request that was tried again."""
+    told = provider.script
+
+    def script(path: str, body: dict[str, Any], count: int) -> Any:
+        text = str(body["messages"][-1]["content"])
+        if count == 3:
+            return web.json_response({"error": {"message": "try again"}}, status=500)
+        if "phone" in text:
+            error = {"message": "<b>no phones & no 'quotes'</b>", "type": "invalid_request_error"}
+            return web.json_response({"error": error}, status=400)
+        return told(path, body, count)
+
+    provider.script = script
+    path: Path = reviews.job(source="{csv: rows.csv, key: id}", steps=STEPS, sink="{parquet: out, columns: [text]}")
+    assert cli.run(path)["exit_code"] == 1
+    return path
+
+
+def page_of(cli: Any, job: Path) -> str:
+    out = job.parent / "page.html"
+    assert cli("report", job, "-o", out) == 0, cli.err
+    assert cli.out == f"wrote {out}\n"
+    return out.read_text()
+
+
+def test_data_is_escaped_wherever_it_stands(job: Path, cli: Any, workspace: Any) -> None:
+    page = page_of(cli, job)
+    assert "<b>no phones" not in page
+    assert "&lt;b&gt;no phones &amp; no &#x27;quotes&#x27;&lt;/b&gt;" in page
+    assert "<script" not in page
+
+
+def test_the_page_names_no_address(job: Path, cli: Any) -> None:
+    page = page_of(cli, job)
+    outside = re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', page)
+    assert outside == []
+    assert "default-src 'none'" in page
+
+
+def test_pictures_are_shown_small_and_sounds_can_be_played(workspace: Any, cli: Any) -> None:
+    for name in ("images/coffee.png", "audio/jfk.flac"):
+        (workspace.folder / Path(name).name).write_bytes((DATA / name).read_bytes())
+    workspace.write("rows.csv", "id,text,picture,sound\n1,a,coffee.png,jfk.flac\n2,b,../secret.png,missing.mp3\n")
+    job = workspace.job(sink="{parquet: out, columns: [picture, sound]}")
+    cli.run(job)
+    page = page_of(cli, job)
+    assert (
+        len(re.findall(r'<img alt="picture: coffee.png" width="\d+" height="\d+"[^>]* src="data:image/webp', page)) == 1
+    )
+    assert (
+        len(re.findall(r'<audio controls[^>]* aria-label="sound of sound: jfk.flac" src="data:audio/flac', page)) == 1
+    )
+    assert "../secret.png" in page
+
+
+def test_a_job_that_never_ran_has_no_report(workspace: Any, cli: Any) -> None:
+    workspace.csv(3)
+    assert cli("report", workspace.job()) == 2
+    assert "nothing is in" in cli.err
+
+
+def test_the_report_goes_into_the_current_folder_under_the_jobs_name(
+    workspace: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.csv(3)
+    job = workspace.job()
+    cli.run(job)
+    monkeypatch.chdir(workspace.folder)
+    assert cli("report", job) == 0
+    assert (workspace.folder / "job-report.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_page_without_an_error_or_a_request(job: Path, cli: Any, tmp_path: Path) -> None:
+    if shutil.which("chromium") is None:
+        pytest.skip("chromium is not installed")
+    page_of(cli, job)
+    log = tmp_path / "net.json"
+    flags = [f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", f"--log-net-log={log}", "--dump-dom"]
+    seen = subprocess.run(
+        [*CHROMIUM, *flags, f"file://{job.parent / 'page.html'}"], capture_output=True, text=True, check=True
+    )
+    assert "CONSOLE" not in seen.stderr
+    assert '<dl class="figures">' in seen.stdout
+    events = json.loads(log.read_text())["events"]
+    hosts = {urlsplit(event["params"]["url"]).hostname or "" for event in events if "url" in event.get("params", {})}
+    # What the browser asks its maker for at every start, whatever it shows.
+    assert {host for host in hosts if host and not host.endswith((".google.com", ".googleapis.com"))} == set()
+
+
+def test_the_page_can_be_read_aloud_and_walked_through_by_keys(job: Path, cli: Any) -> None:
+    page = page_of(cli, job)
+    assert re.findall(r"<h(\d)", page) == ["1"] + ["2"] * len(re.findall("<section", page))
+    assert len(re.findall(r"<(?:header|nav|main)[ >]", page)) == 3
+    for anchor in re.findall(r'<a href="#([^"]+)"', page):
+        assert f'<section id="{anchor}" aria-labelledby="h-{anchor}">' in page
+    for table in re.findall(r"<table>.*?</table>", page):
+        heads = re.findall(r"<th [^>]*>", table)
+        assert table.startswith("<table><caption>") and heads
+        assert all("scope=" in head for head in heads)
+        assert '<th scope="col"></th>' not in table
+    # What scrolls by itself is reached by keys, and named.
+    scrolling = re.findall(r'<div class="wide"([^>]*)>', page)
+    assert scrolling and all('role="region" tabindex="0" aria-label="' in told for told in scrolling)
+    assert all('role="img" aria-label="' in chart for chart in re.findall(r"<svg[^>]*>", page))
+
+
+def test_text_stands_out_from_its_background_in_light_and_dark_and_on_paper(job: Path, cli: Any) -> None:
+    themes = [dict(re.findall(r"--(\w+):(#\w+)", block)) for block in re.findall(r":root{([^}]*)}", page_of(cli, job))]
+    assert len(themes) == 3
+    for colours in themes:
+        for text in ("ink", "soft", "bar", "good", "bad"):
+            for behind in ("back", "panel"):
+                assert contrast(colours[text], colours[behind]) >= 4.5, (text, behind, colours)
+
+
+def contrast(one: str, other: str) -> float:
+    """As WCAG 2 reckons it: https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio."""
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

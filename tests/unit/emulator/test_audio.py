@@ -1,0 +1,321 @@
+"""Speech and transcripts of the local provider, through the official SDK."""
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import httpx2 as httpx
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+from connectors.emulator.audio.codec import FORMATS, decoded, encoded
+from connectors.emulator.audio.recognition import CLIPS
+from connectors.emulator.audio.synthetic_speech import HUM_HZ, RATE, hear, speech
+
+CLIP_FOLDER = Path(__file__).parents[3] / "jobs" / "data" / "audio"
+TEXT = "Good morning! Rows 1, 2 and 3 are done: naïve café, 早上好。 Really?  Yes — 🎉"
+
+pytestmark = pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
+
+
+def said(client: openai.OpenAI, text: str = TEXT, kind: Any = "wav", **more: Any) -> bytes:
+    return client.audio.speech.create(
+        **{"model": "tts-1", "voice": "alloy", "input": text, "response_format": kind, **more}
+    ).read()
+
+
+def heard(client: openai.OpenAI, sound: bytes, **more: Any) -> Any:
+    return client.audio.transcriptions.create(**{"model": "whisper-1", "file": ("a.wav", sound), **more})
+
+
+def encoded_picture() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def clips() -> list[dict[str, str]]:
+    with (CLIP_FOLDER / "transcripts.csv").open() as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.mark.parametrize("speed", [0.25, 1.0, 4.0])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_transcript_of_its_own_speech_is_the_text_in_every_format_and_speed(
+    strict: openai.OpenAI, kind: str, speed: float
+) -> None:
+    sound = said(strict, kind=kind, speed=speed)
+    assert heard(strict, sound).text == TEXT
+    # About 14 characters a second, and a little silence between sentences and at both ends.
+    assert len(decoded(sound)) / RATE == pytest.approx((len(TEXT) + 11) / 14 / speed, abs=0.3 / speed + 0.1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "container", "codec", "media_type"),
+    [
+        ("mp3", "mp3", "mp3float", "audio/mpeg"),
+        ("opus", "ogg", "opus", "audio/ogg"),
+        ("aac", "aac", "aac", "audio/aac"),
+        ("flac", "flac", "flac", "audio/flac"),
+        ("wav", "wav", "pcm_s16le", "audio/wav"),
+    ],
+)
+def test_each_format_is_a_file_of_that_format(
+    strict: openai.OpenAI, kind: Any, container: str, codec: str, media_type: str
+) -> None:
+    answer = strict.audio.speech.create(model="tts-1", voice="nova", input="One two.", response_format=kind)
+    assert answer.response.headers["content-type"] == media_type
+    with av.open(io.BytesIO(answer.read())) as file:
+        assert (file.format.name, file.streams.audio[0].codec_context.name) == (container, codec)
+        assert file.streams.audio[0].codec_context.layout.nb_channels == 1
+
+
+def test_pcm_is_the_samples_of_the_wav_file(strict: openai.OpenAI) -> None:
+    samples = np.frombuffer(said(strict, kind="pcm"), dtype="<i2")
+    assert np.array_equal(samples, decoded(said(strict)))
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, "pcm"])
+def test_equal_requests_give_equal_bytes_and_other_voices_other_ones(strict: openai.OpenAI, kind: str) -> None:
+    assert said(strict, kind=kind) == said(strict, kind=kind)
+    voices = {voice: said(strict, "Hi.", kind, voice=voice) for voice in HUM_HZ}
+    assert len(set(voices.values())) == 13
+    assert said(strict, "Hi.", kind, voice={"id": "voice_1"}) not in voices.values()
+
+
+@pytest.mark.parametrize("text", ["a", " a  b ", "two\nlines\t.", "\U0010ffff\x00", "x" * 4096])
+def test_any_text_up_to_4096_characters_is_heard_back(strict: openai.OpenAI, text: str) -> None:
+    assert heard(strict, said(strict, text, "flac", speed=4)).text == text.strip()
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "rate", "bit_rate"),
+    [("webm", "libopus", 48_000, 48_000), ("mp4", "aac", 44_100, 96_000), ("mp3", "libmp3lame", 16_000, 64_000)],
+)
+def test_its_speech_survives_being_coded_anew(container: str, codec: str, rate: int, bit_rate: int) -> None:
+    out = io.BytesIO()
+    with av.open(out, "w", format=container) as file:
+        stream: Any = file.add_stream(codec, rate=rate)
+        stream.layout, stream.bit_rate = "mono", bit_rate
+        resampler = av.AudioResampler(format=stream.codec_context.format, layout="mono", rate=rate)
+        frame = av.AudioFrame.from_ndarray(decoded(encoded(speech(TEXT, "alloy", 1.0), "mp3"))[None, :], "s16", "mono")
+        frame.sample_rate = RATE
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            file.mux(stream.encode(part))
+        file.mux(stream.encode(None))
+    found = hear(decoded(out.getvalue()))
+    assert found is not None
+    assert "".join(one.character for one in found) == TEXT
+
+
+def test_a_recording_cut_at_a_silence_gives_the_two_halves_of_the_text() -> None:
+    samples = np.concatenate(list(speech("First sentence. Second one here.", "alloy", 1.0)))
+    whole = hear(samples)
+    assert whole is not None
+    silence = next(one for one in whole[14:] if one.character == " ")
+    cut = int((silence.start + silence.end) / 2 * RATE)
+    halves = [hear(part) for part in (samples[:cut], samples[cut:])]
+    assert ["".join(one.character for one in half or ()) for half in halves] == ["First sentence.", "Second one here."]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"input": "x" * 4097}, "input"),
+        ({"input": ""}, "input"),
+        ({"input": 3}, "input"),
+        ({"voice": "bob"}, "voice"),
+        ({"speed": 0.2}, "speed"),
+        ({"speed": 4.1}, "speed"),
+        ({"speed": "fast"}, "speed"),
+        ({"response_format": "ogg"}, "response_format"),
+        ({"instructions": "whisper"}, "instructions"),
+        ({"stream_format": "sse"}, "stream_format"),
+        ({"voice": None}, "voice"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_wrong_parameter_of_speech_is_a_400_that_names_it(
+    base_url: str, http: httpx.Client, wrong: dict[str, Any], param: str
+) -> None:
+    body = {"model": "tts-1", "input": "Hello.", "voice": "alloy", **wrong}
+    reply = http.post(f"{base_url}/audio/speech", json=body)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == param
+    assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_streamed_speech_is_the_file_in_pieces_and_its_usage(strict: openai.OpenAI) -> None:
+    with strict.audio.speech.with_streaming_response.create(
+        model="gpt-4o-mini-tts", voice="coral", input=TEXT, response_format="flac", stream_format="sse"
+    ) as answer:
+        events = [json.loads(line[6:]) for line in answer.iter_lines() if line]
+    *deltas, done = events
+    assert b"".join(base64.b64decode(one["audio"]) for one in deltas) == said(strict, kind="flac", voice="coral")
+    assert len(deltas) > 1
+    assert {one["type"] for one in deltas} == {"speech.audio.delta"}
+    assert done["type"] == "speech.audio.done"
+    assert done["usage"]["total_tokens"] == done["usage"]["input_tokens"] + done["usage"]["output_tokens"]
+
+
+@pytest.mark.parametrize("clip", clips(), ids=lambda clip: clip["file"])
+def test_the_shipped_clips_are_known_by_their_content(strict: openai.OpenAI, clip: dict[str, str]) -> None:
+    sound = (CLIP_FOLDER / clip["file"]).read_bytes()
+    assert CLIPS[hashlib.sha256(sound).hexdigest()] == clip["text"]
+    assert heard(strict, sound, file=("some name", sound)).text == clip["text"]
+    assert strict.audio.translations.create(model="whisper-1", file=("x", sound)).text == clip["text"]
+
+
+def test_of_any_other_sound_only_the_duration_is_told(strict: openai.OpenAI) -> None:
+    tone = (8000 * np.sin(np.arange(RATE * 3) / 9)).astype(np.int16)
+    answer = heard(strict, encoded([tone], "flac"), response_format="verbose_json")
+    assert (answer.text, answer.duration) == ("[local] 3.0 s of audio", 3.0)
+
+
+def test_verbose_json_tells_when_each_word_and_sentence_was_said(strict: openai.OpenAI) -> None:
+    sound = said(strict, "Good morning. How are you?")
+    answer = heard(
+        strict, sound, response_format="verbose_json", timestamp_granularities=["word", "segment"], temperature=0.5
+    )
+    assert answer.duration == len(decoded(sound)) / RATE
+    assert answer.language == "english"
+    assert [word.word for word in answer.words] == ["Good", "morning.", "How", "are", "you?"]
+    assert [segment.text for segment in answer.segments] == [" Good morning.", " How are you?"]
+    assert [segment.temperature for segment in answer.segments] == [0.5, 0.5]
+    # The first of 28 beats is silence, then come four letters, a space, and eight letters.
+    assert [(word.start, word.end) for word in answer.words][:2] == [
+        (pytest.approx(1 / 14, abs=0.02), pytest.approx(5 / 14, abs=0.02)),
+        (pytest.approx(6 / 14, abs=0.02), pytest.approx(14 / 14, abs=0.02)),
+    ]
+    ends = [time for segment in answer.segments for time in (segment.start, segment.end)]
+    assert ends == sorted(ends)
+    assert (answer.usage.type, answer.usage.seconds) == ("duration", 3)
+    only_words = heard(strict, sound, response_format="verbose_json", timestamp_granularities=["word"])
+    assert (len(only_words.words), only_words.segments) == (5, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "language"), [("Hello there", "english"), ("早上好，世界", "chinese"), ("おはよう世界", "japanese")]
+)
+def test_the_language_is_the_one_of_the_script_unless_it_is_told(
+    strict: openai.OpenAI, text: str, language: str
+) -> None:
+    sound = said(strict, text)
+    assert heard(strict, sound, response_format="verbose_json").language == language
+    assert heard(strict, sound, response_format="verbose_json", language="de").language == "german"
+
+
+@pytest.mark.parametrize(("kind", "head", "mark"), [("srt", "1\n", ","), ("vtt", "WEBVTT\n\n", ".")])
+def test_subtitles_are_well_formed(strict: openai.OpenAI, kind: str, head: str, mark: str) -> None:
+    text = heard(strict, said(strict, "Good morning. How are you?"), response_format=kind)
+    assert text.startswith(head)
+    assert re.findall(r"\n([A-Z].*)\n", text.removeprefix(head)) == ["Good morning.", "How are you?"]
+    times = re.findall(rf"(00:00:\d\d\{mark}\d\d\d) --> (00:00:\d\d\{mark}\d\d\d)\n", text)
+    assert len(times) == 2
+    assert all(first < second for first, second in pairwise([time for cue in times for time in cue]))
+
+
+def test_text_is_the_bare_transcript(strict: openai.OpenAI) -> None:
+    assert heard(strict, said(strict), response_format="text") == f"{TEXT}\n"
+
+
+def test_models_billed_by_tokens_tell_tokens_and_likelihoods(strict: openai.OpenAI) -> None:
+    sound = said(strict)
+    answer = heard(strict, sound, model="gpt-4o-transcribe", include=["logprobs"], prompt="Rows and more rows.")
+    assert "".join(one.token for one in answer.logprobs) == TEXT
+    assert answer.usage.type == "tokens"
+    assert answer.usage.input_token_details.text_tokens == 5
+    assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
+
+
+def test_a_streamed_transcript_comes_token_by_token(strict: openai.OpenAI) -> None:
+    *deltas, done = heard(strict, said(strict), model="gpt-4o-transcribe", stream=True)
+    assert "".join(one.delta for one in deltas) == TEXT
+    assert (done.type, done.text) == ("transcript.text.done", TEXT)
+    assert done.usage.total_tokens > 0
+    assert len(deltas) > 10
+
+
+def test_diarized_segments_have_a_speaker_whole_and_streamed(strict: openai.OpenAI) -> None:
+    sound = said(strict, "Good morning. How are you?")
+    asked = {
+        "model": "gpt-4o-transcribe-diarize",
+        "response_format": "diarized_json",
+        "chunking_strategy": {"type": "server_vad", "threshold": 0.4},
+        "known_speaker_names": ["agent"],
+        "known_speaker_references": ["data:audio/wav;base64,AAAA"],
+    }
+    whole = heard(strict, sound, **asked)
+    assert [(one.speaker, one.text) for one in whole.segments] == [
+        ("agent", "Good morning."),
+        ("agent", "How are you?"),
+    ]
+    events = list(heard(strict, sound, **asked, stream=True))
+    assert [one.text for one in events if one.type == "transcript.text.segment"] == ["Good morning.", "How are you?"]
+    assert events[-1].type == "transcript.text.done"
+
+
+def test_a_translation_is_said_to_be_english(strict: openai.OpenAI) -> None:
+    answer: Any = strict.audio.translations.create(
+        model="whisper-1", file=("x", said(strict)), response_format="verbose_json"
+    )
+    assert (answer.language, answer.text) == ("english", TEXT)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"response_format": "xml"}, "response_format"),
+        ({"response_format": "diarized_json"}, "response_format"),
+        ({"model": "gpt-4o-transcribe", "response_format": "srt"}, "response_format"),
+        ({"model": "gpt-4o-transcribe", "timestamp_granularities[]": "word"}, "timestamp_granularities"),
+        ({"timestamp_granularities[]": "word"}, "timestamp_granularities"),
+        ({"timestamp_granularities[]": "letter", "response_format": "verbose_json"}, "timestamp_granularities[0]"),
+        ({"include[]": "logprobs"}, "include"),
+        ({"temperature": "1.5"}, "temperature"),
+        ({"temperature": "warm"}, "temperature"),
+        ({"language": "english"}, "language"),
+        ({"model": "gpt-4o-transcribe-diarize", "prompt": "x"}, "prompt"),
+        ({"chunking_strategy": "never"}, "chunking_strategy"),
+        ({"chunking_strategy[type]": "server_vad", "chunking_strategy[threshold]": "2"}, "chunking_strategy.threshold"),
+        ({"model": None}, "model"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_wrong_parameter_of_a_transcription_is_a_400_that_names_it(
+    base_url: str, http: httpx.Client, wrong: dict[str, str | None], param: str
+) -> None:
+    fields = {name: value for name, value in {"model": "whisper-1", **wrong}.items() if value is not None}
+    sound = encoded(speech("Hello.", "alloy", 1.0), "wav")
+    reply = http.post(f"{base_url}/audio/transcriptions", data=fields, files={"file": ("a.wav", sound)})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+
+
+def test_what_is_no_sound_is_refused(strict: openai.OpenAI) -> None:
+    png = encoded_picture()
+    for content in (b"", b"no sound", png, b"RIFF\x24\0\0\0WAVEfmt "):
+        with pytest.raises(openai.BadRequestError) as refused:
+            heard(strict, content)
+        assert (refused.value.param, refused.value.code) == ("file", "invalid_file_format")
+
+
+def test_more_than_25_mb_is_a_413(strict: openai.OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError) as refused:
+        heard(strict, bytes(25 * 1024 * 1024 + 1))
+    assert refused.value.status_code == 413
+
+
+def test_long_audio_for_the_diarizing_model_needs_a_chunking_strategy(strict: openai.OpenAI) -> None:
+    sound = encoded([np.zeros(RATE * 31, dtype=np.int16)], "flac")
+    with pytest.raises(openai.BadRequestError) as refused:
+        heard(strict, sound, model="gpt-4o-transcribe-diarize")
+    assert refused.value.param == "chunking_strategy"

@@ -1,0 +1,651 @@
+"""Chat: what is sent of a row, and what becomes of a reply."""
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pytest
+
+from connectors.contracts import Endpoint, MalformedReply, MediaUse, StepFacts
+from connectors.endpoints.chat import ChatStep
+from connectors.endpoints.conversation.chat_params import CHAT_PARAMS
+from connectors.endpoints.conversation.conversation_endpoint import DialogueEndpoint
+from connectors.errors import JobError
+from connectors.records import Media, Reply, Request, RowError, Usage
+
+REPLIES = Path(__file__).parents[2] / "replies"
+HISTORY = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+COLUMNS = {
+    "text": pa.string(),
+    "city": pa.string(),
+    "pic": pa.string(),
+    "pics": pa.list_(pa.binary()),
+    "history": HISTORY,
+    "as_json": pa.string(),
+    "number": pa.int64(),
+    "calls": pa.list_(pa.struct([("id", pa.string()), ("name", pa.string()), ("arguments", pa.string())])),
+}
+HELLO = "Hello! How can I assist you today?"
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+PNG = Media(hashlib.sha256(b"png").hexdigest(), 3, "image/png", "png", data=b"png", pixels=(32, 32))
+GIF = Media(hashlib.sha256(b"gif").hexdigest(), 3, "image/gif", "gif", data=b"gif", pixels=(512, 512))
+
+
+def chat(way: str | None = None, /, **keys: Any) -> DialogueEndpoint:
+    step = {"name": "ask", "endpoint": "chat", "model": "gpt-4o-mini", "messages": [{"user": "{{ text }}"}], **keys}
+    return ChatStep.model_validate(step).build(StepFacts("t@here", COLUMNS, Path("/w"), (), (), way))
+
+
+def asked(endpoint: Endpoint, **row: Any) -> Request:
+    request = endpoint.request({"text": "Hi", **row}, "1")
+    assert isinstance(request, Request), request
+    return request
+
+
+def sent(endpoint: Endpoint, **row: Any) -> Any:
+    body = endpoint.call([asked(endpoint, **row)]).body
+    assert body is not None
+    return orjson.loads(body)
+
+
+def refused(endpoint: Endpoint, **row: Any) -> str:
+    found = endpoint.request({"text": "Hi", **row}, "1")
+    assert isinstance(found, RowError)
+    assert found.error_class == "input"
+    return found.message
+
+
+def recorded(name: str) -> bytes:
+    return (REPLIES / name).read_bytes()
+
+
+def reply(body: Any) -> Reply:
+    return Reply(200, {}, body if isinstance(body, bytes) else orjson.dumps(body), 1.0)
+
+
+def completion(*messages: Any, finish: str | None = "stop", **more: Any) -> dict[str, Any]:
+    choices = [
+        {"index": place, "message": {"role": "assistant", "content": None, **message}, "finish_reason": finish}
+        for place, message in enumerate(messages)
+    ]
+    return {"choices": choices, **more}
+
+
+def read(endpoint: Endpoint, body: Any) -> dict[str, Any]:
+    """The row that a reply becomes."""
+    (answer,) = endpoint.answers([asked(endpoint)], reply(body))
+    assert isinstance(answer, bytes)
+    values = endpoint.values(answer)
+    assert not isinstance(values, RowError), values
+    columns = endpoint.arrays([values, None])
+    assert [array.type for array in columns] == [field.type for field in endpoint.fields]
+    assert all(array[1].as_py() is None for array in columns)
+    return {field.name: array[0].as_py() for field, array in zip(endpoint.fields, columns, strict=True)}
+
+
+def failed(endpoint: Endpoint, body: Any) -> tuple[str, str]:
+    (answer,) = endpoint.answers([asked(endpoint)], reply(body))
+    assert isinstance(answer, bytes)
+    found = endpoint.values(answer)
+    assert isinstance(found, RowError)
+    return found.error_class, found.message
+
+
+# What is sent: parameters.
+
+SCALARS: dict[str, Any] = {
+    "frequency_penalty": -2,
+    "logit_bias": {"50256": -100},
+    "logprobs": True,
+    "max_completion_tokens": 9,
+    "max_tokens": 9,
+    "metadata": {"a": "b"},
+    "moderation": {"model": "omni-moderation-latest"},
+    "n": 2,
+    "parallel_tool_calls": False,
+    "prediction": {"type": "content", "content": "a"},
+    "presence_penalty": 2,
+    "prompt_cache_key": "k",
+    "prompt_cache_options": {"ttl": "1h"},
+    "prompt_cache_retention": "24h",
+    "reasoning_effort": "low",
+    "safety_identifier": "s",
+    "seed": 7,
+    "service_tier": "flex",
+    "stop": ["a", "b"],
+    "store": False,
+    "temperature": 0.5,
+    "top_logprobs": 3,
+    "top_p": 0.5,
+    "user": "u",
+    "verbosity": "low",
+    "web_search_options": {"search_context_size": "low"},
+}
+
+
+@pytest.mark.parametrize(("name", "value"), SCALARS.items(), ids=SCALARS)
+def test_every_parameter_stands_in_the_body_under_its_own_name(name: str, value: Any) -> None:
+    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}]}
+    assert sent(chat(params={name: value})) == {**body, name: value}
+
+
+def test_the_table_above_has_every_parameter() -> None:
+    # stream_options needs a stream; it is tested with it.
+    assert {*SCALARS, "stream_options"} == set(CHAT_PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"params": {"response_format": {"type": "text"}}}, {"response_format": {"type": "text"}}),
+        ({"params": {"response_format": {"type": "json_object"}}}, {"response_format": {"type": "json_object"}}),
+        (
+            {"params": {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}}},
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
+        ),
+        ({"tools": [WEATHER]}, {"tools": [WEATHER]}),
+        ({"params": {"tools": [WEATHER], "tool_choice": "none"}}, {"tools": [WEATHER], "tool_choice": "none"}),
+        ({"tools": [WEATHER], "tool_choice": "required"}, {"tools": [WEATHER], "tool_choice": "required"}),
+        (
+            {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "get_weather"}}},
+            {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "get_weather"}}},
+        ),
+        ({"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}),
+        ({"params": {"stream": True}}, {"stream": True, "stream_options": {"include_usage": True}}),
+        (
+            {"stream": True, "params": {"stream_options": {"include_obfuscation": False}}},
+            {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
+        ),
+        ({"extra_body": {"top_k": 5}}, {"top_k": 5}),
+        ({"params": {"logit_bias": {50256: -100}}}, {"logit_bias": {"50256": -100}}),
+    ],
+)
+def test_what_else_a_step_says_stands_in_the_body(keys: dict[str, Any], expected: dict[str, Any]) -> None:
+    body = sent(chat(**keys))
+    assert {key: body[key] for key in body if key not in ("model", "messages")} == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"params": {"temprature": 1}}, "steps.ask.params.temprature: no such parameter; did you mean temperature?"),
+        ({"params": {"n": 2}, "output": {"a": "string"}}, "steps.ask.params.n: a typed output has one answer a row"),
+        (
+            {"params": {"response_format": {"type": "json_object"}}, "output": {"a": "string"}},
+            "steps.ask.params.response_format: a typed output brings its own; leave it out",
+        ),
+        ({"params": {"response_format": {"type": "jsn_object"}}}, "did you mean json_object?"),
+        ({"params": {"stream_options": {}}}, "steps.ask.params.stream_options: there is no stream"),
+        ({"params": {"stream": "yes"}}, "steps.ask.params.stream: found 'yes', expected true or false"),
+        ({"tools": [WEATHER], "params": {"tools": [WEATHER]}}, "steps.ask.params.tools: stands on the step as well"),
+        ({"tools": []}, "steps.ask.tools: found [], expected a list of tools"),
+        ({"tools": [{"function": {}}]}, "steps.ask.tools.0: found"),
+        ({"tools": [{"type": "funktion"}]}, "steps.ask.tools.0.type: found \"funktion\"; did you mean function?"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "steps.ask.tools.0.function.name: found"),
+        ({"tools": [WEATHER, WEATHER]}, "steps.ask.tools: two tools are called get_weather"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "objekt"}}}]},
+            "steps.ask.tools.0.function.parameters: is no JSON Schema",
+        ),
+        ({"tool_choice": "auto"}, "steps.ask.tool_choice: there are no tools to choose from"),
+        ({"tools": [WEATHER], "tool_choice": "requird"}, "steps.ask.tool_choice: found \"requird\"; did you mean"),
+        ({"tools": [WEATHER], "tool_choice": "get_weather"}, "write {type: function, function: {name: get_weather}}"),
+        (
+            {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "get_wether"}}},
+            "steps.ask.tool_choice: no tool \"get_wether\" in tools; did you mean get_weather?",
+        ),
+        ({"messages": [{"user": "{{ txt }}"}]}, "steps.ask.messages.0.user: no column txt here; did you mean text?"),
+        ({"messages": [{"usr": "a"}]}, "steps.ask.messages.0.usr: no such role; did you mean user?"),
+        ({"messages": [{"role": "user", "contnt": "a"}]}, "steps.ask.messages.0.contnt: no such key of a message"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "steps.ask.messages.0: a tool's message says which call"),
+        ({"messages": [{"user": [{"image": "pik"}]}]}, "steps.ask.messages.0.user.0.image: no column pik and no URL"),
+        ({"messages": [{"system": [{"image": "pic"}]}]}, "only a user's message shows pictures"),
+        ({"messages": [{"user": [{"image": "pic", "detail": "best"}]}]}, "found 'best', expected low, high or auto"),
+        ({"messages": [{"user": [{"imag": "pic"}]}]}, "steps.ask.messages.0.user.0.imag: no such part"),
+        ({"messages": [{"user": [{"image": "pic"}, {"text": "{{ pic }}"}]}]}, "pic is shown as a picture and stands"),
+        ({"messages": {"column": "histry"}}, "steps.ask.messages.column: no column histry here; did you mean history?"),
+        ({"messages": {"column": "number"}}, "steps.ask.messages.column: number is int64; a dialogue is"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "a tool call has no name"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_with_its_place(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(JobError) as caught:
+        chat(**keys)
+    assert message in str(caught.value)
+
+
+# What is sent: messages.
+
+
+def test_short_and_full_turns_with_templates_in_all_their_texts() -> None:
+    turns = [
+        {"system": "Be brief."},
+        {"developer": "{{ city }}"},
+        {"role": "user", "content": "{{ text }} there", "name": "user_{{ number }}"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": "call_{{ number }}", "type": "function", "function": {"name": "get", "arguments": '{"a": 1}'}},
+                {"id": "y", "name": "get", "arguments": {"city": "{{ city }}"}},
+            ],
+        },
+        {"role": "tool", "tool_call_id": "call_{{ number }}", "content": "{{ city }}: rain"},
+    ]
+    assert sent(chat(messages=turns), city='"B"', number=7)["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "developer", "content": '"B"'},
+        {"role": "user", "content": "Hi there", "name": "user_7"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": "call_7", "type": "function", "function": {"name": "get", "arguments": '{"a": 1}'}},
+                {"id": "y", "type": "function", "function": {"name": "get", "arguments": '{"city":"\\"B\\""}'}},
+            ],
+        },
+        {"role": "tool", "tool_call_id": "call_7", "content": '"B": rain'},
+    ]
+
+
+def test_official_parts_pass_with_their_templates_filled_in() -> None:
+    parts = [
+        {"type": "text", "text": "{{ text }}"},
+        {"type": "input_audio", "input_audio": {"data": "{{ city }}", "format": "wav"}},
+        {"type": "file", "file": {"file_id": "file-{{ number }}"}},
+        {"type": "image_url", "image_url": {"url": "https://h/{{ number }}.png", "detail": "low"}},
+    ]
+    assert sent(chat(messages=[{"user": parts}]), city="UklG", number=7)["messages"][0]["content"] == [
+        {"type": "text", "text": "Hi"},
+        {"type": "input_audio", "input_audio": {"data": "UklG", "format": "wav"}},
+        {"type": "file", "file": {"file_id": "file-7"}},
+        {"type": "image_url", "image_url": {"url": "https://h/7.png", "detail": "low"}},
+    ]
+
+
+def test_calls_of_an_earlier_step_are_taken_from_its_column() -> None:
+    turns = [{"user": "{{ text }}"}, {"role": "assistant", "tool_calls": {"column": "calls"}}]
+    endpoint = chat(messages=turns)
+    calls = [{"id": "x", "name": "get", "arguments": "{}"}]
+    assert sent(endpoint, calls=calls)["messages"][1] == {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "x", "type": "function", "function": {"name": "get", "arguments": "{}"}}],
+    }
+    assert sent(endpoint, calls=None)["messages"][1] == {"role": "assistant", "content": ""}
+
+
+def test_a_whole_dialogue_comes_from_a_column_of_structs_or_of_json() -> None:
+    call = {"id": "x", "type": "function", "function": {"name": "get", "arguments": "{}"}}
+    turns = [
+        {"role": "user", "content": "a", "tool_calls": None, "tool_call_id": None},
+        {"role": "assistant", "content": None, "tool_calls": [call], "tool_call_id": None},
+        {"role": "tool", "content": "b", "tool_calls": None, "tool_call_id": "x"},
+    ]
+    expected = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "b", "tool_call_id": "x"},
+    ]
+    endpoint = chat(messages={"column": "history"})
+    assert endpoint.uses == {"history"}
+    assert sent(endpoint, history=turns)["messages"] == expected
+    as_json = orjson.dumps([*turns, {"user": "c"}, {"role": "user", "content": [{"text": "d"}]}]).decode()
+    assert sent(chat(messages={"column": "as_json"}), as_json=as_json)["messages"] == [
+        *expected,
+        {"role": "user", "content": "c"},
+        {"role": "user", "content": [{"type": "text", "text": "d"}]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "found null"),
+        ([], "found an empty list"),
+        ("{", "no JSON"),
+        ('{"role": "user"}', "found dict"),
+        ('["a"]', "a message is 'a'"),
+        ('[{"role": "usr", "content": "a"}]', "a message has the role 'usr'"),
+        ('[{"role": "user"}]', "a message of the user has no content"),
+        ('[{"role": "tool", "content": "a"}]', "a tool's message has no tool_call_id"),
+        ('[{"role": "user", "content": 5}]', "a message's content is 5"),
+        ('[{"role": "user", "content": "a", "when": "now"}]', "a message has the key 'when'"),
+        ('[{"role": "assistant", "tool_calls": [{"name": "a"}]}]', "a tool call has no id"),
+        ('[{"role": "user", "content": [{"image": "/etc/passwd"}]}]', "a picture in it is no URL"),
+    ],
+)
+def test_what_is_no_dialogue_makes_an_error_row(value: Any, message: str) -> None:
+    found = refused(chat(messages={"column": "as_json"}), as_json=value)
+    assert found.startswith("as_json is no dialogue: ")
+    assert message in found
+
+
+# What is sent: pictures.
+
+
+def test_pictures_are_named_in_the_request_and_sent_as_data_urls() -> None:
+    endpoint = chat(messages=[{"user": [{"text": "{{ text }}"}, {"image": "pic", "detail": "low"}, {"image": "pics"}]}])
+    assert endpoint.media == {name: MediaUse("image", 20 << 20, passes_urls=True) for name in ("pic", "pics")}
+    assert endpoint.uses == {"text", "pic", "pics"}
+    request = asked(endpoint, pic=PNG, pics=[GIF, None, PNG])
+    assert request.media == (PNG, GIF)
+    assert orjson.loads(request.body)["messages"][0]["content"] == [
+        {"type": "text", "text": "Hi"},
+        {"type": "image_url", "image_url": {"url": PNG.name, "detail": "low"}},
+        {"type": "image_url", "image_url": {"url": GIF.name}},
+        {"type": "image_url", "image_url": {"url": PNG.name}},
+    ]
+    png, gif = (f"data:image/{kind};base64,{base64.b64encode(kind.encode()).decode()}" for kind in ("png", "gif"))
+    assert [
+        part["image_url"]["url"] for part in sent(endpoint, pic=PNG, pics=[GIF, PNG])["messages"][0]["content"][1:]
+    ] == [
+        png,
+        gif,
+        png,
+    ]
+
+
+def test_urls_are_passed_on_and_null_is_no_part() -> None:
+    endpoint = chat(messages=[{"user": [{"text": "a"}, {"image": "pic"}, {"image": "https://h/fixed.png"}]}])
+    url = {"type": "image_url", "image_url": {"url": "https://h/fixed.png"}}
+    text = {"type": "text", "text": "a"}
+    assert sent(endpoint, pic=None)["messages"][0]["content"] == [text, url]
+    row = {"type": "image_url", "image_url": {"url": "https://h/row.png"}}
+    assert sent(endpoint, pic="https://h/row.png")["messages"][0]["content"] == [text, row, url]
+
+
+def test_a_message_of_nothing_but_a_null_picture_or_of_another_kind_is_an_error_row() -> None:
+    endpoint = chat(messages=[{"user": [{"image": "pic"}]}])
+    assert "a message has no content" in refused(endpoint, pic=None)
+    assert "image/bmp; png, jpeg, webp and gif" in refused(endpoint, pic=Media("0" * 64, 1, "image/bmp", "bmp"))
+    assert "neither a file nor a URL" in refused(endpoint, pic="cat.png")
+
+
+def test_a_text_that_quotes_a_pictures_name_is_left_alone() -> None:
+    endpoint = chat(messages=[{"user": [{"text": "{{ text }}"}, {"image": "pic"}]}])
+    text = f'{{"url":"{PNG.name}"}}'
+    assert sent(endpoint, text=text, pic=PNG)["messages"][0]["content"][0]["text"] == text
+
+
+def test_pictures_count_by_their_pixels() -> None:
+    endpoint = chat(model="gpt-4o", messages=[{"user": [{"text": "a"}, {"image": "pic"}]}])
+    small, large = (asked(endpoint, pic=picture).input_tokens for picture in (PNG, "https://h/any.png"))
+    assert (small, large - small) == (8 + 85 + 170, 7 * 170)
+
+
+# What becomes of a reply.
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "expected"),
+    [
+        ("chat-default.json", {"detail": True}, {"ask": HELLO, "ask_finish_reason": "stop"}),
+        ("chat-1-5-1.json", {"output": "said"}, {"said": HELLO}),
+        (
+            "chat-functions.json",
+            {"tools": [WEATHER]},
+            {
+                "ask": None,
+                "ask_tool_calls": [
+                    {"id": "call_abc123", "name": "get_current_weather", "arguments": '{\n"location": "Boston, MA"\n}'}
+                ],
+            },
+        ),
+        (
+            "chat-1-5-2.json",
+            {"tools": [WEATHER], "output": {"topic": "string"}, "detail": True},
+            {
+                "topic": None,
+                "ask_tool_calls": [
+                    {"id": "call_abc123", "name": "get_current_weather", "arguments": '{"location": "Boston, MA"}'}
+                ],
+                "ask_finish_reason": "tool_calls",
+            },
+        ),
+        ("chat-default.json", {"tools": [WEATHER]}, {"ask": HELLO, "ask_tool_calls": None}),
+        ("chat-streaming.sse", {"stream": True, "detail": True}, {"ask": "Hello", "ask_finish_reason": "stop"}),
+        ("chat-1-6.sse", {"stream": True}, {"ask": "Hello"}),
+    ],
+)  # fmt: skip
+def test_a_recorded_reply_becomes_the_declared_columns(name: str, keys: Any, expected: Any) -> None:
+    assert read(chat(**keys), recorded(name)) == expected
+
+
+def test_logprobs_become_a_column_of_structs() -> None:
+    row = read(chat(params={"logprobs": True, "top_logprobs": 2}), recorded("chat-logprobs.json"))
+    assert row["ask"] == "Hello! How can I assist you today?"
+    assert row["ask_logprobs"][2] == {
+        "token": " How",
+        "logprob": -0.000054669687,
+        "bytes": [32, 72, 111, 119],
+        "top_logprobs": [
+            {"token": " How", "logprob": -0.000054669687},
+            {"token": "<|end|>", "logprob": -10.953937},
+        ],
+    }
+
+
+def test_several_answers_are_lists_in_the_order_of_their_indexes() -> None:
+    body = completion({"content": "a"}, {"content": "b"}, {"refusal": "no"})
+    body["choices"].reverse()
+    row = read(chat(params={"n": 3, "logprobs": True}, tools=[WEATHER], detail=True), body)
+    assert row == {
+        "ask": ["a", "b", None],
+        "ask_tool_calls": [None, None, None],
+        "ask_logprobs": [None, None, None],
+        "ask_finish_reason": ["stop", "stop", "stop"],
+    }
+
+
+def test_a_streamed_answer_is_kept_in_the_shape_of_one_that_was_not() -> None:
+    endpoint = chat(stream=True, tools=[WEATHER])
+    request = asked(endpoint)
+    assert endpoint.call([request]).stream
+    plain = recorded("chat-default.json")
+    assert read(endpoint, plain) == read(chat(tools=[WEATHER]), plain)
+    received = reply(recorded("chat-streaming.sse"))
+    (answer,) = endpoint.answers([request], received)
+    assert isinstance(answer, bytes)
+    assert orjson.loads(answer)["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "Hello", "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    assert endpoint.usage([request], received) == Usage(model_version="gpt-4o-mini", finish_reason="stop")
+
+
+@pytest.mark.parametrize(
+    ("typed", "body", "error_class", "words"),
+    [
+        (False, completion({}), "invalid_answer", "no text and calls no tool"),
+        (False, completion({}, finish="length"), "length", "raise max_tokens"),
+        (False, completion({"content": ""}, finish="length"), "length", "raise max_tokens"),
+        (False, completion({}, finish="content_filter"), "content_filter", "the answer was filtered"),
+        (False, completion({"content": "Hel"}, finish="content_filter"), "content_filter", "the answer was filtered"),
+        (False, completion({"refusal": "I can't"}), "content_filter", "the model refused: I can't"),
+        (True, completion({"content": '{"a": "x'}, finish="length"), "length", "was cut off"),
+        (True, completion({"content": '{"a": "x"}'}, finish="content_filter"), "content_filter", "was filtered"),
+        (True, completion({"refusal": "no"}), "content_filter", "the model refused: no"),
+        (True, completion({"content": "well"}), "invalid_answer", "this is no JSON"),
+        (True, completion({}), "invalid_answer", "no text"),
+    ],
+)
+def test_an_answer_that_is_none_makes_an_error_row(typed: bool, body: Any, error_class: str, words: str) -> None:
+    found, message = failed(chat(output={"a": "string"} if typed else "said"), body)
+    assert found == error_class
+    assert words in message
+
+
+def test_an_untyped_answer_that_was_cut_off_is_kept_and_says_so() -> None:
+    row = read(chat(detail=True), completion({"content": "Hel"}, finish="length"))
+    assert row == {"ask": "Hel", "ask_finish_reason": "length"}
+
+
+def test_arguments_that_are_no_json_are_kept_as_they_came() -> None:
+    call = {"id": "x", "function": {"name": "f", "arguments": "{city:"}}
+    row = read(chat(tools=[WEATHER]), completion({"tool_calls": [call], "content": ""}, finish="tool_calls"))
+    assert row == {"ask": None, "ask_tool_calls": [{"id": "x", "name": "f", "arguments": "{city:"}]}
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, ("ab", None)),
+        ({"content": "a", "reasoning_content": "hm", "tool_calls": None}, ("a", None)),
+        ({"content": "a", "tool_calls": "none"}, ("a", None)),
+        ({"function_call": {"name": "f", "arguments": {"a": 1}}}, (None, [(None, "f", '{"a":1}')])),
+        ({"tool_calls": [5, {"id": "x", "custom": {"name": "f", "input": "i"}}]}, (None, [("x", "f", "i")])),
+    ],
+)  # fmt: skip
+def test_other_servers_ways_of_answering_are_understood(message: Any, expected: Any) -> None:
+    row = read(chat(tools=[WEATHER]), completion(message))
+    calls = row["ask_tool_calls"]
+    told = None if calls is None else [(call["id"], call["name"], call["arguments"]) for call in calls]
+    assert (row["ask"], told) == expected
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        (
+            {
+                "prompt_tokens": 9,
+                "completion_tokens": 8,
+                "prompt_tokens_details": {"cached_tokens": 4},
+                "completion_tokens_details": {"reasoning_tokens": 3},
+            },
+            Usage(9, 4, 8, 3, finish_reason="stop"),
+        ),
+        (None, Usage(finish_reason="stop")),
+        ([], Usage(finish_reason="stop")),
+        ({"prompt_tokens": "9", "completion_tokens": 8.0}, Usage(finish_reason="stop")),
+        ({"completion_tokens": 8.0, "total_tokens": 17}, Usage(9, output_tokens=8, finish_reason="stop")),
+        ({"prompt_tokens": 9, "total_tokens": 9}, Usage(9, output_tokens=0, finish_reason="stop")),
+        ({"prompt_tokens": 9, "total_tokens": 8}, Usage(finish_reason="stop")),
+        ({"prompt_tokens": -1, "completion_tokens": True}, Usage(finish_reason="stop")),
+        ({"prompt_tokens": 9.5, "prompt_tokens_details": "x"}, Usage(finish_reason="stop")),
+    ],
+)
+def test_usage_is_read_and_what_is_no_count_counts_as_not_said(usage: Any, expected: Usage) -> None:
+    endpoint = chat()
+    assert endpoint.usage([asked(endpoint)], reply(completion({"content": "a"}, usage=usage))) == expected
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b"", b'{"choices": []}', b'{"choices": [{}]}', b'{"choices": [NaN]}'])
+def test_what_is_no_reply_is_malformed(body: bytes) -> None:
+    endpoint = chat()
+    with pytest.raises(MalformedReply) as caught:
+        endpoint.answers([asked(endpoint)], reply(body))
+    assert caught.value.error is None
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_error_in_a_200_is_told_as_the_error_that_it_is(streamed: bool) -> None:
+    body = orjson.dumps({"error": {"message": "slow down", "type": "requests", "code": "rate_limit_exceeded"}})
+    endpoint = chat(stream=streamed)
+    with pytest.raises(MalformedReply) as caught:
+        endpoint.answers([asked(endpoint)], reply(b"data: " + body + b"\n\n" if streamed else body))
+    assert caught.value.error is not None
+    assert (caught.value.error.error_class, caught.value.error.message) == ("rate_limit", "slow down")
+
+
+# Typed answers.
+
+
+def test_a_typed_output_is_asked_for_by_a_strict_schema_and_read_into_its_columns() -> None:
+    endpoint = chat(output={"topic": {"type": "string", "enum": ["a", "b"]}, "n": "integer"})
+    form = sent(endpoint)["response_format"]
+    assert (form["type"], form["json_schema"]["strict"], form["json_schema"]["name"]) == ("json_schema", True, "ask")
+    assert read(endpoint, completion({"content": '{"topic": "a", "n": 3}'})) == {"topic": "a", "n": 3}
+
+
+@pytest.mark.parametrize(
+    ("way", "form"), [("json_object", {"type": "json_object"}), ("prompt", None)]
+)  # fmt: skip
+def test_servers_without_schemas_are_told_in_words(way: str, form: Any) -> None:
+    body = sent(chat(way, output={"n": "integer"}))
+    assert body.get("response_format") == form
+    assert body["messages"][0]["role"] == "system"
+    assert '"additionalProperties":false' in body["messages"][0]["content"]
+
+
+def test_a_refused_way_leads_to_the_next() -> None:
+    refusal = RowError("bad_request", "Invalid parameter: 'response_format' of type 'json_schema'", 400)
+    assert chat(output={"n": "integer"}).easier(refusal) == "json_object"
+    assert chat("json_object", output={"n": "integer"}).easier(refusal) == "prompt"
+    assert chat("prompt", output={"n": "integer"}).easier(refusal) is None
+    assert chat(output={"n": "integer"}, structured="schema").easier(refusal) is None
+    assert chat().easier(refusal) is None
+
+
+def test_one_repair_turn_tells_what_does_not_fit() -> None:
+    endpoint = chat(output={"n": "integer"}, messages=[{"user": [{"text": "{{ text }}"}, {"image": "pic"}]}])
+    request = asked(endpoint, pic=PNG)
+    answer = orjson.dumps(completion({"content": "three"}))
+    problem = endpoint.values(answer)
+    assert isinstance(problem, RowError)
+    again = endpoint.repair(request, answer, problem)
+    assert again is not None
+    assert (again.repair_of, again.media, again.keys) == (request.fingerprint, (PNG,), ("1",))
+    turns = orjson.loads(again.body)["messages"]
+    assert turns[0] == orjson.loads(request.body)["messages"][0]
+    assert turns[1] == {"role": "assistant", "content": "three"}
+    assert turns[2]["content"].startswith("This answer does not fit: this is no JSON")
+    assert endpoint.repair(again, answer, problem) is None
+    assert chat().repair(request, answer, problem) is None
+
+
+# What the ledger and the budget need.
+
+
+def test_what_can_change_an_answer_is_declared_and_nothing_else() -> None:
+    first = chat()
+    assert chat(name="other", when="true", detail=True, reuse=False, stream=True).declared() == first.declared()
+    changed = [
+        chat(model="gpt-4o"),
+        chat(messages=[{"user": "{{ text }}!"}]),
+        chat(params={"seed": 1}),
+        chat(extra_body={"seed": 1}),
+        chat(tools=[WEATHER]),
+        chat(tools=[WEATHER], tool_choice="required"),
+        chat(output={"a": "string"}),
+        chat(output={"a": "string"}, structured="prompt"),
+    ]
+    assert len({endpoint.declared() for endpoint in [first, *changed]}) == 9
+
+
+def test_an_answers_tokens_are_bounded_by_the_parameters_times_n_or_by_the_model() -> None:
+    assert chat(params={"max_tokens": 10, "n": 3}).output_bound == 30
+    assert chat(params={"max_completion_tokens": 10}).output_bound == 10
+    assert chat(extra_body={"max_tokens": 10}).output_bound == 10
+    assert chat().output_bound == 16_384
+    assert chat(model="unheard-of").output_bound is None
+
+
+def test_tools_count_as_input() -> None:
+    assert asked(chat(tools=[WEATHER])).input_tokens > asked(chat()).input_tokens + 20
+
+
+def test_a_rows_key_is_in_the_fingerprint_only_without_reuse() -> None:
+    for reuse, several in ((True, 1), (False, 2)):
+        endpoint = chat(reuse=reuse)
+        prints = {endpoint.request({"text": "a"}, key).fingerprint for key in ("1", "2")}  # type: ignore[union-attr]
+        assert len(prints) == several
+
+
+def test_a_text_without_utf_8_is_an_error_row() -> None:
+    assert "cannot be written as UTF-8" in refused(chat(), text="\ud800")

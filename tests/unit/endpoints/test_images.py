@@ -1,0 +1,332 @@
+"""Images made, edited and varied: checked before sending, saved under names of their content."""
+
+import base64
+import hashlib
+import io
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pytest
+from aiohttp import web
+
+from connectors.contracts import Endpoint, MalformedReply, Provider, StepFacts
+from connectors.endpoints.image_edit import ImageEditStep
+from connectors.endpoints.image_generation import ImageGenerationStep
+from connectors.endpoints.image_variation import ImageVariationStep
+from connectors.errors import JobError
+from connectors.records import Media, Reply, Request, RowError, Usage
+from connectors.transport.client import HttpTransport, Timeouts
+from pipelines.pricing.prices import image_price, price_of, worst_cost
+
+REPLIES = Path(__file__).parents[2] / "replies"
+COLUMNS = {"title": pa.string(), "photo": pa.binary(), "area": pa.string(), "more": pa.list_(pa.string())}
+FACTS = StepFacts("p@there", COLUMNS, Path("/"), (), (), files_prefix="files/")
+STEPS = {
+    "image_generation": (ImageGenerationStep, {"prompt": "{{ title }}"}),
+    "image_edit": (ImageEditStep, {"prompt": "{{ title }}", "image": "photo"}),
+    "image_variation": (ImageVariationStep, {"image": "photo"}),
+}
+
+
+def endpoint(kind: str = "image_generation", model: str = "dall-e-2", **keys: Any) -> Endpoint:
+    step, usual = STEPS[kind]
+    given = {"name": "picture", "endpoint": kind, "model": model, **usual, **keys}
+    return step.model_validate(given).build(FACTS)
+
+
+def picture(form: str = "PNG", size: tuple[int, int] = (8, 8), colour: str = "red") -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, form)
+    return file.getvalue()
+
+
+def media(size: tuple[int, int] = (8, 8), form: str = "PNG", colour: str = "red") -> Media:
+    content = picture(form, size, colour)
+    suffix = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif"}[form]
+    return Media(
+        hashlib.sha256(content).hexdigest(), len(content), f"image/{form.lower()}", suffix, data=content, pixels=size
+    )
+
+
+def row(**values: Any) -> dict[str, Any]:
+    return {"title": "a sea otter", "photo": media(), "area": None, "more": None, **values}
+
+
+def asked(it: Endpoint, **values: Any) -> Request:
+    request = it.request(row(**values), "1")
+    assert isinstance(request, Request), request
+    return request
+
+
+def refused(it: Endpoint, **values: Any) -> str:
+    request = it.request(row(**values), "1")
+    assert isinstance(request, RowError) and request.error_class == "input", request
+    return request.message
+
+
+def name_of(content: bytes, suffix: str = "png") -> str:
+    return f"{hashlib.sha256(content).hexdigest()[:32]}.{suffix}"
+
+
+def reply(body: Any, kind: str = "application/json") -> Reply:
+    return Reply(200, {"content-type": kind}, body if isinstance(body, bytes) else orjson.dumps(body), 1.0)
+
+
+def b64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def kept(it: Endpoint, came: Reply) -> bytes:
+    (answer,) = it.answers([asked(it)], came)
+    assert isinstance(answer, bytes)
+    return answer
+
+
+def test_every_key_stands_in_the_body() -> None:
+    it = endpoint(
+        model="dall-e-3",
+        size="1792x1024",
+        quality="hd",
+        style="natural",
+        n=1,
+        params={"user": "u"},
+        extra_body={"x": 1},
+    )
+    assert orjson.loads(asked(it).body) == {
+        "model": "dall-e-3",
+        "n": 1,
+        "prompt": "a sea otter",
+        "quality": "hd",
+        "response_format": "b64_json",
+        "size": "1792x1024",
+        "style": "natural",
+        "user": "u",
+        "x": 1,
+    }
+    assert it.image_terms == ("1792x1024", "hd")
+    assert "response_format" not in orjson.loads(asked(endpoint(model="gpt-image-1")).body)
+    assert "response_format" not in orjson.loads(asked(endpoint(model="flux")).body)
+
+
+def test_a_recorded_reply_becomes_a_file_of_its_content() -> None:
+    it = endpoint(model="gpt-image-1")
+    body = (REPLIES / "image-generation.json").read_text().replace('"..."', f'"{b64(picture("WEBP"))}"')
+    came = reply(body.encode())
+    answer = kept(it, came)
+    name = name_of(picture("WEBP"), "webp")
+    assert it.values(answer) == (f"files/{name}",)
+    assert it.files(answer) == [(name, picture("WEBP"))]
+    assert it.links(answer) == []
+    assert it.usage([asked(it)], came) == Usage(input_tokens=50, output_tokens=50, images=1)
+    assert it.arrays([(f"files/{name}",), None])[0].to_pylist() == [f"files/{name}", None]
+
+
+def test_pictures_behind_urls_are_put_in_their_place() -> None:
+    it = endpoint("image_variation", n=2)
+    urls = iter(("https://x/1", "https://x/2"))
+    body = (REPLIES / "image-variation.json").read_text().replace("https://...", "%s")
+    came = reply((body % tuple(urls)).encode())
+    answer = kept(it, came)
+    assert it.links(answer) == ["https://x/1", "https://x/2"]
+    assert isinstance(it.values(answer), RowError) and it.files(answer) == []
+    contents = [picture(colour="red"), picture("JPEG", colour="blue")]
+    whole = it.with_contents(answer, contents)
+    names = [name_of(contents[0]), name_of(contents[1], "jpg")]
+    assert it.values(whole) == ([f"files/{name}" for name in names],)
+    assert it.files(whole) == list(zip(names, contents, strict=True))
+    assert it.links(whole) == []
+    assert it.usage([asked(it)], came) == Usage(images=2)
+    assert it.fields[0].type == pa.list_(pa.string())
+    # A page that says that the picture is gone, with status 200.
+    partly = it.with_contents(answer, [contents[0], b"<html>"])
+    assert it.links(partly) == ["https://x/2"]
+    assert isinstance(it.values(partly), RowError)
+
+
+def test_the_prompt_as_dall_e_3_rewrote_it_is_a_column() -> None:
+    it = endpoint(model="dall-e-3")
+    assert [(field.name, field.type) for field in it.fields] == [
+        ("picture", pa.string()),
+        ("picture_revised_prompt", pa.string()),
+    ]
+    answer = kept(it, reply({"data": [{"b64_json": b64(picture()), "revised_prompt": "An otter"}]}))
+    assert it.values(answer) == (f"files/{name_of(picture())}", "An otter")
+    answer = kept(it, reply({"data": [{"url": f"data:image/png;base64,{b64(picture())}"}]}))
+    assert it.values(answer) == (f"files/{name_of(picture())}", None)
+    assert [array.to_pylist() for array in it.arrays([None])] == [[None], [None]]
+
+
+def test_a_stream_of_events_is_read_to_its_last() -> None:
+    it = endpoint("image_edit", model="gpt-image-1.5", params={"stream": True, "partial_images": 1})
+    assert it.call([asked(it)]).stream
+    body = (REPLIES / "image-edit-streaming.sse").read_text().replace('"..."', f'"{b64(picture())}"')
+    came = reply(body.encode(), "text/event-stream")
+    assert it.values(kept(it, came)) == (f"files/{name_of(picture())}",)
+    assert it.usage([asked(it)], came) == Usage(input_tokens=50, output_tokens=50, images=1)
+    with pytest.raises(MalformedReply, match="before its last event"):
+        it.answers([asked(it)], reply(body[: body.index("event: image_edit.completed")].encode()))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        {"data": []},
+        {"created": 1},
+        {"data": [{}]},
+        {"data": ["x"]},
+        {"data": [{"b64_json": "?"}]},
+        {"data": [{"b64_json": b64(b"no picture")}]},
+        {"error": {"message": "m", "code": 503}},
+    ],
+)
+def test_what_is_no_picture_is_asked_again(body: Any) -> None:
+    with pytest.raises(MalformedReply):
+        endpoint().answers([asked(endpoint())], reply(body))
+
+
+def test_a_refusal_with_status_200_is_told() -> None:
+    (found,) = endpoint().answers([asked(endpoint())], reply({"error": {"message": "m", "code": "content_filter"}}))
+    assert isinstance(found, RowError) and found.error_class == "content_filter"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"size": "64x64"}, "size: found 64x64, dall-e-2 takes 256x256, 512x512, 1024x1024; correct it"),
+        (
+            {"model": "dall-e-3", "size": "512x512"},
+            "size: found 512x512, dall-e-3 takes 1024x1024, 1024x1792, 1792x1024; correct it",
+        ),
+        ({"model": "dall-e-3", "n": 2}, "n: found 2, dall-e-3 makes at most 1; correct it"),
+        ({"quality": "hd"}, "quality: found hd, dall-e-2 takes auto, standard; correct it"),
+        ({"style": "vivid"}, "style: dall-e-2 does not take it; leave it out"),
+        ({"params": {"background": "opaque"}}, "background: dall-e-2 does not take it; leave it out"),
+        (
+            {"model": "gpt-image-1", "params": {"response_format": "url"}},
+            "response_format: gpt-image-1 does not take it; leave it out",
+        ),
+        ({"params": {"n": 11}}, "params.n: found 11, expected an integer from 1 to 10; correct it"),
+        ({"n": 2, "params": {"n": 2}}, "n: stands in params as well; write it in one place"),
+        ({"prompt": "{{ titel }}"}, "prompt: no column titel here; did you mean title?"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_sent(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(JobError) as caught:
+        endpoint(**keys)
+    assert str(caught.value) == f"steps.picture.{message}"
+
+
+def test_gpt_image_2_takes_sizes_of_many_kinds() -> None:
+    for size in ("auto", "1536x864", "3840x2160", "2160x3840", "16x48"):
+        endpoint(model="gpt-image-2", size=size)
+    for size in ("1537x864", "3856x2160", "16x64", "0x0", "big"):
+        with pytest.raises(JobError, match="multiples of 16"):
+            endpoint(model="gpt-image-2", size=size)
+
+
+def test_the_file_columns_and_models_are_checked() -> None:
+    for kind, keys, message in (
+        ("image_edit", {"image": "foto"}, "steps.picture.image: no column foto; did you mean photo?"),
+        ("image_edit", {"mask": "arae"}, "steps.picture.mask: no column arae; did you mean area?"),
+        ("image_edit", {"mask": "photo"}, "steps.picture.mask: is the column of the image; name another"),
+        ("image_edit", {"model": "dall-e-3"}, "steps.picture.model: dall-e-3 makes no edits; take dall-e-2 or"),
+        ("image_variation", {"model": "gpt-image-1"}, "steps.picture.model: gpt-image-1 makes no variations;"),
+    ):
+        with pytest.raises(JobError) as caught:
+            endpoint(kind, **keys)
+        assert str(caught.value).startswith(message)
+
+
+def test_prompts_are_measured_by_model() -> None:
+    for model, longest in (("dall-e-2", 1000), ("dall-e-3", 4000), ("gpt-image-1", 32000)):
+        it = endpoint(model=model)
+        asked(it, title="x" * longest)
+        assert refused(it, title="x" * (longest + 1)).startswith(f"prompt: {longest + 1:,} characters, {model} takes")
+    assert refused(endpoint(), title="") == "prompt: the text is empty"
+    asked(endpoint(model="flux"), title="x" * 50_000)
+
+
+def test_pictures_are_checked_before_they_are_sent() -> None:
+    it = endpoint("image_edit", mask="area")
+    assert (it.media["photo"].largest, it.media["area"].largest) == (4 << 20, 4 << 20)
+    assert refused(it, photo=None) == "image: column photo is null: there is no file"
+    assert refused(it, photo=media((8, 9))) == "image: 8x9 pixels; a square png is taken"
+    assert refused(it, photo=media(form="JPEG")) == "image: a jpg picture; a square png is taken"
+    assert refused(it, photo=[media(), media()]) == "image: 2 pictures, at most 1 are taken"
+    assert refused(it, area=media((9, 9))) == "mask: 9x9 pixels, but the image has 8x8; they must be the same"
+    assert refused(it, area=media(form="JPEG")) == "mask: a jpg picture; a png is taken"
+    assert orjson.loads(asked(it, area=media(colour="blue")).body)["mask"] == media(colour="blue").name
+    assert "mask" not in orjson.loads(asked(it).body)
+    it = endpoint("image_edit", model="gpt-image-1", image=["photo", "more"])
+    assert it.media["photo"].largest == 50 << 20
+    assert refused(it, more=[media(form="GIF")]) == "image: a gif picture; png, webp and jpeg are taken"
+    assert refused(it, more=[media()] * 16) == "image: 17 pictures, at most 16 are taken"
+    bad = RowError("input", "no picture")
+    assert it.request(row(photo=bad), "1") is bad
+
+
+def test_what_a_request_can_cost_goes_by_the_model() -> None:
+    it = endpoint(model="dall-e-3", size="1792x1024", quality="hd")
+    request = asked(it)
+    assert (request.images, request.input_tokens, request.output_bound) == (1, 0, 0)
+    price = price_of("dall-e-3", {}, {})
+    assert price is not None and it.image_terms is not None
+    worst = worst_cost(image_price(price, *it.image_terms), 0, 0, images=request.images)
+    assert worst == 120_000_000_000
+    low, high = (endpoint(model="gpt-image-1", quality=quality, n=2).output_bound for quality in ("low", "high"))
+    assert low is not None and high is not None and 2 * 408 < low < 2 * 6240 < high
+    assert asked(endpoint("image_edit", model="gpt-image-1")).input_tokens > 1_100
+    assert endpoint(model="flux").output_bound is None
+
+
+@pytest.fixture
+async def seen() -> AsyncIterator[tuple[str, list[Any]]]:
+    """(address, what came): a server of aiohttp's own parser that notes each part of a form."""
+    came: list[Any] = []
+
+    async def note(request: web.Request) -> web.Response:
+        reader = await request.multipart()
+        while (part := await reader.next()) is not None:
+            came.append((part.name, part.filename, part.headers.get("Content-Type"), bytes(await part.read())))  # type: ignore[union-attr]
+        return web.json_response({})
+
+    app = web.Application()
+    app.router.add_post("/v1/{path:.*}", note)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1", came
+    await runner.cleanup()
+
+
+async def test_the_form_that_a_server_sees(seen: tuple[str, list[Any]]) -> None:
+    address, came = seen
+    it = endpoint(
+        "image_edit", model="gpt-image-1", image=["photo", "more"], mask="area", n=2, params={"input_fidelity": "high"}
+    )
+    request = asked(it, more=[media(form="JPEG"), media(form="WEBP")], area=media(colour="blue"))
+    transport = HttpTransport(Timeouts(), 1)
+    try:
+        await transport.send(Provider("p", address), it.call([request]))
+    finally:
+        await transport.close()
+    text = "text/plain; charset=utf-8"
+    assert came == [
+        ("image[]", "image.png", "image/png", picture()),
+        ("image[]", "image.jpg", "image/jpeg", picture("JPEG")),
+        ("image[]", "image.webp", "image/webp", picture("WEBP")),
+        ("input_fidelity", None, text, b"high"),
+        ("mask", "mask.png", "image/png", picture(colour="blue")),
+        ("model", None, text, b"gpt-image-1"),
+        ("n", None, text, b"2"),
+        ("prompt", None, text, b"a sea otter"),
+    ]
+    alone = endpoint("image_variation").call([asked(endpoint("image_variation"))])
+    assert alone.form is not None and alone.form[0] == ("image", picture(), "image.png")

@@ -1,0 +1,154 @@
+"""Speech: a text up, a sound file down, named by its content."""
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pytest
+
+from connectors.contracts import Endpoint, MalformedReply, StepFacts
+from connectors.endpoints.speech import SpeechStep
+from connectors.errors import JobError
+from connectors.records import Reply, Request, RowError, Usage
+
+FACTS = StepFacts("p@there", {"body": pa.string()}, Path("/"), (), (), files_prefix="files/")
+AUDIO = Path(__file__).parents[3] / "jobs" / "data" / "audio"
+
+
+def endpoint(**keys: Any) -> Endpoint:
+    given = {"name": "said", "endpoint": "speech", "model": "tts-1", "input": "{{ body }}", "voice": "alloy", **keys}
+    return SpeechStep.model_validate(given).build(FACTS)
+
+
+def asked(it: Endpoint, body: str | None = "Hello.") -> Request:
+    request = it.request({"body": body}, "1")
+    assert isinstance(request, Request)
+    return request
+
+
+def reply(body: bytes, kind: str = "audio/mpeg") -> Reply:
+    return Reply(200, {"content-type": kind}, body, 1.0)
+
+
+def test_every_key_stands_in_the_body() -> None:
+    it = endpoint(
+        response_format="opus",
+        speed=0.5,
+        params={"instructions": "Slowly."},
+        extra_body={"seed": 1},
+        voice={"id": "v_1"},
+    )
+    assert orjson.loads(asked(it).body) == {
+        "input": "Hello.",
+        "instructions": "Slowly.",
+        "model": "tts-1",
+        "response_format": "opus",
+        "seed": 1,
+        "speed": 0.5,
+        "voice": {"id": "v_1"},
+    }
+    call = it.call([asked(it)])
+    assert (call.method, call.path, call.body, call.stream) == ("POST", "/audio/speech", asked(it).body, False)
+    assert it.uses == {"body"}
+
+
+def test_streaming_is_how_we_read_and_no_parameter() -> None:
+    it = endpoint(stream=True)
+    assert it.call([asked(it)]).stream
+    assert asked(it).body == asked(endpoint()).body
+    assert endpoint(params={"stream_format": "sse"}).call([asked(it)]).stream
+
+
+def test_characters_are_checked_before_sending() -> None:
+    it = endpoint()
+    assert asked(it, "ü" * 4096).characters == 4096
+    assert it.request({"body": "ü" * 4097}, "1") == RowError(
+        "input", "input: 4,097 characters, more than 4,096 are not taken"
+    )
+    assert it.request({"body": None}, "1") == RowError("input", "input: the text is empty: there is nothing to speak")
+    assert isinstance(it.request({"body": "\ud800"}, "1"), RowError)
+
+
+def test_what_a_request_can_cost_goes_by_the_model() -> None:
+    request = asked(endpoint())
+    assert (request.input_tokens, request.output_bound, request.characters) == (0, 0, 6)
+    request = asked(endpoint(model="gpt-4o-mini-tts", speed=0.5))
+    assert request.input_tokens == 2 and request.output_bound == 6 * 12 * 2
+    assert asked(endpoint(model="kokoro")).output_bound is None
+
+
+@pytest.mark.parametrize(
+    ("content", "form", "suffix"),
+    [
+        ((AUDIO / "austen_0870.wav").read_bytes(), "mp3", "wav"),
+        ((AUDIO / "austen_0880.mp3").read_bytes(), "mp3", "mp3"),
+        ((AUDIO / "jfk.flac").read_bytes(), "flac", "flac"),
+        (b"OggS" + bytes(24) + b"OpusHead" + bytes(40), "opus", "opus"),
+        (b"OggS" + bytes(24) + b"\x01vorbis" + bytes(40), "opus", "ogg"),
+        (b"\xff\xf1\x50\x80" + bytes(40), "aac", "aac"),
+        (b"\x01\x00" * 100, "pcm", "pcm"),
+    ],
+)
+def test_the_file_is_named_by_its_content(content: bytes, form: str, suffix: str) -> None:
+    it = endpoint(response_format=form)
+    (answer,) = it.answers([asked(it)], reply(content))
+    assert answer == content
+    name = f"{hashlib.sha256(content).hexdigest()[:32]}.{suffix}"
+    assert it.values(content) == (f"files/{name}",)
+    assert it.files(content) == ((name, content),)
+    assert it.arrays([(f"files/{name}",), None])[0].to_pylist() == [f"files/{name}", None]
+    assert it.usage([asked(it)], reply(content)) == Usage(characters=6)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"", "audio/mpeg"),
+        (b"<html>busy</html>", "text/html"),
+        (b'{"ok": true}', "application/json"),
+        (b'{"error": {"message": "overloaded", "code": 503}}', "audio/mpeg"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), "audio/mpeg"),
+    ],
+)
+def test_what_is_no_sound_is_asked_again(body: bytes, kind: str) -> None:
+    with pytest.raises(MalformedReply):
+        endpoint().answers([asked(endpoint())], reply(body, kind))
+
+
+def test_a_refusal_with_status_200_is_told() -> None:
+    body = b'{"error": {"message": "no", "code": "content_filter"}}'
+    (refused,) = endpoint().answers([asked(endpoint())], reply(body, "application/json"))
+    assert isinstance(refused, RowError) and (refused.error_class, refused.message) == ("content_filter", "no")
+
+
+def test_a_stream_of_events_is_joined_with_its_usage() -> None:
+    it = endpoint(model="gpt-4o-mini-tts", params={"stream_format": "sse"})
+    content = (AUDIO / "austen_0880.mp3").read_bytes()
+    halves = [base64.b64encode(part) for part in (content[:5000], content[5000:])]
+    events = [b'data: {"type":"speech.audio.delta","audio":"' + half + b'"}\n\n' for half in halves]
+    done = b'data: {"type":"speech.audio.done","usage":{"input_tokens":5,"output_tokens":60,"total_tokens":65}}\n\n'
+    came = reply(b"".join([*events, done]), "text/event-stream")
+    assert it.answers([asked(it)], came) == (content,)
+    assert it.usage([asked(it)], came) == Usage(input_tokens=5, output_tokens=60, characters=6)
+    for broken in (b"".join(events), events[0] + b'data: {"error": {"message": "x"}}\n\n', events[0][:200]):
+        with pytest.raises(MalformedReply):
+            it.answers([asked(it)], reply(broken, "text/event-stream"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"input": "{{ bod }}"}, "steps.said.input: no column bod here; did you mean body?"),
+        ({"params": {"input": "x"}}, "steps.said.params.input: is a key of the step itself; write it beside params"),
+        ({"speed": 1, "params": {"speed": 1}}, "steps.said.speed: stands in params as well; write it in one place"),
+        ({"params": {"speed": 5}}, "steps.said.params.speed: found 5, expected a number from 0.25 to 4; correct it"),
+        ({"params": {"voize": "x"}}, "steps.said.params.voize: no such parameter; did you mean voice?"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_sent(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(JobError) as caught:
+        endpoint(**keys)
+    assert str(caught.value) == message

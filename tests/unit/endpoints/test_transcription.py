@@ -1,0 +1,338 @@
+"""Transcription and translation: forms up; texts, subtitles and structs down; pieces joined."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pytest
+from aiohttp import web
+
+from connectors.contracts import Endpoint, MalformedReply, Provider, StepFacts
+from connectors.endpoints.transcription import TranscriptionStep
+from connectors.endpoints.translation import TranslationStep
+from connectors.errors import JobError
+from connectors.records import Media, Reply, Request, RowError, Usage
+from connectors.transport.client import HttpTransport, Timeouts
+
+REPLIES = Path(__file__).parents[2] / "replies"
+FACTS = StepFacts(
+    "p@there",
+    {"sound": pa.string(), "lang": pa.string(), "hint": pa.string(), "n": pa.int64(), "many": pa.list_(pa.binary())},
+    Path("/"),
+    (),
+    (),
+)
+
+
+def endpoint(**keys: Any) -> Endpoint:
+    given = {"name": "heard", "endpoint": "transcription", "model": "whisper-1", "file": "sound", **keys}
+    kind = TranslationStep if given["endpoint"] == "translation" else TranscriptionStep
+    return kind.model_validate(given).build(FACTS)
+
+
+def media(content: bytes = b"sound", seconds: float = 3.0, **more: Any) -> Media:
+    digest = hashlib.sha256(content).hexdigest()
+    return Media(digest, len(content), "audio/mpeg", "mp3", data=content, seconds=seconds, **more)
+
+
+def asked(it: Endpoint, **row: Any) -> Request:
+    request = it.request({"sound": media(), "lang": "en", "hint": "", **row}, "1")
+    assert isinstance(request, Request)
+    return request
+
+
+def reply(body: bytes | str, kind: str = "application/json") -> Reply:
+    return Reply(200, {"content-type": kind}, body.encode() if isinstance(body, str) else body, 1.0)
+
+
+def read(it: Endpoint, name: str, kind: str = "application/json") -> tuple[Any, Usage]:
+    """(values, usage) of a recorded reply."""
+    request = asked(it)
+    came = reply((REPLIES / name).read_bytes(), kind)
+    (answer,) = it.answers([request], came)
+    assert isinstance(answer, bytes)
+    values = it.values(answer)
+    assert not isinstance(values, RowError)
+    arrays = it.arrays([values, None])
+    assert [array.type for array in arrays] == [field.type for field in it.fields]
+    assert all(array[1].as_py() is None for array in arrays)
+    return tuple(array[0].as_py() for array in arrays), it.usage([request], came)
+
+
+def test_the_text_of_a_recorded_reply_becomes_a_string_with_its_usage() -> None:
+    (text,), usage = read(endpoint(model="gpt-4o-transcribe"), "transcription.json")
+    assert text.startswith("Imagine the wildest idea")
+    assert usage == Usage(input_tokens=14, output_tokens=45, audio_seconds=3.0)
+    (text,), usage = read(endpoint(endpoint="translation"), "translation.json")
+    assert text.startswith("Hello, my name is Wolfgang")
+    assert usage == Usage(audio_seconds=3.0)
+
+
+def test_verbose_json_becomes_a_struct_of_segments_and_words() -> None:
+    it = endpoint(response_format="verbose_json")
+    (heard,), usage = read(it, "transcription-segments.json")
+    assert (heard["language"], heard["duration"], heard["words"]) == ("english", 8.470000267028809, None)
+    (segment,) = heard["segments"]
+    assert segment["id"] == 0 and segment["tokens"][:2] == [50364, 440] and segment["avg_logprob"] < -0.28
+    assert usage == Usage(audio_seconds=9.0)
+    (heard,), _ = read(it, "transcription-words.json")
+    assert heard["words"][0] == {"word": "The", "start": 0.0, "end": 0.23999999463558197}
+    assert heard["segments"] is None
+
+
+def test_speakers_and_logprobs_become_columns() -> None:
+    it = endpoint(model="gpt-4o-transcribe-diarize", response_format="diarized_json")
+    (heard,), usage = read(it, "transcription-diarized.json")
+    assert [segment["speaker"] for segment in heard["segments"]] == ["agent", "A", "agent"]
+    assert usage.audio_seconds == 27.0
+    it = endpoint(model="gpt-4o-transcribe", params={"include": ["logprobs"]})
+    assert [field.name for field in it.fields] == ["heard", "heard_logprobs"]
+    (_, logprobs), _ = read(it, "transcription-logprobs.json")
+    assert logprobs[0] == {"token": "Hey", "logprob": -1.0415299, "bytes": [72, 101, 121]}
+
+
+def test_a_stream_of_events_is_read_to_its_last() -> None:
+    it = endpoint(model="gpt-4o-mini-transcribe", params={"stream": True})
+    assert it.call([asked(it)]).stream
+    (text,), usage = read(it, "transcription-streaming.sse", "text/event-stream")
+    assert text.startswith("I see skies of blue and clouds of white")
+    assert (usage.input_tokens, usage.output_tokens) == (14, 45)
+    whole = (REPLIES / "transcription-streaming.sse").read_bytes()
+    with pytest.raises(MalformedReply, match="before its last event"):
+        it.answers([asked(it)], reply(whole[: whole.rindex(b"\n\n", 0, whole.index(b"transcript.text.done"))]))
+
+
+@pytest.mark.parametrize("form", ["text", "srt", "vtt"])
+def test_texts_and_subtitles_are_kept_as_they_are(form: str) -> None:
+    it = endpoint(response_format=form)
+    body = {
+        "text": "Hé\n",
+        "srt": "1\n00:00:00,000 --> 00:00:01,000\nHé\n\n",
+        "vtt": "WEBVTT\n\n00:00.000 --> 00:01.000\nHé\n\n",
+    }
+    (answer,) = it.answers([asked(it)], reply(body[form], "text/plain"))
+    assert isinstance(answer, bytes)
+    assert it.values(answer) == (body[form].strip() if form == "text" else body[form],)
+    assert it.usage([asked(it)], reply(body[form], "text/plain")) == Usage(audio_seconds=3.0)
+
+
+def test_replies_that_are_none_are_asked_again_and_refusals_are_told() -> None:
+    it = endpoint()
+    for body in ("", "no json", "[]", "{}", '{"text": 5}', '{"error": {"message": "m", "code": 500}}'):
+        with pytest.raises(MalformedReply):
+            it.answers([asked(it)], reply(body))
+    (refused,) = it.answers([asked(it)], reply('{"error": {"message": "m", "code": "content_policy_violation"}}'))
+    assert isinstance(refused, RowError) and refused.error_class == "content_filter"
+    with pytest.raises(MalformedReply, match="JSON came"):
+        endpoint(response_format="srt").answers([asked(it)], reply('{"text": "x"}'))
+    assert endpoint(response_format="text").answers([asked(it)], reply('{"text": "x"}')) == (b"x",)
+
+
+def test_language_and_prompt_are_templates_and_left_out_where_empty() -> None:
+    it = endpoint(language="{{ lang }}", prompt="{{ hint }}", params={"temperature": 0}, response_format="json")
+    assert it.uses == {"sound", "lang", "hint"}
+    assert orjson.loads(asked(it).body) == {
+        "file": media().name,
+        "language": "en",
+        "model": "whisper-1",
+        "response_format": "json",
+        "temperature": 0,
+    }
+    assert asked(it).fingerprint != asked(it, lang="de").fingerprint
+    assert asked(it).fingerprint != asked(it, sound=media(b"other")).fingerprint
+    assert (asked(it).audio_seconds, asked(it).input_tokens, asked(it).output_bound) == (3.0, 0, 0)
+    by_token = asked(endpoint(model="gpt-4o-transcribe"), sound=media(seconds=60))
+    assert (by_token.input_tokens, by_token.output_bound) == (1000, 2000)
+
+
+def test_a_row_without_a_sound_or_with_several_is_an_error() -> None:
+    missing = endpoint().request({"sound": None}, "1")
+    assert missing == RowError("input", "file: column sound is null: there is no file")
+    several = endpoint(file="many").request({"many": [media(), media(b"x")]}, "1")
+    assert several == RowError("input", "file: column many names 2 files, a request takes one")
+    bad = RowError("input", "no sound")
+    assert endpoint().request({"sound": bad}, "1") is bad
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"file": "soun"}, "steps.heard.file: no column soun; did you mean sound?"),
+        ({"file": "n"}, "steps.heard.file: column n holds int64; name one that holds paths, URLs or bytes"),
+        ({"language": "{{ langu }}"}, "steps.heard.language: no column langu here; did you mean lang?"),
+        ({"params": {"prompt": "x"}}, "steps.heard.params.prompt: is a key of the step itself; write it beside params"),
+        (
+            {"response_format": "srt", "params": {"response_format": "srt"}},
+            "steps.heard.response_format: stands in params as well; write it in one place",
+        ),
+        (
+            {"params": {"temperature": 2}},
+            "steps.heard.params.temperature: found 2, expected a number from 0 to 1; correct it",
+        ),
+        (
+            {"params": {"timestamp_granularities": ["letter"]}},
+            "steps.heard.params.timestamp_granularities: "
+            'found ["letter"], expected a list of word or segment; correct it',
+        ),
+        (
+            {"response_format": "srt", "params": {"include": ["logprobs"]}},
+            "steps.heard.params.include: logprobs come with response_format json only",
+        ),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_sent(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(JobError) as caught:
+        endpoint(**keys)
+    assert str(caught.value) == message
+
+
+def cut_sound() -> Media:
+    pieces = ((0.0, media(b"one", 100.25)), (100.25, media(b"two", 3600.0)), (3700.25, media(b"three", 10.0)))
+    return media(b"whole", 3710.25, pieces=pieces)
+
+
+def joined(it: Endpoint, *bodies: Any) -> Any:
+    """The value of a sound in three pieces with these replies."""
+    request = asked(it, sound=cut_sound())
+    assert [orjson.loads(part.body)["file"] for part in request.parts] == [
+        media(content).name for content in (b"one", b"two", b"three")
+    ]
+    kinds = [
+        ("application/json", orjson.dumps(body)) if isinstance(body, dict) else ("text/plain", body) for body in bodies
+    ]
+    answers = []
+    for part, (kind, body) in zip(request.parts, kinds, strict=True):
+        (answer,) = it.answers([part], reply(body, kind))
+        assert isinstance(answer, bytes)
+        answers.append(answer)
+    values = it.values(it.joined(request, answers))
+    assert not isinstance(values, RowError)
+    return it.arrays([values])[0][0].as_py()
+
+
+def test_the_texts_of_pieces_are_joined() -> None:
+    assert endpoint(split=True).media["sound"].split
+    assert joined(endpoint(), {"text": " One."}, {"text": ""}, {"text": "Three. "}) == "One. Three."
+    assert joined(endpoint(response_format="text"), "One.\n", "Two.\n", "\n") == "One. Two."
+
+
+def test_the_times_of_subtitles_are_shifted() -> None:
+    srt = "1\n00:00:01,500 --> 00:00:02,000\nHello\nyou\n\n2\n00:00:03,000 --> 00:00:04,000\n12\n\n"
+    assert joined(endpoint(response_format="srt"), srt, "", srt) == (
+        "1\n00:00:01,500 --> 00:00:02,000\nHello\nyou\n\n2\n00:00:03,000 --> 00:00:04,000\n12\n\n"
+        "3\n01:01:41,750 --> 01:01:42,250\nHello\nyou\n\n4\n01:01:43,250 --> 01:01:44,250\n12\n\n"
+    )
+    vtt = "WEBVTT\n\n00:01.500 --> 00:02.000\nHello\n\n"
+    assert joined(endpoint(response_format="vtt"), vtt, vtt, vtt) == (
+        "WEBVTT\n\n00:01.500 --> 00:02.000\nHello\n\n01:41.750 --> 01:42.250\nHello\n\n"
+        "01:01:41.750 --> 01:01:42.250\nHello\n\n"
+    )
+
+
+def test_segments_and_words_are_shifted_and_numbered_anew() -> None:
+    body = {
+        "text": "Hi.",
+        "language": "english",
+        "duration": 10.0,
+        "segments": [{"id": 0, "seek": 50, "start": 0.5, "end": 2, "text": "Hi.", "tokens": [1]}],
+        "words": [{"word": "Hi", "start": 0.5, "end": 1.0}],
+    }
+    heard = joined(endpoint(response_format="verbose_json"), body, body, body)
+    assert (heard["text"], heard["duration"], heard["language"]) == ("Hi. Hi. Hi.", 3710.25, "english")
+    assert [(each["id"], each["seek"], each["start"], each["end"]) for each in heard["segments"]] == [
+        (0, 50, 0.5, 2.0),
+        (1, 10075, 100.75, 102.25),
+        (2, 370075, 3700.75, 3702.25),
+    ]
+    assert [word["start"] for word in heard["words"]] == [0.5, 100.75, 3700.75]
+    spoken = {
+        "text": "A: Hi",
+        "duration": 5,
+        "segments": [{"id": "seg_001", "start": 1, "end": 2, "speaker": "A", "text": "Hi"}],
+    }
+    it = endpoint(model="gpt-4o-transcribe-diarize", response_format="diarized_json")
+    heard = joined(it, spoken, spoken, spoken)
+    assert [each["id"] for each in heard["segments"]] == ["seg_001", "seg_002", "seg_003"]
+    assert heard["text"] == "A: Hi\nA: Hi\nA: Hi"
+
+
+@pytest.fixture
+async def seen() -> AsyncIterator[tuple[str, list[Any]]]:
+    """(address, what came): a server of aiohttp's own parser that notes each part of a form."""
+    came: list[Any] = []
+
+    async def note(request: web.Request) -> web.Response:
+        reader = await request.multipart()
+        while (part := await reader.next()) is not None:
+            came.append((part.name, part.filename, part.headers.get("Content-Type"), bytes(await part.read())))  # type: ignore[union-attr]
+        return web.json_response({"text": "x"})
+
+    app = web.Application()
+    app.router.add_post("/v1/{path:.*}", note)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1", came
+    await runner.cleanup()
+
+
+async def test_the_form_that_a_server_sees(seen: tuple[str, list[Any]], tmp_path: Path) -> None:
+    address, came = seen
+    it = endpoint(
+        prompt='Zoë "quoted"\r\n--x',
+        response_format="verbose_json",
+        params={
+            "timestamp_granularities": ["word", "segment"],
+            "chunking_strategy": {"type": "server_vad", "threshold": 0.5},
+            "stream": False,
+        },
+        extra_body={"vad": True},
+    )
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"\0\xff" * 50_000)
+    content = path.read_bytes()
+    sound = Media(hashlib.sha256(content).hexdigest(), len(content), "audio/mpeg", "mp3", path=path, seconds=1.0)
+    transport = HttpTransport(Timeouts(), 1)
+    try:
+        await transport.send(Provider("p", address), it.call([asked(it, sound=sound)]))
+    finally:
+        await transport.close()
+    text = "text/plain; charset=utf-8"
+    assert sorted(came) == sorted(
+        [
+            ("chunking_strategy[threshold]", None, text, b"0.5"),
+            ("chunking_strategy[type]", None, text, b"server_vad"),
+            ("file", "file.mp3", "audio/mpeg", content),
+            ("model", None, text, b"whisper-1"),
+            ("prompt", None, text, 'Zoë "quoted"\r\n--x'.encode()),
+            ("response_format", None, text, b"verbose_json"),
+            ("stream", None, text, b"false"),
+            ("timestamp_granularities[]", None, text, b"segment"),
+            ("timestamp_granularities[]", None, text, b"word"),
+            ("vad", None, text, b"true"),
+        ],
+        key=lambda part: part,
+    )
+    path.write_bytes(b"other")
+    with pytest.raises(OSError, match="has changed since") as found:
+        it.call([asked(it, sound=sound)])
+    # These words stand in the row's error.
+    assert found.value.strerror == "it has changed since the run looked at it; run again"
+
+
+def test_a_text_that_looks_like_a_name_of_media_stays_text() -> None:
+    it = endpoint(prompt="{{ hint }}")
+    call = it.call([asked(it, hint=media().name)])
+    assert call.form is not None
+    assert ("prompt", media().name, None) in call.form
+
+
+def test_declared_tells_all_that_can_change_an_answer() -> None:
+    plain = endpoint()
+    assert plain.declared() == endpoint(name="other", provider="local").declared()
+    assert plain.declared() != endpoint(response_format="srt").declared()
+    assert replace(asked(endpoint(reuse=False)), body=b"").fingerprint != asked(plain).fingerprint
