@@ -52,7 +52,6 @@ def init_command(folder: Path) -> None:
     Example:
       rowmill init my-jobs
     """
-    from pipelines.commands.init import init
 
     for path in init(folder):
         click.echo(f"wrote {path}")

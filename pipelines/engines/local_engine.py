@@ -24,7 +24,7 @@ from pipelines.runtime.run_records import OpenRun
 
 
 class Travelling(Protocol):
-    """Where chunks set out, and how many are under way: pipelines.dispatch.step_runner.Travel, or on Ray what stands for it."""
+    """Takes chunks of rows through the steps: `StepRunner`, or its stand-in on Ray."""
 
     failure: BaseException | None
     moved: asyncio.Event

@@ -12,10 +12,11 @@ from connectors.sql import quoted_list
 from pipelines.config.job import load_job
 from pipelines.config.overrides import NONE, Overrides
 from pipelines.config.workspace import find_workspace
-from pipelines.execution.invocation import invoke, opened_ledger
+from pipelines.execution.invocation import invoke
 from pipelines.formatting import harmless
 from pipelines.preparation.prepared_job import prepared
 from pipelines.preparation.row_selection import key_text
+from pipelines.runtime.services import opened_ledger
 
 Rows = dict[str, dict[str, Any]]
 """Key as text -> the outputs of its row."""

@@ -13,7 +13,7 @@ from connectors.sql import query_connection
 from connectors.tables.schema_checks import OtherColumns
 from pipelines.config.job import LoadedJob, load_job
 from pipelines.config.overrides import Overrides, gives_sink
-from pipelines.config.workspace import LOCAL, Workspace, find_workspace
+from pipelines.config.workspace import Workspace, find_workspace
 from pipelines.dispatch.provider_routes import member_price, step_price
 from pipelines.execution.audits import check_audits, run_audits
 from pipelines.execution.run_report import StoppedEarly, summary
@@ -29,7 +29,9 @@ from pipelines.preparation.schema_evolution import (
     refusal,
     types_there,
 )
-from pipelines.runtime.run_records import CLOSING, OpenRun, await_crew, end_invocation, job_lock, open_run, sink_lock
+from pipelines.runtime.locks import await_crew, job_lock, sink_lock
+from pipelines.runtime.run_records import CLOSING, OpenRun, end_invocation, open_run
+from pipelines.runtime.services import local_provider, opened_ledger
 
 if TYPE_CHECKING:
     from pipelines.dispatch.counters import Tally
@@ -247,32 +249,6 @@ def _check_budget(ready: ReadyJob) -> None:
                 f"{where}: nothing bounds what an answer of {step.model.model} may cost, so no budget can hold; "
                 "add params: {max_tokens: N}"
             )
-
-
-@contextlib.contextmanager
-def opened_ledger(workspace: Workspace) -> Iterator[Ledger]:
-    """The workspace's ledger, closed afterwards."""
-    ledger = Ledger(workspace.state / "ledger.sqlite")
-    try:
-        yield ledger
-    finally:
-        ledger.close()
-
-
-@contextlib.contextmanager
-def local_provider(loaded: LoadedJob, workspace: Workspace) -> Iterator[str | None]:
-    """The embedded provider's address while it is needed; None for jobs that do not ask it.
-
-    It keeps files and batches in the workspace's state, so that a run that was killed finds them again.
-    """
-    asked = {name for step in loaded.job.steps for name in workspace.pools.get(step.provider, (step.provider,))}
-    if LOCAL not in asked:
-        yield None
-        return
-    from connectors.emulator.server import LocalOptions, LocalServer
-
-    with LocalServer(LocalOptions(folder=workspace.state / "local")) as server:
-        yield server.base_url
 
 
 def prepare_sink(ready: ReadyJob, ledger: Ledger, change: SchemaChange | None = None) -> bool:

@@ -17,7 +17,7 @@ from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.ledger.projection import ANSWERS, unpacked
 from pipelines.pricing.prices import usd
 from pipelines.reporting.status_queries import moment
-from pipelines.runtime.run_records import job_lock
+from pipelines.runtime.locks import job_lock
 
 AT_ONCE = 500
 """Answers that are deleted together."""

@@ -12,7 +12,7 @@ import orjson
 from pipelines.ledger.ledger_file import write_whole
 from pipelines.monitoring.progress import Pace, facts
 from pipelines.monitoring.run_view import Watch
-from pipelines.runtime.run_records import running
+from pipelines.runtime.locks import running
 
 EVERY = 1.0
 

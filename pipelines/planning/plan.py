@@ -13,11 +13,11 @@ import pyarrow as pa
 from pipelines.config.job import load_job
 from pipelines.config.overrides import Overrides
 from pipelines.config.workspace import LOCAL, find_workspace
-from pipelines.execution.invocation import opened_ledger
 from pipelines.planning.dry_run import Looked, Reckoned, look
 from pipelines.preparation.prepared_job import ReadyJob, ReadyStep, placed, prepared
 from pipelines.preparation.schema_evolution import has_keys, refusal, types_there
 from pipelines.pricing.prices import usd
+from pipelines.runtime.services import opened_ledger
 
 LEDGER_BYTES = 420
 """What the ledger and the usage table take for one exchange, besides request and answer."""

@@ -10,12 +10,12 @@ from connectors.errors import DataError
 from connectors.records import Request, RowError
 from pipelines.config.job import load_job
 from pipelines.config.workspace import find_workspace
-from pipelines.execution.invocation import opened_ledger
 from pipelines.ledger.ledger import Ledger
 from pipelines.preparation.prepared_job import ReadyJob, prepared
 from pipelines.preparation.row_selection import key_text
 from pipelines.pricing.prices import usd
 from pipelines.reporting.status_queries import moment
+from pipelines.runtime.services import opened_ledger
 
 LONGEST_LIST = 8
 """Numbers of a vector that are shown."""

@@ -16,7 +16,7 @@ from pipelines.ledger.ledger import Ledger
 from pipelines.monitoring.run_heartbeat import read_running
 from pipelines.preparation.prepared_job import prepared
 from pipelines.pricing.prices import usd
-from pipelines.runtime.run_records import running
+from pipelines.runtime.locks import running
 
 Rows = list[dict[str, object]]
 

@@ -10,7 +10,7 @@ import orjson
 from pipelines.ledger.ledger_file import open_ledger_file
 from pipelines.pricing.prices import usd
 from pipelines.reporting.status_queries import COST
-from pipelines.runtime.run_records import running
+from pipelines.runtime.locks import running
 from pipelines.schedule.scheduler import Memory, Scheduled, next_due
 
 ENDS = {

@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.cli import rowmill
 from pipelines.config.job import load_job
-from pipelines.job_docs import with_keys
+from tests.docs.key_tables import with_keys
 
 ROOT = Path(__file__).parents[2]
 README, JOBS = ROOT / "README.md", ROOT / "jobs" / "README.md"

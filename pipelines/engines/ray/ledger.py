@@ -15,7 +15,7 @@ from connectors.records import Usage
 from pipelines.ledger.entries import Answer, Noted, Settled
 from pipelines.ledger.ledger import Ledger
 from pipelines.runtime.event_loop import look_rarely
-from pipelines.runtime.run_records import crew_lock
+from pipelines.runtime.locks import crew_lock
 
 Asked = tuple[str, tuple[Any, ...]]
 """(method of Ledger, its arguments): see Ledger.write_group."""

@@ -16,7 +16,7 @@ from connectors.errors import JobError
 from pipelines.execution.run_report import for_programs
 from pipelines.ledger import ledger_file
 from pipelines.ledger.ledger import Ledger, now_us
-from pipelines.runtime.run_records import job_lock
+from pipelines.runtime.locks import job_lock
 
 Read = Callable[..., list[dict[str, Any]]]
 

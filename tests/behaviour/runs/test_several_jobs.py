@@ -14,7 +14,7 @@ import pytest
 from pipelines.config.job_graph import GraphJob
 from pipelines.execution.multi_job import run_many
 from pipelines.runtime.child_process import rowmill_command
-from pipelines.runtime.run_records import running
+from pipelines.runtime.locks import running
 
 
 @pytest.mark.parametrize(("ended", "code"), [(1, 3), (0, 3), (2, 2), (9, 9)])

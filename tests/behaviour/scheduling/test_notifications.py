@@ -98,7 +98,7 @@ def test_a_command_that_fails_is_a_warning_and_the_exit_code_stays(
 def test_a_command_that_takes_too_long_is_ended_with_all_that_it_started(
     workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(on_finish, "COMMAND_SECONDS", 0.3)
+    monkeypatch.setattr(notifications, "COMMAND_SECONDS", 0.3)
     workspace.csv(1)
     slow = workspace.write("slow.sh", "#!/bin/sh\n(sleep 100; touch late) &\nwait\n")
     slow.chmod(0o755)

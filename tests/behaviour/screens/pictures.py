@@ -1,4 +1,4 @@
-"""The README's pictures, made anew from real runs: python tests/behaviour/screens/pictures.py (needs chromium on the PATH).
+"""Make the README's pictures from real runs: python tests/behaviour/screens/pictures.py (needs chromium).
 
 Into .github/pictures: plan.png, progress.png, report.png. The provider is the embedded one as a server, with a latency
 and a limit, under the name of a paid one: so there are prices, and nothing is paid.

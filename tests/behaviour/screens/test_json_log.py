@@ -18,8 +18,8 @@ def events(cli: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress_log, "EVERY", 0.01)
-    monkeypatch.setattr(progress_log, "SECONDS_BETWEEN_PROGRESS", 0.0)
+    monkeypatch.setattr(json_events, "EVERY", 0.01)
+    monkeypatch.setattr(json_events, "SECONDS_BETWEEN_PROGRESS", 0.0)
 
 
 def test_a_run_is_told_from_start_to_finish(workspace: Any, provider: Any, cli: Any) -> None:
@@ -138,7 +138,7 @@ def test_what_is_wrong_before_a_job_begins_is_a_line_as_well(
 
 
 def test_a_job_that_runs_already_is_told_in_a_line(workspace: Any, provider: Any, cli: Any) -> None:
-    from pipelines.runtime.run_records import job_lock
+    from pipelines.runtime.locks import job_lock
 
     workspace.csv(2)
     job = workspace.job()

@@ -22,7 +22,7 @@ from pipelines.monitoring.run_heartbeat import read_running
 from pipelines.monitoring.run_view import Watch
 from pipelines.reporting.status_format import status_words
 from pipelines.reporting.status_queries import status
-from pipelines.runtime.run_records import job_lock
+from pipelines.runtime.locks import job_lock
 
 
 class Nothing:

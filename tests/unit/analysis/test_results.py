@@ -18,7 +18,7 @@ from connectors.errors import JobError, Locked
 from pipelines.analysis.comparison import compare
 from pipelines.analysis.results import read_results
 from pipelines.python_api.live_run import run
-from pipelines.runtime.run_records import job_lock
+from pipelines.runtime.locks import job_lock
 
 PARQUET, DUCKDB = "{parquet: out, columns: [text]}", "{duckdb: out.duckdb, table: answers, columns: [text]}"
 DELTA = "{delta: out, columns: [text]}"

@@ -65,7 +65,7 @@ def word_errors(expected: Sequence[str], found: Sequence[str]) -> int:
 @pytest.fixture
 def without_extra(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     extra = {package for name in (CHAT, LISTENER, SPEAKER) for package in REAL_MODELS[name].packages}
-    monkeypatch.setattr(real_models, "find_spec", lambda name: None if name in extra else find_spec(name))
+    monkeypatch.setattr(catalogue, "find_spec", lambda name: None if name in extra else find_spec(name))
     yield
 
 
