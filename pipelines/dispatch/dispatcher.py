@@ -135,7 +135,7 @@ class FanOut:
             self._wanted.clear()
             await self._wanted.wait()
 
-    async def ask(self, lane: Lane, requests: Iterable[Request], usable: Callable[[Answer], bool]) -> Wave:
+    async def submit(self, lane: Lane, requests: Iterable[Request], usable: Callable[[Answer], bool]) -> Wave:
         """Look the requests up, then queue those without a usable answer; none is sent twice at the same time."""
         wave = Wave(set(), self.unread)
         fresh: dict[bytes, Request] = {}
@@ -173,7 +173,7 @@ class FanOut:
     async def _in_parts(self, lane: Lane, request: Request, usable: Callable[[Answer], bool]) -> None:
         """Ask for the parts of a request; the answer that they make together is kept as its own."""
         parts = tuple(replace(part, keys=request.keys) for part in request.parts)
-        wave = await self.ask(lane, parts, usable)
+        wave = await self.submit(lane, parts, usable)
         await wave.landed.wait()
         self.unread.free(wave.nbytes)
         if wave.missing:

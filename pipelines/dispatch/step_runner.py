@@ -261,7 +261,7 @@ class Travel:
         asked = replace(step)
         wanted = await self._rendered(chunk, asked, landing)
         while wanted:
-            wave = await self._fanout.ask(asked.lane, [request for request, _ in wanted.values()], self._usable(asked))
+            wave = await self._fanout.submit(asked.lane, [request for request, _ in wanted.values()], self._usable(asked))
             self._has_set_out(chunk)
             # As it is now: the lane changes with what is asked further.
             lane, reading = asked.lane, Reading()

@@ -91,7 +91,7 @@ async def _size(fanout: FanOut, lane: Step, requests: Iterable[Request], sized: 
     its own will stand in errors, and the next one is asked. `sized` gets the request that was sent for it."""
     why: str | None = None
     for request in requests:
-        wave = await fanout.ask(lane.lane, [request], lambda answer: True)
+        wave = await fanout.submit(lane.lane, [request], lambda answer: True)
         await wave.landed.wait()
         fanout.unread.free(wave.nbytes)
         outcome = wave.outcomes.get(request.fingerprint)

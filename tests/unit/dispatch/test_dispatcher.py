@@ -108,7 +108,7 @@ async def test_no_request_leaves_before_the_answer_that_its_sender_had_is_in_the
     transport.answer.set()
     fanout = fanout_of(ledger, transport, 1)
     fanout.start()
-    wave = await fanout.ask(lane_of(ledger), requests_of(5), lambda answer: True)
+    wave = await fanout.submit(lane_of(ledger), requests_of(5), lambda answer: True)
     await wave.landed.wait()
     await fanout.close(10)
     assert transport.seen == [(1, 0), (1, 1), (1, 2), (1, 3), (1, 4)]
@@ -119,7 +119,7 @@ async def test_what_is_on_its_way_into_the_ledger_lands_though_all_is_broken_off
     transport = Scripted(ledger)
     fanout = fanout_of(ledger, transport, 3)
     fanout.start()
-    wave = await fanout.ask(lane_of(ledger), requests_of(3), lambda answer: True)
+    wave = await fanout.submit(lane_of(ledger), requests_of(3), lambda answer: True)
     await until(lambda: len(transport.sent) == 3)
     transport.answer.set()
     # Their senders have seen the answers now, and the ledger has not told that it has them.
@@ -146,7 +146,7 @@ async def test_a_request_that_waits_for_the_days_budget_is_not_sent_once_the_run
 
     fanout.observer = Stopping(fanout)
     fanout.start()
-    await fanout.ask(lane_of(ledger, worst=10), requests_of(2), lambda answer: True)
+    await fanout.submit(lane_of(ledger, worst=10), requests_of(2), lambda answer: True)
     await until(lambda: refused)
     transport.answer.set()
     await until(lambda: fanout.stopped)
@@ -161,7 +161,7 @@ async def test_what_is_noted_while_the_run_stops_is_not_sent_and_costs_nothing(l
     fanout = fanout_of(ledger, transport, 1, DayBudget(100, UTC))
     fanout.observer = Stopping(fanout)
     fanout.start()
-    wave = await fanout.ask(lane_of(ledger, worst=10), requests_of(3), lambda answer: True)
+    wave = await fanout.submit(lane_of(ledger, worst=10), requests_of(3), lambda answer: True)
     await until(lambda: fanout.stopped)
     await fanout.close(10)
     assert transport.sent == [b"0"]
@@ -174,7 +174,7 @@ async def test_a_ledger_that_cannot_be_written_ends_the_run(ledger: Ledger) -> N
     transport = Scripted(ledger)
     fanout = fanout_of(ledger, transport, 2)
     fanout.start()
-    wave = await fanout.ask(lane_of(ledger), requests_of(4), lambda answer: True)
+    wave = await fanout.submit(lane_of(ledger), requests_of(4), lambda answer: True)
     await until(lambda: len(transport.sent) == 2)
     ledger.write("drop table exchanges")
     transport.answer.set()
