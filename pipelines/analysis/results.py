@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from connectors.contracts import Sink, TableShape
+from connectors.contracts import Sink
 from connectors.errors import JobError
 from connectors.sql import literal_list
-from connectors.tables.schemas import errors_schema, results_schema
-from pipelines.config.job import Job, LoadedJob, load_job
+from pipelines.config.job import Job
+from pipelines.config.job_graph import empty_sink
+from pipelines.config.loaded_job import LoadedJob, load_job
 from pipelines.config.overrides import Overrides
-from pipelines.config.workspace import Workspace, find_workspace
+from pipelines.config.workspace import Workspace
 
 if TYPE_CHECKING:
     import polars as pl
@@ -34,18 +35,19 @@ def read_results(job: str | PathLike[str], sink: str | PathLike[str] | None = No
 
     Both paths may be relative to the current folder. `sink`: where `run --sink` wrote, instead of the job's own.
     """
-    path = Path(job)
-    loaded = load_job(path, Overrides(sink=None if sink is None else str(sink)))
-    workspace = find_workspace(path)
-    nothing = TableShape((), results_schema((), (), ()), errors_schema(()), loaded.job.sink.write)
-    opened = loaded.job.sink.open(nothing, workspace.folder, loaded.job.retry.longest_hold)
-    if not opened.present():
-        flag = "" if sink is None else f" --sink {sink}"
+    return open_results(load_job(Path(job), Overrides(sink=None if sink is None else str(sink))))
+
+
+def open_results(loaded: LoadedJob) -> "Results":
+    """The tables that runs of a loaded job have written; JobError if there are none yet."""
+    sink = empty_sink(loaded)
+    if not sink.exists():
+        flag = "" if loaded.overrides.sink is None else f" --sink {loaded.overrides.sink}"
         raise JobError(
-            f"{loaded.at('sink')}: nothing is in {loaded.job.sink.identity} yet; rowmill run {path}{flag}, "
-            f'or in a notebook: await run("{path}")'
+            f"{loaded.at('sink')}: nothing is in {loaded.job.sink.identity} yet; rowmill run {loaded.path}{flag}, "
+            f'or in a notebook: await run("{loaded.path}")'
         )
-    return Results(loaded, workspace, opened)
+    return Results(loaded, loaded.workspace, sink)
 
 
 @dataclass(frozen=True, slots=True)

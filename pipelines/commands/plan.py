@@ -23,16 +23,16 @@ def plan_command(jobs: tuple[str, ...], overrides: Overrides, as_json: bool) -> 
       rowmill plan jobs/quickstart.yaml
       rowmill plan jobs/quickstart.yaml --set steps.label.model=gpt-4o
     """
-    from pipelines.config.job_graph import drawn, graph_of
+    from pipelines.config.job_graph import drawn, graph_of, load_jobs
     from pipelines.planning.plan import plan_of
-    from pipelines.planning.plan_text import in_words
+    from pipelines.planning.plan_text import format_plan
 
     width = min(WIDEST, shutil.get_terminal_size().columns)
-    graph = graph_of(job_files(jobs), overrides)
+    graph = graph_of(load_jobs(job_files(jobs), overrides))
     if len(graph) > 1 and not as_json:
         click.echo(drawn(graph) + "\n")
     for place, job in enumerate(graph):
-        plan = plan_of(job.path, overrides)
+        plan = plan_of(job.require())
         if place and not as_json:
             click.echo()
-        click.echo(orjson.dumps(plan.as_json()) if as_json else in_words(plan, str(job.path), width))
+        click.echo(orjson.dumps(plan.as_json()) if as_json else format_plan(plan, str(job.path), width))

@@ -21,12 +21,13 @@ def report_command(job: str, out: Path | None) -> None:
       rowmill report jobs/quickstart.yaml -o quickstart.html
     """
     from connectors.errors import JobError
-    from pipelines.config.job import load_job
+    from pipelines.config.loaded_job import load_job
     from pipelines.reporting.report_page import report
 
-    target = out if out is not None else Path(f"{load_job(job).job.name}-report.html")
+    loaded = load_job(job)
+    target = out if out is not None else Path(f"{loaded.job.name}-report.html")
     try:
-        report(Path(job), target)
+        report(loaded, target)
     except OSError as exc:
         raise JobError(f"{target}: cannot be written ({exc.strerror}); choose another file with -o") from exc
     click.echo(f"wrote {target}")

@@ -3,19 +3,21 @@
 import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import click
 import orjson
 
-from connectors.errors import INTERRUPTED_QUERY, JobError, RowmillError, from_database, from_system
-from connectors.records import OWN_CLASSES, RETRIED_CLASSES, STOPPING_CLASSES
+from connectors.errors import INTERRUPTED_QUERY, JobError, RowmillError, from_duckdb_error, from_os_error
+from connectors.records import FATAL_ERROR_CLASSES, ROW_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES
 from pipelines.commands.options import job_argument, job_files, override_options
 from pipelines.config.overrides import NONE, Overrides
-from pipelines.monitoring.json_log import DEFECT, Level, log_line, tell_defect, tell_problem
+from pipelines.monitoring.json_log import DEFECT_MESSAGE, LogLevel, log_event, print_defect, print_problem
+from pipelines.runtime.run_options import RunOptions, SchemaChange
+from pipelines.runtime.run_report import RunReport, StoppedBeforeStart
 
 if TYPE_CHECKING:
-    from pipelines.preparation.schema_evolution import SchemaChange
+    from pipelines.config.job_graph import GraphJob
 
 WORST_FIRST = (2, 3, 130, 4, 5, 1, 0)
 """Of several jobs the worst exit code counts, in this order."""
@@ -46,7 +48,7 @@ def run_command(
     jobs: tuple[str, ...],
     overrides: Overrides,
     new_run: bool,
-    change: "SchemaChange | None",
+    change: SchemaChange | None,
     compare: bool,
     engine: str,
     as_json: bool,
@@ -67,13 +69,15 @@ def run_command(
     """
     on_ray = engine == "ray"
     if compare:
-        with _telling(job_files(jobs) if as_json else ()):
+        with _reporting_errors(job_files(jobs) if as_json else ()):
             if on_ray:
                 raise JobError("--compare: asks for a few rows only; leave --engine ray out")
             if change is not None:
                 raise JobError("--compare: writes nothing; leave --schema-change out")
-        return _compare(jobs, overrides, as_json, "json" if log == "json" else "plain", quiet)
-    return _run_all(jobs, overrides, new_run, None, as_json, log, quiet, on_ray, change)
+        options = RunOptions(is_new_run=True, log="json" if log == "json" else "plain", is_quiet=quiet)
+        return _compare(jobs, overrides, options, as_json)
+    options = RunOptions(new_run, None, change, on_ray, "json" if log == "json" else "plain", quiet)
+    return _run_all(jobs, overrides, options, as_json)
 
 
 @click.command("retry")
@@ -90,139 +94,120 @@ def retry_command(job: str, classes: str | None, as_json: bool, log: str, quiet:
       rowmill retry jobs/quickstart.yaml
       rowmill retry jobs/quickstart.yaml --class invalid_answer,length
     """
-    known = OWN_CLASSES | RETRIED_CLASSES | STOPPING_CLASSES | {"unknown", "budget"}
+    known = ROW_ERROR_CLASSES | TRANSIENT_ERROR_CLASSES | FATAL_ERROR_CLASSES | {"unknown", "budget"}
     wanted = frozenset(known if classes is None else (name.strip() for name in classes.split(",")))
-    with _telling(job_files((job,)) if as_json else ()):
+    with _reporting_errors(job_files((job,)) if as_json else ()):
         for name in sorted(wanted - known):
             raise JobError(f"--class {name}: no such error class; known here: {', '.join(sorted(known))}")
-    return _run_all((job,), NONE, False, wanted, as_json, log, quiet)
+    options = RunOptions(retried_classes=wanted, log="json" if log == "json" else "plain", is_quiet=quiet)
+    return _run_all((job,), NONE, options, as_json)
 
 
 @contextlib.contextmanager
-def _telling(files: Iterable[Path]) -> Iterator[None]:
-    """A mistake that ends the command before any job begins is told for each of these files on stdout."""
-    from pipelines.execution.run_report import job_name, nothing_done
+def _reporting_errors(files: Iterable[Path]) -> Iterator[None]:
+    """Print a report for each of these files if an error ends the command before any job begins."""
+    from pipelines.config.loaded_job import job_name
 
     try:
         yield
     except RowmillError as exc:
         for file in files:
-            click.echo(orjson.dumps(nothing_done(job_name(file), exc.exit_code, str(exc))))
+            click.echo(orjson.dumps(RunReport(job_name(file), exit_code=exc.exit_code, stopped=str(exc)).to_json()))
         raise
 
 
-def _compare(
-    jobs: tuple[str, ...], overrides: Overrides, as_json: bool, log: Literal["plain", "json"], quiet: bool
-) -> int:
-    from pipelines.execution.compare_run import compare_run, in_words
-    from pipelines.execution.run_report import for_programs
+def _compare(jobs: tuple[str, ...], overrides: Overrides, options: RunOptions, as_json: bool) -> int:
+    from pipelines.config.loaded_job import load_job
+    from pipelines.execution.compare_run import compare_run, format_comparison
 
     codes: list[int] = []
     for path in job_files(jobs):
-        with _telling((path,) if as_json else ()):
-            report = compare_run(path, overrides, log, quiet)
-        codes.append(report["exit_code"])
-        click.echo(orjson.dumps(for_programs(report), default=str) if as_json else in_words(report))
+        with _reporting_errors((path,) if as_json else ()):
+            report = compare_run(load_job(path, overrides), options)
+        codes.append(report.exit_code)
+        click.echo(orjson.dumps(report.to_json(), default=str) if as_json else format_comparison(report))
     return min(codes, key=WORST_FIRST.index, default=0)
 
 
-def _run_all(
-    jobs: tuple[str, ...],
-    overrides: Overrides,
-    new_run: bool,
-    retry: frozenset[str] | None,
-    as_json: bool,
-    log: str,
-    quiet: bool,
-    on_ray: bool = False,
-    change: "SchemaChange | None" = None,
-) -> int:
-    from pipelines.config.job_graph import GraphJob, graph_of
+def _run_all(jobs: tuple[str, ...], overrides: Overrides, options: RunOptions, as_json: bool) -> int:
+    from pipelines.config.job_graph import GraphJob, graph_of, load_jobs
     from pipelines.execution.multi_job import run_many
-    from pipelines.execution.run_report import for_programs, in_words
+    from pipelines.execution.run_report import format_report
 
     codes: list[int] = []
-    as_lines = log == "json"
+    as_lines = options.log == "json"
 
-    def ended(job: GraphJob, told: dict[str, Any]) -> None:
-        codes.append(told["exit_code"])
+    def on_end(job: GraphJob, report: RunReport) -> None:
+        codes.append(report.exit_code)
         if as_json:
-            click.echo(orjson.dumps(for_programs(told)))
-        elif told["rows_ok"] is None:
-            if str(told["stopped"]).startswith("not run"):
-                tell_problem(f"{job.name}: {told['stopped']}; mend that and run again", as_lines, job.name)
-        elif not quiet:
-            click.echo(in_words(told, str(job.path)))
-        elif told["stopped"] is not None:
-            tell_problem(f"{told['job']}: stopped: {told['stopped']}", as_lines, told["job"], told["run_id"])
+            click.echo(orjson.dumps(report.to_json()))
+        elif not report.has_begun:
+            if str(report.stopped).startswith("not run"):
+                print_problem(f"{job.name}: {report.stopped}; fix that and run again", as_lines, job.name)
+        elif not options.is_quiet:
+            click.echo(format_report(report, str(job.path)))
+        elif report.stopped is not None:
+            print_problem(f"{report.job}: stopped: {report.stopped}", as_lines, report.job, report.run_id)
 
     files = job_files(jobs)
-    with _telling(files if as_json else ()):
-        graph = graph_of(files, overrides)
+    with _reporting_errors(files if as_json else ()):
+        graph = graph_of(load_jobs(files, overrides))
     if len(graph) == 1:
-        one = graph[0]
-        told = _one(one.path, overrides, new_run, retry, "json" if log == "json" else "plain", quiet, on_ray, change)
-        ended(one, told)
+        on_end(graph[0], _run_one(graph[0], options))
     else:
-        flags = [*overrides.flags(), "--json", "--log", log]
-        flags += ["--new-run"] if new_run else []
-        flags += ["--engine", "ray"] if on_ray else []
-        flags += ["--quiet"] if quiet else []
-        flags += [f"--schema-change={change}"] if change is not None else []
-        run_many(graph, flags, ended)
+        flags = [*overrides.flags(), "--json", "--log", options.log]
+        flags += ["--new-run"] if options.is_new_run else []
+        flags += ["--engine", "ray"] if options.is_on_ray else []
+        flags += ["--quiet"] if options.is_quiet else []
+        flags += [f"--schema-change={options.schema_change}"] if options.schema_change is not None else []
+        run_many(graph, flags, on_end)
     return min(codes, key=WORST_FIRST.index, default=0)
 
 
-def _one(
-    path: Path,
-    overrides: Overrides,
-    new_run: bool,
-    retry: frozenset[str] | None,
-    log: Literal["plain", "json"],
-    quiet: bool,
-    on_ray: bool,
-    change: "SchemaChange | None",
-) -> dict[str, Any]:
-    """The `--json` object of one job, run in this process; a mistake is told on stderr, on_finish is told all."""
-    from pipelines.config.job import load_job
-    from pipelines.config.workspace import find_workspace
-    from pipelines.execution.audits import failed_words
+def _run_one(job: "GraphJob", options: RunOptions) -> RunReport:
+    """Run one job in this process; print errors to stderr and hand the report to `on_finish`."""
+    from pipelines.config.loaded_job import job_name
     from pipelines.execution.invocation import invoke
-    from pipelines.execution.notifications import notify_of
-    from pipelines.execution.run_report import StoppedEarly, job_name, nothing_done
+    from pipelines.execution.notifications import notify
 
-    def say(words: str, level: Level = "error") -> None:
-        if log == "json":
-            log_line("problem", told["job"], told["run_id"], level, message=words)
+    as_lines = options.log == "json"
+    report = RunReport(job.name if job.loaded is not None else job_name(job.path))
+
+    def print_here(message: str, level: LogLevel = "error") -> None:
+        if as_lines:
+            log_event("problem", report.job, report.run_id, level, message=message)
         else:
-            click.echo(words, err=True)
+            click.echo(message, err=True)
 
-    told = nothing_done(job_name(path), 0, None)
     try:
-        workspace, job = find_workspace(path), load_job(path, overrides).job
-        for warning in workspace.warnings(step.provider for step in job.steps) if not quiet else ():
-            # Before the key has gone over the wire.
-            say(warning, "warning")
-        told = invoke(path, overrides, new_run, retry, log, quiet, on_ray, change)
+        loaded = job.require()
+        if not options.is_quiet:
+            # Before the key is sent.
+            for warning in loaded.workspace.warnings(step.provider for step in loaded.job.steps):
+                print_here(warning, "warning")
+        report = invoke(loaded, options)
+    except StoppedBeforeStart as exc:
+        report = exc.report
+        print_here(str(exc))
     except (RowmillError, OSError) as exc:
-        problem = from_system(exc) if isinstance(exc, OSError) else exc
-        known = problem.told if isinstance(problem, StoppedEarly) else {}
-        told = nothing_done(told["job"], problem.exit_code, str(problem)) | known
-        say(str(problem))
+        problem = from_os_error(exc) if isinstance(exc, OSError) else exc
+        report = RunReport(report.job, exit_code=problem.exit_code, stopped=str(problem))
+        print_here(str(problem))
     except Exception as exc:
         if str(exc) == INTERRUPTED_QUERY:
             raise
-        if (broken := from_database(exc)) is not None:
-            told = nothing_done(told["job"], broken.exit_code, str(broken))
-            say(str(broken))
+        if (broken := from_duckdb_error(exc)) is not None:
+            report = RunReport(report.job, exit_code=broken.exit_code, stopped=str(broken))
+            print_here(str(broken))
         else:
-            told = nothing_done(told["job"], 3, DEFECT)
-            tell_defect(exc, log == "json", told["job"], None)
-    for failed in failed_words(told.get("audits", ())):
-        say(f"{told['job']}: {failed}")
-    if (warned := notify_of(path, overrides, told)) is not None:
-        say(warned)
-    if log == "json" and not quiet:
-        level: Level = "info" if told["exit_code"] == 0 else "warning" if told["exit_code"] == 1 else "error"
-        log_line("finish", told["job"], told["run_id"], level, report=told)
-    return told
+            report = RunReport(report.job, exit_code=3, stopped=DEFECT_MESSAGE)
+            print_defect(exc, as_lines, report.job, None)
+    for audit in report.audits:
+        if not audit.passed:
+            print_here(f"{report.job}: {audit.problem}")
+    if job.loaded is not None and (failure := notify(job.loaded, report)) is not None:
+        print_here(failure)
+    if as_lines and not options.is_quiet:
+        level: LogLevel = "info" if report.exit_code == 0 else "warning" if report.exit_code == 1 else "error"
+        log_event("finish", report.job, report.run_id, level, report=report.to_record())
+    return report

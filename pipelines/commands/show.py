@@ -1,7 +1,5 @@
 """`rowmill show`: the whole story of one row."""
 
-from pathlib import Path
-
 import click
 import orjson
 
@@ -22,8 +20,9 @@ def show_command(job: str, key: str, as_json: bool) -> None:
     Example:
       rowmill show jobs/quickstart.yaml 17
     """
-    from pipelines.reporting.row_history import story
+    from pipelines.config.loaded_job import load_job
+    from pipelines.reporting.row_history import row_history
 
-    told = story(Path(job), key)
+    told = row_history(load_job(job), key)
     option = None if as_json else orjson.OPT_INDENT_2
     click.echo(orjson.dumps(told, default=str, option=option))

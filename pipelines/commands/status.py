@@ -3,11 +3,15 @@
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import orjson
 
 from pipelines.commands.options import job_argument
+
+if TYPE_CHECKING:
+    from pipelines.config.workspace import Workspace
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="JSON lines instead of a table.")
 
@@ -23,15 +27,15 @@ def status_command(job: str | None, as_json: bool) -> None:
       rowmill status
       rowmill status jobs/quickstart.yaml --json
     """
-    from pipelines.reporting.status_queries import status
+    from pipelines.reporting.status_queries import job_statuses
 
-    rows = status(None if job is None else Path(job))
+    rows = job_statuses(*workspace_and_name(job))
     if as_json or not rows:
         print_rows(rows, as_json, "no run yet")
     else:
-        from pipelines.reporting.status_format import status_words
+        from pipelines.reporting.status_format import format_status
 
-        click.echo(status_words(rows, datetime.now(UTC)))
+        click.echo(format_status(rows, datetime.now(UTC)))
 
 
 @click.command("errors")
@@ -45,15 +49,16 @@ def errors_command(job: str, limit: int, as_json: bool) -> None:
     Example:
       rowmill errors jobs/quickstart.yaml
     """
-    from pipelines.reporting.status_queries import errors
+    from pipelines.config.loaded_job import load_job
+    from pipelines.reporting.status_queries import failed_rows
 
-    failed = errors(Path(job), limit)
+    failed = failed_rows(load_job(job), limit)
     if as_json or not failed.total:
         print_rows(failed.rows, as_json, "no row has failed")
     else:
-        from pipelines.reporting.status_format import errors_words
+        from pipelines.reporting.status_format import format_errors
 
-        click.echo(errors_words(failed, job, shutil.get_terminal_size().columns))
+        click.echo(format_errors(failed, job, shutil.get_terminal_size().columns))
 
 
 @click.command("usage")
@@ -68,15 +73,26 @@ def usage_command(job: str | None, by: str, as_json: bool) -> None:
       rowmill usage --by day
       rowmill usage jobs/quickstart.yaml --by model
     """
-    from pipelines.reporting.status_queries import usage
+    from pipelines.reporting.status_queries import usage_totals
 
-    rows = usage(None if job is None else Path(job), by)
+    rows = usage_totals(*workspace_and_name(job), by)
     if not as_json:
         # Short heads; whether a price is missing is told only where one is.
         heads = {"input_tokens": "tokens_in", "output_tokens": "tokens_out"}
         rows = [{heads.get(name, name): value for name, value in row.items()} for row in rows]
         rows = [{**row, "unpriced": row["unpriced"] or None} for row in rows]
     print_rows(rows, as_json, "nothing was sent yet")
+
+
+def workspace_and_name(job: str | None) -> "tuple[Workspace, str | None]":
+    """Return the workspace of a job file, of a folder or of the current folder, and the job's name if a file is given."""
+    from pipelines.config.loaded_job import load_job
+    from pipelines.config.workspace import find_workspace
+
+    if job is None or Path(job).is_dir():
+        return find_workspace(job or Path.cwd()), None
+    loaded = load_job(job)
+    return loaded.workspace, loaded.job.name
 
 
 def print_rows(rows: list[dict[str, object]], as_json: bool, nothing: str) -> None:
@@ -87,9 +103,9 @@ def print_rows(rows: list[dict[str, object]], as_json: bool, nothing: str) -> No
     elif not rows:
         click.echo(nothing)
     else:
-        from pipelines.formatting import table_words
+        from pipelines.formatting import format_table
 
-        click.echo(table_words(rows, shutil.get_terminal_size().columns))
+        click.echo(format_table(rows, shutil.get_terminal_size().columns))
 
 
 def print_facts(item: dict[str, object], as_json: bool) -> None:
@@ -108,6 +124,6 @@ def since_1970(name: str, value: object) -> object:
     """A moment where the API tells seconds since 1970; any other value as it is."""
     if not isinstance(value, int | float) or not (name == "created" or name.endswith("_at")):
         return value
-    from pipelines.reporting.status_queries import moment
+    from pipelines.reporting.status_queries import iso_time
 
-    return moment(int(value * 1e6))
+    return iso_time(int(value * 1e6))

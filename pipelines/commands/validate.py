@@ -19,38 +19,36 @@ def validate_command(jobs: tuple[str, ...]) -> int:
     """
     import contextlib
 
-    from pipelines.config.job import load_job
-    from pipelines.config.job_graph import graph_of
-    from pipelines.config.workspace import find_workspace
+    from pipelines.config.job_graph import graph_of, load_jobs
     from pipelines.execution.audits import check_audits
-    from pipelines.preparation.prepared_job import prepared
-    from pipelines.preparation.schema_evolution import refusal, types_there
-    from pipelines.reporting.status_queries import ledger_of
+    from pipelines.preparation.prepared_job import prepare_job
+    from pipelines.preparation.schema_evolution import schema_refusal, sink_types
+    from pipelines.reporting.status_queries import existing_ledger
 
     worst = 0
-    files = job_files(jobs)
-    for path in files:
+    candidates = load_jobs(job_files(jobs))
+    for candidate in candidates:
         try:
-            workspace = find_workspace(path)
-            loaded = load_job(path)
+            loaded = candidate.require()
+            workspace = loaded.workspace
             with contextlib.ExitStack() as closing:
-                ledger = ledger_of(workspace)
+                ledger = existing_ledger(workspace)
                 if ledger is not None:
                     closing.callback(ledger.close)
-                ready = closing.enter_context(prepared(loaded, workspace, ledger, types_of=types_there))
+                ready = closing.enter_context(prepare_job(loaded, workspace, ledger, types_of=sink_types))
                 check_audits(ready)
-                refused = refusal(ready)
+                refused = schema_refusal(ready)
                 if refused is not None:
                     raise refused
                 for warning in workspace.warnings(step.provider for step in ready.job.steps):
                     click.echo(warning, err=True)
-                click.echo(f"{path}: {ready.job.name} is right; {len(ready.reader.schema)} columns in, "
+                click.echo(f"{loaded.path}: {ready.job.name} is right; {len(ready.reader.schema)} columns in, "
                            f"{len(ready.shape.results)} out")  # fmt: skip
         except RowmillError as exc:
             click.echo(str(exc), err=True)
             worst = 2
     try:
-        graph_of(files)
+        graph_of(candidates)
     except RowmillError as exc:
         click.echo(str(exc), err=True)
         worst = 2

@@ -3,7 +3,7 @@
 from datetime import datetime, time, timedelta, tzinfo
 
 from connectors.errors import JobError
-from pipelines.config.job import LoadedJob
+from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace import Workspace
 
 BATCHED = frozenset({"chat", "responses", "embeddings"})

@@ -1,21 +1,16 @@
-"""A job file read into one frozen, checked `Job`, every mistake placed by file, line and key."""
+"""The models of a job file: one frozen, validated `Job`."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from connectors.contracts import Model, SinkModel, SourceModel, StepModel
-from connectors.errors import did_you_mean
-from connectors.registry import ENDPOINTS, SINKS, SOURCES, SinkKind, SourceKind, StepKind
-from pipelines.config.overrides import NONE, Overrides, answer_flags, applied
-from pipelines.config.validation_messages import Misfit, Mistake, coerced, mistakes_of, shown
-from pipelines.config.yaml_reader import KeyPath, Places, read_yaml, wrong
+from connectors.contracts import Model, StepModel
+from connectors.registry import ENDPOINTS, SINKS, SOURCES, SinkConfig, SourceConfig, StepConfig
+from pipelines.config.validation_messages import Misfit, shown
 
 _NEVER_SENT = frozenset({"endpoint", "dialect", "structured", "split", "output"})
 """Keys of endpoints that are no parameters of the API."""
@@ -200,9 +195,9 @@ def _one_kind(kinds: Mapping[str, type[Any]]) -> Any:
 
 
 if TYPE_CHECKING:
-    AnySource = SourceKind
-    AnyStep = StepKind
-    AnySink = SinkKind
+    AnySource = SourceConfig
+    AnyStep = StepConfig
+    AnySink = SinkConfig
 else:
     AnySource = _one_kind(SOURCES)
     AnyStep = Annotated[Union[tuple(ENDPOINTS.values())], Field(discriminator="endpoint")]  # noqa: UP007
@@ -306,111 +301,7 @@ class Job(Model):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedJob:
-    """A job with where it was written."""
-
-    job: Job
-    path: Path
-    """As the user gave it."""
-    places: Places = field(repr=False)
-    changed_by: tuple[str, ...] = ()
-    """The flags that make other answers than the job as written: its own sink must not get them."""
-
-    def at(self, *path: str | int) -> str:
-        """The WHERE of a message: ("steps", "label", "model") -> `jobs/x.yaml:14: steps.label.model`.
-
-        Steps go by name or by index from 0.
-        """
-        names = [step.name for step in self.job.steps]
-        named = len(path) > 1 and path[0] == "steps" and path[1] in names
-        return self.places.at(("steps", names.index(str(path[1])), *path[2:]) if named else path)
-
-
-def load_job(path: Path | str, overrides: Overrides = NONE) -> LoadedJob:
-    """The job that the file and the flags describe; JobError tells the first mistake in it."""
-    read = read_yaml(Path(path), str(path))
-    if not read.values:
-        raise wrong(f"{path}: is empty; `rowmill init DIR` writes a job to start from")
-    flagged = applied(read.values, overrides, SINKS)
-    places = Places(str(path), read.lines, flagged.raw, flagged.flags)
-    job, mistakes = _checked(flagged.raw)
-    if job is None:
-        # A misspelt key is also a missing one: the misspelling is told first.
-        first = min(mistakes, key=lambda mistake: (mistake.missing, places.line(mistake.path)))
-        raise wrong(f"{places.at(first.path)}: {first.what}")
-    flags = answer_flags(overrides)
-    changed = flags if flags and _asks_otherwise(_checked(read.values)[0], job) else ()
-    return LoadedJob(job, Path(path), places, changed)
-
-
-def _checked(raw: dict[str, Any]) -> tuple[Job | None, list[Mistake]]:
-    """The job, or what is wrong."""
-    kinds = list(_kind_mistakes(raw))
-    try:
-        job = Job.model_validate(raw)
-    except ValidationError as exc:
-        found = list(mistakes_of(exc, raw, job_rules, _untagged))
-        # A source of no known kind is told better by what was written than by what pydantic looked for.
-        told = {mistake.path[: 2 if mistake.path[0] == "steps" else 1] for mistake in kinds}
-        return None, kinds + [mistake for mistake in found if told.isdisjoint((mistake.path[:1], mistake.path[:2]))]
-    mistakes = [*kinds, *coerced(raw, job)]
-    return (None if mistakes else job), mistakes
-
-
 @cache
 def job_rules() -> dict[str, Any]:
     """The JSON Schema as pydantic makes it."""
     return Job.model_json_schema()
-
-
-def _asks_otherwise(written: Job | None, job: Job) -> bool:
-    return written is None or _asked(written) != _asked(job)
-
-
-def _asked(job: Job) -> dict[str, Any]:
-    """What makes the answers and whose they are; how many rows are asked does not."""
-    return job.model_dump(include={"name", "source", "steps"}, exclude={"source": {"limit"}})
-
-
-def _untagged(loc: Sequence[str | int]) -> KeyPath:
-    """A pydantic location without the kind of source, sink or step that it was checked as."""
-    cut = 2 if loc[:1] == ("steps",) else 1 if loc[:1] in (("source",), ("sink",)) else len(loc)
-    return (*loc[:cut], *loc[cut + 1 :])
-
-
-def _kind_mistakes(raw: Mapping[str, Any]) -> Iterator[Mistake]:
-    """Sources, sinks and steps of which it is not clear what they are."""
-    for part, kinds in (("source", tuple(SOURCES)), ("sink", tuple(SINKS))):
-        value = raw.get(part)
-        if isinstance(value, Mapping):
-            named = [kind for kind in value if kind in kinds]
-            if len(named) > 1:
-                yield Mistake((part, named[1]), f"a second kind of {part} beside {named[0]}; keep one of them")
-            elif not named:
-                yield _nameless(part, value, kinds)
-        elif part in raw:
-            example = f"{part}: {{{kinds[0]}: PATH}}"
-            yield Mistake((part,), f"found {shown(value)}, expected keys and values; write e.g. {example}")
-    steps = raw.get("steps")
-    if "steps" in raw and (not isinstance(steps, list) or not steps):
-        what = f"found {shown(steps)}, expected a list of steps; write a dash before the first key of each"
-        yield Mistake(("steps",), what)
-    for index, step in enumerate(steps if isinstance(steps, list) else ()):
-        if not isinstance(step, Mapping):
-            what = f"found {shown(step)}, expected keys and values; write name:, endpoint: and the others below a dash"
-            yield Mistake(("steps", index), what)
-        elif "endpoint" not in step:
-            yield Mistake(("steps", index, "endpoint"), f"missing; write one of {', '.join(ENDPOINTS)}")
-        elif not isinstance(step["endpoint"], str) or step["endpoint"] not in ENDPOINTS:
-            found = f"found {shown(step['endpoint'])}, no endpoint"
-            yield Mistake(("steps", index, "endpoint"), f"{found}; {did_you_mean(str(step['endpoint']), ENDPOINTS)}")
-
-
-def _nameless(part: str, value: Mapping[str, Any], kinds: tuple[str, ...]) -> Mistake:
-    """A source or sink without any of the keys that name a kind: perhaps one is misspelt."""
-    shared = (SourceModel if part == "source" else SinkModel).model_fields
-    for key in value:
-        if key not in shared and (near := did_you_mean(key, kinds)).startswith("did"):
-            return Mistake((part, key), f"no such key; {near}")
-    return Mistake((part,), f"says no kind; write exactly one of {', '.join(kinds)}")

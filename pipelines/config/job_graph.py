@@ -1,27 +1,37 @@
 """Jobs that read other jobs' results: where those are, and the order in which all of them can run."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from connectors.contracts import Sink, TableShape
 from connectors.errors import JobError
 from connectors.tables.schemas import errors_schema, results_schema
-from pipelines.config.job import LoadedJob, load_job
+from pipelines.config.loaded_job import LoadedJob, load_job, read_job_file
 from pipelines.config.overrides import NONE, Overrides
-from pipelines.config.workspace import FILE_NAME, Workspace, find_workspace
-from pipelines.config.yaml_reader import read_yaml
+from pipelines.config.workspace import FILE_NAME
 
 SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True, slots=True)
 class GraphJob:
-    """One of several jobs to be run, and those among them whose results it reads."""
+    """One of several job files, and the jobs whose results it reads."""
 
     path: Path
     name: str
-    needs: tuple[str, ...]
+    """The path if the job is invalid."""
+    needs: tuple[str, ...] = ()
+    loaded: LoadedJob | None = field(default=None, repr=False)
+    error: JobError | None = None
+    """Why the job could not be loaded."""
+
+    def require(self) -> LoadedJob:
+        """Return the loaded job; raise the error if it is invalid."""
+        if self.loaded is None:
+            assert self.error is not None
+            raise self.error
+        return self.loaded
 
 
 def job_files_in(folder: Path) -> list[Path]:
@@ -32,49 +42,78 @@ def job_files_in(folder: Path) -> list[Path]:
         return []
 
 
-def graph_of(paths: Iterable[Path], overrides: Overrides = NONE) -> list[GraphJob]:
-    """The jobs, each behind those that it needs; JobError for a circle, and for a name or a sink that two share.
-
-    A file that is no job file stands for itself: what is wrong with it is told when it is run.
-    """
-    jobs: dict[str, GraphJob] = {}
-    sinks: dict[str, Path] = {}
+def load_jobs(paths: Iterable[Path], overrides: Overrides = NONE) -> list[GraphJob]:
+    """Load each job file; an invalid one carries its error."""
+    jobs: list[GraphJob] = []
     for path in paths:
         try:
-            job = load_job(path, overrides).job
-        except JobError:
-            jobs[str(path)] = GraphJob(path, str(path), ())
-            continue
-        if job.name in jobs:
-            raise JobError(f"{path}: name: {job.name} is the name of {jobs[job.name].path} too; give each its own name")
-        # Two that wrote into one table would each take the other's rows for its own.
-        sink = job.sink.place(_workspace_folder(path))
-        if sink in sinks:
-            raise JobError(
-                f"{path}: sink: {job.sink.identity} is the sink of {sinks[sink]} too; give each job a sink of its own"
-            )
-        sinks[sink] = path
-        jobs[job.name] = GraphJob(path, job.name, () if job.reads_job is None else (job.reads_job,))
-    return _sorted({name: _among(job, jobs) for name, job in jobs.items()})
+            loaded = load_job(path, overrides)
+        except JobError as exc:
+            jobs.append(GraphJob(path, str(path), error=exc))
+        else:
+            needs = () if loaded.job.reads_job is None else (loaded.job.reads_job,)
+            jobs.append(GraphJob(path, loaded.job.name, needs, loaded))
+    return jobs
 
 
-def sinks_of_jobs(loaded: LoadedJob, workspace: Workspace) -> Mapping[str, Sink | None]:
-    """The jobs beside this one, in the workspace's folder and in its folder `jobs`: name -> sink of the one that this
-    one reads, None for the others."""
+def graph_of(jobs: Iterable[GraphJob]) -> list[GraphJob]:
+    """Sort the jobs so that each follows those that it reads; JobError for a cycle, a shared name or a shared sink.
+
+    An invalid job has no edges: its error is reported when it is run.
+    """
+    by_name: dict[str, GraphJob] = {}
+    sinks: dict[str, Path] = {}
+    for job in jobs:
+        if job.loaded is not None:
+            if job.name in by_name:
+                raise JobError(
+                    f"{job.path}: name: {job.name} is the name of {by_name[job.name].path} too; give each its own name"
+                )
+            # Two jobs that write to one table would each take the other's rows for their own.
+            sink = job.loaded.job.sink
+            location = sink.location(job.loaded.workspace.folder)
+            if location in sinks:
+                raise JobError(
+                    f"{job.path}: sink: {sink.identity} is the sink of {sinks[location]} too; "
+                    "give each job a sink of its own"
+                )
+            sinks[location] = job.path
+        by_name[job.name] = job
+    return _sorted(
+        {
+            job.name: replace(job, needs=tuple(name for name in job.needs if name in by_name))
+            for job in by_name.values()
+        }
+    )
+
+
+def sinks_of_jobs(loaded: LoadedJob) -> Mapping[str, Sink | None]:
+    """Return the other jobs next to this one, in the workspace folder and in its folder `jobs`: name -> the sink of
+    the job that this one reads, None for the others."""
     found: dict[str, Sink | None] = {}
-    for folder in dict.fromkeys((loaded.path.absolute().parent, workspace.folder, workspace.folder / "jobs")):
+    workspace, own = loaded.workspace, loaded.path.resolve()
+    folders = (loaded.path.absolute().parent, workspace.folder, workspace.folder / "jobs")
+    for folder in {folder.resolve(): folder for folder in folders}.values():
         for path in job_files_in(folder):
-            name = _named(path)
+            if path.resolve() == own:
+                continue
+            try:
+                file = read_job_file(path)
+            except JobError:
+                continue
+            name = file.name
             if name is None or name in found or name == loaded.job.name:
                 continue
-            if name != loaded.job.reads_job:
-                # Its name is all that a message can need, and the rest of its file may be wrong.
-                found[name] = None
-                continue
-            job = load_job(path).job
-            nothing = TableShape((), results_schema((), (), ()), errors_schema(()), job.sink.write)
-            found[name] = job.sink.open(nothing, workspace.folder, job.retry.longest_hold)
+            # A message needs only the names of the other jobs, so the rest of their files is not validated.
+            found[name] = empty_sink(file.load(workspace)) if name == loaded.job.reads_job else None
     return found
+
+
+def empty_sink(loaded: LoadedJob) -> Sink:
+    """Return the job's sink without the columns of its tables, for reading what is there."""
+    job = loaded.job
+    shape = TableShape((), results_schema((), (), ()), errors_schema(()), job.sink.write)
+    return job.sink.open(shape, loaded.workspace.folder, job.retry.longest_hold)
 
 
 def drawn(jobs: Sequence[GraphJob]) -> str:
@@ -93,25 +132,6 @@ def drawn(jobs: Sequence[GraphJob]) -> str:
     for name in below.get(None, []):
         draw(name, "", True, True)
     return "\n".join(lines)
-
-
-def _workspace_folder(path: Path) -> Path:
-    try:
-        return find_workspace(path).folder
-    except JobError:
-        return path.absolute().parent
-
-
-def _named(path: Path) -> str | None:
-    try:
-        name = read_yaml(path, str(path)).values.get("name")
-    except JobError:
-        return None
-    return name if isinstance(name, str) else None
-
-
-def _among(job: GraphJob, jobs: Mapping[str, GraphJob]) -> GraphJob:
-    return GraphJob(job.path, job.name, tuple(name for name in job.needs if name in jobs))
 
 
 def _sorted(jobs: Mapping[str, GraphJob]) -> list[GraphJob]:

@@ -208,7 +208,7 @@ class Workspace:
         `where` None: the workspace's own file. The base_url of `local` is empty: who starts it fills it in.
         """
         if name == LOCAL:
-            return Provider(LOCAL, "", on_this_machine=True)
+            return Provider(LOCAL, "", is_local=True)
         entry = self.said.providers.get(name)
         if entry is None and name == "openai":
             url = _from_environment(os.environ.get("OPENAI_BASE_URL", "").strip())
@@ -294,7 +294,7 @@ def as_one(name: str, members: Sequence[Provider]) -> Provider:
         tokens_per_minute=_together([member.tokens_per_minute for member in members]),
         concurrency=_together([member.concurrency for member in members]),
         prices={},
-        on_this_machine=all(member.on_this_machine for member in members),
+        on_this_machine=all(member.is_local for member in members),
     )
 
 

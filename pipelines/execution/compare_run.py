@@ -3,56 +3,56 @@
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import duckdb
 
 from connectors.errors import JobError
 from connectors.sql import quoted_list
-from pipelines.config.job import load_job
-from pipelines.config.overrides import NONE, Overrides
-from pipelines.config.workspace import find_workspace
+from pipelines.config.loaded_job import LoadedJob
+from pipelines.config.overrides import NONE
 from pipelines.execution.invocation import invoke
-from pipelines.formatting import harmless
-from pipelines.preparation.prepared_job import prepared
+from pipelines.formatting import escape_control_characters
+from pipelines.preparation.prepared_job import prepare_job
 from pipelines.preparation.row_selection import key_text
+from pipelines.runtime.run_options import RunOptions
+from pipelines.runtime.run_report import ComparedRow, RunReport
 from pipelines.runtime.services import opened_ledger
 
 Rows = dict[str, dict[str, Any]]
 """Key as text -> the outputs of its row."""
 
 
-def compare_run(path: Path, overrides: Overrides, log: Literal["plain", "json"], quiet: bool) -> dict[str, Any]:
+def compare_run(loaded: LoadedJob, options: RunOptions) -> RunReport:
     """The report of `run` with `compare`: for each row its key, old and new outputs (None where there are none).
 
     The answers are paid for once: a later run that asks the same finds them in the ledger. They stand in the usage
     table of a job of their own, `<name>-compare`.
     """
+    overrides = loaded.overrides
     if overrides.limit is None:
         raise JobError("--compare: asks for every row anew without a limit; add --limit N, e.g. --limit 20")
     if overrides.sink is not None:
         raise JobError("--compare: writes nothing, so --sink has no meaning; leave one of them out")
-    written = load_job(path)
-    workspace = find_workspace(path)
+    written = loaded.with_overrides(NONE)
     with tempfile.TemporaryDirectory() as name:
         place = Path(name) / "compared"
         aside = (f"name={written.job.name}-compare", "sink.write=merge", "sink.deleted=keep", "audits=[]")
-        there = replace(overrides, sink=str(place), assignments=(*overrides.assignments, *aside))
-        report = invoke(path, there, True, None, log, quiet)
-        new = _outputs(path, there)
-        old = _outputs(path, NONE)
-    with opened_ledger(workspace) as ledger:
-        ledger.write("delete from commits where job = ?", (report["job"],))
-    report["compare"] = [{"key": key, "old": old.get(key), "new": outputs} for key, outputs in new.items()]
-    report["tables"] = {}
-    return report
+        compared = loaded.with_overrides(
+            replace(overrides, sink=str(place), assignments=(*overrides.assignments, *aside))
+        )
+        report = invoke(compared, options)
+        new = _outputs(compared)
+        old = _outputs(written)
+    with opened_ledger(loaded.workspace) as ledger:
+        ledger.write("delete from commits where job = ?", (report.job,))
+    return replace(report, tables={}, compared=[ComparedRow(key, old.get(key), row) for key, row in new.items()])
 
 
-def _outputs(path: Path, overrides: Overrides) -> Rows:
-    """What the sink of the job holds."""
-    loaded = load_job(path, overrides)
-    with prepared(loaded, find_workspace(path)) as ready, duckdb.connect() as db:
-        if not ready.sink.present():
+def _outputs(loaded: LoadedJob) -> Rows:
+    """Return the outputs of every row in the job's sink."""
+    with prepare_job(loaded, loaded.workspace) as ready, duckdb.connect() as db:
+        if not ready.sink.exists():
             return {}
         ready.sink.attach(db)
         try:
@@ -65,24 +65,27 @@ def _outputs(path: Path, overrides: Overrides) -> Rows:
     return {row.pop("_key"): row for row in rows}
 
 
-def in_words(report: dict[str, Any]) -> str:
-    """Old and new side by side, for people; long texts are cut."""
-    lines = [f"{report['job']}: {len(report['compare'])} rows; nothing was written"]
+def format_comparison(report: RunReport) -> str:
+    """Old and new outputs side by side; long texts are cut."""
+    rows = report.compared or ()
+    lines = [f"{report.job}: {len(rows)} rows; nothing was written"]
     changed = 0
-    for row in report["compare"]:
-        lines.append(harmless(str(row["key"])))
-        old = row["old"] or {}
-        for name, value in row["new"].items():
+    for row in rows:
+        lines.append(escape_control_characters(row.key))
+        old = row.old or {}
+        for name, value in row.new.items():
             same = name in old and old[name] == value
             changed += not same
-            before = _short(old[name]) if name in old else "(none)"
-            lines.append(f"  {name}: {_short(value)}" if same else f"  {name}: {before}  ->  {_short(value)}")
-    lines.append(f"{changed} of {sum(len(row['new']) for row in report['compare'])} values differ")
+            before = _short_value(old[name]) if name in old else "(none)"
+            lines.append(
+                f"  {name}: {_short_value(value)}" if same else f"  {name}: {before}  ->  {_short_value(value)}"
+            )
+    lines.append(f"{changed} of {sum(len(row.new) for row in rows)} values differ")
     return "\n".join(lines)
 
 
-def _short(value: Any) -> str:
+def _short_value(value: Any) -> str:
     if isinstance(value, list) and len(value) > 8:
         return f"[{len(value)} values]"
-    text = harmless(str(value))
+    text = escape_control_characters(str(value))
     return text if len(text) <= 100 else f"{text[:97]}..."

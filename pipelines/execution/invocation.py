@@ -4,98 +4,91 @@ import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from connectors.errors import DataError, JobError, RowmillError, Stopped
 from connectors.registry import SINKS
 from connectors.sql import query_connection
-from connectors.tables.schema_checks import OtherColumns
-from pipelines.config.job import LoadedJob, load_job
-from pipelines.config.overrides import Overrides, gives_sink
-from pipelines.config.workspace import Workspace, find_workspace
+from connectors.tables.schema_checks import SchemaMismatch
+from pipelines.config.loaded_job import LoadedJob
+from pipelines.config.overrides import gives_sink
+from pipelines.config.workspace import Workspace
 from pipelines.dispatch.provider_routes import member_price, step_price
 from pipelines.execution.audits import check_audits, run_audits
-from pipelines.execution.run_report import StoppedEarly, summary
+from pipelines.execution.run_report import run_report
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.projection import add_usage, rebuild
 from pipelines.maintenance.retention import drop_committed
-from pipelines.preparation.prepared_job import ReadyJob, placed, prepared
+from pipelines.preparation.prepared_job import PreparedJob, with_location, prepare_job
 from pipelines.preparation.schema_evolution import (
-    SchemaChange,
     cast_tables,
     check_backfill,
     is_empty,
-    refusal,
-    types_there,
+    schema_refusal,
+    sink_types,
 )
 from pipelines.runtime.locks import await_crew, job_lock, sink_lock
+from pipelines.runtime.run_options import RunOptions, SchemaChange
 from pipelines.runtime.run_records import CLOSING, OpenRun, end_invocation, open_run
+from pipelines.runtime.run_report import RunReport, StoppedBeforeStart
 from pipelines.runtime.services import local_provider, opened_ledger
 
 if TYPE_CHECKING:
-    from pipelines.dispatch.counters import Tally
+    from pipelines.dispatch.counters import RunCounters
     from pipelines.execution.job_run import Ended
 
 
-def invoke(
-    path: Path,
-    overrides: Overrides,
-    new_run: bool,
-    retry: frozenset[str] | None,
-    log: Literal["plain", "json"],
-    quiet: bool,
-    on_ray: bool = False,
-    change: SchemaChange | None = None,
-) -> dict[str, Any]:
-    """Run the job as far as it comes; the object of `--json`. `on_ray`: by the workers of a Ray cluster. `change`: what
-    to do where the sink's tables have other columns; None: refuse."""
-    from pipelines.execution.job_run import RunOptions, run_job
+def invoke(loaded: LoadedJob, options: RunOptions) -> RunReport:
+    """Run the job until its rows are done or something stops it."""
+    from pipelines.execution.job_run import run_job
     from pipelines.monitoring.json_events import ProgressLog
-    from pipelines.monitoring.json_log import tell_defect
-    from pipelines.monitoring.progress import progress
-    from pipelines.monitoring.run_heartbeat import noted
-    from pipelines.monitoring.telemetry import telemetry
+    from pipelines.monitoring.json_log import print_defect
+    from pipelines.monitoring.progress import progress_display
+    from pipelines.monitoring.run_heartbeat import with_heartbeat
+    from pipelines.monitoring.telemetry import start_telemetry
     from pipelines.runtime.event_loop import run_loop
 
-    loaded = load_job(path, overrides)
-    workspace = find_workspace(path)
-    engine = None
-    if on_ray:
+    workspace = loaded.workspace
+    make_engine = None
+    if options.is_on_ray:
         from pipelines.engines.ray.driver import check_ray, ray_engine
 
         check_ray(loaded)
-        engine = ray_engine
+        make_engine = ray_engine
     with (
         _locked(loaded, workspace),
         opened_ledger(workspace) as ledger,
         local_provider(loaded, workspace) as local_url,
-        _sized(loaded, workspace, ledger, local_url, overrides, new_run, change) as (ready, tally),
+        _sized(loaded, workspace, ledger, local_url, options) as (ready, tally),
     ):
         with _early(ready, tally):
-            anew = prepare_sink(ready, ledger, change)
-            ready.selection.see(None if anew else ready.sink)
-        run = open_run(ledger, ready.job.name, new_run and tally is None)
-        told: dict[str, Any] | None = None
-        lines = ProgressLog(ready.job.name, run.run_id, run.continued) if log == "json" and not quiet else None
-        follow = progress(ready.job.name, quiet) if lines is None else lines.follow
-        observer = telemetry(ready, run.run_id)
+            is_rewritten = prepare_sink(ready, ledger, options.schema_change)
+            ready.selection.load_sink_state(None if is_rewritten else ready.sink)
+        run = open_run(ledger, ready.job.name, options.is_new_run and tally is None)
+        report: RunReport | None = None
+        lines = (
+            ProgressLog(ready.job.name, run.run_id, run.continued)
+            if options.log == "json" and not options.is_quiet
+            else None
+        )
+        follow = progress_display(ready.job.name, options.is_quiet) if lines is None else lines.follow
+        observer = start_telemetry(ready, run.run_id)
         if observer is not None:
-            follow = observer.following(follow)
-        follow = noted(workspace.state, ready.job.name, run.run_id, follow)
+            follow = observer.wrap(follow)
+        follow = with_heartbeat(workspace.state, ready.job.name, run.run_id, follow)
         try:
-            # Ray tells of its workers on stdout, which is for results.
-            with contextlib.redirect_stdout(sys.stderr) if on_ray else contextlib.nullcontext():
-                ended = run_loop(run_job(ready, ledger, run, RunOptions(retry, engine=engine, tally=tally), follow))
+            # Ray prints to stdout, which belongs to results.
+            with contextlib.redirect_stdout(sys.stderr) if options.is_on_ray else contextlib.nullcontext():
+                ended = run_loop(run_job(ready, ledger, run, options, follow, make_engine, tally))
             if lines is not None:
-                lines.look()
+                lines.log_changes()
             if ended.defect is not None:
-                tell_defect(ended.defect, log == "json", ready.job.name, run.run_id)
-            told = _closed(ready, ledger, run, ended)
+                print_defect(ended.defect, options.log == "json", ready.job.name, run.run_id)
+            report = _finish_run(ready, ledger, run, ended)
         finally:
             if observer is not None:
-                observer.ended(told)
-        return told
+                observer.end_run(report)
+        return report
 
 
 @contextlib.contextmanager
@@ -104,7 +97,7 @@ def _locked(loaded: LoadedJob, workspace: Workspace) -> Iterator[None]:
     job = loaded.job
     with (
         job_lock(workspace.state, job.name),
-        sink_lock(workspace.state, job.sink.place(workspace.folder), job.name),
+        sink_lock(workspace.state, job.sink.location(workspace.folder), job.name),
     ):
         yield
 
@@ -115,22 +108,20 @@ def _sized(
     workspace: Workspace,
     ledger: Ledger,
     local_url: str | None,
-    overrides: Overrides,
-    new_run: bool,
-    change: SchemaChange | None,
-) -> "Iterator[tuple[ReadyJob, Tally | None]]":
+    options: RunOptions,
+) -> "Iterator[tuple[PreparedJob, RunCounters | None]]":
     """The job, checked; and what was counted where its vectors' length had to be asked for first."""
-    from pipelines.dispatch.counters import Tally
+    from pipelines.dispatch.counters import RunCounters
     from pipelines.execution.embedding_dimensions import ask_sizes, seen_in_sink, unsized
     from pipelines.runtime.event_loop import run_loop
 
-    tally: Tally | None = None
+    tally: RunCounters | None = None
     for look in (seen_in_sink, None):
-        with prepared(
-            loaded, workspace, ledger, local_url, types_of=_types_there, guessed_anew=change is not None
+        with prepare_job(
+            loaded, workspace, ledger, local_url, types_of=_types_there, guessed_anew=options.schema_change is not None
         ) as ready:
             with _early(ready):
-                _check(ready, overrides)
+                _check(ready)
             await_crew(workspace.state, ready.job.name)
             ledger.recover(ready.job.name)
             if not unsized(ready):
@@ -140,97 +131,90 @@ def _sized(
                 with _early(ready):
                     look(ready, ledger)
                 continue
-            refused = refusal(ready)
-            if refused is not None and change is None:
+            refused = schema_refusal(ready)
+            if refused is not None and options.schema_change is None:
                 raise refused
-            tally, run = Tally(), open_run(ledger, ready.job.name, new_run)
+            tally, run = RunCounters(), open_run(ledger, ready.job.name, options.is_new_run)
             with _early(ready, tally, run.run_id):
                 run_loop(ask_sizes(ready, ledger, run, tally))
-    with prepared(
-        loaded, workspace, ledger, local_url, types_of=_types_there, guessed_anew=change is not None
+    with prepare_job(
+        loaded, workspace, ledger, local_url, types_of=_types_there, guessed_anew=options.schema_change is not None
     ) as ready:
         yield ready, tally
 
 
-def _types_there(ready: ReadyJob) -> Mapping[str, str]:
+def _types_there(ready: PreparedJob) -> Mapping[str, str]:
     with _early(ready):
-        return types_there(ready)
+        return sink_types(ready)
 
 
 @contextlib.contextmanager
-def _early(ready: ReadyJob, tally: "Tally | None" = None, run_id: str | None = None) -> Iterator[None]:
+def _early(ready: PreparedJob, tally: "RunCounters | None" = None, run_id: str | None = None) -> Iterator[None]:
     """Gives a Stopped what is known of the job: how many rows there are, how they stand where there is no sink yet,
     and what has been spent on learning how long vectors are."""
-    from pipelines.dispatch.counters import Tally
+    from pipelines.dispatch.counters import RunCounters
     from pipelines.execution.job_run import Ended
 
     try:
         yield
     except Stopped as exc:
-        tally, rejects = tally or Tally(), len(ready.reader.rejects)
+        tally, rejects = tally or RunCounters(), len(ready.reader.rejects)
         tally.rows, tally.rows_failed = ready.selection.counts().rows + rejects, rejects
-        told = summary(ready.job.name, "", Ended(exc.exit_code, str(exc), tally, 0), ready.sink.tables())
-        told["run_id"] = run_id
-        if run_id is None or ready.sink.present():
-            told |= dict.fromkeys(("rows_ok", "rows_reused", "rows_failed", "rows_left"))
-        raise StoppedEarly(str(exc), told) from exc
+        report = run_report(ready.job.name, run_id, Ended(exc.exit_code, str(exc), tally, 0), ready.sink.tables())
+        if run_id is None or ready.sink.exists():
+            report = replace(report, rows_ok=None, rows_reused=None, rows_failed=None, rows_left=None)
+        raise StoppedBeforeStart(report) from exc
 
 
-def _check(ready: ReadyJob, overrides: Overrides) -> None:
+def _check(ready: PreparedJob) -> None:
     """All that can be wrong is told before anything is sent."""
-    _check_sink(ready, overrides)
+    _check_sink(ready)
     _check_budget(ready)
     check_audits(ready)
-    with placed(ready.loaded):
+    with with_location(ready.loaded):
         ready.selection.check_keys()
 
 
-def _closed(ready: ReadyJob, ledger: Ledger, run: OpenRun, ended: "Ended") -> dict[str, Any]:
-    """The report, the run audited and noted in the ledger."""
+def _finish_run(ready: PreparedJob, ledger: Ledger, run: OpenRun, ended: "Ended") -> RunReport:
+    """Audit the run and record its end in the ledger."""
     audits = run_audits(ready, run.run_id) if ended.exit_code in (0, 1) else []
     if not all(audit.passed for audit in audits):
         ended = replace(ended, exit_code=5)
-    told = summary(ready.job.name, run.run_id, ended, ready.sink.tables())
-    if audits:
-        told["audits"] = [audit.as_json() for audit in audits]
+    report = replace(run_report(ready.job.name, run.run_id, ended, ready.sink.tables()), audits=audits)
     try:
-        end_invocation(ledger, run.run_id, ended.exit_code, ended.stopped, told)
+        end_invocation(ledger, run.run_id, report)
     except RowmillError:
-        # A run that was stopped since the ledger cannot be written has told so, and stays open.
-        if ended.stopped is None:
+        # A ledger that cannot be written has stopped the run already; the run stays open.
+        if report.stopped is None:
             raise
-    if ready.workspace.keep_answers == "committed" and ended.exit_code in CLOSING:
+    if ready.workspace.keep_answers == "committed" and report.exit_code in CLOSING:
         drop_committed(ledger, ready.job.name, ready.sink_name)
-    return told
+    return report
 
 
-def _check_sink(ready: ReadyJob, overrides: Overrides) -> None:
+def _check_sink(ready: PreparedJob) -> None:
     loaded = ready.loaded
-    if loaded.changed_by and ready.sink.present() and _in_own_sink(ready, overrides):
+    if loaded.changed_by and ready.sink.exists() and _in_own_sink(ready):
         raise JobError(
             f"{loaded.changed_by[0]}: changes answers, and {ready.sink_name} holds rows of the job as written; "
             "add --sink PATH to write them elsewhere"
         )
-    if ready.limited and ready.job.sink.write == "replace" and ready.sink.present():
+    if ready.is_limited and ready.job.sink.write == "replace" and ready.sink.exists():
         raise JobError(
             f"{loaded.at('sink', 'write')}: replace would leave only the first rows in {ready.sink_name}; "
             "run without a limit, or add --sink PATH"
         )
 
 
-def _in_own_sink(ready: ReadyJob, overrides: Overrides) -> bool:
+def _in_own_sink(ready: PreparedJob) -> bool:
     """Whether the run writes where the job as written does, also where a flag names that very place."""
-    if not gives_sink(overrides, SINKS):
+    if not gives_sink(ready.loaded.overrides, SINKS):
         return True
-    try:
-        written = load_job(ready.loaded.path).job.sink
-    except JobError:
-        return False
-    folder = ready.workspace.folder
-    return written.place(folder) == ready.job.sink.place(folder)
+    written, folder = ready.loaded.written, ready.workspace.folder
+    return written is not None and written.sink.location(folder) == ready.job.sink.location(folder)
 
 
-def _check_budget(ready: ReadyJob) -> None:
+def _check_budget(ready: PreparedJob) -> None:
     """With a budget, a step that could cost anything is refused."""
     if ready.job.budget is None and ready.workspace.budget is None:
         return
@@ -239,7 +223,7 @@ def _check_budget(ready: ReadyJob) -> None:
         price = step_price(ready, step)
         if price is None:
             unpriced = [member.name for member in step.members if member_price(ready, step, member) is None]
-            at = f" at {', '.join(unpriced)}" if step.pooled else ""
+            at = f" at {', '.join(unpriced)}" if step.is_pooled else ""
             raise JobError(
                 f"{where}: no price is known for {step.model.model}{at}, so no budget can hold; "
                 "add it to `prices:` in rowmill.yaml"
@@ -251,18 +235,18 @@ def _check_budget(ready: ReadyJob) -> None:
             )
 
 
-def prepare_sink(ready: ReadyJob, ledger: Ledger, change: SchemaChange | None = None) -> bool:
+def prepare_sink(ready: PreparedJob, ledger: Ledger, change: SchemaChange | None = None) -> bool:
     """The sink's tables, there and up to date; where they are gone, what the ledger knows of them is written again.
     Whether all rows are to be asked, and the tables written anew."""
     fresh = ready.job.sink.write == "replace"
     known = ledger.query(
         "select count(*) from commits where job = ? and sink = ?", (ready.job.name, ready.sink_name)
     ) != [(0,)]
-    if known and not fresh and not ready.sink.present():
+    if known and not fresh and not ready.sink.exists():
         _write_again(ready, ledger)
     try:
         ready.sink.prepare(fresh=fresh)
-    except OtherColumns:
+    except SchemaMismatch:
         if is_empty(ready):
             # Of a source that had no row yet the types are not what they will be.
             _write_again(ready, ledger)
@@ -278,18 +262,17 @@ def prepare_sink(ready: ReadyJob, ledger: Ledger, change: SchemaChange | None = 
     return fresh
 
 
-def rebuilt(path: Path, leave_out: bool = False) -> tuple[int, int, Mapping[str, str]]:
+def rebuilt(loaded: LoadedJob, leave_out: bool = False) -> tuple[int, int, Mapping[str, str]]:
     """(rows that results hold, rows fewer than before, tables) after writing results and errors again from the ledger.
 
     DataError, the tables left as they are, where rows would be lost since their answers were pruned; `leave_out`: they
     may be.
     """
-    loaded = load_job(path)
-    workspace = find_workspace(path)
+    workspace = loaded.workspace
     with (
         _locked(loaded, workspace),
         opened_ledger(workspace) as ledger,
-        prepared(loaded, workspace, ledger, types_of=types_there) as ready,
+        prepare_job(loaded, workspace, ledger, types_of=sink_types) as ready,
     ):
         before = _rows_there(ready)
         rows = _write_again(ready, ledger, 0 if leave_out else before)
@@ -297,8 +280,8 @@ def rebuilt(path: Path, leave_out: bool = False) -> tuple[int, int, Mapping[str,
         return rows, max(0, before - rows), ready.sink.tables()
 
 
-def _rows_there(ready: ReadyJob) -> int:
-    if not ready.sink.present():
+def _rows_there(ready: PreparedJob) -> int:
+    if not ready.sink.exists():
         return 0
     with query_connection(ready.scratch) as db:
         ready.sink.attach(db)
@@ -307,12 +290,12 @@ def _rows_there(ready: ReadyJob) -> int:
     return int(rows)
 
 
-def _write_again(ready: ReadyJob, ledger: Ledger, fewest: int = 0) -> int:
+def _write_again(ready: PreparedJob, ledger: Ledger, fewest: int = 0) -> int:
     ready.sink.prepare(fresh=True)
     endpoints = [step.endpoint for step in ready.steps]
     rows = rebuild(ledger, ready.sink, ready.job.name, ready.sink_name, ready.shape, endpoints)
     if rows < fewest:
-        refused = refusal(ready)
+        refused = schema_refusal(ready)
         if refused is not None:
             raise refused
         raise DataError(

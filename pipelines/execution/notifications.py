@@ -5,42 +5,29 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 
-from connectors.errors import JobError
-from pipelines.config.job import Job, load_job
-from pipelines.config.overrides import Overrides
-from pipelines.config.workspace import Workspace, find_workspace
-from pipelines.execution.run_report import for_programs
+from pipelines.config.loaded_job import LoadedJob
+from pipelines.runtime.run_report import RunReport
 
 COMMAND_SECONDS = 60.0
 WEBHOOK_SECONDS = 30.0
 
 
-def notify(job: Job, told: Mapping[str, Any], workspace: Workspace) -> str | None:
+def notify(loaded: LoadedJob, report: RunReport) -> str | None:
     """Hand the `--json` object to the job's on_finish; what went wrong, None where nothing did."""
+    job = loaded.job
     if job.on_finish is None:
         return None
-    report = orjson.dumps(for_programs(told))
+    body = orjson.dumps(report.to_json())
     if job.on_finish.command is not None:
-        problem = _command(job.on_finish.command, report, workspace.folder)
+        problem = _command(job.on_finish.command, body, loaded.workspace.folder)
         return problem and f"{job.name}: on_finish: {problem}; the run itself is not touched by this"
-    problem = _webhook(job.on_finish.webhook or "", report)
+    problem = _webhook(job.on_finish.webhook or "", body)
     return problem and f"{job.name}: on_finish: {problem}; the run itself is not touched by this"
-
-
-def notify_of(path: Path, overrides: Overrides, told: Mapping[str, Any]) -> str | None:
-    """As `notify`, for a job file that may be the very reason why nothing was run."""
-    try:
-        return notify(load_job(path, overrides).job, told, find_workspace(path))
-    except JobError:
-        # It was told already.
-        return None
 
 
 def _command(command: str, report: bytes, folder: Path) -> str | None:

@@ -4,18 +4,16 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import orjson
 import pyarrow as pa
 
-from pipelines.config.job import load_job
-from pipelines.config.overrides import Overrides
-from pipelines.config.workspace import LOCAL, find_workspace
+from pipelines.config.loaded_job import LoadedJob
+from pipelines.config.workspace import LOCAL
 from pipelines.planning.dry_run import Looked, Reckoned, look
-from pipelines.preparation.prepared_job import ReadyJob, ReadyStep, placed, prepared
-from pipelines.preparation.schema_evolution import has_keys, refusal, types_there
+from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, prepare_job, with_location
+from pipelines.preparation.schema_evolution import has_keys, schema_refusal, sink_types
 from pipelines.pricing.prices import usd
 from pipelines.runtime.services import opened_ledger
 
@@ -114,17 +112,16 @@ class Plan:
         return asdict(self)
 
 
-def plan_of(path: Path, overrides: Overrides) -> Plan:
+def plan_of(loaded: LoadedJob) -> Plan:
     """The plan of one job; no call is made."""
-    loaded = load_job(path, overrides)
-    workspace = find_workspace(path)
+    workspace = loaded.workspace
     with (
         opened_ledger(workspace) as ledger,
-        prepared(loaded, workspace, ledger, exact_tokens=True, types_of=types_there) as ready,
+        prepare_job(loaded, workspace, ledger, exact_tokens=True, types_of=sink_types) as ready,
     ):
-        refused = refusal(ready)
-        ready.selection.see(ready.sink if ready.job.sink.write != "replace" and has_keys(ready) else None)
-        with placed(loaded):
+        refused = schema_refusal(ready)
+        ready.selection.load_sink_state(ready.sink if ready.job.sink.write != "replace" and has_keys(ready) else None)
+        with with_location(loaded):
             ready.selection.check_keys()
         counts = ready.selection.counts()
         asked = counts.new + counts.changed
@@ -158,7 +155,7 @@ def plan_of(path: Path, overrides: Overrides) -> Plan:
         )
 
 
-def _step(ready: ReadyJob, reckoned: Reckoned, scale: float) -> StepPlan:
+def _step(ready: PreparedJob, reckoned: Reckoned, scale: float) -> StepPlan:
     step, bill = reckoned.step, reckoned.bill
     requests = ceil(reckoned.requests * scale)
     given, made = round(bill.input_tokens * scale), round(bill.output_tokens * scale)
@@ -197,7 +194,7 @@ def _step(ready: ReadyJob, reckoned: Reckoned, scale: float) -> StepPlan:
     )
 
 
-def _time(ready: ReadyJob, steps: Sequence[StepPlan]) -> tuple[float | None, str | None]:
+def _time(ready: PreparedJob, steps: Sequence[StepPlan]) -> tuple[float | None, str | None]:
     """The longest of what the job's limits, each provider's own, and the answers' latency ask for, and which it is."""
     limits = ready.job.limits
     times = list(_at_limits_of("the job's limit", limits.requests_per_minute, limits.tokens_per_minute, steps))
@@ -224,7 +221,7 @@ def _at_limits_of(
         yield 60 * tokens / of_tokens, f"{whose}, {of_tokens:,} tokens a minute"
 
 
-def _senders(step: ReadyStep, concurrency: int) -> int:
+def _senders(step: PreparedStep, concurrency: int) -> int:
     return min(concurrency, step.provider.concurrency or concurrency)
 
 

@@ -6,8 +6,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from html import escape
 from importlib import import_module
 from os import PathLike
@@ -17,61 +16,19 @@ from typing import Any, Literal
 import orjson
 
 from connectors.errors import JobError, Locked
+from pipelines.config.loaded_job import read_job_file
 from pipelines.config.overrides import Overrides
 from pipelines.config.workspace import find_workspace
-from pipelines.config.yaml_reader import read_yaml
-from pipelines.monitoring.progress import line
-from pipelines.monitoring.run_heartbeat import read_noted
+from pipelines.monitoring.progress import format_progress
+from pipelines.monitoring.run_heartbeat import read_last_heartbeat
 from pipelines.runtime.child_process import lifeline, rowmill_command, rowmill_environment
+from pipelines.runtime.run_report import RunReport
 
 # A process of its own: it takes Ctrl-C as on the command line, leaves the notebook's loop and signals alone, and gives
 # its memory back. -P: a folder called pipelines in the current one is not ours.
 _COMMAND = (*rowmill_command(), "run")
 LOOK_SECONDS = 0.5
 """Between two looks at how far the run is."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunReport:
-    """How a run ended: the object of `rowmill run --json`, counts and money of this invocation."""
-
-    job: str
-    run_id: str
-    rows: int
-    rows_ok: int
-    rows_reused: int
-    rows_failed: int
-    rows_left: int
-    requests: int
-    retries: int
-    input_tokens: int
-    output_tokens: int
-    cost_usd: float | None
-    """None where the price of an exchange is not known."""
-    seconds: float
-    stopped: str | None
-    """None where the run came to its end."""
-    exit_code: int
-    tables: Mapping[str, str] = field(repr=False)
-    """results, usage, errors -> a glob or the name of a table."""
-    audits: Sequence[Mapping[str, Any]] = ()
-
-    def _repr_html_(self) -> str:
-        done = f"{self.rows_ok:,} of {self.rows:,}"
-        done += f" ({self.rows_reused:,} without a request)" if self.rows_reused else ""
-        told = {
-            "rows done": done,
-            "rows failed": f"{self.rows_failed:,}",
-            "rows left": f"{self.rows_left:,}",
-            "requests": f"{self.requests:,} ({self.retries:,} retries)",
-            "tokens": f"{self.input_tokens:,} in, {self.output_tokens:,} out",
-            "cost": "not known" if self.cost_usd is None else f"${self.cost_usd:.6f}",
-            "time": f"{self.seconds:.1f} s",
-            "stopped": self.stopped or "no: it came to its end",
-        }
-        told |= {f"audit {audit['name']}": "passed" if audit["passed"] else "failed" for audit in self.audits}
-        cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in told.items())
-        return f"<table><caption>{escape(self.job)}</caption>{cells}</table>"
 
 
 async def run(
@@ -122,12 +79,12 @@ async def run(
     if not out:
         shown.end("ended without a word")
         raise RuntimeError(f"{job}: ended with exit code {process.returncode}: {err.decode(errors='replace').strip()}")
-    told: dict[str, Any] = orjson.loads(out.splitlines()[-1])
-    if told["rows"] is None:
-        shown.end(str(told["stopped"]))
-        raise (Locked if told["exit_code"] == Locked.exit_code else JobError)(told["stopped"])
-    shown.end(f"{told['rows_ok']:,} of {told['rows']:,} rows done in {told['seconds']:.1f} s")
-    return RunReport(**{name: told[name] for name in RunReport.__dataclass_fields__ if name in told})
+    report = RunReport.from_json(orjson.loads(out.splitlines()[-1]))
+    if report.rows is None:
+        shown.end(str(report.stopped))
+        raise (Locked if report.exit_code == Locked.exit_code else JobError)(str(report.stopped))
+    shown.end(f"{report.rows_ok:,} of {report.rows:,} rows done in {report.seconds:.1f} s")
+    return report
 
 
 async def _stop(process: asyncio.subprocess.Process, said: asyncio.Task[Any]) -> None:
@@ -159,10 +116,10 @@ class _Shown:
         if self._handle is None or self._noted is None:
             return
         state, name = self._noted
-        told = read_noted(state, name)
+        told = read_last_heartbeat(state, name)
         if told is None or told["began"] < self._began:
             return
-        words = line(name, told, 200)
+        words = format_progress(name, told, 200)
         self._show(f'<progress max="1" value="{told["share_done"] or 0}"></progress> {escape(words)}')
 
     def end(self, words: str) -> None:
@@ -180,7 +137,7 @@ class _Shown:
 def _noted(path: Path) -> tuple[Path, str] | None:
     """Where a run notes its figures, and under which name; None where the run itself will tell what is wrong there."""
     try:
-        name = read_yaml(path, str(path)).values.get("name")
-        return (find_workspace(path).state, name) if isinstance(name, str) else None
+        name = read_job_file(path).name
+        return None if name is None else (find_workspace(path).state, name)
     except JobError:
         return None

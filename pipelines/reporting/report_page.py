@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from pipelines.formatting import duration, money
+from pipelines.config.loaded_job import LoadedJob
+from pipelines.formatting import format_duration, format_money
 from pipelines.reporting.html import Safe, fact, figures, number, shown_value, table
 from pipelines.reporting.report_queries import HIDDEN, ReportFacts, report_facts
 from pipelines.reporting.status_format import ENDS
@@ -19,9 +20,9 @@ SHORT = 60
 STYLE = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
 
 
-def report(job: Path, out: Path) -> None:
+def report(loaded: LoadedJob, out: Path) -> None:
     """Write the page; JobError where the job has no tables yet."""
-    out.write_text(page(report_facts(job), datetime.now(UTC)), encoding="utf-8")
+    out.write_text(page(report_facts(loaded), datetime.now(UTC)), encoding="utf-8")
 
 
 def page(facts: ReportFacts, now: datetime) -> str:
@@ -83,7 +84,7 @@ def _figures(facts: ReportFacts) -> Safe:
     }
     if told["cost_usd"] and told["rows"] and not told["unpriced"]:
         each = 1000 * told["cost_usd"] / told["rows"]
-        shown["for 1,000 rows"] = fact("cost_usd_per_1000", each, money(each))
+        shown["for 1,000 rows"] = fact("cost_usd_per_1000", each, format_money(each))
     if told["p50"] is not None:
         shown["median latency"] = fact("p50", told["p50"], _milliseconds(told["p50"]))
         shown["95 % within"] = fact("p95", told["p95"], _milliseconds(told["p95"]))
@@ -104,7 +105,7 @@ def _steps(facts: ReportFacts) -> Safe | None:
         (
             step["step"], step["endpoint"], f"{step['model']} ({step['provider']})",
             *(fact(f"{name}.{whose}", step[name]) for name in ("requests", "failed", "input_tokens", "output_tokens")),
-            fact(f"cost_usd.{whose}", step["cost_usd"], money(step["cost_usd"])),
+            fact(f"cost_usd.{whose}", step["cost_usd"], format_money(step["cost_usd"])),
             *(fact(f"{name}.{whose}", step[name], _milliseconds(step[name])) for name in ("p50", "p95", "p99")),
         )
         for step in facts.steps
@@ -120,9 +121,9 @@ def _over_time(facts: ReportFacts, zone: ZoneInfo) -> Safe | None:
     bucket = run["bucket_seconds"]
     rates = [count / bucket for count in run["counts"]]
     digits = 2 if run["seconds"] < 2 else 1 if run["seconds"] < 20 else 0
-    took = f"{run['seconds']:.{digits}f} s" if run["seconds"] < 20 else duration(run["seconds"])
+    took = f"{run['seconds']:.{digits}f} s" if run["seconds"] < 20 else format_duration(run["seconds"])
     ticks = [
-        f"{place * bucket:.{digits}f} s" if run["seconds"] < 100 else duration(place * bucket)
+        f"{place * bucket:.{digits}f} s" if run["seconds"] < 100 else format_duration(place * bucket)
         for place in range(len(rates))
     ]
     mean = run["requests"] / run["seconds"]
@@ -240,8 +241,8 @@ def _runs(facts: ReportFacts, zone: ZoneInfo) -> Safe | None:
             _moment(run["started"], zone),
             "cut short" if run["exit_code"] is None else ENDS.get(run["exit_code"], str(run["exit_code"])),
             *(fact(f"runs.{run['run_id']}.{name}", run[name]) for name in ("rows_ok", "rows_failed", "requests")),
-            fact(f"runs.{run['run_id']}.cost_usd", run["cost_usd"], money(run["cost_usd"])),
-            "" if run["seconds"] is None else duration(run["seconds"]),
+            fact(f"runs.{run['run_id']}.cost_usd", run["cost_usd"], format_money(run["cost_usd"])),
+            "" if run["seconds"] is None else format_duration(run["seconds"]),
             ", ".join(f"{audit['name']}: {'passed' if audit['passed'] else 'failed'}" for audit in run["audits"]),
         )
         for run in facts.runs
@@ -257,7 +258,7 @@ def _figure(drawn: str, caption: Safe) -> str:
 def _cost(name: str, cost: float | None, unpriced: int) -> Safe:
     if cost is None:
         return fact(name, None, "not known" if unpriced else "$0")
-    return fact(name, cost, money(cost))
+    return fact(name, cost, format_money(cost))
 
 
 def _milliseconds(value: float | None) -> str:

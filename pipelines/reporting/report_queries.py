@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -12,7 +11,8 @@ import orjson
 import pyarrow as pa
 
 from connectors.sql import quoted, quoted_list
-from pipelines.analysis.results import Results, read_results
+from pipelines.analysis.results import Results, open_results
+from pipelines.config.loaded_job import LoadedJob
 from pipelines.ledger.ledger_file import open_ledger_file
 from pipelines.pricing.prices import usd
 
@@ -51,9 +51,9 @@ class ReportFacts:
     """The job file."""
 
 
-def report_facts(job: Path) -> ReportFacts:
+def report_facts(loaded: LoadedJob) -> ReportFacts:
     """Read the tables; JobError where there are none yet."""
-    results = read_results(job)
+    results = open_results(loaded)
     with results.duckdb() as db:
         order = quoted_list(results.job.key) if results.job.key else "1"
         run_id = _one(db, "select run_id from usage order by started_at desc limit 1").get("run_id")
@@ -68,7 +68,7 @@ def report_facts(job: Path) -> ReportFacts:
             columns=_columns(db),
             samples=db.sql(f"select * from results order by {order} limit {SAMPLES}").to_arrow_table(),
             runs=_runs(results),
-            text=job.read_text(encoding="utf-8"),
+            text=loaded.path.read_text(encoding="utf-8"),
         )
 
 

@@ -1,6 +1,5 @@
 """A row's whole story: its requests as sent, the replies, what each exchange cost, and where the row stands now."""
 
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -8,30 +7,28 @@ import orjson
 
 from connectors.errors import DataError
 from connectors.records import Request, RowError
-from pipelines.config.job import load_job
-from pipelines.config.workspace import find_workspace
+from pipelines.config.loaded_job import LoadedJob
 from pipelines.ledger.ledger import Ledger
-from pipelines.preparation.prepared_job import ReadyJob, prepared
+from pipelines.preparation.prepared_job import PreparedJob, prepare_job
 from pipelines.preparation.row_selection import key_text
 from pipelines.pricing.prices import usd
-from pipelines.reporting.status_queries import moment
+from pipelines.reporting.status_queries import iso_time
 from pipelines.runtime.services import opened_ledger
 
 LONGEST_LIST = 8
 """Numbers of a vector that are shown."""
 
 
-def story(job: Path, key: str) -> dict[str, Any]:
+def row_history(loaded: LoadedJob, key: str) -> dict[str, Any]:
     """The row, each step's request and reply, every exchange that named its key, its result and its errors."""
-    loaded = load_job(job)
-    workspace = find_workspace(job)
-    with opened_ledger(workspace) as ledger, prepared(loaded, workspace, ledger) as ready:
-        ready.selection.see(ready.sink if ready.sink.present() else None)
+    workspace = loaded.workspace
+    with opened_ledger(workspace) as ledger, prepare_job(loaded, workspace, ledger) as ready:
+        ready.selection.load_sink_state(ready.sink if ready.sink.exists() else None)
         row = ready.selection.lookup(key)
         history = _exchanges(ledger, ready.job.name, key)
         result, errors = _standing(ready, key)
         if row is None and not history and result is None:
-            raise DataError(f"{job}: no row has the key {key}; keys are those of {', '.join(ready.shape.key)}")
+            raise DataError(f"{loaded.path}: no row has the key {key}; keys are those of {', '.join(ready.shape.key)}")
         return {
             "job": ready.job.name,
             "key": key,
@@ -44,11 +41,11 @@ def story(job: Path, key: str) -> dict[str, Any]:
         }
 
 
-def _steps(ready: ReadyJob, ledger: Ledger, row: dict[str, Any], result: Any, key: str) -> list[dict[str, Any]]:
+def _steps(ready: PreparedJob, ledger: Ledger, row: dict[str, Any], result: Any, key: str) -> list[dict[str, Any]]:
     told: list[dict[str, Any]] = []
     values = {**(result or {}), **row}
     for step in ready.steps:
-        missing = sorted(name for name in step.endpoint.uses if name not in values)
+        missing = sorted(name for name in step.endpoint.input_columns if name not in values)
         if missing:
             told.append({"step": step.model.name, "request": None, "why": f"waits for {', '.join(missing)}"})
             continue
@@ -71,10 +68,10 @@ def _turns(ledger: Ledger, name: str, endpoint: Any, asked: Request | None) -> l
                 "step": name,
                 "fingerprint": asked.fingerprint.hex(),
                 "request": orjson.loads(sent),
-                "reply": None if kept is None or kept.reply is None else shortened(kept.reply),
+                "reply": None if kept is None or kept.reply is None else shorten_reply(kept.reply),
                 "error": None if kept is None or kept.error is None else kept.error.message,
                 "run_id": None if kept is None else kept.run_id,
-                "at": None if kept is None else moment(kept.at),
+                "at": None if kept is None else iso_time(kept.at),
             }
         )
         again: Request | None = None
@@ -87,7 +84,7 @@ def _turns(ledger: Ledger, name: str, endpoint: Any, asked: Request | None) -> l
     return told
 
 
-def shortened(reply: bytes) -> Any:
+def shorten_reply(reply: bytes) -> Any:
     """A kept reply for people: JSON as it is, a vector as its length and first numbers."""
     try:
         return orjson.loads(reply)
@@ -116,15 +113,15 @@ def _exchanges(ledger: Ledger, job: str, key: str) -> list[dict[str, Any]]:
         )
     ]
     for exchange in found:
-        exchange["started_at"] = moment(exchange["started_at"])
+        exchange["started_at"] = iso_time(exchange["started_at"])
         if exchange["cost_usd"] is not None:
             exchange["cost_usd"] = usd(exchange["cost_usd"])
     return found
 
 
-def _standing(ready: ReadyJob, key: str) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+def _standing(ready: PreparedJob, key: str) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """(the row's result, its errors) as they stand in the sink."""
-    if not ready.sink.present():
+    if not ready.sink.exists():
         return None, []
     text = key_text(ready.shape.key)
     with duckdb.connect() as db:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -10,11 +9,11 @@ import orjson
 
 from connectors.sql import quoted, quoted_list
 from connectors.tables.schemas import failure_names
-from pipelines.config.job import load_job
-from pipelines.config.workspace import Workspace, find_workspace
+from pipelines.config.loaded_job import LoadedJob
+from pipelines.config.workspace import Workspace
 from pipelines.ledger.ledger import Ledger
-from pipelines.monitoring.run_heartbeat import read_running
-from pipelines.preparation.prepared_job import prepared
+from pipelines.monitoring.run_heartbeat import read_heartbeat
+from pipelines.preparation.prepared_job import prepare_job
 from pipelines.pricing.prices import usd
 from pipelines.runtime.locks import running
 
@@ -24,18 +23,17 @@ COST = "case when count(*) = count(e.cost) then coalesce(sum(e.cost), 0) end"
 """SQL for what exchanges `e` cost together: nothing where there are none, null where one's price is not known."""
 
 
-def ledger_of(workspace: Workspace) -> Ledger | None:
+def existing_ledger(workspace: Workspace) -> Ledger | None:
     """The workspace's ledger, if anything was ever run there."""
     path = workspace.state / "ledger.sqlite"
     return Ledger(path) if path.exists() else None
 
 
-def status(job: Path | None) -> Rows:
-    """The last run of each job, or of one."""
-    ledger = ledger_of(find_workspace(job or Path.cwd()))
+def job_statuses(workspace: Workspace, name: str | None = None) -> Rows:
+    """The last run of each job of the workspace, or of the job with this name."""
+    ledger = existing_ledger(workspace)
     if ledger is None:
         return []
-    name = None if job is None else load_job(job).job.name
     rows: Rows = []
     for job_name, run_id, state, started_at, ended_at, exit_code, stopped, report in ledger.query(
         "select job, run_id, state, started_at, ended_at, exit_code, stopped, report from runs r "
@@ -45,7 +43,7 @@ def status(job: Path | None) -> Rows:
     ):
         told: dict[str, Any] = {} if report is None else orjson.loads(report)
         under_way = running(ledger.path.parent, job_name)
-        live = (read_running(ledger.path.parent, job_name) if under_way else None) or {}
+        live = (read_heartbeat(ledger.path.parent, job_name) if under_way else None) or {}
         ((requests, cost),) = ledger.query(
             f"select count(*), {COST} from exchanges e join legs l on l.id = e.leg where l.run_id = ?", (run_id,)
         )
@@ -54,8 +52,8 @@ def status(job: Path | None) -> Rows:
                 "job": job_name,
                 "run_id": run_id,
                 "state": "running" if under_way else state,
-                "started": moment(started_at),
-                "ended": None if ended_at is None or under_way else moment(ended_at),
+                "started": iso_time(started_at),
+                "ended": None if ended_at is None or under_way else iso_time(ended_at),
                 "exit_code": None if under_way else exit_code,
                 "rows": live.get("rows", told.get("rows")),
                 "rows_ok": live["rows_done"] - live["rows_failed"] if live else told.get("rows_ok"),
@@ -75,7 +73,7 @@ def status(job: Path | None) -> Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class FailedRows:
     """The errors of a job."""
 
     rows: Rows
@@ -85,12 +83,11 @@ class Failed:
     """How many rows failed in which step with which class, and the message that most of them have."""
 
 
-def errors(job: Path, limit: int) -> Failed:
+def failed_rows(loaded: LoadedJob, limit: int) -> FailedRows:
     """What stands in the errors table."""
-    loaded = load_job(job)
-    with prepared(loaded, find_workspace(job)) as ready, duckdb.connect() as db:
-        if not ready.sink.present():
-            return Failed([], 0, [])
+    with prepare_job(loaded, loaded.workspace) as ready, duckdb.connect() as db:
+        if not ready.sink.exists():
+            return FailedRows([], 0, [])
         ready.sink.attach(db)
         source = ready.sink.errors_sql()
         names = {name: quoted(actual) for name, actual in failure_names(ready.shape.key).items()}
@@ -113,16 +110,14 @@ def errors(job: Path, limit: int) -> Failed:
             .to_pylist()
         )
         ready.sink.detach(db)
-        return Failed(rows, sum(int(str(group["rows"])) for group in groups), groups)
+        return FailedRows(rows, sum(int(str(group["rows"])) for group in groups), groups)
 
 
-def usage(job: Path | None, by: str) -> Rows:
+def usage_totals(workspace: Workspace, name: str | None, by: str) -> Rows:
     """Exchanges added up; cost_usd leaves out exchanges without a price, `unpriced` counts them."""
-    workspace = find_workspace(job or Path.cwd())
-    ledger = ledger_of(workspace)
+    ledger = existing_ledger(workspace)
     if ledger is None:
         return []
-    name = None if job is None else load_job(job).job.name
     what = {
         "job": "l.job",
         "step": "l.job || '/' || l.step",
@@ -150,6 +145,6 @@ def usage(job: Path | None, by: str) -> Rows:
     return rows
 
 
-def moment(microseconds: int) -> str:
+def iso_time(microseconds: int) -> str:
     """ISO 8601, UTC, to the second."""
     return datetime.fromtimestamp(microseconds / 1e6, UTC).isoformat(timespec="seconds")

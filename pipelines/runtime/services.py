@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-from pipelines.config.job import LoadedJob
+from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace import LOCAL, Workspace
 from pipelines.ledger.ledger import Ledger
 

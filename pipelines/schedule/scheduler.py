@@ -15,8 +15,8 @@ from pathlib import Path
 from cronsim import CronSim
 
 from connectors.errors import JobError
-from pipelines.config.job import LoadedJob, load_job
-from pipelines.config.workspace import Workspace, find_workspace
+from pipelines.config.loaded_job import LoadedJob, load_job
+from pipelines.config.workspace import Workspace
 from pipelines.ledger.ledger_file import open_ledger_file
 
 FINISHED = frozenset({0, 1})
@@ -84,7 +84,7 @@ def scheduled(loaded: LoadedJob) -> Scheduled:
     """The schedule of a job that has one."""
     assert loaded.job.schedule is not None
     upstream = getattr(loaded.job.source, "job", None)
-    return Scheduled(loaded.path, loaded.job.name, loaded.job.schedule, find_workspace(loaded.path), upstream)
+    return Scheduled(loaded.path, loaded.job.name, loaded.job.schedule, loaded.workspace, upstream)
 
 
 class Roster:

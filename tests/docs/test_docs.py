@@ -12,7 +12,7 @@ import duckdb
 import pytest
 
 from pipelines.cli import rowmill
-from pipelines.config.job import load_job
+from pipelines.config.loaded_job import load_job
 from tests.docs.key_tables import with_keys
 
 ROOT = Path(__file__).parents[2]

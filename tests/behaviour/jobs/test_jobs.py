@@ -33,7 +33,7 @@ def test_a_shipped_job_is_done_and_then_has_nothing_to_send(shipped: Path, tmp_p
 
 
 def test_there_is_a_job_for_each_endpoint_and_each_kind_of_source() -> None:
-    from pipelines.config.job import load_job
+    from pipelines.config.loaded_job import load_job
 
     jobs = [load_job(JOBS / name).job for name in FILES]
     endpoints = {step.endpoint for job in jobs for step in job.steps}

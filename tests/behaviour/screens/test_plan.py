@@ -10,7 +10,8 @@ import duckdb
 import pytest
 
 from connectors.emulator.server import LocalOptions, LocalServer
-from pipelines.config.overrides import NONE, Overrides
+from pipelines.config.loaded_job import load_job
+from pipelines.config.overrides import Overrides
 from pipelines.planning.plan import plan_of
 
 Read = Callable[..., list[dict[str, Any]]]
@@ -207,9 +208,9 @@ def test_the_time_at_the_limits_is_that_of_the_tightest(reviews: Any, cli: Any) 
 def test_more_rows_than_are_looked_at_are_scaled_up(reviews: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     reviews.write("rows.csv", "id,text\n" + "".join(f"{n},text number {n}\n" for n in range(3000)))
     job = job_of(reviews, TEXT)
-    whole = plan_of(job, NONE)
+    whole = plan_of(load_job(job))
     monkeypatch.setattr("pipelines.planning.dry_run.WHOLE_ROWS", 1000)
-    part = plan_of(job, NONE)
+    part = plan_of(load_job(job))
     assert (whole.whole, whole.reckoned_rows, part.whole) == (True, 3000, False)
     assert part.reckoned_rows < 1500
     assert part.requests == pytest.approx(whole.requests, rel=0.01)
@@ -284,9 +285,9 @@ def test_the_bill_of_every_endpoint_lies_between_low_and_high(workspace: Any, cl
 
 def test_overrides_change_the_plan_as_they_change_the_run(reviews: Any) -> None:
     job = job_of(reviews, TEXT)
-    assert plan_of(job, Overrides(limit=10)).new == 10
-    dear = plan_of(job, Overrides(assignments=("steps.answer.model=gpt-4o",)))
-    cheap = plan_of(job, NONE)
+    assert plan_of(load_job(job, Overrides(limit=10))).new == 10
+    dear = plan_of(load_job(job, Overrides(assignments=("steps.answer.model=gpt-4o",))))
+    cheap = plan_of(load_job(job))
     assert dear.expected_usd is not None and cheap.expected_usd is not None
     assert dear.expected_usd > 10 * cheap.expected_usd
 

@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 
 from connectors.records import Request
-from pipelines.dispatch.counters import StepTally, Tally
+from pipelines.config.workspace import find_workspace
+from pipelines.dispatch.counters import RunCounters, StepCounters
 from pipelines.dispatch.step_runner import CHUNK_ROWS
 from pipelines.monitoring import progress
-from pipelines.monitoring.progress import Pace, clock, facts, line
-from pipelines.monitoring.run_heartbeat import read_running
-from pipelines.monitoring.run_view import Watch
-from pipelines.reporting.status_format import status_words
-from pipelines.reporting.status_queries import status
+from pipelines.monitoring.progress import ThroughputMeter, format_progress, format_time_left, progress_figures
+from pipelines.monitoring.run_heartbeat import read_heartbeat
+from pipelines.monitoring.run_view import RunView
+from pipelines.reporting.status_format import format_status
+from pipelines.reporting.status_queries import job_statuses
 from pipelines.runtime.locks import job_lock
 
 
@@ -31,8 +32,8 @@ class Nothing:
     waiting_for = None
 
 
-def watch_of(tally: Tally) -> Watch:
-    return Watch(tally, Nothing(), {}, Nothing())  # type: ignore[arg-type]
+def watch_of(tally: RunCounters) -> RunView:
+    return RunView(tally, Nothing(), {}, Nothing())  # type: ignore[arg-type]
 
 
 def request(rows: int = 1) -> Request:
@@ -44,7 +45,7 @@ class Simulated:
     chunk's rows go on when all of them have landed. `pace`: requests a second that the provider takes at most."""
 
     def __init__(self, rows: int, took: tuple[float, float], share: float, senders: int, pace: float) -> None:
-        self.tally = Tally(rows=rows, steps={"label": StepTally(), "after": StepTally()})
+        self.tally = RunCounters(rows=rows, steps={"label": StepCounters(), "after": StepCounters()})
         self.now = 0.0
         self._took = dict(zip(("label", "after"), took, strict=True))
         self._share = share
@@ -107,11 +108,11 @@ def test_from_a_third_of_the_run_on_the_time_left_is_within_a_tenth_of_the_truth
     share: float, took: tuple[float, float], pace: float
 ) -> None:
     run = Simulated(6000, took, share, 64, pace)
-    meter = Pace(lambda: run.now)
+    meter = ThroughputMeter(lambda: run.now)
     told: list[tuple[float, float]] = []
     while not run.ended:
         run.until(run.now + 1)
-        left = facts(watch_of(run.tally), meter.speed(watch_of(run.tally)))["seconds_left"]
+        left = progress_figures(watch_of(run.tally), meter.measure(watch_of(run.tally)))["seconds_left"]
         told.append((run.now, math.nan if left is None else float(str(left))))
     took_all = run.now
     third = [(now, left) for now, left in told if now > took_all / 3]
@@ -119,7 +120,7 @@ def test_from_a_third_of_the_run_on_the_time_left_is_within_a_tenth_of_the_truth
 
 
 def test_rows_count_as_they_land_and_not_by_the_chunk() -> None:
-    tally = Tally(rows=10, begun_with=2, rows_ok=2, steps={"one": StepTally()})
+    tally = RunCounters(rows=10, begun_with=2, rows_ok=2, steps={"one": StepCounters()})
     for _ in range(3):
         tally.steps["one"].land(request(), failed=False)
     assert (tally.rows_landed, tally.rows_ok) == (5, 2)
@@ -133,12 +134,12 @@ def test_the_lines_of_a_run_are_short_and_say_what_matters_most(screen: Any) -> 
     }  # fmt: skip
     held = {**told, "rows_failed": 12, "retries": 3, "held": "openai asks to wait 20 s"}
     shown = [
-        line("reviews", told, 120),
-        line("reviews", held, 120),
-        line("reviews", held, 79),
-        line("reviews", held, 50),
+        format_progress("reviews", told, 120),
+        format_progress("reviews", held, 120),
+        format_progress("reviews", held, 79),
+        format_progress("reviews", held, 50),
     ]
-    shown.append(line("reviews", {**told, "cost_usd": None, "seconds_left": None, "share_done": None}, 120))
+    shown.append(format_progress("reviews", {**told, "cost_usd": None, "seconds_left": None, "share_done": None}, 120))
     screen("progress.txt", "\n".join(shown) + "\n")
     assert [len(text) <= width for text, width in zip(shown, (120, 120, 79, 50, 120), strict=True)] == [True] * 5
 
@@ -147,15 +148,15 @@ def test_the_lines_of_a_run_are_short_and_say_what_matters_most(screen: Any) -> 
     ("seconds", "words"), [(0, "0 s"), (59, "59 s"), (174, "2 min 50 s"), (1300, "21 min"), (7500, "2 h 05 min")]
 )
 def test_the_time_left_is_told_no_finer_than_it_is_known(seconds: int, words: str) -> None:
-    assert clock(seconds) == words
+    assert format_time_left(seconds) == words
 
 
 async def test_on_a_terminal_one_line_is_written_over_and_gone_at_the_end(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    tally = Tally(rows=10, steps={"one": StepTally()})
-    task = asyncio.create_task(progress.progress("job", quiet=False)(watch_of(tally)))
+    tally = RunCounters(rows=10, steps={"one": StepCounters()})
+    task = asyncio.create_task(progress.progress_display("job", quiet=False)(watch_of(tally)))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     task.cancel()
@@ -167,7 +168,7 @@ async def test_on_a_terminal_one_line_is_written_over_and_gone_at_the_end(
 
 
 async def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    await progress.progress("job", quiet=True)(watch_of(Tally()))
+    await progress.progress_display("job", quiet=True)(watch_of(RunCounters()))
     assert capsys.readouterr() == ("", "")
 
 
@@ -188,9 +189,9 @@ def test_status_shows_a_run_that_is_under_way_and_forgets_its_figures_afterwards
 
     def look() -> None:
         while not told or told[-1]["rows_done"] < 20:
-            live = read_running(state, "job")
+            live = read_heartbeat(state, "job")
             told.extend([live] if live else [])
-        told.extend(status(job))  # type: ignore[arg-type]
+        told.extend(job_statuses(find_workspace(job)))  # type: ignore[arg-type]
         gate.set()
 
     looking = threading.Thread(target=look)
@@ -199,18 +200,18 @@ def test_status_shows_a_run_that_is_under_way_and_forgets_its_figures_afterwards
     looking.join()
     assert (told[-2]["rows"], told[-2]["rows_done"], told[-2]["job"]) == (40, 20, "job")
     assert (told[-1]["state"], told[-1]["rows_ok"], told[-1]["rows_left"]) == ("running", 20, 20)
-    assert read_running(state, "job") is None
+    assert read_heartbeat(state, "job") is None
     assert not (state / "running/job.json").exists()
-    (ended,) = status(job)
+    (ended,) = job_statuses(find_workspace(job))
     assert (ended["state"], ended["rows_ok"], ended["share_done"]) == ("closed", 40, None)
 
 
 def test_figures_that_a_killed_run_left_behind_are_not_believed(workspace: Any) -> None:
     state = workspace.folder / ".rowmill"
     workspace.write(".rowmill/running/job.json", json.dumps({"rows": 1}))
-    assert read_running(state, "job") is None
+    assert read_heartbeat(state, "job") is None
     with job_lock(state, "job"):
-        assert read_running(state, "job") == {"rows": 1}
+        assert read_heartbeat(state, "job") == {"rows": 1}
 
 
 def test_status_is_a_line_a_job_that_fits_a_terminal(screen: Any) -> None:
@@ -228,7 +229,7 @@ def test_status_is_a_line_a_job_that_fits_a_terminal(screen: Any) -> None:
         {**usual, "job": "summaries", "state": "open", "exit_code": 3, "stopped": "budget: $5.000000 is spent"},
         {**usual, "job": "killed", "state": "open", "exit_code": None, "rows": None, "cost_usd": None},
     ]  # fmt: skip
-    shown = status_words(rows, datetime(2026, 11, 24, 14, 30, tzinfo=UTC))
+    shown = format_status(rows, datetime(2026, 11, 24, 14, 30, tzinfo=UTC))
     screen("status.txt", shown + "\n")
     assert max(len(text) for text in shown.splitlines()) <= 80
 
@@ -274,10 +275,10 @@ def test_the_closing_words_tell_each_steps_cost_and_the_next_command(workspace: 
 
 
 def test_the_pace_begins_with_the_first_answer() -> None:
-    tally, now = Tally(rows=10, steps={"one": StepTally()}), [0.0]
-    pace = Pace(lambda: now[0])
+    tally, now = RunCounters(rows=10, steps={"one": StepCounters()}), [0.0]
+    pace = ThroughputMeter(lambda: now[0])
     for moment, ended in ((5.0, 0), (6.0, 1), (7.0, 6), (9.0, 16)):
         now[0], tally.steps["one"].exchanges = moment, ended
-        speed = pace.speed(watch_of(tally))
+        speed = pace.measure(watch_of(tally))
     # Nobody has measured how long they took: every exchange counts as one.
-    assert (speed.requests, speed.work) == (pytest.approx(15 / 3), pytest.approx(15 / 3))
+    assert (speed.requests_per_second, speed.work_per_second) == (pytest.approx(15 / 3), pytest.approx(15 / 3))

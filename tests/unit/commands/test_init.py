@@ -9,8 +9,8 @@ import pytest
 
 from connectors.errors import JobError
 from pipelines.commands.init import init
-from pipelines.config.job import load_job
 from pipelines.config.json_schema import job_schema
+from pipelines.config.loaded_job import load_job
 from pipelines.config.workspace import find_workspace
 
 NAMES = [".gitignore", "README.md", "data/reviews.csv", "job.schema.json", "jobs/quickstart.yaml", "rowmill.yaml"]

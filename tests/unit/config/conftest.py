@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from connectors.errors import JobError
-from pipelines.config.job import LoadedJob, load_job
+from pipelines.config.loaded_job import LoadedJob, load_job
 from pipelines.config.overrides import NONE, Overrides
 from pipelines.config.workspace import Workspace, find_workspace
 

@@ -13,12 +13,11 @@ from pipelines.config.job import (
     Budget,
     Job,
     Limits,
-    LoadedJob,
     OnFinish,
     Retry,
     Timeouts,
-    load_job,
 )
+from pipelines.config.loaded_job import LoadedJob, load_job
 from pipelines.config.workspace import find_workspace
 
 SMALL = """\

@@ -8,8 +8,8 @@ import jsonschema_rs
 import pytest
 
 from connectors.registry import ENDPOINTS, SINKS, SOURCES
-from pipelines.config.job import load_job
 from pipelines.config.json_schema import job_schema
+from pipelines.config.loaded_job import load_job
 from pipelines.config.yaml_reader import parse_yaml, read_yaml
 
 ROOT = Path(__file__).parents[3]

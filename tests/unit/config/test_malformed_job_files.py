@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from connectors.errors import JobError
-from pipelines.config.job import LoadedJob, load_job
+from pipelines.config.loaded_job import LoadedJob, load_job
 from pipelines.config.overrides import Overrides
 from pipelines.config.workspace import Workspace, find_workspace
 from pipelines.config.yaml_reader import parse_yaml

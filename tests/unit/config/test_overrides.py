@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from connectors.registry import SINKS
-from pipelines.config.job import Budget, LoadedJob
+from pipelines.config.job import Budget
+from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.overrides import Overrides, answer_flags, applied, gives_sink
 
 JOB = """\

@@ -34,7 +34,7 @@ def test_the_contracts_workspace_says_what_it_shows(
         name="openai", base_url="https://api.openai.com/v1", api_key="sk-1", requests_per_minute=10000
     )
     assert found.provider("gpu-box") == Provider(
-        name="gpu-box", base_url="http://127.0.0.1:8000/v1", concurrency=64, on_this_machine=True
+        name="gpu-box", base_url="http://127.0.0.1:8000/v1", concurrency=64, is_local=True
     )
     assert found.pools == {"pool": ("openai", "gpu-box")}
     assert (found.folder, found.state, found.roots) == (folder, folder / ".rowmill", (Path("/mnt/media"),))
@@ -60,7 +60,7 @@ def test_without_a_file_the_job_files_folder_is_the_workspace(folder: Path, monk
     assert (found.zone, found.keep_answers) == (ZoneInfo("UTC"), "pruned")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
     assert found.provider("openai") == Provider(name="openai", base_url="https://api.openai.com/v1", api_key="sk-1")
-    assert found.provider("local") == Provider(name="local", base_url="", on_this_machine=True)
+    assert found.provider("local") == Provider(name="local", base_url="", is_local=True)
 
 
 def test_the_nearest_file_above_counts(folder: Path) -> None:
@@ -78,7 +78,7 @@ def test_the_usual_variable_moves_openai_where_no_file_names_it(
 ) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:9/v1/")
     monkeypatch.setenv("OPENAI_API_KEY", "k")
-    here = Provider(name="openai", base_url="http://localhost:9/v1", api_key="k", on_this_machine=True)
+    here = Provider(name="openai", base_url="http://localhost:9/v1", api_key="k", is_local=True)
     assert workspace("time_zone: UTC").provider("openai") == here
     named = workspace("providers: {openai: {base_url: 'https://api.openai.com/v1'}}").provider("openai")
     assert named == Provider(name="openai", base_url="https://api.openai.com/v1")
@@ -149,7 +149,7 @@ def test_whether_a_provider_is_this_machine_is_told_by_its_host(
     workspace: Callable[[str], Workspace], url: str, here: bool
 ) -> None:
     provider = workspace(f"providers: {{box: {{base_url: '{url}'}}}}").provider("box")
-    assert (provider.on_this_machine, provider.tag) == (here, f"box@{'here' if here else 'there'}")
+    assert (provider.is_local, provider.tag) == (here, f"box@{'here' if here else 'there'}")
 
 
 def test_plain_http_to_another_machine_is_warned_of(workspace: Callable[[str], Workspace]) -> None:
