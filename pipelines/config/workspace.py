@@ -294,7 +294,7 @@ def as_one(name: str, members: Sequence[Provider]) -> Provider:
         tokens_per_minute=_together([member.tokens_per_minute for member in members]),
         concurrency=_together([member.concurrency for member in members]),
         prices={},
-        on_this_machine=all(member.is_local for member in members),
+        is_local=all(member.is_local for member in members),
     )
 
 
