@@ -21,7 +21,7 @@ def hanging(text: str, indent: int, width: int) -> list[str]:
     return [f"{' ' * (indent + 2 * bool(place))}{line}" for place, line in enumerate(lines)]
 
 
-def money(usd: float | None) -> str:
+def format_money(usd: float | None) -> str:
     """US dollars to two digits that say something, never rounded down to nothing; `not known` for None."""
     if usd is None:
         return "not known"
@@ -32,7 +32,7 @@ def money(usd: float | None) -> str:
     return f"${usd:.4f}" if usd >= 0.001 else f"${usd:.6f}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds in words: `40 s`, `12 min`, `3 h 05 min`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
@@ -41,7 +41,7 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"
 
 
-def size(amount: float) -> str:
+def format_bytes(amount: float) -> str:
     """Bytes in words."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if amount >= factor:
@@ -53,7 +53,7 @@ _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d\+00:00")
 _GAP = "  "
 
 
-def table_words(rows: Sequence[Mapping[str, object]], width: int) -> str:
+def format_table(rows: Sequence[Mapping[str, object]], width: int) -> str:
     """One line a row, numbers to the right. Where the columns do not fit, the last of them are told below the row, each
     with its name; columns that hold nothing are left out."""
     names = [name for name in rows[0] if any(row[name] not in (None, "") for row in rows)] or list(rows[0])
@@ -90,14 +90,14 @@ def _head(name: str) -> str:
     return "cost" if name == "cost_usd" else name.replace("_", " ")
 
 
-def harmless(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     """What others wrote, in one line: characters that a terminal obeys or that turn its direction are shown escaped."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def minutes(text: str) -> str:
+def format_times(text: str) -> str:
     """A moment, as all of a text, to the minute: 2026-11-24 15:00Z."""
     return _MOMENT.sub(r"\1 \2Z", text)
 
@@ -106,11 +106,11 @@ def _shown(name: str, value: object) -> str:
     if value is None:
         return ""
     if name == "cost_usd" and isinstance(value, int | float):
-        return money(float(value))
+        return format_money(float(value))
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:,.6f}".rstrip("0").rstrip(".")
     if isinstance(value, int):
         return f"{value:,}"
-    return minutes(harmless(" ".join(str(value).split())))
+    return format_times(escape_control_characters(" ".join(str(value).split())))

@@ -128,20 +128,20 @@ def export_command(folder: Path, target: Path) -> None:
 
 def _opened(folder: Path) -> "tuple[Workspace, Ledger]":
     from pipelines.config.workspace import find_workspace
-    from pipelines.reporting.status_queries import ledger_of
+    from pipelines.reporting.status_queries import existing_ledger
 
     workspace = find_workspace(folder)
-    ledger = ledger_of(workspace)
+    ledger = existing_ledger(workspace)
     if ledger is None:
         raise JobError(f"{workspace.state}: there is no ledger yet; run a job first")
     return workspace, ledger
 
 
 def _in_words(told: dict[str, Any]) -> str:
-    from pipelines.formatting import minutes
+    from pipelines.formatting import format_times
 
     each = "" if told["bytes_per_answer"] is None else f", {_size(told['bytes_per_answer'])} an answer"
-    since = "" if told["oldest_answer"] is None else f" since {minutes(told['oldest_answer'])}"
+    since = "" if told["oldest_answer"] is None else f" since {format_times(told['oldest_answer'])}"
     return (
         f"{told['path']}: {_size(told['ledger_bytes'])}, and {_size(told['files_bytes'])} in files beside it\n"
         f"{told['answers']:,} answers{since}{each}; {told['exchanges']:,} exchanges"

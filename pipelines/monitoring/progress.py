@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.dispatch.counters import Tally
-from pipelines.monitoring.run_view import Watch
+from pipelines.dispatch.counters import RunCounters
+from pipelines.monitoring.run_view import RunView
 from pipelines.pricing.prices import usd
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -20,10 +20,10 @@ WARM_SECONDS = 2.0
 """Before there have been answers for so long, nothing is said of the time left."""
 
 
-def progress(job: str, quiet: bool) -> Callable[[Watch], Awaitable[None]]:
+def progress_display(job: str, quiet: bool) -> Callable[[RunView], Awaitable[None]]:
     """Something that follows a run until it is cancelled."""
 
-    async def follow(watch: Watch) -> None:
+    async def follow(watch: RunView) -> None:
         if quiet:
             return
         await (_live if sys.stderr.isatty() else _lines)(job, watch)
@@ -32,38 +32,38 @@ def progress(job: str, quiet: bool) -> Callable[[Watch], Awaitable[None]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class Throughput:
     """How fast a run is, lately; both 0 while there is too little to tell."""
 
-    requests: float = 0.0
+    requests_per_second: float = 0.0
     """Exchanges ended a second."""
-    work: float = 0.0
+    work_per_second: float = 0.0
     """Seconds that its senders were taken up by ended exchanges, a second."""
 
 
-def facts(watch: Watch, speed: Speed) -> dict[str, object]:
+def progress_figures(watch: RunView, speed: Throughput) -> dict[str, object]:
     """The figures of this moment, as the JSON log has them too."""
     tally = watch.tally
     failed = max(tally.rows_failed, sum(step.failed for step in tally.steps.values()))
-    ended, left = work(tally)
+    ended, left = work_done_and_left(tally)
     return {
         "rows": tally.rows,
         "rows_done": tally.rows_landed,
         "rows_failed": failed,
         "share_done": round(ended / (ended + left), 3) if ended + left else None,
         "requests": tally.requests,
-        "requests_per_second": round(speed.requests, 1),
+        "requests_per_second": round(speed.requests_per_second, 1),
         "retries": tally.retries,
         "in_flight": tally.in_flight,
         "input_tokens": tally.input_tokens,
         "output_tokens": tally.output_tokens,
         "cost_usd": None if tally.unpriced else usd(tally.cost),
-        "seconds_left": round(left / speed.work) if speed.work > 0 else None,
-        "held": watch.held(),
+        "seconds_left": round(left / speed.work_per_second) if speed.work_per_second > 0 else None,
+        "held": watch.hold_reason(),
     }
 
 
-def work(tally: Tally) -> tuple[float, float]:
+def work_done_and_left(tally: RunCounters) -> tuple[float, float]:
     """What is done and what is left, of all steps: exchanges, each weighed by how long those of its step take up a
     sender. Where a limit paces them they all take as long, where answers are waited for slow steps weigh more."""
     steps = tally.steps.values()
@@ -77,13 +77,13 @@ def work(tally: Tally) -> tuple[float, float]:
     return busy, left
 
 
-def _busy(tally: Tally) -> float:
+def _busy(tally: RunCounters) -> float:
     """Seconds; where nobody measures them, as in a batch, every exchange counts as one."""
     steps = tally.steps.values()
     return sum(step.busy for step in steps) or float(sum(step.exchanges for step in steps))
 
 
-def line(job: str, told: Mapping[str, Any], width: int) -> str:
+def format_progress(job: str, told: Mapping[str, Any], width: int) -> str:
     """The figures in words, in one line of at most so many columns: what matters least goes first."""
     rows, done = told["rows"], told["rows_done"]
     share = "" if told["share_done"] is None else f" ({100 * told['share_done']:.0f} %)"
@@ -91,7 +91,7 @@ def line(job: str, told: Mapping[str, Any], width: int) -> str:
     parts = {
         "rows": f"{job}  {done:,} of {rows:,} rows{share}",
         "speed": f"{told['requests_per_second']:,.0f} requests/s",
-        "tokens": f"{short(tokens)} tokens",
+        "tokens": f"{format_large_number(tokens)} tokens",
         "cost": "cost not known" if told["cost_usd"] is None else f"${told['cost_usd']:.4f}",
         "failed": f"{told['rows_failed']:,} failed" if told["rows_failed"] else "",
         "retries": f"{told['retries']:,} retries" if told["retries"] else "",
@@ -100,7 +100,7 @@ def line(job: str, told: Mapping[str, Any], width: int) -> str:
     if told["held"]:
         parts["left"] = str(told["held"])
     elif told["seconds_left"] is not None and done < rows:
-        parts["left"] = f"{clock(told['seconds_left'])} left"
+        parts["left"] = f"{format_time_left(told['seconds_left'])} left"
     for unwanted in ("", "tokens", "retries", "speed", "cost"):
         parts.pop(unwanted, None)
         text = " · ".join(part for part in parts.values() if part)
@@ -109,13 +109,13 @@ def line(job: str, told: Mapping[str, Any], width: int) -> str:
     return text[: width - 1] + "…"
 
 
-async def _live(job: str, watch: Watch) -> None:
+async def _live(job: str, watch: RunView) -> None:
     """Writes over one line, in one write, and only where it has changed: nothing flickers."""
-    pace, shown = Pace(), ""
+    pace, shown = ThroughputMeter(), ""
     try:
         while True:
-            speed = pace.speed(watch)
-            text = line(job, facts(watch, speed), shutil.get_terminal_size().columns - 1)
+            speed = pace.measure(watch)
+            text = format_progress(job, progress_figures(watch, speed), shutil.get_terminal_size().columns - 1)
             if text != shown:
                 _write(f"\r{text}\x1b[K")
                 shown = text
@@ -129,40 +129,40 @@ def _write(text: str) -> None:
     sys.stderr.flush()
 
 
-async def _lines(job: str, watch: Watch) -> None:
-    pace, last = Pace(), time.monotonic()
+async def _lines(job: str, watch: RunView) -> None:
+    pace, last = ThroughputMeter(), time.monotonic()
     while True:
         await asyncio.sleep(min(1.0, SECONDS_BETWEEN_LINES))
-        speed = pace.speed(watch)
+        speed = pace.measure(watch)
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            _write(line(job, facts(watch, speed), 200) + "\n")
+            _write(format_progress(job, progress_figures(watch, speed), 200) + "\n")
 
 
-class Pace:
+class ThroughputMeter:
     """How fast a run was over the last half minute."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._seen: deque[tuple[float, int, float]] = deque()
 
-    def speed(self, watch: Watch) -> Speed:
+    def measure(self, watch: RunView) -> Throughput:
         """To be asked for about once a second."""
         now = self._now()
         ended = sum(step.exchanges for step in watch.tally.steps.values())
         # From the first answer on: until it came, connections were opened and nothing could end.
         if not ended:
-            return Speed()
+            return Throughput()
         self._seen.append((now, ended, _busy(watch.tally)))
         while now - self._seen[0][0] > WINDOW_SECONDS:
             self._seen.popleft()
         then, before, busy = self._seen[0]
         if now - then < WARM_SECONDS:
-            return Speed()
-        return Speed((ended - before) / (now - then), (_busy(watch.tally) - busy) / (now - then))
+            return Throughput()
+        return Throughput((ended - before) / (now - then), (_busy(watch.tally) - busy) / (now - then))
 
 
-def clock(seconds: int) -> str:
+def format_time_left(seconds: int) -> str:
     """Seconds in words, no finer than they can be known."""
     if seconds < 60:
         return f"{seconds} s"
@@ -173,7 +173,7 @@ def clock(seconds: int) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
-def short(number: int) -> str:
+def format_large_number(number: int) -> str:
     """A large number in four characters or so: 1.2M."""
     for letter, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= size:

@@ -10,30 +10,30 @@ from typing import Any
 import orjson
 
 from pipelines.ledger.ledger_file import write_whole
-from pipelines.monitoring.progress import Pace, facts
-from pipelines.monitoring.run_view import Watch
+from pipelines.monitoring.progress import ThroughputMeter, progress_figures
+from pipelines.monitoring.run_view import RunView
 from pipelines.runtime.locks import running
 
-EVERY = 1.0
+HEARTBEAT_SECONDS = 1.0
 
-Follow = Callable[[Watch], Awaitable[None]]
+Follow = Callable[[RunView], Awaitable[None]]
 
 
-def noted(state: Path, job: str, run_id: str, follow: Follow) -> Follow:
+def with_heartbeat(state: Path, job: str, run_id: str, follow: Follow) -> Follow:
     """`follow`, with the figures of the run noted once a second beside it."""
 
-    async def both(watch: Watch) -> None:
+    async def both(watch: RunView) -> None:
         await asyncio.gather(follow(watch), _keep_noting(_file(state, job), job, run_id, watch))
 
     return both
 
 
-def read_running(state: Path, job: str) -> dict[str, Any] | None:
+def read_heartbeat(state: Path, job: str) -> dict[str, Any] | None:
     """The figures of a run that is under way, the latest that it noted; None where none is, or nothing is noted yet."""
-    return read_noted(state, job) if running(state, job) else None
+    return read_last_heartbeat(state, job) if running(state, job) else None
 
 
-def read_noted(state: Path, job: str) -> dict[str, Any] | None:
+def read_last_heartbeat(state: Path, job: str) -> dict[str, Any] | None:
     """The figures that a run noted last, be it under way or one that was killed; None where nothing is noted."""
     try:
         told: dict[str, Any] = orjson.loads(_file(state, job).read_bytes())
@@ -46,16 +46,16 @@ def _file(state: Path, job: str) -> Path:
     return state / "running" / f"{job}.json"
 
 
-async def _keep_noting(file: Path, job: str, run_id: str, watch: Watch) -> None:
-    pace, began = Pace(), time.time()
+async def _keep_noting(file: Path, job: str, run_id: str, watch: RunView) -> None:
+    pace, began = ThroughputMeter(), time.time()
     try:
         while True:
             told = {"job": job, "run_id": run_id, "began": began, "seconds": round(watch.tally.seconds, 1)}
-            told["bound_by"] = None if watch.clock is None else watch.clock.facts()["bound_by"]
+            told["bound_by"] = None if watch.time_breakdown is None else watch.time_breakdown.to_json()["bound_by"]
             # What others may look at is no reason for a run to end: a full disk is told by the ledger.
             with contextlib.suppress(OSError):
-                write_whole(file, orjson.dumps({**told, **facts(watch, pace.speed(watch))}))
-            await asyncio.sleep(EVERY)
+                write_whole(file, orjson.dumps({**told, **progress_figures(watch, pace.measure(watch))}))
+            await asyncio.sleep(HEARTBEAT_SECONDS)
     finally:
         _forget(file)
 

@@ -3,38 +3,42 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipelines.dispatch.counters import Tally
-from pipelines.dispatch.request_types import Sending
-from pipelines.limits.provider_limiter import Allowance
-from pipelines.monitoring.bottleneck import RunClock
-from pipelines.pricing.run_budget import Purse
+from pipelines.dispatch.counters import RunCounters
+from pipelines.dispatch.request_types import DispatchControl
+from pipelines.limits.provider_limiter import ProviderLimiter
+from pipelines.monitoring.bottleneck import TimeBreakdown
+from pipelines.pricing.run_budget import RunBudget
 
 
 @dataclass(slots=True)
-class Watch:
+class RunView:
     """The moving parts of a run, to be read only."""
 
-    tally: Tally
-    fanout: Sending
-    allowances: Mapping[str, Allowance]
+    tally: RunCounters
+    fanout: DispatchControl
+    allowances: Mapping[str, ProviderLimiter]
     """By provider."""
-    purse: Purse
-    clock: RunClock | None = None
+    purse: RunBudget
+    time_breakdown: TimeBreakdown | None = None
     """None where the senders are elsewhere."""
 
-    def held(self) -> str | None:
+    def hold_reason(self) -> str | None:
         """What makes the run wait, and for how long where that is known; None where nothing does."""
         if self.fanout.waiting_for is not None:
             return self.fanout.waiting_for
         for provider, allowance in self.allowances.items():
-            if allowance.left_out is not None:
+            if allowance.excluded_reason is not None:
                 continue
-            if allowance.open_circuit:
+            if allowance.is_circuit_open:
                 return (
-                    f"{provider} has not answered for {allowance.silent_for():.0f} s: "
-                    f"trying it again in {allowance.held_for:.0f} s"
+                    f"{provider} has not answered for {allowance.seconds_without_reply():.0f} s: "
+                    f"trying it again in {allowance.pause_seconds:.0f} s"
                 )
-            if allowance.held_for > 1:
-                return f"{provider} asks to wait {allowance.held_for:.0f} s"
-        out = [f"{name} is left out ({one.left_out})" for name, one in self.allowances.items() if one.left_out]
+            if allowance.pause_seconds > 1:
+                return f"{provider} asks to wait {allowance.pause_seconds:.0f} s"
+        out = [
+            f"{name} is left out ({one.excluded_reason})"
+            for name, one in self.allowances.items()
+            if one.excluded_reason
+        ]
         return "; ".join(out) or None

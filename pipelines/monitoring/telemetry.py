@@ -8,23 +8,24 @@ https://opentelemetry.io/docs/specs/semconv/gen-ai/
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pipelines.dispatch.request_types import Asking, BatchStage
-from pipelines.ledger.entries import Settled
+from pipelines.dispatch.request_types import RouteInfo, BatchStage
+from pipelines.ledger.entries import SettledExchange
 from pipelines.ledger.ledger import now_us
-from pipelines.monitoring.run_view import Watch
-from pipelines.preparation.prepared_job import ReadyJob
+from pipelines.monitoring.run_view import RunView
+from pipelines.preparation.prepared_job import PreparedJob
 from pipelines.pricing.prices import usd
+from pipelines.runtime.run_report import RunReport
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Meter
     from opentelemetry.trace import Span, Tracer
 
-Follow = Callable[[Watch], Awaitable[None]]
+Follow = Callable[[RunView], Awaitable[None]]
 
 SIGNALS = ("TRACES", "METRICS")
 ASKED_BY = (
@@ -46,7 +47,7 @@ WELL_KNOWN = {"api.openai.com": "openai"}
 """Host -> the name that the conventions have for its provider; others go by their name in the workspace."""
 
 
-def telemetry(ready: ReadyJob, run_id: str) -> "Telemetry | None":
+def start_telemetry(ready: PreparedJob, run_id: str) -> "Telemetry | None":
     """What observes the run; None where nobody has asked for it."""
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or find_spec("opentelemetry") is None:
         return None
@@ -63,7 +64,7 @@ class Telemetry:
     """One observed run."""
 
     def __init__(
-        self, ready: ReadyJob, run_id: str, tracer: "Tracer", meter: "Meter", close: Callable[[], None]
+        self, ready: PreparedJob, run_id: str, tracer: "Tracer", meter: "Meter", close: Callable[[], None]
     ) -> None:
         """`close`: hands on what is left, and ends the SDK where it is ours."""
         from opentelemetry.trace import set_span_in_context
@@ -74,7 +75,7 @@ class Telemetry:
         self._job = {"rowmill.job": ready.job.name}
         self._span = tracer.start_span(f"run {ready.job.name}", attributes={**self._job, "rowmill.run_id": run_id})
         self._context = set_span_in_context(self._span)
-        self._watch: Watch | None = None
+        self._watch: RunView | None = None
         self._counted = dict.fromkeys(("answered", "reused", "failed"), 0)
         histogram = meter.create_histogram
         self._duration = histogram(
@@ -112,21 +113,21 @@ class Telemetry:
         )
         self._batches: dict[str, Span] = {}
 
-    def following(self, onward: Follow) -> Follow:
+    def wrap(self, onward: Follow) -> Follow:
         """Observe the run that `onward` follows as well."""
 
-        async def follow(watch: Watch) -> None:
+        async def follow(watch: RunView) -> None:
             self._watch = watch
             watch.fanout.observer = self
             await asyncio.gather(self._keep_counting(), onward(watch))
 
         return follow
 
-    def waited(self, lane: Asking, seconds: float) -> None:
+    def waited(self, lane: RouteInfo, seconds: float) -> None:
         """A request has waited so long for its allowance."""
         self._wait.record(seconds, self._attributes(lane))
 
-    def settled(self, lane: Asking, ended: Settled) -> None:
+    def settled(self, lane: RouteInfo, ended: SettledExchange) -> None:
         """An exchange is in the ledger."""
         from opentelemetry.trace import SpanKind, Status, StatusCode
 
@@ -171,7 +172,7 @@ class Telemetry:
         took = ended.latency_ms
         span.end(now_us() * 1000 if took is None else ended.started_at * 1000 + round(took * 1e6))
 
-    def batch(self, lane: Asking, stage: BatchStage) -> None:
+    def batch(self, lane: RouteInfo, stage: BatchStage) -> None:
         """A batch has gone through a stage: a span below that of the batch, which begins where it was noted."""
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
@@ -200,8 +201,8 @@ class Telemetry:
         if stage.name == "clean":
             self._batches.pop(stage.mark).end(now * 1000)
 
-    def ended(self, told: Mapping[str, Any] | None) -> None:
-        """The run is over; `told`: its report, None where it broke off with a mistake."""
+    def end_run(self, report: RunReport | None) -> None:
+        """End the spans; `report` is None if an error of the user ended the run."""
         from opentelemetry.trace import Status, StatusCode
 
         self._count_rows()
@@ -209,15 +210,15 @@ class Telemetry:
             # It goes on at the provider, or was broken off here.
             left.end()
         facts = ("exit_code", "rows", "rows_ok", "rows_failed", "rows_left", "requests", "cost_usd")
-        for name in facts if told is not None else ():
-            if told is not None and told[name] is not None:
-                self._span.set_attribute(f"rowmill.{name}", told[name])
-        if told is None or told["exit_code"] != 0:
-            self._span.set_status(Status(StatusCode.ERROR, "" if told is None else f"exit code {told['exit_code']}"))
+        for name in facts if report is not None else ():
+            if (value := getattr(report, name)) is not None:
+                self._span.set_attribute(f"rowmill.{name}", value)
+        if report is None or report.exit_code != 0:
+            self._span.set_status(Status(StatusCode.ERROR, "" if report is None else f"exit code {report.exit_code}"))
         self._span.end()
         self._close()
 
-    def _attributes(self, lane: Asking) -> dict[str, Any]:
+    def _attributes(self, lane: RouteInfo) -> dict[str, Any]:
         endpoint, model = self._models[lane.step]
         url = urlsplit(lane.provider.base_url)
         host = url.hostname or ""
@@ -253,7 +254,7 @@ class Telemetry:
         self._counted = now
 
 
-def _own(ready: ReadyJob, run_id: str) -> Telemetry | None:
+def _own(ready: PreparedJob, run_id: str) -> Telemetry | None:
     """With an SDK of our own, as the OTEL_ variables say; None where only OpenTelemetry's API is installed."""
     if find_spec("opentelemetry.sdk") is None:
         return None

@@ -5,14 +5,14 @@ from typing import Any
 
 import orjson
 
-from pipelines.formatting import duration, hanging, money, size, wrapped
+from pipelines.formatting import format_bytes, format_duration, format_money, hanging, wrapped
 from pipelines.planning.answer_estimates import ENOUGH
 from pipelines.planning.plan import Plan, StepPlan
 
 EXAMPLE_LINES = 6
 
 
-def in_words(plan: Plan, path: str, width: int = 80) -> str:
+def format_plan(plan: Plan, path: str, width: int = 80) -> str:
     """The plan in at most so many columns."""
     lines = [
         f"{plan.job}: {plan.rows:,} rows",
@@ -28,7 +28,7 @@ def in_words(plan: Plan, path: str, width: int = 80) -> str:
     lines += [f"  {line}" for line in _table(plan.steps)]
     lines += [f"  {line}" for step in plan.steps for line in _remarks(step, len(plan.steps) > 1)]
     lines.append("")
-    told = [("cost", _cost(plan)), ("time", _time(plan)), ("disk", f"about {size(plan.disk_bytes)}")]
+    told = [("cost", _cost(plan)), ("time", _time(plan)), ("disk", f"about {format_bytes(plan.disk_bytes)}")]
     told.append(("counted", _counted(plan)))
     for name, words in told:
         told_lines = [line for sentence in words.split("\n") for line in wrapped(sentence, width - 11)]
@@ -94,19 +94,19 @@ def _cost(plan: Plan) -> str:
     unknown = sorted({step.model for step in plan.steps if step.expected_usd is None})
     if unknown:
         return f"not known: there is no price for {', '.join(unknown)}; add it to `prices:` in rowmill.yaml"
-    words = f"{money(plan.low_usd)} – {money(plan.expected_usd)} expected – "
+    words = f"{format_money(plan.low_usd)} – {format_money(plan.expected_usd)} expected – "
     if plan.high_usd is None:
         words += "no upper bound: add params: {max_tokens: N}"
     else:
-        words += f"{money(plan.high_usd)} at most"
+        words += f"{format_money(plan.high_usd)} at most"
     expected = plan.expected_usd
     if plan.batch_usd is not None and plan.delivery == "batch":
-        words = f"about {money(plan.batch_usd)} by the Batch API, as the job is delivered\nonline: {words}"
+        words = f"about {format_money(plan.batch_usd)} by the Batch API, as the job is delivered\nonline: {words}"
         expected = plan.batch_usd
     elif plan.batch_usd is not None:
-        words += f"\nabout {money(plan.batch_usd)} by the Batch API (--delivery batch)"
+        words += f"\nabout {format_money(plan.batch_usd)} by the Batch API (--delivery batch)"
     if plan.budget_usd is not None:
-        words += f"\nthe budget is {money(plan.budget_usd)}"
+        words += f"\nthe budget is {format_money(plan.budget_usd)}"
         if expected is not None and expected > plan.budget_usd:
             words += ", LESS than expected: the run would stop on the way"
     return words
@@ -117,7 +117,7 @@ def _time(plan: Plan) -> str:
         return "moments: nothing has to be asked"
     if plan.seconds is None:
         return "not known: no limit is set, and no answer has been seen yet"
-    words = f"about {duration(plan.seconds)}, bound by {plan.bound_by}"
+    words = f"about {format_duration(plan.seconds)}, bound by {plan.bound_by}"
     if any(step.latency_ms is None and step.requests for step in plan.steps):
         words += "\nhow long answers take is not known yet: longer where they are slow"
     return words

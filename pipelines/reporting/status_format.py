@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from pipelines.formatting import hanging, harmless, money
-from pipelines.monitoring.progress import clock
-from pipelines.reporting.status_queries import Failed
+from pipelines.formatting import escape_control_characters, format_money, hanging
+from pipelines.monitoring.progress import format_time_left
+from pipelines.reporting.status_queries import FailedRows
 
 ENDS = {
     0: "done",
@@ -20,7 +20,7 @@ ENDS = {
 """By exit code."""
 
 
-def status_words(rows: Sequence[Mapping[str, Any]], now: datetime, width: int = 80) -> str:
+def format_status(rows: Sequence[Mapping[str, Any]], now: datetime, width: int = 80) -> str:
     """A line for each job; below it why it stopped, what holds it, or what comes next."""
     table = [("job", "state", "rows done", "failed", "cost", "begun")]
     below: list[list[str | None]] = [[]]
@@ -29,19 +29,26 @@ def status_words(rows: Sequence[Mapping[str, Any]], now: datetime, width: int = 
         failed = "" if row["rows_failed"] is None else f"{row['rows_failed']:,}"
         begun = _ago(now - datetime.fromisoformat(row["started"]))
         table.append(
-            (row["job"], _state(row), done, failed, "" if row["cost_usd"] is None else money(row["cost_usd"]), begun)
+            (
+                row["job"],
+                _state(row),
+                done,
+                failed,
+                "" if row["cost_usd"] is None else format_money(row["cost_usd"]),
+                begun,
+            )
         )
-        left = None if row["seconds_left"] is None else f"about {clock(row['seconds_left'])} left"
+        left = None if row["seconds_left"] is None else f"about {format_time_left(row['seconds_left'])} left"
         bound = f"bound by: {row['bound_by']}" if row["bound_by"] else None
         below.append([row["held"] or row["stopped"] or left, bound])
     lines: list[str] = []
     for cells, why in zip(_aligned(table, frozenset({2, 3, 4})), below, strict=True):
         lines.append(cells)
-        lines += [line for told in why if told for line in hanging(harmless(told), 2, width)]
+        lines += [line for told in why if told for line in hanging(escape_control_characters(told), 2, width)]
     return "\n".join(lines)
 
 
-def errors_words(failed: Failed, job: str, width: int) -> str:
+def format_errors(failed: FailedRows, job: str, width: int) -> str:
     """First how many rows failed and why, then the first of them."""
     lines = [f"{failed.total:,} rows failed" if failed.total != 1 else "1 row failed", ""]
     told = ("step", "error_class", "http_status", "message")
@@ -74,7 +81,7 @@ def _ago(past: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else harmless(" ".join(str(value).split()))
+    return "" if value is None else escape_control_characters(" ".join(str(value).split()))
 
 
 def _aligned(rows: Sequence[Sequence[str]], to_the_right: frozenset[int]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from pipelines.monitoring.bottleneck import SENDERS
+from pipelines.monitoring.bottleneck import SENDER_STATES
 from pipelines.reporting.html import Safe, fact, figures, number, table
 
 NAMES = {
@@ -36,7 +36,7 @@ def where_the_time_went(runs: Sequence[Mapping[str, Any]]) -> Safe | None:
             _bar(times[name] / whole, fact(f"times.{name}", times[name], f"{100 * times[name] / whole:.0f} %")),
             f"{number(round(times[name] / times['senders'], 3))} s",
         )
-        for name in sorted(SENDERS, key=lambda name: -times[name])
+        for name in sorted(SENDER_STATES, key=lambda name: -times[name])
     ]
     words = "" if times["bound_by"] is None else f"<p>Bound by {escape(times['bound_by'])}.</p>"
     who = f"{times['senders']:,} senders" + ("" if workers is None else f" on {workers:,} workers")

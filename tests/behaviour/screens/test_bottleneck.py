@@ -9,10 +9,10 @@ from typing import Any
 import duckdb
 import pytest
 
-from pipelines.dispatch.counters import Tally
-from pipelines.limits.provider_limiter import Allowance
-from pipelines.monitoring.bottleneck import SENDERS, RunClock
-from pipelines.pricing.run_budget import Purse
+from pipelines.dispatch.counters import RunCounters
+from pipelines.limits.provider_limiter import ProviderLimiter
+from pipelines.monitoring.bottleneck import SENDER_STATES, TimeBreakdown
+from pipelines.pricing.run_budget import RunBudget
 
 
 def times_of(job: Path) -> dict[str, Any]:
@@ -22,19 +22,19 @@ def times_of(job: Path) -> dict[str, Any]:
     return told
 
 
-def clock_of(tally: Tally, delivery: str = "online", **allowances: Allowance) -> RunClock:
-    of_job = Allowance(None, None, None, 900, 60)
-    return RunClock(tally, 10, delivery, {"": of_job, **allowances}, Purse(None, 0), lambda: 0.0)
+def clock_of(tally: RunCounters, delivery: str = "online", **allowances: ProviderLimiter) -> TimeBreakdown:
+    of_job = ProviderLimiter(None, None, None, 900, 60)
+    return TimeBreakdown(tally, 10, delivery, {"": of_job, **allowances}, RunBudget(None, 0), lambda: 0.0)
 
 
 def facts(**told: float) -> dict[str, float]:
     """Of ten senders in ten seconds."""
-    usual = dict.fromkeys((*SENDERS, "reading", "setting_out", "cpu", "loop", "lag_mean_ms"), 0.0)
+    usual = dict.fromkeys((*SENDER_STATES, "reading", "setting_out", "cpu", "loop", "lag_mean_ms"), 0.0)
     return {**usual, "senders": 10, "seconds": 10.0, "sending": 10.0, **told}
 
 
-def words(clock: RunClock, **told: float) -> str:
-    return str(clock.bound(facts(**told)))
+def words(clock: TimeBreakdown, **told: float) -> str:
+    return str(clock.bottleneck(facts(**told)))
 
 
 def unbroken(cli: Any) -> str:
@@ -42,13 +42,13 @@ def unbroken(cli: Any) -> str:
     return " ".join(cli.out.split())
 
 
-BUSY = Tally(requests=1000)
+BUSY = RunCounters(requests=1000)
 
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also runs of moments are judged."""
-    monkeypatch.setattr("pipelines.monitoring.bottleneck.LEAST_SECONDS", 0.0)
+    monkeypatch.setattr("pipelines.monitoring.bottleneck.MIN_RUN_SECONDS", 0.0)
 
 
 def test_the_senders_time_adds_up_and_the_network_is_that_of_the_usage_table(
@@ -62,7 +62,7 @@ def test_the_senders_time_adds_up_and_the_network_is_that_of_the_usage_table(
     words = unbroken(cli)
     assert "ms, 4 at a time (" in words and "% of the time); raise limits.concurrency" in words
     times = times_of(job)
-    assert sum(times[name] for name in SENDERS) == pytest.approx(4 * times["sending"], rel=0.001)
+    assert sum(times[name] for name in SENDER_STATES) == pytest.approx(4 * times["sending"], rel=0.001)
     (waited,) = duckdb.sql(f"select sum(latency_ms) / 1000 from '{job.parent}/out/usage/*.parquet'").fetchall()[0]
     assert times["network"] == pytest.approx(waited, rel=0.001)
     assert times["network"] > 0.5 * 4 * times["sending"]
@@ -112,7 +112,7 @@ def test_what_weighs_most_is_the_bound() -> None:
     )
     assert words(clock_of(BUSY), network=50, turn=40, cpu=4.0).startswith("this process, which has one core (90 % of")
     assert words(clock_of(BUSY), network=90, loop=9.0, cpu=9.0).startswith("this process, which has one core (90 % of")
-    local = Allowance(None, None, None, 900, 60)
+    local = ProviderLimiter(None, None, None, 900, 60)
     assert "rowmill serve" in words(clock_of(BUSY, local=local), network=90, cpu=9.0, lag_mean_ms=20.0)
     assert words(clock_of(BUSY), ledger=60, network=30).startswith("the ledger's disk (60 % of the time)")
     assert words(clock_of(BUSY), budget=60).startswith("the budget, of which every request in flight")
@@ -122,18 +122,18 @@ def test_what_weighs_most_is_the_bound() -> None:
     assert words(clock_of(BUSY), idle=80, network=20).endswith("nothing to raise: 2 of 10 senders were busy")
     assert words(clock_of(BUSY), idle=80, limits=12, network=8).startswith("the pool's members, all busy or held (60 %")
     assert words(clock_of(BUSY, "batch"), idle=90).startswith("the provider's Batch API (90 %")
-    retried = Tally(requests=1000, retries=400)
+    retried = RunCounters(requests=1000, retries=400)
     assert words(clock_of(retried), idle=90).startswith("waits before 400 failed requests were tried again")
 
 
 def test_of_limits_the_one_that_was_waited_for_longest_is_named() -> None:
-    paced, stated = Allowance(600, None, None, 900, 60), Allowance(600, 1000, None, 900, 60)
-    stated.learn((300, None))
+    paced, stated = ProviderLimiter(600, None, None, 900, 60), ProviderLimiter(600, 1000, None, 900, 60)
+    stated.update_from_headers((300, None))
     for one, kind in ((paced, "requests"), (stated, "requests"), (stated, "hold"), (stated, "tokens")):
         for other in (paced, stated):
-            other.waits = dict.fromkeys(other.waits, 0.1)
-        one.waits[kind] = 90.0
-        told = words(clock_of(Tally(requests=99, refused=7), paced=paced, stated=stated), limits=90)
+            other.wait_seconds = dict.fromkeys(other.wait_seconds, 0.1)
+        one.wait_seconds[kind] = 90.0
+        told = words(clock_of(RunCounters(requests=99, refused=7), paced=paced, stated=stated), limits=90)
         if one is paced:
             assert told.startswith("the limit of paced, 600 requests a minute (90 % of the time); raise it in rowmill")
         elif kind == "requests":
@@ -144,5 +144,5 @@ def test_of_limits_the_one_that_was_waited_for_longest_is_named() -> None:
             assert told.startswith("the limit of stated, 1,000 tokens a minute (90 % of the time); raise it in rowmill")
         else:
             assert told.startswith("stated, which refused 7 requests and asks to wait (90 % of the time)")
-    pool = clock_of(BUSY, one=Allowance(None, None, None, 900, 60))
+    pool = clock_of(BUSY, one=ProviderLimiter(None, None, None, 900, 60))
     assert words(pool, limits=90).startswith("the pool's members, all busy or held")

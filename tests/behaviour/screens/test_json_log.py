@@ -18,7 +18,7 @@ def events(cli: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_events, "EVERY", 0.01)
+    monkeypatch.setattr(json_events, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(json_events, "SECONDS_BETWEEN_PROGRESS", 0.0)
 
 

@@ -11,7 +11,7 @@ import duckdb
 import pytest
 from aiohttp import web
 
-from pipelines.monitoring.bottleneck import SENDERS
+from pipelines.monitoring.bottleneck import SENDER_STATES
 
 HEAD = "id,text,weight,day\n"
 STEPS = """
@@ -214,7 +214,7 @@ def check_times(told: Told) -> None:
     shares = [
         int(text) for text in re.findall(r'data-fact="times\.\w+" value="[^"]*">(\d+) %</data></span></td>', told.page)
     ]
-    assert len(shares) == len(SENDERS)
+    assert len(shares) == len(SENDER_STATES)
     assert sum(shares) == pytest.approx(100, abs=4)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from connectors.emulator.server import LocalOptions, LocalServer
-from pipelines.formatting import table_words
+from pipelines.formatting import format_table
 
 USAGE: list[dict[str, object]] = [
     {"step": "ticket-enrichment/label", "requests": 120_480, "failed": 12, "tokens_in": 48_911_002,
@@ -31,15 +31,15 @@ BATCHES: list[dict[str, object]] = [
 
 @pytest.mark.parametrize("width", [80, 50])
 def test_every_table_fits_and_numbers_stand_below_one_another(screen: Any, width: int) -> None:
-    shown = [table_words(rows, width) for rows in (USAGE, LEDGER, BATCHES)]
+    shown = [format_table(rows, width) for rows in (USAGE, LEDGER, BATCHES)]
     screen(f"tables-{width}.txt", "\n\n".join(shown) + "\n")
     assert max(len(line) for text in shown for line in text.splitlines()) <= width
 
 
 def test_what_is_too_much_for_a_line_is_told_below_it() -> None:
     rows: list[dict[str, object]] = [{"a": "first", "b": 1.5, "c": 3000, "d": "x" * 20, "e": None}]
-    assert table_words(rows, 30) == "a        b      c\nfirst  1.5  3,000\n  d xxxxxxxxxxxxxxxxxxxx"
-    assert table_words([{"a": None}], 30) == "a\n"
+    assert format_table(rows, 30) == "a        b      c\nfirst  1.5  3,000\n  d xxxxxxxxxxxxxxxxxxxx"
+    assert format_table([{"a": None}], 30) == "a\n"
 
 
 def test_the_commands_tables_fit_80_columns(workspace: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
