@@ -70,16 +70,16 @@ class Provider:
     concurrency: int | None = None
     prices: Mapping[str, Any] = field(default_factory=dict)
     """The provider's own `prices:` (model name -> pipelines.pricing.prices.PriceEntry)."""
-    on_this_machine: bool = False
+    is_local: bool = False
 
     @property
     def tag(self) -> str:
         """The provider's part of a request fingerprint."""
-        return f"{self.name}@{'here' if self.on_this_machine else 'there'}"
+        return f"{self.name}@{'here' if self.is_local else 'there'}"
 
 
 @dataclass(frozen=True, slots=True)
-class SourceFacts:
+class SourceContext:
     """What a source needs to know of its surroundings."""
 
     workspace: Path
@@ -89,14 +89,14 @@ class SourceFacts:
     """A folder for temporary files (transcoded input); made by its user, removed after the run."""
     jobs: "Mapping[str, Sink | None]" = field(default_factory=dict)
     """For `job:` sources: the jobs that there are; name -> the sink with the results of the one that is read."""
-    known: Mapping[str, str] = field(default_factory=dict)
+    known_types: Mapping[str, str] = field(default_factory=dict)
     """Column -> SQL type that it has in the sink's results: of types that values leave open, this one is chosen."""
     columns_file: Path | None = None
     """Where a source whose columns are told by its rows alone notes them for a time when it has none."""
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedSource:
     """A source ready to be read by DuckDB."""
 
     relation: str
@@ -112,16 +112,16 @@ class Opened:
 class Source(Protocol):
     """A kind of input. `connect` may ATTACH; afterwards the caller locks the connection down."""
 
-    def paths(self, facts: SourceFacts) -> Sequence[Path]:
+    def paths(self, facts: SourceContext) -> Sequence[Path]:
         """The files of this machine that it reads, sorted by name; what the locked connection may open. DataError where
         a path names none."""
 
-    def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceFacts) -> Opened:
+    def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
         """Make the rows visible; DataError (with file, row and remedy) where they cannot be read whole."""
 
 
 @dataclass(frozen=True, slots=True)
-class StepFacts:
+class StepContext:
     """What an endpoint needs to know besides its own keys in the job file."""
 
     provider_tag: str
@@ -130,11 +130,11 @@ class StepFacts:
     workspace: Path
     roots: tuple[Path, ...]
     hosts: tuple[str, ...]
-    structured: str | None = None
+    structured_mode: str | None = None
     """How this provider's model was found to take a typed `output`: schema, json_object or prompt; None: not known."""
-    vector_size: int | None = None
+    embedding_dimensions: int | None = None
     """How long this provider's model was found to make its vectors; None: not known."""
-    exact_tokens: bool = True
+    has_exact_tokens: bool = True
     """Whether requests are counted by the model's tokenizer; else roughly, where no limit and no budget needs more."""
     files_prefix: str = "files/"
     """What stands before the name of a file in a results column: the way from the sink to its folder of files."""
@@ -148,7 +148,7 @@ class MediaUse:
     """
 
     kind: Literal["image", "audio"]
-    largest: int
+    max_bytes: int
     """Bytes."""
     passes_urls: bool = False
     """A URL stays the text that it is, for the provider to fetch; else it is fetched here."""
@@ -168,20 +168,20 @@ class Endpoint(Protocol):
         """The columns that the step adds, in order; all nullable."""
 
     @property
-    def uses(self) -> frozenset[str]:
+    def input_columns(self) -> frozenset[str]:
         """The columns that its requests read."""
 
     @property
     def output_bound(self) -> int | None:
         """At most so many output tokens can be billed for one request; None where nothing bounds them."""
 
-    def declared(self) -> bytes:
+    def config_bytes(self) -> bytes:
         """Canonical bytes of everything in the step that can change an answer; for the row fingerprint."""
 
     def request(self, row: Row, key: str) -> Request | RowError:
         """The row's request, or an `input` error where the row's values cannot make one."""
 
-    def packs(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
+    def group_requests(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
         """The requests in the groups in which they are sent, order kept."""
 
     def call(self, pack: Sequence[Request]) -> Call:
@@ -199,7 +199,7 @@ class Endpoint(Protocol):
     def repair(self, request: Request, answer: bytes, problem: RowError) -> Request | None:
         """The one further turn that asks to mend an answer that does not fit; None where there is none (left)."""
 
-    def easier(self, problem: RowError) -> str | None:
+    def fallback_mode(self, problem: RowError) -> str | None:
         """The next way (`json_object`, `prompt`) to ask for typed output when `problem` refuses the present one."""
 
     def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
@@ -210,14 +210,14 @@ class Endpoint(Protocol):
         """The columns among `uses` that hold files."""
 
     @property
-    def unsized(self) -> bool:
+    def dimensions_unknown(self) -> bool:
         """Whether its vectors have no known length yet: it can be planned, but not run."""
 
     @property
     def image_terms(self) -> tuple[str | None, str | None] | None:
         """(size, quality) of the images it makes, which set their price; None where it makes none."""
 
-    def links(self, answer: bytes) -> Sequence[str]:
+    def expiring_urls(self, answer: bytes) -> Sequence[str]:
         """URLs in an answer whose contents must be fetched before it is kept for good: they expire."""
 
     def with_contents(self, answer: bytes, contents: Sequence[bytes]) -> bytes:
@@ -226,18 +226,18 @@ class Endpoint(Protocol):
     def files(self, answer: bytes) -> Sequence[tuple[str, bytes]]:
         """(name by content, content) of the files that `values` names, to be written beside the table."""
 
-    def joined(self, request: Request, answers: Sequence[bytes]) -> bytes:
+    def merge_parts(self, request: Request, answers: Sequence[bytes]) -> bytes:
         """The answer of a request that was asked in parts, of the answers of its parts in their order."""
 
 
-class OneByOne:
+class SingleRowEndpoint:
     """What most endpoints do: one row a request; no files in or out, no parts, nothing to mend."""
 
     media: Mapping[str, MediaUse] = {}
     image_terms: tuple[str | None, str | None] | None = None
-    unsized: bool = False
+    dimensions_unknown: bool = False
 
-    def packs(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
+    def group_requests(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
         """Each alone."""
         return ((request,) for request in requests)
 
@@ -245,11 +245,11 @@ class OneByOne:
         """There is nothing to mend."""
         return None
 
-    def easier(self, problem: RowError) -> str | None:
+    def fallback_mode(self, problem: RowError) -> str | None:
         """There is one way only."""
         return None
 
-    def links(self, answer: bytes) -> Sequence[str]:
+    def expiring_urls(self, answer: bytes) -> Sequence[str]:
         """None."""
         return ()
 
@@ -261,7 +261,7 @@ class OneByOne:
         """None."""
         return ()
 
-    def joined(self, request: Request, answers: Sequence[bytes]) -> bytes:
+    def merge_parts(self, request: Request, answers: Sequence[bytes]) -> bytes:
         """Never asked for: no request has parts."""
         raise AssertionError("a request without parts has no parts to join")
 
@@ -295,12 +295,12 @@ class Commit:
 
     results: pa.Table
     """Rows with all steps done; new keys and changed ones mixed."""
-    replaced: Mapping[str, Sequence[int]]
+    rows_by_part: Mapping[str, Sequence[int]]
     """Existing part -> indexes in `results` of the rows that replace a row of that part; all others are new."""
     errors: pa.Table
     """Rows that failed; a key that stands in the errors table already is replaced, one without a key where the details
     are equal."""
-    cleared: pa.Table
+    resolved_keys: pa.Table
     """Key columns only: rows to be taken out of the errors table, since they succeeded. A null key stands for all
     errors without a key."""
 
@@ -330,7 +330,7 @@ class Sink(Protocol):
         """Recover what a kill left behind, `check`, and see that each table exists with its schema. `fresh`: results
         and errors are built anew beside the old ones (write: replace, rebuild) until `finish`."""
 
-    def present(self) -> bool:
+    def exists(self) -> bool:
         """Whether the results table exists already (before prepare); not where it was begun by a fresh build that was
         never finished."""
 

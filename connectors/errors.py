@@ -41,7 +41,7 @@ class Stopped(RowmillError):
     exit_code = 3
 
 
-def from_system(exc: OSError) -> RowmillError:
+def from_os_error(exc: OSError) -> RowmillError:
     """What the system refused, for the user: a full disk stops a run, a place that cannot be used is a mistake."""
     where = exc.filename or "the system"
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -54,7 +54,7 @@ _NO_PAGES = ("TProtocolException", "don't know what type")
 """What DuckDB says, and names no file, where the headers of pages are broken."""
 
 
-def from_database(exc: Exception) -> DataError | None:
+def from_duckdb_error(exc: Exception) -> DataError | None:
     """What DuckDB met in a Parquet file of ours that no longer is what was written; None for all else."""
     told = str(exc).strip().split("\n", 1)[0]
     remedy = "run again: answers that the ledger has are not asked again"

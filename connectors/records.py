@@ -16,7 +16,7 @@ Values = tuple[Any, ...]
 
 
 @dataclass_transform(frozen_default=True)
-def value(kind: type[T]) -> type[T]:
+def record(kind: type[T]) -> type[T]:
     """A frozen dataclass with slots, of which many are made: that nobody changes it is seen to by mypy alone.
 
     At run time a frozen one sets each field by a call: to make one of 16 fields takes ten times as long.
@@ -41,13 +41,13 @@ ErrorClass = Literal[
     "budget",
 ]
 
-OWN_CLASSES: frozenset[str] = frozenset({"input", "bad_request", "content_filter", "length", "invalid_answer"})
+ROW_ERROR_CLASSES: frozenset[str] = frozenset({"input", "bad_request", "content_filter", "length", "invalid_answer"})
 """Failures of the row itself: asked again when the row or the step changes, or by `retry`."""
 
-RETRIED_CLASSES: frozenset[str] = frozenset({"rate_limit", "timeout", "connection", "server", "malformed_reply"})
+TRANSIENT_ERROR_CLASSES: frozenset[str] = frozenset({"rate_limit", "timeout", "connection", "server", "malformed_reply"})
 """Failures that pass: the request is sent again, at most `retry.attempts` times (rate_limit uses up none)."""
 
-STOPPING_CLASSES: frozenset[str] = frozenset({"quota", "access_denied"})
+FATAL_ERROR_CLASSES: frozenset[str] = frozenset({"quota", "access_denied"})
 """Failures that every further request would meet as well: the run stops."""
 
 
@@ -66,7 +66,7 @@ class RowError:
     request_id: str | None = None
 
 
-@value
+@record
 class Usage:
     """What one exchange used, as the reply says; None where it says nothing of it."""
 
@@ -124,7 +124,7 @@ class Media:
         return self.data if self.data is not None else (self.path or Path()).read_bytes()
 
 
-@value
+@record
 class Request:
     """One row's question: what is sent, alone or packed with others, and the ledger's key for its answer."""
 
@@ -150,7 +150,7 @@ class Request:
     images: int | None = None
 
 
-@value
+@record
 class Call:
     """One HTTP exchange about to be sent."""
 
@@ -165,7 +165,7 @@ class Call:
     """The reply is read as server-sent events."""
 
 
-@value
+@record
 class Reply:
     """What came back, whole."""
 
@@ -187,6 +187,6 @@ def request_fingerprint(provider_tag: str, path: str, body: bytes, salt: str = "
     return digest.digest()
 
 
-def trimmed(dumped: bytes) -> bytes:
+def compact_copy(dumped: bytes) -> bytes:
     """The same in the memory that it needs: orjson's own result holds on to ten times as much, as long as it lives."""
     return bytes(memoryview(dumped))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from connectors.contracts import Endpoint, Sink, Source, StepFacts, TableShape
+from connectors.contracts import Endpoint, Sink, Source, StepContext, TableShape
 from connectors.endpoints.chat import ChatStep
 from connectors.endpoints.embeddings import EmbeddingsStep
 from connectors.endpoints.image_edit import ImageEditStep
@@ -16,7 +16,7 @@ from connectors.endpoints.transcription import TranscriptionStep
 from connectors.endpoints.translation import TranslationStep
 from connectors.sinks.delta_table import DeltaSink
 from connectors.sinks.duckdb_table import DuckdbSink
-from connectors.sinks.parquet_folder import ParquetSink
+from connectors.sinks.parquet_table import ParquetSink
 from connectors.sources.csv_files import CsvSource
 from connectors.sources.duckdb_file import DuckdbSource
 from connectors.sources.job_results import JobSource
@@ -25,7 +25,7 @@ from connectors.sources.parquet_files import ParquetSource
 from connectors.sources.sql_query import SqlSource
 
 
-class SourceKind(Source, Protocol):
+class SourceConfig(Source, Protocol):
     """A kind of source as the job file writes it: the keys that all share, and the reading itself."""
 
     @property
@@ -36,7 +36,7 @@ class SourceKind(Source, Protocol):
     def limit(self) -> int | None: ...
 
 
-class StepKind(Protocol):
+class StepConfig(Protocol):
     """An endpoint's step as the job file writes it."""
 
     @property
@@ -53,10 +53,10 @@ class StepKind(Protocol):
     def reuse(self) -> bool: ...
     @property
     def params(self) -> Mapping[str, Any]: ...
-    def build(self, facts: StepFacts, /) -> Endpoint: ...
+    def build(self, facts: StepContext, /) -> Endpoint: ...
 
 
-class SinkKind(Protocol):
+class SinkConfig(Protocol):
     """A kind of sink as the job file writes it."""
 
     @property
@@ -69,7 +69,7 @@ class SinkKind(Protocol):
     def identity(self) -> str:
         """The place as the job file writes it: one name for one sink."""
 
-    def place(self, workspace: Path, /) -> str:
+    def location(self, workspace: Path, /) -> str:
         """Where the tables are, links followed: sinks of one place are one."""
 
     @property
@@ -80,7 +80,7 @@ class SinkKind(Protocol):
         """`workspace`: where a relative path starts. `longest_hold`: seconds to wait for a reader of the file."""
 
 
-SOURCES: Mapping[str, type[SourceKind]] = {
+SOURCES: Mapping[str, type[SourceConfig]] = {
     "parquet": ParquetSource,
     "csv": CsvSource,
     "jsonl": JsonlSource,
@@ -90,14 +90,14 @@ SOURCES: Mapping[str, type[SourceKind]] = {
 }
 """By the key that names the kind."""
 
-SINKS: Mapping[str, type[SinkKind]] = {
+SINKS: Mapping[str, type[SinkConfig]] = {
     "parquet": ParquetSink,
     "duckdb": DuckdbSink,
     "delta": DeltaSink,
 }
 """By the key that names the kind."""
 
-ENDPOINTS: Mapping[str, type[StepKind]] = {
+ENDPOINTS: Mapping[str, type[StepConfig]] = {
     "chat": ChatStep,
     "embeddings": EmbeddingsStep,
     "responses": ResponsesStep,

@@ -11,8 +11,8 @@ from types import FrameType
 
 import click
 
-from connectors.errors import INTERRUPTED_QUERY, JobError, RowmillError, did_you_mean, from_database, from_system
-from pipelines.monitoring.json_log import DEFECT, asks_for_lines, tell_defect, tell_problem
+from connectors.errors import INTERRUPTED_QUERY, JobError, RowmillError, did_you_mean, from_duckdb_error, from_os_error
+from pipelines.monitoring.json_log import DEFECT_MESSAGE, print_defect, print_problem, wants_json_log
 from pipelines.runtime.child_process import end_with_starter
 from pipelines.runtime.event_loop import look_rarely
 
@@ -114,7 +114,7 @@ def _not_raised(told: "sys.UnraisableHookArgs") -> None:
 def exit_code_of(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; its exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    as_lines = asks_for_lines(given)
+    as_lines = wants_json_log(given)
     try:
         code = rowmill.main(args=given, prog_name="rowmill", standalone_mode=False)
     except click.exceptions.Abort:
@@ -126,31 +126,31 @@ def exit_code_of(arguments: Sequence[str] | None = None) -> int:
         mistake = f"{where}: {exc.format_message().rstrip('.')}; see {where} --help"
         if where in REPORTING and "--json" in given:
             _report_nothing(mistake, 2)
-        tell_problem(mistake, as_lines)
+        print_problem(mistake, as_lines)
         return 2
     except click.ClickException as exc:
         exc.show()
         return 2
     except RowmillError as exc:
-        tell_problem(str(exc), as_lines)
+        print_problem(str(exc), as_lines)
         return exc.exit_code
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except OSError as exc:
-        told = from_system(exc)
-        tell_problem(str(told), as_lines)
+        told = from_os_error(exc)
+        print_problem(str(told), as_lines)
         return told.exit_code
     except Exception as exc:  # noqa: BLE001 - it is told whole
         if str(exc) == INTERRUPTED_QUERY:
             return 130
-        if (broken := from_database(exc)) is not None:
-            tell_problem(str(broken), as_lines)
+        if (broken := from_duckdb_error(exc)) is not None:
+            print_problem(str(broken), as_lines)
             return broken.exit_code
         if " ".join(["rowmill", *given[:1]]) in REPORTING and "--json" in given:
-            _report_nothing(DEFECT, 3)
+            _report_nothing(DEFECT_MESSAGE, 3)
         # Python's own exit code would be 1: some rows failed.
-        tell_defect(exc, as_lines, None, None)
+        print_defect(exc, as_lines, None, None)
         return 3
     return code if isinstance(code, int) else 0
 
@@ -159,9 +159,9 @@ def _report_nothing(stopped: str, exit_code: int) -> None:
     """The object of `--json` where it is not known of which job."""
     import orjson
 
-    from pipelines.execution.run_report import nothing_done
+    from pipelines.runtime.run_report import RunReport
 
-    click.echo(orjson.dumps(nothing_done(None, exit_code, stopped)))
+    click.echo(orjson.dumps(RunReport(None, exit_code=exit_code, stopped=stopped).to_json()))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from connectors.contracts import MalformedReply, StepFacts
+from connectors.contracts import MalformedReply, StepContext
 from connectors.endpoints.conversation.chat_params import CHAT_PARAMS
 from connectors.endpoints.conversation.conversation_endpoint import (
     WAYS,
@@ -22,7 +22,7 @@ from connectors.endpoints.conversation.tool_calls import checked_choice, checked
 from connectors.endpoints.params.checks import check_params
 from connectors.errors import JobError, did_you_mean
 from connectors.transport.sse import Event
-from connectors.transport.stream_assembly import joined_completion
+from connectors.transport.stream_assembly import assemble_completion
 
 FORMATS = ("text", "json_object", "json_schema")
 
@@ -36,7 +36,7 @@ class ChatStep(DialogueStep):
         examples=[[{"system": "You label support tickets."}, {"user": "{{ body }}"}]],
     )
 
-    def build(self, facts: StepFacts) -> DialogueEndpoint:
+    def build(self, facts: StepContext) -> DialogueEndpoint:
         """The endpoint; JobError, beginning with a key path, for what does not fit."""
         where = f"steps.{self.name}"
         params = dict(self.params)
@@ -94,7 +94,7 @@ class Completions:
 
     def joined(self, events: Iterable[Event]) -> dict[str, Any]:
         """Of chunks."""
-        return joined_completion(events)
+        return assemble_completion(events)
 
     def choices(self, reply: Mapping[str, Any]) -> Sequence[Choice]:
         """In the order of their indexes."""

@@ -9,14 +9,14 @@ import pyarrow as pa
 from pybase64 import b64decode
 from pydantic import Field
 
-from connectors.contracts import MalformedReply, OneByOne, StepFacts, StepModel
+from connectors.contracts import MalformedReply, SingleRowEndpoint, StepContext, StepModel
 from connectors.endpoints.params.checks import Check, check_params, one_of, text, whole
 from connectors.errors import JobError, did_you_mean
 from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
-from connectors.templating.template import Template, TemplateProblem
+from connectors.templating.template import Template, RenderError
 from connectors.templating.template_tree import plain_json
 from connectors.tokens import count_tokens, upper_bound
-from connectors.transport.error_replies import is_error, row_error
+from connectors.transport.error_replies import is_error_body, row_error
 from connectors.transport.token_usage import whole_count
 
 INPUTS = 256
@@ -56,28 +56,28 @@ class EmbeddingsStep(StepModel):
     )
     output: str | None = Field(default=None, description="The column's name; default: the step's.")
 
-    def build(self, facts: StepFacts) -> "Embeddings":
+    def build(self, facts: StepContext) -> "Embeddings":
         """The endpoint; JobError, beginning with a key path, for what does not fit."""
         return Embeddings(self, facts)
 
 
-class Embeddings(OneByOne):
+class Embeddings(SingleRowEndpoint):
     """The endpoint of one step of embeddings."""
 
     path = "/embeddings"
     output_bound = 0
 
-    def __init__(self, step: EmbeddingsStep, facts: StepFacts) -> None:
+    def __init__(self, step: EmbeddingsStep, facts: StepContext) -> None:
         where = f"steps.{step.name}"
         check_params(step.params, EMBEDDING_PARAMS, where)
         self._step = step
         self._tag = facts.provider_tag
-        self._counted_as = step.model if facts.exact_tokens else None
+        self._counted_as = step.model if facts.has_exact_tokens else None
         self._input = Template(step.input, f"{where}.input")
         for name in sorted(self._input.columns):
             if name not in facts.columns:
                 raise JobError(f"{where}.input: no column {name}; {did_you_mean(name, facts.columns)}")
-        self.uses = self._input.columns
+        self.input_columns = self._input.columns
         if step.dimensions is not None and "dimensions" in step.params:
             raise JobError(f"{where}.params.dimensions: stands on the step as well; leave out one of both")
         known = SIZES.get(step.model)
@@ -85,8 +85,8 @@ class Embeddings(OneByOne):
             if known is not None and asked is not None and (asked > known or (step.model in UNCUT and asked != known)):
                 takes = f"makes {known:,}, no others" if step.model in UNCUT else f"makes at most {known:,}"
                 raise JobError(f"{where}.{place}: found {asked}, {step.model} {takes}; correct it")
-        size = step.dimensions or step.params.get("dimensions") or known or facts.vector_size
-        self.unsized = size is None
+        size = step.dimensions or step.params.get("dimensions") or known or facts.embedding_dimensions
+        self.dimensions_unknown = size is None
         self._size = int(size or 0)
         self._fixed: dict[str, Any] = {"model": step.model, "encoding_format": "base64", **step.params}
         if step.dimensions is not None and step.dimensions != known:
@@ -94,12 +94,12 @@ class Embeddings(OneByOne):
         self._fixed |= plain_json(step.extra_body, f"{where}.extra_body")
         # What stands before and after the text, or the texts, in a request's body.
         self._head, _, self._tail = orjson.dumps({**self._fixed, "input": PLACE}).partition(orjson.dumps(PLACE))
-        vector = pa.list_(pa.float32()) if self.unsized else pa.list_(pa.float32(), self._size)
+        vector = pa.list_(pa.float32()) if self.dimensions_unknown else pa.list_(pa.float32(), self._size)
         self._column = pa.field(step.output or step.name, vector)
         self.fields = (self._column,)
         self._memo: tuple[bytes, Any] | None = None
 
-    def declared(self) -> bytes:
+    def config_bytes(self) -> bytes:
         """All but limits and detail: the provider is told of beside it."""
         told = self._step.model_dump(exclude={"name", "provider", "when", "detail", "reuse"})
         return orjson.dumps(told, option=orjson.OPT_SORT_KEYS)
@@ -109,7 +109,7 @@ class Embeddings(OneByOne):
         try:
             said = self._input.render(row)
             body = b"".join((self._head, orjson.dumps(said), self._tail))
-        except (TemplateProblem, TypeError) as exc:
+        except (RenderError, TypeError) as exc:
             return RowError("input", str(exc))
         if not said:
             return RowError("input", "the text is empty: there is nothing to embed")
@@ -126,7 +126,7 @@ class Embeddings(OneByOne):
             keys=(key,),
         )
 
-    def packs(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
+    def group_requests(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
         """As many as INPUTS and TOKENS allow."""
         pack: list[Request] = []
         tokens = 0
@@ -148,7 +148,7 @@ class Embeddings(OneByOne):
     def answers(self, pack: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
         """Each text's vector as little-endian float32 bytes, in the order of the pack."""
         whole_reply = self._read(reply.body)
-        if is_error(whole_reply):
+        if is_error_body(whole_reply):
             error = row_error(reply)
             raise MalformedReply(error.message, error)
         data = whole_reply.get("data")
@@ -176,7 +176,7 @@ class Embeddings(OneByOne):
                 raw = np.asarray(told, dtype="<f4").tobytes()
         except (ValueError, TypeError) as exc:
             raise MalformedReply(f"a vector cannot be read: {exc}") from exc
-        if len(raw) != 4 * self._size and not (self.unsized and raw and len(raw) % 4 == 0):
+        if len(raw) != 4 * self._size and not (self.dimensions_unknown and raw and len(raw) % 4 == 0):
             raise MalformedReply(
                 f"a vector has {len(raw) / 4:g} numbers, {self._size} were expected; is `dimensions` right?"
             )
@@ -201,7 +201,7 @@ class Embeddings(OneByOne):
 
     def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
         """One fixed-size list column, its numbers taken from the bytes as they are."""
-        if self.unsized:
+        if self.dimensions_unknown:
             return [pa.nulls(len(values), self._column.type)]
         size = 4 * self._size
         empty = bytes(size)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from connectors.contracts import StepFacts, StepModel
+from connectors.contracts import StepContext, StepModel
 from connectors.endpoints.images.image_endpoint import GPT_IMAGE_PARAMS, IMAGE_PARAMS, ImageMaker, check_model
 from connectors.endpoints.params.checks import one_of
 from connectors.errors import JobError
@@ -29,7 +29,7 @@ class ImageEditStep(StepModel):
     size: str | None = Field(default=None, min_length=1, description="WIDTHxHEIGHT, as the model takes it.")
     output: str | None = Field(default=None, description="The column's name; default: the step's.")
 
-    def build(self, facts: StepFacts) -> ImageMaker:
+    def build(self, facts: StepContext) -> ImageMaker:
         """The endpoint; JobError, beginning with a key path, for what does not fit."""
         check_model(self, ("dall-e-2", "gpt-image-1", "gpt-image-2"), "edits")
         images = [self.image] if isinstance(self.image, str) else self.image

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from connectors.contracts import StepFacts, StepModel
+from connectors.contracts import StepContext, StepModel
 from connectors.endpoints.images.image_endpoint import GPT_IMAGE_PARAMS, IMAGE_PARAMS, ImageMaker
 from connectors.endpoints.params.checks import one_of
 
@@ -29,7 +29,7 @@ class ImageGenerationStep(StepModel):
     style: Literal["vivid", "natural"] | None = Field(default=None, description="dall-e-3 only.")
     output: str | None = Field(default=None, description="The column's name; default: the step's.")
 
-    def build(self, facts: StepFacts) -> ImageMaker:
+    def build(self, facts: StepContext) -> ImageMaker:
         """The endpoint; JobError, beginning with a key path, for what does not fit."""
         return ImageMaker(
             self, facts, "/images/generations", ("size", "n", "quality", "style"), PARAMS, prompt=self.prompt

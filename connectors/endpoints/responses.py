@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from connectors.contracts import StepFacts
+from connectors.contracts import StepContext
 from connectors.endpoints.conversation.chat_params import REFERENCE_PARAMS, RESPONSES_PARAMS
 from connectors.endpoints.conversation.conversation_endpoint import (
     Dialect,
@@ -22,7 +22,7 @@ from connectors.endpoints.conversation.reference_responses import METADATA, Refe
 from connectors.endpoints.conversation.tool_calls import checked_choice, checked_tools
 from connectors.endpoints.params.checks import check_params
 from connectors.errors import JobError
-from connectors.templating.template_tree import Filled, plain_json, text_filled
+from connectors.templating.template_tree import TemplateTree, plain_json, compile_text
 
 TurnList = Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
 
@@ -59,7 +59,7 @@ class ResponsesStep(DialogueStep):
         examples=[{"type": "enhanced", "include_metadata": True}],
     )
 
-    def build(self, facts: StepFacts) -> DialogueEndpoint:
+    def build(self, facts: StepContext) -> DialogueEndpoint:
         """The endpoint; JobError, beginning with a key path, for what does not fit."""
         where = f"steps.{self.name}"
         named = self.messages is not None or self.response_format is not None or "response_format" in self.params
@@ -73,7 +73,7 @@ class ResponsesStep(DialogueStep):
         instructions = taken(self, params, "instructions", where)
         check_params(params, RESPONSES_PARAMS if flat else REFERENCE_PARAMS, where)
         typed = typed_output(self, where)
-        moving: dict[str, Filled] = {}
+        moving: dict[str, TemplateTree] = {}
         body: dict[str, Any] = params
         turns, place = self._turns(where)
         if instructions is not None:
@@ -81,7 +81,7 @@ class ResponsesStep(DialogueStep):
                 raise JobError(f"{where}.instructions: found {instructions!r}, expected text; put it in quotes")
             if not flat:
                 raise JobError(f"{where}.instructions: belongs to OpenAI's dialect; write a message of the system")
-            moving["instructions"] = text_filled(instructions, facts.columns, f"{where}.instructions")
+            moving["instructions"] = compile_text(instructions, facts.columns, f"{where}.instructions")
         if text is not None:
             body["text"] = self._text(text, flat, typed is not None, f"{where}.text")
         if form is not None:
@@ -95,7 +95,7 @@ class ResponsesStep(DialogueStep):
             body["tool_choice"] = checked_choice(choice, tools, f"{where}.tool_choice", flat)
         if stream:
             body["stream"] = True
-        body |= {key: part.fill({}) for key, part in moving.items() if not part.moving}
+        body |= {key: part.render({}) for key, part in moving.items() if not part.varies_by_row}
         columns = AnswerColumns(
             self.name,
             self.output if isinstance(self.output, str) else self.name,
@@ -108,7 +108,7 @@ class ResponsesStep(DialogueStep):
         )
         dialogue = Dialogue(turns, facts.columns, f"{where}.{place}", items=flat)
         dialect: Dialect = OpenAIResponses(isinstance(self.input, str)) if flat else ReferenceResponses()
-        rest = {key: part for key, part in moving.items() if part.moving}
+        rest = {key: part for key, part in moving.items() if part.varies_by_row}
         return DialogueEndpoint(self, facts, dialect, dialogue, body, rest, columns, typed)
 
     def _turns(self, where: str) -> tuple[Turns, str]:

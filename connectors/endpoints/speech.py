@@ -11,14 +11,14 @@ import orjson
 import pyarrow as pa
 from pydantic import Field
 
-from connectors.contracts import MalformedReply, OneByOne, StepFacts, StepModel
+from connectors.contracts import MalformedReply, SingleRowEndpoint, StepContext, StepModel
 from connectors.endpoints.params.checks import FLAG, number, one_of, text_up_to
 from connectors.endpoints.params.step_params import declared, fixed_params, template
 from connectors.media.file_types import HEAD, OGG, kind_of
 from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
-from connectors.templating.template import TemplateProblem
+from connectors.templating.template import RenderError
 from connectors.tokens import count_tokens
-from connectors.transport.reply_body import json_events, parsed, refusal, shortened
+from connectors.transport.reply_body import parse_json_events, parse_object, error_in_body, excerpt
 from connectors.transport.sse import is_event_stream
 from connectors.transport.token_usage import whole_count
 
@@ -61,17 +61,17 @@ class SpeechStep(StepModel):
     stream: bool | None = Field(default=None, description="true: the sound is read as it is made; the same file.")
     output: str | None = Field(default=None, description="The column's name; default: the step's.")
 
-    def build(self, facts: StepFacts) -> "Speech":
+    def build(self, facts: StepContext) -> "Speech":
         """The endpoint; JobError, beginning with a key path, for what does not fit."""
         return Speech(self, facts)
 
 
-class Speech(OneByOne):
+class Speech(SingleRowEndpoint):
     """The endpoint of one step of speech."""
 
     path = "/audio/speech"
 
-    def __init__(self, step: SpeechStep, facts: StepFacts) -> None:
+    def __init__(self, step: SpeechStep, facts: StepContext) -> None:
         where = f"steps.{step.name}"
         self._step = step
         self._tag = facts.provider_tag
@@ -79,7 +79,7 @@ class Speech(OneByOne):
         input_text = template(step.input, facts.columns, f"{where}.input")
         assert input_text is not None
         self._input = input_text
-        self.uses = input_text.columns
+        self.input_columns = input_text.columns
         own = ("voice", "response_format", "speed", "stream")
         self._fixed = fixed_params(step, own, PARAMS, where)
         # How we read it, and no parameter of the API.
@@ -96,15 +96,15 @@ class Speech(OneByOne):
             return None
         return ceil(characters * TOKENS_PER_CHARACTER / float(self._fixed.get("speed", 1)))
 
-    def declared(self) -> bytes:
+    def config_bytes(self) -> bytes:
         return declared(self._step)
 
     def request(self, row: Row, key: str) -> Request | RowError:
         """The row's text with the voice."""
         try:
-            said = str(self._input.fill(row))
+            said = str(self._input.render(row))
             body = orjson.dumps({**self._fixed, "input": said}, option=orjson.OPT_SORT_KEYS)
-        except (TemplateProblem, TypeError) as exc:
+        except (RenderError, TypeError) as exc:
             return RowError("input", str(exc))
         if not said:
             return RowError("input", "input: the text is empty: there is nothing to speak")
@@ -132,14 +132,14 @@ class Speech(OneByOne):
         if is_event_stream(body):
             body, _ = _from_events(body)
         elif "json" in reply.headers.get("content-type", "") or body[:1] == b"{":
-            problem = refusal(reply, parsed(body))
+            problem = error_in_body(reply, parse_object(body))
             if problem is not None:
                 return (problem,)
-            raise MalformedReply(f"JSON came in place of sound: {shortened(body)}")
+            raise MalformedReply(f"JSON came in place of sound: {excerpt(body)}")
         if not body:
             raise MalformedReply("the reply is empty: no sound came")
         if self._suffix(body) is None:
-            raise MalformedReply(f"the reply is no sound: {shortened(body)}")
+            raise MalformedReply(f"the reply is no sound: {excerpt(body)}")
         return (body,)
 
     def usage(self, pack: Sequence[Request], reply: Reply) -> Usage:
@@ -179,7 +179,7 @@ class Speech(OneByOne):
 def _from_events(body: bytes) -> tuple[bytes, dict[str, Any]]:
     """(sound, usage) of a stream of events; MalformedReply where it broke off."""
     sound = bytearray()
-    for event in json_events(body):
+    for event in parse_json_events(body):
         if event.get("type") == "speech.audio.delta":
             try:
                 sound += base64.b64decode(event["audio"], validate=True)

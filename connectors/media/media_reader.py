@@ -138,7 +138,7 @@ class MediaReader:
         path = self._fresh_path("fetched")
         try:
             with path.open("w+b") as file:
-                await self._opened_fetcher().fetch(url, LARGEST_CUT if use.split else use.largest, file)
+                await self._opened_fetcher().fetch(url, LARGEST_CUT if use.split else use.max_bytes, file)
                 file.flush()
                 media = await self._in_thread(lambda: self._of_file(file, path, use, "what the URL leads to"))
         except BaseException:
@@ -231,8 +231,8 @@ class MediaReader:
             else:
                 seconds = seconds_of(file, kind.suffix)
             pieces: tuple[tuple[float, Media], ...] = ()
-            if seconds is not None and use.split and (size > use.largest or seconds > LONG):
-                pieces = self._cut(file, kind.suffix, use.largest)
+            if seconds is not None and use.split and (size > use.max_bytes or seconds > LONG):
+                pieces = self._cut(file, kind.suffix, use.max_bytes)
         except SoundProblem as exc:
             raise MediaProblem("input", f"{shown}: {exc}") from exc
         small = size <= IN_MEMORY
@@ -273,9 +273,9 @@ def _piece(path: Path, seconds: float) -> Media:
 def _check_size(size: int, use: MediaUse) -> None:
     if size == 0:
         raise MediaProblem("input", "it is empty")
-    if size > use.largest and not use.split:
+    if size > use.max_bytes and not use.split:
         advice = "; `split: true` at the step cuts it" if use.kind == "audio" else ""
-        raise MediaProblem("input", f"{size:,} bytes, more than {use.largest / (1 << 20):g} MB are not taken{advice}")
+        raise MediaProblem("input", f"{size:,} bytes, more than {use.max_bytes / (1 << 20):g} MB are not taken{advice}")
 
 
 def _open_below(root: Path, parts: Iterable[str]) -> BinaryIO | None:

@@ -18,9 +18,9 @@ from connectors.errors import DataError, JobError
 from connectors.sinks import delta_log, delta_types
 from connectors.sql import literal_list, quoted
 from connectors.storage import object_store
-from connectors.tables.media_upload import MediaObjects
-from connectors.tables.parquet_parts import among, without_key
-from connectors.tables.schema_checks import check_names, in_the_way, kinds, mismatch
+from connectors.storage.media_upload import MediaUpload
+from connectors.tables.parquet_parts import matching_rows, rows_without_key
+from connectors.tables.schema_checks import check_column_names, column_types, path_occupied, schema_mismatch
 from connectors.tables.schemas import failure_names, usage_schema
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class DeltaSink(SinkModel):
     def identity(self) -> str:
         return object_store.normal(self.delta) if object_store.is_url(self.delta) else os.path.normpath(self.delta)
 
-    def place(self, workspace: Path) -> str:
+    def location(self, workspace: Path) -> str:
         return self.identity if object_store.is_url(self.delta) else os.path.realpath(workspace / self.delta)
 
     @property
@@ -60,7 +60,7 @@ class DeltaSink(SinkModel):
         return FILES
 
     def open(self, shape: TableShape, workspace: Path, longest_hold: float) -> "DeltaTables":
-        check_names(shape)
+        check_column_names(shape)
         try:
             import deltalake  # noqa: F401
         except ImportError as exc:
@@ -86,7 +86,7 @@ class DeltaTables:
         self._details = failure_names(shape.key)["details"]
         made = {"results": shape.results, "usage": usage_schema(), "errors": shape.errors}
         self._schemas = {table: delta_types.stored(schema) for table, schema in made.items()}
-        self._files = MediaObjects(f"{root}/{FILES}") if self._remote else None
+        self._files = MediaUpload(f"{root}/{FILES}") if self._remote else None
         self._building = ""
         """What stands before `results` and `errors` while they are built anew."""
 
@@ -98,7 +98,7 @@ class DeltaTables:
     def files_prefix(self) -> str:
         return FILES
 
-    def present(self) -> bool:
+    def exists(self) -> bool:
         with self._told():
             results = self._opened("results")
             # A first build that was cut off leaves the empty table that it was to replace.
@@ -109,7 +109,7 @@ class DeltaTables:
             for path in (Path(self._root), *Path(self._root).parents):
                 if path.exists():
                     if not path.is_dir():
-                        raise in_the_way(self._name, path, "a file")
+                        raise path_occupied(self._name, path, "a file")
                     break
         with self._told():
             for table in TABLES:
@@ -165,7 +165,7 @@ class DeltaTables:
         if self._files is not None:
             self._files.upload()
         with self._told():
-            if commit.replaced:
+            if commit.rows_by_part:
                 same = self._same_key("=")
                 merge = self._merge(f"{self._building}results", commit.results, same)
                 merge.when_matched_update_all().when_not_matched_insert_all().execute()
@@ -234,7 +234,9 @@ class DeltaTables:
             )
         there, made = delta_log.schema_of(found), self._schemas[table]
         if columns and not delta_types.same(there, made):
-            raise mismatch(self._name, f"its {table} have", kinds(there), kinds(made), table == "usage")
+            raise schema_mismatch(
+                self._name, f"its {table} have", column_types(there), column_types(made), table == "usage"
+            )
 
     def _relation(self, table: str) -> str:
         """The rows of a table's files; for a table without any, the columns alone."""
@@ -287,15 +289,15 @@ class DeltaTables:
         return " and ".join(f"(there.{quoted(name)} {equal} told.{quoted(name)})" for name in self._key)
 
     def _commit_errors(self, commit: Commit) -> None:
-        cleared = commit.cleared.select(self._key).cast(commit.errors.select(self._key).schema)
+        cleared = commit.resolved_keys.select(self._key).cast(commit.errors.select(self._key).schema)
         if not commit.errors.num_rows and not cleared.num_rows:
             return
         new = commit.errors.select(self._key)
         # A line that is no row has no key: all of them are cleared at once, and one makes way for an equal one.
-        all_lines = pc.any(without_key(cleared)).as_py() or False
-        cleared = cleared.filter(pc.invert(among(cleared, new.filter(pc.invert(without_key(new))))))
+        all_lines = pc.any(rows_without_key(cleared)).as_py() or False
+        cleared = cleared.filter(pc.invert(matching_rows(cleared, new.filter(pc.invert(rows_without_key(new))))))
         cleared = cleared.group_by(self._key).aggregate([]).select(self._key)
-        kinds = pc.if_else(without_key(new), "added" if all_lines else "failed", "failed")
+        kinds = pc.if_else(rows_without_key(new), "added" if all_lines else "failed", "failed")
         told = commit.errors.append_column(TOLD, kinds)
         gone = pa.table(
             [
@@ -306,7 +308,7 @@ class DeltaTables:
         ).append_column(TOLD, pa.repeat(pa.scalar("cleared"), cleared.num_rows))
         rows = pa.concat_tables([told, gone])
         same = self._same_key("=")
-        if without_key(rows.select(self._key)).true_count:
+        if rows_without_key(rows.select(self._key)).true_count:
             no_key = " and ".join(f"there.{quoted(name)} is null" for name in self._key)
             details = quoted(self._details)
             same = (

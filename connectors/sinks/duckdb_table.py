@@ -16,7 +16,7 @@ from pydantic import Field
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.errors import DataError, Stopped
 from connectors.sql import MEMORY_LIMIT, first_line, literal, quoted, quoted_list
-from connectors.tables.schema_checks import check_names, in_the_way, mismatch
+from connectors.tables.schema_checks import check_column_names, path_occupied, schema_mismatch
 from connectors.tables.schemas import failure_names, usage_schema
 
 FIRST_WAIT = 0.05
@@ -44,7 +44,7 @@ class DuckdbSink(SinkModel):
     def identity(self) -> str:
         return f"{os.path.normpath(self.duckdb)}:{self.table}"
 
-    def place(self, workspace: Path) -> str:
+    def location(self, workspace: Path) -> str:
         return f"{os.path.realpath(workspace / self.duckdb)}:{self.table.lower()}"
 
     @property
@@ -52,7 +52,7 @@ class DuckdbSink(SinkModel):
         return f"{Path(self.duckdb).stem}_{self.table}_files/"
 
     def open(self, shape: TableShape, workspace: Path, longest_hold: float) -> "DuckdbTables":
-        check_names(shape)
+        check_column_names(shape)
         path = Path(os.path.abspath(workspace / self.duckdb))  # noqa: PTH100 - Path.resolve would follow links
         if "?" in str(path):
             # DuckDB takes what follows for options, and puts the write-ahead log elsewhere.
@@ -82,7 +82,7 @@ class DuckdbTables:
     def files_folder(self) -> Path:
         return self._path.parent / self.files_prefix
 
-    def present(self) -> bool:
+    def exists(self) -> bool:
         if not self._path.exists():
             return False
         with duckdb.connect() as db:
@@ -97,11 +97,11 @@ class DuckdbTables:
 
     def check(self, fresh: bool) -> None:
         if self._path.is_dir():
-            raise in_the_way(self._name, self._path, "a folder")
+            raise path_occupied(self._name, self._path, "a folder")
         for parent in self._path.parents:
             if parent.exists():
                 if not parent.is_dir():
-                    raise in_the_way(self._name, parent, "a file")
+                    raise path_occupied(self._name, parent, "a file")
                 break
         if not self._path.exists():
             return
@@ -158,12 +158,12 @@ class DuckdbTables:
 
     def commit(self, commit: Commit, name: str) -> None:
         results, errors = (self._new(table) if self._building else f"main.{quoted(table)}" for table in self._rebuilt)
-        old = sorted(row for rows in commit.replaced.values() for row in rows)
+        old = sorted(row for rows in commit.rows_by_part.values() for row in rows)
         with self._transaction() as db:
             if old:
                 self._delete(db, results, commit.results.select(self._key).take(pa.array(old, pa.int64())))
             _insert(db, results, commit.results)
-            self._delete(db, errors, commit.cleared.select(self._key))
+            self._delete(db, errors, commit.resolved_keys.select(self._key))
             # Lines that are no rows have no key: there the details tell which is which.
             no_key = " and ".join(f"there.{quoted(name)} is null" for name in self._key)
             details = quoted(self._details)
@@ -235,7 +235,7 @@ class DuckdbTables:
         there, made = (_described(db, f"{self._alias}.main.{quoted(table)}"), _described(db, "made"))
         db.unregister("made")
         if list(there.items()) != list(made.items()):
-            raise mismatch(self._name, f"its table {table} has", there, made, table not in self._rebuilt)
+            raise schema_mismatch(self._name, f"its table {table} has", there, made, table not in self._rebuilt)
 
     def _delete(self, db: duckdb.DuckDBPyConnection, table: str, told: pa.Table, further: str = "true") -> int:
         """Delete the rows with these keys; null equals null."""

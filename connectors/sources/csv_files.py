@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
-from connectors.contracts import Columns, Opened, SourceFacts, SourceModel
+from connectors.contracts import Columns, OpenedSource, SourceContext, SourceModel
 from connectors.errors import DataError, JobError, did_you_mean
 from connectors.sources.csv_records import Dialect, Record, Reject, records
 from connectors.sources.csv_types import inferred_types
@@ -64,16 +64,16 @@ class CsvSource(SourceModel):
             raise ValueError("must be one character")
         return character
 
-    def paths(self, facts: SourceFacts) -> tuple[Path, ...]:
+    def paths(self, facts: SourceContext) -> tuple[Path, ...]:
         return input_files(self.csv, facts.workspace, SUFFIXES)
 
-    def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceFacts) -> Opened:
+    def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
         with fetched(input_objects(self.csv, "source.csv", SUFFIXES), facts.scratch) as copies:
             return self._opened(connection, [*self.paths(facts), *copies.urls], copies, facts)
 
     def _opened(
-        self, connection: duckdb.DuckDBPyConnection, files: Sequence[Path], copies: Fetched, facts: SourceFacts
-    ) -> Opened:
+        self, connection: duckdb.DuckDBPyConnection, files: Sequence[Path], copies: Fetched, facts: SourceContext
+    ) -> OpenedSource:
         rejected: list[Reject] = []
         names, parts = self._written(files, facts.scratch, rejected)
         texts = f"read_parquet({literal_list(parts)})"
@@ -90,12 +90,12 @@ class CsvSource(SourceModel):
         rejected.sort()
         if rejected and self.rejects == "fail":
             raise _refused(rejected)
-        types = inferred_types(connection, texts, [name for name in names if name not in self.types], facts.known)
+        types = inferred_types(connection, texts, [name for name in names if name not in self.types], facts.known_types)
         typed = ", ".join(
             f"cast({quoted(name)} as {self.types.get(name) or types[name]}) as {quoted(name)}" for name in names
         )
         several = len(files) > 1
-        return Opened(
+        return OpenedSource(
             f"(select {typed} from {texts})",
             tuple(
                 (one.line, f"{copies.told(one.file)}: {one.message}" if several else one.message, one.raw)

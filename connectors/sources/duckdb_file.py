@@ -7,7 +7,7 @@ from typing import Self
 from duckdb import DuckDBPyConnection, Error
 from pydantic import Field, model_validator
 
-from connectors.contracts import Opened, SourceFacts, SourceModel
+from connectors.contracts import OpenedSource, SourceContext, SourceModel
 from connectors.errors import DataError, JobError, did_you_mean
 from connectors.sql import AUTHORS_LIMIT, first_line, kept, literal, lock_down, query_connection, quoted
 
@@ -25,7 +25,7 @@ class DuckdbSource(SourceModel):
             raise ValueError("needs one of table and query")
         return self
 
-    def paths(self, facts: SourceFacts) -> tuple[Path, ...]:
+    def paths(self, facts: SourceContext) -> tuple[Path, ...]:
         path = Path(os.path.abspath(facts.workspace / self.duckdb))  # noqa: PTH100 - Path.resolve would follow links
         if not path.is_file():
             raise DataError(
@@ -33,7 +33,7 @@ class DuckdbSource(SourceModel):
             )
         return (path,)
 
-    def connect(self, connection: DuckDBPyConnection, facts: SourceFacts) -> Opened:
+    def connect(self, connection: DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
         (path,) = self.paths(facts)
         with query_connection(facts.scratch, AUTHORS_LIMIT) as own:
             try:
@@ -47,7 +47,7 @@ class DuckdbSource(SourceModel):
             lock_down(own, [facts.scratch])
             query = self.query if self.query is not None else f"from {self._found_table(own)}"
             try:
-                return Opened(kept(own, query.strip().rstrip(";"), self._first(), facts.scratch))
+                return OpenedSource(kept(own, query.strip().rstrip(";"), self._first(), facts.scratch))
             except Error as exc:
                 if self.query is None:
                     raise DataError(f"source.table: {first_line(exc)}; mend it, or use `query:`") from exc

@@ -5,7 +5,7 @@ from pathlib import Path
 import duckdb
 from pydantic import Field
 
-from connectors.contracts import Opened, SourceFacts, SourceModel
+from connectors.contracts import OpenedSource, SourceContext, SourceModel
 from connectors.errors import DataError, JobError, did_you_mean
 from connectors.sql import first_line, kept, query_connection, quoted_list
 
@@ -15,15 +15,15 @@ class JobSource(SourceModel):
 
     job: str = Field(description="Name of another job of the workspace.")
 
-    def paths(self, facts: SourceFacts) -> tuple[Path, ...]:
+    def paths(self, facts: SourceContext) -> tuple[Path, ...]:
         """None of its own: the rows are in the scratch folder once it is connected."""
         return ()
 
-    def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceFacts) -> Opened:
+    def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
         sink = facts.jobs.get(self.job)
         if sink is None:
             raise JobError(f"source.job: {self.job}: no such job; {did_you_mean(self.job, facts.jobs)}")
-        if not sink.present():
+        if not sink.exists():
             raise DataError(f"source.job: {self.job} has no results yet; run that job first")
         limit = self.limit if self.where is None else None
         with query_connection(facts.scratch) as own:
@@ -33,7 +33,7 @@ class JobSource(SourceModel):
             theirs = ("_run_id", "_row_", "_part")
             names = quoted_list(str(column[0]) for column in columns if not str(column[0]).startswith(theirs))
             try:
-                return Opened(kept(own, f"select {names} from {sink.results_sql()}", limit, facts.scratch))
+                return OpenedSource(kept(own, f"select {names} from {sink.results_sql()}", limit, facts.scratch))
             except duckdb.Error as exc:
                 raise DataError(f"source.job: {self.job}: {first_line(exc)}; run that job again") from exc
             finally:

@@ -10,7 +10,7 @@ import duckdb
 import orjson
 from pydantic import Field
 
-from connectors.contracts import Columns, Opened, SourceFacts, SourceModel
+from connectors.contracts import Columns, OpenedSource, SourceContext, SourceModel
 from connectors.errors import DataError
 from connectors.sql import first_line, literal, literal_list, quoted
 from connectors.storage.input_files import fetched, input_files, input_objects
@@ -29,16 +29,16 @@ class JsonlSource(SourceModel):
         "unpacked."
     )
 
-    def paths(self, facts: SourceFacts) -> tuple[Path, ...]:
+    def paths(self, facts: SourceContext) -> tuple[Path, ...]:
         return input_files(self.jsonl, facts.workspace, SUFFIXES)
 
-    def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceFacts) -> Opened:
+    def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
         with fetched(input_objects(self.jsonl, "source.jsonl", SUFFIXES), facts.scratch) as copies:
             given = [*self.paths(facts), *copies.urls]
             files = [_unmarked(file, number, facts.scratch) for number, file in enumerate(given)]
             return self._opened(connection, files, facts)
 
-    def _opened(self, connection: duckdb.DuckDBPyConnection, files: list[Path], facts: SourceFacts) -> Opened:
+    def _opened(self, connection: duckdb.DuckDBPyConnection, files: list[Path], facts: SourceContext) -> OpenedSource:
         target = facts.scratch / "jsonl.parquet"
         relation = f"read_parquet({literal(target)})"
         options = f"format = 'newline_delimited', maximum_object_size = {LARGEST_LINE}"
@@ -54,7 +54,7 @@ class JsonlSource(SourceModel):
             raise _unreadable(files, None)
         if not found[2] and (noted := _noted(facts.columns_file)):
             empty = ", ".join(f"cast(null as {kind}) as {quoted(name)}" for name, kind in noted.items())
-            return Opened(f"(select {empty} where false)")
+            return OpenedSource(f"(select {empty} where false)")
         structure = orjson.loads(found[0]) if found[0] else None
         if not isinstance(structure, dict) or not structure:
             raise DataError(f"{files[0]}: holds no object with a key; check that the source is not empty")
@@ -84,9 +84,9 @@ class JsonlSource(SourceModel):
                 failure = exc
             else:
                 guessed = [name for name, kind in structure.items() if _kind(kind, "") == ""]
-                relation = _as_known(connection, relation, {n: facts.known[n] for n in guessed if n in facts.known})
+                relation = _as_known(connection, relation, {n: facts.known_types[n] for n in guessed if n in facts.known_types})
                 _note(facts.columns_file, connection, relation)
-                return Opened(relation)
+                return OpenedSource(relation)
         assert failure is not None
         raise _unreadable(files, failure) from failure
 

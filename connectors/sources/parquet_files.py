@@ -5,7 +5,7 @@ from pathlib import Path
 import duckdb
 from pydantic import Field
 
-from connectors.contracts import Columns, Opened, SourceFacts, SourceModel
+from connectors.contracts import Columns, OpenedSource, SourceContext, SourceModel
 from connectors.errors import DataError
 from connectors.sql import first_line, literal, literal_list
 from connectors.storage.input_files import input_files, input_objects
@@ -21,10 +21,10 @@ class ParquetSource(SourceModel):
         description="Path, folder, glob or list of them, also at s3://, gs://, az:// (extra `rowmill[cloud]`)."
     )
 
-    def paths(self, facts: SourceFacts) -> tuple[Path, ...]:
+    def paths(self, facts: SourceContext) -> tuple[Path, ...]:
         return input_files(self.parquet, facts.workspace, SUFFIXES)
 
-    def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceFacts) -> Opened:
+    def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
         objects = input_objects(self.parquet, "source.parquet", SUFFIXES)
         if objects:
             from connectors.storage.duckdb_filesystem import register
@@ -40,7 +40,7 @@ class ParquetSource(SourceModel):
                 _check(connection, file)
             raise DataError(f"{files[0]}: {first_line(exc)}; make the files' columns agree") from exc
         self._check_key(connection, relation, files)
-        return Opened(relation, urls=urls, nbytes=sum(one.size for one in objects))
+        return OpenedSource(relation, urls=urls, nbytes=sum(one.size for one in objects))
 
     def _check_key(self, connection: duckdb.DuckDBPyConnection, relation: str, files: list[str]) -> None:
         """DataError for a key of decimals that DuckDB rounds."""

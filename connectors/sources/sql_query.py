@@ -5,7 +5,7 @@ from pathlib import Path
 import duckdb
 from pydantic import Field
 
-from connectors.contracts import Opened, SourceFacts, SourceModel
+from connectors.contracts import OpenedSource, SourceContext, SourceModel
 from connectors.errors import JobError
 from connectors.sql import AUTHORS_LIMIT, first_line, kept, lock_down, query_connection, rooted
 
@@ -15,18 +15,18 @@ class SqlSource(SourceModel):
 
     sql: str = Field(min_length=1, description="SELECT ... over files by DuckDB's functions, e.g. read_parquet('x').")
 
-    def paths(self, facts: SourceFacts) -> tuple[Path, ...]:
+    def paths(self, facts: SourceContext) -> tuple[Path, ...]:
         """None of its own: the rows are in the scratch folder once it is connected."""
         return ()
 
-    def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceFacts) -> Opened:
+    def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
         query = self.sql.strip().rstrip(";")
         with query_connection(facts.scratch, AUTHORS_LIMIT) as own:
             query = rooted(own, query, facts.workspace, "source.sql")
             lock_down(own, [facts.workspace, *facts.roots, facts.scratch])
             try:
                 limit = self.limit if self.where is None else None
-                return Opened(kept(own, query, limit, facts.scratch))
+                return OpenedSource(kept(own, query, limit, facts.scratch))
             except duckdb.PermissionException as exc:
                 raise JobError(
                     f"source.sql: {first_line(exc)}; read files below {facts.workspace}, or add the folder to `roots` "

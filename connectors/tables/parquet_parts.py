@@ -65,7 +65,7 @@ class PartWriter:
         if self._rows >= fitting:
             self._flush(fitting)
 
-    def note(self, name: str, text: str) -> None:
+    def add_metadata(self, name: str, text: str) -> None:
         """A text of the part's own in its footer."""
         self._writer.add_key_value_metadata({name: text})
 
@@ -96,21 +96,21 @@ def write_part(path: Path, table: pa.Table, note: tuple[str, str] | None = None)
     with PartWriter(path, table.schema) as out:
         out.write(table)
         if note is not None:
-            out.note(*note)
+            out.add_metadata(*note)
 
 
-def write_without(source: Path, target: Path, schema: pa.Schema, gone: pa.BooleanArray, added: pa.Table) -> None:
+def rewrite_part(source: Path, target: Path, schema: pa.Schema, gone: pa.BooleanArray, added: pa.Table) -> None:
     """The part again, without the rows that are gone, with those added at its end."""
     with PartWriter(target, schema) as out:
         start = 0
-        for table in tables_of(source):
+        for table in read_batches(source):
             mask = gone.slice(start, table.num_rows)
             out.write(table.filter(pc.invert(mask)) if mask.true_count else table)
             start += table.num_rows
         out.write(added)
 
 
-def tables_of(part: Path) -> Iterator[pa.Table]:
+def read_batches(part: Path) -> Iterator[pa.Table]:
     """The part's rows, some thousand at a time."""
     # Buffered beforehand, every row group would be held until the last one is read.
     with pq.ParquetFile(part, pre_buffer=False, buffer_size=READ_BYTES) as file:
@@ -118,13 +118,13 @@ def tables_of(part: Path) -> Iterator[pa.Table]:
             yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
 
 
-def columns_of(part: Path | io.RawIOBase, names: Sequence[str]) -> pa.Table:
+def read_columns(part: Path | io.RawIOBase, names: Sequence[str]) -> pa.Table:
     """Some columns of all the part's rows."""
     with pq.ParquetFile(part) as file:
         return file.read(list(names))
 
 
-def facts_of(part: Path | io.RawIOBase) -> tuple[int, pa.Schema, dict[bytes, bytes]]:
+def read_footer(part: Path | io.RawIOBase) -> tuple[int, pa.Schema, dict[bytes, bytes]]:
     """(rows, schema, notes) from the part's footer; DataError where the file is no whole Parquet file."""
     try:
         with pq.ParquetFile(part) as file:
@@ -136,14 +136,14 @@ def facts_of(part: Path | io.RawIOBase) -> tuple[int, pa.Schema, dict[bytes, byt
         ) from exc
 
 
-def without_rows(table: pa.Table, places: Collection[int]) -> pa.Table:
+def drop_rows(table: pa.Table, places: Collection[int]) -> pa.Table:
     """The other rows; where none is left out, nothing is copied."""
     if not places:
         return table
     return table.take(pa.array(sorted(set(range(table.num_rows)).difference(places)), pa.int64()))
 
 
-def among(rows: pa.Table, wanted: pa.Table) -> pa.BooleanArray:
+def matching_rows(rows: pa.Table, wanted: pa.Table) -> pa.BooleanArray:
     """For each row whether it is one of those wanted, which have the same columns; null equals null."""
     found: pa.BooleanArray | None = None
     for name in rows.column_names:
@@ -158,7 +158,7 @@ def among(rows: pa.Table, wanted: pa.Table) -> pa.BooleanArray:
     return pa.array([hit and key in every for hit, key in zip(found.to_pylist(), _tuples(rows), strict=True)])
 
 
-def without_key(keys: pa.Table) -> pa.BooleanArray:
+def rows_without_key(keys: pa.Table) -> pa.BooleanArray:
     """Which rows have null in every column of the key: lines of the source that are no rows."""
     nulls = [column.is_null() for column in keys.columns]
     found = nulls[0]
@@ -170,10 +170,10 @@ def without_key(keys: pa.Table) -> pa.BooleanArray:
 def replaced_errors(rows: pa.Table, commit: Commit, key: Sequence[str], details: str) -> pa.BooleanArray:
     """Which errors make way: their key is cleared or failed again; without a key, those with equal details."""
     keys, new = rows.select(key), commit.errors.select(key)
-    gone = among(keys, new.filter(pc.invert(without_key(new))))
-    alike = among(rows.select([details]), commit.errors.filter(without_key(new)).select([details]))
-    gone = pc.or_(gone, pc.and_(without_key(keys), alike))
-    return pc.or_(gone, among(keys, commit.cleared.select(key).cast(new.schema)))
+    gone = matching_rows(keys, new.filter(pc.invert(rows_without_key(new))))
+    alike = matching_rows(rows.select([details]), commit.errors.filter(rows_without_key(new)).select([details]))
+    gone = pc.or_(gone, pc.and_(rows_without_key(keys), alike))
+    return pc.or_(gone, matching_rows(keys, commit.resolved_keys.select(key).cast(new.schema)))
 
 
 def _tuples(table: pa.Table) -> Iterator[tuple[Any, ...]]:

@@ -17,7 +17,7 @@ from connectors.errors import JobError
 FUEL = 1_000_000
 """Instructions of one rendering: some 100,000 turns of a loop."""
 
-CONSTANTS = frozenset({"true", "false", "none", "True", "False", "None", "row"})
+RESERVED_NAMES = frozenset({"true", "false", "none", "True", "False", "None", "row"})
 
 _IN_BRACKETS = re.compile(r"""\brow\s*\[\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*\]""")
 """Of `row["any name"]` the string, as it is written."""
@@ -41,7 +41,7 @@ LARGEST = 20 << 20
 """Characters of one rendering."""
 
 
-class TemplateProblem(Exception):
+class RenderError(Exception):
     """A row's values cannot be rendered."""
 
 
@@ -61,7 +61,7 @@ class Template:
         if not re.search(r"\{\{|\{%|\{#", source):
             return
         pieces = re.split(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}", source)
-        if not any(re.search(r"\{\{|\{%|\{#", text) for text in pieces[::2]) and not CONSTANTS & set(pieces[1::2]):
+        if not any(re.search(r"\{\{|\{%|\{#", text) for text in pieces[::2]) and not RESERVED_NAMES & set(pieces[1::2]):
             # Nothing but names in braces: joined here, several times faster.
             self._pieces = tuple(pieces)
             self.columns = frozenset(pieces[1::2])
@@ -109,9 +109,9 @@ class Template:
                 text = self._environment.render_template("template", **values)
             except (minijinja.TemplateError, TypeError, ValueError, OverflowError) as exc:
                 # TypeError: of our own filters, given what they do not take.
-                raise TemplateProblem(f"the template cannot be rendered: {_said(exc)}") from exc
+                raise RenderError(f"the template cannot be rendered: {_said(exc)}") from exc
         if len(text) > LARGEST:
-            raise TemplateProblem(f"the rendered text has {len(text):,} characters, more than {LARGEST:,}")
+            raise RenderError(f"the rendered text has {len(text):,} characters, more than {LARGEST:,}")
         return text
 
 

@@ -12,50 +12,50 @@ from connectors.templating.template import Template
 
 
 @dataclass(frozen=True, slots=True)
-class Filled:
+class TemplateTree:
     """A value that each row fills in."""
 
-    fill: Callable[[Row], Any]
+    render: Callable[[Row], Any]
     """The value for one row; TemplateProblem where the row makes none."""
     columns: frozenset[str] = frozenset()
     """The columns that its templates name."""
-    moving: bool = True
+    varies_by_row: bool = True
     """Whether it can differ from row to row."""
 
 
-def constant(value: Any) -> Filled:
+def literal(value: Any) -> TemplateTree:
     """The same for every row."""
-    return Filled(lambda row: value, moving=False)
+    return TemplateTree(lambda row: value, varies_by_row=False)
 
 
-def filled(value: Any, known: Iterable[str], where: str) -> Filled:
+def compile_template(value: Any, known: Iterable[str], where: str) -> TemplateTree:
     """Every text in `value`, at any depth, as a template; JobError, placed at `where`, for an unknown column."""
     if isinstance(value, str):
-        return text_filled(value, known, where)
+        return compile_text(value, known, where)
     if isinstance(value, Mapping):
-        return mapping_of({str(key): filled(inner, known, f"{where}.{key}") for key, inner in value.items()})
+        return mapping_template({str(key): compile_template(inner, known, f"{where}.{key}") for key, inner in value.items()})
     if isinstance(value, list | tuple):
-        return list_of([filled(inner, known, f"{where}.{place}") for place, inner in enumerate(value)])
-    return constant(plain_json(value, where))
+        return list_template([compile_template(inner, known, f"{where}.{place}") for place, inner in enumerate(value)])
+    return literal(plain_json(value, where))
 
 
-def text_filled(source: str, known: Iterable[str], where: str) -> Filled:
+def compile_text(source: str, known: Iterable[str], where: str) -> TemplateTree:
     """One text as a template."""
     if "{" not in source:
-        return constant(source)
+        return literal(source)
     template = Template(source, where)
     names = frozenset(known)
     for name in sorted(template.columns - names):
         raise JobError(f"{where}: no column {name} here; {did_you_mean(name, names)}")
-    return Filled(template.render, template.columns)
+    return TemplateTree(template.render, template.columns)
 
 
-def mapping_of(parts: Mapping[str, Filled]) -> Filled:
+def mapping_template(parts: Mapping[str, TemplateTree]) -> TemplateTree:
     """Keys with their values filled in, in the order given."""
-    fixed = {key: None if part.moving else part.fill({}) for key, part in parts.items()}
-    moving = [(key, part.fill) for key, part in parts.items() if part.moving]
+    fixed = {key: None if part.varies_by_row else part.render({}) for key, part in parts.items()}
+    moving = [(key, part.render) for key, part in parts.items() if part.varies_by_row]
     if not moving:
-        return constant(fixed)
+        return literal(fixed)
 
     def fill(row: Row) -> dict[str, Any]:
         made = dict(fixed)
@@ -63,15 +63,15 @@ def mapping_of(parts: Mapping[str, Filled]) -> Filled:
             made[key] = value(row)
         return made
 
-    return Filled(fill, _columns(parts.values()))
+    return TemplateTree(fill, _columns(parts.values()))
 
 
-def list_of(parts: Iterable[Filled]) -> Filled:
+def list_template(parts: Iterable[TemplateTree]) -> TemplateTree:
     """Values filled in, one after another."""
     some = tuple(parts)
-    if not any(part.moving for part in some):
-        return constant([part.fill({}) for part in some])
-    return Filled(lambda row: [part.fill(row) for part in some], _columns(some))
+    if not any(part.varies_by_row for part in some):
+        return literal([part.render({}) for part in some])
+    return TemplateTree(lambda row: [part.render(row) for part in some], _columns(some))
 
 
 def plain_json(value: Any, where: str) -> Any:
@@ -82,5 +82,5 @@ def plain_json(value: Any, where: str) -> Any:
         raise JobError(f"{where}: cannot be written as JSON ({exc}); write texts, numbers, lists and keys") from exc
 
 
-def _columns(parts: Iterable[Filled]) -> frozenset[str]:
+def _columns(parts: Iterable[TemplateTree]) -> frozenset[str]:
     return frozenset[str]().union(*(part.columns for part in parts))

@@ -4,7 +4,7 @@ from typing import Any
 
 import orjson
 
-DEEPEST = 200
+MAX_DEPTH = 200
 """Levels of lists and objects: orjson reads 1,024 of them and writes 254, some of which are our own."""
 
 
@@ -13,14 +13,14 @@ def loads(text: bytes | str) -> Any:
     value = orjson.loads(text)
     # Counting costs next to nothing, and hardly any reply has as many.
     opened = text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
-    if opened > DEEPEST and _deeper(value):
-        raise orjson.JSONDecodeError(f"nested deeper than {DEEPEST} levels", "", 0)
+    if opened > MAX_DEPTH and _deeper(value):
+        raise orjson.JSONDecodeError(f"nested deeper than {MAX_DEPTH} levels", "", 0)
     return value
 
 
 def _deeper(value: Any) -> bool:
     level = [value]
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         level = [
             inner
             for outer in level

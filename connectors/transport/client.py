@@ -14,15 +14,15 @@ import aiohttp
 from connectors.contracts import Provider
 from connectors.media.file_types import TYPES
 from connectors.records import Call, ErrorClass, Reply
-from connectors.transport.fast_post import LARGEST, Direct, Line, Received, WaryConnector, line_to
+from connectors.transport.fast_post import MAX_BODY_BYTES, FastPost, RequestHead, ResponseHead, CleanConnector, request_head
 
-LARGEST_REPLY = 128 << 20
+MAX_REPLY_BYTES = 128 << 20
 """Bytes, unpacked: a reply that is larger is not read to its end."""
 
-HIDDEN = "[the key]"
-KEY_LEAST = 6
+KEY_PLACEHOLDER = "[the key]"
+MIN_SECRET_KEY_LENGTH = 6
 """Characters: a shorter key is no secret (`EMPTY`, `none`), and may be a word of an error's message."""
-KEY_CERTAIN = 20
+MIN_UNIQUE_KEY_LENGTH = 20
 """Characters of a key that no answer holds by chance: in answers only such a one is hidden."""
 
 
@@ -61,8 +61,8 @@ class HttpTransport:
 
     def __init__(self, timeouts: Timeouts, connections: int) -> None:
         """`connections`: at most so many at a time; make it as many as requests are in flight."""
-        of_tried_release = Direct.fits()
-        kind = WaryConnector if of_tried_release else aiohttp.TCPConnector
+        of_tried_release = FastPost.fits()
+        kind = CleanConnector if of_tried_release else aiohttp.TCPConnector
         connector = kind(limit=connections, ttl_dns_cache=300)
         timeout = aiohttp.ClientTimeout(
             total=timeouts.total or None, sock_connect=timeouts.connect or None, sock_read=timeouts.idle or None
@@ -70,8 +70,8 @@ class HttpTransport:
         self._session = aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), timeout=timeout, auto_decompress=True
         )
-        self._lines: dict[tuple[str, str], Line] = {}
-        self._direct = Direct(connector, timeout) if of_tried_release else None
+        self._lines: dict[tuple[str, str], RequestHead] = {}
+        self._direct = FastPost(connector, timeout) if of_tried_release else None
         # A file takes the time that it takes: only silence ends it.
         self._patient = aiohttp.ClientTimeout(
             total=None, sock_connect=timeouts.connect or None, sock_read=timeouts.idle or None
@@ -91,9 +91,9 @@ class HttpTransport:
                 whole, first_byte = await _whole(response, began)
                 return _reply(response, whole, began, provider.api_key, first_byte if call.stream else None)
 
-            if self._direct is not None and call.method == "POST" and body is not None and len(body) <= LARGEST:
+            if self._direct is not None and call.method == "POST" and body is not None and len(body) <= MAX_BODY_BYTES:
                 if (line := self._lines.get((url, provider.name))) is None:
-                    line = self._lines[url, provider.name] = line_to(url, self._headers_of(provider, call))
+                    line = self._lines[url, provider.name] = request_head(url, self._headers_of(provider, call))
                 return await self._direct.post(line, body, read)
             with contextlib.ExitStack() as files:
                 data = _form(call, files) if call.form is not None else _content(body)
@@ -110,11 +110,11 @@ class HttpTransport:
         fields: Mapping[str, str],
         file: Path,
         filename: str,
-        told: Callable[[int], None],
+        on_progress: Callable[[int], None],
     ) -> Reply:
         """POST a form whose last field, `file`, streams from disk; `told` gets the bytes sent so far."""
         began = time.perf_counter()
-        with _Told(file, told) as content, _Failures(began, provider.api_key, ConnectionError) as exchange:
+        with _Told(file, on_progress) as content, _Failures(began, provider.api_key, ConnectionError) as exchange:
             form = aiohttp.FormData(fields)
             form.add_field("file", content, filename=filename, content_type="application/octet-stream")
             headers = self._headers_of(provider, Call("POST", path, form=()))
@@ -174,7 +174,7 @@ class _Failures:
         if exc is not None and (told := self._told(exc)) is not None:
             error_class, what, billable = told
             # Of what is no HTTP, aiohttp quotes a piece, whatever its bytes are.
-            words = _hidden(what.encode(errors="backslashreplace"), self._key, KEY_LEAST).decode()
+            words = _hidden(what.encode(errors="backslashreplace"), self._key, MIN_SECRET_KEY_LENGTH).decode()
             raise RequestError(error_class, words, _since(self._began), billable) from exc
 
     def _told(self, exc: BaseException) -> tuple[ErrorClass, str, bool] | None:
@@ -197,7 +197,7 @@ class _Failures:
         return None
 
 
-Response = aiohttp.ClientResponse | Received
+Response = aiohttp.ClientResponse | ResponseHead
 
 
 async def _whole(response: Response, began: float) -> tuple[bytes, float | None]:
@@ -213,10 +213,10 @@ async def _whole(response: Response, began: float) -> tuple[bytes, float | None]
             first_byte = _since(began)
         parts.append(part)
         size += len(part)
-        if size > LARGEST_REPLY:
+        if size > MAX_REPLY_BYTES:
             # The error keeps this frame for a while: not what it holds.
             parts.clear()
-            words = f"the reply is larger than {LARGEST_REPLY >> 20} MB: not read further"
+            words = f"the reply is larger than {MAX_REPLY_BYTES >> 20} MB: not read further"
             raise RequestError("malformed_reply", words, _since(began), billable=True)
     return b"".join(parts), first_byte
 
@@ -241,11 +241,11 @@ def _reply(
 ) -> Reply:
     body = body.removeprefix(codecs.BOM_UTF8)
     headers = {name.lower(): value if value.isascii() else _text(value) for name, value in response.headers.items()}
-    least = KEY_CERTAIN if 200 <= response.status < 300 else KEY_LEAST
+    least = MIN_UNIQUE_KEY_LENGTH if 200 <= response.status < 300 else MIN_SECRET_KEY_LENGTH
     if key is not None and len(key) >= least:
         body = _hidden(body, key, least)
         if any(key in value for value in headers.values()):
-            headers = {name: value.replace(key, HIDDEN) for name, value in headers.items()}
+            headers = {name: value.replace(key, KEY_PLACEHOLDER) for name, value in headers.items()}
     return Reply(response.status, headers, body, _since(began), first_token_ms)
 
 
@@ -260,7 +260,7 @@ def _hidden(told: bytes, key: str | None, least: int) -> bytes:
         return told
     for form in {key, key.replace("/", "\\/")}:
         if form.encode() in told:
-            told = told.replace(form.encode(), HIDDEN.encode())
+            told = told.replace(form.encode(), KEY_PLACEHOLDER.encode())
     return told
 
 

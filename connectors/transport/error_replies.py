@@ -93,7 +93,7 @@ def row_error(reply: Reply) -> RowError:
     )
 
 
-def is_error(body: Any) -> bool:
+def is_error_body(body: Any) -> bool:
     """Whether a parsed 2xx body is an error after all: vLLM's is `{"object": "error", ...}` without an `error`."""
     if not isinstance(body, dict) or body.get("choices") or body.get("data"):
         return False
@@ -105,7 +105,7 @@ def request_id(headers: Mapping[str, str]) -> str | None:
     return headers.get("x-request-id") or headers.get("request-id") or headers.get("apim-request-id")
 
 
-def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+def retry_after_seconds(headers: Mapping[str, str], now: float) -> float | None:
     """Seconds until the provider wants to be asked again, at most a year; None where it does not say. `now`: seconds
     since 1970."""
     told = _told_wait(headers, now)
@@ -146,7 +146,7 @@ class RateHeaders:
 NO_RATE_HEADERS = RateHeaders()
 
 
-def rate_limits(headers: Mapping[str, str]) -> RateHeaders:
+def parse_rate_headers(headers: Mapping[str, str]) -> RateHeaders:
     """The limits that a reply tells; what is no number or duration counts as not said."""
     get = headers.get
     requests, tokens = get("x-ratelimit-limit-requests"), get("x-ratelimit-limit-tokens")

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 import aiohttp
 from yarl import URL
 
-from connectors.records import value
-from connectors.transport.shared_timeout import Deadlines
+from connectors.records import record
+from connectors.transport.shared_timeout import SharedTimeout
 
 if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TRIED = ("3.14.",)
+SUPPORTED_RELEASES = ("3.14.",)
 """How the versions of aiohttp begin whose parts are known to fit."""
-LARGEST = 256 << 10
+MAX_BODY_BYTES = 256 << 10
 """Bytes of a body: a larger one may take its time to be sent, which the session does not count as silence."""
 
 
-@value
-class Received:
+@record
+class ResponseHead:
     """A reply whose head has arrived."""
 
     status: int
@@ -41,7 +41,7 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class RequestHead:
     """What all requests to one address have in common."""
 
     request: aiohttp.ClientRequest
@@ -50,20 +50,20 @@ class Line:
     """Up to the number of the body's bytes."""
 
 
-class Direct:
+class FastPost:
     """Sends bodies by POST over the connector of a session."""
 
     def __init__(self, connector: aiohttp.TCPConnector, timeout: aiohttp.ClientTimeout) -> None:
         self._connector = connector
         self._timeout = timeout
-        self._total = Deadlines(timeout.total)
+        self._total = SharedTimeout(timeout.total)
 
     @staticmethod
     def fits(version: str = aiohttp.__version__) -> bool:
         """Whether this release of aiohttp is one that was tried."""
-        return version.startswith(TRIED)
+        return version.startswith(SUPPORTED_RELEASES)
 
-    async def post(self, line: Line, body: bytes, read: Callable[[Received], Awaitable[T]]) -> T:
+    async def post(self, line: RequestHead, body: bytes, read: Callable[[ResponseHead], Awaitable[T]]) -> T:
         """What `read` makes of the reply. Raises what a session raises; TimeoutError where the total time is over."""
         with self._total:
             try:
@@ -78,7 +78,7 @@ class Direct:
                 message, content = await _answer(protocol)
                 while 100 <= message.code < 200 and message.code != 101:
                     message, content = await _answer(protocol)
-                result = await read(Received(message.code, message.headers, content))
+                result = await read(ResponseHead(message.code, message.headers, content))
             except BaseException:
                 connection.close()
                 raise
@@ -90,7 +90,7 @@ class Direct:
             return result
 
 
-class WaryConnector(aiohttp.TCPConnector):
+class CleanConnector(aiohttp.TCPConnector):
     """Takes no connection again on which something came while it rested: it would answer the next request."""
 
     async def _get(self, key: "ConnectionKey", traces: "list[Trace]") -> "Connection | None":
@@ -108,10 +108,10 @@ async def _answer(protocol: "ResponseHandler") -> "tuple[RawResponseMessage, aio
     return await protocol.read()
 
 
-def line_to(url: str, headers: Mapping[str, str]) -> Line:
+def request_head(url: str, headers: Mapping[str, str]) -> RequestHead:
     """The line for POST to this address with these headers and those that the session would add."""
     where = URL(url)
     request = aiohttp.ClientRequest("POST", where, headers=headers, loop=asyncio.get_running_loop(), ssl=True)
     del request.headers["Content-Length"]
     head = [f"POST {where.raw_path_qs} HTTP/1.1", *(f"{name}: {value}" for name, value in request.headers.items())]
-    return Line(request, "\r\n".join([*head, "Content-Length: "]).encode())
+    return RequestHead(request, "\r\n".join([*head, "Content-Length: "]).encode())

@@ -4,7 +4,7 @@ import asyncio
 from types import TracebackType
 
 
-class Deadlines:
+class SharedTimeout:
     """`with deadlines:` raises TimeoutError in a task that is still within after `seconds`; None: never.
 
     As asyncio.timeout, for a fifth of its CPU time: what begins later is due later, so that the timer, which is set for

@@ -21,7 +21,7 @@ def is_event_stream(body: bytes) -> bool:
     return body[:256].lstrip(b"\xef\xbb\xbf\r\n\t ").startswith((b"data:", b"event:", b"id:", b"retry:", b":"))
 
 
-def events(body: bytes) -> Iterator[Event]:
+def parse_events(body: bytes) -> Iterator[Event]:
     """The events of a whole body; one that the body ends in the middle of is the last."""
     text = body.decode("utf-8", "replace").removeprefix("\ufeff")
     data: list[str] = []

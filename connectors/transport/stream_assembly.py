@@ -12,7 +12,7 @@ from connectors.transport.sse import Event
 _TOLD_ONCE = ("id", "created", "model", "system_fingerprint", "service_tier")
 
 
-def joined_completion(events: Iterable[Event]) -> dict[str, Any]:
+def assemble_completion(events: Iterable[Event]) -> dict[str, Any]:
     """A chat completion of its chunks, or `{error: ...}` where the stream tells one; MalformedReply where it ends
     too early."""
     stream = _Stream("chat.completion")
@@ -31,7 +31,7 @@ def joined_completion(events: Iterable[Event]) -> dict[str, Any]:
     return {**stream.told, "choices": choices, "usage": stream.usage}
 
 
-def joined_reference(events: Iterable[Event]) -> dict[str, Any]:
+def assemble_reference(events: Iterable[Event]) -> dict[str, Any]:
     """A response as section 2.5 of the reference has it, of the chunks of section 2.6; else as `joined_completion`."""
     stream = _Stream("response")
     turn = _Turn()
@@ -46,7 +46,7 @@ def joined_reference(events: Iterable[Event]) -> dict[str, Any]:
     return {**stream.told, "response": message, "usage": stream.usage, "finish_reason": turn.finish_reason}
 
 
-def joined_response(events: Iterable[Event]) -> dict[str, Any]:
+def assemble_response(events: Iterable[Event]) -> dict[str, Any]:
     """The response that the last event of an OpenAI stream holds; else as `joined_completion`."""
     items: dict[int, Any] = {}
     for event in events:

@@ -5,7 +5,7 @@ from typing import Any
 
 from connectors.records import Usage
 
-MOST_TOKENS = 10**8
+MAX_TOKENS = 10**8
 """Tokens: no exchange takes as many. Counts beyond it are a server's nonsense, and their price would fit no table."""
 _NOTHING: Mapping[str, Any] = {}
 
@@ -35,10 +35,10 @@ def token_usage(reply: Mapping[str, Any], finish_reason: str | None) -> Usage:
 def whole_count(value: Any) -> int | None:
     """A count of 0 or more, also where it came as 5.0; None for anything else."""
     if type(value) is int:
-        return value if 0 <= value <= MOST_TOKENS else None
+        return value if 0 <= value <= MAX_TOKENS else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return int(value) if 0 <= value <= MOST_TOKENS and value == int(value) else None
+    return int(value) if 0 <= value <= MAX_TOKENS and value == int(value) else None
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from connectors.errors import JobError
-from connectors.registry import StepKind
+from connectors.registry import StepConfig
 from pipelines.analysis.results import Results
 
 
@@ -86,7 +86,7 @@ def _carried(results: Results, frame: pl.DataFrame) -> list[str]:
     return [name for name in frame.columns if name not in own and not any(_makes(s, name) for s in results.job.steps)]
 
 
-def _makes(step: StepKind, column: str) -> bool:
+def _makes(step: StepConfig, column: str) -> bool:
     """Whether the column is one of the step's."""
     output = getattr(step, "output", None)
     own = output if isinstance(output, Mapping) else (output or step.name,)

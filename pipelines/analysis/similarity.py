@@ -12,7 +12,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from connectors.contracts import MalformedReply, Provider, StepFacts
+from connectors.contracts import MalformedReply, Provider, StepContext
 from connectors.endpoints.embeddings import EmbeddingsStep
 from connectors.errors import JobError, did_you_mean
 from connectors.records import Call, Reply, RowError
@@ -89,7 +89,7 @@ def embed(job: Job, workspace: Workspace, column: str, text: str) -> Embedded:
     step = _step_of(job, column)
     provider = workspace.provider(step.provider)
     asking = step.model_copy(update={"input": "{{ text }}"}).build(
-        StepFacts(provider.tag, {"text": pa.string()}, workspace.folder, workspace.roots, workspace.hosts)
+        StepContext(provider.tag, {"text": pa.string()}, workspace.folder, workspace.roots, workspace.hosts)
     )
     request = asking.request({"text": text}, "")
     if isinstance(request, RowError):

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from connectors.records import Request, trimmed
+from connectors.records import Request, compact_copy
 from pipelines.batch.files import BatchFolder, BatchWriter
 from pipelines.batch.store import Batch, BatchLedger, Line, new_mark
-from pipelines.dispatch.request_types import DayBudget, Lane, Pack
+from pipelines.dispatch.request_types import DailyBudget, Route, RequestGroup
 from pipelines.ledger.ledger import Ledger, now_us
 
 LINES = 50_000
@@ -24,11 +24,11 @@ class Spool:
     """A batch that is being gathered."""
 
     batch: Batch
-    lane: Lane
+    lane: Route
     writer: BatchWriter
     day_left: int | None
     """Pico-dollars that the day's budget had when it was begun."""
-    packs: list[Pack] = field(default_factory=list)
+    packs: list[RequestGroup] = field(default_factory=list)
     inputs: int = 0
     reserved: int = 0
 
@@ -41,8 +41,8 @@ class Gathering:
         ledger: Ledger,
         batches: BatchLedger,
         folder: BatchFolder,
-        day_budget: DayBudget | None,
-        launch: Callable[[Batch, Lane], None],
+        day_budget: DailyBudget | None,
+        launch: Callable[[Batch, Route], None],
     ) -> None:
         """`launch` gets every batch that is complete and noted."""
         self._ledger = ledger
@@ -54,10 +54,10 @@ class Gathering:
         self.most_tokens: dict[int, int] = {}
         """By leg: input tokens that one batch may hold, where the provider was found to take no more."""
 
-    async def add(self, pack: Pack, body: bytes, worst: int | None) -> bool:
+    async def add(self, pack: RequestGroup, body: bytes, worst: int | None) -> bool:
         """Write one line, its money reserved in the purse already; False where the day's budget has no room for it."""
         lane = pack.lane
-        spool = self._spools.get(lane.leg)
+        spool = self._spools.get(lane.route_id)
         if spool is not None and not self._fits(spool, pack, len(body), worst):
             if not await self._cut(spool):
                 return False
@@ -67,8 +67,8 @@ class Gathering:
             return False
         place = len(spool.batch.lines)
         spool.batch.lines[place] = Line(
-            self._ledger.next_note(),
-            trimmed(orjson.dumps([key for request in pack.requests for key in request.keys])),
+            self._ledger.next_exchange_id(),
+            compact_copy(orjson.dumps([key for request in pack.requests for key in request.keys])),
             b"".join(request.fingerprint for request in pack.requests for _ in request.keys),
             tuple(request.fingerprint for request in pack.requests),
             pack.attempts + 1,
@@ -95,7 +95,7 @@ class Gathering:
             self._folder.remove(spool.batch.mark)
         return spools
 
-    def _fits(self, spool: Spool, pack: Pack, size: int, worst: int | None) -> bool:
+    def _fits(self, spool: Spool, pack: RequestGroup, size: int, worst: int | None) -> bool:
         if not spool.packs:
             return True
         tokens = spool.batch.tokens + _tokens(pack)
@@ -103,19 +103,19 @@ class Gathering:
             len(spool.batch.lines) < LINES
             and spool.inputs + len(pack.requests) <= LINES
             and spool.writer.size + size + FRAME <= BYTES
-            and tokens <= self.most_tokens.get(spool.lane.leg, tokens)
+            and tokens <= self.most_tokens.get(spool.lane.route_id, tokens)
             and (spool.day_left is None or spool.reserved + (worst or 0) <= spool.day_left)
         )
 
-    def _begun(self, lane: Lane) -> Spool:
-        mark = new_mark(self._ledger, self._ledger.next_note())
+    def _begun(self, lane: Route) -> Spool:
+        mark = new_mark(self._ledger, self._ledger.next_exchange_id())
         day = left = None
         if self._day_budget is not None:
             day = self._day_budget.today()
             left = self._batches.left_of_day(day, self._day_budget.limit)
-        batch = Batch(mark, lane.leg, lane.step, lane.provider.name, "", now_us(), day)
+        batch = Batch(mark, lane.route_id, lane.step, lane.provider.name, "", now_us(), day)
         spool = Spool(batch, lane, self._folder.writing(mark, url_of(lane)), left)
-        self._spools[lane.leg] = spool
+        self._spools[lane.route_id] = spool
         return spool
 
     async def _cut(self, spool: Spool) -> bool:
@@ -129,29 +129,29 @@ class Gathering:
         except asyncio.CancelledError:
             # What is in the ledger's queue is written all the same: then the next run needs the files.
             if await noting:
-                del self._spools[spool.lane.leg]
+                del self._spools[spool.lane.route_id]
             raise
         if not noted:
             return False
-        del self._spools[spool.lane.leg]
+        del self._spools[spool.lane.route_id]
         self._launch(spool.batch, spool.lane)
         return True
 
 
-def url_of(lane: Lane) -> str:
+def url_of(lane: Route) -> str:
     """As the Batch API writes an endpoint, whatever the provider's own address begins with."""
     return f"/v1{lane.endpoint.path}"
 
 
-def line_pack(lane: Lane, line: Line, bodies: Sequence[bytes] | None, attempts: int) -> Pack:
+def line_pack(lane: Route, line: Line, bodies: Sequence[bytes] | None, attempts: int) -> RequestGroup:
     """A line as the pack that it came from."""
     each = bodies or [b""] * len(line.fingerprints)
     requests = tuple(
         Request(fingerprint, body, 0, None, keys)
         for fingerprint, body, keys in zip(line.fingerprints, each, line.rows(), strict=True)
     )
-    return Pack(lane, requests, attempts)
+    return RequestGroup(lane, requests, attempts)
 
 
-def _tokens(pack: Pack) -> int:
+def _tokens(pack: RequestGroup) -> int:
     return sum(request.input_tokens for request in pack.requests)

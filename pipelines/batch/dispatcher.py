@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from connectors.records import OWN_CLASSES, RETRIED_CLASSES, STOPPING_CLASSES, Request, RowError
+from connectors.records import ROW_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES, FATAL_ERROR_CLASSES, Request, RowError
 from connectors.transport.client import HttpTransport, RequestError
 from connectors.transport.token_usage import whole_count
 from pipelines.batch.builder import Gathering, url_of
@@ -26,9 +26,9 @@ from pipelines.batch.lifecycle import (
 from pipelines.batch.results import Lander
 from pipelines.batch.store import Batch, BatchLedger, Line
 from pipelines.dispatch.dispatcher import FanOut
-from pipelines.dispatch.provider_routes import worst_of
-from pipelines.dispatch.request_types import BatchStage, Lane, Outcome, Pack, total
-from pipelines.ledger.entries import Settled
+from pipelines.dispatch.provider_routes import max_cost_function
+from pipelines.dispatch.request_types import BatchStage, Route, Outcome, RequestGroup, total
+from pipelines.ledger.entries import SettledExchange
 from pipelines.pricing.prices import batch_price
 from pipelines.runtime.provider_api import Item, ProviderApi, Refused
 
@@ -80,7 +80,7 @@ class Delivery:
     folder: Path
     """Where the files of batches under way lie; this job's alone."""
     transport: HttpTransport
-    lanes: Sequence[tuple[Lane, str, str]]
+    lanes: Sequence[tuple[Route, str, str]]
     """Each step's lane with its model and its kind of endpoint."""
     deadline: datetime | None
     """From then on the rest is asked online; None: never."""
@@ -94,15 +94,15 @@ class BatchOut(FanOut):
         self._delivery = delivery
         self._batches = delivery.batches
         self._folder = BatchFolder(delivery.folder)
-        self._models = {lane.leg: model for lane, model, _ in delivery.lanes}
+        self._models = {lane.route_id: model for lane, model, _ in delivery.lanes}
         self._gathering = Gathering(self._batches.ledger, self._batches, self._folder, self._day_budget, self._launch)
-        self._priced: dict[int, tuple[Lane, Lane]] = {}
+        self._priced: dict[int, tuple[Route, Route]] = {}
         self._carriers: dict[asyncio.Task[None], Batch] = {}
         self._landing: set[asyncio.Task[Any] | None] = set()
         self._landed_at = 0.0
         self._others: list[asyncio.Task[None]] = []
         self._open: set[bytes] = set()
-        self._asked: dict[bytes, tuple[Lane, Request]] = {}
+        self._asked: dict[bytes, tuple[Route, Request]] = {}
         self._held = 0
         self._past = asyncio.Event()
         self._online = False
@@ -199,7 +199,7 @@ class BatchOut(FanOut):
             last = now
             await self._add(pack)
 
-    async def _add(self, pack: Pack) -> None:
+    async def _add(self, pack: RequestGroup) -> None:
         lane = self._at_batch_price(pack.lane)
         for request in pack.requests:
             if request.fingerprint in self._waves and request.fingerprint not in self._asked:
@@ -216,18 +216,18 @@ class BatchOut(FanOut):
             self._tell_all(pack, RowError("input", f"a file of this row cannot be read any more: {exc.strerror}"))
             return
         pack = replace(pack, lane=lane)
-        worst = total(lane.worst(request) for request in pack.requests)
-        left = self._purse.left
+        worst = total(lane.max_cost(request) for request in pack.requests)
+        left = self._purse.remaining
         if left is not None and (worst is None or worst > left) and not await self._gathering.cut_all():
             self.stop("budget_day")
-        elif not await self._purse.reserve(worst):
+        elif not await self._purse.acquire(worst):
             self.stop("budget")
         elif not await self._gathering.add(pack, body, worst):
             self._purse.settle(worst, None)
             await self._gathering.cut_all()
             self.stop("budget_day")
 
-    def _launch(self, batch: Batch, lane: Lane) -> None:
+    def _launch(self, batch: Batch, lane: Route) -> None:
         self._open.update(mark for line in batch.lines.values() for mark in line.fingerprints)
         self._tally.in_flight += len(batch.lines)
         task = asyncio.create_task(self._carry(batch, lane))
@@ -245,7 +245,7 @@ class BatchOut(FanOut):
 
     # One batch: there and back.
 
-    async def _carry(self, batch: Batch, lane: Lane) -> None:
+    async def _carry(self, batch: Batch, lane: Route) -> None:
         longest_hold = self._tries.longest_hold
         api = ProviderApi(self._delivery.transport, lane.provider)
         carrier = Carrier(
@@ -266,7 +266,7 @@ class BatchOut(FanOut):
         except Patience as exc:
             self.stop(f"{lane.provider.name} has answered nothing of use for {longest_hold:.0f} s; last: {exc}")
 
-    async def _ended(self, batch: Batch, lane: Lane, carrier: Carrier) -> tuple[Item, bool]:
+    async def _ended(self, batch: Batch, lane: Route, carrier: Carrier) -> tuple[Item, bool]:
         """(the batch as it ended, whether its lines without an answer have had an attempt)."""
         sent = self._folder.sent(batch.mark)
         size = sent.stat().st_size if batch.state == "noted" and sent.exists() else 0
@@ -300,7 +300,7 @@ class BatchOut(FanOut):
                 late.cancel()
                 pause = min(LONGEST_POLL, pause * 2)
 
-    def _above(self, batch: Batch, lane: Lane, told: TokenLimit, waited: bool) -> Item | None:
+    def _above(self, batch: Batch, lane: Route, told: TokenLimit, waited: bool) -> Item | None:
         """How a batch ends that is above the limit even alone: cut into smaller ones, or with the error of its only
         line. None: it may not be above; `waited` for longest_hold, it is where it might be."""
         limit, lines, tokens = told.limit, len(batch.lines), batch.tokens
@@ -313,16 +313,16 @@ class BatchOut(FanOut):
             return None
         if lines == 1:
             return above_limit(told, sure)
-        self._gathering.most_tokens[lane.leg] = limit if sure and limit is not None else tokens // 2
+        self._gathering.most_tokens[lane.route_id] = limit if sure and limit is not None else tokens // 2
         return {}
 
     def answered(
-        self, pack: Pack, line: Line, ended: Settled, answers: Sequence[bytes | RowError], error: RowError | None
+        self, pack: RequestGroup, line: Line, ended: SettledExchange, answers: Sequence[bytes | RowError], error: RowError | None
     ) -> None:
         """See LineTold."""
         self._count(pack.lane, ended)
         if self.observer is not None:
-            self.observer.settled(pack.lane, ended)
+            self.observer.record_exchange(pack.lane, ended)
         self._open.difference_update(line.fingerprints)
         if error is not None:
             self._judge_line(pack, error)
@@ -330,21 +330,21 @@ class BatchOut(FanOut):
         for request, answer in zip(pack.requests, answers, strict=True):
             self._tell(pack, request, answer)
 
-    def unanswered(self, pack: Pack, line: Line, error: RowError) -> None:
+    def unanswered(self, pack: RequestGroup, line: Line, error: RowError) -> None:
         """See LineTold."""
         self._open.difference_update(line.fingerprints)
         self._judge_line(pack, error)
 
-    def _judge_line(self, pack: Pack, error: RowError) -> None:
+    def _judge_line(self, pack: RequestGroup, error: RowError) -> None:
         """What follows from a line without an answer: the next batch, each of its rows alone, or an error."""
         # A batch of this line alone was above the limit: another would be as well.
         too_large = error.code == TOKEN_LIMIT
-        if error.error_class in STOPPING_CLASSES:
+        if error.error_class in FATAL_ERROR_CLASSES:
             self._tell_all(pack, error)
             self.stop(f"{error.error_class}: {pack.lane.provider.name} says: {error.message}")
-        elif error.error_class in RETRIED_CLASSES and not too_large and pack.attempts < self._tries.attempts:
+        elif error.error_class in TRANSIENT_ERROR_CLASSES and not too_large and pack.attempts < self._tries.attempts:
             self._once_more(pack.requests, pack.attempts)
-        elif (too_large or error.error_class in OWN_CLASSES) and len(pack.requests) > 1:
+        elif (too_large or error.error_class in ROW_ERROR_CLASSES) and len(pack.requests) > 1:
             # Halving, as online, would take a batch a halving.
             for request in pack.requests:
                 self._once_more((request,), 0)
@@ -355,7 +355,7 @@ class BatchOut(FanOut):
         """Ask again for what somebody waits for, as it was asked; the rest is asked when its rows come by."""
         asked = [self._asked[request.fingerprint] for request in requests if request.fingerprint in self._asked]
         if asked:
-            self._again(Pack(asked[0][0], tuple(request for _, request in asked), attempts, attempts))
+            self._again(RequestGroup(asked[0][0], tuple(request for _, request in asked), attempts, attempts))
 
     def _land(self, mark: bytes, outcome: Outcome) -> None:
         if (asked := self._asked.pop(mark, None)) is not None:
@@ -390,21 +390,21 @@ class BatchOut(FanOut):
             self._wanted.set()
             super().start()
 
-    def _at_batch_price(self, lane: Lane) -> Lane:
-        known = self._priced.get(lane.leg)
+    def _at_batch_price(self, lane: Route) -> Route:
+        known = self._priced.get(lane.route_id)
         if known is None or known[0] is not lane:
             price = None if lane.price is None else batch_price(lane.price)
-            known = (lane, replace(lane, price=price, worst=worst_of(price, self._models[lane.leg])))
-            self._priced[lane.leg] = known
+            known = (lane, replace(lane, price=price, worst=max_cost_function(price, self._models[lane.route_id])))
+            self._priced[lane.route_id] = known
         return known[1]
 
-    def _tell_upload(self, lane: Lane, sent: int, size: int) -> None:
+    def _tell_upload(self, lane: Route, sent: int, size: int) -> None:
         self.waiting_for = f"uploading to {lane.provider.name}: {sent:,} of {size:,} bytes"
 
     def _tell_look(self, batch: Batch, item: Item) -> None:
         self._progress.looked(batch, item)
         self.waiting_for = self._progress.words()
 
-    def _tell_stage(self, lane: Lane, stage: BatchStage) -> None:
+    def _tell_stage(self, lane: Route, stage: BatchStage) -> None:
         if self.observer is not None:
-            self.observer.batch(lane, stage)
+            self.observer.record_batch_stage(lane, stage)

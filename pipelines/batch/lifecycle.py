@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from connectors.records import RETRIED_CLASSES, RowError
+from connectors.records import TRANSIENT_ERROR_CLASSES, RowError
 from connectors.transport.client import RequestError
 from pipelines.batch.files import BatchFolder, Came, read_answers
 from pipelines.batch.store import Batch, BatchLedger
@@ -115,7 +115,7 @@ class Carrier:
         except Refused as exc:
             if exc.error.code == TOKEN_LIMIT:
                 raise TokenLimit(exc.error.message) from exc
-            batch.unsure = batch.unsure or exc.error.error_class in RETRIED_CLASSES
+            batch.unsure = batch.unsure or exc.error.error_class in TRANSIENT_ERROR_CLASSES
             raise
         except RequestError as exc:
             batch.unsure = batch.unsure or exc.billable
@@ -240,7 +240,7 @@ class Carrier:
                 return await call(*given)
             except (RequestError, Refused) as exc:
                 error = exc.error if isinstance(exc, Refused) else RowError(exc.error_class, str(exc))
-                if error.error_class not in RETRIED_CLASSES:
+                if error.error_class not in TRANSIENT_ERROR_CLASSES:
                     raise
                 if time.monotonic() + pause - began > self._longest_hold:
                     raise Patience(f"{error.error_class}: {error.message}") from exc

@@ -10,19 +10,19 @@ import orjson
 
 from connectors.records import Call, Reply, Request, RowError
 from connectors.transport.client import RequestError, Transport
-from pipelines.dispatch.counters import Tally
-from pipelines.dispatch.held_requests import Parked
-from pipelines.dispatch.read_buffer import Unread
+from pipelines.dispatch.counters import RunCounters
+from pipelines.dispatch.held_requests import HeldRequests
+from pipelines.dispatch.read_buffer import ReadBuffer
 from pipelines.dispatch.request_types import (
-    DayBudget,
+    DailyBudget,
     Exchange,
-    Lane,
-    Observer,
+    Route,
+    ExchangeObserver,
     Outcome,
-    Pack,
+    RequestGroup,
     RunLedger,
-    Tries,
-    Wave,
+    RetryLimits,
+    Submission,
     expected,
     headed,
     paid,
@@ -31,9 +31,9 @@ from pipelines.dispatch.request_types import (
     total,
 )  # fmt: skip
 from pipelines.dispatch.retry_policy import Verdict, verdict
-from pipelines.ledger.entries import Answer, Noted, Settled
+from pipelines.ledger.entries import StoredAnswer, PendingExchange, SettledExchange
 from pipelines.ledger.ledger import now_us
-from pipelines.pricing.run_budget import Purse
+from pipelines.pricing.run_budget import RunBudget
 
 
 class FanOut:
@@ -43,12 +43,12 @@ class FanOut:
         self,
         ledger: RunLedger,
         transport: Transport,
-        purse: Purse,
-        tally: Tally,
-        tries: Tries,
+        purse: RunBudget,
+        tally: RunCounters,
+        tries: RetryLimits,
         concurrency: int,
         run_id: str,
-        day_budget: DayBudget | None = None,
+        day_budget: DailyBudget | None = None,
         failed_share: float | None = None,
     ) -> None:
         self._ledger = ledger
@@ -62,12 +62,12 @@ class FanOut:
         self._failed_share = failed_share
         self.began = now_us()
         """Microseconds since 1970, UTC: whatever this run has in the ledger since then is of this invocation."""
-        self._ready: asyncio.Queue[Pack] = asyncio.Queue()
-        self._waves: dict[bytes, list[Wave]] = {}
+        self._ready: asyncio.Queue[RequestGroup] = asyncio.Queue()
+        self._waves: dict[bytes, list[Submission]] = {}
         self._workers: list[asyncio.Task[None]] = []
         self._waiting: set[asyncio.Task[None]] = set()
-        self.unread = Unread()
-        self.parked = Parked(self._again, self._waiting, self._broke)
+        self.read_buffer = ReadBuffer()
+        self.parked = HeldRequests(self._again, self._waiting, self._broke)
         self._in_parts_now: set[asyncio.Task[None]] = set()
         self._wanted = asyncio.Event()
         self._settling: set[asyncio.Future[None]] = set()
@@ -81,7 +81,7 @@ class FanOut:
         """What makes the run wait at this moment, in words, where it is no provider's limit."""
         self.left_running = 0
         """Batches that go on at the provider after the run was stopped."""
-        self.observer: Observer | None = None
+        self.observer: ExchangeObserver | None = None
         """Is told of every exchange; None: nobody looks."""
         self.failure: Exception | None = None
         """What broke the fan-out itself: the ledger cannot be written, or a defect."""
@@ -135,19 +135,19 @@ class FanOut:
             self._wanted.clear()
             await self._wanted.wait()
 
-    async def submit(self, lane: Lane, requests: Iterable[Request], usable: Callable[[Answer], bool]) -> Wave:
+    async def submit(self, lane: Route, requests: Iterable[Request], usable: Callable[[StoredAnswer], bool]) -> Submission:
         """Look the requests up, then queue those without a usable answer; none is sent twice at the same time."""
-        wave = Wave(set(), self.unread)
+        wave = Submission(set(), self.read_buffer)
         fresh: dict[bytes, Request] = {}
         for request in requests:
-            wave.missing.add(request.fingerprint)
+            wave.pending.add(request.fingerprint)
             waiting = self._waves.setdefault(request.fingerprint, [])
             if not waiting:
                 fresh[request.fingerprint] = request
             else:
                 self.passed(lane.step, len(request.keys))
             waiting.append(wave)
-        if not wave.missing:
+        if not wave.pending:
             wave.end()
         # Others who want the same now wait in _waves: nobody can send it between this look-up and the queue.
         found = await asyncio.to_thread(self._ledger.lookup, list(fresh)) if fresh else {}
@@ -159,10 +159,10 @@ class FanOut:
         self._let_go()
         return wave
 
-    def _queue(self, lane: Lane, requests: Sequence[Request], usable: Callable[[Answer], bool]) -> None:
+    def _queue(self, lane: Route, requests: Sequence[Request], usable: Callable[[StoredAnswer], bool]) -> None:
         self._tally.steps[lane.step].ask(requests)
-        for some in lane.endpoint.packs([request for request in requests if not request.parts]):
-            self._ready.put_nowait(Pack(lane, some))
+        for some in lane.endpoint.group_requests([request for request in requests if not request.parts]):
+            self._ready.put_nowait(RequestGroup(lane, some))
         for request in requests:
             if request.parts:
                 task = asyncio.create_task(self._in_parts(lane, request, usable))
@@ -170,19 +170,19 @@ class FanOut:
                 task.add_done_callback(self._in_parts_now.discard)
                 task.add_done_callback(self._broke)
 
-    async def _in_parts(self, lane: Lane, request: Request, usable: Callable[[Answer], bool]) -> None:
+    async def _in_parts(self, lane: Route, request: Request, usable: Callable[[StoredAnswer], bool]) -> None:
         """Ask for the parts of a request; the answer that they make together is kept as its own."""
         parts = tuple(replace(part, keys=request.keys) for part in request.parts)
         wave = await self.submit(lane, parts, usable)
-        await wave.landed.wait()
-        self.unread.free(wave.nbytes)
-        if wave.missing:
+        await wave.done.wait()
+        self.read_buffer.free(wave.nbytes)
+        if wave.pending:
             return
         ended = [wave.outcomes[part.fingerprint] for part in parts]
         failed = next((outcome for outcome in ended if outcome.error is not None), None)
         if failed is None:
-            joined = lane.endpoint.joined(request, [outcome.answer or b"" for outcome in ended])
-            await self._ledger.keep(request.fingerprint, lane.leg, request.body, joined)
+            joined = lane.endpoint.merge_parts(request, [outcome.answer or b"" for outcome in ended])
+            await self._ledger.keep(request.fingerprint, lane.route_id, request.body, joined)
             sent = any(outcome.sent for outcome in ended)
             failed = Outcome(joined, None, max(o.attempts for o in ended), self._run_id, now_us(), sent)
         self._land(request.fingerprint, failed)
@@ -194,7 +194,7 @@ class FanOut:
         assert task is not None
         while self.stopped is None:
             self._waiting.add(task)
-            await self.unread.room()
+            await self.read_buffer.room()
             pack = await self._ready.get()
             if self._ready.qsize() < self._concurrency:
                 self._wanted.set()
@@ -210,12 +210,12 @@ class FanOut:
         self.failure = self.failure or failure
         self.stop(f"{type(failure).__name__}: {failure}")
 
-    async def _send(self, pack: Pack, task: asyncio.Task[None]) -> None:
+    async def _send(self, pack: RequestGroup, task: asyncio.Task[None]) -> None:
         lane = pack.lane
-        worst = total(lane.worst(request) for request in pack.requests)
+        worst = total(lane.max_cost(request) for request in pack.requests)
         tokens = sum(request.input_tokens for request in pack.requests)
-        tokens += round(sum(expected(request, lane.output_tokens) for request in pack.requests))
-        if not await self._purse.reserve(worst):
+        tokens += round(sum(expected(request, lane.mean_output_tokens) for request in pack.requests))
+        if not await self._purse.acquire(worst):
             self.stop("budget")
             return
         exchange = Exchange(pack, lane, tokens, worst)
@@ -228,12 +228,12 @@ class FanOut:
             member, permit = permitted
             if member is not lane:
                 # Set aside was what the dearest member may cost.
-                cheaper = total(member.worst(request) for request in pack.requests)
+                cheaper = total(member.max_cost(request) for request in pack.requests)
                 self._purse.settle(None if worst is None else worst - (cheaper or 0), None)
                 exchange.member, exchange.worst = member, cheaper
             sent_at = time.monotonic()
             if self.observer is not None:
-                self.observer.waited(member, sent_at - asked_at)
+                self.observer.record_wait(member, sent_at - asked_at)
             self._waiting.discard(task)
             if self.stopped is not None:
                 return
@@ -262,7 +262,7 @@ class FanOut:
         keys = orjson.dumps([key for request in pack.requests for key in request.keys])
         fingerprints = b"".join(request.fingerprint for request in pack.requests for _ in request.keys)
         number = self._ledger.next_note()
-        noted = Noted(number, member.leg, pack.attempts + 1, keys, fingerprints, now_us(), worst)
+        noted = PendingExchange(number, member.route_id, pack.attempts + 1, keys, fingerprints, now_us(), worst)
         day = None if self._day_budget is None else self._day_budget.today()
         if not await self._note(noted, day):
             return None
@@ -281,7 +281,7 @@ class FanOut:
         finally:
             if not seen:
                 # Cancelled: whether the provider did its work is not known.
-                await asyncio.shield(self._ledger.settle(noted.unknown(), day))
+                await asyncio.shield(self._ledger.settle(noted.as_unknown(), day))
                 self._purse.spent += worst or 0
                 self._noted_now -= 1
                 self._day_moved.set()
@@ -300,7 +300,7 @@ class FanOut:
     def _landed(self, exchange: Exchange, follows: Verdict, settling: asyncio.Future[None]) -> None:
         """It is in the ledger, or that cannot be written: only now its rows are told, and its slots are free."""
         self._settling.discard(settling)
-        ended: Settled | None = None
+        ended: SettledExchange | None = None
         try:
             settling.result()
             ended = exchange.settled
@@ -310,14 +310,14 @@ class FanOut:
             self._count(exchange.pack.lane, ended)
             self._tally.refused += ended.error_class == "rate_limit"
             if self.observer is not None:
-                self.observer.settled(exchange.member, ended)
+                self.observer.record_exchange(exchange.member, ended)
             self._follow(exchange.pack, follows)
         except Exception as exc:  # noqa: BLE001 - whoever waits for the run gets it
             self._fail(exc)
         finally:
             self._give_back(exchange, ended)
 
-    def _follow(self, pack: Pack, follows: Verdict) -> None:
+    def _follow(self, pack: RequestGroup, follows: Verdict) -> None:
         for request, answer in zip(pack.requests, follows.answers, strict=bool(follows.answers)):
             self._tell(pack, request, answer)
         for one in follows.again:
@@ -326,16 +326,16 @@ class FanOut:
             else:
                 self._again(one)
 
-    def _give_back(self, exchange: Exchange, ended: Settled | None) -> None:
+    def _give_back(self, exchange: Exchange, ended: SettledExchange | None) -> None:
         """What it held: its place, its permits, its money."""
         used = None if ended is None else ended.usage.tokens
         self._tally.in_flight -= exchange.in_flight
         for allowance, permit in exchange.taken:
-            allowance.done(permit, exchange.tokens, used)
+            allowance.release(permit, exchange.tokens, used)
         self._purse.settle(exchange.worst, None if ended is None else ended.cost)
         self._let_go()
 
-    async def _note(self, noted: Noted, day: str | None) -> bool:
+    async def _note(self, noted: PendingExchange, day: str | None) -> bool:
         """Note it in the ledger, with its money where there is a budget a day; False where that has no room for it."""
         limit = None if self._day_budget is None or day is None else (day, self._day_budget.limit)
         while not await self._ledger.note(noted, limit):
@@ -353,7 +353,7 @@ class FanOut:
         self._noted_now += 1
         return True
 
-    async def _call(self, pack: Pack) -> Call:
+    async def _call(self, pack: RequestGroup) -> Call:
         if any(request.media for request in pack.requests):
             return await asyncio.to_thread(pack.lane.endpoint.call, pack.requests)
         return pack.lane.endpoint.call(pack.requests)
@@ -362,24 +362,24 @@ class FanOut:
         """Count rows that needed no exchange in a step."""
         self._tally.steps[step].pass_by(rows, failed)
 
-    def _count(self, lane: Lane, ended: Settled) -> None:
+    def _count(self, lane: Route, ended: SettledExchange) -> None:
         self._tally.count(lane.step, ended.usage, ended.cost)
         if ended.usage.output_tokens is not None:
             each = ended.usage.output_tokens / max(1, len(ended.fingerprints) // 16)
-            lane.output_tokens += (each - lane.output_tokens) / 20
+            lane.mean_output_tokens += (each - lane.mean_output_tokens) / 20
 
-    def _again(self, pack: Pack) -> None:
+    def _again(self, pack: RequestGroup) -> None:
         self._ready.put_nowait(pack)
 
-    def _tell_all(self, pack: Pack, error: RowError) -> None:
+    def _tell_all(self, pack: RequestGroup, error: RowError) -> None:
         for request in pack.requests:
             self._tell(pack, request, error)
 
-    def _tell(self, pack: Pack, request: Request, answer: bytes | RowError) -> None:
+    def _tell(self, pack: RequestGroup, request: Request, answer: bytes | RowError) -> None:
         kept, error = (None, answer) if isinstance(answer, RowError) else (answer, None)
         rows, failed = len(request.keys), error is not None
         self._tally.steps[pack.lane.step].land(request, failed=failed)
-        self.settled(rows if failed or pack.lane.last else 0, failed=rows if failed else 0)
+        self.settled(rows if failed or pack.lane.is_last_step else 0, failed=rows if failed else 0)
         self._land(request.fingerprint, Outcome(kept, error, pack.attempts, self._run_id, now_us(), True))
 
     def settled(self, rows: int, failed: int) -> None:
@@ -392,4 +392,4 @@ class FanOut:
 
     def _land(self, mark: bytes, outcome: Outcome) -> None:
         for wave in self._waves.pop(mark, ()):
-            wave.land(mark, outcome)
+            wave.resolve(mark, outcome)

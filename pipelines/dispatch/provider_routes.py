@@ -9,11 +9,11 @@ from connectors.records import Request, RowError
 from connectors.tokens import is_exact
 from pipelines.config.job import Job
 from pipelines.config.workspace import LOCAL, Workspace
-from pipelines.dispatch.provider_pool import Pool
-from pipelines.dispatch.request_types import Lane, RunLedger
-from pipelines.dispatch.step_runner import Step
-from pipelines.limits.provider_limiter import Allowance
-from pipelines.preparation.prepared_job import ReadyStep
+from pipelines.dispatch.provider_pool import ProviderPool
+from pipelines.dispatch.request_types import Route, RunLedger
+from pipelines.dispatch.step_runner import RunStep
+from pipelines.limits.provider_limiter import ProviderLimiter
+from pipelines.preparation.prepared_job import PreparedStep
 from pipelines.pricing.price_cache import remembered_price
 from pipelines.pricing.prices import FREE, Price, image_price, price_of, worst_cost
 
@@ -35,30 +35,30 @@ class Laned(Protocol):
     def workspace(self) -> Workspace: ...
 
     @property
-    def steps(self) -> Sequence[ReadyStep]: ...
+    def steps(self) -> Sequence[PreparedStep]: ...
 
 
-def lanes_of(ready: Laned, ledger: RunLedger, run_id: str, allowances: dict[str, Allowance]) -> Sequence[Step]:
+def build_routes(ready: Laned, ledger: RunLedger, run_id: str, allowances: dict[str, ProviderLimiter]) -> Sequence[RunStep]:
     """The job's steps, ready to be travelled; fills in the allowance of each provider."""
     job = ready.job
     limits = job.limits
-    of_job = Allowance(
+    of_job = ProviderLimiter(
         limits.requests_per_minute, limits.tokens_per_minute, None, job.retry.longest_hold, job.retry.longest_wait
     )
-    steps: list[Step] = []
+    steps: list[RunStep] = []
     for step in ready.steps:
         members = [_lane(ready, step, member, ledger, run_id, allowances, of_job) for member in step.members]
         lane = members[0]
-        if step.pooled:
-            pool = Pool(members)
+        if step.is_pooled:
+            pool = ProviderPool(members)
             lane = replace(lane, provider=step.provider, price=step_price(ready, step), worst=pool.worst, pool=pool)
         # In a batch, one row ahead would be a batch of its own: hours.
-        known = step.facts.structured is not None or job.delivery == "batch" or lane.endpoint.easier(REFUSED) is None
-        steps.append(Step(lane, step.when, _easier(step, ledger), known))
+        known = step.facts.structured_mode is not None or job.delivery == "batch" or lane.endpoint.fallback_mode(REFUSED) is None
+        steps.append(RunStep(lane, step.when, _easier(step, ledger), known))
     return steps
 
 
-def shared_keys(ready: Laned, allowances: Mapping[str, Allowance]) -> dict[str, Allowance]:
+def shared_limiters(ready: Laned, allowances: Mapping[str, ProviderLimiter]) -> dict[str, ProviderLimiter]:
     """The allowances that other processes of the workspace use as well, by name and address of the provider."""
     members = {member.name: member for step in ready.steps for member in step.members if member.name != LOCAL}
     return {f"{name} {member.base_url}": allowances[name] for name, member in members.items()}
@@ -66,17 +66,17 @@ def shared_keys(ready: Laned, allowances: Mapping[str, Allowance]) -> dict[str, 
 
 def _lane(
     ready: Laned,
-    step: ReadyStep,
+    step: PreparedStep,
     provider: Provider,
     ledger: RunLedger,
     run_id: str,
-    allowances: dict[str, Allowance],
-    of_job: Allowance,
-) -> Lane:
+    allowances: dict[str, ProviderLimiter],
+    of_job: ProviderLimiter,
+) -> Route:
     job, model = ready.job, step.model
     own = allowances.get(provider.name)
     if own is None:
-        own = allowances[provider.name] = Allowance(
+        own = allowances[provider.name] = ProviderLimiter(
             provider.requests_per_minute,
             provider.tokens_per_minute,
             provider.concurrency,
@@ -84,19 +84,19 @@ def _lane(
             job.retry.longest_wait,
         )
     price = member_price(ready, step, provider)
-    return Lane(
+    return Route(
         step=model.name,
         endpoint=step.endpoint,
         provider=provider,
-        allowances=(own, of_job),
+        limiters=(own, of_job),
         price=price,
-        worst=worst_of(price, model.model),
-        leg=ledger.leg(run_id, job.name, model.name, provider.name, model.endpoint, model.model),
-        last=step is ready.steps[-1],
+        max_cost=max_cost_function(price, model.model),
+        route_id=ledger.leg(run_id, job.name, model.name, provider.name, model.endpoint, model.model),
+        is_last_step=step is ready.steps[-1],
     )
 
 
-def step_price(ready: Laned, step: ReadyStep) -> Price | None:
+def step_price(ready: Laned, step: PreparedStep) -> Price | None:
     """What the step's model charges, in a pool at its dearest member; None where a member has no price for it."""
     prices = [member_price(ready, step, member) for member in step.members]
     known = [price for price in prices if price is not None]
@@ -109,7 +109,7 @@ def _dearness(price: Price) -> int:
     return sum(rate or 0 for rate in rates)
 
 
-def member_price(ready: Laned, step: ReadyStep, provider: Provider) -> Price | None:
+def member_price(ready: Laned, step: PreparedStep, provider: Provider) -> Price | None:
     """What the step's model charges at one provider; what runs embedded costs nothing."""
     if provider.name == LOCAL:
         return FREE
@@ -124,7 +124,7 @@ def member_price(ready: Laned, step: ReadyStep, provider: Provider) -> Price | N
     return price if price is None or terms is None else image_price(price, *terms)
 
 
-def worst_of(price: Price | None, model: str) -> Callable[[Request], int | None]:
+def max_cost_function(price: Price | None, model: str) -> Callable[[Request], int | None]:
     """The most that a request of the model can cost: its input counted, or bounded by its bytes where the model's
     tokenizer is not known; its output as bounded."""
     exact = is_exact(model)
@@ -145,8 +145,8 @@ def worst_of(price: Price | None, model: str) -> Callable[[Request], int | None]
     return worst
 
 
-def _easier(step: ReadyStep, ledger: RunLedger) -> Callable[[Lane, str], Awaitable[Lane]]:
-    async def ask_easier(lane: Lane, way: str) -> Lane:
+def _easier(step: PreparedStep, ledger: RunLedger) -> Callable[[Route, str], Awaitable[Route]]:
+    async def ask_easier(lane: Route, way: str) -> Route:
         """The lane that asks in the simpler way, which is remembered for this provider's model."""
         endpoint = step.rebuilt(way)
         await ledger.write_queued(

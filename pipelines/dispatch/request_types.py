@@ -7,37 +7,37 @@ from datetime import datetime, tzinfo
 from typing import Any, Literal, Protocol
 
 from connectors.contracts import Endpoint, MalformedReply, Provider
-from connectors.records import NO_USAGE, OWN_CLASSES, Reply, Request, RowError, Usage, value
+from connectors.records import NO_USAGE, ROW_ERROR_CLASSES, Reply, Request, RowError, Usage, record
 from connectors.transport.client import RequestError
 from connectors.transport.error_replies import request_id, row_error
-from pipelines.dispatch.read_buffer import HEAVY, LARGE, Unread
-from pipelines.ledger.entries import Answer, Noted, Settled
-from pipelines.limits.provider_limiter import Allowance
+from pipelines.dispatch.read_buffer import HEAVY, LARGE, ReadBuffer
+from pipelines.ledger.entries import StoredAnswer, PendingExchange, SettledExchange
+from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.pricing.prices import Price, cost
 
 
 @dataclass(slots=True)
-class Lane:
+class Route:
     """One step on its way to one provider, or to the members of a pool."""
 
     step: str
     endpoint: Endpoint
     provider: Provider
-    allowances: Sequence[Allowance]
+    limiters: Sequence[ProviderLimiter]
     """The provider's own and the job's: both are asked."""
     price: Price | None
-    worst: Callable[[Request], int | None]
+    max_cost: Callable[[Request], int | None]
     """The most that a request can cost, in pico-dollars; None where nothing bounds it."""
-    leg: int
-    last: bool
+    route_id: int
+    is_last_step: bool
     """Whether it is the job's last step: an answer there is a row settled."""
-    output_tokens: float = 200.0
+    mean_output_tokens: float = 200.0
     """What an answer took on average, for the allowance of tokens."""
     pool: "Choice | None" = None
     """Whose members share the work, each with what stands above for itself; None: there is one provider."""
 
     @property
-    def members(self) -> "Sequence[Lane]":
+    def members(self) -> "Sequence[Route]":
         """The providers that are asked: of a pool those that are not left out."""
         return (self,) if self.pool is None else self.pool.present
 
@@ -46,13 +46,13 @@ class Choice(Protocol):
     """A pool's members, each a lane of its own."""
 
     @property
-    def present(self) -> Sequence[Lane]:
+    def present(self) -> Sequence[Route]:
         """Those that are still asked."""
 
-    async def pick(self, avoid: Lane | None) -> Lane | None:
+    async def pick(self, avoid: Route | None) -> Route | None:
         """The one to ask next; None where none is left."""
 
-    def leave_out(self, member: Lane, error: RowError) -> bool:
+    def leave_out(self, member: Route, error: RowError) -> bool:
         """Ask this one nothing more; whether others are left."""
 
 
@@ -62,28 +62,28 @@ class RunLedger(Protocol):
     def next_note(self) -> int:
         """See Ledger, as for all of these."""
 
-    def note(self, noted: Noted, day: tuple[str, int] | None = None) -> Awaitable[bool]: ...
+    def note(self, noted: PendingExchange, day: tuple[str, int] | None = None) -> Awaitable[bool]: ...
 
-    def take_back(self, noted: Noted, day: str | None = None) -> Awaitable[None]: ...
+    def take_back(self, noted: PendingExchange, day: str | None = None) -> Awaitable[None]: ...
 
-    def settle(self, ended: Settled, day: str | None = None) -> asyncio.Future[None]: ...
+    def settle(self, ended: SettledExchange, day: str | None = None) -> asyncio.Future[None]: ...
 
     async def keep(self, fingerprint: bytes, leg: int, request: bytes, reply: bytes) -> None: ...
 
-    def lookup(self, fingerprints: Sequence[bytes]) -> dict[bytes, Answer]: ...
+    def lookup(self, fingerprints: Sequence[bytes]) -> dict[bytes, StoredAnswer]: ...
 
     def leg(self, run_id: str, job: str, step: str, provider: str, endpoint: str, model: str) -> int: ...
 
     async def write_queued(self, sql: str, values: Sequence[Any]) -> None: ...
 
 
-class Sending(Protocol):
+class DispatchControl(Protocol):
     """What a run and those who watch it know of the fan-out: the one of this process, or on Ray that of the workers."""
 
     stopped: str | None
     waiting_for: str | None
     left_running: int
-    observer: "Observer | None"
+    observer: "ExchangeObserver | None"
     failure: Exception | None
 
     def start(self) -> None:
@@ -95,10 +95,10 @@ class Sending(Protocol):
 
     def stop(self, reason: str) -> None: ...
 
-    async def hunger(self) -> None: ...
+    async def wait_for_capacity(self) -> None: ...
 
 
-class Asking(Protocol):
+class RouteInfo(Protocol):
     """Which step asks, and whom: a Lane."""
 
     @property
@@ -130,20 +130,20 @@ class BatchStage:
     """Its class, where the stage failed or was broken off."""
 
 
-class Observer(Protocol):
+class ExchangeObserver(Protocol):
     """Who wants to know of every exchange, such as telemetry."""
 
-    def waited(self, lane: Asking, seconds: float) -> None:
+    def record_wait(self, lane: RouteInfo, seconds: float) -> None:
         """A request has waited so long for its allowances."""
 
-    def settled(self, lane: Asking, ended: Settled) -> None:
+    def record_exchange(self, lane: RouteInfo, ended: SettledExchange) -> None:
         """An exchange is in the ledger."""
 
-    def batch(self, lane: Asking, stage: BatchStage) -> None:
+    def record_batch_stage(self, lane: RouteInfo, stage: BatchStage) -> None:
         """A batch has gone through a stage."""
 
 
-@value
+@record
 class Outcome:
     """How one request ended: the answer that is kept, or why there is none."""
 
@@ -158,15 +158,15 @@ class Outcome:
 
 
 @dataclass(slots=True)
-class Pack:
+class RequestGroup:
     """Requests that are sent in one exchange, and how often that was tried."""
 
-    lane: Lane
+    lane: Route
     requests: tuple[Request, ...]
     attempts: int = 0
     """Exchanges that count against retry.attempts: 429s and probes of a dead provider do not."""
     exchanges: int = 0
-    avoid: Lane | None = None
+    avoid: Route | None = None
     """The member of a pool that failed it last."""
 
 
@@ -174,17 +174,17 @@ class Pack:
 class Exchange:
     """A pack on its way to a provider, and what it holds until it is in the ledger."""
 
-    pack: Pack
-    member: Lane
+    pack: RequestGroup
+    member: Route
     """Who is asked: the pack's lane, of a pool the member that was picked."""
     tokens: int
     """Reserved of the allowances."""
     worst: int | None
     """Pico-dollars set aside in the purse."""
-    taken: list[tuple[Allowance, int]] = field(default_factory=list)
+    taken: list[tuple[ProviderLimiter, int]] = field(default_factory=list)
     """Allowances with their permits."""
     in_flight: bool = False
-    settled: Settled | None = None
+    settled: SettledExchange | None = None
     """How it ended, once its reply is there."""
 
     @property
@@ -195,56 +195,56 @@ class Exchange:
 
 
 @dataclass(slots=True)
-class Wave:
+class Submission:
     """A set of requests that somebody waits for."""
 
-    missing: set[bytes]
-    unread: Unread
+    pending: set[bytes]
+    read_buffer: ReadBuffer
     outcomes: dict[bytes, Outcome] = field(default_factory=dict)
     nbytes: int = 0
     """Of the answers in `outcomes`; they count as unread once it is due."""
-    landed: asyncio.Event = field(default_factory=asyncio.Event)
-    due: asyncio.Event = field(default_factory=asyncio.Event)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it should be read: it has landed, or is heavy."""
-    left: bool = False
+    is_abandoned: bool = False
     """Whether nobody waits for the rest of it."""
 
-    def land(self, mark: bytes, outcome: Outcome) -> None:
+    def resolve(self, mark: bytes, outcome: Outcome) -> None:
         """One outcome more."""
-        if self.left:
+        if self.is_abandoned:
             return
         self.outcomes[mark] = outcome
-        self.missing.discard(mark)
+        self.pending.discard(mark)
         size = 0 if outcome.answer is None else len(outcome.answer)
         self.nbytes += size
-        if self.due.is_set():
-            self.unread.add(size)
-        elif not self.missing or self.nbytes >= HEAVY:
-            self.due.set()
-            self.unread.add(self.nbytes)
-        if not self.missing:
-            self.landed.set()
+        if self.ready.is_set():
+            self.read_buffer.add(size)
+        elif not self.pending or self.nbytes >= HEAVY:
+            self.ready.set()
+            self.read_buffer.add(self.nbytes)
+        if not self.pending:
+            self.done.set()
 
     def end(self) -> None:
         """No more will land."""
-        if not self.due.is_set():
-            self.unread.add(self.nbytes)
-        self.due.set()
-        self.landed.set()
+        if not self.ready.is_set():
+            self.read_buffer.add(self.nbytes)
+        self.ready.set()
+        self.done.set()
 
-    def take(self) -> tuple[dict[bytes, Outcome], int]:
+    def drain(self) -> tuple[dict[bytes, Outcome], int]:
         """What has landed since it was last asked, and its bytes: to be told to `unread` when they have been read."""
-        if not self.due.is_set():
-            self.unread.add(self.nbytes)
+        if not self.ready.is_set():
+            self.read_buffer.add(self.nbytes)
         taken = self.outcomes, self.nbytes
         self.outcomes, self.nbytes = {}, 0
-        if not self.landed.is_set():
-            self.due.clear()
+        if not self.done.is_set():
+            self.ready.clear()
         return taken
 
 
 @dataclass(frozen=True, slots=True)
-class Tries:
+class RetryLimits:
     """How often and how long a request is tried again; seconds."""
 
     attempts: int = 6
@@ -254,7 +254,7 @@ class Tries:
 
 
 @dataclass(frozen=True, slots=True)
-class DayBudget:
+class DailyBudget:
     """The workspace's budget a day, over all jobs."""
 
     limit: int
@@ -267,7 +267,7 @@ class DayBudget:
 
 
 def read_reply(
-    pack: Pack, reply: Reply | None, failure: RequestError | None
+    pack: RequestGroup, reply: Reply | None, failure: RequestError | None
 ) -> tuple[Sequence[bytes | RowError], RowError | None, Usage]:
     """(answers, error of the whole exchange, usage) of what came back."""
     if reply is None:
@@ -285,23 +285,23 @@ def read_reply(
 
 
 def settlement(
-    noted: Noted,
-    pack: Pack,
+    noted: PendingExchange,
+    pack: RequestGroup,
     reply: Reply | None,
     failure: RequestError | None,
     answers: Sequence[bytes | RowError],
     error: RowError | None,
     usage: Usage,
     cost: int | None,
-) -> Settled:
+) -> SettledExchange:
     """How a noted exchange ended, with what is kept of it."""
-    return Settled(
-        noted.note, noted.leg, noted.attempt, noted.keys, noted.fingerprints, noted.started_at,
+    return SettledExchange(
+        noted.exchange_id, noted.route_id, noted.attempt, noted.keys, noted.fingerprints, noted.started_at,
         http_status=None if reply is None else reply.status,
         error_class=None if error is None else error.error_class,
         usage=usage,
         cost=cost,
-        released=noted.worst or 0,
+        reserved=noted.max_cost or 0,
         latency_ms=reply.latency_ms if reply is not None else failure.latency_ms if failure else None,
         first_token_ms=None if reply is None else reply.first_token_ms,
         request_id=None if reply is None else request_id(reply.headers),
@@ -316,11 +316,11 @@ def headed(reply: Reply | None) -> Reply | None:
 
 
 def to_keep(
-    pack: Pack, answers: Sequence[bytes | RowError], error: RowError | None
+    pack: RequestGroup, answers: Sequence[bytes | RowError], error: RowError | None
 ) -> tuple[tuple[bytes, bytes, bytes | None, RowError | None], ...]:
     """(fingerprint, request, reply, error of the row's own) of what the ledger keeps for good."""
     if error is not None:
-        alone = len(pack.requests) == 1 and error.error_class in OWN_CLASSES
+        alone = len(pack.requests) == 1 and error.error_class in ROW_ERROR_CLASSES
         return ((pack.requests[0].fingerprint, pack.requests[0].body, None, error),) if alone else ()
     return tuple(
         (request.fingerprint, request.body, None, answer)
@@ -331,7 +331,7 @@ def to_keep(
 
 
 def paid(
-    lane: Lane,
+    lane: Route,
     reply: Reply | None,
     failure: RequestError | None,
     error: RowError | None,

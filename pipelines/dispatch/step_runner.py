@@ -15,16 +15,16 @@ from pipelines.config.sql_predicate import Predicate
 from pipelines.dispatch.dispatcher import FanOut
 from pipelines.dispatch.media_files import with_media, write_files
 from pipelines.dispatch.read_buffer import LARGE
-from pipelines.dispatch.request_types import Lane, Wave
-from pipelines.ledger.entries import Answer
+from pipelines.dispatch.request_types import Route, Submission
+from pipelines.ledger.entries import StoredAnswer
 from pipelines.ledger.ledger import now_us
 
-Wanted = dict[bytes, tuple[Request, list[int]]]
+RequestsByFingerprint = dict[bytes, tuple[Request, list[int]]]
 """By fingerprint the requests of a chunk, each with the rows that it answers for."""
 
 
 @dataclass(slots=True)
-class Failure:
+class RowFailure:
     """A row that failed, for the errors table."""
 
     row: int
@@ -36,13 +36,13 @@ class Failure:
 
 
 @dataclass(slots=True)
-class Landing:
+class StepResults:
     """What became of a chunk's rows in one step."""
 
     values: list[Values | None]
     answers: list[bytes | None]
     done: list[bool]
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[RowFailure] = field(default_factory=list)
 
     def arrived(self) -> list[int]:
         """The rows that have done the step."""
@@ -51,10 +51,10 @@ class Landing:
 
 
 @dataclass(slots=True)
-class Reading:
+class FollowUps:
     """What is still to be asked after a wave was read, a part of it at a time."""
 
-    further: Wanted = field(default_factory=dict)
+    further: RequestsByFingerprint = field(default_factory=dict)
     easier: dict[str, list[int]] = field(default_factory=dict)
     """Rows to be asked in a simpler way."""
 
@@ -80,12 +80,12 @@ SPLIT_AFTER = 1.0
 
 
 @dataclass(slots=True)
-class Step:
+class RunStep:
     """One step of the job, ready to be travelled."""
 
-    lane: Lane
+    lane: Route
     when: Predicate | None
-    ask_easier: Callable[[Lane, str], Awaitable[Lane]]
+    ask_easier: Callable[[Route, str], Awaitable[Route]]
     """Makes (and remembers) the lane that asks for typed output in a simpler way."""
     way_known: bool = True
     """False: one row goes ahead and finds out how the provider takes typed output, before all others are refused."""
@@ -108,7 +108,7 @@ class Chunk:
     """What a row took when it set out."""
     setting_out: bool = False
     """Whether its first requests are yet to be queued."""
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[RowFailure] = field(default_factory=list)
     """Their `row` counts in `failed`."""
     failed: list[pa.Table] = field(default_factory=list)
 
@@ -126,18 +126,18 @@ class Chunk:
         )
 
 
-class Travel:
+class StepRunner:
     """Takes chunks through the steps; finished ones go to `finished`."""
 
     def __init__(
         self,
-        steps: Sequence[Step],
+        steps: Sequence[RunStep],
         fanout: FanOut,
         run_id: str,
         finished: Callable[[Chunk], None],
         retrying: bool,
         media: MediaReader,
-        keep: Callable[[Lane, Request, bytes], Awaitable[None]],
+        keep: Callable[[Route, Request, bytes], Awaitable[None]],
         files: Path,
     ) -> None:
         """`retrying`: kept answers that made their row fail are asked again. `keep`: puts an answer in the ledger in
@@ -155,21 +155,21 @@ class Travel:
         self._under_way: set[asyncio.Task[None]] = set()
         self.open_rows = 0
         self.open_bytes = 0
-        self.looking = 0
+        self.rendering = 0
         """Chunks that have set out and whose first requests are not queued yet."""
         self.failure: BaseException | None = None
-        self.moved = asyncio.Event()
+        self.progressed = asyncio.Event()
         """Set whenever rows have left."""
 
-    def start(self, chunk: Chunk) -> None:
+    def submit(self, chunk: Chunk) -> None:
         """Send a chunk on its way."""
         chunk.row_bytes = chunk.table.nbytes // max(1, len(chunk.keys))
         self._count(chunk, len(chunk.keys))
-        self.looking += 1
+        self.rendering += 1
         chunk.setting_out = True
         self._spawn(chunk)
 
-    async def arrive(self) -> None:
+    async def join(self) -> None:
         """Wait until every chunk has arrived."""
         while self._under_way:
             await asyncio.wait(set(self._under_way))
@@ -181,8 +181,8 @@ class Travel:
     def _has_set_out(self, chunk: Chunk) -> None:
         if chunk.setting_out:
             chunk.setting_out = False
-            self.looking -= 1
-            self.moved.set()
+            self.rendering -= 1
+            self.progressed.set()
 
     def _spawn(self, chunk: Chunk) -> None:
         task = asyncio.create_task(self._go(chunk))
@@ -191,7 +191,7 @@ class Travel:
 
     def _arrived(self, task: "asyncio.Task[None]") -> None:
         self._under_way.discard(task)
-        self.moved.set()
+        self.progressed.set()
         if not task.cancelled() and (failure := task.exception()) is not None:
             self.failure = self.failure or failure
             self._fanout.stop(f"{type(failure).__name__}: {failure}")
@@ -202,7 +202,7 @@ class Travel:
         self._count(chunk, -len(chunk.keys))
         self._finished(chunk)
 
-    async def _one_step(self, chunk: Chunk, step: Step) -> Chunk:
+    async def _one_step(self, chunk: Chunk, step: RunStep) -> Chunk:
         if step.way_known:
             return await self._taken(chunk, step)
         async with step.finding:
@@ -219,7 +219,7 @@ class Travel:
                 return landed
         return await self._taken(chunk, step)
 
-    async def _taken(self, chunk: Chunk, step: Step) -> Chunk:
+    async def _taken(self, chunk: Chunk, step: RunStep) -> Chunk:
         """The rows that have done the step."""
         landing = await self._land(chunk, step)
         self._has_set_out(chunk)
@@ -234,7 +234,7 @@ class Travel:
         self._count(chunk, len(done) - len(chunk.keys))
         return onward
 
-    def _onward(self, chunk: Chunk, step: Step, landing: Landing, done: list[int]) -> Chunk:
+    def _onward(self, chunk: Chunk, step: RunStep, landing: StepResults, done: list[int]) -> Chunk:
         onward = chunk.take(done)
         kept = [landing.values[row] for row in done]
         for column, array in zip(step.lane.endpoint.fields, step.lane.endpoint.arrays(kept), strict=True):
@@ -244,7 +244,7 @@ class Travel:
         onward.step += 1
         return onward
 
-    def _send_ahead(self, chunk: Chunk, step: Step, landing: Landing) -> None:
+    def _send_ahead(self, chunk: Chunk, step: RunStep, landing: StepResults) -> None:
         """Let rows that have done the step go on without the others of their chunk."""
         if done := landing.arrived():
             # With the chunk they are counted out.
@@ -253,10 +253,10 @@ class Travel:
         for row in done:
             landing.values[row], landing.done[row] = None, False
 
-    async def _land(self, chunk: Chunk, step: Step) -> Landing:
+    async def _land(self, chunk: Chunk, step: RunStep) -> StepResults:
         """Ask for all rows of the chunk; rows that dawdle go on as a chunk of their own, rows never sent are left."""
         count = len(chunk.keys)
-        landing = Landing([None] * count, [None] * count, [False] * count)
+        landing = StepResults([None] * count, [None] * count, [False] * count)
         # As it is now: another chunk may make the step go over to a simpler way while these requests are under way.
         asked = replace(step)
         wanted = await self._rendered(chunk, asked, landing)
@@ -264,13 +264,13 @@ class Travel:
             wave = await self._fanout.submit(asked.lane, [request for request, _ in wanted.values()], self._usable(asked))
             self._has_set_out(chunk)
             # As it is now: the lane changes with what is asked further.
-            lane, reading = asked.lane, Reading()
+            lane, reading = asked.lane, FollowUps()
             while await self._dawdle(wave, any(landing.done)):
                 await self._read(chunk, lane, wanted, wave, landing, reading)
                 self._send_ahead(chunk, step, landing)
-            wave.left = True
-            if wave.missing and self._fanout.stopped is None:
-                late = sorted(row for mark in wave.missing for row in wanted[mark][1])
+            wave.is_abandoned = True
+            if wave.pending and self._fanout.stopped is None:
+                late = sorted(row for mark in wave.pending for row in wanted[mark][1])
                 for row in late:
                     chunk.asked[row] = True
                 self._count(chunk, len(late))
@@ -279,11 +279,11 @@ class Travel:
             wanted = await self._further(chunk, step, asked, reading)
         return landing
 
-    async def _rendered(self, chunk: Chunk, step: Step, landing: Landing) -> Wanted:
+    async def _rendered(self, chunk: Chunk, step: RunStep, landing: StepResults) -> RequestsByFingerprint:
         endpoint = step.lane.endpoint
         places = range(len(chunk.keys))
         passes, broken = ([True] * len(places), {}) if step.when is None else step.when.tried(chunk.table)
-        given: Sequence[Row] = chunk.table.select(sorted(endpoint.uses)).to_pylist()
+        given: Sequence[Row] = chunk.table.select(sorted(endpoint.input_columns)).to_pylist()
         rows: dict[int, Row | RowError] = dict(enumerate(given))
         passing = [place for place in places if passes[place]]
         for left_out in set(places).difference(passing, broken):
@@ -292,12 +292,12 @@ class Travel:
         if endpoint.media:
             rows |= await with_media(self._media, given, endpoint.media, passing)
         rows |= broken
-        wanted: Wanted = {}
+        wanted: RequestsByFingerprint = {}
         for place in sorted([*passing, *broken]):
             key, row = chunk.keys[place], rows[place]
             request = row if isinstance(row, RowError) else endpoint.request(row, key)
             if isinstance(request, RowError):
-                landing.failures.append(Failure(place, step.lane.step, request, 0, self._run_id, now_us()))
+                landing.failures.append(RowFailure(place, step.lane.step, request, 0, self._run_id, now_us()))
                 self._fanout.passed(step.lane.step, 1, failed=True)
                 continue
             same = wanted.get(request.fingerprint)
@@ -309,43 +309,43 @@ class Travel:
                 wanted[request.fingerprint] = (replace(same[0], keys=(*same[0].keys, key)), same[1])
         return wanted
 
-    def _usable(self, step: Step) -> Callable[[Answer], bool]:
+    def _usable(self, step: RunStep) -> Callable[[StoredAnswer], bool]:
         endpoint = step.lane.endpoint
 
-        def made_a_result(answer: Answer) -> bool:
+        def made_a_result(answer: StoredAnswer) -> bool:
             if answer.reply is None:
                 return False
             # One whose links were not fetched has failed: they may be dead by now.
-            return not endpoint.links(answer.reply) and not isinstance(endpoint.values(answer.reply), RowError)
+            return not endpoint.expiring_urls(answer.reply) and not isinstance(endpoint.values(answer.reply), RowError)
 
         return made_a_result if self._retrying else lambda answer: True
 
-    async def _dawdle(self, wave: Wave, others: bool) -> bool:
+    async def _dawdle(self, wave: Submission, others: bool) -> bool:
         """Wait for the wave; no longer for its last few, or for all of it where other rows could go on (`others`), when
         the senders would run dry. True: what has landed is to be read, then the rest is waited for."""
-        size = len(wave.missing)
-        while not wave.landed.is_set():
-            if wave.due.is_set():
+        size = len(wave.pending)
+        while not wave.done.is_set():
+            if wave.ready.is_set():
                 return True
             try:
-                await asyncio.wait_for(wave.due.wait(), SPLIT_AFTER)
+                await asyncio.wait_for(wave.ready.wait(), SPLIT_AFTER)
             except TimeoutError:
-                if self._fanout.hungry and wave.missing and (others or len(wave.missing) < size):
+                if self._fanout.hungry and wave.pending and (others or len(wave.pending) < size):
                     return False
         return False
 
     async def _read(
         self,
         chunk: Chunk,
-        lane: Lane,
-        wanted: Wanted,
-        wave: Wave,
-        landing: Landing,
-        reading: Reading,
+        lane: Route,
+        wanted: RequestsByFingerprint,
+        wave: Submission,
+        landing: StepResults,
+        reading: FollowUps,
     ) -> None:
         """Typed values from what has landed. `lane`: as it was when the requests were made."""
         endpoint = lane.endpoint
-        outcomes, nbytes = wave.take()
+        outcomes, nbytes = wave.drain()
         for mark in list(outcomes):
             outcome = outcomes.pop(mark)
             request, rows = wanted[mark]
@@ -371,17 +371,17 @@ class Travel:
                     continue
             assert problem is not None
             self._release(request)
-            if (way := endpoint.easier(problem)) is not None:
+            if (way := endpoint.fallback_mode(problem)) is not None:
                 reading.easier.setdefault(way, []).extend(rows)
                 continue
             if outcome.answer is not None and outcome.sent:
-                self._fanout.settled(0 if lane.last else len(rows), failed=len(rows))
+                self._fanout.settled(0 if lane.is_last_step else len(rows), failed=len(rows))
             landing.failures.extend(
-                Failure(row, lane.step, problem, outcome.attempts, outcome.run_id, outcome.at) for row in rows
+                RowFailure(row, lane.step, problem, outcome.attempts, outcome.run_id, outcome.at) for row in rows
             )
-        self._fanout.unread.free(nbytes)
+        self._fanout.read_buffer.free(nbytes)
 
-    async def _further(self, chunk: Chunk, step: Step, asked: Step, reading: Reading) -> Wanted:
+    async def _further(self, chunk: Chunk, step: RunStep, asked: RunStep, reading: FollowUps) -> RequestsByFingerprint:
         """What is to be asked next. `asked`: the step as it was; its lane becomes that of what comes back."""
         lane, further = asked.lane, reading.further
         for way, unsorted in reading.easier.items():
@@ -390,7 +390,7 @@ class Travel:
                 if step.lane is lane:
                     step.lane = await step.ask_easier(lane, way)
             asked.lane = step.lane
-            again = await self._rendered(chunk.take(rows), replace(asked, when=None), Landing([], [], []))
+            again = await self._rendered(chunk.take(rows), replace(asked, when=None), StepResults([], [], []))
             for mark, (request, places) in again.items():
                 further[mark] = (request, [rows[place] for place in places])
         return further
@@ -399,9 +399,9 @@ class Travel:
         for media in request.media:
             self._media.release(media)
 
-    async def _fetched(self, lane: Lane, request: Request, answer: bytes) -> bytes | RowError:
+    async def _fetched(self, lane: Route, request: Request, answer: bytes) -> bytes | RowError:
         """The answer with the contents of its links, which expire, kept from now on; it is paid for already."""
-        links = lane.endpoint.links(answer)
+        links = lane.endpoint.expiring_urls(answer)
         if not links:
             return answer
         try:
@@ -413,7 +413,7 @@ class Travel:
         return whole
 
 
-def _first_asked(chunk: Chunk, step: Step) -> int | None:
+def _first_asked(chunk: Chunk, step: RunStep) -> int | None:
     """The first row that the step's `when` lets through."""
     if step.when is None:
         return 0

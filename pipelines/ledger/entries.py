@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from connectors.records import NO_USAGE, RowError, Usage, value
+from connectors.records import NO_USAGE, RowError, Usage, record
 
-Kept = tuple[bytes, bytes, bytes | None, RowError | None]
+AnswerRecord = tuple[bytes, bytes, bytes | None, RowError | None]
 """(fingerprint, request as sent, reply, error of the row's own) of an answer that is to be kept."""
 
 
-@value
-class Answer:
+@record
+class StoredAnswer:
     """What the ledger keeps of a settled request: the reply, or why the row itself is at fault."""
 
     reply: bytes | None
@@ -20,12 +20,12 @@ class Answer:
     request: bytes | None = None
 
 
-@value
-class Settled:
+@record
+class SettledExchange:
     """How an exchange ended: one row of the usage table, and the answers it brought."""
 
-    note: int
-    leg: int
+    exchange_id: int
+    route_id: int
     attempt: int
     keys: bytes
     """JSON list of the rows' keys as text."""
@@ -37,33 +37,33 @@ class Settled:
     usage: Usage = NO_USAGE
     cost: int | None = None
     """Pico-dollars; None where no price is known."""
-    released: int = 0
+    reserved: int = 0
     """Pico-dollars that were reserved for it in the day's budget."""
     latency_ms: float | None = None
     first_token_ms: float | None = None
     request_id: str | None = None
     message: str | None = None
-    answers: Sequence[Kept] = ()
+    answers: Sequence[AnswerRecord] = ()
 
 
-@value
-class Noted:
+@record
+class PendingExchange:
     """An exchange that is about to be sent: how it ends is to be told under its number."""
 
-    note: int
-    leg: int
+    exchange_id: int
+    route_id: int
     attempt: int
     keys: bytes
     """As those of Settled."""
     fingerprints: bytes
     started_at: int
-    worst: int | None
+    max_cost: int | None
     """Pico-dollars set aside for it."""
 
-    def unknown(self) -> Settled:
+    def as_unknown(self) -> SettledExchange:
         """It was sent, and what came of it will never be seen: it counts at its worst case."""
-        return Settled(
-            self.note, self.leg, self.attempt, self.keys, self.fingerprints, self.started_at,
-            error_class="unknown", cost=self.worst, released=self.worst or 0,
+        return SettledExchange(
+            self.exchange_id, self.route_id, self.attempt, self.keys, self.fingerprints, self.started_at,
+            error_class="unknown", cost=self.max_cost, reserved=self.max_cost or 0,
             message="sent, but the run ended before its outcome was seen",
         )  # fmt: skip

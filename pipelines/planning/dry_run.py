@@ -18,7 +18,7 @@ from pipelines.dispatch.step_runner import CHUNK_ROWS
 from pipelines.ledger.ledger import Ledger
 from pipelines.planning.answer_estimates import Likely, likely, stand_ins
 from pipelines.planning.cost_estimates import Bill, Passes, Rates
-from pipelines.preparation.prepared_job import ReadyJob, ReadyStep, media_reader
+from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, media_reader
 
 WHOLE_ROWS = 20_000
 """So many rows are all looked at; of more, about as many, spread over the whole."""
@@ -38,7 +38,7 @@ _UNSEEN = {
 class Reckoned:
     """What one step came to, over the rows that were looked at."""
 
-    step: ReadyStep
+    step: PreparedStep
     likely: Likely
     bill: Bill
     requests: int = 0
@@ -70,7 +70,7 @@ class Looked:
     examples: list[tuple[str, Request]] = field(default_factory=list)
 
 
-async def look(ready: ReadyJob, ledger: Ledger, asked: int) -> Looked:
+async def look(ready: PreparedJob, ledger: Ledger, asked: int) -> Looked:
     """Reckon on the rows that a run would ask: on all, or on a part of them spread over the whole."""
     steps = [Reckoned(step, likely(ledger, ready.job.name, step), Bill(Rates.of(ready, step))) for step in ready.steps]
     looked = Looked(steps)
@@ -84,7 +84,7 @@ async def look(ready: ReadyJob, ledger: Ledger, asked: int) -> Looked:
     return looked
 
 
-async def _chunks(ready: ReadyJob, asked: int) -> Any:
+async def _chunks(ready: PreparedJob, asked: int) -> Any:
     every = max(1, -(-asked // WHOLE_ROWS))
     until = time.monotonic() + LONGEST
     batches: Iterator[pa.RecordBatch] = ready.selection.batches(CHUNK_ROWS, frozenset())
@@ -99,7 +99,7 @@ async def _chunks(ready: ReadyJob, asked: int) -> Any:
 class _Chunk:
     """Some rows on their way through the steps."""
 
-    def __init__(self, ready: ReadyJob, ledger: Ledger, media: MediaReader, looked: Looked, table: pa.Table) -> None:
+    def __init__(self, ready: PreparedJob, ledger: Ledger, media: MediaReader, looked: Looked, table: pa.Table) -> None:
         self._ready = ready
         self._ledger = ledger
         self._media = media
@@ -118,7 +118,7 @@ class _Chunk:
             await self._step(reckoned, looked.rows)
             later = self._ready.steps[place + 1 :]
             wanted = {
-                name for step in later for name in step.endpoint.uses | (step.when.columns if step.when else set())
+                name for step in later for name in step.endpoint.input_columns | (step.when.columns if step.when else set())
             }
             self._table = self._table.drop_columns(
                 [name for name in self._table.column_names if name not in wanted and not name.startswith("_")]
@@ -128,7 +128,7 @@ class _Chunk:
     async def _step(self, reckoned: Reckoned, before: int) -> None:
         step = reckoned.step
         wanted = self._wanted(step, reckoned)
-        rows: Sequence[Row | RowError] = self._table.select(sorted(step.endpoint.uses)).to_pylist()
+        rows: Sequence[Row | RowError] = self._table.select(sorted(step.endpoint.input_columns)).to_pylist()
         if step.endpoint.media:
             rows = await self._with_media(step.endpoint.media, rows, list(wanted), reckoned)
         requests: dict[int, Request] = {}
@@ -140,7 +140,7 @@ class _Chunk:
             elif passes is Passes.YES:
                 reckoned.unaskable += 1
                 self._alive[place] = False
-        guessed = {place for place in requests if self._open[place] & step.endpoint.uses}
+        guessed = {place for place in requests if self._open[place] & step.endpoint.input_columns}
         answers = self._answered(requests, guessed, reckoned)
         unknown = set(requests).difference(answers)
         fresh: list[Request] = []
@@ -159,11 +159,11 @@ class _Chunk:
                 reckoned.body_bytes += len(made.body)
         reckoned.asked += len(fresh)
         reckoned.guessed += len(guessed & unknown)
-        reckoned.requests += sum(1 for _ in step.endpoint.packs([made for made in fresh if not made.parts]))
+        reckoned.requests += sum(1 for _ in step.endpoint.group_requests([made for made in fresh if not made.parts]))
         reckoned.requests += sum(len(made.parts) for made in fresh)
         self._fill(reckoned, before, answers, {place: wanted[place] for place in unknown})
 
-    def _wanted(self, step: ReadyStep, reckoned: Reckoned) -> dict[int, Passes]:
+    def _wanted(self, step: PreparedStep, reckoned: Reckoned) -> dict[int, Passes]:
         """Whether each row passes the step's `when`, without those that are known not to."""
         alive = [place for place, is_alive in enumerate(self._alive) if is_alive]
         if step.when is None:

@@ -9,226 +9,251 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from connectors.contracts import Endpoint, Provider, Sink, SourceFacts, StepFacts, TableShape
+from connectors.contracts import Endpoint, Provider, Sink, SourceContext, StepContext, TableShape
 from connectors.errors import DataError, JobError
 from connectors.media.media_reader import MediaReader
-from connectors.registry import StepKind
+from connectors.registry import StepConfig
 from connectors.tables.schemas import errors_schema, results_schema
 from pipelines.config.batch_rules import check_batched
-from pipelines.config.job import Job, LoadedJob
+from pipelines.config.job import Job
+from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.job_graph import sinks_of_jobs
 from pipelines.config.sql_predicate import Predicate
 from pipelines.config.workspace import LOCAL, Workspace, as_one
 from pipelines.ledger.ledger import Ledger
-from pipelines.preparation.row_selection import Selection, select
-from pipelines.preparation.source_reader import Reader
+from pipelines.preparation.row_selection import RowSelection, select_rows
+from pipelines.preparation.source_reader import SourceReader
 from pipelines.runtime.scratch_dir import scratch_folder
 
 
 @dataclass(frozen=True, slots=True)
-class ReadyStep:
-    """One step with what it needs, checked against the columns before it."""
+class PreparedStep:
+    """One step, checked against the columns before it."""
 
-    model: StepKind
+    model: StepConfig
     provider: Provider
-    """Of a pool: its name, with the limits of its members together."""
+    """A pool appears as one provider with its name and the sum of its members' limits."""
     members: Sequence[Provider]
-    """Who is asked: the provider itself, or the members of the pool."""
+    """The providers that get requests: the provider itself, or the members of the pool."""
     endpoint: Endpoint
-    facts: StepFacts
+    context: StepContext
     when: Predicate | None
 
     @property
-    def pooled(self) -> bool:
+    def is_pooled(self) -> bool:
         return self.members[0] is not self.provider
 
     def rebuilt(self, structured: str) -> Endpoint:
         """The endpoint, asking for typed output in another way."""
-        return self.model.build(replace(self.facts, structured=structured))
+        return self.model.build(replace(self.facts, structured_mode=structured))
 
 
 @dataclass(frozen=True, slots=True)
-class ReadyJob:
-    """Everything that a run, a plan or a look at the job needs."""
+class Inputs:
+    """What a job is assembled from: everything but the source's types and what the ledger has learned."""
 
     loaded: LoadedJob
-    workspace: Workspace
-    reader: Reader
-    selection: Selection
-    steps: Sequence[ReadyStep]
+    providers: Mapping[str, Sequence[Provider]]
+    """Name in a step -> the providers that get its requests."""
+    scratch: Path
+    exact_tokens: bool
+    closing: contextlib.ExitStack
+    """Closes the DuckDB connections of predicates."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedJob:
+    """Everything that a run, a plan or a report needs of a job."""
+
+    inputs: Inputs
+    reader: SourceReader
+    selection: RowSelection
+    steps: Sequence[PreparedStep]
     shape: TableShape
     sink: Sink
-    scratch: Path
-    """A folder for the time of the run."""
-    sink_name: str
-    """The sink as the job file writes it: under this name the ledger keeps its commits."""
+
+    @property
+    def loaded(self) -> LoadedJob:
+        return self.inputs.loaded
 
     @property
     def job(self) -> Job:
-        return self.loaded.job
+        return self.inputs.loaded.job
 
     @property
-    def limited(self) -> bool:
-        """Whether only some of the source's rows are looked at."""
+    def workspace(self) -> Workspace:
+        return self.inputs.loaded.workspace
+
+    @property
+    def scratch(self) -> Path:
+        """A folder that is removed after the run."""
+        return self.inputs.scratch
+
+    @property
+    def sink_name(self) -> str:
+        """The sink as the job file writes it; the ledger records commits under this name."""
+        return self.job.sink.identity
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether `limit` leaves out rows of the source."""
         return self.job.source.limit is not None
 
     @property
-    def removing(self) -> bool:
+    def is_removing(self) -> bool:
         """Whether rows that have left the source leave the sink."""
-        return self.job.sink.deleted == "remove" and not self.limited
+        return self.job.sink.deleted == "remove" and not self.is_limited
 
 
 @contextlib.contextmanager
-def prepared(
+def prepare_job(
     loaded: LoadedJob,
-    workspace: Workspace,
     ledger: Ledger | None = None,
     local_url: str | None = None,
-    jobs: Mapping[str, Sink | None] | None = None,
     exact_tokens: bool = False,
-    types_of: Callable[[ReadyJob], Mapping[str, str]] = lambda ready: {},
-    guessed_anew: bool = False,
-) -> Iterator[ReadyJob]:
-    """The job, checked as a whole before anything is sent; JobError or DataError where something does not fit.
+    sink_types: Callable[[PreparedJob], Mapping[str, str]] = lambda ready: {},
+    reinfer_types: bool = False,
+) -> Iterator[PreparedJob]:
+    """Open the source, settle its types, build steps and sink, and select rows; nothing is sent.
 
-    `ledger` tells how each provider's model was found to take typed output. `local_url`: where the embedded provider
-    listens. `jobs`: name of another job -> its sink, for a `job:` source; None: they are looked for.
-    `exact_tokens`: requests are counted by the model's tokenizer although no limit or budget asks for that.
-    `types_of`: SQL types that columns of the source should rather have, as far as their values leave that open; with
-    `guessed_anew` only those without any value.
+    Args:
+        ledger: knows structured-output modes and embedding dimensions of earlier runs.
+        local_url: address of the embedded provider, if a step uses it.
+        exact_tokens: count tokens with the model's tokenizer even if no limit or budget needs it.
+        sink_types: column -> SQL type in the sink; the source takes these types as far as its values allow.
+        reinfer_types: take them only for columns without any value.
+
+    Raises:
+        JobError: the job file does not fit its source, workspace or sink.
+        DataError: the source cannot be read.
     """
-    with _prepared(loaded, workspace, ledger, local_url, jobs, exact_tokens, {}, True) as ready:
-        known = types_of(ready)
-        if not known:
-            yield ready
-            return
-    with _prepared(loaded, workspace, ledger, local_url, jobs, exact_tokens, known, guessed_anew) as ready:
+    check_batched(loaded, loaded.workspace)
+    with scratch_folder(loaded.workspace.state) as scratch, contextlib.ExitStack() as closing:
+        with with_location(loaded):
+            reader = closing.enter_context(_open_source(loaded, scratch, {}, {}))
+        # Of two steps that name an unknown provider the first is reported.
+        providers = {step.provider: _members(loaded, step, local_url) for step in reversed(loaded.job.steps)}
+        inputs = Inputs(loaded, providers, scratch, exact_tokens, closing)
+        ready = _assemble(inputs, reader, ledger)
+        if types := sink_types(ready):
+            reader.close()
+            with with_location(loaded):
+                reader = closing.enter_context(_open_source(loaded, scratch, {} if reinfer_types else types, types))
+            ready = _assemble(inputs, reader, ledger)
         yield ready
 
 
-@contextlib.contextmanager
-def _prepared(
-    loaded: LoadedJob,
-    workspace: Workspace,
-    ledger: Ledger | None,
-    local_url: str | None,
-    jobs: Mapping[str, Sink | None] | None,
-    exact_tokens: bool,
-    known: Mapping[str, str],
-    guessed_anew: bool,
-) -> Iterator[ReadyJob]:
-    """The same. `known`: what `types_of` tells."""
-    job = loaded.job
-    check_batched(loaded, workspace)
-    with scratch_folder(workspace.state) as scratch:
-        if jobs is None:
-            jobs = sinks_of_jobs(loaded, workspace) if loaded.job.reads_job is not None else {}
-        facts = SourceFacts(
-            workspace.folder,
-            workspace.roots,
-            scratch,
-            jobs,
-            {} if guessed_anew else known,
-            workspace.state / "columns" / f"{job.name}.json",
-        )
-        with placed(loaded):
-            reader = Reader(job.source, facts, known)
-        with reader, contextlib.ExitStack() as closing:
-            members = {
-                step.provider: _members(workspace, loaded, step, local_url)
-                for step in reversed(job.steps)  # Of two steps that name a wrong one the first is told.
-            }
-            steps = ready_steps(
-                loaded,
-                workspace,
-                reader.schema,
-                members,
-                lambda *asked: _known_way(ledger, *asked),
-                exact_tokens,
-                lambda *asked: _known_size(ledger, *asked),
-            )
-            for step in steps:
-                if step.when is not None:
-                    closing.callback(step.when.close)
-            made = [field for step in steps for field in step.endpoint.fields]
-            used = _used(steps).intersection(reader.schema.names)
-            files = {name for step in steps for name in step.endpoint.media}.intersection(reader.schema.names)
-            with placed(loaded):
-                selection = select(
-                    reader, used, job.sink.columns, _digest(steps), files, appending=job.sink.write == "append"
-                )
-            key, carried = list(selection.key_schema), list(selection.carried_schema)
-            # What a template reads travels along with the outputs.
-            _check_names(loaded, steps, [*(field.name for field in (*key, *carried)), *used])
-            shape = TableShape(
-                key=tuple(field.name for field in key),
-                results=results_schema(key, carried, made),
-                errors=errors_schema(key),
-                write=job.sink.write,
-                outputs=tuple(field.name for field in made),
-            )
-            with placed(loaded):
-                sink = job.sink.open(shape, workspace.folder, job.retry.longest_hold)
-            yield ReadyJob(loaded, workspace, reader, selection, steps, shape, sink, scratch, job.sink.identity)
+def with_learned_facts(ready: PreparedJob, ledger: Ledger) -> PreparedJob:
+    """Assemble the job again after the ledger has learned embedding dimensions; the source stays open."""
+    return _assemble(ready.inputs, ready.reader, ledger)
 
 
-def ready_steps(
+def _open_source(
+    loaded: LoadedJob, scratch: Path, value_types: Mapping[str, str], null_types: Mapping[str, str]
+) -> SourceReader:
+    """`value_types`: types of the sink for values that several types fit; `null_types`: for columns without values."""
+    workspace, job = loaded.workspace, loaded.job
+    jobs = sinks_of_jobs(loaded) if job.reads_job is not None else {}
+    columns_file = workspace.state / "columns" / f"{job.name}.json"
+    context = SourceContext(workspace.folder, workspace.roots, scratch, jobs, value_types, columns_file)
+    return SourceReader(job.source, context, null_types)
+
+
+def _assemble(inputs: Inputs, reader: SourceReader, ledger: Ledger | None) -> PreparedJob:
+    """Build steps, row selection, table shape and sink over the columns of an open source."""
+    loaded, job = inputs.loaded, inputs.loaded.job
+    steps = prepare_steps(
+        loaded,
+        reader.schema,
+        inputs.providers,
+        lambda provider, model: _structured_mode(ledger, provider, model),
+        inputs.exact_tokens,
+        lambda provider, model: _embedding_dimensions(ledger, provider, model),
+    )
+    for step in steps:
+        if step.when is not None:
+            inputs.closing.callback(step.when.close)
+    outputs = [field for step in steps for field in step.endpoint.fields]
+    used = _used_columns(steps).intersection(reader.schema.names)
+    files = {name for step in steps for name in step.endpoint.media}.intersection(reader.schema.names)
+    with with_location(loaded):
+        is_appending = job.sink.write == "append"
+        selection = select_rows(reader, used, job.sink.columns, _config_digest(steps), files, is_appending)
+    key, carried = list(selection.key_schema), list(selection.carried_schema)
+    # Columns that a template reads share one row with the outputs.
+    _check_names(loaded, steps, [*(field.name for field in (*key, *carried)), *used])
+    shape = TableShape(
+        key=tuple(field.name for field in key),
+        results=results_schema(key, carried, outputs),
+        errors=errors_schema(key),
+        write=job.sink.write,
+        outputs=tuple(field.name for field in outputs),
+    )
+    with with_location(loaded):
+        sink = job.sink.open(shape, loaded.workspace.folder, job.retry.longest_hold)
+    return PreparedJob(inputs, reader, selection, steps, shape, sink)
+
+
+def prepare_steps(
     loaded: LoadedJob,
-    workspace: Workspace,
     source: pa.Schema,
     providers: Mapping[str, Sequence[Provider]],
-    known_way: Callable[[Provider, str], str | None],
+    structured_mode: Callable[[Provider, str], str | None],
     exact_tokens: bool,
-    known_size: Callable[[Provider, str], int | None] = lambda provider, model: None,
-) -> Sequence[ReadyStep]:
-    """The steps over the columns of the source. `providers`: what a step names -> who is asked. `known_way`: how a
-    provider's model was found to take typed output; `known_size`: how long its vectors were found to be."""
+    embedding_dimensions: Callable[[Provider, str], int | None] = lambda provider, model: None,
+) -> Sequence[PreparedStep]:
+    """Build the steps over the columns of the source.
+
+    `providers`: name in a step -> the providers that get its requests. `structured_mode` and `embedding_dimensions`:
+    what is known of a provider's model.
+    """
+    workspace = loaded.workspace
     columns: dict[str, pa.DataType] = {field.name: field.type for field in source}
-    ready: list[ReadyStep] = []
+    ready: list[PreparedStep] = []
     for step in loaded.job.steps:
         members = providers[step.provider]
         provider = as_one(step.provider, members) if step.provider in workspace.pools else members[0]
-        facts = StepFacts(
+        facts = StepContext(
             provider_tag=provider.tag,
             columns=dict(columns),
             workspace=workspace.folder,
             roots=workspace.roots,
             hosts=workspace.hosts,
-            structured=known_way(provider, step.model),
-            vector_size=known_size(provider, step.model),
-            exact_tokens=exact_tokens or _counting(loaded.job, workspace, members),
+            structured_mode=structured_mode(provider, step.model),
+            embedding_dimensions=embedding_dimensions(provider, step.model),
+            has_exact_tokens=exact_tokens or _needs_token_counts(loaded.job, workspace, members),
             files_prefix=loaded.job.sink.files_prefix,
         )
-        with placed(loaded):
+        with with_location(loaded):
             endpoint = step.build(facts)
             where = f"steps.{step.name}.when"
             when = None if step.when is None else Predicate(step.when, pa.schema(list(columns.items())), where)
         columns.update((field.name, field.type) for field in endpoint.fields)
-        ready.append(ReadyStep(step, provider, members, endpoint, facts, when))
+        ready.append(PreparedStep(step, provider, members, endpoint, facts, when))
     return ready
 
 
-def _members(workspace: Workspace, loaded: LoadedJob, step: StepKind, local_url: str | None) -> Sequence[Provider]:
-    members = workspace.members(step.provider, loaded.at("steps", step.name, "provider"))
+def _members(loaded: LoadedJob, step: StepConfig, local_url: str | None) -> Sequence[Provider]:
+    members = loaded.workspace.members(step.provider, loaded.at("steps", step.name, "provider"))
     if local_url is None:
         return members
     return tuple(replace(one, base_url=local_url) if one.name == LOCAL else one for one in members)
 
 
-def _counting(job: Job, workspace: Workspace, members: Sequence[Provider]) -> bool:
+def _needs_token_counts(job: Job, workspace: Workspace, members: Sequence[Provider]) -> bool:
     """Whether a budget or a limit of tokens needs requests to be counted."""
     limited = (job.limits.tokens_per_minute, job.budget, workspace.budget)
     return any(limit is not None for limit in (*limited, *(member.tokens_per_minute for member in members)))
 
 
-def media_reader(ready: ReadyJob) -> MediaReader:
+def media_reader(ready: PreparedJob) -> MediaReader:
     """Reads the files that rows name, where the workspace allows it."""
     made = (ready.sink.files_prefix, ready.sink.files_folder)
-    return media_reader_of(ready.workspace, ready.steps, ready.scratch, made)
+    return build_media_reader(ready.workspace, ready.steps, ready.scratch, made)
 
 
-def media_reader_of(
-    workspace: Workspace, steps: Sequence[ReadyStep], scratch: Path, made: tuple[str, Path]
+def build_media_reader(
+    workspace: Workspace, steps: Sequence[PreparedStep], scratch: Path, made: tuple[str, Path]
 ) -> MediaReader:
     """The same. `made`: (files_prefix, files_folder) of the sink."""
     # With its port: a row may not reach whatever else listens on the provider's machine.
@@ -246,7 +271,7 @@ def media_reader_of(
 
 
 @contextlib.contextmanager
-def placed(loaded: LoadedJob) -> Iterator[None]:
+def with_location(loaded: LoadedJob) -> Iterator[None]:
     """Gives messages that begin with a key path, such as `steps.label.messages: …`, their file and line."""
     try:
         yield
@@ -258,7 +283,7 @@ def placed(loaded: LoadedJob) -> Iterator[None]:
         raise type(exc)(f"{loaded.at(*path)}: {what}") from exc
 
 
-def _check_names(loaded: LoadedJob, steps: Sequence[ReadyStep], taken: Sequence[str]) -> None:
+def _check_names(loaded: LoadedJob, steps: Sequence[PreparedStep], taken: Sequence[str]) -> None:
     """Two columns of one name, in the results or on the way there, are one too many."""
     owner = dict.fromkeys(taken, "the source")
     for step in steps:
@@ -271,34 +296,34 @@ def _check_names(loaded: LoadedJob, steps: Sequence[ReadyStep], taken: Sequence[
             owner[field.name] = f"step {step.model.name}"
 
 
-def _used(steps: Sequence[ReadyStep]) -> frozenset[str]:
+def _used_columns(steps: Sequence[PreparedStep]) -> frozenset[str]:
     """Every column that a template or a predicate names, source's and steps' alike."""
     named: set[str] = set()
     for step in steps:
-        named |= step.endpoint.uses
+        named |= step.endpoint.input_columns
         if step.when is not None:
             named |= step.when.columns
     return frozenset(named)
 
 
-def _digest(steps: Sequence[ReadyStep]) -> bytes:
+def _config_digest(steps: Sequence[PreparedStep]) -> bytes:
     """16 bytes over everything in the steps that can change an answer; part of each row's fingerprint."""
     digest = hashlib.blake2b(digest_size=16)
     for step in steps:
         for part in (step.model.name, step.provider.tag, step.model.when or "", str(step.model.reuse)):
             digest.update(part.encode() + b"\0")
-        digest.update(step.endpoint.declared() + b"\0")
+        digest.update(step.endpoint.config_bytes() + b"\0")
     return digest.digest()
 
 
-def _known_way(ledger: Ledger | None, provider: Provider, model: str) -> str | None:
+def _structured_mode(ledger: Ledger | None, provider: Provider, model: str) -> str | None:
     if ledger is None:
         return None
     found = ledger.query("select structured from modes where provider = ? and model = ?", (provider.tag, model))
     return str(found[0][0]) if found else None
 
 
-def _known_size(ledger: Ledger | None, provider: Provider, model: str) -> int | None:
+def _embedding_dimensions(ledger: Ledger | None, provider: Provider, model: str) -> int | None:
     if ledger is None:
         return None
     found = ledger.query("select size from vector_sizes where provider = ? and model = ?", (provider.tag, model))

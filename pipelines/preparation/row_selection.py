@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 
 from connectors.contracts import Sink
 from connectors.errors import DataError, JobError, did_you_mean
-from connectors.records import OWN_CLASSES
+from connectors.records import ROW_ERROR_CLASSES
 from connectors.sql import ROW_GROUP_ROWS, first_line, literal, literal_list, query_connection, quoted, quoted_list
 from connectors.tables.schemas import failure_names
-from pipelines.preparation.source_reader import ROW_KEY, Reader
+from pipelines.preparation.source_reader import ROW_KEY, SourceReader
 
 CHUNK_BYTES = 4 << 20
 """A batch with more than this is handed on in pieces."""
@@ -47,14 +47,14 @@ class Counts:
     """Failed for a reason of their own and unchanged since: not asked again but by `retry`."""
 
 
-def select(
-    reader: Reader,
+def select_rows(
+    reader: SourceReader,
     used: Iterable[str],
     columns: Sequence[str] | Literal["all"],
     digest: bytes,
     files: Iterable[str],
     appending: bool,
-) -> "Selection":
+) -> "RowSelection":
     """The rows with the columns that the job needs. `used`: of the steps; `columns`: carried over; `digest`: of the
     steps; `files`: used columns that name files; `appending`: a key that is there is done, whatever it holds."""
     names = reader.schema.names
@@ -64,14 +64,14 @@ def select(
             raise JobError(f"sink.columns: no column {name} in the source; {did_you_mean(name, names)}")
     carried = [name for name in dict.fromkeys(carried) if name not in reader.key]
     marked = sorted(name for name in set(files) if not pa.types.is_binary(reader.schema.field(name).type))
-    return Selection(reader, sorted(set(used)), carried, digest, marked, appending)
+    return RowSelection(reader, sorted(set(used)), carried, digest, marked, appending)
 
 
 @dataclass(slots=True)
-class Selection:
+class RowSelection:
     """The rows of one job, told apart by what its sink holds already."""
 
-    reader: Reader
+    reader: SourceReader
     used: Sequence[str]
     carried: Sequence[str]
     digest: bytes
@@ -133,7 +133,7 @@ class Selection:
                 f"({counted[1] - counted[2]:,} rows too many); add a column to the key, or leave the key out"
             )
 
-    def see(self, sink: Sink | None) -> None:
+    def load_sink_state(self, sink: Sink | None) -> None:
         """Look at what the sink holds; None: as if it held nothing."""
         self._seen, self._there, self._open = sink is not None, 0, None
         if sink is None:
@@ -206,19 +206,19 @@ class Selection:
         found = list(self._read(query, 2))
         return pa.Table.from_batches(found[:1]) if found else None
 
-    def departed(self) -> pa.Table:
+    def deleted_keys(self) -> pa.Table:
         """The keys in the sink's results or errors that no selected row has."""
         names = quoted_list(self.key_schema.names)
         there = " union ".join(f"select {names}, _key from {self._there_as(table)}" for table in _TABLES)
         return self._keys(f"select {names} from ({there}) anti join {self._keyed([])} using (_key)")
 
-    def left(self) -> int:
+    def count_deleted(self) -> int:
         """How many rows of the sink's results have a key that no selected row has."""
         query = f"select count(*) from {self._there_as('seen')} anti join {self._keyed([])} using (_key)"
         ((count,),) = self.reader.cursor().execute(query).fetchall()
         return int(count)
 
-    def settled_errors(self) -> pa.Table:
+    def resolved_errors(self) -> pa.Table:
         """The keys in the errors table whose row has its result."""
         names = quoted_list(self.key_schema.names)
         done = f"select _key from {self._standing([])} where _status = 'done'"
@@ -286,7 +286,7 @@ class Selection:
         return (
             "(select r.*, s._part as _part, f._key is not null as _in_errors, f._class as _class, "
             f"case when {done} then 'done' "
-            f"when f._fp = {_short('r._row_fingerprint')} and {_is_one_of('f._class', OWN_CLASSES)} then 'failed' "
+            f"when f._fp = {_short('r._row_fingerprint')} and {_is_one_of('f._class', ROW_ERROR_CLASSES)} then 'failed' "
             "when s._key is null then 'new' else 'changed' end as _status "
             f"from {keyed} r left join {self._there_as('seen')} s on s._key = r._key "
             f"left join {self._there_as('failed')} f on f._key = r._key)"

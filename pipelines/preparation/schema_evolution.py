@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,14 +11,11 @@ import pyarrow.compute as pc
 from connectors.contracts import Commit
 from connectors.errors import DataError
 from connectors.sql import literal, query_connection, quoted
-from connectors.tables.parquet_parts import PartWriter, tables_of
-from connectors.tables.schema_checks import OtherColumns, kinds
+from connectors.tables.parquet_parts import PartWriter, read_batches
+from connectors.tables.schema_checks import SchemaMismatch, column_types
 from pipelines.ledger.ledger import Ledger
-from pipelines.preparation.prepared_job import ReadyJob
+from pipelines.preparation.prepared_job import PreparedJob
 from pipelines.preparation.row_selection import key_text
-
-SchemaChange = Literal["cast", "backfill"]
-"""What to do with tables of other columns: cast their rows to the job's, or ask all rows again beside them."""
 
 BATCH_ROWS = 1024
 """Rows that are cast together."""
@@ -30,26 +27,26 @@ SHOWN = 60
 ELSEWHERE = "write to another sink (run --sink PATH)"
 
 
-def refusal(ready: ReadyJob) -> DataError | None:
+def schema_refusal(ready: PreparedJob) -> DataError | None:
     """Why a run would refuse the sink as it stands, where `--schema-change` helps; None where it would not. DataError
     where nothing else helps. Only reads."""
     if ready.job.sink.write == "replace":
         ready.sink.check(fresh=True)
         return None
-    unsized = {field.name for step in ready.steps if step.endpoint.unsized for field in step.endpoint.fields}
-    if unsized and unsized.issubset(columns_there(ready)):
+    unsized = {field.name for step in ready.steps if step.endpoint.dimensions_unknown for field in step.endpoint.fields}
+    if unsized and unsized.issubset(sink_columns(ready)):
         # Vectors of a length that only the run will learn.
         return None
     try:
         ready.sink.check(fresh=False)
-    except OtherColumns as exc:
+    except SchemaMismatch as exc:
         return None if is_empty(ready) else exc
     return None
 
 
-def columns_there(ready: ReadyJob) -> frozenset[str]:
+def sink_columns(ready: PreparedJob) -> frozenset[str]:
     """The columns of the sink's results; none where there is no such table."""
-    if not ready.sink.present():
+    if not ready.sink.exists():
         return frozenset()
     with query_connection(ready.scratch) as db:
         ready.sink.attach(db)
@@ -58,15 +55,15 @@ def columns_there(ready: ReadyJob) -> frozenset[str]:
     return frozenset(str(column[0]) for column in described)
 
 
-def types_there(ready: ReadyJob) -> Mapping[str, str]:
+def sink_types(ready: PreparedJob) -> Mapping[str, str]:
     """Column -> SQL type in the sink's results, of those that the source has otherwise and that hold a value there."""
-    if ready.job.sink.write == "replace" or not ready.sink.present():
+    if ready.job.sink.write == "replace" or not ready.sink.exists():
         return {}
-    made = kinds(ready.shape.results)
+    made = column_types(ready.shape.results)
     with query_connection(ready.scratch) as db:
         ready.sink.attach(db)
         results, errors = ready.sink.results_sql(), ready.sink.errors_sql()
-        there = kinds(db.sql(f"select * from {results} limit 0").to_arrow_table().schema)
+        there = column_types(db.sql(f"select * from {results} limit 0").to_arrow_table().schema)
         names = [*ready.shape.key, *ready.selection.carried]
         other = {name for name in names if there.get(name, made[name]) != made[name]}
         if other:
@@ -88,12 +85,12 @@ def types_there(ready: ReadyJob) -> Mapping[str, str]:
     return known
 
 
-def has_keys(ready: ReadyJob) -> bool:
+def has_keys(ready: PreparedJob) -> bool:
     """Whether the rows of the sink can be told apart by the job's key: whether it can be seen what is done."""
-    return columns_there(ready).issuperset(ready.shape.key)
+    return sink_columns(ready).issuperset(ready.shape.key)
 
 
-def is_empty(ready: ReadyJob) -> bool:
+def is_empty(ready: PreparedJob) -> bool:
     """Whether the sink's tables hold neither a result nor an error."""
     with query_connection(ready.scratch) as db:
         ready.sink.attach(db)
@@ -103,23 +100,23 @@ def is_empty(ready: ReadyJob) -> bool:
     return not held
 
 
-def check_backfill(ready: ReadyJob) -> None:
+def check_backfill(ready: PreparedJob) -> None:
     """DataError where rows of the old table would be lost with it, since they cannot be asked again."""
     again = "to write the table anew without them, run with --set sink.write=replace"
-    if ready.limited:
+    if ready.is_limited:
         raise DataError(
             f"--schema-change backfill: would leave only the first rows in {ready.sink_name}; run without a limit, or "
             f"{ELSEWHERE}"
         )
-    if ready.removing:
+    if ready.is_removing:
         return
     if not has_keys(ready):
         raise DataError(
             f"--schema-change backfill: rows in {ready.sink_name} have no key {', '.join(ready.shape.key)}, so it is "
             f"not known which of them have left the source; {again}, or {ELSEWHERE}"
         )
-    ready.selection.see(ready.sink)
-    left = ready.selection.left()
+    ready.selection.load_sink_state(ready.sink)
+    left = ready.selection.count_deleted()
     if left:
         raise DataError(
             f"--schema-change backfill: {left:,} rows in {ready.sink_name} have left the source and cannot be asked "
@@ -127,7 +124,7 @@ def check_backfill(ready: ReadyJob) -> None:
         )
 
 
-def cast_tables(ready: ReadyJob, ledger: Ledger) -> None:
+def cast_tables(ready: PreparedJob, ledger: Ledger) -> None:
     """Write results and errors anew as they stand, under the job's columns; the old tables stay until the new ones are
     whole. DataError, and nothing is changed, where a value does not fit."""
     results = _cast_file(ready, "results", ready.sink.results_sql(), ready.shape.results)
@@ -136,8 +133,8 @@ def cast_tables(ready: ReadyJob, ledger: Ledger) -> None:
     ready.sink.prepare(fresh=True)
     no_results, no_errors = ready.shape.results.empty_table(), ready.shape.errors.empty_table()
     pieces = chain(
-        ((rows, no_errors) for rows in _gathered(tables_of(results))),
-        ((no_results, rows) for rows in _gathered(tables_of(errors))),
+        ((rows, no_errors) for rows in _gathered(read_batches(results))),
+        ((no_results, rows) for rows in _gathered(read_batches(errors))),
     )
     for number, (rows, failed) in enumerate(pieces):
         name = f"{ledger.identity}-{ledger.writer:06d}-cast-{number:06d}"
@@ -145,7 +142,7 @@ def cast_tables(ready: ReadyJob, ledger: Ledger) -> None:
     ready.sink.finish()
 
 
-def _cast_file(ready: ReadyJob, table: str, relation: str, schema: pa.Schema) -> Path:
+def _cast_file(ready: PreparedJob, table: str, relation: str, schema: pa.Schema) -> Path:
     """The table's rows, cast, in a file of the scratch folder."""
     target = ready.scratch / f"cast-{table}.parquet"
     with query_connection(ready.scratch) as db, PartWriter(target, schema) as out:
@@ -156,7 +153,7 @@ def _cast_file(ready: ReadyJob, table: str, relation: str, schema: pa.Schema) ->
     return target
 
 
-def _cast(ready: ReadyJob, table: str, rows: pa.Table, schema: pa.Schema) -> pa.Table:
+def _cast(ready: PreparedJob, table: str, rows: pa.Table, schema: pa.Schema) -> pa.Table:
     columns = []
     for field in schema:
         if field.name not in rows.column_names:
@@ -215,7 +212,7 @@ def _shown(value: pa.Scalar) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 
-def _check_keys(ready: ReadyJob, results: Path) -> None:
+def _check_keys(ready: PreparedJob, results: Path) -> None:
     """DataError where the rows, cast, have no key, or two of them the same."""
     key = ready.shape.key
     nulls = " or ".join(f"{quoted(name)} is null" for name in key)

@@ -9,9 +9,9 @@ from typing import Self
 import duckdb
 import pyarrow as pa
 
-from connectors.contracts import SourceFacts
+from connectors.contracts import SourceContext
 from connectors.errors import DataError, JobError, did_you_mean
-from connectors.registry import SourceKind
+from connectors.registry import SourceConfig
 from connectors.sql import first_line, literal_list, lock_down, query_connection, quoted
 from pipelines.config.sql_predicate import checked_predicate
 
@@ -41,10 +41,10 @@ _AS_TEXT = ("ENUM", "BIT", "INTERVAL", "UNION", "TIME WITH TIME ZONE", '"NULL"')
 _NESTED = ("STRUCT", "MAP", "UNION", "JSON")
 
 
-class Reader:
+class SourceReader:
     """One source, open for the time of a run."""
 
-    def __init__(self, source: SourceKind, facts: SourceFacts, known: Mapping[str, str] = {}) -> None:
+    def __init__(self, source: SourceConfig, facts: SourceContext, known: Mapping[str, str] = {}) -> None:
         """`known`: column -> SQL type that it has where it holds no value."""
         self._source = source
         self._facts = facts

@@ -11,7 +11,7 @@ import orjson
 
 from connectors.contracts import Provider
 from connectors.errors import JobError, Stopped
-from connectors.records import STOPPING_CLASSES, Call, Reply, RowError
+from connectors.records import FATAL_ERROR_CLASSES, Call, Reply, RowError
 from connectors.transport.client import HttpTransport, RequestError, Timeouts
 from connectors.transport.error_replies import row_error
 from pipelines.config.workspace import LOCAL, Workspace, find_workspace
@@ -142,7 +142,7 @@ def ask_provider(name: str, work: Callable[[ProviderApi], Coroutine[Any, Any, T]
         try:
             return run_loop(_asked_all(provider, work))
         except Refused as exc:
-            stopping = exc.error.error_class in STOPPING_CLASSES
+            stopping = exc.error.error_class in FATAL_ERROR_CLASSES
             raise (Stopped if stopping else JobError)(f"{name}: {' '.join(exc.error.message.split())}") from exc
         except RequestError as exc:
             raise Stopped(f"{name}: {exc}; is {provider.base_url} right, and does it run?") from exc

@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from connectors.contracts import Endpoint, MalformedReply, StepFacts
+from connectors.contracts import Endpoint, MalformedReply, StepContext
 from connectors.records import Media, Reply, Request, RowError, Usage
 from connectors.registry import ENDPOINTS
-from connectors.transport.error_replies import is_error, rate_limits, retry_after, row_error
+from connectors.transport.error_replies import is_error_body, parse_rate_headers, retry_after_seconds, row_error
 
 REPLIES = Path(__file__).parents[1] / "replies"
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -102,7 +102,7 @@ def made(case: str) -> tuple[Endpoint, Request]:
     columns = {"title": pa.string(), "photo": pa.binary(), "sound": pa.binary()}
     model = MODELS.get(keys["endpoint"], "dall-e-2" if "image" in keys["endpoint"] else "m")
     step = ENDPOINTS[keys["endpoint"]].model_validate({"name": "a", "model": model, "provider": "p", **keys})
-    endpoint = step.build(StepFacts("p@there", columns, Path("/"), (), (), files_prefix="files/"))
+    endpoint = step.build(StepContext("p@there", columns, Path("/"), (), (), files_prefix="files/"))
     request = endpoint.request(ROW, "1")
     assert isinstance(request, Request), request
     return endpoint, request
@@ -132,14 +132,14 @@ def digested(case: str, body: bytes, headers: dict[str, str] | None = None) -> N
     if isinstance(answer, RowError):
         json.dumps(answer.message)
         return
-    for link in endpoint.links(answer):
+    for link in endpoint.expiring_urls(answer):
         assert isinstance(link, str)
-    if endpoint.links(answer):
+    if endpoint.expiring_urls(answer):
         return
     values = endpoint.values(answer)
     if isinstance(values, RowError):
         endpoint.repair(request, answer, values)
-        endpoint.easier(values)
+        endpoint.fallback_mode(values)
         return
     arrays = endpoint.arrays([values, None])
     assert [array.type for array in arrays] == [field.type for field in endpoint.fields]
@@ -234,9 +234,9 @@ HEADERS = st.dictionaries(
 @settings(max_examples=300, deadline=None)
 @given(HEADERS, st.floats(0, 4e9))
 def test_headers_tell_numbers_or_nothing(headers: dict[str, str], now: float) -> None:
-    pause = retry_after(headers, now)
+    pause = retry_after_seconds(headers, now)
     assert pause is None or 0 <= pause < float("inf")
-    limits = rate_limits(headers)
+    limits = parse_rate_headers(headers)
     for value in (limits.limit_requests, limits.limit_tokens):
         assert value is None or value >= 1
     for value in (limits.remaining_requests, limits.remaining_tokens):
@@ -265,4 +265,4 @@ def test_an_error_of_any_shape_is_told_in_text(status: int, body: bytes, headers
 @settings(max_examples=200, deadline=None)
 @given(VALUES)
 def test_whether_a_body_is_an_error_is_always_told(body: Any) -> None:
-    assert is_error(body) in (True, False)
+    assert is_error_body(body) in (True, False)

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from connectors.contracts import SourceFacts
+from connectors.contracts import SourceContext
 from connectors.errors import DataError, JobError
 from connectors.sources.csv_files import CsvSource
 from connectors.sources.csv_records import Dialect, Reject, records
-from connectors.templating.template import Template, TemplateProblem
+from connectors.templating.template import Template, RenderError
 from pipelines.cli import rowmill
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -75,7 +75,7 @@ def test_a_template_renders_or_is_told(source: str, values: list[Any]) -> None:
         template = Template(source, "steps.a.input")
         row = {name: values[place % 3] for place, name in enumerate(sorted(template.columns))}
         assert isinstance(template.render(row), str)
-    except (JobError, TemplateProblem) as exc:
+    except (JobError, RenderError) as exc:
         assert "\n" not in str(exc)
 
 
@@ -86,7 +86,7 @@ def test_any_value_of_a_row_is_shown_by_a_bare_name_as_by_an_expression(value: A
     for source in ("{{ x }}", "{{ x if true else x }}"):
         try:
             shown.append(Template(source, "steps.a.input").render({"x": value}))
-        except TemplateProblem:
+        except RenderError:
             # Half a character, or a number that no template holds.
             return
     if not isinstance(value, float | decimal.Decimal | uuid.UUID):
@@ -127,7 +127,7 @@ def test_every_line_of_a_csv_file_is_in_a_record_or_rejected(tmp_path: Path, dat
 )
 def test_rows_and_rejects_account_for_every_line(tmp_path: Path, data: bytes, encoding: str) -> None:
     (tmp_path / "x.csv").write_bytes(data)
-    facts = SourceFacts(tmp_path, (), tmp_path / "scratch")
+    facts = SourceContext(tmp_path, (), tmp_path / "scratch")
     source = CsvSource(csv="x.csv", encoding=encoding, rejects="keep")
     with duckdb.connect() as db:
         try:

@@ -4,70 +4,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from connectors.emulator.audio.codec import FORMATS
+from connectors.emulator.api_schemas import NON_EMPTY, enum, integer, nullable, record, request_schema, text
 from connectors.emulator.audio.synthetic_speech import HUM_HZ
-from connectors.emulator.validation import (
-    Check,
-    check_fields,
-    check_model,
-    either,
-    flag,
-    list_of,
-    nullable,
-    number,
-    one_of,
-    record,
-    refuse,
-    string,
-    whole,
+from connectors.emulator.validation import check_body, check_model, refuse
+
+SPEECH = request_schema(
+    "CreateSpeechRequest",
+    model=NON_EMPTY,
+    input=text(4096, 1),
+    voice={"anyOf": [enum(*HUM_HZ), record("id", id=NON_EMPTY)]},
 )
 
-LONGEST_INPUT = 4096
-"""Characters of one speech."""
-
-SPEECH: Mapping[str, Check] = {
-    "model": string(shortest=1),
-    "input": string(longest=LONGEST_INPUT, shortest=1),
-    "voice": either(
-        "a string or an object", (str, one_of(*HUM_HZ)), (dict, record({"id": string(shortest=1)}, ("id",)))
-    ),
-    "instructions": string(longest=4096),
-    "response_format": one_of(*FORMATS, "pcm"),
-    "speed": number(0.25, 4.0),
-    "stream_format": one_of("sse", "audio"),
-}
-
-_VAD = {
-    "type": one_of("server_vad"),
-    "prefix_padding_ms": whole(0),
-    "silence_duration_ms": whole(0),
-    "threshold": number(0, 1),
-}
-
-TRANSCRIPTION: Mapping[str, Check] = {
-    "model": string(shortest=1),
-    "language": string(),
-    "languages": list_of(string(), least=1),
-    "keywords": list_of(string()),
-    "prompt": string(),
-    "response_format": one_of("json", "text", "srt", "verbose_json", "vtt", "diarized_json"),
-    "temperature": number(0, 1),
-    "include": list_of(one_of("logprobs")),
-    "timestamp_granularities": list_of(one_of("word", "segment")),
-    "stream": nullable(flag),
-    "chunking_strategy": nullable(
-        either("'auto' or an object", (str, one_of("auto")), (dict, record(_VAD, ("type",))))
-    ),
-    "known_speaker_names": list_of(string(), most=4),
-    "known_speaker_references": list_of(string(), most=4),
-}
-
-TRANSLATION: Mapping[str, Check] = {
-    "model": string(shortest=1),
-    "prompt": string(),
-    "response_format": one_of("json", "text", "srt", "verbose_json", "vtt"),
-    "temperature": number(0, 1),
-}
+_TEMPERATURE = {"type": "number", "minimum": 0, "maximum": 1}
+_VOICE_DETECTION = record(
+    "type",
+    type=enum("server_vad"),
+    prefix_padding_ms=integer(0),
+    silence_duration_ms=integer(0),
+    threshold={"type": "number", "minimum": 0, "maximum": 1},
+)
+TRANSCRIPTION = request_schema(
+    "CreateTranscriptionRequest",
+    without="file",
+    model=NON_EMPTY,
+    temperature=_TEMPERATURE,
+    chunking_strategy=nullable({"anyOf": [enum("auto"), _VOICE_DETECTION]}),
+)
+TRANSLATION = request_schema("CreateTranslationRequest", without="file", model=NON_EMPTY, temperature=_TEMPERATURE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +80,7 @@ everything."""
 
 def check_speech(body: Mapping[str, Any]) -> None:
     """ApiError for what the speech models do not take."""
-    check_fields(body, SPEECH, ("model", "input", "voice"))
+    check_body(body, SPEECH)
     model = check_model(body, "speech")
     if model in ("tts-1", "tts-1-hd", "espeak-ng"):
         if body.get("stream_format") == "sse" and model != "espeak-ng":
@@ -128,7 +91,7 @@ def check_speech(body: Mapping[str, Any]) -> None:
 
 def check_transcription(body: Mapping[str, Any]) -> Rules:
     """The rules of the model; ApiError for what it does not take."""
-    check_fields(body, TRANSCRIPTION, ("model",))
+    check_body(body, TRANSCRIPTION)
     model = check_model(body, "transcription")
     rules = RULES.get(model, _ANY)
     for name in rules.refused:

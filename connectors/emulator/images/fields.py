@@ -3,107 +3,83 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from connectors.emulator.images.drawing import Size
-from connectors.emulator.validation import (
-    Check,
-    check_fields,
-    flag,
-    list_of,
-    one_of,
+from connectors.emulator.api_schemas import (
+    NON_EMPTY,
+    TEXT,
+    RequestSchema,
+    Schema,
+    array,
+    enum,
+    integer,
     record,
-    refuse,
-    string,
-    whole,
-    wrong_type,
+    request_schema,
+    text,
 )
+from connectors.emulator.images.drawing import Size
+from connectors.emulator.validation import check_body, missing, refuse
+
+REFERENCE = record(image_url=text(20_971_520), file_id=TEXT)
+"""A picture named in JSON; the caller sees to it that it is one of the two."""
+
+_GPT_ONLY = "background moderation output_format output_compression stream partial_images"
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
     """Models that take the same parameters."""
 
-    generation: Mapping[str, Check]
-    edit: Mapping[str, Check]
-    default_size: str
+    only: str
+    """The parameters, apart from those of all models."""
+    rules: Mapping[str, Schema]
+    """Parameters that this family takes otherwise than the API's description says."""
     is_gpt: bool = False
     """Answers with base64 and token usage; else with URLs unless asked otherwise."""
+    any_size: bool = False
+    edits: bool = True
     revises: bool = False
     """Tells the prompt that it made of the caller's."""
 
+    @property
+    def default_size(self) -> str:
+        """The size of a picture that was asked for without one."""
+        return "auto" if self.is_gpt else "1024x1024"
 
-def _any_size(value: Any, where: str) -> None:
-    """`WIDTHxHEIGHT`, both divisible by 16, at most 3840x2160 pixels, no side more than three times the other."""
-    if not isinstance(value, str):
-        raise wrong_type(where, "a string", value)
-    if value == "auto":
-        return
-    found = re.fullmatch(r"([1-9]\d{1,3})x([1-9]\d{1,3})", value, re.ASCII)
-    if found is None:
-        raise refuse(
-            where, f"Invalid value: '{value}'. A size is written as WIDTHxHEIGHT, e.g. '1536x864'.", "invalid_value"
+    def schema(self, request: str, **more: Schema) -> RequestSchema:
+        """What the family takes in a request such as `CreateImageRequest`."""
+        return request_schema(
+            request,
+            only=f"prompt model n size user {self.only} {' '.join(more)}",
+            **{"model": NON_EMPTY, "output_compression": integer(0, 100), **self.rules, **more},
         )
-    width, height = int(found[1]), int(found[2])
-    if width % 16 or height % 16:
-        raise refuse(where, f"Invalid value: '{value}'. Width and height must be divisible by 16.", "invalid_value")
-    if max(width, height) > 3 * min(width, height):
-        raise refuse(where, f"Invalid value: '{value}'. The aspect ratio must be between 1:3 and 3:1.", "invalid_value")
-    if width * height > 3840 * 2160 or max(width, height) > 3840:
-        raise refuse(where, f"Invalid value: '{value}'. At most 3840x2160 is supported.", "invalid_value")
 
 
-def _common(longest: int, most: int, size: Check) -> dict[str, Check]:
-    return {
-        "prompt": string(longest=longest, shortest=1),
-        "model": string(shortest=1),
-        "n": whole(1, most),
-        "size": size,
-        "user": string(),
-    }
-
-
-_RETURNED: dict[str, Check] = {"response_format": one_of("url", "b64_json")}
-_GPT: dict[str, Check] = {
-    "quality": one_of("low", "medium", "high", "auto"),
-    "background": one_of("transparent", "opaque", "auto"),
-    "moderation": one_of("low", "auto"),
-    "output_format": one_of("png", "jpeg", "webp"),
-    "output_compression": whole(0, 100),
-    "stream": flag,
-    "partial_images": whole(0, 3),
-}
-_FIDELITY: dict[str, Check] = {"input_fidelity": one_of("high", "low")}
-_SMALL_SIZES = one_of("256x256", "512x512", "1024x1024")
-_GPT_SIZES = one_of("auto", "1024x1024", "1536x1024", "1024x1536")
-_DALL_E_2 = _common(1000, 10, _SMALL_SIZES)
-_GPT_COMMON = _common(32_000, 10, _GPT_SIZES)
-_GPT_FREE = _common(32_000, 10, _any_size)
+_GPT_QUALITY = enum("low", "medium", "high", "auto")
+_GPT = {"prompt": text(32_000, 1), "n": integer(1, 10), "quality": _GPT_QUALITY}
+_GPT_SIZES = enum("auto", "1024x1024", "1536x1024", "1024x1536")
+_SMALL_SIZES = enum("256x256", "512x512", "1024x1024")
 
 DALL_E_2 = Family(
-    {**_DALL_E_2, **_RETURNED, "quality": one_of("standard", "auto")},
-    {**_DALL_E_2, **_RETURNED, "quality": one_of("standard", "auto")},
-    "1024x1024",
+    "response_format quality",
+    {"prompt": text(1000, 1), "n": integer(1, 10), "size": _SMALL_SIZES, "quality": enum("standard", "auto")},
 )
 DALL_E_3 = Family(
+    "response_format quality style",
     {
-        **_common(4000, 1, one_of("1024x1024", "1792x1024", "1024x1792")),
-        **_RETURNED,
-        "quality": one_of("standard", "hd", "auto"),
-        "style": one_of("vivid", "natural"),
+        "prompt": text(4000, 1),
+        "n": integer(1, 1),
+        "size": enum("1024x1024", "1792x1024", "1024x1792"),
+        "quality": enum("standard", "hd", "auto"),
     },
-    {},
-    "1024x1024",
+    edits=False,
     revises=True,
 )
-GPT_IMAGE = Family({**_GPT_COMMON, **_GPT}, {**_GPT_COMMON, **_GPT, **_FIDELITY}, "auto", is_gpt=True)
-GPT_IMAGE_MINI = Family({**_GPT_COMMON, **_GPT}, {**_GPT_COMMON, **_GPT}, "auto", is_gpt=True)
-GPT_IMAGE_2 = Family({**_GPT_FREE, **_GPT}, {**_GPT_FREE, **_GPT, **_FIDELITY}, "auto", is_gpt=True)
-OTHER = Family(
-    {**_GPT_FREE, **_RETURNED, "quality": string(), "style": string()},
-    {**_GPT_FREE, **_RETURNED, "quality": string()},
-    "1024x1024",
-)
+GPT_IMAGE = Family(f"quality input_fidelity {_GPT_ONLY}", {**_GPT, "size": _GPT_SIZES}, is_gpt=True)
+GPT_IMAGE_MINI = Family(f"quality {_GPT_ONLY}", {**_GPT, "size": _GPT_SIZES}, is_gpt=True)
+GPT_IMAGE_2 = Family(f"quality input_fidelity {_GPT_ONLY}", _GPT, is_gpt=True, any_size=True)
+OTHER = Family("response_format quality style", {**_GPT, "quality": TEXT, "style": TEXT}, any_size=True)
 """Models that are not OpenAI's."""
 
 FAMILIES: Mapping[str, Family] = {
@@ -117,18 +93,8 @@ FAMILIES: Mapping[str, Family] = {
     "gpt-image-2-2026-04-21": GPT_IMAGE_2,
 }
 
-VARIATION: Mapping[str, Check] = {
-    "model": string(shortest=1),
-    "n": whole(1, 10),
-    "size": _SMALL_SIZES,
-    "user": string(),
-    **_RETURNED,
-}
-
-REFERENCE = record({"image_url": string(longest=20_971_520), "file_id": string()})
-"""A picture named in JSON; the caller sees to it that it is one of the two."""
-
-REFERENCES: Mapping[str, Check] = {"images": list_of(REFERENCE, least=1, most=16), "mask": REFERENCE}
+EDIT_FORM = request_schema("CreateImageEditRequest", without="image mask")
+VARIATION = request_schema("CreateImageVariationRequest", without="image", model=NON_EMPTY)
 
 _GPT_TOKENS: Mapping[str, tuple[int, int, int]] = {
     "low": (272, 408, 400),
@@ -141,23 +107,40 @@ _GPT_TOKENS: Mapping[str, tuple[int, int, int]] = {
 def check_generation(body: Mapping[str, Any], model: str) -> Family:
     """The family of the model; ApiError for what it does not take."""
     family = FAMILIES.get(model, OTHER)
-    check_fields(body, family.generation, ("prompt",))
-    _check_transparency(body)
+    _check(body, family, _generation_schema(family))
     return family
 
 
 def check_edit(body: Mapping[str, Any], model: str, *, is_json: bool) -> Family:
     """The family of the model; ApiError for what it does not take in an edit."""
     family = FAMILIES.get(model, OTHER)
-    if not family.edit:
-        allowed = ", ".join(f"'{name}'" for name in FAMILIES if FAMILIES[name].edit)
+    if not family.edits:
+        allowed = ", ".join(f"'{name}'" for name in FAMILIES if FAMILIES[name].edits)
         raise refuse("model", f"Invalid value: '{model}'. Supported values are: {allowed}.", "invalid_value")
     if is_json and family is DALL_E_2:
         raise refuse("model", "Edits with 'dall-e-2' must be sent as multipart/form-data.", "invalid_value")
-    fields = {**family.edit, **REFERENCES} if is_json else family.edit
-    check_fields(body, fields, ("images", "prompt") if is_json else ("prompt",))
-    _check_transparency(body)
+    if is_json and body.get("images") is None:
+        raise missing("images")
+    _check(body, family, _edit_schema(family, is_json))
     return family
+
+
+def _check(body: Mapping[str, Any], family: Family, schema: RequestSchema) -> None:
+    check_body(body, schema)
+    if family.any_size and "size" in body:
+        _check_size(body["size"])
+    _check_transparency(body)
+
+
+@cache
+def _generation_schema(family: Family) -> RequestSchema:
+    return family.schema("CreateImageRequest")
+
+
+@cache
+def _edit_schema(family: Family, is_json: bool) -> RequestSchema:
+    references = {"images": array(REFERENCE, minItems=1, maxItems=16), "mask": REFERENCE} if is_json else {}
+    return family.schema("CreateImageEditRequest", **references)
 
 
 def output_tokens(quality: str, size: Size) -> int:
@@ -185,3 +168,21 @@ def _check_transparency(body: Mapping[str, Any]) -> None:
         raise refuse(
             "output_compression", "Compression less than 100 is not supported for PNG output format.", "invalid_value"
         )
+
+
+def _check_size(value: str) -> None:
+    """`WIDTHxHEIGHT`, both divisible by 16, at most 3840x2160 pixels, no side more than three times the other."""
+    if value == "auto":
+        return
+    found = re.fullmatch(r"([1-9]\d{1,3})x([1-9]\d{1,3})", value, re.ASCII)
+    if found is None:
+        raise refuse(
+            "size", f"Invalid value: '{value}'. A size is written as WIDTHxHEIGHT, e.g. '1536x864'.", "invalid_value"
+        )
+    width, height = int(found[1]), int(found[2])
+    if width % 16 or height % 16:
+        raise refuse("size", f"Invalid value: '{value}'. Width and height must be divisible by 16.", "invalid_value")
+    if max(width, height) > 3 * min(width, height):
+        raise refuse("size", f"Invalid value: '{value}'. The aspect ratio must be between 1:3 and 3:1.", "invalid_value")
+    if width * height > 3840 * 2160 or max(width, height) > 3840:
+        raise refuse("size", f"Invalid value: '{value}'. At most 3840x2160 is supported.", "invalid_value")

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from connectors.contracts import MediaUse, OneByOne, StepFacts, StepModel
+from connectors.contracts import MediaUse, SingleRowEndpoint, StepContext, StepModel
 from connectors.endpoints.audio.transcript_replies import (
     COLUMNS,
     LOGPROBS,
@@ -24,8 +24,8 @@ from connectors.endpoints.params.step_params import declared, fixed_params, temp
 from connectors.errors import JobError
 from connectors.media.multipart import file_column, files_of, form
 from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
-from connectors.templating.template import TemplateProblem
-from connectors.templating.template_tree import Filled
+from connectors.templating.template import RenderError
+from connectors.templating.template_tree import TemplateTree
 from connectors.tokens import count_tokens, max_output_tokens
 
 LARGEST = 25 << 20
@@ -35,13 +35,13 @@ TOKENS_PER_MINUTE = 1_000
 """Of sound, for models that are charged by token: their price a minute over their price a token."""
 
 
-class Transcripts(OneByOne):
+class Transcripts(SingleRowEndpoint):
     """The endpoint of one step that turns sound into text."""
 
     def __init__(
         self,
         step: StepModel,
-        facts: StepFacts,
+        facts: StepContext,
         path: str,
         own: Sequence[str],
         table: Mapping[str, Check],
@@ -54,12 +54,12 @@ class Transcripts(OneByOne):
         self._tag = facts.provider_tag
         settings: Any = step
         self._file = file_column(settings.file, facts.columns, f"{self.where}.file")
-        self._texts: dict[str, Filled] = {}
+        self._texts: dict[str, TemplateTree] = {}
         for name in texts:
             found = template(getattr(step, name), facts.columns, f"{self.where}.{name}")
             if found is not None:
                 self._texts[name] = found
-        self.uses = frozenset({self._file}).union(*(text.columns for text in self._texts.values()))
+        self.input_columns = frozenset({self._file}).union(*(text.columns for text in self._texts.values()))
         self.media = {self._file: MediaUse("audio", LARGEST, split=settings.split)}
         self._fixed = fixed_params(step, own, table, self.where)
         self.form = str(self._fixed.get("response_format", "json"))
@@ -75,7 +75,7 @@ class Transcripts(OneByOne):
             columns.append(pa.field(f"{step.name}_logprobs", LOGPROBS))
         self.fields = tuple(columns)
 
-    def declared(self) -> bytes:
+    def config_bytes(self) -> bytes:
         return declared(self._step)
 
     def request(self, row: Row, key: str) -> Request | RowError:
@@ -87,8 +87,8 @@ class Transcripts(OneByOne):
             return RowError("input", f"file: column {self._file} names {len(found)} files, a request takes one")
         try:
             # An empty text is no language and no hint.
-            said = {name: text for name, filled in self._texts.items() if (text := filled.fill(row))}
-        except TemplateProblem as exc:
+            said = {name: text for name, filled in self._texts.items() if (text := filled.render(row))}
+        except RenderError as exc:
             return RowError("input", str(exc))
         (sound,) = found
         try:
@@ -141,6 +141,6 @@ class Transcripts(OneByOne):
             for place, field in enumerate(self.fields)
         ]
 
-    def joined(self, request: Request, answers: Sequence[bytes]) -> bytes:
+    def merge_parts(self, request: Request, answers: Sequence[bytes]) -> bytes:
         """The pieces' texts one after another, their times counted from the beginning of the whole."""
         return joined(answers, [start for start, _ in request.media[0].pieces], self.form)

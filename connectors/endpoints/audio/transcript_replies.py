@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from connectors.contracts import MalformedReply
 from connectors.records import Reply, RowError, Usage
-from connectors.transport.reply_body import json_events, parsed, refusal, shortened
+from connectors.transport.reply_body import parse_json_events, parse_object, error_in_body, excerpt
 from connectors.transport.sse import is_event_stream
 from connectors.transport.token_usage import whole_count
 
@@ -67,19 +67,19 @@ def kept(reply: Reply, form: str) -> bytes | RowError:
     looks_like_json = body.lstrip()[:1] in (b"{", b"[")
     if form in TEXTS:
         if looks_like_json and "json" in reply.headers.get("content-type", ""):
-            found = parsed(body)
-            problem = refusal(reply, found)
+            found = parse_object(body)
+            problem = error_in_body(reply, found)
             if problem is not None:
                 return problem
             if form != "text":
-                raise MalformedReply(f"{form} was asked for, JSON came: {shortened(body)}")
+                raise MalformedReply(f"{form} was asked for, JSON came: {excerpt(body)}")
             # Some servers answer in JSON all the same.
             return _text_in(found).encode()
         return _decoded(body).encode()
     if is_event_stream(body):
         return orjson.dumps(_from_events(body))
-    found = parsed(body)
-    problem = refusal(reply, found)
+    found = parse_object(body)
+    problem = error_in_body(reply, found)
     if problem is not None:
         return problem
     _text_in(found)
@@ -90,7 +90,7 @@ def usage(reply: Reply, form: str, seconds: float | None) -> Usage:
     """As the reply counts it; what it does not say of time: `seconds`, measured before sending."""
     if form in TEXTS:
         return Usage(audio_seconds=seconds)
-    found = _from_events(reply.body) if is_event_stream(reply.body) else parsed(reply.body)
+    found = _from_events(reply.body) if is_event_stream(reply.body) else parse_object(reply.body)
     used = found.get("usage")
     used = used if isinstance(used, dict) else {}
     told, whole = _length(used.get("seconds")), _length(found.get("duration"))
@@ -214,7 +214,7 @@ def _joined_vtt(answers: Sequence[bytes], starts: Sequence[float]) -> str:
 def _from_events(body: bytes) -> dict[str, Any]:
     """The JSON that a stream of transcript events amounts to."""
     segments: list[Any] = []
-    for event in json_events(body):
+    for event in parse_json_events(body):
         if event.get("type") == "transcript.text.segment":
             segments.append(event)
         elif event.get("type") == "transcript.text.done":

@@ -15,7 +15,7 @@ from connectors.endpoints.params.checks import (
     texts,
     whole,
 )
-from connectors.transport.token_usage import MOST_TOKENS
+from connectors.transport.token_usage import MAX_TOKENS
 
 
 def _is_bias(token: str, bias: Any) -> bool:
@@ -52,7 +52,7 @@ _SHARED: Mapping[str, Check] = {
 
 _SAMPLING: Mapping[str, Check] = {
     "frequency_penalty": number(-2, 2),
-    "max_tokens": whole(1, MOST_TOKENS),
+    "max_tokens": whole(1, MAX_TOKENS),
     "presence_penalty": number(-2, 2),
     "seed": whole(-(2**63), 2**63 - 1),
     "stop": texts(4),
@@ -63,7 +63,7 @@ CHAT_PARAMS: Mapping[str, Check] = {
     **_SAMPLING,
     "logit_bias": mapping_of("token ids with numbers from -100 to 100", _is_bias),
     "logprobs": FLAG,
-    "max_completion_tokens": whole(1, MOST_TOKENS),
+    "max_completion_tokens": whole(1, MAX_TOKENS),
     "n": whole(1, 128),
     "prediction": MAPPING,
     "reasoning_effort": one_of("none", "minimal", "low", "medium", "high", "xhigh", "max"),
@@ -89,7 +89,7 @@ RESPONSES_PARAMS: Mapping[str, Check] = {
     "context_management": _list_of("a list of keys and values", MAPPING),
     "conversation": Check("text or keys and values", lambda value: text.fits(value) or MAPPING.fits(value)),
     "include": _list_of(f"a list of {', '.join(INCLUDE)}", one_of(*INCLUDE)),
-    "max_output_tokens": whole(16, MOST_TOKENS),
+    "max_output_tokens": whole(16, MAX_TOKENS),
     "max_tool_calls": whole(1),
     "previous_response_id": text,
     "prompt": MAPPING,

@@ -9,18 +9,18 @@ import orjson
 import pyarrow as pa
 from pydantic import Field
 
-from connectors.contracts import MalformedReply, OneByOne, StepFacts, StepModel
+from connectors.contracts import MalformedReply, SingleRowEndpoint, StepContext, StepModel
 from connectors.endpoints.conversation.messages import Dialogue
 from connectors.endpoints.conversation.output_columns import AnswerColumns, Choice
 from connectors.endpoints.conversation.structured_output import TypedOutput
 from connectors.errors import JobError
-from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint, trimmed
-from connectors.templating.template import TemplateProblem
-from connectors.templating.template_tree import Filled, plain_json
+from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint, compact_copy
+from connectors.templating.template import RenderError
+from connectors.templating.template_tree import TemplateTree, plain_json
 from connectors.tokens import chat_tokens, count_tokens, max_output_tokens
 from connectors.transport.bounded_json import loads
-from connectors.transport.error_replies import is_error, row_error
-from connectors.transport.sse import Event, events, is_event_stream
+from connectors.transport.error_replies import is_error_body, row_error
+from connectors.transport.sse import Event, parse_events, is_event_stream
 from connectors.transport.token_usage import token_usage
 
 WAYS = ("schema", "json_object", "prompt")
@@ -84,17 +84,17 @@ class Dialect(Protocol):
         """The answers of a parsed reply, at least one; MalformedReply where it has none."""
 
 
-class DialogueEndpoint(OneByOne):
+class DialogueEndpoint(SingleRowEndpoint):
     """The endpoint of one step, in one dialect."""
 
     def __init__(
         self,
         step: DialogueStep,
-        facts: StepFacts,
+        facts: StepContext,
         dialect: Dialect,
         dialogue: Dialogue,
         fixed: Mapping[str, Any],
-        moving: Mapping[str, Filled],
+        moving: Mapping[str, TemplateTree],
         columns: AnswerColumns,
         typed: TypedOutput | None,
     ) -> None:
@@ -112,7 +112,7 @@ class DialogueEndpoint(OneByOne):
         texts = dialogue.texts.union(*(part.columns for part in moving.values()))
         for name in sorted(texts & dialogue.media.keys()):
             raise JobError(f"{where}: {name} is shown as a picture and stands in a text; name it twice in the source")
-        self.uses = texts | dialogue.media.keys()
+        self.input_columns = texts | dialogue.media.keys()
         self._typed = typed
         self._way = _way(step, facts, dialect)
         body = {"model": step.model, **fixed}
@@ -123,7 +123,7 @@ class DialogueEndpoint(OneByOne):
         self._stream = bool(self._fixed.get("stream"))
         self.output_bound = self._bound()
         self._instruction = self._schema_in_words()
-        self._counted_as = step.model if facts.exact_tokens else None
+        self._counted_as = step.model if facts.has_exact_tokens else None
         self._fixed_tokens = sum(
             count_tokens(orjson.dumps(self._fixed[key]).decode(), self._counted_as)
             for key in ("tools", "response_format", "text")
@@ -146,7 +146,7 @@ class DialogueEndpoint(OneByOne):
         schema = orjson.dumps(self._typed.schema).decode()
         return {"role": "system", "content": SCHEMA_IN_WORDS.format(schema=schema)}
 
-    def declared(self) -> bytes:
+    def config_bytes(self) -> bytes:
         """All but limits, detail and stream: the provider is told of beside it."""
         return self._declared
 
@@ -154,8 +154,8 @@ class DialogueEndpoint(OneByOne):
         """The dialogue with the row's values in it."""
         try:
             messages, pictures = self._dialogue.rendered(row)
-            moving = {name: part.fill(row) for name, part in self._moving.items()} if self._moving else None
-        except TemplateProblem as exc:
+            moving = {name: part.render(row) for name, part in self._moving.items()} if self._moving else None
+        except RenderError as exc:
             return RowError("input", str(exc))
         if self._instruction is not None:
             messages = [self._instruction, *messages]
@@ -177,7 +177,7 @@ class DialogueEndpoint(OneByOne):
     ) -> Request | RowError:
         """`messages`: what is counted, besides `tokens`."""
         try:
-            made = trimmed(orjson.dumps(body))
+            made = compact_copy(orjson.dumps(body))
         except TypeError as exc:
             return RowError("input", f"the row's text cannot be written as UTF-8: {exc}")
         sizes = {picture.name: picture.pixels for picture in pictures if picture.pixels is not None}
@@ -207,8 +207,8 @@ class DialogueEndpoint(OneByOne):
     def answers(self, pack: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
         """The reply's own bytes; of a stream, those of the reply that would have come without one."""
         streamed = is_event_stream(reply.body)
-        whole = self._dialect.joined(events(reply.body)) if streamed else _parsed(reply.body)
-        if is_error(whole):
+        whole = self._dialect.joined(parse_events(reply.body)) if streamed else _parsed(reply.body)
+        if is_error_body(whole):
             error = row_error(replace(reply, body=orjson.dumps(whole)) if streamed else reply)
             raise MalformedReply(error.message, error)
         self._memo = (reply.body, whole, self._dialect.choices(whole))
@@ -252,7 +252,7 @@ class DialogueEndpoint(OneByOne):
         made = self._asked(body, turns, tokens, request.media, request.keys[0], request.fingerprint)
         return made if isinstance(made, Request) else None
 
-    def easier(self, problem: RowError) -> str | None:
+    def fallback_mode(self, problem: RowError) -> str | None:
         """The next way, where the server does not know this one."""
         if self._typed is None or self._step.structured != "auto" or problem.error_class != "bad_request":
             return None
@@ -300,8 +300,8 @@ def taken_stream(step: DialogueStep, params: dict[str, Any], where: str) -> bool
     return stream
 
 
-def _way(step: DialogueStep, facts: StepFacts, dialect: Dialect) -> str:
-    way = (facts.structured or WAYS[0]) if step.structured == "auto" else step.structured
+def _way(step: DialogueStep, facts: StepContext, dialect: Dialect) -> str:
+    way = (facts.structured_mode or WAYS[0]) if step.structured == "auto" else step.structured
     return way if way in dialect.ways else dialect.ways[-1]
 
 

@@ -7,7 +7,7 @@ import orjson
 import pyarrow as pa
 
 from connectors.endpoints.conversation.tool_calls import chat_call
-from connectors.templating.template import TemplateProblem, plain
+from connectors.templating.template import RenderError, plain
 from connectors.transport.bounded_json import loads
 
 SHORT_ROLES = ("system", "user", "assistant", "developer")
@@ -34,14 +34,14 @@ def dialogue_in(value: Any, column: str, items: bool) -> list[dict[str, Any]]:
         try:
             value = loads(value)
         except orjson.JSONDecodeError as exc:
-            raise TemplateProblem(f"{column} is no dialogue: no JSON ({exc})") from exc
+            raise RenderError(f"{column} is no dialogue: no JSON ({exc})") from exc
     if not isinstance(value, list) or not value:
         found = "null" if value is None else "an empty list" if value == [] else type(value).__name__
-        raise TemplateProblem(f"{column} is no dialogue: found {found}, expected a list of messages")
+        raise RenderError(f"{column} is no dialogue: found {found}, expected a list of messages")
     try:
         return [_turn(_without_nulls(plain(turn)), items) for turn in value]
     except ValueError as exc:
-        raise TemplateProblem(f"{column} is no dialogue: {exc}") from exc
+        raise RenderError(f"{column} is no dialogue: {exc}") from exc
 
 
 def _turn(turn: Any, items: bool) -> dict[str, Any]:

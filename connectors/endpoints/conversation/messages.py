@@ -18,8 +18,8 @@ from connectors.endpoints.conversation.history_column import (
 from connectors.endpoints.conversation.tool_calls import chat_call
 from connectors.errors import JobError, did_you_mean
 from connectors.records import Media, Row
-from connectors.templating.template import TemplateProblem
-from connectors.templating.template_tree import Filled, constant, filled, list_of, mapping_of, text_filled
+from connectors.templating.template import RenderError
+from connectors.templating.template_tree import TemplateTree, literal, compile_template, list_template, mapping_template, compile_text
 
 LARGEST_PICTURE = 20 << 20
 """Bytes; section 13.4.2 of the reference."""
@@ -63,13 +63,13 @@ class Dialogue:
             return
         reader = _Turns(frozenset(columns), items)
         if isinstance(turns, str):
-            alone = {"role": constant("user"), "content": text_filled(turns, columns, where)}
-            whole = list_of([mapping_of(alone)])
+            alone = {"role": literal("user"), "content": compile_text(turns, columns, where)}
+            whole = list_template([mapping_template(alone)])
         else:
-            whole = list_of([reader.turn(turn, f"{where}.{place}") for place, turn in enumerate(turns)])
+            whole = list_template([reader.turn(turn, f"{where}.{place}") for place, turn in enumerate(turns)])
         self.texts = whole.columns
         self.media = dict.fromkeys(sorted(reader.pictures), MediaUse("image", LARGEST_PICTURE, passes_urls=True))
-        self._fill = whole.fill
+        self._fill = whole.render
 
     def rendered(self, row: Row) -> tuple[list[dict[str, Any]], tuple[Media, ...]]:
         """The turns with the row's values in them, and the pictures that they name; TemplateProblem where the row
@@ -86,12 +86,12 @@ def _named(messages: Iterable[Mapping[str, Any]]) -> tuple[Media, ...]:
         if not isinstance(content, list):
             continue
         if not content:
-            raise TemplateProblem("a message has no content: its picture is null, and there is no text beside it")
+            raise RenderError("a message has no content: its picture is null, and there is no text beside it")
         for part in content:
             image = part.get("image_url")
             if isinstance(image, dict) and isinstance(picture := image.get("url"), Media):
                 if picture.kind not in PICTURE_KINDS:
-                    raise TemplateProblem(f"a picture is {picture.kind}; png, jpeg, webp and gif are taken")
+                    raise RenderError(f"a picture is {picture.kind}; png, jpeg, webp and gif are taken")
                 found[picture.name] = picture
                 image["url"] = picture.name
     return tuple(found.values())
@@ -105,9 +105,9 @@ class _Turns:
         self.items = items
         self.pictures: set[str] = set()
 
-    def turn(self, turn: Mapping[str, Any], where: str) -> Filled:
+    def turn(self, turn: Mapping[str, Any], where: str) -> TemplateTree:
         if self.items and isinstance(turn.get("type"), str) and not (turn["type"] == "message" and "role" in turn):
-            return filled(turn, self.known, where)
+            return compile_template(turn, self.known, where)
         content_key = "content"
         if "role" not in turn:
             if len(turn) != 1:
@@ -128,69 +128,69 @@ class _Turns:
         calls, content = turn.get("tool_calls"), turn.get("content")
         if content is None and calls is None and "function_call" not in turn and "refusal" not in turn:
             raise JobError(f"{where}.{content_key}: has no text; write one")
-        parts = {"role": constant(role), "content": self._content(content, role, f"{where}.{content_key}")}
+        parts = {"role": literal(role), "content": self._content(content, role, f"{where}.{content_key}")}
         for key in ("name", "tool_call_id"):
             if turn.get(key) is not None:
                 parts[key] = self._text(turn[key], f"{where}.{key}")
         for key in (key for key in keys if key in turn and key not in KEYS):
-            parts[key] = filled(turn[key], self.known, f"{where}.{key}")
-        message = mapping_of(parts)
+            parts[key] = compile_template(turn[key], self.known, f"{where}.{key}")
+        message = mapping_template(parts)
         return message if calls is None else self._with_calls(message, calls, f"{where}.tool_calls")
 
-    def _with_calls(self, message: Filled, calls: Any, where: str) -> Filled:
+    def _with_calls(self, message: TemplateTree, calls: Any, where: str) -> TemplateTree:
         if isinstance(calls, Mapping) and set(calls) == {"column"}:
             name = str(calls["column"])
             if name not in self.known:
                 raise JobError(f"{where}.column: no column {name} here; {did_you_mean(name, self.known)}")
-            some = Filled(lambda row: row[name], frozenset({name}))
+            some = TemplateTree(lambda row: row[name], frozenset({name}))
         elif isinstance(calls, list | tuple) and calls:
-            some = filled(calls, self.known, where)
+            some = compile_template(calls, self.known, where)
         else:
             raise JobError(f"{where}: found {calls!r}, expected a list of calls or {{column: NAME}}; correct it")
-        if not some.moving:
+        if not some.varies_by_row:
             try:
-                [chat_call(call) for call in some.fill({})]
+                [chat_call(call) for call in some.render({})]
             except ValueError as exc:
                 raise JobError(f"{where}: {exc}; write {{id, name, arguments}}") from exc
 
         def fill(row: Row) -> dict[str, Any]:
             try:
-                made = [chat_call(call) for call in some.fill(row) or ()]
+                made = [chat_call(call) for call in some.render(row) or ()]
             except (ValueError, TypeError) as exc:
-                raise TemplateProblem(f"tool_calls: {exc}") from exc
-            said = message.fill(row)
+                raise RenderError(f"tool_calls: {exc}") from exc
+            said = message.render(row)
             return {**said, "tool_calls": made} if made else {**said, "content": said["content"] or ""}
 
-        return Filled(fill, message.columns | some.columns)
+        return TemplateTree(fill, message.columns | some.columns)
 
-    def _content(self, content: Any, role: str, where: str) -> Filled:
+    def _content(self, content: Any, role: str, where: str) -> TemplateTree:
         if content is None:
-            return constant(None)
+            return literal(None)
         if not isinstance(content, list | tuple):
             return self._text(content, where)
         if not content:
             raise JobError(f"{where}: has no parts; write a text, or parts such as {{text: ...}}")
         some = [self._part(part, role, f"{where}.{place}") for place, part in enumerate(content)]
         if not any(several for _, several in some):
-            return list_of([part for part, _ in some])
+            return list_template([part for part, _ in some])
 
         def fill(row: Row) -> list[Any]:
             made: list[Any] = []
             for part, several in some:
-                made.extend(part.fill(row) if several else (part.fill(row),))
+                made.extend(part.render(row) if several else (part.render(row),))
             return made
 
-        return Filled(fill, frozenset[str]().union(*(part.columns for part, _ in some)))
+        return TemplateTree(fill, frozenset[str]().union(*(part.columns for part, _ in some)))
 
-    def _part(self, part: Any, role: str, where: str) -> tuple[Filled, bool]:
+    def _part(self, part: Any, role: str, where: str) -> tuple[TemplateTree, bool]:
         """(the part, whether it fills in to a list of parts)."""
         if not isinstance(part, Mapping) or not part:
             raise JobError(f"{where}: found {part!r}, expected a part; write {{text: ...}} or {{image: COLUMN}}")
         if isinstance(part.get("type"), str):
-            return filled(part, self.known, where), False
+            return compile_template(part, self.known, where), False
         keys = set(part)
         if keys == {"text"}:
-            return mapping_of({"type": constant("text"), "text": self._text(part["text"], f"{where}.text")}), False
+            return mapping_template({"type": literal("text"), "text": self._text(part["text"], f"{where}.text")}), False
         if "image" in keys and keys <= {"image", "detail"}:
             if role != "user":
                 raise JobError(f"{where}.image: only a user's message shows pictures; move it there")
@@ -203,22 +203,22 @@ class _Turns:
             f"{where}.{odd}: no such part; write {{text: ...}}, {{image: ..., detail: ...}} or {{type: ...}}"
         )
 
-    def _image(self, image: Any, detail: str | None, where: str) -> tuple[Filled, bool]:
+    def _image(self, image: Any, detail: str | None, where: str) -> tuple[TemplateTree, bool]:
         if not isinstance(image, str) or not image:
             raise JobError(f"{where}: found {image!r}, expected a column or a URL; name one")
         more = {} if detail is None else {"detail": detail}
         if image in self.known:
             self.pictures.add(image)
-            return Filled(lambda row: _picture_parts(row[image], more)), True
+            return TemplateTree(lambda row: _picture_parts(row[image], more)), True
         if "{" not in image and not _is_url(image):
             raise JobError(f"{where}: no column {image} and no URL; {did_you_mean(image, self.known)}")
-        url = mapping_of({"url": text_filled(image, self.known, where), **{k: constant(v) for k, v in more.items()}})
-        return mapping_of({"type": constant("image_url"), "image_url": url}), False
+        url = mapping_template({"url": compile_text(image, self.known, where), **{k: literal(v) for k, v in more.items()}})
+        return mapping_template({"type": literal("image_url"), "image_url": url}), False
 
-    def _text(self, source: Any, where: str) -> Filled:
+    def _text(self, source: Any, where: str) -> TemplateTree:
         if not isinstance(source, str):
             raise JobError(f"{where}: found {source!r}, expected text; put it in quotes")
-        return text_filled(source, self.known, where)
+        return compile_text(source, self.known, where)
 
 
 def _picture_parts(value: Any, more: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -229,7 +229,7 @@ def _picture_parts(value: Any, more: Mapping[str, str]) -> list[dict[str, Any]]:
         if picture is None:
             continue
         if not isinstance(picture, Media) and not (isinstance(picture, str) and _is_url(picture)):
-            raise TemplateProblem(f"a picture is neither a file nor a URL: {str(picture)[:60]!r}")
+            raise RenderError(f"a picture is neither a file nor a URL: {str(picture)[:60]!r}")
         parts.append({"type": "image_url", "image_url": {"url": picture, **more}})
     return parts
 

@@ -8,7 +8,7 @@ from connectors.endpoints.conversation.conversation_endpoint import WAYS, shorte
 from connectors.endpoints.conversation.output_columns import Choice
 from connectors.endpoints.conversation.tool_calls import call_struct
 from connectors.transport.sse import Event
-from connectors.transport.stream_assembly import joined_response
+from connectors.transport.stream_assembly import assemble_response
 
 _REASONS: Mapping[str, str] = {"max_output_tokens": "length"}
 """Why an answer is incomplete -> as a finish_reason."""
@@ -43,7 +43,7 @@ class OpenAIResponses:
 
     def joined(self, events: Iterable[Event]) -> dict[str, Any]:
         """What the last event holds."""
-        return joined_response(events)
+        return assemble_response(events)
 
     def choices(self, reply: Mapping[str, Any]) -> Sequence[Choice]:
         """One, of all output items."""

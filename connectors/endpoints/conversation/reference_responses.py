@@ -11,9 +11,9 @@ from connectors.endpoints.conversation.conversation_endpoint import shortened
 from connectors.endpoints.conversation.output_columns import Choice
 from connectors.endpoints.conversation.tool_calls import told_calls
 from connectors.errors import JobError, did_you_mean
-from connectors.templating.template_tree import Filled, constant, filled, mapping_of, plain_json
+from connectors.templating.template_tree import TemplateTree, literal, compile_template, mapping_template, plain_json
 from connectors.transport.sse import Event
-from connectors.transport.stream_assembly import joined_reference
+from connectors.transport.stream_assembly import assemble_reference
 from connectors.transport.token_usage import whole_count
 
 
@@ -99,7 +99,7 @@ class ReferenceResponses:
 
     def joined(self, events: Iterable[Event]) -> dict[str, Any]:
         """Of the chunks of section 2.6."""
-        return joined_reference(events)
+        return assemble_reference(events)
 
     def choices(self, reply: Mapping[str, Any]) -> Sequence[Choice]:
         """The one response; a content that is an object as its JSON text."""
@@ -120,13 +120,13 @@ class ReferenceResponses:
         ]
 
 
-def response_format(told: Any, known: Iterable[str], where: str) -> Filled:
+def response_format(told: Any, known: Iterable[str], where: str) -> TemplateTree:
     """The step's `response_format`, a template's variables as templates over the row; JobError where it is none."""
     kind = told.get("type") if isinstance(told, Mapping) else None
     if not isinstance(kind, str) or kind not in _FORMATS:
         raise JobError(f"{where}.type: found {kind!r}; {did_you_mean(str(kind), _FORMATS)}")
     keys = _FORMATS[kind]
-    parts: dict[str, Filled] = {"type": constant(kind)}
+    parts: dict[str, TemplateTree] = {"type": literal(kind)}
     for key, value in told.items():
         if key == "type":
             continue
@@ -135,10 +135,10 @@ def response_format(told: Any, known: Iterable[str], where: str) -> Filled:
         if not isinstance(value, keys[key]):
             raise JobError(f"{where}.{key}: found {value!r}, expected {_WORDS[keys[key]]}; correct it")
         templated = key in ("template_id", "variables")
-        parts[key] = filled(value, known, f"{where}.{key}") if templated else constant(plain_json(value, where))
+        parts[key] = compile_template(value, known, f"{where}.{key}") if templated else literal(plain_json(value, where))
     if _NEEDED.get(kind, "type") not in told:
         raise JobError(f"{where}.{_NEEDED[kind]}: missing; the format {kind} needs it")
-    return mapping_of(parts)
+    return mapping_template(parts)
 
 
 def _metadata(told: Any) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from connectors.contracts import MediaUse, OneByOne, StepFacts, StepModel
+from connectors.contracts import MediaUse, SingleRowEndpoint, StepContext, StepModel
 from connectors.endpoints.images import image_replies
 from connectors.endpoints.images.model_families import (
     check_fixed,
@@ -21,7 +21,7 @@ from connectors.endpoints.params.step_params import declared, fixed_params, temp
 from connectors.errors import JobError
 from connectors.media.multipart import file_column, files_of, form
 from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
-from connectors.templating.template import TemplateProblem
+from connectors.templating.template import RenderError
 from connectors.tokens import count_tokens
 
 IMAGE_PARAMS: Mapping[str, Check] = {
@@ -43,13 +43,13 @@ GPT_IMAGE_PARAMS: Mapping[str, Check] = {
 """Of generations and edits."""
 
 
-class ImageMaker(OneByOne):
+class ImageMaker(SingleRowEndpoint):
     """The endpoint of one step that makes pictures."""
 
     def __init__(
         self,
         step: StepModel,
-        facts: StepFacts,
+        facts: StepContext,
         path: str,
         own: Sequence[str],
         table: Mapping[str, Check],
@@ -81,7 +81,7 @@ class ImageMaker(OneByOne):
         self.image_terms = (None if size is None else str(size), None if quality is None else str(quality))
         self._count = count_of(self.fixed)
         columns = frozenset(column for each in self._files.values() for column in each)
-        self.uses = columns if self._prompt is None else columns | self._prompt.columns
+        self.input_columns = columns if self._prompt is None else columns | self._prompt.columns
         self.media = {
             column: MediaUse("image", self._largest(field)) for field, each in self._files.items() for column in each
         }
@@ -100,7 +100,7 @@ class ImageMaker(OneByOne):
         small = self.family is not None and (field == "mask" or not self.family.by_token)
         return (4 if small else 50) << 20
 
-    def declared(self) -> bytes:
+    def config_bytes(self) -> bytes:
         return declared(self._step)
 
     def request(self, row: Row, key: str) -> Request | RowError:
@@ -109,8 +109,8 @@ class ImageMaker(OneByOne):
         tokens = 0
         if self._prompt is not None:
             try:
-                said = str(self._prompt.fill(row))
-            except TemplateProblem as exc:
+                said = str(self._prompt.render(row))
+            except RenderError as exc:
                 return RowError("input", str(exc))
             problem = prompt_problem(said, self.family)
             if problem is not None:
@@ -161,7 +161,7 @@ class ImageMaker(OneByOne):
         """The pictures that came, and the tokens that the reply counts."""
         return image_replies.usage(reply)
 
-    def links(self, answer: bytes) -> Sequence[str]:
+    def expiring_urls(self, answer: bytes) -> Sequence[str]:
         """The URLs of pictures that are not in the answer yet."""
         return image_replies.links(answer)
 

@@ -10,8 +10,8 @@ import orjson
 
 from connectors.contracts import MalformedReply
 from connectors.media.file_types import HEAD, kind_of
-from connectors.records import Reply, RowError, Usage, trimmed
-from connectors.transport.reply_body import json_events, parsed, refusal
+from connectors.records import Reply, RowError, Usage, compact_copy
+from connectors.transport.reply_body import parse_json_events, parse_object, error_in_body
 from connectors.transport.sse import is_event_stream
 from connectors.transport.token_usage import whole_count
 
@@ -19,7 +19,7 @@ from connectors.transport.token_usage import whole_count
 def kept(reply: Reply) -> bytes | RowError:
     """What the ledger keeps of a 2xx reply: JSON with `data`, each entry with `b64_json` or `url`."""
     found = _whole(reply.body)
-    problem = refusal(reply, found)
+    problem = error_in_body(reply, found)
     if problem is not None:
         return problem
     entries = found.get("data")
@@ -42,7 +42,7 @@ def kept(reply: Reply) -> bytes | RowError:
         elif "url" not in picture:
             raise MalformedReply("an entry of the reply has neither b64_json nor url")
         told.append(picture)
-    return trimmed(orjson.dumps({"data": told}))
+    return compact_copy(orjson.dumps({"data": told}))
 
 
 def usage(reply: Reply) -> Usage:
@@ -73,7 +73,7 @@ def with_contents(answer: bytes, contents: Sequence[bytes]) -> bytes:
             if _suffix(content) is not None:
                 entry["b64_json"] = base64.b64encode(content).decode()
                 del entry["url"]
-    return trimmed(orjson.dumps({"data": entries}))
+    return compact_copy(orjson.dumps({"data": entries}))
 
 
 def files(answer: bytes) -> Sequence[tuple[str, bytes]]:
@@ -96,8 +96,8 @@ def revised_prompts(answer: bytes) -> list[str | None]:
 
 def _whole(body: bytes) -> dict[str, Any]:
     if not is_event_stream(body):
-        return parsed(body)
-    finished = [event for event in json_events(body) if str(event.get("type")).endswith(".completed")]
+        return parse_object(body)
+    finished = [event for event in parse_json_events(body) if str(event.get("type")).endswith(".completed")]
     if not finished:
         raise MalformedReply("the stream of the picture ended before its last event")
     return {"data": finished, "usage": finished[-1].get("usage")}

@@ -8,7 +8,7 @@ import orjson
 from connectors.contracts import StepModel
 from connectors.endpoints.params.checks import Check, check_params
 from connectors.errors import JobError
-from connectors.templating.template_tree import Filled, plain_json, text_filled
+from connectors.templating.template_tree import TemplateTree, plain_json, compile_text
 
 
 def fixed_params(step: StepModel, own: Sequence[str], table: Mapping[str, Check], where: str) -> dict[str, Any]:
@@ -32,9 +32,9 @@ def fixed_params(step: StepModel, own: Sequence[str], table: Mapping[str, Check]
     return {name: plain_json(value, f"{where}.{name}") for name, value in (found | step.extra_body).items()}
 
 
-def template(source: str | None, columns: Iterable[str], where: str) -> Filled | None:
+def template(source: str | None, columns: Iterable[str], where: str) -> TemplateTree | None:
     """A text that each row fills in; None where the step names none."""
-    return None if source is None else text_filled(source, columns, where)
+    return None if source is None else compile_text(source, columns, where)
 
 
 def declared(step: StepModel) -> bytes:

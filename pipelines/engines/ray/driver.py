@@ -12,17 +12,17 @@ from typing import Any
 
 from connectors.errors import JobError
 from pipelines.batch.store import BatchLedger
-from pipelines.config.job import LoadedJob
+from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace import LOCAL
-from pipelines.dispatch.request_types import Observer
+from pipelines.dispatch.request_types import ExchangeObserver
 from pipelines.dispatch.step_runner import Chunk
-from pipelines.engines.local_engine import Engine, Work, local_engine
+from pipelines.engines.local_engine import Engine, RunContext, local_engine
 from pipelines.engines.ray.ledger import Account, LedgerActor, answered
 from pipelines.engines.ray.limits import JOB, Limit, LimiterActor
 from pipelines.engines.ray.telemetry import Heard, tell
 from pipelines.engines.ray.timing import Looked, add_up
 from pipelines.engines.ray.worker import Kit, Report, WorkerActor
-from pipelines.monitoring.bottleneck import Elsewhere
+from pipelines.monitoring.bottleneck import RemoteTimings
 
 LOOK_EVERY = 0.5
 """Seconds between the reports of a worker."""
@@ -58,12 +58,12 @@ def check_ray(loaded: LoadedJob) -> None:
         raise JobError(f"{loaded.at('delivery')}: batches need no workers; run with --engine local")
 
 
-def ray_engine(work: Work) -> Engine:
+def ray_engine(work: RunContext) -> Engine:
     """The workers of the cluster that RAY_ADDRESS names, else of one that is started on this machine for this run."""
-    if work.tally.rows_left == 0:
+    if work.counters.rows_left == 0:
         # Nothing will be asked: no cluster is needed to find that out.
         return local_engine(work)
-    ready, job = work.ready, work.ready.job
+    ready, job = work.prepared, work.prepared.job
     if BatchLedger(work.ledger, job.name).any_open():
         raise JobError(f"{job.name}: batches of an earlier run are open; run once with --engine local, it ends them")
     _connect()
@@ -174,11 +174,11 @@ class Rows:
 class Crew:
     """The workers: each is handed chunks while it wants some; what one leaves behind when it dies, others do."""
 
-    def __init__(self, work: Work, workers: int) -> None:
+    def __init__(self, work: RunContext, workers: int) -> None:
         self.stopped: str | None = None
         self.waiting_for: str | None = f"{workers} workers on Ray to begin"
         self.left_running = 0
-        self.observer: Observer | None = None
+        self.observer: ExchangeObserver | None = None
         self.failure: Exception | None = None
         self.rows = Rows(workers)
         self._work = work
@@ -186,11 +186,11 @@ class Crew:
         self._workers: dict[int, Worker] = {}
         self._number = 0
         # What this invocation did before there were workers.
-        self._lost = [Report(replace(work.tally, steps={}, times=replace(work.tally.times)))]
-        self._spent_before = work.purse.spent
+        self._lost = [Report(replace(work.counters, steps={}, times=replace(work.counters.times)))]
+        self._spent_before = work.budget.spent
         self._began = time.monotonic()
-        self.elsewhere = Elsewhere(workers)
-        ready = work.ready
+        self.elsewhere = RemoteTimings(workers)
+        ready = work.prepared
         concurrency = ready.job.limits.concurrency
         self._providers = {step.model.provider: tuple(step.members) for step in ready.steps}
         self._members = {member.name: member for step in ready.steps for member in step.members}
@@ -203,15 +203,15 @@ class Crew:
             ready.loaded,
             ready.workspace,
             ready.reader.schema,
-            {step.model.name: (step.facts.structured, step.facts.vector_size) for step in ready.steps},
+            {step.model.name: (step.facts.structured_mode, step.facts.embedding_dimensions) for step in ready.steps},
             work.run.run_id,
             work.retrying,
             tuple(ready.shape.results.names),
             (ready.sink.files_prefix, ready.sink.files_folder.absolute()),
             # Requests in flight are leased: a worker with more to do than others may have twice its part.
             min(concurrency, -(-2 * concurrency // workers)),
-            work.purse.limit is not None,
-            work.day,
+            work.budget.limit is not None,
+            work.daily_budget,
             False,
             ready.workspace.state / "locks" / f"{ready.job.name}.lock",
         )
@@ -221,7 +221,7 @@ class Crew:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        ready, purse = self._work.ready, self._work.purse
+        ready, purse = self._work.prepared, self._work.budget
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         beside = ray.remote(num_cpus=0, max_concurrency=100_000, scheduling_strategy=here)
         self._ledger = beside(LedgerActor).remote(self._work.ledger.path.absolute(), ready.job.name)
@@ -232,7 +232,7 @@ class Crew:
             limits[member.name] = Limit(
                 member.requests_per_minute, member.tokens_per_minute, member.concurrency, shared
             )
-        self._limiter = beside(LimiterActor).remote(ready.workspace.state, limits, purse.left)
+        self._limiter = beside(LimiterActor).remote(ready.workspace.state, limits, purse.remaining)
         self._opened = self._limiter.start.remote()
         for _ in range(self._size):
             self._hire()
@@ -311,7 +311,7 @@ class Crew:
         kit = replace(self._kit, observed=self.observer is not None)
         await actor.set_up.remote(kit, self._providers, number, first, self._ledger, self._limiter)
         worker.equipped = True
-        self.elsewhere.starting = self.elsewhere.starting or time.monotonic() - self._began
+        self.elsewhere.startup_seconds = self.elsewhere.startup_seconds or time.monotonic() - self._began
         if self.stopped is not None:
             actor.stop.remote(self.stopped)
         self._begin(worker, self._look(worker))
@@ -328,7 +328,7 @@ class Crew:
             piece: Chunk = await coming
             failed = [table.column("_key").to_pylist() for table in piece.failed]
             under.left.difference_update(piece.keys, *failed)
-            self._work.finished(piece)
+            self._work.on_finished(piece)
         worker.chunks.remove(under)
         self.rows.left(len(under.chunk.keys))
 
@@ -376,7 +376,7 @@ class Crew:
     def _reckon(self) -> None:
         """Add up what the workers tell."""
         reports = [*self._lost, *(worker.report for worker in self._workers.values())]
-        tally, purse = self._work.tally, self._work.purse
+        tally, purse = self._work.counters, self._work.budget
         for name in COUNTED:
             setattr(tally, name, sum(getattr(report.tally, name) for report in reports))
         for step, counted in tally.steps.items():
@@ -385,10 +385,10 @@ class Crew:
                 setattr(counted, name, sum(getattr(one, name) for one in told))
         purse.spent = self._spent_before + sum(report.spent for report in reports)
         purse.reserved = sum(report.reserved for report in reports)
-        purse.waited = sum(report.waited.budget for report in reports)
+        purse.waited_seconds = sum(report.waited.budget for report in reports)
         add_up([(report.tally.times, report.waited) for report in reports], self.limits, tally.times, self.elsewhere)
         self.waiting_for = next((report.held for report in reports if report.held is not None), None)
-        share = self._work.ready.job.limits.failed_share
+        share = self._work.prepared.job.limits.failed_share
         if share is not None and self.stopped is None and (words := tally.too_many_failed(share)) is not None:
             self.stop(words)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from connectors.contracts import Endpoint, StepFacts
+from connectors.contracts import Endpoint, StepContext
 from connectors.media.file_types import HEAD, kind_of
 from connectors.records import Media, Reply, Request
 from connectors.registry import ENDPOINTS
@@ -172,11 +172,11 @@ def row() -> Mapping[str, Any]:
 
 
 @cache
-def facts() -> StepFacts:
+def facts() -> StepContext:
     """Its columns."""
     with TemporaryDirectory() as folder:
         schema = pq.read_schema(write_row(Path(folder)))
-    return StepFacts("p@there", {each.name: each.type for each in schema}, Path("/"), (), ())
+    return StepContext("p@there", {each.name: each.type for each in schema}, Path("/"), (), ())
 
 
 def built(step: Mapping[str, Any]) -> Endpoint:
@@ -223,14 +223,14 @@ def answer_of(case: Case) -> tuple[Endpoint, Request, bytes]:
     request = asked(endpoint)
     (answer,) = endpoint.answers([request], reply_of(case))
     assert isinstance(answer, bytes), answer
-    links = endpoint.links(answer)
+    links = endpoint.expiring_urls(answer)
     return endpoint, request, endpoint.with_contents(answer, [PICTURE] * len(links)) if links else answer
 
 
 def fingerprints() -> dict[str, list[str]]:
     """Case -> request fingerprint and declared bytes, in hex."""
     made = {case.name: built(case.step) for case in CASES}
-    return {name: [asked(it).fingerprint.hex(), it.declared().hex()] for name, it in made.items()}
+    return {name: [asked(it).fingerprint.hex(), it.config_bytes().hex()] for name, it in made.items()}
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def test_values_are_pure_an_endpoint_built_anew_reads_the_kept_answer_alike(case
     first = [array.to_pylist() for array in endpoint.arrays([endpoint.values(answer)])]  # type: ignore[list-item]
     assert [array.to_pylist() for array in again.arrays([again.values(kept)])] == first  # type: ignore[list-item]
     assert kept == answer
-    assert again.declared() == endpoint.declared()
+    assert again.config_bytes() == endpoint.config_bytes()
 
 
 @each
@@ -81,7 +81,7 @@ def test_files_are_those_that_values_names_and_links_are_gone_once_followed(case
     endpoint, _, answer = answer_of(case)
     values = endpoint.values(answer)
     assert isinstance(values, tuple)
-    assert endpoint.links(answer) == type(endpoint.links(answer))()
+    assert endpoint.expiring_urls(answer) == type(endpoint.expiring_urls(answer))()
     files = endpoint.files(answer)
     named = values[0] if isinstance(values[0], list) else [values[0]]
     if files:
@@ -189,7 +189,7 @@ def test_a_fingerprint_is_its_requests_and_a_changed_request_changes_the_declara
         assert bodies.setdefault(request.fingerprint, request.body) == request.body
         assert request.fingerprint == asked(endpoint).fingerprint
         if request.body != asked(plain).body and not row.says.startswith("stream: true"):
-            assert endpoint.declared() != plain.declared(), row
+            assert endpoint.config_bytes() != plain.config_bytes(), row
     assert len(set(bodies.values())) == len(bodies)
 
 

@@ -12,7 +12,7 @@ import duckdb
 import pytest
 
 from connectors.errors import JobError
-from connectors.templating.template import Template, TemplateProblem
+from connectors.templating.template import Template, RenderError
 from pipelines.config.yaml_reader import parse_yaml
 
 SECRET = "outside-and-secret"
@@ -54,7 +54,7 @@ ENDLESS = [
 
 @pytest.mark.parametrize("source", ESCAPES)
 def test_a_template_reaches_nothing_of_python(source: str) -> None:
-    with pytest.raises((JobError, TemplateProblem)):
+    with pytest.raises((JobError, RenderError)):
         template = Template(source, "steps.a.input")
         shown = template.render(dict.fromkeys({*template.columns, "x"}, "v"))
         raise AssertionError(shown)
@@ -75,7 +75,7 @@ def test_a_template_that_names_no_column_is_refused_before_anything_is_sent(
 def test_a_template_is_bounded_in_time_and_output(source: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()
-    with pytest.raises((JobError, TemplateProblem)):
+    with pytest.raises((JobError, RenderError)):
         Template(source, "steps.a.input").render({"x": "v"})
     assert time.process_time() - began < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000

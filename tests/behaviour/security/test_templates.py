@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from connectors.templating.template import LARGEST, Template, TemplateProblem
+from connectors.templating.template import LARGEST, Template, RenderError
 
 UNBOUNDED = [
     "{{ 'x' * size }}",
@@ -34,7 +34,7 @@ REPEATED = [
 def test_no_list_is_repeated(template: str) -> None:
     """minijinja counts no fuel for it: ten seconds and three hundred megabytes for nine digits."""
     whole = Template(template, "w")
-    with pytest.raises(TemplateProblem, match="repeats no list"):
+    with pytest.raises(RenderError, match="repeats no list"):
         whole.render({"text": "ab", "size": 100_000_000, "parts": ["a", "b"]})
 
 
@@ -102,7 +102,7 @@ def test_a_text_of_more_than_the_bound_is_no_request() -> None:
     row = {"text": "x" * (LARGEST // 2)}
     assert len(Template("{{ text }}{{ text|upper }}", "w").render(row)) == LARGEST
     for source in ("{{ text|upper }}{{ text }}!", "{{ text }}{{ text }}!"):
-        with pytest.raises(TemplateProblem, match="more than"):
+        with pytest.raises(RenderError, match="more than"):
             Template(source, "w").render(row)
 
 

@@ -10,18 +10,18 @@ import pytest
 
 from connectors.contracts import Provider
 from connectors.records import NO_USAGE, Call, Reply, Request, Usage
-from pipelines.dispatch.counters import StepTally, Tally
+from pipelines.dispatch.counters import StepCounters, RunCounters
 from pipelines.dispatch.dispatcher import FanOut
-from pipelines.dispatch.request_types import DayBudget, Lane, Tries
+from pipelines.dispatch.request_types import DailyBudget, Route, RetryLimits
 from pipelines.ledger.ledger import Ledger
-from pipelines.limits.provider_limiter import Allowance
-from pipelines.pricing.run_budget import Purse
+from pipelines.limits.provider_limiter import ProviderLimiter
+from pipelines.pricing.run_budget import RunBudget
 
 
 class Endpoint:
     """One request a row, one answer a request."""
 
-    def packs(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
+    def group_requests(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
         return ((request,) for request in requests)
 
     def call(self, pack: Sequence[Request]) -> Call:
@@ -80,16 +80,16 @@ async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
     opened.close()
 
 
-def lane_of(ledger: Ledger, worst: int = 0) -> Lane:
-    leg = ledger.leg("run", "job", "answer", "test", "chat", "m")
+def lane_of(ledger: Ledger, worst: int = 0) -> Route:
+    leg = ledger.register_route("run", "job", "answer", "test", "chat", "m")
     endpoint: Any = Endpoint()
-    own, of_job = Allowance(None, None, None, 900, 60), Allowance(None, None, None, 900, 60)
-    return Lane("answer", endpoint, Provider("test", "http://x"), (own, of_job), None, lambda _: worst, leg, True)
+    own, of_job = ProviderLimiter(None, None, None, 900, 60), ProviderLimiter(None, None, None, 900, 60)
+    return Route("answer", endpoint, Provider("test", "http://x"), (own, of_job), None, lambda _: worst, leg, True)
 
 
-def fanout_of(ledger: Ledger, transport: Scripted, concurrency: int, day: DayBudget | None = None) -> FanOut:
-    tally = Tally(steps={"answer": StepTally()})
-    return FanOut(ledger, transport, Purse(None, 0), tally, Tries(), concurrency, "run", day)
+def fanout_of(ledger: Ledger, transport: Scripted, concurrency: int, day: DailyBudget | None = None) -> FanOut:
+    tally = RunCounters(steps={"answer": StepCounters()})
+    return FanOut(ledger, transport, RunBudget(None, 0), tally, RetryLimits(), concurrency, "run", day)
 
 
 def requests_of(count: int) -> list[Request]:
@@ -109,7 +109,7 @@ async def test_no_request_leaves_before_the_answer_that_its_sender_had_is_in_the
     fanout = fanout_of(ledger, transport, 1)
     fanout.start()
     wave = await fanout.submit(lane_of(ledger), requests_of(5), lambda answer: True)
-    await wave.landed.wait()
+    await wave.done.wait()
     await fanout.close(10)
     assert transport.seen == [(1, 0), (1, 1), (1, 2), (1, 3), (1, 4)]
     assert [outcome.answer for outcome in wave.outcomes.values()] == [b"answered"] * 5
@@ -133,16 +133,16 @@ async def test_what_is_on_its_way_into_the_ledger_lands_though_all_is_broken_off
 
 async def test_a_request_that_waits_for_the_days_budget_is_not_sent_once_the_run_has_stopped(ledger: Ledger) -> None:
     transport = Scripted(ledger)
-    fanout = fanout_of(ledger, transport, 2, DayBudget(10, UTC))
+    fanout = fanout_of(ledger, transport, 2, DailyBudget(10, UTC))
     refused: list[int] = []
-    real = ledger.note
+    real = ledger.record_pending
 
     def note(noted: Any, day: Any = None) -> "asyncio.Future[bool]":
         told = real(noted, day)
         told.add_done_callback(lambda told: refused.append(noted.note) if told.result() is False else None)
         return told
 
-    ledger.note = note  # type: ignore[method-assign]
+    ledger.record_pending = note  # type: ignore[method-assign]
 
     fanout.observer = Stopping(fanout)
     fanout.start()
@@ -158,7 +158,7 @@ async def test_a_request_that_waits_for_the_days_budget_is_not_sent_once_the_run
 async def test_what_is_noted_while_the_run_stops_is_not_sent_and_costs_nothing(ledger: Ledger) -> None:
     transport = Scripted(ledger)
     transport.answer.set()
-    fanout = fanout_of(ledger, transport, 1, DayBudget(100, UTC))
+    fanout = fanout_of(ledger, transport, 1, DailyBudget(100, UTC))
     fanout.observer = Stopping(fanout)
     fanout.start()
     wave = await fanout.submit(lane_of(ledger, worst=10), requests_of(3), lambda answer: True)
@@ -178,7 +178,7 @@ async def test_a_ledger_that_cannot_be_written_ends_the_run(ledger: Ledger) -> N
     await until(lambda: len(transport.sent) == 2)
     ledger.write("drop table exchanges")
     transport.answer.set()
-    await wave.landed.wait()
+    await wave.done.wait()
     await fanout.close(10)
     assert wave.outcomes == {}
     assert "no such table: exchanges" in str(fanout.failure)

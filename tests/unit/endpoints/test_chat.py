@@ -9,7 +9,7 @@ import orjson
 import pyarrow as pa
 import pytest
 
-from connectors.contracts import Endpoint, MalformedReply, MediaUse, StepFacts
+from connectors.contracts import Endpoint, MalformedReply, MediaUse, StepContext
 from connectors.endpoints.chat import ChatStep
 from connectors.endpoints.conversation.chat_params import CHAT_PARAMS
 from connectors.endpoints.conversation.conversation_endpoint import DialogueEndpoint
@@ -43,7 +43,7 @@ GIF = Media(hashlib.sha256(b"gif").hexdigest(), 3, "image/gif", "gif", data=b"gi
 
 def chat(way: str | None = None, /, **keys: Any) -> DialogueEndpoint:
     step = {"name": "ask", "endpoint": "chat", "model": "gpt-4o-mini", "messages": [{"user": "{{ text }}"}], **keys}
-    return ChatStep.model_validate(step).build(StepFacts("t@here", COLUMNS, Path("/w"), (), (), way))
+    return ChatStep.model_validate(step).build(StepContext("t@here", COLUMNS, Path("/w"), (), (), way))
 
 
 def asked(endpoint: Endpoint, **row: Any) -> Request:
@@ -298,7 +298,7 @@ def test_a_whole_dialogue_comes_from_a_column_of_structs_or_of_json() -> None:
         {"role": "tool", "content": "b", "tool_call_id": "x"},
     ]
     endpoint = chat(messages={"column": "history"})
-    assert endpoint.uses == {"history"}
+    assert endpoint.input_columns == {"history"}
     assert sent(endpoint, history=turns)["messages"] == expected
     as_json = orjson.dumps([*turns, {"user": "c"}, {"role": "user", "content": [{"text": "d"}]}]).decode()
     assert sent(chat(messages={"column": "as_json"}), as_json=as_json)["messages"] == [
@@ -337,7 +337,7 @@ def test_what_is_no_dialogue_makes_an_error_row(value: Any, message: str) -> Non
 def test_pictures_are_named_in_the_request_and_sent_as_data_urls() -> None:
     endpoint = chat(messages=[{"user": [{"text": "{{ text }}"}, {"image": "pic", "detail": "low"}, {"image": "pics"}]}])
     assert endpoint.media == {name: MediaUse("image", 20 << 20, passes_urls=True) for name in ("pic", "pics")}
-    assert endpoint.uses == {"text", "pic", "pics"}
+    assert endpoint.input_columns == {"text", "pic", "pics"}
     request = asked(endpoint, pic=PNG, pics=[GIF, None, PNG])
     assert request.media == (PNG, GIF)
     assert orjson.loads(request.body)["messages"][0]["content"] == [
@@ -585,11 +585,11 @@ def test_servers_without_schemas_are_told_in_words(way: str, form: Any) -> None:
 
 def test_a_refused_way_leads_to_the_next() -> None:
     refusal = RowError("bad_request", "Invalid parameter: 'response_format' of type 'json_schema'", 400)
-    assert chat(output={"n": "integer"}).easier(refusal) == "json_object"
-    assert chat("json_object", output={"n": "integer"}).easier(refusal) == "prompt"
-    assert chat("prompt", output={"n": "integer"}).easier(refusal) is None
-    assert chat(output={"n": "integer"}, structured="schema").easier(refusal) is None
-    assert chat().easier(refusal) is None
+    assert chat(output={"n": "integer"}).fallback_mode(refusal) == "json_object"
+    assert chat("json_object", output={"n": "integer"}).fallback_mode(refusal) == "prompt"
+    assert chat("prompt", output={"n": "integer"}).fallback_mode(refusal) is None
+    assert chat(output={"n": "integer"}, structured="schema").fallback_mode(refusal) is None
+    assert chat().fallback_mode(refusal) is None
 
 
 def test_one_repair_turn_tells_what_does_not_fit() -> None:
@@ -614,7 +614,7 @@ def test_one_repair_turn_tells_what_does_not_fit() -> None:
 
 def test_what_can_change_an_answer_is_declared_and_nothing_else() -> None:
     first = chat()
-    assert chat(name="other", when="true", detail=True, reuse=False, stream=True).declared() == first.declared()
+    assert chat(name="other", when="true", detail=True, reuse=False, stream=True).config_bytes() == first.config_bytes()
     changed = [
         chat(model="gpt-4o"),
         chat(messages=[{"user": "{{ text }}!"}]),
@@ -625,7 +625,7 @@ def test_what_can_change_an_answer_is_declared_and_nothing_else() -> None:
         chat(output={"a": "string"}),
         chat(output={"a": "string"}, structured="prompt"),
     ]
-    assert len({endpoint.declared() for endpoint in [first, *changed]}) == 9
+    assert len({endpoint.config_bytes() for endpoint in [first, *changed]}) == 9
 
 
 def test_an_answers_tokens_are_bounded_by_the_parameters_times_n_or_by_the_model() -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from aiohttp import web
 
-from connectors.contracts import Endpoint, MalformedReply, Provider, StepFacts
+from connectors.contracts import Endpoint, MalformedReply, Provider, StepContext
 from connectors.endpoints.image_edit import ImageEditStep
 from connectors.endpoints.image_generation import ImageGenerationStep
 from connectors.endpoints.image_variation import ImageVariationStep
@@ -23,7 +23,7 @@ from pipelines.pricing.prices import image_price, price_of, worst_cost
 
 REPLIES = Path(__file__).parents[2] / "replies"
 COLUMNS = {"title": pa.string(), "photo": pa.binary(), "area": pa.string(), "more": pa.list_(pa.string())}
-FACTS = StepFacts("p@there", COLUMNS, Path("/"), (), (), files_prefix="files/")
+FACTS = StepContext("p@there", COLUMNS, Path("/"), (), (), files_prefix="files/")
 STEPS = {
     "image_generation": (ImageGenerationStep, {"prompt": "{{ title }}"}),
     "image_edit": (ImageEditStep, {"prompt": "{{ title }}", "image": "photo"}),
@@ -121,7 +121,7 @@ def test_a_recorded_reply_becomes_a_file_of_its_content() -> None:
     name = name_of(picture("WEBP"), "webp")
     assert it.values(answer) == (f"files/{name}",)
     assert it.files(answer) == [(name, picture("WEBP"))]
-    assert it.links(answer) == []
+    assert it.expiring_urls(answer) == []
     assert it.usage([asked(it)], came) == Usage(input_tokens=50, output_tokens=50, images=1)
     assert it.arrays([(f"files/{name}",), None])[0].to_pylist() == [f"files/{name}", None]
 
@@ -132,19 +132,19 @@ def test_pictures_behind_urls_are_put_in_their_place() -> None:
     body = (REPLIES / "image-variation.json").read_text().replace("https://...", "%s")
     came = reply((body % tuple(urls)).encode())
     answer = kept(it, came)
-    assert it.links(answer) == ["https://x/1", "https://x/2"]
+    assert it.expiring_urls(answer) == ["https://x/1", "https://x/2"]
     assert isinstance(it.values(answer), RowError) and it.files(answer) == []
     contents = [picture(colour="red"), picture("JPEG", colour="blue")]
     whole = it.with_contents(answer, contents)
     names = [name_of(contents[0]), name_of(contents[1], "jpg")]
     assert it.values(whole) == ([f"files/{name}" for name in names],)
     assert it.files(whole) == list(zip(names, contents, strict=True))
-    assert it.links(whole) == []
+    assert it.expiring_urls(whole) == []
     assert it.usage([asked(it)], came) == Usage(images=2)
     assert it.fields[0].type == pa.list_(pa.string())
     # A page that says that the picture is gone, with status 200.
     partly = it.with_contents(answer, [contents[0], b"<html>"])
-    assert it.links(partly) == ["https://x/2"]
+    assert it.expiring_urls(partly) == ["https://x/2"]
     assert isinstance(it.values(partly), RowError)
 
 
@@ -255,7 +255,7 @@ def test_prompts_are_measured_by_model() -> None:
 
 def test_pictures_are_checked_before_they_are_sent() -> None:
     it = endpoint("image_edit", mask="area")
-    assert (it.media["photo"].largest, it.media["area"].largest) == (4 << 20, 4 << 20)
+    assert (it.media["photo"].max_bytes, it.media["area"].max_bytes) == (4 << 20, 4 << 20)
     assert refused(it, photo=None) == "image: column photo is null: there is no file"
     assert refused(it, photo=media((8, 9))) == "image: 8x9 pixels; a square png is taken"
     assert refused(it, photo=media(form="JPEG")) == "image: a jpg picture; a square png is taken"
@@ -265,7 +265,7 @@ def test_pictures_are_checked_before_they_are_sent() -> None:
     assert orjson.loads(asked(it, area=media(colour="blue")).body)["mask"] == media(colour="blue").name
     assert "mask" not in orjson.loads(asked(it).body)
     it = endpoint("image_edit", model="gpt-image-1", image=["photo", "more"])
-    assert it.media["photo"].largest == 50 << 20
+    assert it.media["photo"].max_bytes == 50 << 20
     assert refused(it, more=[media(form="GIF")]) == "image: a gif picture; png, webp and jpeg are taken"
     assert refused(it, more=[media()] * 16) == "image: 17 pictures, at most 16 are taken"
     bad = RowError("input", "no picture")

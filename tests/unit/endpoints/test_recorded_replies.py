@@ -11,9 +11,9 @@ from connectors.records import Reply, RowError
 from connectors.transport.error_replies import (
     NO_RATE_HEADERS,
     RateHeaders,
-    is_error,
-    rate_limits,
-    retry_after,
+    is_error_body,
+    parse_rate_headers,
+    retry_after_seconds,
     row_error,
 )
 
@@ -92,19 +92,19 @@ def test_every_shape_of_body_gets_a_short_message(body: bytes, message: str) -> 
 )
 def test_an_error_in_a_200_has_the_class_of_the_status_it_should_have_had(code: Any, expected: str) -> None:
     body = error(code=code)
-    assert is_error(body)
+    assert is_error_body(body)
     assert told(200, body).error_class == expected
 
 
 def test_an_object_that_calls_itself_an_error_is_one() -> None:
     body = b'{"object": "error", "message": "too long", "type": "BadRequestError", "param": null, "code": 400}'
-    assert is_error(orjson.loads(body))
+    assert is_error_body(orjson.loads(body))
     assert (told(200, body).error_class, told(200, body).message) == ("bad_request", "too long")
 
 
 def test_a_reply_with_choices_is_no_error() -> None:
-    assert not is_error({"choices": [{}], "error": {"message": "x"}})
-    assert not is_error({"error": None})
+    assert not is_error_body({"choices": [{}], "error": {"message": "x"}})
+    assert not is_error_body({"error": None})
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_x_should_retry_goes_before_the_status(status: int, said: str, expected:
     ],
 )
 def test_the_pause_is_read_in_milliseconds_seconds_or_as_a_date(headers: dict[str, str], seconds: float | None) -> None:
-    assert retry_after(headers, 1445412470.0) == seconds
+    assert retry_after_seconds(headers, 1445412470.0) == seconds
 
 
 def test_the_tighter_of_the_projects_and_the_organisations_limits_counts() -> None:
@@ -145,7 +145,7 @@ def test_the_tighter_of_the_projects_and_the_organisations_limits_counts() -> No
         "x-ratelimit-remaining-project-tokens": "7",
         "x-ratelimit-reset-project-tokens": "1h2m3.5s",
     }
-    assert rate_limits(headers) == RateHeaders(60, 59, 0.02, 1000, 7, 3723.5)
+    assert parse_rate_headers(headers) == RateHeaders(60, 59, 0.02, 1000, 7, 3723.5)
 
 
 def test_garbage_in_the_limits_counts_as_not_said() -> None:
@@ -155,8 +155,8 @@ def test_garbage_in_the_limits_counts_as_not_said() -> None:
         "x-ratelimit-reset-requests": "1m garbage",
         "x-ratelimit-limit-tokens": "0",
     }
-    assert rate_limits(headers) == NO_RATE_HEADERS
-    assert rate_limits({}) == NO_RATE_HEADERS
+    assert parse_rate_headers(headers) == NO_RATE_HEADERS
+    assert parse_rate_headers({}) == NO_RATE_HEADERS
 
 
 @given(status=st.integers(300, 599), body=st.binary(max_size=200))
@@ -168,6 +168,6 @@ def test_no_body_of_an_error_breaks_the_reading(status: int, body: bytes) -> Non
 
 @given(st.dictionaries(st.sampled_from(["retry-after", "retry-after-ms", "x-ratelimit-reset-tokens"]), st.text()))
 def test_no_header_breaks_the_reading(headers: dict[str, str]) -> None:
-    pause = retry_after(headers, 0.0)
+    pause = retry_after_seconds(headers, 0.0)
     assert pause is None or pause >= 0
-    assert (rate_limits(headers).reset_tokens_s or 0) >= 0
+    assert (parse_rate_headers(headers).reset_tokens_s or 0) >= 0

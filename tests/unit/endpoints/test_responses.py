@@ -9,7 +9,7 @@ import orjson
 import pyarrow as pa
 import pytest
 
-from connectors.contracts import Endpoint, MalformedReply, StepFacts
+from connectors.contracts import Endpoint, MalformedReply, StepContext
 from connectors.endpoints.conversation.chat_params import INCLUDE, REFERENCE_PARAMS, RESPONSES_PARAMS
 from connectors.endpoints.conversation.conversation_endpoint import DialogueEndpoint
 from connectors.endpoints.conversation.reference_responses import METADATA
@@ -27,7 +27,7 @@ PNG = Media(hashlib.sha256(b"png").hexdigest(), 3, "image/png", "png", data=b"pn
 
 def built(way: str | None = None, /, **keys: Any) -> DialogueEndpoint:
     step = {"name": "ask", "endpoint": "responses", "model": "gpt-4o-mini", **keys}
-    return ResponsesStep.model_validate(step).build(StepFacts("t@here", COLUMNS, Path("/w"), (), (), way))
+    return ResponsesStep.model_validate(step).build(StepContext("t@here", COLUMNS, Path("/w"), (), (), way))
 
 
 def openai(way: str | None = None, /, **keys: Any) -> DialogueEndpoint:
@@ -232,7 +232,7 @@ def test_a_typed_output_is_asked_for_by_text_format_or_in_words() -> None:
     in_words = sent(openai("prompt", output={"n": "integer"}))
     assert "text" not in in_words
     assert [turn["role"] for turn in in_words["input"]] == ["system", "user"]
-    assert openai(output={"n": "integer"}).easier(RowError("bad_request", "no text.format here")) == "json_object"
+    assert openai(output={"n": "integer"}).fallback_mode(RowError("bad_request", "no text.format here")) == "json_object"
 
 
 def test_one_repair_turn_follows_the_input() -> None:
@@ -417,7 +417,7 @@ def test_the_references_tools_stream_and_typed_output() -> None:
         in_words = sent(reference(way, output={"n": "integer"}))
         assert "response_format" not in in_words
         assert in_words["messages"][0]["role"] == "system"
-    assert reference(output={"n": "integer"}).easier(RowError("bad_request", "json_schema: unknown")) == "prompt"
+    assert reference(output={"n": "integer"}).fallback_mode(RowError("bad_request", "json_schema: unknown")) == "prompt"
 
 
 def test_dialect_overrides_what_the_keys_say() -> None:

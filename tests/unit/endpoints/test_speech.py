@@ -9,12 +9,12 @@ import orjson
 import pyarrow as pa
 import pytest
 
-from connectors.contracts import Endpoint, MalformedReply, StepFacts
+from connectors.contracts import Endpoint, MalformedReply, StepContext
 from connectors.endpoints.speech import SpeechStep
 from connectors.errors import JobError
 from connectors.records import Reply, Request, RowError, Usage
 
-FACTS = StepFacts("p@there", {"body": pa.string()}, Path("/"), (), (), files_prefix="files/")
+FACTS = StepContext("p@there", {"body": pa.string()}, Path("/"), (), (), files_prefix="files/")
 AUDIO = Path(__file__).parents[3] / "jobs" / "data" / "audio"
 
 
@@ -52,7 +52,7 @@ def test_every_key_stands_in_the_body() -> None:
     }
     call = it.call([asked(it)])
     assert (call.method, call.path, call.body, call.stream) == ("POST", "/audio/speech", asked(it).body, False)
-    assert it.uses == {"body"}
+    assert it.input_columns == {"body"}
 
 
 def test_streaming_is_how_we_read_and_no_parameter() -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from aiohttp import web
 
-from connectors.contracts import Endpoint, MalformedReply, Provider, StepFacts
+from connectors.contracts import Endpoint, MalformedReply, Provider, StepContext
 from connectors.endpoints.transcription import TranscriptionStep
 from connectors.endpoints.translation import TranslationStep
 from connectors.errors import JobError
@@ -19,7 +19,7 @@ from connectors.records import Media, Reply, Request, RowError, Usage
 from connectors.transport.client import HttpTransport, Timeouts
 
 REPLIES = Path(__file__).parents[2] / "replies"
-FACTS = StepFacts(
+FACTS = StepContext(
     "p@there",
     {"sound": pa.string(), "lang": pa.string(), "hint": pa.string(), "n": pa.int64(), "many": pa.list_(pa.binary())},
     Path("/"),
@@ -134,7 +134,7 @@ def test_replies_that_are_none_are_asked_again_and_refusals_are_told() -> None:
 
 def test_language_and_prompt_are_templates_and_left_out_where_empty() -> None:
     it = endpoint(language="{{ lang }}", prompt="{{ hint }}", params={"temperature": 0}, response_format="json")
-    assert it.uses == {"sound", "lang", "hint"}
+    assert it.input_columns == {"sound", "lang", "hint"}
     assert orjson.loads(asked(it).body) == {
         "file": media().name,
         "language": "en",
@@ -209,7 +209,7 @@ def joined(it: Endpoint, *bodies: Any) -> Any:
         (answer,) = it.answers([part], reply(body, kind))
         assert isinstance(answer, bytes)
         answers.append(answer)
-    values = it.values(it.joined(request, answers))
+    values = it.values(it.merge_parts(request, answers))
     assert not isinstance(values, RowError)
     return it.arrays([values])[0][0].as_py()
 
@@ -333,6 +333,6 @@ def test_a_text_that_looks_like_a_name_of_media_stays_text() -> None:
 
 def test_declared_tells_all_that_can_change_an_answer() -> None:
     plain = endpoint()
-    assert plain.declared() == endpoint(name="other", provider="local").declared()
-    assert plain.declared() != endpoint(response_format="srt").declared()
+    assert plain.config_bytes() == endpoint(name="other", provider="local").config_bytes()
+    assert plain.config_bytes() != endpoint(response_format="srt").config_bytes()
     assert replace(asked(endpoint(reuse=False)), body=b"").fingerprint != asked(plain).fingerprint

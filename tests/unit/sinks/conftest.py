@@ -17,8 +17,8 @@ from deltalake import DeltaTable
 from obstore.store import S3Store
 
 from connectors.contracts import Commit, Sink, TableShape, UsageMark
-from connectors.registry import SINKS, SinkKind
-from connectors.sinks import parquet_folder
+from connectors.registry import SINKS, SinkConfig
+from connectors.sinks import parquet_table
 from connectors.tables.schemas import errors_schema, failure_names, results_schema, usage_schema
 
 WRITTEN: Mapping[str, dict[str, Any]] = {
@@ -50,7 +50,7 @@ class Tables:
         self.count = 0
 
     @property
-    def model(self) -> SinkKind:
+    def model(self) -> SinkConfig:
         place = self.written[self.kind]
         return SINKS[self.kind](**{**self.written, self.kind: f"{self.home}/{place}" if self.server else place})
 
@@ -240,6 +240,6 @@ def in_duckdb(tmp_path: Path) -> Tables:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts count as small, and as many, soon."""
-    monkeypatch.setattr(parquet_folder, "SMALL_PARTS", 3)
-    monkeypatch.setattr(parquet_folder, "SMALL_BYTES", 10_000)
-    monkeypatch.setattr(parquet_folder, "PART_ROWS", 4)
+    monkeypatch.setattr(parquet_folder, "MAX_SMALL_PARTS", 3)
+    monkeypatch.setattr(parquet_folder, "SMALL_PART_BYTES", 10_000)
+    monkeypatch.setattr(parquet_folder, "MAX_PART_ROWS", 4)

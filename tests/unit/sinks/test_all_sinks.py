@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from connectors.contracts import UsageMark
 from connectors.errors import DataError, JobError
-from connectors.tables.schema_checks import OtherColumns
+from connectors.tables.schema_checks import SchemaMismatch
 from connectors.tables.schemas import errors_schema, usage_schema
 
 COMPOSITE = [pa.field("a.b", pa.string()), pa.field('n "q" x', pa.int32())]
@@ -19,9 +19,9 @@ COMPOSITE = [pa.field("a.b", pa.string()), pa.field('n "q" x', pa.int32())]
 
 def test_the_empty_tables_have_their_whole_schema(tables: Any) -> None:
     sink = tables.open()
-    assert not sink.present()
+    assert not sink.exists()
     sink.prepare(False)
-    assert sink.present()
+    assert sink.exists()
     assert tables.read("results").schema.names == tables.shape.results.names
     assert tables.read("usage").schema.names == usage_schema().names
     assert tables.read("errors").schema.names == errors_schema(tables.key).names
@@ -126,10 +126,10 @@ def test_a_first_fresh_build_that_was_cut_off_leaves_empty_tables_that_do_not_co
     sink = tables.ready(fresh=True)
     sink.commit(commit_of(tables, [(1, "lost")], [(2, "lost")]), "0123abcd-000001-000001")
     assert tables.read("results").num_rows == tables.read("errors").num_rows == 0
-    assert not tables.open().present()
+    assert not tables.open().exists()
     sink = tables.ready(fresh=True)
     sink.finish()
-    assert tables.open().present()
+    assert tables.open().exists()
 
 
 def test_a_fresh_table_may_have_other_columns_than_the_one_it_replaces(tables: Any) -> None:
@@ -139,7 +139,7 @@ def test_a_fresh_table_may_have_other_columns_than_the_one_it_replaces(tables: A
     sink.commit(commit_of(tables, [(1, "new")]), "0123abcd-000002-000001")
     sink.finish()
     assert tables.read("results").schema.names == tables.shape.results.names
-    assert tables.ready().present()
+    assert tables.ready().exists()
 
 
 def test_usage_is_appended_once_a_mark(tables: Any) -> None:
@@ -171,12 +171,12 @@ def test_tables_with_other_columns_are_refused_and_left_alone(tables: Any, made:
     tables.ready()
     before = tables.read("results").schema
     tables.made = made
-    with pytest.raises(OtherColumns) as refused:
+    with pytest.raises(SchemaMismatch) as refused:
         tables.open().check(False)
     assert told in str(refused.value)
     for choice in ("--schema-change cast", "--schema-change backfill", "--sink PATH"):
         assert choice in str(refused.value)
-    with pytest.raises(OtherColumns) as again:
+    with pytest.raises(SchemaMismatch) as again:
         tables.open().prepare(False)
     assert str(again.value) == str(refused.value)
     tables.open().check(True)
@@ -200,7 +200,7 @@ def test_other_columns_of_the_errors_are_refused_as_those_of_the_results_are(tab
     tables.made = MADE_ONE
     tables.ready()
     tables.key = [pa.field("id", pa.string())]
-    with pytest.raises(OtherColumns, match="id "):
+    with pytest.raises(SchemaMismatch, match="id "):
         tables.open().check(False)
 
 
@@ -214,7 +214,7 @@ def test_a_usage_table_of_another_version_is_no_matter_of_the_jobs_declaration(
     for fresh in (False, True):
         with pytest.raises(DataError, match="this version of Rowmill makes later") as refused:
             tables.open().check(fresh)
-        assert not isinstance(refused.value, OtherColumns)
+        assert not isinstance(refused.value, SchemaMismatch)
         assert "--schema-change" not in str(refused.value)
 
 
@@ -316,15 +316,15 @@ def test_one_place_has_one_name_however_it_is_written(tables: Any) -> None:
 
 
 def test_one_place_is_known_however_it_is_reached(tables: Any, tmp_path: Path) -> None:
-    written, place = tables.written[tables.kind], tables.model.place(tmp_path)
+    written, place = tables.written[tables.kind], tables.model.location(tmp_path)
     if not tables.server:
         (tmp_path / "link").symlink_to(tmp_path)
         tables.written = {**tables.written, tables.kind: f"link/{written}"}
-        assert tables.model.place(tmp_path) == place
+        assert tables.model.location(tmp_path) == place
         tables.written = {**tables.written, tables.kind: f"{tmp_path}/{written}"}
-        assert tables.model.place(tmp_path / "elsewhere") == place
+        assert tables.model.location(tmp_path / "elsewhere") == place
     tables.written = {**tables.written, tables.kind: f"{written}2"}
-    assert tables.model.place(tmp_path) != place
+    assert tables.model.location(tmp_path) != place
 
 
 key = st.integers(0, 8)

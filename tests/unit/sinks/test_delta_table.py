@@ -195,7 +195,7 @@ def test_what_another_program_appends_is_seen(in_delta: Any) -> None:
 def test_the_tables_may_be_on_an_object_store(delta_at_s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delta_table, "SMALL_FILES", 1)
     sink = delta_at_s3.ready()
-    assert sink.present()
+    assert sink.exists()
     assert delta_at_s3.parts(sink) == []
     (sink.files_folder / "a.png").write_bytes(b"picture")
     delta_at_s3.commit(sink, [(1, "a"), (2, "a")], [(3, "bad"), (None, "line 1")])

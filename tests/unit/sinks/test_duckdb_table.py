@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from connectors.errors import DataError, Stopped
-from connectors.tables.schema_checks import OtherColumns
+from connectors.tables.schema_checks import SchemaMismatch
 
 HOLDER = """
 import sys, duckdb
@@ -55,7 +55,7 @@ def test_readers_of_other_programs_do_not_disturb_looking(in_duckdb: Any, tmp_pa
     in_duckdb.commit(in_duckdb.ready(), [(1, "a")])
     holder = Holder(tmp_path / "out/answers.duckdb", "reader")
     sink = in_duckdb.open()
-    assert sink.present()
+    assert sink.exists()
     assert in_duckdb.parts(sink) == [(1, "answers")]
     holder.close()
 
@@ -76,7 +76,7 @@ def test_a_file_that_is_no_database_is_refused(in_duckdb: Any, tmp_path: Path) -
     (tmp_path / "out").mkdir()
     (tmp_path / "out/answers.duckdb").write_bytes(b"no database at all " * 1000)
     with pytest.raises(DataError, match="not a valid DuckDB database"):
-        in_duckdb.open().present()
+        in_duckdb.open().exists()
     with pytest.raises(DataError, match="not a valid DuckDB database"):
         in_duckdb.open().prepare(False)
 
@@ -138,7 +138,7 @@ def test_names_of_tables_are_the_same_in_any_case(in_duckdb: Any) -> None:
     in_duckdb.usage(in_duckdb.open(), 1, 2)
     in_duckdb.written = {**in_duckdb.written, "table": "ANSWERS"}
     sink = in_duckdb.ready()
-    assert sink.present()
+    assert sink.exists()
     assert [mark.last for mark in sink.usage_marks()] == [2]
     assert in_duckdb.answers() == {1: "a"}
 
@@ -163,7 +163,7 @@ def test_a_killed_commit_is_there_whole_or_not_at_all(in_duckdb: Any, tmp_path: 
     )
     path = tmp_path / "out/answers.duckdb"
     subprocess.run([sys.executable, "-c", code, str(path), "before"], check=False)
-    assert in_duckdb.open().present()
+    assert in_duckdb.open().exists()
     assert in_duckdb.answers() == {1: "a"}
     subprocess.run([sys.executable, "-c", code, str(path), "after"], check=False)
     assert in_duckdb.parts(in_duckdb.open()) == []
@@ -175,7 +175,7 @@ def test_the_message_about_other_columns_tells_of_the_table(in_duckdb: Any) -> N
     in_duckdb.made = [pa.field("answer", pa.string())]
     in_duckdb.ready()
     in_duckdb.made = [pa.field("answer", pa.int64())]
-    with pytest.raises(OtherColumns) as refused:
+    with pytest.raises(SchemaMismatch) as refused:
         in_duckdb.open().check(False)
     assert str(refused.value) == (
         "out/answers.duckdb: its table answers has answer (VARCHAR) where the job makes answer (BIGINT); cast what is "
@@ -185,6 +185,6 @@ def test_the_message_about_other_columns_tells_of_the_table(in_duckdb: Any) -> N
 
 
 def test_tables_whose_names_differ_in_case_alone_are_one_place(in_duckdb: Any, tmp_path: Path) -> None:
-    place = in_duckdb.model.place(tmp_path)
+    place = in_duckdb.model.location(tmp_path)
     in_duckdb.written = {**in_duckdb.written, "table": "Answers"}
-    assert in_duckdb.model.place(tmp_path) == place
+    assert in_duckdb.model.location(tmp_path) == place

@@ -86,7 +86,7 @@ def test_a_commit_killed_anywhere_is_there_whole_or_not_at_all(parquet: Any) -> 
     seen = []
     for _ in every_kill(parquet, begun, act):
         parquet.answers()  # no key twice before the recovery either
-        assert parquet.open().present()
+        assert parquet.open().exists()
         sink = parquet.ready()
         seen.append((parquet.answers(), parquet.failures()))
         assert seen[-1] in (OLD, NEW)
@@ -115,7 +115,7 @@ def test_a_swap_killed_anywhere_leaves_the_old_table_or_the_new(parquet: Any) ->
 
     seen = []
     for _ in every_kill(parquet, begin, lambda sink: sink.finish()):
-        assert parquet.open().present()
+        assert parquet.open().exists()
         parquet.ready()
         seen.append((parquet.answers(), parquet.failures()))
         assert seen[-1] in (OLD, ({9: "new"}, []))
@@ -134,7 +134,7 @@ def test_a_first_build_killed_anywhere_does_not_count_until_it_is_whole(parquet:
         return None
 
     for _ in every_kill(parquet, begin, build):
-        done = parquet.open().present()
+        done = parquet.open().exists()
         if not done:
             build(None)
         else:
@@ -151,7 +151,7 @@ def test_compaction_killed_anywhere_keeps_every_row_and_mark(parquet: Any, small
         return sink
 
     for _ in every_kill(parquet, begin, lambda sink: sink.finish()):
-        assert parquet.open().present()
+        assert parquet.open().exists()
         sink = parquet.ready()
         assert parquet.answers() == {**OLD[0], **dict.fromkeys(range(20, 23), "old")}
         assert parquet.failures() == OLD[1]

@@ -10,7 +10,7 @@ import pytest
 
 from connectors.contracts import Commit
 from connectors.errors import DataError, JobError
-from connectors.sinks import parquet_objects
+from connectors.sinks import parquet_table
 from connectors.storage import duckdb_filesystem, object_store
 
 Act = Callable[[Any], None]
@@ -112,7 +112,7 @@ def test_a_commit_killed_anywhere_is_there_whole_or_not_at_all(at_s3: Any) -> No
     seen = []
     for _ in every_kill(at_s3, begun, act):
         at_s3.answers()  # no key twice before the recovery either
-        assert at_s3.open().present()
+        assert at_s3.open().exists()
         at_s3.ready()
         seen.append((at_s3.answers(), at_s3.failures()))
         assert seen[-1] in (OLD, NEW)
@@ -134,7 +134,7 @@ def test_a_swap_killed_anywhere_leaves_the_old_table_or_the_new_and_no_reader_se
             assert at_s3.answers() in (OLD[0], {9: "new"})
         except ValueError:
             unreadable += 1
-        assert at_s3.open().present()
+        assert at_s3.open().exists()
         at_s3.ready()
         seen.append((at_s3.answers(), at_s3.failures()))
         assert seen[-1] in (OLD, ({9: "new"}, []))
@@ -150,7 +150,7 @@ def test_a_first_build_killed_anywhere_does_not_count_until_it_is_whole(at_s3: A
         sink.finish()
 
     for _ in every_kill(at_s3, lambda tables: None, build):
-        if at_s3.open().present():
+        if at_s3.open().exists():
             at_s3.ready()
         else:
             build(None)
@@ -158,8 +158,8 @@ def test_a_first_build_killed_anywhere_does_not_count_until_it_is_whole(at_s3: A
 
 
 def test_small_parts_are_merged_and_their_marks_kept(at_s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_objects, "SMALL_PARTS", 3)
-    monkeypatch.setattr(parquet_objects, "PART_ROWS", 4)
+    monkeypatch.setattr(parquet_table, "MAX_SMALL_PARTS", 3)
+    monkeypatch.setattr(parquet_table, "MAX_PART_ROWS", 4)
     sink = at_s3.ready()
     for n in range(5):
         at_s3.commit(sink, [(n, "a"), (50 + n, "a")])

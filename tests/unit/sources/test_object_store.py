@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from connectors.contracts import SourceFacts
+from connectors.contracts import SourceContext
 from connectors.errors import DataError, JobError
 from connectors.registry import SOURCES
 from connectors.storage import object_store
 from connectors.storage.object_store import objects_at
-from pipelines.preparation.source_reader import Reader
+from pipelines.preparation.source_reader import SourceReader
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def put(bucket: str, tmp_path: Path) -> Callable[[str, bytes | pa.Table], str]:
 
 
 def rows(tmp_path: Path, kind: str, **written: Any) -> list[tuple[Any, ...]]:
-    facts = SourceFacts(tmp_path, (), tmp_path / "scratch")
+    facts = SourceContext(tmp_path, (), tmp_path / "scratch")
     facts.scratch.mkdir(exist_ok=True)
-    with Reader(SOURCES[kind](**written), facts) as reader:
+    with SourceReader(SOURCES[kind](**written), facts) as reader:
         assert reader.row_bytes > 0
         return reader.cursor().execute(f"select * from {reader.chosen()} order by all").fetchall()
 
@@ -92,8 +92,8 @@ def test_only_the_columns_that_are_asked_for_are_fetched(
         return real(url, start, length)
 
     monkeypatch.setattr(object_store, "read_range", counting)
-    facts = SourceFacts(tmp_path, (), tmp_path)
-    with Reader(SOURCES["parquet"](parquet=url, key="id"), facts) as reader:
+    facts = SourceContext(tmp_path, (), tmp_path)
+    with SourceReader(SOURCES["parquet"](parquet=url, key="id"), facts) as reader:
         assert reader.cursor().execute(f"select sum(id) from {reader.chosen()}").fetchall() == [(127_992_000,)]
     assert fetched[0] < 1_000_000
 
@@ -114,8 +114,8 @@ def test_mistakes_in_objects_are_told_by_their_urls(put: Any, bucket: str, tmp_p
     with pytest.raises(DataError) as told:
         rows(tmp_path, "csv", csv=f"{bucket}/c", key="id")
     assert str(told.value).startswith(f"{two}:2: 3 values where the first line has 2")
-    facts = SourceFacts(tmp_path, (), tmp_path / "scratch")
-    with Reader(SOURCES["csv"](csv=[one, two], key="id", rejects="keep"), facts) as reader:
+    facts = SourceContext(tmp_path, (), tmp_path / "scratch")
+    with SourceReader(SOURCES["csv"](csv=[one, two], key="id", rejects="keep"), facts) as reader:
         ((line, message, _),) = reader.rejects
     assert (line, message[: len(two) + 1]) == (2, f"{two}:")
     bad = put("j.jsonl", b'{"id": 1}\nno json\n')
@@ -133,8 +133,8 @@ def test_mistakes_in_objects_are_told_by_their_urls(put: Any, bucket: str, tmp_p
 
 def test_the_reader_opens_no_other_object(put: Any, tmp_path: Path) -> None:
     mine, other = put("1.parquet", pa.table({"id": [1]})), put("2.parquet", pa.table({"id": [2]}))
-    facts = SourceFacts(tmp_path, (), tmp_path)
-    with Reader(SOURCES["parquet"](parquet=mine, key="id"), facts) as reader:
+    facts = SourceContext(tmp_path, (), tmp_path)
+    with SourceReader(SOURCES["parquet"](parquet=mine, key="id"), facts) as reader:
         assert reader.cursor().execute(f"select * from read_parquet('{mine}')").fetchall() == [(1,)]
         with pytest.raises(duckdb.PermissionException):
             reader.cursor().execute(f"select * from read_parquet('{other}')")

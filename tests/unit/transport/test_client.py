@@ -9,7 +9,7 @@ import pytest
 from connectors.contracts import Provider
 from connectors.records import Call, Reply
 from connectors.transport.client import HttpTransport, RequestError, Timeouts
-from connectors.transport.fast_post import Direct
+from connectors.transport.fast_post import FastPost
 
 BODY = b'{"model":"m"}'
 OK = b"HTTP/1.1 200 OK\r\nX-Request-Id: r-7\r\nContent-Length: 2\r\n\r\n{}"
@@ -74,7 +74,7 @@ async def transport(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Callable[..., HttpTransport]]:
     """Makes transports of either way, with one connection each."""
-    monkeypatch.setattr(Direct, "fits", staticmethod(lambda: request.param))
+    monkeypatch.setattr(FastPost, "fits", staticmethod(lambda: request.param))
     made: list[HttpTransport] = []
 
     def make(**timeouts: float) -> HttpTransport:
@@ -95,13 +95,13 @@ async def ask(transport: HttpTransport, server: RawServer, body: bytes = BODY) -
 
 
 def test_the_installed_aiohttp_is_one_whose_parts_fit() -> None:
-    assert Direct.fits()
-    assert not Direct.fits("4.0.0")
+    assert FastPost.fits()
+    assert not FastPost.fits("4.0.0")
 
 
 async def test_both_ways_send_the_same_head(server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for direct in (True, False):
-        monkeypatch.setattr(Direct, "fits", staticmethod(lambda direct=direct: direct))
+        monkeypatch.setattr(FastPost, "fits", staticmethod(lambda direct=direct: direct))
         transport = HttpTransport(Timeouts(), 1)
         server.answers = [OK]
         await ask(transport, server)

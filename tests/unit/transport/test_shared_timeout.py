@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from connectors.transport.shared_timeout import Deadlines
+from connectors.transport.shared_timeout import SharedTimeout
 
 
-async def within(deadlines: Deadlines, until: asyncio.Event) -> float:
+async def within(deadlines: SharedTimeout, until: asyncio.Event) -> float:
     """The loop's time at which it was over."""
     try:
         with deadlines:
@@ -18,7 +18,7 @@ async def within(deadlines: Deadlines, until: asyncio.Event) -> float:
 
 
 async def test_each_task_has_its_whole_time_though_one_timer_serves_all() -> None:
-    deadlines, never = Deadlines(0.05), asyncio.Event()
+    deadlines, never = SharedTimeout(0.05), asyncio.Event()
     loop = asyncio.get_running_loop()
     began: list[float] = []
     tasks: list[asyncio.Task[float]] = []
@@ -32,7 +32,7 @@ async def test_each_task_has_its_whole_time_though_one_timer_serves_all() -> Non
 
 
 async def test_what_is_done_in_time_is_left_alone_and_later_ones_are_ended_all_the_same() -> None:
-    deadlines, done, never = Deadlines(0.05), asyncio.Event(), asyncio.Event()
+    deadlines, done, never = SharedTimeout(0.05), asyncio.Event(), asyncio.Event()
     first = asyncio.create_task(within(deadlines, done))
     await asyncio.wait([first], timeout=0.01)
     done.set()
@@ -41,7 +41,7 @@ async def test_what_is_done_in_time_is_left_alone_and_later_ones_are_ended_all_t
 
 
 async def test_a_task_that_somebody_else_cancels_is_cancelled_and_not_late() -> None:
-    deadlines, never = Deadlines(30), asyncio.Event()
+    deadlines, never = SharedTimeout(30), asyncio.Event()
     task = asyncio.create_task(within(deadlines, never))
     await asyncio.wait([task], timeout=0.01)
     task.cancel()
@@ -51,7 +51,7 @@ async def test_a_task_that_somebody_else_cancels_is_cancelled_and_not_late() -> 
 
 async def test_without_a_time_nothing_is_ever_late() -> None:
     done = asyncio.Event()
-    task = asyncio.create_task(within(Deadlines(None), done))
+    task = asyncio.create_task(within(SharedTimeout(None), done))
     await asyncio.wait([task], timeout=0.01)
     done.set()
     assert await task == 0.0

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connectors.contracts import MalformedReply
-from connectors.transport.sse import Event, events, is_event_stream
-from connectors.transport.stream_assembly import joined_completion, joined_reference, joined_response
+from connectors.transport.sse import Event, parse_events, is_event_stream
+from connectors.transport.stream_assembly import assemble_completion, assemble_reference, assemble_response
 
 
 def stream(*chunks: object, end: str | None = "[DONE]") -> list[Event]:
@@ -33,12 +33,12 @@ def delta(finish: str | None = None, index: int = 0, **said: object) -> dict[str
     ids=["two", "other line ends", "name and lines", "other fields", "no data", "no blank line", "nothing"],
 )
 def test_events_are_read_as_the_standard_says(body: bytes, expected: list[Event]) -> None:
-    assert list(events(body)) == expected
+    assert list(parse_events(body)) == expected
 
 
 @given(st.binary())
 def test_no_body_breaks_the_reading(body: bytes) -> None:
-    assert all(isinstance(event.data, str) for event in events(body))
+    assert all(isinstance(event.data, str) for event in parse_events(body))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_deltas_are_joined_into_a_completion() -> None:
         delta("stop"),
         {"id": "c", "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}},
     )
-    assert joined_completion(chunks) == {
+    assert assemble_completion(chunks) == {
         "object": "chat.completion",
         "id": "c",
         "model": "m",
@@ -75,7 +75,7 @@ def test_deltas_are_joined_into_a_completion() -> None:
 
 def test_answers_that_come_mixed_are_told_apart_by_their_index() -> None:
     chunks = stream(delta(index=1, content="b"), delta(index=0, content="a"), delta("stop", 1), delta("length", 0))
-    told = joined_completion(chunks)["choices"]
+    told = assemble_completion(chunks)["choices"]
     assert [(one["index"], one["message"]["content"], one["finish_reason"]) for one in told] == [
         (0, "a", "length"),
         (1, "b", "stop"),
@@ -99,7 +99,7 @@ def call(index: int | None, id: str | None, name: str | None, arguments: str | N
 )
 def test_tool_calls_are_joined_piece_by_piece(pieces: list[dict[str, object]]) -> None:
     chunks = stream(*(delta(tool_calls=[piece]) for piece in pieces), delta("tool_calls"))
-    assert joined_completion(chunks)["choices"][0]["message"]["tool_calls"] == [
+    assert assemble_completion(chunks)["choices"][0]["message"]["tool_calls"] == [
         {"id": "x", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}},
         {"id": "y", "type": "function", "function": {"name": "g", "arguments": "{}"}},
     ]
@@ -110,30 +110,30 @@ def test_logprobs_and_refusals_are_joined() -> None:
     chunks = [delta(refusal="I can"), delta("stop", refusal="not")]
     for chunk, token in zip(chunks, (one, two), strict=True):
         chunk["choices"][0]["logprobs"] = {"content": [token], "refusal": None}  # type: ignore[index]
-    (choice,) = joined_completion(stream(*chunks))["choices"]
+    (choice,) = assemble_completion(stream(*chunks))["choices"]
     assert choice["message"]["refusal"] == "I cannot"
     assert choice["logprobs"] == {"content": [one, two], "refusal": None}
 
 
 def test_a_stream_without_either_sign_of_its_end_is_malformed() -> None:
     with pytest.raises(MalformedReply, match="broke off after 1 chunks"):
-        joined_completion(stream(delta(content="Hel"), end=None))
+        assemble_completion(stream(delta(content="Hel"), end=None))
     with pytest.raises(MalformedReply, match="broke off"):
-        joined_completion(stream(delta("stop", 0, content="a"), delta(index=1, content="b"), end=None))
+        assemble_completion(stream(delta("stop", 0, content="a"), delta(index=1, content="b"), end=None))
     with pytest.raises(MalformedReply, match="broke off"):
-        joined_reference(stream({"delta": {"content": "a"}}, end=None))
+        assemble_reference(stream({"delta": {"content": "a"}}, end=None))
     with pytest.raises(MalformedReply, match="broke off"):
-        joined_response(stream({"type": "response.output_text.delta", "delta": "a"}))
-    assert joined_completion(stream(delta("stop", content="a"), end=None))["choices"][0]["message"]["content"] == "a"
+        assemble_response(stream({"type": "response.output_text.delta", "delta": "a"}))
+    assert assemble_completion(stream(delta("stop", content="a"), end=None))["choices"][0]["message"]["content"] == "a"
 
 
 def test_what_is_no_json_in_a_stream_is_malformed() -> None:
     for text in ('{"choices": [', "[]"):
         with pytest.raises(MalformedReply, match="no JSON"):
-            joined_completion([Event(text)])
+            assemble_completion([Event(text)])
 
 
-@pytest.mark.parametrize("join", [joined_completion, joined_reference, joined_response])
+@pytest.mark.parametrize("join", [assemble_completion, assemble_reference, assemble_response])
 def test_an_error_in_a_stream_is_what_the_reply_tells(join: object) -> None:
     error = {"message": "overloaded", "type": "server_error", "param": None, "code": None}
     assert callable(join)
@@ -143,7 +143,7 @@ def test_an_error_in_a_stream_is_what_the_reply_tells(join: object) -> None:
 def test_an_error_event_of_responses_is_told_without_its_number() -> None:
     event = {"type": "error", "code": "server_error", "message": "m", "param": None, "sequence_number": 3}
     told = {"type": "error", "code": "server_error", "message": "m", "param": None}
-    assert joined_response(stream(event)) == {"error": told}
+    assert assemble_response(stream(event)) == {"error": told}
 
 
 def test_items_told_one_by_one_stand_in_for_an_output_left_out() -> None:
@@ -152,7 +152,7 @@ def test_items_told_one_by_one_stand_in_for_an_output_left_out() -> None:
         {"type": "response.output_item.done", "output_index": 0, "item": item},
         {"type": "response.completed", "response": {"status": "completed", "output": []}},
     )
-    assert joined_response(chunks) == {"status": "completed", "output": [item]}
+    assert assemble_response(chunks) == {"status": "completed", "output": [item]}
 
 
 json_values = st.recursive(
@@ -174,5 +174,5 @@ json_values = st.recursive(
 )
 def test_no_delta_breaks_the_joining(said: dict[str, object], logprobs: object, index: object) -> None:
     choice = {"index": index, "delta": said, "logprobs": logprobs, "finish_reason": "stop"}
-    assert "choices" in joined_completion(stream({"choices": [choice]}))
-    assert "response" in joined_reference(stream(choice))
+    assert "choices" in assemble_completion(stream({"choices": [choice]}))
+    assert "response" in assemble_reference(stream(choice))

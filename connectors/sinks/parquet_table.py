@@ -1,0 +1,258 @@
+"""`parquet:` a folder with results/, usage/ and errors/, each a table of parts that readers see only when complete."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+from pydantic import Field
+
+from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
+from connectors.sql import literal_list
+from connectors.storage import object_store
+from connectors.storage.local_part_store import LocalPartStore
+from connectors.storage.part_store import BUILD, EMPTY_PART, FILES, TABLES, Part, PartStore, PartTransaction
+from connectors.tables.compaction import (
+    is_recorded,
+    mark_from_name,
+    marks_from_metadata,
+    merge_groups,
+    usage_part_name,
+    write_merged_part,
+)
+from connectors.tables.parquet_parts import (
+    drop_rows,
+    matching_rows,
+    read_columns,
+    read_footer,
+    replaced_errors,
+    rewrite_part,
+    write_part,
+)
+from connectors.tables.schema_checks import check_column_names, check_folder, column_types, schema_mismatch
+from connectors.tables.schemas import failure_names, usage_schema
+
+MAX_SMALL_PARTS = 20
+"""More small parts than these are merged."""
+SMALL_PART_BYTES = 16 << 20
+MAX_PART_BYTES = 256 << 20
+MAX_PART_ROWS = 1_000_000
+
+
+class ParquetSink(SinkModel):
+    """The job's tables as folders of Parquet parts, on this machine or on an object store (extra `rowmill[cloud]`)."""
+
+    parquet: str = Field(min_length=1, description="Folder of the tables, or s3://, gs://, az://; made if not there.")
+
+    @property
+    def identity(self) -> str:
+        is_url = object_store.is_url(self.parquet)
+        return object_store.normal(self.parquet) if is_url else os.path.normpath(self.parquet)
+
+    def place(self, workspace: Path) -> str:
+        return self.identity if object_store.is_url(self.parquet) else os.path.realpath(workspace / self.parquet)
+
+    @property
+    def files_prefix(self) -> str:
+        return FILES
+
+    def open(self, shape: TableShape, workspace: Path, longest_hold: float) -> "ParquetTables":
+        check_column_names(shape)
+        if object_store.is_url(self.parquet):
+            object_store.check_installed("sink.parquet")
+            from connectors.storage.object_part_store import ObjectPartStore
+
+            return ParquetTables(self.parquet, ObjectPartStore(object_store.normal(self.parquet)), shape)
+        folder = Path(os.path.abspath(workspace / self.parquet))  # noqa: PTH100 - Path.resolve would follow links
+        return ParquetTables(self.parquet, LocalPartStore(folder), shape)
+
+
+class ParquetTables:
+    """The tables of one job. Their part store makes each method's changes visible together, and recovers from kills."""
+
+    def __init__(self, name: str, store: PartStore, shape: TableShape) -> None:
+        self._name = name
+        self._store = store
+        self._key = list(shape.key)
+        self._details = failure_names(shape.key)["details"]
+        self._schemas = {"results": shape.results, "usage": usage_schema(), "errors": shape.errors}
+        self._marks: dict[str, list[UsageMark]] = {}
+        """By merged usage part; the name of one is never used again."""
+        self._build = ""
+        """Prefix of the folders `results` and `errors` while they are rebuilt."""
+
+    @property
+    def files_folder(self) -> Path:
+        return self._store.files_folder
+
+    @property
+    def files_prefix(self) -> str:
+        return FILES
+
+    def exists(self) -> bool:
+        names = [part.name for part in self._store.parts("results")]
+        if any(name != EMPTY_PART for name in names) or self._store.is_replacing:
+            return True
+        # An interrupted first build leaves the empty table that it was to replace.
+        return bool(names) and not self._store.has_build
+
+    def check(self, fresh: bool) -> None:
+        if not object_store.is_url(self._store.root):
+            check_folder(self._name, Path(self._store.root))
+        if not self._store.is_replacing:
+            for table in ("usage",) if fresh else TABLES:
+                self._check_schema(table)
+
+    def prepare(self, fresh: bool) -> None:
+        self._store.recover()
+        self._store.delete_build()
+        self.check(fresh)
+        self._store.create_folders()
+        self._build = BUILD if fresh else ""
+        # The rebuilt tables first: with them, empty results do not count as existing.
+        rebuilt = [(table, f"{BUILD}{table}") for table in ("results", "errors") if fresh]
+        for table, folder in [*rebuilt, *zip(TABLES, TABLES, strict=True)]:
+            if not self._store.part_exists(f"{folder}/{EMPTY_PART}"):
+                with self._store.transaction() as transaction:
+                    schema = self._existing_schema(table, folder)
+                    write_part(transaction.add(f"{folder}/{EMPTY_PART}"), schema.empty_table())
+
+    def results_sql(self) -> str:
+        parts = self._parts_sql("results")
+        return f"(select * replace (parse_filename(_part) as _part) from read_parquet({parts}, filename = '_part'))"
+
+    def errors_sql(self) -> str:
+        return f"(select * from read_parquet({self._parts_sql('errors')}))"
+
+    def usage_sql(self) -> str:
+        return f"(select * from read_parquet({self._parts_sql('usage')}))"
+
+    def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._store.attach(connection)
+
+    def detach(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._store.detach(connection)
+
+    def paths(self) -> Sequence[Path | str]:
+        return self._store.readable_paths()
+
+    def tables(self) -> Mapping[str, str]:
+        return {table: f"{self._store.root}/{table}/*.parquet" for table in TABLES}
+
+    def commit(self, commit: Commit, name: str) -> None:
+        self._store.upload_files()
+        with self._store.transaction() as transaction:
+            replacing: set[int] = set()
+            for part, rows in commit.rows_by_part.items():
+                added = commit.results.take(pa.array(rows, pa.int64()))
+                self._rewrite(transaction, "results", f"{self._build}results/{part}", added)
+                replacing.update(rows)
+            new = drop_rows(commit.results, replacing)
+            if new.num_rows:
+                write_part(transaction.add(self._unused_place(f"{self._build}results", name)), new)
+            self._commit_errors(transaction, commit, name)
+
+    def add_usage(self, usage: pa.Table, mark: UsageMark) -> None:
+        if is_recorded(mark, self.usage_marks()):
+            return
+        with self._store.transaction() as transaction:
+            write_part(transaction.add(f"usage/{usage_part_name(mark)}"), usage)
+
+    def usage_marks(self) -> Sequence[UsageMark]:
+        return [mark for part in self._store.parts("usage") for mark in self._marks_of(part)]
+
+    def remove(self, keys: pa.Table, errors_too: bool) -> int:
+        removed = 0
+        with self._store.transaction() as transaction:
+            for table in ("results", "errors") if errors_too else ("results",):
+                for part in self._store.parts(table):
+                    rows = read_columns(self._store.reader(part), self._key)
+                    dropped = matching_rows(rows, keys.select(self._key).cast(rows.schema.remove_metadata()))
+                    self._drop_rows(transaction, table, f"{table}/{part.name}", dropped)
+                    removed += dropped.true_count if table == "results" else 0
+        return removed
+
+    def finish(self) -> None:
+        if self._build:
+            with self._store.transaction() as transaction:
+                for table in ("results", "errors"):
+                    transaction.replace_table(table)
+            self._build = ""
+            self._store.delete_build()
+        for table in TABLES:
+            self._merge_small_parts(table)
+
+    def _parts_sql(self, table: str) -> str:
+        return literal_list(part.location for part in self._store.parts(table))
+
+    def _check_schema(self, table: str) -> None:
+        """Raise unless every part of a table has the job's columns."""
+        expected = self._schemas[table]
+        for schema in self._store.map(self._schema_of, self._store.parts(table)):
+            if schema != expected:
+                types, expected_types = column_types(schema), column_types(expected)
+                raise schema_mismatch(self._name, f"its {table} have", types, expected_types, table == "usage")
+
+    def _existing_schema(self, table: str, folder: str) -> pa.Schema:
+        """The columns of the parts in a folder: the job's, except for an old table that a rebuilt one will replace."""
+        parts = self._store.parts(folder)
+        return self._schema_of(parts[0]) if parts else self._schemas[table]
+
+    def _schema_of(self, part: Part) -> pa.Schema:
+        return read_footer(self._store.reader(part))[1]
+
+    def _marks_of(self, part: Part) -> list[UsageMark]:
+        named = mark_from_name(part.name)
+        if named is not None or part.name == EMPTY_PART:
+            return [] if named is None else [named]
+        if part.name not in self._marks:
+            self._marks[part.name] = marks_from_metadata(read_footer(self._store.reader(part))[2])
+        return self._marks[part.name]
+
+    def _unused_place(self, folder: str, name: str) -> str:
+        """The place of a new part; its name was never used, unless an older state of the ledger was restored."""
+        place = f"{folder}/{name}.parquet"
+        while self._store.part_exists(place):
+            place = f"{folder}/{name}-{secrets.token_hex(4)}.parquet"
+        return place
+
+    def _rewrite(self, transaction: PartTransaction, table: str, place: str, added: pa.Table) -> None:
+        """Write a part again with rows added in place of those with the same keys."""
+        with transaction.local_copy(place) as path:
+            dropped = matching_rows(read_columns(path, self._key), added.select(self._key))
+            rewrite_part(path, transaction.add(place), self._schemas[table], dropped, added)
+
+    def _drop_rows(self, transaction: PartTransaction, table: str, place: str, dropped: pa.BooleanArray) -> None:
+        """Write a part again without some rows. Emptied parts stay until they are merged: readers may have listed
+        them."""
+        if dropped.true_count:
+            schema = self._schemas[table]
+            with transaction.local_copy(place) as path:
+                rewrite_part(path, transaction.add(place), schema, dropped, schema.empty_table())
+
+    def _commit_errors(self, transaction: PartTransaction, commit: Commit, name: str) -> None:
+        if not commit.errors.num_rows and not commit.resolved_keys.num_rows:
+            return
+        folder = f"{self._build}errors"
+        for part in self._store.parts(folder):
+            rows = read_columns(self._store.reader(part), [*self._key, self._details])
+            dropped = replaced_errors(rows, commit, self._key, self._details)
+            self._drop_rows(transaction, "errors", f"{folder}/{part.name}", dropped)
+        if commit.errors.num_rows:
+            write_part(transaction.add(self._unused_place(folder, name)), commit.errors)
+
+    def _merge_small_parts(self, table: str) -> None:
+        parts = [part for part in self._store.parts(table) if part.name != EMPTY_PART]
+        small = [part for part in parts if self._store.size(part) < SMALL_PART_BYTES]
+        if len(small) <= MAX_SMALL_PARTS:
+            return
+        schema = self._schemas[table]
+        with self._store.transaction() as transaction, contextlib.ExitStack() as copies:
+            folder = transaction.merge(table, small)
+            write_part(folder / EMPTY_PART, schema.empty_table())
+            paths = [copies.enter_context(transaction.local_copy(f"{table}/{part.name}")) for part in small]
+            for group in merge_groups(paths, MAX_PART_ROWS, MAX_PART_BYTES):
+                write_merged_part(group, folder, schema, note=table == "usage")
