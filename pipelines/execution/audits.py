@@ -1,8 +1,7 @@
 """Audits: SQL over a job's own tables after a run, and the ready audit for drift; none of them opens a file."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +12,15 @@ from connectors.sql import AUTHORS_LIMIT, first_line, lock_down, parsed_sql, que
 from connectors.tables.schemas import usage_schema
 from pipelines.config.job import Audit
 from pipelines.execution.drift import drifted
-from pipelines.preparation.prepared_job import ReadyJob
+from pipelines.preparation.prepared_job import PreparedJob
+from pipelines.runtime.run_report import AuditResult
 
 TABLES = ("results", "usage", "errors")
 FUNCTIONS = frozenset({"unnest", "range", "generate_series"})
 """Functions that give a table and open nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class AuditResult:
-    """What an audit found."""
-
-    name: str
-    rows: int | None
-    """None where its SQL failed on a value of the data."""
-    max: int
-    found: tuple[str, ...] = ()
-    """In words: what has drifted, or why the SQL failed."""
-
-    @property
-    def passed(self) -> bool:
-        return self.rows is not None and self.rows <= self.max
-
-    def as_json(self) -> dict[str, Any]:
-        """As the report has it."""
-        facts = {"name": self.name, "rows": self.rows, "max": self.max, "passed": self.passed}
-        return {**facts, "found": list(self.found)} if self.found else facts
-
-
-def check_audits(ready: ReadyJob) -> None:
+def check_audits(ready: PreparedJob) -> None:
     """JobError, with file and line, where an audit's SQL is no single query over the job's own tables."""
     if all(audit.sql is None for audit in ready.job.audits):
         return
@@ -62,7 +41,7 @@ def check_audits(ready: ReadyJob) -> None:
                 raise JobError(f"{where}: {first_line(exc)}; mend the query") from exc
 
 
-def run_audits(ready: ReadyJob, run_id: str) -> list[AuditResult]:
+def run_audits(ready: PreparedJob, run_id: str) -> list[AuditResult]:
     """What the job's audits find in its tables now; `run_id` is there as getvariable('run_id')."""
     if not ready.job.audits:
         return []
@@ -75,17 +54,7 @@ def run_audits(ready: ReadyJob, run_id: str) -> list[AuditResult]:
         return [AuditResult(audit.name, None, audit.max, (words,)) for audit in ready.job.audits]
 
 
-def failed_words(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The audits of a report that have failed, a line each."""
-    return [
-        f"audit failed: {told['name']}: "
-        + ("; ".join(told["found"]) if told.get("found") else f"{told['rows']:,} rows, at most {told['max']:,} allowed")
-        for told in results
-        if not told["passed"]
-    ]
-
-
-def _result(db: duckdb.DuckDBPyConnection, audit: Audit, ready: ReadyJob, run_id: str) -> AuditResult:
+def _result(db: duckdb.DuckDBPyConnection, audit: Audit, ready: PreparedJob, run_id: str) -> AuditResult:
     try:
         if audit.drift is not None:
             found = drifted(db, audit.drift, ready, run_id)
@@ -101,7 +70,7 @@ def _count(db: duckdb.DuckDBPyConnection, sql: str) -> int:
 
 
 @contextmanager
-def _tables(ready: ReadyJob, run_id: str) -> Iterator[duckdb.DuckDBPyConnection]:
+def _tables(ready: PreparedJob, run_id: str) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection that sees the sink's tables as results, usage and errors, and nothing else."""
     sink = ready.sink
     with query_connection(ready.scratch, AUTHORS_LIMIT) as db:
@@ -115,7 +84,7 @@ def _tables(ready: ReadyJob, run_id: str) -> Iterator[duckdb.DuckDBPyConnection]
         sink.detach(db)
 
 
-def _close(db: duckdb.DuckDBPyConnection, ready: ReadyJob, files: bool) -> None:
+def _close(db: duckdb.DuckDBPyConnection, ready: PreparedJob, files: bool) -> None:
     paths = ready.sink.paths() if files else ()
     folders = [path for path in paths if isinstance(path, Path) and path.is_dir()]
     lock_down(db, folders, [path for path in paths if path not in folders])

@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from connectors.contracts import Commit, Sink, TableShape
 from connectors.tables.schemas import failure_names
-from pipelines.dispatch.counters import Tally
+from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.step_runner import Chunk
 from pipelines.ledger.ledger import Ledger, now_us
-from pipelines.ledger.projection import add_usage, packed, packed_rows
-from pipelines.preparation.prepared_job import ReadyJob
+from pipelines.ledger.projection import append_usage, encode_table, encode_rows
+from pipelines.preparation.prepared_job import PreparedJob
 
 ROWS = 10_000
 """Finished rows that are committed at once."""
@@ -48,7 +48,7 @@ class Committer:
     """Takes finished chunks, commits them in the order in which they came."""
 
     def __init__(
-        self, job: str, sink: Sink, sink_name: str, shape: TableShape, ledger: Ledger, tally: Tally, run_id: str
+        self, job: str, sink: Sink, sink_name: str, shape: TableShape, ledger: Ledger, tally: RunCounters, run_id: str
     ) -> None:
         self._job = job
         self._sink = sink
@@ -144,16 +144,16 @@ class Committer:
                     self._job,
                     self._sink_name,
                     now_us(),
-                    packed_rows(results, gathered.answers, self._shape),
-                    packed(errors),
-                    packed(cleared),
+                    encode_rows(results, gathered.answers, self._shape),
+                    encode_table(errors),
+                    encode_table(cleared),
                 ),
             )
             self._parts += 1
             name = f"{self._ledger.identity}-{self._ledger.writer:06d}-{self._parts:06d}"
             self._sink.commit(Commit(results, replaced, errors, cleared), name)
             self._tally.committed += gathered.rows
-        add_usage(self._ledger, self._sink, self._job)
+        append_usage(self._ledger, self._sink, self._job)
         self.seconds += time.perf_counter() - began
 
 
@@ -205,7 +205,7 @@ def _errors(chunk: Chunk, shape: TableShape) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def rejected(ready: ReadyJob, run_id: str) -> Commit:
+def rejected(ready: PreparedJob, run_id: str) -> Commit:
     """The source's lines that are no rows, as errors without a key, in place of those of earlier runs."""
     shape, rejects = ready.shape, ready.reader.rejects
     facts = {

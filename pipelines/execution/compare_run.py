@@ -17,7 +17,7 @@ from pipelines.preparation.prepared_job import prepare_job
 from pipelines.preparation.row_selection import key_text
 from pipelines.runtime.run_options import RunOptions
 from pipelines.runtime.run_report import ComparedRow, RunReport
-from pipelines.runtime.services import opened_ledger
+from pipelines.runtime.services import open_workspace_ledger
 
 Rows = dict[str, dict[str, Any]]
 """Key as text -> the outputs of its row."""
@@ -44,14 +44,14 @@ def compare_run(loaded: LoadedJob, options: RunOptions) -> RunReport:
         report = invoke(compared, options)
         new = _outputs(compared)
         old = _outputs(written)
-    with opened_ledger(loaded.workspace) as ledger:
+    with open_workspace_ledger(loaded.workspace) as ledger:
         ledger.write("delete from commits where job = ?", (report.job,))
     return replace(report, tables={}, compared=[ComparedRow(key, old.get(key), row) for key, row in new.items()])
 
 
 def _outputs(loaded: LoadedJob) -> Rows:
     """Return the outputs of every row in the job's sink."""
-    with prepare_job(loaded, loaded.workspace) as ready, duckdb.connect() as db:
+    with prepare_job(loaded) as ready, duckdb.connect() as db:
         if not ready.sink.exists():
             return {}
         ready.sink.attach(db)

@@ -7,13 +7,13 @@ import pyarrow as pa
 
 from connectors.sql import literal, quoted
 from pipelines.config.job import Drift
-from pipelines.preparation.prepared_job import ReadyJob
+from pipelines.preparation.prepared_job import PreparedJob
 
 FEWEST = 20
 """Rows that both sides must have: fewer tell nothing of shares."""
 
 
-def drifted(db: duckdb.DuckDBPyConnection, bounds: Drift, ready: ReadyJob, run_id: str) -> list[str]:
+def drifted(db: duckdb.DuckDBPyConnection, bounds: Drift, ready: PreparedJob, run_id: str) -> list[str]:
     """What is out of bounds, one line for each column and measure; nothing where either side has too few rows. The
     connection has the tables results and usage."""
     now = f"_run_id = {literal(run_id)}"
@@ -85,7 +85,7 @@ def _apart(then: float, later: float, bound: float) -> bool:
     return abs(later - then) > bound * then
 
 
-def _enums(ready: ReadyJob) -> frozenset[str]:
+def _enums(ready: PreparedJob) -> frozenset[str]:
     """The columns whose declared type has an enum, or true and false only."""
     found: set[str] = set()
     for step in ready.job.steps:

@@ -9,9 +9,9 @@ import pyarrow as pa
 from connectors.errors import Stopped
 from connectors.records import ROW_ERROR_CLASSES, Request
 from connectors.sql import quoted
-from connectors.transport.client import HttpTransport, Timeouts
-from pipelines.dispatch.counters import StepCounters, RunCounters
-from pipelines.dispatch.dispatcher import FanOut
+from connectors.transport.client import HttpTransport, RequestTimeouts
+from pipelines.dispatch.counters import RunCounters, StepCounters
+from pipelines.dispatch.dispatcher import OnlineDispatcher
 from pipelines.dispatch.provider_routes import build_routes
 from pipelines.dispatch.request_types import DailyBudget, RetryLimits
 from pipelines.dispatch.step_runner import RunStep
@@ -22,30 +22,30 @@ from pipelines.pricing.prices import PICO
 from pipelines.pricing.run_budget import RunBudget
 from pipelines.runtime.run_records import OpenRun
 
-MOST = 16
+MAX_PROBED_ROWS = 16
 """Rows that are asked one by one, at most."""
 
 SAMPLE = "Rowmill"
 """Embedded where the step's text needs what earlier steps are yet to answer."""
 
 
-def unsized(ready: PreparedJob) -> Sequence[PreparedStep]:
+def missing_dimensions(ready: PreparedJob) -> Sequence[PreparedStep]:
     """The steps whose vectors have no known length."""
     return [step for step in ready.steps if step.endpoint.dimensions_unknown]
 
 
-def seen_in_sink(ready: PreparedJob, ledger: Ledger) -> None:
+def dimensions_from_sink(ready: PreparedJob, ledger: Ledger) -> None:
     """Note the lengths of the vectors that the sink holds."""
     if not ready.sink.exists():
         return
     with duckdb.connect() as db:
         ready.sink.attach(db)
         try:
-            for step in unsized(ready):
+            for step in missing_dimensions(ready):
                 (column,) = (quoted(field.name) for field in step.endpoint.fields)
                 query = f"select len({column}) from {ready.sink.results_sql()} where {column} is not null limit 1"
                 for (size,) in db.execute(query).fetchall():
-                    _note(ledger, step, size)
+                    _store_dimensions(ledger, step, size)
         except duckdb.BinderException:
             # The table has no such column yet: what to do about that is told when the sink is prepared.
             return
@@ -53,7 +53,7 @@ def seen_in_sink(ready: PreparedJob, ledger: Ledger) -> None:
             ready.sink.detach(db)
 
 
-async def ask_sizes(ready: PreparedJob, ledger: Ledger, run: OpenRun, tally: RunCounters) -> None:
+async def probe_dimensions(ready: PreparedJob, ledger: Ledger, run: OpenRun, tally: RunCounters) -> None:
     """Ask each step's provider for one vector, that of the first row where that is possible: it is kept, and paid once.
 
     Counted in `tally`. Stopped where no vector comes.
@@ -61,8 +61,8 @@ async def ask_sizes(ready: PreparedJob, ledger: Ledger, run: OpenRun, tally: Run
     job = ready.job
     tally.steps = {step.model.name: StepCounters() for step in ready.steps}
     said = ready.workspace.budget
-    transport = HttpTransport(Timeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total), 1)
-    fanout = FanOut(
+    transport = HttpTransport(RequestTimeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total), 1)
+    fanout = OnlineDispatcher(
         ledger,
         transport,
         RunBudget(None if job.budget is None else round(job.budget.usd * PICO), run.spent),
@@ -78,22 +78,26 @@ async def ask_sizes(ready: PreparedJob, ledger: Ledger, run: OpenRun, tally: Run
     try:
         for step, lane in zip(ready.steps, lanes, strict=True):
             if step.endpoint.dimensions_unknown:
-                size = await _size(fanout, lane, itertools.islice(_requests(ready, step), MOST), tally.sized)
+                size = await _probe_step(
+                    fanout, lane, itertools.islice(_requests(ready, step), MAX_PROBED_ROWS), tally.sized
+                )
                 if size is not None:
-                    _note(ledger, step, size)
+                    _store_dimensions(ledger, step, size)
     finally:
         await fanout.close(0)
         await transport.close()
 
 
-async def _size(fanout: FanOut, lane: RunStep, requests: Iterable[Request], sized: set[bytes]) -> int | None:
+async def _probe_step(
+    fanout: OnlineDispatcher, lane: RunStep, requests: Iterable[Request], sized: set[bytes]
+) -> int | None:
     """The length of the first vector that comes; None where there is no request. A row that is refused for a reason of
     its own will stand in errors, and the next one is asked. `sized` gets the request that was sent for it."""
     why: str | None = None
     for request in requests:
         wave = await fanout.submit(lane.lane, [request], lambda answer: True)
         await wave.done.wait()
-        fanout.read_buffer.free(wave.nbytes)
+        fanout.read_buffer.release(wave.nbytes)
         outcome = wave.outcomes.get(request.fingerprint)
         if outcome is not None and outcome.answer is not None:
             sized |= {request.fingerprint} if outcome.sent else set()
@@ -124,6 +128,6 @@ def _requests(ready: PreparedJob, step: PreparedStep) -> Iterator[Request]:
                 yield request
 
 
-def _note(ledger: Ledger, step: PreparedStep, size: int) -> None:
-    whose = (step.facts.provider_tag, step.model.model, size)
+def _store_dimensions(ledger: Ledger, step: PreparedStep, size: int) -> None:
+    whose = (step.context.provider_tag, step.model.model, size)
     ledger.write("insert or replace into vector_sizes values (?, ?, ?)", whose)

@@ -17,9 +17,9 @@ from pipelines.dispatch.provider_routes import member_price, step_price
 from pipelines.execution.audits import check_audits, run_audits
 from pipelines.execution.run_report import run_report
 from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.projection import add_usage, rebuild
+from pipelines.ledger.projection import append_usage, rebuild
 from pipelines.maintenance.retention import drop_committed
-from pipelines.preparation.prepared_job import PreparedJob, with_location, prepare_job
+from pipelines.preparation.prepared_job import PreparedJob, prepare_job, with_learned_facts, with_location
 from pipelines.preparation.schema_evolution import (
     cast_tables,
     check_backfill,
@@ -27,11 +27,11 @@ from pipelines.preparation.schema_evolution import (
     schema_refusal,
     sink_types,
 )
-from pipelines.runtime.locks import await_crew, job_lock, sink_lock
+from pipelines.runtime.locks import job_lock, sink_lock, wait_for_ray_writers
 from pipelines.runtime.run_options import RunOptions, SchemaChange
 from pipelines.runtime.run_records import CLOSING, OpenRun, end_invocation, open_run
 from pipelines.runtime.run_report import RunReport, StoppedBeforeStart
-from pipelines.runtime.services import local_provider, opened_ledger
+from pipelines.runtime.services import local_provider, open_workspace_ledger
 
 if TYPE_CHECKING:
     from pipelines.dispatch.counters import RunCounters
@@ -57,14 +57,14 @@ def invoke(loaded: LoadedJob, options: RunOptions) -> RunReport:
         make_engine = ray_engine
     with (
         _locked(loaded, workspace),
-        opened_ledger(workspace) as ledger,
+        open_workspace_ledger(workspace) as ledger,
         local_provider(loaded, workspace) as local_url,
-        _sized(loaded, workspace, ledger, local_url, options) as (ready, tally),
+        _prepare(loaded, ledger, local_url, options) as (ready, probed),
     ):
-        with _early(ready, tally):
+        with _with_partial_report(ready, probed):
             is_rewritten = prepare_sink(ready, ledger, options.schema_change)
             ready.selection.load_sink_state(None if is_rewritten else ready.sink)
-        run = open_run(ledger, ready.job.name, options.is_new_run and tally is None)
+        run = open_run(ledger, ready.job.name, options.is_new_run and probed is None)
         report: RunReport | None = None
         lines = (
             ProgressLog(ready.job.name, run.run_id, run.continued)
@@ -79,7 +79,7 @@ def invoke(loaded: LoadedJob, options: RunOptions) -> RunReport:
         try:
             # Ray prints to stdout, which belongs to results.
             with contextlib.redirect_stdout(sys.stderr) if options.is_on_ray else contextlib.nullcontext():
-                ended = run_loop(run_job(ready, ledger, run, options, follow, make_engine, tally))
+                ended = run_loop(run_job(ready, ledger, run, options, follow, make_engine, probed))
             if lines is not None:
                 lines.log_changes()
             if ended.defect is not None:
@@ -103,64 +103,58 @@ def _locked(loaded: LoadedJob, workspace: Workspace) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sized(
-    loaded: LoadedJob,
-    workspace: Workspace,
-    ledger: Ledger,
-    local_url: str | None,
-    options: RunOptions,
+def _prepare(
+    loaded: LoadedJob, ledger: Ledger, local_url: str | None, options: RunOptions
 ) -> "Iterator[tuple[PreparedJob, RunCounters | None]]":
-    """The job, checked; and what was counted where its vectors' length had to be asked for first."""
+    """Prepare and check the job; probe embedding dimensions that neither the ledger nor the sink knows.
+
+    Yields the job and the counters of the probe, None if nothing was sent.
+    """
     from pipelines.dispatch.counters import RunCounters
-    from pipelines.execution.embedding_dimensions import ask_sizes, seen_in_sink, unsized
+    from pipelines.execution.embedding_dimensions import dimensions_from_sink, missing_dimensions, probe_dimensions
     from pipelines.runtime.event_loop import run_loop
 
-    tally: RunCounters | None = None
-    for look in (seen_in_sink, None):
-        with prepare_job(
-            loaded, workspace, ledger, local_url, types_of=_types_there, guessed_anew=options.schema_change is not None
-        ) as ready:
-            with _early(ready):
-                _check(ready)
-            await_crew(workspace.state, ready.job.name)
-            ledger.recover(ready.job.name)
-            if not unsized(ready):
-                yield ready, tally
-                return
-            if look is not None:
-                with _early(ready):
-                    look(ready, ledger)
-                continue
+    reinfer_types = options.schema_change is not None
+    with prepare_job(loaded, ledger, local_url, sink_types=_sink_types, reinfer_types=reinfer_types) as ready:
+        with _with_partial_report(ready):
+            _check(ready)
+        wait_for_ray_writers(ready.workspace.state, ready.job.name)
+        ledger.recover(ready.job.name)
+        if missing_dimensions(ready):
+            with _with_partial_report(ready):
+                dimensions_from_sink(ready, ledger)
+            ready = with_learned_facts(ready, ledger)
+        counters: RunCounters | None = None
+        if missing_dimensions(ready):
             refused = schema_refusal(ready)
             if refused is not None and options.schema_change is None:
                 raise refused
-            tally, run = RunCounters(), open_run(ledger, ready.job.name, options.is_new_run)
-            with _early(ready, tally, run.run_id):
-                run_loop(ask_sizes(ready, ledger, run, tally))
-    with prepare_job(
-        loaded, workspace, ledger, local_url, types_of=_types_there, guessed_anew=options.schema_change is not None
-    ) as ready:
-        yield ready, tally
+            counters, run = RunCounters(), open_run(ledger, ready.job.name, options.is_new_run)
+            with _with_partial_report(ready, counters, run.run_id):
+                run_loop(probe_dimensions(ready, ledger, run, counters))
+            ready = with_learned_facts(ready, ledger)
+        yield ready, counters
 
 
-def _types_there(ready: PreparedJob) -> Mapping[str, str]:
-    with _early(ready):
+def _sink_types(ready: PreparedJob) -> Mapping[str, str]:
+    with _with_partial_report(ready):
         return sink_types(ready)
 
 
 @contextlib.contextmanager
-def _early(ready: PreparedJob, tally: "RunCounters | None" = None, run_id: str | None = None) -> Iterator[None]:
-    """Gives a Stopped what is known of the job: how many rows there are, how they stand where there is no sink yet,
-    and what has been spent on learning how long vectors are."""
+def _with_partial_report(
+    ready: PreparedJob, counters: "RunCounters | None" = None, run_id: str | None = None
+) -> Iterator[None]:
+    """Attach a report to a Stopped: the row count, row states if there is no sink yet, and the cost of a probe."""
     from pipelines.dispatch.counters import RunCounters
     from pipelines.execution.job_run import Ended
 
     try:
         yield
     except Stopped as exc:
-        tally, rejects = tally or RunCounters(), len(ready.reader.rejects)
-        tally.rows, tally.rows_failed = ready.selection.counts().rows + rejects, rejects
-        report = run_report(ready.job.name, run_id, Ended(exc.exit_code, str(exc), tally, 0), ready.sink.tables())
+        counters, rejects = counters or RunCounters(), len(ready.reader.rejects)
+        counters.rows, counters.rows_failed = ready.selection.counts().rows + rejects, rejects
+        report = run_report(ready.job.name, run_id, Ended(exc.exit_code, str(exc), counters, 0), ready.sink.tables())
         if run_id is None or ready.sink.exists():
             report = replace(report, rows_ok=None, rows_reused=None, rows_failed=None, rows_left=None)
         raise StoppedBeforeStart(report) from exc
@@ -258,7 +252,7 @@ def prepare_sink(ready: PreparedJob, ledger: Ledger, change: SchemaChange | None
         else:
             raise
         ready.sink.prepare(fresh=fresh)
-    add_usage(ledger, ready.sink, ready.job.name)
+    append_usage(ledger, ready.sink, ready.job.name)
     return fresh
 
 
@@ -271,12 +265,12 @@ def rebuilt(loaded: LoadedJob, leave_out: bool = False) -> tuple[int, int, Mappi
     workspace = loaded.workspace
     with (
         _locked(loaded, workspace),
-        opened_ledger(workspace) as ledger,
-        prepare_job(loaded, workspace, ledger, types_of=sink_types) as ready,
+        open_workspace_ledger(workspace) as ledger,
+        prepare_job(loaded, ledger, sink_types=sink_types) as ready,
     ):
         before = _rows_there(ready)
         rows = _write_again(ready, ledger, 0 if leave_out else before)
-        add_usage(ledger, ready.sink, ready.job.name)
+        append_usage(ledger, ready.sink, ready.job.name)
         return rows, max(0, before - rows), ready.sink.tables()
 
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from connectors.contracts import Commit
 from connectors.errors import RowmillError
-from pipelines.dispatch.counters import StepTally, Tally
-from pipelines.dispatch.request_types import DayBudget, Sending
+from pipelines.dispatch.counters import RunCounters, StepCounters
+from pipelines.dispatch.request_types import DailyBudget, DispatchControl
 from pipelines.dispatch.step_runner import (
     ANSWERED_BY_FILES,
     CHUNK_ROWS,
@@ -27,37 +27,24 @@ from pipelines.dispatch.step_runner import (
     OPEN_ROWS,
     Chunk,
 )
-from pipelines.engines.local_engine import Engine, Travelling, Work, local_engine
+from pipelines.engines.local_engine import ChunkRunner, Engine, RunContext, local_engine
 from pipelines.execution.committer import Committer, rejected
 from pipelines.ledger.ledger import Ledger, now_us
-from pipelines.ledger.ledger_file import MEND
-from pipelines.ledger.projection import packed
-from pipelines.limits.limit_leases import leased
-from pipelines.monitoring.bottleneck import RunClock
-from pipelines.monitoring.json_log import DEFECT
-from pipelines.monitoring.run_view import Watch
-from pipelines.preparation.prepared_job import ReadyJob
+from pipelines.ledger.ledger_file import DAMAGE_REMEDY
+from pipelines.ledger.projection import encode_table
+from pipelines.limits.limit_leases import share_limits
+from pipelines.monitoring.bottleneck import TimeBreakdown
+from pipelines.monitoring.json_log import DEFECT_MESSAGE
+from pipelines.monitoring.run_view import RunView
+from pipelines.preparation.prepared_job import PreparedJob
 from pipelines.pricing.prices import PICO, usd
-from pipelines.pricing.run_budget import Purse
+from pipelines.pricing.run_budget import RunBudget
+from pipelines.runtime.run_options import RunOptions
 from pipelines.runtime.run_records import OpenRun
 
 OPEN_BATCH_ROWS = 250_000 // CHUNK_ROWS * CHUNK_ROWS
 """The same where they go by batches: as many as five full files, about 1.6 kB of memory each beside what they say."""
 INTERRUPTED = "interrupted"
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """What the command line says beside the job file."""
-
-    retry: frozenset[str] | None = None
-    """Error classes whose rows are asked again although they failed for a reason of their own."""
-    grace: float = 30.0
-    """Seconds that what is in flight has to land after the first Ctrl-C."""
-    engine: Callable[[Work], Engine] | None = None
-    """Makes what takes the rows through the steps; None: this process does."""
-    tally: Tally | None = None
-    """What this invocation has done already; None: nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +54,7 @@ class Ended:
     exit_code: int
     stopped: str | None
     """None where it came to its end."""
-    tally: Tally
+    tally: RunCounters
     spent: int
     """Pico-dollars of the whole run, earlier invocations included."""
     times: Mapping[str, Any] | None = None
@@ -77,49 +64,61 @@ class Ended:
 
 
 async def run_job(
-    ready: ReadyJob, ledger: Ledger, run: OpenRun, options: RunOptions, follow: Callable[[Watch], Awaitable[None]]
+    ready: PreparedJob,
+    ledger: Ledger,
+    run: OpenRun,
+    options: RunOptions,
+    follow: Callable[[RunView], Awaitable[None]],
+    make_engine: Callable[[RunContext], Engine] | None = None,
+    earlier: RunCounters | None = None,
 ) -> Ended:
-    """Ask for every row that wants an answer, and commit what comes; the job's lock is held by the caller."""
+    """Request every row that needs an answer, and commit the results; the caller holds the job's lock.
+
+    `make_engine` makes the engine that sends the requests; None: this process. `earlier`: what this invocation has
+    counted before, while it probed embedding dimensions.
+    """
     job = ready.job
-    tally = options.tally or Tally()
-    counts = ready.selection.counts(options.retry or frozenset())
+    tally = earlier or RunCounters()
+    counts = ready.selection.counts(options.retried_classes or frozenset())
     tally.rows = counts.rows + len(ready.reader.rejects)
     tally.rows_ok = tally.rows_reused = counts.done
     tally.rows_failed = len(ready.reader.rejects) + counts.failed_before
     tally.begun_with = tally.rows_ok + tally.rows_failed
     # Embeddings are asked for by the chunk; how many of a chunk's rows go together is known after the first.
     tally.steps = {
-        step.model.name: StepTally(a_row=1 / CHUNK_ROWS if step.model.endpoint == "embeddings" else 1.0)
+        step.model.name: StepCounters(a_row=1 / CHUNK_ROWS if step.model.endpoint == "embeddings" else 1.0)
         for step in ready.steps
     }
-    purse = Purse(None if job.budget is None else round(job.budget.usd * PICO), run.spent)
+    purse = RunBudget(None if job.budget is None else round(job.budget.usd * PICO), run.spent)
     said = ready.workspace.budget
-    day = None if said is None else DayBudget(round(said.usd_per_day * PICO), ready.workspace.zone)
+    day = None if said is None else DailyBudget(round(said.usd_per_day * PICO), ready.workspace.zone)
     committer = Committer(job.name, ready.sink, ready.sink_name, ready.shape, ledger, tally, run.run_id)
-    work = Work(ready, ledger, run, options.retry is not None, tally, purse, day, committer.add)
-    engine = (options.engine or local_engine)(work)
-    fanout, travel = engine.fanout, engine.travel
-    departed = ready.selection.departed() if ready.removing else None
-    settled = None if ready.limited else ready.selection.settled_errors()
+    work = RunContext(ready, ledger, run, options.retried_classes is not None, tally, purse, day, committer.add)
+    engine = (make_engine or local_engine)(work)
+    fanout, travel = engine.dispatcher, engine.runner
+    departed = ready.selection.deleted_keys() if ready.is_removing else None
+    settled = None if ready.is_limited else ready.selection.resolved_errors()
     failure: BaseException | None = None
     if ready.reader.rejects or ready.selection.rejects_there:
         ready.sink.commit(rejected(ready, run.run_id), f"{ledger.identity}-{ledger.writer:06d}-rejects")
-    whole = {"": engine.of_job, **engine.allowances}
+    whole = {"": engine.job_limiter, **engine.limiters}
     senders = job.limits.concurrency
-    clock = RunClock(tally, senders, job.delivery, whole, purse, lambda: ledger.busy, engine.elsewhere)
-    with _signals(fanout, options.grace), leased(ready.workspace.state, engine.shared):
+    clock = TimeBreakdown(
+        tally, senders, job.delivery, whole, purse, lambda: ledger.write_seconds, engine.remote_timings
+    )
+    with _signals(fanout, options.grace_seconds), share_limits(ready.workspace.state, engine.shared_limiters):
         fanout.start()
         keeper = asyncio.create_task(_keep_committing(committer, fanout, travel))
-        follower = asyncio.ensure_future(follow(Watch(tally, fanout, engine.allowances, purse, clock)))
-        ticker = asyncio.create_task(clock.tick())
+        follower = asyncio.ensure_future(follow(RunView(tally, fanout, engine.limiters, purse, clock)))
+        ticker = asyncio.create_task(clock.measure_loop_lag())
         try:
-            await _feed(ready, travel, fanout, options.retry, clock, committer)
-            await travel.arrive()
+            await _feed(ready, travel, fanout, options.retried_classes, clock, committer)
+            await travel.join()
         finally:
-            clock.sent()
+            clock.end_sending()
             ticker.cancel()
             stopped = fanout.stopped
-            await fanout.close(options.grace)
+            await fanout.close(options.grace_seconds)
             await engine.close()
             keeper.cancel()
             follower.cancel()
@@ -141,17 +140,17 @@ async def run_job(
     if interrupted and fanout.left_running:
         stopped = f"{INTERRUPTED}: batches go on at the provider ({fanout.left_running}); the next run fetches them"
     code = 130 if interrupted else 3 if stopped is not None else 1 if tally.rows_failed else 0
-    clock.committing = committer.seconds
-    defect = failure if stopped == DEFECT and isinstance(failure, Exception) else None
-    return Ended(code, stopped, tally, purse.spent, clock.facts(), defect)
+    clock.committing_seconds = committer.seconds
+    defect = failure if stopped == DEFECT_MESSAGE and isinstance(failure, Exception) else None
+    return Ended(code, stopped, tally, purse.spent, clock.to_json(), defect)
 
 
 async def _feed(
-    ready: ReadyJob,
-    travel: Travelling,
-    fanout: Sending,
+    ready: PreparedJob,
+    travel: ChunkRunner,
+    fanout: DispatchControl,
     retry: frozenset[str] | None,
-    clock: RunClock,
+    clock: TimeBreakdown,
     committer: Committer,
 ) -> None:
     files = any(step.model.endpoint in ANSWERED_BY_FILES for step in ready.steps)
@@ -164,19 +163,19 @@ async def _feed(
         began = time.perf_counter()
         batch = await asyncio.to_thread(next, batches, None)
         read = time.perf_counter()
-        clock.reading += read - began
+        clock.reading_seconds += read - began
         if batch is None:
             # DuckDB would keep 10 MB until the end, when the last rows are committed.
             await asyncio.to_thread(ready.reader.close)
             return
-        travel.start(_chunk(batch))
+        travel.submit(_chunk(batch))
         while fanout.stopped is None and (
-            travel.looking >= LOOKING or travel.open_rows >= most or travel.open_bytes >= OPEN_BYTES or committer.full
+            travel.rendering >= LOOKING or travel.open_rows >= most or travel.open_bytes >= OPEN_BYTES or committer.full
         ):
-            travel.moved.clear()
-            await travel.moved.wait()
-        clock.setting_out += time.perf_counter() - read
-        await fanout.hunger()
+            travel.progressed.clear()
+            await travel.progressed.wait()
+        clock.rendering_seconds += time.perf_counter() - read
+        await fanout.wait_for_capacity()
 
 
 def _chunk(batch: pa.RecordBatch) -> Chunk:
@@ -184,7 +183,7 @@ def _chunk(batch: pa.RecordBatch) -> Chunk:
     return Chunk(pa.Table.from_batches([batch]), keys, [[] for _ in keys], [False] * len(keys))
 
 
-async def _keep_committing(committer: Committer, fanout: Sending, travel: Travelling) -> None:
+async def _keep_committing(committer: Committer, fanout: DispatchControl, travel: ChunkRunner) -> None:
     while True:
         await committer.until_due()
         try:
@@ -193,26 +192,26 @@ async def _keep_committing(committer: Committer, fanout: Sending, travel: Travel
             fanout.stop(_why(exc))
             raise
         finally:
-            travel.moved.set()
+            travel.progressed.set()
 
 
-def _round_off(ready: ReadyJob, ledger: Ledger, departed: pa.Table | None, settled: pa.Table | None) -> None:
+def _round_off(ready: PreparedJob, ledger: Ledger, departed: pa.Table | None, settled: pa.Table | None) -> None:
     """What only a run that has come to its end may do: clear errors that are none any more, remove rows that left."""
     note = "insert into commits (job, sink, at, {}) values (?, ?, ?, ?)"
     if settled is not None and settled.num_rows:
-        ledger.write(note.format("cleared"), (ready.job.name, ready.sink_name, now_us(), packed(settled)))
+        ledger.write(note.format("cleared"), (ready.job.name, ready.sink_name, now_us(), encode_table(settled)))
         shape = ready.shape
         ready.sink.commit(
             Commit(shape.results.empty_table(), {}, shape.errors.empty_table(), settled),
             f"{ledger.identity}-{ledger.writer:06d}-cleared",
         )
     if departed is not None and departed.num_rows:
-        ledger.write(note.format("removed"), (ready.job.name, ready.sink_name, now_us(), packed(departed)))
+        ledger.write(note.format("removed"), (ready.job.name, ready.sink_name, now_us(), encode_table(departed)))
         ready.sink.remove(departed, errors_too=True)
     ready.sink.finish()
 
 
-def _spent(stopped: str, tally: Tally, purse: Purse, day: DayBudget | None) -> str:
+def _spent(stopped: str, tally: RunCounters, purse: RunBudget, day: DailyBudget | None) -> str:
     """What the budget was, what is left to do, and what that would cost at the price of the rows so far."""
     more = "--budget-usd"
     if stopped == "budget_day":
@@ -233,7 +232,7 @@ def _dollars(pico: int) -> str:
 
 
 @contextlib.contextmanager
-def _signals(fanout: Sending, grace: float) -> Iterator[None]:
+def _signals(fanout: DispatchControl, grace: float) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM stops sending and lets what is in flight land, a second leaves at once."""
     loop = asyncio.get_running_loop()
 
@@ -267,11 +266,11 @@ def _why(failure: BaseException) -> str:
     if isinstance(failure, OSError):
         return f"cannot write: {failure}"
     if isinstance(failure, sqlite3.DatabaseError) and not isinstance(failure, sqlite3.OperationalError):
-        return f"the ledger cannot be read ({failure}); {MEND}"
+        return f"the ledger cannot be read ({failure}); {DAMAGE_REMEDY}"
     if isinstance(failure, sqlite3.Error):
         return f"the ledger cannot be written: {failure}"
     if isinstance(failure, RowmillError):
         return str(failure)
     if isinstance(failure, Exception):
-        return DEFECT
+        return DEFECT_MESSAGE
     raise failure

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 import orjson
 
 from pipelines.config.job_graph import GraphJob
-from pipelines.execution.run_report import nothing_done
 from pipelines.runtime.child_process import lifeline, rowmill_command, rowmill_environment
+from pipelines.runtime.run_report import RunReport
 
 AT_A_TIME = 4
 """Jobs that run together; their requests share the providers' limits."""
@@ -22,30 +21,30 @@ GOES_ON = frozenset({0, 1})
 """Exit codes after which a job that reads the results may begin: some rows may have failed."""
 
 
-def run_many(jobs: Sequence[GraphJob], arguments: Sequence[str], ended: Callable[[GraphJob, Any], None]) -> None:
-    """Run jobs that stand in an order of `graph_of`; `ended` is told the `--json` object of each as it ends."""
-    told: dict[str, Future[dict[str, Any]]] = {}
+def run_many(jobs: Sequence[GraphJob], arguments: Sequence[str], on_end: Callable[[GraphJob, RunReport], None]) -> None:
+    """Run jobs that stand in an order of `graph_of`; `on_end` gets the report of each as it ends."""
+    reports: dict[str, Future[RunReport]] = {}
     running: set[subprocess.Popen[bytes]] = set()
     one_at_a_time = threading.Lock()
     turns = threading.Semaphore(AT_A_TIME)
     stopping = threading.Event()
 
-    def run(job: GraphJob) -> dict[str, Any]:
+    def run(job: GraphJob) -> RunReport:
         for needed in job.needs:
-            code = told[needed].result()["exit_code"]
+            code = reports[needed].result().exit_code
             if code not in GOES_ON:
                 reason = f"not run: job {needed}, whose results it reads, ended with exit code {code}"
-                report = nothing_done(job.name, 130 if stopping.is_set() else 3, reason)
+                report = RunReport(job.name, exit_code=130 if stopping.is_set() else 3, stopped=reason)
                 break
         else:
             with turns:
                 report = (
-                    nothing_done(job.name, 130, "interrupted")
+                    RunReport(job.name, exit_code=130, stopped="interrupted")
                     if stopping.is_set()
                     else _run_one(job, arguments, running, stdin)
                 )
         with one_at_a_time:
-            ended(job, report)
+            on_end(job, report)
         return report
 
     with (
@@ -54,14 +53,12 @@ def run_many(jobs: Sequence[GraphJob], arguments: Sequence[str], ended: Callable
         ThreadPoolExecutor(max_workers=max(1, len(jobs))) as threads,
     ):
         for job in jobs:
-            told[job.name] = threads.submit(run, job)
-        for future in told.values():
+            reports[job.name] = threads.submit(run, job)
+        for future in reports.values():
             future.result()
 
 
-def _run_one(
-    job: GraphJob, arguments: Sequence[str], running: "set[subprocess.Popen[bytes]]", stdin: int
-) -> dict[str, Any]:
+def _run_one(job: GraphJob, arguments: Sequence[str], running: "set[subprocess.Popen[bytes]]", stdin: int) -> RunReport:
     # A session of its own: a Ctrl-C reaches it once.
     command = [*rowmill_command(), "run", str(job.path), *arguments]
     with subprocess.Popen(
@@ -72,11 +69,10 @@ def _run_one(
         running.discard(process)
     lines = out.splitlines()
     if lines:
-        report: dict[str, Any] = orjson.loads(lines[-1])
-        return report
+        return RunReport.from_json(orjson.loads(lines[-1]))
     # Whatever it broke on, its results are not what another job may read.
     code = 130 if process.returncode < 0 else 3 if process.returncode in GOES_ON else process.returncode
-    return nothing_done(job.name, code, "ended without a word")
+    return RunReport(job.name, exit_code=code, stopped="ended without a word")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A job made ready: source read, templates and predicates checked, endpoints and sink built; nothing is sent here."""
+"""Prepared job: open source, checked steps, selected rows and sink; nothing is sent here."""
 
 import contextlib
 import hashlib
@@ -16,8 +16,8 @@ from connectors.registry import StepConfig
 from connectors.tables.schemas import errors_schema, results_schema
 from pipelines.config.batch_rules import check_batched
 from pipelines.config.job import Job
-from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.job_graph import sinks_of_jobs
+from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.sql_predicate import Predicate
 from pipelines.config.workspace import LOCAL, Workspace, as_one
 from pipelines.ledger.ledger import Ledger
@@ -43,9 +43,9 @@ class PreparedStep:
     def is_pooled(self) -> bool:
         return self.members[0] is not self.provider
 
-    def rebuilt(self, structured: str) -> Endpoint:
-        """The endpoint, asking for typed output in another way."""
-        return self.model.build(replace(self.facts, structured_mode=structured))
+    def with_structured_mode(self, mode: str) -> Endpoint:
+        """Build the endpoint again, with typed output requested in another way."""
+        return self.model.build(replace(self.context, structured_mode=mode))
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +213,7 @@ def prepare_steps(
     for step in loaded.job.steps:
         members = providers[step.provider]
         provider = as_one(step.provider, members) if step.provider in workspace.pools else members[0]
-        facts = StepContext(
+        context = StepContext(
             provider_tag=provider.tag,
             columns=dict(columns),
             workspace=workspace.folder,
@@ -225,11 +225,11 @@ def prepare_steps(
             files_prefix=loaded.job.sink.files_prefix,
         )
         with with_location(loaded):
-            endpoint = step.build(facts)
+            endpoint = step.build(context)
             where = f"steps.{step.name}.when"
             when = None if step.when is None else Predicate(step.when, pa.schema(list(columns.items())), where)
         columns.update((field.name, field.type) for field in endpoint.fields)
-        ready.append(PreparedStep(step, provider, members, endpoint, facts, when))
+        ready.append(PreparedStep(step, provider, members, endpoint, context, when))
     return ready
 
 
@@ -241,22 +241,22 @@ def _members(loaded: LoadedJob, step: StepConfig, local_url: str | None) -> Sequ
 
 
 def _needs_token_counts(job: Job, workspace: Workspace, members: Sequence[Provider]) -> bool:
-    """Whether a budget or a limit of tokens needs requests to be counted."""
+    """Whether a budget or a token limit needs the tokens of requests."""
     limited = (job.limits.tokens_per_minute, job.budget, workspace.budget)
     return any(limit is not None for limit in (*limited, *(member.tokens_per_minute for member in members)))
 
 
 def media_reader(ready: PreparedJob) -> MediaReader:
-    """Reads the files that rows name, where the workspace allows it."""
-    made = (ready.sink.files_prefix, ready.sink.files_folder)
-    return build_media_reader(ready.workspace, ready.steps, ready.scratch, made)
+    """Build the reader of files that rows name, within the folders and hosts that the workspace allows."""
+    outputs = (ready.sink.files_prefix, ready.sink.files_folder)
+    return build_media_reader(ready.workspace, ready.steps, ready.scratch, outputs)
 
 
 def build_media_reader(
-    workspace: Workspace, steps: Sequence[PreparedStep], scratch: Path, made: tuple[str, Path]
+    workspace: Workspace, steps: Sequence[PreparedStep], scratch: Path, outputs: tuple[str, Path]
 ) -> MediaReader:
-    """The same. `made`: (files_prefix, files_folder) of the sink."""
-    # With its port: a row may not reach whatever else listens on the provider's machine.
+    """Build it without a prepared job. `outputs`: (files_prefix, files_folder) of the sink."""
+    # With the port: a row may not reach other services on the provider's machine.
     urls = [urlsplit(member.base_url) for step in steps for member in step.members]
     own = frozenset(f"{url.hostname}:{url.port or (443 if url.scheme == 'https' else 80)}" for url in urls)
     return MediaReader(
@@ -266,7 +266,7 @@ def build_media_reader(
         scratch / "media",
         own,
         state=workspace.state,
-        made=made,
+        made=outputs,
     )
 
 
@@ -284,7 +284,7 @@ def with_location(loaded: LoadedJob) -> Iterator[None]:
 
 
 def _check_names(loaded: LoadedJob, steps: Sequence[PreparedStep], taken: Sequence[str]) -> None:
-    """Two columns of one name, in the results or on the way there, are one too many."""
+    """JobError if two columns of a row, in the results or between steps, have one name."""
     owner = dict.fromkeys(taken, "the source")
     for step in steps:
         for field in step.endpoint.fields:
@@ -297,7 +297,7 @@ def _check_names(loaded: LoadedJob, steps: Sequence[PreparedStep], taken: Sequen
 
 
 def _used_columns(steps: Sequence[PreparedStep]) -> frozenset[str]:
-    """Every column that a template or a predicate names, source's and steps' alike."""
+    """The columns of the source and of steps that a template or a predicate reads."""
     named: set[str] = set()
     for step in steps:
         named |= step.endpoint.input_columns

@@ -69,12 +69,12 @@ def _taken(descriptor: int) -> bool:
     return False
 
 
-def crew_lock(state: Path, job: str) -> AbstractContextManager[None]:
+def ray_writer_lock(state: Path, job: str) -> AbstractContextManager[None]:
     """Held by what writes to the ledger for the workers of a run on Ray: it may outlive its driver by moments."""
     return job_lock(state, f"{job}.ray")
 
 
-def await_crew(state: Path, job: str) -> None:
+def wait_for_ray_writers(state: Path, job: str) -> None:
     """Wait until nothing of an earlier run on Ray writes to the ledger any more; to be called under the job's lock."""
     until = time.monotonic() + CREW_DIES
     while running(state, f"{job}.ray"):

@@ -12,7 +12,7 @@ import orjson
 from connectors.contracts import Provider
 from connectors.errors import JobError, Stopped
 from connectors.records import FATAL_ERROR_CLASSES, Call, Reply, RowError
-from connectors.transport.client import HttpTransport, RequestError, Timeouts
+from connectors.transport.client import HttpTransport, RequestError, RequestTimeouts
 from connectors.transport.error_replies import row_error
 from pipelines.config.workspace import LOCAL, Workspace, find_workspace
 from pipelines.runtime.event_loop import run_loop
@@ -149,7 +149,7 @@ def ask_provider(name: str, work: Callable[[ProviderApi], Coroutine[Any, Any, T]
 
 
 async def _asked_all(provider: Provider, work: Callable[[ProviderApi], Coroutine[Any, Any, T]]) -> T:
-    transport = HttpTransport(Timeouts(), 8)
+    transport = HttpTransport(RequestTimeouts(), 8)
     try:
         return await work(ProviderApi(transport, provider))
     finally:

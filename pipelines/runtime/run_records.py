@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import orjson
 
 from pipelines.ledger.ledger import Ledger, now_us
+from pipelines.runtime.run_report import RunReport
 
 CLOSING = frozenset({0, 1, 5})
 """Exit codes after which a run is closed; after the others the next invocation continues it."""
@@ -40,16 +41,16 @@ def open_run(ledger: Ledger, job: str, new: bool) -> OpenRun:
     return OpenRun(run_id, 0, False)
 
 
-def end_invocation(ledger: Ledger, run_id: str, exit_code: int, stopped: str | None, report: dict[str, object]) -> None:
-    """Note how an invocation ended; the run closes where its exit code says that it has come to its end."""
+def end_invocation(ledger: Ledger, run_id: str, report: RunReport) -> None:
+    """Record how an invocation ended; the run closes if its exit code is one of `CLOSING`."""
     ledger.write(
         "update runs set state = ?, ended_at = ?, exit_code = ?, stopped = ?, report = ? where run_id = ?",
         (
-            "closed" if exit_code in CLOSING else "open",
+            "closed" if report.exit_code in CLOSING else "open",
             now_us(),
-            exit_code,
-            stopped,
-            orjson.dumps(report).decode(),
+            report.exit_code,
+            report.stopped,
+            orjson.dumps(report.to_record()).decode(),
             run_id,
         ),
     )

@@ -9,7 +9,7 @@ from pipelines.ledger.ledger import Ledger
 
 
 @contextlib.contextmanager
-def opened_ledger(workspace: Workspace) -> Iterator[Ledger]:
+def open_workspace_ledger(workspace: Workspace) -> Iterator[Ledger]:
     """The workspace's ledger, closed afterwards."""
     ledger = Ledger(workspace.state / "ledger.sqlite")
     try:

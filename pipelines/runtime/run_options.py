@@ -1,0 +1,26 @@
+"""What a command asks of a run besides the job file."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+LogFormat = Literal["plain", "json"]
+
+SchemaChange = Literal["cast", "backfill"]
+"""What to do if the sink's tables have other columns than the job: cast their rows, or request all rows again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The options of one invocation, from the command to the engine."""
+
+    is_new_run: bool = False
+    """Close the job's open run and start another one, with its own budget."""
+    retried_classes: frozenset[str] | None = None
+    """Error classes whose rows are requested again although they failed for a reason of their own; None: no retry."""
+    schema_change: SchemaChange | None = None
+    """None: refuse a sink whose tables have other columns."""
+    is_on_ray: bool = False
+    log: LogFormat = "plain"
+    is_quiet: bool = False
+    grace_seconds: float = 30.0
+    """How long requests in flight may still finish after the first Ctrl-C."""

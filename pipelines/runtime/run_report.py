@@ -1,0 +1,150 @@
+"""The report of one invocation: counts, money, tables, and how it ended."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from html import escape
+from typing import Any, Self
+
+from connectors.errors import Stopped
+
+
+@dataclass(frozen=True, slots=True)
+class AuditResult:
+    """What one audit found."""
+
+    name: str
+    rows: int | None
+    """None if its SQL failed on a value of the data."""
+    max: int
+    found: tuple[str, ...] = ()
+    """What has drifted, or why the SQL failed."""
+
+    @property
+    def passed(self) -> bool:
+        return self.rows is not None and self.rows <= self.max
+
+    @property
+    def problem(self) -> str:
+        """One line for an audit that failed."""
+        reason = "; ".join(self.found) if self.found else f"{self.rows:,} rows, at most {self.max:,} allowed"
+        return f"audit failed: {self.name}: {reason}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The audit in the object of `--json`."""
+        facts = {"name": self.name, "rows": self.rows, "max": self.max, "passed": self.passed}
+        return {**facts, "found": list(self.found)} if self.found else facts
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one step sent."""
+
+    step: str
+    requests: int
+    cost_usd: float | None
+    """None if the price of an exchange is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedRow:
+    """The outputs of one row before and after a change; `old` is None for a row without a stored result."""
+
+    key: str
+    old: Mapping[str, Any] | None
+    new: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """How a run ended: the object of `rowmill run --json`. Counts and money are of this invocation."""
+
+    job: str | None
+    """None if the job file could not be read so far."""
+    run_id: str | None = None
+    rows: int | None = None
+    """None, as all counts, if the run did not begin."""
+    rows_ok: int | None = None
+    rows_reused: int | None = None
+    rows_failed: int | None = None
+    rows_left: int | None = None
+    requests: int | None = None
+    retries: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost_usd: float | None = None
+    """None if the price of an exchange is not known."""
+    seconds: float | None = None
+    stopped: str | None = None
+    """The reason; None if the run came to its end."""
+    exit_code: int = 0
+    tables: Mapping[str, str] | None = field(default=None, repr=False)
+    """results, usage, errors -> a glob or the name of a table."""
+    audits: Sequence[AuditResult] = ()
+    compared: Sequence[ComparedRow] | None = field(default=None, repr=False)
+    """Only of `run --compare`."""
+    steps: Sequence[StepReport] = field(default=(), repr=False)
+    """If the job has several."""
+    times: Mapping[str, Any] | None = field(default=None, repr=False)
+    """Where the time went (`TimeBreakdown`), for the closing summary and the HTML report."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of `--json`, without what only the closing summary and the HTML report show."""
+        shown = {one.name: getattr(self, one.name) for one in fields(self)[:_COUNTED]}
+        if self.tables is not None:
+            shown["tables"] = dict(self.tables)
+        if self.audits:
+            shown["audits"] = [audit.to_json() for audit in self.audits]
+        if self.compared is not None:
+            shown["compare"] = [{"key": row.key, "old": row.old, "new": row.new} for row in self.compared]
+        return shown
+
+    def to_record(self) -> dict[str, Any]:
+        """The same with steps and times, as the ledger keeps it."""
+        steps = {"steps": [asdict(step) for step in self.steps]} if self.steps else {}
+        return {**self.to_json(), **steps, **({} if self.times is None else {"times": dict(self.times)})}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """The report of a run in another process."""
+        counted: dict[str, Any] = {
+            one.name: record.get(one.name) for one in fields(cls)[:_COUNTED] if one.name != "exit_code"
+        }
+        audits = tuple(
+            AuditResult(audit["name"], audit["rows"], audit["max"], tuple(audit.get("found", ())))
+            for audit in record.get("audits") or ()
+        )
+        return cls(**counted, exit_code=record["exit_code"], audits=audits)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether rows were counted: a run that was refused before has no counts."""
+        return self.rows_ok is not None
+
+    def _repr_html_(self) -> str:
+        done = f"{self.rows_ok or 0:,} of {self.rows or 0:,}"
+        done += f" ({self.rows_reused:,} without a request)" if self.rows_reused else ""
+        facts = {
+            "rows done": done,
+            "rows failed": f"{self.rows_failed or 0:,}",
+            "rows left": f"{self.rows_left or 0:,}",
+            "requests": f"{self.requests or 0:,} ({self.retries or 0:,} retries)",
+            "tokens": f"{self.input_tokens or 0:,} in, {self.output_tokens or 0:,} out",
+            "cost": "not known" if self.cost_usd is None else f"${self.cost_usd:.6f}",
+            "time": f"{self.seconds or 0:.1f} s",
+            "stopped": self.stopped or "no: every row was processed",
+        }
+        facts |= {f"audit {audit.name}": "passed" if audit.passed else "failed" for audit in self.audits}
+        cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
+        return f"<table><caption>{escape(self.job or '')}</caption>{cells}</table>"
+
+
+_COUNTED = [one.name for one in fields(RunReport)].index("tables") + 1
+"""The first fields of a report are in every object of `--json`, null or not."""
+
+
+class StoppedBeforeStart(Stopped):
+    """A run that was stopped before its rows were read, with what its report knows."""
+
+    def __init__(self, report: RunReport) -> None:
+        super().__init__(report.stopped or "")
+        self.report = report
