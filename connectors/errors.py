@@ -1,32 +1,67 @@
-"""The errors that end a run or a command, sorted by what the reader can do next."""
+"""Errors that end a run or a command, by what the reader can do next."""
 
 import difflib
 import errno
 import re
 from collections.abc import Iterable
+from pathlib import PurePath
+from typing import Self
+
+KeyPath = tuple[str | int, ...]
+"""Keys and list indexes (from 0) from the top of a file to a value; a step by its name or its index."""
 
 INTERRUPTED_QUERY = "Query interrupted"
-"""What DuckDB makes of the KeyboardInterrupt of a Ctrl-C or SIGTERM that comes while it works."""
+"""DuckDB's message for a KeyboardInterrupt (Ctrl-C or SIGTERM) during a query."""
 
 
 class RowmillError(Exception):
-    """Told to the user in one line, `WHERE: WHAT; WHAT TO DO`, and ends the command with `exit_code`."""
+    """An error that ends the command with `exit_code`; its message is one line, `WHERE: WHAT; WHAT TO DO`."""
 
     exit_code = 2
 
     def __init__(self, message: str) -> None:
-        """Of what the message quotes, characters that would break its line or play tricks are shown escaped."""
+        """Escape characters that would break the line or control the terminal."""
         if not message.isprintable():
             message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
         super().__init__(message)
 
 
-class JobError(RowmillError):
-    """The job file, the workspace or the command line is wrong: mend it. Nothing was sent."""
+class LocatedError(RowmillError):
+    """An error in what the user gave: where it is, what was found and what to do."""
+
+    def __init__(self, where: str | PurePath | KeyPath, found: str, remedy: str = "") -> None:
+        """`where`: a key path of the job file, or text: a file with its line, a flag; empty: `found` is the message."""
+        self.where, self.found, self.remedy = where, found, remedy
+        place = dotted(where) if isinstance(where, tuple) else str(where)
+        super().__init__(f"{place and f'{place}: '}{found}{remedy and f'; {remedy}'}")
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str | PurePath | KeyPath, str, str]]:
+        return type(self), (self.where, self.found, self.remedy)
+
+    @property
+    def key_path(self) -> KeyPath | None:
+        """The key path in the job file; None if the error is elsewhere or has its file and line already."""
+        return self.where if isinstance(self.where, tuple) else None
+
+    def located(self, where: str) -> Self:
+        """Return the same error with another location, such as file, line and key."""
+        return type(self)(where, self.found, self.remedy)
 
 
-class DataError(RowmillError):
-    """The input or the existing output is wrong: mend the data. Nothing was sent."""
+class JobError(LocatedError):
+    """The job file, the workspace or the command line is wrong: fix it. Nothing was sent."""
+
+
+class DataError(LocatedError):
+    """The input or the existing output is wrong: fix the data. Nothing was sent."""
+
+
+class FieldError(ValueError):
+    """Raised by a model's validator: what was found and what to do; `path` is relative to the model."""
+
+    def __init__(self, found: str, remedy: str, path: KeyPath = ()) -> None:
+        super().__init__(f"{found}; {remedy}")
+        self.found, self.remedy, self.path = found, remedy, path
 
 
 class Locked(RowmillError):
@@ -46,7 +81,7 @@ def from_os_error(exc: OSError) -> RowmillError:
     where = exc.filename or "the system"
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return Stopped(f"{where}: disk full; make room and run again")
-    return DataError(f"{where}: {exc.strerror or exc}; see whether it is there and can be written to")
+    return DataError(where, f"{exc.strerror or exc}", "see whether it is there and can be written to")
 
 
 _PARQUET_FILE = re.compile(r"""[Ff]ile ['"]([^'"]+[.]parquet)['"]""")
@@ -60,13 +95,21 @@ def from_duckdb_error(exc: Exception) -> DataError | None:
     remedy = "run again: answers that the ledger has are not asked again"
     match type(exc).__name__:
         case "InvalidInputException" | "IOException" if found := _PARQUET_FILE.search(told):
-            return DataError(f"{found[1]}: cannot be read ({told.partition(' Error: ')[2]}); move it away and {remedy}")
+            return DataError(
+                found[1], f"cannot be read ({told.partition(' Error: ')[2]})", f"move it away and {remedy}"
+            )
         case "Error" if told.startswith(_NO_PAGES):
             return DataError(
-                f"the sink: one of its Parquet files cannot be read ({told}); find it by reading each, "
-                f"move it away and {remedy}"
+                "the sink",
+                f"one of its Parquet files cannot be read ({told})",
+                f"find it by reading each, move it away and {remedy}",
             )
     return None
+
+
+def dotted(path: KeyPath) -> str:
+    """Return a key path as `--set` takes it: `steps.label.model`."""
+    return ".".join(map(str, path))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ from connectors.endpoints.conversation.messages import Dialogue, FromColumn
 from connectors.endpoints.conversation.output_columns import AnswerColumns, Choice
 from connectors.endpoints.conversation.tool_calls import checked_choice, checked_tools, told_calls
 from connectors.endpoints.params.checks import check_params
-from connectors.errors import JobError, did_you_mean
+from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.transport.sse import Event
 from connectors.transport.stream_assembly import assemble_completion
 
@@ -38,7 +38,7 @@ class ChatStep(DialogueStep):
 
     def build(self, facts: StepContext) -> DialogueEndpoint:
         """The endpoint; JobError, beginning with a key path, for what does not fit."""
-        where = f"steps.{self.name}"
+        where = ("steps", self.name)
         params = dict(self.params)
         body: dict[str, Any] = {}
         tools, choice = taken(self, params, "tools", where), taken(self, params, "tool_choice", where)
@@ -48,16 +48,16 @@ class ChatStep(DialogueStep):
         typed = typed_output(self, where)
         count = int(params.get("n", 1))
         if typed is not None and count != 1:
-            raise JobError(f"{where}.params.n: a typed output has one answer a row; leave n out")
+            raise JobError((*where, "params", "n"), "a typed output has one answer a row", "leave n out")
         if typed is not None and form is not None:
-            raise JobError(f"{where}.params.response_format: a typed output brings its own; leave it out")
+            raise JobError((*where, "params", "response_format"), "a typed output brings its own", "leave it out")
         body |= params
         if form is not None:
-            body["response_format"] = _checked_form(form, f"{where}.params.response_format")
+            body["response_format"] = _checked_form(form, (*where, "params", "response_format"))
         if tools is not None:
-            body["tools"] = tools = checked_tools(tools, f"{where}.tools", flat=False)
+            body["tools"] = tools = checked_tools(tools, (*where, "tools"), flat=False)
         if choice is not None:
-            body["tool_choice"] = checked_choice(choice, tools, f"{where}.tool_choice", flat=False)
+            body["tool_choice"] = checked_choice(choice, tools, (*where, "tool_choice"), flat=False)
         if stream:
             body |= {"stream": True, "stream_options": {"include_usage": True, **params.get("stream_options", {})}}
         columns = AnswerColumns(
@@ -69,7 +69,7 @@ class ChatStep(DialogueStep):
             logprobs=bool(params.get("logprobs")),
             detail=self.detail,
         )
-        dialogue = Dialogue(self.messages, facts.columns, f"{where}.messages")
+        dialogue = Dialogue(self.messages, facts.columns, (*where, "messages"))
         return DialogueEndpoint(self, facts, Completions(), dialogue, body, {}, columns, typed)
 
 
@@ -133,12 +133,12 @@ def _text(content: Any) -> str | None:
     return None
 
 
-def _checked_form(form: Any, where: str) -> Any:
+def _checked_form(form: Any, where: KeyPath) -> Any:
     kind = form.get("type") if isinstance(form, Mapping) else None
     if kind not in FORMATS:
-        raise JobError(f"{where}.type: found {kind!r}; {did_you_mean(str(kind), FORMATS)}")
+        raise JobError((*where, "type"), f"found {kind!r}", f"{did_you_mean(str(kind), FORMATS)}")
     if kind == "json_schema":
         inner = form.get("json_schema")
         if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
-            raise JobError(f"{where}.json_schema.name: missing; write json_schema: {{name: ..., schema: ...}}")
+            raise JobError((*where, "json_schema", "name"), "missing", "write json_schema: {name: ..., schema: ...}")
     return form

@@ -17,7 +17,7 @@ from connectors.templating.template import Template, RenderError
 from connectors.templating.template_tree import plain_json
 from connectors.tokens import count_tokens, upper_bound
 from connectors.transport.error_replies import is_error_body, row_error
-from connectors.transport.token_usage import whole_count
+from connectors.transport.token_usage import parse_count
 
 INPUTS = 256
 """Texts in one request; the API takes 2,048, but a failed request then costs more to repeat."""
@@ -68,30 +68,30 @@ class Embeddings(SingleRowEndpoint):
     output_bound = 0
 
     def __init__(self, step: EmbeddingsStep, facts: StepContext) -> None:
-        where = f"steps.{step.name}"
+        where = ("steps", step.name)
         check_params(step.params, EMBEDDING_PARAMS, where)
         self._step = step
         self._tag = facts.provider_tag
         self._counted_as = step.model if facts.has_exact_tokens else None
-        self._input = Template(step.input, f"{where}.input")
+        self._input = Template(step.input, (*where, "input"))
         for name in sorted(self._input.columns):
             if name not in facts.columns:
-                raise JobError(f"{where}.input: no column {name}; {did_you_mean(name, facts.columns)}")
+                raise JobError((*where, "input"), f"no column {name}", f"{did_you_mean(name, facts.columns)}")
         self.input_columns = self._input.columns
         if step.dimensions is not None and "dimensions" in step.params:
-            raise JobError(f"{where}.params.dimensions: stands on the step as well; leave out one of both")
+            raise JobError((*where, "params", "dimensions"), "stands on the step as well", "leave out one of both")
         known = SIZES.get(step.model)
         for place, asked in (("dimensions", step.dimensions), ("params.dimensions", step.params.get("dimensions"))):
             if known is not None and asked is not None and (asked > known or (step.model in UNCUT and asked != known)):
                 takes = f"makes {known:,}, no others" if step.model in UNCUT else f"makes at most {known:,}"
-                raise JobError(f"{where}.{place}: found {asked}, {step.model} {takes}; correct it")
+                raise JobError((*where, place), f"found {asked}, {step.model} {takes}", "correct it")
         size = step.dimensions or step.params.get("dimensions") or known or facts.embedding_dimensions
         self.dimensions_unknown = size is None
         self._size = int(size or 0)
         self._fixed: dict[str, Any] = {"model": step.model, "encoding_format": "base64", **step.params}
         if step.dimensions is not None and step.dimensions != known:
             self._fixed["dimensions"] = step.dimensions
-        self._fixed |= plain_json(step.extra_body, f"{where}.extra_body")
+        self._fixed |= plain_json(step.extra_body, (*where, "extra_body"))
         # What stands before and after the text, or the texts, in a request's body.
         self._head, _, self._tail = orjson.dumps({**self._fixed, "input": PLACE}).partition(orjson.dumps(PLACE))
         vector = pa.list_(pa.float32()) if self.dimensions_unknown else pa.list_(pa.float32(), self._size)
@@ -188,7 +188,7 @@ class Embeddings(SingleRowEndpoint):
         used, model = whole_reply.get("usage"), whole_reply.get("model")
         used = used if isinstance(used, dict) else {}
         return Usage(
-            input_tokens=whole_count(used.get("prompt_tokens", used.get("total_tokens"))),
+            input_tokens=parse_count(used.get("prompt_tokens", used.get("total_tokens"))),
             output_tokens=0 if used else None,
             model_version=model if isinstance(model, str) else None,
         )

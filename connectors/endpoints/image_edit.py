@@ -34,6 +34,6 @@ class ImageEditStep(StepModel):
         check_model(self, ("dall-e-2", "gpt-image-1", "gpt-image-2"), "edits")
         images = [self.image] if isinstance(self.image, str) else self.image
         if self.mask in images:
-            raise JobError(f"steps.{self.name}.mask: is the column of the image; name another")
+            raise JobError(("steps", self.name, "mask"), "is the column of the image", "name another")
         files = {"image": images, "mask": self.mask}
         return ImageMaker(self, facts, "/images/edits", ("n", "size"), PARAMS, prompt=self.prompt, files=files)

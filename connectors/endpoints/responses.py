@@ -21,7 +21,7 @@ from connectors.endpoints.conversation.output_columns import AnswerColumns
 from connectors.endpoints.conversation.reference_responses import METADATA, ReferenceResponses, response_format
 from connectors.endpoints.conversation.tool_calls import checked_choice, checked_tools
 from connectors.endpoints.params.checks import check_params
-from connectors.errors import JobError
+from connectors.errors import JobError, KeyPath
 from connectors.templating.template_tree import TemplateTree, plain_json, compile_text
 
 TurnList = Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
@@ -61,12 +61,12 @@ class ResponsesStep(DialogueStep):
 
     def build(self, facts: StepContext) -> DialogueEndpoint:
         """The endpoint; JobError, beginning with a key path, for what does not fit."""
-        where = f"steps.{self.name}"
+        where = ("steps", self.name)
         named = self.messages is not None or self.response_format is not None or "response_format" in self.params
         flat = (self.dialect or ("reference" if named else "openai")) == "openai"
         params = dict(self.params)
         if "background" in params:
-            raise JobError(f"{where}.params.background: {BACKGROUND}")
+            raise JobError((*where, "params", "background"), f"{BACKGROUND}")
         tools, choice = taken(self, params, "tools", where), taken(self, params, "tool_choice", where)
         stream = taken_stream(self, params, where)
         text, form = taken(self, params, "text", where), taken(self, params, "response_format", where)
@@ -78,21 +78,21 @@ class ResponsesStep(DialogueStep):
         turns, place = self._turns(where)
         if instructions is not None:
             if not isinstance(instructions, str):
-                raise JobError(f"{where}.instructions: found {instructions!r}, expected text; put it in quotes")
+                raise JobError((*where, "instructions"), f"found {instructions!r}, expected text", "put it in quotes")
             if not flat:
-                raise JobError(f"{where}.instructions: belongs to OpenAI's dialect; write a message of the system")
-            moving["instructions"] = compile_text(instructions, facts.columns, f"{where}.instructions")
+                raise JobError((*where, "instructions"), "belongs to OpenAI's dialect", "write a message of the system")
+            moving["instructions"] = compile_text(instructions, facts.columns, (*where, "instructions"))
         if text is not None:
-            body["text"] = self._text(text, flat, typed is not None, f"{where}.text")
+            body["text"] = self._text(text, flat, typed is not None, (*where, "text"))
         if form is not None:
             if flat or typed is not None:
                 advice = "OpenAI's dialect writes text: {format: ...}" if flat else "a typed output brings its own"
-                raise JobError(f"{where}.response_format: {advice}; leave it out")
-            moving["response_format"] = response_format(form, facts.columns, f"{where}.response_format")
+                raise JobError((*where, "response_format"), f"{advice}", "leave it out")
+            moving["response_format"] = response_format(form, facts.columns, (*where, "response_format"))
         if tools is not None:
-            body["tools"] = tools = checked_tools(tools, f"{where}.tools", flat)
+            body["tools"] = tools = checked_tools(tools, (*where, "tools"), flat)
         if choice is not None:
-            body["tool_choice"] = checked_choice(choice, tools, f"{where}.tool_choice", flat)
+            body["tool_choice"] = checked_choice(choice, tools, (*where, "tool_choice"), flat)
         if stream:
             body["stream"] = True
         body |= {key: part.render({}) for key, part in moving.items() if not part.varies_by_row}
@@ -106,26 +106,26 @@ class ResponsesStep(DialogueStep):
             detail=self.detail,
             longest="max_output_tokens" if flat else "max_tokens",
         )
-        dialogue = Dialogue(turns, facts.columns, f"{where}.{place}", items=flat)
+        dialogue = Dialogue(turns, facts.columns, (*where, place), items=flat)
         dialect: Dialect = OpenAIResponses(isinstance(self.input, str)) if flat else ReferenceResponses()
         rest = {key: part for key, part in moving.items() if part.varies_by_row}
         return DialogueEndpoint(self, facts, dialect, dialogue, body, rest, columns, typed)
 
-    def _turns(self, where: str) -> tuple[Turns, str]:
+    def _turns(self, where: KeyPath) -> tuple[Turns, str]:
         """The turns and the key that they stand at."""
         if self.input is not None and self.messages is not None:
-            raise JobError(f"{where}.messages: stands beside input; leave one of both out")
+            raise JobError((*where, "messages"), "stands beside input", "leave one of both out")
         if self.messages is not None:
             return self.messages, "messages"
         if self.input is None:
-            raise JobError(f"{where}.input: missing; write input: or messages:")
+            raise JobError((*where, "input"), "missing", "write input: or messages:")
         return self.input, "input"
 
-    def _text(self, text: Any, flat: bool, typed: bool, where: str) -> Any:
+    def _text(self, text: Any, flat: bool, typed: bool, where: KeyPath) -> Any:
         if not flat:
-            raise JobError(f"{where}: belongs to OpenAI's dialect; write response_format:")
+            raise JobError(where, "belongs to OpenAI's dialect", "write response_format:")
         if not isinstance(text, Mapping):
-            raise JobError(f"{where}: found {text!r}, expected keys and values; write e.g. text: {{verbosity: low}}")
+            raise JobError(where, f"found {text!r}, expected keys and values", "write e.g. text: {verbosity: low}")
         if typed and "format" in text:
-            raise JobError(f"{where}.format: a typed output brings its own; leave it out")
+            raise JobError((*where, "format"), "a typed output brings its own", "leave it out")
         return plain_json(text, where)

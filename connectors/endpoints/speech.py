@@ -20,7 +20,7 @@ from connectors.templating.template import RenderError
 from connectors.tokens import count_tokens
 from connectors.transport.reply_body import parse_json_events, parse_object, error_in_body, excerpt
 from connectors.transport.sse import is_event_stream
-from connectors.transport.token_usage import whole_count
+from connectors.transport.token_usage import parse_count
 
 LONGEST = 4096
 """Characters of one text: the reference, section 13.4.3."""
@@ -72,11 +72,11 @@ class Speech(SingleRowEndpoint):
     path = "/audio/speech"
 
     def __init__(self, step: SpeechStep, facts: StepContext) -> None:
-        where = f"steps.{step.name}"
+        where = ("steps", step.name)
         self._step = step
         self._tag = facts.provider_tag
         self._prefix = facts.files_prefix
-        input_text = template(step.input, facts.columns, f"{where}.input")
+        input_text = template(step.input, facts.columns, (*where, "input"))
         assert input_text is not None
         self._input = input_text
         self.input_columns = input_text.columns
@@ -146,8 +146,8 @@ class Speech(SingleRowEndpoint):
         """The characters that were sent; tokens where a stream of events tells them."""
         used: dict[str, Any] = _from_events(reply.body)[1] if is_event_stream(reply.body) else {}
         return Usage(
-            input_tokens=whole_count(used.get("input_tokens")),
-            output_tokens=whole_count(used.get("output_tokens")),
+            input_tokens=parse_count(used.get("input_tokens")),
+            output_tokens=parse_count(used.get("output_tokens")),
             characters=pack[0].characters,
         )
 

@@ -12,9 +12,9 @@ from typing import Any
 import minijinja
 import orjson
 
-from connectors.errors import JobError
+from connectors.errors import JobError, KeyPath
 
-FUEL = 1_000_000
+MAX_INSTRUCTIONS = 1_000_000
 """Instructions of one rendering: some 100,000 turns of a loop."""
 
 RESERVED_NAMES = frozenset({"true", "false", "none", "True", "False", "None", "row"})
@@ -37,7 +37,7 @@ _WORD = re.compile(r"\w+|\S")
 _FACTOR = "_factor"
 """The filter that each operand of `*` goes through."""
 
-LARGEST = 20 << 20
+MAX_RENDERED_CHARACTERS = 20 << 20
 """Characters of one rendering."""
 
 
@@ -52,7 +52,7 @@ class Template:
     ISO 8601, binary in base64, lists and structs as JSON. An undefined name is an error.
     """
 
-    def __init__(self, source: str, where: str) -> None:
+    def __init__(self, source: str, where: KeyPath) -> None:
         """`where`: the key path of the template, for messages; JobError where its syntax is wrong."""
         self.source = source
         self.columns: frozenset[str] = frozenset()
@@ -67,7 +67,7 @@ class Template:
             self.columns = frozenset(pieces[1::2])
             return
         environment = minijinja.Environment(
-            undefined_behavior="strict", fuel=FUEL, finalizer=_shown, keep_trailing_newline=True
+            undefined_behavior="strict", fuel=MAX_INSTRUCTIONS, finalizer=_shown, keep_trailing_newline=True
         )
         environment.auto_escape_callback = _no_escapes
         environment.add_filter("truncate", _truncated)
@@ -76,7 +76,7 @@ class Template:
         try:
             environment.add_template("template", _guarded(source))
         except minijinja.TemplateError as exc:
-            raise JobError(f"{where}: the template cannot be read: {_said(exc)}; see minijinja's syntax") from exc
+            raise JobError(where, f"the template cannot be read: {_said(exc)}", "see minijinja's syntax") from exc
         _check_filters(environment, source, where)
         names = _names(environment, source)
         if "row" in names:
@@ -85,9 +85,7 @@ class Template:
             names.update(environment.eval_expr(name) for name in _IN_BRACKETS.findall(code))
             names.update(re.findall(r"\brow\.([A-Za-z_]\w*)", code))
             if re.search(r"(?<![.\w])row\b(?!\.[A-Za-z_])", _STRING.sub("''", _IN_BRACKETS.sub("''", code))):
-                raise JobError(
-                    f'{where}: row stands alone; name the columns, as in {{{{ body }}}} or {{{{ row["any name"] }}}}'
-                )
+                raise JobError(where, "row stands alone", 'name the columns, as in {{ body }} or {{ row["any name"] }}')
         self.columns = frozenset(names) - {"range", "dict", "namespace", "debug", "loop"}
         self._environment = environment
         self._by_row = bool(re.search(r"\brow\b", source))
@@ -99,10 +97,10 @@ class Template:
             parts = list(self._pieces)
             for place in range(1, len(parts), 2):
                 value = row[parts[place]]
-                parts[place] = value if isinstance(value, str) else _alone(plain(value))
+                parts[place] = value if isinstance(value, str) else _alone(template_value(value))
             text = "".join(parts)
         else:
-            values = {name: plain(row[name]) for name in self.columns}
+            values = {name: template_value(row[name]) for name in self.columns}
             if self._by_row:
                 values["row"] = dict(values)
             try:
@@ -110,8 +108,8 @@ class Template:
             except (minijinja.TemplateError, TypeError, ValueError, OverflowError) as exc:
                 # TypeError: of our own filters, given what they do not take.
                 raise RenderError(f"the template cannot be rendered: {_said(exc)}") from exc
-        if len(text) > LARGEST:
-            raise RenderError(f"the rendered text has {len(text):,} characters, more than {LARGEST:,}")
+        if len(text) > MAX_RENDERED_CHARACTERS:
+            raise RenderError(f"the rendered text has {len(text):,} characters, more than {MAX_RENDERED_CHARACTERS:,}")
         return text
 
 
@@ -186,7 +184,7 @@ def _word_count(text: str) -> int:
     return len(re.findall(r"\w+", str(text)))
 
 
-def _check_filters(environment: minijinja.Environment, source: str, where: str) -> None:
+def _check_filters(environment: minijinja.Environment, source: str, where: KeyPath) -> None:
     """JobError for a filter that there is not: minijinja itself would tell row by row."""
     if "raw" in source:
         return  # Between {% raw %} and {% endraw %} braces are no code.
@@ -197,11 +195,11 @@ def _check_filters(environment: minijinja.Environment, source: str, where: str) 
         except minijinja.TemplateError as exc:
             if f"filter {name} is unknown" in str(exc):
                 raise JobError(
-                    f"{where}: no filter {name}; write one of Jinja's, such as upper, trim or length"
+                    where, f"no filter {name}", "write one of Jinja's, such as upper, trim or length"
                 ) from exc
 
 
-def plain(value: Any) -> Any:
+def template_value(value: Any) -> Any:
     """A value as templates see it: what minijinja knows stays, all else becomes documented text."""
     if value is None or isinstance(value, str | bool | int):
         return value
@@ -216,12 +214,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes | bytearray | memoryview):
         return base64.b64encode(bytes(value)).decode()
     if isinstance(value, Mapping):
-        return {str(name): plain(inner) for name, inner in value.items()}
+        return {str(name): template_value(inner) for name, inner in value.items()}
     if isinstance(value, list) and value and all(isinstance(entry, tuple) for entry in value):
         # As Arrow gives maps: a list of pairs.
-        return {str(plain(name)): plain(inner) for name, inner in value}
+        return {str(template_value(name)): template_value(inner) for name, inner in value}
     if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
+        return [template_value(inner) for inner in value]
     if isinstance(value, uuid.UUID):
         return str(value)
     return str(value)

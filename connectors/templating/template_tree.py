@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from connectors.errors import JobError, did_you_mean
+from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.records import Row
 from connectors.templating.template import Template
 
@@ -28,25 +28,27 @@ def literal(value: Any) -> TemplateTree:
     return TemplateTree(lambda row: value, varies_by_row=False)
 
 
-def compile_template(value: Any, known: Iterable[str], where: str) -> TemplateTree:
+def compile_template(value: Any, known: Iterable[str], where: KeyPath) -> TemplateTree:
     """Every text in `value`, at any depth, as a template; JobError, placed at `where`, for an unknown column."""
     if isinstance(value, str):
         return compile_text(value, known, where)
     if isinstance(value, Mapping):
-        return mapping_template({str(key): compile_template(inner, known, f"{where}.{key}") for key, inner in value.items()})
+        return mapping_template(
+            {str(key): compile_template(inner, known, (*where, key)) for key, inner in value.items()}
+        )
     if isinstance(value, list | tuple):
-        return list_template([compile_template(inner, known, f"{where}.{place}") for place, inner in enumerate(value)])
+        return list_template([compile_template(inner, known, (*where, place)) for place, inner in enumerate(value)])
     return literal(plain_json(value, where))
 
 
-def compile_text(source: str, known: Iterable[str], where: str) -> TemplateTree:
+def compile_text(source: str, known: Iterable[str], where: KeyPath) -> TemplateTree:
     """One text as a template."""
     if "{" not in source:
         return literal(source)
     template = Template(source, where)
     names = frozenset(known)
     for name in sorted(template.columns - names):
-        raise JobError(f"{where}: no column {name} here; {did_you_mean(name, names)}")
+        raise JobError(where, f"no column {name} here", f"{did_you_mean(name, names)}")
     return TemplateTree(template.render, template.columns)
 
 
@@ -74,12 +76,12 @@ def list_template(parts: Iterable[TemplateTree]) -> TemplateTree:
     return TemplateTree(lambda row: [part.render(row) for part in some], _columns(some))
 
 
-def plain_json(value: Any, where: str) -> Any:
+def plain_json(value: Any, where: KeyPath) -> Any:
     """What JSON makes of a value of a job file (keys become texts, dates ISO 8601); JobError where it makes nothing."""
     try:
         return orjson.loads(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS))
     except TypeError as exc:
-        raise JobError(f"{where}: cannot be written as JSON ({exc}); write texts, numbers, lists and keys") from exc
+        raise JobError(where, f"cannot be written as JSON ({exc})", "write texts, numbers, lists and keys") from exc
 
 
 def _columns(parts: Iterable[TemplateTree]) -> frozenset[str]:

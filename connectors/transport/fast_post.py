@@ -1,11 +1,13 @@
-"""A small request over aiohttp's connections, parser and time-outs, without what its session makes around each one.
+"""A POST of a small body over aiohttp's private parts, at a third of the CPU time that its session takes.
 
-`ClientSession.request` costs some 80 µs of CPU, two thirds of it for redirects, cookies, traces and a task that writes
-the body: none of them is used here, and they were a third of what a whole row costs. Its parts underneath are not a
-public interface. So this way is taken only with releases that the tests have seen; with others all goes by the session.
+`ClientSession.request` costs some 80 µs of CPU time, two thirds of it for redirects, cookies, traces and a task that
+writes the body. None of them is used here, and they were a third of the cost of a whole row. The connector, the parser
+and the timeouts are aiohttp's own, but not public. `is_enabled` is the one place that decides: a release whose parts
+the tests have not seen uses the session, and so does every release if the environment says `ROWMILL_FAST_POST=0`.
 """
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -26,14 +28,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SUPPORTED_RELEASES = ("3.14.",)
-"""How the versions of aiohttp begin whose parts are known to fit."""
+"""Prefixes of the aiohttp versions whose private parts the tests have seen."""
+SWITCH = "ROWMILL_FAST_POST"
+"""Environment variable: `0` sends every request through aiohttp's session."""
 MAX_BODY_BYTES = 256 << 10
-"""Bytes of a body: a larger one may take its time to be sent, which the session does not count as silence."""
+"""A larger body may take long to send, which the session does not count as silence."""
+
+
+def is_enabled(release: str = aiohttp.__version__) -> bool:
+    """Whether small requests skip the session: a supported release, and not switched off."""
+    return os.environ.get(SWITCH) != "0" and release.startswith(SUPPORTED_RELEASES)
 
 
 @record
 class ResponseHead:
-    """A reply whose head has arrived."""
+    """A reply's status and headers, with the stream of its body."""
 
     status: int
     headers: Mapping[str, str]
@@ -42,48 +51,46 @@ class ResponseHead:
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """What all requests to one address have in common."""
+    """The part that all requests to one URL share."""
 
-    request: aiohttp.ClientRequest
-    """Tells the connector where to connect."""
-    head: bytes
-    """Up to the number of the body's bytes."""
+    target: aiohttp.ClientRequest
+    """Names the host for the connector."""
+    head_bytes: bytes
+    """Request line and headers up to the value of Content-Length, which is last."""
 
 
 class FastPost:
-    """Sends bodies by POST over the connector of a session."""
+    """POST requests over the connector of a session."""
 
     def __init__(self, connector: aiohttp.TCPConnector, timeout: aiohttp.ClientTimeout) -> None:
         self._connector = connector
         self._timeout = timeout
-        self._total = SharedTimeout(timeout.total)
+        self._total_timeout = SharedTimeout(timeout.total)
 
-    @staticmethod
-    def fits(version: str = aiohttp.__version__) -> bool:
-        """Whether this release of aiohttp is one that was tried."""
-        return version.startswith(SUPPORTED_RELEASES)
+    async def post(self, head: RequestHead, body: bytes, read: Callable[[ResponseHead], Awaitable[T]]) -> T:
+        """Send the body and return what `read` makes of the reply.
 
-    async def post(self, line: RequestHead, body: bytes, read: Callable[[ResponseHead], Awaitable[T]]) -> T:
-        """What `read` makes of the reply. Raises what a session raises; TimeoutError where the total time is over."""
-        with self._total:
+        Raises what a session raises, and TimeoutError after the total time.
+        """
+        with self._total_timeout:
             try:
-                connection = await self._connector.connect(line.request, [], self._timeout)
+                connection = await self._connector.connect(head.target, [], self._timeout)
             except TimeoutError as exc:
-                raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {line.request.url}") from exc
+                raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {head.target.url}") from exc
             protocol, transport = connection.protocol, connection.transport
             assert protocol is not None and transport is not None
             try:
                 protocol.set_response_params(read_until_eof=True, read_timeout=self._timeout.sock_read)
-                transport.write(b"%b%d\r\n\r\n%b" % (line.head, len(body), body))
-                message, content = await _answer(protocol)
+                transport.write(b"%b%d\r\n\r\n%b" % (head.head_bytes, len(body), body))
+                message, content = await _read_head(protocol)
                 while 100 <= message.code < 200 and message.code != 101:
-                    message, content = await _answer(protocol)
+                    message, content = await _read_head(protocol)
                 result = await read(ResponseHead(message.code, message.headers, content))
             except BaseException:
                 connection.close()
                 raise
             if transport.get_write_buffer_size():
-                # Answered before the body was sent: the rest of it must not precede the next request.
+                # Answered before the body was sent: its rest must not precede the next request.
                 connection.close()
             else:
                 connection.release()
@@ -91,7 +98,7 @@ class FastPost:
 
 
 class CleanConnector(aiohttp.TCPConnector):
-    """Takes no connection again on which something came while it rested: it would answer the next request."""
+    """A connector that drops an idle connection on which bytes have arrived: they would answer the next request."""
 
     async def _get(self, key: "ConnectionKey", traces: "list[Trace]") -> "Connection | None":
         while (connection := await super()._get(key, traces)) is not None:
@@ -102,16 +109,16 @@ class CleanConnector(aiohttp.TCPConnector):
         return None
 
 
-async def _answer(protocol: "ResponseHandler") -> "tuple[RawResponseMessage, aiohttp.StreamReader]":
-    """The next head of a reply; silence before it is counted anew."""
+async def _read_head(protocol: "ResponseHandler") -> "tuple[RawResponseMessage, aiohttp.StreamReader]":
+    """Read the next head of a reply; the idle timeout starts again."""
     protocol.start_timeout()
     return await protocol.read()
 
 
 def request_head(url: str, headers: Mapping[str, str]) -> RequestHead:
-    """The line for POST to this address with these headers and those that the session would add."""
+    """Return the head of POST requests to this URL, with these headers and those that a session adds."""
     where = URL(url)
-    request = aiohttp.ClientRequest("POST", where, headers=headers, loop=asyncio.get_running_loop(), ssl=True)
-    del request.headers["Content-Length"]
-    head = [f"POST {where.raw_path_qs} HTTP/1.1", *(f"{name}: {value}" for name, value in request.headers.items())]
-    return RequestHead(request, "\r\n".join([*head, "Content-Length: "]).encode())
+    target = aiohttp.ClientRequest("POST", where, headers=headers, loop=asyncio.get_running_loop(), ssl=True)
+    del target.headers["Content-Length"]
+    lines = [f"POST {where.raw_path_qs} HTTP/1.1", *(f"{name}: {value}" for name, value in target.headers.items())]
+    return RequestHead(target, "\r\n".join([*lines, "Content-Length: "]).encode())

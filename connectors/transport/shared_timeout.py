@@ -1,21 +1,22 @@
-"""One and the same time for each of many tasks to do something in, kept by one timer for all of them."""
+"""A timeout that many tasks share, driven by a single timer."""
 
 import asyncio
 from types import TracebackType
 
 
 class SharedTimeout:
-    """`with deadlines:` raises TimeoutError in a task that is still within after `seconds`; None: never.
+    """A context manager that raises TimeoutError in a task still inside after `seconds`; None: never.
 
-    As asyncio.timeout, for a fifth of its CPU time: what begins later is due later, so that the timer, which is set for
-    the first of them, has to be set again once in `seconds` and not for each. A task is within once at a time.
+    It takes a fifth of the CPU time of asyncio.timeout. Every task has the same time, so tasks expire in the order in
+    which they entered: the timer, set for the first of them, is set again once in `seconds` and not for each task. A
+    task may be inside only once at a time.
     """
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds
-        self._due: dict[asyncio.Task[object], tuple[float, int]] = {}
-        """By task, in the order in which they are due: (when, by the loop's clock; times it was cancelled before)."""
-        self._late: set[asyncio.Task[object]] = set()
+        self._pending: dict[asyncio.Task[object], tuple[float, int]] = {}
+        """Task -> (deadline by the loop's clock, cancellations before it entered), earliest deadline first."""
+        self._expired: set[asyncio.Task[object]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> None:
@@ -24,10 +25,10 @@ class SharedTimeout:
         task = asyncio.current_task()
         assert task is not None
         loop = task.get_loop()
-        when = loop.time() + self._seconds
-        self._due[task] = when, task.cancelling()
+        deadline = loop.time() + self._seconds
+        self._pending[task] = deadline, task.cancelling()
         if self._timer is None:
-            self._timer = loop.call_at(when, self._look, loop)
+            self._timer = loop.call_at(deadline, self._cancel_expired, loop)
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
@@ -36,20 +37,20 @@ class SharedTimeout:
             return
         task = asyncio.current_task()
         assert task is not None
-        _, cancelled = self._due.pop(task)
-        if task in self._late:
-            self._late.discard(task)
-            # Where somebody else cancelled it as well, it is cancelled.
-            if task.uncancel() <= cancelled and kind is asyncio.CancelledError:
+        _, cancellations = self._pending.pop(task)
+        if task in self._expired:
+            self._expired.discard(task)
+            # If somebody else cancelled the task as well, it stays cancelled.
+            if task.uncancel() <= cancellations and kind is asyncio.CancelledError:
                 raise TimeoutError from exc
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _cancel_expired(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
-        for task, (when, _) in self._due.items():
-            if task in self._late:
+        for task, (deadline, _) in self._pending.items():
+            if task in self._expired:
                 continue
-            if when > loop.time():
-                self._timer = loop.call_at(when, self._look, loop)
+            if deadline > loop.time():
+                self._timer = loop.call_at(deadline, self._cancel_expired, loop)
                 return
-            self._late.add(task)
+            self._expired.add(task)
             task.cancel()

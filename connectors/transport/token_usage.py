@@ -16,7 +16,7 @@ def token_usage(reply: Mapping[str, Any], finish_reason: str | None) -> Usage:
     model = reply.get("model")
     given = "prompt_tokens" if "prompt_tokens" in used else "input_tokens"
     made = "completion_tokens" if "completion_tokens" in used else "output_tokens"
-    read, written, both = (whole_count(used.get(name)) for name in (given, made, "total_tokens"))
+    read, written, both = (parse_count(used.get(name)) for name in (given, made, "total_tokens"))
     if (read is None) != (written is None):
         # Half a count would make half a bill: the total tells the rest, else neither is said.
         known = read or written or 0
@@ -24,15 +24,15 @@ def token_usage(reply: Mapping[str, Any], finish_reason: str | None) -> Usage:
         read, written = (None, None) if rest is None else (rest, written) if read is None else (read, rest)
     return Usage(
         input_tokens=read,
-        cached_tokens=whole_count(_mapping(used.get(f"{given}_details")).get("cached_tokens")),
+        cached_tokens=parse_count(_mapping(used.get(f"{given}_details")).get("cached_tokens")),
         output_tokens=written,
-        reasoning_tokens=whole_count(_mapping(used.get(f"{made}_details")).get("reasoning_tokens")),
+        reasoning_tokens=parse_count(_mapping(used.get(f"{made}_details")).get("reasoning_tokens")),
         model_version=model if isinstance(model, str) else None,
         finish_reason=finish_reason,
     )
 
 
-def whole_count(value: Any) -> int | None:
+def parse_count(value: Any) -> int | None:
     """A count of 0 or more, also where it came as 5.0; None for anything else."""
     if type(value) is int:
         return value if 0 <= value <= MAX_TOKENS else None

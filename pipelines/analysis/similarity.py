@@ -16,11 +16,11 @@ from connectors.contracts import MalformedReply, Provider, StepContext
 from connectors.endpoints.embeddings import EmbeddingsStep
 from connectors.errors import JobError, did_you_mean
 from connectors.records import Call, Reply, RowError
-from connectors.transport.client import HttpTransport, RequestError, Timeouts
+from connectors.transport.client import HttpTransport, RequestError, RequestTimeouts
 from connectors.transport.error_replies import row_error
 from pipelines.config.job import Job
 from pipelines.config.workspace import LOCAL, Workspace
-from pipelines.pricing.prices import FREE, cost, price_of, usd
+from pipelines.pricing.prices import FREE, cost, resolve_price, usd
 
 Vector = npt.NDArray[np.float32]
 
@@ -40,13 +40,13 @@ def vector_column(frame: pl.LazyFrame, name: str | None) -> str:
     """The column of vectors with this name, or the only one; JobError where there is none."""
     vectors = [column for column, kind in frame.collect_schema().items() if isinstance(kind, pl.Array)]
     if not vectors:
-        raise JobError("results: hold no column of vectors; add a step with endpoint: embeddings")
+        raise JobError("results", "hold no column of vectors", "add a step with endpoint: embeddings")
     if name is None:
         if len(vectors) > 1:
-            raise JobError(f"results: hold several columns of vectors; name one: column={' or '.join(vectors)}")
+            raise JobError("results", "hold several columns of vectors", f"name one: column={' or '.join(vectors)}")
         return vectors[0]
     if name not in vectors:
-        raise JobError(f"results: {name} is no column of vectors; {did_you_mean(name, vectors)}")
+        raise JobError("results", f"{name} is no column of vectors", f"{did_you_mean(name, vectors)}")
     return name
 
 
@@ -61,16 +61,16 @@ def nearest(frame: pl.LazyFrame, vector: Vector, column: str, k: int) -> pl.Data
 def nearest_to_row(frame: pl.LazyFrame, names: Sequence[str], key: Any, column: str, k: int) -> pl.DataFrame:
     """The k rows most like the one with this key, without itself."""
     if not names:
-        raise JobError("nearest: the rows of this job have no key; ask by text, or add key: to the source")
+        raise JobError("nearest", "the rows of this job have no key", "ask by text, or add key: to the source")
     values = key if isinstance(key, tuple) else (key,)
     if len(values) != len(names):
-        raise JobError(f"nearest: the key is ({', '.join(names)}); give {len(names)} values as a tuple")
+        raise JobError("nearest", f"the key is ({', '.join(names)})", f"give {len(names)} values as a tuple")
     is_it = pl.all_horizontal(pl.col(name) == value for name, value in zip(names, values, strict=True))
     found = frame.filter(is_it).select(column).collect()[column]
     if not len(found):
-        raise JobError(f"nearest: no row has the key {key!r}; look at .results for those that there are")
+        raise JobError("nearest", f"no row has the key {key!r}", "look at .results for those that there are")
     if found[0] is None:
-        raise JobError(f"nearest: the row {key!r} has no vector in {column}; its step was left out for it (when:)")
+        raise JobError("nearest", f"the row {key!r} has no vector in {column}", "its step was left out for it (when:)")
     return nearest(frame.filter(~is_it), found.to_numpy()[0], column, k)
 
 
@@ -93,22 +93,22 @@ def embed(job: Job, workspace: Workspace, column: str, text: str) -> Embedded:
     )
     request = asking.request({"text": text}, "")
     if isinstance(request, RowError):
-        raise JobError(f"embed: {request.message}; write another text")
+        raise JobError("embed", f"{request.message}", "write another text")
     with _listening(provider) as there:
         reply = _sent(
-            there, asking.call([request]), Timeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total)
+            there, asking.call([request]), RequestTimeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total)
         )
     if not 200 <= reply.status < 300:
         raise JobError(
-            f"embed: {provider.name} says: {row_error(reply).message}; ask again, or mend the step {step.name}"
+            "embed", f"{provider.name} says: {row_error(reply).message}", f"ask again, or mend the step {step.name}"
         )
     try:
         (answer,) = asking.answers([request], reply)
     except MalformedReply as exc:
-        raise JobError(f"embed: {provider.name}: {exc}; ask again") from exc
+        raise JobError("embed", f"{provider.name}: {exc}", "ask again") from exc
     assert isinstance(answer, bytes)
     used = asking.usage([request], reply)
-    price = FREE if provider.name == LOCAL else price_of(step.model, provider.prices, workspace.prices)
+    price = FREE if provider.name == LOCAL else resolve_price(step.model, provider.prices, workspace.prices)
     paid = cost(price, used)
     return Embedded(text, np.frombuffer(answer, "<f4"), used.input_tokens, None if paid is None else usd(paid))
 
@@ -117,7 +117,7 @@ def _step_of(job: Job, column: str) -> EmbeddingsStep:
     for step in job.steps:
         if isinstance(step, EmbeddingsStep) and (step.output or step.name) == column:
             return step
-    raise JobError(f"embed: no step of the job makes the column {column}; ask with a key instead of a text")
+    raise JobError("embed", f"no step of the job makes the column {column}", "ask with a key instead of a text")
 
 
 @contextlib.contextmanager
@@ -132,7 +132,7 @@ def _listening(provider: Provider) -> Iterator[Provider]:
         yield replace(provider, base_url=server.base_url)
 
 
-def _sent(provider: Provider, call: Call, timeouts: Timeouts) -> Reply:
+def _sent(provider: Provider, call: Call, timeouts: RequestTimeouts) -> Reply:
     async def send() -> Reply:
         transport = HttpTransport(timeouts, 1)
         try:
@@ -145,4 +145,4 @@ def _sent(provider: Provider, call: Call, timeouts: Timeouts) -> Reply:
         try:
             return thread.submit(asyncio.run, send()).result()
         except RequestError as exc:
-            raise JobError(f"embed: {provider.name} does not answer: {exc}; ask again") from exc
+            raise JobError("embed", f"{provider.name} does not answer: {exc}", "ask again") from exc

@@ -11,7 +11,7 @@ from typing import Any
 
 from connectors.records import ROW_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES, FATAL_ERROR_CLASSES, Request, RowError
 from connectors.transport.client import HttpTransport, RequestError
-from connectors.transport.token_usage import whole_count
+from connectors.transport.token_usage import parse_count
 from pipelines.batch.builder import Gathering, url_of
 from pipelines.batch.files import BatchFolder
 from pipelines.batch.lifecycle import (
@@ -24,8 +24,8 @@ from pipelines.batch.lifecycle import (
     token_limit,
 )
 from pipelines.batch.results import Lander
-from pipelines.batch.store import Batch, BatchLedger, Line
-from pipelines.dispatch.dispatcher import FanOut
+from pipelines.batch.store import Batch, BatchLedger, BatchLine
+from pipelines.dispatch.dispatcher import OnlineDispatcher
 from pipelines.dispatch.provider_routes import max_cost_function
 from pipelines.dispatch.request_types import BatchStage, Route, Outcome, RequestGroup, total
 from pipelines.ledger.entries import SettledExchange
@@ -43,7 +43,7 @@ class BatchProgress:
         """The provider has told how far a batch is."""
         told = item.get("request_counts")
         counts = told if isinstance(told, dict) else {}
-        done = sum(whole_count(counts.get(name)) or 0 for name in ("completed", "failed"))
+        done = sum(parse_count(counts.get(name)) or 0 for name in ("completed", "failed"))
         self._answered[batch.mark] = (done, len(batch.lines))
 
     def forget(self, batch: Batch) -> None:
@@ -73,7 +73,7 @@ and further when longest_hold has passed: somebody else's batches may fill the p
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class BatchOptions:
     """What delivery by batches needs to know beside what every delivery needs."""
 
     batches: BatchLedger
@@ -86,10 +86,10 @@ class Delivery:
     """From then on the rest is asked online; None: never."""
 
 
-class BatchOut(FanOut):
+class BatchDispatcher(OnlineDispatcher):
     """A FanOut whose requests travel in batches until the deadline, online afterwards."""
 
-    def deliver(self, delivery: Delivery) -> None:
+    def deliver(self, delivery: BatchOptions) -> None:
         """To be called once, before `start`."""
         self._delivery = delivery
         self._batches = delivery.batches
@@ -131,7 +131,7 @@ class BatchOut(FanOut):
                 # As the API counts while it has not read them: a token for every four bytes.
                 sent = self._folder.sent(batch.mark)
                 batch.tokens = sent.stat().st_size // 4 if sent.exists() else 0
-                self._launch(batch, self._at_batch_price(replace(lane, leg=batch.leg)))
+                self._launch(batch, self._at_batch_price(replace(lane, route_id=batch.leg)))
                 # Earlier invocations made sure that it fits.
                 self._purse.reserved += sum(line.reserved or 0 for line in batch.lines.values())
                 return
@@ -171,7 +171,7 @@ class BatchOut(FanOut):
     @property
     def hungry(self) -> bool:
         """Whether rows that wait may be told apart from rows that have their answer: not while answers are read."""
-        return super().hungry if self._online else not self._landing
+        return super().has_capacity if self._online else not self._landing
 
     async def hunger(self) -> None:
         """Wait until more rows can be held."""
@@ -179,7 +179,7 @@ class BatchOut(FanOut):
             self._wanted.clear()
             await self._wanted.wait()
         if self._online:
-            await super().hunger()
+            await super().wait_for_capacity()
 
     # Gathering: requests go line by line into a file, which is cut when it is full or no more of them come.
 
@@ -317,7 +317,12 @@ class BatchOut(FanOut):
         return {}
 
     def answered(
-        self, pack: RequestGroup, line: Line, ended: SettledExchange, answers: Sequence[bytes | RowError], error: RowError | None
+        self,
+        pack: RequestGroup,
+        line: BatchLine,
+        ended: SettledExchange,
+        answers: Sequence[bytes | RowError],
+        error: RowError | None,
     ) -> None:
         """See LineTold."""
         self._count(pack.lane, ended)
@@ -330,7 +335,7 @@ class BatchOut(FanOut):
         for request, answer in zip(pack.requests, answers, strict=True):
             self._tell(pack, request, answer)
 
-    def unanswered(self, pack: RequestGroup, line: Line, error: RowError) -> None:
+    def unanswered(self, pack: RequestGroup, line: BatchLine, error: RowError) -> None:
         """See LineTold."""
         self._open.difference_update(line.fingerprints)
         self._judge_line(pack, error)
@@ -394,7 +399,7 @@ class BatchOut(FanOut):
         known = self._priced.get(lane.route_id)
         if known is None or known[0] is not lane:
             price = None if lane.price is None else batch_price(lane.price)
-            known = (lane, replace(lane, price=price, worst=max_cost_function(price, self._models[lane.route_id])))
+            known = (lane, replace(lane, price=price, max_cost=max_cost_function(price, self._models[lane.route_id])))
             self._priced[lane.route_id] = known
         return known[1]
 

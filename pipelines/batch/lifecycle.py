@@ -118,7 +118,7 @@ class Carrier:
             batch.unsure = batch.unsure or exc.error.error_class in TRANSIENT_ERROR_CLASSES
             raise
         except RequestError as exc:
-            batch.unsure = batch.unsure or exc.billable
+            batch.unsure = batch.unsure or exc.is_billable
             raise
 
     async def _find_batch(self, batch: Batch) -> Item | None:

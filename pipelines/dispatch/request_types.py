@@ -59,20 +59,20 @@ class Choice(Protocol):
 class RunLedger(Protocol):
     """What a run's requests ask of the ledger: pipelines.ledger.ledger.Ledger itself, or on Ray what stands for it."""
 
-    def next_note(self) -> int:
+    def next_exchange_id(self) -> int:
         """See Ledger, as for all of these."""
 
-    def note(self, noted: PendingExchange, day: tuple[str, int] | None = None) -> Awaitable[bool]: ...
+    def record_pending(self, noted: PendingExchange, day: tuple[str, int] | None = None) -> Awaitable[bool]: ...
 
-    def take_back(self, noted: PendingExchange, day: str | None = None) -> Awaitable[None]: ...
+    def cancel_pending(self, noted: PendingExchange, day: str | None = None) -> Awaitable[None]: ...
 
     def settle(self, ended: SettledExchange, day: str | None = None) -> asyncio.Future[None]: ...
 
-    async def keep(self, fingerprint: bytes, leg: int, request: bytes, reply: bytes) -> None: ...
+    async def store_answer(self, fingerprint: bytes, leg: int, request: bytes, reply: bytes) -> None: ...
 
     def lookup(self, fingerprints: Sequence[bytes]) -> dict[bytes, StoredAnswer]: ...
 
-    def leg(self, run_id: str, job: str, step: str, provider: str, endpoint: str, model: str) -> int: ...
+    def register_route(self, run_id: str, job: str, step: str, provider: str, endpoint: str, model: str) -> int: ...
 
     async def write_queued(self, sql: str, values: Sequence[Any]) -> None: ...
 
@@ -87,7 +87,7 @@ class DispatchControl(Protocol):
     failure: Exception | None
 
     def start(self) -> None:
-        """See pipelines.dispatch.dispatcher.FanOut, as for all of these."""
+        """See pipelines.dispatch.dispatcher.OnlineDispatcher, as for all of these."""
 
     async def close(self, grace: float) -> None: ...
 
@@ -340,7 +340,7 @@ def paid(
 ) -> int | None:
     """What the exchange cost; its worst case where the provider may have billed what we never saw."""
     if failure is not None:
-        return worst if failure.billable else 0
+        return worst if failure.is_billable else 0
     if reply is not None and reply.status >= 300:
         return 0
     if error is not None and usage is NO_USAGE:

@@ -15,7 +15,9 @@ def hear(allowance: ProviderLimiter, reply: Reply, leg: int) -> None:
     """What the reply's headers say of the key's limits; they may differ from model to model."""
     told = parse_rate_headers(reply.headers)
     if told.limit_requests is not None or told.limit_tokens is not None:
-        allowance.update_from_headers((told.limit_requests, told.limit_tokens), (told.remaining_requests, told.remaining_tokens), leg)
+        allowance.update_from_headers(
+            (told.limit_requests, told.limit_tokens), (told.remaining_requests, told.remaining_tokens), leg
+        )
 
 
 def wait_after(
@@ -34,7 +36,7 @@ def wait_after(
         own.record_refusal(permit, pause)
         # Where nobody is held, as the pace is not the reason, this one alone waits.
         return 0.0 if own.pause_seconds else FIRST_REFUSAL_SECONDS
-    no_server = failure is not None and error.error_class == "connection" and not failure.billable
+    no_server = failure is not None and error.error_class == "connection" and not failure.is_billable
     if own.record_failure(permit, no_server):
         return 0.0
     pack.attempts += 1

@@ -6,31 +6,31 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
-from connectors.transport.client import HttpTransport, Timeouts
-from pipelines.batch.dispatcher import BatchOut, Delivery
+from connectors.transport.client import HttpTransport, RequestTimeouts
+from pipelines.batch.dispatcher import BatchDispatcher, BatchOptions
 from pipelines.batch.store import BatchLedger
 from pipelines.config.batch_rules import next_deadline
-from pipelines.dispatch.counters import Tally
-from pipelines.dispatch.dispatcher import FanOut
-from pipelines.dispatch.provider_routes import lanes_of, shared_keys
-from pipelines.dispatch.request_types import DayBudget, Sending, Tries
-from pipelines.dispatch.step_runner import Chunk, Step, Travel
+from pipelines.dispatch.counters import RunCounters
+from pipelines.dispatch.dispatcher import OnlineDispatcher
+from pipelines.dispatch.provider_routes import build_routes, shared_limiters
+from pipelines.dispatch.request_types import DailyBudget, DispatchControl, RetryLimits
+from pipelines.dispatch.step_runner import Chunk, RunStep, StepRunner
 from pipelines.ledger.ledger import Ledger
-from pipelines.limits.provider_limiter import Allowance
-from pipelines.monitoring.bottleneck import Elsewhere
-from pipelines.preparation.prepared_job import ReadyJob, media_reader
-from pipelines.pricing.run_budget import Purse
+from pipelines.limits.provider_limiter import ProviderLimiter
+from pipelines.monitoring.bottleneck import RemoteTimings
+from pipelines.preparation.prepared_job import PreparedJob, media_reader
+from pipelines.pricing.run_budget import RunBudget
 from pipelines.runtime.run_records import OpenRun
 
 
-class Travelling(Protocol):
+class ChunkRunner(Protocol):
     """Takes chunks of rows through the steps: `StepRunner`, or its stand-in on Ray."""
 
     failure: BaseException | None
-    moved: asyncio.Event
+    progressed: asyncio.Event
 
     @property
-    def looking(self) -> int: ...
+    def rendering(self) -> int: ...
 
     @property
     def open_rows(self) -> int: ...
@@ -38,24 +38,24 @@ class Travelling(Protocol):
     @property
     def open_bytes(self) -> int: ...
 
-    def start(self, chunk: Chunk) -> None:
+    def submit(self, chunk: Chunk) -> None:
         """See Travel, as for all of these."""
 
-    async def arrive(self) -> None: ...
+    async def join(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class RunContext:
     """One invocation: what is to be done, and where it is counted."""
 
-    ready: ReadyJob
+    prepared: PreparedJob
     ledger: Ledger
     run: OpenRun
     retrying: bool
-    tally: Tally
-    purse: Purse
-    day: DayBudget | None
-    finished: Callable[[Chunk], None]
+    counters: RunCounters
+    budget: RunBudget
+    daily_budget: DailyBudget | None
+    on_finished: Callable[[Chunk], None]
     """Takes finished chunks."""
 
 
@@ -63,53 +63,53 @@ class Work:
 class Engine:
     """What does it."""
 
-    fanout: Sending
-    travel: Travelling
-    allowances: Mapping[str, Allowance]
+    dispatcher: DispatchControl
+    runner: ChunkRunner
+    limiters: Mapping[str, ProviderLimiter]
     """By provider, to be looked at."""
-    shared: Mapping[str, Allowance]
+    shared_limiters: Mapping[str, ProviderLimiter]
     """Those to be shared with other processes of the workspace."""
     close: Callable[[], Awaitable[None]]
     """To be awaited after the fan-out is closed."""
-    of_job: Allowance
+    job_limiter: ProviderLimiter
     """The job's own limits, to be looked at."""
-    elsewhere: Elsewhere | None = None
+    remote_timings: RemoteTimings | None = None
     """What workers tell of themselves; None where this process does it all."""
 
 
-def local_engine(work: Work) -> Engine:
+def local_engine(work: RunContext) -> Engine:
     """This process."""
-    ready, ledger, run = work.ready, work.ledger, work.run
+    ready, ledger, run = work.prepared, work.ledger, work.run
     job = ready.job
     transport = HttpTransport(
-        Timeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total), job.limits.concurrency
+        RequestTimeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total), job.limits.concurrency
     )
     batches = BatchLedger(ledger, job.name)
-    kind = BatchOut if job.delivery == "batch" or batches.any_open() else FanOut
+    kind = BatchDispatcher if job.delivery == "batch" or batches.any_open() else OnlineDispatcher
     fanout = kind(
         ledger,
         transport,
-        work.purse,
-        work.tally,
-        Tries(job.retry.attempts, job.retry.longest_wait, job.retry.longest_hold),
+        work.budget,
+        work.counters,
+        RetryLimits(job.retry.attempts, job.retry.longest_wait, job.retry.longest_hold),
         job.limits.concurrency,
         run.run_id,
-        work.day,
+        work.daily_budget,
         job.limits.failed_share,
     )
-    allowances: dict[str, Allowance] = {}
+    allowances: dict[str, ProviderLimiter] = {}
     media = media_reader(ready)
-    steps = lanes_of(ready, ledger, run.run_id, allowances)
-    if isinstance(fanout, BatchOut):
+    steps = build_routes(ready, ledger, run.run_id, allowances)
+    if isinstance(fanout, BatchDispatcher):
         fanout.deliver(_delivery(ready, batches, transport, steps))
-    travel = Travel(
+    travel = StepRunner(
         steps,
         fanout,
         run.run_id,
-        work.finished,
+        work.on_finished,
         work.retrying,
         media,
-        lambda lane, request, answer: ledger.keep(request.fingerprint, lane.leg, request.body, answer),
+        lambda lane, request, answer: ledger.store_answer(request.fingerprint, lane.route_id, request.body, answer),
         ready.sink.files_folder,
     )
 
@@ -117,10 +117,12 @@ def local_engine(work: Work) -> Engine:
         await transport.close()
         await media.close()
 
-    return Engine(fanout, travel, allowances, shared_keys(ready, allowances), close, steps[0].lane.allowances[1])
+    return Engine(fanout, travel, allowances, shared_limiters(ready, allowances), close, steps[0].lane.limiters[1])
 
 
-def _delivery(ready: ReadyJob, batches: BatchLedger, transport: HttpTransport, steps: Sequence[Step]) -> Delivery:
+def _delivery(
+    ready: PreparedJob, batches: BatchLedger, transport: HttpTransport, steps: Sequence[RunStep]
+) -> BatchOptions:
     """By batches until the deadline; for a job that is delivered online by now, batches that it left are ended."""
     job, now = ready.job, datetime.now(UTC)
     deadline = now if job.delivery == "online" else None
@@ -128,4 +130,4 @@ def _delivery(ready: ReadyJob, batches: BatchLedger, transport: HttpTransport, s
         deadline = next_deadline(job.deadline, ready.workspace.zone, now)
     models = [(step.model.model, step.model.endpoint) for step in ready.steps]
     lanes = [(step.lane, *model) for step, model in zip(steps, models, strict=True)]
-    return Delivery(batches, ready.workspace.state / "batches" / job.name, transport, lanes, deadline)
+    return BatchOptions(batches, ready.workspace.state / "batches" / job.name, transport, lanes, deadline)

@@ -48,15 +48,15 @@ class Transcripts(SingleRowEndpoint):
         texts: Sequence[str],
     ) -> None:
         """`own`: the step's keys that are sent as they stand; `texts`: those that are templates."""
-        self.where = f"steps.{step.name}"
+        self.where = ("steps", step.name)
         self.path = path
         self._step = step
         self._tag = facts.provider_tag
         settings: Any = step
-        self._file = file_column(settings.file, facts.columns, f"{self.where}.file")
+        self._file = file_column(settings.file, facts.columns, (*self.where, "file"))
         self._texts: dict[str, TemplateTree] = {}
         for name in texts:
-            found = template(getattr(step, name), facts.columns, f"{self.where}.{name}")
+            found = template(getattr(step, name), facts.columns, (*self.where, name))
             if found is not None:
                 self._texts[name] = found
         self.input_columns = frozenset({self._file}).union(*(text.columns for text in self._texts.values()))
@@ -71,7 +71,7 @@ class Transcripts(SingleRowEndpoint):
         columns = [pa.field(name, COLUMNS.get(self.form, pa.string()))]
         if self._logprobs:
             if self.form != "json":
-                raise JobError(f"{self.where}.params.include: logprobs come with response_format json only")
+                raise JobError((*self.where, "params", "include"), "logprobs come with response_format json only")
             columns.append(pa.field(f"{step.name}_logprobs", LOGPROBS))
         self.fields = tuple(columns)
 

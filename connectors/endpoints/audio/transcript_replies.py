@@ -12,7 +12,7 @@ from connectors.contracts import MalformedReply
 from connectors.records import Reply, RowError, Usage
 from connectors.transport.reply_body import parse_json_events, parse_object, error_in_body, excerpt
 from connectors.transport.sse import is_event_stream
-from connectors.transport.token_usage import whole_count
+from connectors.transport.token_usage import parse_count
 
 TEXTS = frozenset({"text", "srt", "vtt"})
 """The formats whose replies are no JSON."""
@@ -95,8 +95,8 @@ def usage(reply: Reply, form: str, seconds: float | None) -> Usage:
     used = used if isinstance(used, dict) else {}
     told, whole = _length(used.get("seconds")), _length(found.get("duration"))
     return Usage(
-        input_tokens=whole_count(used.get("input_tokens")),
-        output_tokens=whole_count(used.get("output_tokens")),
+        input_tokens=parse_count(used.get("input_tokens")),
+        output_tokens=parse_count(used.get("output_tokens")),
         audio_seconds=next((each for each in (told, whole, seconds) if each is not None), None),
     )
 

@@ -13,8 +13,19 @@ from connectors.contracts import MalformedReply, SingleRowEndpoint, StepContext,
 from connectors.endpoints.conversation.messages import Dialogue
 from connectors.endpoints.conversation.output_columns import AnswerColumns, Choice
 from connectors.endpoints.conversation.structured_output import TypedOutput
-from connectors.errors import JobError
-from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint, compact_copy
+from connectors.errors import JobError, KeyPath
+from connectors.records import (
+    Call,
+    Media,
+    Reply,
+    Request,
+    Row,
+    RowError,
+    Usage,
+    Values,
+    request_fingerprint,
+    compact_copy,
+)
 from connectors.templating.template import RenderError
 from connectors.templating.template_tree import TemplateTree, plain_json
 from connectors.tokens import chat_tokens, count_tokens, max_output_tokens
@@ -99,7 +110,7 @@ class DialogueEndpoint(SingleRowEndpoint):
         typed: TypedOutput | None,
     ) -> None:
         """`fixed`: what of the body is the same for every row. `moving`: what a row fills in besides its turns."""
-        where = f"steps.{step.name}"
+        where = ("steps", step.name)
         self.path = dialect.path
         self._step = step
         self._tag = facts.provider_tag
@@ -111,7 +122,7 @@ class DialogueEndpoint(SingleRowEndpoint):
         self.media = dialogue.media
         texts = dialogue.texts.union(*(part.columns for part in moving.values()))
         for name in sorted(texts & dialogue.media.keys()):
-            raise JobError(f"{where}: {name} is shown as a picture and stands in a text; name it twice in the source")
+            raise JobError(where, f"{name} is shown as a picture and stands in a text", "name it twice in the source")
         self.input_columns = texts | dialogue.media.keys()
         self._typed = typed
         self._way = _way(step, facts, dialect)
@@ -268,17 +279,14 @@ class DialogueEndpoint(SingleRowEndpoint):
         return self._columns.arrays(values)
 
 
-def typed_output(step: DialogueStep, where: str) -> TypedOutput | None:
+def typed_output(step: DialogueStep, where: KeyPath) -> TypedOutput | None:
     """The step's `output:` where it is typed; JobError where it is no type."""
     if not isinstance(step.output, dict):
         return None
-    try:
-        return TypedOutput(step.output, f"{where}.output")
-    except ValueError as exc:
-        raise JobError(str(exc)) from exc
+    return TypedOutput(step.output, (*where, "output"))
 
 
-def taken(step: StepModel, params: dict[str, Any], name: str, where: str) -> Any:
+def taken(step: StepModel, params: dict[str, Any], name: str, where: KeyPath) -> Any:
     """A key of the API that stands on the step or among its `params`, not in both; taken out of `params`. None: it is
     nowhere."""
     own = getattr(step, name)
@@ -286,17 +294,17 @@ def taken(step: StepModel, params: dict[str, Any], name: str, where: str) -> Any
         return own
     value = params.pop(name)
     if own is not None and name in step.model_fields_set:
-        raise JobError(f"{where}.params.{name}: stands on the step as well; leave out one of both")
+        raise JobError((*where, "params", name), "stands on the step as well", "leave out one of both")
     return value
 
 
-def taken_stream(step: DialogueStep, params: dict[str, Any], where: str) -> bool:
+def taken_stream(step: DialogueStep, params: dict[str, Any], where: KeyPath) -> bool:
     """Whether the step streams; JobError for a `stream` that is none, and for stream_options without it."""
     stream = taken(step, params, "stream", where)
     if not isinstance(stream, bool):
-        raise JobError(f"{where}.params.stream: found {stream!r}, expected true or false; correct it")
+        raise JobError((*where, "params", "stream"), f"found {stream!r}, expected true or false", "correct it")
     if not stream and "stream_options" in params:
-        raise JobError(f"{where}.params.stream_options: there is no stream; add stream: true to the step")
+        raise JobError((*where, "params", "stream_options"), "there is no stream", "add stream: true to the step")
     return stream
 
 

@@ -7,7 +7,7 @@ import orjson
 import pyarrow as pa
 
 from connectors.endpoints.conversation.tool_calls import chat_call
-from connectors.templating.template import RenderError, plain
+from connectors.templating.template import RenderError, template_value
 from connectors.transport.bounded_json import loads
 
 SHORT_ROLES = ("system", "user", "assistant", "developer")
@@ -39,7 +39,7 @@ def dialogue_in(value: Any, column: str, items: bool) -> list[dict[str, Any]]:
         found = "null" if value is None else "an empty list" if value == [] else type(value).__name__
         raise RenderError(f"{column} is no dialogue: found {found}, expected a list of messages")
     try:
-        return [_turn(_without_nulls(plain(turn)), items) for turn in value]
+        return [_turn(_without_nulls(template_value(turn)), items) for turn in value]
     except ValueError as exc:
         raise RenderError(f"{column} is no dialogue: {exc}") from exc
 

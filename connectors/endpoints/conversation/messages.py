@@ -16,10 +16,17 @@ from connectors.endpoints.conversation.history_column import (
     is_dialogue_type,
 )
 from connectors.endpoints.conversation.tool_calls import chat_call
-from connectors.errors import JobError, did_you_mean
+from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.records import Media, Row
 from connectors.templating.template import RenderError
-from connectors.templating.template_tree import TemplateTree, literal, compile_template, list_template, mapping_template, compile_text
+from connectors.templating.template_tree import (
+    TemplateTree,
+    literal,
+    compile_template,
+    list_template,
+    mapping_template,
+    compile_text,
+)
 
 LARGEST_PICTURE = 20 << 20
 """Bytes; section 13.4.2 of the reference."""
@@ -43,7 +50,7 @@ Turns = str | Sequence[Mapping[str, Any]] | FromColumn
 class Dialogue:
     """What a step says to the model, in chat completions' own shape."""
 
-    def __init__(self, turns: Turns, columns: Mapping[str, pa.DataType], where: str, items: bool = False) -> None:
+    def __init__(self, turns: Turns, columns: Mapping[str, pa.DataType], where: KeyPath, items: bool = False) -> None:
         """JobError, placed below `where`, for what is none over these columns. `items`: the input items of responses
         (with a `type`) may stand among the turns; they pass as they are."""
         self.media: Mapping[str, MediaUse] = {}
@@ -53,10 +60,10 @@ class Dialogue:
         if isinstance(turns, FromColumn):
             name = turns.column
             if name not in columns:
-                raise JobError(f"{where}.column: no column {name} here; {did_you_mean(name, columns)}")
+                raise JobError((*where, "column"), f"no column {name} here", f"{did_you_mean(name, columns)}")
             if not is_dialogue_type(columns[name]):
                 raise JobError(
-                    f"{where}.column: {name} is {columns[name]}; a dialogue is a list of struct, or its JSON text"
+                    (*where, "column"), f"{name} is {columns[name]}", "a dialogue is a list of struct, or its JSON text"
                 )
             self.texts = frozenset({name})
             self._fill: Callable[[Row], list[dict[str, Any]]] = lambda row: dialogue_in(row[name], name, items)
@@ -66,7 +73,7 @@ class Dialogue:
             alone = {"role": literal("user"), "content": compile_text(turns, columns, where)}
             whole = list_template([mapping_template(alone)])
         else:
-            whole = list_template([reader.turn(turn, f"{where}.{place}") for place, turn in enumerate(turns)])
+            whole = list_template([reader.turn(turn, (*where, place)) for place, turn in enumerate(turns)])
         self.texts = whole.columns
         self.media = dict.fromkeys(sorted(reader.pictures), MediaUse("image", LARGEST_PICTURE, passes_urls=True))
         self._fill = whole.render
@@ -105,53 +112,53 @@ class _Turns:
         self.items = items
         self.pictures: set[str] = set()
 
-    def turn(self, turn: Mapping[str, Any], where: str) -> TemplateTree:
+    def turn(self, turn: Mapping[str, Any], where: KeyPath) -> TemplateTree:
         if self.items and isinstance(turn.get("type"), str) and not (turn["type"] == "message" and "role" in turn):
             return compile_template(turn, self.known, where)
         content_key = "content"
         if "role" not in turn:
             if len(turn) != 1:
-                raise JobError(f"{where}: has the keys {', '.join(map(str, turn))}; write one role and its text")
+                raise JobError(where, f"has the keys {', '.join(map(str, turn))}", "write one role and its text")
             [(role, content)] = turn.items()
             if role not in SHORT_ROLES:
-                raise JobError(f"{where}.{role}: no such role; {did_you_mean(str(role), SHORT_ROLES)}")
+                raise JobError((*where, role), "no such role", f"{did_you_mean(str(role), SHORT_ROLES)}")
             turn, content_key = {"role": role, "content": content}, role
         keys = (*KEYS, *FURTHER_KEYS, *(("type", "phase", "status", "id") if self.items else ()))
         for key in turn:
             if key not in keys:
-                raise JobError(f"{where}.{key}: no such key of a message; {did_you_mean(str(key), KEYS)}")
+                raise JobError((*where, key), "no such key of a message", f"{did_you_mean(str(key), KEYS)}")
         role = turn["role"]
         if role not in ROLES:
-            raise JobError(f"{where}.role: no role {role!r}; {did_you_mean(str(role), ROLES)}")
+            raise JobError((*where, "role"), f"no role {role!r}", f"{did_you_mean(str(role), ROLES)}")
         if role == "tool" and "tool_call_id" not in turn:
-            raise JobError(f"{where}: a tool's message says which call it answers; add tool_call_id:")
+            raise JobError(where, "a tool's message says which call it answers", "add tool_call_id:")
         calls, content = turn.get("tool_calls"), turn.get("content")
         if content is None and calls is None and "function_call" not in turn and "refusal" not in turn:
-            raise JobError(f"{where}.{content_key}: has no text; write one")
-        parts = {"role": literal(role), "content": self._content(content, role, f"{where}.{content_key}")}
+            raise JobError((*where, content_key), "has no text", "write one")
+        parts = {"role": literal(role), "content": self._content(content, role, (*where, content_key))}
         for key in ("name", "tool_call_id"):
             if turn.get(key) is not None:
-                parts[key] = self._text(turn[key], f"{where}.{key}")
+                parts[key] = self._text(turn[key], (*where, key))
         for key in (key for key in keys if key in turn and key not in KEYS):
-            parts[key] = compile_template(turn[key], self.known, f"{where}.{key}")
+            parts[key] = compile_template(turn[key], self.known, (*where, key))
         message = mapping_template(parts)
-        return message if calls is None else self._with_calls(message, calls, f"{where}.tool_calls")
+        return message if calls is None else self._with_calls(message, calls, (*where, "tool_calls"))
 
-    def _with_calls(self, message: TemplateTree, calls: Any, where: str) -> TemplateTree:
+    def _with_calls(self, message: TemplateTree, calls: Any, where: KeyPath) -> TemplateTree:
         if isinstance(calls, Mapping) and set(calls) == {"column"}:
             name = str(calls["column"])
             if name not in self.known:
-                raise JobError(f"{where}.column: no column {name} here; {did_you_mean(name, self.known)}")
+                raise JobError((*where, "column"), f"no column {name} here", f"{did_you_mean(name, self.known)}")
             some = TemplateTree(lambda row: row[name], frozenset({name}))
         elif isinstance(calls, list | tuple) and calls:
             some = compile_template(calls, self.known, where)
         else:
-            raise JobError(f"{where}: found {calls!r}, expected a list of calls or {{column: NAME}}; correct it")
+            raise JobError(where, f"found {calls!r}, expected a list of calls or {{column: NAME}}", "correct it")
         if not some.varies_by_row:
             try:
                 [chat_call(call) for call in some.render({})]
             except ValueError as exc:
-                raise JobError(f"{where}: {exc}; write {{id, name, arguments}}") from exc
+                raise JobError(where, f"{exc}", "write {id, name, arguments}") from exc
 
         def fill(row: Row) -> dict[str, Any]:
             try:
@@ -163,14 +170,14 @@ class _Turns:
 
         return TemplateTree(fill, message.columns | some.columns)
 
-    def _content(self, content: Any, role: str, where: str) -> TemplateTree:
+    def _content(self, content: Any, role: str, where: KeyPath) -> TemplateTree:
         if content is None:
             return literal(None)
         if not isinstance(content, list | tuple):
             return self._text(content, where)
         if not content:
-            raise JobError(f"{where}: has no parts; write a text, or parts such as {{text: ...}}")
-        some = [self._part(part, role, f"{where}.{place}") for place, part in enumerate(content)]
+            raise JobError(where, "has no parts", "write a text, or parts such as {text: ...}")
+        some = [self._part(part, role, (*where, place)) for place, part in enumerate(content)]
         if not any(several for _, several in some):
             return list_template([part for part, _ in some])
 
@@ -182,42 +189,44 @@ class _Turns:
 
         return TemplateTree(fill, frozenset[str]().union(*(part.columns for part, _ in some)))
 
-    def _part(self, part: Any, role: str, where: str) -> tuple[TemplateTree, bool]:
+    def _part(self, part: Any, role: str, where: KeyPath) -> tuple[TemplateTree, bool]:
         """(the part, whether it fills in to a list of parts)."""
         if not isinstance(part, Mapping) or not part:
-            raise JobError(f"{where}: found {part!r}, expected a part; write {{text: ...}} or {{image: COLUMN}}")
+            raise JobError(where, f"found {part!r}, expected a part", "write {text: ...} or {image: COLUMN}")
         if isinstance(part.get("type"), str):
             return compile_template(part, self.known, where), False
         keys = set(part)
         if keys == {"text"}:
-            return mapping_template({"type": literal("text"), "text": self._text(part["text"], f"{where}.text")}), False
+            return mapping_template(
+                {"type": literal("text"), "text": self._text(part["text"], (*where, "text"))}
+            ), False
         if "image" in keys and keys <= {"image", "detail"}:
             if role != "user":
-                raise JobError(f"{where}.image: only a user's message shows pictures; move it there")
+                raise JobError((*where, "image"), "only a user's message shows pictures", "move it there")
             detail = part.get("detail")
             if detail is not None and detail not in DETAILS:
-                raise JobError(f"{where}.detail: found {detail!r}, expected low, high or auto; correct it")
-            return self._image(part["image"], detail, f"{where}.image")
+                raise JobError((*where, "detail"), f"found {detail!r}, expected low, high or auto", "correct it")
+            return self._image(part["image"], detail, (*where, "image"))
         odd = next((key for key in part if key not in ("text", "image", "detail")), "detail")
-        raise JobError(
-            f"{where}.{odd}: no such part; write {{text: ...}}, {{image: ..., detail: ...}} or {{type: ...}}"
-        )
+        raise JobError((*where, odd), "no such part", "write {text: ...}, {image: ..., detail: ...} or {type: ...}")
 
-    def _image(self, image: Any, detail: str | None, where: str) -> tuple[TemplateTree, bool]:
+    def _image(self, image: Any, detail: str | None, where: KeyPath) -> tuple[TemplateTree, bool]:
         if not isinstance(image, str) or not image:
-            raise JobError(f"{where}: found {image!r}, expected a column or a URL; name one")
+            raise JobError(where, f"found {image!r}, expected a column or a URL", "name one")
         more = {} if detail is None else {"detail": detail}
         if image in self.known:
             self.pictures.add(image)
             return TemplateTree(lambda row: _picture_parts(row[image], more)), True
         if "{" not in image and not _is_url(image):
-            raise JobError(f"{where}: no column {image} and no URL; {did_you_mean(image, self.known)}")
-        url = mapping_template({"url": compile_text(image, self.known, where), **{k: literal(v) for k, v in more.items()}})
+            raise JobError(where, f"no column {image} and no URL", f"{did_you_mean(image, self.known)}")
+        url = mapping_template(
+            {"url": compile_text(image, self.known, where), **{k: literal(v) for k, v in more.items()}}
+        )
         return mapping_template({"type": literal("image_url"), "image_url": url}), False
 
-    def _text(self, source: Any, where: str) -> TemplateTree:
+    def _text(self, source: Any, where: KeyPath) -> TemplateTree:
         if not isinstance(source, str):
-            raise JobError(f"{where}: found {source!r}, expected text; put it in quotes")
+            raise JobError(where, f"found {source!r}, expected text", "put it in quotes")
         return compile_text(source, self.known, where)
 
 

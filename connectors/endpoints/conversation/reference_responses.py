@@ -10,11 +10,11 @@ from connectors.contracts import MalformedReply
 from connectors.endpoints.conversation.conversation_endpoint import shortened
 from connectors.endpoints.conversation.output_columns import Choice
 from connectors.endpoints.conversation.tool_calls import told_calls
-from connectors.errors import JobError, did_you_mean
+from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.templating.template_tree import TemplateTree, literal, compile_template, mapping_template, plain_json
 from connectors.transport.sse import Event
 from connectors.transport.stream_assembly import assemble_reference
-from connectors.transport.token_usage import whole_count
+from connectors.transport.token_usage import parse_count
 
 
 def _flag(value: Any) -> bool | None:
@@ -37,7 +37,7 @@ _METADATA: Mapping[str, tuple[pa.DataType, Callable[[Any], Any]]] = {
     # 2.9.1
     "confidence_score": (pa.float64(), _number),
     "content_type": (pa.string(), _text),
-    "word_count": (pa.int64(), whole_count),
+    "word_count": (pa.int64(), parse_count),
     "reading_time": (pa.string(), _text),
     "language": (pa.string(), _text),
     # 2.9.2
@@ -120,24 +120,24 @@ class ReferenceResponses:
         ]
 
 
-def response_format(told: Any, known: Iterable[str], where: str) -> TemplateTree:
+def response_format(told: Any, known: Iterable[str], where: KeyPath) -> TemplateTree:
     """The step's `response_format`, a template's variables as templates over the row; JobError where it is none."""
     kind = told.get("type") if isinstance(told, Mapping) else None
     if not isinstance(kind, str) or kind not in _FORMATS:
-        raise JobError(f"{where}.type: found {kind!r}; {did_you_mean(str(kind), _FORMATS)}")
+        raise JobError((*where, "type"), f"found {kind!r}", f"{did_you_mean(str(kind), _FORMATS)}")
     keys = _FORMATS[kind]
     parts: dict[str, TemplateTree] = {"type": literal(kind)}
     for key, value in told.items():
         if key == "type":
             continue
         if key not in keys:
-            raise JobError(f"{where}.{key}: no such key of the format {kind}; {did_you_mean(str(key), keys)}")
+            raise JobError((*where, key), f"no such key of the format {kind}", f"{did_you_mean(str(key), keys)}")
         if not isinstance(value, keys[key]):
-            raise JobError(f"{where}.{key}: found {value!r}, expected {_WORDS[keys[key]]}; correct it")
+            raise JobError((*where, key), f"found {value!r}, expected {_WORDS[keys[key]]}", "correct it")
         templated = key in ("template_id", "variables")
-        parts[key] = compile_template(value, known, f"{where}.{key}") if templated else literal(plain_json(value, where))
+        parts[key] = compile_template(value, known, (*where, key)) if templated else literal(plain_json(value, where))
     if _NEEDED.get(kind, "type") not in told:
-        raise JobError(f"{where}.{_NEEDED[kind]}: missing; the format {kind} needs it")
+        raise JobError((*where, _NEEDED[kind]), "missing", f"the format {kind} needs it")
     return mapping_template(parts)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from connectors.errors import did_you_mean
+from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.transport.bounded_json import loads
 
 TYPES = ("string", "integer", "number", "boolean", "array", "object")
@@ -30,16 +30,16 @@ BOUNDS = (("minimum", "maximum"), ("minLength", "maxLength"), ("minItems", "maxI
 class TypedOutput:
     """The columns that a typed step answers with, in the order in which they are declared."""
 
-    def __init__(self, declared: Mapping[str, Any], where: str) -> None:
-        """ValueError, with a key path below `where`, for what is no type."""
+    def __init__(self, declared: Mapping[str, Any], where: KeyPath) -> None:
+        """JobError, with a key path below `where`, for what is no type."""
         if not declared:
-            raise ValueError(f"{where}: names no column; write e.g. output: {{topic: {{type: string}}}}")
+            raise JobError(where, "names no column", "write e.g. output: {topic: {type: string}}")
         properties: dict[str, Any] = {}
         fields: list[pa.Field] = []
         for name, spec in declared.items():
             if not name or RESERVED.match(name):
-                raise ValueError(f"{where}.{name}: this name is taken by Rowmill; choose another")
-            properties[name], kind = _typed(spec, f"{where}.{name}")
+                raise JobError((*where, name), "this name is taken by Rowmill", "choose another")
+            properties[name], kind = _typed(spec, (*where, name))
             fields.append(pa.field(name, kind))
         self.names: tuple[str, ...] = tuple(declared)
         self.fields: tuple[pa.Field, ...] = tuple(fields)
@@ -50,7 +50,7 @@ class TypedOutput:
         try:
             self._validator = jsonschema_rs.validator_for(self.schema)
         except (ValueError, jsonschema_rs.ValidationError) as exc:
-            raise ValueError(f"{where}: is no JSON Schema: {' '.join(str(exc).split())[:200]}; mend it") from exc
+            raise JobError(where, f"is no JSON Schema: {' '.join(str(exc).split())[:200]}", "mend it") from exc
         self._whole = [_reader(field.type) for field in fields]
 
     def read(self, text: str) -> tuple[Any, ...] | str:
@@ -85,12 +85,12 @@ def unfenced(text: str) -> str:
     return text
 
 
-def _typed(spec: Any, where: str) -> tuple[dict[str, Any], pa.DataType]:
+def _typed(spec: Any, where: KeyPath) -> tuple[dict[str, Any], pa.DataType]:
     """(JSON Schema, Arrow type) of one declared type."""
     if isinstance(spec, str):
         spec = {"type": spec}
     if not isinstance(spec, Mapping):
-        raise ValueError(f"{where}: found {spec!r}, no type; write e.g. {{type: string}}")
+        raise JobError(where, f"found {spec!r}, no type", "write e.g. {type: string}")
     schema = {key: value for key, value in spec.items() if key != "nullable"}
     kinds = schema.get("type")
     if kinds is None and "enum" in schema:
@@ -101,19 +101,21 @@ def _typed(spec: Any, where: str) -> tuple[dict[str, Any], pa.DataType]:
         rest = [kind for kind in kinds if kind != "null"]
         kinds = rest[0] if len(rest) == 1 else None
     if kinds not in TYPES:
-        raise ValueError(f"{where}.type: found {schema.get('type')!r}; write one of {', '.join(TYPES)}")
+        raise JobError((*where, "type"), f"found {schema.get('type')!r}", f"write one of {', '.join(TYPES)}")
     kind: pa.DataType
     if kinds == "object":
         inner = schema.get("properties")
         if not isinstance(inner, Mapping) or not inner:
-            raise ValueError(f"{where}.properties: an object needs its properties; name each with its type")
-        made = {name: _typed(value, f"{where}.properties.{name}") for name, value in inner.items()}
+            raise JobError((*where, "properties"), "an object needs its properties", "name each with its type")
+        made = {name: _typed(value, (*where, "properties", name)) for name, value in inner.items()}
         schema |= _closed({name: one for name, (one, _) in made.items()})
         kind = pa.struct([pa.field(name, two) for name, (_, two) in made.items()])
     elif kinds == "array":
         if "items" not in schema:
-            raise ValueError(f"{where}.items: an array needs the type of its items; write e.g. items: {{type: string}}")
-        schema["items"], of = _typed(schema["items"], f"{where}.items")
+            raise JobError(
+                (*where, "items"), "an array needs the type of its items", "write e.g. items: {type: string}"
+            )
+        schema["items"], of = _typed(schema["items"], (*where, "items"))
         kind = pa.list_(of)
     else:
         kind = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}[kinds]
@@ -124,27 +126,29 @@ def _typed(spec: Any, where: str) -> tuple[dict[str, Any], pa.DataType]:
     return schema, kind
 
 
-def _check_keywords(schema: Mapping[str, Any], kind: str, where: str) -> None:
-    """ValueError for what no answer could fit, and for a keyword that there is not: both would be paid for first."""
+def _check_keywords(schema: Mapping[str, Any], kind: str, where: KeyPath) -> None:
+    """JobError for what no answer could fit, and for a keyword that there is not: both would be paid for first."""
     for word in schema:
         if word not in KEYWORDS and not word.startswith(("$", "x-")):
-            raise ValueError(f"{where}.{word}: no such key; {did_you_mean(word, KEYWORDS)}")
+            raise JobError((*where, word), "no such key", f"{did_you_mean(word, KEYWORDS)}")
     if "enum" in schema:
         values = schema["enum"]
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-            raise ValueError(f"{where}.enum: found {values!r}, no list of values; write e.g. enum: [billing, other]")
+            raise JobError(
+                (*where, "enum"), f"found {values!r}, no list of values", "write e.g. enum: [billing, other]"
+            )
         import jsonschema_rs
 
         fits = jsonschema_rs.validator_for({"type": [kind, "null"]}).is_valid
         for value in values:
             if not fits(value):
-                raise ValueError(
-                    f"{where}.enum: {value!r} is no {kind}; write values of that type (in quotes for texts)"
+                raise JobError(
+                    (*where, "enum"), f"{value!r} is no {kind}", "write values of that type (in quotes for texts)"
                 )
     for least, most in BOUNDS:
         low, high = schema.get(least), schema.get(most)
         if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
-            raise ValueError(f"{where}.{least}: {low} is more than {most} {high}, so nothing fits; correct one of them")
+            raise JobError((*where, least), f"{low} is more than {most} {high}, so nothing fits", "correct one of them")
 
 
 def _closed(properties: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from connectors.errors import JobError, did_you_mean
+from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.templating.template_tree import plain_json
 
 TOOL_CALLS = pa.list_(pa.struct([("id", pa.string()), ("name", pa.string()), ("arguments", pa.string())]))
@@ -17,41 +17,42 @@ CHOICES = ("none", "auto", "required")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-def checked_tools(tools: Any, where: str, flat: bool) -> list[dict[str, Any]]:
+def checked_tools(tools: Any, where: KeyPath, flat: bool) -> list[dict[str, Any]]:
     """The tools of a step as its dialect writes them (`flat`: as responses do); JobError where they are none."""
     if not isinstance(tools, list | tuple) or not tools:
-        raise JobError(f"{where}: found {_shown(tools)}, expected a list of tools; write the API's own tool objects")
-    made = [_tool(tool, f"{where}.{place}", flat) for place, tool in enumerate(tools)]
+        raise JobError(where, f"found {_shown(tools)}, expected a list of tools", "write the API's own tool objects")
+    made = [_tool(tool, (*where, place), flat) for place, tool in enumerate(tools)]
     names = [name for name in map(_name_of, made) if name is not None]
     for place, name in enumerate(names):
         if name in names[:place]:
-            raise JobError(f"{where}: two tools are called {name}; give each a name of its own")
+            raise JobError(where, f"two tools are called {name}", "give each a name of its own")
     return made
 
 
-def checked_choice(choice: Any, tools: Sequence[Mapping[str, Any]] | None, where: str, flat: bool) -> Any:
+def checked_choice(choice: Any, tools: Sequence[Mapping[str, Any]] | None, where: KeyPath, flat: bool) -> Any:
     """`tool_choice` as the dialect writes it; JobError where it is none, or names a tool that is not there."""
     if tools is None:
-        raise JobError(f"{where}: there are no tools to choose from; add tools: to the step")
+        raise JobError(where, "there are no tools to choose from", "add tools: to the step")
     names = [name for name in map(_name_of, tools) if name is not None]
     if isinstance(choice, str):
         if choice in CHOICES:
             return choice
         if choice in names:
             raise JobError(
-                f"{where}: found {_shown(choice)}, expected an object that names the tool; "
-                f"write {{type: function, function: {{name: {choice}}}}}"
+                where,
+                f"found {_shown(choice)}, expected an object that names the tool",
+                f"write {{type: function, function: {{name: {choice}}}}}",
             )
-        raise JobError(f"{where}: found {_shown(choice)}; {did_you_mean(choice, CHOICES)}")
+        raise JobError(where, f"found {_shown(choice)}", f"{did_you_mean(choice, CHOICES)}")
     kind = choice.get("type") if isinstance(choice, Mapping) else None
     if not isinstance(kind, str):
-        raise JobError(f"{where}: found {_shown(choice)}, expected none, auto, required or {{type: ...}}; correct it")
+        raise JobError(where, f"found {_shown(choice)}, expected none, auto, required or {{type: ...}}", "correct it")
     choice = plain_json(choice, where)
     if kind in ("function", "custom"):
         inner = choice.get(kind, choice)
         name = inner.get("name") if isinstance(inner, Mapping) else None
         if name not in names:
-            raise JobError(f"{where}: no tool {_shown(name)} in tools; {did_you_mean(str(name), names)}")
+            raise JobError(where, f"no tool {_shown(name)} in tools", f"{did_you_mean(str(name), names)}")
         return {"type": kind, "name": name} if flat else {"type": kind, kind: {"name": name}}
     return choice
 
@@ -100,28 +101,30 @@ def _told(call: Any) -> dict[str, str | None] | None:
     return None
 
 
-def _tool(tool: Any, where: str, flat: bool) -> dict[str, Any]:
+def _tool(tool: Any, where: KeyPath, flat: bool) -> dict[str, Any]:
     if not isinstance(tool, Mapping) or not isinstance(tool.get("type"), str):
-        raise JobError(f"{where}: found {_shown(tool)}, expected a tool; write {{type: function, function: {{...}}}}")
+        raise JobError(where, f"found {_shown(tool)}, expected a tool", "write {type: function, function: {...}}")
     kind = tool["type"]
     if kind not in ("function", "custom"):
         if not flat:
-            raise JobError(f"{where}.type: found {_shown(kind)}; {did_you_mean(kind, ('function', 'custom'))}")
+            raise JobError((*where, "type"), f"found {_shown(kind)}", f"{did_you_mean(kind, ('function', 'custom'))}")
         return dict(plain_json(tool, where))
     nested = kind in tool
     inner = tool[kind] if nested else {key: value for key, value in tool.items() if key != "type"}
     if not isinstance(inner, Mapping):
-        raise JobError(f"{where}.{kind}: found {_shown(inner)}, expected keys and values; name and describe the tool")
+        raise JobError((*where, kind), f"found {_shown(inner)}, expected keys and values", "name and describe the tool")
     if nested and len(tool) > 2:
         extra = next(key for key in tool if key not in ("type", kind))
-        raise JobError(f"{where}.{extra}: no such key of a tool; put it below {kind}")
-    path = f"{where}.{kind}" if nested else where
+        raise JobError((*where, extra), "no such key of a tool", f"put it below {kind}")
+    path = (*where, kind) if nested else where
     inner = dict(plain_json(inner, path))
     name = inner.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise JobError(f"{path}.name: found {_shown(name)}, expected 1 to 64 letters, digits, _ or -; name the tool")
+        raise JobError(
+            (*path, "name"), f"found {_shown(name)}, expected 1 to 64 letters, digits, _ or -", "name the tool"
+        )
     if inner.get("parameters") is not None:
-        _check_schema(inner["parameters"], f"{path}.parameters")
+        _check_schema(inner["parameters"], (*path, "parameters"))
     if not flat:
         return {"type": kind, kind: inner}
     if nested and kind == "function":
@@ -130,17 +133,17 @@ def _tool(tool: Any, where: str, flat: bool) -> dict[str, Any]:
     return {"type": kind, **inner}
 
 
-def _check_schema(schema: Any, where: str) -> None:
+def _check_schema(schema: Any, where: KeyPath) -> None:
     if not isinstance(schema, dict):
         raise JobError(
-            f"{where}: found {_shown(schema)}, expected a JSON Schema; write {{type: object, properties: ...}}"
+            where, f"found {_shown(schema)}, expected a JSON Schema", "write {type: object, properties: ...}"
         )
     import jsonschema_rs  # 3 MB, and only for tools
 
     try:
         jsonschema_rs.meta.validate(schema)
     except (jsonschema_rs.ValidationError, ValueError) as exc:
-        raise JobError(f"{where}: is no JSON Schema: {' '.join(str(exc).split())[:200]}; mend it") from exc
+        raise JobError(where, f"is no JSON Schema: {' '.join(str(exc).split())[:200]}", "mend it") from exc
 
 
 def _name_of(tool: Mapping[str, Any]) -> str | None:

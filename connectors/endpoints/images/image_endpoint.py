@@ -58,14 +58,14 @@ class ImageMaker(SingleRowEndpoint):
     ) -> None:
         """`own`: the step's keys that are sent as they stand. `files`: form field -> column or columns of pictures."""
         self.path = path
-        self.where = f"steps.{step.name}"
+        self.where = ("steps", step.name)
         self._step = step
         self._tag = facts.provider_tag
         self._prefix = facts.files_prefix
-        self._prompt = template(prompt, facts.columns, f"{self.where}.prompt")
+        self._prompt = template(prompt, facts.columns, (*self.where, "prompt"))
         self._files = {
             field: tuple(
-                file_column(column, facts.columns, f"{self.where}.{field}")
+                file_column(column, facts.columns, (*self.where, field))
                 for column in ([columns] if isinstance(columns, str) else columns)
             )
             for field, columns in (files or {}).items()
@@ -226,4 +226,6 @@ def check_model(step: StepModel, family_names: Sequence[str], what: str) -> None
     """JobError where the model is known, and known not to do this."""
     family = family_of(step.model)
     if family is not None and family.name not in family_names:
-        raise JobError(f"steps.{step.name}.model: {step.model} makes no {what}; take {' or '.join(family_names)}")
+        raise JobError(
+            ("steps", step.name, "model"), f"{step.model} makes no {what}", f"take {' or '.join(family_names)}"
+        )

@@ -13,7 +13,7 @@ from connectors.media.file_types import HEAD, kind_of
 from connectors.records import Reply, RowError, Usage, compact_copy
 from connectors.transport.reply_body import parse_json_events, parse_object, error_in_body
 from connectors.transport.sse import is_event_stream
-from connectors.transport.token_usage import whole_count
+from connectors.transport.token_usage import parse_count
 
 
 def kept(reply: Reply) -> bytes | RowError:
@@ -52,8 +52,8 @@ def usage(reply: Reply) -> Usage:
     used = used if isinstance(used, dict) else {}
     entries = found.get("data")
     return Usage(
-        input_tokens=whole_count(used.get("input_tokens")),
-        output_tokens=whole_count(used.get("output_tokens")),
+        input_tokens=parse_count(used.get("input_tokens")),
+        output_tokens=parse_count(used.get("output_tokens")),
         images=len(entries) if isinstance(entries, list) else None,
     )
 

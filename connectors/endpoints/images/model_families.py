@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from connectors.errors import JobError
+from connectors.errors import JobError, KeyPath
 
 _GPT_ONLY = ("background", "moderation", "output_format", "output_compression", "input_fidelity", "partial_images")
 
@@ -73,27 +73,29 @@ def family_of(model: str) -> Family | None:
     return None
 
 
-def check_fixed(fixed: Mapping[str, Any], family: Family | None, where: str) -> None:
+def check_fixed(fixed: Mapping[str, Any], family: Family | None, where: KeyPath) -> None:
     """JobError, placed below `where`, for a parameter that models of the family do not take."""
     if family is None:
         return
     for name in family.refuses:
         if name in fixed:
-            raise JobError(f"{where}.{name}: {fixed['model']} does not take it; leave it out")
+            raise JobError((*where, name), f"{fixed['model']} does not take it", "leave it out")
     size, quality, count = fixed.get("size"), fixed.get("quality"), count_of(fixed)
     if family.sizes is None and size is not None and not _fits_gpt_image_2(str(size)):
         raise JobError(
-            f"{where}.size: found {size}, {fixed['model']} takes auto or WIDTHxHEIGHT, both multiples of 16, at most "
-            "3840x2160 pixels, no side more than three times the other; correct it"
+            (*where, "size"),
+            f"found {size}, {fixed['model']} takes auto or WIDTHxHEIGHT, both multiples of 16, at most "
+            "3840x2160 pixels, no side more than three times the other",
+            "correct it",
         )
     if family.sizes is not None and size is not None and size not in family.sizes:
-        raise JobError(f"{where}.size: found {size}, {fixed['model']} takes {_list(family.sizes)}; correct it")
+        raise JobError((*where, "size"), f"found {size}, {fixed['model']} takes {_list(family.sizes)}", "correct it")
     if quality is not None and quality not in family.qualities:
         raise JobError(
-            f"{where}.quality: found {quality}, {fixed['model']} takes {_list(family.qualities)}; correct it"
+            (*where, "quality"), f"found {quality}, {fixed['model']} takes {_list(family.qualities)}", "correct it"
         )
     if count > family.most:
-        raise JobError(f"{where}.n: found {count}, {fixed['model']} makes at most {family.most}; correct it")
+        raise JobError((*where, "n"), f"found {count}, {fixed['model']} makes at most {family.most}", "correct it")
 
 
 def count_of(fixed: Mapping[str, Any]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from connectors.errors import JobError, did_you_mean
+from connectors.errors import JobError, KeyPath, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +72,17 @@ def mapping_of(words: str, fits: Callable[[str, Any], bool]) -> Check:
     return Check(words, lambda value: isinstance(value, Mapping) and all(fits(key, v) for key, v in value.items()))
 
 
-def check_params(params: Mapping[str, Any], table: Mapping[str, Check], where: str) -> None:
+def check_params(params: Mapping[str, Any], table: Mapping[str, Check], where: KeyPath) -> None:
     """JobError, placed below `where`, at the first parameter that the table does not know or that does not fit."""
     for name, value in params.items():
         if name not in table:
             near = did_you_mean(name, table)
             advice = near if near.startswith("did") else "extra_body sends what Rowmill does not know"
-            raise JobError(f"{where}.params.{name}: no such parameter; {advice}")
+            raise JobError((*where, "params", name), "no such parameter", f"{advice}")
         if not table[name].fits(value):
-            raise JobError(f"{where}.params.{name}: found {_shown(value)}, expected {table[name].expected}; correct it")
+            raise JobError(
+                (*where, "params", name), f"found {_shown(value)}, expected {table[name].expected}", "correct it"
+            )
 
 
 def _is_number(value: Any) -> bool:

@@ -7,11 +7,11 @@ import orjson
 
 from connectors.contracts import StepModel
 from connectors.endpoints.params.checks import Check, check_params
-from connectors.errors import JobError
+from connectors.errors import JobError, KeyPath
 from connectors.templating.template_tree import TemplateTree, plain_json, compile_text
 
 
-def fixed_params(step: StepModel, own: Sequence[str], table: Mapping[str, Check], where: str) -> dict[str, Any]:
+def fixed_params(step: StepModel, own: Sequence[str], table: Mapping[str, Check], where: KeyPath) -> dict[str, Any]:
     """The parameters by name, `model` first; JobError for one that does not fit or that stands in two places.
 
     `own`: the step's keys that are parameters as they stand. `table`: every parameter that `params` may hold.
@@ -19,7 +19,7 @@ def fixed_params(step: StepModel, own: Sequence[str], table: Mapping[str, Check]
     fields = set(type(step).model_fields)
     for name in step.params:
         if name in fields and name not in table:
-            raise JobError(f"{where}.params.{name}: is a key of the step itself; write it beside params")
+            raise JobError((*where, "params", name), "is a key of the step itself", "write it beside params")
     check_params(step.params, table, where)
     found: dict[str, Any] = {"model": step.model, **step.params}
     for name in own:
@@ -27,12 +27,12 @@ def fixed_params(step: StepModel, own: Sequence[str], table: Mapping[str, Check]
         if value is None:
             continue
         if name in step.params:
-            raise JobError(f"{where}.{name}: stands in params as well; write it in one place")
+            raise JobError((*where, name), "stands in params as well", "write it in one place")
         found[name] = value
-    return {name: plain_json(value, f"{where}.{name}") for name, value in (found | step.extra_body).items()}
+    return {name: plain_json(value, (*where, name)) for name, value in (found | step.extra_body).items()}
 
 
-def template(source: str | None, columns: Iterable[str], where: str) -> TemplateTree | None:
+def template(source: str | None, columns: Iterable[str], where: KeyPath) -> TemplateTree | None:
     """A text that each row fills in; None where the step names none."""
     return None if source is None else compile_text(source, columns, where)
 

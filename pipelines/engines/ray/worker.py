@@ -15,23 +15,24 @@ from connectors.contracts import Provider
 from connectors.errors import JobError
 from connectors.media.media_reader import MediaReader
 from connectors.records import Request
-from connectors.transport.client import HttpTransport, Timeouts
-from pipelines.config.job import Job, LoadedJob
+from connectors.transport.client import HttpTransport, RequestTimeouts
+from pipelines.config.job import Job
+from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace import Workspace
-from pipelines.dispatch.counters import StepTally, Tally
-from pipelines.dispatch.dispatcher import FanOut
-from pipelines.dispatch.provider_routes import lanes_of
-from pipelines.dispatch.request_types import DayBudget, Exchange, Lane, Outcome, Tries
-from pipelines.dispatch.step_runner import LOOKING, OPEN_BYTES, OPEN_ROWS, Chunk, Travel
-from pipelines.engines.ray.ledger import FarLedger
-from pipelines.engines.ray.limits import JOB, FarPurse, Leasing
+from pipelines.dispatch.counters import RunCounters, StepCounters
+from pipelines.dispatch.dispatcher import OnlineDispatcher
+from pipelines.dispatch.provider_routes import build_routes
+from pipelines.dispatch.request_types import DailyBudget, Exchange, Outcome, Route, RetryLimits
+from pipelines.dispatch.step_runner import LOOKING, OPEN_BYTES, OPEN_ROWS, Chunk, StepRunner
+from pipelines.engines.ray.ledger import RemoteLedger
+from pipelines.engines.ray.limits import JOB, RemoteBudget, Leasing
 from pipelines.engines.ray.telemetry import Heard, Recorder
 from pipelines.engines.ray.timing import Spent, waits_of
-from pipelines.ledger.entries import Answer
-from pipelines.limits.provider_limiter import Allowance
-from pipelines.monitoring.run_view import Watch
-from pipelines.preparation.prepared_job import ReadyStep, media_reader_of, ready_steps
-from pipelines.pricing.run_budget import Purse
+from pipelines.ledger.entries import StoredAnswer
+from pipelines.limits.provider_limiter import ProviderLimiter
+from pipelines.monitoring.run_view import RunView
+from pipelines.preparation.prepared_job import PreparedStep, build_media_reader, prepare_steps
+from pipelines.pricing.run_budget import RunBudget
 from pipelines.runtime.event_loop import look_rarely
 
 HANDED_ON = ("_key", "_part", "_in_errors", "_row_fingerprint")
@@ -39,7 +40,7 @@ HANDED_ON = ("_key", "_part", "_in_errors", "_row_fingerprint")
 
 
 @dataclass(frozen=True, slots=True)
-class Kit:
+class WorkerConfig:
     """What a worker needs to know of the run; it holds no secret."""
 
     loaded: LoadedJob
@@ -55,7 +56,7 @@ class Kit:
     """The sink's files_prefix and files_folder."""
     senders: int
     budgeted: bool
-    day: DayBudget | None
+    day: DailyBudget | None
     observed: bool
     """Whether somebody wants to know of every exchange."""
     marker: Path
@@ -72,14 +73,14 @@ class Equipped:
 
     job: Job
     workspace: Workspace
-    steps: Sequence[ReadyStep]
+    steps: Sequence[PreparedStep]
 
 
 @dataclass(slots=True)
 class Report:
     """How far a worker is."""
 
-    tally: Tally = field(default_factory=Tally)
+    tally: RunCounters = field(default_factory=RunCounters)
     spent: int = 0
     reserved: int = 0
     stopped: str | None = None
@@ -91,10 +92,10 @@ class Report:
     waited: Spent = field(default_factory=Spent)
 
 
-class SharedFanOut(FanOut):
+class DeduplicatingDispatcher(OnlineDispatcher):
     """A FanOut beside others: what another worker asks already is waited for, not asked again."""
 
-    def __init__(self, far: FarLedger, *given: Any) -> None:
+    def __init__(self, far: RemoteLedger, *given: Any) -> None:
         super().__init__(far, *given)
         self._far = far
         self._elsewhere: set[asyncio.Task[None]] = set()
@@ -121,14 +122,14 @@ class SharedFanOut(FanOut):
         settling = await super()._exchange(exchange, permit)
         if settling is not None and exchange.settled is not None:
             # Whoever waits for this place among the job's has its request noted right behind, with the same group.
-            of_job = exchange.pack.lane.allowances[1]
+            of_job = exchange.pack.lane.limiters[1]
             for allowance, taken in exchange.taken:
                 if allowance is of_job:
-                    of_job.done(taken, exchange.tokens, exchange.settled.usage.tokens)
+                    of_job.release(taken, exchange.tokens, exchange.settled.usage.tokens)
             exchange.taken = [one for one in exchange.taken if one[0] is not of_job]
         return settling
 
-    def _queue(self, lane: Lane, requests: Sequence[Request], usable: Callable[[Answer], bool]) -> None:
+    def _queue(self, lane: Route, requests: Sequence[Request], usable: Callable[[StoredAnswer], bool]) -> None:
         elsewhere = self._far.take_elsewhere([request.fingerprint for request in requests])
         super()._queue(lane, [request for request in requests if request.fingerprint not in elsewhere], usable)
         if elsewhere:
@@ -137,7 +138,9 @@ class SharedFanOut(FanOut):
             self._elsewhere.add(task)
             task.add_done_callback(self._elsewhere.discard)
 
-    async def _once_settled(self, lane: Lane, requests: dict[bytes, Request], usable: Callable[[Answer], bool]) -> None:
+    async def _once_settled(
+        self, lane: Route, requests: dict[bytes, Request], usable: Callable[[StoredAnswer], bool]
+    ) -> None:
         try:
             found = await self._far.settled(list(requests))
         except OSError as exc:
@@ -160,7 +163,13 @@ class WorkerActor:
     """Takes chunks through the steps. All calls of it run in one event loop."""
 
     async def set_up(
-        self, kit: Kit, providers: Mapping[str, Sequence[Provider]], number: int, first: int, ledger: Any, limiter: Any
+        self,
+        kit: WorkerConfig,
+        providers: Mapping[str, Sequence[Provider]],
+        number: int,
+        first: int,
+        ledger: Any,
+        limiter: Any,
     ) -> None:
         """`providers`: what steps name -> who is asked, with their keys, which stay in this process's memory.
         `ledger`, `limiter`: the handles of their actors; `first`: what the ledger's `begin` returned."""
@@ -168,37 +177,36 @@ class WorkerActor:
         self._began = time.process_time()
         self._kit = kit
         self._scratch = tempfile.TemporaryDirectory(prefix="rowmill-")
-        far = FarLedger(ledger, number, first)
+        far = RemoteLedger(ledger, number, first)
         self._far = far
         steps, allowances = await asyncio.to_thread(self._equip, kit, providers)
         job = kit.job
-        self._tally = Tally(steps={step.lane.step: StepTally() for step in steps})
-        self._purse = FarPurse(limiter, number) if kit.budgeted else Purse(None, 0)
-        timeouts = Timeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total)
+        self._tally = RunCounters(steps={step.lane.step: StepCounters() for step in steps})
+        self._purse = RemoteBudget(limiter, number) if kit.budgeted else RunBudget(None, 0)
+        timeouts = RequestTimeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total)
         self._transport = HttpTransport(timeouts, kit.senders)
-        tries = Tries(job.retry.attempts, job.retry.longest_wait, job.retry.longest_hold)
-        self._fanout = SharedFanOut(
+        tries = RetryLimits(job.retry.attempts, job.retry.longest_wait, job.retry.longest_hold)
+        self._fanout = DeduplicatingDispatcher(
             far, self._transport, self._purse, self._tally, tries, kit.senders, kit.run_id, kit.day
         )
         self._recorder = Recorder()
         if kit.observed:
             self._fanout.observer = self._recorder
-        self._allowances: Mapping[str, Allowance] = allowances
+        self._allowances: Mapping[str, ProviderLimiter] = allowances
         own = {name: allowance for name, allowance in allowances.items() if name != JOB}
-        self._watch = Watch(self._tally, self._fanout, own, self._purse)
-        self._travels: set[Travel] = set()
+        self._watch = RunView(self._tally, self._fanout, own)
+        self._travels: set[StepRunner] = set()
         self._moved = asyncio.Event()
         leasing = Leasing(limiter, number, allowances, self._purse, self._fanout.caught_up)
         await leasing.renew()
         self._keeping = asyncio.create_task(self._keep_leasing(leasing))
         self._fanout.start()
 
-    def _equip(self, kit: Kit, providers: Mapping[str, Sequence[Provider]]) -> Any:
+    def _equip(self, kit: WorkerConfig, providers: Mapping[str, Sequence[Provider]]) -> Any:
         """(steps, allowances by name), in a thread: reading job files and models takes a moment."""
         found = {(step.provider, step.model): kit.found[step.name] for step in kit.job.steps}
-        steps = ready_steps(
+        steps = prepare_steps(
             kit.loaded,
-            kit.workspace,
             kit.source,
             providers,
             lambda provider, model: found[provider.name, model][0],
@@ -208,13 +216,14 @@ class WorkerActor:
         with_files = any(step.endpoint.media for step in steps) or any(_makes_files(step) for step in steps)
         if with_files and not kit.marker.exists():
             raise JobError(
-                f"{kit.workspace.folder}: is not seen by every machine of the Ray cluster, and rows of this job come "
-                "with files; put the workspace on a shared file system at the same path, or run with --engine local"
+                kit.workspace.folder,
+                "is not seen by every machine of the Ray cluster, and rows of this job come with files",
+                "put the workspace on a shared file system at the same path, or run with --engine local",
             )
-        self._media: MediaReader = media_reader_of(kit.workspace, steps, Path(self._scratch.name), kit.files)
-        allowances: dict[str, Allowance] = {}
-        lanes = lanes_of(Equipped(kit.job, kit.workspace, steps), self._far, kit.run_id, allowances)
-        allowances[JOB] = of_job = lanes[0].lane.allowances[1]
+        self._media: MediaReader = build_media_reader(kit.workspace, steps, Path(self._scratch.name), kit.files)
+        allowances: dict[str, ProviderLimiter] = {}
+        lanes = build_routes(Equipped(kit.job, kit.workspace, steps), self._far, kit.run_id, allowances)
+        allowances[JOB] = of_job = lanes[0].lane.limiters[1]
         # Requests in flight are the job's, not one worker's.
         of_job.concurrency = kit.job.limits.concurrency
         self._steps = lanes
@@ -223,31 +232,33 @@ class WorkerActor:
     async def room(self) -> None:
         """Return when another chunk is wanted."""
         while self._fanout.stopped is None and (
-            sum(travel.looking for travel in self._travels) >= LOOKING
+            sum(travel.rendering for travel in self._travels) >= LOOKING
             or sum(travel.open_rows for travel in self._travels) >= OPEN_ROWS
             or sum(travel.open_bytes for travel in self._travels) >= OPEN_BYTES
         ):
             self._moved.clear()
             await self._moved.wait()
-        await self._fanout.hunger()
+        await self._fanout.wait_for_capacity()
 
     async def carry(self, chunk: Chunk) -> AsyncIterator[Chunk]:
         """The finished rows of a chunk, in pieces as they finish; rows never sent are in none."""
         finished: asyncio.Queue[Chunk | None] = asyncio.Queue()
-        travel = Travel(
+        travel = StepRunner(
             self._steps,
             self._fanout,
             self._kit.run_id,
             finished.put_nowait,
             self._kit.retrying,
             self._media,
-            lambda lane, request, answer: self._far.keep(request.fingerprint, lane.leg, request.body, answer),
+            lambda lane, request, answer: self._far.store_answer(
+                request.fingerprint, lane.route_id, request.body, answer
+            ),
             self._kit.files[1],
         )
-        travel.moved = self._moved
+        travel.progressed = self._moved
         self._travels.add(travel)
-        travel.start(chunk)
-        arriving = asyncio.create_task(travel.arrive())
+        travel.submit(chunk)
+        arriving = asyncio.create_task(travel.join())
         arriving.add_done_callback(lambda _: finished.put_nowait(None))
         while (piece := await finished.get()) is not None:
             yield self._light(piece)
@@ -264,10 +275,10 @@ class WorkerActor:
         failure = self._fanout.failure
         if failure is not None and not _travels_well(failure):
             failure = RuntimeError(f"{type(failure).__name__}: {failure}")
-        held = self._watch.held() if self._fanout.stopped is None else None
+        held = self._watch.hold_reason() if self._fanout.stopped is None else None
         told = (self._tally, self._purse.spent, self._purse.reserved, self._fanout.stopped, failure, held)
         cpu = time.process_time() - self._began
-        waited = Spent(waits_of(self._allowances), self._far.waited, self._purse.waited, cpu)
+        waited = Spent(waits_of(self._allowances), self._far.waited, self._purse.waited_seconds, cpu)
         return Report(*told, self._recorder.since(heard), waited)
 
     async def stop(self, reason: str) -> None:
@@ -304,7 +315,7 @@ class WorkerActor:
         return replace(piece, table=tables[0], failed=tables[1:])
 
 
-def _makes_files(step: ReadyStep) -> bool:
+def _makes_files(step: PreparedStep) -> bool:
     return step.model.endpoint == "speech" or step.model.endpoint.startswith("image_")
 
 

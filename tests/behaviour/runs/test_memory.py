@@ -15,11 +15,11 @@ from aiohttp import web
 
 from connectors.contracts import Provider
 from connectors.records import Call, Reply
-from connectors.sinks.parquet_folder import ParquetFolder
+from connectors.sinks.parquet_table import ParquetTables
 from connectors.sql import query_connection
-from connectors.transport.client import HttpTransport, Timeouts
+from connectors.transport.client import HttpTransport, RequestTimeouts
 from pipelines.dispatch import media_files
-from pipelines.dispatch.step_runner import Travel
+from pipelines.dispatch.step_runner import StepRunner
 from tests.conftest import chat_reply, table
 
 MB = 1 << 20
@@ -39,10 +39,10 @@ class Answering:
     bodies: ClassVar[list[bytes]] = []
     most_held = 0
     """Bytes of replies that somebody held, at any time when one more was asked for."""
-    travels: ClassVar[list[Travel]] = []
+    travels: ClassVar[list[StepRunner]] = []
     most_open = 0
 
-    def __init__(self, timeouts: Timeouts, connections: int) -> None:
+    def __init__(self, timeouts: RequestTimeouts, connections: int) -> None:
         pass
 
     async def send(self, provider: Provider, call: Call) -> Reply:
@@ -112,7 +112,7 @@ def test_wide_rows_set_out_a_few_megabytes_at_a_time(
     monkeypatch.setattr("pipelines.execution.job_run.OPEN_BYTES", 4 * MB)
     monkeypatch.setattr("pipelines.preparation.row_selection.CHUNK_BYTES", 1 * MB)
 
-    class Watched(Travel):
+    class Watched(StepRunner):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
             answering.travels.append(self)
@@ -130,9 +130,9 @@ def test_wide_rows_set_out_a_few_megabytes_at_a_time(
 def test_rows_wait_while_as_much_as_a_commit_takes_waits_for_the_one_under_way(
     workspace: Any, cli: Any, answering: type[Answering], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.execution.committer.BYTES", 4 * MB)
+    monkeypatch.setattr("pipelines.execution.committer.COMMIT_BYTES", 4 * MB)
     monkeypatch.setattr("pipelines.execution.job_run.CHUNK_ROWS", 2)
-    commit, first = ParquetFolder.commit, threading.Lock()
+    commit, first = ParquetTables.commit, threading.Lock()
 
     def slow_at_first(*given: Any) -> None:
         if first.acquire(blocking=False):
@@ -144,7 +144,7 @@ def test_rows_wait_while_as_much_as_a_commit_takes_waits_for_the_one_under_way(
             assert not answering.much_asked.is_set()
         commit(*given)
 
-    monkeypatch.setattr(ParquetFolder, "commit", slow_at_first)
+    monkeypatch.setattr(ParquetTables, "commit", slow_at_first)
     workspace.csv(100)
     told = cli.run(workspace.job(steps=STEPS["chat"], limits=f"{{concurrency: {IN_FLIGHT}}}"))
     assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 100, 100)
@@ -255,7 +255,7 @@ async def test_a_file_is_read_from_disk_while_it_is_sent(tmp_path: Path) -> None
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    transport = HttpTransport(Timeouts(), 1)
+    transport = HttpTransport(RequestTimeouts(), 1)
     try:
         provider = Provider("test", f"http://127.0.0.1:{runner.addresses[0][1]}/v1")
         form = (("model", "m", None), ("file", path, "file.wav"))

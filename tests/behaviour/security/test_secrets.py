@@ -12,7 +12,7 @@ import duckdb
 import pytest
 from aiohttp import web
 
-from pipelines.ledger.projection import unpacked
+from pipelines.ledger.projection import decode_table
 from tests.behaviour.faults.hostile_server import Asked, RoughServer
 from tests.conftest import ScriptedProvider
 
@@ -44,7 +44,7 @@ def all_that_was_written(folder: Path) -> Iterator[tuple[str, str]]:
                 yield f"{table} of the ledger", str(db_file.execute(f"select * from {table}").fetchall())
             for blobs in db_file.execute("select rows, errors, cleared, removed from commits").fetchall():
                 for blob in blobs:
-                    yield "commits of the ledger", "" if blob is None else str(unpacked(blob).to_pylist())
+                    yield "commits of the ledger", "" if blob is None else str(decode_table(blob).to_pylist())
             db_file.close()
 
 

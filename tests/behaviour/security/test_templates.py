@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from connectors.templating.template import LARGEST, Template, RenderError
+from connectors.templating.template import MAX_RENDERED_CHARACTERS, Template, RenderError
 
 UNBOUNDED = [
     "{{ 'x' * size }}",
@@ -99,8 +99,8 @@ def test_a_filter_given_what_it_does_not_take_is_told(
 
 
 def test_a_text_of_more_than_the_bound_is_no_request() -> None:
-    row = {"text": "x" * (LARGEST // 2)}
-    assert len(Template("{{ text }}{{ text|upper }}", "w").render(row)) == LARGEST
+    row = {"text": "x" * (MAX_RENDERED_CHARACTERS // 2)}
+    assert len(Template("{{ text }}{{ text|upper }}", "w").render(row)) == MAX_RENDERED_CHARACTERS
     for source in ("{{ text|upper }}{{ text }}!", "{{ text }}{{ text }}!"):
         with pytest.raises(RenderError, match="more than"):
             Template(source, "w").render(row)

@@ -97,13 +97,13 @@ def test_batches_are_listed_shown_and_cancelled(server: LocalServer, cli: Any) -
     import asyncio
 
     from connectors.contracts import Provider
-    from connectors.transport.client import HttpTransport, Timeouts
+    from connectors.transport.client import HttpTransport, RequestTimeouts
     from pipelines.runtime.provider_api import ProviderApi
 
     name = uploaded(cli, *({**LINE, "custom_id": str(n)} for n in range(3)))
 
     async def create(metadata: dict[str, str]) -> str:
-        transport = HttpTransport(Timeouts(), 2)
+        transport = HttpTransport(RequestTimeouts(), 2)
         try:
             api = ProviderApi(transport, Provider("box", server.base_url, "secret"))
             return str((await api.create_batch(name, "/v1/chat/completions", metadata))["id"])
@@ -160,7 +160,7 @@ def test_the_embedded_provider_remembers_files_between_commands(
 
 async def test_an_upload_streams_from_the_disk_and_tells_how_far_it_is(tmp_path: Path) -> None:
     from connectors.contracts import Provider
-    from connectors.transport.client import HttpTransport, Timeouts
+    from connectors.transport.client import HttpTransport, RequestTimeouts
     from pipelines.runtime.provider_api import ProviderApi
 
     file = tmp_path / "large.bin"
@@ -168,7 +168,7 @@ async def test_an_upload_streams_from_the_disk_and_tells_how_far_it_is(tmp_path:
     told: list[int] = []
     came: list[bytes] = []
     with LocalServer() as running:
-        transport = HttpTransport(Timeouts(), 2)
+        transport = HttpTransport(RequestTimeouts(), 2)
         api = ProviderApi(transport, Provider("box", running.base_url))
         item = await api.upload(file, "large.bin", "user_data", told.append)
         await api.download(item["id"], came.append)

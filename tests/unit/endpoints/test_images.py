@@ -18,8 +18,8 @@ from connectors.endpoints.image_generation import ImageGenerationStep
 from connectors.endpoints.image_variation import ImageVariationStep
 from connectors.errors import JobError
 from connectors.records import Media, Reply, Request, RowError, Usage
-from connectors.transport.client import HttpTransport, Timeouts
-from pipelines.pricing.prices import image_price, price_of, worst_cost
+from connectors.transport.client import HttpTransport, RequestTimeouts
+from pipelines.pricing.prices import image_price, resolve_price, max_cost
 
 REPLIES = Path(__file__).parents[2] / "replies"
 COLUMNS = {"title": pa.string(), "photo": pa.binary(), "area": pa.string(), "more": pa.list_(pa.string())}
@@ -276,9 +276,9 @@ def test_what_a_request_can_cost_goes_by_the_model() -> None:
     it = endpoint(model="dall-e-3", size="1792x1024", quality="hd")
     request = asked(it)
     assert (request.images, request.input_tokens, request.output_bound) == (1, 0, 0)
-    price = price_of("dall-e-3", {}, {})
+    price = resolve_price("dall-e-3", {}, {})
     assert price is not None and it.image_terms is not None
-    worst = worst_cost(image_price(price, *it.image_terms), 0, 0, images=request.images)
+    worst = max_cost(image_price(price, *it.image_terms), 0, 0, images=request.images)
     assert worst == 120_000_000_000
     low, high = (endpoint(model="gpt-image-1", quality=quality, n=2).output_bound for quality in ("low", "high"))
     assert low is not None and high is not None and 2 * 408 < low < 2 * 6240 < high
@@ -312,7 +312,7 @@ async def test_the_form_that_a_server_sees(seen: tuple[str, list[Any]]) -> None:
         "image_edit", model="gpt-image-1", image=["photo", "more"], mask="area", n=2, params={"input_fidelity": "high"}
     )
     request = asked(it, more=[media(form="JPEG"), media(form="WEBP")], area=media(colour="blue"))
-    transport = HttpTransport(Timeouts(), 1)
+    transport = HttpTransport(RequestTimeouts(), 1)
     try:
         await transport.send(Provider("p", address), it.call([request]))
     finally:

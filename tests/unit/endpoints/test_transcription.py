@@ -16,7 +16,7 @@ from connectors.endpoints.transcription import TranscriptionStep
 from connectors.endpoints.translation import TranslationStep
 from connectors.errors import JobError
 from connectors.records import Media, Reply, Request, RowError, Usage
-from connectors.transport.client import HttpTransport, Timeouts
+from connectors.transport.client import HttpTransport, RequestTimeouts
 
 REPLIES = Path(__file__).parents[2] / "replies"
 FACTS = StepContext(
@@ -296,7 +296,7 @@ async def test_the_form_that_a_server_sees(seen: tuple[str, list[Any]], tmp_path
     path.write_bytes(b"\0\xff" * 50_000)
     content = path.read_bytes()
     sound = Media(hashlib.sha256(content).hexdigest(), len(content), "audio/mpeg", "mp3", path=path, seconds=1.0)
-    transport = HttpTransport(Timeouts(), 1)
+    transport = HttpTransport(RequestTimeouts(), 1)
     try:
         await transport.send(Provider("p", address), it.call([asked(it, sound=sound)]))
     finally:

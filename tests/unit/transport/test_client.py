@@ -1,4 +1,4 @@
-"""Both ways by which a request leaves, straight over aiohttp's connections and by its session, do the same."""
+"""The HTTP client: the fast way and aiohttp's session read the same replies and fail in the same way."""
 
 import asyncio
 import gzip
@@ -8,77 +8,33 @@ import pytest
 
 from connectors.contracts import Provider
 from connectors.records import Call, Reply
-from connectors.transport.client import HttpTransport, RequestError, Timeouts
-from connectors.transport.fast_post import FastPost
+from connectors.transport.client import HttpTransport, RequestError, RequestTimeouts
+from connectors.transport.fast_post import SWITCH
+from tests.support.raw_http_server import RawHttpServer
 
 BODY = b'{"model":"m"}'
 OK = b"HTTP/1.1 200 OK\r\nX-Request-Id: r-7\r\nContent-Length: 2\r\n\r\n{}"
-PACKED = gzip.compress(b'{"a":1}')
-
-
-class RawServer:
-    """Answers each request of a connection with the next of its scripted byte strings; None: closes the connection."""
-
-    def __init__(self) -> None:
-        self.answers: list[bytes | None] = []
-        self.heads: list[bytes] = []
-        self.connections = 0
-        self.reads_bodies = True
-        self.hangs_up = False
-        """Whether the connection ends with the last answer."""
-        self.asked = asyncio.Event()
-        self.writers: list[asyncio.StreamWriter] = []
-
-    async def __aenter__(self) -> "RawServer":
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        host, port = self._server.sockets[0].getsockname()[:2]
-        self.base_url = f"http://{host}:{port}/v1"
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        self._server.close()
-        await self._server.wait_closed()
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        self.writers.append(writer)
-        try:
-            while self.answers:
-                head = await reader.readuntil(b"\r\n\r\n")
-                self.heads.append(head)
-                self.asked.set()
-                length = int(head.lower().partition(b"content-length:")[2].split()[0])
-                if self.reads_bodies:
-                    await reader.readexactly(length)
-                answer = self.answers.pop(0)
-                if answer is None:
-                    return
-                writer.write(answer)
-                await writer.drain()
-            if not self.hangs_up:
-                await reader.read()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
+GZIPPED = gzip.compress(b'{"a":1}')
+KEY = "sk-secret-key-of-some-length"
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[RawServer]:
-    async with RawServer() as running:
+async def server() -> AsyncIterator[RawHttpServer]:
+    async with RawHttpServer() as running:
         yield running
 
 
-@pytest.fixture(params=[True, False], ids=["direct", "session"])
+@pytest.fixture(params=["1", "0"], ids=["fast", "session"])
 async def transport(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Callable[..., HttpTransport]]:
-    """Makes transports of either way, with one connection each."""
-    monkeypatch.setattr(FastPost, "fits", staticmethod(lambda: request.param))
+    """Makes transports that take one of the two ways, with one connection each."""
+    monkeypatch.setenv(SWITCH, request.param)
     made: list[HttpTransport] = []
 
     def make(**timeouts: float) -> HttpTransport:
-        made.append(HttpTransport(Timeouts(**{"connect": 5, "idle": 5, "total": 10, **timeouts}), 1))
+        made.append(HttpTransport(RequestTimeouts(**{"connect_s": 5, "idle_s": 5, "total_s": 10, **timeouts}), 1))
+        assert made[-1].uses_fast_post is (request.param == "1")
         return made[-1]
 
     yield make
@@ -86,63 +42,20 @@ async def transport(
         await one.close()
 
 
-async def ask(transport: HttpTransport, server: RawServer, body: bytes = BODY) -> Reply | RequestError:
-    provider = Provider("test", server.base_url, "sk-secret-key-of-some-length")
+async def post(transport: HttpTransport, server: RawHttpServer, body: bytes = BODY) -> Reply | RequestError:
     try:
-        return await transport.send(provider, Call("POST", "/chat/completions", body))
+        return await transport.send(Provider("test", server.base_url, KEY), Call("POST", "/chat/completions", body))
     except RequestError as exc:
         return exc
 
 
-def test_the_installed_aiohttp_is_one_whose_parts_fit() -> None:
-    assert FastPost.fits()
-    assert not FastPost.fits("4.0.0")
-
-
-async def test_both_ways_send_the_same_head(server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    for direct in (True, False):
-        monkeypatch.setattr(FastPost, "fits", staticmethod(lambda direct=direct: direct))
-        transport = HttpTransport(Timeouts(), 1)
-        server.answers = [OK]
-        await ask(transport, server)
-        await transport.close()
-    direct_head, session_head = (sorted(head.splitlines()) for head in server.heads)
-    assert direct_head == session_head
-    assert b"Authorization: Bearer sk-secret-key-of-some-length" in direct_head
-    assert server.heads[0].startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
-
-
-async def test_a_connection_is_used_again(transport: Callable[..., HttpTransport], server: RawServer) -> None:
+async def test_a_connection_is_used_again(transport: Callable[..., HttpTransport], server: RawHttpServer) -> None:
     server.answers = [OK, OK, OK]
-    sending = transport()
-    replies = [await ask(sending, server) for _ in range(3)]
-    told = [(r.status, r.body, r.headers["x-request-id"]) if isinstance(r, Reply) else r for r in replies]
-    assert told == [(200, b"{}", "r-7")] * 3
+    client = transport()
+    replies = [await post(client, server) for _ in range(3)]
+    received = [(r.status, r.body, r.headers["x-request-id"]) if isinstance(r, Reply) else r for r in replies]
+    assert received == [(200, b"{}", "r-7")] * 3
     assert server.connections == 1
-
-
-async def test_a_reply_that_nobody_asked_for_answers_no_request(server: RawServer) -> None:
-    server.answers = [OK, OK]
-    sending = HttpTransport(Timeouts(), 1)
-    await ask(sending, server)
-    server.writers[0].write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray")
-    await server.writers[0].drain()
-    for _ in range(20):
-        # Until it has arrived at the connection that rests.
-        await asyncio.sleep(0.001)
-    second = await ask(sending, server)
-    await sending.close()
-    assert isinstance(second, Reply), second
-    assert (second.body, server.connections) == (b"{}", 2)
-
-
-async def test_silence_after_an_early_hint_is_silence(server: RawServer) -> None:
-    server.answers = [b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"]
-    sending = HttpTransport(Timeouts(idle=0.2, total=20), 1)
-    failure = await ask(sending, server)
-    await sending.close()
-    assert isinstance(failure, RequestError)
-    assert (failure.error_class, str(failure)) == ("timeout", "the server went silent before its reply began")
 
 
 @pytest.mark.parametrize(
@@ -151,94 +64,110 @@ async def test_silence_after_an_early_hint_is_silence(server: RawServer) -> None
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n[1,\r\n2\r\n2]\r\n0\r\n\r\n", b"[1,2]"),
         (b"HTTP/1.1 200 OK\r\n\r\nto the end of the connection", b"to the end of the connection"),
         (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK, b"{}"),
-        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(PACKED) + PACKED, b'{"a":1}'),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(GZIPPED) + GZIPPED,
+            b'{"a":1}',
+        ),
         (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}", b"{}"),
     ],
     ids=["chunked", "until the end", "after 1xx", "gzip", "HTTP 1.0"],
 )
-async def test_a_reply_is_read_whole(
-    transport: Callable[..., HttpTransport], server: RawServer, answer: bytes, body: bytes
+async def test_a_reply_is_read_to_its_end(
+    transport: Callable[..., HttpTransport], server: RawHttpServer, answer: bytes, body: bytes
 ) -> None:
-    server.answers, server.hangs_up = [answer], True
-    sending = transport()
-    reply = await ask(sending, server)
+    server.answers, server.closes_after_last_answer = [answer], True
+    reply = await post(transport(), server)
     assert isinstance(reply, Reply), reply
     assert (reply.status, reply.body) == (200, body)
 
 
 @pytest.mark.parametrize(
-    ("answer", "error_class", "billable", "words"),
+    ("answer", "error_class", "message"),
     [
-        (None, "connection", True, "the connection broke"),
-        (b"no HTTP at all\r\n\r\n", "malformed_reply", True, "this is no HTTP reply"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", "malformed_reply", True, "the reply broke off"),
-        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", "malformed_reply", True, "broke"),
+        (None, "connection", "the connection broke"),
+        (b"no HTTP at all\r\n\r\n", "malformed_reply", "not an HTTP reply"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", "malformed_reply", "the reply was cut off"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", "malformed_reply", "cut off"),
         (
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n",
             "malformed_reply",
-            True,
             "Invalid character in chunk size",
         ),
     ],
     ids=["dropped", "no HTTP", "truncated", "not gzip", "bad chunk"],
 )
-async def test_a_broken_reply_is_told(
+async def test_a_broken_reply_raises_a_billable_request_error(
     transport: Callable[..., HttpTransport],
-    server: RawServer,
+    server: RawHttpServer,
     answer: bytes | None,
     error_class: str,
-    billable: bool,
-    words: str,
+    message: str,
 ) -> None:
-    server.answers, server.hangs_up = [answer], True
-    sending = transport()
-    told = await asyncio.wait_for(ask(sending, server), 5)
-    assert isinstance(told, RequestError), told
-    assert (told.error_class, told.billable) == (error_class, billable)
-    assert words in str(told)
+    server.answers, server.closes_after_last_answer = [answer], True
+    error = await asyncio.wait_for(post(transport(), server), 5)
+    assert isinstance(error, RequestError), error
+    assert (error.error_class, error.is_billable) == (error_class, True)
+    assert message in str(error)
 
 
 @pytest.mark.parametrize(
-    ("timeouts", "words"),
+    ("timeouts", "message"),
     [
-        ({"idle": 0.1}, "the server went silent before its reply began"),
-        ({"total": 0.1}, "no whole reply within the total time (timeouts.total)"),
+        ({"idle_s": 0.1}, "the server went silent before its reply began"),
+        ({"total_s": 0.1}, "no complete reply within the total time (timeouts.total)"),
     ],
     ids=["idle", "total"],
 )
-async def test_silence_ends(
-    transport: Callable[..., HttpTransport], server: RawServer, timeouts: dict[str, float], words: str
+async def test_a_silent_server_times_out(
+    transport: Callable[..., HttpTransport], server: RawHttpServer, timeouts: dict[str, float], message: str
 ) -> None:
     server.answers = [b"", OK]
-    sending = transport(**timeouts)
-    told = await ask(sending, server)
-    assert isinstance(told, RequestError)
-    assert (told.error_class, told.billable, str(told)) == ("timeout", True, words)
+    error = await post(transport(**timeouts), server)
+    assert isinstance(error, RequestError)
+    assert (error.error_class, error.is_billable, str(error)) == ("timeout", True, message)
 
 
-async def test_an_answer_before_the_body_was_read_leaves_nothing_for_the_next_request(
-    transport: Callable[..., HttpTransport], server: RawServer
+async def test_a_refused_connection_is_not_billable(transport: Callable[..., HttpTransport]) -> None:
+    async with RawHttpServer() as stopped:
+        pass
+    error = await post(transport(), stopped)
+    assert isinstance(error, RequestError)
+    assert (error.error_class, error.is_billable) == ("connection", False)
+    assert str(error).startswith("cannot connect: ")
+
+
+async def test_a_reply_before_the_body_was_read_leaves_nothing_for_the_next_request(
+    transport: Callable[..., HttpTransport], server: RawHttpServer
 ) -> None:
     server.reads_bodies = False
     server.answers = [b"HTTP/1.1 413 Too large\r\nContent-Length: 0\r\n\r\n", OK]
-    sending = transport()
-    refused = await ask(sending, server, b"x" * (200 << 10))
+    client = transport()
+    refused = await post(client, server, b"x" * (200 << 10))
     server.reads_bodies = True
-    after = await asyncio.wait_for(ask(sending, server), 5)
+    after = await asyncio.wait_for(post(client, server), 5)
     assert isinstance(refused, Reply) and isinstance(after, Reply)
     assert (refused.status, after.status) == (413, 200)
 
 
-async def test_a_cancelled_request_gives_its_connection_up(
-    transport: Callable[..., HttpTransport], server: RawServer
+async def test_a_cancelled_request_closes_its_connection(
+    transport: Callable[..., HttpTransport], server: RawHttpServer
 ) -> None:
     server.answers = [b"", OK]
-    sending = transport()
-    task = asyncio.create_task(ask(sending, server))
-    await server.asked.wait()
+    client = transport()
+    task = asyncio.create_task(post(client, server))
+    await server.has_request.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    reply = await ask(sending, server)
+    reply = await post(client, server)
     assert isinstance(reply, Reply)
     assert server.connections == 2
+
+
+async def test_a_key_that_the_server_repeats_is_replaced(
+    transport: Callable[..., HttpTransport], server: RawHttpServer
+) -> None:
+    server.answers = [b"HTTP/1.1 401 No\r\nX-Key: %b\r\nContent-Length: %d\r\n\r\n%b" % (KEY.encode(), 28, KEY.encode())]
+    reply = await post(transport(), server)
+    assert isinstance(reply, Reply)
+    assert (reply.body, reply.headers["x-key"]) == (b"[the key]", "[the key]")
