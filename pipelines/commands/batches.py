@@ -6,7 +6,7 @@ import click
 import orjson
 
 from pipelines.commands.options import provider_option
-from pipelines.commands.status import as_json_option, print_facts, print_rows, since_1970
+from pipelines.commands.output import as_json_option, print_object, print_rows, readable
 
 if TYPE_CHECKING:
     from pipelines.runtime.provider_api import Item, ProviderApi
@@ -55,7 +55,7 @@ def show_command(batch: str, provider: str, as_json: bool) -> None:
     """
     from pipelines.runtime.provider_api import ask_provider
 
-    print_facts(ask_provider(provider, lambda api: api.batch(batch)), as_json)
+    print_object(ask_provider(provider, lambda api: api.batch(batch)), as_json)
 
 
 @batches_command.command("cancel")
@@ -96,7 +96,7 @@ def _row(batch: "Item") -> dict[str, object]:
         "id": batch.get("id"),
         "status": batch.get("status"),
         "answered": _counts(batch),
-        **{head: since_1970(name, batch.get(name)) for name, head in told.items()},
+        **{head: readable(name, batch.get(name)) for name, head in told.items()},
     }
 
 

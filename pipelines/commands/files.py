@@ -11,7 +11,7 @@ import orjson
 
 from connectors.errors import JobError
 from pipelines.commands.options import provider_option
-from pipelines.commands.status import as_json_option, print_facts, print_rows, since_1970
+from pipelines.commands.output import as_json_option, print_object, print_rows, readable
 
 if TYPE_CHECKING:
     from pipelines.runtime.provider_api import Item, ProviderApi
@@ -70,7 +70,7 @@ def list_command(purpose: str | None, provider: str, as_json: bool) -> None:
     files = ask_provider(provider, lambda api: api.files(purpose))
     told = ("id", "filename", "purpose", "bytes", "created_at", "expires_at")
     rows: list[dict[str, object]] = [
-        dict(file) if as_json else {name: since_1970(name, file.get(name)) for name in told} for file in files
+        dict(file) if as_json else {name: readable(name, file.get(name)) for name in told} for file in files
     ]
     print_rows(rows, as_json, f"{provider} has no files")
 
@@ -88,7 +88,7 @@ def show_command(file: str, provider: str, as_json: bool) -> None:
     """
     from pipelines.runtime.provider_api import ask_provider
 
-    print_facts(ask_provider(provider, lambda api: api.file(file)), as_json)
+    print_object(ask_provider(provider, lambda api: api.file(file)), as_json)
 
 
 @files_command.command("download")
@@ -112,14 +112,14 @@ def download_command(file: str, output: Path | None, overwrite: bool, provider: 
         stdout.flush()
         return
     if output.exists() and not overwrite:
-        raise JobError(f"{output}: is there already; name another file, or add --overwrite")
+        raise JobError(output, "is there already", "name another file, or add --overwrite")
     unfinished = output.with_name(f"{output.name}.part")
     try:
         with unfinished.open("wb") as part:
             ask_provider(provider, lambda api: api.download(file, part.write))
         unfinished.replace(output)
     except OSError as exc:
-        raise JobError(f"{output}: cannot be written ({exc.strerror}); name another file") from exc
+        raise JobError(output, f"cannot be written ({exc.strerror})", "name another file") from exc
     finally:
         unfinished.unlink(missing_ok=True)
     click.echo(f"downloaded {file}: {output}, {output.stat().st_size:,} bytes", err=True)

@@ -8,7 +8,7 @@ import click
 import orjson
 
 from connectors.errors import JobError
-from pipelines.commands.status import as_json_option, print_rows
+from pipelines.commands.output import as_json_option, print_rows
 
 if TYPE_CHECKING:
     from pipelines.config.workspace import Workspace
@@ -41,11 +41,11 @@ def show_command(folder: Path, as_json: bool) -> None:
     Example:
       rowmill ledger show
     """
-    from pipelines.maintenance.retention import shown
+    from pipelines.maintenance.retention import ledger_summary
 
     _, ledger = _opened(folder)
     try:
-        told = shown(ledger)
+        told = ledger_summary(ledger)
     finally:
         ledger.close()
     if as_json:
@@ -81,21 +81,21 @@ def prune_command(
       rowmill ledger prune --gone
       rowmill ledger prune --job ticket-enrichment --older-than 2w
     """
-    from pipelines.maintenance.retention import gone_jobs, prune, seconds_of
+    from pipelines.maintenance.retention import age_seconds, orphaned_jobs, prune
 
     if age is None and not jobs and not gone:
-        raise JobError("ledger prune: says not what to drop; add --older-than 90d, --job NAME or --gone")
-    older_than = None if age is None else timedelta(seconds=seconds_of(age))
+        raise JobError("ledger prune", "says not what to drop", "add --older-than 90d, --job NAME or --gone")
+    older_than = None if age is None else timedelta(seconds=age_seconds(age))
     workspace, ledger = _opened(folder)
     try:
         chosen: list[str] | None = list(dict.fromkeys(jobs)) or None
         if gone:
-            left = gone_jobs(workspace, ledger)
+            left = orphaned_jobs(workspace, ledger)
             chosen = left if chosen is None else [job for job in chosen if job in left]
         done = prune(workspace, ledger, older_than, chosen, answers_only, dry_run)
     finally:
         ledger.close()
-    for job in done.spared:
+    for job in done.protected_jobs:
         click.echo(f"{job}: has an open run, its answers stay; run it to its end: rowmill run", err=True)
     would, freed = ("would drop", "they take") if dry_run else ("dropped", "freed")
     click.echo(
@@ -133,15 +133,15 @@ def _opened(folder: Path) -> "tuple[Workspace, Ledger]":
     workspace = find_workspace(folder)
     ledger = existing_ledger(workspace)
     if ledger is None:
-        raise JobError(f"{workspace.state}: there is no ledger yet; run a job first")
+        raise JobError(workspace.state, "there is no ledger yet", "run a job first")
     return workspace, ledger
 
 
 def _in_words(told: dict[str, Any]) -> str:
-    from pipelines.formatting import format_times
+    from pipelines.formatting import shorten_times
 
     each = "" if told["bytes_per_answer"] is None else f", {_size(told['bytes_per_answer'])} an answer"
-    since = "" if told["oldest_answer"] is None else f" since {format_times(told['oldest_answer'])}"
+    since = "" if told["oldest_answer"] is None else f" since {shorten_times(told['oldest_answer'])}"
     return (
         f"{told['path']}: {_size(told['ledger_bytes'])}, and {_size(told['files_bytes'])} in files beside it\n"
         f"{told['answers']:,} answers{since}{each}; {told['exchanges']:,} exchanges"

@@ -3,7 +3,7 @@
 import click
 
 from pipelines.commands.options import provider_option
-from pipelines.commands.status import as_json_option, print_facts, print_rows, since_1970
+from pipelines.commands.output import as_json_option, print_object, print_rows, readable
 
 
 @click.group("models")
@@ -37,7 +37,7 @@ def list_command(provider: str, as_json: bool) -> None:
     told = {name: None for model in models for name, value in model.items() if isinstance(value, str | int | float)}
     names = [name for name in told if name not in ("id", "object")]
     rows: list[dict[str, object]] = [
-        {"id": model.get("id"), **{name: since_1970(name, model.get(name)) for name in names}} for model in models
+        {"id": model.get("id"), **{name: readable(name, model.get(name)) for name in names}} for model in models
     ]
     print_rows(rows, False, f"{provider} lists no models")
 
@@ -55,4 +55,4 @@ def show_command(model: str, provider: str, as_json: bool) -> None:
     """
     from pipelines.runtime.provider_api import ask_provider
 
-    print_facts(ask_provider(provider, lambda api: api.model(model)), as_json)
+    print_object(ask_provider(provider, lambda api: api.model(model)), as_json)

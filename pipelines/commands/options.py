@@ -20,9 +20,9 @@ def job_argument(many: bool) -> Callable[[Decorated], Decorated]:
 
 
 def override_options(command: Decorated) -> Decorated:
-    """The flags that replace values of the job file for one run; the command gets them as `overrides`."""
+    """Add the flags that replace values of the job file for one run; the command gets them as `overrides`."""
 
-    @functools.wraps(command)  # Its dictionary holds the options that were given before.
+    @functools.wraps(command)  # Its __dict__ holds the options added so far.
     def with_overrides(
         assignments: tuple[str, ...],
         limit: int | None,
@@ -35,26 +35,46 @@ def override_options(command: Decorated) -> Decorated:
         return command(overrides=Overrides(assignments, limit, provider, sink, budget_usd, delivery), **others)
 
     for option in (
-        click.option("--limit", type=click.IntRange(min=0), help="Only the first N rows, after `where`."),
-        click.option("--provider", help="Ask this provider in all steps."),
-        click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any key of the job."),
-        click.option("--sink", metavar="PATH", callback=_named, help="Write here instead."),
-        click.option("--budget-usd", type=click.FloatRange(min=0), help="What the run may cost."),
-        click.option("--delivery", type=click.Choice(["online", "batch"]), help="One by one, or by the Batch API."),
+        click.option("--limit", type=click.IntRange(min=0), metavar="N", help="Only the first N rows, after `where`."),
+        click.option("--provider", metavar="NAME", help="Use this provider in all steps."),
+        click.option(
+            "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Replace any key of the job. Repeatable."
+        ),
+        click.option("--sink", metavar="PATH", callback=_non_empty, help="Write to this folder or file."),
+        click.option("--budget-usd", type=click.FloatRange(min=0), metavar="USD", help="Maximum cost of the run."),
+        click.option(
+            "--delivery",
+            type=click.Choice(["online", "batch"]),
+            help="Send requests online or through the Batch API.",
+        ),
     ):
         with_overrides = option(with_overrides)
     return with_overrides
 
 
-def _named(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """A variable of the shell that is not set must not send rows to the sink of the job file."""
+def _non_empty(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Refuse an empty value: an unset shell variable must not send rows to the sink of the job file."""
     if value == "":
         raise click.BadParameter("is empty; name a folder or a file", context, option)
     return value
 
 
-def job_files(paths: tuple[str, ...]) -> list[Path]:
-    """The job files that the arguments name: files as they are, of a folder every .yaml and .yml but rowmill.yaml."""
+class NoJobFiles(click.UsageError):
+    """A folder without job files."""
+
+    found = "holds no job file"
+    remedy = "name a folder with .yaml files"
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(f"{folder}: {self.found}; {self.remedy}")
+        self.folder = folder
+
+
+def job_files(paths: tuple[str, ...], subfolder: str | None = None) -> list[Path]:
+    """Return the job files that the arguments name; of a folder, every .yaml and .yml except rowmill.yaml.
+
+    `subfolder`: searched if a folder itself holds no job file.
+    """
     from pipelines.config.job_graph import job_files_in
 
     found: list[Path] = []
@@ -62,8 +82,10 @@ def job_files(paths: tuple[str, ...]) -> list[Path]:
         path = Path(name)
         if path.is_dir():
             inside = job_files_in(path)
+            if not inside and subfolder is not None:
+                inside = job_files_in(path / subfolder)
             if not inside:
-                raise click.UsageError(f"{name}: holds no job file; name a folder with .yaml files")
+                raise NoJobFiles(name)
             found += inside
         else:
             found.append(path)

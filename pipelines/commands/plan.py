@@ -1,14 +1,10 @@
 """`rowmill plan`: what a run would do and cost."""
 
-import shutil
-
 import click
 import orjson
 
 from pipelines.commands.options import job_argument, job_files, override_options
 from pipelines.config.overrides import Overrides
-
-WIDEST = 110
 
 
 @click.command("plan")
@@ -24,10 +20,10 @@ def plan_command(jobs: tuple[str, ...], overrides: Overrides, as_json: bool) -> 
       rowmill plan jobs/quickstart.yaml --set steps.label.model=gpt-4o
     """
     from pipelines.config.job_graph import drawn, graph_of, load_jobs
+    from pipelines.formatting import print_out
     from pipelines.planning.plan import plan_of
     from pipelines.planning.plan_text import format_plan
 
-    width = min(WIDEST, shutil.get_terminal_size().columns)
     graph = graph_of(load_jobs(job_files(jobs), overrides))
     if len(graph) > 1 and not as_json:
         click.echo(drawn(graph) + "\n")
@@ -35,4 +31,7 @@ def plan_command(jobs: tuple[str, ...], overrides: Overrides, as_json: bool) -> 
         plan = plan_of(job.require())
         if place and not as_json:
             click.echo()
-        click.echo(orjson.dumps(plan.as_json()) if as_json else format_plan(plan, str(job.path), width))
+        if as_json:
+            click.echo(orjson.dumps(plan.as_json()))
+        else:
+            print_out(format_plan(plan, str(job.path)))

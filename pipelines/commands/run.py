@@ -71,9 +71,9 @@ def run_command(
     if compare:
         with _reporting_errors(job_files(jobs) if as_json else ()):
             if on_ray:
-                raise JobError("--compare: asks for a few rows only; leave --engine ray out")
+                raise JobError("--compare", "asks for a few rows only", "leave --engine ray out")
             if change is not None:
-                raise JobError("--compare: writes nothing; leave --schema-change out")
+                raise JobError("--compare", "writes nothing", "leave --schema-change out")
         options = RunOptions(is_new_run=True, log="json" if log == "json" else "plain", is_quiet=quiet)
         return _compare(jobs, overrides, options, as_json)
     options = RunOptions(new_run, None, change, on_ray, "json" if log == "json" else "plain", quiet)
@@ -98,7 +98,7 @@ def retry_command(job: str, classes: str | None, as_json: bool, log: str, quiet:
     wanted = frozenset(known if classes is None else (name.strip() for name in classes.split(",")))
     with _reporting_errors(job_files((job,)) if as_json else ()):
         for name in sorted(wanted - known):
-            raise JobError(f"--class {name}: no such error class; known here: {', '.join(sorted(known))}")
+            raise JobError(f"--class {name}", "no such error class", f"known here: {', '.join(sorted(known))}")
     options = RunOptions(retried_classes=wanted, log="json" if log == "json" else "plain", is_quiet=quiet)
     return _run_all((job,), NONE, options, as_json)
 
@@ -131,8 +131,9 @@ def _compare(jobs: tuple[str, ...], overrides: Overrides, options: RunOptions, a
 
 def _run_all(jobs: tuple[str, ...], overrides: Overrides, options: RunOptions, as_json: bool) -> int:
     from pipelines.config.job_graph import GraphJob, graph_of, load_jobs
-    from pipelines.execution.multi_job import run_many
-    from pipelines.execution.run_report import format_report
+    from pipelines.execution.multi_job import run_jobs
+    from pipelines.formatting import print_out
+    from pipelines.reporting.run_summary import format_report
 
     codes: list[int] = []
     as_lines = options.log == "json"
@@ -145,7 +146,7 @@ def _run_all(jobs: tuple[str, ...], overrides: Overrides, options: RunOptions, a
             if str(report.stopped).startswith("not run"):
                 print_problem(f"{job.name}: {report.stopped}; fix that and run again", as_lines, job.name)
         elif not options.is_quiet:
-            click.echo(format_report(report, str(job.path)))
+            print_out(format_report(report, str(job.path)))
         elif report.stopped is not None:
             print_problem(f"{report.job}: stopped: {report.stopped}", as_lines, report.job, report.run_id)
 
@@ -160,14 +161,14 @@ def _run_all(jobs: tuple[str, ...], overrides: Overrides, options: RunOptions, a
         flags += ["--engine", "ray"] if options.is_on_ray else []
         flags += ["--quiet"] if options.is_quiet else []
         flags += [f"--schema-change={options.schema_change}"] if options.schema_change is not None else []
-        run_many(graph, flags, on_end)
+        run_jobs(graph, flags, on_end)
     return min(codes, key=WORST_FIRST.index, default=0)
 
 
 def _run_one(job: "GraphJob", options: RunOptions) -> RunReport:
     """Run one job in this process; print errors to stderr and hand the report to `on_finish`."""
     from pipelines.config.loaded_job import job_name
-    from pipelines.execution.invocation import invoke
+    from pipelines.execution.invocation import run_invocation
     from pipelines.execution.notifications import notify
 
     as_lines = options.log == "json"
@@ -185,7 +186,7 @@ def _run_one(job: "GraphJob", options: RunOptions) -> RunReport:
             # Before the key is sent.
             for warning in loaded.workspace.warnings(step.provider for step in loaded.job.steps):
                 print_here(warning, "warning")
-        report = invoke(loaded, options)
+        report = run_invocation(loaded, options)
     except StoppedBeforeStart as exc:
         report = exc.report
         print_here(str(exc))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from connectors.errors import JobError
-from pipelines.commands.options import job_argument, job_files
-from pipelines.commands.status import as_json_option, print_rows
+from pipelines.commands.options import NoJobFiles, job_argument, job_files
+from pipelines.commands.output import as_json_option, print_rows
 
 if TYPE_CHECKING:
-    from pipelines.schedule.scheduler import Scheduled
+    from pipelines.schedule.scheduler import ScheduledJob
 
 
 @click.group("schedule")
@@ -46,17 +46,17 @@ def run_command(jobs: tuple[str, ...], once: bool, parallel: int, log: Literal["
       rowmill schedule run jobs/ --once
     """
     from pipelines.commands.run import WORST_FIRST
-    from pipelines.schedule.daemon import Shift
-    from pipelines.schedule.scheduler import Roster
+    from pipelines.schedule.daemon import SchedulerDaemon
+    from pipelines.schedule.scheduler import ScheduledJobs
 
-    shift = Shift(Roster(lambda: _files(jobs), _named(jobs)), log, parallel)
-    chosen = shift.roster.jobs()
+    shift = SchedulerDaemon(ScheduledJobs(lambda: _files(jobs), _named(jobs)), log, parallel)
+    chosen = shift.scheduled_jobs.jobs()
     if not chosen:
-        raise JobError(f'{" ".join(jobs)}: no job here has a schedule; add e.g. schedule: "0 2 * * *"')
+        raise JobError(" ".join(jobs), "no job here has a schedule", 'add e.g. schedule: "0 2 * * *"')
     if not once:
-        shift.tell("begin", f"scheduled: {', '.join(f'{job.name} ({job.cron})' for job in chosen)}")
-    code = asyncio.run(shift.keep(once))
-    return code or (min(shift.codes, key=WORST_FIRST.index, default=0) if once else 0)
+        shift.log_event("begin", f"scheduled: {', '.join(f'{job.name} ({job.cron})' for job in chosen)}")
+    code = asyncio.run(shift.run(once))
+    return code or (min(shift.exit_codes, key=WORST_FIRST.index, default=0) if once else 0)
 
 
 @schedule_command.command("show")
@@ -73,9 +73,9 @@ def show_command(jobs: tuple[str, ...], last: int, as_json: bool) -> None:
       rowmill schedule show
       rowmill schedule show jobs/ --last 7 --json
     """
-    from pipelines.schedule.history import shown
+    from pipelines.schedule.history import schedule_rows
 
-    rows = shown(_scheduled(jobs), last, datetime.now(UTC))
+    rows = schedule_rows(_scheduled(jobs), last, datetime.now(UTC))
     if not as_json:
         columns = ("job", "next", "started", "how", "cost_usd", "skipped")
         rows = [{name: _short(row[name]) for name in columns} for row in rows]
@@ -98,7 +98,7 @@ def install_command(jobs: tuple[str, ...], kind: str, write: bool, folder: Path 
     """
     chosen = _scheduled(jobs)
     if not chosen:
-        raise JobError('schedule install: no job here has a schedule; add e.g. schedule: "0 2 * * *"')
+        raise JobError("schedule install", "no job here has a schedule", 'add e.g. schedule: "0 2 * * *"')
     env_file = None if env_file is None else env_file.absolute()
     if kind == "crontab":
         _crontab(chosen, env_file, write)
@@ -106,7 +106,7 @@ def install_command(jobs: tuple[str, ...], kind: str, write: bool, folder: Path 
         _systemd(chosen, env_file, write, folder)
 
 
-def _crontab(chosen: "list[Scheduled]", env_file: Path | None, write: bool) -> None:
+def _crontab(chosen: "list[ScheduledJob]", env_file: Path | None, write: bool) -> None:
     from pipelines.schedule.cron_systemd import crontab_block, merged_crontab, read_crontab, write_crontab
 
     folders = dict.fromkeys(job.workspace.folder for job in chosen)
@@ -121,8 +121,8 @@ def _crontab(chosen: "list[Scheduled]", env_file: Path | None, write: bool) -> N
     click.echo("installed; look at it with: crontab -l", err=True)
 
 
-def _systemd(chosen: "list[Scheduled]", env_file: Path | None, write: bool, folder: Path | None) -> None:
-    from pipelines.ledger.ledger_file import write_whole
+def _systemd(chosen: "list[ScheduledJob]", env_file: Path | None, write: bool, folder: Path | None) -> None:
+    from pipelines.ledger.ledger_file import write_atomically
     from pipelines.schedule.cron_systemd import systemd_units
 
     target = folder if folder is not None else Path.home() / ".config/systemd/user"
@@ -133,17 +133,17 @@ def _systemd(chosen: "list[Scheduled]", env_file: Path | None, write: bool, fold
         click.echo("nothing was changed; add --write to write these files", err=True)
         return
     for name, text in units.items():
-        write_whole(target / name, text.encode())
+        write_atomically(target / name, text.encode())
     timers = " ".join(name for name in units if name.endswith(".timer"))
     click.echo(f"written; next: systemctl --user daemon-reload && systemctl --user enable --now {timers}", err=True)
     click.echo("without a login: loginctl enable-linger", err=True)
 
 
-def _scheduled(jobs: tuple[str, ...]) -> "list[Scheduled]":
-    from pipelines.schedule.scheduler import scheduled_jobs
+def _scheduled(jobs: tuple[str, ...]) -> "list[ScheduledJob]":
+    from pipelines.schedule.scheduler import load_scheduled_jobs
 
     here = jobs or tuple(folder for folder in (".", "jobs") if _holds_jobs(Path(folder)))
-    return scheduled_jobs(job_files(here), _named(jobs))
+    return load_scheduled_jobs(job_files(here), _named(jobs))
 
 
 def _short(value: object) -> object:
@@ -161,8 +161,8 @@ def _files(jobs: tuple[str, ...]) -> list[Path]:
     """As `job_files`; an empty folder, which may fill again, is no reason to end."""
     try:
         return job_files(jobs)
-    except click.UsageError as exc:
-        raise JobError(exc.message) from exc
+    except NoJobFiles as exc:
+        raise JobError(exc.folder, exc.found, exc.remedy) from exc
 
 
 def _named(jobs: tuple[str, ...]) -> frozenset[Path]:

@@ -1,91 +1,110 @@
 """`rowmill status`, `errors` and `usage`: what runs did, which rows failed, what was used; nothing is sent."""
 
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import orjson
 
-from pipelines.commands.options import job_argument
+from pipelines.commands.options import job_files
+from pipelines.commands.output import as_json_option, print_json_lines, print_rows
 
 if TYPE_CHECKING:
     from pipelines.config.workspace import Workspace
 
-as_json_option = click.option("--json", "as_json", is_flag=True, help="JSON lines instead of a table.")
+job_or_folder_argument = click.argument("job", metavar="[JOB]", required=False)
 
 
 @click.command("status")
-@click.argument("job", metavar="[JOB]", required=False)
+@job_or_folder_argument
 @as_json_option
 def status_command(job: str | None, as_json: bool) -> None:
-    """Tell how the last run of each job, or of JOB, stands.
+    """Show the state of each job's last run.
+
+    JOB is a job file, or a folder: then all jobs of its workspace. Default: the current folder.
 
     \b
     Examples:
       rowmill status
+      rowmill status jobs/
       rowmill status jobs/quickstart.yaml --json
     """
+    from pipelines.formatting import print_out
+    from pipelines.reporting.status_format import format_status
     from pipelines.reporting.status_queries import job_statuses
 
     rows = job_statuses(*workspace_and_name(job))
     if as_json or not rows:
         print_rows(rows, as_json, "no run yet")
     else:
-        from pipelines.reporting.status_format import format_status
-
-        click.echo(format_status(rows, datetime.now(UTC)))
+        print_out(format_status(rows, datetime.now(UTC)))
 
 
 @click.command("errors")
-@job_argument(many=False)
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many rows.")
+@job_or_folder_argument
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Maximum number of rows.")
 @as_json_option
-def errors_command(job: str, limit: int, as_json: bool) -> None:
-    """Show the rows of JOB that failed, and why.
+def errors_command(job: str | None, limit: int, as_json: bool) -> None:
+    """Show the rows that failed, and why.
+
+    JOB is a job file, or a folder of them. Default: the current folder, or its folder jobs/.
 
     \b
-    Example:
+    Examples:
       rowmill errors jobs/quickstart.yaml
+      rowmill errors jobs/ --limit 5
     """
     from pipelines.config.loaded_job import load_job
+    from pipelines.formatting import print_out
+    from pipelines.reporting.status_format import format_errors
     from pipelines.reporting.status_queries import failed_rows
 
-    failed = failed_rows(load_job(job), limit)
-    if as_json or not failed.total:
-        print_rows(failed.rows, as_json, "no row has failed")
-    else:
-        from pipelines.reporting.status_format import format_errors
-
-        click.echo(format_errors(failed, job, shutil.get_terminal_size().columns))
+    paths = job_files((job or ".",), subfolder="jobs")
+    is_first = True
+    for path in paths:
+        loaded = load_job(path)
+        failed, name = failed_rows(loaded, limit), loaded.job.name
+        if as_json:
+            print_json_lines(failed.rows if len(paths) == 1 else [{"job": name, **row} for row in failed.rows])
+        elif failed.total:
+            if not is_first:
+                click.echo()
+            is_first = False
+            print_out(format_errors(failed, name, str(path)))
+    if is_first and not as_json:
+        click.echo("no row has failed")
 
 
 @click.command("usage")
-@click.argument("job", metavar="[JOB]", required=False)
-@click.option("--by", type=click.Choice(["job", "step", "model", "day"]), default="job", show_default=True, help="Per.")
+@job_or_folder_argument
+@click.option(
+    "--by", type=click.Choice(["job", "step", "model", "day"]), default="job", show_default=True, help="Group by."
+)
 @as_json_option
 def usage_command(job: str | None, by: str, as_json: bool) -> None:
-    """Add up requests, tokens and cost, of all jobs of this workspace or of JOB.
+    """Show requests, tokens and cost by job, step, model or day.
+
+    JOB is a job file, or a folder: then all jobs of its workspace. Default: the current folder.
 
     \b
     Examples:
       rowmill usage --by day
+      rowmill usage jobs/ --by step
       rowmill usage jobs/quickstart.yaml --by model
     """
+    from pipelines.formatting import print_out
+    from pipelines.reporting.status_format import format_usage
     from pipelines.reporting.status_queries import usage_totals
 
     rows = usage_totals(*workspace_and_name(job), by)
-    if not as_json:
-        # Short heads; whether a price is missing is told only where one is.
-        heads = {"input_tokens": "tokens_in", "output_tokens": "tokens_out"}
-        rows = [{heads.get(name, name): value for name, value in row.items()} for row in rows]
-        rows = [{**row, "unpriced": row["unpriced"] or None} for row in rows]
-    print_rows(rows, as_json, "nothing was sent yet")
+    if as_json or not rows:
+        print_rows(rows, as_json, "nothing was sent yet")
+    else:
+        print_out(format_usage(rows))
 
 
 def workspace_and_name(job: str | None) -> "tuple[Workspace, str | None]":
-    """Return the workspace of a job file, of a folder or of the current folder, and the job's name if a file is given."""
+    """Return the workspace of a job file, of a folder or of the current folder; of a file, the job's name as well."""
     from pipelines.config.loaded_job import load_job
     from pipelines.config.workspace import find_workspace
 
@@ -93,37 +112,3 @@ def workspace_and_name(job: str | None) -> "tuple[Workspace, str | None]":
         return find_workspace(job or Path.cwd()), None
     loaded = load_job(job)
     return loaded.workspace, loaded.job.name
-
-
-def print_rows(rows: list[dict[str, object]], as_json: bool, nothing: str) -> None:
-    """A table for people, or JSON lines; `nothing` where there are no rows."""
-    if as_json:
-        for row in rows:
-            click.echo(orjson.dumps(row, default=str))
-    elif not rows:
-        click.echo(nothing)
-    else:
-        from pipelines.formatting import format_table
-
-        click.echo(format_table(rows, shutil.get_terminal_size().columns))
-
-
-def print_facts(item: dict[str, object], as_json: bool) -> None:
-    """One object: a line for each of its keys, or JSON."""
-    if as_json:
-        click.echo(orjson.dumps(item, default=str))
-        return
-    width = max((len(name) for name in item), default=0)
-    for name, value in item.items():
-        if value is not None:
-            told = orjson.dumps(value).decode() if isinstance(value, dict | list) else since_1970(name, value)
-            click.echo(f"{name:<{width}}  {told}")
-
-
-def since_1970(name: str, value: object) -> object:
-    """A moment where the API tells seconds since 1970; any other value as it is."""
-    if not isinstance(value, int | float) or not (name == "created" or name.endswith("_at")):
-        return value
-    from pipelines.reporting.status_queries import iso_time
-
-    return iso_time(int(value * 1e6))

@@ -1,4 +1,4 @@
-"""What `--log json` tells while a run is under way: start, progress, retries, holds and commits, a line each."""
+"""The events of `--log json` during a run: start, progress, retries, holds and commits, one line each."""
 
 import asyncio
 import time
@@ -8,55 +8,53 @@ from pipelines.monitoring.progress import ThroughputMeter, progress_figures
 from pipelines.monitoring.run_view import RunView
 
 POLL_SECONDS = 1.0
-"""Seconds between two looks: what happened in between is told together."""
-
+"""Changes within this time make one event."""
 SECONDS_BETWEEN_PROGRESS = 10.0
 
 
 class ProgressLog:
-    """Follows one run."""
+    """Logs the events of one run."""
 
-    def __init__(self, job: str, run_id: str, continued: bool) -> None:
-        """`continued`: an earlier invocation has begun the run."""
+    def __init__(self, job: str, run_id: str, is_continued: bool) -> None:
+        """`is_continued`: an earlier invocation began the run."""
         self._job = job
         self._run_id = run_id
-        self._continued = continued
-        self._watch: RunView | None = None
-        self._told = {"retries": 0, "committed": 0}
-        self._held: str | None = None
+        self._is_continued = is_continued
+        self._view: RunView | None = None
+        self._retries = 0
+        self._committed = 0
+        self._hold_reason: str | None = None
 
-    async def follow(self, watch: RunView) -> None:
-        """Until it is cancelled."""
-        self._watch = watch
-        tally = watch.tally
-        log_event("start", self._job, self._run_id, rows=tally.rows, rows_done=tally.rows_ok, continued=self._continued)
-        pace, last = ThroughputMeter(), time.monotonic()
+    async def follow(self, view: RunView) -> None:
+        """Log until cancelled."""
+        self._view = view
+        rows, done = view.counters.rows, view.counters.rows_ok
+        log_event("start", self._job, self._run_id, rows=rows, rows_done=done, continued=self._is_continued)
+        meter, last = ThroughputMeter(), time.monotonic()
         while True:
             await asyncio.sleep(POLL_SECONDS)
             self.log_changes()
-            speed = pace.measure(watch)
+            throughput = meter.measure(view)
             if time.monotonic() - last >= SECONDS_BETWEEN_PROGRESS:
                 last = time.monotonic()
-                log_event("progress", self._job, self._run_id, "info", **progress_figures(watch, speed))
+                log_event("progress", self._job, self._run_id, "info", **progress_figures(view, throughput))
 
     def log_changes(self) -> None:
-        """Tell what has happened since the last look."""
-        if self._watch is None:
+        """Log the retries, commits and holds since the last call."""
+        if self._view is None:
             return
-        tally = self._watch.tally
-        now = {"retries": tally.retries, "committed": tally.committed}
-        if now["retries"] > self._told["retries"]:
-            more = now["retries"] - self._told["retries"]
-            log_event("retry", self._job, self._run_id, "warning", retries=more, retries_in_all=now["retries"])
-        if now["committed"] > self._told["committed"]:
-            more = now["committed"] - self._told["committed"]
-            log_event("commit", self._job, self._run_id, rows=more, rows_in_all=now["committed"])
-        self._told = now
-        held = self._watch.hold_reason()
-        # The seconds left change with every look; that alone is no news.
-        if (held is None) != (self._held is None):
-            if held is not None:
-                log_event("hold", self._job, self._run_id, "warning", message=held)
+        retries, committed = self._view.counters.retries, self._view.counters.committed
+        if retries > self._retries:
+            added = retries - self._retries
+            log_event("retry", self._job, self._run_id, "warning", retries=added, retries_in_all=retries)
+        if committed > self._committed:
+            log_event("commit", self._job, self._run_id, rows=committed - self._committed, rows_in_all=committed)
+        self._retries, self._committed = retries, committed
+        reason = self._view.hold_reason()
+        # The remaining seconds change every time; that alone is no event.
+        if (reason is None) != (self._hold_reason is None):
+            if reason is not None:
+                log_event("hold", self._job, self._run_id, "warning", message=reason)
             else:
                 log_event("resume", self._job, self._run_id)
-        self._held = held
+        self._hold_reason = reason

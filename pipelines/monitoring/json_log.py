@@ -1,4 +1,4 @@
-"""The lines of `--log json`: one event each, on stderr."""
+"""Problems and events on stderr: plain text, or one JSON line each with `--log json`."""
 
 import sys
 import traceback
@@ -11,40 +11,43 @@ import orjson
 from pipelines.formatting import escape_control_characters
 
 LogLevel = Literal["info", "warning", "error"]
-DEFECT_MESSAGE = "a defect of Rowmill, told on stderr: please report it; what was answered is kept, run again to go on"
+DEFECT_MESSAGE = (
+    "a defect of Rowmill, printed on stderr: please report it; all answers are stored, run again to continue"
+)
 
 
 def log_event(event: str, job: str | None, run_id: str | None, level: LogLevel = "info", **facts: object) -> None:
-    """Print one event. Facts are counts, times and words of ours: nothing that a row, a key or a header held."""
-    told = {"ts": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, "event": event, "job": job}
-    line = orjson.dumps({**told, "run_id": run_id, **facts}, default=str).decode()
+    """Print one event as JSON. Facts are counts, times and Rowmill's own words, never content of rows or headers."""
+    time = datetime.now(UTC).isoformat(timespec="milliseconds")
+    head = {"ts": time, "level": level, "event": event, "job": job, "run_id": run_id}
+    line = orjson.dumps({**head, **facts}, default=str).decode()
     print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
-def print_problem(words: str, as_lines: bool, job: str | None = None, run_id: str | None = None) -> None:
-    """A mistake or a warning, on stderr: an event where lines are asked for, else the words alone."""
-    if as_lines:
-        log_event("problem", job, run_id, "error", message=words)
+def print_problem(message: str, as_json: bool, job: str | None = None, run_id: str | None = None) -> None:
+    """Print an error or a warning."""
+    if as_json:
+        log_event("problem", job, run_id, "error", message=message)
     else:
-        print(escape_control_characters(words), file=sys.stderr, flush=True)  # noqa: T201
+        print(escape_control_characters(message), file=sys.stderr, flush=True)  # noqa: T201
 
 
-def print_defect(defect: Exception, as_lines: bool, job: str | None, run_id: str | None) -> None:
-    """What nobody expected, on stderr: where to report it, and all that helps to find it."""
-    told = "".join(traceback.format_exception(defect)).rstrip()
-    if as_lines:
-        log_event("defect", job, run_id, "error", message=type(defect).__name__, traceback=told)
+def print_defect(defect: Exception, as_json: bool, job: str | None, run_id: str | None) -> None:
+    """Print an unexpected exception with its traceback and where to report it."""
+    trace = "".join(traceback.format_exception(defect)).rstrip()
+    if as_json:
+        log_event("defect", job, run_id, "error", message=type(defect).__name__, traceback=trace)
     else:
         where = "rowmill" if job is None else job
-        remedy = "please report it with what follows, as an issue of Rowmill's repository"
-        print(f"{where}: a defect of Rowmill; {remedy}", told, sep="\n", file=sys.stderr, flush=True)  # noqa: T201
+        remedy = "please report it with the following lines, as an issue of Rowmill's repository"
+        print(f"{where}: a defect of Rowmill; {remedy}", trace, sep="\n", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def wants_json_log(arguments: Sequence[str]) -> bool:
-    """Whether a command line, which may be wrong otherwise, says `--log json`; the last one counts."""
-    said = [
+    """Whether a command line, even an invalid one, has `--log json`; the last --log counts."""
+    values = [
         word.partition("=")[2] or following
         for word, following in zip(arguments, [*arguments[1:], ""], strict=False)
         if word == "--log" or word.startswith("--log=")
     ]
-    return said[-1:] == ["json"]
+    return values[-1:] == ["json"]

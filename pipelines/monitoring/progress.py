@@ -1,181 +1,211 @@
-"""How far a run is: one calm line on a terminal, a plain line now and then elsewhere; always on stderr."""
+"""Progress of a run on stderr: a bar on a terminal, a plain line now and then elsewhere."""
 
 import asyncio
-import shutil
+import os
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.dispatch.counters import RunCounters
-from pipelines.monitoring.run_view import RunView
+from pipelines.formatting import format_duration, format_money
+from pipelines.monitoring.run_view import FollowRun, RunView
 from pipelines.pricing.prices import usd
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 SECONDS_BETWEEN_LINES = 10.0
 REFRESH_SECONDS = 0.5
 WINDOW_SECONDS = 30.0
-WARM_SECONDS = 2.0
-"""Before there have been answers for so long, nothing is said of the time left."""
+"""Rates are averages over this time."""
+MIN_WINDOW_SECONDS = 2.0
+"""Without this much time since the first answer there is no estimate of the time left."""
+MAX_LINE_COLUMNS = 200
+"""Of a plain line."""
+COST_DECIMALS = 4
 
 
-def progress_display(job: str, quiet: bool) -> Callable[[RunView], Awaitable[None]]:
-    """Something that follows a run until it is cancelled."""
+def progress_display(job: str, is_quiet: bool) -> FollowRun:
+    """Return what shows the progress of a run until it is cancelled."""
 
-    async def follow(watch: RunView) -> None:
-        if quiet:
+    async def follow(view: RunView) -> None:
+        if is_quiet:
             return
-        await (_live if sys.stderr.isatty() else _lines)(job, watch)
+        has_cursor = sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+        await (_show_bar if has_cursor else _print_lines)(job, view)
 
     return follow
 
 
-@dataclass(frozen=True, slots=True)
-class Throughput:
-    """How fast a run is, lately; both 0 while there is too little to tell."""
+async def _show_bar(job: str, view: RunView) -> None:
+    """Redraw the bar in place. This task is the only one that draws: rich starts no thread."""
+    from rich.console import Console
+    from rich.live import Live
 
-    requests_per_second: float = 0.0
-    """Exchanges ended a second."""
-    work_per_second: float = 0.0
-    """Seconds that its senders were taken up by ended exchanges, a second."""
-
-
-def progress_figures(watch: RunView, speed: Throughput) -> dict[str, object]:
-    """The figures of this moment, as the JSON log has them too."""
-    tally = watch.tally
-    failed = max(tally.rows_failed, sum(step.failed for step in tally.steps.values()))
-    ended, left = work_done_and_left(tally)
-    return {
-        "rows": tally.rows,
-        "rows_done": tally.rows_landed,
-        "rows_failed": failed,
-        "share_done": round(ended / (ended + left), 3) if ended + left else None,
-        "requests": tally.requests,
-        "requests_per_second": round(speed.requests_per_second, 1),
-        "retries": tally.retries,
-        "in_flight": tally.in_flight,
-        "input_tokens": tally.input_tokens,
-        "output_tokens": tally.output_tokens,
-        "cost_usd": None if tally.unpriced else usd(tally.cost),
-        "seconds_left": round(left / speed.work_per_second) if speed.work_per_second > 0 else None,
-        "held": watch.hold_reason(),
-    }
-
-
-def work_done_and_left(tally: RunCounters) -> tuple[float, float]:
-    """What is done and what is left, of all steps: exchanges, each weighed by how long those of its step take up a
-    sender. Where a limit paces them they all take as long, where answers are waited for slow steps weigh more."""
-    steps = tally.steps.values()
-    exchanges, busy = sum(step.exchanges for step in steps), _busy(tally)
-    usual = busy / exchanges if exchanges else 1.0
-    rows, left = float(tally.rows - tally.begun_with), 0.0
-    for step in steps:
-        each = step.busy / step.exchanges if step.exchanges and step.busy else usual
-        left += each * step.exchanges_left(rows)
-        rows -= step.failed
-    return busy, left
-
-
-def _busy(tally: RunCounters) -> float:
-    """Seconds; where nobody measures them, as in a batch, every exchange counts as one."""
-    steps = tally.steps.values()
-    return sum(step.busy for step in steps) or float(sum(step.exchanges for step in steps))
-
-
-def format_progress(job: str, told: Mapping[str, Any], width: int) -> str:
-    """The figures in words, in one line of at most so many columns: what matters least goes first."""
-    rows, done = told["rows"], told["rows_done"]
-    share = "" if told["share_done"] is None else f" ({100 * told['share_done']:.0f} %)"
-    tokens = told["input_tokens"] + told["output_tokens"]
-    parts = {
-        "rows": f"{job}  {done:,} of {rows:,} rows{share}",
-        "speed": f"{told['requests_per_second']:,.0f} requests/s",
-        "tokens": f"{format_large_number(tokens)} tokens",
-        "cost": "cost not known" if told["cost_usd"] is None else f"${told['cost_usd']:.4f}",
-        "failed": f"{told['rows_failed']:,} failed" if told["rows_failed"] else "",
-        "retries": f"{told['retries']:,} retries" if told["retries"] else "",
-        "left": "",
-    }
-    if told["held"]:
-        parts["left"] = str(told["held"])
-    elif told["seconds_left"] is not None and done < rows:
-        parts["left"] = f"{format_time_left(told['seconds_left'])} left"
-    for unwanted in ("", "tokens", "retries", "speed", "cost"):
-        parts.pop(unwanted, None)
-        text = " · ".join(part for part in parts.values() if part)
-        if len(text) <= width:
-            return text
-    return text[: width - 1] + "…"
-
-
-async def _live(job: str, watch: RunView) -> None:
-    """Writes over one line, in one write, and only where it has changed: nothing flickers."""
-    pace, shown = ThroughputMeter(), ""
-    try:
+    meter, console = ThroughputMeter(), Console(file=sys.stderr, markup=False, emoji=False, highlight=False)
+    with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
+        # A run that is killed must not leave a terminal without a cursor.
+        console.show_cursor(True)
         while True:
-            speed = pace.measure(watch)
-            text = format_progress(job, progress_figures(watch, speed), shutil.get_terminal_size().columns - 1)
-            if text != shown:
-                _write(f"\r{text}\x1b[K")
-                shown = text
+            live.update(progress_bar(job, progress_figures(view, meter.measure(view)), console.width), refresh=True)
             await asyncio.sleep(REFRESH_SECONDS)
-    finally:
-        _write("\r\x1b[K")
 
 
-def _write(text: str) -> None:
-    sys.stderr.write(text)
-    sys.stderr.flush()
-
-
-async def _lines(job: str, watch: RunView) -> None:
-    pace, last = ThroughputMeter(), time.monotonic()
+async def _print_lines(job: str, view: RunView) -> None:
+    meter, last = ThroughputMeter(), time.monotonic()
     while True:
         await asyncio.sleep(min(1.0, SECONDS_BETWEEN_LINES))
-        speed = pace.measure(watch)
+        throughput = meter.measure(view)
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            _write(format_progress(job, progress_figures(watch, speed), 200) + "\n")
+            line = format_progress(job, progress_figures(view, throughput), MAX_LINE_COLUMNS)
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def progress_bar(job: str, figures: Mapping[str, Any], width: int) -> "Group":
+    """Draw a bar with the rows done, and below it rate, cost, errors and the time left."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    bar = Table.grid(padding=(0, 1), expand=True)
+    bar.add_column(no_wrap=True, style="bold", max_width=width // 3)
+    bar.add_column(ratio=1)
+    bar.add_column(no_wrap=True)
+    rows = figures["rows"]
+    # A job without rows is complete.
+    drawn = ProgressBar(total=rows or 1, completed=figures["rows_done"] if rows else 1)
+    bar.add_row(job, drawn, _rows_done(figures))
+    facts = _fitting(_facts(figures), width)
+    return Group(bar, Text(facts or "starting", style="dim", no_wrap=True, overflow="ellipsis"))
+
+
+def format_progress(job: str, figures: Mapping[str, Any], width: int) -> str:
+    """Format the same as one line; the least important figures are left out if it is too long."""
+    text = _fitting({"rows": f"{job}  {_rows_done(figures)}", **_facts(figures)}, width)
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _rows_done(figures: Mapping[str, Any]) -> str:
+    rows, done = figures["rows"], figures["rows_done"]
+    # Rounded down: 100 % is said of a complete run only.
+    percent = f" ({100 * done // rows} %)" if rows else ""
+    return f"{done:,} of {rows:,} rows{percent}"
+
+
+def _facts(figures: Mapping[str, Any]) -> dict[str, str]:
+    """The figures other than rows, by name, in the order in which they are shown."""
+    cost, failed, retries = figures["cost_usd"], figures["rows_failed"], figures["retries"]
+    left = figures["held"] or ""
+    if not left and figures["seconds_left"] is not None and figures["rows_done"] < figures["rows"]:
+        left = f"{format_duration(figures['seconds_left'])} left"
+    return {
+        "rate": f"{figures['requests_per_second']:,.0f} requests/s",
+        "tokens": f"{format_large_number(figures['input_tokens'] + figures['output_tokens'])} tokens",
+        "cost": "cost not known" if cost is None else format_money(cost, COST_DECIMALS),
+        "failed": f"{failed:,} failed" if failed else "",
+        "retries": f"{retries:,} retries" if retries else "",
+        "left": left,
+    }
+
+
+def _fitting(facts: Mapping[str, str], width: int) -> str:
+    """Join as many of the facts as fit into a line, the most important ones."""
+    kept = dict(facts)
+    for unimportant in ("", "tokens", "retries", "rate", "cost"):
+        kept.pop(unimportant, None)
+        line = " · ".join(fact for fact in kept.values() if fact)
+        if len(line) <= width:
+            break
+    return line
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Rates of a run over the last half minute; both 0 before there are enough answers."""
+
+    requests_per_second: float = 0.0
+    """Exchanges that ended."""
+    work_per_second: float = 0.0
+    """Seconds of the senders' time that went into ended exchanges, per second."""
 
 
 class ThroughputMeter:
-    """How fast a run was over the last half minute."""
+    """Measures the rates of a run over a sliding window."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._seen: deque[tuple[float, int, float]] = deque()
+        self._samples: deque[tuple[float, int, float]] = deque()
 
-    def measure(self, watch: RunView) -> Throughput:
-        """To be asked for about once a second."""
-        now = self._now()
-        ended = sum(step.exchanges for step in watch.tally.steps.values())
-        # From the first answer on: until it came, connections were opened and nothing could end.
-        if not ended:
+    def measure(self, view: RunView) -> Throughput:
+        """Take a sample, about once a second, and return the rates of the window."""
+        now, work = self._now(), _work_done(view.counters)
+        exchanges = sum(step.exchanges for step in view.counters.steps.values())
+        # The window begins with the first answer: before it, connections were opened and nothing could end.
+        if not exchanges:
             return Throughput()
-        self._seen.append((now, ended, _busy(watch.tally)))
-        while now - self._seen[0][0] > WINDOW_SECONDS:
-            self._seen.popleft()
-        then, before, busy = self._seen[0]
-        if now - then < WARM_SECONDS:
+        self._samples.append((now, exchanges, work))
+        while now - self._samples[0][0] > WINDOW_SECONDS:
+            self._samples.popleft()
+        first, first_exchanges, first_work = self._samples[0]
+        seconds = now - first
+        if seconds < MIN_WINDOW_SECONDS:
             return Throughput()
-        return Throughput((ended - before) / (now - then), (_busy(watch.tally) - busy) / (now - then))
+        return Throughput((exchanges - first_exchanges) / seconds, (work - first_work) / seconds)
 
 
-def format_time_left(seconds: int) -> str:
-    """Seconds in words, no finer than they can be known."""
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 600:
-        return f"{seconds // 60} min {seconds % 60 // 10 * 10:02d} s"
-    if seconds < 5400:
-        return f"{seconds // 60} min"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+def progress_figures(view: RunView, throughput: Throughput) -> dict[str, object]:
+    """Return the current figures of a run, as `--log json` and the heartbeat file have them."""
+    counters = view.counters
+    failed = max(counters.rows_failed, sum(step.failed for step in counters.steps.values()))
+    done, left = _work_done(counters), _work_left(counters)
+    return {
+        "rows": counters.rows,
+        "rows_done": counters.rows_landed,
+        "rows_failed": failed,
+        "share_done": round(done / (done + left), 3) if done + left else None,
+        "requests": counters.requests,
+        "requests_per_second": round(throughput.requests_per_second, 1),
+        "retries": counters.retries,
+        "in_flight": counters.in_flight,
+        "input_tokens": counters.input_tokens,
+        "output_tokens": counters.output_tokens,
+        "cost_usd": None if counters.unpriced else usd(counters.cost),
+        "seconds_left": round(left / throughput.work_per_second) if throughput.work_per_second > 0 else None,
+        "held": view.hold_reason(),
+    }
+
+
+def _work_done(counters: RunCounters) -> float:
+    """Seconds that ended exchanges took of their senders; if nobody measures them, as in a batch, exchanges."""
+    steps = counters.steps.values()
+    return sum(step.busy for step in steps) or float(sum(step.exchanges for step in steps))
+
+
+def _work_left(counters: RunCounters) -> float:
+    """The work of the exchanges that are still to end, in the same unit.
+
+    Each exchange counts as much as those of its step took so far: under a rate limit all take equally long; if answers
+    are waited for, those of slow steps count more.
+    """
+    steps = counters.steps.values()
+    exchanges = sum(step.exchanges for step in steps)
+    average = _work_done(counters) / exchanges if exchanges else 1.0
+    rows, left = float(counters.rows - counters.begun_with), 0.0
+    for step in steps:
+        of_step = step.busy / step.exchanges if step.exchanges and step.busy else average
+        left += of_step * step.exchanges_left(rows)
+        rows -= step.failed
+    return left
 
 
 def format_large_number(number: int) -> str:
-    """A large number in four characters or so: 1.2M."""
-    for letter, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= size:
-            return f"{number / size:.{1 if number < 100 * size else 0}f}{letter}"
+    """Format a large number in about four characters: 1.2M."""
+    for letter, factor in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= factor:
+            return f"{number / factor:.{1 if number < 100 * factor else 0}f}{letter}"
     return str(number)

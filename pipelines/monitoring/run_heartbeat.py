@@ -1,65 +1,69 @@
-"""What a run tells of itself while it is under way: a small file in the state folder that `status` reads."""
+"""The heartbeat file of a run in progress: its figures once a second, in the state folder, for `rowmill status`."""
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from pipelines.ledger.ledger_file import write_whole
+from pipelines.ledger.ledger_file import write_atomically
 from pipelines.monitoring.progress import ThroughputMeter, progress_figures
-from pipelines.monitoring.run_view import RunView
+from pipelines.monitoring.run_view import FollowRun, RunView
 from pipelines.runtime.locks import running
 
 HEARTBEAT_SECONDS = 1.0
 
-Follow = Callable[[RunView], Awaitable[None]]
 
+def with_heartbeat(state: Path, job: str, run_id: str, follow: FollowRun) -> FollowRun:
+    """Return a follower that writes the heartbeat file as well."""
 
-def with_heartbeat(state: Path, job: str, run_id: str, follow: Follow) -> Follow:
-    """`follow`, with the figures of the run noted once a second beside it."""
-
-    async def both(watch: RunView) -> None:
-        await asyncio.gather(follow(watch), _keep_noting(_file(state, job), job, run_id, watch))
+    async def both(view: RunView) -> None:
+        await asyncio.gather(follow(view), _write_heartbeats(_heartbeat_file(state, job), job, run_id, view))
 
     return both
 
 
 def read_heartbeat(state: Path, job: str) -> dict[str, Any] | None:
-    """The figures of a run that is under way, the latest that it noted; None where none is, or nothing is noted yet."""
+    """Return the latest figures of a run in progress; None if there is no run or it has not written any yet."""
     return read_last_heartbeat(state, job) if running(state, job) else None
 
 
 def read_last_heartbeat(state: Path, job: str) -> dict[str, Any] | None:
-    """The figures that a run noted last, be it under way or one that was killed; None where nothing is noted."""
+    """Return the last figures that a run wrote, even if it was killed since; None if there are none."""
     try:
-        told: dict[str, Any] = orjson.loads(_file(state, job).read_bytes())
+        figures: dict[str, Any] = orjson.loads(_heartbeat_file(state, job).read_bytes())
     except (FileNotFoundError, orjson.JSONDecodeError):
         return None
-    return told
+    return figures
 
 
-def _file(state: Path, job: str) -> Path:
+def _heartbeat_file(state: Path, job: str) -> Path:
     return state / "running" / f"{job}.json"
 
 
-async def _keep_noting(file: Path, job: str, run_id: str, watch: RunView) -> None:
-    pace, began = ThroughputMeter(), time.time()
+async def _write_heartbeats(file: Path, job: str, run_id: str, view: RunView) -> None:
+    meter, began = ThroughputMeter(), time.time()
     try:
         while True:
-            told = {"job": job, "run_id": run_id, "began": began, "seconds": round(watch.tally.seconds, 1)}
-            told["bound_by"] = None if watch.time_breakdown is None else watch.time_breakdown.to_json()["bound_by"]
-            # What others may look at is no reason for a run to end: a full disk is told by the ledger.
+            bottleneck = None if view.time_breakdown is None else view.time_breakdown.to_json()["bound_by"]
+            figures = {
+                "job": job,
+                "run_id": run_id,
+                "began": began,
+                "seconds": round(view.counters.seconds, 1),
+                "bound_by": bottleneck,
+                **progress_figures(view, meter.measure(view)),
+            }
+            # The file is a convenience and must not end a run: the ledger reports a full disk.
             with contextlib.suppress(OSError):
-                write_whole(file, orjson.dumps({**told, **progress_figures(watch, pace.measure(watch))}))
+                write_atomically(file, orjson.dumps(figures))
             await asyncio.sleep(HEARTBEAT_SECONDS)
     finally:
-        _forget(file)
+        _delete(file)
 
 
-def _forget(file: Path) -> None:
+def _delete(file: Path) -> None:
     with contextlib.suppress(OSError):
         file.unlink(missing_ok=True)

@@ -1,44 +1,40 @@
-"""What may be looked at while a run is under way."""
+"""A read-only view of a run in progress, for displays, logs and telemetry."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.request_types import DispatchControl
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.monitoring.bottleneck import TimeBreakdown
-from pipelines.pricing.run_budget import RunBudget
 
 
 @dataclass(slots=True)
 class RunView:
-    """The moving parts of a run, to be read only."""
+    """The moving parts of a run."""
 
-    tally: RunCounters
-    fanout: DispatchControl
-    allowances: Mapping[str, ProviderLimiter]
+    counters: RunCounters
+    dispatcher: DispatchControl
+    limiters: Mapping[str, ProviderLimiter]
     """By provider."""
-    purse: RunBudget
     time_breakdown: TimeBreakdown | None = None
-    """None where the senders are elsewhere."""
+    """None if the senders are in other processes."""
 
     def hold_reason(self) -> str | None:
-        """What makes the run wait, and for how long where that is known; None where nothing does."""
-        if self.fanout.waiting_for is not None:
-            return self.fanout.waiting_for
-        for provider, allowance in self.allowances.items():
-            if allowance.excluded_reason is not None:
+        """Return what the run waits for, and for how long if that is known; None if it does not wait."""
+        if self.dispatcher.waiting_for is not None:
+            return self.dispatcher.waiting_for
+        for provider, limiter in self.limiters.items():
+            if limiter.excluded_reason is not None:
                 continue
-            if allowance.is_circuit_open:
-                return (
-                    f"{provider} has not answered for {allowance.seconds_without_reply():.0f} s: "
-                    f"trying it again in {allowance.pause_seconds:.0f} s"
-                )
-            if allowance.pause_seconds > 1:
-                return f"{provider} asks to wait {allowance.pause_seconds:.0f} s"
-        out = [
-            f"{name} is left out ({one.excluded_reason})"
-            for name, one in self.allowances.items()
-            if one.excluded_reason
-        ]
-        return "; ".join(out) or None
+            if limiter.is_circuit_open:
+                silence, pause = limiter.seconds_without_reply(), limiter.pause_seconds
+                return f"{provider} has not answered for {silence:.0f} s: next attempt in {pause:.0f} s"
+            if limiter.pause_seconds > 1:
+                return f"{provider} asks to wait {limiter.pause_seconds:.0f} s"
+        excluded = ((name, limiter.excluded_reason) for name, limiter in self.limiters.items())
+        return "; ".join(f"{name} is excluded ({reason})" for name, reason in excluded if reason) or None
+
+
+FollowRun = Callable[[RunView], Awaitable[None]]
+"""Shows or records a run until it is cancelled."""

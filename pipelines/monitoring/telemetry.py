@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pipelines.dispatch.request_types import RouteInfo, BatchStage
+from pipelines.dispatch.request_types import BatchStage, RouteInfo
 from pipelines.ledger.entries import SettledExchange
 from pipelines.ledger.ledger import now_us
 from pipelines.monitoring.run_view import RunView
@@ -118,16 +118,16 @@ class Telemetry:
 
         async def follow(watch: RunView) -> None:
             self._watch = watch
-            watch.fanout.observer = self
+            watch.dispatcher.observer = self
             await asyncio.gather(self._keep_counting(), onward(watch))
 
         return follow
 
-    def waited(self, lane: RouteInfo, seconds: float) -> None:
+    def record_wait(self, lane: RouteInfo, seconds: float) -> None:
         """A request has waited so long for its allowance."""
         self._wait.record(seconds, self._attributes(lane))
 
-    def settled(self, lane: RouteInfo, ended: SettledExchange) -> None:
+    def record_exchange(self, lane: RouteInfo, ended: SettledExchange) -> None:
         """An exchange is in the ledger."""
         from opentelemetry.trace import SpanKind, Status, StatusCode
 
@@ -172,7 +172,7 @@ class Telemetry:
         took = ended.latency_ms
         span.end(now_us() * 1000 if took is None else ended.started_at * 1000 + round(took * 1e6))
 
-    def batch(self, lane: RouteInfo, stage: BatchStage) -> None:
+    def record_batch_stage(self, lane: RouteInfo, stage: BatchStage) -> None:
         """A batch has gone through a stage: a span below that of the batch, which begins where it was noted."""
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
@@ -242,7 +242,7 @@ class Telemetry:
     def _count_rows(self) -> None:
         if self._watch is None:
             return
-        tally = self._watch.tally
+        tally = self._watch.counters
         now = {
             "answered": tally.rows_ok - tally.rows_reused,
             "reused": tally.rows_reused,

@@ -11,7 +11,7 @@ from pipelines.config.loaded_job import LoadedJob
 from pipelines.formatting import format_duration, format_money
 from pipelines.reporting.html import Safe, fact, figures, number, shown_value, table
 from pipelines.reporting.report_queries import HIDDEN, ReportFacts, report_facts
-from pipelines.reporting.status_format import ENDS
+from pipelines.reporting.status_format import STATES
 from pipelines.reporting.svg_bars import bars
 from pipelines.reporting.time_breakdown import where_the_time_went
 
@@ -66,7 +66,7 @@ def _state(facts: ReportFacts) -> str:
         return ""
     last = facts.runs[0]
     code = last["exit_code"]
-    words = ENDS.get(code, "cut short") if code is not None else "cut short, or under way"
+    words = STATES.get(code, "cut short") if code is not None else "cut short, or under way"
     why = f": {escape(str(last['stopped']))}" if last["stopped"] else ""
     return f'<p class="state"><span class="{"good" if code == 0 else "bad"}">{words}</span>{why}</p>'
 
@@ -239,7 +239,7 @@ def _runs(facts: ReportFacts, zone: ZoneInfo) -> Safe | None:
     rows = [
         (
             _moment(run["started"], zone),
-            "cut short" if run["exit_code"] is None else ENDS.get(run["exit_code"], str(run["exit_code"])),
+            "cut short" if run["exit_code"] is None else STATES.get(run["exit_code"], str(run["exit_code"])),
             *(fact(f"runs.{run['run_id']}.{name}", run[name]) for name in ("rows_ok", "rows_failed", "requests")),
             fact(f"runs.{run['run_id']}.cost_usd", run["cost_usd"], format_money(run["cost_usd"])),
             "" if run["seconds"] is None else format_duration(run["seconds"]),

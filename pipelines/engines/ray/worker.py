@@ -22,10 +22,10 @@ from pipelines.config.workspace import Workspace
 from pipelines.dispatch.counters import RunCounters, StepCounters
 from pipelines.dispatch.dispatcher import OnlineDispatcher
 from pipelines.dispatch.provider_routes import build_routes
-from pipelines.dispatch.request_types import DailyBudget, Exchange, Outcome, Route, RetryLimits
+from pipelines.dispatch.request_types import DailyBudget, Exchange, Outcome, RetryLimits, Route
 from pipelines.dispatch.step_runner import LOOKING, OPEN_BYTES, OPEN_ROWS, Chunk, StepRunner
 from pipelines.engines.ray.ledger import RemoteLedger
-from pipelines.engines.ray.limits import JOB, RemoteBudget, Leasing
+from pipelines.engines.ray.limits import JOB, Leasing, RemoteBudget
 from pipelines.engines.ray.telemetry import Heard, Recorder
 from pipelines.engines.ray.timing import Spent, waits_of
 from pipelines.ledger.entries import StoredAnswer

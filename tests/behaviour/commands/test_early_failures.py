@@ -120,7 +120,7 @@ def test_a_defect_before_the_first_row_is_no_row_that_failed(
     (line,) = cli.out.splitlines()
     told = json.loads(line)
     assert (told["exit_code"], told["rows"]) == (3, None)
-    assert told["stopped"].startswith("a defect of Rowmill, told on stderr: please report it")
+    assert told["stopped"].startswith("a defect of Rowmill, printed on stderr: please report it")
     first, second, *_, last = cli.err.splitlines()
     assert "a defect of Rowmill; please report it" in first
     assert (second, last) == ("Traceback (most recent call last):", "ZeroDivisionError: nobody expected it")

@@ -83,7 +83,7 @@ def test_an_unexpected_failure_at_any_stage_ends_the_command_and_the_next_run_go
     code, out, err = ran(stage, job)
     told = json.loads(out)
     assert (code, told["exit_code"]) == (3, 3)
-    assert told["stopped"].startswith("a defect of Rowmill, told on stderr")
+    assert told["stopped"].startswith("a defect of Rowmill, printed on stderr")
     assert "Unexpected: text 1 is secret" in err.splitlines()[-1], err
     assert (told["rows"], told["rows_failed"], told["rows_ok"] + told["rows_left"]) == (50, 0, 50)
     assert told["rows_ok"] <= told["requests"]

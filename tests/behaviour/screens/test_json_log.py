@@ -52,7 +52,7 @@ def test_a_run_is_told_from_start_to_finish(workspace: Any, provider: Any, cli: 
 def test_commits_are_told_as_they_happen(
     workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(committer, "SECONDS", 0.0)
+    monkeypatch.setattr(committer, "COMMIT_SECONDS", 0.0)
     workspace.csv(1200)
     provider.latency = 0.1
     cli("run", workspace.job(), "--log", "json", "--json")
@@ -125,7 +125,7 @@ def test_what_is_wrong_before_a_job_begins_is_a_line_as_well(
     assert cli("retry", workspace.folder / "good.yaml", *lines, "--class", "tiemout") == 2
     assert problems(cli)[0].startswith("--class tiemout: no such error class")
     assert cli("run", workspace.folder / "good.yaml", *lines, "--compare") == 2
-    assert problems(cli)[0].startswith("--compare: asks for every row anew")
+    assert problems(cli)[0].startswith("--compare: requests every row again")
     file = workspace.folder / "rowmill.yaml"
     file.write_text(file.read_text().replace('v1"}', 'v1", api_key_env: NO_SUCH_KEY}'))
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)

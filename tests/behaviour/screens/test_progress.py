@@ -33,7 +33,7 @@ class Nothing:
 
 
 def watch_of(tally: RunCounters) -> RunView:
-    return RunView(tally, Nothing(), {}, Nothing())  # type: ignore[arg-type]
+    return RunView(tally, Nothing(), {})  # type: ignore[arg-type]
 
 
 def request(rows: int = 1) -> Request:

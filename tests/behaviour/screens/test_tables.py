@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from connectors.emulator.server import LocalOptions, LocalServer
-from pipelines.formatting import format_table
+from pipelines.formatting import DataTable
 
 USAGE: list[dict[str, object]] = [
     {"step": "ticket-enrichment/label", "requests": 120_480, "failed": 12, "tokens_in": 48_911_002,
