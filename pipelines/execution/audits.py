@@ -1,4 +1,4 @@
-"""Audits: SQL over a job's own tables after a run, and the ready audit for drift; none of them opens a file."""
+"""Audits: SQL over a job's tables after a run, and the built-in audit for drift; no audit can open a file."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from connectors.errors import DataError, JobError, Stopped, did_you_mean
 from connectors.sql import AUTHORS_LIMIT, first_line, lock_down, parsed_sql, query_connection
 from connectors.tables.schemas import usage_schema
 from pipelines.config.job import Audit
-from pipelines.execution.drift import drifted
+from pipelines.execution.drift import find_drift
 from pipelines.preparation.prepared_job import PreparedJob
 from pipelines.runtime.run_report import AuditResult
 
@@ -21,7 +21,7 @@ FUNCTIONS = frozenset({"unnest", "range", "generate_series"})
 
 
 def check_audits(ready: PreparedJob) -> None:
-    """JobError, with file and line, where an audit's SQL is no single query over the job's own tables."""
+    """Raise JobError with file and line if an audit's SQL is not one query over the job's tables."""
     if all(audit.sql is None for audit in ready.job.audits):
         return
     shape = ready.shape
@@ -38,18 +38,18 @@ def check_audits(ready: PreparedJob) -> None:
             try:
                 _count(db, audit.sql)
             except duckdb.Error as exc:
-                raise JobError(f"{where}: {first_line(exc)}; mend the query") from exc
+                raise JobError(where, f"{first_line(exc)}", "fix the query") from exc
 
 
 def run_audits(ready: PreparedJob, run_id: str) -> list[AuditResult]:
-    """What the job's audits find in its tables now; `run_id` is there as getvariable('run_id')."""
+    """Run the job's audits on its tables; their SQL reads the run's id by getvariable('run_id')."""
     if not ready.job.audits:
         return []
     try:
         with _tables(ready, run_id) as db:
             return [_result(db, audit, ready, run_id) for audit in ready.job.audits]
     except (duckdb.Error, DataError, Stopped) as exc:
-        # The run is over and paid for: tables that cannot be read fail its audits, not its closing.
+        # The run is over and paid for: unreadable tables fail its audits, not its report.
         words = first_line(exc) if isinstance(exc, duckdb.Error) else str(exc)
         return [AuditResult(audit.name, None, audit.max, (words,)) for audit in ready.job.audits]
 
@@ -57,7 +57,7 @@ def run_audits(ready: PreparedJob, run_id: str) -> list[AuditResult]:
 def _result(db: duckdb.DuckDBPyConnection, audit: Audit, ready: PreparedJob, run_id: str) -> AuditResult:
     try:
         if audit.drift is not None:
-            found = drifted(db, audit.drift, ready, run_id)
+            found = find_drift(db, audit.drift, ready, run_id)
             return AuditResult(audit.name, len(found), audit.max, tuple(found))
         return AuditResult(audit.name, _count(db, audit.sql or ""), audit.max)
     except duckdb.Error as exc:
@@ -71,7 +71,7 @@ def _count(db: duckdb.DuckDBPyConnection, sql: str) -> int:
 
 @contextmanager
 def _tables(ready: PreparedJob, run_id: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection that sees the sink's tables as results, usage and errors, and nothing else."""
+    """A connection that can read the sink's tables as results, usage and errors, and nothing else."""
     sink = ready.sink
     with query_connection(ready.scratch, AUTHORS_LIMIT) as db:
         sink.attach(db)
@@ -91,34 +91,34 @@ def _close(db: duckdb.DuckDBPyConnection, ready: PreparedJob, files: bool) -> No
 
 
 def _check_query(sql: str, where: str) -> None:
-    """One SELECT over the three tables. The lock alone would let it read the sink's files under other names."""
+    """Allow one SELECT over the three tables. A locked connection alone could read the sink's files directly."""
     with duckdb.connect() as db:
         parsed = parsed_sql(db, sql, where, "write one query, e.g. select * from results where topic is null")
     if len(parsed["statements"]) != 1:
-        raise JobError(f"{where}: is more than one query; write one for each audit")
-    named = frozenset(_names_of_own(parsed))
+        raise JobError(where, "is more than one query", "write one for each audit")
+    named = frozenset(_cte_names(parsed))
     for node in _nodes(parsed):
         kind = node.get("type")
         if kind == "TABLE_FUNCTION":
             name = str(node.get("function", {}).get("function_name", "")).lower()
             if name not in FUNCTIONS:
-                raise JobError(f"{where}: {name}() is not allowed here; an audit reads results, usage and errors only")
+                raise JobError(where, f"{name}() is not allowed here", "an audit reads results, usage and errors only")
         elif kind == "BASE_TABLE":
             name = str(node.get("table_name", ""))
             if node.get("schema_name") or node.get("catalog_name") or name.lower() not in {*TABLES, *named}:
-                raise JobError(f"{where}: no table {name} here; {did_you_mean(name, TABLES)}")
+                raise JobError(where, f"no table {name} here", f"{did_you_mean(name, TABLES)}")
 
 
-def _names_of_own(node: Any) -> Iterator[str]:
-    """The names that `with` gives to queries."""
+def _cte_names(node: Any) -> Iterator[str]:
+    """Names of common table expressions."""
     if isinstance(node, list):
         for inner in node:
-            yield from _names_of_own(inner)
+            yield from _cte_names(inner)
     elif isinstance(node, Mapping):
         for entry in (node.get("cte_map") or {}).get("map", ()):
             yield str(entry["key"]).lower()
         for inner in node.values():
-            yield from _names_of_own(inner)
+            yield from _cte_names(inner)
 
 
 def _nodes(node: Any) -> Iterator[Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""`run --compare`: new answers for the first rows beside those in the sink; the sink itself is left as it is."""
+"""`run --compare`: new answers for the first rows next to those in the sink, which does not change."""
 
 import tempfile
 from dataclasses import replace
@@ -11,7 +11,7 @@ from connectors.errors import JobError
 from connectors.sql import quoted_list
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.overrides import NONE
-from pipelines.execution.invocation import invoke
+from pipelines.execution.invocation import run_invocation
 from pipelines.formatting import escape_control_characters
 from pipelines.preparation.prepared_job import prepare_job
 from pipelines.preparation.row_selection import key_text
@@ -24,24 +24,24 @@ Rows = dict[str, dict[str, Any]]
 
 
 def compare_run(loaded: LoadedJob, options: RunOptions) -> RunReport:
-    """The report of `run` with `compare`: for each row its key, old and new outputs (None where there are none).
+    """Run the first rows and return a report with `compared`: the key, old and new outputs of each row.
 
-    The answers are paid for once: a later run that asks the same finds them in the ledger. They stand in the usage
-    table of a job of their own, `<name>-compare`.
+    The answers are paid for once: a later run with the same requests finds them in the ledger. They appear in the
+    usage table of a separate job, `<name>-compare`.
     """
     overrides = loaded.overrides
     if overrides.limit is None:
-        raise JobError("--compare: asks for every row anew without a limit; add --limit N, e.g. --limit 20")
+        raise JobError("--compare", "requests every row again without a limit", "add --limit N, e.g. --limit 20")
     if overrides.sink is not None:
-        raise JobError("--compare: writes nothing, so --sink has no meaning; leave one of them out")
+        raise JobError("--compare", "writes nothing, so --sink has no meaning", "leave one of them out")
     written = loaded.with_overrides(NONE)
     with tempfile.TemporaryDirectory() as name:
         place = Path(name) / "compared"
-        aside = (f"name={written.job.name}-compare", "sink.write=merge", "sink.deleted=keep", "audits=[]")
+        assignments = (f"name={written.job.name}-compare", "sink.write=merge", "sink.deleted=keep", "audits=[]")
         compared = loaded.with_overrides(
-            replace(overrides, sink=str(place), assignments=(*overrides.assignments, *aside))
+            replace(overrides, sink=str(place), assignments=(*overrides.assignments, *assignments))
         )
-        report = invoke(compared, options)
+        report = run_invocation(compared, options)
         new = _outputs(compared)
         old = _outputs(written)
     with open_workspace_ledger(loaded.workspace) as ledger:

@@ -1,4 +1,4 @@
-"""How long a model's vectors are, where nobody has said it: seen in the sink, or asked with the first row."""
+"""Embedding dimensions that the job does not state: read from the sink, or probed with the first row."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,19 +23,19 @@ from pipelines.pricing.run_budget import RunBudget
 from pipelines.runtime.run_records import OpenRun
 
 MAX_PROBED_ROWS = 16
-"""Rows that are asked one by one, at most."""
+"""Rows that a probe requests one by one."""
 
 SAMPLE = "Rowmill"
-"""Embedded where the step's text needs what earlier steps are yet to answer."""
+"""Stands in for outputs of earlier steps, which have no answers yet."""
 
 
 def missing_dimensions(ready: PreparedJob) -> Sequence[PreparedStep]:
-    """The steps whose vectors have no known length."""
+    """Return the steps whose vectors have no known dimensions."""
     return [step for step in ready.steps if step.endpoint.dimensions_unknown]
 
 
 def dimensions_from_sink(ready: PreparedJob, ledger: Ledger) -> None:
-    """Note the lengths of the vectors that the sink holds."""
+    """Store the dimensions of the vectors in the sink."""
     if not ready.sink.exists():
         return
     with duckdb.connect() as db:
@@ -47,75 +47,80 @@ def dimensions_from_sink(ready: PreparedJob, ledger: Ledger) -> None:
                 for (size,) in db.execute(query).fetchall():
                     _store_dimensions(ledger, step, size)
         except duckdb.BinderException:
-            # The table has no such column yet: what to do about that is told when the sink is prepared.
+            # The table has no such column yet; preparing the sink reports that.
             return
         finally:
             ready.sink.detach(db)
 
 
-async def probe_dimensions(ready: PreparedJob, ledger: Ledger, run: OpenRun, tally: RunCounters) -> None:
-    """Ask each step's provider for one vector, that of the first row where that is possible: it is kept, and paid once.
+async def probe_dimensions(ready: PreparedJob, ledger: Ledger, run: OpenRun, counters: RunCounters) -> None:
+    """Request one vector from each step's provider, for the first row if possible: it is stored and paid for once.
 
-    Counted in `tally`. Stopped where no vector comes.
+    Adds to `counters`. Raises Stopped if no vector arrives.
     """
     job = ready.job
-    tally.steps = {step.model.name: StepCounters() for step in ready.steps}
-    said = ready.workspace.budget
+    counters.steps = {step.model.name: StepCounters() for step in ready.steps}
+    daily = ready.workspace.budget
     transport = HttpTransport(RequestTimeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total), 1)
-    fanout = OnlineDispatcher(
+    dispatcher = OnlineDispatcher(
         ledger,
         transport,
         RunBudget(None if job.budget is None else round(job.budget.usd * PICO), run.spent),
-        tally,
+        counters,
         RetryLimits(job.retry.attempts, job.retry.longest_wait, job.retry.longest_hold),
         1,
         run.run_id,
-        None if said is None else DailyBudget(round(said.usd_per_day * PICO), ready.workspace.zone),
+        None if daily is None else DailyBudget(round(daily.usd_per_day * PICO), ready.workspace.zone),
     )
-    allowances: dict[str, ProviderLimiter] = {}
-    lanes = build_routes(ready, ledger, run.run_id, allowances)
-    fanout.start()
+    limiters: dict[str, ProviderLimiter] = {}
+    routes = build_routes(ready, ledger, run.run_id, limiters)
+    dispatcher.start()
     try:
-        for step, lane in zip(ready.steps, lanes, strict=True):
+        for step, step_route in zip(ready.steps, routes, strict=True):
             if step.endpoint.dimensions_unknown:
-                size = await _probe_step(
-                    fanout, lane, itertools.islice(_requests(ready, step), MAX_PROBED_ROWS), tally.sized
+                dimensions = await _probe_step(
+                    dispatcher,
+                    step_route,
+                    itertools.islice(_requests_of_first_rows(ready, step), MAX_PROBED_ROWS),
+                    counters.sized,
                 )
-                if size is not None:
-                    _store_dimensions(ledger, step, size)
+                if dimensions is not None:
+                    _store_dimensions(ledger, step, dimensions)
     finally:
-        await fanout.close(0)
+        await dispatcher.close(0)
         await transport.close()
 
 
 async def _probe_step(
-    fanout: OnlineDispatcher, lane: RunStep, requests: Iterable[Request], sized: set[bytes]
+    dispatcher: OnlineDispatcher, step_route: RunStep, requests: Iterable[Request], probed: set[bytes]
 ) -> int | None:
-    """The length of the first vector that comes; None where there is no request. A row that is refused for a reason of
-    its own will stand in errors, and the next one is asked. `sized` gets the request that was sent for it."""
-    why: str | None = None
+    """Return the dimensions of the first vector that arrives; None if no row makes a request.
+
+    After a row that fails for a reason of its own the next one is requested. Adds the fingerprint sent to `probed`.
+    """
+    reason: str | None = None
     for request in requests:
-        wave = await fanout.submit(lane.lane, [request], lambda answer: True)
-        await wave.done.wait()
-        fanout.read_buffer.release(wave.nbytes)
-        outcome = wave.outcomes.get(request.fingerprint)
+        pending = await dispatcher.submit(step_route.lane, [request], lambda answer: True)
+        await pending.done.wait()
+        dispatcher.read_buffer.release(pending.nbytes)
+        outcome = pending.outcomes.get(request.fingerprint)
         if outcome is not None and outcome.answer is not None:
-            sized |= {request.fingerprint} if outcome.sent else set()
+            probed |= {request.fingerprint} if outcome.sent else set()
             return len(outcome.answer) // 4
-        why = fanout.stopped if outcome is None or outcome.error is None else outcome.error.message
+        reason = dispatcher.stopped if outcome is None or outcome.error is None else outcome.error.message
         if outcome is None or outcome.error is None or outcome.error.error_class not in ROW_ERROR_CLASSES:
             break
     else:
-        if why is None:
+        if reason is None:
             return None
     raise Stopped(
-        f"steps.{lane.lane.step}.dimensions: how long the model's vectors are could not be learned: {why}; "
+        f"steps.{step_route.lane.step}.dimensions: the dimensions of the model's vectors could not be learned: {reason}; "
         "run again, or add dimensions: N"
     )
 
 
-def _requests(ready: PreparedJob, step: PreparedStep) -> Iterator[Request]:
-    """Those of the first rows that the step is to ask for, as far as that can be told before earlier steps answer."""
+def _requests_of_first_rows(ready: PreparedJob, step: PreparedStep) -> Iterator[Request]:
+    """Yield the step's requests for the first rows, without the outputs of earlier steps."""
     for batch in ready.selection.batches(64, frozenset()):
         known = step.when is not None and step.when.columns.issubset(batch.schema.names)
         mask = step.when.mask(pa.Table.from_batches([batch])) if step.when is not None and known else None
@@ -128,6 +133,6 @@ def _requests(ready: PreparedJob, step: PreparedStep) -> Iterator[Request]:
                 yield request
 
 
-def _store_dimensions(ledger: Ledger, step: PreparedStep, size: int) -> None:
-    whose = (step.context.provider_tag, step.model.model, size)
-    ledger.write("insert or replace into vector_sizes values (?, ?, ?)", whose)
+def _store_dimensions(ledger: Ledger, step: PreparedStep, dimensions: int) -> None:
+    parameters = (step.context.provider_tag, step.model.model, dimensions)
+    ledger.write("insert or replace into vector_sizes values (?, ?, ?)", parameters)

@@ -35,10 +35,10 @@ from pipelines.runtime.services import local_provider, open_workspace_ledger
 
 if TYPE_CHECKING:
     from pipelines.dispatch.counters import RunCounters
-    from pipelines.execution.job_run import Ended
+    from pipelines.execution.job_run import RunOutcome
 
 
-def invoke(loaded: LoadedJob, options: RunOptions) -> RunReport:
+def run_invocation(loaded: LoadedJob, options: RunOptions) -> RunReport:
     """Run the job until its rows are done or something stops it."""
     from pipelines.execution.job_run import run_job
     from pipelines.monitoring.json_events import ProgressLog
@@ -93,7 +93,7 @@ def invoke(loaded: LoadedJob, options: RunOptions) -> RunReport:
 
 @contextlib.contextmanager
 def _locked(loaded: LoadedJob, workspace: Workspace) -> Iterator[None]:
-    """The job and the place where it writes, for this process alone."""
+    """Lock the job and its sink for this process."""
     job = loaded.job
     with (
         job_lock(workspace.state, job.name),
@@ -147,21 +147,21 @@ def _with_partial_report(
 ) -> Iterator[None]:
     """Attach a report to a Stopped: the row count, row states if there is no sink yet, and the cost of a probe."""
     from pipelines.dispatch.counters import RunCounters
-    from pipelines.execution.job_run import Ended
+    from pipelines.execution.job_run import RunOutcome
 
     try:
         yield
     except Stopped as exc:
         counters, rejects = counters or RunCounters(), len(ready.reader.rejects)
         counters.rows, counters.rows_failed = ready.selection.counts().rows + rejects, rejects
-        report = run_report(ready.job.name, run_id, Ended(exc.exit_code, str(exc), counters, 0), ready.sink.tables())
+        report = run_report(ready.job.name, run_id, RunOutcome(exc.exit_code, str(exc), counters), ready.sink.tables())
         if run_id is None or ready.sink.exists():
             report = replace(report, rows_ok=None, rows_reused=None, rows_failed=None, rows_left=None)
         raise StoppedBeforeStart(report) from exc
 
 
 def _check(ready: PreparedJob) -> None:
-    """All that can be wrong is told before anything is sent."""
+    """Report every error that can be found without a request."""
     _check_sink(ready)
     _check_budget(ready)
     check_audits(ready)
@@ -169,7 +169,7 @@ def _check(ready: PreparedJob) -> None:
         ready.selection.check_keys()
 
 
-def _finish_run(ready: PreparedJob, ledger: Ledger, run: OpenRun, ended: "Ended") -> RunReport:
+def _finish_run(ready: PreparedJob, ledger: Ledger, run: OpenRun, ended: "RunOutcome") -> RunReport:
     """Audit the run and record its end in the ledger."""
     audits = run_audits(ready, run.run_id) if ended.exit_code in (0, 1) else []
     if not all(audit.passed for audit in audits):
@@ -190,18 +190,20 @@ def _check_sink(ready: PreparedJob) -> None:
     loaded = ready.loaded
     if loaded.changed_by and ready.sink.exists() and _in_own_sink(ready):
         raise JobError(
-            f"{loaded.changed_by[0]}: changes answers, and {ready.sink_name} holds rows of the job as written; "
-            "add --sink PATH to write them elsewhere"
+            loaded.changed_by[0],
+            f"changes answers, and {ready.sink_name} holds rows of the job as written",
+            "add --sink PATH to write them elsewhere",
         )
     if ready.is_limited and ready.job.sink.write == "replace" and ready.sink.exists():
         raise JobError(
-            f"{loaded.at('sink', 'write')}: replace would leave only the first rows in {ready.sink_name}; "
-            "run without a limit, or add --sink PATH"
+            loaded.at("sink", "write"),
+            f"replace would leave only the first rows in {ready.sink_name}",
+            "run without a limit, or add --sink PATH",
         )
 
 
 def _in_own_sink(ready: PreparedJob) -> bool:
-    """Whether the run writes where the job as written does, also where a flag names that very place."""
+    """Whether the run writes to the sink of the job as written, even if a flag names that same sink."""
     if not gives_sink(ready.loaded.overrides, SINKS):
         return True
     written, folder = ready.loaded.written, ready.workspace.folder
@@ -209,7 +211,7 @@ def _in_own_sink(ready: PreparedJob) -> bool:
 
 
 def _check_budget(ready: PreparedJob) -> None:
-    """With a budget, a step that could cost anything is refused."""
+    """Under a budget, refuse a step without a price or without a bound on its cost."""
     if ready.job.budget is None and ready.workspace.budget is None:
         return
     for step in ready.steps:
@@ -219,31 +221,35 @@ def _check_budget(ready: PreparedJob) -> None:
             unpriced = [member.name for member in step.members if member_price(ready, step, member) is None]
             at = f" at {', '.join(unpriced)}" if step.is_pooled else ""
             raise JobError(
-                f"{where}: no price is known for {step.model.model}{at}, so no budget can hold; "
-                "add it to `prices:` in rowmill.yaml"
+                where,
+                f"no price is known for {step.model.model}{at}, so no budget can hold",
+                "add it to `prices:` in rowmill.yaml",
             )
         if step.endpoint.output_bound is None and price.output_per_million:
             raise JobError(
-                f"{where}: nothing bounds what an answer of {step.model.model} may cost, so no budget can hold; "
-                "add params: {max_tokens: N}"
+                where,
+                f"nothing bounds what an answer of {step.model.model} may cost, so no budget can hold",
+                "add params: {max_tokens: N}",
             )
 
 
 def prepare_sink(ready: PreparedJob, ledger: Ledger, change: SchemaChange | None = None) -> bool:
-    """The sink's tables, there and up to date; where they are gone, what the ledger knows of them is written again.
-    Whether all rows are to be asked, and the tables written anew."""
+    """Create the sink's tables or bring them up to date; missing ones are written again from the ledger.
+
+    Returns whether the tables are rewritten: then every row is requested.
+    """
     fresh = ready.job.sink.write == "replace"
     known = ledger.query(
         "select count(*) from commits where job = ? and sink = ?", (ready.job.name, ready.sink_name)
     ) != [(0,)]
     if known and not fresh and not ready.sink.exists():
-        _write_again(ready, ledger)
+        _rebuild_from_ledger(ready, ledger)
     try:
         ready.sink.prepare(fresh=fresh)
     except SchemaMismatch:
         if is_empty(ready):
-            # Of a source that had no row yet the types are not what they will be.
-            _write_again(ready, ledger)
+            # The types of a source that had no row so far are provisional.
+            _rebuild_from_ledger(ready, ledger)
         elif change == "cast":
             cast_tables(ready, ledger)
         elif change == "backfill":
@@ -256,11 +262,10 @@ def prepare_sink(ready: PreparedJob, ledger: Ledger, change: SchemaChange | None
     return fresh
 
 
-def rebuilt(loaded: LoadedJob, leave_out: bool = False) -> tuple[int, int, Mapping[str, str]]:
-    """(rows that results hold, rows fewer than before, tables) after writing results and errors again from the ledger.
+def rebuild_tables(loaded: LoadedJob, leave_out: bool = False) -> tuple[int, int, Mapping[str, str]]:
+    """Write results and errors again from the ledger; return (rows in results, rows fewer than before, tables).
 
-    DataError, the tables left as they are, where rows would be lost since their answers were pruned; `leave_out`: they
-    may be.
+    Raises DataError and changes nothing if rows would be lost because their answers were pruned, unless `leave_out`.
     """
     workspace = loaded.workspace
     with (
@@ -268,13 +273,13 @@ def rebuilt(loaded: LoadedJob, leave_out: bool = False) -> tuple[int, int, Mappi
         open_workspace_ledger(workspace) as ledger,
         prepare_job(loaded, ledger, sink_types=sink_types) as ready,
     ):
-        before = _rows_there(ready)
-        rows = _write_again(ready, ledger, 0 if leave_out else before)
+        before = _count_results(ready)
+        rows = _rebuild_from_ledger(ready, ledger, 0 if leave_out else before)
         append_usage(ledger, ready.sink, ready.job.name)
         return rows, max(0, before - rows), ready.sink.tables()
 
 
-def _rows_there(ready: PreparedJob) -> int:
+def _count_results(ready: PreparedJob) -> int:
     if not ready.sink.exists():
         return 0
     with query_connection(ready.scratch) as db:
@@ -284,18 +289,19 @@ def _rows_there(ready: PreparedJob) -> int:
     return int(rows)
 
 
-def _write_again(ready: PreparedJob, ledger: Ledger, fewest: int = 0) -> int:
+def _rebuild_from_ledger(ready: PreparedJob, ledger: Ledger, min_rows: int = 0) -> int:
     ready.sink.prepare(fresh=True)
     endpoints = [step.endpoint for step in ready.steps]
     rows = rebuild(ledger, ready.sink, ready.job.name, ready.sink_name, ready.shape, endpoints)
-    if rows < fewest:
+    if rows < min_rows:
         refused = schema_refusal(ready)
         if refused is not None:
             raise refused
         raise DataError(
-            f"{ready.sink_name}: {fewest - rows:,} of {fewest:,} rows cannot be written again, since their answers are "
-            "no longer in the ledger, or were given when the job was declared otherwise; nothing was changed: leave "
-            "the table as it is, or add --leave-out"
+            ready.sink_name,
+            f"{min_rows - rows:,} of {min_rows:,} rows cannot be written again, since their answers are no longer "
+            "in the ledger, or were given when the job was declared otherwise",
+            "nothing was changed: leave the table as it is, or add --leave-out",
         )
     ready.sink.finish()
     return rows

@@ -1,4 +1,4 @@
-"""Several jobs: each a process of its own, begun when the jobs that it reads have ended, some at the same time."""
+"""Several jobs, each in its own process; a job starts after the jobs whose results it reads."""
 
 import signal
 import subprocess
@@ -14,25 +14,25 @@ from pipelines.config.job_graph import GraphJob
 from pipelines.runtime.child_process import lifeline, rowmill_command, rowmill_environment
 from pipelines.runtime.run_report import RunReport
 
-AT_A_TIME = 4
-"""Jobs that run together; their requests share the providers' limits."""
+MAX_PARALLEL_JOBS = 4
+"""Jobs that run at the same time; their requests share the providers' limits."""
 
-GOES_ON = frozenset({0, 1})
-"""Exit codes after which a job that reads the results may begin: some rows may have failed."""
+CONTINUING_EXIT_CODES = frozenset({0, 1})
+"""Exit codes after which a job that reads the results may start; some rows may have failed."""
 
 
-def run_many(jobs: Sequence[GraphJob], arguments: Sequence[str], on_end: Callable[[GraphJob, RunReport], None]) -> None:
-    """Run jobs that stand in an order of `graph_of`; `on_end` gets the report of each as it ends."""
+def run_jobs(jobs: Sequence[GraphJob], arguments: Sequence[str], on_end: Callable[[GraphJob, RunReport], None]) -> None:
+    """Run jobs in the order of `graph_of`; `on_end` gets the report of each as it ends."""
     reports: dict[str, Future[RunReport]] = {}
     running: set[subprocess.Popen[bytes]] = set()
     one_at_a_time = threading.Lock()
-    turns = threading.Semaphore(AT_A_TIME)
+    turns = threading.Semaphore(MAX_PARALLEL_JOBS)
     stopping = threading.Event()
 
     def run(job: GraphJob) -> RunReport:
         for needed in job.needs:
             code = reports[needed].result().exit_code
-            if code not in GOES_ON:
+            if code not in CONTINUING_EXIT_CODES:
                 reason = f"not run: job {needed}, whose results it reads, ended with exit code {code}"
                 report = RunReport(job.name, exit_code=130 if stopping.is_set() else 3, stopped=reason)
                 break
@@ -59,7 +59,7 @@ def run_many(jobs: Sequence[GraphJob], arguments: Sequence[str], on_end: Callabl
 
 
 def _run_one(job: GraphJob, arguments: Sequence[str], running: "set[subprocess.Popen[bytes]]", stdin: int) -> RunReport:
-    # A session of its own: a Ctrl-C reaches it once.
+    # In a separate session, so that Ctrl-C reaches it only once, from here.
     command = [*rowmill_command(), "run", str(job.path), *arguments]
     with subprocess.Popen(
         command, stdin=stdin, stdout=subprocess.PIPE, env=rowmill_environment(), start_new_session=True
@@ -70,14 +70,14 @@ def _run_one(job: GraphJob, arguments: Sequence[str], running: "set[subprocess.P
     lines = out.splitlines()
     if lines:
         return RunReport.from_json(orjson.loads(lines[-1]))
-    # Whatever it broke on, its results are not what another job may read.
-    code = 130 if process.returncode < 0 else 3 if process.returncode in GOES_ON else process.returncode
-    return RunReport(job.name, exit_code=code, stopped="ended without a word")
+    # A child without a report has failed: other jobs must not read its results.
+    code = 130 if process.returncode < 0 else 3 if process.returncode in CONTINUING_EXIT_CODES else process.returncode
+    return RunReport(job.name, exit_code=code, stopped="the process ended without a report")
 
 
 @contextmanager
 def _forwarding(running: "set[subprocess.Popen[bytes]]", stopping: threading.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM go to every job under way; no other begins."""
+    """Forward Ctrl-C and SIGTERM to every running job; no other job starts."""
 
     def forward(number: int, frame: FrameType | None) -> None:
         stopping.set()

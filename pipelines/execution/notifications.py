@@ -1,4 +1,4 @@
-"""`on_finish:` who gets the report when a run has ended: a command or a webhook. What goes wrong there is a warning."""
+"""`on_finish`: sends the report of a run to a command or a webhook; a failure there is a warning."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ WEBHOOK_SECONDS = 30.0
 
 
 def notify(loaded: LoadedJob, report: RunReport) -> str | None:
-    """Hand the `--json` object to the job's on_finish; what went wrong, None where nothing did."""
+    """Send the object of `--json` to the job's `on_finish`; return a warning, or None."""
     job = loaded.job
     if job.on_finish is None:
         return None
@@ -31,11 +31,11 @@ def notify(loaded: LoadedJob, report: RunReport) -> str | None:
 
 
 def _command(command: str, report: bytes, folder: Path) -> str | None:
-    """Run the command in the workspace with the environment of `rowmill` itself; what it prints goes to stderr."""
+    """Run the command in the workspace with rowmill's own environment; its output goes to stderr."""
     try:
         words = shlex.split(command)
     except ValueError as exc:
-        return f"{command!r} cannot be split into words ({exc}); mend its quotes"
+        return f"{command!r} cannot be split into words ({exc}); fix its quotes"
     if not words:
         return f"{command!r} names no command; name one"
     # A script of the workspace may go by its bare name.
@@ -54,7 +54,7 @@ def _command(command: str, report: bytes, folder: Path) -> str | None:
         return f"{words[0]} took longer than {COMMAND_SECONDS:g} s and was ended"
     finally:
         if process.poll() is None:
-            # With what it has started itself.
+            # Kill its whole process group.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     return f"{words[0]} ended with exit code {process.returncode}" if process.returncode else None
@@ -70,7 +70,7 @@ def _webhook(url: str, report: bytes) -> str | None:
 
 
 async def _posted(url: str, report: bytes) -> int | str:
-    """The status of the answer, or what kept it from coming."""
+    """The reply's HTTP status, or why there is none."""
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=WEBHOOK_SECONDS)

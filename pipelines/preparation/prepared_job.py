@@ -226,7 +226,7 @@ def prepare_steps(
         )
         with with_location(loaded):
             endpoint = step.build(context)
-            where = f"steps.{step.name}.when"
+            where = ("steps", step.name, "when")
             when = None if step.when is None else Predicate(step.when, pa.schema(list(columns.items())), where)
         columns.update((field.name, field.type) for field in endpoint.fields)
         ready.append(PreparedStep(step, provider, members, endpoint, context, when))
@@ -276,11 +276,9 @@ def with_location(loaded: LoadedJob) -> Iterator[None]:
     try:
         yield
     except (JobError, DataError) as exc:
-        where, colon, what = str(exc).partition(": ")
-        if not colon or where.split(".")[0] not in ("source", "steps", "sink"):
+        if exc.key_path is None:
             raise
-        path = [int(word) if word.isdigit() else word for word in where.split(".")]
-        raise type(exc)(f"{loaded.at(*path)}: {what}") from exc
+        raise exc.located(loaded.at(*exc.key_path)) from exc
 
 
 def _check_names(loaded: LoadedJob, steps: Sequence[PreparedStep], taken: Sequence[str]) -> None:
@@ -290,8 +288,9 @@ def _check_names(loaded: LoadedJob, steps: Sequence[PreparedStep], taken: Sequen
         for field in step.endpoint.fields:
             if field.name in owner:
                 raise JobError(
-                    f"{loaded.at('steps', step.model.name, 'output')}: {owner[field.name]} has a column {field.name} "
-                    "as well; give this output another name"
+                    loaded.at("steps", step.model.name, "output"),
+                    f"{owner[field.name]} has a column {field.name} as well",
+                    "give this output another name",
                 )
             owner[field.name] = f"step {step.model.name}"
 

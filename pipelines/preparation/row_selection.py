@@ -25,10 +25,10 @@ from pipelines.preparation.source_reader import ROW_KEY, SourceReader
 CHUNK_BYTES = 4 << 20
 """A batch with more than this is handed on in pieces."""
 
-LARGE = 65_536
+LARGE_VALUE_CHARACTERS = 65_536
 """Characters: of a longer value the digest stands in the row's fingerprint."""
 
-MARKED = 10_000
+MARK_BATCH_PATHS = 10_000
 """Paths whose files are looked at together."""
 
 _STATUSES = ("new", "changed", "done", "failed")
@@ -36,7 +36,7 @@ _TABLES = ("seen", "failed")
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class RowCounts:
     """How many of the selected rows there are, and how they stand."""
 
     rows: int
@@ -61,7 +61,7 @@ def select_rows(
     carried = [name for name in names if name not in reader.key] if columns == "all" else list(columns)
     for name in carried:
         if name not in names:
-            raise JobError(f"sink.columns: no column {name} in the source; {did_you_mean(name, names)}")
+            raise JobError(("sink", "columns"), f"no column {name} in the source", f"{did_you_mean(name, names)}")
     carried = [name for name in dict.fromkeys(carried) if name not in reader.key]
     marked = sorted(name for name in set(files) if not pa.types.is_binary(reader.schema.field(name).type))
     return RowSelection(reader, sorted(set(used)), carried, digest, marked, appending)
@@ -115,12 +115,15 @@ class RowSelection:
                 f"select count(*) filter ({nulls}), count(*), count(distinct {key_text(key)}) from {chosen}"
             ).fetchone()
         except duckdb.Error as exc:
-            raise DataError(f"source: {first_line(exc)}; mend the data, or leave the row out by `where`") from exc
+            raise DataError(
+                ("source",), f"{first_line(exc)}", "mend the data, or leave the row out by `where`"
+            ) from exc
         assert counted is not None
         if counted[0]:
             raise DataError(
-                f"source.key: {', '.join(key)} is null in {counted[0]:,} rows; fill it in, or leave them out by "
-                f"where: {key[0]} is not null"
+                ("source", "key"),
+                f"{', '.join(key)} is null in {counted[0]:,} rows",
+                f"fill it in, or leave them out by where: {key[0]} is not null",
             )
         if counted[1] != counted[2]:
             twice = db.execute(
@@ -129,8 +132,10 @@ class RowSelection:
             ).fetchone()
             assert twice is not None
             raise DataError(
-                f"source.key: {', '.join(key)} is not unique: {twice[0]} stands {twice[1]} times "
-                f"({counted[1] - counted[2]:,} rows too many); add a column to the key, or leave the key out"
+                ("source", "key"),
+                f"{', '.join(key)} is not unique: {twice[0]} stands {twice[1]} times ({counted[1] - counted[2]:,} "
+                "rows too many)",
+                "add a column to the key, or leave the key out",
             )
 
     def load_sink_state(self, sink: Sink | None) -> None:
@@ -168,7 +173,7 @@ class RowSelection:
             self.rejects_there = int(counted[0]) if counted else 0
             sink.detach(db)
 
-    def counts(self, retried: frozenset[str] = frozenset()) -> Counts:
+    def counts(self, retried: frozenset[str] = frozenset()) -> RowCounts:
         """One pass over the rows; those that are `retried` do not count as failed before."""
         tests = {name: f"_status = {literal(name)}" for name in _STATUSES}
         tests["failed"] += f" and not {_is_one_of('_class', retried)}"
@@ -182,11 +187,13 @@ class RowSelection:
             row = db.execute(f"select count(*), {counting} from {standing}").fetchone()
         except duckdb.OutOfMemoryException as exc:
             raise DataError(
-                f"source: {first_line(exc)}; its rows take {self.reader.row_bytes / 1e6:.1f} MB each: write the file "
-                "again with fewer rows in a row group"
+                ("source",),
+                f"{first_line(exc)}",
+                f"its rows take {self.reader.row_bytes / 1000000.0:.1f} MB each: write the file again with fewer "
+                "rows in a row group",
             ) from exc
         assert row is not None
-        counts = Counts(*row)
+        counts = RowCounts(*row)
         self._open = counts.rows - counts.done if self._there else None
         return counts
 
@@ -245,7 +252,9 @@ class RowSelection:
                 for start in range(0, whole.num_rows, step):
                     yield from whole.slice(start, step).combine_chunks().to_batches()
         except duckdb.Error as exc:
-            raise DataError(f"source: {first_line(exc)}; mend the data, or leave the row out by `where`") from exc
+            raise DataError(
+                ("source",), f"{first_line(exc)}", "mend the data, or leave the row out by `where`"
+            ) from exc
 
     def _keyed(self, columns: Sequence[str]) -> str:
         """The rows with `_key` and, in place of the used columns, what is asked for."""
@@ -283,10 +292,11 @@ class RowSelection:
             none = "cast(null as INTEGER) as _part, false as _in_errors, cast(null as VARCHAR) as _class"
             return f"(select *, {none}, 'new' as _status from {keyed})"
         done = "s._key is not null" if self.appending else f"s._fp = {_short('r._row_fingerprint')}"
+        own_error = _is_one_of("f._class", ROW_ERROR_CLASSES)
         return (
             "(select r.*, s._part as _part, f._key is not null as _in_errors, f._class as _class, "
             f"case when {done} then 'done' "
-            f"when f._fp = {_short('r._row_fingerprint')} and {_is_one_of('f._class', ROW_ERROR_CLASSES)} then 'failed' "
+            f"when f._fp = {_short('r._row_fingerprint')} and {own_error} then 'failed' "
             "when s._key is null then 'new' else 'changed' end as _status "
             f"from {keyed} r left join {self._there_as('seen')} s on s._key = r._key "
             f"left join {self._there_as('failed')} f on f._key = r._key)"
@@ -324,7 +334,7 @@ class RowSelection:
         path, chosen = self.reader.text(name), self.reader.chosen()
         query = f"select distinct {path} as p from {chosen} where {quoted(name)} is not null"
         with pq.ParquetWriter(self._mark_table(name), schema) as writer:
-            for batch in self.reader.stream(query, MARKED):
+            for batch in self.reader.stream(query, MARK_BATCH_PATHS):
                 paths = batch.column(0).to_pylist()
                 marks = [file_mark(path, self.reader.workspace) for path in paths]
                 writer.write_table(pa.table([paths, marks], schema=schema))
@@ -365,5 +375,5 @@ def _short(fingerprint: str) -> str:
 def _told(text: str) -> str:
     """With its length before it, so that no two lists of values make the same text; null apart from empty."""
     # Two arguments of `concat`, which leaves out nulls: put together before, or as it is, a large text would be copied.
-    content = f"case when length({text}) > {LARGE} then md5({text}) else {text} end"
+    content = f"case when length({text}) > {LARGE_VALUE_CHARACTERS} then md5({text}) else {text} end"
     return f"coalesce(cast(length({text}) as VARCHAR) || ':', 'n'), {content}"

@@ -19,12 +19,12 @@ from pipelines.preparation.row_selection import key_text
 
 BATCH_ROWS = 1024
 """Rows that are cast together."""
-ROWS = 25_000
+CAST_COMMIT_ROWS = 25_000
 """Rows that are committed at once."""
-BYTES = 64 << 20
-SHOWN = 60
+CAST_COMMIT_BYTES = 64 << 20
+MAX_SHOWN_CHARACTERS = 60
 """Characters of a value in a message."""
-ELSEWHERE = "write to another sink (run --sink PATH)"
+OTHER_SINK_HINT = "write to another sink (run --sink PATH)"
 
 
 def schema_refusal(ready: PreparedJob) -> DataError | None:
@@ -105,22 +105,26 @@ def check_backfill(ready: PreparedJob) -> None:
     again = "to write the table anew without them, run with --set sink.write=replace"
     if ready.is_limited:
         raise DataError(
-            f"--schema-change backfill: would leave only the first rows in {ready.sink_name}; run without a limit, or "
-            f"{ELSEWHERE}"
+            "--schema-change backfill",
+            f"would leave only the first rows in {ready.sink_name}",
+            f"run without a limit, or {OTHER_SINK_HINT}",
         )
     if ready.is_removing:
         return
     if not has_keys(ready):
         raise DataError(
-            f"--schema-change backfill: rows in {ready.sink_name} have no key {', '.join(ready.shape.key)}, so it is "
-            f"not known which of them have left the source; {again}, or {ELSEWHERE}"
+            "--schema-change backfill",
+            f"rows in {ready.sink_name} have no key {', '.join(ready.shape.key)}, so it is not known which of "
+            "them have left the source",
+            f"{again}, or {OTHER_SINK_HINT}",
         )
     ready.selection.load_sink_state(ready.sink)
     left = ready.selection.count_deleted()
     if left:
         raise DataError(
-            f"--schema-change backfill: {left:,} rows in {ready.sink_name} have left the source and cannot be asked "
-            f"again; keep them by --schema-change cast, or {again}"
+            "--schema-change backfill",
+            f"{left:,} rows in {ready.sink_name} have left the source and cannot be asked again",
+            f"keep them by --schema-change cast, or {again}",
         )
 
 
@@ -166,9 +170,10 @@ def _cast(ready: PreparedJob, table: str, rows: pa.Table, schema: pa.Schema) -> 
             key = [name for name in ready.shape.key if name in rows.column_names]
             which = ", ".join(f"{name} {_shown(rows.column(name)[row])}" for name in key)
             raise DataError(
-                f"{ready.sink_name}: --schema-change cast: the column {field.name} of its {table} holds "
-                f"{_shown(values[row])} ({which}), which as {values.type} does not fit {field.type}; nothing was "
-                f"changed: ask all rows again (run --schema-change backfill), or {ELSEWHERE}"
+                ready.sink_name,
+                f"--schema-change cast: the column {field.name} of its {table} holds {_shown(values[row])} ({which}), "
+                f"which as {values.type} does not fit {field.type}",
+                f"nothing was changed: ask all rows again (run --schema-change backfill), or {OTHER_SINK_HINT}",
             )
         columns.append(made)
     return pa.table(columns, schema=schema)
@@ -209,7 +214,7 @@ def _first_misfit(values: pa.ChunkedArray, kind: pa.DataType) -> int:
 
 def _shown(value: pa.Scalar) -> str:
     text: Any = repr(value.as_py())
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[: MAX_SHOWN_CHARACTERS - 1]}…"
 
 
 def _check_keys(ready: PreparedJob, results: Path) -> None:
@@ -224,8 +229,9 @@ def _check_keys(ready: PreparedJob, results: Path) -> None:
     if without or rows != different:
         what = f"null in {without:,} rows" if without else f"the same in {rows - different:,} rows and others"
         raise DataError(
-            f"{ready.sink_name}: --schema-change cast: the key {', '.join(key)} would be {what} of its results; "
-            f"nothing was changed: run with --set sink.write=replace, or {ELSEWHERE}"
+            ready.sink_name,
+            f"--schema-change cast: the key {', '.join(key)} would be {what} of its results",
+            f"nothing was changed: run with --set sink.write=replace, or {OTHER_SINK_HINT}",
         )
 
 
@@ -234,7 +240,8 @@ def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     waiting: list[pa.Table] = []
     for table in tables:
         waiting.append(table)
-        if sum(one.num_rows for one in waiting) >= ROWS or sum(one.nbytes for one in waiting) >= BYTES:
+        rows, nbytes = sum(one.num_rows for one in waiting), sum(one.nbytes for one in waiting)
+        if rows >= CAST_COMMIT_ROWS or nbytes >= CAST_COMMIT_BYTES:
             yield pa.concat_tables(waiting)
             waiting = []
     if waiting:

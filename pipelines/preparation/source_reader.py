@@ -18,22 +18,22 @@ from pipelines.config.sql_predicate import checked_predicate
 ROW_KEY = "_row_key"
 """The key column of a job without a key: a digest of the row's content, and which of the equal rows it is."""
 
-WIDE = 16 << 10
+WIDE_ROW_BYTES = 16 << 10
 """Bytes: rows that are larger are never gathered by the thousand."""
 
-UNPACKED = 3
+MEMORY_PER_FILE_BYTE = 3
 """A row in memory against its share of the files."""
 
-MOST_MEMORY = 1_000_000_000
+MAX_MEMORY_BYTES = 1_000_000_000
 """Bytes that DuckDB may hold of a source, however large its rows are."""
-LEAST_MEMORY = 32_000_000
-TOGETHER = 2048
+MIN_MEMORY_BYTES = 32_000_000
+VECTOR_ROWS = 2048
 """Rows that DuckDB reads together, or a whole row group of fewer."""
 
-SMALL_PAGES = "^(parquet-cpp|parquet-mr|Polars)"
+SMALL_PAGE_WRITERS = "^(parquet-cpp|parquet-mr|Polars)"
 """Those whose pages take a megabyte; DuckDB's may be a column of a whole row group, held packed and unpacked."""
 
-AHEAD = "1MB"
+STREAM_BUFFER = "1MB"
 """Of rows that wait to be fetched; DuckDB's own 10 MB are never needed, since it keeps up with any provider."""
 
 _AS_TEXT = ("ENUM", "BIT", "INTERVAL", "UNION", "TIME WITH TIME ZONE", '"NULL"')
@@ -57,16 +57,16 @@ class SourceReader:
             """(line number, message, raw line) of lines that are no rows."""
             self.row_bytes = self._measured(source.paths(facts), opened.nbytes)
             """About so many bytes a row takes."""
-            if self.row_bytes > WIDE:
+            if self.row_bytes > WIDE_ROW_BYTES:
                 # After a join it would make 2,048 rows of small row groups again.
                 with contextlib.suppress(duckdb.CatalogException):
                     self._db.execute("set global debug_enable_caching_operators = false")
-            self._db.execute(f"set memory_limit = '{MOST_MEMORY}B'")
+            self._db.execute(f"set memory_limit = '{MAX_MEMORY_BYTES}B'")
             self._kinds = self._described()
             self._db.execute(f"set memory_limit = '{self._memory(bool(opened.urls))}B'")
             # A setting of one connection, not to be changed any more once they are locked.
             self._rows = self._open.enter_context(contextlib.closing(self._db.cursor()))
-            self._rows.execute(f"set streaming_buffer_size = '{AHEAD}'")
+            self._rows.execute(f"set streaming_buffer_size = '{STREAM_BUFFER}'")
             lock_down(self._db, [facts.scratch], [*source.paths(facts), *opened.urls])
             self._follow(known)
             self.schema: pa.Schema = self._arrow_schema(self._kinds)
@@ -136,7 +136,7 @@ class SourceReader:
 
     def _measured(self, paths: Iterable[Path], elsewhere: int) -> float:
         files = [*paths, *self._facts.scratch.glob("*.parquet")]
-        nbytes = UNPACKED * (elsewhere + sum(file.stat().st_size for file in files))
+        nbytes = MEMORY_PER_FILE_BYTE * (elsewhere + sum(file.stat().st_size for file in files))
         self._page = 0
         if parquet := [file for file in files if file.suffix == ".parquet"]:
             # Text that repeats itself is packed a hundred times smaller.
@@ -144,9 +144,7 @@ class SourceReader:
             sizes = "sum(total_uncompressed_size), max(total_uncompressed_size)"
             ((plain, largest),) = self._db.execute(f"select {sizes} from {told}").fetchall()
             nbytes = max(nbytes, int(plain or 0))
-            made = (
-                f"parquet_file_metadata({literal_list(parquet)}) where not regexp_matches(created_by, '{SMALL_PAGES}')"
-            )
+            made = f"parquet_file_metadata({literal_list(parquet)}) where not regexp_matches(created_by, '{SMALL_PAGE_WRITERS}')"
             ((others,),) = self._db.execute(f"select count(*) from {made}").fetchall()
             self._page = int(largest or 0) if others else min(int(largest or 0), 1 << 20)
         ((rows,),) = self._db.execute(f"select count(*) from {self.relation}").fetchall()
@@ -158,17 +156,17 @@ class SourceReader:
 
         Tried with keys of 16 and 62 characters: a million rows join in 32 and 40 MB, 3 in 48 and 80, 10 in 128.
         """
-        if remote or self.row_bytes > WIDE:
-            return MOST_MEMORY
+        if remote or self.row_bytes > WIDE_ROW_BYTES:
+            return MAX_MEMORY_BYTES
         needed = 20_000_000 + 24 * self._count + 256_000 * len(self._kinds) + 3 * self._page
-        return min(MOST_MEMORY, max(LEAST_MEMORY, int(needed + 8 * TOGETHER * self.row_bytes)))
+        return min(MAX_MEMORY_BYTES, max(MIN_MEMORY_BYTES, int(needed + 8 * VECTOR_ROWS * self.row_bytes)))
 
     def _described(self) -> dict[str, str]:
         cursor = self._db.execute(f"select * from {self.relation} limit 0")
         kinds = {str(column[0]): str(column[1]) for column in cursor.description or ()}
         for name in kinds:
             if not name or "\0" in name:
-                raise DataError(f"source: has a column {name!r}, which is no name; rename it in a `sql:` source")
+                raise DataError(("source",), f"has a column {name!r}, which is no name", "rename it in a `sql:` source")
         return kinds
 
     def _follow(self, known: Mapping[str, str]) -> None:
@@ -194,24 +192,29 @@ class SourceReader:
     def _check(self) -> None:
         for name in self.key:
             if name not in self.schema.names:
-                raise JobError(f"source.key: no column {name} in the source; {did_you_mean(name, self.schema.names)}")
+                raise JobError(
+                    ("source", "key"), f"no column {name} in the source", f"{did_you_mean(name, self.schema.names)}"
+                )
             if pa.types.is_nested(self.schema.field(name).type):
                 raise JobError(
-                    f"source.key: {name} holds lists or structs, by which no row is found again; name a column of "
-                    "single values, or make a text of it in a `sql:` source"
+                    ("source", "key"),
+                    f"{name} holds lists or structs, by which no row is found again",
+                    "name a column of single values, or make a text of it in a `sql:` source",
                 )
         for name in self.schema.names:
             if name.startswith("_row_") or name in ("_key", "_part", "_in_errors", "_run_id"):
                 # The results of another job carry these two; nobody else may have them.
                 if name in ("_run_id", "_row_fingerprint", ROW_KEY):
                     continue
-                raise JobError(f"source: has a column {name}, a name that Rowmill needs; rename it in a `sql:` source")
+                raise JobError(
+                    ("source",), f"has a column {name}, a name that Rowmill needs", "rename it in a `sql:` source"
+                )
         if self._source.where is not None:
-            checked_predicate(self._source.where, self._kinds, "source.where")
+            checked_predicate(self._source.where, self._kinds, ("source", "where"))
             try:
                 self._db.execute(f"select 1 from {self.relation} where (\n{self._source.where}\n) limit 0").fetchall()
             except duckdb.Error as exc:
-                raise JobError(f"source.where: {first_line(exc)}; mend the expression") from exc
+                raise JobError(("source", "where"), f"{first_line(exc)}", "mend the expression") from exc
 
 
 def _plain_schema(schema: pa.Schema) -> pa.Schema:
