@@ -13,7 +13,7 @@ from connectors.contracts import MalformedReply, SingleRowEndpoint, StepContext,
 from connectors.endpoints.params.checks import Check, check_params, one_of, text, whole
 from connectors.errors import JobError, did_you_mean
 from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
-from connectors.templating.template import Template, RenderError
+from connectors.templating.template import RenderError, Template
 from connectors.templating.template_tree import plain_json
 from connectors.tokens import count_tokens, upper_bound
 from connectors.transport.error_replies import is_error_body, row_error

@@ -22,7 +22,7 @@ from connectors.endpoints.conversation.reference_responses import METADATA, Refe
 from connectors.endpoints.conversation.tool_calls import checked_choice, checked_tools
 from connectors.endpoints.params.checks import check_params
 from connectors.errors import JobError, KeyPath
-from connectors.templating.template_tree import TemplateTree, plain_json, compile_text
+from connectors.templating.template_tree import TemplateTree, compile_text, plain_json
 
 TurnList = Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
 

@@ -18,7 +18,7 @@ from connectors.media.file_types import HEAD, OGG, kind_of
 from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.templating.template import RenderError
 from connectors.tokens import count_tokens
-from connectors.transport.reply_body import parse_json_events, parse_object, error_in_body, excerpt
+from connectors.transport.reply_body import error_in_body, excerpt, parse_json_events, parse_object
 from connectors.transport.sse import is_event_stream
 from connectors.transport.token_usage import parse_count
 

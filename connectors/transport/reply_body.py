@@ -1,4 +1,4 @@
-"""2xx replies that are JSON or events: parsed, and told from errors that come with a 2xx status."""
+"""Bodies of 2xx replies: parsed JSON or events, and the errors that arrive with a 2xx status."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,24 +7,24 @@ import orjson
 
 from connectors.contracts import MalformedReply
 from connectors.records import ROW_ERROR_CLASSES, Reply, RowError
-from connectors.transport.bounded_json import loads
+from connectors.transport.bounded_json import parse_json
 from connectors.transport.error_replies import is_error_body, row_error
 from connectors.transport.sse import parse_events
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body is; MalformedReply where it is none."""
+    """Return the JSON object in a body; MalformedReply if it is anything else."""
     try:
-        found = loads(body)
+        value = parse_json(body)
     except orjson.JSONDecodeError as exc:
-        raise MalformedReply(f"the reply is no JSON ({exc}): {excerpt(body)}") from exc
-    if not isinstance(found, dict):
-        raise MalformedReply(f"the reply is no JSON object: {excerpt(body)}")
-    return found
+        raise MalformedReply(f"the reply is not JSON ({exc}): {excerpt(body)}") from exc
+    if not isinstance(value, dict):
+        raise MalformedReply(f"the reply is not a JSON object: {excerpt(body)}")
+    return value
 
 
 def error_in_body(reply: Reply, body: Any) -> RowError | None:
-    """The error that a parsed 2xx body is, None where it is none; MalformedReply for one that passes: asked again."""
+    """Return the row's error in a parsed 2xx body, None without one; MalformedReply for a transient error."""
     if not is_error_body(body):
         return None
     error = row_error(reply)
@@ -34,17 +34,17 @@ def error_in_body(reply: Reply, body: Any) -> RowError | None:
 
 
 def parse_json_events(body: bytes) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a stream of events; MalformedReply for an error in it, and for what is no JSON."""
+    """Yield the JSON objects of an event stream; MalformedReply for an error event or invalid JSON."""
     for event in parse_events(body):
         if event.data == "[DONE]":
             return
-        found = parse_object(event.data.encode())
-        if is_error_body(found) or event.name == "error" or found.get("type") == "error":
-            raise MalformedReply(f"the stream broke off with an error: {excerpt(event.data.encode())}")
-        yield found
+        value = parse_object(event.data.encode())
+        if is_error_body(value) or event.name == "error" or value.get("type") == "error":
+            raise MalformedReply(f"the stream ended with an error: {excerpt(event.data.encode())}")
+        yield value
 
 
 def excerpt(body: bytes) -> str:
-    """The beginning of a body, for messages."""
+    """Return the beginning of a body, for messages."""
     text = body[:200].decode("utf-8", "replace")
     return text if len(body) <= 200 else f"{text}…"

@@ -1,4 +1,4 @@
-"""Server-sent events, read to their end (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+"""Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html) of a complete body."""
 
 import re
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ class Event:
 
     data: str
     name: str | None = None
-    """None where the stream names none."""
+    """The `event` field; None if the stream has none."""
 
 
 def is_event_stream(body: bytes) -> bool:
-    """Whether a body is a stream of events and no JSON: by its first word, whatever its content type says."""
+    """Return whether a body is an event stream and not JSON: by its first word, whatever its content type is."""
     return body[:256].lstrip(b"\xef\xbb\xbf\r\n\t ").startswith((b"data:", b"event:", b"id:", b"retry:", b":"))
 
 
 def parse_events(body: bytes) -> Iterator[Event]:
-    """The events of a whole body; one that the body ends in the middle of is the last."""
+    """Yield the events of a body; the last may be incomplete."""
     text = body.decode("utf-8", "replace").removeprefix("\ufeff")
     data: list[str] = []
     name: str | None = None

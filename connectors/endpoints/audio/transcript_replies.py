@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from connectors.contracts import MalformedReply
 from connectors.records import Reply, RowError, Usage
-from connectors.transport.reply_body import parse_json_events, parse_object, error_in_body, excerpt
+from connectors.transport.reply_body import error_in_body, excerpt, parse_json_events, parse_object
 from connectors.transport.sse import is_event_stream
 from connectors.transport.token_usage import parse_count
 

@@ -23,15 +23,15 @@ from connectors.records import (
     RowError,
     Usage,
     Values,
-    request_fingerprint,
     compact_copy,
+    request_fingerprint,
 )
 from connectors.templating.template import RenderError
 from connectors.templating.template_tree import TemplateTree, plain_json
 from connectors.tokens import chat_tokens, count_tokens, max_output_tokens
-from connectors.transport.bounded_json import loads
+from connectors.transport.bounded_json import parse_json
 from connectors.transport.error_replies import is_error_body, row_error
-from connectors.transport.sse import Event, parse_events, is_event_stream
+from connectors.transport.sse import Event, is_event_stream, parse_events
 from connectors.transport.token_usage import token_usage
 
 WAYS = ("schema", "json_object", "prompt")
@@ -315,7 +315,7 @@ def _way(step: DialogueStep, facts: StepContext, dialect: Dialect) -> str:
 
 def _parsed(body: bytes) -> dict[str, Any]:
     try:
-        whole = loads(body)
+        whole = parse_json(body)
     except orjson.JSONDecodeError as exc:
         raise MalformedReply(f"the reply is no JSON ({exc}): {shortened(body)}") from exc
     if not isinstance(whole, dict):

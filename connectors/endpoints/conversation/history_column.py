@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from connectors.endpoints.conversation.tool_calls import chat_call
 from connectors.templating.template import RenderError, template_value
-from connectors.transport.bounded_json import loads
+from connectors.transport.bounded_json import parse_json
 
 SHORT_ROLES = ("system", "user", "assistant", "developer")
 ROLES = (*SHORT_ROLES, "tool", "function")
@@ -32,7 +32,7 @@ def dialogue_in(value: Any, column: str, items: bool) -> list[dict[str, Any]]:
     """
     if isinstance(value, str):
         try:
-            value = loads(value)
+            value = parse_json(value)
         except orjson.JSONDecodeError as exc:
             raise RenderError(f"{column} is no dialogue: no JSON ({exc})") from exc
     if not isinstance(value, list) or not value:

@@ -21,11 +21,11 @@ from connectors.records import Media, Row
 from connectors.templating.template import RenderError
 from connectors.templating.template_tree import (
     TemplateTree,
-    literal,
     compile_template,
-    list_template,
-    mapping_template,
     compile_text,
+    list_template,
+    literal,
+    mapping_template,
 )
 
 LARGEST_PICTURE = 20 << 20

@@ -11,7 +11,7 @@ from connectors.endpoints.conversation.conversation_endpoint import shortened
 from connectors.endpoints.conversation.output_columns import Choice
 from connectors.endpoints.conversation.tool_calls import told_calls
 from connectors.errors import JobError, KeyPath, did_you_mean
-from connectors.templating.template_tree import TemplateTree, literal, compile_template, mapping_template, plain_json
+from connectors.templating.template_tree import TemplateTree, compile_template, literal, mapping_template, plain_json
 from connectors.transport.sse import Event
 from connectors.transport.stream_assembly import assemble_reference
 from connectors.transport.token_usage import parse_count

@@ -8,7 +8,7 @@ import orjson
 import pyarrow as pa
 
 from connectors.errors import JobError, KeyPath, did_you_mean
-from connectors.transport.bounded_json import loads
+from connectors.transport.bounded_json import parse_json
 
 TYPES = ("string", "integer", "number", "boolean", "array", "object")
 RESERVED = re.compile(r"^(_run_id|_row_.*|_part|_key|_in_errors)$")
@@ -56,7 +56,7 @@ class TypedOutput:
     def read(self, text: str) -> tuple[Any, ...] | str:
         """The values of an answer, one a column; or what does not fit."""
         try:
-            answer = loads(unfenced(text))
+            answer = parse_json(unfenced(text))
         except orjson.JSONDecodeError as exc:
             return f"this is no JSON: {exc}"
         if not self._validator.is_valid(answer):

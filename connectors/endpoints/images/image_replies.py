@@ -11,7 +11,7 @@ import orjson
 from connectors.contracts import MalformedReply
 from connectors.media.file_types import HEAD, kind_of
 from connectors.records import Reply, RowError, Usage, compact_copy
-from connectors.transport.reply_body import parse_json_events, parse_object, error_in_body
+from connectors.transport.reply_body import error_in_body, parse_json_events, parse_object
 from connectors.transport.sse import is_event_stream
 from connectors.transport.token_usage import parse_count
 

@@ -8,7 +8,7 @@ import orjson
 from connectors.contracts import StepModel
 from connectors.endpoints.params.checks import Check, check_params
 from connectors.errors import JobError, KeyPath
-from connectors.templating.template_tree import TemplateTree, plain_json, compile_text
+from connectors.templating.template_tree import TemplateTree, compile_text, plain_json
 
 
 def fixed_params(step: StepModel, own: Sequence[str], table: Mapping[str, Check], where: KeyPath) -> dict[str, Any]:
