@@ -8,7 +8,7 @@ import orjson
 
 from connectors.records import Request, compact_copy
 from pipelines.batch.files import BatchFolder, BatchWriter
-from pipelines.batch.store import Batch, BatchLedger, Line, new_mark
+from pipelines.batch.store import Batch, BatchLedger, BatchLine, new_mark
 from pipelines.dispatch.request_types import DailyBudget, Route, RequestGroup
 from pipelines.ledger.ledger import Ledger, now_us
 
@@ -66,7 +66,7 @@ class Gathering:
         if spool.day_left is not None and spool.reserved + (worst or 0) > spool.day_left:
             return False
         place = len(spool.batch.lines)
-        spool.batch.lines[place] = Line(
+        spool.batch.lines[place] = BatchLine(
             self._ledger.next_exchange_id(),
             compact_copy(orjson.dumps([key for request in pack.requests for key in request.keys])),
             b"".join(request.fingerprint for request in pack.requests for _ in request.keys),
@@ -143,7 +143,7 @@ def url_of(lane: Route) -> str:
     return f"/v1{lane.endpoint.path}"
 
 
-def line_pack(lane: Route, line: Line, bodies: Sequence[bytes] | None, attempts: int) -> RequestGroup:
+def line_pack(lane: Route, line: BatchLine, bodies: Sequence[bytes] | None, attempts: int) -> RequestGroup:
     """A line as the pack that it came from."""
     each = bodies or [b""] * len(line.fingerprints)
     requests = tuple(

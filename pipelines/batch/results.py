@@ -10,11 +10,11 @@ from connectors.records import RowError
 from pipelines.batch.builder import line_pack
 from pipelines.batch.files import BatchFolder, Bodies, Came
 from pipelines.batch.lifecycle import LOST, Carrier, not_answered, refused_lines
-from pipelines.batch.store import Batch, BatchLedger, Line
-from pipelines.dispatch.counters import Tally
-from pipelines.dispatch.request_types import Lane, Pack, paid, read_reply, to_keep
-from pipelines.ledger.entries import Settled
-from pipelines.pricing.run_budget import Purse
+from pipelines.batch.store import Batch, BatchLedger, BatchLine
+from pipelines.dispatch.counters import RunCounters
+from pipelines.dispatch.request_types import Route, RequestGroup, paid, read_reply, to_keep
+from pipelines.ledger.entries import SettledExchange
+from pipelines.pricing.run_budget import RunBudget
 from pipelines.runtime.provider_api import Item
 
 SETTLED_AT_ONCE = 256
@@ -24,25 +24,32 @@ class LineTold(Protocol):
     """Who is told of each line that is settled."""
 
     def answered(
-        self, pack: Pack, line: Line, ended: Settled, answers: Sequence[bytes | RowError], error: RowError | None
+        self,
+        pack: RequestGroup,
+        line: BatchLine,
+        ended: SettledExchange,
+        answers: Sequence[bytes | RowError],
+        error: RowError | None,
     ) -> None:
         """An exchange is in the ledger; `error`: of the whole of it."""
 
-    def unanswered(self, pack: Pack, line: Line, error: RowError) -> None:
+    def unanswered(self, pack: RequestGroup, line: BatchLine, error: RowError) -> None:
         """None came and none will: the line counts as not sent, and its pack as asked so often as before."""
 
 
 class Lander:
     """Settles the lines of one job's batches."""
 
-    def __init__(self, batches: BatchLedger, folder: BatchFolder, purse: Purse, tally: Tally, told: LineTold) -> None:
+    def __init__(
+        self, batches: BatchLedger, folder: BatchFolder, purse: RunBudget, tally: RunCounters, told: LineTold
+    ) -> None:
         self._batches = batches
         self._folder = folder
         self._purse = purse
         self._tally = tally
         self._told = told
 
-    async def land_all(self, batch: Batch, lane: Lane, carrier: Carrier, item: Item, counts: bool) -> None:
+    async def land_all(self, batch: Batch, lane: Route, carrier: Carrier, item: Item, counts: bool) -> None:
         """Settle every line: first those that came, then those that did not; `counts`: theirs was an attempt."""
         errors: dict[int, RowError] = dict(refused_lines(item))
         bodies = await asyncio.to_thread(self._folder.bodies, batch.mark)
@@ -68,7 +75,7 @@ class Lander:
             self._told.unanswered(line_pack(lane, line, None, line.attempt - (not counts)), line, error)
 
     async def _give_up(
-        self, batch: Batch, lane: Lane, lines: Mapping[int, Line], error: RowError, counts: bool
+        self, batch: Batch, lane: Route, lines: Mapping[int, BatchLine], error: RowError, counts: bool
     ) -> None:
         """They may be answered, and billed, where nobody sees it: they count as unknown, at their worst case."""
         left = iter(lines.values())
@@ -80,7 +87,7 @@ class Lander:
                 pack = line_pack(lane, line, None, line.attempt - (not counts))
                 self._told.answered(pack, line, ended, (), error)
 
-    async def _settle_all(self, batch: Batch, lane: Lane, bodies: Bodies, group: Sequence[Came]) -> None:
+    async def _settle_all(self, batch: Batch, lane: Route, bodies: Bodies, group: Sequence[Came]) -> None:
         taken = [(came, line) for came in group if (line := batch.lines.pop(came.place, None)) is not None]
         self._tally.in_flight -= len(taken)
         settling = (self.settle_line(batch, lane, bodies, line, came) for came, line in taken)
@@ -89,7 +96,7 @@ class Lander:
             if failure is not None:
                 raise failure
 
-    async def settle_line(self, batch: Batch, lane: Lane, bodies: Bodies, line: Line, came: Came) -> None:
+    async def settle_line(self, batch: Batch, lane: Route, bodies: Bodies, line: BatchLine, came: Came) -> None:
         """The reply to one line, kept in the ledger before it is told."""
         reply = came.reply
         assert reply is not None
@@ -109,15 +116,15 @@ class Lander:
         self._count(line, ended)
         self._told.answered(pack, line, ended, answers, error)
 
-    def _count(self, line: Line, ended: Settled) -> None:
+    def _count(self, line: BatchLine, ended: SettledExchange) -> None:
         self._purse.settle(line.reserved, ended.cost)
         self._tally.requests += 1
         self._tally.retries += line.attempt > 1
 
 
-def _settled(batch: Batch, line: Line) -> Settled:
+def _settled(batch: Batch, line: BatchLine) -> SettledExchange:
     """A line that is over, at its worst case: what came of it is to be filled in."""
-    return Settled(
+    return SettledExchange(
         line.note,
         batch.leg,
         line.attempt,
@@ -125,5 +132,5 @@ def _settled(batch: Batch, line: Line) -> Settled:
         line.row_fingerprints,
         batch.at,
         cost=line.reserved,
-        released=line.reserved or 0,
+        reserved=line.reserved or 0,
     )

@@ -13,7 +13,7 @@ State = Literal["noted", "uploaded", "created"]
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class BatchLine:
     """One request of a batch's file, which may ask for several rows: noted in the ledger, not answered yet."""
 
     note: int
@@ -50,7 +50,7 @@ class Batch:
     state: State = "noted"
     file_id: str | None = None
     batch_id: str | None = None
-    lines: dict[int, Line] = field(default_factory=dict)
+    lines: dict[int, BatchLine] = field(default_factory=dict)
     tokens: int = 0
     """Of its input, as counted here; roughly for those of an earlier invocation."""
     unsure: bool = False
@@ -77,7 +77,7 @@ class BatchLedger:
             (self._job,),
         ):
             lines = {
-                place: Line(note, keys.encode(), marks, tuple(_distinct(marks)), attempt, reserved)
+                place: BatchLine(note, keys.encode(), marks, tuple(_distinct(marks)), attempt, reserved)
                 for place, note, keys, marks, attempt, reserved in self.ledger.query(
                     "select b.place, n.id, n.keys, n.fingerprints, n.attempt, n.reserved from batch_lines b "
                     "join noted n on n.id = b.note where b.mark = ?",
@@ -133,7 +133,7 @@ class BatchLedger:
             (batch.state, batch.file_id, batch.batch_id, batch.mark),
         )
 
-    async def release(self, batch: Batch, lines: Mapping[int, Line]) -> None:
+    async def release(self, batch: Batch, lines: Mapping[int, BatchLine]) -> None:
         """These lines were not answered and never will be: they count as not sent."""
         reserved = sum(line.reserved or 0 for line in lines.values())
 

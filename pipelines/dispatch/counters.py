@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from connectors.records import Request, Usage
-from pipelines.ledger.entries import Settled
+from pipelines.ledger.entries import SettledExchange
 
 
 @dataclass(slots=True)
-class StepTally:
+class StepCounters:
     """How far the rows are in one step, told as answers land and not only when a chunk of rows arrives."""
 
     exchanges: int = 0
@@ -54,7 +54,7 @@ class StepTally:
 
 
 @dataclass(slots=True)
-class Times:
+class SenderTimes:
     """Where the senders' time went: seconds, added up over all of them."""
 
     limits: float = 0.0
@@ -65,7 +65,7 @@ class Times:
     """The rest of an exchange: noting it in the ledger, with the one before it being settled there, and waiting for the
     loop's turn."""
 
-    def add(self, waited: float, exchange: float, ended: Settled | None) -> None:
+    def add(self, waited: float, exchange: float, ended: SettledExchange | None) -> None:
         """One request waited for its allowances, then for its exchange."""
         network = 0.0 if ended is None or ended.latency_ms is None else ended.latency_ms / 1000
         self.limits += waited
@@ -74,7 +74,7 @@ class Times:
 
 
 @dataclass(slots=True)
-class Tally:
+class RunCounters:
     """Counts of this invocation; money in pico-dollars."""
 
     rows: int = 0
@@ -103,11 +103,11 @@ class Tally:
     began: float = field(default_factory=time.monotonic)
     begun_with: int = 0
     """Rows that were done or had failed before anything was sent."""
-    steps: dict[str, StepTally] = field(default_factory=dict)
+    steps: dict[str, StepCounters] = field(default_factory=dict)
     """By name, in the order of the job."""
     sized: set[bytes] = field(default_factory=set)
     """Requests that were sent before the rows set out, to learn how long vectors are."""
-    times: Times = field(default_factory=Times)
+    times: SenderTimes = field(default_factory=SenderTimes)
 
     def count(self, step: str, usage: Usage, cost: int | None) -> None:
         """What an exchange of a step used and cost; None: not known."""
@@ -127,7 +127,7 @@ class Tally:
         words = f"failed_share: {self.settled_failed} of {self.settled} rows failed"
         return f"{words}, more than limits.failed_share {share} allows"
 
-    def took(self, step: str, waited: float, exchange: float, ended: Settled | None) -> None:
+    def took(self, step: str, waited: float, exchange: float, ended: SettledExchange | None) -> None:
         """An exchange of a step waited so long for its allowances, then took so long."""
         self.times.add(waited, exchange, ended)
         self.steps[step].busy += waited + exchange

@@ -36,7 +36,7 @@ from pipelines.ledger.ledger import now_us
 from pipelines.pricing.run_budget import RunBudget
 
 
-class FanOut:
+class OnlineDispatcher:
     """Sends what it is asked for, at most `concurrency` exchanges at a time, and tells each one's outcome."""
 
     def __init__(
@@ -67,7 +67,7 @@ class FanOut:
         self._workers: list[asyncio.Task[None]] = []
         self._waiting: set[asyncio.Task[None]] = set()
         self.read_buffer = ReadBuffer()
-        self.parked = HeldRequests(self._again, self._waiting, self._broke)
+        self.held_requests = HeldRequests(self._again, self._waiting, self._broke)
         self._in_parts_now: set[asyncio.Task[None]] = set()
         self._wanted = asyncio.Event()
         self._settling: set[asyncio.Future[None]] = set()
@@ -125,17 +125,19 @@ class FanOut:
             self._waves.clear()
 
     @property
-    def hungry(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether fewer requests are ready than there are senders."""
-        return self._ready.qsize() < self._concurrency and not self.parked.full
+        return self._ready.qsize() < self._concurrency and not self.held_requests.full
 
-    async def hunger(self) -> None:
+    async def wait_for_capacity(self) -> None:
         """Wait until more requests are wanted."""
-        while not self.hungry and self.stopped is None:
+        while not self.has_capacity and self.stopped is None:
             self._wanted.clear()
             await self._wanted.wait()
 
-    async def submit(self, lane: Route, requests: Iterable[Request], usable: Callable[[StoredAnswer], bool]) -> Submission:
+    async def submit(
+        self, lane: Route, requests: Iterable[Request], usable: Callable[[StoredAnswer], bool]
+    ) -> Submission:
         """Look the requests up, then queue those without a usable answer; none is sent twice at the same time."""
         wave = Submission(set(), self.read_buffer)
         fresh: dict[bytes, Request] = {}
@@ -175,14 +177,14 @@ class FanOut:
         parts = tuple(replace(part, keys=request.keys) for part in request.parts)
         wave = await self.submit(lane, parts, usable)
         await wave.done.wait()
-        self.read_buffer.free(wave.nbytes)
+        self.read_buffer.release(wave.nbytes)
         if wave.pending:
             return
         ended = [wave.outcomes[part.fingerprint] for part in parts]
         failed = next((outcome for outcome in ended if outcome.error is not None), None)
         if failed is None:
             joined = lane.endpoint.merge_parts(request, [outcome.answer or b"" for outcome in ended])
-            await self._ledger.keep(request.fingerprint, lane.route_id, request.body, joined)
+            await self._ledger.store_answer(request.fingerprint, lane.route_id, request.body, joined)
             sent = any(outcome.sent for outcome in ended)
             failed = Outcome(joined, None, max(o.attempts for o in ended), self._run_id, now_us(), sent)
         self._land(request.fingerprint, failed)
@@ -222,7 +224,7 @@ class FanOut:
         settling: asyncio.Future[None] | None = None
         try:
             asked_at = time.monotonic()
-            permitted = await self.parked.permitted(pack, tokens, exchange.taken)
+            permitted = await self.held_requests.permitted(pack, tokens, exchange.taken)
             if permitted is None:
                 return
             member, permit = permitted
@@ -261,7 +263,7 @@ class FanOut:
             return None
         keys = orjson.dumps([key for request in pack.requests for key in request.keys])
         fingerprints = b"".join(request.fingerprint for request in pack.requests for _ in request.keys)
-        number = self._ledger.next_note()
+        number = self._ledger.next_exchange_id()
         noted = PendingExchange(number, member.route_id, pack.attempts + 1, keys, fingerprints, now_us(), worst)
         day = None if self._day_budget is None else self._day_budget.today()
         if not await self._note(noted, day):
@@ -338,7 +340,7 @@ class FanOut:
     async def _note(self, noted: PendingExchange, day: str | None) -> bool:
         """Note it in the ledger, with its money where there is a budget a day; False where that has no room for it."""
         limit = None if self._day_budget is None or day is None else (day, self._day_budget.limit)
-        while not await self._ledger.note(noted, limit):
+        while not await self._ledger.record_pending(noted, limit):
             if self._noted_now == 0:
                 self.stop("budget_day")
             if self.stopped is None:
@@ -348,7 +350,7 @@ class FanOut:
             if self.stopped is not None:
                 return False
         if self.stopped is not None:
-            await self._ledger.take_back(noted, day)
+            await self._ledger.cancel_pending(noted, day)
             return False
         self._noted_now += 1
         return True

@@ -14,8 +14,8 @@ from pipelines.dispatch.request_types import Route, RunLedger
 from pipelines.dispatch.step_runner import RunStep
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.preparation.prepared_job import PreparedStep
-from pipelines.pricing.price_cache import remembered_price
-from pipelines.pricing.prices import FREE, Price, image_price, price_of, worst_cost
+from pipelines.pricing.price_cache import cached_published_price
+from pipelines.pricing.prices import FREE, Price, image_price, resolve_price, max_cost
 
 TEXT_BYTES = 1 << 16
 """Bodies up to this size are text: their bytes bound their tokens. Larger ones carry media and count as estimated."""
@@ -38,7 +38,9 @@ class Laned(Protocol):
     def steps(self) -> Sequence[PreparedStep]: ...
 
 
-def build_routes(ready: Laned, ledger: RunLedger, run_id: str, allowances: dict[str, ProviderLimiter]) -> Sequence[RunStep]:
+def build_routes(
+    ready: Laned, ledger: RunLedger, run_id: str, allowances: dict[str, ProviderLimiter]
+) -> Sequence[RunStep]:
     """The job's steps, ready to be travelled; fills in the allowance of each provider."""
     job = ready.job
     limits = job.limits
@@ -51,9 +53,13 @@ def build_routes(ready: Laned, ledger: RunLedger, run_id: str, allowances: dict[
         lane = members[0]
         if step.is_pooled:
             pool = ProviderPool(members)
-            lane = replace(lane, provider=step.provider, price=step_price(ready, step), worst=pool.worst, pool=pool)
+            lane = replace(lane, provider=step.provider, price=step_price(ready, step), max_cost=pool.worst, pool=pool)
         # In a batch, one row ahead would be a batch of its own: hours.
-        known = step.facts.structured_mode is not None or job.delivery == "batch" or lane.endpoint.fallback_mode(REFUSED) is None
+        known = (
+            step.context.structured_mode is not None
+            or job.delivery == "batch"
+            or lane.endpoint.fallback_mode(REFUSED) is None
+        )
         steps.append(RunStep(lane, step.when, _easier(step, ledger), known))
     return steps
 
@@ -91,7 +97,7 @@ def _lane(
         limiters=(own, of_job),
         price=price,
         max_cost=max_cost_function(price, model.model),
-        route_id=ledger.leg(run_id, job.name, model.name, provider.name, model.endpoint, model.model),
+        route_id=ledger.register_route(run_id, job.name, model.name, provider.name, model.endpoint, model.model),
         is_last_step=step is ready.steps[-1],
     )
 
@@ -114,11 +120,11 @@ def member_price(ready: Laned, step: PreparedStep, provider: Provider) -> Price 
     if provider.name == LOCAL:
         return FREE
     known = ready.workspace.state / "prices.json"
-    price = price_of(
+    price = resolve_price(
         step.model.model,
         provider.prices,
         ready.workspace.prices,
-        lambda model: remembered_price(model, known),
+        lambda model: cached_published_price(model, known),
     )
     terms = step.endpoint.image_terms
     return price if price is None or terms is None else image_price(price, *terms)
@@ -133,7 +139,7 @@ def max_cost_function(price: Price | None, model: str) -> Callable[[Request], in
         tokens = request.input_tokens
         if tokens and not exact and len(request.body) <= TEXT_BYTES:
             tokens = max(tokens, len(request.body))
-        return worst_cost(
+        return max_cost(
             price,
             tokens,
             request.output_bound,
@@ -148,7 +154,7 @@ def max_cost_function(price: Price | None, model: str) -> Callable[[Request], in
 def _easier(step: PreparedStep, ledger: RunLedger) -> Callable[[Route, str], Awaitable[Route]]:
     async def ask_easier(lane: Route, way: str) -> Route:
         """The lane that asks in the simpler way, which is remembered for this provider's model."""
-        endpoint = step.rebuilt(way)
+        endpoint = step.with_structured_mode(way)
         await ledger.write_queued(
             "insert or replace into modes (provider, model, structured) values (?, ?, ?)",
             (step.provider.tag, step.model.model, way),

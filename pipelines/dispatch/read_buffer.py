@@ -10,7 +10,7 @@ LARGE = 64 << 10
 """Bytes of one answer that is worth a thread, or a look at who still holds it."""
 
 
-class Unread:
+class ReadBuffer:
     """How much waits to be read; senders wait while it is too much."""
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Unread:
         """So much is to be read now."""
         self.nbytes += nbytes
 
-    def free(self, nbytes: int) -> None:
+    def release(self, nbytes: int) -> None:
         """So much of it has been read."""
         self.nbytes -= nbytes
         self._less.set()

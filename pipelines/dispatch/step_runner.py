@@ -12,7 +12,7 @@ from connectors.media.media_reader import MediaReader
 from connectors.media.url_fetcher import FetchError
 from connectors.records import Request, Row, RowError, Values
 from pipelines.config.sql_predicate import Predicate
-from pipelines.dispatch.dispatcher import FanOut
+from pipelines.dispatch.dispatcher import OnlineDispatcher
 from pipelines.dispatch.media_files import with_media, write_files
 from pipelines.dispatch.read_buffer import LARGE
 from pipelines.dispatch.request_types import Route, Submission
@@ -132,7 +132,7 @@ class StepRunner:
     def __init__(
         self,
         steps: Sequence[RunStep],
-        fanout: FanOut,
+        fanout: OnlineDispatcher,
         run_id: str,
         finished: Callable[[Chunk], None],
         retrying: bool,
@@ -145,7 +145,7 @@ class StepRunner:
         self._steps = steps
         self._fanout = fanout
         for step in steps:
-            fanout.parked.meet(step.lane)
+            fanout.held_requests.meet(step.lane)
         self._run_id = run_id
         self._finished = finished
         self._retrying = retrying
@@ -261,7 +261,9 @@ class StepRunner:
         asked = replace(step)
         wanted = await self._rendered(chunk, asked, landing)
         while wanted:
-            wave = await self._fanout.submit(asked.lane, [request for request, _ in wanted.values()], self._usable(asked))
+            wave = await self._fanout.submit(
+                asked.lane, [request for request, _ in wanted.values()], self._usable(asked)
+            )
             self._has_set_out(chunk)
             # As it is now: the lane changes with what is asked further.
             lane, reading = asked.lane, FollowUps()
@@ -330,7 +332,7 @@ class StepRunner:
             try:
                 await asyncio.wait_for(wave.ready.wait(), SPLIT_AFTER)
             except TimeoutError:
-                if self._fanout.hungry and wave.pending and (others or len(wave.pending) < size):
+                if self._fanout.has_capacity and wave.pending and (others or len(wave.pending) < size):
                     return False
         return False
 
@@ -379,7 +381,7 @@ class StepRunner:
             landing.failures.extend(
                 RowFailure(row, lane.step, problem, outcome.attempts, outcome.run_id, outcome.at) for row in rows
             )
-        self._fanout.read_buffer.free(nbytes)
+        self._fanout.read_buffer.release(nbytes)
 
     async def _further(self, chunk: Chunk, step: RunStep, asked: RunStep, reading: FollowUps) -> RequestsByFingerprint:
         """What is to be asked next. `asked`: the step as it was; its lane becomes that of what comes back."""

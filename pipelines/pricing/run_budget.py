@@ -4,7 +4,7 @@ import asyncio
 import time
 
 
-class Purse:
+class RunBudget:
     """Money in pico-dollars; `limit` None: nothing is refused, all is counted."""
 
     def __init__(self, limit: int | None, spent: int) -> None:
@@ -12,16 +12,16 @@ class Purse:
         self.limit = limit
         self.spent = spent
         self.reserved = 0
-        self.waited = 0.0
+        self.waited_seconds = 0.0
         """Seconds that requests waited for money to come back, added up over all of them."""
         self._settled = asyncio.Event()
 
     @property
-    def left(self) -> int | None:
+    def remaining(self) -> int | None:
         """What may still be set aside; None without a limit."""
         return None if self.limit is None else self.limit - self.spent - self.reserved
 
-    async def reserve(self, worst: int | None) -> bool:
+    async def acquire(self, worst: int | None) -> bool:
         """Set the worst case aside, waiting while requests in flight may still give some back; False where it
         will not fit whatever they give back, or where a limit meets a request that nothing bounds."""
         if self.limit is None:
@@ -35,7 +35,7 @@ class Purse:
             self._settled.clear()
             began = time.monotonic()
             await self._settled.wait()
-            self.waited += time.monotonic() - began
+            self.waited_seconds += time.monotonic() - began
         self.reserved += worst
         return True
 

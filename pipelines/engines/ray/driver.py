@@ -21,7 +21,7 @@ from pipelines.engines.ray.ledger import Account, LedgerActor, answered
 from pipelines.engines.ray.limits import JOB, Limit, LimiterActor
 from pipelines.engines.ray.telemetry import Heard, tell
 from pipelines.engines.ray.timing import Looked, add_up
-from pipelines.engines.ray.worker import Kit, Report, WorkerActor
+from pipelines.engines.ray.worker import Report, WorkerActor, WorkerConfig
 from pipelines.monitoring.bottleneck import RemoteTimings
 
 LOOK_EVERY = 0.5
@@ -48,14 +48,15 @@ OF_STEPS = ("exchanges", "asked", "landed", "passed", "failed", "cost", "busy")
 def check_ray(loaded: LoadedJob) -> None:
     """JobError where the job cannot run on Ray, or Ray is not there."""
     if find_spec("ray") is None:
-        raise JobError("--engine ray: Ray is not installed; add it with: pip install 'rowmill[ray]'")
+        raise JobError("--engine ray", "Ray is not installed", "add it with: pip install 'rowmill[ray]'")
     if os.environ.get("RAY_ADDRESS", "").startswith("ray://"):
         raise JobError(
-            "RAY_ADDRESS: is that of a Ray Client server, and the ledger must lie on a machine of the cluster; run on "
-            "one of them, with RAY_ADDRESS=auto"
+            "RAY_ADDRESS",
+            "is that of a Ray Client server, and the ledger must lie on a machine of the cluster",
+            "run on one of them, with RAY_ADDRESS=auto",
         )
     if loaded.job.delivery == "batch":
-        raise JobError(f"{loaded.at('delivery')}: batches need no workers; run with --engine local")
+        raise JobError(loaded.at("delivery"), "batches need no workers", "run with --engine local")
 
 
 def ray_engine(work: RunContext) -> Engine:
@@ -65,15 +66,15 @@ def ray_engine(work: RunContext) -> Engine:
         return local_engine(work)
     ready, job = work.prepared, work.prepared.job
     if BatchLedger(work.ledger, job.name).any_open():
-        raise JobError(f"{job.name}: batches of an earlier run are open; run once with --engine local, it ends them")
+        raise JobError(job.name, "batches of an earlier run are open", "run once with --engine local, it ends them")
     _connect()
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) > 1 and any(member.name == LOCAL for step in ready.steps for member in step.members):
-        raise JobError(f"{job.name}: provider local listens on this machine only; run with --engine local")
+        raise JobError(job.name, "provider local listens on this machine only", "run with --engine local")
     cores = int(ray.cluster_resources().get("CPU", 1))
-    crew = Crew(work, max(1, min(cores, job.limits.concurrency)))
+    crew = WorkerPool(work, max(1, min(cores, job.limits.concurrency)))
     looked = {name: limit for name, limit in crew.limits.items() if name != JOB}
     return Engine(crew, crew.rows, looked, {}, crew.end, crew.limits[JOB], crew.elsewhere)
 
@@ -93,7 +94,7 @@ def _connect() -> None:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **alone)
     except (OSError, RuntimeError, ValueError) as exc:
         told = f"{type(exc).__name__}: {_first_line(exc)}"
-        raise JobError(f"RAY_ADDRESS: no cluster to use at {address} ({told}); start one, or unset it") from exc
+        raise JobError("RAY_ADDRESS", f"no cluster to use at {address} ({told})", "start one, or unset it") from exc
 
 
 @dataclass(slots=True)
@@ -124,12 +125,12 @@ class Rows:
     def __init__(self, workers: int) -> None:
         self._workers = workers
         self.queue: asyncio.Queue[Chunk] = asyncio.Queue()
-        self.moved = asyncio.Event()
+        self.progressed = asyncio.Event()
         self.failure: BaseException | None = None
         self._open = 0
 
     @property
-    def looking(self) -> int:
+    def rendering(self) -> int:
         """Chunks that no worker has taken yet."""
         return self.queue.qsize()
 
@@ -143,27 +144,27 @@ class Rows:
         """Each worker sees to its own."""
         return 0
 
-    def start(self, chunk: Chunk) -> None:
+    def submit(self, chunk: Chunk) -> None:
         """See Travel."""
         self._open += len(chunk.keys)
         self.queue.put_nowait(chunk)
 
-    async def arrive(self) -> None:
+    async def join(self) -> None:
         """See Travel."""
         while self._open:
-            self.moved.clear()
-            await self.moved.wait()
+            self.progressed.clear()
+            await self.progressed.wait()
 
     async def taken(self) -> Chunk:
         """The next one for a worker."""
         chunk = await self.queue.get()
-        self.moved.set()
+        self.progressed.set()
         return chunk
 
     def left(self, rows: int) -> None:
         """Rows have come back, or will not."""
         self._open -= rows
-        self.moved.set()
+        self.progressed.set()
 
     def drop(self) -> None:
         """Those that no worker has taken are left for another run."""
@@ -171,7 +172,7 @@ class Rows:
             self.left(len(self.queue.get_nowait().keys))
 
 
-class Crew:
+class WorkerPool:
     """The workers: each is handed chunks while it wants some; what one leaves behind when it dies, others do."""
 
     def __init__(self, work: RunContext, workers: int) -> None:
@@ -199,11 +200,14 @@ class Crew:
             name: Looked(member.requests_per_minute, member.tokens_per_minute, member.concurrency)
             for name, member in self._members.items()
         }
-        self._kit = Kit(
+        self._kit = WorkerConfig(
             ready.loaded,
             ready.workspace,
             ready.reader.schema,
-            {step.model.name: (step.facts.structured_mode, step.facts.embedding_dimensions) for step in ready.steps},
+            {
+                step.model.name: (step.context.structured_mode, step.context.embedding_dimensions)
+                for step in ready.steps
+            },
             work.run.run_id,
             work.retrying,
             tuple(ready.shape.results.names),
@@ -237,7 +241,7 @@ class Crew:
         for _ in range(self._size):
             self._hire()
 
-    async def hunger(self) -> None:
+    async def wait_for_capacity(self) -> None:
         """Chunks are taken as they are wanted: there is nothing to wait for here."""
 
     def stop(self, reason: str) -> None:
@@ -365,7 +369,7 @@ class Crew:
             left = [row for row, key in enumerate(under.chunk.keys) if key in under.left]
             self.rows.left(len(under.chunk.keys))
             if left:
-                self.rows.start(under.chunk.take(left))
+                self.rows.submit(under.chunk.take(left))
         if self.stopped is not None:
             self.rows.drop()
         elif (died := len(self._lost) - 1) > LOSSES * self._size:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from connectors.records import Usage
-from pipelines.ledger.entries import Answer, Noted, Settled
+from pipelines.ledger.entries import PendingExchange, SettledExchange, StoredAnswer
 from pipelines.ledger.ledger import Ledger
 from pipelines.runtime.event_loop import look_rarely
-from pipelines.runtime.locks import crew_lock
+from pipelines.runtime.locks import ray_writer_lock
 
 Asked = tuple[str, tuple[Any, ...]]
-"""(method of Ledger, its arguments): see Ledger.write_group."""
+"""(method of Ledger, its arguments): see Ledger.write_batch."""
 
 
 def packed(asked: Sequence[Asked], released: Sequence[bytes]) -> bytes:
@@ -43,7 +43,7 @@ def _taken_apart(kind: type[Any]) -> Callable[[Any], tuple[Callable[..., Any], t
     return lambda one: (kind, values(one))
 
 
-_KINDS: tuple[type, ...] = (Noted, Settled, Usage)
+_KINDS: tuple[type, ...] = (PendingExchange, SettledExchange, Usage)
 _TAKEN_APART = {kind: _taken_apart(kind) for kind in _KINDS}
 
 
@@ -68,7 +68,7 @@ class Account:
     unknown: int = 0
     """Pico-dollars of requests whose outcome will never be seen; not part of `cost`."""
 
-    def count(self, ended: Settled) -> None:
+    def count(self, ended: SettledExchange) -> None:
         """An exchange has ended."""
         self.cost += ended.cost or 0
         self.unpriced += ended.cost is None
@@ -84,7 +84,7 @@ class LedgerActor:
         """On the machine of the driver, under a lock that the next run waits for: whoever outlives the driver."""
         look_rarely()
         self._closing = contextlib.ExitStack()
-        self._closing.enter_context(crew_lock(path.parent, job))
+        self._closing.enter_context(ray_writer_lock(path.parent, job))
         self._ledger = Ledger(path)
         self._closing.callback(self._ledger.close)
         self._accounts: dict[int, Account] = {}
@@ -100,21 +100,21 @@ class LedgerActor:
         """Write what `packed` made together; the places of what was not noted, as the day's budget has no room."""
         account = self._known(worker)
         asked, released = unpacked(group)
-        results = await self._ledger.write_group(asked) if asked else ()
+        results = await self._ledger.write_batch(asked) if asked else ()
         refused: list[int] = []
         for place, ((name, given), result) in enumerate(zip(asked, results, strict=True)):
             if name == "settle":
-                ended: Settled = given[0]
+                ended: SettledExchange = given[0]
                 account.count(ended)
                 self._release(worker, [mark for mark, *_ in ended.answers])
-            elif name == "note":
+            elif name == "record_pending":
                 account.requests += result
                 if not result:
                     refused.append(place)
         self._release(worker, released)
         return refused
 
-    async def lookup(self, worker: int, marks: Sequence[bytes]) -> tuple[dict[bytes, Answer], Sequence[bytes]]:
+    async def lookup(self, worker: int, marks: Sequence[bytes]) -> tuple[dict[bytes, StoredAnswer], Sequence[bytes]]:
         """(kept answers, requests that other workers ask at the moment): all others are this worker's to ask now."""
         self._known(worker)
         owners = [self._claims.setdefault(mark, worker) for mark in marks]
@@ -122,7 +122,7 @@ class LedgerActor:
         self._release(worker, list(found))
         return found, [mark for mark, owner in zip(marks, owners, strict=True) if owner != worker and mark not in found]
 
-    async def settled(self, worker: int, marks: Sequence[bytes]) -> tuple[dict[bytes, Answer], Sequence[bytes]]:
+    async def settled(self, worker: int, marks: Sequence[bytes]) -> tuple[dict[bytes, StoredAnswer], Sequence[bytes]]:
         """As `lookup`, once no other worker asks any of these."""
         waits: list[asyncio.Future[None]] = []
         for mark in marks:
@@ -136,14 +136,14 @@ class LedgerActor:
     async def leg(self, worker: int, *names: str) -> int:
         """See Ledger."""
         self._known(worker)
-        return await asyncio.to_thread(self._ledger.leg, *names)
+        return await asyncio.to_thread(self._ledger.register_route, *names)
 
     async def gone(self, worker: int) -> Account:
         """A worker has died: what it noted is settled as unknown, what it asked may be asked by others, and it writes
         nothing any more, should it live after all."""
         account = self._accounts.pop(worker)
         first = self._first(worker)
-        account.unknown = sum(await self._ledger.recover_notes(first + 1, first + NOTES))
+        account.unknown = sum(await self._ledger.recover_exchanges(first + 1, first + NOTES))
         self._release(worker, [mark for mark, owner in self._claims.items() if owner == worker])
         return account
 
@@ -169,7 +169,7 @@ class LedgerActor:
                         waits.set_result(None)
 
 
-class FarLedger:
+class RemoteLedger:
     """Stands for the ledger in a worker: what is queued while a group is on its way goes with the next."""
 
     def __init__(self, actor: Any, worker: int, first: int) -> None:
@@ -188,33 +188,33 @@ class FarLedger:
         self._claimed: set[bytes] = set()
         self._elsewhere: set[bytes] = set()
 
-    def next_note(self) -> int:
+    def next_exchange_id(self) -> int:
         """See pipelines.ledger.ledger.Ledger, as for all that follow."""
         self._notes += 1
         return self._notes
 
-    def note(self, noted: Noted, day: tuple[str, int] | None = None) -> asyncio.Future[bool]:
-        return self._queued(("note", (noted, day)))
+    def record_pending(self, noted: PendingExchange, day: tuple[str, int] | None = None) -> asyncio.Future[bool]:
+        return self._queued(("record_pending", (noted, day)))
 
-    def take_back(self, noted: Noted, day: str | None = None) -> asyncio.Future[None]:
-        return self._queued(("take_back", (noted, day)))
+    def cancel_pending(self, noted: PendingExchange, day: str | None = None) -> asyncio.Future[None]:
+        return self._queued(("cancel_pending", (noted, day)))
 
-    def settle(self, ended: Settled, day: str | None = None) -> asyncio.Future[None]:
+    def settle(self, ended: SettledExchange, day: str | None = None) -> asyncio.Future[None]:
         # With its answer a request has ended for whoever else wants it.
         self._claimed.difference_update([mark for mark, *_ in ended.answers])
         return self._queued(("settle", (ended, day)))
 
-    async def keep(self, fingerprint: bytes, leg: int, request: bytes, reply: bytes) -> None:
-        await self._queued(("keep", (fingerprint, leg, request, reply)))
+    async def store_answer(self, fingerprint: bytes, leg: int, request: bytes, reply: bytes) -> None:
+        await self._queued(("store_answer", (fingerprint, leg, request, reply)))
 
     async def write_queued(self, sql: str, values: Sequence[Any]) -> None:
         await self._queued(("write_queued", (sql, values)))
 
-    def lookup(self, fingerprints: Sequence[bytes]) -> dict[bytes, Answer]:
+    def lookup(self, fingerprints: Sequence[bytes]) -> dict[bytes, StoredAnswer]:
         """To be called in a thread, as `leg`."""
         return self._from_thread(self._looked_up("lookup", fingerprints))
 
-    def leg(self, run_id: str, job: str, step: str, provider: str, endpoint: str, model: str) -> int:
+    def register_route(self, run_id: str, job: str, step: str, provider: str, endpoint: str, model: str) -> int:
         names = (run_id, job, step, provider, endpoint, model)
         return int(self._from_thread(answered(self._actor.leg.remote(self._worker, *names))))
 
@@ -226,7 +226,7 @@ class FarLedger:
         self._elsewhere -= taken
         return frozenset(taken)
 
-    async def settled(self, marks: Sequence[bytes]) -> dict[bytes, Answer]:
+    async def settled(self, marks: Sequence[bytes]) -> dict[bytes, StoredAnswer]:
         """The answers to these, once no other worker asks them; those without are this worker's to ask."""
         return await self._looked_up("settled", marks)
 
@@ -237,8 +237,8 @@ class FarLedger:
             self._released.append(mark)
             self._send_soon()
 
-    async def _looked_up(self, how: str, marks: Sequence[bytes]) -> dict[bytes, Answer]:
-        found: Mapping[bytes, Answer]
+    async def _looked_up(self, how: str, marks: Sequence[bytes]) -> dict[bytes, StoredAnswer]:
+        found: Mapping[bytes, StoredAnswer]
         found, elsewhere = await answered(getattr(self._actor, how).remote(self._worker, marks))
         self._elsewhere.update(elsewhere)
         self._claimed.update(mark for mark in marks if mark not in found and mark not in self._elsewhere)
@@ -276,7 +276,7 @@ class FarLedger:
             for place, ((name, _), future, queued) in enumerate(group):
                 self.waited += written - queued
                 if not future.done():
-                    future.set_result(place not in refused if name == "note" else None)
+                    future.set_result(place not in refused if name == "record_pending" else None)
 
     def _from_thread(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

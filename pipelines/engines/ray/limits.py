@@ -8,9 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.engines.ray.ledger import answered
-from pipelines.limits.limit_leases import KINDS, RENEWED, TURN, WANTING, Leases, Needs, divided
-from pipelines.limits.provider_limiter import Allowance
-from pipelines.pricing.run_budget import Purse
+from pipelines.limits.limit_leases import (
+    KINDS,
+    RENEW_SECONDS,
+    ROTATION_SECONDS,
+    SHORT_RENEW_SECONDS,
+    Demand,
+    LimitLeases,
+    fair_shares,
+)
+from pipelines.limits.provider_limiter import ProviderLimiter
+from pipelines.pricing.run_budget import RunBudget
 
 JOB = "the job itself"
 """The name of the limits that the job file sets, beside those of providers."""
@@ -60,7 +68,7 @@ class Renewed:
     """Whether another waits for money: what is lent and not needed is to be given back."""
 
 
-class Whole(Allowance):
+class Whole(ProviderLimiter):
     """A limit of the whole cluster: nobody sends by it, it is divided among workers."""
 
     def __init__(self, limit: Limit) -> None:
@@ -69,7 +77,7 @@ class Whole(Allowance):
         """What this run has of it: other processes of the workspace may have the rest."""
         self.held_until = 0.0
 
-    def lease(self, requests: float, tokens: float, slots: int | None) -> None:
+    def set_share(self, requests: float, tokens: float, slots: int | None) -> None:
         """See Allowance."""
         self.here = {"requests": requests, "tokens": tokens, "slots": float(slots or 0)}
 
@@ -97,7 +105,7 @@ class LimiterActor:
         self._shared = {limit.shared: self._wholes[name] for name, limit in limits.items() if limit.shared is not None}
         self._budget = budget
         self._holders: dict[int, Holder] = {}
-        self._leases: Leases | None = None
+        self._leases: LimitLeases | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._borrowers = 0
         self._moved = asyncio.Event()
@@ -105,8 +113,8 @@ class LimiterActor:
     async def start(self) -> None:
         """Take what is free in the workspace, and keep it."""
         if self._shared:
-            self._leases = Leases(self._state, self._shared)
-            self._keeping = asyncio.create_task(self._leases.keep())
+            self._leases = LimitLeases(self._state, self._shared)
+            self._keeping = asyncio.create_task(self._leases.run())
 
     async def close(self) -> None:
         """Give it back."""
@@ -126,9 +134,9 @@ class LimiterActor:
             before = holder.told.get(name)
             whole.requests.used += about.used[0] - (before.used[0] if before else 0.0)
             whole.tokens.used += about.used[1] - (before.used[1] if before else 0.0)
-            whole.waited |= about.waited
+            whole.contended |= about.waited
             if about.stated != (None, None):
-                whole.learn(about.stated, of=worker)
+                whole.update_from_headers(about.stated, of=worker)
             if about.held_for:
                 whole.held_until = max(whole.held_until, now + about.held_for)
             holder.told[name] = about
@@ -183,7 +191,7 @@ class LimiterActor:
             for number, holder in self._holders.items()
             if name in holder.told
         }
-        due = divided(here, needs, kind == "slots", time.time() // TURN)[str(worker)]
+        due = fair_shares(here, needs, kind == "slots", time.time() // ROTATION_SECONDS)[str(worker)]
         held = sum(h.held.get((name, kind), 0.0) for number, h in self._holders.items() if number != worker)
         granted = max(0.0, min(due, here - held))
         if kind == "slots":
@@ -195,7 +203,7 @@ class LimiterActor:
         return granted < 0.99 * due
 
 
-class FarPurse(Purse):
+class RemoteBudget(RunBudget):
     """A worker's part of the budget: what was lent to it is the limit."""
 
     def __init__(self, actor: Any, worker: int) -> None:
@@ -220,7 +228,7 @@ class FarPurse(Purse):
                     return False
                 self._lent += block
             self.reserved += worst
-        self.waited += time.monotonic() - began
+        self.waited_seconds += time.monotonic() - began
         return True
 
     def give_back(self) -> int:
@@ -237,8 +245,8 @@ class Leasing:
         self,
         actor: Any,
         worker: int,
-        allowances: Mapping[str, Allowance],
-        purse: Purse,
+        allowances: Mapping[str, ProviderLimiter],
+        purse: RunBudget,
         caught_up: Callable[[], Awaitable[None]],
     ) -> None:
         """`actor`: the handle of a LimiterActor. `caught_up`: returns when what has ended by now is in the ledger."""
@@ -247,21 +255,21 @@ class Leasing:
         self._allowances = allowances
         self._purse = purse
         self._caught_up = caught_up
-        self._needs = Needs(allowances)
+        self._needs = Demand(allowances)
         self._wanting = False
         self._money_wanted = False
         for allowance in allowances.values():
-            allowance.lease(0.0, 0.0, None if allowance.concurrency is None else 0)
+            allowance.set_share(0.0, 0.0, None if allowance.concurrency is None else 0)
 
     async def keep(self) -> None:
         """Renew until cancelled; OSError where the actor is gone."""
         while True:
             await self.renew()
-            await asyncio.sleep(WANTING if self._wanting or self._money_wanted else RENEWED)
+            await asyncio.sleep(SHORT_RENEW_SECONDS if self._wanting or self._money_wanted else RENEW_SECONDS)
 
     async def renew(self) -> None:
         """Tell what is needed, take what is due."""
-        waited = {name: frozenset(allowance.waited) for name, allowance in self._allowances.items()}
+        waited = {name: frozenset(allowance.contended) for name, allowance in self._allowances.items()}
         self._needs.measure()
         told = {
             name: Told(
@@ -269,21 +277,21 @@ class Leasing:
                 allowance.in_flight,
                 waited[name],
                 (allowance.requests_per_minute, allowance.tokens_per_minute),
-                allowance.held_for,
-                {kind: self._needs.of[name, kind] for kind in KINDS},
+                allowance.pause_seconds,
+                {kind: self._needs.shares[name, kind] for kind in KINDS},
             )
             for name, allowance in self._allowances.items()
         }
         # A place that others may have now is free in the ledger as well.
         await self._caught_up()
-        returned = self._purse.give_back() if self._money_wanted and isinstance(self._purse, FarPurse) else 0
+        returned = self._purse.give_back() if self._money_wanted and isinstance(self._purse, RemoteBudget) else 0
         call = self._actor.renew.remote(self._worker, told, self._purse.spent, returned)
         renewed: Renewed = await answered(call)
         self._wanting, self._money_wanted = renewed.wanting, renewed.money_wanted
         for name, allowance in self._allowances.items():
             granted = {kind: renewed.granted[name, kind] for kind in KINDS}
             slots = None if allowance.concurrency is None else int(granted["slots"])
-            allowance.lease(granted["requests"], granted["tokens"], slots)
-            if (hold := renewed.held_for[name]) > allowance.held_for + SAME_HOLD:
+            allowance.set_share(granted["requests"], granted["tokens"], slots)
+            if (hold := renewed.held_for[name]) > allowance.pause_seconds + SAME_HOLD:
                 # What one worker was asked to wait, all of them wait; sent before, it says nothing of this one's pace.
-                allowance.refused(-1, hold)
+                allowance.record_refusal(-1, hold)

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from connectors.contracts import Provider
-from pipelines.dispatch.request_types import Asking, BatchStage, Observer
-from pipelines.ledger.entries import Settled
+from pipelines.dispatch.request_types import BatchStage, ExchangeObserver, RouteInfo
+from pipelines.ledger.entries import SettledExchange
 
-Seen = tuple[str, str, float | Settled]
+Seen = tuple[str, str, float | SettledExchange]
 """Step, name of the provider, and the seconds that a request waited or how an exchange ended."""
 
 
@@ -34,15 +34,15 @@ class Recorder:
         self._first = 0
         self._seen: list[Seen] = []
 
-    def waited(self, lane: Asking, seconds: float) -> None:
+    def record_wait(self, lane: RouteInfo, seconds: float) -> None:
         """See Observer, as for all of these."""
         self._seen.append((lane.step, lane.provider.name, seconds))
 
-    def settled(self, lane: Asking, ended: Settled) -> None:
+    def record_exchange(self, lane: RouteInfo, ended: SettledExchange) -> None:
         # Without rows and answers: they are large, and nobody's business.
         self._seen.append((lane.step, lane.provider.name, replace(ended, keys=b"", message=None, answers=())))
 
-    def batch(self, lane: Asking, stage: BatchStage) -> None:
+    def record_batch_stage(self, lane: RouteInfo, stage: BatchStage) -> None:
         """Batches need no workers."""
         raise AssertionError(stage)
 
@@ -53,12 +53,12 @@ class Recorder:
         return Heard(self._first, tuple(self._seen))
 
 
-def tell(observer: Observer, providers: Mapping[str, Provider], heard: Heard, number: int) -> int:
+def tell(observer: ExchangeObserver, providers: Mapping[str, Provider], heard: Heard, number: int) -> int:
     """Tell what comes from this number on, as reports may come twice; the number after the last."""
     for step, name, told in heard.seen[number - heard.first :]:
         way = Way(step, providers[name])
-        if isinstance(told, Settled):
-            observer.settled(way, told)
+        if isinstance(told, SettledExchange):
+            observer.record_exchange(way, told)
         else:
-            observer.waited(way, told)
+            observer.record_wait(way, told)
     return max(number, heard.first + len(heard.seen))

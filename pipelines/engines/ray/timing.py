@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipelines.dispatch.counters import Times
+from pipelines.dispatch.counters import SenderTimes
 from pipelines.engines.ray.limits import JOB
-from pipelines.limits.provider_limiter import Allowance
-from pipelines.monitoring.bottleneck import Elsewhere
+from pipelines.limits.provider_limiter import ProviderLimiter
+from pipelines.monitoring.bottleneck import RemoteTimings
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Spent:
     cpu: float = 0.0
 
 
-class Looked(Allowance):
+class Looked(ProviderLimiter):
     """A limit of the whole cluster as the workers tell of it: to be looked at only."""
 
     def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None, slots: int | None) -> None:
@@ -39,38 +39,43 @@ class Looked(Allowance):
         self._found_by_all: float | None = None
 
     @property
-    def found_per_minute(self) -> float | None:
+    def learned_requests_per_minute(self) -> float | None:
         """See Allowance."""
         return self._found_by_all
 
     def hear(self, told: Sequence[Waits]) -> None:
         """What all workers tell of it."""
-        self.waits = {kind: sum(one.seconds[kind] for one in told) for kind in self.waits}
+        self.wait_seconds = {kind: sum(one.seconds[kind] for one in told) for kind in self.wait_seconds}
         found = [one.found for one in told if one.found is not None]
         self._found_by_all = sum(found) if found else None
         for one in told:
-            self.learn(one.stated)
+            self.update_from_headers(one.stated)
 
 
-def waits_of(allowances: Mapping[str, Allowance]) -> Mapping[str, Waits]:
+def waits_of(allowances: Mapping[str, ProviderLimiter]) -> Mapping[str, Waits]:
     """What a worker has to tell of its limits."""
     return {
-        name: Waits(dict(one.waits), (one.requests_per_minute, one.tokens_per_minute), one.found_per_minute)
+        name: Waits(
+            dict(one.wait_seconds), (one.requests_per_minute, one.tokens_per_minute), one.learned_requests_per_minute
+        )
         for name, one in allowances.items()
     }
 
 
 def add_up(
-    told: Sequence[tuple[Times, Spent]], limits: Mapping[str, Looked], times: Times, elsewhere: Elsewhere
+    told: Sequence[tuple[SenderTimes, Spent]],
+    limits: Mapping[str, Looked],
+    times: SenderTimes,
+    elsewhere: RemoteTimings,
 ) -> None:
     """What all workers tell, those that have died included, goes into `limits`, `times` and `elsewhere`."""
     for name, limit in limits.items():
         limit.hear([spent.limits[name] for _, spent in told if name in spent.limits])
-    of_job = limits[JOB].waits
+    of_job = limits[JOB].wait_seconds
     # A worker has more senders than requests that it may have in flight at the moment: those that wait are surplus.
     surplus, of_job["slots"] = of_job["slots"], 0.0
     times.limits = max(0.0, sum(one.limits for one, _ in told) - surplus)
     times.network = sum(one.network for one, _ in told)
     times.beside = sum(one.beside for one, _ in told)
-    elsewhere.ledger = sum(spent.ledger for _, spent in told)
-    elsewhere.cpu = sum(spent.cpu for _, spent in told) / elsewhere.workers
+    elsewhere.ledger_seconds = sum(spent.ledger for _, spent in told)
+    elsewhere.cpu_seconds = sum(spent.cpu for _, spent in told) / elsewhere.workers

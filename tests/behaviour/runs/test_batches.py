@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from pipelines.batch.dispatcher import BatchOut, BatchProgress
+from pipelines.batch.dispatcher import BatchDispatcher, BatchProgress
 from pipelines.batch.store import Batch
 from tests.support.forked import Forked, ended
 
@@ -234,11 +234,11 @@ def test_rows_that_come_slowly_do_not_go_in_a_batch_for_each_few(
     batches.held = True
     chunks = itertools.count(1)
 
-    async def slowly(self: BatchOut) -> None:
+    async def slowly(self: BatchDispatcher) -> None:
         await asyncio.sleep(0.15)
         batches.held = next(chunks) < 10
 
-    monkeypatch.setattr(BatchOut, "hunger", slowly)
+    monkeypatch.setattr(BatchDispatcher, "hunger", slowly)
     told = cli.run(workspace.job(**BATCH))
     assert (told["exit_code"], told["rows_ok"]) == (0, 500)
     first, *rest = batches.lines_of_batches

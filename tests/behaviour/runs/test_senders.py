@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from pipelines.dispatch.media_files import write_files
-from pipelines.dispatch.request_types import Pack, Wave
+from pipelines.dispatch.request_types import RequestGroup, Submission
 
 Read = Callable[..., list[dict[str, Any]]]
 SOUND = b"ID3\x04\x00\x00\x00\x00\x00\x00" + bytes(70_000)
@@ -37,12 +37,12 @@ def test_a_sender_that_waits_holds_on_to_no_pack(workspace: Any, provider: Any, 
     rows = 30
     workspace.csv(rows)
     let_go: list[bool] = []
-    before = alive(Pack)
+    before = alive(RequestGroup)
 
     async def last(path: str, body: Any, count: int) -> None:
         if body["messages"][-1]["content"] == f"text {rows}":
             # Of all that were sent, this one alone is still under way.
-            let_go.append(await asyncio.to_thread(until, lambda: len(alive(Pack, before)) == 1))
+            let_go.append(await asyncio.to_thread(until, lambda: len(alive(RequestGroup, before)) == 1))
 
     provider.script = last
     assert cli.run(workspace.job())["rows_ok"] == rows
@@ -56,7 +56,7 @@ def test_an_answer_that_comes_late_may_land_while_the_files_of_others_are_writte
     workspace.csv(rows)
     writing = threading.Event()
     landed: list[bool] = []
-    before = alive(Wave)
+    before = alive(Submission)
 
     async def sound(path: str, body: Any, count: int) -> web.Response:
         if body["input"] == f"text {rows}":
@@ -65,7 +65,7 @@ def test_an_answer_that_comes_late_may_land_while_the_files_of_others_are_writte
 
     def slowly(*given: Any) -> None:
         writing.set()
-        landed.append(until(lambda: not any(wave.missing for wave in alive(Wave, before) if not wave.left)))
+        landed.append(until(lambda: not any(wave.missing for wave in alive(Submission, before) if not wave.left)))
         write_files(*given)
 
     provider.script = sound

@@ -11,7 +11,7 @@ import pytest
 from connectors.contracts import Provider
 from connectors.records import NO_USAGE, Call, Reply, Request, Usage
 from pipelines.dispatch.counters import StepCounters, RunCounters
-from pipelines.dispatch.dispatcher import FanOut
+from pipelines.dispatch.dispatcher import OnlineDispatcher
 from pipelines.dispatch.request_types import DailyBudget, Route, RetryLimits
 from pipelines.ledger.ledger import Ledger
 from pipelines.limits.provider_limiter import ProviderLimiter
@@ -60,16 +60,16 @@ class Scripted:
 class Stopping:
     """An observer who stops the run as soon as an exchange is in the ledger."""
 
-    def __init__(self, fanout: FanOut) -> None:
+    def __init__(self, fanout: OnlineDispatcher) -> None:
         self._fanout = fanout
 
-    def waited(self, *told: object) -> None:
+    def record_wait(self, *told: object) -> None:
         """Nothing to do."""
 
-    def settled(self, *told: object) -> None:
+    def record_exchange(self, *told: object) -> None:
         self._fanout.stop("enough")
 
-    def batch(self, *told: object) -> None:
+    def record_batch_stage(self, *told: object) -> None:
         """Nothing to do."""
 
 
@@ -87,9 +87,9 @@ def lane_of(ledger: Ledger, worst: int = 0) -> Route:
     return Route("answer", endpoint, Provider("test", "http://x"), (own, of_job), None, lambda _: worst, leg, True)
 
 
-def fanout_of(ledger: Ledger, transport: Scripted, concurrency: int, day: DailyBudget | None = None) -> FanOut:
+def fanout_of(ledger: Ledger, transport: Scripted, concurrency: int, day: DailyBudget | None = None) -> OnlineDispatcher:
     tally = RunCounters(steps={"answer": StepCounters()})
-    return FanOut(ledger, transport, RunBudget(None, 0), tally, RetryLimits(), concurrency, "run", day)
+    return OnlineDispatcher(ledger, transport, RunBudget(None, 0), tally, RetryLimits(), concurrency, "run", day)
 
 
 def requests_of(count: int) -> list[Request]:
@@ -139,7 +139,7 @@ async def test_a_request_that_waits_for_the_days_budget_is_not_sent_once_the_run
 
     def note(noted: Any, day: Any = None) -> "asyncio.Future[bool]":
         told = real(noted, day)
-        told.add_done_callback(lambda told: refused.append(noted.note) if told.result() is False else None)
+        told.add_done_callback(lambda told: refused.append(noted.exchange_id) if told.result() is False else None)
         return told
 
     ledger.record_pending = note  # type: ignore[method-assign]

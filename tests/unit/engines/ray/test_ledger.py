@@ -7,22 +7,22 @@ from typing import Any
 import pytest
 
 from connectors.records import RowError, Usage
-from pipelines.engines.ray.ledger import Asked, FarLedger, packed, unpacked
+from pipelines.engines.ray.ledger import Asked, RemoteLedger, packed, unpacked
 from pipelines.engines.ray.limits import JOB, Leasing, Renewed
-from pipelines.ledger.entries import Noted, Settled
-from pipelines.limits.provider_limiter import Allowance
-from pipelines.pricing.run_budget import Purse
+from pipelines.ledger.entries import PendingExchange, SettledExchange
+from pipelines.limits.provider_limiter import ProviderLimiter
+from pipelines.pricing.run_budget import RunBudget
 
 
-def noted(number: int) -> Noted:
-    return Noted(number, 1, 1, b'["1"]', number.to_bytes(16, "big"), 17, 1000)
+def noted(number: int) -> PendingExchange:
+    return PendingExchange(number, 1, 1, b'["1"]', number.to_bytes(16, "big"), 17, 1000)
 
 
-def settled(number: int) -> Settled:
+def settled(number: int) -> SettledExchange:
     mark = number.to_bytes(16, "big")
     usage = Usage(60, 0, 20, model_version="m", finish_reason="stop")
     answers = ((mark, b"sent", b"reply", None),)
-    return Settled(number, 1, 1, b'["1"]', mark, 17, 200, None, usage, 900, answers=answers)
+    return SettledExchange(number, 1, 1, b'["1"]', mark, 17, 200, None, usage, 900, answers=answers)
 
 
 class Actor:
@@ -44,7 +44,7 @@ class Actor:
 
 
 def test_a_group_is_unpacked_as_it_was_packed() -> None:
-    failed = Settled(
+    failed = SettledExchange(
         9, 1, 1, b"[]", b"", 17, error_class="server", answers=((b"m", b"s", None, RowError("input", "no")),)
     )
     asked: list[Asked] = [
@@ -60,10 +60,10 @@ def test_a_group_is_unpacked_as_it_was_packed() -> None:
 @pytest.mark.ray
 async def test_the_note_behind_an_outcome_goes_with_the_same_group() -> None:
     actor = Actor()
-    ledger = FarLedger(actor, 1, 0)
-    first = ledger.note(noted(1))
+    ledger = RemoteLedger(actor, 1, 0)
+    first = ledger.record_pending(noted(1))
     await actor.asked.wait()
-    outcome, second = ledger.settle(settled(1)), ledger.note(noted(2))
+    outcome, second = ledger.settle(settled(1)), ledger.record_pending(noted(2))
     actor.free.set()
     await asyncio.gather(first, outcome, second)
     assert [asked for asked, _ in actor.groups] == [
@@ -76,9 +76,9 @@ async def test_the_note_behind_an_outcome_goes_with_the_same_group() -> None:
 async def test_a_note_for_which_the_day_has_no_money_is_refused_alone() -> None:
     actor = Actor(refused=(1,))
     actor.free.set()
-    ledger = FarLedger(actor, 1, 0)
+    ledger = RemoteLedger(actor, 1, 0)
     day = ("2026-11-24", 1_500)
-    told = await asyncio.gather(*(ledger.note(noted(number), day) for number in range(3)))
+    told = await asyncio.gather(*(ledger.record_pending(noted(number), day) for number in range(3)))
     assert told == [True, False, True]
 
 
@@ -96,9 +96,9 @@ async def test_a_place_in_flight_goes_to_others_once_the_ledger_has_what_took_it
         waiting.set()
         await written.wait()
 
-    allowance = Allowance(None, None, 10, 0.0, 0.0)
+    allowance = ProviderLimiter(None, None, 10, 0.0, 0.0)
     actor = SimpleNamespace(renew=SimpleNamespace(remote=renew))
-    leasing = Leasing(actor, 1, {JOB: allowance}, Purse(None, 0), caught_up)
+    leasing = Leasing(actor, 1, {JOB: allowance}, RunBudget(None, 0), caught_up)
     renewing = asyncio.create_task(leasing.renew())
     await waiting.wait()
     assert told == []

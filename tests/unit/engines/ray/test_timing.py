@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.monitoring.bottleneck import SENDERS
+from pipelines.monitoring.bottleneck import SENDER_STATES
 
 pytestmark = pytest.mark.ray
 Read = Callable[..., list[dict[str, Any]]]
@@ -31,7 +31,7 @@ def test_the_senders_time_adds_up_over_all_workers(
     assert ray_run(job).ended()["rows_ok"] == 1200
     times = times_of(workspace.folder)
     assert (times["senders"], times["workers"]) == (12, 4)
-    assert sum(times[name] for name in SENDERS) == pytest.approx(12 * times["sending"], rel=0.05)
+    assert sum(times[name] for name in SENDER_STATES) == pytest.approx(12 * times["sending"], rel=0.05)
     waited = sum(row["latency_ms"] for row in read(workspace.folder / "out", "usage")) / 1000
     assert times["network"] == pytest.approx(waited, rel=0.001)
     assert min(times["ledger"], times["cpu"], times["starting"]) > 0
