@@ -1,6 +1,6 @@
-"""The rows of a job, told apart by what its sink holds: new, changed, done, or failed before.
+"""Row selection: compares the source with the sink and finds new, changed, done and failed rows.
 
-Fingerprints and comparison are SQL, so that no value of a row that is done reaches Python.
+Fingerprints and comparison are SQL, so that values of finished rows never reach Python.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ from connectors.tables.schemas import failure_names
 from pipelines.preparation.source_reader import ROW_KEY, SourceReader
 
 CHUNK_BYTES = 4 << 20
-"""A batch with more than this is handed on in pieces."""
+"""A larger batch is yielded in pieces."""
 
 LARGE_VALUE_CHARACTERS = 65_536
-"""Characters: of a longer value the digest stands in the row's fingerprint."""
+"""A longer value enters the row's fingerprint as its digest."""
 
 MARK_BATCH_PATHS = 10_000
-"""Paths whose files are looked at together."""
+"""Paths whose files are checked in one batch."""
 
 _STATUSES = ("new", "changed", "done", "failed")
 _TABLES = ("seen", "failed")
@@ -37,14 +37,14 @@ _TABLES = ("seen", "failed")
 
 @dataclass(frozen=True, slots=True)
 class RowCounts:
-    """How many of the selected rows there are, and how they stand."""
+    """Selected rows by state."""
 
     rows: int
     new: int
     changed: int
     done: int
     failed_before: int
-    """Failed for a reason of their own and unchanged since: not asked again but by `retry`."""
+    """Failed for a reason of their own and unchanged since: only `retry` requests them again."""
 
 
 def select_rows(
@@ -55,8 +55,11 @@ def select_rows(
     files: Iterable[str],
     appending: bool,
 ) -> "RowSelection":
-    """The rows with the columns that the job needs. `used`: of the steps; `columns`: carried over; `digest`: of the
-    steps; `files`: used columns that name files; `appending`: a key that is there is done, whatever it holds."""
+    """Select the rows of an open source.
+
+    `used`: columns that steps read; `columns`: columns carried over to the results; `digest`: of the steps' settings;
+    `files`: used columns that name files; `appending`: a key in the sink is done, whatever its values.
+    """
     names = reader.schema.names
     carried = [name for name in names if name not in reader.key] if columns == "all" else list(columns)
     for name in carried:
@@ -69,7 +72,7 @@ def select_rows(
 
 @dataclass(slots=True)
 class RowSelection:
-    """The rows of one job, told apart by what its sink holds already."""
+    """The rows of one job, by their state in the sink."""
 
     reader: SourceReader
     used: Sequence[str]
@@ -78,19 +81,19 @@ class RowSelection:
     files: Sequence[str]
     appending: bool
     rejects_there: int = 0
-    """Lines that were no rows, in the sink's errors."""
-    _seen: bool = False
-    _there: int = 0
-    """Rows of the sink's results and errors."""
-    _open: int | None = None
-    """Rows that are not done, kept in a file: so the second pass need not compare all of them again; None: not kept."""
+    """Rejected lines in the sink's errors table."""
+    _is_sink_loaded: bool = False
+    _sink_rows: int = 0
+    """Rows in the sink's results and errors."""
+    _unfinished: int | None = None
+    """Unfinished rows, stored in a file so that the second pass compares nothing again; None: not stored."""
     _parts: list[str] = field(default_factory=list)
-    """The parts of the sink's results: rows there name theirs by its place (from 1), since a name takes more memory."""
+    """The parts of the sink's results. Rows refer to a part by its position (from 1), which takes less memory."""
     _marks: list[str] = field(default_factory=list)
 
     @property
     def key_schema(self) -> pa.Schema:
-        """The key's columns as the tables have them."""
+        """The key's columns with the types of the tables."""
         if not self.reader.key:
             return pa.schema([pa.field(ROW_KEY, pa.string())])
         return pa.schema([self.reader.schema.field(name) for name in self.reader.key])
@@ -101,13 +104,13 @@ class RowSelection:
         return pa.schema([self.reader.schema.field(name) for name in self.carried])
 
     def check_keys(self) -> None:
-        """DataError where a selected row's key is null or stands twice."""
+        """Raise DataError if a selected row's key is null or occurs twice."""
         key = self.reader.key
         if not key:
             return
         db, names = self.reader.cursor(), quoted_list(key)
         nulls = " or ".join(f"{quoted(name)} is null" for name in key)
-        # As the tables will have them: of moments, microseconds.
+        # With the types of the tables: timestamps have microseconds.
         written = ", ".join(f"{self.reader.column(name)} as {quoted(name)}" for name in key)
         chosen = f"(select {written} from {self.reader.chosen()})"
         try:
@@ -115,9 +118,7 @@ class RowSelection:
                 f"select count(*) filter ({nulls}), count(*), count(distinct {key_text(key)}) from {chosen}"
             ).fetchone()
         except duckdb.Error as exc:
-            raise DataError(
-                ("source",), f"{first_line(exc)}", "mend the data, or leave the row out by `where`"
-            ) from exc
+            raise DataError(("source",), f"{first_line(exc)}", "fix the data, or exclude the row with `where`") from exc
         assert counted is not None
         if counted[0]:
             raise DataError(
@@ -133,14 +134,14 @@ class RowSelection:
             assert twice is not None
             raise DataError(
                 ("source", "key"),
-                f"{', '.join(key)} is not unique: {twice[0]} stands {twice[1]} times ({counted[1] - counted[2]:,} "
+                f"{', '.join(key)} is not unique: {twice[0]} occurs {twice[1]} times ({counted[1] - counted[2]:,} "
                 "rows too many)",
                 "add a column to the key, or leave the key out",
             )
 
     def load_sink_state(self, sink: Sink | None) -> None:
-        """Look at what the sink holds; None: as if it held nothing."""
-        self._seen, self._there, self._open = sink is not None, 0, None
+        """Load the keys, fingerprints and errors of the sink; None: treat it as empty."""
+        self._is_sink_loaded, self._sink_rows, self._unfinished = sink is not None, 0, None
         if sink is None:
             return
         names = self.key_schema.names
@@ -148,43 +149,44 @@ class RowSelection:
         with query_connection(self.reader.scratch) as db:
             sink.attach(db)
             found = db.execute(f"select distinct _part from {sink.results_sql()} order by 1").fetchall()
-            # A list without texts would have no type.
+            # An empty list would have no type.
             self._parts = [str(part) for (part,) in found] or [""]
             parts = literal_list(self._parts)
             for target, source, extra in (
                 (
                     "seen",
                     sink.results_sql(),
-                    f"{_short('_row_fingerprint')} as _fp, list_position({parts}, _part) as _part",
+                    f"{_fingerprint_number('_row_fingerprint')} as _fp, list_position({parts}, _part) as _part",
                 ),
                 (
                     "failed",
                     sink.errors_sql(),
-                    f"{_short(quoted(failure['fingerprint']))} as _fp, {quoted(failure['error_class'])} as _class",
+                    f"{_fingerprint_number(quoted(failure['fingerprint']))} as _fp, "
+                    f"{quoted(failure['error_class'])} as _class",
                 ),
             ):
                 copied = db.execute(
                     f"copy (select {quoted_list(names)}, {key_text(names)} as _key, {extra} from {source} "
-                    f"where {quoted(names[0])} is not null) to {self._kept(target)}"
+                    f"where {quoted(names[0])} is not null) to {self._copy_target_sql(target)}"
                 ).fetchone()
-                self._there += int(copied[0]) if copied else 0
+                self._sink_rows += int(copied[0]) if copied else 0
             nulls = " and ".join(f"{quoted(name)} is null" for name in names)
             counted = db.execute(f"select count(*) from {sink.errors_sql()} where {nulls}").fetchone()
             self.rejects_there = int(counted[0]) if counted else 0
             sink.detach(db)
 
     def counts(self, retried: frozenset[str] = frozenset()) -> RowCounts:
-        """One pass over the rows; those that are `retried` do not count as failed before."""
+        """Count the rows by state in one pass; `retried` error classes do not count as failed before."""
         tests = {name: f"_status = {literal(name)}" for name in _STATUSES}
         tests["failed"] += f" and not {_is_one_of('_class', retried)}"
         counting = ", ".join(f"count(*) filter ({test})" for test in tests.values())
-        standing, db = self._standing([]), self.reader.cursor()
+        states, db = self._with_status_sql([]), self.reader.cursor()
         try:
-            if self._there:
-                kept = "if(_status = 'done', null, _key) as _key, _part, _in_errors, _class, _status"
-                db.execute(f"copy (select {kept} from {standing}) to {self._kept('standing')}")
-                standing = self._there_as("standing")
-            row = db.execute(f"select count(*), {counting} from {standing}").fetchone()
+            if self._sink_rows:
+                columns = "if(_status = 'done', null, _key) as _key, _part, _in_errors, _class, _status"
+                db.execute(f"copy (select {columns} from {states}) to {self._copy_target_sql('states')}")
+                states = self._stored_table_sql("states")
+            row = db.execute(f"select count(*), {counting} from {states}").fetchone()
         except duckdb.OutOfMemoryException as exc:
             raise DataError(
                 ("source",),
@@ -194,45 +196,52 @@ class RowSelection:
             ) from exc
         assert row is not None
         counts = RowCounts(*row)
-        self._open = counts.rows - counts.done if self._there else None
+        self._unfinished = counts.rows - counts.done if self._sink_rows else None
         return counts
 
     def batches(self, rows: int, retried: frozenset[str]) -> Iterator[pa.RecordBatch]:
-        """The rows to be asked, at most so many together: key, used and carried columns, `_key` (text), `_part` (of the
-        old result, or null), `_in_errors`, `_row_fingerprint`. `retried`: own error classes that are asked again."""
+        """Yield the rows to request in batches of at most `rows`.
+
+        Columns: key, used and carried columns, `_key` (text), `_part` (of the older result, or null), `_in_errors`,
+        `_row_fingerprint`. `retried`: error classes whose rows are requested again.
+        """
         wanted = f"_status in ('new', 'changed') or (_status = 'failed' and {_is_one_of('_class', retried)})"
         columns = self._columns()
-        # The smaller table of the two is held while the rows are read: of a million rows with 100,000 to be asked 10 MB
-        # in place of 50; and where nothing is, the source is not read again.
-        told = self._standing(columns) if self._open is None or self._open > self._there else self._noted(columns)
-        yield from self._read(f"{self._with_part} from {told} where {wanted}", rows)
+        # Join with the smaller table: for 100,000 unfinished rows of a million it takes 10 MB instead of 50; if no row
+        # is unfinished, the source is not read again.
+        source = (
+            self._with_status_sql(columns)
+            if self._unfinished is None or self._unfinished > self._sink_rows
+            else self._unfinished_sql(columns)
+        )
+        yield from self._read(f"{self._with_part} from {source} where {wanted}", rows)
 
     def lookup(self, key: str) -> pa.Table | None:
-        """The row with this key's text, as `batches` has it; None where there is none."""
-        query = f"{self._with_part} from {self._standing(self._columns())} where _key = {literal(key)}"
+        """Return the row with this key (as text) with the columns of `batches`; None if there is none."""
+        query = f"{self._with_part} from {self._with_status_sql(self._columns())} where _key = {literal(key)}"
         found = list(self._read(query, 2))
         return pa.Table.from_batches(found[:1]) if found else None
 
     def deleted_keys(self) -> pa.Table:
-        """The keys in the sink's results or errors that no selected row has."""
+        """Return the keys in the sink's results or errors that no selected row has."""
         names = quoted_list(self.key_schema.names)
-        there = " union ".join(f"select {names}, _key from {self._there_as(table)}" for table in _TABLES)
-        return self._keys(f"select {names} from ({there}) anti join {self._keyed([])} using (_key)")
+        there = " union ".join(f"select {names}, _key from {self._stored_table_sql(table)}" for table in _TABLES)
+        return self._keys(f"select {names} from ({there}) anti join {self._with_key_sql([])} using (_key)")
 
     def count_deleted(self) -> int:
-        """How many rows of the sink's results have a key that no selected row has."""
-        query = f"select count(*) from {self._there_as('seen')} anti join {self._keyed([])} using (_key)"
+        """Count the rows of the sink's results whose key no selected row has."""
+        query = f"select count(*) from {self._stored_table_sql('seen')} anti join {self._with_key_sql([])} using (_key)"
         ((count,),) = self.reader.cursor().execute(query).fetchall()
         return int(count)
 
     def resolved_errors(self) -> pa.Table:
-        """The keys in the errors table whose row has its result."""
+        """Return the keys in the errors table whose row has a result."""
         names = quoted_list(self.key_schema.names)
-        done = f"select _key from {self._standing([])} where _status = 'done'"
-        return self._keys(f"select {names} from {self._there_as('failed')} semi join ({done}) using (_key)")
+        done = f"select _key from {self._with_status_sql([])} where _status = 'done'"
+        return self._keys(f"select {names} from {self._stored_table_sql('failed')} semi join ({done}) using (_key)")
 
     def _keys(self, query: str) -> pa.Table:
-        if not self._seen:
+        if not self._is_sink_loaded:
             return self.key_schema.empty_table()
         return self.reader.cursor().sql(query).to_arrow_table().cast(self.key_schema)
 
@@ -252,25 +261,23 @@ class RowSelection:
                 for start in range(0, whole.num_rows, step):
                     yield from whole.slice(start, step).combine_chunks().to_batches()
         except duckdb.Error as exc:
-            raise DataError(
-                ("source",), f"{first_line(exc)}", "mend the data, or leave the row out by `where`"
-            ) from exc
+            raise DataError(("source",), f"{first_line(exc)}", "fix the data, or exclude the row with `where`") from exc
 
-    def _keyed(self, columns: Sequence[str]) -> str:
-        """The rows with `_key` and, in place of the used columns, what is asked for."""
+    def _with_key_sql(self, columns: Sequence[str]) -> str:
+        """SQL of the rows with `_key`, `_row_fingerprint` and only the given columns."""
         reader = self.reader
         made = "".join(f"{reader.column(name)} as {quoted(name)}, " for name in columns)
-        parts = ", ".join(self._told(name) for name in sorted({*self.used, *self.carried}))
+        parts = ", ".join(self._fingerprint_part(name) for name in sorted({*self.used, *self.carried}))
         constant = literal(self.digest.hex() + json.dumps([sorted(self.used), list(self.carried)]))
         if reader.key:
             key, source = key_text(reader.key), reader.chosen()
         else:
-            content = ", ".join(_told(reader.text(name)) for name in reader.schema.names)
+            content = ", ".join(_length_prefixed(reader.text(name)) for name in reader.schema.names)
             key = "_row_content || '-' || row_number() over (partition by _row_content)"
             source = f"(select *, md5(concat({content})) as _row_content from {reader.chosen()})"
             made = f"{key} as {quoted(ROW_KEY)}, {made}"
         marks = "".join(
-            f" left join read_parquet({literal(self._mark_table(name))}) as {quoted('_marks_' + name)} "
+            f" left join read_parquet({literal(self._marks_path(name))}) as {quoted('_marks_' + name)} "
             f"on {quoted('_marks_' + name)}._path = {reader.text(name)}"
             for name in self.files
         )
@@ -278,52 +285,52 @@ class RowSelection:
         inner = f"select {made}{key} as _key, {fingerprint} as _row_fingerprint from {source}{marks}"
         return f"({inner})"
 
-    def _told(self, name: str) -> str:
-        text = _told(self.reader.text(name))
+    def _fingerprint_part(self, name: str) -> str:
+        text = _length_prefixed(self.reader.text(name))
         if name not in self.files:
             return text
         self._mark(name)
         return f"{text}, coalesce({quoted('_marks_' + name)}._mark, '')"
 
-    def _standing(self, columns: Sequence[str]) -> str:
-        """The rows with `_status`, `_class`, `_part` (its place) and `_in_errors` beside them."""
-        keyed = self._keyed(columns)
-        if not self._seen:
+    def _with_status_sql(self, columns: Sequence[str]) -> str:
+        """SQL of the rows with `_status`, `_class`, `_part` (its position) and `_in_errors`."""
+        keyed = self._with_key_sql(columns)
+        if not self._is_sink_loaded:
             none = "cast(null as INTEGER) as _part, false as _in_errors, cast(null as VARCHAR) as _class"
             return f"(select *, {none}, 'new' as _status from {keyed})"
-        done = "s._key is not null" if self.appending else f"s._fp = {_short('r._row_fingerprint')}"
+        done = "s._key is not null" if self.appending else f"s._fp = {_fingerprint_number('r._row_fingerprint')}"
         own_error = _is_one_of("f._class", ROW_ERROR_CLASSES)
         return (
             "(select r.*, s._part as _part, f._key is not null as _in_errors, f._class as _class, "
             f"case when {done} then 'done' "
-            f"when f._fp = {_short('r._row_fingerprint')} and {own_error} then 'failed' "
+            f"when f._fp = {_fingerprint_number('r._row_fingerprint')} and {own_error} then 'failed' "
             "when s._key is null then 'new' else 'changed' end as _status "
-            f"from {keyed} r left join {self._there_as('seen')} s on s._key = r._key "
-            f"left join {self._there_as('failed')} f on f._key = r._key)"
+            f"from {keyed} r left join {self._stored_table_sql('seen')} s on s._key = r._key "
+            f"left join {self._stored_table_sql('failed')} f on f._key = r._key)"
         )
 
-    def _noted(self, columns: Sequence[str]) -> str:
-        """The same of the rows that are not done, as `counts` has told them apart."""
-        noted = f"(select * from {self._there_as('standing')} where _key is not null)"
-        return f"(select * from {self._keyed(columns)} r join {noted} using (_key))"
+    def _unfinished_sql(self, columns: Sequence[str]) -> str:
+        """SQL of the unfinished rows that `counts` has stored."""
+        unfinished = f"(select * from {self._stored_table_sql('states')} where _key is not null)"
+        return f"(select * from {self._with_key_sql(columns)} r join {unfinished} using (_key))"
 
     @property
     def _with_part(self) -> str:
         return f"select * exclude (_status, _class) replace ({literal_list(self._parts or [''])}[_part] as _part)"
 
-    def _there_as(self, name: str) -> str:
-        return f"read_parquet({literal(self._table(name))})"
+    def _stored_table_sql(self, name: str) -> str:
+        return f"read_parquet({literal(self._stored_path(name))})"
 
-    def _kept(self, name: str) -> str:
-        # In small row groups: each is held while it is read.
-        return f"{literal(self._table(name))} (format parquet, row_group_size {ROW_GROUP_ROWS})"
+    def _copy_target_sql(self, name: str) -> str:
+        # Small row groups, since a reader holds a whole one in memory.
+        return f"{literal(self._stored_path(name))} (format parquet, row_group_size {ROW_GROUP_ROWS})"
 
-    def _table(self, name: str) -> Path:
+    def _stored_path(self, name: str) -> Path:
         return self.reader.scratch / f"{name}.parquet"
 
-    # Files that rows name: their size and time are part of the row's fingerprint.
+    # Size and modification time of the files that rows name are part of the row's fingerprint.
 
-    def _mark_table(self, name: str) -> Path:
+    def _marks_path(self, name: str) -> Path:
         return self.reader.scratch / f"marks-{hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()}.parquet"
 
     def _mark(self, name: str) -> None:
@@ -333,7 +340,7 @@ class RowSelection:
         schema = pa.schema([("_path", pa.string()), ("_mark", pa.string())])
         path, chosen = self.reader.text(name), self.reader.chosen()
         query = f"select distinct {path} as p from {chosen} where {quoted(name)} is not null"
-        with pq.ParquetWriter(self._mark_table(name), schema) as writer:
+        with pq.ParquetWriter(self._marks_path(name), schema) as writer:
             for batch in self.reader.stream(query, MARK_BATCH_PATHS):
                 paths = batch.column(0).to_pylist()
                 marks = [file_mark(path, self.reader.workspace) for path in paths]
@@ -341,7 +348,7 @@ class RowSelection:
 
 
 def file_mark(text: str, workspace: Path) -> str:
-    """Size and time of the file that a value names (of each, where it is a JSON list); empty where there is none."""
+    """Return size and time of the file that a value names, or of each file in a JSON list; "" if there is none."""
     if text.startswith("["):
         try:
             named = json.loads(text)
@@ -356,7 +363,7 @@ def file_mark(text: str, workspace: Path) -> str:
 
 
 def key_text(names: Sequence[str]) -> str:
-    """A key as text: one column's value, or the JSON array of several."""
+    """SQL of a key as text: the value of one column, or the JSON array of several."""
     if len(names) == 1:
         return f"cast({quoted(names[0])} as VARCHAR)"
     return f"cast(json_array({quoted_list(names)}) as VARCHAR)"
@@ -367,13 +374,13 @@ def _is_one_of(column: str, values: Iterable[str]) -> str:
     return f"{column} in ({listed})" if listed else "false"
 
 
-def _short(fingerprint: str) -> str:
-    """The first 8 bytes of a fingerprint in hex, as a number: enough to compare two of one row."""
+def _fingerprint_number(fingerprint: str) -> str:
+    """SQL of the first 8 bytes of a hex fingerprint as a number: enough to compare two fingerprints of one row."""
     return f"cast('0x' || left({fingerprint}, 16) as UBIGINT)"
 
 
-def _told(text: str) -> str:
-    """With its length before it, so that no two lists of values make the same text; null apart from empty."""
-    # Two arguments of `concat`, which leaves out nulls: put together before, or as it is, a large text would be copied.
+def _length_prefixed(text: str) -> str:
+    """SQL of a value prefixed by its length: different lists give different texts, null differs from empty."""
+    # Two arguments for `concat`, which skips nulls; concatenating here would copy a large text.
     content = f"case when length({text}) > {LARGE_VALUE_CHARACTERS} then md5({text}) else {text} end"
     return f"coalesce(cast(length({text}) as VARCHAR) || ':', 'n'), {content}"

@@ -1,4 +1,4 @@
-"""A job whose declared columns are no longer those of its sink's tables: foretold, cast, or all rows asked again."""
+"""Schema evolution: what happens if a job declares other columns than its sink's tables have."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
@@ -28,14 +28,16 @@ OTHER_SINK_HINT = "write to another sink (run --sink PATH)"
 
 
 def schema_refusal(ready: PreparedJob) -> DataError | None:
-    """Why a run would refuse the sink as it stands, where `--schema-change` helps; None where it would not. DataError
-    where nothing else helps. Only reads."""
+    """Return why a run would refuse the sink if `--schema-change` would help, else None; only reads.
+
+    Raises DataError if `--schema-change` would not help.
+    """
     if ready.job.sink.write == "replace":
         ready.sink.check(fresh=True)
         return None
     unsized = {field.name for step in ready.steps if step.endpoint.dimensions_unknown for field in step.endpoint.fields}
     if unsized and unsized.issubset(sink_columns(ready)):
-        # Vectors of a length that only the run will learn.
+        # The dimensions of the vectors are unknown until the run probes them.
         return None
     try:
         ready.sink.check(fresh=False)
@@ -45,7 +47,7 @@ def schema_refusal(ready: PreparedJob) -> DataError | None:
 
 
 def sink_columns(ready: PreparedJob) -> frozenset[str]:
-    """The columns of the sink's results; none where there is no such table."""
+    """Return the columns of the sink's results; none if the table does not exist."""
     if not ready.sink.exists():
         return frozenset()
     with query_connection(ready.scratch) as db:
@@ -56,7 +58,7 @@ def sink_columns(ready: PreparedJob) -> frozenset[str]:
 
 
 def sink_types(ready: PreparedJob) -> Mapping[str, str]:
-    """Column -> SQL type in the sink's results, of those that the source has otherwise and that hold a value there."""
+    """Return column -> SQL type for columns whose type differs between source and sink and that hold values there."""
     if ready.job.sink.write == "replace" or not ready.sink.exists():
         return {}
     made = column_types(ready.shape.results)
@@ -67,7 +69,7 @@ def sink_types(ready: PreparedJob) -> Mapping[str, str]:
         names = [*ready.shape.key, *ready.selection.carried]
         other = {name for name in names if there.get(name, made[name]) != made[name]}
         if other:
-            # Rows that failed are known by their key alone.
+            # The errors table has only the key of a row.
             tables = {name: (results, errors) if name in ready.shape.key else (results,) for name in other}
             held = {
                 name
@@ -86,12 +88,12 @@ def sink_types(ready: PreparedJob) -> Mapping[str, str]:
 
 
 def has_keys(ready: PreparedJob) -> bool:
-    """Whether the rows of the sink can be told apart by the job's key: whether it can be seen what is done."""
+    """Whether the sink has the job's key columns, so that finished rows can be found."""
     return sink_columns(ready).issuperset(ready.shape.key)
 
 
 def is_empty(ready: PreparedJob) -> bool:
-    """Whether the sink's tables hold neither a result nor an error."""
+    """Whether the sink has neither results nor errors."""
     with query_connection(ready.scratch) as db:
         ready.sink.attach(db)
         tables = (ready.sink.results_sql(), ready.sink.errors_sql())
@@ -101,8 +103,8 @@ def is_empty(ready: PreparedJob) -> bool:
 
 
 def check_backfill(ready: PreparedJob) -> None:
-    """DataError where rows of the old table would be lost with it, since they cannot be asked again."""
-    again = "to write the table anew without them, run with --set sink.write=replace"
+    """Raise DataError if rows of the old table would be lost because they cannot be requested again."""
+    again = "to rewrite the table without them, run with --set sink.write=replace"
     if ready.is_limited:
         raise DataError(
             "--schema-change backfill",
@@ -123,22 +125,24 @@ def check_backfill(ready: PreparedJob) -> None:
     if left:
         raise DataError(
             "--schema-change backfill",
-            f"{left:,} rows in {ready.sink_name} have left the source and cannot be asked again",
+            f"{left:,} rows in {ready.sink_name} have left the source and cannot be requested again",
             f"keep them by --schema-change cast, or {again}",
         )
 
 
 def cast_tables(ready: PreparedJob, ledger: Ledger) -> None:
-    """Write results and errors anew as they stand, under the job's columns; the old tables stay until the new ones are
-    whole. DataError, and nothing is changed, where a value does not fit."""
+    """Rewrite results and errors with the job's columns; the old tables stay until the new ones are complete.
+
+    Raises DataError and changes nothing if a value does not fit.
+    """
     results = _cast_file(ready, "results", ready.sink.results_sql(), ready.shape.results)
     errors = _cast_file(ready, "errors", ready.sink.errors_sql(), ready.shape.errors)
     _check_keys(ready, results)
     ready.sink.prepare(fresh=True)
     no_results, no_errors = ready.shape.results.empty_table(), ready.shape.errors.empty_table()
     pieces = chain(
-        ((rows, no_errors) for rows in _gathered(read_batches(results))),
-        ((no_results, rows) for rows in _gathered(read_batches(errors))),
+        ((rows, no_errors) for rows in _concatenated(read_batches(results))),
+        ((no_results, rows) for rows in _concatenated(read_batches(errors))),
     )
     for number, (rows, failed) in enumerate(pieces):
         name = f"{ledger.identity}-{ledger.writer:06d}-cast-{number:06d}"
@@ -147,78 +151,78 @@ def cast_tables(ready: PreparedJob, ledger: Ledger) -> None:
 
 
 def _cast_file(ready: PreparedJob, table: str, relation: str, schema: pa.Schema) -> Path:
-    """The table's rows, cast, in a file of the scratch folder."""
+    """Cast the table's rows into a file of the scratch folder."""
     target = ready.scratch / f"cast-{table}.parquet"
     with query_connection(ready.scratch) as db, PartWriter(target, schema) as out:
         ready.sink.attach(db)
         for batch in db.sql(f"select * from {relation}").to_arrow_reader(BATCH_ROWS):
-            out.write(_cast(ready, table, pa.Table.from_batches([batch]), schema))
+            out.write(_cast_rows(ready, table, pa.Table.from_batches([batch]), schema))
         ready.sink.detach(db)
     return target
 
 
-def _cast(ready: PreparedJob, table: str, rows: pa.Table, schema: pa.Schema) -> pa.Table:
+def _cast_rows(ready: PreparedJob, table: str, rows: pa.Table, schema: pa.Schema) -> pa.Table:
     columns = []
     for field in schema:
         if field.name not in rows.column_names:
             columns.append(pa.nulls(rows.num_rows, field.type))
             continue
         values = rows.column(field.name)
-        made = _fitted(values, field.type)
+        made = _cast_exactly(values, field.type)
         if made is None:
-            row = _first_misfit(values, field.type)
+            row = _first_failing_index(values, field.type)
             key = [name for name in ready.shape.key if name in rows.column_names]
-            which = ", ".join(f"{name} {_shown(rows.column(name)[row])}" for name in key)
+            which = ", ".join(f"{name} {_format_value(rows.column(name)[row])}" for name in key)
             raise DataError(
                 ready.sink_name,
-                f"--schema-change cast: the column {field.name} of its {table} holds {_shown(values[row])} ({which}), "
-                f"which as {values.type} does not fit {field.type}",
-                f"nothing was changed: ask all rows again (run --schema-change backfill), or {OTHER_SINK_HINT}",
+                f"--schema-change cast: the column {field.name} of its {table} holds "
+                f"{_format_value(values[row])} ({which}), which as {values.type} does not fit {field.type}",
+                f"nothing was changed: request all rows again (run --schema-change backfill), or {OTHER_SINK_HINT}",
             )
         columns.append(made)
     return pa.table(columns, schema=schema)
 
 
-def _fitted(values: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
-    """The values as this type, none of them changed on the way; None where one does not fit."""
+def _cast_exactly(values: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
+    """Cast the values without changing any of them; None if one does not fit."""
     if values.null_count == len(values):
         return pa.chunked_array([pa.nulls(len(values), kind)])
     try:
         made = values.cast(kind)
-        # Between others than text, Arrow rounds, drops a time of day or fields, and takes any number for true.
+        # Arrow rounds numbers, drops times of day and struct fields, and casts any number to true: compare back.
         text = pa.types.is_string(values.type) or pa.types.is_string(kind)
-        exact = text or _plain(made.cast(values.type)) == _plain(values)
+        exact = text or _comparable(made.cast(values.type)) == _comparable(values)
     except pa.ArrowException:
         return None
     return made if exact else None
 
 
-def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Values that can be compared: NaN is not equal to itself."""
+def _comparable(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Replace NaN by null, since NaN is not equal to itself."""
     if not pa.types.is_floating(values.type):
         return values
     return pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
 
 
-def _first_misfit(values: pa.ChunkedArray, kind: pa.DataType) -> int:
-    """The place of the first value that does not fit; there is one."""
+def _first_failing_index(values: pa.ChunkedArray, kind: pa.DataType) -> int:
+    """Return the index of the first value that does not fit; there must be one."""
     first, last = 0, len(values)
     while last - first > 1:
         middle = (first + last) // 2
-        if _fitted(values.slice(first, middle - first), kind) is None:
+        if _cast_exactly(values.slice(first, middle - first), kind) is None:
             last = middle
         else:
             first = middle
     return first
 
 
-def _shown(value: pa.Scalar) -> str:
+def _format_value(value: pa.Scalar) -> str:
     text: Any = repr(value.as_py())
     return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[: MAX_SHOWN_CHARACTERS - 1]}…"
 
 
 def _check_keys(ready: PreparedJob, results: Path) -> None:
-    """DataError where the rows, cast, have no key, or two of them the same."""
+    """Raise DataError if a cast row has no key, or two have the same key."""
     key = ready.shape.key
     nulls = " or ".join(f"{quoted(name)} is null" for name in key)
     with query_connection(ready.scratch) as db:
@@ -235,8 +239,8 @@ def _check_keys(ready: PreparedJob, results: Path) -> None:
         )
 
 
-def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows, as many together as are committed at once."""
+def _concatenated(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Concatenate tables to the size of one commit."""
     waiting: list[pa.Table] = []
     for table in tables:
         waiting.append(table)

@@ -55,7 +55,7 @@ def test_moments_that_differ_by_nanoseconds_are_no_keys(workspace: Any, provider
     table = pa.table({"id": pa.array([1, 2], pa.timestamp("ns")), "text": ["a", "b"]})
     pq.write_table(table, workspace.folder / "rows.parquet")
     assert cli("run", workspace.job(source="{parquet: rows.parquet, key: id}")) == 2
-    assert "id is not unique: 1970-01-01 00:00:00 stands 2 times" in cli.err
+    assert "id is not unique: 1970-01-01 00:00:00 occurs 2 times" in cli.err
     assert provider.seen == []
 
 
