@@ -5,6 +5,7 @@ import functools
 import gzip
 import json
 import struct
+import textwrap
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -63,7 +64,8 @@ class Fault:
     """One way in which a provider fails, and what a run of four rows (three attempts, one at a time) makes of it."""
 
     name: str
-    does: str
+    outcome: str
+    """The heading of the table below which the fault is listed."""
     exit_code: int
     errors: Mapping[str, int]
     """Rows of the errors table by class."""
@@ -82,6 +84,8 @@ class Fault:
     """Blocks of the job file that are written otherwise."""
     stopped: str | None = None
     """Of exit 3: how the reason begins."""
+    note: str = ""
+    """What is special about this fault; the page lists it below the table."""
 
 
 def refusing(status: int, message: str = "no", code: str | None = None, **headers: str) -> Answer:
@@ -218,159 +222,177 @@ def a_number_more(found: list[list[float]], indexes: list[int]) -> None:
     found[0].append(1.0)
 
 
-def _own(name: str, does: str, answer: Answer, error_class: str = "bad_request", again: int = 0) -> Fault:
-    """The row's own fault: asked once, never again."""
-    return Fault(name, does, 1, {error_class: 1}, {"ok": 3, error_class: 1}, 4, again, answer)
+OUTCOMES: Mapping[str, str] = {
+    "The row fails": "The row becomes an error row. It is sent again only when it or the step changes, or by "
+    "`rowmill retry`.",
+    "The request is retried": "Up to `retry.attempts` times, after pauses that grow to `retry.longest_wait`. Then the "
+    "row becomes an error row, and the next run sends it again.",
+    "All requests to the provider wait": "No attempt is used.",
+    "The run stops": "Exit code 3, with the reason in one line. Requests in flight are completed, their answers are "
+    "stored, and the next run continues.",
+    "The provider is probed": "Single requests at growing intervals, which use no attempt, test whether it is back. "
+    "After `retry.longest_hold` without an answer the run stops.",
+    "The reply is used": "The row gets its result.",
+}
+"""Outcome -> its description."""
+ROW_FAILS, RETRIED, WAITS, RUN_STOPS, PROBED, REPLY_USED = OUTCOMES
+IDLE = "the request is abandoned after `timeouts.idle`."
+NOT_UNPACKED = "no reply is unpacked beyond 128 MB."
+SHORT_IDLE = {"timeouts": "{idle: 0.2}"}
 
 
-def _passing(name: str, does: str, answer: Answer, error_class: str, **more: Any) -> Fault:
-    """A fault that may pass: three attempts, and one more by the next run."""
-    return Fault(name, does, 1, {error_class: 1}, {"ok": 3, error_class: 3}, 6, 1, answer, **more)
+def _row_fails(name: str, answer: Answer) -> Fault:
+    """A fault of the row: one request, none in the next run."""
+    return Fault(name, ROW_FAILS, 1, {"bad_request": 1}, {"ok": 3, "bad_request": 1}, 4, 0, answer)
 
 
-def _stopping(name: str, does: str, answer: Answer, error_class: str) -> Fault:
+def _retried(name: str, answer: Answer, error_class: str, **fields: Any) -> Fault:
+    """A fault that may pass: three attempts, and one more in the next run."""
+    return Fault(name, RETRIED, 1, {error_class: 1}, {"ok": 3, error_class: 3}, 6, 1, answer, **fields)
+
+
+def _stops(name: str, answer: Answer, error_class: str, note: str = "") -> Fault:
     """A fault that every further request would meet."""
     usage = {"ok": 1, error_class: 1}
-    return Fault(name, does, 3, {error_class: 1}, usage, 2, 3, answer, after_one, stopped=error_class)
+    return Fault(name, RUN_STOPS, 3, {error_class: 1}, usage, 2, 3, answer, after_one, stopped=error_class, note=note)
 
 
-def _unreachable(name: str, does: str, base_url: Callable[[RoughServer], str]) -> Fault:
-    """A provider that is not there at all."""
+def _probed(name: str, base_url: Callable[[RoughServer], str]) -> Fault:
+    """A provider that cannot be reached at all."""
     return Fault(
-        name, does, 3, {"connection": 1}, {"connection": SOME}, 0, 4,
+        name, PROBED, 3, {"connection": 1}, {"connection": SOME}, 0, 4,
         hits=nothing, base_url=base_url, stopped="connection",
         job={"retry": "{attempts: 3, longest_wait: 0.05, longest_hold: 0.3}"},
     )  # fmt: skip
 
 
-def _pack(name: str, does: str, change: Callable[[list[list[float]], list[int]], None]) -> Fault:
-    """An embeddings reply whose four vectors cannot be told apart or are none."""
+def _malformed_vectors(name: str, change: Callable[[list[list[float]], list[int]], None]) -> Fault:
+    """An embeddings reply whose four vectors cannot be assigned to their texts, or are malformed."""
     return Fault(
-        name, does, 1, {"malformed_reply": 4}, {"malformed_reply": 3}, 3, 1, vectors(change), every, "embeddings"
+        name, RETRIED, 1, {"malformed_reply": 4}, {"malformed_reply": 3}, 3, 1, vectors(change), every, "embeddings"
     )
-
-
-OWN = "The row's own fault."
-TRIED = "Tried again."
-STOPS = "The run stops."
-DEAD = "The provider is probed, then the run stops."
-IDLE = "Given up after `timeouts.idle`; tried again."
-PACKED = "Not unpacked beyond 128 MB; tried again."
-OF_CODE = "Taken for the status that the error's code stands for, else for a 500."
-TIMES = {"timeouts": "{idle: 0.2}"}
 
 
 def _faults() -> Iterator[Fault]:
-    yield _own("400", OWN, refusing(400))
+    yield _row_fails("400", refusing(400))
     yield Fault(
-        "400 for one row in a hundred of 1,000", "990 rows are kept, ten stand in errors, ten calls were refused.",
+        "400 for one row in 100", ROW_FAILS,
         1, {"bad_request": 10}, {"ok": 990, "bad_request": 10}, 1000, 0, refusing(400, "poisoned"), every_hundredth,
         rows=1000, job={"limits": "{concurrency: 50}"},
     )  # fmt: skip
-    yield _stopping("401 in mid-run", STOPS, refusing(401, "bad key", "invalid_api_key"), "access_denied")
-    yield _stopping("403", STOPS, refusing(403), "access_denied")
-    yield _own("404", OWN, refusing(404, "no such model", "model_not_found"))
-    yield _passing("408", TRIED, refusing(408), "timeout")
-    yield _own("413", OWN, refusing(413))
-    yield _own("422", OWN, refusing(422))
+    yield _stops("401 during the run", refusing(401, "bad key", "invalid_api_key"), "access_denied")
+    yield _stops("403", refusing(403), "access_denied")
+    yield _row_fails("404", refusing(404, "no such model", "model_not_found"))
+    yield _retried("408", refusing(408), "timeout")
+    yield _row_fails("413", refusing(413))
+    yield _row_fails("422", refusing(422))
     yield Fault(
-        "429 with `retry-after`", "All requests to this provider wait as long as it says; no attempt is used up.",
-        0, {}, {"ok": 4, "rate_limit": 2}, 6, 0, refusing(429, Retry_After="0"), first_two,
+        "429 with `retry-after`", WAITS, 0, {}, {"ok": 4, "rate_limit": 2}, 6, 0, refusing(429, Retry_After="0"),
+        first_two, note="as long as the header says.",
     )  # fmt: skip
     yield Fault(
-        "429 without headers", "The same, with pauses that grow from half a second; no attempt is used up.",
-        0, {}, {"ok": 4, "rate_limit": 2}, 6, 0, refusing(429), first_two,
+        "429 without headers", WAITS, 0, {}, {"ok": 4, "rate_limit": 2}, 6, 0, refusing(429), first_two,
+        note="with pauses that grow from half a second.",
     )  # fmt: skip
     yield Fault(
-        "429 with a `retry-after` beyond `retry.longest_hold`", "The run stops and says when to come back.",
+        "429, `retry-after` beyond `longest_hold`", RUN_STOPS,
         3, {"rate_limit": 1}, {"ok": 1, "rate_limit": 1}, 2, 3, refusing(429, Retry_After="86400"), after_one,
-        stopped="rate_limit",
+        stopped="rate_limit", note="the message says when to run again. The key is `retry.longest_hold`.",
     )  # fmt: skip
-    yield _stopping("429 `insufficient_quota`", STOPS, refusing(429, "no money", "insufficient_quota"), "quota")
+    yield _stops("429 `insufficient_quota`", refusing(429, "no money", "insufficient_quota"), "quota")
     for status in (500, 502, 503, 529):
-        yield _passing(str(status), TRIED, refusing(status), "server")
-    yield _passing("502 with a page of HTML", TRIED, saying(b"<h1>Bad gateway</h1>", 502, "text/html"), "server")
-    yield _stopping(
-        "A redirect", "Not followed, since the key would go along: the run stops and names the new address.",
-        saying(b"", 308, Location="https://elsewhere.invalid/v1"), "access_denied",
+        yield _retried(str(status), refusing(status), "server")
+    yield _retried("502 with a page of HTML", saying(b"<h1>Bad gateway</h1>", 502, "text/html"), "server")
+    yield _stops(
+        "A redirect", saying(b"", 308, Location="https://elsewhere.invalid/v1"), "access_denied",
+        "it is not followed, because the key would be sent along. The message names the new address.",
     )  # fmt: skip
-    yield _unreachable("Connection refused", DEAD, lambda server: "http://127.0.0.1:1/v1")
-    yield _unreachable("A host name that does not resolve", DEAD, lambda server: "http://provider.invalid/v1")
-    yield _unreachable("TLS fails", DEAD, lambda server: f"https://127.0.0.1:{server.port}/v1")
-    yield _passing("The connection is reset", TRIED, reset, "connection")
-    yield _passing("The connection ends before the reply", TRIED, closed, "connection")
-    yield _passing("Silence before the headers", IDLE, silent, "timeout", job=TIMES)
-    yield _passing("Silence within the body", IDLE, silent_midway, "timeout", job=TIMES)
-    yield _passing(
-        "One byte a second", "Given up after `timeouts.total`; tried again.", dripping, "timeout",
-        job={"timeouts": "{idle: 5, total: 0.3}"},
+    yield _probed("Connection refused", lambda server: "http://127.0.0.1:1/v1")
+    yield _probed("A host name that does not resolve", lambda server: "http://provider.invalid/v1")
+    yield _probed("TLS fails", lambda server: f"https://127.0.0.1:{server.port}/v1")
+    yield _retried("The connection is reset", reset, "connection")
+    yield _retried("The connection ends before the reply", closed, "connection")
+    yield _retried("Silence before the headers", silent, "timeout", job=SHORT_IDLE, note=IDLE)
+    yield _retried("Silence within the body", silent_midway, "timeout", job=SHORT_IDLE, note=IDLE)
+    yield _retried(
+        "One byte a second", dripping, "timeout", job={"timeouts": "{idle: 5, total: 0.3}"},
+        note="the request is abandoned after `timeouts.total`.",
     )  # fmt: skip
-    yield _passing("A truncated reply", TRIED, truncated, "malformed_reply")
-    yield _passing("Something else than HTTP", TRIED, no_http, "malformed_reply")
-    yield _passing("Malformed JSON", TRIED, saying(b'{"choices": ['), "malformed_reply")
-    yield _passing("An empty body", TRIED, saying(b""), "malformed_reply")
-    yield _passing("HTML instead of JSON", TRIED, saying(b"<html>busy</html>", kind="text/html"), "malformed_reply")
+    yield _retried("A truncated reply", truncated, "malformed_reply")
+    yield _retried("A reply that is not HTTP", no_http, "malformed_reply")
+    yield _retried("Malformed JSON", saying(b'{"choices": ['), "malformed_reply")
+    yield _retried("An empty body", saying(b""), "malformed_reply")
+    yield _retried("HTML instead of JSON", saying(b"<html>busy</html>", kind="text/html"), "malformed_reply")
     yield Fault(
-        "JSON under another content type", "Read as if nothing were: the content counts.",
-        0, {}, {"ok": 4}, 4, 0, well_but_plain,
+        "JSON under another content type", REPLY_USED, 0, {}, {"ok": 4}, 4, 0, well_but_plain,
+        note="it is parsed normally; the Content-Type header is ignored.",
     )  # fmt: skip
-    yield _passing("JSON of another shape", TRIED, saying({"choices": [{"text": 1}]}), "malformed_reply")
-    yield _passing("A gzip bomb (4 GB in 4 MB)", PACKED, bomb, "malformed_reply")
-    yield _passing("A gzip bomb of less than 1 MB", PACKED, small_bomb, "malformed_reply")
-    yield _passing(
-        "200 with an error in the body", OF_CODE,
-        saying({"error": {"message": "overloaded", "type": "t"}}), "server",
+    yield _retried("JSON of another shape", saying({"choices": [{"text": 1}]}), "malformed_reply")
+    yield _retried("A gzip bomb (4 GB in 4 MB)", bomb, "malformed_reply", note=NOT_UNPACKED)
+    yield _retried("A gzip bomb of less than 1 MB", small_bomb, "malformed_reply", note=NOT_UNPACKED)
+    yield _retried(
+        "200 with an error in the body", saying({"error": {"message": "overloaded", "type": "t"}}), "server",
+        note="it is treated as the status that belongs to the error's code, otherwise as a 500.",
     )  # fmt: skip
     yield Fault(
-        "A reply of 100 MB", "Read and kept, beside the ledger, not in it.", 0, {}, {"ok": 4}, 4, 0, padded(100)
-    )
-    yield _passing("A reply of 200 MB", "Not read beyond 128 MB; tried again.", padded(200), "malformed_reply")
-    yield _pack("An embedding's index twice", TRIED, twice_the_first)
-    yield _pack("An embedding's index missing", TRIED, without_the_last)
-    yield Fault(
-        "NaN in a vector", "The row's own fault; its neighbours keep their vectors.",
-        1, {"invalid_answer": 1}, {"ok": 1}, 1, 0, vectors(a_nan), every, "embeddings",
+        "A reply of 100 MB", REPLY_USED, 0, {}, {"ok": 4}, 4, 0, padded(100),
+        note="it is stored in a file next to the ledger.",
     )  # fmt: skip
-    yield _pack("A vector of another length", TRIED, a_number_more)
+    yield _retried("A reply of 200 MB", padded(200), "malformed_reply", note="no reply is read beyond 128 MB.")
+    yield _malformed_vectors("An embedding's index twice", twice_the_first)
+    yield _malformed_vectors("An embedding's index missing", without_the_last)
+    yield Fault(
+        "NaN in a vector", ROW_FAILS, 1, {"invalid_answer": 1}, {"ok": 1}, 1, 0, vectors(a_nan), every, "embeddings",
+        note="the other rows of the request keep their vectors.",
+    )  # fmt: skip
+    yield _malformed_vectors("A vector of another length", a_number_more)
 
 
 FAULTS = tuple(_faults())
 
 
 def as_markdown() -> str:
-    """The table for people, as it stands in jobs/README.md."""
+    """The tables of `jobs/docs/errors-and-faults.md`, one for each outcome."""
+    return "\n".join(_outcome_section(outcome, description) for outcome, description in OUTCOMES.items())
+
+
+def _outcome_section(outcome: str, description: str) -> str:
+    faults = [fault for fault in FAULTS if fault.outcome == outcome]
+    notes = [_wrapped(f"- **{fault.name}**: {fault.note}", "  ") for fault in faults if fault.note]
     lines = [
-        "What becomes of a job of four rows (`retry: {attempts: 3}`, one request at a time) when its provider fails. "
-        "*Requests* are those that reached the provider; *next run* counts what the same command sends once the "
-        "provider is well again.",
+        f"### {outcome}",
         "",
-        "- *The row's own fault*: it stands in errors, and is asked again only when it or the step changes, or by "
-        "`rowmill retry`.",
-        "- *Tried again*: up to `retry.attempts` times, after pauses that grow to `retry.longest_wait`; then the row "
-        "stands in errors, and the next run asks it again.",
-        "- *The run stops*: exit 3 and the reason in a line; what is in flight lands, what came is kept, and the next "
-        "run goes on where it stopped.",
-        "- *The provider is probed*: single requests at growing intervals, which use up no attempt, until it is back; "
-        "after `retry.longest_hold` without an answer the run stops.",
+        _wrapped(description),
         "",
-        "| What goes wrong | For | What the run does | Exit | Errors | Usage | Requests | Next run |",
-        "|---|---|---|---|---|---|---|---|",
+        "| fault | for | exit | errors | usage | requests | next run |",
+        "|---|---|---|---|---|---|---|",
+        *(_table_row(fault) for fault in faults),
+        "",
     ]
-    for fault in FAULTS:
-        cells = [
-            fault.name,
-            HIT_WORDS[fault.hits] if fault.hits is not nothing else "all",
-            fault.does,
-            str(fault.exit_code),
-            _counted(fault.errors),
-            _counted(fault.usage),
-            f"{fault.requests:,}",
-            f"{fault.again:,}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *notes, ""] if notes else lines)
 
 
-def _counted(by_class: Mapping[str, int]) -> str:
-    told = (f"{'some' if count == SOME else f'{count:,}'} {name}" for name, count in by_class.items())
-    return ", ".join(told) or "none"
+def _table_row(fault: Fault) -> str:
+    cells = [
+        fault.name,
+        HIT_WORDS[fault.hits] if fault.hits is not nothing else "all",
+        str(fault.exit_code),
+        _counts(fault.errors),
+        _counts(fault.usage),
+        f"{fault.requests:,}",
+        f"{fault.again:,}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _counts(by_class: Mapping[str, int]) -> str:
+    counts = (f"{'some' if count == SOME else f'{count:,}'} {name}" for name, count in by_class.items())
+    return ", ".join(counts) or "none"
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_on_hyphens=False)
+
+
+if __name__ == "__main__":
+    print(as_markdown())

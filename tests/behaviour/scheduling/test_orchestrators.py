@@ -1,4 +1,4 @@
-"""The Airflow task and the Dagster asset of jobs/README.md run the command line as they say, whatever those two are."""
+"""The Airflow task and the Dagster asset of jobs/docs/scheduling.md run the command that they name."""
 
 import json
 import re
@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-README = Path(__file__).parents[3] / "jobs" / "README.md"
+PAGE = Path(__file__).parents[3] / "jobs" / "docs" / "scheduling.md"
 
 
 def block(word: str) -> str:
     """The one code block that names the word."""
-    (found,) = [text for text in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if word in text]
+    (found,) = [text for text in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if word in text]
     return str(found)
 
 
@@ -45,7 +45,7 @@ def test_the_airflow_task_names_a_command_that_runs(
     tasks: list[dict[str, Any]] = []
     stub(monkeypatch, "airflow.sdk", DAG=Dag)
     stub(monkeypatch, "airflow.providers.standard.operators.bash", BashOperator=lambda **facts: tasks.append(facts))
-    exec(compile(block("airflow"), "README.md", "exec"), {})
+    exec(compile(block("airflow"), "scheduling.md", "exec"), {})
     ((program, *arguments),) = [task["bash_command"].split() for task in tasks]
     assert program == "rowmill"
     workspace.csv(2)
@@ -75,7 +75,7 @@ def test_the_dagster_asset_tells_what_was_made_and_fails_where_the_run_was_stopp
         MaterializeResult=lambda metadata: metadata,
     )
     names: dict[str, Any] = {}
-    exec(compile(block("dagster"), "README.md", "exec"), names)
+    exec(compile(block("dagster"), "scheduling.md", "exec"), names)
     provider.script = lambda path, body, count: error_reply(401, "no such key")
     with pytest.raises(names["dg"].Failure, match="access_denied"):
         names["tickets"]()
