@@ -1,15 +1,16 @@
-"""Rowmill from Python: `read_results` and `run` for notebooks, `compare` and `score`; all imported on demand."""
+"""The Python API: `run`, `read_results`, `compare`, `score` and `charts`, imported on demand."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipelines.analysis import charts
     from pipelines.analysis.comparison import compare
     from pipelines.analysis.results import Results, read_results
     from pipelines.analysis.scoring import score
     from pipelines.python_api.live_run import run
 
-__all__ = ["Results", "compare", "read_results", "run", "score"]
+__all__ = ["Results", "charts", "compare", "read_results", "run", "score"]
 
 _HOMES = {
     "Results": "pipelines.analysis.results",
@@ -21,7 +22,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # polars and what else a notebook needs stay out of the command line's imports.
+    # The command line must not import polars and the other libraries of notebooks.
+    if name == "charts":
+        return importlib.import_module("pipelines.analysis.charts")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
