@@ -8,7 +8,7 @@ from typing import Any
 import duckdb
 import orjson
 
-from connectors.errors import JobError
+from connectors.errors import JobError, KeyPath
 
 
 def quoted(name: str) -> str:
@@ -38,27 +38,27 @@ def first_line(error: Exception) -> str:
     return (rest if colon and " " not in head.removeprefix("Invalid ").removeprefix("Out of ") else line).rstrip(". ")
 
 
-def parsed_sql(connection: duckdb.DuckDBPyConnection, sql: str, where: str, remedy: str) -> Any:
+def parsed_sql(connection: duckdb.DuckDBPyConnection, sql: str, where: str | KeyPath, remedy: str) -> Any:
     """DuckDB's tree of the statements; JobError `where: WHAT; remedy` for what is no SELECT."""
     try:
         found = connection.execute("select json_serialize_sql(?)", [sql]).fetchone()
     except duckdb.Error as exc:
-        raise JobError(f"{where}: {first_line(exc)}; {remedy}") from exc
+        raise JobError(where, f"{first_line(exc)}", f"{remedy}") from exc
     parsed: Any = orjson.loads(found[0]) if found else {"error": True}
     if parsed["error"]:
         said = str(parsed.get("error_message", "cannot be read")).split("\n", 1)[0]
-        raise JobError(f"{where}: {said}; {remedy}")
+        raise JobError(where, f"{said}", f"{remedy}")
     return parsed
 
 
-def rooted(connection: duckdb.DuckDBPyConnection, query: str, folder: Path, where: str) -> str:
+def rooted(connection: duckdb.DuckDBPyConnection, query: str, folder: Path, where: KeyPath) -> str:
     """The query with the relative paths of table functions and of `from 'file'` starting at the folder.
 
     JobError, placed by `where`, for what is no single SELECT.
     """
     parsed = parsed_sql(connection, query, where, "write one SELECT")
     if len(parsed["statements"]) != 1:
-        raise JobError(f"{where}: holds {len(parsed['statements'])} statements; write one SELECT")
+        raise JobError(where, f"holds {len(parsed['statements'])} statements", "write one SELECT")
     _root(parsed, folder)
     text = connection.execute("select json_deserialize_sql(?)", [orjson.dumps(parsed).decode()]).fetchone()
     assert text is not None

@@ -56,7 +56,7 @@ class Rowmill(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise JobError(f"rowmill {args[0]}: no such command; {did_you_mean(args[0], COMMANDS)}")
+            raise JobError(f"rowmill {args[0]}", "no such command", f"{did_you_mean(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
 
 

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipelines", "connectors")
 
 LAYERS = (
-    ("connectors.errors", "connectors.records", "connectors.tokens", "pipelines.formatting", "pipelines.pricing"),
+    ("connectors.errors",),
+    ("connectors.records", "connectors.tokens", "pipelines.formatting", "pipelines.pricing"),
     ("connectors.contracts", "connectors.sql", "connectors.storage", "connectors.templating"),
     ("connectors.media", "connectors.sources", "connectors.tables"),
     ("connectors.emulator", "connectors.sinks", "connectors.transport", "pipelines.ledger"),

@@ -1,22 +1,39 @@
 """Forms: their fields are text, and here become the values that the same request in JSON would hold."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import orjson
 
 from connectors.emulator.api import ApiError, Incoming
-from connectors.emulator.validation import check_fields, refuse, wrong_type
-
-Reading = Callable[[str], Any]
-"""Text -> value, or the text itself if it is no such value: the check of the field then refuses it."""
+from connectors.emulator.api_schemas import RequestSchema
+from connectors.emulator.validation import check_body, missing, refuse, unknown, wrong_type
 
 File = tuple[str, bytes]
 """(file name, content)"""
 
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def typed_value(text: str, types: frozenset[str]) -> Any:
+    """The text as a value of one of these JSON types; the text itself if it is none, for the schema to refuse."""
+    if types & {"integer", "number"}:
+        return number(text)
+    if "boolean" in types:
+        return _BOOLEANS.get(text.lower(), text)
+    if "array" in types:
+        # A field that came once: a form does not show whether it is a list.
+        return [text]
+    if "object" in types and text.lstrip().startswith(("{", "[")):
+        try:
+            return orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return text
+    return text
+
 
 def number(text: str) -> Any:
-    """A whole or decimal number."""
+    """The text as a number, or itself if it is none."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -25,30 +42,10 @@ def number(text: str) -> Any:
     return text
 
 
-def flag(text: str) -> Any:
-    """True or false."""
-    return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+def form_values(incoming: Incoming, schema: RequestSchema) -> dict[str, Any]:
+    """The fields of a form with the types that the schema states; `name[key]` fields become an object `name`.
 
-
-def json_value(text: str) -> Any:
-    """An object or a list written as JSON, or plain text."""
-    if not text.lstrip().startswith(("{", "[")):
-        return text
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return text
-
-
-def listed(text: str) -> Any:
-    """A list of one: it came once, and without a second there is no telling."""
-    return [text]
-
-
-def form_values(incoming: Incoming, readings: Mapping[str, Reading]) -> dict[str, Any]:
-    """The fields of a form with the values that `readings` find; `name[key]` fields become an object `name`.
-
-    What came as JSON is left alone, but for a null, which is the same as nothing.
+    A JSON body stays as it is, without its nulls.
     """
     if incoming.request.content_type != "multipart/form-data":
         return {name: value for name, value in incoming.body.items() if value is not None}
@@ -60,10 +57,19 @@ def form_values(incoming: Incoming, readings: Mapping[str, Reading]) -> dict[str
             if not isinstance(entry, dict):
                 raise wrong_type(whole, "an object", entry)
             entry[key] = number(value) if isinstance(value, str) else value
-        elif isinstance(value, str) and name in readings:
-            values[name] = readings[name](value)
         else:
-            values[name] = value
+            values[name] = typed_value(value, schema.types_of(name)) if isinstance(value, str) else value
+    return values
+
+
+def query_values(incoming: Incoming, schema: RequestSchema, names: Collection[str] | None = None) -> dict[str, Any]:
+    """The parameters of the URL with the types that the schema states; `names`: those to look at, None for all.
+
+    ApiError for what the schema does not take.
+    """
+    query = {name: value for name, value in incoming.request.query.items() if names is None or name in names}
+    values = {name: typed_value(value, schema.types_of(name)) for name, value in query.items()}
+    check_body(values, schema)
     return values
 
 
@@ -71,7 +77,7 @@ def files_of(incoming: Incoming, most: Mapping[str, int], required: str) -> dict
     """The files by field; ApiError for a field that takes none, for more than `most`, or if `required` has none."""
     for name, files in incoming.files.items():
         if name not in most:
-            raise refuse(name, f"Unknown parameter: '{name}'.", "unknown_parameter")
+            raise unknown(name)
         if len(files) > most[name]:
             message = f"Invalid '{name}': expected at most {most[name]} files, but got {len(files)} instead."
             raise refuse(name, message, "array_above_max_length")
@@ -79,7 +85,7 @@ def files_of(incoming: Incoming, most: Mapping[str, int], required: str) -> dict
         if name in incoming.body:
             raise wrong_type(name, "a file", incoming.body[name])
     if not incoming.files.get(required):
-        check_fields({}, {}, (required,))
+        raise missing(required)
     return dict(incoming.files)
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -163,7 +163,7 @@ def cancel_asked_at(state: State, batch_id: str) -> int | None:
         return None
 
 
-def page(found: list[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
+def page(found: Sequence[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
     """A list as the API pages it: what comes after the object `after`."""
     start = 0
     if after is not None:

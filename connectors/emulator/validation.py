@@ -1,210 +1,64 @@
-"""Strict validation: tables of checks, each a 400 that names the parameter, in the API's wording."""
+"""Request checks: the first violation of a schema as the API's 400 that names the parameter, in its wording."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from jsonschema_rs import ValidationError
+
 from connectors.emulator.api import ApiError
+from connectors.emulator.api_schemas import RequestSchema
 from connectors.emulator.real_models.catalogue import Task, check_real_model
 
-Check = Callable[[Any, str], None]
-"""(value, where it stands) -> ApiError for what it should not be."""
+MAX_LISTED_VALUES = 12
+"""Allowed values listed in a message."""
 
-ANY_OF_THEM = 12
-"""So many allowed values are listed in a message."""
+_TYPE_NAMES = {
+    "string": "a string",
+    "number": "a number",
+    "integer": "an integer",
+    "boolean": "a boolean",
+    "array": "an array",
+    "object": "an object",
+}
+_LIMITS = {
+    "maxLength": ("string too long", "string with maximum length", "string_above_max_length"),
+    "minItems": ("array too short", "array with minimum length", "array_below_min_length"),
+    "maxItems": ("array too long", "array with maximum length", "array_above_max_length"),
+    "maxProperties": ("too many properties", "object with maximum size", "object_above_max_properties"),
+}
+"""Keyword -> (fault, expectation, code)."""
 
 
-def refuse(where: str, message: str, code: str) -> ApiError:
+def refuse(param: str, message: str, code: str) -> ApiError:
     """A 400 about one parameter."""
-    return ApiError(400, message, param=where, code=code)
+    return ApiError(400, message, param=param, code=code)
 
 
-def wrong_type(where: str, expected: str, value: Any) -> ApiError:
+def missing(param: str) -> ApiError:
+    """A 400 for a required parameter."""
+    return refuse(param, f"Missing required parameter: '{param}'.", "missing_required_parameter")
+
+
+def unknown(param: str) -> ApiError:
+    """A 400 for a parameter that the API does not have."""
+    return refuse(param, f"Unknown parameter: '{param}'.", "unknown_parameter")
+
+
+def wrong_type(param: str, expected: str, value: Any) -> ApiError:
     """A 400 for a value of another type."""
-    return refuse(
-        where, f"Invalid type for '{where}': expected {expected}, but got {kind_of(value)} instead.", "invalid_type"
-    )
+    message = f"Invalid type for '{param}': expected {expected}, but got {type_name(value)} instead."
+    return refuse(param, message, "invalid_type")
 
 
-def check_fields(
-    body: Mapping[str, Any], checks: Mapping[str, Check], required: Sequence[str], where: str = ""
-) -> None:
-    """Every field known and as it should be, and none of the required missing; `where`: a prefix such as `tools[0].`"""
-    for name in required:
-        if body.get(name) is None:
-            path = f"{where}{name}"
-            raise refuse(path, f"Missing required parameter: '{path}'.", "missing_required_parameter")
-    for name, value in body.items():
-        check = checks.get(name)
-        if check is None:
-            path = f"{where}{name}"
-            raise refuse(path, f"Unknown parameter: '{path}'.", "unknown_parameter")
-        check(value, f"{where}{name}")
-
-
-def string(longest: int | None = None, shortest: int = 0) -> Check:
-    """A text of so many characters."""
-
-    def check(value: Any, where: str) -> None:
-        if not isinstance(value, str):
-            raise wrong_type(where, "a string", value)
-        if longest is not None and len(value) > longest:
-            raise refuse(
-                where,
-                f"Invalid '{where}': string too long. Expected a string with maximum length {longest}, but got a "
-                f"string with length {len(value)} instead.",
-                "string_above_max_length",
-            )
-        if len(value) < shortest:
-            raise refuse(where, f"Invalid '{where}': empty string.", "empty_string")
-
-    return check
-
-
-def number(least: float | None = None, most: float | None = None) -> Check:
-    """A number from `least` to `most`."""
-
-    def check(value: Any, where: str) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise wrong_type(where, "a number", value)
-        _within(value, least, most, where, "decimal")
-
-    return check
-
-
-def whole(least: int | None = None, most: int | None = None) -> Check:
-    """A whole number from `least` to `most`."""
-
-    def check(value: Any, where: str) -> None:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise wrong_type(where, "an integer", value)
-        _within(value, least, most, where, "integer")
-
-    return check
-
-
-def flag(value: Any, where: str) -> None:
-    """true or false."""
-    if not isinstance(value, bool):
-        raise wrong_type(where, "a boolean", value)
-
-
-def one_of(*allowed: str) -> Check:
-    """One of these words."""
-
-    def check(value: Any, where: str) -> None:
-        if not isinstance(value, str):
-            raise wrong_type(where, "a string", value)
-        if value not in allowed:
-            raise refuse(where, f"Invalid value: '{value}'. Supported values are: {listed(allowed)}.", "invalid_value")
-
-    return check
-
-
-def nullable(inner: Check) -> Check:
-    """Null, or what `inner` takes."""
-
-    def check(value: Any, where: str) -> None:
-        if value is not None:
-            inner(value, where)
-
-    return check
-
-
-def list_of(inner: Check, least: int = 0, most: int | None = None) -> Check:
-    """A list of so many."""
-
-    def check(value: Any, where: str) -> None:
-        if not isinstance(value, list):
-            raise wrong_type(where, "an array", value)
-        if len(value) < least:
-            raise refuse(
-                where,
-                f"Invalid '{where}': array too short. Expected an array with minimum length {least}, but got an array "
-                f"with length {len(value)} instead.",
-                "array_below_min_length",
-            )
-        if most is not None and len(value) > most:
-            raise refuse(
-                where,
-                f"Invalid '{where}': array too long. Expected an array with maximum length {most}, but got an array "
-                f"with length {len(value)} instead.",
-                "array_above_max_length",
-            )
-        for place, one in enumerate(value):
-            inner(one, f"{where}[{place}]")
-
-    return check
-
-
-def record(checks: Mapping[str, Check], required: Sequence[str] = ()) -> Check:
-    """An object of these fields and no others."""
-
-    def check(value: Any, where: str) -> None:
-        if not isinstance(value, dict):
-            raise wrong_type(where, "an object", value)
-        check_fields(value, checks, required, f"{where}.")
-
-    return check
-
-
-def tagged(kinds: Mapping[str, Check], tag: str = "type") -> Check:
-    """An object whose `tag` says which check holds."""
-
-    def check(value: Any, where: str) -> None:
-        if not isinstance(value, dict):
-            raise wrong_type(where, "an object", value)
-        if value.get(tag) is None:
-            raise refuse(
-                f"{where}.{tag}", f"Missing required parameter: '{where}.{tag}'.", "missing_required_parameter"
-            )
-        kind = value[tag]
-        inner = kinds.get(kind) if isinstance(kind, str) else None
-        if inner is None:
-            raise refuse(
-                f"{where}.{tag}",
-                f"Invalid value: '{kind}'. Supported values are: {listed(tuple(kinds))}.",
-                "invalid_value",
-            )
-        inner(value, where)
-
-    return check
-
-
-def either(expected: str, *choices: tuple[type, Check]) -> Check:
-    """What the first choice of the value's type takes; `expected` tells the types in words."""
-
-    def check(value: Any, where: str) -> None:
-        for kind, inner in choices:
-            if isinstance(value, kind):
-                return inner(value, where)
-        raise wrong_type(where, expected, value)
-
-    return check
-
-
-def anything(value: Any, where: str) -> None:
-    """Not looked at."""
-
-
-def json_object(value: Any, where: str) -> None:
-    """Any object."""
-    if not isinstance(value, dict):
-        raise wrong_type(where, "an object", value)
-
-
-def metadata(value: Any, where: str) -> None:
-    """At most 16 pairs of texts, keys of 64 and values of 512 characters."""
-    json_object(value, where)
-    if len(value) > 16:
-        raise refuse(
-            where,
-            f"Invalid '{where}': too many properties. Expected an object with at most 16 properties, but got an "
-            f"object with {len(value)} properties instead.",
-            "object_above_max_properties",
-        )
-    for name, one in value.items():
-        string(longest=64)(name, where)
-        string(longest=512)(one, f"{where}.{name}")
+def check_body(body: Mapping[str, Any], schema: RequestSchema) -> None:
+    """Raise ApiError for the first violation; missing parameters come before all others."""
+    absent = next((name for name in schema.required if body.get(name) is None), None)
+    if absent is not None:
+        raise missing(absent)
+    error = min(schema.errors(body), key=_rank, default=None)
+    if error is not None:
+        raise _Violation(error, schema, body).refusal()
 
 
 def check_model(body: Mapping[str, Any], task: Task | None = None) -> str:
@@ -226,36 +80,125 @@ def model_not_found(model: str) -> ApiError:
     )
 
 
-def kind_of(value: Any) -> str:
+def type_name(value: Any) -> str:
     """The JSON type of a value, with its article."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "a boolean"
-    for kind, word in ((int, "an integer"), (float, "a decimal"), (str, "a string"), (list, "an array")):
+    for kind, name in ((int, "an integer"), (float, "a decimal"), (str, "a string"), (list, "an array")):
         if isinstance(value, kind):
-            return word
+            return name
     return "an object"
 
 
-def listed(words: Sequence[str]) -> str:
+@dataclass(frozen=True, slots=True)
+class _Violation:
+    """One violation of a schema by a body, as the API reports it."""
+
+    error: ValidationError
+    schema: RequestSchema
+    body: Mapping[str, Any]
+
+    def refusal(self) -> ApiError:
+        """The error object."""
+        kind, path = self.error.kind.name, self.error.instance_path
+        value: Any = self.error.instance
+        param = self._param(path)
+        details = self.error.kind.as_dict()
+        rule: Mapping[str, Any] = self.schema.lookup(self.error.schema_path[:-1])
+        match kind:
+            case "anyOf":
+                return self._closest_refusal(details["context"])
+            case "required":
+                return missing(self._param([*path, details["property"]]))
+            case "additionalProperties" if "patternProperties" in rule:
+                return refuse(param, f"Invalid key in '{param}': {details['unexpected'][0]}.", "invalid_value")
+            case "additionalProperties":
+                return unknown(self._param([*path, details["unexpected"][0]]))
+            case "type":
+                return wrong_type(param, _expected(details["types"]), value)
+            case "enum":
+                return _not_allowed(param, value, details["options"])
+            case "pattern":
+                message = f"Expected a string that matches the pattern '{rule['pattern']}'."
+                return refuse(param, f"Invalid '{param}': string does not match pattern. {message}", "invalid_value")
+            case "minLength":
+                return refuse(param, f"Invalid '{param}': empty string.", "empty_string")
+            case "minItems" if path == ["messages"]:
+                message = f"Expected an array with minimum length {details['limit']}, but got an empty array instead."
+                return refuse(param, f"Invalid '{param}': empty array. {message}", "empty_array")
+            case "minimum" | "maximum":
+                number = "integer" if rule["type"] == "integer" else "decimal"
+                side, sign, code = ("below", ">=", "min") if kind == "minimum" else ("above", "<=", "max")
+                message = f"Expected a value {sign} {rule[kind]}, but got {value} instead."
+                fault = f"Invalid '{param}': {number} {side} {kind} value. {message}"
+                return refuse(param, fault, f"{number}_{side}_{code}_value")
+            case _:
+                fault, expected, code = _LIMITS[kind]
+                message = f"Expected {expected} {details['limit']}, but got {len(value)} instead."
+                return refuse(param, f"Invalid '{param}': {fault}. {message}", code)
+
+    def _closest_refusal(self, branches: Sequence[Sequence[ValidationError]]) -> ApiError:
+        """The error object of the alternative that was meant: of the value's JSON type, and with its `type`."""
+        path = self.error.instance_path
+        of_type = [branch for branch in branches if not any(_is_at(one, path, "type") for one in branch)]
+        if not of_type:
+            types = [name for branch in branches for one in branch for name in one.kind.as_dict().get("types", ())]
+            return wrong_type(self._param(path), _expected(types), self.error.instance)
+        name = "type" if any(_is_about(one, path, "type") for branch in of_type for one in branch) else "role"
+        tags = [[one for one in branch if _is_about(one, path, name)] for branch in of_type]
+        meant = [branch for branch, tag in zip(of_type, tags, strict=True) if not tag]
+        if meant:
+            return _Violation(min(min(meant, key=len), key=_rank), self.schema, self.body).refusal()
+        unknown_tags = [one for tag in tags for one in tag if one.kind.name == "enum"]
+        if not unknown_tags:
+            return missing(self._param([*path, tags[0][0].kind.as_dict()["property"]]))
+        options = [option for one in unknown_tags for option in one.kind.as_dict()["options"]]
+        first = unknown_tags[0]
+        return _not_allowed(self._param(first.instance_path), first.instance, list(dict.fromkeys(options)))
+
+    def _param(self, path: Sequence[str | int]) -> str:
+        """`messages[0].role`."""
+        param, inner = "", self.body
+        for step in path:
+            param += f"[{step}]" if isinstance(inner, list) else f".{step}"
+            inner = inner[step] if isinstance(inner, list) else inner.get(str(step), {})
+        return param.removeprefix(".")
+
+
+def _is_at(error: ValidationError, path: Sequence[str | int], kind: str) -> bool:
+    return error.kind.name == kind and error.instance_path == path
+
+
+def _is_about(error: ValidationError, path: Sequence[str | int], name: str) -> bool:
+    """Whether a property that tells alternatives apart is missing or has another value."""
+    if _is_at(error, path, "required"):
+        return bool(error.kind.as_dict()["property"] == name)
+    return _is_at(error, [*path, name], "enum")
+
+
+def _rank(error: ValidationError) -> int:
+    """The most telling violation first: a wrong `type`, then a missing parameter, then any other."""
+    if error.kind.name == "enum" and error.instance_path[-1:] == ["type"]:
+        return 0
+    return 1 if error.kind.name == "required" else 2
+
+
+def _not_allowed(param: str, value: Any, options: Sequence[str]) -> ApiError:
+    if not isinstance(value, str):
+        return wrong_type(param, "a string", value)
+    return refuse(param, f"Invalid value: '{value}'. Supported values are: {_listed(options)}.", "invalid_value")
+
+
+def _expected(types: Sequence[str]) -> str:
+    """`a string or an array`; null is not listed."""
+    return " or ".join(dict.fromkeys(_TYPE_NAMES[name] for name in types if name != "null"))
+
+
+def _listed(options: Sequence[str]) -> str:
     """`'a', 'b', and 'c'`."""
-    quoted = [f"'{word}'" for word in words[:ANY_OF_THEM]]
-    if len(words) > ANY_OF_THEM:
+    quoted = [f"'{option}'" for option in options[:MAX_LISTED_VALUES]]
+    if len(options) > MAX_LISTED_VALUES:
         return f"{', '.join(quoted)}, and others"
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])}, and {quoted[-1]}"
-
-
-def _within(value: float, least: float | None, most: float | None, where: str, kind: str) -> None:
-    if least is not None and not value >= least:
-        raise refuse(
-            where,
-            f"Invalid '{where}': {kind} below minimum value. Expected a value >= {least}, but got {value} instead.",
-            f"{kind}_below_min_value",
-        )
-    if most is not None and not value <= most:
-        raise refuse(
-            where,
-            f"Invalid '{where}': {kind} above maximum value. Expected a value <= {most}, but got {value} instead.",
-            f"{kind}_above_max_value",
-        )

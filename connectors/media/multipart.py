@@ -9,19 +9,19 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from connectors.errors import JobError, did_you_mean
+from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.records import Media, Request, Row, RowError
 
 FormField = tuple[str, str | bytes | Path, str | None]
 
 
-def file_column(name: str, columns: Mapping[str, pa.DataType], where: str) -> str:
+def file_column(name: str, columns: Mapping[str, pa.DataType], where: KeyPath) -> str:
     """A column that holds files; JobError, placed at `where`, where it is none."""
     if name not in columns:
-        raise JobError(f"{where}: no column {name}; {did_you_mean(name, columns)}")
+        raise JobError(where, f"no column {name}", f"{did_you_mean(name, columns)}")
     kind = columns[name]
     if not _holds_files(kind):
-        raise JobError(f"{where}: column {name} holds {kind}; name one that holds paths, URLs or bytes")
+        raise JobError(where, f"column {name} holds {kind}", "name one that holds paths, URLs or bytes")
     return name
 
 

@@ -102,7 +102,7 @@ def told(name: str, root: str) -> Iterator[None]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), root) from exc
         # A chain of causes, a coloured line each.
         plain = " ".join(re.sub("\x1b\\[[0-9;]*m|↳", "", said).split())[:SHOWN].rstrip(". ")
-        raise DataError(f"{name}: {plain}; mend what is there, or write to another sink (--sink PATH)") from exc
+        raise DataError(name, f"{plain}", "mend what is there, or write to another sink (--sink PATH)") from exc
 
 
 def _app(slot: int, what: str) -> str:

@@ -64,14 +64,14 @@ class DeltaSink(SinkModel):
         try:
             import deltalake  # noqa: F401
         except ImportError as exc:
-            raise JobError("sink.delta: needs the package deltalake; pip install 'rowmill[delta]'") from exc
+            raise JobError(("sink", "delta"), "needs the package deltalake", "pip install 'rowmill[delta]'") from exc
         if object_store.is_url(self.delta):
-            object_store.check_installed("sink.delta")
+            object_store.check_installed(("sink", "delta"))
             root = object_store.normal(self.delta)
         else:
             root = os.path.abspath(workspace / self.delta)  # noqa: PTH100 - Path.resolve would follow links
         if odd := _NOT_IN_PATHS.search(root):
-            raise DataError(f"{root}: Delta Lake cannot keep tables at a path with {odd[0]}; choose another path")
+            raise DataError(root, f"Delta Lake cannot keep tables at a path with {odd[0]}", "choose another path")
         return DeltaTables(self.delta, root, shape)
 
 
@@ -219,7 +219,7 @@ class DeltaTables:
     def _there(self, place: str) -> "DeltaTable":
         found = self._opened(place)
         if found is None:
-            raise DataError(f"{self._name}: its table {place} is gone; run again: answers are in the ledger")
+            raise DataError(self._name, f"its table {place} is gone", "run again: answers are in the ledger")
         return found
 
     def _create(self, place: str) -> None:
@@ -229,8 +229,9 @@ class DeltaTables:
         features = REFUSED.intersection(found.protocol().reader_features or ())
         if features:
             raise DataError(
-                f"{self._name}: its table {table} has {', '.join(sorted(features))}, which Rowmill cannot read; take "
-                "the feature off the table, or write to another sink (--sink PATH)"
+                self._name,
+                f"its table {table} has {', '.join(sorted(features))}, which Rowmill cannot read",
+                "take the feature off the table, or write to another sink (--sink PATH)",
             )
         there, made = delta_log.schema_of(found), self._schemas[table]
         if columns and not delta_types.same(there, made):

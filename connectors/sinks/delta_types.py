@@ -30,8 +30,9 @@ def stored(schema: pa.Schema) -> pa.Schema:
         kind = _stored(field.type)
         if kind is None:
             raise JobError(
-                f"sink.delta: the column {field.name} is {field.type}, a type that Delta Lake has not; cast it by a "
-                "`sql:` source, or leave it out of `columns`"
+                ("sink", "delta"),
+                f"the column {field.name} is {field.type}, a type that Delta Lake has not",
+                "cast it by a `sql:` source, or leave it out of `columns`",
             )
         fields.append(pa.field(field.name, kind))
     return pa.schema(fields)

@@ -56,7 +56,7 @@ class DuckdbSink(SinkModel):
         path = Path(os.path.abspath(workspace / self.duckdb))  # noqa: PTH100 - Path.resolve would follow links
         if "?" in str(path):
             # DuckDB takes what follows for options, and puts the write-ahead log elsewhere.
-            raise DataError(f"{path}: DuckDB cannot keep a file at a path with a question mark; choose another path")
+            raise DataError(path, "DuckDB cannot keep a file at a path with a question mark", "choose another path")
         return DuckdbTables(self.duckdb, path, self.table, shape, longest_hold, self.files_prefix)
 
 
@@ -226,8 +226,9 @@ class DuckdbTables:
         found = db.execute(f"select version from {self._alias}.rowmill.layout").fetchall()
         if found and found != [(LAYOUT,)]:
             raise DataError(
-                f"{self._name}: was written by another version of Rowmill (layout {found[0][0]}, this one knows "
-                f"{LAYOUT}); use that version, or write to another sink (--sink PATH)"
+                self._name,
+                f"was written by another version of Rowmill (layout {found[0][0]}, this one knows {LAYOUT})",
+                "use that version, or write to another sink (--sink PATH)",
             )
 
     def _check(self, db: duckdb.DuckDBPyConnection, table: str, schema: pa.Schema) -> None:
@@ -268,7 +269,7 @@ class DuckdbTables:
             if "No space left" in str(exc):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path)) from exc
             raise DataError(
-                f"{self._name}: {first_line(exc)}; mend the file, or write to another sink (--sink PATH)"
+                self._name, f"{first_line(exc)}", "mend the file, or write to another sink (--sink PATH)"
             ) from exc
 
     def _waited(self, attempt: Callable[[], T]) -> T:

@@ -1,9 +1,9 @@
 """`parquet:` a folder with results/, usage/ and errors/, each a table of parts that readers see only when complete."""
 
 import contextlib
-import os
 import secrets
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import duckdb
@@ -12,13 +12,11 @@ from pydantic import Field
 
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.sql import literal_list
-from connectors.storage import object_store
 from connectors.storage.local_part_store import LocalPartStore
-from connectors.storage.part_store import BUILD, EMPTY_PART, FILES, TABLES, Part, PartStore, PartTransaction
+from connectors.storage.part_store import BUILD, EMPTY_PART, Part, PartStore, PartTransaction
 from connectors.tables.compaction import (
     is_recorded,
-    mark_from_name,
-    marks_from_metadata,
+    marks_of,
     merge_groups,
     usage_part_name,
     write_merged_part,
@@ -32,9 +30,12 @@ from connectors.tables.parquet_parts import (
     rewrite_part,
     write_part,
 )
-from connectors.tables.schema_checks import check_column_names, check_folder, column_types, schema_mismatch
+from connectors.tables.schema_checks import check_column_names, column_types, schema_mismatch
 from connectors.tables.schemas import failure_names, usage_schema
+from connectors.tables.table_folder import FILES, TABLES, TableFolder, folder_identity, folder_location
 
+MAX_CONCURRENT_READS = 8
+"""Footers that a check reads at a time."""
 MAX_SMALL_PARTS = 20
 """More small parts than these are merged."""
 SMALL_PART_BYTES = 16 << 20
@@ -49,11 +50,10 @@ class ParquetSink(SinkModel):
 
     @property
     def identity(self) -> str:
-        is_url = object_store.is_url(self.parquet)
-        return object_store.normal(self.parquet) if is_url else os.path.normpath(self.parquet)
+        return folder_identity(self.parquet)
 
-    def place(self, workspace: Path) -> str:
-        return self.identity if object_store.is_url(self.parquet) else os.path.realpath(workspace / self.parquet)
+    def location(self, workspace: Path) -> str:
+        return folder_location(self.parquet, workspace)
 
     @property
     def files_prefix(self) -> str:
@@ -61,32 +61,26 @@ class ParquetSink(SinkModel):
 
     def open(self, shape: TableShape, workspace: Path, longest_hold: float) -> "ParquetTables":
         check_column_names(shape)
-        if object_store.is_url(self.parquet):
-            object_store.check_installed("sink.parquet")
-            from connectors.storage.object_part_store import ObjectPartStore
-
-            return ParquetTables(self.parquet, ObjectPartStore(object_store.normal(self.parquet)), shape)
-        folder = Path(os.path.abspath(workspace / self.parquet))  # noqa: PTH100 - Path.resolve would follow links
-        return ParquetTables(self.parquet, LocalPartStore(folder), shape)
+        return ParquetTables(TableFolder(self.parquet, workspace, "parquet"), shape)
 
 
 class ParquetTables:
-    """The tables of one job. Their part store makes each method's changes visible together, and recovers from kills."""
+    """The tables of one job. The part store makes each method's changes visible together, and recovers from kills."""
 
-    def __init__(self, name: str, store: PartStore, shape: TableShape) -> None:
-        self._name = name
-        self._store = store
+    def __init__(self, folder: TableFolder, shape: TableShape) -> None:
+        self._folder = folder
+        self._store = _part_store(folder)
         self._key = list(shape.key)
         self._details = failure_names(shape.key)["details"]
         self._schemas = {"results": shape.results, "usage": usage_schema(), "errors": shape.errors}
         self._marks: dict[str, list[UsageMark]] = {}
-        """By merged usage part; the name of one is never used again."""
+        """By usage part; a name is never used again."""
         self._build = ""
         """Prefix of the folders `results` and `errors` while they are rebuilt."""
 
     @property
     def files_folder(self) -> Path:
-        return self._store.files_folder
+        return self._folder.files_folder
 
     @property
     def files_prefix(self) -> str:
@@ -97,25 +91,23 @@ class ParquetTables:
         if any(name != EMPTY_PART for name in names) or self._store.is_replacing:
             return True
         # An interrupted first build leaves the empty table that it was to replace.
-        return bool(names) and not self._store.has_build
+        return bool(names) and not self._store.parts(f"{BUILD}results")
 
     def check(self, fresh: bool) -> None:
-        if not object_store.is_url(self._store.root):
-            check_folder(self._name, Path(self._store.root))
+        self._folder.check()
         if not self._store.is_replacing:
             for table in ("usage",) if fresh else TABLES:
                 self._check_schema(table)
 
     def prepare(self, fresh: bool) -> None:
         self._store.recover()
-        self._store.delete_build()
         self.check(fresh)
-        self._store.create_folders()
+        self._folder.create()
         self._build = BUILD if fresh else ""
         # The rebuilt tables first: with them, empty results do not count as existing.
         rebuilt = [(table, f"{BUILD}{table}") for table in ("results", "errors") if fresh]
         for table, folder in [*rebuilt, *zip(TABLES, TABLES, strict=True)]:
-            if not self._store.part_exists(f"{folder}/{EMPTY_PART}"):
+            if not self._store.has_part(f"{folder}/{EMPTY_PART}"):
                 with self._store.transaction() as transaction:
                     schema = self._existing_schema(table, folder)
                     write_part(transaction.add(f"{folder}/{EMPTY_PART}"), schema.empty_table())
@@ -131,19 +123,21 @@ class ParquetTables:
         return f"(select * from read_parquet({self._parts_sql('usage')}))"
 
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self._store.attach(connection)
+        self._folder.attach(connection)
 
     def detach(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self._store.detach(connection)
+        self._folder.detach(connection)
 
     def paths(self) -> Sequence[Path | str]:
-        return self._store.readable_paths()
+        if self._folder.is_remote:
+            return tuple(str(part.source) for table in TABLES for part in self._store.parts(table))
+        return tuple(Path(self._folder.root, table) for table in TABLES)
 
     def tables(self) -> Mapping[str, str]:
-        return {table: f"{self._store.root}/{table}/*.parquet" for table in TABLES}
+        return {table: f"{self._folder.root}/{table}/*.parquet" for table in TABLES}
 
     def commit(self, commit: Commit, name: str) -> None:
-        self._store.upload_files()
+        self._folder.upload_files()
         with self._store.transaction() as transaction:
             replacing: set[int] = set()
             for part, rows in commit.rows_by_part.items():
@@ -169,7 +163,7 @@ class ParquetTables:
         with self._store.transaction() as transaction:
             for table in ("results", "errors") if errors_too else ("results",):
                 for part in self._store.parts(table):
-                    rows = read_columns(self._store.reader(part), self._key)
+                    rows = read_columns(part.source, self._key)
                     dropped = matching_rows(rows, keys.select(self._key).cast(rows.schema.remove_metadata()))
                     self._drop_rows(transaction, table, f"{table}/{part.name}", dropped)
                     removed += dropped.true_count if table == "results" else 0
@@ -178,50 +172,44 @@ class ParquetTables:
     def finish(self) -> None:
         if self._build:
             with self._store.transaction() as transaction:
-                for table in ("results", "errors"):
-                    transaction.replace_table(table)
+                transaction.rebuilt += ["results", "errors"]
             self._build = ""
-            self._store.delete_build()
+            self._store.recover()
         for table in TABLES:
             self._merge_small_parts(table)
 
     def _parts_sql(self, table: str) -> str:
-        return literal_list(part.location for part in self._store.parts(table))
+        return literal_list(str(part.source) for part in self._store.parts(table))
 
     def _check_schema(self, table: str) -> None:
         """Raise unless every part of a table has the job's columns."""
         expected = self._schemas[table]
-        for schema in self._store.map(self._schema_of, self._store.parts(table)):
-            if schema != expected:
-                types, expected_types = column_types(schema), column_types(expected)
-                raise schema_mismatch(self._name, f"its {table} have", types, expected_types, table == "usage")
+        with ThreadPoolExecutor(MAX_CONCURRENT_READS, "footers") as pool:
+            for schema in pool.map(_schema_of, self._store.parts(table)):
+                if schema != expected:
+                    found, wanted = column_types(schema), column_types(expected)
+                    raise schema_mismatch(self._folder.name, f"its {table} have", found, wanted, table == "usage")
 
     def _existing_schema(self, table: str, folder: str) -> pa.Schema:
         """The columns of the parts in a folder: the job's, except for an old table that a rebuilt one will replace."""
         parts = self._store.parts(folder)
-        return self._schema_of(parts[0]) if parts else self._schemas[table]
-
-    def _schema_of(self, part: Part) -> pa.Schema:
-        return read_footer(self._store.reader(part))[1]
+        return _schema_of(parts[0]) if parts else self._schemas[table]
 
     def _marks_of(self, part: Part) -> list[UsageMark]:
-        named = mark_from_name(part.name)
-        if named is not None or part.name == EMPTY_PART:
-            return [] if named is None else [named]
         if part.name not in self._marks:
-            self._marks[part.name] = marks_from_metadata(read_footer(self._store.reader(part))[2])
+            self._marks[part.name] = marks_of(part.name, part.source)
         return self._marks[part.name]
 
     def _unused_place(self, folder: str, name: str) -> str:
         """The place of a new part; its name was never used, unless an older state of the ledger was restored."""
         place = f"{folder}/{name}.parquet"
-        while self._store.part_exists(place):
+        while self._store.has_part(place):
             place = f"{folder}/{name}-{secrets.token_hex(4)}.parquet"
         return place
 
     def _rewrite(self, transaction: PartTransaction, table: str, place: str, added: pa.Table) -> None:
         """Write a part again with rows added in place of those with the same keys."""
-        with transaction.local_copy(place) as path:
+        with self._store.local_copy(place) as path:
             dropped = matching_rows(read_columns(path, self._key), added.select(self._key))
             rewrite_part(path, transaction.add(place), self._schemas[table], dropped, added)
 
@@ -230,7 +218,7 @@ class ParquetTables:
         them."""
         if dropped.true_count:
             schema = self._schemas[table]
-            with transaction.local_copy(place) as path:
+            with self._store.local_copy(place) as path:
                 rewrite_part(path, transaction.add(place), schema, dropped, schema.empty_table())
 
     def _commit_errors(self, transaction: PartTransaction, commit: Commit, name: str) -> None:
@@ -238,7 +226,7 @@ class ParquetTables:
             return
         folder = f"{self._build}errors"
         for part in self._store.parts(folder):
-            rows = read_columns(self._store.reader(part), [*self._key, self._details])
+            rows = read_columns(part.source, [*self._key, self._details])
             dropped = replaced_errors(rows, commit, self._key, self._details)
             self._drop_rows(transaction, "errors", f"{folder}/{part.name}", dropped)
         if commit.errors.num_rows:
@@ -253,6 +241,18 @@ class ParquetTables:
         with self._store.transaction() as transaction, contextlib.ExitStack() as copies:
             folder = transaction.merge(table, small)
             write_part(folder / EMPTY_PART, schema.empty_table())
-            paths = [copies.enter_context(transaction.local_copy(f"{table}/{part.name}")) for part in small]
+            paths = [copies.enter_context(self._store.local_copy(f"{table}/{part.name}")) for part in small]
             for group in merge_groups(paths, MAX_PART_ROWS, MAX_PART_BYTES):
-                write_merged_part(group, folder, schema, note=table == "usage")
+                write_merged_part(group, folder, schema, with_marks=table == "usage")
+
+
+def _part_store(folder: TableFolder) -> PartStore:
+    if not folder.is_remote:
+        return LocalPartStore(Path(folder.root))
+    from connectors.storage.object_part_store import ObjectPartStore
+
+    return ObjectPartStore(folder.root)
+
+
+def _schema_of(part: Part) -> pa.Schema:
+    return read_footer(part.source)[1]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from connectors.contracts import Columns, OpenedSource, SourceContext, SourceModel
-from connectors.errors import DataError, JobError, did_you_mean
+from connectors.errors import DataError, FieldError, JobError, did_you_mean
 from connectors.sources.csv_records import Dialect, Record, Reject, records
 from connectors.sources.csv_types import inferred_types
 from connectors.sql import literal_list, quoted, quoted_list
@@ -51,8 +51,8 @@ class CsvSource(SourceModel):
             # Decoding nothing looks nothing up; this refuses codecs that make no text as well.
             io.TextIOWrapper(io.BytesIO(), encoding=name)
         except (LookupError, UnicodeError, ValueError):
-            raise ValueError(
-                f"{name}: no such encoding; write one that Python knows, such as utf-8 or cp1252"
+            raise FieldError(
+                f"{name}: no such encoding", "write one that Python knows, such as utf-8 or cp1252"
             ) from None
         return name
 
@@ -68,7 +68,7 @@ class CsvSource(SourceModel):
         return input_files(self.csv, facts.workspace, SUFFIXES)
 
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
-        with fetched(input_objects(self.csv, "source.csv", SUFFIXES), facts.scratch) as copies:
+        with fetched(input_objects(self.csv, ("source", "csv"), SUFFIXES), facts.scratch) as copies:
             return self._opened(connection, [*self.paths(facts), *copies.urls], copies, facts)
 
     def _opened(
@@ -116,21 +116,22 @@ class CsvSource(SourceModel):
             try:
                 first = next(found, None)
                 if first is None:
-                    raise DataError(f"{file}: holds no line that can be read; leave it out or mend it")
+                    raise DataError(file, "holds no line that can be read", "leave it out or mend it")
                 here = _header(file, first) if self.header else tuple(f"column{n}" for n in range(len(first.values)))
                 if names is not None and here != names:
                     raise DataError(
-                        f"{file}: its columns are {', '.join(here)}, those of {files[0]} {', '.join(names)}; "
-                        "make them the same, in the same order"
+                        file,
+                        f"its columns are {', '.join(here)}, those of {files[0]} {', '.join(names)}",
+                        "make them the same, in the same order",
                     )
                 names = here
                 parts.append(scratch / f"csv-{number:06d}.parquet")
                 rows = found if self.header else itertools.chain((first,), found)
                 self._write(parts[-1], names, number << 40, _whole(file, rows, len(names), rejected))
             except UnicodeError as exc:
-                raise DataError(f"{file}: is no {self.encoding} ({exc}); name the encoding that it has") from exc
+                raise DataError(file, f"is no {self.encoding} ({exc})", "name the encoding that it has") from exc
             except (OSError, EOFError) as exc:
-                raise DataError(f"{file}: cannot be read ({exc}); check the file and its permissions") from exc
+                raise DataError(file, f"cannot be read ({exc})", "check the file and its permissions") from exc
         assert names is not None
         return names, parts
 
@@ -149,14 +150,16 @@ class CsvSource(SourceModel):
     def _check_types(self, connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> None:
         for name, kind in self.types.items():
             if name not in names:
-                raise JobError(f"source.types.{name}: no such column; {did_you_mean(name, names)}")
+                raise JobError(("source", "types", name), "no such column", f"{did_you_mean(name, names)}")
             try:
                 if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_ ]*(\([0-9]+(, ?[0-9]+)?\))?(\[[0-9]*\])*", kind) is None:
                     raise duckdb.ParserException(kind)
                 connection.execute(f"select cast(null as {kind})")
             except duckdb.Error as exc:
                 raise JobError(
-                    f"source.types.{name}: {kind} is no type; write one of DuckDB's, such as VARCHAR or DECIMAL(10, 2)"
+                    ("source", "types", name),
+                    f"{kind} is no type",
+                    "write one of DuckDB's, such as VARCHAR or DECIMAL(10, 2)",
                 ) from exc
 
     def _unfit(self, connection: duckdb.DuckDBPyConnection, query: str, files: Sequence[Path]) -> Iterator[Reject]:
@@ -197,9 +200,9 @@ def _header(file: Path, record: Record) -> tuple[str, ...]:
     seen: set[str] = set()
     for name in names:
         if name.lower() in seen:
-            raise DataError(f"{file}:{record.line}: two columns are called {name}; rename one of them")
+            raise DataError(f"{file}:{record.line}", f"two columns are called {name}", "rename one of them")
         if not _is_text(name):
-            raise DataError(f"{file}:{record.line}: the header is not in the encoding given; check source.encoding")
+            raise DataError(f"{file}:{record.line}", "the header is not in the encoding given", "check source.encoding")
         seen.add(name.lower())
     return names
 
@@ -232,6 +235,7 @@ def _refused(rejected: Sequence[Reject]) -> DataError:
     more = f" (and {len(rejected) - 1} more lines)" if len(rejected) > 1 else ""
     shown = first.raw[:SHOWN].replace("\n", "\\n").replace("\r", "\\r")
     return DataError(
-        f"{first.file}:{first.line}: {first.message}{more}: {shown}; mend the line, check delimiter, quote, encoding "
-        "and types, or write rejects: keep"
+        f"{first.file}:{first.line}",
+        f"{first.message}{more}: {shown}",
+        "mend the line, check delimiter, quote, encoding and types, or write rejects: keep",
     )

@@ -29,7 +29,7 @@ class DuckdbSource(SourceModel):
         path = Path(os.path.abspath(facts.workspace / self.duckdb))  # noqa: PTH100 - Path.resolve would follow links
         if not path.is_file():
             raise DataError(
-                f"{self.duckdb}: no file is there; check the path, relative ones start at {facts.workspace}"
+                self.duckdb, "no file is there", f"check the path, relative ones start at {facts.workspace}"
             )
         return (path,)
 
@@ -40,8 +40,9 @@ class DuckdbSource(SourceModel):
                 own.execute(f"attach {literal(path)} as {quoted(path.stem)} (read_only, type duckdb)")
             except Error as exc:
                 raise DataError(
-                    f"{path}: cannot be opened ({first_line(exc)}); close the program that writes to it, or check that "
-                    "it is a DuckDB file"
+                    path,
+                    f"cannot be opened ({first_line(exc)})",
+                    "close the program that writes to it, or check that it is a DuckDB file",
                 ) from exc
             own.execute(f"use {quoted(path.stem)}")
             lock_down(own, [facts.scratch])
@@ -50,8 +51,8 @@ class DuckdbSource(SourceModel):
                 return OpenedSource(kept(own, query.strip().rstrip(";"), self._first(), facts.scratch))
             except Error as exc:
                 if self.query is None:
-                    raise DataError(f"source.table: {first_line(exc)}; mend it, or use `query:`") from exc
-                raise JobError(f"source.query: {first_line(exc)}; mend the query") from exc
+                    raise DataError(("source", "table"), f"{first_line(exc)}", "mend it, or use `query:`") from exc
+                raise JobError(("source", "query"), f"{first_line(exc)}", "mend the query") from exc
 
     def _first(self) -> int | None:
         return self.limit if self.where is None else None
@@ -64,7 +65,9 @@ class DuckdbSource(SourceModel):
         names = {name if schema == "main" else f"{schema}.{name}": (schema, name) for schema, name in there}
         if self.table not in names:
             raise JobError(
-                f"source.table: {self.table}: no such table in {self.duckdb}; {did_you_mean(self.table, names)}"
+                ("source", "table"),
+                f"{self.table}: no such table in {self.duckdb}",
+                f"{did_you_mean(self.table, names)}",
             )
         schema, name = names[self.table]
         return f"{quoted(schema)}.{quoted(name)}"

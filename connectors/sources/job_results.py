@@ -22,9 +22,9 @@ class JobSource(SourceModel):
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
         sink = facts.jobs.get(self.job)
         if sink is None:
-            raise JobError(f"source.job: {self.job}: no such job; {did_you_mean(self.job, facts.jobs)}")
+            raise JobError(("source", "job"), f"{self.job}: no such job", f"{did_you_mean(self.job, facts.jobs)}")
         if not sink.exists():
-            raise DataError(f"source.job: {self.job} has no results yet; run that job first")
+            raise DataError(("source", "job"), f"{self.job} has no results yet", "run that job first")
         limit = self.limit if self.where is None else None
         with query_connection(facts.scratch) as own:
             sink.attach(own)
@@ -35,6 +35,6 @@ class JobSource(SourceModel):
             try:
                 return OpenedSource(kept(own, f"select {names} from {sink.results_sql()}", limit, facts.scratch))
             except duckdb.Error as exc:
-                raise DataError(f"source.job: {self.job}: {first_line(exc)}; run that job again") from exc
+                raise DataError(("source", "job"), f"{self.job}: {first_line(exc)}", "run that job again") from exc
             finally:
                 sink.detach(own)

@@ -33,7 +33,7 @@ class JsonlSource(SourceModel):
         return input_files(self.jsonl, facts.workspace, SUFFIXES)
 
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
-        with fetched(input_objects(self.jsonl, "source.jsonl", SUFFIXES), facts.scratch) as copies:
+        with fetched(input_objects(self.jsonl, ("source", "jsonl"), SUFFIXES), facts.scratch) as copies:
             given = [*self.paths(facts), *copies.urls]
             files = [_unmarked(file, number, facts.scratch) for number, file in enumerate(given)]
             return self._opened(connection, files, facts)
@@ -57,10 +57,10 @@ class JsonlSource(SourceModel):
             return OpenedSource(f"(select {empty} where false)")
         structure = orjson.loads(found[0]) if found[0] else None
         if not isinstance(structure, dict) or not structure:
-            raise DataError(f"{files[0]}: holds no object with a key; check that the source is not empty")
+            raise DataError(files[0], "holds no object with a key", "check that the source is not empty")
         if (twice := _twice(structure)) is not None:
             raise DataError(
-                f"{files[0]}: has the keys {twice[0]} and {twice[1]}, which no table tells apart; rename one"
+                files[0], f"has the keys {twice[0]} and {twice[1]}, which no table tells apart", "rename one"
             )
 
         def copied(whole: str) -> None:
@@ -84,7 +84,9 @@ class JsonlSource(SourceModel):
                 failure = exc
             else:
                 guessed = [name for name, kind in structure.items() if _kind(kind, "") == ""]
-                relation = _as_known(connection, relation, {n: facts.known_types[n] for n in guessed if n in facts.known_types})
+                relation = _as_known(
+                    connection, relation, {n: facts.known_types[n] for n in guessed if n in facts.known_types}
+                )
                 _note(facts.columns_file, connection, relation)
                 return OpenedSource(relation)
         assert failure is not None
@@ -201,7 +203,7 @@ def _unmarked(file: Path, number: int, scratch: Path) -> Path:
                 shutil.copyfileobj(given, copy)
                 return Path(copy.name)
     except OSError as exc:
-        raise DataError(f"{file}: cannot be read ({exc.strerror}); check the file and its permissions") from exc
+        raise DataError(file, f"cannot be read ({exc.strerror})", "check the file and its permissions") from exc
 
 
 def _unreadable(files: list[Path], exc: duckdb.Error | None) -> DataError:
@@ -209,8 +211,8 @@ def _unreadable(files: list[Path], exc: duckdb.Error | None) -> DataError:
     for file in files:
         if file.suffix != ".gz":
             for line, problem in _problems(file):
-                return DataError(f"{file}:{line}: {problem}; mend the line")
-    return DataError(f"{files[0]}: cannot be read ({first_line(exc) if exc else 'a line is no object'}); mend the file")
+                return DataError(f"{file}:{line}", f"{problem}", "mend the line")
+    return DataError(files[0], f"cannot be read ({first_line(exc) if exc else 'a line is no object'})", "mend the file")
 
 
 def _problems(file: Path) -> Iterator[tuple[int, str]]:

@@ -25,7 +25,7 @@ class ParquetSource(SourceModel):
         return input_files(self.parquet, facts.workspace, SUFFIXES)
 
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
-        objects = input_objects(self.parquet, "source.parquet", SUFFIXES)
+        objects = input_objects(self.parquet, ("source", "parquet"), SUFFIXES)
         if objects:
             from connectors.storage.duckdb_filesystem import register
 
@@ -38,7 +38,7 @@ class ParquetSource(SourceModel):
         except duckdb.Error as exc:
             for file in files:
                 _check(connection, file)
-            raise DataError(f"{files[0]}: {first_line(exc)}; make the files' columns agree") from exc
+            raise DataError(files[0], f"{first_line(exc)}", "make the files' columns agree") from exc
         self._check_key(connection, relation, files)
         return OpenedSource(relation, urls=urls, nbytes=sum(one.size for one in objects))
 
@@ -55,8 +55,9 @@ class ParquetSource(SourceModel):
             ).fetchone()
             if rounded is not None:
                 raise DataError(
-                    f"source.key: {rounded[0]} holds decimals of {rounded[2]} digits in {rounded[1]}, of which 17 "
-                    "would be read; write the column as text"
+                    ("source", "key"),
+                    f"{rounded[0]} holds decimals of {rounded[2]} digits in {rounded[1]}, of which 17 would be read",
+                    "write the column as text",
                 )
 
 
@@ -75,5 +76,5 @@ def _check(connection: duckdb.DuckDBPyConnection, file: str) -> None:
         connection.execute(f"select * from read_parquet({literal(file)}) limit 0")
     except duckdb.Error as exc:
         raise DataError(
-            f"{file}: cannot be read as Parquet ({first_line(exc)}); write it again or leave it out"
+            file, f"cannot be read as Parquet ({first_line(exc)})", "write it again or leave it out"
         ) from exc

@@ -22,15 +22,16 @@ class SqlSource(SourceModel):
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
         query = self.sql.strip().rstrip(";")
         with query_connection(facts.scratch, AUTHORS_LIMIT) as own:
-            query = rooted(own, query, facts.workspace, "source.sql")
+            query = rooted(own, query, facts.workspace, ("source", "sql"))
             lock_down(own, [facts.workspace, *facts.roots, facts.scratch])
             try:
                 limit = self.limit if self.where is None else None
                 return OpenedSource(kept(own, query, limit, facts.scratch))
             except duckdb.PermissionException as exc:
                 raise JobError(
-                    f"source.sql: {first_line(exc)}; read files below {facts.workspace}, or add the folder to `roots` "
-                    "in rowmill.yaml"
+                    ("source", "sql"),
+                    f"{first_line(exc)}",
+                    f"read files below {facts.workspace}, or add the folder to `roots` in rowmill.yaml",
                 ) from exc
             except duckdb.Error as exc:
-                raise JobError(f"source.sql: {first_line(exc)}; mend the query") from exc
+                raise JobError(("source", "sql"), f"{first_line(exc)}", "mend the query") from exc

@@ -19,7 +19,7 @@ class ObjectFile(io.RawIOBase):
 
     def __init__(self, url: str, size: int) -> None:
         self._url = url
-        self._size = size
+        self.size = size
         self._own = threading.local()
 
     def __str__(self) -> str:
@@ -35,12 +35,12 @@ class ObjectFile(io.RawIOBase):
         return int(getattr(self._own, "position", 0))
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        self._own.position = offset + (0, self.tell(), self._size)[whence]
+        self._own.position = offset + (0, self.tell(), self.size)[whence]
         return self.tell()
 
     def read(self, length: int = -1) -> bytes:
         start = self.tell()
-        left = max(0, self._size - start)
+        left = max(0, self.size - start)
         content = object_store.read_range(self._url, start, left if length < 0 else min(length, left))
         self._own.position = start + len(content)
         return content

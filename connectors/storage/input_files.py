@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from connectors.errors import DataError
+from connectors.errors import DataError, KeyPath
 from connectors.storage import object_store
 from connectors.storage.object_store import Object
 
@@ -26,12 +26,12 @@ def input_files(patterns: str | Iterable[str], workspace: Path, suffixes: tuple[
         place = os.path.abspath(workspace / pattern)  # noqa: PTH100 - Path.resolve would follow links
         files = _files_at(Path(place), suffixes)
         if not files:
-            raise DataError(f"{pattern}: no file is there; check the path, relative ones start at {workspace}")
+            raise DataError(pattern, "no file is there", f"check the path, relative ones start at {workspace}")
         found.update(files)
     return tuple(Path(name) for name in sorted(found))
 
 
-def input_objects(patterns: str | Iterable[str], where: str, suffixes: tuple[str, ...]) -> tuple[Object, ...]:
+def input_objects(patterns: str | Iterable[str], where: KeyPath, suffixes: tuple[str, ...]) -> tuple[Object, ...]:
     """The same for the URLs among the patterns. `where`: the key of the job file that holds them."""
     found: dict[str, Object] = {}
     for pattern in _listed(patterns):
@@ -39,7 +39,7 @@ def input_objects(patterns: str | Iterable[str], where: str, suffixes: tuple[str
             object_store.check_installed(where)
             objects = object_store.objects_at(pattern, suffixes)
             if not objects:
-                raise DataError(f"{pattern}: no object is there; check the URL")
+                raise DataError(pattern, "no object is there", "check the URL")
             found.update((one.url, one) for one in objects)
     return tuple(found[url] for url in sorted(found))
 
@@ -71,7 +71,7 @@ def fetched(objects: Iterable[Object], scratch: Path) -> Iterator[Fetched]:
             urls[path] = one.url
         yield copies
     except DataError as exc:
-        raise DataError(copies.told(str(exc))) from exc
+        raise DataError(*(copies.told(str(part)) for part in (exc.where, exc.found, exc.remedy))) from exc
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from connectors.errors import DataError, JobError
+from connectors.errors import DataError, JobError, KeyPath
 
 SCHEMES = ("s3", "gs", "az")
 VARIABLES = {
@@ -46,7 +46,7 @@ def is_url(path: str) -> bool:
         return False
     if scheme not in SCHEMES:
         known = ", ".join(f"{one}://" for one in SCHEMES)
-        raise JobError(f"{path}: {scheme}:// is not known; write the path of a file or folder, or one of {known}")
+        raise JobError(path, f"{scheme}:// is not known", f"write the path of a file or folder, or one of {known}")
     return True
 
 
@@ -55,18 +55,18 @@ def normal(url: str) -> str:
     scheme, _, rest = url.partition("://")
     parts = [part for part in rest.split("/") if part not in ("", ".")]
     if not parts or ".." in parts:
-        raise JobError(f"{url}: names no bucket, or has .. in it; write e.g. {scheme}://bucket/folder")
+        raise JobError(url, "names no bucket, or has .. in it", f"write e.g. {scheme}://bucket/folder")
     return f"{scheme}://{'/'.join(parts)}"
 
 
-def check_installed(where: str) -> None:
+def check_installed(where: KeyPath) -> None:
     """JobError where the package that speaks to object stores is missing."""
     try:
         import fsspec  # noqa: F401
         import obstore  # noqa: F401
     except ImportError as exc:
         raise JobError(
-            f"{where}: object stores need the packages obstore and fsspec; pip install 'rowmill[cloud]'"
+            where, "object stores need the packages obstore and fsspec", "pip install 'rowmill[cloud]'"
         ) from exc
 
 
@@ -202,7 +202,9 @@ def _told(url: str) -> Iterator[None]:
     except (BaseError, FileNotFoundError) as exc:
         said = " ".join(str(exc).split("Debug source:")[0].split())
         variables = VARIABLES[url.partition("://")[0]]
-        raise DataError(f"{url}: {said[:300].rstrip('. ')}; check the URL, and {variables} in the environment") from exc
+        raise DataError(
+            url, f"{said[:300].rstrip('. ')}", f"check the URL, and {variables} in the environment"
+        ) from exc
 
 
 def _regex(pattern: str) -> str:

@@ -131,8 +131,9 @@ def read_footer(part: Path | io.RawIOBase) -> tuple[int, pa.Schema, dict[bytes, 
             return file.metadata.num_rows, file.schema_arrow.remove_metadata(), file.metadata.metadata or {}
     except pa.ArrowInvalid as exc:
         raise DataError(
-            f"{part}: cannot be read ({str(exc).splitlines()[0].rstrip('.')}); move it away and run again: answers "
-            "that the ledger has are not asked again"
+            str(part),
+            f"cannot be read ({str(exc).splitlines()[0].rstrip('.')})",
+            "move it away and run again: answers that the ledger has are not asked again",
         ) from exc
 
 

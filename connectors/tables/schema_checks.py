@@ -12,7 +12,7 @@ SHOWN = 12
 """Columns that a message lists, at most."""
 
 
-def check_names(shape: TableShape) -> None:
+def check_column_names(shape: TableShape) -> None:
     """JobError where two columns of a table would have one name for DuckDB, which does not tell cases apart."""
     for table, names in (("results", shape.results.names), ("errors", shape.errors.names)):
         seen: dict[str, str] = {}
@@ -20,16 +20,17 @@ def check_names(shape: TableShape) -> None:
             other = seen.setdefault(name.lower(), name)
             if other is not name:
                 raise JobError(
-                    f"sink: the {table} table would have the columns {other} and {name}; give one of them another name "
-                    "(an output in its step, a key column by a `sql:` source)"
+                    ("sink",),
+                    f"the {table} table would have the columns {other} and {name}",
+                    "give one of them another name (an output in its step, a key column by a `sql:` source)",
                 )
 
 
-class OtherColumns(DataError):
+class SchemaMismatch(DataError):
     """The tables that are there are not those that the job makes."""
 
 
-def mismatch(sink: str, told: str, there: Mapping[str, str], made: Mapping[str, str], usage: bool) -> DataError:
+def schema_mismatch(sink: str, told: str, there: Mapping[str, str], made: Mapping[str, str], usage: bool) -> DataError:
     """The error for a table whose columns (name -> type) are not those that the job makes. `told`: how the message
     begins, e.g. `its results have`. `usage`: it is the table of usage, which no job declares and which is never written
     anew."""
@@ -37,23 +38,27 @@ def mismatch(sink: str, told: str, there: Mapping[str, str], made: Mapping[str, 
     wants = [(name, kind) for name, kind in made.items() if there.get(name) != kind]
     if not has and not wants:
         has, wants = list(there.items()), list(made.items())
-    found = f"{sink}: {told} {_listed(has)} where"
+    found = f"{told} {_listed(has)} where"
     if usage:
-        return DataError(f"{found} this version of Rowmill makes {_listed(wants)}; write to another sink (--sink PATH)")
-    return OtherColumns(
-        f"{found} the job makes {_listed(wants)}; cast what is there (run --schema-change cast), ask all rows again "
-        "(run --schema-change backfill), or write to another sink (run --sink PATH)"
+        return DataError(
+            sink, f"{found} this version of Rowmill makes {_listed(wants)}", "write to another sink (--sink PATH)"
+        )
+    return SchemaMismatch(
+        sink,
+        f"{found} the job makes {_listed(wants)}",
+        "cast what is there (run --schema-change cast), ask all rows again (run --schema-change backfill), or write "
+        "to another sink (run --sink PATH)",
     )
 
 
-def kinds(schema: pa.Schema) -> dict[str, str]:
+def column_types(schema: pa.Schema) -> dict[str, str]:
     """Name -> type; what a list's elements are called is of no matter."""
     return {field.name: str(field.type).replace("list<element: ", "list<item: ") for field in schema}
 
 
-def in_the_way(sink: str, path: Path, what: str) -> DataError:
+def path_occupied(sink: str, path: Path, what: str) -> DataError:
     """The error for a path that is something else."""
-    return DataError(f"{sink}: {path} is {what}; choose another path")
+    return DataError(sink, f"{path} is {what}", "choose another path")
 
 
 def _listed(columns: Sequence[tuple[str, str]]) -> str:

@@ -118,7 +118,9 @@ def throughput(usage: pl.LazyFrame, run_id: str | None = None) -> alt.Chart:
         run_id = started["run_id"][-1]
     of_run = started.filter(pl.col("run_id") == run_id)
     if not len(of_run):
-        raise JobError(f"throughput: no exchange of {run_id or 'any run'} in usage; the table .usage tells which ran")
+        raise JobError(
+            "throughput", f"no exchange of {run_id or 'any run'} in usage", "the table .usage tells which ran"
+        )
     took = pl.duration(microseconds=(pl.col("latency_ms").fill_null(0) * 1000).cast(pl.Int64))
     outcome = pl.when(pl.col("error_class").is_null()).then(pl.lit("answered")).otherwise(pl.lit("failed"))
     ended = of_run.select(at=pl.col("started_at") + took, outcome=outcome)
@@ -188,7 +190,7 @@ def embedding(
     rows = results.select(name, *others).drop_nulls(name).collect()
     shown = rows.gather_every(max(1, -(-len(rows) // POINTS)))
     if len(shown) < 3:
-        raise JobError(f"embedding: {len(shown)} vectors in {name}; run the job over at least 3 rows")
+        raise JobError("embedding", f"{len(shown)} vectors in {name}", "run the job over at least 3 rows")
     vectors = shown[name].to_numpy()
     places, parts = principal(vectors)
     frame = shown.drop(name).with_columns(x=pl.Series(places[:, 0]), y=pl.Series(places[:, 1]))
@@ -318,7 +320,7 @@ def _layered(*charts: alt.Chart) -> alt.LayerChart:
 def _check(where: str, names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
-            raise JobError(f"{where}: no column {name}; {did_you_mean(name, known)}")
+            raise JobError(where, f"no column {name}", f"{did_you_mean(name, known)}")
 
 
 def _titled(chart: Drawn, title: str, under: str, width: int = WIDTH, height: int | alt.Step | None = None) -> Drawn:

@@ -36,7 +36,9 @@ def compare(a: Results, b: Results, columns: Sequence[str] | None = None) -> Com
     """
     key = list(a.job.key)
     if not key or key != list(b.job.key):
-        raise JobError(f"compare: rows are joined by their key; {a.job.name} and {b.job.name} must have the same key:")
+        raise JobError(
+            "compare", "rows are joined by their key", f"{a.job.name} and {b.job.name} must have the same key:"
+        )
     ours, theirs = a.results.collect(), b.results.collect()
     carried = [name for name in _carried(a, ours) if name in _carried(b, theirs)]
     outputs = [
@@ -47,13 +49,15 @@ def compare(a: Results, b: Results, columns: Sequence[str] | None = None) -> Com
     ]
     for name in columns or ():
         if name not in outputs:
-            raise JobError(f"compare: {name} is no output of both; both have {', '.join(outputs) or 'none'}")
+            raise JobError("compare", f"{name} is no output of both", f"both have {', '.join(outputs) or 'none'}")
     chosen = list(columns or outputs)
     if not chosen:
-        raise JobError(f"compare: {a.job.name} and {b.job.name} have no output of one name; give them the same names")
+        raise JobError(
+            "compare", f"{a.job.name} and {b.job.name} have no output of one name", "give them the same names"
+        )
     for name in chosen:
         if ours.schema[name] != theirs.schema[name]:
-            raise JobError(f"compare: {name} is {ours.schema[name]} in one and {theirs.schema[name]} in the other")
+            raise JobError("compare", f"{name} is {ours.schema[name]} in one and {theirs.schema[name]} in the other")
     left = ours.select(*key, *carried, pl.col(chosen).name.suffix("_a"))
     right = theirs.select(*key, pl.col(chosen).name.suffix("_b"))
     joined = left.join(right, on=key, how="inner", maintain_order="left")

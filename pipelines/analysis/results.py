@@ -44,8 +44,9 @@ def open_results(loaded: LoadedJob) -> "Results":
     if not sink.exists():
         flag = "" if loaded.overrides.sink is None else f" --sink {loaded.overrides.sink}"
         raise JobError(
-            f"{loaded.at('sink')}: nothing is in {loaded.job.sink.identity} yet; rowmill run {loaded.path}{flag}, "
-            f'or in a notebook: await run("{loaded.path}")'
+            loaded.at("sink"),
+            f"nothing is in {loaded.job.sink.identity} yet",
+            f'rowmill run {loaded.path}{flag}, or in a notebook: await run("{loaded.path}")',
         )
     return Results(loaded, loaded.workspace, sink)
 
@@ -99,9 +100,9 @@ class Results:
         path = folder / (name.removeprefix(self.sink.files_prefix) if made else name)
         inside = (folder,) if made else (folder, *self.workspace.roots)
         if not any(path.resolve().is_relative_to(root.resolve()) for root in inside):
-            raise JobError(f"{name}: is not below the workspace; only files of the job can be opened by name")
+            raise JobError(name, "is not below the workspace", "only files of the job can be opened by name")
         if not path.is_file():
-            raise JobError(f"{name}: there is no such file; name a value of a results column that holds files")
+            raise JobError(name, "there is no such file", "name a value of a results column that holds files")
         return path
 
     def score(self, label: str, output: str) -> "Score":
@@ -128,7 +129,7 @@ class Results:
 
         name = vector_column(self.results, column)
         if (key is None) == (text is None):
-            raise JobError("nearest: needs either a key or a text; write e.g. nearest(key=7) or nearest(text='…')")
+            raise JobError("nearest", "needs either a key or a text", "write e.g. nearest(key=7) or nearest(text='…')")
         if text is None:
             return nearest_to_row(self.results, self.job.key, key, name, k)
         asked = text if isinstance(text, Embedded) else self.embed(text, name)
@@ -151,7 +152,7 @@ class Results:
             return None
         parts = sorted(Path(place.removesuffix(_GLOB)).glob("*.parquet"))
         if not parts:
-            raise JobError(f"{self.job.sink.identity}: its table {table} is gone; rowmill rebuild {self.loaded.path}")
+            raise JobError(self.job.sink.identity, f"its table {table} is gone", f"rowmill rebuild {self.loaded.path}")
         return parts
 
     def _arrow(self, table: str) -> "pa.Table":

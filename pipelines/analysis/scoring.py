@@ -54,7 +54,9 @@ def score(frame: pl.LazyFrame | pl.DataFrame, label: str, output: str) -> Score:
     for name in (label, output):
         if name not in known:
             hint = did_you_mean(name, known)
-            raise JobError(f"score: no column {name}; {hint} Labels get into the results by `columns:` of the sink")
+            raise JobError(
+                "score", f"no column {name}", f"{hint} Labels get into the results by `columns:` of the sink"
+            )
     told = pl.col(label).cast(pl.String).alias("label"), pl.col(output).cast(pl.String).alias("output")
     counted = (
         frame.select(told).group_by("label", "output").len("rows").with_columns(pl.col("rows").cast(pl.Int64)).collect()

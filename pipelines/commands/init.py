@@ -26,10 +26,10 @@ def init(folder: Path) -> tuple[Path, ...]:
     """Write the starter files; the paths written. JobError, before anything is written, if one is there already."""
     names = sorted((*_STARTER, SCHEMA_NAME))
     if folder.exists() and not folder.is_dir():
-        raise JobError(f"{folder}: is a file; name a folder")
+        raise JobError(folder, "is a file", "name a folder")
     taken = [name for name in names if (folder / name).exists() or (folder / name).is_symlink()]
     if taken:
-        raise JobError(f"{folder}: {', '.join(taken)} would be overwritten; choose another folder")
+        raise JobError(folder, f"{', '.join(taken)} would be overwritten", "choose another folder")
     starter = files("pipelines") / "starter"
     for name in names:
         schema = (json.dumps(job_schema(), indent=2) + "\n").encode() if name == SCHEMA_NAME else None
@@ -39,7 +39,7 @@ def init(folder: Path) -> tuple[Path, ...]:
             with (folder / name).open("xb") as file:
                 file.write(content)
         except OSError as exc:
-            raise JobError(f"{folder / name}: cannot be written ({exc.strerror}); choose another folder") from exc
+            raise JobError(folder / name, f"cannot be written ({exc.strerror})", "choose another folder") from exc
     return tuple(folder / name for name in names)
 
 

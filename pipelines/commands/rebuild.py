@@ -19,9 +19,9 @@ def rebuild_command(job: str, leave_out: bool) -> int:
       rowmill rebuild jobs/quickstart.yaml
     """
     from pipelines.config.loaded_job import load_job
-    from pipelines.execution.invocation import rebuilt
+    from pipelines.execution.invocation import rebuild_tables
 
-    rows, fewer, tables = rebuilt(load_job(job), leave_out)
+    rows, fewer, tables = rebuild_tables(load_job(job), leave_out)
     click.echo(f"wrote {rows:,} rows again; nothing was sent")
     if fewer:
         click.echo(f"left out {fewer:,} rows whose answers are gone from the ledger: rowmill run {job} asks for them")

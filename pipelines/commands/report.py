@@ -29,5 +29,5 @@ def report_command(job: str, out: Path | None) -> None:
     try:
         report(loaded, target)
     except OSError as exc:
-        raise JobError(f"{target}: cannot be written ({exc.strerror}); choose another file with -o") from exc
+        raise JobError(target, f"cannot be written ({exc.strerror})", "choose another file with -o") from exc
     click.echo(f"wrote {target}")

@@ -45,6 +45,6 @@ def serve_command(
         )
         serve_forever(host, port, options, lambda words: click.echo(words, err=True))
     except ValueError as exc:
-        raise JobError(f"rowmill serve: {exc}; see rowmill serve --help") from exc
+        raise JobError("rowmill serve", f"{exc}", "see rowmill serve --help") from exc
     except OSError as exc:
-        raise JobError(f"rowmill serve: cannot listen on {host}:{port} ({exc}); choose another --port") from exc
+        raise JobError("rowmill serve", f"cannot listen on {host}:{port} ({exc})", "choose another --port") from exc

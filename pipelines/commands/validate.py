@@ -35,7 +35,7 @@ def validate_command(jobs: tuple[str, ...]) -> int:
                 ledger = existing_ledger(workspace)
                 if ledger is not None:
                     closing.callback(ledger.close)
-                ready = closing.enter_context(prepare_job(loaded, workspace, ledger, types_of=sink_types))
+                ready = closing.enter_context(prepare_job(loaded, ledger, sink_types=sink_types))
                 check_audits(ready)
                 refused = schema_refusal(ready)
                 if refused is not None:

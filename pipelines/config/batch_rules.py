@@ -18,18 +18,21 @@ def check_batched(loaded: LoadedJob, workspace: Workspace) -> None:
         where = ("steps", step.name)
         if step.endpoint not in BATCHED:
             raise JobError(
-                f"{loaded.at(*where, 'endpoint')}: the Batch API takes {', '.join(sorted(BATCHED))} only; "
-                "write delivery: online, or move this step to a job of its own"
+                loaded.at(*where, "endpoint"),
+                f"the Batch API takes {', '.join(sorted(BATCHED))} only",
+                "write delivery: online, or move this step to a job of its own",
             )
         if step.provider in workspace.pools:
             raise JobError(
-                f"{loaded.at(*where, 'provider')}: {step.provider} is a pool, and a batch goes to one provider; "
-                f"name one of its members: {', '.join(workspace.pools[step.provider])}"
+                loaded.at(*where, "provider"),
+                f"{step.provider} is a pool, and a batch goes to one provider",
+                f"name one of its members: {', '.join(workspace.pools[step.provider])}",
             )
         if getattr(step, "stream", False):
             raise JobError(
-                f"{loaded.at(*where, 'stream')}: a batch's answers do not stream; leave stream out, "
-                "or write delivery: online"
+                loaded.at(*where, "stream"),
+                "a batch's answers do not stream",
+                "leave stream out, or write delivery: online",
             )
 
 

@@ -67,23 +67,21 @@ def graph_of(jobs: Iterable[GraphJob]) -> list[GraphJob]:
         if job.loaded is not None:
             if job.name in by_name:
                 raise JobError(
-                    f"{job.path}: name: {job.name} is the name of {by_name[job.name].path} too; give each its own name"
+                    job.path, f"name: {job.name} is the name of {by_name[job.name].path} too", "give each its own name"
                 )
             # Two jobs that write to one table would each take the other's rows for their own.
             sink = job.loaded.job.sink
             location = sink.location(job.loaded.workspace.folder)
             if location in sinks:
                 raise JobError(
-                    f"{job.path}: sink: {sink.identity} is the sink of {sinks[location]} too; "
-                    "give each job a sink of its own"
+                    job.path,
+                    f"sink: {sink.identity} is the sink of {sinks[location]} too",
+                    "give each job a sink of its own",
                 )
             sinks[location] = job.path
         by_name[job.name] = job
     return _sorted(
-        {
-            job.name: replace(job, needs=tuple(name for name in job.needs if name in by_name))
-            for job in by_name.values()
-        }
+        {job.name: replace(job, needs=tuple(name for name in job.needs if name in by_name)) for job in by_name.values()}
     )
 
 
@@ -141,7 +139,7 @@ def _sorted(jobs: Mapping[str, GraphJob]) -> list[GraphJob]:
     def visit(name: str, trail: tuple[str, ...]) -> None:
         if name in trail:
             circle = " -> ".join((*trail[trail.index(name) :], name))
-            raise JobError(f"{jobs[name].path}: source.job: jobs read each other in a circle: {circle}; break it")
+            raise JobError(jobs[name].path, f"source.job: jobs read each other in a circle: {circle}", "break it")
         if name not in done:
             for needed in jobs[name].needs:
                 visit(needed, (*trail, name))

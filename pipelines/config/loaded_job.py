@@ -8,13 +8,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from connectors.contracts import SinkModel, SourceModel
-from connectors.errors import JobError, did_you_mean
+from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.registry import ENDPOINTS, SINKS, SOURCES
 from pipelines.config.job import Job, job_rules
+from pipelines.config.key_locations import KeyLocations
 from pipelines.config.overrides import NONE, Overrides, answer_flags, applied
 from pipelines.config.validation_messages import Mistake, coerced, mistakes_of, shown
 from pipelines.config.workspace import Workspace, find_workspace
-from pipelines.config.yaml_reader import KeyPath, Places, YamlFile, read_yaml, wrong
+from pipelines.config.yaml_reader import YamlFile, read_yaml
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +36,18 @@ class JobFile:
     def load(self, workspace: Workspace, overrides: Overrides = NONE) -> "LoadedJob":
         """Validate the values with the flags applied; JobError names the first error."""
         if not self.content.values:
-            raise wrong(f"{self.shown_path}: is empty; `rowmill init DIR` writes a job to start from")
+            raise JobError(self.shown_path, "is empty", "`rowmill init DIR` writes a job to start from")
         flagged = applied(self.content.values, overrides, SINKS)
-        places = Places(self.shown_path, self.content.lines, flagged.raw, flagged.flags)
+        locations = KeyLocations(self.shown_path, self.content.lines, flagged.raw, flagged.flags)
         job, mistakes = _checked(flagged.raw)
         if job is None:
             # A misspelt key is also a missing one: report the misspelling first.
-            first = min(mistakes, key=lambda mistake: (mistake.missing, places.line(mistake.path)))
-            raise wrong(f"{places.at(first.path)}: {first.what}")
+            first = min(mistakes, key=lambda mistake: (mistake.missing, locations.line(mistake.path)))
+            raise JobError(locations.locate(first.path), f"{first.what}")
         written = job if overrides == NONE else _checked(self.content.values)[0]
         flags = answer_flags(overrides)
         changed = flags if flags and (written is None or _asked(written) != _asked(job)) else ()
-        return LoadedJob(job, workspace, self, places, overrides, written, changed)
+        return LoadedJob(job, workspace, self, locations, overrides, written, changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class LoadedJob:
     job: Job
     workspace: Workspace
     file: JobFile = field(repr=False)
-    places: Places = field(repr=False)
+    locations: KeyLocations = field(repr=False)
     overrides: Overrides = NONE
     written: Job | None = None
     """The job without the flags; None if the file alone is not valid."""
@@ -75,7 +76,7 @@ class LoadedJob:
         """
         names = [step.name for step in self.job.steps]
         named = len(path) > 1 and path[0] == "steps" and path[1] in names
-        return self.places.at(("steps", names.index(str(path[1])), *path[2:]) if named else path)
+        return self.locations.locate(("steps", names.index(str(path[1])), *path[2:]) if named else path)
 
     def with_overrides(self, overrides: Overrides) -> "LoadedJob":
         """Return the job of the same file with other flags; JobError if they do not fit. The file is not read again."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from connectors.errors import did_you_mean
-from pipelines.config.yaml_reader import KeyPath, parse_value, wrong
+from connectors.errors import JobError, KeyPath, did_you_mean
+from pipelines.config.yaml_reader import parse_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def _assignment(text: str, values: Mapping[str, Any]) -> tuple[KeyPath, Any, str
     key = key.strip()
     flag = f"--set {key}".rstrip()
     if not equals or not all(key.split(".")):
-        raise wrong(f"--set {text}: no key with a value; write e.g. --set steps.label.model=gpt-4o")
+        raise JobError(f"--set {text}", "no key with a value", "write e.g. --set steps.label.model=gpt-4o")
     return _path(key.split("."), values, flag), parse_value(value, flag), flag
 
 
@@ -134,7 +134,7 @@ def _path(words: list[str], values: Mapping[str, Any], flag: str) -> KeyPath:
             here = here.get(word, {})
         else:
             dotted = ".".join(map(str, path))
-            raise wrong(f"{flag}: {dotted} holds a single value; set {dotted} itself")
+            raise JobError(flag, f"{dotted} holds a single value", f"set {dotted} itself")
         path.append(part)
     return tuple(path)
 
@@ -146,10 +146,10 @@ def _index(word: str, entries: list[Any], path: list[str | int], flag: str) -> i
         names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
         if word in names:
             return names.index(word)
-        raise wrong(f"{flag}: no such step; {did_you_mean(word, [name for name in names if isinstance(name, str)])}")
+        raise JobError(flag, "no such step", f"{did_you_mean(word, [name for name in names if isinstance(name, str)])}")
     dotted = ".".join(map(str, path))
     count = f"0 to {len(entries) - 1}" if entries else "nothing: it is empty"
-    raise wrong(f"{flag}: {word} is no place in the list {dotted}; it holds {count}")
+    raise JobError(flag, f"{word} is no place in the list {dotted}", f"it holds {count}")
 
 
 def _put(values: Any, path: KeyPath, value: Any, flag: str) -> None:
@@ -160,5 +160,5 @@ def _put(values: Any, path: KeyPath, value: Any, flag: str) -> None:
         values = values[part]
         if not isinstance(values, dict | list):
             dotted = ".".join(map(str, path[: depth + 1]))
-            raise wrong(f"{flag}: {dotted} holds a single value; mend the job file")
+            raise JobError(flag, f"{dotted} holds a single value", "mend the job file")
     values[path[-1]] = value

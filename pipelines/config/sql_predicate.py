@@ -6,12 +6,12 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from connectors.errors import JobError, did_you_mean
+from connectors.errors import JobError, KeyPath, did_you_mean, dotted
 from connectors.records import RowError
 from connectors.sql import first_line, parsed_sql
 
 
-def checked_predicate(sql: str, columns: Mapping[str, Any], where: str) -> frozenset[str]:
+def checked_predicate(sql: str, columns: Mapping[str, Any], where: KeyPath) -> frozenset[str]:
     """The columns that the predicate names; JobError, placed by `where`, if it is no single expression over them."""
     with duckdb.connect() as db:
         # On a line of its own: a comment at its end must not swallow the bracket.
@@ -19,13 +19,13 @@ def checked_predicate(sql: str, columns: Mapping[str, Any], where: str) -> froze
         parsed = parsed_sql(db, f"select (\n{sql}\n)", where, remedy)
     node = parsed["statements"][0]["node"]
     if len(parsed["statements"]) != 1 or node["type"] != "SELECT_NODE" or len(node["select_list"]) != 1:
-        raise JobError(f"{where}: is more than one expression; write one, e.g. length(body) > 20")
+        raise JobError(where, "is more than one expression", "write one, e.g. length(body) > 20")
     by_lower = {name.lower(): name for name in columns}
     named: set[str] = set()
     for words in _references(node["select_list"][0], where, frozenset()):
         known = by_lower.get(words[0].lower())
         if known is None:
-            raise JobError(f"{where}: no column {'.'.join(words)} here; {did_you_mean(words[0], columns)}")
+            raise JobError(where, f"no column {'.'.join(words)} here", f"{did_you_mean(words[0], columns)}")
         named.add(known)
     return frozenset(named)
 
@@ -33,7 +33,7 @@ def checked_predicate(sql: str, columns: Mapping[str, Any], where: str) -> froze
 class Predicate:
     """A step's `when`, tried on the rows of a chunk; NULL counts as false."""
 
-    def __init__(self, sql: str, schema: pa.Schema, where: str) -> None:
+    def __init__(self, sql: str, schema: pa.Schema, where: KeyPath) -> None:
         """`where`: its key path; JobError where it is no predicate over these columns."""
         self.columns = checked_predicate(sql, dict.fromkeys(schema.names), where)
         self._where = where
@@ -46,7 +46,7 @@ class Predicate:
         try:
             self._passing(pa.schema([schema.field(name) for name in self._names]).empty_table())
         except duckdb.Error as exc:
-            raise JobError(f"{where}: {first_line(exc)}; mend the expression") from exc
+            raise JobError(where, f"{first_line(exc)}", "mend the expression") from exc
 
     def close(self) -> None:
         """Let go of the database that tries it."""
@@ -72,7 +72,7 @@ class Predicate:
             raise
         except duckdb.Error as exc:
             if table.num_rows == 1:
-                broken[first] = RowError("input", f"{self._where}: {first_line(exc)}")
+                broken[first] = RowError("input", f"{dotted(self._where)}: {first_line(exc)}")
                 return
             middle = table.num_rows // 2
             self._try(table.slice(0, middle), first, passing, broken)
@@ -87,7 +87,7 @@ class Predicate:
             self._db.unregister("rows_here")
 
 
-def _references(node: Any, where: str, bound: frozenset[str]) -> Iterator[list[str]]:
+def _references(node: Any, where: KeyPath, bound: frozenset[str]) -> Iterator[list[str]]:
     """The column names in a parsed expression, as lists of words; parameters of lambdas are none."""
     if isinstance(node, list):
         for inner in node:
@@ -97,9 +97,9 @@ def _references(node: Any, where: str, bound: frozenset[str]) -> Iterator[list[s
         return
     kind = node.get("class")
     if kind == "SUBQUERY":
-        raise JobError(f"{where}: holds a query of its own; a predicate looks at one row, use `sql:` as the source")
+        raise JobError(where, "holds a query of its own", "a predicate looks at one row, use `sql:` as the source")
     if kind == "STAR":
-        raise JobError(f"{where}: holds a star; name the columns")
+        raise JobError(where, "holds a star", "name the columns")
     if kind == "COLUMN_REF":
         words = [str(word) for word in node["column_names"]]
         if words[0].lower() not in bound:

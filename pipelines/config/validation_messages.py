@@ -9,8 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from connectors.errors import did_you_mean
-from pipelines.config.yaml_reader import KeyPath
+from connectors.errors import KeyPath, did_you_mean
 
 Schema = Mapping[str, Any]
 

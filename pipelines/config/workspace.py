@@ -12,10 +12,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from connectors.contracts import Model, Provider
-from connectors.errors import did_you_mean
+from connectors.errors import JobError, KeyPath, did_you_mean
 from pipelines.config.base_urls import check_address, is_this_machine, unencrypted
+from pipelines.config.key_locations import KeyLocations
 from pipelines.config.validation_messages import Misfit, mistakes_of
-from pipelines.config.yaml_reader import KeyPath, Places, read_yaml, wrong
+from pipelines.config.yaml_reader import read_yaml
 from pipelines.pricing.prices import PriceEntry
 
 FILE_NAME = "rowmill.yaml"
@@ -144,7 +145,7 @@ class Workspace:
     folder: Path
     """Absolute."""
     said: WorkspaceFile
-    places: Places = field(repr=False)
+    locations: KeyLocations = field(repr=False)
     has_file: bool
 
     @property
@@ -190,7 +191,7 @@ class Workspace:
         wide = "http without encryption to another machine"
         advice = "write https where the server offers it"
         found = [
-            f"{self.places.at(('providers', name, 'base_url'))}: {wide}"
+            f"{self.locations.locate(('providers', name, 'base_url'))}: {wide}"
             f"{', the key goes with it' if entry.api_key_env else ''}; {advice}"
             for name, entry in self.said.providers.items()
             if entry.base_url is not None and unencrypted(entry.base_url)
@@ -215,10 +216,10 @@ class Workspace:
             return self._resolved(name, ProviderEntry(base_url=url, api_key_env="OPENAI_API_KEY"), where)
         if entry is None:
             known = did_you_mean(name, self.provider_names)
-            raise wrong(f"{where or self.places.file}: no provider {name}; {known}")
+            raise JobError(where or self.locations.file, f"no provider {name}", f"{known}")
         if entry.members is not None:
             members = ", ".join(entry.members)
-            raise wrong(f"{where or self.places.file}: {name} is a pool; name one of its members: {members}")
+            raise JobError(where or self.locations.file, f"{name} is a pool", f"name one of its members: {members}")
         return self._resolved(name, entry, where)
 
     def members(self, name: str, where: str | None = None) -> tuple[Provider, ...]:
@@ -242,12 +243,12 @@ class Workspace:
         if variable is None:
             return None
         path: KeyPath = ("providers", name, "api_key_env")
-        where = self.places.at(path) if name in self.said.providers else where or f"provider {name}"
+        where = self.locations.locate(path) if name in self.said.providers else where or f"provider {name}"
         key = os.environ.get(variable, "").strip()
         if not key:
-            raise wrong(f"{where}: the variable {variable} is not set; export {variable}=YOUR_KEY")
+            raise JobError(where, f"the variable {variable} is not set", f"export {variable}=YOUR_KEY")
         if not key.isascii() or not key.isprintable() or " " in key:
-            raise wrong(f"{where}: {variable} holds characters that no key has; copy the key again")
+            raise JobError(where, f"{variable} holds characters that no key has", "copy the key again")
         return key
 
 
@@ -258,17 +259,17 @@ def find_workspace(path: Path | str) -> Workspace:
     folder = given.absolute() if os.path.isdir(given) else given.absolute().parent  # noqa: PTH112
     home = next((above for above in (folder, *folder.parents) if os.path.isfile(above / FILE_NAME)), None)  # noqa: PTH113
     if home is None:
-        return Workspace(folder, WorkspaceFile(), Places(FILE_NAME, {}, {}), has_file=False)
+        return Workspace(folder, WorkspaceFile(), KeyLocations(FILE_NAME, {}, {}), has_file=False)
     file = home / FILE_NAME
     shown = str(file) if given.is_absolute() else os.path.relpath(file)
     read = read_yaml(file, shown)
-    places = Places(shown, read.lines, read.values)
+    locations = KeyLocations(shown, read.lines, read.values)
     try:
-        return Workspace(home, WorkspaceFile.model_validate(read.values), places, has_file=True)
+        return Workspace(home, WorkspaceFile.model_validate(read.values), locations, has_file=True)
     except ValidationError as exc:
         found = mistakes_of(exc, read.values, _rules)
-        first = min(found, key=lambda mistake: (mistake.missing, places.line(mistake.path)))
-        raise wrong(f"{places.at(first.path)}: {first.what}") from exc
+        first = min(found, key=lambda mistake: (mistake.missing, locations.line(mistake.path)))
+        raise JobError(locations.locate(first.path), f"{first.what}") from exc
 
 
 @cache
@@ -281,7 +282,7 @@ def _from_environment(url: str) -> str:
     try:
         return check_address(url) if url else OPENAI_URL
     except ValueError as exc:
-        raise wrong(f"OPENAI_BASE_URL: {exc}") from exc
+        raise JobError("OPENAI_BASE_URL", f"{exc}") from exc
 
 
 def as_one(name: str, members: Sequence[Provider]) -> Provider:

@@ -6,19 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from pipelines.ledger.ledger_file import write_whole
+from pipelines.ledger.ledger_file import write_atomically
 
-LARGE = 128 << 10
+LARGE_ANSWER_BYTES = 128 << 10
 """Bytes: a larger answer lies in a file; so do the answers of one exchange that take more together."""
 
-MARK_BYTES = 16
+FINGERPRINT_BYTES = 16
 """Of a fingerprint."""
 
-PLACED_BYTES = "case when instr(file, '+') then cast(substr(file, instr(file, '+') + 1) as integer) end"
+SHARED_FILE_BYTES_SQL = "case when instr(file, '+') then cast(substr(file, instr(file, '+') + 1) as integer) end"
 """SQL: bytes of a reply that lies with others in a file; null for one in its own."""
 
 
-_ALONE = re.compile(f"../([0-9a-f]{{{2 * MARK_BYTES}}})")
+_ALONE = re.compile(f"../([0-9a-f]{{{2 * FINGERPRINT_BYTES}}})")
 
 
 class AnswerFiles:
@@ -33,25 +33,25 @@ class AnswerFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def put(self, replies: Mapping[bytes, bytes], number: int | None = None) -> dict[bytes, str]:
+    def write(self, replies: Mapping[bytes, bytes], number: int | None = None) -> dict[bytes, str]:
         """The places of those replies, by fingerprint, that are too large for the ledger itself. `number`: they came
         together in the exchange of this number."""
-        if number is not None and len(replies) > 1 and sum(map(len, replies.values())) > LARGE:
+        if number is not None and len(replies) > 1 and sum(map(len, replies.values())) > LARGE_ANSWER_BYTES:
             return self._together(replies, f"{number & 255:02x}/{number:x}")
-        return {mark: self._alone(mark, reply) for mark, reply in replies.items() if len(reply) > LARGE}
+        return {mark: self._alone(mark, reply) for mark, reply in replies.items() if len(reply) > LARGE_ANSWER_BYTES}
 
     def _alone(self, mark: bytes, reply: bytes) -> str:
         name = f"{mark.hex()[:2]}/{mark.hex()}"
-        write_whole(self.folder / name, reply)
+        write_atomically(self.folder / name, reply)
         return name
 
     def _together(self, replies: Mapping[bytes, bytes], name: str) -> dict[bytes, str]:
         places: dict[bytes, str] = {}
-        start = 4 + MARK_BYTES * len(replies)
+        start = 4 + FINGERPRINT_BYTES * len(replies)
         for mark, reply in replies.items():
             places[mark] = f"{name}:{start}+{len(reply)}"
             start += len(reply)
-        write_whole(self.folder / name, b"".join((len(replies).to_bytes(4, "little"), *replies, *replies.values())))
+        write_atomically(self.folder / name, b"".join((len(replies).to_bytes(4, "little"), *replies, *replies.values())))
         return places
 
     def read(self, places: Mapping[bytes, str]) -> dict[bytes, bytes]:
@@ -69,7 +69,7 @@ class AnswerFiles:
                 continue
         return found
 
-    def marks(self, name: str) -> Sequence[bytes]:
+    def fingerprints(self, name: str) -> Sequence[bytes]:
         """The fingerprints of the answers with which a file was written; none where it is gone, or no such file."""
         if alone := _ALONE.fullmatch(name):
             return (bytes.fromhex(alone[1]),)
@@ -77,11 +77,11 @@ class AnswerFiles:
             with (self.folder / name).open("rb") as file:
                 count = int.from_bytes(file.read(4), "little")
                 # Unfinished, it may begin with anything.
-                whole = 4 + MARK_BYTES * count <= os.fstat(file.fileno()).st_size
-                head = file.read(MARK_BYTES * count) if whole else b""
+                whole = 4 + FINGERPRINT_BYTES * count <= os.fstat(file.fileno()).st_size
+                head = file.read(FINGERPRINT_BYTES * count) if whole else b""
         except FileNotFoundError:
             return ()
-        return [head[start : start + MARK_BYTES] for start in range(0, len(head), MARK_BYTES)]
+        return [head[start : start + FINGERPRINT_BYTES] for start in range(0, len(head), FINGERPRINT_BYTES)]
 
     def names(self) -> Iterator[tuple[str, int]]:
         """(name, bytes) of each file."""
@@ -105,7 +105,7 @@ class AnswerFiles:
         (self.folder / name).unlink(missing_ok=True)
 
 
-def file_of(place: str) -> str:
+def file_name(place: str) -> str:
     """The name of the file of a place."""
     return place.partition(":")[0]
 

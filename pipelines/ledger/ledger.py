@@ -18,9 +18,9 @@ import orjson
 
 from connectors.records import RowError
 from pipelines.ledger.answer_files import AnswerFiles
-from pipelines.ledger.entries import Answer, Noted, Settled
-from pipelines.ledger.ledger_file import meta_value, open_ledger_file, plainly
-from pipelines.ledger.write_batch import Group
+from pipelines.ledger.entries import PendingExchange, SettledExchange, StoredAnswer
+from pipelines.ledger.ledger_file import database_errors, get_or_set_meta, open_ledger_file
+from pipelines.ledger.write_batch import WriteBatch
 
 T = TypeVar("T")
 
@@ -34,16 +34,16 @@ class Ledger:
         self._write = open_ledger_file(path)
         self._read = open_ledger_file(path)
         self._read_turn = threading.Lock()
-        with plainly(path), self._write:
+        with database_errors(path), self._write:
             self._write.execute("begin immediate")
-            self.identity = meta_value(self._write, "identity", secrets.token_hex(4))
-            self.writer = int(meta_value(self._write, "writers", "0")) + 1
+            self.identity = get_or_set_meta(self._write, "identity", secrets.token_hex(4))
+            self.writer = int(get_or_set_meta(self._write, "writers", "0")) + 1
             self._write.execute("update meta set value = ? where key = 'writers'", (str(self.writer),))
         self._seq = 0
-        self.busy = 0.0
+        self.write_seconds = 0.0
         """Seconds of writing so far."""
         self._notes = self.writer << 40
-        self._queue: list[tuple[Callable[[Group], Any], asyncio.Future[Any]]] = []
+        self._queue: list[tuple[Callable[[WriteBatch], Any], asyncio.Future[Any]]] = []
         self._arrived = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._write_groups, name="ledger", daemon=True)
@@ -60,39 +60,39 @@ class Ledger:
 
     # Exchanges: noted, then settled.
 
-    def next_note(self) -> int:
+    def next_exchange_id(self) -> int:
         """A number for an exchange about to be noted, unique in this ledger."""
         self._notes += 1
         return self._notes
 
-    def note(self, noted: Noted, day: tuple[str, int] | None = None) -> asyncio.Future[bool]:
+    def record_pending(self, noted: PendingExchange, day: tuple[str, int] | None = None) -> asyncio.Future[bool]:
         """Record that a request is about to be sent. `day`: (date, limit in pico-dollars) of the daily budget, in
         which its worst case is set aside; False (and nothing noted) where it does not fit."""
-        return self._queued(lambda group: group.note(noted, day))
+        return self._queued(lambda group: group.record_pending(noted, day))
 
-    def take_back(self, noted: Noted, day: str | None = None) -> asyncio.Future[None]:
+    def cancel_pending(self, noted: PendingExchange, day: str | None = None) -> asyncio.Future[None]:
         """What was noted was not sent after all; `day`: the date whose budget it was taken from."""
-        return self._queued(lambda group: group.take_back(noted, day))
+        return self._queued(lambda group: group.cancel_pending(noted, day))
 
-    def settle(self, ended: Settled, day: str | None = None) -> asyncio.Future[None]:
+    def settle(self, ended: SettledExchange, day: str | None = None) -> asyncio.Future[None]:
         """Record how a noted exchange ended, and keep its answers; `day`: the date whose budget it was taken from.
 
         What is noted from now on is not noted before this is recorded.
         """
         return self._queued(lambda group: group.settle(ended, day))
 
-    async def keep(self, fingerprint: bytes, leg: int, request: bytes, reply: bytes) -> None:
+    async def store_answer(self, fingerprint: bytes, leg: int, request: bytes, reply: bytes) -> None:
         """Keep an answer that was made of others, or one in another form than it came in."""
-        await self._queued(lambda group: group.keep(leg, [(fingerprint, request, reply, None)]))
+        await self._queued(lambda group: group.store_answers(leg, [(fingerprint, request, reply, None)]))
 
-    async def write_group(self, asked: Sequence[tuple[str, Sequence[Any]]]) -> Sequence[Any]:
+    async def write_batch(self, asked: Sequence[tuple[str, Sequence[Any]]]) -> Sequence[Any]:
         """What several of these methods and write_queued return, as (name, arguments), all committed together."""
         do: Mapping[str, Callable[..., Any]] = {
-            "note": Group.note,
-            "take_back": Group.take_back,
-            "settle": Group.settle,
-            "keep": lambda group, mark, leg, sent, reply: group.keep(leg, [(mark, sent, reply, None)]),
-            "write_queued": lambda group, sql, values: group.at_once(lambda db: db.execute(sql, values) and None),
+            "record_pending": WriteBatch.record_pending,
+            "cancel_pending": WriteBatch.cancel_pending,
+            "settle": WriteBatch.settle,
+            "store_answer": lambda batch, mark, route, sent, reply: batch.store_answers(route, [(mark, sent, reply, None)]),
+            "write_queued": lambda batch, sql, values: batch.run_statement(lambda db: db.execute(sql, values) and None),
         }
         return await self._queued(lambda group: [do[name](group, *given) for name, given in asked])
 
@@ -106,23 +106,23 @@ class Ledger:
             # The lines of a batch may still be answered.
             which = "l.job = ? and not exists (select 1 from batch_lines b where b.note = n.id)"
             group = self._group(db)
-            settled = group.at_once(lambda db: _settle_unknown(db, group, which, (job,)))
+            settled = group.run_statement(lambda db: _settle_unknown(db, group, which, (job,)))
             group.flush()
             self._seq = group.seq
             return len(settled)
 
-    async def recover_notes(self, first: int, last: int) -> Sequence[int]:
+    async def recover_exchanges(self, first: int, last: int) -> Sequence[int]:
         """Settle as `unknown` those of these notes that are not settled; what was reserved for each."""
         return await self._queued(
-            lambda group: group.at_once(
+            lambda group: group.run_statement(
                 lambda db: _settle_unknown(db, group, "n.id between ? and ?", (first, last)),
             )
         )
 
-    def lookup(self, fingerprints: Sequence[bytes]) -> dict[bytes, Answer]:
+    def lookup(self, fingerprints: Sequence[bytes]) -> dict[bytes, StoredAnswer]:
         """The kept answers among these requests."""
         rows: list[tuple[bytes, bytes | None, str | None, str | None, str, int]] = []
-        with plainly(self.path), self._read_turn:
+        with database_errors(self.path), self._read_turn:
             for start in range(0, len(fingerprints), 500):
                 some = fingerprints[start : start + 500]
                 marks = ",".join("?" * len(some))
@@ -133,12 +133,12 @@ class Ledger:
                 )
         in_files = self.files.read({mark: file for mark, _, file, *_ in rows if file is not None})
         return {
-            mark: Answer(in_files.get(mark, reply), _error_of(error), run_id, at)
+            mark: StoredAnswer(in_files.get(mark, reply), _error_of(error), run_id, at)
             for mark, reply, _, error, run_id, at in rows
             if reply is not None or error is not None or mark in in_files
         }
 
-    def as_sent(self, fingerprint: bytes) -> Answer | None:
+    def get_with_request(self, fingerprint: bytes) -> StoredAnswer | None:
         """One kept answer with its request as it was sent."""
         for reply, file, error, run_id, at, request in self.query(
             "select a.reply, a.file, a.error, l.run_id, a.at, a.request from answers a join legs l on l.id = a.leg "
@@ -146,12 +146,12 @@ class Ledger:
             (fingerprint,),
         ):
             whole = reply if file is None else self.files.read({fingerprint: file}).get(fingerprint)
-            return Answer(whole, _error_of(error), run_id, at, request)
+            return StoredAnswer(whole, _error_of(error), run_id, at, request)
         return None
 
     # Runs, commits and what else is told.
 
-    def leg(self, run_id: str, job: str, step: str, provider: str, endpoint: str, model: str) -> int:
+    def register_route(self, run_id: str, job: str, step: str, provider: str, endpoint: str, model: str) -> int:
         """The number under which the exchanges of one step of one run are noted."""
         self.write(
             "insert or ignore into legs (run_id, job, step, provider, endpoint, model) values (?, ?, ?, ?, ?, ?)",
@@ -165,7 +165,7 @@ class Ledger:
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a small read."""
-        with plainly(self.path), self._read_turn:
+        with database_errors(self.path), self._read_turn:
             return self._read.execute(sql, values).fetchall()
 
     def writers(self) -> int:
@@ -175,12 +175,12 @@ class Ledger:
 
     def stream(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """The rows of a large read, on a connection of its own."""
-        with plainly(self.path), closing(open_ledger_file(self.path)) as db:
+        with database_errors(self.path), closing(open_ledger_file(self.path)) as db:
             yield from db.execute(sql, values)
 
     def write(self, sql: str, values: Sequence[Any] = ()) -> None:
         """One small write, committed on return."""
-        with plainly(self.path), closing(self._write_now()) as db, db:
+        with database_errors(self.path), closing(self._write_now()) as db, db:
             db.execute(sql, values)
 
     async def write_queued(self, sql: str, values: Sequence[Any]) -> None:
@@ -189,14 +189,14 @@ class Ledger:
 
     async def write_together(self, write: Callable[[sqlite3.Connection], T]) -> T:
         """What `write` returns, its statements committed together in the order of notes and outcomes."""
-        return await self._queued(lambda group: group.at_once(write))
+        return await self._queued(lambda group: group.run_statement(write))
 
     def _write_now(self) -> sqlite3.Connection:
         return open_ledger_file(self.path)
 
     # The thread that writes: all that is queued goes into one transaction.
 
-    def _queued(self, write: Callable[[Group], T]) -> asyncio.Future[T]:
+    def _queued(self, write: Callable[[WriteBatch], T]) -> asyncio.Future[T]:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         with self._arrived:
             self._queue.append((write, future))
@@ -215,7 +215,7 @@ class Ledger:
             loop, began = queue[0][1].get_loop(), time.perf_counter()
             try:
                 results = self._written([write for write, _ in queue])
-                self.busy += time.perf_counter() - began
+                self.write_seconds += time.perf_counter() - began
                 told: Iterable[tuple[asyncio.Future[Any], Any]] = zip((f for _, f in queue), results, strict=True)
                 loop.call_soon_threadsafe(_resolve, list(told))
             except Exception as exc:  # noqa: BLE001 - whoever waits gets it; a thread that dies would leave them waiting
@@ -223,7 +223,7 @@ class Ledger:
             # Else their answers would be held until the next ones are here.
             queue.clear()
 
-    def _written(self, writes: Sequence[Callable[[Group], Any]]) -> list[Any]:
+    def _written(self, writes: Sequence[Callable[[WriteBatch], Any]]) -> list[Any]:
         """What each of these returns, all committed together."""
         with self._write:
             self._write.execute("begin immediate")
@@ -233,8 +233,8 @@ class Ledger:
         self._seq = group.seq
         return results
 
-    def _group(self, db: sqlite3.Connection) -> Group:
-        return Group(db, self.files, self.writer, self._seq, now_us())
+    def _group(self, db: sqlite3.Connection) -> WriteBatch:
+        return WriteBatch(db, self.files, self.writer, self._seq, now_us())
 
 
 def now_us() -> int:
@@ -254,7 +254,7 @@ def _fail(futures: Sequence[asyncio.Future[Any]], exc: Exception) -> None:
             future.set_exception(exc)
 
 
-def _settle_unknown(db: sqlite3.Connection, group: Group, which: str, values: Sequence[Any]) -> list[int]:
+def _settle_unknown(db: sqlite3.Connection, group: WriteBatch, which: str, values: Sequence[Any]) -> list[int]:
     """What was reserved for each of the exchanges that it finds noted."""
     found = db.execute(
         "select n.id, n.leg, n.attempt, n.keys, n.fingerprints, n.reserved, n.started_at "
@@ -262,7 +262,7 @@ def _settle_unknown(db: sqlite3.Connection, group: Group, which: str, values: Se
         values,
     ).fetchall()
     for note, leg, attempt, keys, fingerprints, reserved, started_at in found:
-        group.settle(Noted(note, leg, attempt, keys.encode(), fingerprints, started_at, reserved).unknown(), None)
+        group.settle(PendingExchange(note, leg, attempt, keys.encode(), fingerprints, started_at, reserved).as_unknown(), None)
     return [reserved or 0 for *_, reserved, _ in found]
 
 

@@ -30,10 +30,10 @@ that of the newest. Version 3 has the tables of 2: an answer's `file` may be a p
 VERSION = 1 + len(MIGRATIONS)
 """Of the file's own schema, kept in SQLite's user_version."""
 
-PATIENCE = 60.0
+BUSY_SECONDS = 60.0
 """Seconds that another process may hold the file."""
 
-MEND = (
+DAMAGE_REMEDY = (
     "nothing was changed: copy it away and mend the copy with `sqlite3 OLD .recover | sqlite3 NEW`, "
     "or move it away to begin a new one (rows in the sink stay done)"
 )
@@ -72,23 +72,24 @@ def open_ledger_file(path: Path) -> sqlite3.Connection:
     """A connection to the ledger, made where there is none; JobError where it is newer or cannot be read."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
-        write_ahead(db, PATIENCE)
+        db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        enable_wal(db, BUSY_SECONDS)
         db.execute("pragma synchronous = normal")
         version = _version(db)
         if version < VERSION:
             _bring_up_to_date(db)
         elif version > VERSION:
             raise JobError(
-                f"{path}: this ledger was written by a newer Rowmill (schema {version}, known here: {VERSION}); "
-                "upgrade with: pip install --upgrade rowmill"
+                path,
+                f"this ledger was written by a newer Rowmill (schema {version}, known here: {VERSION})",
+                "upgrade with: pip install --upgrade rowmill",
             )
     except (sqlite3.DatabaseError, OSError) as exc:
-        raise told(path, exc) from exc
+        raise ledger_error(path, exc) from exc
     return db
 
 
-def write_ahead(db: sqlite3.Connection, patience: float) -> None:
+def enable_wal(db: sqlite3.Connection, patience: float) -> None:
     """Put the file in WAL mode; so many seconds it may be another's, who is making it in this very moment."""
     deadline = time.monotonic() + patience
     while True:
@@ -102,24 +103,24 @@ def write_ahead(db: sqlite3.Connection, patience: float) -> None:
             time.sleep(0.01)
 
 
-def told(path: Path, exc: sqlite3.Error | OSError) -> RowmillError:
+def ledger_error(path: Path, exc: sqlite3.Error | OSError) -> RowmillError:
     """What is wrong with the ledger and what to do about it, in a line."""
     if not isinstance(exc, sqlite3.OperationalError | OSError):
-        return JobError(f"{path}: the ledger cannot be read ({exc}); {MEND}")
+        return JobError(path, f"the ledger cannot be read ({exc})", f"{DAMAGE_REMEDY}")
     if "full" in str(exc):
         return Stopped(f"{path}: disk full; make room and run again")
     return JobError(
-        f"{path}: the ledger cannot be opened ({exc}); see whether its folder is there and can be written to"
+        path, f"the ledger cannot be opened ({exc})", "see whether its folder is there and can be written to"
     )
 
 
 @contextlib.contextmanager
-def plainly(path: Path) -> Iterator[None]:
+def database_errors(path: Path) -> Iterator[None]:
     """What SQLite has to say, as an error for the user."""
     try:
         yield
     except sqlite3.DatabaseError as exc:
-        raise told(path, exc) from exc
+        raise ledger_error(path, exc) from exc
 
 
 def _version(db: sqlite3.Connection) -> int:
@@ -143,14 +144,14 @@ def _bring_up_to_date(db: sqlite3.Connection) -> None:
         raise
 
 
-def meta_value(db: sqlite3.Connection, key: str, default: str) -> str:
+def get_or_set_meta(db: sqlite3.Connection, key: str, default: str) -> str:
     """What the ledger notes about itself under a key; from now on `default` where nothing is."""
     db.execute("insert or ignore into meta values (?, ?)", (key, default))
     (value,) = db.execute("select value from meta where key = ?", (key,)).fetchone()
     return str(value)
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """A file that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")

@@ -10,7 +10,7 @@ import pyarrow as pa
 from connectors.contracts import Commit, Endpoint, Sink, TableShape, UsageMark
 from connectors.records import RowError, Values
 from connectors.tables.schemas import usage_schema
-from pipelines.ledger.entries import Answer
+from pipelines.ledger.entries import StoredAnswer
 from pipelines.ledger.ledger import Ledger
 from pipelines.pricing.prices import usd
 
@@ -24,7 +24,7 @@ ANSWERS = "_answers"
 """The column of a packed commit that names the answers of each row, one a step."""
 
 
-def packed(table: pa.Table) -> bytes | None:
+def encode_table(table: pa.Table) -> bytes | None:
     """An Arrow IPC stream, zstd-compressed; None for an empty table."""
     if not table.num_rows:
         return None
@@ -34,14 +34,14 @@ def packed(table: pa.Table) -> bytes | None:
     return bytes(out.getvalue())
 
 
-def packed_rows(results: pa.Table, answers: Sequence[Sequence[bytes | None]], shape: TableShape) -> bytes | None:
+def encode_rows(results: pa.Table, answers: Sequence[Sequence[bytes | None]], shape: TableShape) -> bytes | None:
     """What is needed to write rows again: all but their outputs, and the answers that these are read from."""
     rows = results.select([name for name in results.column_names if name not in shape.outputs])
     rows = rows.append_column(ANSWERS, pa.array(answers, pa.list_(pa.binary(16))))
-    return packed(rows.replace_schema_metadata({b"outputs": _outputs(shape)}))
+    return encode_table(rows.replace_schema_metadata({b"outputs": _outputs(shape)}))
 
 
-def unpacked(blob: bytes) -> pa.Table:
+def decode_table(blob: bytes) -> pa.Table:
     """The table of a packed commit."""
     with pa.ipc.open_stream(blob) as reader:
         return reader.read_all()
@@ -51,7 +51,7 @@ def _outputs(shape: TableShape) -> bytes:
     return orjson.dumps([[name, str(shape.results.field(name).type)] for name in shape.outputs])
 
 
-def add_usage(ledger: Ledger, sink: Sink, job: str) -> None:
+def append_usage(ledger: Ledger, sink: Sink, job: str) -> None:
     """Append to the usage table the exchanges of the job that are not in it yet."""
     upto: dict[int, int] = {}
     for mark in sink.usage_marks():
@@ -131,10 +131,10 @@ def rebuild(ledger: Ledger, sink: Sink, job: str, sink_name: str, shape: TableSh
         ((rows_blob, errors_blob),) = ledger.query("select rows, errors from commits where id = ?", (commit,))
         results = shape.results.empty_table()
         if result_rows:
-            results = _decoded(ledger, unpacked(rows_blob).take(pa.array(result_rows, pa.int64())), shape, steps)
+            results = _decoded(ledger, decode_table(rows_blob).take(pa.array(result_rows, pa.int64())), shape, steps)
         errors = shape.errors.empty_table()
         if error_rows:
-            errors = unpacked(errors_blob).take(pa.array(error_rows, pa.int64())).cast(shape.errors)
+            errors = decode_table(errors_blob).take(pa.array(error_rows, pa.int64())).cast(shape.errors)
         name = f"{ledger.identity}-{ledger.writer:06d}-again-{part:06d}"
         sink.commit(Commit(results, {}, errors, shape.results.empty_table().select(shape.key)), name)
         count += results.num_rows
@@ -167,7 +167,7 @@ def _newest(
 def _keys(blob: bytes | None, shape: TableShape) -> list[tuple[Any, ...]]:
     if blob is None:
         return []
-    table = unpacked(blob)
+    table = decode_table(blob)
     return list(zip(*(_hashable(table.column(name)) for name in shape.key), strict=True))
 
 
@@ -187,7 +187,7 @@ def _untold(keys: Sequence[tuple[Any, ...]], told: set[tuple[Any, ...]]) -> list
 def _same_outputs(blob: bytes | None, shape: TableShape) -> bool:
     if blob is None:
         return False
-    table = unpacked(blob)
+    table = decode_table(blob)
     carried = [name for name in shape.results.names if name not in shape.outputs]
     return (table.schema.metadata or {}).get(b"outputs") == _outputs(shape) and table.column_names[:-1] == carried
 
@@ -212,7 +212,7 @@ def _decoded(ledger: Ledger, rows: pa.Table, shape: TableShape, steps: Sequence[
     return table.select(shape.results.names).cast(shape.results)
 
 
-def _values(answer: Answer | None, step: Endpoint) -> Values | RowError:
+def _values(answer: StoredAnswer | None, step: Endpoint) -> Values | RowError:
     if answer is None or answer.reply is None:
         return RowError("unknown", "its answer is no longer kept")
     return step.values(answer.reply)

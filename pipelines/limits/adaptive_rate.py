@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import inf, sqrt
 
-from pipelines.limits.sliding_window import SentLately
+from pipelines.limits.sliding_window import SlidingWindow
 
 EASED = 0.985
 """After refusals the pace is this share of what passed just before them."""
@@ -87,7 +87,7 @@ MINUTE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class LearnedRate:
     """What refusals have shown of a key, as it is kept for the next run and told to other processes."""
 
     per_second: float | None
@@ -100,10 +100,10 @@ class Found:
     """Whether the limit is counted over a long time."""
 
 
-NOTHING_FOUND = Found(None, 0.0, FIRST_PLATEAU, False)
+NO_LEARNED_RATE = LearnedRate(None, 0.0, FIRST_PLATEAU, False)
 
 
-class FoundPace:
+class AdaptiveRate:
     """Lowered by refusals to what passes, kept for a while, then raised slowly while it is used and nothing refused.
 
     All is reckoned for the whole key: what a process sends that has a part of it counts for the others' part too.
@@ -118,7 +118,7 @@ class FoundPace:
         """Whether more was tried and was refused again: one refusal alone may be for anything."""
         self.lowerings = 0
         """Since it was confirmed."""
-        self._lately = SentLately()
+        self._lately = SlidingWindow()
         self._passed = 0.0
         self._began = now
         self._ceiling = 0.0
@@ -154,13 +154,13 @@ class FoundPace:
         """Whether the limit was seen to be counted over a long time."""
 
     @property
-    def found(self) -> Found:
+    def found(self) -> LearnedRate:
         """To be kept and told."""
         if not self._confirmed:
-            return NOTHING_FOUND
-        return Found(self.per_second, self._ceiling, self._plateau, self._over_minutes)
+            return NO_LEARNED_RATE
+        return LearnedRate(self.per_second, self._ceiling, self._plateau, self._over_minutes)
 
-    def adopt(self, now: float, found: Found) -> None:
+    def adopt(self, now: float, found: LearnedRate) -> None:
         """What was found elsewhere; what was refused here before says nothing about it."""
         if (found.per_second or inf) < (self.per_second or inf):
             self.anew(now)

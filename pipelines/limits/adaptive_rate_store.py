@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf
 
-from pipelines.limits.adaptive_rate import FIRST_PLATEAU, NOTHING_FOUND, Found
-from pipelines.limits.provider_limiter import Allowance
+from pipelines.limits.adaptive_rate import FIRST_PLATEAU, NO_LEARNED_RATE, LearnedRate
+from pipelines.limits.provider_limiter import ProviderLimiter
 
-BELIEVED_FOR = 8 * 24 * 3600.0
+MAX_RATE_AGE_SECONDS = 8 * 24 * 3600.0
 """Seconds for which a pace is believed that nobody has used since: a job that runs once a week begins with it. It costs
 little if it is wrong: a limit that has been raised is found within a minute."""
 
@@ -20,20 +20,20 @@ TABLE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredRate:
     """A provider's row."""
 
     lowered: int
     """How often anybody has lowered it: who knows another number has missed something."""
-    found: Found
+    rate: LearnedRate
     at: float
     """Seconds since 1970."""
 
 
-class KeptPaces:
+class LearnedRateStore:
     """What this process and the table know of the same keys."""
 
-    def __init__(self, allowances: Mapping[str, Allowance]) -> None:
+    def __init__(self, allowances: Mapping[str, ProviderLimiter]) -> None:
         self._allowances = allowances
         self._seen = dict.fromkeys(allowances, 0)
         """The number that was in the table when it was looked at last."""
@@ -48,28 +48,28 @@ class KeptPaces:
                 continue
             self._seen[key] = kept.lowered
             # The limit may be another by now: more is tried soon, as at the first time.
-            believed = replace(kept.found, plateau=FIRST_PLATEAU)
-            if not 0 <= time.time() - kept.at <= BELIEVED_FOR:
-                believed = NOTHING_FOUND
-            _write(db, key, replace(kept, found=believed))
-            allowance.adopt(believed)
+            believed = replace(kept.rate, plateau=FIRST_PLATEAU)
+            if not 0 <= time.time() - kept.at <= MAX_RATE_AGE_SECONDS:
+                believed = NO_LEARNED_RATE
+            _write(db, key, replace(kept, rate=believed))
+            allowance.load_learned_rate(believed)
 
     def exchange(self, db: sqlite3.Connection) -> None:
         """Tell what was found here, and take what others have found. Within a transaction."""
         for key, allowance in self._allowances.items():
-            mine, lowered = allowance.found, allowance.lowerings != self._lowerings[key]
+            mine, lowered = allowance.learned_rate, allowance.decreases != self._lowerings[key]
             kept = _read(db, key)
-            told = Kept(self._seen[key], NOTHING_FOUND, 0.0) if kept is None else kept
-            agreed = _agreed(mine, lowered, told.found, told.lowered != self._seen[key])
+            told = StoredRate(self._seen[key], NO_LEARNED_RATE, 0.0) if kept is None else kept
+            agreed = _agreed(mine, lowered, told.rate, told.lowered != self._seen[key])
             self._seen[key] = told.lowered + lowered
-            self._lowerings[key] = allowance.lowerings
-            if agreed != told.found or lowered:
-                _write(db, key, Kept(self._seen[key], agreed, time.time()))
+            self._lowerings[key] = allowance.decreases
+            if agreed != told.rate or lowered:
+                _write(db, key, StoredRate(self._seen[key], agreed, time.time()))
             if agreed != mine:
-                allowance.adopt(agreed)
+                allowance.load_learned_rate(agreed)
 
 
-def _agreed(mine: Found, lowered_here: bool, theirs: Found, lowered_there: bool) -> Found:
+def _agreed(mine: LearnedRate, lowered_here: bool, theirs: LearnedRate, lowered_there: bool) -> LearnedRate:
     """Who was refused is right; among those who were not, who has tried more."""
     slower, faster = sorted((mine, theirs), key=lambda found: found.per_second or inf)
     if lowered_here and lowered_there:
@@ -79,13 +79,13 @@ def _agreed(mine: Found, lowered_here: bool, theirs: Found, lowered_there: bool)
     return faster
 
 
-def _write(db: sqlite3.Connection, key: str, kept: Kept) -> None:
-    found = kept.found
+def _write(db: sqlite3.Connection, key: str, kept: StoredRate) -> None:
+    found = kept.rate
     row = (key, kept.lowered, found.per_second, found.ceiling, found.plateau, found.over_minutes, kept.at)
     db.execute("insert or replace into found_paces values (?, ?, ?, ?, ?, ?, ?)", row)
 
 
-def _read(db: sqlite3.Connection, key: str) -> Kept | None:
+def _read(db: sqlite3.Connection, key: str) -> StoredRate | None:
     """What is in the table, as far as it makes sense."""
     row = db.execute(
         "select lowered, per_second, ceiling, plateau, over_minutes, at from found_paces where provider = ?", (key,)
@@ -94,5 +94,5 @@ def _read(db: sqlite3.Connection, key: str) -> Kept | None:
         return None
     lowered, per_second, ceiling, plateau, over_minutes, at = row
     if any(type(value) is not float or not 0 < value < inf for value in (per_second, ceiling, plateau, at)):
-        return Kept(lowered if isinstance(lowered, int) else 0, NOTHING_FOUND, 0.0)
-    return Kept(lowered, Found(per_second, ceiling, plateau, bool(over_minutes)), at)
+        return StoredRate(lowered if isinstance(lowered, int) else 0, NO_LEARNED_RATE, 0.0)
+    return StoredRate(lowered, LearnedRate(per_second, ceiling, plateau, bool(over_minutes)), at)

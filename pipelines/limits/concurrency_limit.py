@@ -6,53 +6,53 @@ from collections import deque
 from collections.abc import Callable
 
 
-class Slots:
+class ConcurrencyLimit:
     """What bounds the requests in flight; the allowance of a key is one."""
 
     def __init__(self, slots: int | None, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._slots = slots
         self.in_flight = 0
-        self._for_slots: deque[asyncio.Future[None]] = deque()
+        self._waiters: deque[asyncio.Future[None]] = deque()
         self.watchers: list[asyncio.Event] = []
         """Set whenever something may be sent that could not be before."""
-        self.waited: set[str] = set()
+        self.contended: set[str] = set()
         """Of requests, tokens and slots, those that somebody waited for since it was emptied last."""
-        self.waits = {"slots": 0.0, "requests": 0.0, "tokens": 0.0, "hold": 0.0}
+        self.wait_seconds = {"slots": 0.0, "requests": 0.0, "tokens": 0.0, "hold": 0.0}
         """Seconds that requests waited here, added up over all of them, by what held them up."""
 
     @property
-    def _full(self) -> bool:
-        return self._slots is not None and (self.in_flight >= self._slots or bool(self._for_slots))
+    def _is_full(self) -> bool:
+        return self._slots is not None and (self.in_flight >= self._slots or bool(self._waiters))
 
-    async def _slot(self) -> None:
+    async def _acquire_slot(self) -> None:
         """Wait for a slot; whoever frees one counts it for the one who waits."""
-        self.waited.add("slots")
+        self.contended.add("slots")
         free = asyncio.get_running_loop().create_future()
-        self._for_slots.append(free)
+        self._waiters.append(free)
         began = self._now()
         try:
             await free
-            self.waits["slots"] += self._now() - began
+            self.wait_seconds["slots"] += self._now() - began
         except asyncio.CancelledError:
             if free.done() and not free.cancelled():
-                self._give_back()
+                self._release_slot()
             raise
 
-    def _fill_slots(self) -> None:
-        while self._for_slots and (self._slots is None or self.in_flight < self._slots):
-            free = self._for_slots.popleft()
+    def _admit_waiters(self) -> None:
+        while self._waiters and (self._slots is None or self.in_flight < self._slots):
+            free = self._waiters.popleft()
             if not free.done():
                 self.in_flight += 1
                 free.set_result(None)
 
-    def _give_back(self) -> None:
+    def _release_slot(self) -> None:
         self.in_flight -= 1
-        self._wake()
+        self._notify()
 
-    def _wake(self) -> None:
+    def _notify(self) -> None:
         """Something may be sent that could not be before."""
-        if self._for_slots:
-            self._fill_slots()
+        if self._waiters:
+            self._admit_waiters()
         for watcher in self.watchers:
             watcher.set()

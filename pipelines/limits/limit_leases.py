@@ -1,4 +1,4 @@
-"""Leases: the processes of a workspace share what a provider's key allows, through a small SQLite table.
+"""LimitLeases: the processes of a workspace share what a provider's key allows, through a small SQLite table.
 
 Each holds a share of the requests and tokens a minute and some of the requests in flight, and renews it twice a
 second: nothing is asked for a single request. What one does not use goes to the others. A share is only ever taken
@@ -15,26 +15,26 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pipelines.ledger.ledger_file import write_ahead
+from pipelines.ledger.ledger_file import enable_wal
 from pipelines.limits.adaptive_rate_store import TABLE as FOUND_PACES
-from pipelines.limits.adaptive_rate_store import KeptPaces
-from pipelines.limits.provider_limiter import Allowance
+from pipelines.limits.adaptive_rate_store import LearnedRateStore
+from pipelines.limits.provider_limiter import ProviderLimiter
 
-RENEWED = 0.5
+RENEW_SECONDS = 0.5
 """Seconds between renewals."""
 
-WANTING = 0.1
+SHORT_RENEW_SECONDS = 0.1
 """Seconds between them while others are yet to give back what is due to this process."""
 
-TURN = 2.0
+ROTATION_SECONDS = 2.0
 """Seconds after which the odd slot, where slots do not divide, goes to the next process."""
 
-SPARE = 1.25
+DEMAND_MARGIN = 1.25
 """A process that waits for nothing keeps so much of what it uses, and SOME of the whole to begin with."""
 
-SOME = 0.02
+MIN_DEMAND = 0.02
 
-SAME_HOLD = 0.25
+PAUSE_TOLERANCE_SECONDS = 0.25
 """Seconds by which the ends of holds differ that are the same: every process reads the clock at its own moment."""
 
 HOLD = "hold"
@@ -50,7 +50,7 @@ _TABLE = (
 
 
 @contextlib.contextmanager
-def leased(folder: Path, allowances: Mapping[str, Allowance]) -> Iterator[None]:
+def share_limits(folder: Path, allowances: Mapping[str, ProviderLimiter]) -> Iterator[None]:
     """Share these allowances, by the name and address of their provider, with other processes meanwhile.
 
     `folder`: the workspace's state. To be entered in a running event loop.
@@ -58,8 +58,8 @@ def leased(folder: Path, allowances: Mapping[str, Allowance]) -> Iterator[None]:
     if not allowances:
         yield
         return
-    leases = Leases(folder, allowances)
-    keeping = asyncio.create_task(leases.keep())
+    leases = LimitLeases(folder, allowances)
+    keeping = asyncio.create_task(leases.run())
     try:
         yield
     finally:
@@ -67,10 +67,10 @@ def leased(folder: Path, allowances: Mapping[str, Allowance]) -> Iterator[None]:
         leases.close()
 
 
-class Leases:
+class LimitLeases:
     """What this process holds of each provider's limits."""
 
-    def __init__(self, folder: Path, allowances: Mapping[str, Allowance]) -> None:
+    def __init__(self, folder: Path, allowances: Mapping[str, ProviderLimiter]) -> None:
         """Takes what is free at once. `folder`: the workspace's state."""
         self._allowances = allowances
         self._locks = folder / "leases"
@@ -80,18 +80,18 @@ class Leases:
         self._lock = os.open(self._locks / self._holder, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._db = _opened(folder / "leases.sqlite")
-        self._needs = Needs(allowances)
-        self._paces = KeptPaces(allowances)
-        self.wanting = False
+        self._needs = Demand(allowances)
+        self._paces = LearnedRateStore(allowances)
+        self.is_short = False
         """Whether others are yet to give back what is due to this process."""
         for allowance in allowances.values():
-            allowance.lease(0.0, 0.0, None if allowance.concurrency is None else 0)
+            allowance.set_share(0.0, 0.0, None if allowance.concurrency is None else 0)
         self.renew(first=True)
 
-    async def keep(self) -> None:
+    async def run(self) -> None:
         """Renew until cancelled."""
         while True:
-            await asyncio.sleep(WANTING if self.wanting else RENEWED)
+            await asyncio.sleep(SHORT_RENEW_SECONDS if self.is_short else RENEW_SECONDS)
             self.renew()
 
     def renew(self, first: bool = False) -> None:
@@ -104,17 +104,17 @@ class Leases:
                 if first:
                     self._paces.begin(self._db)
                 self._paces.exchange(self._db)
-                granted, holds, self.wanting = self._take()
+                granted, holds, self.is_short = self._take()
         except sqlite3.OperationalError:
             # Somebody else is at it, or the disk is full: until the next time all stays as it is.
-            self.wanting = True
+            self.is_short = True
             return
         for key, allowance in self._allowances.items():
             slots = None if allowance.concurrency is None else int(granted[key, "slots"])
-            allowance.lease(granted[key, "requests"], granted[key, "tokens"], slots)
-            if holds[key] > allowance.asked_to_wait + SAME_HOLD:
+            allowance.set_share(granted[key, "requests"], granted[key, "tokens"], slots)
+            if holds[key] > allowance.requested_pause + PAUSE_TOLERANCE_SECONDS:
                 # What one process was asked to wait, all of them wait; it says nothing of this one's pace.
-                allowance.hold(holds[key])
+                allowance.pause_for(holds[key])
 
     def close(self) -> None:
         """Give everything back."""
@@ -149,14 +149,14 @@ class Leases:
             holds[key] = max(
                 (until - now for holder, (until, _) in told.items() if holder != self._holder), default=0.0
             )
-            self._write(key, HOLD, now + allowance.asked_to_wait, 0.0)
+            self._write(key, HOLD, now + allowance.requested_pause, 0.0)
             for kind in KINDS:
                 whole = 1.0 if kind != "slots" else float(allowance.concurrency or 0)
                 others = held.get((key, kind), {})
                 others.pop(self._holder, None)
                 needs = {holder: need for holder, (need, _) in others.items()}
-                needs[self._holder] = self._needs.of[key, kind]
-                due = divided(whole, needs, kind == "slots", now // TURN)[self._holder]
+                needs[self._holder] = self._needs.shares[key, kind]
+                due = fair_shares(whole, needs, kind == "slots", now // ROTATION_SECONDS)[self._holder]
                 free = whole - sum(granted for _, granted in others.values())
                 granted = max(0.0, min(due, free))
                 in_use = granted
@@ -190,12 +190,12 @@ class Leases:
             os.close(descriptor)
 
 
-class Needs:
+class Demand:
     """What somebody needs of each limit: told by what was used and waited for since it was measured last."""
 
-    def __init__(self, allowances: Mapping[str, Allowance]) -> None:
+    def __init__(self, allowances: Mapping[str, ProviderLimiter]) -> None:
         self._allowances = allowances
-        self.of = {(key, kind): 1.0 for key in allowances for kind in KINDS}
+        self.shares = {(key, kind): 1.0 for key in allowances for kind in KINDS}
         """(key, kind) -> share of the whole."""
         self._used = dict.fromkeys(allowances, (0.0, 0.0))
         self._measured_at = time.monotonic()
@@ -206,22 +206,22 @@ class Needs:
         seconds, self._measured_at = max(now - self._measured_at, 0.01), now
         for key, allowance in self._allowances.items():
             used = (allowance.requests.used, allowance.tokens.used)
-            limits = (allowance.kept_per_minute, allowance.tokens_per_minute)
+            limits = (allowance.effective_requests_per_minute, allowance.tokens_per_minute)
             for place, kind in enumerate(KINDS[:2]):
                 limit = limits[place]
                 share = 1.0 if limit is None else (used[place] - self._used[key][place]) * 60 / seconds / limit
-                self._need(key, kind, share, kind in allowance.waited)
-            self._need(key, "slots", allowance.in_flight / (allowance.concurrency or 1), "slots" in allowance.waited)
+                self._need(key, kind, share, kind in allowance.contended)
+            self._need(key, "slots", allowance.in_flight / (allowance.concurrency or 1), "slots" in allowance.contended)
             self._used[key] = used
-            allowance.waited.clear()
+            allowance.contended.clear()
 
     def _need(self, key: str, kind: str, share: float, waited: bool) -> None:
         # A lull of half a second is no reason to give everything away.
-        lately = 0.7 * self.of[key, kind]
-        self.of[key, kind] = 1.0 if waited else min(1.0, max(lately, SPARE * share + SOME))
+        lately = 0.7 * self.shares[key, kind]
+        self.shares[key, kind] = 1.0 if waited else min(1.0, max(lately, DEMAND_MARGIN * share + MIN_DEMAND))
 
 
-def divided(whole: float, needs: Mapping[str, float], seats: bool, turn: float) -> dict[str, float]:
+def fair_shares(whole: float, needs: Mapping[str, float], seats: bool, turn: float) -> dict[str, float]:
     """Who gets how much: at least an equal part or what is needed, if that is less; what nobody needs, in equal parts.
 
     `needs`: shares of the whole. `seats`: in whole numbers; the odd ones go to those whose turn it is.
@@ -258,7 +258,7 @@ def _opened(path: Path) -> sqlite3.Connection:
 def _connected(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=0.1, isolation_level=None)
     db.execute("pragma busy_timeout = 2000")
-    write_ahead(db, 2)
+    enable_wal(db, 2)
     db.execute("pragma synchronous = off")
     db.execute(_TABLE)
     db.execute(FOUND_PACES)

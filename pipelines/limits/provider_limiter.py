@@ -5,20 +5,20 @@ import time
 from collections.abc import Callable
 from math import inf
 
-from pipelines.limits.adaptive_rate import Found, FoundPace
-from pipelines.limits.circuit_breaker import BRIEF, Circuit, Held
-from pipelines.limits.concurrency_limit import Slots
-from pipelines.limits.stated_limits import Limits, StatedLimits, least
-from pipelines.limits.token_bucket import Pace, until
+from pipelines.limits.adaptive_rate import AdaptiveRate, LearnedRate
+from pipelines.limits.circuit_breaker import SHORT_PAUSE_SECONDS, CircuitBreaker, ProviderPaused
+from pipelines.limits.concurrency_limit import ConcurrencyLimit
+from pipelines.limits.stated_limits import RateLimits, StatedLimits, lowest
+from pipelines.limits.token_bucket import TokenBucket, wait_for_event
 
 HEADROOM = 0.993
 """The share of a limit that is used: the rest is for the first burst, and for requests that bunch on the way."""
 
-FIRST_REFUSAL = 0.1
+FIRST_REFUSAL_SECONDS = 0.1
 """Seconds to wait at least after a refusal, in which a provider's bucket fills as much as ours; without a time stated
 it is doubled with each refusal in a row."""
 
-LONGEST_REFUSAL = 5.0
+MAX_REFUSAL_SECONDS = 5.0
 """Seconds between refusals that state no time: limits are counted by the minute, and nothing is billed for them."""
 
 
@@ -26,7 +26,7 @@ LEAST_SHARE = 0.01
 """Of a limit: a process that has less of it can tell nothing about the whole from what it sends."""
 
 
-class Allowance(Slots):
+class ProviderLimiter(ConcurrencyLimit):
     """What one provider's key may send: waits are served in the order in which they came.
 
     `take` gives a permit; `done` follows it, and `succeeded`, `failed` or `refused` tells with it how it went.
@@ -45,15 +45,15 @@ class Allowance(Slots):
         super().__init__(concurrency, now)
         self._stated = StatedLimits((requests_per_minute, tokens_per_minute))
         self.concurrency = concurrency
-        self.requests = Pace()
-        self.tokens = Pace()
+        self.requests = TokenBucket()
+        self.tokens = TokenBucket()
         self._share = (1.0, 1.0)
         self._turn = asyncio.Lock()
         self._moved = asyncio.Event()
         self._held_until = 0.0
         self._longest_wait = longest_wait
-        self._circuit = Circuit(longest_wait, longest_hold)
-        self._found = FoundPace(now())
+        self._circuit = CircuitBreaker(longest_wait, longest_hold)
+        self._found = AdaptiveRate(now())
         self._number = 0
         """Of the last request that was permitted."""
         self._epoch = 0
@@ -68,24 +68,24 @@ class Allowance(Slots):
         """The number of the first request of a burst that was refused; those sent and those refused after it."""
         self._probe: int | None = None
         self._why = "hold"
-        self.left_out: str | None = None
+        self.excluded_reason: str | None = None
         """Why a pool asks this member nothing more; None while it does."""
-        self._repace()
+        self._update_rates()
 
     # What others look at.
 
     @property
-    def open_circuit(self) -> bool:
+    def is_circuit_open(self) -> bool:
         """Whether the provider fails every request; single requests then try whether it is back."""
-        return self._circuit.open
+        return self._circuit.is_open
 
     @property
-    def held_for(self) -> float:
+    def pause_seconds(self) -> float:
         """Seconds until the provider may be asked again."""
-        return max(self.asked_to_wait, self._circuit.held_until - self._now())
+        return max(self.requested_pause, self._circuit.paused_until - self._now())
 
     @property
-    def asked_to_wait(self) -> float:
+    def requested_pause(self) -> float:
         """Seconds of it that follow from a refusal."""
         return max(0.0, self._held_until - self._now())
 
@@ -100,32 +100,32 @@ class Allowance(Slots):
         return self._stated.per_minute[1]
 
     @property
-    def found_per_minute(self) -> float | None:
+    def learned_requests_per_minute(self) -> float | None:
         """The requests a minute that refusals have shown to pass, of them this process's part; None where none had to
         be found."""
         return None if self._found.per_second is None else self._found.per_second * 60 * self._share[0]
 
     @property
-    def kept_per_minute(self) -> float | None:
+    def effective_requests_per_minute(self) -> float | None:
         """The requests a minute of the whole key that are kept to, stated or found."""
         found = self._found.per_second
-        return least(self.requests_per_minute, None if found is None else found * 60)
+        return lowest(self.requests_per_minute, None if found is None else found * 60)
 
     @property
-    def found(self) -> Found:
+    def learned_rate(self) -> LearnedRate:
         """What refusals have shown of the key, for the next run and for other processes."""
         return self._found.found
 
     @property
-    def lowerings(self) -> int:
+    def decreases(self) -> int:
         """How often refusals have lowered the pace here."""
         return self._found.lowerings
 
-    def states(self, kind: str) -> bool:
+    def is_stated_by_provider(self, kind: str) -> bool:
         """Whether the provider itself states the limit that is kept to, of requests or of tokens."""
-        return self._stated.by_provider(kind)
+        return self._stated.is_stated_by_provider(kind)
 
-    def silent_for(self) -> float:
+    def seconds_without_reply(self) -> float:
         """Seconds since the last answer, while every request since then was refused or failed; 0 otherwise."""
         since = self._circuit.silent_since
         return 0.0 if since is None else self._now() - since
@@ -133,16 +133,16 @@ class Allowance(Slots):
     @property
     def delay(self) -> float:
         """Seconds until `take` would give a permit; infinite where that takes an answer first."""
-        if self._full or self._probe is not None or self._shut:
+        if self._is_full or self._probe is not None or self._shut:
             return inf
-        return max(self.held_for, self.requests.delay, self.tokens.delay)
+        return max(self.pause_seconds, self.requests.delay, self.tokens.delay)
 
     @property
-    def blocked(self) -> bool:
+    def is_paused(self) -> bool:
         """Whether it holds all its senders for longer than a moment."""
         if not (self._held_until or self._refusals or self._circuit.failures):
             return False
-        return self.held_for > BRIEF or (self._probe is not None and self.doubtful)
+        return self.pause_seconds > SHORT_PAUSE_SECONDS or (self._probe is not None and self.is_probing)
 
     @property
     def load(self) -> float:
@@ -153,13 +153,13 @@ class Allowance(Slots):
 
     # One request.
 
-    async def take(self, tokens: int, longest: float = inf) -> int:
+    async def acquire(self, tokens: int, longest: float = inf) -> int:
         """Wait until one request of so many tokens may be sent; the permit that `done` gives back.
 
         Held where the provider holds its senders for more than `longest` seconds, or for who knows how long.
         """
-        if self._full:
-            await self._slot()
+        if self._is_full:
+            await self._acquire_slot()
         else:
             self.in_flight += 1
         try:
@@ -167,16 +167,16 @@ class Allowance(Slots):
                 began = self._now()
                 async with self._turn:
                     await self._may_send(longest)
-                    await self._paid()
+                    await self._wait_for_tokens()
                     # A refusal may have come in while this one waited for its turn.
                     await self._may_send(longest)
-                    self.requests.charge(1)
-                    self.tokens.charge(tokens)
+                    self.requests.consume(1)
+                    self.tokens.consume(tokens)
                     if not self._resumed:
                         self._resume()
-                    if self.doubtful:
+                    if self.is_probing:
                         self._probe = self._epoch = self._number + 1
-                self.waits[self._why] += self._now() - began
+                self.wait_seconds[self._why] += self._now() - began
             else:
                 self.requests.used += 1
                 self.tokens.used += tokens
@@ -185,59 +185,59 @@ class Allowance(Slots):
             self._sent_since += 1
             self._found.sent(self._now())
         except BaseException:
-            self._give_back()
+            self._release_slot()
             raise
         return permit
 
-    def done(self, permit: int, reserved: int, used: int | None) -> None:
+    def release(self, permit: int, reserved: int, used: int | None) -> None:
         """The request has ended; `used`: its tokens, None where the reply did not tell."""
         if used is not None:
             self.tokens.settle(reserved, used)
         if permit == self._probe:
             self._probe = None
-        self._give_back()
+        self._release_slot()
 
-    def unsent(self, tokens: int) -> None:
+    def cancel(self, tokens: int) -> None:
         """What was permitted will not be sent after all."""
         self.requests.settle(1, 0)
         self.tokens.settle(tokens, 0)
 
-    def succeeded(self, permit: int) -> None:
+    def record_success(self, permit: int) -> None:
         """A request was answered: the provider lives."""
         now = self._now()
         if self._circuit.silent_since is not None:
-            self._circuit.answered()
-            self._wake()
+            self._circuit.record_reply()
+            self._notify()
         gap = self._found.answered(now)
         if self._refusals and permit >= self._epoch:
             # Few that were sent after the refused one tell nothing: then by refusals in a row.
             blocked = self._refusals >= 3 if self._sent_after < 5 else 2 * self._refused_after >= self._sent_after
             self._refusals = 0
             self._found.unblocked(now, gap, blocked)
-            self._repace()
-            self._wake()
+            self._update_rates()
+            self._notify()
         elif self._found.per_second is not None and self._found.raise_slowly(now, self._stated_pace):
-            self._repace()
+            self._update_rates()
 
-    def failed(self, permit: int, no_server: bool = False) -> bool:
+    def record_failure(self, permit: int, no_server: bool = False) -> bool:
         """A request found no server or a failing one; whether that happened while the circuit was open."""
-        was_open = self._circuit.failed(self._now(), no_server, stale=permit < self._epoch)
-        if self._circuit.open and not was_open:
+        was_open = self._circuit.record_failure(self._now(), no_server, stale=permit < self._epoch)
+        if self._circuit.is_open and not was_open:
             self._epoch = self._number + 1
-        self._wake()
+        self._notify()
         return was_open
 
-    def refused(self, permit: int, retry_after: float | None) -> None:
+    def record_refusal(self, permit: int, retry_after: float | None) -> None:
         """A 429: nobody sends until it is over. Without a time stated, the wait doubles with each in a row."""
         now = self._now()
-        self._circuit.unanswered(now)
+        self._circuit.record_no_reply(now)
         fresh = permit >= self._epoch
         self._found.refused(now, first=fresh)
         self._refused_since += permit >= self._since
         self._refused_after += permit > self._refused_first
         if not fresh or (not self._refusals and self._found.unrelated(now)):
             # One burst lowers the pace once, and one without regard to the pace never; the longest wait counts.
-            self.hold(retry_after or 0.0)
+            self.pause_for(retry_after or 0.0)
             return
         self._epoch = self._number + 1
         if not self._refusals:
@@ -246,47 +246,47 @@ class Allowance(Slots):
         self._resumed = False
         # Told a time, it is taken at its word three times; then it waits longer than told.
         doubled = self._refusals - (1 if retry_after is None else 3)
-        least = min(self._longest_wait, LONGEST_REFUSAL, FIRST_REFUSAL * 2.0 ** min(max(doubled, 0), 20))
-        self.hold(max(retry_after or 0.0, least))
-        self._wake()
+        least = min(self._longest_wait, MAX_REFUSAL_SECONDS, FIRST_REFUSAL_SECONDS * 2.0 ** min(max(doubled, 0), 20))
+        self.pause_for(max(retry_after or 0.0, least))
+        self._notify()
 
-    def hold(self, seconds: float) -> None:
+    def pause_for(self, seconds: float) -> None:
         """Send nothing for so long at least; that alone says nothing of the pace."""
         self._held_until = max(self._held_until, self._now() + seconds)
 
     # What the provider states, and what other processes leave.
 
-    def learn(self, limits: Limits, left: Limits = (None, None), of: object = None) -> None:
+    def update_from_headers(self, limits: RateLimits, left: RateLimits = (None, None), of: object = None) -> None:
         """The provider's own limits of requests and tokens a minute and what is left of them, from its headers.
 
         They are kept to where they are lower than what was configured. `of`: what they are told for, such as a model:
         where they differ, the lowest counts.
         """
-        if self._stated.learn(limits, of) and self._repace():
+        if self._stated.update(limits, of) and self._update_rates():
             self._found.anew(self._now())
-            self._calm()
-        if left == (None, None) or not self._stated.used_by_others(limits, left):
+            self._drain_burst()
+        if left == (None, None) or not self._stated.is_shared_with_others(limits, left):
             return
         stated, pace = self._stated_pace, self._pace
         if stated is not None and pace is not None:
             self._found.ease(self._now(), pace, stated / 2)
-            self._repace()
+            self._update_rates()
 
-    def lease(self, requests: float, tokens: float, slots: int | None) -> None:
+    def set_share(self, requests: float, tokens: float, slots: int | None) -> None:
         """The shares of the limits that this process may use, and how many requests it may have in flight."""
         if (requests, tokens) != self._share or slots != self._slots:
             self._share, self._slots = (requests, tokens), slots
             self._found.share = max(requests, LEAST_SHARE)
-            self._repace()
-            self._wake()
+            self._update_rates()
+            self._notify()
 
-    def adopt(self, found: Found) -> None:
+    def load_learned_rate(self, found: LearnedRate) -> None:
         """What refusals have shown to an earlier run or another process."""
         lower = (found.per_second or inf) < (self._found.per_second or inf)
         self._found.adopt(self._now(), found)
-        self._repace()
+        self._update_rates()
         if lower:
-            self._calm()
+            self._drain_burst()
 
     # Within.
 
@@ -308,9 +308,9 @@ class Allowance(Slots):
         return self.requests.per_second == 0 or self.tokens.per_second == 0
 
     @property
-    def doubtful(self) -> bool:
+    def is_probing(self) -> bool:
         """Whether single requests must show that something passes."""
-        return self._circuit.open or self._refusals > 1 or (self._refusals == 1 and self.requests.per_second is None)
+        return self._circuit.is_open or self._refusals > 1 or (self._refusals == 1 and self.requests.per_second is None)
 
     @property
     def _stated_pace(self) -> float | None:
@@ -320,7 +320,7 @@ class Allowance(Slots):
     @property
     def _pace(self) -> float | None:
         """Requests a second of the whole key."""
-        return least(self._stated_pace, self._found.per_second)
+        return lowest(self._stated_pace, self._found.per_second)
 
     def _resume(self) -> None:
         """The first request after a refusal leaves: by now all that were sent with the refused one have come back."""
@@ -329,7 +329,7 @@ class Allowance(Slots):
             self._refusals = 1
         if self._refusals == 1:
             self._found.lower(self._now(), self._pace, self._sent_since, self._refused_since)
-            self._repace()
+            self._update_rates()
         else:
             self._found.tried(self._now())
         self._resumed = True
@@ -337,30 +337,30 @@ class Allowance(Slots):
 
     async def _may_send(self, longest: float) -> None:
         while True:
-            if longest < inf and self.blocked:
-                raise Held
+            if longest < inf and self.is_paused:
+                raise ProviderPaused
             self._moved.clear()
-            if (pause := self.held_for) > 0:
+            if (pause := self.pause_seconds) > 0:
                 self._why = "hold"
-                await until(self._moved, pause)
-            elif self._shut or (self._probe is not None and self.doubtful):
+                await wait_for_event(self._moved, pause)
+            elif self._shut or (self._probe is not None and self.is_probing):
                 self._why = "hold"
                 if self._shut:
                     self._why = "requests" if self.requests.per_second == 0 else "tokens"
-                    self.waited.add(self._why)
-                await until(self._moved, None)
+                    self.contended.add(self._why)
+                await wait_for_event(self._moved, None)
             else:
                 self._held_until = 0.0
                 return
 
-    async def _paid(self) -> None:
+    async def _wait_for_tokens(self) -> None:
         for kind, pace in (("requests", self.requests), ("tokens", self.tokens)):
-            if not pace.ready:
-                self.waited.add(kind)
+            if not pace.is_ready:
+                self.contended.add(kind)
                 self._why = kind
-                await pace.paid()
+                await pace.wait()
 
-    def _repace(self) -> bool:
+    def _update_rates(self) -> bool:
         """Keep to what is known now; whether that changed anything."""
         before = (self.requests.per_second, self.tokens.per_second)
         requests, tokens = self._pace, self.tokens_per_minute
@@ -368,12 +368,12 @@ class Allowance(Slots):
         self.tokens.per_second = None if tokens is None else tokens / 60 * HEADROOM * self._share[1]
         return before != (self.requests.per_second, self.tokens.per_second)
 
-    def _calm(self) -> None:
+    def _drain_burst(self) -> None:
         """What was sent before at another pace says nothing about this one."""
         self._epoch = self._number + 1
-        self.requests.calm()
-        self.tokens.calm()
+        self.requests.drain()
+        self.tokens.drain()
 
-    def _wake(self) -> None:
+    def _notify(self) -> None:
         self._moved.set()
-        super()._wake()
+        super()._notify()

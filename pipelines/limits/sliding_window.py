@@ -6,7 +6,7 @@ REMEMBERED = 120.0
 """Seconds."""
 
 
-class SentLately:
+class SlidingWindow:
     """Counts, reckoned for the whole key."""
 
     def __init__(self) -> None:

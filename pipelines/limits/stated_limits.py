@@ -8,31 +8,31 @@ PLENTY = 0.1
 
 KINDS = ("requests", "tokens")
 
-Limits = tuple[float | None, float | None]
+RateLimits = tuple[float | None, float | None]
 """Requests and tokens, a minute or what is left of them; None: unknown."""
 
 
 class StatedLimits:
     """What is kept to, of what was configured and stated, whichever is lower."""
 
-    def __init__(self, configured: Limits) -> None:
+    def __init__(self, configured: RateLimits) -> None:
         self._configured = configured
-        self._told: dict[object, Limits] = {}
+        self._told: dict[object, RateLimits] = {}
         self._plenty: set[str] = set()
         self.per_minute = configured
 
-    def learn(self, limits: Limits, of: object) -> bool:
+    def update(self, limits: RateLimits, of: object) -> bool:
         """From headers; whether that is news. `of`: what they are told for, such as a model: where they differ, the
         lowest counts."""
         if limits == (None, None) or self._told.get(of) == limits:
             return False
         self._told[of] = limits
-        requests = least(self._configured[0], *(told[0] for told in self._told.values()))
-        tokens = least(self._configured[1], *(told[1] for told in self._told.values()))
+        requests = lowest(self._configured[0], *(told[0] for told in self._told.values()))
+        tokens = lowest(self._configured[1], *(told[1] for told in self._told.values()))
         self.per_minute = (requests, tokens)
         return True
 
-    def used_by_others(self, limits: Limits, left: Limits) -> bool:
+    def is_shared_with_others(self, limits: RateLimits, left: RateLimits) -> bool:
         """Whether so little is left of what there once was plenty of that somebody else uses the key as well."""
         others = False
         for kind, limit, remaining in zip(KINDS, limits, left, strict=True):
@@ -44,13 +44,13 @@ class StatedLimits:
                 others |= kind in self._plenty and remaining < LITTLE_LEFT * limit
         return others
 
-    def by_provider(self, kind: str) -> bool:
+    def is_stated_by_provider(self, kind: str) -> bool:
         """Whether the provider itself states the limit that is kept to."""
         place = KINDS.index(kind)
         kept = self.per_minute[place]
         return kept is not None and kept != self._configured[place]
 
 
-def least(*limits: float | None) -> float | None:
+def lowest(*limits: float | None) -> float | None:
     """The lowest of those that are known."""
     return min((limit for limit in limits if limit is not None), default=None)

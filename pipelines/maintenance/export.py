@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from connectors.errors import JobError
 from connectors.tables.schemas import usage_schema
-from pipelines.ledger.answer_files import PLACED_BYTES
+from pipelines.ledger.answer_files import SHARED_FILE_BYTES_SQL
 from pipelines.ledger.ledger import Ledger
 from pipelines.pricing.prices import usd
 
@@ -73,7 +73,7 @@ def export(ledger: Ledger, target: Path) -> dict[Path, int]:
         "answers": (
             _ANSWERS,
             "select a.fingerprint, l.run_id, l.job, l.step, l.provider, l.endpoint, l.model, a.at, length(a.request), "
-            f"coalesce(length(a.reply), {PLACED_BYTES}), a.file is not null, a.error from answers a "
+            f"coalesce(length(a.reply), {SHARED_FILE_BYTES_SQL}), a.file is not null, a.error from answers a "
             "join legs l on l.id = a.leg order by a.id",
         ),
     }
@@ -104,7 +104,7 @@ def _written(ledger: Ledger, path: Path, schema: pa.Schema, sql: str) -> int:
                 count += len(rows)
         unfinished.replace(path)
     except OSError as exc:
-        raise JobError(f"{path}: cannot be written ({exc.strerror}); choose another place with -o") from exc
+        raise JobError(path, f"cannot be written ({exc.strerror})", "choose another place with -o") from exc
     return count
 
 

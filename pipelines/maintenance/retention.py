@@ -12,11 +12,11 @@ from typing import Any
 from connectors.errors import JobError
 from pipelines.config.workspace import Workspace
 from pipelines.config.yaml_reader import read_yaml
-from pipelines.ledger.answer_files import PLACED_BYTES, file_of
+from pipelines.ledger.answer_files import SHARED_FILE_BYTES_SQL, file_name
 from pipelines.ledger.ledger import Ledger, now_us
-from pipelines.ledger.projection import ANSWERS, unpacked
+from pipelines.ledger.projection import ANSWERS, decode_table
 from pipelines.pricing.prices import usd
-from pipelines.reporting.status_queries import moment
+from pipelines.reporting.status_queries import iso_time
 from pipelines.runtime.locks import job_lock
 
 AT_ONCE = 500
@@ -26,7 +26,7 @@ _UNITS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
 @dataclass(frozen=True, slots=True)
-class Pruned:
+class PruneResult:
     """What was (or, on trial, would be) dropped."""
 
     answers: int
@@ -34,11 +34,11 @@ class Pruned:
     """Notes of what was committed, from which `rebuild` writes rows again."""
     freed_bytes: int
     """By which the ledger and its files became smaller; on trial, what the answers take."""
-    spared: tuple[str, ...]
+    protected_jobs: tuple[str, ...]
     """Jobs whose answers stay, since a run of theirs is open."""
 
 
-def shown(ledger: Ledger) -> dict[str, Any]:
+def ledger_summary(ledger: Ledger) -> dict[str, Any]:
     """What the ledger holds, as a whole and by job."""
     ((answers, answer_bytes, oldest, in_files),) = ledger.query(
         "select count(*), sum(coalesce(length(request), 0) + coalesce(length(reply), 0)), min(at), count(file) "
@@ -48,7 +48,7 @@ def shown(ledger: Ledger) -> dict[str, Any]:
     ((exchanges,),) = ledger.query("select count(*) from exchanges")
     by_job = ledger.query(
         "with a as (select l.job, count(*) n, "
-        f"sum(coalesce(length(a.request), 0) + coalesce(length(a.reply), {PLACED_BYTES}, 0)) b, "
+        f"sum(coalesce(length(a.request), 0) + coalesce(length(a.reply), {SHARED_FILE_BYTES_SQL}, 0)) b, "
         "min(a.at) o from answers a join legs l on l.id = a.leg group by 1), "
         "e as (select l.job, count(*) n, sum(e.cost) c, max(e.started_at) last from exchanges e "
         "join legs l on l.id = e.leg group by 1), "
@@ -63,7 +63,7 @@ def shown(ledger: Ledger) -> dict[str, Any]:
         "answers": answers,
         "answers_in_files": in_files,
         "bytes_per_answer": round(((answer_bytes or 0) + file_bytes) / answers) if answers else None,
-        "oldest_answer": None if oldest is None else moment(oldest),
+        "oldest_answer": None if oldest is None else iso_time(oldest),
         "exchanges": exchanges,
         "jobs": [
             {
@@ -72,25 +72,25 @@ def shown(ledger: Ledger) -> dict[str, Any]:
                 "open_runs": open_runs,
                 "exchanges": sent or 0,
                 "cost_usd": None if cost is None else usd(cost),
-                "last_request": None if last is None else moment(last),
+                "last_request": None if last is None else iso_time(last),
                 "answers": count or 0,
                 "answer_bytes": size or 0,
-                "oldest_answer": None if first is None else moment(first),
+                "oldest_answer": None if first is None else iso_time(first),
             }
             for job, runs, open_runs, sent, cost, last, count, size, first in by_job
         ],
     }
 
 
-def seconds_of(age: str) -> int:
+def age_seconds(age: str) -> int:
     """The seconds of `90d`, `12h` or `6w`."""
     found = re.fullmatch(r"(\d{1,6})([hdw])", age)
     if found is None:
-        raise JobError(f"--older-than {age}: no age; write hours, days or weeks, e.g. 90d")
+        raise JobError(f"--older-than {age}", "no age", "write hours, days or weeks, e.g. 90d")
     return int(found[1]) * _UNITS[found[2]]
 
 
-def gone_jobs(workspace: Workspace, ledger: Ledger) -> list[str]:
+def orphaned_jobs(workspace: Workspace, ledger: Ledger) -> list[str]:
     """Jobs of the ledger that no file of the workspace describes any more."""
     there: set[str] = set()
     for path in _yaml_files(workspace):
@@ -98,7 +98,9 @@ def gone_jobs(workspace: Workspace, ledger: Ledger) -> list[str]:
             name = read_yaml(path, str(path)).values.get("name")
         except JobError as exc:
             # It may be the file of one of them.
-            raise JobError(f"{exc} (until then it is not known which jobs are gone)") from exc
+            raise JobError(
+                exc.where, exc.found, f"{exc.remedy} (until then it is not known which jobs are gone)"
+            ) from exc
         if isinstance(name, str):
             there.add(name)
     return [job for (job,) in ledger.query("select distinct job from runs order by job") if job not in there]
@@ -111,12 +113,12 @@ def prune(
     jobs: Sequence[str] | None,
     answers_only: bool,
     dry_run: bool,
-) -> Pruned:
+) -> PruneResult:
     """Drop answers, and the notes of commits as old; Locked while a run is under way. `jobs` None: of all jobs."""
     known = [job for (job,) in ledger.query("select distinct job from runs order by job")]
     for job in jobs or ():
         if job not in known:
-            raise JobError(f"--job {job}: the ledger knows no such job; see them: rowmill ledger show")
+            raise JobError(f"--job {job}", "the ledger knows no such job", "see them: rowmill ledger show")
     before = now_us() - (0 if older_than is None else round(older_than.total_seconds() * 1e6))
     with contextlib.ExitStack() as locks:
         # Of all jobs: the file is written anew as a whole.
@@ -143,7 +145,7 @@ def prune(
             ledger.write("vacuum")
             ledger.write("pragma wal_checkpoint(truncate)")
             taken = weighed - _weight(ledger)
-    return Pruned(answers, commits, max(0, taken), spared)
+    return PruneResult(answers, commits, max(0, taken), spared)
 
 
 def drop_committed(ledger: Ledger, job: str, sink_name: str) -> int:
@@ -157,7 +159,7 @@ def drop_committed(ledger: Ledger, job: str, sink_name: str) -> int:
         "select id from commits where job = ? and sink = ? and rows is not null", (job, sink_name)
     ):
         ((rows,),) = ledger.query("select rows from commits where id = ?", (commit,))
-        marks = {mark for row in unpacked(rows).column(ANSWERS).to_pylist() for mark in row if mark is not None}
+        marks = {mark for row in decode_table(rows).column(ANSWERS).to_pylist() for mark in row if mark is not None}
         found: list[tuple[int, str | None]] = []
         for some in _groups(sorted(marks)):
             found += ledger.query(
@@ -200,7 +202,7 @@ def _delete(ledger: Ledger, answers: Sequence[tuple[int, str | None]]) -> None:
     """Drop these (id, file)."""
     ids = [answer for answer, _ in answers]
     # Files first: an answer without its file counts as not kept, a file without its answer would stay for long.
-    for name in {file_of(file) for _, file in answers if file is not None}:
+    for name in {file_name(file) for _, file in answers if file is not None}:
         if not _needed(ledger, name, frozenset(ids)):
             ledger.files.remove(name)
     ledger.write(f"delete from answers where id in ({_marks(ids)})", ids)
@@ -209,8 +211,8 @@ def _delete(ledger: Ledger, answers: Sequence[tuple[int, str | None]]) -> None:
 def _needed(ledger: Ledger, name: str, without: frozenset[int] = frozenset()) -> bool:
     """Whether a file holds an answer that is kept, other than those without which it is to be thought."""
     return any(
-        file_of(file) == name and answer not in without
-        for some in _groups(ledger.files.marks(name))
+        file_name(file) == name and answer not in without
+        for some in _groups(ledger.files.fingerprints(name))
         for answer, file in ledger.query(
             f"select id, file from answers where file is not null and fingerprint in ({_marks(some)})", some
         )

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from connectors.tokens import count_tokens
 from pipelines.ledger.ledger import Ledger
-from pipelines.preparation.prepared_job import ReadyStep
+from pipelines.preparation.prepared_job import PreparedStep
 
 USUAL_TOKENS = 150
 """Of an answer in plain text, where nothing tells better."""
@@ -36,7 +36,7 @@ class Likely:
     """Whether nothing tells the length, neither earlier answers nor declared types."""
 
 
-def likely(ledger: Ledger, job: str, step: ReadyStep) -> Likely:
+def likely(ledger: Ledger, job: str, step: PreparedStep) -> Likely:
     """How long the step's answers will be: as the earlier ones were, else as their types say, else a guess."""
     bound = step.endpoint.output_bound
     seen, mean, least, latency = _earlier(ledger, job, step)
@@ -62,7 +62,7 @@ def likely(ledger: Ledger, job: str, step: ReadyStep) -> Likely:
     return Likely(fewest, usual, bound, seen if seen >= ENOUGH else 0, latency, schema is None and seen < ENOUGH)
 
 
-def stand_ins(step: ReadyStep, likely: Likely, place: int) -> list[Any]:
+def stand_ins(step: PreparedStep, likely: Likely, place: int) -> list[Any]:
     """Values for the step's columns in a row whose answer is not there yet; `place` turns through the values of an
     enum, so that a later `when` passes as many rows as if all were equally frequent."""
     schema = _output(step) or {}
@@ -74,7 +74,7 @@ def stand_ins(step: ReadyStep, likely: Likely, place: int) -> list[Any]:
     ]
 
 
-def _earlier(ledger: Ledger, job: str, step: ReadyStep) -> tuple[int, float, float, float | None]:
+def _earlier(ledger: Ledger, job: str, step: PreparedStep) -> tuple[int, float, float, float | None]:
     """(answers, mean output tokens, fewest, mean latency) of the step's exchanges that brought answers."""
     ((seen, mean, least, latency),) = ledger.query(
         "select count(e.output_tokens), avg(e.output_tokens), min(e.output_tokens), avg(e.latency_ms) "
@@ -85,7 +85,7 @@ def _earlier(ledger: Ledger, job: str, step: ReadyStep) -> tuple[int, float, flo
     return seen, float(mean or 0), float(least or 0), latency
 
 
-def _latency_elsewhere(ledger: Ledger, step: ReadyStep) -> float | None:
+def _latency_elsewhere(ledger: Ledger, step: PreparedStep) -> float | None:
     """What answers of the same model took in other steps and jobs."""
     model = step.model
     ((latency,),) = ledger.query(
@@ -96,7 +96,7 @@ def _latency_elsewhere(ledger: Ledger, step: ReadyStep) -> float | None:
     return None if latency is None else float(latency)
 
 
-def _output(step: ReadyStep) -> Mapping[str, Any] | None:
+def _output(step: PreparedStep) -> Mapping[str, Any] | None:
     """The declared types as one object; None for answers in plain text."""
     declared = getattr(step.model, "output", None)
     if not isinstance(declared, Mapping):

@@ -13,8 +13,8 @@ from connectors.tokens import count_tokens, is_exact
 from pipelines.config.batch_rules import BATCHED
 from pipelines.dispatch.provider_routes import TEXT_BYTES, step_price
 from pipelines.planning.answer_estimates import Likely
-from pipelines.preparation.prepared_job import ReadyJob, ReadyStep
-from pipelines.pricing.prices import CACHED_FROM, Price, batch_price, cost, worst_cost
+from pipelines.preparation.prepared_job import PreparedJob, PreparedStep
+from pipelines.pricing.prices import CACHED_FROM, Price, batch_price, cost, max_cost
 
 MORE_IF_EXACT = 1.1
 """A provider counts schemas, tools and what frames a dialogue in ways of its own: so much more than was counted."""
@@ -49,7 +49,7 @@ class Rates:
     """Whether an answer that does not fit is asked to be mended, which costs another turn."""
 
     @classmethod
-    def of(cls, ready: ReadyJob, step: ReadyStep) -> Self:
+    def of(cls, ready: PreparedJob, step: PreparedStep) -> Self:
         """The rates of one step."""
         price = step_price(ready, step)
         return cls(
@@ -110,7 +110,7 @@ class Bill:
         else:
             tokens = max(tokens, len(request.body))
         bound = request.output_bound
-        once = worst_cost(
+        once = max_cost(
             self.rates.price,
             tokens if request.input_tokens else 0,
             bound,
@@ -120,7 +120,7 @@ class Bill:
         )
         if not self.rates.mends or bound is None:
             return once
-        return _plus(once, worst_cost(self.rates.price, tokens + bound + MENDING_TOKENS, bound))
+        return _plus(once, max_cost(self.rates.price, tokens + bound + MENDING_TOKENS, bound))
 
 
 def _framed(request: Request, model: str) -> int:

@@ -15,7 +15,7 @@ from pipelines.planning.dry_run import Looked, Reckoned, look
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, prepare_job, with_location
 from pipelines.preparation.schema_evolution import has_keys, schema_refusal, sink_types
 from pipelines.pricing.prices import usd
-from pipelines.runtime.services import opened_ledger
+from pipelines.runtime.services import open_workspace_ledger
 
 LEDGER_BYTES = 420
 """What the ledger and the usage table take for one exchange, besides request and answer."""
@@ -116,8 +116,8 @@ def plan_of(loaded: LoadedJob) -> Plan:
     """The plan of one job; no call is made."""
     workspace = loaded.workspace
     with (
-        opened_ledger(workspace) as ledger,
-        prepare_job(loaded, workspace, ledger, exact_tokens=True, types_of=sink_types) as ready,
+        open_workspace_ledger(workspace) as ledger,
+        prepare_job(loaded, ledger, exact_tokens=True, sink_types=sink_types) as ready,
     ):
         refused = schema_refusal(ready)
         ready.selection.load_sink_state(ready.sink if ready.job.sink.write != "replace" and has_keys(ready) else None)

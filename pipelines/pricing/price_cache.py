@@ -13,7 +13,7 @@ import orjson
 from pipelines.pricing.prices import Price, Tier, published_price
 
 
-def remembered_price(model: str, file: Path) -> Price | None:
+def cached_published_price(model: str, file: Path) -> Price | None:
     """The model's published price; looked up again each day, and where the list of prices has changed."""
     edition = _edition()
     known = _read(file).get(model)

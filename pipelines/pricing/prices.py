@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from connectors.errors import FieldError
+
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
 
@@ -104,7 +106,7 @@ class PriceEntry(BaseModel):
     @model_validator(mode="after")
     def _says_something(self) -> Self:
         if all(rate is None for _, rate in self):
-            raise ValueError("a price without a number; name at least one, such as input_per_million")
+            raise FieldError("a price without a number", "name at least one, such as input_per_million")
         return self
 
     def price(self) -> Price:
@@ -114,7 +116,7 @@ class PriceEntry(BaseModel):
         return Price(given, cached, made, image, minute, characters)
 
 
-def price_of(
+def resolve_price(
     model: str,
     provider_prices: Mapping[str, PriceEntry],
     workspace_prices: Mapping[str, PriceEntry],
@@ -192,7 +194,7 @@ def cost(price: Price | None, usage: Usage) -> int | None:
     return _total(price, tokens, counted, bool(read or written), seconds, characters, images)
 
 
-def worst_cost(
+def max_cost(
     price: Price | None,
     input_tokens: int,
     output_bound: int | None,

@@ -77,12 +77,13 @@ async def run(
             raise
     out, err = said.result()
     if not out:
-        shown.end("ended without a word")
+        shown.end("the process ended without a report")
         raise RuntimeError(f"{job}: ended with exit code {process.returncode}: {err.decode(errors='replace').strip()}")
     report = RunReport.from_json(orjson.loads(out.splitlines()[-1]))
     if report.rows is None:
         shown.end(str(report.stopped))
-        raise (Locked if report.exit_code == Locked.exit_code else JobError)(str(report.stopped))
+        message = str(report.stopped)
+        raise Locked(message) if report.exit_code == Locked.exit_code else JobError("", message)
     shown.end(f"{report.rows_ok:,} of {report.rows:,} rows done in {report.seconds:.1f} s")
     return report
 

@@ -13,7 +13,7 @@ from pipelines.preparation.prepared_job import PreparedJob, prepare_job
 from pipelines.preparation.row_selection import key_text
 from pipelines.pricing.prices import usd
 from pipelines.reporting.status_queries import iso_time
-from pipelines.runtime.services import opened_ledger
+from pipelines.runtime.services import open_workspace_ledger
 
 LONGEST_LIST = 8
 """Numbers of a vector that are shown."""
@@ -22,13 +22,13 @@ LONGEST_LIST = 8
 def row_history(loaded: LoadedJob, key: str) -> dict[str, Any]:
     """The row, each step's request and reply, every exchange that named its key, its result and its errors."""
     workspace = loaded.workspace
-    with opened_ledger(workspace) as ledger, prepare_job(loaded, workspace, ledger) as ready:
+    with open_workspace_ledger(workspace) as ledger, prepare_job(loaded, ledger) as ready:
         ready.selection.load_sink_state(ready.sink if ready.sink.exists() else None)
         row = ready.selection.lookup(key)
         history = _exchanges(ledger, ready.job.name, key)
         result, errors = _standing(ready, key)
         if row is None and not history and result is None:
-            raise DataError(f"{loaded.path}: no row has the key {key}; keys are those of {', '.join(ready.shape.key)}")
+            raise DataError(loaded.path, f"no row has the key {key}", f"keys are those of {', '.join(ready.shape.key)}")
         return {
             "job": ready.job.name,
             "key": key,
@@ -61,7 +61,7 @@ def _turns(ledger: Ledger, name: str, endpoint: Any, asked: Request | None) -> l
     """The request and, where its answer did not fit, the turn that asked to mend it."""
     told: list[dict[str, Any]] = []
     while asked is not None:
-        kept = ledger.as_sent(asked.fingerprint)
+        kept = ledger.get_with_request(asked.fingerprint)
         sent = asked.body if kept is None or kept.request is None else kept.request
         told.append(
             {

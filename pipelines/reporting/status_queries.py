@@ -85,7 +85,7 @@ class FailedRows:
 
 def failed_rows(loaded: LoadedJob, limit: int) -> FailedRows:
     """What stands in the errors table."""
-    with prepare_job(loaded, loaded.workspace) as ready, duckdb.connect() as db:
+    with prepare_job(loaded) as ready, duckdb.connect() as db:
         if not ready.sink.exists():
             return FailedRows([], 0, [])
         ready.sink.attach(db)

@@ -143,7 +143,8 @@ def ask_provider(name: str, work: Callable[[ProviderApi], Coroutine[Any, Any, T]
             return run_loop(_asked_all(provider, work))
         except Refused as exc:
             stopping = exc.error.error_class in FATAL_ERROR_CLASSES
-            raise (Stopped if stopping else JobError)(f"{name}: {' '.join(exc.error.message.split())}") from exc
+            message = " ".join(exc.error.message.split())
+            raise (Stopped(f"{name}: {message}") if stopping else JobError(name, message)) from exc
         except RequestError as exc:
             raise Stopped(f"{name}: {exc}; is {provider.base_url} right, and does it run?") from exc
 

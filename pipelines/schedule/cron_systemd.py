@@ -11,7 +11,7 @@ from cronsim import CronSim
 
 from connectors.errors import JobError
 from pipelines.runtime.child_process import rowmill_command
-from pipelines.schedule.scheduler import Scheduled
+from pipelines.schedule.scheduler import ScheduledJob
 
 YEARS = 10
 """Of which systemd is told the nights when the clock is put forward."""
@@ -19,7 +19,7 @@ YEARS = 10
 _DAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 
 
-def crontab_block(jobs: Sequence[Scheduled], env_file: Path | None) -> str:
+def crontab_block(jobs: Sequence[ScheduledJob], env_file: Path | None) -> str:
     """The lines of one workspace's jobs, between marks by which they are found again."""
     workspace = jobs[0].workspace
     lines = [
@@ -59,7 +59,7 @@ def merged_crontab(there: str, blocks: Mapping[Path, str]) -> str:
         elif line == inside:
             inside = None
     if inside is not None:
-        raise JobError(f"crontab: the line `{inside}` is missing; mend it with: crontab -e")
+        raise JobError("crontab", f"the line `{inside}` is missing", "mend it with: crontab -e")
     text = "\n".join(kept).rstrip("\n")
     return (f"{text}\n" if text else "") + "".join(blocks.values())
 
@@ -69,7 +69,7 @@ def read_crontab() -> str:
     found = _crontab(["-l"], None)
     # Without a crontab it ends with 1 and says so on stderr.
     if found.returncode and "no crontab" not in found.stderr.lower():
-        raise JobError(f"crontab: {found.stderr.strip() or 'cannot be read'}; try --as systemd")
+        raise JobError("crontab", f"{found.stderr.strip() or 'cannot be read'}", "try --as systemd")
     return found.stdout if found.returncode == 0 else ""
 
 
@@ -77,10 +77,10 @@ def write_crontab(text: str) -> None:
     """Put the text in place of the user's crontab."""
     done = _crontab(["-"], text)
     if done.returncode:
-        raise JobError(f"crontab: {done.stderr.strip() or 'was refused'}; nothing was changed")
+        raise JobError("crontab", f"{done.stderr.strip() or 'was refused'}", "nothing was changed")
 
 
-def systemd_units(job: Scheduled, env_file: Path | None, today: date) -> dict[str, str]:
+def systemd_units(job: ScheduledJob, env_file: Path | None, today: date) -> dict[str, str]:
     """File name -> content: the service that runs the job, the timer that starts it."""
     folder = job.workspace.folder
     mark = hashlib.blake2b(str(folder).encode(), digest_size=3).hexdigest()
@@ -118,7 +118,7 @@ def systemd_units(job: Scheduled, env_file: Path | None, today: date) -> dict[st
     return {f"{name}.service": "\n".join(service) + "\n", f"{name}.timer": "\n".join(timer) + "\n"}
 
 
-def on_calendar(job: Scheduled) -> list[str]:
+def on_calendar(job: ScheduledJob) -> list[str]:
     """The schedule in systemd's words; two of them where cron runs on a day of the month or a day of the week."""
     parsed = _plain_cron(job)
     clock = f"{_numbers(parsed.hours, range(24))}:{_numbers(parsed.minutes, range(60))}:00"
@@ -131,7 +131,7 @@ def on_calendar(job: Scheduled) -> list[str]:
     return [f"*-{months}-{days} {clock}", f"{week}*-{months}-* {clock}"]
 
 
-def left_out(job: Scheduled, today: date) -> list[str]:
+def left_out(job: ScheduledJob, today: date) -> list[str]:
     """The moments of the next years at which the job is due because the clock has left out its time."""
     parsed = _plain_cron(job)
     found: list[str] = []
@@ -148,12 +148,12 @@ def left_out(job: Scheduled, today: date) -> list[str]:
     return found
 
 
-def _plain_cron(job: Scheduled) -> CronSim:
+def _plain_cron(job: ScheduledJob) -> CronSim:
     """The schedule, where it has no words that only we understand."""
     parsed = CronSim(job.cron, datetime(2000, 1, 1))
     if any(not isinstance(day, int) for day in parsed.weekdays) or min(parsed.days) < 0:
         raise JobError(
-            f"{job.path}: schedule {job.cron}: only `rowmill schedule run` knows L and #; use that, or write numbers"
+            job.path, f"schedule {job.cron}: only `rowmill schedule run` knows L and #", "use that, or write numbers"
         )
     return parsed
 
@@ -163,7 +163,7 @@ def _numbers(values: Iterable[int], every: range) -> str:
     return "*" if chosen == list(every) else ",".join(f"{value:02d}" for value in chosen)
 
 
-def _run_command(job: Scheduled) -> list[str]:
+def _run_command(job: ScheduledJob) -> list[str]:
     return [*rowmill_command(), "run", str(job.path.absolute()), "--log", "json", "--json"]
 
 
@@ -189,4 +189,6 @@ def _crontab(arguments: list[str], text: str | None) -> "subprocess.CompletedPro
     try:
         return subprocess.run(["crontab", *arguments], input=text, capture_output=True, text=True, check=False)
     except FileNotFoundError as exc:
-        raise JobError("crontab: there is no such command here; use --as systemd, or `rowmill schedule run`") from exc
+        raise JobError(
+            "crontab", "there is no such command here", "use --as systemd, or `rowmill schedule run`"
+        ) from exc

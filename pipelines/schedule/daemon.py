@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import orjson
 
-from pipelines.monitoring.json_log import Level, log_line
+from pipelines.monitoring.json_log import LogLevel, log_event
 from pipelines.runtime.child_process import lifeline, rowmill_command, rowmill_environment
-from pipelines.schedule.scheduler import Memory, Roster, Scheduler, Start, seconds_until_next
+from pipelines.schedule.scheduler import DueRun, DueTimeStore, ScheduledJobs, Scheduler, seconds_until_next
 
 LONGEST_SLEEP = 30.0
 """Seconds after which files and clock are looked at again, though nothing is due."""
@@ -23,15 +23,15 @@ INTERRUPTED = frozenset({130, -signal.SIGINT, -signal.SIGTERM})
 
 
 @dataclass(slots=True)
-class Shift:
+class SchedulerDaemon:
     """One stay in the foreground."""
 
-    roster: Roster
+    scheduled_jobs: ScheduledJobs
     log: Literal["plain", "json"] = "plain"
     parallel: int = 4
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     command: Sequence[str] = field(default_factory=rowmill_command)
-    codes: list[int] = field(default_factory=list)
+    exit_codes: list[int] = field(default_factory=list)
     """How the started jobs ended, in that order."""
     _scheduler: Scheduler = field(init=False)
     _processes: dict[int, Process] = field(default_factory=dict)
@@ -44,9 +44,9 @@ class Shift:
 
     def __post_init__(self) -> None:
         self._scheduler = Scheduler(self.parallel, self._skipped)
-        self.roster.tell = lambda problem: self.tell("problem", problem, None, "warning")
+        self.scheduled_jobs.on_problem = lambda problem: self.log_event("problem", problem, None, "warning")
 
-    async def keep(self, once: bool = False) -> int:
+    async def run(self, once: bool = False) -> int:
         """Run due jobs until a signal says stop, or `once`: those that are due now. 130 where the stop cut a job short,
         else 0."""
         with lifeline() as self._stdin:
@@ -57,13 +57,13 @@ class Shift:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop, number)
         try:
-            self._scheduler.look(self.roster.jobs(), self.now())
+            self._scheduler.collect_due(self.scheduled_jobs.jobs(), self.now())
             await self._start_free()
             while not self._stopping and not (once and not self._ends):
                 await self._sleep(once)
                 if not self._stopping:
                     if not once:
-                        self._try(lambda: self._scheduler.look(self.roster.jobs(), self.now()))
+                        self._try(lambda: self._scheduler.collect_due(self.scheduled_jobs.jobs(), self.now()))
                     await self._start_free()
             while self._ends:
                 await asyncio.wait(set(self._ends))
@@ -72,13 +72,13 @@ class Shift:
                 loop.remove_signal_handler(number)
         for start in self._scheduler.waiting.values():
             # Due, but the stop came first.
-            self._give_back(start)
+            self._restore(start)
         return 130 if self._cut_short else 0
 
-    def tell(self, event: str, words: str, job: str | None = None, level: Level = "info", **facts: object) -> None:
+    def log_event(self, event: str, words: str, job: str | None = None, level: LogLevel = "info", **facts: object) -> None:
         """One line on stderr: the words, or the JSON event."""
         if self.log == "json":
-            log_line(f"schedule_{event}", job, None, level, message=words, **facts)
+            log_event(f"schedule_{event}", job, None, level, message=words, **facts)
         else:
             line = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S}  {words}"
             print(line, file=sys.stderr, flush=True)  # noqa: T201
@@ -87,7 +87,7 @@ class Shift:
         self._moved.clear()
         if self._stopping:
             return
-        longest = LONGEST_SLEEP if once else seconds_until_next(self.roster.jobs(), self.now(), LONGEST_SLEEP)
+        longest = LONGEST_SLEEP if once else seconds_until_next(self.scheduled_jobs.jobs(), self.now(), LONGEST_SLEEP)
         try:
             # A moment later than due: a clock that runs slow must not find itself early.
             await asyncio.wait_for(self._moved.wait(), longest + 0.05)
@@ -95,11 +95,11 @@ class Shift:
             return
 
     async def _start_free(self) -> None:
-        while free := self._scheduler.startable():
+        while free := self._scheduler.start_ready():
             for start in free:
                 await self._start(start)
 
-    async def _start(self, start: Start) -> None:
+    async def _start(self, start: DueRun) -> None:
         arguments = ["run", str(start.job.path), "--json"] + (["--log", "json"] if self.log == "json" else ["--quiet"])
         # A session of its own: a Ctrl-C of the terminal must reach it once, from us.
         process = await asyncio.create_subprocess_exec(
@@ -112,35 +112,35 @@ class Shift:
         )
         self._processes[process.pid] = process
         due = start.due.isoformat(timespec="minutes")
-        self.tell("start", f"{start.job.name}: started, due at {due}", start.job.name, due=due, process=process.pid)
+        self.log_event("start", f"{start.job.name}: started, due at {due}", start.job.name, due=due, process=process.pid)
         end = asyncio.create_task(self._end(start, process))
         self._ends.add(end)
         end.add_done_callback(self._ends.discard)
         if self._stopping:
             process.send_signal(signal.SIGTERM)
 
-    async def _end(self, start: Start, process: Process) -> None:
+    async def _end(self, start: DueRun, process: Process) -> None:
         out, _ = await process.communicate()
         del self._processes[process.pid]
         code = process.returncode if process.returncode is not None else 3
         if self._stopping and code in INTERRUPTED:
             self._cut_short = True
-            self._give_back(start)
-        self._try(lambda: self._scheduler.ended(start, code))
-        self.codes.append(130 if code in INTERRUPTED else 3 if code < 0 else code)
+            self._restore(start)
+        self._try(lambda: self._scheduler.finish(start, code))
+        self.exit_codes.append(130 if code in INTERRUPTED else 3 if code < 0 else code)
         words = f"{start.job.name}: ended with exit code {code}{_report_words(out)}"
-        self.tell("end", words, start.job.name, "info" if code == 0 else "warning", exit_code=code)
+        self.log_event("end", words, start.job.name, "info" if code == 0 else "warning", exit_code=code)
         self._moved.set()
 
-    def _give_back(self, start: Start) -> None:
-        self._try(lambda: Memory(start.job.workspace).give_back(start.job, start.due))
+    def _restore(self, start: DueRun) -> None:
+        self._try(lambda: DueTimeStore(start.job.workspace).restore(start.job, start.due))
 
     def _try(self, note: Callable[[], None]) -> None:
         """A ledger that cannot be written for a while (a full disk, a long prune) does not end the shift."""
         try:
             note()
         except (sqlite3.Error, OSError) as exc:
-            self.tell("problem", f"the ledger cannot be written: {exc}", None, "error")
+            self.log_event("problem", f"the ledger cannot be written: {exc}", None, "error")
 
     def _stop(self, number: int) -> None:
         self._stopping = True
@@ -148,12 +148,12 @@ class Shift:
             if process.returncode is None:
                 process.send_signal(number)
         names = ", ".join(start.job.name for start in self._scheduler.running.values())
-        self.tell("stop", f"stopping{f': waiting for {names} to put away what is in flight' if names else ''}")
+        self.log_event("stop", f"stopping{f': waiting for {names} to put away what is in flight' if names else ''}")
         self._moved.set()
 
-    def _skipped(self, start: Start, why: str) -> None:
+    def _skipped(self, start: DueRun, why: str) -> None:
         due = start.due.isoformat(timespec="minutes")
-        self.tell("skip", f"{start.job.name}: not started, due at {due}: {why}", start.job.name, "warning", due=due)
+        self.log_event("skip", f"{start.job.name}: not started, due at {due}: {why}", start.job.name, "warning", due=due)
 
 
 def _report_words(out: bytes) -> str:

@@ -11,7 +11,7 @@ from pipelines.ledger.ledger_file import open_ledger_file
 from pipelines.pricing.prices import usd
 from pipelines.reporting.status_queries import COST
 from pipelines.runtime.locks import running
-from pipelines.schedule.scheduler import Memory, Scheduled, next_due
+from pipelines.schedule.scheduler import DueTimeStore, ScheduledJob, next_due
 
 ENDS = {
     0: "done",
@@ -24,13 +24,13 @@ ENDS = {
 }
 
 
-def shown(jobs: Iterable[Scheduled], last: int, now: datetime) -> list[dict[str, object]]:
+def schedule_rows(jobs: Iterable[ScheduledJob], last: int, now: datetime) -> list[dict[str, object]]:
     """One row for each of the last runs of each job, newest first; a job that never ran has one row as well. Times are
     of the job's workspace."""
     rows: list[dict[str, object]] = []
     for job in jobs:
         due = next_due(job.cron, now, job.zone)
-        told = Memory(job.workspace).told(job.name)
+        told = DueTimeStore(job.workspace).last_due_times(job.name)
         facts: dict[str, object] = {
             "job": job.name,
             "schedule": job.cron,
@@ -41,7 +41,7 @@ def shown(jobs: Iterable[Scheduled], last: int, now: datetime) -> list[dict[str,
     return rows
 
 
-def _runs(job: Scheduled, last: int) -> list[dict[str, object]]:
+def _runs(job: ScheduledJob, last: int) -> list[dict[str, object]]:
     found: list[tuple[Any, ...]] = []
     path = job.workspace.state / "ledger.sqlite"
     if path.exists():

@@ -24,7 +24,7 @@ FINISHED = frozenset({0, 1})
 
 
 @dataclass(frozen=True, slots=True)
-class Scheduled:
+class ScheduledJob:
     """A job that is run by the clock."""
 
     path: Path
@@ -61,46 +61,46 @@ def latest_due(cron: str, since: datetime, now: datetime, zone: tzinfo) -> datet
     return None
 
 
-def scheduled_jobs(paths: Iterable[Path], named: frozenset[Path]) -> list[Scheduled]:
+def load_scheduled_jobs(paths: Iterable[Path], named: frozenset[Path]) -> list[ScheduledJob]:
     """The jobs among these files that have a schedule; JobError where a file is wrong, or one that was `named` by
     itself has none."""
-    found: dict[tuple[Path, str], Scheduled] = {}
+    found: dict[tuple[Path, str], ScheduledJob] = {}
     for path in paths:
         loaded = load_job(path)
         if loaded.job.schedule is None:
             if path in named:
                 raise JobError(
-                    f'{path}: has no schedule; add e.g. schedule: "0 2 * * *", or run it: rowmill run {path}'
+                    path, "has no schedule", f'add e.g. schedule: "0 2 * * *", or run it: rowmill run {path}'
                 )
             continue
-        job = scheduled(loaded)
+        job = scheduled_job(loaded)
         if job.key in found:
-            raise JobError(f"{path}: {job.name} is the name of {found[job.key].path} as well; give each its own name")
+            raise JobError(path, f"{job.name} is the name of {found[job.key].path} as well", "give each its own name")
         found[job.key] = job
     return list(found.values())
 
 
-def scheduled(loaded: LoadedJob) -> Scheduled:
+def scheduled_job(loaded: LoadedJob) -> ScheduledJob:
     """The schedule of a job that has one."""
     assert loaded.job.schedule is not None
     upstream = getattr(loaded.job.source, "job", None)
-    return Scheduled(loaded.path, loaded.job.name, loaded.job.schedule, loaded.workspace, upstream)
+    return ScheduledJob(loaded.path, loaded.job.name, loaded.job.schedule, loaded.workspace, upstream)
 
 
-class Roster:
+class ScheduledJobs:
     """The scheduled jobs of files that may be edited meanwhile: a file is read again when it has changed."""
 
     def __init__(self, files: Callable[[], Sequence[Path]], named: frozenset[Path]) -> None:
         """`files`: lists the job files; called at each look."""
         self._files = files
         self._named = named
-        self.tell: Callable[[str], None] = lambda problem: None
+        self.on_problem: Callable[[str], None] = lambda problem: None
         """Gets what is wrong with an edited file."""
         self._marks: dict[Path, tuple[int, int]] | None = None
-        self._jobs: list[Scheduled] = []
+        self._jobs: list[ScheduledJob] = []
         self._problem = ""
 
-    def jobs(self) -> Sequence[Scheduled]:
+    def jobs(self) -> Sequence[ScheduledJob]:
         """The jobs as the files say now; as they were where an edited file is wrong. JobError at the first look."""
         first = self._marks is None
         try:
@@ -108,7 +108,7 @@ class Roster:
             marks = {path: (stat.st_mtime_ns, stat.st_size) for path in files if (stat := _stat(path)) is not None}
             if marks != self._marks:
                 self._marks = marks
-                self._jobs = scheduled_jobs(files, self._named)
+                self._jobs = load_scheduled_jobs(files, self._named)
         except JobError as exc:
             if first:
                 raise
@@ -119,16 +119,16 @@ class Roster:
         """Tell a problem, but not the one that was told last."""
         if problem != self._problem:
             self._problem = problem
-            self.tell(problem)
+            self.on_problem(problem)
 
 
-class Memory:
+class DueTimeStore:
     """The due times that were taken, in the ledger of a workspace: shared by all processes, kept over restarts."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._path = workspace.state / "ledger.sqlite"
 
-    def take(self, job: Scheduled, now: datetime) -> datetime | None:
+    def claim(self, job: ScheduledJob, now: datetime) -> datetime | None:
         """The due time that is to be run now, the last of those that were missed, and taken from now on; None where
         nothing is due. A job seen for the first time, or with another schedule than before, has missed nothing."""
         with self._opened() as db:
@@ -149,19 +149,19 @@ class Memory:
             # Another process may have been quicker.
             return due if taken.rowcount else None
 
-    def give_back(self, job: Scheduled, due: datetime) -> None:
+    def restore(self, job: ScheduledJob, due: datetime) -> None:
         """What was started for this due time was cut short: it counts as missed."""
         with self._opened() as db:
             db.execute(
                 "update schedule set last_due = ? where job = ? and last_due = ?", (_us(due) - 1, job.name, _us(due))
             )
 
-    def skip(self, job: Scheduled, due: datetime, why: str) -> None:
+    def record_skipped(self, job: ScheduledJob, due: datetime, why: str) -> None:
         """Note that nothing was started for this due time."""
         with self._opened() as db:
             db.execute("update schedule set skipped = ?, why = ? where job = ?", (_us(due), why, job.name))
 
-    def told(self, name: str) -> tuple[datetime, datetime | None, str | None] | None:
+    def last_due_times(self, name: str) -> tuple[datetime, datetime | None, str | None] | None:
         """(last due time taken, last one skipped, why) of a job; None where it was never looked at."""
         if not self._path.exists():
             return None
@@ -177,10 +177,10 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class DueRun:
     """A job to be started for a due time."""
 
-    job: Scheduled
+    job: ScheduledJob
     due: datetime
 
 
@@ -190,26 +190,26 @@ class Scheduler:
 
     parallel: int
     """Jobs that may run at the same time."""
-    skipped: Callable[[Start, str], None]
+    skipped: Callable[[DueRun, str], None]
     """Is told what was due and is not started, and why."""
-    waiting: dict[tuple[Path, str], Start] = field(default_factory=dict)
+    waiting: dict[tuple[Path, str], DueRun] = field(default_factory=dict)
     """Due and not started yet."""
-    running: dict[tuple[Path, str], Start] = field(default_factory=dict)
+    running: dict[tuple[Path, str], DueRun] = field(default_factory=dict)
 
-    def look(self, jobs: Iterable[Scheduled], now: datetime) -> None:
+    def collect_due(self, jobs: Iterable[ScheduledJob], now: datetime) -> None:
         """Take what has become due."""
         for job in jobs:
-            due = Memory(job.workspace).take(job, now)
+            due = DueTimeStore(job.workspace).claim(job, now)
             if due is None:
                 continue
-            start = Start(job, due)
+            start = DueRun(job, due)
             if job.key in self.running or job.key in self.waiting:
                 began = (self.running.get(job.key) or self.waiting[job.key]).due
                 self._skip(start, f"the run that was due at {_clock(began)} is still under way")
             else:
                 self.waiting[job.key] = start
 
-    def startable(self) -> list[Start]:
+    def start_ready(self) -> list[DueRun]:
         """What may be started now, counted as running from here on; a job waits for the job whose results it reads."""
         # A circle of jobs waits for itself: its first is let through, and `run` tells what is wrong with it.
         free = [start for start in self.waiting.values() if not self._held(start)]
@@ -220,7 +220,7 @@ class Scheduler:
             self.running[start.job.key] = self.waiting.pop(start.job.key)
         return chosen
 
-    def ended(self, start: Start, exit_code: int) -> None:
+    def finish(self, start: DueRun, exit_code: int) -> None:
         """A started job has ended; what waits for its results is not started where there are none."""
         del self.running[start.job.key]
         if exit_code in FINISHED:
@@ -231,29 +231,29 @@ class Scheduler:
                 self._skip(waiting, f"{start.job.name}, whose results it reads, ended with exit code {exit_code}")
                 self._drop_below(waiting)
 
-    def _drop_below(self, dropped: Start) -> None:
+    def _drop_below(self, dropped: DueRun) -> None:
         for waiting in list(self.waiting.values()):
             if _upstream_key(waiting.job) == dropped.job.key:
                 del self.waiting[waiting.job.key]
                 self._skip(waiting, f"{dropped.job.name}, whose results it reads, was not started")
                 self._drop_below(waiting)
 
-    def _held(self, start: Start) -> bool:
+    def _held(self, start: DueRun) -> bool:
         above = _upstream_key(start.job)
         return above is not None and (above in self.running or above in self.waiting)
 
-    def _skip(self, start: Start, why: str) -> None:
-        Memory(start.job.workspace).skip(start.job, start.due, why)
+    def _skip(self, start: DueRun, why: str) -> None:
+        DueTimeStore(start.job.workspace).record_skipped(start.job, start.due, why)
         self.skipped(start, why)
 
 
-def seconds_until_next(jobs: Iterable[Scheduled], now: datetime, longest: float) -> float:
+def seconds_until_next(jobs: Iterable[ScheduledJob], now: datetime, longest: float) -> float:
     """How long there is nothing to look at, at most `longest`: clocks are put right and files edited meanwhile."""
     dues = [due for job in jobs if (due := next_due(job.cron, now, job.zone)) is not None]
     return min([longest, *((due - now).total_seconds() for due in dues)])
 
 
-def _upstream_key(job: Scheduled) -> tuple[Path, str] | None:
+def _upstream_key(job: ScheduledJob) -> tuple[Path, str] | None:
     return None if job.upstream is None else (job.workspace.folder, job.upstream)
 
 

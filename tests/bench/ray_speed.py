@@ -34,9 +34,9 @@ import pyarrow.parquet as pq
 from speed import HERE, STEPS, as_installed, rowmill, write_input, write_job
 
 from connectors.records import Usage
-from pipelines.engines.ray.ledger import FarLedger, LedgerActor
+from pipelines.engines.ray.ledger import RemoteLedger, LedgerActor
 from pipelines.engines.ray.limits import Limit, LimiterActor, Told
-from pipelines.ledger.entries import Noted, Settled
+from pipelines.ledger.entries import PendingExchange, SettledExchange
 from pipelines.ledger.ledger import Ledger
 
 ALONE: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
@@ -162,17 +162,17 @@ async def ledger_rate(actor: Any, writers: int, requests: int, in_flight: int) -
     reply, body = b"x" * 1000, b"y" * 400
 
     async def writer(number: int) -> None:
-        far = FarLedger(actor, number, await actor.begin.remote(number))
+        far = RemoteLedger(actor, number, await actor.begin.remote(number))
         left = iter(range(requests // writers))
 
         async def sender() -> None:
             for _ in left:
                 note = far.next_note()
                 mark = note.to_bytes(16, "big")
-                await far.note(Noted(note, 1, 1, b'["1"]', mark, 1, 1000))
+                await far.note(PendingExchange(note, 1, 1, b'["1"]', mark, 1, 1000))
                 usage = Usage(60, 0, 20, model_version="m", finish_reason="stop")
                 answers = ((mark, body, reply, None),)
-                await far.settle(Settled(note, 1, 1, b'["1"]', mark, 1, 200, None, usage, 900, answers=answers))
+                await far.settle(SettledExchange(note, 1, 1, b'["1"]', mark, 1, 200, None, usage, 900, answers=answers))
 
         await asyncio.gather(*(sender() for _ in range(in_flight)))
 
@@ -202,7 +202,7 @@ def actors() -> None:
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "ledger.sqlite"
         ledger = Ledger(path)
-        ledger.leg("run", "job", "step", "provider", "chat", "m")
+        ledger.register_route("run", "job", "step", "provider", "chat", "m")
         ray.init(address="local", object_store_memory=256 << 20, **ALONE)
         far = ray.remote(num_cpus=0, max_concurrency=100_000)(LedgerActor).remote(path, "job")
         for writers, in_flight in ((1, 100), (4, 100), (4, 500)):

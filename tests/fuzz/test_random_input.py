@@ -193,7 +193,7 @@ def test_any_command_line_ends_with_a_known_code_and_no_traceback(
     workspace.write("broken.yaml", "name: broken\nsteps: [\n")
     arguments = data.draw(command_lines())
     # Several jobs are processes of their own, and so is Ray.
-    monkeypatch.setattr("pipelines.execution.multi_job.run_many", lambda jobs, arguments, ended: None)
+    monkeypatch.setattr("pipelines.execution.multi_job.run_jobs", lambda jobs, arguments, ended: None)
     if "ray" in arguments:
         return
     code = cli(*arguments)

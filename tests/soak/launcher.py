@@ -30,12 +30,12 @@ import aiohttp
 import pipelines.commands.run
 import pipelines.execution.committer
 import pipelines.execution.job_run
-from connectors.sinks import duckdb_table, parquet_folder
-from connectors.storage.file_transaction import Staging
+from connectors.sinks import duckdb_table, parquet_table
+from connectors.storage.local_part_store import LocalPartStore
 from connectors.transport.client import HttpTransport
 from pipelines.cli import main
-from pipelines.dispatch.dispatcher import FanOut
-from pipelines.ledger.entries import Noted, Settled
+from pipelines.dispatch.dispatcher import OnlineDispatcher
+from pipelines.ledger.entries import PendingExchange, SettledExchange
 from pipelines.ledger.ledger import Ledger
 
 POINTS = (
@@ -167,25 +167,25 @@ def after(owner: Any, name: str, reached: Callable[..., None]) -> None:
 
 def follow_exchanges(mine: Mine) -> None:
     """Know of each exchange how far it is, by what the fan-out asks of the ledger and of the transport."""
-    real_note, real_take_back, real_settle = Ledger.note, Ledger.take_back, Ledger.settle
+    real_note, real_take_back, real_settle = Ledger.record_pending, Ledger.cancel_pending, Ledger.settle
     real_send = HttpTransport.send
     real_connect = aiohttp.TCPConnector.connect
 
-    async def note(self: Ledger, noted: Noted, *others: Any) -> bool:
+    async def note(self: Ledger, noted: PendingExchange, *others: Any) -> bool:
         if mine.dying:
             await asyncio.Event().wait()
-        one = mine.under_way[noted.note] = UnderWay()
+        one = mine.under_way[noted.exchange_id] = UnderWay()
         mine.tell(
-            note=noted.note,
+            note=noted.exchange_id,
             attempt=noted.attempt,
             keys=json.loads(noted.keys),
             marks=noted.fingerprints.hex(),
-            reserved=noted.worst,
+            reserved=noted.max_cost,
             at=noted.started_at,
         )
         assert await real_note(self, noted, *others)
         one.stage = "noted"
-        _note.set(noted.note)
+        _note.set(noted.exchange_id)
         mine.reach("noted")
         return True
 
@@ -215,14 +215,14 @@ def follow_exchanges(mine: Mine) -> None:
         one.wire = wire
         return connection
 
-    def take_back(self: Ledger, noted: Noted, *others: Any) -> "asyncio.Future[None]":
-        mine.under_way[noted.note].stage = "settling"
+    def take_back(self: Ledger, noted: PendingExchange, *others: Any) -> "asyncio.Future[None]":
+        mine.under_way[noted.exchange_id].stage = "settling"
         taking = real_take_back(self, noted, *others)
-        taking.add_done_callback(lambda _: mine.under_way.pop(noted.note))
+        taking.add_done_callback(lambda _: mine.under_way.pop(noted.exchange_id))
         return taking
 
-    def settle(self: Ledger, ended: Settled, *others: Any) -> "asyncio.Future[None]":
-        one = mine.under_way[ended.note]
+    def settle(self: Ledger, ended: SettledExchange, *others: Any) -> "asyncio.Future[None]":
+        one = mine.under_way[ended.exchange_id]
         one.sent = one.has_left()
         if one.wire is not None:
             one.wire.detach()
@@ -232,14 +232,14 @@ def follow_exchanges(mine: Mine) -> None:
 
         def ledgered(_: object) -> None:
             if not settling.cancelled() and settling.exception() is None:
-                del mine.under_way[ended.note]
+                del mine.under_way[ended.exchange_id]
                 mine.reach("ledgered")
 
         settling.add_done_callback(ledgered)
         return settling
 
-    Ledger.note = note  # type: ignore[method-assign, assignment]
-    Ledger.take_back = take_back  # type: ignore[method-assign]
+    Ledger.record_pending = note  # type: ignore[method-assign, assignment]
+    Ledger.cancel_pending = take_back  # type: ignore[method-assign]
     Ledger.settle = settle  # type: ignore[method-assign]
     HttpTransport.send = send  # type: ignore[method-assign]
     aiohttp.TCPConnector.connect = connect  # type: ignore[method-assign]
@@ -255,16 +255,16 @@ def lay(mine: Mine) -> None:
     def started(*_: Any) -> None:
         mine.loop = asyncio.get_running_loop()
 
-    after(FanOut, "start", started)
+    after(OnlineDispatcher, "start", started)
     at(Ledger, "recover", "recovered")
     after(Ledger, "write", lambda self, sql, *_: mine.reach("commit noted") if "into commits" in sql else None)
-    at(parquet_folder, "write_part", "part written")
-    at(parquet_folder, "write_merged", "merged")
-    at(Staging, "_decide", "part noted")
-    at(Staging, "_move", "renamed")
-    at(Staging, "_swap", "swapped")
+    at(parquet_table, "write_part", "part written")
+    at(parquet_table, "write_merged_part", "merged")
+    at(LocalPartStore, "_decide", "part noted")
+    at(LocalPartStore, "_move", "renamed")
+    at(LocalPartStore, "_swap", "swapped")
     at(duckdb_table, "_insert", "within a transaction")
-    for sink in (parquet_folder.ParquetFolder, duckdb_table.DuckdbTables):
+    for sink in (parquet_table.ParquetTables, duckdb_table.DuckdbTables):
         at(sink, "commit", "committed")
         at(sink, "add_usage", "usage written")
 
@@ -297,8 +297,8 @@ def take_orders() -> None:
 
 
 if __name__ == "__main__":
-    pipelines.execution.committer.ROWS = 12
+    pipelines.execution.committer.COMMIT_ROWS = 12
     pipelines.execution.job_run.CHUNK_ROWS = 8
     pipelines.execution.job_run.asyncio = Hurried()  # type: ignore[assignment]
-    parquet_folder.SMALL_PARTS = 2
+    parquet_table.MAX_SMALL_PARTS = 2
     take_orders()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pipelines.limits.provider_limiter import Allowance
+from pipelines.limits.provider_limiter import ProviderLimiter
 
 T = TypeVar("T")
 
@@ -140,14 +140,14 @@ def drive(
     of the key's limit, what this process has."""
 
     async def run(now: Callable[[], float]) -> Seen:
-        allowance = Allowance(told[0], told[1], None, 900, 60, now)
-        allowance.lease(part, part, None)
+        allowance = ProviderLimiter(told[0], told[1], None, 900, 60, now)
+        allowance.set_share(part, part, None)
         began, dice, seen, due = now(), random.Random(7), Seen(), deque(changes)
 
         async def sender() -> None:
             while now() - began < seconds:
                 tokens = dice.randint(50, 200)
-                permit = await allowance.take(guess)
+                permit = await allowance.acquire(guess)
                 await asyncio.sleep(dice.uniform(0.005, 0.015))
                 while due and now() - began >= due[0][0]:
                     due.popleft()[1](key)
@@ -157,14 +157,14 @@ def drive(
                     await asyncio.sleep(dice.uniform(0.1, 0.3))
                 if headers:
                     limits, lefts = ((limit, None), (left, None)) if key.requests else ((None, limit), (None, left))
-                    allowance.learn(limits, lefts)
+                    allowance.update_from_headers(limits, lefts)
                 if wait:
                     seen.refused.append(at)
-                    allowance.refused(permit, wait if states_wait else None)
+                    allowance.record_refusal(permit, wait if states_wait else None)
                 else:
                     seen.passed.append((at, tokens))
-                    allowance.succeeded(permit)
-                allowance.done(permit, guess, None if wait else tokens)
+                    allowance.record_success(permit)
+                allowance.release(permit, guess, None if wait else tokens)
 
         async def another_program() -> None:
             while others and now() - began < seconds:
@@ -172,7 +172,7 @@ def drive(
                 key.wait(now(), 1)
 
         await asyncio.gather(another_program(), *(sender() for _ in range(senders)))
-        seen.kept_per_minute = allowance.kept_per_minute
+        seen.kept_per_minute = allowance.effective_requests_per_minute
         return seen
 
     return leaping(run)

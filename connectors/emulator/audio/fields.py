@@ -10,27 +10,28 @@ from connectors.emulator.validation import check_body, check_model, refuse
 
 SPEECH = request_schema(
     "CreateSpeechRequest",
-    model=NON_EMPTY,
-    input=text(4096, 1),
-    voice={"anyOf": [enum(*HUM_HZ), record("id", id=NON_EMPTY)]},
+    {
+        "model": NON_EMPTY,
+        "input": text(4096, 1),
+        "voice": {"anyOf": [enum(*HUM_HZ), record("id", id=NON_EMPTY)]},
+    },
 )
 
-_TEMPERATURE = {"type": "number", "minimum": 0, "maximum": 1}
+_FROM_0_TO_1 = {"type": "number", "minimum": 0, "maximum": 1}
 _VOICE_DETECTION = record(
     "type",
     type=enum("server_vad"),
     prefix_padding_ms=integer(0),
     silence_duration_ms=integer(0),
-    threshold={"type": "number", "minimum": 0, "maximum": 1},
+    threshold=_FROM_0_TO_1,
 )
+_COMMON = {"model": NON_EMPTY, "temperature": _FROM_0_TO_1}
 TRANSCRIPTION = request_schema(
     "CreateTranscriptionRequest",
+    {**_COMMON, "chunking_strategy": nullable({"anyOf": [enum("auto"), _VOICE_DETECTION]})},
     without="file",
-    model=NON_EMPTY,
-    temperature=_TEMPERATURE,
-    chunking_strategy=nullable({"anyOf": [enum("auto"), _VOICE_DETECTION]}),
 )
-TRANSLATION = request_schema("CreateTranslationRequest", without="file", model=NON_EMPTY, temperature=_TEMPERATURE)
+TRANSLATION = request_schema("CreateTranslationRequest", _COMMON, without="file")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from connectors.emulator.api import ApiError, Incoming, Route, json_answer
 from connectors.emulator.audio.codec import FORMATS, encoded
-from connectors.emulator.audio.fields import TRANSLATION, check_speech, check_transcription
+from connectors.emulator.audio.fields import TRANSCRIPTION, TRANSLATION, check_speech, check_transcription
 from connectors.emulator.audio.formats import (
     TOKENIZER,
     diarized,
@@ -23,13 +23,13 @@ from connectors.emulator.audio.formats import (
 from connectors.emulator.audio.recognition import Transcript, transcribe
 from connectors.emulator.audio.synthetic_speech import CHARACTERS_A_SECOND, speech
 from connectors.emulator.chat.languages import NAMES, check_language, language_of
-from connectors.emulator.form_fields import files_of, flag, form_values, json_value, listed, number, too_many_bytes
+from connectors.emulator.form_fields import files_of, form_values, too_many_bytes
 from connectors.emulator.rate_limits import USED
 from connectors.emulator.real_models.catalogue import in_its_thread
 from connectors.emulator.real_models.speaker import speak_for_real
 from connectors.emulator.real_models.transcriber import transcribe_for_real
 from connectors.emulator.sse_stream import event, event_stream
-from connectors.emulator.validation import check_fields, check_model, refuse
+from connectors.emulator.validation import check_body, check_model, refuse
 from connectors.tokens import count_tokens
 
 LARGEST = 25 * 1024 * 1024
@@ -44,18 +44,6 @@ PIECE = 8192
 _SPEAKERS = {"espeak-ng": speak_for_real}
 _LISTENERS = {"moonshine-tiny-en": transcribe_for_real}
 """Real models; every other name is spoken and heard by the emulator."""
-
-_READINGS = {
-    "temperature": number,
-    "stream": flag,
-    "chunking_strategy": json_value,
-    "languages": listed,
-    "keywords": listed,
-    "include": listed,
-    "timestamp_granularities": listed,
-    "known_speaker_names": listed,
-    "known_speaker_references": listed,
-}
 
 
 async def say(incoming: Incoming) -> web.StreamResponse:
@@ -81,7 +69,7 @@ async def say(incoming: Incoming) -> web.StreamResponse:
 async def write_down(incoming: Incoming) -> web.StreamResponse:
     """What is said in a file, in the language in which it is said."""
     sound = _sound(incoming)
-    body = form_values(incoming, _READINGS)
+    body = form_values(incoming, TRANSCRIPTION)
     rules = check_transcription(body)
     language = check_language(body["language"], "language") if body.get("language") else None
     codes = [check_language(code, "languages") for code in body.get("languages", ())]
@@ -113,8 +101,8 @@ async def write_down(incoming: Incoming) -> web.StreamResponse:
 async def translate(incoming: Incoming) -> web.StreamResponse:
     """What is said in a file, in English."""
     sound = _sound(incoming)
-    body = form_values(incoming, _READINGS)
-    check_fields(body, TRANSLATION, ("model",))
+    body = form_values(incoming, TRANSLATION)
+    check_body(body, TRANSLATION)
     check_model(body, "transcription")
     transcript = await _transcript(sound, body["model"])
     incoming.request[USED] = token_usage(transcript, body.get("prompt", ""))["total_tokens"]

@@ -17,11 +17,12 @@ import orjson
 from aiohttp import web
 
 from connectors.emulator.api import ApiError, Handler, Incoming, Route, State, id_of, json_answer
-from connectors.emulator.batches.files import EXPIRY, query_of
+from connectors.emulator.api_schemas import METADATA, NON_EMPTY, TEXT, RequestSchema, enum, integer, record
+from connectors.emulator.batches.files import EXPIRY
 from connectors.emulator.batches.input_file import Checked, check_lines, fault
 from connectors.emulator.chat import completions
 from connectors.emulator.embeddings import routes as embeddings_routes
-from connectors.emulator.form_fields import number
+from connectors.emulator.form_fields import number, query_values
 from connectors.emulator.images import routes as images_routes
 from connectors.emulator.responses import responses
 from connectors.emulator.store import (
@@ -38,7 +39,7 @@ from connectors.emulator.store import (
     page,
     there,
 )
-from connectors.emulator.validation import Check, check_fields, metadata, nullable, one_of, refuse, string, whole
+from connectors.emulator.validation import check_body, refuse
 
 HANDLERS: Mapping[str, Handler] = {
     f"/v1{route.path}": route.handler
@@ -54,15 +55,18 @@ ENQUEUED_TOKENS = 2_000_000_000
 
 FINAL = frozenset({"failed", "completed", "expired", "cancelled"})
 
-FIELDS: Mapping[str, Check] = {
-    "input_file_id": string(shortest=1),
-    "endpoint": one_of(*HANDLERS),
-    "completion_window": one_of("24h"),
-    "metadata": nullable(metadata),
-    "output_expires_after": EXPIRY,
-}
+REQUEST = RequestSchema(
+    record(
+        "input_file_id endpoint completion_window",
+        input_file_id=NON_EMPTY,
+        endpoint=enum(*HANDLERS),
+        completion_window=enum("24h"),
+        metadata=METADATA,
+        output_expires_after=EXPIRY,
+    )
+)
 
-_QUERY: Mapping[str, Check] = {"limit": whole(1, 100), "after": string()}
+_QUERY = RequestSchema(record(limit=integer(1, 100), after=TEXT))
 
 _TIMES = (
     "in_progress_at",
@@ -104,7 +108,7 @@ class Made:
 async def create(incoming: Incoming) -> web.StreamResponse:
     """Take a batch; it is worked on from now on."""
     body, state = incoming.body, incoming.state
-    check_fields(body, FIELDS, ("input_file_id", "endpoint", "completion_window"))
+    check_body(body, REQUEST)
     _knobs(body.get("metadata"))
     source = find(state, "file", body["input_file_id"], "input_file_id")
     if source["purpose"] != "batch":
@@ -138,7 +142,7 @@ async def create(incoming: Incoming) -> web.StreamResponse:
 
 async def list_batches(incoming: Incoming) -> web.StreamResponse:
     """The batches, the newest first."""
-    asked = query_of(incoming, _QUERY)
+    asked = query_values(incoming, _QUERY)
     found = await asyncio.to_thread(all_of, incoming.state, "batch")
     for batch in found:
         if batch["status"] not in FINAL:

@@ -1,37 +1,31 @@
 """POST and GET /files, GET and DELETE /files/{id}, GET /files/{id}/content."""
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
 
 import orjson
 from aiohttp import web
 
 from connectors.emulator.api import ApiError, Incoming, Route, json_answer
-from connectors.emulator.form_fields import files_of, form_values, json_value, number
+from connectors.emulator.api_schemas import TEXT, RequestSchema, enum, integer, record
+from connectors.emulator.form_fields import files_of, form_values, query_values
 from connectors.emulator.store import add_file, all_of, content_of, delete_file, find, lines_of, page
-from connectors.emulator.validation import Check, check_fields, one_of, record, refuse, string, whole
+from connectors.emulator.validation import check_body, refuse
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 LARGEST = 512 * 1024 * 1024
 """Bytes of one file; a request with more is refused when it is read."""
 
-EXPIRY = record({"anchor": one_of("created_at"), "seconds": whole(3600, 2_592_000)}, ("anchor", "seconds"))
+EXPIRY = record("anchor seconds", anchor=enum("created_at"), seconds=integer(3600, 2_592_000))
 
-FIELDS: Mapping[str, Check] = {"purpose": one_of(*PURPOSES), "expires_after": EXPIRY}
+UPLOAD = RequestSchema(record("purpose", purpose=enum(*PURPOSES), expires_after=EXPIRY))
 
-_QUERY: Mapping[str, Check] = {
-    "purpose": string(),
-    "limit": whole(1, 10_000),
-    "order": one_of("asc", "desc"),
-    "after": string(),
-}
+_QUERY = RequestSchema(record(purpose=TEXT, limit=integer(1, 10_000), order=enum("asc", "desc"), after=TEXT))
 
 
 async def upload(incoming: Incoming) -> web.StreamResponse:
     """Keep a file."""
-    body = form_values(incoming, {"expires_after": json_value})
-    check_fields(body, FIELDS, ("purpose",))
+    body = form_values(incoming, UPLOAD)
+    check_body(body, UPLOAD)
     ((name, content),) = files_of(incoming, {"file": 1}, "file")["file"]
     purpose = body["purpose"]
     if purpose in ("batch", "fine-tune"):
@@ -42,7 +36,7 @@ async def upload(incoming: Incoming) -> web.StreamResponse:
 
 async def list_files(incoming: Incoming) -> web.StreamResponse:
     """The files, the newest first."""
-    asked = query_of(incoming, _QUERY)
+    asked = query_values(incoming, _QUERY)
     found = await asyncio.to_thread(all_of, incoming.state, "file")
     if "purpose" in asked:
         found = [one for one in found if one["purpose"] == asked["purpose"]]
@@ -71,15 +65,6 @@ async def delete(incoming: Incoming) -> web.StreamResponse:
     file_id = _id(incoming)
     await asyncio.to_thread(delete_file, incoming.state, file_id)
     return json_answer({"id": file_id, "object": "file", "deleted": True})
-
-
-def query_of(incoming: Incoming, checks: Mapping[str, Check]) -> dict[str, Any]:
-    """The parameters in the URL, checked; a number is read where `checks` has `limit`."""
-    asked: dict[str, Any] = dict(incoming.request.query)
-    if "limit" in asked:
-        asked["limit"] = number(asked["limit"])
-    check_fields(asked, checks, ())
-    return asked
 
 
 def _check_lines(raw: bytes, purpose: str) -> None:

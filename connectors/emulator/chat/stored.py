@@ -6,11 +6,14 @@ from typing import Any
 from aiohttp import web
 
 from connectors.emulator.api import ApiError, Incoming, Route, State, json_answer
+from connectors.emulator.api_schemas import METADATA, TEXT, RequestSchema, enum, integer, record
 from connectors.emulator.chat.fields import text_of
+from connectors.emulator.form_fields import query_values
 from connectors.emulator.store import beside, forget, make_room, page
-from connectors.emulator.validation import Check, check_fields, metadata, nullable, one_of, refuse, whole
+from connectors.emulator.validation import check_body
 
-_CHANGES: Mapping[str, Check] = {"metadata": nullable(metadata)}
+_PAGE = RequestSchema(record(order=enum("asc", "desc"), limit=integer(1, 100), after=TEXT))
+_CHANGES = RequestSchema(record("metadata", metadata=METADATA))
 
 
 def keep_completion(state: State, told: Mapping[str, Any], body: Mapping[str, Any]) -> None:
@@ -52,7 +55,7 @@ async def show(incoming: Incoming) -> web.StreamResponse:
 
 async def change(incoming: Incoming) -> web.StreamResponse:
     """Give a completion other metadata."""
-    check_fields(incoming.body, _CHANGES, ("metadata",))
+    check_body(incoming.body, _CHANGES)
     changed = {**_found(incoming), "metadata": incoming.body["metadata"]}
     incoming.state.objects[changed["id"]] = changed
     return json_answer(changed)
@@ -71,15 +74,9 @@ async def messages_of(incoming: Incoming) -> web.StreamResponse:
 
 
 def _listed(incoming: Incoming, found: Sequence[dict[str, Any]]) -> web.Response:
-    query = incoming.request.query
-    order = query.get("order", "asc")
-    one_of("asc", "desc")(order, "order")
-    try:
-        limit = int(query.get("limit", "20"))
-    except ValueError as exc:
-        raise refuse("limit", "Invalid 'limit': expected a whole number.", "invalid_type") from exc
-    whole(1, 100)(limit, "limit")
-    return json_answer(page(list(found if order == "asc" else reversed(found)), query.get("after"), limit))
+    values = query_values(incoming, _PAGE, names=("order", "limit", "after"))
+    ordered = found if values.get("order", "asc") == "asc" else found[::-1]
+    return json_answer(page(ordered, values.get("after"), values.get("limit", 20)))
 
 
 def _found(incoming: Incoming) -> dict[str, Any]:

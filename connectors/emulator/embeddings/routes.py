@@ -9,19 +9,10 @@ import orjson
 from aiohttp import web
 
 from connectors.emulator.api import ApiError, Incoming, Route
+from connectors.emulator.api_schemas import ANY, NON_EMPTY, integer, request_schema
 from connectors.emulator.embeddings.vectors import NATURAL, vectors
 from connectors.emulator.rate_limits import USED
-from connectors.emulator.validation import (
-    Check,
-    anything,
-    check_fields,
-    check_model,
-    one_of,
-    refuse,
-    string,
-    whole,
-    wrong_type,
-)
+from connectors.emulator.validation import check_body, check_model, refuse, wrong_type
 from connectors.tokens import count_many, text_of_tokens
 
 SIZES: Mapping[str, int] = {
@@ -41,19 +32,15 @@ TOKENS = 300_000
 FEW = 16
 """So many texts are embedded before a thread for them would have begun."""
 
-FIELDS: Mapping[str, Check] = {
-    "model": string(shortest=1),
-    "input": anything,
-    "encoding_format": one_of("float", "base64"),
-    "dimensions": whole(1, LARGEST),
-    "user": string(),
-}
+REQUEST = request_schema(
+    "CreateEmbeddingRequest", {"model": NON_EMPTY, "input": ANY, "dimensions": integer(1, LARGEST)}
+)
 
 
 async def embed(incoming: Incoming) -> web.StreamResponse:
     """The vectors, in the order of the inputs."""
     body = incoming.body
-    check_fields(body, FIELDS, ("model", "input"))
+    check_body(body, REQUEST)
     model = check_model(body, "embeddings")
     size = _size(model, body.get("dimensions"))
     texts = _texts(body["input"], model)

@@ -27,7 +27,7 @@ REFERENCE = record(image_url=text(20_971_520), file_id=TEXT)
 _GPT_ONLY = "background moderation output_format output_compression stream partial_images"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Family:
     """Models that take the same parameters."""
 
@@ -49,15 +49,17 @@ class Family:
 
     def schema(self, request: str, **more: Schema) -> RequestSchema:
         """What the family takes in a request such as `CreateImageRequest`."""
-        return request_schema(
-            request,
-            only=f"prompt model n size user {self.only} {' '.join(more)}",
-            **{"model": NON_EMPTY, "output_compression": integer(0, 100), **self.rules, **more},
-        )
+        rules = {"model": NON_EMPTY, "output_compression": integer(0, 100), **self.rules, **more}
+        return request_schema(request, rules, only=f"prompt model n size user {self.only} {' '.join(more)}")
 
 
 _GPT_QUALITY = enum("low", "medium", "high", "auto")
-_GPT = {"prompt": text(32_000, 1), "n": integer(1, 10), "quality": _GPT_QUALITY}
+_GPT = {
+    "prompt": text(32_000, 1),
+    "n": integer(1, 10),
+    "quality": _GPT_QUALITY,
+    "moderation": enum("low", "auto"),
+}
 _GPT_SIZES = enum("auto", "1024x1024", "1536x1024", "1024x1536")
 _SMALL_SIZES = enum("256x256", "512x512", "1024x1024")
 
@@ -93,8 +95,8 @@ FAMILIES: Mapping[str, Family] = {
     "gpt-image-2-2026-04-21": GPT_IMAGE_2,
 }
 
-EDIT_FORM = request_schema("CreateImageEditRequest", without="image mask")
-VARIATION = request_schema("CreateImageVariationRequest", without="image", model=NON_EMPTY)
+EDIT_FORM = request_schema("CreateImageEditRequest", {}, without="image mask")
+VARIATION = request_schema("CreateImageVariationRequest", {"model": NON_EMPTY}, without="image")
 
 _GPT_TOKENS: Mapping[str, tuple[int, int, int]] = {
     "low": (272, 408, 400),
@@ -183,6 +185,8 @@ def _check_size(value: str) -> None:
     if width % 16 or height % 16:
         raise refuse("size", f"Invalid value: '{value}'. Width and height must be divisible by 16.", "invalid_value")
     if max(width, height) > 3 * min(width, height):
-        raise refuse("size", f"Invalid value: '{value}'. The aspect ratio must be between 1:3 and 3:1.", "invalid_value")
+        raise refuse(
+            "size", f"Invalid value: '{value}'. The aspect ratio must be between 1:3 and 3:1.", "invalid_value"
+        )
     if width * height > 3840 * 2160 or max(width, height) > 3840:
         raise refuse("size", f"Invalid value: '{value}'. At most 3840x2160 is supported.", "invalid_value")

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from connectors.emulator.api import ApiError, Incoming, Route, State, json_answer
-from connectors.emulator.form_fields import files_of, flag, form_values, number
+from connectors.emulator.form_fields import files_of, form_values
 from connectors.emulator.images.drawing import Size, coarse, drawn, edited, opened, varied, written
 from connectors.emulator.images.fields import (
     DALL_E_2,
+    EDIT_FORM,
     FAMILIES,
     VARIATION,
     Family,
@@ -27,7 +28,7 @@ from connectors.emulator.images.fields import (
 from connectors.emulator.rate_limits import USED
 from connectors.emulator.sse_stream import event, event_stream
 from connectors.emulator.store import content_of
-from connectors.emulator.validation import check_fields, check_model, refuse
+from connectors.emulator.validation import check_body, check_model, refuse
 from connectors.tokens import count_tokens
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ KEPT = 1024
 """Pictures kept for their URLs; of more, the oldest are forgotten, as the API does after an hour."""
 
 _GPT_ONLY = ("background", "moderation", "output_format", "output_compression", "stream", "partial_images")
-_READINGS = {"n": number, "output_compression": number, "partial_images": number, "stream": flag}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Order:
 
 async def generate(incoming: Incoming) -> web.StreamResponse:
     """Pictures of a prompt."""
-    body = form_values(incoming, {})
+    body = {name: value for name, value in incoming.body.items() if value is not None}
     fallback = "gpt-image-1.5" if any(name in body for name in _GPT_ONLY) else "dall-e-2"
     model = check_model({"model": body.get("model", fallback)})
     family = check_generation(body, model)
@@ -93,7 +93,7 @@ async def generate(incoming: Incoming) -> web.StreamResponse:
 async def edit(incoming: Incoming) -> web.StreamResponse:
     """Pictures made of one or more others, where a mask allows it."""
     is_json = incoming.request.content_type != "multipart/form-data"
-    body = form_values(incoming, _READINGS)
+    body = form_values(incoming, EDIT_FORM)
     fallback = "dall-e-2" if "response_format" in body else "gpt-image-1.5"
     model = check_model({"model": body.get("model", fallback)})
     if is_json:
@@ -123,8 +123,8 @@ async def edit(incoming: Incoming) -> web.StreamResponse:
 async def vary(incoming: Incoming) -> web.StreamResponse:
     """Pictures that resemble another."""
     files = files_of(incoming, {"image": 1}, "image")
-    body = form_values(incoming, _READINGS)
-    check_fields(body, VARIATION, ())
+    body = form_values(incoming, VARIATION)
+    check_body(body, VARIATION)
     model = check_model({"model": body.get("model", "dall-e-2")})
     if model in FAMILIES and model != "dall-e-2":
         raise refuse("model", f"Invalid value: '{model}'. Value must be 'dall-e-2'.", "invalid_value")

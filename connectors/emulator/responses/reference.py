@@ -9,10 +9,20 @@ import orjson
 from aiohttp import web
 
 from connectors.emulator.api import ApiError, Incoming, id_of, json_answer
+from connectors.emulator.api_schemas import (
+    BOOLEAN,
+    NON_EMPTY,
+    NULLABLE_BOOLEAN,
+    OBJECT,
+    TEXT,
+    enum,
+    record,
+    request_schema,
+)
 from connectors.emulator.chat.answerer import answer_by_model
 from connectors.emulator.chat.answers import Answer, Asked, Heard, hear
 from connectors.emulator.chat.completions import asked_of, call_deltas, call_object, prompt_tokens
-from connectors.emulator.chat.fields import TOOL, TOOL_CHOICE, check_messages, text_of
+from connectors.emulator.chat.fields import check_messages, text_of
 from connectors.emulator.chat.languages import language_of
 from connectors.emulator.chat.schemas import Schema, schema_of
 from connectors.emulator.chat.sentiment import compound, strength
@@ -20,24 +30,7 @@ from connectors.emulator.chat.text_facts import first_sentence, sentences
 from connectors.emulator.rate_limits import USED
 from connectors.emulator.real_models.catalogue import in_its_thread
 from connectors.emulator.sse_stream import DONE, event, event_stream
-from connectors.emulator.validation import (
-    Check,
-    anything,
-    check_fields,
-    check_model,
-    either,
-    flag,
-    json_object,
-    list_of,
-    nullable,
-    number,
-    one_of,
-    record,
-    refuse,
-    string,
-    tagged,
-    whole,
-)
+from connectors.emulator.validation import check_body, check_model, refuse
 from connectors.tokens import count_tokens, token_pieces
 
 TEMPLATES = ("project_status", "sales_report", "technical_doc")
@@ -141,72 +134,46 @@ def metadata_of(form: Mapping[str, Any], content: Any, made: Answer, heard: Hear
     return told
 
 
-_FORMAT = tagged(
-    {
-        "standard": record({"type": anything}),
-        "text": record({"type": anything}),
-        "structured": record({"type": anything, "schema": json_object, "strict": nullable(flag)}, ("schema",)),
-        "enhanced": record(
-            {
-                "type": anything,
-                "include_metadata": flag,
-                "include_confidence": flag,
-                "include_sources": flag,
-                "include_reasoning": flag,
-            }
+_FORMAT = {
+    "anyOf": [
+        record("type", type=enum("standard", "text")),
+        record("type schema", type=enum("structured"), schema=OBJECT, strict=NULLABLE_BOOLEAN),
+        record(
+            "type",
+            type=enum("enhanced"),
+            include_metadata=BOOLEAN,
+            include_confidence=BOOLEAN,
+            include_sources=BOOLEAN,
+            include_reasoning=BOOLEAN,
         ),
-        "template": record(
-            {
-                "type": anything,
-                "template_id": string(shortest=1),
-                "variables": json_object,
-                "customization_level": one_of("high", "medium", "low"),
-            },
-            ("template_id",),
+        record(
+            "type template_id",
+            type=enum("template"),
+            template_id=NON_EMPTY,
+            variables=OBJECT,
+            customization_level=enum("high", "medium", "low"),
         ),
-        "json_schema": record(
-            {
-                "type": anything,
-                "json_schema": record(
-                    {
-                        "name": string(shortest=1),
-                        "description": string(),
-                        "schema": json_object,
-                        "strict": nullable(flag),
-                    },
-                    ("name", "schema"),
-                ),
-            },
-            ("json_schema",),
+        record(
+            "type json_schema",
+            type=enum("json_schema"),
+            json_schema=record("name schema", name=NON_EMPTY, description=TEXT, schema=OBJECT, strict=NULLABLE_BOOLEAN),
         ),
-    }
-)
-
-_FIELDS: Mapping[str, Check] = {
-    "model": string(shortest=1),
-    "messages": anything,
-    "max_tokens": nullable(whole(1)),
-    "temperature": nullable(number(0, 2)),
-    "top_p": nullable(number(0, 1)),
-    "stream": nullable(flag),
-    "stop": nullable(
-        either("a string or an array of strings", (str, anything), (list, list_of(string(), least=1, most=4)))
-    ),
-    "presence_penalty": nullable(number(-2, 2)),
-    "frequency_penalty": nullable(number(-2, 2)),
-    "response_format": nullable(_FORMAT),
-    "tools": list_of(TOOL, most=128),
-    "tool_choice": TOOL_CHOICE,
-    "parallel_tool_calls": flag,
-    "seed": nullable(whole(-(2**63), 2**63 - 1)),
-    "user": string(),
+        {"type": "null"},
+    ]
 }
+
+REQUEST = request_schema(
+    "CreateChatCompletionRequest",
+    {"model": NON_EMPTY, "response_format": _FORMAT},
+    only="model messages max_tokens temperature top_p stream stop presence_penalty frequency_penalty response_format "
+    "tools tool_choice parallel_tool_calls seed user",
+)
 
 
 async def respond_as_reference(incoming: Incoming) -> web.StreamResponse:
     """One response, whole or streamed."""
     body = incoming.body
-    check_fields(body, _FIELDS, ("model", "messages"))
+    check_body(body, REQUEST)
     check_messages(body["messages"])
     check_model(body, "chat")
     if "tool_choice" in body and not body.get("tools"):

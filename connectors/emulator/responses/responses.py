@@ -8,10 +8,12 @@ from typing import Any
 from aiohttp import web
 
 from connectors.emulator.api import ApiError, Incoming, Route, State, digest_of, id_of, json_answer
+from connectors.emulator.api_schemas import BOOLEAN, TEXT, RequestSchema, enum, integer, record
 from connectors.emulator.chat.answerer import answers_by_model
 from connectors.emulator.chat.answers import Answer, Asked
 from connectors.emulator.chat.completions import asked_of, prompt_tokens
 from connectors.emulator.chat.fields import check_json_word
+from connectors.emulator.form_fields import query_values
 from connectors.emulator.rate_limits import USED
 from connectors.emulator.responses.events import response_events
 from connectors.emulator.responses.fields import check_response
@@ -19,10 +21,13 @@ from connectors.emulator.responses.items import as_items, dialogue, output_items
 from connectors.emulator.responses.reference import respond_as_reference
 from connectors.emulator.sse_stream import event_stream
 from connectors.emulator.store import beside, forget, make_room, page
-from connectors.emulator.validation import check_model, refuse, whole
+from connectors.emulator.validation import check_model, refuse
 
 ITEMS = "response.items"
 """`object` of what is kept beside a response: its dialogue, and how it ends if it is made in the background."""
+
+_PAGE = RequestSchema(record(order=enum("asc", "desc"), limit=integer(1, 100), after=TEXT))
+_RETRIEVAL = RequestSchema(record(stream=BOOLEAN, starting_after=integer(0)))
 
 _RENAMED = {
     "response_format": "text.format",
@@ -232,9 +237,9 @@ async def show(incoming: Incoming) -> web.StreamResponse:
     found = _found(incoming.state, response_id)
     if found["status"] == "queued":
         found = incoming.state.objects[response_id] = incoming.state.objects[beside(response_id)]["final"]
-    query = incoming.request.query
-    if query.get("stream") == "true":
-        return await event_stream(incoming, response_events(found, _number(query.get("starting_after"), -1)))
+    values = query_values(incoming, _RETRIEVAL, names=("stream", "starting_after"))
+    if values.get("stream"):
+        return await event_stream(incoming, response_events(found, values.get("starting_after", -1)))
     return json_answer(found)
 
 
@@ -262,14 +267,10 @@ async def input_items(incoming: Incoming) -> web.StreamResponse:
     """What a response was made from, the newest first."""
     response_id = incoming.request.match_info["response_id"]
     _found(incoming.state, response_id)
-    query = dict(incoming.request.query)
-    if query.get("order", "desc") not in ("asc", "desc"):
-        raise refuse("order", "Invalid 'order': supported values are 'asc' and 'desc'.", "invalid_value")
-    limit = _number(query.get("limit"), 20)
-    whole(1, 100)(limit, "limit")
+    values = query_values(incoming, _PAGE, names=("order", "limit", "after"))
     items = incoming.state.objects[beside(response_id)]["input"]
-    listed = items if query.get("order") == "asc" else items[::-1]
-    return json_answer(page(listed, query.get("after"), limit))
+    listed = items if values.get("order") == "asc" else items[::-1]
+    return json_answer(page(listed, values.get("after"), values.get("limit", 20)))
 
 
 async def count_input(incoming: Incoming) -> web.StreamResponse:
@@ -281,15 +282,6 @@ async def count_input(incoming: Incoming) -> web.StreamResponse:
         turns.insert(0, {"role": "system", "content": body["instructions"]})
     tokens = prompt_tokens(asked_of(_as_chat(body, turns)), body.get("tools"))
     return json_answer({"object": "response.input_tokens", "input_tokens": tokens})
-
-
-def _number(said: str | None, usual: int) -> int:
-    if said is None:
-        return usual
-    try:
-        return int(said)
-    except ValueError as exc:
-        raise refuse("query", f"'{said}' is no whole number.", "invalid_type") from exc
 
 
 ROUTES: tuple[Route, ...] = (

@@ -12,7 +12,8 @@ from typing import Any
 import jsonschema_rs
 
 HERE = Path(__file__).parent
-OFFICIAL: dict[str, Any] = json.loads((HERE / "openapi" / "request-schemas.json").read_bytes())
+ROOT = HERE.parents[2]
+OFFICIAL: dict[str, Any] = json.loads((ROOT / "connectors" / "emulator" / "openai-request-schemas.json").read_bytes())
 REFERENCE: dict[str, Any] = json.loads((HERE / "reference-responses.json").read_bytes())
 
 

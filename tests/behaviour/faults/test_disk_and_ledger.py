@@ -85,7 +85,7 @@ def test_a_write_that_finds_no_room_stops_the_run_and_loses_no_answer(
     workspace.csv(3)
     job = workspace.job()
     with monkeypatch.context() as full:
-        full.setattr("connectors.sinks.parquet_folder.ParquetFolder.commit", no_room)
+        full.setattr("connectors.sinks.parquet_table.ParquetTables.commit", no_room)
         told = cli.run(job)
     assert (told["exit_code"], told["rows"]) == (3, 3)
     assert told["stopped"].startswith("disk full: make room and run again")
@@ -140,7 +140,7 @@ def test_a_state_folder_that_cannot_be_written_is_told(workspace: Any, provider:
 def test_a_parquet_sink_is_whole_for_a_reader_all_the_time(
     workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.execution.committer.ROWS", 20)
+    monkeypatch.setattr("pipelines.execution.committer.COMMIT_ROWS", 20)
     monkeypatch.setattr("pipelines.execution.job_run.CHUNK_ROWS", 16)
     workspace.csv(400)
     cli.run(workspace.job())

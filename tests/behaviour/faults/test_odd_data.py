@@ -250,7 +250,7 @@ def test_rows_that_are_too_large_for_the_reader_are_told_with_what_to_do(
     workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As if rows of 1.5 MB were not to be had at all.
-    monkeypatch.setattr("pipelines.preparation.source_reader.MOST_MEMORY", 64_000_000)
+    monkeypatch.setattr("pipelines.preparation.source_reader.MAX_MEMORY_BYTES", 64_000_000)
     texts = [f"{n} " + "text " * 300_000 for n in range(100)]
     rows = pa.table({"id": range(100), "text": texts})
     pq.write_table(rows, workspace.folder / "rows.parquet", compression="zstd", use_dictionary=False)

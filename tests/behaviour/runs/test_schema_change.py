@@ -28,7 +28,7 @@ SINKS = {
     "parquet at s3": "{parquet: BUCKET/out%s}",
 }
 CLASSES = {
-    "parquet": "from connectors.sinks.parquet_folder import ParquetFolder as Tables",
+    "parquet": "from connectors.sinks.parquet_table import ParquetFolder as Tables",
     "duckdb": "from connectors.sinks.duckdb_table import DuckdbTables as Tables",
     "delta": "from connectors.sinks.delta_table import DeltaTables as Tables",
 }
@@ -348,7 +348,7 @@ def test_more_rows_than_fit_one_commit_are_cast_in_pieces(
     here: Declared, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.preparation.schema_evolution.BATCH_ROWS", 7)
-    monkeypatch.setattr("pipelines.preparation.schema_evolution.ROWS", 10)
+    monkeypatch.setattr("pipelines.preparation.schema_evolution.CAST_COMMIT_ROWS", 10)
     monkeypatch.setattr("connectors.tables.parquet_parts.BATCH_ROWS", 4)
     here.workspace.csv(100)
     cli.run(here.job(sink=", write: append"))

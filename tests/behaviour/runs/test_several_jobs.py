@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipelines.config.job_graph import GraphJob
-from pipelines.execution.multi_job import run_many
+from pipelines.execution.multi_job import run_jobs
 from pipelines.runtime.child_process import rowmill_command
 from pipelines.runtime.locks import running
 
@@ -26,9 +26,9 @@ def test_a_job_that_breaks_without_a_word_stops_what_depends_on_it(
     )
     told: dict[str, Any] = {}
     jobs = [GraphJob(Path("a.yaml"), "a", ()), GraphJob(Path("b.yaml"), "b", ("a",))]
-    run_many(jobs, [], lambda job, report: told.update({job.name: (report["exit_code"], report["stopped"])}))
+    run_jobs(jobs, [], lambda job, report: told.update({job.name: (report["exit_code"], report["stopped"])}))
     assert told == {
-        "a": (code, "ended without a word"),
+        "a": (code, "the process ended without a report"),
         "b": (3, f"not run: job a, whose results it reads, ended with exit code {code}"),
     }
 

@@ -174,7 +174,7 @@ def test_bounds_may_be_widened_or_left_out(workspace: Any, provider: Any, cli: A
 def test_tables_that_cannot_be_read_fail_the_audits_and_the_run_is_closed_all_the_same(
     workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("connectors.sinks.parquet_folder.ParquetFolder.usage_sql", lambda self: "(select * from gone)")
+    monkeypatch.setattr("connectors.sinks.parquet_table.ParquetTables.usage_sql", lambda self: "(select * from gone)")
     workspace.csv(2)
     job = workspace.job(audits='[{name: some, sql: "select * from results", max: 5}]')
     told = cli.run(job)

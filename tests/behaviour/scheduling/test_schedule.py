@@ -18,27 +18,27 @@ import pytest
 from connectors.errors import JobError
 from pipelines.runtime.child_process import rowmill_command
 from pipelines.schedule.cron_systemd import crontab_block, merged_crontab, on_calendar, systemd_units
-from pipelines.schedule.daemon import Shift
-from pipelines.schedule.history import shown
+from pipelines.schedule.daemon import SchedulerDaemon
+from pipelines.schedule.history import schedule_rows
 from pipelines.schedule.scheduler import (
-    Memory,
-    Roster,
-    Scheduled,
+    DueTimeStore,
+    ScheduledJobs,
+    ScheduledJob,
     Scheduler,
-    Start,
+    DueRun,
     latest_due,
     next_due,
-    scheduled_jobs,
+    load_scheduled_jobs,
 )
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NIGHT = datetime(2027, 1, 4, 12, tzinfo=UTC)
 
 
-def job_of(workspace: Any, name: str = "job", cron: str = "30 2 * * *", **replaced: str) -> Scheduled:
+def job_of(workspace: Any, name: str = "job", cron: str = "30 2 * * *", **replaced: str) -> ScheduledJob:
     """A scheduled job of the test's workspace."""
     path = workspace.job(name, schedule=f'"{cron}"', **replaced)
-    (job,) = scheduled_jobs([path], frozenset([path]))
+    (job,) = load_scheduled_jobs([path], frozenset([path]))
     return job
 
 
@@ -47,9 +47,9 @@ def in_berlin(workspace: Any) -> None:
     path.write_text(path.read_text() + "time_zone: Europe/Berlin\n")
 
 
-def every_ten_minutes(job: Scheduled, first: datetime, hours: int) -> list[str]:
+def every_ten_minutes(job: ScheduledJob, first: datetime, hours: int) -> list[str]:
     """The due times taken, in UTC, when the clock is looked at every ten minutes."""
-    taken = [Memory(job.workspace).take(job, first + timedelta(minutes=n)) for n in range(0, hours * 60, 10)]
+    taken = [DueTimeStore(job.workspace).claim(job, first + timedelta(minutes=n)) for n in range(0, hours * 60, 10)]
     return [due.astimezone(UTC).isoformat(timespec="minutes") for due in taken if due is not None]
 
 
@@ -75,46 +75,46 @@ def test_an_hourly_job_runs_every_real_hour_of_both_nights(workspace: Any) -> No
 
 
 def test_missed_runs_are_caught_up_once(workspace: Any) -> None:
-    job, memory = job_of(workspace), Memory(job_of(workspace).workspace)
-    assert memory.take(job, NIGHT) is None
-    assert memory.take(job, NIGHT + timedelta(days=4)) == datetime(2027, 1, 8, 2, 30, tzinfo=UTC)
-    assert memory.take(job, NIGHT + timedelta(days=4)) is None
-    assert memory.take(job, NIGHT + timedelta(days=5)) == datetime(2027, 1, 9, 2, 30, tzinfo=UTC)
+    job, memory = job_of(workspace), DueTimeStore(job_of(workspace).workspace)
+    assert memory.claim(job, NIGHT) is None
+    assert memory.claim(job, NIGHT + timedelta(days=4)) == datetime(2027, 1, 8, 2, 30, tzinfo=UTC)
+    assert memory.claim(job, NIGHT + timedelta(days=4)) is None
+    assert memory.claim(job, NIGHT + timedelta(days=5)) == datetime(2027, 1, 9, 2, 30, tzinfo=UTC)
 
 
 def test_a_job_with_a_new_schedule_has_missed_nothing(workspace: Any) -> None:
     job = job_of(workspace)
-    Memory(job.workspace).take(job, NIGHT)
+    DueTimeStore(job.workspace).claim(job, NIGHT)
     later = NIGHT + timedelta(days=1)
-    assert Memory(job.workspace).take(job_of(workspace, cron="0 3 * * *"), later) is None
-    assert Memory(job.workspace).take(job_of(workspace, cron="0 3 * * *"), later + timedelta(days=1)) is not None
+    assert DueTimeStore(job.workspace).claim(job_of(workspace, cron="0 3 * * *"), later) is None
+    assert DueTimeStore(job.workspace).claim(job_of(workspace, cron="0 3 * * *"), later + timedelta(days=1)) is not None
 
 
 def test_what_was_cut_short_counts_as_missed(workspace: Any) -> None:
-    job, memory = job_of(workspace), Memory(job_of(workspace).workspace)
-    memory.take(job, NIGHT)
-    due = memory.take(job, NIGHT + timedelta(days=1))
+    job, memory = job_of(workspace), DueTimeStore(job_of(workspace).workspace)
+    memory.claim(job, NIGHT)
+    due = memory.claim(job, NIGHT + timedelta(days=1))
     assert due is not None
-    memory.give_back(job, due)
-    assert memory.take(job, NIGHT + timedelta(days=1, minutes=1)) == due
-    assert memory.take(job, NIGHT + timedelta(days=1, minutes=1)) is None
+    memory.restore(job, due)
+    assert memory.claim(job, NIGHT + timedelta(days=1, minutes=1)) == due
+    assert memory.claim(job, NIGHT + timedelta(days=1, minutes=1)) is None
 
 
 def test_a_job_that_is_still_running_is_not_started_twice_and_the_skip_is_noted(workspace: Any) -> None:
     job = job_of(workspace, cron="0 * * * *")
-    skipped: list[tuple[Start, str]] = []
+    skipped: list[tuple[DueRun, str]] = []
     scheduler = Scheduler(4, lambda start, why: skipped.append((start, why)))
-    scheduler.look([job], NIGHT)
-    scheduler.look([job], NIGHT + timedelta(hours=1))
-    (start,) = scheduler.startable()
-    scheduler.look([job], NIGHT + timedelta(hours=2))
-    assert scheduler.startable() == []
+    scheduler.collect_due([job], NIGHT)
+    scheduler.collect_due([job], NIGHT + timedelta(hours=1))
+    (start,) = scheduler.start_ready()
+    scheduler.collect_due([job], NIGHT + timedelta(hours=2))
+    assert scheduler.start_ready() == []
     assert [(one.due, why) for one, why in skipped] == [
         (NIGHT + timedelta(hours=2), "the run that was due at 2027-01-04 13:00 is still under way")
     ]
-    scheduler.ended(start, 0)
-    assert scheduler.startable() == []
-    (row,) = shown([job], 1, NIGHT + timedelta(hours=2))
+    scheduler.finish(start, 0)
+    assert scheduler.start_ready() == []
+    (row,) = schedule_rows([job], 1, NIGHT + timedelta(hours=2))
     assert row["skipped"] == "2027-01-04T14:00:00+00:00: the run that was due at 2027-01-04 13:00 is still under way"
     assert (row["how"], row["next"], row["cost_usd"]) == ("never ran", "2027-01-04T15:00:00+00:00", None)
 
@@ -126,34 +126,34 @@ def test_a_job_waits_for_the_job_whose_results_it_reads_and_is_not_started_where
     skipped: list[str] = []
     scheduler = Scheduler(4, lambda start, why: skipped.append(f"{start.job.name}: {why}"))
     jobs = [further, below, above]
-    scheduler.look(jobs, NIGHT)
-    scheduler.look(jobs, NIGHT + timedelta(days=1))
-    (first,) = scheduler.startable()
+    scheduler.collect_due(jobs, NIGHT)
+    scheduler.collect_due(jobs, NIGHT + timedelta(days=1))
+    (first,) = scheduler.start_ready()
     assert first.job.name == "above"
-    scheduler.ended(first, 1)
-    assert [start.job.name for start in scheduler.startable()] == ["below"]
-    scheduler.ended(scheduler.running[below.key], 3)
-    assert scheduler.startable() == []
+    scheduler.finish(first, 1)
+    assert [start.job.name for start in scheduler.start_ready()] == ["below"]
+    scheduler.finish(scheduler.running[below.key], 3)
+    assert scheduler.start_ready() == []
     assert skipped == ["further: below, whose results it reads, ended with exit code 3"]
 
 
 def test_no_more_jobs_than_allowed_run_at_the_same_time(workspace: Any) -> None:
     jobs = [job_of(workspace, name, sink=f"{{parquet: {name}}}") for name in ("a", "b", "c")]
     scheduler = Scheduler(2, lambda start, why: None)
-    scheduler.look(jobs, NIGHT)
-    scheduler.look(jobs, NIGHT + timedelta(days=1))
-    first = scheduler.startable()
+    scheduler.collect_due(jobs, NIGHT)
+    scheduler.collect_due(jobs, NIGHT + timedelta(days=1))
+    first = scheduler.start_ready()
     assert [start.job.name for start in first] == ["a", "b"]
-    assert scheduler.startable() == []
-    scheduler.ended(first[0], 0)
-    assert [start.job.name for start in scheduler.startable()] == ["c"]
+    assert scheduler.start_ready() == []
+    scheduler.finish(first[0], 0)
+    assert [start.job.name for start in scheduler.start_ready()] == ["c"]
 
 
 def test_an_edited_file_is_read_again_and_a_mistake_in_it_leaves_the_schedules_as_they_were(workspace: Any) -> None:
     path = workspace.job("job", schedule='"30 2 * * *"')
     told: list[str] = []
-    roster = Roster(lambda: [path], frozenset([path]))
-    roster.tell = told.append
+    roster = ScheduledJobs(lambda: [path], frozenset([path]))
+    roster.on_problem = told.append
     assert [job.cron for job in roster.jobs()] == ["30 2 * * *"]
     workspace.job("job", schedule='"30 12 * * *"')
     assert [job.cron for job in roster.jobs()] == ["30 12 * * *"]
@@ -167,15 +167,15 @@ def test_an_edited_file_is_read_again_and_a_mistake_in_it_leaves_the_schedules_a
 
 def test_a_job_without_a_schedule_is_passed_over_in_a_folder_and_told_when_it_is_named(workspace: Any) -> None:
     path = workspace.job("job")
-    assert scheduled_jobs([path], frozenset()) == []
+    assert load_scheduled_jobs([path], frozenset()) == []
     with pytest.raises(JobError, match="has no schedule"):
-        scheduled_jobs([path], frozenset([path]))
+        load_scheduled_jobs([path], frozenset([path]))
 
 
-def missed(path: Path) -> Scheduled:
+def missed(path: Path) -> ScheduledJob:
     """The job, whose last due time was taken an hour ago."""
-    (job,) = scheduled_jobs([path], frozenset())
-    Memory(job.workspace).take(job, datetime.now(UTC) - timedelta(hours=1))
+    (job,) = load_scheduled_jobs([path], frozenset())
+    DueTimeStore(job.workspace).claim(job, datetime.now(UTC) - timedelta(hours=1))
     return job
 
 
@@ -242,15 +242,15 @@ def test_a_stop_lets_the_running_job_end_and_its_due_time_counts_as_missed(
     assert "job: ended with exit code 130" in err
     # What was in flight has landed: nothing is unknown.
     assert 4 <= len(provider.answered) < 50
-    (row,) = shown([job], 1, datetime.now(UTC))
+    (row,) = schedule_rows([job], 1, datetime.now(UTC))
     assert (row["how"], row["stopped"]) == ("interrupted", "interrupted")
-    assert Memory(job.workspace).take(job, datetime.now(UTC)) is not None
+    assert DueTimeStore(job.workspace).claim(job, datetime.now(UTC)) is not None
 
 
 async def test_a_stop_while_nothing_runs_ends_with_zero(workspace: Any) -> None:
     path = workspace.job("job", schedule='"30 2 * * *"')
-    shift = Shift(Roster(lambda: [path], frozenset()))
-    kept = asyncio.create_task(shift.keep())
+    shift = SchedulerDaemon(ScheduledJobs(lambda: [path], frozenset()))
+    kept = asyncio.create_task(shift.run())
     await asyncio.sleep(0)
     os.kill(os.getpid(), signal.SIGTERM)
     assert await kept == 0
@@ -377,8 +377,8 @@ def test_a_folder_that_is_emptied_meanwhile_leaves_the_schedules_as_they_were(wo
             raise JobError("jobs: holds no job file")
         return [path]
 
-    roster = Roster(files, frozenset())
-    roster.tell = told.append
+    roster = ScheduledJobs(files, frozenset())
+    roster.on_problem = told.append
     roster.jobs()
     path.unlink()
     assert [job.name for job in roster.jobs()] == [job.name for job in roster.jobs()] == ["job"]

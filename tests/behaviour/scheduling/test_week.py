@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from pipelines.runtime.child_process import rowmill_command
-from pipelines.schedule.daemon import Shift
-from pipelines.schedule.scheduler import Roster
+from pipelines.schedule.daemon import SchedulerDaemon
+from pipelines.schedule.scheduler import ScheduledJobs
 from tests.behaviour.scheduling.provider_with_batches import Bill, Body
 from tests.behaviour.scheduling.week import (
     CONCURRENCY,
@@ -30,7 +30,7 @@ from tests.behaviour.scheduling.week import (
     week_of,
 )
 
-README = Path(__file__).parents[3] / "jobs" / "README.md"
+PAGE = Path(__file__).parents[3] / "jobs" / "docs" / "scheduling.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +333,7 @@ def test_the_documents_show_this_very_week(lived: Lived) -> None:
         # How far the killed run came with its vectors is another thing each time.
         return [row for row in rows if not row.startswith(("| 3 |", "| -"))]
 
-    shown = plain(README.read_text(encoding="utf-8"))
+    shown = plain(PAGE.read_text(encoding="utf-8"))
     assert [row for row in plain(printed(lived.lines)) if row not in shown] == []
 
 
@@ -354,11 +354,11 @@ async def test_a_look_every_half_hour_starts_a_job_of_half_past_two_once_a_night
     started: list[str] = []
     for minutes in range(0, 72 * 60, 30):
         moment = first + timedelta(minutes=minutes)
-        shift = Shift(
-            Roster(lambda: [job], frozenset()),
+        shift = SchedulerDaemon(
+            ScheduledJobs(lambda: [job], frozenset()),
             now=lambda moment=moment: moment,  # type: ignore[misc]
             command=[sys.executable, "-S", "-c", "print('{}')"],
         )
-        assert await shift.keep(once=True) == 0
-        started += [moment.isoformat(timespec="minutes")[8:] for _ in shift.codes]
+        assert await shift.run(once=True) == 0
+        started += [moment.isoformat(timespec="minutes")[8:] for _ in shift.exit_codes]
     assert started == due

@@ -1,4 +1,4 @@
-"""A provider that answers real text with realistic usage, to compare what was foretold with what was paid."""
+"""A provider that answers real text with realistic usage, and the screens that are kept as text files."""
 
 import json
 import os
@@ -13,10 +13,11 @@ from connectors.tokens import chat_tokens, count_tokens
 DATA = Path(__file__).parents[3] / "jobs" / "data"
 
 Body = dict[str, Any]
+Screen = Callable[[str, str], None]
 
 
 def billed(path: str, body: Body, count: int) -> Body | None:
-    """An answer that fits what is asked, with the tokens that its texts take; None for embeddings of the usual kind."""
+    """Return an answer that fits the request and counts the tokens of its texts; None for ordinary embeddings."""
     if path == "embeddings":
         return None
     model = body["model"]
@@ -53,13 +54,13 @@ def reviews(workspace: Any, provider: Any) -> Any:
 
 
 @pytest.fixture
-def screen() -> Callable[[str, str], None]:
-    """Compares a text with the one kept here under a name; with ROWMILL_SCREENS=write it is kept anew."""
+def screen() -> Screen:
+    """Return what compares a text with the file of this name; with ROWMILL_SCREENS=write it writes the file."""
 
-    def same(name: str, text: str) -> None:
-        kept = Path(__file__).parent / name
+    def compare(name: str, text: str) -> None:
+        file = Path(__file__).parent / name
         if os.environ.get("ROWMILL_SCREENS") == "write":
-            kept.write_text(text)
-        assert text == kept.read_text()
+            file.write_text(text)
+        assert text == file.read_text()
 
-    return same
+    return compare

@@ -1,16 +1,20 @@
-"""Tables of `usage`, `batches list`, `ledger show` and their like: readable in 80 columns, and in 50 as well."""
+"""Tables of `usage`, `batches list`, `ledger show` and others fit any terminal, and are uncut in a pipe."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from connectors.emulator.server import LocalOptions, LocalServer
-from pipelines.formatting import DataTable
+from pipelines.cli import COMMANDS
+from pipelines.formatting import DataTable, format_money, money_decimals, render
+from pipelines.reporting.status_format import format_usage
+from tests.behaviour.screens.conftest import Screen
 
 USAGE: list[dict[str, object]] = [
-    {"step": "ticket-enrichment/label", "requests": 120_480, "failed": 12, "tokens_in": 48_911_002,
-     "tokens_out": 3_512_007, "cost_usd": 9.4436, "unpriced": None},
-    {"step": "ticket-enrichment/vector", "requests": 1_883, "failed": 0, "tokens_in": 21_004_221, "tokens_out": 0,
+    {"step": "ticket-enrichment/label", "requests": 120_480, "failed": 12, "input_tokens": 48_911_002,
+     "output_tokens": 3_512_007, "cost_usd": 9.4436, "unpriced": 0},
+    {"step": "ticket-enrichment/vector", "requests": 1_883, "failed": 0, "input_tokens": 21_004_221, "output_tokens": 0,
      "cost_usd": None, "unpriced": 1_883},
 ]  # fmt: skip
 LEDGER: list[dict[str, object]] = [
@@ -30,19 +34,53 @@ BATCHES: list[dict[str, object]] = [
 
 
 @pytest.mark.parametrize("width", [80, 50])
-def test_every_table_fits_and_numbers_stand_below_one_another(screen: Any, width: int) -> None:
-    shown = [format_table(rows, width) for rows in (USAGE, LEDGER, BATCHES)]
+def test_a_table_that_is_too_wide_becomes_a_block_a_row(screen: Screen, width: int) -> None:
+    shown = [render(content, width) for content in (format_usage(USAGE), DataTable(LEDGER), DataTable(BATCHES))]
     screen(f"tables-{width}.txt", "\n\n".join(shown) + "\n")
     assert max(len(line) for text in shown for line in text.splitlines()) <= width
 
 
-def test_what_is_too_much_for_a_line_is_told_below_it() -> None:
+def test_numbers_are_right_aligned_and_empty_columns_left_out() -> None:
     rows: list[dict[str, object]] = [{"a": "first", "b": 1.5, "c": 3000, "d": "x" * 20, "e": None}]
-    assert format_table(rows, 30) == "a        b      c\nfirst  1.5  3,000\n  d xxxxxxxxxxxxxxxxxxxx"
-    assert format_table([{"a": None}], 30) == "a\n"
+    assert render(DataTable(rows)).splitlines() == [
+        "a        b      c  d",
+        "─" * 39,
+        "first  1.5  3,000  " + "x" * 20,
+    ]
+    assert render(DataTable(rows), 30).splitlines() == ["first", "  b  1.5", "  c  3,000", "  d  " + "x" * 20]
+    assert render(DataTable([{"a": None}]), 30).splitlines()[0] == "a"
 
 
-def test_the_commands_tables_fit_80_columns(workspace: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_that_is_not_a_terminal_is_neither_cut_nor_coloured() -> None:
+    rows: list[dict[str, object]] = [{"job": "x" * 300, "message": "word " * 100}]
+    _, _, row = render(DataTable(rows, wrapped="message")).splitlines()
+    assert row == "x" * 300 + "  " + ("word " * 100).rstrip()
+
+
+def test_a_terminal_gets_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[1m" in render(DataTable(LEDGER), 200, is_terminal=True)
+
+
+@pytest.mark.parametrize(
+    ("amounts", "shown"),
+    [
+        ((0.0043, 0.0177, None), ["$0.0043", "$0.0177", "not known"]),
+        ((9.4436, 0.0004), ["$9.4436", "$0.0004"]),
+        ((9.4436, 0.00001), ["$9.4436", "<$0.0001"]),
+        ((1234.5, 0.002), ["$1,234.50", "<$0.01"]),
+        ((0.00008, 0.00016, 0.0), ["$0.000080", "$0.000160", "$0.000000"]),
+        ((3.2, 0.41), ["$3.20", "$0.41"]),
+        ((0,), ["$0.00"]),
+    ],
+)
+def test_money_has_one_precision_a_screen(amounts: tuple[float | None, ...], shown: list[str]) -> None:
+    decimals = money_decimals(amounts)
+    assert [format_money(amount, decimals) for amount in amounts] == shown
+
+
+def test_the_tables_of_commands_fit_80_columns(workspace: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(workspace.folder)
     workspace.csv(3)
@@ -58,5 +96,32 @@ def test_the_commands_tables_fit_80_columns(workspace: Any, cli: Any, monkeypatc
             assert cli(*words) == 0, cli.err
             assert cli.out
             for line in cli.out.splitlines():
-                # The ledger's own path is as long as it is.
+                # The path of the ledger is not wrapped.
                 assert len(line) <= 80 or str(workspace.folder) in line, (words, line)
+
+
+def test_the_one_line_help_of_each_command_is_not_cut(cli: Any) -> None:
+    assert cli("--help") == 0
+    commands = cli.out.split("Commands:\n")[1].splitlines()
+    assert len(commands) == len(COMMANDS)
+    assert [line for line in commands if len(line) > 80 or line.endswith("...")] == []
+    for command in COMMANDS:
+        assert cli(command, "--help") == 0
+        assert [line for line in cli.out.splitlines() if line.endswith("...") and "]..." not in line] == [], command
+
+
+@pytest.mark.parametrize("command", ["status", "usage", "errors"])
+def test_a_folder_stands_for_its_workspace(
+    workspace: Any, cli: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    workspace.csv(3)
+    job = workspace.job()
+    workspace.write("jobs/job.yaml", job.read_text())
+    job.unlink()
+    assert cli.run(workspace.folder / "jobs/job.yaml")["exit_code"] == 0
+    monkeypatch.chdir(tmp_path)
+    assert cli(command, workspace.folder / "jobs") == 0, cli.err
+    of_jobs = cli.out
+    assert cli(command, workspace.folder) == 0, cli.err
+    assert cli.out == of_jobs
+    assert ("job" in of_jobs) if command != "errors" else (of_jobs == "no row has failed\n")

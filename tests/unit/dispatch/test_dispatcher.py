@@ -183,3 +183,17 @@ async def test_a_ledger_that_cannot_be_written_ends_the_run(ledger: Ledger) -> N
     assert wave.outcomes == {}
     assert "no such table: exchanges" in str(fanout.failure)
     assert fanout.stopped == "OperationalError: no such table: exchanges"
+
+
+async def test_a_cancelled_exchange_counts_as_spent_at_its_maximum_cost(ledger: Ledger) -> None:
+    transport = Scripted(ledger)
+    budget = RunBudget(100, 0)
+    fanout = OnlineDispatcher(
+        ledger, transport, budget, RunCounters(steps={"answer": StepCounters()}), RetryLimits(), 1, "run"
+    )
+    fanout.start()
+    await fanout.submit(lane_of(ledger, worst=40), requests_of(1), lambda answer: True)
+    await until(lambda: transport.sent)
+    await fanout.close(0)
+    assert (budget.spent, budget.reserved) == (40, 0)
+    assert ledger.query("select error_class, cost from exchanges") == [("unknown", 40)]

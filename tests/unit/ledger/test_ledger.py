@@ -10,41 +10,41 @@ import pytest
 
 from connectors.errors import JobError
 from connectors.records import RowError, Usage
-from pipelines.ledger.entries import Noted, Settled
+from pipelines.ledger.entries import PendingExchange, SettledExchange
 from pipelines.ledger.ledger import Ledger
 
 MARK = b"0123456789abcdef"
 
 
-def settled(ledger: Ledger, note: int, leg: int, **changes: object) -> Settled:
+def settled(ledger: Ledger, note: int, leg: int, **changes: object) -> SettledExchange:
     values: dict[str, object] = {
-        "note": note,
-        "leg": leg,
+        "exchange_id": note,
+        "route_id": leg,
         "attempt": 1,
         "keys": b'["a"]',
         "fingerprints": MARK,
         "started_at": 1,
     }
-    return Settled(**{**values, **changes})  # type: ignore[arg-type]
+    return SettledExchange(**{**values, **changes})  # type: ignore[arg-type]
 
 
 async def noted(
     ledger: Ledger, leg: int, reserved: int | None = None, day: tuple[str, int] | None = None
 ) -> int | None:
-    note = ledger.next_note()
-    return note if await ledger.note(Noted(note, leg, 1, b'["a"]', MARK, 1, reserved), day) else None
+    note = ledger.next_exchange_id()
+    return note if await ledger.record_pending(PendingExchange(note, leg, 1, b'["a"]', MARK, 1, reserved), day) else None
 
 
 async def test_an_answer_is_found_by_its_fingerprint_with_the_run_that_paid_for_it(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    leg = ledger.leg("run-1", "job", "step", "local", "chat", "m")
+    leg = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
     note = await noted(ledger, leg)
     assert note is not None
     await ledger.settle(settled(ledger, note, leg, http_status=200, answers=[(MARK, b"asked", b"reply", None)]))
     found = ledger.lookup([MARK, b"f" * 16])
     assert list(found) == [MARK]
     assert (found[MARK].reply, found[MARK].error, found[MARK].run_id) == (b"reply", None, "run-1")
-    as_sent = ledger.as_sent(MARK)
+    as_sent = ledger.get_with_request(MARK)
     assert as_sent is not None
     assert as_sent.request == b"asked"
     ledger.close()
@@ -52,7 +52,7 @@ async def test_an_answer_is_found_by_its_fingerprint_with_the_run_that_paid_for_
 
 async def test_a_failure_of_the_rows_own_is_kept_word_for_word(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    leg = ledger.leg("run-1", "job", "step", "local", "chat", "m")
+    leg = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
     error = RowError("bad_request", "no such thing", 400, "invalid_request_error", "messages", None, '{"a": 1}', "r-1")
     note = await noted(ledger, leg)
     assert note is not None
@@ -63,8 +63,8 @@ async def test_a_failure_of_the_rows_own_is_kept_word_for_word(tmp_path: Path) -
 
 async def test_what_was_noted_and_never_settled_becomes_unknown_at_its_worst_case(tmp_path: Path) -> None:
     first = Ledger(tmp_path / "ledger.sqlite")
-    leg = first.leg("run-1", "job", "step", "local", "chat", "m")
-    other = first.leg("run-2", "another-job", "step", "local", "chat", "m")
+    leg = first.register_route("run-1", "job", "step", "local", "chat", "m")
+    other = first.register_route("run-2", "another-job", "step", "local", "chat", "m")
     await noted(first, leg, reserved=70)
     await noted(first, other, reserved=1)
     first.close()
@@ -80,7 +80,7 @@ async def test_exchanges_of_each_process_are_numbered_without_gaps(tmp_path: Pat
     path = tmp_path / "ledger.sqlite"
     for _ in range(2):
         ledger = Ledger(path)
-        leg = ledger.leg("run-1", "job", "step", "local", "chat", "m")
+        leg = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
         notes = await asyncio.gather(*(noted(ledger, leg) for _ in range(50)))
         await asyncio.gather(*(ledger.settle(settled(ledger, note, leg)) for note in notes if note))
         ledger.close()
@@ -93,12 +93,12 @@ async def test_exchanges_of_each_process_are_numbered_without_gaps(tmp_path: Pat
 
 async def test_the_days_budget_refuses_what_does_not_fit_and_takes_back_what_was_not_spent(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    leg = ledger.leg("run-1", "job", "step", "local", "chat", "m")
+    leg = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
     note = await noted(ledger, leg, reserved=60, day=("2026-01-01", 100))
     assert note is not None
     assert await noted(ledger, leg, reserved=60, day=("2026-01-01", 100)) is None
     assert ledger.query("select count(*) from noted") == [(1,)]
-    await ledger.settle(settled(ledger, note, leg, cost=10, released=60, usage=Usage(input_tokens=1)), "2026-01-01")
+    await ledger.settle(settled(ledger, note, leg, cost=10, reserved=60, usage=Usage(input_tokens=1)), "2026-01-01")
     assert await noted(ledger, leg, reserved=60, day=("2026-01-01", 100)) is not None
     assert ledger.query("select day, spent from days") == [("2026-01-01", 70)]
     ledger.close()
@@ -106,24 +106,24 @@ async def test_the_days_budget_refuses_what_does_not_fit_and_takes_back_what_was
 
 async def test_what_is_written_together_counts_in_the_order_in_which_it_came(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    leg = ledger.leg("run-1", "job", "step", "local", "chat", "m")
+    leg = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
     day = ("2026-01-01", 100)
-    first, second, third, fourth = (Noted(ledger.next_note(), leg, 1, b'["a"]', MARK, 1, 60) for _ in range(4))
-    ended = settled(ledger, first.note, leg, cost=30, released=60, answers=[(MARK, b"asked", b"reply", None)])
-    told = await ledger.write_group(
+    first, second, third, fourth = (PendingExchange(ledger.next_exchange_id(), leg, 1, b'["a"]', MARK, 1, 60) for _ in range(4))
+    ended = settled(ledger, first.exchange_id, leg, cost=30, reserved=60, answers=[(MARK, b"asked", b"reply", None)])
+    told = await ledger.write_batch(
         [
-            ("note", (first, day)),
-            ("note", (second, day)),
+            ("record_pending", (first, day)),
+            ("record_pending", (second, day)),
             ("settle", (ended, "2026-01-01")),
-            ("note", (third, day)),
+            ("record_pending", (third, day)),
             ("write_queued", ("update days set spent = spent - 5", ())),
-            ("take_back", (third, "2026-01-01")),
-            ("keep", (MARK, leg, b"asked", b"another reply")),
-            ("note", (fourth, day)),
+            ("cancel_pending", (third, "2026-01-01")),
+            ("store_answer", (MARK, leg, b"asked", b"another reply")),
+            ("record_pending", (fourth, day)),
         ]
     )
     assert told == [True, False, None, True, None, None, None, True]
-    assert ledger.query("select id from noted") == [(fourth.note,)]
+    assert ledger.query("select id from noted") == [(fourth.exchange_id,)]
     assert ledger.query("select day, spent from days") == [("2026-01-01", 85)]
     assert ledger.query("select seq, cost from exchanges") == [(1, 30)]
     assert ledger.lookup([MARK])[MARK].reply == b"another reply"
@@ -132,12 +132,12 @@ async def test_what_is_written_together_counts_in_the_order_in_which_it_came(tmp
 
 async def test_exchanges_are_numbered_without_gaps_though_a_group_fails(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    leg = ledger.leg("run-1", "job", "step", "local", "chat", "m")
+    leg = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
     one, other = await noted(ledger, leg), await noted(ledger, leg)
     assert one is not None
     assert other is not None
     with pytest.raises(sqlite3.OperationalError):
-        await ledger.write_group(
+        await ledger.write_batch(
             [
                 ("settle", (settled(ledger, one, leg), None)),
                 ("write_queued", ("insert into no_such_table values (1)", ())),
@@ -153,7 +153,7 @@ async def test_a_ledger_that_cannot_be_written_fails_the_write_and_not_the_proce
     ledger = Ledger(tmp_path / "ledger.sqlite")
     with pytest.raises(sqlite3.Error):
         await ledger.write_queued("insert into no_such_table values (?)", (1,))
-    leg = ledger.leg("run-1", "job", "step", "local", "chat", "m")
+    leg = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
     assert await noted(ledger, leg) is not None
     ledger.close()
 
@@ -161,16 +161,16 @@ async def test_a_ledger_that_cannot_be_written_fails_the_write_and_not_the_proce
 async def test_a_write_that_cannot_begin_fails_and_the_next_one_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.ledger.ledger_file.PATIENCE", 0.0)
+    monkeypatch.setattr("pipelines.ledger.ledger_file.BUSY_SECONDS", 0.0)
     with closing(Ledger(tmp_path / "ledger.sqlite")) as ledger:
-        leg = ledger.leg("run", "job", "step", "provider", "chat", "model")
+        leg = ledger.register_route("run", "job", "step", "provider", "chat", "model")
         with closing(sqlite3.connect(ledger.path, isolation_level=None)) as other:
             other.execute("begin immediate")
             with pytest.raises(sqlite3.OperationalError, match="locked"):
-                await ledger.keep(b"a" * 16, leg, b"{}", b"1")
+                await ledger.store_answer(b"a" * 16, leg, b"{}", b"1")
             other.execute("rollback")
         async with asyncio.timeout(20):
-            await ledger.keep(b"a" * 16, leg, b"{}", b"2")
+            await ledger.store_answer(b"a" * 16, leg, b"{}", b"2")
         assert ledger.lookup([b"a" * 16])[b"a" * 16].reply == b"2"
 
 

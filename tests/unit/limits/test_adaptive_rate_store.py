@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.limits.adaptive_rate import FIRST_PLATEAU, NOTHING_FOUND, Found
-from pipelines.limits.adaptive_rate_store import BELIEVED_FOR
-from pipelines.limits.limit_leases import Leases
-from pipelines.limits.provider_limiter import Allowance
+from pipelines.limits.adaptive_rate import FIRST_PLATEAU, NO_LEARNED_RATE, LearnedRate
+from pipelines.limits.adaptive_rate_store import MAX_RATE_AGE_SECONDS
+from pipelines.limits.limit_leases import LimitLeases
+from pipelines.limits.provider_limiter import ProviderLimiter
 
 KEY = "box http://10.0.0.1/v1"
 
@@ -20,19 +20,19 @@ class Process:
     """A process's leases and its allowance, which states no limit."""
 
     def __init__(self, folder: Path) -> None:
-        self.allowance = Allowance(None, None, None, longest_hold=900, longest_wait=60)
-        self.leases = Leases(folder, {KEY: self.allowance})
+        self.allowance = ProviderLimiter(None, None, None, longest_hold=900, longest_wait=60)
+        self.leases = LimitLeases(folder, {KEY: self.allowance})
 
-    def finds(self, found: Found) -> None:
+    def finds(self, found: LearnedRate) -> None:
         """Refusals lower the pace to it, and not for the first time."""
         before = (found.per_second or 0.0) / 0.97
-        self.allowance.adopt(replace(found, per_second=before))
+        self.allowance.load_learned_rate(replace(found, per_second=before))
         self.allowance._found.ease(time.monotonic() + 2, before, 0.0)
-        self.allowance.lease(0.0, 0.0, None)
+        self.allowance.set_share(0.0, 0.0, None)
         self.leases.renew()
 
     def renew(self) -> None:
-        self.allowance.waited.update(("requests", "tokens", "slots"))
+        self.allowance.contended.update(("requests", "tokens", "slots"))
         self.leases.renew()
 
     @property
@@ -54,7 +54,7 @@ def begin(tmp_path: Path) -> Iterator[Callable[[], Process]]:
         process.leases.close()
 
 
-def ran_before(folder: Path, found: Found, ago: float = 0.0) -> None:
+def ran_before(folder: Path, found: LearnedRate, ago: float = 0.0) -> None:
     """A run has found this pace and has ended."""
     before = Process(folder)
     before.finds(found)
@@ -65,25 +65,25 @@ def ran_before(folder: Path, found: Found, ago: float = 0.0) -> None:
 
 
 def test_the_next_run_begins_at_the_pace_that_refusals_have_shown(tmp_path: Path, begin: Callable[[], Process]) -> None:
-    ran_before(tmp_path, Found(48.5, 50.0, 120.0, True), ago=24 * 3600)
+    ran_before(tmp_path, LearnedRate(48.5, 50.0, 120.0, True), ago=24 * 3600)
     # What is tried again soon is whether the limit has been raised.
-    assert begin().allowance.found == Found(48.5, 50.0, FIRST_PLATEAU, True)
+    assert begin().allowance.learned_rate == LearnedRate(48.5, 50.0, FIRST_PLATEAU, True)
 
 
-@pytest.mark.parametrize("ago", [BELIEVED_FOR + 60, -3600.0], ids=["too old", "of the future"])
+@pytest.mark.parametrize("ago", [MAX_RATE_AGE_SECONDS + 60, -3600.0], ids=["too old", "of the future"])
 def test_what_is_too_old_or_of_a_clock_that_was_wrong_is_not_believed(
     tmp_path: Path, begin: Callable[[], Process], ago: float
 ) -> None:
-    ran_before(tmp_path, Found(48.5, 50.0, 16.0, False), ago)
+    ran_before(tmp_path, LearnedRate(48.5, 50.0, 16.0, False), ago)
     process = begin()
     process.renew()
-    assert process.allowance.found == NOTHING_FOUND
+    assert process.allowance.learned_rate == NO_LEARNED_RATE
     assert process.pace is None
 
 
 @pytest.mark.parametrize("damage", ["per_second = -1", "per_second = 'much'", "ceiling = 9e999", "at = x'00'"])
 def test_what_makes_no_sense_in_the_table_is_nothing(tmp_path: Path, begin: Callable[[], Process], damage: str) -> None:
-    ran_before(tmp_path, Found(48.5, 50.0, 16.0, False))
+    ran_before(tmp_path, LearnedRate(48.5, 50.0, 16.0, False))
     with sqlite3.connect(tmp_path / "leases.sqlite") as db:
         db.execute(f"update found_paces set {damage}")
     db.close()
@@ -93,7 +93,7 @@ def test_what_makes_no_sense_in_the_table_is_nothing(tmp_path: Path, begin: Call
 
 
 def test_a_file_that_is_damaged_within_is_made_anew(tmp_path: Path, begin: Callable[[], Process]) -> None:
-    ran_before(tmp_path, Found(48.5, 50.0, 16.0, False))
+    ran_before(tmp_path, LearnedRate(48.5, 50.0, 16.0, False))
     with sqlite3.connect(tmp_path / "leases.sqlite") as db:
         db.execute("pragma wal_checkpoint(truncate)")
     db.close()
@@ -109,12 +109,12 @@ def test_a_pace_that_one_has_found_is_divided_among_all_as_a_stated_limit_is(beg
     for _ in range(3):
         first.renew()
         second.renew()
-    first.finds(Found(50.0, 51.0, 16.0, False))
+    first.finds(LearnedRate(50.0, 51.0, 16.0, False))
     for _ in range(3):
         first.renew()
         second.renew()
     assert (first.pace, second.pace) == (25.0, 25.0)
-    assert first.allowance.kept_per_minute == second.allowance.kept_per_minute == 3000
+    assert first.allowance.effective_requests_per_minute == second.allowance.effective_requests_per_minute == 3000
     for _ in range(40):
         second.leases.renew()
     first.renew()
@@ -124,22 +124,22 @@ def test_a_pace_that_one_has_found_is_divided_among_all_as_a_stated_limit_is(beg
 
 def test_of_processes_that_were_not_refused_who_has_tried_more_is_right(begin: Callable[[], Process]) -> None:
     first, second = begin(), begin()
-    first.finds(Found(40.0, 41.0, 16.0, False))
+    first.finds(LearnedRate(40.0, 41.0, 16.0, False))
     for _ in range(2):
         first.renew()
         second.renew()
-    second.allowance.adopt(Found(44.0, 41.0, 16.0, False))
+    second.allowance.load_learned_rate(LearnedRate(44.0, 41.0, 16.0, False))
     for _ in range(2):
         second.renew()
         first.renew()
-    assert first.allowance.found.per_second == second.allowance.found.per_second == 44.0
+    assert first.allowance.learned_rate.per_second == second.allowance.learned_rate.per_second == 44.0
 
 
 def test_a_pace_that_proved_to_be_no_limit_is_forgotten_by_all(tmp_path: Path, begin: Callable[[], Process]) -> None:
-    ran_before(tmp_path, Found(40.0, 41.0, 16.0, False))
+    ran_before(tmp_path, LearnedRate(40.0, 41.0, 16.0, False))
     first, second = begin(), begin()
-    assert (first.allowance.found.per_second, second.allowance.found.per_second) == (40.0, 40.0)
-    first.allowance.adopt(NOTHING_FOUND)
+    assert (first.allowance.learned_rate.per_second, second.allowance.learned_rate.per_second) == (40.0, 40.0)
+    first.allowance.load_learned_rate(NO_LEARNED_RATE)
     first.renew()
     second.renew()
     assert (first.pace, second.pace, begin().pace) == (None, None, None)
@@ -147,9 +147,9 @@ def test_a_pace_that_proved_to_be_no_limit_is_forgotten_by_all(tmp_path: Path, b
 
 def test_one_refusal_is_kept_for_nobody_since_it_may_have_been_for_anything(begin: Callable[[], Process]) -> None:
     first = begin()
-    first.allowance.refused(0, 0.0)
+    first.allowance.record_refusal(0, 0.0)
     first.renew()
-    assert begin().allowance.found == NOTHING_FOUND
+    assert begin().allowance.learned_rate == NO_LEARNED_RATE
 
 
 def test_a_file_without_the_table_is_that_of_an_older_version(tmp_path: Path, begin: Callable[[], Process]) -> None:

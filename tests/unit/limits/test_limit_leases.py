@@ -1,4 +1,4 @@
-"""Leases: processes of a workspace share a key's limits, never hold more than there is, and nothing when dead."""
+"""LimitLeases: processes of a workspace share a key's limits, never hold more than there is, and nothing when dead."""
 
 import os
 import signal
@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.limits.limit_leases import Leases, divided, leased
-from pipelines.limits.provider_limiter import HEADROOM, Allowance
+from pipelines.limits.limit_leases import LimitLeases, fair_shares, share_limits
+from pipelines.limits.provider_limiter import HEADROOM, ProviderLimiter
 
 KEY = "openai https://api.openai.com/v1"
 
 
-def allowance(requests: int | None = 6000, concurrency: int | None = None) -> Allowance:
-    return Allowance(requests, None, concurrency, longest_hold=900, longest_wait=60)
+def allowance(requests: int | None = 6000, concurrency: int | None = None) -> ProviderLimiter:
+    return ProviderLimiter(requests, None, concurrency, longest_hold=900, longest_wait=60)
 
 
-def rate(of: Allowance) -> float:
+def rate(of: ProviderLimiter) -> float:
     """The share of 6000 a minute that it may use."""
     return round((of.requests.per_second or 0.0) / (100 * HEADROOM), 2)
 
@@ -32,17 +32,17 @@ class Holder:
 
     def __init__(self, folder: Path, key: str = KEY, concurrency: int | None = None) -> None:
         self.allowance = allowance(concurrency=concurrency)
-        self.leases = Leases(folder, {key: self.allowance})
+        self.leases = LimitLeases(folder, {key: self.allowance})
 
     def renew(self, waits: bool = True) -> None:
         if waits:
-            self.allowance.waited.update(("requests", "tokens", "slots"))
+            self.allowance.contended.update(("requests", "tokens", "slots"))
         self.leases.renew()
 
 
 @pytest.fixture
 def holders(tmp_path: Path) -> Iterator[list[Holder]]:
-    """Leases that are given back at the end."""
+    """LimitLeases that are given back at the end."""
     some: list[Holder] = []
     yield some
     for holder in some:
@@ -59,11 +59,11 @@ def test_one_that_comes_later_waits_until_its_half_is_free(tmp_path: Path, holde
     holders.append(Holder(tmp_path))
     first, second = holders
     assert (rate(first.allowance), rate(second.allowance)) == (1.0, 0.0)
-    assert second.leases.wanting
+    assert second.leases.is_short
     first.renew()
     second.renew()
     assert (rate(first.allowance), rate(second.allowance)) == (0.5, 0.5)
-    assert not second.leases.wanting
+    assert not second.leases.is_short
 
 
 def test_what_one_does_not_use_goes_to_the_other(tmp_path: Path, holders: list[Holder]) -> None:
@@ -101,9 +101,9 @@ def test_keys_of_different_providers_have_nothing_to_do_with_one_another(tmp_pat
 HOLDING = """
 import sys, time
 from pathlib import Path
-from pipelines.limits.limit_leases import Leases
-from pipelines.limits.provider_limiter import Allowance
-leases = Leases(Path(sys.argv[1]), {sys.argv[2]: Allowance(6000, None, 8, 900, 60)})
+from pipelines.limits.limit_leases import LimitLeases
+from pipelines.limits.provider_limiter import ProviderLimiter
+leases = LimitLeases(Path(sys.argv[1]), {sys.argv[2]: ProviderLimiter(6000, None, 8, 900, 60)})
 print("held", flush=True)
 time.sleep(600)
 """
@@ -119,23 +119,23 @@ def test_the_leases_of_a_process_that_was_killed_are_free_at_once(tmp_path: Path
     process.communicate()
     holders[0].renew()
     assert rate(holders[0].allowance) == 1.0
-    assert not holders[0].leases.wanting
+    assert not holders[0].leases.is_short
 
 
 async def test_requests_in_flight_stay_in_use_until_they_end(tmp_path: Path, holders: list[Holder]) -> None:
     holders.append(Holder(tmp_path, concurrency=6))
     first = holders[0]
-    permits = [await first.allowance.take(1) for _ in range(6)]
+    permits = [await first.allowance.acquire(1) for _ in range(6)]
     holders.append(Holder(tmp_path, concurrency=6))
     second = holders[1]
     first.renew()
     second.renew()
     assert second.allowance.delay == float("inf")
     for permit in permits[:4]:
-        first.allowance.done(permit, 1, None)
+        first.allowance.release(permit, 1, None)
     first.renew()
     second.renew()
-    taken = [await second.allowance.take(1) for _ in range(3)]
+    taken = [await second.allowance.acquire(1) for _ in range(3)]
     assert first.allowance.in_flight + len(taken) <= 6
 
 
@@ -143,24 +143,24 @@ def test_a_wait_that_one_process_was_asked_for_holds_the_others_too(tmp_path: Pa
     holders.append(Holder(tmp_path))
     holders.append(Holder(tmp_path))
     first, second = holders
-    first.allowance.refused(1, 30.0)
+    first.allowance.record_refusal(1, 30.0)
     first.renew()
     second.renew()
-    assert 29 < second.allowance.held_for <= 30
-    assert second.allowance.found_per_minute is None
+    assert 29 < second.allowance.pause_seconds <= 30
+    assert second.allowance.learned_requests_per_minute is None
     holders.append(Holder(tmp_path))
-    assert 29 < holders[2].allowance.held_for <= 30
+    assert 29 < holders[2].allowance.pause_seconds <= 30
 
 
 def test_a_hold_that_goes_from_one_to_the_other_becomes_no_longer(tmp_path: Path, holders: list[Holder]) -> None:
     holders.append(Holder(tmp_path))
     holders.append(Holder(tmp_path))
-    holders[0].allowance.refused(1, 1.0)
+    holders[0].allowance.record_refusal(1, 1.0)
     end = time.monotonic() + 1.0
     for _ in range(50):
         for holder in holders:
             holder.renew()
-    assert all(time.monotonic() + holder.allowance.held_for <= end + 0.25 for holder in holders)
+    assert all(time.monotonic() + holder.allowance.pause_seconds <= end + 0.25 for holder in holders)
 
 
 def test_a_clock_that_is_set_back_holds_nobody(
@@ -171,7 +171,7 @@ def test_a_clock_that_is_set_back_holds_nobody(
     set_back = time.time() - 3600
     monkeypatch.setattr(time, "time", lambda: set_back)
     holders[1].renew()
-    assert holders[1].allowance.held_for == 0
+    assert holders[1].allowance.pause_seconds == 0
 
 
 def test_what_another_process_was_asked_says_nothing_of_the_own_pace_or_the_providers_silence(
@@ -180,18 +180,18 @@ def test_what_another_process_was_asked_says_nothing_of_the_own_pace_or_the_prov
     holders.append(Holder(tmp_path))
     holders.append(Holder(tmp_path))
     first, second = holders
-    first.allowance.refused(1, 30.0)
+    first.allowance.record_refusal(1, 30.0)
     first.renew()
     second.renew()
     held = second.allowance
-    assert (held.held_for > 29, held.silent_for()) == (True, 0)
+    assert (held.pause_seconds > 29, held.seconds_without_reply()) == (True, 0)
 
 
 async def test_a_process_with_no_limits_waits_for_nothing(tmp_path: Path) -> None:
-    free = Allowance(None, None, None, 900, 60)
-    with leased(tmp_path, {KEY: free}):
+    free = ProviderLimiter(None, None, None, 900, 60)
+    with share_limits(tmp_path, {KEY: free}):
         assert free.delay == 0
-        free.done(await free.take(1), 1, 1)
+        free.release(await free.acquire(1), 1, 1)
 
 
 def test_a_damaged_table_is_made_anew_since_nothing_lasts_in_it(tmp_path: Path, holders: list[Holder]) -> None:
@@ -207,7 +207,7 @@ needs = st.dictionaries(st.text(min_size=1, max_size=3), st.floats(0, 1), min_si
 def test_the_parts_are_the_whole_and_nobody_gets_less_than_an_equal_part_of_what_it_needs(
     asked: dict[str, float], whole: int, seats: bool, turn: int
 ) -> None:
-    got = divided(float(whole), asked, seats, float(turn))
+    got = fair_shares(float(whole), asked, seats, float(turn))
     assert sum(got.values()) == pytest.approx(whole)
     for holder, part in got.items():
         assert part >= min(asked[holder] * whole, whole / len(asked)) - (1 if seats else 1e-6)
@@ -215,7 +215,7 @@ def test_the_parts_are_the_whole_and_nobody_gets_less_than_an_equal_part_of_what
 
 
 def test_the_odd_slot_goes_from_one_to_the_next() -> None:
-    assert [divided(1.0, {"a": 1.0, "b": 1.0}, True, turn) for turn in (0.0, 1.0, 2.0)] == [
+    assert [fair_shares(1.0, {"a": 1.0, "b": 1.0}, True, turn) for turn in (0.0, 1.0, 2.0)] == [
         {"a": 1.0, "b": 0.0},
         {"a": 0.0, "b": 1.0},
         {"a": 1.0, "b": 0.0},

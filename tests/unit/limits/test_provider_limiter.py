@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pipelines.limits.adaptive_rate import EASED
-from pipelines.limits.provider_limiter import FIRST_REFUSAL, HEADROOM, Allowance
-from pipelines.limits.token_bucket import BURST, Pace
+from pipelines.limits.provider_limiter import FIRST_REFUSAL_SECONDS, HEADROOM, ProviderLimiter
+from pipelines.limits.token_bucket import BURST_SECONDS, TokenBucket
 from tests.support.simulated_key import Key, Moody, drive, leaping
 
 
@@ -85,39 +85,39 @@ def test_where_another_program_uses_the_key_as_well_what_is_left_slows_this_one_
 
 def test_an_amount_larger_than_a_bucket_leaves_at_once_and_is_paid_off_by_waiting() -> None:
     async def run(now: Callable[[], float]) -> float:
-        pace = Pace(100)
+        pace = TokenBucket(100)
         began = now()
-        await pace.paid()
-        pace.charge(1000)
+        await pace.wait()
+        pace.consume(1000)
         assert now() == began
-        await pace.paid()
+        await pace.wait()
         return now() - began
 
-    assert leaping(run) == pytest.approx(10 - BURST, abs=0.01)
+    assert leaping(run) == pytest.approx(10 - BURST_SECONDS, abs=0.01)
 
 
 def test_a_debt_that_is_rounding_only_is_none() -> None:
     async def run(now: Callable[[], float]) -> bool:
-        pace = Pace(49.65)
+        pace = TokenBucket(49.65)
         for units in (0.1, 0.2, 1e-17, 5e-324):
-            pace.charge(units)
-            await pace.paid()
-        return pace.ready
+            pace.consume(units)
+            await pace.wait()
+        return pace.is_ready
 
     assert leaping(run)
 
 
 def test_what_was_reserved_too_much_comes_back() -> None:
     async def run(now: Callable[[], float]) -> tuple[float, float]:
-        pace = Pace(100)
-        pace.charge(500)
+        pace = TokenBucket(100)
+        pace.consume(500)
         pace.settle(500, 100)
         began = now()
-        await pace.paid()
+        await pace.wait()
         return now() - began, pace.used
 
     waited, used = leaping(run)
-    assert waited == pytest.approx(1 - BURST, abs=0.01)
+    assert waited == pytest.approx(1 - BURST_SECONDS, abs=0.01)
     assert used == 100
 
 
@@ -125,7 +125,7 @@ async def test_without_limits_nothing_waits() -> None:
     free = allowance()
     began = time.monotonic()
     for _ in range(1000):
-        free.done(await free.take(1000), 1000, 1000)
+        free.release(await free.acquire(1000), 1000, 1000)
     assert time.monotonic() - began < 5
 
 
@@ -135,8 +135,8 @@ def allowance(
     concurrency: int | None = None,
     now: Callable[[], float] = time.monotonic,
     longest_wait: float = 60,
-) -> Allowance:
-    return Allowance(requests, tokens, concurrency, longest_hold=900, longest_wait=longest_wait, now=now)
+) -> ProviderLimiter:
+    return ProviderLimiter(requests, tokens, concurrency, longest_hold=900, longest_wait=longest_wait, now=now)
 
 
 @pytest.fixture
@@ -147,22 +147,22 @@ def clock() -> Iterator[list[float]]:
 
 async def test_a_refusal_holds_every_sender_of_the_key() -> None:
     held = allowance()
-    permit = await held.take(1)
-    held.refused(permit, 0.2)
+    permit = await held.acquire(1)
+    held.record_refusal(permit, 0.2)
     began = time.monotonic()
-    await asyncio.gather(asyncio.wait_for(held.take(1), 5))
+    await asyncio.gather(asyncio.wait_for(held.acquire(1), 5))
     assert time.monotonic() - began >= 0.19
 
 
 def test_a_burst_of_refusals_lowers_the_pace_once_and_waits_for_the_longest_time_that_was_stated() -> None:
     async def run(now: Callable[[], float]) -> tuple[float, float, float | None]:
         told = allowance(3000, now=now)
-        permits = [await told.take(1) for _ in range(200)]
+        permits = [await told.acquire(1) for _ in range(200)]
         for seconds in (1.0, 3.0, 2.0):
-            told.refused(permits.pop(), seconds)
-        held, began = told.held_for, now()
-        await told.take(1)
-        return held, now() - began, told.found_per_minute
+            told.record_refusal(permits.pop(), seconds)
+        held, began = told.pause_seconds, now()
+        await told.acquire(1)
+        return held, now() - began, told.learned_requests_per_minute
 
     held, waited, found = leaping(run)
     assert held == pytest.approx(3.0)
@@ -239,7 +239,7 @@ def test_without_a_stated_time_the_wait_doubles_with_each_refusal_in_a_row(clock
     told = allowance(now=lambda: clock[0])
     waits = []
     for permit in range(8):
-        told.refused(permit, None)
-        waits.append(round(told.held_for, 2))
-        clock[0] += told.held_for
-    assert waits == [FIRST_REFUSAL, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+        told.record_refusal(permit, None)
+        waits.append(round(told.pause_seconds, 2))
+        clock[0] += told.pause_seconds
+    assert waits == [FIRST_REFUSAL_SECONDS, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.pricing import price_cache
-from pipelines.pricing.price_cache import remembered_price
+from pipelines.pricing.price_cache import cached_published_price
 from pipelines.pricing.prices import Price, published_price
 
 
@@ -13,26 +13,26 @@ from pipelines.pricing.prices import Price, published_price
 def test_a_price_is_remembered_as_it_was_published(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "prices.json"
     published = published_price(model)
-    assert remembered_price(model, file) == published
+    assert cached_published_price(model, file) == published
 
     def never(name: str) -> Price | None:
         raise AssertionError(f"{name} was looked up again")
 
     monkeypatch.setattr(price_cache, "published_price", never)
-    assert remembered_price(model, file) == published
+    assert cached_published_price(model, file) == published
 
 
 def test_another_day_looks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "prices.json"
-    remembered_price("gpt-4o", file)
+    cached_published_price("gpt-4o", file)
     monkeypatch.setattr(price_cache, "_edition", lambda: "tomorrow")
     monkeypatch.setattr(price_cache, "published_price", lambda name: Price(input_per_million=1))
-    assert remembered_price("gpt-4o", file) == Price(input_per_million=1)
+    assert cached_published_price("gpt-4o", file) == Price(input_per_million=1)
 
 
 def test_a_damaged_file_and_a_folder_that_cannot_be_written_are_no_harm(tmp_path: Path) -> None:
     file = tmp_path / "prices.json"
     file.write_text("{")
-    assert remembered_price("gpt-4o", file) == published_price("gpt-4o")
+    assert cached_published_price("gpt-4o", file) == published_price("gpt-4o")
     (tmp_path / "taken").write_text("")
-    assert remembered_price("gpt-4o", tmp_path / "taken" / "prices.json") == published_price("gpt-4o")
+    assert cached_published_price("gpt-4o", tmp_path / "taken" / "prices.json") == published_price("gpt-4o")

@@ -22,16 +22,16 @@ from pipelines.pricing.prices import (
     batch_price,
     cost,
     image_price,
-    price_of,
+    resolve_price,
     usd,
-    worst_cost,
+    max_cost,
 )
 
 MILLION = 10**6
 
 
 def published(model: str) -> Price:
-    price = price_of(model, {}, {})
+    price = resolve_price(model, {}, {})
     assert price is not None
     return price
 
@@ -45,32 +45,32 @@ def pico(dollars: str) -> int:
 
 def test_the_providers_price_goes_before_the_workspaces_and_that_before_the_published_one() -> None:
     own, shared = {"gpt-4o": PriceEntry(input_per_million=1)}, {"gpt-4o": PriceEntry(input_per_million=2)}
-    assert price_of("gpt-4o", own, shared) == Price(input_per_million=PICO)
-    assert price_of("gpt-4o", {}, shared) == Price(input_per_million=2 * PICO)
+    assert resolve_price("gpt-4o", own, shared) == Price(input_per_million=PICO)
+    assert resolve_price("gpt-4o", {}, shared) == Price(input_per_million=2 * PICO)
     assert published("gpt-4o").input_per_million == pico("2.5")
 
 
 def test_an_entry_replaces_a_published_price_whole() -> None:
-    price = price_of("gpt-4o", {"gpt-4o": PriceEntry(per_image=0.01)}, {})
+    price = resolve_price("gpt-4o", {"gpt-4o": PriceEntry(per_image=0.01)}, {})
     assert price == Price(per_image=pico("0.01"))
 
 
 def test_an_entry_of_zero_costs_nothing_and_is_not_passed_over() -> None:
-    price = price_of("gpt-4o", {"gpt-4o": PriceEntry(input_per_million=0, output_per_million=0)}, {})
+    price = resolve_price("gpt-4o", {"gpt-4o": PriceEntry(input_per_million=0, output_per_million=0)}, {})
     assert cost(price, Usage(input_tokens=1000, output_tokens=1000)) == 0
 
 
 @pytest.mark.parametrize("model", ["my-model", "gpt-99", "mystery-1", "local", ""])
 def test_a_model_that_nobody_lists_has_no_price_and_no_cost(model: str) -> None:
-    price = price_of(model, {}, {})
+    price = resolve_price(model, {}, {})
     assert price is None
     assert cost(price, Usage(input_tokens=1, output_tokens=1)) is None
-    assert worst_cost(price, 1, 1) is None
+    assert max_cost(price, 1, 1) is None
 
 
 @pytest.mark.parametrize("model", ["omni-moderation-latest", "sonar", "mistral-ocr-latest"])
 def test_a_listed_model_without_a_price_that_replies_can_be_charged_by_has_none(model: str) -> None:
-    assert price_of(model, {}, {}) is None
+    assert resolve_price(model, {}, {}) is None
 
 
 def test_a_listed_model_without_any_list_of_prices_has_none() -> None:
@@ -78,7 +78,7 @@ def test_a_listed_model_without_any_list_of_prices_has_none() -> None:
     maker = Provider(id="openai", name="OpenAI", api_pattern="https://api", models=[bare])
     data_snapshot.set_custom_snapshot(data_snapshot.DataSnapshot(providers=[maker], from_auto_update=False))
     try:
-        assert price_of("bare-model", {}, {}) is None
+        assert resolve_price("bare-model", {}, {}) is None
     finally:
         data_snapshot.set_custom_snapshot(None)
 
@@ -110,7 +110,7 @@ def test_a_price_that_goes_by_the_time_of_day_is_the_dearest_of_the_day() -> Non
 def test_nothing_heavy_is_imported_before_a_published_price_is_asked_for() -> None:
     code = (
         "import sys, pipelines.pricing.prices as p, connectors.tokens\n"
-        "assert p.price_of('m', {'m': p.PriceEntry(input_per_million=1)}, {}) is not None\n"
+        "assert p.resolve_price('m', {'m': p.PriceEntry(input_per_million=1)}, {}) is not None\n"
         "print([m for m in ('genai_prices', 'bpe_openai', 'PIL') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -250,7 +250,7 @@ def test_usage_that_the_price_does_not_cover_has_no_cost_rather_than_a_silent_ze
 )
 def test_what_is_free_costs_nothing_whatever_was_used(usage: Usage) -> None:
     assert cost(FREE, usage) == 0
-    assert worst_cost(FREE, 9, None) == 0
+    assert max_cost(FREE, 9, None) == 0
 
 
 def test_a_price_may_charge_tokens_and_pictures_both() -> None:
@@ -297,27 +297,27 @@ def test_costs_agree_with_genai_prices_own_sum(model: str) -> None:
 
 
 def test_the_worst_case_counts_input_in_full_and_output_to_its_bound() -> None:
-    assert worst_cost(published("gpt-4o-mini"), 1000, 16_384) == pico("0.0099804")
+    assert max_cost(published("gpt-4o-mini"), 1000, 16_384) == pico("0.0099804")
 
 
 def test_there_is_no_worst_case_without_a_bound_where_output_costs_something() -> None:
-    assert worst_cost(published("gpt-4o-mini"), 1000, None) is None
-    assert worst_cost(published("text-embedding-3-small"), 1000, None) == pico("0.00002")
-    assert worst_cost(published("text-embedding-3-small"), 1000, 1) is None
+    assert max_cost(published("gpt-4o-mini"), 1000, None) is None
+    assert max_cost(published("text-embedding-3-small"), 1000, None) == pico("0.00002")
+    assert max_cost(published("text-embedding-3-small"), 1000, 1) is None
 
 
 def test_the_worst_case_of_sound_speech_and_pictures_goes_by_their_own_measure() -> None:
-    assert worst_cost(published("whisper-1"), 20, 0, audio_seconds=90.0) == pico("0.009")
-    assert worst_cost(published("tts-1"), 0, None, characters=1000) == pico("0.015")
-    assert worst_cost(published("dall-e-3"), 20, None, images=2) == pico("0.24")
-    assert worst_cost(published("whisper-1"), 0, 0) is None
-    assert worst_cost(published("gpt-4o-mini-tts"), 20, None, characters=100) is None
+    assert max_cost(published("whisper-1"), 20, 0, audio_seconds=90.0) == pico("0.009")
+    assert max_cost(published("tts-1"), 0, None, characters=1000) == pico("0.015")
+    assert max_cost(published("dall-e-3"), 20, None, images=2) == pico("0.24")
+    assert max_cost(published("whisper-1"), 0, 0) is None
+    assert max_cost(published("gpt-4o-mini-tts"), 20, None, characters=100) is None
 
 
 def test_the_worst_case_takes_the_dearer_tier_well_before_it_is_reached() -> None:
     price = published("gpt-5.4")
-    assert worst_cost(price, 136_000, 1000) == pico("0.355")
-    assert worst_cost(price, 136_001, 1000) == pico("0.702505")
+    assert max_cost(price, 136_000, 1000) == pico("0.355")
+    assert max_cost(price, 136_001, 1000) == pico("0.702505")
 
 
 tokens = st.integers(0, 600_000)
@@ -327,7 +327,7 @@ rates = st.none() | st.integers(0, 50 * PICO)
 @given(tokens, tokens, tokens, st.sampled_from(["gpt-4o-mini", "gpt-5.4", "gpt-5.6", "text-embedding-3-large"]))
 def test_no_exchange_costs_more_than_its_worst_case(read: int, cached: int, written: int, model: str) -> None:
     usage = Usage(input_tokens=read, cached_tokens=cached, output_tokens=written)
-    paid, worst = cost(published(model), usage), worst_cost(published(model), read, written)
+    paid, worst = cost(published(model), usage), max_cost(published(model), read, written)
     assert (paid is None) == (worst is None)
     assert paid is None or worst is None or 0 <= paid <= worst
 
@@ -338,7 +338,7 @@ def test_no_entry_makes_an_exchange_dearer_than_its_worst_case(
 ) -> None:
     price = Price(fresh, cached_rate, output)
     paid = cost(price, Usage(input_tokens=read, cached_tokens=cached, output_tokens=written))
-    worst = worst_cost(price, read, written)
+    worst = max_cost(price, read, written)
     assert paid is None or (worst is not None and paid <= worst)
 
 

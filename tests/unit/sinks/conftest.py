@@ -240,6 +240,6 @@ def in_duckdb(tmp_path: Path) -> Tables:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts count as small, and as many, soon."""
-    monkeypatch.setattr(parquet_folder, "MAX_SMALL_PARTS", 3)
-    monkeypatch.setattr(parquet_folder, "SMALL_PART_BYTES", 10_000)
-    monkeypatch.setattr(parquet_folder, "MAX_PART_ROWS", 4)
+    monkeypatch.setattr(parquet_table, "MAX_SMALL_PARTS", 3)
+    monkeypatch.setattr(parquet_table, "SMALL_PART_BYTES", 10_000)
+    monkeypatch.setattr(parquet_table, "MAX_PART_ROWS", 4)

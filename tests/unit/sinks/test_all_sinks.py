@@ -209,8 +209,8 @@ def test_a_usage_table_of_another_version_is_no_matter_of_the_jobs_declaration(
 ) -> None:
     tables.ready()
     other = pa.schema([*usage_schema(), pa.field("later", pa.string())])
-    for module in ("sinks.parquet_folder", "parquet_objects", "sinks.duckdb_table", "sinks.delta_table"):
-        monkeypatch.setattr(f"connectors.{module}.usage_schema", lambda: other)
+    for module in ("parquet_table", "duckdb_table", "delta_table"):
+        monkeypatch.setattr(f"connectors.sinks.{module}.usage_schema", lambda: other)
     for fresh in (False, True):
         with pytest.raises(DataError, match="this version of Rowmill makes later") as refused:
             tables.open().check(fresh)

@@ -167,7 +167,9 @@ async def test_a_cancelled_request_closes_its_connection(
 async def test_a_key_that_the_server_repeats_is_replaced(
     transport: Callable[..., HttpTransport], server: RawHttpServer
 ) -> None:
-    server.answers = [b"HTTP/1.1 401 No\r\nX-Key: %b\r\nContent-Length: %d\r\n\r\n%b" % (KEY.encode(), 28, KEY.encode())]
+    server.answers = [
+        b"HTTP/1.1 401 No\r\nX-Key: %b\r\nContent-Length: %d\r\n\r\n%b" % (KEY.encode(), 28, KEY.encode())
+    ]
     reply = await post(transport(), server)
     assert isinstance(reply, Reply)
     assert (reply.body, reply.headers["x-key"]) == (b"[the key]", "[the key]")
