@@ -150,7 +150,8 @@ class _Violation:
         tags = [[one for one in branch if _is_about(one, path, name)] for branch in of_type]
         meant = [branch for branch, tag in zip(of_type, tags, strict=True) if not tag]
         if meant:
-            return _Violation(min(min(meant, key=len), key=_rank), self.schema, self.body).refusal()
+            closest: Sequence[ValidationError] = min(meant, key=len)
+            return _Violation(min(closest, key=_rank), self.schema, self.body).refusal()
         unknown_tags = [one for tag in tags for one in tag if one.kind.name == "enum"]
         if not unknown_tags:
             return missing(self._param([*path, tags[0][0].kind.as_dict()["property"]]))

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from connectors.emulator.api_schemas import NON_EMPTY, integer, nullable, official_types, request_schema
+from connectors.emulator.api_schemas import NON_EMPTY, NULLABLE_TEXT, integer, nullable, official_types, request_schema
 from connectors.emulator.validation import check_body, refuse
 
 REQUEST = request_schema(
-    "CreateResponse", {"model": NON_EMPTY, "max_tool_calls": nullable(integer(1))}, required="model input"
+    "CreateResponse",
+    {"model": NON_EMPTY, "max_tool_calls": nullable(integer(1)), "user": NULLABLE_TEXT},
+    required="model input",
 )
 
 HOSTED_TOOLS = (official_types("Tool") | official_types("ToolChoiceParam")) - {"function", "custom", "allowed_tools"}

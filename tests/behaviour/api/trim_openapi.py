@@ -1,6 +1,6 @@
 """Cut the request schemas out of the OpenAPI description of the OpenAI API.
 
-Usage: `python trim.py openapi.yaml > connectors/emulator/openai-request-schemas.json`.
+Usage: `python tests/behaviour/api/trim_openapi.py openapi.yaml > connectors/emulator/openai-request-schemas.json`.
 """
 
 import json
@@ -27,7 +27,7 @@ WORDS = frozenset(
 """Keys that no value is checked by; the last is of an older JSON Schema."""
 COMMENT = (
     "The request schemas of the OpenAPI description of the OpenAI API (github openai/openai-openapi, commit f85dbe2 of "
-    "2026-08-21, MIT licence), cut out by trim.py: without descriptions, `nullable` as JSON Schema writes it, and "
+    "2026-08-21, MIT licence), cut out by trim_openapi.py: without descriptions, `nullable` as JSON Schema writes it, and "
     "anyOf in place of oneOf, whose alternatives overlap."
 )
 
