@@ -13,23 +13,23 @@ from connectors.templating.template import Template
 
 @dataclass(frozen=True, slots=True)
 class TemplateTree:
-    """A value that each row fills in."""
+    """A value with templates in it, which each row renders."""
 
     render: Callable[[Row], Any]
-    """The value for one row; TemplateProblem where the row makes none."""
+    """Returns the value for one row; raises RenderError if the row's values make none."""
     columns: frozenset[str] = frozenset()
-    """The columns that its templates name."""
+    """The columns that its templates read."""
     varies_by_row: bool = True
-    """Whether it can differ from row to row."""
+    """Whether rows can render it differently."""
 
 
 def literal(value: Any) -> TemplateTree:
-    """The same for every row."""
+    """Return a tree that is the same for every row."""
     return TemplateTree(lambda row: value, varies_by_row=False)
 
 
 def compile_template(value: Any, known: Iterable[str], where: KeyPath) -> TemplateTree:
-    """Every text in `value`, at any depth, as a template; JobError, placed at `where`, for an unknown column."""
+    """Compile every text in `value`, at any depth; JobError at `where` for an unknown column."""
     if isinstance(value, str):
         return compile_text(value, known, where)
     if isinstance(value, Mapping):
@@ -42,42 +42,42 @@ def compile_template(value: Any, known: Iterable[str], where: KeyPath) -> Templa
 
 
 def compile_text(source: str, known: Iterable[str], where: KeyPath) -> TemplateTree:
-    """One text as a template."""
+    """Compile one text."""
     if "{" not in source:
         return literal(source)
     template = Template(source, where)
     names = frozenset(known)
     for name in sorted(template.columns - names):
-        raise JobError(where, f"no column {name} here", f"{did_you_mean(name, names)}")
+        raise JobError(where, f"no column {name} here", did_you_mean(name, names))
     return TemplateTree(template.render, template.columns)
 
 
 def mapping_template(parts: Mapping[str, TemplateTree]) -> TemplateTree:
-    """Keys with their values filled in, in the order given."""
+    """Return a tree of keys and values, in the order given."""
     fixed = {key: None if part.varies_by_row else part.render({}) for key, part in parts.items()}
-    moving = [(key, part.render) for key, part in parts.items() if part.varies_by_row]
-    if not moving:
+    varying = [(key, part.render) for key, part in parts.items() if part.varies_by_row]
+    if not varying:
         return literal(fixed)
 
-    def fill(row: Row) -> dict[str, Any]:
-        made = dict(fixed)
-        for key, value in moving:
-            made[key] = value(row)
-        return made
+    def render(row: Row) -> dict[str, Any]:
+        rendered = dict(fixed)
+        for key, render_part in varying:
+            rendered[key] = render_part(row)
+        return rendered
 
-    return TemplateTree(fill, _columns(parts.values()))
+    return TemplateTree(render, _columns(parts.values()))
 
 
 def list_template(parts: Iterable[TemplateTree]) -> TemplateTree:
-    """Values filled in, one after another."""
-    some = tuple(parts)
-    if not any(part.varies_by_row for part in some):
-        return literal([part.render({}) for part in some])
-    return TemplateTree(lambda row: [part.render(row) for part in some], _columns(some))
+    """Return a tree of a list."""
+    items = tuple(parts)
+    if not any(part.varies_by_row for part in items):
+        return literal([part.render({}) for part in items])
+    return TemplateTree(lambda row: [part.render(row) for part in items], _columns(items))
 
 
 def plain_json(value: Any, where: KeyPath) -> Any:
-    """What JSON makes of a value of a job file (keys become texts, dates ISO 8601); JobError where it makes nothing."""
+    """Return a job file's value in JSON (keys become texts, dates ISO 8601); JobError if it has no JSON form."""
     try:
         return orjson.loads(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS))
     except TypeError as exc:
