@@ -9,22 +9,22 @@ from typing import Any, Protocol
 from connectors.contracts import MediaUse
 from connectors.records import Row, RowError
 
-AT_A_TIME = 8
+MAX_ROWS_AT_ONCE = 8
 """Rows whose files are read or fetched together."""
 
 
-class ReadsMedia(Protocol):
+class MediaSource(Protocol):
     """See connectors.media.media_reader.MediaReader."""
 
     async def read(self, value: Any, use: MediaUse, name: str | None = None) -> Any:
         """Media, a URL, a list of them, None, or a RowError."""
 
 
-async def with_media(
-    reader: ReadsMedia, rows: Sequence[Row], uses: Mapping[str, MediaUse], wanted: Iterable[int]
+async def read_media(
+    reader: MediaSource, rows: Sequence[Row], uses: Mapping[str, MediaUse], wanted: Iterable[int]
 ) -> dict[int, Row | RowError]:
     """The wanted rows with Media in place of what names it; a RowError for a row whose file cannot be taken."""
-    turns = asyncio.Semaphore(AT_A_TIME)
+    turns = asyncio.Semaphore(MAX_ROWS_AT_ONCE)
     columns = {name: use for name, use in uses.items() if rows and name in rows[0]}
 
     async def one(place: int) -> tuple[int, Row | RowError]:

@@ -13,7 +13,7 @@ from connectors.media.url_fetcher import FetchError
 from connectors.records import Request, Row, RowError, Values
 from pipelines.config.sql_predicate import Predicate
 from pipelines.dispatch.dispatcher import OnlineDispatcher
-from pipelines.dispatch.media_files import with_media, write_files
+from pipelines.dispatch.media_files import read_media, write_files
 from pipelines.dispatch.read_buffer import LARGE
 from pipelines.dispatch.request_types import Route, Submission
 from pipelines.ledger.entries import StoredAnswer
@@ -292,7 +292,7 @@ class StepRunner:
             landing.done[left_out] = True
             self._fanout.passed(step.lane.step, 1)
         if endpoint.media:
-            rows |= await with_media(self._media, given, endpoint.media, passing)
+            rows |= await read_media(self._media, given, endpoint.media, passing)
         rows |= broken
         wanted: RequestsByFingerprint = {}
         for place in sorted([*passing, *broken]):

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from connectors.contracts import MediaUse
 from connectors.media.media_reader import MediaReader
-from connectors.records import Media, Request, Row, RowError, Values
-from pipelines.dispatch.media_files import with_media
+from connectors.records import Media, Request, RowError, Values
+from pipelines.dispatch.request_rendering import read_answer, render_requests
 from pipelines.dispatch.step_runner import CHUNK_ROWS
 from pipelines.ledger.ledger import Ledger
 from pipelines.planning.answer_estimates import Likely, likely, stand_ins
@@ -27,9 +27,10 @@ LONGEST = 12.0
 EXAMPLES = 2
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
+_UNSEEN_DIGEST = "0" * 64
 _UNSEEN = {
-    "image": Media("0" * 64, 400_000, "image/png", "png", data=b"", pixels=(1024, 1024)),
-    "audio": Media("0" * 64, 1_000_000, "audio/mpeg", "mp3", data=b"", seconds=60.0),
+    "image": Media(_UNSEEN_DIGEST, 400_000, "image/png", "png", data=b"", pixels=(1024, 1024)),
+    "audio": Media(_UNSEEN_DIGEST, 1_000_000, "audio/mpeg", "mp3", data=b"", seconds=60.0),
 }
 """What stands for a file behind a URL: a plan fetches nothing."""
 
@@ -118,7 +119,9 @@ class _Chunk:
             await self._step(reckoned, looked.rows)
             later = self._ready.steps[place + 1 :]
             wanted = {
-                name for step in later for name in step.endpoint.input_columns | (step.when.columns if step.when else set())
+                name
+                for step in later
+                for name in step.endpoint.input_columns | (step.when.columns if step.when else set())
             }
             self._table = self._table.drop_columns(
                 [name for name in self._table.column_names if name not in wanted and not name.startswith("_")]
@@ -128,16 +131,13 @@ class _Chunk:
     async def _step(self, reckoned: Reckoned, before: int) -> None:
         step = reckoned.step
         wanted = self._wanted(step, reckoned)
-        rows: Sequence[Row | RowError] = self._table.select(sorted(step.endpoint.input_columns)).to_pylist()
-        if step.endpoint.media:
-            rows = await self._with_media(step.endpoint.media, rows, list(wanted), reckoned)
+        rendered = await render_requests(step.endpoint, self._table, self._keys, wanted, _LocalMedia(self._media))
         requests: dict[int, Request] = {}
-        for place, passes in wanted.items():
-            row = rows[place]
-            made = row if isinstance(row, RowError) else step.endpoint.request(row, self._keys[place])
+        for place, made in rendered.items():
             if not isinstance(made, RowError):
                 requests[place] = made
-            elif passes is Passes.YES:
+                reckoned.fetched += any(media.digest == _UNSEEN_DIGEST for media in made.media)
+            elif wanted[place] is Passes.YES:
                 reckoned.unaskable += 1
                 self._alive[place] = False
         guessed = {place for place in requests if self._open[place] & step.endpoint.input_columns}
@@ -183,32 +183,6 @@ class _Chunk:
                 reckoned.skipped += 1
         return wanted
 
-    async def _with_media(
-        self, uses: Mapping[str, MediaUse], rows: Sequence[Row | RowError], passing: Sequence[int], reckoned: Reckoned
-    ) -> list[Row | RowError]:
-        """The rows with their files found and measured; of what lies behind a URL, only that it is there."""
-        here: list[Row] = []
-        unseen: dict[int, dict[str, Any]] = {}
-        for place, row in enumerate(rows):
-            assert not isinstance(row, RowError)
-            for name, use in uses.items():
-                value = row.get(name)
-                listed = value if isinstance(value, list) else [value]
-                if not use.passes_urls and any(isinstance(one, str) and _URL.match(one) for one in listed):
-                    stand_in = _UNSEEN[use.kind]
-                    unseen.setdefault(place, {})[name] = (
-                        [stand_in] * len(listed) if isinstance(value, list) else stand_in
-                    )
-            here.append({**row, **dict.fromkeys(unseen.get(place, ()))})
-        reckoned.fetched += len(unseen.keys() & set(passing))
-        found = await with_media(self._media, here, uses, passing)
-        whole: list[Row | RowError] = list(here)
-        for place, row in found.items():
-            for media in _media_of(row):
-                self._media.release(media)
-            whole[place] = row if isinstance(row, RowError) else {**row, **unseen.get(place, {})}
-        return whole
-
     def _answered(
         self, requests: dict[int, Request], guessed: set[int], reckoned: Reckoned
     ) -> dict[int, Values | RowError]:
@@ -224,14 +198,12 @@ class _Chunk:
                 answer = kept.get(requests[place].fingerprint)
                 if answer is None:
                     continue
-                told = endpoint.values(answer.reply) if answer.reply is not None else answer.error
+                told = answer.error if answer.reply is None else read_answer(endpoint, requests[place], answer.reply)
                 assert told is not None
-                if answer.reply is not None and isinstance(told, RowError):
-                    mended = endpoint.repair(requests[place], answer.reply, told)
-                    if mended is not None:
-                        requests[place] = mended
-                        further.append(place)
-                        continue
+                if isinstance(told, Request):
+                    requests[place] = told
+                    further.append(place)
+                    continue
                 settled[place] = told
                 reckoned.in_ledger += 1
             looking = further
@@ -269,8 +241,19 @@ class _Chunk:
             self._table = self._table.append_column(made, array)
 
 
-def _media_of(row: Row | RowError) -> Iterator[Media]:
-    if isinstance(row, RowError):
-        return
-    for value in row.values():
-        yield from (one for one in (value if isinstance(value, list) else [value]) if isinstance(one, Media))
+class _LocalMedia:
+    """Media read from this machine only: a placeholder stands for the content behind a URL."""
+
+    def __init__(self, reader: MediaReader) -> None:
+        self._reader = reader
+
+    async def read(self, value: Any, use: MediaUse, name: str | None = None) -> Any:
+        """See MediaSource. Temporary files are removed at once: a plan needs the sizes only."""
+        items = value if isinstance(value, list) else [value]
+        if not use.passes_urls and any(isinstance(item, str) and _URL.match(item) for item in items):
+            return [_UNSEEN[use.kind]] * len(items) if isinstance(value, list) else _UNSEEN[use.kind]
+        media = await self._reader.read(value, use, name)
+        for item in media if isinstance(media, list) else [media]:
+            if isinstance(item, Media):
+                self._reader.release(item)
+        return media
