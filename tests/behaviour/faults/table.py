@@ -1,4 +1,4 @@
-"""The table of faults: what goes wrong, what a run does about it, and what it leaves behind."""
+"""The fault table: what goes wrong, what a run does about it, and the resulting exit code, errors and usage."""
 
 import asyncio
 import functools
@@ -15,7 +15,7 @@ from tests.behaviour.faults.hostile_server import Answer, Asked, RoughServer
 
 Hits = Callable[[Asked, int], bool]
 SOME = -1
-"""As many as the time allows."""
+"""Any positive number: it depends on time."""
 ROWS = 4
 
 
@@ -61,7 +61,7 @@ HIT_WORDS: Mapping[Hits, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One way in which a provider fails, and what a run of four rows (three attempts, one at a time) makes of it."""
+    """A fault of a provider, and the outcome of a run of four rows (three attempts, one request at a time)."""
 
     name: str
     outcome: str
@@ -72,24 +72,24 @@ class Fault:
     usage: Mapping[str, int]
     """Rows of the usage table by class; `ok` for those without one."""
     requests: int
-    """Those that the server has read."""
+    """Requests that the server has read."""
     again: int
-    """Requests of the next run, with the provider well again."""
+    """Requests of the next run, when the provider has recovered."""
     answer: Answer | None = None
     hits: Hits = one_row
     endpoint: str = "chat"
     rows: int = ROWS
     base_url: Callable[[RoughServer], str] = lambda server: f"http://127.0.0.1:{server.port}/v1"
     job: Mapping[str, str] = field(default_factory=dict)
-    """Blocks of the job file that are written otherwise."""
+    """Blocks of the job file that differ from the default."""
     stopped: str | None = None
-    """Of exit 3: how the reason begins."""
+    """The start of the reason, if the exit code is 3."""
     note: str = ""
     """What is special about this fault; the page lists it below the table."""
 
 
 def refusing(status: int, message: str = "no", code: str | None = None, **headers: str) -> Answer:
-    """An error as the API words it."""
+    """An error reply in the API's format."""
 
     async def answer(asked: Asked) -> None:
         body = {"error": {"message": message, "type": "t", "param": None, "code": code}}
@@ -129,12 +129,12 @@ async def closed(asked: Asked) -> None:
 
 
 async def silent(asked: Asked) -> None:
-    """Nothing, for longer than anybody waits."""
+    """No byte, for longer than any timeout."""
     await asyncio.sleep(30)
 
 
 async def silent_midway(asked: Asked) -> None:
-    """Half of the reply, then nothing."""
+    """Half of the reply, then no byte."""
     await asked.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
     await asyncio.sleep(30)
 
@@ -148,21 +148,21 @@ async def dripping(asked: Asked) -> None:
 
 
 async def truncated(asked: Asked) -> None:
-    """Fewer bytes than were announced."""
+    """Fewer bytes than Content-Length announces."""
     whole = json.dumps(asked.usual()).encode()
     await asked.send(f"HTTP/1.1 200 OK\r\nContent-Length: {len(whole)}\r\n\r\n".encode() + whole[:-10])
     raise EOFError
 
 
 async def no_http(asked: Asked) -> None:
-    """Something else than HTTP."""
+    """A reply that is not HTTP."""
     await asked.send(b"SSH-2.0-OpenSSH_9.9\r\n\r\n")
     raise EOFError
 
 
 @functools.cache
 def zeros(megabytes: int) -> bytes:
-    """So many MB of zeros, packed by gzip a thousandfold."""
+    """A gzip stream of zeros, compressed by a factor of a thousand."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
     return gzip.compress(b"")[:10] + block * megabytes
@@ -179,7 +179,7 @@ async def small_bomb(asked: Asked) -> None:
 
 
 def padded(megabytes: int) -> Answer:
-    """The usual answer with so much beside it."""
+    """The usual answer padded to this size."""
 
     async def answer(asked: Asked) -> None:
         whole = json.dumps(asked.usual()).encode()

@@ -1,4 +1,4 @@
-"""Every job file that is shipped runs to its end by the embedded provider; a second run sends nothing."""
+"""Every shipped job file finishes with the embedded provider; a second run sends nothing."""
 
 import shutil
 from pathlib import Path
@@ -12,24 +12,24 @@ FILES = sorted(path.name for path in JOBS.glob("*.yaml") if path.name != "rowmil
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the folder, without what runs have written into it."""
+    """A copy of the folder, without the output of runs."""
     folder = tmp_path_factory.mktemp("shipped") / "jobs"
     shutil.copytree(JOBS, folder, ignore=shutil.ignore_patterns("out", ".rowmill"))
     return folder
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_shipped_job_is_done_and_then_has_nothing_to_send(shipped: Path, tmp_path: Path, cli: Any, name: str) -> None:
+def test_a_shipped_job_finishes_and_then_sends_nothing(shipped: Path, tmp_path: Path, cli: Any, name: str) -> None:
     if name == "from-job.yaml":
-        # In a folder of its own: there it finds the quickstart done, which elsewhere has a test of its own.
+        # A separate folder: the job needs the results of the quickstart, which has its own test in the shared one.
         shipped = shutil.copytree(JOBS, tmp_path / "jobs", ignore=shutil.ignore_patterns("out", ".rowmill"))
         cli.run(shipped / "quickstart.yaml")
-    told = cli.run(shipped / name)
-    assert (told["exit_code"], told["rows_failed"], told["rows_left"], told["stopped"]) == (0, 0, 0, None)
-    assert told["rows"] == told["rows_ok"] > 0
-    assert told["requests"] > 0
+    report = cli.run(shipped / name)
+    assert (report["exit_code"], report["rows_failed"], report["rows_left"], report["stopped"]) == (0, 0, 0, None)
+    assert report["rows"] == report["rows_ok"] > 0
+    assert report["requests"] > 0
     again = cli.run(shipped / name)
-    assert (again["exit_code"], again["requests"], again["rows_ok"]) == (0, 0, told["rows_ok"])
+    assert (again["exit_code"], again["requests"], again["rows_ok"]) == (0, 0, report["rows_ok"])
 
 
 def test_there_is_a_job_for_each_endpoint_and_each_kind_of_source() -> None:

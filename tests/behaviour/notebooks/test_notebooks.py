@@ -1,4 +1,4 @@
-"""Every notebook runs from its first cell to its last, and what is committed shows its pictures without being run."""
+"""Every notebook runs from its first cell to its last, and the committed one has its pictures."""
 
 import base64
 import io
@@ -14,10 +14,9 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[3]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LARGEST = 400_000
-"""Bytes of a committed notebook."""
-COLOURS = 8
-"""A picture with fewer shows nothing."""
+MAX_NOTEBOOK_BYTES = 400_000
+MIN_COLOURS = 8
+"""A picture with fewer colours is blank."""
 
 RUNS_AGREE = """
 import duckdb as _duckdb
@@ -26,18 +25,18 @@ _runs = {}
 for _one in {id(value): value for value in Out.values()}.values():
     if type(_one).__name__ == "RunReport" and _one.tables["usage"].endswith(".parquet"):
         _runs.setdefault(_one.run_id, []).append(_one)
-for _run_id, _told in _runs.items():
+for _run_id, _reports in _runs.items():
     _found = _duckdb.sql(
         "select count(*), coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0), coalesce(sum(cost_usd), 0) "
-        f"from '{_told[0].tables['usage']}' where run_id = '{_run_id}'"
+        f"from '{_reports[0].tables['usage']}' where run_id = '{_run_id}'"
     ).fetchall()[0]
     _names = ("requests", "input_tokens", "output_tokens", "cost_usd")
-    _sums = [sum(getattr(one, name) for one in _told) for name in _names]
+    _sums = [sum(getattr(one, name) for one in _reports) for name in _names]
     assert all(abs(a - b) < 1e-9 for a, b in zip(_found, _sums)), (_found, _sums)
-    _rows = _duckdb.sql(f"select count(*) from '{_told[-1].tables['results']}'").fetchall()[0]
-    assert _rows == (_told[-1].rows_ok,)
+    _rows = _duckdb.sql(f"select count(*) from '{_reports[-1].tables['results']}'").fetchall()[0]
+    assert _rows == (_reports[-1].rows_ok,)
 """
-"""Every run that was shown tells what SQL over its tables tells; to be run at the end of a notebook."""
+"""A last cell: the figures of every run report equal those of SQL over its tables."""
 NUMBERS_AGREE = {
     "01_first_job": """
 _row = quickstart.duckdb().sql("select count(*), avg((sentiment = label)::int) from results").fetchall()[0]
@@ -70,7 +69,7 @@ assert _duckdb.sql("select count(*) from words").fetchall()[0] == (heard.duckdb(
     "select sum(len(heard.words)) from results").fetchall()[0][0],)
 """,
 }
-"""The same of what a notebook reckons itself."""
+"""For each notebook: the figures that it computes equal those of SQL."""
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
@@ -81,17 +80,17 @@ def outputs(notebook: Any) -> Iterator[Any]:
 
 
 def pictures(notebook: Any) -> list[Image.Image]:
-    found = [one["data"]["image/png"] for one in outputs(notebook) if "image/png" in one.get("data", {})]
-    return [Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB") for text in found]
+    images = [output["data"]["image/png"] for output in outputs(notebook) if "image/png" in output.get("data", {})]
+    return [Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB") for text in images]
 
 
 def check_pictures(notebook: Any) -> None:
     shown = pictures(notebook)
     assert shown
     for picture in shown:
-        # None: more colours than were asked for.
+        # None: more than 65,536 colours.
         colours = picture.getcolors(1 << 16)
-        assert colours is None or len(colours) >= COLOURS
+        assert colours is None or len(colours) >= MIN_COLOURS
         assert min(picture.size) > 50
 
 
@@ -100,30 +99,31 @@ def test_there_are_five_notebooks() -> None:
 
 
 @each
-async def test_a_notebook_runs_draws_writes_nothing_beside_itself_and_its_numbers_are_those_of_sql(path: Path) -> None:
+async def test_a_notebook_runs_and_its_figures_are_those_of_sql(path: Path) -> None:
     notebook = nbformat.read(path, 4)
     notebook.cells.append(nbformat.v4.new_code_cell(RUNS_AGREE + NUMBERS_AGREE[path.stem]))
     client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": path.parent}})
     await client.async_execute()
-    assert {beside.suffix for beside in path.parent.iterdir() if beside.name[0] != "."} == {".ipynb"}
+    # It writes nothing into its folder.
+    assert {file.suffix for file in path.parent.iterdir() if file.name[0] != "."} == {".ipynb"}
     assert not [one for one in outputs(notebook) if one.output_type == "error"]
     check_pictures(notebook)
 
 
 @each
-def test_a_committed_notebook_shows_its_pictures_and_is_small(path: Path) -> None:
+def test_a_committed_notebook_has_its_pictures_and_is_small(path: Path) -> None:
     notebook = nbformat.read(path, 4)
     nbformat.validate(notebook)
     check_pictures(notebook)
-    assert path.stat().st_size < LARGEST
+    assert path.stat().st_size < MAX_NOTEBOOK_BYTES
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
     assert not [one for one in outputs(notebook) if one.output_type == "error"]
 
 
 @each
-def test_a_committed_notebook_names_no_place_of_the_machine_that_ran_it(path: Path) -> None:
-    told = json.dumps(
+def test_a_committed_notebook_names_no_path_of_the_machine_that_ran_it(path: Path) -> None:
+    shown = json.dumps(
         [{**one, "data": {**one.get("data", {}), "image/png": ""}} for one in outputs(nbformat.read(path, 4))]
     )
     for place in ("/tmp/", "/home/", "/root/", "/Users/", "/work/", "site-packages", "127.0.0.1"):
-        assert place not in told
+        assert place not in shown
