@@ -121,7 +121,7 @@ def test_every_path_of_this_repository_that_a_page_names_exists(page: Path) -> N
     # Of the starter, paths are those of the folder that `rowmill init` writes.
     if page == STARTER:
         return
-    # The pages use names of jobs that stand for the reader's own.
+    # Names of jobs that represent those of the reader.
     examples = re.compile(r"jobs/(x|mine|ticket-enrichment|other-prompt)\.yaml|jobs/out/.*")
     codes = [code for code in inline_code(page) if re.fullmatch(r"[\w./*{},-]+", code)]
     if page == CONTRIBUTING:
@@ -328,7 +328,7 @@ def test_every_python_snippet_compiles_and_imports_what_exists(snippet: Snippet)
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         for name in names:
             top = str(name).partition(".")[0]
-            # Airflow and Dagster are not installed; their own test runs these snippets against stand-ins.
+            # Airflow and Dagster are not installed; test_orchestrators.py runs these snippets with fakes.
             if top in ("pipelines", "connectors") or top in sys.stdlib_module_names:
                 module = importlib.import_module(str(name))
                 imported = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
