@@ -1,4 +1,4 @@
-"""Delta tables opened, made and told about; deltalake is imported only when one is touched."""
+"""Delta tables and the usage marks in their logs; deltalake is imported only when a table is used."""
 
 import contextlib
 import errno
@@ -18,34 +18,34 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable, Transaction, WriterProperties
 
 WRITER_BITS = 31
-"""Of a slot's first number; the ledger's identity stands above them."""
-SHOWN = 300
-"""Characters of an error of Delta's in a message."""
+"""Bits of a slot's first number for the writer; the ledger's identity is in the bits above."""
+MAX_ERROR_CHARACTERS = 300
+"""Length of Delta's error text in a message."""
 
 
-def opened(uri: str) -> "DeltaTable | None":
-    """The table there as it is now; None where there is none."""
+def open_table(uri: str) -> "DeltaTable | None":
+    """Return the table's latest version; None if there is no table."""
     from deltalake import DeltaTable
 
-    if not DeltaTable.is_deltatable(uri, storage_options=_options(uri)):
+    if not DeltaTable.is_deltatable(uri, storage_options=_storage_options(uri)):
         return None
-    return DeltaTable(uri, storage_options=_options(uri))
+    return DeltaTable(uri, storage_options=_storage_options(uri))
 
 
 def create(uri: str, schema: pa.Schema) -> None:
-    """A table without rows."""
+    """Create a table without rows."""
     from deltalake import DeltaTable
 
-    DeltaTable.create(uri, schema, storage_options=_options(uri))
+    DeltaTable.create(uri, schema, storage_options=_storage_options(uri))
 
 
 def schema_of(table: "DeltaTable") -> pa.Schema:
-    """The table's columns."""
+    """Return the table's columns."""
     return pa.schema(table.schema().to_arrow())
 
 
-def properties(schema: pa.Schema) -> "WriterProperties":
-    """How data files are written."""
+def writer_properties(schema: pa.Schema) -> "WriterProperties":
+    """Return how data files are written."""
     from deltalake import ColumnProperties, WriterProperties
 
     texts = delta_types.text_columns(schema)
@@ -59,56 +59,56 @@ def properties(schema: pa.Schema) -> "WriterProperties":
 
 
 def marks(usage: "DeltaTable") -> list[UsageMark]:
-    """Up to where the usage table is written, one mark a writer, from the transactions in its log.
+    """Return how far the usage table is written, one mark a writer, from the transactions in its log.
 
-    Delta tells a transaction's number by its name alone, so the names are counted: slot 0, 1 ... each with three
-    numbers. They are kept for good, in checkpoints as well.
+    Delta returns a transaction's number by its name alone, so the names are counted: slot 0, 1 ... each with three
+    numbers. They are kept forever, in checkpoints too.
     """
     found: list[UsageMark] = []
-    while (whose := usage.transaction_version(_app(len(found), "whose"))) is not None:
-        first, last = (usage.transaction_version(_app(len(found), what)) for what in ("first", "last"))
+    while (writer := usage.transaction_version(_application_id(len(found), "whose"))) is not None:
+        first, last = (usage.transaction_version(_application_id(len(found), part)) for part in ("first", "last"))
         assert first is not None
         assert last is not None
-        found.append(UsageMark(f"{whose >> WRITER_BITS:08x}", whose & ((1 << WRITER_BITS) - 1), first, last))
+        found.append(UsageMark(f"{writer >> WRITER_BITS:08x}", writer & ((1 << WRITER_BITS) - 1), first, last))
     return found
 
 
 def transactions(usage: "DeltaTable", mark: UsageMark) -> "Sequence[Transaction]":
-    """What a commit of these exchanges notes in the log; none where the table has them already."""
+    """Return what a commit of these exchanges records in the log; nothing if the table has them already."""
     from deltalake import Transaction
 
-    there = marks(usage)
-    whose = [(one.ledger, one.writer) for one in there]
-    slot, first = len(there), mark.first
-    if (mark.ledger, mark.writer) in whose:
-        slot = whose.index((mark.ledger, mark.writer))
-        if there[slot].last >= mark.last:
+    recorded = marks(usage)
+    writers = [(one.ledger, one.writer) for one in recorded]
+    slot, first = len(recorded), mark.first
+    if (mark.ledger, mark.writer) in writers:
+        slot = writers.index((mark.ledger, mark.writer))
+        if recorded[slot].last >= mark.last:
             return ()
-        first = min(first, there[slot].first)
-    told = {"whose": (int(mark.ledger, 16) << WRITER_BITS) | mark.writer, "first": first, "last": mark.last}
-    return [Transaction(_app(slot, what), number) for what, number in told.items()]
+        first = min(first, recorded[slot].first)
+    numbers = {"whose": (int(mark.ledger, 16) << WRITER_BITS) | mark.writer, "first": first, "last": mark.last}
+    return [Transaction(_application_id(slot, part), number) for part, number in numbers.items()]
 
 
 @contextlib.contextmanager
-def told(name: str, root: str) -> Iterator[None]:
-    """Delta's errors as ours."""
+def translated_errors(name: str, root: str) -> Iterator[None]:
+    """Raise Delta's errors as OSError or DataError."""
     from deltalake.exceptions import DeltaError
 
     try:
         yield
     except (DeltaError, OSError) as exc:
-        said = str(exc)
-        if "No space left" in said or "os error 28" in said:
+        text = str(exc)
+        if "No space left" in text or "os error 28" in text:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), root) from exc
-        # A chain of causes, a coloured line each.
-        plain = " ".join(re.sub("\x1b\\[[0-9;]*m|↳", "", said).split())[:SHOWN].rstrip(". ")
-        raise DataError(name, f"{plain}", "mend what is there, or write to another sink (--sink PATH)") from exc
+        # A chain of causes, one coloured line each.
+        plain = " ".join(re.sub("\x1b\\[[0-9;]*m|↳", "", text).split())[:MAX_ERROR_CHARACTERS].rstrip(". ")
+        raise DataError(name, plain, "fix the table, or write to another sink (--sink PATH)") from exc
 
 
-def _app(slot: int, what: str) -> str:
-    return f"rowmill-usage-{slot}-{what}"
+def _application_id(slot: int, part: str) -> str:
+    return f"rowmill-usage-{slot}-{part}"
 
 
-def _options(uri: str) -> dict[str, str]:
-    """What the environment does not say; credentials are its alone."""
+def _storage_options(uri: str) -> dict[str, str]:
+    """What the environment does not set; credentials come from the environment alone."""
     return {"AWS_ALLOW_HTTP": "true"} if object_store.is_url(uri) and object_store.plain_http() else {}

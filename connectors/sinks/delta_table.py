@@ -1,7 +1,6 @@
 """`delta:` three Delta Lake tables in a folder or on an object store; a commit is one MERGE a table."""
 
 import contextlib
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,28 +17,26 @@ from connectors.errors import DataError, JobError
 from connectors.sinks import delta_log, delta_types
 from connectors.sql import literal_list, quoted
 from connectors.storage import object_store
-from connectors.storage.media_upload import MediaUpload
 from connectors.tables.parquet_parts import matching_rows, rows_without_key
-from connectors.tables.schema_checks import check_column_names, column_types, path_occupied, schema_mismatch
+from connectors.tables.schema_checks import check_column_names, column_types, schema_mismatch
 from connectors.tables.schemas import failure_names, usage_schema
+from connectors.tables.table_folder import FILES, TABLES, TableFolder, folder_identity, folder_location
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable, Transaction
 
-TABLES = ("results", "usage", "errors")
-FILES = "files/"
-FRESH = ".fresh/"
-"""Where results and errors are built anew, beside those that they will replace."""
-SMALL_FILES = 20
+BUILD = ".fresh/"
+"""Folder of the tables that are rebuilt."""
+MAX_SMALL_FILES = 20
 """More small files than these are compacted."""
-SMALL_BYTES = 16 << 20
-TOLD = "_told"
-"""In the rows of a MERGE into errors: `cleared`, `failed`, or `added` for a row that replaces none."""
-REFUSED = frozenset({"deletionVectors", "columnMapping"})
-"""Features of Delta tables under which a row of a data file is no row of the table."""
+SMALL_FILE_BYTES = 16 << 20
+ACTION = "_action"
+"""Column in the rows of a MERGE into errors: `resolved`, `failed`, or `added` for a row that replaces none."""
+REFUSED_FEATURES = frozenset({"deletionVectors", "columnMapping"})
+"""Features of Delta tables with which the rows of the data files are not the rows of the table."""
 
-# Found by trial with deltalake 1.6, which ends the process' thread, or looks elsewhere, at these.
-_NOT_IN_PATHS = re.compile(r"[\[\]\\^|\x00-\x1f]|%[0-9A-Fa-f]{2}")
+# deltalake 1.6 aborts its thread, or reads another path, if a path contains one of these.
+_REFUSED_IN_PATHS = re.compile(r"[\[\]\\^|\x00-\x1f]|%[0-9A-Fa-f]{2}")
 
 
 class DeltaSink(SinkModel):
@@ -50,10 +47,10 @@ class DeltaSink(SinkModel):
 
     @property
     def identity(self) -> str:
-        return object_store.normal(self.delta) if object_store.is_url(self.delta) else os.path.normpath(self.delta)
+        return folder_identity(self.delta)
 
     def location(self, workspace: Path) -> str:
-        return self.identity if object_store.is_url(self.delta) else os.path.realpath(workspace / self.delta)
+        return folder_location(self.delta, workspace)
 
     @property
     def files_prefix(self) -> str:
@@ -65,70 +62,59 @@ class DeltaSink(SinkModel):
             import deltalake  # noqa: F401
         except ImportError as exc:
             raise JobError(("sink", "delta"), "needs the package deltalake", "pip install 'rowmill[delta]'") from exc
-        if object_store.is_url(self.delta):
-            object_store.check_installed(("sink", "delta"))
-            root = object_store.normal(self.delta)
-        else:
-            root = os.path.abspath(workspace / self.delta)  # noqa: PTH100 - Path.resolve would follow links
-        if odd := _NOT_IN_PATHS.search(root):
-            raise DataError(root, f"Delta Lake cannot keep tables at a path with {odd[0]}", "choose another path")
-        return DeltaTables(self.delta, root, shape)
+        folder = TableFolder(self.delta, workspace, "delta")
+        if refused := _REFUSED_IN_PATHS.search(folder.root):
+            found = f"Delta Lake cannot keep tables at a path with {refused[0]}"
+            raise DataError(folder.root, found, "choose another path")
+        return DeltaTables(folder, shape)
 
 
 class DeltaTables:
-    """The tables of one job. Delta's log makes each MERGE whole or not at all."""
+    """The tables of one job. Delta's log makes each MERGE atomic."""
 
-    def __init__(self, name: str, root: str, shape: TableShape) -> None:
-        self._name = name
-        self._root = root
-        self._remote = object_store.is_url(root)
+    def __init__(self, folder: TableFolder, shape: TableShape) -> None:
+        self._folder = folder
+        self._root = folder.root
         self._key = list(shape.key)
         self._details = failure_names(shape.key)["details"]
-        made = {"results": shape.results, "usage": usage_schema(), "errors": shape.errors}
-        self._schemas = {table: delta_types.stored(schema) for table, schema in made.items()}
-        self._files = MediaUpload(f"{root}/{FILES}") if self._remote else None
-        self._building = ""
-        """What stands before `results` and `errors` while they are built anew."""
+        schemas = {"results": shape.results, "usage": usage_schema(), "errors": shape.errors}
+        self._schemas = {table: delta_types.delta_schema(schema) for table, schema in schemas.items()}
+        self._build = ""
+        """Prefix of the tables `results` and `errors` while they are rebuilt."""
 
     @property
     def files_folder(self) -> Path:
-        return Path(self._root, FILES) if self._files is None else self._files.folder
+        return self._folder.files_folder
 
     @property
     def files_prefix(self) -> str:
         return FILES
 
     def exists(self) -> bool:
-        with self._told():
-            results = self._opened("results")
-            # A first build that was cut off leaves the empty table that it was to replace.
-            return results is not None and (bool(results.file_uris()) or self._opened(f"{FRESH}results") is None)
+        with self._delta_errors():
+            results = self._open("results")
+            # An interrupted first build leaves the empty table that it was to replace.
+            return results is not None and (bool(results.file_uris()) or self._open(f"{BUILD}results") is None)
 
     def check(self, fresh: bool) -> None:
-        if not self._remote:
-            for path in (Path(self._root), *Path(self._root).parents):
-                if path.exists():
-                    if not path.is_dir():
-                        raise path_occupied(self._name, path, "a file")
-                    break
-        with self._told():
-            for table in TABLES:
-                found = self._opened(table)
-                if found is not None:
-                    self._check(table, found, columns=not (fresh and table != "usage"))
+        self._folder.check()
+        with self._delta_errors():
+            for name in TABLES:
+                table = self._open(name)
+                if table is not None:
+                    self._check_table(name, table, columns=not (fresh and name != "usage"))
 
     def prepare(self, fresh: bool) -> None:
         self.check(fresh)
-        if not self._remote:
-            self.files_folder.mkdir(parents=True, exist_ok=True)
-        self._forget_fresh()
-        self._building = FRESH if fresh else ""
-        with self._told():
-            # The fresh ones first: with them, empty results count as not there.
-            for place in (f"{FRESH}results", f"{FRESH}errors") if fresh else ():
+        self._folder.create()
+        self._delete_build()
+        self._build = BUILD if fresh else ""
+        with self._delta_errors():
+            # The rebuilt tables first: with them, empty results do not count as existing.
+            for place in (f"{BUILD}results", f"{BUILD}errors") if fresh else ():
                 self._create(place)
             for table in TABLES:
-                if self._opened(table) is None:
+                if self._open(table) is None:
                     self._create(table)
 
     def results_sql(self) -> str:
@@ -141,206 +127,194 @@ class DeltaTables:
         return self._relation("usage")
 
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
-        if self._remote:
-            from connectors.storage.duckdb_filesystem import register
-
-            register(connection)
+        self._folder.attach(connection)
 
     def detach(self, connection: duckdb.DuckDBPyConnection) -> None:
-        if self._remote:
-            from connectors.storage.duckdb_filesystem import unregister
-
-            unregister(connection)
+        self._folder.detach(connection)
 
     def paths(self) -> Sequence[Path | str]:
-        if not self._remote:
+        if not self._folder.is_remote:
             return tuple(Path(self._root, table) for table in TABLES)
-        with self._told():
-            return tuple(file for table in TABLES for file in self._data_files(table, self._there(table)))
+        with self._delta_errors():
+            return tuple(file for table in TABLES for file in self._data_files(table, self._table(table)))
 
     def tables(self) -> Mapping[str, str]:
         return {table: f"{self._root}/{table}" for table in TABLES}
 
     def commit(self, commit: Commit, name: str) -> None:
-        if self._files is not None:
-            self._files.upload()
-        with self._told():
+        self._folder.upload_files()
+        with self._delta_errors():
             if commit.rows_by_part:
-                same = self._same_key("=")
-                merge = self._merge(f"{self._building}results", commit.results, same)
+                merge = self._merge(f"{self._build}results", commit.results, self._same_key("="))
                 merge.when_matched_update_all().when_not_matched_insert_all().execute()
             elif commit.results.num_rows:
-                # Nothing to match: what is there need not be read.
-                self._append(f"{self._building}results", commit.results)
+                # Nothing to match: the existing rows need not be read.
+                self._append(f"{self._build}results", commit.results)
             self._commit_errors(commit)
 
     def add_usage(self, usage: pa.Table, mark: UsageMark) -> None:
-        with self._told():
-            transactions = delta_log.transactions(self._there("usage"), mark)
+        with self._delta_errors():
+            transactions = delta_log.transactions(self._table("usage"), mark)
             if transactions:
                 self._append("usage", usage, transactions)
 
     def usage_marks(self) -> Sequence[UsageMark]:
-        with self._told():
-            return delta_log.marks(self._there("usage"))
+        with self._delta_errors():
+            return delta_log.marks(self._table("usage"))
 
     def remove(self, keys: pa.Table, errors_too: bool) -> int:
         keys = keys.select(self._key)
         if not keys.num_rows:
             return 0
-        with self._told():
+        with self._delta_errors():
             same = self._same_key("=")
-            gone = self._merge("results", keys, same, ()).when_matched_delete().execute()
+            metrics = self._merge("results", keys, same, ()).when_matched_delete().execute()
             if errors_too:
                 self._merge("errors", keys, same, ()).when_matched_delete().execute()
-            return int(gone["num_target_rows_deleted"])
+            return int(metrics["num_target_rows_deleted"])
 
     def finish(self) -> None:
-        with self._told():
-            if self._building:
-                self._building = ""
-                for table in ("errors", "results"):
-                    self._swap(table)
-            for table in TABLES:
-                found = self._there(table)
-                sizes = pa.table(found.get_add_actions(flatten=True)).column("size_bytes").to_pylist()
-                if sum(size < SMALL_BYTES for size in sizes) > SMALL_FILES:
-                    found.optimize.compact(writer_properties=delta_log.properties(self._schemas[table]))
-                    # Files that no version of the last week needs (or as long as the table's own property says).
-                    found.vacuum(dry_run=False)
-        self._forget_fresh()
+        with self._delta_errors():
+            if self._build:
+                self._build = ""
+                for name in ("errors", "results"):
+                    self._replace_by_build(name)
+            for name in TABLES:
+                table = self._table(name)
+                sizes = pa.table(table.get_add_actions(flatten=True)).column("size_bytes").to_pylist()
+                if sum(size < SMALL_FILE_BYTES for size in sizes) > MAX_SMALL_FILES:
+                    table.optimize.compact(writer_properties=delta_log.writer_properties(self._schemas[name]))
+                    # Deletes files that no version of the last week needs (or of the time in the table's own property).
+                    table.vacuum(dry_run=False)
+        self._delete_build()
 
-    def _told(self) -> contextlib.AbstractContextManager[None]:
-        return delta_log.told(self._name, self._root)
+    def _delta_errors(self) -> contextlib.AbstractContextManager[None]:
+        return delta_log.translated_errors(self._folder.name, self._root)
 
-    def _opened(self, place: str) -> "DeltaTable | None":
-        return delta_log.opened(f"{self._root}/{place}")
+    def _open(self, place: str) -> "DeltaTable | None":
+        return delta_log.open_table(f"{self._root}/{place}")
 
-    def _there(self, place: str) -> "DeltaTable":
-        found = self._opened(place)
-        if found is None:
-            raise DataError(self._name, f"its table {place} is gone", "run again: answers are in the ledger")
-        return found
+    def _table(self, place: str) -> "DeltaTable":
+        table = self._open(place)
+        if table is None:
+            raise DataError(self._folder.name, f"its table {place} is gone", "run again: answers are in the ledger")
+        return table
 
     def _create(self, place: str) -> None:
-        delta_log.create(f"{self._root}/{place}", self._schemas[place.removeprefix(FRESH)])
+        delta_log.create(f"{self._root}/{place}", self._schemas[place.removeprefix(BUILD)])
 
-    def _check(self, table: str, found: "DeltaTable", columns: bool) -> None:
-        features = REFUSED.intersection(found.protocol().reader_features or ())
+    def _check_table(self, name: str, table: "DeltaTable", columns: bool) -> None:
+        features = REFUSED_FEATURES.intersection(table.protocol().reader_features or ())
         if features:
             raise DataError(
-                self._name,
-                f"its table {table} has {', '.join(sorted(features))}, which Rowmill cannot read",
-                "take the feature off the table, or write to another sink (--sink PATH)",
+                self._folder.name,
+                f"its table {name} has {', '.join(sorted(features))}, which Rowmill cannot read",
+                "remove the feature from the table, or write to another sink (--sink PATH)",
             )
-        there, made = delta_log.schema_of(found), self._schemas[table]
-        if columns and not delta_types.same(there, made):
-            raise schema_mismatch(
-                self._name, f"its {table} have", column_types(there), column_types(made), table == "usage"
-            )
+        schema, expected = delta_log.schema_of(table), self._schemas[name]
+        if columns and not delta_types.same_columns(schema, expected):
+            found, wanted = column_types(schema), column_types(expected)
+            raise schema_mismatch(self._folder.name, f"its {name} have", found, wanted, name == "usage")
 
-    def _relation(self, table: str) -> str:
-        """The rows of a table's files; for a table without any, the columns alone."""
-        with self._told():
-            found = self._there(table)
-            files = self._data_files(table, found)
+    def _relation(self, name: str) -> str:
+        """The rows of a table's files; for a table without files, the columns alone."""
+        with self._delta_errors():
+            table = self._table(name)
+            files = self._data_files(name, table)
         if files:
             return f"(select * from read_parquet({literal_list(files)}))"
         with duckdb.connect() as db:
-            db.register("made", delta_log.schema_of(found).empty_table())
-            described = db.execute("describe made").fetchall()
+            db.register("empty", delta_log.schema_of(table).empty_table())
+            described = db.execute("describe empty").fetchall()
         nulls = ", ".join(f"cast(null as {kind}) as {quoted(name)}" for name, kind, *_ in described)
         return f"(select {nulls} where false)"
 
-    def _data_files(self, table: str, found: "DeltaTable") -> list[str]:
-        """Paths or URLs. Delta tells them percent-encoded; a table without partitions has all of them side by side."""
-        return [f"{self._root}/{table}/{uri.rpartition('/')[2]}" for uri in found.file_uris()]
+    def _data_files(self, name: str, table: "DeltaTable") -> list[str]:
+        """Paths or URLs. Delta returns them percent-encoded; the files of an unpartitioned table are in one folder."""
+        return [f"{self._root}/{name}/{uri.rpartition('/')[2]}" for uri in table.file_uris()]
 
     def _append(self, place: str, rows: pa.Table, transactions: Sequence["Transaction"] = ()) -> None:
         from deltalake import CommitProperties, write_deltalake
 
-        schema = self._schemas[place.removeprefix(FRESH)]
+        schema = self._schemas[place.removeprefix(BUILD)]
         write_deltalake(
-            self._there(place),
+            self._table(place),
             rows.cast(schema),
             mode="append",
-            writer_properties=delta_log.properties(schema),
+            writer_properties=delta_log.writer_properties(schema),
             commit_properties=CommitProperties(app_transactions=list(transactions)),
         )
 
     def _merge(self, place: str, rows: pa.Table, same: str, extra: Sequence[str] | None = None) -> Any:
-        """A MERGE of rows with the table's columns; `extra`: other columns than those, besides the key."""
-        table = place.removeprefix(FRESH)
-        schema = self._schemas[table]
-        kept = schema.names if extra is None else [*self._key, *extra]
-        rows = rows.cast(
-            pa.schema([schema.field(name) if name in schema.names else (name, pa.string()) for name in kept])
-        )
-        return self._there(place).merge(
-            rows,
+        """Return a MERGE of rows with the table's columns. `extra`: columns instead of those, besides the key."""
+        schema = self._schemas[place.removeprefix(BUILD)]
+        names = schema.names if extra is None else [*self._key, *extra]
+        fields = [schema.field(name) if name in schema.names else (name, pa.string()) for name in names]
+        return self._table(place).merge(
+            rows.cast(pa.schema(fields)),
             same,
-            source_alias="told",
-            target_alias="there",
-            # With the whole of the told rows at hand, files whose keys lie elsewhere are not read.
+            source_alias="new",
+            target_alias="old",
+            # With all new rows at hand, files with other keys are not read.
             streamed_exec=False,
-            writer_properties=delta_log.properties(self._schemas[table]),
+            writer_properties=delta_log.writer_properties(schema),
         )
 
     def _same_key(self, equal: Literal["=", "is not distinct from"]) -> str:
-        return " and ".join(f"(there.{quoted(name)} {equal} told.{quoted(name)})" for name in self._key)
+        return " and ".join(f"(old.{quoted(name)} {equal} new.{quoted(name)})" for name in self._key)
 
     def _commit_errors(self, commit: Commit) -> None:
-        cleared = commit.resolved_keys.select(self._key).cast(commit.errors.select(self._key).schema)
-        if not commit.errors.num_rows and not cleared.num_rows:
+        failed_keys = commit.errors.select(self._key)
+        resolved = commit.resolved_keys.select(self._key).cast(failed_keys.schema)
+        if not commit.errors.num_rows and not resolved.num_rows:
             return
-        new = commit.errors.select(self._key)
-        # A line that is no row has no key: all of them are cleared at once, and one makes way for an equal one.
-        all_lines = pc.any(rows_without_key(cleared)).as_py() or False
-        cleared = cleared.filter(pc.invert(matching_rows(cleared, new.filter(pc.invert(rows_without_key(new))))))
-        cleared = cleared.group_by(self._key).aggregate([]).select(self._key)
-        kinds = pc.if_else(rows_without_key(new), "added" if all_lines else "failed", "failed")
-        told = commit.errors.append_column(TOLD, kinds)
-        gone = pa.table(
-            [
-                cleared.column(field.name) if field.name in self._key else pa.nulls(cleared.num_rows, field.type)
-                for field in commit.errors.schema
-            ],
-            schema=commit.errors.schema,
-        ).append_column(TOLD, pa.repeat(pa.scalar("cleared"), cleared.num_rows))
-        rows = pa.concat_tables([told, gone])
+        # Unreadable lines have no key: all of them are resolved at once, and one replaces an equal one.
+        all_lines = pc.any(rows_without_key(resolved)).as_py() or False
+        failed_again = matching_rows(resolved, failed_keys.filter(pc.invert(rows_without_key(failed_keys))))
+        resolved = resolved.filter(pc.invert(failed_again)).group_by(self._key).aggregate([]).select(self._key)
+        actions = pc.if_else(rows_without_key(failed_keys), "added" if all_lines else "failed", "failed")
+        failed = commit.errors.append_column(ACTION, actions)
+        columns = [
+            resolved.column(field.name) if field.name in self._key else pa.nulls(resolved.num_rows, field.type)
+            for field in commit.errors.schema
+        ]
+        deleted = pa.table(columns, schema=commit.errors.schema)
+        deleted = deleted.append_column(ACTION, pa.repeat(pa.scalar("resolved"), resolved.num_rows))
+        rows = pa.concat_tables([failed, deleted])
         same = self._same_key("=")
         if rows_without_key(rows.select(self._key)).true_count:
-            no_key = " and ".join(f"there.{quoted(name)} is null" for name in self._key)
+            no_key = " and ".join(f"old.{quoted(name)} is null" for name in self._key)
             details = quoted(self._details)
             same = (
-                f"{self._same_key('is not distinct from')} and told.{TOLD} <> 'added' and (told.{TOLD} = 'cleared' or "
-                f"not ({no_key}) or (there.{details} is not distinct from told.{details}))"
+                f"{self._same_key('is not distinct from')} and new.{ACTION} <> 'added' and (new.{ACTION} = 'resolved' "
+                f"or not ({no_key}) or (old.{details} is not distinct from new.{details}))"
             )
         (
-            self._merge(f"{self._building}errors", rows, same, [*commit.errors.column_names[len(self._key) :], TOLD])
-            .when_matched_delete(f"told.{TOLD} = 'cleared'")
-            .when_matched_update_all(f"told.{TOLD} <> 'cleared'", except_cols=[TOLD])
-            .when_not_matched_insert_all(f"told.{TOLD} <> 'cleared'", except_cols=[TOLD])
+            self._merge(f"{self._build}errors", rows, same, [*commit.errors.column_names[len(self._key) :], ACTION])
+            .when_matched_delete(f"new.{ACTION} = 'resolved'")
+            .when_matched_update_all(f"new.{ACTION} <> 'resolved'", except_cols=[ACTION])
+            .when_not_matched_insert_all(f"new.{ACTION} <> 'resolved'", except_cols=[ACTION])
             .execute()
         )
 
-    def _swap(self, table: str) -> None:
-        """Let the table that was built anew stand in the place of the old one, by one commit of the old one's log."""
+    def _replace_by_build(self, name: str) -> None:
+        """Replace a table by its rebuilt version, in one commit of its log."""
         from deltalake import write_deltalake
 
-        fresh = self._there(f"{FRESH}{table}")
-        batches = fresh.to_pyarrow_dataset().scanner(batch_size=1024, batch_readahead=1, fragment_readahead=1)
+        build = self._table(f"{BUILD}{name}")
+        batches = build.to_pyarrow_dataset().scanner(batch_size=1024, batch_readahead=1, fragment_readahead=1)
         write_deltalake(
-            self._there(table),
+            self._table(name),
             batches.to_reader(),
             mode="overwrite",
             schema_mode="overwrite",
-            writer_properties=delta_log.properties(self._schemas[table]),
+            writer_properties=delta_log.writer_properties(self._schemas[name]),
         )
 
-    def _forget_fresh(self) -> None:
-        """Drop tables that were not built to their end, or are in place by now."""
-        if self._remote:
-            object_store.delete([one.url for one in object_store.listed(f"{self._root}/{FRESH}".rstrip("/"))])
-        elif (fresh := Path(self._root, FRESH)).exists():
-            shutil.rmtree(fresh)
+    def _delete_build(self) -> None:
+        """Delete rebuilt tables that were not finished, or that are in place by now."""
+        folder = f"{self._root}/{BUILD}".rstrip("/")
+        if self._folder.is_remote:
+            object_store.delete([one.url for one in object_store.listed(folder)])
+        elif Path(folder).exists():
+            shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""What Delta Lake makes of Arrow's types, and what it cannot keep."""
+"""Delta Lake types of Arrow types."""
 
 from collections.abc import Iterable
 
@@ -6,14 +6,14 @@ import pyarrow as pa
 
 from connectors.errors import JobError
 
-# Delta knows no unsigned numbers.
+# Delta has no unsigned numbers.
 _UNSIGNED = {
     pa.uint8(): pa.int16(),
     pa.uint16(): pa.int32(),
     pa.uint32(): pa.int64(),
     pa.uint64(): pa.decimal128(20, 0),
 }
-_AS_THEY_ARE = (
+_UNCHANGED = (
     pa.types.is_signed_integer,
     pa.types.is_boolean,
     pa.types.is_float32,
@@ -23,38 +23,38 @@ _AS_THEY_ARE = (
 )
 
 
-def stored(schema: pa.Schema) -> pa.Schema:
-    """The columns as a Delta table has them; JobError where one of them it cannot have."""
+def delta_schema(schema: pa.Schema) -> pa.Schema:
+    """Return the columns as a Delta table has them; JobError for one whose type Delta does not have."""
     fields = []
     for field in schema:
-        kind = _stored(field.type)
+        kind = _delta_type(field.type)
         if kind is None:
             raise JobError(
                 ("sink", "delta"),
-                f"the column {field.name} is {field.type}, a type that Delta Lake has not",
+                f"the column {field.name} is {field.type}, a type that Delta Lake does not have",
                 "cast it by a `sql:` source, or leave it out of `columns`",
             )
         fields.append(pa.field(field.name, kind))
     return pa.schema(fields)
 
 
-def same(one: pa.Schema, other: pa.Schema) -> bool:
-    """Whether both have the same columns; what the elements of lists are called is of no matter."""
+def same_columns(one: pa.Schema, other: pa.Schema) -> bool:
+    """Whether both have the same columns; the names of list elements do not matter."""
     return one.names == other.names and all(
-        _unnamed(field.type) == _unnamed(there.type) for field, there in zip(one, other, strict=True)
+        _unnamed(field.type) == _unnamed(counterpart.type) for field, counterpart in zip(one, other, strict=True)
     )
 
 
 def text_columns(schema: pa.Schema) -> Iterable[str]:
-    """The columns that a dictionary makes smaller."""
+    """Return the columns that a dictionary compresses."""
     return [field.name for field in schema if pa.types.is_string(field.type)]
 
 
-def _stored(kind: pa.DataType) -> pa.DataType | None:
-    """The type as Delta has it; None where it has none."""
+def _delta_type(kind: pa.DataType) -> pa.DataType | None:
+    """Return the type as Delta has it; None if it has no such type."""
     if kind in _UNSIGNED:
         return _UNSIGNED[kind]
-    if any(is_one(kind) for is_one in _AS_THEY_ARE):
+    if any(is_one(kind) for is_one in _UNCHANGED):
         return kind
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return pa.string()
@@ -63,19 +63,19 @@ def _stored(kind: pa.DataType) -> pa.DataType | None:
     if pa.types.is_timestamp(kind):
         return None if kind.unit == "ns" else pa.timestamp("us", None if kind.tz is None else "UTC")
     if pa.types.is_struct(kind):
-        inner = [(field.name, _stored(field.type)) for field in kind]
+        inner = [(field.name, _delta_type(field.type)) for field in kind]
         return None if any(one is None for _, one in inner) else pa.struct(inner)
     if pa.types.is_map(kind):
-        key, value = _stored(kind.key_type), _stored(kind.item_type)
+        key, value = _delta_type(kind.key_type), _delta_type(kind.item_type)
         return None if key is None or value is None else pa.map_(key, value)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        element = _stored(kind.value_type)
+        element = _delta_type(kind.value_type)
         return None if element is None else pa.list_(element)
     return None
 
 
 def _unnamed(kind: pa.DataType) -> pa.DataType:
-    """The type with its lists' elements and its fields' nullability by one name."""
+    """Return the type with default names of list elements and default nullability."""
     if pa.types.is_struct(kind):
         return pa.struct([(field.name, _unnamed(field.type)) for field in kind])
     if pa.types.is_map(kind):

@@ -136,7 +136,7 @@ def test_marks_of_usage_outlive_the_cleaning_of_the_log(in_delta: Any) -> None:
 
 
 def test_many_small_files_are_compacted_and_older_versions_stay(in_delta: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delta_table, "SMALL_FILES", 3)
+    monkeypatch.setattr(delta_table, "MAX_SMALL_FILES", 3)
     sink = in_delta.ready()
     for n in range(5):
         in_delta.commit(sink, [(n, "a")])
@@ -193,7 +193,7 @@ def test_what_another_program_appends_is_seen(in_delta: Any) -> None:
 
 
 def test_the_tables_may_be_on_an_object_store(delta_at_s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delta_table, "SMALL_FILES", 1)
+    monkeypatch.setattr(delta_table, "MAX_SMALL_FILES", 1)
     sink = delta_at_s3.ready()
     assert sink.exists()
     assert delta_at_s3.parts(sink) == []
