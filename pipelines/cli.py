@@ -1,4 +1,4 @@
-"""The command `rowmill`: finds the subcommand, and turns a user's mistake into one line and an exit code."""
+"""The command `rowmill`: finds the subcommand, and turns an error into one line and an exit code."""
 
 import contextlib
 import ctypes
@@ -36,11 +36,11 @@ COMMANDS = {
     "batches": "pipelines.commands.batches",
     "ledger": "pipelines.commands.ledger",
 }
-"""Name -> the module that holds it; imported only when it is asked for."""
+"""Name -> its module, which is imported only if the command is used."""
 
 
-class Rowmill(click.Group):
-    """A group whose commands are imported on demand."""
+class LazyGroup(click.Group):
+    """A command group whose commands are imported on demand."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -56,11 +56,11 @@ class Rowmill(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise JobError(f"rowmill {args[0]}", "no such command", f"{did_you_mean(args[0], COMMANDS)}")
+            raise JobError(f"rowmill {args[0]}", "no such command", did_you_mean(args[0], COMMANDS))
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=Rowmill, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="rowmill")
 def rowmill() -> None:
     """Job files in, typed tables out: rate-limited, budgeted, resumable batches against any OpenAI-style API.
@@ -71,92 +71,90 @@ def rowmill() -> None:
     """
 
 
-REPORTING = ("rowmill run", "rowmill retry")
-"""The commands whose `--json` tells how a run ended, also where none was begun."""
-
-
+REPORTING_COMMANDS = ("rowmill run", "rowmill retry")
+"""Commands whose `--json` prints a run report, even if no run began."""
 M_ARENA_MAX = -8
-"""The number of glibc's mallopt for how many arenas there may be."""
+"""glibc's mallopt parameter for the maximum number of arenas."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     look_rarely()
-    _spare_memory()
-    signal.signal(signal.SIGTERM, _interrupted)
-    sys.unraisablehook = _not_raised
+    _reduce_memory()
+    signal.signal(signal.SIGTERM, _raise_interrupt)
+    sys.unraisablehook = _exit_on_interrupt
     end_with_starter()
     sys.exit(exit_code_of(arguments))
 
 
-def _spare_memory() -> None:
-    """What one thread or library frees is for all of them: a run's peak is a fifth less."""
-    # Arrow's own pool would keep it. Read when pyarrow is imported.
+def _reduce_memory() -> None:
+    """Let all threads and libraries share freed memory: the peak of a run is a fifth lower."""
+    # Arrow's own pool would keep what it freed. The variable is read when pyarrow is imported.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     if sys.platform == "linux":
-        # So would each thread's arena. musl has neither arenas nor this function.
+        # So would an arena per thread. musl has neither arenas nor this function.
         with contextlib.suppress(AttributeError):
             ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
-def _interrupted(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a command as Ctrl-C does, wherever it is."""
+def _raise_interrupt(number: int, frame: FrameType | None) -> None:
+    """End a command on SIGTERM as on Ctrl-C."""
     raise KeyboardInterrupt
 
 
-def _not_raised(told: "sys.UnraisableHookArgs") -> None:
-    """A Ctrl-C that came where nothing can be raised, such as in a callback from C, leaves at once: a kill is safe."""
-    if isinstance(told.exc_value, KeyboardInterrupt):
+def _exit_on_interrupt(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Exit at once if Ctrl-C arrived where it cannot be raised, such as in a callback from C: a kill is safe."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
         os._exit(130)
-    sys.__unraisablehook__(told)
+    sys.__unraisablehook__(unraisable)
 
 
 def exit_code_of(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; its exit code."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    as_lines = wants_json_log(given)
+    """Run the command line and return its exit code."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    as_json = wants_json_log(words)
     try:
-        code = rowmill.main(args=given, prog_name="rowmill", standalone_mode=False)
+        code = rowmill.main(args=words, prog_name="rowmill", standalone_mode=False)
     except click.exceptions.Abort:
         return 130
     except KeyboardInterrupt:
         return 130
     except click.UsageError as exc:
         where = "rowmill" if exc.ctx is None else exc.ctx.command_path
-        mistake = f"{where}: {exc.format_message().rstrip('.')}; see {where} --help"
-        if where in REPORTING and "--json" in given:
-            _report_nothing(mistake, 2)
-        print_problem(mistake, as_lines)
+        message = f"{where}: {exc.format_message().rstrip('.')}; see {where} --help"
+        if where in REPORTING_COMMANDS and "--json" in words:
+            _print_empty_report(message, 2)
+        print_problem(message, as_json)
         return 2
     except click.ClickException as exc:
         exc.show()
         return 2
     except RowmillError as exc:
-        print_problem(str(exc), as_lines)
+        print_problem(str(exc), as_json)
         return exc.exit_code
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except OSError as exc:
-        told = from_os_error(exc)
-        print_problem(str(told), as_lines)
-        return told.exit_code
-    except Exception as exc:  # noqa: BLE001 - it is told whole
+        error = from_os_error(exc)
+        print_problem(str(error), as_json)
+        return error.exit_code
+    except Exception as exc:  # noqa: BLE001 - printed with its traceback
         if str(exc) == INTERRUPTED_QUERY:
             return 130
-        if (broken := from_duckdb_error(exc)) is not None:
-            print_problem(str(broken), as_lines)
-            return broken.exit_code
-        if " ".join(["rowmill", *given[:1]]) in REPORTING and "--json" in given:
-            _report_nothing(DEFECT_MESSAGE, 3)
-        # Python's own exit code would be 1: some rows failed.
-        print_defect(exc, as_lines, None, None)
+        if (error := from_duckdb_error(exc)) is not None:
+            print_problem(str(error), as_json)
+            return error.exit_code
+        if " ".join(["rowmill", *words[:1]]) in REPORTING_COMMANDS and "--json" in words:
+            _print_empty_report(DEFECT_MESSAGE, 3)
+        # Not 1, Python's own exit code: it means that some rows failed.
+        print_defect(exc, as_json, None, None)
         return 3
     return code if isinstance(code, int) else 0
 
 
-def _report_nothing(stopped: str, exit_code: int) -> None:
-    """The object of `--json` where it is not known of which job."""
+def _print_empty_report(stopped: str, exit_code: int) -> None:
+    """Print the object of `--json` for an unknown job."""
     import orjson
 
     from pipelines.runtime.run_report import RunReport

@@ -41,7 +41,9 @@ def print_out(content: "RenderableType") -> None:
     is_terminal = sys.stdout.isatty()
     has_width = is_terminal or "COLUMNS" in os.environ
     width = shutil.get_terminal_size().columns if has_width else UNLIMITED_COLUMNS
-    print(render(content, width, is_terminal), flush=True)  # noqa: T201
+    encoding = sys.stdout.encoding or "utf-8"
+    text = render(content, width, is_terminal).encode(encoding, "replace").decode(encoding)
+    print(text, flush=True)  # noqa: T201
 
 
 class DataTable:
@@ -174,6 +176,11 @@ def format_bytes(amount: float) -> str:
         if amount >= factor:
             return f"{amount / factor:,.1f} {unit}"
     return f"{amount:,.0f} bytes"
+
+
+def format_percent(done: int, total: int) -> str:
+    """Format a part of a total: `42 %`; 100 % only if nothing is left."""
+    return f"{100 if done >= total else min(99, round(100 * done / total))} %"
 
 
 def format_count(number: int, noun: str) -> str:

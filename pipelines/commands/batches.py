@@ -1,4 +1,4 @@
-"""`rowmill batches`: what goes on in a provider's Batch API."""
+"""`rowmill batches`: list, show and cancel the batches of a provider."""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 @click.group("batches")
 def batches_command() -> None:
-    """Look at a provider's batches, of this workspace and of everybody else who uses the key.
+    """List, show and cancel a provider's batches.
+
+    These are the batches of the API key: other workspaces and programs that use it have theirs in the list too.
 
     \b
     Examples:
@@ -25,11 +27,11 @@ def batches_command() -> None:
 
 
 @batches_command.command("list")
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Maximum number of batches.")
 @provider_option
 @as_json_option
 def list_command(limit: int, provider: str, as_json: bool) -> None:
-    """List the batches, the newest first.
+    """List the batches, newest first.
 
     \b
     Example:
@@ -37,7 +39,7 @@ def list_command(limit: int, provider: str, as_json: bool) -> None:
     """
     from pipelines.runtime.provider_api import ask_provider
 
-    batches = ask_provider(provider, lambda api: _first(api, limit))
+    batches = ask_provider(provider, lambda api: _newest(api, limit))
     rows = [dict(batch) if as_json else _row(batch) for batch in batches]
     print_rows(rows, as_json, f"{provider} has no batches")
 
@@ -47,7 +49,7 @@ def list_command(limit: int, provider: str, as_json: bool) -> None:
 @provider_option
 @as_json_option
 def show_command(batch: str, provider: str, as_json: bool) -> None:
-    """Show one batch: how far it is, its files, why it failed.
+    """Show one batch: its progress, its files, its errors.
 
     \b
     Example:
@@ -63,7 +65,9 @@ def show_command(batch: str, provider: str, as_json: bool) -> None:
 @provider_option
 @as_json_option
 def cancel_command(batch: str, provider: str, as_json: bool) -> None:
-    """Cancel a batch. What it has answered by then is kept and billed; a job that waits for it asks the rest again.
+    """Cancel a batch.
+
+    Answers so far are stored and billed. A job that waits for the batch requests the rest again.
 
     \b
     Example:
@@ -78,17 +82,17 @@ def cancel_command(batch: str, provider: str, as_json: bool) -> None:
         click.echo(f"{item.get('id')}: {item.get('status')}; {_counts(item)} answered")
 
 
-async def _first(api: "ProviderApi", limit: int) -> "list[Item]":
-    found: list[Item] = []
+async def _newest(api: "ProviderApi", limit: int) -> "list[Item]":
+    newest: list[Item] = []
     async for batch in api.batches():
-        found.append(batch)
-        if len(found) == limit:
+        newest.append(batch)
+        if len(newest) == limit:
             break
-    return found
+    return newest
 
 
 def _row(batch: "Item") -> dict[str, object]:
-    told = {
+    headings = {
         "endpoint": "endpoint", "created_at": "created", "input_file_id": "input", "output_file_id": "output",
         "error_file_id": "errors",
     }  # fmt: skip
@@ -96,12 +100,12 @@ def _row(batch: "Item") -> dict[str, object]:
         "id": batch.get("id"),
         "status": batch.get("status"),
         "answered": _counts(batch),
-        **{head: readable(name, batch.get(name)) for name, head in told.items()},
+        **{head: readable(name, batch.get(name)) for name, head in headings.items()},
     }
 
 
 def _counts(batch: "Item") -> str:
-    told = batch.get("request_counts")
-    counts = told if isinstance(told, dict) else {}
+    raw = batch.get("request_counts")
+    counts = raw if isinstance(raw, dict) else {}
     failed = counts.get("failed") or 0
     return f"{counts.get('completed') or 0} of {counts.get('total') or 0}" + (f", {failed} failed" if failed else "")

@@ -1,4 +1,4 @@
-"""`rowmill files`: what lies at a provider: upload, list, look, download, delete."""
+"""`rowmill files`: upload, list, show, download and delete the files of a provider."""
 
 import contextlib
 import sys
@@ -21,7 +21,7 @@ PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 
 @click.group("files")
 def files_command() -> None:
-    """Look after the files that lie at a provider.
+    """Upload, list, download and delete a provider's files.
 
     \b
     Examples:
@@ -34,11 +34,11 @@ def files_command() -> None:
 
 @files_command.command("upload")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--purpose", type=click.Choice(PURPOSES), default="batch", show_default=True, help="What it is for.")
+@click.option("--purpose", type=click.Choice(PURPOSES), default="batch", show_default=True, help="Purpose of the file.")
 @provider_option
 @as_json_option
 def upload_command(file: Path, purpose: str, provider: str, as_json: bool) -> None:
-    """Upload a file, read from the disk as it is sent.
+    """Upload a file; it is read as it is sent.
 
     \b
     Example:
@@ -46,8 +46,8 @@ def upload_command(file: Path, purpose: str, provider: str, as_json: bool) -> No
     """
     from pipelines.runtime.provider_api import ask_provider
 
-    with _progress(f"uploading {file.name}", file.stat().st_size) as told:
-        item = ask_provider(provider, lambda api: api.upload(file, file.name, purpose, told))
+    with _upload_bar(f"uploading {file.name}", file.stat().st_size) as on_progress:
+        item = ask_provider(provider, lambda api: api.upload(file, file.name, purpose, on_progress))
     if as_json:
         click.echo(orjson.dumps(item))
     else:
@@ -55,11 +55,11 @@ def upload_command(file: Path, purpose: str, provider: str, as_json: bool) -> No
 
 
 @files_command.command("list")
-@click.option("--purpose", metavar="NAME", help="Only files for this.")
+@click.option("--purpose", metavar="NAME", help="Only files with this purpose.")
 @provider_option
 @as_json_option
 def list_command(purpose: str | None, provider: str, as_json: bool) -> None:
-    """List the files, the newest first.
+    """List the files, newest first.
 
     \b
     Example:
@@ -68,9 +68,9 @@ def list_command(purpose: str | None, provider: str, as_json: bool) -> None:
     from pipelines.runtime.provider_api import ask_provider
 
     files = ask_provider(provider, lambda api: api.files(purpose))
-    told = ("id", "filename", "purpose", "bytes", "created_at", "expires_at")
+    columns = ("id", "filename", "purpose", "bytes", "created_at", "expires_at")
     rows: list[dict[str, object]] = [
-        dict(file) if as_json else {name: readable(name, file.get(name)) for name in told} for file in files
+        dict(file) if as_json else {name: readable(name, file.get(name)) for name in columns} for file in files
     ]
     print_rows(rows, as_json, f"{provider} has no files")
 
@@ -80,7 +80,7 @@ def list_command(purpose: str | None, provider: str, as_json: bool) -> None:
 @provider_option
 @as_json_option
 def show_command(file: str, provider: str, as_json: bool) -> None:
-    """Show one file's facts.
+    """Show the details of one file.
 
     \b
     Example:
@@ -93,8 +93,8 @@ def show_command(file: str, provider: str, as_json: bool) -> None:
 
 @files_command.command("download")
 @click.argument("file")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="PATH", help="Write here. Default: stdout.")
-@click.option("--overwrite", is_flag=True, help="Replace PATH where it is there already.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="PATH", help="Output file. Default: stdout.")
+@click.option("--overwrite", is_flag=True, help="Replace PATH if it exists.")
 @provider_option
 def download_command(file: str, output: Path | None, overwrite: bool, provider: str) -> None:
     """Download a file's content.
@@ -130,7 +130,7 @@ def download_command(file: str, output: Path | None, overwrite: bool, provider: 
 @provider_option
 @as_json_option
 def delete_command(files: tuple[str, ...], provider: str, as_json: bool) -> None:
-    """Delete files at the provider; nothing is asked first.
+    """Delete files at the provider, without confirmation.
 
     \b
     Example:
@@ -138,26 +138,26 @@ def delete_command(files: tuple[str, ...], provider: str, as_json: bool) -> None
     """
     from pipelines.runtime.provider_api import ask_provider
 
-    def say(item: "Item") -> None:
+    def report(item: "Item") -> None:
         click.echo(orjson.dumps(item) if as_json else f"deleted {item.get('id')}")
 
-    async def each(api: "ProviderApi") -> None:
+    async def delete_all(api: "ProviderApi") -> None:
         for file in files:
-            say(await api.delete_file(file))
+            report(await api.delete_file(file))
 
-    ask_provider(provider, each)
+    ask_provider(provider, delete_all)
 
 
 @contextlib.contextmanager
-def _progress(words: str, size: int) -> Iterator[Callable[[int], None]]:
-    """Bytes sent so far, told on a terminal."""
+def _upload_bar(description: str, size: int) -> Iterator[Callable[[int], None]]:
+    """Show the bytes sent so far on a terminal."""
     if not sys.stderr.isatty():
         yield lambda sent: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(words, total=size)
+        task = bar.add_task(description, total=size)
         yield lambda sent: bar.update(task, completed=sent)

@@ -1,4 +1,4 @@
-"""`rowmill init`: a folder to start from."""
+"""`rowmill init`: a new workspace with an example job."""
 
 import json
 from importlib.resources import files
@@ -46,7 +46,9 @@ def init(folder: Path) -> tuple[Path, ...]:
 @click.command("init")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def init_command(folder: Path) -> None:
-    """Write a workspace, a first job file and a little data into DIR; nothing that is there is touched.
+    """Create a workspace with an example job in DIR.
+
+    Existing files are never overwritten.
 
     \b
     Example:

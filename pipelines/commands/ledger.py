@@ -21,7 +21,9 @@ workspace_option = click.option(
 
 @click.group("ledger")
 def ledger_command() -> None:
-    """Look after the ledger: the one file that knows every request and every answer of a workspace.
+    """Show, prune and export the ledger.
+
+    The ledger is the file that has every request and every answer of a workspace.
 
     \b
     Examples:
@@ -35,7 +37,7 @@ def ledger_command() -> None:
 @workspace_option
 @as_json_option
 def show_command(folder: Path, as_json: bool) -> None:
-    """Tell how large the ledger is and what it holds, by job.
+    """Show the size of the ledger and its content by job.
 
     \b
     Example:
@@ -70,7 +72,9 @@ def show_command(folder: Path, as_json: bool) -> None:
 def prune_command(
     folder: Path, age: str | None, jobs: tuple[str, ...], gone: bool, answers_only: bool, dry_run: bool
 ) -> None:
-    """Drop answers that are no longer needed. What was sent and what it cost stays known.
+    """Delete answers that are no longer needed.
+
+    Exchanges and their cost are kept.
 
     Rows that are in a sink stay done. What cannot be had again without paying: `rebuild` of these rows, and equal
     requests of other rows. Answers of a job with an open run are never dropped.
@@ -107,7 +111,9 @@ def prune_command(
 @workspace_option
 @click.option("-o", "target", required=True, type=click.Path(path_type=Path), help="A folder, or one .parquet file.")
 def export_command(folder: Path, target: Path) -> None:
-    """Write exchanges, runs and what is known of the answers (not the answers themselves) as Parquet.
+    """Export exchanges, runs and facts about answers as Parquet.
+
+    The answers themselves are not exported.
 
     Into a folder: exchanges.parquet, runs.parquet, answers.parquet. Into a file: the exchanges.
 

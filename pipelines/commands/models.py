@@ -1,4 +1,4 @@
-"""`rowmill models`: which models a provider has."""
+"""`rowmill models`: list the models of a provider."""
 
 import click
 
@@ -8,7 +8,7 @@ from pipelines.commands.output import as_json_option, print_object, print_rows, 
 
 @click.group("models")
 def models_command() -> None:
-    """Look at the models of a provider.
+    """List the models of a provider.
 
     \b
     Examples:
@@ -33,9 +33,9 @@ def list_command(provider: str, as_json: bool) -> None:
     if as_json:
         print_rows([dict(model) for model in models], True, "")
         return
-    # Servers tell more than the API asks for: whatever is a plain value gets a column.
-    told = {name: None for model in models for name, value in model.items() if isinstance(value, str | int | float)}
-    names = [name for name in told if name not in ("id", "object")]
+    # Servers send more fields than the API describes: each plain value gets a column.
+    fields = {name: None for model in models for name, value in model.items() if isinstance(value, str | int | float)}
+    names = [name for name in fields if name not in ("id", "object")]
     rows: list[dict[str, object]] = [
         {"id": model.get("id"), **{name: readable(name, model.get(name)) for name in names}} for model in models
     ]

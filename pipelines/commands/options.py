@@ -13,7 +13,7 @@ Decorated = Callable[..., Any]
 
 
 def job_argument(many: bool) -> Callable[[Decorated], Decorated]:
-    """JOB, a job file; with `many`, one or more files or folders."""
+    """Add the argument JOB, a job file; with `many`, one or more files or folders."""
     if many:
         return click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
     return click.argument("job", metavar="JOB")

@@ -1,4 +1,4 @@
-"""`rowmill plan`: what a run would do and cost."""
+"""`rowmill plan`: what a run would send and cost."""
 
 import click
 import orjson
@@ -10,9 +10,11 @@ from pipelines.config.overrides import Overrides
 @click.command("plan")
 @job_argument(many=True)
 @override_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a job, one a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per job, one per line.")
 def plan_command(jobs: tuple[str, ...], overrides: Overrides, as_json: bool) -> None:
-    """Tell which rows a run would ask, and what that would cost and take; nothing is sent.
+    """Show what a run would send and what it would cost.
+
+    Nothing is sent. JOB is a job file or a folder of them.
 
     \b
     Examples:

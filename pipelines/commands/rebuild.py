@@ -1,4 +1,4 @@
-"""`rowmill rebuild`: the sink's tables again from the ledger."""
+"""`rowmill rebuild`: write the sink's tables again from the ledger."""
 
 import click
 
@@ -7,12 +7,12 @@ from pipelines.commands.options import job_argument
 
 @click.command("rebuild")
 @job_argument(many=False)
-@click.option("--leave-out", is_flag=True, help="Also where rows would be lost: their answers were dropped.")
+@click.option("--leave-out", is_flag=True, help="Rebuild even if rows whose answers were pruned would be lost.")
 def rebuild_command(job: str, leave_out: bool) -> int:
-    """Write results and errors again from the answers in the ledger; nothing is sent.
+    """Write results and errors again from the ledger.
 
-    Where answers were dropped (`ledger prune`, or `keep_answers: committed`), their rows cannot be written again: then
-    nothing is changed, unless --leave-out says that these rows may be lost. The next run asks for them.
+    Nothing is sent. Rows whose answers were pruned (`ledger prune`, or `keep_answers: committed`) cannot be written
+    again: then nothing is changed, unless --leave-out allows losing these rows. The next run asks for them again.
 
     \b
     Example:
@@ -24,7 +24,9 @@ def rebuild_command(job: str, leave_out: bool) -> int:
     rows, fewer, tables = rebuild_tables(load_job(job), leave_out)
     click.echo(f"wrote {rows:,} rows again; nothing was sent")
     if fewer:
-        click.echo(f"left out {fewer:,} rows whose answers are gone from the ledger: rowmill run {job} asks for them")
+        click.echo(
+            f"left out {fewer:,} rows whose answers were pruned from the ledger: rowmill run {job} asks for them again"
+        )
     for name, place in tables.items():
         click.echo(f"  {name:<8} {place}")
     return 0

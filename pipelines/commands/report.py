@@ -1,4 +1,4 @@
-"""`rowmill report`: a page that tells what a job did."""
+"""`rowmill report`: a self-contained HTML page about a job."""
 
 from pathlib import Path
 
@@ -9,11 +9,16 @@ from pipelines.commands.options import job_argument
 
 @click.command("report")
 @job_argument(many=False)
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="The file. Default: JOBNAME-report.html here.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Output file. Default: JOBNAME-report.html in the current folder.",
+)
 def report_command(job: str, out: Path | None) -> None:
-    """Write one HTML page: figures, errors, results with their pictures and sounds, and the runs of JOB.
+    """Write a self-contained HTML report of a job.
 
-    The page holds all that it shows; opening it asks no network.
+    It shows figures, errors, results with images and audio, and the runs. It loads nothing from the network.
 
     \b
     Examples:

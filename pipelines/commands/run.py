@@ -1,4 +1,4 @@
-"""`rowmill run` and `rowmill retry`: ask for the rows of one job or of many, and tell how it ended."""
+"""`rowmill run` and `rowmill retry`: run one job or many, and print how each ended."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -20,27 +20,37 @@ if TYPE_CHECKING:
     from pipelines.config.job_graph import GraphJob
 
 WORST_FIRST = (2, 3, 130, 4, 5, 1, 0)
-"""Of several jobs the worst exit code counts, in this order."""
+"""Exit codes, worst first: the worst of several jobs is the exit code of the command."""
 
-as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a job, one a line, on stdout.")
-log_option = click.option(
-    "--log", type=click.Choice(["plain", "json"]), default="plain", show_default=True, help="How progress is told."
+as_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object per job, one per line, on stdout."
 )
-quiet_option = click.option("--quiet", is_flag=True, help="No progress and no closing words; mistakes are still told.")
+log_option = click.option(
+    "--log", type=click.Choice(["plain", "json"]), default="plain", show_default=True, help="Progress output format."
+)
+quiet_option = click.option("--quiet", is_flag=True, help="Suppress progress and summary; still print errors.")
 
 
 @click.command("run")
 @job_argument(many=True)
 @override_options
-@click.option("--new-run", is_flag=True, help="Close the job's open run and begin another, with a budget of its own.")
+@click.option("--new-run", is_flag=True, help="Close the job's open run and start another, with its own budget.")
 @click.option(
     "--schema-change",
     "change",
     type=click.Choice(["cast", "backfill"]),
-    help="Where the sink's tables have other columns: cast their rows, or ask all rows again beside them.",
+    help="If the sink's tables have other columns: cast their rows, or request all rows again.",
 )
-@click.option("--compare", is_flag=True, help="With --limit: old and new answers side by side; nothing is written.")
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where to run.")
+@click.option(
+    "--compare", is_flag=True, help="With --limit: show old and new answers side by side; nothing is written."
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Run in this process or on Ray workers.",
+)
 @as_json_option
 @log_option
 @quiet_option
@@ -55,9 +65,10 @@ def run_command(
     log: str,
     quiet: bool,
 ) -> int:
-    """Ask for every row that has no answer yet, and write results, usage and errors.
+    """Run jobs: request all rows that have no answer yet.
 
-    JOB is a job file or a folder of them. What is done is never asked again: run it as often as you like.
+    Writes the tables results, usage and errors. JOB is a job file or a folder of them. Rows that are done are never
+    requested again: run it as often as you like.
 
     \b
     Examples:
@@ -87,7 +98,7 @@ def run_command(
 @log_option
 @quiet_option
 def retry_command(job: str, classes: str | None, as_json: bool, log: str, quiet: bool) -> int:
-    """Run the job, and ask again for rows that failed for a reason of their own.
+    """Run a job, and request its failed rows again.
 
     \b
     Examples:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 @click.group("schedule")
 def schedule_command() -> None:
-    """Run jobs by the clock: their key `schedule`, a cron expression in the workspace's time zone.
+    """Run jobs on schedule, or hand them to cron or systemd.
+
+    The job key `schedule` is a cron expression in the workspace's time zone.
 
     \b
     Examples:
@@ -33,7 +35,9 @@ def schedule_command() -> None:
 @click.option("--parallel", type=click.IntRange(min=1), default=4, show_default=True, help="Jobs at a time, at most.")
 @click.option("--log", type=click.Choice(["plain", "json"]), default="plain", show_default=True, help="On stderr.")
 def run_command(jobs: tuple[str, ...], once: bool, parallel: int, log: Literal["plain", "json"]) -> int:
-    """Stay in the foreground and start each job when it is due, as a process of its own.
+    """Run each job when it is due, until stopped.
+
+    Stays in the foreground and starts each job as a process of its own.
 
     Runs that were missed while this was not running are caught up once. A job that is still running when it is due
     again is not started twice. A job that reads another's results waits for it. Job files may be edited meanwhile.
@@ -64,7 +68,9 @@ def run_command(jobs: tuple[str, ...], once: bool, parallel: int, log: Literal["
 @click.option("--last", type=click.IntRange(min=1), default=1, show_default=True, help="So many runs of each job.")
 @as_json_option
 def show_command(jobs: tuple[str, ...], last: int, as_json: bool) -> None:
-    """Tell what ran, how it ended, what it cost and what is next; times are of the workspace's zone.
+    """Show each job's last run, its cost and the next run.
+
+    Times are in the workspace's zone.
 
     Without JOB: the jobs of this folder and of its folder jobs/.
 
@@ -89,7 +95,9 @@ def show_command(jobs: tuple[str, ...], last: int, as_json: bool) -> None:
 @click.option("--dir", "folder", type=click.Path(path_type=Path), help="systemd: where. Default: the user's units.")
 @click.option("--env-file", type=click.Path(path_type=Path), help="A file of yours with NAME=VALUE lines, e.g. keys.")
 def install_command(jobs: tuple[str, ...], kind: str, write: bool, folder: Path | None, env_file: Path | None) -> None:
-    """Show the crontab lines or systemd units that run the jobs, and with --write install them.
+    """Show or install crontab lines or systemd units.
+
+    They run the jobs on schedule. Without --write nothing is installed.
 
     \b
     Examples:

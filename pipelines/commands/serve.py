@@ -1,4 +1,4 @@
-"""`rowmill serve`: the local provider as a server."""
+"""`rowmill serve`: the embedded provider as a server."""
 
 import click
 
@@ -6,14 +6,18 @@ import click
 @click.command("serve")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8484, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
-@click.option("--api-key", help="Refuse requests without this key. Default: any key is accepted.")
-@click.option("--requests-per-minute", type=click.IntRange(min=1), help="Refuse what is above this, with 429.")
-@click.option("--tokens-per-minute", type=click.IntRange(min=1), help="Refuse what is above this, with 429.")
-@click.option("--latency-ms", type=click.FloatRange(min=0), default=0, help="Wait so long before each answer.")
+@click.option("--api-key", help="Refuse requests without this key. Default: accept any key.")
+@click.option("--requests-per-minute", type=click.IntRange(min=1), help="Answer 429 above this rate.")
+@click.option("--tokens-per-minute", type=click.IntRange(min=1), help="Answer 429 above this rate.")
+@click.option("--latency-ms", type=click.FloatRange(min=0), default=0, help="Delay before each answer.")
 @click.option(
-    "--fault", "faults", multiple=True, metavar="KIND=RATE", help="Fail so often, e.g. 500=0.01 or hang=0.001."
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="KIND=RATE",
+    help="Fail this share of requests, e.g. 500=0.01 or hang=0.001.",
 )
-@click.option("--script", default="", metavar="KIND,...", help='How the first requests end, e.g. "429,200,500*2".')
+@click.option("--script", default="", metavar="KIND,...", help='Outcomes of the first requests, e.g. "429,200,500*2".')
 def serve_command(
     host: str,
     port: int,
@@ -24,7 +28,9 @@ def serve_command(
     faults: tuple[str, ...],
     script: str,
 ) -> None:
-    """Serve the local provider under http://HOST:PORT/v1, as an OpenAI-style API, until Ctrl-C.
+    """Serve the embedded provider as an OpenAI-style API.
+
+    Its address is http://HOST:PORT/v1. Stop it with Ctrl-C.
 
     \b
     Examples:
@@ -43,7 +49,7 @@ def serve_command(
             faults=faults,
             script=script,
         )
-        serve_forever(host, port, options, lambda words: click.echo(words, err=True))
+        serve_forever(host, port, options, lambda message: click.echo(message, err=True))
     except ValueError as exc:
         raise JobError("rowmill serve", f"{exc}", "see rowmill serve --help") from exc
     except OSError as exc:

@@ -1,4 +1,4 @@
-"""`rowmill show`: the whole story of one row."""
+"""`rowmill show`: the history of one row."""
 
 import click
 import orjson
@@ -6,15 +6,15 @@ import orjson
 from pipelines.commands.options import job_argument
 
 
-# A key may begin with a dash, as -5 does: what is no option is the key.
+# A key may begin with a dash, such as -5: an unknown option is the key.
 @click.command("show", context_settings={"ignore_unknown_options": True})
 @job_argument(many=False)
 @click.argument("key", metavar="KEY")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on one line.")
 def show_command(job: str, key: str, as_json: bool) -> None:
-    """Tell a row's whole story: requests as sent, replies with vectors shortened, cost, history.
+    """Show a row's requests, replies, cost and history.
 
-    KEY is the key's value; of a composite key its JSON array, e.g. '["eng", 1]'.
+    KEY is the key's value; for a composite key a JSON array, e.g. '["eng", 1]'. Vectors are shortened.
 
     \b
     Example:
@@ -23,6 +23,6 @@ def show_command(job: str, key: str, as_json: bool) -> None:
     from pipelines.config.loaded_job import load_job
     from pipelines.reporting.row_history import row_history
 
-    told = row_history(load_job(job), key)
+    history = row_history(load_job(job), key)
     option = None if as_json else orjson.OPT_INDENT_2
-    click.echo(orjson.dumps(told, default=str, option=option))
+    click.echo(orjson.dumps(history, default=str, option=option))

@@ -1,4 +1,4 @@
-"""`rowmill validate` and `rowmill schema`: is a job file right, and what may stand in one."""
+"""`rowmill validate` and `rowmill schema`: check job files, and print their JSON Schema."""
 
 import click
 import orjson
@@ -10,8 +10,9 @@ from pipelines.commands.options import job_argument, job_files
 @click.command("validate")
 @job_argument(many=True)
 def validate_command(jobs: tuple[str, ...]) -> int:
-    """Check job files against their workspace, their source's columns and their sink's tables; nothing is sent or
-    written.
+    """Check job files without sending or writing anything.
+
+    Checks them against their workspace, the columns of their source and the tables of their sink.
 
     \b
     Example:
@@ -42,8 +43,8 @@ def validate_command(jobs: tuple[str, ...]) -> int:
                     raise refused
                 for warning in workspace.warnings(step.provider for step in ready.job.steps):
                     click.echo(warning, err=True)
-                click.echo(f"{loaded.path}: {ready.job.name} is right; {len(ready.reader.schema)} columns in, "
-                           f"{len(ready.shape.results)} out")  # fmt: skip
+                columns = f"{len(ready.reader.schema)} input columns, {len(ready.shape.results)} output columns"
+                click.echo(f"{loaded.path}: OK, job {ready.job.name} ({columns})")
         except RowmillError as exc:
             click.echo(str(exc), err=True)
             worst = 2
@@ -57,7 +58,7 @@ def validate_command(jobs: tuple[str, ...]) -> int:
 
 @click.command("schema")
 def schema_command() -> None:
-    """Print the JSON Schema of the job file, for editors and programs.
+    """Print the JSON Schema of job files, for editors.
 
     \b
     Example:

@@ -215,7 +215,7 @@ class TimeBreakdown:
         file = "rowmill.yaml" if provider else "the job"
         more = "or add a provider (a pool)"
         if kind == "hold":
-            refusals = f"{provider}, which refused {self._counters.refused:,} requests and asks to wait"
+            refusals = f"{provider}, which refused {self._counters.rate_limited:,} requests and asks to wait"
             return refusals, f"lower its requests_per_minute in rowmill.yaml to what it accepts, {more}"
         if kind == "slots":
             many = "" if limiter.concurrency == 1 else "s"

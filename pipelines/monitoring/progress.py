@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.dispatch.counters import RunCounters
-from pipelines.formatting import format_duration, format_money
+from pipelines.formatting import format_duration, format_money, format_percent
 from pipelines.monitoring.run_view import FollowRun, RunView
 from pipelines.pricing.prices import usd
 
@@ -92,8 +92,7 @@ def format_progress(job: str, figures: Mapping[str, Any], width: int) -> str:
 
 def _rows_done(figures: Mapping[str, Any]) -> str:
     rows, done = figures["rows"], figures["rows_done"]
-    # Rounded down: 100 % is said of a complete run only.
-    percent = f" ({100 * done // rows} %)" if rows else ""
+    percent = f" ({format_percent(done, rows)})" if rows else ""
     return f"{done:,} of {rows:,} rows{percent}"
 
 
@@ -165,7 +164,7 @@ def progress_figures(view: RunView, throughput: Throughput) -> dict[str, object]
     done, left = _work_done(counters), _work_left(counters)
     return {
         "rows": counters.rows,
-        "rows_done": counters.rows_landed,
+        "rows_done": counters.rows_finished,
         "rows_failed": failed,
         "share_done": round(done / (done + left), 3) if done + left else None,
         "requests": counters.requests,
@@ -183,7 +182,7 @@ def progress_figures(view: RunView, throughput: Throughput) -> dict[str, object]
 def _work_done(counters: RunCounters) -> float:
     """Seconds that ended exchanges took of their senders; if nobody measures them, as in a batch, exchanges."""
     steps = counters.steps.values()
-    return sum(step.busy for step in steps) or float(sum(step.exchanges for step in steps))
+    return sum(step.busy_seconds for step in steps) or float(sum(step.exchanges for step in steps))
 
 
 def _work_left(counters: RunCounters) -> float:
@@ -195,9 +194,9 @@ def _work_left(counters: RunCounters) -> float:
     steps = counters.steps.values()
     exchanges = sum(step.exchanges for step in steps)
     average = _work_done(counters) / exchanges if exchanges else 1.0
-    rows, left = float(counters.rows - counters.begun_with), 0.0
+    rows, left = float(counters.rows - counters.rows_done_before), 0.0
     for step in steps:
-        of_step = step.busy / step.exchanges if step.exchanges and step.busy else average
+        of_step = step.busy_seconds / step.exchanges if step.exchanges and step.busy_seconds else average
         left += of_step * step.exchanges_left(rows)
         rows -= step.failed
     return left

@@ -10,6 +10,7 @@ from pipelines.formatting import (
     fact_list,
     format_count,
     format_duration,
+    format_percent,
     single_line,
 )
 from pipelines.reporting.status_queries import FailedRows
@@ -103,7 +104,7 @@ def _state(row: Mapping[str, Any]) -> str:
     if not row["rows"]:
         return "running"
     # Of the rows that the next column counts.
-    return f"running {100 * (row['rows'] - row['rows_left']) // row['rows']} %"
+    return f"running {format_percent(row['rows'] - row['rows_left'], row['rows'])}"
 
 
 def _note(row: Mapping[str, Any]) -> str:

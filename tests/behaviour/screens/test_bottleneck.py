@@ -133,7 +133,7 @@ def test_of_limits_the_one_that_was_waited_for_longest_is_named() -> None:
         for other in (paced, stated):
             other.wait_seconds = dict.fromkeys(other.wait_seconds, 0.1)
         one.wait_seconds[kind] = 90.0
-        told = words(clock_of(RunCounters(requests=99, refused=7), paced=paced, stated=stated), limits=90)
+        told = words(clock_of(RunCounters(requests=99, rate_limited=7), paced=paced, stated=stated), limits=90)
         if one is paced:
             assert told.startswith("the limit of paced, 600 requests a minute (90 % of the time); raise it in rowmill")
         elif kind == "requests":

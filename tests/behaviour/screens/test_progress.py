@@ -123,10 +123,10 @@ def test_after_a_third_of_the_run_the_time_left_is_within_a_tenth_of_the_truth(
 
 
 def test_rows_count_as_they_are_answered_and_not_by_the_chunk() -> None:
-    tally = RunCounters(rows=10, begun_with=2, rows_ok=2, steps={"one": StepCounters()})
+    tally = RunCounters(rows=10, rows_done_before=2, rows_ok=2, steps={"one": StepCounters()})
     for _ in range(3):
         tally.steps["one"].land(request(), failed=False)
-    assert (tally.rows_landed, tally.rows_ok) == (5, 2)
+    assert (tally.rows_finished, tally.rows_ok) == (5, 2)
 
 
 FIGURES: dict[str, Any] = {
@@ -157,7 +157,7 @@ def test_the_progress_bar_shows_the_percentage_of_the_rows_that_it_counts(screen
     ]
     bars = [render(progress_bar("reviews", figures, width), width) for figures, width in cases]
     screen("progress-bar.txt", "\n\n".join(bars) + "\n")
-    assert "1,257 of 3,000 rows (41 %)" in bars[0]
+    assert "1,257 of 3,000 rows (42 %)" in bars[0]
     for bar, (_, width) in zip(bars, cases, strict=True):
         assert max(len(line) for line in bar.splitlines()) <= width
         assert len(bar.splitlines()) == 2
@@ -170,29 +170,30 @@ def test_the_time_left_is_no_finer_than_its_estimate(seconds: int, text: str) ->
     assert format_duration(seconds) == text
 
 
-@pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> pytest.CaptureFixture[str]:
-    """Stderr as a terminal of 80 columns."""
+async def show_progress(monkeypatch: pytest.MonkeyPatch, term: str = "xterm", warning: str | None = None) -> None:
+    """Show the progress of a run just once, on a terminal of 80 columns."""
+    # Not in a fixture: capsys replaces stderr once more before an async test begins.
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("TERM", term)
     monkeypatch.setenv("COLUMNS", "80")
-    return capsys
-
-
-async def show_progress(counters: RunCounters) -> None:
-    """Show the progress of a run just once."""
+    counters = RunCounters(rows=10, steps={"one": StepCounters()})
     task = asyncio.create_task(progress.progress_display("job", is_quiet=False)(view_of(counters)))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
+    if warning is not None:
+        print(warning, file=sys.stderr)  # noqa: T201
     task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    (ended,) = await asyncio.gather(task, return_exceptions=True)
+    assert isinstance(ended, asyncio.CancelledError)
 
 
-async def test_a_terminal_shows_a_bar_that_is_gone_at_the_end(terminal: pytest.CaptureFixture[str]) -> None:
+async def test_a_terminal_shows_a_bar_that_is_gone_at_the_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     threads = threading.active_count()
-    await show_progress(RunCounters(rows=10, steps={"one": StepCounters()}))
+    await show_progress(monkeypatch)
     assert threading.active_count() == threads
-    written = terminal.readouterr().err
+    written = capsys.readouterr().err
     assert "0 of 10 rows (0 %)" in written
     assert written.endswith("\x1b[2K")
     # The cursor is visible all the time: a killed run leaves a usable terminal.
@@ -201,22 +202,19 @@ async def test_a_terminal_shows_a_bar_that_is_gone_at_the_end(terminal: pytest.C
 
 
 async def test_a_terminal_without_cursor_control_gets_plain_lines(
-    terminal: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TERM", "dumb")
-    await show_progress(RunCounters(rows=10, steps={"one": StepCounters()}))
-    assert terminal.readouterr().err == ""
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    await show_progress(monkeypatch, term="dumb")
+    written = capsys.readouterr().err
+    assert set(written.splitlines()) == {"job  0 of 10 rows (0 %) · 0 requests/s · 0 tokens · $0.0000"}
 
 
-async def test_other_output_is_printed_above_the_bar(terminal: pytest.CaptureFixture[str]) -> None:
-    counters = RunCounters(rows=10, steps={"one": StepCounters()})
-    task = asyncio.create_task(progress.progress_display("job", is_quiet=False)(view_of(counters)))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    print("a warning", file=sys.stderr)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    assert "a warning\n" in terminal.readouterr().err
+async def test_a_warning_is_printed_above_the_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await show_progress(monkeypatch, warning="a warning")
+    assert "\x1b[2Ka warning\n" in capsys.readouterr().err
 
 
 async def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:

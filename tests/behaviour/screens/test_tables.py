@@ -1,12 +1,12 @@
 """Tables of `usage`, `batches list`, `ledger show` and others fit any terminal, and are uncut in a pipe."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from connectors.emulator.server import LocalOptions, LocalServer
-from pipelines.cli import COMMANDS
 from pipelines.formatting import DataTable, format_money, money_decimals, render
 from pipelines.reporting.status_format import format_usage
 from tests.behaviour.screens.conftest import Screen
@@ -100,14 +100,14 @@ def test_the_tables_of_commands_fit_80_columns(workspace: Any, cli: Any, monkeyp
                 assert len(line) <= 80 or str(workspace.folder) in line, (words, line)
 
 
-def test_the_one_line_help_of_each_command_is_not_cut(cli: Any) -> None:
-    assert cli("--help") == 0
+@pytest.mark.parametrize("group", ["", "schedule", "models", "files", "batches", "ledger"])
+def test_the_one_line_help_of_each_command_is_not_cut(cli: Any, monkeypatch: pytest.MonkeyPatch, group: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli(*filter(None, [group]), "--help") == 0
     commands = cli.out.split("Commands:\n")[1].splitlines()
-    assert len(commands) == len(COMMANDS)
+    assert len(commands) >= 2
+    assert all(re.match(r"  \w+ +[A-Z].*\.$", line) for line in commands)
     assert [line for line in commands if len(line) > 80 or line.endswith("...")] == []
-    for command in COMMANDS:
-        assert cli(command, "--help") == 0
-        assert [line for line in cli.out.splitlines() if line.endswith("...") and "]..." not in line] == [], command
 
 
 @pytest.mark.parametrize("command", ["status", "usage", "errors"])
