@@ -145,6 +145,17 @@ def test_the_readme_links_every_reference_page() -> None:
     assert [path.name for path in DOCS.glob("*.md") if f"(jobs/docs/{path.name}" not in text] == []
 
 
+def test_every_folder_in_the_tree_of_the_readme_exists() -> None:
+    (tree,) = (one.text for one in SNIPPETS if one.page == README and one.text.startswith("jobs/ "))
+    folder, folders = Path(), []
+    for line in tree.splitlines():
+        names = [word for word in line.split() if word.endswith("/")]
+        if not line.startswith(" "):
+            folder = ROOT / names[0]
+        folders += [folder if not line.startswith(" ") else folder / name for name in names]
+    assert [path for path in folders if not path.is_dir()] == []
+
+
 def test_the_contributing_page_has_a_line_for_every_package() -> None:
     text = CONTRIBUTING.read_text()
     packages = [
