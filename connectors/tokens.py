@@ -1,7 +1,7 @@
-"""Tokens: counted before sending, without a network, and how many a model takes and gives.
+"""Token counts before a request is sent, without a network, and the limits of models (`models.toml`).
 
-Counts are exact for the text of OpenAI's models (`is_exact`); for any other model they are an estimate, and
-`upper_bound` is what a budget can rely on.
+Counts are exact for the text of OpenAI's models (`has_known_tokenizer`). For any other model they are an estimate, and
+`token_upper_bound` is what a budget can rely on.
 """
 
 import json
@@ -9,122 +9,172 @@ import re
 from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.machinery import PathFinder
 from importlib.util import find_spec, module_from_spec
 from math import ceil
+from pathlib import Path
 from typing import Any
 
-_O200K = re.compile(r"(chatgpt-4o|gpt-4o|gpt-4\.1|gpt-4\.5|gpt-5|gpt-oss|codex-mini|o1|o3|o4)(?![a-z0-9])")
-_CL100K = re.compile(r"(gpt-4|gpt-3\.5|gpt-35|text-embedding-3|text-embedding-ada-002)(?![a-z0-9.])")
+_DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
+_DEFAULT_ENCODING = "o200k_base"
+"""Of models without a known tokenizer: an estimate."""
+_MAX_PATCHES = {"low": 256, "high": 1_536, "auto": 1_536, "original": 1_536}
+"""Patches of a picture by its detail, if `models.toml` gives no others."""
+_HEADER_CHARACTERS = 262_144
+"""Base64 of a picture that is read for its size."""
 
 
 def count_tokens(text: str, model: str | None) -> int:
-    """How many tokens a text takes; of a model whose tokenizer is not known, as many as gpt-4o would take.
+    """Return the tokens of a text, by gpt-4o's tokenizer if the model's is unknown.
 
-    `model` None: a rough estimate, which needs no vocabulary (70 MB): a token for every four bytes.
+    `model` None: a rough estimate of four bytes a token, which needs no vocabulary (70 MB).
     """
     if model is None:
-        return -(-upper_bound(text) // 4)
+        return -(-token_upper_bound(text) // 4)
     count = _counter(model)
     try:
         return count(text)
     except UnicodeEncodeError:
-        return count(_mended(text))
+        return count(_without_surrogates(text))
 
 
 def count_many(texts: Sequence[str], model: str) -> list[int]:
-    """`count_tokens` of each text."""
+    """Return `count_tokens` of each text."""
     count = _counter(model)
     try:
         return [count(text) for text in texts]
     except UnicodeEncodeError:
-        return [count(_mended(text)) for text in texts]
+        return [count(_without_surrogates(text)) for text in texts]
 
 
-def is_exact(model: str) -> bool:
-    """Whether the model's tokenizer is known, so that texts are counted and not estimated."""
+def has_known_tokenizer(model: str) -> bool:
+    """Return whether texts are counted exactly and not estimated."""
     return _encoding(model) is not None
 
 
-def upper_bound(text: str) -> int:
-    """The most tokens that a text can take: its UTF-8 bytes, as a byte-level BPE makes none of less than a byte."""
+def token_upper_bound(text: str) -> int:
+    """Return the most tokens a text can have: its UTF-8 bytes, as no token of a byte-level BPE is shorter."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def chat_tokens(
     messages: Sequence[Mapping[str, object]], model: str | None, sizes: Mapping[str, tuple[int, int]] | None = None
 ) -> int:
-    """How many tokens a dialogue takes: its texts, 3 for each message, 1 for a name, 3 to prime the answer.
+    """Return the tokens of a conversation: its texts, 3 for each message, 1 for a name, 3 to prime the answer.
 
     After https://github.com/openai/openai-cookbook, "How to count tokens with tiktoken". Pictures count by
-    `image_tokens`; tool calls, and parts of kinds not known here, as their JSON. `sizes`: URL or name of a picture ->
-    its pixels.
+    `image_tokens`; tool calls, and parts of unknown kinds, as their JSON. `sizes`: URL or name of a picture ->
+    (width, height) in pixels.
     """
-    return _dialogue(messages, model or "gpt-4o", lambda text: count_tokens(text, model), sizes or {})
+    return _conversation_tokens(messages, model or "gpt-4o", lambda text: count_tokens(text, model), sizes or {})
 
 
 def chat_upper_bound(messages: Sequence[Mapping[str, object]], model: str) -> int:
-    """`chat_tokens` with `upper_bound` in place of each count."""
-    return _dialogue(messages, model, upper_bound, {})
+    """Return `chat_tokens` with `token_upper_bound` in place of each count."""
+    return _conversation_tokens(messages, model, token_upper_bound, {})
 
 
 def image_tokens(model: str, detail: str | None = None, size: tuple[int, int] | None = None) -> int:
-    """The most tokens that a picture of `size` pixels (width, height; None: any) takes in a chat request.
-
-    After https://developers.openai.com/api/docs/guides/images-vision, by tiles of 512 pixels or patches of 32; a
-    model that is not listed there counts as gpt-4o.
-    """
-    name = _base_name(model)
-    rule = next(rule for pattern, rule in _PICTURES if pattern.match(name))
-    return rule.tokens(detail, size)
+    """Return the most tokens of a picture in a chat request; `size`: (width, height) in pixels, None: any."""
+    rule = _picture_rule(model)
+    if tiles := rule.get("tiles"):
+        tile_count = 0 if detail == "low" else 8 if size is None else _count_tiles(*size)
+        return int(tiles["base"] + tile_count * tiles["tile"])
+    limits = {**_MAX_PATCHES, **rule["patches"]}
+    patches: int = limits[detail if detail in _MAX_PATCHES else "auto"]
+    if size is not None and detail != "low":
+        patches = min(patches, -(-size[0] // 32) * -(-size[1] // 32))
+    return int(-(-patches * limits["hundredths"] // 100))
 
 
 def max_output_tokens(model: str) -> int | None:
-    """The most tokens that one answer can have, for OpenAI's models; None: not known."""
+    """Return the most tokens of one answer, for OpenAI's models; None: unknown."""
     limits = _limits(model)
     return None if limits is None else limits[1]
 
 
 def context_window(model: str) -> int | None:
-    """The most tokens that a model takes, for chat models with the answer; None: not known."""
+    """Return the most tokens that a model takes, for chat models with the answer; None: unknown."""
     limits = _limits(model)
-    return _listed_window(_base_name(model)) if limits is None else limits[0]
+    return _window_in_price_list(_base_name(model)) if limits is None else limits[0]
 
 
 def token_pieces(text: str, model: str) -> list[tuple[str, int]]:
-    """A text cut at its tokens, with the tokens of each piece: 1, or more where a character is of several tokens."""
-    tokenizer = _load(_encoding(model) or "o200k_base")
+    """Split a text at its tokens: (piece, tokens); more than one token if a character has several."""
+    tokenizer = _load(_encoding(model) or _DEFAULT_ENCODING)
     pieces: list[tuple[str, int]] = []
-    held: list[int] = []
-    for token in tokenizer.encode(_mended(text)):
-        held.append(token)
+    pending: list[int] = []
+    for token in tokenizer.encode(_without_surrogates(text)):
+        pending.append(token)
         try:
-            pieces.append((tokenizer.decode(held), len(held)))
+            pieces.append((tokenizer.decode(pending), len(pending)))
         except ValueError:
             continue
-        held = []
+        pending = []
     return pieces
 
 
-def text_of_tokens(tokens: Sequence[int], model: str) -> str:
-    """The text that these tokens are; ValueError where they are none of the model's, or no UTF-8."""
-    encoding = _encoding(model) or "o200k_base"
-    # The compiled module reads past its table, and the process dies, for a number that is no token.
-    if any(not 0 <= token < _VOCABULARY[encoding] for token in tokens):
-        raise ValueError(f"a token is a number from 0 to {_VOCABULARY[encoding] - 1}")
+def decode_tokens(tokens: Sequence[int], model: str) -> str:
+    """Return the text of these tokens; ValueError for an unknown token or invalid UTF-8."""
+    encoding = _encoding(model) or _DEFAULT_ENCODING
+    (count,) = (each["ordinary_tokens"] for each in _model_facts()["encodings"] if each["encoding"] == encoding)
+    # The compiled module reads past its table, and the process dies, for a number that is not a token.
+    if any(not 0 <= token < count for token in tokens):
+        raise ValueError(f"a token is a number from 0 to {count - 1}")
     text: str = _load(encoding).decode(list(tokens))
     return text
 
 
-_VOCABULARY = {"o200k_base": 199_998, "cl100k_base": 100_256}
-"""Tokens of each encoding, the special ones left out."""
+@cache
+def _model_facts() -> dict[str, Any]:
+    import tomllib  # 3 ms, and not for every command
+
+    return tomllib.loads(Path(__file__).with_name("models.toml").read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=1024)
+def _picture_rule(model: str) -> Mapping[str, Any]:
+    name = _base_name(model)
+    rules: list[dict[str, Any]] = _model_facts()["pictures"]
+    return next(rule for rule in rules if re.match(rule["pattern"], name))
+
+
+@lru_cache(maxsize=1024)
+def _limits(model: str) -> tuple[int, int] | None:
+    """(context window, most output tokens)."""
+    name = _base_name(model)
+    table = {name: row for row in _model_facts()["limits"] for name in row["names"]}
+    row = table.get(name) or table.get(_DATE.sub("", name))
+    return None if row is None else (row["context_window"], row["max_output_tokens"])
+
+
+@lru_cache(maxsize=1024)
+def _window_in_price_list(name: str) -> int | None:
+    """Return the window that genai-prices lists: OpenAI's, else the maker's, else the widest of the hosts'."""
+    from genai_prices.data_snapshot import get_snapshot  # 0.2 s, and only for models that models.toml does not list
+
+    snapshot = get_snapshot()
+    for provider in ("openai", None):
+        try:
+            window = snapshot.find_provider_model(name, None, provider, None)[1].context_window
+        except LookupError:
+            continue
+        if window is not None:
+            return window
+    hosted = (host.find_model(name) for host in snapshot.providers)
+    return max((m.context_window for m in hosted if m is not None and m.context_window is not None), default=None)
+
+
+@lru_cache(maxsize=1024)
+def _encoding(model: str) -> str | None:
+    name = _base_name(model)
+    return next((each["encoding"] for each in _model_facts()["encodings"] if re.match(each["pattern"], name)), None)
 
 
 @lru_cache(maxsize=1024)
 def _counter(model: str) -> Callable[[str], int]:
-    count: Callable[[str], int] = _load(_encoding(model) or "o200k_base").count
+    count: Callable[[str], int] = _load(_encoding(model) or _DEFAULT_ENCODING).count
     return count
 
 
@@ -142,25 +192,18 @@ def _load(encoding: str) -> Any:
     return bindings.tokenizer_for_encoding(encoding)
 
 
-def _encoding(model: str) -> str | None:
-    name = _base_name(model)
-    if _O200K.match(name):
-        return "o200k_base"
-    return "cl100k_base" if _CL100K.match(name) else None
-
-
 def _base_name(model: str) -> str:
-    """The model that a fine-tuned one (`ft:gpt-4o:org::id`) comes of, without the prefix that routers put before it."""
+    """Return the base of a fine-tuned model (`ft:gpt-4o:org::id`), without the prefix that routers add."""
     name = model.removeprefix("openai/")
     return name.removeprefix("ft:").partition(":")[0] if name.startswith("ft:") else name
 
 
-def _mended(text: str) -> str:
-    """A text without lone surrogates, which have no UTF-8."""
+def _without_surrogates(text: str) -> str:
+    """Replace lone surrogates, which have no UTF-8."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _dialogue(
+def _conversation_tokens(
     messages: Sequence[Mapping[str, object]],
     model: str,
     count: Callable[[str], int],
@@ -173,22 +216,22 @@ def _dialogue(
             if isinstance(value, str):
                 tokens += count(value) + (key == "name")
             elif key == "content" and isinstance(value, Sequence):
-                tokens += sum(_part(part, model, count, sizes) for part in value)
+                tokens += sum(_part_tokens(part, model, count, sizes) for part in value)
             elif value is not None:
                 tokens += count(_json(value))
     return tokens
 
 
-def _part(part: object, model: str, count: Callable[[str], int], sizes: Mapping[str, tuple[int, int]]) -> int:
-    """A part of a message, as chat completions or as responses write it."""
+def _part_tokens(part: object, model: str, count: Callable[[str], int], sizes: Mapping[str, tuple[int, int]]) -> int:
+    """Count a part of a message, in the format of chat completions or of responses."""
     if isinstance(part, str):
         return count(part)
     if not isinstance(part, Mapping):
         return count(_json(part))
     if part.get("type") in ("image_url", "input_image"):
         image = part.get("image_url")
-        shown = image if isinstance(image, Mapping) else {"url": image, "detail": part.get("detail")}
-        detail, url = shown.get("detail"), shown.get("url")
+        source = image if isinstance(image, Mapping) else {"url": image, "detail": part.get("detail")}
+        detail, url = source.get("detail"), source.get("url")
         size = (sizes.get(url) or _pixels(url)) if isinstance(url, str) else None
         return image_tokens(model, detail if isinstance(detail, str) else None, size)
     text = part.get("text")
@@ -199,53 +242,8 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-@dataclass(frozen=True, slots=True)
-class _Tiles:
-    """Fitted into 2,048 pixels, then to 768 on the shorter side: at most 8 tiles of 512."""
-
-    base: int
-    tile: int
-
-    def tokens(self, detail: str | None, size: tuple[int, int] | None) -> int:
-        if detail == "low":
-            return self.base
-        return self.base + self.tile * (8 if size is None else _tiles(*size))
-
-
-@dataclass(frozen=True, slots=True)
-class _Patches:
-    """Patches of 32 pixels, at most so many of them by detail, each so many hundredths of a token."""
-
-    hundredths: int
-    high: int = 1_536
-    auto: int = 1_536
-    original: int = 1_536
-
-    def tokens(self, detail: str | None, size: tuple[int, int] | None) -> int:
-        most = {"low": 256, "high": self.high, "original": self.original}.get(detail or "auto", self.auto)
-        patches = most if size is None or detail == "low" else min(most, -(-size[0] // 32) * -(-size[1] // 32))
-        return -(-patches * self.hundredths // 100)
-
-
-_PICTURES: tuple[tuple[re.Pattern[str], _Tiles | _Patches], ...] = tuple(
-    (re.compile(pattern), rule)
-    for pattern, rule in (
-        (r"gpt-4o-mini", _Tiles(2_833, 5_667)),
-        (r"gpt-4\.1-mini|gpt-5-mini|gpt-5\.4-mini", _Patches(162)),
-        (r"gpt-4\.1-nano|gpt-5-nano|gpt-5\.4-nano", _Patches(246)),
-        (r"o4-mini", _Patches(172)),
-        (r"o1|o3", _Tiles(75, 150)),
-        (r"gpt-5\.[23]|gpt-5.*codex", _Patches(120)),
-        (r"gpt-5\.4", _Patches(120, high=2_500, auto=2_500, original=10_000)),
-        (r"gpt-5\.5", _Patches(120, high=2_500, auto=10_000, original=10_000)),
-        (r"gpt-5\.[6-9]|gpt-6", _Patches(120, high=2_500, auto=30_000, original=30_000)),
-        (r"gpt-5", _Tiles(70, 140)),
-        (r"", _Tiles(85, 170)),
-    )
-)
-
-
-def _tiles(width: int, height: int) -> int:
+def _count_tiles(width: int, height: int) -> int:
+    """Return the tiles of 512 pixels of a picture fitted into 2,048 pixels, then to 768 on its shorter side."""
     scale = min(1.0, 2_048 / max(width, height))
     scale *= min(1.0, 768 / (min(width, height) * scale))
     across, down = (ceil(round(side * scale, 3) / 512) for side in (width, height))
@@ -253,12 +251,12 @@ def _tiles(width: int, height: int) -> int:
 
 
 def _pixels(url: str) -> tuple[int, int] | None:
-    """Width and height of the picture in a data URL, by its first bytes; None: no data URL, or not to be read."""
+    """Return (width, height) of the picture in a data URL, by its first bytes; None: no data URL, or unreadable."""
     head, comma, body = url.partition(";base64,")
     if not comma or not head.startswith("data:"):
         return None
     try:
-        data = a2b_base64(body[:262_144])
+        data = a2b_base64(body[:_HEADER_CHARACTERS])
     except Base64Error:
         return None
     size: tuple[int, int] | None = None
@@ -290,55 +288,3 @@ def _webp_pixels(data: bytes) -> tuple[int, int]:
         sides = int.from_bytes(data[21:25], "little")
         return 1 + (sides & 0x3FFF), 1 + (sides >> 14 & 0x3FFF)
     return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
-
-
-# Context window and longest answer of OpenAI's models, each after its page below
-# https://developers.openai.com/api/docs/models; a dated name goes by the name without its date.
-_LIMITS: Mapping[str, tuple[int, int]] = {
-    name: limits
-    for limits, names in {
-        (8_192, 8_192): "gpt-4 gpt-4-0314 gpt-4-0613",
-        (16_385, 4_096): "gpt-3.5-turbo gpt-3.5-turbo-0125 gpt-3.5-turbo-1106 gpt-35-turbo",
-        (16_000, 2_000): "gpt-4o-transcribe gpt-4o-mini-transcribe gpt-4o-transcribe-diarize",
-        (128_000, 4_096): "gpt-4-turbo gpt-4-turbo-preview gpt-4-0125-preview gpt-4-1106-preview gpt-4o-2024-05-13",
-        (128_000, 16_384): "gpt-4o gpt-4o-mini chatgpt-4o-latest gpt-4o-audio-preview gpt-4o-mini-audio-preview"
-        " gpt-4o-search-preview gpt-4o-mini-search-preview gpt-4.5-preview gpt-audio gpt-audio-mini"
-        " gpt-5-chat-latest gpt-5.1-chat-latest gpt-5.2-chat-latest gpt-5.3-chat-latest",
-        (128_000, 32_768): "o1-preview",
-        (128_000, 65_536): "o1-mini",
-        (131_072, 131_072): "gpt-oss-20b gpt-oss-120b",
-        (200_000, 100_000): "o1 o1-pro o3 o3-mini o3-pro o3-deep-research o4-mini o4-mini-deep-research"
-        " codex-mini-latest",
-        (400_000, 128_000): "gpt-5 gpt-5-mini gpt-5-nano gpt-5-codex gpt-5.1 gpt-5.1-codex gpt-5.1-codex-max"
-        " gpt-5.1-codex-mini gpt-5.2 gpt-5.2-pro gpt-5.2-codex gpt-5.3-codex gpt-5.4-mini gpt-5.4-nano",
-        (400_000, 272_000): "gpt-5-pro",
-        (1_047_576, 32_768): "gpt-4.1 gpt-4.1-mini gpt-4.1-nano",
-        (1_050_000, 128_000): "gpt-5.4 gpt-5.4-pro gpt-5.5 gpt-5.5-pro gpt-5.6 gpt-5.6-sol gpt-5.6-terra gpt-5.6-luna"
-        " gpt-6-astra gpt-6-sol gpt-6-luna gpt-6.1-sol gpt-6.1-terra",
-    }.items()
-    for name in names.split()
-}
-
-_DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
-
-
-def _limits(model: str) -> tuple[int, int] | None:
-    name = _base_name(model)
-    return _LIMITS.get(name) or _LIMITS.get(_DATE.sub("", name))
-
-
-@lru_cache(maxsize=1024)
-def _listed_window(name: str) -> int | None:
-    """The window that genai-prices lists: OpenAI's, else the maker's, else the widest of the hosts'."""
-    from genai_prices.data_snapshot import get_snapshot  # 0.2 s, and only for models not in the table above
-
-    snapshot = get_snapshot()
-    for provider in ("openai", None):
-        try:
-            window = snapshot.find_provider_model(name, None, provider, None)[1].context_window
-        except LookupError:
-            continue
-        if window is not None:
-            return window
-    hosted = (host.find_model(name) for host in snapshot.providers)
-    return max((m.context_window for m in hosted if m is not None and m.context_window is not None), default=None)

@@ -15,7 +15,7 @@ from connectors.errors import JobError, did_you_mean
 from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.templating.template import RenderError, Template
 from connectors.templating.template_tree import plain_json
-from connectors.tokens import count_tokens, upper_bound
+from connectors.tokens import count_tokens, token_upper_bound
 from connectors.transport.error_replies import is_error_body, row_error
 from connectors.transport.token_usage import parse_count
 
@@ -114,7 +114,7 @@ class Embeddings(SingleRowEndpoint):
         if not said:
             return RowError("input", "the text is empty: there is nothing to embed")
         tokens = count_tokens(said, self._counted_as)
-        if self._step.model in SIZES and upper_bound(said) > LONGEST:
+        if self._step.model in SIZES and token_upper_bound(said) > LONGEST:
             tokens = count_tokens(said, self._step.model)
             if tokens > LONGEST:
                 return RowError("input", f"the text has {tokens:,} tokens, more than the model's {LONGEST:,}")

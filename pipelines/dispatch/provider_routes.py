@@ -6,7 +6,7 @@ from typing import Protocol
 
 from connectors.contracts import Provider
 from connectors.records import Request, RowError
-from connectors.tokens import is_exact
+from connectors.tokens import has_known_tokenizer
 from pipelines.config.job import Job
 from pipelines.config.workspace import LOCAL, Workspace
 from pipelines.dispatch.provider_pool import ProviderPool
@@ -133,7 +133,7 @@ def member_price(ready: Laned, step: PreparedStep, provider: Provider) -> Price 
 def max_cost_function(price: Price | None, model: str) -> Callable[[Request], int | None]:
     """The most that a request of the model can cost: its input counted, or bounded by its bytes where the model's
     tokenizer is not known; its output as bounded."""
-    exact = is_exact(model)
+    exact = has_known_tokenizer(model)
 
     def worst(request: Request) -> int | None:
         tokens = request.input_tokens

@@ -9,7 +9,7 @@ from typing import Self
 import orjson
 
 from connectors.records import Request, Usage
-from connectors.tokens import count_tokens, is_exact
+from connectors.tokens import count_tokens, has_known_tokenizer
 from pipelines.config.batch_rules import BATCHED
 from pipelines.dispatch.provider_routes import TEXT_BYTES, step_price
 from pipelines.planning.answer_estimates import Likely
@@ -56,7 +56,7 @@ class Rates:
             step.model.model,
             price,
             batch_price(price) if price is not None and step.model.endpoint in BATCHED else None,
-            is_exact(step.model.model),
+            has_known_tokenizer(step.model.model),
             isinstance(getattr(step.model, "output", None), Mapping),
         )
 

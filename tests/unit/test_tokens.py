@@ -1,15 +1,18 @@
-"""Counting tokens before anything is sent."""
+"""Token counts before a request is sent, and the limits of models."""
 
 import base64
 import io
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from connectors import tokens
 from connectors.tokens import (
     chat_tokens,
     chat_upper_bound,
@@ -17,9 +20,9 @@ from connectors.tokens import (
     count_many,
     count_tokens,
     image_tokens,
-    is_exact,
+    has_known_tokenizer,
     max_output_tokens,
-    upper_bound,
+    token_upper_bound,
 )
 
 BIRTHDAY = "お誕生日おめでとう"
@@ -31,7 +34,7 @@ ANY_TEXT = st.text(st.characters(), max_size=200)  # lone surrogates as well
     ("text", "o200k", "cl100k"),
     [("antidisestablishmentarianism", 6, 6), ("2 + 2 = 4", 7, 7), (BIRTHDAY, 8, 9), ("", 0, 0)],
 )
-def test_texts_take_as_many_tokens_as_tiktoken_counts(text: str, o200k: int, cl100k: int) -> None:
+def test_texts_have_as_many_tokens_as_tiktoken_counts(text: str, o200k: int, cl100k: int) -> None:
     for model in ("gpt-4o-mini", "gpt-4.1", "gpt-5", "o3", "o4-mini", "chatgpt-4o-latest", "ft:gpt-4o:acme::1"):
         assert count_tokens(text, model) == o200k
     for model in ("gpt-4", "gpt-4-turbo", "gpt-3.5-turbo", "text-embedding-3-small", "openai/gpt-4"):
@@ -60,12 +63,12 @@ def test_texts_take_as_many_tokens_as_tiktoken_counts(text: str, o200k: int, cl1
         ("", False),
     ],
 )
-def test_counts_are_exact_for_openais_models_and_estimates_for_all_others(model: str, exact: bool) -> None:
-    assert is_exact(model) is exact
+def test_openais_models_have_a_known_tokenizer_and_all_others_an_estimate(model: str, exact: bool) -> None:
+    assert has_known_tokenizer(model) is exact
     assert exact or count_tokens(BIRTHDAY, model) == 8
 
 
-def test_what_looks_like_a_special_token_is_counted_as_text() -> None:
+def test_a_special_token_in_a_text_is_counted_as_text() -> None:
     assert count_tokens("<|endoftext|>", "gpt-4o") > 1
 
 
@@ -73,24 +76,24 @@ def test_a_text_of_more_than_a_million_characters_is_counted() -> None:
     assert count_tokens("word " * 300_000, "gpt-4o") == 300_001
 
 
-def test_a_lone_surrogate_is_counted_as_what_stands_in_for_it() -> None:
+def test_a_lone_surrogate_is_counted_as_its_replacement() -> None:
     assert count_tokens("a\ud800b", "gpt-4o") == count_tokens("a\ufffdb", "gpt-4o")
     assert count_tokens("\ud83e\udd96", "gpt-4o") == count_tokens("🦖", "gpt-4o")
     assert count_many(["a\ud800b", "ab"], "gpt-4o") == [count_tokens("a\ufffdb", "gpt-4o"), 1]
 
 
 @given(ANY_TEXT, st.sampled_from(["gpt-4o", "gpt-4", "some-model"]))
-def test_no_text_takes_more_tokens_than_its_upper_bound(text: str, model: str) -> None:
-    assert bool(text) <= count_tokens(text, model) <= upper_bound(text)
+def test_no_text_has_more_tokens_than_its_upper_bound(text: str, model: str) -> None:
+    assert bool(text) <= count_tokens(text, model) <= token_upper_bound(text)
 
 
 @given(st.text())
 def test_the_upper_bound_is_the_number_of_utf8_bytes(text: str) -> None:
-    assert upper_bound(text) == len(text.encode())
+    assert token_upper_bound(text) == len(text.encode())
 
 
 @given(st.lists(ANY_TEXT, max_size=20), st.sampled_from(["gpt-4o", "gpt-4"]))
-def test_many_texts_count_as_each_of_them_does(texts: list[str], model: str) -> None:
+def test_many_texts_are_counted_as_each_of_them_alone(texts: list[str], model: str) -> None:
     assert count_many(texts, model) == [count_tokens(text, model) for text in texts]
 
 
@@ -102,21 +105,21 @@ def test_counting_needs_no_network() -> None:
         "from connectors.tokens import count_tokens\n"
         "print(count_tokens('2 + 2 = 4', 'gpt-4o'), count_tokens('2 + 2 = 4', 'gpt-4'))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["7", "7"]
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert completed.stdout.split() == ["7", "7"]
 
 
-# --- dialogues ---
+# --- conversations ---
 
 
-def test_a_message_takes_three_tokens_more_than_its_texts_and_the_answer_three() -> None:
+def test_a_message_has_three_tokens_more_than_its_texts_and_the_answer_three() -> None:
     messages = [{"role": "system", "content": "2 + 2 = 4"}, {"role": "user", "content": BIRTHDAY}]
     assert chat_tokens(messages, "gpt-4o") == 3 + (3 + 1 + 7) + (3 + 1 + 8)
     assert chat_tokens(messages, "gpt-4") == 3 + (3 + 1 + 7) + (3 + 1 + 9)
     assert chat_tokens([], "gpt-4o") == 3
 
 
-def test_a_name_takes_one_token_more() -> None:
+def test_a_name_adds_one_token() -> None:
     plain, named = {"role": "user", "content": "2 + 2 = 4"}, {"role": "user", "name": "user", "content": "2 + 2 = 4"}
     assert chat_tokens([named], "gpt-4o") == chat_tokens([plain], "gpt-4o") + 2
 
@@ -144,7 +147,7 @@ def test_a_message_without_content_counts_its_tool_calls_as_json() -> None:
         ([], 0),
     ],
 )
-def test_parts_count_by_their_kind_in_either_dialect(parts: list[object], tokens: int) -> None:
+def test_parts_are_counted_by_their_kind_in_either_format(parts: list[object], tokens: int) -> None:
     assert chat_tokens([{"role": "user", "content": parts}], "gpt-4o") == 3 + 3 + 1 + tokens
 
 
@@ -152,7 +155,7 @@ PARTS = st.text(max_size=30) | st.lists(st.fixed_dictionaries({"type": st.just("
 
 
 @given(st.lists(st.fixed_dictionaries({"role": st.just("user"), "content": st.none() | PARTS}), max_size=4))
-def test_no_dialogue_takes_more_tokens_than_its_upper_bound(messages: list[dict[str, object]]) -> None:
+def test_no_conversation_has_more_tokens_than_its_upper_bound(messages: list[dict[str, object]]) -> None:
     assert chat_tokens(messages, "gpt-4o") <= chat_upper_bound(messages, "gpt-4o")
 
 
@@ -180,7 +183,7 @@ def test_no_dialogue_takes_more_tokens_than_its_upper_bound(messages: list[dict[
         ("some-model", None, (1024, 1024), 765),
     ],
 )
-def test_pictures_count_by_tiles_or_patches(
+def test_pictures_are_counted_by_tiles_or_patches(
     model: str, detail: str | None, size: tuple[int, int] | None, tokens: int
 ) -> None:
     assert image_tokens(model, detail, size) == tokens
@@ -228,7 +231,7 @@ def test_a_broken_picture_counts_as_one_of_unknown_size_or_less(rest: bytes, sta
 
 
 @pytest.mark.parametrize(
-    ("model", "window", "longest"),
+    ("model", "window", "output"),
     [
         ("gpt-4o-mini", 128_000, 16_384),
         ("gpt-4o-mini-2024-07-18", 128_000, 16_384),
@@ -243,7 +246,14 @@ def test_a_broken_picture_counts_as_one_of_unknown_size_or_less(rest: bytes, sta
         ("my-model", None, None),
     ],
 )
-def test_limits_are_known_for_openais_models_and_windows_for_listed_ones(
-    model: str, window: int | None, longest: int | None
+def test_limits_are_known_for_openais_models_and_windows_for_models_with_a_price(
+    model: str, window: int | None, output: int | None
 ) -> None:
-    assert (context_window(model), max_output_tokens(model)) == (window, longest)
+    assert (context_window(model), max_output_tokens(model)) == (window, output)
+
+
+def test_every_model_is_listed_once() -> None:
+    facts = tomllib.loads(Path(tokens.__file__).with_name("models.toml").read_text())
+    names = [name for row in facts["limits"] for name in row["names"]]
+    assert sorted(set(names)) == sorted(names)
+    assert [row["pattern"] for row in facts["pictures"]][-1] == ""

@@ -13,7 +13,7 @@ from connectors.emulator.api_schemas import ANY, NON_EMPTY, integer, request_sch
 from connectors.emulator.embeddings.vectors import NATURAL, vectors
 from connectors.emulator.rate_limits import USED
 from connectors.emulator.validation import check_body, check_model, refuse, wrong_type
-from connectors.tokens import count_many, text_of_tokens
+from connectors.tokens import count_many, decode_tokens
 
 SIZES: Mapping[str, int] = {
     "text-embedding-3-small": 1536,
@@ -123,7 +123,7 @@ def _text(one: Any, where: str, model: str) -> str:
     if not one:
         raise refuse(where, f"Invalid '{where}': empty array. Expected at least one token.", "empty_array")
     try:
-        return text_of_tokens(one, model)
+        return decode_tokens(one, model)
     except ValueError as exc:
         raise refuse(where, f"Invalid '{where}': these are no tokens of {model} ({exc}).", "invalid_tokens") from exc
 
