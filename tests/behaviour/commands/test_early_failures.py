@@ -106,7 +106,7 @@ def test_an_address_is_warned_of_before_anything_is_sent_there(
     assert "http without encryption" in seen[0]
 
 
-@pytest.mark.parametrize("place", ["pipelines.execution.invocation.prepared", "pipelines.config.job_graph.graph_of"])
+@pytest.mark.parametrize("place", ["pipelines.execution.invocation.prepare_job", "pipelines.config.job_graph.graph_of"])
 def test_a_defect_before_the_first_row_is_no_row_that_failed(
     workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

@@ -28,7 +28,7 @@ SINKS = {
     "parquet at s3": "{parquet: BUCKET/out%s}",
 }
 CLASSES = {
-    "parquet": "from connectors.sinks.parquet_table import ParquetFolder as Tables",
+    "parquet": "from connectors.sinks.parquet_table import ParquetTables as Tables",
     "duckdb": "from connectors.sinks.duckdb_table import DuckdbTables as Tables",
     "delta": "from connectors.sinks.delta_table import DeltaTables as Tables",
 }
@@ -139,7 +139,7 @@ def test_validate_and_plan_foretell_the_refusal_in_the_runs_own_words_and_create
     assert (told["refused"], told["changed"]) == (line, 3)
     assert cli("plan", job) == 0
     assert line in " ".join(cli.out.split())
-    assert f"next: rowmill run {job} --schema-change cast" in cli.out
+    assert f"next  rowmill run {job} --schema-change cast" in cli.out
     assert listing(folder) == before
     assert cli("run", job, "--quiet") == 2
     assert cli.err.splitlines() == [line]
@@ -205,7 +205,7 @@ def test_backfill_refuses_to_lose_rows_that_have_left_the_source(folder: Declare
     folder.workspace.csv(2)
     before, sent = folder.results(), len(provider.seen)
     assert cli("run", folder.job(NEW), "--quiet", "--schema-change", "backfill") == 2
-    assert "1 rows in out have left the source and cannot be asked again" in cli.err
+    assert "1 rows in out have left the source and cannot be requested again" in cli.err
     assert (folder.results(), len(provider.seen)) == (before, sent)
     assert cli.run(folder.job(NEW, sink=", deleted: remove"), "--schema-change", "backfill")["rows_ok"] == 2
     assert [row["id"] for row in folder.results()] == [1, 2]

@@ -26,7 +26,7 @@ def test_a_job_that_breaks_without_a_word_stops_what_depends_on_it(
     )
     told: dict[str, Any] = {}
     jobs = [GraphJob(Path("a.yaml"), "a", ()), GraphJob(Path("b.yaml"), "b", ("a",))]
-    run_jobs(jobs, [], lambda job, report: told.update({job.name: (report["exit_code"], report["stopped"])}))
+    run_jobs(jobs, [], lambda job, report: told.update({job.name: (report.exit_code, report.stopped)}))
     assert told == {
         "a": (code, "the process ended without a report"),
         "b": (3, f"not run: job a, whose results it reads, ended with exit code {code}"),
