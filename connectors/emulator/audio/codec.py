@@ -1,9 +1,11 @@
-"""Audio files: encoding samples into the API's formats, and reading any file back into samples."""
+"""Audio files: samples and a spoken text to the API's formats, and any file to samples and text."""
 
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from connectors.emulator.audio.synthetic_speech import RATE
 from connectors.media.audio_splitter import lenient
@@ -13,6 +15,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+TEXT_PREFIX = "rowmill-local speech: "
+"""How the comment of a file begins whose text is known; the text follows as a JSON string."""
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """How one `response_format` is written."""
@@ -20,45 +26,41 @@ class Format:
     media_type: str
     container: str
     codec: str
-    rate: int = RATE
     bit_rate: int | None = None
     codec_options: tuple[tuple[str, str], ...] = ()
-    container_options: tuple[tuple[str, str], ...] = (("fflags", "+bitexact"),)
+    container_options: tuple[tuple[str, str], ...] = ()
 
 
 FORMATS = {
-    # lame's quality 7 takes half the time of its default.
+    # Quality 7 of lame takes half the time of its default.
     "mp3": Format("audio/mpeg", "mp3", "libmp3lame", bit_rate=64_000, codec_options=(("compression_level", "7"),)),
     # Without its offset an Ogg file gets a random serial number.
-    "opus": Format(
-        "audio/ogg",
-        "ogg",
-        "libopus",
-        bit_rate=64_000,
-        container_options=(("fflags", "+bitexact"), ("serial_offset", "1")),
-    ),
-    # At 24,000 Hz a frame of AAC is longer than two characters of fast speech, and smears them.
-    "aac": Format("audio/aac", "adts", "aac", rate=48_000, bit_rate=160_000),
+    "opus": Format("audio/ogg", "ogg", "libopus", bit_rate=64_000, container_options=(("serial_offset", "1"),)),
+    "aac": Format("audio/aac", "adts", "aac", bit_rate=64_000, container_options=(("write_id3v2", "1"),)),
     "flac": Format("audio/flac", "flac", "flac"),
     "wav": Format("audio/wav", "wav", "pcm_s16le"),
 }
 """All but pcm, which is the samples themselves."""
 
 
-def encoded(blocks: Iterable["NDArray[np.int16]"], name: str) -> bytes:
-    """A file with these samples at `RATE`; the same samples give the same bytes."""
+def encode(blocks: Iterable["NDArray[np.int16]"], name: str, text: str | None = None) -> bytes:
+    """A file with these samples at `RATE` and a text in its comment; equal arguments give equal bytes."""
     import av
 
     if name == "pcm":
         return b"".join(block.astype("<i2").tobytes() for block in blocks)
     chosen = FORMATS[name]
     out = io.BytesIO()
-    with av.open(out, "w", format=chosen.container, options=dict(chosen.container_options)) as container:
-        stream: Any = container.add_stream(chosen.codec, rate=chosen.rate, options=dict(chosen.codec_options))
+    options = {"fflags": "+bitexact", **dict(chosen.container_options)}
+    with av.open(out, "w", format=chosen.container, options=options) as container:
+        stream: Any = container.add_stream(chosen.codec, rate=RATE, options=dict(chosen.codec_options))
         stream.layout = "mono"
         if chosen.bit_rate:
             stream.bit_rate = chosen.bit_rate
-        resampler = av.AudioResampler(format=stream.codec_context.format, layout="mono", rate=chosen.rate)
+        if text is not None:
+            # Ogg keeps comments by stream, every other container by file.
+            container.metadata["comment"] = stream.metadata["comment"] = TEXT_PREFIX + orjson.dumps(text).decode()
+        resampler = av.AudioResampler(format=stream.codec_context.format, layout="mono", rate=RATE)
         for block in blocks:
             frame = av.AudioFrame.from_ndarray(block[None, :], format="s16", layout="mono")
             frame.sample_rate = RATE
@@ -70,7 +72,21 @@ def encoded(blocks: Iterable["NDArray[np.int16]"], name: str) -> bytes:
     return out.getvalue()
 
 
-def decoded(content: bytes) -> "NDArray[np.int16]":
+def text_in(content: bytes) -> str | None:
+    """The text that `encode` wrote into a file; None if there is none."""
+    import av
+
+    with av.open(io.BytesIO(content), "r", **lenient(av.__version__)) as container:
+        comments = {**container.metadata, **container.streams.audio[0].metadata}
+    # Matroska spells its tags in capitals.
+    comment = comments.get("comment") or comments.get("COMMENT") or ""
+    if not comment.startswith(TEXT_PREFIX):
+        return None
+    text: str = orjson.loads(comment.removeprefix(TEXT_PREFIX))
+    return text
+
+
+def decode(content: bytes) -> "NDArray[np.int16]":
     """The samples of a file, mono at `RATE`; ValueError if it holds no sound."""
     import av
     import numpy as np

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from connectors.emulator.api_schemas import NON_EMPTY, enum, integer, nullable, record, request_schema, text
-from connectors.emulator.audio.synthetic_speech import HUM_HZ
+from connectors.emulator.audio.synthetic_speech import VOICE_HZ
 from connectors.emulator.validation import check_body, check_model, refuse
 
 SPEECH = request_schema(
@@ -13,7 +13,7 @@ SPEECH = request_schema(
     {
         "model": NON_EMPTY,
         "input": text(4096, 1),
-        "voice": {"anyOf": [enum(*HUM_HZ), record("id", id=NON_EMPTY)]},
+        "voice": {"anyOf": [enum(*VOICE_HZ), record("id", id=NON_EMPTY)]},
     },
 )
 

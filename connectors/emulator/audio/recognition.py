@@ -1,11 +1,11 @@
-"""How the text of a recording is known: own speech by its sound, the shipped clips by digest, others not at all."""
+"""Emulated transcription: own speech by its file's comment, the shipped clips by digest, others by their duration."""
 
 import hashlib
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate
 
-from connectors.emulator.audio.codec import decoded
-from connectors.emulator.audio.synthetic_speech import RATE, Heard, hear
+from connectors.emulator.audio.codec import decode, text_in
+from connectors.emulator.audio.synthetic_speech import RATE, SENTENCE_ENDS, beats_of
 
 CLIPS = {
     "b0557cf95c974d930577e58e46b7f068c432a6e3afcc286563d88922b2a5315c": (
@@ -22,8 +22,6 @@ CLIPS = {
 
 _LONGEST_SEGMENT = 30.0
 """Seconds, as long as the window of whisper."""
-
-_ENDS = ".!?…。！？"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ class Transcript:
                 segments.append(_joined(held))
                 held = []
             held.append(word)
-            if word.text[-1] in _ENDS:
+            if word.text[-1] in SENTENCE_ENDS:
                 segments.append(_joined(held))
                 held = []
         return (*segments, *([_joined(held)] if held else []))
@@ -61,17 +59,12 @@ class Transcript:
 
 def transcribe(content: bytes) -> Transcript:
     """The transcript of an audio file; ValueError if it cannot be read."""
-    samples = decoded(content)
-    duration = len(samples) / RATE
-    known = CLIPS.get(hashlib.sha256(content).hexdigest())
-    if known is not None:
-        return Transcript(known, duration, spread(known, 0.0, duration))
-    heard = hear(samples)
-    if heard is None:
-        text = f"[local] {duration:.1f} s of audio"
-        return Transcript(text, duration, spread(text, 0.0, duration))
-    text = "".join(one.character for one in heard).strip()
-    return Transcript(text, duration, _words(heard))
+    duration = len(decode(content)) / RATE
+    spoken = text_in(content)
+    if spoken is not None:
+        return Transcript(spoken.strip(), duration, _word_times(spoken, duration))
+    text = CLIPS.get(hashlib.sha256(content).hexdigest(), f"[local] {duration:.1f} s of audio")
+    return Transcript(text, duration, spread(text, 0.0, duration))
 
 
 def spread(text: str, start: float, end: float) -> tuple[Span, ...]:
@@ -87,13 +80,12 @@ def spread(text: str, start: float, end: float) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def _words(heard: tuple[Heard, ...]) -> tuple[Span, ...]:
-    words: list[Span] = []
-    for blank, group in groupby(heard, key=lambda one: one.character.isspace()):
-        if not blank:
-            letters = list(group)
-            words.append(Span("".join(one.character for one in letters), letters[0].start, letters[-1].end))
-    return tuple(words)
+def _word_times(text: str, duration: float) -> tuple[Span, ...]:
+    """The words of an emulated speech, at the times at which `speech` sounds them."""
+    parts = list(beats_of(text))
+    ends = [beats * duration / sum(beats for _, beats in parts) for beats in accumulate(beats for _, beats in parts)]
+    starts = [0.0, *ends]
+    return tuple(Span(word, start, end) for (word, _), start, end in zip(parts, starts, ends, strict=False) if word)
 
 
 def _joined(words: list[Span]) -> Span:

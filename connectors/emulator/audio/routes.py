@@ -1,5 +1,6 @@
 """POST /audio/speech, /audio/transcriptions and /audio/translations."""
 
+import asyncio
 import base64
 from collections.abc import Iterator
 from math import ceil
@@ -8,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from connectors.emulator.api import ApiError, Incoming, Route, json_answer
-from connectors.emulator.audio.codec import FORMATS, encoded
+from connectors.emulator.audio.codec import FORMATS, encode
 from connectors.emulator.audio.fields import TRANSCRIPTION, TRANSLATION, check_speech, check_transcription
 from connectors.emulator.audio.formats import (
     TOKENIZER,
@@ -21,7 +22,7 @@ from connectors.emulator.audio.formats import (
     verbose,
 )
 from connectors.emulator.audio.recognition import Transcript, transcribe
-from connectors.emulator.audio.synthetic_speech import CHARACTERS_A_SECOND, speech
+from connectors.emulator.audio.synthetic_speech import CHARACTERS_PER_SECOND, speech
 from connectors.emulator.chat.languages import NAMES, check_language, language_of
 from connectors.emulator.form_fields import files_of, form_values, too_many_bytes
 from connectors.emulator.rate_limits import USED
@@ -52,10 +53,13 @@ async def say(incoming: Incoming) -> web.StreamResponse:
     check_speech(body)
     text, speed, kind = body["input"], body.get("speed", 1.0), body.get("response_format", "mp3")
     voice = body["voice"] if isinstance(body["voice"], str) else body["voice"]["id"]
-    speak = _SPEAKERS.get(body["model"], speech)
-    sound = await in_its_thread(body["model"], lambda: encoded(speak(text, voice, speed), kind))
+    speak = _SPEAKERS.get(body["model"])
+    if speak is None:
+        sound = await asyncio.to_thread(lambda: encode(speech(text, voice, speed), kind, text))
+    else:
+        sound = await in_its_thread(body["model"], lambda: encode(speak(text, voice, speed), kind))
     given = count_tokens(text, TOKENIZER)
-    made = ceil(len(text) / (CHARACTERS_A_SECOND * speed) * SPEECH_TOKENS_A_SECOND)
+    made = ceil(len(text) / (CHARACTERS_PER_SECOND * speed) * SPEECH_TOKENS_A_SECOND)
     incoming.request[USED] = given + made
     if body.get("stream_format") == "sse":
         usage = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from connectors.emulator.audio.codec import decoded
+from connectors.emulator.audio.codec import decode
 from connectors.emulator.audio.recognition import Span, Transcript, spread
 from connectors.emulator.audio.synthetic_speech import RATE
 
@@ -25,7 +25,7 @@ def transcribe_for_real(content: bytes) -> Transcript:
     """The transcript of an audio file, its words spread over the lines that were heard; ValueError if unreadable."""
     import numpy as np
 
-    samples = decoded(content)
+    samples = decode(content)
     words: list[Span] = []
     for at, piece in _pieces(samples):
         heard = _listener().transcribe_without_streaming((piece / np.float32(32768)).tolist(), RATE)

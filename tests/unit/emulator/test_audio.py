@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import re
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ import openai
 import pytest
 from PIL import Image
 
-from connectors.emulator.audio.codec import FORMATS, decoded, encoded
+from connectors.emulator.audio.codec import FORMATS, decode, encode
 from connectors.emulator.audio.recognition import CLIPS
-from connectors.emulator.audio.synthetic_speech import HUM_HZ, RATE, hear, speech
+from connectors.emulator.audio.synthetic_speech import RATE, VOICE_HZ, speech
 
 CLIP_FOLDER = Path(__file__).parents[3] / "jobs" / "data" / "audio"
 TEXT = "Good morning! Rows 1, 2 and 3 are done: naïve café, 早上好。 Really?  Yes — 🎉"
@@ -56,7 +56,7 @@ def test_a_transcript_of_its_own_speech_is_the_text_in_every_format_and_speed(
     sound = said(strict, kind=kind, speed=speed)
     assert heard(strict, sound).text == TEXT
     # About 14 characters a second, and a little silence between sentences and at both ends.
-    assert len(decoded(sound)) / RATE == pytest.approx((len(TEXT) + 11) / 14 / speed, abs=0.3 / speed + 0.1)
+    assert len(decode(sound)) / RATE == pytest.approx((len(TEXT) + 11) / 14 / speed, abs=0.3 / speed + 0.1)
 
 
 @pytest.mark.parametrize(
@@ -81,13 +81,13 @@ def test_each_format_is_a_file_of_that_format(
 
 def test_pcm_is_the_samples_of_the_wav_file(strict: openai.OpenAI) -> None:
     samples = np.frombuffer(said(strict, kind="pcm"), dtype="<i2")
-    assert np.array_equal(samples, decoded(said(strict)))
+    assert np.array_equal(samples, decode(said(strict)))
 
 
 @pytest.mark.parametrize("kind", [*FORMATS, "pcm"])
 def test_equal_requests_give_equal_bytes_and_other_voices_other_ones(strict: openai.OpenAI, kind: str) -> None:
     assert said(strict, kind=kind) == said(strict, kind=kind)
-    voices = {voice: said(strict, "Hi.", kind, voice=voice) for voice in HUM_HZ}
+    voices = {voice: said(strict, "Hi.", kind, voice=voice) for voice in VOICE_HZ}
     assert len(set(voices.values())) == 13
     assert said(strict, "Hi.", kind, voice={"id": "voice_1"}) not in voices.values()
 
@@ -101,30 +101,36 @@ def test_any_text_up_to_4096_characters_is_heard_back(strict: openai.OpenAI, tex
     ("container", "codec", "rate", "bit_rate"),
     [("webm", "libopus", 48_000, 48_000), ("mp4", "aac", 44_100, 96_000), ("mp3", "libmp3lame", 16_000, 64_000)],
 )
-def test_its_speech_survives_being_coded_anew(container: str, codec: str, rate: int, bit_rate: int) -> None:
-    out = io.BytesIO()
-    with av.open(out, "w", format=container) as file:
-        stream: Any = file.add_stream(codec, rate=rate)
-        stream.layout, stream.bit_rate = "mono", bit_rate
-        resampler = av.AudioResampler(format=stream.codec_context.format, layout="mono", rate=rate)
-        frame = av.AudioFrame.from_ndarray(decoded(encoded(speech(TEXT, "alloy", 1.0), "mp3"))[None, :], "s16", "mono")
-        frame.sample_rate = RATE
-        for part in [*resampler.resample(frame), *resampler.resample(None)]:
-            file.mux(stream.encode(part))
-        file.mux(stream.encode(None))
-    found = hear(decoded(out.getvalue()))
-    assert found is not None
-    assert "".join(one.character for one in found) == TEXT
+def test_a_recoded_file_is_transcribed_if_it_keeps_the_comment(
+    strict: openai.OpenAI, container: str, codec: str, rate: int, bit_rate: int
+) -> None:
+    original = said(strict, kind="mp3")
+
+    def recoded(keeps_comment: bool) -> bytes:
+        out = io.BytesIO()
+        with av.open(io.BytesIO(original)) as source, av.open(out, "w", format=container) as file:
+            if keeps_comment:
+                file.metadata.update(source.metadata)
+            stream: Any = file.add_stream(codec, rate=rate)
+            stream.layout, stream.bit_rate = "mono", bit_rate
+            resampler = av.AudioResampler(format=stream.codec_context.format, layout="mono", rate=rate)
+            for frame in [*source.decode(audio=0), None]:
+                for part in resampler.resample(frame):
+                    file.mux(stream.encode(part))
+            file.mux(stream.encode(None))
+        return out.getvalue()
+
+    assert heard(strict, recoded(True)).text == TEXT
+    assert re.fullmatch(r"\[local] \d\.\d s of audio", heard(strict, recoded(False)).text)
 
 
-def test_a_recording_cut_at_a_silence_gives_the_two_halves_of_the_text() -> None:
-    samples = np.concatenate(list(speech("First sentence. Second one here.", "alloy", 1.0)))
-    whole = hear(samples)
-    assert whole is not None
-    silence = next(one for one in whole[14:] if one.character == " ")
-    cut = int((silence.start + silence.end) / 2 * RATE)
-    halves = [hear(part) for part in (samples[:cut], samples[cut:])]
-    assert ["".join(one.character for one in half or ()) for half in halves] == ["First sentence.", "Second one here."]
+def test_silence_separates_words_and_is_longer_between_sentences() -> None:
+    samples = decode(encode(speech("First sentence. Second one here.", "alloy", 1.0), "wav"))
+    beat = RATE // 14
+    is_silent = [not samples[at + beat // 4 : at + beat // 2].any() for at in range(0, len(samples) - beat // 2, beat)]
+    lengths = [(silent, len(list(group))) for silent, group in groupby(is_silent)]
+    assert [length for silent, length in lengths if silent] == [1, 1, 4, 1, 1, 1]
+    assert [length for silent, length in lengths if not silent] == [5, 9, 6, 3, 5]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +183,7 @@ def test_the_shipped_clips_are_known_by_their_content(strict: openai.OpenAI, cli
 
 def test_of_any_other_sound_only_the_duration_is_told(strict: openai.OpenAI) -> None:
     tone = (8000 * np.sin(np.arange(RATE * 3) / 9)).astype(np.int16)
-    answer = heard(strict, encoded([tone], "flac"), response_format="verbose_json")
+    answer = heard(strict, encode([tone], "flac"), response_format="verbose_json")
     assert (answer.text, answer.duration) == ("[local] 3.0 s of audio", 3.0)
 
 
@@ -186,7 +192,7 @@ def test_verbose_json_tells_when_each_word_and_sentence_was_said(strict: openai.
     answer = heard(
         strict, sound, response_format="verbose_json", timestamp_granularities=["word", "segment"], temperature=0.5
     )
-    assert answer.duration == len(decoded(sound)) / RATE
+    assert answer.duration == len(decode(sound)) / RATE
     assert answer.language == "english"
     assert [word.word for word in answer.words] == ["Good", "morning.", "How", "are", "you?"]
     assert [segment.text for segment in answer.segments] == [" Good morning.", " How are you?"]
@@ -295,7 +301,7 @@ def test_a_wrong_parameter_of_a_transcription_is_a_400_that_names_it(
     base_url: str, http: httpx.Client, wrong: dict[str, str | None], param: str
 ) -> None:
     fields = {name: value for name, value in {"model": "whisper-1", **wrong}.items() if value is not None}
-    sound = encoded(speech("Hello.", "alloy", 1.0), "wav")
+    sound = encode(speech("Hello.", "alloy", 1.0), "wav")
     reply = http.post(f"{base_url}/audio/transcriptions", data=fields, files={"file": ("a.wav", sound)})
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
 
@@ -315,7 +321,7 @@ def test_more_than_25_mb_is_a_413(strict: openai.OpenAI) -> None:
 
 
 def test_long_audio_for_the_diarizing_model_needs_a_chunking_strategy(strict: openai.OpenAI) -> None:
-    sound = encoded([np.zeros(RATE * 31, dtype=np.int16)], "flac")
+    sound = encode([np.zeros(RATE * 31, dtype=np.int16)], "flac")
     with pytest.raises(openai.BadRequestError) as refused:
         heard(strict, sound, model="gpt-4o-transcribe-diarize")
     assert refused.value.param == "chunking_strategy"

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from connectors.contracts import MediaUse
-from connectors.emulator.audio.codec import decoded
+from connectors.emulator.audio.codec import decode
 from connectors.emulator.audio.synthetic_speech import RATE as SAMPLES_A_SECOND
 from connectors.media.audio_splitter import SoundProblem, cut, seconds_of
 from connectors.media.file_types import kind_of, pixels
@@ -510,4 +510,4 @@ def test_a_title_that_is_no_utf_8_does_not_keep_a_sound_from_being_read() -> Non
     sound.seek(4)
     sound.write(struct.pack("<I", len(sound.getvalue()) - 8))
     assert seconds_of(sound, "wav") == 1.0
-    assert len(decoded(sound.getvalue())) == SAMPLES_A_SECOND
+    assert len(decode(sound.getvalue())) == SAMPLES_A_SECOND
