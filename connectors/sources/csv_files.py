@@ -18,7 +18,7 @@ from connectors.errors import DataError, FieldError, JobError, did_you_mean
 from connectors.sources.csv_records import Dialect, Record, Reject, records
 from connectors.sources.csv_types import inferred_types
 from connectors.sql import literal_list, quoted, quoted_list
-from connectors.storage.input_files import Fetched, fetched, input_files, input_objects
+from connectors.storage.input_files import DownloadedObjects, downloaded_objects, input_files, input_objects
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".csv.bz2", ".csv.xz")
 PLACE = "_rowmill_place"
@@ -68,11 +68,11 @@ class CsvSource(SourceModel):
         return input_files(self.csv, facts.workspace, SUFFIXES)
 
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
-        with fetched(input_objects(self.csv, ("source", "csv"), SUFFIXES), facts.scratch) as copies:
+        with downloaded_objects(input_objects(self.csv, ("source", "csv"), SUFFIXES), facts.scratch) as copies:
             return self._opened(connection, [*self.paths(facts), *copies.urls], copies, facts)
 
     def _opened(
-        self, connection: duckdb.DuckDBPyConnection, files: Sequence[Path], copies: Fetched, facts: SourceContext
+        self, connection: duckdb.DuckDBPyConnection, files: Sequence[Path], copies: DownloadedObjects, facts: SourceContext
     ) -> OpenedSource:
         rejected: list[Reject] = []
         names, parts = self._written(files, facts.scratch, rejected)
@@ -98,7 +98,7 @@ class CsvSource(SourceModel):
         return OpenedSource(
             f"(select {typed} from {texts})",
             tuple(
-                (one.line, f"{copies.told(one.file)}: {one.message}" if several else one.message, one.raw)
+                (one.line, f"{copies.replace_paths(one.file)}: {one.message}" if several else one.message, one.raw)
                 for one in rejected
             ),
         )

@@ -13,7 +13,7 @@ from pydantic import Field
 from connectors.contracts import Columns, OpenedSource, SourceContext, SourceModel
 from connectors.errors import DataError
 from connectors.sql import first_line, literal, literal_list, quoted
-from connectors.storage.input_files import fetched, input_files, input_objects
+from connectors.storage.input_files import downloaded_objects, input_files, input_objects
 
 SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 LARGEST_LINE = 16 << 20
@@ -33,7 +33,7 @@ class JsonlSource(SourceModel):
         return input_files(self.jsonl, facts.workspace, SUFFIXES)
 
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
-        with fetched(input_objects(self.jsonl, ("source", "jsonl"), SUFFIXES), facts.scratch) as copies:
+        with downloaded_objects(input_objects(self.jsonl, ("source", "jsonl"), SUFFIXES), facts.scratch) as copies:
             given = [*self.paths(facts), *copies.urls]
             files = [_unmarked(file, number, facts.scratch) for number, file in enumerate(given)]
             return self._opened(connection, files, facts)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from connectors.errors import DataError, KeyPath
 from connectors.storage import object_store
-from connectors.storage.object_store import Object
+from connectors.storage.object_store import StoredObject
 
 
 def input_files(patterns: str | Iterable[str], workspace: Path, suffixes: tuple[str, ...]) -> tuple[Path, ...]:
@@ -31,9 +31,9 @@ def input_files(patterns: str | Iterable[str], workspace: Path, suffixes: tuple[
     return tuple(Path(name) for name in sorted(found))
 
 
-def input_objects(patterns: str | Iterable[str], where: KeyPath, suffixes: tuple[str, ...]) -> tuple[Object, ...]:
+def input_objects(patterns: str | Iterable[str], where: KeyPath, suffixes: tuple[str, ...]) -> tuple[StoredObject, ...]:
     """The same for the URLs among the patterns. `where`: the key of the job file that holds them."""
-    found: dict[str, Object] = {}
+    found: dict[str, StoredObject] = {}
     for pattern in _listed(patterns):
         if object_store.is_url(pattern):
             object_store.check_installed(where)
@@ -45,12 +45,12 @@ def input_objects(patterns: str | Iterable[str], where: KeyPath, suffixes: tuple
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class DownloadedObjects:
     """Objects copied into a folder of this machine, as their readers need files."""
 
     urls: dict[Path, str]
 
-    def told(self, text: str) -> str:
+    def replace_paths(self, text: str) -> str:
         """A message that names the objects, not their copies."""
         for path, url in self.urls.items():
             text = text.replace(str(path), url)
@@ -58,20 +58,20 @@ class Fetched:
 
 
 @contextlib.contextmanager
-def fetched(objects: Iterable[Object], scratch: Path) -> Iterator[Fetched]:
+def downloaded_objects(objects: Iterable[StoredObject], scratch: Path) -> Iterator[DownloadedObjects]:
     """Copies for the time of the block, whose errors name the objects: the disk must have room for all of them."""
     urls: dict[Path, str] = {}
-    copies = Fetched(urls)
+    copies = DownloadedObjects(urls)
     folder = scratch / "objects"
     try:
         for number, one in enumerate(objects):
             # A name tells how a file is compressed.
             path = folder / f"{number:06d}" / one.name
-            object_store.fetch(one.url, path)
+            object_store.download(one.url, path)
             urls[path] = one.url
         yield copies
     except DataError as exc:
-        raise DataError(*(copies.told(str(part)) for part in (exc.where, exc.found, exc.remedy))) from exc
+        raise DataError(*(copies.replace_paths(str(part)) for part in (exc.where, exc.found, exc.remedy))) from exc
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

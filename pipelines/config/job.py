@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from connectors.contracts import Model, StepModel
+from connectors.contracts import FrozenModel, StepModel
 from connectors.registry import ENDPOINTS, SINKS, SOURCES, SinkConfig, SourceConfig, StepConfig
 from pipelines.config.validation_messages import Misfit, shown
 
@@ -45,7 +45,7 @@ _WEEK = 7 * 24 * 3600
 _TIME = "^([01][0-9]|2[0-3]):[0-5][0-9]$"
 
 
-class Section(Model):
+class Section(FrozenModel):
     """A part of the job file that is no source, step or sink; a number in quotes is no number in it."""
 
     model_config = ConfigDict(strict=True)
@@ -204,7 +204,7 @@ else:
     AnySink = _one_kind(SINKS)
 
 
-class Job(Model):
+class Job(FrozenModel):
     """What a job file says."""
 
     name: str = Field(

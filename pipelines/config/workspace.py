@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from connectors.contracts import Model, Provider
+from connectors.contracts import FrozenModel, Provider
 from connectors.errors import JobError, KeyPath, did_you_mean
 from pipelines.config.base_urls import check_address, is_this_machine, unencrypted
 from pipelines.config.key_locations import KeyLocations
@@ -27,7 +27,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 Prices = dict[str, PriceEntry]
 
 
-class Section(Model):
+class Section(FrozenModel):
     """A part of the workspace file; a number in quotes is no number in it."""
 
     model_config = ConfigDict(strict=True)
@@ -45,7 +45,7 @@ class ProviderLimits(Section):
     concurrency: int | None = Field(default=None, ge=1, le=10_000, description="Requests in flight.", examples=[64])
 
 
-class ProviderEntry(Model):
+class ProviderEntry(FrozenModel):
     """One provider, or a pool of them."""
 
     base_url: str | None = Field(default=None, description="Where its API begins.", examples=[OPENAI_URL])
@@ -93,7 +93,7 @@ class DayBudget(Section):
     usd_per_day: float = Field(ge=0, le=10**6, allow_inf_nan=False, description="US dollars.", examples=[40.0])
 
 
-class WorkspaceFile(Model):
+class WorkspaceFile(FrozenModel):
     """What `rowmill.yaml` says."""
 
     providers: dict[str, ProviderEntry] = Field(default_factory=dict, description="By name.")

@@ -374,7 +374,7 @@ def test_a_folder_that_is_emptied_meanwhile_leaves_the_schedules_as_they_were(wo
 
     def files() -> list[Path]:
         if not path.exists():
-            raise JobError("jobs: holds no job file")
+            raise JobError("jobs", "holds no job file")
         return [path]
 
     roster = ScheduledJobs(files, frozenset())

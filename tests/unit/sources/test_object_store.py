@@ -143,7 +143,7 @@ def test_the_reader_opens_no_other_object(put: Any, tmp_path: Path) -> None:
 def results(bucket: str) -> dict[int, str]:
     """What the sink at s3 holds; each key once."""
     tables = []
-    for one in object_store.listed(f"{bucket}/out/results"):
+    for one in object_store.list_objects(f"{bucket}/out/results"):
         assert one.name.endswith(".parquet")
         tables.append(pq.read_table(pa.BufferReader(object_store.read(one.url))))
     found = pa.concat_tables(tables)
@@ -175,14 +175,14 @@ def test_a_job_goes_from_store_to_store(
         assert results(bucket) == wanted
 
     # The tables are projections of the ledger: gone, they are written again without a request.
-    object_store.delete([one.url for one in object_store.listed(f"{bucket}/out")])
+    object_store.delete([one.url for one in object_store.list_objects(f"{bucket}/out")])
     assert (cli.run(job)["requests"], len(provider.seen)) == (0, 5)
     assert cli("rebuild", job) == 0, cli.err
     assert cli("show", job, "3") == 0
     assert "DREI" in cli.out
     if sink == "parquet":
         assert results(bucket) == wanted
-    assert not [one for one in object_store.listed(f"{bucket}/out") if "/.staging" in one.url or "/.fresh" in one.url]
+    assert not [one for one in object_store.list_objects(f"{bucket}/out") if "/.staging" in one.url or "/.fresh" in one.url]
 
 
 def test_a_run_that_cannot_write_keeps_its_answers_and_the_next_one_pays_nothing_twice(
@@ -194,7 +194,7 @@ def test_a_run_that_cannot_write_keeps_its_answers_and_the_next_one_pays_nothing
 
     def failing(url: str, content: Any) -> None:
         if "/results/" in url and "0-empty" not in url:
-            raise DataError(f"{url}: the store is away for a moment; run again")
+            raise DataError(url, "the store is away for a moment", "run again")
         real(url, content)
 
     with monkeypatch.context() as patch:
