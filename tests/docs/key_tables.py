@@ -37,8 +37,9 @@ def job_file_tables() -> str:
     schema = job_schema()
     definitions: Schema = schema["$defs"]
     sections: Schema = schema["properties"]
+    described = [(name, _with_description(section, definitions)) for name, section in sections.items()]
     blocks = [
-        _table("### The job file", sections.items(), schema["required"]),
+        _table("### The job file", described, schema["required"]),
         *_kind_tables("source", definitions, SOURCES, "### `source`: exactly one of these kinds"),
         *_kind_tables("step", definitions, ENDPOINTS, "### `steps`: a list; `endpoint` selects the kind"),
         *_kind_tables("sink", definitions, SINKS, "### `sink`: exactly one of these kinds"),
@@ -72,6 +73,13 @@ def _with_tables(page: str, tables: str) -> str:
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{tables}\n{END}{after}"
+
+
+def _with_description(section: Schema, definitions: Schema) -> Schema:
+    """The section, with the description of its definition if it has none."""
+    if "description" in section:
+        return section
+    return {**section, "description": definitions[_definition_name(section)].get("description", "")}
 
 
 def _kind_tables(section: str, definitions: Schema, kinds: Mapping[str, type[Any]], title: str) -> Iterator[str]:
