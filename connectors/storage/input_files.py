@@ -14,13 +14,13 @@ from connectors.storage.object_store import StoredObject
 
 
 def input_files(patterns: str | Iterable[str], workspace: Path, suffixes: tuple[str, ...]) -> tuple[Path, ...]:
-    """Absolute paths, each once, sorted by name; DataError for a pattern that names no file. URLs are passed over.
+    """Return absolute paths, each once, sorted by name; DataError for a pattern that names no file. URLs are skipped.
 
-    A folder stands for the files below it that end in one of the suffixes; hidden files and folders and those whose
-    name begins with an underscore are not looked at.
+    A folder names the files below it that end in one of the suffixes, except hidden files and folders and those whose
+    name begins with an underscore.
     """
     found: set[str] = set()
-    for pattern in _listed(patterns):
+    for pattern in _pattern_list(patterns):
         if object_store.is_url(pattern):
             continue
         place = os.path.abspath(workspace / pattern)  # noqa: PTH100 - Path.resolve would follow links
@@ -32,9 +32,9 @@ def input_files(patterns: str | Iterable[str], workspace: Path, suffixes: tuple[
 
 
 def input_objects(patterns: str | Iterable[str], where: KeyPath, suffixes: tuple[str, ...]) -> tuple[StoredObject, ...]:
-    """The same for the URLs among the patterns. `where`: the key of the job file that holds them."""
+    """Return the objects that the URLs among the patterns name. `where`: the key of the job file with the patterns."""
     found: dict[str, StoredObject] = {}
-    for pattern in _listed(patterns):
+    for pattern in _pattern_list(patterns):
         if object_store.is_url(pattern):
             object_store.check_installed(where)
             objects = object_store.objects_at(pattern, suffixes)
@@ -46,12 +46,13 @@ def input_objects(patterns: str | Iterable[str], where: KeyPath, suffixes: tuple
 
 @dataclass(frozen=True, slots=True)
 class DownloadedObjects:
-    """Objects copied into a folder of this machine, as their readers need files."""
+    """Objects copied into a folder of this machine, for readers that need files."""
 
     urls: dict[Path, str]
+    """Copy -> URL."""
 
     def replace_paths(self, text: str) -> str:
-        """A message that names the objects, not their copies."""
+        """Return a message that names the objects, not their copies."""
         for path, url in self.urls.items():
             text = text.replace(str(path), url)
         return text
@@ -59,13 +60,13 @@ class DownloadedObjects:
 
 @contextlib.contextmanager
 def downloaded_objects(objects: Iterable[StoredObject], scratch: Path) -> Iterator[DownloadedObjects]:
-    """Copies for the time of the block, whose errors name the objects: the disk must have room for all of them."""
+    """Provide copies during the block; its errors name the objects. The disk must have room for all copies."""
     urls: dict[Path, str] = {}
     copies = DownloadedObjects(urls)
     folder = scratch / "objects"
     try:
         for number, one in enumerate(objects):
-            # A name tells how a file is compressed.
+            # The name shows how a file is compressed.
             path = folder / f"{number:06d}" / one.name
             object_store.download(one.url, path)
             urls[path] = one.url
@@ -76,7 +77,7 @@ def downloaded_objects(objects: Iterable[StoredObject], scratch: Path) -> Iterat
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _listed(patterns: str | Iterable[str]) -> Iterable[str]:
+def _pattern_list(patterns: str | Iterable[str]) -> Iterable[str]:
     return [patterns] if isinstance(patterns, str) else patterns
 
 

@@ -1,4 +1,4 @@
-"""Files of rows on their way to an object store: written on this machine, put before the rows that name them."""
+"""Upload of rows' media files: written on this machine, uploaded before the rows that name them."""
 
 import shutil
 import tempfile
@@ -8,33 +8,33 @@ from pathlib import Path
 
 from connectors.storage import object_store
 
-AT_A_TIME = 16
+MAX_CONCURRENT_UPLOADS = 16
 
 
 class MediaUpload:
-    """A folder for the time of this process (below TMPDIR), and where its files go."""
+    """A folder below TMPDIR, deleted with this process, and the URL to which its files are uploaded."""
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
         self._folder: Path | None = None
-        self._done: set[str] = set()
+        self._uploaded: set[str] = set()
 
     @property
     def folder(self) -> Path:
-        """Made when it is first asked for; a later step of the row reads what an earlier one wrote."""
+        """Created on first use; a later step of a row reads what an earlier one wrote."""
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="rowmill-files-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         return self._folder
 
     def upload(self) -> None:
-        """Put what was written since the last time; a name tells its content, so that none is put twice."""
+        """Upload the files written since the last call. A name identifies its content, so no file is uploaded twice."""
         if self._folder is None:
             return
-        new = [path for path in self._folder.iterdir() if path.name[0] != "." and path.name not in self._done]
-        with ThreadPoolExecutor(AT_A_TIME, "put") as pool:
+        new = [path for path in self._folder.iterdir() if path.name[0] != "." and path.name not in self._uploaded]
+        with ThreadPoolExecutor(MAX_CONCURRENT_UPLOADS, "put") as pool:
             for path in pool.map(self._put, new):
-                self._done.add(path.name)
+                self._uploaded.add(path.name)
 
     def _put(self, path: Path) -> Path:
         object_store.put(f"{self._url}/{path.name}", path)

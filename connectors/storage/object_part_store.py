@@ -53,7 +53,7 @@ class ObjectPartStore:
 
     def parts(self, folder: str) -> list[Part]:
         url = f"{self._root}/{folder}"
-        objects = [one for one in object_store.listed(url) if one.url == f"{url}/{one.name}"]
+        objects = [one for one in object_store.list_objects(url) if one.url == f"{url}/{one.name}"]
         return [Part(one.name, ObjectFile(one.url, one.size)) for one in objects if one.name.endswith(".parquet")]
 
     def has_part(self, place: str) -> bool:
@@ -67,7 +67,7 @@ class ObjectPartStore:
     def local_copy(self, place: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="rowmill-parts-") as folder:
             path = Path(folder, Path(place).name)
-            object_store.fetch(f"{self._root}/{place}", path)
+            object_store.download(f"{self._root}/{place}", path)
             yield path
 
     def _decide(self, transaction: PartTransaction) -> None:
@@ -106,7 +106,7 @@ class ObjectPartStore:
         self._is_clean = True
 
     def _delete_below(self, folder: str) -> None:
-        object_store.delete([one.url for one in object_store.listed(f"{self._root}/{folder}")])
+        object_store.delete([one.url for one in object_store.list_objects(f"{self._root}/{folder}")])
 
     def _copy(self, move: tuple[str, str]) -> None:
         staged, place = move

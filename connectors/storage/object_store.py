@@ -1,4 +1,4 @@
-"""Objects at `s3://`, `gs://` and `az://`: read in ranges, put whole; credentials from the environment alone."""
+"""Objects at `s3://`, `gs://` and `az://`: read in ranges, written whole; credentials from the environment alone."""
 
 import contextlib
 import os
@@ -13,21 +13,23 @@ from typing import Any
 from connectors.errors import DataError, JobError, KeyPath
 
 SCHEMES = ("s3", "gs", "az")
-VARIABLES = {
+CREDENTIAL_VARIABLES = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
-"""What a message names; https://developmentseed.org/obstore lists all of them."""
-RETRIES = 6
-RETRY_SECONDS = 60
-"""A request that gets no answer is tried again for so long, at most."""
-COPY_BYTES = 8 << 20
+"""The variables that a message names; https://developmentseed.org/obstore lists all of them."""
+MAX_RETRIES = 6
+MAX_RETRY_SECONDS = 60
+"""How long a request without a reply is retried."""
+DOWNLOAD_CHUNK_BYTES = 8 << 20
+MAX_ERROR_CHARACTERS = 300
+"""Length of the store's error text in a message."""
 
 
 @dataclass(frozen=True, slots=True)
-class Object:
-    """An object that is there."""
+class StoredObject:
+    """An existing object."""
 
     url: str
     size: int
@@ -35,14 +37,14 @@ class Object:
 
     @property
     def name(self) -> str:
-        """What stands behind the last slash."""
+        """The part of the URL after the last slash."""
         return self.url.rpartition("/")[2]
 
 
 def is_url(path: str) -> bool:
-    """Whether a path of a job file is an object store's; JobError for a scheme that is not known."""
-    scheme, there, _ = path.partition("://")
-    if not there:
+    """Whether a path of a job file is an object store's URL; JobError for an unknown scheme."""
+    scheme, separator, _ = path.partition("://")
+    if not separator:
         return False
     if scheme not in SCHEMES:
         known = ", ".join(f"{one}://" for one in SCHEMES)
@@ -50,8 +52,8 @@ def is_url(path: str) -> bool:
     return True
 
 
-def normal(url: str) -> str:
-    """One text for one place: no slash at the end, none twice."""
+def normalize_url(url: str) -> str:
+    """Return one text for one place: without a slash at its end and without double slashes."""
     scheme, _, rest = url.partition("://")
     parts = [part for part in rest.split("/") if part not in ("", ".")]
     if not parts or ".." in parts:
@@ -60,7 +62,7 @@ def normal(url: str) -> str:
 
 
 def check_installed(where: KeyPath) -> None:
-    """JobError where the package that speaks to object stores is missing."""
+    """JobError if the packages for object stores are missing. `where`: the key that needs them."""
     try:
         import fsspec  # noqa: F401
         import obstore  # noqa: F401
@@ -70,19 +72,19 @@ def check_installed(where: KeyPath) -> None:
         ) from exc
 
 
-def plain_http() -> bool:
+def uses_plain_http() -> bool:
     """Whether the environment names an S3 endpoint without TLS, as a local server has."""
     return os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", "")).startswith("http://")
 
 
-def objects_at(pattern: str, suffixes: Sequence[str]) -> list[Object]:
-    """The object of this URL; or those below it that end in one of the suffixes, but for names that begin with a dot or
-    an underscore; or those that a glob (`*`, `**`, `?`, `[ab]`) names. Sorted by URL."""
-    url = normal(pattern)
+def objects_at(pattern: str, suffixes: Sequence[str]) -> list[StoredObject]:
+    """Return the object of this URL; or those below it that end in one of the suffixes, except names that begin with a
+    dot or an underscore; or those that a glob (`*`, `**`, `?`, `[ab]`) names. Sorted by URL."""
+    url = normalize_url(pattern)
     single = head(url)
     if single is not None:
         return [single]
-    below = [one for one in listed(url) if one.name.endswith(tuple(suffixes))]
+    below = [one for one in list_objects(url) if one.name.endswith(tuple(suffixes))]
     if below:
         hidden = re.compile(r"(^|/)[._]")
         return [one for one in below if not hidden.search(one.url[len(url) + 1 :])]
@@ -90,29 +92,29 @@ def objects_at(pattern: str, suffixes: Sequence[str]) -> list[Object]:
     if plain == url:
         return []
     wanted = re.compile(_regex(url), re.DOTALL)
-    return [one for one in listed(plain.rpartition("/")[0]) if wanted.fullmatch(one.url)]
+    return [one for one in list_objects(plain.rpartition("/")[0]) if wanted.fullmatch(one.url)]
 
 
-def head(url: str) -> Object | None:
-    """The object, if it is there."""
-    store, key = _place(url)
+def head(url: str) -> StoredObject | None:
+    """Return the object if it exists."""
+    store, key = _store_and_key(url)
     if not key:
         return None
-    with _told(url):
+    with _translated_errors(url):
         try:
             meta = store.head(key)
-            return Object(url, int(meta["size"]), meta["last_modified"])
+            return StoredObject(url, int(meta["size"]), meta["last_modified"])
         except FileNotFoundError:
             return None
 
 
-def listed(url: str) -> list[Object]:
-    """Every object below the URL, sorted."""
-    store, key = _place(url)
+def list_objects(url: str) -> list[StoredObject]:
+    """Return all objects below the URL, sorted."""
+    store, key = _store_and_key(url)
     bucket = url[: len(url) - len(key)].rstrip("/")
-    with _told(url):
+    with _translated_errors(url):
         found = [
-            Object(f"{bucket}/{meta['path']}", int(meta["size"]), meta["last_modified"])
+            StoredObject(f"{bucket}/{meta['path']}", int(meta["size"]), meta["last_modified"])
             for page in store.list(f"{key}/" if key else None)
             for meta in page
         ]
@@ -120,61 +122,61 @@ def listed(url: str) -> list[Object]:
 
 
 def read_range(url: str, start: int, length: int) -> bytes:
-    """A piece of an object."""
-    store, key = _place(url)
-    with _told(url):
+    """Return a part of an object."""
+    store, key = _store_and_key(url)
+    with _translated_errors(url):
         return bytes(store.get_range(key, start=start, length=length)) if length else b""
 
 
 def read(url: str) -> bytes | None:
-    """An object's content; None where it is not there."""
-    store, key = _place(url)
-    with _told(url):
+    """Return an object's content; None if it does not exist."""
+    store, key = _store_and_key(url)
+    with _translated_errors(url):
         try:
             return bytes(store.get(key).bytes())
         except FileNotFoundError:
             return None
 
 
-def fetch(url: str, target: Path) -> None:
-    """An object's content into a file, a few megabytes at a time."""
-    store, key = _place(url)
+def download(url: str, target: Path) -> None:
+    """Copy an object into a file, a few megabytes at a time."""
+    store, key = _store_and_key(url)
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("wb") as out:
-        with _told(url):
-            pieces = iter(store.get(key).stream(min_chunk_size=COPY_BYTES))
+        with _translated_errors(url):
+            chunks = iter(store.get(key).stream(min_chunk_size=DOWNLOAD_CHUNK_BYTES))
         while True:
-            with _told(url):
-                piece = next(pieces, None)
-            if piece is None:
+            with _translated_errors(url):
+                chunk = next(chunks, None)
+            if chunk is None:
                 return
-            out.write(piece)
+            out.write(chunk)
 
 
 def put(url: str, content: Path | bytes) -> None:
-    """The object, in place of one that is there: readers see the old or the new, whole."""
-    store, key = _place(url)
-    with _told(url):
+    """Write an object, replacing an existing one: readers see either the old content or the new one."""
+    store, key = _store_and_key(url)
+    with _translated_errors(url):
         store.put(key, content)
 
 
 def copy(url: str, target: str) -> None:
-    """An object of the same bucket, copied by the store itself."""
-    store, key = _place(url)
-    with _told(url):
-        store.copy(key, _place(target)[1])
+    """Copy an object within its bucket; the store itself does it."""
+    store, key = _store_and_key(url)
+    with _translated_errors(url):
+        store.copy(key, _store_and_key(target)[1])
 
 
 def delete(urls: Sequence[str]) -> None:
-    """Objects of one bucket, away; one that is not there is none to delete."""
+    """Delete objects of one bucket; missing ones are ignored."""
     if urls:
-        store = _place(urls[0])[0]
-        with _told(urls[0]), contextlib.suppress(FileNotFoundError):
-            store.delete([_place(url)[1] for url in urls])
+        store = _store_and_key(urls[0])[0]
+        with _translated_errors(urls[0]), contextlib.suppress(FileNotFoundError):
+            store.delete([_store_and_key(url)[1] for url in urls])
 
 
-def _place(url: str) -> tuple[Any, str]:
-    """(the bucket's store, the object's key)."""
+def _store_and_key(url: str) -> tuple[Any, str]:
+    """Return (the bucket's store, the object's key)."""
     scheme, _, rest = url.partition("://")
     bucket, _, key = rest.partition("/")
     return _store(f"{scheme}://{bucket}", os.environ.get("AWS_ENDPOINT_URL")), key
@@ -184,41 +186,39 @@ def _place(url: str) -> tuple[Any, str]:
 def _store(bucket: str, endpoint: str | None) -> Any:
     from obstore.store import from_url
 
-    with _told(bucket):
+    with _translated_errors(bucket):
         return from_url(
             bucket,
-            client_options={"allow_http": plain_http()},
-            retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_SECONDS)},
+            client_options={"allow_http": uses_plain_http()},
+            retry_config={"max_retries": MAX_RETRIES, "retry_timeout": timedelta(seconds=MAX_RETRY_SECONDS)},
         )
 
 
 @contextlib.contextmanager
-def _told(url: str) -> Iterator[None]:
-    """The store's errors as ours."""
+def _translated_errors(url: str) -> Iterator[None]:
+    """Raise the store's errors as DataError."""
     from obstore.exceptions import BaseError
 
     try:
         yield
     except (BaseError, FileNotFoundError) as exc:
-        said = " ".join(str(exc).split("Debug source:")[0].split())
-        variables = VARIABLES[url.partition("://")[0]]
-        raise DataError(
-            url, f"{said[:300].rstrip('. ')}", f"check the URL, and {variables} in the environment"
-        ) from exc
+        text = " ".join(str(exc).split("Debug source:")[0].split())[:MAX_ERROR_CHARACTERS].rstrip(". ")
+        variables = CREDENTIAL_VARIABLES[url.partition("://")[0]]
+        raise DataError(url, text, f"check the URL, and {variables} in the environment") from exc
 
 
 def _regex(pattern: str) -> str:
-    """A glob as a regular expression; `*` and `?` stop at a slash, `**` does not."""
-    found = ""
+    """Return a glob as a regular expression; `*` and `?` stop at a slash, `**` does not."""
+    regex = ""
     for token in re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", pattern, re.DOTALL):
-        if token in _WILD:
-            found += _WILD[token]
+        if token in _WILDCARDS:
+            regex += _WILDCARDS[token]
         elif len(token) > 1:
             inner = token[1:-1].replace("\\", "\\\\")
-            found += f"[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]"
+            regex += f"[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]"
         else:
-            found += re.escape(token)
-    return found
+            regex += re.escape(token)
+    return regex
 
 
-_WILD = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+_WILDCARDS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}

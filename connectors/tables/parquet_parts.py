@@ -1,4 +1,4 @@
-"""Parquet parts: written in row groups of bounded size, read by key, and written again without some of their rows."""
+"""Parquet parts: writing in row groups of bounded size, reading by key, and rewriting without some rows."""
 
 import contextlib
 import io
@@ -15,18 +15,18 @@ from connectors.errors import DataError
 
 ROW_GROUP_ROWS = 65_536
 ROW_GROUP_BYTES = 16 << 20
-BATCH_ROWS = 1024
-"""Rows of a part that are read together when it is written again."""
-READ_BYTES = 1 << 20
+READ_BATCH_ROWS = 1024
+"""Rows of a part that are read together when it is rewritten."""
+READ_BUFFER_BYTES = 1 << 20
 
 
 class PartWriter:
-    """A part being written; tables of any size make row groups of bounded size."""
+    """Writer of one part; tables of any size become row groups of bounded size."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._schema = schema
         self._file = pa.OSFile(str(path), "wb")
-        # A dictionary on vectors costs a factor of three in time; their statistics tell nobody anything.
+        # A dictionary on vectors takes three times as long; statistics on them are useless.
         self._writer = pq.ParquetWriter(
             self._file,
             schema,
@@ -34,7 +34,7 @@ class PartWriter:
             use_dictionary=[field.name for field in schema if _is_text(field.type)],
             use_byte_stream_split=list(_float_paths(schema)),
             write_statistics=[field.name for field in schema if not pa.types.is_nested(field.type)],
-            # Arrow's own pool holds on to what each row group took: four times as much as writing needs.
+            # Arrow's default pool retains what each row group took: four times as much as writing needs.
             memory_pool=pa.system_memory_pool(),
         )
         self._waiting: list[pa.Table] = []
@@ -50,9 +50,9 @@ class PartWriter:
                 self._flush(1)
                 self._writer.close()
             finally:
-                self._abandon()
+                self._close_file()
         else:
-            self._abandon()
+            self._close_file()
 
     def write(self, table: pa.Table) -> None:
         """Append rows."""
@@ -61,71 +61,69 @@ class PartWriter:
         self._waiting.append(table)
         self._rows += table.num_rows
         self._nbytes += table.nbytes
-        fitting = self._fitting()
-        if self._rows >= fitting:
-            self._flush(fitting)
+        group_rows = self._group_rows()
+        if self._rows >= group_rows:
+            self._flush(group_rows)
 
-    def add_metadata(self, name: str, text: str) -> None:
-        """A text of the part's own in its footer."""
-        self._writer.add_key_value_metadata({name: text})
+    def add_metadata(self, key: str, text: str) -> None:
+        """Add a text to the part's footer."""
+        self._writer.add_key_value_metadata({key: text})
 
-    def _fitting(self) -> int:
-        """Rows of the size of those waiting that make a row group."""
+    def _group_rows(self) -> int:
+        """How many rows as large as the waiting ones make a row group."""
         return max(1, min(ROW_GROUP_ROWS, self._rows * ROW_GROUP_BYTES // max(1, self._nbytes)))
 
     def _flush(self, unit: int) -> None:
-        """Write as many of the waiting rows as can be divided by the unit."""
+        """Write as many of the waiting rows as are a multiple of the unit."""
         if not self._rows:
             return
-        whole = pa.concat_tables(self._waiting).cast(self._schema)
+        rows = pa.concat_tables(self._waiting).cast(self._schema)
         count = self._rows // unit * unit
-        self._writer.write_table(whole.slice(0, count), self._fitting())
-        rest = whole.slice(count)
+        self._writer.write_table(rows.slice(0, count), self._group_rows())
+        rest = rows.slice(count)
         self._waiting, self._rows, self._nbytes = [rest], rest.num_rows, rest.nbytes
 
-    def _abandon(self) -> None:
-        # Closing writes the footer, which a full disk refuses as well; left open, the writer would try once more later.
+    def _close_file(self) -> None:
+        # Closing writes the footer, which fails on a full disk too; left open, the writer would try again later.
         with contextlib.suppress(OSError, pa.ArrowException, ValueError):
             self._writer.close()
         with contextlib.suppress(OSError):
             self._file.close()
 
 
-def write_part(path: Path, table: pa.Table, note: tuple[str, str] | None = None) -> None:
-    """A whole part."""
+def write_part(path: Path, table: pa.Table) -> None:
+    """Write a whole part."""
     with PartWriter(path, table.schema) as out:
         out.write(table)
-        if note is not None:
-            out.add_metadata(*note)
 
 
-def rewrite_part(source: Path, target: Path, schema: pa.Schema, gone: pa.BooleanArray, added: pa.Table) -> None:
-    """The part again, without the rows that are gone, with those added at its end."""
+def rewrite_part(source: Path, target: Path, schema: pa.Schema, dropped: pa.BooleanArray, added: pa.Table) -> None:
+    """Write a part again, without the dropped rows, with the added ones at its end."""
     with PartWriter(target, schema) as out:
         start = 0
         for table in read_batches(source):
-            mask = gone.slice(start, table.num_rows)
+            mask = dropped.slice(start, table.num_rows)
             out.write(table.filter(pc.invert(mask)) if mask.true_count else table)
             start += table.num_rows
         out.write(added)
 
 
 def read_batches(part: Path) -> Iterator[pa.Table]:
-    """The part's rows, some thousand at a time."""
-    # Buffered beforehand, every row group would be held until the last one is read.
-    with pq.ParquetFile(part, pre_buffer=False, buffer_size=READ_BYTES) as file:
-        for batch in file.iter_batches(batch_size=BATCH_ROWS):
+    """Iterate over a part's rows, about a thousand at a time."""
+    # With pre-buffering, every row group would be held until the last one is read.
+    with pq.ParquetFile(part, pre_buffer=False, buffer_size=READ_BUFFER_BYTES) as file:
+        for batch in file.iter_batches(batch_size=READ_BATCH_ROWS):
             yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
 
 
 def read_columns(part: Path | io.RawIOBase, names: Sequence[str]) -> pa.Table:
-    """Some columns of all the part's rows."""
+    """Read some columns of all of a part's rows."""
     with pq.ParquetFile(part) as file:
         return file.read(list(names))
 
 
 def read_footer(part: Path | io.RawIOBase) -> tuple[int, pa.Schema, dict[bytes, bytes]]:
-    """(rows, schema, notes) from the part's footer; DataError where the file is no whole Parquet file."""
+    """Return (rows, schema, metadata) from a part's footer; DataError for a file that is not a whole Parquet file."""
     try:
         with pq.ParquetFile(part) as file:
             return file.metadata.num_rows, file.schema_arrow.remove_metadata(), file.metadata.metadata or {}
@@ -137,15 +135,15 @@ def read_footer(part: Path | io.RawIOBase) -> tuple[int, pa.Schema, dict[bytes, 
         ) from exc
 
 
-def drop_rows(table: pa.Table, places: Collection[int]) -> pa.Table:
-    """The other rows; where none is left out, nothing is copied."""
-    if not places:
+def drop_rows(table: pa.Table, indexes: Collection[int]) -> pa.Table:
+    """Return the other rows; without copying if none is dropped."""
+    if not indexes:
         return table
-    return table.take(pa.array(sorted(set(range(table.num_rows)).difference(places)), pa.int64()))
+    return table.take(pa.array(sorted(set(range(table.num_rows)).difference(indexes)), pa.int64()))
 
 
 def matching_rows(rows: pa.Table, wanted: pa.Table) -> pa.BooleanArray:
-    """For each row whether it is one of those wanted, which have the same columns; null equals null."""
+    """Return which rows are among the wanted ones, which have the same columns; null equals null."""
     found: pa.BooleanArray | None = None
     for name in rows.column_names:
         values = wanted.column(name).combine_chunks()
@@ -154,27 +152,27 @@ def matching_rows(rows: pa.Table, wanted: pa.Table) -> pa.BooleanArray:
     assert found is not None
     if len(rows.column_names) == 1 or not found.true_count:
         return found
-    # Each value of a composite key stands somewhere among those wanted; together they need not.
-    every = set(_tuples(wanted))
-    return pa.array([hit and key in every for hit, key in zip(found.to_pylist(), _tuples(rows), strict=True)])
+    # Each value of a composite key occurs among the wanted keys; their combination may not.
+    keys = set(_tuples(wanted))
+    return pa.array([hit and key in keys for hit, key in zip(found.to_pylist(), _tuples(rows), strict=True)])
 
 
 def rows_without_key(keys: pa.Table) -> pa.BooleanArray:
-    """Which rows have null in every column of the key: lines of the source that are no rows."""
+    """Return which rows have null in every column of the key: unreadable lines of the source."""
     nulls = [column.is_null() for column in keys.columns]
-    found = nulls[0]
-    for one in nulls[1:]:
-        found = pc.and_(found, one)
-    return found.combine_chunks()
+    every = nulls[0]
+    for column in nulls[1:]:
+        every = pc.and_(every, column)
+    return every.combine_chunks()
 
 
 def replaced_errors(rows: pa.Table, commit: Commit, key: Sequence[str], details: str) -> pa.BooleanArray:
-    """Which errors make way: their key is cleared or failed again; without a key, those with equal details."""
+    """Return which errors are replaced: the key is resolved or failed again; without a key, the details are equal."""
     keys, new = rows.select(key), commit.errors.select(key)
-    gone = matching_rows(keys, new.filter(pc.invert(rows_without_key(new))))
-    alike = matching_rows(rows.select([details]), commit.errors.filter(rows_without_key(new)).select([details]))
-    gone = pc.or_(gone, pc.and_(rows_without_key(keys), alike))
-    return pc.or_(gone, matching_rows(keys, commit.resolved_keys.select(key).cast(new.schema)))
+    replaced = matching_rows(keys, new.filter(pc.invert(rows_without_key(new))))
+    same_details = matching_rows(rows.select([details]), commit.errors.filter(rows_without_key(new)).select([details]))
+    replaced = pc.or_(replaced, pc.and_(rows_without_key(keys), same_details))
+    return pc.or_(replaced, matching_rows(keys, commit.resolved_keys.select(key).cast(new.schema)))
 
 
 def _tuples(table: pa.Table) -> Iterator[tuple[Any, ...]]:
@@ -186,7 +184,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _float_paths(schema: pa.Schema) -> Iterator[str]:
-    """The Parquet paths of float columns and of vectors of floats."""
+    """Return the Parquet paths of float columns and of vectors of floats."""
     for field in schema:
         if pa.types.is_floating(field.type):
             yield field.name

@@ -1,4 +1,4 @@
-"""The schemas of the three tables that every sink holds: section 4 of the contract."""
+"""Schemas of the three tables that every sink has: section 4 of the contract."""
 
 from collections.abc import Iterable, Mapping
 
@@ -54,24 +54,24 @@ _USAGE = pa.schema(
 )
 
 
-def results_schema(key: Iterable[pa.Field], carried: Iterable[pa.Field], made: Iterable[pa.Field]) -> pa.Schema:
-    """Key columns, columns carried over, outputs, `_run_id`, `_row_fingerprint`."""
-    return pa.schema([*key, *carried, *made, RUN_ID, ROW_FINGERPRINT])
+def results_schema(key: Iterable[pa.Field], carried: Iterable[pa.Field], outputs: Iterable[pa.Field]) -> pa.Schema:
+    """Return key columns, carried columns, outputs, `_run_id`, `_row_fingerprint`."""
+    return pa.schema([*key, *carried, *outputs, RUN_ID, ROW_FINGERPRINT])
 
 
 def errors_schema(key: Iterable[pa.Field]) -> pa.Schema:
-    """Key columns (null for a line that is no row), then what failed, why and when."""
+    """Return key columns (null for an unreadable line), then what failed, why and when."""
     keys = [field.with_nullable(True) for field in key]
     names = failure_names(field.name for field in keys)
     return pa.schema([*keys, *(field.with_name(names[field.name]) for field in _FAILURE)])
 
 
 def failure_names(key: Iterable[str]) -> Mapping[str, str]:
-    """The columns of the errors table besides the key; one that a key column is called already is `error_<name>`."""
+    """Return the columns of the errors table besides the key; one with the name of a key column is `error_<name>`."""
     taken = {name.lower() for name in key}
     return {field.name: f"error_{field.name}" if field.name in taken else field.name for field in _FAILURE}
 
 
 def usage_schema() -> pa.Schema:
-    """One row for each HTTP exchange; `keys` and `fingerprints` have one element for each row it answered for."""
+    """Return one row per HTTP exchange; `keys` and `fingerprints` have one element per row that it answered."""
     return _USAGE

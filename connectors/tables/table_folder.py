@@ -16,12 +16,12 @@ FILES = "files/"
 
 def folder_identity(path: str) -> str:
     """Return one text for a path or URL, however the job file writes it."""
-    return object_store.normal(path) if object_store.is_url(path) else os.path.normpath(path)
+    return object_store.normalize_url(path) if object_store.is_url(path) else os.path.normpath(path)
 
 
 def folder_location(path: str, workspace: Path) -> str:
     """Return where a path or URL of a job file leads, links followed."""
-    return object_store.normal(path) if object_store.is_url(path) else os.path.realpath(workspace / path)
+    return object_store.normalize_url(path) if object_store.is_url(path) else os.path.realpath(workspace / path)
 
 
 class TableFolder:
@@ -33,7 +33,7 @@ class TableFolder:
         self.is_remote = object_store.is_url(path)
         if self.is_remote:
             object_store.check_installed(("sink", kind))
-            self.root = object_store.normal(path)
+            self.root = object_store.normalize_url(path)
         else:
             self.root = os.path.abspath(workspace / path)  # noqa: PTH100 - Path.resolve would follow links
         self._upload = MediaUpload(f"{self.root}/{FILES}") if self.is_remote else None

@@ -131,7 +131,7 @@ def test_validate_and_plan_foretell_the_refusal_in_the_runs_own_words_and_create
     assert "mood (" in line
     assert "sure (" in line
     assert line.endswith(
-        "cast what is there (run --schema-change cast), ask all rows again (run --schema-change backfill), or write to "
+        "cast the existing rows (run --schema-change cast), ask all rows again (run --schema-change backfill), or write to "
         "another sink (run --sink PATH)"
     )
     assert cli("plan", job, "--json") == 0
@@ -326,7 +326,7 @@ def test_a_new_column_of_vectors_is_refused_before_its_length_is_asked_for(
     job = folder.job(steps=vector)
     assert cli("validate", job) == 2
     assert cli("run", job, "--quiet") == 2
-    assert "where the job makes vector (" in cli.err
+    assert "but the job makes vector (" in cli.err
     assert len(provider.seen) == sent
     assert cli.run(job, "--schema-change", "cast")["rows_ok"] == 3
     assert [len(row["vector"]) for row in folder.results()] == [4, 4, 4]
@@ -349,7 +349,7 @@ def test_more_rows_than_fit_one_commit_are_cast_in_pieces(
 ) -> None:
     monkeypatch.setattr("pipelines.preparation.schema_evolution.BATCH_ROWS", 7)
     monkeypatch.setattr("pipelines.preparation.schema_evolution.CAST_COMMIT_ROWS", 10)
-    monkeypatch.setattr("connectors.tables.parquet_parts.BATCH_ROWS", 4)
+    monkeypatch.setattr("connectors.tables.parquet_parts.READ_BATCH_ROWS", 4)
     here.workspace.csv(100)
     cli.run(here.job(sink=", write: append"))
     assert cli.run(here.job(NEW, sink=", write: append"), "--schema-change", "cast")["requests"] == 0
@@ -360,7 +360,7 @@ def test_rebuild_says_what_to_do_where_the_declaration_has_changed(declared: Dec
     cli.run(declared.job(sink=", write: append"))
     before, job = declared.results(), declared.job(NEW, sink=", write: append")
     assert cli("rebuild", job) == 2
-    assert "cast what is there (run --schema-change cast)" in cli.err
+    assert "cast the existing rows (run --schema-change cast)" in cli.err
     assert declared.results() == before
     cli.run(job, "--schema-change", "cast")
     cast = declared.results()

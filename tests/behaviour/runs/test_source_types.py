@@ -114,7 +114,7 @@ def test_values_that_are_not_of_the_sinks_type_are_refused_as_ever(workspace: An
     sent = len(provider.seen)
     write_csv(workspace, ("three", "c", None, 4, "y"))
     assert cli("run", job, "--quiet") == 2
-    assert "results have id (int64) where the job makes id (string)" in cli.err
+    assert "results have id (int64), but the job makes id (string)" in cli.err
     assert len(provider.seen) == sent
 
 

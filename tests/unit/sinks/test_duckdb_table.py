@@ -178,9 +178,9 @@ def test_the_message_about_other_columns_tells_of_the_table(in_duckdb: Any) -> N
     with pytest.raises(SchemaMismatch) as refused:
         in_duckdb.open().check(False)
     assert str(refused.value) == (
-        "out/answers.duckdb: its table answers has answer (VARCHAR) where the job makes answer (BIGINT); cast what is "
-        "there (run --schema-change cast), ask all rows again (run --schema-change backfill), or write to another sink "
-        "(run --sink PATH)"
+        "out/answers.duckdb: its table answers has answer (VARCHAR), but the job makes answer (BIGINT); cast the "
+        "existing rows (run --schema-change cast), ask all rows again (run --schema-change backfill), or write to "
+        "another sink (run --sink PATH)"
     )
 
 

@@ -195,7 +195,7 @@ def test_credentials_and_places_that_do_not_hold_are_told_without_a_secret(
     with pytest.raises(JobError, match=r"has \.\. in it"):
         at_s3.open()
     with pytest.raises(DataError, match=r"NoSuchBucket.*check the URL, and AWS_ACCESS_KEY_ID") as told:
-        object_store.listed("s3://rowmill-nowhere/out")
+        object_store.list_objects("s3://rowmill-nowhere/out")
     assert "secret-of-the-test" not in str(told.value)
 
 
@@ -209,7 +209,7 @@ def test_a_locked_connection_opens_the_sinks_objects_alone(at_s3: Any) -> None:
     sink = at_s3.ready()
     at_s3.commit(sink, [(1, "a")])
     other = f"{at_s3.home}/other.parquet"
-    object_store.put(other, object_store.read(object_store.listed(f"{at_s3.home}/out/results")[0].url) or b"")
+    object_store.put(other, object_store.read(object_store.list_objects(f"{at_s3.home}/out/results")[0].url) or b"")
     with duckdb.connect() as db:
         sink.attach(db)
         assert db.sql(f"select count(*) from read_parquet('{other}')").fetchall() == [(0,)]
