@@ -1,4 +1,4 @@
-"""The seams: what a source, an endpoint and a sink promise to the pipelines above them."""
+"""Contracts of sources, endpoints and sinks: the protocols that the pipelines rely on."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values
 
 
-class Model(BaseModel):
-    """A part of a job file: frozen, unknown keys refused."""
+class FrozenModel(BaseModel):
+    """A part of a job file: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=False)
 
@@ -21,8 +21,8 @@ class Model(BaseModel):
 Columns = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-class SourceModel(Model):
-    """The keys that every kind of source shares; each kind adds the key that names it (`parquet:`, `csv:` ...)."""
+class SourceModel(FrozenModel):
+    """The keys of every source; each kind adds the key that names it (`parquet:`, `csv:` ...)."""
 
     key: str | Columns | None = Field(
         default=None, description="Column or list of columns: the identity of a row; checked unique and not null."
@@ -33,34 +33,38 @@ class SourceModel(Model):
     limit: int | None = Field(default=None, ge=0, description="Only the first N rows in source order, after `where`.")
 
 
-class StepModel(Model):
-    """The keys that every kind of step shares; each endpoint adds its own."""
+class StepModel(FrozenModel):
+    """The keys of every step; each endpoint adds more."""
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", description="Unique in the job.")
     provider: str = Field(default="openai", description="A name from the workspace's providers; `local` is built in.")
-    model: str = Field(min_length=1, description="The model to ask.")
-    params: dict[str, Any] = Field(default_factory=dict, description="The API's own parameters, checked.")
-    extra_body: dict[str, Any] = Field(default_factory=dict, description="Sent as it is, unchecked.")
+    model: str = Field(min_length=1, description="The model's name, as the provider writes it.")
+    params: dict[str, Any] = Field(default_factory=dict, description="Parameters of the API, checked.")
+    extra_body: dict[str, Any] = Field(default_factory=dict, description="Further parameters, sent unchecked.")
     when: str | None = Field(
-        default=None, min_length=1, description="SQL predicate over the row so far; else the outputs are null."
+        default=None, min_length=1, description="SQL predicate over the row so far; outputs are null unless true."
     )
     detail: bool = Field(default=False, description="Adds the column `<step>_finish_reason`.")
-    reuse: bool = Field(default=True, description="false: equal requests of different rows are each asked, once.")
+    reuse: bool = Field(default=True, description="false: every row sends its own request, even if requests are equal.")
 
 
-class SinkModel(Model):
-    """The keys that every kind of sink shares."""
+class SinkModel(FrozenModel):
+    """The keys of every sink."""
 
     columns: tuple[str, ...] | Literal["all"] = Field(
         default=(), description="Source columns carried over besides the key."
     )
-    write: Literal["merge", "append", "replace"] = Field(default="merge", description="How rows meet those there.")
-    deleted: Literal["keep", "remove"] = Field(default="keep", description="merge only: rows that left the source.")
+    write: Literal["merge", "append", "replace"] = Field(
+        default="merge", description="How new rows combine with existing ones."
+    )
+    deleted: Literal["keep", "remove"] = Field(
+        default="keep", description="merge only: what happens to rows that are no longer in the source."
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """Where requests go, under which key and limits."""
+    """An API server with its key and limits."""
 
     name: str
     base_url: str
@@ -74,90 +78,92 @@ class Provider:
 
     @property
     def tag(self) -> str:
-        """The provider's part of a request fingerprint."""
+        """The provider's part of a request fingerprint (`here`: on this machine)."""
         return f"{self.name}@{'here' if self.is_local else 'there'}"
 
 
 @dataclass(frozen=True, slots=True)
 class SourceContext:
-    """What a source needs to know of its surroundings."""
+    """The surroundings of a source."""
 
     workspace: Path
     """Absolute; the job's relative paths start here."""
     roots: tuple[Path, ...]
+    """Folders that paths may lead into."""
     scratch: Path
-    """A folder for temporary files (transcoded input); made by its user, removed after the run."""
+    """A folder for temporary files (transcoded input); created by its first user, removed after the run."""
     jobs: "Mapping[str, Sink | None]" = field(default_factory=dict)
-    """For `job:` sources: the jobs that there are; name -> the sink with the results of the one that is read."""
+    """For `job:` sources: name -> sink of the job that is read, None for all others."""
     known_types: Mapping[str, str] = field(default_factory=dict)
-    """Column -> SQL type that it has in the sink's results: of types that values leave open, this one is chosen."""
+    """Column -> SQL type in the sink's results; it decides if the values allow several types."""
     columns_file: Path | None = None
-    """Where a source whose columns are told by its rows alone notes them for a time when it has none."""
+    """A file in which a source without a schema remembers its columns for runs without rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedSource:
-    """A source ready to be read by DuckDB."""
+    """A source that DuckDB can read."""
 
     relation: str
     """A SQL table expression, e.g. `read_parquet([...])`, valid on the connection it was opened on."""
     rejects: tuple[tuple[int, str, str], ...] = ()
-    """(line number, message, raw line) of lines that could not be read, with `rejects: keep`."""
+    """(line number, message, raw line) of unreadable lines, with `rejects: keep`."""
     urls: tuple[str, ...] = ()
-    """Objects of a store that the relation reads in place; the locked connection may open them as well."""
+    """Objects of a store that the relation reads in place; the locked connection may open them too."""
     nbytes: int = 0
-    """How large those are together."""
+    """Total size of `urls`."""
 
 
 class Source(Protocol):
-    """A kind of input. `connect` may ATTACH; afterwards the caller locks the connection down."""
+    """An input. `connect` may ATTACH; afterwards the caller locks the connection down."""
 
     def paths(self, facts: SourceContext) -> Sequence[Path]:
-        """The files of this machine that it reads, sorted by name; what the locked connection may open. DataError where
-        a path names none."""
+        """Return the local files to read, sorted by name: those that the locked connection may open.
+
+        DataError for a path without a file.
+        """
 
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
-        """Make the rows visible; DataError (with file, row and remedy) where they cannot be read whole."""
+        """Make the rows visible to DuckDB; DataError (with file, row and remedy) if they are not all readable."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
-    """What an endpoint needs to know besides its own keys in the job file."""
+    """The surroundings of an endpoint: all it needs besides its keys in the job file."""
 
     provider_tag: str
     columns: Mapping[str, pa.DataType]
-    """The columns a template may name: the source's and those of earlier steps."""
+    """The columns that a template may name: the source's and those of earlier steps."""
     workspace: Path
     roots: tuple[Path, ...]
     hosts: tuple[str, ...]
     structured_mode: str | None = None
-    """How this provider's model was found to take a typed `output`: schema, json_object or prompt; None: not known."""
+    """The mode in which the provider's model accepts a typed `output`: schema, json_object or prompt; None: unknown."""
     embedding_dimensions: int | None = None
-    """How long this provider's model was found to make its vectors; None: not known."""
+    """Length of the vectors of the provider's model; None: unknown."""
     has_exact_tokens: bool = True
-    """Whether requests are counted by the model's tokenizer; else roughly, where no limit and no budget needs more."""
+    """Whether the model's tokenizer counts requests; without a limit or a budget a rough estimate is enough."""
     files_prefix: str = "files/"
-    """What stands before the name of a file in a results column: the way from the sink to its folder of files."""
+    """Prefix of a file's name in a results column: the path from the sink to its folder of files."""
 
 
 @dataclass(frozen=True, slots=True)
-class MediaUse:
-    """How a column of files is read before `request` sees it: values become Media, a list of them a list of Media.
+class MediaColumn:
+    """A column of files, which are read before `request`: a value becomes Media, a list of values a list of Media.
 
-    Null stays None. A value that is no such file, or too large, makes an `input` error of its row.
+    Null stays None. A value that is not such a file, or too large, is an `input` error of its row.
     """
 
     kind: Literal["image", "audio"]
     max_bytes: int
-    """Bytes."""
     passes_urls: bool = False
-    """A URL stays the text that it is, for the provider to fetch; else it is fetched here."""
+    """Whether a URL stays text, for the provider to fetch; else it is fetched here."""
     split: bool = False
-    """A sound that is larger is cut at silences into `Media.pieces`."""
+    """Whether larger audio is cut at silences into `Media.pieces`."""
 
 
 class Endpoint(Protocol):
-    """One step's endpoint: pure functions from rows to requests and from replies to typed values."""
+    """The endpoint of one step: pure functions from rows to requests and from replies to typed values."""
 
     @property
     def path(self) -> str:
@@ -173,176 +179,179 @@ class Endpoint(Protocol):
 
     @property
     def output_bound(self) -> int | None:
-        """At most so many output tokens can be billed for one request; None where nothing bounds them."""
+        """The most output tokens that one request can be billed for; None: unbounded."""
 
     def config_bytes(self) -> bytes:
-        """Canonical bytes of everything in the step that can change an answer; for the row fingerprint."""
+        """Return canonical bytes of all step keys that can change an answer, for the row fingerprint."""
 
     def request(self, row: Row, key: str) -> Request | RowError:
-        """The row's request, or an `input` error where the row's values cannot make one."""
+        """Return the row's request, or an `input` error if its values cannot make one."""
 
     def group_requests(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
-        """The requests in the groups in which they are sent, order kept."""
+        """Yield the requests in groups that share one HTTP exchange, in their order."""
 
-    def call(self, pack: Sequence[Request]) -> Call:
-        """The one HTTP exchange that asks for the whole pack."""
+    def call(self, group: Sequence[Request]) -> Call:
+        """Return the HTTP exchange of a group."""
 
-    def answers(self, pack: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
-        """What the ledger keeps for each request of the pack, from a 2xx reply; MalformedReply where it is none."""
+    def answers(self, group: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
+        """Return the answer of each request of the group, for the ledger, from a 2xx reply; or raise MalformedReply."""
 
-    def usage(self, pack: Sequence[Request], reply: Reply) -> Usage:
-        """What the exchange used, from a 2xx reply."""
+    def usage(self, group: Sequence[Request], reply: Reply) -> Usage:
+        """Return the usage of the exchange, from a 2xx reply."""
 
     def values(self, answer: bytes) -> Values | RowError:
-        """One row's typed values from its kept answer, or why it does not fit."""
+        """Return one row's typed values from its stored answer, or why it does not fit."""
 
     def repair(self, request: Request, answer: bytes, problem: RowError) -> Request | None:
-        """The one further turn that asks to mend an answer that does not fit; None where there is none (left)."""
+        """Return a follow-up request that asks to correct an answer that does not fit; None without one (left)."""
 
     def fallback_mode(self, problem: RowError) -> str | None:
-        """The next way (`json_object`, `prompt`) to ask for typed output when `problem` refuses the present one."""
+        """Return the next mode of typed output (`json_object`, `prompt`) if `problem` refuses the present one."""
 
     def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
-        """The step's columns, one array a field; None gives nulls."""
+        """Return the step's columns, one array a field; None gives nulls."""
 
     @property
-    def media(self) -> Mapping[str, MediaUse]:
-        """The columns among `uses` that hold files."""
+    def media(self) -> Mapping[str, MediaColumn]:
+        """The columns among `input_columns` that hold files."""
 
     @property
     def dimensions_unknown(self) -> bool:
-        """Whether its vectors have no known length yet: it can be planned, but not run."""
+        """Whether the length of its vectors is unknown: the step can be planned, but not run."""
 
     @property
     def image_terms(self) -> tuple[str | None, str | None] | None:
-        """(size, quality) of the images it makes, which set their price; None where it makes none."""
+        """(size, quality) of generated images, which set their price; None if the endpoint makes no images."""
 
     def expiring_urls(self, answer: bytes) -> Sequence[str]:
-        """URLs in an answer whose contents must be fetched before it is kept for good: they expire."""
+        """Return the URLs in an answer whose contents must be fetched before it is stored, because they expire."""
 
     def with_contents(self, answer: bytes, contents: Sequence[bytes]) -> bytes:
-        """The answer with the contents of its `links` in place of them."""
+        """Return the answer with contents in place of its `expiring_urls`."""
 
     def files(self, answer: bytes) -> Sequence[tuple[str, bytes]]:
-        """(name by content, content) of the files that `values` names, to be written beside the table."""
+        """Return (name by content, content) of the files that `values` names; they are written next to the table."""
 
     def merge_parts(self, request: Request, answers: Sequence[bytes]) -> bytes:
-        """The answer of a request that was asked in parts, of the answers of its parts in their order."""
+        """Return the answer of a request that was sent in parts, from the answers of its parts in order."""
 
 
 class SingleRowEndpoint:
-    """What most endpoints do: one row a request; no files in or out, no parts, nothing to mend."""
+    """Base of endpoints with one row a request; no files, parts or repairs unless overridden."""
 
-    media: Mapping[str, MediaUse] = {}
+    media: Mapping[str, MediaColumn] = {}
     image_terms: tuple[str | None, str | None] | None = None
     dimensions_unknown: bool = False
 
     def group_requests(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
-        """Each alone."""
+        """Yield each request alone."""
         return ((request,) for request in requests)
 
     def repair(self, request: Request, answer: bytes, problem: RowError) -> Request | None:
-        """There is nothing to mend."""
+        """Return None: no repair."""
         return None
 
     def fallback_mode(self, problem: RowError) -> str | None:
-        """There is one way only."""
+        """Return None: there is one mode only."""
         return None
 
     def expiring_urls(self, answer: bytes) -> Sequence[str]:
-        """None."""
+        """Return nothing."""
         return ()
 
     def with_contents(self, answer: bytes, contents: Sequence[bytes]) -> bytes:
-        """As it is."""
+        """Return the answer unchanged."""
         return answer
 
     def files(self, answer: bytes) -> Sequence[tuple[str, bytes]]:
-        """None."""
+        """Return nothing."""
         return ()
 
     def merge_parts(self, request: Request, answers: Sequence[bytes]) -> bytes:
-        """Never asked for: no request has parts."""
-        raise AssertionError("a request without parts has no parts to join")
+        """Raise: no request has parts."""
+        raise AssertionError("a request without parts has no parts to merge")
 
 
 class MalformedReply(Exception):
-    """A 2xx reply that is not what the endpoint's API describes: asked again, unless it tells an error of its own."""
+    """A 2xx reply that the endpoint's API does not describe: retried, unless it contains an error of the row."""
 
     def __init__(self, message: str, error: RowError | None = None) -> None:
-        """`error`: what the reply tells, where it is an error object in spite of its status."""
+        """`error`: the error in the reply, if it is an error object in spite of its status."""
         super().__init__(message)
         self.error = error
 
 
 @dataclass(frozen=True, slots=True)
 class TableShape:
-    """What the results table of a job looks like."""
+    """Schemas of a job's tables."""
 
     key: tuple[str, ...]
     results: pa.Schema
-    """key columns, carried columns, outputs, `_run_id` (string), `_row_fingerprint` (string)."""
+    """Key columns, carried columns, outputs, `_run_id` (string), `_row_fingerprint` (string)."""
     errors: pa.Schema
-    """key columns, step, error_class ... fingerprint, as in the contract."""
+    """Key columns, step, error_class ... fingerprint, as jobs/docs/tables.md lists them."""
     write: Literal["merge", "append", "replace"]
     outputs: tuple[str, ...] = ()
-    """The columns of `results` that the steps made."""
+    """The columns of `results` that the steps make."""
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Finished rows on their way into the sink. Each key stands at most once in it."""
+    """Finished rows for the sink. It contains each key at most once."""
 
     results: pa.Table
-    """Rows with all steps done; new keys and changed ones mixed."""
+    """Rows with all steps done; new and changed keys mixed."""
     rows_by_part: Mapping[str, Sequence[int]]
     """Existing part -> indexes in `results` of the rows that replace a row of that part; all others are new."""
     errors: pa.Table
-    """Rows that failed; a key that stands in the errors table already is replaced, one without a key where the details
-    are equal."""
+    """Failed rows; they replace those with the same key in the errors table, or without a key the same details."""
     resolved_keys: pa.Table
-    """Key columns only: rows to be taken out of the errors table, since they succeeded. A null key stands for all
-    errors without a key."""
+    """Key columns of rows that succeeded, to remove from the errors table; a null key: all errors without one."""
 
 
 @dataclass(frozen=True, slots=True)
 class UsageMark:
-    """Up to which exchange of which ledger a usage table is written."""
+    """A range of a ledger's exchanges that a usage table contains."""
 
     ledger: str
     """8 hex digits of the ledger's identity."""
     writer: int
-    """The process that settled them: a number from the ledger."""
+    """The process that settled them, as the ledger numbers it."""
     first: int
     last: int
     """Sequence numbers (both inclusive) of the writer's exchanges in this part."""
 
 
 class Sink(Protocol):
-    """Where a job's three tables live. All methods block and are called from one thread at a time."""
+    """The place of a job's three tables. All methods block and are called from one thread at a time."""
 
     def check(self, fresh: bool) -> None:
-        """DataError where `prepare` would refuse what is there; shapes.OtherColumns where results or errors have other
-        columns than the job makes, which those of a `fresh` build may. Only reads; what a kill left is not recovered:
-        tables in the midst of a swap are not looked at."""
+        """Raise DataError if `prepare` would refuse the existing tables; it only reads.
+
+        schema_checks.SchemaMismatch if results or errors have other columns than the job makes, unless `fresh`. Does
+        not recover from a kill: tables in the middle of a swap are not checked.
+        """
 
     def prepare(self, fresh: bool) -> None:
-        """Recover what a kill left behind, `check`, and see that each table exists with its schema. `fresh`: results
-        and errors are built anew beside the old ones (write: replace, rebuild) until `finish`."""
+        """Recover from a kill, `check`, and create missing tables.
+
+        `fresh`: build new results and errors next to the old ones (write: replace, rebuild) until `finish`.
+        """
 
     def exists(self) -> bool:
-        """Whether the results table exists already (before prepare); not where it was begun by a fresh build that was
-        never finished."""
+        """Return whether the results table existed before `prepare`; an unfinished fresh build does not count."""
 
     def results_sql(self) -> str:
-        """A SQL table expression of the committed results with the column `_part` (string: what Commit.replaced
-        names) added; on a connection that may read `paths()` or after `attach`."""
+        """Return a SQL table expression of the committed results, with `_part` (string) for Commit.rows_by_part.
+
+        It needs a connection that may read `paths()`, or one after `attach`.
+        """
 
     def errors_sql(self) -> str:
-        """A SQL table expression of the errors."""
+        """Return a SQL table expression of the errors."""
 
     def usage_sql(self) -> str:
-        """A SQL table expression of the usage table."""
+        """Return a SQL table expression of the usage table."""
 
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Make the tables readable on the connection (a DuckDB file is attached read-only; Parquet needs nothing)."""
@@ -351,31 +360,30 @@ class Sink(Protocol):
         """Undo `attach`."""
 
     def paths(self) -> Sequence[Path | str]:
-        """The folders or files (as text: URLs of an object store) that a locked connection must be allowed to read for
-        these expressions."""
+        """Return folders and files (text: URLs of an object store) that a locked connection must be allowed to read."""
 
     def commit(self, commit: Commit, name: str) -> None:
-        """Rows into the tables, readers never seeing a key twice. `name`: a part name never used before."""
+        """Write rows into the tables; readers never see a key twice. `name`: a part name never used before."""
 
     def add_usage(self, usage: pa.Table, mark: UsageMark) -> None:
-        """Append exchanges to the usage table, once a mark."""
+        """Append exchanges to the usage table, once for each mark."""
 
     def usage_marks(self) -> Sequence[UsageMark]:
-        """What the usage table holds already."""
+        """Return the marks that the usage table contains."""
 
     def remove(self, keys: pa.Table, errors_too: bool) -> int:
-        """Take the rows of these keys out of results (and errors); how many results went."""
+        """Remove the rows of these keys from results (and errors); return the number of results removed."""
 
     def finish(self) -> None:
-        """Swap in what was built `fresh`; compact small parts."""
+        """Swap in the tables built `fresh`; compact small parts."""
 
     def tables(self) -> Mapping[str, str]:
-        """For people and programs: results, usage, errors -> a glob or a table name."""
+        """Return results, usage and errors -> a glob or a table name, for reports."""
 
     @property
     def files_folder(self) -> Path:
-        """Where media files of the rows are written."""
+        """The folder of the rows' media files."""
 
     @property
     def files_prefix(self) -> str:
-        """What stands before such a file's name in a results column: the folder, relative to the sink's, and `/`."""
+        """Prefix of such a file's name in a results column: the folder, relative to the sink's, and `/`."""

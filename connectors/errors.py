@@ -77,31 +77,31 @@ class Stopped(RowmillError):
 
 
 def from_os_error(exc: OSError) -> RowmillError:
-    """What the system refused, for the user: a full disk stops a run, a place that cannot be used is a mistake."""
+    """Return the user's error for a failed system call: a full disk stops the run, an unusable path is a DataError."""
     where = exc.filename or "the system"
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return Stopped(f"{where}: disk full; make room and run again")
-    return DataError(where, f"{exc.strerror or exc}", "see whether it is there and can be written to")
+    return DataError(where, exc.strerror or str(exc), "check that it exists and can be written")
 
 
 _PARQUET_FILE = re.compile(r"""[Ff]ile ['"]([^'"]+[.]parquet)['"]""")
-_NO_PAGES = ("TProtocolException", "don't know what type")
-"""What DuckDB says, and names no file, where the headers of pages are broken."""
+_BROKEN_PAGES = ("TProtocolException", "don't know what type")
+"""Beginnings of DuckDB's messages about broken page headers, which name no file."""
 
 
 def from_duckdb_error(exc: Exception) -> DataError | None:
-    """What DuckDB met in a Parquet file of ours that no longer is what was written; None for all else."""
-    told = str(exc).strip().split("\n", 1)[0]
-    remedy = "run again: answers that the ledger has are not asked again"
+    """Return the error for a damaged Parquet file of a sink; None for any other exception."""
+    message = str(exc).strip().split("\n", 1)[0]
+    remedy = "run again: answers in the ledger are not requested again"
     match type(exc).__name__:
-        case "InvalidInputException" | "IOException" if found := _PARQUET_FILE.search(told):
+        case "InvalidInputException" | "IOException" if found := _PARQUET_FILE.search(message):
             return DataError(
-                found[1], f"cannot be read ({told.partition(' Error: ')[2]})", f"move it away and {remedy}"
+                found[1], f"cannot be read ({message.partition(' Error: ')[2]})", f"move it away and {remedy}"
             )
-        case "Error" if told.startswith(_NO_PAGES):
+        case "Error" if message.startswith(_BROKEN_PAGES):
             return DataError(
                 "the sink",
-                f"one of its Parquet files cannot be read ({told})",
+                f"one of its Parquet files cannot be read ({message})",
                 f"find it by reading each, move it away and {remedy}",
             )
     return None
@@ -112,10 +112,15 @@ def dotted(path: KeyPath) -> str:
     return ".".join(map(str, path))
 
 
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that is most like `word`; None if none is."""
+    matches = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`did you mean X?` for the nearest known word, or the sorted list of all of them."""
+    """Return `did you mean X?` for the closest known word, else the sorted list of all known words."""
     names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean {near[0]}?"
-    return f"known here: {', '.join(names)}" if names else "none is known here"
+    if match := closest(word, names):
+        return f"did you mean {match}?"
+    return f"known here: {', '.join(names)}" if names else "no names are known here"

@@ -1,4 +1,4 @@
-"""The values that travel between rows, requests, replies and tables."""
+"""Records that pass between rows, requests, replies and tables."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ Values = tuple[Any, ...]
 
 @dataclass_transform(frozen_default=True)
 def record(kind: type[T]) -> type[T]:
-    """A frozen dataclass with slots, of which many are made: that nobody changes it is seen to by mypy alone.
+    """Make a slotted dataclass that mypy treats as frozen.
 
-    At run time a frozen one sets each field by a call: to make one of 16 fields takes ten times as long.
+    A runtime-frozen one sets each field by a call: with 16 fields, creating it takes ten times as long.
     """
     return dataclass(slots=True, unsafe_hash=True)(kind)
 
@@ -42,18 +42,20 @@ ErrorClass = Literal[
 ]
 
 ROW_ERROR_CLASSES: frozenset[str] = frozenset({"input", "bad_request", "content_filter", "length", "invalid_answer"})
-"""Failures of the row itself: asked again when the row or the step changes, or by `retry`."""
+"""Failures of the row itself: sent again when the row or the step changes, or by `retry`."""
 
-TRANSIENT_ERROR_CLASSES: frozenset[str] = frozenset({"rate_limit", "timeout", "connection", "server", "malformed_reply"})
-"""Failures that pass: the request is sent again, at most `retry.attempts` times (rate_limit uses up none)."""
+TRANSIENT_ERROR_CLASSES: frozenset[str] = frozenset(
+    {"rate_limit", "timeout", "connection", "server", "malformed_reply"}
+)
+"""Transient failures: the request is sent again, at most `retry.attempts` times (rate_limit uses no attempt)."""
 
 FATAL_ERROR_CLASSES: frozenset[str] = frozenset({"quota", "access_denied"})
-"""Failures that every further request would meet as well: the run stops."""
+"""Failures that every further request would have too: the run stops."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """Why a row has no result, in the provider's own words where it spoke."""
+    """The reason why a row has no result, in the provider's words if it gave one."""
 
     error_class: ErrorClass
     message: str
@@ -62,13 +64,13 @@ class RowError:
     param: str | None = None
     code: str | None = None
     details: str | None = None
-    """JSON text of whatever else the provider's error object held."""
+    """JSON text of the other keys of the provider's error object."""
     request_id: str | None = None
 
 
 @record
 class Usage:
-    """What one exchange used, as the reply says; None where it says nothing of it."""
+    """The usage of one exchange, as the reply reports it; None: not reported."""
 
     input_tokens: int | None = None
     cached_tokens: int | None = None
@@ -80,12 +82,12 @@ class Usage:
     characters: int | None = None
     images: int | None = None
     model_version: str | None = None
-    """The model that answered, as it names itself."""
+    """The model that answered, in the reply's own words."""
     finish_reason: str | None = None
 
     @property
     def tokens(self) -> int | None:
-        """Those that a limit of tokens counts; None where the reply does not tell."""
+        """The tokens that count against a token limit; None: not reported."""
         return None if self.input_tokens is None else self.input_tokens + (self.output_tokens or 0)
 
 
@@ -94,39 +96,39 @@ NO_USAGE = Usage()
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """A picture or a sound that a row names or holds, found, measured and checked before its request is made."""
+    """A picture or an audio file of a row, measured and checked before its request is built."""
 
     digest: str
     """SHA-256 of the content, 64 hex digits."""
     size: int
-    """Bytes."""
+    """In bytes."""
     kind: str
     """Media type by content, such as `image/png`."""
     suffix: str
     """For a file name, by content: `png`."""
     path: Path | None = None
-    """Where the content lies; None: in `data`."""
+    """The file with the content; None: it is in `data`."""
     data: bytes | None = None
     pixels: tuple[int, int] | None = None
     """Width and height of a picture."""
     seconds: float | None = None
-    """Length of a sound."""
+    """Length of audio."""
     pieces: "tuple[tuple[float, Media], ...]" = ()
-    """Of a sound that was cut: (where it starts in seconds, the piece)."""
+    """(start in seconds, piece) of audio that was split."""
 
     @property
     def name(self) -> str:
-        """How a request's body names it; `Endpoint.call` puts the content in its place."""
+        """Its name in a request's body, which `Endpoint.call` replaces by the content."""
         return f"rowmill-media:{self.digest}"
 
     def read(self) -> bytes:
-        """The content; OSError where the file is gone."""
+        """Return the content; OSError if the file is gone."""
         return self.data if self.data is not None else (self.path or Path()).read_bytes()
 
 
 @record
 class Request:
-    """One row's question: what is sent, alone or packed with others, and the ledger's key for its answer."""
+    """The request of one row, sent alone or in a group, and the ledger's key of its answer."""
 
     fingerprint: bytes
     """16 bytes, see `request_fingerprint`."""
@@ -135,24 +137,24 @@ class Request:
     input_tokens: int
     """Counted (or estimated) before sending; for limits and budget."""
     output_bound: int | None
-    """At most so many output tokens can be billed; None where nothing bounds them; 0 where there are none."""
+    """The most output tokens that can be billed; None: unbounded; 0: the endpoint bills none."""
     keys: tuple[str, ...] = ()
-    """The rows it answers for, as text; filled in by the fan-out."""
+    """The rows that it answers for, as text; filled in by the dispatcher."""
     repair_of: bytes | None = None
-    """The fingerprint of the request whose answer this one asks to mend."""
+    """The fingerprint of the request whose answer this one asks to correct."""
     media: tuple[Media, ...] = ()
     """The contents that `body` names by their digest."""
     parts: "tuple[Request, ...]" = ()
-    """Requests to be sent instead of this one; `Endpoint.joined` makes its answer of theirs."""
+    """Requests to send instead of this one; `Endpoint.merge_parts` makes its answer from theirs."""
     audio_seconds: float | None = None
-    """Counted before sending, for the budget; as are characters and images."""
+    """Counted before sending, for the budget, like characters and images."""
     characters: int | None = None
     images: int | None = None
 
 
 @record
 class Call:
-    """One HTTP exchange about to be sent."""
+    """An HTTP request to send."""
 
     method: str
     path: str
@@ -160,14 +162,14 @@ class Call:
     body: bytes | None = None
     """JSON."""
     form: tuple[tuple[str, str | bytes | Path, str | None], ...] | None = None
-    """Multipart fields (name, value, file name or None) instead of a body; a file is read as it is sent."""
+    """Multipart fields (name, value, file name or None) instead of a body; a file is read while it is sent."""
     stream: bool = False
-    """The reply is read as server-sent events."""
+    """Whether the reply is server-sent events."""
 
 
 @record
 class Reply:
-    """What came back, whole."""
+    """A complete HTTP reply."""
 
     status: int
     headers: Mapping[str, str]
@@ -178,9 +180,9 @@ class Reply:
 
 
 def request_fingerprint(provider_tag: str, path: str, body: bytes, salt: str = "") -> bytes:
-    """16 bytes that name a request: provider (name and whether it is this machine), endpoint, body, salt.
+    """Return 16 bytes that identify a request: provider (name, and whether it is local), endpoint, body, salt.
 
-    The salt is the row's key where the step says `reuse: false`, else empty.
+    The salt is the row's key with `reuse: false`, else empty.
     """
     digest = blake2b(body, digest_size=16, person=b"rowmill.request1")
     digest.update(b"\0" + provider_tag.encode() + b"\0" + path.encode() + b"\0" + salt.encode())
@@ -188,5 +190,5 @@ def request_fingerprint(provider_tag: str, path: str, body: bytes, salt: str = "
 
 
 def compact_copy(dumped: bytes) -> bytes:
-    """The same in the memory that it needs: orjson's own result holds on to ten times as much, as long as it lives."""
+    """Return a copy of exact size: orjson's own result occupies ten times as much memory as long as it lives."""
     return bytes(memoryview(dumped))

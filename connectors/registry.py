@@ -1,4 +1,4 @@
-"""Which sources, sinks and endpoints there are, one line each; mypy checks that the class fits."""
+"""The registry of sources, sinks and endpoints, one line each; mypy checks that each class fits its protocol."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ from connectors.sources.sql_query import SqlSource
 
 
 class SourceConfig(Source, Protocol):
-    """A kind of source as the job file writes it: the keys that all share, and the reading itself."""
+    """A source's keys in the job file, and the source itself."""
 
     @property
     def key(self) -> str | tuple[str, ...] | None: ...
@@ -37,7 +37,7 @@ class SourceConfig(Source, Protocol):
 
 
 class StepConfig(Protocol):
-    """An endpoint's step as the job file writes it."""
+    """A step's keys in the job file, which build its endpoint."""
 
     @property
     def endpoint(self) -> str: ...
@@ -53,11 +53,11 @@ class StepConfig(Protocol):
     def reuse(self) -> bool: ...
     @property
     def params(self) -> Mapping[str, Any]: ...
-    def build(self, facts: StepContext, /) -> Endpoint: ...
+    def build(self, context: StepContext, /) -> Endpoint: ...
 
 
 class SinkConfig(Protocol):
-    """A kind of sink as the job file writes it."""
+    """A sink's keys in the job file, which open the sink."""
 
     @property
     def columns(self) -> tuple[str, ...] | Literal["all"]: ...
@@ -67,17 +67,17 @@ class SinkConfig(Protocol):
     def deleted(self) -> Literal["keep", "remove"]: ...
     @property
     def identity(self) -> str:
-        """The place as the job file writes it: one name for one sink."""
+        """The location as the job file writes it: one name for one sink."""
 
     def location(self, workspace: Path, /) -> str:
-        """Where the tables are, links followed: sinks of one place are one."""
+        """Return where the tables are, links followed; sinks with the same location are one."""
 
     @property
     def files_prefix(self) -> str:
-        """What stands before the name of a row's media file in a results column."""
+        """Prefix of the name of a row's media file in a results column."""
 
     def open(self, shape: TableShape, workspace: Path, longest_hold: float, /) -> Sink:
-        """`workspace`: where a relative path starts. `longest_hold`: seconds to wait for a reader of the file."""
+        """Open the tables; a relative path starts at `workspace`. `longest_hold`: seconds to wait for a reader."""
 
 
 SOURCES: Mapping[str, type[SourceConfig]] = {

@@ -8,17 +8,17 @@ from pydantic import Field
 from connectors.contracts import MalformedReply, StepContext
 from connectors.endpoints.conversation.chat_params import CHAT_PARAMS
 from connectors.endpoints.conversation.conversation_endpoint import (
-    WAYS,
-    DialogueEndpoint,
-    DialogueStep,
+    STRUCTURED_MODES,
+    ConversationEndpoint,
+    ConversationStep,
+    parse_typed_output,
     shortened,
-    taken,
-    taken_stream,
-    typed_output,
+    take_param,
+    take_stream,
 )
-from connectors.endpoints.conversation.messages import Dialogue, FromColumn
-from connectors.endpoints.conversation.output_columns import AnswerColumns, Choice
-from connectors.endpoints.conversation.tool_calls import checked_choice, checked_tools, told_calls
+from connectors.endpoints.conversation.messages import ColumnReference, Conversation
+from connectors.endpoints.conversation.output_columns import AnswerColumns, ReplyChoice
+from connectors.endpoints.conversation.tool_calls import parse_tool_calls, validate_tool_choice, validate_tools
 from connectors.endpoints.params.checks import check_params
 from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.transport.sse import Event
@@ -27,25 +27,25 @@ from connectors.transport.stream_assembly import assemble_completion
 FORMATS = ("text", "json_object", "json_schema")
 
 
-class ChatStep(DialogueStep):
+class ChatStep(ConversationStep):
     """A step of endpoint chat."""
 
     endpoint: Literal["chat"] = Field(description="POST /chat/completions.")
-    messages: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | FromColumn = Field(
+    messages: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | ColumnReference = Field(
         description="The dialogue, every text a template; or the column that holds whole dialogues.",
         examples=[[{"system": "You label support tickets."}, {"user": "{{ body }}"}]],
     )
 
-    def build(self, facts: StepContext) -> DialogueEndpoint:
+    def build(self, facts: StepContext) -> ConversationEndpoint:
         """The endpoint; JobError, beginning with a key path, for what does not fit."""
         where = ("steps", self.name)
         params = dict(self.params)
         body: dict[str, Any] = {}
-        tools, choice = taken(self, params, "tools", where), taken(self, params, "tool_choice", where)
-        stream = taken_stream(self, params, where)
+        tools, choice = take_param(self, params, "tools", where), take_param(self, params, "tool_choice", where)
+        stream = take_stream(self, params, where)
         form = params.pop("response_format", None)
         check_params(params, CHAT_PARAMS, where)
-        typed = typed_output(self, where)
+        typed = parse_typed_output(self, where)
         count = int(params.get("n", 1))
         if typed is not None and count != 1:
             raise JobError((*where, "params", "n"), "a typed output has one answer a row", "leave n out")
@@ -55,9 +55,9 @@ class ChatStep(DialogueStep):
         if form is not None:
             body["response_format"] = _checked_form(form, (*where, "params", "response_format"))
         if tools is not None:
-            body["tools"] = tools = checked_tools(tools, (*where, "tools"), flat=False)
+            body["tools"] = tools = validate_tools(tools, (*where, "tools"), flat=False)
         if choice is not None:
-            body["tool_choice"] = checked_choice(choice, tools, (*where, "tool_choice"), flat=False)
+            body["tool_choice"] = validate_tool_choice(choice, tools, (*where, "tool_choice"), flat=False)
         if stream:
             body |= {"stream": True, "stream_options": {"include_usage": True, **params.get("stream_options", {})}}
         columns = AnswerColumns(
@@ -69,34 +69,34 @@ class ChatStep(DialogueStep):
             logprobs=bool(params.get("logprobs")),
             detail=self.detail,
         )
-        dialogue = Dialogue(self.messages, facts.columns, (*where, "messages"))
-        return DialogueEndpoint(self, facts, Completions(), dialogue, body, {}, columns, typed)
+        dialogue = Conversation(self.messages, facts.columns, (*where, "messages"))
+        return ConversationEndpoint(self, facts, ChatCompletionsFormat(), dialogue, body, {}, columns, typed)
 
 
-class Completions:
+class ChatCompletionsFormat:
     """The dialect of chat completions."""
 
     path = "/chat/completions"
-    turns_key = "messages"
-    ways = WAYS
-    bounds = ("max_tokens", "max_completion_tokens")
+    messages_key = "messages"
+    modes = STRUCTURED_MODES
+    max_token_params = ("max_tokens", "max_completion_tokens")
 
-    def turns(self, messages: Sequence[Mapping[str, Any]]) -> Any:
+    def render_messages(self, messages: Sequence[Mapping[str, Any]]) -> Any:
         """As they are."""
         return messages
 
-    def typed(self, body: Mapping[str, Any], way: str, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    def with_schema(self, body: Mapping[str, Any], way: str, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
         """By `response_format`."""
         if way == "schema":
             form = {"name": name, "strict": True, "schema": schema}
             return {**body, "response_format": {"type": "json_schema", "json_schema": form}}
         return {**body, "response_format": {"type": "json_object"}} if way == "json_object" else dict(body)
 
-    def joined(self, events: Iterable[Event]) -> dict[str, Any]:
+    def assemble(self, events: Iterable[Event]) -> dict[str, Any]:
         """Of chunks."""
         return assemble_completion(events)
 
-    def choices(self, reply: Mapping[str, Any]) -> Sequence[Choice]:
+    def parse_choices(self, reply: Mapping[str, Any]) -> Sequence[ReplyChoice]:
         """In the order of their indexes."""
         told = reply.get("choices")
         if not isinstance(told, list) or not told:
@@ -109,15 +109,15 @@ class Completions:
         return [_choice(choice) for choice in told]
 
 
-def _choice(told: Mapping[str, Any]) -> Choice:
+def _choice(told: Mapping[str, Any]) -> ReplyChoice:
     message, reason, logprobs = told["message"], told.get("finish_reason"), told.get("logprobs")
     refusal = message.get("refusal")
     called = "tool_calls" in message or "function_call" in message
-    return Choice(
+    return ReplyChoice(
         _text(message.get("content")),
         reason if isinstance(reason, str) else None,
         refusal if isinstance(refusal, str) else None,
-        told_calls(message) if called else (),
+        parse_tool_calls(message) if called else (),
         logprobs.get("content") if isinstance(logprobs, dict) else None,
     )
 

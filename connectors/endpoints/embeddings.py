@@ -10,7 +10,7 @@ from pybase64 import b64decode
 from pydantic import Field
 
 from connectors.contracts import MalformedReply, SingleRowEndpoint, StepContext, StepModel
-from connectors.endpoints.params.checks import Check, check_params, one_of, text, whole
+from connectors.endpoints.params.checks import ParamCheck, check_params, integer, one_of, text
 from connectors.errors import JobError, did_you_mean
 from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.templating.template import RenderError, Template
@@ -19,28 +19,28 @@ from connectors.tokens import count_tokens, token_upper_bound
 from connectors.transport.error_replies import is_error_body, row_error
 from connectors.transport.token_usage import parse_count
 
-INPUTS = 256
+MAX_TEXTS_PER_REQUEST = 256
 """Texts in one request; the API takes 2,048, but a failed request then costs more to repeat."""
-TOKENS = 100_000
+MAX_TOKENS_PER_REQUEST = 100_000
 """Of one request; the API takes 300,000."""
-LONGEST = 8191
+MAX_TEXT_TOKENS = 8191
 """Tokens of one text, for OpenAI's own models."""
 
-SIZES: Mapping[str, int] = {
+DIMENSIONS: Mapping[str, int] = {
     "text-embedding-3-small": 1536,
     "text-embedding-3-large": 3072,
     "text-embedding-ada-002": 1536,
 }
 """The reference, section 7.4."""
-UNCUT = frozenset({"text-embedding-ada-002"})
+FIXED_DIMENSIONS = frozenset({"text-embedding-ada-002"})
 """Models that take no `dimensions`."""
 
-PLACE = "\0the text\0"
+TEXT_PLACEHOLDER = "\0the text\0"
 """Stands for it while the rest of a body is written."""
 
-EMBEDDING_PARAMS: Mapping[str, Check] = {
+EMBEDDING_PARAMS: Mapping[str, ParamCheck] = {
     "user": text,
-    "dimensions": whole(1),
+    "dimensions": integer(1),
     "encoding_format": one_of("float", "base64"),
 }
 """The reference, section 7.3, and the OpenAPI description; base64 is asked for where a step does not say."""
@@ -56,12 +56,12 @@ class EmbeddingsStep(StepModel):
     )
     output: str | None = Field(default=None, description="The column's name; default: the step's.")
 
-    def build(self, facts: StepContext) -> "Embeddings":
+    def build(self, facts: StepContext) -> "EmbeddingsEndpoint":
         """The endpoint; JobError, beginning with a key path, for what does not fit."""
-        return Embeddings(self, facts)
+        return EmbeddingsEndpoint(self, facts)
 
 
-class Embeddings(SingleRowEndpoint):
+class EmbeddingsEndpoint(SingleRowEndpoint):
     """The endpoint of one step of embeddings."""
 
     path = "/embeddings"
@@ -80,10 +80,14 @@ class Embeddings(SingleRowEndpoint):
         self.input_columns = self._input.columns
         if step.dimensions is not None and "dimensions" in step.params:
             raise JobError((*where, "params", "dimensions"), "stands on the step as well", "leave out one of both")
-        known = SIZES.get(step.model)
+        known = DIMENSIONS.get(step.model)
         for place, asked in (("dimensions", step.dimensions), ("params.dimensions", step.params.get("dimensions"))):
-            if known is not None and asked is not None and (asked > known or (step.model in UNCUT and asked != known)):
-                takes = f"makes {known:,}, no others" if step.model in UNCUT else f"makes at most {known:,}"
+            if (
+                known is not None
+                and asked is not None
+                and (asked > known or (step.model in FIXED_DIMENSIONS and asked != known))
+            ):
+                takes = f"makes {known:,}, no others" if step.model in FIXED_DIMENSIONS else f"makes at most {known:,}"
                 raise JobError((*where, place), f"found {asked}, {step.model} {takes}", "correct it")
         size = step.dimensions or step.params.get("dimensions") or known or facts.embedding_dimensions
         self.dimensions_unknown = size is None
@@ -93,7 +97,9 @@ class Embeddings(SingleRowEndpoint):
             self._fixed["dimensions"] = step.dimensions
         self._fixed |= plain_json(step.extra_body, (*where, "extra_body"))
         # What stands before and after the text, or the texts, in a request's body.
-        self._head, _, self._tail = orjson.dumps({**self._fixed, "input": PLACE}).partition(orjson.dumps(PLACE))
+        self._head, _, self._tail = orjson.dumps({**self._fixed, "input": TEXT_PLACEHOLDER}).partition(
+            orjson.dumps(TEXT_PLACEHOLDER)
+        )
         vector = pa.list_(pa.float32()) if self.dimensions_unknown else pa.list_(pa.float32(), self._size)
         self._column = pa.field(step.output or step.name, vector)
         self.fields = (self._column,)
@@ -114,10 +120,10 @@ class Embeddings(SingleRowEndpoint):
         if not said:
             return RowError("input", "the text is empty: there is nothing to embed")
         tokens = count_tokens(said, self._counted_as)
-        if self._step.model in SIZES and token_upper_bound(said) > LONGEST:
+        if self._step.model in DIMENSIONS and token_upper_bound(said) > MAX_TEXT_TOKENS:
             tokens = count_tokens(said, self._step.model)
-            if tokens > LONGEST:
-                return RowError("input", f"the text has {tokens:,} tokens, more than the model's {LONGEST:,}")
+            if tokens > MAX_TEXT_TOKENS:
+                return RowError("input", f"the text has {tokens:,} tokens, more than the model's {MAX_TEXT_TOKENS:,}")
         return Request(
             fingerprint=request_fingerprint(self._tag, self.path, body, "" if self._step.reuse else key),
             body=body,
@@ -127,38 +133,38 @@ class Embeddings(SingleRowEndpoint):
         )
 
     def group_requests(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
-        """As many as INPUTS and TOKENS allow."""
-        pack: list[Request] = []
+        """As many as MAX_TEXTS_PER_REQUEST and MAX_TOKENS_PER_REQUEST allow."""
+        group: list[Request] = []
         tokens = 0
         for request in requests:
-            if pack and (len(pack) == INPUTS or tokens + request.input_tokens > TOKENS):
-                yield tuple(pack)
-                pack, tokens = [], 0
-            pack.append(request)
+            if group and (len(group) == MAX_TEXTS_PER_REQUEST or tokens + request.input_tokens > MAX_TOKENS_PER_REQUEST):
+                yield tuple(group)
+                group, tokens = [], 0
+            group.append(request)
             tokens += request.input_tokens
-        if pack:
-            yield tuple(pack)
+        if group:
+            yield tuple(group)
 
-    def call(self, pack: Sequence[Request]) -> Call:
+    def call(self, group: Sequence[Request]) -> Call:
         """All texts in one list."""
         start, end = len(self._head), -len(self._tail)
-        texts = b",".join([request.body[start:end] for request in pack])
+        texts = b",".join([request.body[start:end] for request in group])
         return Call("POST", self.path, b"".join((self._head, b"[", texts, b"]", self._tail)))
 
-    def answers(self, pack: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
-        """Each text's vector as little-endian float32 bytes, in the order of the pack."""
+    def answers(self, group: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
+        """Each text's vector as little-endian float32 bytes, in the order of the group."""
         whole_reply = self._read(reply.body)
         if is_error_body(whole_reply):
             error = row_error(reply)
             raise MalformedReply(error.message, error)
         data = whole_reply.get("data")
-        if not isinstance(data, list) or len(data) != len(pack):
+        if not isinstance(data, list) or len(data) != len(group):
             came = len(data) if isinstance(data, list) else "no"
-            raise MalformedReply(f"{came} vectors came for {len(pack)} texts")
-        vectors: list[bytes | None] = [None] * len(pack)
+            raise MalformedReply(f"{came} vectors came for {len(group)} texts")
+        vectors: list[bytes | None] = [None] * len(group)
         for entry in data:
             place = entry.get("index") if isinstance(entry, dict) else None
-            if type(place) is not int or not 0 <= place < len(pack) or vectors[place] is not None:
+            if type(place) is not int or not 0 <= place < len(group) or vectors[place] is not None:
                 raise MalformedReply(f"an index of the vectors is missing, doubled or out of range: {place!r}")
             vectors[place] = self._vector(entry.get("embedding"))
         found = [vector for vector in vectors if vector is not None]
@@ -182,8 +188,8 @@ class Embeddings(SingleRowEndpoint):
             )
         return raw
 
-    def usage(self, pack: Sequence[Request], reply: Reply) -> Usage:
-        """As the reply counts it, for the whole pack."""
+    def usage(self, group: Sequence[Request], reply: Reply) -> Usage:
+        """As the reply counts it, for the whole group."""
         whole_reply = self._read(reply.body)
         used, model = whole_reply.get("usage"), whole_reply.get("model")
         used = used if isinstance(used, dict) else {}

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from connectors.contracts import StepContext, StepModel
-from connectors.endpoints.images.image_endpoint import GPT_IMAGE_PARAMS, IMAGE_PARAMS, ImageMaker, check_model
+from connectors.endpoints.images.image_endpoint import GPT_IMAGE_PARAMS, IMAGE_PARAMS, ImageEndpoint, check_model
 from connectors.endpoints.params.checks import one_of
 from connectors.errors import JobError
 
@@ -29,11 +29,11 @@ class ImageEditStep(StepModel):
     size: str | None = Field(default=None, min_length=1, description="WIDTHxHEIGHT, as the model takes it.")
     output: str | None = Field(default=None, description="The column's name; default: the step's.")
 
-    def build(self, facts: StepContext) -> ImageMaker:
+    def build(self, facts: StepContext) -> ImageEndpoint:
         """The endpoint; JobError, beginning with a key path, for what does not fit."""
         check_model(self, ("dall-e-2", "gpt-image-1", "gpt-image-2"), "edits")
         images = [self.image] if isinstance(self.image, str) else self.image
         if self.mask in images:
             raise JobError(("steps", self.name, "mask"), "is the column of the image", "name another")
         files = {"image": images, "mask": self.mask}
-        return ImageMaker(self, facts, "/images/edits", ("n", "size"), PARAMS, prompt=self.prompt, files=files)
+        return ImageEndpoint(self, facts, "/images/edits", ("n", "size"), PARAMS, prompt=self.prompt, files=files)

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from connectors.contracts import StepContext, StepModel
-from connectors.endpoints.images.image_endpoint import GPT_IMAGE_PARAMS, IMAGE_PARAMS, ImageMaker
+from connectors.endpoints.images.image_endpoint import GPT_IMAGE_PARAMS, IMAGE_PARAMS, ImageEndpoint
 from connectors.endpoints.params.checks import one_of
 
 PARAMS = {
@@ -29,8 +29,8 @@ class ImageGenerationStep(StepModel):
     style: Literal["vivid", "natural"] | None = Field(default=None, description="dall-e-3 only.")
     output: str | None = Field(default=None, description="The column's name; default: the step's.")
 
-    def build(self, facts: StepContext) -> ImageMaker:
+    def build(self, facts: StepContext) -> ImageEndpoint:
         """The endpoint; JobError, beginning with a key path, for what does not fit."""
-        return ImageMaker(
+        return ImageEndpoint(
             self, facts, "/images/generations", ("size", "n", "quality", "style"), PARAMS, prompt=self.prompt
         )

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from connectors.contracts import StepContext, StepModel
-from connectors.endpoints.images.image_endpoint import IMAGE_PARAMS, ImageMaker, check_model
+from connectors.endpoints.images.image_endpoint import IMAGE_PARAMS, ImageEndpoint, check_model
 
 
 class ImageVariationStep(StepModel):
@@ -17,7 +17,9 @@ class ImageVariationStep(StepModel):
     size: str | None = Field(default=None, min_length=1, description="256x256, 512x512 or 1024x1024.")
     output: str | None = Field(default=None, description="The column's name; default: the step's.")
 
-    def build(self, facts: StepContext) -> ImageMaker:
+    def build(self, facts: StepContext) -> ImageEndpoint:
         """The endpoint; JobError, beginning with a key path, for what does not fit."""
         check_model(self, ("dall-e-2",), "variations")
-        return ImageMaker(self, facts, "/images/variations", ("n", "size"), IMAGE_PARAMS, files={"image": self.image})
+        return ImageEndpoint(
+            self, facts, "/images/variations", ("n", "size"), IMAGE_PARAMS, files={"image": self.image}
+        )

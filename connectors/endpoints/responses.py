@@ -8,18 +8,18 @@ from pydantic import Field
 from connectors.contracts import StepContext
 from connectors.endpoints.conversation.chat_params import REFERENCE_PARAMS, RESPONSES_PARAMS
 from connectors.endpoints.conversation.conversation_endpoint import (
-    Dialect,
-    DialogueEndpoint,
-    DialogueStep,
-    taken,
-    taken_stream,
-    typed_output,
+    ConversationEndpoint,
+    ConversationStep,
+    WireFormat,
+    parse_typed_output,
+    take_param,
+    take_stream,
 )
-from connectors.endpoints.conversation.messages import Dialogue, FromColumn, Turns
-from connectors.endpoints.conversation.openai_responses import OpenAIResponses
+from connectors.endpoints.conversation.messages import ColumnReference, Conversation, Turns
+from connectors.endpoints.conversation.openai_responses import OpenAIResponsesFormat
 from connectors.endpoints.conversation.output_columns import AnswerColumns
-from connectors.endpoints.conversation.reference_responses import METADATA, ReferenceResponses, response_format
-from connectors.endpoints.conversation.tool_calls import checked_choice, checked_tools
+from connectors.endpoints.conversation.reference_responses import METADATA, ReferenceResponsesFormat, response_format
+from connectors.endpoints.conversation.tool_calls import validate_tool_choice, validate_tools
 from connectors.endpoints.params.checks import check_params
 from connectors.errors import JobError, KeyPath
 from connectors.templating.template_tree import TemplateTree, compile_text, plain_json
@@ -29,7 +29,7 @@ TurnList = Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
 BACKGROUND = "its answer would come later, by another way; leave it out"
 
 
-class ResponsesStep(DialogueStep):
+class ResponsesStep(ConversationStep):
     """A step of endpoint responses."""
 
     endpoint: Literal["responses"] = Field(description="POST /responses.")
@@ -37,7 +37,7 @@ class ResponsesStep(DialogueStep):
         default=None,
         description="Default: reference where messages or response_format stand, else openai.",
     )
-    input: Annotated[str, Field(min_length=1)] | TurnList | FromColumn | None = Field(
+    input: Annotated[str, Field(min_length=1)] | TurnList | ColumnReference | None = Field(
         default=None,
         description="A text, or turns and items, all texts templates; or the column that holds whole dialogues.",
         examples=["{{ body }}", [{"user": "{{ body }}"}]],
@@ -48,7 +48,7 @@ class ResponsesStep(DialogueStep):
     text: dict[str, Any] | None = Field(
         default=None, description="The API's own object: format, verbosity.", examples=[{"verbosity": "low"}]
     )
-    messages: TurnList | FromColumn | None = Field(
+    messages: TurnList | ColumnReference | None = Field(
         default=None,
         description="The dialogue, every text a template; or the column that holds whole dialogues.",
         examples=[[{"user": "{{ body }}"}]],
@@ -59,7 +59,7 @@ class ResponsesStep(DialogueStep):
         examples=[{"type": "enhanced", "include_metadata": True}],
     )
 
-    def build(self, facts: StepContext) -> DialogueEndpoint:
+    def build(self, facts: StepContext) -> ConversationEndpoint:
         """The endpoint; JobError, beginning with a key path, for what does not fit."""
         where = ("steps", self.name)
         named = self.messages is not None or self.response_format is not None or "response_format" in self.params
@@ -67,12 +67,12 @@ class ResponsesStep(DialogueStep):
         params = dict(self.params)
         if "background" in params:
             raise JobError((*where, "params", "background"), f"{BACKGROUND}")
-        tools, choice = taken(self, params, "tools", where), taken(self, params, "tool_choice", where)
-        stream = taken_stream(self, params, where)
-        text, form = taken(self, params, "text", where), taken(self, params, "response_format", where)
-        instructions = taken(self, params, "instructions", where)
+        tools, choice = take_param(self, params, "tools", where), take_param(self, params, "tool_choice", where)
+        stream = take_stream(self, params, where)
+        text, form = take_param(self, params, "text", where), take_param(self, params, "response_format", where)
+        instructions = take_param(self, params, "instructions", where)
         check_params(params, RESPONSES_PARAMS if flat else REFERENCE_PARAMS, where)
-        typed = typed_output(self, where)
+        typed = parse_typed_output(self, where)
         moving: dict[str, TemplateTree] = {}
         body: dict[str, Any] = params
         turns, place = self._turns(where)
@@ -90,9 +90,9 @@ class ResponsesStep(DialogueStep):
                 raise JobError((*where, "response_format"), f"{advice}", "leave it out")
             moving["response_format"] = response_format(form, facts.columns, (*where, "response_format"))
         if tools is not None:
-            body["tools"] = tools = checked_tools(tools, (*where, "tools"), flat)
+            body["tools"] = tools = validate_tools(tools, (*where, "tools"), flat)
         if choice is not None:
-            body["tool_choice"] = checked_choice(choice, tools, (*where, "tool_choice"), flat)
+            body["tool_choice"] = validate_tool_choice(choice, tools, (*where, "tool_choice"), flat)
         if stream:
             body["stream"] = True
         body |= {key: part.render({}) for key, part in moving.items() if not part.varies_by_row}
@@ -106,10 +106,10 @@ class ResponsesStep(DialogueStep):
             detail=self.detail,
             longest="max_output_tokens" if flat else "max_tokens",
         )
-        dialogue = Dialogue(turns, facts.columns, (*where, place), items=flat)
-        dialect: Dialect = OpenAIResponses(isinstance(self.input, str)) if flat else ReferenceResponses()
+        dialogue = Conversation(turns, facts.columns, (*where, place), items=flat)
+        dialect: WireFormat = OpenAIResponsesFormat(isinstance(self.input, str)) if flat else ReferenceResponsesFormat()
         rest = {key: part for key, part in moving.items() if part.varies_by_row}
-        return DialogueEndpoint(self, facts, dialect, dialogue, body, rest, columns, typed)
+        return ConversationEndpoint(self, facts, dialect, dialogue, body, rest, columns, typed)
 
     def _turns(self, where: KeyPath) -> tuple[Turns, str]:
         """The turns and the key that they stand at."""

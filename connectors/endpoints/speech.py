@@ -13,8 +13,8 @@ from pydantic import Field
 
 from connectors.contracts import MalformedReply, SingleRowEndpoint, StepContext, StepModel
 from connectors.endpoints.params.checks import FLAG, number, one_of, text_up_to
-from connectors.endpoints.params.step_params import declared, fixed_params, template
-from connectors.media.file_types import HEAD, OGG, kind_of
+from connectors.endpoints.params.step_params import fixed_params, optional_template, step_config_bytes
+from connectors.media.file_types import HEAD_BYTES, OGG, detect_type
 from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.templating.template import RenderError
 from connectors.tokens import count_tokens
@@ -22,7 +22,7 @@ from connectors.transport.reply_body import error_in_body, excerpt, parse_json_e
 from connectors.transport.sse import is_event_stream
 from connectors.transport.token_usage import parse_count
 
-LONGEST = 4096
+MAX_TEXT_CHARACTERS = 4096
 """Characters of one text: the reference, section 13.4.3."""
 
 TOKENS_PER_CHARACTER = 12
@@ -61,12 +61,12 @@ class SpeechStep(StepModel):
     stream: bool | None = Field(default=None, description="true: the sound is read as it is made; the same file.")
     output: str | None = Field(default=None, description="The column's name; default: the step's.")
 
-    def build(self, facts: StepContext) -> "Speech":
+    def build(self, facts: StepContext) -> "SpeechEndpoint":
         """The endpoint; JobError, beginning with a key path, for what does not fit."""
-        return Speech(self, facts)
+        return SpeechEndpoint(self, facts)
 
 
-class Speech(SingleRowEndpoint):
+class SpeechEndpoint(SingleRowEndpoint):
     """The endpoint of one step of speech."""
 
     path = "/audio/speech"
@@ -76,7 +76,7 @@ class Speech(SingleRowEndpoint):
         self._step = step
         self._tag = facts.provider_tag
         self._prefix = facts.files_prefix
-        input_text = template(step.input, facts.columns, (*where, "input"))
+        input_text = optional_template(step.input, facts.columns, (*where, "input"))
         assert input_text is not None
         self._input = input_text
         self.input_columns = input_text.columns
@@ -85,7 +85,7 @@ class Speech(SingleRowEndpoint):
         # How we read it, and no parameter of the API.
         self._stream = self._fixed.pop("stream", None) is True or self._fixed.get("stream_format") == "sse"
         self._form = str(self._fixed.get("response_format", "mp3"))
-        self.output_bound = self._bound(LONGEST)
+        self.output_bound = self._bound(MAX_TEXT_CHARACTERS)
         self.fields = (pa.field(step.output or step.name, pa.string()),)
 
     def _bound(self, characters: int) -> int | None:
@@ -97,7 +97,7 @@ class Speech(SingleRowEndpoint):
         return ceil(characters * TOKENS_PER_CHARACTER / float(self._fixed.get("speed", 1)))
 
     def config_bytes(self) -> bytes:
-        return declared(self._step)
+        return step_config_bytes(self._step)
 
     def request(self, row: Row, key: str) -> Request | RowError:
         """The row's text with the voice."""
@@ -108,8 +108,10 @@ class Speech(SingleRowEndpoint):
             return RowError("input", str(exc))
         if not said:
             return RowError("input", "input: the text is empty: there is nothing to speak")
-        if len(said) > LONGEST:
-            return RowError("input", f"input: {len(said):,} characters, more than {LONGEST:,} are not taken")
+        if len(said) > MAX_TEXT_CHARACTERS:
+            return RowError(
+                "input", f"input: {len(said):,} characters, more than {MAX_TEXT_CHARACTERS:,} are not taken"
+            )
         bound = self._bound(len(said))
         model = self._step.model
         told = str(self._fixed.get("instructions", ""))
@@ -122,11 +124,11 @@ class Speech(SingleRowEndpoint):
             characters=len(said),
         )
 
-    def call(self, pack: Sequence[Request]) -> Call:
+    def call(self, group: Sequence[Request]) -> Call:
         """The request as it stands."""
-        return Call("POST", self.path, pack[0].body, stream=self._stream)
+        return Call("POST", self.path, group[0].body, stream=self._stream)
 
-    def answers(self, pack: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
+    def answers(self, group: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
         """The sound itself."""
         body = reply.body
         if is_event_stream(body):
@@ -142,13 +144,13 @@ class Speech(SingleRowEndpoint):
             raise MalformedReply(f"the reply is no sound: {excerpt(body)}")
         return (body,)
 
-    def usage(self, pack: Sequence[Request], reply: Reply) -> Usage:
+    def usage(self, group: Sequence[Request], reply: Reply) -> Usage:
         """The characters that were sent; tokens where a stream of events tells them."""
         used: dict[str, Any] = _from_events(reply.body)[1] if is_event_stream(reply.body) else {}
         return Usage(
             input_tokens=parse_count(used.get("input_tokens")),
             output_tokens=parse_count(used.get("output_tokens")),
-            characters=pack[0].characters,
+            characters=group[0].characters,
         )
 
     def values(self, answer: bytes) -> Values | RowError:
@@ -168,8 +170,8 @@ class Speech(SingleRowEndpoint):
 
     def _suffix(self, sound: bytes) -> str | None:
         """By content, whatever was asked for; raw samples have none to tell them by."""
-        kind = kind_of(sound[:HEAD])
-        if kind is OGG and b"OpusHead" in sound[:HEAD]:
+        kind = detect_type(sound[:HEAD_BYTES])
+        if kind is OGG and b"OpusHead" in sound[:HEAD_BYTES]:
             return "opus"
         if self._form == "pcm" and (kind is None or kind.suffix not in ("wav", "flac")):
             return "pcm"

@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import Field
 
 from connectors.contracts import StepContext, StepModel
-from connectors.endpoints.audio.audio_endpoint import Transcripts
-from connectors.endpoints.params.checks import FLAG, Check, list_of, number, one_of, text
+from connectors.endpoints.audio.audio_endpoint import TranscriptEndpoint
+from connectors.endpoints.params.checks import FLAG, ParamCheck, list_of, number, one_of, text
 
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt", "diarized_json")
 
@@ -19,7 +19,7 @@ PARAMS = {
     "keywords": list_of("words", text.fits),
     "known_speaker_names": list_of("names", text.fits, most=4),
     "known_speaker_references": list_of("data URLs", text.fits, most=4),
-    "chunking_strategy": Check("auto or an object", lambda value: value == "auto" or isinstance(value, dict)),
+    "chunking_strategy": ParamCheck("auto or an object", lambda value: value == "auto" or isinstance(value, dict)),
     "stream": FLAG,
 }
 """The OpenAPI description; the rest are keys of the step itself."""
@@ -44,6 +44,8 @@ class TranscriptionStep(StepModel):
     )
     output: str | None = Field(default=None, description="The column's name; default: the step's.")
 
-    def build(self, facts: StepContext) -> Transcripts:
+    def build(self, facts: StepContext) -> TranscriptEndpoint:
         """The endpoint; JobError, beginning with a key path, for what does not fit."""
-        return Transcripts(self, facts, "/audio/transcriptions", ("response_format",), PARAMS, ("language", "prompt"))
+        return TranscriptEndpoint(
+            self, facts, "/audio/transcriptions", ("response_format",), PARAMS, ("language", "prompt")
+        )

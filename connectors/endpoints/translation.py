@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from connectors.contracts import StepContext, StepModel
-from connectors.endpoints.audio.audio_endpoint import Transcripts
+from connectors.endpoints.audio.audio_endpoint import TranscriptEndpoint
 from connectors.endpoints.params.checks import number, one_of
 
 PARAMS = {
@@ -31,6 +31,6 @@ class TranslationStep(StepModel):
     )
     output: str | None = Field(default=None, description="The column's name; default: the step's.")
 
-    def build(self, facts: StepContext) -> Transcripts:
+    def build(self, facts: StepContext) -> TranscriptEndpoint:
         """The endpoint; JobError, beginning with a key path, for what does not fit."""
-        return Transcripts(self, facts, "/audio/translations", ("response_format",), PARAMS, ("prompt",))
+        return TranscriptEndpoint(self, facts, "/audio/translations", ("response_format",), PARAMS, ("prompt",))

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote_to_bytes
 
-from connectors.contracts import MediaUse
+from connectors.contracts import MediaColumn
 from connectors.media.audio_splitter import LONGEST, SoundProblem, cut, seconds_of
-from connectors.media.file_types import HEAD, TAKEN, TAKEN_WORDS, pixels
-from connectors.media.file_types import kind_of as kind_of_head
+from connectors.media.file_types import HEAD_BYTES, ACCEPTED_TYPES, ACCEPTED_NAMES, pixels
+from connectors.media.file_types import detect_type as kind_of_head
 from connectors.media.url_fetcher import WAITS, Fetcher, FetchError
 from connectors.records import ErrorClass, Media, RowError
 
@@ -95,7 +95,7 @@ class MediaReader:
         return content.getvalue()
 
     async def read(
-        self, value: Any, use: MediaUse, name: str | None = None
+        self, value: Any, use: MediaColumn, name: str | None = None
     ) -> Media | str | list[Media | str] | RowError | None:
         """What a row's value names or holds, as `MediaUse` says; the nulls in a list are passed over.
 
@@ -109,7 +109,7 @@ class MediaReader:
         except (MediaProblem, FetchError) as exc:
             return RowError(exc.error_class, f"{name or use.kind}: {exc}")
 
-    async def _one(self, value: Any, use: MediaUse) -> Media | str:
+    async def _one(self, value: Any, use: MediaColumn) -> Media | str:
         if isinstance(value, Mapping) and set(value) == {"bytes", "path"}:
             # As the files of Hugging Face's datasets hold pictures and sounds.
             value = value["path"] if value["bytes"] is None else value["bytes"]
@@ -134,7 +134,7 @@ class MediaReader:
             self._fetcher = Fetcher(self._hosts, self._waits)
         return self._fetcher
 
-    async def _of_url(self, url: str, use: MediaUse) -> Media:
+    async def _of_url(self, url: str, use: MediaColumn) -> Media:
         path = self._fresh_path("fetched")
         try:
             with path.open("w+b") as file:
@@ -148,7 +148,7 @@ class MediaReader:
             path.unlink()
         return media
 
-    def _of_bytes(self, content: bytes, use: MediaUse, shown: str) -> Media:
+    def _of_bytes(self, content: bytes, use: MediaColumn, shown: str) -> Media:
         if len(content) <= IN_MEMORY:
             return self._of_file(io.BytesIO(content), None, use, shown)
         _check_size(len(content), use)
@@ -163,7 +163,7 @@ class MediaReader:
             path.unlink()
         return media
 
-    def _of_path(self, value: str, use: MediaUse) -> Media:
+    def _of_path(self, value: str, use: MediaColumn) -> Media:
         with self._opened(value) as (file, path):
             return self._of_file(file, path, use, _shortened(value))
 
@@ -206,18 +206,18 @@ class MediaReader:
             raise MediaProblem("input", f"{_shortened(value)} is Rowmill's own; move it elsewhere")
         return real, root
 
-    def _of_file(self, file: BinaryIO, path: Path | None, use: MediaUse, shown: str) -> Media:
+    def _of_file(self, file: BinaryIO, path: Path | None, use: MediaColumn, shown: str) -> Media:
         """Measured and checked; `path`: where a content that is not small lies."""
         size = file.seek(0, os.SEEK_END)
         _check_size(size, use)
         file.seek(0)
         digest = hashlib.sha256()
         content = file.read(min(size, IN_MEMORY))
-        kind = kind_of_head(content[:HEAD])
+        kind = kind_of_head(content[:HEAD_BYTES])
         if kind is None or kind.group != use.kind:
-            raise MediaProblem("input", f"{shown} is no {_WORD[use.kind]} ({TAKEN_WORDS[use.kind]})")
-        if kind not in TAKEN[use.kind]:
-            raise MediaProblem("input", f"{shown} is {kind.suffix}, taken are {TAKEN_WORDS[use.kind]}; convert it")
+            raise MediaProblem("input", f"{shown} is no {_WORD[use.kind]} ({ACCEPTED_NAMES[use.kind]})")
+        if kind not in ACCEPTED_TYPES[use.kind]:
+            raise MediaProblem("input", f"{shown} is {kind.suffix}, taken are {ACCEPTED_NAMES[use.kind]}; convert it")
         digest.update(content)
         while block := file.read(_BLOCK):
             digest.update(block)
@@ -270,7 +270,7 @@ def _piece(path: Path, seconds: float) -> Media:
     return Media(digest, path.stat().st_size, "audio/flac", "flac", path=path, seconds=seconds)
 
 
-def _check_size(size: int, use: MediaUse) -> None:
+def _check_size(size: int, use: MediaColumn) -> None:
     if size == 0:
         raise MediaProblem("input", "it is empty")
     if size > use.max_bytes and not use.split:
@@ -301,7 +301,7 @@ def _open_below(root: Path, parts: Iterable[str]) -> BinaryIO | None:
     return os.fdopen(found, "rb")
 
 
-def _decoded(url: str, use: MediaUse) -> bytes:
+def _decoded(url: str, use: MediaColumn) -> bytes:
     head, comma, body = url[5:].partition(",")
     if not comma:
         raise MediaProblem("input", "the data URL has no content")

@@ -12,7 +12,7 @@ from typing import Protocol, Self
 import aiohttp
 
 from connectors.contracts import Provider
-from connectors.media.file_types import TYPES
+from connectors.media.file_types import MEDIA_TYPES
 from connectors.records import Call, ErrorClass, Reply
 from connectors.transport import fast_post
 from connectors.transport.fast_post import CleanConnector, FastPost, RequestHead, ResponseHead, request_head
@@ -288,7 +288,7 @@ def _form(call: Call, files: contextlib.ExitStack) -> aiohttp.FormData:
         if filename is None:
             form.add_field(name, value)
         else:
-            kind = TYPES.get(filename.rpartition(".")[2], "application/octet-stream")
+            kind = MEDIA_TYPES.get(filename.rpartition(".")[2], "application/octet-stream")
             content: object = value
             if isinstance(value, Path):
                 content = files.enter_context(value.open("rb"))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from connectors.contracts import MediaUse
+from connectors.contracts import MediaColumn
 from connectors.records import Row, RowError
 
 MAX_ROWS_AT_ONCE = 8
@@ -16,12 +16,12 @@ MAX_ROWS_AT_ONCE = 8
 class MediaSource(Protocol):
     """See connectors.media.media_reader.MediaReader."""
 
-    async def read(self, value: Any, use: MediaUse, name: str | None = None) -> Any:
+    async def read(self, value: Any, use: MediaColumn, name: str | None = None) -> Any:
         """Media, a URL, a list of them, None, or a RowError."""
 
 
 async def read_media(
-    reader: MediaSource, rows: Sequence[Row], uses: Mapping[str, MediaUse], wanted: Iterable[int]
+    reader: MediaSource, rows: Sequence[Row], uses: Mapping[str, MediaColumn], wanted: Iterable[int]
 ) -> dict[int, Row | RowError]:
     """The wanted rows with Media in place of what names it; a RowError for a row whose file cannot be taken."""
     turns = asyncio.Semaphore(MAX_ROWS_AT_ONCE)

@@ -10,21 +10,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from connectors.contracts import MediaUse
+from connectors.contracts import MediaColumn
 from connectors.media.media_reader import MediaReader
 from connectors.records import Media, Request, RowError, Values
 from pipelines.dispatch.request_rendering import read_answer, render_requests
 from pipelines.dispatch.step_runner import CHUNK_ROWS
 from pipelines.ledger.ledger import Ledger
-from pipelines.planning.answer_estimates import Likely, likely, stand_ins
-from pipelines.planning.cost_estimates import Bill, Passes, Rates
+from pipelines.planning.answer_estimates import AnswerEstimate, estimate_answer, placeholder_values
+from pipelines.planning.cost_estimates import CostEstimate, WhenResult, Rates
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, media_reader
 
-WHOLE_ROWS = 20_000
+MAX_SCANNED_ROWS = 20_000
 """So many rows are all looked at; of more, about as many, spread over the whole."""
-LONGEST = 12.0
+MAX_SECONDS = 12.0
 """Seconds of looking at rows; what was seen until then stands for all."""
-EXAMPLES = 2
+MAX_EXAMPLES = 2
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _UNSEEN_DIGEST = "0" * 64
@@ -36,17 +36,17 @@ _UNSEEN = {
 
 
 @dataclass(slots=True)
-class Reckoned:
+class StepEstimate:
     """What one step came to, over the rows that were looked at."""
 
     step: PreparedStep
-    likely: Likely
-    bill: Bill
+    answer: AnswerEstimate
+    cost: CostEstimate
     requests: int = 0
     """Exchanges, packs counted once."""
     asked: int = 0
     """Rows that an answer is to be asked for."""
-    guessed: int = 0
+    estimated_inputs: int = 0
     """The part of `asked` whose requests hold answers that are yet to come: their length is estimated."""
     perhaps: int = 0
     """Rows of which only the run will tell whether `when` lets them pass."""
@@ -58,36 +58,36 @@ class Reckoned:
     fetched: int = 0
     """Rows that name a URL whose content is not looked at here."""
     body_bytes: int = 0
-    made: set[bytes] = field(default_factory=set)
+    fingerprints: set[bytes] = field(default_factory=set)
 
 
 @dataclass(slots=True)
-class Looked:
+class DryRun:
     """All steps, and how many rows they were reckoned on."""
 
-    steps: list[Reckoned]
+    steps: list[StepEstimate]
     rows: int = 0
     carried_bytes: int = 0
     examples: list[tuple[str, Request]] = field(default_factory=list)
 
 
-async def look(ready: PreparedJob, ledger: Ledger, asked: int) -> Looked:
+async def dry_run(ready: PreparedJob, ledger: Ledger, asked: int) -> DryRun:
     """Reckon on the rows that a run would ask: on all, or on a part of them spread over the whole."""
-    steps = [Reckoned(step, likely(ledger, ready.job.name, step), Bill(Rates.of(ready, step))) for step in ready.steps]
-    looked = Looked(steps)
+    steps = [StepEstimate(step, estimate_answer(ledger, ready.job.name, step), CostEstimate(Rates.of(ready, step))) for step in ready.steps]
+    looked = DryRun(steps)
     media = media_reader(ready)
     try:
         async with aclosing(_chunks(ready, asked)) as chunks:
             async for batch in chunks:
-                await _Chunk(ready, ledger, media, looked, pa.Table.from_batches([batch])).go()
+                await _ChunkDryRun(ready, ledger, media, looked, pa.Table.from_batches([batch])).go()
     finally:
         await media.close()
     return looked
 
 
 async def _chunks(ready: PreparedJob, asked: int) -> Any:
-    every = max(1, -(-asked // WHOLE_ROWS))
-    until = time.monotonic() + LONGEST
+    every = max(1, -(-asked // MAX_SCANNED_ROWS))
+    until = time.monotonic() + MAX_SECONDS
     batches: Iterator[pa.RecordBatch] = ready.selection.batches(CHUNK_ROWS, frozenset())
     for place, batch in enumerate(batches):
         if place % every == 0:
@@ -97,10 +97,10 @@ async def _chunks(ready: PreparedJob, asked: int) -> Any:
         await asyncio.sleep(0)
 
 
-class _Chunk:
+class _ChunkDryRun:
     """Some rows on their way through the steps."""
 
-    def __init__(self, ready: PreparedJob, ledger: Ledger, media: MediaReader, looked: Looked, table: pa.Table) -> None:
+    def __init__(self, ready: PreparedJob, ledger: Ledger, media: MediaReader, looked: DryRun, table: pa.Table) -> None:
         self._ready = ready
         self._ledger = ledger
         self._media = media
@@ -128,7 +128,7 @@ class _Chunk:
             )
         looked.rows += len(self._keys)
 
-    async def _step(self, reckoned: Reckoned, before: int) -> None:
+    async def _step(self, reckoned: StepEstimate, before: int) -> None:
         step = reckoned.step
         wanted = self._wanted(step, reckoned)
         rendered = await render_requests(step.endpoint, self._table, self._keys, wanted, _LocalMedia(self._media))
@@ -137,7 +137,7 @@ class _Chunk:
             if not isinstance(made, RowError):
                 requests[place] = made
                 reckoned.fetched += any(media.digest == _UNSEEN_DIGEST for media in made.media)
-            elif wanted[place] is Passes.YES:
+            elif wanted[place] is WhenResult.YES:
                 reckoned.unaskable += 1
                 self._alive[place] = False
         guessed = {place for place in requests if self._open[place] & step.endpoint.input_columns}
@@ -147,44 +147,44 @@ class _Chunk:
         for place in sorted(unknown):
             made = requests[place]
             if place not in guessed:
-                if made.fingerprint in reckoned.made:
+                if made.fingerprint in reckoned.fingerprints:
                     continue
-                reckoned.made.add(made.fingerprint)
-                if len(self._looked.examples) < EXAMPLES:
+                reckoned.fingerprints.add(made.fingerprint)
+                if len(self._looked.examples) < MAX_EXAMPLES:
                     self._looked.examples.append((step.model.name, made))
             for part in made.parts or (made,):
-                reckoned.bill.add(part, reckoned.likely, wanted[place])
-            if wanted[place] is not Passes.NO:
+                reckoned.cost.add_request(part, reckoned.answer, wanted[place])
+            if wanted[place] is not WhenResult.NO:
                 fresh.append(made)
                 reckoned.body_bytes += len(made.body)
         reckoned.asked += len(fresh)
-        reckoned.guessed += len(guessed & unknown)
+        reckoned.estimated_inputs += len(guessed & unknown)
         reckoned.requests += sum(1 for _ in step.endpoint.group_requests([made for made in fresh if not made.parts]))
         reckoned.requests += sum(len(made.parts) for made in fresh)
         self._fill(reckoned, before, answers, {place: wanted[place] for place in unknown})
 
-    def _wanted(self, step: PreparedStep, reckoned: Reckoned) -> dict[int, Passes]:
+    def _wanted(self, step: PreparedStep, reckoned: StepEstimate) -> dict[int, WhenResult]:
         """Whether each row passes the step's `when`, without those that are known not to."""
         alive = [place for place, is_alive in enumerate(self._alive) if is_alive]
         if step.when is None:
-            return dict.fromkeys(alive, Passes.YES)
+            return dict.fromkeys(alive, WhenResult.YES)
         mask, broken = step.when.tried(self._table)
-        wanted: dict[int, Passes] = {}
+        wanted: dict[int, WhenResult] = {}
         for place in alive:
             if self._open[place] & step.when.columns:
-                wanted[place] = Passes.PERHAPS if mask[place] else Passes.NO
+                wanted[place] = WhenResult.PERHAPS if mask[place] else WhenResult.NO
                 reckoned.perhaps += 1
             elif place in broken:
                 reckoned.unaskable += 1
                 self._alive[place] = False
             elif mask[place]:
-                wanted[place] = Passes.YES
+                wanted[place] = WhenResult.YES
             else:
                 reckoned.skipped += 1
         return wanted
 
     def _answered(
-        self, requests: dict[int, Request], guessed: set[int], reckoned: Reckoned
+        self, requests: dict[int, Request], guessed: set[int], reckoned: StepEstimate
     ) -> dict[int, Values | RowError]:
         """Rows whose answer the ledger has: its values, or why it makes none. A request whose kept answer does not fit
         gives way to the turn that asks to mend it."""
@@ -211,10 +211,10 @@ class _Chunk:
 
     def _fill(
         self,
-        reckoned: Reckoned,
+        reckoned: StepEstimate,
         before: int,
         answers: Mapping[int, Values | RowError],
-        unknown: Mapping[int, Passes],
+        unknown: Mapping[int, WhenResult],
     ) -> None:
         """Add the step's columns: values where the ledger has them, likely ones where only the run will tell."""
         step, count = reckoned.step, len(self._keys)
@@ -228,9 +228,9 @@ class _Chunk:
         for place in unknown:
             self._open[place] |= names
         guesses = {
-            place: stand_ins(step, reckoned.likely, before + place)
+            place: placeholder_values(step, reckoned.answer, before + place)
             for place, passes in unknown.items()
-            if passes is not Passes.NO
+            if passes is not WhenResult.NO
         }
         for column, (made, array) in enumerate(zip(step.endpoint.fields, step.endpoint.arrays(values), strict=True)):
             if guesses:
@@ -247,7 +247,7 @@ class _LocalMedia:
     def __init__(self, reader: MediaReader) -> None:
         self._reader = reader
 
-    async def read(self, value: Any, use: MediaUse, name: str | None = None) -> Any:
+    async def read(self, value: Any, use: MediaColumn, name: str | None = None) -> Any:
         """See MediaSource. Temporary files are removed at once: a plan needs the sizes only."""
         items = value if isinstance(value, list) else [value]
         if not use.passes_urls and any(isinstance(item, str) and _URL.match(item) for item in items):

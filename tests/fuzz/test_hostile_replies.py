@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from connectors.endpoints.audio.transcript_replies import joined
+from connectors.endpoints.audio.transcript_replies import merge_transcripts
 from tests.fuzz.test_mutated_replies import CASES, SEEDS, digested, paths_of
 
 DEEP = b"[" * 300 + b"]" * 300
@@ -52,5 +52,5 @@ def test_pieces_with_anything_in_them_are_joined(form: str) -> None:
                 outer = outer[key]
             outer[path[-1]] = odd
             for pieces in ((piece, PIECE), (PIECE, piece), (piece, piece)):
-                whole = json.loads(joined([json.dumps(each).encode() for each in pieces], [0.0, 3.0], form))
+                whole = json.loads(merge_transcripts([json.dumps(each).encode() for each in pieces], [0.0, 3.0], form))
                 assert whole["text"] == ("a\na" if form == "diarized_json" else "a a")

@@ -19,8 +19,8 @@ from connectors.tokens import (
     context_window,
     count_many,
     count_tokens,
-    image_tokens,
     has_known_tokenizer,
+    image_tokens,
     max_output_tokens,
     token_upper_bound,
 )

@@ -8,19 +8,19 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from connectors.contracts import MediaUse, SingleRowEndpoint, StepContext, StepModel
+from connectors.contracts import MediaColumn, SingleRowEndpoint, StepContext, StepModel
 from connectors.endpoints.audio.transcript_replies import (
     COLUMNS,
     LOGPROBS,
-    joined,
-    kept,
-    logprobs_of,
-    struct_of,
-    text_of,
-    usage,
+    merge_transcripts,
+    stored_answer,
+    transcript_logprobs,
+    transcript_struct,
+    transcript_text,
+    transcript_usage,
 )
-from connectors.endpoints.params.checks import Check
-from connectors.endpoints.params.step_params import declared, fixed_params, template
+from connectors.endpoints.params.checks import ParamCheck
+from connectors.endpoints.params.step_params import fixed_params, optional_template, step_config_bytes
 from connectors.errors import JobError
 from connectors.media.multipart import file_column, files_of, form
 from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
@@ -28,14 +28,14 @@ from connectors.templating.template import RenderError
 from connectors.templating.template_tree import TemplateTree
 from connectors.tokens import count_tokens, max_output_tokens
 
-LARGEST = 25 << 20
+MAX_UPLOAD_BYTES = 25 << 20
 """Bytes of an upload: the reference, section 13.4.4."""
 
 TOKENS_PER_MINUTE = 1_000
 """Of sound, for models that are charged by token: their price a minute over their price a token."""
 
 
-class Transcripts(SingleRowEndpoint):
+class TranscriptEndpoint(SingleRowEndpoint):
     """The endpoint of one step that turns sound into text."""
 
     def __init__(
@@ -44,7 +44,7 @@ class Transcripts(SingleRowEndpoint):
         facts: StepContext,
         path: str,
         own: Sequence[str],
-        table: Mapping[str, Check],
+        table: Mapping[str, ParamCheck],
         texts: Sequence[str],
     ) -> None:
         """`own`: the step's keys that are sent as they stand; `texts`: those that are templates."""
@@ -56,11 +56,11 @@ class Transcripts(SingleRowEndpoint):
         self._file = file_column(settings.file, facts.columns, (*self.where, "file"))
         self._texts: dict[str, TemplateTree] = {}
         for name in texts:
-            found = template(getattr(step, name), facts.columns, (*self.where, name))
+            found = optional_template(getattr(step, name), facts.columns, (*self.where, name))
             if found is not None:
                 self._texts[name] = found
         self.input_columns = frozenset({self._file}).union(*(text.columns for text in self._texts.values()))
-        self.media = {self._file: MediaUse("audio", LARGEST, split=settings.split)}
+        self.media = {self._file: MediaColumn("audio", MAX_UPLOAD_BYTES, split=settings.split)}
         self._fixed = fixed_params(step, own, table, self.where)
         self.form = str(self._fixed.get("response_format", "json"))
         self._stream = self._fixed.get("stream") is True
@@ -76,7 +76,7 @@ class Transcripts(SingleRowEndpoint):
         self.fields = tuple(columns)
 
     def config_bytes(self) -> bytes:
-        return declared(self._step)
+        return step_config_bytes(self._step)
 
     def request(self, row: Row, key: str) -> Request | RowError:
         """The row's sound with its texts; one request a piece, too, where the sound was cut."""
@@ -117,22 +117,22 @@ class Transcripts(SingleRowEndpoint):
             audio_seconds=sound.seconds,
         )
 
-    def call(self, pack: Sequence[Request]) -> Call:
+    def call(self, group: Sequence[Request]) -> Call:
         """A form with the sound in it, named by its content: the API goes by the suffix."""
-        return Call("POST", self.path, form=form(pack[0], ("file",)), stream=self._stream)
+        return Call("POST", self.path, form=form(group[0], ("file",)), stream=self._stream)
 
-    def answers(self, pack: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
+    def answers(self, group: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
         """The text, or the JSON."""
-        return (kept(reply, self.form),)
+        return (stored_answer(reply, self.form),)
 
-    def usage(self, pack: Sequence[Request], reply: Reply) -> Usage:
+    def usage(self, group: Sequence[Request], reply: Reply) -> Usage:
         """As the reply counts it; a time that it does not tell is the measured one."""
-        return usage(reply, self.form, pack[0].audio_seconds)
+        return transcript_usage(reply, self.form, group[0].audio_seconds)
 
     def values(self, answer: bytes) -> Values | RowError:
         """The text, or the struct of its format."""
-        spoken = struct_of(answer, self.form) if self._typed else text_of(answer, self.form)
-        return (spoken, logprobs_of(answer)) if self._logprobs else (spoken,)
+        spoken = transcript_struct(answer, self.form) if self._typed else transcript_text(answer, self.form)
+        return (spoken, transcript_logprobs(answer)) if self._logprobs else (spoken,)
 
     def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
         """One array a column."""
@@ -143,4 +143,4 @@ class Transcripts(SingleRowEndpoint):
 
     def merge_parts(self, request: Request, answers: Sequence[bytes]) -> bytes:
         """The pieces' texts one after another, their times counted from the beginning of the whole."""
-        return joined(answers, [start for start, _ in request.media[0].pieces], self.form)
+        return merge_transcripts(answers, [start for start, _ in request.media[0].pieces], self.form)

@@ -14,10 +14,10 @@ from connectors.transport.reply_body import error_in_body, excerpt, parse_json_e
 from connectors.transport.sse import is_event_stream
 from connectors.transport.token_usage import parse_count
 
-TEXTS = frozenset({"text", "srt", "vtt"})
+TEXT_FORMATS = frozenset({"text", "srt", "vtt"})
 """The formats whose replies are no JSON."""
 
-LONGEST = 10_000_000
+MAX_AUDIO_SECONDS = 10_000_000
 """Seconds: no file holds as much sound."""
 
 _SEGMENT = (
@@ -61,11 +61,11 @@ COLUMNS: Mapping[str, pa.DataType] = {
 LOGPROBS = pa.list_(pa.struct(_TOKEN))
 
 
-def kept(reply: Reply, form: str) -> bytes | RowError:
+def stored_answer(reply: Reply, form: str) -> bytes | RowError:
     """What the ledger keeps of a 2xx reply in the format asked for: the text itself, or a JSON object with `text`."""
     body = reply.body
     looks_like_json = body.lstrip()[:1] in (b"{", b"[")
-    if form in TEXTS:
+    if form in TEXT_FORMATS:
         if looks_like_json and "json" in reply.headers.get("content-type", ""):
             found = parse_object(body)
             problem = error_in_body(reply, found)
@@ -86,9 +86,9 @@ def kept(reply: Reply, form: str) -> bytes | RowError:
     return body
 
 
-def usage(reply: Reply, form: str, seconds: float | None) -> Usage:
+def transcript_usage(reply: Reply, form: str, seconds: float | None) -> Usage:
     """As the reply counts it; what it does not say of time: `seconds`, measured before sending."""
-    if form in TEXTS:
+    if form in TEXT_FORMATS:
         return Usage(audio_seconds=seconds)
     found = _from_events(reply.body) if is_event_stream(reply.body) else parse_object(reply.body)
     used = found.get("usage")
@@ -101,25 +101,25 @@ def usage(reply: Reply, form: str, seconds: float | None) -> Usage:
     )
 
 
-def text_of(answer: bytes, form: str) -> str:
+def transcript_text(answer: bytes, form: str) -> str:
     """The text of a kept answer in a format without a struct of its own."""
-    if form in TEXTS:
+    if form in TEXT_FORMATS:
         text = answer.decode()
         return text.strip() if form == "text" else text
     return str(orjson.loads(answer)["text"])
 
 
-def struct_of(answer: bytes, form: str) -> dict[str, Any]:
+def transcript_struct(answer: bytes, form: str) -> dict[str, Any]:
     """The value of COLUMNS[form] that a kept answer holds; what it lacks is null."""
     return _fitted(orjson.loads(answer), COLUMNS[form])  # type: ignore[no-any-return]
 
 
-def logprobs_of(answer: bytes) -> Any:
+def transcript_logprobs(answer: bytes) -> Any:
     """The value of LOGPROBS."""
     return _fitted(orjson.loads(answer).get("logprobs"), LOGPROBS)
 
 
-def joined(answers: Sequence[bytes], starts: Sequence[float], form: str) -> bytes:
+def merge_transcripts(answers: Sequence[bytes], starts: Sequence[float], form: str) -> bytes:
     """One answer of those of the pieces of a sound; `starts`: seconds, where each piece begins."""
     if form == "text":
         return " ".join(text for text in (answer.decode().strip() for answer in answers) if text).encode()
@@ -157,7 +157,7 @@ def _later(entry: Mapping[str, Any], start: float) -> dict[str, Any]:
     moved = dict(entry)
     for name, unit in (("start", 1.0), ("end", 1.0), ("seek", 100.0)):
         time = _real(moved.get(name))
-        if time is not None and abs(time) <= LONGEST * unit:
+        if time is not None and abs(time) <= MAX_AUDIO_SECONDS * unit:
             # Seeks are counted in frames of 10 ms.
             moved[name] = round(time + start * unit) if name == "seek" else round(time + start * unit, 6)
     return moved
@@ -250,7 +250,7 @@ def _real(value: Any) -> float | None:
 def _length(value: Any) -> float | None:
     """Seconds of a sound; None for a number that is no length, or whose price would fit no table."""
     seconds = _real(value)
-    return seconds if seconds is not None and 0 <= seconds <= LONGEST else None
+    return seconds if seconds is not None and 0 <= seconds <= MAX_AUDIO_SECONDS else None
 
 
 def _fitted(value: Any, kind: pa.DataType) -> Any:

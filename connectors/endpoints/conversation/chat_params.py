@@ -6,14 +6,14 @@ from typing import Any
 from connectors.endpoints.params.checks import (
     FLAG,
     MAPPING,
-    Check,
+    ParamCheck,
+    integer,
     mapping_of,
     number,
     one_of,
     text,
+    text_list,
     text_up_to,
-    texts,
-    whole,
 )
 from connectors.transport.token_usage import MAX_TOKENS
 
@@ -26,14 +26,16 @@ def _is_label(key: str, value: Any) -> bool:
     return isinstance(key, str) and len(key) <= 64 and isinstance(value, str) and len(value) <= 512
 
 
-def _list_of(words: str, one: Check) -> Check:
-    return Check(words, lambda value: isinstance(value, list | tuple) and bool(value) and all(map(one.fits, value)))
+def _list_of(words: str, one: ParamCheck) -> ParamCheck:
+    return ParamCheck(
+        words, lambda value: isinstance(value, list | tuple) and bool(value) and all(map(one.fits, value))
+    )
 
 
 _LABELS = mapping_of("at most 16 keys of at most 64 and texts of at most 512 characters", _is_label)
-METADATA = Check(_LABELS.expected, lambda value: _LABELS.fits(value) and len(value) <= 16)
+METADATA = ParamCheck(_LABELS.expected, lambda value: _LABELS.fits(value) and len(value) <= 16)
 
-_SHARED: Mapping[str, Check] = {
+_SHARED: Mapping[str, ParamCheck] = {
     "metadata": METADATA,
     "moderation": MAPPING,
     "parallel_tool_calls": FLAG,
@@ -45,26 +47,26 @@ _SHARED: Mapping[str, Check] = {
     "store": FLAG,
     "stream_options": MAPPING,
     "temperature": number(0, 2),
-    "top_logprobs": whole(0, 20),
+    "top_logprobs": integer(0, 20),
     "top_p": number(0, 1),
     "user": text,
 }
 
-_SAMPLING: Mapping[str, Check] = {
+_SAMPLING: Mapping[str, ParamCheck] = {
     "frequency_penalty": number(-2, 2),
-    "max_tokens": whole(1, MAX_TOKENS),
+    "max_tokens": integer(1, MAX_TOKENS),
     "presence_penalty": number(-2, 2),
-    "seed": whole(-(2**63), 2**63 - 1),
-    "stop": texts(4),
+    "seed": integer(-(2**63), 2**63 - 1),
+    "stop": text_list(4),
 }
 
-CHAT_PARAMS: Mapping[str, Check] = {
+CHAT_PARAMS: Mapping[str, ParamCheck] = {
     **_SHARED,
     **_SAMPLING,
     "logit_bias": mapping_of("token ids with numbers from -100 to 100", _is_bias),
     "logprobs": FLAG,
-    "max_completion_tokens": whole(1, MAX_TOKENS),
-    "n": whole(1, 128),
+    "max_completion_tokens": integer(1, MAX_TOKENS),
+    "n": integer(1, 128),
     "prediction": MAPPING,
     "reasoning_effort": one_of("none", "minimal", "low", "medium", "high", "xhigh", "max"),
     "verbosity": one_of("low", "medium", "high"),
@@ -84,13 +86,13 @@ INCLUDE = (
     "message.output_text.logprobs",
 )
 
-RESPONSES_PARAMS: Mapping[str, Check] = {
+RESPONSES_PARAMS: Mapping[str, ParamCheck] = {
     **_SHARED,
     "context_management": _list_of("a list of keys and values", MAPPING),
-    "conversation": Check("text or keys and values", lambda value: text.fits(value) or MAPPING.fits(value)),
+    "conversation": ParamCheck("text or keys and values", lambda value: text.fits(value) or MAPPING.fits(value)),
     "include": _list_of(f"a list of {', '.join(INCLUDE)}", one_of(*INCLUDE)),
-    "max_output_tokens": whole(16, MAX_TOKENS),
-    "max_tool_calls": whole(1),
+    "max_output_tokens": integer(16, MAX_TOKENS),
+    "max_tool_calls": integer(1),
     "previous_response_id": text,
     "prompt": MAPPING,
     "reasoning": MAPPING,
@@ -98,7 +100,7 @@ RESPONSES_PARAMS: Mapping[str, Check] = {
 }
 """All but what is a key of the step, and background: its answers come later, by another way."""
 
-REFERENCE_PARAMS: Mapping[str, Check] = {
+REFERENCE_PARAMS: Mapping[str, ParamCheck] = {
     **_SAMPLING,
     **{name: _SHARED[name] for name in ("parallel_tool_calls", "temperature", "top_p", "user")},
 }

@@ -10,8 +10,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from connectors.contracts import MalformedReply, SingleRowEndpoint, StepContext, StepModel
-from connectors.endpoints.conversation.messages import Dialogue
-from connectors.endpoints.conversation.output_columns import AnswerColumns, Choice
+from connectors.endpoints.conversation.messages import Conversation
+from connectors.endpoints.conversation.output_columns import AnswerColumns, ReplyChoice
 from connectors.endpoints.conversation.structured_output import TypedOutput
 from connectors.errors import JobError, KeyPath
 from connectors.records import (
@@ -34,16 +34,16 @@ from connectors.transport.error_replies import is_error_body, row_error
 from connectors.transport.sse import Event, is_event_stream, parse_events
 from connectors.transport.token_usage import token_usage
 
-WAYS = ("schema", "json_object", "prompt")
+STRUCTURED_MODES = ("schema", "json_object", "prompt")
 """How a typed output is asked for, the strictest first; a server that refuses one is asked the next way."""
 
-REPAIR = "This answer does not fit: {problem}. Answer again, with nothing but JSON that fits the schema."
-SCHEMA_IN_WORDS = "Answer with nothing but JSON that fits this JSON Schema: {schema}"
+REPAIR_PROMPT = "This answer does not fit: {problem}. Answer again, with nothing but JSON that fits the schema."
+SCHEMA_PROMPT = "Answer with nothing but JSON that fits this JSON Schema: {schema}"
 
 _REFUSES_THE_WAY = ("response_format", "json_schema", "json_object", "text.format", "structured output")
 
 
-class DialogueStep(StepModel):
+class ConversationStep(StepModel):
     """The keys that the steps of dialogues share."""
 
     output: str | dict[str, Any] | None = Field(
@@ -67,43 +67,43 @@ class DialogueStep(StepModel):
     )
 
 
-class Dialect(Protocol):
+class WireFormat(Protocol):
     """One way of writing dialogues and their answers: values to values."""
 
     path: str
-    turns_key: str
+    messages_key: str
     """Where the turns stand in the body."""
 
     @property
-    def ways(self) -> tuple[str, ...]:
+    def modes(self) -> tuple[str, ...]:
         """Those of WAYS that it has."""
 
     @property
-    def bounds(self) -> tuple[str, ...]:
+    def max_token_params(self) -> tuple[str, ...]:
         """The parameters that bound the tokens of an answer."""
 
-    def turns(self, messages: Sequence[Mapping[str, Any]]) -> Any:
+    def render_messages(self, messages: Sequence[Mapping[str, Any]]) -> Any:
         """Turns in chat completions' shape, as the body takes them."""
 
-    def typed(self, body: Mapping[str, Any], way: str, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    def with_schema(self, body: Mapping[str, Any], way: str, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
         """The body that asks for JSON of this schema."""
 
-    def joined(self, events: Iterable[Event]) -> dict[str, Any]:
+    def assemble(self, events: Iterable[Event]) -> dict[str, Any]:
         """A streamed reply as it would have come without a stream."""
 
-    def choices(self, reply: Mapping[str, Any]) -> Sequence[Choice]:
+    def parse_choices(self, reply: Mapping[str, Any]) -> Sequence[ReplyChoice]:
         """The answers of a parsed reply, at least one; MalformedReply where it has none."""
 
 
-class DialogueEndpoint(SingleRowEndpoint):
+class ConversationEndpoint(SingleRowEndpoint):
     """The endpoint of one step, in one dialect."""
 
     def __init__(
         self,
-        step: DialogueStep,
+        step: ConversationStep,
         facts: StepContext,
-        dialect: Dialect,
-        dialogue: Dialogue,
+        dialect: WireFormat,
+        dialogue: Conversation,
         fixed: Mapping[str, Any],
         moving: Mapping[str, TemplateTree],
         columns: AnswerColumns,
@@ -128,7 +128,7 @@ class DialogueEndpoint(SingleRowEndpoint):
         self._way = _way(step, facts, dialect)
         body = {"model": step.model, **fixed}
         if typed is not None:
-            body = dialect.typed(body, self._way, step.name[:64], typed.schema)
+            body = dialect.with_schema(body, self._way, step.name[:64], typed.schema)
         body = {**body, **step.extra_body}
         self._fixed: dict[str, Any] = plain_json(body, where)
         self._stream = bool(self._fixed.get("stream"))
@@ -142,10 +142,10 @@ class DialogueEndpoint(SingleRowEndpoint):
         )
         told = step.model_dump(exclude={"name", "provider", "when", "detail", "reuse", "stream"}, exclude_defaults=True)
         self._declared = orjson.dumps(plain_json(told, where), option=orjson.OPT_SORT_KEYS)
-        self._memo: tuple[bytes, dict[str, Any], Sequence[Choice]] | None = None
+        self._memo: tuple[bytes, dict[str, Any], Sequence[ReplyChoice]] | None = None
 
     def _bound(self) -> int | None:
-        said = [self._fixed.get(name) for name in self._dialect.bounds]
+        said = [self._fixed.get(name) for name in self._dialect.max_token_params]
         limits = [limit for limit in said if isinstance(limit, int)]
         bound = min(limits) if limits else max_output_tokens(self._step.model)
         count = self._fixed.get("n")
@@ -155,7 +155,7 @@ class DialogueEndpoint(SingleRowEndpoint):
         if self._typed is None or self._way == "schema":
             return None
         schema = orjson.dumps(self._typed.schema).decode()
-        return {"role": "system", "content": SCHEMA_IN_WORDS.format(schema=schema)}
+        return {"role": "system", "content": SCHEMA_PROMPT.format(schema=schema)}
 
     def config_bytes(self) -> bytes:
         """All but limits, detail and stream: the provider is told of beside it."""
@@ -170,7 +170,7 @@ class DialogueEndpoint(SingleRowEndpoint):
             return RowError("input", str(exc))
         if self._instruction is not None:
             messages = [self._instruction, *messages]
-        body = {**self._fixed, self._dialect.turns_key: self._dialect.turns(messages)}
+        body = {**self._fixed, self._dialect.messages_key: self._dialect.render_messages(messages)}
         tokens = self._fixed_tokens
         if moving:
             body |= moving
@@ -202,9 +202,9 @@ class DialogueEndpoint(SingleRowEndpoint):
             media=pictures,
         )
 
-    def call(self, pack: Sequence[Request]) -> Call:
+    def call(self, group: Sequence[Request]) -> Call:
         """The request as it stands, pictures as data URLs in place of their names."""
-        request = pack[0]
+        request = group[0]
         body = request.body
         for picture in request.media:
             # Inside a text the quotes would be escaped: only a URL that is nothing but the name is replaced.
@@ -215,20 +215,20 @@ class DialogueEndpoint(SingleRowEndpoint):
             )
         return Call("POST", self.path, body, stream=self._stream)
 
-    def answers(self, pack: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
+    def answers(self, group: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
         """The reply's own bytes; of a stream, those of the reply that would have come without one."""
         streamed = is_event_stream(reply.body)
-        whole = self._dialect.joined(parse_events(reply.body)) if streamed else _parsed(reply.body)
+        whole = self._dialect.assemble(parse_events(reply.body)) if streamed else _parsed(reply.body)
         if is_error_body(whole):
             error = row_error(replace(reply, body=orjson.dumps(whole)) if streamed else reply)
             raise MalformedReply(error.message, error)
-        self._memo = (reply.body, whole, self._dialect.choices(whole))
+        self._memo = (reply.body, whole, self._dialect.parse_choices(whole))
         return (orjson.dumps(whole) if streamed else reply.body,)
 
-    def usage(self, pack: Sequence[Request], reply: Reply) -> Usage:
+    def usage(self, group: Sequence[Request], reply: Reply) -> Usage:
         """As the reply counts it."""
         if self._memo is None or self._memo[0] is not reply.body:
-            self.answers(pack, reply)
+            self.answers(group, reply)
         assert self._memo is not None
         _, whole, choices = self._memo
         return token_usage(whole, choices[0].finish_reason)
@@ -240,10 +240,10 @@ class DialogueEndpoint(SingleRowEndpoint):
         except MalformedReply as exc:
             return RowError("invalid_answer", str(exc))
 
-    def _choices(self, answer: bytes) -> Sequence[Choice]:
+    def _choices(self, answer: bytes) -> Sequence[ReplyChoice]:
         if self._memo is not None and self._memo[0] is answer:
             return self._memo[2]
-        return self._dialect.choices(_parsed(answer))
+        return self._dialect.parse_choices(_parsed(answer))
 
     def repair(self, request: Request, answer: bytes, problem: RowError) -> Request | None:
         """The dialogue, the answer, and what does not fit."""
@@ -251,13 +251,13 @@ class DialogueEndpoint(SingleRowEndpoint):
             return None
         said = self._choices(answer)[0].text
         body = orjson.loads(request.body)
-        asked = body[self._dialect.turns_key]
+        asked = body[self._dialect.messages_key]
         turns = [
             *([{"role": "user", "content": asked}] if isinstance(asked, str) else asked),
             {"role": "assistant", "content": said or ""},
-            {"role": "user", "content": REPAIR.format(problem=problem.message)},
+            {"role": "user", "content": REPAIR_PROMPT.format(problem=problem.message)},
         ]
-        body[self._dialect.turns_key] = turns
+        body[self._dialect.messages_key] = turns
         tokens = self._fixed_tokens
         tokens += sum(count_tokens(_as_text(body[name]), self._counted_as) for name in self._moving)
         made = self._asked(body, turns, tokens, request.media, request.keys[0], request.fingerprint)
@@ -270,7 +270,7 @@ class DialogueEndpoint(SingleRowEndpoint):
         told = f"{problem.param or ''} {problem.message}".lower()
         if not any(word in told for word in _REFUSES_THE_WAY):
             return None
-        ways = self._dialect.ways
+        ways = self._dialect.modes
         place = ways.index(self._way) + 1
         return ways[place] if place < len(ways) else None
 
@@ -279,14 +279,14 @@ class DialogueEndpoint(SingleRowEndpoint):
         return self._columns.arrays(values)
 
 
-def typed_output(step: DialogueStep, where: KeyPath) -> TypedOutput | None:
+def parse_typed_output(step: ConversationStep, where: KeyPath) -> TypedOutput | None:
     """The step's `output:` where it is typed; JobError where it is no type."""
     if not isinstance(step.output, dict):
         return None
     return TypedOutput(step.output, (*where, "output"))
 
 
-def taken(step: StepModel, params: dict[str, Any], name: str, where: KeyPath) -> Any:
+def take_param(step: StepModel, params: dict[str, Any], name: str, where: KeyPath) -> Any:
     """A key of the API that stands on the step or among its `params`, not in both; taken out of `params`. None: it is
     nowhere."""
     own = getattr(step, name)
@@ -298,9 +298,9 @@ def taken(step: StepModel, params: dict[str, Any], name: str, where: KeyPath) ->
     return value
 
 
-def taken_stream(step: DialogueStep, params: dict[str, Any], where: KeyPath) -> bool:
+def take_stream(step: ConversationStep, params: dict[str, Any], where: KeyPath) -> bool:
     """Whether the step streams; JobError for a `stream` that is none, and for stream_options without it."""
-    stream = taken(step, params, "stream", where)
+    stream = take_param(step, params, "stream", where)
     if not isinstance(stream, bool):
         raise JobError((*where, "params", "stream"), f"found {stream!r}, expected true or false", "correct it")
     if not stream and "stream_options" in params:
@@ -308,9 +308,9 @@ def taken_stream(step: DialogueStep, params: dict[str, Any], where: KeyPath) -> 
     return stream
 
 
-def _way(step: DialogueStep, facts: StepContext, dialect: Dialect) -> str:
-    way = (facts.structured_mode or WAYS[0]) if step.structured == "auto" else step.structured
-    return way if way in dialect.ways else dialect.ways[-1]
+def _way(step: ConversationStep, facts: StepContext, dialect: WireFormat) -> str:
+    way = (facts.structured_mode or STRUCTURED_MODES[0]) if step.structured == "auto" else step.structured
+    return way if way in dialect.modes else dialect.modes[-1]
 
 
 def _parsed(body: bytes) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from connectors.endpoints.conversation.tool_calls import chat_call
+from connectors.endpoints.conversation.tool_calls import normalize_tool_call
 from connectors.templating.template import RenderError, template_value
 from connectors.transport.bounded_json import parse_json
 
@@ -17,7 +17,7 @@ FURTHER_KEYS = ("refusal", "audio", "function_call")
 """Keys of an assistant's message that pass as they are."""
 
 
-def is_dialogue_type(kind: pa.DataType) -> bool:
+def can_hold_conversation(kind: pa.DataType) -> bool:
     """Whether a column of this type can hold dialogues."""
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return True
@@ -25,7 +25,7 @@ def is_dialogue_type(kind: pa.DataType) -> bool:
     return bool(is_list and pa.types.is_struct(kind.value_type))
 
 
-def dialogue_in(value: Any, column: str, items: bool) -> list[dict[str, Any]]:
+def parse_conversation(value: Any, column: str, items: bool) -> list[dict[str, Any]]:
     """The turns in a row's value; TemplateProblem, which names the column, where it is no dialogue.
 
     `items`: input items of responses, which have a `type`, may stand among them.
@@ -63,7 +63,7 @@ def _turn(turn: Any, items: bool) -> dict[str, Any]:
             if not isinstance(inner, list):
                 raise ValueError("tool_calls is no list")
             if inner:
-                message[key] = [chat_call(call) for call in inner]
+                message[key] = [normalize_tool_call(call) for call in inner]
         elif key in KEYS or key in FURTHER_KEYS or (items and key in ("type", "id", "status", "phase")):
             message[key] = inner
         elif inner not in ([], {}, ""):

@@ -6,16 +6,16 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
-from connectors.contracts import MediaUse, Model
+from connectors.contracts import FrozenModel, MediaColumn
 from connectors.endpoints.conversation.history_column import (
     FURTHER_KEYS,
     KEYS,
     ROLES,
     SHORT_ROLES,
-    dialogue_in,
-    is_dialogue_type,
+    can_hold_conversation,
+    parse_conversation,
 )
-from connectors.endpoints.conversation.tool_calls import chat_call
+from connectors.endpoints.conversation.tool_calls import normalize_tool_call
 from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.records import Media, Row
 from connectors.templating.template import RenderError
@@ -37,36 +37,36 @@ PICTURE_KINDS = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"}
 DETAILS = ("low", "high", "auto")
 
 
-class FromColumn(Model):
+class ColumnReference(FrozenModel):
     """A whole dialogue, taken from a column."""
 
     column: str = Field(min_length=1, description="A column of list of struct, or JSON text.", examples=["history"])
 
 
-Turns = str | Sequence[Mapping[str, Any]] | FromColumn
+Turns = str | Sequence[Mapping[str, Any]] | ColumnReference
 """A text is one turn of the user."""
 
 
-class Dialogue:
+class Conversation:
     """What a step says to the model, in chat completions' own shape."""
 
     def __init__(self, turns: Turns, columns: Mapping[str, pa.DataType], where: KeyPath, items: bool = False) -> None:
         """JobError, placed below `where`, for what is none over these columns. `items`: the input items of responses
         (with a `type`) may stand among the turns; they pass as they are."""
-        self.media: Mapping[str, MediaUse] = {}
+        self.media: Mapping[str, MediaColumn] = {}
         """The columns of pictures."""
         self.texts: frozenset[str]
         """The columns that its texts name."""
-        if isinstance(turns, FromColumn):
+        if isinstance(turns, ColumnReference):
             name = turns.column
             if name not in columns:
                 raise JobError((*where, "column"), f"no column {name} here", f"{did_you_mean(name, columns)}")
-            if not is_dialogue_type(columns[name]):
+            if not can_hold_conversation(columns[name]):
                 raise JobError(
                     (*where, "column"), f"{name} is {columns[name]}", "a dialogue is a list of struct, or its JSON text"
                 )
             self.texts = frozenset({name})
-            self._fill: Callable[[Row], list[dict[str, Any]]] = lambda row: dialogue_in(row[name], name, items)
+            self._fill: Callable[[Row], list[dict[str, Any]]] = lambda row: parse_conversation(row[name], name, items)
             return
         reader = _Turns(frozenset(columns), items)
         if isinstance(turns, str):
@@ -75,7 +75,7 @@ class Dialogue:
         else:
             whole = list_template([reader.turn(turn, (*where, place)) for place, turn in enumerate(turns)])
         self.texts = whole.columns
-        self.media = dict.fromkeys(sorted(reader.pictures), MediaUse("image", LARGEST_PICTURE, passes_urls=True))
+        self.media = dict.fromkeys(sorted(reader.pictures), MediaColumn("image", LARGEST_PICTURE, passes_urls=True))
         self._fill = whole.render
 
     def rendered(self, row: Row) -> tuple[list[dict[str, Any]], tuple[Media, ...]]:
@@ -156,13 +156,13 @@ class _Turns:
             raise JobError(where, f"found {calls!r}, expected a list of calls or {{column: NAME}}", "correct it")
         if not some.varies_by_row:
             try:
-                [chat_call(call) for call in some.render({})]
+                [normalize_tool_call(call) for call in some.render({})]
             except ValueError as exc:
                 raise JobError(where, f"{exc}", "write {id, name, arguments}") from exc
 
         def fill(row: Row) -> dict[str, Any]:
             try:
-                made = [chat_call(call) for call in some.render(row) or ()]
+                made = [normalize_tool_call(call) for call in some.render(row) or ()]
             except (ValueError, TypeError) as exc:
                 raise RenderError(f"tool_calls: {exc}") from exc
             said = message.render(row)

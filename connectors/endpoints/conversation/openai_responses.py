@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from connectors.contracts import MalformedReply
-from connectors.endpoints.conversation.conversation_endpoint import WAYS, shortened
-from connectors.endpoints.conversation.output_columns import Choice
-from connectors.endpoints.conversation.tool_calls import call_struct
+from connectors.endpoints.conversation.conversation_endpoint import STRUCTURED_MODES, shortened
+from connectors.endpoints.conversation.output_columns import ReplyChoice
+from connectors.endpoints.conversation.tool_calls import tool_call_struct
 from connectors.transport.sse import Event
 from connectors.transport.stream_assembly import assemble_response
 
@@ -14,25 +14,25 @@ _REASONS: Mapping[str, str] = {"max_output_tokens": "length"}
 """Why an answer is incomplete -> as a finish_reason."""
 
 
-class OpenAIResponses:
+class OpenAIResponsesFormat:
     """The dialect of responses as OpenAI speaks it."""
 
     path = "/responses"
-    turns_key = "input"
-    ways = WAYS
-    bounds = ("max_output_tokens",)
+    messages_key = "input"
+    modes = STRUCTURED_MODES
+    max_token_params = ("max_output_tokens",)
 
     def __init__(self, alone: bool) -> None:
         """`alone`: the input is one text, not a list."""
         self._alone = alone
 
-    def turns(self, messages: Sequence[Mapping[str, Any]]) -> Any:
+    def render_messages(self, messages: Sequence[Mapping[str, Any]]) -> Any:
         """A text that stands alone, or items."""
         if self._alone and len(messages) == 1:
             return messages[0]["content"]
         return [item for message in messages for item in input_items(message)]
 
-    def typed(self, body: Mapping[str, Any], way: str, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    def with_schema(self, body: Mapping[str, Any], way: str, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
         """By `text.format`."""
         if way == "prompt":
             return dict(body)
@@ -41,11 +41,11 @@ class OpenAIResponses:
             form = {"type": "json_schema", "name": name, "strict": True, "schema": schema}
         return {**body, "text": {**body.get("text", {}), "format": form}}
 
-    def joined(self, events: Iterable[Event]) -> dict[str, Any]:
+    def assemble(self, events: Iterable[Event]) -> dict[str, Any]:
         """What the last event holds."""
         return assemble_response(events)
 
-    def choices(self, reply: Mapping[str, Any]) -> Sequence[Choice]:
+    def parse_choices(self, reply: Mapping[str, Any]) -> Sequence[ReplyChoice]:
         """One, of all output items."""
         output, status = reply.get("output"), reply.get("status")
         if status in ("queued", "in_progress", "cancelled", "failed"):
@@ -58,13 +58,13 @@ class OpenAIResponses:
         refusals = [part["refusal"] for part in parts if isinstance(part.get("refusal"), str)]
         logprobs = [one for part in parts if isinstance(part.get("logprobs"), list) for one in part["logprobs"]]
         calls = [
-            call_struct(item.get("call_id") or item.get("id"), item.get("name"), item.get(key))
+            tool_call_struct(item.get("call_id") or item.get("id"), item.get("name"), item.get(key))
             for item in items
             for kind, key in (("function_call", "arguments"), ("custom_tool_call", "input"))
             if item.get("type") == kind
         ]
         return [
-            Choice(
+            ReplyChoice(
                 "".join(texts) if texts else None,
                 _finish_reason(reply, "tool_calls" if calls else "stop"),
                 "".join(refusals) or None,

@@ -28,7 +28,7 @@ _SHOWN = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ReplyChoice:
     """One answer of a reply, read out of its dialect; None where the reply does not say."""
 
     text: str | None
@@ -75,7 +75,7 @@ class AnswerColumns:
     def _several(self, kind: pa.DataType) -> pa.DataType:
         return kind if self._count == 1 else pa.list_(kind)
 
-    def values(self, choices: Sequence[Choice]) -> Values | RowError:
+    def values(self, choices: Sequence[ReplyChoice]) -> Values | RowError:
         """One value a field, or why there are none."""
         if self._count > 1:
             problems = [self._problem(choice) for choice in choices]
@@ -96,7 +96,7 @@ class AnswerColumns:
             own = read
         return (*own, *(_extra(choice, name) for name in self._extras)) if self._extras else own
 
-    def _problem(self, choice: Choice) -> RowError | None:
+    def _problem(self, choice: ReplyChoice) -> RowError | None:
         if choice.refusal:
             return RowError("content_filter", f"the model refused: {choice.refusal}")
         reason = choice.finish_reason
@@ -111,7 +111,7 @@ class AnswerColumns:
             return RowError("invalid_answer", f"the answer has no text and calls no tool (finish_reason {reason})")
         return None
 
-    def _read_typed(self, typed: TypedOutput, choice: Choice) -> Values | RowError:
+    def _read_typed(self, typed: TypedOutput, choice: ReplyChoice) -> Values | RowError:
         called = bool(choice.tool_calls)
         nothing = (None,) * len(typed.fields)
         if called and not choice.text:
@@ -132,11 +132,11 @@ class AnswerColumns:
         ]
 
 
-def _text(choice: Choice) -> str | None:
+def _text(choice: ReplyChoice) -> str | None:
     return None if not choice.text and choice.tool_calls else choice.text
 
 
-def _extra(choice: Choice, name: str) -> Any:
+def _extra(choice: ReplyChoice, name: str) -> Any:
     if name == "tool_calls":
         return list(choice.tool_calls) or None
     return _logprobs(choice.logprobs) if name == "logprobs" else getattr(choice, name)

@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from connectors.contracts import MalformedReply
 from connectors.endpoints.conversation.conversation_endpoint import shortened
-from connectors.endpoints.conversation.output_columns import Choice
-from connectors.endpoints.conversation.tool_calls import told_calls
+from connectors.endpoints.conversation.output_columns import ReplyChoice
+from connectors.endpoints.conversation.tool_calls import parse_tool_calls
 from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.templating.template_tree import TemplateTree, compile_template, literal, mapping_template, plain_json
 from connectors.transport.sse import Event
@@ -78,39 +78,39 @@ _NEEDED = {"structured": "schema", "template": "template_id", "json_schema": "js
 _WORDS = {dict: "keys and values", bool: "true or false", str: "text"}
 
 
-class ReferenceResponses:
+class ReferenceResponsesFormat:
     """The dialect of responses as the reference describes it."""
 
     path = "/responses"
-    turns_key = "messages"
-    ways = ("schema", "prompt")
-    bounds = ("max_tokens",)
+    messages_key = "messages"
+    modes = ("schema", "prompt")
+    max_token_params = ("max_tokens",)
 
-    def turns(self, messages: Sequence[Mapping[str, Any]]) -> Any:
+    def render_messages(self, messages: Sequence[Mapping[str, Any]]) -> Any:
         """As they are."""
         return messages
 
-    def typed(self, body: Mapping[str, Any], way: str, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    def with_schema(self, body: Mapping[str, Any], way: str, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
         """By `response_format`."""
         if way == "prompt":
             return dict(body)
         form = {"name": name, "strict": True, "schema": schema}
         return {**body, "response_format": {"type": "json_schema", "json_schema": form}}
 
-    def joined(self, events: Iterable[Event]) -> dict[str, Any]:
+    def assemble(self, events: Iterable[Event]) -> dict[str, Any]:
         """Of the chunks of section 2.6."""
         return assemble_reference(events)
 
-    def choices(self, reply: Mapping[str, Any]) -> Sequence[Choice]:
+    def parse_choices(self, reply: Mapping[str, Any]) -> Sequence[ReplyChoice]:
         """The one response; a content that is an object as its JSON text."""
         response = reply.get("response")
         if not isinstance(response, dict):
             raise MalformedReply(f"the reply has no response: {shortened(reply)}")
-        content, calls = response.get("content"), told_calls(response)
+        content, calls = response.get("content"), parse_tool_calls(response)
         reason = reply.get("finish_reason") or response.get("finish_reason")
         refusal = response.get("refusal")
         return [
-            Choice(
+            ReplyChoice(
                 content if content is None or isinstance(content, str) else orjson.dumps(content).decode(),
                 reason if isinstance(reason, str) else "tool_calls" if calls and not content else "stop",
                 refusal if isinstance(refusal, str) else None,

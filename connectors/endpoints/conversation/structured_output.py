@@ -56,7 +56,7 @@ class TypedOutput:
     def read(self, text: str) -> tuple[Any, ...] | str:
         """The values of an answer, one a column; or what does not fit."""
         try:
-            answer = parse_json(unfenced(text))
+            answer = parse_json(strip_fence(text))
         except orjson.JSONDecodeError as exc:
             return f"this is no JSON: {exc}"
         if not self._validator.is_valid(answer):
@@ -76,7 +76,7 @@ class TypedOutput:
         ]
 
 
-def unfenced(text: str) -> str:
+def strip_fence(text: str) -> str:
     """The text without a Markdown fence around it."""
     text = text.strip()
     if text.startswith("```") and text.endswith("```") and len(text) > 6:

@@ -17,7 +17,7 @@ CHOICES = ("none", "auto", "required")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-def checked_tools(tools: Any, where: KeyPath, flat: bool) -> list[dict[str, Any]]:
+def validate_tools(tools: Any, where: KeyPath, flat: bool) -> list[dict[str, Any]]:
     """The tools of a step as its dialect writes them (`flat`: as responses do); JobError where they are none."""
     if not isinstance(tools, list | tuple) or not tools:
         raise JobError(where, f"found {_shown(tools)}, expected a list of tools", "write the API's own tool objects")
@@ -29,7 +29,7 @@ def checked_tools(tools: Any, where: KeyPath, flat: bool) -> list[dict[str, Any]
     return made
 
 
-def checked_choice(choice: Any, tools: Sequence[Mapping[str, Any]] | None, where: KeyPath, flat: bool) -> Any:
+def validate_tool_choice(choice: Any, tools: Sequence[Mapping[str, Any]] | None, where: KeyPath, flat: bool) -> Any:
     """`tool_choice` as the dialect writes it; JobError where it is none, or names a tool that is not there."""
     if tools is None:
         raise JobError(where, "there are no tools to choose from", "add tools: to the step")
@@ -57,7 +57,7 @@ def checked_choice(choice: Any, tools: Sequence[Mapping[str, Any]] | None, where
     return choice
 
 
-def chat_call(call: Any) -> dict[str, Any]:
+def normalize_tool_call(call: Any) -> dict[str, Any]:
     """A call as chat completions write it, also from `{id, name, arguments}`; ValueError where it is none."""
     if not isinstance(call, Mapping):
         raise ValueError(f"a tool call is {{id, name, arguments}}, not {_shown(call)}")
@@ -74,7 +74,7 @@ def chat_call(call: Any) -> dict[str, Any]:
     return {"id": _id(call), "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def told_calls(message: Mapping[str, Any]) -> list[dict[str, str | None]]:
+def parse_tool_calls(message: Mapping[str, Any]) -> list[dict[str, str | None]]:
     """The calls in a message of a reply, as the column holds them; what is no call is left out."""
     calls = message.get("tool_calls")
     made = [told for told in map(_told, calls) if told is not None] if isinstance(calls, list) else []
@@ -84,7 +84,7 @@ def told_calls(message: Mapping[str, Any]) -> list[dict[str, str | None]]:
     return made
 
 
-def call_struct(id: Any, name: Any, arguments: Any) -> dict[str, str | None]:
+def tool_call_struct(id: Any, name: Any, arguments: Any) -> dict[str, str | None]:
     """One element of the column."""
     return {"id": _text(id), "name": _text(name), "arguments": _text(arguments)}
 
@@ -95,9 +95,9 @@ def _told(call: Any) -> dict[str, str | None] | None:
     for kind, told in (("function", "arguments"), ("custom", "input")):
         inner = call.get(kind)
         if isinstance(inner, Mapping):
-            return call_struct(call.get("id"), inner.get("name"), inner.get(told))
+            return tool_call_struct(call.get("id"), inner.get("name"), inner.get(told))
     if "name" in call:
-        return call_struct(call.get("id"), call.get("name"), call.get("arguments"))
+        return tool_call_struct(call.get("id"), call.get("name"), call.get("arguments"))
     return None
 
 

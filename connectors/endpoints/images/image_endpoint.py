@@ -6,44 +6,44 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from connectors.contracts import MediaUse, SingleRowEndpoint, StepContext, StepModel
+from connectors.contracts import MediaColumn, SingleRowEndpoint, StepContext, StepModel
 from connectors.endpoints.images import image_replies
 from connectors.endpoints.images.model_families import (
-    check_fixed,
-    count_of,
+    check_family_params,
     family_of,
-    input_picture_tokens,
-    output_tokens,
+    image_count,
+    input_image_tokens,
+    output_token_bound,
     prompt_problem,
 )
-from connectors.endpoints.params.checks import FLAG, Check, one_of, text, whole
-from connectors.endpoints.params.step_params import declared, fixed_params, template
+from connectors.endpoints.params.checks import FLAG, ParamCheck, integer, one_of, text
+from connectors.endpoints.params.step_params import fixed_params, optional_template, step_config_bytes
 from connectors.errors import JobError
 from connectors.media.multipart import file_column, files_of, form
 from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.templating.template import RenderError
 from connectors.tokens import count_tokens
 
-IMAGE_PARAMS: Mapping[str, Check] = {
-    "n": whole(1, 10),
+IMAGE_PARAMS: Mapping[str, ParamCheck] = {
+    "n": integer(1, 10),
     "size": text,
     "response_format": one_of("url", "b64_json"),
     "user": text,
 }
 """Of all three endpoints, after the OpenAPI description."""
 
-GPT_IMAGE_PARAMS: Mapping[str, Check] = {
+GPT_IMAGE_PARAMS: Mapping[str, ParamCheck] = {
     "quality": one_of("standard", "hd", "low", "medium", "high", "auto"),
     "background": one_of("transparent", "opaque", "auto"),
     "output_format": one_of("png", "jpeg", "webp"),
-    "output_compression": whole(0, 100),
-    "partial_images": whole(0, 3),
+    "output_compression": integer(0, 100),
+    "partial_images": integer(0, 3),
     "stream": FLAG,
 }
 """Of generations and edits."""
 
 
-class ImageMaker(SingleRowEndpoint):
+class ImageEndpoint(SingleRowEndpoint):
     """The endpoint of one step that makes pictures."""
 
     def __init__(
@@ -52,7 +52,7 @@ class ImageMaker(SingleRowEndpoint):
         facts: StepContext,
         path: str,
         own: Sequence[str],
-        table: Mapping[str, Check],
+        table: Mapping[str, ParamCheck],
         prompt: str | None = None,
         files: Mapping[str, str | Sequence[str] | None] | None = None,
     ) -> None:
@@ -62,7 +62,7 @@ class ImageMaker(SingleRowEndpoint):
         self._step = step
         self._tag = facts.provider_tag
         self._prefix = facts.files_prefix
-        self._prompt = template(prompt, facts.columns, (*self.where, "prompt"))
+        self._prompt = optional_template(prompt, facts.columns, (*self.where, "prompt"))
         self._files = {
             field: tuple(
                 file_column(column, facts.columns, (*self.where, field))
@@ -73,19 +73,19 @@ class ImageMaker(SingleRowEndpoint):
         }
         self.fixed = fixed_params(step, own, table, self.where)
         self.family = family_of(step.model)
-        check_fixed(self.fixed, self.family, self.where)
-        if self.family is not None and not self.family.by_token:
+        check_family_params(self.fixed, self.family, self.where)
+        if self.family is not None and not self.family.is_billed_by_token:
             # The pictures themselves, and not URLs that expire; other servers answer as they do.
             self.fixed.setdefault("response_format", "b64_json")
         size, quality = self.fixed.get("size"), self.fixed.get("quality")
         self.image_terms = (None if size is None else str(size), None if quality is None else str(quality))
-        self._count = count_of(self.fixed)
+        self._count = image_count(self.fixed)
         columns = frozenset(column for each in self._files.values() for column in each)
         self.input_columns = columns if self._prompt is None else columns | self._prompt.columns
         self.media = {
-            column: MediaUse("image", self._largest(field)) for field, each in self._files.items() for column in each
+            column: MediaColumn("image", self._largest(field)) for field, each in self._files.items() for column in each
         }
-        self.output_bound = output_tokens(self.fixed, self.family)
+        self.output_bound = output_token_bound(self.fixed, self.family)
         # dall-e-3 is the one model that tells how it rewrote the prompt.
         self._revised = path == "/images/generations" and step.model.startswith("dall-e-3")
         kind = pa.list_(pa.string()) if self._count > 1 else pa.string()
@@ -97,11 +97,11 @@ class ImageMaker(SingleRowEndpoint):
 
     def _largest(self, field: str) -> int:
         """Bytes of a picture: 4 MB for masks and dall-e-2, 50 MB for all others."""
-        small = self.family is not None and (field == "mask" or not self.family.by_token)
+        small = self.family is not None and (field == "mask" or not self.family.is_billed_by_token)
         return (4 if small else 50) << 20
 
     def config_bytes(self) -> bytes:
-        return declared(self._step)
+        return step_config_bytes(self._step)
 
     def request(self, row: Row, key: str) -> Request | RowError:
         """The row's prompt and pictures."""
@@ -128,7 +128,9 @@ class ImageMaker(SingleRowEndpoint):
             found[field] = pictures
             named = [picture.name for picture in pictures]
             body[field] = named if len(named) > 1 else named[0]
-        problem = picture_problem(found, self.family is not None, self.family is not None and self.family.by_token)
+        problem = picture_problem(
+            found, self.family is not None, self.family is not None and self.family.is_billed_by_token
+        )
         if problem is not None:
             return RowError("input", problem)
         media = tuple(picture for pictures in found.values() for picture in pictures)
@@ -139,31 +141,31 @@ class ImageMaker(SingleRowEndpoint):
         return Request(
             fingerprint=request_fingerprint(self._tag, self.path, packed, "" if self._step.reuse else key),
             body=packed,
-            input_tokens=tokens + len(media) * input_picture_tokens(self.fixed, self.family),
+            input_tokens=tokens + len(media) * input_image_tokens(self.fixed, self.family),
             output_bound=self.output_bound,
             keys=(key,),
             media=media,
             images=self._count,
         )
 
-    def call(self, pack: Sequence[Request]) -> Call:
+    def call(self, group: Sequence[Request]) -> Call:
         """JSON, or a form where pictures go along."""
         stream = self.fixed.get("stream") is True
         if not self._files:
-            return Call("POST", self.path, pack[0].body, stream=stream)
-        return Call("POST", self.path, form=form(pack[0], tuple(self._files)), stream=stream)
+            return Call("POST", self.path, group[0].body, stream=stream)
+        return Call("POST", self.path, form=form(group[0], tuple(self._files)), stream=stream)
 
-    def answers(self, pack: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
+    def answers(self, group: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
         """The pictures, or where they are."""
-        return (image_replies.kept(reply),)
+        return (image_replies.stored_answer(reply),)
 
-    def usage(self, pack: Sequence[Request], reply: Reply) -> Usage:
+    def usage(self, group: Sequence[Request], reply: Reply) -> Usage:
         """The pictures that came, and the tokens that the reply counts."""
-        return image_replies.usage(reply)
+        return image_replies.image_usage(reply)
 
     def expiring_urls(self, answer: bytes) -> Sequence[str]:
         """The URLs of pictures that are not in the answer yet."""
-        return image_replies.links(answer)
+        return image_replies.expiring_urls(answer)
 
     def with_contents(self, answer: bytes, contents: Sequence[bytes]) -> bytes:
         """The answer with the pictures in it; what is no picture leaves its link in place."""
@@ -175,7 +177,7 @@ class ImageMaker(SingleRowEndpoint):
 
     def values(self, answer: bytes) -> Values | RowError:
         """The paths of the files, and the prompts as the model rewrote them."""
-        names = image_replies.names(answer)
+        names = image_replies.file_names(answer)
         if isinstance(names, RowError):
             return names
         paths = [f"{self._prefix}{name}" for name in names]
@@ -192,20 +194,20 @@ class ImageMaker(SingleRowEndpoint):
         ]
 
 
-def picture_problem(found: Mapping[str, Sequence[Media]], known: bool, by_token: bool) -> str | None:
+def picture_problem(found: Mapping[str, Sequence[Media]], known: bool, is_billed_by_token: bool) -> str | None:
     """Why a model of a known family will not take these pictures; None where nothing speaks against them."""
     if not known or "image" not in found:
         return None
     pictures = found["image"]
-    most = 16 if by_token else 1
+    most = 16 if is_billed_by_token else 1
     if len(pictures) > most:
         return f"image: {len(pictures)} pictures, at most {most} are taken"
     for picture in pictures:
-        if by_token and picture.suffix not in ("png", "webp", "jpg"):
+        if is_billed_by_token and picture.suffix not in ("png", "webp", "jpg"):
             return f"image: a {picture.suffix} picture; png, webp and jpeg are taken"
-        if not by_token and picture.suffix != "png":
+        if not is_billed_by_token and picture.suffix != "png":
             return f"image: a {picture.suffix} picture; a square png is taken"
-        if not by_token and picture.pixels is not None and picture.pixels[0] != picture.pixels[1]:
+        if not is_billed_by_token and picture.pixels is not None and picture.pixels[0] != picture.pixels[1]:
             return f"image: {_shown(picture)} pixels; a square png is taken"
     masks = found.get("mask", ())
     if len(masks) > 1:

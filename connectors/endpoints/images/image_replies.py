@@ -9,14 +9,14 @@ from typing import Any
 import orjson
 
 from connectors.contracts import MalformedReply
-from connectors.media.file_types import HEAD, kind_of
+from connectors.media.file_types import HEAD_BYTES, detect_type
 from connectors.records import Reply, RowError, Usage, compact_copy
 from connectors.transport.reply_body import error_in_body, parse_json_events, parse_object
 from connectors.transport.sse import is_event_stream
 from connectors.transport.token_usage import parse_count
 
 
-def kept(reply: Reply) -> bytes | RowError:
+def stored_answer(reply: Reply) -> bytes | RowError:
     """What the ledger keeps of a 2xx reply: JSON with `data`, each entry with `b64_json` or `url`."""
     found = _whole(reply.body)
     problem = error_in_body(reply, found)
@@ -45,7 +45,7 @@ def kept(reply: Reply) -> bytes | RowError:
     return compact_copy(orjson.dumps({"data": told}))
 
 
-def usage(reply: Reply) -> Usage:
+def image_usage(reply: Reply) -> Usage:
     """The pictures that came, and tokens where the reply counts them."""
     found = _whole(reply.body)
     used = found.get("usage")
@@ -58,7 +58,7 @@ def usage(reply: Reply) -> Usage:
     )
 
 
-def links(answer: bytes) -> Sequence[str]:
+def expiring_urls(answer: bytes) -> Sequence[str]:
     """The URLs in a kept answer whose contents are not in it yet."""
     return [entry["url"] for entry in _entries(answer) if "b64_json" not in entry]
 
@@ -82,9 +82,9 @@ def files(answer: bytes) -> Sequence[tuple[str, bytes]]:
     return [(_named(content), content) for content in contents]
 
 
-def names(answer: bytes) -> list[str] | RowError:
+def file_names(answer: bytes) -> list[str] | RowError:
     """The files' names, in the order of the reply; an error while one is behind a link still."""
-    if links(answer):
+    if expiring_urls(answer):
         return RowError("connection", "a picture was made, but no picture came from its URL")
     return [name for name, _ in files(answer)]
 
@@ -116,7 +116,7 @@ def _decoded(told: str) -> bytes:
 
 
 def _suffix(content: bytes) -> str | None:
-    kind = kind_of(content[:HEAD])
+    kind = detect_type(content[:HEAD_BYTES])
     return kind.suffix if kind is not None and kind.group == "image" else None
 
 

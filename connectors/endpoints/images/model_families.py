@@ -12,23 +12,23 @@ _GPT_ONLY = ("background", "moderation", "output_format", "output_compression", 
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class ModelFamily:
     """Models that take the same: the reference, section 8, and the OpenAPI description."""
 
     name: str
     sizes: frozenset[str] | None
     """None: any that `fits_gpt_image_2` allows."""
     qualities: frozenset[str]
-    most: int
+    max_images: int
     """Images of one request."""
-    longest: int
+    max_prompt_characters: int
     """Characters of a prompt."""
-    refuses: tuple[str, ...]
+    refused_params: tuple[str, ...]
     """Parameters of the other families."""
-    by_token: bool
+    is_billed_by_token: bool
 
 
-DALL_E_2 = Family(
+DALL_E_2 = ModelFamily(
     "dall-e-2",
     frozenset({"256x256", "512x512", "1024x1024"}),
     frozenset({"standard", "auto"}),
@@ -37,7 +37,7 @@ DALL_E_2 = Family(
     ("style", "stream", *_GPT_ONLY),
     False,
 )
-DALL_E_3 = Family(
+DALL_E_3 = ModelFamily(
     "dall-e-3",
     frozenset({"1024x1024", "1792x1024", "1024x1792"}),
     frozenset({"standard", "hd", "auto"}),
@@ -47,7 +47,7 @@ DALL_E_3 = Family(
     False,
 )
 _GPT_QUALITIES = frozenset({"low", "medium", "high", "auto"})
-GPT_IMAGE = Family(
+GPT_IMAGE = ModelFamily(
     "gpt-image-1",
     frozenset({"1024x1024", "1536x1024", "1024x1536", "auto"}),
     _GPT_QUALITIES,
@@ -56,10 +56,10 @@ GPT_IMAGE = Family(
     ("style", "response_format"),
     True,
 )
-GPT_IMAGE_2 = Family("gpt-image-2", None, _GPT_QUALITIES, 10, 32_000, ("style", "response_format"), True)
+GPT_IMAGE_2 = ModelFamily("gpt-image-2", None, _GPT_QUALITIES, 10, 32_000, ("style", "response_format"), True)
 
 
-def family_of(model: str) -> Family | None:
+def family_of(model: str) -> ModelFamily | None:
     """A model's family; None where it is of none that is known."""
     for start, family in (
         ("dall-e-2", DALL_E_2),
@@ -73,14 +73,14 @@ def family_of(model: str) -> Family | None:
     return None
 
 
-def check_fixed(fixed: Mapping[str, Any], family: Family | None, where: KeyPath) -> None:
+def check_family_params(fixed: Mapping[str, Any], family: ModelFamily | None, where: KeyPath) -> None:
     """JobError, placed below `where`, for a parameter that models of the family do not take."""
     if family is None:
         return
-    for name in family.refuses:
+    for name in family.refused_params:
         if name in fixed:
             raise JobError((*where, name), f"{fixed['model']} does not take it", "leave it out")
-    size, quality, count = fixed.get("size"), fixed.get("quality"), count_of(fixed)
+    size, quality, count = fixed.get("size"), fixed.get("quality"), image_count(fixed)
     if family.sizes is None and size is not None and not _fits_gpt_image_2(str(size)):
         raise JobError(
             (*where, "size"),
@@ -94,26 +94,28 @@ def check_fixed(fixed: Mapping[str, Any], family: Family | None, where: KeyPath)
         raise JobError(
             (*where, "quality"), f"found {quality}, {fixed['model']} takes {_list(family.qualities)}", "correct it"
         )
-    if count > family.most:
-        raise JobError((*where, "n"), f"found {count}, {fixed['model']} makes at most {family.most}", "correct it")
+    if count > family.max_images:
+        raise JobError(
+            (*where, "n"), f"found {count}, {fixed['model']} makes at most {family.max_images}", "correct it"
+        )
 
 
-def count_of(fixed: Mapping[str, Any]) -> int:
+def image_count(fixed: Mapping[str, Any]) -> int:
     """How many pictures a request asks for."""
     count = fixed.get("n")
     return count if isinstance(count, int) and count > 0 else 1
 
 
-def prompt_problem(prompt: str, family: Family | None) -> str | None:
+def prompt_problem(prompt: str, family: ModelFamily | None) -> str | None:
     """Why a prompt will not be taken; None where nothing speaks against it."""
     if not prompt:
         return "prompt: the text is empty"
-    if family is not None and len(prompt) > family.longest:
-        return f"prompt: {len(prompt):,} characters, {family.name} takes {family.longest:,}"
+    if family is not None and len(prompt) > family.max_prompt_characters:
+        return f"prompt: {len(prompt):,} characters, {family.name} takes {family.max_prompt_characters:,}"
     return None
 
 
-def output_tokens(fixed: Mapping[str, Any], family: Family | None) -> int | None:
+def output_token_bound(fixed: Mapping[str, Any], family: ModelFamily | None) -> int | None:
     """The most output tokens of a request; None where nothing is known of the model.
 
     After https://developers.openai.com/api/docs/guides/image-generation: 272, 1,056 and 4,160 tokens for 1024x1024 in
@@ -122,18 +124,18 @@ def output_tokens(fixed: Mapping[str, Any], family: Family | None) -> int | None
     """
     if family is None:
         return None
-    if not family.by_token:
+    if not family.is_billed_by_token:
         return 0
     tokens = {"low": 272, "medium": 1_056}.get(str(fixed.get("quality")), 4_160)
     width, height = _sides(str(fixed.get("size"))) or (1536, 1024)
     one = ceil(2 * tokens * max(1.0, width * height / (1 << 20))) + 100 * int(fixed.get("partial_images") or 0) + 1_000
-    return one * count_of(fixed)
+    return one * image_count(fixed)
 
 
-def input_picture_tokens(fixed: Mapping[str, Any], family: Family | None) -> int:
+def input_image_tokens(fixed: Mapping[str, Any], family: ModelFamily | None) -> int:
     """About the most tokens that a picture sent along costs: 65, 129 a tile, and some 6,240 more at high fidelity,
     which the models after gpt-image-1 always use."""
-    if family is None or not family.by_token:
+    if family is None or not family.is_billed_by_token:
         return 0
     early = re.match(r"gpt-image-1(-mini)?(-\d{4}|$)", str(fixed["model"])) is not None
     return 1_100 if early and fixed.get("input_fidelity") != "high" else 7_340

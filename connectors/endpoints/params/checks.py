@@ -10,44 +10,44 @@ from connectors.errors import JobError, KeyPath, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class ParamCheck:
     """What a parameter takes, in words and as a test."""
 
     expected: str
     fits: Callable[[Any], bool]
 
 
-def number(low: float, high: float) -> Check:
+def number(low: float, high: float) -> ParamCheck:
     """A number, both ends allowed."""
-    return Check(f"a number from {low:g} to {high:g}", lambda value: _is_number(value) and low <= value <= high)
+    return ParamCheck(f"a number from {low:g} to {high:g}", lambda value: _is_number(value) and low <= value <= high)
 
 
-def whole(low: int, high: int | None = None) -> Check:
+def integer(low: int, high: int | None = None) -> ParamCheck:
     """An integer, both ends allowed."""
     words = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
-    return Check(words, lambda value: _is_whole(value) and low <= value and (high is None or value <= high))
+    return ParamCheck(words, lambda value: _is_whole(value) and low <= value and (high is None or value <= high))
 
 
-FLAG = Check("true or false", lambda value: isinstance(value, bool))
-MAPPING = Check("keys and values", lambda value: isinstance(value, Mapping))
+FLAG = ParamCheck("true or false", lambda value: isinstance(value, bool))
+MAPPING = ParamCheck("keys and values", lambda value: isinstance(value, Mapping))
 
 
-text = Check("text", lambda value: isinstance(value, str) and value != "")
+text = ParamCheck("text", lambda value: isinstance(value, str) and value != "")
 
 
-def text_up_to(longest: int) -> Check:
+def text_up_to(longest: int) -> ParamCheck:
     """A text of at most so many characters."""
-    return Check(f"text of at most {longest} characters", lambda value: text.fits(value) and len(value) <= longest)
+    return ParamCheck(f"text of at most {longest} characters", lambda value: text.fits(value) and len(value) <= longest)
 
 
-def one_of(*choices: str) -> Check:
+def one_of(*choices: str) -> ParamCheck:
     """One of these texts."""
-    return Check(" or ".join([", ".join(choices[:-1]), choices[-1]]), lambda value: value in choices)
+    return ParamCheck(" or ".join([", ".join(choices[:-1]), choices[-1]]), lambda value: value in choices)
 
 
-def texts(most: int) -> Check:
+def text_list(most: int) -> ParamCheck:
     """A text or a list of 1 to `most` texts."""
-    return Check(
+    return ParamCheck(
         f"text or a list of at most {most} texts",
         lambda value: (
             isinstance(value, str)
@@ -56,10 +56,10 @@ def texts(most: int) -> Check:
     )
 
 
-def list_of(words: str, fits: Callable[[Any], bool], most: int | None = None) -> Check:
+def list_of(words: str, fits: Callable[[Any], bool], most: int | None = None) -> ParamCheck:
     """A list of 1 to `most` values, each of which fits."""
     told = f"a list of {words}" if most is None else f"a list of at most {most} {words}"
-    return Check(
+    return ParamCheck(
         told,
         lambda value: (
             isinstance(value, list | tuple) and 0 < len(value) <= (most or len(value)) and all(map(fits, value))
@@ -67,12 +67,12 @@ def list_of(words: str, fits: Callable[[Any], bool], most: int | None = None) ->
     )
 
 
-def mapping_of(words: str, fits: Callable[[str, Any], bool]) -> Check:
+def mapping_of(words: str, fits: Callable[[str, Any], bool]) -> ParamCheck:
     """Keys and values, each pair of which fits."""
-    return Check(words, lambda value: isinstance(value, Mapping) and all(fits(key, v) for key, v in value.items()))
+    return ParamCheck(words, lambda value: isinstance(value, Mapping) and all(fits(key, v) for key, v in value.items()))
 
 
-def check_params(params: Mapping[str, Any], table: Mapping[str, Check], where: KeyPath) -> None:
+def check_params(params: Mapping[str, Any], table: Mapping[str, ParamCheck], where: KeyPath) -> None:
     """JobError, placed below `where`, at the first parameter that the table does not know or that does not fit."""
     for name, value in params.items():
         if name not in table:

@@ -236,7 +236,7 @@ def test_packs_of_embeddings_that_are_cancelled_in_part_keep_every_vector_in_its
     workspace: Any, server: Counting, cli: Any, read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(200)
-    monkeypatch.setattr("connectors.endpoints.embeddings.INPUTS", 5)
+    monkeypatch.setattr("connectors.endpoints.embeddings.MAX_TEXTS_PER_REQUEST", 5)
     server.knobs = lambda number: {"rowmill_delay_s": "4"}
     deadline_in(monkeypatch, 2)
     told = cli.run(workspace.job(steps=f"[{STEPS['embeddings']}]", delivery="batch", deadline='"06:00"'))

@@ -219,7 +219,7 @@ def test_of_embeddings_inputs_are_counted_and_not_lines(
 ) -> None:
     workspace.csv(50)
     monkeypatch.setattr("pipelines.batch.builder.LINES", 20)
-    monkeypatch.setattr("connectors.endpoints.embeddings.INPUTS", 6)
+    monkeypatch.setattr("connectors.endpoints.embeddings.MAX_TEXTS_PER_REQUEST", 6)
     steps = '[{name: v, endpoint: embeddings, provider: test, model: e, dimensions: 3, input: "{{ text }}"}]'
     assert cli.run(workspace.job(steps=steps, **BATCH))["rows_ok"] == 50
     assert sorted(batches.texts_of_batches, reverse=True) == [18, 18, 14]
@@ -458,7 +458,7 @@ from connectors.endpoints import embeddings
 from pipelines import batch_carry, batch_gather, batch_land, batch_ledger, batch_out, committer, provider_api
 
 batch_carry.FIRST_POLL, batch_carry.LONGEST_POLL = 0.02, 0.05
-batch_out.QUIET, batch_gather.LINES, batch_land.SETTLED_AT_ONCE, embeddings.INPUTS = 0.1, 20, 4, 5
+batch_out.QUIET, batch_gather.LINES, batch_land.SETTLED_AT_ONCE, embeddings.MAX_TEXTS_PER_REQUEST = 0.1, 20, 4, 5
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)

@@ -124,7 +124,7 @@ def test_a_defect_of_ours_tells_no_key_in_its_traceback(keyed: Any) -> None:
     script = (
         "import connectors.endpoints.chat as chat\n"
         "def broken(*arguments): raise ZeroDivisionError('a defect')\n"
-        "chat.Completions.choices = broken\n"
+        "chat.ChatCompletionsFormat.parse_choices = broken\n"
         "from pipelines.cli import main\nmain()\n"
     )
     command = [sys.executable, "-X", "dev", "-c", script, "run", str(keyed.job())]

@@ -9,10 +9,10 @@ import orjson
 import pyarrow as pa
 import pytest
 
-from connectors.contracts import Endpoint, MalformedReply, MediaUse, StepContext
+from connectors.contracts import Endpoint, MalformedReply, MediaColumn, StepContext
 from connectors.endpoints.chat import ChatStep
 from connectors.endpoints.conversation.chat_params import CHAT_PARAMS
-from connectors.endpoints.conversation.conversation_endpoint import DialogueEndpoint
+from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
 from connectors.errors import JobError
 from connectors.records import Media, Reply, Request, RowError, Usage
 
@@ -41,7 +41,7 @@ PNG = Media(hashlib.sha256(b"png").hexdigest(), 3, "image/png", "png", data=b"pn
 GIF = Media(hashlib.sha256(b"gif").hexdigest(), 3, "image/gif", "gif", data=b"gif", pixels=(512, 512))
 
 
-def chat(way: str | None = None, /, **keys: Any) -> DialogueEndpoint:
+def chat(way: str | None = None, /, **keys: Any) -> ConversationEndpoint:
     step = {"name": "ask", "endpoint": "chat", "model": "gpt-4o-mini", "messages": [{"user": "{{ text }}"}], **keys}
     return ChatStep.model_validate(step).build(StepContext("t@here", COLUMNS, Path("/w"), (), (), way))
 
@@ -336,7 +336,7 @@ def test_what_is_no_dialogue_makes_an_error_row(value: Any, message: str) -> Non
 
 def test_pictures_are_named_in_the_request_and_sent_as_data_urls() -> None:
     endpoint = chat(messages=[{"user": [{"text": "{{ text }}"}, {"image": "pic", "detail": "low"}, {"image": "pics"}]}])
-    assert endpoint.media == {name: MediaUse("image", 20 << 20, passes_urls=True) for name in ("pic", "pics")}
+    assert endpoint.media == {name: MediaColumn("image", 20 << 20, passes_urls=True) for name in ("pic", "pics")}
     assert endpoint.input_columns == {"text", "pic", "pics"}
     request = asked(endpoint, pic=PNG, pics=[GIF, None, PNG])
     assert request.media == (PNG, GIF)

@@ -11,7 +11,7 @@ import pytest
 
 from connectors.contracts import Endpoint, MalformedReply, StepContext
 from connectors.endpoints.conversation.chat_params import INCLUDE, REFERENCE_PARAMS, RESPONSES_PARAMS
-from connectors.endpoints.conversation.conversation_endpoint import DialogueEndpoint
+from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
 from connectors.endpoints.conversation.reference_responses import METADATA
 from connectors.endpoints.responses import ResponsesStep
 from connectors.errors import JobError
@@ -25,16 +25,16 @@ NESTED = {"type": "function", "function": TOOL}
 PNG = Media(hashlib.sha256(b"png").hexdigest(), 3, "image/png", "png", data=b"png", pixels=(32, 32))
 
 
-def built(way: str | None = None, /, **keys: Any) -> DialogueEndpoint:
+def built(way: str | None = None, /, **keys: Any) -> ConversationEndpoint:
     step = {"name": "ask", "endpoint": "responses", "model": "gpt-4o-mini", **keys}
     return ResponsesStep.model_validate(step).build(StepContext("t@here", COLUMNS, Path("/w"), (), (), way))
 
 
-def openai(way: str | None = None, /, **keys: Any) -> DialogueEndpoint:
+def openai(way: str | None = None, /, **keys: Any) -> ConversationEndpoint:
     return built(way, **{"input": "{{ text }}", **keys})
 
 
-def reference(way: str | None = None, /, **keys: Any) -> DialogueEndpoint:
+def reference(way: str | None = None, /, **keys: Any) -> ConversationEndpoint:
     return built(way, **{"messages": [{"user": "{{ text }}"}], **keys})
 
 

@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from connectors.contracts import MediaUse
+from connectors.contracts import MediaColumn
 from connectors.emulator.audio.codec import decode
-from connectors.emulator.audio.synthetic_speech import RATE as SAMPLES_A_SECOND
+from connectors.emulator.audio.synthesis import RATE as SAMPLES_A_SECOND
 from connectors.media.audio_splitter import SoundProblem, cut, seconds_of
-from connectors.media.file_types import kind_of, pixels
+from connectors.media.file_types import detect_type, pixels
 from connectors.media.media_reader import IN_MEMORY, MediaReader
 from connectors.media.url_fetcher import FetchError, is_private, shown
 from connectors.records import Media, RowError
 
 DATA = Path(__file__).parents[3] / "jobs" / "data"
-IMAGE = MediaUse("image", 20 << 20)
-AUDIO = MediaUse("audio", 25 << 20)
+IMAGE = MediaColumn("image", 20 << 20)
+AUDIO = MediaColumn("audio", 25 << 20)
 
 Reader = Callable[..., MediaReader]
 
@@ -88,7 +88,7 @@ def sound(seconds: float, silences: tuple[float, ...] = (), rate: int = 16_000, 
     return file.getvalue()
 
 
-async def problem(reader: MediaReader, value: Any, use: MediaUse = IMAGE) -> str:
+async def problem(reader: MediaReader, value: Any, use: MediaColumn = IMAGE) -> str:
     found = await reader.read(value, use, "photo")
     assert isinstance(found, RowError), found
     assert found.error_class == "input"
@@ -138,7 +138,7 @@ def test_the_pixels_of_a_header_are_those_that_pillow_finds(form: str, size: tup
     for extra in ({}, {"lossless": True}) if form == "WEBP" else ({}, {"comment": b"x" * 60_000}):
         file = io.BytesIO()
         Image.new("RGB", size).save(file, form, **extra)
-        kind = kind_of(file.getvalue())
+        kind = detect_type(file.getvalue())
         assert kind is not None
         assert pixels(file, kind) == size
 
@@ -157,12 +157,12 @@ def test_the_pixels_of_a_header_are_those_that_pillow_finds(form: str, size: tup
     ],
 )
 def test_what_is_no_media_is_not_taken_for_it(head: bytes) -> None:
-    assert kind_of(head) is None
+    assert detect_type(head) is None
 
 
 def test_containers_are_told_apart_by_their_brand() -> None:
     def suffix(head: bytes) -> str | None:
-        kind = kind_of(head)
+        kind = detect_type(head)
         return kind and kind.suffix
 
     assert [suffix(b"\0\0\0\x20ftyp" + brand) for brand in (b"M4A ", b"isom", b"heic", b"avif")] == [
@@ -215,14 +215,14 @@ async def test_data_urls_are_decoded(reader: Reader) -> None:
     assert isinstance(found, Media) and found.suffix == "png" and found.read() == png()
     assert (await problem(it, "data:image/png;base64,???")).startswith("photo: the data URL's base64 is broken")
     assert await problem(it, "data:image/png") == "photo: the data URL has no content"
-    assert "MB are not taken" in await problem(it, "data:;base64," + "A" * 4000, MediaUse("image", 1000))
+    assert "MB are not taken" in await problem(it, "data:;base64," + "A" * 4000, MediaColumn("image", 1000))
 
 
 async def test_too_large_empty_and_foreign_contents_are_refused(reader: Reader, tmp_path: Path) -> None:
     it = reader()
     (tmp_path / "work" / "notes.txt").write_text("nothing but text")
     (tmp_path / "work" / "empty.png").touch()
-    small = MediaUse("audio", 2 << 20)
+    small = MediaColumn("audio", 2 << 20)
     assert (
         await problem(it, bytes(3_000_000), small)
         == "photo: 3,000,000 bytes, more than 2 MB are not taken; `split: true` at the step cuts it"
@@ -354,7 +354,7 @@ async def test_a_host_that_is_allowed_is_fetched_from(reader: Reader, serve: Any
 
 
 async def test_a_url_is_passed_on_where_the_provider_fetches_it(reader: Reader) -> None:
-    use = MediaUse("image", 1000, passes_urls=True)
+    use = MediaColumn("image", 1000, passes_urls=True)
     assert await reader().read("https://example.com/a.png", use) == "https://example.com/a.png"
 
 
@@ -400,7 +400,7 @@ async def test_what_is_too_large_is_not_read_to_its_end(reader: Reader, serve: A
     address = await serve({"/told": told, "/endless": endless})
     it = reader(hosts=["127.0.0.1"])
     for path in ("told", "endless"):
-        assert "is larger than" in await problem(it, f"http://{address}/{path}?key=secret", MediaUse("image", 4000))
+        assert "is larger than" in await problem(it, f"http://{address}/{path}?key=secret", MediaColumn("image", 4000))
     assert sent < 64 << 20
     assert list((tmp_path / "scratch").iterdir()) == []
 
@@ -438,7 +438,7 @@ def test_no_secret_of_a_url_is_shown() -> None:
 async def test_long_sound_is_cut_at_its_silences(reader: Reader, tmp_path: Path) -> None:
     content = sound(75, silences=(24.0, 47.5, 66.0), rate=22_050, channels=2)
     it = reader()
-    use = MediaUse("audio", 1_000_000, split=True)
+    use = MediaColumn("audio", 1_000_000, split=True)
     whole = await it.read(content, use)
     assert isinstance(whole, Media)
     assert whole.size == len(content) and whole.seconds == pytest.approx(75)
@@ -467,7 +467,7 @@ async def test_long_sound_is_cut_at_its_silences(reader: Reader, tmp_path: Path)
 
 
 async def test_sound_that_fits_is_sent_as_it_is_even_where_it_could_be_cut(reader: Reader) -> None:
-    found = await reader().read(sound(2), MediaUse("audio", 1_000_000, split=True))
+    found = await reader().read(sound(2), MediaColumn("audio", 1_000_000, split=True))
     assert isinstance(found, Media) and found.pieces == ()
 
 
