@@ -37,13 +37,13 @@ ENDPOINTS = (
 )
 ROUTES: tuple[Route, ...] = tuple(route for module in ENDPOINTS for route in module.ROUTES)
 
-TOLD = web.RequestKey("rowmill_told", dict[str, str])
+EXTRA_HEADERS = web.RequestKey("rowmill_told", dict[str, str])
 """Of every request: headers of its answer, whatever it is."""
 BEGAN = web.RequestKey("rowmill_began", float)
 
 
 @dataclass(frozen=True, slots=True)
-class LocalOptions:
+class EmulatorOptions:
     """How the provider behaves; by default it takes any key and as many requests as come."""
 
     api_key: str | None = None
@@ -66,10 +66,10 @@ class LocalOptions:
         Faults(self.faults, self.script, self.seed)
 
 
-class Provider:
+class EmulatorApp:
     """The application: auth, limits, faults and headers around the routes."""
 
-    def __init__(self, options: LocalOptions) -> None:
+    def __init__(self, options: EmulatorOptions) -> None:
         self._options = options
         self._key = None if options.api_key is None else options.api_key.encode()
         self._faults = Faults(options.faults, options.script, options.seed)
@@ -90,7 +90,7 @@ class Provider:
     def _answering(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def answer(request: web.Request) -> web.StreamResponse:
             request[BEGAN] = time.perf_counter()
-            request[TOLD] = {"x-request-id": f"req_{self._name}{next(self._numbers):012x}", "x-rowmill-local": "1"}
+            request[EXTRA_HEADERS] = {"x-request-id": f"req_{self._name}{next(self._numbers):012x}", "x-rowmill-local": "1"}
             try:
                 if route.keyed:
                     self._check_key(request)
@@ -119,7 +119,7 @@ class Provider:
             try:
                 self._limits.admit(estimate)
             finally:
-                request[TOLD].update(self._limits.headers())
+                request[EXTRA_HEADERS].update(self._limits.headers())
         response = await handler(Incoming(request, self._state, body, files))
         if self._limits:
             self._limits.settle(estimate, request.get(USED, estimate))
@@ -139,16 +139,16 @@ async def _unknown(incoming: Incoming) -> web.StreamResponse:
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    told = request.get(TOLD)
+    told = request.get(EXTRA_HEADERS)
     if told is not None:
         response.headers.update(told)
         response.headers["openai-processing-ms"] = str(int((time.perf_counter() - request[BEGAN]) * 1000))
 
 
-async def _listen(options: LocalOptions, host: str, port: int) -> tuple[web.AppRunner, int]:
+async def _listen(options: EmulatorOptions, host: str, port: int) -> tuple[web.AppRunner, int]:
     """(what is to be cleaned up, the port); OSError where it cannot listen."""
     # Cancellation: a handler that hangs on purpose ends when its client leaves.
-    runner = web.AppRunner(Provider(options).app(), access_log=None, handler_cancellation=True, shutdown_timeout=0.5)
+    runner = web.AppRunner(EmulatorApp(options).app(), access_log=None, handler_cancellation=True, shutdown_timeout=0.5)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port, backlog=1024).start()
@@ -158,11 +158,11 @@ async def _listen(options: LocalOptions, host: str, port: int) -> tuple[web.AppR
     return runner, runner.addresses[0][1]
 
 
-class LocalServer:
+class EmulatorServer:
     """The provider on a free port of 127.0.0.1, in a thread of its own, as long as the `with` lasts."""
 
-    def __init__(self, options: LocalOptions | None = None) -> None:
-        self._options = options or LocalOptions()
+    def __init__(self, options: EmulatorOptions | None = None) -> None:
+        self._options = options or EmulatorOptions()
         self._thread = threading.Thread(target=self._run, name="rowmill-local", daemon=True)
         self._ready = threading.Event()
         self._stop: Callable[[], object] | None = None
@@ -170,7 +170,7 @@ class LocalServer:
         self.base_url = ""
         """Ends in /v1."""
 
-    def __enter__(self) -> "LocalServer":
+    def __enter__(self) -> "EmulatorServer":
         self._thread.start()
         self._ready.wait()
         if self._failed is not None:
@@ -203,13 +203,13 @@ class LocalServer:
         await runner.cleanup()
 
 
-def serve_forever(host: str, port: int, options: LocalOptions, say: Callable[[str], None]) -> None:
+def serve_forever(host: str, port: int, options: EmulatorOptions, print_line: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM; `say` gets the line that tells where. OSError where it cannot listen."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_until_signal(host, port, options, say))
+        runner.run(_until_signal(host, port, options, print_line))
 
 
-async def _until_signal(host: str, port: int, options: LocalOptions, say: Callable[[str], None]) -> None:
+async def _until_signal(host: str, port: int, options: EmulatorOptions, say: Callable[[str], None]) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -126,9 +126,9 @@ def _listening(provider: Provider) -> Iterator[Provider]:
     if provider.name != LOCAL:
         yield provider
         return
-    from connectors.emulator.server import LocalServer
+    from connectors.emulator.server import EmulatorServer
 
-    with LocalServer() as server:
+    with EmulatorServer() as server:
         yield replace(provider, base_url=server.base_url)
 
 

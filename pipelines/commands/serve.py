@@ -37,11 +37,11 @@ def serve_command(
       rowmill serve
       rowmill serve --requests-per-minute 3000 --fault 500=0.01 --latency-ms 200
     """
-    from connectors.emulator.server import LocalOptions, serve_forever
+    from connectors.emulator.server import EmulatorOptions, serve_forever
     from connectors.errors import JobError
 
     try:
-        options = LocalOptions(
+        options = EmulatorOptions(
             api_key=api_key,
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,

@@ -130,9 +130,9 @@ def reached(name: str, workspace: Workspace) -> Iterator[Provider]:
     if provider.name != LOCAL:
         yield provider
         return
-    from connectors.emulator.server import LocalOptions, LocalServer
+    from connectors.emulator.server import EmulatorOptions, EmulatorServer
 
-    with LocalServer(LocalOptions(folder=workspace.state / LOCAL)) as server:
+    with EmulatorServer(EmulatorOptions(folder=workspace.state / LOCAL)) as server:
         yield replace(provider, base_url=server.base_url)
 
 

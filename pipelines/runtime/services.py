@@ -28,7 +28,7 @@ def local_provider(loaded: LoadedJob, workspace: Workspace) -> Iterator[str | No
     if LOCAL not in asked:
         yield None
         return
-    from connectors.emulator.server import LocalOptions, LocalServer
+    from connectors.emulator.server import EmulatorOptions, EmulatorServer
 
-    with LocalServer(LocalOptions(folder=workspace.state / "local")) as server:
+    with EmulatorServer(EmulatorOptions(folder=workspace.state / "local")) as server:
         yield server.base_url

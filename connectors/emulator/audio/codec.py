@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from connectors.emulator.audio.synthetic_speech import RATE
+from connectors.emulator.audio.synthesis import RATE
 from connectors.media.audio_splitter import lenient
 
 if TYPE_CHECKING:

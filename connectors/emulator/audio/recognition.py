@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from connectors.emulator.audio.codec import decode, text_in
-from connectors.emulator.audio.synthetic_speech import RATE, SENTENCE_ENDS, beats_of
+from connectors.emulator.audio.synthesis import RATE, SENTENCE_ENDS, beats_of
 
 CLIPS = {
     "b0557cf95c974d930577e58e46b7f068c432a6e3afcc286563d88922b2a5315c": (

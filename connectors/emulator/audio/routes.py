@@ -10,8 +10,10 @@ from aiohttp import web
 
 from connectors.emulator.api import ApiError, Incoming, Route, json_answer
 from connectors.emulator.audio.codec import FORMATS, encode
-from connectors.emulator.audio.fields import TRANSCRIPTION, TRANSLATION, check_speech, check_transcription
-from connectors.emulator.audio.formats import (
+from connectors.emulator.audio.recognition import Transcript, transcribe
+from connectors.emulator.audio.request_checks import TRANSCRIPTION, TRANSLATION, check_speech, check_transcription
+from connectors.emulator.audio.synthesis import CHARACTERS_PER_SECOND, speech
+from connectors.emulator.audio.transcript_formats import (
     TOKENIZER,
     diarized,
     diarized_segments,
@@ -21,10 +23,8 @@ from connectors.emulator.audio.formats import (
     token_usage,
     verbose,
 )
-from connectors.emulator.audio.recognition import Transcript, transcribe
-from connectors.emulator.audio.synthetic_speech import CHARACTERS_PER_SECOND, speech
 from connectors.emulator.chat.languages import NAMES, check_language, language_of
-from connectors.emulator.form_fields import files_of, form_values, too_many_bytes
+from connectors.emulator.parameters import files_of, form_values, too_many_bytes
 from connectors.emulator.rate_limits import USED
 from connectors.emulator.real_models.catalogue import in_its_thread
 from connectors.emulator.real_models.speaker import speak_for_real

@@ -22,8 +22,8 @@ from connectors.emulator.batches.files import EXPIRY
 from connectors.emulator.batches.input_file import Checked, check_lines, fault
 from connectors.emulator.chat import completions
 from connectors.emulator.embeddings import routes as embeddings_routes
-from connectors.emulator.form_fields import number, query_values
 from connectors.emulator.images import routes as images_routes
+from connectors.emulator.parameters import number, query_values
 from connectors.emulator.responses import responses
 from connectors.emulator.store import (
     add_file,

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from connectors.emulator.api import ApiError, Incoming, Route, json_answer
 from connectors.emulator.api_schemas import TEXT, RequestSchema, enum, integer, record
-from connectors.emulator.form_fields import files_of, form_values, query_values
+from connectors.emulator.parameters import files_of, form_values, query_values
 from connectors.emulator.store import add_file, all_of, content_of, delete_file, find, lines_of, page
 from connectors.emulator.validation import check_body, refuse
 

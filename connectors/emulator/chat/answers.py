@@ -9,8 +9,8 @@ from typing import Any, Literal
 import orjson
 
 from connectors.emulator.api import digest_of, id_of
-from connectors.emulator.chat.fields import text_of
 from connectors.emulator.chat.image_facts import look
+from connectors.emulator.chat.request_checks import text_of
 from connectors.emulator.chat.schema_values import Filler
 from connectors.emulator.chat.schemas import Schema
 from connectors.emulator.chat.sentiment import asks_for_sentiment, compound, strength, without_labels

@@ -15,8 +15,8 @@ from connectors.emulator.chat.answers import (
     ToolCall,
     digest_of_request,
 )
-from connectors.emulator.chat.fields import check_chat
 from connectors.emulator.chat.logprobs import logprobs_of, told_logprobs
+from connectors.emulator.chat.request_checks import check_chat
 from connectors.emulator.chat.schemas import schema_of
 from connectors.emulator.chat.stored import ROUTES as STORED
 from connectors.emulator.chat.stored import keep_completion

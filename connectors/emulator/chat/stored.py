@@ -7,8 +7,8 @@ from aiohttp import web
 
 from connectors.emulator.api import ApiError, Incoming, Route, State, json_answer
 from connectors.emulator.api_schemas import METADATA, TEXT, RequestSchema, enum, integer, record
-from connectors.emulator.chat.fields import text_of
-from connectors.emulator.form_fields import query_values
+from connectors.emulator.chat.request_checks import text_of
+from connectors.emulator.parameters import query_values
 from connectors.emulator.store import beside, forget, make_room, page
 from connectors.emulator.validation import check_body
 

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from connectors.emulator.api import ApiError, Incoming, Route, State, json_answer
-from connectors.emulator.form_fields import files_of, form_values
 from connectors.emulator.images.drawing import Size, coarse, drawn, edited, opened, varied, written
-from connectors.emulator.images.fields import (
+from connectors.emulator.images.request_checks import (
     DALL_E_2,
     EDIT_FORM,
     FAMILIES,
@@ -25,6 +24,7 @@ from connectors.emulator.images.fields import (
     input_image_tokens,
     output_tokens,
 )
+from connectors.emulator.parameters import files_of, form_values
 from connectors.emulator.rate_limits import USED
 from connectors.emulator.sse_stream import event, event_stream
 from connectors.emulator.store import content_of

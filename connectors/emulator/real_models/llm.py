@@ -8,7 +8,7 @@ from typing import Any
 
 from connectors.emulator.api import ApiError
 from connectors.emulator.chat.answers import Answer, Asked, Heard, has_pictures
-from connectors.emulator.chat.fields import text_of
+from connectors.emulator.chat.request_checks import text_of
 from connectors.emulator.validation import refuse
 
 WINDOW = 4096

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from connectors.emulator.audio.synthetic_speech import RATE
+from connectors.emulator.audio.synthesis import RATE
 from connectors.emulator.validation import refuse
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from connectors.emulator.audio.codec import decode
 from connectors.emulator.audio.recognition import Span, Transcript, spread
-from connectors.emulator.audio.synthetic_speech import RATE
+from connectors.emulator.audio.synthesis import RATE
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,13 +12,13 @@ from connectors.emulator.api_schemas import BOOLEAN, TEXT, RequestSchema, enum, 
 from connectors.emulator.chat.answerer import answers_by_model
 from connectors.emulator.chat.answers import Answer, Asked
 from connectors.emulator.chat.completions import asked_of, prompt_tokens
-from connectors.emulator.chat.fields import check_json_word
-from connectors.emulator.form_fields import query_values
+from connectors.emulator.chat.request_checks import check_json_word
+from connectors.emulator.parameters import query_values
 from connectors.emulator.rate_limits import USED
 from connectors.emulator.responses.events import response_events
-from connectors.emulator.responses.fields import check_response
 from connectors.emulator.responses.items import as_items, dialogue, output_items
-from connectors.emulator.responses.reference import respond_as_reference
+from connectors.emulator.responses.reference_dialect import respond_as_reference
+from connectors.emulator.responses.request_checks import check_response
 from connectors.emulator.sse_stream import event_stream
 from connectors.emulator.store import beside, forget, make_room, page
 from connectors.emulator.validation import check_model, refuse

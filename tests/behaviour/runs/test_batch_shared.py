@@ -37,9 +37,9 @@ batches._work = noted
 """
 COMMAND = f"{WATCHED}\n{forked.COMMAND}"
 SERVER = f"""{WATCHED}
-from connectors.emulator.server import LocalOptions, LocalServer
+from connectors.emulator.server import EmulatorOptions, EmulatorServer
 signal.signal(signal.SIGTERM, lambda *told: sys.exit())
-with LocalServer(LocalOptions(folder=Path(sys.argv[1]))) as server:
+with EmulatorServer(EmulatorOptions(folder=Path(sys.argv[1]))) as server:
     print(server.base_url, flush=True)
     signal.pause()
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from connectors.emulator.server import TOLD, LocalOptions, Provider
+from connectors.emulator.server import EXTRA_HEADERS, EmulatorOptions, EmulatorApp
 from connectors.emulator.store import content_of
 
 Body = dict[str, Any]
@@ -50,7 +50,7 @@ class NightApi:
         self._hold: tuple[int, int, threading.Event] | None = None
         self.lines: dict[str, Body] = {}
         """Requests in batches, by their custom id."""
-        self._provider = Provider(LocalOptions())
+        self._provider = EmulatorApp(EmulatorOptions())
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -121,7 +121,7 @@ class NightApi:
             problem = {"message": "The text was refused.", "type": "invalid_request_error", "param": None, "code": None}
             return web.json_response({"error": problem}, status=400)
         assert response.status == 200, response.body
-        request_id = request[TOLD]["x-request-id"]
+        request_id = request[EXTRA_HEADERS]["x-request-id"]
         self._bill(request_id, body, json.loads(response.body)["usage"], False)
         if self._hold is not None and len(self.bills) > self._hold[0]:
             self.held.append(request_id)

@@ -1,4 +1,4 @@
-"""What `plan` foretells holds in the run: rows, requests, tokens, and a bill between low and high."""
+"""What `plan` estimates holds in the run: rows, requests, tokens, and a cost between low and high."""
 
 import json
 import shutil
@@ -9,10 +9,11 @@ from typing import Any
 import duckdb
 import pytest
 
-from connectors.emulator.server import LocalOptions, LocalServer
+from connectors.emulator.server import EmulatorOptions, EmulatorServer
 from pipelines.config.loaded_job import load_job
 from pipelines.config.overrides import Overrides
-from pipelines.planning.plan import plan_of
+from pipelines.planning.plan import build_plan
+from tests.behaviour.screens.conftest import Screen
 
 Read = Callable[..., list[dict[str, Any]]]
 
@@ -65,28 +66,28 @@ def job_of(workspace: Any, steps: str, model: str = "gpt-4o-mini", **blocks: str
 
 def planned(cli: Any, job: Path, *flags: str) -> dict[str, Any]:
     assert cli("plan", job, "--json", *flags) == 0, cli.err
-    told: dict[str, Any] = json.loads(cli.out)
-    return told
+    plan: dict[str, Any] = json.loads(cli.out)
+    return plan
 
 
 @pytest.mark.parametrize("model", ["gpt-4o-mini", "gpt-3.5-turbo", "m"])
 @pytest.mark.parametrize("steps", [LABEL, TEXT, LABEL + AFTER], ids=["typed", "text", "two steps"])
-def test_the_bill_of_a_run_on_real_text_lies_between_low_and_high(
+def test_the_cost_of_a_run_on_real_text_is_between_low_and_high(
     reviews: Any, cli: Any, read: Read, steps: str, model: str
 ) -> None:
     job = job_of(reviews, steps, model)
     plan = planned(cli, job)
-    told = cli.run(job)
-    assert told["exit_code"] == 0
+    report = cli.run(job)
+    assert report["exit_code"] == 0
     assert plan["low_usd"] <= plan["expected_usd"] <= plan["high_usd"]
-    assert plan["low_usd"] <= told["cost_usd"] <= plan["high_usd"]
+    assert plan["low_usd"] <= report["cost_usd"] <= plan["high_usd"]
     if steps == LABEL:
-        assert plan["expected_usd"] == pytest.approx(told["cost_usd"], rel=0.7)
+        assert plan["expected_usd"] == pytest.approx(report["cost_usd"], rel=0.7)
     (billed,) = duckdb.sql(f"select sum(cost_usd) from '{reviews.folder}/out/usage/*.parquet'").fetchall()
-    assert billed[0] == pytest.approx(told["cost_usd"])
+    assert billed[0] == pytest.approx(report["cost_usd"])
 
 
-def test_the_counts_of_rows_requests_and_tokens_are_those_of_the_usage_table(reviews: Any, cli: Any) -> None:
+def test_rows_requests_and_tokens_are_those_of_the_usage_table(reviews: Any, cli: Any) -> None:
     job = job_of(reviews, TEXT + VECTOR)
     plan = planned(cli, job)
     cli.run(job)
@@ -117,9 +118,7 @@ def test_after_a_run_nothing_is_left_to_send(reviews: Any, cli: Any) -> None:
     assert "nothing to send" in cli.out
 
 
-def test_answers_in_the_ledger_cost_nothing_and_later_steps_are_reckoned_with_them(
-    reviews: Any, provider: Any, cli: Any
-) -> None:
+def test_answers_in_the_ledger_cost_nothing_and_later_steps_use_them(reviews: Any, provider: Any, cli: Any) -> None:
     first = job_of(reviews, LABEL)
     cli.run(first)
     before = len(provider.seen)
@@ -137,17 +136,17 @@ def test_answers_in_the_ledger_cost_nothing_and_later_steps_are_reckoned_with_th
     assert len(provider.seen) == before
 
 
-def test_where_only_the_run_will_tell_when_the_plan_says_so(reviews: Any, cli: Any) -> None:
+def test_rows_whose_when_depends_on_missing_answers_are_counted(reviews: Any, cli: Any) -> None:
     plan = planned(cli, job_of(reviews, LABEL + AFTER))
     after = plan["steps"][1]
     assert (after["perhaps"], after["low_usd"]) == (400, 0)
     assert 190 <= after["requests"] <= 210
     assert not after["exact_tokens"]
     assert cli("plan", reviews.folder / "job.yaml") == 0
-    assert "after: only the run will tell `when` for 400 rows" in cli.out
+    assert "after  `when` depends on answers that are not there yet for 400 rows" in cli.out
 
 
-def test_earlier_answers_tell_how_long_the_next_will_be(reviews: Any, cli: Any) -> None:
+def test_the_length_of_answers_is_estimated_from_earlier_ones(reviews: Any, cli: Any) -> None:
     job = job_of(reviews, TEXT)
     assert cli.run(job, "--limit", "100", "--sink", str(reviews.folder / "out-try"))["exit_code"] == 0
     plan = planned(cli, job)
@@ -158,15 +157,15 @@ def test_earlier_answers_tell_how_long_the_next_will_be(reviews: Any, cli: Any) 
     assert plan["seconds"] is not None
 
 
-def test_the_time_goes_by_earlier_answers_where_the_limits_allow_more_and_says_so(
+def test_the_time_is_estimated_from_earlier_latency_if_the_limits_allow_more(
     reviews: Any, provider: Any, cli: Any
 ) -> None:
     provider.latency = 0.05
     job = job_of(reviews, TEXT, limits="{concurrency: 4, requests_per_minute: 60000}")
     assert planned(cli, job)["bound_by"] == "the job's limit, 60,000 requests a minute"
     assert cli("plan", job) == 0
-    assert "how long answers take is not known yet" in cli.out
-    assert "an answer: a mere guess of 150 tokens each, until 20 are known" in " ".join(cli.out.split())
+    assert "latency is not known yet" in cli.out
+    assert "default estimate of 150 tokens per answer (fewer than 20 observed)" in cli.out
     assert cli.run(job, "--limit", "40", "--sink", str(reviews.folder / "out-try"))["exit_code"] == 0
     usage = f"'{reviews.folder}/out-try/usage/*.parquet'"
     ((mean,),) = duckdb.sql(f"select avg(latency_ms) from {usage}").fetchall()
@@ -175,24 +174,24 @@ def test_the_time_goes_by_earlier_answers_where_the_limits_allow_more_and_says_s
     assert plan["bound_by"] == f"answers that take {mean:,.0f} ms, 4 at a time"
     assert cli("plan", job) == 0
     assert "bound by answers that take" in cli.out
-    assert "guess" not in cli.out and "not known yet" not in cli.out
-    # Another step that asks the same model takes as long, as far as anybody knows.
+    assert "default estimate" not in cli.out and "not known yet" not in cli.out
+    # Another step with the same model is assumed to take as long.
     other = planned(cli, job_of(reviews, TEXT.replace("answer", "other"), limits="{concurrency: 4}"))
     assert other["steps"][0]["latency_ms"] == pytest.approx(mean)
 
 
-def test_where_the_ledger_has_every_answer_nothing_is_left_to_pay(reviews: Any, cli: Any) -> None:
+def test_a_plan_whose_answers_are_all_in_the_ledger_costs_nothing(reviews: Any, cli: Any) -> None:
     assert cli.run(job_of(reviews, TEXT))["exit_code"] == 0
     assert cli("plan", job_of(reviews, TEXT, sink="{parquet: elsewhere}")) == 0
     assert "cost     nothing: every answer is in the ledger" in cli.out
-    assert "time     moments: nothing has to be asked" in cli.out
+    assert "time     a few seconds: no requests needed" in cli.out
 
 
-def test_the_batch_api_is_half_and_a_model_without_a_price_is_not_known(reviews: Any, cli: Any) -> None:
+def test_the_batch_api_costs_half_and_a_model_without_a_price_is_not_known(reviews: Any, cli: Any) -> None:
     plan = planned(cli, job_of(reviews, TEXT))
     assert plan["batch_usd"] == pytest.approx(plan["expected_usd"] / 2, rel=0.01)
     assert cli("plan", reviews.folder / "job.yaml", "--delivery", "batch") == 0
-    assert "by the Batch API, as the job is delivered" in cli.out
+    assert "through the Batch API, as the job sets" in cli.out
     job = job_of(reviews, TEXT, "nobody-knows-it")
     plan = planned(cli, job)
     assert (plan["low_usd"], plan["expected_usd"], plan["high_usd"], plan["batch_usd"]) == (None, None, None, None)
@@ -200,24 +199,24 @@ def test_the_batch_api_is_half_and_a_model_without_a_price_is_not_known(reviews:
     assert "cost     not known: there is no price for nobody-knows-it" in cli.out
 
 
-def test_the_time_at_the_limits_is_that_of_the_tightest(reviews: Any, cli: Any) -> None:
+def test_the_time_is_that_of_the_tightest_limit(reviews: Any, cli: Any) -> None:
     plan = planned(cli, job_of(reviews, TEXT, limits="{requests_per_minute: 100, tokens_per_minute: 1000000}"))
     assert plan["seconds"] == pytest.approx(240, rel=0.02)
 
 
-def test_more_rows_than_are_looked_at_are_scaled_up(reviews: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_of_many_rows_is_scaled_up(reviews: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     reviews.write("rows.csv", "id,text\n" + "".join(f"{n},text number {n}\n" for n in range(3000)))
     job = job_of(reviews, TEXT)
-    whole = plan_of(load_job(job))
-    monkeypatch.setattr("pipelines.planning.dry_run.WHOLE_ROWS", 1000)
-    part = plan_of(load_job(job))
+    whole = build_plan(load_job(job))
+    monkeypatch.setattr("pipelines.planning.dry_run.MAX_SCANNED_ROWS", 1000)
+    part = build_plan(load_job(job))
     assert (whole.whole, whole.reckoned_rows, part.whole) == (True, 3000, False)
     assert part.reckoned_rows < 1500
     assert part.requests == pytest.approx(whole.requests, rel=0.01)
     assert part.expected_usd == pytest.approx(whole.expected_usd, rel=0.05)
 
 
-def test_files_are_measured_and_urls_counted_without_a_call(reviews: Any, provider: Any, cli: Any) -> None:
+def test_files_are_measured_and_urls_counted_without_a_request(reviews: Any, provider: Any, cli: Any) -> None:
     clip = (Path(__file__).parents[3] / "jobs/data/audio/jfk.flac").read_bytes()
     (reviews.folder / "jfk.flac").write_bytes(clip)
     reviews.write("rows.csv", f"id,file\n1,jfk.flac\n2,{provider.base_url}/sound.mp3\n3,missing.wav\n")
@@ -239,17 +238,17 @@ def test_the_embedded_provider_is_free(reviews: Any, cli: Any) -> None:
 
 
 @pytest.mark.parametrize("steps", [LABEL, TEXT, LABEL + AFTER], ids=["typed", "text", "two steps"])
-def test_what_the_embedded_provider_bills_under_a_price_lies_between_low_and_high(
+def test_the_cost_of_the_embedded_provider_with_a_price_is_between_low_and_high(
     reviews: Any, cli: Any, steps: str
 ) -> None:
-    with LocalServer(LocalOptions()) as server:
+    with EmulatorServer(EmulatorOptions()) as server:
         reviews.write("rowmill.yaml", f"{PRICES}providers: {{test: {{base_url: '{server.base_url}'}}}}\n")
         job = job_of(reviews, steps)
         plan = planned(cli, job)
-        told = cli.run(job)
-    assert told["exit_code"] == 0
-    assert plan["low_usd"] <= told["cost_usd"] <= plan["high_usd"]
-    assert told["cost_usd"] > 0
+        report = cli.run(job)
+    assert report["exit_code"] == 0
+    assert plan["low_usd"] <= report["cost_usd"] <= plan["high_usd"]
+    assert report["cost_usd"] > 0
 
 
 @pytest.mark.parametrize(
@@ -266,33 +265,33 @@ def test_what_the_embedded_provider_bills_under_a_price_lies_between_low_and_hig
         ("image-generation", "2"),
     ],
 )
-def test_the_bill_of_every_endpoint_lies_between_low_and_high(workspace: Any, cli: Any, name: str, rows: str) -> None:
+def test_the_cost_of_every_endpoint_is_between_low_and_high(workspace: Any, cli: Any, name: str, rows: str) -> None:
     jobs = Path(__file__).parents[3] / "jobs"
     text = (jobs / f"{name}.yaml").read_text().replace("provider: local", "provider: test")
     job = workspace.write(f"{name}.yaml", text.replace("rowmill-sentiment", "gpt-4o-mini"))
     shutil.copytree(jobs / "data", workspace.folder / "data")
     flags = ("--limit", rows, "--sink", str(workspace.folder / "out"))
-    with LocalServer(LocalOptions()) as server:
+    with EmulatorServer(EmulatorOptions()) as server:
         workspace.write("rowmill.yaml", f"providers: {{test: {{base_url: '{server.base_url}'}}}}\n")
         plan = planned(cli, job, *flags)
-        told = cli.run(job, *flags)
-    assert told["rows_failed"] == 0, cli.err
-    assert told["cost_usd"] > 0
-    assert plan["low_usd"] <= told["cost_usd"] <= plan["high_usd"]
+        report = cli.run(job, *flags)
+    assert report["rows_failed"] == 0, cli.err
+    assert report["cost_usd"] > 0
+    assert plan["low_usd"] <= report["cost_usd"] <= plan["high_usd"]
     ((billed,),) = duckdb.sql(f"select sum(cost_usd) from '{workspace.folder}/out/usage/*.parquet'").fetchall()
-    assert billed == pytest.approx(told["cost_usd"])
+    assert billed == pytest.approx(report["cost_usd"])
 
 
 def test_overrides_change_the_plan_as_they_change_the_run(reviews: Any) -> None:
     job = job_of(reviews, TEXT)
-    assert plan_of(load_job(job, Overrides(limit=10))).new == 10
-    dear = plan_of(load_job(job, Overrides(assignments=("steps.answer.model=gpt-4o",))))
-    cheap = plan_of(load_job(job))
-    assert dear.expected_usd is not None and cheap.expected_usd is not None
-    assert dear.expected_usd > 10 * cheap.expected_usd
+    assert build_plan(load_job(job, Overrides(limit=10))).new == 10
+    expensive = build_plan(load_job(job, Overrides(assignments=("steps.answer.model=gpt-4o",))))
+    cheap = build_plan(load_job(job))
+    assert expensive.expected_usd is not None and cheap.expected_usd is not None
+    assert expensive.expected_usd > 10 * cheap.expected_usd
 
 
-def test_the_screen(reviews: Any, cli: Any, screen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_screen_of_a_plan(reviews: Any, cli: Any, screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(reviews.folder)
     reviews.write("rowmill.yaml", f"{PRICES}providers: {{test: {{base_url: 'http://127.0.0.1:1/v1'}}}}\n")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from connectors.emulator.server import LocalOptions, LocalServer
+from connectors.emulator.server import EmulatorOptions, EmulatorServer
 from pipelines.formatting import DataTable, format_money, money_decimals, render
 from pipelines.reporting.status_format import format_usage
 from tests.behaviour.screens.conftest import Screen
@@ -85,7 +85,7 @@ def test_the_tables_of_commands_fit_80_columns(workspace: Any, cli: Any, monkeyp
     monkeypatch.chdir(workspace.folder)
     workspace.csv(3)
     job = workspace.job(delivery="batch")
-    with LocalServer(LocalOptions()) as server:
+    with EmulatorServer(EmulatorOptions()) as server:
         workspace.write("rowmill.yaml", f"providers: {{test: {{base_url: '{server.base_url}'}}}}\n")
         assert cli.run(job)["exit_code"] == 0
         for words in (

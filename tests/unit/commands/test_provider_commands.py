@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from connectors.emulator.server import LocalOptions, LocalServer
+from connectors.emulator.server import EmulatorOptions, EmulatorServer
 
 LINE = {
     "custom_id": "a",
@@ -19,9 +19,9 @@ LINE = {
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorServer]:
     """A provider `box` that takes one key, in the workspace of the current folder."""
-    with LocalServer(LocalOptions(api_key="secret")) as running:
+    with EmulatorServer(EmulatorOptions(api_key="secret")) as running:
         (tmp_path / "rowmill.yaml").write_text(
             f'providers: {{box: {{base_url: "{running.base_url}", api_key_env: BOX_KEY}}}}\n'
         )
@@ -42,7 +42,7 @@ def uploaded(cli: Any, *lines: dict[str, Any]) -> str:
     return str(item["id"])
 
 
-def test_models_are_listed_and_shown(server: LocalServer, cli: Any) -> None:
+def test_models_are_listed_and_shown(server: EmulatorServer, cli: Any) -> None:
     assert cli("models", "list", "--provider", "box") == 0
     assert "gpt-4o-mini" in cli.out
     assert cli("models", "list", "--provider", "box", "--json") == 0
@@ -53,7 +53,7 @@ def test_models_are_listed_and_shown(server: LocalServer, cli: Any) -> None:
     assert "2023-06-16" in cli.out
 
 
-def test_a_file_goes_up_and_comes_down_as_it_is(server: LocalServer, cli: Any, tmp_path: Path) -> None:
+def test_a_file_goes_up_and_comes_down_as_it_is(server: EmulatorServer, cli: Any, tmp_path: Path) -> None:
     name = uploaded(cli, LINE)
     content = Path("requests.jsonl").read_text()
     assert cli("files", "list", "--provider", "box", "--json") == 0
@@ -72,7 +72,7 @@ def test_a_file_goes_up_and_comes_down_as_it_is(server: LocalServer, cli: Any, t
     assert {path.name for path in tmp_path.iterdir()} == {"copy.jsonl", "requests.jsonl", "rowmill.yaml"}
 
 
-def test_a_download_overwrites_only_where_it_is_told_to(server: LocalServer, cli: Any) -> None:
+def test_a_download_overwrites_only_where_it_is_told_to(server: EmulatorServer, cli: Any) -> None:
     name = uploaded(cli, LINE)
     Path("mine.txt").write_text("precious")
     assert cli("files", "download", name, "--provider", "box", "-o", "mine.txt") == 2
@@ -82,7 +82,7 @@ def test_a_download_overwrites_only_where_it_is_told_to(server: LocalServer, cli
     assert Path("mine.txt").read_text() == Path("requests.jsonl").read_text()
 
 
-def test_a_deleted_file_is_gone_and_the_provider_says_so_in_its_words(server: LocalServer, cli: Any) -> None:
+def test_a_deleted_file_is_gone_and_the_provider_says_so_in_its_words(server: EmulatorServer, cli: Any) -> None:
     name = uploaded(cli, LINE)
     assert cli("files", "delete", name, "--provider", "box") == 0
     assert cli.out == f"deleted {name}\n"
@@ -93,7 +93,7 @@ def test_a_deleted_file_is_gone_and_the_provider_says_so_in_its_words(server: Lo
     assert not Path("copy.jsonl.part").exists()
 
 
-def test_batches_are_listed_shown_and_cancelled(server: LocalServer, cli: Any) -> None:
+def test_batches_are_listed_shown_and_cancelled(server: EmulatorServer, cli: Any) -> None:
     import asyncio
 
     from connectors.contracts import Provider
@@ -133,7 +133,7 @@ def test_batches_are_listed_shown_and_cancelled(server: LocalServer, cli: Any) -
 
 
 def test_a_wrong_key_and_a_dead_provider_are_exit_3_told_in_a_line(
-    server: LocalServer, cli: Any, monkeypatch: pytest.MonkeyPatch
+    server: EmulatorServer, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BOX_KEY", "wrong")
     assert cli("models", "list", "--provider", "box") == 3
@@ -167,7 +167,7 @@ async def test_an_upload_streams_from_the_disk_and_tells_how_far_it_is(tmp_path:
     file.write_bytes(bytes(3_000_000))
     told: list[int] = []
     came: list[bytes] = []
-    with LocalServer() as running:
+    with EmulatorServer() as running:
         transport = HttpTransport(RequestTimeouts(), 2)
         api = ProviderApi(transport, Provider("box", running.base_url))
         item = await api.upload(file, "large.bin", "user_data", told.append)

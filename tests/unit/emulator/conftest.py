@@ -7,7 +7,7 @@ import httpx2 as httpx
 import openai
 import pytest
 
-from connectors.emulator.server import LocalOptions, LocalServer
+from connectors.emulator.server import EmulatorOptions, EmulatorServer
 
 Serve = Callable[..., str]
 WEATHER = {
@@ -30,7 +30,7 @@ WEATHER = {
 @pytest.fixture(scope="session")
 def base_url() -> Iterator[str]:
     """Of a provider without limits or faults."""
-    with LocalServer(LocalOptions()) as server:
+    with EmulatorServer(EmulatorOptions()) as server:
         yield server.base_url
 
 
@@ -52,7 +52,7 @@ def strict(base_url: str) -> Iterator[openai.OpenAI]:
 def serve() -> Iterator[Serve]:
     """Starts a provider with these options; its base_url."""
     with ExitStack() as stack:
-        yield lambda **options: stack.enter_context(LocalServer(LocalOptions(**options))).base_url
+        yield lambda **options: stack.enter_context(EmulatorServer(EmulatorOptions(**options))).base_url
 
 
 @pytest.fixture

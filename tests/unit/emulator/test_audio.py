@@ -19,7 +19,7 @@ from PIL import Image
 
 from connectors.emulator.audio.codec import FORMATS, decode, encode
 from connectors.emulator.audio.recognition import CLIPS
-from connectors.emulator.audio.synthetic_speech import RATE, VOICE_HZ, speech
+from connectors.emulator.audio.synthesis import RATE, VOICE_HZ, speech
 
 CLIP_FOLDER = Path(__file__).parents[3] / "jobs" / "data" / "audio"
 TEXT = "Good morning! Rows 1, 2 and 3 are done: naïve café, 早上好。 Really?  Yes — 🎉"

@@ -231,10 +231,10 @@ def test_files_of_a_batch_expire_when_it_says_so(strict: openai.OpenAI) -> None:
 
 
 def test_the_next_server_goes_on_with_a_batch_that_was_left(serve: Callable[..., str], tmp_path: Path) -> None:
-    from connectors.emulator.server import LocalOptions, LocalServer
+    from connectors.emulator.server import EmulatorOptions, EmulatorServer
 
     with (
-        LocalServer(LocalOptions(folder=tmp_path)) as server,
+        EmulatorServer(EmulatorOptions(folder=tmp_path)) as server,
         openai.OpenAI(base_url=server.base_url, api_key="k") as one,
     ):
         begun = begin(one, [chat_line("a")], rowmill_delay_s="64800")

@@ -11,7 +11,7 @@ import openai
 import pytest
 from PIL import Image
 
-from connectors.emulator.images.fields import input_image_tokens
+from connectors.emulator.images.request_checks import input_image_tokens
 
 PROMPT = "A cute baby sea otter wearing a beret"
 

@@ -14,7 +14,7 @@ import pytest
 from connectors.emulator.api import ApiError
 from connectors.emulator.fault_injection import KINDS, STATUSES
 from connectors.emulator.rate_limits import Limits, duration
-from connectors.emulator.server import LocalOptions, LocalServer
+from connectors.emulator.server import EmulatorOptions, EmulatorServer
 
 Serve = Callable[..., str]
 CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello there. How are you?"}]}
@@ -74,7 +74,7 @@ def test_a_body_that_is_no_json_object_is_a_400(base_url: str, http: httpx.Clien
 
 def test_a_body_above_the_largest_is_a_413(base_url: str, http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("connectors.emulator.server.LARGEST", 1000)
-    with LocalServer() as server:
+    with EmulatorServer() as server:
         reply = http.post(f"{server.base_url}/chat/completions", content=b'{"model":"' + b"x" * 2000 + b'"}')
     assert reply.status_code == 413
     assert reply.json()["error"]["code"] == "request_too_large"
@@ -146,7 +146,7 @@ def test_a_hanging_body_sends_a_part_and_then_nothing(serve: Serve, http: httpx.
 
 
 def test_a_hang_never_answers_and_the_server_still_ends(http: httpx.Client) -> None:
-    with LocalServer(LocalOptions(script="hang*2")) as server:
+    with EmulatorServer(EmulatorOptions(script="hang*2")) as server:
         with pytest.raises(httpx.ReadTimeout):
             ask(http, server.base_url, timeout=httpx.Timeout(5, read=0.2))
         waiting = threading.Thread(target=_ignore, args=(server.base_url,))
@@ -193,11 +193,11 @@ def test_a_malformed_stream_has_an_event_that_is_no_json(serve: Serve, http: htt
 )
 def test_a_fault_that_is_none_is_refused_in_clear_words(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
-        LocalOptions(**options)
+        EmulatorOptions(**options)
 
 
 def test_all_kinds_can_be_asked_for_by_rate() -> None:
-    LocalOptions(faults=tuple(f"{kind}=0.01" for kind in KINDS))
+    EmulatorOptions(faults=tuple(f"{kind}=0.01" for kind in KINDS))
 
 
 class Clock:
@@ -313,15 +313,15 @@ def test_serve_says_where_it_listens_and_leaves_cleanly_on_a_signal(number: int)
 
 SERVE = """
 import sys
-from connectors.emulator.server import LocalOptions, serve_forever
-serve_forever("127.0.0.1", 0, LocalOptions(), lambda words: print(words, file=sys.stderr, flush=True))
+from connectors.emulator.server import EmulatorOptions, serve_forever
+serve_forever("127.0.0.1", 0, EmulatorOptions(), lambda words: print(words, file=sys.stderr, flush=True))
 """
 
 
 def test_a_port_that_is_taken_is_an_oserror() -> None:
     from connectors.emulator.server import serve_forever
 
-    with LocalServer() as server:
+    with EmulatorServer() as server:
         port = int(server.base_url.rsplit(":", 1)[1].removesuffix("/v1"))
         with pytest.raises(OSError):
-            serve_forever("127.0.0.1", port, LocalOptions(), print)
+            serve_forever("127.0.0.1", port, EmulatorOptions(), print)

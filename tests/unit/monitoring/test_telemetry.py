@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from connectors.emulator.server import LocalServer
+from connectors.emulator.server import EmulatorServer
 from connectors.records import RowError
 from pipelines.runtime.provider_api import ProviderApi, Refused
 from tests.conftest import error_reply
@@ -115,7 +115,7 @@ def by_batch(workspace: Any, provider: Any, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("pipelines.batch.lifecycle.FIRST_POLL", 0.02)
     monkeypatch.setattr("pipelines.batch.dispatcher.QUIET", 0.1)
     monkeypatch.setattr("pipelines.batch.builder.LINES", 10)
-    with LocalServer() as server:
+    with EmulatorServer() as server:
         file = workspace.folder / "rowmill.yaml"
         file.write_text(file.read_text().replace(provider.base_url, server.base_url).replace("  m:", "  gpt-4o-mini:"))
         yield

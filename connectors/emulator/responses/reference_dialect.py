@@ -22,8 +22,8 @@ from connectors.emulator.api_schemas import (
 from connectors.emulator.chat.answerer import answer_by_model
 from connectors.emulator.chat.answers import Answer, Asked, Heard, hear
 from connectors.emulator.chat.completions import asked_of, call_deltas, call_object, prompt_tokens
-from connectors.emulator.chat.fields import check_messages, text_of
 from connectors.emulator.chat.languages import language_of
+from connectors.emulator.chat.request_checks import check_messages, text_of
 from connectors.emulator.chat.schemas import Schema, schema_of
 from connectors.emulator.chat.sentiment import compound, strength
 from connectors.emulator.chat.text_facts import first_sentence, sentences

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from connectors.emulator.api_schemas import NON_EMPTY, enum, integer, nullable, record, request_schema, text
-from connectors.emulator.audio.synthetic_speech import VOICE_HZ
+from connectors.emulator.audio.synthesis import VOICE_HZ
 from connectors.emulator.validation import check_body, check_model, refuse
 
 SPEECH = request_schema(
