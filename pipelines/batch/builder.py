@@ -9,7 +9,7 @@ import orjson
 from connectors.records import Request, compact_copy
 from pipelines.batch.files import BatchFolder, BatchWriter
 from pipelines.batch.store import Batch, BatchLedger, BatchLine, new_mark
-from pipelines.dispatch.request_types import DailyBudget, Route, RequestGroup
+from pipelines.dispatch.request_types import DailyBudget, RequestGroup, Route
 from pipelines.ledger.ledger import Ledger, now_us
 
 LINES = 50_000
@@ -56,7 +56,7 @@ class Gathering:
 
     async def add(self, pack: RequestGroup, body: bytes, worst: int | None) -> bool:
         """Write one line, its money reserved in the purse already; False where the day's budget has no room for it."""
-        lane = pack.lane
+        lane = pack.route
         spool = self._spools.get(lane.route_id)
         if spool is not None and not self._fits(spool, pack, len(body), worst):
             if not await self._cut(spool):

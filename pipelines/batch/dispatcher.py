@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from connectors.records import ROW_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES, FATAL_ERROR_CLASSES, Request, RowError
+from connectors.records import FATAL_ERROR_CLASSES, ROW_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES, Request, RowError
 from connectors.transport.client import HttpTransport, RequestError
 from connectors.transport.token_usage import parse_count
 from pipelines.batch.builder import Gathering, url_of
@@ -27,7 +27,7 @@ from pipelines.batch.results import Lander
 from pipelines.batch.store import Batch, BatchLedger, BatchLine
 from pipelines.dispatch.dispatcher import OnlineDispatcher
 from pipelines.dispatch.provider_routes import max_cost_function
-from pipelines.dispatch.request_types import BatchStage, Route, Outcome, RequestGroup, total
+from pipelines.dispatch.request_types import BatchStage, Outcome, RequestGroup, Route, total
 from pipelines.ledger.entries import SettledExchange
 from pipelines.pricing.prices import batch_price
 from pipelines.runtime.provider_api import Item, ProviderApi, Refused
@@ -200,10 +200,10 @@ class BatchDispatcher(OnlineDispatcher):
             await self._add(pack)
 
     async def _add(self, pack: RequestGroup) -> None:
-        lane = self._at_batch_price(pack.lane)
+        lane = self._at_batch_price(pack.route)
         for request in pack.requests:
             if request.fingerprint in self._waves and request.fingerprint not in self._asked:
-                self._asked[request.fingerprint] = (pack.lane, request)
+                self._asked[request.fingerprint] = (pack.route, request)
                 self._held += len(request.body)
         # What an open batch holds is waited for; what has landed while it stood in the queue is not asked at all.
         wanted = (r for r in pack.requests if r.fingerprint in self._waves and r.fingerprint not in self._open)
@@ -325,9 +325,9 @@ class BatchDispatcher(OnlineDispatcher):
         error: RowError | None,
     ) -> None:
         """See LineTold."""
-        self._count(pack.lane, ended)
+        self._count(pack.route, ended)
         if self.observer is not None:
-            self.observer.record_exchange(pack.lane, ended)
+            self.observer.record_exchange(pack.route, ended)
         self._open.difference_update(line.fingerprints)
         if error is not None:
             self._judge_line(pack, error)
@@ -346,7 +346,7 @@ class BatchDispatcher(OnlineDispatcher):
         too_large = error.code == TOKEN_LIMIT
         if error.error_class in FATAL_ERROR_CLASSES:
             self._tell_all(pack, error)
-            self.stop(f"{error.error_class}: {pack.lane.provider.name} says: {error.message}")
+            self.stop(f"{error.error_class}: {pack.route.provider.name} says: {error.message}")
         elif error.error_class in TRANSIENT_ERROR_CLASSES and not too_large and pack.attempts < self._tries.attempts:
             self._once_more(pack.requests, pack.attempts)
         elif (too_large or error.error_class in ROW_ERROR_CLASSES) and len(pack.requests) > 1:

@@ -12,7 +12,7 @@ from pipelines.batch.files import BatchFolder, Bodies, Came
 from pipelines.batch.lifecycle import LOST, Carrier, not_answered, refused_lines
 from pipelines.batch.store import Batch, BatchLedger, BatchLine
 from pipelines.dispatch.counters import RunCounters
-from pipelines.dispatch.request_types import Route, RequestGroup, paid, read_reply, to_keep
+from pipelines.dispatch.request_types import RequestGroup, Route, paid, read_reply, to_keep
 from pipelines.ledger.entries import SettledExchange
 from pipelines.pricing.run_budget import RunBudget
 from pipelines.runtime.provider_api import Item

@@ -16,12 +16,12 @@ from pipelines.dispatch.read_buffer import ReadBuffer
 from pipelines.dispatch.request_types import (
     DailyBudget,
     Exchange,
-    Route,
     ExchangeObserver,
     Outcome,
     RequestGroup,
-    RunLedger,
     RetryLimits,
+    Route,
+    RunLedger,
     Submission,
     expected,
     headed,
@@ -31,7 +31,7 @@ from pipelines.dispatch.request_types import (
     total,
 )  # fmt: skip
 from pipelines.dispatch.retry_policy import Verdict, verdict
-from pipelines.ledger.entries import StoredAnswer, PendingExchange, SettledExchange
+from pipelines.ledger.entries import PendingExchange, SettledExchange, StoredAnswer
 from pipelines.ledger.ledger import now_us
 from pipelines.pricing.run_budget import RunBudget
 
@@ -127,7 +127,7 @@ class OnlineDispatcher:
     @property
     def has_capacity(self) -> bool:
         """Whether fewer requests are ready than there are senders."""
-        return self._ready.qsize() < self._concurrency and not self.held_requests.full
+        return self._ready.qsize() < self._concurrency and not self.held_requests.is_full
 
     async def wait_for_capacity(self) -> None:
         """Wait until more requests are wanted."""
@@ -162,7 +162,7 @@ class OnlineDispatcher:
         return wave
 
     def _queue(self, lane: Route, requests: Sequence[Request], usable: Callable[[StoredAnswer], bool]) -> None:
-        self._tally.steps[lane.step].ask(requests)
+        self._tally.steps[lane.step].record_submitted(requests)
         for some in lane.endpoint.group_requests([request for request in requests if not request.parts]):
             self._ready.put_nowait(RequestGroup(lane, some))
         for request in requests:
@@ -177,7 +177,7 @@ class OnlineDispatcher:
         parts = tuple(replace(part, keys=request.keys) for part in request.parts)
         wave = await self.submit(lane, parts, usable)
         await wave.done.wait()
-        self.read_buffer.release(wave.nbytes)
+        self.read_buffer.release(wave.unread_bytes)
         if wave.pending:
             return
         ended = [wave.outcomes[part.fingerprint] for part in parts]
@@ -185,7 +185,7 @@ class OnlineDispatcher:
         if failed is None:
             joined = lane.endpoint.merge_parts(request, [outcome.answer or b"" for outcome in ended])
             await self._ledger.store_answer(request.fingerprint, lane.route_id, request.body, joined)
-            sent = any(outcome.sent for outcome in ended)
+            sent = any(outcome.was_sent for outcome in ended)
             failed = Outcome(joined, None, max(o.attempts for o in ended), self._run_id, now_us(), sent)
         self._land(request.fingerprint, failed)
 
@@ -196,7 +196,7 @@ class OnlineDispatcher:
         assert task is not None
         while self.stopped is None:
             self._waiting.add(task)
-            await self.read_buffer.room()
+            await self.read_buffer.wait_for_space()
             pack = await self._ready.get()
             if self._ready.qsize() < self._concurrency:
                 self._wanted.set()
@@ -213,7 +213,7 @@ class OnlineDispatcher:
         self.stop(f"{type(failure).__name__}: {failure}")
 
     async def _send(self, pack: RequestGroup, task: asyncio.Task[None]) -> None:
-        lane = pack.lane
+        lane = pack.route
         worst = total(lane.max_cost(request) for request in pack.requests)
         tokens = sum(request.input_tokens for request in pack.requests)
         tokens += round(sum(expected(request, lane.mean_output_tokens) for request in pack.requests))
@@ -224,7 +224,7 @@ class OnlineDispatcher:
         settling: asyncio.Future[None] | None = None
         try:
             asked_at = time.monotonic()
-            permitted = await self.held_requests.permitted(pack, tokens, exchange.taken)
+            permitted = await self.held_requests.acquire_permits(pack, tokens, exchange.taken)
             if permitted is None:
                 return
             member, permit = permitted
@@ -244,7 +244,7 @@ class OnlineDispatcher:
             try:
                 settling = await self._exchange(exchange, permit)
             finally:
-                self._tally.took(lane.step, sent_at - asked_at, time.monotonic() - sent_at, exchange.settled)
+                self._tally.record_timing(lane.step, sent_at - asked_at, time.monotonic() - sent_at, exchange.settled)
         finally:
             if settling is None:
                 self._give_back(exchange, None)
@@ -309,8 +309,8 @@ class OnlineDispatcher:
             assert ended is not None
             self._noted_now -= 1
             self._day_moved.set()
-            self._count(exchange.pack.lane, ended)
-            self._tally.refused += ended.error_class == "rate_limit"
+            self._count(exchange.pack.route, ended)
+            self._tally.rate_limited += ended.error_class == "rate_limit"
             if self.observer is not None:
                 self.observer.record_exchange(exchange.member, ended)
             self._follow(exchange.pack, follows)
@@ -357,15 +357,15 @@ class OnlineDispatcher:
 
     async def _call(self, pack: RequestGroup) -> Call:
         if any(request.media for request in pack.requests):
-            return await asyncio.to_thread(pack.lane.endpoint.call, pack.requests)
-        return pack.lane.endpoint.call(pack.requests)
+            return await asyncio.to_thread(pack.route.endpoint.call, pack.requests)
+        return pack.route.endpoint.call(pack.requests)
 
     def passed(self, step: str, rows: int, failed: bool = False) -> None:
         """Count rows that needed no exchange in a step."""
-        self._tally.steps[step].pass_by(rows, failed)
+        self._tally.steps[step].record_skipped(rows, failed)
 
     def _count(self, lane: Route, ended: SettledExchange) -> None:
-        self._tally.count(lane.step, ended.usage, ended.cost)
+        self._tally.record_exchange(lane.step, ended.usage, ended.cost)
         if ended.usage.output_tokens is not None:
             each = ended.usage.output_tokens / max(1, len(ended.fingerprints) // 16)
             lane.mean_output_tokens += (each - lane.mean_output_tokens) / 20
@@ -380,8 +380,8 @@ class OnlineDispatcher:
     def _tell(self, pack: RequestGroup, request: Request, answer: bytes | RowError) -> None:
         kept, error = (None, answer) if isinstance(answer, RowError) else (answer, None)
         rows, failed = len(request.keys), error is not None
-        self._tally.steps[pack.lane.step].land(request, failed=failed)
-        self.settled(rows if failed or pack.lane.is_last_step else 0, failed=rows if failed else 0)
+        self._tally.steps[pack.route.step].record_outcome(request, failed=failed)
+        self.settled(rows if failed or pack.route.is_last_step else 0, failed=rows if failed else 0)
         self._land(request.fingerprint, Outcome(kept, error, pack.attempts, self._run_id, now_us(), True))
 
     def settled(self, rows: int, failed: int) -> None:

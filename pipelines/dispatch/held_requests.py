@@ -5,15 +5,15 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 
-from pipelines.dispatch.request_types import Route, RequestGroup
+from pipelines.dispatch.request_types import RequestGroup, Route
 from pipelines.limits.circuit_breaker import SHORT_PAUSE_SECONDS, ProviderPaused
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.limits.token_bucket import wait_for_event
 
-LARGEST = 64 << 20
+MAX_HELD_BYTES = 64 << 20
 """Bytes of requests that wait aside at most before no more rows are read."""
 
-MEDIA = 1 << 20
+MEDIA_REQUEST_BYTES = 1 << 20
 """What a request with media counts: they are read when it is sent."""
 
 
@@ -37,29 +37,29 @@ class HeldRequests:
         self._bytes = 0
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         """Whether so much waits aside that it should not become more."""
-        return self._bytes >= LARGEST
+        return self._bytes >= MAX_HELD_BYTES
 
-    def meet(self, lane: Route) -> None:
+    def register_provider(self, lane: Route) -> None:
         """Requests of this lane will come: only where there are several providers, others can go first."""
         self._providers.add(lane.provider.name)
 
-    async def permitted(
+    async def acquire_permits(
         self, pack: RequestGroup, tokens: int, taken: list[tuple[ProviderLimiter, int]]
     ) -> tuple[Route, int] | None:
         """The provider that may be asked now and its permit; None where the pack waits aside or nobody is left to ask.
 
         What is to be given back is added to `taken`.
         """
-        lane = pack.lane
+        lane = pack.route
         alone = len(self._providers) < 2
         if not alone and all(member.limiters[0].is_paused for member in lane.members):
             self._put(pack)
             return None
         job = lane.limiters[1]
         taken.append((job, await job.acquire(tokens)))
-        member = lane if lane.pool is None else await lane.pool.pick(pack.avoid)
+        member = lane if lane.pool is None else await lane.pool.pick(pack.failed_member)
         if member is None:
             return None
         own = member.limiters[0]
@@ -73,14 +73,14 @@ class HeldRequests:
         return member, permit
 
     def _put(self, pack: RequestGroup) -> None:
-        name = pack.lane.provider.name
+        name = pack.route.provider.name
         self._bytes += _size(pack)
         self._aside.setdefault(name, deque()).append(pack)
         if name in self._moved:
             self._moved[name].set()
             return
         self._moved[name] = asyncio.Event()
-        task = asyncio.create_task(self._release(name, pack.lane))
+        task = asyncio.create_task(self._release(name, pack.route))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(self._ended)
@@ -112,4 +112,4 @@ class HeldRequests:
 
 
 def _size(pack: RequestGroup) -> int:
-    return sum(MEDIA if request.media else len(request.body) for request in pack.requests)
+    return sum(MEDIA_REQUEST_BYTES if request.media else len(request.body) for request in pack.requests)

@@ -23,13 +23,13 @@ class ProviderPool:
             member.limiters[0].watchers.append(self._moved)
 
     @property
-    def present(self) -> list[Route]:
+    def active_members(self) -> list[Route]:
         """The members that are still asked."""
         return [member for member in self.members if member.limiters[0].excluded_reason is None]
 
-    def worst(self, request: Request) -> int | None:
+    def max_cost(self, request: Request) -> int | None:
         """The most that the request can cost at the dearest member that is still asked."""
-        amounts = [member.max_cost(request) for member in self.present or self.members]
+        amounts = [member.max_cost(request) for member in self.active_members or self.members]
         known = [amount for amount in amounts if amount is not None]
         return max(known) if len(known) == len(amounts) else None
 
@@ -39,7 +39,7 @@ class ProviderPool:
         `avoid`: the one that failed the request before: only where no other can be asked now.
         """
         async with self._turn:
-            while present := self.present:
+            while present := self.active_members:
                 self._moved.clear()
                 free = [member for member in present if member.limiters[0].delay <= 0]
                 if free:
@@ -49,11 +49,11 @@ class ProviderPool:
                 await wait_for_event(self._moved, None if isinf(seconds) else max(seconds, 0.001))
             return None
 
-    def leave_out(self, member: Route, error: RowError) -> bool:
+    def exclude(self, member: Route, error: RowError) -> bool:
         """Ask this member nothing more; whether others are left."""
         member.limiters[0].excluded_reason = f"{error.error_class}: {error.message}"
         self._moved.set()
-        return bool(self.present)
+        return bool(self.active_members)
 
 
 def _load(member: Route) -> float:

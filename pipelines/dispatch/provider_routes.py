@@ -15,7 +15,7 @@ from pipelines.dispatch.step_runner import RunStep
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.preparation.prepared_job import PreparedStep
 from pipelines.pricing.price_cache import cached_published_price
-from pipelines.pricing.prices import FREE, Price, image_price, resolve_price, max_cost
+from pipelines.pricing.prices import FREE, Price, image_price, max_cost, resolve_price
 
 TEXT_BYTES = 1 << 16
 """Bodies up to this size are text: their bytes bound their tokens. Larger ones carry media and count as estimated."""
@@ -53,7 +53,7 @@ def build_routes(
         lane = members[0]
         if step.is_pooled:
             pool = ProviderPool(members)
-            lane = replace(lane, provider=step.provider, price=step_price(ready, step), max_cost=pool.worst, pool=pool)
+            lane = replace(lane, provider=step.provider, price=step_price(ready, step), max_cost=pool.max_cost, pool=pool)
         # In a batch, one row ahead would be a batch of its own: hours.
         known = (
             step.context.structured_mode is not None

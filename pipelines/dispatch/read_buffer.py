@@ -2,11 +2,11 @@
 
 import asyncio
 
-HEAVY = 4 << 20
+EARLY_READ_BYTES = 4 << 20
 """Bytes of answers in one wave: with more it is read before the rest of it has come."""
-MOST = 16 << 20
+MAX_UNREAD_BYTES = 16 << 20
 """Bytes of answers that are to be read: with more, what would bring further ones is not sent."""
-LARGE = 64 << 10
+LARGE_ANSWER_BYTES = 64 << 10
 """Bytes of one answer that is worth a thread, or a look at who still holds it."""
 
 
@@ -18,9 +18,9 @@ class ReadBuffer:
         self._less = asyncio.Event()
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         """Whether senders must wait."""
-        return self.nbytes >= MOST
+        return self.nbytes >= MAX_UNREAD_BYTES
 
     def add(self, nbytes: int) -> None:
         """So much is to be read now."""
@@ -31,8 +31,8 @@ class ReadBuffer:
         self.nbytes -= nbytes
         self._less.set()
 
-    async def room(self) -> None:
+    async def wait_for_space(self) -> None:
         """Wait until more may come."""
-        while self.full:
+        while self.is_full:
             self._less.clear()
             await self._less.wait()

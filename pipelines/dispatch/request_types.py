@@ -10,8 +10,8 @@ from connectors.contracts import Endpoint, MalformedReply, Provider
 from connectors.records import NO_USAGE, ROW_ERROR_CLASSES, Reply, Request, RowError, Usage, record
 from connectors.transport.client import RequestError
 from connectors.transport.error_replies import request_id, row_error
-from pipelines.dispatch.read_buffer import HEAVY, LARGE, ReadBuffer
-from pipelines.ledger.entries import StoredAnswer, PendingExchange, SettledExchange
+from pipelines.dispatch.read_buffer import EARLY_READ_BYTES, LARGE_ANSWER_BYTES, ReadBuffer
+from pipelines.ledger.entries import PendingExchange, SettledExchange, StoredAnswer
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.pricing.prices import Price, cost
 
@@ -153,7 +153,7 @@ class Outcome:
     run_id: str
     at: int
     """Microseconds since 1970, UTC."""
-    sent: bool
+    was_sent: bool
     """Whether it took an exchange of this invocation."""
 
 
@@ -161,12 +161,12 @@ class Outcome:
 class RequestGroup:
     """Requests that are sent in one exchange, and how often that was tried."""
 
-    lane: Route
+    route: Route
     requests: tuple[Request, ...]
     attempts: int = 0
     """Exchanges that count against retry.attempts: 429s and probes of a dead provider do not."""
     exchanges: int = 0
-    avoid: Route | None = None
+    failed_member: Route | None = None
     """The member of a pool that failed it last."""
 
 
@@ -191,7 +191,7 @@ class Exchange:
     def large(self) -> bool:
         """Whether its answers take much memory until they are written."""
         answers = () if self.settled is None else self.settled.answers
-        return sum(len(reply) for _, _, reply, _ in answers if reply is not None) > LARGE
+        return sum(len(reply) for _, _, reply, _ in answers if reply is not None) > LARGE_ANSWER_BYTES
 
 
 @dataclass(slots=True)
@@ -201,7 +201,7 @@ class Submission:
     pending: set[bytes]
     read_buffer: ReadBuffer
     outcomes: dict[bytes, Outcome] = field(default_factory=dict)
-    nbytes: int = 0
+    unread_bytes: int = 0
     """Of the answers in `outcomes`; they count as unread once it is due."""
     done: asyncio.Event = field(default_factory=asyncio.Event)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
@@ -216,28 +216,28 @@ class Submission:
         self.outcomes[mark] = outcome
         self.pending.discard(mark)
         size = 0 if outcome.answer is None else len(outcome.answer)
-        self.nbytes += size
+        self.unread_bytes += size
         if self.ready.is_set():
             self.read_buffer.add(size)
-        elif not self.pending or self.nbytes >= HEAVY:
+        elif not self.pending or self.unread_bytes >= EARLY_READ_BYTES:
             self.ready.set()
-            self.read_buffer.add(self.nbytes)
+            self.read_buffer.add(self.unread_bytes)
         if not self.pending:
             self.done.set()
 
     def end(self) -> None:
         """No more will land."""
         if not self.ready.is_set():
-            self.read_buffer.add(self.nbytes)
+            self.read_buffer.add(self.unread_bytes)
         self.ready.set()
         self.done.set()
 
     def drain(self) -> tuple[dict[bytes, Outcome], int]:
         """What has landed since it was last asked, and its bytes: to be told to `unread` when they have been read."""
         if not self.ready.is_set():
-            self.read_buffer.add(self.nbytes)
-        taken = self.outcomes, self.nbytes
-        self.outcomes, self.nbytes = {}, 0
+            self.read_buffer.add(self.unread_bytes)
+        taken = self.outcomes, self.unread_bytes
+        self.outcomes, self.unread_bytes = {}, 0
         if not self.done.is_set():
             self.ready.clear()
         return taken
@@ -275,7 +275,7 @@ def read_reply(
         return (), RowError(failure.error_class, str(failure)), NO_USAGE
     if not 200 <= reply.status < 300:
         return (), row_error(reply), NO_USAGE
-    endpoint = pack.lane.endpoint
+    endpoint = pack.route.endpoint
     try:
         return endpoint.answers(pack.requests, reply), None, endpoint.usage(pack.requests, reply)
     except MalformedReply as exc:
@@ -312,7 +312,7 @@ def settlement(
 
 def headed(reply: Reply | None) -> Reply | None:
     """Without a large body: what is kept of that waits for the ledger, and both are too much."""
-    return replace(reply, body=b"") if reply is not None and len(reply.body) > LARGE else reply
+    return replace(reply, body=b"") if reply is not None and len(reply.body) > LARGE_ANSWER_BYTES else reply
 
 
 def to_keep(

@@ -3,10 +3,10 @@
 import random
 from collections.abc import Sequence
 
-from connectors.records import TRANSIENT_ERROR_CLASSES, FATAL_ERROR_CLASSES, Reply, RowError, record
+from connectors.records import FATAL_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES, Reply, RowError, record
 from connectors.transport.client import RequestError
 from connectors.transport.error_replies import parse_rate_headers, retry_after_seconds
-from pipelines.dispatch.request_types import Route, RequestGroup, RetryLimits
+from pipelines.dispatch.request_types import RequestGroup, RetryLimits, Route
 from pipelines.ledger.ledger import now_us
 from pipelines.limits.provider_limiter import FIRST_REFUSAL_SECONDS, ProviderLimiter
 
@@ -93,8 +93,8 @@ def verdict(
         pack.attempts += 1
         return Verdict(answers)
     to_all = [error] * len(pack.requests)
-    pool = pack.lane.pool
-    pack.avoid = member if pool is not None else None
+    pool = pack.route.pool
+    pack.failed_member = member if pool is not None else None
     if error.error_class not in TRANSIENT_ERROR_CLASSES:
         own.record_success(permit)
         if error.error_class in FATAL_ERROR_CLASSES and pool is not None and pool.leave_out(member, error):
@@ -104,16 +104,16 @@ def verdict(
             return Verdict(to_all, stop=f"{error.error_class}: {member.provider.name} says: {error.message}")
         return Verdict(to_all) if len(pack.requests) == 1 else Verdict(again=_halves(pack))
     wait = wait_after(pack, member, permit, error, reply, failure, tries)
-    if (reason := given_up(pack.lane.members, member, wait, error, tries)) is not None:
+    if (reason := given_up(pack.route.members, member, wait, error, tries)) is not None:
         return Verdict(to_all, stop=f"{reason}; run again when it is back, it goes on where it stopped")
     if pack.attempts >= tries.attempts:
         return Verdict(to_all)
     # Another member of a pool need not wait.
-    return Verdict(again=(pack,), wait=wait if len(pack.lane.members) == 1 else 0.0)
+    return Verdict(again=(pack,), wait=wait if len(pack.route.members) == 1 else 0.0)
 
 
 def _halves(pack: RequestGroup) -> Sequence[RequestGroup]:
     """To find which request it is that never will be answered."""
     middle = len(pack.requests) // 2
     halves = (pack.requests[:middle], pack.requests[middle:])
-    return [RequestGroup(pack.lane, half, exchanges=pack.exchanges) for half in halves]
+    return [RequestGroup(pack.route, half, exchanges=pack.exchanges) for half in halves]

@@ -14,7 +14,7 @@ from connectors.records import Request, Row, RowError, Values
 from pipelines.config.sql_predicate import Predicate
 from pipelines.dispatch.dispatcher import OnlineDispatcher
 from pipelines.dispatch.media_files import read_media, write_files
-from pipelines.dispatch.read_buffer import LARGE
+from pipelines.dispatch.read_buffer import LARGE_ANSWER_BYTES
 from pipelines.dispatch.request_types import Route, Submission
 from pipelines.ledger.entries import StoredAnswer
 from pipelines.ledger.ledger import now_us
@@ -61,15 +61,15 @@ class FollowUps:
 
 CHUNK_ROWS = 512
 """Rows that travel together."""
-FILE_ROWS = 16
+FILE_CHUNK_ROWS = 16
 """The same where answers are files: all of a chunk's are in memory until the last one has come."""
-ANSWERED_BY_FILES = frozenset({"speech", "image_generation", "image_edit", "image_variation"})
+FILE_ENDPOINTS = frozenset({"speech", "image_generation", "image_edit", "image_variation"})
 """The endpoints whose answers are files."""
-OPEN_ROWS = 32_768
+MAX_OPEN_ROWS = 32_768
 """Rows under way at most, however few requests they make."""
-OPEN_BYTES = 64 << 20
+MAX_OPEN_BYTES = 64 << 20
 """Bytes of rows under way at most, however few they are: each is held once more as its request."""
-LOOKING = 3
+MAX_RENDERING_CHUNKS = 3
 """Chunks that are being rendered and looked up at the same time, at most."""
 
 LARGEST_FETCHED = 64 << 20
@@ -83,7 +83,7 @@ SPLIT_AFTER = 1.0
 class RunStep:
     """One step of the job, ready to be travelled."""
 
-    lane: Route
+    route: Route
     when: Predicate | None
     ask_easier: Callable[[Route, str], Awaitable[Route]]
     """Makes (and remembers) the lane that asks for typed output in a simpler way."""
@@ -145,7 +145,7 @@ class StepRunner:
         self._steps = steps
         self._fanout = fanout
         for step in steps:
-            fanout.held_requests.meet(step.lane)
+            fanout.held_requests.register_provider(step.route)
         self._run_id = run_id
         self._finished = finished
         self._retrying = retrying
@@ -237,7 +237,7 @@ class StepRunner:
     def _onward(self, chunk: Chunk, step: RunStep, landing: StepResults, done: list[int]) -> Chunk:
         onward = chunk.take(done)
         kept = [landing.values[row] for row in done]
-        for column, array in zip(step.lane.endpoint.fields, step.lane.endpoint.arrays(kept), strict=True):
+        for column, array in zip(step.route.endpoint.fields, step.route.endpoint.arrays(kept), strict=True):
             onward.table = onward.table.append_column(column, array)
         for row, answers in zip(done, onward.answers, strict=True):
             answers.append(landing.answers[row])
@@ -262,11 +262,11 @@ class StepRunner:
         wanted = await self._rendered(chunk, asked, landing)
         while wanted:
             wave = await self._fanout.submit(
-                asked.lane, [request for request, _ in wanted.values()], self._usable(asked)
+                asked.route, [request for request, _ in wanted.values()], self._usable(asked)
             )
             self._has_set_out(chunk)
             # As it is now: the lane changes with what is asked further.
-            lane, reading = asked.lane, FollowUps()
+            lane, reading = asked.route, FollowUps()
             while await self._dawdle(wave, any(landing.done)):
                 await self._read(chunk, lane, wanted, wave, landing, reading)
                 self._send_ahead(chunk, step, landing)
@@ -282,7 +282,7 @@ class StepRunner:
         return landing
 
     async def _rendered(self, chunk: Chunk, step: RunStep, landing: StepResults) -> RequestsByFingerprint:
-        endpoint = step.lane.endpoint
+        endpoint = step.route.endpoint
         places = range(len(chunk.keys))
         passes, broken = ([True] * len(places), {}) if step.when is None else step.when.tried(chunk.table)
         given: Sequence[Row] = chunk.table.select(sorted(endpoint.input_columns)).to_pylist()
@@ -290,7 +290,7 @@ class StepRunner:
         passing = [place for place in places if passes[place]]
         for left_out in set(places).difference(passing, broken):
             landing.done[left_out] = True
-            self._fanout.passed(step.lane.step, 1)
+            self._fanout.passed(step.route.step, 1)
         if endpoint.media:
             rows |= await read_media(self._media, given, endpoint.media, passing)
         rows |= broken
@@ -299,8 +299,8 @@ class StepRunner:
             key, row = chunk.keys[place], rows[place]
             request = row if isinstance(row, RowError) else endpoint.request(row, key)
             if isinstance(request, RowError):
-                landing.failures.append(RowFailure(place, step.lane.step, request, 0, self._run_id, now_us()))
-                self._fanout.passed(step.lane.step, 1, failed=True)
+                landing.failures.append(RowFailure(place, step.route.step, request, 0, self._run_id, now_us()))
+                self._fanout.passed(step.route.step, 1, failed=True)
                 continue
             same = wanted.get(request.fingerprint)
             if same is None:
@@ -312,7 +312,7 @@ class StepRunner:
         return wanted
 
     def _usable(self, step: RunStep) -> Callable[[StoredAnswer], bool]:
-        endpoint = step.lane.endpoint
+        endpoint = step.route.endpoint
 
         def made_a_result(answer: StoredAnswer) -> bool:
             if answer.reply is None:
@@ -352,7 +352,7 @@ class StepRunner:
             outcome = outcomes.pop(mark)
             request, rows = wanted[mark]
             # Another row's answer of this invocation, found in the ledger, is no more reused than one still in flight.
-            if outcome.sent or (outcome.run_id == self._run_id and outcome.at >= self._fanout.began):
+            if outcome.was_sent or (outcome.run_id == self._run_id and outcome.at >= self._fanout.began):
                 for row in rows:
                     chunk.asked[row] = True
             problem = outcome.error
@@ -361,7 +361,7 @@ class StepRunner:
                 values = answer if isinstance(answer, RowError) else endpoint.values(answer)
                 if not isinstance(values, RowError) and isinstance(answer, bytes):
                     write = partial(write_files, self._files, partial(endpoint.files, answer))
-                    await asyncio.to_thread(write) if len(answer) > LARGE else write()
+                    await asyncio.to_thread(write) if len(answer) > LARGE_ANSWER_BYTES else write()
                     for row in rows:
                         landing.values[row], landing.answers[row], landing.done[row] = values, mark, True
                     self._release(request)
@@ -376,7 +376,7 @@ class StepRunner:
             if (way := endpoint.fallback_mode(problem)) is not None:
                 reading.easier.setdefault(way, []).extend(rows)
                 continue
-            if outcome.answer is not None and outcome.sent:
+            if outcome.answer is not None and outcome.was_sent:
                 self._fanout.settled(0 if lane.is_last_step else len(rows), failed=len(rows))
             landing.failures.extend(
                 RowFailure(row, lane.step, problem, outcome.attempts, outcome.run_id, outcome.at) for row in rows
@@ -385,13 +385,13 @@ class StepRunner:
 
     async def _further(self, chunk: Chunk, step: RunStep, asked: RunStep, reading: FollowUps) -> RequestsByFingerprint:
         """What is to be asked next. `asked`: the step as it was; its lane becomes that of what comes back."""
-        lane, further = asked.lane, reading.further
+        lane, further = asked.route, reading.further
         for way, unsorted in reading.easier.items():
             rows = sorted(unsorted)
             async with step.changing:
-                if step.lane is lane:
-                    step.lane = await step.ask_easier(lane, way)
-            asked.lane = step.lane
+                if step.route is lane:
+                    step.route = await step.ask_easier(lane, way)
+            asked.route = step.route
             again = await self._rendered(chunk.take(rows), replace(asked, when=None), StepResults([], [], []))
             for mark, (request, places) in again.items():
                 further[mark] = (request, [rows[place] for place in places])

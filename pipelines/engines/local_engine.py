@@ -117,7 +117,7 @@ def local_engine(work: RunContext) -> Engine:
         await transport.close()
         await media.close()
 
-    return Engine(fanout, travel, allowances, shared_limiters(ready, allowances), close, steps[0].lane.limiters[1])
+    return Engine(fanout, travel, allowances, shared_limiters(ready, allowances), close, steps[0].route.limiters[1])
 
 
 def _delivery(
@@ -129,5 +129,5 @@ def _delivery(
     if job.deadline is not None:
         deadline = next_deadline(job.deadline, ready.workspace.zone, now)
     models = [(step.model.model, step.model.endpoint) for step in ready.steps]
-    lanes = [(step.lane, *model) for step, model in zip(steps, models, strict=True)]
+    lanes = [(step.route, *model) for step, model in zip(steps, models, strict=True)]
     return BatchOptions(batches, ready.workspace.state / "batches" / job.name, transport, lanes, deadline)

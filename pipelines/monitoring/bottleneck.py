@@ -132,15 +132,16 @@ class TimeBreakdown:
         # While the ledger's thread writes, all senders may wait for it. The rest of an exchange is waiting for the
         # event loop, which handles one reply at a time.
         ledger = min(
-            max(0.0, times.beside), self._concurrency * ledger_thread if remote is None else remote.ledger_seconds
+            max(0.0, times.other_seconds),
+            self._concurrency * ledger_thread if remote is None else remote.ledger_seconds,
         )
         if remote is not None:
             cpu = loop = remote.cpu_seconds
         waits = {
-            "limits": times.limits,
-            "network": times.network,
+            "limits": times.limit_seconds,
+            "network": times.network_seconds,
             "ledger": ledger,
-            "turn": max(0.0, times.beside - ledger),
+            "turn": max(0.0, times.other_seconds - ledger),
             "budget": self._budget.waited_seconds,
         }
         figures: dict[str, Any] = {

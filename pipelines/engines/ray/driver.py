@@ -37,11 +37,11 @@ OBJECTS = 256 << 20
 """Bytes of the object store of a cluster that is started for one run: chunks pass through it, nothing stays."""
 
 COUNTED = (
-    "requests", "retries", "refused", "in_flight", "input_tokens", "output_tokens", "cost", "unpriced", "settled",
+    "requests", "retries", "rate_limited", "in_flight", "input_tokens", "output_tokens", "cost", "unpriced", "settled",
     "settled_failed",
 )  # fmt: skip
 TOKENS = ("input_tokens", "output_tokens")
-OF_STEPS = ("exchanges", "asked", "landed", "passed", "failed", "cost", "busy")
+OF_STEPS = ("exchanges", "asked", "answered", "skipped", "failed", "cost", "busy_seconds")
 """What is added up over the workers, of Tally and of StepTally."""
 
 

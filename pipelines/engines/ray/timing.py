@@ -74,8 +74,8 @@ def add_up(
     of_job = limits[JOB].wait_seconds
     # A worker has more senders than requests that it may have in flight at the moment: those that wait are surplus.
     surplus, of_job["slots"] = of_job["slots"], 0.0
-    times.limits = max(0.0, sum(one.limits for one, _ in told) - surplus)
-    times.network = sum(one.network for one, _ in told)
-    times.beside = sum(one.beside for one, _ in told)
+    times.limit_seconds = max(0.0, sum(one.limit_seconds for one, _ in told) - surplus)
+    times.network_seconds = sum(one.network_seconds for one, _ in told)
+    times.other_seconds = sum(one.other_seconds for one, _ in told)
     elsewhere.ledger_seconds = sum(spent.ledger for _, spent in told)
     elsewhere.cpu_seconds = sum(spent.cpu for _, spent in told) / elsewhere.workers

@@ -23,7 +23,7 @@ from pipelines.dispatch.counters import RunCounters, StepCounters
 from pipelines.dispatch.dispatcher import OnlineDispatcher
 from pipelines.dispatch.provider_routes import build_routes
 from pipelines.dispatch.request_types import DailyBudget, Exchange, Outcome, RetryLimits, Route
-from pipelines.dispatch.step_runner import LOOKING, OPEN_BYTES, OPEN_ROWS, Chunk, StepRunner
+from pipelines.dispatch.step_runner import MAX_OPEN_BYTES, MAX_OPEN_ROWS, MAX_RENDERING_CHUNKS, Chunk, StepRunner
 from pipelines.engines.ray.ledger import RemoteLedger
 from pipelines.engines.ray.limits import JOB, Leasing, RemoteBudget
 from pipelines.engines.ray.telemetry import Heard, Recorder
@@ -122,7 +122,7 @@ class DeduplicatingDispatcher(OnlineDispatcher):
         settling = await super()._exchange(exchange, permit)
         if settling is not None and exchange.settled is not None:
             # Whoever waits for this place among the job's has its request noted right behind, with the same group.
-            of_job = exchange.pack.lane.limiters[1]
+            of_job = exchange.pack.route.limiters[1]
             for allowance, taken in exchange.taken:
                 if allowance is of_job:
                     of_job.release(taken, exchange.tokens, exchange.settled.usage.tokens)
@@ -223,7 +223,7 @@ class WorkerActor:
         self._media: MediaReader = build_media_reader(kit.workspace, steps, Path(self._scratch.name), kit.files)
         allowances: dict[str, ProviderLimiter] = {}
         lanes = build_routes(Equipped(kit.job, kit.workspace, steps), self._far, kit.run_id, allowances)
-        allowances[JOB] = of_job = lanes[0].lane.limiters[1]
+        allowances[JOB] = of_job = lanes[0].route.limiters[1]
         # Requests in flight are the job's, not one worker's.
         of_job.concurrency = kit.job.limits.concurrency
         self._steps = lanes
@@ -232,9 +232,9 @@ class WorkerActor:
     async def room(self) -> None:
         """Return when another chunk is wanted."""
         while self._fanout.stopped is None and (
-            sum(travel.rendering for travel in self._travels) >= LOOKING
-            or sum(travel.open_rows for travel in self._travels) >= OPEN_ROWS
-            or sum(travel.open_bytes for travel in self._travels) >= OPEN_BYTES
+            sum(travel.rendering for travel in self._travels) >= MAX_RENDERING_CHUNKS
+            or sum(travel.open_rows for travel in self._travels) >= MAX_OPEN_ROWS
+            or sum(travel.open_bytes for travel in self._travels) >= MAX_OPEN_BYTES
         ):
             self._moved.clear()
             await self._moved.wait()

@@ -70,7 +70,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> type[Answering]:
     """In place of HTTP."""
     monkeypatch.setattr("pipelines.engines.local_engine.HttpTransport", Answering)
     monkeypatch.setattr("pipelines.dispatch.request_types.HEAVY", 2 * MB)
-    monkeypatch.setattr("pipelines.dispatch.read_buffer.MOST", 4 * MB)
+    monkeypatch.setattr("pipelines.dispatch.read_buffer.MAX_UNREAD_BYTES", 4 * MB)
     Answering.asked, Answering.most_open, Answering.travels = 0, 0, []
     Answering.much_asked.clear()
     Answering.bodies, Answering.most_held = [], 0

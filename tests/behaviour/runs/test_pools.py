@@ -221,11 +221,11 @@ async def test_packs_that_wait_aside_are_not_queued_for_a_member_that_was_left_o
     whole, queued, tasks = lane_to("both", clock, ProviderPool((first, second))), list[RequestGroup](), set[asyncio.Task[None]]()
     parked = HeldRequests(queued.append, tasks, lambda task: None)
     for met in (whole, lane_to("other", clock)):
-        parked.meet(met)
+        parked.register_provider(met)
     first.limiters[0].record_refusal(1, 2)
     second.limiters[0].record_refusal(1, 600)
     for _ in range(3):
-        assert await parked.permitted(RequestGroup(whole, ()), 1, []) is None
+        assert await parked.acquire_permits(RequestGroup(whole, ()), 1, []) is None
     await asyncio.sleep(0)
     assert whole.pool is not None
     assert whole.pool.leave_out(first, RowError("quota", "none is left"))
@@ -248,9 +248,9 @@ async def test_what_breaks_the_waiting_aside_is_told(monkeypatch: pytest.MonkeyP
     held, ended = lane_to("held", [0.0]), list[asyncio.Task[None]]()
     parked = HeldRequests(list[RequestGroup]().append, set(), ended.append)
     for met in (held, lane_to("other", [0.0])):
-        parked.meet(met)
+        parked.register_provider(met)
     held.limiters[0].record_refusal(1, 600)
-    assert await parked.permitted(RequestGroup(held, ()), 1, []) is None
+    assert await parked.acquire_permits(RequestGroup(held, ()), 1, []) is None
     for _ in range(3):
         await asyncio.sleep(0)
     assert [str(task.exception()) for task in ended] == ["a defect"]
