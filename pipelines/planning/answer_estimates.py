@@ -1,4 +1,4 @@
-"""What answers are likely to be, before there are any: how many tokens they take, and values to reckon on with."""
+"""Answer estimates: the length of answers that do not exist yet, and placeholder values for later steps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,71 +11,83 @@ from connectors.tokens import count_tokens
 from pipelines.ledger.ledger import Ledger
 from pipelines.preparation.prepared_job import PreparedStep
 
-USUAL_TOKENS = 150
-"""Of an answer in plain text, where nothing tells better."""
-USUAL_WORDS = 8
-"""Of a text in a typed answer."""
-LONG_WORDS = 40
-ENOUGH = 20
-"""Answers that tell more than a guess does."""
+DEFAULT_ANSWER_TOKENS = 150
+"""Tokens of an answer in plain text if nothing better is known."""
+EXPECTED_TEXT_WORDS = 8
+"""Words of a string in a typed answer."""
+PLACEHOLDER_WORDS = 40
+MIN_ANSWERS = 20
+"""Earlier answers needed before their lengths are used."""
 
 
 @dataclass(frozen=True, slots=True)
-class Likely:
-    """Output tokens of one answer, and where that is known from."""
+class AnswerEstimate:
+    """Output tokens of one answer, and the basis of the estimate."""
 
-    fewest: float
-    usual: float
-    most: float | None
-    """None: nothing bounds it."""
+    min_tokens: float
+    expected_tokens: float
+    max_tokens: float | None
+    """None if nothing bounds it."""
     seen: int
-    """Earlier answers of the step that tell it; 0: reckoned from the declared types, or a guess."""
+    """Earlier answers of the step that it is based on; 0: based on the declared types, or a guess."""
     latency_ms: float | None
-    """What an answer took to come, where there were some."""
-    guess: bool = False
-    """Whether nothing tells the length, neither earlier answers nor declared types."""
+    """Mean latency of earlier answers; None if there are none."""
+    is_guess: bool = False
+    """Whether neither earlier answers nor declared types are known."""
 
 
-def likely(ledger: Ledger, job: str, step: PreparedStep) -> Likely:
-    """How long the step's answers will be: as the earlier ones were, else as their types say, else a guess."""
+def estimate_answer(ledger: Ledger, job: str, step: PreparedStep) -> AnswerEstimate:
+    """Estimate the length of the step's answers from earlier ones, else from their types, else by a default."""
     bound = step.endpoint.output_bound
-    seen, mean, least, latency = _earlier(ledger, job, step)
-    latency = latency if latency is not None else _latency_elsewhere(ledger, step)
+    seen, mean, least, latency = _earlier_answers(ledger, job, step)
+    latency = latency if latency is not None else _latency_of_model(ledger, step)
     if bound == 0:
-        return Likely(0, 0, 0, seen, latency)
-    schema = _output(step)
+        return AnswerEstimate(0, 0, 0, seen, latency)
+    schema = _output_schema(step)
     count = step.model.params.get("n")
     times = count if isinstance(count, int) else 1
     if schema is None:
-        fewest, usual = 1.0, float(USUAL_TOKENS)
+        min_tokens, expected_tokens = 1.0, float(DEFAULT_ANSWER_TOKENS)
     else:
-        fewest, usual = (
+        min_tokens, expected_tokens = (
             float(count_tokens(orjson.dumps(_example(schema, words)).decode(), step.model.model))
-            for words in (0, USUAL_WORDS)
+            for words in (0, EXPECTED_TEXT_WORDS)
         )
-    fewest, usual = fewest * times, usual * times
-    if seen >= ENOUGH:
-        # Later rows may be shorter still than any that was seen.
-        fewest, usual = min(fewest, least), mean
+    min_tokens, expected_tokens = min_tokens * times, expected_tokens * times
+    if seen >= MIN_ANSWERS:
+        # Later answers may be shorter than any earlier one.
+        min_tokens, expected_tokens = min(min_tokens, least), mean
     if bound is not None:
-        fewest, usual = min(fewest, bound), min(usual, bound)
-    return Likely(fewest, usual, bound, seen if seen >= ENOUGH else 0, latency, schema is None and seen < ENOUGH)
+        min_tokens, expected_tokens = min(min_tokens, bound), min(expected_tokens, bound)
+    return AnswerEstimate(
+        min_tokens,
+        expected_tokens,
+        bound,
+        seen if seen >= MIN_ANSWERS else 0,
+        latency,
+        schema is None and seen < MIN_ANSWERS,
+    )
 
 
-def stand_ins(step: PreparedStep, likely: Likely, place: int) -> list[Any]:
-    """Values for the step's columns in a row whose answer is not there yet; `place` turns through the values of an
-    enum, so that a later `when` passes as many rows as if all were equally frequent."""
-    schema = _output(step) or {}
+def placeholder_values(step: PreparedStep, likely: AnswerEstimate, place: int) -> list[Any]:
+    """Return values for the step's columns in a row without an answer.
+
+    `place` cycles through the values of an enum, so that a later `when` passes as many rows as if all were equally
+    frequent.
+    """
+    schema = _output_schema(step) or {}
     properties = schema.get("properties", {})
-    text = "word " * max(1, round(likely.usual * 0.9))
+    text = "word " * max(1, round(likely.expected_tokens * 0.9))
     return [
-        _value(properties[field.name], place) if field.name in properties else _of_type(field.type, text)
+        _placeholder(properties[field.name], place)
+        if field.name in properties
+        else _placeholder_of_type(field.type, text)
         for field in step.endpoint.fields
     ]
 
 
-def _earlier(ledger: Ledger, job: str, step: PreparedStep) -> tuple[int, float, float, float | None]:
-    """(answers, mean output tokens, fewest, mean latency) of the step's exchanges that brought answers."""
+def _earlier_answers(ledger: Ledger, job: str, step: PreparedStep) -> tuple[int, float, float, float | None]:
+    """(answers, mean output tokens, fewest, mean latency) of the step's successful exchanges."""
     ((seen, mean, least, latency),) = ledger.query(
         "select count(e.output_tokens), avg(e.output_tokens), min(e.output_tokens), avg(e.latency_ms) "
         "from exchanges e join legs l on l.id = e.leg "
@@ -85,8 +97,8 @@ def _earlier(ledger: Ledger, job: str, step: PreparedStep) -> tuple[int, float, 
     return seen, float(mean or 0), float(least or 0), latency
 
 
-def _latency_elsewhere(ledger: Ledger, step: PreparedStep) -> float | None:
-    """What answers of the same model took in other steps and jobs."""
+def _latency_of_model(ledger: Ledger, step: PreparedStep) -> float | None:
+    """Mean latency of the same model's answers in other steps and jobs."""
     model = step.model
     ((latency,),) = ledger.query(
         "select avg(e.latency_ms) from exchanges e join legs l on l.id = e.leg "
@@ -96,28 +108,30 @@ def _latency_elsewhere(ledger: Ledger, step: PreparedStep) -> float | None:
     return None if latency is None else float(latency)
 
 
-def _output(step: PreparedStep) -> Mapping[str, Any] | None:
-    """The declared types as one object; None for answers in plain text."""
+def _output_schema(step: PreparedStep) -> Mapping[str, Any] | None:
+    """The declared types as an object schema; None for answers in plain text."""
     declared = getattr(step.model, "output", None)
     if not isinstance(declared, Mapping):
         return None
-    return {"type": "object", "properties": {name: _spec(spec) for name, spec in declared.items()}}
+    return {"type": "object", "properties": {name: _type_spec(spec) for name, spec in declared.items()}}
 
 
-def _spec(spec: Any) -> Mapping[str, Any]:
+def _type_spec(spec: Any) -> Mapping[str, Any]:
     return spec if isinstance(spec, Mapping) else {"type": spec}
 
 
 def _example(spec: Mapping[str, Any], words: int) -> Any:
-    """A value of the type; `words`: of its texts, 0 for the shortest value that there is."""
+    """A value of the type with strings of `words` words; 0 gives the shortest value."""
     if spec.get("enum"):
         by_length = sorted(spec["enum"], key=lambda value: len(str(value)))
         return by_length[len(by_length) // 2 if words else 0]
-    kind = _kind(spec)
+    kind = _type_name(spec)
     if kind == "object":
-        return {name: _example(_spec(inner), words) for name, inner in spec.get("properties", {}).items()}
+        return {name: _example(_type_spec(inner), words) for name, inner in spec.get("properties", {}).items()}
     if kind == "array":
-        return [_example(_spec(spec.get("items", "string")), words)] * (3 if words else int(spec.get("minItems", 0)))
+        return [_example(_type_spec(spec.get("items", "string")), words)] * (
+            3 if words else int(spec.get("minItems", 0))
+        )
     if kind == "string":
         return " ".join(["word"] * words)
     if kind == "boolean":
@@ -125,33 +139,33 @@ def _example(spec: Mapping[str, Any], words: int) -> Any:
     return (0.75 if kind == "number" else 42) if words else 0
 
 
-def _value(spec: Mapping[str, Any], place: int) -> Any:
-    spec = _spec(spec)
+def _placeholder(spec: Mapping[str, Any], place: int) -> Any:
+    spec = _type_spec(spec)
     if spec.get("enum"):
         return spec["enum"][place % len(spec["enum"])]
-    if _kind(spec) == "boolean":
+    if _type_name(spec) == "boolean":
         return place % 2 == 0
-    if _kind(spec) == "integer" and "minimum" in spec and "maximum" in spec:
+    if _type_name(spec) == "integer" and "minimum" in spec and "maximum" in spec:
         low, high = int(spec["minimum"]), int(spec["maximum"])
         return low + place % (high - low + 1)
-    if _kind(spec) == "number" and "minimum" in spec and "maximum" in spec:
+    if _type_name(spec) == "number" and "minimum" in spec and "maximum" in spec:
         return spec["minimum"] + (spec["maximum"] - spec["minimum"]) * (place % 101) / 100
-    return _example(spec, LONG_WORDS if _kind(spec) == "string" else USUAL_WORDS)
+    return _example(spec, PLACEHOLDER_WORDS if _type_name(spec) == "string" else EXPECTED_TEXT_WORDS)
 
 
-def _kind(spec: Mapping[str, Any]) -> str:
+def _type_name(spec: Mapping[str, Any]) -> str:
     kind = spec.get("type", "string")
     if isinstance(kind, Sequence) and not isinstance(kind, str):
         return next((str(one) for one in kind if one != "null"), "string")
     return str(kind)
 
 
-def _of_type(kind: pa.DataType, text: str) -> Any:
-    """A value of an Arrow type that no schema tells more of."""
+def _placeholder_of_type(kind: pa.DataType, text: str) -> Any:
+    """A value of an Arrow type without a schema."""
     if pa.types.is_string(kind):
         return text
     if pa.types.is_struct(kind):
-        return {field.name: _of_type(field.type, text) for field in kind}
+        return {field.name: _placeholder_of_type(field.type, text) for field in kind}
     if pa.types.is_list(kind) and (pa.types.is_string(kind.value_type) or pa.types.is_struct(kind.value_type)):
-        return [_of_type(kind.value_type, text)]
+        return [_placeholder_of_type(kind.value_type, text)]
     return None

@@ -1,4 +1,4 @@
-"""What requests will cost: at least, as expected and at most, added up request by request."""
+"""Cost estimates: lowest, expected and highest cost, summed request by request."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,41 +12,41 @@ from connectors.records import Request, Usage
 from connectors.tokens import count_tokens, has_known_tokenizer
 from pipelines.config.batch_rules import BATCHED
 from pipelines.dispatch.provider_routes import TEXT_BYTES, step_price
-from pipelines.planning.answer_estimates import Likely
+from pipelines.planning.answer_estimates import AnswerEstimate
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep
 from pipelines.pricing.prices import CACHED_FROM, Price, batch_price, cost, max_cost
 
-MORE_IF_EXACT = 1.1
-"""A provider counts schemas, tools and what frames a dialogue in ways of its own: so much more than was counted."""
+EXACT_COUNT_MARGIN = 1.1
+"""Margin over an exact count, since providers count schemas, tools and message framing in their own ways."""
 FRAME_TOKENS = 16
 LESS_IF_EXACT = 0.9
 LESS_IF_ESTIMATED = 0.5
-MENDING_TOKENS = 200
-"""The words that ask to mend an answer."""
+REPAIR_TOKENS = 200
+"""Tokens of the instruction in a repair turn."""
 
 
-class Passes(Enum):
-    """Whether a row gets to a step."""
+class WhenResult(Enum):
+    """Whether a row passes the `when` of a step."""
 
     YES = "yes"
     PERHAPS = "perhaps"
-    """Only the run will tell; taken as expected."""
+    """Unknown before the run; counted in the expected cost."""
     NO = "no"
-    """Only the run will tell; taken as not expected."""
+    """Unknown before the run; counted only in the highest cost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What a step's model charges, and how well its tokens are counted here."""
+    """The prices of a step's model, and whether its tokens are counted exactly."""
 
     model: str
     price: Price | None
-    """None: nobody knows."""
-    by_batch: Price | None
-    """None: the Batch API does not take the endpoint, or no price is known."""
-    exact: bool
-    mends: bool
-    """Whether an answer that does not fit is asked to be mended, which costs another turn."""
+    """None if the price is unknown."""
+    batch_price: Price | None
+    """None if the Batch API does not support the endpoint, or no price is known."""
+    is_exact: bool
+    has_repair: bool
+    """Whether an invalid answer takes a repair turn, which costs another request."""
 
     @classmethod
     def of(cls, ready: PreparedJob, step: PreparedStep) -> Self:
@@ -62,8 +62,8 @@ class Rates:
 
 
 @dataclass(slots=True)
-class Bill:
-    """The sums over a step's requests; money in pico-dollars, None where it is not known."""
+class CostEstimate:
+    """The sums over a step's requests; money in pico-dollars, None if unknown."""
 
     rates: Rates
     input_tokens: int = 0
@@ -71,42 +71,42 @@ class Bill:
     audio_seconds: float = 0.0
     characters: int = 0
     images: int = 0
-    framed: int | None = None
-    """Tokens of schemas and tools in each request, which not every provider bills; None: not looked at yet."""
+    overhead_tokens: int | None = None
+    """Tokens of schemas and tools in each request, which not every provider bills; None before the first request."""
     low: int | None = 0
     expected: int | None = 0
     high: int | None = 0
     batch: int | None = 0
 
-    def add(self, request: Request, likely: Likely, passes: Passes) -> None:
-        """One request more."""
-        self.high = _plus(self.high, self._most(request))
-        if passes is Passes.NO:
+    def add_request(self, request: Request, likely: AnswerEstimate, passes: WhenResult) -> None:
+        """Add one request."""
+        self.high = _sum_or_none(self.high, self._highest_cost(request))
+        if passes is WhenResult.NO:
             return
         self.input_tokens += request.input_tokens
-        self.output_tokens += likely.usual
+        self.output_tokens += likely.expected_tokens
         self.audio_seconds += request.audio_seconds or 0
         self.characters += request.characters or 0
         self.images += request.images or 0
-        usual = _usage(request, request.input_tokens, round(likely.usual), cached=False)
-        self.expected = _plus(self.expected, cost(self.rates.price, usual))
-        self.batch = _plus(self.batch, cost(self.rates.by_batch, usual))
-        if passes is Passes.YES:
-            if self.framed is None:
-                self.framed = _framed(request, self.rates.model)
-            share = LESS_IF_EXACT if self.rates.exact else LESS_IF_ESTIMATED
-            given = max(0, int((request.input_tokens - self.framed) * share))
-            least = _usage(request, given, int(likely.fewest), cached=True)
+        usual = _usage(request, request.input_tokens, round(likely.expected_tokens), cached=False)
+        self.expected = _sum_or_none(self.expected, cost(self.rates.price, usual))
+        self.batch = _sum_or_none(self.batch, cost(self.rates.batch_price, usual))
+        if passes is WhenResult.YES:
+            if self.overhead_tokens is None:
+                self.overhead_tokens = _count_overhead_tokens(request, self.rates.model)
+            share = LESS_IF_EXACT if self.rates.is_exact else LESS_IF_ESTIMATED
+            given = max(0, int((request.input_tokens - self.overhead_tokens) * share))
+            least = _usage(request, given, int(likely.min_tokens), cached=True)
             if least.audio_seconds is not None:
-                # Some bill sound to the nearest second.
+                # Some providers bill audio to the nearest second.
                 least = replace(least, audio_seconds=float(floor(least.audio_seconds)))
-            self.low = _plus(self.low, cost(self.rates.price, least))
+            self.low = _sum_or_none(self.low, cost(self.rates.price, least))
 
-    def _most(self, request: Request) -> int | None:
-        """Its answer as long as it may be and, where it has a type, asked to be mended once."""
+    def _highest_cost(self, request: Request) -> int | None:
+        """The cost of the longest answer and, for a typed answer, of one repair turn."""
         tokens = request.input_tokens
-        if self.rates.exact or len(request.body) > TEXT_BYTES:
-            tokens = round(tokens * MORE_IF_EXACT) + (FRAME_TOKENS if request.output_bound != 0 else 0)
+        if self.rates.is_exact or len(request.body) > TEXT_BYTES:
+            tokens = round(tokens * EXACT_COUNT_MARGIN) + (FRAME_TOKENS if request.output_bound != 0 else 0)
         else:
             tokens = max(tokens, len(request.body))
         bound = request.output_bound
@@ -118,17 +118,17 @@ class Bill:
             characters=request.characters,
             images=request.images,
         )
-        if not self.rates.mends or bound is None:
+        if not self.rates.has_repair or bound is None:
             return once
-        return _plus(once, max_cost(self.rates.price, tokens + bound + MENDING_TOKENS, bound))
+        return _sum_or_none(once, max_cost(self.rates.price, tokens + bound + REPAIR_TOKENS, bound))
 
 
-def _framed(request: Request, model: str) -> int:
+def _count_overhead_tokens(request: Request, model: str) -> int:
     if not request.input_tokens:
         return 0
     body = orjson.loads(request.body)
-    told = [body[key] for key in ("tools", "response_format", "text") if body.get(key)]
-    return sum(count_tokens(orjson.dumps(one).decode(), model) for one in told)
+    parts = [body[key] for key in ("tools", "response_format", "text") if body.get(key)]
+    return sum(count_tokens(orjson.dumps(one).decode(), model) for one in parts)
 
 
 def _usage(request: Request, given: int, made: int, *, cached: bool) -> Usage:
@@ -142,5 +142,5 @@ def _usage(request: Request, given: int, made: int, *, cached: bool) -> Usage:
     )
 
 
-def _plus(so_far: int | None, more: int | None) -> int | None:
+def _sum_or_none(so_far: int | None, more: int | None) -> int | None:
     return None if so_far is None or more is None else so_far + more

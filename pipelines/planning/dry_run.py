@@ -1,4 +1,4 @@
-"""A plan's reckoning: rows go through the steps as in a run, answered by the ledger alone; nothing is sent."""
+"""Dry run: rows go through the steps as in a run, answered only from the ledger; nothing is sent."""
 
 import asyncio
 import re
@@ -17,13 +17,13 @@ from pipelines.dispatch.request_rendering import read_answer, render_requests
 from pipelines.dispatch.step_runner import CHUNK_ROWS
 from pipelines.ledger.ledger import Ledger
 from pipelines.planning.answer_estimates import AnswerEstimate, estimate_answer, placeholder_values
-from pipelines.planning.cost_estimates import CostEstimate, WhenResult, Rates
+from pipelines.planning.cost_estimates import CostEstimate, Rates, WhenResult
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, media_reader
 
 MAX_SCANNED_ROWS = 20_000
-"""So many rows are all looked at; of more, about as many, spread over the whole."""
+"""Up to this many rows are all processed; of a larger source about as many, spread over all of it."""
 MAX_SECONDS = 12.0
-"""Seconds of looking at rows; what was seen until then stands for all."""
+"""Longest time for processing rows; the estimates are scaled up from the rows so far."""
 MAX_EXAMPLES = 2
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
@@ -32,38 +32,38 @@ _UNSEEN = {
     "image": Media(_UNSEEN_DIGEST, 400_000, "image/png", "png", data=b"", pixels=(1024, 1024)),
     "audio": Media(_UNSEEN_DIGEST, 1_000_000, "audio/mpeg", "mp3", data=b"", seconds=60.0),
 }
-"""What stands for a file behind a URL: a plan fetches nothing."""
+"""Placeholders for files behind URLs, since a plan fetches nothing."""
 
 
 @dataclass(slots=True)
 class StepEstimate:
-    """What one step came to, over the rows that were looked at."""
+    """Requests, tokens and cost of one step over the processed rows."""
 
     step: PreparedStep
     answer: AnswerEstimate
     cost: CostEstimate
     requests: int = 0
-    """Exchanges, packs counted once."""
+    """HTTP exchanges; a request that several rows share counts once."""
     asked: int = 0
-    """Rows that an answer is to be asked for."""
+    """Rows that need an answer."""
     estimated_inputs: int = 0
-    """The part of `asked` whose requests hold answers that are yet to come: their length is estimated."""
+    """Those of `asked` whose requests contain outputs of earlier steps: their length is estimated."""
     perhaps: int = 0
-    """Rows of which only the run will tell whether `when` lets them pass."""
+    """Rows for which `when` depends on answers that do not exist yet."""
     in_ledger: int = 0
     skipped: int = 0
-    """Rows that `when` leaves out."""
+    """Rows excluded by `when`."""
     unaskable: int = 0
-    """Rows whose values make no request."""
+    """Rows whose values cannot make a request."""
     fetched: int = 0
-    """Rows that name a URL whose content is not looked at here."""
+    """Rows that name a URL, which is not fetched here."""
     body_bytes: int = 0
     fingerprints: set[bytes] = field(default_factory=set)
 
 
 @dataclass(slots=True)
 class DryRun:
-    """All steps, and how many rows they were reckoned on."""
+    """The estimates of all steps, and the number of processed rows."""
 
     steps: list[StepEstimate]
     rows: int = 0
@@ -72,17 +72,20 @@ class DryRun:
 
 
 async def dry_run(ready: PreparedJob, ledger: Ledger, asked: int) -> DryRun:
-    """Reckon on the rows that a run would ask: on all, or on a part of them spread over the whole."""
-    steps = [StepEstimate(step, estimate_answer(ledger, ready.job.name, step), CostEstimate(Rates.of(ready, step))) for step in ready.steps]
-    looked = DryRun(steps)
+    """Process the rows that a run would request: all of them, or a sample spread over the source."""
+    steps = [
+        StepEstimate(step, estimate_answer(ledger, ready.job.name, step), CostEstimate(Rates.of(ready, step)))
+        for step in ready.steps
+    ]
+    run = DryRun(steps)
     media = media_reader(ready)
     try:
         async with aclosing(_chunks(ready, asked)) as chunks:
             async for batch in chunks:
-                await _ChunkDryRun(ready, ledger, media, looked, pa.Table.from_batches([batch])).go()
+                await _ChunkDryRun(ready, ledger, media, run, pa.Table.from_batches([batch])).process()
     finally:
         await media.close()
-    return looked
+    return run
 
 
 async def _chunks(ready: PreparedJob, asked: int) -> Any:
@@ -98,25 +101,25 @@ async def _chunks(ready: PreparedJob, asked: int) -> Any:
 
 
 class _ChunkDryRun:
-    """Some rows on their way through the steps."""
+    """The dry run of one chunk of rows."""
 
-    def __init__(self, ready: PreparedJob, ledger: Ledger, media: MediaReader, looked: DryRun, table: pa.Table) -> None:
+    def __init__(self, ready: PreparedJob, ledger: Ledger, media: MediaReader, run: DryRun, table: pa.Table) -> None:
         self._ready = ready
         self._ledger = ledger
         self._media = media
-        self._looked = looked
+        self._run = run
         self._table = table
         self._keys: list[str] = table.column("_key").to_pylist()
-        self._alive = [True] * table.num_rows
-        self._open: list[frozenset[str]] = [frozenset()] * table.num_rows
-        """For each row the columns whose values only the run will tell."""
+        self._is_alive = [True] * table.num_rows
+        self._pending_columns: list[frozenset[str]] = [frozenset()] * table.num_rows
+        """For each row, the columns whose values only a run will produce."""
 
-    async def go(self) -> None:
-        looked = self._looked
+    async def process(self) -> None:
+        run = self._run
         carried = [name for name in self._ready.shape.results.names if name in self._table.column_names]
-        looked.carried_bytes += self._table.select(carried).nbytes
-        for place, reckoned in enumerate(looked.steps):
-            await self._step(reckoned, looked.rows)
+        run.carried_bytes += self._table.select(carried).nbytes
+        for place, estimate in enumerate(run.steps):
+            await self._process_step(estimate, run.rows)
             later = self._ready.steps[place + 1 :]
             wanted = {
                 name
@@ -126,109 +129,111 @@ class _ChunkDryRun:
             self._table = self._table.drop_columns(
                 [name for name in self._table.column_names if name not in wanted and not name.startswith("_")]
             )
-        looked.rows += len(self._keys)
+        run.rows += len(self._keys)
 
-    async def _step(self, reckoned: StepEstimate, before: int) -> None:
-        step = reckoned.step
-        wanted = self._wanted(step, reckoned)
+    async def _process_step(self, estimate: StepEstimate, before: int) -> None:
+        step = estimate.step
+        wanted = self._when_results(step, estimate)
         rendered = await render_requests(step.endpoint, self._table, self._keys, wanted, _LocalMedia(self._media))
         requests: dict[int, Request] = {}
         for place, made in rendered.items():
             if not isinstance(made, RowError):
                 requests[place] = made
-                reckoned.fetched += any(media.digest == _UNSEEN_DIGEST for media in made.media)
+                estimate.fetched += any(media.digest == _UNSEEN_DIGEST for media in made.media)
             elif wanted[place] is WhenResult.YES:
-                reckoned.unaskable += 1
-                self._alive[place] = False
-        guessed = {place for place in requests if self._open[place] & step.endpoint.input_columns}
-        answers = self._answered(requests, guessed, reckoned)
+                estimate.unaskable += 1
+                self._is_alive[place] = False
+        guessed = {place for place in requests if self._pending_columns[place] & step.endpoint.input_columns}
+        answers = self._ledger_answers(requests, guessed, estimate)
         unknown = set(requests).difference(answers)
         fresh: list[Request] = []
         for place in sorted(unknown):
             made = requests[place]
             if place not in guessed:
-                if made.fingerprint in reckoned.fingerprints:
+                if made.fingerprint in estimate.fingerprints:
                     continue
-                reckoned.fingerprints.add(made.fingerprint)
-                if len(self._looked.examples) < MAX_EXAMPLES:
-                    self._looked.examples.append((step.model.name, made))
+                estimate.fingerprints.add(made.fingerprint)
+                if len(self._run.examples) < MAX_EXAMPLES:
+                    self._run.examples.append((step.model.name, made))
             for part in made.parts or (made,):
-                reckoned.cost.add_request(part, reckoned.answer, wanted[place])
+                estimate.cost.add_request(part, estimate.answer, wanted[place])
             if wanted[place] is not WhenResult.NO:
                 fresh.append(made)
-                reckoned.body_bytes += len(made.body)
-        reckoned.asked += len(fresh)
-        reckoned.estimated_inputs += len(guessed & unknown)
-        reckoned.requests += sum(1 for _ in step.endpoint.group_requests([made for made in fresh if not made.parts]))
-        reckoned.requests += sum(len(made.parts) for made in fresh)
-        self._fill(reckoned, before, answers, {place: wanted[place] for place in unknown})
+                estimate.body_bytes += len(made.body)
+        estimate.asked += len(fresh)
+        estimate.estimated_inputs += len(guessed & unknown)
+        estimate.requests += sum(1 for _ in step.endpoint.group_requests([made for made in fresh if not made.parts]))
+        estimate.requests += sum(len(made.parts) for made in fresh)
+        self._add_columns(estimate, before, answers, {place: wanted[place] for place in unknown})
 
-    def _wanted(self, step: PreparedStep, reckoned: StepEstimate) -> dict[int, WhenResult]:
-        """Whether each row passes the step's `when`, without those that are known not to."""
-        alive = [place for place, is_alive in enumerate(self._alive) if is_alive]
+    def _when_results(self, step: PreparedStep, estimate: StepEstimate) -> dict[int, WhenResult]:
+        """Evaluate the step's `when` for each row; rows that certainly fail it are left out."""
+        alive = [place for place, is_alive in enumerate(self._is_alive) if is_alive]
         if step.when is None:
             return dict.fromkeys(alive, WhenResult.YES)
         mask, broken = step.when.tried(self._table)
         wanted: dict[int, WhenResult] = {}
         for place in alive:
-            if self._open[place] & step.when.columns:
+            if self._pending_columns[place] & step.when.columns:
                 wanted[place] = WhenResult.PERHAPS if mask[place] else WhenResult.NO
-                reckoned.perhaps += 1
+                estimate.perhaps += 1
             elif place in broken:
-                reckoned.unaskable += 1
-                self._alive[place] = False
+                estimate.unaskable += 1
+                self._is_alive[place] = False
             elif mask[place]:
                 wanted[place] = WhenResult.YES
             else:
-                reckoned.skipped += 1
+                estimate.skipped += 1
         return wanted
 
-    def _answered(
-        self, requests: dict[int, Request], guessed: set[int], reckoned: StepEstimate
+    def _ledger_answers(
+        self, requests: dict[int, Request], guessed: set[int], estimate: StepEstimate
     ) -> dict[int, Values | RowError]:
-        """Rows whose answer the ledger has: its values, or why it makes none. A request whose kept answer does not fit
-        gives way to the turn that asks to mend it."""
-        endpoint = reckoned.step.endpoint
+        """Return the values or the error of rows with an answer in the ledger.
+
+        A request whose stored answer does not fit is replaced by its repair turn.
+        """
+        endpoint = estimate.step.endpoint
         settled: dict[int, Values | RowError] = {}
-        looking = [place for place in requests if place not in guessed]
-        while looking:
-            kept = self._ledger.lookup(list({requests[place].fingerprint for place in looking}))
-            further: list[int] = []
-            for place in looking:
-                answer = kept.get(requests[place].fingerprint)
+        unresolved = [place for place in requests if place not in guessed]
+        while unresolved:
+            stored = self._ledger.lookup(list({requests[place].fingerprint for place in unresolved}))
+            repairs: list[int] = []
+            for place in unresolved:
+                answer = stored.get(requests[place].fingerprint)
                 if answer is None:
                     continue
-                told = answer.error if answer.reply is None else read_answer(endpoint, requests[place], answer.reply)
-                assert told is not None
-                if isinstance(told, Request):
-                    requests[place] = told
-                    further.append(place)
+                result = answer.error if answer.reply is None else read_answer(endpoint, requests[place], answer.reply)
+                assert result is not None
+                if isinstance(result, Request):
+                    requests[place] = result
+                    repairs.append(place)
                     continue
-                settled[place] = told
-                reckoned.in_ledger += 1
-            looking = further
+                settled[place] = result
+                estimate.in_ledger += 1
+            unresolved = repairs
         return settled
 
-    def _fill(
+    def _add_columns(
         self,
-        reckoned: StepEstimate,
+        estimate: StepEstimate,
         before: int,
         answers: Mapping[int, Values | RowError],
         unknown: Mapping[int, WhenResult],
     ) -> None:
-        """Add the step's columns: values where the ledger has them, likely ones where only the run will tell."""
-        step, count = reckoned.step, len(self._keys)
+        """Add the step's columns: values from the ledger, placeholders for answers that do not exist yet."""
+        step, count = estimate.step, len(self._keys)
         values: list[Values | None] = [None] * count
-        for place, told in answers.items():
-            if isinstance(told, RowError):
-                self._alive[place] = False
+        for place, result in answers.items():
+            if isinstance(result, RowError):
+                self._is_alive[place] = False
             else:
-                values[place] = told
+                values[place] = result
         names = frozenset(made.name for made in step.endpoint.fields)
         for place in unknown:
-            self._open[place] |= names
+            self._pending_columns[place] |= names
         guesses = {
-            place: placeholder_values(step, reckoned.answer, before + place)
+            place: placeholder_values(step, estimate.answer, before + place)
             for place, passes in unknown.items()
             if passes is not WhenResult.NO
         }
@@ -248,7 +253,7 @@ class _LocalMedia:
         self._reader = reader
 
     async def read(self, value: Any, use: MediaColumn, name: str | None = None) -> Any:
-        """See MediaSource. Temporary files are removed at once: a plan needs the sizes only."""
+        """See MediaSource. Temporary files are removed at once, since a plan needs only sizes."""
         items = value if isinstance(value, list) else [value]
         if not use.passes_urls and any(isinstance(item, str) and _URL.match(item) for item in items):
             return [_UNSEEN[use.kind]] * len(items) if isinstance(value, list) else _UNSEEN[use.kind]

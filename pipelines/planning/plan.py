@@ -1,4 +1,4 @@
-"""A plan: what a run would do and cost, told before anything is sent."""
+"""Plan: what a run would do and cost, before anything is sent."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -11,62 +11,62 @@ import pyarrow as pa
 
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace import LOCAL
-from pipelines.planning.dry_run import Looked, Reckoned, look
+from pipelines.planning.dry_run import DryRun, StepEstimate, dry_run
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, prepare_job, with_location
 from pipelines.preparation.schema_evolution import has_keys, schema_refusal, sink_types
 from pipelines.pricing.prices import usd
 from pipelines.runtime.services import open_workspace_ledger
 
 LEDGER_BYTES = 420
-"""What the ledger and the usage table take for one exchange, besides request and answer."""
+"""Bytes of one exchange in the ledger and the usage table, without request and answer."""
 TOKEN_BYTES = 4.5
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What one step would send. Money in US dollars; None where it is not known."""
+    """What one step would send. Money in US dollars; None if unknown."""
 
     step: str
     endpoint: str
     provider: str
     model: str
     requests: int
-    """HTTP exchanges, if none has to be tried again."""
+    """HTTP exchanges without retries."""
     rows: int
-    """Rows that an answer is asked for; equal requests count once."""
+    """Rows that need an answer; equal requests count once."""
     in_ledger: int
-    """Rows whose answer the ledger has: they cost nothing."""
+    """Rows with an answer in the ledger: they cost nothing."""
     skipped: int
-    """Rows that `when` leaves out."""
+    """Rows excluded by `when`."""
     perhaps: int
-    """Rows of which only the run will tell whether `when` lets them pass."""
+    """Rows for which `when` depends on answers that do not exist yet."""
     unaskable: int
-    """Rows whose values make no request: they will fail as `input`."""
+    """Rows whose values cannot make a request: they will fail as `input`."""
     fetched: int
-    """Rows that name a URL: what is there is not looked at now, and counts as an average."""
+    """Rows that name a URL: its content is not fetched now and counts as an average file."""
     input_tokens: int
     output_tokens: int
     exact_tokens: bool
     """Whether the model's own tokenizer counted whole requests; else estimated."""
     answers_seen: int
-    """Earlier answers that tell how long the next will be; 0: estimated."""
+    """Earlier answers on which the length of the next is based; 0: estimated."""
     guessed_answer: int | None
-    """Tokens that an answer is taken to have, where nothing at all tells its length; None where something does."""
+    """Default tokens of an answer if nothing is known of its length; None if something is."""
     latency_ms: float | None
-    """What answers took so far: the step's own, else those of the same model elsewhere; None where there is none."""
+    """Mean latency of the step's answers, else of the same model's answers elsewhere; None if there are none."""
     audio_seconds: float
     characters: int
     images: int
     free: bool
-    """It runs on this machine, in Rowmill itself."""
+    """Whether the embedded provider answers."""
     low_usd: float | None
     expected_usd: float | None
     high_usd: float | None
-    """Every answer as long as it may be and, where it has a type, asked to be mended once."""
+    """With the longest possible answers and one repair turn for each typed answer."""
     batch_usd: float | None
     """As expected, by the Batch API."""
     seconds: float | None
-    """At the limits that are known; None where none is."""
+    """Time at the known limits; None if there is no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Plan:
     done: int
     failed_before: int
     reckoned_rows: int
-    """Rows that the steps were reckoned on; fewer than new and changed where those are many: then scaled up."""
+    """Rows that the estimates are based on; fewer than new and changed rows if those are many: then scaled up."""
     steps: Sequence[StepPlan]
     requests: int
     input_tokens: int
@@ -90,30 +90,30 @@ class Plan:
     high_usd: float | None
     batch_usd: float | None
     seconds: float | None
-    """At the limits that are known, for all steps together; None where none is."""
+    """Time of all steps at the known limits; None if there is no limit."""
     bound_by: str | None
-    """What the time is bound by, in words."""
+    """What bounds the time."""
     delivery: str
-    """online or batch: which of both costs is the run's."""
+    """online or batch: which of the two costs applies."""
     budget_usd: float | None
     refused: str | None
-    """Why a run would be refused until it is told what to do with the sink's tables, which have other columns."""
+    """Why a run would be refused without `--schema-change`, since the sink's tables have other columns."""
     disk_bytes: int
     examples: Sequence[Any]
-    """The first requests as they would be sent."""
+    """The first requests, as they would be sent."""
 
     @property
     def whole(self) -> bool:
-        """Whether every row was looked at."""
+        """Whether the estimates are based on every row."""
         return self.reckoned_rows >= self.new + self.changed
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """The object of `plan --json`."""
         return asdict(self)
 
 
-def plan_of(loaded: LoadedJob) -> Plan:
-    """The plan of one job; no call is made."""
+def build_plan(loaded: LoadedJob) -> Plan:
+    """Plan one job; nothing is sent."""
     workspace = loaded.workspace
     with (
         open_workspace_ledger(workspace) as ledger,
@@ -124,10 +124,10 @@ def plan_of(loaded: LoadedJob) -> Plan:
         with with_location(loaded):
             ready.selection.check_keys()
         counts = ready.selection.counts()
-        asked = counts.new + counts.changed
-        looked = asyncio.run(look(ready, ledger, asked))
-        scale = asked / looked.rows if looked.rows else 0.0
-        steps = [_step(ready, reckoned, scale) for reckoned in looked.steps]
+        requested = counts.new + counts.changed
+        estimates = asyncio.run(dry_run(ready, ledger, requested))
+        scale = requested / estimates.rows if estimates.rows else 0.0
+        steps = [_step(ready, estimate, scale) for estimate in estimates.steps]
         seconds, bound_by = _time(ready, steps)
         return Plan(
             job=ready.job.name,
@@ -136,7 +136,7 @@ def plan_of(loaded: LoadedJob) -> Plan:
             changed=counts.changed,
             done=counts.done,
             failed_before=counts.failed_before,
-            reckoned_rows=looked.rows,
+            reckoned_rows=estimates.rows,
             steps=steps,
             requests=sum(step.requests for step in steps),
             input_tokens=sum(step.input_tokens for step in steps),
@@ -150,58 +150,58 @@ def plan_of(loaded: LoadedJob) -> Plan:
             delivery=ready.job.delivery,
             budget_usd=None if ready.job.budget is None else ready.job.budget.usd,
             refused=None if refused is None else str(refused),
-            disk_bytes=round(_disk(looked) * scale),
-            examples=[{"step": name, "request": orjson.loads(request.body)} for name, request in looked.examples],
+            disk_bytes=round(_disk(estimates) * scale),
+            examples=[{"step": name, "request": orjson.loads(request.body)} for name, request in estimates.examples],
         )
 
 
-def _step(ready: PreparedJob, reckoned: Reckoned, scale: float) -> StepPlan:
-    step, bill = reckoned.step, reckoned.bill
-    requests = ceil(reckoned.requests * scale)
-    given, made = round(bill.input_tokens * scale), round(bill.output_tokens * scale)
+def _step(ready: PreparedJob, estimate: StepEstimate, scale: float) -> StepPlan:
+    step, cost = estimate.step, estimate.cost
+    requests = ceil(estimate.requests * scale)
+    input_tokens, output_tokens = round(cost.input_tokens * scale), round(cost.output_tokens * scale)
     return StepPlan(
         step=step.model.name,
         endpoint=step.model.endpoint,
         provider=step.provider.name,
         model=step.model.model,
         requests=requests,
-        rows=round(reckoned.asked * scale),
-        in_ledger=round(reckoned.in_ledger * scale),
-        skipped=round(reckoned.skipped * scale),
-        perhaps=round(reckoned.perhaps * scale),
-        unaskable=round(reckoned.unaskable * scale),
-        fetched=round(reckoned.fetched * scale),
-        input_tokens=given,
-        output_tokens=made,
-        exact_tokens=bill.rates.exact and not reckoned.guessed,
-        answers_seen=reckoned.likely.seen,
-        guessed_answer=round(reckoned.likely.usual) if reckoned.likely.guess else None,
-        latency_ms=reckoned.likely.latency_ms,
-        audio_seconds=round(bill.audio_seconds * scale, 3),
-        characters=round(bill.characters * scale),
-        images=round(bill.images * scale),
+        rows=round(estimate.asked * scale),
+        in_ledger=round(estimate.in_ledger * scale),
+        skipped=round(estimate.skipped * scale),
+        perhaps=round(estimate.perhaps * scale),
+        unaskable=round(estimate.unaskable * scale),
+        fetched=round(estimate.fetched * scale),
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        exact_tokens=cost.rates.is_exact and not estimate.estimated_inputs,
+        answers_seen=estimate.answer.seen,
+        guessed_answer=round(estimate.answer.expected_tokens) if estimate.answer.is_guess else None,
+        latency_ms=estimate.answer.latency_ms,
+        audio_seconds=round(cost.audio_seconds * scale, 3),
+        characters=round(cost.characters * scale),
+        images=round(cost.images * scale),
         free=step.provider.name == LOCAL,
-        low_usd=_dollars(bill.low, scale),
-        expected_usd=_dollars(bill.expected, scale),
-        high_usd=_dollars(bill.high, scale),
-        batch_usd=_dollars(bill.batch, scale),
+        low_usd=_dollars(cost.low, scale),
+        expected_usd=_dollars(cost.expected, scale),
+        high_usd=_dollars(cost.high, scale),
+        batch_usd=_dollars(cost.batch, scale),
         seconds=_at_limits(
             (step.provider.requests_per_minute, ready.job.limits.requests_per_minute),
             (step.provider.tokens_per_minute, ready.job.limits.tokens_per_minute),
             requests,
-            given + made,
+            input_tokens + output_tokens,
         ),
     )
 
 
 def _time(ready: PreparedJob, steps: Sequence[StepPlan]) -> tuple[float | None, str | None]:
-    """The longest of what the job's limits, each provider's own, and the answers' latency ask for, and which it is."""
+    """(seconds, reason): the longest time required by the job's limits, a provider's limits, or latency."""
     limits = ready.job.limits
     times = list(_at_limits_of("the job's limit", limits.requests_per_minute, limits.tokens_per_minute, steps))
     for own in {step.provider.name: step.provider for step in ready.steps}.values():
         whose = [plan for plan in steps if plan.provider == own.name]
         times += _at_limits_of(f"the limit of {own.name}", own.requests_per_minute, own.tokens_per_minute, whose)
-    # Steps of which no answer was seen take some time as well: then this is the least that it will be.
+    # Steps without earlier answers are left out: the time is a lower bound.
     seen = [(plan, step) for plan, step in zip(steps, ready.steps, strict=True) if plan.latency_ms is not None]
     waits = [plan.requests * (plan.latency_ms or 0) / 1000 / _senders(step, limits.concurrency) for plan, step in seen]
     if requests := sum(plan.requests for plan, _ in seen):
@@ -237,20 +237,20 @@ def _at_limits(
     return max(times, default=None)
 
 
-def _disk(looked: Looked) -> float:
-    """Bytes of ledger and tables, roughly, for the rows that were looked at."""
-    total = looked.carried_bytes * 0.5
-    for reckoned in looked.steps:
+def _disk(estimates: DryRun) -> float:
+    """Estimated bytes of ledger and tables for the processed rows."""
+    total = estimates.carried_bytes * 0.5
+    for estimate in estimates.steps:
         width = sum(
             field.type.list_size * 4
-            for field in reckoned.step.endpoint.fields
+            for field in estimate.step.endpoint.fields
             if pa.types.is_fixed_size_list(field.type)
         )
-        answer = reckoned.likely.usual * TOKEN_BYTES
-        total += reckoned.body_bytes + reckoned.asked * (2 * answer + 2 * width) + reckoned.requests * LEDGER_BYTES
-        # An mp3 takes about 1,000 bytes for each character spoken; a picture about 1.5 MB, kept in the ledger too.
-        total += 2 * reckoned.bill.images * 1.5e6
-        total += 2 * 1000 * reckoned.bill.characters if reckoned.step.model.endpoint == "speech" else 0
+        answer = estimate.answer.expected_tokens * TOKEN_BYTES
+        total += estimate.body_bytes + estimate.asked * (2 * answer + 2 * width) + estimate.requests * LEDGER_BYTES
+        # About 1,000 bytes of MP3 for each character spoken, 1.5 MB for an image; the ledger stores both too.
+        total += 2 * estimate.cost.images * 1.5e6
+        total += 2 * 1000 * estimate.cost.characters if estimate.step.model.endpoint == "speech" else 0
     return total
 
 

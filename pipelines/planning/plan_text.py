@@ -14,7 +14,7 @@ from pipelines.formatting import (
     money_decimals,
     single_line,
 )
-from pipelines.planning.answer_estimates import ENOUGH
+from pipelines.planning.answer_estimates import MIN_ANSWERS
 from pipelines.planning.plan import Plan, StepPlan
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def format_plan(plan: Plan, path: str) -> "Group":
         return Padding(content, (0, 0, 0, columns), expand=False)
 
     parts: list[RenderableType] = [
-        f"{plan.job}: {plan.rows:,} rows",
+        Text(f"{plan.job}: {plan.rows:,} rows", style="bold"),
         f"  {plan.new:,} new · {plan.changed:,} changed · {plan.done:,} done · {plan.failed_before:,} failed before",
     ]
     if plan.failed_before:
@@ -62,7 +62,7 @@ def format_plan(plan: Plan, path: str) -> "Group":
         "cost": _cost(plan),
         "time": _time(plan),
         "disk": f"about {format_bytes(plan.disk_bytes)}",
-        "counted": _method(plan),
+        "basis": _basis(plan),
     }
     parts += ["", indented(fact_list(facts.items()))]
     for number, example in enumerate(plan.examples, 1):
@@ -141,13 +141,13 @@ def _time(plan: Plan) -> str:
     return line
 
 
-def _method(plan: Plan) -> str:
-    """How the figures were computed."""
+def _basis(plan: Plan) -> str:
+    """What the figures were computed from."""
     sent = plan.new + plan.changed
-    sample = f"from {plan.reckoned_rows:,} of {sent:,} rows, spread over all, and scaled up"
+    sample = f"{plan.reckoned_rows:,} of {sent:,} rows, spread over all, and scaled up"
     exact = sorted({step.model for step in plan.steps if step.exact_tokens})
     estimated = sorted({step.model for step in plan.steps if not step.exact_tokens})
-    how = [f"from all {sent:,} rows" if plan.reckoned_rows >= sent else sample]
+    how = [f"all {sent:,} rows" if plan.reckoned_rows >= sent else sample]
     if exact:
         tokenizer = "their own tokenizers" if len(exact) > 1 else "its own tokenizer"
         how.append(f"tokens of {', '.join(exact)} by {tokenizer}")
@@ -163,7 +163,7 @@ def _method(plan: Plan) -> str:
         if step.guessed_answer and step.requests:
             name = f"{step.step}: " if len(plan.steps) > 1 else ""
             lines.append(
-                f"{name}default estimate of {step.guessed_answer:,} tokens per answer (fewer than {ENOUGH} observed)"
+                f"{name}default estimate of {step.guessed_answer:,} tokens per answer (fewer than {MIN_ANSWERS} observed)"
             )
     return "\n".join(lines)
 
