@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-LOCAL_NOTE = "rowmill-local"
+LOCAL_NAME = "rowmill-local"
 """Every answer says that it is local: `system_fingerprint` where the API has one, and the header `x-rowmill-local`."""
 
 
@@ -89,6 +89,6 @@ def digest_of(*parts: object) -> bytes:
     return hashlib.sha256(b"\0".join(orjson.dumps(part, default=str) for part in parts)).digest()
 
 
-def id_of(prefix: str, *parts: object) -> str:
+def derived_id(prefix: str, *parts: object) -> str:
     """An id as the API writes them, e.g. `chatcmpl-…`, the same for the same parts."""
     return f"{prefix}{digest_of(*parts).hex()[:24]}"

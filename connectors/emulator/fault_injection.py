@@ -13,7 +13,7 @@ from connectors.emulator.rate_limits import wait_headers
 FAULT = web.RequestKey("rowmill_fault", str)
 """Of a request whose answer is to be spoiled: the kind."""
 
-USUAL = "200"
+NO_FAULT = "200"
 
 STATUSES: dict[str, tuple[str, str, str | None]] = {
     "400": ("The request was refused on purpose.", "invalid_request_error", "bad_request"),
@@ -34,15 +34,15 @@ STATUSES: dict[str, tuple[str, str, str | None]] = {
 
 QUOTA = "You exceeded your current quota, please check your plan and billing details."
 
-BEFORE = frozenset({*STATUSES, "quota", "hang", "dropped", "html", "empty"})
+FAULTS_BEFORE_ANSWER = frozenset({*STATUSES, "quota", "hang", "dropped", "html", "empty"})
 """Kinds that need no answer of the endpoint."""
 
-SPOILED = frozenset({"hang-body", "truncated", "malformed"})
+FAULTS_IN_ANSWER = frozenset({"hang-body", "truncated", "malformed"})
 """Kinds that spoil the usual answer."""
 
 KINDS = (*STATUSES, "quota", "hang", "hang-body", "truncated", "malformed", "empty", "html", "dropped")
 
-WAIT_S = 0.1
+RETRY_AFTER_SECONDS = 0.1
 """What a 429 on purpose asks for."""
 
 HTML = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1>rowmill-local</body></html>"
@@ -61,7 +61,7 @@ class Faults:
         """The kind of the next request's failure; None: the usual answer."""
         scripted = next(self._script, None)
         if scripted is not None:
-            return None if scripted == USUAL else scripted
+            return None if scripted == NO_FAULT else scripted
         if not self._rates:
             return None
         drawn = self._random.random()
@@ -81,7 +81,9 @@ async def fail_before(kind: str, request: web.Request) -> web.StreamResponse:
     if kind == "dropped":
         return drop(request)
     message, type_, code = STATUSES[kind]
-    raise ApiError(int(kind), message, type=type_, code=code, headers=wait_headers(WAIT_S) if kind == "429" else None)
+    raise ApiError(
+        int(kind), message, type=type_, code=code, headers=wait_headers(RETRY_AFTER_SECONDS) if kind == "429" else None
+    )
 
 
 async def spoil(kind: str, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
@@ -134,7 +136,7 @@ def _script(script: str) -> list[str]:
     kinds: list[str] = []
     for said in (part.strip() for part in script.split(",") if part.strip()):
         kind, star, times = said.partition("*")
-        if kind != USUAL:
+        if kind != NO_FAULT:
             _known(kind)
         if star and not (times.isascii() and times.isdigit()):
             raise ValueError(f"script: {said!r} has no count; write e.g. {kind}*2")

@@ -4,7 +4,7 @@ from typing import Any
 
 from aiohttp import web
 
-from connectors.emulator.api import LOCAL_NOTE, ApiError, Incoming, Route, json_answer
+from connectors.emulator.api import LOCAL_NAME, ApiError, Incoming, Route, json_answer
 from connectors.emulator.real_models.catalogue import REAL_MODELS, check_real_model, installed_models
 from connectors.emulator.validation import model_not_found
 
@@ -73,7 +73,7 @@ def _known(incoming: Incoming) -> str:
 
 def _model(name: str) -> dict[str, Any]:
     real = REAL_MODELS.get(name)
-    told = {"id": name, "object": "model", "created": CREATED, "owned_by": LOCAL_NOTE if real is None else real.owner}
+    told = {"id": name, "object": "model", "created": CREATED, "owned_by": LOCAL_NAME if real is None else real.owner}
     return {**told, "kind": "emulated"} if real is None else {**told, "kind": "real", "licence": real.licence}
 
 

@@ -73,7 +73,7 @@ def query_values(incoming: Incoming, schema: RequestSchema, names: Collection[st
     return values
 
 
-def files_of(incoming: Incoming, most: Mapping[str, int], required: str) -> dict[str, tuple[File, ...]]:
+def uploaded_files(incoming: Incoming, most: Mapping[str, int], required: str) -> dict[str, tuple[File, ...]]:
     """The files by field; ApiError for a field that takes none, for more than `most`, or if `required` has none."""
     for name, files in incoming.files.items():
         if name not in most:
@@ -89,6 +89,6 @@ def files_of(incoming: Incoming, most: Mapping[str, int], required: str) -> dict
     return dict(incoming.files)
 
 
-def too_many_bytes(most: int, size: int) -> ApiError:
+def file_too_large(most: int, size: int) -> ApiError:
     """The API's 413 for a file that is too large."""
     return ApiError(413, f"Maximum content size limit ({most}) exceeded ({size} bytes read)")

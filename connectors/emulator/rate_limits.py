@@ -8,11 +8,11 @@ from aiohttp import web
 
 from connectors.emulator.api import ApiError
 
-USED = web.RequestKey("rowmill_used", int)
+USED_TOKENS = web.RequestKey("rowmill_used", int)
 """Of a request that has been answered: the tokens that it used."""
 
 
-class Bucket:
+class MinuteBucket:
     """So many a minute, a second's worth (at least 1) at once."""
 
     def __init__(self, per_minute: int, now: Callable[[], float]) -> None:
@@ -47,7 +47,7 @@ class Bucket:
         return self.seconds_until(self._size)
 
 
-class Limits:
+class RequestLimits:
     """What all requests together may take; None: no limit."""
 
     def __init__(
@@ -58,7 +58,9 @@ class Limits:
     ) -> None:
         self._per_minute = {"requests": requests_per_minute, "tokens": tokens_per_minute}
         self._buckets = {
-            name: Bucket(per_minute, now) for name, per_minute in self._per_minute.items() if per_minute is not None
+            name: MinuteBucket(per_minute, now)
+            for name, per_minute in self._per_minute.items()
+            if per_minute is not None
         }
 
     def __bool__(self) -> bool:

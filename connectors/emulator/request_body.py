@@ -8,7 +8,7 @@ from aiohttp import BodyPartReader, web
 
 from connectors.emulator.api import ApiError
 
-LARGEST = 512 * 1024 * 1024
+MAX_BODY_BYTES = 512 * 1024 * 1024
 """Bytes of one body."""
 
 Files = Mapping[str, tuple[tuple[str, bytes], ...]]
@@ -39,7 +39,9 @@ async def read_body(request: web.Request) -> tuple[dict[str, Any], Files, int]:
 
 def too_large() -> ApiError:
     """The refusal of a body that is."""
-    return ApiError(413, f"The request is too large; at most {LARGEST} bytes are taken.", code="request_too_large")
+    return ApiError(
+        413, f"The request is too large; at most {MAX_BODY_BYTES} bytes are taken.", code="request_too_large"
+    )
 
 
 async def _form(request: web.Request) -> tuple[dict[str, Any], Files, int]:
@@ -54,7 +56,7 @@ async def _form(request: web.Request) -> tuple[dict[str, Any], Files, int]:
             name = (part.name or "").removesuffix("[]")
             content = bytes(await part.read(decode=True))
             length += len(content)
-            if length > LARGEST:
+            if length > MAX_BODY_BYTES:
                 raise too_large()
             if part.filename is None:
                 fields.setdefault(name, []).append(content.decode())

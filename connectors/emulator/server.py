@@ -19,10 +19,10 @@ from connectors.emulator.audio import routes as audio_routes
 from connectors.emulator.batches import batches, files
 from connectors.emulator.chat import completions
 from connectors.emulator.embeddings import routes as embeddings_routes
-from connectors.emulator.fault_injection import BEFORE, FAULT, Faults, fail_before, spoil
+from connectors.emulator.fault_injection import FAULT, FAULTS_BEFORE_ANSWER, Faults, fail_before, spoil
 from connectors.emulator.images import routes as images_routes
-from connectors.emulator.rate_limits import USED, Limits
-from connectors.emulator.request_body import LARGEST, read_body
+from connectors.emulator.rate_limits import USED_TOKENS, RequestLimits
+from connectors.emulator.request_body import MAX_BODY_BYTES, read_body
 from connectors.emulator.responses import responses
 
 ENDPOINTS = (
@@ -39,7 +39,7 @@ ROUTES: tuple[Route, ...] = tuple(route for module in ENDPOINTS for route in mod
 
 EXTRA_HEADERS = web.RequestKey("rowmill_told", dict[str, str])
 """Of every request: headers of its answer, whatever it is."""
-BEGAN = web.RequestKey("rowmill_began", float)
+STARTED_AT = web.RequestKey("rowmill_began", float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +73,14 @@ class EmulatorApp:
         self._options = options
         self._key = None if options.api_key is None else options.api_key.encode()
         self._faults = Faults(options.faults, options.script, options.seed)
-        self._limits = Limits(options.requests_per_minute, options.tokens_per_minute)
+        self._limits = RequestLimits(options.requests_per_minute, options.tokens_per_minute)
         self._state = State(folder=options.folder)
         self._numbers = itertools.count(1)
         self._name = secrets.token_hex(10)
 
     def app(self) -> web.Application:
         """All routes under /v1; what is none of them is answered with the API's own 404."""
-        app = web.Application(client_max_size=LARGEST)
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
         for route in ROUTES:
             app.router.add_route(route.method, f"/v1{route.path}", self._answering(route))
         app.router.add_route("*", "/{path:.*}", self._answering(Route("*", "", _unknown, limited=False)))
@@ -89,8 +89,11 @@ class EmulatorApp:
 
     def _answering(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def answer(request: web.Request) -> web.StreamResponse:
-            request[BEGAN] = time.perf_counter()
-            request[EXTRA_HEADERS] = {"x-request-id": f"req_{self._name}{next(self._numbers):012x}", "x-rowmill-local": "1"}
+            request[STARTED_AT] = time.perf_counter()
+            request[EXTRA_HEADERS] = {
+                "x-request-id": f"req_{self._name}{next(self._numbers):012x}",
+                "x-rowmill-local": "1",
+            }
             try:
                 if route.keyed:
                     self._check_key(request)
@@ -107,7 +110,7 @@ class EmulatorApp:
         fault = self._faults.next()
         if self._options.latency_ms:
             await asyncio.sleep(self._options.latency_ms / 1000)
-        if fault in BEFORE:
+        if fault in FAULTS_BEFORE_ANSWER:
             await request.read()
             return await fail_before(fault, request)
         if fault is not None:
@@ -122,7 +125,7 @@ class EmulatorApp:
                 request[EXTRA_HEADERS].update(self._limits.headers())
         response = await handler(Incoming(request, self._state, body, files))
         if self._limits:
-            self._limits.settle(estimate, request.get(USED, estimate))
+            self._limits.settle(estimate, request.get(USED_TOKENS, estimate))
         return response if fault is None else await spoil(fault, request, response)
 
     def _check_key(self, request: web.Request) -> None:
@@ -142,7 +145,7 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
     told = request.get(EXTRA_HEADERS)
     if told is not None:
         response.headers.update(told)
-        response.headers["openai-processing-ms"] = str(int((time.perf_counter() - request[BEGAN]) * 1000))
+        response.headers["openai-processing-ms"] = str(int((time.perf_counter() - request[STARTED_AT]) * 1000))
 
 
 async def _listen(options: EmulatorOptions, host: str, port: int) -> tuple[web.AppRunner, int]:
@@ -209,14 +212,14 @@ def serve_forever(host: str, port: int, options: EmulatorOptions, print_line: Ca
         runner.run(_until_signal(host, port, options, print_line))
 
 
-async def _until_signal(host: str, port: int, options: EmulatorOptions, say: Callable[[str], None]) -> None:
+async def _until_signal(host: str, port: int, options: EmulatorOptions, synthesize: Callable[[str], None]) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
     runner, port = await _listen(options, host, port)
     shown = f"[{host}]" if ":" in host else host
-    say(f"Listening on http://{shown}:{port}/v1 (Ctrl-C ends it)")
+    synthesize(f"Listening on http://{shown}:{port}/v1 (Ctrl-C ends it)")
     await stopped.wait()
     await runner.cleanup()
 

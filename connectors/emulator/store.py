@@ -17,27 +17,27 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from connectors.emulator.api import ApiError, State, id_of
+from connectors.emulator.api import ApiError, State, derived_id
 from connectors.emulator.validation import refuse
 
-WORDS = {"file": "File", "batch": "Batch"}
+OBJECT_NAMES = {"file": "File", "batch": "Batch"}
 """`object` of what is kept here -> its name in messages."""
-ANCHORS = {"file": ".content", "batch": ".lock"}
+ANCHOR_SUFFIXES = {"file": ".content", "batch": ".lock"}
 """Of each a file that is made once, by whoever was the first to take the id: it also tells the order of creation."""
 
-BATCH_FILES_LAST = 30 * 24 * 3600
+BATCH_FILE_SECONDS = 30 * 24 * 3600
 """Seconds after which a file with purpose batch expires."""
 
 
 def find(state: State, kind: str, object_id: str, param: str = "id") -> dict[str, Any]:
     """The file or batch with this id; ApiError 404 if there is none."""
-    found = there(state, kind, object_id)
-    if found is None or _expired(found):
-        raise _unknown(kind, object_id, param)
+    found = get_object(state, kind, object_id)
+    if found is None or _is_expired(found):
+        raise _not_found(kind, object_id, param)
     return found
 
 
-def there(state: State, kind: str, object_id: str) -> dict[str, Any] | None:
+def get_object(state: State, kind: str, object_id: str) -> dict[str, Any] | None:
     """The file or batch with this id as it is now, also one that has expired; None if there is none."""
     if state.folder is None or object_id in state.tasks:
         held = state.objects.get(object_id)
@@ -50,26 +50,26 @@ def there(state: State, kind: str, object_id: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     if kind == "batch" and found["status"] in ("validating", "in_progress"):
-        asked_at = cancel_asked_at(state, object_id)
+        asked_at = cancel_requested_at(state, object_id)
         if asked_at is not None:
             return {**found, "status": "cancelling", "cancelling_at": asked_at}
     return found
 
 
-def all_of(state: State, kind: str) -> list[dict[str, Any]]:
+def list_objects(state: State, kind: str) -> list[dict[str, Any]]:
     """The files or the batches, the oldest first."""
     if state.folder is None:
-        found = [one for one in state.objects.values() if one.get("object") == kind and not _expired(one)]
+        found = [one for one in state.objects.values() if one.get("object") == kind and not _is_expired(one)]
         return sorted(found, key=lambda one: int(one["created_at"]))
     dated: list[tuple[int, int, dict[str, Any]]] = []
     for path in (state.folder / kind).glob("*.json"):
-        one = there(state, kind, path.stem)
-        if one is not None and not _expired(one):
-            dated.append((int(one["created_at"]), _made_at(path.with_suffix(ANCHORS[kind])), one))
+        one = get_object(state, kind, path.stem)
+        if one is not None and not _is_expired(one):
+            dated.append((int(one["created_at"]), _creation_order(path.with_suffix(ANCHOR_SUFFIXES[kind])), one))
     return [one for *_, one in sorted(dated, key=lambda each: each[:2])]
 
 
-def keep(state: State, one: dict[str, Any]) -> dict[str, Any]:
+def save_object(state: State, one: dict[str, Any]) -> dict[str, Any]:
     """Remember a file or a batch as it now is."""
     if state.folder is None:
         state.objects[one["id"]] = one
@@ -82,20 +82,20 @@ def new_id(state: State, kind: str, prefix: str, *parts: object) -> str:
     """An id chosen by the parts that no object has yet, and none of another process takes."""
     count = 0
     while True:
-        chosen = id_of(prefix, *parts, count)
-        if chosen not in state.objects and (state.folder is None or _anchored(state.folder, kind, chosen)):
+        chosen = derived_id(prefix, *parts, count)
+        if chosen not in state.objects and (state.folder is None or _take_id(state.folder, kind, chosen)):
             return chosen
         count += 1
 
 
 def add_file(state: State, name: str, content: bytes, purpose: str, expires_in: int | None = None) -> dict[str, Any]:
     """The file object for new content; its id is chosen by name and content."""
-    seconds = BATCH_FILES_LAST if expires_in is None and purpose == "batch" else expires_in
+    seconds = BATCH_FILE_SECONDS if expires_in is None and purpose == "batch" else expires_in
     file_id = new_id(state, "file", "file-", name, hashlib.sha256(content).hexdigest(), purpose)
     if state.folder is None:
         state.contents[file_id] = content
     else:
-        _write(_anchor(state.folder, "file", file_id), content)
+        _write(_anchor_path(state.folder, "file", file_id), content)
     created = int(time.time())
     told: dict[str, Any] = {
         "id": file_id,
@@ -108,19 +108,19 @@ def add_file(state: State, name: str, content: bytes, purpose: str, expires_in: 
         "status_details": None,
         "expires_at": None if seconds is None else created + seconds,
     }
-    return keep(state, told)
+    return save_object(state, told)
 
 
-def content_of(state: State, file_id: str, param: str = "id") -> bytes:
+def file_content(state: State, file_id: str, param: str = "id") -> bytes:
     """The bytes of a file; ApiError 404 if there is none."""
     find(state, "file", file_id, param)
     if state.folder is None:
         return state.contents[file_id]
     try:
-        return _anchor(state.folder, "file", file_id).read_bytes()
+        return _anchor_path(state.folder, "file", file_id).read_bytes()
     except FileNotFoundError as exc:
         # Another process has deleted it since.
-        raise _unknown("file", file_id, param) from exc
+        raise _not_found("file", file_id, param) from exc
 
 
 def delete_file(state: State, file_id: str) -> None:
@@ -130,17 +130,17 @@ def delete_file(state: State, file_id: str) -> None:
     state.contents.pop(file_id, None)
     if state.folder is not None:
         _path(state.folder, "file", file_id).unlink(missing_ok=True)
-        _anchor(state.folder, "file", file_id).unlink(missing_ok=True)
+        _anchor_path(state.folder, "file", file_id).unlink(missing_ok=True)
 
 
 # A batch is one process's work at a time.
 
 
-def claim(state: State, batch_id: str) -> BinaryIO | None:
+def claim_batch(state: State, batch_id: str) -> BinaryIO | None:
     """Take the work on a batch; to be closed when that ends. None where another server is at it."""
     if state.folder is None:
         return io.BytesIO()
-    lock = _anchor(state.folder, "batch", batch_id).open("ab")
+    lock = _anchor_path(state.folder, "batch", batch_id).open("ab")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -149,16 +149,16 @@ def claim(state: State, batch_id: str) -> BinaryIO | None:
     return lock
 
 
-def ask_to_cancel(state: State, batch_id: str) -> None:
+def request_cancel(state: State, batch_id: str) -> None:
     """Tell whoever works on a batch to cancel it."""
     if state.folder is not None:
-        _cancel(state.folder, batch_id).touch()
+        _cancel_path(state.folder, batch_id).touch()
 
 
-def cancel_asked_at(state: State, batch_id: str) -> int | None:
+def cancel_requested_at(state: State, batch_id: str) -> int | None:
     """When another process has asked for that; None where none has."""
     try:
-        return None if state.folder is None else int(_cancel(state.folder, batch_id).stat().st_mtime)
+        return None if state.folder is None else int(_cancel_path(state.folder, batch_id).stat().st_mtime)
     except FileNotFoundError:
         return None
 
@@ -181,18 +181,18 @@ def page(found: Sequence[dict[str, Any]], after: str | None, limit: int) -> dict
     }
 
 
-def lines_of(content: bytes) -> Iterator[tuple[int, bytes]]:
+def json_lines(content: bytes) -> Iterator[tuple[int, bytes]]:
     """(number from 1, line) of JSON lines, the blank ones left out."""
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():
             yield number, line
 
 
-def _unknown(kind: str, object_id: str, param: str) -> ApiError:
-    return ApiError(404, f"No such {WORDS[kind]} object: {object_id}", param=param)
+def _not_found(kind: str, object_id: str, param: str) -> ApiError:
+    return ApiError(404, f"No such {OBJECT_NAMES[kind]} object: {object_id}", param=param)
 
 
-def _expired(one: dict[str, Any]) -> bool:
+def _is_expired(one: dict[str, Any]) -> bool:
     # A batch has an expires_at as well: it is the end of its window, not of the object.
     return one["object"] == "file" and one["expires_at"] is not None and one["expires_at"] < time.time()
 
@@ -201,17 +201,17 @@ def _path(folder: Path, kind: str, object_id: str) -> Path:
     return folder / kind / f"{object_id}.json"
 
 
-def _cancel(folder: Path, batch_id: str) -> Path:
+def _cancel_path(folder: Path, batch_id: str) -> Path:
     return folder / "batch" / f"{batch_id}.cancel"
 
 
-def _anchor(folder: Path, kind: str, object_id: str) -> Path:
-    return folder / kind / f"{object_id}{ANCHORS[kind]}"
+def _anchor_path(folder: Path, kind: str, object_id: str) -> Path:
+    return folder / kind / f"{object_id}{ANCHOR_SUFFIXES[kind]}"
 
 
-def _anchored(folder: Path, kind: str, object_id: str) -> bool:
+def _take_id(folder: Path, kind: str, object_id: str) -> bool:
     """Whether this id was free, and is ours from now on."""
-    anchor = _anchor(folder, kind, object_id)
+    anchor = _anchor_path(folder, kind, object_id)
     anchor.parent.mkdir(parents=True, exist_ok=True)
     if _path(folder, kind, object_id).exists():
         return False
@@ -222,7 +222,7 @@ def _anchored(folder: Path, kind: str, object_id: str) -> bool:
     return True
 
 
-def _made_at(anchor: Path) -> int:
+def _creation_order(anchor: Path) -> int:
     try:
         return anchor.stat().st_mtime_ns
     except FileNotFoundError:
@@ -236,26 +236,26 @@ def _write(path: Path, content: bytes) -> None:
     unfinished.replace(path)
 
 
-MOST = 20_000
+MAX_STORED_OBJECTS = 20_000
 """Objects of all kinds; beyond it the oldest answers are forgotten."""
 
-ANSWERS = frozenset({"response", "chat.completion"})
+EVICTABLE_KINDS = frozenset({"response", "chat.completion"})
 
 
-def beside(answer_id: str) -> str:
+def dialogue_id(answer_id: str) -> str:
     """The id under which the dialogue of a remembered answer is kept."""
     return f"{answer_id}/dialogue"
 
 
-def make_room(state: State) -> None:
+def evict_oldest(state: State) -> None:
     """Forget the oldest answer where there are too many objects."""
-    if len(state.objects) > MOST:
-        oldest = next((one["id"] for one in state.objects.values() if one.get("object") in ANSWERS), None)
+    if len(state.objects) > MAX_STORED_OBJECTS:
+        oldest = next((one["id"] for one in state.objects.values() if one.get("object") in EVICTABLE_KINDS), None)
         if oldest is not None:
-            forget(state, oldest)
+            delete_answer(state, oldest)
 
 
-def forget(state: State, answer_id: str) -> None:
+def delete_answer(state: State, answer_id: str) -> None:
     """A remembered answer and its dialogue."""
     del state.objects[answer_id]
-    del state.objects[beside(answer_id)]
+    del state.objects[dialogue_id(answer_id)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from connectors.emulator.audio.synthesis import RATE
-from connectors.media.audio_splitter import lenient
+from connectors.media.audio_splitter import metadata_options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +76,7 @@ def text_in(content: bytes) -> str | None:
     """The text that `encode` wrote into a file; None if there is none."""
     import av
 
-    with av.open(io.BytesIO(content), "r", **lenient(av.__version__)) as container:
+    with av.open(io.BytesIO(content), "r", **metadata_options(av.__version__)) as container:
         comments = {**container.metadata, **container.streams.audio[0].metadata}
     # Matroska spells its tags in capitals.
     comment = comments.get("comment") or comments.get("COMMENT") or ""
@@ -93,7 +93,7 @@ def decode(content: bytes) -> "NDArray[np.int16]":
 
     parts: list[NDArray[np.int16]] = []
     try:
-        with av.open(io.BytesIO(content), "r", **lenient(av.__version__)) as container:
+        with av.open(io.BytesIO(content), "r", **metadata_options(av.__version__)) as container:
             resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
             for frame in container.decode(audio=0):
                 parts += [part.to_ndarray()[0] for part in resampler.resample(frame)]

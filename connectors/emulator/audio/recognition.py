@@ -57,17 +57,17 @@ class Transcript:
         return (*segments, *([_joined(held)] if held else []))
 
 
-def transcribe(content: bytes) -> Transcript:
+def recognise(content: bytes) -> Transcript:
     """The transcript of an audio file; ValueError if it cannot be read."""
     duration = len(decode(content)) / RATE
     spoken = text_in(content)
     if spoken is not None:
         return Transcript(spoken.strip(), duration, _word_times(spoken, duration))
     text = CLIPS.get(hashlib.sha256(content).hexdigest(), f"[local] {duration:.1f} s of audio")
-    return Transcript(text, duration, spread(text, 0.0, duration))
+    return Transcript(text, duration, spread_words(text, 0.0, duration))
 
 
-def spread(text: str, start: float, end: float) -> tuple[Span, ...]:
+def spread_words(text: str, start: float, end: float) -> tuple[Span, ...]:
     """The words of a text over a stretch of time, each as long as its share of the letters."""
     words = text.split()
     letters = sum(len(word) + 1 for word in words)

@@ -35,7 +35,7 @@ TRANSLATION = request_schema("CreateTranslationRequest", _COMMON, without="file"
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class TranscriptionRules:
     """What one transcription model takes less than the others."""
 
     formats: tuple[str, ...]
@@ -49,27 +49,27 @@ class Rules:
 
 _SPEAKERS = ("known_speaker_names", "known_speaker_references")
 _ONE_GUIDE = ("languages", "keywords")
-_GPT_4O = Rules(("json",), ("timestamp_granularities", *_SPEAKERS, *_ONE_GUIDE))
-_ANY = Rules(("json", "text", "srt", "verbose_json", "vtt", "diarized_json"), by_tokens=False)
+_GPT_4O = TranscriptionRules(("json",), ("timestamp_granularities", *_SPEAKERS, *_ONE_GUIDE))
+_ANY = TranscriptionRules(("json", "text", "srt", "verbose_json", "vtt", "diarized_json"), by_tokens=False)
 
-RULES: Mapping[str, Rules] = {
-    "whisper-1": Rules(
+TRANSCRIPTION_RULES: Mapping[str, TranscriptionRules] = {
+    "whisper-1": TranscriptionRules(
         ("json", "text", "srt", "verbose_json", "vtt"),
         ("include", *_SPEAKERS, *_ONE_GUIDE),
         by_tokens=False,
         streams=False,
     ),
-    "gpt-transcribe": Rules(("json",), ("timestamp_granularities", "include", *_SPEAKERS)),
+    "gpt-transcribe": TranscriptionRules(("json",), ("timestamp_granularities", "include", *_SPEAKERS)),
     "gpt-4o-transcribe": _GPT_4O,
     "gpt-4o-mini-transcribe": _GPT_4O,
     "gpt-4o-mini-transcribe-2025-12-15": _GPT_4O,
-    "gpt-4o-transcribe-diarize": Rules(
+    "gpt-4o-transcribe-diarize": TranscriptionRules(
         ("json", "text", "diarized_json"),
         ("prompt", "include", "timestamp_granularities", *_ONE_GUIDE),
         longest_unchunked=30.0,
     ),
     # It listens, and is told nothing beforehand.
-    "moonshine-tiny-en": Rules(
+    "moonshine-tiny-en": TranscriptionRules(
         ("json", "text", "srt", "verbose_json", "vtt"),
         ("prompt", "include", *_SPEAKERS, *_ONE_GUIDE),
         by_tokens=False,
@@ -90,11 +90,11 @@ def check_speech(body: Mapping[str, Any]) -> None:
             raise _unsupported("instructions", "the parameter 'instructions'", model)
 
 
-def check_transcription(body: Mapping[str, Any]) -> Rules:
+def check_transcription(body: Mapping[str, Any]) -> TranscriptionRules:
     """The rules of the model; ApiError for what it does not take."""
     check_body(body, TRANSCRIPTION)
     model = check_model(body, "transcription")
-    rules = RULES.get(model, _ANY)
+    rules = TRANSCRIPTION_RULES.get(model, _ANY)
     for name in rules.refused:
         if name in body:
             raise _unsupported(name, f"the parameter '{name}'", model)

@@ -10,69 +10,69 @@ from aiohttp import web
 
 from connectors.emulator.api import ApiError, Incoming, Route, json_answer
 from connectors.emulator.audio.codec import FORMATS, encode
-from connectors.emulator.audio.recognition import Transcript, transcribe
+from connectors.emulator.audio.recognition import Transcript, recognise
 from connectors.emulator.audio.request_checks import TRANSCRIPTION, TRANSLATION, check_speech, check_transcription
 from connectors.emulator.audio.synthesis import CHARACTERS_PER_SECOND, speech
 from connectors.emulator.audio.transcript_formats import (
     TOKENIZER,
-    diarized,
+    diarized_json,
     diarized_segments,
     duration_usage,
     subtitles,
     token_logprobs,
     token_usage,
-    verbose,
+    verbose_json,
 )
 from connectors.emulator.chat.languages import NAMES, check_language, language_of
-from connectors.emulator.parameters import files_of, form_values, too_many_bytes
-from connectors.emulator.rate_limits import USED
-from connectors.emulator.real_models.catalogue import in_its_thread
-from connectors.emulator.real_models.speaker import speak_for_real
-from connectors.emulator.real_models.transcriber import transcribe_for_real
+from connectors.emulator.parameters import file_too_large, form_values, uploaded_files
+from connectors.emulator.rate_limits import USED_TOKENS
+from connectors.emulator.real_models.catalogue import run_in_model_thread
+from connectors.emulator.real_models.speaker import speak_with_espeak
+from connectors.emulator.real_models.transcriber import transcribe_with_moonshine
 from connectors.emulator.sse_stream import event, event_stream
 from connectors.emulator.validation import check_body, check_model, refuse
 from connectors.tokens import count_tokens
 
-LARGEST = 25 * 1024 * 1024
+MAX_AUDIO_BYTES = 25 * 1024 * 1024
 """Bytes of an audio file."""
 
-SPEECH_TOKENS_A_SECOND = 20
+SPEECH_TOKENS_PER_SECOND = 20
 """Of the gpt-4o-mini-tts family."""
 
-PIECE = 8192
+EVENT_AUDIO_BYTES = 8192
 """Bytes of audio in one event of a streamed speech."""
 
-_SPEAKERS = {"espeak-ng": speak_for_real}
-_LISTENERS = {"moonshine-tiny-en": transcribe_for_real}
+_REAL_SPEAKERS = {"espeak-ng": speak_with_espeak}
+_REAL_TRANSCRIBERS = {"moonshine-tiny-en": transcribe_with_moonshine}
 """Real models; every other name is spoken and heard by the emulator."""
 
 
-async def say(incoming: Incoming) -> web.StreamResponse:
+async def synthesize(incoming: Incoming) -> web.StreamResponse:
     """The text as a file of sound, or as events that carry it."""
     body = {name: value for name, value in incoming.body.items() if value is not None}
     check_speech(body)
     text, speed, kind = body["input"], body.get("speed", 1.0), body.get("response_format", "mp3")
     voice = body["voice"] if isinstance(body["voice"], str) else body["voice"]["id"]
-    speak = _SPEAKERS.get(body["model"])
+    speak = _REAL_SPEAKERS.get(body["model"])
     if speak is None:
         sound = await asyncio.to_thread(lambda: encode(speech(text, voice, speed), kind, text))
     else:
-        sound = await in_its_thread(body["model"], lambda: encode(speak(text, voice, speed), kind))
+        sound = await run_in_model_thread(body["model"], lambda: encode(speak(text, voice, speed), kind))
     given = count_tokens(text, TOKENIZER)
-    made = ceil(len(text) / (CHARACTERS_PER_SECOND * speed) * SPEECH_TOKENS_A_SECOND)
-    incoming.request[USED] = given + made
+    made = ceil(len(text) / (CHARACTERS_PER_SECOND * speed) * SPEECH_TOKENS_PER_SECOND)
+    incoming.request[USED_TOKENS] = given + made
     if body.get("stream_format") == "sse":
         usage = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}
-        return await event_stream(incoming, _spoken(sound, usage))
+        return await event_stream(incoming, _speech_events(sound, usage))
     media_type = FORMATS[kind].media_type if kind in FORMATS else "audio/pcm"
     response = web.Response(body=sound, content_type=media_type)
     response.enable_chunked_encoding()
     return response
 
 
-async def write_down(incoming: Incoming) -> web.StreamResponse:
+async def transcribe(incoming: Incoming) -> web.StreamResponse:
     """What is said in a file, in the language in which it is said."""
-    sound = _sound(incoming)
+    sound = _uploaded_sound(incoming)
     body = form_values(incoming, TRANSCRIPTION)
     rules = check_transcription(body)
     language = check_language(body["language"], "language") if body.get("language") else None
@@ -86,48 +86,50 @@ async def write_down(incoming: Incoming) -> web.StreamResponse:
     code = language or (codes[0] if codes else language_of(transcript.text))
     speaker = (body.get("known_speaker_names") or ["A"])[0]
     usage = token_usage(transcript, prompt) if rules.by_tokens else duration_usage(transcript)
-    incoming.request[USED] = token_usage(transcript, prompt)["total_tokens"]
+    incoming.request[USED_TOKENS] = token_usage(transcript, prompt)["total_tokens"]
     more: dict[str, Any] = {}
     if body.get("model") == "gpt-transcribe":
         more["languages"] = [{"code": code}]
     if "logprobs" in body.get("include", ()):
         more["logprobs"] = token_logprobs(transcript.text)
     if body.get("stream") and rules.streams:
-        return await event_stream(incoming, _told(transcript, kind, speaker, more, token_usage(transcript, prompt)))
+        return await event_stream(
+            incoming, _transcript_events(transcript, kind, speaker, more, token_usage(transcript, prompt))
+        )
     if kind == "json":
         return json_answer({"text": transcript.text, **more, "usage": usage})
     if kind == "diarized_json":
-        return json_answer(diarized(transcript, speaker))
+        return json_answer(diarized_json(transcript, speaker))
     wanted = body.get("timestamp_granularities") or ["segment"]
-    return _written(transcript, kind, "transcribe", NAMES[code], body.get("temperature", 0.0), wanted)
+    return _text_response(transcript, kind, "transcribe", NAMES[code], body.get("temperature", 0.0), wanted)
 
 
 async def translate(incoming: Incoming) -> web.StreamResponse:
     """What is said in a file, in English."""
-    sound = _sound(incoming)
+    sound = _uploaded_sound(incoming)
     body = form_values(incoming, TRANSLATION)
     check_body(body, TRANSLATION)
     check_model(body, "transcription")
     transcript = await _transcript(sound, body["model"])
-    incoming.request[USED] = token_usage(transcript, body.get("prompt", ""))["total_tokens"]
+    incoming.request[USED_TOKENS] = token_usage(transcript, body.get("prompt", ""))["total_tokens"]
     kind = body.get("response_format", "json")
     if kind == "json":
         return json_answer({"text": transcript.text})
-    return _written(transcript, kind, "translate", "english", body.get("temperature", 0.0), ["segment"])
+    return _text_response(transcript, kind, "translate", "english", body.get("temperature", 0.0), ["segment"])
 
 
-def _sound(incoming: Incoming) -> bytes:
+def _uploaded_sound(incoming: Incoming) -> bytes:
     """The file that was sent."""
-    ((_, content),) = files_of(incoming, {"file": 1}, "file")["file"]
-    if len(content) > LARGEST:
-        raise too_many_bytes(LARGEST, len(content))
+    ((_, content),) = uploaded_files(incoming, {"file": 1}, "file")["file"]
+    if len(content) > MAX_AUDIO_BYTES:
+        raise file_too_large(MAX_AUDIO_BYTES, len(content))
     return content
 
 
 async def _transcript(sound: bytes, model: str) -> Transcript:
-    listen = _LISTENERS.get(model, transcribe)
+    listen = _REAL_TRANSCRIBERS.get(model, recognise)
     try:
-        return await in_its_thread(model, lambda: listen(sound))
+        return await run_in_model_thread(model, lambda: listen(sound))
     except ValueError as exc:
         raise ApiError(
             400,
@@ -138,23 +140,23 @@ async def _transcript(sound: bytes, model: str) -> Transcript:
         ) from exc
 
 
-def _written(
+def _text_response(
     transcript: Transcript, kind: str, task: str, language: str, temperature: float, wanted: list[str]
 ) -> web.Response:
     if kind == "verbose_json":
-        return json_answer(verbose(transcript, task, language, temperature, wanted))
+        return json_answer(verbose_json(transcript, task, language, temperature, wanted))
     text = f"{transcript.text}\n" if kind == "text" else subtitles(transcript, kind)
     return web.Response(text=text, content_type="text/plain")
 
 
-def _spoken(sound: bytes, usage: dict[str, int]) -> Iterator[bytes]:
-    for at in range(0, len(sound), PIECE):
-        piece = base64.b64encode(sound[at : at + PIECE]).decode()
+def _speech_events(sound: bytes, usage: dict[str, int]) -> Iterator[bytes]:
+    for at in range(0, len(sound), EVENT_AUDIO_BYTES):
+        piece = base64.b64encode(sound[at : at + EVENT_AUDIO_BYTES]).decode()
         yield event({"type": "speech.audio.delta", "audio": piece})
     yield event({"type": "speech.audio.done", "usage": usage})
 
 
-def _told(
+def _transcript_events(
     transcript: Transcript, kind: str, speaker: str, more: dict[str, Any], usage: dict[str, Any]
 ) -> Iterator[bytes]:
     if kind == "diarized_json":
@@ -169,7 +171,7 @@ def _told(
 
 
 ROUTES: tuple[Route, ...] = (
-    Route("POST", "/audio/speech", say),
-    Route("POST", "/audio/transcriptions", write_down),
+    Route("POST", "/audio/speech", synthesize),
+    Route("POST", "/audio/transcriptions", transcribe),
     Route("POST", "/audio/translations", translate),
 )

@@ -11,7 +11,7 @@ from connectors.tokens import count_tokens, token_pieces
 
 TOKENIZER = "gpt-4o"
 
-AUDIO_TOKENS_A_SECOND = 10
+AUDIO_TOKENS_PER_SECOND = 10
 """Of the gpt-4o-transcribe family."""
 
 
@@ -26,7 +26,7 @@ def subtitles(transcript: Transcript, kind: str) -> str:
     return ("" if kind == "srt" else "WEBVTT\n\n") + "".join(cues)
 
 
-def verbose(
+def verbose_json(
     transcript: Transcript, task: str, language: str, temperature: float, wanted: Sequence[str]
 ) -> dict[str, Any]:
     """`verbose_json`; `wanted`: segment, word or both; `language` by its English name."""
@@ -49,7 +49,7 @@ def verbose(
     return answer
 
 
-def diarized(transcript: Transcript, speaker: str) -> dict[str, Any]:
+def diarized_json(transcript: Transcript, speaker: str) -> dict[str, Any]:
     """`diarized_json`; one speaker says it all."""
     return {
         "task": "transcribe",
@@ -80,7 +80,7 @@ def duration_usage(transcript: Transcript) -> dict[str, Any]:
 
 def token_usage(transcript: Transcript, prompt: str) -> dict[str, Any]:
     """Of models billed by tokens."""
-    audio = ceil(transcript.duration * AUDIO_TOKENS_A_SECOND)
+    audio = ceil(transcript.duration * AUDIO_TOKENS_PER_SECOND)
     text = count_tokens(prompt, TOKENIZER) if prompt else 0
     made = count_tokens(transcript.text, TOKENIZER)
     return {

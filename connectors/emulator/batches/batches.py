@@ -16,10 +16,10 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from connectors.emulator.api import ApiError, Handler, Incoming, Route, State, id_of, json_answer
+from connectors.emulator.api import ApiError, Handler, Incoming, Route, State, derived_id, json_answer
 from connectors.emulator.api_schemas import METADATA, NON_EMPTY, TEXT, RequestSchema, enum, integer, record
 from connectors.emulator.batches.files import EXPIRY
-from connectors.emulator.batches.input_file import Checked, check_lines, fault
+from connectors.emulator.batches.input_file import CheckedInput, batch_error, check_lines
 from connectors.emulator.chat import completions
 from connectors.emulator.embeddings import routes as embeddings_routes
 from connectors.emulator.images import routes as images_routes
@@ -27,17 +27,17 @@ from connectors.emulator.parameters import number, query_values
 from connectors.emulator.responses import responses
 from connectors.emulator.store import (
     add_file,
-    all_of,
-    ask_to_cancel,
-    cancel_asked_at,
-    claim,
-    content_of,
+    cancel_requested_at,
+    claim_batch,
     delete_file,
+    file_content,
     find,
-    keep,
+    get_object,
+    list_objects,
     new_id,
     page,
-    there,
+    request_cancel,
+    save_object,
 )
 from connectors.emulator.validation import check_body, refuse
 
@@ -49,11 +49,11 @@ HANDLERS: Mapping[str, Handler] = {
 }
 """Endpoint of a batch -> what answers its lines."""
 
-WINDOW_S = 24 * 3600
+WINDOW_SECONDS = 24 * 3600
 ENQUEUED_TOKENS = 2_000_000_000
 """Of all batches of one model that are not done: a token for every four bytes of their files."""
 
-FINAL = frozenset({"failed", "completed", "expired", "cancelled"})
+FINAL_STATUSES = frozenset({"failed", "completed", "expired", "cancelled"})
 
 REQUEST = RequestSchema(
     record(
@@ -68,7 +68,7 @@ REQUEST = RequestSchema(
 
 _QUERY = RequestSchema(record(limit=integer(1, 100), after=TEXT))
 
-_TIMES = (
+_TIMESTAMPS = (
     "in_progress_at",
     "finalizing_at",
     "completed_at",
@@ -78,14 +78,14 @@ _TIMES = (
     "cancelled_at",
 )
 
-_NEVER_RUN = {
+_EXPIRED_ERROR = {
     "code": "batch_expired",
     "message": "This request could not be executed before the completion window expired.",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Knobs:
+class BatchOverrides:
     """How a batch is to end, as its metadata says."""
 
     delay_s: float = 0
@@ -95,7 +95,7 @@ class Knobs:
 
 
 @dataclass(slots=True)
-class Made:
+class BatchOutput:
     """What the lines of a batch came to: the two files, as far as they are written."""
 
     output: io.BytesIO = field(default_factory=io.BytesIO)
@@ -109,7 +109,7 @@ async def create(incoming: Incoming) -> web.StreamResponse:
     """Take a batch; it is worked on from now on."""
     body, state = incoming.body, incoming.state
     check_body(body, REQUEST)
-    _knobs(body.get("metadata"))
+    _overrides(body.get("metadata"))
     source = find(state, "file", body["input_file_id"], "input_file_id")
     if source["purpose"] != "batch":
         message = f"Invalid 'input_file_id': the file's purpose must be 'batch', but it is '{source['purpose']}'."
@@ -128,64 +128,64 @@ async def create(incoming: Incoming) -> web.StreamResponse:
         "output_file_id": None,
         "error_file_id": None,
         "created_at": created,
-        "expires_at": created + WINDOW_S,
-        **dict.fromkeys(_TIMES),
+        "expires_at": created + WINDOW_SECONDS,
+        **dict.fromkeys(_TIMESTAMPS),
         "request_counts": {"total": 0, "completed": 0, "failed": 0},
         "usage": None,
         "metadata": body.get("metadata"),
     }
     if "output_expires_after" in body:
         batch["output_expires_after"] = body["output_expires_after"]
-    keep(state, batch)
-    return json_answer(_tended(incoming, batch_id))
+    save_object(state, batch)
+    return json_answer(_ensure_running(incoming, batch_id))
 
 
 async def list_batches(incoming: Incoming) -> web.StreamResponse:
     """The batches, the newest first."""
     asked = query_values(incoming, _QUERY)
-    found = await asyncio.to_thread(all_of, incoming.state, "batch")
+    found = await asyncio.to_thread(list_objects, incoming.state, "batch")
     for batch in found:
-        if batch["status"] not in FINAL:
-            _tended(incoming, batch["id"])
+        if batch["status"] not in FINAL_STATUSES:
+            _ensure_running(incoming, batch["id"])
     return json_answer(page(found[::-1], asked.get("after"), asked.get("limit", 20)))
 
 
 async def show(incoming: Incoming) -> web.StreamResponse:
     """One batch as it is now."""
-    return json_answer(_tended(incoming, incoming.request.match_info["batch_id"]))
+    return json_answer(_ensure_running(incoming, incoming.request.match_info["batch_id"]))
 
 
 async def cancel(incoming: Incoming) -> web.StreamResponse:
     """Stop a batch; what is done of it stays."""
     state = incoming.state
-    batch = _tended(incoming, incoming.request.match_info["batch_id"])
-    if batch["status"] in FINAL or batch["status"] == "finalizing":
+    batch = _ensure_running(incoming, incoming.request.match_info["batch_id"])
+    if batch["status"] in FINAL_STATUSES or batch["status"] == "finalizing":
         message = f"Cannot cancel a batch with status '{batch['status']}'."
         raise ApiError(409, message, code="batch_not_cancellable", headers={"x-should-retry": "false"})
     if batch["status"] != "cancelling" and batch["id"] in state.tasks:
-        _enter(state, batch, "cancelling")
+        _set_status(state, batch, "cancelling")
     elif batch["status"] != "cancelling":
-        ask_to_cancel(state, batch["id"])
+        request_cancel(state, batch["id"])
         batch = find(state, "batch", batch["id"])
     return json_answer(batch)
 
 
-def _tended(incoming: Incoming, batch_id: str) -> dict[str, Any]:
+def _ensure_running(incoming: Incoming, batch_id: str) -> dict[str, Any]:
     """A batch as it is now, worked on unless that is done or being done: a server that was ended left it as it was."""
     state = incoming.state
     batch = find(state, "batch", batch_id)
-    if batch["status"] in FINAL or batch_id in state.tasks:
+    if batch["status"] in FINAL_STATUSES or batch_id in state.tasks:
         return batch
-    lock = claim(state, batch_id)
+    lock = claim_batch(state, batch_id)
     if lock is None:
         return batch
     # Whoever worked on it until now may have come to its end.
     batch = find(state, "batch", batch_id)
-    if batch["status"] in FINAL:
+    if batch["status"] in FINAL_STATUSES:
         lock.close()
         return batch
     state.objects[batch_id] = batch
-    task = state.tasks[batch_id] = asyncio.get_running_loop().create_task(_work(incoming, batch))
+    task = state.tasks[batch_id] = asyncio.get_running_loop().create_task(_run_batch(incoming, batch))
 
     def ended(task: asyncio.Task[None]) -> None:
         del state.tasks[batch_id]
@@ -197,75 +197,77 @@ def _tended(incoming: Incoming, batch_id: str) -> dict[str, Any]:
     return batch
 
 
-async def _work(incoming: Incoming, batch: dict[str, Any]) -> None:
-    state, knobs = incoming.state, _knobs(batch["metadata"])
-    checked = await asyncio.to_thread(_checked, state, batch, knobs)
+async def _run_batch(incoming: Incoming, batch: dict[str, Any]) -> None:
+    state, overrides = incoming.state, _overrides(batch["metadata"])
+    checked = await asyncio.to_thread(_check_input, state, batch, overrides)
     batch["model"] = checked.model
     if batch["status"] == "validating":
         if checked.errors:
             batch["errors"] = {"object": "list", "data": list(checked.errors)}
-            _enter(state, batch, "failed")
+            _set_status(state, batch, "failed")
             return
         batch["request_counts"]["total"] = len(checked.lines)
-        _enter(state, batch, "in_progress")
+        _set_status(state, batch, "in_progress")
     batch["request_counts"] = {"total": len(checked.lines), "completed": 0, "failed": 0}
-    made = await _answered(incoming, batch, checked.lines, knobs)
-    end = "expired" if knobs.expire_share else "completed"
+    made = await _answer_lines(incoming, batch, checked.lines, overrides)
+    end = "expired" if overrides.expire_share else "completed"
     if batch["status"] == "cancelling":
         end = "cancelled"
     else:
-        _enter(state, batch, "finalizing")
-    await asyncio.to_thread(_hand_over, state, batch, made)
-    _enter(state, batch, end)
+        _set_status(state, batch, "finalizing")
+    await asyncio.to_thread(_write_results, state, batch, made)
+    _set_status(state, batch, end)
 
 
-def _checked(state: State, batch: dict[str, Any], knobs: Knobs) -> Checked:
+def _check_input(state: State, batch: dict[str, Any], overrides: BatchOverrides) -> CheckedInput:
     """The lines, or why the batch fails."""
-    if knobs.fail is not None:
-        return Checked(errors=(fault(knobs.fail, "This batch was told to fail by its metadata."),))
+    if overrides.fail is not None:
+        return CheckedInput(errors=(batch_error(overrides.fail, "This batch was told to fail by its metadata."),))
     try:
-        content = content_of(state, batch["input_file_id"])
+        content = file_content(state, batch["input_file_id"])
     except ApiError as exc:
-        return Checked(errors=(fault("invalid_input_file", str(exc), param="input_file_id"),))
+        return CheckedInput(errors=(batch_error("invalid_input_file", str(exc), param="input_file_id"),))
     checked = check_lines(content, batch["endpoint"])
     others = (
-        there(state, "file", other["input_file_id"])
-        for other in all_of(state, "batch")
-        if other["status"] not in FINAL and other["id"] != batch["id"] and other["model"] == checked.model
+        get_object(state, "file", other["input_file_id"])
+        for other in list_objects(state, "batch")
+        if other["status"] not in FINAL_STATUSES and other["id"] != batch["id"] and other["model"] == checked.model
     )
     waiting = sum(file["bytes"] // 4 for file in others if file is not None)
-    if not checked.errors and waiting + len(content) // 4 > knobs.enqueued_tokens:
+    if not checked.errors and waiting + len(content) // 4 > overrides.enqueued_tokens:
         message = (
             f"Enqueued token limit reached for {checked.model} in organization rowmill-local. Limit: "
-            f"{knobs.enqueued_tokens:,.0f} enqueued tokens. Please try again once some in_progress batches have been "
+            f"{overrides.enqueued_tokens:,.0f} enqueued tokens. Please try again once some in_progress batches have been "
             "completed."
         )
-        return Checked(model=checked.model, errors=(fault("token_limit_exceeded", message),))
+        return CheckedInput(model=checked.model, errors=(batch_error("token_limit_exceeded", message),))
     return checked
 
 
-async def _answered(incoming: Incoming, batch: dict[str, Any], lines: tuple[bytes, ...], knobs: Knobs) -> Made:
+async def _answer_lines(
+    incoming: Incoming, batch: dict[str, Any], lines: tuple[bytes, ...], overrides: BatchOverrides
+) -> BatchOutput:
     """Answer line after line until all are, or the batch is cancelled."""
-    made, counts = Made(), batch["request_counts"]
+    made, counts = BatchOutput(), batch["request_counts"]
     began = time.monotonic()
-    last = len(lines) - ceil(len(lines) * knobs.expire_share)
+    last = len(lines) - ceil(len(lines) * overrides.expire_share)
     for place, raw in enumerate(lines):
-        due = began + knobs.delay_s * (place + 1) / len(lines)
-        for pause in _pauses(due):
+        due = began + overrides.delay_s * (place + 1) / len(lines)
+        for pause in _sleep_intervals(due):
             await asyncio.sleep(pause)
-            if batch["status"] != "cancelling" and cancel_asked_at(incoming.state, batch["id"]) is not None:
-                _enter(incoming.state, batch, "cancelling")
+            if batch["status"] != "cancelling" and cancel_requested_at(incoming.state, batch["id"]) is not None:
+                _set_status(incoming.state, batch, "cancelling")
             if batch["status"] == "cancelling":
                 return made
         line = orjson.loads(raw)
         custom_id = line["custom_id"]
-        told: dict[str, Any] = {"id": id_of("batch_req_", batch["id"], custom_id), "custom_id": custom_id}
+        told: dict[str, Any] = {"id": derived_id("batch_req_", batch["id"], custom_id), "custom_id": custom_id}
         if place >= last:
-            made.errors.write(_line({**told, "response": None, "error": _NEVER_RUN}))
+            made.errors.write(_line({**told, "response": None, "error": _EXPIRED_ERROR}))
             counts["failed"] += 1
             continue
-        status, body = await _reply(incoming, batch["endpoint"], line["body"])
-        request_id = id_of("req_", batch["id"], custom_id)
+        status, body = await _answer_line(incoming, batch["endpoint"], line["body"])
+        request_id = derived_id("req_", batch["id"], custom_id)
         response = {"status_code": status, "request_id": request_id, "body": orjson.Fragment(body)}
         succeeded = status < 400
         (made.output if succeeded else made.errors).write(_line({**told, "response": response, "error": None}))
@@ -274,14 +276,14 @@ async def _answered(incoming: Incoming, batch: dict[str, Any], lines: tuple[byte
     return made
 
 
-def _pauses(due: float) -> Iterator[float]:
+def _sleep_intervals(due: float) -> Iterator[float]:
     """Sleeps until then, short ones, so that a cancel is noticed; at least one, so that others are served."""
     yield 0
     while (left := due - time.monotonic()) > 0:
         yield min(left, 0.02)
 
 
-async def _reply(incoming: Incoming, endpoint: str, body: dict[str, Any]) -> tuple[int, bytes]:
+async def _answer_line(incoming: Incoming, endpoint: str, body: dict[str, Any]) -> tuple[int, bytes]:
     """(status, JSON) of one line, answered as if it had come alone."""
     if body.get("stream"):
         refusal = refuse("stream", "Streaming is not supported in the Batch API.", "unsupported_parameter")
@@ -311,10 +313,10 @@ def _add_usage(used: dict[str, int], usage: dict[str, Any]) -> None:
     used["reasoning"] += made.get("reasoning_tokens") or 0
 
 
-def _hand_over(state: State, batch: dict[str, Any], made: Made) -> None:
+def _write_results(state: State, batch: dict[str, Any], made: BatchOutput) -> None:
     """Write the output and the error file, each only if there is something in it."""
     names = {kind: f"{batch['id']}_{kind}.jsonl" for kind in ("output", "error")}
-    for left in all_of(state, "file"):
+    for left in list_objects(state, "file"):
         # A server that was ended in this very moment has written them before.
         if left["filename"] in names.values():
             delete_file(state, left["id"])
@@ -334,24 +336,24 @@ def _hand_over(state: State, batch: dict[str, Any], made: Made) -> None:
     }
 
 
-def _enter(state: State, batch: dict[str, Any], status: str) -> None:
+def _set_status(state: State, batch: dict[str, Any], status: str) -> None:
     batch["status"] = status
     batch[f"{status}_at"] = int(time.time())
-    keep(state, batch)
+    save_object(state, batch)
 
 
-def _knobs(told: Mapping[str, str] | None) -> Knobs:
+def _overrides(told: Mapping[str, str] | None) -> BatchOverrides:
     """What the metadata says; ApiError for a number that is none."""
     told = told or {}
-    return Knobs(
-        _knob(told, "rowmill_delay_s", 0, inf),
-        _knob(told, "rowmill_expire_share", 0, 1),
+    return BatchOverrides(
+        _override(told, "rowmill_delay_s", 0, inf),
+        _override(told, "rowmill_expire_share", 0, 1),
         told.get("rowmill_fail"),
-        _knob(told, "rowmill_enqueued_tokens", ENQUEUED_TOKENS, inf),
+        _override(told, "rowmill_enqueued_tokens", ENQUEUED_TOKENS, inf),
     )
 
 
-def _knob(told: Mapping[str, str], name: str, default: float, most: float) -> float:
+def _override(told: Mapping[str, str], name: str, default: float, most: float) -> float:
     value = number(told[name]) if name in told else default
     if not isinstance(value, int | float) or not 0 <= value <= most:
         where = f"metadata.{name}"

@@ -7,8 +7,8 @@ from aiohttp import web
 
 from connectors.emulator.api import ApiError, Incoming, Route, json_answer
 from connectors.emulator.api_schemas import TEXT, RequestSchema, enum, integer, record
-from connectors.emulator.parameters import files_of, form_values, query_values
-from connectors.emulator.store import add_file, all_of, content_of, delete_file, find, lines_of, page
+from connectors.emulator.parameters import form_values, query_values, uploaded_files
+from connectors.emulator.store import add_file, delete_file, file_content, find, json_lines, list_objects, page
 from connectors.emulator.validation import check_body, refuse
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
@@ -26,7 +26,7 @@ async def upload(incoming: Incoming) -> web.StreamResponse:
     """Keep a file."""
     body = form_values(incoming, UPLOAD)
     check_body(body, UPLOAD)
-    ((name, content),) = files_of(incoming, {"file": 1}, "file")["file"]
+    ((name, content),) = uploaded_files(incoming, {"file": 1}, "file")["file"]
     purpose = body["purpose"]
     if purpose in ("batch", "fine-tune"):
         await asyncio.to_thread(_check_lines, content, purpose)
@@ -37,7 +37,7 @@ async def upload(incoming: Incoming) -> web.StreamResponse:
 async def list_files(incoming: Incoming) -> web.StreamResponse:
     """The files, the newest first."""
     asked = query_values(incoming, _QUERY)
-    found = await asyncio.to_thread(all_of, incoming.state, "file")
+    found = await asyncio.to_thread(list_objects, incoming.state, "file")
     if "purpose" in asked:
         found = [one for one in found if one["purpose"] == asked["purpose"]]
     if asked.get("order", "desc") == "desc":
@@ -54,7 +54,7 @@ async def content(incoming: Incoming) -> web.StreamResponse:
     """The bytes of a file."""
     file_id = _id(incoming)
     name = find(incoming.state, "file", file_id)["filename"]
-    body = await asyncio.to_thread(content_of, incoming.state, file_id)
+    body = await asyncio.to_thread(file_content, incoming.state, file_id)
     response = web.Response(body=body, content_type="application/octet-stream")
     response.headers["content-disposition"] = _disposition(name)
     return response
@@ -71,7 +71,7 @@ def _check_lines(raw: bytes, purpose: str) -> None:
     """ApiError if the file is not JSON lines at all: each begins an object. A batch tells its other faults later."""
     if not raw.strip():
         raise ApiError(400, "The file is empty.", param="file", code="empty_file")
-    for line_number, line in lines_of(raw):
+    for line_number, line in json_lines(raw):
         if not line.lstrip().startswith(b"{"):
             message = f"Invalid file format for {purpose}: line {line_number} is no JSON object. Must be .jsonl"
             raise refuse("file", message, "invalid_file_format")

@@ -6,18 +6,18 @@ from typing import Any
 
 import orjson
 
-from connectors.emulator.store import lines_of
+from connectors.emulator.store import json_lines
 
-MOST_LINES = 50_000
-MOST_BYTES = 200 * 1024 * 1024
-MOST_INPUTS = 50_000
+MAX_LINES = 50_000
+MAX_BYTES = 200 * 1024 * 1024
+MAX_INPUTS = 50_000
 """Texts to embed, over all lines of a batch for /v1/embeddings."""
-MOST_ERRORS = 100
+MAX_ERRORS = 100
 """Told of one file."""
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class CheckedInput:
     """A file's lines, or what is wrong with them."""
 
     lines: tuple[bytes, ...] = ()
@@ -27,44 +27,46 @@ class Checked:
     """`{code, message, param, line}` each."""
 
 
-def fault(code: str, message: str, line: int | None = None, param: str | None = None) -> dict[str, Any]:
+def batch_error(code: str, message: str, line: int | None = None, param: str | None = None) -> dict[str, Any]:
     """One error of a batch."""
     return {"code": code, "message": message, "param": param, "line": line}
 
 
-def check_lines(content: bytes, endpoint: str) -> Checked:
+def check_lines(content: bytes, endpoint: str) -> CheckedInput:
     """The lines of an input file for an endpoint such as /v1/embeddings."""
-    if len(content) > MOST_BYTES:
-        message = f"The batch input file is larger than the {MOST_BYTES // 1024 // 1024} MB maximum for the Batch API."
-        return Checked(errors=(fault("file_too_large", message),))
+    if len(content) > MAX_BYTES:
+        message = f"The batch input file is larger than the {MAX_BYTES // 1024 // 1024} MB maximum for the Batch API."
+        return CheckedInput(errors=(batch_error("file_too_large", message),))
     lines: list[bytes] = []
     errors: list[dict[str, Any]] = []
     ids: set[str] = set()
     models: list[str] = []
     inputs = 0
-    for number, raw in lines_of(content):
+    for number, raw in json_lines(content):
         lines.append(raw)
-        if len(lines) > MOST_LINES:
-            message = f"The batch input file contains more than the maximum allowed {MOST_LINES} requests."
-            return Checked(errors=(fault("too_many_tasks", message),))
+        if len(lines) > MAX_LINES:
+            message = f"The batch input file contains more than the maximum allowed {MAX_LINES} requests."
+            return CheckedInput(errors=(batch_error("too_many_tasks", message),))
         try:
             line = orjson.loads(raw)
         except orjson.JSONDecodeError:
             line = None
         if not isinstance(line, dict):
-            errors.append(fault("invalid_json_line", "This line is not parseable as valid JSON.", number))
+            errors.append(batch_error("invalid_json_line", "This line is not parseable as valid JSON.", number))
             continue
         errors += _line_errors(line, number, endpoint, ids, models)
         if endpoint == "/v1/embeddings":
             inputs += _inputs(line)
     if not lines:
         errors.append(
-            fault("empty_file", "The input file is empty. Please ensure that the batch contains at least one request.")
+            batch_error(
+                "empty_file", "The input file is empty. Please ensure that the batch contains at least one request."
+            )
         )
-    if inputs > MOST_INPUTS:
-        message = f"The batch contains {inputs} embedding inputs; at most {MOST_INPUTS} are allowed."
-        errors.append(fault("too_many_embedding_inputs", message))
-    return Checked(tuple(lines), models[0] if models else None, tuple(errors[:MOST_ERRORS]))
+    if inputs > MAX_INPUTS:
+        message = f"The batch contains {inputs} embedding inputs; at most {MAX_INPUTS} are allowed."
+        errors.append(batch_error("too_many_embedding_inputs", message))
+    return CheckedInput(tuple(lines), models[0] if models else None, tuple(errors[:MAX_ERRORS]))
 
 
 def _line_errors(
@@ -73,20 +75,20 @@ def _line_errors(
     """What is wrong with one line; its id is added to `ids`, and its model to `models` if it is the first."""
     custom_id = line.get("custom_id")
     if not isinstance(custom_id, str):
-        yield fault("missing_required_parameter", "Missing required parameter: 'custom_id'.", number, "custom_id")
+        yield batch_error("missing_required_parameter", "Missing required parameter: 'custom_id'.", number, "custom_id")
     elif custom_id in ids:
         message = f"The custom_id '{custom_id}' was used before in this file; each must be unique."
-        yield fault("duplicate_custom_id", message, number, "custom_id")
+        yield batch_error("duplicate_custom_id", message, number, "custom_id")
     else:
         ids.add(custom_id)
     if line.get("method") != "POST":
-        yield fault("invalid_method", "Invalid method: only 'POST' is supported.", number, "method")
+        yield batch_error("invalid_method", "Invalid method: only 'POST' is supported.", number, "method")
     if line.get("url") != endpoint:
         message = f"The URL provided for this request does not match the batch endpoint '{endpoint}'."
-        yield fault("mismatched_url", message, number, "url")
+        yield batch_error("mismatched_url", message, number, "url")
     body = line.get("body")
     if not isinstance(body, dict):
-        yield fault("missing_required_parameter", "Missing required parameter: 'body'.", number, "body")
+        yield batch_error("missing_required_parameter", "Missing required parameter: 'body'.", number, "body")
         return
     model = body.get("model")
     if not isinstance(model, str):
@@ -95,7 +97,7 @@ def _line_errors(
         models.append(model)
     elif model != models[0]:
         message = f"The model '{model}' does not match '{models[0]}' of the requests before; a batch has one model."
-        yield fault("mismatched_model", message, number, "body.model")
+        yield batch_error("mismatched_model", message, number, "body.model")
 
 
 def _inputs(line: dict[str, Any]) -> int:

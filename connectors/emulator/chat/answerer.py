@@ -1,29 +1,38 @@
-"""Who answers a dialogue: the emulator at once, or a real model in the thread of its own."""
+"""Answers by model: from the emulator, or from a real model in its dedicated thread."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from connectors.emulator.chat.answers import Answer, Asked, Heard, answer, has_pictures, hear
-from connectors.emulator.real_models.catalogue import REAL_MODELS, in_its_thread
-from connectors.emulator.real_models.llm import answer_for_real
+from connectors.emulator.chat.answers import (
+    Answer,
+    AnswerRequest,
+    ConversationFacts,
+    answer,
+    conversation_facts,
+    has_images,
+)
+from connectors.emulator.real_models.catalogue import REAL_MODELS, run_in_model_thread
+from connectors.emulator.real_models.llm import answer_with_llm
 
 T = TypeVar("T")
 
-_ANSWERERS: Mapping[str, Callable[[Asked, Heard, int], Answer]] = {"smollm2-135m-instruct": answer_for_real}
+_REAL_MODELS: Mapping[str, Callable[[AnswerRequest, ConversationFacts, int], Answer]] = {
+    "smollm2-135m-instruct": answer_with_llm
+}
 
 
-def answer_by_model(asked: Asked, heard: Heard, choice: int = 0) -> Answer:
-    """One choice; the same for the same request."""
-    return _ANSWERERS.get(asked.model, answer)(asked, heard, choice)
+def answer_choice(request: AnswerRequest, facts: ConversationFacts, choice: int = 0) -> Answer:
+    """One choice; equal requests give equal answers."""
+    return _REAL_MODELS.get(request.model, answer)(request, facts, choice)
 
 
-async def answers_by_model(asked: Asked, count: int = 1) -> list[Answer]:
-    """So many choices."""
+async def answer_choices(request: AnswerRequest, count: int = 1) -> list[Answer]:
+    """`count` choices."""
 
     def work() -> list[Answer]:
-        heard = hear(asked.messages)
-        return [answer_by_model(asked, heard, choice) for choice in range(count)]
+        facts = conversation_facts(request.messages)
+        return [answer_choice(request, facts, choice) for choice in range(count)]
 
-    if asked.model in REAL_MODELS or has_pictures(asked.messages):
-        return await in_its_thread(asked.model, work)
+    if request.model in REAL_MODELS or has_images(request.messages):
+        return await run_in_model_thread(request.model, work)
     return work()

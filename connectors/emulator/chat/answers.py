@@ -1,4 +1,4 @@
-"""What the local provider answers to a dialogue: text, JSON that fits a schema, or calls of tools."""
+"""Emulated answers to a conversation: text, JSON that fits a schema, or tool calls."""
 
 import json
 import re
@@ -8,137 +8,140 @@ from typing import Any, Literal
 
 import orjson
 
-from connectors.emulator.api import digest_of, id_of
-from connectors.emulator.chat.image_facts import look
-from connectors.emulator.chat.request_checks import text_of
+from connectors.emulator.api import derived_id, digest_of
+from connectors.emulator.chat.image_facts import inspect_image
+from connectors.emulator.chat.request_checks import content_text
 from connectors.emulator.chat.schema_values import Filler
-from connectors.emulator.chat.schemas import Schema
+from connectors.emulator.chat.schemas import CompiledSchema
 from connectors.emulator.chat.sentiment import asks_for_sentiment, compound, strength, without_labels
-from connectors.emulator.chat.text_facts import most_alike, names, sentences, subject_of
+from connectors.emulator.chat.text_facts import overlaps, proper_names, sentences, subject_of
 from connectors.emulator.validation import refuse
 from connectors.tokens import count_tokens, token_pieces
 
-REFUSE = "[[rowmill:refuse]]"
-"""A dialogue whose last user message holds this is answered with finish_reason content_filter."""
+REFUSAL_TRIGGER = "[[rowmill:refuse]]"
+"""A last user message with this text is answered with finish_reason content_filter."""
 
-MARK = "[local] "
-"""How free text begins, so that nobody takes it for a model's."""
+TEXT_MARK = "[local] "
+"""Prefix of free text, which shows that no model wrote it."""
 
-LONGEST = 400
-"""Characters of a free text."""
-MOST_CALLS = 4
+MAX_TEXT_CHARACTERS = 400
+"""Maximum length of free text."""
+MAX_CALLS = 4
 
 _SCHEMA_HEAD = re.compile(r'\{\s*"(?:type|properties|\$defs|\$schema)"\s*:')
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """What may be called."""
+    """A tool that the request offers."""
 
     name: str
-    about: str
-    """Name and description, by which it is chosen."""
-    schema: Schema | None
-    """Of its arguments; None: it takes free text (a custom tool)."""
+    description: str
+    """Name and description, by which a tool is selected."""
+    schema: CompiledSchema | None
+    """Schema of the arguments; None for a custom tool, which takes free text."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call."""
+    """One tool call of an answer."""
 
     id: str
     name: str
     arguments: str
     """JSON, or the free text of a custom tool."""
-    custom: bool = False
+    is_custom: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A request for answers, of whichever endpoint."""
+class AnswerRequest:
+    """A validated request for answers, from any endpoint."""
 
     model: str
     messages: Sequence[Mapping[str, Any]]
-    """As chat completions write them; checked."""
+    """Messages in the format of chat completions."""
     digest: bytes
-    """Of all that an answer depends on."""
-    schema: Schema | None = None
-    must_fit: bool = False
-    """Whether an answer that does not fit the schema is refused."""
+    """Digest of everything that the answer depends on."""
+    schema: CompiledSchema | None = None
+    is_strict: bool = False
+    """Whether an answer must fit the schema."""
     json_object: bool = False
     tools: Sequence[Tool] = ()
-    choice: Literal["none", "auto", "required"] = "auto"
-    named: str | None = None
-    """The one tool that is to be called."""
-    parallel: bool = True
-    limit: int | None = None
-    """Tokens of one answer."""
+    tool_choice: Literal["none", "auto", "required"] = "auto"
+    forced_tool: str | None = None
+    """Name of the only tool to call."""
+    allows_parallel_calls: bool = True
+    max_tokens: int | None = None
+    """Tokens per answer."""
     stops: Sequence[str] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    """How a real model draws its words: temperature, seed and the like, as they were sent."""
+    """Sampling parameters for real models (temperature, seed …), as sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One choice."""
+    """One answer; a request with `n` gets several."""
 
     text: str | None
     calls: tuple[ToolCall, ...] = ()
-    finish: Literal["stop", "length", "tool_calls", "content_filter"] = "stop"
+    finish_reason: Literal["stop", "length", "tool_calls", "content_filter"] = "stop"
     tokens: int = 0
-    given: int | None = None
-    """Tokens of the dialogue as a real model counted them; None for the emulator."""
+    prompt_tokens: int | None = None
+    """Prompt tokens as a real model counted them; None for the emulator."""
     logprobs: Sequence[Mapping[str, Any]] | None = None
-    """Of a real model that was asked for them, an entry a token; None: there are none, or they are made up."""
+    """A real model's log probabilities, one entry per token; None if not requested or synthetic."""
 
 
 @dataclass(slots=True)
-class Heard:
-    """What a dialogue says, gathered once for all choices."""
+class ConversationFacts:
+    """Facts of a conversation, gathered once for all choices."""
 
     user: str
     """The last user message."""
     prompt: str
     """All instructions and the last user message."""
-    results: list[str] = field(default_factory=list)
-    """What tools have said since."""
-    from_user: bool = True
-    """Whether the user spoke last."""
-    sights: list[str] = field(default_factory=list)
-    facts: dict[str, str | int] = field(default_factory=dict)
+    tool_results: list[str] = field(default_factory=list)
+    """Tool messages after the last user message."""
+    is_from_user: bool = True
+    """Whether the last message is the user's."""
+    image_descriptions: list[str] = field(default_factory=list)
+    image_values: dict[str, str | int] = field(default_factory=dict)
+    """Values of schema fields such as `width`, from the images."""
 
     @property
     def subject(self) -> str:
-        """What an answer is made from."""
-        if self.results:
-            return "\n".join(self.results)
+        """The text from which the answer is taken."""
+        if self.tool_results:
+            return "\n".join(self.tool_results)
         text = subject_of(self.user)
-        if self.sights:
-            return " ".join([*(f"{sight}." for sight in self.sights), text])
+        if self.image_descriptions:
+            return " ".join([*(f"{description}." for description in self.image_descriptions), text])
         if asks_for_sentiment(text):
             parts = [part for part in re.split(r"\n+", text) if not asks_for_sentiment(part)]
             text = "\n".join(parts) or without_labels(text)
         return text
 
 
-def hear(messages: Sequence[Mapping[str, Any]]) -> Heard:
-    """What the dialogue says; ApiError 400 for a picture in it that is none."""
+def conversation_facts(messages: Sequence[Mapping[str, Any]]) -> ConversationFacts:
+    """The facts of a conversation; ApiError 400 for an unreadable image in it."""
     last = max((place for place, message in enumerate(messages) if message["role"] == "user"), default=-1)
-    user = text_of(messages[last].get("content")) if last >= 0 else ""
-    instructions = [text_of(one.get("content")) for one in messages if one["role"] in ("system", "developer")]
+    user = content_text(messages[last].get("content")) if last >= 0 else ""
+    instructions = [content_text(one.get("content")) for one in messages if one["role"] in ("system", "developer")]
     if last < 0:
-        user = text_of(messages[-1].get("content"))
-    heard = Heard(user, "\n".join([*instructions, user]), from_user=messages[-1]["role"] not in ("tool", "function"))
+        user = content_text(messages[-1].get("content"))
+    facts = ConversationFacts(
+        user, "\n".join([*instructions, user]), is_from_user=messages[-1]["role"] not in ("tool", "function")
+    )
     for place, message in enumerate(messages):
         if message["role"] in ("tool", "function") and place > last:
-            heard.results.append(text_of(message.get("content")))
+            facts.tool_results.append(content_text(message.get("content")))
         if isinstance(message.get("content"), list):
-            _look_at(message["content"], f"messages[{place}].content", heard, place == last)
-    return heard
+            _inspect_parts(message["content"], f"messages[{place}].content", facts, place == last)
+    return facts
 
 
-def has_pictures(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether answering takes longer than a moment."""
+def has_images(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a message has an image, which takes time to decode."""
     return any(
         part.get("type") == "image_url"
         for message in messages
@@ -147,105 +150,113 @@ def has_pictures(messages: Sequence[Mapping[str, Any]]) -> bool:
     )
 
 
-def _look_at(parts: Sequence[Mapping[str, Any]], where: str, heard: Heard, current: bool) -> None:
+def _inspect_parts(
+    parts: Sequence[Mapping[str, Any]], where: str, facts: ConversationFacts, is_last_user_message: bool
+) -> None:
     for place, part in enumerate(parts):
         if part["type"] == "image_url":
             url = part["image_url"]["url"]
-            sight = look(url, part.get("where") or f"{where}[{place}].image_url.url")
-            if not current:
+            image = inspect_image(url, part.get("where") or f"{where}[{place}].image_url.url")
+            if not is_last_user_message:
                 continue
-            heard.sights.append(f"an image at {url[:200]} that was not fetched" if sight is None else sight.words())
-            if sight is not None:
-                heard.facts = {**sight.facts(), **heard.facts}
-        elif part["type"] == "input_audio" and current:
-            heard.sights.append(f"a {part['input_audio']['format']} clip that was not listened to")
-        elif part["type"] == "file" and current:
-            heard.sights.append(f"a file {part['file'].get('filename', '')} that was not read".replace("  ", " "))
+            facts.image_descriptions.append(
+                f"an image at {url[:200]} that was not fetched" if image is None else image.description()
+            )
+            if image is not None:
+                facts.image_values = {**image.values(), **facts.image_values}
+        elif part["type"] == "input_audio" and is_last_user_message:
+            facts.image_descriptions.append(f"a {part['input_audio']['format']} clip that was not listened to")
+        elif part["type"] == "file" and is_last_user_message:
+            facts.image_descriptions.append(
+                f"a file {part['file'].get('filename', '')} that was not read".replace("  ", " ")
+            )
 
 
-def answer(asked: Asked, heard: Heard, choice: int = 0) -> Answer:
-    """One choice; the same for the same request."""
-    if REFUSE in heard.user:
-        return Answer(None, finish="content_filter")
-    tools = _tools_to_call(asked, heard)
+def answer(request: AnswerRequest, facts: ConversationFacts, choice: int = 0) -> Answer:
+    """The emulator's answer; equal requests and choices give equal answers."""
+    if REFUSAL_TRIGGER in facts.user:
+        return Answer(None, finish_reason="content_filter")
+    tools = _tools_to_call(request, facts)
     if tools:
-        calls = tuple(_calls(asked, heard, tools, choice))
-        tokens = sum(count_tokens(f"{call.name}{call.arguments}", asked.model) + 8 for call in calls)
+        calls = tuple(_calls(request, facts, tools, choice))
+        tokens = sum(count_tokens(f"{call.name}{call.arguments}", request.model) + 8 for call in calls)
         return Answer(None, calls, "tool_calls", tokens)
-    return _cut(_text(asked, heard, choice), asked)
+    return _truncated(_answer_text(request, facts, choice), request)
 
 
-def _tools_to_call(asked: Asked, heard: Heard) -> list[Tool]:
-    if asked.named is not None:
-        return [tool for tool in asked.tools if tool.name == asked.named]
-    if asked.choice == "none" or not asked.tools or (asked.choice == "auto" and not heard.from_user):
+def _tools_to_call(request: AnswerRequest, facts: ConversationFacts) -> list[Tool]:
+    if request.forced_tool is not None:
+        return [tool for tool in request.tools if tool.name == request.forced_tool]
+    if request.tool_choice == "none" or not request.tools or (request.tool_choice == "auto" and not facts.is_from_user):
         return []
-    scores = most_alike([tool.about for tool in asked.tools], heard.user)
+    scores = overlaps([tool.description for tool in request.tools], facts.user)
     best = max(scores)
-    if not asked.parallel or best == 0:
-        return [asked.tools[scores.index(best)]]
-    # A tool of which only a common word is mentioned is not meant.
-    return [tool for tool, score in zip(asked.tools, scores, strict=True) if score * 2 > best][:MOST_CALLS]
+    if not request.allows_parallel_calls or best == 0:
+        return [request.tools[scores.index(best)]]
+    # A tool that shares only a common word with the message is not meant.
+    return [tool for tool, score in zip(request.tools, scores, strict=True) if score * 2 > best][:MAX_CALLS]
 
 
-def _calls(asked: Asked, heard: Heard, tools: Sequence[Tool], choice: int) -> list[ToolCall]:
-    times = 1
-    if len(tools) == 1 and asked.parallel and asked.named is None:
-        times = max(1, min(MOST_CALLS, len(names(heard.user))))
+def _calls(request: AnswerRequest, facts: ConversationFacts, tools: Sequence[Tool], choice: int) -> list[ToolCall]:
+    count = 1
+    if len(tools) == 1 and request.allows_parallel_calls and request.forced_tool is None:
+        count = max(1, min(MAX_CALLS, len(proper_names(facts.user))))
     calls: list[ToolCall] = []
-    for place, tool in enumerate(tool for tool in tools for _ in range(times)):
-        again = place if times > 1 else 0
+    for place, tool in enumerate(tool for tool in tools for _ in range(count)):
+        repetition = place if count > 1 else 0
         if tool.schema is None:
-            arguments = heard.subject
+            arguments = facts.subject
         else:
-            filler = Filler(tool.schema.whole, heard.subject, asked.digest, choice + again, heard.facts)
+            filler = Filler(
+                tool.schema.document, facts.subject, request.digest, choice + repetition, facts.image_values
+            )
             arguments = orjson.dumps(filler.value()).decode()
         if not any(call.name == tool.name and call.arguments == arguments for call in calls):
-            ident = id_of("call_", asked.digest.hex(), choice, place)
-            calls.append(ToolCall(ident, tool.name, arguments, tool.schema is None))
+            call_id = derived_id("call_", request.digest.hex(), choice, place)
+            calls.append(ToolCall(call_id, tool.name, arguments, tool.schema is None))
     return calls
 
 
-def _text(asked: Asked, heard: Heard, choice: int) -> str:
-    if asked.schema is not None:
-        return _fitting(asked.schema, asked, heard, choice)
-    if asked.json_object or "JSON Schema" in heard.prompt:
-        schema = _schema_in(heard.prompt)
+def _answer_text(request: AnswerRequest, facts: ConversationFacts, choice: int) -> str:
+    if request.schema is not None:
+        return _structured_text(request.schema, request, facts, choice)
+    if request.json_object or "JSON Schema" in facts.prompt:
+        schema = _schema_in_prompt(facts.prompt)
         if schema is not None:
-            return _filled(schema, asked, heard, choice)[1]
-    subject = heard.subject
-    if asks_for_sentiment(heard.prompt) and not heard.results:
+            return _filled(schema, request, facts, choice)[1]
+    subject = facts.subject
+    if asks_for_sentiment(facts.prompt) and not facts.tool_results:
         score = compound(subject)
         label = "positive" if score > 0 else "negative"
-        return f'{{"sentiment":"{label}","confidence":{strength(score)}}}' if asked.json_object else label
-    said = _summary(subject, choice, heard)
-    return orjson.dumps({"answer": said}).decode() if asked.json_object else said
+        return f'{{"sentiment":"{label}","confidence":{strength(score)}}}' if request.json_object else label
+    summary = _summary(subject, choice, facts)
+    return orjson.dumps({"answer": summary}).decode() if request.json_object else summary
 
 
-def _fitting(schema: Schema, asked: Asked, heard: Heard, choice: int) -> str:
-    value, written = _filled(schema.whole, asked, heard, choice)
-    if asked.must_fit and not schema.validator.is_valid(value):
+def _structured_text(schema: CompiledSchema, request: AnswerRequest, facts: ConversationFacts, choice: int) -> str:
+    value, text = _filled(schema.document, request, facts, choice)
+    if request.is_strict and not schema.validator.is_valid(value):
         problem = next(iter(schema.validator.iter_errors(value)))
         raise refuse(
             "response_format",
             f"The local provider found no value that fits this schema: {str(problem.message)[:200]}",
             "invalid_json_schema",
         )
-    return written
+    return text
 
 
-def _filled(schema: Any, asked: Asked, heard: Heard, choice: int) -> tuple[Any, str]:
-    """(value, its JSON): with shorter texts where longer ones would not fit the limit of tokens."""
-    for longest in (200, 40, 10):
-        value = Filler(schema, heard.subject, asked.digest, choice, heard.facts, longest).value()
-        written = orjson.dumps(value).decode()
-        if asked.limit is None or count_tokens(written, asked.model) <= asked.limit:
+def _filled(schema: Any, request: AnswerRequest, facts: ConversationFacts, choice: int) -> tuple[Any, str]:
+    """(value, its JSON), with shorter strings if longer ones exceed `max_tokens`."""
+    for max_characters in (200, 40, 10):
+        value = Filler(schema, facts.subject, request.digest, choice, facts.image_values, max_characters).value()
+        text = orjson.dumps(value).decode()
+        if request.max_tokens is None or count_tokens(text, request.model) <= request.max_tokens:
             break
-    return value, written
+    return value, text
 
 
-def _schema_in(prompt: str) -> Any:
-    """The JSON Schema that is written in a prompt; None where there is none."""
+def _schema_in_prompt(prompt: str) -> Any:
+    """The JSON Schema in a prompt; None if it has none."""
     for match in _SCHEMA_HEAD.finditer(prompt):
         try:
             found, _ = json.JSONDecoder().raw_decode(prompt, match.start())
@@ -256,38 +267,38 @@ def _schema_in(prompt: str) -> Any:
     return None
 
 
-def _summary(subject: str, choice: int, heard: Heard) -> str:
-    """The first sentences, from the second one on for the second choice, and so on."""
-    if heard.sights and not heard.results:
-        return f"{MARK}I see {', and '.join(heard.sights)}."
+def _summary(subject: str, choice: int, facts: ConversationFacts) -> str:
+    """The first sentences; the second choice begins with the second sentence, and so on."""
+    if facts.image_descriptions and not facts.tool_results:
+        return f"{TEXT_MARK}I see {', and '.join(facts.image_descriptions)}."
     found = sentences(subject)
     if not found:
-        return f"{MARK}There is nothing to answer."
+        return f"{TEXT_MARK}There is nothing to answer."
     start = choice % len(found)
-    said = found[start]
+    text = found[start]
     for sentence in found[start + 1 :]:
-        if len(said) + len(sentence) > LONGEST // 2:
+        if len(text) + len(sentence) > MAX_TEXT_CHARACTERS // 2:
             break
-        said = f"{said} {sentence}"
-    return MARK + (said if len(said) <= LONGEST else said[:LONGEST].rsplit(" ", 1)[0])
+        text = f"{text} {sentence}"
+    return TEXT_MARK + (text if len(text) <= MAX_TEXT_CHARACTERS else text[:MAX_TEXT_CHARACTERS].rsplit(" ", 1)[0])
 
 
-def _cut(text: str, asked: Asked) -> Answer:
-    """The text up to a stop or to the limit of tokens, whichever comes first."""
-    ends = [place for stop in asked.stops if stop and (place := text.find(stop)) >= 0]
+def _truncated(text: str, request: AnswerRequest) -> Answer:
+    """The text up to a stop sequence or `max_tokens`, whichever comes first."""
+    ends = [place for stop in request.stops if stop and (place := text.find(stop)) >= 0]
     if ends:
         text = text[: min(ends)]
-    tokens = count_tokens(text, asked.model)
-    if asked.limit is None or tokens <= asked.limit:
+    tokens = count_tokens(text, request.model)
+    if request.max_tokens is None or tokens <= request.max_tokens:
         return Answer(text, tokens=tokens)
     kept, used = "", 0
-    for piece, count in token_pieces(text, asked.model):
-        if used + count > asked.limit:
+    for piece, count in token_pieces(text, request.model):
+        if used + count > request.max_tokens:
             break
         kept, used = kept + piece, used + count
-    return Answer(kept, finish="length", tokens=used)
+    return Answer(kept, finish_reason="length", tokens=used)
 
 
 def digest_of_request(body: Mapping[str, Any], ignored: frozenset[str]) -> bytes:
-    """Of all parameters that an answer depends on."""
+    """The digest of all parameters that the answer depends on."""
     return digest_of({name: value for name, value in body.items() if name not in ignored})

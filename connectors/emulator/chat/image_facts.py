@@ -1,4 +1,4 @@
-"""What is true of a picture in a request: its format, its size, its dominant colour."""
+"""Facts about an image in a request: format, size, dominant colour."""
 
 import binascii
 import io
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from connectors.emulator.validation import refuse
 
-LARGEST = 20 * 1024 * 1024
-"""Bytes of one picture."""
+MAX_IMAGE_BYTES = 20 * 1024 * 1024
+"""Maximum size of one image."""
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
 
 _COLOURS: dict[str, tuple[int, int, int]] = {
@@ -30,20 +30,20 @@ _COLOURS: dict[str, tuple[int, int, int]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """One picture."""
+class ImageFacts:
+    """Facts about one image."""
 
     format: str
     width: int
     height: int
     colour: str
 
-    def words(self) -> str:
-        """In a sentence."""
+    def description(self) -> str:
+        """The facts as part of a sentence."""
         return f"a {self.format} image of {self.width} x {self.height} pixels, mostly {self.colour}"
 
-    def facts(self) -> dict[str, str | int]:
-        """By the names that a schema may give them."""
+    def values(self) -> dict[str, str | int]:
+        """The facts by the names that a schema may use."""
         colours = ("color", "colour", "dominant_color", "dominant_colour", "main_color", "main_colour")
         return {
             "format": self.format,
@@ -53,8 +53,8 @@ class Sight:
         }
 
 
-def look(url: str, where: str) -> Sight | None:
-    """What a data URL shows; None for http(s) URLs, which are not fetched; ApiError 400 for what is no picture."""
+def inspect_image(url: str, where: str) -> ImageFacts | None:
+    """Decode the image of a data URL; None for http(s) URLs, which are not fetched; ApiError 400 for a bad image."""
     if url.startswith(("http://", "https://")):
         return None
     head, comma, body = url.partition(",")
@@ -68,20 +68,20 @@ def look(url: str, where: str) -> Sight | None:
         data = b64decode(body, validate=True)
     except binascii.Error as exc:
         raise refuse(where, f"Invalid '{where}': the base64 of this data URL cannot be read.", "invalid_image") from exc
-    if len(data) > LARGEST:
+    if len(data) > MAX_IMAGE_BYTES:
         raise refuse(where, f"Invalid '{where}': this image is larger than 20 MB.", "image_too_large")
-    return _seen(data, where)
+    return _decode_facts(data, where)
 
 
-def _seen(data: bytes, where: str) -> Sight:
+def _decode_facts(data: bytes, where: str) -> ImageFacts:
     from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
-                form, (width, height) = image.format or "", image.size
-                if form not in FORMATS:
+                image_format, (width, height) = image.format or "", image.size
+                if image_format not in FORMATS:
                     raise refuse(
                         where,
                         "You uploaded an unsupported image. Please make sure your image has one of the following "
@@ -98,14 +98,16 @@ def _seen(data: bytes, where: str) -> Sight:
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as exc:
-        raise refuse(where, f"Invalid '{where}': this is no image that can be read.", "invalid_image") from exc
+        raise refuse(where, f"Invalid '{where}': this is not a readable image.", "invalid_image") from exc
     raw = small.tobytes()
-    seen = Counter(_name(*raw[at : at + 3]) for at in range(0, len(raw), 4) if raw[at + 3] >= 128)
-    return Sight(form, width, height, seen.most_common(1)[0][0] if seen else "transparent")
+    pixels = Counter(_colour_name(*raw[at : at + 3]) for at in range(0, len(raw), 4) if raw[at + 3] >= 128)
+    return ImageFacts(image_format, width, height, pixels.most_common(1)[0][0] if pixels else "transparent")
 
 
-def _name(red: int, green: int, blue: int) -> str:
+def _colour_name(red: int, green: int, blue: int) -> str:
     return min(
         _COLOURS,
-        key=lambda name: sum((one - two) ** 2 for one, two in zip(_COLOURS[name], (red, green, blue), strict=True)),
+        key=lambda name: sum(
+            (first - second) ** 2 for first, second in zip(_COLOURS[name], (red, green, blue), strict=True)
+        ),
     )

@@ -1,4 +1,4 @@
-"""The languages that transcription takes, and which one a text is probably in."""
+"""Languages of transcription, and a guess of the language of a text."""
 
 from connectors.emulator.validation import refuse
 
@@ -17,7 +17,7 @@ _LISTED = (
 )
 
 NAMES = dict(pair.split(":") for pair in _LISTED.split())
-"""ISO 639-1 code (three letters where there is none of two) -> name in English, as verbose_json tells it."""
+"""ISO 639-1 code (three letters if there is no two-letter code) -> English name, as in verbose_json."""
 
 _SCRIPTS = (
     ("\u3040", "\u30ff", "ja"),
@@ -30,11 +30,11 @@ _SCRIPTS = (
     ("\u0900", "\u097f", "hi"),
     ("\u0e00", "\u0e7f", "th"),
 )
-"""First and last character of a script and the code of its most spoken language."""
+"""(first character, last character, code of the most spoken language) of a script."""
 
 
 def check_language(value: str, where: str) -> str:
-    """The code; ApiError if it is none."""
+    """The code in lower case; ApiError if it is unknown."""
     if value.lower() not in NAMES:
         message = f"Invalid language '{value}'. Language parameter must be specified in ISO-639-1 format."
         raise refuse(where, message, "invalid_language_format")
@@ -42,11 +42,11 @@ def check_language(value: str, where: str) -> str:
 
 
 def language_of(text: str) -> str:
-    """The code of the language that the script of most letters says; English for Latin ones."""
+    """The language code of the script of most letters; English for Latin letters."""
     letters = [character for character in text if character.isalpha()]
     counts = {code: sum(first <= one <= last for one in letters) for first, last, code in _SCRIPTS}
-    # Japanese is written in Chinese characters as well, but no other language in kana.
+    # Japanese also uses Chinese characters, but no other language uses kana.
     if counts["ja"]:
         counts["ja"] += counts["zh"]
-    most = max(counts, key=lambda code: counts[code])
-    return most if 2 * counts[most] > len(letters) else "en"
+    top = max(counts, key=lambda code: counts[code])
+    return top if 2 * counts[top] > len(letters) else "en"

@@ -1,4 +1,4 @@
-"""A text that matches a regular expression, for the expressions that schemas use."""
+"""Texts that match a regular expression, for the `pattern` of a JSON Schema."""
 
 import re
 import string
@@ -6,8 +6,8 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
-_SHORT = 32
-"""Of an unbounded repetition, at most so many more than it must have."""
+_UNBOUNDED_REPETITIONS = 32
+"""A repetition with at least this maximum counts as unbounded and gets its minimum."""
 
 _CATEGORIES = {
     "CATEGORY_DIGIT": string.digits,
@@ -20,57 +20,61 @@ _CATEGORIES = {
 
 
 @lru_cache(maxsize=1024)
-def text_that_matches(pattern: str, number: int) -> str:
-    """A text that the pattern finds a match in, the same for the same number; empty for what cannot be read."""
+def matching_text(pattern: str, number: int) -> str:
+    """A text in which the pattern matches, equal for equal numbers; empty for an invalid pattern."""
     try:
         parsed = import_module("re._parser").parse(pattern)
     except re.error:
         return ""
-    return "".join(_made(one, number + place) for place, one in enumerate(parsed))
+    return "".join(_text_of_node(node, number + place) for place, node in enumerate(parsed))
 
 
-def _made(one: Any, number: int) -> str:
-    operation, about = str(one[0]), one[1]
+def _text_of_node(node: Any, number: int) -> str:
+    operation, argument = str(node[0]), node[1]
     match operation:
         case "LITERAL":
-            return chr(about)
+            return chr(argument)
         case "NOT_LITERAL":
-            return "b" if about == ord("a") else "a"
+            return "b" if argument == ord("a") else "a"
         case "ANY":
             return "a"
         case "IN":
-            return _from_set(about, number)
+            return _character_of_set(argument, number)
         case "BRANCH":
-            ways = about[1]
-            return _all(ways[number % len(ways)], number)
+            branches = argument[1]
+            return _text_of_nodes(branches[number % len(branches)], number)
         case "SUBPATTERN":
-            return _all(about[3], number)
+            return _text_of_nodes(argument[3], number)
         case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT":
-            least, most, inner = about
-            times = max(int(least), min(int(most), 1)) if int(most) < _SHORT else max(int(least), 1)
-            return "".join(_all(inner, number + place * 7) for place in range(times))
+            minimum, maximum, inner = argument
+            count = (
+                max(int(minimum), min(int(maximum), 1))
+                if int(maximum) < _UNBOUNDED_REPETITIONS
+                else max(int(minimum), 1)
+            )
+            return "".join(_text_of_nodes(inner, number + place * 7) for place in range(count))
         case _:
-            # Anchors stand for no text; what looks ahead or back is left to chance.
+            # Anchors match no text; lookarounds are ignored.
             return ""
 
 
-def _all(parts: Any, number: int) -> str:
-    return "".join(_made(one, number + place) for place, one in enumerate(parts))
+def _text_of_nodes(nodes: Any, number: int) -> str:
+    return "".join(_text_of_node(node, number + place) for place, node in enumerate(nodes))
 
 
-def _from_set(parts: Any, number: int) -> str:
-    kinds = [str(kind) for kind, _ in parts]
+def _character_of_set(nodes: Any, number: int) -> str:
+    kinds = [str(kind) for kind, _ in nodes]
     if "NEGATE" in kinds:
-        banned = "".join(_members(part) for part in parts)
+        banned = "".join(_set_members(node) for node in nodes)
         return next(letter for letter in string.ascii_lowercase + string.printable if letter not in banned)
-    letters = "".join(_members(part) for part in parts)
+    letters = "".join(_set_members(node) for node in nodes)
     return letters[number % len(letters)]
 
 
-def _members(part: Any) -> str:
-    kind, about = str(part[0]), part[1]
+def _set_members(node: Any) -> str:
+    kind, argument = str(node[0]), node[1]
     if kind == "LITERAL":
-        return chr(about)
+        return chr(argument)
     if kind == "RANGE":
-        return "".join(chr(code) for code in range(about[0], min(about[1], about[0] + 256) + 1))
-    return _CATEGORIES.get(str(about), "") if kind == "CATEGORY" else ""
+        return "".join(chr(code) for code in range(argument[0], min(argument[1], argument[0] + 256) + 1))
+    return _CATEGORIES.get(str(argument), "") if kind == "CATEGORY" else ""

@@ -97,7 +97,7 @@ def check_json_word(body: Mapping[str, Any]) -> None:
     form = body.get("response_format")
     if form is None or form["type"] != "json_object":
         return
-    if not any("json" in text_of(message.get("content")).lower() for message in body["messages"]):
+    if not any("json" in content_text(message.get("content")).lower() for message in body["messages"]):
         raise refuse(
             "messages",
             "'messages' must contain the word 'json' in some form, to use 'response_format' of type 'json_object'.",
@@ -105,7 +105,7 @@ def check_json_word(body: Mapping[str, Any]) -> None:
         )
 
 
-def text_of(content: str | Sequence[Mapping[str, Any]] | None) -> str:
+def content_text(content: str | Sequence[Mapping[str, Any]] | None) -> str:
     """The text of a message's content, its parts joined."""
     if content is None or isinstance(content, str):
         return content or ""

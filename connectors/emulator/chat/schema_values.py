@@ -5,18 +5,29 @@ from math import ceil, floor
 from typing import Any
 
 from connectors.emulator.api import digest_of
-from connectors.emulator.chat.regex_text import text_that_matches
+from connectors.emulator.chat.regex_text import matching_text
 from connectors.emulator.chat.sentiment import asks_for_sentiment, compound, sentiment_label, strength
-from connectors.emulator.chat.text_facts import first_sentence, most_alike, names, numbers, stems_of
+from connectors.emulator.chat.text_facts import first_sentence, numbers, overlaps, proper_names, stems_of
 from connectors.emulator.validation import refuse
 
-DEEPEST = 6
+MAX_REFERENCE_DEPTH = 6
 """After so many references, one into another, the shortest way is taken, so that a schema of itself ends."""
-ENDLESS = 60
+MAX_RECURSION = 60
 """A schema that has no end then either is refused."""
-SURE = ("confidence", "score", "certainty", "probability", "strength")
-RATED = ("rating", "stars", "grade", "score", "rank")
-PLACED = ("location", "city", "place", "town", "country", "address", "destination", "name", "person", "company")
+CONFIDENCE_NAMES = ("confidence", "score", "certainty", "probability", "strength")
+RATING_NAMES = ("rating", "stars", "grade", "score", "rank")
+PROPER_NAME_FIELDS = (
+    "location",
+    "city",
+    "place",
+    "town",
+    "country",
+    "address",
+    "destination",
+    "name",
+    "person",
+    "company",
+)
 FORMATS: Mapping[str, str] = {
     "date-time": "2024-01-15T10:30:00Z",
     "date": "2024-01-15",
@@ -45,7 +56,7 @@ class Filler:
         digest: bytes,
         choice: int = 0,
         facts: Mapping[str, Any] | None = None,
-        longest: int = 200,
+        max_characters: int = 200,
     ) -> None:
         """`choice`: which of several answers to a request, or calls of a tool; `facts`: values known by name;
         `longest`: characters of a text that may be of any length."""
@@ -54,7 +65,7 @@ class Filler:
         self._digest = digest
         self._choice = choice
         self._facts = facts or {}
-        self._longest = longest
+        self._max_characters = max_characters
         self._score: float | None = None
 
     def value(self) -> Any:
@@ -63,9 +74,9 @@ class Filler:
 
     def _value(self, schema: Any, name: str, depth: int) -> Any:
         if not isinstance(schema, Mapping):
-            return None if schema is False else first_sentence(self._text, self._choice, self._longest)
+            return None if schema is False else first_sentence(self._text, self._choice, self._max_characters)
         if "$ref" in schema:
-            if depth > ENDLESS:
+            if depth > MAX_RECURSION:
                 raise refuse("schema", "Invalid schema: it refers to itself without an end.", "invalid_json_schema")
             return self._value(self._referred(schema["$ref"]), name, depth + 1)
         if "const" in schema:
@@ -106,7 +117,7 @@ class Filler:
         if isinstance(kinds, str):
             return kinds
         if isinstance(kinds, Sequence) and kinds:
-            if depth > DEEPEST and "null" in kinds:
+            if depth > MAX_REFERENCE_DEPTH and "null" in kinds:
                 return "null"
             return next((str(kind) for kind in kinds if kind != "null"), "null")
         if "properties" in schema:
@@ -115,7 +126,7 @@ class Filler:
 
     def _way(self, ways: Sequence[Any], depth: int) -> Any:
         """The first way that is not null, or, deep in a schema, the first that ends."""
-        if depth <= DEEPEST:
+        if depth <= MAX_REFERENCE_DEPTH:
             return next((way for way in ways if not (isinstance(way, Mapping) and way.get("type") == "null")), ways[0])
         ends = [way for way in ways if isinstance(way, Mapping) and way.get("type") not in (None, "object", "array")]
         return ends[0] if ends else ways[0]
@@ -141,13 +152,13 @@ class Filler:
         return {
             name: self._value(one, name, depth)
             for name, one in schema.get("properties", {}).items()
-            if name in required or depth <= DEEPEST
+            if name in required or depth <= MAX_REFERENCE_DEPTH
         }
 
     def _array(self, schema: Mapping[str, Any], name: str, depth: int) -> list[Any]:
         least = schema.get("minItems", 0)
         most = schema.get("maxItems", max(least, 2))
-        if depth > DEEPEST:
+        if depth > MAX_REFERENCE_DEPTH:
             most = least
         items = schema.get("items", {"type": "string"})
         made: list[Any] = []
@@ -180,7 +191,7 @@ class Filler:
         label = sentiment_label(values, self._text)
         if label is not None:
             return label
-        scores = most_alike([str(value) for value in values], self._text)
+        scores = overlaps([str(value) for value in values], self._text)
         best = max(scores)
         near = [value for value, score in zip(values, scores, strict=True) if score == best and value is not None]
         return near[self._drawn(name) % len(near)] if near else values[0]
@@ -200,9 +211,9 @@ class Filler:
             step = 1
         plain = name.lower()
         wanted: float | None = None
-        if least is not None and most is not None and any(word in plain for word in RATED) and most > 1:
+        if least is not None and most is not None and any(word in plain for word in RATING_NAMES) and most > 1:
             wanted = least + (most - least) * (self._feeling() + 1) / 2
-        elif any(word in plain for word in SURE):
+        elif any(word in plain for word in CONFIDENCE_NAMES):
             wanted = strength(self._feeling())
         elif "sentiment" in plain or "polarity" in plain:
             wanted = self._feeling()
@@ -220,15 +231,17 @@ class Filler:
 
     def _string(self, schema: Mapping[str, Any], name: str) -> str:
         if (pattern := schema.get("pattern")) is not None:
-            return text_that_matches(pattern, self._drawn(name))
+            return matching_text(pattern, self._drawn(name))
         if (form := str(schema.get("format"))) in FORMATS:
             return FORMATS[form]
         if asks_for_sentiment(str(schema.get("description", ""))):
             return "positive" if self._feeling() > 0 else "negative"
-        longest = min(schema.get("maxLength", self._longest), self._longest)
-        said = names(self._text) if any(word in name.lower() for word in PLACED) else []
-        text = said[self._choice % len(said)] if said else first_sentence(self._text, self._choice, max(longest, 1))
-        text = text[:longest]
+        max_characters = min(schema.get("maxLength", self._max_characters), self._max_characters)
+        said = proper_names(self._text) if any(word in name.lower() for word in PROPER_NAME_FIELDS) else []
+        text = (
+            said[self._choice % len(said)] if said else first_sentence(self._text, self._choice, max(max_characters, 1))
+        )
+        text = text[:max_characters]
         return text.ljust(schema.get("minLength", 0), ".")
 
     def _feeling(self) -> float:

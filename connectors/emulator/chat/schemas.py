@@ -1,4 +1,4 @@
-"""JSON Schemas as requests bring them: checked once, by the rules of strict mode where it is asked for."""
+"""JSON Schemas of requests: compiled once, and checked by the rules of strict mode if the request sets it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,48 +13,48 @@ from connectors.emulator.validation import refuse
 UNSUPPORTED = frozenset(
     {"allOf", "not", "dependentRequired", "dependentSchemas", "if", "then", "else", "patternProperties"}
 )
-"""Keywords that strict mode refuses."""
+"""Keywords that strict mode rejects."""
 
 
 @dataclass(frozen=True, slots=True)
-class Schema:
-    """One schema, and what is wrong with it."""
+class CompiledSchema:
+    """A schema with its validator, or the reason why it is invalid."""
 
-    whole: Any
+    document: Any
     problem: str | None
-    """In the API's words; None: nothing."""
+    """In the API's wording; None for a valid schema."""
     validator: Any
-    """jsonschema_rs's; None where there is a problem."""
+    """The validator of jsonschema_rs; None for an invalid schema."""
 
 
-def schema_of(schema: Any, name: str, strict: bool, where: str) -> Schema:
-    """The schema, known again when it comes again; ApiError 400 at `where` for one that will not do."""
-    found = _read(orjson.dumps(schema), strict)
+def compile_schema(schema: Any, name: str, strict: bool, where: str) -> CompiledSchema:
+    """The compiled schema, cached by content; ApiError 400 with the param `where` for an invalid one."""
+    found = _compile(orjson.dumps(schema), strict)
     if found.problem is not None:
         raise refuse(where, f"Invalid schema for {name}: {found.problem}", "invalid_json_schema")
     return found
 
 
 @lru_cache(maxsize=512)
-def _read(written: bytes, strict: bool) -> Schema:
-    whole = orjson.loads(written)
-    problem = next(_strict_problems(whole), None) if strict else None
+def _compile(json: bytes, strict: bool) -> CompiledSchema:
+    document = orjson.loads(json)
+    problem = next(_strict_problems(document), None) if strict else None
     if problem is None:
         try:
-            return Schema(whole, None, jsonschema_rs.validator_for(whole, retriever=_fetch_nothing))
+            return CompiledSchema(document, None, jsonschema_rs.validator_for(document, retriever=_refuse_to_fetch))
         except (ValueError, jsonschema_rs.ValidationError) as exc:
             problem = " ".join(str(exc).split())[:300]
-    return Schema(whole, problem, None)
+    return CompiledSchema(document, problem, None)
 
 
-def _fetch_nothing(uri: str) -> Any:
+def _refuse_to_fetch(uri: str) -> Any:
     raise ValueError(f"{uri} is not fetched")
 
 
 def _strict_problems(root: Any) -> Iterator[str]:
     if not isinstance(root, dict) or root.get("type") != "object":
-        kind = root.get("type") if isinstance(root, dict) else root
-        yield f"schema must be a JSON Schema of 'type: \"object\"', got 'type: {orjson.dumps(kind).decode()}'."
+        type_name = root.get("type") if isinstance(root, dict) else root
+        yield f"schema must be a JSON Schema of 'type: \"object\"', got 'type: {orjson.dumps(type_name).decode()}'."
         return
     if "anyOf" in root:
         yield "schema must have type 'object' and not have 'anyOf' at the top level."
@@ -65,10 +65,10 @@ def _problems(schema: Any, path: tuple[str, ...]) -> Iterator[str]:
     if not isinstance(schema, dict):
         return
     here = f"In context={path!r}"
-    for word in sorted(UNSUPPORTED & schema.keys()):
-        yield f"{here}, '{word}' is not permitted."
-    kinds = schema.get("type")
-    if kinds == "object" or (isinstance(kinds, list) and "object" in kinds):
+    for keyword in sorted(UNSUPPORTED & schema.keys()):
+        yield f"{here}, '{keyword}' is not permitted."
+    types = schema.get("type")
+    if types == "object" or (isinstance(types, list) and "object" in types):
         properties = schema.get("properties", {})
         if schema.get("additionalProperties") is not False:
             yield f"{here}, 'additionalProperties' is required to be supplied and to be false."
@@ -82,7 +82,7 @@ def _problems(schema: Any, path: tuple[str, ...]) -> Iterator[str]:
         for name in required:
             if name not in properties:
                 yield f"{here}, Extra required key '{name}' supplied."
-    if kinds == "array" and "items" not in schema:
+    if types == "array" and "items" not in schema:
         yield f"{here}, array schema missing items."
     for name, one in schema.get("properties", {}).items():
         yield from _problems(one, (*path, "properties", name))
@@ -90,6 +90,6 @@ def _problems(schema: Any, path: tuple[str, ...]) -> Iterator[str]:
         yield from _problems(schema["items"], (*path, "items"))
     for place, one in enumerate(schema.get("anyOf", ())):
         yield from _problems(one, (*path, "anyOf", str(place)))
-    for word in ("$defs", "definitions"):
-        for name, one in schema.get(word, {}).items():
-            yield from _problems(one, (*path, word, name))
+    for keyword in ("$defs", "definitions"):
+        for name, one in schema.get(keyword, {}).items():
+            yield from _problems(one, (*path, keyword, name))

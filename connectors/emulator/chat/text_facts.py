@@ -4,33 +4,33 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
-LONGEST = 20_000
+MAX_CHARACTERS = 20_000
 """Characters that are looked at."""
 
 _SENTENCE = re.compile(r"[^\s.!?。!?][^.!?。!?\n]*(?:[.!?](?=\S)[^.!?。!?\n]*)*[.!?。!?]*")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:[.,]\d{3})*(?:\.\d+)?(?![\w])")
 _NAME = re.compile(r"(?:[A-Z][\w’'-]+)(?:,? (?:[A-Z]{2}\b|[A-Z][\w’'-]+))*")
-_PLAIN_WORDS = (
+_STOP_WORD_LIST = (
     "a an and are at be by can did do does for from get give had has have how i if in is it its list me my of on or our"
     " please s show tell that the their them there this to was we were what when where which who why will with would"
     " you your could should make find compare write create generate describe summarize translate call use let search"
     " also then here about analyze explain hello hi hey yes no not but so one"
 )
-_PLAIN = frozenset(_PLAIN_WORDS.split())
+_STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
 """Words that say nothing of a subject, nor are names at the beginning of a sentence."""
 
 
 def subject_of(text: str) -> str:
     """What a prompt is about: the text without a short paragraph before it that says what to do."""
-    text = text[:LONGEST].strip()
+    text = text[:MAX_CHARACTERS].strip()
     first, gap, rest = text.partition("\n\n")
     return rest.strip() if gap and len(first) <= 300 and rest.strip() else text
 
 
 def sentences(text: str) -> list[str]:
     """In order, without the white space around them."""
-    found = (" ".join(match.group().split()) for match in _SENTENCE.finditer(text[:LONGEST]))
+    found = (" ".join(match.group().split()) for match in _SENTENCE.finditer(text[:MAX_CHARACTERS]))
     return [sentence for sentence in found if sentence]
 
 
@@ -43,18 +43,18 @@ def first_sentence(text: str, place: int = 0, longest: int = 200) -> str:
     return sentence[:longest].rsplit(" ", 1)[0]
 
 
-def names(text: str) -> list[str]:
+def proper_names(text: str) -> list[str]:
     """What is written with capitals and is no usual first word: `Boston`, `New York`."""
     found: dict[str, None] = {}
     unsure: dict[str, None] = {}
     end = 0
-    for match in _NAME.finditer(text[:LONGEST]):
+    for match in _NAME.finditer(text[:MAX_CHARACTERS]):
         name = match.group()
         before = text[end : match.start()].rstrip()
         starts = (end == 0 and not before) or before.endswith((".", "!", "?", ":"))
         end = match.end()
         first, _, rest = name.partition(" ")
-        if first.lower().rstrip(",") in _PLAIN or "'" in first or "’" in first:
+        if first.lower().rstrip(",") in _STOP_WORDS or "'" in first or "’" in first:
             name, starts = rest, False
         if len(name) > 1:
             (unsure if starts and " " not in name else found)[name] = None
@@ -64,7 +64,7 @@ def names(text: str) -> list[str]:
 
 def numbers(text: str) -> list[float]:
     """Every number in it; `1,000` is a thousand."""
-    return [float(match.replace(",", "")) for match in _NUMBER.findall(text[:LONGEST])]
+    return [float(match.replace(",", "")) for match in _NUMBER.findall(text[:MAX_CHARACTERS])]
 
 
 def overlap(phrase: str, stems: frozenset[str]) -> int:
@@ -72,7 +72,7 @@ def overlap(phrase: str, stems: frozenset[str]) -> int:
     return len(stems_of(phrase) & stems)
 
 
-def most_alike(phrases: Iterable[str], text: str) -> list[int]:
+def overlaps(phrases: Iterable[str], text: str) -> list[int]:
     """The overlap of each phrase with a text."""
     stems = stems_of(text)
     return [overlap(phrase, stems) for phrase in phrases]
@@ -81,8 +81,8 @@ def most_alike(phrases: Iterable[str], text: str) -> list[int]:
 @lru_cache(maxsize=2048)
 def stems_of(text: str) -> frozenset[str]:
     """The words of a text that say something, cut so that `booking` and `books` meet."""
-    words = (word.lower() for word in _WORD.findall(text[:LONGEST].replace("_", " ")))
-    return frozenset(_stem(word) for word in words if word not in _PLAIN)
+    words = (word.lower() for word in _WORD.findall(text[:MAX_CHARACTERS].replace("_", " ")))
+    return frozenset(_stem(word) for word in words if word not in _STOP_WORDS)
 
 
 def _stem(word: str) -> str:

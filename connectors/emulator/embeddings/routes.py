@@ -10,30 +10,30 @@ from aiohttp import web
 
 from connectors.emulator.api import ApiError, Incoming, Route
 from connectors.emulator.api_schemas import ANY, NON_EMPTY, integer, request_schema
-from connectors.emulator.embeddings.vectors import NATURAL, vectors
-from connectors.emulator.rate_limits import USED
+from connectors.emulator.embeddings.vectors import MODEL_DIMENSIONS, embed_texts
+from connectors.emulator.rate_limits import USED_TOKENS
 from connectors.emulator.validation import check_body, check_model, refuse, wrong_type
 from connectors.tokens import count_many, decode_tokens
 
-SIZES: Mapping[str, int] = {
+DIMENSIONS: Mapping[str, int] = {
     "text-embedding-3-small": 1536,
     "text-embedding-3-large": 3072,
     "text-embedding-ada-002": 1536,
     "wordllama-l2-supercat-256": 256,
 }
-LARGEST = 3072
+MAX_DIMENSIONS = 3072
 """Numbers of one vector."""
-INPUTS = 2048
+MAX_INPUTS = 2048
 """Texts of one request."""
-LONGEST = 8192
+MAX_INPUT_TOKENS = 8192
 """Tokens of one text."""
-TOKENS = 300_000
+MAX_REQUEST_TOKENS = 300_000
 """Of one request."""
-FEW = 16
+MAX_INLINE_TEXTS = 16
 """So many texts are embedded before a thread for them would have begun."""
 
 REQUEST = request_schema(
-    "CreateEmbeddingRequest", {"model": NON_EMPTY, "input": ANY, "dimensions": integer(1, LARGEST)}
+    "CreateEmbeddingRequest", {"model": NON_EMPTY, "input": ANY, "dimensions": integer(1, MAX_DIMENSIONS)}
 )
 
 
@@ -42,33 +42,33 @@ async def embed(incoming: Incoming) -> web.StreamResponse:
     body = incoming.body
     check_body(body, REQUEST)
     model = check_model(body, "embeddings")
-    size = _size(model, body.get("dimensions"))
-    texts = _texts(body["input"], model)
+    size = _dimensions(model, body.get("dimensions"))
+    texts = _input_texts(body["input"], model)
     counts = count_many(texts, model)
     for place, count in enumerate(counts):
-        if count > LONGEST:
+        if count > MAX_INPUT_TOKENS:
             raise refuse(
                 f"input[{place}]" if isinstance(body["input"], list) else "input",
-                f"This model's maximum context length is {LONGEST} tokens, however you requested {count} tokens. "
+                f"This model's maximum context length is {MAX_INPUT_TOKENS} tokens, however you requested {count} tokens. "
                 "Please reduce your input.",
                 "context_length_exceeded",
             )
     used = sum(counts)
-    if used > TOKENS:
+    if used > MAX_REQUEST_TOKENS:
         raise refuse(
             "input",
-            f"Requested {used} tokens, max {TOKENS} tokens per request.",
+            f"Requested {used} tokens, max {MAX_REQUEST_TOKENS} tokens per request.",
             "max_tokens_per_request",
         )
-    if len(texts) <= FEW:
-        found = vectors(texts, size)
+    if len(texts) <= MAX_INLINE_TEXTS:
+        found = embed_texts(texts, size)
     else:
-        found = await asyncio.to_thread(vectors, texts, size)
+        found = await asyncio.to_thread(embed_texts, texts, size)
     if body.get("encoding_format", "float") == "base64":
         written = [base64.b64encode(row.tobytes()).decode() for row in found]
     else:
         written = list(found)
-    incoming.request[USED] = used
+    incoming.request[USED_TOKENS] = used
     answer = {
         "object": "list",
         "data": [{"object": "embedding", "index": place, "embedding": row} for place, row in enumerate(written)],
@@ -78,10 +78,10 @@ async def embed(incoming: Incoming) -> web.StreamResponse:
     return web.Response(body=orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), content_type="application/json")
 
 
-def _size(model: str, asked: int | None) -> int:
-    known = SIZES.get(model)
+def _dimensions(model: str, asked: int | None) -> int:
+    known = DIMENSIONS.get(model)
     if asked is None:
-        return known or NATURAL
+        return known or MODEL_DIMENSIONS
     if model == "text-embedding-ada-002":
         raise ApiError(400, "This model does not support specifying dimensions.", param="dimensions")
     if known is not None and asked > known:
@@ -93,7 +93,7 @@ def _size(model: str, asked: int | None) -> int:
     return asked
 
 
-def _texts(given: Any, model: str) -> list[str]:
+def _input_texts(given: Any, model: str) -> list[str]:
     """The inputs as texts; token ids are read as the model's."""
     if isinstance(given, str):
         given = [given]
@@ -103,17 +103,17 @@ def _texts(given: Any, model: str) -> list[str]:
         raise refuse("input", "Invalid 'input': empty array. Expected at least one input.", "empty_array")
     if all(type(one) is int for one in given):
         given = [given]
-    if len(given) > INPUTS:
+    if len(given) > MAX_INPUTS:
         raise refuse(
             "input",
-            f"Invalid 'input': array too long. Expected an array with maximum length {INPUTS}, but got an array with "
+            f"Invalid 'input': array too long. Expected an array with maximum length {MAX_INPUTS}, but got an array with "
             f"length {len(given)} instead.",
             "array_above_max_length",
         )
-    return [_text(one, f"input[{place}]", model) for place, one in enumerate(given)]
+    return [_input_text(one, f"input[{place}]", model) for place, one in enumerate(given)]
 
 
-def _text(one: Any, where: str, model: str) -> str:
+def _input_text(one: Any, where: str, model: str) -> str:
     if isinstance(one, str):
         if not one:
             raise refuse(where, f"Invalid '{where}': input cannot be an empty string.", "empty_string")

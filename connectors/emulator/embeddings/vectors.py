@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
     Vectors = NDArray[np.float32]
 
-NATURAL = 256
+MODEL_DIMENSIONS = 256
 """Length of the model's own vectors."""
 
 _WORD = re.compile(r"\w+")
 
 
-def vectors(texts: Sequence[str], size: int) -> "Vectors":
+def embed_texts(texts: Sequence[str], size: int) -> "Vectors":
     """One unit vector of `size` float32 a text, a row each; the angle between two does not depend on a size of n x 256.
 
     Longer vectors repeat the model's own, shorter ones are its beginning (it is trained so that this serves), hence
@@ -30,7 +30,7 @@ def vectors(texts: Sequence[str], size: int) -> "Vectors":
 
     model = _model()
     own = _bags(texts) if model is None else _pooled(model, texts)
-    sized = own[:, :size] if size <= NATURAL else np.tile(own, (1, -(-size // NATURAL)))[:, :size]
+    sized = own[:, :size] if size <= MODEL_DIMENSIONS else np.tile(own, (1, -(-size // MODEL_DIMENSIONS)))[:, :size]
     lengths = np.linalg.norm(sized, axis=1, keepdims=True)
     # A text of which nothing is known has no direction of its own: it gets the first one.
     sized[:, 0] += lengths[:, 0] == 0
@@ -65,7 +65,7 @@ def _pooled(model: "tuple[Any, Vectors]", texts: Sequence[str]) -> "Vectors":
     import numpy as np
 
     tokenizer, weights = model
-    found = np.zeros((len(texts), NATURAL), dtype=np.float32)
+    found = np.zeros((len(texts), MODEL_DIMENSIONS), dtype=np.float32)
     for place, encoded in enumerate(tokenizer.encode_batch(list(texts), add_special_tokens=False)):
         if encoded.ids:
             found[place] = weights[encoded.ids].mean(axis=0)
@@ -76,9 +76,9 @@ def _bags(texts: Sequence[str]) -> "Vectors":
     """Each word adds 1 or -1 at a place that its hash tells."""
     import numpy as np
 
-    found = np.zeros((len(texts), NATURAL), dtype=np.float32)
+    found = np.zeros((len(texts), MODEL_DIMENSIONS), dtype=np.float32)
     for place, text in enumerate(texts):
         for word in _WORD.findall(text.lower()):
             hashed = zlib.crc32(word.encode("utf-8", "replace"))
-            found[place, hashed % NATURAL] += 1 if hashed & 0x10000 else -1
+            found[place, hashed % MODEL_DIMENSIONS] += 1 if hashed & 0x10000 else -1
     return found

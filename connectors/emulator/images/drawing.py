@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 Size = tuple[int, int]
 """Width and height in pixels."""
 
-MOST_PIXELS = 64_000_000
+MAX_PIXELS = 64_000_000
 """Of a picture that is read."""
 
 _SHAPES = 8
 
 
-def drawn(prompt: str, size: Size, *parts: object, transparent: bool = False) -> "Image":
+def draw_picture(prompt: str, size: Size, *parts: object, transparent: bool = False) -> "Image":
     """A picture; the same prompt, size and parts give the same one. RGBA if `transparent`: only shapes and words."""
     from PIL import Image, ImageDraw, ImageFont
 
@@ -57,7 +57,7 @@ def drawn(prompt: str, size: Size, *parts: object, transparent: bool = False) ->
     return picture
 
 
-def edited(images: Sequence["Image"], mask: "Image | None", prompt: str, size: Size, *parts: object) -> "Image":
+def edit_picture(images: Sequence["Image"], mask: "Image | None", prompt: str, size: Size, *parts: object) -> "Image":
     """The first image, fitted to the size, with a new picture where the mask is transparent.
 
     Without a mask the image's own transparent area is filled; if it has none, the new picture shines through
@@ -66,7 +66,7 @@ def edited(images: Sequence["Image"], mask: "Image | None", prompt: str, size: S
     from PIL import Image
 
     base = images[0].convert("RGBA").resize(size)
-    fresh = drawn(prompt, size, *parts).convert("RGBA")
+    fresh = draw_picture(prompt, size, *parts).convert("RGBA")
     alpha = (base if mask is None else mask.convert("RGBA").resize(size, Image.Resampling.NEAREST)).getchannel("A")
     if alpha.getextrema()[0] == 255:
         result = Image.blend(base, fresh, 0.35)
@@ -79,7 +79,7 @@ def edited(images: Sequence["Image"], mask: "Image | None", prompt: str, size: S
     return result.convert("RGB")
 
 
-def varied(image: "Image", size: Size, *parts: object) -> "Image":
+def vary_picture(image: "Image", size: Size, *parts: object) -> "Image":
     """The image with its colours turned and maybe mirrored, chosen by its pixels and the parts."""
     from PIL import Image, ImageOps
 
@@ -91,7 +91,7 @@ def varied(image: "Image", size: Size, *parts: object) -> "Image":
     return ImageOps.mirror(result) if chosen[1] % 2 else result
 
 
-def coarse(picture: "Image", step: int) -> "Image":
+def preview(picture: "Image", step: int) -> "Image":
     """As a picture looks while it is made: in blocks that become smaller from step to step."""
     from PIL import Image
 
@@ -99,7 +99,7 @@ def coarse(picture: "Image", step: int) -> "Image":
     return picture.resize(blocks).resize(picture.size, Image.Resampling.NEAREST)
 
 
-def written(picture: "Image", kind: str, compression: int = 100) -> bytes:
+def encode_image(picture: "Image", kind: str, compression: int = 100) -> bytes:
     """The bytes of a file: png, jpeg or webp; `compression` as output_compression, 100 the best quality."""
     out = io.BytesIO()
     if kind == "png":
@@ -112,14 +112,14 @@ def written(picture: "Image", kind: str, compression: int = 100) -> bytes:
     return out.getvalue()
 
 
-def opened(content: bytes) -> tuple["Image", str]:
+def open_image(content: bytes) -> tuple["Image", str]:
     """(picture, its format in capitals, e.g. PNG); ValueError if it is none that can be read."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         picture = Image.open(io.BytesIO(content))
-        if picture.width * picture.height > MOST_PIXELS:
-            raise ValueError(f"it has more than {MOST_PIXELS} pixels")
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ValueError(f"it has more than {MAX_PIXELS} pixels")
         picture.load()
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as exc:
         raise ValueError(f"it is no picture that can be read ({exc})") from exc

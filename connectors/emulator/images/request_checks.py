@@ -28,7 +28,7 @@ _GPT_ONLY = "background moderation output_format output_compression stream parti
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Family:
+class ImageModelFamily:
     """Models that take the same parameters."""
 
     only: str
@@ -63,11 +63,11 @@ _GPT = {
 _GPT_SIZES = enum("auto", "1024x1024", "1536x1024", "1024x1536")
 _SMALL_SIZES = enum("256x256", "512x512", "1024x1024")
 
-DALL_E_2 = Family(
+DALL_E_2 = ImageModelFamily(
     "response_format quality",
     {"prompt": text(1000, 1), "n": integer(1, 10), "size": _SMALL_SIZES, "quality": enum("standard", "auto")},
 )
-DALL_E_3 = Family(
+DALL_E_3 = ImageModelFamily(
     "response_format quality style",
     {
         "prompt": text(4000, 1),
@@ -78,13 +78,13 @@ DALL_E_3 = Family(
     edits=False,
     revises=True,
 )
-GPT_IMAGE = Family(f"quality input_fidelity {_GPT_ONLY}", {**_GPT, "size": _GPT_SIZES}, is_gpt=True)
-GPT_IMAGE_MINI = Family(f"quality {_GPT_ONLY}", {**_GPT, "size": _GPT_SIZES}, is_gpt=True)
-GPT_IMAGE_2 = Family(f"quality input_fidelity {_GPT_ONLY}", _GPT, is_gpt=True, any_size=True)
-OTHER = Family("response_format quality style", {**_GPT, "quality": TEXT, "style": TEXT}, any_size=True)
+GPT_IMAGE = ImageModelFamily(f"quality input_fidelity {_GPT_ONLY}", {**_GPT, "size": _GPT_SIZES}, is_gpt=True)
+GPT_IMAGE_MINI = ImageModelFamily(f"quality {_GPT_ONLY}", {**_GPT, "size": _GPT_SIZES}, is_gpt=True)
+GPT_IMAGE_2 = ImageModelFamily(f"quality input_fidelity {_GPT_ONLY}", _GPT, is_gpt=True, any_size=True)
+OTHER = ImageModelFamily("response_format quality style", {**_GPT, "quality": TEXT, "style": TEXT}, any_size=True)
 """Models that are not OpenAI's."""
 
-FAMILIES: Mapping[str, Family] = {
+FAMILIES: Mapping[str, ImageModelFamily] = {
     "dall-e-2": DALL_E_2,
     "dall-e-3": DALL_E_3,
     "gpt-image-1": GPT_IMAGE,
@@ -106,14 +106,14 @@ _GPT_TOKENS: Mapping[str, tuple[int, int, int]] = {
 """Output tokens of a square, a tall and a wide picture: https://platform.openai.com/docs/guides/image-generation."""
 
 
-def check_generation(body: Mapping[str, Any], model: str) -> Family:
+def check_generation(body: Mapping[str, Any], model: str) -> ImageModelFamily:
     """The family of the model; ApiError for what it does not take."""
     family = FAMILIES.get(model, OTHER)
     _check(body, family, _generation_schema(family))
     return family
 
 
-def check_edit(body: Mapping[str, Any], model: str, *, is_json: bool) -> Family:
+def check_edit(body: Mapping[str, Any], model: str, *, is_json: bool) -> ImageModelFamily:
     """The family of the model; ApiError for what it does not take in an edit."""
     family = FAMILIES.get(model, OTHER)
     if not family.edits:
@@ -127,7 +127,7 @@ def check_edit(body: Mapping[str, Any], model: str, *, is_json: bool) -> Family:
     return family
 
 
-def _check(body: Mapping[str, Any], family: Family, schema: RequestSchema) -> None:
+def _check(body: Mapping[str, Any], family: ImageModelFamily, schema: RequestSchema) -> None:
     check_body(body, schema)
     if family.any_size and "size" in body:
         _check_size(body["size"])
@@ -135,12 +135,12 @@ def _check(body: Mapping[str, Any], family: Family, schema: RequestSchema) -> No
 
 
 @cache
-def _generation_schema(family: Family) -> RequestSchema:
+def _generation_schema(family: ImageModelFamily) -> RequestSchema:
     return family.schema("CreateImageRequest")
 
 
 @cache
-def _edit_schema(family: Family, is_json: bool) -> RequestSchema:
+def _edit_schema(family: ImageModelFamily, is_json: bool) -> RequestSchema:
     references = {"images": array(REFERENCE, minItems=1, maxItems=16), "mask": REFERENCE} if is_json else {}
     return family.schema("CreateImageEditRequest", **references)
 

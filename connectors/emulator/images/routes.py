@@ -12,45 +12,53 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from connectors.emulator.api import ApiError, Incoming, Route, State, json_answer
-from connectors.emulator.images.drawing import Size, coarse, drawn, edited, opened, varied, written
+from connectors.emulator.images.drawing import (
+    Size,
+    draw_picture,
+    edit_picture,
+    encode_image,
+    open_image,
+    preview,
+    vary_picture,
+)
 from connectors.emulator.images.request_checks import (
     DALL_E_2,
     EDIT_FORM,
     FAMILIES,
     VARIATION,
-    Family,
+    ImageModelFamily,
     check_edit,
     check_generation,
     input_image_tokens,
     output_tokens,
 )
-from connectors.emulator.parameters import files_of, form_values
-from connectors.emulator.rate_limits import USED
+from connectors.emulator.parameters import form_values, uploaded_files
+from connectors.emulator.rate_limits import USED_TOKENS
 from connectors.emulator.sse_stream import event, event_stream
-from connectors.emulator.store import content_of
+from connectors.emulator.store import file_content
 from connectors.emulator.validation import check_body, check_model, refuse
 from connectors.tokens import count_tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SMALL = 4 * 1024 * 1024
+MAX_DALL_E_2_BYTES = 4 * 1024 * 1024
 """Bytes of a picture or mask for dall-e-2."""
-LARGE = 50 * 1024 * 1024
+MAX_IMAGE_BYTES = 50 * 1024 * 1024
 """Bytes of a picture for the GPT image models."""
-KEPT = 1024
+MAX_STORED_PICTURES = 1024
 """Pictures kept for their URLs; of more, the oldest are forgotten, as the API does after an hour."""
 
 _GPT_ONLY = ("background", "moderation", "output_format", "output_compression", "stream", "partial_images")
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ImageOrder:
     """What is to be made, and how it is handed over."""
 
     name: str
     """`image_generation` or `image_edit`, as the events are called."""
-    family: Family
+    family: ImageModelFamily
     body: dict[str, Any]
     size: Size
     make: Callable[[int], "Image"]
@@ -70,7 +78,7 @@ class Order:
 
     def file(self, picture: "Image") -> bytes:
         """The picture as a file."""
-        return written(picture, self.kind, self.body.get("output_compression", 100))
+        return encode_image(picture, self.kind, self.body.get("output_compression", 100))
 
 
 async def generate(incoming: Incoming) -> web.StreamResponse:
@@ -84,9 +92,9 @@ async def generate(incoming: Incoming) -> web.StreamResponse:
     clear = body.get("background") == "transparent"
 
     def make(number: int) -> "Image":
-        return drawn(prompt, size, model, style, number, transparent=clear)
+        return draw_picture(prompt, size, model, style, number, transparent=clear)
 
-    order = Order("image_generation", family, body, size, make, (count_tokens(prompt, "gpt-4o"), 0))
+    order = ImageOrder("image_generation", family, body, size, make, (count_tokens(prompt, "gpt-4o"), 0))
     return await _answer(incoming, order)
 
 
@@ -98,10 +106,12 @@ async def edit(incoming: Incoming) -> web.StreamResponse:
     model = check_model({"model": body.get("model", fallback)})
     if is_json:
         family = check_edit(body, model, is_json=True)
-        contents = [_referred(one, f"images[{place}]", incoming.state) for place, one in enumerate(body["images"])]
-        given_mask = _referred(body["mask"], "mask", incoming.state) if "mask" in body else None
+        contents = [
+            _referenced_content(one, f"images[{place}]", incoming.state) for place, one in enumerate(body["images"])
+        ]
+        given_mask = _referenced_content(body["mask"], "mask", incoming.state) if "mask" in body else None
     else:
-        files = files_of(incoming, {"image": 1 if model == "dall-e-2" else 16, "mask": 1}, "image")
+        files = uploaded_files(incoming, {"image": 1 if model == "dall-e-2" else 16, "mask": 1}, "image")
         family = check_edit(body, model, is_json=False)
         contents = [content for _, content in files["image"]]
         given_mask = files["mask"][0][1] if "mask" in files else None
@@ -114,15 +124,15 @@ async def edit(incoming: Incoming) -> web.StreamResponse:
     marks = [hashlib.sha256(content).hexdigest() for content in contents]
 
     def make(number: int) -> "Image":
-        return edited(images, mask, prompt, size, model, marks, number)
+        return edit_picture(images, mask, prompt, size, model, marks, number)
 
     tokens = (count_tokens(prompt, "gpt-4o"), sum(input_image_tokens(image.size) for image in images))
-    return await _answer(incoming, Order("image_edit", family, body, size, make, tokens))
+    return await _answer(incoming, ImageOrder("image_edit", family, body, size, make, tokens))
 
 
 async def vary(incoming: Incoming) -> web.StreamResponse:
     """Pictures that resemble another."""
-    files = files_of(incoming, {"image": 1}, "image")
+    files = uploaded_files(incoming, {"image": 1}, "image")
     body = form_values(incoming, VARIATION)
     check_body(body, VARIATION)
     model = check_model({"model": body.get("model", "dall-e-2")})
@@ -130,7 +140,9 @@ async def vary(incoming: Incoming) -> web.StreamResponse:
         raise refuse("model", f"Invalid value: '{model}'. Value must be 'dall-e-2'.", "invalid_value")
     image = await asyncio.to_thread(_picture, files["image"][0][1], "image", True)
     size = _size(body, DALL_E_2)
-    order = Order("image_variation", DALL_E_2, body, size, lambda number: varied(image, size, number), (0, 0))
+    order = ImageOrder(
+        "image_variation", DALL_E_2, body, size, lambda number: vary_picture(image, size, number), (0, 0)
+    )
     return await _answer(incoming, order)
 
 
@@ -143,11 +155,11 @@ async def show(incoming: Incoming) -> web.StreamResponse:
     return web.Response(body=content, content_type=kinds[content[:3]])
 
 
-async def _answer(incoming: Incoming, order: Order) -> web.StreamResponse:
+async def _answer(incoming: Incoming, order: ImageOrder) -> web.StreamResponse:
     is_gpt = order.family.is_gpt
-    told = _told(order) if is_gpt else {}
+    told = _image_facts(order) if is_gpt else {}
     if is_gpt:
-        incoming.request[USED] = told["usage"]["total_tokens"]
+        incoming.request[USED_TOKENS] = told["usage"]["total_tokens"]
     pictures = [await asyncio.to_thread(order.make, number) for number in range(order.count)]
     files = [await asyncio.to_thread(order.file, picture) for picture in pictures]
     if is_gpt and order.body.get("stream"):
@@ -155,15 +167,16 @@ async def _answer(incoming: Incoming, order: Order) -> web.StreamResponse:
         return await event_stream(incoming, events)
     by_url = not is_gpt and order.body.get("response_format", "url") == "url"
     data: list[dict[str, Any]] = [
-        {"url": _kept(incoming, file)} if by_url else {"b64_json": base64.b64encode(file).decode()} for file in files
+        {"url": _store_picture(incoming, file)} if by_url else {"b64_json": base64.b64encode(file).decode()}
+        for file in files
     ]
     if order.family.revises:
         for one in data:
-            one["revised_prompt"] = _revised(order.body)
+            one["revised_prompt"] = _revised_prompt(order.body)
     return json_answer({"created": int(time.time()), **told, "data": data})
 
 
-def _told(order: Order) -> dict[str, Any]:
+def _image_facts(order: ImageOrder) -> dict[str, Any]:
     """What a GPT image model says of its pictures beside them."""
     asked, background = order.body.get("quality", "auto"), order.body.get("background", "auto")
     quality = "medium" if asked == "auto" else asked
@@ -184,24 +197,24 @@ def _told(order: Order) -> dict[str, Any]:
     }
 
 
-def _events(order: Order, pictures: list["Image"], files: list[bytes], told: dict[str, Any]) -> Iterator[bytes]:
+def _events(order: ImageOrder, pictures: list["Image"], files: list[bytes], told: dict[str, Any]) -> Iterator[bytes]:
     shared = {**told, "created_at": int(time.time())}
     usage = shared.pop("usage")
     for picture, file in zip(pictures, files, strict=True):
         for step in range(order.body.get("partial_images", 0)):
-            partial = base64.b64encode(order.file(coarse(picture, step))).decode()
+            partial = base64.b64encode(order.file(preview(picture, step))).decode()
             kind = f"{order.name}.partial_image"
             yield event({"type": kind, "b64_json": partial, "partial_image_index": step, **shared}, kind)
         kind = f"{order.name}.completed"
         yield event({"type": kind, "b64_json": base64.b64encode(file).decode(), **shared, "usage": usage}, kind)
 
 
-def _revised(body: dict[str, Any]) -> str:
+def _revised_prompt(body: dict[str, Any]) -> str:
     style = "natural" if body.get("style") == "natural" else "vivid"
     return f"A {style} picture of shapes and colours, with these words written on it: {body['prompt']}"
 
 
-def _size(body: dict[str, Any], family: Family) -> Size:
+def _size(body: dict[str, Any], family: ImageModelFamily) -> Size:
     asked = body.get("size", family.default_size)
     if asked == "auto":
         asked = "1024x1024"
@@ -209,25 +222,25 @@ def _size(body: dict[str, Any], family: Family) -> Size:
     return int(width), int(height)
 
 
-def _kept(incoming: Incoming, file: bytes) -> str:
+def _store_picture(incoming: Incoming, file: bytes) -> str:
     """The URL under which a picture can be fetched."""
     contents = incoming.state.contents
     picture_id = f"picture-{hashlib.sha256(file).hexdigest()[:24]}"
     contents.pop(picture_id, None)
     contents[picture_id] = file
     pictures = [name for name in contents if name.startswith("picture-")]
-    for name in pictures[:-KEPT]:
+    for name in pictures[:-MAX_STORED_PICTURES]:
         del contents[name]
     return f"{incoming.request.url.origin()}/v1/local/pictures/{picture_id}"
 
 
 def _picture(content: bytes, where: str, for_dall_e_2: bool) -> "Image":
     """The picture in a file; ApiError if the model does not take it."""
-    most = SMALL if for_dall_e_2 else LARGE
+    most = MAX_DALL_E_2_BYTES if for_dall_e_2 else MAX_IMAGE_BYTES
     if len(content) >= most:
         raise refuse(where, f"Invalid input image - must be less than {most // (1024 * 1024)} MB.", "image_too_large")
     try:
-        picture, kind = opened(content)
+        picture, kind = open_image(content)
     except ValueError as exc:
         raise refuse(where, f"Invalid input image - {exc}.", "invalid_image_file") from exc
     allowed = ("PNG",) if for_dall_e_2 else ("PNG", "JPEG", "WEBP")
@@ -241,10 +254,10 @@ def _picture(content: bytes, where: str, for_dall_e_2: bool) -> "Image":
 
 
 def _mask(content: bytes, size: Size) -> "Image":
-    if len(content) >= SMALL:
+    if len(content) >= MAX_DALL_E_2_BYTES:
         raise refuse("mask", "Invalid mask - must be less than 4 MB.", "image_too_large")
     try:
-        mask, kind = opened(content)
+        mask, kind = open_image(content)
     except ValueError as exc:
         raise refuse("mask", f"Invalid mask - {exc}.", "invalid_image_file") from exc
     if kind != "PNG" or "A" not in mask.getbands():
@@ -258,12 +271,12 @@ def _mask(content: bytes, size: Size) -> "Image":
     return mask
 
 
-def _referred(reference: dict[str, str], where: str, state: State) -> bytes:
+def _referenced_content(reference: dict[str, str], where: str, state: State) -> bytes:
     """The bytes of a picture named in JSON."""
     if len(reference) != 1:
         raise refuse(where, f"Invalid '{where}': give exactly one of 'image_url' and 'file_id'.", "invalid_value")
     if "file_id" in reference:
-        return content_of(state, reference["file_id"], f"{where}.file_id")
+        return file_content(state, reference["file_id"], f"{where}.file_id")
     head, comma, data = reference["image_url"].partition(",")
     if not (comma and head.startswith("data:") and head.endswith(";base64")):
         message = "Could not download the image: the local provider has no network; send a data URL or a file_id."

@@ -47,7 +47,7 @@ REAL_MODELS: Mapping[str, RealModel] = {
 
 def installed_models() -> Iterator[str]:
     """The names of the real models that can be asked."""
-    return (name for name, model in REAL_MODELS.items() if _missing(model) is None)
+    return (name for name, model in REAL_MODELS.items() if _missing_package(model) is None)
 
 
 def check_real_model(name: str, task: Task | None) -> None:
@@ -55,21 +55,21 @@ def check_real_model(name: str, task: Task | None) -> None:
     model = REAL_MODELS.get(name)
     if model is None:
         return
-    missing = _missing(model)
+    missing = _missing_package(model)
     if missing is not None:
         raise _not_found(name, f"is a real one, and its package {missing} is not installed; {model.install}")
     if task != model.task:
         raise _not_found(name, f"is for {model.task} and does nothing else")
 
 
-async def in_its_thread(name: str, work: Callable[[], T]) -> T:
+async def run_in_model_thread(name: str, work: Callable[[], T]) -> T:
     """What `work` returns: real models take turns in one thread, whatever else takes long has the other threads."""
     if name in REAL_MODELS:
         return await asyncio.get_running_loop().run_in_executor(_worker(), work)
     return await asyncio.to_thread(work)
 
 
-def _missing(model: RealModel) -> str | None:
+def _missing_package(model: RealModel) -> str | None:
     # Looked up each time: cheap, and a package that comes while the server runs counts.
     return next((package for package in model.packages if find_spec(package) is None), None)
 

@@ -31,7 +31,7 @@ VOICES: Mapping[str, str] = {
 }
 """The API's built-in voices -> a language and a variant of eSpeak's; `voice: {id: de+f2}` asks for others."""
 
-WORDS_A_MINUTE = 175
+WORDS_PER_MINUTE = 175
 """At speed 1; below 80, which is speed 0.46, eSpeak does not become slower."""
 
 _VOICE = re.compile(r"[A-Za-z0-9-]+(\+[A-Za-z0-9-]+)?")
@@ -41,7 +41,7 @@ _UTF8, _CHARACTERS, _RATE = 1, 1, 1
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
-def speak_for_real(text: str, voice: str, speed: float) -> Iterator["NDArray[np.int16]"]:
+def speak_with_espeak(text: str, voice: str, speed: float) -> Iterator["NDArray[np.int16]"]:
     """The samples of a text at `RATE`; ApiError 400 for a voice that eSpeak does not have."""
     import av
     import numpy as np
@@ -51,15 +51,15 @@ def speak_for_real(text: str, voice: str, speed: float) -> Iterator["NDArray[np.
         if not _VOICE.fullmatch(name) or library.espeak_SetVoiceByName(name.encode()) != 0:
             message = f"Invalid value: '{voice}'. eSpeak NG has no such voice; try 'de' or 'en+f2'."
             raise refuse("voice", message, "invalid_value")
-        library.espeak_SetParameter(_RATE, round(WORDS_A_MINUTE * speed), 0)
+        library.espeak_SetParameter(_RATE, round(WORDS_PER_MINUTE * speed), 0)
         blocks: list[NDArray[np.int16]] = []
 
-        def keep(samples: Any, count: int, events: Any) -> int:
+        def collect(samples: Any, count: int, events: Any) -> int:
             if samples and count:
                 blocks.append(np.ctypeslib.as_array(samples, (count,)).copy())
             return 0
 
-        callback = _Callback(keep)
+        callback = _Callback(collect)
         library.espeak_SetSynthCallback(callback)
         library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         written = text.replace("\0", " ").encode()

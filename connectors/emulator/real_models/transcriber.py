@@ -5,7 +5,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from connectors.emulator.audio.codec import decode
-from connectors.emulator.audio.recognition import Span, Transcript, spread
+from connectors.emulator.audio.recognition import Span, Transcript, spread_words
 from connectors.emulator.audio.synthesis import RATE
 
 if TYPE_CHECKING:
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
     Samples = NDArray[np.int16]
 
-_PIECE = 60 * RATE
+_PIECE_SAMPLES = 60 * RATE
 """Samples that are listened to at once: the library wants a Python number for each."""
-_SEARCHED = 10 * RATE
+_CUT_SEARCH_SAMPLES = 10 * RATE
 """Samples at the end of a piece in which the quietest place is looked for, to cut there."""
-_WINDOW = RATE // 10
+_LOUDNESS_SAMPLES = RATE // 10
 
 
-def transcribe_for_real(content: bytes) -> Transcript:
+def transcribe_with_moonshine(content: bytes) -> Transcript:
     """The transcript of an audio file, its words spread over the lines that were heard; ValueError if unreadable."""
     import numpy as np
 
     samples = decode(content)
     words: list[Span] = []
     for at, piece in _pieces(samples):
-        heard = _listener().transcribe_without_streaming((piece / np.float32(32768)).tolist(), RATE)
+        heard = _transcriber().transcribe_without_streaming((piece / np.float32(32768)).tolist(), RATE)
         for line in heard.lines:
             start = at / RATE + line.start_time
-            words += spread(line.text, start, start + line.duration)
+            words += spread_words(line.text, start, start + line.duration)
     return Transcript(" ".join(word.text for word in words), len(samples) / RATE, tuple(words))
 
 
@@ -40,18 +40,18 @@ def _pieces(samples: "Samples") -> Iterator[tuple[int, "Samples"]]:
     import numpy as np
 
     start = 0
-    while len(samples) - start > _PIECE:
-        first = start + _PIECE - _SEARCHED
-        windows = samples[first : start + _PIECE].reshape(-1, _WINDOW).astype(np.float32)
+    while len(samples) - start > _PIECE_SAMPLES:
+        first = start + _PIECE_SAMPLES - _CUT_SEARCH_SAMPLES
+        windows = samples[first : start + _PIECE_SAMPLES].reshape(-1, _LOUDNESS_SAMPLES).astype(np.float32)
         quietest = int(np.argmin((windows**2).sum(axis=1)))
-        end = first + quietest * _WINDOW + _WINDOW // 2
+        end = first + quietest * _LOUDNESS_SAMPLES + _LOUDNESS_SAMPLES // 2
         yield start, samples[start:end]
         start = end
     yield start, samples[start:]
 
 
 @cache
-def _listener() -> Any:
+def _transcriber() -> Any:
     """Loaded once and never freed before the process ends: freed beside another one, the library crashes."""
     from moonshine_voice import ModelArch, Transcriber, get_model_path
 

@@ -4,16 +4,16 @@ import base64
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from connectors.emulator.api import ApiError, State, id_of
-from connectors.emulator.chat.answers import Answer, Asked
-from connectors.emulator.chat.logprobs import told_logprobs
-from connectors.emulator.store import content_of, find
+from connectors.emulator.api import ApiError, State, derived_id
+from connectors.emulator.chat.answers import Answer, AnswerRequest
+from connectors.emulator.chat.logprobs import answer_logprobs
+from connectors.emulator.store import file_content, find
 from connectors.emulator.validation import refuse
 
-Turn = dict[str, Any]
+Message = dict[str, Any]
 
 
-def as_items(given: str | Sequence[Mapping[str, Any]], digest: bytes) -> list[dict[str, Any]]:
+def input_items_of(given: str | Sequence[Mapping[str, Any]], digest: bytes) -> list[dict[str, Any]]:
     """The input as the API keeps it: every item with type and id, every text in parts."""
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
@@ -26,7 +26,7 @@ def _kept(item: Mapping[str, Any], digest: bytes, place: int) -> dict[str, Any]:
     if kind == "item_reference":
         return kept
     prefix = {"message": "msg_", "reasoning": "rs_"}.get(kind, "fc_")
-    kept.setdefault("id", id_of(prefix, digest.hex(), "input", place))
+    kept.setdefault("id", derived_id(prefix, digest.hex(), "input", place))
     if kind == "message":
         kept.setdefault("status", "completed")
         if isinstance(kept["content"], str):
@@ -36,9 +36,11 @@ def _kept(item: Mapping[str, Any], digest: bytes, place: int) -> dict[str, Any]:
     return kept
 
 
-def dialogue(items: Sequence[Mapping[str, Any]], earlier: Mapping[str, Any], state: State, start: int) -> list[Turn]:
+def messages_of_items(
+    items: Sequence[Mapping[str, Any]], earlier: Mapping[str, Any], state: State, start: int
+) -> list[Message]:
     """The items as turns; `earlier`: items by id that a reference may name; the input begins at item `start`."""
-    turns: list[Turn] = []
+    turns: list[Message] = []
     open_calls: dict[str, None] = {}
     for place, item in enumerate(items):
         where = f"input[{place - start}]"
@@ -68,7 +70,7 @@ def dialogue(items: Sequence[Mapping[str, Any]], earlier: Mapping[str, Any], sta
     return turns
 
 
-def _message(item: Mapping[str, Any], where: str, state: State) -> Turn:
+def _message(item: Mapping[str, Any], where: str, state: State) -> Message:
     content = item["content"]
     if isinstance(content, str):
         return {"role": item["role"], "content": content}
@@ -101,10 +103,10 @@ def _file_url(file_id: str | None, where: str, state: State) -> str:
             f"{where}.image_url", f"Missing '{where}.image_url' or '{where}.file_id'.", "missing_required_parameter"
         )
     find(state, "file", file_id, f"{where}.file_id")
-    return f"data:image/*;base64,{base64.b64encode(content_of(state, file_id)).decode()}"
+    return f"data:image/*;base64,{base64.b64encode(file_content(state, file_id)).decode()}"
 
 
-def _add_call(turns: list[Turn], item: Mapping[str, Any]) -> None:
+def _add_call(turns: list[Message], item: Mapping[str, Any]) -> None:
     """Calls that follow one another are one turn."""
     if item["type"] == "custom_tool_call":
         call = {"type": "custom", "custom": {"name": item["name"], "input": item["input"]}}
@@ -116,17 +118,17 @@ def _add_call(turns: list[Turn], item: Mapping[str, Any]) -> None:
     turns[-1]["tool_calls"].append(call)
 
 
-def output_items(asked: Asked, answer: Answer, logprobs: int | None) -> list[dict[str, Any]]:
+def output_items(request: AnswerRequest, answer: Answer, logprobs: int | None) -> list[dict[str, Any]]:
     """What was answered; `logprobs`: how many likeliest tokens are told at each, None: nothing of it."""
-    if answer.finish == "content_filter":
+    if answer.finish_reason == "content_filter":
         return []
     calls = [
         {
-            "type": "custom_tool_call" if call.custom else "function_call",
-            "id": id_of("ctc_" if call.custom else "fc_", call.id),
+            "type": "custom_tool_call" if call.is_custom else "function_call",
+            "id": derived_id("ctc_" if call.is_custom else "fc_", call.id),
             "call_id": call.id,
             "name": call.name,
-            ("input" if call.custom else "arguments"): call.arguments,
+            ("input" if call.is_custom else "arguments"): call.arguments,
             "status": "completed",
         }
         for call in answer.calls
@@ -135,11 +137,11 @@ def output_items(asked: Asked, answer: Answer, logprobs: int | None) -> list[dic
         return calls
     part: dict[str, Any] = {"type": "output_text", "text": answer.text, "annotations": [], "logprobs": []}
     if logprobs is not None:
-        part["logprobs"] = told_logprobs(answer, asked.model, logprobs)
+        part["logprobs"] = answer_logprobs(answer, request.model, logprobs)
     message = {
         "type": "message",
-        "id": id_of("msg_", asked.digest.hex()),
-        "status": "incomplete" if answer.finish == "length" else "completed",
+        "id": derived_id("msg_", request.digest.hex()),
+        "status": "incomplete" if answer.finish_reason == "length" else "completed",
         "role": "assistant",
         "content": [part],
     }

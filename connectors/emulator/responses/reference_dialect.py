@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from connectors.emulator.api import ApiError, Incoming, id_of, json_answer
+from connectors.emulator.api import ApiError, Incoming, derived_id, json_answer
 from connectors.emulator.api_schemas import (
     BOOLEAN,
     NON_EMPTY,
@@ -19,16 +19,16 @@ from connectors.emulator.api_schemas import (
     record,
     request_schema,
 )
-from connectors.emulator.chat.answerer import answer_by_model
-from connectors.emulator.chat.answers import Answer, Asked, Heard, hear
-from connectors.emulator.chat.completions import asked_of, call_deltas, call_object, prompt_tokens
+from connectors.emulator.chat.answerer import answer_choice
+from connectors.emulator.chat.answers import Answer, AnswerRequest, ConversationFacts, conversation_facts
+from connectors.emulator.chat.completions import answer_request, call_deltas, call_object, prompt_tokens
 from connectors.emulator.chat.languages import language_of
-from connectors.emulator.chat.request_checks import check_messages, text_of
-from connectors.emulator.chat.schemas import Schema, schema_of
+from connectors.emulator.chat.request_checks import check_messages, content_text
+from connectors.emulator.chat.schemas import CompiledSchema, compile_schema
 from connectors.emulator.chat.sentiment import compound, strength
 from connectors.emulator.chat.text_facts import first_sentence, sentences
-from connectors.emulator.rate_limits import USED
-from connectors.emulator.real_models.catalogue import in_its_thread
+from connectors.emulator.rate_limits import USED_TOKENS
+from connectors.emulator.real_models.catalogue import run_in_model_thread
 from connectors.emulator.sse_stream import DONE, event, event_stream
 from connectors.emulator.validation import check_body, check_model, refuse
 from connectors.tokens import count_tokens, token_pieces
@@ -37,7 +37,7 @@ TEMPLATES = ("project_status", "sales_report", "technical_doc")
 """Also under their names with `_report`."""
 
 
-def report(form: Mapping[str, Any], heard: Heard, digest: bytes) -> dict[str, Any]:
+def report(form: Mapping[str, Any], facts: ConversationFacts, digest: bytes) -> dict[str, Any]:
     """`{template_name, generated_content}`; ApiError 404 for a template that there is none of."""
     name = form["template_id"]
     known = next((one for one in TEMPLATES if name in (one, f"{one}_report")), None)
@@ -50,11 +50,11 @@ def report(form: Mapping[str, Any], heard: Heard, digest: bytes) -> dict[str, An
             more={"available_templates": list(TEMPLATES)},
         )
     header = {**(form.get("variables") or {}), "report_date": time.strftime("%Y-%m-%d", time.gmtime())}
-    parts = {"project_status": _status, "sales_report": _sales, "technical_doc": _document}[known](heard, digest)
+    parts = {"project_status": _status, "sales_report": _sales, "technical_doc": _document}[known](facts, digest)
     return {"template_name": name, "generated_content": {"header": header, **parts}}
 
 
-def _status(heard: Heard, digest: bytes) -> dict[str, Any]:
+def _status(facts: ConversationFacts, digest: bytes) -> dict[str, Any]:
     done = digest[0] % 101
     return {
         "status_overview": {
@@ -63,7 +63,7 @@ def _status(heard: Heard, digest: bytes) -> dict[str, Any]:
             "budget_utilization": digest[2] % 101,
         },
         "key_milestones": [
-            {"milestone": first_sentence(heard.subject), "status": "Completed" if done == 100 else "In Progress"}
+            {"milestone": first_sentence(facts.subject), "status": "Completed" if done == 100 else "In Progress"}
         ],
         "risks_and_issues": [
             {
@@ -76,27 +76,27 @@ def _status(heard: Heard, digest: bytes) -> dict[str, Any]:
     }
 
 
-def _sales(heard: Heard, digest: bytes) -> dict[str, Any]:
+def _sales(facts: ConversationFacts, digest: bytes) -> dict[str, Any]:
     return {
-        "summary": first_sentence(heard.subject),
+        "summary": first_sentence(facts.subject),
         "key_metrics": {"total_revenue": int.from_bytes(digest[:3], "big"), "growth_rate": digest[3] / 1000},
         "recommendations": [{"action": "Ask another provider.", "priority": "low"}],
     }
 
 
-def _document(heard: Heard, digest: bytes) -> dict[str, Any]:
+def _document(facts: ConversationFacts, digest: bytes) -> dict[str, Any]:
     return {
-        "abstract": first_sentence(heard.subject),
+        "abstract": first_sentence(facts.subject),
         "sections": [
-            {"title": f"Part {place}", "text": text} for place, text in enumerate(sentences(heard.subject), 1)
+            {"title": f"Part {place}", "text": text} for place, text in enumerate(sentences(facts.subject), 1)
         ],
     }
 
 
-WORDS_A_MINUTE = 200
+WORDS_PER_MINUTE = 200
 
 
-def metadata_of(form: Mapping[str, Any], content: Any, made: Answer, heard: Heard) -> dict[str, Any]:
+def response_metadata(form: Mapping[str, Any], content: Any, made: Answer, facts: ConversationFacts) -> dict[str, Any]:
     """What belongs to the format of the response."""
     if form["type"] == "template":
         level = form.get("customization_level") or ("high" if len(form.get("variables") or {}) > 2 else "medium")
@@ -113,15 +113,15 @@ def metadata_of(form: Mapping[str, Any], content: Any, made: Answer, heard: Hear
     text = content if isinstance(content, str) else orjson.dumps(content).decode()
     told = {"content_type": "informational"}
     if form["type"] != "enhanced" or form.get("include_confidence", True):
-        told["confidence_score"] = strength(compound(heard.subject))
+        told["confidence_score"] = strength(compound(facts.subject))
     if form["type"] != "enhanced" or form.get("include_metadata", True):
         words = len(text.split())
         told |= {
             "word_count": words,
-            "reading_time": f"{words / WORDS_A_MINUTE:.1f} minutes",
+            "reading_time": f"{words / WORDS_PER_MINUTE:.1f} minutes",
             "language": language_of(text),
         }
-    if made.calls or heard.results or (form["type"] == "enhanced" and form.get("include_sources")):
+    if made.calls or facts.tool_results or (form["type"] == "enhanced" and form.get("include_sources")):
         told |= {
             "data_sources": sorted({call.name for call in made.calls}) or ["rowmill-local"],
             "accuracy_level": "medium",
@@ -170,7 +170,7 @@ REQUEST = request_schema(
 )
 
 
-async def respond_as_reference(incoming: Incoming) -> web.StreamResponse:
+async def respond_in_reference_dialect(incoming: Incoming) -> web.StreamResponse:
     """One response, whole or streamed."""
     body = incoming.body
     check_body(body, REQUEST)
@@ -180,65 +180,65 @@ async def respond_as_reference(incoming: Incoming) -> web.StreamResponse:
         raise refuse("tool_choice", "'tool_choice' is only allowed when 'tools' are specified.", "invalid_value")
     _check_tool_results(body)
     form = body.get("response_format") or {"type": "standard"}
-    asked = _asked(body, form)
-    given = prompt_tokens(asked, body.get("tools"))
-    made, content, heard = await in_its_thread(asked.model, lambda: _made(asked, form))
-    given = made.given or given
-    incoming.request[USED] = given + made.tokens
+    request = _asked(body, form)
+    given = prompt_tokens(request, body.get("tools"))
+    made, content, facts = await run_in_model_thread(request.model, lambda: _made(request, form))
+    given = made.prompt_tokens or given
+    incoming.request[USED_TOKENS] = given + made.tokens
     head = {
-        "id": id_of("resp-", asked.digest.hex()),
+        "id": derived_id("resp-", request.digest.hex()),
         "object": "response",
         "created": int(time.time()),
-        "model": asked.model,
+        "model": request.model,
     }
     usage = {
         "prompt_tokens": given,
         "completion_tokens": made.tokens,
         "total_tokens": given + made.tokens,
     }
-    metadata = metadata_of(form, content, made, heard)
+    metadata = response_metadata(form, content, made, facts)
     if body.get("stream"):
         return await event_stream(incoming, _events(head, made, content, metadata, usage))
     response: dict[str, Any] = {"role": "assistant", "content": content}
     if made.calls:
         response["tool_calls"] = [call_object(call) for call in made.calls]
     response["metadata"] = metadata
-    return json_answer({**head, "response": response, "usage": usage, "finish_reason": made.finish})
+    return json_answer({**head, "response": response, "usage": usage, "finish_reason": made.finish_reason})
 
 
-def _asked(body: Mapping[str, Any], form: Mapping[str, Any]) -> Asked:
-    asked = asked_of({key: value for key, value in body.items() if key != "response_format"})
-    schema: Schema | None = None
+def _asked(body: Mapping[str, Any], form: Mapping[str, Any]) -> AnswerRequest:
+    request = answer_request({key: value for key, value in body.items() if key != "response_format"})
+    schema: CompiledSchema | None = None
     strict = False
     if form["type"] == "structured":
-        schema = schema_of(form["schema"], "response_format", False, "response_format.schema")
+        schema = compile_schema(form["schema"], "response_format", False, "response_format.schema")
         strict = form.get("strict") is not False
     elif form["type"] == "json_schema":
         told = form["json_schema"]
         strict = bool(told.get("strict"))
-        schema = schema_of(
+        schema = compile_schema(
             told["schema"], f"response_format '{told['name']}'", False, "response_format.json_schema.schema"
         )
-    return dataclasses.replace(asked, schema=schema, must_fit=strict)
+    return dataclasses.replace(request, schema=schema, is_strict=strict)
 
 
-def _made(asked: Asked, form: Mapping[str, Any]) -> tuple[Answer, Any, Heard]:
+def _made(request: AnswerRequest, form: Mapping[str, Any]) -> tuple[Answer, Any, ConversationFacts]:
     """(answer, its content: text or an object, what was heard)."""
-    heard = hear(asked.messages)
+    facts = conversation_facts(request.messages)
     if form["type"] == "template":
-        content: Any = report(form, heard, asked.digest)
-        tokens = count_tokens(orjson.dumps(content).decode(), asked.model)
-        return Answer(None, tokens=tokens), content, heard
-    if asked.schema is not None and asked.must_fit:
-        _check_reachable(asked.schema.whole, form)
-    made = answer_by_model(asked, heard)
+        content: Any = report(form, facts, request.digest)
+        tokens = count_tokens(orjson.dumps(content).decode(), request.model)
+        return Answer(None, tokens=tokens), content, facts
+    if request.schema is not None and request.is_strict:
+        _check_reachable(request.schema.document, form)
+    made = answer_choice(request, facts)
     if made.calls:
         # Section 2.5.3: a response that calls tools says something as well.
-        said = answer_by_model(dataclasses.replace(asked, tools=(), named=None, schema=None), heard)
-        return dataclasses.replace(made, tokens=made.tokens + said.tokens), said.text, heard
-    if asked.schema is not None and made.text is not None and made.finish == "stop":
-        return made, orjson.loads(made.text), heard
-    return made, made.text, heard
+        said = answer_choice(dataclasses.replace(request, tools=(), forced_tool=None, schema=None), facts)
+        return dataclasses.replace(made, tokens=made.tokens + said.tokens), said.text, facts
+    if request.schema is not None and made.text is not None and made.finish_reason == "stop":
+        return made, orjson.loads(made.text), facts
+    return made, made.text, facts
 
 
 def _check_reachable(schema: Any, form: Mapping[str, Any]) -> None:
@@ -266,7 +266,7 @@ def _check_tool_results(body: Mapping[str, Any]) -> None:
             called[call["id"]] = call[call["type"]]["name"]
         if message["role"] != "tool":
             continue
-        failure = _failure(text_of(message["content"]))
+        failure = _failure(content_text(message["content"]))
         if failure is not None:
             call_id = message["tool_call_id"]
             name = called.get(call_id)
@@ -308,5 +308,5 @@ def _events(
     for place, call in enumerate(made.calls):
         yield from (chunk(delta) for delta in call_deltas(place, call, False, str(head["model"])))
     yield chunk({"metadata": metadata})
-    yield chunk({}, finish_reason=made.finish, usage=usage)
+    yield chunk({}, finish_reason=made.finish_reason, usage=usage)
     yield DONE

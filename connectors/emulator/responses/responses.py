@@ -7,20 +7,20 @@ from typing import Any
 
 from aiohttp import web
 
-from connectors.emulator.api import ApiError, Incoming, Route, State, digest_of, id_of, json_answer
+from connectors.emulator.api import ApiError, Incoming, Route, State, derived_id, digest_of, json_answer
 from connectors.emulator.api_schemas import BOOLEAN, TEXT, RequestSchema, enum, integer, record
-from connectors.emulator.chat.answerer import answers_by_model
-from connectors.emulator.chat.answers import Answer, Asked
-from connectors.emulator.chat.completions import asked_of, prompt_tokens
+from connectors.emulator.chat.answerer import answer_choices
+from connectors.emulator.chat.answers import Answer, AnswerRequest
+from connectors.emulator.chat.completions import answer_request, prompt_tokens
 from connectors.emulator.chat.request_checks import check_json_word
 from connectors.emulator.parameters import query_values
-from connectors.emulator.rate_limits import USED
+from connectors.emulator.rate_limits import USED_TOKENS
 from connectors.emulator.responses.events import response_events
-from connectors.emulator.responses.items import as_items, dialogue, output_items
-from connectors.emulator.responses.reference_dialect import respond_as_reference
+from connectors.emulator.responses.items import input_items_of, messages_of_items, output_items
+from connectors.emulator.responses.reference_dialect import respond_in_reference_dialect
 from connectors.emulator.responses.request_checks import check_response
 from connectors.emulator.sse_stream import event_stream
-from connectors.emulator.store import beside, forget, make_room, page
+from connectors.emulator.store import delete_answer, dialogue_id, evict_oldest, page
 from connectors.emulator.validation import check_model, refuse
 
 ITEMS = "response.items"
@@ -41,16 +41,16 @@ _RENAMED = {
 async def respond(incoming: Incoming) -> web.StreamResponse:
     """One response, in the dialect of the request."""
     if "messages" in incoming.body and "input" not in incoming.body:
-        return await respond_as_reference(incoming)
+        return await respond_in_reference_dialect(incoming)
     body = incoming.body
     check_response(body)
     check_model(body, "chat")
     state = incoming.state
     earlier = _earlier(state, body.get("previous_response_id"))
     digest = digest_of(body)
-    items = as_items(body["input"], digest)
+    items = input_items_of(body["input"], digest)
     known = {item["id"]: item for item in [*_all_items(state, body["input"]), *earlier]}
-    turns = dialogue([*earlier, *items], known, state, len(earlier))
+    turns = messages_of_items([*earlier, *items], known, state, len(earlier))
     if body.get("instructions"):
         turns.insert(0, {"role": "system", "content": body["instructions"]})
     if not turns:
@@ -58,14 +58,14 @@ async def respond(incoming: Incoming) -> web.StreamResponse:
     try:
         chat = _as_chat(body, turns)
         check_json_word(chat)
-        asked = asked_of(chat)
-        given = prompt_tokens(asked, body.get("tools"))
-        (made,) = await answers_by_model(asked)
-        given = made.given or given
+        request = answer_request(chat)
+        given = prompt_tokens(request, body.get("tools"))
+        (made,) = await answer_choices(request)
+        given = made.prompt_tokens or given
     except ApiError as exc:
         raise _renamed(exc) from exc
-    incoming.request[USED] = given + made.tokens
-    told = _response(body, asked, made, given, _new_id(state, digest))
+    incoming.request[USED_TOKENS] = given + made.tokens
+    told = _response(body, request, made, given, _new_id(state, digest))
     if body.get("store") is not False:
         _keep(state, told, [*earlier, *items], background=bool(body.get("background")))
         if body.get("background") and not body.get("stream"):
@@ -112,10 +112,12 @@ def _renamed(refused: ApiError) -> ApiError:
     return refused
 
 
-def _response(body: Mapping[str, Any], asked: Asked, made: Answer, given: int, response_id: str) -> dict[str, Any]:
+def _response(
+    body: Mapping[str, Any], request: AnswerRequest, made: Answer, given: int, response_id: str
+) -> dict[str, Any]:
     """The object, with every parameter as it was taken."""
     now = int(time.time())
-    unfinished = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(made.finish)
+    unfinished = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(made.finish_reason)
     text = body.get("text") or {}
     reasoning = body.get("reasoning") or {}
     return {
@@ -131,9 +133,9 @@ def _response(body: Mapping[str, Any], asked: Asked, made: Answer, given: int, r
         "max_output_tokens": body.get("max_output_tokens"),
         "max_tool_calls": body.get("max_tool_calls"),
         "metadata": body.get("metadata") or {},
-        "model": asked.model,
-        "output": output_items(asked, made, _logprobs(body)),
-        "parallel_tool_calls": asked.parallel,
+        "model": request.model,
+        "output": output_items(request, made, _logprobs(body)),
+        "parallel_tool_calls": request.allows_parallel_calls,
         "previous_response_id": body.get("previous_response_id"),
         "prompt_cache_key": body.get("prompt_cache_key"),
         "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
@@ -176,13 +178,13 @@ def _logprobs(body: Mapping[str, Any]) -> int | None:
 
 def _new_id(state: State, digest: bytes) -> str:
     """Chosen by the request; by chance where there is such a response already."""
-    chosen = id_of("resp_", digest.hex())
+    chosen = derived_id("resp_", digest.hex())
     return chosen if chosen not in state.objects else f"resp_{secrets.token_hex(12)}"
 
 
 def _keep(state: State, told: dict[str, Any], dialogue_before: list[dict[str, Any]], background: bool) -> None:
     """Remember a response and its dialogue; one made in the background is queued until it is looked for."""
-    make_room(state)
+    evict_oldest(state)
     waiting = {
         **told,
         "status": "queued",
@@ -192,7 +194,7 @@ def _keep(state: State, told: dict[str, Any], dialogue_before: list[dict[str, An
         "incomplete_details": None,
     }
     state.objects[told["id"]] = waiting if background else told
-    items_id = beside(told["id"])
+    items_id = dialogue_id(told["id"])
     state.objects[items_id] = {
         "id": items_id,
         "object": ITEMS,
@@ -219,7 +221,7 @@ def _earlier(state: State, response_id: str | None) -> list[dict[str, Any]]:
             param="previous_response_id",
             code="previous_response_not_found",
         )
-    kept = state.objects[beside(response_id)]
+    kept = state.objects[dialogue_id(response_id)]
     return [*kept["input"], *kept["final"]["output"]]
 
 
@@ -236,7 +238,7 @@ async def show(incoming: Incoming) -> web.StreamResponse:
     response_id = incoming.request.match_info["response_id"]
     found = _found(incoming.state, response_id)
     if found["status"] == "queued":
-        found = incoming.state.objects[response_id] = incoming.state.objects[beside(response_id)]["final"]
+        found = incoming.state.objects[response_id] = incoming.state.objects[dialogue_id(response_id)]["final"]
     values = query_values(incoming, _RETRIEVAL, names=("stream", "starting_after"))
     if values.get("stream"):
         return await event_stream(incoming, response_events(found, values.get("starting_after", -1)))
@@ -247,7 +249,7 @@ async def delete(incoming: Incoming) -> web.StreamResponse:
     """Forget a response."""
     response_id = incoming.request.match_info["response_id"]
     _found(incoming.state, response_id)
-    forget(incoming.state, response_id)
+    delete_answer(incoming.state, response_id)
     return json_answer({"id": response_id, "object": "response", "deleted": True})
 
 
@@ -259,7 +261,7 @@ async def cancel(incoming: Incoming) -> web.StreamResponse:
         raise ApiError(400, "Cannot cancel a synchronous response.", param="response_id")
     if found["status"] == "queued":
         found = incoming.state.objects[response_id] = {**found, "status": "cancelled"}
-        incoming.state.objects[beside(response_id)]["final"] = found
+        incoming.state.objects[dialogue_id(response_id)]["final"] = found
     return json_answer(found)
 
 
@@ -268,7 +270,7 @@ async def input_items(incoming: Incoming) -> web.StreamResponse:
     response_id = incoming.request.match_info["response_id"]
     _found(incoming.state, response_id)
     values = query_values(incoming, _PAGE, names=("order", "limit", "after"))
-    items = incoming.state.objects[beside(response_id)]["input"]
+    items = incoming.state.objects[dialogue_id(response_id)]["input"]
     listed = items if values.get("order") == "asc" else items[::-1]
     return json_answer(page(listed, values.get("after"), values.get("limit", 20)))
 
@@ -277,10 +279,10 @@ async def count_input(incoming: Incoming) -> web.StreamResponse:
     """POST /responses/input_tokens: what an input would take."""
     body = {"model": "gpt-4o", **{key: value for key, value in incoming.body.items() if value is not None}}
     check_response(body)
-    turns = dialogue(as_items(body["input"], b""), {}, incoming.state, 0)
+    turns = messages_of_items(input_items_of(body["input"], b""), {}, incoming.state, 0)
     if body.get("instructions"):
         turns.insert(0, {"role": "system", "content": body["instructions"]})
-    tokens = prompt_tokens(asked_of(_as_chat(body, turns)), body.get("tools"))
+    tokens = prompt_tokens(answer_request(_as_chat(body, turns)), body.get("tools"))
     return json_answer({"object": "response.input_tokens", "input_tokens": tokens})
 
 

@@ -13,7 +13,7 @@ import pytest
 from connectors.emulator.batches import input_file
 from connectors.emulator.batches.input_file import check_lines
 
-FINAL = ("completed", "failed", "expired", "cancelled")
+FINAL_STATUSES = ("completed", "failed", "expired", "cancelled")
 Line = dict[str, Any]
 
 
@@ -38,13 +38,13 @@ def begin(
 def finished(client: openai.OpenAI, batch: Any) -> Any:
     """The batch when it is done."""
     until = time.monotonic() + 20
-    while batch.status not in FINAL:
+    while batch.status not in FINAL_STATUSES:
         assert time.monotonic() < until
         batch = client.batches.retrieve(batch.id)
     return batch
 
 
-def lines_of(client: openai.OpenAI, file_id: str | None) -> dict[str, Line]:
+def json_lines(client: openai.OpenAI, file_id: str | None) -> dict[str, Line]:
     """The lines of an output or error file by custom_id."""
     if file_id is None:
         return {}
@@ -67,7 +67,7 @@ def test_a_batch_goes_from_validating_to_completed_and_answers_every_line(fresh:
     assert batch.created_at <= batch.in_progress_at <= batch.finalizing_at <= batch.completed_at
     assert (batch.failed_at, batch.expired_at, batch.cancelled_at) == (None, None, None)
     assert batch.request_counts.model_dump() == {"total": 2, "completed": 2, "failed": 0}
-    output = lines_of(fresh, batch.output_file_id)
+    output = json_lines(fresh, batch.output_file_id)
     assert list(output) == ["a", "b"]
     for custom_id, text in (("a", "One."), ("b", "Two.")):
         line = output[custom_id]
@@ -94,7 +94,7 @@ def test_every_endpoint_of_the_batch_api_is_answered(
 ) -> None:
     line = {"custom_id": "1", "method": "POST", "url": endpoint, "body": body}
     batch = finished(strict, begin(strict, [line], endpoint))
-    answer = lines_of(strict, batch.output_file_id)["1"]["response"]
+    answer = json_lines(strict, batch.output_file_id)["1"]["response"]
     assert (answer["status_code"], answer["body"].get("object")) == (200, kind)
 
 
@@ -105,8 +105,8 @@ def test_rejected_lines_are_in_the_error_file_with_the_apis_words_and_no_error_o
     batch = finished(strict, begin(strict, lines))
     assert batch.status == "completed"
     assert batch.request_counts.model_dump() == {"total": 3, "completed": 1, "failed": 2}
-    assert list(lines_of(strict, batch.output_file_id)) == ["good"]
-    errors = lines_of(strict, batch.error_file_id)
+    assert list(json_lines(strict, batch.output_file_id)) == ["good"]
+    errors = json_lines(strict, batch.error_file_id)
     assert list(errors) == ["hot", "live"]
     assert (errors["hot"]["error"], errors["hot"]["response"]["status_code"]) == (None, 400)
     assert errors["hot"]["response"]["body"]["error"]["param"] == "temperature"
@@ -168,8 +168,8 @@ def test_a_share_of_the_lines_can_expire(strict: openai.OpenAI) -> None:
     assert batch.status == "expired"
     assert (batch.expired_at is None, batch.completed_at) == (False, None)
     assert batch.request_counts.model_dump() == {"total": 5, "completed": 3, "failed": 2}
-    assert list(lines_of(strict, batch.output_file_id)) == ["0", "1", "2"]
-    errors = lines_of(strict, batch.error_file_id)
+    assert list(json_lines(strict, batch.output_file_id)) == ["0", "1", "2"]
+    errors = json_lines(strict, batch.error_file_id)
     assert [(line["response"], line["error"]["code"]) for line in errors.values()] == [(None, "batch_expired")] * 2
 
 
@@ -246,7 +246,7 @@ def test_the_next_server_goes_on_with_a_batch_that_was_left(serve: Callable[...,
     path.write_text(json.dumps({**left, "metadata": None}))
     with openai.OpenAI(base_url=serve(folder=tmp_path), api_key="k") as other:
         batch = finished(other, other.batches.retrieve(begun.id))
-        assert (batch.status, list(lines_of(other, batch.output_file_id))) == ("completed", ["a"])
+        assert (batch.status, list(json_lines(other, batch.output_file_id))) == ("completed", ["a"])
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_stored_completions_are_listed_by_model_and_metadata(client: openai.Open
 
 def test_only_so_many_answers_are_kept(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     first = stored(client, "The first.").id
-    monkeypatch.setattr("connectors.emulator.store.MOST", 10)
+    monkeypatch.setattr("connectors.emulator.store.MAX_STORED_OBJECTS", 10)
     for place in range(30):
         stored(client, f"Another {place}.")
         client.responses.create(model="gpt-4o-mini", input=f"Another {place}.")

@@ -9,7 +9,7 @@ import numpy as np
 import openai
 import pytest
 
-from connectors.emulator.embeddings import vectors as vectors_of
+from connectors.emulator.embeddings import vectors as vectors_module
 from connectors.emulator.models import NAMES
 from connectors.emulator.real_models.catalogue import REAL_MODELS
 from connectors.tokens import count_tokens
@@ -126,13 +126,13 @@ def test_a_parameter_that_is_wrong_is_named(
 @pytest.mark.parametrize("wordllama", [True, False])
 def test_every_text_has_a_direction(monkeypatch: pytest.MonkeyPatch, wordllama: bool) -> None:
     if not wordllama:
-        monkeypatch.setattr(vectors_of, "_model", lambda: None)
+        monkeypatch.setattr(vectors_module, "_model", lambda: None)
     texts = ["cats sleep", "cats purr", "stocks fell", " ", "🦕", "…"]
     for size in (1, 100, 3072):
-        found = vectors_of.vectors(texts, size)
+        found = vectors_module.embed_texts(texts, size)
         assert found.shape == (len(texts), size) and found.dtype == np.dtype("<f4")
         assert np.linalg.norm(found, axis=1) == pytest.approx(np.ones(len(texts)), abs=1e-5)
-    cats, purr, stocks = vectors_of.vectors(texts[:3], 256)
+    cats, purr, stocks = vectors_module.embed_texts(texts[:3], 256)
     assert cats @ purr > cats @ stocks
 
 

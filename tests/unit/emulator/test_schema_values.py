@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.emulator.chat.regex_text import text_that_matches
+from connectors.emulator.chat.regex_text import matching_text
 from connectors.emulator.chat.schema_values import Filler
-from connectors.emulator.chat.text_facts import names, sentences, subject_of
+from connectors.emulator.chat.text_facts import proper_names, sentences, subject_of
 
 SCHEMAS: list[Any] = [
     {
@@ -61,7 +61,7 @@ def test_values_fit_their_schema_whatever_the_text(schema: Any, text: str, diges
 def test_texts_are_cut_into_sentences_names_and_subjects() -> None:
     assert sentences("It costs 3.50 today. Is it so?\nYes!") == ["It costs 3.50 today.", "Is it so?", "Yes!"]
     assert sentences("你好。再见。") == ["你好。", "再见。"]
-    assert names("Compare Boston, MA with New York for IBM") == ["Boston, MA", "New York", "IBM"]
+    assert proper_names("Compare Boston, MA with New York for IBM") == ["Boston, MA", "New York", "IBM"]
     assert subject_of("Label this.\n\nThe body.\n\nMore.") == "The body.\n\nMore."
 
 
@@ -81,8 +81,8 @@ def test_texts_are_cut_into_sentences_names_and_subjects() -> None:
 @given(number=st.integers(0, 2**32))
 @settings(max_examples=25, deadline=None)
 def test_a_text_is_made_for_a_pattern(pattern: str, number: int) -> None:
-    assert re.search(pattern, text_that_matches(pattern, number))
+    assert re.search(pattern, matching_text(pattern, number))
 
 
 def test_a_pattern_that_is_none_gives_no_text() -> None:
-    assert text_that_matches("(", 1) == ""
+    assert matching_text("(", 1) == ""

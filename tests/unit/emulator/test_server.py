@@ -13,7 +13,7 @@ import pytest
 
 from connectors.emulator.api import ApiError
 from connectors.emulator.fault_injection import KINDS, STATUSES
-from connectors.emulator.rate_limits import Limits, duration
+from connectors.emulator.rate_limits import RequestLimits, duration
 from connectors.emulator.server import EmulatorOptions, EmulatorServer
 
 Serve = Callable[..., str]
@@ -73,7 +73,7 @@ def test_a_body_that_is_no_json_object_is_a_400(base_url: str, http: httpx.Clien
 
 
 def test_a_body_above_the_largest_is_a_413(base_url: str, http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("connectors.emulator.server.LARGEST", 1000)
+    monkeypatch.setattr("connectors.emulator.server.MAX_BODY_BYTES", 1000)
     with EmulatorServer() as server:
         reply = http.post(f"{server.base_url}/chat/completions", content=b'{"model":"' + b"x" * 2000 + b'"}')
     assert reply.status_code == 413
@@ -210,7 +210,7 @@ class Clock:
         return self.now
 
 
-def admitted(limits: Limits, tokens: int = 1) -> bool:
+def admitted(limits: RequestLimits, tokens: int = 1) -> bool:
     try:
         limits.admit(tokens)
     except ApiError:
@@ -221,7 +221,7 @@ def admitted(limits: Limits, tokens: int = 1) -> bool:
 @pytest.mark.parametrize(("per_minute", "burst"), [(30, 1), (60, 1), (600, 10), (6000, 100)])
 def test_a_seconds_worth_of_requests_may_come_at_once(per_minute: int, burst: int) -> None:
     clock = Clock()
-    limits = Limits(per_minute, None, clock)
+    limits = RequestLimits(per_minute, None, clock)
     assert sum(admitted(limits) for _ in range(burst * 2)) == burst
     clock.now += 60 / per_minute
     assert [admitted(limits), admitted(limits)] == [True, False]
@@ -231,7 +231,7 @@ def test_a_seconds_worth_of_requests_may_come_at_once(per_minute: int, burst: in
 
 def test_tokens_beyond_what_is_left_are_owed() -> None:
     clock = Clock()
-    limits = Limits(None, 6000, clock)
+    limits = RequestLimits(None, 6000, clock)
     assert admitted(limits, 300)
     assert not admitted(limits)
     clock.now += 2.01
@@ -245,7 +245,7 @@ def test_tokens_beyond_what_is_left_are_owed() -> None:
 
 def test_a_refusal_says_when_to_come_back() -> None:
     clock = Clock()
-    limits = Limits(6, None, clock)
+    limits = RequestLimits(6, None, clock)
     limits.admit(1)
     with pytest.raises(ApiError) as caught:
         limits.admit(1)
