@@ -20,7 +20,8 @@ from ruamel.yaml import YAML
 
 from pipelines.cli import rowmill
 from pipelines.config.loaded_job import load_job
-from pipelines.config.workspace import WorkspaceFile, find_workspace
+from pipelines.config.workspace import find_workspace
+from pipelines.config.workspace_file import WorkspaceFile
 from tests.docs.key_tables import generated_pages
 
 ROOT = Path(__file__).parents[2]
@@ -166,9 +167,9 @@ def test_the_contributing_page_has_a_line_for_every_package() -> None:
     assert [package for package in packages if not re.search(rf"^{package}\s+\S", text, re.MULTILINE)] == []
 
 
-@pytest.mark.parametrize(("page", "current"), generated_pages().items(), ids=name_of)
-def test_the_key_tables_are_those_of_the_schemas(page: Path, current: str) -> None:
-    assert page.read_text() == current, "run: python -m tests.docs.key_tables"
+def test_the_key_tables_are_those_of_the_schemas() -> None:
+    stale = [page.name for page, text in generated_pages().items() if page.read_text() != text]
+    assert stale == [], "run: python -m tests.docs.key_tables"
 
 
 # Commands.
