@@ -142,9 +142,9 @@ def exit_code_of(arguments: Sequence[str] | None = None) -> int:
     except Exception as exc:  # noqa: BLE001 - printed with its traceback
         if str(exc) == INTERRUPTED_QUERY:
             return 130
-        if (error := from_duckdb_error(exc)) is not None:
-            print_problem(str(error), as_json)
-            return error.exit_code
+        if (database_error := from_duckdb_error(exc)) is not None:
+            print_problem(str(database_error), as_json)
+            return database_error.exit_code
         if " ".join(["rowmill", *words[:1]]) in REPORTING_COMMANDS and "--json" in words:
             _print_empty_report(DEFECT_MESSAGE, 3)
         # Not 1, Python's own exit code: it means that some rows failed.

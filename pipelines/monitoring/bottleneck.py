@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.config.workspace import LOCAL
+from pipelines.config.workspace_file import LOCAL
 from pipelines.dispatch.counters import RunCounters
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.pricing.run_budget import RunBudget

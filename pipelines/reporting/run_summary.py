@@ -20,6 +20,7 @@ def format_report(report: RunReport, path: str) -> "RenderableType":
     """Draw the closing summary of the job file at `path`."""
     from rich.console import Group
     from rich.padding import Padding
+    from rich.text import Text
 
     facts: dict[str, RenderableType] = {}
     is_idle = not report.requests and report.stopped is None
@@ -36,7 +37,10 @@ def format_report(report: RunReport, path: str) -> "RenderableType":
         facts[f"audit {audit.name}"] = "passed" if audit.passed else "FAILED"
     if report.stopped is not None:
         facts["stopped"] = escape_control_characters(report.stopped)
-    parts: list[RenderableType] = [_headline(report, is_idle), Padding(fact_list(facts.items()), (0, 0, 0, 2))]
+    parts: list[RenderableType] = [
+        Text(_headline(report, is_idle), style="bold"),
+        Padding(fact_list(facts.items()), (0, 0, 0, 2)),
+    ]
     if report.steps and not is_idle:
         rows = [{"step": step.step, "requests": step.requests, "cost_usd": step.cost_usd} for step in report.steps]
         parts += ["", Padding(DataTable(rows, decimals=decimals), (0, 0, 0, 2), expand=False)]

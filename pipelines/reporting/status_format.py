@@ -53,6 +53,7 @@ def format_status(rows: Sequence[Mapping[str, Any]], now: datetime) -> "Renderab
 def format_errors(failed: FailedRows, job: str, path: str) -> "RenderableType":
     """Draw how many rows failed by step and class, then the first failed rows, then the next commands."""
     from rich.console import Group
+    from rich.text import Text
 
     groups = [
         {
@@ -71,7 +72,7 @@ def format_errors(failed: FailedRows, job: str, path: str) -> "RenderableType":
     shown_key = single_line(rows[0][names[0]]) if len(names) == 6 else "KEY"
     commands = {"next": f"rowmill show {path} {shown_key}", "": f"rowmill retry {path}"}
     return Group(
-        f"{job}: {format_count(failed.total, 'row')} failed",
+        Text(f"{job}: {format_count(failed.total, 'row')} failed", style="bold"),
         "",
         DataTable(groups, wrapped="message"),
         "",
@@ -109,7 +110,7 @@ def _state(row: Mapping[str, Any]) -> str:
 
 def _note(row: Mapping[str, Any]) -> str:
     left = None if row["seconds_left"] is None else f"about {format_duration(row['seconds_left'])} left"
-    bottleneck = row["bound_by"] and f"bound by: {row['bound_by']}"
+    bottleneck = row["bound_by"] and f"bound by {row['bound_by']}"
     notes = filter(None, (row["held"] or row["stopped"] or left, bottleneck))
     return "\n".join(map(escape_control_characters, notes))
 

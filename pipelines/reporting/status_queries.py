@@ -1,4 +1,4 @@
-"""Looks at what was done: runs, errors and usage as rows, read from the ledger and the sink."""
+"""Status, errors and usage as rows, read from the ledger and the sink."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -7,7 +7,7 @@ from typing import Any
 import duckdb
 import orjson
 
-from connectors.sql import quoted, quoted_list
+from connectors.sql import identifier, identifier_list
 from connectors.tables.schemas import failure_names
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace import Workspace
@@ -20,17 +20,17 @@ from pipelines.runtime.locks import running
 Rows = list[dict[str, object]]
 
 COST = "case when count(*) = count(e.cost) then coalesce(sum(e.cost), 0) end"
-"""SQL for what exchanges `e` cost together: nothing where there are none, null where one's price is not known."""
+"""SQL for the total cost of exchanges `e`: 0 if there are none, null if the price of one is not known."""
 
 
 def existing_ledger(workspace: Workspace) -> Ledger | None:
-    """The workspace's ledger, if anything was ever run there."""
+    """Open the workspace's ledger; None if nothing was ever run there."""
     path = workspace.state / "ledger.sqlite"
     return Ledger(path) if path.exists() else None
 
 
 def job_statuses(workspace: Workspace, name: str | None = None) -> Rows:
-    """The last run of each job of the workspace, or of the job with this name."""
+    """Return the last run of each job of the workspace, or of the job with this name."""
     ledger = existing_ledger(workspace)
     if ledger is None:
         return []
@@ -41,9 +41,9 @@ def job_statuses(workspace: Workspace, name: str | None = None) -> Rows:
         "order by job",
         (name, name),
     ):
-        told: dict[str, Any] = {} if report is None else orjson.loads(report)
-        under_way = running(ledger.path.parent, job_name)
-        live = (read_heartbeat(ledger.path.parent, job_name) if under_way else None) or {}
+        last: dict[str, Any] = {} if report is None else orjson.loads(report)
+        is_running = running(ledger.path.parent, job_name)
+        live = (read_heartbeat(ledger.path.parent, job_name) if is_running else None) or {}
         ((requests, cost),) = ledger.query(
             f"select count(*), {COST} from exchanges e join legs l on l.id = e.leg where l.run_id = ?", (run_id,)
         )
@@ -51,21 +51,21 @@ def job_statuses(workspace: Workspace, name: str | None = None) -> Rows:
             {
                 "job": job_name,
                 "run_id": run_id,
-                "state": "running" if under_way else state,
+                "state": "running" if is_running else state,
                 "started": iso_time(started_at),
-                "ended": None if ended_at is None or under_way else iso_time(ended_at),
-                "exit_code": None if under_way else exit_code,
-                "rows": live.get("rows", told.get("rows")),
-                "rows_ok": live["rows_done"] - live["rows_failed"] if live else told.get("rows_ok"),
-                "rows_failed": live.get("rows_failed", told.get("rows_failed")),
-                "rows_left": live["rows"] - live["rows_done"] if live else told.get("rows_left"),
+                "ended": None if ended_at is None or is_running else iso_time(ended_at),
+                "exit_code": None if is_running else exit_code,
+                "rows": live.get("rows", last.get("rows")),
+                "rows_ok": live["rows_done"] - live["rows_failed"] if live else last.get("rows_ok"),
+                "rows_failed": live.get("rows_failed", last.get("rows_failed")),
+                "rows_left": live["rows"] - live["rows_done"] if live else last.get("rows_left"),
                 "requests": requests,
                 "cost_usd": None if cost is None else usd(cost),
-                "stopped": None if under_way else stopped,
+                "stopped": None if is_running else stopped,
                 "share_done": live.get("share_done"),
                 "seconds_left": live.get("seconds_left"),
                 "held": live.get("held"),
-                "bound_by": live.get("bound_by") or (told.get("times") or {}).get("bound_by"),
+                "bound_by": live.get("bound_by") or (last.get("times") or {}).get("bound_by"),
             }
         )
     ledger.close()
@@ -74,27 +74,27 @@ def job_statuses(workspace: Workspace, name: str | None = None) -> Rows:
 
 @dataclass(frozen=True, slots=True)
 class FailedRows:
-    """The errors of a job."""
+    """The failed rows of a job."""
 
     rows: Rows
-    """The first ones."""
+    """The earliest ones."""
     total: int
     groups: Rows
-    """How many rows failed in which step with which class, and the message that most of them have."""
+    """Number of rows by step, error class and status, with their most frequent message."""
 
 
 def failed_rows(loaded: LoadedJob, limit: int) -> FailedRows:
-    """What stands in the errors table."""
+    """Read the errors table of a job."""
     with prepare_job(loaded) as ready, duckdb.connect() as db:
         if not ready.sink.exists():
             return FailedRows([], 0, [])
         ready.sink.attach(db)
         source = ready.sink.errors_sql()
-        names = {name: quoted(actual) for name, actual in failure_names(ready.shape.key).items()}
-        shown = ", ".join(names[name] for name in ("step", "error_class", "http_status", "attempts", "message"))
+        names = {name: identifier(actual) for name, actual in failure_names(ready.shape.key).items()}
+        columns = ", ".join(names[name] for name in ("step", "error_class", "http_status", "attempts", "message"))
         rows: Rows = (
             db.sql(
-                f"select {quoted_list(ready.shape.key)}, {shown} from {source} "
+                f"select {identifier_list(ready.shape.key)}, {columns} from {source} "
                 f"order by {names['failed_at']}, {names['step']} limit {limit}"
             )
             .to_arrow_table()
@@ -114,11 +114,11 @@ def failed_rows(loaded: LoadedJob, limit: int) -> FailedRows:
 
 
 def usage_totals(workspace: Workspace, name: str | None, by: str) -> Rows:
-    """Exchanges added up; cost_usd leaves out exchanges without a price, `unpriced` counts them."""
+    """Sum up exchanges by job, step, model or day; those without a price are `unpriced` and not in `cost_usd`."""
     ledger = existing_ledger(workspace)
     if ledger is None:
         return []
-    what = {
+    grouping = {
         "job": "l.job",
         "step": "l.job || '/' || l.step",
         "model": "l.model",
@@ -129,15 +129,15 @@ def usage_totals(workspace: Workspace, name: str | None, by: str) -> Rows:
             by: group,
             "requests": count,
             "failed": failed,
-            "input_tokens": given,
-            "output_tokens": made,
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
             "cost_usd": None if cost is None else usd(cost),
             "unpriced": unpriced,
         }
-        for group, count, failed, given, made, cost, unpriced in ledger.query(
-            f"select {what}, count(*), count(e.error_class), sum(e.input_tokens), sum(e.output_tokens), sum(e.cost), "
-            "sum(e.cost is null) from exchanges e join legs l on l.id = e.leg where ? is null or l.job = ? "
-            "group by 1 order by 1",
+        for group, count, failed, input_tokens, output_tokens, cost, unpriced in ledger.query(
+            f"select {grouping}, count(*), count(e.error_class), sum(e.input_tokens), sum(e.output_tokens), "
+            "sum(e.cost), sum(e.cost is null) from exchanges e join legs l on l.id = e.leg "
+            "where ? is null or l.job = ? group by 1 order by 1",
             (name, name),
         )
     ]
@@ -146,5 +146,5 @@ def usage_totals(workspace: Workspace, name: str | None, by: str) -> Rows:
 
 
 def iso_time(microseconds: int) -> str:
-    """ISO 8601, UTC, to the second."""
+    """Format microseconds since 1970 as an ISO 8601 time in UTC, to the second."""
     return datetime.fromtimestamp(microseconds / 1e6, UTC).isoformat(timespec="seconds")

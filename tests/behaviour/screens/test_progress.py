@@ -82,7 +82,7 @@ class SimulatedRun:
                 self._ready += [("label", len(self._open))] * size
                 self._open.append(size)
                 self._sizes.append(size)
-                self.tally.steps["label"].ask([request(size)])
+                self.tally.steps["label"].record_submitted([request(size)])
             if not self._ready:
                 return
             name, chunk = self._ready.popleft()
@@ -93,15 +93,15 @@ class SimulatedRun:
         self.now = ended
         step = self.tally.steps[name]
         step.exchanges += 1
-        step.land(request(), failed=False)
-        self.tally.took(name, ended - taken - self._latency[name], self._latency[name], None)
+        step.record_outcome(request(), failed=False)
+        self.tally.record_timing(name, ended - taken - self._latency[name], self._latency[name], None)
         if name == "label":
             self._open[chunk] -= 1
             if not self._open[chunk]:
                 asked = round(self._sizes[chunk] * self._share)
                 self._ready += [("after", chunk)] * asked
-                self.tally.steps["after"].ask([request(asked)])
-                self.tally.steps["after"].pass_by(self._sizes[chunk] - asked, failed=False)
+                self.tally.steps["after"].record_submitted([request(asked)])
+                self.tally.steps["after"].record_skipped(self._sizes[chunk] - asked, failed=False)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.1])
@@ -125,7 +125,7 @@ def test_after_a_third_of_the_run_the_time_left_is_within_a_tenth_of_the_truth(
 def test_rows_count_as_they_are_answered_and_not_by_the_chunk() -> None:
     tally = RunCounters(rows=10, rows_done_before=2, rows_ok=2, steps={"one": StepCounters()})
     for _ in range(3):
-        tally.steps["one"].land(request(), failed=False)
+        tally.steps["one"].record_outcome(request(), failed=False)
     assert (tally.rows_finished, tally.rows_ok) == (5, 2)
 
 
@@ -181,7 +181,7 @@ async def show_progress(monkeypatch: pytest.MonkeyPatch, term: str = "xterm", wa
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     if warning is not None:
-        print(warning, file=sys.stderr)  # noqa: T201
+        print(warning, file=sys.stderr)
     task.cancel()
     (ended,) = await asyncio.gather(task, return_exceptions=True)
     assert isinstance(ended, asyncio.CancelledError)
@@ -272,7 +272,7 @@ def test_status_is_a_line_a_job_that_fits_a_terminal(screen: Screen) -> None:
     }  # fmt: skip
     rows = [
         {**usual, "bound_by": "the limit of openai, 3,000 requests a minute (87 % of the time); "
-         "ask for a higher one, or add a provider (a pool)"},
+         "ask for a higher limit, or add a provider (a pool)"},
         {**usual, "job": "articles", "exit_code": 1, "rows_ok": 2990, "rows_failed": 10, "cost_usd": 3.2},
         {**usual, "job": "nightly-tickets", "state": "running", "share_done": 0.41, "seconds_left": 174, "rows_ok": 900,
          "rows_left": 2100, "held": "openai asks to wait 20 s"},
