@@ -44,7 +44,7 @@ def open_results(loaded: LoadedJob) -> "Results":
     if not sink.exists():
         flag = "" if loaded.overrides.sink is None else f" --sink {loaded.overrides.sink}"
         raise JobError(
-            loaded.at("sink"),
+            loaded.locate("sink"),
             f"nothing is in {loaded.job.sink.identity} yet",
             f'rowmill run {loaded.path}{flag}, or in a notebook: await run("{loaded.path}")',
         )

@@ -19,7 +19,8 @@ from connectors.records import Call, Reply, RowError
 from connectors.transport.client import HttpTransport, RequestError, RequestTimeouts
 from connectors.transport.error_replies import row_error
 from pipelines.config.job import Job
-from pipelines.config.workspace import LOCAL, Workspace
+from pipelines.config.workspace import Workspace
+from pipelines.config.workspace_file import LOCAL
 from pipelines.pricing.prices import FREE, cost, resolve_price, usd
 
 Vector = npt.NDArray[np.float32]

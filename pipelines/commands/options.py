@@ -75,15 +75,15 @@ def job_files(paths: tuple[str, ...], subfolder: str | None = None) -> list[Path
 
     `subfolder`: searched if a folder itself holds no job file.
     """
-    from pipelines.config.job_graph import job_files_in
+    from pipelines.config.job_graph import list_job_files
 
     found: list[Path] = []
     for name in paths:
         path = Path(name)
         if path.is_dir():
-            inside = job_files_in(path)
+            inside = list_job_files(path)
             if not inside and subfolder is not None:
-                inside = job_files_in(path / subfolder)
+                inside = list_job_files(path / subfolder)
             if not inside:
                 raise NoJobFiles(name)
             found += inside

@@ -21,16 +21,16 @@ def plan_command(jobs: tuple[str, ...], overrides: Overrides, as_json: bool) -> 
       rowmill plan jobs/quickstart.yaml
       rowmill plan jobs/quickstart.yaml --set steps.label.model=gpt-4o
     """
-    from pipelines.config.job_graph import drawn, graph_of, load_jobs
+    from pipelines.config.job_graph import render_graph, sort_jobs, load_jobs
     from pipelines.formatting import print_out
-    from pipelines.planning.plan import plan_of
+    from pipelines.planning.plan import build_plan
     from pipelines.planning.plan_text import format_plan
 
-    graph = graph_of(load_jobs(job_files(jobs), overrides))
+    graph = sort_jobs(load_jobs(job_files(jobs), overrides))
     if len(graph) > 1 and not as_json:
-        click.echo(drawn(graph) + "\n")
+        click.echo(render_graph(graph) + "\n")
     for place, job in enumerate(graph):
-        plan = plan_of(job.require())
+        plan = build_plan(job.require())
         if place and not as_json:
             click.echo()
         if as_json:

@@ -27,12 +27,12 @@ def report_command(job: str, out: Path | None) -> None:
     """
     from connectors.errors import JobError
     from pipelines.config.loaded_job import load_job
-    from pipelines.reporting.report_page import report
+    from pipelines.reporting.report_page import write_report
 
     loaded = load_job(job)
     target = out if out is not None else Path(f"{loaded.job.name}-report.html")
     try:
-        report(loaded, target)
+        write_report(loaded, target)
     except OSError as exc:
         raise JobError(target, f"cannot be written ({exc.strerror})", "choose another file with -o") from exc
     click.echo(f"wrote {target}")

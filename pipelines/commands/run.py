@@ -117,13 +117,13 @@ def retry_command(job: str, classes: str | None, as_json: bool, log: str, quiet:
 @contextlib.contextmanager
 def _reporting_errors(files: Iterable[Path]) -> Iterator[None]:
     """Print a report for each of these files if an error ends the command before any job begins."""
-    from pipelines.config.loaded_job import job_name
+    from pipelines.config.loaded_job import read_job_name
 
     try:
         yield
     except RowmillError as exc:
         for file in files:
-            click.echo(orjson.dumps(RunReport(job_name(file), exit_code=exc.exit_code, stopped=str(exc)).to_json()))
+            click.echo(orjson.dumps(RunReport(read_job_name(file), exit_code=exc.exit_code, stopped=str(exc)).to_json()))
         raise
 
 
@@ -141,7 +141,7 @@ def _compare(jobs: tuple[str, ...], overrides: Overrides, options: RunOptions, a
 
 
 def _run_all(jobs: tuple[str, ...], overrides: Overrides, options: RunOptions, as_json: bool) -> int:
-    from pipelines.config.job_graph import GraphJob, graph_of, load_jobs
+    from pipelines.config.job_graph import GraphJob, sort_jobs, load_jobs
     from pipelines.execution.multi_job import run_jobs
     from pipelines.formatting import print_out
     from pipelines.reporting.run_summary import format_report
@@ -163,7 +163,7 @@ def _run_all(jobs: tuple[str, ...], overrides: Overrides, options: RunOptions, a
 
     files = job_files(jobs)
     with _reporting_errors(files if as_json else ()):
-        graph = graph_of(load_jobs(files, overrides))
+        graph = sort_jobs(load_jobs(files, overrides))
     if len(graph) == 1:
         on_end(graph[0], _run_one(graph[0], options))
     else:
@@ -178,12 +178,12 @@ def _run_all(jobs: tuple[str, ...], overrides: Overrides, options: RunOptions, a
 
 def _run_one(job: "GraphJob", options: RunOptions) -> RunReport:
     """Run one job in this process; print errors to stderr and hand the report to `on_finish`."""
-    from pipelines.config.loaded_job import job_name
+    from pipelines.config.loaded_job import read_job_name
     from pipelines.execution.invocation import run_invocation
     from pipelines.execution.notifications import notify
 
     as_lines = options.log == "json"
-    report = RunReport(job.name if job.loaded is not None else job_name(job.path))
+    report = RunReport(job.name if job.loaded is not None else read_job_name(job.path))
 
     def print_here(message: str, level: LogLevel = "error") -> None:
         if as_lines:

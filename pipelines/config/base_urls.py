@@ -1,35 +1,37 @@
-"""A provider's address: whether it is one, whether it is this machine, whether what is sent there is encrypted."""
+"""Base URLs of providers: their syntax, whether they are on this machine, whether traffic to them is encrypted."""
 
 import ipaddress
 import re
 from urllib.parse import urlsplit
 
+from connectors.errors import FieldError
 
-def check_address(url: str) -> str:
-    """The address without a slash at its end; ValueError `WHAT; WHAT TO DO` for what is none."""
+_EXAMPLE = "write e.g. https://api.openai.com/v1"
+
+
+def checked_base_url(url: str) -> str:
+    """Return the URL without a slash at its end; FieldError if it is not the base URL of an API."""
+    quoted = f'found "{_without_credentials(url)}"'
     if not url.startswith(("http://", "https://")):
-        raise ValueError(f'found "{_shortened(url)}", no http or https address; write e.g. https://api.openai.com/v1')
+        raise FieldError(f"{quoted}, not an http or https address", _EXAMPLE)
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as exc:
-        raise ValueError(
-            f'found "{_shortened(url)}", no address ({exc}); write e.g. https://api.openai.com/v1'
-        ) from exc
+        raise FieldError(f"{quoted}, not an address ({exc})", _EXAMPLE) from exc
     if parts.username is not None or parts.password is not None:
-        # It may be a secret: not repeated.
-        raise ValueError(
-            "holds a user or password; a secret is never written in a file, name its variable: api_key_env"
-        )
+        # It may be a secret, so the message does not quote it.
+        remedy = "a secret is never written in a file, name its variable: api_key_env"
+        raise FieldError("holds a user or password", remedy)
     if not host or any(char.isspace() for char in url):
-        raise ValueError(f'found "{_shortened(url)}", an address without a host; write e.g. https://api.openai.com/v1')
+        raise FieldError(f"{quoted}, an address without a host", _EXAMPLE)
     if parts.query or parts.fragment:
-        raise ValueError("ends with a ? or # part, paths are added behind it; leave that part out")
+        raise FieldError("ends with a ? or # part, and paths are added behind it", "leave that part out")
     return url.rstrip("/")
 
 
-def is_this_machine(url: str) -> bool:
-    """Whether the host is a loopback address."""
+def is_loopback(url: str) -> bool:
+    """Return whether the host is this machine."""
     host = urlsplit(url).hostname or ""
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -40,12 +42,12 @@ def is_this_machine(url: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def unencrypted(url: str) -> bool:
-    """Whether what is sent leaves this machine in the clear."""
-    return url.startswith("http://") and not is_this_machine(url)
+def is_unencrypted(url: str) -> bool:
+    """Return whether requests leave this machine without encryption."""
+    return url.startswith("http://") and not is_loopback(url)
 
 
-def _shortened(url: str) -> str:
-    """What stands before an @ may be a secret: not repeated."""
+def _without_credentials(url: str) -> str:
+    """Return the URL for a message, shortened; what is before an @ may be a secret."""
     url = re.sub(r"//.*@", "//...@", url)
     return url if len(url) <= 60 else f"{url[:57]}..."

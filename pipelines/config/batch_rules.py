@@ -1,45 +1,44 @@
-"""What a job must be like to go by the Batch API, and when its deadline is."""
+"""Rules for jobs that use the Batch API, and the next deadline of a batch."""
 
 from datetime import datetime, time, timedelta, tzinfo
 
 from connectors.errors import JobError
 from pipelines.config.loaded_job import LoadedJob
-from pipelines.config.workspace import Workspace
 
-BATCHED = frozenset({"chat", "responses", "embeddings"})
+BATCH_ENDPOINTS = frozenset({"chat", "responses", "embeddings"})
 """The endpoints that the Batch API takes."""
 
 
-def check_batched(loaded: LoadedJob, workspace: Workspace) -> None:
-    """JobError where a step of a job with `delivery: batch` cannot go by batches."""
+def check_batch_delivery(loaded: LoadedJob) -> None:
+    """Raise JobError if a step of a job with `delivery: batch` cannot use the Batch API."""
     if loaded.job.delivery != "batch":
         return
+    pools = loaded.workspace.pools
     for step in loaded.job.steps:
-        where = ("steps", step.name)
-        if step.endpoint not in BATCHED:
+        if step.endpoint not in BATCH_ENDPOINTS:
             raise JobError(
-                loaded.at(*where, "endpoint"),
-                f"the Batch API takes {', '.join(sorted(BATCHED))} only",
+                loaded.locate("steps", step.name, "endpoint"),
+                f"the Batch API takes {', '.join(sorted(BATCH_ENDPOINTS))} only",
                 "write delivery: online, or move this step to a job of its own",
             )
-        if step.provider in workspace.pools:
+        if step.provider in pools:
             raise JobError(
-                loaded.at(*where, "provider"),
+                loaded.locate("steps", step.name, "provider"),
                 f"{step.provider} is a pool, and a batch goes to one provider",
-                f"name one of its members: {', '.join(workspace.pools[step.provider])}",
+                f"name one of its members: {', '.join(pools[step.provider])}",
             )
         if getattr(step, "stream", False):
             raise JobError(
-                loaded.at(*where, "stream"),
+                loaded.locate("steps", step.name, "stream"),
                 "a batch's answers do not stream",
                 "leave stream out, or write delivery: online",
             )
 
 
-def next_deadline(said: str, zone: tzinfo, now: datetime) -> datetime:
-    """The next time that it is HH:MM in the zone, after `now`."""
+def next_deadline(time_of_day: str, zone: tzinfo, now: datetime) -> datetime:
+    """Return the first moment after `now` at which it is HH:MM in the zone."""
     local = now.astimezone(zone)
-    moment = datetime.combine(local.date(), time.fromisoformat(said), zone)
-    if moment <= local:
-        moment = datetime.combine(local.date() + timedelta(days=1), time.fromisoformat(said), zone)
-    return moment
+    deadline = datetime.combine(local.date(), time.fromisoformat(time_of_day), zone)
+    if deadline <= local:
+        deadline = datetime.combine(local.date() + timedelta(days=1), time.fromisoformat(time_of_day), zone)
+    return deadline

@@ -9,50 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from connectors.contracts import FrozenModel, StepModel
+from connectors.errors import FieldError, KeyPath
 from connectors.registry import ENDPOINTS, SINKS, SOURCES, SinkConfig, SourceConfig, StepConfig
-from pipelines.config.validation_messages import Misfit, shown
+from pipelines.config.strict_model import StrictModel
+from pipelines.config.validation_messages import format_value
 
-_NEVER_SENT = frozenset({"endpoint", "dialect", "structured", "split", "output"})
-"""Keys of endpoints that are no parameters of the API."""
-
-
-def check_step(step: StepModel) -> None:
-    """Misfit, its path relative to the step, for what would be passed over or would spoil the request."""
-    typed = isinstance(getattr(step, "output", None), dict)
-    if getattr(step, "structured", "auto") != "auto" and not typed:
-        raise Misfit(
-            ("structured",),
-            "says how a typed output is asked for, and there is none; write output: {name: {type: ...}}",
-        )
-    fields = type(step).model_fields.keys()
-    own = (fields - StepModel.model_fields.keys() - _NEVER_SENT) | {"model", "stream"}
-    for name in step.extra_body:
-        if name in own:
-            where = "at the step" if name in fields else "below params where the endpoint takes it"
-            raise Misfit(("extra_body", name), f"Rowmill itself goes by it; write {name}: {where}")
-        if name in step.params:
-            raise Misfit(("extra_body", name), "stands in params as well; leave out one of both")
-        if typed and name in ("response_format", "text"):
-            raise Misfit(("extra_body", name), "a typed output brings its own; leave it out")
-        if name == "n":
-            raise Misfit(("extra_body", name), "the columns depend on it; write it below params")
+_WEEK_SECONDS = 7 * 24 * 3600
+_TIME_OF_DAY = "^([01][0-9]|2[0-3]):[0-5][0-9]$"
 
 
-GRACE_SECONDS = 30
-"""After the first Ctrl-C or SIGTERM; a second leaves at once."""
-
-_WEEK = 7 * 24 * 3600
-_TIME = "^([01][0-9]|2[0-3]):[0-5][0-9]$"
-
-
-class Section(FrozenModel):
-    """A part of the job file that is no source, step or sink; a number in quotes is no number in it."""
-
-    model_config = ConfigDict(strict=True)
-
-
-class Limits(Section):
-    """Limits of this job; the provider's own hold as well, whichever is lower."""
+class JobLimits(StrictModel):
+    """Limits of this job; the provider's own limits apply too, and the lower one counts."""
 
     requests_per_minute: int | None = Field(
         default=None, ge=1, le=10**9, description="Requests a minute.", examples=[3000]
@@ -71,119 +38,151 @@ class Limits(Section):
     )
 
 
-class Budget(Section):
-    """What a run may cost, over all its invocations; never exceeded by our count of tokens and prices."""
+class Budget(StrictModel):
+    """What a run may cost over all its invocations, by Rowmill's count of tokens and prices."""
 
     usd: float = Field(ge=0, le=10**6, allow_inf_nan=False, description="US dollars.", examples=[5.0])
 
 
-class Retry(Section):
-    """How long a request is tried again."""
+class Retry(StrictModel):
+    """How often and how long a request is retried."""
 
     attempts: int = Field(
-        default=6, ge=1, le=100, description="Tries of one request, the first included; 429s use up none.", examples=[6]
+        default=6,
+        ge=1,
+        le=100,
+        description="Attempts of one request, the first included; a 429 does not count.",
+        examples=[6],
     )
     longest_wait: float = Field(
         default=60,
         ge=0,
-        le=_WEEK,
+        le=_WEEK_SECONDS,
         allow_inf_nan=False,
-        description="Seconds: the longest of one back-off.",
+        description="Seconds: the longest single back-off.",
         examples=[60],
     )
     longest_hold: float = Field(
         default=900,
         ge=0,
-        le=_WEEK,
+        le=_WEEK_SECONDS,
         allow_inf_nan=False,
-        description="Seconds: the longest Retry-After or open circuit that is waited for; beyond it the run stops.",
+        description="Seconds: the longest Retry-After or open circuit to wait for; beyond it the run stops.",
         examples=[900],
     )
 
 
-class Timeouts(Section):
+class Timeouts(StrictModel):
     """Deadlines of one request, in seconds."""
 
     connect: float = Field(
-        default=10, gt=0, le=_WEEK, allow_inf_nan=False, description="Seconds until connected.", examples=[10]
+        default=10, gt=0, le=_WEEK_SECONDS, allow_inf_nan=False, description="Seconds until connected.", examples=[10]
     )
     idle: float = Field(
-        default=60, gt=0, le=_WEEK, allow_inf_nan=False, description="Seconds without a byte.", examples=[60]
+        default=60, gt=0, le=_WEEK_SECONDS, allow_inf_nan=False, description="Seconds without a byte.", examples=[60]
     )
     total: float = Field(
-        default=600, gt=0, le=_WEEK, allow_inf_nan=False, description="Seconds for the whole reply.", examples=[600]
+        default=600,
+        gt=0,
+        le=_WEEK_SECONDS,
+        allow_inf_nan=False,
+        description="Seconds for the whole reply.",
+        examples=[600],
     )
 
 
-class OnFinish(Section):
-    """What is told the report when the run has ended; exactly one of both."""
+class OnFinish(StrictModel):
+    """Where to send the run report: exactly one of a command and a webhook."""
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
     command: str | None = Field(
-        default=None, min_length=1, description="A command; gets the report as JSON on stdin.", examples=["notify.sh"]
+        default=None,
+        min_length=1,
+        description="A command that reads the report as JSON from stdin.",
+        examples=["notify.sh"],
     )
     webhook: str | None = Field(
         default=None,
         pattern=r"^https?://.+$",
-        description="A URL; gets the report as JSON by POST.",
+        description="A URL that receives the report as JSON by POST.",
         examples=["https://example.org/hook"],
     )
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
+    def _check_one_target(self) -> Self:
         if (self.command is None) == (self.webhook is None):
-            raise ValueError("takes exactly one of command and webhook; write e.g. on_finish: {command: notify.sh}")
+            raise FieldError("takes exactly one of command and webhook", "write e.g. on_finish: {command: notify.sh}")
         return self
 
 
-class Drift(Section):
-    """Bounds for what may differ between the rows of this run and those of the runs before; null: not looked at."""
+class Drift(StrictModel):
+    """Bounds for the differences between the rows of this run and those of earlier runs; null: not checked."""
 
     null_share: float | None = Field(
-        default=0.1, ge=0, le=1, allow_inf_nan=False, description="Share of nulls, by so much.", examples=[0.1]
+        default=0.1,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Largest change of the share of nulls.",
+        examples=[0.1],
     )
     enum_share: float | None = Field(
-        default=0.1, ge=0, le=1, allow_inf_nan=False, description="Share of a value of an enum.", examples=[0.1]
+        default=0.1,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Largest change of the share of one value of an enum.",
+        examples=[0.1],
     )
     length: float | None = Field(
-        default=0.3, ge=0, le=10**6, allow_inf_nan=False, description="Mean length, by this part.", examples=[0.3]
+        default=0.3,
+        ge=0,
+        le=10**6,
+        allow_inf_nan=False,
+        description="Largest relative change of the mean length.",
+        examples=[0.3],
     )
     cost_per_row: float | None = Field(
-        default=0.5, ge=0, le=10**6, allow_inf_nan=False, description="Cost a row, by this part.", examples=[0.5]
+        default=0.5,
+        ge=0,
+        le=10**6,
+        allow_inf_nan=False,
+        description="Largest relative change of the cost per row.",
+        examples=[0.5],
     )
 
 
-class Audit(Section):
-    """SQL over `results` after the run, or `drift`; more rows than `max`: exit 5."""
+class Audit(StrictModel):
+    """SQL over `results` after the run, or `drift`; more than `max` rows: exit code 5."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["sql"]}, {"required": ["drift"]}]})
 
-    name: str = Field(min_length=1, description="What the report calls it.", examples=["no empty topic"])
+    name: str = Field(min_length=1, description="Its name in the report.", examples=["no empty topic"])
     sql: str | None = Field(
         default=None,
         min_length=1,
-        description="A query over `results` (and `usage`, `errors`) that finds what should not be.",
+        description="A query over `results` (and `usage`, `errors`) that returns the wrong rows.",
         examples=["select * from results where topic is null"],
     )
     drift: Drift | None = Field(
         default=None,
-        description="Instead of sql: the columns and measures that differ from the runs before.",
+        description="Instead of sql: the columns and measures that differ from earlier runs.",
         examples=[{"null_share": 0.1}],
     )
-    max: int = Field(default=0, ge=0, le=10**18, description="So many rows are still fine.", examples=[0])
+    max: int = Field(default=0, ge=0, le=10**18, description="Rows that are allowed.", examples=[0])
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
+    def _check_sql_or_drift(self) -> Self:
         if self.sql is None and self.drift is None:
-            raise Misfit(("sql",), "missing; write e.g. sql: select * from results where topic is null")
+            raise FieldError("missing", "write e.g. sql: select * from results where topic is null", ("sql",))
         if self.sql is not None and self.drift is not None:
-            raise Misfit(("drift",), "goes not with sql; write two audits")
+            raise FieldError("cannot be combined with sql", "write two audits", ("drift",))
         return self
 
 
-def _one_kind(kinds: Mapping[str, type[Any]]) -> Any:
-    """The annotation of a source or sink: the key that names the kind decides."""
+def _union_by_key(kinds: Mapping[str, type[Any]]) -> Any:
+    """Return the annotation of a source or sink: the key that names the kind decides."""
 
     def kind_of(value: Any) -> str | None:
         if isinstance(value, Mapping):
@@ -191,7 +190,7 @@ def _one_kind(kinds: Mapping[str, type[Any]]) -> Any:
         return next((kind for kind, model in kinds.items() if isinstance(value, model)), None)
 
     models = tuple(Annotated[model, Tag(kind)] for kind, model in kinds.items())
-    return Annotated[Union[models], Discriminator(kind_of)]  # noqa: UP007 - made of a tuple
+    return Annotated[Union[models], Discriminator(kind_of)]  # noqa: UP007 - from a tuple
 
 
 if TYPE_CHECKING:
@@ -199,13 +198,13 @@ if TYPE_CHECKING:
     AnyStep = StepConfig
     AnySink = SinkConfig
 else:
-    AnySource = _one_kind(SOURCES)
+    AnySource = _union_by_key(SOURCES)
     AnyStep = Annotated[Union[tuple(ENDPOINTS.values())], Field(discriminator="endpoint")]  # noqa: UP007
-    AnySink = _one_kind(SINKS)
+    AnySink = _union_by_key(SINKS)
 
 
 class Job(FrozenModel):
-    """What a job file says."""
+    """The contents of a job file, validated."""
 
     name: str = Field(
         pattern=r"^[a-z0-9-]+$", description="Unique in the workspace: a-z, 0-9 and -.", examples=["ticket-enrichment"]
@@ -216,30 +215,32 @@ class Job(FrozenModel):
         min_length=1, description="Each row goes through the steps in order; a later step sees earlier outputs."
     )
     sink: AnySink = Field(description=f"Where the tables go: exactly one of {', '.join(SINKS)}.")
-    limits: Limits = Field(default=Limits(), description="Limits of this job.")
+    limits: JobLimits = Field(default=JobLimits(), description="Limits of this job.")
     budget: Budget | None = Field(default=None, description="What a run may cost.", examples=[{"usd": 5.0}])
-    retry: Retry = Field(default=Retry(), description="How long a request is tried again.")
+    retry: Retry = Field(default=Retry(), description="How often and how long a request is retried.")
     timeouts: Timeouts = Field(default=Timeouts(), description="Deadlines of one request, in seconds.")
     delivery: Literal["online", "batch"] = Field(
-        default="online", description="One by one, or by the provider's Batch API.", examples=["online"]
+        default="online",
+        description="Send requests one by one, or through the provider's Batch API.",
+        examples=["online"],
     )
     deadline: str | None = Field(
         default=None,
         description="With delivery: batch. HH:MM in the workspace's time zone.",
         examples=["06:00"],
-        json_schema_extra={"pattern": _TIME},
+        json_schema_extra={"pattern": _TIME_OF_DAY},
     )
     schedule: str | None = Field(
         default=None, description="Cron: five fields, in the workspace's time zone.", examples=["0 2 * * *"]
     )
     on_finish: OnFinish | None = Field(
-        default=None, description="Who gets the report.", examples=[{"command": "notify.sh"}]
+        default=None, description="Where to send the run report.", examples=[{"command": "notify.sh"}]
     )
     audits: tuple[Audit, ...] = Field(default=(), description="SQL over `results`, after the run.")
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The columns that identify a row; empty where its content does."""
+        """The columns that identify a row; empty if its content does."""
         key = self.source.key
         return (key,) if isinstance(key, str) else key or ()
 
@@ -251,57 +252,82 @@ class Job(FrozenModel):
 
     @property
     def limit(self) -> int | None:
-        """Only the first so many rows are looked at; None: all."""
+        """The number of rows to read, from the first; None: all."""
         return self.source.limit
 
     @field_validator("deadline")
     @classmethod
-    def _is_time(cls, deadline: str | None) -> str | None:
-        if deadline is not None and not re.fullmatch(_TIME[1:-1], deadline):
-            raise ValueError(f'found {shown(deadline)}, no time of day; write e.g. deadline: "06:00"')
+    def _check_time_of_day(cls, deadline: str | None) -> str | None:
+        if deadline is not None and not re.fullmatch(_TIME_OF_DAY[1:-1], deadline):
+            raise FieldError(f"found {format_value(deadline)}, not a time of day", 'write e.g. deadline: "06:00"')
         return deadline
 
     @field_validator("schedule")
     @classmethod
-    def _is_cron(cls, schedule: str | None) -> str | None:
+    def _check_cron(cls, schedule: str | None) -> str | None:
         from cronsim import CronSim, CronSimError
 
         try:
-            # CronSim takes six fields as well, the first for seconds; crontab does not.
+            # CronSim accepts a sixth field for seconds; crontab does not.
             if schedule is not None and CronSim(schedule, datetime(2000, 1, 1)) and len(schedule.split()) != 5:
                 raise CronSimError("Wrong number of fields")
         except CronSimError as exc:
-            said = str(exc).lower()
-            raise ValueError(f'found {shown(schedule)}, no cron: {said}; write e.g. schedule: "0 2 * * *"') from exc
+            found = f"found {format_value(schedule)}, not a cron expression: {str(exc).lower()}"
+            raise FieldError(found, 'write e.g. schedule: "0 2 * * *"') from exc
         return schedule
 
     @model_validator(mode="after")
-    def _keys_fit_each_other(self) -> Self:
-        for path, twice in (("steps", self.steps), ("audits", self.audits)):
-            names = [named.name for named in twice]
+    def _check_keys_together(self) -> Self:
+        for section, entries in (("steps", self.steps), ("audits", self.audits)):
+            names = [entry.name for entry in entries]
             for index, name in enumerate(names):
                 if name in names[:index]:
-                    raise Misfit((path, index, "name"), f"{shown(name)} is taken by one before; give each its own name")
+                    found = f"{format_value(name)} is the name of an earlier one too"
+                    raise FieldError(found, "give each its own name", (section, index, "name"))
         for index, step in enumerate(self.steps):
             assert isinstance(step, StepModel)
-            try:
-                check_step(step)
-            except Misfit as exc:
-                raise Misfit(("steps", index, *exc.path), str(exc)) from exc
-        if len(set(self.sink.columns)) < len(self.sink.columns) and self.sink.columns != "all":
-            raise Misfit(("sink", "columns"), "names a column twice; name each once")
+            _check_step(step, ("steps", index))
+        if self.sink.columns != "all" and len(set(self.sink.columns)) < len(self.sink.columns):
+            raise FieldError("names a column twice", "name each once", ("sink", "columns"))
         if len(set(self.key)) < len(self.key):
-            raise Misfit(("source", "key"), "names a column twice; name each once")
+            raise FieldError("names a column twice", "name each once", ("source", "key"))
         if self.sink.write == "append" and not self.key:
-            raise Misfit(("sink", "write"), "append knows the rows that are there by their key; add key: to the source")
+            found = "append recognises existing rows by their key, and there is none"
+            raise FieldError(found, "add key: to the source", ("sink", "write"))
         if self.sink.deleted == "remove" and self.sink.write != "merge":
-            raise Misfit(("sink", "deleted"), "remove goes with write: merge only; leave deleted out or write merge")
+            remedy = "leave deleted out or write merge"
+            raise FieldError("remove requires write: merge", remedy, ("sink", "deleted"))
         if self.deadline is not None and self.delivery != "batch":
-            raise Misfit(("deadline",), "goes with delivery: batch only; leave it out or add delivery: batch")
+            raise FieldError("requires delivery: batch", "leave it out or add delivery: batch", ("deadline",))
         return self
 
 
 @cache
-def job_rules() -> dict[str, Any]:
-    """The JSON Schema as pydantic makes it."""
+def pydantic_schema() -> dict[str, Any]:
+    """Return the JSON Schema as pydantic makes it."""
     return Job.model_json_schema()
+
+
+_CLIENT_KEYS = frozenset({"endpoint", "dialect", "structured", "split", "output"})
+"""Keys of endpoints that are not parameters of the API."""
+
+
+def _check_step(step: StepModel, path: KeyPath) -> None:
+    """Raise FieldError for a key that would be ignored or would spoil the request."""
+    is_typed = isinstance(getattr(step, "output", None), dict)
+    if getattr(step, "structured", "auto") != "auto" and not is_typed:
+        found, remedy = "applies to a typed output, and there is none", "write output: {name: {type: ...}}"
+        raise FieldError(found, remedy, (*path, "structured"))
+    fields = type(step).model_fields.keys()
+    set_by_rowmill = (fields - StepModel.model_fields.keys() - _CLIENT_KEYS) | {"model", "stream"}
+    for name in step.extra_body:
+        here = (*path, "extra_body", name)
+        if name in set_by_rowmill:
+            place = "at the step" if name in fields else "below params where the endpoint takes it"
+            raise FieldError("Rowmill sets this key itself", f"write {name}: {place}", here)
+        if name in step.params:
+            raise FieldError("is in params as well", "leave out one of both", here)
+        if is_typed and name in ("response_format", "text"):
+            raise FieldError("a typed output sets it", "leave it out", here)
+        if name == "n":
+            raise FieldError("it determines the columns", "write it below params", here)

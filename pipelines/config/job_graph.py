@@ -1,4 +1,4 @@
-"""Jobs that read other jobs' results: where those are, and the order in which all of them can run."""
+"""Jobs that read other jobs' results: their sinks, and the order in which they can run."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ from connectors.errors import JobError
 from connectors.tables.schemas import errors_schema, results_schema
 from pipelines.config.loaded_job import LoadedJob, load_job, read_job_file
 from pipelines.config.overrides import NONE, Overrides
-from pipelines.config.workspace import FILE_NAME
+from pipelines.config.workspace_file import FILE_NAME
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -34,8 +34,8 @@ class GraphJob:
         return self.loaded
 
 
-def job_files_in(folder: Path) -> list[Path]:
-    """The job files of a folder, sorted: every .yaml and .yml but the workspace's own."""
+def list_job_files(folder: Path) -> list[Path]:
+    """Return the job files of a folder, sorted: every .yaml and .yml but the workspace's own."""
     try:
         return sorted(f for f in folder.iterdir() if f.suffix in SUFFIXES and f.name != FILE_NAME and f.is_file())
     except OSError:
@@ -56,7 +56,7 @@ def load_jobs(paths: Iterable[Path], overrides: Overrides = NONE) -> list[GraphJ
     return jobs
 
 
-def graph_of(jobs: Iterable[GraphJob]) -> list[GraphJob]:
+def sort_jobs(jobs: Iterable[GraphJob]) -> list[GraphJob]:
     """Sort the jobs so that each follows those that it reads; JobError for a cycle, a shared name or a shared sink.
 
     An invalid job has no edges: its error is reported when it is run.
@@ -66,45 +66,41 @@ def graph_of(jobs: Iterable[GraphJob]) -> list[GraphJob]:
     for job in jobs:
         if job.loaded is not None:
             if job.name in by_name:
-                raise JobError(
-                    job.path, f"name: {job.name} is the name of {by_name[job.name].path} too", "give each its own name"
-                )
+                found = f"{job.name} is the name of {by_name[job.name].path} too"
+                raise JobError(f"{job.path}: name", found, "give each its own name")
             # Two jobs that write to one table would each take the other's rows for their own.
             sink = job.loaded.job.sink
             location = sink.location(job.loaded.workspace.folder)
             if location in sinks:
-                raise JobError(
-                    job.path,
-                    f"sink: {sink.identity} is the sink of {sinks[location]} too",
-                    "give each job a sink of its own",
-                )
+                found = f"{sink.identity} is the sink of {sinks[location]} too"
+                raise JobError(f"{job.path}: sink", found, "give each job a sink of its own")
             sinks[location] = job.path
         by_name[job.name] = job
-    return _sorted(
+    return _in_order(
         {job.name: replace(job, needs=tuple(name for name in job.needs if name in by_name)) for job in by_name.values()}
     )
 
 
-def sinks_of_jobs(loaded: LoadedJob) -> Mapping[str, Sink | None]:
+def sinks_by_job(loaded: LoadedJob) -> Mapping[str, Sink | None]:
     """Return the other jobs next to this one, in the workspace folder and in its folder `jobs`: name -> the sink of
     the job that this one reads, None for the others."""
-    found: dict[str, Sink | None] = {}
+    sinks: dict[str, Sink | None] = {}
     workspace, own = loaded.workspace, loaded.path.resolve()
-    folders = (loaded.path.absolute().parent, workspace.folder, workspace.folder / "jobs")
-    for folder in {folder.resolve(): folder for folder in folders}.values():
-        for path in job_files_in(folder):
-            if path.resolve() == own:
-                continue
-            try:
-                file = read_job_file(path)
-            except JobError:
-                continue
-            name = file.name
-            if name is None or name in found or name == loaded.job.name:
-                continue
-            # A message needs only the names of the other jobs, so the rest of their files is not validated.
-            found[name] = empty_sink(file.load(workspace)) if name == loaded.job.reads_job else None
-    return found
+    folders: dict[Path, Path] = {}
+    for folder in (loaded.path.absolute().parent, workspace.folder, workspace.folder / "jobs"):
+        folders.setdefault(folder.resolve(), folder)
+    for path in (path for folder in folders.values() for path in list_job_files(folder)):
+        if path.resolve() == own:
+            continue
+        try:
+            file = read_job_file(path)
+        except JobError:
+            continue
+        if file.name is None or file.name in sinks or file.name == loaded.job.name:
+            continue
+        # A message needs only the names of the other jobs, so the rest of their files is not validated.
+        sinks[file.name] = empty_sink(file.load(workspace)) if file.name == loaded.job.reads_job else None
+    return sinks
 
 
 def empty_sink(loaded: LoadedJob) -> Sink:
@@ -114,38 +110,37 @@ def empty_sink(loaded: LoadedJob) -> Sink:
     return job.sink.open(shape, loaded.workspace.folder, job.retry.longest_hold)
 
 
-def drawn(jobs: Sequence[GraphJob]) -> str:
-    """The graph for people: each job below the one that it reads."""
-    below: dict[str | None, list[str]] = {}
+def render_graph(jobs: Sequence[GraphJob]) -> str:
+    """Return the graph as text: each job below the one that it reads."""
+    readers: dict[str | None, list[str]] = {}
     for job in jobs:
-        below.setdefault(job.needs[0] if job.needs else None, []).append(job.name)
+        readers.setdefault(job.needs[0] if job.needs else None, []).append(job.name)
     lines: list[str] = []
 
-    def draw(name: str, indent: str, last: bool, top: bool) -> None:
-        lines.append(name if top else f"{indent}{'└─ ' if last else '├─ '}{name}")
-        inner = below.get(name, [])
-        for place, other in enumerate(inner):
-            draw(other, indent if top else indent + ("   " if last else "│  "), place == len(inner) - 1, False)
+    def render(names: Sequence[str], indent: str) -> None:
+        for index, name in enumerate(names):
+            is_last = index == len(names) - 1
+            lines.append(f"{indent}{'└─ ' if is_last else '├─ '}{name}")
+            render(readers.get(name, ()), indent + ("   " if is_last else "│  "))
 
-    for name in below.get(None, []):
-        draw(name, "", True, True)
+    for root in readers.get(None, ()):
+        lines.append(root)
+        render(readers.get(root, ()), "")
     return "\n".join(lines)
 
 
-def _sorted(jobs: Mapping[str, GraphJob]) -> list[GraphJob]:
-    found: list[GraphJob] = []
-    done: set[str] = set()
+def _in_order(jobs: Mapping[str, GraphJob]) -> list[GraphJob]:
+    ordered: dict[str, GraphJob] = {}
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
         if name in trail:
-            circle = " -> ".join((*trail[trail.index(name) :], name))
-            raise JobError(jobs[name].path, f"source.job: jobs read each other in a circle: {circle}", "break it")
-        if name not in done:
+            cycle = " -> ".join((*trail[trail.index(name) :], name))
+            raise JobError(f"{jobs[name].path}: source.job", f"jobs read each other in a cycle: {cycle}", "break it")
+        if name not in ordered:
             for needed in jobs[name].needs:
                 visit(needed, (*trail, name))
-            done.add(name)
-            found.append(jobs[name])
+            ordered[name] = jobs[name]
 
     for name in jobs:
         visit(name, ())
-    return found
+    return list(ordered.values())

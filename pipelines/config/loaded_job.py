@@ -8,12 +8,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from connectors.contracts import SinkModel, SourceModel
-from connectors.errors import JobError, KeyPath, did_you_mean
+from connectors.errors import JobError, KeyPath, closest, did_you_mean
 from connectors.registry import ENDPOINTS, SINKS, SOURCES
-from pipelines.config.job import Job, job_rules
+from pipelines.config.job import Job, pydantic_schema
 from pipelines.config.key_locations import KeyLocations
-from pipelines.config.overrides import NONE, Overrides, answer_flags, applied
-from pipelines.config.validation_messages import Mistake, coerced, mistakes_of, shown
+from pipelines.config.overrides import NONE, Overrides, answer_flags, apply_overrides
+from pipelines.config.validation_messages import (
+    ConfigError,
+    first_error,
+    format_value,
+    silent_coercions,
+    validation_errors,
+)
 from pipelines.config.workspace import Workspace, find_workspace
 from pipelines.config.yaml_reader import YamlFile, read_yaml
 
@@ -37,16 +43,14 @@ class JobFile:
         """Validate the values with the flags applied; JobError names the first error."""
         if not self.content.values:
             raise JobError(self.shown_path, "is empty", "`rowmill init DIR` writes a job to start from")
-        flagged = applied(self.content.values, overrides, SINKS)
-        locations = KeyLocations(self.shown_path, self.content.lines, flagged.raw, flagged.flags)
-        job, mistakes = _checked(flagged.raw)
+        overridden = apply_overrides(self.content.values, overrides, SINKS)
+        locations = KeyLocations(self.shown_path, self.content.lines, overridden.values, overridden.flags)
+        job, errors = _validated(overridden.values)
         if job is None:
-            # A misspelt key is also a missing one: report the misspelling first.
-            first = min(mistakes, key=lambda mistake: (mistake.missing, locations.line(mistake.path)))
-            raise JobError(locations.locate(first.path), f"{first.what}")
-        written = job if overrides == NONE else _checked(self.content.values)[0]
+            raise first_error(errors, locations)
+        written = job if overrides == NONE else _validated(self.content.values)[0]
         flags = answer_flags(overrides)
-        changed = flags if flags and (written is None or _asked(written) != _asked(job)) else ()
+        changed = flags if flags and (written is None or _answer_facts(written) != _answer_facts(job)) else ()
         return LoadedJob(job, workspace, self, locations, overrides, written, changed)
 
 
@@ -69,7 +73,7 @@ class LoadedJob:
         """As the user gave it."""
         return self.file.path
 
-    def at(self, *path: str | int) -> str:
+    def locate(self, *path: str | int) -> str:
         """Return the WHERE of a message: ("steps", "label", "model") -> `jobs/x.yaml:14: steps.label.model`.
 
         Steps go by name or by index from 0.
@@ -94,7 +98,7 @@ def load_job(path: Path | str, overrides: Overrides = NONE) -> LoadedJob:
     return read_job_file(path).load(workspace, overrides)
 
 
-def job_name(path: Path) -> str | None:
+def read_job_name(path: Path) -> str | None:
     """Return the `name` in a job file that may be invalid; None if it cannot be read."""
     try:
         return read_job_file(path).name
@@ -102,63 +106,66 @@ def job_name(path: Path) -> str | None:
         return None
 
 
-def _checked(raw: dict[str, Any]) -> tuple[Job | None, list[Mistake]]:
-    """The job, or what is wrong."""
-    kinds = list(_kind_mistakes(raw))
+def _validated(values: dict[str, Any]) -> tuple[Job | None, list[ConfigError]]:
+    """Return the job, or None and its errors."""
+    kind_errors = list(_kind_errors(values))
     try:
-        job = Job.model_validate(raw)
+        job = Job.model_validate(values)
     except ValidationError as exc:
-        found = list(mistakes_of(exc, raw, job_rules, _untagged))
-        # A source of no known kind is told better by what was written than by what pydantic looked for.
-        told = {mistake.path[: 2 if mistake.path[0] == "steps" else 1] for mistake in kinds}
-        return None, kinds + [mistake for mistake in found if told.isdisjoint((mistake.path[:1], mistake.path[:2]))]
-    mistakes = [*kinds, *coerced(raw, job)]
-    return (None if mistakes else job), mistakes
+        errors = validation_errors(exc, values, pydantic_schema, _without_kind)
+        # For a source of no known kind, what was written helps more than what pydantic looked for.
+        reported = {error.path[: 2 if error.path[0] == "steps" else 1] for error in kind_errors}
+        return None, kind_errors + [error for error in errors if reported.isdisjoint((error.path[:1], error.path[:2]))]
+    all_errors = [*kind_errors, *silent_coercions(values, job)]
+    return (None if all_errors else job), all_errors
 
 
-def _asked(job: Job) -> dict[str, Any]:
-    """What makes the answers and whose they are; how many rows are asked does not."""
+def _answer_facts(job: Job) -> dict[str, Any]:
+    """Return what determines the answers and whose they are; how many rows are requested does not."""
     return job.model_dump(include={"name", "source", "steps"}, exclude={"source": {"limit"}})
 
 
-def _untagged(loc: Sequence[str | int]) -> KeyPath:
-    """A pydantic location without the kind of source, sink or step that it was checked as."""
-    cut = 2 if loc[:1] == ("steps",) else 1 if loc[:1] in (("source",), ("sink",)) else len(loc)
-    return (*loc[:cut], *loc[cut + 1 :])
+def _without_kind(location: Sequence[str | int]) -> KeyPath:
+    """Return a pydantic location without the kind of source, sink or step that it was validated as."""
+    cut = 2 if location[:1] == ("steps",) else 1 if location[:1] in (("source",), ("sink",)) else len(location)
+    return (*location[:cut], *location[cut + 1 :])
 
 
-def _kind_mistakes(raw: Mapping[str, Any]) -> Iterator[Mistake]:
-    """Sources, sinks and steps of which it is not clear what they are."""
+def _kind_errors(values: Mapping[str, Any]) -> Iterator[ConfigError]:
+    """Yield the sources, sinks and steps whose kind is unclear."""
     for part, kinds in (("source", tuple(SOURCES)), ("sink", tuple(SINKS))):
-        value = raw.get(part)
+        value = values.get(part)
         if isinstance(value, Mapping):
-            named = [kind for kind in value if kind in kinds]
-            if len(named) > 1:
-                yield Mistake((part, named[1]), f"a second kind of {part} beside {named[0]}; keep one of them")
-            elif not named:
-                yield _nameless(part, value, kinds)
-        elif part in raw:
-            example = f"{part}: {{{kinds[0]}: PATH}}"
-            yield Mistake((part,), f"found {shown(value)}, expected keys and values; write e.g. {example}")
-    steps = raw.get("steps")
-    if "steps" in raw and (not isinstance(steps, list) or not steps):
-        what = f"found {shown(steps)}, expected a list of steps; write a dash before the first key of each"
-        yield Mistake(("steps",), what)
+            given = [kind for kind in value if kind in kinds]
+            if len(given) > 1:
+                found = f"a second kind of {part} next to {given[0]}"
+                yield ConfigError((part, given[1]), found, "keep one of them")
+            elif not given:
+                yield _error_without_kind(part, value, kinds)
+        elif part in values:
+            found = f"found {format_value(value)}, expected keys and values"
+            yield ConfigError((part,), found, f"write e.g. {part}: {{{kinds[0]}: PATH}}")
+    steps = values.get("steps")
+    if "steps" in values and (not isinstance(steps, list) or not steps):
+        found = f"found {format_value(steps)}, expected a list of steps"
+        yield ConfigError(("steps",), found, "write a dash before the first key of each")
     for index, step in enumerate(steps if isinstance(steps, list) else ()):
         if not isinstance(step, Mapping):
-            what = f"found {shown(step)}, expected keys and values; write name:, endpoint: and the others below a dash"
-            yield Mistake(("steps", index), what)
-        elif "endpoint" not in step:
-            yield Mistake(("steps", index, "endpoint"), f"missing; write one of {', '.join(ENDPOINTS)}")
-        elif not isinstance(step["endpoint"], str) or step["endpoint"] not in ENDPOINTS:
-            found = f"found {shown(step['endpoint'])}, no endpoint"
-            yield Mistake(("steps", index, "endpoint"), f"{found}; {did_you_mean(str(step['endpoint']), ENDPOINTS)}")
+            found = f"found {format_value(step)}, expected keys and values"
+            yield ConfigError(("steps", index), found, "write name:, endpoint: and the others below a dash")
+            continue
+        path, endpoint = ("steps", index, "endpoint"), step.get("endpoint")
+        if "endpoint" not in step:
+            yield ConfigError(path, "missing", f"write one of {', '.join(ENDPOINTS)}")
+        elif not isinstance(endpoint, str) or endpoint not in ENDPOINTS:
+            found = f"found {format_value(endpoint)}, which is not an endpoint"
+            yield ConfigError(path, found, did_you_mean(str(endpoint), ENDPOINTS))
 
 
-def _nameless(part: str, value: Mapping[str, Any], kinds: tuple[str, ...]) -> Mistake:
-    """A source or sink without any of the keys that name a kind: perhaps one is misspelt."""
+def _error_without_kind(part: str, value: Mapping[str, Any], kinds: tuple[str, ...]) -> ConfigError:
+    """Return the error of a source or sink without a key that names a kind; perhaps one is misspelt."""
     shared = (SourceModel if part == "source" else SinkModel).model_fields
     for key in value:
-        if key not in shared and (near := did_you_mean(key, kinds)).startswith("did"):
-            return Mistake((part, key), f"no such key; {near}")
-    return Mistake((part,), f"says no kind; write exactly one of {', '.join(kinds)}")
+        if key not in shared and (kind := closest(key, kinds)):
+            return ConfigError((part, key), "no such key", f"did you mean {kind}?")
+    return ConfigError((part,), "names no kind", f"write exactly one of {', '.join(kinds)}")

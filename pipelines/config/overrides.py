@@ -1,25 +1,28 @@
 """Flags of the command line that replace values of a job file for one run."""
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from connectors.errors import JobError, KeyPath, did_you_mean
+from connectors.errors import JobError, KeyPath, did_you_mean, dotted
 from pipelines.config.yaml_reader import parse_value
+
+_ANSWER_SECTIONS = ("source", "steps", "name")
+"""Sections that determine the answers and whose they are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What `rowmill run` was told besides the job file; None where a flag was not given."""
+    """The flags of a command; None for a flag that was not given."""
 
     assignments: tuple[str, ...] = ()
     """Of `--set`: `steps.label.model=gpt-4o`, in the order given."""
     limit: int | None = None
     provider: str | None = None
     sink: str | None = None
-    """A path from the folder in which the command was given, as in every shell."""
+    """A path relative to the current folder, as in a shell."""
     budget_usd: float | None = None
     delivery: str | None = None
 
@@ -28,15 +31,15 @@ class Overrides:
             raise TypeError("assignments is a tuple of texts")
 
     def flags(self) -> list[str]:
-        """As the command line takes them."""
-        said = (
-            ("--limit", self.limit),
-            ("--provider", self.provider),
-            ("--sink", self.sink),
-            ("--budget-usd", self.budget_usd),
-            ("--delivery", self.delivery),
-        )
-        named = [f"{flag}={value}" for flag, value in said if value is not None]
+        """Return the flags as command-line arguments."""
+        values = {
+            "--limit": self.limit,
+            "--provider": self.provider,
+            "--sink": self.sink,
+            "--budget-usd": self.budget_usd,
+            "--delivery": self.delivery,
+        }
+        named = [f"{flag}={value}" for flag, value in values.items() if value is not None]
         return [*(f"--set={assignment}" for assignment in self.assignments), *named]
 
 
@@ -44,121 +47,119 @@ NONE = Overrides()
 
 
 @dataclass(frozen=True, slots=True)
-class Applied:
-    """A job file's values with the flags' in place, and which key path came from which flag."""
+class OverriddenValues:
+    """A job file's values with the flags applied, and which key path came from which flag."""
 
-    raw: dict[str, Any]
+    values: dict[str, Any]
     flags: Mapping[KeyPath, str]
 
 
-def applied(raw: Mapping[str, Any], overrides: Overrides, sink_kinds: Collection[str]) -> Applied:
-    """The values that the job is made of. Named flags go over `--set`; nothing is validated here."""
-    values: dict[str, Any] = copy.deepcopy(dict(raw))
+def apply_overrides(written: Mapping[str, Any], overrides: Overrides, sink_kinds: Collection[str]) -> OverriddenValues:
+    """Return a copy of the values with the flags applied, named flags after `--set`; nothing is validated here."""
+    values: dict[str, Any] = copy.deepcopy(dict(written))
     flags: dict[KeyPath, str] = {}
     for assignment in overrides.assignments:
-        path, value, flag = _assignment(assignment, values)
-        _put(values, path, value, flag)
+        path, value, flag = _parse_assignment(assignment, values)
+        _set_value(values, path, value, flag)
         flags[path] = flag
-    for path, value, flag in _named(values, overrides, sink_kinds):
-        _put(values, path, value, flag)
+    for path, value, flag in list(_named_flags(values, overrides, sink_kinds)):
+        _set_value(values, path, value, flag)
         flags[path] = flag
     if overrides.delivery == "online":
-        values.pop("deadline", None)  # It belongs to the batch that is not asked for.
-    return Applied(values, flags)
+        values.pop("deadline", None)  # It belongs to the batch that the flag replaces.
+    return OverriddenValues(values, flags)
 
 
 def answer_flags(overrides: Overrides) -> tuple[str, ...]:
-    """The flags that may change an answer: they need a sink of their own."""
-    tops = ("source", "steps", "name")
-    found = [
+    """Return the flags that may change answers, which then need a sink of their own."""
+    flags = [
         f"--set {key}"
-        for key in (assignment.partition("=")[0].strip() for assignment in overrides.assignments)
-        if key.split(".")[0] in tops and key != "source.limit"
+        for key in _assigned_keys(overrides)
+        if key.split(".")[0] in _ANSWER_SECTIONS and key != "source.limit"
     ]
-    return (*found, "--provider") if overrides.provider is not None else tuple(found)
+    return (*flags, "--provider") if overrides.provider is not None else tuple(flags)
 
 
-def gives_sink(overrides: Overrides, sink_kinds: Collection[str]) -> bool:
-    """Whether the run writes elsewhere than the job file says."""
-    keys = {assignment.partition("=")[0].strip() for assignment in overrides.assignments}
-    return overrides.sink is not None or not keys.isdisjoint({"sink.table", *(f"sink.{kind}" for kind in sink_kinds)})
+def has_other_sink(overrides: Overrides, sink_kinds: Collection[str]) -> bool:
+    """Return whether the flags name a sink."""
+    sink_keys = {"sink.table", *(f"sink.{kind}" for kind in sink_kinds)}
+    return overrides.sink is not None or not sink_keys.isdisjoint(_assigned_keys(overrides))
 
 
-def _named(
+def _assigned_keys(overrides: Overrides) -> list[str]:
+    return [assignment.partition("=")[0].strip() for assignment in overrides.assignments]
+
+
+def _named_flags(
     values: Mapping[str, Any], overrides: Overrides, sink_kinds: Collection[str]
-) -> list[tuple[KeyPath, Any, str]]:
-    found: list[tuple[KeyPath, Any, str]] = []
+) -> Iterator[tuple[KeyPath, Any, str]]:
     if overrides.limit is not None and isinstance(values.get("source"), dict):
-        found.append((("source", "limit"), overrides.limit, "--limit"))
+        yield ("source", "limit"), overrides.limit, "--limit"
     steps = values.get("steps")
     if overrides.provider is not None and isinstance(steps, list):
-        found += [
-            (("steps", index, "provider"), overrides.provider, "--provider")
-            for index, step in enumerate(steps)
-            if isinstance(step, dict)
-        ]
+        for index, step in enumerate(steps):
+            if isinstance(step, dict):
+                yield ("steps", index, "provider"), overrides.provider, "--provider"
     sink = values.get("sink")
     if overrides.sink is not None and isinstance(sink, dict):
         kind = next((kind for kind in sink_kinds if kind in sink), None)
         if kind is not None:
-            # A URL of an object store is no path of this machine.
+            # The URL of an object store is not a path of this machine.
             target = overrides.sink if "://" in overrides.sink else str(Path(overrides.sink).absolute())
-            found.append((("sink", kind), target, "--sink"))
+            yield ("sink", kind), target, "--sink"
     if overrides.budget_usd is not None:
-        found.append((("budget", "usd"), overrides.budget_usd, "--budget-usd"))
+        yield ("budget", "usd"), overrides.budget_usd, "--budget-usd"
     if overrides.delivery is not None:
-        found.append((("delivery",), overrides.delivery, "--delivery"))
-    return found
+        yield ("delivery",), overrides.delivery, "--delivery"
 
 
-def _assignment(text: str, values: Mapping[str, Any]) -> tuple[KeyPath, Any, str]:
-    """The key path, the value and the flag as messages name it."""
+def _parse_assignment(text: str, values: Mapping[str, Any]) -> tuple[KeyPath, Any, str]:
+    """Return the key path, the value, and the flag as messages name it."""
     key, equals, value = text.partition("=")
     key = key.strip()
     flag = f"--set {key}".rstrip()
     if not equals or not all(key.split(".")):
         raise JobError(f"--set {text}", "no key with a value", "write e.g. --set steps.label.model=gpt-4o")
-    return _path(key.split("."), values, flag), parse_value(value, flag), flag
+    return _key_path(key.split("."), values, flag), parse_value(value, flag), flag
 
 
-def _path(words: list[str], values: Mapping[str, Any], flag: str) -> KeyPath:
-    """Names of steps and numbers in lists become indexes."""
+def _key_path(words: list[str], values: Mapping[str, Any], flag: str) -> KeyPath:
+    """Return the key path: names of steps and numbers in lists become indexes."""
     path: list[str | int] = []
     here: Any = values
     for word in words:
         part: str | int = word
         if isinstance(here, list):
-            part = _index(word, here, path, flag)
+            part = _index(word, here, tuple(path), flag)
             here = here[part]
         elif isinstance(here, dict):
             here = here.get(word, {})
         else:
-            dotted = ".".join(map(str, path))
-            raise JobError(flag, f"{dotted} holds a single value", f"set {dotted} itself")
+            key = dotted(tuple(path))
+            raise JobError(flag, f"{key} is a single value", f"set {key} itself")
         path.append(part)
     return tuple(path)
 
 
-def _index(word: str, entries: list[Any], path: list[str | int], flag: str) -> int:
+def _index(word: str, entries: list[Any], path: KeyPath, flag: str) -> int:
     if word.isascii() and word.isdigit() and len(word) < 10 and int(word) < len(entries):
         return int(word)
-    if path == ["steps"]:
+    if path == ("steps",):
         names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
         if word in names:
             return names.index(word)
-        raise JobError(flag, "no such step", f"{did_you_mean(word, [name for name in names if isinstance(name, str)])}")
-    dotted = ".".join(map(str, path))
-    count = f"0 to {len(entries) - 1}" if entries else "nothing: it is empty"
-    raise JobError(flag, f"{word} is no place in the list {dotted}", f"it holds {count}")
+        known = [name for name in names if isinstance(name, str)]
+        raise JobError(flag, "no such step", did_you_mean(word, known))
+    indexes = f"write 0 to {len(entries) - 1}" if entries else "it is empty"
+    raise JobError(flag, f"{word} is not an index of the list {dotted(path)}", indexes)
 
 
-def _put(values: Any, path: KeyPath, value: Any, flag: str) -> None:
-    """Set the value; sections that the file leaves out are made."""
+def _set_value(values: Any, path: KeyPath, value: Any, flag: str) -> None:
+    """Set the value, adding the sections that the file leaves out."""
     for depth, part in enumerate(path[:-1]):
         if isinstance(values, dict) and (part not in values or values[part] is None):
             values[part] = {}
         values = values[part]
         if not isinstance(values, dict | list):
-            dotted = ".".join(map(str, path[: depth + 1]))
-            raise JobError(flag, f"{dotted} holds a single value", "mend the job file")
+            raise JobError(flag, f"{dotted(path[: depth + 1])} is a single value", "fix the job file")
     values[path[-1]] = value

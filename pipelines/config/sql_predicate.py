@@ -1,4 +1,4 @@
-"""SQL predicates of a job file (`where`, `when`): one expression over the columns of a row, which opens no file."""
+"""SQL predicates of a job file (`where`, `when`): one expression over the columns of a row that opens no file."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,106 +8,106 @@ import pyarrow as pa
 
 from connectors.errors import JobError, KeyPath, did_you_mean, dotted
 from connectors.records import RowError
-from connectors.sql import first_line, parsed_sql
+from connectors.sql import first_line, parse_sql
 
 
-def checked_predicate(sql: str, columns: Mapping[str, Any], where: KeyPath) -> frozenset[str]:
-    """The columns that the predicate names; JobError, placed by `where`, if it is no single expression over them."""
+def predicate_columns(sql: str, columns: Mapping[str, Any], where: KeyPath) -> frozenset[str]:
+    """Return the columns in the predicate; JobError at `where` if it is not a single expression over `columns`."""
     with duckdb.connect() as db:
-        # On a line of its own: a comment at its end must not swallow the bracket.
+        # On a line of its own: a comment at its end must not hide the bracket.
         remedy = "write one SQL expression, e.g. length(body) > 20"
-        parsed = parsed_sql(db, f"select (\n{sql}\n)", where, remedy)
+        parsed = parse_sql(db, f"select (\n{sql}\n)", where, remedy)
     node = parsed["statements"][0]["node"]
     if len(parsed["statements"]) != 1 or node["type"] != "SELECT_NODE" or len(node["select_list"]) != 1:
         raise JobError(where, "is more than one expression", "write one, e.g. length(body) > 20")
-    by_lower = {name.lower(): name for name in columns}
-    named: set[str] = set()
-    for words in _references(node["select_list"][0], where, frozenset()):
-        known = by_lower.get(words[0].lower())
-        if known is None:
-            raise JobError(where, f"no column {'.'.join(words)} here", f"{did_you_mean(words[0], columns)}")
-        named.add(known)
-    return frozenset(named)
+    by_lower_name = {name.lower(): name for name in columns}
+    used: set[str] = set()
+    for words in _column_references(node["select_list"][0], where, frozenset()):
+        name = by_lower_name.get(words[0].lower())
+        if name is None:
+            raise JobError(where, f"no column {'.'.join(words)} here", did_you_mean(words[0], columns))
+        used.add(name)
+    return frozenset(used)
 
 
 class Predicate:
-    """A step's `when`, tried on the rows of a chunk; NULL counts as false."""
+    """A step's `when`, evaluated on the rows of a chunk; NULL counts as false."""
 
     def __init__(self, sql: str, schema: pa.Schema, where: KeyPath) -> None:
-        """`where`: its key path; JobError where it is no predicate over these columns."""
-        self.columns = checked_predicate(sql, dict.fromkeys(schema.names), where)
+        """Raise JobError at `where` if the SQL is not a predicate over these columns."""
+        self.columns = predicate_columns(sql, dict.fromkeys(schema.names), where)
         self._where = where
         self._names = sorted(self.columns)
         self._db = duckdb.connect(config={"threads": 1, "memory_limit": "128MB"})
         self._db.execute("set TimeZone = 'UTC'")
         self._db.execute("set enable_external_access = false")
         self._db.execute("set lock_configuration = true")
-        self._query = f"select _row_place from rows_here where (\n{sql}\n)"
+        self._query = f"select _row_index from chunk_rows where (\n{sql}\n)"
         try:
-            self._passing(pa.schema([schema.field(name) for name in self._names]).empty_table())
+            self._passing_rows(pa.schema([schema.field(name) for name in self._names]).empty_table())
         except duckdb.Error as exc:
-            raise JobError(where, f"{first_line(exc)}", "mend the expression") from exc
+            raise JobError(where, first_line(exc), "fix the expression") from exc
 
     def close(self) -> None:
-        """Let go of the database that tries it."""
+        """Close the database that evaluates the predicate."""
         self._db.close()
 
     def mask(self, table: pa.Table) -> list[bool]:
-        """Whether each row passes; one whose values make the expression fail does not."""
-        return self.tried(table)[0]
+        """Return whether each row passes; a row whose values make the expression fail does not."""
+        return self.evaluate(table)[0]
 
-    def tried(self, table: pa.Table) -> tuple[list[bool], dict[int, RowError]]:
-        """Whether each row passes, and the rows whose values make the expression fail."""
-        passing = [False] * table.num_rows
-        broken: dict[int, RowError] = {}
-        self._try(table.select(self._names), 0, passing, broken)
-        return passing, broken
+    def evaluate(self, table: pa.Table) -> tuple[list[bool], dict[int, RowError]]:
+        """Return whether each row passes, and the rows whose values make the expression fail."""
+        mask = [False] * table.num_rows
+        errors: dict[int, RowError] = {}
+        self._evaluate(table.select(self._names), 0, mask, errors)
+        return mask, errors
 
-    def _try(self, table: pa.Table, first: int, passing: list[bool], broken: dict[int, RowError]) -> None:
+    def _evaluate(self, table: pa.Table, first: int, mask: list[bool], errors: dict[int, RowError]) -> None:
+        """Fill `mask` and `errors` from row `first` on; find the rows that fail by bisection."""
         try:
-            for place in self._passing(table):
-                passing[first + place] = True
+            for row in self._passing_rows(table):
+                mask[first + row] = True
         except (duckdb.FatalException, duckdb.InternalException):
-            # No value is at fault.
+            # Not the fault of a value.
             raise
         except duckdb.Error as exc:
             if table.num_rows == 1:
-                broken[first] = RowError("input", f"{dotted(self._where)}: {first_line(exc)}")
+                errors[first] = RowError("input", f"{dotted(self._where)}: {first_line(exc)}")
                 return
             middle = table.num_rows // 2
-            self._try(table.slice(0, middle), first, passing, broken)
-            self._try(table.slice(middle), first + middle, passing, broken)
+            self._evaluate(table.slice(0, middle), first, mask, errors)
+            self._evaluate(table.slice(middle), first + middle, mask, errors)
 
-    def _passing(self, table: pa.Table) -> list[int]:
-        places = pa.array(range(table.num_rows), pa.int64())
-        self._db.register("rows_here", table.append_column("_row_place", places))
+    def _passing_rows(self, table: pa.Table) -> list[int]:
+        indexes = pa.array(range(table.num_rows), pa.int64())
+        self._db.register("chunk_rows", table.append_column("_row_index", indexes))
         try:
-            return [place for (place,) in self._db.execute(self._query).fetchall()]
+            return [row for (row,) in self._db.execute(self._query).fetchall()]
         finally:
-            self._db.unregister("rows_here")
+            self._db.unregister("chunk_rows")
 
 
-def _references(node: Any, where: KeyPath, bound: frozenset[str]) -> Iterator[list[str]]:
-    """The column names in a parsed expression, as lists of words; parameters of lambdas are none."""
+def _column_references(node: Any, where: KeyPath, parameters: frozenset[str]) -> Iterator[list[str]]:
+    """Yield the column names in a parsed expression as lists of words; `parameters`: those of the lambdas around it."""
     if isinstance(node, list):
         for inner in node:
-            yield from _references(inner, where, bound)
+            yield from _column_references(inner, where, parameters)
         return
     if not isinstance(node, Mapping):
         return
-    kind = node.get("class")
-    if kind == "SUBQUERY":
-        raise JobError(where, "holds a query of its own", "a predicate looks at one row, use `sql:` as the source")
-    if kind == "STAR":
-        raise JobError(where, "holds a star", "name the columns")
-    if kind == "COLUMN_REF":
-        words = [str(word) for word in node["column_names"]]
-        if words[0].lower() not in bound:
-            yield words
-        return
-    if kind == "LAMBDA":
-        taken = {words[0].lower() for words in _references(node["lhs"], where, frozenset())}
-        yield from _references(node["expr"], where, bound | taken)
-        return
-    for inner in node.values():
-        yield from _references(inner, where, bound)
+    match node.get("class"):
+        case "SUBQUERY":
+            raise JobError(where, "holds a query", "a predicate is about one row; use `sql:` as the source")
+        case "STAR":
+            raise JobError(where, "holds a star", "name the columns")
+        case "COLUMN_REF":
+            words = [str(word) for word in node["column_names"]]
+            if words[0].lower() not in parameters:
+                yield words
+        case "LAMBDA":
+            own = {words[0].lower() for words in _column_references(node["lhs"], where, frozenset())}
+            yield from _column_references(node["expr"], where, parameters | own)
+        case _:
+            for inner in node.values():
+                yield from _column_references(inner, where, parameters)

@@ -31,7 +31,7 @@ _QUOTED = "'"
 
 _SYNTAX_ERRORS = (
     (r"character '\t'", "a tab in the indentation", "indent with spaces"),
-    ("that cannot start any token", "a value starts with a character that YAML keeps for itself", "put it in quotes"),
+    ("that cannot start any token", "a value starts with a character that YAML reserves", "put it in quotes"),
     ("while scanning an alias", "a value starts with *", "put it in quotes"),
     ("while scanning an anchor", "a value starts with &", "put it in quotes"),
     ("while scanning a directive", "a line starts with %", "put the value in quotes"),
@@ -148,7 +148,7 @@ def _composed(text: str) -> Node | None:
         return top
     except ReaderError as exc:
         line = text.count("\n", 0, exc.position) + 1
-        raise _Problem(line, f"a character that no text holds (code {exc.character})", "delete it") from exc
+        raise _Problem(line, f"a control character (code {exc.character})", "delete it") from exc
     except MaxDepthExceededError as exc:
         raise _Problem(exc.problem_mark.line + 1, f"nested more than {MAX_DEPTH} deep", "flatten it") from exc
     except ComposerError as exc:
@@ -159,11 +159,11 @@ def _composed(text: str) -> Node | None:
         begins_at_context = str(exc.context).startswith("while scanning a")
         mark = (begins_at_context and exc.context_mark) or exc.problem_mark or exc.context_mark
         message = f"{exc.context or ''} {exc.problem or ''}"
-        unknown = (f"is no YAML ({exc.problem})", "check indentation and quotes")
+        unknown = (f"not valid YAML ({exc.problem})", "check indentation and quotes")
         found, remedy = next(((what, do) for sign, what, do in _SYNTAX_ERRORS if sign in message), unknown)
         raise _Problem(None if mark is None else mark.line + 1, found, remedy) from exc
     except YAMLError as exc:
-        raise _Problem(None, "is no YAML", "check indentation and quotes") from exc
+        raise _Problem(None, "not valid YAML", "check indentation and quotes") from exc
 
 
 @dataclass(slots=True)
@@ -196,7 +196,7 @@ class _Expansion:
                 merged.append(value_node)
                 continue
             if key in key_lines:
-                found = f"{dotted((*path, key))}: stands on line {key_lines[key]} already"
+                found = f"{dotted((*path, key))}: already on line {key_lines[key]}"
                 raise _Problem(_line(key_node), found, "keep one of them")
             key_lines[key] = self.lines[(*path, key)] = _line(key_node)
             values[key] = self.value(value_node, (*path, key))
@@ -226,7 +226,7 @@ def _key(node: Node, value: Node) -> str:
     if not isinstance(node, ScalarNode):
         is_template = isinstance(node, MappingNode) and isinstance(value, ScalarNode) and _scalar(value) is None
         remedy = 'put a template in quotes: "{{ column }}"' if is_template else "write a plain word before the colon"
-        raise _Problem(_line(node), "a key that is no text", remedy)
+        raise _Problem(_line(node), "a key that is not text", remedy)
     key = _scalar(node)
     if isinstance(key, str):
         return key
@@ -259,5 +259,5 @@ def _quoted_text(node: ScalarNode) -> str:
         found = "half a character (\\ud800 to \\udfff alone)"
         raise _Problem(_line(node), found, "write the character itself") from exc
     if "\0" in text:
-        raise _Problem(_line(node), "a character that no text holds (code 0)", "delete it")
+        raise _Problem(_line(node), "a control character (code 0)", "delete it")
     return text

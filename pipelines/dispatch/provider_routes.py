@@ -1,14 +1,14 @@
-"""The lanes of a run: each step with its provider's allowance, its price, and the bound of what a request can cost."""
+"""The routes of a run: each step with its provider's limiter, its price, and the most that a request can cost."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from connectors.contracts import Provider
 from connectors.records import Request, RowError
 from connectors.tokens import has_known_tokenizer
 from pipelines.config.job import Job
-from pipelines.config.workspace import LOCAL, Workspace
+from pipelines.config.workspace import Workspace
+from pipelines.config.workspace_file import LOCAL
 from pipelines.dispatch.provider_pool import ProviderPool
 from pipelines.dispatch.request_types import Route, RunLedger
 from pipelines.dispatch.step_runner import RunStep
@@ -20,124 +20,110 @@ from pipelines.pricing.prices import FREE, Price, image_price, max_cost, resolve
 TEXT_BYTES = 1 << 16
 """Bodies up to this size are text: their bytes bound their tokens. Larger ones carry media and count as estimated."""
 
-
-REFUSED = RowError("bad_request", "response_format is not supported")
-"""As a server words it that does not know this way to ask for typed output."""
-
-
-class Laned(Protocol):
-    """What is asked here of a ready job."""
-
-    @property
-    def job(self) -> Job: ...
-
-    @property
-    def workspace(self) -> Workspace: ...
-
-    @property
-    def steps(self) -> Sequence[PreparedStep]: ...
+_UNSUPPORTED_MODE = RowError("bad_request", "response_format is not supported")
+"""As a server words it that does not know a structured mode."""
 
 
 def build_routes(
-    ready: Laned, ledger: RunLedger, run_id: str, allowances: dict[str, ProviderLimiter]
-) -> Sequence[RunStep]:
-    """The job's steps, ready to be travelled; fills in the allowance of each provider."""
-    job = ready.job
-    limits = job.limits
-    of_job = ProviderLimiter(
-        limits.requests_per_minute, limits.tokens_per_minute, None, job.retry.longest_hold, job.retry.longest_wait
-    )
-    steps: list[RunStep] = []
-    for step in ready.steps:
-        members = [_lane(ready, step, member, ledger, run_id, allowances, of_job) for member in step.members]
-        lane = members[0]
-        if step.is_pooled:
-            pool = ProviderPool(members)
-            lane = replace(lane, provider=step.provider, price=step_price(ready, step), max_cost=pool.max_cost, pool=pool)
-        # In a batch, one row ahead would be a batch of its own: hours.
-        known = (
-            step.context.structured_mode is not None
-            or job.delivery == "batch"
-            or lane.endpoint.fallback_mode(REFUSED) is None
-        )
-        steps.append(RunStep(lane, step.when, _easier(step, ledger), known))
-    return steps
-
-
-def shared_limiters(ready: Laned, allowances: Mapping[str, ProviderLimiter]) -> dict[str, ProviderLimiter]:
-    """The allowances that other processes of the workspace use as well, by name and address of the provider."""
-    members = {member.name: member for step in ready.steps for member in step.members if member.name != LOCAL}
-    return {f"{name} {member.base_url}": allowances[name] for name, member in members.items()}
-
-
-def _lane(
-    ready: Laned,
-    step: PreparedStep,
-    provider: Provider,
+    job: Job,
+    workspace: Workspace,
+    steps: Sequence[PreparedStep],
     ledger: RunLedger,
     run_id: str,
-    allowances: dict[str, ProviderLimiter],
-    of_job: ProviderLimiter,
-) -> Route:
-    job, model = ready.job, step.model
-    own = allowances.get(provider.name)
-    if own is None:
-        own = allowances[provider.name] = ProviderLimiter(
-            provider.requests_per_minute,
-            provider.tokens_per_minute,
-            provider.concurrency,
-            job.retry.longest_hold,
-            job.retry.longest_wait,
-        )
-    price = member_price(ready, step, provider)
-    return Route(
-        step=model.name,
-        endpoint=step.endpoint,
-        provider=provider,
-        limiters=(own, of_job),
-        price=price,
-        max_cost=max_cost_function(price, model.model),
-        route_id=ledger.register_route(run_id, job.name, model.name, provider.name, model.endpoint, model.model),
-        is_last_step=step is ready.steps[-1],
+    limiters: dict[str, ProviderLimiter],
+) -> Sequence[RunStep]:
+    """Return the job's steps, ready to run; adds the limiter of each provider to `limiters`."""
+    limits, retry = job.limits, job.retry
+    job_limiter = ProviderLimiter(
+        limits.requests_per_minute, limits.tokens_per_minute, None, retry.longest_hold, retry.longest_wait
     )
 
+    def route_to(step: PreparedStep, provider: Provider) -> Route:
+        model = step.model
+        if provider.name not in limiters:
+            limiters[provider.name] = ProviderLimiter(
+                provider.requests_per_minute,
+                provider.tokens_per_minute,
+                provider.concurrency,
+                retry.longest_hold,
+                retry.longest_wait,
+            )
+        price = member_price(workspace, step, provider)
+        return Route(
+            step=model.name,
+            endpoint=step.endpoint,
+            provider=provider,
+            limiters=(limiters[provider.name], job_limiter),
+            price=price,
+            max_cost=max_cost_function(price, model.model),
+            route_id=ledger.register_route(run_id, job.name, model.name, provider.name, model.endpoint, model.model),
+            is_last_step=step is steps[-1],
+        )
 
-def step_price(ready: Laned, step: PreparedStep) -> Price | None:
-    """What the step's model charges, in a pool at its dearest member; None where a member has no price for it."""
-    prices = [member_price(ready, step, member) for member in step.members]
+    run_steps: list[RunStep] = []
+    for step in steps:
+        members = [route_to(step, member) for member in step.members]
+        route = members[0]
+        if step.is_pooled:
+            pool = ProviderPool(members)
+            price = step_price(workspace, step)
+            route = replace(route, provider=step.provider, price=price, max_cost=pool.max_cost, pool=pool)
+        is_mode_known = (
+            step.context.structured_mode is not None
+            # In a batch, one row that goes first would be a batch of its own: hours.
+            or job.delivery == "batch"
+            or route.endpoint.fallback_mode(_UNSUPPORTED_MODE) is None
+        )
+        run_steps.append(RunStep(route, step.when, _fall_back(step, ledger), is_mode_known))
+    return run_steps
+
+
+def shared_limiters(
+    steps: Sequence[PreparedStep], limiters: Mapping[str, ProviderLimiter]
+) -> dict[str, ProviderLimiter]:
+    """Return the limiters that other processes of the workspace use too, by name and address of the provider."""
+    members = {member.name: member for step in steps for member in step.members if member.name != LOCAL}
+    return {f"{name} {member.base_url}": limiters[name] for name, member in members.items()}
+
+
+def step_price(workspace: Workspace, step: PreparedStep) -> Price | None:
+    """Return the price of the step's model, in a pool the highest; None if a member has no price for it."""
+    prices = [member_price(workspace, step, member) for member in step.members]
     known = [price for price in prices if price is not None]
-    # By the rates of what models charge most often; what a request costs at most is reckoned for each member.
-    return max(known, key=_dearness) if len(known) == len(prices) else None
+    # Compared by the rates that models charge most often; the maximum cost of a request is computed for each member.
+    return max(known, key=_price_order) if len(known) == len(prices) else None
 
 
-def _dearness(price: Price) -> int:
+def _price_order(price: Price) -> int:
     rates = (price.output_per_million, price.input_per_million, price.per_image, price.audio_per_minute)
     return sum(rate or 0 for rate in rates)
 
 
-def member_price(ready: Laned, step: PreparedStep, provider: Provider) -> Price | None:
-    """What the step's model charges at one provider; what runs embedded costs nothing."""
+def member_price(workspace: Workspace, step: PreparedStep, provider: Provider) -> Price | None:
+    """Return the price of the step's model at one provider; the embedded provider is free."""
     if provider.name == LOCAL:
         return FREE
-    known = ready.workspace.state / "prices.json"
+    cache = workspace.state / "prices.json"
     price = resolve_price(
         step.model.model,
         provider.prices,
-        ready.workspace.prices,
-        lambda model: cached_published_price(model, known),
+        workspace.prices,
+        lambda model: cached_published_price(model, cache),
     )
     terms = step.endpoint.image_terms
     return price if price is None or terms is None else image_price(price, *terms)
 
 
 def max_cost_function(price: Price | None, model: str) -> Callable[[Request], int | None]:
-    """The most that a request of the model can cost: its input counted, or bounded by its bytes where the model's
-    tokenizer is not known; its output as bounded."""
-    exact = has_known_tokenizer(model)
+    """Return a function for the most that a request of the model can cost, in pico-dollars.
 
-    def worst(request: Request) -> int | None:
+    Its input is counted, or bounded by its bytes if the model's tokenizer is unknown; its output is bounded.
+    """
+    is_exact = has_known_tokenizer(model)
+
+    def request_max_cost(request: Request) -> int | None:
         tokens = request.input_tokens
-        if tokens and not exact and len(request.body) <= TEXT_BYTES:
+        if tokens and not is_exact and len(request.body) <= TEXT_BYTES:
             tokens = max(tokens, len(request.body))
         return max_cost(
             price,
@@ -148,17 +134,17 @@ def max_cost_function(price: Price | None, model: str) -> Callable[[Request], in
             images=request.images,
         )
 
-    return worst
+    return request_max_cost
 
 
-def _easier(step: PreparedStep, ledger: RunLedger) -> Callable[[Route, str], Awaitable[Route]]:
-    async def ask_easier(lane: Route, way: str) -> Route:
-        """The lane that asks in the simpler way, which is remembered for this provider's model."""
-        endpoint = step.with_structured_mode(way)
+def _fall_back(step: PreparedStep, ledger: RunLedger) -> Callable[[Route, str], Awaitable[Route]]:
+    async def fall_back(route: Route, mode: str) -> Route:
+        """Return the route with a simpler structured mode, and remember the mode for this provider's model."""
+        endpoint = step.with_structured_mode(mode)
         await ledger.write_queued(
             "insert or replace into modes (provider, model, structured) values (?, ?, ?)",
-            (step.provider.tag, step.model.model, way),
+            (step.provider.tag, step.model.model, mode),
         )
-        return replace(lane, endpoint=endpoint)
+        return replace(route, endpoint=endpoint)
 
-    return ask_easier
+    return fall_back

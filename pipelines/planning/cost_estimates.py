@@ -10,7 +10,7 @@ import orjson
 
 from connectors.records import Request, Usage
 from connectors.tokens import count_tokens, has_known_tokenizer
-from pipelines.config.batch_rules import BATCHED
+from pipelines.config.batch_rules import BATCH_ENDPOINTS
 from pipelines.dispatch.provider_routes import TEXT_BYTES, step_price
 from pipelines.planning.answer_estimates import AnswerEstimate
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep
@@ -51,11 +51,11 @@ class Rates:
     @classmethod
     def of(cls, ready: PreparedJob, step: PreparedStep) -> Self:
         """The rates of one step."""
-        price = step_price(ready, step)
+        price = step_price(ready.workspace, step)
         return cls(
             step.model.model,
             price,
-            batch_price(price) if price is not None and step.model.endpoint in BATCHED else None,
+            batch_price(price) if price is not None and step.model.endpoint in BATCH_ENDPOINTS else None,
             has_known_tokenizer(step.model.model),
             isinstance(getattr(step.model, "output", None), Mapping),
         )

@@ -10,7 +10,7 @@ import orjson
 import pyarrow as pa
 
 from pipelines.config.loaded_job import LoadedJob
-from pipelines.config.workspace import LOCAL
+from pipelines.config.workspace_file import LOCAL
 from pipelines.planning.dry_run import DryRun, StepEstimate, dry_run
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, prepare_job, with_location
 from pipelines.preparation.schema_evolution import has_keys, schema_refusal, sink_types

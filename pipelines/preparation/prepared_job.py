@@ -14,12 +14,13 @@ from connectors.errors import DataError, JobError
 from connectors.media.media_reader import MediaReader
 from connectors.registry import StepConfig
 from connectors.tables.schemas import errors_schema, results_schema
-from pipelines.config.batch_rules import check_batched
+from pipelines.config.batch_rules import check_batch_delivery
 from pipelines.config.job import Job
-from pipelines.config.job_graph import sinks_of_jobs
+from pipelines.config.job_graph import sinks_by_job
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.sql_predicate import Predicate
-from pipelines.config.workspace import LOCAL, Workspace, as_one
+from pipelines.config.workspace import Workspace, combined_provider
+from pipelines.config.workspace_file import LOCAL
 from pipelines.ledger.ledger import Ledger
 from pipelines.preparation.row_selection import RowSelection, select_rows
 from pipelines.preparation.source_reader import SourceReader
@@ -127,7 +128,7 @@ def prepare_job(
         JobError: the job file does not fit its source, workspace or sink.
         DataError: the source cannot be read.
     """
-    check_batched(loaded, loaded.workspace)
+    check_batch_delivery(loaded)
     with scratch_folder(loaded.workspace.state) as scratch, contextlib.ExitStack() as closing:
         with with_location(loaded):
             reader = closing.enter_context(_open_source(loaded, scratch, {}, {}))
@@ -153,7 +154,7 @@ def _open_source(
 ) -> SourceReader:
     """`value_types`: types of the sink for values that several types fit; `null_types`: for columns without values."""
     workspace, job = loaded.workspace, loaded.job
-    jobs = sinks_of_jobs(loaded) if job.reads_job is not None else {}
+    jobs = sinks_by_job(loaded) if job.reads_job is not None else {}
     columns_file = workspace.state / "columns" / f"{job.name}.json"
     context = SourceContext(workspace.folder, workspace.roots, scratch, jobs, value_types, columns_file)
     return SourceReader(job.source, context, null_types)
@@ -212,7 +213,7 @@ def prepare_steps(
     ready: list[PreparedStep] = []
     for step in loaded.job.steps:
         members = providers[step.provider]
-        provider = as_one(step.provider, members) if step.provider in workspace.pools else members[0]
+        provider = combined_provider(step.provider, members) if step.provider in workspace.pools else members[0]
         context = StepContext(
             provider_tag=provider.tag,
             columns=dict(columns),
@@ -234,7 +235,7 @@ def prepare_steps(
 
 
 def _members(loaded: LoadedJob, step: StepConfig, local_url: str | None) -> Sequence[Provider]:
-    members = loaded.workspace.members(step.provider, loaded.at("steps", step.name, "provider"))
+    members = loaded.workspace.members(step.provider, loaded.locate("steps", step.name, "provider"))
     if local_url is None:
         return members
     return tuple(replace(one, base_url=local_url) if one.name == LOCAL else one for one in members)
@@ -265,8 +266,8 @@ def build_media_reader(
         workspace.hosts,
         scratch / "media",
         own,
-        state=workspace.state,
-        made=outputs,
+        state_folder=workspace.state,
+        output_files=outputs,
     )
 
 
@@ -278,7 +279,7 @@ def with_location(loaded: LoadedJob) -> Iterator[None]:
     except (JobError, DataError) as exc:
         if exc.key_path is None:
             raise
-        raise exc.located(loaded.at(*exc.key_path)) from exc
+        raise exc.located(loaded.locate(*exc.key_path)) from exc
 
 
 def _check_names(loaded: LoadedJob, steps: Sequence[PreparedStep], taken: Sequence[str]) -> None:
@@ -288,7 +289,7 @@ def _check_names(loaded: LoadedJob, steps: Sequence[PreparedStep], taken: Sequen
         for field in step.endpoint.fields:
             if field.name in owner:
                 raise JobError(
-                    loaded.at("steps", step.model.name, "output"),
+                    loaded.locate("steps", step.model.name, "output"),
                     f"{owner[field.name]} has a column {field.name} as well",
                     "give this output another name",
                 )

@@ -14,7 +14,8 @@ from connectors.errors import JobError, Stopped
 from connectors.records import FATAL_ERROR_CLASSES, Call, Reply, RowError
 from connectors.transport.client import HttpTransport, RequestError, RequestTimeouts
 from connectors.transport.error_replies import row_error
-from pipelines.config.workspace import LOCAL, Workspace, find_workspace
+from pipelines.config.workspace import Workspace, find_workspace
+from pipelines.config.workspace_file import LOCAL
 from pipelines.runtime.event_loop import run_loop
 
 T = TypeVar("T")

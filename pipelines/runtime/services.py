@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Iterator
 
 from pipelines.config.loaded_job import LoadedJob
-from pipelines.config.workspace import LOCAL, Workspace
+from pipelines.config.workspace import Workspace
+from pipelines.config.workspace_file import LOCAL
 from pipelines.ledger.ledger import Ledger
 
 

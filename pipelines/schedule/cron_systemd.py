@@ -25,12 +25,12 @@ def crontab_block(jobs: Sequence[ScheduledJob], env_file: Path | None) -> str:
     lines = [
         _first_mark(workspace.folder),
         "# Written by `rowmill schedule install`. Lines of your own go above this block.",
-        f"# Times are of {workspace.said.time_zone}. Cron catches up no missed run.",
+        f"# Times are of {workspace.settings.time_zone}. Cron catches up no missed run.",
         "# Debian's and Ubuntu's cron pass over CRON_TZ and take the machine's time zone: use systemd's timers there.",
     ]
     if env_file is None:
         lines.append("# Cron hands on almost no environment: jobs that need a key need --env-file FILE.")
-    lines.append(f"CRON_TZ={workspace.said.time_zone}")
+    lines.append(f"CRON_TZ={workspace.settings.time_zone}")
     for job in jobs:
         _plain_cron(job)
         log = workspace.state / "logs" / f"{job.name}.log"
@@ -99,7 +99,7 @@ def systemd_units(job: ScheduledJob, env_file: Path | None, today: date) -> dict
         "KillMode=mixed",
         "TimeoutStopSec=60",
     ]
-    zone, left = job.workspace.said.time_zone, left_out(job, today)
+    zone, left = job.workspace.settings.time_zone, left_out(job, today)
     timer = [
         "[Unit]",
         f"Description=Schedule of Rowmill job {job.name}",

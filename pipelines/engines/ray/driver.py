@@ -13,7 +13,7 @@ from typing import Any
 from connectors.errors import JobError
 from pipelines.batch.store import BatchLedger
 from pipelines.config.loaded_job import LoadedJob
-from pipelines.config.workspace import LOCAL
+from pipelines.config.workspace_file import LOCAL
 from pipelines.dispatch.request_types import ExchangeObserver
 from pipelines.dispatch.step_runner import Chunk
 from pipelines.engines.local_engine import Engine, RunContext, local_engine
@@ -56,7 +56,7 @@ def check_ray(loaded: LoadedJob) -> None:
             "run on one of them, with RAY_ADDRESS=auto",
         )
     if loaded.job.delivery == "batch":
-        raise JobError(loaded.at("delivery"), "batches need no workers", "run with --engine local")
+        raise JobError(loaded.locate("delivery"), "batches need no workers", "run with --engine local")
 
 
 def ray_engine(work: RunContext) -> Engine:
@@ -65,7 +65,7 @@ def ray_engine(work: RunContext) -> Engine:
         # Nothing will be asked: no cluster is needed to find that out.
         return local_engine(work)
     ready, job = work.prepared, work.prepared.job
-    if BatchLedger(work.ledger, job.name).any_open():
+    if BatchLedger(work.ledger, job.name).has_open_batches():
         raise JobError(job.name, "batches of an earlier run are open", "run once with --engine local, it ends them")
     _connect()
     import ray

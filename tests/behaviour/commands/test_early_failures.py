@@ -97,7 +97,7 @@ def test_a_plain_address_in_the_environment_is_warned_of_where_it_is_used(
 def test_an_address_is_warned_of_before_anything_is_sent_there(
     workspace: Any, provider: Any, capsys: pytest.CaptureFixture[str], cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.config.workspace.unencrypted", lambda url: True)
+    monkeypatch.setattr("pipelines.config.workspace.is_unencrypted", lambda url: True)
     seen: list[str] = []
     look: Callable[..., None] = lambda *_: seen.append(capsys.readouterr().err)  # noqa: E731
     provider.script = look
@@ -106,7 +106,7 @@ def test_an_address_is_warned_of_before_anything_is_sent_there(
     assert "http without encryption" in seen[0]
 
 
-@pytest.mark.parametrize("place", ["pipelines.execution.invocation.prepare_job", "pipelines.config.job_graph.graph_of"])
+@pytest.mark.parametrize("place", ["pipelines.execution.invocation.prepare_job", "pipelines.config.job_graph.sort_jobs"])
 def test_a_defect_before_the_first_row_is_no_row_that_failed(
     workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

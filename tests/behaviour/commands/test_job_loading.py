@@ -30,7 +30,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     [
         (),
         ("--limit", "1"),
-        ("--set", "steps.answer.model=n", "--sink", "elsewhere"),
+        ("--set", "steps.answer.model=n", "--set", "sink.parquet=elsewhere"),
         ("--limit", "1", "--compare", "--set", "steps.answer.model=n"),
         ("--delivery", "online", "--budget-usd", "1", "--new-run"),
     ],
@@ -91,10 +91,8 @@ def test_a_job_that_reads_another_job_parses_both_files_once(
     workspace.csv(2)
     workspace.job("other", sink="{parquet: other}")
     assert cli.run(workspace.job("first"))["exit_code"] == 0
-    second = workspace.job("second", source="{job: first, key: id}", sink="{parquet: second}").rename(
-        workspace.folder / "second.yaml"
-    )
-    second.write_text(second.read_text().replace("{{ text }}", "{{ answer }}"))
+    steps = '[{name: again, endpoint: chat, provider: test, model: m, messages: [{user: "{{ answer }}"}]}]'
+    second = workspace.job("second", source="{job: first, key: id}", steps=steps, sink="{parquet: second}")
     parsed.clear()
     assert cli(command, second) == 0
     assert parsed == {"first.yaml": 1, "second.yaml": 1, "other.yaml": 1, "rowmill.yaml": 1}
@@ -104,10 +102,8 @@ def test_a_run_of_a_folder_parses_each_job_file_once_before_it_starts_them(
     workspace: Workspace, cli: Cli, parsed: Counter[str]
 ) -> None:
     workspace.csv(2)
-    for name in ("a", "b"):
-        workspace.job(name, sink=f"{{parquet: out-{name}}}").rename(workspace.folder / f"jobs-{name}.yaml")
     (workspace.folder / "jobs").mkdir()
-    for file in workspace.folder.glob("jobs-*.yaml"):
-        file.rename(workspace.folder / "jobs" / file.name)
+    for name in ("a", "b"):
+        workspace.job(name, sink=f"{{parquet: {name}}}").rename(workspace.folder / "jobs" / f"{name}.yaml")
     assert cli("run", workspace.folder / "jobs", "--json", "--quiet") == 0
-    assert (parsed["jobs-a.yaml"], parsed["jobs-b.yaml"]) == (1, 1)
+    assert (parsed["a.yaml"], parsed["b.yaml"]) == (1, 1)

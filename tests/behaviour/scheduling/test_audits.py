@@ -109,7 +109,7 @@ def test_an_audit_says_sql_or_drift_and_not_both(workspace: Any, cli: Any) -> No
     assert cli("validate", workspace.job(audits="[{name: a, max: 1}]")) == 2
     assert "audits.0.sql: missing" in cli.err
     assert cli("validate", workspace.job(audits='[{name: a, sql: "select 1", drift: {}}]')) == 2
-    assert "audits.0.drift: goes not with sql" in cli.err
+    assert "audits.0.drift: cannot be combined with sql" in cli.err
     assert cli("validate", workspace.job(audits="[{name: a, drift: {nul_share: 1}}]")) == 2
     assert "did you mean null_share?" in cli.err
 

@@ -160,7 +160,7 @@ def test_an_edited_file_is_read_again_and_a_mistake_in_it_leaves_the_schedules_a
     workspace.job("job", schedule='"30 2 * * * nonsense"')
     assert [job.cron for job in roster.jobs()] == ["30 12 * * *"]
     assert len(told) == 1
-    assert "no cron" in told[0]
+    assert "not a cron expression" in told[0]
     assert len(roster.jobs()) == 1
     assert len(told) == 1
 

@@ -8,11 +8,10 @@ from pydantic import ValidationError
 
 from connectors.errors import JobError
 from pipelines.config.job import (
-    GRACE_SECONDS,
     Audit,
     Budget,
     Job,
-    Limits,
+    JobLimits,
     OnFinish,
     Retry,
     Timeouts,
@@ -42,7 +41,7 @@ def test_the_contracts_job_and_workspace_load_as_they_stand(
     ]
     assert [step.when for step in job.steps] == [None, "topic <> 'other'"]
     assert (job.sink.columns, job.sink.write, job.sink.deleted) == (("subject",), "merge", "keep")
-    assert job.limits == Limits(
+    assert job.limits == JobLimits(
         requests_per_minute=3000, tokens_per_minute=2_000_000, concurrency=200, failed_share=0.2
     )
     assert job.budget == Budget(usd=5.0)
@@ -56,13 +55,12 @@ def test_the_contracts_job_and_workspace_load_as_they_stand(
 
 def test_what_is_left_out_has_the_contracts_defaults(load: Callable[..., LoadedJob]) -> None:
     job = load(SMALL).job
-    assert job.limits == Limits(concurrency=64, failed_share=None, requests_per_minute=None, tokens_per_minute=None)
+    assert job.limits == JobLimits(concurrency=64, failed_share=None, requests_per_minute=None, tokens_per_minute=None)
     assert job.budget is None
     assert job.retry == Retry(attempts=6, longest_wait=60, longest_hold=900)
     assert job.timeouts == Timeouts(connect=10, idle=60, total=600)
     assert (job.sink.write, job.sink.deleted, job.sink.columns) == ("merge", "keep", ())
     assert (job.key, job.limit, job.delivery, job.audits, job.steps[0].provider) == ((), None, "online", (), "openai")
-    assert GRACE_SECONDS == 30
 
 
 def test_a_job_is_frozen(load: Callable[..., LoadedJob]) -> None:
@@ -75,7 +73,7 @@ def test_a_job_built_in_python_is_checked_as_one_that_is_read(load: Callable[...
     job = load(SMALL).job
     again = Job(name="small", source=job.source, steps=job.steps, sink=job.sink)
     assert again == job
-    with pytest.raises(ValidationError, match="is taken by one before"):
+    with pytest.raises(ValidationError, match="is the name of an earlier one too"):
         Job(name="small", source=job.source, steps=(*job.steps, *job.steps), sink=job.sink)
 
 
@@ -91,17 +89,17 @@ def test_every_key_is_placed_by_its_line(contract_job: str, load: Callable[..., 
         (("steps", 1, "output"), "output: body_vector"),
         (("audits", 0, "sql"), "{name: no empty"),
     ]:
-        place, _, dotted = loaded.at(*path).partition(": ")
+        place, _, dotted = loaded.locate(*path).partition(": ")
         assert key in lines[int(place.removeprefix("jobs/x.yaml:")) - 1]
         assert dotted == ".".join(map(str, path)).replace("steps.0", "steps.label").replace("steps.1", "steps.vector")
 
 
 def test_a_key_that_is_left_out_is_placed_by_what_is_around_it(load: Callable[..., LoadedJob]) -> None:
     loaded = load(SMALL)
-    assert loaded.at("steps", 0, "when") == "jobs/x.yaml:4: steps.vector.when"
-    assert loaded.at("steps", "vector", "when") == "jobs/x.yaml:4: steps.vector.when"
-    assert loaded.at("budget", "usd") == "jobs/x.yaml:1: budget.usd"
-    assert loaded.at() == "jobs/x.yaml"
+    assert loaded.locate("steps", 0, "when") == "jobs/x.yaml:4: steps.vector.when"
+    assert loaded.locate("steps", "vector", "when") == "jobs/x.yaml:4: steps.vector.when"
+    assert loaded.locate("budget", "usd") == "jobs/x.yaml:1: budget.usd"
+    assert loaded.locate() == "jobs/x.yaml"
 
 
 def test_an_anchor_is_written_once_and_used_again(contract_job: str, load: Callable[..., LoadedJob]) -> None:

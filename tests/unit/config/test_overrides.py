@@ -8,7 +8,7 @@ import pytest
 from connectors.registry import SINKS
 from pipelines.config.job import Budget
 from pipelines.config.loaded_job import LoadedJob
-from pipelines.config.overrides import Overrides, answer_flags, applied, gives_sink
+from pipelines.config.overrides import Overrides, answer_flags, apply_overrides, has_other_sink
 
 JOB = """\
 name: small
@@ -65,7 +65,7 @@ def test_the_deadline_of_a_batch_goes_with_it(load: Callable[..., LoadedJob]) ->
 
 def test_the_values_given_are_not_touched() -> None:
     raw = {"name": "a", "steps": [{"name": "b", "model": "m"}]}
-    assert applied(raw, settings("steps.b.model=n", "limits.concurrency=3"), SINKS).raw == {
+    assert apply_overrides(raw, settings("steps.b.model=n", "limits.concurrency=3"), SINKS).values == {
         "name": "a",
         "steps": [{"name": "b", "model": "n"}],
         "limits": {"concurrency": 3},
@@ -88,14 +88,14 @@ def test_the_values_given_are_not_touched() -> None:
             settings("limits={concurrency: 0}"),
             "--set limits: limits.concurrency: found 0, expected at least 1; write e.g. concurrency: 200",
         ),
-        (settings("name.x=1"), "--set name.x: name holds a single value; set name itself"),
+        (settings("name.x=1"), "--set name.x: name is a single value; set name itself"),
         (
             settings("steps.label.messages.3.user=x"),
-            "--set steps.label.messages.3.user: 3 is no place in the list steps.0.messages; it holds 0 to 0",
+            "--set steps.label.messages.3.user: 3 is not an index of the list steps.0.messages; write 0 to 0",
         ),
         (
             settings("steps.label.messages.0.user={{ x }}"),
-            '--set steps.label.messages.0.user: a key that is no text; put a template in quotes: "{{ column }}"',
+            '--set steps.label.messages.0.user: a key that is not text; put a template in quotes: "{{ column }}"',
         ),
         (settings("steps.label.model"), "--set steps.label.model: no key with a value; {example}"),
         (settings("=x"), "--set =x: no key with a value; {example}"),
@@ -153,4 +153,4 @@ def test_what_a_broken_job_lacks_counts_as_a_change(load: Callable[..., LoadedJo
 def test_it_is_known_whether_a_flag_names_the_sink() -> None:
     given = [Overrides(sink="x"), settings("sink.parquet=x"), settings("sink.table=x")]
     others = [Overrides(), settings("sink.columns=[a]"), settings("sink.write=append"), Overrides(limit=1)]
-    assert [gives_sink(overrides, SINKS) for overrides in (*given, *others)] == [True] * 3 + [False] * 4
+    assert [has_other_sink(overrides, SINKS) for overrides in (*given, *others)] == [True] * 3 + [False] * 4

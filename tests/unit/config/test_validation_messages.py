@@ -11,16 +11,16 @@ ONE_MISTAKE = [
     ("retry:", "retries:", "46: retries: no such key; did you mean retry?"),
     ("key: ticket_id", "kye: ticket_id", "6: source.kye: no such key; did you mean key?"),
     ("parquet: data/tickets/*.parquet", "parqet: x", "5: source.parqet: no such key; did you mean parquet?"),
-    ("parquet: out/tickets", "folder: out", "33: sink: says no kind; write exactly one of {sinks}"),
-    ("parquet: data/tickets/*.parquet", "", "4: source: says no kind; write exactly one of {sources}"),
+    ("parquet: out/tickets", "folder: out", "33: sink: names no kind; write exactly one of {sinks}"),
+    ("parquet: data/tickets/*.parquet", "", "4: source: names no kind; write exactly one of {sources}"),
     (
         "parquet: data/tickets/*.parquet",
         "csv: x.csv\n  parquet: y",
-        "6: source.parquet: a second kind of source beside csv; keep one of them",
+        "6: source.parquet: a second kind of source next to csv; keep one of them",
     ),
     ("model: gpt-4o-mini", "modle: gpt-4o-mini", "14: steps.label.modle: no such key; did you mean model?"),
     ("    model: gpt-4o-mini\n", "", "11: steps.label.model: missing; write e.g. model: gpt-4o-mini"),
-    ("endpoint: chat", "endpoint: chatt", '12: steps.label.endpoint: found "chatt", no endpoint; did you mean chat?'),
+    ("endpoint: chat", "endpoint: chatt", '12: steps.label.endpoint: found "chatt", which is not an endpoint; did you mean chat?'),
     ("    endpoint: chat\n", "", "11: steps.label.endpoint: missing; write one of {endpoints}"),
     (
         "params: {",
@@ -30,7 +30,7 @@ ONE_MISTAKE = [
     (
         "model: text-embedding-3-small",
         "model: text-embedding-3-small\n    limits: {concurrency: 5}",
-        "29: steps.vector.limits: no such key here; it stands at the top of the file",
+        "29: steps.vector.limits: no such key here; it belongs at the top of the file",
     ),
     (
         "provider: openai",
@@ -79,12 +79,12 @@ ONE_MISTAKE = [
     (
         "name: ticket-enrichment",
         "name: Ticket Enrichment",
-        '1: name: found "Ticket Enrichment", expected text that fits [a-z0-9-]+; write e.g. name: ticket-enrichment',
+        '1: name: found "Ticket Enrichment", expected text that matches [a-z0-9-]+; write e.g. name: ticket-enrichment',
     ),
     ("idle: 60", "idle: 1e300", "47: timeouts.idle: found 1e+300, expected at most 604800; write e.g. idle: 60"),
     ("usd: 5.00", "usd: 1e9", "45: budget.usd: found 1000000000.0, expected at most 1000000; write e.g. usd: 5.00"),
     # Keys that do not fit each other.
-    ("name: vector", "name: label", '25: steps.1.name: "label" is taken by one before; give each its own name'),
+    ("name: vector", "name: label", '25: steps.1.name: "label" is the name of an earlier one too; give each its own name'),
     (
         "  key: ticket_id",
         "  key: [ticket_id, ticket_id]",
@@ -93,27 +93,27 @@ ONE_MISTAKE = [
     (
         "delivery: online",
         'deadline: "06:00"',
-        "48: deadline: goes with delivery: batch only; leave it out or add delivery: batch",
+        "48: deadline: requires delivery: batch; leave it out or add delivery: batch",
     ),
     (
         "delivery: online",
         "delivery: batch\ndeadline: 6am",
-        '49: deadline: found "6am", no time of day; write e.g. deadline: "06:00"',
+        '49: deadline: found "6am", not a time of day; write e.g. deadline: "06:00"',
     ),
     (
         'schedule: "0 2 * * *"',
         "schedule: daily",
-        '49: schedule: found "daily", no cron: wrong number of fields; write e.g. schedule: "0 2 * * *"',
+        '49: schedule: found "daily", not a cron expression: wrong number of fields; write e.g. schedule: "0 2 * * *"',
     ),
     (
         'schedule: "0 2 * * *"',
         "schedule: 0 0 2 * * *",
-        '49: schedule: found "0 0 2 * * *", no cron: wrong number of fields; write e.g. schedule: "0 2 * * *"',
+        '49: schedule: found "0 0 2 * * *", not a cron expression: wrong number of fields; write e.g. schedule: "0 2 * * *"',
     ),
     (
         'schedule: "0 2 * * *"',
         "schedule: 61 2 * * *",
-        '49: schedule: found "61 2 * * *", no cron: bad minute; write e.g. schedule: "0 2 * * *"',
+        '49: schedule: found "61 2 * * *", not a cron expression: bad minute; write e.g. schedule: "0 2 * * *"',
     ),
     (
         "on_finish: {command: notify.sh}",
@@ -128,15 +128,15 @@ ONE_MISTAKE = [
     (
         "on_finish: {command: notify.sh}",
         "on_finish: {webhook: b.org}",
-        '50: on_finish.webhook: found "b.org", expected text that fits https?://.+; {webhook}',
+        '50: on_finish.webhook: found "b.org", expected text that matches https?://.+; {webhook}',
     ),
     (
         "deleted: keep ",
         "deleted: remove\n  write: replace #",
-        "39: sink.write: stands on line 36 already; keep one of them",
+        "39: sink.write: already on line 36; keep one of them",
     ),
     # YAML itself.
-    ('user: "{{ subject }}\\n\\n{{ body }}"', "user: {{ subject }}", "17: a key that is no text; {template}"),
+    ('user: "{{ subject }}\\n\\n{{ body }}"', "user: {{ subject }}", "17: a key that is not text; {template}"),
     ('schedule: "0 2 * * *"', "schedule: * 2 * * *", "49: a value starts with *; put it in quotes"),
     ("  key: ticket_id", "\tkey: ticket_id", "6: a tab in the indentation; indent with spaces"),
     ("budget: {usd: 5.00}", "budget: {usd: 5.00", "46: a bracket, a brace or a comma is missing; {close}"),
@@ -154,17 +154,17 @@ ONE_MISTAKE += [
     (
         "    output: body_vector",
         "    extra_body: {input: x}\n    output: body_vector",
-        "31: steps.vector.extra_body.input: Rowmill itself goes by it; write input: at the step",
+        "31: steps.vector.extra_body.input: Rowmill sets this key itself; write input: at the step",
     ),
     *(
         ("extra_body: {}", f"extra_body: {{{said}: x}}", f"19: steps.label.extra_body.{said}: {told}")
         for said, told in {
-            "messages": "Rowmill itself goes by it; write messages: at the step",
-            "model": "Rowmill itself goes by it; write model: at the step",
-            "stream": "Rowmill itself goes by it; write stream: at the step",
-            "max_tokens": "stands in params as well; leave out one of both",
-            "response_format": "a typed output brings its own; leave it out",
-            "n": "the columns depend on it; write it below params",
+            "messages": "Rowmill sets this key itself; write messages: at the step",
+            "model": "Rowmill sets this key itself; write model: at the step",
+            "stream": "Rowmill sets this key itself; write stream: at the step",
+            "max_tokens": "is in params as well; leave out one of both",
+            "response_format": "a typed output sets it; leave it out",
+            "n": "it determines the columns; write it below params",
         }.items()
     ),
 ]
@@ -204,21 +204,21 @@ def test_the_way_of_a_typed_output_needs_one(contract_job: str, told: Callable[.
     head, _, rest = contract_job.partition("    output:   ")
     text = f"{head}    structured: schema\n{rest[rest.index('  - name: vector') :]}"
     assert told(text).partition(": steps")[2] == (
-        ".label.structured: says how a typed output is asked for, and there is none; write output: {name: {type: ...}}"
+        ".label.structured: applies to a typed output, and there is none; write output: {name: {type: ...}}"
     )
 
 
 def test_append_needs_a_key(contract_job: str, told: Callable[..., str]) -> None:
     text = contract_job.replace("write: merge ", "write: append ").replace("  key: ticket_id", "  #")
     assert told(text) == (
-        "jobs/x.yaml:36: sink.write: append knows the rows that are there by their key; add key: to the source"
+        "jobs/x.yaml:36: sink.write: append recognises existing rows by their key, and there is none; add key: to the source"
     )
 
 
 def test_removal_needs_merge(contract_job: str, told: Callable[..., str]) -> None:
     text = contract_job.replace("write: merge ", "write: replace ").replace("deleted: keep ", "deleted: remove ")
     assert told(text) == (
-        "jobs/x.yaml:38: sink.deleted: remove goes with write: merge only; leave deleted out or write merge"
+        "jobs/x.yaml:38: sink.deleted: remove requires write: merge; leave deleted out or write merge"
     )
 
 

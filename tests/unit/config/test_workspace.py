@@ -86,7 +86,7 @@ def test_the_usual_variable_moves_openai_where_no_file_names_it(
     with pytest.raises(JobError) as caught:
         workspace("").provider("openai")
     assert str(caught.value) == (
-        'OPENAI_BASE_URL: found "localhost:9", no http or https address; write e.g. https://api.openai.com/v1'
+        'OPENAI_BASE_URL: found "localhost:9", not an http or https address; write e.g. https://api.openai.com/v1'
     )
 
 
@@ -177,13 +177,13 @@ def test_plain_http_to_another_machine_is_warned_of(workspace: Callable[[str], W
         (
             "api_key_env: OPENAI_API_KEY",
             "api_key_env: sk-1",
-            "2: providers.openai.api_key_env: no name of a variable; "
+            "2: providers.openai.api_key_env: not the name of a variable; "
             "set one to the key and write its name, e.g. OPENAI_API_KEY",
         ),
         (
             "https://api.openai.com/v1",
             "api.openai.com/v1",
-            '2: providers.openai.base_url: found "api.openai.com/v1", no http or https address; {address}',
+            '2: providers.openai.base_url: found "api.openai.com/v1", not an http or https address; {address}',
         ),
         (
             "https://api.openai.com/v1",
@@ -199,12 +199,12 @@ def test_plain_http_to_another_machine_is_warned_of(workspace: Callable[[str], W
         (
             "https://api.openai.com/v1",
             "https://a:99999",
-            '2: providers.openai.base_url: found "https://a:99999", no address (Port out of range 0-65535); {address}',
+            '2: providers.openai.base_url: found "https://a:99999", not an address (Port out of range 0-65535); {address}',
         ),
         (
             "https://api.openai.com/v1",
             "https://a/v1?b=c",
-            "2: providers.openai.base_url: ends with a ? or # part, paths are added behind it; leave that part out",
+            "2: providers.openai.base_url: ends with a ? or # part, and paths are added behind it; leave that part out",
         ),
         (
             "base_url: https://api.openai.com/v1, ",
@@ -212,12 +212,12 @@ def test_plain_http_to_another_machine_is_warned_of(workspace: Callable[[str], W
             "2: providers.openai.base_url: missing; write e.g. base_url: https://api.openai.com/v1",
         ),
         ("gpu-box:", "local:", "3: providers.local: is built in and takes no keys; choose another name"),
-        ("gpu-box:", "gpu box:", "3: providers.gpu box: no name; write letters, digits, _ . and - only"),
+        ("gpu-box:", "gpu box:", "3: providers.gpu box: not a name; write letters, digits, _ . and - only"),
         ("[openai, gpu-box]", "[gpu]", "4: providers.pool.members.0: no such provider; did you mean gpu-box?"),
         (
             "[openai, gpu-box]",
             "[gpu-box], base_url: https://a",
-            "4: providers.pool.base_url: goes not with members; a pool takes it from each of its members",
+            "4: providers.pool.base_url: cannot be combined with members; a pool takes it from each of its members",
         ),
         (
             "concurrency: 64",
@@ -236,7 +236,7 @@ def test_plain_http_to_another_machine_is_warned_of(workspace: Callable[[str], W
             "8: budget.usd: no such key; did you mean usd_per_day?",
         ),
         ("time_zone:", "timezone:", "9: timezone: no such key; did you mean time_zone?"),
-        ("Europe/Berlin", "Berlin", '9: time_zone: found "Berlin", no time zone; write e.g. time_zone: Europe/Berlin'),
+        ("Europe/Berlin", "Berlin", '9: time_zone: found "Berlin", not a time zone; write e.g. time_zone: Europe/Berlin'),
         (
             "keep_answers: pruned",
             "keep_answers: comitted",
