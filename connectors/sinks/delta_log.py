@@ -111,4 +111,4 @@ def _application_id(slot: int, part: str) -> str:
 
 def _storage_options(uri: str) -> dict[str, str]:
     """What the environment does not set; credentials come from the environment alone."""
-    return {"AWS_ALLOW_HTTP": "true"} if object_store.is_url(uri) and object_store.plain_http() else {}
+    return {"AWS_ALLOW_HTTP": "true"} if object_store.is_url(uri) and object_store.uses_plain_http() else {}

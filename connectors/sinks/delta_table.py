@@ -15,7 +15,7 @@ from pydantic import Field
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.errors import DataError, JobError
 from connectors.sinks import delta_log, delta_types
-from connectors.sql import literal_list, quoted
+from connectors.sql import identifier, literal_list
 from connectors.storage import object_store
 from connectors.tables.parquet_parts import matching_rows, rows_without_key
 from connectors.tables.schema_checks import check_column_names, column_types, schema_mismatch
@@ -41,9 +41,9 @@ _REFUSED_IN_PATHS = re.compile(r"[\[\]\\^|\x00-\x1f]|%[0-9A-Fa-f]{2}")
 
 class DeltaSink(SinkModel):
     """The job's tables for Delta Lake (extra `rowmill[delta]`). Delta has no lists of fixed size: vectors are stored as
-    array<float>; unsigned numbers become signed ones, wider where they must."""
+    array<float>; unsigned numbers become signed ones, wider if needed."""
 
-    delta: str = Field(min_length=1, description="Folder of the tables, or s3://, gs://, az://; made if not there.")
+    delta: str = Field(min_length=1, description="Folder of the tables, or s3://, gs://, az://; created if missing.")
 
     @property
     def identity(self) -> str:
@@ -226,7 +226,7 @@ class DeltaTables:
         with duckdb.connect() as db:
             db.register("empty", delta_log.schema_of(table).empty_table())
             described = db.execute("describe empty").fetchall()
-        nulls = ", ".join(f"cast(null as {kind}) as {quoted(name)}" for name, kind, *_ in described)
+        nulls = ", ".join(f"cast(null as {kind}) as {identifier(name)}" for name, kind, *_ in described)
         return f"(select {nulls} where false)"
 
     def _data_files(self, name: str, table: "DeltaTable") -> list[str]:
@@ -261,7 +261,7 @@ class DeltaTables:
         )
 
     def _same_key(self, equal: Literal["=", "is not distinct from"]) -> str:
-        return " and ".join(f"(old.{quoted(name)} {equal} new.{quoted(name)})" for name in self._key)
+        return " and ".join(f"(old.{identifier(name)} {equal} new.{identifier(name)})" for name in self._key)
 
     def _commit_errors(self, commit: Commit) -> None:
         failed_keys = commit.errors.select(self._key)
@@ -283,8 +283,8 @@ class DeltaTables:
         rows = pa.concat_tables([failed, deleted])
         same = self._same_key("=")
         if rows_without_key(rows.select(self._key)).true_count:
-            no_key = " and ".join(f"old.{quoted(name)} is null" for name in self._key)
-            details = quoted(self._details)
+            no_key = " and ".join(f"old.{identifier(name)} is null" for name in self._key)
+            details = identifier(self._details)
             same = (
                 f"{self._same_key('is not distinct from')} and new.{ACTION} <> 'added' and (new.{ACTION} = 'resolved' "
                 f"or not ({no_key}) or (old.{details} is not distinct from new.{details}))"
@@ -315,6 +315,6 @@ class DeltaTables:
         """Delete rebuilt tables that were not finished, or that are in place by now."""
         folder = f"{self._root}/{BUILD}".rstrip("/")
         if self._folder.is_remote:
-            object_store.delete([one.url for one in object_store.listed(folder)])
+            object_store.delete([one.url for one in object_store.list_objects(folder)])
         elif Path(folder).exists():
             shutil.rmtree(folder)

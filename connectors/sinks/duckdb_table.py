@@ -1,4 +1,4 @@
-"""`duckdb:` three tables in a DuckDB file that is open only during a commit, each commit one transaction."""
+"""`duckdb:` three tables in a DuckDB file, open only during a commit; each commit is one transaction."""
 
 import contextlib
 import errno
@@ -15,18 +15,18 @@ from pydantic import Field
 
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.errors import DataError, Stopped
-from connectors.sql import MEMORY_LIMIT, first_line, literal, quoted, quoted_list
-from connectors.tables.schema_checks import check_column_names, path_occupied, schema_mismatch
+from connectors.sql import QUERY_MEMORY_LIMIT, first_line, identifier, identifier_list, literal
+from connectors.tables.schema_checks import check_column_names, check_folder, path_occupied, schema_mismatch
 from connectors.tables.schemas import failure_names, usage_schema
 
-FIRST_WAIT = 0.05
-"""Seconds until a file that another program holds is tried again; doubled each time, at most LONGEST_WAIT."""
-LONGEST_WAIT = 1.0
+FIRST_WAIT_SECONDS = 0.05
+"""Before a file that another program holds is tried again; doubled each time."""
+MAX_WAIT_SECONDS = 1.0
 LAYOUT = 1
-"""What is in the schema `rowmill` of the file: another number is another version's."""
+"""Version of the schema `rowmill` in the file."""
 
-_HELD = ("Could not set lock", "file handle conflict", "different configuration")
-"""What DuckDB says of a file that another program, or another connection of this one, has open."""
+_HELD_MESSAGES = ("Could not set lock", "file handle conflict", "different configuration")
+"""DuckDB's errors for a file that another program, or another connection of this one, has open."""
 
 T = TypeVar("T")
 
@@ -34,10 +34,10 @@ T = TypeVar("T")
 class DuckdbSink(SinkModel):
     """The job's tables in a DuckDB file."""
 
-    duckdb: str = Field(min_length=1, description="Path of the file; made where it is not there.")
+    duckdb: str = Field(min_length=1, description="Path of the file; created if missing.")
     table: str = Field(
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="Name of the results table; usage and errors stand beside it in `<table>_usage`, `<table>_errors`.",
+        description="Name of the results table; usage and errors are in `<table>_usage` and `<table>_errors`.",
     )
 
     @property
@@ -55,13 +55,13 @@ class DuckdbSink(SinkModel):
         check_column_names(shape)
         path = Path(os.path.abspath(workspace / self.duckdb))  # noqa: PTH100 - Path.resolve would follow links
         if "?" in str(path):
-            # DuckDB takes what follows for options, and puts the write-ahead log elsewhere.
+            # DuckDB takes the rest for options, and puts the write-ahead log elsewhere.
             raise DataError(path, "DuckDB cannot keep a file at a path with a question mark", "choose another path")
         return DuckdbTables(self.duckdb, path, self.table, shape, longest_hold, self.files_prefix)
 
 
 class DuckdbTables:
-    """The tables of one job. In the schema `rowmill`: what usage holds, and tables that are being built anew."""
+    """The tables of one job. The schema `rowmill` has the marks of the usage table, and tables that are rebuilt."""
 
     def __init__(
         self, name: str, path: Path, table: str, shape: TableShape, longest_hold: float, files_prefix: str
@@ -72,10 +72,10 @@ class DuckdbTables:
         self._key = list(shape.key)
         self._details = failure_names(shape.key)["details"]
         self._schemas = {table: shape.results, f"{table}_usage": usage_schema(), f"{table}_errors": shape.errors}
-        self._rebuilt = (table, f"{table}_errors")
+        self._rebuilt_tables = (table, f"{table}_errors")
         self._longest_hold = longest_hold
         self._alias = f"sink_{hashlib.blake2b(os.fsencode(path), digest_size=6).hexdigest()}"
-        self._building = False
+        self._is_building = False
         self.files_prefix = files_prefix
 
     @property
@@ -87,33 +87,30 @@ class DuckdbTables:
             return False
         with duckdb.connect() as db:
             self.attach(db)
-            there = _tables(db, self._alias)
-            found = ("main", self._table.lower()) in there
-            if found and ("rowmill", f"new_{self._table}".lower()) in there:
-                # A first build that was cut off leaves the empty table that it was to replace.
-                found = db.execute(f"select 1 from {self._alias}.main.{quoted(self._table)} limit 1").fetchall() != []
+            tables = _tables(db, self._alias)
+            exists = ("main", self._table.lower()) in tables
+            if exists and ("rowmill", f"new_{self._table}".lower()) in tables:
+                # An interrupted first build leaves the empty table that it was to replace.
+                results = f"{self._alias}.main.{identifier(self._table)}"
+                exists = db.execute(f"select 1 from {results} limit 1").fetchall() != []
             self.detach(db)
-            return found
+            return exists
 
     def check(self, fresh: bool) -> None:
         if self._path.is_dir():
             raise path_occupied(self._name, self._path, "a folder")
-        for parent in self._path.parents:
-            if parent.exists():
-                if not parent.is_dir():
-                    raise path_occupied(self._name, parent, "a file")
-                break
+        check_folder(self._name, self._path.parent)
         if not self._path.exists():
             return
         with duckdb.connect() as db:
             self.attach(db)
-            with self._told():
-                there = _tables(db, self._alias)
-                if ("rowmill", "layout") in there:
+            with self._translated_errors():
+                tables = _tables(db, self._alias)
+                if ("rowmill", "layout") in tables:
                     self._check_layout(db)
                 for table, schema in self._schemas.items():
-                    if ("main", table.lower()) in there and not (fresh and table in self._rebuilt):
-                        self._check(db, table, schema)
+                    if ("main", table.lower()) in tables and not (fresh and table in self._rebuilt_tables):
+                        self._check_columns(db, table, schema)
                 self.detach(db)
 
     def prepare(self, fresh: bool) -> None:
@@ -121,31 +118,31 @@ class DuckdbTables:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._transaction() as db:
             self._prepare_layout(db)
-            there = _tables(db, None)
-            if ("main", f"{self._table}_usage".lower()) not in there:
+            tables = _tables(db, None)
+            if ("main", f"{self._table}_usage".lower()) not in tables:
                 db.execute("delete from rowmill.marks where table_name = ?", [self._table.lower()])
             for table, schema in self._schemas.items():
-                if ("main", table.lower()) not in there:
-                    _create(db, f"main.{quoted(table)}", schema)
-            for table in self._rebuilt:
-                db.execute(f"drop table if exists {self._new(table)}")
+                if ("main", table.lower()) not in tables:
+                    _create(db, f"main.{identifier(table)}", schema)
+            for table in self._rebuilt_tables:
+                db.execute(f"drop table if exists {self._build_table(table)}")
                 if fresh:
-                    _create(db, self._new(table), self._schemas[table])
-        self._building = fresh
+                    _create(db, self._build_table(table), self._schemas[table])
+        self._is_building = fresh
 
     def results_sql(self) -> str:
-        return f"(select *, {literal(self._table)} as _part from {self._alias}.main.{quoted(self._table)})"
+        return f"(select *, {literal(self._table)} as _part from {self._alias}.main.{identifier(self._table)})"
 
     def errors_sql(self) -> str:
-        return f"(select * from {self._alias}.main.{quoted(f'{self._table}_errors')})"
+        return f"(select * from {self._alias}.main.{identifier(f'{self._table}_errors')})"
 
     def usage_sql(self) -> str:
-        return f"(select * from {self._alias}.main.{quoted(f'{self._table}_usage')})"
+        return f"(select * from {self._alias}.main.{identifier(f'{self._table}_usage')})"
 
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
         attach = f"attach if not exists {literal(self._path)} as {self._alias} (read_only, type duckdb)"
-        with self._told():
-            self._waited(lambda: connection.execute(attach))
+        with self._translated_errors():
+            self._wait_for_file(lambda: connection.execute(attach))
 
     def detach(self, connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute(f"detach database if exists {self._alias}")
@@ -157,28 +154,31 @@ class DuckdbTables:
         return {"results": self._table, "usage": f"{self._table}_usage", "errors": f"{self._table}_errors"}
 
     def commit(self, commit: Commit, name: str) -> None:
-        results, errors = (self._new(table) if self._building else f"main.{quoted(table)}" for table in self._rebuilt)
-        old = sorted(row for rows in commit.rows_by_part.values() for row in rows)
+        results, errors = (
+            self._build_table(table) if self._is_building else f"main.{identifier(table)}"
+            for table in self._rebuilt_tables
+        )
+        replacing = sorted(row for rows in commit.rows_by_part.values() for row in rows)
         with self._transaction() as db:
-            if old:
-                self._delete(db, results, commit.results.select(self._key).take(pa.array(old, pa.int64())))
+            if replacing:
+                self._delete(db, results, commit.results.select(self._key).take(pa.array(replacing, pa.int64())))
             _insert(db, results, commit.results)
             self._delete(db, errors, commit.resolved_keys.select(self._key))
-            # Lines that are no rows have no key: there the details tell which is which.
-            no_key = " and ".join(f"there.{quoted(name)} is null" for name in self._key)
-            details = quoted(self._details)
-            alike = f"(not ({no_key}) or there.{details} is not distinct from told.{details})"
-            self._delete(db, errors, commit.errors.select([*self._key, self._details]), alike)
+            # Unreadable lines have no key: their details identify them.
+            no_key = " and ".join(f"old.{identifier(name)} is null" for name in self._key)
+            details = identifier(self._details)
+            same_line = f"(not ({no_key}) or old.{details} is not distinct from new.{details})"
+            self._delete(db, errors, commit.errors.select([*self._key, self._details]), same_line)
             _insert(db, errors, commit.errors)
 
     def add_usage(self, usage: pa.Table, mark: UsageMark) -> None:
         with self._transaction() as db:
-            covered = db.execute(
+            recorded = db.execute(
                 "select 1 from rowmill.marks where table_name = ? and ledger = ? and writer = ? and last >= ?",
                 [self._table.lower(), mark.ledger, mark.writer, mark.last],
             ).fetchall()
-            if not covered:
-                _insert(db, f"main.{quoted(f'{self._table}_usage')}", usage)
+            if not recorded:
+                _insert(db, f"main.{identifier(f'{self._table}_usage')}", usage)
                 db.execute(
                     "insert into rowmill.marks values (?, ?, ?, ?, ?)",
                     [self._table.lower(), mark.ledger, mark.writer, mark.first, mark.last],
@@ -195,22 +195,22 @@ class DuckdbTables:
 
     def remove(self, keys: pa.Table, errors_too: bool) -> int:
         with self._transaction() as db:
-            removed = self._delete(db, f"main.{quoted(self._table)}", keys.select(self._key))
+            removed = self._delete(db, f"main.{identifier(self._table)}", keys.select(self._key))
             if errors_too:
-                self._delete(db, f"main.{quoted(f'{self._table}_errors')}", keys.select(self._key))
+                self._delete(db, f"main.{identifier(f'{self._table}_errors')}", keys.select(self._key))
             return removed
 
     def finish(self) -> None:
-        if not self._building:
+        if not self._is_building:
             return
         with self._transaction() as db:
-            for table in self._rebuilt:
-                db.execute(f"create or replace table main.{quoted(table)} as from {self._new(table)}")
-                db.execute(f"drop table {self._new(table)}")
-        self._building = False
+            for table in self._rebuilt_tables:
+                db.execute(f"create or replace table main.{identifier(table)} as from {self._build_table(table)}")
+                db.execute(f"drop table {self._build_table(table)}")
+        self._is_building = False
 
-    def _new(self, table: str) -> str:
-        return f"rowmill.{quoted(f'new_{table}')}"
+    def _build_table(self, table: str) -> str:
+        return f"rowmill.{identifier(f'new_{table}')}"
 
     def _prepare_layout(self, db: duckdb.DuckDBPyConnection) -> None:
         db.execute("create schema if not exists rowmill")
@@ -227,86 +227,89 @@ class DuckdbTables:
         if found and found != [(LAYOUT,)]:
             raise DataError(
                 self._name,
-                f"was written by another version of Rowmill (layout {found[0][0]}, this one knows {LAYOUT})",
+                f"was written by another version of Rowmill (layout {found[0][0]}, this one reads {LAYOUT})",
                 "use that version, or write to another sink (--sink PATH)",
             )
 
-    def _check(self, db: duckdb.DuckDBPyConnection, table: str, schema: pa.Schema) -> None:
-        db.register("made", schema.empty_table())
-        there, made = (_described(db, f"{self._alias}.main.{quoted(table)}"), _described(db, "made"))
-        db.unregister("made")
-        if list(there.items()) != list(made.items()):
-            raise schema_mismatch(self._name, f"its table {table} has", there, made, table not in self._rebuilt)
+    def _check_columns(self, db: duckdb.DuckDBPyConnection, table: str, schema: pa.Schema) -> None:
+        db.register("expected", schema.empty_table())
+        existing = _column_types(db, f"{self._alias}.main.{identifier(table)}")
+        expected = _column_types(db, "expected")
+        db.unregister("expected")
+        if list(existing.items()) != list(expected.items()):
+            is_usage = table not in self._rebuilt_tables
+            raise schema_mismatch(self._name, f"its table {table} has", existing, expected, is_usage)
 
-    def _delete(self, db: duckdb.DuckDBPyConnection, table: str, told: pa.Table, further: str = "true") -> int:
-        """Delete the rows with these keys; null equals null."""
-        if not told.num_rows:
+    def _delete(self, db: duckdb.DuckDBPyConnection, table: str, keys: pa.Table, condition: str = "true") -> int:
+        """Delete the rows with these keys that meet the condition; null equals null."""
+        if not keys.num_rows:
             return 0
-        same = " and ".join(f"there.{quoted(name)} is not distinct from told.{quoted(name)}" for name in self._key)
-        db.register("told_rows", told)
+        names = [identifier(name) for name in self._key]
+        same = " and ".join(f"old.{name} is not distinct from new.{name}" for name in names)
+        db.register("new_keys", keys)
         (count,) = db.execute(
-            f"delete from {table} as there using (select distinct {quoted_list(told.column_names)} from told_rows) "
-            f"as told where {same} and {further}"
+            f"delete from {table} as old using (select distinct {identifier_list(keys.column_names)} from new_keys) "
+            f"as new where {same} and {condition}"
         ).fetchall()
-        db.unregister("told_rows")
+        db.unregister("new_keys")
         return int(count[0])
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """The file, open for one transaction."""
-        with self._told(), contextlib.closing(self._waited(lambda: duckdb.connect(self._path))) as db:
-            db.execute(f"set memory_limit = {literal(MEMORY_LIMIT)}")
+        """Open the file for one transaction."""
+        with self._translated_errors(), self._wait_for_file(lambda: duckdb.connect(self._path)) as db:
+            db.execute(f"set memory_limit = {literal(QUERY_MEMORY_LIMIT)}")
             db.execute("begin")
             yield db
             db.execute("commit")
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """DuckDB's errors as ours."""
+    def _translated_errors(self) -> Iterator[None]:
+        """Raise DuckDB's errors as OSError or DataError."""
         try:
             yield
         except duckdb.Error as exc:
             if "No space left" in str(exc):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path)) from exc
             raise DataError(
-                self._name, f"{first_line(exc)}", "mend the file, or write to another sink (--sink PATH)"
+                self._name, first_line(exc), "repair the file, or write to another sink (--sink PATH)"
             ) from exc
 
-    def _waited(self, attempt: Callable[[], T]) -> T:
-        """The attempt's outcome, once no other program has the file open."""
-        began, wait = time.monotonic(), FIRST_WAIT
+    def _wait_for_file(self, attempt: Callable[[], T]) -> T:
+        """Return the attempt's outcome, as soon as no other program has the file open."""
+        deadline, wait = time.monotonic() + self._longest_hold, FIRST_WAIT_SECONDS
         while True:
             try:
                 return attempt()
             except duckdb.Error as exc:
-                if not any(text in str(exc) for text in _HELD):
+                if not any(text in str(exc) for text in _HELD_MESSAGES):
                     raise
-                left = began + self._longest_hold - time.monotonic()
-                if left <= 0:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
                     raise Stopped(
                         f"{self._name}: held open by another program for {self._longest_hold:g} s; close it and run "
                         "again: the answers are in the ledger"
                     ) from exc
-            time.sleep(min(wait, left))
-            wait = min(2 * wait, LONGEST_WAIT)
+            time.sleep(min(wait, remaining))
+            wait = min(2 * wait, MAX_WAIT_SECONDS)
 
 
 def _tables(db: duckdb.DuckDBPyConnection, alias: str | None) -> set[tuple[str, str]]:
-    """(schema, table in lower case) of all tables of the connection's own database, or of an attached one."""
-    own = "current_database()" if alias is None else literal(alias)
-    found = db.execute(f"select schema_name, lower(table_name) from duckdb_tables() where database_name = {own}")
+    """Return (schema, table in lower case) of all tables of the connection's own database, or of an attached one."""
+    database = "current_database()" if alias is None else literal(alias)
+    found = db.execute(f"select schema_name, lower(table_name) from duckdb_tables() where database_name = {database}")
     return set(found.fetchall())
 
 
-def _described(db: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:
-    """Column -> type."""
+def _column_types(db: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:
+    """Return column -> type."""
     return {str(row[0]): str(row[1]) for row in db.execute(f"describe select * from {table}").fetchall()}
 
 
 def _create(db: duckdb.DuckDBPyConnection, table: str, schema: pa.Schema) -> None:
-    db.register("made", schema.empty_table())
-    db.execute(f"create table {table} as from made")
-    db.unregister("made")
+    db.register("empty", schema.empty_table())
+    db.execute(f"create table {table} as from empty")
+    db.unregister("empty")
 
 
 def _insert(db: duckdb.DuckDBPyConnection, table: str, rows: pa.Table) -> None:

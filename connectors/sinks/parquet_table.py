@@ -46,7 +46,7 @@ MAX_PART_ROWS = 1_000_000
 class ParquetSink(SinkModel):
     """The job's tables as folders of Parquet parts, on this machine or on an object store (extra `rowmill[cloud]`)."""
 
-    parquet: str = Field(min_length=1, description="Folder of the tables, or s3://, gs://, az://; made if not there.")
+    parquet: str = Field(min_length=1, description="Folder of the tables, or s3://, gs://, az://; created if missing.")
 
     @property
     def identity(self) -> str:

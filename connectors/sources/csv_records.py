@@ -1,4 +1,4 @@
-"""The records of a delimited text file, each with its line number, and what is no record."""
+"""Records of a delimited text file, each with its line number, and rejected lines."""
 
 import bz2
 import codecs
@@ -12,25 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
-LONGEST_VALUE = 64 << 20
-"""Characters; Python's csv refuses longer ones, so that a quote left open ends somewhere."""
+MAX_VALUE_CHARACTERS = 64 << 20
+"""Python's csv refuses longer values, so that an open quote does not swallow the whole file."""
 
 UNREADABLE = "\udcff"
-"""Stands for bytes that the encoding does not know; no text can hold it."""
+"""Replaces bytes that the encoding cannot decode; it never occurs in text."""
 
 OPENERS: Mapping[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
-class Record(NamedTuple):
-    """One record: the number of its first line, its values as they stand, its text."""
+class CsvRecord(NamedTuple):
+    """One record: the number of its first line, its values as written, its text."""
 
     line: int
     values: list[str]
     raw: str
 
 
-class Reject(NamedTuple):
-    """What stands in a file and is no row: the number of its line, why, its text."""
+class RejectedLine(NamedTuple):
+    """A line that is not a row: its number, the reason, its text."""
 
     file: str
     line: int
@@ -39,23 +39,23 @@ class Reject(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Dialect:
-    """How a file is written."""
+class CsvFormat:
+    """How a delimited text file is written."""
 
     delimiter: str
     quote: str | None
     encoding: str
 
 
-def records(file: Path, dialect: Dialect, rejected: list[Reject]) -> Iterator[Record]:
-    """Every record of the file, streamed; empty lines are none.
+def read_records(file: Path, dialect: CsvFormat, rejected: list[RejectedLine]) -> Iterator[CsvRecord]:
+    """Stream the records of a file; empty lines are skipped.
 
-    A line at which no record can be begun (a quote left open, text after a closing quote) goes to `rejected`, and
-    reading goes on at the line after it. OSError and EOFError where the file itself cannot be read.
+    A line that starts no valid record (an open quote, text after a closing quote) is added to `rejected`, and reading
+    continues with the next line. OSError and EOFError if the file itself cannot be read.
     """
-    csv.field_size_limit(LONGEST_VALUE)
+    csv.field_size_limit(MAX_VALUE_CHARACTERS)
     with (
-        _opened(file) as raw,
+        _open(file) as raw,
         io.TextIOWrapper(raw, encoding=dialect.encoding, errors="rowmill.unreadable", newline="") as text,
     ):
         lines = _Lines(text)
@@ -67,56 +67,56 @@ def records(file: Path, dialect: Dialect, rejected: list[Reject]) -> Iterator[Re
             strict=True,
         )
         while True:
-            lines.begin()
+            lines.begin_record()
             try:
                 values = next(reader)
             except StopIteration:
                 return
             except csv.Error as exc:
                 line = lines.first
-                rejected.append(Reject(str(file), line, _why(exc), lines.give_back().rstrip("\r\n")))
+                rejected.append(RejectedLine(str(file), line, _reason(exc), lines.reject().rstrip("\r\n")))
                 continue
             if values:
-                yield Record(lines.first, values, "".join(lines.taken).rstrip("\r\n"))
+                yield CsvRecord(lines.first, values, "".join(lines.record_lines).rstrip("\r\n"))
 
 
 class _Lines:
-    """The lines of a file, counted, of which some can be given back."""
+    """The lines of a file, counted, which can be read again after a rejected one."""
 
     def __init__(self, text: io.TextIOWrapper) -> None:
         self._text = iter(text)
-        self._again: deque[str] = deque()
-        self.taken: list[str] = []
+        self._unread: deque[str] = deque()
+        self.record_lines: list[str] = []
         self.first = 1
-        """The number of the first line in `taken`."""
+        """The number of the first line in `record_lines`."""
 
-    def begin(self) -> None:
-        self.first += len(self.taken)
-        self.taken = []
+    def begin_record(self) -> None:
+        self.first += len(self.record_lines)
+        self.record_lines = []
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        line = self._again.popleft() if self._again else next(self._text)
-        if self.first == 1 and not self.taken:
+        line = self._unread.popleft() if self._unread else next(self._text)
+        if self.first == 1 and not self.record_lines:
             line = line.removeprefix("\ufeff")
-        self.taken.append(line)
+        self.record_lines.append(line)
         return line
 
-    def give_back(self) -> str:
-        """The first line taken; the others come again."""
-        self._again.extendleft(reversed(self.taken[1:]))
-        self.taken = self.taken[:1]
-        return self.taken[0]
+    def reject(self) -> str:
+        """Return the first line of the record; the others are read again."""
+        self._unread.extendleft(reversed(self.record_lines[1:]))
+        self.record_lines = self.record_lines[:1]
+        return self.record_lines[0]
 
 
-def _opened(file: Path) -> IO[bytes]:
+def _open(file: Path) -> IO[bytes]:
     opener = OPENERS.get(file.suffix)
     return file.open("rb") if opener is None else cast(IO[bytes], opener(file))
 
 
-def _why(exc: csv.Error) -> str:
+def _reason(exc: csv.Error) -> str:
     text = str(exc)
     if "unexpected end" in text or "field larger" in text:
         return "a quote is opened and never closed"

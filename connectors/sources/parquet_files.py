@@ -1,4 +1,4 @@
-"""`parquet:` one or more Parquet files, read in place in the order of their names."""
+"""`parquet:` one or more Parquet files, read in place, in the order of their names."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ SUFFIXES = (".parquet",)
 
 
 class ParquetSource(SourceModel):
-    """Columns are matched by name across files; a file that lacks one gives nulls. Objects of a store are read where
-    they are, only the columns and row groups that the job needs."""
+    """Columns are matched by name; if a file lacks one, its values are null. From an object
+    store, only the columns and row groups that the job needs are read."""
 
     parquet: str | Columns = Field(
         description="Path, folder, glob or list of them, also at s3://, gs://, az:// (extra `rowmill[cloud]`)."
@@ -34,11 +34,11 @@ class ParquetSource(SourceModel):
         files = [*(str(path) for path in self.paths(facts)), *urls]
         relation = f"read_parquet({literal_list(files)}, union_by_name = true)"
         try:
-            _described(connection, relation)
+            _describe(connection, relation)
         except duckdb.Error as exc:
             for file in files:
-                _check(connection, file)
-            raise DataError(files[0], f"{first_line(exc)}", "make the files' columns agree") from exc
+                _check_file(connection, file)
+            raise DataError(files[0], first_line(exc), "make the files' columns agree") from exc
         self._check_key(connection, relation, files)
         return OpenedSource(relation, urls=urls, nbytes=sum(one.size for one in objects))
 
@@ -48,20 +48,20 @@ class ParquetSource(SourceModel):
         described = connection.execute(f"select * from {relation} limit 0").description or ()
         doubles = [str(column[0]) for column in described if str(column[1]) == "DOUBLE" and column[0] in key]
         if doubles:
-            told = f"parquet_schema({literal_list(files)})"
+            schema = f"parquet_schema({literal_list(files)})"
             rounded = connection.execute(
-                f"select name, file_name, precision from {told} where list_contains({literal_list(doubles)}, name) "
+                f"select name, file_name, precision from {schema} where list_contains({literal_list(doubles)}, name) "
                 "and precision > 38 limit 1"
             ).fetchone()
             if rounded is not None:
                 raise DataError(
                     ("source", "key"),
-                    f"{rounded[0]} holds decimals of {rounded[2]} digits in {rounded[1]}, of which 17 would be read",
+                    f"{rounded[0]} has decimals of {rounded[2]} digits in {rounded[1]}, of which 17 would be read",
                     "write the column as text",
                 )
 
 
-def _described(connection: duckdb.DuckDBPyConnection, relation: str) -> None:
+def _describe(connection: duckdb.DuckDBPyConnection, relation: str) -> None:
     query = f"select * from {relation} limit 0"
     try:
         connection.execute(query)
@@ -71,7 +71,7 @@ def _described(connection: duckdb.DuckDBPyConnection, relation: str) -> None:
         connection.execute(query)
 
 
-def _check(connection: duckdb.DuckDBPyConnection, file: str) -> None:
+def _check_file(connection: duckdb.DuckDBPyConnection, file: str) -> None:
     try:
         connection.execute(f"select * from read_parquet({literal(file)}) limit 0")
     except duckdb.Error as exc:

@@ -59,6 +59,13 @@ def column_types(schema: pa.Schema) -> dict[str, str]:
     return {field.name: str(field.type).replace("list<element: ", "list<item: ") for field in schema}
 
 
+def check_folder(sink: str, folder: Path) -> None:
+    """DataError if the folder, or one above it, is a file."""
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    if existing is not None and not existing.is_dir():
+        raise path_occupied(sink, existing, "a file")
+
+
 def path_occupied(sink: str, path: Path, kind: str) -> DataError:
     """Return the error for a path that is something else. `kind`: what it is, such as `a file`."""
     return DataError(sink, f"{path} is {kind}", "choose another path")

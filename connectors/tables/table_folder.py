@@ -7,7 +7,7 @@ import duckdb
 
 from connectors.storage import object_store
 from connectors.storage.media_upload import MediaUpload
-from connectors.tables.schema_checks import path_occupied
+from connectors.tables.schema_checks import check_folder
 
 TABLES = ("results", "usage", "errors")
 FILES = "files/"
@@ -45,10 +45,8 @@ class TableFolder:
 
     def check(self) -> None:
         """DataError if the folder, or one above it, is a file. An object never conflicts with those below it."""
-        root = Path(self.root)
-        existing = None if self.is_remote else next((path for path in (root, *root.parents) if path.exists()), None)
-        if existing is not None and not existing.is_dir():
-            raise path_occupied(self.name, existing, "a file")
+        if not self.is_remote:
+            check_folder(self.name, Path(self.root))
 
     def create(self) -> None:
         """Create the folder of media files; an object store needs none."""

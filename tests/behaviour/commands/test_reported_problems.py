@@ -138,7 +138,7 @@ class TestJsonLines:
     def test_a_first_night_without_a_line_is_a_mistake(self, cli: Cli, workspace: Workspace) -> None:
         lines(workspace)
         line = refused(cli, workspace.job(source="{jsonl: rows.jsonl, key: id}"))
-        assert line.endswith("rows.jsonl: holds no object with a key; check that the source is not empty")
+        assert line.endswith("rows.jsonl: has no object with a key; check that the source is not empty")
 
     def test_a_wrong_column_is_told_on_an_empty_night_as_well(self, cli: Cli, workspace: Workspace) -> None:
         lines(workspace, {"id": 1, "text": "a"})
@@ -151,7 +151,7 @@ class TestJsonLines:
     def test_keys_that_differ_in_case_only_are_told(self, cli: Cli, workspace: Workspace, row: dict[str, Any]) -> None:
         lines(workspace, row)
         line = refused(cli, workspace.job(source="{jsonl: rows.jsonl, key: id}"))
-        assert line.endswith(", which no table tells apart; rename one")
+        assert line.endswith(", which are one column in SQL; rename one")
 
 
 def test_a_key_of_decimals_that_would_be_rounded_is_refused(
@@ -160,7 +160,7 @@ def test_a_key_of_decimals_that_would_be_rounded_is_refused(
     keys = pa.array([decimal.Decimal(1), decimal.Decimal(2)], pa.decimal256(60, 0))
     pq.write_table(pa.table({"id": keys, "text": ["a", "b"]}), workspace.folder / "rows.parquet")
     line = refused(cli, workspace.job(source="{parquet: rows.parquet, key: id}"))
-    assert "source.key: id holds decimals of 60 digits in " in line
+    assert "source.key: id has decimals of 60 digits in " in line
     assert line.endswith("rows.parquet, of which 17 would be read; write the column as text")
     assert len(provider.seen) == NOTHING_SENT
 
@@ -194,7 +194,7 @@ class TestBrokenParts:
         (line,) = cli.err.splitlines()
         # Of broken headers of pages, DuckDB does not say in which file they are.
         assert line.startswith((f"{part}: cannot be read (", "the sink: one of its Parquet files cannot be read ("))
-        assert line.endswith(" move it away and run again: answers that the ledger has are not asked again")
+        assert line.endswith(" move it away and run again: answers in the ledger are not requested again")
         part.unlink()
         told = cli.run(job)
         assert (told["rows_ok"], told["requests"], len(provider.seen)) == (50, 0, 50)

@@ -89,8 +89,8 @@ def test_a_lone_surrogate_in_the_input_stops_at_its_line(workspace: Any, provide
     workspace.write("rows.jsonl", "\n".join(lines) + "\n")
     assert cli("run", workspace.job(source="{jsonl: rows.jsonl, key: id}"), "--quiet") == 2
     (line,) = cli.err.strip().splitlines()
-    assert line.startswith(f"{workspace.folder / 'rows.jsonl'}:2: is no JSON (no low surrogate in string")
-    assert line.endswith("; mend the line")
+    assert line.startswith(f"{workspace.folder / 'rows.jsonl'}:2: is not JSON (no low surrogate in string")
+    assert line.endswith("; fix the line")
     assert provider.seen == []
 
 

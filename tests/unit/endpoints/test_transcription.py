@@ -162,12 +162,12 @@ def test_a_row_without_a_sound_or_with_several_is_an_error() -> None:
     ("keys", "message"),
     [
         ({"file": "soun"}, "steps.heard.file: no column soun; did you mean sound?"),
-        ({"file": "n"}, "steps.heard.file: column n holds int64; name one that holds paths, URLs or bytes"),
+        ({"file": "n"}, "steps.heard.file: column n contains int64; name a column of paths, URLs or bytes"),
         ({"language": "{{ langu }}"}, "steps.heard.language: no column langu here; did you mean lang?"),
-        ({"params": {"prompt": "x"}}, "steps.heard.params.prompt: is a key of the step itself; write it beside params"),
+        ({"params": {"prompt": "x"}}, "steps.heard.params.prompt: is a key of the step; write it on the step, not in params"),
         (
             {"response_format": "srt", "params": {"response_format": "srt"}},
-            "steps.heard.response_format: stands in params as well; write it in one place",
+            "steps.heard.response_format: is also in params; write it in one place",
         ),
         (
             {"params": {"temperature": 2}},
@@ -321,7 +321,7 @@ async def test_the_form_that_a_server_sees(seen: tuple[str, list[Any]], tmp_path
     with pytest.raises(OSError, match="has changed since") as found:
         it.call([asked(it, sound=sound)])
     # These words stand in the row's error.
-    assert found.value.strerror == "it has changed since the run looked at it; run again"
+    assert found.value.strerror == "it has changed since the run read it; run again"
 
 
 def test_a_text_that_looks_like_a_name_of_media_stays_text() -> None:

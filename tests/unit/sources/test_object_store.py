@@ -113,13 +113,13 @@ def test_mistakes_in_objects_are_told_by_their_urls(put: Any, bucket: str, tmp_p
     one, two = put("c/1.csv", b"id,text\n1,a\n"), put("c/2.csv", b"id,text\n2,b,b\n")
     with pytest.raises(DataError) as told:
         rows(tmp_path, "csv", csv=f"{bucket}/c", key="id")
-    assert str(told.value).startswith(f"{two}:2: 3 values where the first line has 2")
+    assert str(told.value).startswith(f"{two}:2: 3 values, but the first line has 2")
     facts = SourceContext(tmp_path, (), tmp_path / "scratch")
     with SourceReader(SOURCES["csv"](csv=[one, two], key="id", rejects="keep"), facts) as reader:
         ((line, message, _),) = reader.rejects
     assert (line, message[: len(two) + 1]) == (2, f"{two}:")
     bad = put("j.jsonl", b'{"id": 1}\nno json\n')
-    with pytest.raises(DataError, match=r"j\.jsonl:2: is no JSON") as told:
+    with pytest.raises(DataError, match=r"j\.jsonl:2: is not JSON") as told:
         rows(tmp_path, "jsonl", jsonl=bad, key="id")
     assert str(told.value).startswith("s3://")
     broken = put("p.parquet", b"PAR1 is not all")
