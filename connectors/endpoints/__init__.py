@@ -1,1 +1,1 @@
-"""The API's endpoints, one module each: from a row to a request, from a reply to typed values."""
+"""Endpoints of the API, one module each: rows to requests, replies to typed values."""

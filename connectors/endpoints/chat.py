@@ -1,4 +1,4 @@
-"""POST /chat/completions: one row a request, text or typed columns out."""
+"""POST /chat/completions: a conversation for each row, text or typed columns out."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -12,7 +12,6 @@ from connectors.endpoints.conversation.conversation_endpoint import (
     ConversationEndpoint,
     ConversationStep,
     parse_typed_output,
-    shortened,
     take_param,
     take_stream,
 )
@@ -21,6 +20,7 @@ from connectors.endpoints.conversation.output_columns import AnswerColumns, Repl
 from connectors.endpoints.conversation.tool_calls import parse_tool_calls, validate_tool_choice, validate_tools
 from connectors.endpoints.params.checks import check_params
 from connectors.errors import JobError, KeyPath, did_you_mean
+from connectors.transport.reply_body import excerpt
 from connectors.transport.sse import Event
 from connectors.transport.stream_assembly import assemble_completion
 
@@ -32,28 +32,28 @@ class ChatStep(ConversationStep):
 
     endpoint: Literal["chat"] = Field(description="POST /chat/completions.")
     messages: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | ColumnReference = Field(
-        description="The dialogue, every text a template; or the column that holds whole dialogues.",
+        description="The messages, every text a template; or a column of whole conversations.",
         examples=[[{"system": "You label support tickets."}, {"user": "{{ body }}"}]],
     )
 
-    def build(self, facts: StepContext) -> ConversationEndpoint:
-        """The endpoint; JobError, beginning with a key path, for what does not fit."""
+    def build(self, context: StepContext) -> ConversationEndpoint:
+        """Build the endpoint; JobError for keys that do not fit."""
         where = ("steps", self.name)
         params = dict(self.params)
         body: dict[str, Any] = {}
         tools, choice = take_param(self, params, "tools", where), take_param(self, params, "tool_choice", where)
         stream = take_stream(self, params, where)
-        form = params.pop("response_format", None)
+        response_format = params.pop("response_format", None)
         check_params(params, CHAT_PARAMS, where)
         typed = parse_typed_output(self, where)
         count = int(params.get("n", 1))
         if typed is not None and count != 1:
             raise JobError((*where, "params", "n"), "a typed output has one answer a row", "leave n out")
-        if typed is not None and form is not None:
-            raise JobError((*where, "params", "response_format"), "a typed output brings its own", "leave it out")
+        if typed is not None and response_format is not None:
+            raise JobError((*where, "params", "response_format"), "a typed output has its own", "leave it out")
         body |= params
-        if form is not None:
-            body["response_format"] = _checked_form(form, (*where, "params", "response_format"))
+        if response_format is not None:
+            body["response_format"] = _validate_response_format(response_format, (*where, "params", "response_format"))
         if tools is not None:
             body["tools"] = tools = validate_tools(tools, (*where, "tools"), flat=False)
         if choice is not None:
@@ -69,12 +69,12 @@ class ChatStep(ConversationStep):
             logprobs=bool(params.get("logprobs")),
             detail=self.detail,
         )
-        dialogue = Conversation(self.messages, facts.columns, (*where, "messages"))
-        return ConversationEndpoint(self, facts, ChatCompletionsFormat(), dialogue, body, {}, columns, typed)
+        conversation = Conversation(self.messages, context.columns, (*where, "messages"))
+        return ConversationEndpoint(self, context, ChatCompletionsFormat(), conversation, body, {}, columns, typed)
 
 
 class ChatCompletionsFormat:
-    """The dialect of chat completions."""
+    """The wire format of chat completions."""
 
     path = "/chat/completions"
     messages_key = "messages"
@@ -82,61 +82,60 @@ class ChatCompletionsFormat:
     max_token_params = ("max_tokens", "max_completion_tokens")
 
     def render_messages(self, messages: Sequence[Mapping[str, Any]]) -> Any:
-        """As they are."""
+        """Return the messages unchanged."""
         return messages
 
     def with_schema(self, body: Mapping[str, Any], way: str, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-        """By `response_format`."""
+        """Use `response_format`."""
         if way == "schema":
             form = {"name": name, "strict": True, "schema": schema}
             return {**body, "response_format": {"type": "json_schema", "json_schema": form}}
         return {**body, "response_format": {"type": "json_object"}} if way == "json_object" else dict(body)
 
     def assemble(self, events: Iterable[Event]) -> dict[str, Any]:
-        """Of chunks."""
+        """Assemble chunks."""
         return assemble_completion(events)
 
     def parse_choices(self, reply: Mapping[str, Any]) -> Sequence[ReplyChoice]:
-        """In the order of their indexes."""
-        told = reply.get("choices")
-        if not isinstance(told, list) or not told:
-            raise MalformedReply(f"the reply has no choices: {shortened(reply)}")
-        for choice in told:
+        """Return the answers in the order of their indexes."""
+        choices = reply.get("choices")
+        if not isinstance(choices, list) or not choices:
+            raise MalformedReply(f"the reply has no choices: {excerpt(reply)}")
+        for choice in choices:
             if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
-                raise MalformedReply(f"a choice of the reply has no message: {shortened(reply)}")
-        if len(told) > 1:
-            told = sorted(told, key=lambda choice: choice["index"] if isinstance(choice.get("index"), int) else 0)
-        return [_choice(choice) for choice in told]
+                raise MalformedReply(f"a choice of the reply has no message: {excerpt(reply)}")
+        if len(choices) > 1:
+            choices = sorted(choices, key=lambda choice: choice["index"] if isinstance(choice.get("index"), int) else 0)
+        return [_choice(choice) for choice in choices]
 
 
-def _choice(told: Mapping[str, Any]) -> ReplyChoice:
-    message, reason, logprobs = told["message"], told.get("finish_reason"), told.get("logprobs")
+def _choice(source: Mapping[str, Any]) -> ReplyChoice:
+    message, reason, logprobs = source["message"], source.get("finish_reason"), source.get("logprobs")
     refusal = message.get("refusal")
-    called = "tool_calls" in message or "function_call" in message
+    has_calls = "tool_calls" in message or "function_call" in message
     return ReplyChoice(
         _text(message.get("content")),
         reason if isinstance(reason, str) else None,
         refusal if isinstance(refusal, str) else None,
-        parse_tool_calls(message) if called else (),
+        parse_tool_calls(message) if has_calls else (),
         logprobs.get("content") if isinstance(logprobs, dict) else None,
     )
 
 
 def _text(content: Any) -> str | None:
-    """Also of the parts that some servers answer with."""
+    """Return the text of a content, which some servers send as parts."""
     if content is None or isinstance(content, str):
         return content
     if isinstance(content, list):
-        texts = [part.get("text") for part in content if isinstance(part, dict)]
-        found = [text for text in texts if isinstance(text, str)]
-        return "".join(found) if found else None
+        texts = [part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)]
+        return "".join(texts) if texts else None
     return None
 
 
-def _checked_form(form: Any, where: KeyPath) -> Any:
+def _validate_response_format(form: Any, where: KeyPath) -> Any:
     kind = form.get("type") if isinstance(form, Mapping) else None
     if kind not in FORMATS:
-        raise JobError((*where, "type"), f"found {kind!r}", f"{did_you_mean(str(kind), FORMATS)}")
+        raise JobError((*where, "type"), f"found {kind!r}", did_you_mean(str(kind), FORMATS))
     if kind == "json_schema":
         inner = form.get("json_schema")
         if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):

@@ -1,4 +1,4 @@
-"""POST /images/edits: pictures and a prompt a row, edited pictures for each."""
+"""POST /images/edits: edited pictures from each row's pictures and prompt."""
 
 from typing import Annotated, Literal
 
@@ -22,18 +22,18 @@ class ImageEditStep(StepModel):
         description="Column of paths, URLs or bytes, or of lists of them; gpt-image models take several columns."
     )
     mask: ColumnName | None = Field(
-        default=None, description="Column of PNGs, as large as the image; what is transparent in them is edited."
+        default=None, description="Column of PNGs, as large as the image; their transparent area is edited."
     )
-    prompt: str = Field(min_length=1, description="What to show; a template.")
-    n: int | None = Field(default=None, ge=1, le=10, description="Pictures a row; more than 1 make a list.")
-    size: str | None = Field(default=None, min_length=1, description="WIDTHxHEIGHT, as the model takes it.")
+    prompt: str = Field(min_length=1, description="The prompt; a template.")
+    n: int | None = Field(default=None, ge=1, le=10, description="Pictures for each row; more than 1 give a list.")
+    size: str | None = Field(default=None, min_length=1, description="WIDTHxHEIGHT, as the model accepts it.")
     output: str | None = Field(default=None, description="The column's name; default: the step's.")
 
-    def build(self, facts: StepContext) -> ImageEndpoint:
-        """The endpoint; JobError, beginning with a key path, for what does not fit."""
+    def build(self, context: StepContext) -> ImageEndpoint:
+        """Build the endpoint; JobError for keys that do not fit."""
         check_model(self, ("dall-e-2", "gpt-image-1", "gpt-image-2"), "edits")
         images = [self.image] if isinstance(self.image, str) else self.image
         if self.mask in images:
-            raise JobError(("steps", self.name, "mask"), "is the column of the image", "name another")
+            raise JobError(("steps", self.name, "mask"), "is also the column of the image", "name another")
         files = {"image": images, "mask": self.mask}
-        return ImageEndpoint(self, facts, "/images/edits", ("n", "size"), PARAMS, prompt=self.prompt, files=files)
+        return ImageEndpoint(self, context, "/images/edits", ("n", "size"), PARAMS, prompt=self.prompt, files=files)

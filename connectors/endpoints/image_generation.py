@@ -1,4 +1,4 @@
-"""POST /images/generations: a prompt a row, pictures for each."""
+"""POST /images/generations: pictures for each row's prompt."""
 
 from typing import Literal
 
@@ -20,17 +20,17 @@ class ImageGenerationStep(StepModel):
     """A step of endpoint image_generation."""
 
     endpoint: Literal["image_generation"] = Field(description="POST /images/generations.")
-    prompt: str = Field(min_length=1, description="What to show; a template.", examples=["{{ title }}, watercolour"])
-    size: str | None = Field(default=None, min_length=1, description="WIDTHxHEIGHT, as the model takes it.")
-    n: int | None = Field(default=None, ge=1, le=10, description="Pictures a row; more than 1 make a list.")
+    prompt: str = Field(min_length=1, description="The prompt; a template.", examples=["{{ title }}, watercolour"])
+    size: str | None = Field(default=None, min_length=1, description="WIDTHxHEIGHT, as the model accepts it.")
+    n: int | None = Field(default=None, ge=1, le=10, description="Pictures for each row; more than 1 give a list.")
     quality: Literal["standard", "hd", "low", "medium", "high", "auto"] | None = Field(
         default=None, description="standard or hd for dall-e-3; low, medium or high for gpt-image models."
     )
     style: Literal["vivid", "natural"] | None = Field(default=None, description="dall-e-3 only.")
     output: str | None = Field(default=None, description="The column's name; default: the step's.")
 
-    def build(self, facts: StepContext) -> ImageEndpoint:
-        """The endpoint; JobError, beginning with a key path, for what does not fit."""
+    def build(self, context: StepContext) -> ImageEndpoint:
+        """Build the endpoint; JobError for keys that do not fit."""
         return ImageEndpoint(
-            self, facts, "/images/generations", ("size", "n", "quality", "style"), PARAMS, prompt=self.prompt
+            self, context, "/images/generations", ("size", "n", "quality", "style"), PARAMS, prompt=self.prompt
         )

@@ -1,4 +1,4 @@
-"""POST /images/variations: a picture a row, others like it for each."""
+"""POST /images/variations: variations of each row's picture."""
 
 from typing import Literal
 
@@ -13,13 +13,13 @@ class ImageVariationStep(StepModel):
 
     endpoint: Literal["image_variation"] = Field(description="POST /images/variations.")
     image: str = Field(min_length=1, description="Column of paths, URLs or bytes of square PNGs of less than 4 MB.")
-    n: int | None = Field(default=None, ge=1, le=10, description="Pictures a row; more than 1 make a list.")
+    n: int | None = Field(default=None, ge=1, le=10, description="Pictures for each row; more than 1 give a list.")
     size: str | None = Field(default=None, min_length=1, description="256x256, 512x512 or 1024x1024.")
     output: str | None = Field(default=None, description="The column's name; default: the step's.")
 
-    def build(self, facts: StepContext) -> ImageEndpoint:
-        """The endpoint; JobError, beginning with a key path, for what does not fit."""
+    def build(self, context: StepContext) -> ImageEndpoint:
+        """Build the endpoint; JobError for keys that do not fit."""
         check_model(self, ("dall-e-2",), "variations")
         return ImageEndpoint(
-            self, facts, "/images/variations", ("n", "size"), IMAGE_PARAMS, files={"image": self.image}
+            self, context, "/images/variations", ("n", "size"), IMAGE_PARAMS, files={"image": self.image}
         )

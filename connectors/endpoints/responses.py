@@ -1,4 +1,4 @@
-"""POST /responses in both dialects: OpenAI's (input, text) and the reference's (messages, response_format)."""
+"""POST /responses in both formats: OpenAI's (input, text) and the reference's (messages, response_format)."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -15,7 +15,7 @@ from connectors.endpoints.conversation.conversation_endpoint import (
     take_param,
     take_stream,
 )
-from connectors.endpoints.conversation.messages import ColumnReference, Conversation, Turns
+from connectors.endpoints.conversation.messages import ColumnReference, Conversation, Messages
 from connectors.endpoints.conversation.openai_responses import OpenAIResponsesFormat
 from connectors.endpoints.conversation.output_columns import AnswerColumns
 from connectors.endpoints.conversation.reference_responses import METADATA, ReferenceResponsesFormat, response_format
@@ -24,7 +24,7 @@ from connectors.endpoints.params.checks import check_params
 from connectors.errors import JobError, KeyPath
 from connectors.templating.template_tree import TemplateTree, compile_text, plain_json
 
-TurnList = Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
+MessageList = Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
 
 BACKGROUND = "its answer would come later, by another way; leave it out"
 
@@ -35,35 +35,37 @@ class ResponsesStep(ConversationStep):
     endpoint: Literal["responses"] = Field(description="POST /responses.")
     dialect: Literal["openai", "reference"] | None = Field(
         default=None,
-        description="Default: reference where messages or response_format stand, else openai.",
+        description="Default: reference if the step has messages or response_format, else openai.",
     )
-    input: Annotated[str, Field(min_length=1)] | TurnList | ColumnReference | None = Field(
+    input: Annotated[str, Field(min_length=1)] | MessageList | ColumnReference | None = Field(
         default=None,
-        description="A text, or turns and items, all texts templates; or the column that holds whole dialogues.",
+        description="A text, or messages and items, all texts templates; or a column of whole conversations.",
         examples=["{{ body }}", [{"user": "{{ body }}"}]],
     )
     instructions: str | None = Field(
-        default=None, description="What goes before the input; a template.", examples=["You label support tickets."]
+        default=None, description="Instructions before the input; a template.", examples=["You label support tickets."]
     )
     text: dict[str, Any] | None = Field(
-        default=None, description="The API's own object: format, verbosity.", examples=[{"verbosity": "low"}]
+        default=None, description="The API's object: format, verbosity.", examples=[{"verbosity": "low"}]
     )
-    messages: TurnList | ColumnReference | None = Field(
+    messages: MessageList | ColumnReference | None = Field(
         default=None,
-        description="The dialogue, every text a template; or the column that holds whole dialogues.",
+        description="The messages, every text a template; or a column of whole conversations.",
         examples=[[{"user": "{{ body }}"}]],
     )
     response_format: dict[str, Any] | None = Field(
         default=None,
-        description="The reference's own object: standard, structured, enhanced, template or json_schema.",
+        description="The reference's object: standard, structured, enhanced, template or json_schema.",
         examples=[{"type": "enhanced", "include_metadata": True}],
     )
 
-    def build(self, facts: StepContext) -> ConversationEndpoint:
-        """The endpoint; JobError, beginning with a key path, for what does not fit."""
+    def build(self, context: StepContext) -> ConversationEndpoint:
+        """Build the endpoint; JobError for keys that do not fit."""
         where = ("steps", self.name)
-        named = self.messages is not None or self.response_format is not None or "response_format" in self.params
-        flat = (self.dialect or ("reference" if named else "openai")) == "openai"
+        has_reference_keys = (
+            self.messages is not None or self.response_format is not None or "response_format" in self.params
+        )
+        flat = (self.dialect or ("reference" if has_reference_keys else "openai")) == "openai"
         params = dict(self.params)
         if "background" in params:
             raise JobError((*where, "params", "background"), f"{BACKGROUND}")
@@ -73,29 +75,29 @@ class ResponsesStep(ConversationStep):
         instructions = take_param(self, params, "instructions", where)
         check_params(params, RESPONSES_PARAMS if flat else REFERENCE_PARAMS, where)
         typed = parse_typed_output(self, where)
-        moving: dict[str, TemplateTree] = {}
+        templates: dict[str, TemplateTree] = {}
         body: dict[str, Any] = params
-        turns, place = self._turns(where)
+        messages, key = self._messages(where)
         if instructions is not None:
             if not isinstance(instructions, str):
                 raise JobError((*where, "instructions"), f"found {instructions!r}, expected text", "put it in quotes")
             if not flat:
-                raise JobError((*where, "instructions"), "belongs to OpenAI's dialect", "write a message of the system")
-            moving["instructions"] = compile_text(instructions, facts.columns, (*where, "instructions"))
+                raise JobError((*where, "instructions"), "only OpenAI's format has it", "write a message of the system")
+            templates["instructions"] = compile_text(instructions, context.columns, (*where, "instructions"))
         if text is not None:
             body["text"] = self._text(text, flat, typed is not None, (*where, "text"))
         if form is not None:
             if flat or typed is not None:
-                advice = "OpenAI's dialect writes text: {format: ...}" if flat else "a typed output brings its own"
+                advice = "OpenAI's format has text: {format: ...}" if flat else "a typed output has its own"
                 raise JobError((*where, "response_format"), f"{advice}", "leave it out")
-            moving["response_format"] = response_format(form, facts.columns, (*where, "response_format"))
+            templates["response_format"] = response_format(form, context.columns, (*where, "response_format"))
         if tools is not None:
             body["tools"] = tools = validate_tools(tools, (*where, "tools"), flat)
         if choice is not None:
             body["tool_choice"] = validate_tool_choice(choice, tools, (*where, "tool_choice"), flat)
         if stream:
             body["stream"] = True
-        body |= {key: part.render({}) for key, part in moving.items() if not part.varies_by_row}
+        body |= {key: part.render({}) for key, part in templates.items() if not part.varies_by_row}
         columns = AnswerColumns(
             self.name,
             self.output if isinstance(self.output, str) else self.name,
@@ -104,17 +106,19 @@ class ResponsesStep(ConversationStep):
             logprobs="message.output_text.logprobs" in params.get("include", ()) or bool(params.get("top_logprobs")),
             metadata=None if flat else METADATA,
             detail=self.detail,
-            longest="max_output_tokens" if flat else "max_tokens",
+            max_tokens_param="max_output_tokens" if flat else "max_tokens",
         )
-        dialogue = Conversation(turns, facts.columns, (*where, place), items=flat)
-        dialect: WireFormat = OpenAIResponsesFormat(isinstance(self.input, str)) if flat else ReferenceResponsesFormat()
-        rest = {key: part for key, part in moving.items() if part.varies_by_row}
-        return ConversationEndpoint(self, facts, dialect, dialogue, body, rest, columns, typed)
+        conversation = Conversation(messages, context.columns, (*where, key), allows_items=flat)
+        wire_format: WireFormat = (
+            OpenAIResponsesFormat(isinstance(self.input, str)) if flat else ReferenceResponsesFormat()
+        )
+        rest = {key: part for key, part in templates.items() if part.varies_by_row}
+        return ConversationEndpoint(self, context, wire_format, conversation, body, rest, columns, typed)
 
-    def _turns(self, where: KeyPath) -> tuple[Turns, str]:
-        """The turns and the key that they stand at."""
+    def _messages(self, where: KeyPath) -> tuple[Messages, str]:
+        """Return the messages and their key."""
         if self.input is not None and self.messages is not None:
-            raise JobError((*where, "messages"), "stands beside input", "leave one of both out")
+            raise JobError((*where, "messages"), "is not used with input", "use one of the two")
         if self.messages is not None:
             return self.messages, "messages"
         if self.input is None:
@@ -123,9 +127,9 @@ class ResponsesStep(ConversationStep):
 
     def _text(self, text: Any, flat: bool, typed: bool, where: KeyPath) -> Any:
         if not flat:
-            raise JobError(where, "belongs to OpenAI's dialect", "write response_format:")
+            raise JobError(where, "only OpenAI's format has it", "write response_format:")
         if not isinstance(text, Mapping):
             raise JobError(where, f"found {text!r}, expected keys and values", "write e.g. text: {verbosity: low}")
         if typed and "format" in text:
-            raise JobError((*where, "format"), "a typed output brings its own", "leave it out")
+            raise JobError((*where, "format"), "a typed output has its own", "leave it out")
         return plain_json(text, where)

@@ -1,4 +1,4 @@
-"""POST /audio/speech: a text a row, a sound file for each."""
+"""POST /audio/speech: an audio file for each row's text."""
 
 import base64
 import binascii
@@ -23,11 +23,11 @@ from connectors.transport.sse import is_event_stream
 from connectors.transport.token_usage import parse_count
 
 MAX_TEXT_CHARACTERS = 4096
-"""Characters of one text: the reference, section 13.4.3."""
+"""The reference, section 13.4.3."""
 
-TOKENS_PER_CHARACTER = 12
-"""Of sound, at most, for models that are charged by token: half a second a character (digits are spoken as words) at
-some 1,250 tokens a minute, their price a minute over their price a token."""
+MAX_TOKENS_PER_CHARACTER = 12
+"""Audio tokens of models that are billed by token: half a second for a character (digits are spoken as words), at some
+1,250 tokens a minute, which is their price a minute divided by their price a token."""
 
 PARAMS = {
     "voice": text_up_to(64),
@@ -37,7 +37,7 @@ PARAMS = {
     "stream_format": one_of("sse", "audio"),
     "stream": FLAG,
 }
-"""The OpenAPI description; the rest are keys of the step itself."""
+"""From the OpenAPI description; all other parameters are keys of the step."""
 
 Voice = Annotated[str, Field(min_length=1)]
 
@@ -51,19 +51,19 @@ class SpeechStep(StepModel):
     )
     voice: Voice | dict[Literal["id"], Voice] = Field(
         description="alloy, ash, ballad, coral, echo, fable, nova, onyx, sage, shimmer, verse, marin, cedar; or the id "
-        "of one of your own.",
+        "of a custom voice.",
         examples=["alloy", {"id": "voice_1234"}],
     )
     response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] | None = Field(
-        default=None, description="Of the file; default mp3."
+        default=None, description="Format of the file; default mp3."
     )
-    speed: float | None = Field(default=None, ge=0.25, le=4, description="1 is as usual.")
-    stream: bool | None = Field(default=None, description="true: the sound is read as it is made; the same file.")
+    speed: float | None = Field(default=None, ge=0.25, le=4, description="1 is normal speed.")
+    stream: bool | None = Field(default=None, description="true: request the audio as a stream; the file is the same.")
     output: str | None = Field(default=None, description="The column's name; default: the step's.")
 
-    def build(self, facts: StepContext) -> "SpeechEndpoint":
-        """The endpoint; JobError, beginning with a key path, for what does not fit."""
-        return SpeechEndpoint(self, facts)
+    def build(self, context: StepContext) -> "SpeechEndpoint":
+        """Build the endpoint; JobError for keys that do not fit."""
+        return SpeechEndpoint(self, context)
 
 
 class SpeechEndpoint(SingleRowEndpoint):
@@ -71,65 +71,64 @@ class SpeechEndpoint(SingleRowEndpoint):
 
     path = "/audio/speech"
 
-    def __init__(self, step: SpeechStep, facts: StepContext) -> None:
+    def __init__(self, step: SpeechStep, context: StepContext) -> None:
         where = ("steps", step.name)
         self._step = step
-        self._tag = facts.provider_tag
-        self._prefix = facts.files_prefix
-        input_text = optional_template(step.input, facts.columns, (*where, "input"))
+        self._tag = context.provider_tag
+        self._prefix = context.files_prefix
+        input_text = optional_template(step.input, context.columns, (*where, "input"))
         assert input_text is not None
         self._input = input_text
         self.input_columns = input_text.columns
-        own = ("voice", "response_format", "speed", "stream")
-        self._fixed = fixed_params(step, own, PARAMS, where)
-        # How we read it, and no parameter of the API.
+        self._fixed = fixed_params(step, ("voice", "response_format", "speed", "stream"), PARAMS, where)
+        # `stream` is Rowmill's key, not a parameter of the API.
         self._stream = self._fixed.pop("stream", None) is True or self._fixed.get("stream_format") == "sse"
-        self._form = str(self._fixed.get("response_format", "mp3"))
-        self.output_bound = self._bound(MAX_TEXT_CHARACTERS)
+        self._format = str(self._fixed.get("response_format", "mp3"))
+        self.output_bound = self._output_bound(MAX_TEXT_CHARACTERS)
         self.fields = (pa.field(step.output or step.name, pa.string()),)
 
-    def _bound(self, characters: int) -> int | None:
+    def _output_bound(self, characters: int) -> int | None:
         model = self._step.model
         if model.startswith("tts-1"):
             return 0
         if not model.startswith("gpt-4o"):
             return None
-        return ceil(characters * TOKENS_PER_CHARACTER / float(self._fixed.get("speed", 1)))
+        return ceil(characters * MAX_TOKENS_PER_CHARACTER / float(self._fixed.get("speed", 1)))
 
     def config_bytes(self) -> bytes:
         return step_config_bytes(self._step)
 
     def request(self, row: Row, key: str) -> Request | RowError:
-        """The row's text with the voice."""
+        """Return the request of the row's text."""
         try:
-            said = str(self._input.render(row))
-            body = orjson.dumps({**self._fixed, "input": said}, option=orjson.OPT_SORT_KEYS)
+            text = str(self._input.render(row))
+            body = orjson.dumps({**self._fixed, "input": text}, option=orjson.OPT_SORT_KEYS)
         except (RenderError, TypeError) as exc:
             return RowError("input", str(exc))
-        if not said:
-            return RowError("input", "input: the text is empty: there is nothing to speak")
-        if len(said) > MAX_TEXT_CHARACTERS:
+        if not text:
+            return RowError("input", "input: the text is empty; there is nothing to speak")
+        if len(text) > MAX_TEXT_CHARACTERS:
             return RowError(
-                "input", f"input: {len(said):,} characters, more than {MAX_TEXT_CHARACTERS:,} are not taken"
+                "input", f"input: {len(text):,} characters, more than the maximum of {MAX_TEXT_CHARACTERS:,}"
             )
-        bound = self._bound(len(said))
+        bound = self._output_bound(len(text))
         model = self._step.model
-        told = str(self._fixed.get("instructions", ""))
+        instructions = str(self._fixed.get("instructions", ""))
         return Request(
             fingerprint=request_fingerprint(self._tag, self.path, body, "" if self._step.reuse else key),
             body=body,
-            input_tokens=0 if bound == 0 else count_tokens(said, model) + count_tokens(told, model),
+            input_tokens=0 if bound == 0 else count_tokens(text, model) + count_tokens(instructions, model),
             output_bound=bound,
             keys=(key,),
-            characters=len(said),
+            characters=len(text),
         )
 
     def call(self, group: Sequence[Request]) -> Call:
-        """The request as it stands."""
+        """Return the request unchanged."""
         return Call("POST", self.path, group[0].body, stream=self._stream)
 
     def answers(self, group: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
-        """The sound itself."""
+        """Return the audio itself."""
         body = reply.body
         if is_event_stream(body):
             body, _ = _from_events(body)
@@ -137,57 +136,57 @@ class SpeechEndpoint(SingleRowEndpoint):
             problem = error_in_body(reply, parse_object(body))
             if problem is not None:
                 return (problem,)
-            raise MalformedReply(f"JSON came in place of sound: {excerpt(body)}")
+            raise MalformedReply(f"the reply is JSON, not audio: {excerpt(body)}")
         if not body:
-            raise MalformedReply("the reply is empty: no sound came")
+            raise MalformedReply("the reply is empty; it has no audio")
         if self._suffix(body) is None:
-            raise MalformedReply(f"the reply is no sound: {excerpt(body)}")
+            raise MalformedReply(f"the reply is not audio: {excerpt(body)}")
         return (body,)
 
     def usage(self, group: Sequence[Request], reply: Reply) -> Usage:
-        """The characters that were sent; tokens where a stream of events tells them."""
-        used: dict[str, Any] = _from_events(reply.body)[1] if is_event_stream(reply.body) else {}
+        """Return the characters sent, and the tokens if a stream of events has them."""
+        counts: dict[str, Any] = _from_events(reply.body)[1] if is_event_stream(reply.body) else {}
         return Usage(
-            input_tokens=parse_count(used.get("input_tokens")),
-            output_tokens=parse_count(used.get("output_tokens")),
+            input_tokens=parse_count(counts.get("input_tokens")),
+            output_tokens=parse_count(counts.get("output_tokens")),
             characters=group[0].characters,
         )
 
     def values(self, answer: bytes) -> Values | RowError:
-        """The path of the file, named by its content."""
+        """Return the path of the file, which is named by its content."""
         return (f"{self._prefix}{self._file_name(answer)}",)
 
     def files(self, answer: bytes) -> Sequence[tuple[str, bytes]]:
-        """The one file."""
+        """Return the one file."""
         return ((self._file_name(answer), answer),)
 
     def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
-        """One column of paths."""
+        """Return one column of paths."""
         return [pa.array([None if row is None else row[0] for row in values], pa.string())]
 
-    def _file_name(self, sound: bytes) -> str:
-        return f"{sha256(sound).hexdigest()[:32]}.{self._suffix(sound)}"
+    def _file_name(self, audio: bytes) -> str:
+        return f"{sha256(audio).hexdigest()[:32]}.{self._suffix(audio)}"
 
-    def _suffix(self, sound: bytes) -> str | None:
-        """By content, whatever was asked for; raw samples have none to tell them by."""
-        kind = detect_type(sound[:HEAD_BYTES])
-        if kind is OGG and b"OpusHead" in sound[:HEAD_BYTES]:
+    def _suffix(self, audio: bytes) -> str | None:
+        """Return the suffix by content, whatever was requested; raw samples have no recognisable content."""
+        kind = detect_type(audio[:HEAD_BYTES])
+        if kind is OGG and b"OpusHead" in audio[:HEAD_BYTES]:
             return "opus"
-        if self._form == "pcm" and (kind is None or kind.suffix not in ("wav", "flac")):
+        if self._format == "pcm" and (kind is None or kind.suffix not in ("wav", "flac")):
             return "pcm"
         return kind.suffix if kind is not None and kind.group == "audio" else None
 
 
 def _from_events(body: bytes) -> tuple[bytes, dict[str, Any]]:
-    """(sound, usage) of a stream of events; MalformedReply where it broke off."""
-    sound = bytearray()
+    """Return (audio, usage) of a stream of events; MalformedReply if it ends early."""
+    audio = bytearray()
     for event in parse_json_events(body):
         if event.get("type") == "speech.audio.delta":
             try:
-                sound += base64.b64decode(event["audio"], validate=True)
+                audio += base64.b64decode(event["audio"], validate=True)
             except (KeyError, TypeError, binascii.Error, ValueError) as exc:
-                raise MalformedReply(f"a piece of the sound cannot be read: {exc}") from exc
+                raise MalformedReply(f"a piece of the audio cannot be decoded: {exc}") from exc
         elif event.get("type") == "speech.audio.done":
-            used = event.get("usage")
-            return bytes(sound), used if isinstance(used, dict) else {}
-    raise MalformedReply("the stream of the sound ended before its last event")
+            counts = event.get("usage")
+            return bytes(audio), counts if isinstance(counts, dict) else {}
+    raise MalformedReply("the stream of the audio ended before its last event")

@@ -1,4 +1,4 @@
-"""POST /audio/transcriptions: a sound a row, its words in the language spoken."""
+"""POST /audio/transcriptions: the text of each row's audio, in the language spoken."""
 
 from typing import Literal
 
@@ -17,12 +17,12 @@ PARAMS = {
     "include": list_of("logprobs", lambda value: value == "logprobs"),
     "languages": list_of("languages", text.fits),
     "keywords": list_of("words", text.fits),
-    "known_speaker_names": list_of("names", text.fits, most=4),
-    "known_speaker_references": list_of("data URLs", text.fits, most=4),
+    "known_speaker_names": list_of("names", text.fits, max_length=4),
+    "known_speaker_references": list_of("data URLs", text.fits, max_length=4),
     "chunking_strategy": ParamCheck("auto or an object", lambda value: value == "auto" or isinstance(value, dict)),
     "stream": FLAG,
 }
-"""The OpenAPI description; the rest are keys of the step itself."""
+"""From the OpenAPI description; all other parameters are keys of the step."""
 
 
 class TranscriptionStep(StepModel):
@@ -33,19 +33,21 @@ class TranscriptionStep(StepModel):
         min_length=1, description="Column of paths, URLs or bytes: mp3, mp4, mpeg, mpga, m4a, wav, webm, flac or ogg."
     )
     language: str | None = Field(
-        default=None, description="Language spoken (ISO 639-1); a template. Empty: to be found out.", examples=["en"]
+        default=None,
+        description="Language spoken (ISO 639-1); a template. Empty: detected by the model.",
+        examples=["en"],
     )
-    prompt: str | None = Field(default=None, description="What the words may be about; a template.")
+    prompt: str | None = Field(default=None, description="A hint about the content; a template.")
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt", "diarized_json"] | None = Field(
         default=None, description="verbose_json and diarized_json give a struct, all others a string; default json."
     )
     split: bool = Field(
-        default=False, description="Cut sound of more than 25 MB or 24 minutes at silences, and join the texts."
+        default=False, description="Split audio of more than 25 MB or 24 minutes at silences, and join the texts."
     )
     output: str | None = Field(default=None, description="The column's name; default: the step's.")
 
-    def build(self, facts: StepContext) -> TranscriptEndpoint:
-        """The endpoint; JobError, beginning with a key path, for what does not fit."""
+    def build(self, context: StepContext) -> TranscriptEndpoint:
+        """Build the endpoint; JobError for keys that do not fit."""
         return TranscriptEndpoint(
-            self, facts, "/audio/transcriptions", ("response_format",), PARAMS, ("language", "prompt")
+            self, context, "/audio/transcriptions", ("response_format",), PARAMS, ("language", "prompt")
         )

@@ -1,4 +1,4 @@
-"""POST /audio/translations: a sound a row, its words in English."""
+"""POST /audio/translations: the text of each row's audio, in English."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ PARAMS = {
     "response_format": one_of("json", "text", "srt", "verbose_json", "vtt"),
     "temperature": number(0, 1),
 }
-"""The reference, section 6.3; the rest are keys of the step itself."""
+"""The reference, section 6.3; all other parameters are keys of the step."""
 
 
 class TranslationStep(StepModel):
@@ -22,15 +22,15 @@ class TranslationStep(StepModel):
     file: str = Field(
         min_length=1, description="Column of paths, URLs or bytes: mp3, mp4, mpeg, mpga, m4a, wav, webm, flac or ogg."
     )
-    prompt: str | None = Field(default=None, description="What the words may be about, in English; a template.")
+    prompt: str | None = Field(default=None, description="A hint about the content, in English; a template.")
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] | None = Field(
         default=None, description="verbose_json gives a struct, all others a string; default json."
     )
     split: bool = Field(
-        default=False, description="Cut sound of more than 25 MB or 24 minutes at silences, and join the texts."
+        default=False, description="Split audio of more than 25 MB or 24 minutes at silences, and join the texts."
     )
     output: str | None = Field(default=None, description="The column's name; default: the step's.")
 
-    def build(self, facts: StepContext) -> TranscriptEndpoint:
-        """The endpoint; JobError, beginning with a key path, for what does not fit."""
-        return TranscriptEndpoint(self, facts, "/audio/translations", ("response_format",), PARAMS, ("prompt",))
+    def build(self, context: StepContext) -> TranscriptEndpoint:
+        """Build the endpoint; JobError for keys that do not fit."""
+        return TranscriptEndpoint(self, context, "/audio/translations", ("response_format",), PARAMS, ("prompt",))

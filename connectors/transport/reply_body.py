@@ -1,6 +1,6 @@
 """Bodies of 2xx replies: parsed JSON or events, and the errors that arrive with a 2xx status."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -44,7 +44,8 @@ def parse_json_events(body: bytes) -> Iterator[dict[str, Any]]:
         yield value
 
 
-def excerpt(body: bytes) -> str:
-    """Return the beginning of a body, for messages."""
-    text = body[:200].decode("utf-8", "replace")
-    return text if len(body) <= 200 else f"{text}…"
+def excerpt(body: bytes | Mapping[str, Any]) -> str:
+    """Return the beginning of a body, raw or parsed, for messages."""
+    raw = body if isinstance(body, bytes) else orjson.dumps(body)
+    text = raw[:200].decode("utf-8", "replace")
+    return text if len(raw) <= 200 else f"{text}…"

@@ -22,7 +22,7 @@ from connectors.endpoints.audio.transcript_replies import (
 from connectors.endpoints.params.checks import ParamCheck
 from connectors.endpoints.params.step_params import fixed_params, optional_template, step_config_bytes
 from connectors.errors import JobError
-from connectors.media.multipart import file_column, files_of, form
+from connectors.media.multipart import build_form, check_file_column, row_files
 from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.templating.template import RenderError
 from connectors.templating.template_tree import TemplateTree
@@ -41,7 +41,7 @@ class TranscriptEndpoint(SingleRowEndpoint):
     def __init__(
         self,
         step: StepModel,
-        facts: StepContext,
+        context: StepContext,
         path: str,
         own: Sequence[str],
         table: Mapping[str, ParamCheck],
@@ -51,12 +51,12 @@ class TranscriptEndpoint(SingleRowEndpoint):
         self.where = ("steps", step.name)
         self.path = path
         self._step = step
-        self._tag = facts.provider_tag
+        self._tag = context.provider_tag
         settings: Any = step
-        self._file = file_column(settings.file, facts.columns, (*self.where, "file"))
+        self._file = check_file_column(settings.file, context.columns, (*self.where, "file"))
         self._texts: dict[str, TemplateTree] = {}
         for name in texts:
-            found = optional_template(getattr(step, name), facts.columns, (*self.where, name))
+            found = optional_template(getattr(step, name), context.columns, (*self.where, name))
             if found is not None:
                 self._texts[name] = found
         self.input_columns = frozenset({self._file}).union(*(text.columns for text in self._texts.values()))
@@ -80,7 +80,7 @@ class TranscriptEndpoint(SingleRowEndpoint):
 
     def request(self, row: Row, key: str) -> Request | RowError:
         """The row's sound with its texts; one request a piece, too, where the sound was cut."""
-        found = files_of(row, [self._file], "file")
+        found = row_files(row, [self._file], "file")
         if isinstance(found, RowError):
             return found
         if len(found) > 1:
@@ -119,7 +119,7 @@ class TranscriptEndpoint(SingleRowEndpoint):
 
     def call(self, group: Sequence[Request]) -> Call:
         """A form with the sound in it, named by its content: the API goes by the suffix."""
-        return Call("POST", self.path, form=form(group[0], ("file",)), stream=self._stream)
+        return Call("POST", self.path, form=build_form(group[0], ("file",)), stream=self._stream)
 
     def answers(self, group: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
         """The text, or the JSON."""

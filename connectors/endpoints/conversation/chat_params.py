@@ -26,9 +26,9 @@ def _is_label(key: str, value: Any) -> bool:
     return isinstance(key, str) and len(key) <= 64 and isinstance(value, str) and len(value) <= 512
 
 
-def _list_of(words: str, one: ParamCheck) -> ParamCheck:
+def _list_of(expected: str, item: ParamCheck) -> ParamCheck:
     return ParamCheck(
-        words, lambda value: isinstance(value, list | tuple) and bool(value) and all(map(one.fits, value))
+        expected, lambda value: isinstance(value, list | tuple) and bool(value) and all(map(item.fits, value))
     )
 
 
@@ -72,8 +72,8 @@ CHAT_PARAMS: Mapping[str, ParamCheck] = {
     "verbosity": one_of("low", "medium", "high"),
     "web_search_options": MAPPING,
 }
-"""All but what is a key of the step (messages, tools, tool_choice, stream), response_format, which is checked by
-itself, audio answers, which have no column, and the deprecated functions: `extra_body` sends these."""
+"""All but the keys of the step (messages, tools, tool_choice, stream), response_format, which has its own check, audio
+answers, which have no column, and the deprecated functions; `extra_body` sends those."""
 
 INCLUDE = (
     "file_search_call.results",
@@ -98,7 +98,7 @@ RESPONSES_PARAMS: Mapping[str, ParamCheck] = {
     "reasoning": MAPPING,
     "truncation": one_of("auto", "disabled"),
 }
-"""All but what is a key of the step, and background: its answers come later, by another way."""
+"""All but the keys of the step, and background, whose answers would have to be fetched later."""
 
 REFERENCE_PARAMS: Mapping[str, ParamCheck] = {
     **_SAMPLING,

@@ -1,4 +1,4 @@
-"""A whole dialogue as a column holds it: a list of struct, or its JSON text, into chat completions' own shape."""
+"""Conversations in a column (lists of struct, or JSON text), converted to the format of chat completions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,59 +12,59 @@ from connectors.transport.bounded_json import parse_json
 
 SHORT_ROLES = ("system", "user", "assistant", "developer")
 ROLES = (*SHORT_ROLES, "tool", "function")
-KEYS = ("role", "content", "name", "tool_call_id", "tool_calls")
-FURTHER_KEYS = ("refusal", "audio", "function_call")
-"""Keys of an assistant's message that pass as they are."""
+MESSAGE_KEYS = ("role", "content", "name", "tool_call_id", "tool_calls")
+PASSED_KEYS = ("refusal", "audio", "function_call")
+"""Keys of an assistant's message that pass unchanged."""
 
 
 def can_hold_conversation(kind: pa.DataType) -> bool:
-    """Whether a column of this type can hold dialogues."""
+    """Return whether a column of this type can hold conversations."""
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return True
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return bool(is_list and pa.types.is_struct(kind.value_type))
 
 
-def parse_conversation(value: Any, column: str, items: bool) -> list[dict[str, Any]]:
-    """The turns in a row's value; TemplateProblem, which names the column, where it is no dialogue.
+def parse_conversation(value: Any, column: str, allows_items: bool) -> list[dict[str, Any]]:
+    """Return the messages in a row's value; RenderError, with the column's name, if it is not a conversation.
 
-    `items`: input items of responses, which have a `type`, may stand among them.
+    `allows_items`: the messages may include input items of responses (with a `type`).
     """
     if isinstance(value, str):
         try:
             value = parse_json(value)
         except orjson.JSONDecodeError as exc:
-            raise RenderError(f"{column} is no dialogue: no JSON ({exc})") from exc
+            raise RenderError(f"{column} is not a conversation: invalid JSON ({exc})") from exc
     if not isinstance(value, list) or not value:
         found = "null" if value is None else "an empty list" if value == [] else type(value).__name__
-        raise RenderError(f"{column} is no dialogue: found {found}, expected a list of messages")
+        raise RenderError(f"{column} is not a conversation: found {found}, expected a list of messages")
     try:
-        return [_turn(_without_nulls(template_value(turn)), items) for turn in value]
+        return [_message(_without_nulls(template_value(message)), allows_items) for message in value]
     except ValueError as exc:
-        raise RenderError(f"{column} is no dialogue: {exc}") from exc
+        raise RenderError(f"{column} is not a conversation: {exc}") from exc
 
 
-def _turn(turn: Any, items: bool) -> dict[str, Any]:
-    if not isinstance(turn, dict):
-        raise ValueError(f"a message is {turn!r}")
-    if items and isinstance(turn.get("type"), str) and "role" not in turn:
-        return turn
-    if "role" not in turn and len(turn) == 1 and next(iter(turn)) in SHORT_ROLES:
-        [(role, content)] = turn.items()
-        turn = {"role": role, "content": content}
-    role = turn.get("role")
+def _message(source: Any, allows_items: bool) -> dict[str, Any]:
+    if not isinstance(source, dict):
+        raise ValueError(f"a message is {source!r}")
+    if allows_items and isinstance(source.get("type"), str) and "role" not in source:
+        return source
+    if "role" not in source and len(source) == 1 and next(iter(source)) in SHORT_ROLES:
+        [(role, content)] = source.items()
+        source = {"role": role, "content": content}
+    role = source.get("role")
     if role not in ROLES:
         raise ValueError(f"a message has the role {role!r}")
     message: dict[str, Any] = {"role": role, "content": None}
-    for key, inner in turn.items():
+    for key, inner in source.items():
         if key == "content":
             message[key] = _content(inner)
         elif key == "tool_calls":
             if not isinstance(inner, list):
-                raise ValueError("tool_calls is no list")
+                raise ValueError("tool_calls is not a list")
             if inner:
                 message[key] = [normalize_tool_call(call) for call in inner]
-        elif key in KEYS or key in FURTHER_KEYS or (items and key in ("type", "id", "status", "phase")):
+        elif key in MESSAGE_KEYS or key in PASSED_KEYS or (allows_items and key in ("type", "id", "status", "phase")):
             message[key] = inner
         elif inner not in ([], {}, ""):
             raise ValueError(f"a message has the key {key!r}")
@@ -92,13 +92,13 @@ def _part(part: Any) -> dict[str, Any]:
         if "image" in part and part.keys() <= {"image", "detail"}:
             url, detail = part["image"], part.get("detail")
             if not isinstance(url, str) or not url[:8].lower().startswith(("http://", "https://", "data:")):
-                raise ValueError("a picture in it is no URL")
+                raise ValueError("a picture in it is not a URL")
             return {"type": "image_url", "image_url": {"url": url} | ({} if detail is None else {"detail": detail})}
     raise ValueError(f"a part of a message is {str(part)[:60]}")
 
 
 def _without_nulls(value: Any) -> Any:
-    """Arrow's structs hold every key, the missing ones as null."""
+    """Remove nulls: Arrow's structs have every key, the missing ones as null."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value

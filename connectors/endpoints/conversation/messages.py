@@ -1,4 +1,4 @@
-"""The dialogue of a step: turns that the job file writes, every text a template, or a whole dialogue from a column."""
+"""The messages of a step: written in the job file, every text a template, or whole conversations from a column."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -8,8 +8,8 @@ from pydantic import Field
 
 from connectors.contracts import FrozenModel, MediaColumn
 from connectors.endpoints.conversation.history_column import (
-    FURTHER_KEYS,
-    KEYS,
+    MESSAGE_KEYS,
+    PASSED_KEYS,
     ROLES,
     SHORT_ROLES,
     can_hold_conversation,
@@ -28,147 +28,162 @@ from connectors.templating.template_tree import (
     mapping_template,
 )
 
-LARGEST_PICTURE = 20 << 20
-"""Bytes; section 13.4.2 of the reference."""
+MAX_PICTURE_BYTES = 20 << 20
+"""Section 13.4.2 of the reference."""
 
-PICTURE_KINDS = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"})
-"""The same section."""
+PICTURE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"})
+"""Section 13.4.2 of the reference."""
 
-DETAILS = ("low", "high", "auto")
+PICTURE_DETAILS = ("low", "high", "auto")
 
 
 class ColumnReference(FrozenModel):
-    """A whole dialogue, taken from a column."""
+    """A column that holds whole conversations."""
 
     column: str = Field(min_length=1, description="A column of list of struct, or JSON text.", examples=["history"])
 
 
-Turns = str | Sequence[Mapping[str, Any]] | ColumnReference
-"""A text is one turn of the user."""
+Messages = str | Sequence[Mapping[str, Any]] | ColumnReference
+"""A text is one message of the user."""
 
 
 class Conversation:
-    """What a step says to the model, in chat completions' own shape."""
+    """The messages that a step sends, in the format of chat completions."""
 
-    def __init__(self, turns: Turns, columns: Mapping[str, pa.DataType], where: KeyPath, items: bool = False) -> None:
-        """JobError, placed below `where`, for what is none over these columns. `items`: the input items of responses
-        (with a `type`) may stand among the turns; they pass as they are."""
+    def __init__(
+        self, messages: Messages, columns: Mapping[str, pa.DataType], where: KeyPath, allows_items: bool = False
+    ) -> None:
+        """JobError below `where` for messages that do not fit these columns.
+
+        `allows_items`: the messages may include input items of responses (with a `type`), which pass unchanged.
+        """
         self.media: Mapping[str, MediaColumn] = {}
         """The columns of pictures."""
-        self.texts: frozenset[str]
+        self.text_columns: frozenset[str]
         """The columns that its texts name."""
-        if isinstance(turns, ColumnReference):
-            name = turns.column
+        if isinstance(messages, ColumnReference):
+            name = messages.column
             if name not in columns:
-                raise JobError((*where, "column"), f"no column {name} here", f"{did_you_mean(name, columns)}")
+                raise JobError((*where, "column"), f"no column {name} here", did_you_mean(name, columns))
             if not can_hold_conversation(columns[name]):
                 raise JobError(
-                    (*where, "column"), f"{name} is {columns[name]}", "a dialogue is a list of struct, or its JSON text"
+                    (*where, "column"),
+                    f"{name} is {columns[name]}",
+                    "a conversation is a list of struct, or its JSON text",
                 )
-            self.texts = frozenset({name})
-            self._fill: Callable[[Row], list[dict[str, Any]]] = lambda row: parse_conversation(row[name], name, items)
+            self.text_columns = frozenset({name})
+            self._render: Callable[[Row], list[dict[str, Any]]] = lambda row: parse_conversation(
+                row[name], name, allows_items
+            )
             return
-        reader = _Turns(frozenset(columns), items)
-        if isinstance(turns, str):
-            alone = {"role": literal("user"), "content": compile_text(turns, columns, where)}
-            whole = list_template([mapping_template(alone)])
+        compiler = _MessageCompiler(frozenset(columns), allows_items)
+        if isinstance(messages, str):
+            message = {"role": literal("user"), "content": compile_text(messages, columns, where)}
+            tree = list_template([mapping_template(message)])
         else:
-            whole = list_template([reader.turn(turn, (*where, place)) for place, turn in enumerate(turns)])
-        self.texts = whole.columns
-        self.media = dict.fromkeys(sorted(reader.pictures), MediaColumn("image", LARGEST_PICTURE, passes_urls=True))
-        self._fill = whole.render
+            tree = list_template([compiler.message(message, (*where, index)) for index, message in enumerate(messages)])
+        self.text_columns = tree.columns
+        self.media = dict.fromkeys(
+            sorted(compiler.picture_columns), MediaColumn("image", MAX_PICTURE_BYTES, passes_urls=True)
+        )
+        self._render = tree.render
 
-    def rendered(self, row: Row) -> tuple[list[dict[str, Any]], tuple[Media, ...]]:
-        """The turns with the row's values in them, and the pictures that they name; TemplateProblem where the row
-        makes none."""
-        messages = self._fill(row)
-        return (messages, _named(messages)) if self.media else (messages, ())
+    def render(self, row: Row) -> tuple[list[dict[str, Any]], tuple[Media, ...]]:
+        """Return the messages with the row's values, and the pictures in them; RenderError if the values make none."""
+        messages = self._render(row)
+        return (messages, _extract_pictures(messages)) if self.media else (messages, ())
 
 
-def _named(messages: Iterable[Mapping[str, Any]]) -> tuple[Media, ...]:
-    """Puts names in place of pictures."""
-    found: dict[str, Media] = {}
+def _extract_pictures(messages: Iterable[Mapping[str, Any]]) -> tuple[Media, ...]:
+    """Replace pictures by their names and return them."""
+    pictures: dict[str, Media] = {}
     for message in messages:
         content = message.get("content")
         if not isinstance(content, list):
             continue
         if not content:
-            raise RenderError("a message has no content: its picture is null, and there is no text beside it")
+            raise RenderError("a message has no content: its picture is null, and it has no text")
         for part in content:
             image = part.get("image_url")
             if isinstance(image, dict) and isinstance(picture := image.get("url"), Media):
-                if picture.kind not in PICTURE_KINDS:
-                    raise RenderError(f"a picture is {picture.kind}; png, jpeg, webp and gif are taken")
-                found[picture.name] = picture
+                if picture.kind not in PICTURE_TYPES:
+                    raise RenderError(f"a picture is {picture.kind}; expected png, jpeg, webp or gif")
+                pictures[picture.name] = picture
                 image["url"] = picture.name
-    return tuple(found.values())
+    return tuple(pictures.values())
 
 
-class _Turns:
-    """Reads the turns of a job file; `pictures` gathers the columns that hold some."""
+class _MessageCompiler:
+    """Compiler of a job file's messages; it collects the columns of pictures."""
 
-    def __init__(self, known: frozenset[str], items: bool) -> None:
-        self.known = known
-        self.items = items
-        self.pictures: set[str] = set()
+    def __init__(self, columns: frozenset[str], allows_items: bool) -> None:
+        self.columns = columns
+        self.allows_items = allows_items
+        self.picture_columns: set[str] = set()
 
-    def turn(self, turn: Mapping[str, Any], where: KeyPath) -> TemplateTree:
-        if self.items and isinstance(turn.get("type"), str) and not (turn["type"] == "message" and "role" in turn):
-            return compile_template(turn, self.known, where)
+    def message(self, message: Mapping[str, Any], where: KeyPath) -> TemplateTree:
+        if (
+            self.allows_items
+            and isinstance(message.get("type"), str)
+            and not (message["type"] == "message" and "role" in message)
+        ):
+            return compile_template(message, self.columns, where)
         content_key = "content"
-        if "role" not in turn:
-            if len(turn) != 1:
-                raise JobError(where, f"has the keys {', '.join(map(str, turn))}", "write one role and its text")
-            [(role, content)] = turn.items()
+        if "role" not in message:
+            if len(message) != 1:
+                raise JobError(where, f"has the keys {', '.join(map(str, message))}", "write one role and its text")
+            [(role, content)] = message.items()
             if role not in SHORT_ROLES:
-                raise JobError((*where, role), "no such role", f"{did_you_mean(str(role), SHORT_ROLES)}")
-            turn, content_key = {"role": role, "content": content}, role
-        keys = (*KEYS, *FURTHER_KEYS, *(("type", "phase", "status", "id") if self.items else ()))
-        for key in turn:
+                raise JobError((*where, role), "no such role", did_you_mean(str(role), SHORT_ROLES))
+            message, content_key = {"role": role, "content": content}, role
+        keys = (*MESSAGE_KEYS, *PASSED_KEYS, *(("type", "phase", "status", "id") if self.allows_items else ()))
+        for key in message:
             if key not in keys:
-                raise JobError((*where, key), "no such key of a message", f"{did_you_mean(str(key), KEYS)}")
-        role = turn["role"]
+                raise JobError((*where, key), "no such key of a message", did_you_mean(str(key), MESSAGE_KEYS))
+        role = message["role"]
         if role not in ROLES:
-            raise JobError((*where, "role"), f"no role {role!r}", f"{did_you_mean(str(role), ROLES)}")
-        if role == "tool" and "tool_call_id" not in turn:
-            raise JobError(where, "a tool's message says which call it answers", "add tool_call_id:")
-        calls, content = turn.get("tool_calls"), turn.get("content")
-        if content is None and calls is None and "function_call" not in turn and "refusal" not in turn:
+            raise JobError((*where, "role"), f"no role {role!r}", did_you_mean(str(role), ROLES))
+        if role == "tool" and "tool_call_id" not in message:
+            raise JobError(where, "a tool's message has no tool_call_id", "add the id of the call that it answers")
+        calls, content = message.get("tool_calls"), message.get("content")
+        if content is None and calls is None and "function_call" not in message and "refusal" not in message:
             raise JobError((*where, content_key), "has no text", "write one")
         parts = {"role": literal(role), "content": self._content(content, role, (*where, content_key))}
         for key in ("name", "tool_call_id"):
-            if turn.get(key) is not None:
-                parts[key] = self._text(turn[key], (*where, key))
-        for key in (key for key in keys if key in turn and key not in KEYS):
-            parts[key] = compile_template(turn[key], self.known, (*where, key))
-        message = mapping_template(parts)
-        return message if calls is None else self._with_calls(message, calls, (*where, "tool_calls"))
+            if message.get(key) is not None:
+                parts[key] = self._text(message[key], (*where, key))
+        for key in (key for key in keys if key in message and key not in MESSAGE_KEYS):
+            parts[key] = compile_template(message[key], self.columns, (*where, key))
+        tree = mapping_template(parts)
+        return tree if calls is None else self._with_calls(tree, calls, (*where, "tool_calls"))
 
     def _with_calls(self, message: TemplateTree, calls: Any, where: KeyPath) -> TemplateTree:
         if isinstance(calls, Mapping) and set(calls) == {"column"}:
             name = str(calls["column"])
-            if name not in self.known:
-                raise JobError((*where, "column"), f"no column {name} here", f"{did_you_mean(name, self.known)}")
-            some = TemplateTree(lambda row: row[name], frozenset({name}))
+            if name not in self.columns:
+                raise JobError((*where, "column"), f"no column {name} here", did_you_mean(name, self.columns))
+            call_tree = TemplateTree(lambda row: row[name], frozenset({name}))
         elif isinstance(calls, list | tuple) and calls:
-            some = compile_template(calls, self.known, where)
+            call_tree = compile_template(calls, self.columns, where)
         else:
             raise JobError(where, f"found {calls!r}, expected a list of calls or {{column: NAME}}", "correct it")
-        if not some.varies_by_row:
+        if not call_tree.varies_by_row:
             try:
-                [normalize_tool_call(call) for call in some.render({})]
+                [normalize_tool_call(call) for call in call_tree.render({})]
             except ValueError as exc:
-                raise JobError(where, f"{exc}", "write {id, name, arguments}") from exc
+                raise JobError(where, str(exc), "write {id, name, arguments}") from exc
 
-        def fill(row: Row) -> dict[str, Any]:
+        def render(row: Row) -> dict[str, Any]:
             try:
-                made = [normalize_tool_call(call) for call in some.render(row) or ()]
+                rendered = [normalize_tool_call(call) for call in call_tree.render(row) or ()]
             except (ValueError, TypeError) as exc:
                 raise RenderError(f"tool_calls: {exc}") from exc
-            said = message.render(row)
-            return {**said, "tool_calls": made} if made else {**said, "content": said["content"] or ""}
+            body = message.render(row)
+            if rendered:
+                return {**body, "tool_calls": rendered}
+            return {**body, "content": body["content"] or ""}
 
-        return TemplateTree(fill, message.columns | some.columns)
+        return TemplateTree(render, message.columns | call_tree.columns)
 
     def _content(self, content: Any, role: str, where: KeyPath) -> TemplateTree:
         if content is None:
@@ -177,24 +192,24 @@ class _Turns:
             return self._text(content, where)
         if not content:
             raise JobError(where, "has no parts", "write a text, or parts such as {text: ...}")
-        some = [self._part(part, role, (*where, place)) for place, part in enumerate(content)]
-        if not any(several for _, several in some):
-            return list_template([part for part, _ in some])
+        parts = [self._part(part, role, (*where, place)) for place, part in enumerate(content)]
+        if not any(is_list for _, is_list in parts):
+            return list_template([part for part, _ in parts])
 
-        def fill(row: Row) -> list[Any]:
-            made: list[Any] = []
-            for part, several in some:
-                made.extend(part.render(row) if several else (part.render(row),))
-            return made
+        def render(row: Row) -> list[Any]:
+            rendered: list[Any] = []
+            for part, is_list in parts:
+                rendered.extend(part.render(row) if is_list else (part.render(row),))
+            return rendered
 
-        return TemplateTree(fill, frozenset[str]().union(*(part.columns for part, _ in some)))
+        return TemplateTree(render, frozenset[str]().union(*(part.columns for part, _ in parts)))
 
     def _part(self, part: Any, role: str, where: KeyPath) -> tuple[TemplateTree, bool]:
-        """(the part, whether it fills in to a list of parts)."""
+        """Return (the part, whether it renders to a list of parts)."""
         if not isinstance(part, Mapping) or not part:
             raise JobError(where, f"found {part!r}, expected a part", "write {text: ...} or {image: COLUMN}")
         if isinstance(part.get("type"), str):
-            return compile_template(part, self.known, where), False
+            return compile_template(part, self.columns, where), False
         keys = set(part)
         if keys == {"text"}:
             return mapping_template(
@@ -202,44 +217,44 @@ class _Turns:
             ), False
         if "image" in keys and keys <= {"image", "detail"}:
             if role != "user":
-                raise JobError((*where, "image"), "only a user's message shows pictures", "move it there")
+                raise JobError((*where, "image"), "only a user's message has pictures", "move it there")
             detail = part.get("detail")
-            if detail is not None and detail not in DETAILS:
+            if detail is not None and detail not in PICTURE_DETAILS:
                 raise JobError((*where, "detail"), f"found {detail!r}, expected low, high or auto", "correct it")
             return self._image(part["image"], detail, (*where, "image"))
-        odd = next((key for key in part if key not in ("text", "image", "detail")), "detail")
-        raise JobError((*where, odd), "no such part", "write {text: ...}, {image: ..., detail: ...} or {type: ...}")
+        unknown = next((key for key in part if key not in ("text", "image", "detail")), "detail")
+        raise JobError((*where, unknown), "no such part", "write {text: ...}, {image: ..., detail: ...} or {type: ...}")
 
     def _image(self, image: Any, detail: str | None, where: KeyPath) -> tuple[TemplateTree, bool]:
         if not isinstance(image, str) or not image:
             raise JobError(where, f"found {image!r}, expected a column or a URL", "name one")
-        more = {} if detail is None else {"detail": detail}
-        if image in self.known:
-            self.pictures.add(image)
-            return TemplateTree(lambda row: _picture_parts(row[image], more)), True
+        detail_key = {} if detail is None else {"detail": detail}
+        if image in self.columns:
+            self.picture_columns.add(image)
+            return TemplateTree(lambda row: _picture_parts(row[image], detail_key)), True
         if "{" not in image and not _is_url(image):
-            raise JobError(where, f"no column {image} and no URL", f"{did_you_mean(image, self.known)}")
+            raise JobError(where, f"no column {image} and no URL", did_you_mean(image, self.columns))
         url = mapping_template(
-            {"url": compile_text(image, self.known, where), **{k: literal(v) for k, v in more.items()}}
+            {"url": compile_text(image, self.columns, where), **{k: literal(v) for k, v in detail_key.items()}}
         )
         return mapping_template({"type": literal("image_url"), "image_url": url}), False
 
     def _text(self, source: Any, where: KeyPath) -> TemplateTree:
         if not isinstance(source, str):
             raise JobError(where, f"found {source!r}, expected text", "put it in quotes")
-        return compile_text(source, self.known, where)
+        return compile_text(source, self.columns, where)
 
 
-def _picture_parts(value: Any, more: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One part a picture; none for null."""
-    some = value if isinstance(value, list | tuple) else (value,)
+def _picture_parts(value: Any, detail_key: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return one part for each picture; nothing for null."""
+    pictures = value if isinstance(value, list | tuple) else (value,)
     parts: list[dict[str, Any]] = []
-    for picture in some:
+    for picture in pictures:
         if picture is None:
             continue
         if not isinstance(picture, Media) and not (isinstance(picture, str) and _is_url(picture)):
             raise RenderError(f"a picture is neither a file nor a URL: {str(picture)[:60]!r}")
-        parts.append({"type": "image_url", "image_url": {"url": picture, **more}})
+        parts.append({"type": "image_url", "image_url": {"url": picture, **detail_key}})
     return parts
 
 

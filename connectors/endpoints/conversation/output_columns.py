@@ -1,4 +1,4 @@
-"""The columns of a dialogue's step: text or typed values, tool calls, logprobs, metadata, finish reason."""
+"""The columns of a chat or responses step: text or typed values, tool calls, logprobs, metadata, finish reason."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,38 +11,38 @@ from connectors.endpoints.conversation.structured_output import TypedOutput
 from connectors.endpoints.conversation.tool_calls import TOOL_CALLS
 from connectors.records import RowError, Values
 
-_TOP = pa.struct([("token", pa.string()), ("logprob", pa.float64())])
+_TOP_LOGPROB = pa.struct([("token", pa.string()), ("logprob", pa.float64())])
 LOGPROBS = pa.list_(
     pa.struct(
         [
             ("token", pa.string()),
             ("logprob", pa.float64()),
             ("bytes", pa.list_(pa.int64())),
-            ("top_logprobs", pa.list_(_TOP)),
+            ("top_logprobs", pa.list_(_TOP_LOGPROB)),
         ]
     )
 )
-"""One struct a token."""
+"""One struct for each token."""
 
-_SHOWN = 200
+_MAX_EXCERPT_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class ReplyChoice:
-    """One answer of a reply, read out of its dialect; None where the reply does not say."""
+    """One answer of a reply, independent of its wire format; None: not in the reply."""
 
     text: str | None
     finish_reason: str | None = None
     refusal: str | None = None
-    """The model's own words on why it does not answer."""
+    """The model's reason for not answering."""
     tool_calls: Sequence[Mapping[str, str | None]] = ()
     logprobs: Any = None
-    """As the API tells them: a list of objects, or anything that a server makes of it."""
+    """As the API sends them: a list of objects, or anything else from an odd server."""
     metadata: Mapping[str, Any] | None = None
 
 
 class AnswerColumns:
-    """Which columns a step has, and what of an answer goes into which."""
+    """The columns of a step, and their values from an answer."""
 
     def __init__(
         self,
@@ -54,13 +54,15 @@ class AnswerColumns:
         logprobs: bool = False,
         metadata: pa.DataType | None = None,
         detail: bool = False,
-        longest: str = "max_tokens",
+        max_tokens_param: str = "max_tokens",
     ) -> None:
-        """`output`: the column of an untyped answer. `count`: answers a row; with more than one, every column is a list
-        with an element for each. `longest`: the parameter that bounds an answer, for messages."""
+        """`output`: the column of an untyped answer. `count`: answers a row; if more than 1, every column is a list.
+
+        `max_tokens_param`: the parameter that limits an answer, for messages.
+        """
         self._typed = typed
         self._count = count
-        self._longest = longest
+        self._max_tokens_param = max_tokens_param
         extras = [
             ("tool_calls", TOOL_CALLS if tool_calls else None),
             ("logprobs", LOGPROBS if logprobs else None),
@@ -68,33 +70,35 @@ class AnswerColumns:
             ("finish_reason", pa.string() if detail else None),
         ]
         self._extras = tuple(name for name, kind in extras if kind is not None)
-        own = typed.fields if typed is not None else (pa.field(output, self._several(pa.string())),)
-        more = (pa.field(f"{step}_{name}", self._several(kind)) for name, kind in extras if kind is not None)
-        self.fields: tuple[pa.Field, ...] = (*own, *more)
+        main = typed.fields if typed is not None else (pa.field(output, self._list_if_several(pa.string())),)
+        extra_fields = (
+            pa.field(f"{step}_{name}", self._list_if_several(kind)) for name, kind in extras if kind is not None
+        )
+        self.fields: tuple[pa.Field, ...] = (*main, *extra_fields)
 
-    def _several(self, kind: pa.DataType) -> pa.DataType:
+    def _list_if_several(self, kind: pa.DataType) -> pa.DataType:
         return kind if self._count == 1 else pa.list_(kind)
 
     def values(self, choices: Sequence[ReplyChoice]) -> Values | RowError:
-        """One value a field, or why there are none."""
+        """Return one value for each field, or the reason why there are none."""
         if self._count > 1:
             problems = [self._problem(choice) for choice in choices]
             if problems[0] is not None and all(problems):
                 return problems[0]
-            texts = [None if problem else _text(one) for one, problem in zip(choices, problems, strict=True)]
-            return (texts, *([_extra(one, name) for one in choices] for name in self._extras))
+            texts = [None if problem else _text(each) for each, problem in zip(choices, problems, strict=True)]
+            return (texts, *([_extra(each, name) for each in choices] for name in self._extras))
         choice = choices[0]
         problem = self._problem(choice)
         if problem is not None:
             return problem
         if self._typed is None:
-            own: Values = (_text(choice),)
+            main: Values = (_text(choice),)
         else:
-            read = self._read_typed(self._typed, choice)
-            if isinstance(read, RowError):
-                return read
-            own = read
-        return (*own, *(_extra(choice, name) for name in self._extras)) if self._extras else own
+            parsed = self._parse_typed(self._typed, choice)
+            if isinstance(parsed, RowError):
+                return parsed
+            main = parsed
+        return (*main, *(_extra(choice, name) for name in self._extras)) if self._extras else main
 
     def _problem(self, choice: ReplyChoice) -> RowError | None:
         if choice.refusal:
@@ -105,27 +109,28 @@ class AnswerColumns:
         if reason == "length" and (self._typed is not None or not (choice.text or choice.tool_calls)):
             return RowError(
                 "length",
-                f"the answer was cut off at {self._longest} (finish_reason length); raise {self._longest}",
+                f"the answer was cut off at {self._max_tokens_param} (finish_reason length); "
+                f"raise {self._max_tokens_param}",
             )
         if choice.text is None and not choice.tool_calls:
             return RowError("invalid_answer", f"the answer has no text and calls no tool (finish_reason {reason})")
         return None
 
-    def _read_typed(self, typed: TypedOutput, choice: ReplyChoice) -> Values | RowError:
-        called = bool(choice.tool_calls)
-        nothing = (None,) * len(typed.fields)
-        if called and not choice.text:
-            return nothing
+    def _parse_typed(self, typed: TypedOutput, choice: ReplyChoice) -> Values | RowError:
+        has_calls = bool(choice.tool_calls)
+        nulls = (None,) * len(typed.fields)
+        if has_calls and not choice.text:
+            return nulls
         text = choice.text or ""
-        read = typed.read(text)
-        if not isinstance(read, str):
-            return read
-        # Beside a call the text is a remark, not the answer.
-        shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-        return nothing if called else RowError("invalid_answer", f"{read} (answer: {shown})")
+        parsed = typed.parse(text)
+        if not isinstance(parsed, str):
+            return parsed
+        # With a tool call the text is a remark, not the answer.
+        excerpt = text if len(text) <= _MAX_EXCERPT_CHARACTERS else f"{text[:_MAX_EXCERPT_CHARACTERS]}…"
+        return nulls if has_calls else RowError("invalid_answer", f"{parsed} (answer: {excerpt})")
 
     def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
-        """One array a field; None gives nulls."""
+        """Return one array a field; None gives nulls."""
         return [
             pa.array([None if row is None else row[place] for row in values], field.type)
             for place, field in enumerate(self.fields)
@@ -142,31 +147,34 @@ def _extra(choice: ReplyChoice, name: str) -> Any:
     return _logprobs(choice.logprobs) if name == "logprobs" else getattr(choice, name)
 
 
-def _logprobs(told: Any) -> list[dict[str, Any]] | None:
-    if not isinstance(told, list):
+def _logprobs(tokens: Any) -> list[dict[str, Any]] | None:
+    if not isinstance(tokens, list):
         return None
     return [
         {
             "token": _string(token.get("token")),
             "logprob": _number(token.get("logprob")),
             "bytes": _bytes(token.get("bytes")),
-            "top_logprobs": _top(token.get("top_logprobs")),
+            "top_logprobs": _top_logprobs(token.get("top_logprobs")),
         }
-        for token in told
+        for token in tokens
         if isinstance(token, Mapping)
     ]
 
 
-def _top(told: Any) -> list[dict[str, Any]] | None:
-    if not isinstance(told, list):
+def _top_logprobs(tokens: Any) -> list[dict[str, Any]] | None:
+    if not isinstance(tokens, list):
         return None
-    some = (token for token in told if isinstance(token, Mapping))
-    return [{"token": _string(token.get("token")), "logprob": _number(token.get("logprob"))} for token in some]
+    return [
+        {"token": _string(token.get("token")), "logprob": _number(token.get("logprob"))}
+        for token in tokens
+        if isinstance(token, Mapping)
+    ]
 
 
-def _bytes(told: Any) -> list[int] | None:
-    whole = isinstance(told, list) and all(type(one) is int and 0 <= one < 256 for one in told)
-    return told if whole else None
+def _bytes(value: Any) -> list[int] | None:
+    is_valid = isinstance(value, list) and all(type(each) is int and 0 <= each < 256 for each in value)
+    return value if is_valid else None
 
 
 def _string(value: Any) -> str | None:

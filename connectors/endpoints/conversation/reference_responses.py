@@ -1,4 +1,4 @@
-"""The reference's dialect of responses (its section 2): `response_format`, `response`, and metadata in a struct."""
+"""The reference's format of responses (its section 2): `response_format`, `response`, and metadata in a struct."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -7,11 +7,11 @@ import orjson
 import pyarrow as pa
 
 from connectors.contracts import MalformedReply
-from connectors.endpoints.conversation.conversation_endpoint import shortened
 from connectors.endpoints.conversation.output_columns import ReplyChoice
 from connectors.endpoints.conversation.tool_calls import parse_tool_calls
 from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.templating.template_tree import TemplateTree, compile_template, literal, mapping_template, plain_json
+from connectors.transport.reply_body import excerpt
 from connectors.transport.sse import Event
 from connectors.transport.stream_assembly import assemble_reference
 from connectors.transport.token_usage import parse_count
@@ -56,10 +56,10 @@ _METADATA: Mapping[str, tuple[pa.DataType, Callable[[Any], Any]]] = {
     "customization_level": (pa.string(), _text),
     "template_compliance": (pa.float64(), _number),
 }
-"""Name -> its type, and what makes a value of it: None where the value is none."""
+"""Name -> its type, and a function that returns a value of it or None."""
 
 METADATA = pa.struct([*((name, kind) for name, (kind, _) in _METADATA.items()), ("other", pa.string())])
-"""Section 2.9 of the reference; `other`: JSON text of what is not in it, or has another type than there."""
+"""Section 2.9 of the reference; `other`: JSON text of unknown keys and of values with another type."""
 
 _FORMATS: Mapping[str, Mapping[str, type]] = {
     "standard": {},
@@ -74,12 +74,12 @@ _FORMATS: Mapping[str, Mapping[str, type]] = {
     "json_schema": {"json_schema": dict},
 }
 """Section 2.7 of the reference: type -> its keys."""
-_NEEDED = {"structured": "schema", "template": "template_id", "json_schema": "json_schema"}
-_WORDS = {dict: "keys and values", bool: "true or false", str: "text"}
+_REQUIRED_KEY = {"structured": "schema", "template": "template_id", "json_schema": "json_schema"}
+_TYPE_NAMES = {dict: "keys and values", bool: "true or false", str: "text"}
 
 
 class ReferenceResponsesFormat:
-    """The dialect of responses as the reference describes it."""
+    """The wire format of responses in the reference."""
 
     path = "/responses"
     messages_key = "messages"
@@ -87,25 +87,25 @@ class ReferenceResponsesFormat:
     max_token_params = ("max_tokens",)
 
     def render_messages(self, messages: Sequence[Mapping[str, Any]]) -> Any:
-        """As they are."""
+        """Return the messages unchanged."""
         return messages
 
     def with_schema(self, body: Mapping[str, Any], way: str, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-        """By `response_format`."""
+        """Use `response_format`."""
         if way == "prompt":
             return dict(body)
         form = {"name": name, "strict": True, "schema": schema}
         return {**body, "response_format": {"type": "json_schema", "json_schema": form}}
 
     def assemble(self, events: Iterable[Event]) -> dict[str, Any]:
-        """Of the chunks of section 2.6."""
+        """Assemble the chunks of section 2.6."""
         return assemble_reference(events)
 
     def parse_choices(self, reply: Mapping[str, Any]) -> Sequence[ReplyChoice]:
-        """The one response; a content that is an object as its JSON text."""
+        """Return the one response; content that is an object becomes JSON text."""
         response = reply.get("response")
         if not isinstance(response, dict):
-            raise MalformedReply(f"the reply has no response: {shortened(reply)}")
+            raise MalformedReply(f"the reply has no response: {excerpt(reply)}")
         content, calls = response.get("content"), parse_tool_calls(response)
         reason = reply.get("finish_reason") or response.get("finish_reason")
         refusal = response.get("refusal")
@@ -120,36 +120,38 @@ class ReferenceResponsesFormat:
         ]
 
 
-def response_format(told: Any, known: Iterable[str], where: KeyPath) -> TemplateTree:
-    """The step's `response_format`, a template's variables as templates over the row; JobError where it is none."""
-    kind = told.get("type") if isinstance(told, Mapping) else None
+def response_format(config: Any, known: Iterable[str], where: KeyPath) -> TemplateTree:
+    """Compile the step's `response_format`; a template's id and variables are templates. JobError if it is invalid."""
+    kind = config.get("type") if isinstance(config, Mapping) else None
     if not isinstance(kind, str) or kind not in _FORMATS:
         raise JobError((*where, "type"), f"found {kind!r}", f"{did_you_mean(str(kind), _FORMATS)}")
     keys = _FORMATS[kind]
     parts: dict[str, TemplateTree] = {"type": literal(kind)}
-    for key, value in told.items():
+    for key, value in config.items():
         if key == "type":
             continue
         if key not in keys:
             raise JobError((*where, key), f"no such key of the format {kind}", f"{did_you_mean(str(key), keys)}")
         if not isinstance(value, keys[key]):
-            raise JobError((*where, key), f"found {value!r}, expected {_WORDS[keys[key]]}", "correct it")
-        templated = key in ("template_id", "variables")
-        parts[key] = compile_template(value, known, (*where, key)) if templated else literal(plain_json(value, where))
-    if _NEEDED.get(kind, "type") not in told:
-        raise JobError((*where, _NEEDED[kind]), "missing", f"the format {kind} needs it")
+            raise JobError((*where, key), f"found {value!r}, expected {_TYPE_NAMES[keys[key]]}", "correct it")
+        has_templates = key in ("template_id", "variables")
+        parts[key] = (
+            compile_template(value, known, (*where, key)) if has_templates else literal(plain_json(value, where))
+        )
+    if _REQUIRED_KEY.get(kind, "type") not in config:
+        raise JobError((*where, _REQUIRED_KEY[kind]), "missing", f"the format {kind} needs it")
     return mapping_template(parts)
 
 
-def _metadata(told: Any) -> dict[str, Any] | None:
-    if not isinstance(told, dict):
+def _metadata(value: Any) -> dict[str, Any] | None:
+    if not isinstance(value, dict):
         return None
-    made: dict[str, Any] = dict.fromkeys(_METADATA)
+    known: dict[str, Any] = dict.fromkeys(_METADATA)
     other: dict[str, Any] = {}
-    for name, value in told.items():
-        fits = _METADATA[name][1](value) if name in _METADATA else None
-        if fits is not None:
-            made[name] = fits
-        elif value is not None:
-            other[name] = value
-    return {**made, "other": orjson.dumps(other).decode() if other else None}
+    for name, each in value.items():
+        converted = _METADATA[name][1](each) if name in _METADATA else None
+        if converted is not None:
+            known[name] = converted
+        elif each is not None:
+            other[name] = each
+    return {**known, "other": orjson.dumps(other).decode() if other else None}

@@ -1,4 +1,4 @@
-"""Typed answers: a job's `output:` as the JSON Schema for the API and as the Arrow columns of the table."""
+"""Typed answers: a job's `output:` as a JSON Schema for the API and as Arrow columns."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.transport.bounded_json import parse_json
 
 TYPES = ("string", "integer", "number", "boolean", "array", "object")
-RESERVED = re.compile(r"^(_run_id|_row_.*|_part|_key|_in_errors)$")
-SMALLEST, LARGEST = -(2**63), 2**63 - 1
+RESERVED_NAME = re.compile(r"^(_run_id|_row_.*|_part|_key|_in_errors)$")
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
 
 KEYWORDS = {
     "type", "nullable", "enum", "const", "title", "description", "default", "examples", "deprecated", "readOnly",
@@ -22,54 +22,54 @@ KEYWORDS = {
     "patternProperties", "propertyNames", "minProperties", "maxProperties", "dependentRequired", "anyOf", "allOf",
     "oneOf", "not", "if", "then", "else",
 }  # fmt: skip
-"""Of JSON Schema, and `nullable`; what begins with $ or x- is let through."""
+"""Keywords of JSON Schema, and `nullable`; any keyword that begins with $ or x- is accepted as well."""
 
-BOUNDS = (("minimum", "maximum"), ("minLength", "maxLength"), ("minItems", "maxItems"))
+BOUND_PAIRS = (("minimum", "maximum"), ("minLength", "maxLength"), ("minItems", "maxItems"))
 
 
 class TypedOutput:
-    """The columns that a typed step answers with, in the order in which they are declared."""
+    """The columns of a typed answer, in the order of the job file."""
 
     def __init__(self, declared: Mapping[str, Any], where: KeyPath) -> None:
-        """JobError, with a key path below `where`, for what is no type."""
+        """JobError, with a key path below `where`, for what is expected a type."""
         if not declared:
             raise JobError(where, "names no column", "write e.g. output: {topic: {type: string}}")
         properties: dict[str, Any] = {}
         fields: list[pa.Field] = []
         for name, spec in declared.items():
-            if not name or RESERVED.match(name):
-                raise JobError((*where, name), "this name is taken by Rowmill", "choose another")
-            properties[name], kind = _typed(spec, (*where, name))
+            if not name or RESERVED_NAME.match(name):
+                raise JobError((*where, name), "this name is reserved for Rowmill", "choose another")
+            properties[name], kind = _parse_type(spec, (*where, name))
             fields.append(pa.field(name, kind))
         self.names: tuple[str, ...] = tuple(declared)
         self.fields: tuple[pa.Field, ...] = tuple(fields)
-        self.schema: dict[str, Any] = _closed(properties)
-        """Strict: every property required, no other allowed, at every depth."""
+        self.schema: dict[str, Any] = _object_schema(properties)
+        """Strict: every property is required and no other is allowed, at every depth."""
         import jsonschema_rs  # 3 MB, and only for typed answers
 
         try:
             self._validator = jsonschema_rs.validator_for(self.schema)
         except (ValueError, jsonschema_rs.ValidationError) as exc:
-            raise JobError(where, f"is no JSON Schema: {' '.join(str(exc).split())[:200]}", "mend it") from exc
-        self._whole = [_reader(field.type) for field in fields]
+            raise JobError(where, f"is not a JSON Schema: {' '.join(str(exc).split())[:200]}", "correct it") from exc
+        self._converters = [_converter(field.type) for field in fields]
 
-    def read(self, text: str) -> tuple[Any, ...] | str:
-        """The values of an answer, one a column; or what does not fit."""
+    def parse(self, text: str) -> tuple[Any, ...] | str:
+        """Return the values of an answer, one for each column, or a message about what does not fit."""
         try:
             answer = parse_json(strip_fence(text))
         except orjson.JSONDecodeError as exc:
-            return f"this is no JSON: {exc}"
+            return f"not JSON: {exc}"
         if not self._validator.is_valid(answer):
             problem = next(iter(self._validator.iter_errors(answer)))
             place = ".".join(str(step) for step in problem.instance_path)
             return f"{place}: {problem.message}"[:500] if place else str(problem.message)[:500]
         try:
-            return tuple(read(answer[name]) for name, read in zip(self.names, self._whole, strict=True))
+            return tuple(convert(answer[name]) for name, convert in zip(self.names, self._converters, strict=True))
         except OverflowError as exc:
             return str(exc)
 
     def arrays(self, rows: Sequence[tuple[Any, ...] | None]) -> list[pa.Array]:
-        """One array a column; None gives nulls."""
+        """Return one array a column; None gives nulls."""
         return [
             pa.array([None if row is None else row[place] for row in rows], field.type)
             for place, field in enumerate(self.fields)
@@ -77,7 +77,7 @@ class TypedOutput:
 
 
 def strip_fence(text: str) -> str:
-    """The text without a Markdown fence around it."""
+    """Remove a Markdown fence around the text."""
     text = text.strip()
     if text.startswith("```") and text.endswith("```") and len(text) > 6:
         first, _, rest = text[3:-3].partition("\n")
@@ -85,12 +85,12 @@ def strip_fence(text: str) -> str:
     return text
 
 
-def _typed(spec: Any, where: KeyPath) -> tuple[dict[str, Any], pa.DataType]:
-    """(JSON Schema, Arrow type) of one declared type."""
+def _parse_type(spec: Any, where: KeyPath) -> tuple[dict[str, Any], pa.DataType]:
+    """Return (JSON Schema, Arrow type) of one type in the job file."""
     if isinstance(spec, str):
         spec = {"type": spec}
     if not isinstance(spec, Mapping):
-        raise JobError(where, f"found {spec!r}, no type", "write e.g. {type: string}")
+        raise JobError(where, f"found {spec!r}, expected a type", "write e.g. {type: string}")
     schema = {key: value for key, value in spec.items() if key != "nullable"}
     kinds = schema.get("type")
     if kinds is None and "enum" in schema:
@@ -107,16 +107,16 @@ def _typed(spec: Any, where: KeyPath) -> tuple[dict[str, Any], pa.DataType]:
         inner = schema.get("properties")
         if not isinstance(inner, Mapping) or not inner:
             raise JobError((*where, "properties"), "an object needs its properties", "name each with its type")
-        made = {name: _typed(value, (*where, "properties", name)) for name, value in inner.items()}
-        schema |= _closed({name: one for name, (one, _) in made.items()})
-        kind = pa.struct([pa.field(name, two) for name, (_, two) in made.items()])
+        types = {name: _parse_type(value, (*where, "properties", name)) for name, value in inner.items()}
+        schema |= _object_schema({name: inner_schema for name, (inner_schema, _) in types.items()})
+        kind = pa.struct([pa.field(name, inner_kind) for name, (_, inner_kind) in types.items()])
     elif kinds == "array":
         if "items" not in schema:
             raise JobError(
                 (*where, "items"), "an array needs the type of its items", "write e.g. items: {type: string}"
             )
-        schema["items"], of = _typed(schema["items"], (*where, "items"))
-        kind = pa.list_(of)
+        schema["items"], item_kind = _parse_type(schema["items"], (*where, "items"))
+        kind = pa.list_(item_kind)
     else:
         kind = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}[kinds]
     _check_keywords(schema, kinds, where)
@@ -135,7 +135,7 @@ def _check_keywords(schema: Mapping[str, Any], kind: str, where: KeyPath) -> Non
         values = schema["enum"]
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
             raise JobError(
-                (*where, "enum"), f"found {values!r}, no list of values", "write e.g. enum: [billing, other]"
+                (*where, "enum"), f"found {values!r}, expected a list of values", "write e.g. enum: [billing, other]"
             )
         import jsonschema_rs
 
@@ -143,37 +143,41 @@ def _check_keywords(schema: Mapping[str, Any], kind: str, where: KeyPath) -> Non
         for value in values:
             if not fits(value):
                 raise JobError(
-                    (*where, "enum"), f"{value!r} is no {kind}", "write values of that type (in quotes for texts)"
+                    (*where, "enum"),
+                    f"{value!r} is not a valid {kind}",
+                    "write values of that type (in quotes for texts)",
                 )
-    for least, most in BOUNDS:
-        low, high = schema.get(least), schema.get(most)
+    for minimum, maximum in BOUND_PAIRS:
+        low, high = schema.get(minimum), schema.get(maximum)
         if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
-            raise JobError((*where, least), f"{low} is more than {most} {high}, so nothing fits", "correct one of them")
+            raise JobError(
+                (*where, minimum), f"{low} is more than {maximum} {high}, so nothing fits", "correct one of them"
+            )
 
 
-def _closed(properties: dict[str, Any]) -> dict[str, Any]:
+def _object_schema(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def _reader(kind: pa.DataType) -> Any:
-    """A function that makes a valid JSON value one that Arrow takes for the type."""
+def _converter(kind: pa.DataType) -> Any:
+    """Return a function that converts a valid JSON value to one that Arrow accepts for the type."""
     if pa.types.is_int64(kind):
-        return _whole
+        return _int64
     if pa.types.is_float64(kind):
         return lambda value: None if value is None else float(value)
     if pa.types.is_list(kind):
-        of = _reader(kind.value_type)
-        return lambda value: None if value is None else [of(one) for one in value]
+        convert_item = _converter(kind.value_type)
+        return lambda value: None if value is None else [convert_item(item) for item in value]
     if pa.types.is_struct(kind):
-        parts = [(field.name, _reader(field.type)) for field in kind]
-        return lambda value: None if value is None else {name: read(value[name]) for name, read in parts}
+        parts = [(field.name, _converter(field.type)) for field in kind]
+        return lambda value: None if value is None else {name: convert(value[name]) for name, convert in parts}
     return lambda value: value
 
 
-def _whole(value: Any) -> int | None:
+def _int64(value: Any) -> int | None:
     if value is None:
         return None
     number = int(value)
-    if not SMALLEST <= number <= LARGEST:
+    if not MIN_INTEGER <= number <= MAX_INTEGER:
         raise OverflowError(f"{value} is too large for a whole number of 64 bits")
     return number

@@ -19,7 +19,7 @@ from connectors.endpoints.images.model_families import (
 from connectors.endpoints.params.checks import FLAG, ParamCheck, integer, one_of, text
 from connectors.endpoints.params.step_params import fixed_params, optional_template, step_config_bytes
 from connectors.errors import JobError
-from connectors.media.multipart import file_column, files_of, form
+from connectors.media.multipart import build_form, check_file_column, row_files
 from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.templating.template import RenderError
 from connectors.tokens import count_tokens
@@ -49,7 +49,7 @@ class ImageEndpoint(SingleRowEndpoint):
     def __init__(
         self,
         step: StepModel,
-        facts: StepContext,
+        context: StepContext,
         path: str,
         own: Sequence[str],
         table: Mapping[str, ParamCheck],
@@ -60,12 +60,12 @@ class ImageEndpoint(SingleRowEndpoint):
         self.path = path
         self.where = ("steps", step.name)
         self._step = step
-        self._tag = facts.provider_tag
-        self._prefix = facts.files_prefix
-        self._prompt = optional_template(prompt, facts.columns, (*self.where, "prompt"))
+        self._tag = context.provider_tag
+        self._prefix = context.files_prefix
+        self._prompt = optional_template(prompt, context.columns, (*self.where, "prompt"))
         self._files = {
             field: tuple(
-                file_column(column, facts.columns, (*self.where, field))
+                check_file_column(column, context.columns, (*self.where, field))
                 for column in ([columns] if isinstance(columns, str) else columns)
             )
             for field, columns in (files or {}).items()
@@ -122,7 +122,7 @@ class ImageEndpoint(SingleRowEndpoint):
         for field, columns in self._files.items():
             if field == "mask" and all(row[column] is None for column in columns):
                 continue
-            pictures = files_of(row, columns, field)
+            pictures = row_files(row, columns, field)
             if isinstance(pictures, RowError):
                 return pictures
             found[field] = pictures
@@ -153,7 +153,7 @@ class ImageEndpoint(SingleRowEndpoint):
         stream = self.fixed.get("stream") is True
         if not self._files:
             return Call("POST", self.path, group[0].body, stream=stream)
-        return Call("POST", self.path, form=form(group[0], tuple(self._files)), stream=stream)
+        return Call("POST", self.path, form=build_form(group[0], tuple(self._files)), stream=stream)
 
     def answers(self, group: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
         """The pictures, or where they are."""

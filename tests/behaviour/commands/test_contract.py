@@ -140,7 +140,7 @@ def test_templates_cut_texts_as_jinja_does(workspace: Any, provider: Any, cli: A
         ),
         (
             {"steps": VECTOR.format("text-embedding-ada-002", 512)},
-            "steps.v.dimensions: found 512, text-embedding-ada-002 makes 1,536, no others",
+            "steps.v.dimensions: found 512, text-embedding-ada-002 makes 1,536 only",
         ),
         ({"source": "{csv: rows.csv, key: id, encoding: utf-99}"}, "source.encoding: utf-99: no such encoding"),
         ({"source": '{csv: rows.csv, key: id, where: ""}'}, 'source.where: found ""'),

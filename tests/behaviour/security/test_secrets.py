@@ -225,7 +225,7 @@ async def test_a_name_that_comes_to_lead_to_a_private_address_is_refused(
 
     import aiohttp
 
-    from connectors.media.url_fetcher import Fetcher, FetchError
+    from connectors.media.url_fetcher import UrlFetcher, FetchError
 
     asked: list[str] = []
 
@@ -237,7 +237,7 @@ async def test_a_name_that_comes_to_lead_to_a_private_address_is_refused(
         ]
 
     monkeypatch.setattr(aiohttp.ThreadedResolver, "resolve", resolve)
-    fetcher = Fetcher((), waits=())
+    fetcher = UrlFetcher((), waits=())
     port = provider.base_url.split(":")[2].split("/")[0]
     for _ in range(2):
         with pytest.raises(FetchError, match="private address"):

@@ -182,12 +182,12 @@ def test_what_else_a_step_says_stands_in_the_body(keys: dict[str, Any], expected
         ({"params": {"n": 2}, "output": {"a": "string"}}, "steps.ask.params.n: a typed output has one answer a row"),
         (
             {"params": {"response_format": {"type": "json_object"}}, "output": {"a": "string"}},
-            "steps.ask.params.response_format: a typed output brings its own; leave it out",
+            "steps.ask.params.response_format: a typed output has its own; leave it out",
         ),
         ({"params": {"response_format": {"type": "jsn_object"}}}, "did you mean json_object?"),
-        ({"params": {"stream_options": {}}}, "steps.ask.params.stream_options: there is no stream"),
+        ({"params": {"stream_options": {}}}, "steps.ask.params.stream_options: the step does not stream"),
         ({"params": {"stream": "yes"}}, "steps.ask.params.stream: found 'yes', expected true or false"),
-        ({"tools": [WEATHER], "params": {"tools": [WEATHER]}}, "steps.ask.params.tools: stands on the step as well"),
+        ({"tools": [WEATHER], "params": {"tools": [WEATHER]}}, "steps.ask.params.tools: is also a key of the step"),
         ({"tools": []}, "steps.ask.tools: found [], expected a list of tools"),
         ({"tools": [{"function": {}}]}, "steps.ask.tools.0: found"),
         ({"tools": [{"type": "funktion"}]}, "steps.ask.tools.0.type: found \"funktion\"; did you mean function?"),
@@ -195,9 +195,9 @@ def test_what_else_a_step_says_stands_in_the_body(keys: dict[str, Any], expected
         ({"tools": [WEATHER, WEATHER]}, "steps.ask.tools: two tools are called get_weather"),
         (
             {"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "objekt"}}}]},
-            "steps.ask.tools.0.function.parameters: is no JSON Schema",
+            "steps.ask.tools.0.function.parameters: is not a JSON Schema",
         ),
-        ({"tool_choice": "auto"}, "steps.ask.tool_choice: there are no tools to choose from"),
+        ({"tool_choice": "auto"}, "steps.ask.tool_choice: the step has no tools"),
         ({"tools": [WEATHER], "tool_choice": "requird"}, "steps.ask.tool_choice: found \"requird\"; did you mean"),
         ({"tools": [WEATHER], "tool_choice": "get_weather"}, "write {type: function, function: {name: get_weather}}"),
         (
@@ -207,14 +207,14 @@ def test_what_else_a_step_says_stands_in_the_body(keys: dict[str, Any], expected
         ({"messages": [{"user": "{{ txt }}"}]}, "steps.ask.messages.0.user: no column txt here; did you mean text?"),
         ({"messages": [{"usr": "a"}]}, "steps.ask.messages.0.usr: no such role; did you mean user?"),
         ({"messages": [{"role": "user", "contnt": "a"}]}, "steps.ask.messages.0.contnt: no such key of a message"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "steps.ask.messages.0: a tool's message says which call"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "steps.ask.messages.0: a tool's message has no tool_call_id"),
         ({"messages": [{"user": [{"image": "pik"}]}]}, "steps.ask.messages.0.user.0.image: no column pik and no URL"),
-        ({"messages": [{"system": [{"image": "pic"}]}]}, "only a user's message shows pictures"),
+        ({"messages": [{"system": [{"image": "pic"}]}]}, "only a user's message has pictures"),
         ({"messages": [{"user": [{"image": "pic", "detail": "best"}]}]}, "found 'best', expected low, high or auto"),
         ({"messages": [{"user": [{"imag": "pic"}]}]}, "steps.ask.messages.0.user.0.imag: no such part"),
-        ({"messages": [{"user": [{"image": "pic"}, {"text": "{{ pic }}"}]}]}, "pic is shown as a picture and stands"),
+        ({"messages": [{"user": [{"image": "pic"}, {"text": "{{ pic }}"}]}]}, "pic is both a picture and a part"),
         ({"messages": {"column": "histry"}}, "steps.ask.messages.column: no column histry here; did you mean history?"),
-        ({"messages": {"column": "number"}}, "steps.ask.messages.column: number is int64; a dialogue is"),
+        ({"messages": {"column": "number"}}, "steps.ask.messages.column: number is int64; a conversation is"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "a tool call has no name"),
     ],
 )  # fmt: skip
@@ -313,7 +313,7 @@ def test_a_whole_dialogue_comes_from_a_column_of_structs_or_of_json() -> None:
     [
         (None, "found null"),
         ([], "found an empty list"),
-        ("{", "no JSON"),
+        ("{", "invalid JSON"),
         ('{"role": "user"}', "found dict"),
         ('["a"]', "a message is 'a'"),
         ('[{"role": "usr", "content": "a"}]', "a message has the role 'usr'"),
@@ -322,12 +322,12 @@ def test_a_whole_dialogue_comes_from_a_column_of_structs_or_of_json() -> None:
         ('[{"role": "user", "content": 5}]', "a message's content is 5"),
         ('[{"role": "user", "content": "a", "when": "now"}]', "a message has the key 'when'"),
         ('[{"role": "assistant", "tool_calls": [{"name": "a"}]}]', "a tool call has no id"),
-        ('[{"role": "user", "content": [{"image": "/etc/passwd"}]}]', "a picture in it is no URL"),
+        ('[{"role": "user", "content": [{"image": "/etc/passwd"}]}]', "a picture in it is not a URL"),
     ],
 )
 def test_what_is_no_dialogue_makes_an_error_row(value: Any, message: str) -> None:
     found = refused(chat(messages={"column": "as_json"}), as_json=value)
-    assert found.startswith("as_json is no dialogue: ")
+    assert found.startswith("as_json is not a conversation: ")
     assert message in found
 
 
@@ -368,7 +368,7 @@ def test_urls_are_passed_on_and_null_is_no_part() -> None:
 def test_a_message_of_nothing_but_a_null_picture_or_of_another_kind_is_an_error_row() -> None:
     endpoint = chat(messages=[{"user": [{"image": "pic"}]}])
     assert "a message has no content" in refused(endpoint, pic=None)
-    assert "image/bmp; png, jpeg, webp and gif" in refused(endpoint, pic=Media("0" * 64, 1, "image/bmp", "bmp"))
+    assert "image/bmp; expected png, jpeg, webp or gif" in refused(endpoint, pic=Media("0" * 64, 1, "image/bmp", "bmp"))
     assert "neither a file nor a URL" in refused(endpoint, pic="cat.png")
 
 
@@ -480,7 +480,7 @@ def test_a_streamed_answer_is_kept_in_the_shape_of_one_that_was_not() -> None:
         (True, completion({"content": '{"a": "x'}, finish="length"), "length", "was cut off"),
         (True, completion({"content": '{"a": "x"}'}, finish="content_filter"), "content_filter", "was filtered"),
         (True, completion({"refusal": "no"}), "content_filter", "the model refused: no"),
-        (True, completion({"content": "well"}), "invalid_answer", "this is no JSON"),
+        (True, completion({"content": "well"}), "invalid_answer", "not JSON"),
         (True, completion({}), "invalid_answer", "no text"),
     ],
 )
@@ -604,7 +604,7 @@ def test_one_repair_turn_tells_what_does_not_fit() -> None:
     turns = orjson.loads(again.body)["messages"]
     assert turns[0] == orjson.loads(request.body)["messages"][0]
     assert turns[1] == {"role": "assistant", "content": "three"}
-    assert turns[2]["content"].startswith("This answer does not fit: this is no JSON")
+    assert turns[2]["content"].startswith("This answer does not fit: not JSON")
     assert endpoint.repair(again, answer, problem) is None
     assert chat().repair(request, answer, problem) is None
 

@@ -213,7 +213,7 @@ def test_a_refusal_with_status_200_is_told() -> None:
             "response_format: gpt-image-1 does not take it; leave it out",
         ),
         ({"params": {"n": 11}}, "params.n: found 11, expected an integer from 1 to 10; correct it"),
-        ({"n": 2, "params": {"n": 2}}, "n: stands in params as well; write it in one place"),
+        ({"n": 2, "params": {"n": 2}}, "n: is also in params; write it in one place"),
         ({"prompt": "{{ titel }}"}, "prompt: no column titel here; did you mean title?"),
     ],
 )
@@ -235,7 +235,7 @@ def test_the_file_columns_and_models_are_checked() -> None:
     for kind, keys, message in (
         ("image_edit", {"image": "foto"}, "steps.picture.image: no column foto; did you mean photo?"),
         ("image_edit", {"mask": "arae"}, "steps.picture.mask: no column arae; did you mean area?"),
-        ("image_edit", {"mask": "photo"}, "steps.picture.mask: is the column of the image; name another"),
+        ("image_edit", {"mask": "photo"}, "steps.picture.mask: is also the column of the image; name another"),
         ("image_edit", {"model": "dall-e-3"}, "steps.picture.model: dall-e-3 makes no edits; take dall-e-2 or"),
         ("image_variation", {"model": "gpt-image-1"}, "steps.picture.model: gpt-image-1 makes no variations;"),
     ):

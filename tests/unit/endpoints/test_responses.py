@@ -323,7 +323,7 @@ REFUSAL = {"type": "message", "content": [{"type": "refusal", "refusal": "I can'
     [
         (False, response(REFUSAL), "content_filter", "the model refused: I can't"),
         (False, response(), "invalid_answer", "no text"),
-        (True, response(message("x")), "invalid_answer", "no JSON"),
+        (True, response(message("x")), "invalid_answer", "not JSON"),
         (
             True,
             response(message('{"a"'), status="incomplete", incomplete_details={"reason": "max_output_tokens"}),
@@ -540,7 +540,7 @@ def test_the_references_errors_keep_all_that_they_say(name: str, expected: Any) 
     ("keys", "place"),
     [
         ({}, "steps.ask.input: missing; write input: or messages:"),
-        ({"input": "a", "messages": [{"user": "a"}]}, "steps.ask.messages: stands beside input"),
+        ({"input": "a", "messages": [{"user": "a"}]}, "steps.ask.messages: is not used with input"),
         ({"input": "{{ txt }}"}, "steps.ask.input: no column txt here; did you mean text?"),
         ({"input": "a", "instructions": "{{ txt }}"}, "steps.ask.instructions: no column txt here"),
         ({"input": [{"usr": "a"}]}, "steps.ask.input.0.usr: no such role; did you mean user?"),
@@ -548,12 +548,12 @@ def test_the_references_errors_keep_all_that_they_say(name: str, expected: Any) 
         ({"input": "a", "params": {"max_output_tokens": 5}}, "found 5, expected an integer from 16 to 100000000"),
         ({"input": "a", "params": {"background": True}}, "steps.ask.params.background: its answer would come later"),
         ({"input": "a", "text": {"format": {}}, "output": {"a": "string"}}, "steps.ask.text.format: a typed output"),
-        ({"messages": [{"user": "a"}], "text": {}}, "steps.ask.text: belongs to OpenAI's dialect"),
-        ({"messages": [{"user": "a"}], "instructions": "b"}, "steps.ask.instructions: belongs to OpenAI's dialect"),
+        ({"messages": [{"user": "a"}], "text": {}}, "steps.ask.text: only OpenAI's format has it"),
+        ({"messages": [{"user": "a"}], "instructions": "b"}, "steps.ask.instructions: only OpenAI's format has it"),
         ({"input": "a", "dialect": "openai", "response_format": {"type": "standard"}}, "steps.ask.response_format: "),
         (
             {"messages": [{"user": "a"}], "response_format": {"type": "standard"}, "output": {"a": "string"}},
-            "steps.ask.response_format: a typed output brings its own",
+            "steps.ask.response_format: a typed output has its own",
         ),
         ({"messages": [{"user": "a"}], "response_format": {"type": "standart"}}, "did you mean standard?"),
         ({"messages": [{"user": "a"}], "response_format": {"type": "template"}}, "format.template_id: missing"),

@@ -66,9 +66,9 @@ def test_characters_are_checked_before_sending() -> None:
     it = endpoint()
     assert asked(it, "ü" * 4096).characters == 4096
     assert it.request({"body": "ü" * 4097}, "1") == RowError(
-        "input", "input: 4,097 characters, more than 4,096 are not taken"
+        "input", "input: 4,097 characters, more than the maximum of 4,096"
     )
-    assert it.request({"body": None}, "1") == RowError("input", "input: the text is empty: there is nothing to speak")
+    assert it.request({"body": None}, "1") == RowError("input", "input: the text is empty; there is nothing to speak")
     assert isinstance(it.request({"body": "\ud800"}, "1"), RowError)
 
 
@@ -142,8 +142,8 @@ def test_a_stream_of_events_is_joined_with_its_usage() -> None:
     ("keys", "message"),
     [
         ({"input": "{{ bod }}"}, "steps.said.input: no column bod here; did you mean body?"),
-        ({"params": {"input": "x"}}, "steps.said.params.input: is a key of the step itself; write it beside params"),
-        ({"speed": 1, "params": {"speed": 1}}, "steps.said.speed: stands in params as well; write it in one place"),
+        ({"params": {"input": "x"}}, "steps.said.params.input: is a key of the step; write it on the step, not in params"),
+        ({"speed": 1, "params": {"speed": 1}}, "steps.said.speed: is also in params; write it in one place"),
         ({"params": {"speed": 5}}, "steps.said.params.speed: found 5, expected a number from 0.25 to 4; correct it"),
         ({"params": {"voize": "x"}}, "steps.said.params.voize: no such parameter; did you mean voice?"),
     ],
