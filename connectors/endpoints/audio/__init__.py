@@ -1,1 +1,1 @@
-"""What transcription and translation share."""
+"""Code that transcription and translation share."""

@@ -1,4 +1,4 @@
-"""Replies of transcription and translation: text, subtitles or JSON; read, shifted in time and joined."""
+"""Replies of transcription and translation: text, subtitles or JSON; parsed, shifted in time and merged."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,10 +15,10 @@ from connectors.transport.sse import is_event_stream
 from connectors.transport.token_usage import parse_count
 
 TEXT_FORMATS = frozenset({"text", "srt", "vtt"})
-"""The formats whose replies are no JSON."""
+"""The formats whose replies are not JSON."""
 
 MAX_AUDIO_SECONDS = 10_000_000
-"""Seconds: no file holds as much sound."""
+"""No file has as much audio."""
 
 _SEGMENT = (
     ("id", pa.int64()),
@@ -33,7 +33,7 @@ _SEGMENT = (
     ("no_speech_prob", pa.float64()),
 )
 _WORD = (("word", pa.string()), ("start", pa.float64()), ("end", pa.float64()))
-_SPOKEN = (
+_SPEAKER_SEGMENT = (
     ("id", pa.string()),
     ("start", pa.float64()),
     ("end", pa.float64()),
@@ -53,86 +53,86 @@ COLUMNS: Mapping[str, pa.DataType] = {
         ]
     ),
     "diarized_json": pa.struct(
-        [("text", pa.string()), ("duration", pa.float64()), ("segments", pa.list_(pa.struct(_SPOKEN)))]
+        [("text", pa.string()), ("duration", pa.float64()), ("segments", pa.list_(pa.struct(_SPEAKER_SEGMENT)))]
     ),
 }
-"""The column of each format; a string for all others."""
+"""The column type of a format; a string for all others."""
 
 LOGPROBS = pa.list_(pa.struct(_TOKEN))
 
 
-def stored_answer(reply: Reply, form: str) -> bytes | RowError:
-    """What the ledger keeps of a 2xx reply in the format asked for: the text itself, or a JSON object with `text`."""
+def stored_answer(reply: Reply, response_format: str) -> bytes | RowError:
+    """Return the answer of a 2xx reply for the ledger: the text itself, or a JSON object with `text`."""
     body = reply.body
     looks_like_json = body.lstrip()[:1] in (b"{", b"[")
-    if form in TEXT_FORMATS:
+    if response_format in TEXT_FORMATS:
         if looks_like_json and "json" in reply.headers.get("content-type", ""):
-            found = parse_object(body)
-            problem = error_in_body(reply, found)
+            value = parse_object(body)
+            problem = error_in_body(reply, value)
             if problem is not None:
                 return problem
-            if form != "text":
-                raise MalformedReply(f"{form} was asked for, JSON came: {excerpt(body)}")
-            # Some servers answer in JSON all the same.
-            return _text_in(found).encode()
-        return _decoded(body).encode()
+            if response_format != "text":
+                raise MalformedReply(f"the reply is JSON, not {response_format}: {excerpt(body)}")
+            # Some servers answer in JSON although text was requested.
+            return _text_in(value).encode()
+        return _decode(body).encode()
     if is_event_stream(body):
         return orjson.dumps(_from_events(body))
-    found = parse_object(body)
-    problem = error_in_body(reply, found)
+    value = parse_object(body)
+    problem = error_in_body(reply, value)
     if problem is not None:
         return problem
-    _text_in(found)
+    _text_in(value)
     return body
 
 
-def transcript_usage(reply: Reply, form: str, seconds: float | None) -> Usage:
-    """As the reply counts it; what it does not say of time: `seconds`, measured before sending."""
-    if form in TEXT_FORMATS:
+def transcript_usage(reply: Reply, response_format: str, seconds: float | None) -> Usage:
+    """Return the reported usage; `seconds`, measured before sending, if it has no length."""
+    if response_format in TEXT_FORMATS:
         return Usage(audio_seconds=seconds)
-    found = _from_events(reply.body) if is_event_stream(reply.body) else parse_object(reply.body)
-    used = found.get("usage")
-    used = used if isinstance(used, dict) else {}
-    told, whole = _length(used.get("seconds")), _length(found.get("duration"))
+    body = _from_events(reply.body) if is_event_stream(reply.body) else parse_object(reply.body)
+    counts = body.get("usage")
+    counts = counts if isinstance(counts, dict) else {}
+    billed, duration = _length(counts.get("seconds")), _length(body.get("duration"))
     return Usage(
-        input_tokens=parse_count(used.get("input_tokens")),
-        output_tokens=parse_count(used.get("output_tokens")),
-        audio_seconds=next((each for each in (told, whole, seconds) if each is not None), None),
+        input_tokens=parse_count(counts.get("input_tokens")),
+        output_tokens=parse_count(counts.get("output_tokens")),
+        audio_seconds=next((each for each in (billed, duration, seconds) if each is not None), None),
     )
 
 
-def transcript_text(answer: bytes, form: str) -> str:
-    """The text of a kept answer in a format without a struct of its own."""
-    if form in TEXT_FORMATS:
+def transcript_text(answer: bytes, response_format: str) -> str:
+    """Return the text of a stored answer in a format without a struct."""
+    if response_format in TEXT_FORMATS:
         text = answer.decode()
-        return text.strip() if form == "text" else text
+        return text.strip() if response_format == "text" else text
     return str(orjson.loads(answer)["text"])
 
 
-def transcript_struct(answer: bytes, form: str) -> dict[str, Any]:
-    """The value of COLUMNS[form] that a kept answer holds; what it lacks is null."""
-    return _fitted(orjson.loads(answer), COLUMNS[form])  # type: ignore[no-any-return]
+def transcript_struct(answer: bytes, response_format: str) -> dict[str, Any]:
+    """Return the struct of a stored answer; missing values are null."""
+    return _convert(orjson.loads(answer), COLUMNS[response_format])  # type: ignore[no-any-return]
 
 
 def transcript_logprobs(answer: bytes) -> Any:
-    """The value of LOGPROBS."""
-    return _fitted(orjson.loads(answer).get("logprobs"), LOGPROBS)
+    """Return the log probabilities of a stored answer, of type LOGPROBS."""
+    return _convert(orjson.loads(answer).get("logprobs"), LOGPROBS)
 
 
-def merge_transcripts(answers: Sequence[bytes], starts: Sequence[float], form: str) -> bytes:
-    """One answer of those of the pieces of a sound; `starts`: seconds, where each piece begins."""
-    if form == "text":
+def merge_transcripts(answers: Sequence[bytes], starts: Sequence[float], response_format: str) -> bytes:
+    """Merge the answers of the pieces of audio; `starts`: the beginning of each piece in seconds."""
+    if response_format == "text":
         return " ".join(text for text in (answer.decode().strip() for answer in answers) if text).encode()
-    if form == "srt":
-        return _joined_srt(answers, starts).encode()
-    if form == "vtt":
-        return _joined_vtt(answers, starts).encode()
+    if response_format == "srt":
+        return _merge_srt(answers, starts).encode()
+    if response_format == "vtt":
+        return _merge_vtt(answers, starts).encode()
     parts = [orjson.loads(answer) for answer in answers]
     whole: dict[str, Any] = {**parts[0]}
-    separator = "\n" if form == "diarized_json" else " "
+    separator = "\n" if response_format == "diarized_json" else " "
     whole["text"] = separator.join(text for text in (str(part["text"]).strip() for part in parts) if text)
     whole.pop("usage", None)
-    durations = [_real(part.get("duration")) for part in parts]
+    durations = [_number(part.get("duration")) for part in parts]
     if durations[-1] is not None:
         whole["duration"] = starts[-1] + durations[-1]
     if any(isinstance(part.get("logprobs"), list) for part in parts):
@@ -140,12 +140,12 @@ def merge_transcripts(answers: Sequence[bytes], starts: Sequence[float], form: s
     for name in ("segments", "words"):
         if any(isinstance(part.get(name), list) for part in parts) or whole.get(name) is not None:
             whole[name] = [
-                _later(entry, start)
+                _shift_entry(entry, start)
                 for part, start in zip(parts, starts, strict=True)
                 for entry in _dicts(part.get(name))
             ]
     for number, segment in enumerate(whole.get("segments") or ()):
-        segment["id"] = f"seg_{number + 1:03d}" if form == "diarized_json" else number
+        segment["id"] = f"seg_{number + 1:03d}" if response_format == "diarized_json" else number
     return orjson.dumps(whole)
 
 
@@ -153,30 +153,30 @@ def _dicts(value: Any) -> list[dict[str, Any]]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
-def _later(entry: Mapping[str, Any], start: float) -> dict[str, Any]:
-    moved = dict(entry)
+def _shift_entry(entry: Mapping[str, Any], start: float) -> dict[str, Any]:
+    shifted = dict(entry)
     for name, unit in (("start", 1.0), ("end", 1.0), ("seek", 100.0)):
-        time = _real(moved.get(name))
+        time = _number(shifted.get(name))
         if time is not None and abs(time) <= MAX_AUDIO_SECONDS * unit:
             # Seeks are counted in frames of 10 ms.
-            moved[name] = round(time + start * unit) if name == "seek" else round(time + start * unit, 6)
-    return moved
+            shifted[name] = round(time + start * unit) if name == "seek" else round(time + start * unit, 6)
+    return shifted
 
 
 _TIME = re.compile(r"(?:(\d+):)?(\d{2}):(\d{2})([.,])(\d{3})")
 
 
-def _shifted(line: str, start: float) -> str:
-    """A line of times such as `00:00:01,000 --> 00:00:02,500`, later."""
+def _shift_times(line: str, start: float) -> str:
+    """Return a line of times, such as `00:00:01,000 --> 00:00:02,500`, later by `start` seconds."""
 
-    def later(found: re.Match[str]) -> str:
-        hours, minutes, seconds, point, thousandths = found.groups()
+    def shift(match: re.Match[str]) -> str:
+        hours, minutes, seconds, point, thousandths = match.groups()
         time = ((int(hours or 0) * 60 + int(minutes)) * 60 + int(seconds)) * 1000 + int(thousandths)
         time += round(start * 1000)
         clock = f"{time // 60_000 % 60:02d}:{time // 1000 % 60:02d}{point}{time % 1000:03d}"
         return f"{time // 3_600_000:02d}:{clock}" if hours is not None or time >= 3_600_000 else clock
 
-    return _TIME.sub(later, line)
+    return _TIME.sub(shift, line)
 
 
 def _blocks(answer: bytes) -> Iterable[list[str]]:
@@ -184,35 +184,35 @@ def _blocks(answer: bytes) -> Iterable[list[str]]:
     return (block.split("\n") for block in re.split(r"\n{2,}", text) if block)
 
 
-def _times(block: Sequence[str]) -> int | None:
-    """Which line of a block tells its times."""
+def _times_index(block: Sequence[str]) -> int | None:
+    """Return the index of the line with the times of a block."""
     return next((place for place, line in enumerate(block[:2]) if "-->" in line), None)
 
 
-def _joined_srt(answers: Sequence[bytes], starts: Sequence[float]) -> str:
+def _merge_srt(answers: Sequence[bytes], starts: Sequence[float]) -> str:
     cues: list[str] = []
     for answer, start in zip(answers, starts, strict=True):
         for block in _blocks(answer):
-            place = _times(block)
+            place = _times_index(block)
             if place is not None:
-                cues.append("\n".join([str(len(cues) + 1), _shifted(block[place], start), *block[place + 1 :]]))
+                cues.append("\n".join([str(len(cues) + 1), _shift_times(block[place], start), *block[place + 1 :]]))
     return "".join(f"{cue}\n\n" for cue in cues)
 
 
-def _joined_vtt(answers: Sequence[bytes], starts: Sequence[float]) -> str:
+def _merge_vtt(answers: Sequence[bytes], starts: Sequence[float]) -> str:
     blocks: list[str] = []
     for answer, start in zip(answers, starts, strict=True):
         for block in _blocks(answer):
-            place = _times(block)
+            place = _times_index(block)
             if place is not None:
-                blocks.append("\n".join([*block[:place], _shifted(block[place], start), *block[place + 1 :]]))
+                blocks.append("\n".join([*block[:place], _shift_times(block[place], start), *block[place + 1 :]]))
             elif not blocks:
                 blocks.append("\n".join(block))
     return "".join(f"{block}\n\n" for block in blocks)
 
 
 def _from_events(body: bytes) -> dict[str, Any]:
-    """The JSON that a stream of transcript events amounts to."""
+    """Return the JSON of a stream of transcript events."""
     segments: list[Any] = []
     for event in parse_json_events(body):
         if event.get("type") == "transcript.text.segment":
@@ -222,22 +222,22 @@ def _from_events(body: bytes) -> dict[str, Any]:
     raise MalformedReply("the stream of the transcript ended before its last event")
 
 
-def _text_in(found: Mapping[str, Any]) -> str:
-    text = found.get("text")
+def _text_in(value: Mapping[str, Any]) -> str:
+    text = value.get("text")
     if not isinstance(text, str):
-        raise MalformedReply(f"the reply has no text: {orjson.dumps(found).decode()[:200]}")
+        raise MalformedReply(f"the reply has no text: {orjson.dumps(value).decode()[:200]}")
     return text
 
 
-def _decoded(body: bytes) -> str:
+def _decode(body: bytes) -> str:
     try:
         return body.decode()
     except UnicodeDecodeError as exc:
-        raise MalformedReply(f"the reply is no UTF-8 text: {exc}") from exc
+        raise MalformedReply(f"the reply is not UTF-8 text: {exc}") from exc
 
 
-def _real(value: Any) -> float | None:
-    """A number, also where it came as text, as whisper-1's duration once did."""
+def _number(value: Any) -> float | None:
+    """Return a number, also from a text: whisper-1 once sent its duration as text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -248,20 +248,20 @@ def _real(value: Any) -> float | None:
 
 
 def _length(value: Any) -> float | None:
-    """Seconds of a sound; None for a number that is no length, or whose price would fit no table."""
-    seconds = _real(value)
+    """Return a length in seconds; None if it is invalid or so large that its price would fit no table."""
+    seconds = _number(value)
     return seconds if seconds is not None and 0 <= seconds <= MAX_AUDIO_SECONDS else None
 
 
-def _fitted(value: Any, kind: pa.DataType) -> Any:
-    """A JSON value as the type wants it; null where it is something else."""
+def _convert(value: Any, kind: pa.DataType) -> Any:
+    """Convert a JSON value to the Arrow type; None if it does not fit."""
     if pa.types.is_struct(kind):
-        return {f.name: _fitted(value.get(f.name), f.type) for f in kind} if isinstance(value, dict) else None
+        return {f.name: _convert(value.get(f.name), f.type) for f in kind} if isinstance(value, dict) else None
     if pa.types.is_list(kind):
-        return [_fitted(inner, kind.value_type) for inner in value] if isinstance(value, list) else None
+        return [_convert(inner, kind.value_type) for inner in value] if isinstance(value, list) else None
     if pa.types.is_string(kind):
         return value if isinstance(value, str) else None if value is None else str(value)
-    number = _real(value)
+    number = _number(value)
     if number is None or pa.types.is_float64(kind):
         return number
     return int(number) if abs(number) < 2**63 else None

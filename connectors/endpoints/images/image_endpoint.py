@@ -1,4 +1,4 @@
-"""What the three image endpoints share: pictures come back, and become files named by content."""
+"""The endpoint of image generation, edits and variations: pictures become files named by content."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,7 +30,7 @@ IMAGE_PARAMS: Mapping[str, ParamCheck] = {
     "response_format": one_of("url", "b64_json"),
     "user": text,
 }
-"""Of all three endpoints, after the OpenAPI description."""
+"""Of all three endpoints, from the OpenAPI description."""
 
 GPT_IMAGE_PARAMS: Mapping[str, ParamCheck] = {
     "quality": one_of("standard", "hd", "low", "medium", "high", "auto"),
@@ -51,12 +51,12 @@ class ImageEndpoint(SingleRowEndpoint):
         step: StepModel,
         context: StepContext,
         path: str,
-        own: Sequence[str],
+        step_keys: Sequence[str],
         table: Mapping[str, ParamCheck],
         prompt: str | None = None,
         files: Mapping[str, str | Sequence[str] | None] | None = None,
     ) -> None:
-        """`own`: the step's keys that are sent as they stand. `files`: form field -> column or columns of pictures."""
+        """`step_keys`: the step's keys that are sent unchanged. `files`: form field -> its columns of pictures."""
         self.path = path
         self.where = ("steps", step.name)
         self._step = step
@@ -71,11 +71,11 @@ class ImageEndpoint(SingleRowEndpoint):
             for field, columns in (files or {}).items()
             if columns
         }
-        self.fixed = fixed_params(step, own, table, self.where)
+        self.fixed = fixed_params(step, step_keys, table, self.where)
         self.family = family_of(step.model)
         check_family_params(self.fixed, self.family, self.where)
         if self.family is not None and not self.family.is_billed_by_token:
-            # The pictures themselves, and not URLs that expire; other servers answer as they do.
+            # Request the pictures themselves, not URLs that expire; servers of other models decide for themselves.
             self.fixed.setdefault("response_format", "b64_json")
         size, quality = self.fixed.get("size"), self.fixed.get("quality")
         self.image_terms = (None if size is None else str(size), None if quality is None else str(quality))
@@ -83,64 +83,66 @@ class ImageEndpoint(SingleRowEndpoint):
         columns = frozenset(column for each in self._files.values() for column in each)
         self.input_columns = columns if self._prompt is None else columns | self._prompt.columns
         self.media = {
-            column: MediaColumn("image", self._largest(field)) for field, each in self._files.items() for column in each
+            column: MediaColumn("image", self._max_bytes(field))
+            for field, each in self._files.items()
+            for column in each
         }
         self.output_bound = output_token_bound(self.fixed, self.family)
-        # dall-e-3 is the one model that tells how it rewrote the prompt.
-        self._revised = path == "/images/generations" and step.model.startswith("dall-e-3")
+        # Only dall-e-3 returns the prompt as it rewrote it.
+        self._has_revised_prompt = path == "/images/generations" and step.model.startswith("dall-e-3")
         kind = pa.list_(pa.string()) if self._count > 1 else pa.string()
         output: str | None = getattr(step, "output", None)
-        made = [pa.field(output or step.name, kind)]
-        if self._revised:
-            made.append(pa.field(f"{step.name}_revised_prompt", kind))
-        self.fields = tuple(made)
+        fields = [pa.field(output or step.name, kind)]
+        if self._has_revised_prompt:
+            fields.append(pa.field(f"{step.name}_revised_prompt", kind))
+        self.fields = tuple(fields)
 
-    def _largest(self, field: str) -> int:
-        """Bytes of a picture: 4 MB for masks and dall-e-2, 50 MB for all others."""
-        small = self.family is not None and (field == "mask" or not self.family.is_billed_by_token)
-        return (4 if small else 50) << 20
+    def _max_bytes(self, field: str) -> int:
+        """Return the maximum size of a picture: 4 MB for masks and dall-e-2, 50 MB for all others."""
+        is_small = self.family is not None and (field == "mask" or not self.family.is_billed_by_token)
+        return (4 if is_small else 50) << 20
 
     def config_bytes(self) -> bytes:
         return step_config_bytes(self._step)
 
     def request(self, row: Row, key: str) -> Request | RowError:
-        """The row's prompt and pictures."""
+        """Return the request of the row's prompt and pictures."""
         body: dict[str, Any] = dict(self.fixed)
         tokens = 0
         if self._prompt is not None:
             try:
-                said = str(self._prompt.render(row))
+                prompt = str(self._prompt.render(row))
             except RenderError as exc:
                 return RowError("input", str(exc))
-            problem = prompt_problem(said, self.family)
+            problem = prompt_problem(prompt, self.family)
             if problem is not None:
                 return RowError("input", problem)
-            body["prompt"] = said
+            body["prompt"] = prompt
             if self.output_bound != 0:
-                tokens = count_tokens(said, self._step.model)
-        found: dict[str, tuple[Media, ...]] = {}
+                tokens = count_tokens(prompt, self._step.model)
+        pictures_by_field: dict[str, tuple[Media, ...]] = {}
         for field, columns in self._files.items():
             if field == "mask" and all(row[column] is None for column in columns):
                 continue
             pictures = row_files(row, columns, field)
             if isinstance(pictures, RowError):
                 return pictures
-            found[field] = pictures
-            named = [picture.name for picture in pictures]
-            body[field] = named if len(named) > 1 else named[0]
+            pictures_by_field[field] = pictures
+            names = [picture.name for picture in pictures]
+            body[field] = names if len(names) > 1 else names[0]
         problem = picture_problem(
-            found, self.family is not None, self.family is not None and self.family.is_billed_by_token
+            pictures_by_field, self.family is not None, self.family is not None and self.family.is_billed_by_token
         )
         if problem is not None:
             return RowError("input", problem)
-        media = tuple(picture for pictures in found.values() for picture in pictures)
+        media = tuple(picture for pictures in pictures_by_field.values() for picture in pictures)
         try:
-            packed = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+            raw_body = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
         except TypeError as exc:
             return RowError("input", f"the row's text cannot be written as UTF-8: {exc}")
         return Request(
-            fingerprint=request_fingerprint(self._tag, self.path, packed, "" if self._step.reuse else key),
-            body=packed,
+            fingerprint=request_fingerprint(self._tag, self.path, raw_body, "" if self._step.reuse else key),
+            body=raw_body,
             input_tokens=tokens + len(media) * input_image_tokens(self.fixed, self.family),
             output_bound=self.output_bound,
             keys=(key,),
@@ -149,45 +151,45 @@ class ImageEndpoint(SingleRowEndpoint):
         )
 
     def call(self, group: Sequence[Request]) -> Call:
-        """JSON, or a form where pictures go along."""
+        """Return JSON, or a form if the request has pictures."""
         stream = self.fixed.get("stream") is True
         if not self._files:
             return Call("POST", self.path, group[0].body, stream=stream)
         return Call("POST", self.path, form=build_form(group[0], tuple(self._files)), stream=stream)
 
     def answers(self, group: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
-        """The pictures, or where they are."""
+        """Return the pictures, or their URLs."""
         return (image_replies.stored_answer(reply),)
 
     def usage(self, group: Sequence[Request], reply: Reply) -> Usage:
-        """The pictures that came, and the tokens that the reply counts."""
+        """Return the number of pictures, and the tokens that the reply reports."""
         return image_replies.image_usage(reply)
 
     def expiring_urls(self, answer: bytes) -> Sequence[str]:
-        """The URLs of pictures that are not in the answer yet."""
+        """Return the URLs of pictures that are not yet in the answer."""
         return image_replies.expiring_urls(answer)
 
     def with_contents(self, answer: bytes, contents: Sequence[bytes]) -> bytes:
-        """The answer with the pictures in it; what is no picture leaves its link in place."""
+        """Return the answer with the pictures in it; a content that is not a picture leaves its URL in place."""
         return image_replies.with_contents(answer, contents)
 
     def files(self, answer: bytes) -> Sequence[tuple[str, bytes]]:
-        """Every picture."""
+        """Return every picture."""
         return image_replies.files(answer)
 
     def values(self, answer: bytes) -> Values | RowError:
-        """The paths of the files, and the prompts as the model rewrote them."""
+        """Return the paths of the files, and the prompts as the model rewrote them."""
         names = image_replies.file_names(answer)
         if isinstance(names, RowError):
             return names
         paths = [f"{self._prefix}{name}" for name in names]
-        revised = image_replies.revised_prompts(answer)
+        prompts = image_replies.revised_prompts(answer)
         if self._count > 1:
-            return (paths, revised) if self._revised else (paths,)
-        return (paths[0], revised[0]) if self._revised else (paths[0],)
+            return (paths, prompts) if self._has_revised_prompt else (paths,)
+        return (paths[0], prompts[0]) if self._has_revised_prompt else (paths[0],)
 
     def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
-        """One array a column."""
+        """Return one array a column."""
         return [
             pa.array([None if row is None else row[place] for row in values], field.type)
             for place, field in enumerate(self.fields)
@@ -195,7 +197,7 @@ class ImageEndpoint(SingleRowEndpoint):
 
 
 def picture_problem(found: Mapping[str, Sequence[Media]], known: bool, is_billed_by_token: bool) -> str | None:
-    """Why a model of a known family will not take these pictures; None where nothing speaks against them."""
+    """Return why a model of a known family would refuse these pictures; None if it accepts them."""
     if not known or "image" not in found:
         return None
     pictures = found["image"]
@@ -208,7 +210,7 @@ def picture_problem(found: Mapping[str, Sequence[Media]], known: bool, is_billed
         if not is_billed_by_token and picture.suffix != "png":
             return f"image: a {picture.suffix} picture; a square png is taken"
         if not is_billed_by_token and picture.pixels is not None and picture.pixels[0] != picture.pixels[1]:
-            return f"image: {_shown(picture)} pixels; a square png is taken"
+            return f"image: {_pixel_size(picture)} pixels; a square png is taken"
     masks = found.get("mask", ())
     if len(masks) > 1:
         return f"mask: {len(masks)} pictures, one is taken"
@@ -216,18 +218,20 @@ def picture_problem(found: Mapping[str, Sequence[Media]], known: bool, is_billed
         if mask.suffix != "png":
             return f"mask: a {mask.suffix} picture; a png is taken"
         if mask.pixels != pictures[0].pixels:
-            return f"mask: {_shown(mask)} pixels, but the image has {_shown(pictures[0])}; they must be the same"
+            return (
+                f"mask: {_pixel_size(mask)} pixels, but the image has {_pixel_size(pictures[0])}; they must be the same"
+            )
     return None
 
 
-def _shown(picture: Media) -> str:
+def _pixel_size(picture: Media) -> str:
     return "unknown" if picture.pixels is None else f"{picture.pixels[0]}x{picture.pixels[1]}"
 
 
-def check_model(step: StepModel, family_names: Sequence[str], what: str) -> None:
-    """JobError where the model is known, and known not to do this."""
+def check_model(step: StepModel, family_names: Sequence[str], product: str) -> None:
+    """Raise JobError if the model is known not to support this endpoint."""
     family = family_of(step.model)
     if family is not None and family.name not in family_names:
         raise JobError(
-            ("steps", step.name, "model"), f"{step.model} makes no {what}", f"take {' or '.join(family_names)}"
+            ("steps", step.name, "model"), f"{step.model} makes no {product}", f"take {' or '.join(family_names)}"
         )

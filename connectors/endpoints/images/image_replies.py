@@ -1,4 +1,4 @@
-"""Replies of the three image endpoints: pictures in base64 or behind URLs, become files named by content."""
+"""Replies of the image endpoints: pictures in base64 or at URLs, which become files named by content."""
 
 import base64
 import binascii
@@ -17,59 +17,59 @@ from connectors.transport.token_usage import parse_count
 
 
 def stored_answer(reply: Reply) -> bytes | RowError:
-    """What the ledger keeps of a 2xx reply: JSON with `data`, each entry with `b64_json` or `url`."""
-    found = _whole(reply.body)
-    problem = error_in_body(reply, found)
+    """Return the answer of a 2xx reply for the ledger: JSON with `data`, each entry with `b64_json` or `url`."""
+    body = _parse_body(reply.body)
+    problem = error_in_body(reply, body)
     if problem is not None:
         return problem
-    entries = found.get("data")
+    entries = body.get("data")
     if not isinstance(entries, list) or not entries:
         raise MalformedReply("the reply has no pictures")
-    told: list[dict[str, Any]] = []
+    pictures: list[dict[str, Any]] = []
     for entry in entries:
         if not isinstance(entry, dict):
-            raise MalformedReply("an entry of the reply is no object")
+            raise MalformedReply("an entry of the reply is not an object")
         picture = {
             name: entry[name] for name in ("b64_json", "url", "revised_prompt") if isinstance(entry.get(name), str)
         }
-        # Some servers write a data URL, here or there.
+        # Some servers send a data URL in either key.
         for name in ("url", "b64_json"):
             if str(picture.get(name)).startswith("data:"):
                 picture["b64_json"] = picture[name].partition(",")[2]
         if "b64_json" in picture:
             picture.pop("url", None)
-            _named(_decoded(picture["b64_json"]))
+            _file_name(_decode(picture["b64_json"]))
         elif "url" not in picture:
             raise MalformedReply("an entry of the reply has neither b64_json nor url")
-        told.append(picture)
-    return compact_copy(orjson.dumps({"data": told}))
+        pictures.append(picture)
+    return compact_copy(orjson.dumps({"data": pictures}))
 
 
 def image_usage(reply: Reply) -> Usage:
-    """The pictures that came, and tokens where the reply counts them."""
-    found = _whole(reply.body)
-    used = found.get("usage")
-    used = used if isinstance(used, dict) else {}
-    entries = found.get("data")
+    """Return the number of pictures, and the tokens that the reply reports."""
+    body = _parse_body(reply.body)
+    counts = body.get("usage")
+    counts = counts if isinstance(counts, dict) else {}
+    entries = body.get("data")
     return Usage(
-        input_tokens=parse_count(used.get("input_tokens")),
-        output_tokens=parse_count(used.get("output_tokens")),
+        input_tokens=parse_count(counts.get("input_tokens")),
+        output_tokens=parse_count(counts.get("output_tokens")),
         images=len(entries) if isinstance(entries, list) else None,
     )
 
 
 def expiring_urls(answer: bytes) -> Sequence[str]:
-    """The URLs in a kept answer whose contents are not in it yet."""
+    """Return the URLs in a stored answer whose contents are not yet in it."""
     return [entry["url"] for entry in _entries(answer) if "b64_json" not in entry]
 
 
 def with_contents(answer: bytes, contents: Sequence[bytes]) -> bytes:
-    """The kept answer with the contents of its links; what is no picture leaves its link in place."""
-    left = iter(contents)
+    """Return the stored answer with the contents of its URLs; one that is not a picture leaves its URL in place."""
+    remaining = iter(contents)
     entries = _entries(answer)
     for entry in entries:
         if "b64_json" not in entry:
-            content = next(left)
+            content = next(remaining)
             if _suffix(content) is not None:
                 entry["b64_json"] = base64.b64encode(content).decode()
                 del entry["url"]
@@ -77,30 +77,30 @@ def with_contents(answer: bytes, contents: Sequence[bytes]) -> bytes:
 
 
 def files(answer: bytes) -> Sequence[tuple[str, bytes]]:
-    """(name by content, content) of every picture in a kept answer; those behind links are left out."""
-    contents = [_decoded(entry["b64_json"]) for entry in _entries(answer) if "b64_json" in entry]
-    return [(_named(content), content) for content in contents]
+    """Return (name by content, content) of every picture in a stored answer; those at URLs are left out."""
+    contents = [_decode(entry["b64_json"]) for entry in _entries(answer) if "b64_json" in entry]
+    return [(_file_name(content), content) for content in contents]
 
 
 def file_names(answer: bytes) -> list[str] | RowError:
-    """The files' names, in the order of the reply; an error while one is behind a link still."""
+    """Return the files' names in the order of the reply; an error if one is still at a URL."""
     if expiring_urls(answer):
-        return RowError("connection", "a picture was made, but no picture came from its URL")
+        return RowError("connection", "a picture was made, but its URL returned no picture")
     return [name for name, _ in files(answer)]
 
 
 def revised_prompts(answer: bytes) -> list[str | None]:
-    """What the model made of the prompt, for every picture."""
+    """Return the rewritten prompt of every picture."""
     return [entry.get("revised_prompt") for entry in _entries(answer)]
 
 
-def _whole(body: bytes) -> dict[str, Any]:
+def _parse_body(body: bytes) -> dict[str, Any]:
     if not is_event_stream(body):
         return parse_object(body)
-    finished = [event for event in parse_json_events(body) if str(event.get("type")).endswith(".completed")]
-    if not finished:
+    completed = [event for event in parse_json_events(body) if str(event.get("type")).endswith(".completed")]
+    if not completed:
         raise MalformedReply("the stream of the picture ended before its last event")
-    return {"data": finished, "usage": finished[-1].get("usage")}
+    return {"data": completed, "usage": completed[-1].get("usage")}
 
 
 def _entries(answer: bytes) -> list[dict[str, Any]]:
@@ -108,11 +108,11 @@ def _entries(answer: bytes) -> list[dict[str, Any]]:
     return entries
 
 
-def _decoded(told: str) -> bytes:
+def _decode(text: str) -> bytes:
     try:
-        return base64.b64decode(told, validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as exc:
-        raise MalformedReply(f"a picture's base64 is broken: {exc}") from exc
+        raise MalformedReply(f"a picture is not valid base64: {exc}") from exc
 
 
 def _suffix(content: bytes) -> str | None:
@@ -120,8 +120,8 @@ def _suffix(content: bytes) -> str | None:
     return kind.suffix if kind is not None and kind.group == "image" else None
 
 
-def _named(content: bytes) -> str:
+def _file_name(content: bytes) -> str:
     suffix = _suffix(content)
     if suffix is None:
-        raise MalformedReply("what came is no picture")
+        raise MalformedReply("the reply has a content that is not a picture")
     return f"{sha256(content).hexdigest()[:32]}.{suffix}"

@@ -1,4 +1,4 @@
-"""What each family of image models takes, and the tokens that a picture costs; unknown models are not checked."""
+"""Parameters and token costs of each family of image models; unknown models are not checked."""
 
 import re
 from collections.abc import Mapping
@@ -13,18 +13,16 @@ _GPT_ONLY = ("background", "moderation", "output_format", "output_compression", 
 
 @dataclass(frozen=True, slots=True)
 class ModelFamily:
-    """Models that take the same: the reference, section 8, and the OpenAPI description."""
+    """Models with the same parameters: the reference, section 8, and the OpenAPI description."""
 
     name: str
     sizes: frozenset[str] | None
-    """None: any that `fits_gpt_image_2` allows."""
+    """None: any that `_fits_gpt_image_2` accepts."""
     qualities: frozenset[str]
     max_images: int
-    """Images of one request."""
     max_prompt_characters: int
-    """Characters of a prompt."""
     refused_params: tuple[str, ...]
-    """Parameters of the other families."""
+    """Parameters of other families."""
     is_billed_by_token: bool
 
 
@@ -60,7 +58,7 @@ GPT_IMAGE_2 = ModelFamily("gpt-image-2", None, _GPT_QUALITIES, 10, 32_000, ("sty
 
 
 def family_of(model: str) -> ModelFamily | None:
-    """A model's family; None where it is of none that is known."""
+    """Return a model's family; None if it is unknown."""
     for start, family in (
         ("dall-e-2", DALL_E_2),
         ("dall-e-3", DALL_E_3),
@@ -74,25 +72,28 @@ def family_of(model: str) -> ModelFamily | None:
 
 
 def check_family_params(fixed: Mapping[str, Any], family: ModelFamily | None, where: KeyPath) -> None:
-    """JobError, placed below `where`, for a parameter that models of the family do not take."""
+    """Raise JobError below `where` for a parameter that models of the family refuse."""
     if family is None:
         return
     for name in family.refused_params:
         if name in fixed:
-            raise JobError((*where, name), f"{fixed['model']} does not take it", "leave it out")
+            raise JobError((*where, name), f"{fixed['model']} does not accept it", "leave it out")
     size, quality, count = fixed.get("size"), fixed.get("quality"), image_count(fixed)
     if family.sizes is None and size is not None and not _fits_gpt_image_2(str(size)):
         raise JobError(
             (*where, "size"),
-            f"found {size}, {fixed['model']} takes auto or WIDTHxHEIGHT, both multiples of 16, at most "
+            f"found {size}, {fixed['model']} accepts auto or WIDTHxHEIGHT, both multiples of 16, at most "
             "3840x2160 pixels, no side more than three times the other",
             "correct it",
         )
     if family.sizes is not None and size is not None and size not in family.sizes:
-        raise JobError((*where, "size"), f"found {size}, {fixed['model']} takes {_list(family.sizes)}", "correct it")
+        choices = _join_choices(family.sizes)
+        raise JobError((*where, "size"), f"found {size}, {fixed['model']} accepts {choices}", "correct it")
     if quality is not None and quality not in family.qualities:
         raise JobError(
-            (*where, "quality"), f"found {quality}, {fixed['model']} takes {_list(family.qualities)}", "correct it"
+            (*where, "quality"),
+            f"found {quality}, {fixed['model']} accepts {_join_choices(family.qualities)}",
+            "correct it",
         )
     if count > family.max_images:
         raise JobError(
@@ -101,26 +102,26 @@ def check_family_params(fixed: Mapping[str, Any], family: ModelFamily | None, wh
 
 
 def image_count(fixed: Mapping[str, Any]) -> int:
-    """How many pictures a request asks for."""
+    """Return the number of pictures in a request."""
     count = fixed.get("n")
     return count if isinstance(count, int) and count > 0 else 1
 
 
 def prompt_problem(prompt: str, family: ModelFamily | None) -> str | None:
-    """Why a prompt will not be taken; None where nothing speaks against it."""
+    """Return why a prompt would be refused; None if it is accepted."""
     if not prompt:
         return "prompt: the text is empty"
     if family is not None and len(prompt) > family.max_prompt_characters:
-        return f"prompt: {len(prompt):,} characters, {family.name} takes {family.max_prompt_characters:,}"
+        return f"prompt: {len(prompt):,} characters, {family.name} accepts {family.max_prompt_characters:,}"
     return None
 
 
 def output_token_bound(fixed: Mapping[str, Any], family: ModelFamily | None) -> int | None:
-    """The most output tokens of a request; None where nothing is known of the model.
+    """Return the most output tokens of a request; None for an unknown model.
 
     After https://developers.openai.com/api/docs/guides/image-generation: 272, 1,056 and 4,160 tokens for 1024x1024 in
-    low, medium and high quality, more for more pixels; 100 for each partial image. Doubled and 1,000 added, since later
-    models count a little differently and write text as well.
+    low, medium and high quality, more for more pixels; 100 for each partial image. Doubled and 1,000 added, because
+    later models count a little differently and write text as well.
     """
     if family is None:
         return None
@@ -133,17 +134,19 @@ def output_token_bound(fixed: Mapping[str, Any], family: ModelFamily | None) -> 
 
 
 def input_image_tokens(fixed: Mapping[str, Any], family: ModelFamily | None) -> int:
-    """About the most tokens that a picture sent along costs: 65, 129 a tile, and some 6,240 more at high fidelity,
-    which the models after gpt-image-1 always use."""
+    """Return about the most tokens of an input picture.
+
+    They are 65, 129 for each tile, and some 6,240 more at high fidelity, which models after gpt-image-1 always use.
+    """
     if family is None or not family.is_billed_by_token:
         return 0
-    early = re.match(r"gpt-image-1(-mini)?(-\d{4}|$)", str(fixed["model"])) is not None
-    return 1_100 if early and fixed.get("input_fidelity") != "high" else 7_340
+    has_low_fidelity = re.match(r"gpt-image-1(-mini)?(-\d{4}|$)", str(fixed["model"])) is not None
+    return 1_100 if has_low_fidelity and fixed.get("input_fidelity") != "high" else 7_340
 
 
 def _sides(size: str) -> tuple[int, int] | None:
-    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)
-    return (int(found[1]), int(found[2])) if found else None
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def _fits_gpt_image_2(size: str) -> bool:
@@ -156,5 +159,5 @@ def _fits_gpt_image_2(size: str) -> bool:
     return short > 0 and short % 16 == 0 and long % 16 == 0 and long <= 3 * short and long <= 3840 and short <= 2160
 
 
-def _list(choices: frozenset[str]) -> str:
+def _join_choices(choices: frozenset[str]) -> str:
     return ", ".join(sorted(choices, key=lambda choice: (len(choice), choice)))

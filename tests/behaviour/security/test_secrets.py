@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from pipelines.ledger.projection import decode_table
-from tests.behaviour.faults.hostile_server import Asked, RoughServer
+from tests.behaviour.faults.hostile_server import ReceivedRequest, HostileServer
 from tests.conftest import ScriptedProvider
 
 KEY = "sk-proj-very/secret+0123456789abcdef"
@@ -101,9 +101,9 @@ def test_a_provider_that_repeats_the_key_does_not_make_us_tell_it(
 
 def test_what_is_no_http_is_quoted_without_the_key(workspace: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEY", KEY)
-    server = RoughServer()
+    server = HostileServer()
 
-    async def echo(asked: Asked) -> None:
+    async def echo(asked: ReceivedRequest) -> None:
         await asked.send(f"HTTP/1.1 200 OK\r\nBad header Bearer {KEY}: \x00\r\n\r\n".encode())
         raise EOFError
 

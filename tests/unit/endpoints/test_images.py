@@ -199,18 +199,18 @@ def test_a_refusal_with_status_200_is_told() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"size": "64x64"}, "size: found 64x64, dall-e-2 takes 256x256, 512x512, 1024x1024; correct it"),
+        ({"size": "64x64"}, "size: found 64x64, dall-e-2 accepts 256x256, 512x512, 1024x1024; correct it"),
         (
             {"model": "dall-e-3", "size": "512x512"},
-            "size: found 512x512, dall-e-3 takes 1024x1024, 1024x1792, 1792x1024; correct it",
+            "size: found 512x512, dall-e-3 accepts 1024x1024, 1024x1792, 1792x1024; correct it",
         ),
         ({"model": "dall-e-3", "n": 2}, "n: found 2, dall-e-3 makes at most 1; correct it"),
-        ({"quality": "hd"}, "quality: found hd, dall-e-2 takes auto, standard; correct it"),
-        ({"style": "vivid"}, "style: dall-e-2 does not take it; leave it out"),
-        ({"params": {"background": "opaque"}}, "background: dall-e-2 does not take it; leave it out"),
+        ({"quality": "hd"}, "quality: found hd, dall-e-2 accepts auto, standard; correct it"),
+        ({"style": "vivid"}, "style: dall-e-2 does not accept it; leave it out"),
+        ({"params": {"background": "opaque"}}, "background: dall-e-2 does not accept it; leave it out"),
         (
             {"model": "gpt-image-1", "params": {"response_format": "url"}},
-            "response_format: gpt-image-1 does not take it; leave it out",
+            "response_format: gpt-image-1 does not accept it; leave it out",
         ),
         ({"params": {"n": 11}}, "params.n: found 11, expected an integer from 1 to 10; correct it"),
         ({"n": 2, "params": {"n": 2}}, "n: is also in params; write it in one place"),
@@ -248,7 +248,7 @@ def test_prompts_are_measured_by_model() -> None:
     for model, longest in (("dall-e-2", 1000), ("dall-e-3", 4000), ("gpt-image-1", 32000)):
         it = endpoint(model=model)
         asked(it, title="x" * longest)
-        assert refused(it, title="x" * (longest + 1)).startswith(f"prompt: {longest + 1:,} characters, {model} takes")
+        assert refused(it, title="x" * (longest + 1)).startswith(f"prompt: {longest + 1:,} characters, {model} accepts")
     assert refused(endpoint(), title="") == "prompt: the text is empty"
     asked(endpoint(model="flux"), title="x" * 50_000)
 

@@ -127,7 +127,7 @@ def test_replies_that_are_none_are_asked_again_and_refusals_are_told() -> None:
             it.answers([asked(it)], reply(body))
     (refused,) = it.answers([asked(it)], reply('{"error": {"message": "m", "code": "content_policy_violation"}}'))
     assert isinstance(refused, RowError) and refused.error_class == "content_filter"
-    with pytest.raises(MalformedReply, match="JSON came"):
+    with pytest.raises(MalformedReply, match="the reply is JSON, not"):
         endpoint(response_format="srt").answers([asked(it)], reply('{"text": "x"}'))
     assert endpoint(response_format="text").answers([asked(it)], reply('{"text": "x"}')) == (b"x",)
 
@@ -153,7 +153,7 @@ def test_a_row_without_a_sound_or_with_several_is_an_error() -> None:
     missing = endpoint().request({"sound": None}, "1")
     assert missing == RowError("input", "file: column sound is null: there is no file")
     several = endpoint(file="many").request({"many": [media(), media(b"x")]}, "1")
-    assert several == RowError("input", "file: column many names 2 files, a request takes one")
+    assert several == RowError("input", "file: column many names 2 files, expected one")
     bad = RowError("input", "no sound")
     assert endpoint().request({"sound": bad}, "1") is bad
 
