@@ -13,8 +13,8 @@ import click
 
 from connectors.errors import INTERRUPTED_QUERY, JobError, RowmillError, did_you_mean, from_duckdb_error, from_os_error
 from pipelines.monitoring.json_log import DEFECT_MESSAGE, print_defect, print_problem, wants_json_log
-from pipelines.runtime.child_process import end_with_starter
-from pipelines.runtime.event_loop import look_rarely
+from pipelines.runtime.child_process import exit_with_parent
+from pipelines.runtime.event_loop import reduce_gc
 
 COMMANDS = {
     "run": "pipelines.commands.run",
@@ -79,11 +79,11 @@ M_ARENA_MAX = -8
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    look_rarely()
+    reduce_gc()
     _reduce_memory()
     signal.signal(signal.SIGTERM, _raise_interrupt)
     sys.unraisablehook = _exit_on_interrupt
-    end_with_starter()
+    exit_with_parent()
     sys.exit(exit_code_of(arguments))
 
 

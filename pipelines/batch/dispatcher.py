@@ -1,4 +1,4 @@
-"""The fan-out by the provider's Batch API: requests gathered into files, submitted, polled, settled line by line."""
+"""The dispatcher for the Batch API: requests are gathered into files, submitted, polled, and settled line by line."""
 
 import asyncio
 import contextlib
@@ -9,49 +9,70 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from connectors.records import FATAL_ERROR_CLASSES, ROW_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES, Request, RowError
+from connectors.records import Request, RowError
 from connectors.transport.client import HttpTransport, RequestError
 from connectors.transport.token_usage import parse_count
-from pipelines.batch.builder import Gathering, url_of
+from pipelines.batch.builder import BatchBuilder, batch_url
 from pipelines.batch.files import BatchFolder
 from pipelines.batch.lifecycle import (
-    LONGEST_POLL,
+    MAX_POLL_SECONDS,
     TOKEN_LIMIT,
-    Carrier,
-    Patience,
-    TokenLimit,
+    BatchLifecycle,
+    ProviderTimeout,
+    TokenLimitReached,
     above_limit,
     token_limit,
 )
-from pipelines.batch.results import Lander
+from pipelines.batch.settler import BatchSettler
 from pipelines.batch.store import Batch, BatchLedger, BatchLine
-from pipelines.dispatch.dispatcher import OnlineDispatcher
+from pipelines.dispatch.online_dispatcher import OnlineDispatcher, build_call, unreadable_file
 from pipelines.dispatch.provider_routes import max_cost_function
-from pipelines.dispatch.request_types import BatchStage, Outcome, RequestGroup, Route, total
+from pipelines.dispatch.request_types import (
+    BatchStage,
+    DailyBudget,
+    RequestGroup,
+    RetryLimits,
+    Route,
+    total_cost,
+)
+from pipelines.dispatch.retry_policy import decide_batch_line
 from pipelines.ledger.entries import SettledExchange
 from pipelines.pricing.prices import batch_price
+from pipelines.pricing.run_budget import BudgetExhausted, RunBudget
 from pipelines.runtime.provider_api import Item, ProviderApi, Refused
+
+QUIET_SECONDS = 2.0
+"""Time without a new request after which the gathered ones are submitted; more if rows arrive slowly, up to
+MAX_QUIET_SECONDS."""
+MAX_QUIET_SECONDS = 60.0
+MAX_UNANSWERED_BYTES = 256 << 20
+"""Size of the requests without an answer from which on no further rows are read."""
+NO_SUCH_API = frozenset({404, 405, 501})
+"""The status of a server's reply to a path that it does not know."""
+MIN_SPLIT_LINES = 100
+"""A batch above an enqueued-token limit that the provider does not state is halved at once down to this many lines, and
+further after longest_hold: the batches of others may fill the provider's queue."""
 
 
 class BatchProgress:
-    """Batches at the provider, and what of them is answered."""
+    """The batches at the provider, and how many of their requests are answered."""
 
     def __init__(self) -> None:
         self._answered: dict[str, tuple[int, int]] = {}
 
-    def looked(self, batch: Batch, item: Item) -> None:
-        """The provider has told how far a batch is."""
-        told = item.get("request_counts")
-        counts = told if isinstance(told, dict) else {}
+    def update(self, batch: Batch, item: Item) -> None:
+        """Read how far a batch is, as the provider reports it."""
+        counts = item.get("request_counts")
+        counts = counts if isinstance(counts, dict) else {}
         done = sum(parse_count(counts.get(name)) or 0 for name in ("completed", "failed"))
         self._answered[batch.mark] = (done, len(batch.lines))
 
-    def forget(self, batch: Batch) -> None:
-        """It is no longer under way."""
+    def remove(self, batch: Batch) -> None:
+        """Remove a batch that has ended."""
         self._answered.pop(batch.mark, None)
 
-    def words(self) -> str | None:
-        """What the run waits for; None where nothing is at the provider."""
+    def format(self) -> str | None:
+        """Describe what the run waits for; None if no batch is at the provider."""
         if not self._answered:
             return None
         done, lines = (sum(column) for column in zip(*self._answered.values(), strict=True))
@@ -59,357 +80,408 @@ class BatchProgress:
         return f"{batches} at the provider: {done:,} of {lines:,} requests answered"
 
 
-QUIET = 2.0
-"""Seconds without a new request after which what was gathered is submitted; more where rows come slowly, up to
-LONGEST_QUIET."""
-LONGEST_QUIET = 60.0
-HELD_BYTES = 256 << 20
-"""Bodies of requests that wait for their answer: beyond this no further rows are read."""
-NO_SUCH_API = frozenset({404, 405, 501})
-"""What a server answers to a path that it does not know."""
-SMALLEST_SPLIT = 100
-"""Lines: a batch above an enqueued-token limit that the provider does not name is halved down to so many at once,
-and further when longest_hold has passed: somebody else's batches may fill the provider's queue."""
-
-
 @dataclass(frozen=True, slots=True)
 class BatchOptions:
-    """What delivery by batches needs to know beside what every delivery needs."""
+    """What the Batch API needs besides what every dispatcher needs."""
 
     batches: BatchLedger
     folder: Path
-    """Where the files of batches under way lie; this job's alone."""
+    """For the files of unfinished batches; this job's alone."""
     transport: HttpTransport
-    lanes: Sequence[tuple[Route, str, str]]
-    """Each step's lane with its model and its kind of endpoint."""
+    routes: Sequence[tuple[Route, str, str]]
+    """Each step's route with its model and its kind of endpoint."""
     deadline: datetime | None
-    """From then on the rest is asked online; None: never."""
+    """From then on the remaining requests are sent online; None: never."""
 
 
-class BatchDispatcher(OnlineDispatcher):
-    """A FanOut whose requests travel in batches until the deadline, online afterwards."""
+class BatchDispatcher:
+    """Sends requests in batches until the deadline, and through an online dispatcher afterwards."""
 
-    def deliver(self, delivery: BatchOptions) -> None:
-        """To be called once, before `start`."""
-        self._delivery = delivery
-        self._batches = delivery.batches
-        self._folder = BatchFolder(delivery.folder)
-        self._models = {lane.route_id: model for lane, model, _ in delivery.lanes}
-        self._gathering = Gathering(self._batches.ledger, self._batches, self._folder, self._day_budget, self._launch)
-        self._priced: dict[int, tuple[Route, Route]] = {}
-        self._carriers: dict[asyncio.Task[None], Batch] = {}
-        self._landing: set[asyncio.Task[Any] | None] = set()
-        self._landed_at = 0.0
-        self._others: list[asyncio.Task[None]] = []
-        self._open: set[bytes] = set()
-        self._asked: dict[bytes, tuple[Route, Request]] = {}
-        self._held = 0
-        self._past = asyncio.Event()
-        self._online = False
-        self._lander = Lander(self._batches, self._folder, self._purse, self._tally, self)
+    def __init__(
+        self,
+        online: OnlineDispatcher,
+        budget: RunBudget,
+        retry_limits: RetryLimits,
+        daily_budget: DailyBudget | None,
+        options: BatchOptions,
+    ) -> None:
+        self.pending = online.pending
+        self.state = online.state
+        self._online = online
+        self._counters = self.pending.counters
+        self._budget = budget
+        self._retry_limits = retry_limits
+        self._options = options
+        self._batches = options.batches
+        self._folder = BatchFolder(options.folder)
+        self._models = {route.route_id: model for route, model, _ in options.routes}
+        self._builder = BatchBuilder(self._batches.ledger, self._batches, self._folder, daily_budget, self._launch)
+        self._settler = BatchSettler(self._batches, self._folder, budget, self._counters, self)
         self._progress = BatchProgress()
+        self._queue: asyncio.Queue[RequestGroup] = asyncio.Queue()
+        self._batch_price_routes: dict[int, tuple[Route, Route]] = {}
+        """By route id: a route, and the same at the price of the Batch API."""
+        self._batch_tasks: dict[asyncio.Task[None], Batch] = {}
+        self._settling: set[asyncio.Task[Any] | None] = set()
+        """The tasks of batches that have ended and are being settled."""
+        self._last_settled_at = 0.0
+        self._other_tasks: list[asyncio.Task[None]] = []
+        self._batched: set[bytes] = set()
+        """Fingerprints of the requests in open batches."""
+        self._unanswered: dict[bytes, tuple[Route, Request]] = {}
+        self._unanswered_bytes = 0
+        self._capacity_changed = asyncio.Event()
+        self._deadline_passed = asyncio.Event()
+        self._is_online = False
+        self.pending.enqueue = self._queue.put_nowait
+        self.pending.on_resolved = self._on_resolved
+        self.state.on_stop(self._stop_batches)
 
     def start(self) -> None:
-        """Attach to the batches that earlier invocations left, then gather."""
-        found = self._batches.open_batches()
-        self._folder.keep_only(frozenset(batch.mark for batch in found))
-        deadline = self._delivery.deadline
+        """Attach to the batches that earlier invocations left, then gather requests."""
+        open_batches = self._batches.open_batches()
+        self._folder.keep_only(frozenset(batch.mark for batch in open_batches))
+        deadline = self._options.deadline
         if deadline is not None and deadline <= datetime.now(deadline.tzinfo):
-            self._past.set()
-        for batch in found:
+            self._deadline_passed.set()
+        for batch in open_batches:
             self._attach(batch)
         self._gatherer = asyncio.create_task(self._gather())
-        self._others = [self._gatherer, asyncio.create_task(self._until_deadline())]
-        for task in self._others:
-            task.add_done_callback(self._broke)
+        self._other_tasks = [self._gatherer, asyncio.create_task(self._run_until_deadline())]
+        for task in self._other_tasks:
+            task.add_done_callback(self.state.on_task_done)
 
     def _attach(self, batch: Batch) -> None:
-        """A batch of an earlier invocation; one of a step that the job has no more is left where it is."""
-        for lane, model, endpoint in self._delivery.lanes:
-            if (lane.step, lane.provider.name, endpoint) == (batch.step, batch.provider, batch.endpoint):
-                self._models[batch.leg] = model
-                # As the API counts while it has not read them: a token for every four bytes.
-                sent = self._folder.sent(batch.mark)
-                batch.tokens = sent.stat().st_size // 4 if sent.exists() else 0
-                self._launch(batch, self._at_batch_price(replace(lane, route_id=batch.leg)))
-                # Earlier invocations made sure that it fits.
-                self._purse.reserved += sum(line.reserved or 0 for line in batch.lines.values())
+        """Follow a batch of an earlier invocation, unless the job no longer has its step."""
+        for route, model, endpoint in self._options.routes:
+            if (route.step, route.provider.name, endpoint) == (batch.step, batch.provider, batch.endpoint):
+                self._models[batch.route_id] = model
+                # The API counts in the same way before it has read the file: a token for every four bytes.
+                upload = self._folder.upload_path(batch.mark)
+                batch.input_tokens = upload.stat().st_size // 4 if upload.exists() else 0
+                self._launch(batch, self._at_batch_price(replace(route, route_id=batch.route_id)))
+                # The earlier invocation has checked that it fits.
+                self._budget.reserved += sum(line.max_cost or 0 for line in batch.lines.values())
                 return
 
     def stop(self, reason: str) -> None:
-        """Submit nothing more. Batches that run are left to the next invocation, but for a spent budget: what was
-        paid for lands first; as does what is being fetched."""
-        if not reason.startswith("budget"):
-            left = [task for task in self._carriers if task not in self._landing]
-            if not self.left_running:
-                self.left_running = sum(self._carriers[task].state == "created" for task in left)
-            for task in (*left, *self._others):
-                if task is not asyncio.current_task():
-                    task.cancel()
-        super().stop(reason)
+        """Submit nothing more. Open batches are left to the next invocation, except if the budget is spent: then the
+        paid ones are awaited. Results that are being fetched are always settled."""
+        self.state.stop(reason)
+
+    def _stop_batches(self, reason: str) -> None:
+        self._capacity_changed.set()
+        if reason.startswith("budget"):
+            return
+        left = [task for task in self._batch_tasks if task not in self._settling]
+        if not self.state.left_running:
+            self.state.left_running = sum(self._batch_tasks[task].state == "created" for task in left)
+        for task in (*left, *self._other_tasks):
+            if task is not asyncio.current_task():
+                task.cancel()
 
     def cancel(self) -> None:
         """Wait for nothing any more."""
-        for task in (*self._carriers, *self._others):
+        for task in (*self._batch_tasks, *self._other_tasks):
             task.cancel()
-        super().cancel()
+        self._online.cancel()
 
     async def close(self, grace: float) -> None:
-        """Let what is being fetched land, at most `grace` seconds; what runs is left to the next invocation."""
-        self.stop(self.stopped or "finished")
-        tasks = [*self._carriers, *self._others]
-        if self._carriers:
-            await asyncio.wait(list(self._carriers), timeout=grace)
-        await super().close(grace)
+        """Settle what is being fetched, in at most `grace` seconds; open batches are left to the next invocation."""
+        self.stop(self.state.stop_reason or "finished")
+        tasks = [*self._batch_tasks, *self._other_tasks]
+        if self._batch_tasks:
+            await asyncio.wait(list(self._batch_tasks), timeout=grace)
+        for task in tasks:
+            task.cancel()
+        await self._online.close(grace)
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._gathering.undone()
+        self._builder.discard()
 
-    def _let_go(self) -> None:
-        if not self._carriers:
-            super()._let_go()
+    def register_route(self, route: Route) -> None:
+        """See Dispatcher."""
+        self._online.register_route(route)
 
     @property
-    def hungry(self) -> bool:
-        """Whether rows that wait may be told apart from rows that have their answer: not while answers are read."""
-        return super().has_capacity if self._online else not self._landing
+    def has_capacity(self) -> bool:
+        """Whether rows with an answer may go on without the others of their chunk: not while answers are read."""
+        return self._online.has_capacity if self._is_online else not self._settling
 
-    async def hunger(self) -> None:
-        """Wait until more rows can be held."""
-        while not self._online and self._held >= HELD_BYTES and self.stopped is None:
-            self._wanted.clear()
-            await self._wanted.wait()
-        if self._online:
-            await super().wait_for_capacity()
+    async def wait_for_capacity(self) -> None:
+        """Wait until more rows fit into memory."""
+        while (
+            not self._is_online
+            and self._unanswered_bytes >= MAX_UNANSWERED_BYTES
+            and self.state.stop_reason is None
+        ):
+            self._capacity_changed.clear()
+            await self._capacity_changed.wait()
+        if self._is_online:
+            await self._online.wait_for_capacity()
 
-    # Gathering: requests go line by line into a file, which is cut when it is full or no more of them come.
+    # Gathering: requests go line by line into a file, which is submitted when it is full or no more of them arrive.
 
     async def _gather(self) -> None:
-        quiet, last = QUIET, None
-        while self.stopped is None and not self._past.is_set():
+        quiet, last = QUIET_SECONDS, None
+        while self.state.stop_reason is None and not self._deadline_passed.is_set():
             try:
-                pack = await asyncio.wait_for(self._ready.get(), quiet)
+                group = await asyncio.wait_for(self._queue.get(), quiet)
             except TimeoutError:
-                if not self._landing and not await self._gathering.cut_all():
+                if not self._settling and not await self._builder.submit_all():
                     self.stop("budget_day")
                 continue
             now = time.monotonic()
-            if last is not None and self._landed_at < last:
-                # No batch came back meanwhile: rows are slow to come, and are not to go in a batch for each few.
-                quiet = min(LONGEST_QUIET, max(quiet, 3 * (now - last)))
+            if last is not None and self._last_settled_at < last:
+                # No batch ended meanwhile: rows arrive slowly, and should not go in a batch for every few.
+                quiet = min(MAX_QUIET_SECONDS, max(quiet, 3 * (now - last)))
             last = now
-            await self._add(pack)
+            await self._add(group)
 
-    async def _add(self, pack: RequestGroup) -> None:
-        lane = self._at_batch_price(pack.route)
-        for request in pack.requests:
-            if request.fingerprint in self._waves and request.fingerprint not in self._asked:
-                self._asked[request.fingerprint] = (pack.route, request)
-                self._held += len(request.body)
-        # What an open batch holds is waited for; what has landed while it stood in the queue is not asked at all.
-        wanted = (r for r in pack.requests if r.fingerprint in self._waves and r.fingerprint not in self._open)
-        pack = replace(pack, requests=tuple(wanted))
-        if not pack.requests:
-            return
-        try:
-            body = (await self._call(pack)).body or b"{}"
-        except OSError as exc:
-            self._tell_all(pack, RowError("input", f"a file of this row cannot be read any more: {exc.strerror}"))
-            return
-        pack = replace(pack, lane=lane)
-        worst = total(lane.max_cost(request) for request in pack.requests)
-        left = self._purse.remaining
-        if left is not None and (worst is None or worst > left) and not await self._gathering.cut_all():
-            self.stop("budget_day")
-        elif not await self._purse.acquire(worst):
-            self.stop("budget")
-        elif not await self._gathering.add(pack, body, worst):
-            self._purse.settle(worst, None)
-            await self._gathering.cut_all()
-            self.stop("budget_day")
-
-    def _launch(self, batch: Batch, lane: Route) -> None:
-        self._open.update(mark for line in batch.lines.values() for mark in line.fingerprints)
-        self._tally.in_flight += len(batch.lines)
-        task = asyncio.create_task(self._carry(batch, lane))
-        self._carriers[task] = batch
-        task.add_done_callback(self._carried)
-        task.add_done_callback(self._broke)
-
-    def _carried(self, task: asyncio.Task[None]) -> None:
-        batch = self._carriers.pop(task)
-        self._landing.discard(task)
-        self._tally.in_flight -= len(batch.lines)
-        self._progress.forget(batch)
-        self.waiting_for = self._progress.words()
-        self._let_go()
-
-    # One batch: there and back.
-
-    async def _carry(self, batch: Batch, lane: Route) -> None:
-        longest_hold = self._tries.longest_hold
-        api = ProviderApi(self._delivery.transport, lane.provider)
-        carrier = Carrier(
-            api, self._batches, self._folder, longest_hold, self._past, lambda stage: self._tell_stage(lane, stage)
+    async def _add(self, group: RequestGroup) -> None:
+        for request in group.requests:
+            if request.fingerprint in self.pending and request.fingerprint not in self._unanswered:
+                self._unanswered[request.fingerprint] = (group.route, request)
+                self._unanswered_bytes += len(request.body)
+        # Requests in open batches are awaited; those that were resolved in the queue are not sent at all.
+        group = replace(
+            group,
+            route=self._at_batch_price(group.route),
+            requests=tuple(
+                request
+                for request in group.requests
+                if request.fingerprint in self.pending and request.fingerprint not in self._batched
+            ),
         )
+        if not group.requests:
+            return
         try:
-            item, counts = await self._ended(batch, lane, carrier)
-            self._landing.add(asyncio.current_task())
-            self._landed_at = time.monotonic()
-            await self._lander.land_all(batch, lane, carrier, item, counts)
-            await carrier.clean(batch, item)
-        except Refused as exc:
-            none = exc.error.http_status in NO_SUCH_API and batch.state != "created"
-            hint = "; it seems to have no Batch API: write delivery: online" if none else ""
-            self.stop(f"{exc.error.error_class}: {lane.provider.name} says of a batch: {exc.error.message}{hint}")
-        except RequestError as exc:
-            self.stop(f"{exc.error_class}: {lane.provider.name}: {exc}")
-        except Patience as exc:
-            self.stop(f"{lane.provider.name} has answered nothing of use for {longest_hold:.0f} s; last: {exc}")
+            body = (await build_call(group)).body or b"{}"
+        except OSError as exc:
+            self.pending.resolve_with_error(group, unreadable_file(exc))
+            return
+        max_cost = total_cost(map(group.route.max_cost, group.requests))
+        remaining = self._budget.remaining
+        if remaining is not None and (max_cost is None or max_cost > remaining):
+            # Open batches may give money back.
+            if not await self._builder.submit_all():
+                self.stop("budget_day")
+                return
+        try:
+            async with self._budget.reserve(max_cost) as reservation:
+                if await self._builder.add(group, body, max_cost):
+                    # Settled with the line.
+                    reservation.keep_open()
+                    return
+        except BudgetExhausted:
+            self.stop("budget")
+            return
+        await self._builder.submit_all()
+        self.stop("budget_day")
 
-    async def _ended(self, batch: Batch, lane: Route, carrier: Carrier) -> tuple[Item, bool]:
-        """(the batch as it ended, whether its lines without an answer have had an attempt)."""
-        sent = self._folder.sent(batch.mark)
-        size = sent.stat().st_size if batch.state == "noted" and sent.exists() else 0
-        pause = QUIET
+    def _launch(self, batch: Batch, route: Route) -> None:
+        self._batched.update(fingerprint for line in batch.lines.values() for fingerprint in line.fingerprints)
+        self._counters.in_flight += len(batch.lines)
+        self.pending.open_batches += 1
+        task = asyncio.create_task(self._run_batch(batch, route))
+        self._batch_tasks[task] = batch
+        task.add_done_callback(self._on_batch_done)
+        task.add_done_callback(self.state.on_task_done)
+
+    def _on_batch_done(self, task: asyncio.Task[None]) -> None:
+        batch = self._batch_tasks.pop(task)
+        self._settling.discard(task)
+        self._counters.in_flight -= len(batch.lines)
+        self.pending.open_batches -= 1
+        self._progress.remove(batch)
+        self.state.waiting_for = self._progress.format()
+        self.pending.end_abandoned()
+
+    # One batch, from submission to settlement.
+
+    async def _run_batch(self, batch: Batch, route: Route) -> None:
+        max_hold = self._retry_limits.longest_hold
+        api = ProviderApi(self._options.transport, route.provider)
+        lifecycle = BatchLifecycle(
+            api,
+            self._batches,
+            self._folder,
+            max_hold,
+            self._deadline_passed,
+            lambda stage: self._observe_stage(route, stage),
+        )
+        name = route.provider.name
+        try:
+            item, is_attempt = await self._wait_until_ended(batch, route, lifecycle)
+            self._settling.add(asyncio.current_task())
+            self._last_settled_at = time.monotonic()
+            await self._settler.settle(batch, route, lifecycle, item, is_attempt)
+            await lifecycle.clean(batch, item)
+        except Refused as exc:
+            has_no_api = exc.error.http_status in NO_SUCH_API and batch.state != "created"
+            hint = "; it seems to have no Batch API: write delivery: online" if has_no_api else ""
+            self.stop(f"{exc.error.error_class}: {name} says of a batch: {exc.error.message}{hint}")
+        except RequestError as exc:
+            self.stop(f"{exc.error_class}: {name}: {exc}")
+        except ProviderTimeout as exc:
+            self.stop(f"{name} has answered nothing of use for {max_hold:.0f} s; last: {exc}")
+
+    async def _wait_until_ended(
+        self, batch: Batch, route: Route, lifecycle: BatchLifecycle
+    ) -> tuple[Item, bool]:
+        """Return (the batch as it ended, whether its lines without an answer have used an attempt)."""
+        upload = self._folder.upload_path(batch.mark)
+        size = upload.stat().st_size if batch.state == "noted" and upload.exists() else 0
+        provider = route.provider.name
+
+        def show_upload(sent: int) -> None:
+            self.state.waiting_for = f"uploading to {provider}: {sent:,} of {size:,} bytes"
+
+        pause = QUIET_SECONDS
         alone_since: float | None = None
         while True:
             try:
-                submitted = await carrier.submit(batch, url_of(lane), lambda sent: self._tell_upload(lane, sent, size))
-                item = await carrier.ended(batch, lambda item: self._tell_look(batch, item)) if submitted else None
-                if item is None:
+                if not await lifecycle.submit(batch, batch_url(route), show_upload):
                     return {}, False
+                item = await lifecycle.wait_until_ended(batch, lambda item: self._show_progress(batch, item))
                 if (limit := token_limit(item)) is None:
-                    return item, not self._past.is_set()
-                await carrier.again(batch)
+                    return item, not self._deadline_passed.is_set()
+                await lifecycle.reset(batch)
                 raise limit
-            except TokenLimit as exc:
-                others = [task for task, other in self._carriers.items() if other.state == "created"]
+            except TokenLimitReached as exc:
+                others = [task for task, other in self._batch_tasks.items() if other.state == "created"]
                 if others:
                     alone_since = None
                 else:
                     alone_since = alone_since or time.monotonic()
-                    waited = time.monotonic() + pause - alone_since > self._tries.longest_hold
-                    if (ended := self._above(batch, lane, exc, waited)) is not None:
+                    has_waited = time.monotonic() + pause - alone_since > self._retry_limits.longest_hold
+                    if (ended := self._end_above_limit(batch, route, exc, has_waited)) is not None:
                         return ended, len(batch.lines) == 1
-                self.waiting_for = f"{lane.provider.name} takes no more enqueued tokens until other batches have ended"
-                # One of ours that ends makes room; where none runs, somebody else's has to.
-                late = asyncio.create_task(self._past.wait())
+                self.state.waiting_for = f"{provider} takes no more enqueued tokens until other batches have ended"
+                # One of this run's batches that ends makes room; if none is open, somebody else's has to end.
+                deadline = asyncio.create_task(self._deadline_passed.wait())
                 await asyncio.wait(
-                    (late, *others), timeout=None if others else pause, return_when=asyncio.FIRST_COMPLETED
+                    (deadline, *others), timeout=None if others else pause, return_when=asyncio.FIRST_COMPLETED
                 )
-                late.cancel()
-                pause = min(LONGEST_POLL, pause * 2)
+                deadline.cancel()
+                pause = min(MAX_POLL_SECONDS, pause * 2)
 
-    def _above(self, batch: Batch, lane: Route, told: TokenLimit, waited: bool) -> Item | None:
-        """How a batch ends that is above the limit even alone: cut into smaller ones, or with the error of its only
-        line. None: it may not be above; `waited` for longest_hold, it is where it might be."""
-        limit, lines, tokens = told.limit, len(batch.lines), batch.tokens
+    def _end_above_limit(
+        self, batch: Batch, route: Route, error: TokenLimitReached, has_waited: bool
+    ) -> Item | None:
+        """Return how a batch ends that exceeds the enqueued-token limit even alone; None if it may not exceed it.
+
+        It is split into smaller batches, or ends with the error of its only line. After `has_waited` (for longest_hold)
+        a batch that might exceed the limit counts as one that does.
+        """
+        limit, lines, tokens = error.limit, len(batch.lines), batch.input_tokens
         if limit is None:
-            sure, above = False, waited or lines > SMALLEST_SPLIT
+            is_sure, is_above = False, has_waited or lines > MIN_SPLIT_LINES
         else:
-            # Counts differ: by ours it may be below a limit that it is above by the provider's.
-            sure, above = tokens > limit, tokens > limit or (waited and 2 * tokens > limit)
-        if not above:
+            # Counts differ: a batch that is below the limit by ours may be above it by the provider's.
+            is_sure, is_above = tokens > limit, tokens > limit or (has_waited and 2 * tokens > limit)
+        if not is_above:
             return None
         if lines == 1:
-            return above_limit(told, sure)
-        self._gathering.most_tokens[lane.route_id] = limit if sure and limit is not None else tokens // 2
+            return above_limit(error, is_sure)
+        self._builder.max_tokens[route.route_id] = limit if is_sure and limit is not None else tokens // 2
         return {}
 
-    def answered(
+    def on_answered(
         self,
-        pack: RequestGroup,
+        group: RequestGroup,
         line: BatchLine,
-        ended: SettledExchange,
+        settled: SettledExchange,
         answers: Sequence[bytes | RowError],
         error: RowError | None,
     ) -> None:
-        """See LineTold."""
-        self._count(pack.route, ended)
-        if self.observer is not None:
-            self.observer.record_exchange(pack.route, ended)
-        self._open.difference_update(line.fingerprints)
-        if error is not None:
-            self._judge_line(pack, error)
-            return
-        for request, answer in zip(pack.requests, answers, strict=True):
-            self._tell(pack, request, answer)
-
-    def unanswered(self, pack: RequestGroup, line: BatchLine, error: RowError) -> None:
-        """See LineTold."""
-        self._open.difference_update(line.fingerprints)
-        self._judge_line(pack, error)
-
-    def _judge_line(self, pack: RequestGroup, error: RowError) -> None:
-        """What follows from a line without an answer: the next batch, each of its rows alone, or an error."""
-        # A batch of this line alone was above the limit: another would be as well.
-        too_large = error.code == TOKEN_LIMIT
-        if error.error_class in FATAL_ERROR_CLASSES:
-            self._tell_all(pack, error)
-            self.stop(f"{error.error_class}: {pack.route.provider.name} says: {error.message}")
-        elif error.error_class in TRANSIENT_ERROR_CLASSES and not too_large and pack.attempts < self._tries.attempts:
-            self._once_more(pack.requests, pack.attempts)
-        elif (too_large or error.error_class in ROW_ERROR_CLASSES) and len(pack.requests) > 1:
-            # Halving, as online, would take a batch a halving.
-            for request in pack.requests:
-                self._once_more((request,), 0)
+        """See LineObserver."""
+        group.route.record_exchange(self._counters, settled)
+        if self.state.observer is not None:
+            self.state.observer.record_exchange(group.route, settled)
+        self._batched.difference_update(line.fingerprints)
+        if error is None:
+            self.pending.resolve(group, answers)
         else:
-            self._tell_all(pack, error)
+            self._on_line_failed(group, error)
 
-    def _once_more(self, requests: Sequence[Request], attempts: int) -> None:
-        """Ask again for what somebody waits for, as it was asked; the rest is asked when its rows come by."""
-        asked = [self._asked[request.fingerprint] for request in requests if request.fingerprint in self._asked]
-        if asked:
-            self._again(RequestGroup(asked[0][0], tuple(request for _, request in asked), attempts, attempts))
+    def on_unanswered(self, group: RequestGroup, line: BatchLine, error: RowError) -> None:
+        """See LineObserver."""
+        self._batched.difference_update(line.fingerprints)
+        self._on_line_failed(group, error)
 
-    def _land(self, mark: bytes, outcome: Outcome) -> None:
-        if (asked := self._asked.pop(mark, None)) is not None:
-            self._held -= len(asked[1].body)
-            self._wanted.set()
-        super()._land(mark, outcome)
+    def _on_line_failed(self, group: RequestGroup, error: RowError) -> None:
+        # A batch of this line alone was above the limit: another one would be too.
+        is_too_large = error.code == TOKEN_LIMIT
+        decision = decide_batch_line(
+            error, group.route.provider.name, len(group.requests), group.attempts, is_too_large, self._retry_limits
+        )
+        if decision.action == "retry":
+            self._send_again(group.requests, group.attempts)
+        elif decision.action == "separate":
+            for request in group.requests:
+                self._send_again((request,), 0)
+        else:
+            self.pending.resolve_with_error(group, error)
+        if decision.stop_reason is not None:
+            self.stop(decision.stop_reason)
+
+    def _send_again(self, requests: Sequence[Request], attempts: int) -> None:
+        """Queue the requests that somebody waits for, as they were submitted."""
+        again = [self._unanswered[one.fingerprint] for one in requests if one.fingerprint in self._unanswered]
+        if again:
+            group = RequestGroup(again[0][0], tuple(request for _, request in again), attempts, attempts)
+            self._queue.put_nowait(group)
+
+    def _on_resolved(self, fingerprint: bytes) -> None:
+        if (unanswered := self._unanswered.pop(fingerprint, None)) is not None:
+            self._unanswered_bytes -= len(unanswered[1].body)
+            self._capacity_changed.set()
 
     # The deadline.
 
-    async def _until_deadline(self) -> None:
-        deadline = self._delivery.deadline
+    async def _run_until_deadline(self) -> None:
+        deadline = self._options.deadline
         if deadline is None:
             return
-        # In short naps: a machine that slept is not late by its sleep.
+        # In short waits: a machine that slept is not late by its sleep.
         while (left := (deadline - datetime.now(deadline.tzinfo)).total_seconds()) > 0:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._past.wait(), min(left, 30))
-        self._past.set()
+                await asyncio.wait_for(self._deadline_passed.wait(), min(left, 30))
+        self._deadline_passed.set()
         await asyncio.wait([self._gatherer])
-        for spool in self._gathering.undone():
-            self._purse.settle(spool.reserved, None)
-            for pack in spool.packs:
-                self._once_more(pack.requests, pack.attempts)
-        while self._carriers:
-            await asyncio.wait(list(self._carriers))
-        if self.stopped is None:
-            # What stands in the queue may have been answered by a batch meanwhile.
-            for pack in [self._ready.get_nowait() for _ in range(self._ready.qsize())]:
-                if wanted := tuple(request for request in pack.requests if request.fingerprint in self._waves):
-                    self._again(replace(pack, requests=wanted))
-            self._online = True
-            self._wanted.set()
-            super().start()
+        for file in self._builder.discard():
+            self._budget.settle(file.reserved, None)
+            for group in file.groups:
+                self._send_again(group.requests, group.attempts)
+        while self._batch_tasks:
+            await asyncio.wait(list(self._batch_tasks))
+        if self.state.stop_reason is None:
+            self._go_online()
 
-    def _at_batch_price(self, lane: Route) -> Route:
-        known = self._priced.get(lane.route_id)
-        if known is None or known[0] is not lane:
-            price = None if lane.price is None else batch_price(lane.price)
-            known = (lane, replace(lane, price=price, max_cost=max_cost_function(price, self._models[lane.route_id])))
-            self._priced[lane.route_id] = known
+    def _go_online(self) -> None:
+        self.pending.enqueue = self._online.enqueue
+        while not self._queue.empty():
+            group = self._queue.get_nowait()
+            # A batch may have resolved some of them meanwhile.
+            if requests := tuple(request for request in group.requests if request.fingerprint in self.pending):
+                self._online.enqueue(replace(group, requests=requests))
+        self._is_online = True
+        self._capacity_changed.set()
+        self._online.start()
+
+    def _at_batch_price(self, route: Route) -> Route:
+        known = self._batch_price_routes.get(route.route_id)
+        if known is None or known[0] is not route:
+            price = None if route.price is None else batch_price(route.price)
+            max_cost = max_cost_function(price, self._models[route.route_id])
+            known = (route, replace(route, price=price, max_cost=max_cost))
+            self._batch_price_routes[route.route_id] = known
         return known[1]
 
-    def _tell_upload(self, lane: Route, sent: int, size: int) -> None:
-        self.waiting_for = f"uploading to {lane.provider.name}: {sent:,} of {size:,} bytes"
+    def _show_progress(self, batch: Batch, item: Item) -> None:
+        self._progress.update(batch, item)
+        self.state.waiting_for = self._progress.format()
 
-    def _tell_look(self, batch: Batch, item: Item) -> None:
-        self._progress.looked(batch, item)
-        self.waiting_for = self._progress.words()
-
-    def _tell_stage(self, lane: Route, stage: BatchStage) -> None:
-        if self.observer is not None:
-            self.observer.record_batch_stage(lane, stage)
+    def _observe_stage(self, route: Route, stage: BatchStage) -> None:
+        if self.state.observer is not None:
+            self.state.observer.record_batch_stage(route, stage)

@@ -37,9 +37,9 @@ def list_command(limit: int, provider: str, as_json: bool) -> None:
     Example:
       rowmill batches list --limit 5 --provider local
     """
-    from pipelines.runtime.provider_api import ask_provider
+    from pipelines.runtime.provider_api import call_provider
 
-    batches = ask_provider(provider, lambda api: _newest(api, limit))
+    batches = call_provider(provider, lambda api: _newest(api, limit))
     rows = [dict(batch) if as_json else _row(batch) for batch in batches]
     print_rows(rows, as_json, f"{provider} has no batches")
 
@@ -55,9 +55,9 @@ def show_command(batch: str, provider: str, as_json: bool) -> None:
     Example:
       rowmill batches show batch_abc123
     """
-    from pipelines.runtime.provider_api import ask_provider
+    from pipelines.runtime.provider_api import call_provider
 
-    print_object(ask_provider(provider, lambda api: api.batch(batch)), as_json)
+    print_object(call_provider(provider, lambda api: api.get_batch(batch)), as_json)
 
 
 @batches_command.command("cancel")
@@ -73,9 +73,9 @@ def cancel_command(batch: str, provider: str, as_json: bool) -> None:
     Example:
       rowmill batches cancel batch_abc123
     """
-    from pipelines.runtime.provider_api import ask_provider
+    from pipelines.runtime.provider_api import call_provider
 
-    item = ask_provider(provider, lambda api: api.cancel_batch(batch))
+    item = call_provider(provider, lambda api: api.cancel_batch(batch))
     if as_json:
         click.echo(orjson.dumps(item))
     else:
@@ -84,7 +84,7 @@ def cancel_command(batch: str, provider: str, as_json: bool) -> None:
 
 async def _newest(api: "ProviderApi", limit: int) -> "list[Item]":
     newest: list[Item] = []
-    async for batch in api.batches():
+    async for batch in api.list_batches():
         newest.append(batch)
         if len(newest) == limit:
             break

@@ -44,10 +44,10 @@ def upload_command(file: Path, purpose: str, provider: str, as_json: bool) -> No
     Example:
       rowmill files upload requests.jsonl --purpose batch --provider local
     """
-    from pipelines.runtime.provider_api import ask_provider
+    from pipelines.runtime.provider_api import call_provider
 
     with _upload_bar(f"uploading {file.name}", file.stat().st_size) as on_progress:
-        item = ask_provider(provider, lambda api: api.upload(file, file.name, purpose, on_progress))
+        item = call_provider(provider, lambda api: api.upload_file(file, file.name, purpose, on_progress))
     if as_json:
         click.echo(orjson.dumps(item))
     else:
@@ -65,9 +65,9 @@ def list_command(purpose: str | None, provider: str, as_json: bool) -> None:
     Example:
       rowmill files list --purpose batch_output
     """
-    from pipelines.runtime.provider_api import ask_provider
+    from pipelines.runtime.provider_api import call_provider
 
-    files = ask_provider(provider, lambda api: api.files(purpose))
+    files = call_provider(provider, lambda api: api.list_files(purpose))
     columns = ("id", "filename", "purpose", "bytes", "created_at", "expires_at")
     rows: list[dict[str, object]] = [
         dict(file) if as_json else {name: readable(name, file.get(name)) for name in columns} for file in files
@@ -86,9 +86,9 @@ def show_command(file: str, provider: str, as_json: bool) -> None:
     Example:
       rowmill files show file-abc123
     """
-    from pipelines.runtime.provider_api import ask_provider
+    from pipelines.runtime.provider_api import call_provider
 
-    print_object(ask_provider(provider, lambda api: api.file(file)), as_json)
+    print_object(call_provider(provider, lambda api: api.get_file(file)), as_json)
 
 
 @files_command.command("download")
@@ -104,11 +104,11 @@ def download_command(file: str, output: Path | None, overwrite: bool, provider: 
       rowmill files download file-abc123 -o answers.jsonl
       rowmill files download file-abc123 | head
     """
-    from pipelines.runtime.provider_api import ask_provider
+    from pipelines.runtime.provider_api import call_provider
 
     if output is None:
         stdout = sys.stdout.buffer
-        ask_provider(provider, lambda api: api.download(file, stdout.write))
+        call_provider(provider, lambda api: api.download_file(file, stdout.write))
         stdout.flush()
         return
     if output.exists() and not overwrite:
@@ -116,7 +116,7 @@ def download_command(file: str, output: Path | None, overwrite: bool, provider: 
     unfinished = output.with_name(f"{output.name}.part")
     try:
         with unfinished.open("wb") as part:
-            ask_provider(provider, lambda api: api.download(file, part.write))
+            call_provider(provider, lambda api: api.download_file(file, part.write))
         unfinished.replace(output)
     except OSError as exc:
         raise JobError(output, f"cannot be written ({exc.strerror})", "name another file") from exc
@@ -136,7 +136,7 @@ def delete_command(files: tuple[str, ...], provider: str, as_json: bool) -> None
     Example:
       rowmill files delete file-abc123 file-abc124
     """
-    from pipelines.runtime.provider_api import ask_provider
+    from pipelines.runtime.provider_api import call_provider
 
     def report(item: "Item") -> None:
         click.echo(orjson.dumps(item) if as_json else f"deleted {item.get('id')}")
@@ -145,7 +145,7 @@ def delete_command(files: tuple[str, ...], provider: str, as_json: bool) -> None
         for file in files:
             report(await api.delete_file(file))
 
-    ask_provider(provider, delete_all)
+    call_provider(provider, delete_all)
 
 
 @contextlib.contextmanager

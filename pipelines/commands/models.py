@@ -27,9 +27,9 @@ def list_command(provider: str, as_json: bool) -> None:
     Example:
       rowmill models list --provider local --json
     """
-    from pipelines.runtime.provider_api import ask_provider
+    from pipelines.runtime.provider_api import call_provider
 
-    models = ask_provider(provider, lambda api: api.models())
+    models = call_provider(provider, lambda api: api.list_models())
     if as_json:
         print_rows([dict(model) for model in models], True, "")
         return
@@ -53,6 +53,6 @@ def show_command(model: str, provider: str, as_json: bool) -> None:
     Example:
       rowmill models show text-embedding-3-small --provider local
     """
-    from pipelines.runtime.provider_api import ask_provider
+    from pipelines.runtime.provider_api import call_provider
 
-    print_object(ask_provider(provider, lambda api: api.model(model)), as_json)
+    print_object(call_provider(provider, lambda api: api.get_model(model)), as_json)

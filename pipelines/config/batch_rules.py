@@ -19,7 +19,7 @@ def check_batch_delivery(loaded: LoadedJob) -> None:
             raise JobError(
                 loaded.locate("steps", step.name, "endpoint"),
                 f"the Batch API takes {', '.join(sorted(BATCH_ENDPOINTS))} only",
-                "write delivery: online, or move this step to a job of its own",
+                "write delivery: online, or move this step to a separate job",
             )
         if step.provider in pools:
             raise JobError(

@@ -73,7 +73,7 @@ def sort_jobs(jobs: Iterable[GraphJob]) -> list[GraphJob]:
             location = sink.location(job.loaded.workspace.folder)
             if location in sinks:
                 found = f"{sink.identity} is the sink of {sinks[location]} too"
-                raise JobError(f"{job.path}: sink", found, "give each job a sink of its own")
+                raise JobError(f"{job.path}: sink", found, "give each job a separate sink")
             sinks[location] = job.path
         by_name[job.name] = job
     return _in_order(

@@ -11,7 +11,7 @@ from connectors.registry import SINKS
 from connectors.sql import query_connection
 from connectors.tables.schema_checks import SchemaMismatch
 from pipelines.config.loaded_job import LoadedJob
-from pipelines.config.overrides import gives_sink
+from pipelines.config.overrides import has_other_sink
 from pipelines.config.workspace import Workspace
 from pipelines.dispatch.provider_routes import member_price, step_price
 from pipelines.execution.audits import check_audits, run_audits
@@ -58,7 +58,7 @@ def run_invocation(loaded: LoadedJob, options: RunOptions) -> RunReport:
     with (
         _locked(loaded, workspace),
         open_workspace_ledger(workspace) as ledger,
-        local_provider(loaded, workspace) as local_url,
+        local_provider(loaded) as local_url,
         _prepare(loaded, ledger, local_url, options) as (ready, probed),
     ):
         with _with_partial_report(ready, probed):
@@ -67,7 +67,7 @@ def run_invocation(loaded: LoadedJob, options: RunOptions) -> RunReport:
         run = open_run(ledger, ready.job.name, options.is_new_run and probed is None)
         report: RunReport | None = None
         lines = (
-            ProgressLog(ready.job.name, run.run_id, run.continued)
+            ProgressLog(ready.job.name, run.run_id, run.is_continued)
             if options.log == "json" and not options.is_quiet
             else None
         )
@@ -196,7 +196,7 @@ def _check_sink(ready: PreparedJob) -> None:
         )
     if ready.is_limited and ready.job.sink.write == "replace" and ready.sink.exists():
         raise JobError(
-            loaded.at("sink", "write"),
+            loaded.locate("sink", "write"),
             f"replace would leave only the first rows in {ready.sink_name}",
             "run without a limit, or add --sink PATH",
         )
@@ -204,7 +204,7 @@ def _check_sink(ready: PreparedJob) -> None:
 
 def _in_own_sink(ready: PreparedJob) -> bool:
     """Whether the run writes to the sink of the job as written, even if a flag names that same sink."""
-    if not gives_sink(ready.loaded.overrides, SINKS):
+    if not has_other_sink(ready.loaded.overrides, SINKS):
         return True
     written, folder = ready.loaded.written, ready.workspace.folder
     return written is not None and written.sink.location(folder) == ready.job.sink.location(folder)
@@ -215,10 +215,10 @@ def _check_budget(ready: PreparedJob) -> None:
     if ready.job.budget is None and ready.workspace.budget is None:
         return
     for step in ready.steps:
-        where = ready.loaded.at("steps", step.model.name, "model")
-        price = step_price(ready, step)
+        where = ready.loaded.locate("steps", step.model.name, "model")
+        price = step_price(ready.workspace, step)
         if price is None:
-            unpriced = [member.name for member in step.members if member_price(ready, step, member) is None]
+            unpriced = [member.name for member in step.members if member_price(ready.workspace, step, member) is None]
             at = f" at {', '.join(unpriced)}" if step.is_pooled else ""
             raise JobError(
                 where,

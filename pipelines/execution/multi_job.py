@@ -11,7 +11,7 @@ from types import FrameType
 import orjson
 
 from pipelines.config.job_graph import GraphJob
-from pipelines.runtime.child_process import lifeline, rowmill_command, rowmill_environment
+from pipelines.runtime.child_process import parent_pipe, rowmill_command, rowmill_environment
 from pipelines.runtime.run_report import RunReport
 
 MAX_PARALLEL_JOBS = 4
@@ -48,7 +48,7 @@ def run_jobs(jobs: Sequence[GraphJob], arguments: Sequence[str], on_end: Callabl
         return report
 
     with (
-        lifeline() as stdin,
+        parent_pipe() as stdin,
         _forwarding(running, stopping),
         ThreadPoolExecutor(max_workers=max(1, len(jobs))) as threads,
     ):

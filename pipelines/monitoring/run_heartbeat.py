@@ -11,7 +11,7 @@ import orjson
 from pipelines.ledger.ledger_file import write_atomically
 from pipelines.monitoring.progress import ThroughputMeter, progress_figures
 from pipelines.monitoring.run_view import FollowRun, RunView
-from pipelines.runtime.locks import running
+from pipelines.runtime.locks import is_running
 
 HEARTBEAT_SECONDS = 1.0
 
@@ -27,7 +27,7 @@ def with_heartbeat(state: Path, job: str, run_id: str, follow: FollowRun) -> Fol
 
 def read_heartbeat(state: Path, job: str) -> dict[str, Any] | None:
     """Return the latest figures of a run in progress; None if there is no run or it has not written any yet."""
-    return read_last_heartbeat(state, job) if running(state, job) else None
+    return read_last_heartbeat(state, job) if is_running(state, job) else None
 
 
 def read_last_heartbeat(state: Path, job: str) -> dict[str, Any] | None:

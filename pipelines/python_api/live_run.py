@@ -21,7 +21,7 @@ from pipelines.config.overrides import Overrides
 from pipelines.config.workspace import find_workspace
 from pipelines.monitoring.progress import format_progress
 from pipelines.monitoring.run_heartbeat import read_last_heartbeat
-from pipelines.runtime.child_process import lifeline, rowmill_command, rowmill_environment
+from pipelines.runtime.child_process import parent_pipe, rowmill_command, rowmill_environment
 from pipelines.runtime.run_report import RunReport
 
 # A process of its own: it takes Ctrl-C as on the command line, leaves the notebook's loop and signals alone, and gives
@@ -55,7 +55,7 @@ async def run(
     flags = [*overrides.flags(), *(["--new-run"] if new_run else []), "--json", "--quiet"]
     flags += [f"--schema-change={schema_change}"] if schema_change is not None else []
     shown = _Shown(path)
-    with lifeline() as stdin:
+    with parent_pipe() as stdin:
         process = await asyncio.create_subprocess_exec(
             *_COMMAND,
             str(path),
@@ -117,11 +117,11 @@ class _Shown:
         if self._handle is None or self._noted is None:
             return
         state, name = self._noted
-        told = read_last_heartbeat(state, name)
-        if told is None or told["began"] < self._began:
+        result = read_last_heartbeat(state, name)
+        if result is None or result["began"] < self._began:
             return
-        words = format_progress(name, told, 200)
-        self._show(f'<progress max="1" value="{told["share_done"] or 0}"></progress> {escape(words)}')
+        words = format_progress(name, result, 200)
+        self._show(f'<progress max="1" value="{result["share_done"] or 0}"></progress> {escape(words)}')
 
     def end(self, words: str) -> None:
         """The last that is shown."""

@@ -15,7 +15,7 @@ from pipelines.ledger.ledger import Ledger
 from pipelines.monitoring.run_heartbeat import read_heartbeat
 from pipelines.preparation.prepared_job import prepare_job
 from pipelines.pricing.prices import usd
-from pipelines.runtime.locks import running
+from pipelines.runtime.locks import is_running
 
 Rows = list[dict[str, object]]
 
@@ -42,8 +42,8 @@ def job_statuses(workspace: Workspace, name: str | None = None) -> Rows:
         (name, name),
     ):
         last: dict[str, Any] = {} if report is None else orjson.loads(report)
-        is_running = running(ledger.path.parent, job_name)
-        live = (read_heartbeat(ledger.path.parent, job_name) if is_running else None) or {}
+        under_way = is_running(ledger.path.parent, job_name)
+        live = (read_heartbeat(ledger.path.parent, job_name) if under_way else None) or {}
         ((requests, cost),) = ledger.query(
             f"select count(*), {COST} from exchanges e join legs l on l.id = e.leg where l.run_id = ?", (run_id,)
         )
@@ -51,17 +51,17 @@ def job_statuses(workspace: Workspace, name: str | None = None) -> Rows:
             {
                 "job": job_name,
                 "run_id": run_id,
-                "state": "running" if is_running else state,
+                "state": "running" if under_way else state,
                 "started": iso_time(started_at),
-                "ended": None if ended_at is None or is_running else iso_time(ended_at),
-                "exit_code": None if is_running else exit_code,
+                "ended": None if ended_at is None or under_way else iso_time(ended_at),
+                "exit_code": None if under_way else exit_code,
                 "rows": live.get("rows", last.get("rows")),
                 "rows_ok": live["rows_done"] - live["rows_failed"] if live else last.get("rows_ok"),
                 "rows_failed": live.get("rows_failed", last.get("rows_failed")),
                 "rows_left": live["rows"] - live["rows_done"] if live else last.get("rows_left"),
                 "requests": requests,
                 "cost_usd": None if cost is None else usd(cost),
-                "stopped": None if is_running else stopped,
+                "stopped": None if under_way else stopped,
                 "share_done": live.get("share_done"),
                 "seconds_left": live.get("seconds_left"),
                 "held": live.get("held"),

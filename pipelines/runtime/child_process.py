@@ -1,4 +1,4 @@
-"""How `rowmill` starts itself once more, and how what was started ends when its starter is gone."""
+"""Child processes of `rowmill` itself: how to start one, and how it ends when its parent is gone."""
 
 import contextlib
 import os
@@ -7,24 +7,23 @@ import sys
 import threading
 from collections.abc import Iterator
 
-LIFELINE = "ROWMILL_LIFELINE"
-"""The variable that says to a process that its stdin is a lifeline."""
+PARENT_PIPE_VARIABLE = "ROWMILL_PARENT_PIPE"
+"""The environment variable of a process whose stdin is a parent pipe."""
 
 
 def rowmill_command() -> list[str]:
-    """How to start `rowmill` by this interpreter; -P: never the modules of the folder that it is started in."""
+    """Return the command that starts `rowmill` by this interpreter; -P: no modules from the current folder."""
     return [sys.executable, "-P", "-m", "pipelines.cli"]
 
 
 def rowmill_environment() -> dict[str, str]:
-    """The environment of what is started with a lifeline as its stdin."""
-    return {**os.environ, LIFELINE: "stdin"}
+    """Return the environment of a child whose stdin is a parent pipe."""
+    return {**os.environ, PARENT_PIPE_VARIABLE: "stdin"}
 
 
 @contextlib.contextmanager
-def lifeline() -> Iterator[int]:
-    """A stdin for what is started, which ends when this process does, by SIGKILL as well: nobody else can write to
-    it."""
+def parent_pipe() -> Iterator[int]:
+    """Open a stdin for children that closes when this process ends, even by SIGKILL: no other process writes to it."""
     reading, writing = os.pipe()
     try:
         yield reading
@@ -33,14 +32,14 @@ def lifeline() -> Iterator[int]:
         os.close(writing)
 
 
-def end_with_starter() -> None:
-    """Where stdin is a lifeline: once it ends, the same happens here as on SIGTERM."""
-    # Not for what this process starts: its stdin is another.
-    if os.environ.pop(LIFELINE, None) is not None:
-        threading.Thread(target=_await_the_end, name="lifeline", daemon=True).start()
+def exit_with_parent() -> None:
+    """Shut down as on SIGTERM when the parent pipe closes; nothing happens if stdin is not a parent pipe."""
+    # Children of this process have another stdin, so the variable must not reach them.
+    if os.environ.pop(PARENT_PIPE_VARIABLE, None) is not None:
+        threading.Thread(target=_wait_for_parent_exit, name="parent-pipe", daemon=True).start()
 
 
-def _await_the_end() -> None:
+def _wait_for_parent_exit() -> None:
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

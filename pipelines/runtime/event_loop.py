@@ -1,4 +1,4 @@
-"""The event loop that runs go through: uvloop's where there is one."""
+"""The event loop of a run: uvloop if it is installed, with signals and garbage collection set up for it."""
 
 import asyncio
 import gc
@@ -9,47 +9,46 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+GC_THRESHOLD = (20_000, 20, 50)
+"""Allocations, and rounds, until the garbage collector runs. The default of 700 allocations walks the modules'
+objects again and again: a tenth of the CPU time of a run."""
+
 
 def run_loop(work: Coroutine[Any, Any, T]) -> T:
-    """What the work returns; KeyboardInterrupt where Ctrl-C or SIGTERM came while the loop was taken down after it."""
+    """Return the result of the work; KeyboardInterrupt if Ctrl-C or SIGTERM arrived while the loop was shut down."""
     if threading.current_thread() is not threading.main_thread():
         return _run(work)
-    came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    late_signals: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    async def whole() -> T:
+    async def with_late_signals() -> T:
         try:
             return await work
         finally:
-            # What is raised into a loop that is being taken down leaves it running for ever.
-            for number in before:
-                signal.signal(number, lambda number, _: came.append(number))
+            # An exception raised into a loop that is being shut down leaves it running for ever.
+            for number in handlers:
+                signal.signal(number, lambda number, _: late_signals.append(number))
 
     try:
-        result = _run(whole())
+        result = _run(with_late_signals())
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-    if came:
+    if late_signals:
         raise KeyboardInterrupt
     return result
+
+
+def reduce_gc() -> None:
+    """Run the garbage collector of this process less often."""
+    gc.set_threshold(*GC_THRESHOLD)
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
     try:
         import uvloop
     except ImportError:
-        # There is no uvloop for Windows; asyncio's own loop does the same, a little slower.
+        # uvloop does not support Windows; asyncio's own loop is a little slower.
         return asyncio.run(work)
     result: T = uvloop.run(work)
     return result
-
-
-RARELY = (20_000, 20, 50)
-"""Objects, and rounds, until it looks. Usually after 700: what the modules hold would be walked again and again, a
-tenth of the CPU time of a run."""
-
-
-def look_rarely() -> None:
-    """From now on, in this process."""
-    gc.set_threshold(*RARELY)

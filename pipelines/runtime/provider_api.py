@@ -1,4 +1,4 @@
-"""Models, files and batches of a provider: the few calls of the API that make no answer."""
+"""Models, files and batches of a provider: the calls of the API that produce no answers."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
@@ -17,17 +17,18 @@ from connectors.transport.error_replies import row_error
 from pipelines.config.workspace import Workspace, find_workspace
 from pipelines.config.workspace_file import LOCAL
 from pipelines.runtime.event_loop import run_loop
+from pipelines.runtime.services import embedded_provider
 
 T = TypeVar("T")
 Item = dict[str, Any]
-"""An object of the API as it comes: a model, a file, a batch."""
+"""An object of the API: a model, a file, a batch."""
 
-PAGE = 100
-"""Objects asked for at a time; of batches more cannot be had."""
+PAGE_SIZE = 100
+"""Objects per page; the API returns no more batches at a time."""
 
 
-class Refused(Exception):
-    """The provider answered, and not as asked: its own words."""
+class RequestRefused(Exception):
+    """An error reply of the provider."""
 
     def __init__(self, error: RowError) -> None:
         super().__init__(error.message)
@@ -35,69 +36,73 @@ class Refused(Exception):
 
 
 class ProviderApi:
-    """One provider's models, files and batches; each call may raise Refused, or RequestError where no reply comes."""
+    """One provider's models, files and batches.
+
+    Each call raises RequestRefused for an error reply, and RequestError if no reply arrives.
+    """
 
     def __init__(self, transport: HttpTransport, provider: Provider) -> None:
         self._transport = transport
         self.provider = provider
 
-    async def models(self) -> list[Item]:
-        """All models that the key may use."""
-        return [model async for model in self._listed("/models", {})]
+    async def list_models(self) -> list[Item]:
+        """Return all models that the key may use."""
+        return [model async for model in self._pages("/models", {})]
 
-    async def model(self, name: str) -> Item:
-        """One model."""
-        return await self._asked("GET", f"/models/{quote(name, safe='/:')}")
+    async def get_model(self, name: str) -> Item:
+        """Return one model."""
+        return await self._send("GET", f"/models/{quote(name, safe='/:')}")
 
-    async def files(self, purpose: str | None = None) -> list[Item]:
-        """All files of the key's project, the newest first."""
-        return [file async for file in self._listed("/files", {} if purpose is None else {"purpose": purpose})]
+    async def list_files(self, purpose: str | None = None) -> list[Item]:
+        """Return all files of the key's project, newest first."""
+        return [file async for file in self._pages("/files", {} if purpose is None else {"purpose": purpose})]
 
-    async def file(self, file_id: str) -> Item:
-        """One file's facts."""
-        return await self._asked("GET", _at("files", file_id))
+    async def get_file(self, file_id: str) -> Item:
+        """Return the description of one file."""
+        return await self._send("GET", _path("files", file_id))
 
-    async def upload(
-        self, file: Path, name: str, purpose: str, told: Callable[[int], None] = lambda sent: None
+    async def upload_file(
+        self, file: Path, name: str, purpose: str, on_progress: Callable[[int], None] = lambda sent_bytes: None
     ) -> Item:
-        """The new file; `told` gets the bytes sent so far."""
-        return _object(await self._transport.upload(self.provider, "/files", {"purpose": purpose}, file, name, told))
+        """Upload a file and return its description; `on_progress` receives the bytes sent so far."""
+        fields = {"purpose": purpose}
+        return _item(await self._transport.upload(self.provider, "/files", fields, file, name, on_progress))
 
-    async def download(self, file_id: str, write: Callable[[bytes], object]) -> None:
-        """A file's content, piece by piece."""
-        reply = await self._transport.download(self.provider, f"{_at('files', file_id)}/content", write)
+    async def download_file(self, file_id: str, write: Callable[[bytes], object]) -> None:
+        """Pass a file's content to `write`, chunk by chunk."""
+        reply = await self._transport.download(self.provider, f"{_path('files', file_id)}/content", write)
         if not 200 <= reply.status < 300:
-            raise Refused(row_error(reply))
+            raise RequestRefused(row_error(reply))
 
     async def delete_file(self, file_id: str) -> Item:
-        """What the provider says of the deletion."""
-        return await self._asked("DELETE", _at("files", file_id))
+        """Delete a file and return the provider's reply."""
+        return await self._send("DELETE", _path("files", file_id))
 
-    def batches(self) -> AsyncIterator[Item]:
-        """All batches, the newest first, asked for as they are read."""
-        return self._listed("/batches", {"limit": str(PAGE)})
+    def list_batches(self) -> AsyncIterator[Item]:
+        """Yield all batches, newest first; a page is requested when it is needed."""
+        return self._pages("/batches", {"limit": str(PAGE_SIZE)})
 
-    async def batch(self, batch_id: str) -> Item:
-        """One batch as it stands."""
-        return await self._asked("GET", _at("batches", batch_id))
+    async def get_batch(self, batch_id: str) -> Item:
+        """Return the current state of one batch."""
+        return await self._send("GET", _path("batches", batch_id))
 
     async def create_batch(self, file_id: str, path: str, metadata: Mapping[str, str]) -> Item:
-        """The new batch: the requests of an uploaded file, all to one path."""
-        asked = {"input_file_id": file_id, "endpoint": path, "completion_window": "24h", "metadata": dict(metadata)}
-        return await self._asked("POST", "/batches", orjson.dumps(asked))
+        """Create a batch of the requests in an uploaded file, all to one path."""
+        body = {"input_file_id": file_id, "endpoint": path, "completion_window": "24h", "metadata": dict(metadata)}
+        return await self._send("POST", "/batches", orjson.dumps(body))
 
     async def cancel_batch(self, batch_id: str) -> Item:
-        """The batch, which is cancelled or about to be."""
-        return await self._asked("POST", f"{_at('batches', batch_id)}/cancel")
+        """Cancel a batch; it may be in the state `cancelling` for some minutes."""
+        return await self._send("POST", f"{_path('batches', batch_id)}/cancel")
 
-    async def _asked(self, method: str, path: str, body: bytes | None = None) -> Item:
-        return _object(await self._transport.send(self.provider, Call(method, path, body)))
+    async def _send(self, method: str, path: str, body: bytes | None = None) -> Item:
+        return _item(await self._transport.send(self.provider, Call(method, path, body)))
 
-    async def _listed(self, path: str, query: Mapping[str, str]) -> AsyncIterator[Item]:
+    async def _pages(self, path: str, query: Mapping[str, str]) -> AsyncIterator[Item]:
         after: dict[str, str] = {}
         while True:
-            asked = urlencode({**query, **after})
-            page = await self._asked("GET", f"{path}?{asked}" if asked else path)
+            parameters = urlencode({**query, **after})
+            page = await self._send("GET", f"{path}?{parameters}" if parameters else path)
             items = [item for item in page.get("data") or () if isinstance(item, dict)]
             for item in items:
                 yield item
@@ -108,51 +113,49 @@ class ProviderApi:
             after = {"after": str(last)}
 
 
-def _at(kind: str, name: str) -> str:
-    return f"/{kind}/{quote(name, safe='')}"
-
-
-def _object(reply: Reply) -> Item:
-    if not 200 <= reply.status < 300:
-        raise Refused(row_error(reply))
-    try:
-        told = orjson.loads(reply.body)
-    except orjson.JSONDecodeError as exc:
-        raise Refused(RowError("malformed_reply", f"the reply is no JSON ({exc})", reply.status)) from exc
-    if not isinstance(told, dict):
-        raise Refused(RowError("malformed_reply", "the reply is no JSON object", reply.status))
-    return told
-
-
-@contextlib.contextmanager
-def reached(name: str, workspace: Workspace) -> Iterator[Provider]:
-    """A provider of the workspace; `local` listens meanwhile, and keeps its files in the workspace's state."""
-    provider = workspace.provider(name, "--provider")
-    if provider.name != LOCAL:
-        yield provider
-        return
-    from connectors.emulator.server import EmulatorOptions, EmulatorServer
-
-    with EmulatorServer(EmulatorOptions(folder=workspace.state / LOCAL)) as server:
-        yield replace(provider, base_url=server.base_url)
-
-
-def ask_provider(name: str, work: Callable[[ProviderApi], Coroutine[Any, Any, T]]) -> T:
-    """What the calls return, made to a provider of this folder's workspace; what it refuses is told in its words."""
-    with reached(name, find_workspace(Path.cwd())) as provider:
+def call_provider(name: str, work: Callable[[ProviderApi], Coroutine[Any, Any, T]]) -> T:
+    """Return the result of calls to a provider of the current folder's workspace; an error reply ends the command."""
+    with open_provider(name, find_workspace(Path.cwd())) as provider:
         try:
-            return run_loop(_asked_all(provider, work))
-        except Refused as exc:
-            stopping = exc.error.error_class in FATAL_ERROR_CLASSES
+            return run_loop(_with_transport(provider, work))
+        except RequestRefused as exc:
             message = " ".join(exc.error.message.split())
-            raise (Stopped(f"{name}: {message}") if stopping else JobError(name, message)) from exc
+            is_fatal = exc.error.error_class in FATAL_ERROR_CLASSES
+            raise (Stopped(f"{name}: {message}") if is_fatal else JobError(name, message)) from exc
         except RequestError as exc:
             raise Stopped(f"{name}: {exc}; is {provider.base_url} right, and does it run?") from exc
 
 
-async def _asked_all(provider: Provider, work: Callable[[ProviderApi], Coroutine[Any, Any, T]]) -> T:
+@contextlib.contextmanager
+def open_provider(name: str, workspace: Workspace) -> Iterator[Provider]:
+    """Yield a provider of the workspace; the embedded provider runs meanwhile if it is `local`."""
+    provider = workspace.provider(name, "--provider")
+    if provider.name != LOCAL:
+        yield provider
+        return
+    with embedded_provider(workspace) as url:
+        yield replace(provider, base_url=url)
+
+
+async def _with_transport(provider: Provider, work: Callable[[ProviderApi], Coroutine[Any, Any, T]]) -> T:
     transport = HttpTransport(RequestTimeouts(), 8)
     try:
         return await work(ProviderApi(transport, provider))
     finally:
         await transport.close()
+
+
+def _path(kind: str, name: str) -> str:
+    return f"/{kind}/{quote(name, safe='')}"
+
+
+def _item(reply: Reply) -> Item:
+    if not 200 <= reply.status < 300:
+        raise RequestRefused(row_error(reply))
+    try:
+        item = orjson.loads(reply.body)
+    except orjson.JSONDecodeError as exc:
+        raise RequestRefused(RowError("malformed_reply", f"the reply is not JSON ({exc})", reply.status)) from exc
+    if not isinstance(item, dict):
+        raise RequestRefused(RowError("malformed_reply", "the reply is not a JSON object", reply.status))
+    return item

@@ -1,4 +1,4 @@
-"""Runs in the ledger: one stays open until it has come to its end, and the next invocation continues it."""
+"""Runs in the ledger: a run stays open until it is finished, and the next invocation continues it."""
 
 import secrets
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.runtime.run_report import RunReport
 
 CLOSING = frozenset({0, 1, 5})
-"""Exit codes after which a run is closed; after the others the next invocation continues it."""
+"""Exit codes that close a run; after any other the next invocation continues it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +19,13 @@ class OpenRun:
 
     run_id: str
     spent: int
-    """Pico-dollars that earlier invocations of it have spent."""
-    continued: bool
+    """Pico-dollars that its earlier invocations have spent."""
+    is_continued: bool
 
 
-def open_run(ledger: Ledger, job: str, new: bool) -> OpenRun:
-    """The job's open run, or a new one; `new` closes an open one first."""
-    if new:
+def open_run(ledger: Ledger, job: str, is_new: bool) -> OpenRun:
+    """Return the job's open run, or start one; `is_new` closes an open run first."""
+    if is_new:
         ledger.write("update runs set state = 'closed' where job = ? and state = 'open'", (job,))
     found = ledger.query(
         "select run_id from runs where job = ? and state = 'open' order by started_at desc limit 1", (job,)

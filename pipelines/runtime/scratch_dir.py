@@ -1,4 +1,4 @@
-"""What a run writes for itself in a workspace's state goes with its process, or else when the next one begins."""
+"""Scratch folders in a workspace's state: removed when their process ends, or when the next run begins."""
 
 import contextlib
 import fcntl
@@ -11,47 +11,46 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def scratch_folder(state: Path) -> Iterator[Path]:
-    """A folder for copies of what a run reads; such folders, and unfinished files, of processes that were killed are
-    removed."""
-    with contextlib.ExitStack() as until_made:
-        # So that nobody takes a folder for a dead one's that is made and not yet locked.
+    """Create a folder for temporary files; remove the folders and unfinished files of processes that were killed."""
+    with contextlib.ExitStack() as until_locked:
+        # A new folder that is not locked yet must not pass for the folder of a dead process.
         (state / "locks").mkdir(parents=True, exist_ok=True)
-        fcntl.flock(until_made.enter_context((state / "locks" / "scratch.lock").open("w")), fcntl.LOCK_EX)
-        # What cannot be removed, or is gone by now, is no reason for a run to end.
-        for left in state.glob("scratch-*"):
+        fcntl.flock(until_locked.enter_context((state / "locks" / "scratch.lock").open("w")), fcntl.LOCK_EX)
+        # A file that cannot be removed, or is gone by now, must not stop the run.
+        for folder in state.glob("scratch-*"):
             with contextlib.suppress(OSError):
-                _remove_if_dead(left)
-        for left in (*state.glob("*.part"), *state.glob("*/*.part")):
-            if not _writes(left):
+                _remove_if_dead(folder)
+        for part in (*state.glob("*.part"), *state.glob("*/*.part")):
+            if not _has_living_writer(part):
                 with contextlib.suppress(OSError):
-                    left.unlink()
-        made = tempfile.TemporaryDirectory(dir=state, prefix="scratch-")
-        held = os.open(made.name, os.O_RDONLY | os.O_CLOEXEC)
-        fcntl.flock(held, fcntl.LOCK_EX)
+                    part.unlink()
+        temporary = tempfile.TemporaryDirectory(dir=state, prefix="scratch-")
+        lock = os.open(temporary.name, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(lock, fcntl.LOCK_EX)
     try:
-        with made:
-            yield Path(made.name)
+        with temporary:
+            yield Path(temporary.name)
     finally:
-        os.close(held)
+        os.close(lock)
 
 
 def _remove_if_dead(folder: Path) -> None:
-    """The system lets go of the lock when the process that holds it dies."""
-    held = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    """Remove the folder if no process holds its lock; the system releases the lock when the process dies."""
+    lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder)
     finally:
-        os.close(held)
+        os.close(lock)
 
 
-def _writes(part: Path) -> bool:
-    """Whether the process that a file `NAME.PID.part` is named after is alive."""
-    number = part.name.split(".")[-2]
-    if not (number.isascii() and number.isdigit()):
+def _has_living_writer(part: Path) -> bool:
+    """Return whether the process in the name of a file `NAME.PID.part` is alive."""
+    pid = part.name.split(".")[-2]
+    if not (pid.isascii() and pid.isdigit()):
         return True
     try:
-        os.kill(int(number), 0)
+        os.kill(int(pid), 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:

@@ -1,4 +1,4 @@
-"""What a command opens for as long as it runs: the workspace's ledger and the embedded provider."""
+"""What a command opens while it runs: the workspace's ledger and the embedded provider."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from pipelines.ledger.ledger import Ledger
 
 @contextlib.contextmanager
 def open_workspace_ledger(workspace: Workspace) -> Iterator[Ledger]:
-    """The workspace's ledger, closed afterwards."""
+    """Open the workspace's ledger and close it afterwards."""
     ledger = Ledger(workspace.state / "ledger.sqlite")
     try:
         yield ledger
@@ -20,16 +20,21 @@ def open_workspace_ledger(workspace: Workspace) -> Iterator[Ledger]:
 
 
 @contextlib.contextmanager
-def local_provider(loaded: LoadedJob, workspace: Workspace) -> Iterator[str | None]:
-    """The embedded provider's address while it is needed; None for jobs that do not ask it.
-
-    It keeps files and batches in the workspace's state, so that a run that was killed finds them again.
-    """
-    asked = {name for step in loaded.job.steps for name in workspace.pools.get(step.provider, (step.provider,))}
-    if LOCAL not in asked:
+def local_provider(loaded: LoadedJob) -> Iterator[str | None]:
+    """Run the embedded provider if a step of the job uses it, and yield its URL; None if no step does."""
+    pools = loaded.workspace.pools
+    names = {name for step in loaded.job.steps for name in pools.get(step.provider, (step.provider,))}
+    if LOCAL not in names:
         yield None
         return
+    with embedded_provider(loaded.workspace) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def embedded_provider(workspace: Workspace) -> Iterator[str]:
+    """Run the embedded provider and yield its URL; its files and batches survive in the workspace's state."""
     from connectors.emulator.server import EmulatorOptions, EmulatorServer
 
-    with EmulatorServer(EmulatorOptions(folder=workspace.state / "local")) as server:
+    with EmulatorServer(EmulatorOptions(folder=workspace.state / LOCAL)) as server:
         yield server.base_url

@@ -10,7 +10,7 @@ import orjson
 from pipelines.ledger.ledger_file import open_ledger_file
 from pipelines.pricing.prices import usd
 from pipelines.reporting.status_queries import COST
-from pipelines.runtime.locks import running
+from pipelines.runtime.locks import is_running
 from pipelines.schedule.scheduler import DueTimeStore, ScheduledJob, next_due
 
 ENDS = {
@@ -52,7 +52,7 @@ def _runs(job: ScheduledJob, last: int) -> list[dict[str, object]]:
                 "order by started_at desc limit ?",
                 (job.name, last),
             ).fetchall()
-    under_way = running(job.workspace.state, job.name)
+    under_way = is_running(job.workspace.state, job.name)
     rows: list[dict[str, object]] = []
     for run_id, started, ended, code, stopped, report, cost in found or [(None,) * 7]:
         told: dict[str, Any] = orjson.loads(report) if report else {}

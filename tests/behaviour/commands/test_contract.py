@@ -181,7 +181,7 @@ def lines(text: str) -> list[dict[str, Any]]:
 def test_jobs_that_cannot_go_together_are_told_as_json_one_a_job(workspace: Any, cli: Any) -> None:
     one, two = workspace.job("one"), workspace.job("two")
     assert cli("run", one, two, "--json") == 2
-    said = f"{two}: sink: out is the sink of {one} too; give each job a sink of its own"
+    said = f"{two}: sink: out is the sink of {one} too; give each job a separate sink"
     assert lines(cli.out) == [{"job": name, **NOTHING, "stopped": said} for name in ("one", "two")]
     assert cli.err == said + "\n"
 

@@ -39,13 +39,13 @@ match stage:
     case "note":
         breaking(batch_ledger.BatchLedger, "note")
     case "upload":
-        breaking(provider_api.ProviderApi, "upload")
+        breaking(provider_api.ProviderApi, "upload_file")
     case "create":
         breaking(provider_api.ProviderApi, "create_batch")
     case "poll":
-        breaking(provider_api.ProviderApi, "batch")
+        breaking(provider_api.ProviderApi, "get_batch")
     case "fetch":
-        breaking(provider_api.ProviderApi, "download")
+        breaking(provider_api.ProviderApi, "download_file")
     case "landing":
         breaking(batch_land.Lander, "settle_line", lambda *given: settled.append(1) or len(settled) == 6)
     case "telling":

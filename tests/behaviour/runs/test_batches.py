@@ -479,7 +479,7 @@ moment = sys.argv[1]
 if moment == "noted":
     dying(batch_ledger.BatchLedger, "note")
 elif moment == "uploaded, not noted":
-    dying(provider_api.ProviderApi, "upload")
+    dying(provider_api.ProviderApi, "upload_file")
 elif moment == "uploaded":
     dying(batch_ledger.BatchLedger, "moved", lambda self, batch: batch.state == "uploaded")
 elif moment == "created, not noted":
@@ -487,7 +487,7 @@ elif moment == "created, not noted":
 elif moment == "created":
     dying(batch_ledger.BatchLedger, "moved", lambda self, batch: batch.state == "created")
 elif moment == "polled":
-    dying(provider_api.ProviderApi, "batch")
+    dying(provider_api.ProviderApi, "get_batch")
 elif moment == "fetched in part":
     dying(batch_land.Lander, "settle_line", lambda *given: settled.append(1) or len(settled) == 6)
 elif moment == "settled, not cleaned":

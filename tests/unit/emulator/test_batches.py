@@ -159,7 +159,7 @@ def test_too_many_lines_bytes_or_inputs_fail_the_batch(monkeypatch: pytest.Monke
 
 
 def test_the_limits_are_those_of_the_batch_api() -> None:
-    assert (input_file.MOST_LINES, input_file.MOST_BYTES, input_file.MOST_INPUTS) == (50_000, 209_715_200, 50_000)
+    assert (input_file.MAX_LINES, input_file.MAX_BYTES, input_file.MAX_INPUTS) == (50_000, 209_715_200, 50_000)
 
 
 def test_a_share_of_the_lines_can_expire(strict: openai.OpenAI) -> None:

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from connectors.emulator.server import EmulatorServer
 from connectors.records import RowError
-from pipelines.runtime.provider_api import ProviderApi, Refused
+from pipelines.runtime.provider_api import ProviderApi, RequestRefused
 from tests.conftest import error_reply
 
 
@@ -168,7 +168,7 @@ def test_a_stage_of_a_batch_that_fails_says_so(
     workspace: Any, by_batch: None, cli: Any, collected: Collected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refused(*given: Any) -> None:
-        raise Refused(RowError("access_denied", "text 1 is secret", 401))
+        raise RequestRefused(RowError("access_denied", "text 1 is secret", 401))
 
     monkeypatch.setattr(ProviderApi, "create_batch", refused)
     workspace.csv(5)
