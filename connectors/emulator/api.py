@@ -1,4 +1,4 @@
-"""What the routes of the local provider share: the state behind them, answers, and errors in the API's own words."""
+"""Types that all routes of the emulator share: routes, requests, server state, and errors in the API's wording."""
 
 import asyncio
 import hashlib
@@ -11,11 +11,11 @@ import orjson
 from aiohttp import web
 
 LOCAL_NAME = "rowmill-local"
-"""Every answer says that it is local: `system_fingerprint` where the API has one, and the header `x-rowmill-local`."""
+"""Marks every answer as local: in `system_fingerprint` if the API has it, and by the header `x-rowmill-local`."""
 
 
 class ApiError(Exception):
-    """A refusal; told as `{"error": {message, type, param, code}}`, all four keys always there."""
+    """An error reply: `{"error": {message, type, param, code}}`, always with all four keys."""
 
     def __init__(
         self,
@@ -38,45 +38,45 @@ class ApiError(Exception):
 
 
 @dataclass(slots=True)
-class State:
-    """What the server remembers between requests: files, batches, stored responses; in memory, or below a folder."""
+class EmulatorState:
+    """State between requests (files, batches, stored responses), in memory or below a folder."""
 
     folder: Path | None = None
     objects: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Objects of the API by id: files, batches, responses, in the order in which they were made."""
+    """API objects by id (files, batches, responses), in order of creation."""
     contents: dict[str, bytes] = field(default_factory=dict)
-    """Bytes of files by id."""
+    """File contents by id."""
     tasks: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
-    """The work on each batch that is not done, by its id."""
+    """Running batch tasks by batch id."""
 
 
 @dataclass(frozen=True, slots=True)
-class Incoming:
-    """One request to a route, its body read."""
+class ApiRequest:
+    """One request to a route, with its body."""
 
-    request: web.Request
-    state: State
+    http_request: web.Request
+    state: EmulatorState
     body: dict[str, Any]
-    """The JSON object, or the text fields of a form (a field that came several times: a list)."""
+    """The JSON object, or the text fields of a form (a list for a repeated field)."""
     files: Mapping[str, tuple[tuple[str, bytes], ...]]
-    """The files of a form: field name -> (file name, content) each; `x[]` counts as `x`."""
+    """The files of a form: field name -> (file name, content) pairs; `x[]` counts as `x`."""
 
 
-Handler = Callable[[Incoming], Awaitable[web.StreamResponse]]
+Handler = Callable[[ApiRequest], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """A path below /v1 and what answers there."""
+class ApiRoute:
+    """A method and path below /v1 with its handler."""
 
     method: str
     path: str
     """aiohttp's pattern without /v1, e.g. `/files/{file_id}`."""
     handler: Handler
-    limited: bool = True
-    """Whether rate limits and faults hold here: for everything that makes an answer, not for look-ups."""
-    keyed: bool = True
-    """Whether an API key is asked for where one is set: for everything but links that are handed on."""
+    is_rate_limited: bool = True
+    """Whether rate limits and faults apply: to everything that generates an answer, not to lookups."""
+    requires_key: bool = True
+    """Whether the API key is required, if one is set: False only for links that clients pass on."""
 
 
 def json_answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -85,10 +85,10 @@ def json_answer(body: Any, status: int = 200, headers: Mapping[str, str] | None 
 
 
 def digest_of(*parts: object) -> bytes:
-    """32 bytes by which deterministic answers are chosen: equal parts, equal answer."""
+    """A digest of 32 bytes that selects deterministic answers: equal parts, equal answer."""
     return hashlib.sha256(b"\0".join(orjson.dumps(part, default=str) for part in parts)).digest()
 
 
 def derived_id(prefix: str, *parts: object) -> str:
-    """An id as the API writes them, e.g. `chatcmpl-…`, the same for the same parts."""
+    """An id in the API's format, e.g. `chatcmpl-…`, equal for equal parts."""
     return f"{prefix}{digest_of(*parts).hex()[:24]}"

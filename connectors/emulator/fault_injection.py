@@ -1,4 +1,4 @@
-"""Failures on request: which requests fail, by rate or by script, and how each kind of failure is carried out."""
+"""Fault injection: which requests fail, by rate or by script, and how each kind of fault is produced."""
 
 import asyncio
 import random
@@ -11,7 +11,7 @@ from connectors.emulator.api import ApiError
 from connectors.emulator.rate_limits import wait_headers
 
 FAULT = web.RequestKey("rowmill_fault", str)
-"""Of a request whose answer is to be spoiled: the kind."""
+"""The kind of fault that the answer to a request gets."""
 
 NO_FAULT = "200"
 
@@ -35,41 +35,41 @@ STATUSES: dict[str, tuple[str, str, str | None]] = {
 QUOTA = "You exceeded your current quota, please check your plan and billing details."
 
 FAULTS_BEFORE_ANSWER = frozenset({*STATUSES, "quota", "hang", "dropped", "html", "empty"})
-"""Kinds that need no answer of the endpoint."""
+"""Kinds that need no answer from the endpoint."""
 
 FAULTS_IN_ANSWER = frozenset({"hang-body", "truncated", "malformed"})
-"""Kinds that spoil the usual answer."""
+"""Kinds that corrupt the regular answer."""
 
 KINDS = (*STATUSES, "quota", "hang", "hang-body", "truncated", "malformed", "empty", "html", "dropped")
 
 RETRY_AFTER_SECONDS = 0.1
-"""What a 429 on purpose asks for."""
+"""The wait that an injected 429 asks for."""
 
 HTML = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1>rowmill-local</body></html>"
 
 
 class Faults:
-    """Chooses for each request, in the order in which they come, how it fails; deterministic by seed."""
+    """Selects the fault of each request in order of arrival; deterministic by seed."""
 
     def __init__(self, rates: Sequence[str], script: str, seed: int) -> None:
-        """ValueError for a kind or rate that is none."""
+        """Raise ValueError for an invalid kind or rate."""
         self._rates = _rates(rates)
         self._script: Iterator[str] = iter(_script(script))
         self._random = random.Random(seed)
 
     def next(self) -> str | None:
-        """The kind of the next request's failure; None: the usual answer."""
+        """The kind of the next request's fault; None for the regular answer."""
         scripted = next(self._script, None)
         if scripted is not None:
             return None if scripted == NO_FAULT else scripted
         if not self._rates:
             return None
-        drawn = self._random.random()
-        return next((kind for kind, below in self._rates if drawn < below), None)
+        random_number = self._random.random()
+        return next((kind for kind, upper_end in self._rates if random_number < upper_end), None)
 
 
 async def fail_before(kind: str, request: web.Request) -> web.StreamResponse:
-    """Carry out one of BEFORE; ApiError for those that are errors of the API."""
+    """Produce one of FAULTS_BEFORE_ANSWER; ApiError for those that are API errors."""
     if kind == "quota":
         raise ApiError(429, QUOTA, type="insufficient_quota", code="insufficient_quota")
     if kind == "html":
@@ -86,13 +86,13 @@ async def fail_before(kind: str, request: web.Request) -> web.StreamResponse:
     )
 
 
-async def spoil(kind: str, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
-    """Carry out one of SPOILED on a whole response; streams do it themselves, as they go."""
+async def corrupt(kind: str, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    """Produce one of FAULTS_IN_ANSWER on a whole response; `event_stream` does it for streams."""
     if not isinstance(response, web.Response) or not isinstance(response.body, bytes):
         return response
     body = response.body
     if kind == "malformed":
-        # JSON without its end is none; other bodies, such as audio, are cut.
+        # JSON without its end is malformed; other bodies, such as audio, are truncated.
         return web.Response(body=body[: len(body) * 2 // 3], status=response.status, content_type=response.content_type)
     half = web.StreamResponse(status=response.status, headers={"content-type": response.content_type})
     half.content_length = len(body)
@@ -104,46 +104,46 @@ async def spoil(kind: str, request: web.Request, response: web.StreamResponse) -
 
 
 def drop(request: web.Request) -> web.StreamResponse:
-    """Close the connection as it is; what is returned can no longer be sent."""
+    """Close the connection; the returned response can no longer be sent."""
     if request.transport is not None:
-        # Not abort(): what was written before is to arrive.
+        # Not abort(): earlier data must still arrive.
         request.transport.close()
     return web.Response()
 
 
 def _rates(rates: Sequence[str]) -> tuple[tuple[str, float], ...]:
-    """(kind, upper end of its share of 0 to 1) each."""
+    """(kind, upper end of its share of the interval from 0 to 1) pairs."""
     ends: list[tuple[str, float]] = []
     end = 0.0
-    for said in rates:
-        kind, equals, share = said.partition("=")
-        _known(kind)
+    for entry in rates:
+        kind, equals, share = entry.partition("=")
+        _check_kind(kind)
         try:
             rate = float(share)
         except ValueError:
             rate = -1.0
         if not equals or not isfinite(rate) or not 0 <= rate <= 1:
-            raise ValueError(f"fault {said!r}: has no rate; write KIND=RATE with a rate from 0 to 1, e.g. 500=0.01")
+            raise ValueError(f"fault {entry!r}: has no rate; write KIND=RATE with a rate from 0 to 1, e.g. 500=0.01")
         end += rate
         ends.append((kind, end))
     if end > 1 + 1e-9:
-        raise ValueError(f"faults: their rates add up to {end:g}; let them be 1 or less together")
+        raise ValueError(f"faults: their rates add up to {end:g}; lower them to a sum of at most 1")
     return tuple(ends)
 
 
 def _script(script: str) -> list[str]:
-    """The kinds in order."""
+    """The kinds of a script in order."""
     kinds: list[str] = []
-    for said in (part.strip() for part in script.split(",") if part.strip()):
-        kind, star, times = said.partition("*")
+    for entry in (part.strip() for part in script.split(",") if part.strip()):
+        kind, asterisk, count = entry.partition("*")
         if kind != NO_FAULT:
-            _known(kind)
-        if star and not (times.isascii() and times.isdigit()):
-            raise ValueError(f"script: {said!r} has no count; write e.g. {kind}*2")
-        kinds += [kind] * (int(times) if star else 1)
+            _check_kind(kind)
+        if asterisk and not (count.isascii() and count.isdigit()):
+            raise ValueError(f"script: {entry!r} has no count; write e.g. {kind}*2")
+        kinds += [kind] * (int(count) if asterisk else 1)
     return kinds
 
 
-def _known(kind: str) -> None:
+def _check_kind(kind: str) -> None:
     if kind not in KINDS:
         raise ValueError(f"fault {kind!r}: no such kind; write one of {', '.join(KINDS)}")

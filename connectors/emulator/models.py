@@ -4,14 +4,14 @@ from typing import Any
 
 from aiohttp import web
 
-from connectors.emulator.api import LOCAL_NAME, ApiError, Incoming, Route, json_answer
+from connectors.emulator.api import LOCAL_NAME, ApiError, ApiRequest, ApiRoute, json_answer
 from connectors.emulator.real_models.catalogue import REAL_MODELS, check_real_model, installed_models
 from connectors.emulator.validation import model_not_found
 
 CREATED = 1_686_935_002
-"""When every model was made, in seconds since 1970: the same in every answer."""
+"""Creation time of every model, in seconds since 1970."""
 
-NAMES = (
+EMULATED_MODELS = (
     "dall-e-2",
     "dall-e-3",
     "gpt-3.5-turbo",
@@ -41,29 +41,31 @@ NAMES = (
     "rowmill-embeddings",
     "rowmill-sentiment",
 )
-"""The emulated ones that are listed; other names are answered as well, but those that begin with `no-such-`."""
+"""Emulated models in the list; any other name works too, unless it begins with `no-such-`."""
 
 
-async def list_models(incoming: Incoming) -> web.StreamResponse:
-    """All names that are listed, and the real models that are installed."""
-    return json_answer({"object": "list", "data": [_model(name) for name in (*NAMES, *installed_models())]})
+async def list_models(api_request: ApiRequest) -> web.StreamResponse:
+    """The emulated models and the installed real ones."""
+    return json_answer(
+        {"object": "list", "data": [_model_object(name) for name in (*EMULATED_MODELS, *installed_models())]}
+    )
 
 
-async def show_model(incoming: Incoming) -> web.StreamResponse:
-    """One model."""
-    return json_answer(_model(_known(incoming)))
+async def show_model(api_request: ApiRequest) -> web.StreamResponse:
+    """Describe one model."""
+    return json_answer(_model_object(_existing_model(api_request)))
 
 
-async def delete_model(incoming: Incoming) -> web.StreamResponse:
-    """Of a fine-tuned model: said to be deleted; the others are not the caller's."""
-    name = _known(incoming)
+async def delete_model(api_request: ApiRequest) -> web.StreamResponse:
+    """Confirm the deletion of a fine-tuned model; ApiError 403 for any other."""
+    name = _existing_model(api_request)
     if not name.startswith("ft:"):
         raise ApiError(403, f"The model `{name}` is not yours to delete; only fine-tuned models are.", param="model")
     return json_answer({"id": name, "object": "model", "deleted": True})
 
 
-def _known(incoming: Incoming) -> str:
-    name = incoming.request.match_info["model"]
+def _existing_model(api_request: ApiRequest) -> str:
+    name = api_request.http_request.match_info["model"]
     if name.startswith("no-such-"):
         raise model_not_found(name)
     if name in REAL_MODELS:
@@ -71,14 +73,14 @@ def _known(incoming: Incoming) -> str:
     return name
 
 
-def _model(name: str) -> dict[str, Any]:
+def _model_object(name: str) -> dict[str, Any]:
     real = REAL_MODELS.get(name)
-    told = {"id": name, "object": "model", "created": CREATED, "owned_by": LOCAL_NAME if real is None else real.owner}
-    return {**told, "kind": "emulated"} if real is None else {**told, "kind": "real", "licence": real.licence}
+    model = {"id": name, "object": "model", "created": CREATED, "owned_by": LOCAL_NAME if real is None else real.owner}
+    return {**model, "kind": "emulated"} if real is None else {**model, "kind": "real", "licence": real.licence}
 
 
-ROUTES: tuple[Route, ...] = (
-    Route("GET", "/models", list_models, limited=False),
-    Route("GET", "/models/{model:.+}", show_model, limited=False),
-    Route("DELETE", "/models/{model:.+}", delete_model, limited=False),
+ROUTES: tuple[ApiRoute, ...] = (
+    ApiRoute("GET", "/models", list_models, is_rate_limited=False),
+    ApiRoute("GET", "/models/{model:.+}", show_model, is_rate_limited=False),
+    ApiRoute("DELETE", "/models/{model:.+}", delete_model, is_rate_limited=False),
 )

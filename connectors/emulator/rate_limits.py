@@ -1,4 +1,4 @@
-"""Real limits of the local provider: requests and tokens a minute, and the headers that tell what is left."""
+"""Rate limits of the emulator: requests and tokens per minute, and the headers with the remaining amounts."""
 
 import time
 from collections.abc import Callable
@@ -9,46 +9,46 @@ from aiohttp import web
 from connectors.emulator.api import ApiError
 
 USED_TOKENS = web.RequestKey("rowmill_used", int)
-"""Of a request that has been answered: the tokens that it used."""
+"""Tokens that an answered request used."""
 
 
 class MinuteBucket:
-    """So many a minute, a second's worth (at least 1) at once."""
+    """A token bucket with a rate per minute and a burst of one second (at least 1)."""
 
     def __init__(self, per_minute: int, now: Callable[[], float]) -> None:
         self._now = now
         self._rate = per_minute / 60
         self._size = max(1.0, self._rate)
         self._level = self._size
-        self._filled = now()
+        self._refilled_at = now()
 
-    def fill(self) -> None:
-        """What has come in since the last look."""
+    def refill(self) -> None:
+        """Add what has accrued since the last refill."""
         now = self._now()
-        self._level = min(self._size, self._level + (now - self._filled) * self._rate)
-        self._filled = now
+        self._level = min(self._size, self._level + (now - self._refilled_at) * self._rate)
+        self._refilled_at = now
 
     def take(self, amount: float) -> None:
-        """Take it; what is missing is owed. A negative amount comes back."""
+        """Remove an amount, possibly into debt; a negative amount is a refund."""
         self._level = min(self._size, self._level - amount)
 
     @property
-    def left(self) -> float:
-        """How much is in it; below 0 what is owed."""
+    def level(self) -> float:
+        """The available amount; negative for a debt."""
         return self._level
 
     def seconds_until(self, level: float) -> float:
-        """Until so much is in it."""
+        """Seconds until the bucket reaches a level."""
         return max(0.0, (level - self._level) / self._rate)
 
     @property
     def seconds_until_full(self) -> float:
-        """Until nothing is missing."""
+        """Seconds until the bucket is full."""
         return self.seconds_until(self._size)
 
 
 class RequestLimits:
-    """What all requests together may take; None: no limit."""
+    """Limits on all requests together; None means unlimited."""
 
     def __init__(
         self,
@@ -67,16 +67,16 @@ class RequestLimits:
         return bool(self._buckets)
 
     def admit(self, tokens: int) -> None:
-        """One request of about so many tokens; ApiError 429 where it has to wait.
+        """Admit a request of about so many tokens; ApiError 429 if it must wait.
 
-        A request is let in while anything is left of the tokens, and owes what it takes beyond.
+        A request is admitted while any token is available, and may take the bucket into debt.
         """
         for bucket in self._buckets.values():
-            bucket.fill()
+            bucket.refill()
         requests, budget = self._buckets.get("requests"), self._buckets.get("tokens")
-        if requests is not None and requests.left < 1 - 1e-6:
+        if requests is not None and requests.level < 1 - 1e-6:
             raise self._refusal("requests", requests.seconds_until(1))
-        if budget is not None and budget.left <= 0:
+        if budget is not None and budget.level <= 0:
             raise self._refusal("tokens", budget.seconds_until(1))
         if requests is not None:
             requests.take(1)
@@ -84,19 +84,19 @@ class RequestLimits:
             budget.take(tokens)
 
     def settle(self, reserved: int, used: int) -> None:
-        """Correct what was taken for a request by what it really used."""
+        """Correct the reserved amount of a request to what it used."""
         if (budget := self._buckets.get("tokens")) is not None:
             budget.take(used - reserved)
 
     def headers(self) -> dict[str, str]:
-        """`x-ratelimit-*` as of now; nothing for what has no limit."""
-        told: dict[str, str] = {}
+        """The current `x-ratelimit-*` headers, without those of unlimited amounts."""
+        headers: dict[str, str] = {}
         for name, bucket in self._buckets.items():
-            bucket.fill()
-            told[f"x-ratelimit-limit-{name}"] = str(self._per_minute[name])
-            told[f"x-ratelimit-remaining-{name}"] = str(max(0, int(bucket.left)))
-            told[f"x-ratelimit-reset-{name}"] = duration(bucket.seconds_until_full)
-        return told
+            bucket.refill()
+            headers[f"x-ratelimit-limit-{name}"] = str(self._per_minute[name])
+            headers[f"x-ratelimit-remaining-{name}"] = str(max(0, int(bucket.level)))
+            headers[f"x-ratelimit-reset-{name}"] = duration(bucket.seconds_until_full)
+        return headers
 
     def _refusal(self, name: str, wait: float) -> ApiError:
         return ApiError(
@@ -110,18 +110,18 @@ class RequestLimits:
 
 
 def wait_headers(seconds: float) -> dict[str, str]:
-    """When to come back."""
+    """The `retry-after` headers."""
     return {"retry-after": str(ceil(seconds)), "retry-after-ms": str(ceil(seconds * 1000))}
 
 
 def duration(seconds: float) -> str:
-    """As OpenAI writes it: `6ms`, `1s`, `8.64s`, `6m0s`, `1h0m0s`."""
+    """A duration in OpenAI's format: `6ms`, `1s`, `8.64s`, `6m0s`, `1h0m0s`."""
     milliseconds = ceil(seconds * 1000)
     if milliseconds < 1000:
         return f"{milliseconds}ms"
     minutes, rest = divmod(milliseconds, 60_000)
-    written = f"{rest / 1000:.3f}".rstrip("0").rstrip(".") + "s"
+    formatted_seconds = f"{rest / 1000:.3f}".rstrip("0").rstrip(".") + "s"
     hours, minutes = divmod(minutes, 60)
     if hours:
-        return f"{hours}h{minutes}m{written}"
-    return f"{minutes}m{written}" if minutes else written
+        return f"{hours}h{minutes}m{formatted_seconds}"
+    return f"{minutes}m{formatted_seconds}" if minutes else formatted_seconds

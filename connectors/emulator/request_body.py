@@ -1,4 +1,4 @@
-"""What a request brings: a JSON object, or the fields and files of a form."""
+"""Request bodies: a JSON object, or the fields and files of a form."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,14 +9,14 @@ from aiohttp import BodyPartReader, web
 from connectors.emulator.api import ApiError
 
 MAX_BODY_BYTES = 512 * 1024 * 1024
-"""Bytes of one body."""
+"""Maximum size of one body."""
 
 Files = Mapping[str, tuple[tuple[str, bytes], ...]]
 NO_FILES: Files = {}
 
 
 async def read_body(request: web.Request) -> tuple[dict[str, Any], Files, int]:
-    """(JSON object or text fields, files of a form, bytes of text); ApiError for what is neither."""
+    """(JSON object or text fields, files of a form, bytes of text); ApiError for any other body."""
     if not request.can_read_body:
         return {}, NO_FILES, 0
     kind = request.content_type
@@ -33,15 +33,13 @@ async def read_body(request: web.Request) -> tuple[dict[str, Any], Files, int]:
     except orjson.JSONDecodeError as exc:
         raise ApiError(400, f"We could not parse the JSON body of your request: {exc}.", code="invalid_json") from exc
     if not isinstance(body, dict):
-        raise ApiError(400, "The JSON body of your request is no object.", code="invalid_json")
+        raise ApiError(400, "The JSON body of your request is not an object.", code="invalid_json")
     return body, NO_FILES, len(raw)
 
 
 def too_large() -> ApiError:
-    """The refusal of a body that is."""
-    return ApiError(
-        413, f"The request is too large; at most {MAX_BODY_BYTES} bytes are taken.", code="request_too_large"
-    )
+    """The API's 413 for a body above the limit."""
+    return ApiError(413, f"The request is too large; the limit is {MAX_BODY_BYTES} bytes.", code="request_too_large")
 
 
 async def _form(request: web.Request) -> tuple[dict[str, Any], Files, int]:
@@ -52,7 +50,7 @@ async def _form(request: web.Request) -> tuple[dict[str, Any], Files, int]:
         reader = await request.multipart()
         async for part in reader:
             if not isinstance(part, BodyPartReader):
-                raise ValueError("a part of it is a form itself")
+                raise ValueError("a part of it is a form")
             name = (part.name or "").removesuffix("[]")
             content = bytes(await part.read(decode=True))
             length += len(content)
@@ -65,5 +63,5 @@ async def _form(request: web.Request) -> tuple[dict[str, Any], Files, int]:
     except (ValueError, AssertionError) as exc:
         raise ApiError(400, f"We could not parse the form of your request: {exc}.", code="invalid_form") from exc
     body: dict[str, Any] = {name: values[0] if len(values) == 1 else values for name, values in fields.items()}
-    text = sum(len(value) for values in fields.values() for value in values)
-    return body, {name: tuple(contents) for name, contents in files.items()}, text
+    text_bytes = sum(len(value) for values in fields.values() for value in values)
+    return body, {name: tuple(contents) for name, contents in files.items()}, text_bytes

@@ -1,4 +1,4 @@
-"""Server-sent events: a list of events as a streamed answer, spoiled where a fault asks for it."""
+"""Server-sent events: events as a streamed answer, with injected faults."""
 
 import asyncio
 from collections.abc import Iterable
@@ -7,49 +7,49 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from connectors.emulator.api import Incoming
+from connectors.emulator.api import ApiRequest
 from connectors.emulator.fault_injection import FAULT, drop
 
 DONE = b"data: [DONE]\n\n"
 
 
 def event(body: Any, name: str | None = None) -> bytes:
-    """One event; `name` for those that have one beside their data."""
+    """One event; `name` for events that have one in addition to their data."""
     data = b"data: " + orjson.dumps(body) + b"\n\n"
     return data if name is None else f"event: {name}\n".encode() + data
 
 
-async def event_stream(incoming: Incoming, events: Iterable[bytes]) -> web.StreamResponse:
-    """The events, one write each."""
-    request = incoming.request
+async def event_stream(api_request: ApiRequest, events: Iterable[bytes]) -> web.StreamResponse:
+    """Stream the events, one write each."""
+    request = api_request.http_request
     kind = request.get(FAULT)
     if kind is not None:
-        return await _spoiled(request, list(events), kind)
-    response = _response()
+        return await _faulty_stream(request, list(events), kind)
+    response = _new_response()
     await response.prepare(request)
-    for one in events:
-        await response.write(one)
+    for chunk in events:
+        await response.write(chunk)
     await response.write_eof()
     return response
 
 
-async def _spoiled(request: web.Request, events: list[bytes], kind: str) -> web.StreamResponse:
-    """Half of the events, then what the fault says."""
-    response = _response()
+async def _faulty_stream(request: web.Request, events: list[bytes], kind: str) -> web.StreamResponse:
+    """Stream half of the events, then produce the fault."""
+    response = _new_response()
     await response.prepare(request)
     half = max(1, len(events) // 2)
-    for one in events[:half]:
-        await response.write(one)
+    for chunk in events[:half]:
+        await response.write(chunk)
     if kind == "hang-body":
         await asyncio.Event().wait()
     if kind == "truncated":
         return drop(request)
     await response.write(b'data: {"id": "chatcmpl-\n\n')
-    for one in events[half:]:
-        await response.write(one)
+    for chunk in events[half:]:
+        await response.write(chunk)
     await response.write_eof()
     return response
 
 
-def _response() -> web.StreamResponse:
+def _new_response() -> web.StreamResponse:
     return web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"})

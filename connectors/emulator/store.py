@@ -1,7 +1,7 @@
-"""Files and batches: kept in memory, or below a folder that servers of several processes may share.
+"""Stored objects: files and batches, in memory or below a folder shared by several processes; and stored answers.
 
-A folder is the truth: each object is read from it when it is asked for, and a batch is worked on by one process at a
-time, which holds the lock of the batch as long as it lives.
+The folder is authoritative: every lookup reads it. Only one process at a time runs a batch; it holds the lock of the
+batch for its lifetime.
 """
 
 import fcntl
@@ -17,19 +17,19 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from connectors.emulator.api import ApiError, State, derived_id
+from connectors.emulator.api import ApiError, EmulatorState, derived_id
 from connectors.emulator.validation import refuse
 
 OBJECT_NAMES = {"file": "File", "batch": "Batch"}
-"""`object` of what is kept here -> its name in messages."""
+"""`object` of a stored object -> its name in messages."""
 ANCHOR_SUFFIXES = {"file": ".content", "batch": ".lock"}
-"""Of each a file that is made once, by whoever was the first to take the id: it also tells the order of creation."""
+"""`object` -> suffix of the file that reserves an id exclusively; its time gives the order of creation."""
 
 BATCH_FILE_SECONDS = 30 * 24 * 3600
-"""Seconds after which a file with purpose batch expires."""
+"""Lifetime of a file with purpose batch."""
 
 
-def find(state: State, kind: str, object_id: str, param: str = "id") -> dict[str, Any]:
+def find_object(state: EmulatorState, kind: str, object_id: str, param: str = "id") -> dict[str, Any]:
     """The file or batch with this id; ApiError 404 if there is none."""
     found = get_object(state, kind, object_id)
     if found is None or _is_expired(found):
@@ -37,12 +37,12 @@ def find(state: State, kind: str, object_id: str, param: str = "id") -> dict[str
     return found
 
 
-def get_object(state: State, kind: str, object_id: str) -> dict[str, Any] | None:
-    """The file or batch with this id as it is now, also one that has expired; None if there is none."""
+def get_object(state: EmulatorState, kind: str, object_id: str) -> dict[str, Any] | None:
+    """The current file or batch with this id, even if expired; None if there is none."""
     if state.folder is None or object_id in state.tasks:
-        held = state.objects.get(object_id)
-        return held if held is not None and held.get("object") == kind else None
-    # An id may be anything that a client writes.
+        stored = state.objects.get(object_id)
+        return stored if stored is not None and stored.get("object") == kind else None
+    # Clients can send any id.
     if not re.fullmatch(r"[\w-]+", object_id, re.ASCII):
         return None
     try:
@@ -50,46 +50,54 @@ def get_object(state: State, kind: str, object_id: str) -> dict[str, Any] | None
     except FileNotFoundError:
         return None
     if kind == "batch" and found["status"] in ("validating", "in_progress"):
-        asked_at = cancel_requested_at(state, object_id)
-        if asked_at is not None:
-            return {**found, "status": "cancelling", "cancelling_at": asked_at}
+        requested_at = cancel_requested_at(state, object_id)
+        if requested_at is not None:
+            return {**found, "status": "cancelling", "cancelling_at": requested_at}
     return found
 
 
-def list_objects(state: State, kind: str) -> list[dict[str, Any]]:
+def list_objects(state: EmulatorState, kind: str) -> list[dict[str, Any]]:
     """The files or the batches, the oldest first."""
     if state.folder is None:
-        found = [one for one in state.objects.values() if one.get("object") == kind and not _is_expired(one)]
-        return sorted(found, key=lambda one: int(one["created_at"]))
+        found = [item for item in state.objects.values() if item.get("object") == kind and not _is_expired(item)]
+        return sorted(found, key=lambda item: int(item["created_at"]))
     dated: list[tuple[int, int, dict[str, Any]]] = []
     for path in (state.folder / kind).glob("*.json"):
-        one = get_object(state, kind, path.stem)
-        if one is not None and not _is_expired(one):
-            dated.append((int(one["created_at"]), _creation_order(path.with_suffix(ANCHOR_SUFFIXES[kind])), one))
-    return [one for *_, one in sorted(dated, key=lambda each: each[:2])]
+        item = get_object(state, kind, path.stem)
+        if item is not None and not _is_expired(item):
+            dated.append(
+                (
+                    int(item["created_at"]),
+                    _creation_order(path.with_suffix(ANCHOR_SUFFIXES[kind])),
+                    item,
+                )
+            )
+    return [item for *_, item in sorted(dated, key=lambda each: each[:2])]
 
 
-def save_object(state: State, one: dict[str, Any]) -> dict[str, Any]:
-    """Remember a file or a batch as it now is."""
+def save_object(state: EmulatorState, item: dict[str, Any]) -> dict[str, Any]:
+    """Store the current state of a file or batch."""
     if state.folder is None:
-        state.objects[one["id"]] = one
+        state.objects[item["id"]] = item
     else:
-        _write(_path(state.folder, one["object"], one["id"]), orjson.dumps(one))
-    return one
+        _write(_path(state.folder, item["object"], item["id"]), orjson.dumps(item))
+    return item
 
 
-def new_id(state: State, kind: str, prefix: str, *parts: object) -> str:
-    """An id chosen by the parts that no object has yet, and none of another process takes."""
+def new_id(state: EmulatorState, kind: str, prefix: str, *parts: object) -> str:
+    """A new id derived from the parts, unique across processes."""
     count = 0
     while True:
-        chosen = derived_id(prefix, *parts, count)
-        if chosen not in state.objects and (state.folder is None or _take_id(state.folder, kind, chosen)):
-            return chosen
+        object_id = derived_id(prefix, *parts, count)
+        if object_id not in state.objects and (state.folder is None or _take_id(state.folder, kind, object_id)):
+            return object_id
         count += 1
 
 
-def add_file(state: State, name: str, content: bytes, purpose: str, expires_in: int | None = None) -> dict[str, Any]:
-    """The file object for new content; its id is chosen by name and content."""
+def add_file(
+    state: EmulatorState, name: str, content: bytes, purpose: str, expires_in: int | None = None
+) -> dict[str, Any]:
+    """Store a new file; its id is derived from name and content."""
     seconds = BATCH_FILE_SECONDS if expires_in is None and purpose == "batch" else expires_in
     file_id = new_id(state, "file", "file-", name, hashlib.sha256(content).hexdigest(), purpose)
     if state.folder is None:
@@ -97,7 +105,7 @@ def add_file(state: State, name: str, content: bytes, purpose: str, expires_in: 
     else:
         _write(_anchor_path(state.folder, "file", file_id), content)
     created = int(time.time())
-    told: dict[str, Any] = {
+    file: dict[str, Any] = {
         "id": file_id,
         "object": "file",
         "bytes": len(content),
@@ -108,24 +116,24 @@ def add_file(state: State, name: str, content: bytes, purpose: str, expires_in: 
         "status_details": None,
         "expires_at": None if seconds is None else created + seconds,
     }
-    return save_object(state, told)
+    return save_object(state, file)
 
 
-def file_content(state: State, file_id: str, param: str = "id") -> bytes:
+def file_content(state: EmulatorState, file_id: str, param: str = "id") -> bytes:
     """The bytes of a file; ApiError 404 if there is none."""
-    find(state, "file", file_id, param)
+    find_object(state, "file", file_id, param)
     if state.folder is None:
         return state.contents[file_id]
     try:
         return _anchor_path(state.folder, "file", file_id).read_bytes()
     except FileNotFoundError as exc:
-        # Another process has deleted it since.
+        # Another process deleted it in the meantime.
         raise _not_found("file", file_id, param) from exc
 
 
-def delete_file(state: State, file_id: str) -> None:
-    """Forget a file; ApiError 404 if there is none."""
-    find(state, "file", file_id)
+def delete_file(state: EmulatorState, file_id: str) -> None:
+    """Delete a file; ApiError 404 if there is none."""
+    find_object(state, "file", file_id)
     state.objects.pop(file_id, None)
     state.contents.pop(file_id, None)
     if state.folder is not None:
@@ -133,11 +141,11 @@ def delete_file(state: State, file_id: str) -> None:
         _anchor_path(state.folder, "file", file_id).unlink(missing_ok=True)
 
 
-# A batch is one process's work at a time.
+# Batches: one process at a time runs a batch.
 
 
-def claim_batch(state: State, batch_id: str) -> BinaryIO | None:
-    """Take the work on a batch; to be closed when that ends. None where another server is at it."""
+def claim_batch(state: EmulatorState, batch_id: str) -> BinaryIO | None:
+    """Lock a batch for this process; the caller closes the lock. None if another server runs the batch."""
     if state.folder is None:
         return io.BytesIO()
     lock = _anchor_path(state.folder, "batch", batch_id).open("ab")
@@ -149,14 +157,14 @@ def claim_batch(state: State, batch_id: str) -> BinaryIO | None:
     return lock
 
 
-def request_cancel(state: State, batch_id: str) -> None:
-    """Tell whoever works on a batch to cancel it."""
+def request_cancel(state: EmulatorState, batch_id: str) -> None:
+    """Ask the process that runs a batch to cancel it."""
     if state.folder is not None:
         _cancel_path(state.folder, batch_id).touch()
 
 
-def cancel_requested_at(state: State, batch_id: str) -> int | None:
-    """When another process has asked for that; None where none has."""
+def cancel_requested_at(state: EmulatorState, batch_id: str) -> int | None:
+    """When another process requested cancellation; None if none did."""
     try:
         return None if state.folder is None else int(_cancel_path(state.folder, batch_id).stat().st_mtime)
     except FileNotFoundError:
@@ -164,25 +172,25 @@ def cancel_requested_at(state: State, batch_id: str) -> int | None:
 
 
 def page(found: Sequence[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
-    """A list as the API pages it: what comes after the object `after`."""
+    """One page of a list: what follows the object with the id `after`."""
     start = 0
     if after is not None:
-        places = [place for place, one in enumerate(found) if one["id"] == after]
+        places = [place for place, item in enumerate(found) if item["id"] == after]
         if not places:
             raise refuse("after", f"Invalid 'after': there is no object '{after}' in this list.", "invalid_value")
         start = places[0] + 1
-    shown = found[start : start + limit]
+    page_objects = found[start : start + limit]
     return {
         "object": "list",
-        "data": shown,
-        "first_id": shown[0]["id"] if shown else None,
-        "last_id": shown[-1]["id"] if shown else None,
+        "data": page_objects,
+        "first_id": page_objects[0]["id"] if page_objects else None,
+        "last_id": page_objects[-1]["id"] if page_objects else None,
         "has_more": start + limit < len(found),
     }
 
 
 def json_lines(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of JSON lines, the blank ones left out."""
+    """(number from 1, line) of the non-blank lines."""
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():
             yield number, line
@@ -192,9 +200,9 @@ def _not_found(kind: str, object_id: str, param: str) -> ApiError:
     return ApiError(404, f"No such {OBJECT_NAMES[kind]} object: {object_id}", param=param)
 
 
-def _is_expired(one: dict[str, Any]) -> bool:
-    # A batch has an expires_at as well: it is the end of its window, not of the object.
-    return one["object"] == "file" and one["expires_at"] is not None and one["expires_at"] < time.time()
+def _is_expired(item: dict[str, Any]) -> bool:
+    # The expires_at of a batch is the end of its completion window, not of the object.
+    return item["object"] == "file" and item["expires_at"] is not None and item["expires_at"] < time.time()
 
 
 def _path(folder: Path, kind: str, object_id: str) -> Path:
@@ -210,7 +218,7 @@ def _anchor_path(folder: Path, kind: str, object_id: str) -> Path:
 
 
 def _take_id(folder: Path, kind: str, object_id: str) -> bool:
-    """Whether this id was free, and is ours from now on."""
+    """Reserve an id; False if it is taken."""
     anchor = _anchor_path(folder, kind, object_id)
     anchor.parent.mkdir(parents=True, exist_ok=True)
     if _path(folder, kind, object_id).exists():
@@ -230,32 +238,35 @@ def _creation_order(anchor: Path) -> int:
 
 
 def _write(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.unfinished")
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.unfinished")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_bytes(content)
+    temporary.replace(path)
 
 
 MAX_STORED_OBJECTS = 20_000
-"""Objects of all kinds; beyond it the oldest answers are forgotten."""
+"""Maximum number of objects of all kinds; above it the oldest answers are evicted."""
 
 EVICTABLE_KINDS = frozenset({"response", "chat.completion"})
 
 
 def dialogue_id(answer_id: str) -> str:
-    """The id under which the dialogue of a remembered answer is kept."""
+    """The id of the stored messages of an answer."""
     return f"{answer_id}/dialogue"
 
 
-def evict_oldest(state: State) -> None:
-    """Forget the oldest answer where there are too many objects."""
+def evict_oldest(state: EmulatorState) -> None:
+    """Delete the oldest answer if there are too many objects."""
     if len(state.objects) > MAX_STORED_OBJECTS:
-        oldest = next((one["id"] for one in state.objects.values() if one.get("object") in EVICTABLE_KINDS), None)
+        oldest = next(
+            (item["id"] for item in state.objects.values() if item.get("object") in EVICTABLE_KINDS),
+            None,
+        )
         if oldest is not None:
             delete_answer(state, oldest)
 
 
-def delete_answer(state: State, answer_id: str) -> None:
-    """A remembered answer and its dialogue."""
+def delete_answer(state: EmulatorState, answer_id: str) -> None:
+    """Delete a stored answer and its messages."""
     del state.objects[answer_id]
     del state.objects[dialogue_id(answer_id)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from connectors.emulator.api import ApiError, Incoming, Route, json_answer
+from connectors.emulator.api import ApiError, ApiRequest, ApiRoute, json_answer
 from connectors.emulator.audio.codec import FORMATS, encode
 from connectors.emulator.audio.recognition import Transcript, recognise
 from connectors.emulator.audio.request_checks import TRANSCRIPTION, TRANSLATION, check_speech, check_transcription
@@ -47,9 +47,9 @@ _REAL_TRANSCRIBERS = {"moonshine-tiny-en": transcribe_with_moonshine}
 """Real models; every other name is spoken and heard by the emulator."""
 
 
-async def synthesize(incoming: Incoming) -> web.StreamResponse:
+async def synthesize(api_request: ApiRequest) -> web.StreamResponse:
     """The text as a file of sound, or as events that carry it."""
-    body = {name: value for name, value in incoming.body.items() if value is not None}
+    body = {name: value for name, value in api_request.body.items() if value is not None}
     check_speech(body)
     text, speed, kind = body["input"], body.get("speed", 1.0), body.get("response_format", "mp3")
     voice = body["voice"] if isinstance(body["voice"], str) else body["voice"]["id"]
@@ -60,20 +60,20 @@ async def synthesize(incoming: Incoming) -> web.StreamResponse:
         sound = await run_in_model_thread(body["model"], lambda: encode(speak(text, voice, speed), kind))
     given = count_tokens(text, TOKENIZER)
     made = ceil(len(text) / (CHARACTERS_PER_SECOND * speed) * SPEECH_TOKENS_PER_SECOND)
-    incoming.request[USED_TOKENS] = given + made
+    api_request.http_request[USED_TOKENS] = given + made
     if body.get("stream_format") == "sse":
         usage = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}
-        return await event_stream(incoming, _speech_events(sound, usage))
+        return await event_stream(api_request, _speech_events(sound, usage))
     media_type = FORMATS[kind].media_type if kind in FORMATS else "audio/pcm"
     response = web.Response(body=sound, content_type=media_type)
     response.enable_chunked_encoding()
     return response
 
 
-async def transcribe(incoming: Incoming) -> web.StreamResponse:
+async def transcribe(api_request: ApiRequest) -> web.StreamResponse:
     """What is said in a file, in the language in which it is said."""
-    sound = _uploaded_sound(incoming)
-    body = form_values(incoming, TRANSCRIPTION)
+    sound = _uploaded_sound(api_request)
+    body = form_values(api_request, TRANSCRIPTION)
     rules = check_transcription(body)
     language = check_language(body["language"], "language") if body.get("language") else None
     codes = [check_language(code, "languages") for code in body.get("languages", ())]
@@ -86,7 +86,7 @@ async def transcribe(incoming: Incoming) -> web.StreamResponse:
     code = language or (codes[0] if codes else language_of(transcript.text))
     speaker = (body.get("known_speaker_names") or ["A"])[0]
     usage = token_usage(transcript, prompt) if rules.by_tokens else duration_usage(transcript)
-    incoming.request[USED_TOKENS] = token_usage(transcript, prompt)["total_tokens"]
+    api_request.http_request[USED_TOKENS] = token_usage(transcript, prompt)["total_tokens"]
     more: dict[str, Any] = {}
     if body.get("model") == "gpt-transcribe":
         more["languages"] = [{"code": code}]
@@ -94,7 +94,7 @@ async def transcribe(incoming: Incoming) -> web.StreamResponse:
         more["logprobs"] = token_logprobs(transcript.text)
     if body.get("stream") and rules.streams:
         return await event_stream(
-            incoming, _transcript_events(transcript, kind, speaker, more, token_usage(transcript, prompt))
+            api_request, _transcript_events(transcript, kind, speaker, more, token_usage(transcript, prompt))
         )
     if kind == "json":
         return json_answer({"text": transcript.text, **more, "usage": usage})
@@ -104,23 +104,23 @@ async def transcribe(incoming: Incoming) -> web.StreamResponse:
     return _text_response(transcript, kind, "transcribe", NAMES[code], body.get("temperature", 0.0), wanted)
 
 
-async def translate(incoming: Incoming) -> web.StreamResponse:
+async def translate(api_request: ApiRequest) -> web.StreamResponse:
     """What is said in a file, in English."""
-    sound = _uploaded_sound(incoming)
-    body = form_values(incoming, TRANSLATION)
+    sound = _uploaded_sound(api_request)
+    body = form_values(api_request, TRANSLATION)
     check_body(body, TRANSLATION)
     check_model(body, "transcription")
     transcript = await _transcript(sound, body["model"])
-    incoming.request[USED_TOKENS] = token_usage(transcript, body.get("prompt", ""))["total_tokens"]
+    api_request.http_request[USED_TOKENS] = token_usage(transcript, body.get("prompt", ""))["total_tokens"]
     kind = body.get("response_format", "json")
     if kind == "json":
         return json_answer({"text": transcript.text})
     return _text_response(transcript, kind, "translate", "english", body.get("temperature", 0.0), ["segment"])
 
 
-def _uploaded_sound(incoming: Incoming) -> bytes:
+def _uploaded_sound(api_request: ApiRequest) -> bytes:
     """The file that was sent."""
-    ((_, content),) = uploaded_files(incoming, {"file": 1}, "file")["file"]
+    ((_, content),) = uploaded_files(api_request, {"file": 1}, "file")["file"]
     if len(content) > MAX_AUDIO_BYTES:
         raise file_too_large(MAX_AUDIO_BYTES, len(content))
     return content
@@ -170,8 +170,8 @@ def _transcript_events(
     yield event({"type": "transcript.text.done", "text": transcript.text, **more, "usage": usage})
 
 
-ROUTES: tuple[Route, ...] = (
-    Route("POST", "/audio/speech", synthesize),
-    Route("POST", "/audio/transcriptions", transcribe),
-    Route("POST", "/audio/translations", translate),
+ROUTES: tuple[ApiRoute, ...] = (
+    ApiRoute("POST", "/audio/speech", synthesize),
+    ApiRoute("POST", "/audio/transcriptions", transcribe),
+    ApiRoute("POST", "/audio/translations", translate),
 )

@@ -1,8 +1,8 @@
-"""POST and GET /batches, GET /batches/{id}, POST /batches/{id}/cancel: files of requests, answered in the background.
+"""POST and GET /batches, GET /batches/{id}, POST /batches/{id}/cancel: files of requests, run in the background.
 
-For tests a batch can be told by its own metadata how to end:
-`rowmill_delay_s` spreads its lines over so many seconds, `rowmill_expire_share` lets this share of them, the last
-ones, expire, `rowmill_fail` fails it as a whole with this code, `rowmill_enqueued_tokens` is the limit that it meets.
+Tests control the outcome of a batch by its metadata: `rowmill_delay_s` spreads the lines over so many seconds,
+`rowmill_expire_share` lets this share of the lines, the last ones, expire, `rowmill_fail` fails the whole batch with
+this code, and `rowmill_enqueued_tokens` is the enqueued token limit that applies.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from connectors.emulator.api import ApiError, Handler, Incoming, Route, State, derived_id, json_answer
+from connectors.emulator.api import ApiError, ApiRequest, ApiRoute, EmulatorState, Handler, derived_id, json_answer
 from connectors.emulator.api_schemas import METADATA, NON_EMPTY, TEXT, RequestSchema, enum, integer, record
 from connectors.emulator.batches.files import EXPIRY
 from connectors.emulator.batches.input_file import CheckedInput, batch_error, check_lines
@@ -31,7 +31,7 @@ from connectors.emulator.store import (
     claim_batch,
     delete_file,
     file_content,
-    find,
+    find_object,
     get_object,
     list_objects,
     new_id,
@@ -47,11 +47,11 @@ HANDLERS: Mapping[str, Handler] = {
     if route.method == "POST"
     and route.path in ("/chat/completions", "/embeddings", "/images/generations", "/images/edits", "/responses")
 }
-"""Endpoint of a batch -> what answers its lines."""
+"""Endpoint of a batch -> handler of its lines."""
 
 WINDOW_SECONDS = 24 * 3600
 ENQUEUED_TOKENS = 2_000_000_000
-"""Of all batches of one model that are not done: a token for every four bytes of their files."""
+"""Limit on all unfinished batches of one model, counted as one token per four bytes of their files."""
 
 FINAL_STATUSES = frozenset({"failed", "completed", "expired", "cancelled"})
 
@@ -86,7 +86,7 @@ _EXPIRED_ERROR = {
 
 @dataclass(frozen=True, slots=True)
 class BatchOverrides:
-    """How a batch is to end, as its metadata says."""
+    """The outcome of a batch that its metadata requests."""
 
     delay_s: float = 0
     expire_share: float = 0
@@ -105,12 +105,12 @@ class BatchOutput:
     )
 
 
-async def create(incoming: Incoming) -> web.StreamResponse:
-    """Take a batch; it is worked on from now on."""
-    body, state = incoming.body, incoming.state
+async def create(api_request: ApiRequest) -> web.StreamResponse:
+    """Create a batch and start it."""
+    body, state = api_request.body, api_request.state
     check_body(body, REQUEST)
     _overrides(body.get("metadata"))
-    source = find(state, "file", body["input_file_id"], "input_file_id")
+    source = find_object(state, "file", body["input_file_id"], "input_file_id")
     if source["purpose"] != "batch":
         message = f"Invalid 'input_file_id': the file's purpose must be 'batch', but it is '{source['purpose']}'."
         raise refuse("input_file_id", message, "invalid_file_purpose")
@@ -137,28 +137,28 @@ async def create(incoming: Incoming) -> web.StreamResponse:
     if "output_expires_after" in body:
         batch["output_expires_after"] = body["output_expires_after"]
     save_object(state, batch)
-    return json_answer(_ensure_running(incoming, batch_id))
+    return json_answer(_ensure_running(api_request, batch_id))
 
 
-async def list_batches(incoming: Incoming) -> web.StreamResponse:
-    """The batches, the newest first."""
-    asked = query_values(incoming, _QUERY)
-    found = await asyncio.to_thread(list_objects, incoming.state, "batch")
-    for batch in found:
+async def list_batches(api_request: ApiRequest) -> web.StreamResponse:
+    """List the batches, the newest first."""
+    query = query_values(api_request, _QUERY)
+    batches = await asyncio.to_thread(list_objects, api_request.state, "batch")
+    for batch in batches:
         if batch["status"] not in FINAL_STATUSES:
-            _ensure_running(incoming, batch["id"])
-    return json_answer(page(found[::-1], asked.get("after"), asked.get("limit", 20)))
+            _ensure_running(api_request, batch["id"])
+    return json_answer(page(batches[::-1], query.get("after"), query.get("limit", 20)))
 
 
-async def show(incoming: Incoming) -> web.StreamResponse:
-    """One batch as it is now."""
-    return json_answer(_ensure_running(incoming, incoming.request.match_info["batch_id"]))
+async def show(api_request: ApiRequest) -> web.StreamResponse:
+    """Return the current state of one batch."""
+    return json_answer(_ensure_running(api_request, api_request.http_request.match_info["batch_id"]))
 
 
-async def cancel(incoming: Incoming) -> web.StreamResponse:
-    """Stop a batch; what is done of it stays."""
-    state = incoming.state
-    batch = _ensure_running(incoming, incoming.request.match_info["batch_id"])
+async def cancel(api_request: ApiRequest) -> web.StreamResponse:
+    """Cancel a batch; finished lines stay."""
+    state = api_request.state
+    batch = _ensure_running(api_request, api_request.http_request.match_info["batch_id"])
     if batch["status"] in FINAL_STATUSES or batch["status"] == "finalizing":
         message = f"Cannot cancel a batch with status '{batch['status']}'."
         raise ApiError(409, message, code="batch_not_cancellable", headers={"x-should-retry": "false"})
@@ -166,39 +166,39 @@ async def cancel(incoming: Incoming) -> web.StreamResponse:
         _set_status(state, batch, "cancelling")
     elif batch["status"] != "cancelling":
         request_cancel(state, batch["id"])
-        batch = find(state, "batch", batch["id"])
+        batch = find_object(state, "batch", batch["id"])
     return json_answer(batch)
 
 
-def _ensure_running(incoming: Incoming, batch_id: str) -> dict[str, Any]:
-    """A batch as it is now, worked on unless that is done or being done: a server that was ended left it as it was."""
-    state = incoming.state
-    batch = find(state, "batch", batch_id)
+def _ensure_running(api_request: ApiRequest, batch_id: str) -> dict[str, Any]:
+    """The current state of a batch, which is started if no server runs it (e.g. after a restart)."""
+    state = api_request.state
+    batch = find_object(state, "batch", batch_id)
     if batch["status"] in FINAL_STATUSES or batch_id in state.tasks:
         return batch
     lock = claim_batch(state, batch_id)
     if lock is None:
         return batch
-    # Whoever worked on it until now may have come to its end.
-    batch = find(state, "batch", batch_id)
+    # The previous owner of the lock may have finished it.
+    batch = find_object(state, "batch", batch_id)
     if batch["status"] in FINAL_STATUSES:
         lock.close()
         return batch
     state.objects[batch_id] = batch
-    task = state.tasks[batch_id] = asyncio.get_running_loop().create_task(_run_batch(incoming, batch))
+    task = state.tasks[batch_id] = asyncio.get_running_loop().create_task(_run_batch(api_request, batch))
 
-    def ended(task: asyncio.Task[None]) -> None:
+    def on_done(task: asyncio.Task[None]) -> None:
         del state.tasks[batch_id]
         if state.folder is not None:
             del state.objects[batch_id]
         lock.close()
 
-    task.add_done_callback(ended)
+    task.add_done_callback(on_done)
     return batch
 
 
-async def _run_batch(incoming: Incoming, batch: dict[str, Any]) -> None:
-    state, overrides = incoming.state, _overrides(batch["metadata"])
+async def _run_batch(api_request: ApiRequest, batch: dict[str, Any]) -> None:
+    state, overrides = api_request.state, _overrides(batch["metadata"])
     checked = await asyncio.to_thread(_check_input, state, batch, overrides)
     batch["model"] = checked.model
     if batch["status"] == "validating":
@@ -209,20 +209,20 @@ async def _run_batch(incoming: Incoming, batch: dict[str, Any]) -> None:
         batch["request_counts"]["total"] = len(checked.lines)
         _set_status(state, batch, "in_progress")
     batch["request_counts"] = {"total": len(checked.lines), "completed": 0, "failed": 0}
-    made = await _answer_lines(incoming, batch, checked.lines, overrides)
+    output = await _answer_lines(api_request, batch, checked.lines, overrides)
     end = "expired" if overrides.expire_share else "completed"
     if batch["status"] == "cancelling":
         end = "cancelled"
     else:
         _set_status(state, batch, "finalizing")
-    await asyncio.to_thread(_write_results, state, batch, made)
+    await asyncio.to_thread(_write_results, state, batch, output)
     _set_status(state, batch, end)
 
 
-def _check_input(state: State, batch: dict[str, Any], overrides: BatchOverrides) -> CheckedInput:
-    """The lines, or why the batch fails."""
+def _check_input(state: EmulatorState, batch: dict[str, Any], overrides: BatchOverrides) -> CheckedInput:
+    """The lines of the input file, or the errors that fail the batch."""
     if overrides.fail is not None:
-        return CheckedInput(errors=(batch_error(overrides.fail, "This batch was told to fail by its metadata."),))
+        return CheckedInput(errors=(batch_error(overrides.fail, "The metadata of this batch requests this failure."),))
     try:
         content = file_content(state, batch["input_file_id"])
     except ApiError as exc:
@@ -233,8 +233,8 @@ def _check_input(state: State, batch: dict[str, Any], overrides: BatchOverrides)
         for other in list_objects(state, "batch")
         if other["status"] not in FINAL_STATUSES and other["id"] != batch["id"] and other["model"] == checked.model
     )
-    waiting = sum(file["bytes"] // 4 for file in others if file is not None)
-    if not checked.errors and waiting + len(content) // 4 > overrides.enqueued_tokens:
+    enqueued = sum(file["bytes"] // 4 for file in others if file is not None)
+    if not checked.errors and enqueued + len(content) // 4 > overrides.enqueued_tokens:
         message = (
             f"Enqueued token limit reached for {checked.model} in organization rowmill-local. Limit: "
             f"{overrides.enqueued_tokens:,.0f} enqueued tokens. Please try again once some in_progress batches have been "
@@ -245,88 +245,88 @@ def _check_input(state: State, batch: dict[str, Any], overrides: BatchOverrides)
 
 
 async def _answer_lines(
-    incoming: Incoming, batch: dict[str, Any], lines: tuple[bytes, ...], overrides: BatchOverrides
+    api_request: ApiRequest, batch: dict[str, Any], lines: tuple[bytes, ...], overrides: BatchOverrides
 ) -> BatchOutput:
-    """Answer line after line until all are, or the batch is cancelled."""
-    made, counts = BatchOutput(), batch["request_counts"]
-    began = time.monotonic()
-    last = len(lines) - ceil(len(lines) * overrides.expire_share)
+    """Answer the lines in order until the end or a cancellation."""
+    output, counts = BatchOutput(), batch["request_counts"]
+    started = time.monotonic()
+    expired_from = len(lines) - ceil(len(lines) * overrides.expire_share)
     for place, raw in enumerate(lines):
-        due = began + overrides.delay_s * (place + 1) / len(lines)
+        due = started + overrides.delay_s * (place + 1) / len(lines)
         for pause in _sleep_intervals(due):
             await asyncio.sleep(pause)
-            if batch["status"] != "cancelling" and cancel_requested_at(incoming.state, batch["id"]) is not None:
-                _set_status(incoming.state, batch, "cancelling")
+            if batch["status"] != "cancelling" and cancel_requested_at(api_request.state, batch["id"]) is not None:
+                _set_status(api_request.state, batch, "cancelling")
             if batch["status"] == "cancelling":
-                return made
+                return output
         line = orjson.loads(raw)
         custom_id = line["custom_id"]
-        told: dict[str, Any] = {"id": derived_id("batch_req_", batch["id"], custom_id), "custom_id": custom_id}
-        if place >= last:
-            made.errors.write(_line({**told, "response": None, "error": _EXPIRED_ERROR}))
+        result: dict[str, Any] = {"id": derived_id("batch_req_", batch["id"], custom_id), "custom_id": custom_id}
+        if place >= expired_from:
+            output.errors.write(_line({**result, "response": None, "error": _EXPIRED_ERROR}))
             counts["failed"] += 1
             continue
-        status, body = await _answer_line(incoming, batch["endpoint"], line["body"])
+        status, body = await _answer_line(api_request, batch["endpoint"], line["body"])
         request_id = derived_id("req_", batch["id"], custom_id)
         response = {"status_code": status, "request_id": request_id, "body": orjson.Fragment(body)}
         succeeded = status < 400
-        (made.output if succeeded else made.errors).write(_line({**told, "response": response, "error": None}))
+        (output.output if succeeded else output.errors).write(_line({**result, "response": response, "error": None}))
         counts["completed" if succeeded else "failed"] += 1
-        _add_usage(made.used, orjson.loads(body).get("usage") or {})
-    return made
+        _add_usage(output.used, orjson.loads(body).get("usage") or {})
+    return output
 
 
 def _sleep_intervals(due: float) -> Iterator[float]:
-    """Sleeps until then, short ones, so that a cancel is noticed; at least one, so that others are served."""
+    """Short sleeps until `due`, to notice a cancellation; at least one, to let other requests run."""
     yield 0
-    while (left := due - time.monotonic()) > 0:
-        yield min(left, 0.02)
+    while (leftover := due - time.monotonic()) > 0:
+        yield min(leftover, 0.02)
 
 
-async def _answer_line(incoming: Incoming, endpoint: str, body: dict[str, Any]) -> tuple[int, bytes]:
-    """(status, JSON) of one line, answered as if it had come alone."""
+async def _answer_line(api_request: ApiRequest, endpoint: str, body: dict[str, Any]) -> tuple[int, bytes]:
+    """(status, JSON) of one line, answered like a separate request."""
     if body.get("stream"):
         refusal = refuse("stream", "Streaming is not supported in the Batch API.", "unsupported_parameter")
         return refusal.status, orjson.dumps(refusal.body)
     try:
-        response = await HANDLERS[endpoint](Incoming(incoming.request, incoming.state, body, {}))
+        response = await HANDLERS[endpoint](ApiRequest(api_request.http_request, api_request.state, body, {}))
     except ApiError as exc:
         return exc.status, orjson.dumps(exc.body)
-    # Without `stream` every handler answers with JSON that is whole.
+    # Without `stream` every handler returns a complete JSON response.
     assert isinstance(response, web.Response)
     assert isinstance(response.body, bytes)
     return response.status, response.body
 
 
-def _line(told: dict[str, Any]) -> bytes:
-    return orjson.dumps(told, option=orjson.OPT_APPEND_NEWLINE)
+def _line(result: dict[str, Any]) -> bytes:
+    return orjson.dumps(result, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _add_usage(used: dict[str, int], usage: dict[str, Any]) -> None:
-    """Add what one answer used, by the names of chat or of responses."""
-    given = usage.get("input_tokens_details") or usage.get("prompt_tokens_details") or {}
-    made = usage.get("output_tokens_details") or usage.get("completion_tokens_details") or {}
+    """Add the usage of one answer, in the format of chat or of responses."""
+    input_details = usage.get("input_tokens_details") or usage.get("prompt_tokens_details") or {}
+    output = usage.get("output_tokens_details") or usage.get("completion_tokens_details") or {}
     used["input"] += usage.get("input_tokens") or usage.get("prompt_tokens") or 0
     used["output"] += usage.get("output_tokens") or usage.get("completion_tokens") or 0
     used["total"] += usage.get("total_tokens") or 0
-    used["cached"] += given.get("cached_tokens") or 0
-    used["reasoning"] += made.get("reasoning_tokens") or 0
+    used["cached"] += input_details.get("cached_tokens") or 0
+    used["reasoning"] += output.get("reasoning_tokens") or 0
 
 
-def _write_results(state: State, batch: dict[str, Any], made: BatchOutput) -> None:
-    """Write the output and the error file, each only if there is something in it."""
+def _write_results(state: EmulatorState, batch: dict[str, Any], output: BatchOutput) -> None:
+    """Store the output and the error file, unless empty."""
     names = {kind: f"{batch['id']}_{kind}.jsonl" for kind in ("output", "error")}
-    for left in list_objects(state, "file"):
-        # A server that was ended in this very moment has written them before.
-        if left["filename"] in names.values():
-            delete_file(state, left["id"])
+    for leftover in list_objects(state, "file"):
+        # A server that was killed at this point has written them already.
+        if leftover["filename"] in names.values():
+            delete_file(state, leftover["id"])
     expiry = batch.get("output_expires_after")
     seconds = expiry["seconds"] if expiry else None
-    for name, lines in (("output", made.output), ("error", made.errors)):
+    for name, lines in (("output", output.output), ("error", output.errors)):
         if lines.tell():
-            kept = add_file(state, names[name], lines.getvalue(), "batch_output", seconds)
-            batch[f"{name}_file_id"] = kept["id"]
-    used = made.used
+            file = add_file(state, names[name], lines.getvalue(), "batch_output", seconds)
+            batch[f"{name}_file_id"] = file["id"]
+    used = output.used
     batch["usage"] = {
         "input_tokens": used["input"],
         "input_tokens_details": {"cached_tokens": used["cached"]},
@@ -336,34 +336,36 @@ def _write_results(state: State, batch: dict[str, Any], made: BatchOutput) -> No
     }
 
 
-def _set_status(state: State, batch: dict[str, Any], status: str) -> None:
+def _set_status(state: EmulatorState, batch: dict[str, Any], status: str) -> None:
     batch["status"] = status
     batch[f"{status}_at"] = int(time.time())
     save_object(state, batch)
 
 
-def _overrides(told: Mapping[str, str] | None) -> BatchOverrides:
-    """What the metadata says; ApiError for a number that is none."""
-    told = told or {}
+def _overrides(metadata: Mapping[str, str] | None) -> BatchOverrides:
+    """The overrides in the metadata; ApiError for an invalid number."""
+    metadata = metadata or {}
     return BatchOverrides(
-        _override(told, "rowmill_delay_s", 0, inf),
-        _override(told, "rowmill_expire_share", 0, 1),
-        told.get("rowmill_fail"),
-        _override(told, "rowmill_enqueued_tokens", ENQUEUED_TOKENS, inf),
+        _override(metadata, "rowmill_delay_s", 0, inf),
+        _override(metadata, "rowmill_expire_share", 0, 1),
+        metadata.get("rowmill_fail"),
+        _override(metadata, "rowmill_enqueued_tokens", ENQUEUED_TOKENS, inf),
     )
 
 
-def _override(told: Mapping[str, str], name: str, default: float, most: float) -> float:
-    value = number(told[name]) if name in told else default
-    if not isinstance(value, int | float) or not 0 <= value <= most:
+def _override(metadata: Mapping[str, str], name: str, default: float, maximum: float) -> float:
+    value = number(metadata[name]) if name in metadata else default
+    if not isinstance(value, int | float) or not 0 <= value <= maximum:
         where = f"metadata.{name}"
-        raise refuse(where, f"Invalid '{where}': expected a number from 0 to {most}, got '{value}'.", "invalid_value")
+        raise refuse(
+            where, f"Invalid '{where}': expected a number from 0 to {maximum}, got '{value}'.", "invalid_value"
+        )
     return value
 
 
-ROUTES: tuple[Route, ...] = (
-    Route("POST", "/batches", create),
-    Route("GET", "/batches", list_batches, limited=False),
-    Route("GET", "/batches/{batch_id}", show, limited=False),
-    Route("POST", "/batches/{batch_id}/cancel", cancel, limited=False),
+ROUTES: tuple[ApiRoute, ...] = (
+    ApiRoute("POST", "/batches", create),
+    ApiRoute("GET", "/batches", list_batches, is_rate_limited=False),
+    ApiRoute("GET", "/batches/{batch_id}", show, is_rate_limited=False),
+    ApiRoute("POST", "/batches/{batch_id}/cancel", cancel, is_rate_limited=False),
 )

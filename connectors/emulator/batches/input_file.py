@@ -1,4 +1,4 @@
-"""The input file of a batch: its lines checked, as the Batch API checks them before it begins."""
+"""Validation of a batch's input file, as the Batch API does it before a batch starts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,29 +11,29 @@ from connectors.emulator.store import json_lines
 MAX_LINES = 50_000
 MAX_BYTES = 200 * 1024 * 1024
 MAX_INPUTS = 50_000
-"""Texts to embed, over all lines of a batch for /v1/embeddings."""
+"""Maximum number of texts in all lines of a batch for /v1/embeddings."""
 MAX_ERRORS = 100
-"""Told of one file."""
+"""Reported errors per file."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedInput:
-    """A file's lines, or what is wrong with them."""
+    """The lines of a valid file, or the errors of an invalid one."""
 
     lines: tuple[bytes, ...] = ()
     model: str | None = None
-    """Of all lines; None where they name none."""
+    """The model of all lines; None if they have none."""
     errors: tuple[dict[str, Any], ...] = ()
-    """`{code, message, param, line}` each."""
+    """Objects of `{code, message, param, line}`."""
 
 
 def batch_error(code: str, message: str, line: int | None = None, param: str | None = None) -> dict[str, Any]:
-    """One error of a batch."""
+    """One error object of a batch."""
     return {"code": code, "message": message, "param": param, "line": line}
 
 
 def check_lines(content: bytes, endpoint: str) -> CheckedInput:
-    """The lines of an input file for an endpoint such as /v1/embeddings."""
+    """Validate an input file for an endpoint such as /v1/embeddings."""
     if len(content) > MAX_BYTES:
         message = f"The batch input file is larger than the {MAX_BYTES // 1024 // 1024} MB maximum for the Batch API."
         return CheckedInput(errors=(batch_error("file_too_large", message),))
@@ -56,7 +56,7 @@ def check_lines(content: bytes, endpoint: str) -> CheckedInput:
             continue
         errors += _line_errors(line, number, endpoint, ids, models)
         if endpoint == "/v1/embeddings":
-            inputs += _inputs(line)
+            inputs += _count_inputs(line)
     if not lines:
         errors.append(
             batch_error(
@@ -72,7 +72,7 @@ def check_lines(content: bytes, endpoint: str) -> CheckedInput:
 def _line_errors(
     line: dict[str, Any], number: int, endpoint: str, ids: set[str], models: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """What is wrong with one line; its id is added to `ids`, and its model to `models` if it is the first."""
+    """The errors of one line; adds its id to `ids`, and the first model to `models`."""
     custom_id = line.get("custom_id")
     if not isinstance(custom_id, str):
         yield batch_error("missing_required_parameter", "Missing required parameter: 'custom_id'.", number, "custom_id")
@@ -100,10 +100,10 @@ def _line_errors(
         yield batch_error("mismatched_model", message, number, "body.model")
 
 
-def _inputs(line: dict[str, Any]) -> int:
-    """How many texts a line asks to embed; a list of token ids is one text."""
+def _count_inputs(line: dict[str, Any]) -> int:
+    """The number of texts in a line; a list of token ids is one text."""
     body = line.get("body")
-    given = body.get("input") if isinstance(body, dict) else None
-    if not isinstance(given, list) or all(isinstance(one, int) for one in given):
+    texts = body.get("input") if isinstance(body, dict) else None
+    if not isinstance(texts, list) or all(isinstance(one, int) for one in texts):
         return 1
-    return len(given)
+    return len(texts)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from connectors.emulator.api import LOCAL_NAME, Incoming, Route, derived_id, json_answer
+from connectors.emulator.api import LOCAL_NAME, ApiRequest, ApiRoute, derived_id, json_answer
 from connectors.emulator.chat.answerer import answer_choices
 from connectors.emulator.chat.answers import (
     Answer,
@@ -44,9 +44,9 @@ SAMPLING_PARAMETERS = (
 """Parameters that a real model samples with."""
 
 
-async def chat(incoming: Incoming) -> web.StreamResponse:
+async def chat(api_request: ApiRequest) -> web.StreamResponse:
     """Answer with one completion, whole or streamed."""
-    body = incoming.body
+    body = api_request.body
     check_chat(body)
     check_model(body, "chat")
     request = answer_request(body)
@@ -55,7 +55,7 @@ async def chat(incoming: Incoming) -> web.StreamResponse:
     answers = await answer_choices(request, count)
     prompt = answers[0].prompt_tokens or prompt
     output = sum(answer.tokens for answer in answers)
-    incoming.request[USED_TOKENS] = prompt + output
+    api_request.http_request[USED_TOKENS] = prompt + output
     head: dict[str, Any] = {
         "id": derived_id("chatcmpl-", request.digest.hex()),
         "object": "chat.completion",
@@ -74,11 +74,11 @@ async def chat(incoming: Incoming) -> web.StreamResponse:
     ]
     completion = {**head, "choices": choices, "usage": usage_object(prompt, output), **tail}
     if body.get("store"):
-        store_completion(incoming.state, completion, body)
+        store_completion(api_request.state, completion, body)
     if body.get("stream"):
         includes_usage = (body.get("stream_options") or {}).get("include_usage", False)
         return await event_stream(
-            incoming, _events({**head, **tail}, body, answers, completion["usage"], includes_usage)
+            api_request, _events({**head, **tail}, body, answers, completion["usage"], includes_usage)
         )
     return json_answer(completion)
 
@@ -130,8 +130,8 @@ def prompt_tokens(request: AnswerRequest, tools: Any) -> int:
         if max_output is not None and request.max_tokens > max_output:
             raise refuse(
                 "max_tokens",
-                f"max_tokens is too large: {request.max_tokens}. This model supports at most {max_output} completion tokens, "
-                f"whereas you provided {request.max_tokens}.",
+                f"max_tokens is too large: {request.max_tokens}. This model supports at most {max_output} completion "
+                f"tokens, whereas you provided {request.max_tokens}.",
                 "invalid_value",
             )
     if prompt > LONG_PROMPT_TOKENS:
@@ -275,4 +275,4 @@ def call_deltas(number: int, call: ToolCall, uses_functions: bool, model: str) -
     yield from ({"tool_calls": [{"index": number, kind: {text: piece}}]} for piece in pieces)
 
 
-ROUTES: tuple[Route, ...] = (Route("POST", "/chat/completions", chat), *STORED)
+ROUTES: tuple[ApiRoute, ...] = (ApiRoute("POST", "/chat/completions", chat), *STORED)

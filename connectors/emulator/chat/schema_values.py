@@ -1,4 +1,4 @@
-"""Values that fit a JSON Schema, taken from a text where it has them and chosen by digest where not."""
+"""Values that fit a JSON Schema: from a text if it has them, else selected by digest."""
 
 from collections.abc import Mapping, Sequence
 from math import ceil, floor
@@ -11,9 +11,9 @@ from connectors.emulator.chat.text_facts import first_sentence, numbers, overlap
 from connectors.emulator.validation import refuse
 
 MAX_REFERENCE_DEPTH = 6
-"""After so many references, one into another, the shortest way is taken, so that a schema of itself ends."""
+"""Below this depth of nested references the shortest alternative is taken, so that recursive schemas end."""
 MAX_RECURSION = 60
-"""A schema that has no end then either is refused."""
+"""A schema that recurses deeper than this is rejected."""
 CONFIDENCE_NAMES = ("confidence", "score", "certainty", "probability", "strength")
 RATING_NAMES = ("rating", "stars", "grade", "score", "rank")
 PROPER_NAME_FIELDS = (
@@ -47,7 +47,7 @@ _FACT_TYPES: Mapping[str, type] = {"string": str, "integer": int, "number": int}
 
 
 class Filler:
-    """Makes one value for one schema from one text; equal schema, text and digest give an equal value."""
+    """Generator of one value for one schema; equal schema, text and digest give equal values."""
 
     def __init__(
         self,
@@ -58,8 +58,8 @@ class Filler:
         facts: Mapping[str, Any] | None = None,
         max_characters: int = 200,
     ) -> None:
-        """`choice`: which of several answers to a request, or calls of a tool; `facts`: values known by name;
-        `longest`: characters of a text that may be of any length."""
+        """`choice`: index of the answer or tool call; `facts`: known values by property name; `max_characters`: of a
+        string without `maxLength`."""
         self._root = root
         self._text = text
         self._digest = digest
@@ -69,7 +69,7 @@ class Filler:
         self._score: float | None = None
 
     def value(self) -> Any:
-        """The value."""
+        """The generated value."""
         return self._value(self._root, "", 0)
 
     def _value(self, schema: Any, name: str, depth: int) -> Any:
@@ -77,18 +77,18 @@ class Filler:
             return None if schema is False else first_sentence(self._text, self._choice, self._max_characters)
         if "$ref" in schema:
             if depth > MAX_RECURSION:
-                raise refuse("schema", "Invalid schema: it refers to itself without an end.", "invalid_json_schema")
-            return self._value(self._referred(schema["$ref"]), name, depth + 1)
+                raise refuse("schema", "Invalid schema: it refers to itself endlessly.", "invalid_json_schema")
+            return self._value(self._definition(schema["$ref"]), name, depth + 1)
         if "const" in schema:
             return schema["const"]
         if "enum" in schema:
-            return self._chosen(schema["enum"], name)
-        for word in ("anyOf", "oneOf"):
-            if schema.get(word):
-                return self._value(self._way(schema[word], depth), name, depth)
+            return self._enum_value(schema["enum"], name)
+        for keyword in ("anyOf", "oneOf"):
+            if schema.get(keyword):
+                return self._value(self._alternative(schema[keyword], depth), name, depth)
         if schema.get("allOf"):
-            merged = {key: one for part in schema["allOf"] for key, one in self._flat(part).items()}
-            rest = {key: one for key, one in schema.items() if key != "allOf"}
+            merged = {key: item for part in schema["allOf"] for key, item in self._resolved(part).items()}
+            rest = {key: item for key, item in schema.items() if key != "allOf"}
             return self._value({**merged, **rest}, name, depth)
         return self._typed(schema, name, depth)
 
@@ -102,9 +102,9 @@ class Filler:
             case "array":
                 return self._array(schema, name, depth)
             case "integer":
-                return self._number(schema, name, whole=True)
+                return self._number(schema, name, is_integer=True)
             case "number":
-                return self._number(schema, name, whole=False)
+                return self._number(schema, name, is_integer=False)
             case "boolean":
                 return self._boolean(name)
             case "null":
@@ -124,19 +124,30 @@ class Filler:
             return "object"
         return "array" if "items" in schema else "string"
 
-    def _way(self, ways: Sequence[Any], depth: int) -> Any:
-        """The first way that is not null, or, deep in a schema, the first that ends."""
+    def _alternative(self, alternatives: Sequence[Any], depth: int) -> Any:
+        """The first alternative that is not null, or, at depth, the first without nesting."""
         if depth <= MAX_REFERENCE_DEPTH:
-            return next((way for way in ways if not (isinstance(way, Mapping) and way.get("type") == "null")), ways[0])
-        ends = [way for way in ways if isinstance(way, Mapping) and way.get("type") not in (None, "object", "array")]
-        return ends[0] if ends else ways[0]
+            return next(
+                (
+                    alternative
+                    for alternative in alternatives
+                    if not (isinstance(alternative, Mapping) and alternative.get("type") == "null")
+                ),
+                alternatives[0],
+            )
+        flat = [
+            alternative
+            for alternative in alternatives
+            if isinstance(alternative, Mapping) and alternative.get("type") not in (None, "object", "array")
+        ]
+        return flat[0] if flat else alternatives[0]
 
-    def _flat(self, schema: Any) -> Mapping[str, Any]:
+    def _resolved(self, schema: Any) -> Mapping[str, Any]:
         if isinstance(schema, Mapping) and "$ref" in schema:
-            schema = self._referred(schema["$ref"])
+            schema = self._definition(schema["$ref"])
         return schema if isinstance(schema, Mapping) else {}
 
-    def _referred(self, reference: str) -> Any:
+    def _definition(self, reference: str) -> Any:
         found: Any = self._root
         try:
             for step in reference.removeprefix("#").strip("/").split("/"):
@@ -144,139 +155,150 @@ class Filler:
                     key = step.replace("~1", "/").replace("~0", "~")
                     found = found[int(key)] if isinstance(found, list) else found[key]
         except (KeyError, IndexError, ValueError, TypeError) as exc:
-            raise refuse("schema", f"Invalid schema: '{reference}' leads nowhere.", "invalid_json_schema") from exc
+            raise refuse("schema", f"Invalid schema: '{reference}' does not resolve.", "invalid_json_schema") from exc
         return found
 
     def _object(self, schema: Mapping[str, Any], depth: int) -> dict[str, Any]:
         required = schema.get("required", ())
         return {
-            name: self._value(one, name, depth)
-            for name, one in schema.get("properties", {}).items()
+            name: self._value(item, name, depth)
+            for name, item in schema.get("properties", {}).items()
             if name in required or depth <= MAX_REFERENCE_DEPTH
         }
 
     def _array(self, schema: Mapping[str, Any], name: str, depth: int) -> list[Any]:
-        least = schema.get("minItems", 0)
-        most = schema.get("maxItems", max(least, 2))
+        minimum = schema.get("minItems", 0)
+        maximum = schema.get("maxItems", max(minimum, 2))
         if depth > MAX_REFERENCE_DEPTH:
-            most = least
+            maximum = minimum
         items = schema.get("items", {"type": "string"})
-        made: list[Any] = []
+        items_so_far: list[Any] = []
         prefix = schema.get("prefixItems", ())
-        for one in prefix:
-            made.append(self._value(one, name, depth))
-        count = max(least, min(most, 2)) if items is not False else len(prefix)
+        for item in prefix:
+            items_so_far.append(self._value(item, name, depth))
+        count = max(minimum, min(maximum, 2)) if items is not False else len(prefix)
         start = self._choice
-        # The second of two texts is the text's second sentence, of two numbers its second number.
-        for place in range(len(made), count):
+        # The second item takes the second sentence or number of the text.
+        for place in range(len(items_so_far), count):
             self._choice = start + place
-            one = self._value(items, name, depth)
-            if one in made and (schema.get("uniqueItems") or place >= least):
-                one = self._another(items, one, made)
-                if one in made:
+            item = self._value(items, name, depth)
+            if item in items_so_far and (schema.get("uniqueItems") or place >= minimum):
+                item = self._distinct_item(items, item, items_so_far)
+                if item in items_so_far:
                     break
-            made.append(one)
+            items_so_far.append(item)
         self._choice = start
-        return made
+        return items_so_far
 
-    def _another(self, items: Any, one: Any, made: list[Any]) -> Any:
-        """An item that is not there yet, where the schema lists some or takes any number."""
+    def _distinct_item(self, items: Any, item: Any, items_so_far: list[Any]) -> Any:
+        """An item that is not in the list yet, if the schema has an enum or any number fits."""
         if isinstance(items, Mapping) and "enum" in items:
-            return next((value for value in items["enum"] if value not in made), one)
-        if isinstance(one, int) and not isinstance(one, bool):
-            return one + len(made)
-        return one
+            return next((value for value in items["enum"] if value not in items_so_far), item)
+        if isinstance(item, int) and not isinstance(item, bool):
+            return item + len(items_so_far)
+        return item
 
-    def _chosen(self, values: Sequence[Any], name: str) -> Any:
+    def _enum_value(self, values: Sequence[Any], name: str) -> Any:
         label = sentiment_label(values, self._text)
         if label is not None:
             return label
         scores = overlaps([str(value) for value in values], self._text)
         best = max(scores)
-        near = [value for value, score in zip(values, scores, strict=True) if score == best and value is not None]
-        return near[self._drawn(name) % len(near)] if near else values[0]
+        best_values = [
+            value for value, score in zip(values, scores, strict=True) if score == best and value is not None
+        ]
+        return best_values[self._random_number(name) % len(best_values)] if best_values else values[0]
 
     def _boolean(self, name: str) -> bool:
-        plain = name.lower().replace("is_", "")
-        if plain in ("positive", "negative"):
-            return (self._feeling() > 0) == (plain == "positive")
+        lower_name = name.lower().replace("is_", "")
+        if lower_name in ("positive", "negative"):
+            return (self._sentiment() > 0) == (lower_name == "positive")
         if stems_of(name) and stems_of(name) <= stems_of(self._text):
             return True
-        return bool(self._drawn(name) & 1)
+        return bool(self._random_number(name) & 1)
 
-    def _number(self, schema: Mapping[str, Any], name: str, whole: bool) -> float:
-        least, most = _bounds(schema, whole)
-        step = schema.get("multipleOf") or (1 if whole else None)
-        if whole and step is not None and step < 1:
+    def _number(self, schema: Mapping[str, Any], name: str, is_integer: bool) -> float:
+        minimum, maximum = _bounds(schema, is_integer)
+        step = schema.get("multipleOf") or (1 if is_integer else None)
+        if is_integer and step is not None and step < 1:
             step = 1
-        plain = name.lower()
-        wanted: float | None = None
-        if least is not None and most is not None and any(word in plain for word in RATING_NAMES) and most > 1:
-            wanted = least + (most - least) * (self._feeling() + 1) / 2
-        elif any(word in plain for word in CONFIDENCE_NAMES):
-            wanted = strength(self._feeling())
-        elif "sentiment" in plain or "polarity" in plain:
-            wanted = self._feeling()
+        lower_name = name.lower()
+        candidate: float | None = None
+        if (
+            minimum is not None
+            and maximum is not None
+            and any(keyword in lower_name for keyword in RATING_NAMES)
+            and maximum > 1
+        ):
+            candidate = minimum + (maximum - minimum) * (self._sentiment() + 1) / 2
+        elif any(keyword in lower_name for keyword in CONFIDENCE_NAMES):
+            candidate = strength(self._sentiment())
+        elif "sentiment" in lower_name or "polarity" in lower_name:
+            candidate = self._sentiment()
         else:
             fitting = [
-                one for one in numbers(self._text) if _holds(one, least, most) and (not whole or one == int(one))
+                item
+                for item in numbers(self._text)
+                if _is_within(item, minimum, maximum) and (not is_integer or item == int(item))
             ]
             if fitting:
-                wanted = fitting[self._choice % len(fitting)]
-        if wanted is None or not _holds(wanted, least, most):
-            low = least if least is not None else (0 if most is None else most - 100)
-            high = most if most is not None else low + 100
-            wanted = low + (high - low) * (self._drawn(name) % 1000) / 1000
-        return _stepped(wanted, step, least, most, whole)
+                candidate = fitting[self._choice % len(fitting)]
+        if candidate is None or not _is_within(candidate, minimum, maximum):
+            lower = minimum if minimum is not None else (0 if maximum is None else maximum - 100)
+            upper = maximum if maximum is not None else lower + 100
+            candidate = lower + (upper - lower) * (self._random_number(name) % 1000) / 1000
+        return _rounded(candidate, step, minimum, maximum, is_integer)
 
     def _string(self, schema: Mapping[str, Any], name: str) -> str:
         if (pattern := schema.get("pattern")) is not None:
-            return matching_text(pattern, self._drawn(name))
+            return matching_text(pattern, self._random_number(name))
         if (form := str(schema.get("format"))) in FORMATS:
             return FORMATS[form]
         if asks_for_sentiment(str(schema.get("description", ""))):
-            return "positive" if self._feeling() > 0 else "negative"
+            return "positive" if self._sentiment() > 0 else "negative"
         max_characters = min(schema.get("maxLength", self._max_characters), self._max_characters)
-        said = proper_names(self._text) if any(word in name.lower() for word in PROPER_NAME_FIELDS) else []
+        found_names = proper_names(self._text) if any(keyword in name.lower() for keyword in PROPER_NAME_FIELDS) else []
         text = (
-            said[self._choice % len(said)] if said else first_sentence(self._text, self._choice, max(max_characters, 1))
+            found_names[self._choice % len(found_names)]
+            if found_names
+            else first_sentence(self._text, self._choice, max(max_characters, 1))
         )
         text = text[:max_characters]
         return text.ljust(schema.get("minLength", 0), ".")
 
-    def _feeling(self) -> float:
+    def _sentiment(self) -> float:
         if self._score is None:
             self._score = compound(self._text)
         return self._score
 
-    def _drawn(self, name: str) -> int:
+    def _random_number(self, name: str) -> int:
         return int.from_bytes(digest_of(self._digest.hex(), name, self._choice)[:4], "big")
 
 
-def _bounds(schema: Mapping[str, Any], whole: bool) -> tuple[float | None, float | None]:
-    """The least and the most, exclusive ones moved inside."""
-    least, most = schema.get("minimum"), schema.get("maximum")
-    inside = 1 if whole else 1e-6
+def _bounds(schema: Mapping[str, Any], is_integer: bool) -> tuple[float | None, float | None]:
+    """(minimum, maximum), with exclusive bounds moved inside."""
+    minimum, maximum = schema.get("minimum"), schema.get("maximum")
+    inside = 1 if is_integer else 1e-6
     if (above := schema.get("exclusiveMinimum")) is not None:
-        least = above + inside if least is None else max(least, above + inside)
+        minimum = above + inside if minimum is None else max(minimum, above + inside)
     if (below := schema.get("exclusiveMaximum")) is not None:
-        most = below - inside if most is None else min(most, below - inside)
-    return least, most
+        maximum = below - inside if maximum is None else min(maximum, below - inside)
+    return minimum, maximum
 
 
-def _holds(value: float, least: float | None, most: float | None) -> bool:
-    return (least is None or value >= least) and (most is None or value <= most)
+def _is_within(value: float, minimum: float | None, maximum: float | None) -> bool:
+    return (minimum is None or value >= minimum) and (maximum is None or value <= maximum)
 
 
-def _stepped(value: float, step: float | None, least: float | None, most: float | None, whole: bool) -> float:
-    """The value, or the multiple of `step` that is next to it and within the bounds."""
+def _rounded(value: float, step: float | None, minimum: float | None, maximum: float | None, is_integer: bool) -> float:
+    """The value, or its nearest multiple of `step` within the bounds."""
     if step is not None:
         count = round(value / step)
-        if least is not None:
-            count = max(count, ceil(least / step))
-        if most is not None:
-            count = min(count, floor(most / step))
+        if minimum is not None:
+            count = max(count, ceil(minimum / step))
+        if maximum is not None:
+            count = min(count, floor(maximum / step))
         value = count * step
-    elif value != round(value, 4) and _holds(round(value, 4), least, most):
+    elif value != round(value, 4) and _is_within(round(value, 4), minimum, maximum):
         value = round(value, 4)
-    return int(value) if whole else value
+    return int(value) if is_integer else value

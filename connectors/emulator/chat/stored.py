@@ -5,7 +5,7 @@ from typing import Any
 
 from aiohttp import web
 
-from connectors.emulator.api import ApiError, Incoming, Route, State, json_answer
+from connectors.emulator.api import ApiError, ApiRequest, ApiRoute, EmulatorState, json_answer
 from connectors.emulator.api_schemas import METADATA, TEXT, RequestSchema, enum, integer, record
 from connectors.emulator.chat.request_checks import content_text
 from connectors.emulator.parameters import query_values
@@ -16,7 +16,7 @@ _PAGE_QUERY = RequestSchema(record(order=enum("asc", "desc"), limit=integer(1, 1
 _UPDATE = RequestSchema(record("metadata", metadata=METADATA))
 
 
-def store_completion(state: State, completion: Mapping[str, Any], body: Mapping[str, Any]) -> None:
+def store_completion(state: EmulatorState, completion: Mapping[str, Any], body: Mapping[str, Any]) -> None:
     """Store a completion and its messages."""
     evict_oldest(state)
     parameters = {
@@ -33,9 +33,9 @@ def store_completion(state: State, completion: Mapping[str, Any], body: Mapping[
     }
 
 
-async def list_completions(incoming: Incoming) -> web.StreamResponse:
+async def list_completions(api_request: ApiRequest) -> web.StreamResponse:
     """The stored completions by model and metadata, the oldest first unless `order=desc`."""
-    query = incoming.request.query
+    query = api_request.http_request.query
     model = query.get("model")
     metadata_filter = {
         name.removeprefix("metadata[").removesuffix("]"): value
@@ -44,48 +44,48 @@ async def list_completions(incoming: Incoming) -> web.StreamResponse:
     }
     completions = [
         each
-        for each in incoming.state.objects.values()
+        for each in api_request.state.objects.values()
         if each.get("object") == "chat.completion"
         and model in (None, each["model"])
         and metadata_filter.items() <= each["metadata"].items()
     ]
-    return _page(incoming, completions)
+    return _page(api_request, completions)
 
 
-async def show(incoming: Incoming) -> web.StreamResponse:
+async def show(api_request: ApiRequest) -> web.StreamResponse:
     """One completion."""
-    return json_answer(_stored_completion(incoming))
+    return json_answer(_stored_completion(api_request))
 
 
-async def update(incoming: Incoming) -> web.StreamResponse:
+async def update(api_request: ApiRequest) -> web.StreamResponse:
     """Replace the metadata of a completion."""
-    check_body(incoming.body, _UPDATE)
-    updated = {**_stored_completion(incoming), "metadata": incoming.body["metadata"]}
-    incoming.state.objects[updated["id"]] = updated
+    check_body(api_request.body, _UPDATE)
+    updated = {**_stored_completion(api_request), "metadata": api_request.body["metadata"]}
+    api_request.state.objects[updated["id"]] = updated
     return json_answer(updated)
 
 
-async def delete(incoming: Incoming) -> web.StreamResponse:
+async def delete(api_request: ApiRequest) -> web.StreamResponse:
     """Delete a completion."""
-    completion_id = _stored_completion(incoming)["id"]
-    delete_answer(incoming.state, completion_id)
+    completion_id = _stored_completion(api_request)["id"]
+    delete_answer(api_request.state, completion_id)
     return json_answer({"object": "chat.completion.deleted", "id": completion_id, "deleted": True})
 
 
-async def list_messages(incoming: Incoming) -> web.StreamResponse:
+async def list_messages(api_request: ApiRequest) -> web.StreamResponse:
     """The messages from which a completion was generated."""
-    return _page(incoming, incoming.state.objects[dialogue_id(_stored_completion(incoming)["id"])]["messages"])
+    return _page(api_request, api_request.state.objects[dialogue_id(_stored_completion(api_request)["id"])]["messages"])
 
 
-def _page(incoming: Incoming, oldest_first: Sequence[dict[str, Any]]) -> web.Response:
-    values = query_values(incoming, _PAGE_QUERY, names=("order", "limit", "after"))
+def _page(api_request: ApiRequest, oldest_first: Sequence[dict[str, Any]]) -> web.Response:
+    values = query_values(api_request, _PAGE_QUERY, names=("order", "limit", "after"))
     ordered = oldest_first if values.get("order", "asc") == "asc" else oldest_first[::-1]
     return json_answer(page(ordered, values.get("after"), values.get("limit", 20)))
 
 
-def _stored_completion(incoming: Incoming) -> dict[str, Any]:
-    completion_id = incoming.request.match_info["completion_id"]
-    found = incoming.state.objects.get(completion_id)
+def _stored_completion(api_request: ApiRequest) -> dict[str, Any]:
+    completion_id = api_request.http_request.match_info["completion_id"]
+    found = api_request.state.objects.get(completion_id)
     if found is None or found.get("object") != "chat.completion":
         raise ApiError(404, f"Completion {completion_id} not found.", param="completion_id", code="not_found")
     return found
@@ -98,10 +98,10 @@ def _message(message: Mapping[str, Any], message_id: str) -> dict[str, Any]:
     return {**message, "id": message_id, "content": content_text(content) if content else None, "content_parts": parts}
 
 
-ROUTES: tuple[Route, ...] = (
-    Route("GET", "/chat/completions", list_completions, limited=False),
-    Route("GET", "/chat/completions/{completion_id}", show, limited=False),
-    Route("POST", "/chat/completions/{completion_id}", update, limited=False),
-    Route("DELETE", "/chat/completions/{completion_id}", delete, limited=False),
-    Route("GET", "/chat/completions/{completion_id}/messages", list_messages, limited=False),
+ROUTES: tuple[ApiRoute, ...] = (
+    ApiRoute("GET", "/chat/completions", list_completions, is_rate_limited=False),
+    ApiRoute("GET", "/chat/completions/{completion_id}", show, is_rate_limited=False),
+    ApiRoute("POST", "/chat/completions/{completion_id}", update, is_rate_limited=False),
+    ApiRoute("DELETE", "/chat/completions/{completion_id}", delete, is_rate_limited=False),
+    ApiRoute("GET", "/chat/completions/{completion_id}/messages", list_messages, is_rate_limited=False),
 )

@@ -1,11 +1,11 @@
-"""What answers are made of: the sentences, names, numbers and words of a text."""
+"""Parts of a text from which answers are built: sentences, names, numbers, word stems."""
 
 import re
 from collections.abc import Iterable
 from functools import lru_cache
 
 MAX_CHARACTERS = 20_000
-"""Characters that are looked at."""
+"""Characters that are analysed."""
 
 _SENTENCE = re.compile(r"[^\s.!?。!?][^.!?。!?\n]*(?:[.!?](?=\S)[^.!?。!?\n]*)*[.!?。!?]*")
 _WORD = re.compile(r"[^\W\d_]{2,}")
@@ -18,57 +18,57 @@ _STOP_WORD_LIST = (
     " also then here about analyze explain hello hi hey yes no not but so one"
 )
 _STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
-"""Words that say nothing of a subject, nor are names at the beginning of a sentence."""
+"""Words without content, which are not names at the beginning of a sentence either."""
 
 
 def subject_of(text: str) -> str:
-    """What a prompt is about: the text without a short paragraph before it that says what to do."""
+    """The text of a prompt without a short instruction paragraph before it."""
     text = text[:MAX_CHARACTERS].strip()
     first, gap, rest = text.partition("\n\n")
     return rest.strip() if gap and len(first) <= 300 and rest.strip() else text
 
 
 def sentences(text: str) -> list[str]:
-    """In order, without the white space around them."""
+    """The sentences in order, with normalised whitespace."""
     found = (" ".join(match.group().split()) for match in _SENTENCE.finditer(text[:MAX_CHARACTERS]))
     return [sentence for sentence in found if sentence]
 
 
-def first_sentence(text: str, place: int = 0, longest: int = 200) -> str:
-    """The sentence at a place, counted around; cut at a word where it is longer."""
-    all_of_them = sentences(text)
-    sentence = all_of_them[place % len(all_of_them)] if all_of_them else " ".join(text.split())
-    if len(sentence) <= longest:
+def first_sentence(text: str, index: int = 0, max_characters: int = 200) -> str:
+    """The sentence at an index modulo their number, truncated at a word."""
+    all_sentences = sentences(text)
+    sentence = all_sentences[index % len(all_sentences)] if all_sentences else " ".join(text.split())
+    if len(sentence) <= max_characters:
         return sentence
-    return sentence[:longest].rsplit(" ", 1)[0]
+    return sentence[:max_characters].rsplit(" ", 1)[0]
 
 
 def proper_names(text: str) -> list[str]:
-    """What is written with capitals and is no usual first word: `Boston`, `New York`."""
+    """Capitalised names, without common first words: `Boston`, `New York`."""
     found: dict[str, None] = {}
-    unsure: dict[str, None] = {}
+    sentence_starts: dict[str, None] = {}
     end = 0
     for match in _NAME.finditer(text[:MAX_CHARACTERS]):
         name = match.group()
         before = text[end : match.start()].rstrip()
-        starts = (end == 0 and not before) or before.endswith((".", "!", "?", ":"))
+        is_sentence_start = (end == 0 and not before) or before.endswith((".", "!", "?", ":"))
         end = match.end()
         first, _, rest = name.partition(" ")
         if first.lower().rstrip(",") in _STOP_WORDS or "'" in first or "’" in first:
-            name, starts = rest, False
+            name, is_sentence_start = rest, False
         if len(name) > 1:
-            (unsure if starts and " " not in name else found)[name] = None
-    # A first word has its capital anyway: it is a name only where there is no other.
-    return list(found or unsure)
+            (sentence_starts if is_sentence_start and " " not in name else found)[name] = None
+    # The first word of a sentence is always capitalised: it counts only if there is no other name.
+    return list(found or sentence_starts)
 
 
 def numbers(text: str) -> list[float]:
-    """Every number in it; `1,000` is a thousand."""
+    """The numbers in a text; `1,000` is a thousand."""
     return [float(match.replace(",", "")) for match in _NUMBER.findall(text[:MAX_CHARACTERS])]
 
 
 def overlap(phrase: str, stems: frozenset[str]) -> int:
-    """How many of a phrase's words are among the stems."""
+    """The number of word stems that a phrase shares with `stems`."""
     return len(stems_of(phrase) & stems)
 
 
@@ -80,7 +80,7 @@ def overlaps(phrases: Iterable[str], text: str) -> list[int]:
 
 @lru_cache(maxsize=2048)
 def stems_of(text: str) -> frozenset[str]:
-    """The words of a text that say something, cut so that `booking` and `books` meet."""
+    """The stems of the content words, so that `booking` and `books` match."""
     words = (word.lower() for word in _WORD.findall(text[:MAX_CHARACTERS].replace("_", " ")))
     return frozenset(_stem(word) for word in words if word not in _STOP_WORDS)
 

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from connectors.emulator.api import ApiError, Incoming, Route
+from connectors.emulator.api import ApiError, ApiRequest, ApiRoute
 from connectors.emulator.api_schemas import ANY, NON_EMPTY, integer, request_schema
 from connectors.emulator.embeddings.vectors import MODEL_DIMENSIONS, embed_texts
 from connectors.emulator.rate_limits import USED_TOKENS
@@ -22,35 +22,35 @@ DIMENSIONS: Mapping[str, int] = {
     "wordllama-l2-supercat-256": 256,
 }
 MAX_DIMENSIONS = 3072
-"""Numbers of one vector."""
+"""Dimensions of one vector."""
 MAX_INPUTS = 2048
-"""Texts of one request."""
+"""Texts per request."""
 MAX_INPUT_TOKENS = 8192
-"""Tokens of one text."""
+"""Tokens per text."""
 MAX_REQUEST_TOKENS = 300_000
-"""Of one request."""
+"""Tokens per request."""
 MAX_INLINE_TEXTS = 16
-"""So many texts are embedded before a thread for them would have begun."""
+"""Up to this many texts, a thread costs more time than the embedding."""
 
 REQUEST = request_schema(
     "CreateEmbeddingRequest", {"model": NON_EMPTY, "input": ANY, "dimensions": integer(1, MAX_DIMENSIONS)}
 )
 
 
-async def embed(incoming: Incoming) -> web.StreamResponse:
-    """The vectors, in the order of the inputs."""
-    body = incoming.body
+async def embed(api_request: ApiRequest) -> web.StreamResponse:
+    """Answer with the vectors, in the order of the inputs."""
+    body = api_request.body
     check_body(body, REQUEST)
     model = check_model(body, "embeddings")
     size = _dimensions(model, body.get("dimensions"))
     texts = _input_texts(body["input"], model)
     counts = count_many(texts, model)
-    for place, count in enumerate(counts):
+    for index, count in enumerate(counts):
         if count > MAX_INPUT_TOKENS:
             raise refuse(
-                f"input[{place}]" if isinstance(body["input"], list) else "input",
-                f"This model's maximum context length is {MAX_INPUT_TOKENS} tokens, however you requested {count} tokens. "
-                "Please reduce your input.",
+                f"input[{index}]" if isinstance(body["input"], list) else "input",
+                f"This model's maximum context length is {MAX_INPUT_TOKENS} tokens, however you requested {count} "
+                "tokens. Please reduce your input.",
                 "context_length_exceeded",
             )
     used = sum(counts)
@@ -61,71 +61,71 @@ async def embed(incoming: Incoming) -> web.StreamResponse:
             "max_tokens_per_request",
         )
     if len(texts) <= MAX_INLINE_TEXTS:
-        found = embed_texts(texts, size)
+        matrix = embed_texts(texts, size)
     else:
-        found = await asyncio.to_thread(embed_texts, texts, size)
+        matrix = await asyncio.to_thread(embed_texts, texts, size)
     if body.get("encoding_format", "float") == "base64":
-        written = [base64.b64encode(row.tobytes()).decode() for row in found]
+        embeddings = [base64.b64encode(row.tobytes()).decode() for row in matrix]
     else:
-        written = list(found)
-    incoming.request[USED_TOKENS] = used
+        embeddings = list(matrix)
+    api_request.http_request[USED_TOKENS] = used
     answer = {
         "object": "list",
-        "data": [{"object": "embedding", "index": place, "embedding": row} for place, row in enumerate(written)],
+        "data": [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(embeddings)],
         "model": model,
         "usage": {"prompt_tokens": used, "total_tokens": used},
     }
     return web.Response(body=orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), content_type="application/json")
 
 
-def _dimensions(model: str, asked: int | None) -> int:
-    known = DIMENSIONS.get(model)
-    if asked is None:
-        return known or MODEL_DIMENSIONS
+def _dimensions(model: str, dimensions: int | None) -> int:
+    model_dimensions = DIMENSIONS.get(model)
+    if dimensions is None:
+        return model_dimensions or MODEL_DIMENSIONS
     if model == "text-embedding-ada-002":
         raise ApiError(400, "This model does not support specifying dimensions.", param="dimensions")
-    if known is not None and asked > known:
+    if model_dimensions is not None and dimensions > model_dimensions:
         raise refuse(
             "dimensions",
-            f"Invalid value for 'dimensions' = {asked}. Must be less than or equal to {known}.",
+            f"Invalid value for 'dimensions' = {dimensions}. Must be less than or equal to {model_dimensions}.",
             "integer_above_max_value",
         )
-    return asked
+    return dimensions
 
 
-def _input_texts(given: Any, model: str) -> list[str]:
-    """The inputs as texts; token ids are read as the model's."""
-    if isinstance(given, str):
-        given = [given]
-    if not isinstance(given, list):
-        raise wrong_type("input", "a string or an array", given)
-    if not given:
+def _input_texts(inputs: Any, model: str) -> list[str]:
+    """The inputs as texts; token ids are decoded by the model's tokenizer."""
+    if isinstance(inputs, str):
+        inputs = [inputs]
+    if not isinstance(inputs, list):
+        raise wrong_type("input", "a string or an array", inputs)
+    if not inputs:
         raise refuse("input", "Invalid 'input': empty array. Expected at least one input.", "empty_array")
-    if all(type(one) is int for one in given):
-        given = [given]
-    if len(given) > MAX_INPUTS:
+    if all(type(given) is int for given in inputs):
+        inputs = [inputs]
+    if len(inputs) > MAX_INPUTS:
         raise refuse(
             "input",
-            f"Invalid 'input': array too long. Expected an array with maximum length {MAX_INPUTS}, but got an array with "
-            f"length {len(given)} instead.",
+            f"Invalid 'input': array too long. Expected an array with maximum length {MAX_INPUTS}, but got an array "
+            f"with length {len(inputs)} instead.",
             "array_above_max_length",
         )
-    return [_input_text(one, f"input[{place}]", model) for place, one in enumerate(given)]
+    return [_input_text(given, f"input[{index}]", model) for index, given in enumerate(inputs)]
 
 
-def _input_text(one: Any, where: str, model: str) -> str:
-    if isinstance(one, str):
-        if not one:
+def _input_text(given: Any, where: str, model: str) -> str:
+    if isinstance(given, str):
+        if not given:
             raise refuse(where, f"Invalid '{where}': input cannot be an empty string.", "empty_string")
-        return one
-    if not isinstance(one, list) or not all(type(token) is int for token in one):
-        raise wrong_type(where, "a string or an array of integers", one)
-    if not one:
+        return given
+    if not isinstance(given, list) or not all(type(token) is int for token in given):
+        raise wrong_type(where, "a string or an array of integers", given)
+    if not given:
         raise refuse(where, f"Invalid '{where}': empty array. Expected at least one token.", "empty_array")
     try:
-        return decode_tokens(one, model)
+        return decode_tokens(given, model)
     except ValueError as exc:
-        raise refuse(where, f"Invalid '{where}': these are no tokens of {model} ({exc}).", "invalid_tokens") from exc
+        raise refuse(where, f"Invalid '{where}': these are not tokens of {model} ({exc}).", "invalid_tokens") from exc
 
 
-ROUTES: tuple[Route, ...] = (Route("POST", "/embeddings", embed),)
+ROUTES: tuple[ApiRoute, ...] = (ApiRoute("POST", "/embeddings", embed),)

@@ -1,4 +1,4 @@
-"""Vectors of texts: wordllama's own where it is installed, hashed bags of words otherwise."""
+"""Embedding vectors: from wordllama if it is installed, else hashed bags of words."""
 
 import re
 import zlib
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     Vectors = NDArray[np.float32]
 
 MODEL_DIMENSIONS = 256
-"""Length of the model's own vectors."""
+"""Dimensions of the model's vectors."""
 
 _WORD = re.compile(r"\w+")
 
 
 def embed_texts(texts: Sequence[str], size: int) -> "Vectors":
-    """One unit vector of `size` float32 a text, a row each; the angle between two does not depend on a size of n x 256.
+    """One float32 unit vector of `size` dimensions per text, as rows; sizes of n x 256 give equal angles.
 
-    Longer vectors repeat the model's own, shorter ones are its beginning (it is trained so that this serves), hence
-    the beginning of a longer vector, made a unit again, is the shorter one, as with OpenAI's third generation.
+    Longer vectors repeat the model's vector, shorter ones are its beginning (the model is trained for that). So the
+    normalised beginning of a long vector equals the short vector, as with OpenAI's third generation.
     """
     import numpy as np
 
     model = _model()
-    own = _bags(texts) if model is None else _pooled(model, texts)
-    sized = own[:, :size] if size <= MODEL_DIMENSIONS else np.tile(own, (1, -(-size // MODEL_DIMENSIONS)))[:, :size]
+    full = _hashed_bags(texts) if model is None else _pooled(model, texts)
+    sized = full[:, :size] if size <= MODEL_DIMENSIONS else np.tile(full, (1, -(-size // MODEL_DIMENSIONS)))[:, :size]
     lengths = np.linalg.norm(sized, axis=1, keepdims=True)
-    # A text of which nothing is known has no direction of its own: it gets the first one.
+    # A text without known tokens has no direction: it gets the first axis.
     sized[:, 0] += lengths[:, 0] == 0
     lengths[lengths == 0] = 1
     return np.ascontiguousarray(sized / lengths, dtype="<f4")
@@ -40,10 +40,10 @@ def embed_texts(texts: Sequence[str], size: int) -> "Vectors":
 
 @cache
 def _model() -> "tuple[Any, Vectors] | None":
-    """(tokenizer, a row a token) of the weights in the package; None where it is not installed.
+    """(tokenizer, one row per token) from the package's weights; None if it is not installed.
 
-    Not through wordllama.WordLlama: it looks for its tokenizer in a folder that the package does not have and then asks
-    the network, and its import sets up logging. The files are read here as they lie.
+    wordllama.WordLlama is not used: it looks for its tokenizer in a folder that the package lacks, then downloads it,
+    and its import configures logging.
     """
     package = find_spec("wordllama")
     if package is None or not package.submodule_search_locations:
@@ -65,20 +65,20 @@ def _pooled(model: "tuple[Any, Vectors]", texts: Sequence[str]) -> "Vectors":
     import numpy as np
 
     tokenizer, weights = model
-    found = np.zeros((len(texts), MODEL_DIMENSIONS), dtype=np.float32)
-    for place, encoded in enumerate(tokenizer.encode_batch(list(texts), add_special_tokens=False)):
+    matrix = np.zeros((len(texts), MODEL_DIMENSIONS), dtype=np.float32)
+    for row, encoded in enumerate(tokenizer.encode_batch(list(texts), add_special_tokens=False)):
         if encoded.ids:
-            found[place] = weights[encoded.ids].mean(axis=0)
-    return found
+            matrix[row] = weights[encoded.ids].mean(axis=0)
+    return matrix
 
 
-def _bags(texts: Sequence[str]) -> "Vectors":
-    """Each word adds 1 or -1 at a place that its hash tells."""
+def _hashed_bags(texts: Sequence[str]) -> "Vectors":
+    """Each word adds 1 or -1 at the position of its hash."""
     import numpy as np
 
-    found = np.zeros((len(texts), MODEL_DIMENSIONS), dtype=np.float32)
-    for place, text in enumerate(texts):
+    matrix = np.zeros((len(texts), MODEL_DIMENSIONS), dtype=np.float32)
+    for row, text in enumerate(texts):
         for word in _WORD.findall(text.lower()):
-            hashed = zlib.crc32(word.encode("utf-8", "replace"))
-            found[place, hashed % MODEL_DIMENSIONS] += 1 if hashed & 0x10000 else -1
-    return found
+            word_hash = zlib.crc32(word.encode("utf-8", "replace"))
+            matrix[row, word_hash % MODEL_DIMENSIONS] += 1 if word_hash & 0x10000 else -1
+    return matrix

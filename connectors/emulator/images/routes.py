@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from connectors.emulator.api import ApiError, Incoming, Route, State, json_answer
+from connectors.emulator.api import ApiError, ApiRequest, ApiRoute, EmulatorState, json_answer
 from connectors.emulator.images.drawing import (
     Size,
     draw_picture,
@@ -81,9 +81,9 @@ class ImageOrder:
         return encode_image(picture, self.kind, self.body.get("output_compression", 100))
 
 
-async def generate(incoming: Incoming) -> web.StreamResponse:
+async def generate(api_request: ApiRequest) -> web.StreamResponse:
     """Pictures of a prompt."""
-    body = {name: value for name, value in incoming.body.items() if value is not None}
+    body = {name: value for name, value in api_request.body.items() if value is not None}
     fallback = "gpt-image-1.5" if any(name in body for name in _GPT_ONLY) else "dall-e-2"
     model = check_model({"model": body.get("model", fallback)})
     family = check_generation(body, model)
@@ -95,23 +95,23 @@ async def generate(incoming: Incoming) -> web.StreamResponse:
         return draw_picture(prompt, size, model, style, number, transparent=clear)
 
     order = ImageOrder("image_generation", family, body, size, make, (count_tokens(prompt, "gpt-4o"), 0))
-    return await _answer(incoming, order)
+    return await _answer(api_request, order)
 
 
-async def edit(incoming: Incoming) -> web.StreamResponse:
+async def edit(api_request: ApiRequest) -> web.StreamResponse:
     """Pictures made of one or more others, where a mask allows it."""
-    is_json = incoming.request.content_type != "multipart/form-data"
-    body = form_values(incoming, EDIT_FORM)
+    is_json = api_request.http_request.content_type != "multipart/form-data"
+    body = form_values(api_request, EDIT_FORM)
     fallback = "dall-e-2" if "response_format" in body else "gpt-image-1.5"
     model = check_model({"model": body.get("model", fallback)})
     if is_json:
         family = check_edit(body, model, is_json=True)
         contents = [
-            _referenced_content(one, f"images[{place}]", incoming.state) for place, one in enumerate(body["images"])
+            _referenced_content(one, f"images[{place}]", api_request.state) for place, one in enumerate(body["images"])
         ]
-        given_mask = _referenced_content(body["mask"], "mask", incoming.state) if "mask" in body else None
+        given_mask = _referenced_content(body["mask"], "mask", api_request.state) if "mask" in body else None
     else:
-        files = uploaded_files(incoming, {"image": 1 if model == "dall-e-2" else 16, "mask": 1}, "image")
+        files = uploaded_files(api_request, {"image": 1 if model == "dall-e-2" else 16, "mask": 1}, "image")
         family = check_edit(body, model, is_json=False)
         contents = [content for _, content in files["image"]]
         given_mask = files["mask"][0][1] if "mask" in files else None
@@ -127,13 +127,13 @@ async def edit(incoming: Incoming) -> web.StreamResponse:
         return edit_picture(images, mask, prompt, size, model, marks, number)
 
     tokens = (count_tokens(prompt, "gpt-4o"), sum(input_image_tokens(image.size) for image in images))
-    return await _answer(incoming, ImageOrder("image_edit", family, body, size, make, tokens))
+    return await _answer(api_request, ImageOrder("image_edit", family, body, size, make, tokens))
 
 
-async def vary(incoming: Incoming) -> web.StreamResponse:
+async def vary(api_request: ApiRequest) -> web.StreamResponse:
     """Pictures that resemble another."""
-    files = uploaded_files(incoming, {"image": 1}, "image")
-    body = form_values(incoming, VARIATION)
+    files = uploaded_files(api_request, {"image": 1}, "image")
+    body = form_values(api_request, VARIATION)
     check_body(body, VARIATION)
     model = check_model({"model": body.get("model", "dall-e-2")})
     if model in FAMILIES and model != "dall-e-2":
@@ -143,31 +143,31 @@ async def vary(incoming: Incoming) -> web.StreamResponse:
     order = ImageOrder(
         "image_variation", DALL_E_2, body, size, lambda number: vary_picture(image, size, number), (0, 0)
     )
-    return await _answer(incoming, order)
+    return await _answer(api_request, order)
 
 
-async def show(incoming: Incoming) -> web.StreamResponse:
+async def show(api_request: ApiRequest) -> web.StreamResponse:
     """A picture by the URL that an answer told."""
-    content = incoming.state.contents.get(incoming.request.match_info["picture_id"])
+    content = api_request.state.contents.get(api_request.http_request.match_info["picture_id"])
     if content is None:
         raise ApiError(404, "This picture is not there, or its URL has expired.", code="picture_not_found")
     kinds = {b"\x89PN": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIF": "image/webp"}
     return web.Response(body=content, content_type=kinds[content[:3]])
 
 
-async def _answer(incoming: Incoming, order: ImageOrder) -> web.StreamResponse:
+async def _answer(api_request: ApiRequest, order: ImageOrder) -> web.StreamResponse:
     is_gpt = order.family.is_gpt
     told = _image_facts(order) if is_gpt else {}
     if is_gpt:
-        incoming.request[USED_TOKENS] = told["usage"]["total_tokens"]
+        api_request.http_request[USED_TOKENS] = told["usage"]["total_tokens"]
     pictures = [await asyncio.to_thread(order.make, number) for number in range(order.count)]
     files = [await asyncio.to_thread(order.file, picture) for picture in pictures]
     if is_gpt and order.body.get("stream"):
         events = await asyncio.to_thread(lambda: list(_events(order, pictures, files, told)))
-        return await event_stream(incoming, events)
+        return await event_stream(api_request, events)
     by_url = not is_gpt and order.body.get("response_format", "url") == "url"
     data: list[dict[str, Any]] = [
-        {"url": _store_picture(incoming, file)} if by_url else {"b64_json": base64.b64encode(file).decode()}
+        {"url": _store_picture(api_request, file)} if by_url else {"b64_json": base64.b64encode(file).decode()}
         for file in files
     ]
     if order.family.revises:
@@ -222,16 +222,16 @@ def _size(body: dict[str, Any], family: ImageModelFamily) -> Size:
     return int(width), int(height)
 
 
-def _store_picture(incoming: Incoming, file: bytes) -> str:
+def _store_picture(api_request: ApiRequest, file: bytes) -> str:
     """The URL under which a picture can be fetched."""
-    contents = incoming.state.contents
+    contents = api_request.state.contents
     picture_id = f"picture-{hashlib.sha256(file).hexdigest()[:24]}"
     contents.pop(picture_id, None)
     contents[picture_id] = file
     pictures = [name for name in contents if name.startswith("picture-")]
     for name in pictures[:-MAX_STORED_PICTURES]:
         del contents[name]
-    return f"{incoming.request.url.origin()}/v1/local/pictures/{picture_id}"
+    return f"{api_request.http_request.url.origin()}/v1/local/pictures/{picture_id}"
 
 
 def _picture(content: bytes, where: str, for_dall_e_2: bool) -> "Image":
@@ -271,7 +271,7 @@ def _mask(content: bytes, size: Size) -> "Image":
     return mask
 
 
-def _referenced_content(reference: dict[str, str], where: str, state: State) -> bytes:
+def _referenced_content(reference: dict[str, str], where: str, state: EmulatorState) -> bytes:
     """The bytes of a picture named in JSON."""
     if len(reference) != 1:
         raise refuse(where, f"Invalid '{where}': give exactly one of 'image_url' and 'file_id'.", "invalid_value")
@@ -287,9 +287,9 @@ def _referenced_content(reference: dict[str, str], where: str, state: State) -> 
         raise refuse(f"{where}.image_url", "The data URL is not base64.", "invalid_image_url") from exc
 
 
-ROUTES: tuple[Route, ...] = (
-    Route("POST", "/images/generations", generate),
-    Route("POST", "/images/edits", edit),
-    Route("POST", "/images/variations", vary),
-    Route("GET", "/local/pictures/{picture_id}", show, limited=False, keyed=False),
+ROUTES: tuple[ApiRoute, ...] = (
+    ApiRoute("POST", "/images/generations", generate),
+    ApiRoute("POST", "/images/edits", edit),
+    ApiRoute("POST", "/images/variations", vary),
+    ApiRoute("GET", "/local/pictures/{picture_id}", show, is_rate_limited=False, requires_key=False),
 )

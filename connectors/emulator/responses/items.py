@@ -4,10 +4,10 @@ import base64
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from connectors.emulator.api import ApiError, State, derived_id
+from connectors.emulator.api import ApiError, EmulatorState, derived_id
 from connectors.emulator.chat.answers import Answer, AnswerRequest
 from connectors.emulator.chat.logprobs import answer_logprobs
-from connectors.emulator.store import file_content, find
+from connectors.emulator.store import file_content, find_object
 from connectors.emulator.validation import refuse
 
 Message = dict[str, Any]
@@ -37,7 +37,7 @@ def _kept(item: Mapping[str, Any], digest: bytes, place: int) -> dict[str, Any]:
 
 
 def messages_of_items(
-    items: Sequence[Mapping[str, Any]], earlier: Mapping[str, Any], state: State, start: int
+    items: Sequence[Mapping[str, Any]], earlier: Mapping[str, Any], state: EmulatorState, start: int
 ) -> list[Message]:
     """The items as turns; `earlier`: items by id that a reference may name; the input begins at item `start`."""
     turns: list[Message] = []
@@ -70,7 +70,7 @@ def messages_of_items(
     return turns
 
 
-def _message(item: Mapping[str, Any], where: str, state: State) -> Message:
+def _message(item: Mapping[str, Any], where: str, state: EmulatorState) -> Message:
     content = item["content"]
     if isinstance(content, str):
         return {"role": item["role"], "content": content}
@@ -80,7 +80,7 @@ def _message(item: Mapping[str, Any], where: str, state: State) -> Message:
     return {"role": item["role"], "content": parts}
 
 
-def _parts(content: Sequence[Mapping[str, Any]], where: str, state: State) -> Iterator[dict[str, Any]]:
+def _parts(content: Sequence[Mapping[str, Any]], where: str, state: EmulatorState) -> Iterator[dict[str, Any]]:
     """The parts as chat completions write them; `where` goes with pictures, for errors about them."""
     for place, part in enumerate(content):
         match part["type"]:
@@ -97,12 +97,12 @@ def _parts(content: Sequence[Mapping[str, Any]], where: str, state: State) -> It
                 yield {"type": "file", "file": {"filename": name}}
 
 
-def _file_url(file_id: str | None, where: str, state: State) -> str:
+def _file_url(file_id: str | None, where: str, state: EmulatorState) -> str:
     if file_id is None:
         raise refuse(
             f"{where}.image_url", f"Missing '{where}.image_url' or '{where}.file_id'.", "missing_required_parameter"
         )
-    find(state, "file", file_id, f"{where}.file_id")
+    find_object(state, "file", file_id, f"{where}.file_id")
     return f"data:image/*;base64,{base64.b64encode(file_content(state, file_id)).decode()}"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from connectors.emulator.api import ApiError, Incoming, derived_id, json_answer
+from connectors.emulator.api import ApiError, ApiRequest, derived_id, json_answer
 from connectors.emulator.api_schemas import (
     BOOLEAN,
     NON_EMPTY,
@@ -170,9 +170,9 @@ REQUEST = request_schema(
 )
 
 
-async def respond_in_reference_dialect(incoming: Incoming) -> web.StreamResponse:
+async def respond_in_reference_dialect(api_request: ApiRequest) -> web.StreamResponse:
     """One response, whole or streamed."""
-    body = incoming.body
+    body = api_request.body
     check_body(body, REQUEST)
     check_messages(body["messages"])
     check_model(body, "chat")
@@ -184,7 +184,7 @@ async def respond_in_reference_dialect(incoming: Incoming) -> web.StreamResponse
     given = prompt_tokens(request, body.get("tools"))
     made, content, facts = await run_in_model_thread(request.model, lambda: _made(request, form))
     given = made.prompt_tokens or given
-    incoming.request[USED_TOKENS] = given + made.tokens
+    api_request.http_request[USED_TOKENS] = given + made.tokens
     head = {
         "id": derived_id("resp-", request.digest.hex()),
         "object": "response",
@@ -198,7 +198,7 @@ async def respond_in_reference_dialect(incoming: Incoming) -> web.StreamResponse
     }
     metadata = response_metadata(form, content, made, facts)
     if body.get("stream"):
-        return await event_stream(incoming, _events(head, made, content, metadata, usage))
+        return await event_stream(api_request, _events(head, made, content, metadata, usage))
     response: dict[str, Any] = {"role": "assistant", "content": content}
     if made.calls:
         response["tool_calls"] = [call_object(call) for call in made.calls]
@@ -271,13 +271,13 @@ def _check_tool_results(body: Mapping[str, Any]) -> None:
             call_id = message["tool_call_id"]
             name = called.get(call_id)
             place = names.index(name) if name in names else 0
-            limited = "rate limit" in failure.lower()
+            is_rate_limited = "rate limit" in failure.lower()
             raise ApiError(
                 422,
                 f"Tool execution failed: {failure}",
                 type="tool_execution_error",
                 param=f"tools[{place}].function.name",
-                code="tool_rate_limit" if limited else "tool_execution_failed",
+                code="tool_rate_limit" if is_rate_limited else "tool_execution_failed",
                 more={"tool_call_id": call_id},
             )
 

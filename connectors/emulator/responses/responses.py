@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from connectors.emulator.api import ApiError, Incoming, Route, State, derived_id, digest_of, json_answer
+from connectors.emulator.api import ApiError, ApiRequest, ApiRoute, EmulatorState, derived_id, digest_of, json_answer
 from connectors.emulator.api_schemas import BOOLEAN, TEXT, RequestSchema, enum, integer, record
 from connectors.emulator.chat.answerer import answer_choices
 from connectors.emulator.chat.answers import Answer, AnswerRequest
@@ -38,14 +38,14 @@ _RENAMED = {
 """A parameter of chat completions -> the one that it is here."""
 
 
-async def respond(incoming: Incoming) -> web.StreamResponse:
+async def respond(api_request: ApiRequest) -> web.StreamResponse:
     """One response, in the dialect of the request."""
-    if "messages" in incoming.body and "input" not in incoming.body:
-        return await respond_in_reference_dialect(incoming)
-    body = incoming.body
+    if "messages" in api_request.body and "input" not in api_request.body:
+        return await respond_in_reference_dialect(api_request)
+    body = api_request.body
     check_response(body)
     check_model(body, "chat")
-    state = incoming.state
+    state = api_request.state
     earlier = _earlier(state, body.get("previous_response_id"))
     digest = digest_of(body)
     items = input_items_of(body["input"], digest)
@@ -64,14 +64,14 @@ async def respond(incoming: Incoming) -> web.StreamResponse:
         given = made.prompt_tokens or given
     except ApiError as exc:
         raise _renamed(exc) from exc
-    incoming.request[USED_TOKENS] = given + made.tokens
+    api_request.http_request[USED_TOKENS] = given + made.tokens
     told = _response(body, request, made, given, _new_id(state, digest))
     if body.get("store") is not False:
         _keep(state, told, [*earlier, *items], background=bool(body.get("background")))
         if body.get("background") and not body.get("stream"):
             told = state.objects[told["id"]]
     if body.get("stream"):
-        return await event_stream(incoming, response_events(told))
+        return await event_stream(api_request, response_events(told))
     return json_answer(told)
 
 
@@ -176,13 +176,13 @@ def _logprobs(body: Mapping[str, Any]) -> int | None:
     return body.get("top_logprobs") or None
 
 
-def _new_id(state: State, digest: bytes) -> str:
+def _new_id(state: EmulatorState, digest: bytes) -> str:
     """Chosen by the request; by chance where there is such a response already."""
     chosen = derived_id("resp_", digest.hex())
     return chosen if chosen not in state.objects else f"resp_{secrets.token_hex(12)}"
 
 
-def _keep(state: State, told: dict[str, Any], dialogue_before: list[dict[str, Any]], background: bool) -> None:
+def _keep(state: EmulatorState, told: dict[str, Any], dialogue_before: list[dict[str, Any]], background: bool) -> None:
     """Remember a response and its dialogue; one made in the background is queued until it is looked for."""
     evict_oldest(state)
     waiting = {
@@ -203,14 +203,14 @@ def _keep(state: State, told: dict[str, Any], dialogue_before: list[dict[str, An
     }
 
 
-def _found(state: State, response_id: str) -> dict[str, Any]:
+def _found(state: EmulatorState, response_id: str) -> dict[str, Any]:
     found = state.objects.get(response_id)
     if found is None or found.get("object") != "response":
         raise ApiError(404, f"Response with id '{response_id}' not found.", param="response_id")
     return found
 
 
-def _earlier(state: State, response_id: str | None) -> list[dict[str, Any]]:
+def _earlier(state: EmulatorState, response_id: str | None) -> list[dict[str, Any]]:
     """All items up to the end of an earlier response."""
     if response_id is None:
         return []
@@ -225,7 +225,7 @@ def _earlier(state: State, response_id: str | None) -> list[dict[str, Any]]:
     return [*kept["input"], *kept["final"]["output"]]
 
 
-def _all_items(state: State, given: Any) -> list[dict[str, Any]]:
+def _all_items(state: EmulatorState, given: Any) -> list[dict[str, Any]]:
     """Every item that is kept, if the input refers to one."""
     if isinstance(given, str) or not any("content" not in item and "id" in item for item in given):
         return []
@@ -233,64 +233,64 @@ def _all_items(state: State, given: Any) -> list[dict[str, Any]]:
     return [item for one in kept for item in (*one["input"], *one["final"]["output"])]
 
 
-async def show(incoming: Incoming) -> web.StreamResponse:
+async def show(api_request: ApiRequest) -> web.StreamResponse:
     """A stored response; with `stream=true` its events, after the one that `starting_after` names."""
-    response_id = incoming.request.match_info["response_id"]
-    found = _found(incoming.state, response_id)
+    response_id = api_request.http_request.match_info["response_id"]
+    found = _found(api_request.state, response_id)
     if found["status"] == "queued":
-        found = incoming.state.objects[response_id] = incoming.state.objects[dialogue_id(response_id)]["final"]
-    values = query_values(incoming, _RETRIEVAL, names=("stream", "starting_after"))
+        found = api_request.state.objects[response_id] = api_request.state.objects[dialogue_id(response_id)]["final"]
+    values = query_values(api_request, _RETRIEVAL, names=("stream", "starting_after"))
     if values.get("stream"):
-        return await event_stream(incoming, response_events(found, values.get("starting_after", -1)))
+        return await event_stream(api_request, response_events(found, values.get("starting_after", -1)))
     return json_answer(found)
 
 
-async def delete(incoming: Incoming) -> web.StreamResponse:
+async def delete(api_request: ApiRequest) -> web.StreamResponse:
     """Forget a response."""
-    response_id = incoming.request.match_info["response_id"]
-    _found(incoming.state, response_id)
-    delete_answer(incoming.state, response_id)
+    response_id = api_request.http_request.match_info["response_id"]
+    _found(api_request.state, response_id)
+    delete_answer(api_request.state, response_id)
     return json_answer({"id": response_id, "object": "response", "deleted": True})
 
 
-async def cancel(incoming: Incoming) -> web.StreamResponse:
+async def cancel(api_request: ApiRequest) -> web.StreamResponse:
     """Of a response made in the background that nobody has looked for yet."""
-    response_id = incoming.request.match_info["response_id"]
-    found = _found(incoming.state, response_id)
+    response_id = api_request.http_request.match_info["response_id"]
+    found = _found(api_request.state, response_id)
     if not found["background"]:
         raise ApiError(400, "Cannot cancel a synchronous response.", param="response_id")
     if found["status"] == "queued":
-        found = incoming.state.objects[response_id] = {**found, "status": "cancelled"}
-        incoming.state.objects[dialogue_id(response_id)]["final"] = found
+        found = api_request.state.objects[response_id] = {**found, "status": "cancelled"}
+        api_request.state.objects[dialogue_id(response_id)]["final"] = found
     return json_answer(found)
 
 
-async def input_items(incoming: Incoming) -> web.StreamResponse:
+async def input_items(api_request: ApiRequest) -> web.StreamResponse:
     """What a response was made from, the newest first."""
-    response_id = incoming.request.match_info["response_id"]
-    _found(incoming.state, response_id)
-    values = query_values(incoming, _PAGE, names=("order", "limit", "after"))
-    items = incoming.state.objects[dialogue_id(response_id)]["input"]
+    response_id = api_request.http_request.match_info["response_id"]
+    _found(api_request.state, response_id)
+    values = query_values(api_request, _PAGE, names=("order", "limit", "after"))
+    items = api_request.state.objects[dialogue_id(response_id)]["input"]
     listed = items if values.get("order") == "asc" else items[::-1]
     return json_answer(page(listed, values.get("after"), values.get("limit", 20)))
 
 
-async def count_input(incoming: Incoming) -> web.StreamResponse:
+async def count_input(api_request: ApiRequest) -> web.StreamResponse:
     """POST /responses/input_tokens: what an input would take."""
-    body = {"model": "gpt-4o", **{key: value for key, value in incoming.body.items() if value is not None}}
+    body = {"model": "gpt-4o", **{key: value for key, value in api_request.body.items() if value is not None}}
     check_response(body)
-    turns = messages_of_items(input_items_of(body["input"], b""), {}, incoming.state, 0)
+    turns = messages_of_items(input_items_of(body["input"], b""), {}, api_request.state, 0)
     if body.get("instructions"):
         turns.insert(0, {"role": "system", "content": body["instructions"]})
     tokens = prompt_tokens(answer_request(_as_chat(body, turns)), body.get("tools"))
     return json_answer({"object": "response.input_tokens", "input_tokens": tokens})
 
 
-ROUTES: tuple[Route, ...] = (
-    Route("POST", "/responses", respond),
-    Route("POST", "/responses/input_tokens", count_input, limited=False),
-    Route("GET", "/responses/{response_id}", show, limited=False),
-    Route("DELETE", "/responses/{response_id}", delete, limited=False),
-    Route("POST", "/responses/{response_id}/cancel", cancel, limited=False),
-    Route("GET", "/responses/{response_id}/input_items", input_items, limited=False),
+ROUTES: tuple[ApiRoute, ...] = (
+    ApiRoute("POST", "/responses", respond),
+    ApiRoute("POST", "/responses/input_tokens", count_input, is_rate_limited=False),
+    ApiRoute("GET", "/responses/{response_id}", show, is_rate_limited=False),
+    ApiRoute("DELETE", "/responses/{response_id}", delete, is_rate_limited=False),
+    ApiRoute("POST", "/responses/{response_id}/cancel", cancel, is_rate_limited=False),
+    ApiRoute("GET", "/responses/{response_id}/input_items", input_items, is_rate_limited=False),
 )

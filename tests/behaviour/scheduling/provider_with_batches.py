@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from connectors.emulator.server import EXTRA_HEADERS, EmulatorOptions, EmulatorApp
-from connectors.emulator.store import content_of
+from connectors.emulator.store import file_content
 
 Body = dict[str, Any]
 
@@ -141,7 +141,7 @@ class NightApi:
         self.bills[request_id] = Bill(body["model"], asked, texts, pico // 2 if batch else pico, batch)
 
     def _submitted(self, batch: Body) -> None:
-        for line in map(json.loads, content_of(self._provider._state, batch["input_file_id"]).splitlines()):
+        for line in map(json.loads, file_content(self._provider._state, batch["input_file_id"]).splitlines()):
             assert line["custom_id"] not in self.lines
             self.lines[line["custom_id"]] = line["body"]
 

@@ -147,12 +147,12 @@ def test_too_many_lines_bytes_or_inputs_fail_the_batch(monkeypatch: pytest.Monke
 
     assert codes(content) == []
     assert codes(b"\n \n") == ["empty_file"]
-    monkeypatch.setattr(input_file, "MOST_LINES", 2)
+    monkeypatch.setattr(input_file, "MAX_LINES", 2)
     assert codes(content) == ["too_many_tasks"]
-    monkeypatch.setattr(input_file, "MOST_BYTES", 10)
+    monkeypatch.setattr(input_file, "MAX_BYTES", 10)
     assert codes(content) == ["file_too_large"]
     monkeypatch.undo()
-    monkeypatch.setattr(input_file, "MOST_INPUTS", 2)
+    monkeypatch.setattr(input_file, "MAX_INPUTS", 2)
     for given, expected in ((["a", "b"], []), (["a", "b", "c"], ["too_many_embedding_inputs"]), ([1, 2, 3], [])):
         line = {"custom_id": "1", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": given}}
         assert codes(json.dumps(line).encode(), "/v1/embeddings") == expected

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from connectors.emulator.embeddings import vectors as vectors_module
-from connectors.emulator.models import NAMES
+from connectors.emulator.models import EMULATED_MODELS
 from connectors.emulator.real_models.catalogue import REAL_MODELS
 from connectors.tokens import count_tokens
 
@@ -138,8 +138,8 @@ def test_every_text_has_a_direction(monkeypatch: pytest.MonkeyPatch, wordllama: 
 
 def test_models_are_listed_and_shown(client: openai.OpenAI) -> None:
     listed = list(client.models.list())
-    assert [model.id for model in listed if model.owned_by == "rowmill-local"] == list(NAMES)
-    assert {model.id for model in listed} - set(NAMES) <= set(REAL_MODELS)
+    assert [model.id for model in listed if model.owned_by == "rowmill-local"] == list(EMULATED_MODELS)
+    assert {model.id for model in listed} - set(EMULATED_MODELS) <= set(REAL_MODELS)
     for name in ("gpt-4o-mini", "ft:gpt-4o:me::x", "org/model", "anything"):
         model = client.models.retrieve(name)
         assert (model.id, model.object, model.created > 0) == (name, "model", True)
