@@ -83,7 +83,7 @@ class Template:
         for found in _ROW.finditer(code) if self._uses_row else ():
             column = _ROW_COLUMN.match(source, found.start())
             if column is None:
-                raise JobError(where, "row stands alone", 'name the columns, as in {{ body }} or {{ row["any name"] }}')
+                raise JobError(where, "row is used alone", 'name the columns, as in {{ body }} or {{ row["any name"] }}')
             names.add(column[1] or environment.eval_expr(column[2]))
         self.columns = frozenset(names)
         self._environment = environment

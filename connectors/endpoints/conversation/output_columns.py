@@ -80,7 +80,7 @@ class AnswerColumns:
         return kind if self._count == 1 else pa.list_(kind)
 
     def values(self, choices: Sequence[ReplyChoice]) -> Values | RowError:
-        """Return one value for each field, or the reason why there are none."""
+        """Return one value for each field, or the reason why the answer has none."""
         if self._count > 1:
             problems = [self._problem(choice) for choice in choices]
             if problems[0] is not None and all(problems):

@@ -68,7 +68,7 @@ def test_a_template_of_a_whole_row_is_refused_since_it_would_be_empty(
 ) -> None:
     workspace.csv(2)
     line = refused(cli, workspace.job(steps=f"[{step('answer', text)}]"))
-    assert 'row stands alone; name the columns, as in {{ body }} or {{ row["any name"] }}' in line
+    assert 'row is used alone; name the columns, as in {{ body }} or {{ row["any name"] }}' in line
     assert len(provider.seen) == NOTHING_SENT
 
 

@@ -1,4 +1,4 @@
-"""Chat: what is sent of a row, and what becomes of a reply."""
+"""Chat: the request of a row, and the columns from a reply."""
 
 import base64
 import hashlib
@@ -46,23 +46,23 @@ def chat(way: str | None = None, /, **keys: Any) -> ConversationEndpoint:
     return ChatStep.model_validate(step).build(StepContext("t@here", COLUMNS, Path("/w"), (), (), way))
 
 
-def asked(endpoint: Endpoint, **row: Any) -> Request:
+def request_of(endpoint: Endpoint, **row: Any) -> Request:
     request = endpoint.request({"text": "Hi", **row}, "1")
     assert isinstance(request, Request), request
     return request
 
 
 def sent(endpoint: Endpoint, **row: Any) -> Any:
-    body = endpoint.call([asked(endpoint, **row)]).body
+    body = endpoint.call([request_of(endpoint, **row)]).body
     assert body is not None
     return orjson.loads(body)
 
 
 def refused(endpoint: Endpoint, **row: Any) -> str:
-    found = endpoint.request({"text": "Hi", **row}, "1")
-    assert isinstance(found, RowError)
-    assert found.error_class == "input"
-    return found.message
+    error = endpoint.request({"text": "Hi", **row}, "1")
+    assert isinstance(error, RowError)
+    assert error.error_class == "input"
+    return error.message
 
 
 def recorded(name: str) -> bytes:
@@ -82,8 +82,8 @@ def completion(*messages: Any, finish: str | None = "stop", **more: Any) -> dict
 
 
 def read(endpoint: Endpoint, body: Any) -> dict[str, Any]:
-    """The row that a reply becomes."""
-    (answer,) = endpoint.answers([asked(endpoint)], reply(body))
+    """Return the row from a reply."""
+    (answer,) = endpoint.answers([request_of(endpoint)], reply(body))
     assert isinstance(answer, bytes)
     values = endpoint.values(answer)
     assert not isinstance(values, RowError), values
@@ -94,11 +94,11 @@ def read(endpoint: Endpoint, body: Any) -> dict[str, Any]:
 
 
 def failed(endpoint: Endpoint, body: Any) -> tuple[str, str]:
-    (answer,) = endpoint.answers([asked(endpoint)], reply(body))
+    (answer,) = endpoint.answers([request_of(endpoint)], reply(body))
     assert isinstance(answer, bytes)
-    found = endpoint.values(answer)
-    assert isinstance(found, RowError)
-    return found.error_class, found.message
+    error = endpoint.values(answer)
+    assert isinstance(error, RowError)
+    return error.error_class, error.message
 
 
 # What is sent: parameters.
@@ -134,7 +134,7 @@ SCALARS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(("name", "value"), SCALARS.items(), ids=SCALARS)
-def test_every_parameter_stands_in_the_body_under_its_own_name(name: str, value: Any) -> None:
+def test_every_parameter_is_in_the_body_under_its_name(name: str, value: Any) -> None:
     body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}]}
     assert sent(chat(params={name: value})) == {**body, name: value}
 
@@ -170,7 +170,7 @@ def test_the_table_above_has_every_parameter() -> None:
         ({"params": {"logit_bias": {50256: -100}}}, {"logit_bias": {"50256": -100}}),
     ],
 )
-def test_what_else_a_step_says_stands_in_the_body(keys: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_every_other_key_of_a_step_is_in_the_body(keys: dict[str, Any], expected: dict[str, Any]) -> None:
     body = sent(chat(**keys))
     assert {key: body[key] for key in body if key not in ("model", "messages")} == expected
 
@@ -207,7 +207,7 @@ def test_what_else_a_step_says_stands_in_the_body(keys: dict[str, Any], expected
         ({"messages": [{"user": "{{ txt }}"}]}, "steps.ask.messages.0.user: no column txt here; did you mean text?"),
         ({"messages": [{"usr": "a"}]}, "steps.ask.messages.0.usr: no such role; did you mean user?"),
         ({"messages": [{"role": "user", "contnt": "a"}]}, "steps.ask.messages.0.contnt: no such key of a message"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "steps.ask.messages.0: a tool's message has no tool_call_id"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0: a tool's message has no tool_call_id"),
         ({"messages": [{"user": [{"image": "pik"}]}]}, "steps.ask.messages.0.user.0.image: no column pik and no URL"),
         ({"messages": [{"system": [{"image": "pic"}]}]}, "only a user's message has pictures"),
         ({"messages": [{"user": [{"image": "pic", "detail": "best"}]}]}, "found 'best', expected low, high or auto"),
@@ -218,7 +218,7 @@ def test_what_else_a_step_says_stands_in_the_body(keys: dict[str, Any], expected
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "a tool call has no name"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused_with_its_place(keys: dict[str, Any], message: str) -> None:
+def test_a_key_that_does_not_fit_is_an_error_with_its_path(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(JobError) as caught:
         chat(**keys)
     assert message in str(caught.value)
@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_refused_with_its_place(keys: dict[str, Any], messa
 # What is sent: messages.
 
 
-def test_short_and_full_turns_with_templates_in_all_their_texts() -> None:
+def test_short_and_full_messages_have_templates_in_all_their_texts() -> None:
     turns = [
         {"system": "Be brief."},
         {"developer": "{{ city }}"},
@@ -258,7 +258,7 @@ def test_short_and_full_turns_with_templates_in_all_their_texts() -> None:
     ]
 
 
-def test_official_parts_pass_with_their_templates_filled_in() -> None:
+def test_official_parts_pass_with_their_templates_rendered() -> None:
     parts = [
         {"type": "text", "text": "{{ text }}"},
         {"type": "input_audio", "input_audio": {"data": "{{ city }}", "format": "wav"}},
@@ -273,7 +273,7 @@ def test_official_parts_pass_with_their_templates_filled_in() -> None:
     ]
 
 
-def test_calls_of_an_earlier_step_are_taken_from_its_column() -> None:
+def test_calls_of_an_earlier_step_come_from_its_column() -> None:
     turns = [{"user": "{{ text }}"}, {"role": "assistant", "tool_calls": {"column": "calls"}}]
     endpoint = chat(messages=turns)
     calls = [{"id": "x", "name": "get", "arguments": "{}"}]
@@ -285,7 +285,7 @@ def test_calls_of_an_earlier_step_are_taken_from_its_column() -> None:
     assert sent(endpoint, calls=None)["messages"][1] == {"role": "assistant", "content": ""}
 
 
-def test_a_whole_dialogue_comes_from_a_column_of_structs_or_of_json() -> None:
+def test_a_conversation_comes_from_a_column_of_structs_or_of_json() -> None:
     call = {"id": "x", "type": "function", "function": {"name": "get", "arguments": "{}"}}
     turns = [
         {"role": "user", "content": "a", "tool_calls": None, "tool_call_id": None},
@@ -325,10 +325,10 @@ def test_a_whole_dialogue_comes_from_a_column_of_structs_or_of_json() -> None:
         ('[{"role": "user", "content": [{"image": "/etc/passwd"}]}]', "a picture in it is not a URL"),
     ],
 )
-def test_what_is_no_dialogue_makes_an_error_row(value: Any, message: str) -> None:
-    found = refused(chat(messages={"column": "as_json"}), as_json=value)
-    assert found.startswith("as_json is not a conversation: ")
-    assert message in found
+def test_an_invalid_conversation_is_an_error_row(value: Any, message: str) -> None:
+    error = refused(chat(messages={"column": "as_json"}), as_json=value)
+    assert error.startswith("as_json is not a conversation: ")
+    assert message in error
 
 
 # What is sent: pictures.
@@ -338,7 +338,7 @@ def test_pictures_are_named_in_the_request_and_sent_as_data_urls() -> None:
     endpoint = chat(messages=[{"user": [{"text": "{{ text }}"}, {"image": "pic", "detail": "low"}, {"image": "pics"}]}])
     assert endpoint.media == {name: MediaColumn("image", 20 << 20, passes_urls=True) for name in ("pic", "pics")}
     assert endpoint.input_columns == {"text", "pic", "pics"}
-    request = asked(endpoint, pic=PNG, pics=[GIF, None, PNG])
+    request = request_of(endpoint, pic=PNG, pics=[GIF, None, PNG])
     assert request.media == (PNG, GIF)
     assert orjson.loads(request.body)["messages"][0]["content"] == [
         {"type": "text", "text": "Hi"},
@@ -356,7 +356,7 @@ def test_pictures_are_named_in_the_request_and_sent_as_data_urls() -> None:
     ]
 
 
-def test_urls_are_passed_on_and_null_is_no_part() -> None:
+def test_urls_are_passed_on_and_null_adds_no_part() -> None:
     endpoint = chat(messages=[{"user": [{"text": "a"}, {"image": "pic"}, {"image": "https://h/fixed.png"}]}])
     url = {"type": "image_url", "image_url": {"url": "https://h/fixed.png"}}
     text = {"type": "text", "text": "a"}
@@ -372,7 +372,7 @@ def test_a_message_of_nothing_but_a_null_picture_or_of_another_kind_is_an_error_
     assert "neither a file nor a URL" in refused(endpoint, pic="cat.png")
 
 
-def test_a_text_that_quotes_a_pictures_name_is_left_alone() -> None:
+def test_a_text_that_quotes_a_pictures_name_is_unchanged() -> None:
     endpoint = chat(messages=[{"user": [{"text": "{{ text }}"}, {"image": "pic"}]}])
     text = f'{{"url":"{PNG.name}"}}'
     assert sent(endpoint, text=text, pic=PNG)["messages"][0]["content"][0]["text"] == text
@@ -380,7 +380,7 @@ def test_a_text_that_quotes_a_pictures_name_is_left_alone() -> None:
 
 def test_pictures_count_by_their_pixels() -> None:
     endpoint = chat(model="gpt-4o", messages=[{"user": [{"text": "a"}, {"image": "pic"}]}])
-    small, large = (asked(endpoint, pic=picture).input_tokens for picture in (PNG, "https://h/any.png"))
+    small, large = (request_of(endpoint, pic=picture).input_tokens for picture in (PNG, "https://h/any.png"))
     assert (small, large - small) == (8 + 85 + 170, 7 * 170)
 
 
@@ -391,7 +391,7 @@ def test_pictures_count_by_their_pixels() -> None:
     ("name", "keys", "expected"),
     [
         ("chat-default.json", {"detail": True}, {"ask": HELLO, "ask_finish_reason": "stop"}),
-        ("chat-1-5-1.json", {"output": "said"}, {"said": HELLO}),
+        ("chat-1-5-1.json", {"output": "answer"}, {"answer": HELLO}),
         (
             "chat-functions.json",
             {"tools": [WEATHER]},
@@ -418,7 +418,7 @@ def test_pictures_count_by_their_pixels() -> None:
         ("chat-1-6.sse", {"stream": True}, {"ask": "Hello"}),
     ],
 )  # fmt: skip
-def test_a_recorded_reply_becomes_the_declared_columns(name: str, keys: Any, expected: Any) -> None:
+def test_a_recorded_reply_fills_the_declared_columns(name: str, keys: Any, expected: Any) -> None:
     assert read(chat(**keys), recorded(name)) == expected
 
 
@@ -448,9 +448,9 @@ def test_several_answers_are_lists_in_the_order_of_their_indexes() -> None:
     }
 
 
-def test_a_streamed_answer_is_kept_in_the_shape_of_one_that_was_not() -> None:
+def test_a_streamed_answer_is_stored_like_one_without_a_stream() -> None:
     endpoint = chat(stream=True, tools=[WEATHER])
-    request = asked(endpoint)
+    request = request_of(endpoint)
     assert endpoint.call([request]).stream
     plain = recorded("chat-default.json")
     assert read(endpoint, plain) == read(chat(tools=[WEATHER]), plain)
@@ -484,18 +484,18 @@ def test_a_streamed_answer_is_kept_in_the_shape_of_one_that_was_not() -> None:
         (True, completion({}), "invalid_answer", "no text"),
     ],
 )
-def test_an_answer_that_is_none_makes_an_error_row(typed: bool, body: Any, error_class: str, words: str) -> None:
-    found, message = failed(chat(output={"a": "string"} if typed else "said"), body)
-    assert found == error_class
+def test_an_invalid_answer_is_an_error_row(typed: bool, body: Any, error_class: str, words: str) -> None:
+    actual, message = failed(chat(output={"a": "string"} if typed else "answer"), body)
+    assert actual == error_class
     assert words in message
 
 
-def test_an_untyped_answer_that_was_cut_off_is_kept_and_says_so() -> None:
+def test_an_untyped_answer_that_was_cut_off_is_stored_with_its_finish_reason() -> None:
     row = read(chat(detail=True), completion({"content": "Hel"}, finish="length"))
     assert row == {"ask": "Hel", "ask_finish_reason": "length"}
 
 
-def test_arguments_that_are_no_json_are_kept_as_they_came() -> None:
+def test_arguments_that_are_not_json_are_stored_unchanged() -> None:
     call = {"id": "x", "function": {"name": "f", "arguments": "{city:"}}
     row = read(chat(tools=[WEATHER]), completion({"tool_calls": [call], "content": ""}, finish="tool_calls"))
     assert row == {"ask": None, "ask_tool_calls": [{"id": "x", "name": "f", "arguments": "{city:"}]}
@@ -511,11 +511,11 @@ def test_arguments_that_are_no_json_are_kept_as_they_came() -> None:
         ({"tool_calls": [5, {"id": "x", "custom": {"name": "f", "input": "i"}}]}, (None, [("x", "f", "i")])),
     ],
 )  # fmt: skip
-def test_other_servers_ways_of_answering_are_understood(message: Any, expected: Any) -> None:
+def test_the_answer_formats_of_other_servers_are_parsed(message: Any, expected: Any) -> None:
     row = read(chat(tools=[WEATHER]), completion(message))
     calls = row["ask_tool_calls"]
-    told = None if calls is None else [(call["id"], call["name"], call["arguments"]) for call in calls]
-    assert (row["ask"], told) == expected
+    actual = None if calls is None else [(call["id"], call["name"], call["arguments"]) for call in calls]
+    assert (row["ask"], actual) == expected
 
 
 @pytest.mark.parametrize(
@@ -540,25 +540,25 @@ def test_other_servers_ways_of_answering_are_understood(message: Any, expected: 
         ({"prompt_tokens": 9.5, "prompt_tokens_details": "x"}, Usage(finish_reason="stop")),
     ],
 )
-def test_usage_is_read_and_what_is_no_count_counts_as_not_said(usage: Any, expected: Usage) -> None:
+def test_usage_is_read_and_an_invalid_count_is_unknown(usage: Any, expected: Usage) -> None:
     endpoint = chat()
-    assert endpoint.usage([asked(endpoint)], reply(completion({"content": "a"}, usage=usage))) == expected
+    assert endpoint.usage([request_of(endpoint)], reply(completion({"content": "a"}, usage=usage))) == expected
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"", b'{"choices": []}', b'{"choices": [{}]}', b'{"choices": [NaN]}'])
-def test_what_is_no_reply_is_malformed(body: bytes) -> None:
+def test_an_invalid_reply_is_malformed(body: bytes) -> None:
     endpoint = chat()
     with pytest.raises(MalformedReply) as caught:
-        endpoint.answers([asked(endpoint)], reply(body))
+        endpoint.answers([request_of(endpoint)], reply(body))
     assert caught.value.error is None
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_an_error_in_a_200_is_told_as_the_error_that_it_is(streamed: bool) -> None:
+def test_an_error_in_a_200_is_reported_as_an_error(streamed: bool) -> None:
     body = orjson.dumps({"error": {"message": "slow down", "type": "requests", "code": "rate_limit_exceeded"}})
     endpoint = chat(stream=streamed)
     with pytest.raises(MalformedReply) as caught:
-        endpoint.answers([asked(endpoint)], reply(b"data: " + body + b"\n\n" if streamed else body))
+        endpoint.answers([request_of(endpoint)], reply(b"data: " + body + b"\n\n" if streamed else body))
     assert caught.value.error is not None
     assert (caught.value.error.error_class, caught.value.error.message) == ("rate_limit", "slow down")
 
@@ -566,7 +566,7 @@ def test_an_error_in_a_200_is_told_as_the_error_that_it_is(streamed: bool) -> No
 # Typed answers.
 
 
-def test_a_typed_output_is_asked_for_by_a_strict_schema_and_read_into_its_columns() -> None:
+def test_a_typed_output_uses_a_strict_schema_and_fills_its_columns() -> None:
     endpoint = chat(output={"topic": {"type": "string", "enum": ["a", "b"]}, "n": "integer"})
     form = sent(endpoint)["response_format"]
     assert (form["type"], form["json_schema"]["strict"], form["json_schema"]["name"]) == ("json_schema", True, "ask")
@@ -576,14 +576,14 @@ def test_a_typed_output_is_asked_for_by_a_strict_schema_and_read_into_its_column
 @pytest.mark.parametrize(
     ("way", "form"), [("json_object", {"type": "json_object"}), ("prompt", None)]
 )  # fmt: skip
-def test_servers_without_schemas_are_told_in_words(way: str, form: Any) -> None:
+def test_servers_without_schemas_get_the_schema_in_the_prompt(way: str, form: Any) -> None:
     body = sent(chat(way, output={"n": "integer"}))
     assert body.get("response_format") == form
     assert body["messages"][0]["role"] == "system"
     assert '"additionalProperties":false' in body["messages"][0]["content"]
 
 
-def test_a_refused_way_leads_to_the_next() -> None:
+def test_a_refused_mode_leads_to_the_next() -> None:
     refusal = RowError("bad_request", "Invalid parameter: 'response_format' of type 'json_schema'", 400)
     assert chat(output={"n": "integer"}).fallback_mode(refusal) == "json_object"
     assert chat("json_object", output={"n": "integer"}).fallback_mode(refusal) == "prompt"
@@ -592,9 +592,9 @@ def test_a_refused_way_leads_to_the_next() -> None:
     assert chat().fallback_mode(refusal) is None
 
 
-def test_one_repair_turn_tells_what_does_not_fit() -> None:
+def test_a_repair_request_quotes_what_does_not_fit() -> None:
     endpoint = chat(output={"n": "integer"}, messages=[{"user": [{"text": "{{ text }}"}, {"image": "pic"}]}])
-    request = asked(endpoint, pic=PNG)
+    request = request_of(endpoint, pic=PNG)
     answer = orjson.dumps(completion({"content": "three"}))
     problem = endpoint.values(answer)
     assert isinstance(problem, RowError)
@@ -612,7 +612,7 @@ def test_one_repair_turn_tells_what_does_not_fit() -> None:
 # What the ledger and the budget need.
 
 
-def test_what_can_change_an_answer_is_declared_and_nothing_else() -> None:
+def test_config_bytes_contain_all_that_can_change_an_answer() -> None:
     first = chat()
     assert chat(name="other", when="true", detail=True, reuse=False, stream=True).config_bytes() == first.config_bytes()
     changed = [
@@ -637,7 +637,7 @@ def test_an_answers_tokens_are_bounded_by_the_parameters_times_n_or_by_the_model
 
 
 def test_tools_count_as_input() -> None:
-    assert asked(chat(tools=[WEATHER])).input_tokens > asked(chat()).input_tokens + 20
+    assert request_of(chat(tools=[WEATHER])).input_tokens > request_of(chat()).input_tokens + 20
 
 
 def test_a_rows_key_is_in_the_fingerprint_only_without_reuse() -> None:

@@ -1,4 +1,4 @@
-"""Images made, edited and varied: checked before sending, saved under names of their content."""
+"""Image endpoints: parameters are checked before sending, pictures are files named by content."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ from connectors.endpoints.image_variation import ImageVariationStep
 from connectors.errors import JobError
 from connectors.records import Media, Reply, Request, RowError, Usage
 from connectors.transport.client import HttpTransport, RequestTimeouts
-from pipelines.pricing.prices import image_price, resolve_price, max_cost
+from pipelines.pricing.prices import image_price, max_cost, resolve_price
 
 REPLIES = Path(__file__).parents[2] / "replies"
 COLUMNS = {"title": pa.string(), "photo": pa.binary(), "area": pa.string(), "more": pa.list_(pa.string())}
@@ -57,7 +57,7 @@ def row(**values: Any) -> dict[str, Any]:
     return {"title": "a sea otter", "photo": media(), "area": None, "more": None, **values}
 
 
-def asked(it: Endpoint, **values: Any) -> Request:
+def request_of(it: Endpoint, **values: Any) -> Request:
     request = it.request(row(**values), "1")
     assert isinstance(request, Request), request
     return request
@@ -81,13 +81,13 @@ def b64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def kept(it: Endpoint, came: Reply) -> bytes:
-    (answer,) = it.answers([asked(it)], came)
+def stored_answer(it: Endpoint, received: Reply) -> bytes:
+    (answer,) = it.answers([request_of(it)], received)
     assert isinstance(answer, bytes)
     return answer
 
 
-def test_every_key_stands_in_the_body() -> None:
+def test_every_key_is_in_the_body() -> None:
     it = endpoint(
         model="dall-e-3",
         size="1792x1024",
@@ -97,7 +97,7 @@ def test_every_key_stands_in_the_body() -> None:
         params={"user": "u"},
         extra_body={"x": 1},
     )
-    assert orjson.loads(asked(it).body) == {
+    assert orjson.loads(request_of(it).body) == {
         "model": "dall-e-3",
         "n": 1,
         "prompt": "a sea otter",
@@ -109,29 +109,29 @@ def test_every_key_stands_in_the_body() -> None:
         "x": 1,
     }
     assert it.image_terms == ("1792x1024", "hd")
-    assert "response_format" not in orjson.loads(asked(endpoint(model="gpt-image-1")).body)
-    assert "response_format" not in orjson.loads(asked(endpoint(model="flux")).body)
+    assert "response_format" not in orjson.loads(request_of(endpoint(model="gpt-image-1")).body)
+    assert "response_format" not in orjson.loads(request_of(endpoint(model="flux")).body)
 
 
 def test_a_recorded_reply_becomes_a_file_of_its_content() -> None:
     it = endpoint(model="gpt-image-1")
     body = (REPLIES / "image-generation.json").read_text().replace('"..."', f'"{b64(picture("WEBP"))}"')
-    came = reply(body.encode())
-    answer = kept(it, came)
+    received = reply(body.encode())
+    answer = stored_answer(it, received)
     name = name_of(picture("WEBP"), "webp")
     assert it.values(answer) == (f"files/{name}",)
     assert it.files(answer) == [(name, picture("WEBP"))]
     assert it.expiring_urls(answer) == []
-    assert it.usage([asked(it)], came) == Usage(input_tokens=50, output_tokens=50, images=1)
+    assert it.usage([request_of(it)], received) == Usage(input_tokens=50, output_tokens=50, images=1)
     assert it.arrays([(f"files/{name}",), None])[0].to_pylist() == [f"files/{name}", None]
 
 
-def test_pictures_behind_urls_are_put_in_their_place() -> None:
+def test_pictures_at_urls_replace_the_urls() -> None:
     it = endpoint("image_variation", n=2)
     urls = iter(("https://x/1", "https://x/2"))
     body = (REPLIES / "image-variation.json").read_text().replace("https://...", "%s")
-    came = reply((body % tuple(urls)).encode())
-    answer = kept(it, came)
+    received = reply((body % tuple(urls)).encode())
+    answer = stored_answer(it, received)
     assert it.expiring_urls(answer) == ["https://x/1", "https://x/2"]
     assert isinstance(it.values(answer), RowError) and it.files(answer) == []
     contents = [picture(colour="red"), picture("JPEG", colour="blue")]
@@ -140,7 +140,7 @@ def test_pictures_behind_urls_are_put_in_their_place() -> None:
     assert it.values(whole) == ([f"files/{name}" for name in names],)
     assert it.files(whole) == list(zip(names, contents, strict=True))
     assert it.expiring_urls(whole) == []
-    assert it.usage([asked(it)], came) == Usage(images=2)
+    assert it.usage([request_of(it)], received) == Usage(images=2)
     assert it.fields[0].type == pa.list_(pa.string())
     # A page that says that the picture is gone, with status 200.
     partly = it.with_contents(answer, [contents[0], b"<html>"])
@@ -154,22 +154,22 @@ def test_the_prompt_as_dall_e_3_rewrote_it_is_a_column() -> None:
         ("picture", pa.string()),
         ("picture_revised_prompt", pa.string()),
     ]
-    answer = kept(it, reply({"data": [{"b64_json": b64(picture()), "revised_prompt": "An otter"}]}))
+    answer = stored_answer(it, reply({"data": [{"b64_json": b64(picture()), "revised_prompt": "An otter"}]}))
     assert it.values(answer) == (f"files/{name_of(picture())}", "An otter")
-    answer = kept(it, reply({"data": [{"url": f"data:image/png;base64,{b64(picture())}"}]}))
+    answer = stored_answer(it, reply({"data": [{"url": f"data:image/png;base64,{b64(picture())}"}]}))
     assert it.values(answer) == (f"files/{name_of(picture())}", None)
     assert [array.to_pylist() for array in it.arrays([None])] == [[None], [None]]
 
 
 def test_a_stream_of_events_is_read_to_its_last() -> None:
     it = endpoint("image_edit", model="gpt-image-1.5", params={"stream": True, "partial_images": 1})
-    assert it.call([asked(it)]).stream
+    assert it.call([request_of(it)]).stream
     body = (REPLIES / "image-edit-streaming.sse").read_text().replace('"..."', f'"{b64(picture())}"')
-    came = reply(body.encode(), "text/event-stream")
-    assert it.values(kept(it, came)) == (f"files/{name_of(picture())}",)
-    assert it.usage([asked(it)], came) == Usage(input_tokens=50, output_tokens=50, images=1)
+    received = reply(body.encode(), "text/event-stream")
+    assert it.values(stored_answer(it, received)) == (f"files/{name_of(picture())}",)
+    assert it.usage([request_of(it)], received) == Usage(input_tokens=50, output_tokens=50, images=1)
     with pytest.raises(MalformedReply, match="before its last event"):
-        it.answers([asked(it)], reply(body[: body.index("event: image_edit.completed")].encode()))
+        it.answers([request_of(it)], reply(body[: body.index("event: image_edit.completed")].encode()))
 
 
 @pytest.mark.parametrize(
@@ -186,14 +186,16 @@ def test_a_stream_of_events_is_read_to_its_last() -> None:
         {"error": {"message": "m", "code": 503}},
     ],
 )
-def test_what_is_no_picture_is_asked_again(body: Any) -> None:
+def test_a_reply_without_a_picture_is_malformed(body: Any) -> None:
     with pytest.raises(MalformedReply):
-        endpoint().answers([asked(endpoint())], reply(body))
+        endpoint().answers([request_of(endpoint())], reply(body))
 
 
-def test_a_refusal_with_status_200_is_told() -> None:
-    (found,) = endpoint().answers([asked(endpoint())], reply({"error": {"message": "m", "code": "content_filter"}}))
-    assert isinstance(found, RowError) and found.error_class == "content_filter"
+def test_a_refusal_with_status_200_is_an_error_of_the_row() -> None:
+    (error,) = endpoint().answers(
+        [request_of(endpoint())], reply({"error": {"message": "m", "code": "content_filter"}})
+    )
+    assert isinstance(error, RowError) and error.error_class == "content_filter"
 
 
 @pytest.mark.parametrize(
@@ -217,13 +219,13 @@ def test_a_refusal_with_status_200_is_told() -> None:
         ({"prompt": "{{ titel }}"}, "prompt: no column titel here; did you mean title?"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_sent(keys: dict[str, Any], message: str) -> None:
+def test_an_invalid_key_is_an_error_before_anything_is_sent(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(JobError) as caught:
         endpoint(**keys)
     assert str(caught.value) == f"steps.picture.{message}"
 
 
-def test_gpt_image_2_takes_sizes_of_many_kinds() -> None:
+def test_gpt_image_2_accepts_many_sizes() -> None:
     for size in ("auto", "1536x864", "3840x2160", "2160x3840", "16x48"):
         endpoint(model="gpt-image-2", size=size)
     for size in ("1537x864", "3856x2160", "16x64", "0x0", "big"):
@@ -244,13 +246,15 @@ def test_the_file_columns_and_models_are_checked() -> None:
         assert str(caught.value).startswith(message)
 
 
-def test_prompts_are_measured_by_model() -> None:
-    for model, longest in (("dall-e-2", 1000), ("dall-e-3", 4000), ("gpt-image-1", 32000)):
+def test_the_maximum_length_of_a_prompt_depends_on_the_model() -> None:
+    for model, max_characters in (("dall-e-2", 1000), ("dall-e-3", 4000), ("gpt-image-1", 32000)):
         it = endpoint(model=model)
-        asked(it, title="x" * longest)
-        assert refused(it, title="x" * (longest + 1)).startswith(f"prompt: {longest + 1:,} characters, {model} accepts")
+        request_of(it, title="x" * max_characters)
+        assert refused(it, title="x" * (max_characters + 1)).startswith(
+            f"prompt: {max_characters + 1:,} characters, {model} accepts"
+        )
     assert refused(endpoint(), title="") == "prompt: the text is empty"
-    asked(endpoint(model="flux"), title="x" * 50_000)
+    request_of(endpoint(model="flux"), title="x" * 50_000)
 
 
 def test_pictures_are_checked_before_they_are_sent() -> None:
@@ -262,8 +266,8 @@ def test_pictures_are_checked_before_they_are_sent() -> None:
     assert refused(it, photo=[media(), media()]) == "image: 2 pictures, at most 1 are taken"
     assert refused(it, area=media((9, 9))) == "mask: 9x9 pixels, but the image has 8x8; they must be the same"
     assert refused(it, area=media(form="JPEG")) == "mask: a jpg picture; a png is taken"
-    assert orjson.loads(asked(it, area=media(colour="blue")).body)["mask"] == media(colour="blue").name
-    assert "mask" not in orjson.loads(asked(it).body)
+    assert orjson.loads(request_of(it, area=media(colour="blue")).body)["mask"] == media(colour="blue").name
+    assert "mask" not in orjson.loads(request_of(it).body)
     it = endpoint("image_edit", model="gpt-image-1", image=["photo", "more"])
     assert it.media["photo"].max_bytes == 50 << 20
     assert refused(it, more=[media(form="GIF")]) == "image: a gif picture; png, webp and jpeg are taken"
@@ -272,9 +276,9 @@ def test_pictures_are_checked_before_they_are_sent() -> None:
     assert it.request(row(photo=bad), "1") is bad
 
 
-def test_what_a_request_can_cost_goes_by_the_model() -> None:
+def test_the_maximum_cost_of_a_request_depends_on_the_model() -> None:
     it = endpoint(model="dall-e-3", size="1792x1024", quality="hd")
-    request = asked(it)
+    request = request_of(it)
     assert (request.images, request.input_tokens, request.output_bound) == (1, 0, 0)
     price = resolve_price("dall-e-3", {}, {})
     assert price is not None and it.image_terms is not None
@@ -282,43 +286,43 @@ def test_what_a_request_can_cost_goes_by_the_model() -> None:
     assert worst == 120_000_000_000
     low, high = (endpoint(model="gpt-image-1", quality=quality, n=2).output_bound for quality in ("low", "high"))
     assert low is not None and high is not None and 2 * 408 < low < 2 * 6240 < high
-    assert asked(endpoint("image_edit", model="gpt-image-1")).input_tokens > 1_100
+    assert request_of(endpoint("image_edit", model="gpt-image-1")).input_tokens > 1_100
     assert endpoint(model="flux").output_bound is None
 
 
 @pytest.fixture
 async def seen() -> AsyncIterator[tuple[str, list[Any]]]:
-    """(address, what came): a server of aiohttp's own parser that notes each part of a form."""
-    came: list[Any] = []
+    """(address, received parts): a server with aiohttp's parser that records each part of a form."""
+    received: list[Any] = []
 
-    async def note(request: web.Request) -> web.Response:
+    async def record(request: web.Request) -> web.Response:
         reader = await request.multipart()
         while (part := await reader.next()) is not None:
-            came.append((part.name, part.filename, part.headers.get("Content-Type"), bytes(await part.read())))  # type: ignore[union-attr]
+            received.append((part.name, part.filename, part.headers.get("Content-Type"), bytes(await part.read())))  # type: ignore[union-attr]
         return web.json_response({})
 
     app = web.Application()
-    app.router.add_post("/v1/{path:.*}", note)
+    app.router.add_post("/v1/{path:.*}", record)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1", came
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1", received
     await runner.cleanup()
 
 
-async def test_the_form_that_a_server_sees(seen: tuple[str, list[Any]]) -> None:
-    address, came = seen
+async def test_a_server_receives_the_form(seen: tuple[str, list[Any]]) -> None:
+    address, received = seen
     it = endpoint(
         "image_edit", model="gpt-image-1", image=["photo", "more"], mask="area", n=2, params={"input_fidelity": "high"}
     )
-    request = asked(it, more=[media(form="JPEG"), media(form="WEBP")], area=media(colour="blue"))
+    request = request_of(it, more=[media(form="JPEG"), media(form="WEBP")], area=media(colour="blue"))
     transport = HttpTransport(RequestTimeouts(), 1)
     try:
         await transport.send(Provider("p", address), it.call([request]))
     finally:
         await transport.close()
     text = "text/plain; charset=utf-8"
-    assert came == [
+    assert received == [
         ("image[]", "image.png", "image/png", picture()),
         ("image[]", "image.jpg", "image/jpeg", picture("JPEG")),
         ("image[]", "image.webp", "image/webp", picture("WEBP")),
@@ -328,5 +332,5 @@ async def test_the_form_that_a_server_sees(seen: tuple[str, list[Any]]) -> None:
         ("n", None, text, b"2"),
         ("prompt", None, text, b"a sea otter"),
     ]
-    alone = endpoint("image_variation").call([asked(endpoint("image_variation"))])
-    assert alone.form is not None and alone.form[0] == ("image", picture(), "image.png")
+    variation = endpoint("image_variation").call([request_of(endpoint("image_variation"))])
+    assert variation.form is not None and variation.form[0] == ("image", picture(), "image.png")

@@ -1,4 +1,4 @@
-"""Responses in both dialects: what is sent of a row, and what becomes of a reply."""
+"""Responses in both formats: the request of a row, and the columns from a reply."""
 
 import base64
 import hashlib
@@ -38,14 +38,14 @@ def reference(way: str | None = None, /, **keys: Any) -> ConversationEndpoint:
     return built(way, **{"messages": [{"user": "{{ text }}"}], **keys})
 
 
-def asked(endpoint: Endpoint, **row: Any) -> Request:
+def request_of(endpoint: Endpoint, **row: Any) -> Request:
     request = endpoint.request({"text": "Hi", **row}, "1")
     assert isinstance(request, Request), request
     return request
 
 
 def sent(endpoint: Endpoint, **row: Any) -> Any:
-    call = endpoint.call([asked(endpoint, **row)])
+    call = endpoint.call([request_of(endpoint, **row)])
     assert (call.method, call.path) == ("POST", "/responses")
     assert call.body is not None
     return orjson.loads(call.body)
@@ -60,8 +60,8 @@ def recorded(name: str) -> bytes:
 
 
 def read(endpoint: Endpoint, body: Any) -> dict[str, Any]:
-    """The row that a reply becomes."""
-    (answer,) = endpoint.answers([asked(endpoint)], reply(body))
+    """Return the row from a reply."""
+    (answer,) = endpoint.answers([request_of(endpoint)], reply(body))
     assert isinstance(answer, bytes)
     values = endpoint.values(answer)
     assert not isinstance(values, RowError), values
@@ -71,11 +71,11 @@ def read(endpoint: Endpoint, body: Any) -> dict[str, Any]:
 
 
 def failed(endpoint: Endpoint, body: Any) -> tuple[str, str]:
-    (answer,) = endpoint.answers([asked(endpoint)], reply(body))
+    (answer,) = endpoint.answers([request_of(endpoint)], reply(body))
     assert isinstance(answer, bytes)
-    found = endpoint.values(answer)
-    assert isinstance(found, RowError)
-    return found.error_class, found.message
+    error = endpoint.values(answer)
+    assert isinstance(error, RowError)
+    return error.error_class, error.message
 
 
 def message(text: str, **more: Any) -> dict[str, Any]:
@@ -126,12 +126,12 @@ REFERENCE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(("name", "value"), OPENAI.items(), ids=OPENAI)
-def test_every_parameter_of_openai_stands_in_the_body(name: str, value: Any) -> None:
+def test_every_parameter_of_openai_is_in_the_body(name: str, value: Any) -> None:
     assert sent(openai(params={name: value})) == {"model": "gpt-4o-mini", "input": "Hi", name: value}
 
 
 @pytest.mark.parametrize(("name", "value"), REFERENCE.items(), ids=REFERENCE)
-def test_every_parameter_of_the_reference_stands_in_the_body(name: str, value: Any) -> None:
+def test_every_parameter_of_the_reference_is_in_the_body(name: str, value: Any) -> None:
     body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}]}
     assert sent(reference(params={name: value})) == {**body, name: value}
 
@@ -167,11 +167,11 @@ FLAT = {"type": "function", "strict": False, **TOOL}
         ({"extra_body": {"top_k": 5}}, {"top_k": 5}),
     ],
 )
-def test_what_else_a_step_says_in_openais_dialect(keys: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_every_other_key_of_a_step_in_openais_format(keys: dict[str, Any], expected: dict[str, Any]) -> None:
     assert sent(openai(**keys)) == {"model": "gpt-4o-mini", "input": "Hi", **expected}
 
 
-def test_turns_become_input_items_and_items_stay() -> None:
+def test_messages_become_input_items_and_items_stay() -> None:
     file = {"type": "file", "file": {"file_id": "f"}}
     call = {"id": "x", "name": "get", "arguments": {"a": 1}}
     turns = [
@@ -208,17 +208,17 @@ def test_turns_become_input_items_and_items_stay() -> None:
             "phase": "commentary",
         },
     ]
-    assert asked(endpoint, pic=PNG).media == (PNG,)
+    assert request_of(endpoint, pic=PNG).media == (PNG,)
 
 
-def test_a_column_holds_turns_or_items() -> None:
-    told = [{"role": "user", "content": "a"}, {"type": "function_call_output", "call_id": "x", "output": "o"}]
+def test_a_column_contains_messages_or_items() -> None:
+    messages = [{"role": "user", "content": "a"}, {"type": "function_call_output", "call_id": "x", "output": "o"}]
     endpoint = openai(input={"column": "as_json"})
-    assert sent(endpoint, as_json=orjson.dumps(told).decode())["input"] == told
+    assert sent(endpoint, as_json=orjson.dumps(messages).decode())["input"] == messages
     assert isinstance(endpoint.request({"as_json": "{"}, "1"), RowError)
 
 
-def test_a_typed_output_is_asked_for_by_text_format_or_in_words() -> None:
+def test_a_typed_output_uses_text_format_or_the_prompt() -> None:
     body = sent(openai(output={"n": "integer"}, text={"verbosity": "low"}))
     assert body["text"]["verbosity"] == "low"
     form = body["text"]["format"]
@@ -232,12 +232,14 @@ def test_a_typed_output_is_asked_for_by_text_format_or_in_words() -> None:
     in_words = sent(openai("prompt", output={"n": "integer"}))
     assert "text" not in in_words
     assert [turn["role"] for turn in in_words["input"]] == ["system", "user"]
-    assert openai(output={"n": "integer"}).fallback_mode(RowError("bad_request", "no text.format here")) == "json_object"
+    assert (
+        openai(output={"n": "integer"}).fallback_mode(RowError("bad_request", "no text.format here")) == "json_object"
+    )
 
 
-def test_one_repair_turn_follows_the_input() -> None:
+def test_a_repair_request_follows_the_input() -> None:
     endpoint = openai(output={"n": "integer"}, instructions="{{ text }}")
-    request = asked(endpoint)
+    request = request_of(endpoint)
     answer = orjson.dumps(response(message("three")))
     problem = endpoint.values(answer)
     assert isinstance(problem, RowError)
@@ -263,14 +265,14 @@ def test_one_repair_turn_follows_the_input() -> None:
         ("responses-file-input.json", "The file seems", Usage(8438, 0, 398, 0, model_version="gpt-5.4")),
     ],
 )
-def test_a_recorded_response_becomes_its_text_and_usage(name: str, begins: str, usage: Usage) -> None:
+def test_a_recorded_response_gives_its_text_and_usage(name: str, begins: str, usage: Usage) -> None:
     endpoint = openai(detail=True)
     row = read(endpoint, recorded(name))
     assert set(row) == {"ask", "ask_finish_reason"}
     assert row["ask"].startswith(begins)
-    told = endpoint.usage([asked(endpoint)], reply(recorded(name)))
+    actual = endpoint.usage([request_of(endpoint)], reply(recorded(name)))
     cached = usage.cached_tokens if b"cached_tokens" in recorded(name) else None
-    assert told == Usage(
+    assert actual == Usage(
         usage.input_tokens, cached, usage.output_tokens, usage.reasoning_tokens,
         model_version=usage.model_version, finish_reason="stop",
     )  # fmt: skip
@@ -291,12 +293,12 @@ def test_function_calls_become_the_column_of_calls() -> None:
     }
 
 
-def test_a_streamed_response_is_what_its_last_event_holds() -> None:
+def test_a_streamed_response_is_the_one_in_its_last_event() -> None:
     endpoint = openai(stream=True, detail=True)
-    assert endpoint.call([asked(endpoint)]).stream
+    assert endpoint.call([request_of(endpoint)]).stream
     body = recorded("responses-streaming.sse")
     assert read(endpoint, body) == {"ask": "Hi there! How can I assist you today?", "ask_finish_reason": "stop"}
-    assert endpoint.usage([asked(endpoint)], reply(body)).output_tokens == 11
+    assert endpoint.usage([request_of(endpoint)], reply(body)).output_tokens == 11
 
 
 def test_logprobs_are_those_of_the_texts() -> None:
@@ -310,7 +312,7 @@ def test_logprobs_are_those_of_the_texts() -> None:
     assert row == {"ask": "a", "ask_logprobs": [{**token, "top_logprobs": [{"token": "b", "logprob": -2.0}]}]}
 
 
-def test_several_messages_are_one_text_and_reasoning_is_none() -> None:
+def test_several_messages_are_one_text_without_the_reasoning() -> None:
     body = response({"type": "reasoning", "summary": []}, message("a"), message("b"), {"type": "web_search_call"})
     assert read(openai(), body) == {"ask": "ab"}
 
@@ -344,10 +346,12 @@ REFUSAL = {"type": "message", "content": [{"type": "refusal", "refusal": "I can'
         ),
     ],
 )
-def test_a_response_that_is_no_answer_makes_an_error_row(typed: bool, body: Any, error_class: str, words: str) -> None:
-    found, told = failed(openai(output={"a": "string"} if typed else "said"), body)
-    assert found == error_class
-    assert words in told
+def test_a_response_without_a_valid_answer_is_an_error_row(
+    typed: bool, body: Any, error_class: str, words: str
+) -> None:
+    actual, message = failed(openai(output={"a": "string"} if typed else "answer"), body)
+    assert actual == error_class
+    assert words in message
 
 
 @pytest.mark.parametrize(
@@ -362,22 +366,22 @@ def test_a_response_that_is_no_answer_makes_an_error_row(typed: bool, body: Any,
     ],
 )
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_failed_response_is_told_as_the_error_that_it_is(streamed: bool, code: str, error_class: str) -> None:
+def test_a_failed_response_is_reported_as_an_error(streamed: bool, code: str, error_class: str) -> None:
     body = orjson.dumps(response(status="failed", error={"code": code, "message": "m"}))
     if streamed:
         body = b'event: response.failed\ndata: {"type":"response.failed","response":' + body + b"}\n\n"
     endpoint = openai(stream=streamed)
     with pytest.raises(MalformedReply) as caught:
-        endpoint.answers([asked(endpoint)], reply(body))
+        endpoint.answers([request_of(endpoint)], reply(body))
     assert caught.value.error is not None
     assert (caught.value.error.error_class, caught.value.error.code) == (error_class, code)
 
 
 @pytest.mark.parametrize("body", [b"{}", b"[]", b"{", b'{"output": 5}', b'{"status": "queued", "output": []}'])
-def test_what_is_no_response_is_malformed(body: bytes) -> None:
+def test_an_invalid_response_is_malformed(body: bytes) -> None:
     for endpoint in (openai(), reference()):
         with pytest.raises(MalformedReply):
-            endpoint.answers([asked(endpoint)], reply(body))
+            endpoint.answers([request_of(endpoint)], reply(body))
 
 
 # The reference's dialect.
@@ -420,7 +424,7 @@ def test_the_references_tools_stream_and_typed_output() -> None:
     assert reference(output={"n": "integer"}).fallback_mode(RowError("bad_request", "json_schema: unknown")) == "prompt"
 
 
-def test_dialect_overrides_what_the_keys_say() -> None:
+def test_dialect_overrides_the_keys() -> None:
     assert sent(openai(dialect="reference"))["messages"] == [{"role": "user", "content": "Hi"}]
     assert sent(reference(dialect="openai"))["input"] == [{"role": "user", "content": "Hi"}]
 
@@ -455,13 +459,13 @@ NO_METADATA = {field.name: None for field in METADATA}
         ("reference-streaming.sse", "Based on the analysis, the key findings are...", {"confidence_score": 0.89}),
     ],
 )
-def test_a_reply_of_the_reference_becomes_text_and_metadata(name: str, content: str | None, metadata: Any) -> None:
+def test_a_reply_of_the_reference_gives_text_and_metadata(name: str, content: str | None, metadata: Any) -> None:
     body = recorded(name)
-    told = content or orjson.dumps(orjson.loads(body)["response"]["content"]).decode()
-    assert read(reference(), body) == {"ask": told, "ask_metadata": {**NO_METADATA, **metadata}}
+    text = content or orjson.dumps(orjson.loads(body)["response"]["content"]).decode()
+    assert read(reference(), body) == {"ask": text, "ask_metadata": {**NO_METADATA, **metadata}}
 
 
-def test_calls_and_metadata_stand_beside_the_text() -> None:
+def test_calls_and_metadata_are_columns_next_to_the_text() -> None:
     row = read(reference(tools=[NESTED], detail=True), recorded("reference-tools.json"))
     assert [(call["id"], call["name"]) for call in row["ask_tool_calls"]] == [
         ("call_weather_123", "get_weather_data"),
@@ -477,9 +481,9 @@ def test_calls_and_metadata_stand_beside_the_text() -> None:
     assert row["ask_finish_reason"] == "stop"
 
 
-def test_metadata_of_another_name_or_type_is_kept_as_json() -> None:
-    told = {"confidence_score": "high", "word_count": 5.0, "mood": {"a": 1}, "language": None}
-    row = read(reference(), {"response": {"content": "a", "metadata": told}})
+def test_metadata_of_another_name_or_type_is_stored_as_json() -> None:
+    metadata = {"confidence_score": "high", "word_count": 5.0, "mood": {"a": 1}, "language": None}
+    row = read(reference(), {"response": {"content": "a", "metadata": metadata}})
     other = '{"confidence_score":"high","mood":{"a":1}}'
     assert row["ask_metadata"] == {**NO_METADATA, "word_count": 5, "other": other}
     assert read(reference(), {"response": {"content": "a", "metadata": "x"}})["ask_metadata"] is None
@@ -490,14 +494,14 @@ def test_a_content_that_is_an_object_fills_typed_columns() -> None:
         "response": {"role": "assistant", "content": {"summary": "s", "score": 1}}
     })  # fmt: skip
     assert row == {"summary": "s", "score": 1.0, "ask_metadata": None}
-    found, told = failed(reference(output={"summary": "string"}), {"response": {"content": {"summary": 5}}})
-    assert (found, "summary" in told) == ("invalid_answer", True)
+    error_class, message = failed(reference(output={"summary": "string"}), {"response": {"content": {"summary": 5}}})
+    assert (error_class, "summary" in message) == ("invalid_answer", True)
 
 
 def test_usage_of_the_reference_is_read() -> None:
     endpoint = reference()
-    told = endpoint.usage([asked(endpoint)], reply(recorded("reference-basic.json")))
-    assert told == Usage(45, None, 245, None, model_version="gpt-4", finish_reason="stop")
+    actual = endpoint.usage([request_of(endpoint)], reply(recorded("reference-basic.json")))
+    assert actual == Usage(45, None, 245, None, model_version="gpt-4", finish_reason="stop")
 
 
 @pytest.mark.parametrize(
@@ -527,7 +531,7 @@ def test_usage_of_the_reference_is_read() -> None:
         ),
     ],
 )
-def test_the_references_errors_keep_all_that_they_say(name: str, expected: Any) -> None:
+def test_the_references_errors_keep_all_their_details(name: str, expected: Any) -> None:
     error = row_error(Reply(400, {}, recorded(name), 1.0))
     assert error.error_class == "bad_request"
     assert (error.type, error.param, error.code, orjson.loads(error.details or "")) == expected
@@ -568,13 +572,13 @@ def test_the_references_errors_keep_all_that_they_say(name: str, expected: Any) 
         ({"messages": [{"user": "a"}], "tools": [{"type": "web_search"}]}, "steps.ask.tools.0.type: found"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused_with_its_place(keys: dict[str, Any], place: str) -> None:
+def test_a_key_that_does_not_fit_is_an_error_with_its_path(keys: dict[str, Any], place: str) -> None:
     with pytest.raises(JobError) as caught:
         built(**keys)
     assert place in str(caught.value)
 
 
-def test_an_answers_tokens_are_bounded_by_the_dialects_own_parameter() -> None:
+def test_an_answers_tokens_are_bounded_by_the_parameter_of_the_format() -> None:
     assert openai(params={"max_output_tokens": 20}).output_bound == 20
     assert reference(params={"max_tokens": 20}).output_bound == 20
     assert openai().output_bound == 16_384

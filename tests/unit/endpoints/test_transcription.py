@@ -1,4 +1,4 @@
-"""Transcription and translation: forms up; texts, subtitles and structs down; pieces joined."""
+"""Transcription and translation: forms up; texts, subtitles and structs down; pieces merged."""
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -29,7 +29,7 @@ FACTS = StepContext(
 
 
 def endpoint(**keys: Any) -> Endpoint:
-    given = {"name": "heard", "endpoint": "transcription", "model": "whisper-1", "file": "sound", **keys}
+    given = {"name": "transcript", "endpoint": "transcription", "model": "whisper-1", "file": "sound", **keys}
     kind = TranslationStep if given["endpoint"] == "translation" else TranscriptionStep
     return kind.model_validate(given).build(FACTS)
 
@@ -39,7 +39,7 @@ def media(content: bytes = b"sound", seconds: float = 3.0, **more: Any) -> Media
     return Media(digest, len(content), "audio/mpeg", "mp3", data=content, seconds=seconds, **more)
 
 
-def asked(it: Endpoint, **row: Any) -> Request:
+def request_of(it: Endpoint, **row: Any) -> Request:
     request = it.request({"sound": media(), "lang": "en", "hint": "", **row}, "1")
     assert isinstance(request, Request)
     return request
@@ -51,7 +51,7 @@ def reply(body: bytes | str, kind: str = "application/json") -> Reply:
 
 def read(it: Endpoint, name: str, kind: str = "application/json") -> tuple[Any, Usage]:
     """(values, usage) of a recorded reply."""
-    request = asked(it)
+    request = request_of(it)
     came = reply((REPLIES / name).read_bytes(), kind)
     (answer,) = it.answers([request], came)
     assert isinstance(answer, bytes)
@@ -74,82 +74,82 @@ def test_the_text_of_a_recorded_reply_becomes_a_string_with_its_usage() -> None:
 
 def test_verbose_json_becomes_a_struct_of_segments_and_words() -> None:
     it = endpoint(response_format="verbose_json")
-    (heard,), usage = read(it, "transcription-segments.json")
-    assert (heard["language"], heard["duration"], heard["words"]) == ("english", 8.470000267028809, None)
-    (segment,) = heard["segments"]
+    (transcript,), usage = read(it, "transcription-segments.json")
+    assert (transcript["language"], transcript["duration"], transcript["words"]) == ("english", 8.470000267028809, None)
+    (segment,) = transcript["segments"]
     assert segment["id"] == 0 and segment["tokens"][:2] == [50364, 440] and segment["avg_logprob"] < -0.28
     assert usage == Usage(audio_seconds=9.0)
-    (heard,), _ = read(it, "transcription-words.json")
-    assert heard["words"][0] == {"word": "The", "start": 0.0, "end": 0.23999999463558197}
-    assert heard["segments"] is None
+    (transcript,), _ = read(it, "transcription-words.json")
+    assert transcript["words"][0] == {"word": "The", "start": 0.0, "end": 0.23999999463558197}
+    assert transcript["segments"] is None
 
 
 def test_speakers_and_logprobs_become_columns() -> None:
     it = endpoint(model="gpt-4o-transcribe-diarize", response_format="diarized_json")
-    (heard,), usage = read(it, "transcription-diarized.json")
-    assert [segment["speaker"] for segment in heard["segments"]] == ["agent", "A", "agent"]
+    (transcript,), usage = read(it, "transcription-diarized.json")
+    assert [segment["speaker"] for segment in transcript["segments"]] == ["agent", "A", "agent"]
     assert usage.audio_seconds == 27.0
     it = endpoint(model="gpt-4o-transcribe", params={"include": ["logprobs"]})
-    assert [field.name for field in it.fields] == ["heard", "heard_logprobs"]
+    assert [field.name for field in it.fields] == ["transcript", "transcript_logprobs"]
     (_, logprobs), _ = read(it, "transcription-logprobs.json")
     assert logprobs[0] == {"token": "Hey", "logprob": -1.0415299, "bytes": [72, 101, 121]}
 
 
 def test_a_stream_of_events_is_read_to_its_last() -> None:
     it = endpoint(model="gpt-4o-mini-transcribe", params={"stream": True})
-    assert it.call([asked(it)]).stream
+    assert it.call([request_of(it)]).stream
     (text,), usage = read(it, "transcription-streaming.sse", "text/event-stream")
     assert text.startswith("I see skies of blue and clouds of white")
     assert (usage.input_tokens, usage.output_tokens) == (14, 45)
     whole = (REPLIES / "transcription-streaming.sse").read_bytes()
     with pytest.raises(MalformedReply, match="before its last event"):
-        it.answers([asked(it)], reply(whole[: whole.rindex(b"\n\n", 0, whole.index(b"transcript.text.done"))]))
+        it.answers([request_of(it)], reply(whole[: whole.rindex(b"\n\n", 0, whole.index(b"transcript.text.done"))]))
 
 
 @pytest.mark.parametrize("form", ["text", "srt", "vtt"])
-def test_texts_and_subtitles_are_kept_as_they_are(form: str) -> None:
+def test_texts_and_subtitles_are_stored_unchanged(form: str) -> None:
     it = endpoint(response_format=form)
     body = {
         "text": "Hé\n",
         "srt": "1\n00:00:00,000 --> 00:00:01,000\nHé\n\n",
         "vtt": "WEBVTT\n\n00:00.000 --> 00:01.000\nHé\n\n",
     }
-    (answer,) = it.answers([asked(it)], reply(body[form], "text/plain"))
+    (answer,) = it.answers([request_of(it)], reply(body[form], "text/plain"))
     assert isinstance(answer, bytes)
     assert it.values(answer) == (body[form].strip() if form == "text" else body[form],)
-    assert it.usage([asked(it)], reply(body[form], "text/plain")) == Usage(audio_seconds=3.0)
+    assert it.usage([request_of(it)], reply(body[form], "text/plain")) == Usage(audio_seconds=3.0)
 
 
-def test_replies_that_are_none_are_asked_again_and_refusals_are_told() -> None:
+def test_an_invalid_reply_is_malformed_and_a_refusal_is_an_error_of_the_row() -> None:
     it = endpoint()
     for body in ("", "no json", "[]", "{}", '{"text": 5}', '{"error": {"message": "m", "code": 500}}'):
         with pytest.raises(MalformedReply):
-            it.answers([asked(it)], reply(body))
-    (refused,) = it.answers([asked(it)], reply('{"error": {"message": "m", "code": "content_policy_violation"}}'))
+            it.answers([request_of(it)], reply(body))
+    (refused,) = it.answers([request_of(it)], reply('{"error": {"message": "m", "code": "content_policy_violation"}}'))
     assert isinstance(refused, RowError) and refused.error_class == "content_filter"
     with pytest.raises(MalformedReply, match="the reply is JSON, not"):
-        endpoint(response_format="srt").answers([asked(it)], reply('{"text": "x"}'))
-    assert endpoint(response_format="text").answers([asked(it)], reply('{"text": "x"}')) == (b"x",)
+        endpoint(response_format="srt").answers([request_of(it)], reply('{"text": "x"}'))
+    assert endpoint(response_format="text").answers([request_of(it)], reply('{"text": "x"}')) == (b"x",)
 
 
-def test_language_and_prompt_are_templates_and_left_out_where_empty() -> None:
+def test_language_and_prompt_are_templates_and_left_out_if_empty() -> None:
     it = endpoint(language="{{ lang }}", prompt="{{ hint }}", params={"temperature": 0}, response_format="json")
     assert it.input_columns == {"sound", "lang", "hint"}
-    assert orjson.loads(asked(it).body) == {
+    assert orjson.loads(request_of(it).body) == {
         "file": media().name,
         "language": "en",
         "model": "whisper-1",
         "response_format": "json",
         "temperature": 0,
     }
-    assert asked(it).fingerprint != asked(it, lang="de").fingerprint
-    assert asked(it).fingerprint != asked(it, sound=media(b"other")).fingerprint
-    assert (asked(it).audio_seconds, asked(it).input_tokens, asked(it).output_bound) == (3.0, 0, 0)
-    by_token = asked(endpoint(model="gpt-4o-transcribe"), sound=media(seconds=60))
+    assert request_of(it).fingerprint != request_of(it, lang="de").fingerprint
+    assert request_of(it).fingerprint != request_of(it, sound=media(b"other")).fingerprint
+    assert (request_of(it).audio_seconds, request_of(it).input_tokens, request_of(it).output_bound) == (3.0, 0, 0)
+    by_token = request_of(endpoint(model="gpt-4o-transcribe"), sound=media(seconds=60))
     assert (by_token.input_tokens, by_token.output_bound) == (1000, 2000)
 
 
-def test_a_row_without_a_sound_or_with_several_is_an_error() -> None:
+def test_a_row_without_audio_or_with_several_files_is_an_error() -> None:
     missing = endpoint().request({"sound": None}, "1")
     assert missing == RowError("input", "file: column sound is null: there is no file")
     several = endpoint(file="many").request({"many": [media(), media(b"x")]}, "1")
@@ -161,43 +161,46 @@ def test_a_row_without_a_sound_or_with_several_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"file": "soun"}, "steps.heard.file: no column soun; did you mean sound?"),
-        ({"file": "n"}, "steps.heard.file: column n contains int64; name a column of paths, URLs or bytes"),
-        ({"language": "{{ langu }}"}, "steps.heard.language: no column langu here; did you mean lang?"),
-        ({"params": {"prompt": "x"}}, "steps.heard.params.prompt: is a key of the step; write it on the step, not in params"),
+        ({"file": "soun"}, "steps.transcript.file: no column soun; did you mean sound?"),
+        ({"file": "n"}, "steps.transcript.file: column n contains int64; name a column of paths, URLs or bytes"),
+        ({"language": "{{ langu }}"}, "steps.transcript.language: no column langu here; did you mean lang?"),
+        (
+            {"params": {"prompt": "x"}},
+            "steps.transcript.params.prompt: is a key of the step; write it on the step, not in params",
+        ),
         (
             {"response_format": "srt", "params": {"response_format": "srt"}},
-            "steps.heard.response_format: is also in params; write it in one place",
+            "steps.transcript.response_format: is also in params; write it in one place",
         ),
         (
             {"params": {"temperature": 2}},
-            "steps.heard.params.temperature: found 2, expected a number from 0 to 1; correct it",
+            "steps.transcript.params.temperature: found 2, expected a number from 0 to 1; correct it",
         ),
         (
             {"params": {"timestamp_granularities": ["letter"]}},
-            "steps.heard.params.timestamp_granularities: "
+            "steps.transcript.params.timestamp_granularities: "
             'found ["letter"], expected a list of word or segment; correct it',
         ),
         (
             {"response_format": "srt", "params": {"include": ["logprobs"]}},
-            "steps.heard.params.include: logprobs come with response_format json only",
+            "steps.transcript.params.include: logprobs come with response_format json only",
         ),
     ],
 )
-def test_mistakes_are_told_before_anything_is_sent(keys: dict[str, Any], message: str) -> None:
+def test_an_invalid_key_is_an_error_before_anything_is_sent(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(JobError) as caught:
         endpoint(**keys)
     assert str(caught.value) == message
 
 
-def cut_sound() -> Media:
+def split_audio() -> Media:
     pieces = ((0.0, media(b"one", 100.25)), (100.25, media(b"two", 3600.0)), (3700.25, media(b"three", 10.0)))
     return media(b"whole", 3710.25, pieces=pieces)
 
 
-def joined(it: Endpoint, *bodies: Any) -> Any:
-    """The value of a sound in three pieces with these replies."""
-    request = asked(it, sound=cut_sound())
+def merged(it: Endpoint, *bodies: Any) -> Any:
+    """Return the value of audio in three pieces with these replies."""
+    request = request_of(it, sound=split_audio())
     assert [orjson.loads(part.body)["file"] for part in request.parts] == [
         media(content).name for content in (b"one", b"two", b"three")
     ]
@@ -214,26 +217,26 @@ def joined(it: Endpoint, *bodies: Any) -> Any:
     return it.arrays([values])[0][0].as_py()
 
 
-def test_the_texts_of_pieces_are_joined() -> None:
+def test_the_texts_of_pieces_are_merged() -> None:
     assert endpoint(split=True).media["sound"].split
-    assert joined(endpoint(), {"text": " One."}, {"text": ""}, {"text": "Three. "}) == "One. Three."
-    assert joined(endpoint(response_format="text"), "One.\n", "Two.\n", "\n") == "One. Two."
+    assert merged(endpoint(), {"text": " One."}, {"text": ""}, {"text": "Three. "}) == "One. Three."
+    assert merged(endpoint(response_format="text"), "One.\n", "Two.\n", "\n") == "One. Two."
 
 
 def test_the_times_of_subtitles_are_shifted() -> None:
     srt = "1\n00:00:01,500 --> 00:00:02,000\nHello\nyou\n\n2\n00:00:03,000 --> 00:00:04,000\n12\n\n"
-    assert joined(endpoint(response_format="srt"), srt, "", srt) == (
+    assert merged(endpoint(response_format="srt"), srt, "", srt) == (
         "1\n00:00:01,500 --> 00:00:02,000\nHello\nyou\n\n2\n00:00:03,000 --> 00:00:04,000\n12\n\n"
         "3\n01:01:41,750 --> 01:01:42,250\nHello\nyou\n\n4\n01:01:43,250 --> 01:01:44,250\n12\n\n"
     )
     vtt = "WEBVTT\n\n00:01.500 --> 00:02.000\nHello\n\n"
-    assert joined(endpoint(response_format="vtt"), vtt, vtt, vtt) == (
+    assert merged(endpoint(response_format="vtt"), vtt, vtt, vtt) == (
         "WEBVTT\n\n00:01.500 --> 00:02.000\nHello\n\n01:41.750 --> 01:42.250\nHello\n\n"
         "01:01:41.750 --> 01:01:42.250\nHello\n\n"
     )
 
 
-def test_segments_and_words_are_shifted_and_numbered_anew() -> None:
+def test_segments_and_words_are_shifted_and_renumbered() -> None:
     body = {
         "text": "Hi.",
         "language": "english",
@@ -241,38 +244,38 @@ def test_segments_and_words_are_shifted_and_numbered_anew() -> None:
         "segments": [{"id": 0, "seek": 50, "start": 0.5, "end": 2, "text": "Hi.", "tokens": [1]}],
         "words": [{"word": "Hi", "start": 0.5, "end": 1.0}],
     }
-    heard = joined(endpoint(response_format="verbose_json"), body, body, body)
-    assert (heard["text"], heard["duration"], heard["language"]) == ("Hi. Hi. Hi.", 3710.25, "english")
-    assert [(each["id"], each["seek"], each["start"], each["end"]) for each in heard["segments"]] == [
+    transcript = merged(endpoint(response_format="verbose_json"), body, body, body)
+    assert (transcript["text"], transcript["duration"], transcript["language"]) == ("Hi. Hi. Hi.", 3710.25, "english")
+    assert [(each["id"], each["seek"], each["start"], each["end"]) for each in transcript["segments"]] == [
         (0, 50, 0.5, 2.0),
         (1, 10075, 100.75, 102.25),
         (2, 370075, 3700.75, 3702.25),
     ]
-    assert [word["start"] for word in heard["words"]] == [0.5, 100.75, 3700.75]
+    assert [word["start"] for word in transcript["words"]] == [0.5, 100.75, 3700.75]
     spoken = {
         "text": "A: Hi",
         "duration": 5,
         "segments": [{"id": "seg_001", "start": 1, "end": 2, "speaker": "A", "text": "Hi"}],
     }
     it = endpoint(model="gpt-4o-transcribe-diarize", response_format="diarized_json")
-    heard = joined(it, spoken, spoken, spoken)
-    assert [each["id"] for each in heard["segments"]] == ["seg_001", "seg_002", "seg_003"]
-    assert heard["text"] == "A: Hi\nA: Hi\nA: Hi"
+    transcript = merged(it, spoken, spoken, spoken)
+    assert [each["id"] for each in transcript["segments"]] == ["seg_001", "seg_002", "seg_003"]
+    assert transcript["text"] == "A: Hi\nA: Hi\nA: Hi"
 
 
 @pytest.fixture
 async def seen() -> AsyncIterator[tuple[str, list[Any]]]:
-    """(address, what came): a server of aiohttp's own parser that notes each part of a form."""
+    """(address, received parts): a server with aiohttp's parser that records each part of a form."""
     came: list[Any] = []
 
-    async def note(request: web.Request) -> web.Response:
+    async def record(request: web.Request) -> web.Response:
         reader = await request.multipart()
         while (part := await reader.next()) is not None:
             came.append((part.name, part.filename, part.headers.get("Content-Type"), bytes(await part.read())))  # type: ignore[union-attr]
         return web.json_response({"text": "x"})
 
     app = web.Application()
-    app.router.add_post("/v1/{path:.*}", note)
+    app.router.add_post("/v1/{path:.*}", record)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -280,7 +283,7 @@ async def seen() -> AsyncIterator[tuple[str, list[Any]]]:
     await runner.cleanup()
 
 
-async def test_the_form_that_a_server_sees(seen: tuple[str, list[Any]], tmp_path: Path) -> None:
+async def test_a_server_receives_the_form(seen: tuple[str, list[Any]], tmp_path: Path) -> None:
     address, came = seen
     it = endpoint(
         prompt='Zoë "quoted"\r\n--x',
@@ -298,7 +301,7 @@ async def test_the_form_that_a_server_sees(seen: tuple[str, list[Any]], tmp_path
     sound = Media(hashlib.sha256(content).hexdigest(), len(content), "audio/mpeg", "mp3", path=path, seconds=1.0)
     transport = HttpTransport(RequestTimeouts(), 1)
     try:
-        await transport.send(Provider("p", address), it.call([asked(it, sound=sound)]))
+        await transport.send(Provider("p", address), it.call([request_of(it, sound=sound)]))
     finally:
         await transport.close()
     text = "text/plain; charset=utf-8"
@@ -318,21 +321,21 @@ async def test_the_form_that_a_server_sees(seen: tuple[str, list[Any]], tmp_path
         key=lambda part: part,
     )
     path.write_bytes(b"other")
-    with pytest.raises(OSError, match="has changed since") as found:
-        it.call([asked(it, sound=sound)])
-    # These words stand in the row's error.
-    assert found.value.strerror == "it has changed since the run read it; run again"
+    with pytest.raises(OSError, match="has changed since") as raised:
+        it.call([request_of(it, sound=sound)])
+    # The row's error contains this text.
+    assert raised.value.strerror == "it has changed since the run read it; run again"
 
 
-def test_a_text_that_looks_like_a_name_of_media_stays_text() -> None:
+def test_a_text_that_equals_a_media_name_stays_text() -> None:
     it = endpoint(prompt="{{ hint }}")
-    call = it.call([asked(it, hint=media().name)])
+    call = it.call([request_of(it, hint=media().name)])
     assert call.form is not None
     assert ("prompt", media().name, None) in call.form
 
 
-def test_declared_tells_all_that_can_change_an_answer() -> None:
+def test_config_bytes_contain_all_that_can_change_an_answer() -> None:
     plain = endpoint()
     assert plain.config_bytes() == endpoint(name="other", provider="local").config_bytes()
     assert plain.config_bytes() != endpoint(response_format="srt").config_bytes()
-    assert replace(asked(endpoint(reuse=False)), body=b"").fingerprint != asked(plain).fingerprint
+    assert replace(request_of(endpoint(reuse=False)), body=b"").fingerprint != request_of(plain).fingerprint
