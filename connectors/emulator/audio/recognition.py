@@ -18,15 +18,15 @@ CLIPS = {
         "And so, my fellow Americans: ask not what your country can do for you — ask what you can do for your country."
     ),
 }
-"""SHA-256 of the clips in jobs/data/audio -> what is said in them, after transcripts.csv there."""
+"""SHA-256 of the clips in jobs/data/audio -> their text, from transcripts.csv there."""
 
-_LONGEST_SEGMENT = 30.0
-"""Seconds, as long as the window of whisper."""
+_MAX_SEGMENT_SECONDS = 30.0
+"""The window of whisper."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A word or a segment, and when it is said, in seconds."""
+    """A word or a segment with its start and end in seconds."""
 
     text: str
     start: float
@@ -35,48 +35,48 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What is said in a recording."""
+    """The text of a recording with the times of its words."""
 
     text: str
     duration: float
-    """Seconds."""
+    """In seconds."""
     words: tuple[Span, ...]
 
     def segments(self) -> tuple[Span, ...]:
-        """The sentences; a very long one in pieces."""
+        """The sentences, each split at the maximum segment length."""
         segments: list[Span] = []
-        held: list[Span] = []
+        current: list[Span] = []
         for word in self.words:
-            if held and word.end - held[0].start > _LONGEST_SEGMENT:
-                segments.append(_joined(held))
-                held = []
-            held.append(word)
+            if current and word.end - current[0].start > _MAX_SEGMENT_SECONDS:
+                segments.append(_joined_words(current))
+                current = []
+            current.append(word)
             if word.text[-1] in SENTENCE_ENDS:
-                segments.append(_joined(held))
-                held = []
-        return (*segments, *([_joined(held)] if held else []))
+                segments.append(_joined_words(current))
+                current = []
+        return (*segments, *([_joined_words(current)] if current else []))
 
 
 def recognise(content: bytes) -> Transcript:
     """The transcript of an audio file; ValueError if it cannot be read."""
     duration = len(decode(content)) / RATE
-    spoken = text_in(content)
-    if spoken is not None:
-        return Transcript(spoken.strip(), duration, _word_times(spoken, duration))
+    own_text = text_in(content)
+    if own_text is not None:
+        return Transcript(own_text.strip(), duration, _word_times(own_text, duration))
     text = CLIPS.get(hashlib.sha256(content).hexdigest(), f"[local] {duration:.1f} s of audio")
     return Transcript(text, duration, spread_words(text, 0.0, duration))
 
 
 def spread_words(text: str, start: float, end: float) -> tuple[Span, ...]:
-    """The words of a text over a stretch of time, each as long as its share of the letters."""
+    """The words of a text between two times, with durations by their number of letters."""
     words = text.split()
     letters = sum(len(word) + 1 for word in words)
     spans: list[Span] = []
-    said = 0
+    letters_so_far = 0
     for word in words:
-        first = start + (end - start) * said / letters
-        said += len(word) + 1
-        spans.append(Span(word, first, start + (end - start) * (said - 0.5) / letters))
+        first = start + (end - start) * letters_so_far / letters
+        letters_so_far += len(word) + 1
+        spans.append(Span(word, first, start + (end - start) * (letters_so_far - 0.5) / letters))
     return tuple(spans)
 
 
@@ -88,5 +88,5 @@ def _word_times(text: str, duration: float) -> tuple[Span, ...]:
     return tuple(Span(word, start, end) for (word, _), start, end in zip(parts, starts, ends, strict=False) if word)
 
 
-def _joined(words: list[Span]) -> Span:
+def _joined_words(words: list[Span]) -> Span:
     return Span(" ".join(word.text for word in words), words[0].start, words[-1].end)

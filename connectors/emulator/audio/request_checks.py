@@ -1,4 +1,4 @@
-"""What the audio endpoints take, by model."""
+"""Rules of the audio endpoints by model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,28 +36,28 @@ TRANSLATION = request_schema("CreateTranslationRequest", _COMMON, without="file"
 
 @dataclass(frozen=True, slots=True)
 class TranscriptionRules:
-    """What one transcription model takes less than the others."""
+    """Restrictions of one transcription model."""
 
     formats: tuple[str, ...]
-    refused: tuple[str, ...] = ()
-    by_tokens: bool = True
-    """Whether its usage is tokens; else it is seconds."""
-    streams: bool = True
-    longest_unchunked: float | None = None
-    """Seconds of audio that it takes without a chunking_strategy; None: any."""
+    unsupported: tuple[str, ...] = ()
+    is_billed_by_tokens: bool = True
+    """Whether the usage is in tokens; else it is in seconds."""
+    can_stream: bool = True
+    max_unchunked_seconds: float | None = None
+    """Length of audio without a chunking_strategy; None for no limit."""
 
 
 _SPEAKERS = ("known_speaker_names", "known_speaker_references")
-_ONE_GUIDE = ("languages", "keywords")
-_GPT_4O = TranscriptionRules(("json",), ("timestamp_granularities", *_SPEAKERS, *_ONE_GUIDE))
-_ANY = TranscriptionRules(("json", "text", "srt", "verbose_json", "vtt", "diarized_json"), by_tokens=False)
+_HINTS = ("languages", "keywords")
+_GPT_4O = TranscriptionRules(("json",), ("timestamp_granularities", *_SPEAKERS, *_HINTS))
+_ANY = TranscriptionRules(("json", "text", "srt", "verbose_json", "vtt", "diarized_json"), is_billed_by_tokens=False)
 
 TRANSCRIPTION_RULES: Mapping[str, TranscriptionRules] = {
     "whisper-1": TranscriptionRules(
         ("json", "text", "srt", "verbose_json", "vtt"),
-        ("include", *_SPEAKERS, *_ONE_GUIDE),
-        by_tokens=False,
-        streams=False,
+        ("include", *_SPEAKERS, *_HINTS),
+        is_billed_by_tokens=False,
+        can_stream=False,
     ),
     "gpt-transcribe": TranscriptionRules(("json",), ("timestamp_granularities", "include", *_SPEAKERS)),
     "gpt-4o-transcribe": _GPT_4O,
@@ -65,22 +65,22 @@ TRANSCRIPTION_RULES: Mapping[str, TranscriptionRules] = {
     "gpt-4o-mini-transcribe-2025-12-15": _GPT_4O,
     "gpt-4o-transcribe-diarize": TranscriptionRules(
         ("json", "text", "diarized_json"),
-        ("prompt", "include", "timestamp_granularities", *_ONE_GUIDE),
-        longest_unchunked=30.0,
+        ("prompt", "include", "timestamp_granularities", *_HINTS),
+        max_unchunked_seconds=30.0,
     ),
-    # It listens, and is told nothing beforehand.
+    # This model takes no hints.
     "moonshine-tiny-en": TranscriptionRules(
         ("json", "text", "srt", "verbose_json", "vtt"),
-        ("prompt", "include", *_SPEAKERS, *_ONE_GUIDE),
-        by_tokens=False,
+        ("prompt", "include", *_SPEAKERS, *_HINTS),
+        is_billed_by_tokens=False,
     ),
 }
-"""The official models, after the descriptions in CreateTranscriptionRequest, and the real one; any other name takes
-everything."""
+"""Rules of the official models, from the descriptions in CreateTranscriptionRequest, and of the real one; any other
+name accepts everything."""
 
 
 def check_speech(body: Mapping[str, Any]) -> None:
-    """ApiError for what the speech models do not take."""
+    """Raise ApiError for parameters that the model does not accept."""
     check_body(body, SPEECH)
     model = check_model(body, "speech")
     if model in ("tts-1", "tts-1-hd", "espeak-ng"):
@@ -91,23 +91,23 @@ def check_speech(body: Mapping[str, Any]) -> None:
 
 
 def check_transcription(body: Mapping[str, Any]) -> TranscriptionRules:
-    """The rules of the model; ApiError for what it does not take."""
+    """The rules of the model; ApiError for parameters that it does not accept."""
     check_body(body, TRANSCRIPTION)
     model = check_model(body, "transcription")
     rules = TRANSCRIPTION_RULES.get(model, _ANY)
-    for name in rules.refused:
+    for name in rules.unsupported:
         if name in body:
             raise _unsupported(name, f"the parameter '{name}'", model)
-    chosen = body.get("response_format", "json")
-    if chosen not in rules.formats:
-        raise _unsupported("response_format", f"the value '{chosen}' of 'response_format'", model)
-    if "timestamp_granularities" in body and chosen != "verbose_json":
+    response_format = body.get("response_format", "json")
+    if response_format not in rules.formats:
+        raise _unsupported("response_format", f"the value '{response_format}' of 'response_format'", model)
+    if "timestamp_granularities" in body and response_format != "verbose_json":
         raise refuse(
             "timestamp_granularities",
             "'timestamp_granularities' is only supported with response_format 'verbose_json'.",
             "unsupported_parameter",
         )
-    if "include" in body and chosen != "json":
+    if "include" in body and response_format != "json":
         raise refuse("include", "'include' is only supported with response_format 'json'.", "unsupported_parameter")
     if len(body.get("known_speaker_names", ())) != len(body.get("known_speaker_references", ())):
         raise refuse(

@@ -34,92 +34,103 @@ from connectors.emulator.validation import check_body, check_model, refuse
 from connectors.tokens import count_tokens
 
 MAX_AUDIO_BYTES = 25 * 1024 * 1024
-"""Bytes of an audio file."""
+"""Maximum size of an audio file."""
 
 SPEECH_TOKENS_PER_SECOND = 20
-"""Of the gpt-4o-mini-tts family."""
+"""Output rate of the gpt-4o-mini-tts family."""
 
 EVENT_AUDIO_BYTES = 8192
-"""Bytes of audio in one event of a streamed speech."""
+"""Bytes of audio per event of a streamed speech."""
 
 _REAL_SPEAKERS = {"espeak-ng": speak_with_espeak}
 _REAL_TRANSCRIBERS = {"moonshine-tiny-en": transcribe_with_moonshine}
-"""Real models; every other name is spoken and heard by the emulator."""
+"""Real models; the emulator handles every other name."""
 
 
 async def synthesize(api_request: ApiRequest) -> web.StreamResponse:
-    """The text as a file of sound, or as events that carry it."""
+    """Answer with the text as an audio file, or as events with parts of that file."""
     body = {name: value for name, value in api_request.body.items() if value is not None}
     check_speech(body)
-    text, speed, kind = body["input"], body.get("speed", 1.0), body.get("response_format", "mp3")
+    text, speed, response_format = body["input"], body.get("speed", 1.0), body.get("response_format", "mp3")
     voice = body["voice"] if isinstance(body["voice"], str) else body["voice"]["id"]
-    speak = _REAL_SPEAKERS.get(body["model"])
-    if speak is None:
-        sound = await asyncio.to_thread(lambda: encode(speech(text, voice, speed), kind, text))
+    synthesizer = _REAL_SPEAKERS.get(body["model"])
+    if synthesizer is None:
+        sound = await asyncio.to_thread(lambda: encode(speech(text, voice, speed), response_format, text))
     else:
-        sound = await run_in_model_thread(body["model"], lambda: encode(speak(text, voice, speed), kind))
-    given = count_tokens(text, TOKENIZER)
-    made = ceil(len(text) / (CHARACTERS_PER_SECOND * speed) * SPEECH_TOKENS_PER_SECOND)
-    api_request.http_request[USED_TOKENS] = given + made
+        sound = await run_in_model_thread(
+            body["model"], lambda: encode(synthesizer(text, voice, speed), response_format)
+        )
+    input_tokens = count_tokens(text, TOKENIZER)
+    output_tokens = ceil(len(text) / (CHARACTERS_PER_SECOND * speed) * SPEECH_TOKENS_PER_SECOND)
+    api_request.http_request[USED_TOKENS] = input_tokens + output_tokens
     if body.get("stream_format") == "sse":
-        usage = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}
+        usage = {
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
+            "total_tokens": input_tokens + output_tokens,
+        }
         return await event_stream(api_request, _speech_events(sound, usage))
-    media_type = FORMATS[kind].media_type if kind in FORMATS else "audio/pcm"
+    media_type = FORMATS[response_format].media_type if response_format in FORMATS else "audio/pcm"
     response = web.Response(body=sound, content_type=media_type)
     response.enable_chunked_encoding()
     return response
 
 
 async def transcribe(api_request: ApiRequest) -> web.StreamResponse:
-    """What is said in a file, in the language in which it is said."""
+    """Transcribe a file in its own language."""
     sound = _uploaded_sound(api_request)
     body = form_values(api_request, TRANSCRIPTION)
     rules = check_transcription(body)
     language = check_language(body["language"], "language") if body.get("language") else None
     codes = [check_language(code, "languages") for code in body.get("languages", ())]
     transcript = await _transcript(sound, body["model"])
-    longest = rules.longest_unchunked
-    if longest is not None and transcript.duration > longest and body.get("chunking_strategy") is None:
-        message = f"'chunking_strategy' is required for inputs longer than {longest:g} seconds."
+    max_seconds = rules.max_unchunked_seconds
+    if max_seconds is not None and transcript.duration > max_seconds and body.get("chunking_strategy") is None:
+        message = f"'chunking_strategy' is required for inputs longer than {max_seconds:g} seconds."
         raise refuse("chunking_strategy", message, "missing_required_parameter")
-    kind, prompt = body.get("response_format", "json"), body.get("prompt", "")
+    response_format, prompt = body.get("response_format", "json"), body.get("prompt", "")
     code = language or (codes[0] if codes else language_of(transcript.text))
     speaker = (body.get("known_speaker_names") or ["A"])[0]
-    usage = token_usage(transcript, prompt) if rules.by_tokens else duration_usage(transcript)
+    usage = token_usage(transcript, prompt) if rules.is_billed_by_tokens else duration_usage(transcript)
     api_request.http_request[USED_TOKENS] = token_usage(transcript, prompt)["total_tokens"]
-    more: dict[str, Any] = {}
+    extra_fields: dict[str, Any] = {}
     if body.get("model") == "gpt-transcribe":
-        more["languages"] = [{"code": code}]
+        extra_fields["languages"] = [{"code": code}]
     if "logprobs" in body.get("include", ()):
-        more["logprobs"] = token_logprobs(transcript.text)
-    if body.get("stream") and rules.streams:
+        extra_fields["logprobs"] = token_logprobs(transcript.text)
+    if body.get("stream") and rules.can_stream:
         return await event_stream(
-            api_request, _transcript_events(transcript, kind, speaker, more, token_usage(transcript, prompt))
+            api_request,
+            _transcript_events(transcript, response_format, speaker, extra_fields, token_usage(transcript, prompt)),
         )
-    if kind == "json":
-        return json_answer({"text": transcript.text, **more, "usage": usage})
-    if kind == "diarized_json":
+    if response_format == "json":
+        return json_answer({"text": transcript.text, **extra_fields, "usage": usage})
+    if response_format == "diarized_json":
         return json_answer(diarized_json(transcript, speaker))
-    wanted = body.get("timestamp_granularities") or ["segment"]
-    return _text_response(transcript, kind, "transcribe", NAMES[code], body.get("temperature", 0.0), wanted)
+    granularities = body.get("timestamp_granularities") or ["segment"]
+    return _text_response(
+        transcript, response_format, "transcribe", NAMES[code], body.get("temperature", 0.0), granularities
+    )
 
 
 async def translate(api_request: ApiRequest) -> web.StreamResponse:
-    """What is said in a file, in English."""
+    """Transcribe a file as English."""
     sound = _uploaded_sound(api_request)
     body = form_values(api_request, TRANSLATION)
     check_body(body, TRANSLATION)
     check_model(body, "transcription")
     transcript = await _transcript(sound, body["model"])
     api_request.http_request[USED_TOKENS] = token_usage(transcript, body.get("prompt", ""))["total_tokens"]
-    kind = body.get("response_format", "json")
-    if kind == "json":
+    response_format = body.get("response_format", "json")
+    if response_format == "json":
         return json_answer({"text": transcript.text})
-    return _text_response(transcript, kind, "translate", "english", body.get("temperature", 0.0), ["segment"])
+    return _text_response(
+        transcript, response_format, "translate", "english", body.get("temperature", 0.0), ["segment"]
+    )
 
 
 def _uploaded_sound(api_request: ApiRequest) -> bytes:
-    """The file that was sent."""
+    """The uploaded file; ApiError 413 if it is too large."""
     ((_, content),) = uploaded_files(api_request, {"file": 1}, "file")["file"]
     if len(content) > MAX_AUDIO_BYTES:
         raise file_too_large(MAX_AUDIO_BYTES, len(content))
@@ -127,9 +138,9 @@ def _uploaded_sound(api_request: ApiRequest) -> bytes:
 
 
 async def _transcript(sound: bytes, model: str) -> Transcript:
-    listen = _REAL_TRANSCRIBERS.get(model, recognise)
+    transcriber = _REAL_TRANSCRIBERS.get(model, recognise)
     try:
-        return await run_in_model_thread(model, lambda: listen(sound))
+        return await run_in_model_thread(model, lambda: transcriber(sound))
     except ValueError as exc:
         raise ApiError(
             400,
@@ -141,33 +152,33 @@ async def _transcript(sound: bytes, model: str) -> Transcript:
 
 
 def _text_response(
-    transcript: Transcript, kind: str, task: str, language: str, temperature: float, wanted: list[str]
+    transcript: Transcript, response_format: str, task: str, language: str, temperature: float, granularities: list[str]
 ) -> web.Response:
-    if kind == "verbose_json":
-        return json_answer(verbose_json(transcript, task, language, temperature, wanted))
-    text = f"{transcript.text}\n" if kind == "text" else subtitles(transcript, kind)
+    if response_format == "verbose_json":
+        return json_answer(verbose_json(transcript, task, language, temperature, granularities))
+    text = f"{transcript.text}\n" if response_format == "text" else subtitles(transcript, response_format)
     return web.Response(text=text, content_type="text/plain")
 
 
 def _speech_events(sound: bytes, usage: dict[str, int]) -> Iterator[bytes]:
-    for at in range(0, len(sound), EVENT_AUDIO_BYTES):
-        piece = base64.b64encode(sound[at : at + EVENT_AUDIO_BYTES]).decode()
+    for start in range(0, len(sound), EVENT_AUDIO_BYTES):
+        piece = base64.b64encode(sound[start : start + EVENT_AUDIO_BYTES]).decode()
         yield event({"type": "speech.audio.delta", "audio": piece})
     yield event({"type": "speech.audio.done", "usage": usage})
 
 
 def _transcript_events(
-    transcript: Transcript, kind: str, speaker: str, more: dict[str, Any], usage: dict[str, Any]
+    transcript: Transcript, response_format: str, speaker: str, extra_fields: dict[str, Any], usage: dict[str, Any]
 ) -> Iterator[bytes]:
-    if kind == "diarized_json":
+    if response_format == "diarized_json":
         for segment in diarized_segments(transcript, speaker):
             yield event({"type": "transcript.text.delta", "delta": segment["text"], "segment_id": segment["id"]})
             yield event(segment)
     else:
-        for one in token_logprobs(transcript.text):
-            told = {"logprobs": [one]} if "logprobs" in more else {}
-            yield event({"type": "transcript.text.delta", "delta": one["token"], **told})
-    yield event({"type": "transcript.text.done", "text": transcript.text, **more, "usage": usage})
+        for entry in token_logprobs(transcript.text):
+            logprobs = {"logprobs": [entry]} if "logprobs" in extra_fields else {}
+            yield event({"type": "transcript.text.delta", "delta": entry["token"], **logprobs})
+    yield event({"type": "transcript.text.done", "text": transcript.text, **extra_fields, "usage": usage})
 
 
 ROUTES: tuple[ApiRoute, ...] = (

@@ -96,7 +96,7 @@ class BatchOverrides:
 
 @dataclass(slots=True)
 class BatchOutput:
-    """What the lines of a batch came to: the two files, as far as they are written."""
+    """The results of a batch so far: output and error file, and usage."""
 
     output: io.BytesIO = field(default_factory=io.BytesIO)
     errors: io.BytesIO = field(default_factory=io.BytesIO)
@@ -237,8 +237,8 @@ def _check_input(state: EmulatorState, batch: dict[str, Any], overrides: BatchOv
     if not checked.errors and enqueued + len(content) // 4 > overrides.enqueued_tokens:
         message = (
             f"Enqueued token limit reached for {checked.model} in organization rowmill-local. Limit: "
-            f"{overrides.enqueued_tokens:,.0f} enqueued tokens. Please try again once some in_progress batches have been "
-            "completed."
+            f"{overrides.enqueued_tokens:,.0f} enqueued tokens. Please try again once some in_progress batches have "
+            "been completed."
         )
         return CheckedInput(model=checked.model, errors=(batch_error("token_limit_exceeded", message),))
     return checked
@@ -279,8 +279,8 @@ async def _answer_lines(
 def _sleep_intervals(due: float) -> Iterator[float]:
     """Short sleeps until `due`, to notice a cancellation; at least one, to let other requests run."""
     yield 0
-    while (leftover := due - time.monotonic()) > 0:
-        yield min(leftover, 0.02)
+    while (remaining := due - time.monotonic()) > 0:
+        yield min(remaining, 0.02)
 
 
 async def _answer_line(api_request: ApiRequest, endpoint: str, body: dict[str, Any]) -> tuple[int, bytes]:
@@ -305,12 +305,12 @@ def _line(result: dict[str, Any]) -> bytes:
 def _add_usage(used: dict[str, int], usage: dict[str, Any]) -> None:
     """Add the usage of one answer, in the format of chat or of responses."""
     input_details = usage.get("input_tokens_details") or usage.get("prompt_tokens_details") or {}
-    output = usage.get("output_tokens_details") or usage.get("completion_tokens_details") or {}
+    output_details = usage.get("output_tokens_details") or usage.get("completion_tokens_details") or {}
     used["input"] += usage.get("input_tokens") or usage.get("prompt_tokens") or 0
     used["output"] += usage.get("output_tokens") or usage.get("completion_tokens") or 0
     used["total"] += usage.get("total_tokens") or 0
     used["cached"] += input_details.get("cached_tokens") or 0
-    used["reasoning"] += output.get("reasoning_tokens") or 0
+    used["reasoning"] += output_details.get("reasoning_tokens") or 0
 
 
 def _write_results(state: EmulatorState, batch: dict[str, Any], output: BatchOutput) -> None:

@@ -124,23 +124,19 @@ class Filler:
             return "object"
         return "array" if "items" in schema else "string"
 
-    def _alternative(self, alternatives: Sequence[Any], depth: int) -> Any:
+    def _alternative(self, options: Sequence[Any], depth: int) -> Any:
         """The first alternative that is not null, or, at depth, the first without nesting."""
         if depth <= MAX_REFERENCE_DEPTH:
             return next(
-                (
-                    alternative
-                    for alternative in alternatives
-                    if not (isinstance(alternative, Mapping) and alternative.get("type") == "null")
-                ),
-                alternatives[0],
+                (option for option in options if not (isinstance(option, Mapping) and option.get("type") == "null")),
+                options[0],
             )
         flat = [
-            alternative
-            for alternative in alternatives
-            if isinstance(alternative, Mapping) and alternative.get("type") not in (None, "object", "array")
+            option
+            for option in options
+            if isinstance(option, Mapping) and option.get("type") not in (None, "object", "array")
         ]
-        return flat[0] if flat else alternatives[0]
+        return flat[0] if flat else options[0]
 
     def _resolved(self, schema: Any) -> Mapping[str, Any]:
         if isinstance(schema, Mapping) and "$ref" in schema:
@@ -172,30 +168,30 @@ class Filler:
         if depth > MAX_REFERENCE_DEPTH:
             maximum = minimum
         items = schema.get("items", {"type": "string"})
-        items_so_far: list[Any] = []
+        values: list[Any] = []
         prefix = schema.get("prefixItems", ())
         for item in prefix:
-            items_so_far.append(self._value(item, name, depth))
+            values.append(self._value(item, name, depth))
         count = max(minimum, min(maximum, 2)) if items is not False else len(prefix)
         start = self._choice
         # The second item takes the second sentence or number of the text.
-        for place in range(len(items_so_far), count):
+        for place in range(len(values), count):
             self._choice = start + place
             item = self._value(items, name, depth)
-            if item in items_so_far and (schema.get("uniqueItems") or place >= minimum):
-                item = self._distinct_item(items, item, items_so_far)
-                if item in items_so_far:
+            if item in values and (schema.get("uniqueItems") or place >= minimum):
+                item = self._distinct_item(items, item, values)
+                if item in values:
                     break
-            items_so_far.append(item)
+            values.append(item)
         self._choice = start
-        return items_so_far
+        return values
 
-    def _distinct_item(self, items: Any, item: Any, items_so_far: list[Any]) -> Any:
+    def _distinct_item(self, items: Any, item: Any, values: list[Any]) -> Any:
         """An item that is not in the list yet, if the schema has an enum or any number fits."""
         if isinstance(items, Mapping) and "enum" in items:
-            return next((value for value in items["enum"] if value not in items_so_far), item)
+            return next((value for value in items["enum"] if value not in values), item)
         if isinstance(item, int) and not isinstance(item, bool):
-            return item + len(items_so_far)
+            return item + len(values)
         return item
 
     def _enum_value(self, values: Sequence[Any], name: str) -> Any:

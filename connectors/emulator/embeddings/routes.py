@@ -101,7 +101,7 @@ def _input_texts(inputs: Any, model: str) -> list[str]:
         raise wrong_type("input", "a string or an array", inputs)
     if not inputs:
         raise refuse("input", "Invalid 'input': empty array. Expected at least one input.", "empty_array")
-    if all(type(given) is int for given in inputs):
+    if all(type(item) is int for item in inputs):
         inputs = [inputs]
     if len(inputs) > MAX_INPUTS:
         raise refuse(
@@ -110,20 +110,20 @@ def _input_texts(inputs: Any, model: str) -> list[str]:
             f"with length {len(inputs)} instead.",
             "array_above_max_length",
         )
-    return [_input_text(given, f"input[{index}]", model) for index, given in enumerate(inputs)]
+    return [_input_text(item, f"input[{index}]", model) for index, item in enumerate(inputs)]
 
 
-def _input_text(given: Any, where: str, model: str) -> str:
-    if isinstance(given, str):
-        if not given:
+def _input_text(item: Any, where: str, model: str) -> str:
+    if isinstance(item, str):
+        if not item:
             raise refuse(where, f"Invalid '{where}': input cannot be an empty string.", "empty_string")
-        return given
-    if not isinstance(given, list) or not all(type(token) is int for token in given):
-        raise wrong_type(where, "a string or an array of integers", given)
-    if not given:
+        return item
+    if not isinstance(item, list) or not all(type(token) is int for token in item):
+        raise wrong_type(where, "a string or an array of integers", item)
+    if not item:
         raise refuse(where, f"Invalid '{where}': empty array. Expected at least one token.", "empty_array")
     try:
-        return decode_tokens(given, model)
+        return decode_tokens(item, model)
     except ValueError as exc:
         raise refuse(where, f"Invalid '{where}': these are not tokens of {model} ({exc}).", "invalid_tokens") from exc
 

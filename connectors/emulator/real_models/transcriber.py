@@ -1,4 +1,4 @@
-"""Moonshine (tiny, English) as a listener: what is said in any recording that can be decoded."""
+"""Speech recognition by Moonshine (tiny, English) for any decodable recording."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
     Samples = NDArray[np.int16]
 
 _PIECE_SAMPLES = 60 * RATE
-"""Samples that are listened to at once: the library wants a Python number for each."""
+"""Samples per call: the library takes a Python number for each."""
 _CUT_SEARCH_SAMPLES = 10 * RATE
-"""Samples at the end of a piece in which the quietest place is looked for, to cut there."""
+"""Samples at the end of a piece in which the quietest position is searched for the cut."""
 _LOUDNESS_SAMPLES = RATE // 10
 
 
 def transcribe_with_moonshine(content: bytes) -> Transcript:
-    """The transcript of an audio file, its words spread over the lines that were heard; ValueError if unreadable."""
+    """The transcript of an audio file, with words spread over the recognised lines; ValueError if unreadable."""
     import numpy as np
 
     samples = decode(content)
     words: list[Span] = []
-    for at, piece in _pieces(samples):
-        heard = _transcriber().transcribe_without_streaming((piece / np.float32(32768)).tolist(), RATE)
-        for line in heard.lines:
-            start = at / RATE + line.start_time
+    for start_sample, piece in _pieces(samples):
+        recognised = _transcriber().transcribe_without_streaming((piece / np.float32(32768)).tolist(), RATE)
+        for line in recognised.lines:
+            start = start_sample / RATE + line.start_time
             words += spread_words(line.text, start, start + line.duration)
     return Transcript(" ".join(word.text for word in words), len(samples) / RATE, tuple(words))
 
 
 def _pieces(samples: "Samples") -> Iterator[tuple[int, "Samples"]]:
-    """(where it starts, samples) each, cut where it is quietest."""
+    """(start, samples) of the pieces, cut at the quietest positions."""
     import numpy as np
 
     start = 0
@@ -52,7 +52,7 @@ def _pieces(samples: "Samples") -> Iterator[tuple[int, "Samples"]]:
 
 @cache
 def _transcriber() -> Any:
-    """Loaded once and never freed before the process ends: freed beside another one, the library crashes."""
+    """The model, loaded once and never freed: the library crashes if one of two instances is freed."""
     from moonshine_voice import ModelArch, Transcriber, get_model_path
 
     return Transcriber(str(get_model_path("tiny-en")), ModelArch.TINY)

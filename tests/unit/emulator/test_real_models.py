@@ -105,9 +105,9 @@ def test_the_real_embeddings_model_gives_its_256_numbers_and_nothing_else(strict
     assert len(strict.embeddings.create(model=name, input="Tea", encoding_format="float").data[0].embedding) == 256
     with pytest.raises(openai.BadRequestError, match="less than or equal to 256"):
         strict.embeddings.create(model=name, input="Tea", dimensions=512)
-    with pytest.raises(openai.NotFoundError, match="is for embeddings and does nothing else"):
+    with pytest.raises(openai.NotFoundError, match="supports embeddings only"):
         asked(strict, "Hello", model=name)
-    with pytest.raises(openai.NotFoundError, match="is for embeddings and does nothing else"):
+    with pytest.raises(openai.NotFoundError, match="supports embeddings only"):
         strict.images.generate(model=name, prompt="Tea")
 
 
