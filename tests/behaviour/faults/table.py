@@ -11,40 +11,40 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.behaviour.faults.hostile_server import Answer, Asked, RoughServer
+from tests.behaviour.faults.hostile_server import FaultyReply, HostileServer, ReceivedRequest
 
-Hits = Callable[[Asked, int], bool]
+Hits = Callable[[ReceivedRequest, int], bool]
 SOME = -1
 """Any positive number: it depends on time."""
 ROWS = 4
 
 
-def one_row(asked: Asked, count: int) -> bool:
+def one_row(request: ReceivedRequest, count: int) -> bool:
     """Every request for the second row."""
-    return "text 2" in asked.texts
+    return "text 2" in request.texts
 
 
-def every(asked: Asked, count: int) -> bool:
+def every(request: ReceivedRequest, count: int) -> bool:
     """Every request."""
     return True
 
 
-def after_one(asked: Asked, count: int) -> bool:
+def after_one(request: ReceivedRequest, count: int) -> bool:
     """Every request but the first."""
     return count > 0
 
 
-def first_two(asked: Asked, count: int) -> bool:
+def first_two(request: ReceivedRequest, count: int) -> bool:
     """The second and the third request."""
     return count in (1, 2)
 
 
-def every_hundredth(asked: Asked, count: int) -> bool:
+def every_hundredth(request: ReceivedRequest, count: int) -> bool:
     """One row in a hundred."""
-    return asked.texts[0].endswith("00")
+    return request.texts[0].endswith("00")
 
 
-def nothing(asked: Asked, count: int) -> bool:
+def nothing(request: ReceivedRequest, count: int) -> bool:
     """No request."""
     return False
 
@@ -75,11 +75,11 @@ class Fault:
     """Requests that the server has read."""
     again: int
     """Requests of the next run, when the provider has recovered."""
-    answer: Answer | None = None
+    answer: FaultyReply | None = None
     hits: Hits = one_row
     endpoint: str = "chat"
     rows: int = ROWS
-    base_url: Callable[[RoughServer], str] = lambda server: f"http://127.0.0.1:{server.port}/v1"
+    base_url: Callable[[HostileServer], str] = lambda server: f"http://127.0.0.1:{server.port}/v1"
     job: Mapping[str, str] = field(default_factory=dict)
     """Blocks of the job file that differ from the default."""
     stopped: str | None = None
@@ -88,75 +88,75 @@ class Fault:
     """What is special about this fault; the page lists it below the table."""
 
 
-def refusing(status: int, message: str = "no", code: str | None = None, **headers: str) -> Answer:
+def refusing(status: int, message: str = "no", code: str | None = None, **headers: str) -> FaultyReply:
     """An error reply in the API's format."""
 
-    async def answer(asked: Asked) -> None:
+    async def answer(request: ReceivedRequest) -> None:
         body = {"error": {"message": message, "type": "t", "param": None, "code": code}}
-        await asked.reply(body, status, **headers)
+        await request.reply(body, status, **headers)
 
     return answer
 
 
 def saying(
     content: bytes | dict[str, Any], status: int = 200, kind: str = "application/json", **headers: str
-) -> Answer:
+) -> FaultyReply:
     """A reply with this body."""
 
-    async def answer(asked: Asked) -> None:
-        await asked.reply(content, status, kind, **headers)
+    async def answer(request: ReceivedRequest) -> None:
+        await request.reply(content, status, kind, **headers)
 
     return answer
 
 
-async def well_but_plain(asked: Asked) -> None:
+async def well_but_plain(request: ReceivedRequest) -> None:
     """The usual answer under another content type."""
-    await asked.reply(json.dumps(asked.usual()).encode(), kind="text/plain")
+    await request.reply(json.dumps(request.usual_reply()).encode(), kind="text/plain")
 
 
-async def reset(asked: Asked) -> None:
+async def reset(request: ReceivedRequest) -> None:
     """The connection is reset before a byte of the reply."""
-    sock = asked.writer.get_extra_info("socket")
+    sock = request.writer.get_extra_info("socket")
     # Linger for no time: closing sends a reset instead of an end.
     sock.setsockopt(1, 13, struct.pack("ii", 1, 0))
-    asked.writer.transport.abort()
+    request.writer.transport.abort()
     raise EOFError
 
 
-async def closed(asked: Asked) -> None:
+async def closed(request: ReceivedRequest) -> None:
     """The connection ends before a byte of the reply."""
     raise EOFError
 
 
-async def silent(asked: Asked) -> None:
+async def silent(request: ReceivedRequest) -> None:
     """No byte, for longer than any timeout."""
     await asyncio.sleep(30)
 
 
-async def silent_midway(asked: Asked) -> None:
+async def silent_midway(request: ReceivedRequest) -> None:
     """Half of the reply, then no byte."""
-    await asked.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+    await request.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
     await asyncio.sleep(30)
 
 
-async def dripping(asked: Asked) -> None:
+async def dripping(request: ReceivedRequest) -> None:
     """The reply, a byte at a time."""
-    await asked.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n")
+    await request.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n")
     while True:
-        await asked.send(b" ")
+        await request.send(b" ")
         await asyncio.sleep(0.05)
 
 
-async def truncated(asked: Asked) -> None:
+async def truncated(request: ReceivedRequest) -> None:
     """Fewer bytes than Content-Length announces."""
-    whole = json.dumps(asked.usual()).encode()
-    await asked.send(f"HTTP/1.1 200 OK\r\nContent-Length: {len(whole)}\r\n\r\n".encode() + whole[:-10])
+    whole = json.dumps(request.usual_reply()).encode()
+    await request.send(f"HTTP/1.1 200 OK\r\nContent-Length: {len(whole)}\r\n\r\n".encode() + whole[:-10])
     raise EOFError
 
 
-async def no_http(asked: Asked) -> None:
+async def no_http(request: ReceivedRequest) -> None:
     """A reply that is not HTTP."""
-    await asked.send(b"SSH-2.0-OpenSSH_9.9\r\n\r\n")
+    await request.send(b"SSH-2.0-OpenSSH_9.9\r\n\r\n")
     raise EOFError
 
 
@@ -168,40 +168,40 @@ def zeros(megabytes: int) -> bytes:
     return gzip.compress(b"")[:10] + block * megabytes
 
 
-async def bomb(asked: Asked) -> None:
+async def bomb(request: ReceivedRequest) -> None:
     """4 GB of zeros in 4 MB."""
-    await asked.reply(zeros(4096), Content_Encoding="gzip")
+    await request.reply(zeros(4096), Content_Encoding="gzip")
 
 
-async def small_bomb(asked: Asked) -> None:
+async def small_bomb(request: ReceivedRequest) -> None:
     """900 MB of zeros in less than 1 MB."""
-    await asked.reply(zeros(900), Content_Encoding="gzip")
+    await request.reply(zeros(900), Content_Encoding="gzip")
 
 
-def padded(megabytes: int) -> Answer:
+def padded(megabytes: int) -> FaultyReply:
     """The usual answer padded to this size."""
 
-    async def answer(asked: Asked) -> None:
-        whole = json.dumps(asked.usual()).encode()
+    async def answer(request: ReceivedRequest) -> None:
+        whole = json.dumps(request.usual_reply()).encode()
         head = b'{"padding": "'
         size = (megabytes << 20) - len(head) - len(whole) - 2
         length = f"Content-Length: {megabytes << 20}"
-        await asked.send(f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n{length}\r\n\r\n".encode() + head)
+        await request.send(f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n{length}\r\n\r\n".encode() + head)
         for start in range(0, size, 1 << 20):
-            await asked.send(b"x" * min(1 << 20, size - start))
-        await asked.send(b'", ' + whole[1:])
+            await request.send(b"x" * min(1 << 20, size - start))
+        await request.send(b'", ' + whole[1:])
 
     return answer
 
 
-def vectors(change: Callable[[list[list[float]], list[int]], None]) -> Answer:
+def vectors(change: Callable[[list[list[float]], list[int]], None]) -> FaultyReply:
     """An embeddings reply with something wrong in it."""
 
-    async def answer(asked: Asked) -> None:
-        found = [[float(len(text)), 1.0] for text in asked.texts]
+    async def answer(request: ReceivedRequest) -> None:
+        found = [[float(len(text)), 1.0] for text in request.texts]
         indexes = list(range(len(found)))
         change(found, indexes)
-        await asked.reply(asked.vectors(found, indexes))
+        await request.reply(request.vectors(found, indexes))
 
     return answer
 
@@ -241,23 +241,23 @@ NOT_UNPACKED = "no reply is unpacked beyond 128 MB."
 SHORT_IDLE = {"timeouts": "{idle: 0.2}"}
 
 
-def _row_fails(name: str, answer: Answer) -> Fault:
+def _row_fails(name: str, answer: FaultyReply) -> Fault:
     """A fault of the row: one request, none in the next run."""
     return Fault(name, ROW_FAILS, 1, {"bad_request": 1}, {"ok": 3, "bad_request": 1}, 4, 0, answer)
 
 
-def _retried(name: str, answer: Answer, error_class: str, **fields: Any) -> Fault:
+def _retried(name: str, answer: FaultyReply, error_class: str, **fields: Any) -> Fault:
     """A fault that may pass: three attempts, and one more in the next run."""
     return Fault(name, RETRIED, 1, {error_class: 1}, {"ok": 3, error_class: 3}, 6, 1, answer, **fields)
 
 
-def _stops(name: str, answer: Answer, error_class: str, note: str = "") -> Fault:
+def _stops(name: str, answer: FaultyReply, error_class: str, note: str = "") -> Fault:
     """A fault that every further request would meet."""
     usage = {"ok": 1, error_class: 1}
     return Fault(name, RUN_STOPS, 3, {error_class: 1}, usage, 2, 3, answer, after_one, stopped=error_class, note=note)
 
 
-def _probed(name: str, base_url: Callable[[RoughServer], str]) -> Fault:
+def _probed(name: str, base_url: Callable[[HostileServer], str]) -> Fault:
     """A provider that cannot be reached at all."""
     return Fault(
         name, PROBED, 3, {"connection": 1}, {"connection": SOME}, 0, 4,

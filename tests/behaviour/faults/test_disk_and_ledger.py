@@ -1,4 +1,4 @@
-"""Full disks, folders that cannot be written, files that others hold, and ledgers that are damaged or too new."""
+"""Full disks, unwritable folders, locked files, and ledgers that are damaged or too new."""
 
 import errno
 import json
@@ -14,6 +14,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from tests.conftest import Cli, ScriptedProvider, Workspace
 from tests.support.forked import COMMAND, Forked
 
 Read = Callable[..., list[dict[str, Any]]]
@@ -26,31 +27,33 @@ def one_line(text: str) -> str:
     return line
 
 
-def test_a_disk_that_fills_up_stops_the_run_and_loses_no_answer(
-    workspace: Any, provider: Any, cli: Any, read: Read
+def test_a_ledger_that_cannot_grow_stops_the_run_and_loses_no_answer(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: Read
 ) -> None:
-    """A file may grow to 600 kB: the ledger, which holds all answers, is the first to be in need of more."""
+    """No file may exceed 600 kB; the ledger, which stores all answers, is the first to reach that."""
     workspace.csv(400)
     provider.script = lambda path, body, count: chat_reply(body["messages"][-1]["content"] * 500)
     job = workspace.job()
 
-    little_room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))"
-    code, out, err = Forked(f"{little_room}\n{COMMAND}", "run", job, "--json", "--quiet").ended()
+    file_limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))"
+    code, out, err = Forked(f"{file_limit}\n{COMMAND}", "run", job, "--json", "--quiet").ended()
     assert "Traceback" not in err
     assert code == 3, err
-    told = json.loads(out) if out else {}
-    assert "ledger" in str(told.get("stopped")) or "ledger" in err
-    kept = len(provider.seen)
-    assert 0 < kept < 400
+    report = json.loads(out) if out else {}
+    assert "ledger" in str(report.get("stopped")) or "ledger" in err
+    sent = len(provider.seen)
+    assert 0 < sent < 400
     again = cli.run(job)
     assert (again["exit_code"], again["rows_ok"]) == (0, 400)
-    # Only what was in flight when the disk was full is asked again.
+    # Only requests in flight when the disk was full are sent again.
     assert len(provider.seen) <= 400 + 64
     assert len(read(workspace.folder / "out")) == 400
 
 
-def test_a_full_file_system_is_told_as_such(workspace: Any, provider: Any, cli: Any, tmp_path: Path) -> None:
-    """In a mount namespace of its own a small tmpfs holds the workspace."""
+def test_a_full_file_system_is_reported_as_a_full_disk(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, tmp_path: Path
+) -> None:
+    """The workspace is on a small tmpfs in a separate mount namespace."""
     small = tmp_path / "small"
     small.mkdir()
     workspace.csv(300)
@@ -69,26 +72,26 @@ def test_a_full_file_system_is_told_as_such(workspace: Any, provider: Any, cli: 
         done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60, check=False)
         subprocess.run(["umount", str(small)], check=False, capture_output=True)
     if "mount" in done.stderr:
-        pytest.skip("neither a namespace nor the right to mount; the next test takes neither")
+        pytest.skip("no permission to mount; the next test needs none")
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 3
     assert "disk full" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_write_that_finds_no_room_stops_the_run_and_loses_no_answer(
-    workspace: Any, provider: Any, cli: Any, read: Read, monkeypatch: pytest.MonkeyPatch, number: int
+def test_a_commit_without_disk_space_stops_the_run_and_loses_no_answer(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: Read, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def no_room(*given: Any, **named: Any) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
         raise OSError(number, os.strerror(number), "results")
 
     workspace.csv(3)
     job = workspace.job()
     with monkeypatch.context() as full:
-        full.setattr("connectors.sinks.parquet_table.ParquetTables.commit", no_room)
-        told = cli.run(job)
-    assert (told["exit_code"], told["rows"]) == (3, 3)
-    assert told["stopped"].startswith("disk full: make room and run again")
+        full.setattr("connectors.sinks.parquet_table.ParquetTables.commit", fail)
+        report = cli.run(job)
+    assert (report["exit_code"], report["rows"]) == (3, 3)
+    assert report["stopped"].startswith("disk full: make room and run again")
     assert len(provider.seen) == 3
     again = cli.run(job)
     assert (again["exit_code"], again["rows_ok"], again["rows_reused"], again["requests"]) == (0, 3, 3, 0)
@@ -104,31 +107,35 @@ def chat_reply(content: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("sink", "in_the_way"),
-    [("{parquet: way/out}", "way"), ("{duckdb: way/out.duckdb, table: t}", "way"), ("{parquet: out}", ".rowmill")],
+    ("sink", "occupied"),
+    [
+        ("{parquet: folder/out}", "folder"),
+        ("{duckdb: folder/out.duckdb, table: t}", "folder"),
+        ("{parquet: out}", ".rowmill"),
+    ],
 )
-def test_a_place_that_cannot_be_written_is_told_before_anything_is_sent(
-    workspace: Any, provider: Any, cli: Any, sink: str, in_the_way: str
+def test_a_file_instead_of_a_folder_is_reported_before_anything_is_sent(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, sink: str, occupied: str
 ) -> None:
     workspace.csv(3)
-    workspace.write(in_the_way, "a file")
+    workspace.write(occupied, "a file")
     assert cli("run", workspace.job(sink=sink), "--quiet") == 2
-    assert in_the_way in one_line(cli.err)
+    assert occupied in one_line(cli.err)
     assert provider.seen == []
 
 
 @pytest.mark.parametrize("sink", ["{parquet: /proc/out}", "{duckdb: /proc/out.duckdb, table: t}"])
-def test_a_sink_that_cannot_be_written_is_told_before_anything_is_sent(
-    workspace: Any, provider: Any, cli: Any, sink: str
+def test_an_unwritable_sink_is_reported_before_anything_is_sent(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, sink: str
 ) -> None:
-    """Nobody can make a folder in /proc, root neither."""
+    """Not even root can create a folder in /proc."""
     workspace.csv(3)
     assert cli("run", workspace.job(sink=sink), "--quiet") in (2, 3)
     assert "/proc/out" in one_line(cli.err)
     assert provider.seen == []
 
 
-def test_a_state_folder_that_cannot_be_written_is_told(workspace: Any, provider: Any, cli: Any) -> None:
+def test_an_unwritable_state_folder_is_reported(workspace: Workspace, provider: ScriptedProvider, cli: Cli) -> None:
     workspace.csv(3)
     text = (workspace.folder / "rowmill.yaml").read_text()
     workspace.write("rowmill.yaml", text + "state: /proc/state\n")
@@ -137,8 +144,8 @@ def test_a_state_folder_that_cannot_be_written_is_told(workspace: Any, provider:
     assert provider.seen == []
 
 
-def test_a_parquet_sink_is_whole_for_a_reader_all_the_time(
-    workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
+def test_readers_of_a_parquet_sink_always_see_complete_tables(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.execution.committer.COMMIT_ROWS", 20)
     monkeypatch.setattr("pipelines.execution.job_run.CHUNK_ROWS", 16)
@@ -146,7 +153,7 @@ def test_a_parquet_sink_is_whole_for_a_reader_all_the_time(
     cli.run(workspace.job())
     found: list[int] = []
 
-    def look(path: str, body: Any, count: int) -> None:
+    def count_rows(path: str, body: Any, count: int) -> None:
         if count % 20 == 0:
             with duckdb.connect() as db:
                 found.append(
@@ -156,15 +163,15 @@ def test_a_parquet_sink_is_whole_for_a_reader_all_the_time(
                     ).fetchall()[0][0]
                 )
 
-    provider.script = look
+    provider.script = count_rows
     workspace.write("rows.csv", "id,text\n" + "".join(f"{n},other {n}\n" for n in range(1, 401)))
     assert cli.run(workspace.job())["rows_ok"] == 400
     assert found
     assert set(found) == {400}
 
 
-def test_a_duckdb_file_that_is_held_makes_the_commit_wait_and_then_stops_the_run(
-    workspace: Any, provider: Any, cli: Any
+def test_a_commit_waits_for_a_locked_duckdb_file_and_then_stops_the_run(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli
 ) -> None:
     workspace.csv(5)
     job = workspace.job(
@@ -175,7 +182,7 @@ def test_a_duckdb_file_that_is_held_makes_the_commit_wait_and_then_stops_the_run
     path = workspace.folder / "out.duckdb"
     hold = f"import duckdb, sys; db = duckdb.connect({str(path)!r}); print('held', flush=True); sys.stdin.read()"
 
-    def held() -> "subprocess.Popen[str]":
+    def hold_file() -> "subprocess.Popen[str]":
         process = subprocess.Popen(
             [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -184,11 +191,11 @@ def test_a_duckdb_file_that_is_held_makes_the_commit_wait_and_then_stops_the_run
         return process
 
     holders: list[subprocess.Popen[str]] = []
-    provider.script = lambda *_: holders.append(held())
-    told = cli.run(job)
-    assert told["exit_code"] == 3
-    assert "held open by another program" in told["stopped"]
-    assert "the answers are in the ledger" in told["stopped"]
+    provider.script = lambda *_: holders.append(hold_file())
+    report = cli.run(job)
+    assert report["exit_code"] == 3
+    assert "held open by another program" in report["stopped"]
+    assert "the answers are in the ledger" in report["stopped"]
     holders[0].communicate("")
     provider.seen.clear()
     assert cli.run(job)["rows_ok"] == 6
@@ -197,12 +204,14 @@ def test_a_duckdb_file_that_is_held_makes_the_commit_wait_and_then_stops_the_run
         assert db.sql("select count(*), count(distinct id) from t").fetchall() == [(6, 6)]
 
 
-def damaged(whole: bytes, page: int) -> bytes:
-    """One page of it overwritten."""
+def with_damaged_page(whole: bytes, page: int) -> bytes:
+    """Return a file with one page overwritten."""
     return whole[: page * 4096] + os.urandom(4096) + whole[(page + 1) * 4096 :]
 
 
-def test_a_ledger_with_a_damaged_page_is_told_and_never_emptied(workspace: Any, provider: Any, cli: Any) -> None:
+def test_a_ledger_with_a_damaged_page_is_reported_and_never_emptied(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli
+) -> None:
     workspace.csv(400)
     job = workspace.job()
     cli.run(job)
@@ -214,14 +223,14 @@ def test_a_ledger_with_a_damaged_page_is_told_and_never_emptied(workspace: Any, 
     shutil.rmtree(workspace.folder / "out")
     pages = len(whole) // 4096
     provider.seen.clear()
-    seen: set[int] = set()
+    codes: set[int] = set()
     for page in [0, *range(1, pages, max(1, pages // 12))]:
-        for beside in ledger.parent.glob("ledger.sqlite*"):
-            beside.unlink()
-        ledger.write_bytes(damaged(whole, page))
+        for file in ledger.parent.glob("ledger.sqlite*"):
+            file.unlink()
+        ledger.write_bytes(with_damaged_page(whole, page))
         code = cli("run", job, "--quiet")
         if code:
-            seen.add(code)
+            codes.add(code)
             assert code in (2, 3)
             line = one_line(cli.err)
             assert ".recover" in line, line
@@ -231,10 +240,10 @@ def test_a_ledger_with_a_damaged_page_is_told_and_never_emptied(workspace: Any, 
                 assert code == 2
                 assert ".recover" in one_line(cli.err)
         shutil.rmtree(workspace.folder / "out", ignore_errors=True)
-    assert 2 in seen
+    assert 2 in codes
 
 
-def test_a_ledger_of_a_newer_version_is_left_alone(workspace: Any, provider: Any, cli: Any) -> None:
+def test_a_ledger_of_a_newer_version_is_not_touched(workspace: Workspace, provider: ScriptedProvider, cli: Cli) -> None:
     workspace.csv(2)
     job = workspace.job()
     cli.run(job)
@@ -250,8 +259,8 @@ def test_a_ledger_of_a_newer_version_is_left_alone(workspace: Any, provider: Any
     assert len(provider.seen) == 2
 
 
-def test_jumps_of_the_clock_change_nothing_but_the_times_that_are_told(
-    workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch, read: Read
+def test_clock_jumps_change_only_the_reported_times(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, monkeypatch: pytest.MonkeyPatch, read: Read
 ) -> None:
     import time
 
@@ -265,9 +274,9 @@ def test_jumps_of_the_clock_change_nothing_but_the_times_that_are_told(
     monkeypatch.setattr(time, "time_ns", lambda: real_ns() + int(jumps[0] * 1e9))
     provider.script = jump
     workspace.csv(40)
-    told = cli.run(workspace.job(limits="{concurrency: 4}"))
-    assert (told["exit_code"], told["rows_ok"]) == (0, 40)
-    assert 0 < told["seconds"] < 60
+    report = cli.run(workspace.job(limits="{concurrency: 4}"))
+    assert (report["exit_code"], report["rows_ok"]) == (0, 40)
+    assert 0 < report["seconds"] < 60
     usage = read(workspace.folder / "out", "usage")
     assert len(usage) == 40
     assert all(0 < row["latency_ms"] < 60_000 for row in usage)

@@ -1,20 +1,19 @@
-"""Disks that are full or read-only, really so: in a mount namespace of its own, seen through to the next run."""
+"""Real disks that are full or read-only, in a separate mount namespace, until the next run has completed."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.conftest import chat_reply
+from tests.conftest import Cli, ScriptedProvider, Workspace, chat_reply
 
 ROWMILL = f"{sys.executable} -c 'from pipelines.cli import main; main()'"
 
 
 def mounted(script: str) -> "subprocess.CompletedProcess[str]":
-    """What a shell says that may mount; skips where nobody may."""
+    """Run a shell script that may mount; skip the test if mounting is not possible."""
     done = subprocess.run(
         ["unshare", "-Urm", "sh", "-ec", script], capture_output=True, text=True, timeout=120, check=False
     )
@@ -24,7 +23,9 @@ def mounted(script: str) -> "subprocess.CompletedProcess[str]":
     return done
 
 
-def test_a_full_disk_loses_no_answer_once_there_is_room_again(workspace: Any, provider: Any, tmp_path: Path) -> None:
+def test_after_a_full_disk_the_next_run_completes_without_losing_an_answer(
+    workspace: Workspace, provider: ScriptedProvider, tmp_path: Path
+) -> None:
     rows = 300
     small = tmp_path / "small"
     small.mkdir()
@@ -50,17 +51,17 @@ def test_a_full_disk_loses_no_answer_once_there_is_room_again(workspace: Any, pr
     assert (json.loads(second)["exit_code"], json.loads(second)["rows_ok"]) == (0, rows)
     assert counted == f"[({rows}, {rows})]"
     assert json.loads(third)["requests"] == 0
-    # Only what was in flight when the disk was full is asked for again.
+    # Only requests in flight when the disk was full are sent again.
     assert rows <= len(provider.seen) <= rows + 8
 
 
-@pytest.mark.parametrize("sink", ["{parquet: way/out}", "{duckdb: way/out.duckdb, table: t}"])
+@pytest.mark.parametrize("sink", ["{parquet: mounted/out}", "{duckdb: mounted/out.duckdb, table: t}"])
 @pytest.mark.parametrize("had_rows", [False, True], ids=["empty", "with rows"])
-def test_a_sink_on_a_disk_that_is_read_only_is_told_and_costs_no_answer(
-    workspace: Any, provider: Any, cli: Any, sink: str, had_rows: bool
+def test_a_sink_on_a_read_only_disk_is_reported_and_loses_no_answer(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, sink: str, had_rows: bool
 ) -> None:
-    way = workspace.folder / "way"
-    way.mkdir()
+    folder = workspace.folder / "mounted"
+    folder.mkdir()
     workspace.csv(3)
     job = workspace.job(sink=sink)
     if had_rows:
@@ -68,14 +69,16 @@ def test_a_sink_on_a_disk_that_is_read_only_is_told_and_costs_no_answer(
     workspace.csv(6)
     provider.seen.clear()
     done = mounted(
-        f"mount --bind {way} {way}\nmount -o remount,ro,bind {way}\n{ROWMILL} run {job} --json --quiet || echo $?\n"
+        f"mount --bind {folder} {folder}\n"
+        f"mount -o remount,ro,bind {folder}\n"
+        f"{ROWMILL} run {job} --json --quiet || echo $?\n"
     )
-    told, code = done.stdout.splitlines()
+    report, code = done.stdout.splitlines()
     assert code in ("2", "3")
-    assert json.loads(told)["exit_code"] == int(code)
-    assert str(way) in str(json.loads(told)["stopped"])
+    assert json.loads(report)["exit_code"] == int(code)
+    assert str(folder) in str(json.loads(report)["stopped"])
     assert len(done.stderr.splitlines()) <= 1
-    # What can be read and not written shows at the first commit only: the answers are in the ledger by then.
+    # With rows in it, the folder fails at the first commit: by then the answers are in the ledger.
     sent = len(provider.seen)
     assert sent == 0 or (code, had_rows) == ("3", True)
     again = cli.run(job)

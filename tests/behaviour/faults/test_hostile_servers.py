@@ -1,4 +1,4 @@
-"""Servers that lie: about lengths, encodings, counts, waits and depth; the run ends, and keeps what was answered."""
+"""Servers with wrong lengths, encodings, counts, waits and nesting: the run ends and keeps its answers."""
 
 import asyncio
 import gzip
@@ -9,30 +9,31 @@ from typing import Any
 
 import pytest
 
-from tests.behaviour.faults.hostile_server import Answer, Asked, RoughServer
+from tests.behaviour.faults.hostile_server import FaultyReply, HostileServer, ReceivedRequest
 from tests.behaviour.faults.table import every, first_two, one_row
+from tests.conftest import Cli, Workspace
 
 Read = Callable[..., list[dict[str, Any]]]
-Says = Callable[[bytes], bytes]
-"""The usual body -> all that is sent in place of the usual reply."""
+Render = Callable[[bytes], bytes]
+"""The usual body -> everything that is sent instead of the usual reply."""
 
 
 @pytest.fixture
-def rough(workspace: Any) -> Iterator[RoughServer]:
-    """The workspace's provider, which misbehaves as a test says."""
-    server = RoughServer()
+def hostile(workspace: Workspace) -> Iterator[HostileServer]:
+    """The workspace's provider, which misbehaves as a test defines."""
+    server = HostileServer()
     provider = f'providers: {{test: {{base_url: "http://127.0.0.1:{server.port}/v1"}}}}\n'
     workspace.write("rowmill.yaml", provider + "prices: {m: {input_per_million: 1, output_per_million: 2}}\n")
     yield server
     server.close()
 
 
-def sending(says: Says, then_ends: bool = False) -> Answer:
-    """These bytes in place of the reply."""
+def sending(render: Render, then_closes: bool = False) -> FaultyReply:
+    """Send these bytes instead of the reply."""
 
-    async def answer(asked: Asked) -> None:
-        await asked.send(says(json.dumps(asked.usual()).encode()))
-        if then_ends:
+    async def answer(request: ReceivedRequest) -> None:
+        await request.send(render(json.dumps(request.usual_reply()).encode()))
+        if then_closes:
             raise EOFError
 
     return answer
@@ -42,7 +43,7 @@ def head(*lines: str) -> bytes:
     return "\r\n".join(["HTTP/1.1 200 OK", *lines, "", ""]).encode()
 
 
-def sized(body: bytes, *lines: str) -> bytes:
+def with_length(body: bytes, *lines: str) -> bytes:
     return head(f"Content-Length: {len(body)}", *lines) + body
 
 
@@ -50,52 +51,52 @@ def chunked(body: bytes, *lines: str, size: str = "", end: bytes = b"0\r\n\r\n")
     return head("Transfer-Encoding: chunked", *lines) + f"{len(body):x}{size}\r\n".encode() + body + b"\r\n" + end
 
 
-def packed(encoding: str, pack: Callable[[bytes], bytes]) -> Says:
-    return lambda body: sized(pack(body), f"Content-Encoding: {encoding}")
+def compressed(encoding: str, pack: Callable[[bytes], bytes]) -> Render:
+    return lambda body: with_length(pack(body), f"Content-Encoding: {encoding}")
 
 
-READ: dict[str, Says] = {
+READABLE: dict[str, Render] = {
     "trailers": lambda body: chunked(body, "Trailer: X-Sum", end=b"0\r\nX-Sum: 1\r\n\r\n"),
     "chunk extensions": lambda body: chunked(body, size=";a=b"),
-    "a thousand 1xx": lambda body: b"HTTP/1.1 102 Processing\r\n\r\n" * 1000 + sized(body),
+    "a thousand 1xx": lambda body: b"HTTP/1.1 102 Processing\r\n\r\n" * 1000 + with_length(body),
     "line feeds alone": lambda body: b"HTTP/1.1 200 OK\nContent-Length: %d\n\n" % len(body) + body,
-    "zlib": packed("deflate", zlib.compress),
-    "bare deflate": packed("deflate", lambda body: zlib.compress(body)[2:-4]),
-    "gzip in members": packed("gzip", lambda body: gzip.compress(body[:9]) + gzip.compress(body[9:])),
-    "a byte order mark": lambda body: sized(b"\xef\xbb\xbf" + body),
-    "a key twice": lambda body: sized(b'{"choices": 1, "usage": 2, ' + body[1:]),
+    "zlib": compressed("deflate", zlib.compress),
+    "bare deflate": compressed("deflate", lambda body: zlib.compress(body)[2:-4]),
+    "gzip in members": compressed("gzip", lambda body: gzip.compress(body[:9]) + gzip.compress(body[9:])),
+    "a byte order mark": lambda body: with_length(b"\xef\xbb\xbf" + body),
+    "a key twice": lambda body: with_length(b'{"choices": 1, "usage": 2, ' + body[1:]),
     "status 206": lambda body: b"HTTP/1.1 206 Some\r\nContent-Length: %d\r\n\r\n" % len(body) + body,
-    "depth beside the answer": lambda body: sized(body[:-1] + b', "x": ' + b"[" * 150 + b"]" * 150 + b"}"),
+    "nesting next to the answer": lambda body: with_length(body[:-1] + b', "x": ' + b"[" * 150 + b"]" * 150 + b"}"),
 }
 
 
-@pytest.mark.parametrize("says", READ.values(), ids=READ)
-def test_an_odd_reply_that_can_be_read_is_read(
-    workspace: Any, rough: RoughServer, cli: Any, read: Read, says: Says
+@pytest.mark.parametrize("render", READABLE.values(), ids=READABLE)
+def test_unusual_but_readable_replies_are_used(
+    workspace: Workspace, hostile: HostileServer, cli: Cli, read: Read, render: Render
 ) -> None:
     workspace.csv(4)
-    rough.fault, rough.hits = sending(says), one_row
-    told = cli.run(workspace.job(limits="{concurrency: 1}"))
-    assert (told["exit_code"], told["requests"], len(rough.read)) == (0, 4, 4)
+    hostile.fault, hostile.hits = sending(render), one_row
+    report = cli.run(workspace.job(limits="{concurrency: 1}"))
+    assert (report["exit_code"], report["requests"], len(hostile.received)) == (0, 4, 4)
     assert [row["answer"] for row in read(workspace.folder / "out", order="id")] == [f"TEXT {n}" for n in range(1, 5)]
     assert {(row["input_tokens"], row["output_tokens"]) for row in read(workspace.folder / "out", "usage")} == {(10, 5)}
 
 
-def test_a_server_that_ends_the_connection_after_each_reply_costs_no_request(
-    workspace: Any, rough: RoughServer, cli: Any
+def test_connections_that_end_after_each_reply_cost_no_extra_request(
+    workspace: Workspace, hostile: HostileServer, cli: Cli
 ) -> None:
     workspace.csv(60)
-    rough.fault, rough.hits = sending(lambda body: sized(body, "Connection: close"), then_ends=True), every
-    told = cli.run(workspace.job(limits="{concurrency: 8}"))
-    assert (told["exit_code"], told["rows_ok"], told["requests"], len(rough.read)) == (0, 60, 60, 60)
+    hostile.fault, hostile.hits = sending(lambda body: with_length(body, "Connection: close"), then_closes=True), every
+    report = cli.run(workspace.job(limits="{concurrency: 8}"))
+    assert (report["exit_code"], report["rows_ok"], report["requests"], len(hostile.received)) == (0, 60, 60, 60)
 
 
-BROKEN: dict[str, Says] = {
+UNREADABLE: dict[str, Render] = {
     "a chunk of minus five": lambda body: chunked(b"", end=b"-5\r\n" + body),
     "a chunk beyond counting": lambda body: head("Transfer-Encoding: chunked") + b"f" * 40 + b"\r\n" + body,
     "garbage after the last chunk": lambda body: chunked(body) + b"GARBAGE\r\n\r\n",
     "a length and chunks": lambda body: chunked(body, "Content-Length: 5"),
-    "two lengths": lambda body: sized(body, "Content-Length: 5"),
+    "two lengths": lambda body: with_length(body, "Content-Length: 5"),
     "a negative length": lambda body: head("Content-Length: -5") + body,
     "a length in words": lambda body: head("Content-Length: many") + body,
     "a length beyond counting": lambda body: head(f"Content-Length: {'9' * 30}") + body,
@@ -103,66 +104,66 @@ BROKEN: dict[str, Says] = {
     "a length of nothing": lambda body: head("Content-Length: 0") + body,
     "no head": lambda body: body,
     "HTTP/2": lambda body: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "a header without a name": lambda body: sized(body, "nonsense"),
-    "a header of 100 kB": lambda body: sized(body, "X: " + "x" * 100_000),
-    "100,000 headers": lambda body: sized(body, *[f"X-{n}: x" for n in range(100_000)]),
-    "a NUL in a header": lambda body: sized(body, "X-Request-Id: a\0b"),
-    "brotli that is none": packed("br", lambda body: body),
-    "zstandard that is none": packed("zstd", lambda body: body),
-    "gzip twice": packed("gzip, gzip", lambda body: gzip.compress(gzip.compress(body))),
-    "gzip with something after it": packed("gzip", lambda body: gzip.compress(body) + b"something"),
-    "UTF-16": lambda body: sized(body.decode().encode("utf-16")),
-    "UTF-32": lambda body: sized(body.decode().encode("utf-32")),
-    "Latin-1": lambda body: sized(body[:-1] + ', "x": "é"}'.encode("latin-1")),
-    "20 MB of spaces": lambda body: sized(b" " * (20 << 20)),
-    "too deep": lambda body: sized(body[:-1] + b', "x": ' + b"[" * 900 + b"]" * 900 + b"}"),
-    "far too deep": lambda body: sized(b"[" * 100_000 + b"]" * 100_000),
+    "a header without a name": lambda body: with_length(body, "nonsense"),
+    "a header of 100 kB": lambda body: with_length(body, "X: " + "x" * 100_000),
+    "100,000 headers": lambda body: with_length(body, *[f"X-{n}: x" for n in range(100_000)]),
+    "a NUL in a header": lambda body: with_length(body, "X-Request-Id: a\0b"),
+    "invalid brotli": compressed("br", lambda body: body),
+    "invalid zstandard": compressed("zstd", lambda body: body),
+    "gzip twice": compressed("gzip, gzip", lambda body: gzip.compress(gzip.compress(body))),
+    "gzip with something after it": compressed("gzip", lambda body: gzip.compress(body) + b"something"),
+    "UTF-16": lambda body: with_length(body.decode().encode("utf-16")),
+    "UTF-32": lambda body: with_length(body.decode().encode("utf-32")),
+    "Latin-1": lambda body: with_length(body[:-1] + ', "x": "é"}'.encode("latin-1")),
+    "20 MB of spaces": lambda body: with_length(b" " * (20 << 20)),
+    "too deep": lambda body: with_length(body[:-1] + b', "x": ' + b"[" * 900 + b"]" * 900 + b"}"),
+    "far too deep": lambda body: with_length(b"[" * 100_000 + b"]" * 100_000),
     "status 204": lambda body: b"HTTP/1.1 204 Nothing\r\n\r\n",
 }
 
 
-@pytest.mark.parametrize("says", BROKEN.values(), ids=BROKEN)
-def test_a_reply_that_cannot_be_read_is_tried_again_and_harms_no_other_row(
-    workspace: Any, rough: RoughServer, cli: Any, read: Read, says: Says
+@pytest.mark.parametrize("render", UNREADABLE.values(), ids=UNREADABLE)
+def test_unreadable_replies_are_retried_and_harm_no_other_row(
+    workspace: Workspace, hostile: HostileServer, cli: Cli, read: Read, render: Render
 ) -> None:
     workspace.csv(4)
-    rough.fault, rough.hits = sending(says, then_ends=True), one_row
-    told = cli.run(workspace.job(limits="{concurrency: 1}", budget="{usd: 0.01}"))
-    used = read(workspace.folder / "out", "usage")
-    # A request may meet the end of the connection on its way: it is noted, and tried again.
-    crossed = sum(row["error_class"] == "connection" for row in used)
-    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (1, 3, len(used))
+    hostile.fault, hostile.hits = sending(render, then_closes=True), one_row
+    report = cli.run(workspace.job(limits="{concurrency: 1}", budget="{usd: 0.01}"))
+    usage = read(workspace.folder / "out", "usage")
+    # A connection may end while a request is being sent: that is recorded, and the request is retried.
+    dropped = sum(row["error_class"] == "connection" for row in usage)
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (1, 3, len(usage))
     (error,) = read(workspace.folder / "out", "errors")
     assert (error["id"], error["attempts"]) == (2, 3)
-    if not crossed:
-        assert (len(rough.read), len(used), error["error_class"]) == (6, 6, "malformed_reply")
+    if not dropped:
+        assert (len(hostile.received), len(usage), error["error_class"]) == (6, 6, "malformed_reply")
     assert [row["answer"] for row in read(workspace.folder / "out", order="id")] == ["TEXT 1", "TEXT 3", "TEXT 4"]
-    # What may have been billed counts at its worst.
+    # Requests that may have been billed count with their maximum cost.
     costs = [row["cost_usd"] for row in read(workspace.folder / "out", "usage", "keys") if row["error_class"]]
     assert min(costs) > 40e-6
 
 
-async def endless_hints(asked: Asked) -> None:
-    """1xx for ever."""
+async def endless_hints(request: ReceivedRequest) -> None:
+    """Send 1xx replies without end."""
     while True:
-        await asked.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+        await request.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
         await asyncio.sleep(0.01)
 
 
-def test_hints_without_end_are_given_up_after_the_total_time(
-    workspace: Any, rough: RoughServer, cli: Any, read: Read
+def test_endless_hints_are_abandoned_after_the_total_timeout(
+    workspace: Workspace, hostile: HostileServer, cli: Cli, read: Read
 ) -> None:
     workspace.csv(3)
-    rough.fault, rough.hits = endless_hints, one_row
+    hostile.fault, hostile.hits = endless_hints, one_row
     retry = "{attempts: 2, longest_wait: 0.01, longest_hold: 60}"
-    told = cli.run(workspace.job(timeouts="{idle: 5, total: 0.3}", retry=retry))
-    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (1, 2, 4)
+    report = cli.run(workspace.job(timeouts="{idle: 5, total: 0.3}", retry=retry))
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (1, 2, 4)
     assert [row["error_class"] for row in read(workspace.folder / "out", "errors")] == ["timeout"]
 
 
-WORST = 20 * 2e-6
-"""US dollars for as many output tokens as the job allows."""
-NO_COUNTS: dict[str, Any] = {
+MAX_OUTPUT_COST = 20 * 2e-6
+"""US dollars for the output tokens that the job allows."""
+INVALID_COUNTS: dict[str, Any] = {
     "negative": {"prompt_tokens": -5, "completion_tokens": -7},
     "half negative": {"prompt_tokens": 10, "completion_tokens": -7},
     "2^62": {"prompt_tokens": 2**62, "completion_tokens": 2**62},
@@ -180,38 +181,38 @@ NO_COUNTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("budget", ["{usd: 0.01}", ""], ids=["budget", "no budget"])
-@pytest.mark.parametrize("used", NO_COUNTS.values(), ids=NO_COUNTS)
-def test_counts_that_are_none_are_billed_at_the_worst_case(
-    workspace: Any, rough: RoughServer, cli: Any, read: Read, used: Any, budget: str
+@pytest.mark.parametrize("used", INVALID_COUNTS.values(), ids=INVALID_COUNTS)
+def test_exchanges_with_invalid_token_counts_are_charged_their_maximum_cost(
+    workspace: Workspace, hostile: HostileServer, cli: Cli, read: Read, used: Any, budget: str
 ) -> None:
-    async def lying(asked: Asked) -> None:
-        await asked.reply({**asked.usual(), "usage": used})
+    async def lying(request: ReceivedRequest) -> None:
+        await request.reply({**request.usual_reply(), "usage": used})
 
     workspace.csv(3)
-    rough.fault, rough.hits = lying, every
-    told = cli.run(workspace.job(budget=budget))
-    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 3, 3)
+    hostile.fault, hostile.hits = lying, every
+    report = cli.run(workspace.job(budget=budget))
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, 3, 3)
     usage = read(workspace.folder / "out", "usage")
     assert {(row["input_tokens"], row["output_tokens"]) for row in usage} == {(None, None)}
-    assert all(WORST <= row["cost_usd"] < 1e-3 for row in usage)
+    assert all(MAX_OUTPUT_COST <= row["cost_usd"] < 1e-3 for row in usage)
 
 
-def test_a_server_that_bills_beyond_what_was_allowed_stops_the_run_at_once(
-    workspace: Any, rough: RoughServer, cli: Any
+def test_a_bill_beyond_the_reserved_cost_stops_the_run_at_once(
+    workspace: Workspace, hostile: HostileServer, cli: Cli
 ) -> None:
-    async def greedy(asked: Asked) -> None:
-        await asked.reply({**asked.usual(), "usage": {"prompt_tokens": 10, "completion_tokens": 400_000}})
+    async def greedy(request: ReceivedRequest) -> None:
+        await request.reply({**request.usual_reply(), "usage": {"prompt_tokens": 10, "completion_tokens": 400_000}})
 
     workspace.csv(50)
-    rough.fault, rough.hits = greedy, every
-    told = cli.run(workspace.job(budget="{usd: 0.01}", limits="{concurrency: 1}"))
-    # The next one may have left before the bill for the first was in the books.
-    assert told["exit_code"] == 3
-    assert told["rows_ok"] == len(rough.read) <= 2
-    assert told["rows_left"] == 50 - told["rows_ok"]
-    assert told["cost_usd"] == pytest.approx(0.80001 * len(rough.read))
-    assert "the budget of $0.010000 is spent" in told["stopped"]
-    assert "at the price of those before about $" in told["stopped"]
+    hostile.fault, hostile.hits = greedy, every
+    report = cli.run(workspace.job(budget="{usd: 0.01}", limits="{concurrency: 1}"))
+    # The next request may have been sent before the first bill was recorded.
+    assert report["exit_code"] == 3
+    assert report["rows_ok"] == len(hostile.received) <= 2
+    assert report["rows_left"] == 50 - report["rows_ok"]
+    assert report["cost_usd"] == pytest.approx(0.80001 * len(hostile.received))
+    assert "the budget of $0.010000 is spent" in report["stopped"]
+    assert "at the price of those before about $" in report["stopped"]
 
 
 DEEP = b"[" * 300 + b"]" * 300
@@ -226,54 +227,54 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("status", "body"), ERRORS.values(), ids=ERRORS)
-def test_an_error_that_is_nested_too_deeply_is_its_rows_alone(
-    workspace: Any, rough: RoughServer, cli: Any, read: Read, status: int, body: bytes
+def test_an_error_that_is_nested_too_deeply_fails_only_its_row(
+    workspace: Workspace, hostile: HostileServer, cli: Cli, read: Read, status: int, body: bytes
 ) -> None:
-    async def deep(asked: Asked) -> None:
-        await asked.reply(body.replace(b"%b", DEEP), status)
+    async def deep(request: ReceivedRequest) -> None:
+        await request.reply(body.replace(b"%b", DEEP), status)
 
     workspace.csv(4)
-    rough.fault, rough.hits = deep, one_row
-    told = cli.run(workspace.job(limits="{concurrency: 1}"))
-    assert (told["exit_code"], told["rows_ok"], told["rows_failed"], told["stopped"]) == (1, 3, 1, None)
+    hostile.fault, hostile.hits = deep, one_row
+    report = cli.run(workspace.job(limits="{concurrency: 1}"))
+    assert (report["exit_code"], report["rows_ok"], report["rows_failed"], report["stopped"]) == (1, 3, 1, None)
     (error,) = read(workspace.folder / "out", "errors")
     assert (error["id"], error["error_class"]) == (2, "malformed_reply" if status == 200 else "bad_request")
     assert error["message"]
 
 
-PASSED_OVER = ("nan", "-1", "1e999", "inf", "soon", "", "0x10", "Wed, 21 Oct 1015 07:28:00 GMT", "1" * 4000)
+INVALID_WAITS = ("nan", "-1", "1e999", "inf", "soon", "", "0x10", "Wed, 21 Oct 1015 07:28:00 GMT", "1" * 4000)
 
 
-@pytest.mark.parametrize("said", PASSED_OVER, ids=[said[:9] for said in PASSED_OVER])
+@pytest.mark.parametrize("wait", INVALID_WAITS, ids=[wait[:9] for wait in INVALID_WAITS])
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_wait_that_is_none_is_passed_over(
-    workspace: Any, rough: RoughServer, cli: Any, status: int, said: str
+def test_invalid_waits_are_ignored(
+    workspace: Workspace, hostile: HostileServer, cli: Cli, status: int, wait: str
 ) -> None:
-    async def refusing(asked: Asked) -> None:
-        await asked.reply({"error": {"message": "no"}}, status, Retry_After=said)
+    async def refusing(request: ReceivedRequest) -> None:
+        await request.reply({"error": {"message": "no"}}, status, Retry_After=wait)
 
     workspace.csv(4)
-    rough.fault, rough.hits = refusing, first_two
-    told = cli.run(workspace.job(limits="{concurrency: 1}"))
-    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 4, 6)
+    hostile.fault, hostile.hits = refusing, first_two
+    report = cli.run(workspace.job(limits="{concurrency: 1}"))
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, 4, 6)
 
 
-@pytest.mark.parametrize("said", ["9999999", "1e308", "Wed, 21 Oct 9999 07:28:00 GMT"])
-def test_a_wait_beyond_all_measure_stops_the_run_in_few_words(
-    workspace: Any, rough: RoughServer, cli: Any, said: str
+@pytest.mark.parametrize("wait", ["9999999", "1e308", "Wed, 21 Oct 9999 07:28:00 GMT"])
+def test_an_extreme_wait_stops_the_run_with_a_short_message(
+    workspace: Workspace, hostile: HostileServer, cli: Cli, wait: str
 ) -> None:
-    async def refusing(asked: Asked) -> None:
-        await asked.reply({"error": {"message": "no"}}, 429, Retry_After=said)
+    async def refusing(request: ReceivedRequest) -> None:
+        await request.reply({"error": {"message": "no"}}, 429, Retry_After=wait)
 
     workspace.csv(4)
-    rough.fault, rough.hits = refusing, every
-    told = cli.run(workspace.job(limits="{concurrency: 1}"))
-    assert (told["exit_code"], told["rows_ok"]) == (3, 0)
-    assert "asks to come back in" in told["stopped"]
-    assert len(told["stopped"]) < 200
+    hostile.fault, hostile.hits = refusing, every
+    report = cli.run(workspace.job(limits="{concurrency: 1}"))
+    assert (report["exit_code"], report["rows_ok"]) == (3, 0)
+    assert "asks to come back in" in report["stopped"]
+    assert len(report["stopped"]) < 200
 
 
-RUBBISH: tuple[dict[str, str], ...] = (
+INVALID_LIMITS: tuple[dict[str, str], ...] = (
     {"limit": "0"},
     {"limit": "-5"},
     {"limit": "nan", "remaining": "nan"},
@@ -284,29 +285,31 @@ RUBBISH: tuple[dict[str, str], ...] = (
 )
 
 
-@pytest.mark.parametrize("told", RUBBISH, ids=[str(number) for number in range(len(RUBBISH))])
-def test_limits_that_are_none_hold_nobody(workspace: Any, rough: RoughServer, cli: Any, told: dict[str, str]) -> None:
-    async def limiting(asked: Asked) -> None:
-        headers = {f"X_Ratelimit_{word}_{of}": said for word, said in told.items() for of in ("Requests", "Tokens")}
-        await asked.reply(asked.usual(), **headers)
-
-    workspace.csv(20)
-    rough.fault, rough.hits = limiting, every
-    ended = cli.run(workspace.job(limits="{concurrency: 2}"))
-    assert (ended["exit_code"], ended["rows_ok"], ended["requests"]) == (0, 20, 20)
-
-
-def test_a_row_that_is_refused_for_its_rate_for_ever_does_not_hold_the_run_for_ever(
-    workspace: Any, rough: RoughServer, cli: Any, read: Read
+@pytest.mark.parametrize("limits", INVALID_LIMITS, ids=[str(number) for number in range(len(INVALID_LIMITS))])
+def test_invalid_rate_limit_headers_delay_no_request(
+    workspace: Workspace, hostile: HostileServer, cli: Cli, limits: dict[str, str]
 ) -> None:
-    async def refusing(asked: Asked) -> None:
-        await asked.reply({"error": {"message": "no"}}, 429, Retry_After="0")
+    async def limiting(request: ReceivedRequest) -> None:
+        headers = {f"X_Ratelimit_{word}_{of}": value for word, value in limits.items() for of in ("Requests", "Tokens")}
+        await request.reply(request.usual_reply(), **headers)
 
     workspace.csv(20)
-    rough.fault, rough.hits = refusing, one_row
-    told = cli.run(
+    hostile.fault, hostile.hits = limiting, every
+    report = cli.run(workspace.job(limits="{concurrency: 2}"))
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, 20, 20)
+
+
+def test_a_row_that_always_gets_429_does_not_block_the_run_forever(
+    workspace: Workspace, hostile: HostileServer, cli: Cli, read: Read
+) -> None:
+    async def refusing(request: ReceivedRequest) -> None:
+        await request.reply({"error": {"message": "no"}}, 429, Retry_After="0")
+
+    workspace.csv(20)
+    hostile.fault, hostile.hits = refusing, one_row
+    report = cli.run(
         workspace.job(limits="{concurrency: 2}", retry="{attempts: 2, longest_wait: 0.1, longest_hold: 0.3}")
     )
-    assert (told["exit_code"], told["rows_ok"]) == (3, 19)
-    assert "has answered nothing for" in told["stopped"]
+    assert (report["exit_code"], report["rows_ok"]) == (3, 19)
+    assert "has answered nothing for" in report["stopped"]
     assert len(read(workspace.folder / "out")) == 19

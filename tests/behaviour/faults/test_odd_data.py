@@ -1,4 +1,4 @@
-"""Odd data: many columns, long texts, characters of all kinds, names that are no identifiers, every type of Arrow."""
+"""Unusual data: many columns, long texts, all kinds of characters and column names, every type of Arrow and DuckDB."""
 
 import datetime
 import decimal
@@ -12,23 +12,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.behaviour.faults.hostile_server import Asked, RoughServer
+from tests.behaviour.faults.hostile_server import HostileServer, ReceivedRequest
+from tests.conftest import Cli, ScriptedProvider, Workspace
 
 Read = Callable[..., list[dict[str, Any]]]
 
 
-def asking(template: str) -> str:
-    """The steps of a job with one template."""
+def chat_steps(template: str) -> str:
+    """Return the steps of a job with one template."""
     turns = f"[{{user: {json.dumps(template)}}}]"
     return f"[{{name: answer, endpoint: chat, provider: test, model: m, messages: {turns}}}]"
 
 
-def test_ten_thousand_columns(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
+def test_a_source_may_have_ten_thousand_columns(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: Read
+) -> None:
     names = ["id", *(f"c{n}" for n in range(10_000))]
     pq.write_table(pa.table([pa.array([1, 2, 3])] * len(names), names=names), workspace.folder / "wide.parquet")
     job = workspace.job(
         source="{parquet: wide.parquet, key: id, where: c5 > 1}",
-        steps=asking("{{ c9999 }} of {{ c0 }}"),
+        steps=chat_steps("{{ c9999 }} of {{ c0 }}"),
         sink="{parquet: out, columns: [c7]}",
     )
     assert cli.run(job)["rows_ok"] == 2, cli.err
@@ -37,11 +40,11 @@ def test_ten_thousand_columns(workspace: Any, provider: Any, cli: Any, read: Rea
     assert [row["c7"] for row in read(workspace.folder / "out", order="id")] == [2, 3]
 
 
-def test_prompts_of_a_megabyte(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
+def test_prompts_may_have_a_megabyte(workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: Read) -> None:
     texts = [f"{n}" + "é x" * 350_000 for n in range(4)]
     pq.write_table(pa.table({"id": range(4), "text": texts}), workspace.folder / "long.parquet")
-    told = cli.run(workspace.job(source="{parquet: long.parquet, key: id}"))
-    assert (told["rows_ok"], told["exit_code"], told["stopped"]) == (4, 0, None)
+    report = cli.run(workspace.job(source="{parquet: long.parquet, key: id}"))
+    assert (report["rows_ok"], report["exit_code"], report["stopped"]) == (4, 0, None)
     assert sorted(provider.prompts()) == texts
     assert [row["answer"] for row in read(workspace.folder / "out", order="id")] == [text.upper() for text in texts]
 
@@ -61,13 +64,15 @@ ODD = {
 }
 
 
-def test_characters_of_all_kinds_come_and_go_unchanged(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
+def test_all_kinds_of_characters_are_sent_and_stored_unchanged(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: Read
+) -> None:
     pq.write_table(pa.table({"id": list(ODD), "text": list(ODD.values())}), workspace.folder / "odd.parquet")
     provider.script = lambda path, body, count: echo(body)
-    steps = asking("<{{ text }}>")
+    steps = chat_steps("<{{ text }}>")
     for sink in ("{parquet: out, columns: [text]}", "{duckdb: out.duckdb, table: t, columns: [text]}"):
-        told = cli.run(workspace.job(source="{parquet: odd.parquet, key: id}", steps=steps, sink=sink))
-        assert (told["rows_ok"], told["exit_code"]) == (len(ODD), 0), cli.err
+        report = cli.run(workspace.job(source="{parquet: odd.parquet, key: id}", steps=steps, sink=sink))
+        assert (report["rows_ok"], report["exit_code"]) == (len(ODD), 0), cli.err
     found = {row["id"]: (row["text"], row["answer"]) for row in read(workspace.folder / "out")}
     assert found == {key: (text, f"<{text}>") for key, text in ODD.items()}
     with duckdb.connect(workspace.folder / "out.duckdb") as db:
@@ -84,7 +89,9 @@ def echo(body: Any) -> Any:
     }  # fmt: skip
 
 
-def test_a_lone_surrogate_in_the_input_stops_at_its_line(workspace: Any, provider: Any, cli: Any) -> None:
+def test_a_lone_surrogate_in_the_input_is_reported_with_its_line(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli
+) -> None:
     lines = [r'{"id": 1, "text": "fine"}', r'{"id": 2, "text": "\ud800 broken"}', r'{"id": 3, "text": "😀"}']
     workspace.write("rows.jsonl", "\n".join(lines) + "\n")
     assert cli("run", workspace.job(source="{jsonl: rows.jsonl, key: id}"), "--quiet") == 2
@@ -95,8 +102,8 @@ def test_a_lone_surrogate_in_the_input_stops_at_its_line(workspace: Any, provide
 
 
 @pytest.mark.parametrize("content", [r"\ud800", "\\ud83d"])
-def test_a_lone_surrogate_in_an_answer_is_no_json(
-    workspace: Any, provider: Any, cli: Any, read: Read, content: str
+def test_a_lone_surrogate_in_an_answer_is_a_malformed_reply(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: Read, content: str
 ) -> None:
     from aiohttp import web
 
@@ -112,15 +119,15 @@ def test_a_lone_surrogate_in_an_answer_is_no_json(
     assert [row["id"] for row in read(workspace.folder / "out")] == [2]
 
 
-def test_headers_that_are_no_text_harm_nothing(workspace: Any, cli: Any, read: Read) -> None:
-    async def odd(asked: Asked) -> None:
-        content = json.dumps(asked.usual()).encode()
-        await asked.send(
+def test_reply_headers_that_are_not_text_are_harmless(workspace: Workspace, cli: Cli, read: Read) -> None:
+    async def odd(request: ReceivedRequest) -> None:
+        content = json.dumps(request.usual_reply()).encode()
+        await request.send(
             b"HTTP/1.1 200 OK\r\nX-Request-Id: r\xff\r\nContent-Length: %d\r\n\r\n" % len(content) + content
         )
 
-    server = RoughServer()
-    server.fault, server.hits = odd, lambda asked, count: True
+    server = HostileServer()
+    server.fault, server.hits = odd, lambda request, count: True
     workspace.write("rowmill.yaml", f'providers: {{test: {{base_url: "http://127.0.0.1:{server.port}/v1"}}}}\n')
     workspace.csv(2)
     assert cli.run(workspace.job())["exit_code"] == 0
@@ -144,13 +151,15 @@ NAMES = [
 ]
 
 
-def test_names_of_columns_may_be_anything(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
+def test_column_names_may_contain_any_characters(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: Read
+) -> None:
     table = pa.table([pa.array([f"{name}!"]) for name in NAMES], names=NAMES)
     pq.write_table(table, workspace.folder / "names.parquet")
     template = " ".join("{{ row[" + json.dumps(name, ensure_ascii=False) + "] }}" for name in NAMES if "{" not in name)
     job = workspace.job(
         source='{parquet: names.parquet, key: ["a name", "say \\"hi\\"", "it\'s"]}',
-        steps=asking(template),
+        steps=chat_steps(template),
         sink=f"{{parquet: out, columns: {json.dumps(NAMES[3:], ensure_ascii=False)}}}",
     )
     assert cli.run(job)["exit_code"] == 0, cli.err
@@ -161,7 +170,7 @@ def test_names_of_columns_may_be_anything(workspace: Any, provider: Any, cli: An
 
 
 def typed_values() -> dict[str, tuple[pa.Array, str]]:
-    """Name -> (a column with one value, what a template shows of it)."""
+    """Name -> (a column with one value, its text in a template)."""
     zone = datetime.UTC
     moment = datetime.datetime(2026, 2, 28, 23, 59, 59, 123456)
     struct = {"a": 1, "b": [None, "x"], "c": {"d": decimal.Decimal("1.50")}}
@@ -197,7 +206,9 @@ def typed_values() -> dict[str, tuple[pa.Array, str]]:
     }
 
 
-def test_every_type_of_arrow_is_a_value_of_templates(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
+def test_templates_can_use_every_arrow_type(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: Read
+) -> None:
     columns = typed_values()
     table = pa.table({"id": pa.array([1]), **{name: array for name, (array, _) in columns.items()}})
     pq.write_table(table, workspace.folder / "typed.parquet")
@@ -206,7 +217,7 @@ def test_every_type_of_arrow_is_a_value_of_templates(workspace: Any, provider: A
         provider.seen.clear()
         job = workspace.job(
             source="{parquet: typed.parquet, key: id}",
-            steps=asking(template + more),
+            steps=chat_steps(template + more),
             sink=f"{{parquet: out{len(more)}, columns: all}}",
         )
         assert cli.run(job)["exit_code"] == 0, cli.err
@@ -230,14 +241,14 @@ TYPES_OF_DUCKDB = {
 }
 
 
-def test_every_type_of_duckdb_is_a_value_of_templates(workspace: Any, provider: Any, cli: Any) -> None:
+def test_templates_can_use_every_duckdb_type(workspace: Workspace, provider: ScriptedProvider, cli: Cli) -> None:
     with duckdb.connect(workspace.folder / "in.duckdb") as db:
         db.execute("create type mood as enum ('sad', 'happy')")
         columns = ", ".join(f'{sql} as "c_{name}"' for name, (sql, _) in TYPES_OF_DUCKDB.items())
         db.execute(f"create table t as select 1 as id, {columns}")
     template = "\n".join(f"{name}={{{{ c_{name} }}}}" for name in TYPES_OF_DUCKDB)
     job = workspace.job(
-        source="{duckdb: in.duckdb, table: t, key: id}", steps=asking(template), sink="{parquet: out, columns: all}"
+        source="{duckdb: in.duckdb, table: t, key: id}", steps=chat_steps(template), sink="{parquet: out, columns: all}"
     )
     assert cli.run(job)["exit_code"] == 0, cli.err
     (prompt,) = provider.prompts()
@@ -246,10 +257,10 @@ def test_every_type_of_duckdb_is_a_value_of_templates(workspace: Any, provider: 
     assert cli.run(job)["requests"] == 0
 
 
-def test_rows_that_are_too_large_for_the_reader_are_told_with_what_to_do(
-    workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
+def test_rows_that_are_too_large_for_the_reader_are_reported_with_a_remedy(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As if rows of 1.5 MB were not to be had at all.
+    # So that rows of 1.5 MB cannot be read at all.
     monkeypatch.setattr("pipelines.preparation.source_reader.MAX_MEMORY_BYTES", 64_000_000)
     texts = [f"{n} " + "text " * 300_000 for n in range(100)]
     rows = pa.table({"id": range(100), "text": texts})

@@ -40,7 +40,7 @@ def test_other_content_has_no_media_type(head: bytes) -> None:
 def test_containers_are_distinguished_by_their_brand() -> None:
     def suffix(head: bytes) -> str | None:
         kind = detect_type(head)
-        return kind and kind.suffix
+        return None if kind is None else kind.suffix
 
     assert [suffix(b"\0\0\0\x20ftyp" + brand) for brand in (b"M4A ", b"isom", b"heic", b"avif")] == [
         "m4a",

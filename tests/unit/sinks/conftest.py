@@ -1,4 +1,4 @@
-"""A small job's tables, in every kind of sink, and a reader that knows nothing of the sink's code."""
+"""A small job's tables in every kind of sink, and a reader that does not use the sink's code."""
 
 import glob
 import io
@@ -21,14 +21,14 @@ from connectors.registry import SINKS, SinkConfig
 from connectors.sinks import parquet_table
 from connectors.tables.schemas import errors_schema, failure_names, results_schema, usage_schema
 
-WRITTEN: Mapping[str, dict[str, Any]] = {
+SINK_KEYS: Mapping[str, dict[str, Any]] = {
     "parquet": {"parquet": "out"},
     "duckdb": {"duckdb": "out/answers.duckdb", "table": "answers"},
     "delta": {"delta": "out"},
 }
 
 KEY = [pa.field("id", pa.int64())]
-MADE = [
+OUTPUTS = [
     pa.field("answer", pa.string()),
     pa.field("vector", pa.list_(pa.float32(), 3)),
     pa.field("at", pa.timestamp("us", "UTC")),
@@ -37,43 +37,43 @@ MADE = [
 
 
 class Tables:
-    """One job's sink in a folder of its own."""
+    """One job's sink in a separate folder."""
 
     def __init__(self, kind: str, workspace: Path, server: str | None = None) -> None:
-        """`server`: of an object store that has the tables, in place of this machine."""
+        """`server`: address of an object store for the tables, instead of this machine."""
         self.kind = kind
         self.workspace = workspace
         self.server = server
-        self.written: dict[str, Any] = WRITTEN[kind]
+        self.sink_keys: dict[str, Any] = SINK_KEYS[kind]
         self.key = KEY
-        self.made = MADE
+        self.outputs = OUTPUTS
         self.count = 0
 
     @property
     def model(self) -> SinkConfig:
-        place = self.written[self.kind]
-        return SINKS[self.kind](**{**self.written, self.kind: f"{self.home}/{place}" if self.server else place})
+        path = self.sink_keys[self.kind]
+        return SINKS[self.kind](**{**self.sink_keys, self.kind: f"{self.home}/{path}" if self.server else path})
 
     @property
     def home(self) -> str:
-        """Where relative paths of an object store begin."""
+        """The URL at which relative paths of an object store start."""
         return f"s3://rowmill-tests{self.workspace}"
 
     @property
     def store(self) -> S3Store:
-        """The object store, spoken to without the sink's code."""
+        """The object store, used without the sink's code."""
         return S3Store("rowmill-tests", client_options={"allow_http": True})
 
     def objects(self, folder: str = "") -> list[str]:
-        """The names of the objects below a folder of the workspace."""
+        """Return the names of the objects below a folder of the workspace."""
         below = posixpath.join(f"{self.workspace}"[1:], folder).rstrip("/")
         return sorted(meta["path"][len(below) + 1 :] for page in obstore.list(self.store, below) for meta in page)
 
     @property
     def shape(self) -> TableShape:
-        made = tuple(field.name for field in self.made)
+        names = tuple(field.name for field in self.outputs)
         key = tuple(field.name for field in self.key)
-        return TableShape(key, results_schema(self.key, [], self.made), errors_schema(self.key), "merge", made)
+        return TableShape(key, results_schema(self.key, [], self.outputs), errors_schema(self.key), "merge", names)
 
     def open(self) -> Sink:
         return self.model.open(self.shape, self.workspace, 0.3)
@@ -83,7 +83,7 @@ class Tables:
         sink.prepare(fresh)
         return sink
 
-    # What goes in: rows are written as (key, answer), errors as (key, message).
+    # Writing: rows are (key, answer), errors are (key, message).
 
     def results(self, rows: Sequence[tuple[Any, str]]) -> pa.Table:
         values: list[dict[str, Any]] = [
@@ -127,18 +127,18 @@ class Tables:
         errors: Sequence[tuple[Any, str]] = (),
         cleared: Sequence[Any] = (),
     ) -> None:
-        """Commit, with the parts of the old rows looked up as a run does."""
-        there = dict(self.parts(sink))
+        """Commit, after looking up the parts of the old rows as a run does."""
+        part_of = dict(self.parts(sink))
         replaced: dict[str, list[int]] = {}
         for row, (key, _) in enumerate(results):
-            if key in there:
-                replaced.setdefault(there[key], []).append(row)
+            if key in part_of:
+                replaced.setdefault(part_of[key], []).append(row)
         self.count += 1
         name = f"0123abcd-000001-{self.count:06d}"
         sink.commit(Commit(self.results(results), replaced, self.errors(errors), self.keys(cleared)), name)
 
     def commit_blind(self, sink: Sink, results: Sequence[tuple[Any, str]]) -> None:
-        """Commit new rows without a look at what is there."""
+        """Commit new rows without looking up existing ones."""
         self.count += 1
         none = self.errors([]), self.keys([])
         sink.commit(Commit(self.results(results), {}, *none), f"0123abcd-000001-{self.count:06d}")
@@ -147,7 +147,7 @@ class Tables:
         values = [{"run_id": "r1", "job": "j", "keys": [str(n)], "attempt": 1} for n in range(first, last + 1)]
         sink.add_usage(pa.Table.from_pylist(values, schema=usage_schema()), UsageMark("0123abcd", writer, first, last))
 
-    # What is there.
+    # Reading.
 
     def parts(self, sink: Sink) -> list[tuple[Any, str]]:
         with duckdb.connect() as db:
@@ -158,7 +158,7 @@ class Tables:
         return [(row[0] if len(row) == 2 else row[:-1], row[-1]) for row in rows]
 
     def read(self, table: str) -> pa.Table:
-        """A table as a user reads it, by DuckDB, from the names that the sink tells."""
+        """Return a table as a user reads it by DuckDB, from the names that the sink returns."""
         name = self.open().tables()[table]
         if self.kind == "delta":
             options = {"AWS_ALLOW_HTTP": "true"} if self.server else None
@@ -173,11 +173,11 @@ class Tables:
             escaped = glob.escape(name.removesuffix("*.parquet")) + "*.parquet"
             with duckdb.connect() as db:
                 return db.sql("select * from read_parquet(?)", params=[escaped]).to_arrow_table()
-        with duckdb.connect(self.workspace / self.written["duckdb"], read_only=True) as db:
+        with duckdb.connect(self.workspace / self.sink_keys["duckdb"], read_only=True) as db:
             return db.sql(f'select * from "{name}"').to_arrow_table()
 
     def answers(self) -> dict[Any, str]:
-        """key -> answer; each key once."""
+        """Return key -> answer; each key must occur once."""
         return self._pairs("results", "answer")
 
     def failures(self) -> list[tuple[Any, str]]:
@@ -190,7 +190,7 @@ class Tables:
     def _pairs(self, name: str, column: str) -> dict[Any, str]:
         table = self.read(name)
         pairs = list(zip(self._keys(table), table.column(column).to_pylist(), strict=True))
-        assert len(dict(pairs)) == len(pairs), "a key stands twice"
+        assert len(dict(pairs)) == len(pairs), "a key occurs twice"
         return dict(pairs)
 
     def _keys(self, table: pa.Table) -> list[Any]:
@@ -201,10 +201,10 @@ class Tables:
 @pytest.fixture(params=[*sorted(SINKS), "parquet at s3"])
 def tables(request: pytest.FixtureRequest, tmp_path: Path) -> Tables:
     """A job's tables in each kind of sink."""
-    kind, _, elsewhere = request.param.partition(" at ")
-    if elsewhere:
+    kind, _, is_remote = request.param.partition(" at ")
+    if is_remote:
         request.getfixturevalue("bucket")
-    return Tables(kind, tmp_path, request.getfixturevalue("object_server") if elsewhere else None)
+    return Tables(kind, tmp_path, request.getfixturevalue("object_server") if is_remote else None)
 
 
 @pytest.fixture
@@ -238,8 +238,8 @@ def in_duckdb(tmp_path: Path) -> Tables:
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts count as small, and as many, soon."""
+def low_compaction_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows and few parts are enough for compaction."""
     monkeypatch.setattr(parquet_table, "MAX_SMALL_PARTS", 3)
     monkeypatch.setattr(parquet_table, "SMALL_PART_BYTES", 10_000)
     monkeypatch.setattr(parquet_table, "MAX_PART_ROWS", 4)

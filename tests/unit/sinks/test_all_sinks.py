@@ -1,4 +1,4 @@
-"""What every kind of sink promises."""
+"""The contract of every kind of sink."""
 
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from connectors.contracts import UsageMark
 from connectors.errors import DataError, JobError
 from connectors.tables.schema_checks import SchemaMismatch
 from connectors.tables.schemas import errors_schema, usage_schema
+from tests.unit.sinks.conftest import Tables
 
 COMPOSITE = [pa.field("a.b", pa.string()), pa.field('n "q" x', pa.int32())]
 
 
-def test_the_empty_tables_have_their_whole_schema(tables: Any) -> None:
+def test_empty_tables_have_their_complete_schema(tables: Tables) -> None:
     sink = tables.open()
     assert not sink.exists()
     sink.prepare(False)
@@ -29,19 +30,19 @@ def test_the_empty_tables_have_their_whole_schema(tables: Any) -> None:
     assert tables.parts(sink) == []
 
 
-def test_values_come_back_as_they_went_in(tables: Any) -> None:
+def test_values_are_read_as_they_were_written(tables: Tables) -> None:
     sink = tables.ready()
     tables.commit(sink, [(1, "a"), (2, "bb")])
     written, read = tables.results([(1, "a"), (2, "bb")]), tables.read("results")
     assert read.sort_by("id").to_pylist() == written.to_pylist()
-    kinds = {field.name: field.type for field in read.schema}
-    assert kinds["id"] == pa.int64()
-    assert pa.types.is_timestamp(kinds["at"])
-    assert kinds["at"].tz is not None
-    assert kinds["vector"].value_type == pa.float32()
+    types = {field.name: field.type for field in read.schema}
+    assert types["id"] == pa.int64()
+    assert pa.types.is_timestamp(types["at"])
+    assert types["at"].tz is not None
+    assert types["vector"].value_type == pa.float32()
 
 
-def test_new_rows_are_added_and_changed_ones_take_the_place_of_the_old(tables: Any) -> None:
+def test_new_rows_are_added_and_changed_rows_replace_old_ones(tables: Tables) -> None:
     sink = tables.ready()
     tables.commit(sink, [(n, "old") for n in range(5)])
     tables.commit(sink, [(n, "old") for n in range(5, 9)])
@@ -49,7 +50,7 @@ def test_new_rows_are_added_and_changed_ones_take_the_place_of_the_old(tables: A
     assert tables.answers() == {n: "new" if n in (2, 7, 8, 9) else "old" for n in range(10)}
 
 
-def test_errors_are_replaced_by_later_ones_and_leave_when_they_are_cleared(tables: Any) -> None:
+def test_errors_are_replaced_by_later_ones_and_deleted_when_resolved(tables: Tables) -> None:
     sink = tables.ready()
     tables.commit(sink, [], [(1, "one"), (2, "two"), (3, "three")])
     tables.commit(sink, [(2, "fine")], [(3, "three again"), (4, "four")], cleared=[2])
@@ -60,7 +61,7 @@ def test_errors_are_replaced_by_later_ones_and_leave_when_they_are_cleared(table
     assert tables.read("errors").schema.names == errors_schema(tables.key).names
 
 
-def test_lines_without_a_key_are_told_once_each_by_their_details(tables: Any) -> None:
+def test_lines_without_a_key_are_identified_by_their_details(tables: Tables) -> None:
     sink = tables.ready()
     tables.commit(sink, [], [(None, "line 3"), (None, "line 7"), (1, "line 3")])
     tables.commit(sink, [], [(None, "line 7"), (None, "line 9")])
@@ -72,7 +73,7 @@ def test_lines_without_a_key_are_told_once_each_by_their_details(tables: Any) ->
     assert tables.failures() == [(2, "line 9"), (None, "line 4")]
 
 
-def test_composite_keys_are_compared_as_a_whole(tables: Any) -> None:
+def test_all_columns_of_a_composite_key_are_compared(tables: Tables) -> None:
     tables.key = COMPOSITE
     sink = tables.ready()
     tables.commit(sink, [(("x", 1), "a"), (("x", 2), "b"), (("y", 1), "c"), (("y", 2), "d")])
@@ -84,7 +85,7 @@ def test_composite_keys_are_compared_as_a_whole(tables: Any) -> None:
     assert tables.answers() == {("x", 1): "A", ("y", 2): "D"}
 
 
-def test_rows_are_removed_by_key_and_counted(tables: Any) -> None:
+def test_rows_are_deleted_by_key_and_counted(tables: Tables) -> None:
     sink = tables.ready()
     tables.commit(sink, [(1, "a"), (2, "b")], [(3, "bad"), (4, "bad")])
     tables.commit(sink, [(5, "c")])
@@ -97,7 +98,7 @@ def test_rows_are_removed_by_key_and_counted(tables: Any) -> None:
     assert tables.answers() == {1: "again", 2: "b"}
 
 
-def test_a_fresh_table_takes_the_place_of_the_old_one_when_it_is_whole(tables: Any) -> None:
+def test_a_rebuilt_table_replaces_the_old_one_when_it_is_complete(tables: Tables) -> None:
     sink = tables.ready()
     tables.commit(sink, [(1, "old"), (2, "old")], [(3, "old")])
     tables.usage(sink, 1, 3)
@@ -112,7 +113,7 @@ def test_a_fresh_table_takes_the_place_of_the_old_one_when_it_is_whole(tables: A
     assert tables.answers() == {2: "newer", 6: "six"}
 
 
-def test_a_fresh_table_that_was_not_finished_is_forgotten(tables: Any) -> None:
+def test_an_unfinished_rebuild_is_discarded(tables: Tables) -> None:
     tables.commit(tables.ready(), [(1, "old")])
     tables.ready(fresh=True).commit(commit_of(tables, [(1, "lost")]), "0123abcd-000002-000001")
     sink = tables.ready(fresh=True)
@@ -122,7 +123,7 @@ def test_a_fresh_table_that_was_not_finished_is_forgotten(tables: Any) -> None:
     assert tables.answers() == {2: "new"}
 
 
-def test_a_first_fresh_build_that_was_cut_off_leaves_empty_tables_that_do_not_count(tables: Any) -> None:
+def test_an_interrupted_first_build_leaves_empty_tables_that_do_not_count(tables: Tables) -> None:
     sink = tables.ready(fresh=True)
     sink.commit(commit_of(tables, [(1, "lost")], [(2, "lost")]), "0123abcd-000001-000001")
     assert tables.read("results").num_rows == tables.read("errors").num_rows == 0
@@ -132,9 +133,9 @@ def test_a_first_fresh_build_that_was_cut_off_leaves_empty_tables_that_do_not_co
     assert tables.open().exists()
 
 
-def test_a_fresh_table_may_have_other_columns_than_the_one_it_replaces(tables: Any) -> None:
+def test_a_rebuilt_table_may_have_other_columns(tables: Tables) -> None:
     tables.commit(tables.ready(), [(1, "old")])
-    tables.made = [*tables.made, pa.field("more", pa.bool_())]
+    tables.outputs = [*tables.outputs, pa.field("more", pa.bool_())]
     sink = tables.ready(fresh=True)
     sink.commit(commit_of(tables, [(1, "new")]), "0123abcd-000002-000001")
     sink.finish()
@@ -142,7 +143,7 @@ def test_a_fresh_table_may_have_other_columns_than_the_one_it_replaces(tables: A
     assert tables.ready().exists()
 
 
-def test_usage_is_appended_once_a_mark(tables: Any) -> None:
+def test_usage_is_appended_once_per_mark(tables: Tables) -> None:
     sink = tables.ready()
     tables.usage(sink, 1, 4)
     tables.usage(sink, 5, 6)
@@ -152,13 +153,13 @@ def test_usage_is_appended_once_a_mark(tables: Any) -> None:
     sink = tables.ready()
     tables.usage(sink, 1, 2, writer=2)
     assert len(tables.used()) == 8
-    assert reach(sink) == {("0123abcd", 1): 6, ("0123abcd", 2): 2}
+    assert last_exchanges(sink) == {("0123abcd", 1): 6, ("0123abcd", 2): 2}
     tables.usage(sink, 7, 7)
-    assert reach(sink) == {("0123abcd", 1): 7, ("0123abcd", 2): 2}
+    assert last_exchanges(sink) == {("0123abcd", 1): 7, ("0123abcd", 2): 2}
 
 
 @pytest.mark.parametrize(
-    ("made", "told"),
+    ("outputs", "column"),
     [
         ([pa.field("answer", pa.int64())], "answer ("),
         ([pa.field("other", pa.string())], "other ("),
@@ -166,14 +167,14 @@ def test_usage_is_appended_once_a_mark(tables: Any) -> None:
     ],
     ids=["type", "name", "order"],
 )
-def test_tables_with_other_columns_are_refused_and_left_alone(tables: Any, made: Any, told: str) -> None:
-    tables.made = [pa.field("a", pa.string()), pa.field("b", pa.string())] if len(made) == 2 else MADE_ONE
+def test_tables_with_other_columns_are_refused_and_not_changed(tables: Tables, outputs: Any, column: str) -> None:
+    tables.outputs = [pa.field("a", pa.string()), pa.field("b", pa.string())] if len(outputs) == 2 else ONE_OUTPUT
     tables.ready()
     before = tables.read("results").schema
-    tables.made = made
+    tables.outputs = outputs
     with pytest.raises(SchemaMismatch) as refused:
         tables.open().check(False)
-    assert told in str(refused.value)
+    assert column in str(refused.value)
     for choice in ("--schema-change cast", "--schema-change backfill", "--sink PATH"):
         assert choice in str(refused.value)
     with pytest.raises(SchemaMismatch) as again:
@@ -183,29 +184,29 @@ def test_tables_with_other_columns_are_refused_and_left_alone(tables: Any, made:
     assert tables.read("results").schema == before
 
 
-def test_a_check_creates_nothing_and_passes_what_a_run_takes(tables: Any, tmp_path: Path) -> None:
-    def there() -> list[str]:
+def test_a_check_creates_nothing_and_accepts_what_a_run_accepts(tables: Tables, tmp_path: Path) -> None:
+    def listing() -> list[str]:
         return tables.objects() if tables.server else sorted(str(path) for path in tmp_path.rglob("*"))
 
     tables.open().check(False)
-    assert there() == []
+    assert listing() == []
     tables.commit(tables.ready(), [(1, "a")], [(2, "bad")])
-    before = there()
+    before = listing()
     for fresh in (False, True):
         tables.open().check(fresh)
-    assert there() == before
+    assert listing() == before
 
 
-def test_other_columns_of_the_errors_are_refused_as_those_of_the_results_are(tables: Any) -> None:
-    tables.made = MADE_ONE
+def test_an_errors_table_with_other_columns_is_refused(tables: Tables) -> None:
+    tables.outputs = ONE_OUTPUT
     tables.ready()
     tables.key = [pa.field("id", pa.string())]
     with pytest.raises(SchemaMismatch, match="id "):
         tables.open().check(False)
 
 
-def test_a_usage_table_of_another_version_is_no_matter_of_the_jobs_declaration(
-    tables: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_usage_table_of_another_version_suggests_no_schema_change(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables.ready()
     other = pa.schema([*usage_schema(), pa.field("later", pa.string())])
@@ -218,20 +219,20 @@ def test_a_usage_table_of_another_version_is_no_matter_of_the_jobs_declaration(
         assert "--schema-change" not in str(refused.value)
 
 
-MADE_ONE = [pa.field("answer", pa.string())]
+ONE_OUTPUT = [pa.field("answer", pa.string())]
 
 
-def test_names_that_duckdb_does_not_tell_apart_are_refused(tables: Any) -> None:
-    tables.made = [pa.field("Topic", pa.string()), pa.field("topic", pa.string())]
+def test_names_that_differ_in_case_only_are_refused(tables: Tables) -> None:
+    tables.outputs = [pa.field("Topic", pa.string()), pa.field("topic", pa.string())]
     with pytest.raises(JobError, match="Topic and topic"):
         tables.open()
-    tables.made = MADE_ONE
+    tables.outputs = ONE_OUTPUT
     tables.key = [pa.field("details", pa.string()), pa.field("error_details", pa.string())]
     with pytest.raises(JobError, match="errors table"):
         tables.open()
 
 
-def test_a_key_may_be_called_as_a_column_of_the_errors_is(tables: Any) -> None:
+def test_a_key_may_have_the_name_of_a_column_of_the_errors_table(tables: Tables) -> None:
     tables.key = [pa.field("details", pa.string())]
     sink = tables.ready()
     tables.commit(sink, [("a", "fine")], [("b", "bad"), (None, "line 1")])
@@ -239,9 +240,9 @@ def test_a_key_may_be_called_as_a_column_of_the_errors_is(tables: Any) -> None:
     assert tables.failures() == [(None, "line 1"), (None, "line 2")]
 
 
-def test_a_path_that_is_something_else_is_refused(tables: Any, tmp_path: Path) -> None:
+def test_an_occupied_path_is_refused(tables: Tables, tmp_path: Path) -> None:
     if tables.server:
-        # There is no such thing: an object is in the way of none below it.
+        # An object never conflicts with those below it.
         tables.store.put(f"{tmp_path}/out"[1:], b"an object")
         tables.commit(tables.ready(), [(1, "a")])
         assert tables.answers() == {1: "a"}
@@ -250,13 +251,13 @@ def test_a_path_that_is_something_else_is_refused(tables: Any, tmp_path: Path) -
         (tmp_path / "out").write_text("a file")
     else:
         (tmp_path / "out/answers.duckdb").mkdir(parents=True)
-    for sink in (tables.open().check, tables.open().prepare):
+    for method in (tables.open().check, tables.open().prepare):
         with pytest.raises(DataError, match="choose another path"):
-            sink(False)
+            method(False)
 
 
-def test_a_file_in_place_of_a_parent_folder_is_refused(tables: Any, tmp_path: Path) -> None:
-    tables.written = {**tables.written, tables.kind: "deep/er/out"}
+def test_a_file_instead_of_a_parent_folder_is_refused(tables: Tables, tmp_path: Path) -> None:
+    tables.sink_keys = {**tables.sink_keys, tables.kind: "deep/er/out"}
     if tables.server:
         tables.store.put(f"{tmp_path}/deep"[1:], b"an object")
         tables.ready()
@@ -267,8 +268,8 @@ def test_a_file_in_place_of_a_parent_folder_is_refused(tables: Any, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["o'clock", "a [1] *", 'q"uote', "späť"])
-def test_odd_paths_are_read_and_written(tables: Any, name: str) -> None:
-    tables.written = {**tables.written, tables.kind: f"{name}/deep/sink"}
+def test_paths_with_special_characters_are_read_and_written(tables: Tables, name: str) -> None:
+    tables.sink_keys = {**tables.sink_keys, tables.kind: f"{name}/deep/sink"}
     if tables.kind == "delta" and "[" in name:
         with pytest.raises(DataError, match=r"at a path with \["):
             tables.open()
@@ -280,8 +281,8 @@ def test_odd_paths_are_read_and_written(tables: Any, name: str) -> None:
     assert tables.failures() == [(2, "bad")]
 
 
-def test_a_connection_locked_to_its_paths_reads_the_tables(tables: Any) -> None:
-    tables.written = {**tables.written, tables.kind: "a b/sink" if tables.kind == "delta" else "a [1]/sink"}
+def test_a_connection_restricted_to_the_sinks_paths_reads_the_tables(tables: Tables) -> None:
+    tables.sink_keys = {**tables.sink_keys, tables.kind: "a b/sink" if tables.kind == "delta" else "a [1]/sink"}
     sink = tables.ready()
     tables.commit(sink, [(1, "a")], [(2, "bad")])
     with duckdb.connect() as db:
@@ -296,35 +297,35 @@ def test_a_connection_locked_to_its_paths_reads_the_tables(tables: Any) -> None:
         assert db.sql(f"select id, message from {sink.errors_sql()}").fetchall() == [(2, "bad")]
 
 
-def test_media_files_have_a_folder_beside_the_tables(tables: Any, tmp_path: Path) -> None:
+def test_media_files_have_a_folder_next_to_the_tables(tables: Tables, tmp_path: Path) -> None:
     sink = tables.ready()
     assert sink.files_prefix == tables.model.files_prefix
     assert sink.files_prefix == {"duckdb": "answers_answers_files/"}.get(tables.kind, "files/")
     if not tables.server:
         assert sink.files_folder == tmp_path / "out" / sink.files_prefix
         return
-    # Written on this machine, they are there as soon as a row that names them is.
+    # They are written on this machine, and uploaded before the row that names them.
     (sink.files_folder / "a.wav").write_bytes(b"sound")
     tables.commit(sink, [(1, "files/a.wav")])
     assert bytes(tables.store.get(f"{tmp_path}/out/files/a.wav"[1:]).bytes()) == b"sound"
 
 
-def test_one_place_has_one_name_however_it_is_written(tables: Any) -> None:
-    tidy = tables.model.identity
-    tables.written = {**tables.written, tables.kind: f"./{tables.written[tables.kind]}/."}
-    assert tables.model.identity == tidy
+def test_all_notations_of_one_path_have_one_identity(tables: Tables) -> None:
+    identity = tables.model.identity
+    tables.sink_keys = {**tables.sink_keys, tables.kind: f"./{tables.sink_keys[tables.kind]}/."}
+    assert tables.model.identity == identity
 
 
-def test_one_place_is_known_however_it_is_reached(tables: Any, tmp_path: Path) -> None:
-    written, place = tables.written[tables.kind], tables.model.location(tmp_path)
+def test_all_ways_to_one_path_have_one_location(tables: Tables, tmp_path: Path) -> None:
+    path, location = tables.sink_keys[tables.kind], tables.model.location(tmp_path)
     if not tables.server:
         (tmp_path / "link").symlink_to(tmp_path)
-        tables.written = {**tables.written, tables.kind: f"link/{written}"}
-        assert tables.model.location(tmp_path) == place
-        tables.written = {**tables.written, tables.kind: f"{tmp_path}/{written}"}
-        assert tables.model.location(tmp_path / "elsewhere") == place
-    tables.written = {**tables.written, tables.kind: f"{written}2"}
-    assert tables.model.location(tmp_path) != place
+        tables.sink_keys = {**tables.sink_keys, tables.kind: f"link/{path}"}
+        assert tables.model.location(tmp_path) == location
+        tables.sink_keys = {**tables.sink_keys, tables.kind: f"{tmp_path}/{path}"}
+        assert tables.model.location(tmp_path / "elsewhere") == location
+    tables.sink_keys = {**tables.sink_keys, tables.kind: f"{path}2"}
+    assert tables.model.location(tmp_path) != location
 
 
 key = st.integers(0, 8)
@@ -340,31 +341,31 @@ step = st.one_of(
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(step, max_size=12))
-def test_any_sequence_of_commits_leaves_what_a_dictionary_would(
-    tables: Any, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Any, Any]]
+def test_any_sequence_of_operations_equals_a_dictionary(
+    tables: Tables, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Any, Any]]
 ) -> None:
     tables.workspace = tmp_path_factory.mktemp("steps")
     sink = tables.ready()
     results: dict[int, str] = {}
     errors: dict[int, str] = {}
     used = 0
-    for what, first, second in steps:
-        if what == "commit":
+    for operation, first, second in steps:
+        if operation == "commit":
             failed = {one: text for one, text in second.items() if one not in first}
             cleared = [one for one in first if one in errors]
             tables.commit(sink, list(first.items()), list(failed.items()), cleared)
             results.update(first)
             errors = {one: text for one, text in {**errors, **failed}.items() if one not in cleared}
-        elif what == "remove":
-            gone = results.keys() & first
-            assert sink.remove(tables.keys(sorted(first)), errors_too=second) == len(gone)
+        elif operation == "remove":
+            deleted = results.keys() & first
+            assert sink.remove(tables.keys(sorted(first)), errors_too=second) == len(deleted)
             results = {one: text for one, text in results.items() if one not in first}
             if second:
                 errors = {one: text for one, text in errors.items() if one not in first}
-        elif what == "usage":
+        elif operation == "usage":
             tables.usage(sink, used + 1, used + first)
             used += first
-        elif what == "finish":
+        elif operation == "finish":
             sink.finish()
         else:
             sink = tables.ready()
@@ -374,16 +375,16 @@ def test_any_sequence_of_commits_leaves_what_a_dictionary_would(
     assert tables.used() == list(range(1, used + 1))
 
 
-def commit_of(tables: Any, results: Any, errors: Any = ()) -> Any:
+def commit_of(tables: Tables, results: Any, errors: Any = ()) -> Any:
     from connectors.contracts import Commit
 
     return Commit(tables.results(results), {}, tables.errors(errors), tables.keys([]))
 
 
-def reach(sink: Any) -> dict[tuple[str, int], int]:
+def last_exchanges(sink: Any) -> dict[tuple[str, int], int]:
     found: dict[tuple[str, int], int] = {}
     marks: list[UsageMark] = list(sink.usage_marks())
     for mark in marks:
-        whose = (mark.ledger, mark.writer)
-        found[whose] = max(found.get(whose, 0), mark.last)
+        writer = (mark.ledger, mark.writer)
+        found[writer] = max(found.get(writer, 0), mark.last)
     return found

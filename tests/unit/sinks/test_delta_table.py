@@ -1,4 +1,4 @@
-"""What Delta Lake adds: each commit one entry of a table's log, merges, types of its own, object stores."""
+"""Delta Lake: one log entry per commit, merges, Delta's own types, object stores."""
 
 import json
 import subprocess
@@ -15,14 +15,16 @@ from deltalake import DeltaTable, write_deltalake
 from connectors.contracts import Commit
 from connectors.errors import DataError, JobError
 from connectors.sinks import delta_table
+from tests.conftest import Cli, ScriptedProvider, Workspace
+from tests.unit.sinks.conftest import Tables
 
 
-def operations(tables: Any, table: str = "results") -> list[str]:
-    """What the log tells, newest first."""
+def operations(tables: Tables, table: str = "results") -> list[str]:
+    """Return the operations in the log, newest first."""
     return [entry["operation"] for entry in DeltaTable(tables.workspace / "out" / table).history()]
 
 
-def test_new_rows_are_appended_and_changed_ones_merged_in_one_entry_of_the_log(in_delta: Any) -> None:
+def test_new_rows_are_appended_and_changed_rows_merged_in_one_log_entry(in_delta: Tables) -> None:
     sink = in_delta.ready()
     in_delta.commit(sink, [(1, "a"), (2, "a")])
     in_delta.commit(sink, [(3, "b")])
@@ -33,8 +35,8 @@ def test_new_rows_are_appended_and_changed_ones_merged_in_one_entry_of_the_log(i
     assert dict(zip(old["id"].to_pylist(), old["answer"].to_pylist(), strict=True)) == {1: "a", 2: "a", 3: "b"}
 
 
-def test_vectors_are_stored_as_lists_and_other_types_as_they_are(in_delta: Any) -> None:
-    in_delta.made = [
+def test_vectors_are_stored_as_lists_and_other_types_unchanged(in_delta: Tables) -> None:
+    in_delta.outputs = [
         pa.field("vector", pa.list_(pa.float32(), 2)),
         pa.field("deep", pa.list_(pa.struct([("a b", pa.list_(pa.int32())), ("b", pa.list_(pa.float32(), 1))]))),
         pa.field("price", pa.decimal128(38, 9)),
@@ -67,26 +69,26 @@ def test_vectors_are_stored_as_lists_and_other_types_as_they_are(in_delta: Any) 
     read = in_delta.read("results")
     assert read.to_pylist() == [{**row, "huge": Decimal(2**64 - 1)}]
     assert pa.types.is_list(read.schema.field("vector").type)
-    in_delta.ready()  # the table fits the job as it is stored
+    in_delta.ready()  # the stored types match the job
     sink.commit(Commit(results, {"results": [0]}, in_delta.errors([]), in_delta.keys([])), "again")
     assert in_delta.read("results").to_pylist() == read.to_pylist()
 
 
 @pytest.mark.parametrize("kind", [pa.time64("us"), pa.duration("us"), pa.timestamp("ns"), pa.list_(pa.time64("us"))])
-def test_a_column_that_delta_cannot_store_is_told(in_delta: Any, kind: pa.DataType) -> None:
-    in_delta.made = [pa.field("when", kind)]
+def test_a_column_that_delta_cannot_store_is_refused(in_delta: Tables, kind: pa.DataType) -> None:
+    in_delta.outputs = [pa.field("when", kind)]
     with pytest.raises(JobError, match=r"^sink\.delta: the column when is .*; cast it by a `sql:` source"):
         in_delta.open()
 
 
-def test_without_the_package_the_extra_is_named(in_delta: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_extra_is_named(in_delta: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deltalake", None)
     with pytest.raises(JobError, match=r"^sink\.delta: needs the package deltalake; pip install 'rowmill\[delta\]'$"):
         in_delta.open()
 
 
 def test_a_job_without_the_package_is_refused_before_anything_is_sent(
-    workspace: Any, cli: Any, provider: Any, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, cli: Cli, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(1)
     monkeypatch.setitem(sys.modules, "deltalake", None)
@@ -97,20 +99,20 @@ def test_a_job_without_the_package_is_refused_before_anything_is_sent(
     assert provider.seen == []
 
 
-def test_a_job_writes_its_tables(workspace: Any, cli: Any, provider: Any) -> None:
+def test_a_job_writes_its_tables(workspace: Workspace, cli: Cli, provider: ScriptedProvider) -> None:
     workspace.csv(3)
     job = workspace.job(sink="{delta: out, deleted: remove}")
-    told = cli.run(job)
-    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 3, 3)
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, 3, 3)
     workspace.write("rows.csv", "id,text\n1,text 1\n3,changed\n")
-    told = cli.run(job)
-    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 2, 1)
-    results = DeltaTable(told["tables"]["results"]).to_pyarrow_table()
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, 2, 1)
+    results = DeltaTable(report["tables"]["results"]).to_pyarrow_table()
     assert dict(zip(results["id"].to_pylist(), results["answer"].to_pylist(), strict=True)) == {
         1: "TEXT 1",
         3: "CHANGED",
     }
-    assert DeltaTable(told["tables"]["usage"]).to_pyarrow_table().num_rows == 4
+    assert DeltaTable(report["tables"]["usage"]).to_pyarrow_table().num_rows == 4
 
 
 def test_nothing_of_an_extra_is_imported_before_it_is_used() -> None:
@@ -119,7 +121,7 @@ def test_nothing_of_an_extra_is_imported_before_it_is_used() -> None:
     assert ended.stdout == "set()\n"
 
 
-def test_marks_of_usage_outlive_the_cleaning_of_the_log(in_delta: Any) -> None:
+def test_usage_marks_survive_the_cleaning_of_the_log(in_delta: Tables) -> None:
     sink = in_delta.ready()
     in_delta.usage(sink, 1, 2)
     in_delta.usage(sink, 1, 5, writer=2)
@@ -129,13 +131,15 @@ def test_marks_of_usage_outlive_the_cleaning_of_the_log(in_delta: Any) -> None:
     for entry in (in_delta.workspace / "out/usage/_delta_log").glob("*.json"):
         if int(entry.stem) < usage.version():
             entry.unlink()
-    told = {(mark.ledger, mark.writer): (mark.first, mark.last) for mark in in_delta.open().usage_marks()}
-    assert told == {("0123abcd", 1): (1, 4), ("0123abcd", 2): (1, 5)}
+    marks = {(mark.ledger, mark.writer): (mark.first, mark.last) for mark in in_delta.open().usage_marks()}
+    assert marks == {("0123abcd", 1): (1, 4), ("0123abcd", 2): (1, 5)}
     in_delta.usage(in_delta.ready(), 3, 4)
     assert len(in_delta.used()) == 9
 
 
-def test_many_small_files_are_compacted_and_older_versions_stay(in_delta: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_small_files_are_compacted_and_older_versions_remain_readable(
+    in_delta: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(delta_table, "MAX_SMALL_FILES", 3)
     sink = in_delta.ready()
     for n in range(5):
@@ -150,7 +154,7 @@ def test_many_small_files_are_compacted_and_older_versions_stay(in_delta: Any, m
     assert DeltaTable(in_delta.workspace / "out/results", version=3).to_pyarrow_table().num_rows == 3
 
 
-def test_a_fresh_build_is_one_entry_in_the_log_of_the_old_table(in_delta: Any, tmp_path: Path) -> None:
+def test_a_rebuild_is_one_entry_in_the_log_of_the_old_table(in_delta: Tables, tmp_path: Path) -> None:
     in_delta.commit(in_delta.ready(), [(1, "old")])
     sink = in_delta.ready(fresh=True)
     for n in range(3):
@@ -161,15 +165,15 @@ def test_a_fresh_build_is_one_entry_in_the_log_of_the_old_table(in_delta: Any, t
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["errors", "files", "results", "usage"]
 
 
-def test_a_write_that_was_cut_off_before_its_entry_is_in_no_table(in_delta: Any) -> None:
+def test_a_file_without_a_log_entry_is_not_part_of_the_table(in_delta: Tables) -> None:
     sink = in_delta.ready()
     in_delta.commit(sink, [(1, "a")])
-    there = DeltaTable(in_delta.workspace / "out/results").file_uris()[0]
-    Path(in_delta.workspace / "out/results/part-00000-lost.parquet").write_bytes(Path(there).read_bytes())
+    existing = DeltaTable(in_delta.workspace / "out/results").file_uris()[0]
+    Path(in_delta.workspace / "out/results/part-00000-lost.parquet").write_bytes(Path(existing).read_bytes())
     assert in_delta.parts(in_delta.ready()) == [(1, "results")]
 
 
-def test_tables_with_rows_that_only_delta_can_tell_are_refused(in_delta: Any) -> None:
+def test_tables_with_deletion_vectors_are_refused(in_delta: Tables) -> None:
     in_delta.ready()
     log = in_delta.workspace / "out/results/_delta_log/00000000000000000001.json"
     protocol = {
@@ -183,16 +187,16 @@ def test_tables_with_rows_that_only_delta_can_tell_are_refused(in_delta: Any) ->
         in_delta.open().prepare(False)
 
 
-def test_what_another_program_appends_is_seen(in_delta: Any) -> None:
+def test_rows_appended_by_another_program_are_seen(in_delta: Tables) -> None:
     sink = in_delta.ready()
     in_delta.commit(sink, [(1, "a")])
-    theirs = in_delta.results([(2, "theirs")]).cast(in_delta.read("results").schema)
-    write_deltalake(in_delta.workspace / "out/results", theirs, mode="append")
+    appended = in_delta.results([(2, "theirs")]).cast(in_delta.read("results").schema)
+    write_deltalake(in_delta.workspace / "out/results", appended, mode="append")
     in_delta.commit(sink, [(2, "ours"), (1, "b")])
     assert in_delta.answers() == {1: "b", 2: "ours"}
 
 
-def test_the_tables_may_be_on_an_object_store(delta_at_s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_may_be_on_an_object_store(delta_at_s3: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delta_table, "MAX_SMALL_FILES", 1)
     sink = delta_at_s3.ready()
     assert sink.exists()

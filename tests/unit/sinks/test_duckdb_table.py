@@ -1,10 +1,9 @@
-"""What a DuckDB file adds: it is shared with other programs, and a commit is one transaction."""
+"""DuckDB files: shared with other programs, one transaction per commit."""
 
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -12,6 +11,7 @@ import pytest
 
 from connectors.errors import DataError, Stopped
 from connectors.tables.schema_checks import SchemaMismatch
+from tests.unit.sinks.conftest import Tables
 
 HOLDER = """
 import sys, duckdb
@@ -36,22 +36,20 @@ class Holder:
 
 
 @pytest.mark.parametrize("how", ["reader", "writer"])
-def test_a_commit_waits_for_other_programs_and_stops_when_they_hold_on(
-    in_duckdb: Any, tmp_path: Path, how: str
-) -> None:
+def test_a_commit_waits_for_other_programs_and_then_stops(in_duckdb: Tables, tmp_path: Path, how: str) -> None:
     sink = in_duckdb.ready()
     holder = Holder(tmp_path / "out/answers.duckdb", how)
     with pytest.raises(Stopped, match=r"out/answers\.duckdb: held open by another program for 0\.3 s; close it"):
         in_duckdb.commit_blind(sink, [(1, "a")])
-    patient = in_duckdb.model.open(in_duckdb.shape, tmp_path, 60)
+    waiting = in_duckdb.model.open(in_duckdb.shape, tmp_path, 60)
     closing = threading.Timer(0.2, holder.close)
     closing.start()
-    in_duckdb.commit_blind(patient, [(2, "b")])
+    in_duckdb.commit_blind(waiting, [(2, "b")])
     closing.join()
     assert in_duckdb.answers() == {2: "b"}
 
 
-def test_readers_of_other_programs_do_not_disturb_looking(in_duckdb: Any, tmp_path: Path) -> None:
+def test_the_file_can_be_read_while_other_programs_read_it(in_duckdb: Tables, tmp_path: Path) -> None:
     in_duckdb.commit(in_duckdb.ready(), [(1, "a")])
     holder = Holder(tmp_path / "out/answers.duckdb", "reader")
     sink = in_duckdb.open()
@@ -60,19 +58,19 @@ def test_readers_of_other_programs_do_not_disturb_looking(in_duckdb: Any, tmp_pa
     holder.close()
 
 
-def test_the_file_is_closed_between_commits(in_duckdb: Any, tmp_path: Path) -> None:
+def test_the_file_is_closed_between_commits(in_duckdb: Tables, tmp_path: Path) -> None:
     sink = in_duckdb.ready()
     in_duckdb.commit(sink, [(1, "a")])
     Holder(tmp_path / "out/answers.duckdb", "writer").close()
     with duckdb.connect(tmp_path / "out/answers.duckdb") as mine:
-        # A connection of this very program shares the file.
+        # A connection of this program shares the file.
         in_duckdb.commit_blind(sink, [(2, "b")])
         assert mine.sql("select id from answers order by id").fetchall() == [(1,), (2,)]
     in_duckdb.commit_blind(sink, [(3, "c")])
     assert in_duckdb.answers() == {1: "a", 2: "b", 3: "c"}
 
 
-def test_a_file_that_is_no_database_is_refused(in_duckdb: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_refused(in_duckdb: Tables, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/answers.duckdb").write_bytes(b"no database at all " * 1000)
     with pytest.raises(DataError, match="not a valid DuckDB database"):
@@ -81,7 +79,7 @@ def test_a_file_that_is_no_database_is_refused(in_duckdb: Any, tmp_path: Path) -
         in_duckdb.open().prepare(False)
 
 
-def test_a_file_of_another_layout_is_refused(in_duckdb: Any, tmp_path: Path) -> None:
+def test_a_file_of_another_layout_is_refused(in_duckdb: Tables, tmp_path: Path) -> None:
     in_duckdb.ready()
     with duckdb.connect(tmp_path / "out/answers.duckdb") as db:
         db.execute("update rowmill.layout set version = 99")
@@ -89,20 +87,20 @@ def test_a_file_of_another_layout_is_refused(in_duckdb: Any, tmp_path: Path) -> 
         in_duckdb.open().prepare(False)
 
 
-def test_a_question_mark_in_the_path_is_refused(in_duckdb: Any) -> None:
-    in_duckdb.written = {"duckdb": "what?.duckdb", "table": "answers"}
+def test_a_question_mark_in_the_path_is_refused(in_duckdb: Tables) -> None:
+    in_duckdb.sink_keys = {"duckdb": "what?.duckdb", "table": "answers"}
     with pytest.raises(DataError, match="question mark"):
         in_duckdb.open()
 
 
 @pytest.mark.parametrize("table", ["a-b", "a.b", "1a", 'a"', "", "a b"])
-def test_a_table_has_a_plain_name(in_duckdb: Any, table: str) -> None:
-    in_duckdb.written = {"duckdb": "out.duckdb", "table": table}
+def test_table_names_must_be_plain(in_duckdb: Tables, table: str) -> None:
+    in_duckdb.sink_keys = {"duckdb": "out.duckdb", "table": table}
     with pytest.raises(ValueError, match="String should match pattern"):
         _ = in_duckdb.model
 
 
-def test_a_commit_that_fails_leaves_nothing_of_itself(in_duckdb: Any, tmp_path: Path) -> None:
+def test_a_failed_commit_changes_nothing(in_duckdb: Tables, tmp_path: Path) -> None:
     sink = in_duckdb.ready()
     in_duckdb.commit(sink, [(1, "a")], [(2, "bad")])
     with duckdb.connect(tmp_path / "out/answers.duckdb") as db:
@@ -114,12 +112,12 @@ def test_a_commit_that_fails_leaves_nothing_of_itself(in_duckdb: Any, tmp_path: 
     assert (in_duckdb.answers(), in_duckdb.failures()) == ({1: "b"}, [(4, "bad")])
 
 
-def test_two_jobs_have_tables_in_one_file(in_duckdb: Any, tmp_path: Path) -> None:
+def test_two_jobs_have_tables_in_one_file(in_duckdb: Tables, tmp_path: Path) -> None:
     first = in_duckdb.ready()
     in_duckdb.commit(first, [(1, "a")])
     in_duckdb.usage(first, 1, 3)
-    in_duckdb.written = {**in_duckdb.written, "table": "others"}
-    in_duckdb.made = [pa.field("answer", pa.int64())]
+    in_duckdb.sink_keys = {**in_duckdb.sink_keys, "table": "others"}
+    in_duckdb.outputs = [pa.field("answer", pa.int64())]
     second = in_duckdb.ready(fresh=True)
     assert second.usage_marks() == []
     second.finish()
@@ -133,17 +131,17 @@ def test_two_jobs_have_tables_in_one_file(in_duckdb: Any, tmp_path: Path) -> Non
     ]  # fmt: skip
 
 
-def test_names_of_tables_are_the_same_in_any_case(in_duckdb: Any) -> None:
+def test_table_names_ignore_case(in_duckdb: Tables) -> None:
     in_duckdb.commit(in_duckdb.ready(), [(1, "a")])
     in_duckdb.usage(in_duckdb.open(), 1, 2)
-    in_duckdb.written = {**in_duckdb.written, "table": "ANSWERS"}
+    in_duckdb.sink_keys = {**in_duckdb.sink_keys, "table": "ANSWERS"}
     sink = in_duckdb.ready()
     assert sink.exists()
     assert [mark.last for mark in sink.usage_marks()] == [2]
     assert in_duckdb.answers() == {1: "a"}
 
 
-def test_usage_is_written_again_where_its_table_is_gone(in_duckdb: Any, tmp_path: Path) -> None:
+def test_usage_is_written_again_if_its_table_was_dropped(in_duckdb: Tables, tmp_path: Path) -> None:
     in_duckdb.usage(in_duckdb.ready(), 1, 2)
     with duckdb.connect(tmp_path / "out/answers.duckdb") as db:
         db.execute("drop table answers_usage")
@@ -153,7 +151,7 @@ def test_usage_is_written_again_where_its_table_is_gone(in_duckdb: Any, tmp_path
     assert in_duckdb.used() == [1, 2]
 
 
-def test_a_killed_commit_is_there_whole_or_not_at_all(in_duckdb: Any, tmp_path: Path) -> None:
+def test_a_killed_commit_is_complete_or_absent(in_duckdb: Tables, tmp_path: Path) -> None:
     sink = in_duckdb.ready()
     in_duckdb.commit(sink, [(1, "a")])
     code = (
@@ -171,10 +169,10 @@ def test_a_killed_commit_is_there_whole_or_not_at_all(in_duckdb: Any, tmp_path: 
     assert in_duckdb.answers() == {2: "b"}
 
 
-def test_the_message_about_other_columns_tells_of_the_table(in_duckdb: Any) -> None:
-    in_duckdb.made = [pa.field("answer", pa.string())]
+def test_the_message_about_other_columns_names_the_table(in_duckdb: Tables) -> None:
+    in_duckdb.outputs = [pa.field("answer", pa.string())]
     in_duckdb.ready()
-    in_duckdb.made = [pa.field("answer", pa.int64())]
+    in_duckdb.outputs = [pa.field("answer", pa.int64())]
     with pytest.raises(SchemaMismatch) as refused:
         in_duckdb.open().check(False)
     assert str(refused.value) == (
@@ -184,7 +182,7 @@ def test_the_message_about_other_columns_tells_of_the_table(in_duckdb: Any) -> N
     )
 
 
-def test_tables_whose_names_differ_in_case_alone_are_one_place(in_duckdb: Any, tmp_path: Path) -> None:
-    place = in_duckdb.model.location(tmp_path)
-    in_duckdb.written = {**in_duckdb.written, "table": "Answers"}
-    assert in_duckdb.model.location(tmp_path) == place
+def test_tables_whose_names_differ_in_case_only_have_one_location(in_duckdb: Tables, tmp_path: Path) -> None:
+    location = in_duckdb.model.location(tmp_path)
+    in_duckdb.sink_keys = {**in_duckdb.sink_keys, "table": "Answers"}
+    assert in_duckdb.model.location(tmp_path) == location

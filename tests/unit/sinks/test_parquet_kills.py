@@ -1,4 +1,4 @@
-"""A kill at any file operation of a Parquet sink: a forked process ends there, and the next one recovers."""
+"""Kills at every file operation of a Parquet sink: a forked process ends there, and the next one recovers."""
 
 import errno
 import json
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from connectors.contracts import Commit
+from tests.unit.sinks.conftest import Tables
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -19,23 +20,23 @@ OPERATIONS = ("replace", "rename", "unlink", "rmdir", "mkdir", "link")
 
 
 def killed_at(operation: int, act: Callable[[], None]) -> bool:
-    """Do it in a process that dies right before so many-th file operation; whether it died."""
+    """Act in a process that dies right before its n-th file operation; return whether it died."""
     child = os.fork()
     if child == 0:
-        left = [operation]
+        remaining = [operation]
 
-        def dying(real: Callable[..., Any]) -> Callable[..., Any]:
-            def one(*arguments: Any, **others: Any) -> Any:
-                left[0] -= 1
-                if left[0] < 0:
+        def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                remaining[0] -= 1
+                if remaining[0] < 0:
                     os._exit(KILLED)
-                return real(*arguments, **others)
+                return real(*args, **kwargs)
 
-            return one
+            return call
 
         try:
             for name in OPERATIONS:
-                setattr(os, name, dying(getattr(os, name)))
+                setattr(os, name, counted(getattr(os, name)))
             act()
             os._exit(0)
         finally:
@@ -45,29 +46,29 @@ def killed_at(operation: int, act: Callable[[], None]) -> bool:
     return code == KILLED
 
 
-def every_kill(tables: Any, begin: Callable[[Any], Any], act: Callable[[Any], None]) -> Iterator[None]:
-    """Begin anew, be killed one operation later than the time before, recover; until nothing is left to kill."""
+def every_kill(tables: Tables, begin: Callable[[Any], Any], act: Callable[[Any], None]) -> Iterator[None]:
+    """Repeat from the start, killed one operation later each time, until the action completes."""
     home = tables.workspace
     for operation in range(500):
         tables.workspace = home / f"kill-{operation}"
         tables.count = 0
         sink = begin(tables)
         died = killed_at(operation, lambda sink=sink: act(sink))  # type: ignore[misc]
-        whole_parquet(tables.workspace)
+        assert_complete_parquet(tables.workspace)
         yield
         if not died:
             assert operation > 3
             return
-    raise AssertionError("never came to its end")
+    raise AssertionError("the action never completed")
 
 
-def whole_parquet(folder: Path) -> None:
-    """Whatever is called `.parquet` is a whole file."""
+def assert_complete_parquet(folder: Path) -> None:
+    """Every file called `.parquet` is complete."""
     for path in folder.rglob("*.parquet"):
         assert pq.ParquetFile(path).metadata.num_columns > 0
 
 
-def begun(tables: Any) -> Any:
+def with_rows(tables: Tables) -> Any:
     sink = tables.ready()
     tables.commit(sink, [(1, "old"), (2, "old")], [(10, "old"), (11, "old")])
     tables.commit(sink, [(3, "old")], [(12, "old")])
@@ -79,12 +80,12 @@ OLD = ({1: "old", 2: "old", 3: "old"}, [(10, "old"), (11, "old"), (12, "old")])
 NEW = ({1: "new", 2: "old", 3: "new", 4: "new"}, [(10, "new"), (12, "old"), (13, "new")])
 
 
-def test_a_commit_killed_anywhere_is_there_whole_or_not_at_all(parquet: Any) -> None:
+def test_a_commit_killed_anywhere_is_complete_or_absent(parquet: Tables) -> None:
     def act(sink: Any) -> None:
         parquet.commit(sink, [(1, "new"), (3, "new"), (4, "new")], [(10, "new"), (13, "new")], cleared=[11])
 
     seen = []
-    for _ in every_kill(parquet, begun, act):
+    for _ in every_kill(parquet, with_rows, act):
         parquet.answers()  # no key twice before the recovery either
         assert parquet.open().exists()
         sink = parquet.ready()
@@ -97,18 +98,18 @@ def test_a_commit_killed_anywhere_is_there_whole_or_not_at_all(parquet: Any) -> 
     assert [state == NEW for state in seen] == sorted(state == NEW for state in seen)
 
 
-def test_a_removal_killed_anywhere_is_done_whole_or_not_at_all(parquet: Any) -> None:
+def test_a_deletion_killed_anywhere_is_complete_or_absent(parquet: Tables) -> None:
     seen = []
-    for _ in every_kill(parquet, begun, lambda sink: sink.remove(parquet.keys([1, 3, 10]), errors_too=True)):
+    for _ in every_kill(parquet, with_rows, lambda sink: sink.remove(parquet.keys([1, 3, 10]), errors_too=True)):
         parquet.ready()
         seen.append((parquet.answers(), parquet.failures()))
         assert seen[-1] in (OLD, ({2: "old"}, [(11, "old"), (12, "old")]))
     assert seen[-1] != OLD
 
 
-def test_a_swap_killed_anywhere_leaves_the_old_table_or_the_new(parquet: Any) -> None:
-    def begin(tables: Any) -> Any:
-        begun(tables)
+def test_a_replacement_killed_anywhere_leaves_the_old_table_or_the_new(parquet: Tables) -> None:
+    def begin(tables: Tables) -> Any:
+        with_rows(tables)
         sink = tables.ready(fresh=True)
         sink.commit(Commit(tables.results([(9, "new")]), {}, tables.errors([]), tables.keys([])), "fresh")
         return sink
@@ -123,13 +124,13 @@ def test_a_swap_killed_anywhere_leaves_the_old_table_or_the_new(parquet: Any) ->
     assert seen[-1] != OLD
 
 
-def test_a_first_build_killed_anywhere_does_not_count_until_it_is_whole(parquet: Any) -> None:
+def test_a_first_build_killed_anywhere_does_not_count_until_it_is_complete(parquet: Tables) -> None:
     def build(_: Any) -> None:
         sink = parquet.ready(fresh=True)
         sink.commit(Commit(parquet.results([(9, "new")]), {}, parquet.errors([]), parquet.keys([])), "fresh")
         sink.finish()
 
-    def begin(tables: Any) -> Any:
+    def begin(tables: Tables) -> Any:
         tables.workspace.mkdir()
         return None
 
@@ -142,9 +143,9 @@ def test_a_first_build_killed_anywhere_does_not_count_until_it_is_whole(parquet:
         assert parquet.answers() == {9: "new"}
 
 
-def test_compaction_killed_anywhere_keeps_every_row_and_mark(parquet: Any, small: None) -> None:
-    def begin(tables: Any) -> Any:
-        sink = begun(tables)
+def test_compaction_killed_anywhere_keeps_every_row_and_mark(parquet: Tables, low_compaction_limits: None) -> None:
+    def begin(tables: Tables) -> Any:
+        sink = with_rows(tables)
         for n in range(20, 23):
             tables.commit(sink, [(n, "old")])
             tables.usage(sink, n, n, writer=n)
@@ -159,24 +160,22 @@ def test_compaction_killed_anywhere_keeps_every_row_and_mark(parquet: Any, small
         assert {mark.writer: mark.last for mark in sink.usage_marks()} == {1: 2, 20: 20, 21: 21, 22: 22}
 
 
-def test_usage_killed_anywhere_is_appended_once(parquet: Any) -> None:
-    for _ in every_kill(parquet, begun, lambda sink: parquet.usage(sink, 3, 5)):
+def test_usage_killed_anywhere_is_appended_once(parquet: Tables) -> None:
+    for _ in every_kill(parquet, with_rows, lambda sink: parquet.usage(sink, 3, 5)):
         sink = parquet.ready()
         parquet.usage(sink, 3, 5)
         assert parquet.used() == [1, 2, 3, 4, 5]
 
 
-def test_what_was_decided_is_carried_out_by_the_next_commit_as_well(
-    parquet: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sink = begun(parquet)
+def test_the_next_commit_completes_a_decided_one(parquet: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = with_rows(parquet)
     replace, count = os.replace, [0]
 
-    def failing(*arguments: Any) -> None:
+    def failing(*args: Any) -> None:
         count[0] += 1
         if count[0] == 3:
             raise OSError(errno.EIO, "the disk is gone for a moment")
-        replace(*arguments)
+        replace(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", failing)

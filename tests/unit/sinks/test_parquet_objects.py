@@ -1,4 +1,4 @@
-"""What an object store adds: parts put whole, one manifest for several of them, swaps that a reader cannot misread."""
+"""Parquet on an object store: atomic parts, one manifest for several, replacements that readers cannot misread."""
 
 import sys
 import threading
@@ -12,47 +12,48 @@ from connectors.contracts import Commit
 from connectors.errors import DataError, JobError
 from connectors.sinks import parquet_table
 from connectors.storage import duckdb_filesystem, object_store
+from tests.unit.sinks.conftest import Tables
 
 Act = Callable[[Any], None]
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Represents the end of the process."""
 
 
-def written(patch: pytest.MonkeyPatch, allowed: int | None = None) -> list[tuple[str, Any]]:
-    """What is put, copied and deleted from now on, noted; after so many of them the process dies."""
+def record_writes(patch: pytest.MonkeyPatch, allowed: int | None = None) -> list[tuple[str, Any]]:
+    """Record the objects put, copied and deleted from now on; after `allowed` of them the process dies."""
     seen: list[tuple[str, Any]] = []
 
-    def noting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def one(what: Any, *others: Any) -> Any:
+    def recorded(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(target: Any, *args: Any) -> Any:
             if allowed is not None and len(seen) >= allowed:
                 raise Killed
-            seen.append((name, others[0] if name == "copy" else what))
-            return real(what, *others)
+            seen.append((name, args[0] if name == "copy" else target))
+            return real(target, *args)
 
-        return one
+        return call
 
     for name in ("put", "copy", "delete"):
-        patch.setattr(object_store, name, noting(name, getattr(object_store, name)))
+        patch.setattr(object_store, name, recorded(name, getattr(object_store, name)))
     return seen
 
 
-def test_one_new_part_is_put_once_under_its_own_name(at_s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_new_part_is_put_once(at_s3: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = at_s3.ready()
     with monkeypatch.context() as patch:
-        seen = written(patch)
+        seen = record_writes(patch)
         at_s3.commit(sink, [(1, "a"), (2, "a")])
     assert seen == [("put", f"{at_s3.home}/out/results/0123abcd-000001-000001.parquet")]
     at_s3.commit(sink, [(3, "b")])
     with monkeypatch.context() as patch:
-        seen = written(patch)
+        seen = record_writes(patch)
         at_s3.commit(sink, [(2, "A")])
     assert seen == [("put", f"{at_s3.home}/out/results/0123abcd-000001-000001.parquet")]
     assert at_s3.answers() == {1: "a", 2: "A", 3: "b"}
 
 
-def test_nothing_but_the_tables_is_left(at_s3: Any) -> None:
+def test_only_the_tables_remain(at_s3: Tables) -> None:
     sink = at_s3.ready()
     at_s3.commit(sink, [(1, "a")], [(2, "b")])
     at_s3.commit(sink, [(1, "b"), (2, "fine")], cleared=[2])
@@ -69,15 +70,15 @@ def test_nothing_but_the_tables_is_left(at_s3: Any) -> None:
     ]
 
 
-def every_kill(tables: Any, begin: Callable[[Any], Any], act: Act) -> Iterator[None]:
-    """Begin anew, be killed one request later than the time before, recover; until nothing is left to kill."""
+def every_kill(tables: Tables, begin: Callable[[Any], Any], act: Act) -> Iterator[None]:
+    """Repeat from the start, killed one request later each time, until the action completes."""
     home = tables.workspace
     for allowed in range(60):
         tables.workspace = home / f"kill-{allowed}"
         tables.count = 0
         sink = begin(tables)
         with pytest.MonkeyPatch.context() as patch:
-            written(patch, allowed)
+            record_writes(patch, allowed)
             try:
                 act(sink)
                 died = False
@@ -87,12 +88,12 @@ def every_kill(tables: Any, begin: Callable[[Any], Any], act: Act) -> Iterator[N
         if not died:
             assert allowed > 3
             return
-    raise AssertionError("never came to its end")
+    raise AssertionError("the action never completed")
 
 
-def begun(tables: Any) -> Any:
+def with_rows(tables: Tables) -> Any:
     sink = tables.ready()
-    # Each of these is one object, put once.
+    # Each of these commits is one object, put once.
     tables.commit_blind(sink, [(1, "old"), (2, "old")])
     tables.commit_blind(sink, [(3, "old")])
     for name, errors in (("one", [(10, "old"), (11, "old")]), ("two", [(12, "old")])):
@@ -105,12 +106,12 @@ OLD = ({1: "old", 2: "old", 3: "old"}, [(10, "old"), (11, "old"), (12, "old")])
 NEW = ({1: "new", 2: "old", 3: "new", 4: "new"}, [(10, "new"), (12, "old"), (13, "new")])
 
 
-def test_a_commit_killed_anywhere_is_there_whole_or_not_at_all(at_s3: Any) -> None:
+def test_a_commit_killed_anywhere_is_complete_or_absent(at_s3: Tables) -> None:
     def act(sink: Any) -> None:
         at_s3.commit(sink, [(1, "new"), (3, "new"), (4, "new")], [(10, "new"), (13, "new")], cleared=[11])
 
     seen = []
-    for _ in every_kill(at_s3, begun, act):
+    for _ in every_kill(at_s3, with_rows, act):
         at_s3.answers()  # no key twice before the recovery either
         assert at_s3.open().exists()
         at_s3.ready()
@@ -121,9 +122,9 @@ def test_a_commit_killed_anywhere_is_there_whole_or_not_at_all(at_s3: Any) -> No
     assert [state == NEW for state in seen] == sorted(state == NEW for state in seen)
 
 
-def test_a_swap_killed_anywhere_leaves_the_old_table_or_the_new_and_no_reader_sees_a_mixture(at_s3: Any) -> None:
-    def begin(tables: Any) -> Any:
-        begun(tables)
+def test_a_replacement_killed_anywhere_leaves_one_table_and_readers_see_no_mixture(at_s3: Tables) -> None:
+    def begin(tables: Tables) -> Any:
+        with_rows(tables)
         sink = tables.ready(fresh=True)
         sink.commit(Commit(tables.results([(9, "new")]), {}, tables.errors([]), tables.keys([])), "fresh")
         return sink
@@ -143,7 +144,7 @@ def test_a_swap_killed_anywhere_leaves_the_old_table_or_the_new_and_no_reader_se
     assert seen[-1] != OLD
 
 
-def test_a_first_build_killed_anywhere_does_not_count_until_it_is_whole(at_s3: Any) -> None:
+def test_a_first_build_killed_anywhere_does_not_count_until_it_is_complete(at_s3: Tables) -> None:
     def build(_: Any) -> None:
         sink = at_s3.ready(fresh=True)
         sink.commit(Commit(at_s3.results([(9, "new")]), {}, at_s3.errors([]), at_s3.keys([])), "fresh")
@@ -157,7 +158,7 @@ def test_a_first_build_killed_anywhere_does_not_count_until_it_is_whole(at_s3: A
         assert at_s3.answers() == {9: "new"}
 
 
-def test_small_parts_are_merged_and_their_marks_kept(at_s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_parts_are_merged_with_their_marks(at_s3: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet_table, "MAX_SMALL_PARTS", 3)
     monkeypatch.setattr(parquet_table, "MAX_PART_ROWS", 4)
     sink = at_s3.ready()
@@ -175,12 +176,14 @@ def test_small_parts_are_merged_and_their_marks_kept(at_s3: Any, monkeypatch: py
     assert at_s3.answers() == {**before[0], 3: "changed"}
 
 
-def test_media_files_are_there_before_the_rows_that_name_them(at_s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_media_files_are_uploaded_before_the_rows_that_name_them(
+    at_s3: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sink = at_s3.ready()
     for name in ("a.png", "b.png", ".c.png.1.part"):
         (sink.files_folder / name).write_bytes(name.encode())
     with monkeypatch.context() as patch:
-        seen = written(patch)
+        seen = record_writes(patch)
         at_s3.commit(sink, [(1, "files/a.png")])
         at_s3.commit(sink, [(2, "files/b.png")])
     names = [url.removeprefix(f"{at_s3.home}/out/") for _, url in seen]
@@ -188,24 +191,22 @@ def test_media_files_are_there_before_the_rows_that_name_them(at_s3: Any, monkey
     assert [name[:8] for name in names[2:]] == ["results/", "results/"]
 
 
-def test_credentials_and_places_that_do_not_hold_are_told_without_a_secret(
-    at_s3: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    at_s3.written = {"parquet": "../../../../../rowmill-nowhere/out"}
+def test_errors_about_urls_and_credentials_show_no_secret(at_s3: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_s3.sink_keys = {"parquet": "../../../../../rowmill-nowhere/out"}
     with pytest.raises(JobError, match=r"has \.\. in it"):
         at_s3.open()
-    with pytest.raises(DataError, match=r"NoSuchBucket.*check the URL, and AWS_ACCESS_KEY_ID") as told:
+    with pytest.raises(DataError, match=r"NoSuchBucket.*check the URL, and AWS_ACCESS_KEY_ID") as error:
         object_store.list_objects("s3://rowmill-nowhere/out")
-    assert "secret-of-the-test" not in str(told.value)
+    assert "secret-of-the-test" not in str(error.value)
 
 
-def test_without_the_packages_the_extra_is_named(at_s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_packages_the_extra_is_named(at_s3: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(JobError, match=r"^sink\.parquet: object stores need .* pip install 'rowmill\[cloud\]'$"):
         at_s3.open()
 
 
-def test_a_locked_connection_opens_the_sinks_objects_alone(at_s3: Any) -> None:
+def test_a_locked_connection_opens_only_the_sinks_objects(at_s3: Tables) -> None:
     sink = at_s3.ready()
     at_s3.commit(sink, [(1, "a")])
     other = f"{at_s3.home}/other.parquet"
@@ -222,7 +223,7 @@ def test_a_locked_connection_opens_the_sinks_objects_alone(at_s3: Any) -> None:
         assert db.list_filesystems() == []
 
 
-def test_threads_that_share_an_open_object_do_not_disturb_each_other(at_s3: Any) -> None:
+def test_threads_that_share_an_open_object_have_separate_positions(at_s3: Tables) -> None:
     url = f"{at_s3.home}/numbers"
     object_store.put(url, b"".join(n.to_bytes(4, "big") for n in range(1000)))
     file, wrong = duckdb_filesystem.ObjectFile(url, 4000), []

@@ -1,4 +1,4 @@
-"""What Parquet folders add: parts that readers see only when whole, and compaction."""
+"""Parquet folders: parts that readers see only when complete, and compaction."""
 
 import errno
 import os
@@ -17,9 +17,12 @@ from connectors.contracts import Commit
 from connectors.errors import DataError, JobError
 from connectors.tables import parquet_parts as parts_module
 from connectors.tables.parquet_parts import PartWriter, write_part
+from tests.unit.sinks.conftest import Tables
 
 
-def test_parts_are_named_by_their_commit_and_only_changed_ones_are_written_again(parquet: Any, tmp_path: Path) -> None:
+def test_parts_are_named_after_their_commit_and_only_changed_ones_are_rewritten(
+    parquet: Tables, tmp_path: Path
+) -> None:
     sink = parquet.ready()
     parquet.commit(sink, [(1, "a"), (2, "a")])
     parquet.commit(sink, [(3, "b")])
@@ -33,7 +36,7 @@ def test_parts_are_named_by_their_commit_and_only_changed_ones_are_written_again
     assert dict(parquet.parts(sink))[4] == "0123abcd-000001-000003.parquet"
 
 
-def test_a_part_name_that_is_taken_is_not_used_again(parquet: Any) -> None:
+def test_an_existing_part_is_never_overwritten_by_a_new_one(parquet: Tables) -> None:
     sink = parquet.ready()
     for n in (1, 2):
         sink.commit(Commit(parquet.results([(n, "a")]), {}, parquet.errors([(n, "b")]), parquet.keys([])), "same")
@@ -41,7 +44,7 @@ def test_a_part_name_that_is_taken_is_not_used_again(parquet: Any) -> None:
     assert parquet.failures() == [(1, "b"), (2, "b")]
 
 
-def test_nothing_but_the_tables_is_left_and_nothing_unfinished_is_called_parquet(parquet: Any, tmp_path: Path) -> None:
+def test_only_the_tables_remain_and_every_parquet_file_is_complete(parquet: Tables, tmp_path: Path) -> None:
     sink = parquet.ready()
     parquet.commit(sink, [(1, "a")], [(2, "b")])
     parquet.usage(sink, 1, 1)
@@ -51,7 +54,7 @@ def test_nothing_but_the_tables_is_left_and_nothing_unfinished_is_called_parquet
         assert path.is_dir() or pq.ParquetFile(path).metadata.num_rows >= 0
 
 
-def test_polars_and_arrow_read_vectors_of_fixed_size(parquet: Any, tmp_path: Path) -> None:
+def test_polars_and_arrow_read_vectors_of_fixed_size(parquet: Tables, tmp_path: Path) -> None:
     parquet.commit(parquet.ready(), [(1, "abc")])
     frame = pl.scan_parquet(tmp_path / "out/results/*.parquet").collect()
     assert frame.schema["vector"] == pl.Array(pl.Float32, 3)
@@ -87,7 +90,7 @@ def test_many_small_tables_make_few_row_groups(tmp_path: Path) -> None:
     assert meta.num_row_groups == 2
 
 
-def test_a_foreign_or_damaged_part_is_told(parquet: Any, tmp_path: Path) -> None:
+def test_a_foreign_or_damaged_part_is_refused(parquet: Tables, tmp_path: Path) -> None:
     parquet.commit(parquet.ready(), [(1, "a")])
     part = tmp_path / "out/results/other.parquet"
     pq.write_table(pa.table({"x": [1]}), part)
@@ -98,21 +101,21 @@ def test_a_foreign_or_damaged_part_is_told(parquet: Any, tmp_path: Path) -> None
         parquet.open().prepare(False)
 
 
-def test_a_place_of_an_unknown_kind_is_refused(parquet: Any) -> None:
-    parquet.written = {"parquet": "ftp://host/out"}
+def test_an_unknown_url_scheme_is_refused(parquet: Tables) -> None:
+    parquet.sink_keys = {"parquet": "ftp://host/out"}
     with pytest.raises(JobError, match=r"ftp:// is not known; write the path of a file or folder, or one of s3://"):
         parquet.open()
 
 
-def test_a_full_disk_is_told_and_leaves_the_tables_as_they_were(
-    parquet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_leaves_the_tables_unchanged(
+    parquet: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink = parquet.ready()
     parquet.commit(sink, [(1, "a")])
-    whole = pa.OSFile
+    real = pa.OSFile
     with monkeypatch.context() as patch:
-        # Whatever is written meets a device without room.
-        patch.setattr(parts_module.pa, "OSFile", lambda path, mode: whole("/dev/full", mode))
+        # Every write goes to a full device.
+        patch.setattr(parts_module.pa, "OSFile", lambda path, mode: real("/dev/full", mode))
         with pytest.raises(OSError, match="No space left") as full:
             parquet.commit(sink, [(1, "b"), (2, "b")], [(3, "bad")])
     assert full.value.errno == errno.ENOSPC
@@ -129,7 +132,9 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.parquet"))
 
 
-def test_small_parts_are_merged_and_large_ones_left_alone(parquet: Any, tmp_path: Path, small: None) -> None:
+def test_small_parts_are_merged_and_large_ones_stay(
+    parquet: Tables, tmp_path: Path, low_compaction_limits: None
+) -> None:
     sink = parquet.ready()
     sink.commit(
         Commit(
@@ -161,7 +166,9 @@ def test_small_parts_are_merged_and_large_ones_left_alone(parquet: Any, tmp_path
     assert parquet.answers() == {**before[0], 3: "changed", 150: "changed"}
 
 
-def test_emptied_parts_are_dropped_by_the_next_compaction(parquet: Any, tmp_path: Path, small: None) -> None:
+def test_emptied_parts_are_removed_by_the_next_compaction(
+    parquet: Tables, tmp_path: Path, low_compaction_limits: None
+) -> None:
     sink = parquet.ready()
     for n in range(5):
         parquet.commit(sink, [(n, "a")], [(n + 10, "bad")])
@@ -173,11 +180,13 @@ def test_emptied_parts_are_dropped_by_the_next_compaction(parquet: Any, tmp_path
     assert parquet.read("results").schema.names == parquet.shape.results.names
 
 
-def test_compaction_copies_where_there_are_no_links(parquet: Any, monkeypatch: pytest.MonkeyPatch, small: None) -> None:
-    def refused(*_: Any) -> None:
+def test_compaction_copies_files_if_hard_links_fail(
+    parquet: Tables, monkeypatch: pytest.MonkeyPatch, low_compaction_limits: None
+) -> None:
+    def fail(*_: Any) -> None:
         raise OSError(errno.EPERM, "no links here")
 
-    monkeypatch.setattr(Path, "hardlink_to", refused)
+    monkeypatch.setattr(Path, "hardlink_to", fail)
     sink = parquet.ready()
     for n in range(6):
         parquet.commit(sink, [(n, "a")])
@@ -185,10 +194,10 @@ def test_compaction_copies_where_there_are_no_links(parquet: Any, monkeypatch: p
     assert parquet.answers() == dict.fromkeys(range(6), "a")
 
 
-def test_a_reader_sees_no_key_twice_while_rows_are_committed(parquet: Any, tmp_path: Path) -> None:
+def test_a_reader_never_sees_a_key_twice_during_commits(parquet: Tables, tmp_path: Path) -> None:
     sink = parquet.ready()
-    everyone = list(range(200))
-    parquet.commit(sink, [(n, "0") for n in everyone])
+    keys = list(range(200))
+    parquet.commit(sink, [(n, "0") for n in keys])
     stop, seen, failed = threading.Event(), [0], []
 
     def reading() -> None:
@@ -196,8 +205,8 @@ def test_a_reader_sees_no_key_twice_while_rows_are_committed(parquet: Any, tmp_p
         with duckdb.connect() as db:
             while not stop.is_set():
                 try:
-                    ((rows, keys, _),) = db.execute(query).fetchall()
-                    assert rows == keys >= len(everyone)
+                    ((rows, distinct, _),) = db.execute(query).fetchall()
+                    assert rows == distinct >= len(keys)
                     seen[0] += 1
                 except (AssertionError, duckdb.Error) as exc:
                     failed.append(exc)
@@ -206,7 +215,7 @@ def test_a_reader_sees_no_key_twice_while_rows_are_committed(parquet: Any, tmp_p
     reader = threading.Thread(target=reading)
     reader.start()
     for turn in range(40):
-        changed = [(n, str(turn)) for n in everyone if n % 7 == turn % 7]
+        changed = [(n, str(turn)) for n in keys if n % 7 == turn % 7]
         parquet.commit(sink, [*changed, (1000 + turn, "new")], [(5000 + turn, "bad")])
     while seen[0] < 5 and not failed:
         stop.wait(0.01)

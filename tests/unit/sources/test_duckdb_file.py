@@ -1,17 +1,17 @@
-"""A table or a query of a DuckDB file: a mistake is told at the key that made it."""
-
-from typing import Any
+"""A table or a query of a DuckDB file: errors name the key of the job file."""
 
 import duckdb
 import pytest
+
+from tests.conftest import Cli, Workspace
 
 
 @pytest.mark.parametrize(
     ("read", "where"),
     [("table: numbers", "source.table"), ("query: select cast(text as integer) as id from texts", "source.query")],
 )
-def test_values_that_cannot_be_cast_are_told_at_the_key_that_reads_them(
-    workspace: Any, cli: Any, read: str, where: str
+def test_values_that_cannot_be_cast_are_reported_at_their_key(
+    workspace: Workspace, cli: Cli, read: str, where: str
 ) -> None:
     with duckdb.connect(workspace.folder / "in.duckdb") as db:
         db.execute("create table texts as select 'one' as text")

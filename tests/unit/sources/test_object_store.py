@@ -18,20 +18,21 @@ from connectors.registry import SOURCES
 from connectors.storage import object_store
 from connectors.storage.object_store import objects_at
 from pipelines.preparation.source_reader import SourceReader
+from tests.conftest import Cli, ScriptedProvider, Workspace
 
 
 @pytest.fixture
 def put(bucket: str, tmp_path: Path) -> Callable[[str, bytes | pa.Table], str]:
-    """Puts an object below the test's own place."""
+    """Put an object below the test's own folder."""
 
-    def one(name: str, content: bytes | pa.Table) -> str:
+    def put_object(name: str, content: bytes | pa.Table) -> str:
         if isinstance(content, pa.Table):
             pq.write_table(content, tmp_path / "local", row_group_size=2)
             content = (tmp_path / "local").read_bytes()
         object_store.put(f"{bucket}/{name}", content)
         return f"{bucket}/{name}"
 
-    return one
+    return put_object
 
 
 def rows(tmp_path: Path, kind: str, **written: Any) -> list[tuple[Any, ...]]:
@@ -64,11 +65,11 @@ NAMES = ["a/1.parquet", "a/2.parquet", "a/b/3.parquet", "a/_old/4.parquet", "a/.
 def test_urls_globs_and_folders_name_objects(put: Any, bucket: str, pattern: str, found: list[int]) -> None:
     for name in NAMES:
         put(name, b"x")
-    wanted = sorted(f"{bucket}/{NAMES[n]}" for n in found)
-    assert [one.url for one in objects_at(f"{bucket}/{pattern}", (".parquet",))] == wanted
+    expected = sorted(f"{bucket}/{NAMES[n]}" for n in found)
+    assert [one.url for one in objects_at(f"{bucket}/{pattern}", (".parquet",))] == expected
 
 
-def test_parquet_objects_are_read_where_they_are_and_beside_local_files(put: Any, bucket: str, tmp_path: Path) -> None:
+def test_parquet_objects_are_read_in_place_together_with_local_files(put: Any, bucket: str, tmp_path: Path) -> None:
     put("in/1.parquet", pa.table({"id": [1, 2, 3], "text": ["a", "b", "c"]}))
     put("in/2.parquet", pa.table({"id": [4], "more": [0.5]}))
     pq.write_table(pa.table({"id": [5]}), tmp_path / "5.parquet")
@@ -77,10 +78,8 @@ def test_parquet_objects_are_read_where_they_are_and_beside_local_files(put: Any
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
-def test_only_the_columns_that_are_asked_for_are_fetched(
-    put: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # DuckDB reads a small file at once, whatever is asked of it.
+def test_only_the_columns_in_a_query_are_downloaded(put: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # DuckDB reads a small file at once, whatever the query.
     wide = pa.table({"id": range(16_000), "wide": [random.Random(n).randbytes(1000) for n in range(16_000)]})
     pq.write_table(wide, tmp_path / "wide.parquet", row_group_size=2000, write_statistics=["id"])
     url = put("wide.parquet", (tmp_path / "wide.parquet").read_bytes())
@@ -98,7 +97,7 @@ def test_only_the_columns_that_are_asked_for_are_fetched(
     assert fetched[0] < 1_000_000
 
 
-def test_csv_and_json_lines_are_copied_for_the_time_of_the_reading(put: Any, bucket: str, tmp_path: Path) -> None:
+def test_csv_and_json_lines_are_downloaded_only_while_they_are_read(put: Any, bucket: str, tmp_path: Path) -> None:
     put("c/1.csv", b"id,text\n1,a\n2,b\n")
     put("c/2.csv.gz", gzip.compress(b"id,text\n3,c\n"))
     assert rows(tmp_path, "csv", csv=f"{bucket}/c", key="id") == [(1, "a"), (2, "b"), (3, "c")]
@@ -109,19 +108,19 @@ def test_csv_and_json_lines_are_copied_for_the_time_of_the_reading(put: Any, buc
     assert not (tmp_path / "scratch/objects").exists()
 
 
-def test_mistakes_in_objects_are_told_by_their_urls(put: Any, bucket: str, tmp_path: Path) -> None:
+def test_errors_in_objects_name_their_urls(put: Any, bucket: str, tmp_path: Path) -> None:
     one, two = put("c/1.csv", b"id,text\n1,a\n"), put("c/2.csv", b"id,text\n2,b,b\n")
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as error:
         rows(tmp_path, "csv", csv=f"{bucket}/c", key="id")
-    assert str(told.value).startswith(f"{two}:2: 3 values, but the first line has 2")
+    assert str(error.value).startswith(f"{two}:2: 3 values, but the first line has 2")
     facts = SourceContext(tmp_path, (), tmp_path / "scratch")
     with SourceReader(SOURCES["csv"](csv=[one, two], key="id", rejects="keep"), facts) as reader:
         ((line, message, _),) = reader.rejects
     assert (line, message[: len(two) + 1]) == (2, f"{two}:")
     bad = put("j.jsonl", b'{"id": 1}\nno json\n')
-    with pytest.raises(DataError, match=r"j\.jsonl:2: is not JSON") as told:
+    with pytest.raises(DataError, match=r"j\.jsonl:2: is not JSON") as error:
         rows(tmp_path, "jsonl", jsonl=bad, key="id")
-    assert str(told.value).startswith("s3://")
+    assert str(error.value).startswith("s3://")
     broken = put("p.parquet", b"PAR1 is not all")
     with pytest.raises(DataError, match=r"^s3://.*p\.parquet: cannot be read as Parquet"):
         rows(tmp_path, "parquet", parquet=broken, key="id")
@@ -131,7 +130,7 @@ def test_mistakes_in_objects_are_told_by_their_urls(put: Any, bucket: str, tmp_p
         rows(tmp_path, "parquet", parquet="hdfs://x/y", key="id")
 
 
-def test_the_reader_opens_no_other_object(put: Any, tmp_path: Path) -> None:
+def test_the_reader_cannot_open_other_objects(put: Any, tmp_path: Path) -> None:
     mine, other = put("1.parquet", pa.table({"id": [1]})), put("2.parquet", pa.table({"id": [2]}))
     facts = SourceContext(tmp_path, (), tmp_path)
     with SourceReader(SOURCES["parquet"](parquet=mine, key="id"), facts) as reader:
@@ -141,20 +140,26 @@ def test_the_reader_opens_no_other_object(put: Any, tmp_path: Path) -> None:
 
 
 def results(bucket: str) -> dict[int, str]:
-    """What the sink at s3 holds; each key once."""
+    """Return the results of the sink on S3; each key must occur once."""
     tables = []
     for one in object_store.list_objects(f"{bucket}/out/results"):
         assert one.name.endswith(".parquet")
         tables.append(pq.read_table(pa.BufferReader(object_store.read(one.url))))
-    found = pa.concat_tables(tables)
-    pairs = dict(zip(found["id"].to_pylist(), found["answer"].to_pylist(), strict=True))
-    assert len(pairs) == found.num_rows
+    table = pa.concat_tables(tables)
+    pairs = dict(zip(table["id"].to_pylist(), table["answer"].to_pylist(), strict=True))
+    assert len(pairs) == table.num_rows
     return pairs
 
 
 @pytest.mark.parametrize("sink", ["parquet", "delta"])
-def test_a_job_goes_from_store_to_store(
-    put: Any, bucket: str, workspace: Any, cli: Any, provider: Any, sink: str, monkeypatch: pytest.MonkeyPatch
+def test_a_job_reads_and_writes_object_stores(
+    put: Any,
+    bucket: str,
+    workspace: Workspace,
+    cli: Cli,
+    provider: ScriptedProvider,
+    sink: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     put("in/1.parquet", pa.table({"id": [1, 2], "text": ["one", "two"]}))
     put("in/2.parquet", pa.table({"id": [3], "text": ["three"]}))
@@ -162,31 +167,33 @@ def test_a_job_goes_from_store_to_store(
     job = workspace.job(
         source=f'{{parquet: "{bucket}/in", key: id}}', sink=f'{{{sink}: "{bucket}/out"}}', audits=audits
     )
-    told = cli.run(job)
-    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 3, 3), (told, cli.err)
-    assert told["tables"]["results"].startswith(f"{bucket}/out/results")
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, 3, 3), (report, cli.err)
+    assert report["tables"]["results"].startswith(f"{bucket}/out/results")
     assert (cli.run(job)["requests"], len(provider.seen)) == (0, 3)
 
     put("in/2.parquet", pa.table({"id": [3, 4], "text": ["drei", "four"]}))
-    told = cli.run(job)
-    assert (told["requests"], told["rows_reused"], told["rows_ok"]) == (2, 2, 4)
-    wanted = {1: "ONE", 2: "TWO", 3: "DREI", 4: "FOUR"}
+    report = cli.run(job)
+    assert (report["requests"], report["rows_reused"], report["rows_ok"]) == (2, 2, 4)
+    expected = {1: "ONE", 2: "TWO", 3: "DREI", 4: "FOUR"}
     if sink == "parquet":
-        assert results(bucket) == wanted
+        assert results(bucket) == expected
 
-    # The tables are projections of the ledger: gone, they are written again without a request.
+    # The tables are projections of the ledger: if deleted, they are written again without a request.
     object_store.delete([one.url for one in object_store.list_objects(f"{bucket}/out")])
     assert (cli.run(job)["requests"], len(provider.seen)) == (0, 5)
     assert cli("rebuild", job) == 0, cli.err
     assert cli("show", job, "3") == 0
     assert "DREI" in cli.out
     if sink == "parquet":
-        assert results(bucket) == wanted
-    assert not [one for one in object_store.list_objects(f"{bucket}/out") if "/.staging" in one.url or "/.fresh" in one.url]
+        assert results(bucket) == expected
+    assert not [
+        one for one in object_store.list_objects(f"{bucket}/out") if "/.staging" in one.url or "/.fresh" in one.url
+    ]
 
 
-def test_a_run_that_cannot_write_keeps_its_answers_and_the_next_one_pays_nothing_twice(
-    bucket: str, workspace: Any, cli: Any, provider: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_cannot_write_keeps_its_answers_for_the_next_run(
+    bucket: str, workspace: Workspace, cli: Cli, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(3)
     job = workspace.job(sink=f'{{parquet: "{bucket}/out"}}')
@@ -199,15 +206,15 @@ def test_a_run_that_cannot_write_keeps_its_answers_and_the_next_one_pays_nothing
 
     with monkeypatch.context() as patch:
         patch.setattr(object_store, "put", failing)
-        told = cli.run(job)
-    assert told["exit_code"] == 3
-    assert "away for a moment" in told["stopped"]
-    told = cli.run(job)
-    assert (told["exit_code"], told["requests"], len(provider.seen)) == (0, 0, 3)
+        report = cli.run(job)
+    assert report["exit_code"] == 3
+    assert "away for a moment" in report["stopped"]
+    report = cli.run(job)
+    assert (report["exit_code"], report["requests"], len(provider.seen)) == (0, 0, 3)
     assert results(bucket) == {1: "TEXT 1", 2: "TEXT 2", 3: "TEXT 3"}
 
 
-def test_a_missing_bucket_ends_validation_with_exit_2(bucket: str, workspace: Any, cli: Any) -> None:
+def test_a_missing_bucket_ends_validation_with_exit_2(bucket: str, workspace: Workspace, cli: Cli) -> None:
     workspace.csv(1)
     job = workspace.job(source='{parquet: "s3://rowmill-nowhere/x/*.parquet", key: id}')
     assert cli("validate", job) == 2
