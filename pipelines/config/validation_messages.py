@@ -118,7 +118,7 @@ def silent_coercions(values: Any, model: Any, path: KeyPath = ()) -> Iterator[Co
 
 
 def first_error(errors: Iterable[ConfigError], locations: KeyLocations) -> JobError:
-    """Return the first error in the file's order; missing keys come last, since a misspelt key is also a missing one."""
+    """Return the first error in the file's order; missing keys come last: a misspelt key is missing too."""
     first = min(errors, key=lambda error: (error.is_missing, locations.line(error.path)))
     return JobError(locations.locate(first.path), first.found, first.remedy)
 

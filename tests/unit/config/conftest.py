@@ -1,4 +1,4 @@
-"""A folder with the job file and the workspace that the contract shows, to be edited and loaded."""
+"""Fixtures: a folder to load job files and workspaces in, and complete examples of both."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ def contract_workspace() -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: empty, with a folder `jobs` in it; no key and no address in the environment."""
+    """The current folder: empty, with a folder `jobs` in it; no API key and no base URL in the environment."""
     (tmp_path / "jobs").mkdir()
     monkeypatch.chdir(tmp_path)
     for variable in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
@@ -45,8 +45,8 @@ def load(folder: Path) -> Callable[..., LoadedJob]:
 
 
 @pytest.fixture
-def told(load: Callable[..., LoadedJob]) -> Callable[..., str]:
-    """What is said of the text as jobs/x.yaml."""
+def load_error(load: Callable[..., LoadedJob]) -> Callable[..., str]:
+    """Load the text as jobs/x.yaml and return the error message."""
 
     def message(text: str, overrides: Overrides = NONE) -> str:
         with pytest.raises(JobError) as caught:
@@ -58,7 +58,7 @@ def told(load: Callable[..., LoadedJob]) -> Callable[..., str]:
 
 @pytest.fixture
 def workspace(folder: Path) -> Callable[..., Workspace]:
-    """Write the text as rowmill.yaml and find it from jobs/x.yaml."""
+    """Write the text as rowmill.yaml and find the workspace of jobs/x.yaml."""
 
     def found(text: str) -> Workspace:
         Path("rowmill.yaml").write_text(text)

@@ -1,4 +1,4 @@
-"""What a right job file gives: the values, the defaults, and where each of them stands."""
+"""A valid job file: values, defaults, and the location of each key."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ sink: {parquet: out}
 """
 
 
-def test_the_contracts_job_and_workspace_load_as_they_stand(
+def test_a_complete_job_file_is_loaded_in_full(
     contract_job: str, contract_workspace: str, load: Callable[..., LoadedJob], folder: Path
 ) -> None:
     Path("rowmill.yaml").write_text(contract_workspace)
@@ -53,7 +53,7 @@ def test_the_contracts_job_and_workspace_load_as_they_stand(
     assert find_workspace("jobs/x.yaml").folder == folder
 
 
-def test_what_is_left_out_has_the_contracts_defaults(load: Callable[..., LoadedJob]) -> None:
+def test_absent_keys_have_their_defaults(load: Callable[..., LoadedJob]) -> None:
     job = load(SMALL).job
     assert job.limits == JobLimits(concurrency=64, failed_share=None, requests_per_minute=None, tokens_per_minute=None)
     assert job.budget is None
@@ -63,13 +63,13 @@ def test_what_is_left_out_has_the_contracts_defaults(load: Callable[..., LoadedJ
     assert (job.key, job.limit, job.delivery, job.audits, job.steps[0].provider) == ((), None, "online", (), "openai")
 
 
-def test_a_job_is_frozen(load: Callable[..., LoadedJob]) -> None:
+def test_a_job_is_immutable(load: Callable[..., LoadedJob]) -> None:
     job = load(SMALL).job
     with pytest.raises(ValidationError, match="frozen"):
         job.name = "other"
 
 
-def test_a_job_built_in_python_is_checked_as_one_that_is_read(load: Callable[..., LoadedJob]) -> None:
+def test_a_job_built_in_python_is_validated_like_a_file(load: Callable[..., LoadedJob]) -> None:
     job = load(SMALL).job
     again = Job(name="small", source=job.source, steps=job.steps, sink=job.sink)
     assert again == job
@@ -77,7 +77,7 @@ def test_a_job_built_in_python_is_checked_as_one_that_is_read(load: Callable[...
         Job(name="small", source=job.source, steps=(*job.steps, *job.steps), sink=job.sink)
 
 
-def test_every_key_is_placed_by_its_line(contract_job: str, load: Callable[..., LoadedJob]) -> None:
+def test_every_key_is_located_by_its_line(contract_job: str, load: Callable[..., LoadedJob]) -> None:
     loaded = load(contract_job)
     lines = contract_job.splitlines()
     for path, key in [
@@ -89,12 +89,12 @@ def test_every_key_is_placed_by_its_line(contract_job: str, load: Callable[..., 
         (("steps", 1, "output"), "output: body_vector"),
         (("audits", 0, "sql"), "{name: no empty"),
     ]:
-        place, _, dotted = loaded.locate(*path).partition(": ")
-        assert key in lines[int(place.removeprefix("jobs/x.yaml:")) - 1]
+        location, _, dotted = loaded.locate(*path).partition(": ")
+        assert key in lines[int(location.removeprefix("jobs/x.yaml:")) - 1]
         assert dotted == ".".join(map(str, path)).replace("steps.0", "steps.label").replace("steps.1", "steps.vector")
 
 
-def test_a_key_that_is_left_out_is_placed_by_what_is_around_it(load: Callable[..., LoadedJob]) -> None:
+def test_an_absent_key_is_located_by_the_nearest_key_around_it(load: Callable[..., LoadedJob]) -> None:
     loaded = load(SMALL)
     assert loaded.locate("steps", 0, "when") == "jobs/x.yaml:4: steps.vector.when"
     assert loaded.locate("steps", "vector", "when") == "jobs/x.yaml:4: steps.vector.when"
@@ -102,7 +102,7 @@ def test_a_key_that_is_left_out_is_placed_by_what_is_around_it(load: Callable[..
     assert loaded.locate() == "jobs/x.yaml"
 
 
-def test_an_anchor_is_written_once_and_used_again(contract_job: str, load: Callable[..., LoadedJob]) -> None:
+def test_an_anchor_can_be_reused_and_merged(contract_job: str, load: Callable[..., LoadedJob]) -> None:
     text = contract_job.replace("params: {temperature: 0, max_tokens: 200}", "params: &usual {temperature: 0, seed: 1}")
     text = text.replace("    input:", "    params: {<<: *usual, seed: 2}\n    input:")
     text = text.replace("endpoint: embeddings", 'endpoint: chat\n    messages: [{user: "{{ body }}"}]')
@@ -111,7 +111,7 @@ def test_an_anchor_is_written_once_and_used_again(contract_job: str, load: Calla
     assert [step.params for step in steps] == [{"temperature": 0, "seed": 1}, {"seed": 2, "temperature": 0}]
 
 
-def test_a_path_is_shown_as_it_was_given(folder: Path) -> None:
+def test_a_path_is_shown_as_the_user_gave_it(folder: Path) -> None:
     for path in (Path("jobs/../jobs/none.yaml"), folder / "none.yaml"):
         with pytest.raises(JobError) as caught:
             load_job(path)

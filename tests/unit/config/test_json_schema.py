@@ -1,4 +1,4 @@
-"""The JSON Schema of the job file: it knows every key, accepts every job here and refuses misspelt ones."""
+"""The JSON Schema of the job file: it describes every key, accepts every shipped job and rejects errors."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +26,7 @@ def validator() -> Any:
     return jsonschema_rs.validator_for(job_schema())
 
 
-def test_it_is_a_schema_of_draft_2020_12() -> None:
+def test_the_schema_is_of_draft_2020_12() -> None:
     schema = job_schema()
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert jsonschema_rs.meta.is_valid(schema)
@@ -34,7 +34,7 @@ def test_it_is_a_schema_of_draft_2020_12() -> None:
     assert schema["required"] == ["name", "source", "steps", "sink"]
 
 
-def test_it_has_one_alternative_for_each_kind() -> None:
+def test_each_kind_of_source_step_and_sink_has_one_alternative() -> None:
     properties = job_schema()["properties"]
     assert len(properties["source"]["oneOf"]) == len(SOURCES)
     assert len(properties["sink"]["oneOf"]) == len(SINKS)
@@ -53,7 +53,7 @@ def objects(schema: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]
             yield from objects(inner, f"{path}/{index}")
 
 
-def test_every_key_is_described_and_no_other_is_allowed() -> None:
+def test_every_key_has_a_description_and_no_other_key_is_allowed() -> None:
     found = list(objects(job_schema()))
     assert [path for path, schema in found if schema.get("additionalProperties") is not False] == []
     assert [
@@ -66,18 +66,18 @@ def test_every_key_is_described_and_no_other_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
-def test_every_job_that_is_shipped_is_accepted(validator: Any, path: Path) -> None:
+def test_every_shipped_job_is_accepted(validator: Any, path: Path) -> None:
     assert [error.message for error in validator.iter_errors(read_yaml(path, path.name).values)] == []
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
-def test_every_job_that_is_shipped_loads_and_has_the_name_of_its_file(path: Path) -> None:
+def test_every_shipped_job_loads_and_has_the_name_of_its_file(path: Path) -> None:
     assert load_job(path).job.name == path.stem
 
 
-def test_the_contracts_job_is_accepted_and_mistakes_in_it_are_not(validator: Any, contract_job: str) -> None:
+def test_a_complete_job_is_accepted_and_errors_in_it_are_not(validator: Any, contract_job: str) -> None:
     assert validator.is_valid(parse_yaml(contract_job, "x").values)
-    for written, mistake in [
+    for written, replacement in [
         ("usd: 5.00", "usd: five"),
         ("concurrency: 200", "inflight: 200"),
         ("endpoint: chat", "endpoint: chatt"),
@@ -88,10 +88,12 @@ def test_the_contracts_job_is_accepted_and_mistakes_in_it_are_not(validator: Any
         ("delivery: online", "deadline: 6am"),
     ]:
         assert written in contract_job
-        assert not validator.is_valid(parse_yaml(contract_job.replace(written, mistake, 1), "x").values), mistake
+        assert not validator.is_valid(parse_yaml(contract_job.replace(written, replacement, 1), "x").values), (
+            replacement
+        )
 
 
-def test_examples_fit_their_own_schema() -> None:
+def test_examples_are_valid_for_their_own_schema() -> None:
     schema = job_schema()
     checked = 0
     for path, outer in objects(schema):

@@ -1,4 +1,4 @@
-"""Whatever stands in a job file or a workspace: it loads, or one line says why not; nothing else ever comes out."""
+"""Random job files and workspaces: each loads, or is rejected in one line; no other exception is raised."""
 
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ JOB = (HERE / "contract_job.yaml").read_text()
 WORKSPACE = (HERE / "contract_workspace.yaml").read_text()
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
-PIECES = (
+FRAGMENTS = (
     "name source steps sink csv parquet key limits usd endpoint chat messages user output budget 5 -1 0.5 true ~ .nan "
     "[ ] { } : - , & * ! | > ' \" % @ ` # << &a *a \t \n \r \\ é 😀 \x85   --- ... ? !!str {{x}}"
 )
-WORDS = st.sampled_from(PIECES.split(" "))
-JUNK = st.lists(st.one_of(WORDS, st.text(max_size=5), st.sampled_from([" ", "\n", "\n  ", ": "])), max_size=40).map(
-    "".join
-)
+WORDS = st.sampled_from(FRAGMENTS.split(" "))
+RANDOM_TEXT = st.lists(
+    st.one_of(WORDS, st.text(max_size=5), st.sampled_from([" ", "\n", "\n  ", ": "])), max_size=40
+).map("".join)
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
@@ -43,10 +43,10 @@ VALUES = st.recursive(
 
 @pytest.fixture(autouse=True)
 def here(folder: Path) -> None:
-    """Everything happens in an empty folder."""
+    """Run each test in an empty folder."""
 
 
-def outcome(load: Any) -> LoadedJob | Workspace | None:
+def loaded_or_none(load: Any) -> LoadedJob | Workspace | None:
     try:
         result: LoadedJob | Workspace = load()
     except JobError as exc:
@@ -79,34 +79,34 @@ def as_yaml(value: Any) -> str:
 
 
 @QUICK
-@given(JUNK)
-def test_junk_is_told_in_one_line(text: str) -> None:
+@given(RANDOM_TEXT)
+def test_random_text_is_rejected_in_one_line(text: str) -> None:
     Path("jobs/x.yaml").write_text(text, newline="")
-    assert outcome(lambda: load_job("jobs/x.yaml")) is None
+    assert loaded_or_none(lambda: load_job("jobs/x.yaml")) is None
     Path("rowmill.yaml").write_text(text, newline="")
-    outcome(lambda: find_workspace("jobs/x.yaml"))
+    loaded_or_none(lambda: find_workspace("jobs/x.yaml"))
 
 
 @QUICK
 @given(st.binary(max_size=60))
-def test_bytes_are_told_in_one_line(data: bytes) -> None:
+def test_random_bytes_are_rejected_in_one_line(data: bytes) -> None:
     Path("jobs/x.yaml").write_bytes(data)
-    assert outcome(lambda: load_job("jobs/x.yaml")) is None
+    assert loaded_or_none(lambda: load_job("jobs/x.yaml")) is None
 
 
 @QUICK
 @given(st.data())
-def test_a_job_cut_and_patched_anywhere_loads_or_is_told(data: st.DataObject) -> None:
+def test_a_job_changed_anywhere_loads_or_is_rejected(data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(JOB)))
     end = data.draw(st.integers(start, min(len(JOB), start + 40)))
-    Path("jobs/x.yaml").write_text(JOB[:start] + data.draw(JUNK) + JOB[end:], newline="")
-    outcome(lambda: load_job("jobs/x.yaml"))
+    Path("jobs/x.yaml").write_text(JOB[:start] + data.draw(RANDOM_TEXT) + JOB[end:], newline="")
+    loaded_or_none(lambda: load_job("jobs/x.yaml"))
 
 
 @pytest.mark.parametrize("text", [JOB, WORKSPACE], ids=["job", "workspace"])
 @QUICK
 @given(data=st.data())
-def test_any_value_anywhere_loads_or_is_told_with_its_line(text: str, data: st.DataObject) -> None:
+def test_any_value_at_any_key_loads_or_is_rejected(text: str, data: st.DataObject) -> None:
     values = parse_yaml(text, "x").values
     path = data.draw(st.sampled_from(paths_of(values)[1:]))
     outer: Any = values
@@ -123,7 +123,7 @@ def test_any_value_anywhere_loads_or_is_told_with_its_line(text: str, data: st.D
             outer.append(data.draw(VALUES))
     file = Path("jobs/x.yaml" if text is JOB else "rowmill.yaml")
     file.write_text("\n".join(f"{as_yaml(key)}: {as_yaml(value)}" for key, value in values.items()), newline="")
-    outcome(lambda: load_job(file) if text is JOB else find_workspace(file))
+    loaded_or_none(lambda: load_job(file) if text is JOB else find_workspace(file))
 
 
 @QUICK
@@ -132,11 +132,11 @@ def test_any_value_anywhere_loads_or_is_told_with_its_line(text: str, data: st.D
         st.text(max_size=12),
         st.sampled_from([".".join(map(str, path)) for path in paths_of(parse_yaml(JOB, "x").values)]),
     ),
-    value=st.one_of(JUNK, VALUES.map(as_yaml)),
+    value=st.one_of(RANDOM_TEXT, VALUES.map(as_yaml)),
     limit=st.none() | st.integers(),
     provider=st.none() | st.text(max_size=5),
 )
-def test_any_flag_is_taken_or_told(key: str, value: str, limit: int | None, provider: str | None) -> None:
+def test_any_flag_is_applied_or_rejected(key: str, value: str, limit: int | None, provider: str | None) -> None:
     Path("jobs/x.yaml").write_text(JOB)
     overrides = Overrides(assignments=(f"{key}={value}",), limit=limit, provider=provider)
-    outcome(lambda: load_job("jobs/x.yaml", overrides))
+    loaded_or_none(lambda: load_job("jobs/x.yaml", overrides))

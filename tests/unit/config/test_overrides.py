@@ -1,4 +1,4 @@
-"""Flags that replace values of a job file: what they change, and what is told of wrong ones."""
+"""Flags that replace values of a job file: their effect, and the errors of invalid ones."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -57,20 +57,20 @@ def test_a_sink_keeps_its_kind(load: Callable[..., LoadedJob], folder: Path) -> 
     assert (sink["duckdb"], sink["table"]) == (str(folder / "trial.duckdb"), "rows")
 
 
-def test_the_deadline_of_a_batch_goes_with_it(load: Callable[..., LoadedJob]) -> None:
+def test_delivery_online_removes_the_deadline(load: Callable[..., LoadedJob]) -> None:
     text = JOB + 'delivery: batch\ndeadline: "06:00"\n'
     assert load(text).job.deadline == "06:00"
     assert load(text, Overrides(delivery="online")).job.deadline is None
 
 
-def test_the_values_given_are_not_touched() -> None:
-    raw = {"name": "a", "steps": [{"name": "b", "model": "m"}]}
-    assert apply_overrides(raw, settings("steps.b.model=n", "limits.concurrency=3"), SINKS).values == {
+def test_the_values_as_written_are_not_changed() -> None:
+    written = {"name": "a", "steps": [{"name": "b", "model": "m"}]}
+    assert apply_overrides(written, settings("steps.b.model=n", "limits.concurrency=3"), SINKS).values == {
         "name": "a",
         "steps": [{"name": "b", "model": "n"}],
         "limits": {"concurrency": 3},
     }
-    assert raw == {"name": "a", "steps": [{"name": "b", "model": "m"}]}
+    assert written == {"name": "a", "steps": [{"name": "b", "model": "m"}]}
 
 
 @pytest.mark.parametrize(
@@ -105,14 +105,16 @@ def test_the_values_given_are_not_touched() -> None:
         (Overrides(delivery="post"), '--delivery: found "post", expected online or batch; write e.g. delivery: online'),
     ],
 )
-def test_a_wrong_flag_is_told_by_its_name(told: Callable[..., str], overrides: Overrides, message: str) -> None:
+def test_an_invalid_flag_is_named_in_the_error(
+    load_error: Callable[..., str], overrides: Overrides, message: str
+) -> None:
     example = "write e.g. --set steps.label.model=gpt-4o"
-    assert told(JOB, overrides) == message.replace("{example}", example)
+    assert load_error(JOB, overrides) == message.replace("{example}", example)
 
 
-def test_a_flag_on_a_broken_file_leaves_the_files_own_mistake(told: Callable[..., str]) -> None:
+def test_an_invalid_file_is_reported_despite_flags(load_error: Callable[..., str]) -> None:
     text = JOB.replace("source: {csv: rows.csv, key: id, limit: 5}", "source: rows.csv")
-    assert told(text, Overrides(limit=3, provider="local", sink="x")) == (
+    assert load_error(text, Overrides(limit=3, provider="local", sink="x")) == (
         'jobs/x.yaml:2: source: found "rows.csv", expected keys and values; write e.g. source: {parquet: PATH}'
     )
 
@@ -132,25 +134,25 @@ def test_a_flag_on_a_broken_file_leaves_the_files_own_mistake(told: Callable[...
         ),
     ],
 )
-def test_flags_that_change_answers_are_known(
+def test_flags_that_change_answers_are_listed(
     load: Callable[..., LoadedJob], overrides: Overrides, flags: tuple[str, ...]
 ) -> None:
     assert answer_flags(overrides) == flags
     assert load(JOB, overrides).changed_by == flags
 
 
-def test_a_flag_that_repeats_what_is_written_changes_nothing(load: Callable[..., LoadedJob]) -> None:
+def test_a_flag_with_the_value_as_written_changes_no_answer(load: Callable[..., LoadedJob]) -> None:
     same = Overrides(assignments=("steps.label.model=m", "source.key=id"), provider="openai", limit=1)
     assert answer_flags(same) == ("--set steps.label.model", "--set source.key", "--provider")
     assert load(JOB, same).changed_by == ()
 
 
-def test_what_a_broken_job_lacks_counts_as_a_change(load: Callable[..., LoadedJob]) -> None:
+def test_a_flag_that_completes_an_invalid_job_counts_as_a_change(load: Callable[..., LoadedJob]) -> None:
     text = JOB.replace("endpoint: chat, model: m", "endpoint: chat")
     assert load(text, settings("steps.label.model=m")).changed_by == ("--set steps.label.model",)
 
 
-def test_it_is_known_whether_a_flag_names_the_sink() -> None:
+def test_flags_that_name_a_sink_are_recognised() -> None:
     given = [Overrides(sink="x"), settings("sink.parquet=x"), settings("sink.table=x")]
     others = [Overrides(), settings("sink.columns=[a]"), settings("sink.write=append"), Overrides(limit=1)]
     assert [has_other_sink(overrides, SINKS) for overrides in (*given, *others)] == [True] * 3 + [False] * 4

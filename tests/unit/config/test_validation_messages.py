@@ -1,10 +1,10 @@
-"""What a user is told of a wrong job file: the whole line, for one mistake at a time in the contract's own job."""
+"""Error messages for invalid job files: the whole line, for one error at a time in a complete job."""
 
 from collections.abc import Callable
 
 import pytest
 
-ONE_MISTAKE = [
+ONE_ERROR = [
     # Misspelt, misplaced and missing keys.
     ("concurrency: 200", "inflight: 200", "43: limits.inflight: no such key; did you mean concurrency?"),
     ("budget:", "Budget:", "45: Budget: no such key; did you mean budget?"),
@@ -20,7 +20,11 @@ ONE_MISTAKE = [
     ),
     ("model: gpt-4o-mini", "modle: gpt-4o-mini", "14: steps.label.modle: no such key; did you mean model?"),
     ("    model: gpt-4o-mini\n", "", "11: steps.label.model: missing; write e.g. model: gpt-4o-mini"),
-    ("endpoint: chat", "endpoint: chatt", '12: steps.label.endpoint: found "chatt", which is not an endpoint; did you mean chat?'),
+    (
+        "endpoint: chat",
+        "endpoint: chatt",
+        '12: steps.label.endpoint: found "chatt", which is not an endpoint; did you mean chat?',
+    ),
     ("    endpoint: chat\n", "", "11: steps.label.endpoint: missing; write one of {endpoints}"),
     (
         "params: {",
@@ -84,7 +88,11 @@ ONE_MISTAKE = [
     ("idle: 60", "idle: 1e300", "47: timeouts.idle: found 1e+300, expected at most 604800; write e.g. idle: 60"),
     ("usd: 5.00", "usd: 1e9", "45: budget.usd: found 1000000000.0, expected at most 1000000; write e.g. usd: 5.00"),
     # Keys that do not fit each other.
-    ("name: vector", "name: label", '25: steps.1.name: "label" is the name of an earlier one too; give each its own name'),
+    (
+        "name: vector",
+        "name: label",
+        '25: steps.1.name: "label" is the name of an earlier one too; give each its own name',
+    ),
     (
         "  key: ticket_id",
         "  key: [ticket_id, ticket_id]",
@@ -108,7 +116,8 @@ ONE_MISTAKE = [
     (
         'schedule: "0 2 * * *"',
         "schedule: 0 0 2 * * *",
-        '49: schedule: found "0 0 2 * * *", not a cron expression: wrong number of fields; write e.g. schedule: "0 2 * * *"',
+        '49: schedule: found "0 0 2 * * *", not a cron expression: wrong number of fields; '
+        'write e.g. schedule: "0 2 * * *"',
     ),
     (
         'schedule: "0 2 * * *"',
@@ -149,7 +158,7 @@ ONE_MISTAKE = [
 ]
 
 # Keys that would be passed over, or spoil what Rowmill itself writes.
-ONE_MISTAKE += [
+ONE_ERROR += [
     ("columns: [subject]", "columns: [a, a]", "35: sink.columns: names a column twice; name each once"),
     (
         "    output: body_vector",
@@ -157,8 +166,8 @@ ONE_MISTAKE += [
         "31: steps.vector.extra_body.input: Rowmill sets this key itself; write input: at the step",
     ),
     *(
-        ("extra_body: {}", f"extra_body: {{{said}: x}}", f"19: steps.label.extra_body.{said}: {told}")
-        for said, told in {
+        ("extra_body: {}", f"extra_body: {{{key}: x}}", f"19: steps.label.extra_body.{key}: {message}")
+        for key, message in {
             "messages": "Rowmill sets this key itself; write messages: at the step",
             "model": "Rowmill sets this key itself; write model: at the step",
             "stream": "Rowmill sets this key itself; write stream: at the step",
@@ -184,72 +193,73 @@ LONG = {
 }
 
 
-def long_words() -> dict[str, str]:
+def placeholders() -> dict[str, str]:
     from connectors.registry import ENDPOINTS, SINKS
 
     return {**LONG, "sinks": ", ".join(SINKS), "endpoints": ", ".join(ENDPOINTS)}
 
 
-@pytest.mark.parametrize(("written", "mistake", "message"), ONE_MISTAKE)
-def test_a_mistake_is_told_in_one_line_with_file_line_key_and_remedy(
-    contract_job: str, told: Callable[..., str], written: str, mistake: str, message: str
+@pytest.mark.parametrize(("written", "replacement", "message"), ONE_ERROR)
+def test_an_error_has_file_line_key_and_remedy_in_one_line(
+    contract_job: str, load_error: Callable[..., str], written: str, replacement: str, message: str
 ) -> None:
     assert contract_job.count(written) >= 1
-    for word, words in long_words().items():
+    for word, words in placeholders().items():
         message = message.replace(f"{{{word}}}", words)
-    assert told(contract_job.replace(written, mistake, 1)) == f"jobs/x.yaml:{message}"
+    assert load_error(contract_job.replace(written, replacement, 1)) == f"jobs/x.yaml:{message}"
 
 
-def test_the_way_of_a_typed_output_needs_one(contract_job: str, told: Callable[..., str]) -> None:
+def test_structured_requires_a_typed_output(contract_job: str, load_error: Callable[..., str]) -> None:
     head, _, rest = contract_job.partition("    output:   ")
     text = f"{head}    structured: schema\n{rest[rest.index('  - name: vector') :]}"
-    assert told(text).partition(": steps")[2] == (
+    assert load_error(text).partition(": steps")[2] == (
         ".label.structured: applies to a typed output, and there is none; write output: {name: {type: ...}}"
     )
 
 
-def test_append_needs_a_key(contract_job: str, told: Callable[..., str]) -> None:
+def test_append_requires_a_key(contract_job: str, load_error: Callable[..., str]) -> None:
     text = contract_job.replace("write: merge ", "write: append ").replace("  key: ticket_id", "  #")
-    assert told(text) == (
-        "jobs/x.yaml:36: sink.write: append recognises existing rows by their key, and there is none; add key: to the source"
+    assert load_error(text) == (
+        "jobs/x.yaml:36: sink.write: append recognises existing rows by their key, and there is none; "
+        "add key: to the source"
     )
 
 
-def test_removal_needs_merge(contract_job: str, told: Callable[..., str]) -> None:
+def test_removal_requires_merge(contract_job: str, load_error: Callable[..., str]) -> None:
     text = contract_job.replace("write: merge ", "write: replace ").replace("deleted: keep ", "deleted: remove ")
-    assert told(text) == (
+    assert load_error(text) == (
         "jobs/x.yaml:38: sink.deleted: remove requires write: merge; leave deleted out or write merge"
     )
 
 
-def test_a_misspelt_key_is_told_before_what_is_missing_for_it(contract_job: str, told: Callable[..., str]) -> None:
+def test_a_misspelt_key_is_reported_before_a_missing_one(contract_job: str, load_error: Callable[..., str]) -> None:
     text = contract_job.replace("name: ticket-enrichment ", "# ").replace("usd: 5.00", "us: 5.00")
-    assert told(text) == "jobs/x.yaml:45: budget.us: no such key; did you mean usd?"
+    assert load_error(text) == "jobs/x.yaml:45: budget.us: no such key; did you mean usd?"
 
 
-def test_steps_are_a_list(told: Callable[..., str]) -> None:
+def test_steps_must_be_a_list(load_error: Callable[..., str]) -> None:
     rest = "name: a\nsource: {csv: x.csv}\nsink: {parquet: out}\n"
     advice = "write a dash before the first key of each"
-    assert told(f"{rest}steps: {{label: {{endpoint: chat}}}}\n") == (
+    assert load_error(f"{rest}steps: {{label: {{endpoint: chat}}}}\n") == (
         f"jobs/x.yaml:4: steps: found keys and values, expected a list of steps; {advice}"
     )
-    assert told(f"{rest}steps: []\n") == (
+    assert load_error(f"{rest}steps: []\n") == (
         f"jobs/x.yaml:4: steps: found an empty list, expected a list of steps; {advice}"
     )
-    assert told(f"{rest}steps: [label]\n") == (
+    assert load_error(f"{rest}steps: [label]\n") == (
         'jobs/x.yaml:4: steps.0: found "label", expected keys and values; '
         "write name:, endpoint: and the others below a dash"
     )
 
 
-def test_a_source_or_sink_is_no_bare_path(contract_job: str, told: Callable[..., str]) -> None:
+def test_a_source_must_not_be_a_bare_path(contract_job: str, load_error: Callable[..., str]) -> None:
     head = contract_job.split("source:")[0]
-    assert told(f"{head}source: data.csv\n") == (
+    assert load_error(f"{head}source: data.csv\n") == (
         'jobs/x.yaml:4: source: found "data.csv", expected keys and values; write e.g. source: {parquet: PATH}'
     )
 
 
-def test_a_quoted_value_with_a_line_break_stays_in_one_line(contract_job: str, told: Callable[..., str]) -> None:
-    assert told(contract_job.replace("budget:", '"bud\\nget":')) == (
+def test_a_line_break_in_a_key_is_escaped(contract_job: str, load_error: Callable[..., str]) -> None:
+    assert load_error(contract_job.replace("budget:", '"bud\\nget":')) == (
         "jobs/x.yaml:45: bud\\nget: no such key; did you mean budget?"
     )

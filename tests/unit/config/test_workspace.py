@@ -1,4 +1,4 @@
-"""The workspace: where it is found, what it gives, what is told of a wrong one, and that keys stay secret."""
+"""The workspace: where it is found, its settings and providers, its errors, and that keys stay secret."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from pipelines.pricing.prices import PriceEntry
 
 
 @pytest.fixture
-def told(workspace: Callable[[str], Workspace]) -> Callable[[str], str]:
+def workspace_error(workspace: Callable[[str], Workspace]) -> Callable[[str], str]:
     def message(text: str) -> str:
         with pytest.raises(JobError) as caught:
             workspace(text)
@@ -22,7 +22,7 @@ def told(workspace: Callable[[str], Workspace]) -> Callable[[str], str]:
     return message
 
 
-def test_the_contracts_workspace_says_what_it_shows(
+def test_a_complete_workspace_file_is_loaded_in_full(
     contract_workspace: str,
     workspace: Callable[[str], Workspace],
     folder: Path,
@@ -53,7 +53,9 @@ def test_the_contracts_workspace_says_what_it_shows(
     assert (found.has_file, found.warnings(())) == (True, ())
 
 
-def test_without_a_file_the_job_files_folder_is_the_workspace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_file_the_folder_of_the_job_file_is_the_workspace(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = find_workspace("jobs/x.yaml")
     assert (found.folder, found.has_file, found.state) == (folder / "jobs", False, folder / "jobs" / ".rowmill")
     assert (found.roots, found.hosts, found.budget, found.prices, found.pools) == ((), (), None, {}, {})
@@ -63,7 +65,7 @@ def test_without_a_file_the_job_files_folder_is_the_workspace(folder: Path, monk
     assert found.provider("local") == Provider(name="local", base_url="", is_local=True)
 
 
-def test_the_nearest_file_above_counts(folder: Path) -> None:
+def test_the_nearest_file_at_or_above_counts(folder: Path) -> None:
     Path("jobs/deep/deeper").mkdir(parents=True)
     Path("rowmill.yaml").write_text("state: far")
     assert find_workspace("jobs/deep/deeper/x.yaml").state == folder / "far"
@@ -73,13 +75,13 @@ def test_the_nearest_file_above_counts(folder: Path) -> None:
     assert find_workspace("jobs").folder == folder
 
 
-def test_the_usual_variable_moves_openai_where_no_file_names_it(
+def test_openai_base_url_applies_if_no_file_defines_the_provider(
     workspace: Callable[[str], Workspace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:9/v1/")
     monkeypatch.setenv("OPENAI_API_KEY", "k")
-    here = Provider(name="openai", base_url="http://localhost:9/v1", api_key="k", is_local=True)
-    assert workspace("time_zone: UTC").provider("openai") == here
+    expected = Provider(name="openai", base_url="http://localhost:9/v1", api_key="k", is_local=True)
+    assert workspace("time_zone: UTC").provider("openai") == expected
     named = workspace("providers: {openai: {base_url: 'https://api.openai.com/v1'}}").provider("openai")
     assert named == Provider(name="openai", base_url="https://api.openai.com/v1")
     monkeypatch.setenv("OPENAI_BASE_URL", "localhost:9")
@@ -90,7 +92,7 @@ def test_the_usual_variable_moves_openai_where_no_file_names_it(
     )
 
 
-def test_a_key_is_looked_up_when_it_is_needed_and_shown_nowhere(
+def test_a_key_is_read_on_demand_and_never_shown(
     contract_workspace: str, workspace: Callable[[str], Workspace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = workspace(contract_workspace)
@@ -113,14 +115,16 @@ def test_a_key_is_looked_up_when_it_is_needed_and_shown_nowhere(
     assert "sk-secret" not in repr((found, provider))
 
 
-def test_an_unset_key_without_a_file_is_placed_by_the_job(folder: Path) -> None:
+def test_an_unset_key_without_a_file_is_reported_at_the_step(folder: Path) -> None:
     where = "jobs/x.yaml:5: steps.label.provider"
     with pytest.raises(JobError) as caught:
         find_workspace("jobs/x.yaml").provider("openai", where=where)
     assert str(caught.value) == f"{where}: the variable OPENAI_API_KEY is not set; export OPENAI_API_KEY=YOUR_KEY"
 
 
-def test_an_unknown_provider_and_a_pool_are_told(contract_workspace: str, workspace: Callable[..., Workspace]) -> None:
+def test_an_unknown_provider_and_a_pool_are_errors(
+    contract_workspace: str, workspace: Callable[..., Workspace]
+) -> None:
     found = workspace(contract_workspace)
     for name, message in [
         ("opnai", "no provider opnai; did you mean openai?"),
@@ -133,7 +137,7 @@ def test_an_unknown_provider_and_a_pool_are_told(contract_workspace: str, worksp
 
 
 @pytest.mark.parametrize(
-    ("url", "here"),
+    ("url", "is_local"),
     [
         ("http://localhost:1/v1", True),
         ("http://api.localhost", True),
@@ -145,14 +149,14 @@ def test_an_unknown_provider_and_a_pool_are_told(contract_workspace: str, worksp
         ("https://10.0.0.1/v1", False),
     ],
 )
-def test_whether_a_provider_is_this_machine_is_told_by_its_host(
-    workspace: Callable[[str], Workspace], url: str, here: bool
+def test_a_provider_with_a_loopback_host_is_local(
+    workspace: Callable[[str], Workspace], url: str, is_local: bool
 ) -> None:
     provider = workspace(f"providers: {{box: {{base_url: '{url}'}}}}").provider("box")
-    assert (provider.is_local, provider.tag) == (here, f"box@{'here' if here else 'there'}")
+    assert (provider.is_local, provider.tag) == (is_local, f"box@{'here' if is_local else 'there'}")
 
 
-def test_plain_http_to_another_machine_is_warned_of(workspace: Callable[[str], Workspace]) -> None:
+def test_http_without_encryption_to_another_machine_is_a_warning(workspace: Callable[[str], Workspace]) -> None:
     found = workspace(
         "providers:\n  a: {base_url: http://10.0.0.1/v1}\n  b: {base_url: http://b.org, api_key_env: B}\n"
         "  c: {base_url: http://127.0.0.1/v1}\n  d: {base_url: https://d.org}\n"
@@ -166,7 +170,7 @@ def test_plain_http_to_another_machine_is_warned_of(workspace: Callable[[str], W
 
 
 @pytest.mark.parametrize(
-    ("written", "mistake", "message"),
+    ("written", "replacement", "message"),
     [
         (
             "api_key_env: OPENAI_API_KEY",
@@ -199,7 +203,8 @@ def test_plain_http_to_another_machine_is_warned_of(workspace: Callable[[str], W
         (
             "https://api.openai.com/v1",
             "https://a:99999",
-            '2: providers.openai.base_url: found "https://a:99999", not an address (Port out of range 0-65535); {address}',
+            '2: providers.openai.base_url: found "https://a:99999", not an address (Port out of range 0-65535); '
+            "{address}",
         ),
         (
             "https://api.openai.com/v1",
@@ -236,7 +241,11 @@ def test_plain_http_to_another_machine_is_warned_of(workspace: Callable[[str], W
             "8: budget.usd: no such key; did you mean usd_per_day?",
         ),
         ("time_zone:", "timezone:", "9: timezone: no such key; did you mean time_zone?"),
-        ("Europe/Berlin", "Berlin", '9: time_zone: found "Berlin", not a time zone; write e.g. time_zone: Europe/Berlin'),
+        (
+            "Europe/Berlin",
+            "Berlin",
+            '9: time_zone: found "Berlin", not a time zone; write e.g. time_zone: Europe/Berlin',
+        ),
         (
             "keep_answers: pruned",
             "keep_answers: comitted",
@@ -250,8 +259,8 @@ def test_plain_http_to_another_machine_is_warned_of(workspace: Callable[[str], W
         ),
     ],
 )
-def test_a_mistake_in_the_workspace_is_told_in_one_line(
-    contract_workspace: str, told: Callable[[str], str], written: str, mistake: str, message: str
+def test_an_error_in_the_workspace_file_has_line_key_and_remedy(
+    contract_workspace: str, workspace_error: Callable[[str], str], written: str, replacement: str, message: str
 ) -> None:
     assert written in contract_workspace
     for word, words in {
@@ -260,10 +269,10 @@ def test_a_mistake_in_the_workspace_is_told_in_one_line(
         "input": "did you mean input_per_million?",
     }.items():
         message = message.replace(f"{{{word}}}", words)
-    assert told(contract_workspace.replace(written, mistake, 1)) == f"rowmill.yaml:{message}"
+    assert workspace_error(contract_workspace.replace(written, replacement, 1)) == f"rowmill.yaml:{message}"
 
 
-def test_a_mistake_of_a_workspace_above_is_placed_from_the_current_folder(
+def test_an_error_in_a_workspace_above_is_located_from_the_current_folder(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("rowmill.yaml").write_text("states: x")

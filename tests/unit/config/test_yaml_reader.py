@@ -1,4 +1,4 @@
-"""YAML files: what is read, and what is told of those that cannot be."""
+"""YAML files: values, lines, and the errors of files that cannot be read."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from connectors.errors import JobError
 from pipelines.config.yaml_reader import parse_value, parse_yaml, read_yaml
 
 
-def told(data: bytes) -> str:
+def read_error(data: bytes) -> str:
     path = Path("x.yaml")
     path.write_bytes(data)
     with pytest.raises(JobError) as caught:
@@ -21,7 +21,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_scalars_are_those_of_yaml_1_2() -> None:
+def test_scalars_follow_the_core_schema_of_yaml_1_2() -> None:
     text = "[yes, on, 0x1F, 0o17, 012, 12:30, 1_000, 1e3, -.5, ~, null, '', true, False, 2026-01-02, +7, .inf, -.INF]"
     assert parse_value(text, "x") == [
         *("yes", "on", 31, 15, 12, "12:30", "1_000", 1000.0, -0.5, None, None, "", True, False, "2026-01-02", 7),
@@ -50,7 +50,7 @@ def test_every_key_path_has_its_line() -> None:
     }
 
 
-def test_an_alias_has_the_lines_of_its_anchor_and_merged_keys_give_way() -> None:
+def test_an_alias_has_the_lines_of_its_anchor_and_own_keys_override_merged_ones() -> None:
     read = parse_yaml("a: &a {x: 1, y: 2}\nb: *a\nc:\n  <<: *a\n  y: 3\nd: {<<: [*a, {z: 4, x: 5}]}\n", "x")
     assert read.values == {
         "a": {"x": 1, "y": 2},
@@ -61,7 +61,7 @@ def test_an_alias_has_the_lines_of_its_anchor_and_merged_keys_give_way() -> None
     assert [read.lines[path] for path in (("b",), ("b", "x"), ("c", "x"), ("c", "y"), ("d", "z"))] == [2, 1, 1, 5, 6]
 
 
-def test_keys_are_texts_as_they_are_written() -> None:
+def test_keys_are_text_as_written() -> None:
     assert parse_yaml("1: a\ntrue: b\n~: c\non: d", "x").values == {"1": "a", "true": "b", "null": "c", "on": "d"}
 
 
@@ -69,13 +69,13 @@ def test_an_empty_file_has_no_keys() -> None:
     assert [parse_yaml(text, "x").values for text in ("", "# nothing\n", "---\n", "~\n", "{}\n")] == [{}] * 5
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_no_matter() -> None:
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted() -> None:
     Path("x.yaml").write_bytes(b"\xef\xbb\xbfa: 1\r\nb: 2\r\n")
     read = read_yaml(Path("x.yaml"), "x.yaml")
     assert (read.values, dict(read.lines)) == ({"a": 1, "b": 2}, {(): 1, ("a",): 1, ("b",): 2})
 
 
-def test_two_halves_of_a_character_are_one() -> None:
+def test_a_surrogate_pair_is_one_character() -> None:
     assert parse_value('"\\ud83d\\ude00"', "x") == "😀"
 
 
@@ -120,11 +120,11 @@ CHAIN = b"a0: &a0 [1]\n" + b"".join(b"a%d: &a%d [*a%d]\n" % (level, level, level
         ),
     ],
 )
-def test_a_file_that_cannot_be_read_is_told_in_one_line(data: bytes, message: str) -> None:
-    assert told(data) == message
+def test_a_file_that_cannot_be_read_is_reported_in_one_line(data: bytes, message: str) -> None:
+    assert read_error(data) == message
 
 
-def test_a_folder_and_an_unreadable_path_are_no_files(tmp_path: Path) -> None:
+def test_a_folder_and_an_unreadable_path_are_errors(tmp_path: Path) -> None:
     for path, message in [
         (tmp_path, "is a folder; name a file in it"),
         (tmp_path / "none.yaml", "no such file; check the path"),
@@ -135,7 +135,7 @@ def test_a_folder_and_an_unreadable_path_are_no_files(tmp_path: Path) -> None:
         assert str(caught.value) == f"x.yaml: {message}"
 
 
-def test_a_value_of_a_flag_is_placed_by_the_flag() -> None:
+def test_an_error_in_the_value_of_a_flag_names_the_flag() -> None:
     with pytest.raises(JobError) as caught:
         parse_value("*all", "--set source.where")
     assert str(caught.value) == (
