@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from pipelines.dispatch.counters import RunCounters
-from pipelines.dispatch.request_types import DispatchControl
+from pipelines.dispatch.dispatcher import DispatchControl
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.monitoring.bottleneck import TimeBreakdown
 
@@ -22,8 +22,8 @@ class RunView:
 
     def hold_reason(self) -> str | None:
         """Return what the run waits for, and for how long if that is known; None if it does not wait."""
-        if self.dispatcher.waiting_for is not None:
-            return self.dispatcher.waiting_for
+        if self.dispatcher.state.waiting_for is not None:
+            return self.dispatcher.state.waiting_for
         for provider, limiter in self.limiters.items():
             if limiter.excluded_reason is not None:
                 continue

@@ -116,7 +116,7 @@ class Telemetry:
 
         async def both(view: RunView) -> None:
             self._view = view
-            view.dispatcher.observer = self
+            view.dispatcher.state.observer = self
             await asyncio.gather(self._keep_counting(), follow(view))
 
         return both

@@ -1,12 +1,12 @@
-"""Make the README's pictures from real runs: python tests/behaviour/screens/pictures.py (needs chromium).
+"""Pictures for the README from real runs: python tests/behaviour/screens/pictures.py (needs chromium).
 
-Into .github/pictures: plan.png, progress.png, report.png. The provider is the embedded one as a server, with a latency
-and a limit, under the name of a paid one: so there are prices, and nothing is paid.
+It writes .github/pictures/plan.png, progress.png and report.png. The provider is the embedded one as a server, with a
+latency and a limit, under the name of a paid one: there are prices, and nothing is paid.
 """
 
+import io
 import os
 import pty
-import re
 import shutil
 import subprocess
 import sys
@@ -15,11 +15,14 @@ from html import escape
 from pathlib import Path
 
 from PIL import Image
+from rich.console import Console
+from rich.terminal_theme import TerminalTheme
+from rich.text import Text
 
 ROOT = Path(__file__).parents[3]
 PICTURES = ROOT / ".github" / "pictures"
 COLUMNS = 84
-"""Of the terminal: a little more than the 80 that all commands keep to."""
+"""Of the terminal."""
 ROWMILL = (sys.executable, "-P", "-c", "from pipelines.cli import main; main()")
 JOB = """
 name: reviews
@@ -30,7 +33,7 @@ steps:
     provider: openai
     model: gpt-4o-mini
     messages:
-      - system: You tell what a review praises or misses.
+      - system: Summarize what the review praises or criticizes.
       - user: "{{ text }}"
     params: {max_tokens: 60}
     output:
@@ -54,6 +57,15 @@ figcaption{padding:9px 16px;background:#161b22;color:#9da7b3;font:13px system-ui
 pre{margin:0;padding:14px 18px 18px;color:#e6edf3;font:14px/20px "DejaVu Sans Mono",monospace}
 b{color:#58a6ff;font-weight:400}
 """
+THEME = TerminalTheme(
+    (13, 17, 23),
+    (230, 237, 243),
+    [(72, 79, 88), (255, 123, 114), (63, 185, 80), (210, 153, 34), (88, 166, 255), (188, 140, 255), (57, 197, 207),
+     (177, 186, 196)],
+    [(110, 118, 129), (255, 161, 152), (86, 211, 100), (227, 179, 65), (121, 192, 255), (210, 168, 255), (86, 212, 221),
+     (240, 246, 252)],
+)  # fmt: skip
+ERASE_LINE = "\x1b[2K"
 
 
 def main() -> None:
@@ -71,69 +83,77 @@ def main() -> None:
         try:
             assert server.stdout is not None
             while "8485" not in server.stdout.readline():
-                assert server.poll() is None, "port 8485 is taken"
+                assert server.poll() is None, "port 8485 is in use"
             limits = "limits: {requests_per_minute: 10000}"
             (folder / "rowmill.yaml").write_text(
                 f"providers: {{openai: {{base_url: 'http://127.0.0.1:8485/v1', {limits}}}}}\n"
             )
-            plan = ran(folder, "plan", "jobs/reviews.yaml")
-            terminal(folder, "plan: before anything is sent", [("plan jobs/reviews.yaml", plan)], "plan.png")
-            run = ran(folder, "run", "jobs/reviews.yaml")
-            usage = ran(folder, "usage", "--by", "model")
-            told = [("run jobs/reviews.yaml", progress_of(run)), ("usage --by model", usage)]
-            terminal(folder, "run: one line while it goes on, the rest when it has ended", told, "progress.png")
-            ran(folder, "report", "jobs/reviews.yaml")
+            plan = run_command(folder, "plan", "jobs/reviews.yaml")
+            draw_terminal(folder, "plan: before anything is sent", [("plan jobs/reviews.yaml", plan)], "plan.png")
+            run = run_command(folder, "run", "jobs/reviews.yaml")
+            usage = run_command(folder, "usage", "--by", "model")
+            commands = [("run jobs/reviews.yaml", frame_and_summary(run)), ("usage --by model", usage)]
+            draw_terminal(folder, "run: the progress bar, and the summary that replaces it", commands, "progress.png")
+            run_command(folder, "report", "jobs/reviews.yaml")
         finally:
             server.terminate()
             server.wait()
         page = (folder / "reviews-report.html").read_text()
-        # From the figures to where the time went; the rest of the page is long.
+        # From the figures to the time breakdown; the rest of the page is long.
         shown = page.replace("</style>", "section:nth-of-type(n+5),.chart+.chart{display:none}</style>", 1)
         (folder / "shown.html").write_text(shown)
-        taken(folder, folder / "shown.html", 1100, 2200, PICTURES / "report.png", scale=1)
+        take_picture(folder, folder / "shown.html", 1100, 2200, PICTURES / "report.png", scale=1)
 
 
-def ran(folder: Path, *words: str) -> str:
-    """All that a command writes to a terminal of COLUMNS columns; it has to end well."""
+def run_command(folder: Path, *words: str) -> str:
+    """Return all that a command writes to a terminal of COLUMNS columns; it has to succeed."""
     reading, writing = pty.openpty()
     process = subprocess.Popen(
         [*ROWMILL, *words], cwd=folder, stdin=writing, stdout=writing, stderr=writing,
-        env={**os.environ, "COLUMNS": str(COLUMNS), "LINES": "50"},
+        env={**os.environ, "COLUMNS": str(COLUMNS), "LINES": "50", "TERM": "xterm-256color"},
     )  # fmt: skip
     os.close(writing)
-    seen = b""
+    output = b""
     try:
         while more := os.read(reading, 1 << 16):
-            seen += more
+            output += more
     except OSError:
-        # So Linux tells that nobody writes to it any more.
+        # On Linux this is the end of the file.
         pass
     os.close(reading)
-    assert process.wait() == 0, seen.decode()
-    return seen.decode().replace("\r\n", "\n")
+    assert process.wait() == 0, output.decode()
+    return output.decode().replace("\r\n", "\n")
 
 
-def progress_of(seen: str) -> str:
-    """One of the lines that were written over one another, from the middle of the run, and what came after them."""
-    lines = re.split(r"\r|\x1b\[K", seen)
-    live = [line for line in lines if " left" in line]
-    return f"{live[len(live) // 2]}\n\n{lines[-1].strip()}"
+def frame_and_summary(output: str) -> str:
+    """Return a progress bar from the middle of the run, and what was printed at the end."""
+    *frames, summary = (part.strip("\r\n") for part in output.split(ERASE_LINE))
+    bars = [frame for frame in frames if " left" in frame]
+    return f"{bars[len(bars) // 2]}\n\n{summary}"
 
 
-def terminal(folder: Path, title: str, told: list[tuple[str, str]], name: str) -> None:
-    """Commands and what they wrote, as in a terminal."""
-    text = "\n\n".join(f"<b>$ rowmill {escape(command)}</b>\n{escape(words.rstrip())}" for command, words in told)
-    text = text.replace(str(folder) + "/", "")
+def draw_terminal(folder: Path, title: str, commands: list[tuple[str, str]], name: str) -> None:
+    """Make a picture of a terminal with commands and their output."""
+    parts = [f"<b>$ rowmill {escape(command)}</b>\n{html_of(output.rstrip())}" for command, output in commands]
+    text = "\n\n".join(parts).replace(str(folder) + "/", "")
     page = folder / f"{name}.html"
     page.write_text(
         f'<meta charset="utf-8"><style>{STYLE}pre{{width:{COLUMNS}ch}}</style>'
         f"<figure><figcaption>{escape(title)}</figcaption><pre>{text}</pre></figure>"
     )
-    taken(folder, page, 1200, 1600, PICTURES / name, scale=2)
+    take_picture(folder, page, 1200, 1600, PICTURES / name, scale=2)
 
 
-def taken(folder: Path, page: Path, width: int, height: int, out: Path, scale: int) -> None:
-    """A page as a picture, cut to what it shows."""
+def html_of(output: str) -> str:
+    """Return terminal output as HTML in the colours of THEME."""
+    console = Console(record=True, width=COLUMNS, file=io.StringIO(), highlight=False, markup=False)
+    console.print(Text.from_ansi(output), soft_wrap=True)
+    html = console.export_html(theme=THEME, inline_styles=True, code_format="{code}")
+    return html.rstrip()
+
+
+def take_picture(folder: Path, page: Path, width: int, height: int, out: Path, scale: int) -> None:
+    """Make a picture of a page, cropped to its content."""
     raw = folder / "raw.png"
     subprocess.run(
         [
@@ -149,7 +169,7 @@ def taken(folder: Path, page: Path, width: int, height: int, out: Path, scale: i
         paper = Image.new("RGBA", whole.size, "white")
         paper.alpha_composite(whole)
         flat = paper.convert("RGB")
-        # White where nothing is: what is left is shown, with a margin.
+        # White is empty: the rest is shown, with a margin.
         shown = Image.eval(flat.convert("L"), lambda value: 255 - value).getbbox()
         assert shown is not None and shown[3] < whole.height, f"{out.name}: the page is longer than its picture"
         right, bottom = min(whole.width, shown[2] + 12), min(whole.height, shown[3] + 12)

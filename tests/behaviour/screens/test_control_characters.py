@@ -1,4 +1,4 @@
-"""Words of a provider or of a row, on a terminal and in a report: nothing in them is obeyed."""
+"""Control characters and markup in text of a provider or of a row have no effect on a terminal or in a report."""
 
 import json
 from typing import Any
@@ -6,37 +6,37 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-ORDERS = "\x1b]0;owned\x07\x1b[31mred\x9b2J\r\u202egnp.\x00<script>alert(1)</script><img src=x onerror=alert(2)>'\"-->"
-SCRIPT = ("<script>alert", "<img src=x")
+HOSTILE = "\x1b]0;owned\x07\x1b[31mred\x9b2J\r\u202egnp.\x00<script>alert(1)</script><img src=x onerror=alert(2)>'\"-->"
+SCRIPT_TAGS = ("<script>alert", "<img src=x")
 
 
-def obeyed(shown: str) -> list[str]:
-    """What a terminal would obey of a text of several lines."""
-    return [character for character in shown if character != "\n" and not character.isprintable()]
+def control_characters(text: str) -> list[str]:
+    """Return what a terminal would obey in a text of several lines."""
+    return [character for character in text if character != "\n" and not character.isprintable()]
 
 
 @pytest.fixture
 def job(workspace: Any, provider: Any, cli: Any) -> Any:
-    """A job that has run: one of its rows was answered with ORDERS, one refused with them, one is named by them."""
+    """A job that has run: one answer, one error message and one key are hostile."""
 
     def script(path: str, body: Any, count: int) -> Any:
         message = body["messages"][-1]["content"]
         if message == "text 2":
-            error = dict.fromkeys(("message", "type", "code", "param", "more"), ORDERS)
+            error = dict.fromkeys(("message", "type", "code", "param", "more"), HOSTILE)
             return web.json_response({"error": error}, status=400)
-        answer = {"role": "assistant", "content": ORDERS}
+        answer = {"role": "assistant", "content": HOSTILE}
         return {
-            "id": "c", "object": "chat.completion", "created": 1, "model": ORDERS,
+            "id": "c", "object": "chat.completion", "created": 1, "model": HOSTILE,
             "choices": [{"index": 0, "message": answer, "finish_reason": "stop"}],
             "usage": {"prompt_tokens": 10, "completion_tokens": 5},
         }  # fmt: skip
 
     provider.script = script
-    rows = [{"id": "1", "text": "text 1"}, {"id": ORDERS.replace("\0", ""), "text": "text 2"}]
+    rows = [{"id": "1", "text": "text 1"}, {"id": HOSTILE.replace("\0", ""), "text": "text 2"}]
     workspace.write("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     file = workspace.job(source="{jsonl: rows.jsonl, key: id}")
     assert cli("run", file) == 1
-    assert obeyed(cli.out + cli.err) == []
+    assert control_characters(cli.out + cli.err) == []
     return file
 
 
@@ -55,29 +55,29 @@ def job(workspace: Any, provider: Any, cli: Any) -> Any:
     ],
     ids=" ".join,
 )
-def test_nothing_that_others_wrote_is_an_order_to_the_terminal(cli: Any, job: Any, command: list[str]) -> None:
+def test_foreign_text_is_no_command_to_the_terminal(cli: Any, job: Any, command: list[str]) -> None:
     name, *options = command
     assert cli(name, job, *options) in (0, 1)
-    told = cli.out + cli.err
-    assert told
-    # JSON escapes what is an order itself, not what turns the direction of a text.
-    assert set(obeyed(told)) <= ({"\u202e", "\x9b"} if "json" in " ".join(options) else set())
+    text = cli.out + cli.err
+    assert text
+    # JSON escapes control characters, but not those that change the direction of writing.
+    assert set(control_characters(text)) <= ({"\u202e", "\x9b"} if "json" in " ".join(options) else set())
 
 
-def test_why_a_run_stopped_is_told_without_orders(workspace: Any, provider: Any, cli: Any) -> None:
+def test_the_reason_of_a_stop_is_printed_without_control_characters(workspace: Any, provider: Any, cli: Any) -> None:
     workspace.csv(3)
-    provider.script = lambda path, body, count: web.json_response({"error": {"message": ORDERS}}, status=401)
+    provider.script = lambda path, body, count: web.json_response({"error": {"message": HOSTILE}}, status=401)
     job = workspace.job()
     for command in (["run", job], ["status", job], ["run", job, "--quiet"]):
         assert cli(*command) in (0, 3)
         assert "owned" in cli.out + cli.err
-        assert obeyed(cli.out + cli.err) == []
+        assert control_characters(cli.out + cli.err) == []
 
 
-def test_a_report_runs_no_script_of_others(workspace: Any, cli: Any, job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_runs_no_foreign_script(workspace: Any, cli: Any, job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace.folder)
     assert cli("report", job) == 0
     (page,) = workspace.folder.rglob("*.html")
     text = page.read_text()
     assert "alert(1)" in text or "owned" in text
-    assert not any(tag in text for tag in SCRIPT)
+    assert not any(tag in text for tag in SCRIPT_TAGS)

@@ -12,17 +12,17 @@ from pipelines.monitoring import json_events
 
 
 def events(cli: Any) -> list[dict[str, Any]]:
-    """The lines on stderr; each of them is JSON."""
+    """Parse stderr, where every line is JSON."""
     return [json.loads(line) for line in cli.err.splitlines()]
 
 
 @pytest.fixture(autouse=True)
-def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+def frequent_events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_events, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(json_events, "SECONDS_BETWEEN_PROGRESS", 0.0)
 
 
-def test_a_run_is_told_from_start_to_finish(workspace: Any, provider: Any, cli: Any) -> None:
+def test_a_run_is_logged_from_start_to_finish(workspace: Any, provider: Any, cli: Any) -> None:
     from tests.conftest import error_reply
 
     workspace.csv(40)
@@ -30,26 +30,26 @@ def test_a_run_is_told_from_start_to_finish(workspace: Any, provider: Any, cli: 
     provider.script = lambda path, body, count: error_reply(500, "text 7 is secret") if count == 0 else None
     assert cli("run", workspace.job(limits="{concurrency: 8}"), "--log", "json", "--json") == 0
     report = json.loads(cli.out)
-    told = events(cli)
-    assert {event["job"] for event in told} == {"job"}
-    assert {event["run_id"] for event in told} == {report["run_id"]}
-    assert all(event["ts"].endswith("+00:00") for event in told)
-    assert [event["ts"] for event in told] == sorted(event["ts"] for event in told)
-    start, finish = told[0], told[-1]
+    logged = events(cli)
+    assert {event["job"] for event in logged} == {"job"}
+    assert {event["run_id"] for event in logged} == {report["run_id"]}
+    assert all(event["ts"].endswith("+00:00") for event in logged)
+    assert [event["ts"] for event in logged] == sorted(event["ts"] for event in logged)
+    start, finish = logged[0], logged[-1]
     assert (start["event"], start["level"], start["rows"], start["rows_done"], start["continued"]) == (
         "start", "info", 40, 0, False,
     )  # fmt: skip
     assert (finish["event"], finish["level"]) == ("finish", "info")
     assert {name: finish["report"][name] for name in report} == report
-    kinds = {event["event"] for event in told}
+    kinds = {event["event"] for event in logged}
     assert kinds == {"start", "progress", "retry", "commit", "finish"}
-    retries = [event for event in told if event["event"] == "retry"]
+    retries = [event for event in logged if event["event"] == "retry"]
     assert [(event["retries"], event["level"]) for event in retries] == [(1, "warning")]
-    assert sum(event["rows"] for event in told if event["event"] == "commit") == 40
+    assert sum(event["rows"] for event in logged if event["event"] == "commit") == 40
     assert "secret" not in cli.err
 
 
-def test_commits_are_told_as_they_happen(
+def test_commits_are_logged_as_they_happen(
     workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(committer, "COMMIT_SECONDS", 0.0)
@@ -61,7 +61,7 @@ def test_commits_are_told_as_they_happen(
     assert commits[-1]["rows_in_all"] == 1200
 
 
-def test_a_provider_that_asks_to_wait_is_told(workspace: Any, provider: Any, cli: Any) -> None:
+def test_a_provider_that_asks_to_wait_is_logged(workspace: Any, provider: Any, cli: Any) -> None:
     from tests.conftest import error_reply
 
     workspace.csv(5)
@@ -72,7 +72,7 @@ def test_a_provider_that_asks_to_wait_is_told(workspace: Any, provider: Any, cli
     assert (holds[0]["level"], holds[0]["message"][:22]) == ("warning", "test asks to wait 2 s"[:22])
 
 
-def test_mistakes_failed_audits_and_stops_are_lines_as_well(workspace: Any, provider: Any, cli: Any) -> None:
+def test_errors_failed_audits_and_stops_are_events_too(workspace: Any, provider: Any, cli: Any) -> None:
     from tests.conftest import error_reply
 
     workspace.csv(2)
@@ -83,30 +83,30 @@ def test_mistakes_failed_audits_and_stops_are_lines_as_well(workspace: Any, prov
     assert "no-such-command cannot be started" in problems[1]
     workspace.write("rows.csv", "id,text\n1,a\n1,b\n")
     assert cli("run", job, "--log", "json", "--json") == 2
-    told = events(cli)
-    assert [event["event"] for event in told] == ["problem", "problem", "finish"]
-    assert "is not unique" in told[0]["message"]
-    assert (told[-1]["level"], told[-1]["report"]["exit_code"], told[-1]["run_id"]) == ("error", 2, None)
+    logged = events(cli)
+    assert [event["event"] for event in logged] == ["problem", "problem", "finish"]
+    assert "is not unique" in logged[0]["message"]
+    assert (logged[-1]["level"], logged[-1]["report"]["exit_code"], logged[-1]["run_id"]) == ("error", 2, None)
     workspace.csv(3)
     provider.script = lambda path, body, count: error_reply(401, "no such key")
     assert cli("run", job, "--log", "json", "--json") == 3
     assert (events(cli)[-1]["level"], events(cli)[-1]["report"]["exit_code"]) == ("error", 3)
 
 
-def test_quiet_leaves_mistakes_only(workspace: Any, provider: Any, cli: Any) -> None:
+def test_quiet_logs_errors_only(workspace: Any, provider: Any, cli: Any) -> None:
     workspace.csv(2)
     assert cli("run", workspace.job(), "--log", "json", "--json", "--quiet") == 0
     assert cli.err == ""
 
 
 def problems(cli: Any) -> list[str]:
-    """What is told where no run was begun: lines of JSON and nothing else."""
-    told = events(cli)
-    assert {(event["level"], event["run_id"]) for event in told} == {("error", None)}
-    return [event["message"] for event in told if event["event"] == "problem"]
+    """Return the messages of a command that began no run: all of stderr is JSON."""
+    logged = events(cli)
+    assert {(event["level"], event["run_id"]) for event in logged} == {("error", None)}
+    return [event["message"] for event in logged if event["event"] == "problem"]
 
 
-def test_what_is_wrong_before_a_job_begins_is_a_line_as_well(
+def test_errors_before_a_job_begins_are_events_too(
     workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(2)
@@ -137,7 +137,7 @@ def test_what_is_wrong_before_a_job_begins_is_a_line_as_well(
     assert provider.seen == []
 
 
-def test_a_job_that_runs_already_is_told_in_a_line(workspace: Any, provider: Any, cli: Any) -> None:
+def test_a_job_that_is_running_already_is_an_event(workspace: Any, provider: Any, cli: Any) -> None:
     from pipelines.runtime.locks import job_lock
 
     workspace.csv(2)
@@ -148,7 +148,7 @@ def test_a_job_that_runs_already_is_told_in_a_line(workspace: Any, provider: Any
     assert json.loads(cli.out)["exit_code"] == 4
 
 
-def test_without_it_mistakes_are_told_in_words(workspace: Any, cli: Any) -> None:
+def test_without_json_errors_are_plain_text(workspace: Any, cli: Any) -> None:
     workspace.csv(2)
     job = workspace.job(limits="{inflight: 3}")
     for flags in ((), ("--log", "plain"), ("--log", "json", "--log", "plain")):
@@ -156,7 +156,7 @@ def test_without_it_mistakes_are_told_in_words(workspace: Any, cli: Any) -> None
         assert cli.err.startswith(str(job))
 
 
-def test_of_several_jobs_one_that_is_not_run_is_told_in_a_line(workspace: Any, cli: Any) -> None:
+def test_a_job_that_is_not_run_because_of_another_is_an_event(workspace: Any, cli: Any) -> None:
     workspace.csv(2)
     for name, source in (
         ("first", "{csv: missing.csv, key: id}"),
@@ -174,8 +174,8 @@ def test_of_several_jobs_one_that_is_not_run_is_told_in_a_line(workspace: Any, c
         check=False,
         env={"PYTHONPATH": ":".join(sys.path)},
     )
-    told = [json.loads(line) for line in done.stderr.splitlines()]
+    logged = [json.loads(line) for line in done.stderr.splitlines()]
     assert done.returncode in (2, 3)
-    not_run = [event["message"] for event in told if "not run" in str(event.get("message"))]
+    not_run = [event["message"] for event in logged if "not run" in str(event.get("message"))]
     assert [words.split(":")[0] for words in not_run] == ["second", "third"]
-    assert {event["job"] for event in told} == {"first", "second", "third"}
+    assert {event["job"] for event in logged} == {"first", "second", "third"}

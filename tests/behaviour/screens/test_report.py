@@ -1,4 +1,4 @@
-"""The page that `rowmill report` writes: all data escaped, media inside, nothing fetched."""
+"""The page that `rowmill report` writes: data escaped, media embedded, nothing loaded from the network."""
 
 import json
 import re
@@ -28,8 +28,8 @@ STEPS = """
 
 @pytest.fixture
 def job(reviews: Any, provider: Any, cli: Any) -> Path:
-    """A job whose run has left results, errors and a request that was tried again."""
-    told = provider.script
+    """A job whose run has results, errors and a retry."""
+    answer = provider.script
 
     def script(path: str, body: dict[str, Any], count: int) -> Any:
         text = str(body["messages"][-1]["content"])
@@ -38,7 +38,7 @@ def job(reviews: Any, provider: Any, cli: Any) -> Path:
         if "phone" in text:
             error = {"message": "<b>no phones & no 'quotes'</b>", "type": "invalid_request_error"}
             return web.json_response({"error": error}, status=400)
-        return told(path, body, count)
+        return answer(path, body, count)
 
     provider.script = script
     path: Path = reviews.job(source="{csv: rows.csv, key: id}", steps=STEPS, sink="{parquet: out, columns: [text]}")
@@ -53,21 +53,21 @@ def page_of(cli: Any, job: Path) -> str:
     return out.read_text()
 
 
-def test_data_is_escaped_wherever_it_stands(job: Path, cli: Any, workspace: Any) -> None:
+def test_data_is_escaped_everywhere(job: Path, cli: Any, workspace: Any) -> None:
     page = page_of(cli, job)
     assert "<b>no phones" not in page
     assert "&lt;b&gt;no phones &amp; no &#x27;quotes&#x27;&lt;/b&gt;" in page
     assert "<script" not in page
 
 
-def test_the_page_names_no_address(job: Path, cli: Any) -> None:
+def test_the_page_links_to_no_address(job: Path, cli: Any) -> None:
     page = page_of(cli, job)
     outside = re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', page)
     assert outside == []
     assert "default-src 'none'" in page
 
 
-def test_pictures_are_shown_small_and_sounds_can_be_played(workspace: Any, cli: Any) -> None:
+def test_images_are_shown_as_thumbnails_and_audio_can_be_played(workspace: Any, cli: Any) -> None:
     for name in ("images/coffee.png", "audio/jfk.flac"):
         (workspace.folder / Path(name).name).write_bytes((DATA / name).read_bytes())
     workspace.write("rows.csv", "id,text,picture,sound\n1,a,coffee.png,jfk.flac\n2,b,../secret.png,missing.mp3\n")
@@ -89,7 +89,7 @@ def test_a_job_that_never_ran_has_no_report(workspace: Any, cli: Any) -> None:
     assert "nothing is in" in cli.err
 
 
-def test_the_report_goes_into_the_current_folder_under_the_jobs_name(
+def test_the_report_is_written_to_the_current_folder_under_the_name_of_the_job(
     workspace: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(3)
@@ -114,11 +114,11 @@ def test_a_browser_shows_the_page_without_an_error_or_a_request(job: Path, cli: 
     assert '<dl class="figures">' in seen.stdout
     events = json.loads(log.read_text())["events"]
     hosts = {urlsplit(event["params"]["url"]).hostname or "" for event in events if "url" in event.get("params", {})}
-    # What the browser asks its maker for at every start, whatever it shows.
+    # Chromium contacts these at every start, whatever it shows.
     assert {host for host in hosts if host and not host.endswith((".google.com", ".googleapis.com"))} == set()
 
 
-def test_the_page_can_be_read_aloud_and_walked_through_by_keys(job: Path, cli: Any) -> None:
+def test_the_page_works_with_a_screen_reader_and_a_keyboard(job: Path, cli: Any) -> None:
     page = page_of(cli, job)
     assert re.findall(r"<h(\d)", page) == ["1"] + ["2"] * len(re.findall("<section", page))
     assert len(re.findall(r"<(?:header|nav|main)[ >]", page)) == 3
@@ -129,13 +129,13 @@ def test_the_page_can_be_read_aloud_and_walked_through_by_keys(job: Path, cli: A
         assert table.startswith("<table><caption>") and heads
         assert all("scope=" in head for head in heads)
         assert '<th scope="col"></th>' not in table
-    # What scrolls by itself is reached by keys, and named.
+    # Regions that scroll can be reached by keyboard, and have a label.
     scrolling = re.findall(r'<div class="wide"([^>]*)>', page)
-    assert scrolling and all('role="region" tabindex="0" aria-label="' in told for told in scrolling)
+    assert scrolling and all('role="region" tabindex="0" aria-label="' in attributes for attributes in scrolling)
     assert all('role="img" aria-label="' in chart for chart in re.findall(r"<svg[^>]*>", page))
 
 
-def test_text_stands_out_from_its_background_in_light_and_dark_and_on_paper(job: Path, cli: Any) -> None:
+def test_text_has_contrast_in_light_and_dark_mode_and_in_print(job: Path, cli: Any) -> None:
     themes = [dict(re.findall(r"--(\w+):(#\w+)", block)) for block in re.findall(r":root{([^}]*)}", page_of(cli, job))]
     assert len(themes) == 3
     for colours in themes:
@@ -145,7 +145,7 @@ def test_text_stands_out_from_its_background_in_light_and_dark_and_on_paper(job:
 
 
 def contrast(one: str, other: str) -> float:
-    """As WCAG 2 reckons it: https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio."""
+    """The contrast ratio of WCAG 2: https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio."""
     light, dark = sorted((luminance(one), luminance(other)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from connectors.emulator.server import EmulatorOptions, EmulatorServer
-from pipelines.formatting import DataTable, format_money, money_decimals, render
+from pipelines.formatting import DataTable, render
 from pipelines.reporting.status_format import format_usage
 from tests.behaviour.screens.conftest import Screen
 
@@ -38,46 +38,6 @@ def test_a_table_that_is_too_wide_becomes_a_block_a_row(screen: Screen, width: i
     shown = [render(content, width) for content in (format_usage(USAGE), DataTable(LEDGER), DataTable(BATCHES))]
     screen(f"tables-{width}.txt", "\n\n".join(shown) + "\n")
     assert max(len(line) for text in shown for line in text.splitlines()) <= width
-
-
-def test_numbers_are_right_aligned_and_empty_columns_left_out() -> None:
-    rows: list[dict[str, object]] = [{"a": "first", "b": 1.5, "c": 3000, "d": "x" * 20, "e": None}]
-    assert render(DataTable(rows)).splitlines() == [
-        "a        b      c  d",
-        "─" * 39,
-        "first  1.5  3,000  " + "x" * 20,
-    ]
-    assert render(DataTable(rows), 30).splitlines() == ["first", "  b  1.5", "  c  3,000", "  d  " + "x" * 20]
-    assert render(DataTable([{"a": None}]), 30).splitlines()[0] == "a"
-
-
-def test_output_that_is_not_a_terminal_is_neither_cut_nor_coloured() -> None:
-    rows: list[dict[str, object]] = [{"job": "x" * 300, "message": "word " * 100}]
-    _, _, row = render(DataTable(rows, wrapped="message")).splitlines()
-    assert row == "x" * 300 + "  " + ("word " * 100).rstrip()
-
-
-def test_a_terminal_gets_colour(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    assert "\x1b[1m" in render(DataTable(LEDGER), 200, is_terminal=True)
-
-
-@pytest.mark.parametrize(
-    ("amounts", "shown"),
-    [
-        ((0.0043, 0.0177, None), ["$0.0043", "$0.0177", "not known"]),
-        ((9.4436, 0.0004), ["$9.4436", "$0.0004"]),
-        ((9.4436, 0.00001), ["$9.4436", "<$0.0001"]),
-        ((1234.5, 0.002), ["$1,234.50", "<$0.01"]),
-        ((0.00008, 0.00016, 0.0), ["$0.000080", "$0.000160", "$0.000000"]),
-        ((3.2, 0.41), ["$3.20", "$0.41"]),
-        ((0,), ["$0.00"]),
-    ],
-)
-def test_money_has_one_precision_a_screen(amounts: tuple[float | None, ...], shown: list[str]) -> None:
-    decimals = money_decimals(amounts)
-    assert [format_money(amount, decimals) for amount in amounts] == shown
 
 
 def test_the_tables_of_commands_fit_80_columns(workspace: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,9 +112,9 @@ def test_rows_that_need_no_request_are_counted_apart(
 @pytest.fixture
 def by_batch(workspace: Any, provider: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The workspace's provider `test` takes batches: it is an embedded one."""
-    monkeypatch.setattr("pipelines.batch.lifecycle.FIRST_POLL", 0.02)
-    monkeypatch.setattr("pipelines.batch.dispatcher.QUIET", 0.1)
-    monkeypatch.setattr("pipelines.batch.builder.LINES", 10)
+    monkeypatch.setattr("pipelines.batch.lifecycle.FIRST_POLL_SECONDS", 0.02)
+    monkeypatch.setattr("pipelines.batch.dispatcher.QUIET_SECONDS", 0.1)
+    monkeypatch.setattr("pipelines.batch.builder.MAX_FILE_LINES", 10)
     with EmulatorServer() as server:
         file = workspace.folder / "rowmill.yaml"
         file.write_text(file.read_text().replace(provider.base_url, server.base_url).replace("  m:", "  gpt-4o-mini:"))
