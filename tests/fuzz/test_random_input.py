@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from connectors.contracts import SourceContext
 from connectors.errors import DataError, JobError
 from connectors.sources.csv_files import CsvSource
-from connectors.sources.csv_records import Dialect, Reject, records
-from connectors.templating.template import Template, RenderError
+from connectors.sources.csv_records import CsvFormat, RejectedLine, read_records
+from connectors.templating.template import RenderError, Template
 from pipelines.cli import rowmill
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -72,7 +72,7 @@ VALUES = st.recursive(
 @given(source=st.one_of(TEMPLATES, EXPRESSIONS, FILTERED), values=st.lists(VALUES, min_size=3, max_size=3))
 def test_a_template_renders_or_is_told(source: str, values: list[Any]) -> None:
     try:
-        template = Template(source, "steps.a.input")
+        template = Template(source, ("steps", "a", "input"))
         row = {name: values[place % 3] for place, name in enumerate(sorted(template.columns))}
         assert isinstance(template.render(row), str)
     except (JobError, RenderError) as exc:
@@ -85,7 +85,7 @@ def test_any_value_of_a_row_is_shown_by_a_bare_name_as_by_an_expression(value: A
     shown = []
     for source in ("{{ x }}", "{{ x if true else x }}"):
         try:
-            shown.append(Template(source, "steps.a.input").render({"x": value}))
+            shown.append(Template(source, ("steps", "a", "input")).render({"x": value}))
         except RenderError:
             # Half a character, or a number that no template holds.
             return
@@ -114,8 +114,8 @@ def lines_of(data: bytes) -> list[str]:
 def test_every_line_of_a_csv_file_is_in_a_record_or_rejected(tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "x.csv"
     file.write_bytes(data)
-    rejected: list[Reject] = []
-    found = [(record.line, record.raw) for record in records(file, Dialect(",", '"', "latin-1"), rejected)]
+    rejected: list[RejectedLine] = []
+    found = [(record.line, record.raw) for record in read_records(file, CsvFormat(",", '"', "latin-1"), rejected)]
     found += [(reject.line, reject.raw) for reject in rejected]
     assert [line for _, raw in sorted(found) for line in lines_of(raw.encode("latin-1"))] == lines_of(data)
 

@@ -1,4 +1,4 @@
-"""What a job file's templates, SQL and YAML can reach: their own inputs, and nothing else of the machine."""
+"""Sandboxes: a job file's templates, SQL and YAML reach their inputs and nothing else of the machine."""
 
 import json
 import resource
@@ -12,7 +12,7 @@ import duckdb
 import pytest
 
 from connectors.errors import JobError
-from connectors.templating.template import Template, RenderError
+from connectors.templating.template import RenderError, Template
 from pipelines.config.yaml_reader import parse_yaml
 
 SECRET = "outside-and-secret"
@@ -53,14 +53,14 @@ ENDLESS = [
 
 
 @pytest.mark.parametrize("source", ESCAPES)
-def test_a_template_reaches_nothing_of_python(source: str) -> None:
+def test_a_template_cannot_reach_python(source: str) -> None:
     with pytest.raises((JobError, RenderError)):
-        template = Template(source, "steps.a.input")
-        shown = template.render(dict.fromkeys({*template.columns, "x"}, "v"))
-        raise AssertionError(shown)
+        template = Template(source, ("steps", "a", "input"))
+        text = template.render(dict.fromkeys({*template.columns, "x"}, "v"))
+        raise AssertionError(text)
 
 
-def test_a_template_that_names_no_column_is_refused_before_anything_is_sent(
+def test_a_template_without_a_known_column_is_an_error_before_anything_is_sent(
     workspace: Any, provider: Any, cli: Any
 ) -> None:
     workspace.csv(2)
@@ -74,20 +74,20 @@ def test_a_template_that_names_no_column_is_refused_before_anything_is_sent(
 @pytest.mark.parametrize("source", ENDLESS)
 def test_a_template_is_bounded_in_time_and_output(source: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.process_time()
+    started = time.process_time()
     with pytest.raises((JobError, RenderError)):
-        Template(source, "steps.a.input").render({"x": "v"})
-    assert time.process_time() - began < 10
+        Template(source, ("steps", "a", "input")).render({"x": "v"})
+    assert time.process_time() - started < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
 
 
-def test_a_value_is_never_taken_for_a_template(workspace: Any, provider: Any, cli: Any) -> None:
+def test_a_value_is_never_rendered_as_a_template(workspace: Any, provider: Any, cli: Any) -> None:
     workspace.write("rows.csv", 'id,text\n1,"{{ 7 * 7 }} {% for x in y %}"\n')
     assert cli.run(workspace.job())["exit_code"] == 0
     assert provider.prompts() == ["{{ 7 * 7 }} {% for x in y %}"]
 
 
-def test_a_bomb_of_aliases_is_refused_without_unfolding_it() -> None:
+def test_a_yaml_alias_bomb_is_an_error_without_expanding_it() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
     script = (
@@ -95,15 +95,15 @@ def test_a_bomb_of_aliases_is_refused_without_unfolding_it() -> None:
         "from connectors.errors import JobError\nfrom pipelines.config.yaml_reader import parse_yaml\n"
         "try:\n    parse_yaml(sys.stdin.read(), 'x')\nexcept JobError as exc:\n    print(exc)\n"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", script], input="\n".join(lines), capture_output=True, text=True, timeout=30, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert "x:" in done.stdout
+    assert completed.returncode == 0, completed.stderr
+    assert "x:" in completed.stdout
 
 
 @pytest.mark.parametrize("text", ["a: !!python/object/apply:os.system [id]", "a: !!python/name:os.system", "a: !x 1"])
-def test_yaml_makes_no_objects(text: str) -> None:
+def test_yaml_creates_no_objects(text: str) -> None:
     with pytest.raises(JobError):
         parse_yaml(text, "x")
 
@@ -118,7 +118,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-READING = [
+READING_SQL = [
     "(select secret from read_csv('OUT/secret.csv'))",
     "(select secret from 'OUT/secret.csv')",
     "(select content from read_text('OUT/secret.csv'))",
@@ -134,7 +134,7 @@ READING = [
     "(select string_agg(s) from duckdb_secrets() s)",
     "query('select 1')",
 ]
-DOING = [
+WRITING_SQL = [
     "copy (select 1) to 'OUT/written.csv'",
     "attach 'OUT/secret.duckdb' as other",
     "install httpfs",
@@ -147,65 +147,65 @@ DOING = [
     "1); attach 'OUT/secret.duckdb' as other; select (1",
     "1; copy (select 1) to 'OUT/written.csv'",
 ]
-HARMLESS = frozenset({"current_setting('secret_directory')", "(select string_agg(value) from duckdb_settings())"})
-"""In a `sql:` source they give what the connection was set to, which the job file's author wrote or knows."""
+HARMLESS_SQL = frozenset({"current_setting('secret_directory')", "(select string_agg(value) from duckdb_settings())"})
+"""In a `sql:` source they return settings that the job file's author wrote or knows."""
 
 
-def nothing_leaked(workspace: Any, provider: Any, cli: Any, outside: Path) -> None:
-    told = json.dumps([body for _, body in provider.seen]) + cli.out + cli.err
+def assert_nothing_leaked(workspace: Any, provider: Any, cli: Any, outside: Path) -> None:
+    texts = json.dumps([body for _, body in provider.seen]) + cli.out + cli.err
     for path in workspace.folder.rglob("*"):
         if path.suffix == ".parquet" and path.is_file():
             with duckdb.connect() as db:
-                told += str(db.sql(f"from read_parquet('{path}')").to_arrow_table().to_pylist())
-    assert SECRET not in told
-    assert "value-of-a-variable" not in told
-    assert "root:" not in told
+                texts += str(db.sql(f"from read_parquet('{path}')").to_arrow_table().to_pylist())
+    assert SECRET not in texts
+    assert "value-of-a-variable" not in texts
+    assert "root:" not in texts
     assert sorted(path.name for path in outside.iterdir()) == ["secret.csv", "secret.duckdb"]
     assert "Traceback" not in cli.err
 
 
 @pytest.mark.parametrize("place", ["where", "when", "audit"])
-@pytest.mark.parametrize("sql", READING + DOING)
-def test_predicates_and_audits_open_nothing(
+@pytest.mark.parametrize("sql", READING_SQL + WRITING_SQL)
+def test_predicates_and_audits_open_no_files(
     workspace: Any, provider: Any, cli: Any, outside: Path, monkeypatch: pytest.MonkeyPatch, place: str, sql: str
 ) -> None:
     monkeypatch.setenv("SECRET_VARIABLE", "value-of-a-variable")
     sql = sql.replace("OUT", str(outside))
     workspace.csv(2)
-    compared = f"{sql} is not null" if sql.startswith("(") or "(" in sql.split("'")[0] else sql
-    quoted = json.dumps(compared)
+    predicate = f"{sql} is not null" if sql.startswith("(") or "(" in sql.split("'")[0] else sql
+    quoted = json.dumps(predicate)
     if place == "where":
         job = workspace.job(source=f"{{csv: rows.csv, key: id, where: {quoted}}}")
     elif place == "when":
-        asked = 'endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}]'
-        steps = f"[{{name: a, {asked}, when: {quoted}}}]"
+        keys = 'endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}]'
+        steps = f"[{{name: a, {keys}, when: {quoted}}}]"
         job = workspace.job(steps=steps)
     else:
-        query = f"select {sql} as leaked" if sql in [one.replace("OUT", str(outside)) for one in READING] else sql
+        query = f"select {sql} as leaked" if sql in [one.replace("OUT", str(outside)) for one in READING_SQL] else sql
         job = workspace.job(audits=f"[{{name: x, sql: {json.dumps(query)}, max: 0}}]")
     code = cli("run", job)
     if place != "audit":
-        assert code == 2 or sql in HARMLESS, cli.out
+        assert code == 2 or sql in HARMLESS_SQL, cli.out
     else:
         assert code in (2, 5, 0)
-    nothing_leaked(workspace, provider, cli, outside)
+    assert_nothing_leaked(workspace, provider, cli, outside)
 
 
-@pytest.mark.parametrize("sql", READING + DOING)
+@pytest.mark.parametrize("sql", READING_SQL + WRITING_SQL)
 def test_a_sql_source_reads_only_below_the_workspace(
     workspace: Any, provider: Any, cli: Any, outside: Path, monkeypatch: pytest.MonkeyPatch, sql: str
 ) -> None:
     monkeypatch.setenv("SECRET_VARIABLE", "value-of-a-variable")
     query = sql.replace("OUT", str(outside))
-    if sql in READING:
+    if sql in READING_SQL:
         query = f"select 1 as id, cast({query} as varchar) as text"
     assert cli("run", workspace.job(source=f"{{sql: {json.dumps(query)}, key: id}}")) in (
-        (0, 2) if sql in HARMLESS else (2,)
+        (0, 2) if sql in HARMLESS_SQL else (2,)
     )
-    nothing_leaked(workspace, provider, cli, outside)
+    assert_nothing_leaked(workspace, provider, cli, outside)
 
 
-def test_a_link_below_the_workspace_leads_a_sql_source_nowhere(
+def test_a_sql_source_cannot_follow_a_link_out_of_the_workspace(
     workspace: Any, provider: Any, cli: Any, outside: Path
 ) -> None:
     (workspace.folder / "inside").symlink_to(outside)
@@ -214,4 +214,4 @@ def test_a_link_below_the_workspace_leads_a_sql_source_nowhere(
             "run", workspace.job(source=f"{{sql: \"select 1 as id, secret as text from read_csv('{path}')\", key: id}}")
         )
         assert code == 2, cli.out
-        nothing_leaked(workspace, provider, cli, outside)
+        assert_nothing_leaked(workspace, provider, cli, outside)

@@ -1,4 +1,4 @@
-"""Keys in what a run leaves with others: telemetry, the JSON log, the report, on_finish, an export of the ledger."""
+"""API keys are absent from telemetry, the JSON log, the report, on_finish and an export of the ledger."""
 
 import json
 import os
@@ -35,27 +35,29 @@ def job(workspace: Any, provider: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     provider.script = script
     workspace.csv(3)
     notify = workspace.write(
-        "notify.py", f"#!{sys.executable}\nimport sys\nopen('told', 'w').write(sys.stdin.read())\n"
+        "notify.py", f"#!{sys.executable}\nimport sys\nopen('notification', 'w').write(sys.stdin.read())\n"
     )
     notify.chmod(0o755)
     return workspace.job(on_finish="{command: ./notify.py}")
 
 
-def test_no_key_goes_into_logs_traces_metrics_and_what_is_told_at_the_end(workspace: Any, job: Any) -> None:
+def test_no_key_is_in_logs_traces_metrics_and_the_final_notification(workspace: Any, job: Any) -> None:
     command = [sys.executable, "-c", "from pipelines.cli import main; main()", "run", str(job), "--log", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | TELEMETRY, timeout=60, check=False)
-    assert done.returncode == 1, done.stderr
-    assert done.stderr.count('"name": "chat m"') == 3
-    assert '"event":"start"' in done.stderr
-    assert json.loads((workspace.folder / "told").read_text())["rows_failed"] == 1
-    assert_hidden(workspace.folder, done.stdout, done.stderr)
+    completed = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | TELEMETRY, timeout=60, check=False
+    )
+    assert completed.returncode == 1, completed.stderr
+    assert completed.stderr.count('"name": "chat m"') == 3
+    assert '"event":"start"' in completed.stderr
+    assert json.loads((workspace.folder / "notification").read_text())["rows_failed"] == 1
+    assert_hidden(workspace.folder, completed.stdout, completed.stderr)
 
 
-def test_no_key_goes_into_a_report_or_an_export(
+def test_no_key_is_in_a_report_or_an_export(
     workspace: Any, cli: Any, job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workspace.folder)
-    told: list[str] = []
+    outputs: list[str] = []
     for command in (
         ["run", job],
         ["report", job],
@@ -68,7 +70,7 @@ def test_no_key_goes_into_a_report_or_an_export(
         ["retry", job],
     ):
         assert cli(*command) in (0, 1), (command, cli.err)
-        told += [cli.out, cli.err]
+        outputs += [cli.out, cli.err]
     assert list(workspace.folder.rglob("*.html"))
     assert (workspace.folder / "ledger-out").exists()
-    assert_hidden(workspace.folder, *told)
+    assert_hidden(workspace.folder, *outputs)

@@ -1,4 +1,4 @@
-"""Keys: sent to their provider's host and nowhere else, and in nothing that is written or told."""
+"""API keys: sent to their provider's host only, and absent from everything that is written or printed."""
 
 import json
 import sqlite3
@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from pipelines.ledger.projection import decode_table
-from tests.behaviour.faults.hostile_server import ReceivedRequest, HostileServer
+from tests.behaviour.faults.hostile_server import HostileServer, ReceivedRequest
 from tests.conftest import ScriptedProvider
 
 KEY = "sk-proj-very/secret+0123456789abcdef"
@@ -21,7 +21,7 @@ KEY = "sk-proj-very/secret+0123456789abcdef"
 
 @pytest.fixture
 def keyed(workspace: Any, provider: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A workspace whose provider takes KEY."""
+    """A workspace whose provider accepts KEY."""
     monkeypatch.setenv("TEST_KEY", KEY)
     workspace.write(
         "rowmill.yaml", f'providers: {{test: {{base_url: "{provider.base_url}", api_key_env: TEST_KEY}}}}\n'
@@ -29,8 +29,8 @@ def keyed(workspace: Any, provider: Any, monkeypatch: pytest.MonkeyPatch) -> Any
     return workspace
 
 
-def all_that_was_written(folder: Path) -> Iterator[tuple[str, str]]:
-    """(where, text) of every file, tables and the packed parts of the ledger unpacked."""
+def written_texts(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield (place, text) of every file, with tables and compressed parts of the ledger decoded."""
     for path in folder.rglob("*"):
         if not path.is_file():
             continue
@@ -48,19 +48,19 @@ def all_that_was_written(folder: Path) -> Iterator[tuple[str, str]]:
             db_file.close()
 
 
-def assert_hidden(folder: Path, *told: str) -> None:
-    """The key, also as JSON writes it, is nowhere."""
+def assert_hidden(folder: Path, *outputs: str) -> None:
+    """Assert that the key, also as JSON escapes it, appears nowhere."""
     forms = (KEY, KEY.replace("/", "\\/"), KEY[8:28])
-    for where, text in (*all_that_was_written(folder), *(("told", text) for text in told)):
+    for where, text in (*written_texts(folder), *(("output", text) for text in outputs)):
         for form in forms:
             assert form not in text, where
 
 
 def echoing(status: int, body: Callable[[str], str], kind: str = "application/json") -> Callable[..., Any]:
     """A provider that repeats the Authorization header."""
-    said = body(f"Bearer {KEY}")
+    text = body(f"Bearer {KEY}")
     return lambda path, asked, count: web.Response(
-        text=said, status=status, content_type=kind, headers={"x-request-id": f"of Bearer {KEY}"}
+        text=text, status=status, content_type=kind, headers={"x-request-id": f"of Bearer {KEY}"}
     )
 
 
@@ -81,25 +81,27 @@ def as_error(text: str) -> str:
         echoing(403, lambda text: f"<html>Headers: {text}</html>", "text/html"),
         echoing(200, lambda text: f"no JSON: {text}", "text/plain"),
     ],
-    ids=["400", "401", "429", "500", "200", "302", "400 escaped", "403 HTML", "200 no JSON"],
+    ids=["400", "401", "429", "500", "200", "302", "400 escaped", "403 HTML", "200 not JSON"],
 )
 @pytest.mark.parametrize("log", ["plain", "json"])
-def test_a_provider_that_repeats_the_key_does_not_make_us_tell_it(
+def test_a_key_that_the_provider_repeats_is_not_printed(
     keyed: Any, provider: Any, cli: Any, script: Callable[..., Any], log: str
 ) -> None:
     keyed.csv(3)
     provider.script = script
     job = keyed.job(retry="{attempts: 2, longest_wait: 0.01, longest_hold: 0.2}")
     assert cli("run", job, "--log", log) in (1, 3)
-    told = [cli.out, cli.err]
+    outputs = [cli.out, cli.err]
     for command in (["errors", job], ["status", job], ["usage", job], ["show", job, "1"], ["run", job, "--json"]):
         cli(*command)
-        told += [cli.out, cli.err]
-    assert_hidden(keyed.folder, *told)
+        outputs += [cli.out, cli.err]
+    assert_hidden(keyed.folder, *outputs)
     assert {headers["Authorization"] for headers in provider.headers} == {f"Bearer {KEY}"}
 
 
-def test_what_is_no_http_is_quoted_without_the_key(workspace: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_http_reply_is_quoted_without_the_key(
+    workspace: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TEST_KEY", KEY)
     server = HostileServer()
 
@@ -118,8 +120,8 @@ def test_what_is_no_http_is_quoted_without_the_key(workspace: Any, cli: Any, mon
     assert_hidden(workspace.folder, cli.out, cli.err)
 
 
-def test_a_defect_of_ours_tells_no_key_in_its_traceback(keyed: Any) -> None:
-    """The worst case: an exception that nobody expected, in the midst of an exchange."""
+def test_the_traceback_of_a_defect_contains_no_key(keyed: Any) -> None:
+    """The worst case: an unexpected exception in the middle of an exchange."""
     keyed.csv(2)
     script = (
         "import connectors.endpoints.chat as chat\n"
@@ -128,9 +130,9 @@ def test_a_defect_of_ours_tells_no_key_in_its_traceback(keyed: Any) -> None:
         "from pipelines.cli import main\nmain()\n"
     )
     command = [sys.executable, "-X", "dev", "-c", script, "run", str(keyed.job())]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert "ZeroDivisionError: a defect" in done.stderr
-    assert_hidden(keyed.folder, done.stdout, done.stderr)
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "ZeroDivisionError: a defect" in completed.stderr
+    assert_hidden(keyed.folder, completed.stdout, completed.stderr)
 
 
 def test_keys_go_to_their_own_provider_and_not_along_redirects(
@@ -163,14 +165,14 @@ def test_keys_go_to_their_own_provider_and_not_along_redirects(
     )
     workspace.csv(4)
     assert cli("run", workspace.job(sink="{parquet: d}"), "--json") == 3
-    told = json.loads(cli.out)["stopped"]
-    assert "redirected to" in told
-    assert "token" not in told
+    reason = json.loads(cli.out)["stopped"]
+    assert "redirected to" in reason
+    assert "token" not in reason
     assert other.headers == []
     other.close()
 
 
-def test_http_to_another_machine_is_warned_of(workspace: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_http_to_another_machine_prints_a_warning(workspace: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEY", KEY)
     workspace.csv(1)
     workspace.write(
@@ -186,7 +188,9 @@ def test_http_to_another_machine_is_warned_of(workspace: Any, cli: Any, monkeypa
     assert_hidden(workspace.folder, cli.err)
 
 
-def test_a_key_in_a_file_is_refused_and_not_repeated(workspace: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_in_a_file_is_an_error_that_does_not_repeat_it(
+    workspace: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace.csv(1)
     for text in (
         f'providers: {{test: {{base_url: "https://a.invalid/v1", api_key_env: "{KEY}"}}}}',
@@ -198,7 +202,7 @@ def test_a_key_in_a_file_is_refused_and_not_repeated(workspace: Any, cli: Any, m
         assert KEY[8:28] not in cli.err
 
 
-def test_files_that_answers_make_are_named_by_content(workspace: Any, provider: Any, cli: Any) -> None:
+def test_files_from_answers_are_named_by_content(workspace: Any, provider: Any, cli: Any) -> None:
     import base64
     import io
 
@@ -217,15 +221,15 @@ def test_files_that_answers_make_are_named_by_content(workspace: Any, provider: 
     assert all(len(path.stem) == 32 and path.parent == workspace.folder / "out" / "files" for path in made)
 
 
-async def test_a_name_that_comes_to_lead_to_a_private_address_is_refused(
+async def test_a_name_that_changes_to_a_private_address_is_refused(
     provider: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DNS rebinding: what is connected to is what was checked, at each connection."""
+    """DNS rebinding: each connection goes to the address that was checked."""
     import io
 
     import aiohttp
 
-    from connectors.media.url_fetcher import UrlFetcher, FetchError
+    from connectors.media.url_fetcher import FetchError, UrlFetcher
 
     asked: list[str] = []
 

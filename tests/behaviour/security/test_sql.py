@@ -1,4 +1,4 @@
-"""SQL of a job file at its edges: links, lists and globs of files; a query that is no query; other jobs' state."""
+"""SQL of a job file: links, lists and globs of files, and statements that are not a single SELECT."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def asked(workspace: Any, cli: Any, query: str) -> int:
+def run_query(workspace: Any, cli: Any, query: str) -> int:
     code: int = cli("run", workspace.job(source=f"{{sql: {json.dumps(query)}, key: id}}"))
     return code
 
@@ -32,10 +32,10 @@ def asked(workspace: Any, cli: Any, query: str) -> int:
         "select id, (select text from 'rows.csv' limit 1) as text from read_csv('./data/../rows.csv')",
     ],
 )
-def test_a_sql_source_reads_what_lies_below_the_workspace(workspace: Any, provider: Any, cli: Any, query: str) -> None:
+def test_a_sql_source_reads_files_below_the_workspace(workspace: Any, provider: Any, cli: Any, query: str) -> None:
     workspace.csv(2)
     workspace.write("data/more.csv", "id,text\n7,text 7\n")
-    assert asked(workspace, cli, query) == 0, cli.err
+    assert run_query(workspace, cli, query) == 0, cli.err
     assert provider.seen
 
 
@@ -52,13 +52,13 @@ def test_a_sql_source_reads_what_lies_below_the_workspace(workspace: Any, provid
         "select 1 as id, file as text from glob('folder/*')",
     ],
 )
-def test_a_link_out_of_the_workspace_is_no_way_out_for_a_query(
+def test_a_query_cannot_follow_a_link_out_of_the_workspace(
     workspace: Any, provider: Any, cli: Any, outside: Path, query: str
 ) -> None:
     workspace.csv(1)
     (workspace.folder / "link.csv").symlink_to(outside / "secret.csv")
     (workspace.folder / "folder").symlink_to(outside)
-    assert asked(workspace, cli, query) == 2
+    assert run_query(workspace, cli, query) == 2
     assert cli.err.count("\n") == 1
     assert SECRET not in cli.out + cli.err
     assert provider.seen == []
@@ -76,11 +76,11 @@ def test_a_link_out_of_the_workspace_is_no_way_out_for_a_query(
         "selec",
     ],
 )
-def test_what_is_no_single_select_is_refused_before_anything_is_sent(
+def test_anything_but_a_single_select_is_an_error_before_anything_is_sent(
     workspace: Any, provider: Any, cli: Any, query: str
 ) -> None:
     before = sorted(path.name for path in workspace.folder.iterdir())
-    assert asked(workspace, cli, query) == 2
+    assert run_query(workspace, cli, query) == 2
     assert cli.err.count("\n") == 1
     assert "source.sql" in cli.err
     assert provider.seen == []

@@ -1,4 +1,4 @@
-"""Templates in a run: what cannot be rendered within bounds is an error of its row, and the other rows go on."""
+"""Templates in a run: a row that cannot be rendered within bounds is an error row, and all others continue."""
 
 import json
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from connectors.templating.template import MAX_RENDERED_CHARACTERS, Template, RenderError
+from connectors.templating.template import MAX_RENDERED_CHARACTERS, RenderError, Template
 
 UNBOUNDED = [
     "{{ 'x' * size }}",
@@ -32,14 +32,14 @@ REPEATED = [
 
 @pytest.mark.parametrize("template", REPEATED)
 def test_no_list_is_repeated(template: str) -> None:
-    """minijinja counts no fuel for it: ten seconds and three hundred megabytes for nine digits."""
-    whole = Template(template, "w")
+    """minijinja counts no fuel for it: nine digits take ten seconds and 300 MB."""
+    compiled = Template(template, ("w",))
     with pytest.raises(RenderError, match="repeats no list"):
-        whole.render({"text": "ab", "size": 100_000_000, "parts": ["a", "b"]})
+        compiled.render({"text": "ab", "size": 100_000_000, "parts": ["a", "b"]})
 
 
 @pytest.mark.parametrize(
-    ("template", "shown"),
+    ("template", "text"),
     [
         ("{{ size * 2 }} {{ 2*size*size }} {{ size * -2 }} {{ 2 * size ** 2 }}", "6 18 -6 18"),
         ("{{ '-' * size }} {{ size * '*' }} {{ size * true }}", "--- *** 3"),
@@ -49,13 +49,13 @@ def test_no_list_is_repeated(template: str) -> None:
         ("{{ range(*[1, size]) }} {{ dict(a=size * 2).a }} {{ {'a': 2 * 3}['a'] }}", "[1,2] 6 6"),
     ],
 )
-def test_numbers_are_multiplied_and_texts_repeated(template: str, shown: str) -> None:
-    assert Template(template, "w").render({"size": 3, "parts": ["a", "b"]}) == shown
+def test_numbers_are_multiplied_and_texts_repeated(template: str, text: str) -> None:
+    assert Template(template, ("w",)).render({"size": 3, "parts": ["a", "b"]}) == text
 
 
 @pytest.mark.parametrize("more", ["", "{{ '' ~ '' }}", "{% if n %}{% endif %}"])
-def test_a_number_looks_the_same_in_every_template(more: str) -> None:
-    for value, shown in (
+def test_a_number_has_the_same_text_in_every_template(more: str) -> None:
+    for value, text in (
         (2.0, "2.0"),
         (2.5, "2.5"),
         (-0.0, "-0.0"),
@@ -63,8 +63,8 @@ def test_a_number_looks_the_same_in_every_template(more: str) -> None:
         (True, "true"),
         (10**30, "1" + "0" * 30),
     ):
-        assert Template("{{ n }}" + more, "w").render({"n": value}) == shown
-    assert Template("{{ n }}" + more, "w").render({"n": [2.0, 1]}) == "[2.0,1]"
+        assert Template("{{ n }}" + more, ("w",)).render({"n": value}) == text
+    assert Template("{{ n }}" + more, ("w",)).render({"n": [2.0, 1]}) == "[2.0,1]"
 
 
 def step(template: str) -> str:
@@ -73,12 +73,12 @@ def step(template: str) -> str:
 
 
 @pytest.mark.parametrize("template", UNBOUNDED)
-def test_a_row_whose_value_makes_a_template_endless_is_an_input_error(
+def test_a_value_that_makes_a_template_endless_is_an_input_error(
     workspace: Any, provider: Any, cli: Any, read: Callable[..., list[dict[str, Any]]], template: str
 ) -> None:
     workspace.write("rows.csv", "id,text,size\n1,a,1\n2,b,1000000000\n3,c,2\n")
-    told = cli.run(workspace.job(steps=step("{{ text }}" + template)))
-    assert (told["exit_code"], told["rows_ok"], told["rows_failed"]) == (1, 2, 1)
+    report = cli.run(workspace.job(steps=step("{{ text }}" + template)))
+    assert (report["exit_code"], report["rows_ok"], report["rows_failed"]) == (1, 2, 1)
     (error,) = read(workspace.folder / "out", "errors")
     assert (error["id"], error["error_class"]) == (2, "input")
     assert "the template cannot be rendered" in error["message"]
@@ -88,7 +88,7 @@ def test_a_row_whose_value_makes_a_template_endless_is_an_input_error(
 @pytest.mark.parametrize(
     "template", ["{{ text|truncate(text) }}", "{{ text|wordcount(text) }}", "{{ text.nothing() }}"]
 )
-def test_a_filter_given_what_it_does_not_take_is_told(
+def test_a_filter_with_a_wrong_argument_is_an_input_error(
     workspace: Any, provider: Any, cli: Any, read: Callable[..., list[dict[str, Any]]], template: str
 ) -> None:
     workspace.csv(2)
@@ -98,16 +98,16 @@ def test_a_filter_given_what_it_does_not_take_is_told(
     assert provider.seen == []
 
 
-def test_a_text_of_more_than_the_bound_is_no_request() -> None:
+def test_a_text_above_the_maximum_is_an_error() -> None:
     row = {"text": "x" * (MAX_RENDERED_CHARACTERS // 2)}
-    assert len(Template("{{ text }}{{ text|upper }}", "w").render(row)) == MAX_RENDERED_CHARACTERS
+    assert len(Template("{{ text }}{{ text|upper }}", ("w",)).render(row)) == MAX_RENDERED_CHARACTERS
     for source in ("{{ text|upper }}{{ text }}!", "{{ text }}{{ text }}!"):
         with pytest.raises(RenderError, match="more than"):
-            Template(source, "w").render(row)
+            Template(source, ("w",)).render(row)
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "name"),
     [
         ("{% include 'rows.csv' %}", "rows.csv"),
         ("{% extends 'rows.csv' %}", "rows.csv"),
@@ -116,7 +116,7 @@ def test_a_text_of_more_than_the_bound_is_no_request() -> None:
     ],
 )
 def test_a_template_reads_no_file_of_the_workspace_either(
-    workspace: Any, provider: Any, cli: Any, template: str, said: str
+    workspace: Any, provider: Any, cli: Any, template: str, name: str
 ) -> None:
     workspace.csv(2)
     assert cli("run", workspace.job(steps=step(template))) in (1, 2)
