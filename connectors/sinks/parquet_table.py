@@ -14,13 +14,7 @@ from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.sql import literal_list
 from connectors.storage.local_part_store import LocalPartStore
 from connectors.storage.part_store import BUILD, EMPTY_PART, Part, PartStore, PartTransaction
-from connectors.tables.compaction import (
-    is_recorded,
-    marks_of,
-    merge_groups,
-    usage_part_name,
-    write_merged_part,
-)
+from connectors.tables.compaction import is_recorded, marks_of, merge_groups, usage_part_name, write_merged_part
 from connectors.tables.parquet_parts import (
     drop_rows,
     matching_rows,
@@ -91,7 +85,7 @@ class ParquetTables:
         if any(name != EMPTY_PART for name in names) or self._store.is_replacing:
             return True
         # An interrupted first build leaves the empty table that it was to replace.
-        return bool(names) and not self._store.parts(f"{BUILD}results")
+        return bool(names) and not any(self._store.parts(f"{BUILD}{table}") for table in ("results", "errors"))
 
     def check(self, fresh: bool) -> None:
         self._folder.check()

@@ -1,1 +1,1 @@
-"""Local files and object stores: reading, atomic changes of several files."""
+"""Files and objects: reading input, part stores for Parquet tables, uploads of media files."""

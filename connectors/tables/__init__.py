@@ -1,1 +1,1 @@
-"""What all sinks share: table schemas, Parquet parts, compaction, media uploads."""
+"""Parts that sinks share: table schemas and their checks, Parquet parts, compaction, the folder of the tables."""
