@@ -1,4 +1,4 @@
-"""Items of responses: the input as a dialogue of chat completions, an answer as output items."""
+"""Items of responses: input items to chat messages, answers to output items."""
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,47 +13,50 @@ from connectors.emulator.validation import refuse
 Message = dict[str, Any]
 
 
-def input_items_of(given: str | Sequence[Mapping[str, Any]], digest: bytes) -> list[dict[str, Any]]:
-    """The input as the API keeps it: every item with type and id, every text in parts."""
-    if isinstance(given, str):
-        given = [{"role": "user", "content": given}]
-    return [_kept(item, digest, place) for place, item in enumerate(given)]
+def input_items_of(items_or_text: str | Sequence[Mapping[str, Any]], digest: bytes) -> list[dict[str, Any]]:
+    """The input as the API stores it: every item with type and id, every text as a content part."""
+    if isinstance(items_or_text, str):
+        items_or_text = [{"role": "user", "content": items_or_text}]
+    return [_stored_item(item, digest, index) for index, item in enumerate(items_or_text)]
 
 
-def _kept(item: Mapping[str, Any], digest: bytes, place: int) -> dict[str, Any]:
-    kind = item.get("type") or ("message" if "role" in item else "item_reference")
-    kept = {"type": kind, **{key: value for key, value in item.items() if value is not None}}
-    if kind == "item_reference":
-        return kept
-    prefix = {"message": "msg_", "reasoning": "rs_"}.get(kind, "fc_")
-    kept.setdefault("id", derived_id(prefix, digest.hex(), "input", place))
-    if kind == "message":
-        kept.setdefault("status", "completed")
-        if isinstance(kept["content"], str):
-            said = kept["role"] == "assistant"
-            part: dict[str, Any] = {"type": "output_text" if said else "input_text", "text": kept["content"]}
-            kept["content"] = [{**part, "annotations": []} if said else part]
-    return kept
+def _stored_item(item: Mapping[str, Any], digest: bytes, index: int) -> dict[str, Any]:
+    item_type = item.get("type") or ("message" if "role" in item else "item_reference")
+    stored = {"type": item_type, **{key: value for key, value in item.items() if value is not None}}
+    if item_type == "item_reference":
+        return stored
+    prefix = {"message": "msg_", "reasoning": "rs_"}.get(item_type, "fc_")
+    stored.setdefault("id", derived_id(prefix, digest.hex(), "input", index))
+    if item_type == "message":
+        stored.setdefault("status", "completed")
+        if isinstance(stored["content"], str):
+            is_assistant = stored["role"] == "assistant"
+            part: dict[str, Any] = {"type": "output_text" if is_assistant else "input_text", "text": stored["content"]}
+            stored["content"] = [{**part, "annotations": []} if is_assistant else part]
+    return stored
 
 
 def messages_of_items(
     items: Sequence[Mapping[str, Any]], earlier: Mapping[str, Any], state: EmulatorState, start: int
 ) -> list[Message]:
-    """The items as turns; `earlier`: items by id that a reference may name; the input begins at item `start`."""
-    turns: list[Message] = []
+    """The items as chat messages.
+
+    `earlier`: items by id that references may use; `start`: index of the first input item.
+    """
+    messages: list[Message] = []
     open_calls: dict[str, None] = {}
-    for place, item in enumerate(items):
-        where = f"input[{place - start}]"
+    for index, item in enumerate(items):
+        where = f"input[{index - start}]"
         if item["type"] == "item_reference":
             if item["id"] not in earlier:
                 raise ApiError(404, f"Item with id '{item['id']}' not found.", param="input")
             item = earlier[item["id"]]
         match item["type"]:
             case "message":
-                turns.append(_message(item, where, state))
+                messages.append(_message(item, where, state))
             case "function_call" | "custom_tool_call":
                 open_calls[item["call_id"]] = None
-                _add_call(turns, item)
+                _add_call(messages, item)
             case "function_call_output" | "custom_tool_call_output":
                 if item["call_id"] not in open_calls:
                     raise refuse(
@@ -64,10 +67,10 @@ def messages_of_items(
                 del open_calls[item["call_id"]]
                 output = item["output"]
                 content = output if isinstance(output, str) else list(_parts(output, f"{where}.output", state))
-                turns.append({"role": "tool", "tool_call_id": item["call_id"], "content": content})
+                messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": content})
     if open_calls:
         raise refuse("input", f"No tool output found for function call {next(iter(open_calls))}.", "invalid_value")
-    return turns
+    return messages
 
 
 def _message(item: Mapping[str, Any], where: str, state: EmulatorState) -> Message:
@@ -81,15 +84,15 @@ def _message(item: Mapping[str, Any], where: str, state: EmulatorState) -> Messa
 
 
 def _parts(content: Sequence[Mapping[str, Any]], where: str, state: EmulatorState) -> Iterator[dict[str, Any]]:
-    """The parts as chat completions write them; `where` goes with pictures, for errors about them."""
-    for place, part in enumerate(content):
+    """The content parts in the format of chat completions; images carry `where` for error messages."""
+    for index, part in enumerate(content):
         match part["type"]:
             case "input_text" | "output_text":
                 yield {"type": "text", "text": part["text"]}
             case "refusal":
                 yield {"type": "text", "text": part["refusal"]}
             case "input_image":
-                path = f"{where}[{place}]"
+                path = f"{where}[{index}]"
                 url = part.get("image_url") or _file_url(part.get("file_id"), path, state)
                 yield {"type": "image_url", "image_url": {"url": url}, "where": f"{path}.image_url"}
             case "input_file":
@@ -106,20 +109,20 @@ def _file_url(file_id: str | None, where: str, state: EmulatorState) -> str:
     return f"data:image/*;base64,{base64.b64encode(file_content(state, file_id)).decode()}"
 
 
-def _add_call(turns: list[Message], item: Mapping[str, Any]) -> None:
-    """Calls that follow one another are one turn."""
+def _add_call(messages: list[Message], item: Mapping[str, Any]) -> None:
+    """Add a call; consecutive calls share one assistant message."""
     if item["type"] == "custom_tool_call":
         call = {"type": "custom", "custom": {"name": item["name"], "input": item["input"]}}
     else:
         call = {"type": "function", "function": {"name": item["name"], "arguments": item["arguments"]}}
     call["id"] = item["call_id"]
-    if not turns or "tool_calls" not in turns[-1]:
-        turns.append({"role": "assistant", "content": None, "tool_calls": []})
-    turns[-1]["tool_calls"].append(call)
+    if not messages or "tool_calls" not in messages[-1]:
+        messages.append({"role": "assistant", "content": None, "tool_calls": []})
+    messages[-1]["tool_calls"].append(call)
 
 
 def output_items(request: AnswerRequest, answer: Answer, logprobs: int | None) -> list[dict[str, Any]]:
-    """What was answered; `logprobs`: how many likeliest tokens are told at each, None: nothing of it."""
+    """The output items of an answer; `logprobs`: number of top tokens per position, None for no log probabilities."""
     if answer.finish_reason == "content_filter":
         return []
     calls = [

@@ -34,14 +34,14 @@ from connectors.emulator.validation import check_body, check_model, refuse
 from connectors.tokens import count_tokens, token_pieces
 
 TEMPLATES = ("project_status", "sales_report", "technical_doc")
-"""Also under their names with `_report`."""
+"""Template ids, each also valid with the suffix `_report`."""
 
 
-def report(form: Mapping[str, Any], facts: ConversationFacts, digest: bytes) -> dict[str, Any]:
-    """`{template_name, generated_content}`; ApiError 404 for a template that there is none of."""
+def fill_template(form: Mapping[str, Any], facts: ConversationFacts, digest: bytes) -> dict[str, Any]:
+    """`{template_name, generated_content}`; ApiError 404 for an unknown template."""
     name = form["template_id"]
-    known = next((one for one in TEMPLATES if name in (one, f"{one}_report")), None)
-    if known is None:
+    template = next((each for each in TEMPLATES if name in (each, f"{each}_report")), None)
+    if template is None:
         raise ApiError(
             404,
             f"Template '{name}' not found",
@@ -50,25 +50,25 @@ def report(form: Mapping[str, Any], facts: ConversationFacts, digest: bytes) -> 
             more={"available_templates": list(TEMPLATES)},
         )
     header = {**(form.get("variables") or {}), "report_date": time.strftime("%Y-%m-%d", time.gmtime())}
-    parts = {"project_status": _status, "sales_report": _sales, "technical_doc": _document}[known](facts, digest)
+    parts = {"project_status": _status, "sales_report": _sales, "technical_doc": _document}[template](facts, digest)
     return {"template_name": name, "generated_content": {"header": header, **parts}}
 
 
 def _status(facts: ConversationFacts, digest: bytes) -> dict[str, Any]:
-    done = digest[0] % 101
+    percentage = digest[0] % 101
     return {
         "status_overview": {
             "overall_status": "On Track" if digest[1] % 3 else "At Risk",
-            "completion_percentage": done,
+            "completion_percentage": percentage,
             "budget_utilization": digest[2] % 101,
         },
         "key_milestones": [
-            {"milestone": first_sentence(facts.subject), "status": "Completed" if done == 100 else "In Progress"}
+            {"milestone": first_sentence(facts.subject), "status": "Completed" if percentage == 100 else "In Progress"}
         ],
         "risks_and_issues": [
             {
                 "type": "risk",
-                "description": "This report is local: no model was asked.",
+                "description": "This report is local: no model was called.",
                 "severity": ("low", "medium", "high")[digest[3] % 3],
                 "mitigation": "Ask another provider.",
             }
@@ -88,7 +88,7 @@ def _document(facts: ConversationFacts, digest: bytes) -> dict[str, Any]:
     return {
         "abstract": first_sentence(facts.subject),
         "sections": [
-            {"title": f"Part {place}", "text": text} for place, text in enumerate(sentences(facts.subject), 1)
+            {"title": f"Part {index}", "text": text} for index, text in enumerate(sentences(facts.subject), 1)
         ],
     }
 
@@ -96,8 +96,10 @@ def _document(facts: ConversationFacts, digest: bytes) -> dict[str, Any]:
 WORDS_PER_MINUTE = 200
 
 
-def response_metadata(form: Mapping[str, Any], content: Any, made: Answer, facts: ConversationFacts) -> dict[str, Any]:
-    """What belongs to the format of the response."""
+def response_metadata(
+    form: Mapping[str, Any], content: Any, answer: Answer, facts: ConversationFacts
+) -> dict[str, Any]:
+    """The metadata object for a response format."""
     if form["type"] == "template":
         level = form.get("customization_level") or ("high" if len(form.get("variables") or {}) > 2 else "medium")
         return {
@@ -107,31 +109,35 @@ def response_metadata(form: Mapping[str, Any], content: Any, made: Answer, facts
             "template_compliance": 1.0,
         }
     if form["type"] in ("structured", "json_schema"):
-        whole = not isinstance(content, str)
-        told: dict[str, Any] = {"structure_compliance": whole, "validation_passed": whole, "schema_version": "1.0"}
-        return {**told, "field_completeness": 1.0} if whole else told
+        is_object = not isinstance(content, str)
+        metadata: dict[str, Any] = {
+            "structure_compliance": is_object,
+            "validation_passed": is_object,
+            "schema_version": "1.0",
+        }
+        return {**metadata, "field_completeness": 1.0} if is_object else metadata
     text = content if isinstance(content, str) else orjson.dumps(content).decode()
-    told = {"content_type": "informational"}
+    metadata = {"content_type": "informational"}
     if form["type"] != "enhanced" or form.get("include_confidence", True):
-        told["confidence_score"] = strength(compound(facts.subject))
+        metadata["confidence_score"] = strength(compound(facts.subject))
     if form["type"] != "enhanced" or form.get("include_metadata", True):
         words = len(text.split())
-        told |= {
+        metadata |= {
             "word_count": words,
             "reading_time": f"{words / WORDS_PER_MINUTE:.1f} minutes",
             "language": language_of(text),
         }
-    if made.calls or facts.tool_results or (form["type"] == "enhanced" and form.get("include_sources")):
-        told |= {
-            "data_sources": sorted({call.name for call in made.calls}) or ["rowmill-local"],
+    if answer.calls or facts.tool_results or (form["type"] == "enhanced" and form.get("include_sources")):
+        metadata |= {
+            "data_sources": sorted({call.name for call in answer.calls}) or ["rowmill-local"],
             "accuracy_level": "medium",
             "last_updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        if made.calls:
-            told["tool_execution_time"] = "0.0s"
+        if answer.calls:
+            metadata["tool_execution_time"] = "0.0s"
     if form["type"] == "enhanced" and form.get("include_reasoning"):
-        told["reasoning"] = "The first sentences of the last message were taken; no model was asked."
-    return told
+        metadata["reasoning"] = "The answer repeats the first sentences of the last message; no model was called."
+    return metadata
 
 
 _FORMAT = {
@@ -171,7 +177,7 @@ REQUEST = request_schema(
 
 
 async def respond_in_reference_dialect(api_request: ApiRequest) -> web.StreamResponse:
-    """One response, whole or streamed."""
+    """Answer with one response, whole or streamed."""
     body = api_request.body
     check_body(body, REQUEST)
     check_messages(body["messages"])
@@ -180,11 +186,11 @@ async def respond_in_reference_dialect(api_request: ApiRequest) -> web.StreamRes
         raise refuse("tool_choice", "'tool_choice' is only allowed when 'tools' are specified.", "invalid_value")
     _check_tool_results(body)
     form = body.get("response_format") or {"type": "standard"}
-    request = _asked(body, form)
-    given = prompt_tokens(request, body.get("tools"))
-    made, content, facts = await run_in_model_thread(request.model, lambda: _made(request, form))
-    given = made.prompt_tokens or given
-    api_request.http_request[USED_TOKENS] = given + made.tokens
+    request = _answer_request(body, form)
+    prompt = prompt_tokens(request, body.get("tools"))
+    answer, content, facts = await run_in_model_thread(request.model, lambda: _generate_answer(request, form))
+    prompt = answer.prompt_tokens or prompt
+    api_request.http_request[USED_TOKENS] = prompt + answer.tokens
     head = {
         "id": derived_id("resp-", request.digest.hex()),
         "object": "response",
@@ -192,21 +198,21 @@ async def respond_in_reference_dialect(api_request: ApiRequest) -> web.StreamRes
         "model": request.model,
     }
     usage = {
-        "prompt_tokens": given,
-        "completion_tokens": made.tokens,
-        "total_tokens": given + made.tokens,
+        "prompt_tokens": prompt,
+        "completion_tokens": answer.tokens,
+        "total_tokens": prompt + answer.tokens,
     }
-    metadata = response_metadata(form, content, made, facts)
+    metadata = response_metadata(form, content, answer, facts)
     if body.get("stream"):
-        return await event_stream(api_request, _events(head, made, content, metadata, usage))
+        return await event_stream(api_request, _events(head, answer, content, metadata, usage))
     response: dict[str, Any] = {"role": "assistant", "content": content}
-    if made.calls:
-        response["tool_calls"] = [call_object(call) for call in made.calls]
+    if answer.calls:
+        response["tool_calls"] = [call_object(call) for call in answer.calls]
     response["metadata"] = metadata
-    return json_answer({**head, "response": response, "usage": usage, "finish_reason": made.finish_reason})
+    return json_answer({**head, "response": response, "usage": usage, "finish_reason": answer.finish_reason})
 
 
-def _asked(body: Mapping[str, Any], form: Mapping[str, Any]) -> AnswerRequest:
+def _answer_request(body: Mapping[str, Any], form: Mapping[str, Any]) -> AnswerRequest:
     request = answer_request({key: value for key, value in body.items() if key != "response_format"})
     schema: CompiledSchema | None = None
     strict = False
@@ -214,99 +220,102 @@ def _asked(body: Mapping[str, Any], form: Mapping[str, Any]) -> AnswerRequest:
         schema = compile_schema(form["schema"], "response_format", False, "response_format.schema")
         strict = form.get("strict") is not False
     elif form["type"] == "json_schema":
-        told = form["json_schema"]
-        strict = bool(told.get("strict"))
+        json_schema = form["json_schema"]
+        strict = bool(json_schema.get("strict"))
         schema = compile_schema(
-            told["schema"], f"response_format '{told['name']}'", False, "response_format.json_schema.schema"
+            json_schema["schema"],
+            f"response_format '{json_schema['name']}'",
+            False,
+            "response_format.json_schema.schema",
         )
     return dataclasses.replace(request, schema=schema, is_strict=strict)
 
 
-def _made(request: AnswerRequest, form: Mapping[str, Any]) -> tuple[Answer, Any, ConversationFacts]:
-    """(answer, its content: text or an object, what was heard)."""
+def _generate_answer(request: AnswerRequest, form: Mapping[str, Any]) -> tuple[Answer, Any, ConversationFacts]:
+    """(answer, content as text or object, facts of the conversation)."""
     facts = conversation_facts(request.messages)
     if form["type"] == "template":
-        content: Any = report(form, facts, request.digest)
+        content: Any = fill_template(form, facts, request.digest)
         tokens = count_tokens(orjson.dumps(content).decode(), request.model)
         return Answer(None, tokens=tokens), content, facts
     if request.schema is not None and request.is_strict:
-        _check_reachable(request.schema.document, form)
-    made = answer_choice(request, facts)
-    if made.calls:
-        # Section 2.5.3: a response that calls tools says something as well.
-        said = answer_choice(dataclasses.replace(request, tools=(), forced_tool=None, schema=None), facts)
-        return dataclasses.replace(made, tokens=made.tokens + said.tokens), said.text, facts
-    if request.schema is not None and made.text is not None and made.finish_reason == "stop":
-        return made, orjson.loads(made.text), facts
-    return made, made.text, facts
+        _check_required_fields(request.schema.document, form)
+    answer = answer_choice(request, facts)
+    if answer.calls:
+        # Section 2.5.3: a response with tool calls has text as well.
+        text_answer = answer_choice(dataclasses.replace(request, tools=(), forced_tool=None, schema=None), facts)
+        return dataclasses.replace(answer, tokens=answer.tokens + text_answer.tokens), text_answer.text, facts
+    if request.schema is not None and answer.text is not None and answer.finish_reason == "stop":
+        return answer, orjson.loads(answer.text), facts
+    return answer, answer.text, facts
 
 
-def _check_reachable(schema: Any, form: Mapping[str, Any]) -> None:
-    """Section 2.11.1: a field that is required and nowhere described cannot be answered."""
+def _check_required_fields(schema: Any, form: Mapping[str, Any]) -> None:
+    """Raise the error of section 2.11.1 for a required field that the schema does not describe."""
     properties = schema.get("properties", {})
-    missing = [name for name in schema.get("required", ()) if name not in properties]
-    if missing:
+    missing_fields = [name for name in schema.get("required", ()) if name not in properties]
+    if missing_fields:
         param = "response_format.schema" if form["type"] == "structured" else "response_format.json_schema.schema"
         raise ApiError(
             422,
-            f"Response format validation failed: missing required field '{missing[0]}'",
+            f"Response format validation failed: missing required field '{missing_fields[0]}'",
             type="validation_error",
             param=param,
             code="format_validation_failed",
-            more={"details": {"missing_fields": missing, "schema_path": f"$.properties.{missing[0]}"}},
+            more={"details": {"missing_fields": missing_fields, "schema_path": f"$.properties.{missing_fields[0]}"}},
         )
 
 
 def _check_tool_results(body: Mapping[str, Any]) -> None:
-    """Section 2.11.3: a tool whose result is `{"error": …}` has failed."""
+    """Raise the error of section 2.11.3 for a tool result of the form `{"error": …}`."""
     names = [tool[tool["type"]]["name"] for tool in body.get("tools") or ()]
-    called: dict[str, str] = {}
+    tool_of_call: dict[str, str] = {}
     for message in body["messages"]:
         for call in message.get("tool_calls") or ():
-            called[call["id"]] = call[call["type"]]["name"]
+            tool_of_call[call["id"]] = call[call["type"]]["name"]
         if message["role"] != "tool":
             continue
-        failure = _failure(content_text(message["content"]))
+        failure = _tool_error(content_text(message["content"]))
         if failure is not None:
             call_id = message["tool_call_id"]
-            name = called.get(call_id)
-            place = names.index(name) if name in names else 0
+            name = tool_of_call.get(call_id)
+            index = names.index(name) if name in names else 0
             is_rate_limited = "rate limit" in failure.lower()
             raise ApiError(
                 422,
                 f"Tool execution failed: {failure}",
                 type="tool_execution_error",
-                param=f"tools[{place}].function.name",
+                param=f"tools[{index}].function.name",
                 code="tool_rate_limit" if is_rate_limited else "tool_execution_failed",
                 more={"tool_call_id": call_id},
             )
 
 
-def _failure(result: str) -> str | None:
+def _tool_error(result: str) -> str | None:
     try:
-        told = orjson.loads(result)
+        value = orjson.loads(result)
     except orjson.JSONDecodeError:
         return None
-    error = told.get("error") if isinstance(told, dict) else None
+    error = value.get("error") if isinstance(value, dict) else None
     if isinstance(error, dict):
         error = error.get("message")
     return str(error) if error else None
 
 
 def _events(
-    head: Mapping[str, Any], made: Answer, content: Any, metadata: Mapping[str, Any], usage: Mapping[str, Any]
+    head: Mapping[str, Any], answer: Answer, content: Any, metadata: Mapping[str, Any], usage: Mapping[str, Any]
 ) -> Iterator[bytes]:
-    """Section 2.6: role and text, calls, metadata, the end; a content that is an object comes as its JSON."""
+    """The stream of section 2.6: role and text, calls, metadata, end; an object is streamed as its JSON."""
 
-    def chunk(delta: Mapping[str, Any], **more: Any) -> bytes:
-        return event({**head, "object": "response.chunk", "delta": delta, **more})
+    def chunk(delta: Mapping[str, Any], **extra_keys: Any) -> bytes:
+        return event({**head, "object": "response.chunk", "delta": delta, **extra_keys})
 
     text = content if content is None or isinstance(content, str) else orjson.dumps(content).decode()
     pieces = [piece for piece, _ in token_pieces(text or "", str(head["model"]))]
     yield chunk({"role": "assistant", "content": "".join(pieces[:1])})
     yield from (chunk({"content": piece}) for piece in pieces[1:])
-    for place, call in enumerate(made.calls):
-        yield from (chunk(delta) for delta in call_deltas(place, call, False, str(head["model"])))
+    for index, call in enumerate(answer.calls):
+        yield from (chunk(delta) for delta in call_deltas(index, call, False, str(head["model"])))
     yield chunk({"metadata": metadata})
-    yield chunk({}, finish_reason=made.finish_reason, usage=usage)
+    yield chunk({}, finish_reason=answer.finish_reason, usage=usage)
     yield DONE

@@ -23,64 +23,64 @@ from connectors.emulator.sse_stream import event_stream
 from connectors.emulator.store import delete_answer, dialogue_id, evict_oldest, page
 from connectors.emulator.validation import check_model, refuse
 
-ITEMS = "response.items"
-"""`object` of what is kept beside a response: its dialogue, and how it ends if it is made in the background."""
+ITEMS_KIND = "response.items"
+"""`object` of the stored items of a response, and of the final state of a background response."""
 
-_PAGE = RequestSchema(record(order=enum("asc", "desc"), limit=integer(1, 100), after=TEXT))
-_RETRIEVAL = RequestSchema(record(stream=BOOLEAN, starting_after=integer(0)))
+_PAGE_QUERY = RequestSchema(record(order=enum("asc", "desc"), limit=integer(1, 100), after=TEXT))
+_RETRIEVAL_QUERY = RequestSchema(record(stream=BOOLEAN, starting_after=integer(0)))
 
-_RENAMED = {
+_RENAMED_PARAMETERS = {
     "response_format": "text.format",
     "messages": "input",
     "max_tokens": "max_output_tokens",
     "max_completion_tokens": "max_output_tokens",
 }
-"""A parameter of chat completions -> the one that it is here."""
+"""Parameter of chat completions -> its name in responses."""
 
 
 async def respond(api_request: ApiRequest) -> web.StreamResponse:
-    """One response, in the dialect of the request."""
+    """Answer with one response, in the dialect of the request."""
     if "messages" in api_request.body and "input" not in api_request.body:
         return await respond_in_reference_dialect(api_request)
     body = api_request.body
     check_response(body)
     check_model(body, "chat")
     state = api_request.state
-    earlier = _earlier(state, body.get("previous_response_id"))
+    earlier = _earlier_items(state, body.get("previous_response_id"))
     digest = digest_of(body)
     items = input_items_of(body["input"], digest)
-    known = {item["id"]: item for item in [*_all_items(state, body["input"]), *earlier]}
-    turns = messages_of_items([*earlier, *items], known, state, len(earlier))
+    items_by_id = {item["id"]: item for item in [*_referable_items(state, body["input"]), *earlier]}
+    messages = messages_of_items([*earlier, *items], items_by_id, state, len(earlier))
     if body.get("instructions"):
-        turns.insert(0, {"role": "system", "content": body["instructions"]})
-    if not turns:
+        messages.insert(0, {"role": "system", "content": body["instructions"]})
+    if not messages:
         raise refuse("input", "Invalid 'input': it has no message.", "invalid_value")
     try:
-        chat = _as_chat(body, turns)
+        chat = _as_chat(body, messages)
         check_json_word(chat)
         request = answer_request(chat)
-        given = prompt_tokens(request, body.get("tools"))
-        (made,) = await answer_choices(request)
-        given = made.prompt_tokens or given
+        prompt = prompt_tokens(request, body.get("tools"))
+        (answer,) = await answer_choices(request)
+        prompt = answer.prompt_tokens or prompt
     except ApiError as exc:
-        raise _renamed(exc) from exc
-    api_request.http_request[USED_TOKENS] = given + made.tokens
-    told = _response(body, request, made, given, _new_id(state, digest))
+        raise _with_renamed_param(exc) from exc
+    api_request.http_request[USED_TOKENS] = prompt + answer.tokens
+    response = _response(body, request, answer, prompt, _new_id(state, digest))
     if body.get("store") is not False:
-        _keep(state, told, [*earlier, *items], background=bool(body.get("background")))
+        _store_response(state, response, [*earlier, *items], background=bool(body.get("background")))
         if body.get("background") and not body.get("stream"):
-            told = state.objects[told["id"]]
+            response = state.objects[response["id"]]
     if body.get("stream"):
-        return await event_stream(api_request, response_events(told))
-    return json_answer(told)
+        return await event_stream(api_request, response_events(response))
+    return json_answer(response)
 
 
-def _as_chat(body: Mapping[str, Any], turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The request as chat completions would have it."""
+def _as_chat(body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The request in the format of chat completions."""
     form = (body.get("text") or {}).get("format") or {"type": "text"}
     if form["type"] == "json_schema":
         form = {"type": "json_schema", "json_schema": {key: form[key] for key in form if key != "type"}}
-    chat: dict[str, Any] = {"model": body["model"], "messages": turns, "response_format": form}
+    chat: dict[str, Any] = {"model": body["model"], "messages": messages, "response_format": form}
     chat |= {name: body[name] for name in ("temperature", "top_p") if body.get(name) is not None}
     if _logprobs(body) is not None:
         chat |= {"logprobs": True, "top_logprobs": _logprobs(body)}
@@ -103,38 +103,38 @@ def _as_chat(body: Mapping[str, Any], turns: Sequence[Mapping[str, Any]]) -> dic
     return {**chat, "tool_choice": choice}
 
 
-def _renamed(refused: ApiError) -> ApiError:
-    """The refusal, with the parameter as it is called here."""
-    error = refused.body["error"]
+def _with_renamed_param(error_reply: ApiError) -> ApiError:
+    """The error with the parameter's name in responses."""
+    error = error_reply.body["error"]
     param = error["param"]
     if isinstance(param, str):
-        error["param"] = _RENAMED.get(param, param).replace("].function.", "].")
-    return refused
+        error["param"] = _RENAMED_PARAMETERS.get(param, param).replace("].function.", "].")
+    return error_reply
 
 
 def _response(
-    body: Mapping[str, Any], request: AnswerRequest, made: Answer, given: int, response_id: str
+    body: Mapping[str, Any], request: AnswerRequest, answer: Answer, prompt: int, response_id: str
 ) -> dict[str, Any]:
-    """The object, with every parameter as it was taken."""
+    """The response object, with every parameter as applied."""
     now = int(time.time())
-    unfinished = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(made.finish_reason)
+    incomplete_reason = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(answer.finish_reason)
     text = body.get("text") or {}
     reasoning = body.get("reasoning") or {}
     return {
         "id": response_id,
         "object": "response",
         "created_at": now,
-        "status": "completed" if unfinished is None else "incomplete",
-        "completed_at": now if unfinished is None else None,
+        "status": "completed" if incomplete_reason is None else "incomplete",
+        "completed_at": now if incomplete_reason is None else None,
         "background": bool(body.get("background")),
         "error": None,
-        "incomplete_details": None if unfinished is None else {"reason": unfinished},
+        "incomplete_details": None if incomplete_reason is None else {"reason": incomplete_reason},
         "instructions": body.get("instructions"),
         "max_output_tokens": body.get("max_output_tokens"),
         "max_tool_calls": body.get("max_tool_calls"),
         "metadata": body.get("metadata") or {},
         "model": request.model,
-        "output": output_items(request, made, _logprobs(body)),
+        "output": output_items(request, answer, _logprobs(body)),
         "parallel_tool_calls": request.allows_parallel_calls,
         "previous_response_id": body.get("previous_response_id"),
         "prompt_cache_key": body.get("prompt_cache_key"),
@@ -142,29 +142,29 @@ def _response(
         "safety_identifier": body.get("safety_identifier"),
         "service_tier": "default",
         "store": body.get("store") is not False,
-        "temperature": _or(body.get("temperature"), 1.0),
+        "temperature": _or_default(body.get("temperature"), 1.0),
         "text": {"format": text.get("format") or {"type": "text"}, "verbosity": text.get("verbosity") or "medium"},
         "tool_choice": body.get("tool_choice", "auto"),
-        "tools": [_tool(tool) for tool in body.get("tools") or ()],
+        "tools": [_tool_object(tool) for tool in body.get("tools") or ()],
         "top_logprobs": body.get("top_logprobs") or 0,
-        "top_p": _or(body.get("top_p"), 1.0),
+        "top_p": _or_default(body.get("top_p"), 1.0),
         "truncation": body.get("truncation") or "disabled",
         "usage": {
-            "input_tokens": given,
+            "input_tokens": prompt,
             "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-            "output_tokens": made.tokens,
+            "output_tokens": answer.tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": given + made.tokens,
+            "total_tokens": prompt + answer.tokens,
         },
         "user": body.get("user"),
     }
 
 
-def _or(value: Any, usual: float) -> Any:
-    return usual if value is None else value
+def _or_default(value: Any, default: float) -> Any:
+    return default if value is None else value
 
 
-def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+def _tool_object(tool: Mapping[str, Any]) -> dict[str, Any]:
     if tool["type"] == "custom":
         return {"format": {"type": "text"}, **tool}
     return {"description": None, "parameters": None, **tool, "strict": bool(tool.get("strict"))}
@@ -177,40 +177,42 @@ def _logprobs(body: Mapping[str, Any]) -> int | None:
 
 
 def _new_id(state: EmulatorState, digest: bytes) -> str:
-    """Chosen by the request; by chance where there is such a response already."""
+    """An id derived from the request; a random one if that id is taken."""
     chosen = derived_id("resp_", digest.hex())
     return chosen if chosen not in state.objects else f"resp_{secrets.token_hex(12)}"
 
 
-def _keep(state: EmulatorState, told: dict[str, Any], dialogue_before: list[dict[str, Any]], background: bool) -> None:
-    """Remember a response and its dialogue; one made in the background is queued until it is looked for."""
+def _store_response(
+    state: EmulatorState, response: dict[str, Any], input_items: list[dict[str, Any]], background: bool
+) -> None:
+    """Store a response and its items; a background response is queued until the first lookup."""
     evict_oldest(state)
-    waiting = {
-        **told,
+    queued = {
+        **response,
         "status": "queued",
         "output": [],
         "usage": None,
         "completed_at": None,
         "incomplete_details": None,
     }
-    state.objects[told["id"]] = waiting if background else told
-    items_id = dialogue_id(told["id"])
+    state.objects[response["id"]] = queued if background else response
+    items_id = dialogue_id(response["id"])
     state.objects[items_id] = {
         "id": items_id,
-        "object": ITEMS,
-        "input": dialogue_before,
-        "final": told,
+        "object": ITEMS_KIND,
+        "input": input_items,
+        "final": response,
     }
 
 
-def _found(state: EmulatorState, response_id: str) -> dict[str, Any]:
-    found = state.objects.get(response_id)
-    if found is None or found.get("object") != "response":
+def _stored_response(state: EmulatorState, response_id: str) -> dict[str, Any]:
+    stored = state.objects.get(response_id)
+    if stored is None or stored.get("object") != "response":
         raise ApiError(404, f"Response with id '{response_id}' not found.", param="response_id")
-    return found
+    return stored
 
 
-def _earlier(state: EmulatorState, response_id: str | None) -> list[dict[str, Any]]:
+def _earlier_items(state: EmulatorState, response_id: str | None) -> list[dict[str, Any]]:
     """All items up to the end of an earlier response."""
     if response_id is None:
         return []
@@ -221,68 +223,68 @@ def _earlier(state: EmulatorState, response_id: str | None) -> list[dict[str, An
             param="previous_response_id",
             code="previous_response_not_found",
         )
-    kept = state.objects[dialogue_id(response_id)]
-    return [*kept["input"], *kept["final"]["output"]]
+    stored = state.objects[dialogue_id(response_id)]
+    return [*stored["input"], *stored["final"]["output"]]
 
 
-def _all_items(state: EmulatorState, given: Any) -> list[dict[str, Any]]:
-    """Every item that is kept, if the input refers to one."""
-    if isinstance(given, str) or not any("content" not in item and "id" in item for item in given):
+def _referable_items(state: EmulatorState, prompt: Any) -> list[dict[str, Any]]:
+    """Every stored item, if the input refers to any."""
+    if isinstance(prompt, str) or not any("content" not in item and "id" in item for item in prompt):
         return []
-    kept = [one for one in state.objects.values() if one.get("object") == ITEMS]
-    return [item for one in kept for item in (*one["input"], *one["final"]["output"])]
+    stored = [each for each in state.objects.values() if each.get("object") == ITEMS_KIND]
+    return [item for each in stored for item in (*each["input"], *each["final"]["output"])]
 
 
 async def show(api_request: ApiRequest) -> web.StreamResponse:
-    """A stored response; with `stream=true` its events, after the one that `starting_after` names."""
+    """Return a stored response; with `stream=true` its events after `starting_after`."""
     response_id = api_request.http_request.match_info["response_id"]
-    found = _found(api_request.state, response_id)
-    if found["status"] == "queued":
-        found = api_request.state.objects[response_id] = api_request.state.objects[dialogue_id(response_id)]["final"]
-    values = query_values(api_request, _RETRIEVAL, names=("stream", "starting_after"))
+    stored = _stored_response(api_request.state, response_id)
+    if stored["status"] == "queued":
+        stored = api_request.state.objects[response_id] = api_request.state.objects[dialogue_id(response_id)]["final"]
+    values = query_values(api_request, _RETRIEVAL_QUERY, names=("stream", "starting_after"))
     if values.get("stream"):
-        return await event_stream(api_request, response_events(found, values.get("starting_after", -1)))
-    return json_answer(found)
+        return await event_stream(api_request, response_events(stored, values.get("starting_after", -1)))
+    return json_answer(stored)
 
 
 async def delete(api_request: ApiRequest) -> web.StreamResponse:
-    """Forget a response."""
+    """Delete a response."""
     response_id = api_request.http_request.match_info["response_id"]
-    _found(api_request.state, response_id)
+    _stored_response(api_request.state, response_id)
     delete_answer(api_request.state, response_id)
     return json_answer({"id": response_id, "object": "response", "deleted": True})
 
 
 async def cancel(api_request: ApiRequest) -> web.StreamResponse:
-    """Of a response made in the background that nobody has looked for yet."""
+    """Cancel a background response that was not looked up yet."""
     response_id = api_request.http_request.match_info["response_id"]
-    found = _found(api_request.state, response_id)
-    if not found["background"]:
+    stored = _stored_response(api_request.state, response_id)
+    if not stored["background"]:
         raise ApiError(400, "Cannot cancel a synchronous response.", param="response_id")
-    if found["status"] == "queued":
-        found = api_request.state.objects[response_id] = {**found, "status": "cancelled"}
-        api_request.state.objects[dialogue_id(response_id)]["final"] = found
-    return json_answer(found)
+    if stored["status"] == "queued":
+        stored = api_request.state.objects[response_id] = {**stored, "status": "cancelled"}
+        api_request.state.objects[dialogue_id(response_id)]["final"] = stored
+    return json_answer(stored)
 
 
 async def input_items(api_request: ApiRequest) -> web.StreamResponse:
-    """What a response was made from, the newest first."""
+    """List the input items of a response, the newest first."""
     response_id = api_request.http_request.match_info["response_id"]
-    _found(api_request.state, response_id)
-    values = query_values(api_request, _PAGE, names=("order", "limit", "after"))
+    _stored_response(api_request.state, response_id)
+    values = query_values(api_request, _PAGE_QUERY, names=("order", "limit", "after"))
     items = api_request.state.objects[dialogue_id(response_id)]["input"]
-    listed = items if values.get("order") == "asc" else items[::-1]
-    return json_answer(page(listed, values.get("after"), values.get("limit", 20)))
+    ordered = items if values.get("order") == "asc" else items[::-1]
+    return json_answer(page(ordered, values.get("after"), values.get("limit", 20)))
 
 
 async def count_input(api_request: ApiRequest) -> web.StreamResponse:
-    """POST /responses/input_tokens: what an input would take."""
+    """POST /responses/input_tokens: count the tokens of an input."""
     body = {"model": "gpt-4o", **{key: value for key, value in api_request.body.items() if value is not None}}
     check_response(body)
-    turns = messages_of_items(input_items_of(body["input"], b""), {}, api_request.state, 0)
+    messages = messages_of_items(input_items_of(body["input"], b""), {}, api_request.state, 0)
     if body.get("instructions"):
-        turns.insert(0, {"role": "system", "content": body["instructions"]})
-    tokens = prompt_tokens(answer_request(_as_chat(body, turns)), body.get("tools"))
+        messages.insert(0, {"role": "system", "content": body["instructions"]})
+    tokens = prompt_tokens(answer_request(_as_chat(body, messages)), body.get("tools"))
     return json_answer({"object": "response.input_tokens", "input_tokens": tokens})
 
 
