@@ -1,0 +1,71 @@
+"""SQL predicates: the columns that they use, their errors, and the rows that pass."""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pytest
+
+from connectors.errors import JobError
+from connectors.records import RowError
+from pipelines.config.sql_predicate import Predicate, predicate_columns
+
+WHERE = ("steps", "label", "when")
+TABLE = pa.table({"id": [1, 2, None, 4], "Body": ["a", "bb", "ccc", "x"]})
+
+
+@pytest.fixture
+def predicate() -> Iterator[Predicate]:
+    found = Predicate("id > 1", TABLE.schema, WHERE)
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize(
+    ("sql", "columns"),
+    [
+        ("id > 3", {"id"}),
+        ("length(body) > 20 and id is not null", {"id", "Body"}),
+        ("list_contains(list_transform([1], x -> x + id), 2)", {"id"}),
+        ("id > 1 -- the rest", {"id"}),
+        ("true", set()),
+    ],
+)
+def test_the_columns_of_a_predicate_are_found_whatever_their_case(sql: str, columns: set[str]) -> None:
+    assert predicate_columns(sql, dict.fromkeys(TABLE.schema.names), WHERE) == columns
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("idd > 3", "no column idd here; did you mean id?"),
+        ("id > 1); select (1", "is more than one expression; write one, e.g. length(body) > 20"),
+        ("id in (select 1)", "holds a query; a predicate is about one row; use `sql:` as the source"),
+        ("columns(*) > 1", "holds a star; name the columns"),
+    ],
+)
+def test_anything_but_one_expression_over_the_columns_is_an_error(sql: str, message: str) -> None:
+    with pytest.raises(JobError) as caught:
+        predicate_columns(sql, {"id": None}, WHERE)
+    assert (caught.value.key_path, str(caught.value)) == (WHERE, f"steps.label.when: {message}")
+
+
+def test_a_predicate_that_duckdb_cannot_bind_is_an_error() -> None:
+    with pytest.raises(JobError) as caught:
+        Predicate("no_such_function(id)", TABLE.schema, WHERE)
+    assert str(caught.value).startswith("steps.label.when: ")
+    assert caught.value.remedy == "fix the expression"
+
+
+def test_null_counts_as_false(predicate: Predicate) -> None:
+    assert predicate.mask(TABLE) == [False, True, False, True]
+    assert predicate.mask(TABLE.slice(0, 0)) == []
+
+
+def test_a_row_whose_values_make_the_expression_fail_is_an_error_of_that_row() -> None:
+    predicate = Predicate("cast(Body as integer) > 1", TABLE.schema, WHERE)
+    mask, errors = predicate.evaluate(pa.table({"id": [1, 2, 3], "Body": ["1", "x", "2"]}))
+    predicate.close()
+    assert (mask, list(errors)) == ([False, False, True], [1])
+    assert isinstance(errors[1], RowError)
+    assert errors[1].error_class == "input"
+    assert errors[1].message.startswith("steps.label.when: Could not convert string 'x'")
