@@ -1,4 +1,4 @@
-"""The figures of a report, each from one query over the job's tables or its ledger."""
+"""Queries of the report: each figure comes from one query over the job's tables or its ledger."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -10,7 +10,7 @@ import duckdb
 import orjson
 import pyarrow as pa
 
-from connectors.sql import quoted, quoted_list
+from connectors.sql import identifier, identifier_list
 from pipelines.analysis.results import Results, open_results
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.ledger.ledger_file import open_ledger_file
@@ -18,20 +18,20 @@ from pipelines.pricing.prices import usd
 
 Facts = Mapping[str, Any]
 
-BARS = 60
-"""Columns of a chart over time, at most."""
-SAMPLES = 12
-RUNS = 20
-TOP = 4
-"""Most frequent values of a column that are shown."""
-MESSAGES = 3
-"""Examples of each class of errors."""
-HIDDEN = ("_run_id", "_row_fingerprint")
+MAX_BARS = 60
+"""Bars of a chart over time."""
+SAMPLE_ROWS = 12
+MAX_RUNS = 20
+MAX_FREQUENT_VALUES = 4
+"""Most frequent values shown for a column."""
+MAX_MESSAGES = 3
+"""Example messages for each error class."""
+HIDDEN_COLUMNS = ("_run_id", "_row_fingerprint")
 
 
 @dataclass(frozen=True, slots=True)
 class ReportFacts:
-    """Everything that a report shows."""
+    """Everything that the report shows."""
 
     results: Results
     totals: Facts
@@ -40,10 +40,10 @@ class ReportFacts:
     run: Facts
     """The last run's requests over time: run_id, seconds, bucket_seconds, counts."""
     latencies: Sequence[tuple[float, float, int]]
-    """(from, to, exchanges): milliseconds, in steps that double."""
+    """(from, to, exchanges) in milliseconds; each step doubles."""
     errors: Sequence[Facts]
     exchange_errors: Sequence[Facts]
-    """Requests that failed, also those that succeeded later."""
+    """Failed requests, including those that succeeded later."""
     columns: Sequence[Facts]
     samples: pa.Table
     runs: Sequence[Facts]
@@ -52,21 +52,21 @@ class ReportFacts:
 
 
 def report_facts(loaded: LoadedJob) -> ReportFacts:
-    """Read the tables; JobError where there are none yet."""
+    """Read the job's tables; JobError if there are none yet."""
     results = open_results(loaded)
     with results.duckdb() as db:
-        order = quoted_list(results.job.key) if results.job.key else "1"
-        run_id = _one(db, "select run_id from usage order by started_at desc limit 1").get("run_id")
+        order = identifier_list(results.job.key) if results.job.key else "1"
+        run_id = _first_row(db, "select run_id from usage order by started_at desc limit 1").get("run_id")
         return ReportFacts(
             results=results,
             totals=_totals(db),
-            steps=_all(db, _STEPS),
+            steps=_rows(db, _STEPS),
             run=_over_time(db, run_id),
             latencies=_latencies(db),
             errors=_errors(db),
-            exchange_errors=_all(db, _EXCHANGE_ERRORS),
+            exchange_errors=_rows(db, _EXCHANGE_ERRORS),
             columns=_columns(db),
-            samples=db.sql(f"select * from results order by {order} limit {SAMPLES}").to_arrow_table(),
+            samples=db.sql(f"select * from results order by {order} limit {SAMPLE_ROWS}").to_arrow_table(),
             runs=_runs(results),
             text=loaded.path.read_text(encoding="utf-8"),
         )
@@ -94,14 +94,14 @@ from usage where error_class is not null group by all order by requests desc, er
 
 
 def _totals(db: duckdb.DuckDBPyConnection) -> Facts:
-    rows = _one(db, "select (select count(*) from results) as rows, (select count(*) from errors) as rows_failed")
-    return {**rows, **_one(db, _TOTALS)}
+    rows = _first_row(db, "select (select count(*) from results) as rows, (select count(*) from errors) as rows_failed")
+    return {**rows, **_first_row(db, _TOTALS)}
 
 
 def _over_time(db: duckdb.DuckDBPyConnection, run_id: Any) -> Facts:
-    """Requests that ended in each of at most BARS stretches of time."""
+    """Requests that ended in each of at most MAX_BARS intervals."""
     ended = "epoch_us(started_at) / 1e6 + coalesce(latency_ms, 0) / 1e3"
-    span = _one(
+    span = _first_row(
         db,
         f"select min(epoch_us(started_at)) / 1e6 as begin, max({ended}) as end, count(*) as requests, "
         "sum(latency_ms) / 1e3 as waited from usage where run_id = ?",
@@ -110,7 +110,7 @@ def _over_time(db: duckdb.DuckDBPyConnection, run_id: Any) -> Facts:
     if not span["requests"]:
         return {"run_id": None, "requests": 0, "seconds": 0.0, "bucket_seconds": 1.0, "counts": [], "in_flight": 0.0}
     seconds = max(span["end"] - span["begin"], 0.001)
-    bucket = max(seconds / BARS, min(0.5, seconds / 12))
+    bucket = max(seconds / MAX_BARS, min(0.5, seconds / 12))
     counts = [0] * (int(seconds / bucket) + 1)
     for place, count in db.execute(
         f"select cast(floor(({ended} - ?) / ?) as integer), count(*) from usage where run_id = ? group by 1",
@@ -140,47 +140,47 @@ def _latencies(db: duckdb.DuckDBPyConnection) -> list[tuple[float, float, int]]:
 
 def _errors(db: duckdb.DuckDBPyConnection) -> list[Facts]:
     names = {column[0] for column in db.sql("describe errors").fetchall()}
-    # A key column may have the name: the errors table then calls its own `error_<name>`.
+    # If a key column has the same name, the errors table calls its own column `error_<name>`.
     own = {name: f"error_{name}" if f"error_{name}" in names else name for name in ("error_class", "step", "message")}
-    groups = _all(
+    groups = _rows(
         db,
         f"select {own['step']} as step, {own['error_class']} as error_class, count(*) as rows, "
-        f"list_slice(list(distinct left({own['message']}, 300) order by left({own['message']}, 300)), 1, {MESSAGES}) "
-        "as messages from errors group by all order by rows desc, error_class",
+        f"list_slice(list(distinct left({own['message']}, 300) order by left({own['message']}, 300)), "
+        f"1, {MAX_MESSAGES}) as messages from errors group by all order by rows desc, error_class",
     )
     return list(groups)
 
 
 def _columns(db: duckdb.DuckDBPyConnection) -> list[Facts]:
     described = [(str(row[0]), str(row[1])) for row in db.sql("describe results").fetchall()]
-    return [_profile(db, name, kind) for name, kind in described if name not in HIDDEN]
+    return [_profile(db, name, kind) for name, kind in described if name not in HIDDEN_COLUMNS]
 
 
 def _profile(db: duckdb.DuckDBPyConnection, name: str, kind: str) -> Facts:
-    column = quoted(name)
-    told: dict[str, Any] = {"name": name, "type": kind}
-    told |= _one(db, f"select count(*) as rows, count(*) filter ({column} is null) as nulls from results")
+    column = identifier(name)
+    profile: dict[str, Any] = {"name": name, "type": kind}
+    profile |= _first_row(db, f"select count(*) as rows, count(*) filter ({column} is null) as nulls from results")
     if kind.endswith("]"):
-        return told | _one(
+        return profile | _first_row(
             db, f"select min(len({column})) as least, max(len({column})) as most, 'items' as unit from results"
         )
     if kind.startswith(("STRUCT", "MAP", "UNION", "BLOB")):
-        return told
-    told |= _one(db, f"select count(distinct {column}) as distinct_values from results")
+        return profile
+    profile |= _first_row(db, f"select count(distinct {column}) as distinct_values from results")
     if kind == "VARCHAR":
-        told |= _one(
+        profile |= _first_row(
             db,
             f"select min(length({column})) as least, max(length({column})) as most, 'characters' as unit from results",
         )
     else:
-        told |= _one(db, f"select min({column}) as least, max({column}) as most, '' as unit from results")
+        profile |= _first_row(db, f"select min({column}) as least, max({column}) as most, '' as unit from results")
         if kind in ("BIGINT", "INTEGER", "SMALLINT", "TINYINT", "HUGEINT", "FLOAT", "DOUBLE") or "DECIMAL" in kind:
-            told |= _one(db, f"select avg({column}) as mean from results")
+            profile |= _first_row(db, f"select avg({column}) as mean from results")
     top = db.execute(
         f"select cast({column} as VARCHAR), count(*) as n from results where {column} is not null "
-        f"group by 1 having n > 1 order by n desc, 1 limit {TOP}"
+        f"group by 1 having n > 1 order by n desc, 1 limit {MAX_FREQUENT_VALUES}"
     ).fetchall()
-    return told | {"top": top}
+    return profile | {"top": top}
 
 
 def _runs(results: Results) -> list[Facts]:
@@ -193,12 +193,12 @@ def _runs(results: Results) -> list[Facts]:
             "sum(e.seq is not null and e.cost is null) from runs r left join legs l on l.run_id = r.run_id "
             "left join exchanges e on e.leg = l.id where r.job = ? group by r.run_id "
             "order by r.started_at desc limit ?",
-            (results.job.name, RUNS),
+            (results.job.name, MAX_RUNS),
         ).fetchall()
-    told: list[Facts] = []
+    runs: list[Facts] = []
     for run_id, started, ended, code, stopped, report, requests, cost, unpriced in found:
         last: dict[str, Any] = orjson.loads(report) if report else {}
-        told.append(
+        runs.append(
             {
                 "run_id": run_id,
                 "started": datetime.fromtimestamp(started / 1e6, UTC),
@@ -213,15 +213,15 @@ def _runs(results: Results) -> list[Facts]:
                 "times": last.get("times"),
             }
         )
-    return told
+    return runs
 
 
-def _one(db: duckdb.DuckDBPyConnection, sql: str, values: Sequence[Any] = ()) -> dict[str, Any]:
-    rows = _all(db, sql, values)
+def _first_row(db: duckdb.DuckDBPyConnection, sql: str, values: Sequence[Any] = ()) -> dict[str, Any]:
+    rows = _rows(db, sql, values)
     return dict(rows[0]) if rows else {}
 
 
-def _all(db: duckdb.DuckDBPyConnection, sql: str, values: Sequence[Any] = ()) -> list[Facts]:
-    # By way of Arrow: DuckDB's own moments with a time zone need a package of their own.
+def _rows(db: duckdb.DuckDBPyConnection, sql: str, values: Sequence[Any] = ()) -> list[Facts]:
+    # Through Arrow: DuckDB's own conversion of timestamps with a time zone needs another package.
     rows: list[Facts] = db.sql(sql, params=list(values)).to_arrow_table().to_pylist()
     return rows

@@ -1,67 +1,69 @@
-"""Where the time of a job's last invocation went, as a section of its report."""
+"""The report's section on where the time of a job's last invocation went."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from pipelines.monitoring.bottleneck import SENDER_STATES
-from pipelines.reporting.html import Safe, fact, figures, number, table
+from pipelines.reporting.page_values import Fact, Figures, Share, Table, fact, format_number, table
 
-NAMES = {
-    "limits": "waiting for a limit of the provider or the job",
+STATE_NAMES = {
+    "limits": "waiting for a rate limit of the provider or the job",
     "network": "waiting for answers",
     "ledger": "writing to the ledger",
-    "turn": "waiting for this process, which does one thing at a time",
-    "budget": "waiting for money set aside by others",
+    "turn": "waiting for CPU time of this process",
+    "budget": "waiting for money that other requests have reserved",
     "idle": "nothing to send",
 }
-ON_RAY = NAMES | {
-    "ledger": "writing to the ledger, and the way there",
-    "turn": "waiting for their worker, which does one thing at a time",
+STATE_NAMES_ON_RAY = STATE_NAMES | {
+    "ledger": "sending to and writing to the ledger",
+    "turn": "waiting for CPU time of their worker",
     "idle": "nothing to send, or no worker yet",
 }
 
 
-def where_the_time_went(runs: Sequence[Mapping[str, Any]]) -> Safe | None:
-    """What the senders did, what went on beside them, and what bounds the run; None where nothing was sent."""
+def time_breakdown(runs: Sequence[Mapping[str, Any]]) -> Sequence[str | Table | Figures]:
+    """Return the bottleneck, a table of what the senders did, and further figures; empty if nothing was sent."""
     times = runs[0]["times"] if runs else None
     if times is None or not times["network"]:
-        return None
-    whole = times["senders"] * times["sending"]
+        return ()
+    total = times["senders"] * times["sending"]
     workers = times.get("workers")
-    names = NAMES if workers is None else ON_RAY
+    names = STATE_NAMES if workers is None else STATE_NAMES_ON_RAY
     rows = [
         (
             names[name],
-            _bar(times[name] / whole, fact(f"times.{name}", times[name], f"{100 * times[name] / whole:.0f} %")),
-            f"{number(round(times[name] / times['senders'], 3))} s",
+            _share(f"times.{name}", times[name], times[name] / total),
+            f"{format_number(round(times[name] / times['senders'], 3))} s",
         )
         for name in sorted(SENDER_STATES, key=lambda name: -times[name])
     ]
-    words = "" if times["bound_by"] is None else f"<p>Bound by {escape(times['bound_by'])}.</p>"
-    who = f"{times['senders']:,} senders" + ("" if workers is None else f" on {workers:,} workers")
-    caption = f"What {who} did in {number(times['sending'])} s, when the job was run last"
-    beside = {
+    senders = f"{times['senders']:,} senders" + ("" if workers is None else f" on {workers:,} workers")
+    caption = f"What {senders} did in the {format_number(times['sending'])} s of the last run"
+    figures = {
         "in flight on average": fact("times.in_flight", times["network"] / times["sending"]),
         "reading the source": _seconds("reading", times),
         "committing": _seconds("committing", times),
         "CPU, of one core": fact("times.cpu", times["cpu"], f"{100 * times['cpu'] / times['sending']:.0f} %"),
     }
     if workers is None:
-        beside |= {
-            "loop late, mean": fact("times.lag_mean_ms", times["lag_mean_ms"], f"{times['lag_mean_ms']:.1f} ms"),
-            "loop late, most": fact("times.lag_max_ms", times["lag_max_ms"], f"{times['lag_max_ms']:.0f} ms"),
+        figures |= {
+            "event loop lag, mean": fact("times.lag_mean_ms", times["lag_mean_ms"], f"{times['lag_mean_ms']:.1f} ms"),
+            "event loop lag, max": fact("times.lag_max_ms", times["lag_max_ms"], f"{times['lag_max_ms']:.0f} ms"),
         }
     else:
-        beside = {"until the first worker began": _seconds("starting", times), **beside}
-        beside["CPU of a worker, of one core"] = beside.pop("CPU, of one core")
-    return Safe(words + table(("what", "share", "each"), rows, caption, frozenset({1, 2})) + figures(beside))
+        figures = {"until the first worker started": _seconds("starting", times), **figures}
+        figures["CPU of a worker, of one core"] = figures.pop("CPU, of one core")
+    bottleneck = [] if times["bound_by"] is None else [f"Bottleneck: {times['bound_by']}."]
+    return (
+        *bottleneck,
+        table(("activity", "share", "per sender"), rows, caption, frozenset({1, 2})),
+        Figures(figures),
+    )
 
 
-def _bar(share: float, told: Safe) -> Safe:
-    drawn = f'<span class="track"><span class="share" style="width:{100 * min(1.0, share):.1f}%"></span></span>'
-    return Safe(f'<span class="shared">{drawn}{told}</span>')
+def _share(name: str, value: float, share: float) -> Share:
+    return Share(fact(name, value, f"{100 * share:.0f} %"), round(100 * min(1.0, share), 1))
 
 
-def _seconds(name: str, times: Mapping[str, Any]) -> Safe:
-    return fact(f"times.{name}", times[name], f"{number(round(times[name], 3))} s")
+def _seconds(name: str, times: Mapping[str, Any]) -> Fact:
+    return fact(f"times.{name}", times[name], f"{format_number(round(times[name], 3))} s")

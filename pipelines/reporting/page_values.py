@@ -1,0 +1,98 @@
+"""Building blocks of the report's page: facts, times, shares and tables. `report.html` renders and escapes them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, ClassVar
+from zoneinfo import ZoneInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A figure that scripts find in the page by its name, with its exact value."""
+
+    kind: ClassVar[str] = "fact"
+    name: str
+    exact: str
+    text: str
+    suffix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A fact drawn as a bar; `percent` is from 0 to 100."""
+
+    kind: ClassVar[str] = "share"
+    fact: Fact
+    percent: float
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """A moment in the workspace's time zone."""
+
+    kind: ClassVar[str] = "time"
+    iso: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Several values in one cell: a bulleted list, or parts on one line."""
+
+    kind: ClassVar[str] = "items"
+    parts: tuple[Any, ...]
+    is_list: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table; the first cell of each row is its head. `numbers`: indexes of right-aligned columns."""
+
+    kind: ClassVar[str] = "table"
+    caption: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    numbers: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Large figures with their names."""
+
+    kind: ClassVar[str] = "figures"
+    facts: Mapping[str, Fact]
+
+
+def fact(name: str, value: Any, text: str | None = None, suffix: str = "") -> Fact:
+    """A figure with its exact value; `text` is what people read, by default the value itself."""
+    shown = "–" if value is None and text is None else text if text is not None else str(format_cell(value))
+    return Fact(name, "" if value is None else str(value), shown, suffix)
+
+
+def format_cell(value: Any) -> Any:
+    """A plain value as text; other building blocks and None are returned as they are."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}"
+    return format_number(value) if isinstance(value, float) else value
+
+
+def format_number(value: float) -> str:
+    """Four significant digits."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], caption: str, numbers: frozenset[int]) -> Table:
+    """A table with its plain values formatted."""
+    return Table(caption, heads, [[format_cell(value) for value in row] for row in rows], numbers)
+
+
+def time(value: datetime, zone: ZoneInfo) -> Time:
+    """A moment to the minute."""
+    local = value.astimezone(zone)
+    return Time(local.isoformat(timespec="seconds"), f"{local:%Y-%m-%d %H:%M %Z}")
