@@ -1,6 +1,6 @@
-"""Charts of a job's tables (altair): what was used, what it cost, how fast it went, what failed, what was answered.
+"""Charts of a job's tables (altair): tokens, cost, latency, throughput, errors, answers.
 
-Every number is added up by polars before it is drawn; each takes a table of `read_results` and returns a chart.
+polars aggregates every number before it is drawn. Each function takes a table of `read_results` and returns a chart.
 """
 
 from collections.abc import Sequence
@@ -24,18 +24,18 @@ Numbers = npt.NDArray[np.float64]
 Drawn = TypeVar("Drawn", alt.Chart, alt.LayerChart)
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-"""Of Okabe and Ito: told apart with every kind of colour blindness."""
+"""Okabe and Ito's palette, distinguishable with every kind of colour blindness."""
 SHAPES = ("circle", "square", "triangle-up", "cross", "diamond", "triangle-down", "triangle-right")
-"""One fewer than the colours: 56 values have a colour and shape of their own."""
+"""One fewer than the colours, so that 56 values differ in colour or shape."""
 INK = "#222222"
 GREY = "#767676"
 WIDTH = 480
 STEP = alt.Step(32)
-"""Pixels of a row of a chart."""
-BUCKETS = 120
-"""Columns over time, at most."""
-POINTS = 2000
-"""Vectors in one picture, at most."""
+"""Height of a bar in pixels."""
+MAX_TIME_BARS = 120
+"""Bars over time."""
+MAX_POINTS = 2000
+"""Vectors in one chart."""
 
 _TOKENS = {
     "input": pl.col("input_tokens") - pl.col("cached_tokens").fill_null(0),
@@ -43,14 +43,14 @@ _TOKENS = {
     "output": pl.col("output_tokens") - pl.col("reasoning_tokens").fill_null(0),
     "reasoning": pl.col("reasoning_tokens"),
 }
-"""The parts of a bill: each token is in one of them."""
+"""The parts of a bill; each token is in exactly one."""
 _PERCENTILES = {"median": 0.5, "90 %": 0.9, "99 %": 0.99}
 
 
 def pictures(scale: float = 1.5) -> None:
-    """From now on the notebook keeps charts as PNG: they show without a network, and are small enough to be committed.
+    """Store charts as PNG in the notebook from now on: visible offline, and small enough to commit.
 
-    `scale`: pixels of the picture for each of the chart's.
+    `scale`: pixels of the picture for each pixel of the chart.
     """
     import io
 
@@ -60,7 +60,7 @@ def pictures(scale: float = 1.5) -> None:
     def drawn(spec: dict[str, Any], **_: Any) -> tuple[dict[str, bytes], dict[str, dict[str, float]]]:
         picture = Image.open(io.BytesIO(vl_convert.vegalite_to_png(spec, scale=scale))).convert("RGB")
         written = io.BytesIO()
-        # Charts have few colours: a palette of them is a fifth of the size.
+        # Charts have few colours: a palette reduces the size to a fifth.
         picture.quantize(128, dither=Image.Dither.NONE).save(written, "png", optimize=True)
         size = {"width": picture.width / scale, "height": picture.height / scale}
         return {"image/png": written.getvalue()}, {"image/png": size}
@@ -70,36 +70,40 @@ def pictures(scale: float = 1.5) -> None:
 
 
 def tokens(usage: pl.LazyFrame, by: By = "step") -> alt.LayerChart:
-    """Tokens by day, step, model …, in the parts that are billed differently."""
+    """Tokens by day, step, model …, split into the parts that are billed differently."""
     added = usage.group_by(_group(by)).agg(part.sum().alias(kind) for kind, part in _TOKENS.items())
-    told = added.unpivot(index=by, variable_name="kind", value_name="tokens").filter(pl.col("tokens") > 0)
-    frame = told.sort(by, pl.col("kind").cast(pl.Enum(list(_TOKENS)))).collect()
-    under = f"{frame['tokens'].sum():,} tokens in all"
+    result = added.unpivot(index=by, variable_name="kind", value_name="tokens").filter(pl.col("tokens") > 0)
+    frame = result.sort(by, pl.col("kind").cast(pl.Enum(list(_TOKENS)))).collect()
+    subtitle = f"{frame['tokens'].sum():,} tokens in all"
     colours = {kind: colour for kind, colour in zip(_TOKENS, PALETTE, strict=False) if kind in frame["kind"]}
     bars = _bars(frame, by, "tokens", "tokens").encode(color=_colour("kind", list(colours), list(colours.values())))
-    return _titled(_layered(bars, _totals(frame, by, "tokens")), f"Tokens by {_said(by)}", under, height=STEP)
+    return _with_title(
+        _layer(bars, _totals(frame, by, "tokens")), f"Tokens by {_axis_title(by)}", subtitle, height=STEP
+    )
 
 
 def cost(usage: pl.LazyFrame, by: By = "step") -> alt.LayerChart:
-    """US dollars by day, step, model …; exchanges whose price is not known are counted below the title."""
+    """US dollars by day, step, model …; the subtitle counts exchanges without a known price."""
     added = usage.group_by(_group(by)).agg(pl.col("cost_usd").sum(), unpriced=pl.col("cost_usd").is_null().sum())
     frame = added.sort(by).collect()
     unpriced = int(frame["unpriced"].sum())
-    under = f"${frame['cost_usd'].sum():,.6f} in all"
-    under += f"; {unpriced:,} exchanges have no known price and are not in it" if unpriced else ""
+    subtitle = f"${frame['cost_usd'].sum():,.6f} in all"
+    subtitle += f"; {unpriced:,} exchanges have no known price and are not in it" if unpriced else ""
     bars = _bars(frame, by, "cost_usd", "US dollars")
-    return _titled(_layered(bars, _totals(frame, by, "cost_usd", "$,.6~f")), f"Cost by {_said(by)}", under, height=STEP)
+    return _with_title(
+        _layer(bars, _totals(frame, by, "cost_usd", "$,.6~f")), f"Cost by {_axis_title(by)}", subtitle, height=STEP
+    )
 
 
 def latency(usage: pl.LazyFrame, by: By = "step") -> alt.LayerChart:
-    """How long answered requests took, to the end of the reply: median, 90th and 99th percentile."""
+    """Latency of answered requests, to the end of the reply: median, 90th and 99th percentile."""
     answered = usage.filter(pl.col("latency_ms").is_not_null() & pl.col("error_class").is_null())
-    told = [pl.col("latency_ms").quantile(share, "linear").alias(name) for name, share in _PERCENTILES.items()]
-    wide = answered.group_by(_group(by)).agg(pl.len().alias("requests"), *told).sort(by).collect()
+    result = [pl.col("latency_ms").quantile(share, "linear").alias(name) for name, share in _PERCENTILES.items()]
+    wide = answered.group_by(_group(by)).agg(pl.len().alias("requests"), *result).sort(by).collect()
     frame = wide.unpivot(index=[by, "requests"], variable_name="percentile", value_name="milliseconds")
     base = alt.Chart(frame).encode(
         x=alt.X("milliseconds:Q", title="milliseconds", scale=alt.Scale(zero=True)),
-        y=alt.Y(f"{by}:N", title=_said(by)),
+        y=alt.Y(f"{by}:N", title=_axis_title(by)),
     )
     line = base.mark_line(color=GREY, strokeWidth=2).encode(detail=f"{by}:N")
     points = base.mark_point(size=110, filled=True, opacity=1).encode(
@@ -107,12 +111,12 @@ def latency(usage: pl.LazyFrame, by: By = "step") -> alt.LayerChart:
         shape=_shape("percentile", list(_PERCENTILES)),
         tooltip=[f"{by}:N", "percentile:N", alt.Tooltip("milliseconds:Q", format=",.1f"), "requests:Q"],
     )
-    under = f"{wide['requests'].sum():,} answered requests, to the end of the reply"
-    return _titled(_layered(line, points), f"Latency by {_said(by)}", under, height=STEP)
+    subtitle = f"{wide['requests'].sum():,} answered requests, to the end of the reply"
+    return _with_title(_layer(line, points), f"Latency by {_axis_title(by)}", subtitle, height=STEP)
 
 
 def throughput(usage: pl.LazyFrame, run_id: str | None = None) -> alt.Chart:
-    """Exchanges a second over the time of one run (None: the last), answered and failed."""
+    """Exchanges a second during one run (None: the last), answered and failed."""
     started = usage.select("run_id", "started_at", "latency_ms", "error_class").sort("started_at").collect()
     if run_id is None and len(started):
         run_id = started["run_id"][-1]
@@ -124,7 +128,7 @@ def throughput(usage: pl.LazyFrame, run_id: str | None = None) -> alt.Chart:
     took = pl.duration(microseconds=(pl.col("latency_ms").fill_null(0) * 1000).cast(pl.Int64))
     outcome = pl.when(pl.col("error_class").is_null()).then(pl.lit("answered")).otherwise(pl.lit("failed"))
     ended = of_run.select(at=pl.col("started_at") + took, outcome=outcome)
-    width = _bucket(ended["at"])
+    width = _bar_width(ended["at"])
     counted = ended.group_by(pl.col("at").dt.truncate(width), "outcome").len("exchanges")
     seconds = width.total_seconds()
     stacked = pl.col("per_second").cum_sum().over("at")
@@ -141,54 +145,54 @@ def throughput(usage: pl.LazyFrame, run_id: str | None = None) -> alt.Chart:
         color=_colour("outcome", ["answered", "failed"], colours=(PALETTE[0], PALETTE[5])),
         tooltip=["at:T", "outcome:N", "exchanges:Q", alt.Tooltip("per_second:Q", format=",.1f")],
     )
-    return _titled(chart, "Throughput", f"{len(ended):,} exchanges; a column is {seconds:g} s", height=200)
+    return _with_title(chart, "Throughput", f"{len(ended):,} exchanges; a column is {seconds:g} s", height=200)
 
 
 def errors(failed: pl.LazyFrame) -> alt.LayerChart:
     """Rows of the errors table by class and step."""
     known = failed.collect_schema().names()
-    # Where a key column has the name, ours is `error_<name>`.
+    # If a key column has the same name, ours is `error_<name>`.
     kind, step = (f"error_{name}" if f"error_{name}" in known else name for name in ("error_class", "step"))
     named = failed.select(error_class=pl.col(kind), step=pl.col(step).fill_null("source"))
     frame = named.group_by("error_class", "step").len("rows").sort("error_class", "step").collect()
     steps = frame["step"].unique().sort().to_list()
     bars = _bars(frame, "error_class", "rows", "rows").encode(color=_colour("step", steps))
-    under = f"{frame['rows'].sum():,} rows stand in errors"
-    return _titled(_layered(bars, _totals(frame, "error_class", "rows")), "Errors by class", under, height=STEP)
+    subtitle = f"{frame['rows'].sum():,} rows in errors"
+    return _with_title(_layer(bars, _totals(frame, "error_class", "rows")), "Errors by class", subtitle, height=STEP)
 
 
 def label_shares(results: pl.LazyFrame, column: str, by: str | None = None) -> alt.LayerChart:
-    """The share of rows with each value of a column; `by`: within each value of another. Lists count each element."""
+    """The share of rows for each value of a column; `by`: within each value of another column. Lists count elements."""
     schema = results.collect_schema()
     groups = [column] if by is None else [by, column]
-    _check("label_shares", groups, schema.names())
+    _check_columns("label_shares", groups, schema.names())
     several = isinstance(schema[column], pl.List)
     rows = results.explode(column) if several else results
-    told = rows.select(pl.col(name).cast(pl.String).fill_null("(null)") for name in groups)
+    result = rows.select(pl.col(name).cast(pl.String).fill_null("(null)") for name in groups)
     whole = pl.col("rows").sum() if by is None else pl.col("rows").sum().over(by)
-    counted = told.group_by(groups).len("rows")
+    counted = result.group_by(groups).len("rows")
     frame = counted.with_columns(share=pl.col("rows") / whole).sort(groups).collect()
-    under = f"of {frame['rows'].sum():,} {'elements' if several else 'rows'}"
+    subtitle = f"of {frame['rows'].sum():,} {'elements' if several else 'rows'}"
     axis = alt.Axis(format="%", tickCount=5)
     if by is None:
         bars = _bars(frame, column, "share", "share", axis)
-        return _titled(
-            _layered(bars, _totals(frame, column, "share", ".1%")), f"Shares of {column}", under, height=STEP
+        return _with_title(
+            _layer(bars, _totals(frame, column, "share", ".1%")), f"Shares of {column}", subtitle, height=STEP
         )
     labels = frame[column].unique().sort().to_list()
     bars = _bars(frame, by, "share", "share", axis, room=1).encode(color=_colour(column, labels))
-    return _titled(_layered(bars), f"Shares of {column} by {by}", under, height=STEP)
+    return _with_title(_layer(bars), f"Shares of {column} by {by}", subtitle, height=STEP)
 
 
 def embedding(
     results: pl.LazyFrame, label: str | None = None, column: str | None = None, tooltip: Sequence[str] = ()
 ) -> alt.Chart:
-    """Vectors in two dimensions (principal components), coloured by a label; `column` None: the only one of vectors."""
+    """Vectors in two dimensions (principal components), coloured by a label; `column` None: the only vector column."""
     name = vector_column(results, column)
     others = list(dict.fromkeys([*([] if label is None else [label]), *tooltip]))
-    _check("embedding", others, results.collect_schema().names())
+    _check_columns("embedding", others, results.collect_schema().names())
     rows = results.select(name, *others).drop_nulls(name).collect()
-    shown = rows.gather_every(max(1, -(-len(rows) // POINTS)))
+    shown = rows.gather_every(max(1, -(-len(rows) // MAX_POINTS)))
     if len(shown) < 3:
         raise JobError("embedding", f"{len(shown)} vectors in {name}", "run the job over at least 3 rows")
     vectors = shown[name].to_numpy()
@@ -206,13 +210,15 @@ def embedding(
     else:
         labels = frame[label].cast(pl.String).drop_nulls().unique().sort().to_list()
         chart = chart.encode(color=_colour(label, labels), shape=_shape(label, labels))
-    under = f"{len(shown):,} of {len(rows):,} vectors of {vectors.shape[1]:,} numbers, by their principal components"
-    return _titled(chart, f"{name} in two dimensions", under, height=360)
+    subtitle = f"{len(shown):,} of {len(rows):,} vectors of {vectors.shape[1]:,} numbers, by their principal components"
+    return _with_title(chart, f"{name} in two dimensions", subtitle, height=360)
 
 
-def confusion(matrix: pl.DataFrame, label: str, output: str, under: str) -> alt.LayerChart:
-    """A confusion matrix (label, output, rows), shaded by the share of each label's rows; `label` and `output` name its
-    columns of origin."""
+def confusion(matrix: pl.DataFrame, label: str, output: str, subtitle: str) -> alt.LayerChart:
+    """A confusion matrix (label, output, rows), shaded by the share of each label's rows.
+
+    `label` and `output` name the columns that it was made of.
+    """
     whole = pl.col("rows").sum().over("label")
     frame = matrix.with_columns(share=pl.when(whole > 0).then(pl.col("rows") / whole).otherwise(0.0))
     side = max(160, 80 * frame["label"].n_unique())
@@ -229,7 +235,7 @@ def confusion(matrix: pl.DataFrame, label: str, output: str, under: str) -> alt.
         text=alt.Text("rows:Q", format=","),
         color=alt.condition(alt.datum.share > 0.5, alt.value("white"), alt.value(INK)),
     )
-    return _titled(_layered(cells, figures), f"{output} against {label}", under, side, side)
+    return _with_title(_layer(cells, figures), f"{output} against {label}", subtitle, side, side)
 
 
 def principal(vectors: npt.NDArray[np.float32]) -> tuple[Numbers, list[float]]:
@@ -249,16 +255,16 @@ def _group(by: By) -> pl.Expr:
     return pl.col(by)
 
 
-def _said(by: By) -> str:
+def _axis_title(by: By) -> str:
     return f"{by} (UTC)" if by in ("day", "hour") else "run" if by == "run_id" else by
 
 
-def _bucket(moments: pl.Series) -> timedelta:
-    """The width of columns: a round number of seconds, so that there are at most BUCKETS."""
+def _bar_width(moments: pl.Series) -> timedelta:
+    """The width of bars: a round number of seconds that gives at most MAX_TIME_BARS."""
     first, last = moments.min(), moments.max()
     spread = (last - first).total_seconds()  # type: ignore[operator, union-attr]
     widths = (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 600, 1800, 3600, 6 * 3600, 24 * 3600)
-    return timedelta(seconds=next((width for width in widths if spread / width <= BUCKETS), 7 * 24 * 3600))
+    return timedelta(seconds=next((width for width in widths if spread / width <= MAX_TIME_BARS), 7 * 24 * 3600))
 
 
 def _time_axis(seconds: float) -> alt.Axis:
@@ -268,9 +274,9 @@ def _time_axis(seconds: float) -> alt.Axis:
 def _bars(
     frame: pl.DataFrame, over: str, value: str, title: str, axis: alt.Axis | None = None, room: float = 1.15
 ) -> alt.Chart:
-    """Horizontal bars: names stay readable."""
+    """Horizontal bars, so that names are readable."""
     longest = frame.group_by(over).agg(pl.col(value).sum())[value].max()
-    # Room for the number at the end of a bar; a scale from 0 to 0 would put its 0 in the middle.
+    # Leave space for the number at the end of a bar; a scale from 0 to 0 would draw its 0 in the middle.
     scale = alt.Scale(
         domain=[0, float(longest) * room if isinstance(longest, int | float) and longest else 1], nice=False
     )
@@ -279,7 +285,7 @@ def _bars(
         .mark_bar(color=PALETTE[0])
         .encode(
             x=alt.X(f"{value}:Q", title=title, stack="zero", scale=scale, axis=axis or alt.Axis(tickCount=5)),
-            y=alt.Y(f"{over}:N", title=_spaced(over)),
+            y=alt.Y(f"{over}:N", title=_without_underscores(over)),
             tooltip=[alt.Tooltip(f"{name}:{'Q' if kind.is_numeric() else 'N'}") for name, kind in frame.schema.items()],
         )
     )
@@ -296,36 +302,37 @@ def _totals(frame: pl.DataFrame, over: str, value: str, figures: str = ",") -> a
 
 
 def _colour(name: str, values: Sequence[str], colours: Sequence[str] = PALETTE) -> alt.Color:
-    """Of each value always the same; where there are more than colours, they are taken again."""
+    """One colour for each value, always the same; colours repeat if there are more values."""
     taken = [colours[place % len(colours)] for place in range(len(values))]
-    return alt.Color(f"{name}:N", scale=alt.Scale(domain=list(values), range=taken), title=_spaced(name))
+    return alt.Color(f"{name}:N", scale=alt.Scale(domain=list(values), range=taken), title=_without_underscores(name))
 
 
 def _shape(name: str, values: Sequence[str]) -> alt.Shape:
-    """For those who see no colours, and to tell more values than there are colours."""
+    """One shape for each value, for readers who see no colours and for more values than colours."""
     taken = [SHAPES[place % len(SHAPES)] for place in range(len(values))]
-    return alt.Shape(f"{name}:N", scale=alt.Scale(domain=list(values), range=taken), title=_spaced(name))
+    return alt.Shape(f"{name}:N", scale=alt.Scale(domain=list(values), range=taken), title=_without_underscores(name))
 
 
-def _spaced(name: str) -> str:
+def _without_underscores(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _layered(*charts: alt.Chart) -> alt.LayerChart:
+def _layer(*charts: alt.Chart) -> alt.LayerChart:
     made = alt.layer(*charts)
     assert isinstance(made, alt.LayerChart)
     return made
 
 
-def _check(where: str, names: Sequence[str], known: Sequence[str]) -> None:
+def _check_columns(where: str, names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
             raise JobError(where, f"no column {name}", f"{did_you_mean(name, known)}")
 
 
-def _titled(chart: Drawn, title: str, under: str, width: int = WIDTH, height: int | alt.Step | None = None) -> Drawn:
-    """With a title. No background of its own, so that charts can be set side by side: altair's is white, which is
-    readable on dark pages too."""
-    head = alt.TitleParams(title, subtitle=under, anchor="start", fontSize=15, subtitleColor=GREY, offset=12)
+def _with_title(
+    chart: Drawn, title: str, subtitle: str, width: int = WIDTH, height: int | alt.Step | None = None
+) -> Drawn:
+    """Add a title. Charts set no background, so that they can be combined; altair's white is readable on dark pages."""
+    head = alt.TitleParams(title, subtitle=subtitle, anchor="start", fontSize=15, subtitleColor=GREY, offset=12)
     sized: Drawn = chart.properties(width=width, title=head)
     return sized if height is None else sized.properties(height=height)

@@ -1,4 +1,4 @@
-"""Two runs side by side, as after a change of the prompt: what differs by row, how much agrees by column."""
+"""Comparison of two results, for example after a change of the prompt: differing rows, agreement by column."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ from pipelines.analysis.results import Results
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """What two results say of the same keys."""
+    """Two results compared key by key."""
 
     agreement: pl.DataFrame = field(repr=False)
     """column, rows (in both), same, share."""
     differing: pl.DataFrame = field(repr=False)
-    """The rows in which a column differs: key, columns that both carry, each output as `<column>_a`, `<column>_b`."""
+    """Rows that differ in a column: key, columns that both carry, each output as `<column>_a` and `<column>_b`."""
     only_a: int
-    """Rows whose key only the first has."""
+    """Rows whose key is only in the first result."""
     only_b: int
 
     def _repr_html_(self) -> str:
@@ -82,7 +82,7 @@ def compare(a: Results, b: Results, columns: Sequence[str] | None = None) -> Com
 
 
 def _carried(results: Results, frame: pl.DataFrame) -> list[str]:
-    """The source columns in the results, besides the key."""
+    """The source columns in the results, without the key."""
     named = results.job.sink.columns
     if named != "all":
         return list(named)
@@ -91,7 +91,7 @@ def _carried(results: Results, frame: pl.DataFrame) -> list[str]:
 
 
 def _makes(step: StepConfig, column: str) -> bool:
-    """Whether the column is one of the step's."""
+    """Whether a step makes the column."""
     output = getattr(step, "output", None)
     own = output if isinstance(output, Mapping) else (output or step.name,)
     return column in own or column.startswith(f"{step.name}_")

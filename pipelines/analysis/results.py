@@ -1,4 +1,4 @@
-"""A job's tables for notebooks: results, usage and errors in polars and DuckDB, files by name, neighbours by vector."""
+"""A job's tables for notebooks: results, usage and errors in polars and DuckDB, media files, nearest rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 
 TABLES = ("results", "usage", "errors")
 _GLOB = "/*.parquet"
-"""How the place of a table ends that is a folder of Parquet parts."""
+"""Suffix of the location of a table that is a folder of Parquet parts."""
 
 
 def read_results(job: str | PathLike[str], sink: str | PathLike[str] | None = None) -> "Results":
-    """The tables that runs of a job file have written; JobError where there are none yet.
+    """Read the tables that runs of a job file have written; JobError if there are none yet.
 
-    Both paths may be relative to the current folder. `sink`: where `run --sink` wrote, instead of the job's own.
+    Both paths may be relative to the current folder. `sink`: the path given to `run --sink`, if it was not the job's.
     """
     return open_results(load_job(Path(job), Overrides(sink=None if sink is None else str(sink))))
 
 
 def open_results(loaded: LoadedJob) -> "Results":
-    """The tables that runs of a loaded job have written; JobError if there are none yet."""
+    """Read the tables that runs of a loaded job have written; JobError if there are none yet."""
     sink = empty_sink(loaded)
     if not sink.exists():
         flag = "" if loaded.overrides.sink is None else f" --sink {loaded.overrides.sink}"
@@ -53,7 +53,7 @@ def open_results(loaded: LoadedJob) -> "Results":
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a job has written. Each look reads the tables anew, so that it sees what a later run has added."""
+    """The tables of a job. Each access reads them again and so sees the rows of later runs."""
 
     loaded: LoadedJob = field(repr=False)
     workspace: Workspace = field(repr=False)
@@ -61,7 +61,7 @@ class Results:
 
     @property
     def job(self) -> Job:
-        """What the job file says."""
+        """The job of the file."""
         return self.loaded.job
 
     @property
@@ -80,8 +80,8 @@ class Results:
         return self._frame("errors")
 
     def duckdb(self) -> duckdb.DuckDBPyConnection:
-        """A new connection in which the three tables have these names, as they are at this moment."""
-        connection = _connected()
+        """Return a new connection with the current tables `results`, `usage` and `errors`."""
+        connection = _connect()
         for table in TABLES:
             parts = self._parts(table)
             if parts is None:
@@ -94,11 +94,11 @@ class Results:
         return connection
 
     def media(self, name: str) -> Path:
-        """The file that a value of a results column names: one that a step wrote, or one that the source named."""
-        made = name.startswith(self.sink.files_prefix)
-        folder = self.sink.files_folder if made else self.workspace.folder
-        path = folder / (name.removeprefix(self.sink.files_prefix) if made else name)
-        inside = (folder,) if made else (folder, *self.workspace.roots)
+        """Return the file that a value of a results column names, written by a step or named by the source."""
+        is_output = name.startswith(self.sink.files_prefix)
+        folder = self.sink.files_folder if is_output else self.workspace.folder
+        path = folder / (name.removeprefix(self.sink.files_prefix) if is_output else name)
+        inside = (folder,) if is_output else (folder, *self.workspace.roots)
         if not any(path.resolve().is_relative_to(root.resolve()) for root in inside):
             raise JobError(name, "is not below the workspace", "only files of the job can be opened by name")
         if not path.is_file():
@@ -106,15 +106,15 @@ class Results:
         return path
 
     def score(self, label: str, output: str) -> "Score":
-        """How the answers in `output` agree with the column `label`, which the sink must carry over."""
+        """Compare the answers in `output` with the column `label`, which the sink must carry over."""
         from pipelines.analysis.scoring import score
 
         return score(self.results, label, output)
 
     def embed(self, text: str, column: str | None = None) -> "Embedded":
-        """The text's vector, made as those of `column` (None: the only one) were: one request to the step's provider.
+        """Embed a text like the vectors of `column` (None: the only one), by one request to the step's provider.
 
-        It is not in the ledger; what it cost is in the answer.
+        The request is not in the ledger; its cost is in the return value.
         """
         from pipelines.analysis.similarity import embed, vector_column
 
@@ -123,8 +123,10 @@ class Results:
     def nearest(
         self, *, key: Any = None, text: "str | Embedded | None" = None, k: int = 5, column: str | None = None
     ) -> "pl.DataFrame":
-        """The k rows whose vectors in `column` (None: the only one) are most like that of a row (`key`: its key, a
-        tuple where that is several columns) or of a text; their columns and `similarity`, the cosine."""
+        """Return the k rows nearest to a row or to a text, with `similarity`, the cosine.
+
+        `key`: the key of a row, a tuple if it has several columns. `column`: the vector column; None: the only one.
+        """
         from pipelines.analysis.similarity import Embedded, nearest, nearest_to_row, vector_column
 
         name = vector_column(self.results, column)
@@ -146,7 +148,7 @@ class Results:
         return frame.with_columns(*_vectors(frame)).lazy()
 
     def _parts(self, table: str) -> list[Path] | None:
-        """The files of a table that is a folder of Parquet parts on this machine; None where it is another."""
+        """The files of a table that is a local folder of Parquet parts; None for other tables."""
         place = self.sink.tables()[table]
         if not place.endswith(_GLOB) or "://" in place:
             return None
@@ -156,16 +158,16 @@ class Results:
         return parts
 
     def _arrow(self, table: str) -> "pa.Table":
-        told = {"results": self.sink.results_sql, "usage": self.sink.usage_sql, "errors": self.sink.errors_sql}
-        with _connected() as db:
+        result = {"results": self.sink.results_sql, "usage": self.sink.usage_sql, "errors": self.sink.errors_sql}
+        with _connect() as db:
             self.sink.attach(db)
-            found = db.sql(f"from {told[table]()}").to_arrow_table()
+            found = db.sql(f"from {result[table]()}").to_arrow_table()
             self.sink.detach(db)
         return found.drop_columns("_part") if table == "results" else found
 
     def _repr_html_(self) -> str:
         with self.duckdb() as db:
-            counts = {name: _one(db, f"select count(*) from {name}") for name in TABLES}
+            counts = {name: _count(db, f"select count(*) from {name}") for name in TABLES}
             columns = [f"{name} {kind}" for name, kind, *_ in db.execute("describe results").fetchall()]
             cost, unpriced = db.execute(
                 "select sum(cost_usd), count(*) filter (cost_usd is null) from usage"
@@ -181,7 +183,7 @@ class Results:
 
 
 def _vectors(frame: "pl.DataFrame") -> "Iterator[pl.Expr]":
-    """The columns of vectors, where what was read has made lists of them: DuckDB does of those in Parquet."""
+    """Vector columns that were read as lists, as DuckDB does from Parquet, cast to arrays again."""
     import polars as pl
 
     for name, kind in frame.schema.items():
@@ -189,13 +191,13 @@ def _vectors(frame: "pl.DataFrame") -> "Iterator[pl.Expr]":
             yield pl.col(name).list.to_array(int(lengths[0]))
 
 
-def _connected() -> duckdb.DuckDBPyConnection:
+def _connect() -> duckdb.DuckDBPyConnection:
     db = duckdb.connect()
-    # Moments are told as they were written, wherever the reader is.
+    # Show timestamps as they were written, in every time zone.
     db.execute("set TimeZone = 'UTC'")
     return db
 
 
-def _one(db: duckdb.DuckDBPyConnection, sql: str) -> int:
+def _count(db: duckdb.DuckDBPyConnection, sql: str) -> int:
     ((value,),) = db.execute(sql).fetchall()
     return int(value)

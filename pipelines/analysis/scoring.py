@@ -1,4 +1,4 @@
-"""Answers against labels: accuracy, precision, recall and F1 of each class, the confusion matrix."""
+"""Scores of answers against labels: accuracy, precision, recall and F1 of each class, and the confusion matrix."""
 
 from dataclasses import dataclass, field
 from html import escape
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
-    """How well answers agree with labels."""
+    """Agreement of answers with labels."""
 
     label: str
-    """The column of what is right."""
+    """The column of labels."""
     output: str
-    """The column of what was answered."""
+    """The column of answers."""
     rows: int
-    """Rows that have both."""
+    """Rows with a label and an answer."""
     without: int
-    """Rows that lack one of them; they count nowhere else."""
+    """Rows without a label or an answer; they count nowhere else."""
     accuracy: float | None
-    """None where no row has both."""
+    """None if no row has both."""
     classes: pl.DataFrame = field(repr=False)
-    """class, rows (so labelled), answered (so answered), precision, recall, f1: null where nothing is shared."""
+    """class, rows (with this label), answered (with this answer), precision, recall, f1 (null if undefined)."""
     confusion: pl.DataFrame = field(repr=False)
-    """label, output, rows: every pair of classes, 0 where it never came."""
+    """label, output, rows: every pair of classes, with 0 for pairs that do not occur."""
 
     def chart(self) -> "alt.LayerChart":
-        """The confusion matrix as a picture."""
+        """The confusion matrix as a chart."""
         from pipelines.analysis.charts import confusion
 
         return confusion(self.confusion, self.label, self.output, f"{self._right} of {self.rows:,} rows")
@@ -48,7 +48,7 @@ class Score:
 
 
 def score(frame: pl.LazyFrame | pl.DataFrame, label: str, output: str) -> Score:
-    """How the answers in `output` agree with `label`; values are compared as text."""
+    """Compare the answers in `output` with `label`, as text."""
     frame = frame.lazy()
     known = frame.collect_schema().names()
     for name in (label, output):
@@ -57,9 +57,13 @@ def score(frame: pl.LazyFrame | pl.DataFrame, label: str, output: str) -> Score:
             raise JobError(
                 "score", f"no column {name}", f"{hint} Labels get into the results by `columns:` of the sink"
             )
-    told = pl.col(label).cast(pl.String).alias("label"), pl.col(output).cast(pl.String).alias("output")
+    result = pl.col(label).cast(pl.String).alias("label"), pl.col(output).cast(pl.String).alias("output")
     counted = (
-        frame.select(told).group_by("label", "output").len("rows").with_columns(pl.col("rows").cast(pl.Int64)).collect()
+        frame.select(result)
+        .group_by("label", "output")
+        .len("rows")
+        .with_columns(pl.col("rows").cast(pl.Int64))
+        .collect()
     )
     both = counted.drop_nulls()
     rows = int(both["rows"].sum())
@@ -93,5 +97,5 @@ def _classes(names: pl.DataFrame, both: pl.DataFrame) -> pl.DataFrame:
 
 
 def _share(part: pl.Expr, whole: pl.Expr) -> pl.Expr:
-    """Null where the whole is nothing."""
+    """part / whole; null if whole is 0."""
     return pl.when(whole > 0).then(part / whole)

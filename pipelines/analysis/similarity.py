@@ -1,4 +1,4 @@
-"""Neighbours by cosine over a column of vectors, of a row or of a text that is embedded for it."""
+"""Nearest rows by cosine similarity over a vector column, for a row or for a text that is embedded."""
 
 import asyncio
 import contextlib
@@ -28,17 +28,17 @@ Vector = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedded:
-    """A text's vector and what it took."""
+    """A text's vector and the usage of its request."""
 
     text: str
     vector: Vector = field(repr=False)
     input_tokens: int | None
     cost_usd: float | None
-    """None where the model's price is not known."""
+    """None if the model's price is not known."""
 
 
 def vector_column(frame: pl.LazyFrame, name: str | None) -> str:
-    """The column of vectors with this name, or the only one; JobError where there is none."""
+    """Return the vector column with this name, or the only one; JobError if there is none."""
     vectors = [column for column, kind in frame.collect_schema().items() if isinstance(kind, pl.Array)]
     if not vectors:
         raise JobError("results", "hold no column of vectors", "add a step with endpoint: embeddings")
@@ -52,41 +52,41 @@ def vector_column(frame: pl.LazyFrame, name: str | None) -> str:
 
 
 def nearest(frame: pl.LazyFrame, vector: Vector, column: str, k: int) -> pl.DataFrame:
-    """The k rows most like the vector, the likest first; the column of vectors itself is left out."""
-    # Read once: a run that is under way may add rows meanwhile.
+    """Return the k rows nearest to the vector, the nearest first, without the vector column."""
+    # Read once: a running job may add rows in the meantime.
     rows = frame.drop_nulls(column).collect()
-    told = rows.with_columns(similarity=cosines(rows[column], vector)).top_k(k, by="similarity")
-    return told.select("similarity", pl.exclude("similarity", column, "_run_id", "_row_fingerprint"))
+    result = rows.with_columns(similarity=cosines(rows[column], vector)).top_k(k, by="similarity")
+    return result.select("similarity", pl.exclude("similarity", column, "_run_id", "_row_fingerprint"))
 
 
 def nearest_to_row(frame: pl.LazyFrame, names: Sequence[str], key: Any, column: str, k: int) -> pl.DataFrame:
-    """The k rows most like the one with this key, without itself."""
+    """Return the k rows nearest to the row with this key, without that row."""
     if not names:
-        raise JobError("nearest", "the rows of this job have no key", "ask by text, or add key: to the source")
+        raise JobError("nearest", "the rows of this job have no key", "search by text, or add key: to the source")
     values = key if isinstance(key, tuple) else (key,)
     if len(values) != len(names):
         raise JobError("nearest", f"the key is ({', '.join(names)})", f"give {len(names)} values as a tuple")
     is_it = pl.all_horizontal(pl.col(name) == value for name, value in zip(names, values, strict=True))
     found = frame.filter(is_it).select(column).collect()[column]
     if not len(found):
-        raise JobError("nearest", f"no row has the key {key!r}", "look at .results for those that there are")
+        raise JobError("nearest", f"no row has the key {key!r}", "see the keys in .results")
     if found[0] is None:
         raise JobError("nearest", f"the row {key!r} has no vector in {column}", "its step was left out for it (when:)")
     return nearest(frame.filter(~is_it), found.to_numpy()[0], column, k)
 
 
 def cosines(vectors: pl.Series, to: Vector) -> npt.NDArray[np.float64]:
-    """Of each vector, in their order; 0 where one of the two is all zeros."""
+    """Cosine similarity of each vector, in order; 0 if one of the two vectors is all zeros."""
     matrix = vectors.to_numpy().astype(np.float64).reshape(len(vectors), -1)
     other = to.astype(np.float64)
     lengths = np.linalg.norm(matrix, axis=1) * np.linalg.norm(other)
     products: npt.NDArray[np.float64] = matrix @ other if len(matrix) else np.zeros(0)
-    told: npt.NDArray[np.float64] = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
-    return told
+    result: npt.NDArray[np.float64] = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    return result
 
 
 def embed(job: Job, workspace: Workspace, column: str, text: str) -> Embedded:
-    """The vector that the step of `column` makes of the text, which stands in place of the whole rendered `input`."""
+    """Embed the text with the step of `column`; the text replaces the whole rendered `input`."""
     step = _step_of(job, column)
     provider = workspace.provider(step.provider)
     asking = step.model_copy(update={"input": "{{ text }}"}).build(
@@ -101,12 +101,12 @@ def embed(job: Job, workspace: Workspace, column: str, text: str) -> Embedded:
         )
     if not 200 <= reply.status < 300:
         raise JobError(
-            "embed", f"{provider.name} says: {row_error(reply).message}", f"ask again, or mend the step {step.name}"
+            "embed", f"{provider.name} answered: {row_error(reply).message}", f"try again, or fix the step {step.name}"
         )
     try:
         (answer,) = asking.answers([request], reply)
     except MalformedReply as exc:
-        raise JobError("embed", f"{provider.name}: {exc}", "ask again") from exc
+        raise JobError("embed", f"{provider.name}: {exc}", "try again") from exc
     assert isinstance(answer, bytes)
     used = asking.usage([request], reply)
     price = FREE if provider.name == LOCAL else resolve_price(step.model, provider.prices, workspace.prices)
@@ -118,12 +118,12 @@ def _step_of(job: Job, column: str) -> EmbeddingsStep:
     for step in job.steps:
         if isinstance(step, EmbeddingsStep) and (step.output or step.name) == column:
             return step
-    raise JobError("embed", f"no step of the job makes the column {column}", "ask with a key instead of a text")
+    raise JobError("embed", f"no step of the job makes the column {column}", "search by key instead of text")
 
 
 @contextlib.contextmanager
 def _listening(provider: Provider) -> Iterator[Provider]:
-    """The provider; the embedded one runs meanwhile."""
+    """The step's provider; the embedded one is started while it is used."""
     if provider.name != LOCAL:
         yield provider
         return
@@ -141,9 +141,9 @@ def _sent(provider: Provider, call: Call, timeouts: RequestTimeouts) -> Reply:
         finally:
             await transport.close()
 
-    # A notebook's own loop is running in this thread.
+    # The notebook's event loop is running in this thread.
     with ThreadPoolExecutor(1) as thread:
         try:
             return thread.submit(asyncio.run, send()).result()
         except RequestError as exc:
-            raise JobError("embed", f"{provider.name} does not answer: {exc}", "ask again") from exc
+            raise JobError("embed", f"{provider.name} does not answer: {exc}", "try again") from exc

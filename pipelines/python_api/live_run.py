@@ -1,4 +1,4 @@
-"""A run from a notebook: in a process of its own, shown as it goes, stopped by the cell's interrupt."""
+"""A run from a notebook: a child process with a live progress line, stopped by interrupting the cell."""
 
 import asyncio
 import contextlib
@@ -24,11 +24,11 @@ from pipelines.monitoring.run_heartbeat import read_last_heartbeat
 from pipelines.runtime.child_process import parent_pipe, rowmill_command, rowmill_environment
 from pipelines.runtime.run_report import RunReport
 
-# A process of its own: it takes Ctrl-C as on the command line, leaves the notebook's loop and signals alone, and gives
-# its memory back. -P: a folder called pipelines in the current one is not ours.
+# A child process handles Ctrl-C as on the command line, does not touch the notebook's event loop and signals, and
+# returns its memory. -P: do not import a folder named pipelines in the current directory.
 _COMMAND = (*rowmill_command(), "run")
-LOOK_SECONDS = 0.5
-"""Between two looks at how far the run is."""
+UPDATE_SECONDS = 0.5
+"""Interval between updates of the progress line."""
 
 
 async def run(
@@ -43,18 +43,18 @@ async def run(
     new_run: bool = False,
     schema_change: Literal["cast", "backfill"] | None = None,
 ) -> RunReport:
-    """`rowmill run JOB` with its flags, `await`ed in a cell; `changes` are those of `--set`, key path -> value.
+    """Run a job as `rowmill run JOB` does, `await`ed in a cell. `changes`: those of `--set`, key path -> value.
 
-    The cell's interrupt stops it as Ctrl-C does: what is in flight lands and is kept; a second one leaves at once.
-    JobError where nothing could be sent, Locked where the job runs already; a run that stops or whose rows fail says so
-    in its report.
+    Interrupting the cell works like Ctrl-C: requests in flight finish and are stored; a second interrupt exits at once.
+    Raises JobError if nothing could be sent and Locked if the job is already running. The report describes runs that
+    stop or have failed rows.
     """
     assignments = tuple(f"{key}={json.dumps(value)}" for key, value in (changes or {}).items())
     overrides = Overrides(assignments, limit, provider, None if sink is None else str(sink), budget_usd, delivery)
     path = Path(job)
     flags = [*overrides.flags(), *(["--new-run"] if new_run else []), "--json", "--quiet"]
     flags += [f"--schema-change={schema_change}"] if schema_change is not None else []
-    shown = _Shown(path)
+    line_display = _ProgressLine(path)
     with parent_pipe() as stdin:
         process = await asyncio.create_subprocess_exec(
             *_COMMAND,
@@ -66,77 +66,77 @@ async def run(
             env=rowmill_environment(),
             start_new_session=True,
         )
-        said = asyncio.create_task(process.communicate())
+        output = asyncio.create_task(process.communicate())
         try:
-            while not said.done():
-                await asyncio.wait((said,), timeout=LOOK_SECONDS)
-                shown.look()
+            while not output.done():
+                await asyncio.wait((output,), timeout=UPDATE_SECONDS)
+                line_display.update()
         except asyncio.CancelledError:
-            await _stop(process, said)
-            shown.end("interrupted; run it again and it goes on where it stopped")
+            await _stop(process, output)
+            line_display.end("interrupted; run it again and it goes on where it stopped")
             raise
-    out, err = said.result()
+    out, err = output.result()
     if not out:
-        shown.end("the process ended without a report")
+        line_display.end("the process ended without a report")
         raise RuntimeError(f"{job}: ended with exit code {process.returncode}: {err.decode(errors='replace').strip()}")
     report = RunReport.from_json(orjson.loads(out.splitlines()[-1]))
     if report.rows is None:
-        shown.end(str(report.stopped))
+        line_display.end(str(report.stopped))
         message = str(report.stopped)
         raise Locked(message) if report.exit_code == Locked.exit_code else JobError("", message)
-    shown.end(f"{report.rows_ok:,} of {report.rows:,} rows done in {report.seconds:.1f} s")
+    line_display.end(f"{report.rows_ok:,} of {report.rows:,} rows done in {report.seconds:.1f} s")
     return report
 
 
-async def _stop(process: asyncio.subprocess.Process, said: asyncio.Task[Any]) -> None:
-    """Interrupt the run and wait for its end; whoever interrupts again does not want to wait."""
-    while not said.done():
+async def _stop(process: asyncio.subprocess.Process, output: asyncio.Task[Any]) -> None:
+    """Interrupt the run and wait for its end; a second interrupt does not wait."""
+    while not output.done():
         if process.returncode is None:
             process.send_signal(signal.SIGINT)
-        # Cancelled while it waits: another interrupt.
+        # A cancellation here is a second interrupt.
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait((said,))
+            await asyncio.wait((output,))
 
 
-class _Shown:
-    """A line of the notebook that is written over as the run goes on; nothing where there is no notebook."""
+class _ProgressLine:
+    """A line of the notebook that is overwritten while the run proceeds; nothing outside a notebook."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._began = time.time()
-        self._noted = _noted(path)
+        self._heartbeat = _heartbeat_location(path)
         self._handle: Any = None
         ipython = sys.modules.get("IPython")
         if ipython is not None and ipython.get_ipython() is not None:
-            shown = import_module("IPython.display")
-            self._html = shown.HTML
-            self._handle = shown.display(self._html(self._page("starting")), display_id=True)
+            line_display = import_module("IPython.display")
+            self._html = line_display.HTML
+            self._handle = line_display.display(self._html(self._html_line("starting")), display_id=True)
 
-    def look(self) -> None:
-        """Show how far the run is, once it has noted anything."""
-        if self._handle is None or self._noted is None:
+    def update(self) -> None:
+        """Show the progress once the run has written any."""
+        if self._handle is None or self._heartbeat is None:
             return
-        state, name = self._noted
-        result = read_last_heartbeat(state, name)
-        if result is None or result["began"] < self._began:
+        state, name = self._heartbeat
+        heartbeat = read_last_heartbeat(state, name)
+        if heartbeat is None or heartbeat["began"] < self._began:
             return
-        words = format_progress(name, result, 200)
-        self._show(f'<progress max="1" value="{result["share_done"] or 0}"></progress> {escape(words)}')
+        line = format_progress(name, heartbeat, 200)
+        self._show(f'<progress max="1" value="{heartbeat["share_done"] or 0}"></progress> {escape(line)}')
 
     def end(self, words: str) -> None:
-        """The last that is shown."""
-        self._show(self._page(words))
+        """Show the final line."""
+        self._show(self._html_line(words))
 
     def _show(self, page: str) -> None:
         if self._handle is not None:
             self._handle.update(self._html(page))
 
-    def _page(self, words: str) -> str:
+    def _html_line(self, words: str) -> str:
         return f"<div>{escape(self._path.name)}: {escape(words)}</div>"
 
 
-def _noted(path: Path) -> tuple[Path, str] | None:
-    """Where a run notes its figures, and under which name; None where the run itself will tell what is wrong there."""
+def _heartbeat_location(path: Path) -> tuple[Path, str] | None:
+    """(state folder, job name) of a run's heartbeat file; None for a job file that the run will refuse."""
     try:
         name = read_job_file(path).name
         return None if name is None else (find_workspace(path).state, name)

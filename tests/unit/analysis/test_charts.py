@@ -81,18 +81,18 @@ DAY = "strftime(started_at, '%Y-%m-%d')"
 @pytest.mark.parametrize(("by", "column"), [("step", "step"), ("model", "model"), ("run_id", "run_id"), ("day", DAY)])
 def test_cost_is_added_up_and_what_has_no_price_is_counted(usage: pl.LazyFrame, by: charts.By, column: str) -> None:
     chart = charts.cost(usage, by)
-    told = [(row[by], row["cost_usd"], row["unpriced"]) for row in shown(chart, 0)]
+    result = [(row[by], row["cost_usd"], row["unpriced"]) for row in shown(chart, 0)]
     wanted = counted(
         usage, f"select {column}, sum(cost_usd), count(*) filter (cost_usd is null) from t group by 1 order by 1"
     )
-    assert [(name, pytest.approx(usd), unpriced) for name, usd, unpriced in wanted] == told
-    assert [row["cost_usd"] for row in shown(chart, 1)] == [usd for _, usd, _ in told]
+    assert [(name, pytest.approx(usd), unpriced) for name, usd, unpriced in wanted] == result
+    assert [row["cost_usd"] for row in shown(chart, 1)] == [usd for _, usd, _ in result]
     ((whole,),) = counted(usage, "select sum(cost_usd) from t")
     assert subtitle(chart) == f"${whole:.6f} in all; 8 exchanges have no known price and are not in it"
 
 
 @pytest.mark.parametrize("by", ["step", "model"])
-def test_tokens_stand_in_one_part_each_and_add_up(usage: pl.LazyFrame, by: charts.By) -> None:
+def test_each_token_is_in_one_part_and_the_parts_add_up(usage: pl.LazyFrame, by: charts.By) -> None:
     chart = charts.tokens(usage, by)
     wanted = counted(
         usage,
@@ -100,26 +100,26 @@ def test_tokens_stand_in_one_part_each_and_add_up(usage: pl.LazyFrame, by: chart
         coalesce(sum(cached_tokens), 0), sum(output_tokens) - coalesce(sum(reasoning_tokens), 0),
         coalesce(sum(reasoning_tokens), 0), sum(input_tokens) + sum(output_tokens) from t group by 1 order by 1""",
     )
-    told = {(row[by], row["kind"]): row["tokens"] for row in shown(chart, 0)}
+    result = {(row[by], row["kind"]): row["tokens"] for row in shown(chart, 0)}
     kinds = ("input", "cached input", "output", "reasoning")
-    assert told == {(name, kind): n for name, *parts, _ in wanted for kind, n in zip(kinds, parts, strict=True) if n}
+    assert result == {(name, kind): n for name, *parts, _ in wanted for kind, n in zip(kinds, parts, strict=True) if n}
     assert [(row[by], row["tokens"]) for row in shown(chart, 1)] == [(name, whole) for name, *_, whole in wanted]
     assert subtitle(chart) == f"{sum(whole for *_, whole in wanted):,} tokens in all"
 
 
 def test_latency_shows_percentiles_of_what_was_answered(usage: pl.LazyFrame) -> None:
-    told = {(row["step"], row["percentile"]): row["milliseconds"] for row in shown(charts.latency(usage))}
+    result = {(row["step"], row["percentile"]): row["milliseconds"] for row in shown(charts.latency(usage))}
     wanted = counted(
         usage,
         "select step, quantile_cont(latency_ms, [0.5, 0.9, 0.99]) from t where error_class is null group by 1",
     )
     names = ("median", "90 %", "99 %")
-    assert told == {
+    assert result == {
         (step, name): pytest.approx(n) for step, three in wanted for name, n in zip(names, three, strict=True)
     }
 
 
-def test_throughput_counts_the_last_runs_replies_by_their_moment(usage: pl.LazyFrame) -> None:
+def test_throughput_counts_the_replies_of_the_last_run_by_time(usage: pl.LazyFrame) -> None:
     chart = charts.throughput(usage)
     assert subtitle(chart) == "40 exchanges; a column is 0.1 s"
     wanted = counted(
@@ -128,11 +128,11 @@ def test_throughput_counts_the_last_runs_replies_by_their_moment(usage: pl.LazyF
         case when error_class is null then 'answered' else 'failed' end, count(*), count(*) / 0.1
         from t where run_id = 'second' group by all order by all""",
     )
-    told = [
+    result = [
         (datetime.fromisoformat(row["at"]).timestamp() * 1000, row["outcome"], row["exchanges"], row["per_second"])
         for row in shown(chart)
     ]
-    assert told == [(at, what, n, pytest.approx(rate)) for at, what, n, rate in wanted]
+    assert result == [(at, what, n, pytest.approx(rate)) for at, what, n, rate in wanted]
     assert all(row["top"] - row["foot"] == pytest.approx(row["per_second"]) for row in shown(chart))
     assert subtitle(charts.throughput(usage, "first")).startswith("40 exchanges")
     with pytest.raises(JobError, match="no exchange of third"):
@@ -143,7 +143,7 @@ def test_a_long_run_is_drawn_in_wider_columns(usage: pl.LazyFrame) -> None:
     stretched = usage.with_columns(started_at=BEGAN + pl.duration(minutes=pl.int_range(pl.len())), run_id=pl.lit("one"))
     chart = charts.throughput(stretched)
     assert subtitle(chart) == "80 exchanges; a column is 60 s"
-    assert len({row["at"] for row in shown(chart)}) <= charts.BUCKETS
+    assert len({row["at"] for row in shown(chart)}) <= charts.MAX_TIME_BARS
 
 
 def test_errors_are_counted_by_class_and_step_and_a_key_of_that_name_is_none_of_them() -> None:
@@ -157,10 +157,10 @@ def test_errors_are_counted_by_class_and_step_and_a_key_of_that_name_is_none_of_
         frame = pl.from_arrow(pa.Table.from_pylist(rows, schema))
         assert isinstance(frame, pl.DataFrame)
         chart = charts.errors(frame.lazy())
-        told = [(row["error_class"], row["step"], row["rows"]) for row in shown(chart, 0)]
-        assert told == counted(frame.lazy(), f"select {kind}, {step}, count(*) from t group by all order by all")
-        assert subtitle(chart) == "20 rows stand in errors"
-        assert subtitle(charts.errors(frame.lazy().limit(0))) == "0 rows stand in errors"
+        result = [(row["error_class"], row["step"], row["rows"]) for row in shown(chart, 0)]
+        assert result == counted(frame.lazy(), f"select {kind}, {step}, count(*) from t group by all order by all")
+        assert subtitle(chart) == "20 rows in errors"
+        assert subtitle(charts.errors(frame.lazy().limit(0))) == "0 rows in errors"
 
 
 RESULTS = pl.LazyFrame(
@@ -236,10 +236,10 @@ def test_charts_are_kept_as_pictures_and_can_be_set_side_by_side(usage: pl.LazyF
     try:
         charts.pictures(scale=2)
         both = charts.cost(usage) | charts.throughput(usage)
-        told, size = alt.renderers.get()(both.to_dict())
+        result, size = alt.renderers.get()(both.to_dict())
     finally:
         alt.renderers.enable(before)
-    picture = Image.open(io.BytesIO(told["image/png"]))
+    picture = Image.open(io.BytesIO(result["image/png"]))
     assert picture.width == 2 * size["image/png"]["width"] > 1600
     colours = picture.convert("RGB").getcolors(1 << 16)
     assert colours is not None and len(colours) > 8

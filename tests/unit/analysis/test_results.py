@@ -45,8 +45,8 @@ def vectors(path: str, body: dict[str, Any], count: int) -> dict[str, Any] | Non
     if path != "embeddings":
         return None
     texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
-    told = [base64.b64encode(np.array(VECTORS[text], "<f4").tobytes()).decode() for text in texts]
-    data = [{"object": "embedding", "index": place, "embedding": one} for place, one in enumerate(told)]
+    result = [base64.b64encode(np.array(VECTORS[text], "<f4").tobytes()).decode() for text in texts]
+    data = [{"object": "embedding", "index": place, "embedding": one} for place, one in enumerate(result)]
     used = {"prompt_tokens": 4 * len(texts), "total_tokens": 4 * len(texts)}
     return {"object": "list", "model": body["model"], "data": data, "usage": used}
 
@@ -122,7 +122,7 @@ def test_a_job_without_results_says_what_to_run(workspace: Any) -> None:
         read_results(workspace.job())
 
 
-def test_failed_rows_stand_in_errors(workspace: Any, provider: Any, cli: Any) -> None:
+def test_failed_rows_are_in_errors(workspace: Any, provider: Any, cli: Any) -> None:
     workspace.csv(3)
     provider.script = lambda path, body, count: (
         refusal(400, "no", "bad") if body["messages"][-1]["content"] == "text 2" else None
@@ -154,7 +154,7 @@ def test_the_neighbours_of_a_row_come_by_cosine_without_itself(embedded: Path) -
     assert found["similarity"].to_list() == pytest.approx([0.9 / 0.82**0.5, 0.2 / 1.04**0.5])
 
 
-def test_a_text_is_embedded_by_the_jobs_own_step_and_told_with_its_cost(embedded: Path, provider: Any) -> None:
+def test_a_text_is_embedded_by_the_step_of_the_job_and_its_cost_is_returned(embedded: Path, provider: Any) -> None:
     tables = read_results(embedded)
     before = len(provider.seen)
     asked = tables.embed("asked")
@@ -168,19 +168,19 @@ def test_a_text_is_embedded_by_the_jobs_own_step_and_told_with_its_cost(embedded
     assert tables.usage.collect().height == 6
 
 
-def test_what_cannot_be_searched_is_told(embedded: Path, provider: Any) -> None:
+def test_a_search_without_vectors_is_refused(embedded: Path, provider: Any) -> None:
     tables = read_results(embedded)
-    for arguments, told in (
+    for arguments, result in (
         ({}, "needs either a key or a text"),
         ({"key": 99}, "no row has the key 99"),
         ({"key": 5}, "has no vector"),
         ({"key": (1, 2)}, "the key is"),
         ({"key": 1, "column": "vectr"}, "vectr is no column of vectors; did you mean vector?"),
     ):
-        with pytest.raises(JobError, match=told):
+        with pytest.raises(JobError, match=result):
             tables.nearest(**arguments)
     provider.script = lambda path, body, count: refusal(401, "who are you")
-    with pytest.raises(JobError, match="embed: test says: who are you"):
+    with pytest.raises(JobError, match="embed: test answered: who are you"):
         tables.embed("asked")
 
 
@@ -197,15 +197,15 @@ def test_two_results_are_laid_side_by_side_by_their_key(workspace: Any, provider
     cli.run(
         second, "--set", "steps.answer.params.max_tokens=21", "--sink", str(workspace.folder / "other"), "--limit", "3"
     )
-    told = compare(read_results(first), read_results(second))
-    assert told.agreement.rows() == [("answer", 3, 2, pytest.approx(2 / 3))]
-    assert told.differing.rows(named=True) == [{"id": 3, "text": "text 3", "answer_a": "TEXT 3", "answer_b": "ELSE"}]
-    assert (told.only_a, told.only_b) == (1, 0)
+    report = compare(read_results(first), read_results(second))
+    assert report.agreement.rows() == [("answer", 3, 2, pytest.approx(2 / 3))]
+    assert report.differing.rows(named=True) == [{"id": 3, "text": "text 3", "answer_a": "TEXT 3", "answer_b": "ELSE"}]
+    assert (report.only_a, report.only_b) == (1, 0)
     with pytest.raises(JobError, match="text is no output of both; both have answer"):
         compare(read_results(first), read_results(second), ["text"])
 
 
-async def test_a_run_is_awaited_and_returns_what_the_command_line_tells(workspace: Any) -> None:
+async def test_an_awaited_run_returns_the_report_of_the_command_line(workspace: Any) -> None:
     workspace.csv(6)
     job = workspace.job()
     report = await run(job, limit=4, changes={"limits.concurrency": 2})
@@ -263,7 +263,7 @@ async def test_a_notebook_sees_how_far_the_run_is(
     shown.HTML, shown.display = str, display  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "IPython", notebook)
     monkeypatch.setitem(sys.modules, "IPython.display", shown)
-    monkeypatch.setattr("pipelines.python_api.live_run.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("pipelines.python_api.live_run.UPDATE_SECONDS", 0.05)
     workspace.csv(30)
     provider.latency = 0.1
     await run(workspace.job(limits="{concurrency: 2}"))

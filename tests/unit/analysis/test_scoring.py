@@ -17,14 +17,14 @@ def frame(rows: list[tuple[str | None, str | None]]) -> pl.LazyFrame:
 
 
 def test_accuracy_precision_recall_and_f1_are_those_counted_by_hand() -> None:
-    told = score(frame(ROWS), "label", "said")
-    assert (told.rows, told.without, told.accuracy) == (5, 2, 0.6)
-    assert told.classes.rows() == [
+    result = score(frame(ROWS), "label", "said")
+    assert (result.rows, result.without, result.accuracy) == (5, 2, 0.6)
+    assert result.classes.rows() == [
         ("a", 3, 2, 1.0, pytest.approx(2 / 3), pytest.approx(0.8)),
         ("b", 2, 2, 0.5, 0.5, 0.5),
         ("c", 0, 1, 0.0, None, 0.0),
     ]
-    assert told.confusion.rows() == [
+    assert result.confusion.rows() == [
         ("a", "a", 2), ("a", "b", 1), ("a", "c", 0),
         ("b", "a", 0), ("b", "b", 1), ("b", "c", 1),
         ("c", "a", 0), ("c", "b", 0), ("c", "c", 0),
@@ -32,10 +32,10 @@ def test_accuracy_precision_recall_and_f1_are_those_counted_by_hand() -> None:
 
 
 def test_nothing_to_score_is_no_accuracy_of_zero() -> None:
-    told = score(frame([(None, "a")]), "label", "said")
-    assert (told.rows, told.without, told.accuracy) == (0, 1, None)
-    assert told.classes.height == told.confusion.height == 0
-    assert "none is known to be right of 0 rows, 1 left out" in told._repr_html_()
+    result = score(frame([(None, "a")]), "label", "said")
+    assert (result.rows, result.without, result.accuracy) == (0, 1, None)
+    assert result.classes.height == result.confusion.height == 0
+    assert "none is known to be right of 0 rows, 1 left out" in result._repr_html_()
 
 
 def test_a_column_that_is_not_there_is_named_with_the_nearest() -> None:
@@ -49,22 +49,22 @@ def test_labels_that_are_numbers_meet_answers_that_are_text() -> None:
 
 
 def test_the_chart_shows_every_cell_of_the_matrix() -> None:
-    told = score(frame(ROWS), "label", "said")
-    spec = told.chart().to_dict()
+    result = score(frame(ROWS), "label", "said")
+    spec = result.chart().to_dict()
     (shown,) = spec["datasets"].values()
-    assert [(cell["label"], cell["output"], cell["rows"]) for cell in shown] == told.confusion.rows()
+    assert [(cell["label"], cell["output"], cell["rows"]) for cell in shown] == result.confusion.rows()
     assert spec["title"]["subtitle"] == "60.0% right of 5 rows"
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), st.sampled_from(["a", "b", "d", None])), max_size=30))
 def test_the_numbers_are_those_of_sql(rows: list[tuple[str | None, str | None]]) -> None:
-    told = score(frame(rows), "label", "said")
+    result = score(frame(rows), "label", "said")
     with duckdb.connect() as db:
         db.register("answers", frame(rows).collect().to_arrow())
         both = "from answers where label is not null and said is not null"
         ((accuracy, count),) = db.execute(f"select avg((label = said)::int), count(*) {both}").fetchall()
         pairs = db.execute(f"select label, said, count(*) {both} group by all order by all").fetchall()
-    assert told.rows == count
-    assert told.accuracy == (None if accuracy is None else pytest.approx(accuracy))
-    assert told.confusion.filter(pl.col("rows") > 0).rows() == pairs
+    assert result.rows == count
+    assert result.accuracy == (None if accuracy is None else pytest.approx(accuracy))
+    assert result.confusion.filter(pl.col("rows") > 0).rows() == pairs
