@@ -234,9 +234,9 @@ class Cli:
         """The object that `rowmill run --json` prints."""
         code = self("run", job, "--json", "--quiet", *arguments)
         (line,) = self.out.splitlines()
-        told: Body = json.loads(line)
-        assert told["exit_code"] == code
-        return told
+        report: Body = json.loads(line)
+        assert report["exit_code"] == code
+        return report
 
 
 @pytest.fixture

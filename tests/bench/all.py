@@ -8,8 +8,8 @@ chat        rows/s of a bare aiohttp loop, the official SDK and Rowmill; a serve
 chat-100000 the same, 100,000 rows
 latency     100,000 rows, a server that takes 200 ms; 200 and 500 in flight; share of concurrency / latency, cores used
 embeddings  100,000 texts, 1,536 float32, 64 a request
-disk        a gigabyte of vectors written as a part, beside as many bytes written as they are
-typed       ten fields, nested, beside plain text
+disk        a gigabyte of vectors written as a part, next to as many plain bytes
+typed       ten nested fields, next to plain text
 memory      the largest resident set of runs of many kinds
 million     a million rows: plan, resume at 90 %, a run with nothing to do, the ledger
 start       CPU seconds of --help and validate; from start to the first request
@@ -125,10 +125,10 @@ def disk(size: Size) -> Lines:
 def typed(size: Size) -> Lines:
     lines = [["answers", "rows/s", "× plain text", "CPU s / 1,000 rows"]]
     plain: Measured | None = None
-    for kind, told in (("chat", "plain text"), ("typed", "ten fields, nested")):
+    for kind, result in (("chat", "plain text"), ("typed", "ten fields, nested")):
         one = median(compared(kind, size.of(10_000), {"rowmill": size.times})["rowmill"])
         plain = plain or one
-        lines.append([told, f"{one.rate:,.0f}", f"{one.rate / plain.rate:.2f}", f"{one.cpu_of_1000:.3f}"])
+        lines.append([result, f"{one.rate:,.0f}", f"{one.rate / plain.rate:.2f}", f"{one.cpu_of_1000:.3f}"])
     return lines
 
 
@@ -139,10 +139,10 @@ def memory(size: Size) -> Lines:
         ("embeddings, 20,000 texts", "embeddings", 20_000, 200),
         ("chat, 1,000 rows of 1 MB, 50 in flight", "chat", 1_000, 1_000_000),
         ("pictures made, 500 of 1.5 MB, 50 in flight", "images", 500, 100),
-        ("recordings heard, 500 of 2 MB, 50 in flight", "audio", 500, 100),
+        ("recordings transcribed, 500 of 2 MB, 50 in flight", "audio", 500, 100),
     )
     lines = [["run", "peak MB", "rows/s"]]
-    for told, kind, rows, characters in kinds:
+    for result, kind, rows, characters in kinds:
         with serving(0) as port, tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             write_input(folder / "input.parquet", size.of(rows), characters)
@@ -151,7 +151,7 @@ def memory(size: Size) -> Lines:
             large = characters > 200 or kind in ("images", "audio")
             job = write_job(folder, kind, port, 50 if large else 200)
             one = measured(rowmill("run", str(job), "--quiet"), size.of(rows), cores()[0])
-        lines.append([told, f"{one.peak_mb:.0f}", f"{one.rate:,.0f}"])
+        lines.append([result, f"{one.peak_mb:.0f}", f"{one.rate:,.0f}"])
     return lines
 
 
@@ -172,8 +172,8 @@ def million(size: Size) -> Lines:
     rows = size.of(1_000_000)
     lines = [["of 1,000,000 rows" if size.share == 1 else f"of {rows:,} rows", "seconds", "CPU s", "peak MB"]]
 
-    def add(told: str, one: Measured) -> None:
-        lines.append([told, f"{one.seconds:.1f}", f"{one.cpu_seconds:.1f}", f"{one.peak_mb:.0f}"])
+    def add(result: str, one: Measured) -> None:
+        lines.append([result, f"{one.seconds:.1f}", f"{one.cpu_seconds:.1f}", f"{one.peak_mb:.0f}"])
 
     with serving(0) as port, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -220,10 +220,10 @@ def start(size: Size) -> Lines:
         folder = Path(name)
         write_input(folder / "input.parquet", 1000, 200)
         job = str(write_job(folder, "chat", 9, 200))
-        for told, arguments in (("rowmill --help", ["--help"]), ("rowmill validate", ["validate", job])):
+        for result, arguments in (("rowmill --help", ["--help"]), ("rowmill validate", ["validate", job])):
             runs = [measured(rowmill(*arguments), 1, cores()[0]) for _ in range(size.times)]
             one = median(runs)
-            lines.append([told, f"{one.seconds:.2f}", f"{one.cpu_seconds:.2f}"])
+            lines.append([result, f"{one.seconds:.2f}", f"{one.cpu_seconds:.2f}"])
         firsts = sorted(first_request(folder, "chat") for _ in range(size.times))
         seconds, cpu = firsts[len(firsts) // 2]
         lines.append(["rowmill run, to its first request", f"{seconds:.2f}", f"{cpu:.2f}"])
@@ -244,7 +244,7 @@ ALL: dict[str, Callable[[Size], Lines]] = {
 
 
 def main() -> None:
-    """Measure and print; what takes long tells on stderr that it is under way."""
+    """Measure and print; long benchmarks report on stderr that they are running."""
     said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     said.add_argument("names", nargs="*", metavar="NAME", help=f"Of {', '.join(ALL)}; none: all.")
     said.add_argument("--quick", action="store_true")

@@ -33,7 +33,7 @@ class Limit:
 
     per_minute: int
     window: bool
-    told: deque[tuple[float, float]] = field(default_factory=deque)
+    announced: deque[tuple[float, float]] = field(default_factory=deque)
     used: float = 0.0
     level: float = 0.0
     filled: float = 0.0
@@ -44,23 +44,23 @@ class Limit:
     def wait(self, now: float, amount: float) -> float:
         """Seconds until so much would pass; 0: now."""
         if self.window:
-            while self.told and self.told[0][0] <= now - 60:
-                self.used -= self.told.popleft()[1]
-            return 0.0 if self.used + amount <= self.per_minute else self.told[0][0] + 60 - now + 0.001
+            while self.announced and self.announced[0][0] <= now - 60:
+                self.used -= self.announced.popleft()[1]
+            return 0.0 if self.used + amount <= self.per_minute else self.announced[0][0] + 60 - now + 0.001
         rate = self.per_minute / 60
         self.level = min(max(1.0, rate), self.level + (now - self.filled) * rate)
         self.filled = now
         return 0.0 if self.level >= min(amount, rate) else (min(amount, rate) - self.level) / rate
 
     def take(self, now: float, amount: float) -> None:
-        self.told.append((now, amount))
+        self.announced.append((now, amount))
         self.used += amount
         self.level -= amount
 
 
 @dataclass
 class Scenario:
-    """What the provider enforces, and what the runs are told of it."""
+    """What the provider enforces, and what it announces to the runs."""
 
     requests: int | None = None
     tokens: int | None = None
@@ -178,10 +178,10 @@ def measure(name: str, scenario: Scenario, seconds: float) -> str:
         for run in runs:
             run.kill()
             run.wait()
-    ours.send("told?")
+    ours.send("counts?")
     passed, refused, most = ours.recv()
     server.terminate()
-    return told(name, scenario, passed, refused, most)
+    return result(name, scenario, passed, refused, most)
 
 
 def started(folder: Path, job: str, scenario: Scenario, port: int, seconds: float) -> "subprocess.Popen[bytes]":
@@ -211,7 +211,9 @@ def started(folder: Path, job: str, scenario: Scenario, port: int, seconds: floa
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
-def told(name: str, scenario: Scenario, passed: list[tuple[float, float]], refused: list[float], most: int) -> str:
+def format_scenario(
+    name: str, scenario: Scenario, passed: list[tuple[float, float]], refused: list[float], most: int
+) -> str:
     """What the server saw, in words."""
     end = passed[-1][0]
     counted = [(at, tokens) for at, tokens in passed if at >= START]

@@ -9,7 +9,7 @@
 
 Server, driver, actors and workers share the cores of this machine; the engines take turns. `sending` counts from the
 first request to the last answer, `in all` the start of the cluster as well; CPU is that of all processes of the run,
-in ms a row, and what the start took is told apart from it.
+in ms a row, and the start is reported separately.
 """
 
 import argparse
@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from speed import HERE, STEPS, as_installed, rowmill, write_input, write_job
 
 from connectors.records import Usage
-from pipelines.engines.ray.ledger import RemoteLedger, LedgerActor
+from pipelines.engines.ray.ledger import LedgerActor, RemoteLedger
 from pipelines.engines.ray.limits import Limit, LimiterActor, Told
 from pipelines.ledger.entries import PendingExchange, SettledExchange
 from pipelines.ledger.ledger import Ledger
@@ -46,7 +46,7 @@ SIDE = 256
 """Pixels of a picture's side: 200 kB of noise, which no format makes smaller."""
 
 PICTURES = 500
-"""Of them; more rows show them again beside another text."""
+"""Pictures; further rows repeat them with another text."""
 
 STEPS["vision"] = (
     'endpoint: chat, model: gpt-4o-mini, messages: [{user: [{text: "{{ text }}"}, {image: picture}]}], '
@@ -113,9 +113,9 @@ def one_run(engine: str, args: argparse.Namespace, server: psutil.Process, port:
             time.sleep(0.1)
         seconds = time.perf_counter() - began
         out, said = process.communicate()
-        told = json.loads(out)
-        if told["rows_ok"] != args.rows:
-            raise SystemExit(f"{engine}: {told['stopped']}\n{said}")
+        report = json.loads(out)
+        if report["rows_ok"] != args.rows:
+            raise SystemExit(f"{engine}: {report['stopped']}\n{said}")
         ((sending,),) = duckdb.execute(
             "select date_diff('millisecond', min(started_at), max(started_at)) / 1000 "
             f"from read_parquet('{folder}/out/usage/*.parquet')"
@@ -184,11 +184,11 @@ async def ledger_rate(actor: Any, writers: int, requests: int, in_flight: int) -
 async def limiter_rate(actor: Any, workers: int, calls: int) -> float:
     """Renewals a second by so many workers."""
     needs = {"requests": 1.0, "tokens": 1.0, "slots": 1.0}
-    told = {"key": Told((1.0, 1.0), 1, frozenset(), (None, None), 0.0, needs)}
+    result = {"key": Told((1.0, 1.0), 1, frozenset(), (None, None), 0.0, needs)}
 
     async def worker(number: int) -> None:
         for _ in range(calls // workers):
-            await actor.renew.remote(number, told, 0, 0)
+            await actor.renew.remote(number, result, 0, 0)
 
     began = time.perf_counter()
     await asyncio.gather(*(worker(number) for number in range(workers)))

@@ -1,4 +1,4 @@
-"""Rowmill beside a bare aiohttp loop (and the official SDK) in the same run: ratios, CPU, memory; median of three.
+"""Rowmill next to a bare aiohttp loop (and the official SDK) in the same run: ratios, CPU, memory; median of three.
 
     python tests/bench/speed.py                 # chat, 10,000 rows, a server that answers at once
     python tests/bench/speed.py --rows 100000   # more rows

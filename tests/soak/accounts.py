@@ -1,6 +1,6 @@
 """Who knows of which request: the ledger, the usage table, the server and the log of each process; they must agree.
 
-A request is known by the number under which the ledger noted it. The server is told it with the request, the process
+A request is identified by the number under which the ledger recorded it. It is sent with the request, and the process
 logs it with what identifies the usage row, and the ledger's own list of what is noted and not settled is read after
 each death, from a copy: the next run is to find the files as the dead one left them.
 """
@@ -21,7 +21,7 @@ from typing import Any
 from tests.soak.counting_server import CountingServer, Seen
 
 SURE = frozenset({"noted", "sending", "arrived"})
-"""Stages in which an exchange surely stands in the ledger as noted; while it is noted or settled it may."""
+"""Stages in which an exchange is certainly recorded as pending; while it is being recorded or settled it may be."""
 PICO = 10**12
 ZERO = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -48,22 +48,22 @@ class Accounts:
     answered: int = 0
 
     def ended(self, log: Path, point: str, by: str, code: int) -> bool:
-        """Read what a process has told; whether its mine went off."""
+        """Read the log of a process; return whether it was killed at its named point."""
         died: dict[int, tuple[str, bool]] = {}
         reached: int | None = None
         went_off = False
         for line in log.read_text().splitlines() if log.exists() else ():
-            told = json.loads(line)
-            if "at" in told:
-                name = (told["at"], told["attempt"], tuple(told["keys"]), told["marks"])
+            result = json.loads(line)
+            if "at" in result:
+                name = (result["at"], result["attempt"], tuple(result["keys"]), result["marks"])
                 assert name not in self.noted
-                self.noted[name] = told["note"]
-                self.reserved[told["note"]] = told["reserved"]
-            elif "reached" in told:
-                assert (told["reached"], went_off) == (point, False)
-                went_off, reached = True, told["note"]
+                self.noted[name] = result["note"]
+                self.reserved[result["note"]] = result["reserved"]
+            elif "reached" in result:
+                assert (result["reached"], went_off) == (point, False)
+                went_off, reached = True, result["note"]
             else:
-                died = {int(note): (stage, left) for note, (stage, left) in told["died"].items()}
+                died = {int(note): (stage, left) for note, (stage, left) in result["died"].items()}
         assert code == -9 if by == "KILL" and went_off else code in (0, 130)
         noted = {note for (note,) in ledger_rows(self.ledger, "select id from noted")}
         # Either its recovery came to its end, or what earlier deaths left is all there still.
@@ -131,8 +131,10 @@ class Accounts:
         assert len(seen) == len(answered) + len(unknown) - len(self.never_sent)
         assert self.most_lost <= concurrency
 
-        # What was answered is told as the server told it, to the token and the pico-dollar.
-        assert {note: _told(row) for note, row in answered.items()} == {note: _billed(seen[note]) for note in answered}
+        # Answered exchanges equal the server's count, to the token and the pico-dollar.
+        assert {note: _ledger_row(row) for note, row in answered.items()} == {
+            note: _billed(seen[note]) for note in answered
+        }
         assert answered.keys() <= self.server.delivered
         assert {note: _cost(row) for note, row in unknown.items()} == {note: self.reserved[note] for note in unknown}
         for note in unknown.keys() & seen.keys():
@@ -157,7 +159,7 @@ def _cost(row: dict[str, Any]) -> int:
     return round(row["cost_usd"] * PICO)
 
 
-def _told(row: dict[str, Any]) -> tuple[Any, ...]:
+def _ledger_row(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["http_status"], row["request_id"], row["input_tokens"], row["output_tokens"], _cost(row)
 
 

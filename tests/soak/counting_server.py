@@ -61,9 +61,9 @@ class CountingServer:
         server.close()
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[Seen, bytes]:
-        """Count a request; no two answers in a row tell the same tokens."""
+        """Count a request; no two consecutive answers have the same tokens."""
         count = len(self.seen)
-        # Undisturbed runs are not told apart.
+        # Undisturbed runs are counted together.
         named = re.search(r"\?note=(\d+)", path)
         note = 0 if named is None else int(named[1])
         name = f"req-{count}"
@@ -71,13 +71,13 @@ class CountingServer:
         if "messages" in body:
             text = body["messages"][-1]["content"]
             seen = Seen(note, name, (text,), (given, 1 + count % 11))
-            told = _chat(text.upper(), body["model"], *seen.tokens)
+            result = _chat(text.upper(), body["model"], *seen.tokens)
         else:
             texts = tuple(body["input"] if isinstance(body["input"], list) else [body["input"]])
             seen = Seen(note, name, texts, (given * len(texts), 0))
-            told = _vectors(texts, body["model"], given * len(texts))
+            result = _vectors(texts, body["model"], given * len(texts))
         self.seen.append(seen)
-        return seen, json.dumps(told).encode()
+        return seen, json.dumps(result).encode()
 
 
 class _Connection(asyncio.Protocol):

@@ -34,7 +34,7 @@ from connectors.sinks import duckdb_table, parquet_table
 from connectors.storage.local_part_store import LocalPartStore
 from connectors.transport.client import HttpTransport
 from pipelines.cli import main
-from pipelines.dispatch.dispatcher import OnlineDispatcher
+from pipelines.dispatch.online_dispatcher import OnlineDispatcher
 from pipelines.ledger.entries import PendingExchange, SettledExchange
 from pipelines.ledger.ledger import Ledger
 
@@ -138,8 +138,8 @@ _exit = os._exit
 
 
 def _sent_by(wire: socket.socket) -> int:
-    told = wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-    return int(struct.unpack_from("Q", told, BYTES_SENT)[0])
+    result = wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    return int(struct.unpack_from("Q", result, BYTES_SENT)[0])
 
 
 class Hurried:
@@ -196,7 +196,7 @@ def follow_exchanges(mine: Mine) -> None:
         work = real_send(self, provider, replace(call, path=f"{call.path}?note={number}"))
         if mine.point == "sent" and mine.count > 0:
             task = asyncio.ensure_future(work)
-            while not one.has_left() and not task.done():  # noqa: ASYNC110 - the kernel tells nobody.
+            while not one.has_left() and not task.done():  # noqa: ASYNC110 - the kernel sends no notification.
                 await asyncio.sleep(0)
             mine.reach("sent")
             reply = await task

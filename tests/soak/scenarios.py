@@ -48,7 +48,7 @@ class Scenario:
     steps: str
     duckdb: bool
     write: str
-    """What stands in the sink besides its place."""
+    """The settings of the sink besides its location."""
 
     @property
     def sink(self) -> str:
@@ -121,7 +121,7 @@ class Ordeal:
     def __post_init__(self) -> None:
         self.dice = random.Random(self.seed)
         self.job = self.scenario.job_in(self.workspace)
-        (self.workspace.folder / "told").mkdir()
+        (self.workspace.folder / "logs").mkdir()
         self.accounts = Accounts(self.workspace.folder / ".rowmill" / "ledger.sqlite", self.server)
         self._launcher = subprocess.Popen(
             [sys.executable, str(LAUNCHER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -165,7 +165,7 @@ class Ordeal:
     def launched(self, point: str = "", by: str = "", count: int = 0, delay: float = 0.0) -> tuple[int, str, str, Path]:
         """(exit code, stdout, stderr, log) of a run with this mine."""
         self._launched += 1
-        out, err, log = (self.workspace.folder / "told" / f"{self._launched}.{name}" for name in ("out", "err", "log"))
+        out, err, log = (self.workspace.folder / "logs" / f"{self._launched}.{name}" for name in ("out", "err", "log"))
         order = {
             "point": point, "by": by, "count": count, "delay": delay, "out": str(out), "err": str(err),
             "log": str(log), "arguments": ["run", str(self.job), "--json", "--quiet"],
@@ -174,9 +174,9 @@ class Ordeal:
         self._launcher.stdin.write(json.dumps(order) + "\n")
         self._launcher.stdin.flush()
         code = int(self._launcher.stdout.readline())
-        told = err.read_text()
-        assert "Traceback" not in told, told
-        return code, out.read_text(), told, log
+        result = err.read_text()
+        assert "Traceback" not in result, result
+        return code, out.read_text(), result, log
 
     def killed(self, point: str, by: str, missed: int) -> bool:
         """Whether the run came to the point, and so the signal to the run."""
@@ -197,8 +197,8 @@ class Ordeal:
         code, out, err, log = self.launched()
         assert code == 0, (err, out)
         self.accounts.ended(log, "", "", code)
-        told = json.loads(out)
-        assert (told["rows_ok"], told["rows_failed"], told["rows_left"]) == (len(rows_of(self.generation)), 0, 0)
+        report = json.loads(out)
+        assert (report["rows_ok"], report["rows_failed"], report["rows_left"]) == (len(rows_of(self.generation)), 0, 0)
         found = sorted(self.table("results"), key=lambda row: row["id"])
         assert [(row["id"], row["text"], row["loud"]) for row in found] == [
             (key, text, text.upper()) for key, text in sorted(self.expected().items())
@@ -224,7 +224,7 @@ class Ordeal:
             str(path)
             for path in found
             if str(path) not in mine
-            and path.parts[0] not in ("told", "calm")
+            and path.parts[0] not in ("logs", "calm")
             and not (path.parts[:2] == (".rowmill", "locks") and path.suffix == ".lock")
             and not (path.parts[0] == "out" and len(path.parts) == 3 and path.suffix == ".parquet")
         )

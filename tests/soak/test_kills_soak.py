@@ -112,7 +112,7 @@ def test_a_run_survives_every_signal_at_every_point_and_equals_an_undisturbed_on
 
 
 def undisturbed(ordeal: Ordeal, cli: Any) -> list[dict[str, Any]]:
-    """The results of the same rows in a workspace where nobody kills, generation after generation."""
+    """The results of the same rows in a workspace without kills, generation after generation."""
     (calm := ordeal.workspace.folder / "calm").mkdir()
     workspace = Workspace(calm, ordeal.server.base_url)
     job = ordeal.scenario.job_in(workspace)
@@ -123,7 +123,7 @@ def undisturbed(ordeal: Ordeal, cli: Any) -> list[dict[str, Any]]:
 
 
 def without_run(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Sorted, without what tells one run from another."""
+    """Sorted, without the columns that differ between runs."""
     return sorted(
         ({name: value for name, value in row.items() if name != "_run_id"} for row in rows), key=lambda row: row["id"]
     )

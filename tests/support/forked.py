@@ -29,9 +29,9 @@ class Forked:
     """Python code that runs as `python -c` would, with its own pid, signals and exit code."""
 
     def __init__(self, code: str, *arguments: str | Path, cwd: Path = ROOT, **environment: str) -> None:
-        """It begins now, with this process's environment and what is said beside it."""
-        self._told = tempfile.TemporaryDirectory()
-        self._out, self._err = Path(self._told.name, "out"), Path(self._told.name, "err")
+        """Start it now, with this process's environment and the given variables."""
+        self._output = tempfile.TemporaryDirectory()
+        self._out, self._err = Path(self._output.name, "out"), Path(self._output.name, "err")
         for path in (self._out, self._err):
             path.touch()
         words = [str(argument) for argument in arguments]
@@ -48,10 +48,10 @@ class Forked:
 
     def first_line(self) -> str:
         """What it says first, on stdout or stderr, as soon as it has."""
-        while "\n" not in (told := self._out.read_text() + self._err.read_text()):
-            assert self.poll() is None, told
+        while "\n" not in (result := self._out.read_text() + self._err.read_text()):
+            assert self.poll() is None, result
             time.sleep(0.005)
-        return told.partition("\n")[0]
+        return result.partition("\n")[0]
 
     def send_signal(self, number: int) -> None:
         """As by `kill`; not to one that has ended."""
@@ -65,7 +65,7 @@ class Forked:
         self.send_signal(signal.SIGKILL)
         self._process.join()
         code, out, err = self._process.exitcode, self._out.read_text(), self._err.read_text()
-        self._told.cleanup()
+        self._output.cleanup()
         assert code is not None
         assert not hung, f"it did not end within {timeout} s: {err}"
         return code, out, err

@@ -1,4 +1,4 @@
-"""A simulated provider's key with its limit, and senders that ask it by a clock that leaps: minutes pass in moments."""
+"""Simulated provider key and its senders on a virtual clock: minutes pass in moments, always in the same way."""
 
 import asyncio
 import random
@@ -13,31 +13,31 @@ from pipelines.limits.provider_limiter import ProviderLimiter
 T = TypeVar("T")
 
 
-class Leap(selectors.SelectSelector):
-    """Instead of waiting, the clock leaps."""
+class VirtualClock(selectors.SelectSelector):
+    """A selector that moves its clock forward instead of waiting."""
 
     now = 1000.0
 
     def select(self, timeout: float | None = None) -> list[Any]:
-        assert timeout is not None, "everybody waits for somebody else"
+        assert timeout is not None, "deadlock: every task waits for another one"
         self.now += max(timeout, 1e-7)
         return super().select(0)
 
 
-class LeapingLoop(asyncio.SelectorEventLoop):
-    """Minutes pass in moments, and always in the same way."""
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """An event loop on a virtual clock."""
 
     def __init__(self) -> None:
-        self._leap = Leap()
-        super().__init__(self._leap)
+        self._clock = VirtualClock()
+        super().__init__(self._clock)
 
     def time(self) -> float:
-        return self._leap.now
+        return self._clock.now
 
 
-def leaping(work: Callable[[Callable[[], float]], Coroutine[Any, Any, T]]) -> T:
+def run_in_virtual_time(work: Callable[[Callable[[], float]], Coroutine[Any, Any, T]]) -> T:
     """Run the coroutine that `work` makes of the clock."""
-    loop = LeapingLoop()
+    loop = VirtualTimeLoop()
     try:
         return loop.run_until_complete(work(loop.time))
     finally:
@@ -45,8 +45,8 @@ def leaping(work: Callable[[Callable[[], float]], Coroutine[Any, Any, T]]) -> T:
 
 
 @dataclass
-class Key:
-    """A provider's key with a limit of requests or tokens, in a sliding minute or in a bucket of a second's worth."""
+class SimulatedKey:
+    """A key with a limit of requests or tokens, in a sliding minute or in a bucket of a second's worth."""
 
     requests: int | None = None
     tokens: int | None = None
@@ -63,7 +63,7 @@ class Key:
         return 1.0 if self.requests else tokens
 
     def wait(self, now: float, tokens: float) -> float:
-        """Seconds until the request would pass; 0: it passes now."""
+        """Return the seconds until the request would pass; 0: it passes now."""
         amount = self._amount(tokens)
         rate = self.limit / 60
         if self.window:
@@ -85,35 +85,35 @@ class Key:
         return float(len(self.seen)) if self.requests else sum(amount for _, amount in self.seen)
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         return max(0, int(self.limit - self.used if self.window else self.level))
 
 
 @dataclass
-class Moody(Key):
-    """Refuses a share of whatever it is asked, beside what its limit asks for."""
+class RandomlyRefusingKey(SimulatedKey):
+    """A key that also refuses a random share of all requests, whatever their rate."""
 
     share: float = 0.1
-    asks: float = 1e-9
-    dice: random.Random = field(default_factory=lambda: random.Random(3))
+    retry_after: float = 1e-9
+    rng: random.Random = field(default_factory=lambda: random.Random(3))
 
     def wait(self, now: float, tokens: float) -> float:
-        if self.dice.random() < self.share:
-            return self.asks
+        if self.rng.random() < self.share:
+            return self.retry_after
         return super().wait(now, tokens) if self.requests else 0.0
 
 
 @dataclass
-class Seen:
-    """What came of the requests: (second, tokens) of each that passed, seconds of the refused."""
+class Traffic:
+    """Outcome of the requests: (second, tokens) of each that passed, second of each that was refused."""
 
     passed: list[tuple[float, float]] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
-    kept_per_minute: float | None = None
-    """By the allowance at the end."""
+    requests_per_minute: float | None = None
+    """The limiter's rate at the end."""
 
-    def share(self, per_minute: float, start: float, end: float, tokens: bool = False) -> float:
-        """Of the limit, what was used between two moments."""
+    def used_share(self, per_minute: float, start: float, end: float, tokens: bool = False) -> float:
+        """Return which share of the limit was used between two times."""
         return sum(amount if tokens else 1 for at, amount in self.passed if start <= at < end) / (
             per_minute / 60 * (end - start)
         )
@@ -123,56 +123,59 @@ class Seen:
         return len(self.refused) / (len(self.passed) + len(self.refused))
 
 
-def drive(
-    key: Key,
+def simulate(
+    key: SimulatedKey,
     seconds: float,
     *,
-    told: tuple[float | None, float | None] = (None, None),
+    configured: tuple[float | None, float | None] = (None, None),
     senders: int = 150,
     headers: bool = False,
     states_wait: bool = True,
-    guess: int = 125,
-    changes: tuple[tuple[float, Callable[[Key], None]], ...] = (),
+    estimate: int = 125,
+    changes: tuple[tuple[float, Callable[[SimulatedKey], None]], ...] = (),
     others: float = 0.0,
-    part: float = 1.0,
-) -> Seen:
-    """So many senders ask as fast as the allowance lets them; `others`: requests a second of another program. `part`:
-    of the key's limit, what this process has."""
+    share: float = 1.0,
+) -> Traffic:
+    """Let so many senders call as fast as their limiter permits.
 
-    async def run(now: Callable[[], float]) -> Seen:
-        allowance = ProviderLimiter(told[0], told[1], None, 900, 60, now)
-        allowance.set_share(part, part, None)
-        began, dice, seen, due = now(), random.Random(7), Seen(), deque(changes)
+    `configured`: limits of requests and tokens a minute; `estimate`: tokens reserved for a request; `others`: requests
+    a second of another program; `share`: of the key's limit, what this process has.
+    """
 
-        async def sender() -> None:
-            while now() - began < seconds:
-                tokens = dice.randint(50, 200)
-                permit = await allowance.acquire(guess)
-                await asyncio.sleep(dice.uniform(0.005, 0.015))
-                while due and now() - began >= due[0][0]:
+    async def run(now: Callable[[], float]) -> Traffic:
+        limiter = ProviderLimiter(configured[0], configured[1], None, 900, 60, now)
+        limiter.set_share(share, share, None)
+        start, rng, traffic, due = now(), random.Random(7), Traffic(), deque(changes)
+
+        async def send_requests() -> None:
+            while now() - start < seconds:
+                tokens = rng.randint(50, 200)
+                permit = await limiter.acquire(estimate)
+                await asyncio.sleep(rng.uniform(0.005, 0.015))
+                while due and now() - start >= due[0][0]:
                     due.popleft()[1](key)
                 wait = key.wait(now(), tokens)
-                at, limit, left = now() - began, key.limit, key.left
+                at, limit, left = now() - start, key.limit, key.remaining
                 if not wait:
-                    await asyncio.sleep(dice.uniform(0.1, 0.3))
+                    await asyncio.sleep(rng.uniform(0.1, 0.3))
                 if headers:
                     limits, lefts = ((limit, None), (left, None)) if key.requests else ((None, limit), (None, left))
-                    allowance.update_from_headers(limits, lefts)
+                    limiter.update_from_headers(limits, lefts)
                 if wait:
-                    seen.refused.append(at)
-                    allowance.record_refusal(permit, wait if states_wait else None)
+                    traffic.refused.append(at)
+                    limiter.record_refusal(permit, wait if states_wait else None)
                 else:
-                    seen.passed.append((at, tokens))
-                    allowance.record_success(permit)
-                allowance.release(permit, guess, None if wait else tokens)
+                    traffic.passed.append((at, tokens))
+                    limiter.record_success(permit)
+                limiter.release(permit, estimate, None if wait else tokens)
 
-        async def another_program() -> None:
-            while others and now() - began < seconds:
+        async def send_from_another_program() -> None:
+            while others and now() - start < seconds:
                 await asyncio.sleep(1 / others)
                 key.wait(now(), 1)
 
-        await asyncio.gather(another_program(), *(sender() for _ in range(senders)))
-        seen.kept_per_minute = allowance.effective_requests_per_minute
-        return seen
+        await asyncio.gather(send_from_another_program(), *(send_requests() for _ in range(senders)))
+        traffic.requests_per_minute = limiter.effective_requests_per_minute
+        return traffic
 
-    return leaping(run)
+    return run_in_virtual_time(run)

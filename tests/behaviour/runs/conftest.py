@@ -121,7 +121,7 @@ class BatchProvider(ThreadedServer):
             self.lines_of_batches.append(len(lines))
             for line in lines:
                 self.submitted.update(texts_of(line["body"]))
-        return web.json_response(told(batch))
+        return web.json_response(result(batch))
 
     def _over(self, lines: list[Body]) -> bool:
         """Whether these are too many beside those that are enqueued."""
@@ -133,7 +133,7 @@ class BatchProvider(ThreadedServer):
         )
 
     async def _list_batches(self, request: web.Request) -> web.Response:
-        return web.json_response(page([told(batch) for batch in self.batches.values()][::-1], request, most=2))
+        return web.json_response(page([result(batch) for batch in self.batches.values()][::-1], request, most=2))
 
     async def _show(self, request: web.Request) -> web.Response:
         batch = self.batches[request.match_info["id"]]
@@ -148,14 +148,14 @@ class BatchProvider(ThreadedServer):
             batch["status"] = "in_progress"
         elif batch["status"] == "in_progress" and batch["polls"] >= self.polls and not self.held:
             self._end(batch, "completed")
-        return web.json_response(told(batch))
+        return web.json_response(result(batch))
 
     async def _cancel(self, request: web.Request) -> web.Response:
         batch = self.batches[request.match_info["id"]]
         if batch["status"] not in ("validating", "in_progress"):
             return self.error(409, "it has ended")
         batch["status"] = "cancelling"
-        return web.json_response(told(batch))
+        return web.json_response(result(batch))
 
     def _end(self, batch: Body, status: str) -> None:
         """Answers in another order than the questions; refused lines and those without an answer in a second file."""
@@ -229,8 +229,8 @@ def batches(workspace: Any, provider: Any, monkeypatch: pytest.MonkeyPatch) -> I
     server = BatchProvider()
     file = workspace.folder / "rowmill.yaml"
     file.write_text(file.read_text().replace(provider.base_url, server.base_url))
-    monkeypatch.setattr("pipelines.batch.lifecycle.FIRST_POLL", 0.02)
-    monkeypatch.setattr("pipelines.batch.lifecycle.LONGEST_POLL", 0.05)
-    monkeypatch.setattr("pipelines.batch.dispatcher.QUIET", 0.1)
+    monkeypatch.setattr("pipelines.batch.lifecycle.FIRST_POLL_SECONDS", 0.02)
+    monkeypatch.setattr("pipelines.batch.lifecycle.MAX_POLL_SECONDS", 0.05)
+    monkeypatch.setattr("pipelines.batch.dispatcher.QUIET_SECONDS", 0.1)
     yield server
     server.close()

@@ -18,8 +18,8 @@ def test_the_length_is_learned_from_the_first_row_and_no_text_is_paid_twice(
     workspace: Any, provider: Any, cli: Any
 ) -> None:
     workspace.csv(20)
-    told = cli.run(workspace.job(steps=STEPS))
-    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 20, 2)
+    report = cli.run(workspace.job(steps=STEPS))
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, 20, 2)
     assert "dimensions" not in provider.seen[0][1]
     asked = [text for _, body in provider.seen for text in body["input"]]
     assert sorted(asked) == sorted(f"text {n}" for n in range(1, 21))
@@ -34,8 +34,8 @@ def test_it_is_known_from_then_on_and_without_the_ledger_by_the_sink(workspace: 
     workspace.csv(6)
     assert cli.run(job)["requests"] == 1
     shutil.rmtree(workspace.folder / ".rowmill")
-    told = cli.run(job)
-    assert (told["exit_code"], told["requests"], told["rows_ok"]) == (0, 0, 6)
+    report = cli.run(job)
+    assert (report["exit_code"], report["requests"], report["rows_ok"]) == (0, 0, 6)
     assert len(provider.seen) == 1
 
 

@@ -100,7 +100,7 @@ cli.main(["run"])
 """
 
 
-def test_a_signal_where_nothing_can_be_raised_ends_the_command_all_the_same() -> None:
+def test_a_signal_during_a_callback_that_cannot_raise_still_ends_the_command() -> None:
     command = [sys.executable, "-c", PRESSED_IN_A_CALLBACK]
     ended = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")

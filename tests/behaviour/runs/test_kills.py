@@ -55,7 +55,7 @@ def killed_until_done(
     [("", "{parquet: out}"), (TWO_STEPS, "{parquet: out}")],
     ids=["one step", "two steps"],
 )
-def test_after_kills_every_row_stands_once_and_no_kept_answer_is_asked_again(
+def test_after_kills_every_row_has_one_result_and_no_stored_answer_is_requested_again(
     workspace: Any, provider: Any, read: Read, steps: str, sink: str
 ) -> None:
     rows, kills = 400, 4

@@ -120,7 +120,7 @@ def listing(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.rglob("*") if "ledger.sqlite" not in path.name)
 
 
-def test_validate_and_plan_foretell_the_refusal_in_the_runs_own_words_and_create_nothing(
+def test_validate_and_plan_report_the_refusal_of_the_run_and_create_nothing(
     declared: Declared, cli: Any, provider: Any
 ) -> None:
     assert cli.run(declared.job())["rows_ok"] == 3
@@ -135,8 +135,8 @@ def test_validate_and_plan_foretell_the_refusal_in_the_runs_own_words_and_create
         "another sink (run --sink PATH)"
     )
     assert cli("plan", job, "--json") == 0
-    told = json.loads(cli.out)
-    assert (told["refused"], told["changed"]) == (line, 3)
+    report = json.loads(cli.out)
+    assert (report["refused"], report["changed"]) == (line, 3)
     assert cli("plan", job) == 0
     assert line in " ".join(cli.out.split())
     assert f"next  rowmill run {job} --schema-change cast" in cli.out
@@ -156,16 +156,16 @@ def test_cast_leaves_the_rows_of_an_append_as_they_are_under_the_new_columns(
     cli.run(declared.job(sink=", write: append"))
     declared.workspace.csv(4)
     sent = len(provider.seen)
-    told = cli.run(declared.job(NEW, sink=", write: append"), "--schema-change", "cast")
-    assert (told["rows_ok"], told["requests"], len(provider.seen) - sent) == (4, 1, 1)
+    report = cli.run(declared.job(NEW, sink=", write: append"), "--schema-change", "cast")
+    assert (report["rows_ok"], report["requests"], len(provider.seen) - sent) == (4, 1, 1)
     old = [{"id": n, "score": str(n), "sure": None} for n in (1, 2, 3)]
     assert declared.results() == [*old, {"id": 4, "score": "4", "sure": True}]
 
 
 def test_cast_under_merge_asks_the_rows_as_changed_ones(declared: Declared, cli: Any) -> None:
     cli.run(declared.job())
-    told = cli.run(declared.job(NEW), "--schema-change", "cast")
-    assert (told["rows_ok"], told["requests"]) == (3, 3)
+    report = cli.run(declared.job(NEW), "--schema-change", "cast")
+    assert (report["rows_ok"], report["requests"]) == (3, 3)
     assert declared.results() == [{"id": n, "score": str(n), "sure": True} for n in (1, 2, 3)]
     # Once they fit, the option says nothing more.
     assert cli.run(declared.job(NEW), "--schema-change", "backfill")["requests"] == 0
@@ -179,24 +179,24 @@ def test_a_value_that_does_not_fit_is_named_and_nothing_is_sent_or_changed(
     before, sent = declared.results(), len(provider.seen)
     assert cli("run", declared.job("{score: {type: integer}}"), "--quiet", "--schema-change", "cast") == 2
     (line,) = cli.err.splitlines()
-    told = r"the column score of its results holds (\d)\.5 \(id \1\), which as double does not fit int64"
-    assert re.search(told, line)
+    report = r"the column score of its results holds (\d)\.5 \(id \1\), which as double does not fit int64"
+    assert re.search(report, line)
     assert "nothing was changed" in line
     assert (declared.results(), len(provider.seen)) == (before, sent)
     assert cli("run", declared.job("{score: {type: number}}"), "--quiet") == 0
     assert len(provider.seen) == sent
 
 
-def test_backfill_asks_all_rows_beside_the_old_table_and_a_mere_rename_costs_nothing(
+def test_backfill_requests_all_rows_next_to_the_old_table_and_a_rename_costs_nothing(
     declared: Declared, cli: Any, provider: Any
 ) -> None:
     cli.run(declared.job("mood", sink=", write: append"))
     sent = len(provider.seen)
-    told = cli.run(declared.job("tone", sink=", write: append"), "--schema-change", "backfill")
-    assert (told["rows_ok"], told["rows_reused"], told["requests"], len(provider.seen)) == (3, 3, 0, sent)
+    report = cli.run(declared.job("tone", sink=", write: append"), "--schema-change", "backfill")
+    assert (report["rows_ok"], report["rows_reused"], report["requests"], len(provider.seen)) == (3, 3, 0, sent)
     assert declared.results() == [{"id": n, "tone": f"TEXT {n}"} for n in (1, 2, 3)]
-    told = cli.run(declared.job(NEW, sink=", write: append"), "--schema-change", "backfill")
-    assert (told["rows_ok"], told["requests"]) == (3, 3)
+    report = cli.run(declared.job(NEW, sink=", write: append"), "--schema-change", "backfill")
+    assert (report["rows_ok"], report["requests"]) == (3, 3)
     assert declared.results() == [{"id": n, "score": str(n), "sure": True} for n in (1, 2, 3)]
 
 
@@ -241,9 +241,9 @@ def test_a_kill_in_the_middle_leaves_the_old_table_whole_and_running_again_goes_
         assert cli("run", job, "--quiet") == 2
         assert "--schema-change cast" in cli.err
         assert here.results() == before
-    told = cli.run(job, "--schema-change", change)
+    report = cli.run(job, "--schema-change", change)
     # What the killed run was answered is paid once.
-    assert (told["rows_ok"], len(provider.answered)) == (3, 6)
+    assert (report["rows_ok"], len(provider.answered)) == (3, 6)
     assert here.results() == [{"id": n, "score": str(n), "sure": True} for n in (1, 2, 3)]
 
 
@@ -265,7 +265,7 @@ def test_a_killed_backfill_may_be_ended_by_a_cast_or_by_going_back(here: Declare
         ("cast(123456789012345678.25 as DECIMAL(20, 2))", "cast(1 as DOUBLE)", "does not fit double"),
     ],
 )
-def test_a_cast_changes_no_value_on_the_way(folder: Declared, cli: Any, was: str, becomes: str, told: str) -> None:
+def test_a_cast_changes_no_value_on_the_way(folder: Declared, cli: Any, was: str, becomes: str, report: str) -> None:
     def job(value: str) -> Path:
         query = f"select 1 as id, 'text 1' as text, {value} as extra"
         return folder.job(source=f'{{sql: "{query}", key: id}}', sink=", columns: [extra]")
@@ -273,7 +273,7 @@ def test_a_cast_changes_no_value_on_the_way(folder: Declared, cli: Any, was: str
     cli.run(job(was))
     before = folder.results()
     assert cli("run", job(becomes), "--quiet", "--schema-change", "cast") == 2
-    assert told in cli.err
+    assert report in cli.err
     assert folder.results() == before
 
 
@@ -287,8 +287,8 @@ def test_errors_and_keys_are_cast_with_the_rows(declared: Declared, cli: Any, pr
     cli.run(declared.job("mood", sink=", write: append"))
     source = "{csv: rows.csv, key: id, types: {id: VARCHAR}}"
     sent = len(provider.seen)
-    told = cli.run(declared.job("mood", sink=", write: append", source=source), "--schema-change", "cast")
-    assert (told["rows_ok"], told["rows_failed"], len(provider.seen) - sent) == (2, 1, 0)
+    report = cli.run(declared.job("mood", sink=", write: append", source=source), "--schema-change", "cast")
+    assert (report["rows_ok"], report["rows_failed"], len(provider.seen) - sent) == (2, 1, 0)
     assert declared.results() == [{"id": n, "mood": f"TEXT {n}"} for n in ("1", "3")]
     assert [row["id"] for row in declared.results("errors")] == ["2"]
 
@@ -303,7 +303,7 @@ def test_a_cast_that_would_make_two_keys_one_is_refused(folder: Declared, cli: A
     assert folder.results() == before
 
 
-def test_another_key_is_cast_where_the_table_has_its_columns(folder: Declared, cli: Any) -> None:
+def test_another_key_is_cast_if_the_table_has_its_columns(folder: Declared, cli: Any) -> None:
     cli.run(folder.job("mood", sink=", columns: [text], write: append"))
     both = "{csv: rows.csv, key: [id, text]}"
     assert cli.run(folder.job("mood", sink=", write: append", source=both), "--schema-change", "cast")["requests"] == 0
@@ -317,7 +317,7 @@ def test_another_key_is_cast_where_the_table_has_its_columns(folder: Declared, c
     assert cli.run(other, "--set", "sink.write=replace")["rows_ok"] == 3
 
 
-def test_a_new_column_of_vectors_is_refused_before_its_length_is_asked_for(
+def test_a_new_vector_column_is_refused_before_its_dimensions_are_probed(
     folder: Declared, cli: Any, provider: Any
 ) -> None:
     cli.run(folder.job("mood"))
@@ -356,7 +356,7 @@ def test_more_rows_than_fit_one_commit_are_cast_in_pieces(
     assert here.results() == [{"id": n, "score": str(n), "sure": None} for n in range(1, 101)]
 
 
-def test_rebuild_says_what_to_do_where_the_declaration_has_changed(declared: Declared, cli: Any) -> None:
+def test_rebuild_names_the_remedy_if_the_declaration_has_changed(declared: Declared, cli: Any) -> None:
     cli.run(declared.job(sink=", write: append"))
     before, job = declared.results(), declared.job(NEW, sink=", write: append")
     assert cli("rebuild", job) == 2
@@ -418,7 +418,7 @@ def test_two_jobs_of_separate_commands_do_not_write_into_one_sink_at_the_same_ti
     assert cli("run", second, "--quiet") == 0
 
 
-def test_two_jobs_of_one_folder_with_one_sink_are_told_by_validate(here: Declared, cli: Any) -> None:
+def test_validate_reports_two_jobs_of_a_folder_with_the_same_sink(here: Declared, cli: Any) -> None:
     jobs = here.workspace.folder / "jobs"
     jobs.mkdir()
     for name in ("first", "second"):

@@ -14,7 +14,7 @@ import pytest
 from pipelines.config.job_graph import GraphJob
 from pipelines.execution.multi_job import run_jobs
 from pipelines.runtime.child_process import rowmill_command
-from pipelines.runtime.locks import running
+from pipelines.runtime.locks import is_running
 
 
 @pytest.mark.parametrize(("ended", "code"), [(1, 3), (0, 3), (2, 2), (9, 9)])
@@ -24,10 +24,10 @@ def test_a_job_that_breaks_without_a_word_stops_what_depends_on_it(
     monkeypatch.setattr(
         "pipelines.execution.multi_job.rowmill_command", lambda: [sys.executable, "-c", f"raise SystemExit({ended})"]
     )
-    told: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     jobs = [GraphJob(Path("a.yaml"), "a", ()), GraphJob(Path("b.yaml"), "b", ("a",))]
-    run_jobs(jobs, [], lambda job, report: told.update({job.name: (report.exit_code, report.stopped)}))
-    assert told == {
+    run_jobs(jobs, [], lambda job, report: result.update({job.name: (report.exit_code, report.stopped)}))
+    assert result == {
         "a": (code, "the process ended without a report"),
         "b": (3, f"not run: job a, whose results it reads, ended with exit code {code}"),
     }
@@ -53,7 +53,7 @@ def test_jobs_end_as_on_sigterm_when_their_starter_is_killed(
         time.sleep(0.005)
     starter.kill()
     starter.wait()
-    while any(running(workspace.folder / ".rowmill", name) for name in names):
+    while any(is_running(workspace.folder / ".rowmill", name) for name in names):
         time.sleep(0.01)
     with closing(sqlite3.connect(workspace.folder / ".rowmill" / "ledger.sqlite")) as db:
         ends = db.execute("select job, exit_code, stopped from runs order by job").fetchall()

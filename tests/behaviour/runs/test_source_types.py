@@ -61,14 +61,14 @@ def test_a_file_with_a_header_only_is_a_night_without_work(workspace: Any, provi
     assert cli("validate", job) == 0
     assert cli("plan", job, "--json") == 0
     assert json.loads(cli.out)["refused"] is None
-    told = cli.run(job)
-    assert (told["exit_code"], told["rows"], told["requests"]) == (0, 0, 0)
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows"], report["requests"]) == (0, 0, 0)
     assert cli.run(job, "--schema-change", "cast")["exit_code"] == 0
     assert cli("rebuild", job) == 0
     assert held(workspace.folder, sink) == before
     write_csv(workspace, *FIRST, (3, "c", "2026-01-04", 0.5, "y"))
-    told = cli.run(job)
-    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 3, 1)
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, 3, 1)
     assert held(workspace.folder, sink)[0] == TYPES
 
 
@@ -97,8 +97,8 @@ def test_the_same_for_json_lines(workspace: Any, cli: Any) -> None:
     write_jsonl(workspace, *FIRST, (3, "c", None, 4, None))
     cli.run(job)
     write_jsonl(workspace, (4, "d", None, 5, None))
-    told = cli.run(job)
-    assert (told["exit_code"], told["rows_ok"]) == (0, 1)
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"]) == (0, 1)
     found = held(workspace.folder, sink)
     assert (found[0], found[1][2:]) == (types, [(3, "c", None, 4.0, None), (4, "d", None, 5.0, None)])
     # What a DOUBLE would not hold as it is stays a whole number, which is another column.
@@ -118,7 +118,7 @@ def test_values_that_are_not_of_the_sinks_type_are_refused_as_ever(workspace: An
     assert len(provider.seen) == sent
 
 
-def test_a_sink_that_has_no_value_yet_tells_no_type(workspace: Any, cli: Any, sink: str) -> None:
+def test_a_sink_without_values_has_no_influence_on_types(workspace: Any, cli: Any, sink: str) -> None:
     write_csv(workspace)
     job = workspace.job(sink=sink)
     assert cli.run(job)["exit_code"] == 0

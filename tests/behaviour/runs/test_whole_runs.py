@@ -13,43 +13,43 @@ Rows = list[dict[str, Any]]
 Read = Callable[..., Rows]
 
 
-def test_every_row_is_asked_once_and_stands_in_the_results(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
+def test_every_row_is_requested_once_and_is_in_the_results(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
     workspace.csv(300)
-    told = cli.run(workspace.job())
+    report = cli.run(workspace.job())
     names = ("rows", "rows_ok", "rows_reused", "rows_failed", "rows_left", "requests")
-    assert {name: told[name] for name in names} == {
+    assert {name: report[name] for name in names} == {
         "rows": 300, "rows_ok": 300, "rows_reused": 0, "rows_failed": 0, "rows_left": 0, "requests": 300,
     }  # fmt: skip
-    assert (told["retries"], told["input_tokens"], told["output_tokens"]) == (0, 3000, 1500)
-    assert told["cost_usd"] == pytest.approx(300 * (10 * 1e-6 + 5 * 2e-6))
-    assert (told["stopped"], told["exit_code"], told["job"]) == (None, 0, "job")
+    assert (report["retries"], report["input_tokens"], report["output_tokens"]) == (0, 3000, 1500)
+    assert report["cost_usd"] == pytest.approx(300 * (10 * 1e-6 + 5 * 2e-6))
+    assert (report["stopped"], report["exit_code"], report["job"]) == (None, 0, "job")
     results = read(workspace.folder / "out", order="id")
     assert [(row["id"], row["answer"]) for row in results] == [(n, f"TEXT {n}") for n in range(1, 301)]
-    assert {row["_run_id"] for row in results} == {told["run_id"]}
+    assert {row["_run_id"] for row in results} == {report["run_id"]}
     assert len({row["_row_fingerprint"] for row in results}) == 300
     assert read(workspace.folder / "out", "errors") == []
     usage = read(workspace.folder / "out", "usage")
     assert sorted(row["keys"][0] for row in usage) == sorted(str(n) for n in range(1, 301))
-    assert sum(row["cost_usd"] for row in usage) == pytest.approx(told["cost_usd"])
+    assert sum(row["cost_usd"] for row in usage) == pytest.approx(report["cost_usd"])
     assert sorted(provider.prompts()) == sorted(f"text {n}" for n in range(1, 301))
 
 
-def test_a_usage_row_tells_the_whole_exchange(workspace: Any, cli: Any, read: Read) -> None:
+def test_a_usage_row_describes_the_whole_exchange(workspace: Any, cli: Any, read: Read) -> None:
     workspace.csv(1)
-    told = cli.run(workspace.job())
+    report = cli.run(workspace.job())
     (row,) = read(workspace.folder / "out", "usage")
     (result,) = read(workspace.folder / "out")
     assert len(row.pop("fingerprints")[0]) == 32
     assert row.pop("latency_ms") > 0
     assert row.pop("started_at").tzinfo is not None
     assert row == {
-        "run_id": told["run_id"], "job": "job", "step": "answer", "keys": ["1"], "provider": "test",
+        "run_id": report["run_id"], "job": "job", "step": "answer", "keys": ["1"], "provider": "test",
         "endpoint": "chat", "model": "m", "model_version": "m", "attempt": 1, "http_status": 200,
         "error_class": None, "input_tokens": 10, "cached_tokens": None, "output_tokens": 5, "reasoning_tokens": None,
         "audio_seconds": None, "characters": None, "images": None, "cost_usd": pytest.approx(2e-5),
         "first_token_ms": None, "request_id": "req-0", "finish_reason": "stop",
     }  # fmt: skip
-    assert result["_run_id"] == told["run_id"]
+    assert result["_run_id"] == report["run_id"]
 
 
 @pytest.mark.parametrize("header", ["x-request-id", "request-id", "apim-request-id"])
@@ -74,15 +74,15 @@ def test_a_second_run_sends_nothing_and_says_so(workspace: Any, provider: Any, c
     assert len(provider.seen) == 20
 
 
-def test_only_new_and_changed_rows_are_asked(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
+def test_only_new_and_changed_rows_are_requested(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
     workspace.csv(10)
     job = workspace.job()
     cli.run(job)
     workspace.write("rows.csv", "id,text\n" + "".join(f"{n},{'new' if n == 3 else 'text'} {n}\n" for n in range(1, 13)))
     provider.seen.clear()
-    told = cli.run(job)
+    report = cli.run(job)
     assert sorted(provider.prompts()) == ["new 3", "text 11", "text 12"]
-    assert (told["rows"], told["rows_ok"], told["rows_reused"], told["requests"]) == (12, 12, 9, 3)
+    assert (report["rows"], report["rows_ok"], report["rows_reused"], report["requests"]) == (12, 12, 9, 3)
     results = read(workspace.folder / "out", order="id")
     assert [(row["id"], row["answer"]) for row in results] == [
         (n, f"{'NEW' if n == 3 else 'TEXT'} {n}") for n in range(1, 13)
@@ -102,8 +102,8 @@ def test_deleting_the_output_writes_equal_tables_without_a_request(
     assert len(before["errors"]) == 1
     remove(workspace.folder / "out")
     provider.seen.clear()
-    told = cli.run(job)
-    assert (told["requests"], told["rows_ok"], told["rows_reused"], told["rows_failed"]) == (0, 39, 39, 1)
+    report = cli.run(job)
+    assert (report["requests"], report["rows_ok"], report["rows_reused"], report["rows_failed"]) == (0, 39, 39, 1)
     assert provider.seen == []
     assert {name: read(workspace.folder / "out", name) for name in before} == before
 
@@ -114,21 +114,21 @@ def test_deleting_the_ledger_asks_nothing_for_rows_in_the_sink(workspace: Any, p
     cli.run(job)
     remove(workspace.folder / ".rowmill")
     provider.seen.clear()
-    told = cli.run(job)
-    assert (told["requests"], told["rows_ok"], provider.seen) == (0, 25, [])
+    report = cli.run(job)
+    assert (report["requests"], report["rows_ok"], provider.seen) == (0, 25, [])
 
 
 def test_equal_requests_are_paid_once(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
     workspace.write("rows.csv", "id,text\n" + "".join(f"{n},same\n" for n in range(50)))
-    told = cli.run(workspace.job())
-    assert (told["requests"], told["rows_ok"]) == (1, 50)
+    report = cli.run(workspace.job())
+    assert (report["requests"], report["rows_ok"]) == (1, 50)
     assert {row["answer"] for row in read(workspace.folder / "out")} == {"SAME"}
     other = workspace.job("other", sink="{parquet: elsewhere}")
     assert cli.run(other)["requests"] == 0
     assert len(provider.seen) == 1
 
 
-def test_without_reuse_equal_requests_of_different_rows_are_each_asked(workspace: Any, cli: Any) -> None:
+def test_without_reuse_equal_requests_of_different_rows_are_each_sent(workspace: Any, cli: Any) -> None:
     workspace.write("rows.csv", "id,text\n" + "".join(f"{n},same\n" for n in range(5)))
     steps = '[{name: a, endpoint: chat, provider: test, model: m, reuse: false, messages: [{user: "{{ text }}"}]}]'
     assert cli.run(workspace.job(steps=steps))["requests"] == 5
@@ -148,13 +148,13 @@ def test_a_later_step_sees_earlier_outputs_and_its_condition(
     input: "{{ loud }}!"
     when: id % 2 = 0 and loud like 'TEXT%'
 """
-    told = cli.run(workspace.job(steps=steps))
+    report = cli.run(workspace.job(steps=steps))
     results = read(workspace.folder / "out", order="id")
     assert [row["vector"] for row in results] == [None, [7.0] * 3, None, [7.0] * 3, None, [7.0] * 3]
     assert [row["loud"] for row in results] == [f"TEXT {n}" for n in range(1, 7)]
     embedded = [body["input"] for path, body in provider.seen if path == "embeddings"]
     assert sorted(text for texts in embedded for text in texts) == ["TEXT 2!", "TEXT 4!", "TEXT 6!"]
-    assert told["exit_code"] == 0
+    assert report["exit_code"] == 0
 
 
 def test_rows_that_leave_the_source_are_kept_or_removed_as_the_job_says(workspace: Any, cli: Any, read: Read) -> None:
@@ -183,15 +183,13 @@ def test_append_asks_new_keys_only_and_never_touches_what_is_there(
     assert answers == {1: "TEXT 1", 2: "TEXT 2", 3: "TEXT 3", 9: "LATE"}
 
 
-def test_replace_writes_the_table_anew_from_the_answers_that_are_there(
-    workspace: Any, provider: Any, cli: Any, read: Read
-) -> None:
+def test_replace_rewrites_the_table_from_stored_answers(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
     workspace.csv(4)
     job = workspace.job(sink="{parquet: out, write: replace}")
     cli.run(job)
     workspace.write("rows.csv", "id,text\n2,text 2\n7,text 7\n")
-    told = cli.run(job)
-    assert (told["requests"], told["rows_ok"], told["rows_reused"]) == (1, 2, 1)
+    report = cli.run(job)
+    assert (report["requests"], report["rows_ok"], report["rows_reused"]) == (1, 2, 1)
     assert [(row["id"], row["answer"]) for row in read(workspace.folder / "out", order="id")] == [
         (2, "TEXT 2"),
         (7, "TEXT 7"),
@@ -206,8 +204,8 @@ def test_a_duckdb_sink_holds_the_same_three_tables(workspace: Any, provider: Any
 
     workspace.csv(30)
     job = workspace.job(sink="{duckdb: out.duckdb, table: answers, columns: [text]}")
-    told = cli.run(job)
-    assert told["tables"] == {"results": "answers", "usage": "answers_usage", "errors": "answers_errors"}
+    report = cli.run(job)
+    assert report["tables"] == {"results": "answers", "usage": "answers_usage", "errors": "answers_errors"}
     with duckdb.connect(workspace.folder / "out.duckdb") as db:
         assert db.sql("select id, text, answer from answers order by id").fetchall() == [
             (n, f"text {n}", f"TEXT {n}") for n in range(1, 31)
