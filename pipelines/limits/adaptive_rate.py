@@ -1,391 +1,272 @@
-"""The pace that a provider's answers and refusals show where it states no limit, or keeps to less than it states."""
+"""Adaptive rate limit of one key: multiplicative decrease after a refusal, a hold, then an increase.
+
+It serves providers that state no limit, or that enforce less than they state.
+"""
 
 from dataclasses import dataclass
 from math import inf, sqrt
 
 from pipelines.limits.sliding_window import SlidingWindow
 
-EASED = 0.985
-"""After refusals the pace is this share of what passed just before them."""
+DECREASE_FACTOR = 0.985
+"""A decrease sets the rate to this share of the throughput that passed before the refusal."""
 
-FALLS = 0.5
-"""One refusal lowers the pace to no less than this share of what it was."""
+MAX_DECREASE_FACTOR = 0.5
+"""One decrease leaves at least this share of the rate."""
 
-LEAST = 0.01
-"""Of the most that passed in ten seconds, a second: no refusals bring the pace below it, whatever they are for. Less
-than what is left of a limit counted by the minute whose whole passed in one burst."""
+INCREASE_PER_SECOND = 0.005
+"""A second without a refusal raises the rate by this share; above the last ceiling it doubles every 4 seconds."""
 
-USELESS = 3
-"""After so many lowerings in a row that prevented nothing, refusals have another cause than the pace."""
+MAX_INCREASE_PER_SECOND = 0.1
 
-LOW = 0.75
-"""Refused as before at this share of the pace at which they began, it is not the pace."""
+FIRST_HOLD_SECONDS = 4.0
+"""Time from a decrease to the next increase; doubled each time that the same ceiling refuses again."""
 
-MEASURED = 3.0
-"""Seconds of it."""
+LONGEST_HOLD = (30.0, 500.0, 300.0)
+"""The longest hold: at least so many seconds, so many requests (few of which are refused), at most so many seconds."""
 
-HELPED = 0.5
-"""A lowering that left less than this share of the refusals was of use."""
+TRIAL_RATE = 0.75
+"""At this share of the rate at which a series of decreases began, its effect on the refusals is judged."""
 
-FEW = 0.03
-"""A limit counted over minutes refuses no more than this share of what is sent at the right pace."""
+MIN_TRIAL_REQUESTS = 60
 
-ENOUGH = 60
-"""Requests that it takes to tell."""
+MIN_TRIAL_REFUSALS = 3
 
-ENOUGH_REFUSED = 6
+MAX_TRIAL_REQUESTS = 2000
 
-UNEVEN = 10.0
-"""Seconds."""
+BACKGROUND_SECONDS = 60.0
+"""How long refusals are taken as unrelated to the rate; doubled each time that they prove to be so."""
 
-CHANCE = 3
-"""Refusals in ten seconds that still may be chance, above one and a half times the usual share."""
-
-KNOWN_FOR = 60.0
-"""Seconds for which refusals of another cause are believed to be such; doubled each time that it is found again."""
-
-FIRST_PLATEAU = 4.0
-"""Seconds for which a pace that was found is kept before more is tried; doubled each time that more was refused."""
-
-PLATEAU_REQUESTS = 500
-"""The longest plateau: so many requests, so that those refused for trying more stay few."""
-
-PLATEAU_SECONDS = (30.0, 300.0)
-"""At least and at most, whatever the pace."""
-
-RECOVERED = 0.95
-"""A pace that was raised to this share of what it was before it was lowered has recovered."""
-
-SAME = 1.25
-"""Refused below so many times the pace that was found, the limit is still the same."""
-
-RECENT = 5.0
-"""Seconds after a refusal in which what passed since it tells the limit exactly: both times nothing was left."""
-
-RAISED = 0.005
-"""A second without a refusal raises the pace by this share, up to where it was refused before."""
-
-FASTER_EVERY = 4.0
-"""Seconds after which a pace that has passed its last refusal is raised twice as fast."""
-
-FASTEST = 0.1
-
-CAREFUL = 0.02
-"""The same for a limit counted over minutes, which refuses late and then for long."""
-
-BLOCKED = 2.0
-"""Seconds of nothing but refusals that tell of a limit counted over a longer time, such as a sliding minute."""
-
-HARDLY = 5
-
-MISSED = 0.2
-
-SUSTAINED = 0.9
-"""A limit counted over minutes is tried further only when the minute before came this close to the pace."""
+BLOCKED_SECONDS = 2.0
+"""So long without an answer, a limit is counted over a minute rather than a second."""
 
 MINUTE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class LearnedRate:
-    """What refusals have shown of a key, as it is kept for the next run and told to other processes."""
+    """What refusals have shown of a key: stored for the next run and shared with other processes."""
 
     per_second: float | None
     """None: no limit was found."""
     ceiling: float
-    """Requests a second that were too many."""
+    """Requests a second that were refused."""
     plateau: float
-    """Seconds until more is tried."""
+    """Seconds for which the rate is held after a decrease."""
     over_minutes: bool
-    """Whether the limit is counted over a long time."""
+    """Whether the limit is counted over a minute rather than a second."""
 
 
-NO_LEARNED_RATE = LearnedRate(None, 0.0, FIRST_PLATEAU, False)
+NO_LEARNED_RATE = LearnedRate(None, 0.0, FIRST_HOLD_SECONDS, False)
 
 
 class AdaptiveRate:
-    """Lowered by refusals to what passes, kept for a while, then raised slowly while it is used and nothing refused.
-
-    All is reckoned for the whole key: what a process sends that has a part of it counts for the others' part too.
-    """
+    """The learned rate of a key. All figures are for the whole key, even if this process has only a share of it."""
 
     def __init__(self, now: float) -> None:
         self.per_second: float | None = None
-        """None as long as nothing was refused."""
+        """None until a request is refused."""
         self.share = 1.0
         """Of the key's limit, what this process may use."""
-        self._confirmed = False
-        """Whether more was tried and was refused again: one refusal alone may be for anything."""
-        self.lowerings = 0
-        """Since it was confirmed."""
-        self._lately = SlidingWindow()
-        self._passed = 0.0
-        self._began = now
-        self._ceiling = 0.0
-        self._passed_at: float | None = None
-        self._raised_at = now
-        self._lowered_at = now
-        self._raised_since = True
-        """Whether the pace was raised after it was lowered last."""
-        self._plateau = FIRST_PLATEAU
-        self._refused_at = now
-        self._emptied: tuple[float, float] | None = None
-        """(when, passed until then) of an earlier refusal."""
-        self._before: float | None = None
-        """What is kept to again if the lowerings since the last raise prove to be of no use."""
-        self._first: float | None = None
-        """What the first of them lowered the pace to."""
-        self._share_before = 0.0
-        self._row_began = now
-        self._row_pace = 0.0
-        self._measured_from: float | None = None
-        """Since when a pace is kept that is low enough to tell whether refusals are for it."""
-        self._lowered = self._sent = self._refused = 0
-        """Lowerings after that first one, and what was sent and refused meanwhile."""
-        self._usual: float | None = None
-        """The share that is refused whatever the pace; None: no such cause is known."""
-        self._usual_until = now
-        self._usual_for = KNOWN_FOR
-        self._most = 0.0
-        self._seen_at_resume = 0.0
-        self._last = now
-        self._seen_before_gap = 0.0
-        self._over_minutes = False
-        """Whether the limit was seen to be counted over a long time."""
+        self.decreases = 0
+        """Number of decreases, not counting the first: a single refusal may have any cause."""
+        self._ceiling, self._hold_seconds = 0.0, FIRST_HOLD_SECONDS
+        self._is_over_minutes = self._is_confirmed = False
+        self._window = SlidingWindow()
+        self._sent = self._refused = 0.0
+        self._at_decrease = (0.0, 0.0)
+        """(sent, refused) at the last decrease."""
+        self._started_at = self._refused_at = self._decreased_at = self._increased_at = self._replied_at = now
+        self._above_ceiling_since: float | None = None
+        self._has_increased = True
+        """Whether the rate went up since the last decrease."""
+        self._empty_at: tuple[float, float] | None = None
+        """(time, requests passed until then) of a refusal: the provider's bucket was empty."""
+        self._rate_before: float | None = None
+        """Restored if the present series of decreases has no effect on the refusals."""
+        self._series_rate = 0.0
+        """Rate at which the series began."""
+        self._before = self._trial = (0.0, 0.0)
+        """(sent, refused) while the rate was held above TRIAL_RATE of it, and below."""
+        self._background: float | None = None
+        """Share of requests that is refused at any rate; None: no such cause is known."""
+        self._background_until, self._background_seconds = now, BACKGROUND_SECONDS
 
     @property
-    def found(self) -> LearnedRate:
-        """To be kept and told."""
-        if not self._confirmed:
+    def learned(self) -> LearnedRate:
+        """The rate to be stored and shared."""
+        if not self._is_confirmed:
             return NO_LEARNED_RATE
-        return LearnedRate(self.per_second, self._ceiling, self._plateau, self._over_minutes)
+        return LearnedRate(self.per_second, self._ceiling, self._hold_seconds, self._is_over_minutes)
 
-    def adopt(self, now: float, found: LearnedRate) -> None:
-        """What was found elsewhere; what was refused here before says nothing about it."""
-        if (found.per_second or inf) < (self.per_second or inf):
-            self.anew(now)
-            self._passed_at = None
-            self._row_pace = 0.0
-        self.per_second, self._ceiling = found.per_second, found.ceiling
-        self._plateau, self._over_minutes = found.plateau, found.over_minutes
-        self._confirmed = found.per_second is not None
+    def load(self, now: float, learned: LearnedRate) -> None:
+        """Adopt what an earlier run or another process has learned."""
+        if (learned.per_second or inf) < (self.per_second or inf):
+            self.reset(now)
+            self._above_ceiling_since = None
+        self.per_second, self._ceiling = learned.per_second, learned.ceiling
+        self._hold_seconds, self._is_over_minutes = learned.plateau, learned.over_minutes
+        self._is_confirmed = learned.per_second is not None
 
-    def sent(self, now: float) -> None:
-        """One more has left."""
-        self._passed += 1 / self.share
-        self._lately.add(now, 1 / self.share, 0.0)
+    def reset(self, now: float) -> None:
+        """Another rate applies from now on: earlier refusals say nothing about it."""
+        self._mark_decrease(now)
+        self._has_increased, self._empty_at = True, None
 
-    def refused(self, now: float, first: bool) -> None:
-        """One that has left did not pass; `first`: of those that were refused together."""
-        if first:
+    def record_sent(self, now: float) -> None:
+        """Count one request."""
+        self._sent += 1 / self.share
+        self._window.add(now, 1 / self.share, 0.0)
+
+    def record_refusal(self, now: float, is_first: bool) -> None:
+        """Count a sent request as refused; `is_first`: of those that are refused together."""
+        if is_first:
             self._refused_at = now
-        self._passed -= 1 / self.share
-        self._lately.add(now, -1 / self.share, 1 / self.share)
+        self._refused += 1 / self.share
+        self._window.add(now, -1 / self.share, 1 / self.share)
 
-    def unrelated(self, now: float) -> bool:
-        """Whether refusals have, for all that is known, nothing to do with the pace."""
-        if self._usual is None:
+    def record_reply(self, now: float, is_unblocked: bool) -> None:
+        """Count an answer. `is_unblocked`: the first one after most of a burst was refused."""
+        gap, self._replied_at = now - self._replied_at, now
+        # With hardly any request passed there is nothing to measure.
+        if is_unblocked and self._passed > 5 and gap >= max(BLOCKED_SECONDS, 10 / (self.per_second or inf)):
+            self._is_over_minutes = self._is_confirmed = True
+            self._set(now, DECREASE_FACTOR * self._throughput(now), self._throughput(now))
+            self._begin_series(self.per_second, self.per_second or 0.0)
+
+    def is_unrelated(self, now: float) -> bool:
+        """Whether refusals have, as far as known, nothing to do with the rate."""
+        if self._background is None:
             return False
-        since = max(now - 10, self._lowered_at)
-        passed, refused = self._lately.passed(since), self._lately.refused(since)
-        too_many = refused > min(0.5, 1.5 * self._usual) * (passed + refused) + CHANCE / self.share
-        if self.per_second is None and (too_many or now >= self._usual_until):
-            self._usual = None
-        # Where a pace is kept to beside it, what is too many is for the pace.
-        return self._usual is not None and not too_many
-
-    def answered(self, now: float) -> float:
-        """One more answer; the seconds since the one before it."""
-        gap = now - self._last
-        if gap >= BLOCKED:
-            self._seen_before_gap = self._seen(self._last, now)
-        self._last = now
-        return gap
-
-    def lower(self, now: float, pace: float | None, sent: int, refused: int) -> None:
-        """After a refusal, when sending again. `pace`: that which was kept to, None where none was; `sent` and of them
-        `refused`: since the refusal before."""
-        self.tried(now)
-        self._most = max(self._most, self._lately.passed(now - 10) / 10)
-        limit = self._shown(now)
-        if self._emptied is None or self._refused_at - self._emptied[0] >= 1.0:
-            self._emptied = (self._refused_at, self._passed)
-        if self._raised_since:
-            if pace is None or pace >= RECOVERED * self._row_pace:
-                self._begin_row(now, None if pace is None else self.per_second, pace or limit, sent, refused)
-            if pace is not None:
-                least, most = PLATEAU_SECONDS
-                longest = min(most, max(least, PLATEAU_REQUESTS / pace))
-                again = pace < SAME * self._ceiling
-                self._plateau = min(2 * self._plateau, longest) if again else FIRST_PLATEAU
-                self._confirmed |= again
-        if self._row_began != now and self._known_use(now, sent, refused):
-            return
-        if pace is None:
-            # Where nothing has passed yet there is nothing to go by.
-            if limit > 0:
-                self._set(now, EASED * limit, limit)
-        else:
-            limit = min(pace, limit)
-            # One that sends a small part of what the key takes has seen little.
-            self._set(now, max(FALLS**self.share * pace, EASED * limit), limit)
-        if self._lowered == 0:
-            self._first = self.per_second
-            if pace is not None and self._before is None:
-                self._before = self.per_second
-        elif (
-            self._lowered >= USELESS
-            and self._measured_from is None
-            and not self._over_minutes
-            and (self.per_second or inf) <= LOW * self._row_pace
-        ):
-            self._measured_from, self._sent, self._refused = now, 0, 0
-
-    def _known_use(self, now: float, sent: int, refused: int) -> bool:
-        """Refused once more in a row of lowerings: whether it is known, or being measured, what they are good for, so
-        that the pace is not lowered for this one."""
-        self._lowered += 1
-        if self._lowered == 1:
-            # The first refusal of all comes late: a provider lets some pass before it.
-            self._share_before = max(self._share_before, refused / max(1, sent))
-        else:
-            self._sent += sent
-            self._refused += refused
-        if self._few(self._sent, self._refused):
-            self._begin_row(now, self._first, self.per_second or 0.0, self._sent, self._refused)
+        if self.per_second is None and now >= self._background_until:
+            self._background = None
             return False
-        if self._few(sent, refused):
-            self._begin_row(now, self.per_second, self.per_second or 0.0, sent, refused)
+        since = max(now - 10, self._decreased_at)
+        passed, refused = self._window.passed(since), self._window.refused(since)
+        share = min(0.5, self._background * (1.5 if self.per_second is None else 1.1))
+        return refused <= share * (passed + refused) + 3 / self.share
+
+    def decrease(self, now: float, rate: float | None) -> None:
+        """Lower the rate when sending resumes after a refusal; `rate`: the one in force, None if unlimited."""
+        throughput = self._throughput(self._refused_at)
+        if self._empty_at is None or self._refused_at - self._empty_at[0] >= 1.0:
+            self._empty_at = (self._refused_at, self._passed)
+        if not self._has_increased:
+            self._add_evidence()
+        elif rate is not None:
+            is_same = rate < 1.25 * self._ceiling
+            seconds, requests, longest = LONGEST_HOLD
+            longest = min(longest, max(seconds, requests / rate))
+            self._hold_seconds = min(2 * self._hold_seconds, longest) if is_same else FIRST_HOLD_SECONDS
+            self._is_confirmed |= is_same
+        if rate is None or (self._has_increased and rate >= 0.95 * self._series_rate):
+            self._begin_series(None if rate is None else self.per_second, rate or throughput)
+        if self._is_ineffective():
+            self._restore(now)
+        elif rate is not None:
+            ceiling = min(rate, throughput)
+            # A process with a small share of the key has seen little.
+            self._set(now, max(MAX_DECREASE_FACTOR**self.share * rate, DECREASE_FACTOR * ceiling), ceiling)
+        elif throughput > 0:
+            self._set(now, DECREASE_FACTOR * throughput, throughput)
+
+    def slow_down(self, now: float, rate: float, minimum: float) -> None:
+        """Lower the rate a little, at most once a second: another program uses the key as well."""
+        if now - self._decreased_at >= 1.0 and rate > minimum:
+            self._set(now, max(minimum, 0.97 * rate), rate)
+
+    def increase(self, now: float, stated: float | None) -> bool:
+        """Raise the rate, at most once a second; whether it changed. At the `stated` limit none is learned."""
+        elapsed = now - self._increased_at
+        if self.per_second is None or elapsed < 1.0:
             return False
-        if 2 * self._refused > self._sent:
-            self._measured_from = None
+        if now - self._decreased_at < max(self._hold_seconds, min(MINUTE, MIN_TRIAL_REQUESTS / self.per_second)):
             return False
-        if self._over_minutes:
-            # Where much passed at once the minute before, requests are refused for some seconds whatever the pace.
-            if self._lowered < USELESS:
-                return False
-            if now - self._row_began >= UNEVEN and self._refused > FEW * self._sent:
-                self._no_use(now)
-            elif self.per_second is not None:
-                self._set(now, EASED * self.per_second, self.per_second)
-            return True
-        if self._measured_from is None:
+        self._increased_at = now
+        # A rate that is not used shows nothing about the limit.
+        if self._window.passed(now - 2.0) / 2.0 < 0.7 * self.per_second:
             return False
-        self._lowered_at = now
-        if now - self._measured_from >= MEASURED and (self._sent >= ENOUGH or self._refused >= ENOUGH_REFUSED):
-            self._no_use(now)
-        return True
-
-    def _begin_row(self, now: float, before: float | None, pace: float, sent: int, refused: int) -> None:
-        """Lowerings begin, from `pace`; if they are of no use, the pace is `before` again. What was refused of what was
-        sent is what they are to prevent."""
-        self._before, self._row_pace, self._row_began = before, pace, now
-        self._share_before = refused / max(1, sent)
-        self._lowered = self._sent = self._refused = 0
-        self._measured_from = None
-
-    def _few(self, sent: int, refused: int) -> bool:
-        """Whether so many are few, compared with what was refused before the row; chance allowed for."""
-        return refused + 2 * sqrt(refused) + 1 < HELPED * self._share_before * sent
-
-    def tried(self, now: float) -> None:
-        """After a refusal something is sent again: if it passes, this is what passed before it."""
-        self._seen_at_resume = self._seen(now, now)
-
-    def anew(self, now: float) -> None:
-        """Another pace is kept to from now on: what was refused before says nothing about it."""
-        self._lowered_at = now
-        self._raised_since = True
-        self._emptied = None
-
-    def ease(self, now: float, pace: float, least: float) -> None:
-        """Little is left of the allowance, somebody else uses it too: a little slower, at most once a second."""
-        if now - self._lowered_at >= 1.0 and pace > least:
-            self._set(now, max(least, 0.97 * pace), pace)
-
-    def unblocked(self, now: float, gap: float, all_refused: bool) -> None:
-        """The first answer after refusals, `gap` seconds after the answer before it: where that is long, and nothing
-        passed that was sent after the refused one, the limit is counted over a long time, and what passed in a minute
-        shows it."""
-        seen = self._seen_at_resume
-        # Where hardly anything has passed yet there is nothing to go by.
-        if (
-            all_refused
-            and self._passed > HARDLY
-            and gap >= max(BLOCKED, 0.0 if self.per_second is None else 10 / self.per_second)
-        ):
-            self._over_minutes = self._confirmed = True
-            if seen < MISSED * self._seen_before_gap:
-                # It let nothing pass until all that it had counted was forgotten: what it had counted is its limit.
-                seen = self._seen_before_gap
-            self._set(now, EASED * seen, seen)
-
-    def raise_slowly(self, now: float, stated: float | None) -> bool:
-        """Once a second; whether it changed. `stated`: the provider's own limit a second: reached, nothing is found."""
-        elapsed = now - self._raised_at
-        if self.per_second is None or elapsed < 1.0 or now - self._lowered_at < self._kept_for:
-            return False
-        self._raised_at = now
-        # A pace that is not used shows nothing about the limit.
-        if self._lately.passed(now - 2.0) / 2.0 < 0.7 * self.per_second:
-            return False
-        step = RAISED
+        step = INCREASE_PER_SECOND
         if self.per_second >= self._ceiling:
-            if self._over_minutes and self._lately.passed(now - MINUTE) / MINUTE < SUSTAINED * self.per_second:
-                # Such a limit refuses only after a minute: until then, that nothing is refused shows nothing.
+            # A limit counted over a minute refuses late and then for long.
+            if self._is_over_minutes and self._window.passed(now - MINUTE) / MINUTE < 0.9 * self.per_second:
                 return False
-            self._passed_at = self._passed_at or now
-            fastest = CAREFUL if self._over_minutes else FASTEST
-            step = min(fastest, RAISED * 2.0 ** ((now - self._passed_at) / FASTER_EVERY))
-        if not self._raised_since:
-            self._measure_usual(now)
-        self._raised_since = True
+            self._above_ceiling_since = self._above_ceiling_since or now
+            fastest = MAX_INCREASE_PER_SECOND / (5 if self._is_over_minutes else 1)
+            step = min(fastest, step * 2.0 ** ((now - self._above_ceiling_since) / 4.0))
+        if not self._has_increased:
+            sent, refused = self._add_evidence()
+            if self._background is not None and sent >= MIN_TRIAL_REQUESTS:
+                self._background = refused / sent
+        self._has_increased = True
         self.per_second *= 1 + step * min(elapsed, 2.0)
         if stated is not None and self.per_second >= stated:
             self.per_second = None
         return True
 
-    def _measure_usual(self, now: float) -> None:
-        """What was refused while the pace was kept below what was refused before is not for the pace."""
-        passed, refused = self._lately.passed(self._lowered_at), self._lately.refused(self._lowered_at)
-        if self._usual is not None and (passed + refused) * self.share >= ENOUGH:
-            self._usual = refused / (passed + refused)
+    # Whether a series of decreases has an effect on the refusals.
 
-    @property
-    def _kept_for(self) -> float:
-        """Seconds for which a pace is kept before more is tried."""
-        return max(self._plateau, min(MINUTE, ENOUGH / (self.per_second or 1.0)))
+    def _begin_series(self, rate_before: float | None, rate: float) -> None:
+        self._rate_before, self._series_rate = rate_before, rate
+        self._before = self._trial = (0.0, 0.0)
 
-    def _shown(self, now: float) -> float:
-        """The limit a second that the refusal shows, from what passed before it."""
-        if self._over_minutes:
-            return self._seen(self._refused_at, now)
-        if self._emptied is not None and 0.1 < self._refused_at - self._emptied[0] <= RECENT:
-            # What was left at the start of a time would count as limit: so from a moment in which nothing was left.
-            return max(0.0, self._passed - self._emptied[1]) / (self._refused_at - self._emptied[0])
-        # Nothing was sent since the refusal.
-        span = min(2.0, max(1.0, self._refused_at - max(self._lowered_at, self._began)))
-        return self._lately.passed(self._refused_at - span) / span
+    def _add_evidence(self) -> tuple[float, float]:
+        """Count and return what was sent and refused while the rate was held."""
+        sent, refused = self._sent - self._at_decrease[0], self._refused - self._at_decrease[1]
+        if 2 * refused > sent >= 10:
+            # A limit that low was exceeded by far.
+            self._before, self._trial = (sent, refused), (0.0, 0.0)
+        elif (self.per_second or inf) > TRIAL_RATE * self._series_rate:
+            self._before = (self._before[0] + sent, self._before[1] + refused)
+        else:
+            self._trial = (self._trial[0] + sent, self._trial[1] + refused)
+        return sent, refused
 
-    def _no_use(self, now: float) -> None:
-        """Back to where the lowerings that prevented nothing began: what is refused is refused for another reason."""
-        self._usual = (self._refused + sqrt(self._refused)) / self._sent
-        self._usual_until = now + self._usual_for
-        self._usual_for *= 2
-        self._over_minutes = False
-        self.per_second = self._before
-        self._confirmed &= self.per_second is not None
-        self._lowered_at, self._raised_since = now, True
+    def _is_ineffective(self) -> bool:
+        """Whether requests are refused as before at a clearly lower rate: then the rate is not the cause."""
+        sent, refused = self._trial
+        if sent < MIN_TRIAL_REQUESTS:
+            return False
+        share_before = self._before[1] / max(1.0, self._before[0])
+        # A standard deviation allows for chance.
+        if sent > MAX_TRIAL_REQUESTS or refused + sqrt(refused) + 1 < 0.5 * share_before * sent:
+            self._begin_series(self.per_second, self.per_second or 0.0)
+            return False
+        if refused < MIN_TRIAL_REFUSALS:
+            return False
+        self._background = max((refused + sqrt(refused)) / sent, min(share_before, 2 * refused / sent))
+        return True
+
+    def _restore(self, now: float) -> None:
+        """Return to the rate at which the series began."""
+        self._background_until = now + self._background_seconds
+        self._background_seconds *= 2
+        self._is_over_minutes = False
+        self.per_second = self._rate_before
+        self._is_confirmed &= self.per_second is not None
+        self.reset(now)
 
     def _set(self, now: float, per_second: float, ceiling: float) -> None:
-        self._ceiling = ceiling
-        self.per_second = max(per_second, LEAST * self._most, 1 / MINUTE)
-        self._lowered_at = now
-        self._raised_since = False
-        self._passed_at = None
-        self.lowerings += self._confirmed
+        self.per_second, self._ceiling = max(per_second, 1 / MINUTE), ceiling
+        self._mark_decrease(now)
+        self._has_increased, self._above_ceiling_since = False, None
+        self.decreases += self._is_confirmed
 
-    def _seen(self, until: float, now: float) -> float:
-        """What passed a second in the minute before `until`, or since the beginning."""
-        since = max(self._began, until - MINUTE)
-        return self._lately.passed(since) / min(MINUTE, max(now - since, 0.5))
+    def _mark_decrease(self, now: float) -> None:
+        self._decreased_at, self._at_decrease = now, (self._sent, self._refused)
+
+    @property
+    def _passed(self) -> float:
+        return self._sent - self._refused
+
+    def _throughput(self, now: float) -> float:
+        """Requests a second that passed before the refusal."""
+        if self._is_over_minutes:
+            since = max(self._started_at, self._refused_at - MINUTE)
+            return self._window.passed(since) / min(MINUTE, max(now - since, 0.5))
+        if self._empty_at is not None and 0.5 < self._refused_at - self._empty_at[0] <= 5.0:
+            # The provider's bucket was empty both times: what passed in between is its exact rate.
+            return max(0.0, self._passed - self._empty_at[1]) / (self._refused_at - self._empty_at[0])
+        # A bucket may have held a second's worth.
+        span = min(2.0, max(1.0, self._refused_at - max(self._decreased_at, self._started_at)))
+        return self._window.passed(self._refused_at - span) / span

@@ -1,4 +1,4 @@
-"""Paces that refusals have shown are kept in the workspace: for the next run, and for processes beside this one."""
+"""Learned rates in the workspace's SQLite file: for the next run, and for other processes."""
 
 import sqlite3
 import time
@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf
 
-from pipelines.limits.adaptive_rate import FIRST_PLATEAU, NO_LEARNED_RATE, LearnedRate
+from pipelines.limits.adaptive_rate import FIRST_HOLD_SECONDS, NO_LEARNED_RATE, LearnedRate
 from pipelines.limits.provider_limiter import ProviderLimiter
 
 MAX_RATE_AGE_SECONDS = 8 * 24 * 3600.0
-"""Seconds for which a pace is believed that nobody has used since: a job that runs once a week begins with it. It costs
-little if it is wrong: a limit that has been raised is found within a minute."""
+"""An unused rate is trusted so long: a weekly job starts with it. A wrong one costs little, since a limit that was
+raised is found within a minute."""
 
 TABLE = (
     "create table if not exists found_paces (provider text primary key, lowered integer not null, per_second real, "
@@ -24,54 +24,53 @@ class StoredRate:
     """A provider's row."""
 
     lowered: int
-    """How often anybody has lowered it: who knows another number has missed something."""
+    """Number of decreases by any process: whoever knows another number has missed one."""
     rate: LearnedRate
     at: float
     """Seconds since 1970."""
 
 
 class LearnedRateStore:
-    """What this process and the table know of the same keys."""
+    """Exchanges learned rates between this process's limiters and the table."""
 
-    def __init__(self, allowances: Mapping[str, ProviderLimiter]) -> None:
-        self._allowances = allowances
-        self._seen = dict.fromkeys(allowances, 0)
-        """The number that was in the table when it was looked at last."""
-        self._lowerings = dict.fromkeys(allowances, 0)
-        """Those here that the table knows."""
+    def __init__(self, limiters: Mapping[str, ProviderLimiter]) -> None:
+        self._limiters = limiters
+        self._lowered = dict.fromkeys(limiters, 0)
+        """The number in the table when it was last read."""
+        self._decreases = dict.fromkeys(limiters, 0)
+        """The decreases of this process that the table includes."""
 
-    def begin(self, db: sqlite3.Connection) -> None:
-        """Begin with what is believed. Within a transaction."""
-        for key, allowance in self._allowances.items():
-            kept = _read(db, key)
-            if kept is None:
+    def load(self, db: sqlite3.Connection) -> None:
+        """Start with the rates that are recent enough. Within a transaction."""
+        for key, limiter in self._limiters.items():
+            stored = _read(db, key)
+            if stored is None:
                 continue
-            self._seen[key] = kept.lowered
-            # The limit may be another by now: more is tried soon, as at the first time.
-            believed = replace(kept.rate, plateau=FIRST_PLATEAU)
-            if not 0 <= time.time() - kept.at <= MAX_RATE_AGE_SECONDS:
-                believed = NO_LEARNED_RATE
-            _write(db, key, replace(kept, rate=believed))
-            allowance.load_learned_rate(believed)
+            self._lowered[key] = stored.lowered
+            # The limit may have been raised: probe soon, as the first time.
+            rate = replace(stored.rate, plateau=FIRST_HOLD_SECONDS)
+            if not 0 <= time.time() - stored.at <= MAX_RATE_AGE_SECONDS:
+                rate = NO_LEARNED_RATE
+            _write(db, key, replace(stored, rate=rate))
+            limiter.load_learned_rate(rate)
 
     def exchange(self, db: sqlite3.Connection) -> None:
-        """Tell what was found here, and take what others have found. Within a transaction."""
-        for key, allowance in self._allowances.items():
-            mine, lowered = allowance.learned_rate, allowance.decreases != self._lowerings[key]
-            kept = _read(db, key)
-            told = StoredRate(self._seen[key], NO_LEARNED_RATE, 0.0) if kept is None else kept
-            agreed = _agreed(mine, lowered, told.rate, told.lowered != self._seen[key])
-            self._seen[key] = told.lowered + lowered
-            self._lowerings[key] = allowance.decreases
-            if agreed != told.rate or lowered:
-                _write(db, key, StoredRate(self._seen[key], agreed, time.time()))
-            if agreed != mine:
-                allowance.load_learned_rate(agreed)
+        """Write what this process has learned, load what others have learned. Within a transaction."""
+        for key, limiter in self._limiters.items():
+            mine, is_lowered = limiter.learned_rate, limiter.decreases != self._decreases[key]
+            stored = _read(db, key) or StoredRate(self._lowered[key], NO_LEARNED_RATE, 0.0)
+            merged = _merge(mine, is_lowered, stored.rate, stored.lowered != self._lowered[key])
+            self._lowered[key] = stored.lowered + is_lowered
+            self._decreases[key] = limiter.decreases
+            if merged != stored.rate or is_lowered:
+                _write(db, key, StoredRate(self._lowered[key], merged, time.time()))
+            if merged != mine:
+                limiter.load_learned_rate(merged)
 
 
-def _agreed(mine: LearnedRate, lowered_here: bool, theirs: LearnedRate, lowered_there: bool) -> LearnedRate:
-    """Who was refused is right; among those who were not, who has tried more."""
-    slower, faster = sorted((mine, theirs), key=lambda found: found.per_second or inf)
+def _merge(mine: LearnedRate, lowered_here: bool, theirs: LearnedRate, lowered_there: bool) -> LearnedRate:
+    """Return the rate of whoever was refused; if neither was, the rate of whoever has probed further."""
+    slower, faster = sorted((mine, theirs), key=lambda rate: rate.per_second or inf)
     if lowered_here and lowered_there:
         return slower
     if lowered_here or lowered_there:
@@ -79,14 +78,14 @@ def _agreed(mine: LearnedRate, lowered_here: bool, theirs: LearnedRate, lowered_
     return faster
 
 
-def _write(db: sqlite3.Connection, key: str, kept: StoredRate) -> None:
-    found = kept.rate
-    row = (key, kept.lowered, found.per_second, found.ceiling, found.plateau, found.over_minutes, kept.at)
+def _write(db: sqlite3.Connection, key: str, stored: StoredRate) -> None:
+    rate = stored.rate
+    row = (key, stored.lowered, rate.per_second, rate.ceiling, rate.plateau, rate.over_minutes, stored.at)
     db.execute("insert or replace into found_paces values (?, ?, ?, ?, ?, ?, ?)", row)
 
 
 def _read(db: sqlite3.Connection, key: str) -> StoredRate | None:
-    """What is in the table, as far as it makes sense."""
+    """Return the row; no rate if its values make no sense."""
     row = db.execute(
         "select lowered, per_second, ceiling, plateau, over_minutes, at from found_paces where provider = ?", (key,)
     ).fetchone()

@@ -1,33 +1,33 @@
-"""The circuit of a provider that fails every request: it is held, and single requests try whether it is back."""
+"""Circuit breaker for a provider that fails every request: sending stops, single requests probe whether it is back."""
 
 FAILURES_TO_OPEN = 20
-"""So many failures in a row, without one answer between them, open the circuit."""
+"""So many failures in a row, without an answer in between, open the circuit."""
 
 CONNECTION_FAILURE_WEIGHT = 10
-"""A connection that cannot be made counts as so many failures: no row is to blame for it."""
+"""A failed connection counts as so many failures: no row causes it."""
 
 FIRST_PROBE_SECONDS = 0.5
-"""Seconds until the first probe; doubled with each that fails."""
+"""Time until the first probe; doubled after each failed probe."""
 
 SHORT_PAUSE_SECONDS = 1.0
-"""Seconds of a hold for which a sender waits even where it could send to another provider."""
+"""A sender waits out a pause of this length even if another provider is available."""
 
 
 class ProviderPaused(Exception):
-    """The provider holds all its senders for longer than this one wants to wait."""
+    """The provider is paused for longer than the caller wants to wait."""
 
 
 class CircuitBreaker:
-    """Counts failures in a row, and says how long to wait for the next probe."""
+    """Counter of failures in a row, with the time of the next probe."""
 
     def __init__(self, longest_wait: float, longest_hold: float) -> None:
-        """Seconds: `longest_wait` between probes, `longest_hold` until the run gives up."""
+        """In seconds: `longest_wait` between probes, `longest_hold` until the run gives up."""
         self._longest_wait = longest_wait
         self._longest_hold = longest_hold
         self.failures = 0
         self.paused_until = 0.0
         self.silent_since: float | None = None
-        """Since when nothing was answered; None while answers come."""
+        """Time of the first failure or refusal without an answer since; None while answers arrive."""
         self._probes = 0
 
     @property
@@ -35,27 +35,27 @@ class CircuitBreaker:
         return self.failures >= FAILURES_TO_OPEN
 
     def record_reply(self) -> None:
-        """The provider lives."""
+        """Close the circuit: the provider answered."""
         self.failures = self._probes = 0
         self.paused_until = 0.0
         self.silent_since = None
 
     def record_no_reply(self, now: float) -> None:
-        """A refusal or a failure: no answer."""
+        """Record a refusal or a failure."""
         if self.silent_since is None:
             self.silent_since = now
 
     def record_failure(self, now: float, no_server: bool, stale: bool) -> bool:
-        """A failure; whether it came while the circuit was open, so that it says nothing about its request.
+        """Record a failure; return whether the circuit was open, in which case the request is not to blame.
 
-        `stale`: sent before the circuit opened, so no probe.
+        `stale`: sent before the circuit opened, so not a probe.
         """
         was_open = self.is_open
         self.record_no_reply(now)
         self.failures += CONNECTION_FAILURE_WEIGHT if no_server else 1
         if self.is_open and not (was_open and stale):
             wait = min(self._longest_wait, FIRST_PROBE_SECONDS * 2.0 ** min(self._probes, 20))
-            # The last probe is made when the time is up, not long after.
+            # The last probe is sent when the time is up, not long after.
             left = self._longest_hold - (now - (self.silent_since or now))
             self.paused_until = now + min(wait, left + 0.001) if left > 0 else now
             self._probes += 1

@@ -1,4 +1,4 @@
-"""Slots: how many requests are in flight at a provider, in the order in which they came."""
+"""Concurrency limit: how many requests are in flight at a provider, first in, first out."""
 
 import asyncio
 import time
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class ConcurrencyLimit:
-    """What bounds the requests in flight; the allowance of a key is one."""
+    """Counting semaphore of requests in flight, with the wait times of its users."""
 
     def __init__(self, slots: int | None, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -15,18 +15,18 @@ class ConcurrencyLimit:
         self.in_flight = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
         self.watchers: list[asyncio.Event] = []
-        """Set whenever something may be sent that could not be before."""
+        """Set whenever a request may be sent that could not be sent before."""
         self.contended: set[str] = set()
-        """Of requests, tokens and slots, those that somebody waited for since it was emptied last."""
+        """Which of requests, tokens and slots were waited for since the set was last cleared."""
         self.wait_seconds = {"slots": 0.0, "requests": 0.0, "tokens": 0.0, "hold": 0.0}
-        """Seconds that requests waited here, added up over all of them, by what held them up."""
+        """Total seconds that requests waited, by cause."""
 
     @property
     def _is_full(self) -> bool:
         return self._slots is not None and (self.in_flight >= self._slots or bool(self._waiters))
 
     async def _acquire_slot(self) -> None:
-        """Wait for a slot; whoever frees one counts it for the one who waits."""
+        """Wait for a slot; `_admit_waiters` counts it for the waiter."""
         self.contended.add("slots")
         free = asyncio.get_running_loop().create_future()
         self._waiters.append(free)
@@ -51,7 +51,7 @@ class ConcurrencyLimit:
         self._notify()
 
     def _notify(self) -> None:
-        """Something may be sent that could not be before."""
+        """Admit waiters and set the watchers: a request may be sent that could not be sent before."""
         if self._waiters:
             self._admit_waiters()
         for watcher in self.watchers:

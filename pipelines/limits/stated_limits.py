@@ -1,56 +1,56 @@
-"""The limits of a key that are stated: by rowmill.yaml, and by the provider's headers where those are lower."""
+"""Stated limits of a key: those of rowmill.yaml, or of the provider's headers if these are lower."""
 
-LITTLE_LEFT = 0.003
-"""Where less than this share of a limit is left, somebody else uses the key as well."""
+MIN_REMAINING_SHARE = 0.003
+"""With less than this share of a limit left, another program uses the key as well."""
 
-PLENTY = 0.1
-"""Only where once more than this share was left: a provider that counts by the second never has as much."""
+PLENTY_SHARE = 0.1
+"""This holds only if more than this share was left before: a provider that counts by the second never has as much."""
 
 KINDS = ("requests", "tokens")
 
 RateLimits = tuple[float | None, float | None]
-"""Requests and tokens, a minute or what is left of them; None: unknown."""
+"""Requests and tokens, a minute or remaining; None: unknown."""
 
 
 class StatedLimits:
-    """What is kept to, of what was configured and stated, whichever is lower."""
+    """The lower of the configured and the stated limits."""
 
     def __init__(self, configured: RateLimits) -> None:
         self._configured = configured
-        self._told: dict[object, RateLimits] = {}
+        self._by_scope: dict[object, RateLimits] = {}
         self._plenty: set[str] = set()
         self.per_minute = configured
 
     def update(self, limits: RateLimits, of: object) -> bool:
-        """From headers; whether that is news. `of`: what they are told for, such as a model: where they differ, the
-        lowest counts."""
-        if limits == (None, None) or self._told.get(of) == limits:
+        """Apply limits from headers; return whether they are new. `of`: their scope, such as a model; if scopes
+        differ, the lowest limit counts."""
+        if limits == (None, None) or self._by_scope.get(of) == limits:
             return False
-        self._told[of] = limits
-        requests = lowest(self._configured[0], *(told[0] for told in self._told.values()))
-        tokens = lowest(self._configured[1], *(told[1] for told in self._told.values()))
+        self._by_scope[of] = limits
+        requests = lowest(self._configured[0], *(stated[0] for stated in self._by_scope.values()))
+        tokens = lowest(self._configured[1], *(stated[1] for stated in self._by_scope.values()))
         self.per_minute = (requests, tokens)
         return True
 
     def is_shared_with_others(self, limits: RateLimits, left: RateLimits) -> bool:
-        """Whether so little is left of what there once was plenty of that somebody else uses the key as well."""
-        others = False
+        """Whether so little is left of a limit that another program uses the key as well."""
+        is_shared = False
         for kind, limit, remaining in zip(KINDS, limits, left, strict=True):
             if limit is None or remaining is None:
                 continue
-            if remaining > PLENTY * limit:
+            if remaining > PLENTY_SHARE * limit:
                 self._plenty.add(kind)
             else:
-                others |= kind in self._plenty and remaining < LITTLE_LEFT * limit
-        return others
+                is_shared |= kind in self._plenty and remaining < MIN_REMAINING_SHARE * limit
+        return is_shared
 
     def is_stated_by_provider(self, kind: str) -> bool:
-        """Whether the provider itself states the limit that is kept to."""
+        """Whether the limit in force comes from the provider's headers."""
         place = KINDS.index(kind)
-        kept = self.per_minute[place]
-        return kept is not None and kept != self._configured[place]
+        limit = self.per_minute[place]
+        return limit is not None and limit != self._configured[place]
 
 
 def lowest(*limits: float | None) -> float | None:
-    """The lowest of those that are known."""
+    """Return the lowest of the known limits."""
     return min((limit for limit in limits if limit is not None), default=None)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.limits.adaptive_rate import FIRST_PLATEAU, NO_LEARNED_RATE, LearnedRate
+from pipelines.limits.adaptive_rate import FIRST_HOLD_SECONDS, NO_LEARNED_RATE, LearnedRate
 from pipelines.limits.adaptive_rate_store import MAX_RATE_AGE_SECONDS
 from pipelines.limits.limit_leases import LimitLeases
 from pipelines.limits.provider_limiter import ProviderLimiter
@@ -17,27 +17,27 @@ KEY = "box http://10.0.0.1/v1"
 
 
 class Process:
-    """A process's leases and its allowance, which states no limit."""
+    """A process's leases and its limiter, which states no limit."""
 
     def __init__(self, folder: Path) -> None:
-        self.allowance = ProviderLimiter(None, None, None, longest_hold=900, longest_wait=60)
-        self.leases = LimitLeases(folder, {KEY: self.allowance})
+        self.limiter = ProviderLimiter(None, None, None, longest_hold=900, longest_wait=60)
+        self.leases = LimitLeases(folder, {KEY: self.limiter})
 
     def finds(self, found: LearnedRate) -> None:
         """Refusals lower the pace to it, and not for the first time."""
         before = (found.per_second or 0.0) / 0.97
-        self.allowance.load_learned_rate(replace(found, per_second=before))
-        self.allowance._found.ease(time.monotonic() + 2, before, 0.0)
-        self.allowance.set_share(0.0, 0.0, None)
+        self.limiter.load_learned_rate(replace(found, per_second=before))
+        self.limiter._rate.slow_down(time.monotonic() + 2, before, 0.0)
+        self.limiter.set_share(0.0, 0.0, None)
         self.leases.renew()
 
     def renew(self) -> None:
-        self.allowance.contended.update(("requests", "tokens", "slots"))
+        self.limiter.contended.update(("requests", "tokens", "slots"))
         self.leases.renew()
 
     @property
     def pace(self) -> float | None:
-        return self.allowance.requests.per_second
+        return self.limiter.requests.per_second
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def ran_before(folder: Path, found: LearnedRate, ago: float = 0.0) -> None:
 def test_the_next_run_begins_at_the_pace_that_refusals_have_shown(tmp_path: Path, begin: Callable[[], Process]) -> None:
     ran_before(tmp_path, LearnedRate(48.5, 50.0, 120.0, True), ago=24 * 3600)
     # What is tried again soon is whether the limit has been raised.
-    assert begin().allowance.learned_rate == LearnedRate(48.5, 50.0, FIRST_PLATEAU, True)
+    assert begin().limiter.learned_rate == LearnedRate(48.5, 50.0, FIRST_HOLD_SECONDS, True)
 
 
 @pytest.mark.parametrize("ago", [MAX_RATE_AGE_SECONDS + 60, -3600.0], ids=["too old", "of the future"])
@@ -77,7 +77,7 @@ def test_what_is_too_old_or_of_a_clock_that_was_wrong_is_not_believed(
     ran_before(tmp_path, LearnedRate(48.5, 50.0, 16.0, False), ago)
     process = begin()
     process.renew()
-    assert process.allowance.learned_rate == NO_LEARNED_RATE
+    assert process.limiter.learned_rate == NO_LEARNED_RATE
     assert process.pace is None
 
 
@@ -114,7 +114,7 @@ def test_a_pace_that_one_has_found_is_divided_among_all_as_a_stated_limit_is(beg
         first.renew()
         second.renew()
     assert (first.pace, second.pace) == (25.0, 25.0)
-    assert first.allowance.effective_requests_per_minute == second.allowance.effective_requests_per_minute == 3000
+    assert first.limiter.effective_requests_per_minute == second.limiter.effective_requests_per_minute == 3000
     for _ in range(40):
         second.leases.renew()
     first.renew()
@@ -128,18 +128,18 @@ def test_of_processes_that_were_not_refused_who_has_tried_more_is_right(begin: C
     for _ in range(2):
         first.renew()
         second.renew()
-    second.allowance.load_learned_rate(LearnedRate(44.0, 41.0, 16.0, False))
+    second.limiter.load_learned_rate(LearnedRate(44.0, 41.0, 16.0, False))
     for _ in range(2):
         second.renew()
         first.renew()
-    assert first.allowance.learned_rate.per_second == second.allowance.learned_rate.per_second == 44.0
+    assert first.limiter.learned_rate.per_second == second.limiter.learned_rate.per_second == 44.0
 
 
 def test_a_pace_that_proved_to_be_no_limit_is_forgotten_by_all(tmp_path: Path, begin: Callable[[], Process]) -> None:
     ran_before(tmp_path, LearnedRate(40.0, 41.0, 16.0, False))
     first, second = begin(), begin()
-    assert (first.allowance.learned_rate.per_second, second.allowance.learned_rate.per_second) == (40.0, 40.0)
-    first.allowance.load_learned_rate(NO_LEARNED_RATE)
+    assert (first.limiter.learned_rate.per_second, second.limiter.learned_rate.per_second) == (40.0, 40.0)
+    first.limiter.load_learned_rate(NO_LEARNED_RATE)
     first.renew()
     second.renew()
     assert (first.pace, second.pace, begin().pace) == (None, None, None)
@@ -147,9 +147,9 @@ def test_a_pace_that_proved_to_be_no_limit_is_forgotten_by_all(tmp_path: Path, b
 
 def test_one_refusal_is_kept_for_nobody_since_it_may_have_been_for_anything(begin: Callable[[], Process]) -> None:
     first = begin()
-    first.allowance.record_refusal(0, 0.0)
+    first.limiter.record_refusal(0, 0.0)
     first.renew()
-    assert begin().allowance.learned_rate == NO_LEARNED_RATE
+    assert begin().limiter.learned_rate == NO_LEARNED_RATE
 
 
 def test_a_file_without_the_table_is_that_of_an_older_version(tmp_path: Path, begin: Callable[[], Process]) -> None:

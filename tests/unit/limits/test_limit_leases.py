@@ -18,7 +18,7 @@ from pipelines.limits.provider_limiter import HEADROOM, ProviderLimiter
 KEY = "openai https://api.openai.com/v1"
 
 
-def allowance(requests: int | None = 6000, concurrency: int | None = None) -> ProviderLimiter:
+def limiter(requests: int | None = 6000, concurrency: int | None = None) -> ProviderLimiter:
     return ProviderLimiter(requests, None, concurrency, longest_hold=900, longest_wait=60)
 
 
@@ -28,15 +28,15 @@ def rate(of: ProviderLimiter) -> float:
 
 
 class Holder:
-    """A process's leases and its allowance."""
+    """A process's leases and its limiter."""
 
     def __init__(self, folder: Path, key: str = KEY, concurrency: int | None = None) -> None:
-        self.allowance = allowance(concurrency=concurrency)
-        self.leases = LimitLeases(folder, {key: self.allowance})
+        self.limiter = limiter(concurrency=concurrency)
+        self.leases = LimitLeases(folder, {key: self.limiter})
 
     def renew(self, waits: bool = True) -> None:
         if waits:
-            self.allowance.contended.update(("requests", "tokens", "slots"))
+            self.limiter.contended.update(("requests", "tokens", "slots"))
         self.leases.renew()
 
 
@@ -51,18 +51,18 @@ def holders(tmp_path: Path) -> Iterator[list[Holder]]:
 
 def test_alone_a_process_has_all_of_it_at_once(tmp_path: Path, holders: list[Holder]) -> None:
     holders.append(Holder(tmp_path))
-    assert rate(holders[0].allowance) == 1.0
+    assert rate(holders[0].limiter) == 1.0
 
 
 def test_one_that_comes_later_waits_until_its_half_is_free(tmp_path: Path, holders: list[Holder]) -> None:
     holders.append(Holder(tmp_path))
     holders.append(Holder(tmp_path))
     first, second = holders
-    assert (rate(first.allowance), rate(second.allowance)) == (1.0, 0.0)
+    assert (rate(first.limiter), rate(second.limiter)) == (1.0, 0.0)
     assert second.leases.is_short
     first.renew()
     second.renew()
-    assert (rate(first.allowance), rate(second.allowance)) == (0.5, 0.5)
+    assert (rate(first.limiter), rate(second.limiter)) == (0.5, 0.5)
     assert not second.leases.is_short
 
 
@@ -72,14 +72,14 @@ def test_what_one_does_not_use_goes_to_the_other(tmp_path: Path, holders: list[H
     for _ in range(20):
         holders[0].renew(waits=False)
         holders[1].renew()
-    idle, busy = (rate(holder.allowance) for holder in holders)
+    idle, busy = (rate(holder.limiter) for holder in holders)
     assert busy >= 0.95
     assert 0 < idle <= 0.05
     for _ in range(2):
         holders[0].renew()
         holders[1].renew()
     holders[0].renew()
-    assert [rate(holder.allowance) for holder in holders] == [0.5, 0.5]
+    assert [rate(holder.limiter) for holder in holders] == [0.5, 0.5]
 
 
 def test_one_that_ends_gives_everything_back(tmp_path: Path, holders: list[Holder]) -> None:
@@ -89,13 +89,13 @@ def test_one_that_ends_gives_everything_back(tmp_path: Path, holders: list[Holde
     ends.renew()
     ends.leases.close()
     holders[0].renew()
-    assert rate(holders[0].allowance) == 1.0
+    assert rate(holders[0].limiter) == 1.0
     assert len(list((tmp_path / "leases").iterdir())) == 1
 
 
 def test_keys_of_different_providers_have_nothing_to_do_with_one_another(tmp_path: Path, holders: list[Holder]) -> None:
     holders.extend(Holder(tmp_path, key) for key in (KEY, "box http://127.0.0.1/v1"))
-    assert [rate(holder.allowance) for holder in holders] == [1.0, 1.0]
+    assert [rate(holder.limiter) for holder in holders] == [1.0, 1.0]
 
 
 HOLDING = """
@@ -114,53 +114,53 @@ def test_the_leases_of_a_process_that_was_killed_are_free_at_once(tmp_path: Path
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     holders.append(Holder(tmp_path, concurrency=8))
-    assert rate(holders[0].allowance) == 0.0
+    assert rate(holders[0].limiter) == 0.0
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     holders[0].renew()
-    assert rate(holders[0].allowance) == 1.0
+    assert rate(holders[0].limiter) == 1.0
     assert not holders[0].leases.is_short
 
 
 async def test_requests_in_flight_stay_in_use_until_they_end(tmp_path: Path, holders: list[Holder]) -> None:
     holders.append(Holder(tmp_path, concurrency=6))
     first = holders[0]
-    permits = [await first.allowance.acquire(1) for _ in range(6)]
+    permits = [await first.limiter.acquire(1) for _ in range(6)]
     holders.append(Holder(tmp_path, concurrency=6))
     second = holders[1]
     first.renew()
     second.renew()
-    assert second.allowance.delay == float("inf")
+    assert second.limiter.delay == float("inf")
     for permit in permits[:4]:
-        first.allowance.release(permit, 1, None)
+        first.limiter.release(permit, 1, None)
     first.renew()
     second.renew()
-    taken = [await second.allowance.acquire(1) for _ in range(3)]
-    assert first.allowance.in_flight + len(taken) <= 6
+    taken = [await second.limiter.acquire(1) for _ in range(3)]
+    assert first.limiter.in_flight + len(taken) <= 6
 
 
 def test_a_wait_that_one_process_was_asked_for_holds_the_others_too(tmp_path: Path, holders: list[Holder]) -> None:
     holders.append(Holder(tmp_path))
     holders.append(Holder(tmp_path))
     first, second = holders
-    first.allowance.record_refusal(1, 30.0)
+    first.limiter.record_refusal(1, 30.0)
     first.renew()
     second.renew()
-    assert 29 < second.allowance.pause_seconds <= 30
-    assert second.allowance.learned_requests_per_minute is None
+    assert 29 < second.limiter.pause_seconds <= 30
+    assert second.limiter.learned_requests_per_minute is None
     holders.append(Holder(tmp_path))
-    assert 29 < holders[2].allowance.pause_seconds <= 30
+    assert 29 < holders[2].limiter.pause_seconds <= 30
 
 
 def test_a_hold_that_goes_from_one_to_the_other_becomes_no_longer(tmp_path: Path, holders: list[Holder]) -> None:
     holders.append(Holder(tmp_path))
     holders.append(Holder(tmp_path))
-    holders[0].allowance.record_refusal(1, 1.0)
+    holders[0].limiter.record_refusal(1, 1.0)
     end = time.monotonic() + 1.0
     for _ in range(50):
         for holder in holders:
             holder.renew()
-    assert all(time.monotonic() + holder.allowance.pause_seconds <= end + 0.25 for holder in holders)
+    assert all(time.monotonic() + holder.limiter.pause_seconds <= end + 0.25 for holder in holders)
 
 
 def test_a_clock_that_is_set_back_holds_nobody(
@@ -171,7 +171,7 @@ def test_a_clock_that_is_set_back_holds_nobody(
     set_back = time.time() - 3600
     monkeypatch.setattr(time, "time", lambda: set_back)
     holders[1].renew()
-    assert holders[1].allowance.pause_seconds == 0
+    assert holders[1].limiter.pause_seconds == 0
 
 
 def test_what_another_process_was_asked_says_nothing_of_the_own_pace_or_the_providers_silence(
@@ -180,10 +180,10 @@ def test_what_another_process_was_asked_says_nothing_of_the_own_pace_or_the_prov
     holders.append(Holder(tmp_path))
     holders.append(Holder(tmp_path))
     first, second = holders
-    first.allowance.record_refusal(1, 30.0)
+    first.limiter.record_refusal(1, 30.0)
     first.renew()
     second.renew()
-    held = second.allowance
+    held = second.limiter
     assert (held.pause_seconds > 29, held.seconds_without_reply()) == (True, 0)
 
 
@@ -197,7 +197,7 @@ async def test_a_process_with_no_limits_waits_for_nothing(tmp_path: Path) -> Non
 def test_a_damaged_table_is_made_anew_since_nothing_lasts_in_it(tmp_path: Path, holders: list[Holder]) -> None:
     (tmp_path / "leases.sqlite").write_bytes(b"no database" * 1000)
     holders.append(Holder(tmp_path))
-    assert rate(holders[0].allowance) == 1.0
+    assert rate(holders[0].limiter) == 1.0
 
 
 needs = st.dictionaries(st.text(min_size=1, max_size=3), st.floats(0, 1), min_size=1, max_size=6)
