@@ -26,14 +26,14 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
-        more: Mapping[str, Any] | None = None,
+        extra_keys: Mapping[str, Any] | None = None,
     ) -> None:
         """`more`: further keys of the error object, such as `details`."""
         super().__init__(message)
         self.status = status
         self.headers = dict(headers or {})
         self.body: dict[str, Any] = {
-            "error": {"message": message, "type": type, "param": param, "code": code, **(more or {})}
+            "error": {"message": message, "type": type, "param": param, "code": code, **(extra_keys or {})}
         }
 
 

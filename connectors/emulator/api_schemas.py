@@ -187,10 +187,10 @@ class RequestSchema:
 
     def lookup(self, path: Collection[str | int]) -> Any:
         """The part of the schema at a JSON path such as `["properties", "n"]`."""
-        found: Any = self._document
+        node: Any = self._document
         for step in path:
-            found = found[step]
-        return found
+            node = node[step]
+        return node
 
     def types_of(self, name: str) -> frozenset[str]:
         """The JSON types that a property may have, through all its alternatives; none if there is no such property."""
@@ -252,7 +252,7 @@ def _closed(schema: Any, definitions: Schema) -> Any:
     closed: dict[str, Any] = {}
     for key, inner in _without_all_of(schema, definitions).items():
         if key == "properties":
-            closed[key] = {name: _closed(one, definitions) for name, one in inner.items()}
+            closed[key] = {name: _closed(property_schema, definitions) for name, property_schema in inner.items()}
         elif key == "anyOf":
             branches = [_closed(branch, definitions) for branch in _alternatives(schema, definitions)]
             # Where any string will do, the known ones are only documentation.

@@ -37,9 +37,9 @@ ENDPOINTS = (
 )
 ROUTES: tuple[ApiRoute, ...] = tuple(route for module in ENDPOINTS for route in module.ROUTES)
 
-EXTRA_HEADERS = web.RequestKey("rowmill_told", dict[str, str])
+EXTRA_HEADERS = web.RequestKey("rowmill_headers", dict[str, str])
 """Headers of the reply to a request, whatever the reply is."""
-STARTED_AT = web.RequestKey("rowmill_began", float)
+STARTED_AT = web.RequestKey("rowmill_started_at", float)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,36 +31,36 @@ BATCH_FILE_SECONDS = 30 * 24 * 3600
 
 def find_object(state: EmulatorState, kind: str, object_id: str, param: str = "id") -> dict[str, Any]:
     """The file or batch with this id; ApiError 404 if there is none."""
-    found = get_object(state, kind, object_id)
-    if found is None or _is_expired(found):
+    stored = get_object(state, kind, object_id)
+    if stored is None or _is_expired(stored):
         raise _not_found(kind, object_id, param)
-    return found
+    return stored
 
 
 def get_object(state: EmulatorState, kind: str, object_id: str) -> dict[str, Any] | None:
     """The current file or batch with this id, even if expired; None if there is none."""
     if state.folder is None or object_id in state.tasks:
-        stored = state.objects.get(object_id)
-        return stored if stored is not None and stored.get("object") == kind else None
+        in_memory = state.objects.get(object_id)
+        return in_memory if in_memory is not None and in_memory.get("object") == kind else None
     # Clients can send any id.
     if not re.fullmatch(r"[\w-]+", object_id, re.ASCII):
         return None
     try:
-        found: dict[str, Any] = orjson.loads(_path(state.folder, kind, object_id).read_bytes())
+        stored: dict[str, Any] = orjson.loads(_path(state.folder, kind, object_id).read_bytes())
     except FileNotFoundError:
         return None
-    if kind == "batch" and found["status"] in ("validating", "in_progress"):
+    if kind == "batch" and stored["status"] in ("validating", "in_progress"):
         requested_at = cancel_requested_at(state, object_id)
         if requested_at is not None:
-            return {**found, "status": "cancelling", "cancelling_at": requested_at}
-    return found
+            return {**stored, "status": "cancelling", "cancelling_at": requested_at}
+    return stored
 
 
 def list_objects(state: EmulatorState, kind: str) -> list[dict[str, Any]]:
     """The files or the batches, the oldest first."""
     if state.folder is None:
-        found = [item for item in state.objects.values() if item.get("object") == kind and not _is_expired(item)]
-        return sorted(found, key=lambda item: int(item["created_at"]))
+        current = [item for item in state.objects.values() if item.get("object") == kind and not _is_expired(item)]
+        return sorted(current, key=lambda item: int(item["created_at"]))
     dated: list[tuple[int, int, dict[str, Any]]] = []
     for path in (state.folder / kind).glob("*.json"):
         item = get_object(state, kind, path.stem)
@@ -171,21 +171,21 @@ def cancel_requested_at(state: EmulatorState, batch_id: str) -> int | None:
         return None
 
 
-def page(found: Sequence[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
+def page(objects: Sequence[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
     """One page of a list: what follows the object with the id `after`."""
     start = 0
     if after is not None:
-        places = [place for place, item in enumerate(found) if item["id"] == after]
+        places = [index for index, item in enumerate(objects) if item["id"] == after]
         if not places:
             raise refuse("after", f"Invalid 'after': there is no object '{after}' in this list.", "invalid_value")
         start = places[0] + 1
-    page_objects = found[start : start + limit]
+    page_objects = objects[start : start + limit]
     return {
         "object": "list",
         "data": page_objects,
         "first_id": page_objects[0]["id"] if page_objects else None,
         "last_id": page_objects[-1]["id"] if page_objects else None,
-        "has_more": start + limit < len(found),
+        "has_more": start + limit < len(objects),
     }
 
 

@@ -62,7 +62,7 @@ def check_body(body: Mapping[str, Any], schema: RequestSchema) -> None:
 
 
 def check_model(body: Mapping[str, Any], task: Task | None = None) -> str:
-    """The model asked for; ApiError 404 for names that begin with `no-such-` and for real ones that cannot do this."""
+    """The requested model; ApiError 404 for names with the prefix `no-such-` and real models with another task."""
     model: str = body["model"]
     check_real_model(model, task)
     if model.startswith("no-such-"):
@@ -142,20 +142,27 @@ class _Violation:
     def _closest_refusal(self, branches: Sequence[Sequence[ValidationError]]) -> ApiError:
         """The error object of the alternative that was meant: of the value's JSON type, and with its `type`."""
         path = self.error.instance_path
-        of_type = [branch for branch in branches if not any(_is_at(one, path, "type") for one in branch)]
+        of_type = [branch for branch in branches if not any(_is_at(violation, path, "type") for violation in branch)]
         if not of_type:
-            types = [name for branch in branches for one in branch for name in one.kind.as_dict().get("types", ())]
+            types = [
+                name
+                for branch in branches
+                for violation in branch
+                for name in violation.kind.as_dict().get("types", ())
+            ]
             return wrong_type(self._param(path), _expected(types), self.error.instance)
-        name = "type" if any(_is_about(one, path, "type") for branch in of_type for one in branch) else "role"
-        tags = [[one for one in branch if _is_about(one, path, name)] for branch in of_type]
+        name = (
+            "type" if any(_is_about(violation, path, "type") for branch in of_type for violation in branch) else "role"
+        )
+        tags = [[violation for violation in branch if _is_about(violation, path, name)] for branch in of_type]
         meant = [branch for branch, tag in zip(of_type, tags, strict=True) if not tag]
         if meant:
             closest: Sequence[ValidationError] = min(meant, key=len)
             return _Violation(min(closest, key=_rank), self.schema, self.body).refusal()
-        unknown_tags = [one for tag in tags for one in tag if one.kind.name == "enum"]
+        unknown_tags = [violation for tag in tags for violation in tag if violation.kind.name == "enum"]
         if not unknown_tags:
             return missing(self._param([*path, tags[0][0].kind.as_dict()["property"]]))
-        options = [option for one in unknown_tags for option in one.kind.as_dict()["options"]]
+        options = [option for violation in unknown_tags for option in violation.kind.as_dict()["options"]]
         first = unknown_tags[0]
         return _not_allowed(self._param(first.instance_path), first.instance, list(dict.fromkeys(options)))
 
@@ -173,14 +180,14 @@ def _is_at(error: ValidationError, path: Sequence[str | int], kind: str) -> bool
 
 
 def _is_about(error: ValidationError, path: Sequence[str | int], name: str) -> bool:
-    """Whether a property that tells alternatives apart is missing or has another value."""
+    """Whether the property that distinguishes alternatives is missing or has another value."""
     if _is_at(error, path, "required"):
         return bool(error.kind.as_dict()["property"] == name)
     return _is_at(error, [*path, name], "enum")
 
 
 def _rank(error: ValidationError) -> int:
-    """The most telling violation first: a wrong `type`, then a missing parameter, then any other."""
+    """The order in which violations are reported: a wrong `type`, a missing parameter, any other."""
     if error.kind.name == "enum" and error.instance_path[-1:] == ["type"]:
         return 0
     return 1 if error.kind.name == "required" else 2

@@ -118,5 +118,5 @@ def check_transcription(body: Mapping[str, Any]) -> TranscriptionRules:
     return rules
 
 
-def _unsupported(where: str, what: str, model: str) -> Exception:
-    return refuse(where, f"Unsupported: {what} is not supported with the model '{model}'.", "unsupported_parameter")
+def _unsupported(param: str, what: str, model: str) -> Exception:
+    return refuse(param, f"Unsupported: {what} is not supported with the model '{model}'.", "unsupported_parameter")

@@ -251,8 +251,8 @@ async def _answer_lines(
     output, counts = BatchOutput(), batch["request_counts"]
     started = time.monotonic()
     expired_from = len(lines) - ceil(len(lines) * overrides.expire_share)
-    for place, raw in enumerate(lines):
-        due = started + overrides.delay_s * (place + 1) / len(lines)
+    for index, raw in enumerate(lines):
+        due = started + overrides.delay_s * (index + 1) / len(lines)
         for pause in _sleep_intervals(due):
             await asyncio.sleep(pause)
             if batch["status"] != "cancelling" and cancel_requested_at(api_request.state, batch["id"]) is not None:
@@ -262,7 +262,7 @@ async def _answer_lines(
         line = orjson.loads(raw)
         custom_id = line["custom_id"]
         result: dict[str, Any] = {"id": derived_id("batch_req_", batch["id"], custom_id), "custom_id": custom_id}
-        if place >= expired_from:
+        if index >= expired_from:
             output.errors.write(_line({**result, "response": None, "error": _EXPIRED_ERROR}))
             counts["failed"] += 1
             continue
@@ -356,9 +356,9 @@ def _overrides(metadata: Mapping[str, str] | None) -> BatchOverrides:
 def _override(metadata: Mapping[str, str], name: str, default: float, maximum: float) -> float:
     value = number(metadata[name]) if name in metadata else default
     if not isinstance(value, int | float) or not 0 <= value <= maximum:
-        where = f"metadata.{name}"
+        param = f"metadata.{name}"
         raise refuse(
-            where, f"Invalid '{where}': expected a number from 0 to {maximum}, got '{value}'.", "invalid_value"
+            param, f"Invalid '{param}': expected a number from 0 to {maximum}, got '{value}'.", "invalid_value"
         )
     return value
 

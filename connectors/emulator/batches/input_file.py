@@ -104,6 +104,6 @@ def _count_inputs(line: dict[str, Any]) -> int:
     """The number of texts in a line; a list of token ids is one text."""
     body = line.get("body")
     texts = body.get("input") if isinstance(body, dict) else None
-    if not isinstance(texts, list) or all(isinstance(one, int) for one in texts):
+    if not isinstance(texts, list) or all(isinstance(item, int) for item in texts):
         return 1
     return len(texts)

@@ -124,19 +124,21 @@ class ConversationFacts:
 
 def conversation_facts(messages: Sequence[Mapping[str, Any]]) -> ConversationFacts:
     """The facts of a conversation; ApiError 400 for an unreadable image in it."""
-    last = max((place for place, message in enumerate(messages) if message["role"] == "user"), default=-1)
+    last = max((index for index, message in enumerate(messages) if message["role"] == "user"), default=-1)
     user = content_text(messages[last].get("content")) if last >= 0 else ""
-    instructions = [content_text(one.get("content")) for one in messages if one["role"] in ("system", "developer")]
+    instructions = [
+        content_text(message.get("content")) for message in messages if message["role"] in ("system", "developer")
+    ]
     if last < 0:
         user = content_text(messages[-1].get("content"))
     facts = ConversationFacts(
         user, "\n".join([*instructions, user]), is_from_user=messages[-1]["role"] not in ("tool", "function")
     )
-    for place, message in enumerate(messages):
-        if message["role"] in ("tool", "function") and place > last:
+    for index, message in enumerate(messages):
+        if message["role"] in ("tool", "function") and index > last:
             facts.tool_results.append(content_text(message.get("content")))
         if isinstance(message.get("content"), list):
-            _inspect_parts(message["content"], f"messages[{place}].content", facts, place == last)
+            _inspect_parts(message["content"], f"messages[{index}].content", facts, index == last)
     return facts
 
 
@@ -151,12 +153,12 @@ def has_images(messages: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _inspect_parts(
-    parts: Sequence[Mapping[str, Any]], where: str, facts: ConversationFacts, is_last_user_message: bool
+    parts: Sequence[Mapping[str, Any]], param: str, facts: ConversationFacts, is_last_user_message: bool
 ) -> None:
-    for place, part in enumerate(parts):
+    for index, part in enumerate(parts):
         if part["type"] == "image_url":
             url = part["image_url"]["url"]
-            image = inspect_image(url, part.get("where") or f"{where}[{place}].image_url.url")
+            image = inspect_image(url, part.get("where") or f"{param}[{index}].image_url.url")
             if not is_last_user_message:
                 continue
             facts.image_descriptions.append(
@@ -202,8 +204,8 @@ def _calls(request: AnswerRequest, facts: ConversationFacts, tools: Sequence[Too
     if len(tools) == 1 and request.allows_parallel_calls and request.forced_tool is None:
         count = max(1, min(MAX_CALLS, len(proper_names(facts.user))))
     calls: list[ToolCall] = []
-    for place, tool in enumerate(tool for tool in tools for _ in range(count)):
-        repetition = place if count > 1 else 0
+    for index, tool in enumerate(tool for tool in tools for _ in range(count)):
+        repetition = index if count > 1 else 0
         if tool.schema is None:
             arguments = facts.subject
         else:
@@ -212,7 +214,7 @@ def _calls(request: AnswerRequest, facts: ConversationFacts, tools: Sequence[Too
             )
             arguments = orjson.dumps(filler.value()).decode()
         if not any(call.name == tool.name and call.arguments == arguments for call in calls):
-            call_id = derived_id("call_", request.digest.hex(), choice, place)
+            call_id = derived_id("call_", request.digest.hex(), choice, index)
             calls.append(ToolCall(call_id, tool.name, arguments, tool.schema is None))
     return calls
 
@@ -259,11 +261,11 @@ def _schema_in_prompt(prompt: str) -> Any:
     """The JSON Schema in a prompt; None if it has none."""
     for match in _SCHEMA_HEAD.finditer(prompt):
         try:
-            found, _ = json.JSONDecoder().raw_decode(prompt, match.start())
+            schema, _ = json.JSONDecoder().raw_decode(prompt, match.start())
         except json.JSONDecodeError:
             continue
-        if "properties" in found or "type" in found:
-            return found
+        if "properties" in schema or "type" in schema:
+            return schema
     return None
 
 
@@ -271,12 +273,12 @@ def _summary(subject: str, choice: int, facts: ConversationFacts) -> str:
     """The first sentences; the second choice begins with the second sentence, and so on."""
     if facts.image_descriptions and not facts.tool_results:
         return f"{TEXT_MARK}I see {', and '.join(facts.image_descriptions)}."
-    found = sentences(subject)
-    if not found:
+    all_sentences = sentences(subject)
+    if not all_sentences:
         return f"{TEXT_MARK}There is nothing to answer."
-    start = choice % len(found)
-    text = found[start]
-    for sentence in found[start + 1 :]:
+    start = choice % len(all_sentences)
+    text = all_sentences[start]
+    for sentence in all_sentences[start + 1 :]:
         if len(text) + len(sentence) > MAX_TEXT_CHARACTERS // 2:
             break
         text = f"{text} {sentence}"
@@ -285,18 +287,18 @@ def _summary(subject: str, choice: int, facts: ConversationFacts) -> str:
 
 def _truncated(text: str, request: AnswerRequest) -> Answer:
     """The text up to a stop sequence or `max_tokens`, whichever comes first."""
-    ends = [place for stop in request.stops if stop and (place := text.find(stop)) >= 0]
+    ends = [index for stop in request.stops if stop and (index := text.find(stop)) >= 0]
     if ends:
         text = text[: min(ends)]
     tokens = count_tokens(text, request.model)
     if request.max_tokens is None or tokens <= request.max_tokens:
         return Answer(text, tokens=tokens)
-    kept, used = "", 0
+    truncated, used = "", 0
     for piece, count in token_pieces(text, request.model):
         if used + count > request.max_tokens:
             break
-        kept, used = kept + piece, used + count
-    return Answer(kept, finish_reason="length", tokens=used)
+        truncated, used = truncated + piece, used + count
+    return Answer(truncated, finish_reason="length", tokens=used)
 
 
 def digest_of_request(body: Mapping[str, Any], ignored: frozenset[str]) -> bytes:

@@ -65,12 +65,12 @@ async def chat(api_request: ApiRequest) -> web.StreamResponse:
     tail = {"service_tier": "default", "system_fingerprint": LOCAL_NAME}
     choices = [
         {
-            "index": place,
+            "index": index,
             "message": _message(answer, "functions" in body),
             "logprobs": _logprobs(body, answer),
             "finish_reason": _finish(answer, "functions" in body),
         }
-        for place, answer in enumerate(answers)
+        for index, answer in enumerate(answers)
     ]
     completion = {**head, "choices": choices, "usage": usage_object(prompt, output), **tail}
     if body.get("store"):
@@ -163,19 +163,19 @@ def usage_object(prompt: int, output: int) -> dict[str, Any]:
 
 
 def _tools(body: Mapping[str, Any]) -> Iterator[Tool]:
-    for place, tool in enumerate(body.get("tools") or ()):
+    for index, tool in enumerate(body.get("tools") or ()):
         if tool["type"] == "custom":
             custom = tool["custom"]
             yield Tool(custom["name"], f"{custom['name']} {custom.get('description', '')}", None)
         else:
-            yield _function(tool["function"], f"tools[{place}].function.parameters")
-    for place, function in enumerate(body.get("functions") or ()):
-        yield _function(function, f"functions[{place}].parameters")
+            yield _function(tool["function"], f"tools[{index}].function.parameters")
+    for index, function in enumerate(body.get("functions") or ()):
+        yield _function(function, f"functions[{index}].parameters")
 
 
-def _function(function: Mapping[str, Any], where: str) -> Tool:
+def _function(function: Mapping[str, Any], param: str) -> Tool:
     parameters = function.get("parameters") or {"type": "object", "properties": {}}
-    schema = compile_schema(parameters, f"function '{function['name']}'", bool(function.get("strict")), where)
+    schema = compile_schema(parameters, f"function '{function['name']}'", bool(function.get("strict")), param)
     return Tool(function["name"], f"{function['name']} {function.get('description') or ''}", schema)
 
 
@@ -244,20 +244,20 @@ def _events(
     """The events: role, deltas and finish reason of each choice, the usage if requested, and the end."""
     more = {"usage": None} if includes_usage else {}
 
-    def chunk(place: int, delta: Mapping[str, Any], finish: str | None = None, logprobs: Any = None) -> bytes:
-        choice = {"index": place, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+    def chunk(index: int, delta: Mapping[str, Any], finish: str | None = None, logprobs: Any = None) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return event({**head, "object": "chat.completion.chunk", "choices": [choice], **more})
 
     uses_functions = "functions" in body
-    for place, answer in enumerate(answers):
+    for index, answer in enumerate(answers):
         start = None if answer.calls else ""
-        yield chunk(place, {"role": "assistant", "content": start, "refusal": None})
+        yield chunk(index, {"role": "assistant", "content": start, "refusal": None})
         for piece, logprobs in _text_parts(body, answer):
-            yield chunk(place, {"content": piece}, logprobs=logprobs)
+            yield chunk(index, {"content": piece}, logprobs=logprobs)
         for number, call in enumerate(answer.calls):
             for delta in call_deltas(number, call, uses_functions, body["model"]):
-                yield chunk(place, delta)
-        yield chunk(place, {}, _finish(answer, uses_functions))
+                yield chunk(index, delta)
+        yield chunk(index, {}, _finish(answer, uses_functions))
     if includes_usage:
         yield event({**head, "object": "chat.completion.chunk", "choices": [], "usage": usage})
     yield DONE

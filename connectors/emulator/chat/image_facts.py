@@ -53,27 +53,27 @@ class ImageFacts:
         }
 
 
-def inspect_image(url: str, where: str) -> ImageFacts | None:
+def inspect_image(url: str, param: str) -> ImageFacts | None:
     """Decode the image of a data URL; None for http(s) URLs, which are not fetched; ApiError 400 for a bad image."""
     if url.startswith(("http://", "https://")):
         return None
     head, comma, body = url.partition(",")
     if not comma or not head.startswith("data:") or not head.endswith(";base64"):
         raise refuse(
-            where,
-            f"Invalid '{where}': expected an http(s) URL or a base64-encoded data URL of an image.",
+            param,
+            f"Invalid '{param}': expected an http(s) URL or a base64-encoded data URL of an image.",
             "invalid_image",
         )
     try:
         data = b64decode(body, validate=True)
     except binascii.Error as exc:
-        raise refuse(where, f"Invalid '{where}': the base64 of this data URL cannot be read.", "invalid_image") from exc
+        raise refuse(param, f"Invalid '{param}': the base64 of this data URL cannot be read.", "invalid_image") from exc
     if len(data) > MAX_IMAGE_BYTES:
-        raise refuse(where, f"Invalid '{where}': this image is larger than 20 MB.", "image_too_large")
-    return _decode_facts(data, where)
+        raise refuse(param, f"Invalid '{param}': this image is larger than 20 MB.", "image_too_large")
+    return _decode_facts(data, param)
 
 
-def _decode_facts(data: bytes, where: str) -> ImageFacts:
+def _decode_facts(data: bytes, param: str) -> ImageFacts:
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -83,7 +83,7 @@ def _decode_facts(data: bytes, where: str) -> ImageFacts:
                 image_format, (width, height) = image.format or "", image.size
                 if image_format not in FORMATS:
                     raise refuse(
-                        where,
+                        param,
                         "You uploaded an unsupported image. Please make sure your image has one of the following "
                         "formats: ['png', 'jpeg', 'gif', 'webp'].",
                         "invalid_image_format",
@@ -98,7 +98,7 @@ def _decode_facts(data: bytes, where: str) -> ImageFacts:
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as exc:
-        raise refuse(where, f"Invalid '{where}': this is not a readable image.", "invalid_image") from exc
+        raise refuse(param, f"Invalid '{param}': this is not a readable image.", "invalid_image") from exc
     raw = small.tobytes()
     pixels = Counter(_colour_name(*raw[at : at + 3]) for at in range(0, len(raw), 4) if raw[at + 3] >= 128)
     return ImageFacts(image_format, width, height, pixels.most_common(1)[0][0] if pixels else "transparent")

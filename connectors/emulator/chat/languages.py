@@ -33,18 +33,18 @@ _SCRIPTS = (
 """(first character, last character, code of the most spoken language) of a script."""
 
 
-def check_language(value: str, where: str) -> str:
+def check_language(value: str, param: str) -> str:
     """The code in lower case; ApiError if it is unknown."""
     if value.lower() not in NAMES:
         message = f"Invalid language '{value}'. Language parameter must be specified in ISO-639-1 format."
-        raise refuse(where, message, "invalid_language_format")
+        raise refuse(param, message, "invalid_language_format")
     return value.lower()
 
 
 def language_of(text: str) -> str:
     """The language code of the script of most letters; English for Latin letters."""
     letters = [character for character in text if character.isalpha()]
-    counts = {code: sum(first <= one <= last for one in letters) for first, last, code in _SCRIPTS}
+    counts = {code: sum(first <= letter <= last for letter in letters) for first, last, code in _SCRIPTS}
     # Japanese also uses Chinese characters, but no other language uses kana.
     if counts["ja"]:
         counts["ja"] += counts["zh"]

@@ -26,7 +26,7 @@ def matching_text(pattern: str, number: int) -> str:
         parsed = import_module("re._parser").parse(pattern)
     except re.error:
         return ""
-    return "".join(_text_of_node(node, number + place) for place, node in enumerate(parsed))
+    return "".join(_text_of_node(node, number + index) for index, node in enumerate(parsed))
 
 
 def _text_of_node(node: Any, number: int) -> str:
@@ -52,14 +52,14 @@ def _text_of_node(node: Any, number: int) -> str:
                 if int(maximum) < _UNBOUNDED_REPETITIONS
                 else max(int(minimum), 1)
             )
-            return "".join(_text_of_nodes(inner, number + place * 7) for place in range(count))
+            return "".join(_text_of_nodes(inner, number + index * 7) for index in range(count))
         case _:
             # Anchors match no text; lookarounds are ignored.
             return ""
 
 
 def _text_of_nodes(nodes: Any, number: int) -> str:
-    return "".join(_text_of_node(node, number + place) for place, node in enumerate(nodes))
+    return "".join(_text_of_node(node, number + index) for index, node in enumerate(nodes))
 
 
 def _character_of_set(nodes: Any, number: int) -> str:

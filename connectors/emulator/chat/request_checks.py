@@ -39,33 +39,33 @@ def check_chat(body: Mapping[str, Any]) -> None:
 def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
     """The dialogue: each tool message after the call that it answers."""
     open_calls: dict[str, None] = {}
-    for place, message in enumerate(messages):
-        where = f"messages[{place}]"
+    for index, message in enumerate(messages):
+        param = f"messages[{index}]"
         if message["role"] == "tool":
-            _close_call(open_calls, message["tool_call_id"], where)
+            _close_call(open_calls, message["tool_call_id"], param)
             continue
-        _check_answered(open_calls, where)
+        _check_answered(open_calls, param)
         if message["role"] == "assistant":
             open_calls = {call["id"]: None for call in message.get("tool_calls") or ()}
             if not open_calls and message.get("content") is None and not message.get("function_call"):
-                raise wrong_type(f"{where}.content", "a string", None)
+                raise wrong_type(f"{param}.content", "a string", None)
     _check_answered(open_calls, f"messages[{len(messages) - 1}]")
 
 
-def _close_call(open_calls: dict[str, None], call: str, where: str) -> None:
+def _close_call(open_calls: dict[str, None], call: str, param: str) -> None:
     if call not in open_calls:
         raise refuse(
-            f"{where}.tool_call_id",
+            f"{param}.tool_call_id",
             "Invalid parameter: messages with role 'tool' must be a response to a preceding message with 'tool_calls'.",
             "invalid_value",
         )
     del open_calls[call]
 
 
-def _check_answered(open_calls: Mapping[str, None], where: str) -> None:
+def _check_answered(open_calls: Mapping[str, None], param: str) -> None:
     if open_calls:
         raise refuse(
-            where,
+            param,
             "An assistant message with 'tool_calls' must be followed by tool messages responding to each "
             f"'tool_call_id'. The following tool_call_ids did not have response messages: {', '.join(open_calls)}",
             "invalid_value",

@@ -144,15 +144,15 @@ class Filler:
         return schema if isinstance(schema, Mapping) else {}
 
     def _definition(self, reference: str) -> Any:
-        found: Any = self._root
+        node: Any = self._root
         try:
             for step in reference.removeprefix("#").strip("/").split("/"):
                 if step:
                     key = step.replace("~1", "/").replace("~0", "~")
-                    found = found[int(key)] if isinstance(found, list) else found[key]
+                    node = node[int(key)] if isinstance(node, list) else node[key]
         except (KeyError, IndexError, ValueError, TypeError) as exc:
             raise refuse("schema", f"Invalid schema: '{reference}' does not resolve.", "invalid_json_schema") from exc
-        return found
+        return node
 
     def _object(self, schema: Mapping[str, Any], depth: int) -> dict[str, Any]:
         required = schema.get("required", ())
@@ -175,10 +175,10 @@ class Filler:
         count = max(minimum, min(maximum, 2)) if items is not False else len(prefix)
         start = self._choice
         # The second item takes the second sentence or number of the text.
-        for place in range(len(values), count):
-            self._choice = start + place
+        for index in range(len(values), count):
+            self._choice = start + index
             item = self._value(items, name, depth)
-            if item in values and (schema.get("uniqueItems") or place >= minimum):
+            if item in values and (schema.get("uniqueItems") or index >= minimum):
                 item = self._distinct_item(items, item, values)
                 if item in values:
                     break

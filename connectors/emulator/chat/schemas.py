@@ -27,12 +27,12 @@ class CompiledSchema:
     """The validator of jsonschema_rs; None for an invalid schema."""
 
 
-def compile_schema(schema: Any, name: str, strict: bool, where: str) -> CompiledSchema:
+def compile_schema(schema: Any, name: str, strict: bool, param: str) -> CompiledSchema:
     """The compiled schema, cached by content; ApiError 400 with the param `where` for an invalid one."""
-    found = _compile(orjson.dumps(schema), strict)
-    if found.problem is not None:
-        raise refuse(where, f"Invalid schema for {name}: {found.problem}", "invalid_json_schema")
-    return found
+    compiled = _compile(orjson.dumps(schema), strict)
+    if compiled.problem is not None:
+        raise refuse(param, f"Invalid schema for {name}: {compiled.problem}", "invalid_json_schema")
+    return compiled
 
 
 @lru_cache(maxsize=512)
@@ -84,12 +84,12 @@ def _problems(schema: Any, path: tuple[str, ...]) -> Iterator[str]:
                 yield f"{here}, Extra required key '{name}' supplied."
     if types == "array" and "items" not in schema:
         yield f"{here}, array schema missing items."
-    for name, one in schema.get("properties", {}).items():
-        yield from _problems(one, (*path, "properties", name))
+    for name, inner in schema.get("properties", {}).items():
+        yield from _problems(inner, (*path, "properties", name))
     if "items" in schema:
         yield from _problems(schema["items"], (*path, "items"))
-    for place, one in enumerate(schema.get("anyOf", ())):
-        yield from _problems(one, (*path, "anyOf", str(place)))
+    for index, inner in enumerate(schema.get("anyOf", ())):
+        yield from _problems(inner, (*path, "anyOf", str(index)))
     for keyword in ("$defs", "definitions"):
-        for name, one in schema.get(keyword, {}).items():
-            yield from _problems(one, (*path, keyword, name))
+        for name, inner in schema.get(keyword, {}).items():
+            yield from _problems(inner, (*path, keyword, name))

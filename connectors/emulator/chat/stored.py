@@ -25,7 +25,7 @@ def store_completion(state: EmulatorState, completion: Mapping[str, Any], body: 
     }
     stored = {**completion, **parameters, "request_id": None, "metadata": body.get("metadata") or {}}
     state.objects[completion["id"]] = stored
-    messages = [_message(message, f"{completion['id']}-{place}") for place, message in enumerate(body["messages"])]
+    messages = [_message(message, f"{completion['id']}-{index}") for index, message in enumerate(body["messages"])]
     state.objects[dialogue_id(completion["id"])] = {
         "id": dialogue_id(completion["id"]),
         "object": "chat.messages",
@@ -85,10 +85,10 @@ def _page(api_request: ApiRequest, oldest_first: Sequence[dict[str, Any]]) -> we
 
 def _stored_completion(api_request: ApiRequest) -> dict[str, Any]:
     completion_id = api_request.http_request.match_info["completion_id"]
-    found = api_request.state.objects.get(completion_id)
-    if found is None or found.get("object") != "chat.completion":
+    stored = api_request.state.objects.get(completion_id)
+    if stored is None or stored.get("object") != "chat.completion":
         raise ApiError(404, f"Completion {completion_id} not found.", param="completion_id", code="not_found")
-    return found
+    return stored
 
 
 def _message(message: Mapping[str, Any], message_id: str) -> dict[str, Any]:

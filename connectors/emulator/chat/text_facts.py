@@ -30,8 +30,8 @@ def subject_of(text: str) -> str:
 
 def sentences(text: str) -> list[str]:
     """The sentences in order, with normalised whitespace."""
-    found = (" ".join(match.group().split()) for match in _SENTENCE.finditer(text[:MAX_CHARACTERS]))
-    return [sentence for sentence in found if sentence]
+    parts = (" ".join(match.group().split()) for match in _SENTENCE.finditer(text[:MAX_CHARACTERS]))
+    return [sentence for sentence in parts if sentence]
 
 
 def first_sentence(text: str, index: int = 0, max_characters: int = 200) -> str:
@@ -45,7 +45,7 @@ def first_sentence(text: str, index: int = 0, max_characters: int = 200) -> str:
 
 def proper_names(text: str) -> list[str]:
     """Capitalised names, without common first words: `Boston`, `New York`."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     sentence_starts: dict[str, None] = {}
     end = 0
     for match in _NAME.finditer(text[:MAX_CHARACTERS]):
@@ -57,9 +57,9 @@ def proper_names(text: str) -> list[str]:
         if first.lower().rstrip(",") in _STOP_WORDS or "'" in first or "’" in first:
             name, is_sentence_start = rest, False
         if len(name) > 1:
-            (sentence_starts if is_sentence_start and " " not in name else found)[name] = None
+            (sentence_starts if is_sentence_start and " " not in name else names)[name] = None
     # The first word of a sentence is always capitalised: it counts only if there is no other name.
-    return list(found or sentence_starts)
+    return list(names or sentence_starts)
 
 
 def numbers(text: str) -> list[float]:

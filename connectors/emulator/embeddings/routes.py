@@ -113,19 +113,19 @@ def _input_texts(inputs: Any, model: str) -> list[str]:
     return [_input_text(item, f"input[{index}]", model) for index, item in enumerate(inputs)]
 
 
-def _input_text(item: Any, where: str, model: str) -> str:
+def _input_text(item: Any, param: str, model: str) -> str:
     if isinstance(item, str):
         if not item:
-            raise refuse(where, f"Invalid '{where}': input cannot be an empty string.", "empty_string")
+            raise refuse(param, f"Invalid '{param}': input cannot be an empty string.", "empty_string")
         return item
     if not isinstance(item, list) or not all(type(token) is int for token in item):
-        raise wrong_type(where, "a string or an array of integers", item)
+        raise wrong_type(param, "a string or an array of integers", item)
     if not item:
-        raise refuse(where, f"Invalid '{where}': empty array. Expected at least one token.", "empty_array")
+        raise refuse(param, f"Invalid '{param}': empty array. Expected at least one token.", "empty_array")
     try:
         return decode_tokens(item, model)
     except ValueError as exc:
-        raise refuse(where, f"Invalid '{where}': these are not tokens of {model} ({exc}).", "invalid_tokens") from exc
+        raise refuse(param, f"Invalid '{param}': these are not tokens of {model} ({exc}).", "invalid_tokens") from exc
 
 
 ROUTES: tuple[ApiRoute, ...] = (ApiRoute("POST", "/embeddings", embed),)

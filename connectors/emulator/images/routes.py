@@ -237,24 +237,24 @@ def _store_picture(api_request: ApiRequest, file: bytes) -> str:
     return f"{api_request.http_request.url.origin()}/v1/local/pictures/{picture_id}"
 
 
-def _decode_picture(content: bytes, where: str, for_dall_e_2: bool) -> "Image":
+def _decode_picture(content: bytes, param: str, for_dall_e_2: bool) -> "Image":
     """Decode an uploaded picture; ApiError if the model does not accept it."""
     max_bytes = MAX_DALL_E_2_BYTES if for_dall_e_2 else MAX_IMAGE_BYTES
     if len(content) >= max_bytes:
         raise refuse(
-            where, f"Invalid input image - must be less than {max_bytes // (1024 * 1024)} MB.", "image_too_large"
+            param, f"Invalid input image - must be less than {max_bytes // (1024 * 1024)} MB.", "image_too_large"
         )
     try:
         picture, kind = open_image(content)
     except ValueError as exc:
-        raise refuse(where, f"Invalid input image - {exc}.", "invalid_image_file") from exc
+        raise refuse(param, f"Invalid input image - {exc}.", "invalid_image_file") from exc
     allowed = ("PNG",) if for_dall_e_2 else ("PNG", "JPEG", "WEBP")
     if kind not in allowed:
         message = f"Invalid input image - must be {' or '.join(allowed)}, got {kind}."
-        raise refuse(where, message, "invalid_image_format")
+        raise refuse(param, message, "invalid_image_format")
     if for_dall_e_2 and picture.width != picture.height:
         message = f"Invalid input image - must be square, got {picture.width}x{picture.height}."
-        raise refuse(where, message, "invalid_image_size")
+        raise refuse(param, message, "invalid_image_size")
     return picture
 
 
@@ -276,20 +276,20 @@ def _decode_mask(content: bytes, size: Size) -> "Image":
     return mask
 
 
-def _referenced_content(reference: dict[str, str], where: str, state: EmulatorState) -> bytes:
+def _referenced_content(reference: dict[str, str], param: str, state: EmulatorState) -> bytes:
     """The content of a picture that JSON refers to."""
     if len(reference) != 1:
-        raise refuse(where, f"Invalid '{where}': give exactly one of 'image_url' and 'file_id'.", "invalid_value")
+        raise refuse(param, f"Invalid '{param}': give exactly one of 'image_url' and 'file_id'.", "invalid_value")
     if "file_id" in reference:
-        return file_content(state, reference["file_id"], f"{where}.file_id")
+        return file_content(state, reference["file_id"], f"{param}.file_id")
     head, comma, data = reference["image_url"].partition(",")
     if not (comma and head.startswith("data:") and head.endswith(";base64")):
         message = "Could not download the image: the local provider has no network; send a data URL or a file_id."
-        raise refuse(f"{where}.image_url", message, "invalid_image_url")
+        raise refuse(f"{param}.image_url", message, "invalid_image_url")
     try:
         return base64.b64decode(data, validate=True)
     except binascii.Error as exc:
-        raise refuse(f"{where}.image_url", "The data URL is not base64.", "invalid_image_url") from exc
+        raise refuse(f"{param}.image_url", "The data URL is not base64.", "invalid_image_url") from exc
 
 
 ROUTES: tuple[ApiRoute, ...] = (

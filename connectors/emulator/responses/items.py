@@ -46,14 +46,14 @@ def messages_of_items(
     messages: list[Message] = []
     open_calls: dict[str, None] = {}
     for index, item in enumerate(items):
-        where = f"input[{index - start}]"
+        param = f"input[{index - start}]"
         if item["type"] == "item_reference":
             if item["id"] not in earlier:
                 raise ApiError(404, f"Item with id '{item['id']}' not found.", param="input")
             item = earlier[item["id"]]
         match item["type"]:
             case "message":
-                messages.append(_message(item, where, state))
+                messages.append(_message(item, param, state))
             case "function_call" | "custom_tool_call":
                 open_calls[item["call_id"]] = None
                 _add_call(messages, item)
@@ -66,24 +66,24 @@ def messages_of_items(
                     )
                 del open_calls[item["call_id"]]
                 output = item["output"]
-                content = output if isinstance(output, str) else list(_parts(output, f"{where}.output", state))
+                content = output if isinstance(output, str) else list(_parts(output, f"{param}.output", state))
                 messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": content})
     if open_calls:
         raise refuse("input", f"No tool output found for function call {next(iter(open_calls))}.", "invalid_value")
     return messages
 
 
-def _message(item: Mapping[str, Any], where: str, state: EmulatorState) -> Message:
+def _message(item: Mapping[str, Any], param: str, state: EmulatorState) -> Message:
     content = item["content"]
     if isinstance(content, str):
         return {"role": item["role"], "content": content}
-    parts = list(_parts(content, f"{where}.content", state))
+    parts = list(_parts(content, f"{param}.content", state))
     if len(parts) == 1 and parts[0]["type"] == "text":
         return {"role": item["role"], "content": parts[0]["text"]}
     return {"role": item["role"], "content": parts}
 
 
-def _parts(content: Sequence[Mapping[str, Any]], where: str, state: EmulatorState) -> Iterator[dict[str, Any]]:
+def _parts(content: Sequence[Mapping[str, Any]], param: str, state: EmulatorState) -> Iterator[dict[str, Any]]:
     """The content parts in the format of chat completions; images carry `where` for error messages."""
     for index, part in enumerate(content):
         match part["type"]:
@@ -92,7 +92,7 @@ def _parts(content: Sequence[Mapping[str, Any]], where: str, state: EmulatorStat
             case "refusal":
                 yield {"type": "text", "text": part["refusal"]}
             case "input_image":
-                path = f"{where}[{index}]"
+                path = f"{param}[{index}]"
                 url = part.get("image_url") or _file_url(part.get("file_id"), path, state)
                 yield {"type": "image_url", "image_url": {"url": url}, "where": f"{path}.image_url"}
             case "input_file":
@@ -100,12 +100,12 @@ def _parts(content: Sequence[Mapping[str, Any]], where: str, state: EmulatorStat
                 yield {"type": "file", "file": {"filename": name}}
 
 
-def _file_url(file_id: str | None, where: str, state: EmulatorState) -> str:
+def _file_url(file_id: str | None, param: str, state: EmulatorState) -> str:
     if file_id is None:
         raise refuse(
-            f"{where}.image_url", f"Missing '{where}.image_url' or '{where}.file_id'.", "missing_required_parameter"
+            f"{param}.image_url", f"Missing '{param}.image_url' or '{param}.file_id'.", "missing_required_parameter"
         )
-    find_object(state, "file", file_id, f"{where}.file_id")
+    find_object(state, "file", file_id, f"{param}.file_id")
     return f"data:image/*;base64,{base64.b64encode(file_content(state, file_id)).decode()}"
 
 

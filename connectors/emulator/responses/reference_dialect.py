@@ -47,7 +47,7 @@ def fill_template(form: Mapping[str, Any], facts: ConversationFacts, digest: byt
             f"Template '{name}' not found",
             param="response_format.template_id",
             code="template_not_found",
-            more={"available_templates": list(TEMPLATES)},
+            extra_keys={"available_templates": list(TEMPLATES)},
         )
     header = {**(form.get("variables") or {}), "report_date": time.strftime("%Y-%m-%d", time.gmtime())}
     parts = {"project_status": _status, "sales_report": _sales, "technical_doc": _document}[template](facts, digest)
@@ -262,7 +262,9 @@ def _check_required_fields(schema: Any, form: Mapping[str, Any]) -> None:
             type="validation_error",
             param=param,
             code="format_validation_failed",
-            more={"details": {"missing_fields": missing_fields, "schema_path": f"$.properties.{missing_fields[0]}"}},
+            extra_keys={
+                "details": {"missing_fields": missing_fields, "schema_path": f"$.properties.{missing_fields[0]}"}
+            },
         )
 
 
@@ -287,7 +289,7 @@ def _check_tool_results(body: Mapping[str, Any]) -> None:
                 type="tool_execution_error",
                 param=f"tools[{index}].function.name",
                 code="tool_rate_limit" if is_rate_limited else "tool_execution_failed",
-                more={"tool_call_id": call_id},
+                extra_keys={"tool_call_id": call_id},
             )
 
 

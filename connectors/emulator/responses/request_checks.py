@@ -24,8 +24,8 @@ def check_response(body: Mapping[str, Any]) -> None:
             raise refuse(name, message, "unsupported_parameter")
     _check_hosted(body.get("tool_choice"), "tool_choice")
     tools = body.get("tools")
-    for place, tool in enumerate(tools if isinstance(tools, list) else ()):
-        _check_hosted(tool, f"tools[{place}]")
+    for index, tool in enumerate(tools if isinstance(tools, list) else ()):
+        _check_hosted(tool, f"tools[{index}]")
     check_body({**body, "input": _with_types(body.get("input"))}, REQUEST)
     if body["input"] == []:
         raise refuse("input", "Invalid 'input': empty array. Expected at least one item.", "empty_array")
@@ -37,15 +37,15 @@ def check_response(body: Mapping[str, Any]) -> None:
         raise refuse("background", "A background response is stored; leave 'store' out.", "invalid_value")
 
 
-def _with_types(given: Any) -> Any:
+def _with_types(input_value: Any) -> Any:
     """The input items with the `type` that a message and a reference may omit."""
-    if not isinstance(given, list):
-        return given
+    if not isinstance(input_value, list):
+        return input_value
     return [
         {**item, "type": "item_reference" if item.keys() <= {"id", "type"} else "message"}
         if isinstance(item, dict) and item.get("type") is None
         else item
-        for item in given
+        for item in input_value
     ]
 
 
