@@ -54,10 +54,10 @@ def first_line(error: Exception) -> str:
 def parse_sql(connection: duckdb.DuckDBPyConnection, sql: str, where: str | KeyPath, remedy: str) -> Any:
     """Return DuckDB's tree of the statements; JobError `where: WHAT; remedy` for anything but SELECT."""
     try:
-        found = connection.execute("select json_serialize_sql(?)", [sql]).fetchone()
+        serialized = connection.execute("select json_serialize_sql(?)", [sql]).fetchone()
     except duckdb.Error as exc:
         raise JobError(where, first_line(exc), remedy) from exc
-    parsed: Any = orjson.loads(found[0]) if found else {"error": True}
+    parsed: Any = orjson.loads(serialized[0]) if serialized else {"error": True}
     if parsed["error"]:
         raise JobError(where, str(parsed.get("error_message", "cannot be read")).split("\n", 1)[0], remedy)
     return parsed

@@ -297,13 +297,13 @@ def _open_below(root: Path, parts: Iterable[str]) -> BinaryIO | None:
         # Checked before opening: merely opening some devices makes them act.
         if not stat.S_ISREG(os.stat(name, dir_fd=here, follow_symlinks=False).st_mode):
             return None
-        found = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=here)
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=here)
     finally:
         os.close(here)
-    if not stat.S_ISREG(os.fstat(found).st_mode):
-        os.close(found)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         return None
-    return os.fdopen(found, "rb")
+    return os.fdopen(descriptor, "rb")
 
 
 def _decode_data_url(url: str, use: MediaColumn) -> bytes:

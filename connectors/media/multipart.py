@@ -39,19 +39,19 @@ def _can_have_files(kind: pa.DataType) -> bool:
 
 def row_files(row: Row, columns: Sequence[str], key: str) -> tuple[Media, ...] | RowError:
     """Return the files of a row's columns, with lists flattened; an `input` error at `key` if there is no file."""
-    found: list[Media] = []
+    files: list[Media] = []
     for column in columns:
         value = row[column]
-        for each in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(each, RowError):
-                return each
-            if each is not None:
-                if not isinstance(each, Media):
-                    raise TypeError(f"column {column} was not read: found {type(each).__name__}, expected Media")
-                found.append(each)
-    if not found:
+        for file in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(file, RowError):
+                return file
+            if file is not None:
+                if not isinstance(file, Media):
+                    raise TypeError(f"column {column} was not read: found {type(file).__name__}, expected Media")
+                files.append(file)
+    if not files:
         return RowError("input", f"{key}: column {' and '.join(columns)} is null: there is no file")
-    return tuple(found)
+    return tuple(files)
 
 
 def build_form(request: Request, files: Sequence[str]) -> tuple[FormField, ...]:

@@ -64,13 +64,13 @@ def marks(usage: "DeltaTable") -> list[UsageMark]:
     Delta returns a transaction's number by its name alone, so the names are counted: slot 0, 1 ... each with three
     numbers. They are kept forever, in checkpoints too.
     """
-    found: list[UsageMark] = []
-    while (writer := usage.transaction_version(_application_id(len(found), "whose"))) is not None:
-        first, last = (usage.transaction_version(_application_id(len(found), part)) for part in ("first", "last"))
+    recorded: list[UsageMark] = []
+    while (writer := usage.transaction_version(_application_id(len(recorded), "whose"))) is not None:
+        first, last = (usage.transaction_version(_application_id(len(recorded), part)) for part in ("first", "last"))
         assert first is not None
         assert last is not None
-        found.append(UsageMark(f"{writer >> WRITER_BITS:08x}", writer & ((1 << WRITER_BITS) - 1), first, last))
-    return found
+        recorded.append(UsageMark(f"{writer >> WRITER_BITS:08x}", writer & ((1 << WRITER_BITS) - 1), first, last))
+    return recorded
 
 
 def transactions(usage: "DeltaTable", mark: UsageMark) -> "Sequence[Transaction]":

@@ -186,12 +186,12 @@ class DuckdbTables:
 
     def usage_marks(self) -> Sequence[UsageMark]:
         with self._transaction() as db:
-            found = db.execute(
+            rows = db.execute(
                 "select ledger, writer, min(first), max(last) from rowmill.marks where table_name = ? group by all "
                 "order by all",
                 [self._table.lower()],
             ).fetchall()
-        return [UsageMark(*mark) for mark in found]
+        return [UsageMark(*mark) for mark in rows]
 
     def remove(self, keys: pa.Table, errors_too: bool) -> int:
         with self._transaction() as db:
@@ -223,11 +223,11 @@ class DuckdbTables:
         )
 
     def _check_layout(self, db: duckdb.DuckDBPyConnection) -> None:
-        found = db.execute(f"select version from {self._alias}.rowmill.layout").fetchall()
-        if found and found != [(LAYOUT,)]:
+        versions = db.execute(f"select version from {self._alias}.rowmill.layout").fetchall()
+        if versions and versions != [(LAYOUT,)]:
             raise DataError(
                 self._name,
-                f"was written by another version of Rowmill (layout {found[0][0]}, this one reads {LAYOUT})",
+                f"was written by another version of Rowmill (layout {versions[0][0]}, this one reads {LAYOUT})",
                 "use that version, or write to another sink (--sink PATH)",
             )
 
@@ -297,8 +297,8 @@ class DuckdbTables:
 def _tables(db: duckdb.DuckDBPyConnection, alias: str | None) -> set[tuple[str, str]]:
     """Return (schema, table in lower case) of all tables of the connection's own database, or of an attached one."""
     database = "current_database()" if alias is None else literal(alias)
-    found = db.execute(f"select schema_name, lower(table_name) from duckdb_tables() where database_name = {database}")
-    return set(found.fetchall())
+    result = db.execute(f"select schema_name, lower(table_name) from duckdb_tables() where database_name = {database}")
+    return set(result.fetchall())
 
 
 def _column_types(db: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:

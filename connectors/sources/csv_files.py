@@ -112,7 +112,7 @@ class CsvSource(SourceModel):
     def _write_parts(
         self, files: Sequence[Path], scratch: Path, rejected: list[RejectedLine]
     ) -> tuple[tuple[str, ...], list[Path]]:
-        """Write each file's records as text to a Parquet file of the scratch folder; return the columns and the files."""
+        """Write each file's records as text to a Parquet file of the scratch folder; return (columns, those files)."""
         scratch.mkdir(parents=True, exist_ok=True)
         dialect = CsvFormat(self.delimiter, self.quote, self.encoding)
         names: tuple[str, ...] | None = None

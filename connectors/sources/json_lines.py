@@ -45,19 +45,19 @@ class JsonlSource(SourceModel):
         relation = f"read_parquet({literal(target)})"
         options = f"format = 'newline_delimited', maximum_object_size = {MAX_LINE_BYTES}"
         try:
-            found = connection.execute(
+            inferred = connection.execute(
                 "select json_group_structure(json), count(*) filter (json_type(json) <> 'OBJECT'), count(*) "
                 f"from read_json_objects({literal_list(files)}, {options})"
             ).fetchone()
         except duckdb.Error as exc:
             raise _unreadable(files, exc) from exc
-        assert found is not None
-        if found[1]:
+        assert inferred is not None
+        if inferred[1]:
             raise _unreadable(files, None)
-        if not found[2] and (columns := _saved_columns(facts.columns_file)):
+        if not inferred[2] and (columns := _saved_columns(facts.columns_file)):
             empty = ", ".join(f"cast(null as {kind}) as {identifier(name)}" for name, kind in columns.items())
             return OpenedSource(f"(select {empty} where false)")
-        structure = orjson.loads(found[0]) if found[0] else None
+        structure = orjson.loads(inferred[0]) if inferred[0] else None
         if not isinstance(structure, dict) or not structure:
             raise DataError(files[0], "has no object with a key", "check that the source is not empty")
         if (pair := _equal_keys(structure)) is not None:
@@ -107,9 +107,9 @@ def _exact_types(
     if not doubles:
         return {}
     large = ", ".join(f"coalesce(bool_or(abs({identifier(name)}) >= {1 << 64}), false)" for name in doubles)
-    (found,) = connection.execute(f"select {large} from {relation}").fetchall()
+    (have_large,) = connection.execute(f"select {large} from {relation}").fetchall()
     kinds: dict[str, str] = {}
-    for name in (name for name, is_large in zip(doubles, found, strict=True) if is_large):
+    for name in (name for name, is_large in zip(doubles, have_large, strict=True) if is_large):
         texts = f"read_json({literal_list(files)}, columns = {{{literal(name)}: 'VARCHAR'}}, {options})"
         ((is_integer, is_decimal),) = connection.execute(
             f"select bool_and(regexp_full_match({identifier(name)}, '-?[0-9]+')), "
@@ -152,10 +152,10 @@ def _save_columns(file: Path | None, connection: duckdb.DuckDBPyConnection, rela
 def _saved_columns(file: Path | None) -> dict[str, str]:
     """Return the columns when the source last had a row; none if unknown."""
     try:
-        found = orjson.loads(file.read_bytes()) if file is not None else {}
+        columns = orjson.loads(file.read_bytes()) if file is not None else {}
     except (FileNotFoundError, orjson.JSONDecodeError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return columns if isinstance(columns, dict) else {}
 
 
 def _cast_to_known(connection: duckdb.DuckDBPyConnection, relation: str, known: Mapping[str, str]) -> str:
@@ -168,12 +168,12 @@ def _cast_to_known(connection: duckdb.DuckDBPyConnection, relation: str, known: 
     }
     if not exact:
         return relation
-    (found,) = connection.execute(
+    (are_exact,) = connection.execute(
         f"select {', '.join(f'coalesce({test}, true)' for test in exact.values())} from {relation}"
     ).fetchall()
     casts = ", ".join(
         f"cast({identifier(name)} as {known[name]}) as {identifier(name)}"
-        for name, fits in zip(exact, found, strict=True)
+        for name, fits in zip(exact, are_exact, strict=True)
         if fits
     )
     return f"(select * replace ({casts}) from {relation})" if casts else relation

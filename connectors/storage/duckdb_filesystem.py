@@ -94,7 +94,7 @@ def unregister(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _existing_object(url: str) -> StoredObject:
-    found = object_store.head(url)
-    if found is None:
+    stored = object_store.head(url)
+    if stored is None:
         raise FileNotFoundError(url)
-    return found
+    return stored

@@ -19,7 +19,7 @@ def input_files(patterns: str | Iterable[str], workspace: Path, suffixes: tuple[
     A folder names the files below it that end in one of the suffixes, except hidden files and folders and those whose
     name begins with an underscore.
     """
-    found: set[str] = set()
+    names: set[str] = set()
     for pattern in _pattern_list(patterns):
         if object_store.is_url(pattern):
             continue
@@ -27,21 +27,21 @@ def input_files(patterns: str | Iterable[str], workspace: Path, suffixes: tuple[
         files = _files_at(Path(place), suffixes)
         if not files:
             raise DataError(pattern, "no file is there", f"check the path, relative ones start at {workspace}")
-        found.update(files)
-    return tuple(Path(name) for name in sorted(found))
+        names.update(files)
+    return tuple(Path(name) for name in sorted(names))
 
 
 def input_objects(patterns: str | Iterable[str], where: KeyPath, suffixes: tuple[str, ...]) -> tuple[StoredObject, ...]:
     """Return the objects that the URLs among the patterns name. `where`: the key of the job file with the patterns."""
-    found: dict[str, StoredObject] = {}
+    by_url: dict[str, StoredObject] = {}
     for pattern in _pattern_list(patterns):
         if object_store.is_url(pattern):
             object_store.check_installed(where)
             objects = object_store.objects_at(pattern, suffixes)
             if not objects:
                 raise DataError(pattern, "no object is there", "check the URL")
-            found.update((one.url, one) for one in objects)
-    return tuple(found[url] for url in sorted(found))
+            by_url.update((one.url, one) for one in objects)
+    return tuple(by_url[url] for url in sorted(by_url))
 
 
 @dataclass(frozen=True, slots=True)

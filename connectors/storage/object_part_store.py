@@ -91,9 +91,9 @@ class ObjectPartStore:
     def _complete(self) -> None:
         if self._is_clean:
             return
-        found = object_store.read(self._manifest)
-        if found is not None:
-            manifest = json.loads(found)
+        content = object_store.read(self._manifest)
+        if content is not None:
+            manifest = json.loads(content)
             for place in manifest["guards"]:
                 object_store.put(f"{self._root}/{place}", GUARD)
             object_store.delete([f"{self._root}/{place}" for place in manifest["gone"]])

@@ -113,12 +113,12 @@ def list_objects(url: str) -> list[StoredObject]:
     store, key = _store_and_key(url)
     bucket = url[: len(url) - len(key)].rstrip("/")
     with _translated_errors(url):
-        found = [
+        objects = [
             StoredObject(f"{bucket}/{meta['path']}", int(meta["size"]), meta["last_modified"])
             for page in store.list(f"{key}/" if key else None)
             for meta in page
         ]
-    return sorted(found, key=lambda one: one.url)
+    return sorted(objects, key=lambda one: one.url)
 
 
 def read_range(url: str, start: int, length: int) -> bytes:

@@ -144,17 +144,17 @@ def drop_rows(table: pa.Table, indexes: Collection[int]) -> pa.Table:
 
 def matching_rows(rows: pa.Table, wanted: pa.Table) -> pa.BooleanArray:
     """Return which rows are among the wanted ones, which have the same columns; null equals null."""
-    found: pa.BooleanArray | None = None
+    matches: pa.BooleanArray | None = None
     for name in rows.column_names:
         values = wanted.column(name).combine_chunks()
         hits = pc.is_in(rows.column(name), value_set=values).combine_chunks()
-        found = hits if found is None else pc.and_(found, hits)
-    assert found is not None
-    if len(rows.column_names) == 1 or not found.true_count:
-        return found
+        matches = hits if matches is None else pc.and_(matches, hits)
+    assert matches is not None
+    if len(rows.column_names) == 1 or not matches.true_count:
+        return matches
     # Each value of a composite key occurs among the wanted keys; their combination may not.
     keys = set(_tuples(wanted))
-    return pa.array([hit and key in keys for hit, key in zip(found.to_pylist(), _tuples(rows), strict=True)])
+    return pa.array([hit and key in keys for hit, key in zip(matches.to_pylist(), _tuples(rows), strict=True)])
 
 
 def rows_without_key(keys: pa.Table) -> pa.BooleanArray:
