@@ -1,0 +1,24 @@
+"""The options of an invocation."""
+
+import dataclasses
+
+import pytest
+
+from pipelines.runtime.run_options import RunOptions
+
+
+def test_by_default_an_open_run_is_continued_and_nothing_is_retried_or_changed() -> None:
+    assert dataclasses.asdict(RunOptions()) == {
+        "is_new_run": False,
+        "retried_classes": None,
+        "schema_change": None,
+        "is_on_ray": False,
+        "log": "plain",
+        "is_quiet": False,
+        "grace_seconds": 30.0,
+    }
+
+
+def test_options_are_immutable() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RunOptions().log = "json"  # type: ignore[misc]
