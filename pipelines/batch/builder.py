@@ -1,4 +1,4 @@
-"""Requests gathered into the files of batches, line by line, and cut where a file is full or a budget ends."""
+"""Batch files under construction: requests are added line by line, and a file is submitted when it is full."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -12,146 +12,147 @@ from pipelines.batch.store import Batch, BatchLedger, BatchLine, new_mark
 from pipelines.dispatch.request_types import DailyBudget, RequestGroup, Route
 from pipelines.ledger.ledger import Ledger, now_us
 
-LINES = 50_000
-"""Of one file, at most; for embeddings so many inputs in all as well."""
-BYTES = 200_000_000
-FRAME = 1024
-"""Bytes that a line takes beside its body, at most."""
+MAX_FILE_LINES = 50_000
+"""Lines of one file; for embeddings also the inputs of all its lines."""
+MAX_FILE_BYTES = 200_000_000
+MAX_LINE_OVERHEAD_BYTES = 1024
+"""Bytes that a line takes besides its body."""
 
 
 @dataclass(slots=True)
-class Spool:
+class OpenBatchFile:
     """A batch that is being gathered."""
 
     batch: Batch
-    lane: Route
+    route: Route
     writer: BatchWriter
-    day_left: int | None
-    """Pico-dollars that the day's budget had when it was begun."""
-    packs: list[RequestGroup] = field(default_factory=list)
+    daily_budget_left: int | None
+    """Pico-dollars that the daily budget had when the batch was begun."""
+    groups: list[RequestGroup] = field(default_factory=list)
     inputs: int = 0
     reserved: int = 0
 
 
-class Gathering:
-    """The files that are being written: one at a time for each step."""
+class BatchBuilder:
+    """Writes one file at a time for each step."""
 
     def __init__(
         self,
         ledger: Ledger,
         batches: BatchLedger,
         folder: BatchFolder,
-        day_budget: DailyBudget | None,
+        daily_budget: DailyBudget | None,
         launch: Callable[[Batch, Route], None],
     ) -> None:
-        """`launch` gets every batch that is complete and noted."""
+        """`launch` gets every batch that is complete and recorded."""
         self._ledger = ledger
         self._batches = batches
         self._folder = folder
-        self._day_budget = day_budget
+        self._daily_budget = daily_budget
         self._launch = launch
-        self._spools: dict[int, Spool] = {}
-        self.most_tokens: dict[int, int] = {}
-        """By leg: input tokens that one batch may hold, where the provider was found to take no more."""
+        self._files: dict[int, OpenBatchFile] = {}
+        self.max_tokens: dict[int, int] = {}
+        """By route id: input tokens of one batch, if the provider was found to take no more."""
 
-    async def add(self, pack: RequestGroup, body: bytes, worst: int | None) -> bool:
-        """Write one line, its money reserved in the purse already; False where the day's budget has no room for it."""
-        lane = pack.route
-        spool = self._spools.get(lane.route_id)
-        if spool is not None and not self._fits(spool, pack, len(body), worst):
-            if not await self._cut(spool):
+    async def add(self, group: RequestGroup, body: bytes, max_cost: int | None) -> bool:
+        """Write one line, whose cost is reserved in the run's budget; False if the daily budget has no room for it."""
+        route = group.route
+        file = self._files.get(route.route_id)
+        if file is not None and not self._fits(file, group, len(body), max_cost):
+            if not await self._submit(file):
                 return False
-            spool = None
-        spool = spool or self._begun(lane)
-        if spool.day_left is not None and spool.reserved + (worst or 0) > spool.day_left:
+            file = None
+        file = file or self._open(route)
+        if file.daily_budget_left is not None and file.reserved + (max_cost or 0) > file.daily_budget_left:
             return False
-        place = len(spool.batch.lines)
-        spool.batch.lines[place] = BatchLine(
+        place = len(file.batch.lines)
+        file.batch.lines[place] = BatchLine(
             self._ledger.next_exchange_id(),
-            compact_copy(orjson.dumps([key for request in pack.requests for key in request.keys])),
-            b"".join(request.fingerprint for request in pack.requests for _ in request.keys),
-            tuple(request.fingerprint for request in pack.requests),
-            pack.attempts + 1,
-            worst,
+            compact_copy(orjson.dumps([key for request in group.requests for key in request.keys])),
+            b"".join(request.fingerprint for request in group.requests for _ in request.keys),
+            tuple(request.fingerprint for request in group.requests),
+            group.attempts + 1,
+            max_cost,
         )
-        spool.writer.add(place, body, [request.body for request in pack.requests])
-        spool.packs.append(pack)
-        spool.inputs += len(pack.requests)
-        spool.reserved += worst or 0
-        spool.batch.tokens += _tokens(pack)
+        file.writer.add(place, body, [request.body for request in group.requests])
+        file.groups.append(group)
+        file.inputs += len(group.requests)
+        file.reserved += max_cost or 0
+        file.batch.input_tokens += _input_tokens(group)
         return True
 
-    async def cut_all(self) -> bool:
-        """Send off what there is; False where the day's budget has no room for it."""
-        cut = [await self._cut(spool) for spool in list(self._spools.values()) if spool.packs]
-        return all(cut)
+    async def submit_all(self) -> bool:
+        """Submit all files; False if the daily budget has no room for one of them."""
+        submitted = [await self._submit(file) for file in list(self._files.values()) if file.groups]
+        return all(submitted)
 
-    def undone(self) -> list[Spool]:
-        """What was not sent off; its files are gone."""
-        spools = list(self._spools.values())
-        self._spools.clear()
-        for spool in spools:
-            spool.writer.close()
-            self._folder.remove(spool.batch.mark)
-        return spools
+    def discard(self) -> list[OpenBatchFile]:
+        """Remove the files that were not submitted, and return what they held."""
+        files = list(self._files.values())
+        self._files.clear()
+        for file in files:
+            file.writer.close()
+            self._folder.remove(file.batch.mark)
+        return files
 
-    def _fits(self, spool: Spool, pack: RequestGroup, size: int, worst: int | None) -> bool:
-        if not spool.packs:
+    def _fits(self, file: OpenBatchFile, group: RequestGroup, body_bytes: int, max_cost: int | None) -> bool:
+        if not file.groups:
             return True
-        tokens = spool.batch.tokens + _tokens(pack)
+        tokens = file.batch.input_tokens + _input_tokens(group)
         return (
-            len(spool.batch.lines) < LINES
-            and spool.inputs + len(pack.requests) <= LINES
-            and spool.writer.size + size + FRAME <= BYTES
-            and tokens <= self.most_tokens.get(spool.lane.route_id, tokens)
-            and (spool.day_left is None or spool.reserved + (worst or 0) <= spool.day_left)
+            len(file.batch.lines) < MAX_FILE_LINES
+            and file.inputs + len(group.requests) <= MAX_FILE_LINES
+            and file.writer.size + body_bytes + MAX_LINE_OVERHEAD_BYTES <= MAX_FILE_BYTES
+            and tokens <= self.max_tokens.get(file.route.route_id, tokens)
+            and (file.daily_budget_left is None or file.reserved + (max_cost or 0) <= file.daily_budget_left)
         )
 
-    def _begun(self, lane: Route) -> Spool:
+    def _open(self, route: Route) -> OpenBatchFile:
         mark = new_mark(self._ledger, self._ledger.next_exchange_id())
         day = left = None
-        if self._day_budget is not None:
-            day = self._day_budget.today()
-            left = self._batches.left_of_day(day, self._day_budget.limit)
-        batch = Batch(mark, lane.route_id, lane.step, lane.provider.name, "", now_us(), day)
-        spool = Spool(batch, lane, self._folder.writing(mark, url_of(lane)), left)
-        self._spools[lane.route_id] = spool
-        return spool
+        if self._daily_budget is not None:
+            day = self._daily_budget.today()
+            left = self._batches.remaining_daily_budget(day, self._daily_budget.limit)
+        batch = Batch(mark, route.route_id, route.step, route.provider.name, "", now_us(), day)
+        file = OpenBatchFile(batch, route, self._folder.open_writer(mark, batch_url(route)), left)
+        self._files[route.route_id] = file
+        return file
 
-    async def _cut(self, spool: Spool) -> bool:
-        """The batch is complete: noted in the ledger, and on its way."""
-        await asyncio.to_thread(spool.writer.close)
-        spool.batch.at = now_us()
-        limit = None if self._day_budget is None else self._day_budget.limit
-        noting = asyncio.ensure_future(self._batches.note(spool.batch, limit))
+    async def _submit(self, file: OpenBatchFile) -> bool:
+        """Record the batch in the ledger, then launch it."""
+        await asyncio.to_thread(file.writer.close)
+        file.batch.recorded_at = now_us()
+        limit = None if self._daily_budget is None else self._daily_budget.limit
+        recording = asyncio.ensure_future(self._batches.record_pending(file.batch, limit))
         try:
-            noted = await asyncio.shield(noting)
+            is_recorded = await asyncio.shield(recording)
         except asyncio.CancelledError:
             # What is in the ledger's queue is written all the same: then the next run needs the files.
-            if await noting:
-                del self._spools[spool.lane.route_id]
+            if await recording:
+                del self._files[file.route.route_id]
             raise
-        if not noted:
+        if not is_recorded:
             return False
-        del self._spools[spool.lane.route_id]
-        self._launch(spool.batch, spool.lane)
+        del self._files[file.route.route_id]
+        self._launch(file.batch, file.route)
         return True
 
 
-def url_of(lane: Route) -> str:
-    """As the Batch API writes an endpoint, whatever the provider's own address begins with."""
-    return f"/v1{lane.endpoint.path}"
+def batch_url(route: Route) -> str:
+    """Return the URL of an endpoint as the Batch API writes it, whatever the provider's own address begins with."""
+    return f"/v1{route.endpoint.path}"
 
 
-def line_pack(lane: Route, line: BatchLine, bodies: Sequence[bytes] | None, attempts: int) -> RequestGroup:
-    """A line as the pack that it came from."""
-    each = bodies or [b""] * len(line.fingerprints)
+def line_group(route: Route, line: BatchLine, bodies: Sequence[bytes] | None, attempts: int) -> RequestGroup:
+    """Return the group of requests that a line was made of."""
     requests = tuple(
         Request(fingerprint, body, 0, None, keys)
-        for fingerprint, body, keys in zip(line.fingerprints, each, line.rows(), strict=True)
+        for fingerprint, body, keys in zip(
+            line.fingerprints, bodies or [b""] * len(line.fingerprints), line.keys_by_request(), strict=True
+        )
     )
-    return RequestGroup(lane, requests, attempts)
+    return RequestGroup(route, requests, attempts)
 
 
-def _tokens(pack: RequestGroup) -> int:
-    return sum(request.input_tokens for request in pack.requests)
+def _input_tokens(group: RequestGroup) -> int:
+    return sum(request.input_tokens for request in group.requests)

@@ -39,7 +39,7 @@ from pipelines.dispatch.retry_policy import decide_batch_line
 from pipelines.ledger.entries import SettledExchange
 from pipelines.pricing.prices import batch_price
 from pipelines.pricing.run_budget import BudgetExhausted, RunBudget
-from pipelines.runtime.provider_api import Item, ProviderApi, Refused
+from pipelines.runtime.provider_api import Item, ProviderApi, RequestRefused
 
 QUIET_SECONDS = 2.0
 """Time without a new request after which the gathered ones are submitted; more if rows arrive slowly, up to
@@ -209,11 +209,7 @@ class BatchDispatcher:
 
     async def wait_for_capacity(self) -> None:
         """Wait until more rows fit into memory."""
-        while (
-            not self._is_online
-            and self._unanswered_bytes >= MAX_UNANSWERED_BYTES
-            and self.state.stop_reason is None
-        ):
+        while not self._is_online and self._unanswered_bytes >= MAX_UNANSWERED_BYTES and self.state.stop_reason is None:
             self._capacity_changed.clear()
             await self._capacity_changed.wait()
         if self._is_online:
@@ -261,11 +257,11 @@ class BatchDispatcher:
             return
         max_cost = total_cost(map(group.route.max_cost, group.requests))
         remaining = self._budget.remaining
-        if remaining is not None and (max_cost is None or max_cost > remaining):
-            # Open batches may give money back.
-            if not await self._builder.submit_all():
-                self.stop("budget_day")
-                return
+        is_short = remaining is not None and (max_cost is None or max_cost > remaining)
+        # Only batches that are submitted can give money back.
+        if is_short and not await self._builder.submit_all():
+            self.stop("budget_day")
+            return
         try:
             async with self._budget.reserve(max_cost) as reservation:
                 if await self._builder.add(group, body, max_cost):
@@ -316,7 +312,7 @@ class BatchDispatcher:
             self._last_settled_at = time.monotonic()
             await self._settler.settle(batch, route, lifecycle, item, is_attempt)
             await lifecycle.clean(batch, item)
-        except Refused as exc:
+        except RequestRefused as exc:
             has_no_api = exc.error.http_status in NO_SUCH_API and batch.state != "created"
             hint = "; it seems to have no Batch API: write delivery: online" if has_no_api else ""
             self.stop(f"{exc.error.error_class}: {name} says of a batch: {exc.error.message}{hint}")
@@ -325,9 +321,7 @@ class BatchDispatcher:
         except ProviderTimeout as exc:
             self.stop(f"{name} has answered nothing of use for {max_hold:.0f} s; last: {exc}")
 
-    async def _wait_until_ended(
-        self, batch: Batch, route: Route, lifecycle: BatchLifecycle
-    ) -> tuple[Item, bool]:
+    async def _wait_until_ended(self, batch: Batch, route: Route, lifecycle: BatchLifecycle) -> tuple[Item, bool]:
         """Return (the batch as it ended, whether its lines without an answer have used an attempt)."""
         upload = self._folder.upload_path(batch.mark)
         size = upload.stat().st_size if batch.state == "noted" and upload.exists() else 0
@@ -365,9 +359,7 @@ class BatchDispatcher:
                 deadline.cancel()
                 pause = min(MAX_POLL_SECONDS, pause * 2)
 
-    def _end_above_limit(
-        self, batch: Batch, route: Route, error: TokenLimitReached, has_waited: bool
-    ) -> Item | None:
+    def _end_above_limit(self, batch: Batch, route: Route, error: TokenLimitReached, has_waited: bool) -> Item | None:
         """Return how a batch ends that exceeds the enqueued-token limit even alone; None if it may not exceed it.
 
         It is split into smaller batches, or ends with the error of its only line. After `has_waited` (for longest_hold)

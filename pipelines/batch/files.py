@@ -1,4 +1,4 @@
-"""Files of batches: written line by line as requests come, kept until all is answered; and output files read."""
+"""The files of batches: written line by line as requests arrive, kept until all are answered; and result files."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,68 +10,68 @@ import orjson
 
 from connectors.records import Reply
 
-SENT, ASKED, CAME = ".jsonl", ".requests", ".answers"
-"""Of one batch: what is uploaded; each request's own body, one a line, for the ledger; what is downloaded."""
+UPLOAD_SUFFIX, BODIES_SUFFIX, RESULTS_SUFFIX = ".jsonl", ".requests", ".answers"
+"""Of one batch: the file that is uploaded; the requests' own bodies, one line each, for the ledger; the results."""
 
 
 class BatchFolder:
-    """The folder in which a job's batches lie while they are under way."""
+    """The folder with the files of a job's unfinished batches."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def sent(self, mark: str) -> Path:
-        """What is uploaded."""
-        return self._folder / f"{mark}{SENT}"
+    def upload_path(self, mark: str) -> Path:
+        """Return the path of the file that is uploaded."""
+        return self._folder / f"{mark}{UPLOAD_SUFFIX}"
 
-    def came(self, mark: str) -> Path:
-        """Where an output file is put to be read."""
-        return self._folder / f"{mark}{CAME}"
+    def results_path(self, mark: str) -> Path:
+        """Return the path to which a result file is downloaded."""
+        return self._folder / f"{mark}{RESULTS_SUFFIX}"
 
     def keep_only(self, marks: frozenset[str]) -> None:
-        """Remove what was never noted in the ledger: a run that died left it half written."""
+        """Remove the files of all other batches: a run that died left them half written."""
         for path in self._folder.glob("*") if self._folder.is_dir() else ():
             if path.name.partition(".")[0] not in marks:
                 path.unlink(missing_ok=True)
 
     def remove(self, mark: str) -> None:
-        """All files of one batch."""
-        for suffix in (SENT, ASKED, CAME):
+        """Remove all files of one batch."""
+        for suffix in (UPLOAD_SUFFIX, BODIES_SUFFIX, RESULTS_SUFFIX):
             (self._folder / f"{mark}{suffix}").unlink(missing_ok=True)
 
-    def writing(self, mark: str, url: str) -> "BatchWriter":
-        """A new batch's files."""
+    def open_writer(self, mark: str, url: str) -> "BatchWriter":
+        """Create the files of a new batch."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        return BatchWriter(self.sent(mark), self._folder / f"{mark}{ASKED}", mark, url)
+        return BatchWriter(self.upload_path(mark), self._folder / f"{mark}{BODIES_SUFFIX}", mark, url)
 
-    def bodies(self, mark: str) -> "Bodies":
-        """Each request's own body, as it is kept in the ledger."""
-        return Bodies(self._folder / f"{mark}{ASKED}")
+    def request_bodies(self, mark: str) -> "RequestBodies":
+        """Open the bodies of a batch's requests, as the ledger stores them."""
+        return RequestBodies(self._folder / f"{mark}{BODIES_SUFFIX}")
 
 
 class BatchWriter:
     """Writes the lines of one batch."""
 
-    def __init__(self, sent: Path, asked: Path, mark: str, url: str) -> None:
-        self._sent = sent.open("wb")
-        self._asked = asked.open("wb")
+    def __init__(self, upload: Path, bodies: Path, mark: str, url: str) -> None:
+        self._upload = upload.open("wb")
+        self._bodies = bodies.open("wb")
         self._mark = mark
         self._url = orjson.dumps(url)
         self.size = 0
-        """Bytes of what is uploaded."""
+        """Bytes of the file that is uploaded."""
 
     def add(self, place: int, body: bytes, bodies: Sequence[bytes]) -> None:
-        """Write the line for a place, and the bodies of the requests that it asks."""
+        """Write the line at a place, and the bodies of its requests."""
         name = orjson.dumps(f"{self._mark}-{place}")
         line = b'{"custom_id":%b,"method":"POST","url":%b,"body":%b}\n' % (name, self._url, body)
-        self._sent.write(line)
+        self._upload.write(line)
         self.size += len(line)
         # One line of the second file for one of the first; JSON written by orjson has no line feed.
-        self._asked.write(b"[" + b",".join(bodies) + b"]\n")
+        self._bodies.write(b"[" + b",".join(bodies) + b"]\n")
 
     def close(self) -> None:
-        """All is on the disk when this returns."""
-        for file in (self._sent, self._asked):
+        """Close the files once everything is on the disk."""
+        for file in (self._upload, self._bodies):
             if file.closed:
                 continue
             file.flush()
@@ -79,8 +79,8 @@ class BatchWriter:
             file.close()
 
 
-class Bodies:
-    """Random access to the bodies of a batch's requests; what is gone is empty."""
+class RequestBodies:
+    """Random access to the bodies of a batch's requests; those of a file that is gone are empty."""
 
     def __init__(self, path: Path) -> None:
         self._starts = [0]
@@ -90,12 +90,12 @@ class Bodies:
                 self._starts.append(self._starts[-1] + len(line))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
 
     def of(self, place: int, count: int) -> Sequence[bytes]:
-        """The bodies of one line's `count` requests."""
+        """Return the bodies of one line's `count` requests."""
         if self._file is None or place + 1 >= len(self._starts):
             return [b""] * count
         self._file.seek(self._starts[place])
@@ -106,8 +106,8 @@ class Bodies:
 
 
 @dataclass(frozen=True, slots=True)
-class Came:
-    """One line of an output or error file: a reply to the request at `place`, or the code why there is none."""
+class ResultLine:
+    """One line of an output or error file: the reply to the request at `place`, or the reason why there is none."""
 
     place: int
     reply: Reply | None
@@ -115,8 +115,8 @@ class Came:
     message: str | None = None
 
 
-def read_answers(path: Path, mark: str) -> Iterator[Came]:
-    """The lines of an output or error file that belong to the batch; what is no such line is passed over."""
+def read_results(path: Path, mark: str) -> Iterator[ResultLine]:
+    """Yield the lines of an output or error file that belong to the batch; skip all others."""
     with path.open("rb") as file:
         for text in file:
             try:
@@ -126,17 +126,18 @@ def read_answers(path: Path, mark: str) -> Iterator[Came]:
             name = line.get("custom_id") if isinstance(line, dict) else None
             if not isinstance(name, str) or not name.startswith(f"{mark}-") or not name[len(mark) + 1 :].isdigit():
                 continue
-            yield _came(int(name[len(mark) + 1 :]), line)
+            yield _parse_result(int(name[len(mark) + 1 :]), line)
 
 
-def _came(place: int, line: dict[str, Any]) -> Came:
+def _parse_result(place: int, line: dict[str, Any]) -> ResultLine:
     response = line.get("response")
-    # OpenAI has been seen to tell a status of 0 where its own request got no answer.
+    # OpenAI has been seen to report a status of 0 if its own request got no answer.
     if isinstance(response, dict) and isinstance(status := response.get("status_code"), int) and status >= 100:
         body = response.get("body")
         headers = {"x-request-id": str(response["request_id"])} if response.get("request_id") else {}
         content = body.encode() if isinstance(body, str) else orjson.dumps(body)
-        return Came(place, Reply(status, headers, content, 0.0))
+        return ResultLine(place, Reply(status, headers, content, 0.0))
     error = line.get("error")
     error = error if isinstance(error, dict) else {}
-    return Came(place, None, str(error.get("code") or "no_response"), str(error.get("message") or "no response came"))
+    code, message = error.get("code") or "no_response", error.get("message") or "no response came"
+    return ResultLine(place, None, str(code), str(message))

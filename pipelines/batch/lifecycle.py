@@ -14,7 +14,7 @@ from pipelines.batch.files import BatchFolder, ResultLine, read_results
 from pipelines.batch.store import Batch, BatchLedger
 from pipelines.dispatch.request_types import BatchStage, StageName
 from pipelines.ledger.ledger import now_us
-from pipelines.runtime.provider_api import Item, ProviderApi, Refused
+from pipelines.runtime.provider_api import Item, ProviderApi, RequestRefused
 
 FIRST_POLL_SECONDS = 2.0
 """Pause after the first poll of a batch; each pause is half as long again as the one before, up to MAX_POLL_SECONDS."""
@@ -105,7 +105,7 @@ class BatchLifecycle:
     async def _upload(self, batch: Batch, on_progress: Callable[[int], None]) -> str:
         path = self._folder.upload_path(batch.mark)
         with self._stage("upload", batch):
-            return str((await self._api.upload(path, _file_name(batch), "batch", on_progress))["id"])
+            return str((await self._api.upload_file(path, _file_name(batch), "batch", on_progress))["id"])
 
     async def _create(self, batch: Batch, path: str) -> Item:
         assert batch.file_id is not None
@@ -114,7 +114,7 @@ class BatchLifecycle:
         try:
             with self._stage("create", batch):
                 return await self._api.create_batch(batch.file_id, path, {MARK_KEY: batch.mark})
-        except Refused as exc:
+        except RequestRefused as exc:
             if exc.error.code == TOKEN_LIMIT:
                 raise TokenLimitReached(exc.error.message) from exc
             batch.is_uncertain = batch.is_uncertain or exc.error.error_class in TRANSIENT_ERROR_CLASSES
@@ -125,7 +125,7 @@ class BatchLifecycle:
 
     async def _find_batch(self, batch: Batch) -> Item | None:
         """Return a batch that was created although no reply confirmed it. One that failed has begun nothing."""
-        async for item in self._api.batches():
+        async for item in self._api.list_batches():
             metadata = item.get("metadata")
             has_mark = isinstance(metadata, Mapping) and metadata.get(MARK_KEY) == batch.mark
             if has_mark and item.get("status") != "failed":
@@ -137,7 +137,7 @@ class BatchLifecycle:
         return None
 
     async def _find_file(self, batch: Batch) -> str | None:
-        for item in await self._api.files("batch"):
+        for item in await self._api.list_files("batch"):
             if item.get("filename") == _file_name(batch):
                 return str(item["id"])
         return None
@@ -155,8 +155,8 @@ class BatchLifecycle:
         cancelled_at: float | None = None
         while True:
             try:
-                item = await self._retry(self._api.batch, batch.batch_id)
-            except Refused as exc:
+                item = await self._retry(self._api.get_batch, batch.batch_id)
+            except RequestRefused as exc:
                 if exc.error.http_status != 404:
                     raise
                 # A provider that does not know the batch any more will not answer it.
@@ -175,7 +175,7 @@ class BatchLifecycle:
 
     async def _cancel(self, batch_id: str) -> None:
         # A refusal means that the batch has ended in this very moment: the next poll shows how.
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(RequestRefused):
             await self._retry(self._api.cancel_batch, batch_id)
 
     async def fetch_results(self, batch: Batch, item: Item, name: str) -> Iterator[ResultLine]:
@@ -187,12 +187,12 @@ class BatchLifecycle:
 
         async def download() -> None:
             with path.open("wb") as file:
-                await self._api.download(str(file_id), file.write)
+                await self._api.download_file(str(file_id), file.write)
 
         try:
             with self._stage("fetch", batch):
                 await self._retry(download)
-        except Refused as exc:
+        except RequestRefused as exc:
             if exc.error.http_status != 404:
                 raise
             return iter(())
@@ -204,7 +204,7 @@ class BatchLifecycle:
         with self._stage("clean", batch):
             for file_id in (batch.file_id, *results):
                 if file_id:
-                    with contextlib.suppress(Refused):
+                    with contextlib.suppress(RequestRefused):
                         await self._retry(self._api.delete_file, str(file_id))
             await self._ledger.delete(batch)
             self._folder.remove(batch.mark)
@@ -221,8 +221,8 @@ class BatchLifecycle:
         details: dict[str, str | None] = {}
         try:
             yield details
-        except (Refused, RequestError) as exc:
-            details["error"] = exc.error.error_class if isinstance(exc, Refused) else exc.error_class
+        except (RequestRefused, RequestError) as exc:
+            details["error"] = exc.error.error_class if isinstance(exc, RequestRefused) else exc.error_class
             raise
         except BaseException as exc:
             details["error"] = type(exc).__name__
@@ -236,8 +236,8 @@ class BatchLifecycle:
         while True:
             try:
                 return await call(*arguments)
-            except (RequestError, Refused) as exc:
-                error = exc.error if isinstance(exc, Refused) else RowError(exc.error_class, str(exc))
+            except (RequestError, RequestRefused) as exc:
+                error = exc.error if isinstance(exc, RequestRefused) else RowError(exc.error_class, str(exc))
                 if error.error_class not in TRANSIENT_ERROR_CLASSES:
                     raise
                 if time.monotonic() + pause - began > self._longest_hold:

@@ -16,7 +16,7 @@ State = Literal["noted", "uploaded", "created"]
 class BatchLine:
     """One request of a batch's file, which may ask for several rows: noted in the ledger, not answered yet."""
 
-    note: int
+    exchange_id: int
     keys: bytes
     """JSON list of the rows' keys as text."""
     row_fingerprints: bytes
@@ -24,9 +24,9 @@ class BatchLine:
     fingerprints: tuple[bytes, ...]
     """Of the requests in it, in their order."""
     attempt: int
-    reserved: int | None
+    max_cost: int | None
 
-    def rows(self) -> Sequence[tuple[str, ...]]:
+    def keys_by_request(self) -> Sequence[tuple[str, ...]]:
         """For each request the rows that it asks for."""
         found: dict[bytes, list[str]] = {fingerprint: [] for fingerprint in self.fingerprints}
         for place, key in enumerate(orjson.loads(self.keys)):
@@ -39,11 +39,11 @@ class Batch:
     """One batch on its way, and its lines that are not settled yet, by their place in the file."""
 
     mark: str
-    leg: int
+    route_id: int
     step: str
     provider: str
     endpoint: str
-    at: int
+    recorded_at: int
     """When it was noted: microseconds since 1970, UTC."""
     day: str | None
     """The date whose budget it was reserved in."""
@@ -51,9 +51,9 @@ class Batch:
     file_id: str | None = None
     batch_id: str | None = None
     lines: dict[int, BatchLine] = field(default_factory=dict)
-    tokens: int = 0
+    input_tokens: int = 0
     """Of its input, as counted here; roughly for those of an earlier invocation."""
-    unsure: bool = False
+    is_uncertain: bool = False
     """Whether the provider may know it although we never heard: its file, or the batch itself, is looked for first."""
 
 
@@ -64,7 +64,7 @@ class BatchLedger:
         self.ledger = ledger
         self._job = job
 
-    def any_open(self) -> bool:
+    def has_open_batches(self) -> bool:
         """Whether earlier invocations left any."""
         return bool(self.ledger.query("select 1 from batches where job = ? limit 1", (self._job,)))
 
@@ -85,14 +85,14 @@ class BatchLedger:
                 )
             }
             found.append(
-                Batch(mark, leg, step, provider, endpoint, at, day, state, file_id, batch_id, lines, unsure=True)
+                Batch(mark, leg, step, provider, endpoint, at, day, state, file_id, batch_id, lines, is_uncertain=True)
             )
         return found
 
-    async def note(self, batch: Batch, day_limit: int | None) -> bool:
+    async def record_pending(self, batch: Batch, day_limit: int | None) -> bool:
         """Record that the batch is about to be uploaded; False (and nothing noted) where the day's budget, in
         pico-dollars, has no room for it."""
-        reserved = sum(line.reserved or 0 for line in batch.lines.values())
+        reserved = sum(line.max_cost or 0 for line in batch.lines.values())
 
         def write(db: sqlite3.Connection) -> bool:
             if batch.day is not None and day_limit is not None:
@@ -103,49 +103,49 @@ class BatchLedger:
                 "insert into noted values (?, ?, ?, ?, ?, ?, ?)",
                 (
                     (
-                        line.note,
-                        batch.leg,
+                        line.exchange_id,
+                        batch.route_id,
                         line.attempt,
                         line.keys.decode(),
                         line.row_fingerprints,
-                        line.reserved,
-                        batch.at,
+                        line.max_cost,
+                        batch.recorded_at,
                     )
                     for line in batch.lines.values()
                 ),
             )
             db.executemany(
                 "insert into batch_lines values (?, ?, ?)",
-                ((batch.mark, place, line.note) for place, line in batch.lines.items()),
+                ((batch.mark, place, line.exchange_id) for place, line in batch.lines.items()),
             )
             db.execute(
                 "insert into batches values (?, ?, ?, 'noted', null, null, ?, ?)",
-                (batch.mark, self._job, batch.leg, batch.day, batch.at),
+                (batch.mark, self._job, batch.route_id, batch.day, batch.recorded_at),
             )
             return True
 
         return await self.ledger.write_together(write)
 
-    async def moved(self, batch: Batch) -> None:
+    async def record_state(self, batch: Batch) -> None:
         """Record how far the batch has come."""
         await self.ledger.write_queued(
             "update batches set state = ?, file_id = ?, batch_id = ? where mark = ?",
             (batch.state, batch.file_id, batch.batch_id, batch.mark),
         )
 
-    async def release(self, batch: Batch, lines: Mapping[int, BatchLine]) -> None:
+    async def cancel_lines(self, batch: Batch, lines: Mapping[int, BatchLine]) -> None:
         """These lines were not answered and never will be: they count as not sent."""
-        reserved = sum(line.reserved or 0 for line in lines.values())
+        reserved = sum(line.max_cost or 0 for line in lines.values())
 
         def write(db: sqlite3.Connection) -> None:
-            db.executemany("delete from noted where id = ?", ((line.note,) for line in lines.values()))
+            db.executemany("delete from noted where id = ?", ((line.exchange_id,) for line in lines.values()))
             db.executemany("delete from batch_lines where mark = ? and place = ?", ((batch.mark, p) for p in lines))
             if batch.day is not None:
                 _add_to_day(db, batch.day, -reserved)
 
         await self.ledger.write_together(write)
 
-    async def forget(self, batch: Batch) -> None:
+    async def delete(self, batch: Batch) -> None:
         """All is settled, and nothing of it is left at the provider."""
 
         def write(db: sqlite3.Connection) -> None:
@@ -154,7 +154,7 @@ class BatchLedger:
 
         await self.ledger.write_together(write)
 
-    def left_of_day(self, day: str, limit: int) -> int:
+    def remaining_daily_budget(self, day: str, limit: int) -> int:
         """Pico-dollars that may still be reserved on this day."""
         ((spent,),) = self.ledger.query("select coalesce((select spent from days where day = ?), 0)", (day,))
         return limit - int(spent)

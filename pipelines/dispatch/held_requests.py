@@ -1,4 +1,4 @@
-"""Packs whose provider holds its senders for longer than a moment: they wait aside, and others are sent meanwhile."""
+"""Requests of paused providers: they are held aside, and requests to other providers are sent meanwhile."""
 
 import asyncio
 from collections import deque
@@ -11,105 +11,105 @@ from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.limits.token_bucket import wait_for_event
 
 MAX_HELD_BYTES = 64 << 20
-"""Bytes of requests that wait aside at most before no more rows are read."""
+"""Size of the held requests from which on no further rows are read."""
 
 MEDIA_REQUEST_BYTES = 1 << 20
-"""What a request with media counts: they are read when it is sent."""
+"""Size that a request with media counts as: its files are read when it is sent."""
 
 
 class HeldRequests:
-    """Takes the permits for a pack, or puts it aside until its provider may be asked again."""
+    """Acquires the permits of a group, or holds the group until its provider may be asked again."""
 
     def __init__(
         self,
-        again: Callable[[RequestGroup], None],
+        enqueue: Callable[[RequestGroup], None],
         tasks: set["asyncio.Task[None]"],
-        ended: Callable[["asyncio.Task[None]"], None],
+        on_task_done: Callable[["asyncio.Task[None]"], None],
     ) -> None:
-        """`again`: queues a pack. `tasks`: those that are cancelled when nothing more is sent. `ended` hears of each
-        task of ours that has ended, however it did."""
-        self._again = again
+        """`enqueue` sends a group again. `tasks`: cancelled when the run stops. `on_task_done`: called when a
+        background task finishes or fails."""
+        self._enqueue = enqueue
         self._tasks = tasks
-        self._ended = ended
+        self._on_task_done = on_task_done
         self._providers: set[str] = set()
-        self._aside: dict[str, deque[RequestGroup]] = {}
-        self._moved: dict[str, asyncio.Event] = {}
+        self._held: dict[str, deque[RequestGroup]] = {}
+        self._changed: dict[str, asyncio.Event] = {}
         self._bytes = 0
 
     @property
     def is_full(self) -> bool:
-        """Whether so much waits aside that it should not become more."""
+        """Whether no further requests should be added."""
         return self._bytes >= MAX_HELD_BYTES
 
-    def register_provider(self, lane: Route) -> None:
-        """Requests of this lane will come: only where there are several providers, others can go first."""
-        self._providers.add(lane.provider.name)
+    def register_provider(self, route: Route) -> None:
+        """Announce requests of this route: groups are held only if the run uses several providers."""
+        self._providers.add(route.provider.name)
 
     async def acquire_permits(
-        self, pack: RequestGroup, tokens: int, taken: list[tuple[ProviderLimiter, int]]
+        self, group: RequestGroup, tokens: int, permits: list[tuple[ProviderLimiter, int]]
     ) -> tuple[Route, int] | None:
-        """The provider that may be asked now and its permit; None where the pack waits aside or nobody is left to ask.
+        """Return the provider that may be asked now, and its permit; None if the group is held or nobody is left.
 
-        What is to be given back is added to `taken`.
+        Adds to `permits` what must be released.
         """
-        lane = pack.route
-        alone = len(self._providers) < 2
-        if not alone and all(member.limiters[0].is_paused for member in lane.members):
-            self._put(pack)
+        route = group.route
+        is_only_provider = len(self._providers) < 2
+        if not is_only_provider and all(member.limiters[0].is_paused for member in route.members):
+            self._hold(group)
             return None
-        job = lane.limiters[1]
-        taken.append((job, await job.acquire(tokens)))
-        member = lane if lane.pool is None else await lane.pool.pick(pack.failed_member)
+        job_limiter = route.limiters[1]
+        permits.append((job_limiter, await job_limiter.acquire(tokens)))
+        member = route if route.pool is None else await route.pool.pick(group.failed_member)
         if member is None:
             return None
-        own = member.limiters[0]
+        limiter = member.limiters[0]
         try:
-            permit = await own.acquire(tokens, inf if alone else SHORT_PAUSE_SECONDS)
+            permit = await limiter.acquire(tokens, inf if is_only_provider else SHORT_PAUSE_SECONDS)
         except ProviderPaused:
-            job.cancel(tokens)
-            self._put(pack)
+            job_limiter.cancel(tokens)
+            self._hold(group)
             return None
-        taken.append((own, permit))
+        permits.append((limiter, permit))
         return member, permit
 
-    def _put(self, pack: RequestGroup) -> None:
-        name = pack.route.provider.name
-        self._bytes += _size(pack)
-        self._aside.setdefault(name, deque()).append(pack)
-        if name in self._moved:
-            self._moved[name].set()
+    def _hold(self, group: RequestGroup) -> None:
+        name = group.route.provider.name
+        self._bytes += _held_bytes(group)
+        self._held.setdefault(name, deque()).append(group)
+        if name in self._changed:
+            self._changed[name].set()
             return
-        self._moved[name] = asyncio.Event()
-        task = asyncio.create_task(self._release(name, pack.route))
+        self._changed[name] = asyncio.Event()
+        task = asyncio.create_task(self._release_when_ready(name, group.route))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._on_task_done)
 
-    async def _release(self, name: str, lane: Route) -> None:
-        """Queue the packs again when their provider may be asked; while it is in doubt, one by one."""
-        aside, moved = self._aside[name], self._moved[name]
-        watched = [member.limiters[0] for member in lane.members]
-        for allowance in watched:
-            allowance.watchers.append(moved)
+    async def _release_when_ready(self, name: str, route: Route) -> None:
+        """Enqueue the groups when their provider may be asked; one by one while it is being probed."""
+        held, changed = self._held[name], self._changed[name]
+        watched = [member.limiters[0] for member in route.members]
+        for limiter in watched:
+            limiter.watchers.append(changed)
         try:
-            while aside:
-                moved.clear()
-                # A member that is left out meanwhile takes none of them, however free it is.
-                allowances = [member.limiters[0] for member in lane.members]
-                free = [allowance for allowance in allowances if not allowance.is_paused]
-                sure = any(not allowance.is_probing for allowance in free)
-                for _ in range(len(aside) if sure else min(1, len(free))):
-                    pack = aside.popleft()
-                    self._bytes -= _size(pack)
-                    self._again(pack)
-                if aside:
-                    held = min((allowance.pause_seconds for allowance in allowances), default=0.0)
-                    await wait_for_event(moved, held if not free and held else None)
+            while held:
+                changed.clear()
+                # A member that was excluded meanwhile takes no group, however free it is.
+                limiters = [member.limiters[0] for member in route.members]
+                free = [limiter for limiter in limiters if not limiter.is_paused]
+                is_sure = any(not limiter.is_probing for limiter in free)
+                for _ in range(len(held) if is_sure else min(1, len(free))):
+                    group = held.popleft()
+                    self._bytes -= _held_bytes(group)
+                    self._enqueue(group)
+                if held:
+                    pause = min((limiter.pause_seconds for limiter in limiters), default=0.0)
+                    await wait_for_event(changed, pause if not free and pause else None)
         finally:
-            for allowance in watched:
-                allowance.watchers.remove(moved)
-            del self._moved[name]
+            for limiter in watched:
+                limiter.watchers.remove(changed)
+            del self._changed[name]
 
 
-def _size(pack: RequestGroup) -> int:
-    return sum(MEDIA_REQUEST_BYTES if request.media else len(request.body) for request in pack.requests)
+def _held_bytes(group: RequestGroup) -> int:
+    return sum(MEDIA_REQUEST_BYTES if request.media else len(request.body) for request in group.requests)

@@ -1,4 +1,4 @@
-"""Pools: several providers that share a step's work, chosen by what each has left, left out where a key is denied."""
+"""Provider pools: several providers share a step's work, and each request goes to the least loaded one."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,49 +12,45 @@ from pipelines.limits.token_bucket import wait_for_event
 
 @dataclass(slots=True)
 class ProviderPool:
-    """The members that a step may ask, each a lane of its own with its allowance, price and leg."""
+    """The members that a step may ask: each is a route with its own limiter, price and number."""
 
     members: Sequence[Route]
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _moved: asyncio.Event = field(default_factory=asyncio.Event)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         for member in self.members:
-            member.limiters[0].watchers.append(self._moved)
+            member.limiters[0].watchers.append(self._changed)
 
     @property
     def active_members(self) -> list[Route]:
-        """The members that are still asked."""
+        """The members that are not excluded."""
         return [member for member in self.members if member.limiters[0].excluded_reason is None]
 
     def max_cost(self, request: Request) -> int | None:
-        """The most that the request can cost at the dearest member that is still asked."""
-        amounts = [member.max_cost(request) for member in self.active_members or self.members]
-        known = [amount for amount in amounts if amount is not None]
-        return max(known) if len(known) == len(amounts) else None
+        """Return the most that the request can cost at any active member."""
+        costs = [member.max_cost(request) for member in self.active_members or self.members]
+        known = [cost for cost in costs if cost is not None]
+        return max(known) if len(known) == len(costs) else None
 
     async def pick(self, avoid: Route | None) -> Route | None:
-        """The member that may be asked now and has most left; None where no member is left.
+        """Return the least loaded member that may be asked now; None if all are excluded.
 
-        `avoid`: the one that failed the request before: only where no other can be asked now.
+        `avoid`: the member that failed the request; it is picked only if no other can be asked now.
         """
         async with self._turn:
-            while present := self.active_members:
-                self._moved.clear()
-                free = [member for member in present if member.limiters[0].delay <= 0]
+            while active := self.active_members:
+                self._changed.clear()
+                free = [member for member in active if member.limiters[0].delay <= 0]
                 if free:
                     others = [member for member in free if member is not avoid]
-                    return min(others or free, key=_load)
-                seconds = min(member.limiters[0].delay for member in present)
-                await wait_for_event(self._moved, None if isinf(seconds) else max(seconds, 0.001))
+                    return min(others or free, key=lambda member: member.limiters[0].load)
+                seconds = min(member.limiters[0].delay for member in active)
+                await wait_for_event(self._changed, None if isinf(seconds) else max(seconds, 0.001))
             return None
 
     def exclude(self, member: Route, error: RowError) -> bool:
-        """Ask this member nothing more; whether others are left."""
+        """Ask this member nothing more; return whether others are left."""
         member.limiters[0].excluded_reason = f"{error.error_class}: {error.message}"
-        self._moved.set()
+        self._changed.set()
         return bool(self.active_members)
-
-
-def _load(member: Route) -> float:
-    return member.limiters[0].load

@@ -1,21 +1,21 @@
-"""Answers that have come and are not read yet: bounded by their bytes, whatever the number of their rows."""
+"""Back-pressure by unread answers: senders wait while the answers that are yet to be read take too much memory."""
 
 import asyncio
 
 EARLY_READ_BYTES = 4 << 20
-"""Bytes of answers in one wave: with more it is read before the rest of it has come."""
+"""Size of a submission's answers from which on they are read before the others have arrived."""
 MAX_UNREAD_BYTES = 16 << 20
-"""Bytes of answers that are to be read: with more, what would bring further ones is not sent."""
+"""Size of all unread answers from which on nothing is sent that would bring more."""
 LARGE_ANSWER_BYTES = 64 << 10
-"""Bytes of one answer that is worth a thread, or a look at who still holds it."""
+"""Size from which on an answer is worth a thread of its own, and is written before the next request is sent."""
 
 
 class ReadBuffer:
-    """How much waits to be read; senders wait while it is too much."""
+    """The bytes of the answers that are yet to be read."""
 
     def __init__(self) -> None:
         self.nbytes = 0
-        self._less = asyncio.Event()
+        self._released = asyncio.Event()
 
     @property
     def is_full(self) -> bool:
@@ -23,16 +23,16 @@ class ReadBuffer:
         return self.nbytes >= MAX_UNREAD_BYTES
 
     def add(self, nbytes: int) -> None:
-        """So much is to be read now."""
+        """Count answers that should be read now."""
         self.nbytes += nbytes
 
     def release(self, nbytes: int) -> None:
-        """So much of it has been read."""
+        """Count answers that have been read."""
         self.nbytes -= nbytes
-        self._less.set()
+        self._released.set()
 
     async def wait_for_space(self) -> None:
-        """Wait until more may come."""
+        """Wait until more answers may arrive."""
         while self.is_full:
-            self._less.clear()
-            await self._less.wait()
+            self._released.clear()
+            await self._released.wait()

@@ -1,119 +1,114 @@
-"""What follows from how an exchange ended: outcomes, another try, halves of the pack, or the end of the run."""
+"""The retry policy: what follows from an error. Pure functions of values; the dispatchers carry out the decision."""
 
-import random
 from collections.abc import Sequence
+from typing import Literal
 
-from connectors.records import FATAL_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES, Reply, RowError, record
-from connectors.transport.client import RequestError
-from connectors.transport.error_replies import parse_rate_headers, retry_after_seconds
-from pipelines.dispatch.request_types import RequestGroup, RetryLimits, Route
-from pipelines.ledger.ledger import now_us
-from pipelines.limits.provider_limiter import FIRST_REFUSAL_SECONDS, ProviderLimiter
-
-
-def hear(allowance: ProviderLimiter, reply: Reply, leg: int) -> None:
-    """What the reply's headers say of the key's limits; they may differ from model to model."""
-    told = parse_rate_headers(reply.headers)
-    if told.limit_requests is not None or told.limit_tokens is not None:
-        allowance.update_from_headers(
-            (told.limit_requests, told.limit_tokens), (told.remaining_requests, told.remaining_tokens), leg
-        )
-
-
-def wait_after(
-    pack: RequestGroup,
-    member: Route,
-    permit: int,
-    error: RowError,
-    reply: Reply | None,
-    failure: RequestError | None,
-    tries: RetryLimits,
-) -> float:
-    """Seconds until the pack may be tried again, beside what holds the provider; counts the attempt where it is one."""
-    own = member.limiters[0]
-    pause = None if reply is None else retry_after_seconds(reply.headers, now_us() / 1e6)
-    if error.error_class == "rate_limit":
-        own.record_refusal(permit, pause)
-        # Where nobody is held, as the pace is not the reason, this one alone waits.
-        return 0.0 if own.pause_seconds else FIRST_REFUSAL_SECONDS
-    no_server = failure is not None and error.error_class == "connection" and not failure.is_billable
-    if own.record_failure(permit, no_server):
-        return 0.0
-    pack.attempts += 1
-    longest = min(tries.longest_wait, tries.first_wait * 2.0 ** (pack.attempts - 1))
-    return pause if pause is not None else longest * random.uniform(0.5, 1)
-
-
-def given_up(members: Sequence[Route], member: Route, wait: float, error: RowError, tries: RetryLimits) -> str | None:
-    """Why the run ends here: every provider that could be asked has been silent, or asks to wait, for too long."""
-    reasons = [_dead(one, wait if one is member else 0.0, tries.longest_hold) for one in members]
-    if None in reasons:
-        return None
-    return f"{error.error_class}: {', '.join(str(reason) for reason in reasons)}; last: {error.message}"
-
-
-def _dead(member: Route, wait: float, longest_hold: float) -> str | None:
-    own = member.limiters[0]
-    if (wait := max(wait, own.pause_seconds)) > longest_hold:
-        return f"{member.provider.name} asks to come back in {wait:.0f} s"
-    if (silent := own.seconds_without_reply()) >= longest_hold:
-        return f"{member.provider.name} has answered nothing for {silent:.0f} s"
-    return None
+from connectors.records import FATAL_ERROR_CLASSES, ROW_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES, RowError, record
+from pipelines.dispatch.request_types import RetryLimits
+from pipelines.limits.provider_limiter import FIRST_REFUSAL_SECONDS
 
 
 @record
-class Verdict:
-    """To be carried out once the exchange is in the ledger, but for `stop`."""
+class ProviderStatus:
+    """How one provider that may be asked behaves at this moment."""
 
-    answers: Sequence[bytes | RowError] = ()
-    """What each request of the pack is told; none where they are asked again."""
-    again: Sequence[RequestGroup] = ()
-    wait: float = 0.0
-    """Seconds until they are asked again."""
-    stop: str | None = None
-    """Why nothing more is to be sent, from this moment on; None: all goes on."""
+    name: str
+    pause_seconds: float
+    """Until it may be asked again, as it demands or as the circuit breaker decides."""
+    silent_seconds: float
+    """Since its last answer, if every request since then has failed; else 0."""
 
 
-def verdict(
-    pack: RequestGroup,
-    member: Route,
-    permit: int,
-    answers: Sequence[bytes | RowError],
-    error: RowError | None,
-    reply: Reply | None,
-    failure: RequestError | None,
-    tries: RetryLimits,
-) -> Verdict:
-    """Judged as soon as the reply is there: its provider's allowance hears of it at once, and the pack counts it."""
-    own = member.limiters[0]
-    if reply is not None:
-        hear(own, reply, member.route_id)
-    if error is None:
-        own.record_success(permit)
-        pack.attempts += 1
-        return Verdict(answers)
-    to_all = [error] * len(pack.requests)
-    pool = pack.route.pool
-    pack.failed_member = member if pool is not None else None
+@record
+class Attempt:
+    """The exchange that an error ended, as far as the decision depends on it."""
+
+    provider: ProviderStatus
+    """The one that was asked, after the error was reported to its limiter."""
+    providers: Sequence[ProviderStatus]
+    """All that may be asked: several for a pool."""
+    requests: int
+    """In the group."""
+    number: int
+    """Of the attempts that count, this one included if it counts."""
+    is_counted: bool = True
+    """False for a 429, a probe of a provider that is down, and a pool member that was excluded."""
+    retry_after: float | None = None
+    """Seconds that the reply asks to wait."""
+
+
+@record
+class RetryDecision:
+    """What follows from an exchange."""
+
+    action: Literal["resolve", "retry", "split", "separate"] = "resolve"
+    """Resolve the requests with their answers or the error; or send them again: together, in halves, or one by one."""
+    wait_seconds: float = 0.0
+    """Until they are sent again."""
+    stop_reason: str | None = None
+    """Why nothing more is sent, from this moment on."""
+
+
+RESOLVE = RetryDecision()
+RETRY_AT_ONCE = RetryDecision("retry")
+
+
+def decide(error: RowError, attempt: Attempt, limits: RetryLimits, jitter: float) -> RetryDecision:
+    """Decide what follows from an error of a whole exchange. `jitter`: 0.5 to 1, the part of the back-off to wait."""
+    if error.error_class in FATAL_ERROR_CLASSES:
+        # The other members of a pool have keys of their own.
+        return _stop(error, attempt.provider.name) if attempt.is_counted else RETRY_AT_ONCE
     if error.error_class not in TRANSIENT_ERROR_CLASSES:
-        own.record_success(permit)
-        if error.error_class in FATAL_ERROR_CLASSES and pool is not None and pool.leave_out(member, error):
-            return Verdict(again=(pack,))
-        pack.attempts += 1
-        if error.error_class in FATAL_ERROR_CLASSES:
-            return Verdict(to_all, stop=f"{error.error_class}: {member.provider.name} says: {error.message}")
-        return Verdict(to_all) if len(pack.requests) == 1 else Verdict(again=_halves(pack))
-    wait = wait_after(pack, member, permit, error, reply, failure, tries)
-    if (reason := given_up(pack.route.members, member, wait, error, tries)) is not None:
-        return Verdict(to_all, stop=f"{reason}; run again when it is back, it goes on where it stopped")
-    if pack.attempts >= tries.attempts:
-        return Verdict(to_all)
-    # Another member of a pool need not wait.
-    return Verdict(again=(pack,), wait=wait if len(pack.route.members) == 1 else 0.0)
+        # In a group, halving finds the request that the provider refuses.
+        return RESOLVE if attempt.requests == 1 else RetryDecision("split")
+    wait = backoff(error, attempt, limits, jitter)
+    if (reason := abort_reason(error, attempt, wait, limits)) is not None:
+        return RetryDecision(stop_reason=f"{reason}; run again when it is back, it goes on where it stopped")
+    if attempt.number >= limits.attempts:
+        return RESOLVE
+    # The other members of a pool need not wait.
+    return RetryDecision("retry", wait if len(attempt.providers) == 1 else 0.0)
 
 
-def _halves(pack: RequestGroup) -> Sequence[RequestGroup]:
-    """To find which request it is that never will be answered."""
-    middle = len(pack.requests) // 2
-    halves = (pack.requests[:middle], pack.requests[middle:])
-    return [RequestGroup(pack.route, half, exchanges=pack.exchanges) for half in halves]
+def decide_batch_line(
+    error: RowError, provider: str, requests: int, attempts: int, is_too_large: bool, limits: RetryLimits
+) -> RetryDecision:
+    """Decide what follows from a line of a batch without an answer. `is_too_large`: no batch can hold the line."""
+    if error.error_class in FATAL_ERROR_CLASSES:
+        return _stop(error, provider)
+    if error.error_class in TRANSIENT_ERROR_CLASSES and not is_too_large and attempts < limits.attempts:
+        return RETRY_AT_ONCE
+    if requests > 1 and (is_too_large or error.error_class in ROW_ERROR_CLASSES):
+        # Halving, as in an online run, would take a batch for each halving.
+        return RetryDecision("separate")
+    return RESOLVE
+
+
+def backoff(error: RowError, attempt: Attempt, limits: RetryLimits, jitter: float) -> float:
+    """Return the seconds until the group may be sent again, besides what the provider's limiter imposes."""
+    if error.error_class == "rate_limit":
+        # If the limiter does not pause, since the rate is not the reason, this group alone waits.
+        return 0.0 if attempt.provider.pause_seconds else FIRST_REFUSAL_SECONDS
+    if not attempt.is_counted:
+        return 0.0
+    if attempt.retry_after is not None:
+        return attempt.retry_after
+    return min(limits.longest_wait, limits.first_wait * 2.0 ** (attempt.number - 1)) * jitter
+
+
+def abort_reason(error: RowError, attempt: Attempt, wait: float, limits: RetryLimits) -> str | None:
+    """Return why the run ends: each provider has been silent, or asks to wait, for longer than `longest_hold`."""
+    reasons: list[str] = []
+    for provider in attempt.providers:
+        pause = max(provider.pause_seconds, wait if provider.name == attempt.provider.name else 0.0)
+        if pause > limits.longest_hold:
+            reasons.append(f"{provider.name} asks to come back in {pause:.0f} s")
+        elif provider.silent_seconds >= limits.longest_hold:
+            reasons.append(f"{provider.name} has answered nothing for {provider.silent_seconds:.0f} s")
+        else:
+            return None
+    return f"{error.error_class}: {', '.join(reasons)}; last: {error.message}"
+
+
+def _stop(error: RowError, provider: str) -> RetryDecision:
+    return RetryDecision(stop_reason=f"{error.error_class}: {provider} says: {error.message}")

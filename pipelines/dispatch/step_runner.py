@@ -1,4 +1,7 @@
-"""How a chunk of rows travels through a job's steps: rendered, looked up, asked, read, and handed to the committer."""
+"""The step runner: chunks of rows go through a job's steps, and finished rows go to the committer.
+
+In each step a row is rendered into a request, the request is looked up or sent, and its answer is read.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,17 +13,39 @@ import pyarrow as pa
 
 from connectors.media.media_reader import MediaReader
 from connectors.media.url_fetcher import FetchError
-from connectors.records import Request, Row, RowError, Values
+from connectors.records import Request, RowError, Values
 from pipelines.config.sql_predicate import Predicate
-from pipelines.dispatch.dispatcher import OnlineDispatcher
-from pipelines.dispatch.media_files import read_media, write_files
+from pipelines.dispatch.dispatcher import Dispatcher
+from pipelines.dispatch.media_files import write_files
+from pipelines.dispatch.pending_requests import IsUsable, Submission
 from pipelines.dispatch.read_buffer import LARGE_ANSWER_BYTES
-from pipelines.dispatch.request_types import Route, Submission
+from pipelines.dispatch.request_rendering import read_answer, render_requests
+from pipelines.dispatch.request_types import Route
 from pipelines.ledger.entries import StoredAnswer
 from pipelines.ledger.ledger import now_us
 
+CHUNK_ROWS = 512
+"""Rows of a chunk."""
+FILE_CHUNK_ROWS = 16
+"""Rows of a chunk if answers are files: all files of a chunk are in memory until the last one has arrived."""
+FILE_ENDPOINTS = frozenset({"speech", "image_generation", "image_edit", "image_variation"})
+"""The endpoints whose answers are files."""
+MAX_OPEN_ROWS = 32_768
+"""Rows in all unfinished chunks, however few requests they make."""
+MAX_OPEN_BYTES = 64 << 20
+"""Size of the rows in all unfinished chunks, however few they are: each is also held as its request."""
+MAX_RENDERING_CHUNKS = 3
+"""Chunks whose first requests are being rendered and looked up at the same time."""
+MAX_FETCHED_BYTES = 64 << 20
+"""Size of one file that an answer links to."""
+STRAGGLER_SECONDS = 1.0
+"""Time that a chunk waits for its last outcomes before its other rows go on without them."""
+
 RequestsByFingerprint = dict[bytes, tuple[Request, list[int]]]
-"""By fingerprint the requests of a chunk, each with the rows that it answers for."""
+"""The requests of a chunk by fingerprint, each with the indexes of the rows that it answers."""
+
+StoreAnswer = Callable[[Route, Request, bytes], Awaitable[None]]
+"""Replaces the stored answer of a request."""
 
 
 @dataclass(slots=True)
@@ -33,69 +58,56 @@ class RowFailure:
     attempts: int
     run_id: str
     at: int
+    """Microseconds since 1970, UTC."""
 
 
 @dataclass(slots=True)
 class StepResults:
-    """What became of a chunk's rows in one step."""
+    """The results of a chunk's rows in one step."""
 
     values: list[Values | None]
     answers: list[bytes | None]
+    """The fingerprint of each row's answer."""
     done: list[bool]
     failures: list[RowFailure] = field(default_factory=list)
 
-    def arrived(self) -> list[int]:
-        """The rows that have done the step."""
+    @classmethod
+    def empty(cls, rows: int) -> "StepResults":
+        """Return results for so many rows, none of which is done."""
+        return cls([None] * rows, [None] * rows, [False] * rows)
+
+    def finished_rows(self) -> list[int]:
+        """Return the indexes of the rows that have finished the step without a failure."""
         failed = {failure.row for failure in self.failures}
         return [row for row, done in enumerate(self.done) if done and row not in failed]
 
 
 @dataclass(slots=True)
 class FollowUps:
-    """What is still to be asked after a wave was read, a part of it at a time."""
+    """The requests that follow from answers which were read."""
 
-    further: RequestsByFingerprint = field(default_factory=dict)
-    easier: dict[str, list[int]] = field(default_factory=dict)
-    """Rows to be asked in a simpler way."""
-
-
-CHUNK_ROWS = 512
-"""Rows that travel together."""
-FILE_CHUNK_ROWS = 16
-"""The same where answers are files: all of a chunk's are in memory until the last one has come."""
-FILE_ENDPOINTS = frozenset({"speech", "image_generation", "image_edit", "image_variation"})
-"""The endpoints whose answers are files."""
-MAX_OPEN_ROWS = 32_768
-"""Rows under way at most, however few requests they make."""
-MAX_OPEN_BYTES = 64 << 20
-"""Bytes of rows under way at most, however few they are: each is held once more as its request."""
-MAX_RENDERING_CHUNKS = 3
-"""Chunks that are being rendered and looked up at the same time, at most."""
-
-LARGEST_FETCHED = 64 << 20
-"""Bytes of one file that an answer names."""
-
-SPLIT_AFTER = 1.0
-"""Seconds that a chunk waits for its stragglers before they travel on alone."""
+    repairs: RequestsByFingerprint = field(default_factory=dict)
+    fallbacks: dict[str, list[int]] = field(default_factory=dict)
+    """Rows to be requested again in a simpler structured mode, by mode."""
 
 
 @dataclass(slots=True)
 class RunStep:
-    """One step of the job, ready to be travelled."""
+    """One step of the job, ready to run."""
 
     route: Route
     when: Predicate | None
-    ask_easier: Callable[[Route, str], Awaitable[Route]]
-    """Makes (and remembers) the lane that asks for typed output in a simpler way."""
-    way_known: bool = True
-    """False: one row goes ahead and finds out how the provider takes typed output, before all others are refused."""
-    finding: asyncio.Lock = field(default_factory=asyncio.Lock)
-    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    fall_back: Callable[[Route, str], Awaitable[Route]]
+    """Returns (and remembers) the route that requests typed output in a simpler mode."""
+    is_mode_known: bool = True
+    """False: one row goes first to learn which structured mode the provider supports, before it refuses all others."""
+    mode_probe: asyncio.Lock = field(default_factory=asyncio.Lock)
+    route_change: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass(slots=True)
 class Chunk:
-    """Rows on their way: `table` holds the source's columns and the outputs of the steps behind them."""
+    """Rows on their way through the steps: `table` has the source's columns and the outputs of finished steps."""
 
     table: pa.Table
     keys: list[str]
@@ -105,15 +117,15 @@ class Chunk:
     """Whether the row needed an exchange of this invocation."""
     step: int = 0
     row_bytes: int = 0
-    """What a row took when it set out."""
-    setting_out: bool = False
-    """Whether its first requests are yet to be queued."""
+    """Mean size of a row when it was submitted."""
+    is_rendering: bool = False
+    """Whether its first requests are not queued yet."""
     failures: list[RowFailure] = field(default_factory=list)
-    """Their `row` counts in `failed`."""
+    """Their `row` is an index into the concatenated `failed` tables."""
     failed: list[pa.Table] = field(default_factory=list)
 
-    def take(self, rows: Sequence[int]) -> "Chunk":
-        """Only these rows, at the same step, without the failures."""
+    def select(self, rows: Sequence[int]) -> "Chunk":
+        """Return a chunk of these rows at the same step, without the failures."""
         if len(rows) == len(self.keys):
             return replace(self, failures=[], failed=[])
         return Chunk(
@@ -127,296 +139,301 @@ class Chunk:
 
 
 class StepRunner:
-    """Takes chunks through the steps; finished ones go to `finished`."""
+    """Runs chunks through the steps, each in a task of its own."""
 
     def __init__(
         self,
         steps: Sequence[RunStep],
-        fanout: OnlineDispatcher,
+        dispatcher: Dispatcher,
         run_id: str,
-        finished: Callable[[Chunk], None],
-        retrying: bool,
+        on_finished: Callable[[Chunk], None],
+        is_retrying: bool,
         media: MediaReader,
-        keep: Callable[[Route, Request, bytes], Awaitable[None]],
-        files: Path,
+        store_answer: StoreAnswer,
+        files_folder: Path,
     ) -> None:
-        """`retrying`: kept answers that made their row fail are asked again. `keep`: puts an answer in the ledger in
-        place of the one that is there. `files`: the folder of the files that answers hold."""
+        """`on_finished` takes finished chunks. `is_retrying`: stored answers that made their row fail are requested
+        again. `files_folder`: where the files of answers are written."""
         self._steps = steps
-        self._fanout = fanout
+        self._dispatcher = dispatcher
+        self._pending = dispatcher.pending
         for step in steps:
-            fanout.held_requests.register_provider(step.route)
+            dispatcher.register_route(step.route)
         self._run_id = run_id
-        self._finished = finished
-        self._retrying = retrying
+        self._on_finished = on_finished
+        self._is_retrying = is_retrying
         self._media = media
-        self._keep = keep
-        self._files = files
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._store_answer = store_answer
+        self._files_folder = files_folder
+        self._tasks: set[asyncio.Task[None]] = set()
         self.open_rows = 0
         self.open_bytes = 0
         self.rendering = 0
-        """Chunks that have set out and whose first requests are not queued yet."""
+        """Submitted chunks whose first requests are not queued yet."""
         self.failure: BaseException | None = None
         self.progressed = asyncio.Event()
-        """Set whenever rows have left."""
+        """Set whenever rows have finished."""
 
     def submit(self, chunk: Chunk) -> None:
-        """Send a chunk on its way."""
+        """Start a chunk."""
         chunk.row_bytes = chunk.table.nbytes // max(1, len(chunk.keys))
-        self._count(chunk, len(chunk.keys))
+        self._add_open_rows(chunk, len(chunk.keys))
         self.rendering += 1
-        chunk.setting_out = True
-        self._spawn(chunk)
+        chunk.is_rendering = True
+        self._start(chunk)
 
     async def join(self) -> None:
-        """Wait until every chunk has arrived."""
-        while self._under_way:
-            await asyncio.wait(set(self._under_way))
+        """Wait until every chunk has finished."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
 
-    def _count(self, chunk: Chunk, rows: int) -> None:
+    def _add_open_rows(self, chunk: Chunk, rows: int) -> None:
         self.open_rows += rows
         self.open_bytes += rows * chunk.row_bytes
 
-    def _has_set_out(self, chunk: Chunk) -> None:
-        if chunk.setting_out:
-            chunk.setting_out = False
+    def _end_rendering(self, chunk: Chunk) -> None:
+        if chunk.is_rendering:
+            chunk.is_rendering = False
             self.rendering -= 1
             self.progressed.set()
 
-    def _spawn(self, chunk: Chunk) -> None:
-        task = asyncio.create_task(self._go(chunk))
-        self._under_way.add(task)
-        task.add_done_callback(self._arrived)
+    def _start(self, chunk: Chunk) -> None:
+        task = asyncio.create_task(self._run_steps(chunk))
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
 
-    def _arrived(self, task: "asyncio.Task[None]") -> None:
-        self._under_way.discard(task)
+    def _on_task_done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
         self.progressed.set()
         if not task.cancelled() and (failure := task.exception()) is not None:
             self.failure = self.failure or failure
-            self._fanout.stop(f"{type(failure).__name__}: {failure}")
+            self._dispatcher.stop(f"{type(failure).__name__}: {failure}")
 
-    async def _go(self, chunk: Chunk) -> None:
+    async def _run_steps(self, chunk: Chunk) -> None:
         while chunk.step < len(self._steps) and chunk.keys:
-            chunk = await self._one_step(chunk, self._steps[chunk.step])
-        self._count(chunk, -len(chunk.keys))
-        self._finished(chunk)
+            chunk = await self._run_step(chunk, self._steps[chunk.step])
+        self._add_open_rows(chunk, -len(chunk.keys))
+        self._on_finished(chunk)
 
-    async def _one_step(self, chunk: Chunk, step: RunStep) -> Chunk:
-        if step.way_known:
-            return await self._taken(chunk, step)
-        async with step.finding:
-            scout = None if step.way_known else _first_asked(chunk, step)
-            if scout is not None:
-                others = [row for row in range(len(chunk.keys)) if row != scout]
+    async def _run_step(self, chunk: Chunk, step: RunStep) -> Chunk:
+        """Run one step; return the rows that have finished it."""
+        if step.is_mode_known:
+            return await self._finish_step(chunk, step)
+        async with step.mode_probe:
+            first = None if step.is_mode_known else _first_requested_row(chunk, step)
+            if first is not None:
+                others = [row for row in range(len(chunk.keys)) if row != first]
                 if others:
-                    rest, ahead = chunk.take(others), chunk.take([scout])
-                    rest.setting_out, ahead.failures, ahead.failed = chunk.setting_out, chunk.failures, chunk.failed
-                    self._spawn(rest)
-                    chunk = ahead
-                landed = await self._taken(chunk, step)
-                step.way_known = True
-                return landed
-        return await self._taken(chunk, step)
+                    rest, probe = chunk.select(others), chunk.select([first])
+                    rest.is_rendering, probe.failures, probe.failed = chunk.is_rendering, chunk.failures, chunk.failed
+                    self._start(rest)
+                    chunk = probe
+                finished = await self._finish_step(chunk, step)
+                step.is_mode_known = True
+                return finished
+        return await self._finish_step(chunk, step)
 
-    async def _taken(self, chunk: Chunk, step: RunStep) -> Chunk:
-        """The rows that have done the step."""
-        landing = await self._land(chunk, step)
-        self._has_set_out(chunk)
-        done = landing.arrived()
-        onward = self._onward(chunk, step, landing, done)
-        onward.failed, onward.failures = list(chunk.failed), list(chunk.failures)
-        if landing.failures:
-            before = sum(table.num_rows for table in onward.failed)
-            onward.failed.append(chunk.table.take(pa.array([failure.row for failure in landing.failures], pa.int64())))
-            for place, failure in enumerate(landing.failures):
-                onward.failures.append(replace(failure, row=before + place))
-        self._count(chunk, len(done) - len(chunk.keys))
-        return onward
+    async def _finish_step(self, chunk: Chunk, step: RunStep) -> Chunk:
+        results = await self._step_results(chunk, step)
+        self._end_rendering(chunk)
+        rows = results.finished_rows()
+        finished = self._next_chunk(chunk, step, results, rows)
+        finished.failed, finished.failures = list(chunk.failed), list(chunk.failures)
+        if results.failures:
+            before = sum(table.num_rows for table in finished.failed)
+            failed_rows = pa.array([failure.row for failure in results.failures], pa.int64())
+            finished.failed.append(chunk.table.take(failed_rows))
+            for index, failure in enumerate(results.failures):
+                finished.failures.append(replace(failure, row=before + index))
+        self._add_open_rows(chunk, len(rows) - len(chunk.keys))
+        return finished
 
-    def _onward(self, chunk: Chunk, step: RunStep, landing: StepResults, done: list[int]) -> Chunk:
-        onward = chunk.take(done)
-        kept = [landing.values[row] for row in done]
-        for column, array in zip(step.route.endpoint.fields, step.route.endpoint.arrays(kept), strict=True):
-            onward.table = onward.table.append_column(column, array)
-        for row, answers in zip(done, onward.answers, strict=True):
-            answers.append(landing.answers[row])
-        onward.step += 1
-        return onward
+    def _next_chunk(self, chunk: Chunk, step: RunStep, results: StepResults, rows: list[int]) -> Chunk:
+        """Return the finished rows with the step's columns, ready for the next step."""
+        finished = chunk.select(rows)
+        endpoint = step.route.endpoint
+        values = [results.values[row] for row in rows]
+        for column, array in zip(endpoint.fields, endpoint.arrays(values), strict=True):
+            finished.table = finished.table.append_column(column, array)
+        for row, answers in zip(rows, finished.answers, strict=True):
+            answers.append(results.answers[row])
+        finished.step += 1
+        return finished
 
-    def _send_ahead(self, chunk: Chunk, step: RunStep, landing: StepResults) -> None:
-        """Let rows that have done the step go on without the others of their chunk."""
-        if done := landing.arrived():
-            # With the chunk they are counted out.
-            self._count(chunk, len(done))
-            self._spawn(self._onward(chunk, step, landing, done))
-        for row in done:
-            landing.values[row], landing.done[row] = None, False
+    def _forward_finished(self, chunk: Chunk, step: RunStep, results: StepResults) -> None:
+        """Let rows that have finished the step go on without the others of their chunk."""
+        rows = results.finished_rows()
+        if rows:
+            # They are subtracted together with their chunk.
+            self._add_open_rows(chunk, len(rows))
+            self._start(self._next_chunk(chunk, step, results, rows))
+        for row in rows:
+            results.values[row], results.done[row] = None, False
 
-    async def _land(self, chunk: Chunk, step: RunStep) -> StepResults:
-        """Ask for all rows of the chunk; rows that dawdle go on as a chunk of their own, rows never sent are left."""
-        count = len(chunk.keys)
-        landing = StepResults([None] * count, [None] * count, [False] * count)
-        # As it is now: another chunk may make the step go over to a simpler way while these requests are under way.
-        asked = replace(step)
-        wanted = await self._rendered(chunk, asked, landing)
-        while wanted:
-            wave = await self._fanout.submit(
-                asked.route, [request for request, _ in wanted.values()], self._usable(asked)
+    async def _step_results(self, chunk: Chunk, step: RunStep) -> StepResults:
+        """Request all rows of the chunk; stragglers go on as a chunk of their own, rows never sent are left out."""
+        results = StepResults.empty(len(chunk.keys))
+        # A copy: another chunk may change the step's route while these requests are under way.
+        current = replace(step)
+        requests = await self._rendered_requests(chunk, current, results)
+        while requests:
+            # The route changes with follow-ups in a simpler mode.
+            route, follow_ups = current.route, FollowUps()
+            submission = await self._pending.submit(
+                route, [request for request, _ in requests.values()], self._is_usable(current)
             )
-            self._has_set_out(chunk)
-            # As it is now: the lane changes with what is asked further.
-            lane, reading = asked.route, FollowUps()
-            while await self._dawdle(wave, any(landing.done)):
-                await self._read(chunk, lane, wanted, wave, landing, reading)
-                self._send_ahead(chunk, step, landing)
-            wave.is_abandoned = True
-            if wave.pending and self._fanout.stopped is None:
-                late = sorted(row for mark in wave.pending for row in wanted[mark][1])
-                for row in late:
+            self._end_rendering(chunk)
+            while await self._wait_for_outcomes(submission, any(results.done)):
+                await self._read_outcomes(chunk, route, requests, submission, results, follow_ups)
+                self._forward_finished(chunk, step, results)
+            submission.is_abandoned = True
+            if submission.pending and self._dispatcher.state.stop_reason is None:
+                stragglers = sorted(row for fingerprint in submission.pending for row in requests[fingerprint][1])
+                for row in stragglers:
                     chunk.asked[row] = True
-                self._count(chunk, len(late))
-                self._spawn(chunk.take(late))
-            await self._read(chunk, lane, wanted, wave, landing, reading)
-            wanted = await self._further(chunk, step, asked, reading)
-        return landing
+                self._add_open_rows(chunk, len(stragglers))
+                self._start(chunk.select(stragglers))
+            await self._read_outcomes(chunk, route, requests, submission, results, follow_ups)
+            requests = await self._follow_up_requests(chunk, step, current, follow_ups)
+        return results
 
-    async def _rendered(self, chunk: Chunk, step: RunStep, landing: StepResults) -> RequestsByFingerprint:
-        endpoint = step.route.endpoint
-        places = range(len(chunk.keys))
-        passes, broken = ([True] * len(places), {}) if step.when is None else step.when.tried(chunk.table)
-        given: Sequence[Row] = chunk.table.select(sorted(endpoint.input_columns)).to_pylist()
-        rows: dict[int, Row | RowError] = dict(enumerate(given))
-        passing = [place for place in places if passes[place]]
-        for left_out in set(places).difference(passing, broken):
-            landing.done[left_out] = True
-            self._fanout.passed(step.route.step, 1)
-        if endpoint.media:
-            rows |= await read_media(self._media, given, endpoint.media, passing)
-        rows |= broken
-        wanted: RequestsByFingerprint = {}
-        for place in sorted([*passing, *broken]):
-            key, row = chunk.keys[place], rows[place]
-            request = row if isinstance(row, RowError) else endpoint.request(row, key)
+    async def _rendered_requests(self, chunk: Chunk, step: RunStep, results: StepResults) -> RequestsByFingerprint:
+        """Render the rows that `when` selects; record rows that it excludes and rows that make no request."""
+        name, rows = step.route.step, range(len(chunk.keys))
+        selected, errors = ([True] * len(rows), {}) if step.when is None else step.when.evaluate(chunk.table)
+        asked = [row for row in rows if selected[row]]
+        for excluded in set(rows).difference(asked, errors):
+            results.done[excluded] = True
+            self._pending.record_skipped(name, 1)
+        rendered = await render_requests(step.route.endpoint, chunk.table, chunk.keys, asked, self._media)
+        requests: RequestsByFingerprint = {}
+        for row, request in sorted({**rendered, **errors}.items()) if errors else rendered.items():
             if isinstance(request, RowError):
-                landing.failures.append(RowFailure(place, step.route.step, request, 0, self._run_id, now_us()))
-                self._fanout.passed(step.route.step, 1, failed=True)
+                results.failures.append(RowFailure(row, name, request, 0, self._run_id, now_us()))
+                self._pending.record_skipped(name, 1, failed=True)
                 continue
-            same = wanted.get(request.fingerprint)
+            same = requests.get(request.fingerprint)
             if same is None:
-                wanted[request.fingerprint] = (request, [place])
+                requests[request.fingerprint] = (request, [row])
             else:
-                self._release(request)
-                same[1].append(place)
-                wanted[request.fingerprint] = (replace(same[0], keys=(*same[0].keys, key)), same[1])
-        return wanted
+                self._release_media(request)
+                same[1].append(row)
+                merged = replace(same[0], keys=(*same[0].keys, chunk.keys[row]))
+                requests[request.fingerprint] = (merged, same[1])
+        return requests
 
-    def _usable(self, step: RunStep) -> Callable[[StoredAnswer], bool]:
+    def _is_usable(self, step: RunStep) -> IsUsable:
         endpoint = step.route.endpoint
 
-        def made_a_result(answer: StoredAnswer) -> bool:
+        def has_values(answer: StoredAnswer) -> bool:
             if answer.reply is None:
                 return False
-            # One whose links were not fetched has failed: they may be dead by now.
+            # If its links were not fetched, the row has failed, and they may have expired by now.
             return not endpoint.expiring_urls(answer.reply) and not isinstance(endpoint.values(answer.reply), RowError)
 
-        return made_a_result if self._retrying else lambda answer: True
+        return has_values if self._is_retrying else lambda answer: True
 
-    async def _dawdle(self, wave: Submission, others: bool) -> bool:
-        """Wait for the wave; no longer for its last few, or for all of it where other rows could go on (`others`), when
-        the senders would run dry. True: what has landed is to be read, then the rest is waited for."""
-        size = len(wave.pending)
-        while not wave.done.is_set():
-            if wave.ready.is_set():
+    async def _wait_for_outcomes(self, submission: Submission, has_finished_rows: bool) -> bool:
+        """Wait for outcomes; return whether more will be waited for after those that are there have been read.
+
+        When the senders would run out of requests, it does not wait for the last few outcomes, nor for any if the
+        chunk has finished rows that could go on.
+        """
+        size = len(submission.pending)
+        while not submission.done.is_set():
+            if submission.ready.is_set():
                 return True
             try:
-                await asyncio.wait_for(wave.ready.wait(), SPLIT_AFTER)
+                await asyncio.wait_for(submission.ready.wait(), STRAGGLER_SECONDS)
             except TimeoutError:
-                if self._fanout.has_capacity and wave.pending and (others or len(wave.pending) < size):
+                pending = len(submission.pending)
+                if self._dispatcher.has_capacity and pending and (has_finished_rows or pending < size):
                     return False
         return False
 
-    async def _read(
+    async def _read_outcomes(
         self,
         chunk: Chunk,
-        lane: Route,
-        wanted: RequestsByFingerprint,
-        wave: Submission,
-        landing: StepResults,
-        reading: FollowUps,
+        route: Route,
+        requests: RequestsByFingerprint,
+        submission: Submission,
+        results: StepResults,
+        follow_ups: FollowUps,
     ) -> None:
-        """Typed values from what has landed. `lane`: as it was when the requests were made."""
-        endpoint = lane.endpoint
-        outcomes, nbytes = wave.drain()
-        for mark in list(outcomes):
-            outcome = outcomes.pop(mark)
-            request, rows = wanted[mark]
-            # Another row's answer of this invocation, found in the ledger, is no more reused than one still in flight.
-            if outcome.was_sent or (outcome.run_id == self._run_id and outcome.at >= self._fanout.began):
+        """Read typed values from the outcomes that are there. `route`: as it was when the requests were rendered."""
+        endpoint = route.endpoint
+        outcomes, nbytes = submission.drain()
+        for fingerprint in list(outcomes):
+            outcome = outcomes.pop(fingerprint)
+            request, rows = requests[fingerprint]
+            if self._pending.is_from_this_run(outcome):
                 for row in rows:
                     chunk.asked[row] = True
-            problem = outcome.error
+            error = outcome.error
             if outcome.answer is not None:
-                answer = await self._fetched(lane, request, outcome.answer)
-                values = answer if isinstance(answer, RowError) else endpoint.values(answer)
+                answer = await self._with_linked_files(route, request, outcome.answer)
+                values = answer if isinstance(answer, RowError) else read_answer(endpoint, request, answer)
+                if isinstance(values, Request):
+                    follow_ups.repairs[values.fingerprint] = (replace(values, keys=request.keys), rows)
+                    continue
                 if not isinstance(values, RowError) and isinstance(answer, bytes):
-                    write = partial(write_files, self._files, partial(endpoint.files, answer))
+                    write = partial(write_files, self._files_folder, partial(endpoint.files, answer))
                     await asyncio.to_thread(write) if len(answer) > LARGE_ANSWER_BYTES else write()
                     for row in rows:
-                        landing.values[row], landing.answers[row], landing.done[row] = values, mark, True
-                    self._release(request)
+                        results.values[row], results.answers[row], results.done[row] = values, fingerprint, True
+                    self._release_media(request)
                     continue
                 assert isinstance(values, RowError)
-                problem = values
-                if (mended := endpoint.repair(request, outcome.answer, problem)) is not None:
-                    reading.further[mended.fingerprint] = (replace(mended, keys=request.keys), rows)
-                    continue
-            assert problem is not None
-            self._release(request)
-            if (way := endpoint.fallback_mode(problem)) is not None:
-                reading.easier.setdefault(way, []).extend(rows)
+                error = values
+            assert error is not None
+            self._release_media(request)
+            if (mode := endpoint.fallback_mode(error)) is not None:
+                follow_ups.fallbacks.setdefault(mode, []).extend(rows)
                 continue
             if outcome.answer is not None and outcome.was_sent:
-                self._fanout.settled(0 if lane.is_last_step else len(rows), failed=len(rows))
-            landing.failures.extend(
-                RowFailure(row, lane.step, problem, outcome.attempts, outcome.run_id, outcome.at) for row in rows
+                self._pending.record_settled(0 if route.is_last_step else len(rows), failed=len(rows))
+            results.failures.extend(
+                RowFailure(row, route.step, error, outcome.attempts, outcome.run_id, outcome.at) for row in rows
             )
-        self._fanout.read_buffer.release(nbytes)
+        self._pending.read_buffer.release(nbytes)
 
-    async def _further(self, chunk: Chunk, step: RunStep, asked: RunStep, reading: FollowUps) -> RequestsByFingerprint:
-        """What is to be asked next. `asked`: the step as it was; its lane becomes that of what comes back."""
-        lane, further = asked.route, reading.further
-        for way, unsorted in reading.easier.items():
+    async def _follow_up_requests(
+        self, chunk: Chunk, step: RunStep, current: RunStep, follow_ups: FollowUps
+    ) -> RequestsByFingerprint:
+        """Return the requests to submit next, and set the route of `current` to the one that they take."""
+        route, requests = current.route, follow_ups.repairs
+        for mode, unsorted in follow_ups.fallbacks.items():
             rows = sorted(unsorted)
-            async with step.changing:
-                if step.route is lane:
-                    step.route = await step.ask_easier(lane, way)
-            asked.route = step.route
-            again = await self._rendered(chunk.take(rows), replace(asked, when=None), StepResults([], [], []))
-            for mark, (request, places) in again.items():
-                further[mark] = (request, [rows[place] for place in places])
-        return further
+            async with step.route_change:
+                if step.route is route:
+                    step.route = await step.fall_back(route, mode)
+            current.route = step.route
+            rendered = await self._rendered_requests(
+                chunk.select(rows), replace(current, when=None), StepResults.empty(0)
+            )
+            for fingerprint, (request, indexes) in rendered.items():
+                requests[fingerprint] = (request, [rows[index] for index in indexes])
+        return requests
 
-    def _release(self, request: Request) -> None:
+    def _release_media(self, request: Request) -> None:
         for media in request.media:
             self._media.release(media)
 
-    async def _fetched(self, lane: Route, request: Request, answer: bytes) -> bytes | RowError:
-        """The answer with the contents of its links, which expire, kept from now on; it is paid for already."""
-        links = lane.endpoint.expiring_urls(answer)
-        if not links:
+    async def _with_linked_files(self, route: Route, request: Request, answer: bytes) -> bytes | RowError:
+        """Return the answer with the contents of its links, which expire, and store it; it is paid for already."""
+        urls = route.endpoint.expiring_urls(answer)
+        if not urls:
             return answer
         try:
-            contents = [await self._media.fetch(link, LARGEST_FETCHED) for link in links]
+            contents = [await self._media.fetch(url, MAX_FETCHED_BYTES) for url in urls]
         except FetchError as exc:
             return RowError("connection", f"the answer names a file that cannot be fetched: {exc}")
-        whole = lane.endpoint.with_contents(answer, contents)
-        await self._keep(lane, request, whole)
-        return whole
+        complete = route.endpoint.with_contents(answer, contents)
+        await self._store_answer(route, request, complete)
+        return complete
 
 
-def _first_asked(chunk: Chunk, step: RunStep) -> int | None:
-    """The first row that the step's `when` lets through."""
+def _first_requested_row(chunk: Chunk, step: RunStep) -> int | None:
     if step.when is None:
         return 0
-    return next((row for row, passes in enumerate(step.when.mask(chunk.table)) if passes), None)
+    return next((row for row, selected in enumerate(step.when.mask(chunk.table)) if selected), None)

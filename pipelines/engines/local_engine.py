@@ -1,4 +1,4 @@
-"""Who takes the rows of a run through its steps: this process, or the workers of a Ray cluster."""
+"""The engines: the component that executes a run, and the one that does it in this process."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -11,9 +11,12 @@ from pipelines.batch.dispatcher import BatchDispatcher, BatchOptions
 from pipelines.batch.store import BatchLedger
 from pipelines.config.batch_rules import next_deadline
 from pipelines.dispatch.counters import RunCounters
-from pipelines.dispatch.dispatcher import OnlineDispatcher
+from pipelines.dispatch.dispatch_state import DispatchState
+from pipelines.dispatch.dispatcher import DispatchControl, Dispatcher
+from pipelines.dispatch.online_dispatcher import OnlineDispatcher
+from pipelines.dispatch.pending_requests import PendingRequests
 from pipelines.dispatch.provider_routes import build_routes, shared_limiters
-from pipelines.dispatch.request_types import DailyBudget, DispatchControl, RetryLimits
+from pipelines.dispatch.request_types import DailyBudget, RetryLimits
 from pipelines.dispatch.step_runner import Chunk, RunStep, StepRunner
 from pipelines.ledger.ledger import Ledger
 from pipelines.limits.provider_limiter import ProviderLimiter
@@ -24,7 +27,7 @@ from pipelines.runtime.run_records import OpenRun
 
 
 class ChunkRunner(Protocol):
-    """Takes chunks of rows through the steps: `StepRunner`, or its stand-in on Ray."""
+    """Runs chunks of rows through the steps: `StepRunner`, or the chunk queue of the Ray workers."""
 
     failure: BaseException | None
     progressed: asyncio.Event
@@ -39,19 +42,20 @@ class ChunkRunner(Protocol):
     def open_bytes(self) -> int: ...
 
     def submit(self, chunk: Chunk) -> None:
-        """See Travel, as for all of these."""
+        """See StepRunner, as for all of these."""
 
     async def join(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """One invocation: what is to be done, and where it is counted."""
+    """One invocation: the prepared job, and where its results and its costs are recorded."""
 
     prepared: PreparedJob
     ledger: Ledger
     run: OpenRun
-    retrying: bool
+    is_retrying: bool
+    """Whether stored answers that made their row fail are requested again."""
     counters: RunCounters
     budget: RunBudget
     daily_budget: DailyBudget | None
@@ -61,73 +65,69 @@ class RunContext:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What does it."""
+    """The component that executes a run (local process or Ray workers)."""
 
     dispatcher: DispatchControl
     runner: ChunkRunner
     limiters: Mapping[str, ProviderLimiter]
-    """By provider, to be looked at."""
+    """By provider, for displays."""
     shared_limiters: Mapping[str, ProviderLimiter]
     """Those to be shared with other processes of the workspace."""
     close: Callable[[], Awaitable[None]]
-    """To be awaited after the fan-out is closed."""
+    """To be awaited after the dispatcher is closed."""
     job_limiter: ProviderLimiter
-    """The job's own limits, to be looked at."""
+    """Of the job's own limits, for displays."""
     remote_timings: RemoteTimings | None = None
-    """What workers tell of themselves; None where this process does it all."""
+    """What the workers report; None if this process does all the work."""
 
 
-def local_engine(work: RunContext) -> Engine:
-    """This process."""
-    ready, ledger, run = work.prepared, work.ledger, work.run
-    job = ready.job
-    transport = HttpTransport(
-        RequestTimeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total), job.limits.concurrency
+def local_engine(context: RunContext) -> Engine:
+    """Return the engine that runs in this process."""
+    prepared, ledger, run = context.prepared, context.ledger, context.run
+    job = prepared.job
+    timeouts, retry, concurrency = job.timeouts, job.retry, job.limits.concurrency
+    transport = HttpTransport(RequestTimeouts(timeouts.connect, timeouts.idle, timeouts.total), concurrency)
+    retry_limits = RetryLimits(retry.attempts, retry.longest_wait, retry.longest_hold)
+    pending = PendingRequests(ledger, context.counters, DispatchState(), run.run_id, job.limits.failed_share)
+    online = OnlineDispatcher(
+        pending, ledger, transport, context.budget, retry_limits, concurrency, context.daily_budget
     )
+    limiters: dict[str, ProviderLimiter] = {}
+    steps = build_routes(job, prepared.workspace, prepared.steps, ledger, run.run_id, limiters)
+    dispatcher: Dispatcher = online
     batches = BatchLedger(ledger, job.name)
-    kind = BatchDispatcher if job.delivery == "batch" or batches.any_open() else OnlineDispatcher
-    fanout = kind(
-        ledger,
-        transport,
-        work.budget,
-        work.counters,
-        RetryLimits(job.retry.attempts, job.retry.longest_wait, job.retry.longest_hold),
-        job.limits.concurrency,
-        run.run_id,
-        work.daily_budget,
-        job.limits.failed_share,
-    )
-    allowances: dict[str, ProviderLimiter] = {}
-    media = media_reader(ready)
-    steps = build_routes(ready, ledger, run.run_id, allowances)
-    if isinstance(fanout, BatchDispatcher):
-        fanout.deliver(_delivery(ready, batches, transport, steps))
-    travel = StepRunner(
+    if job.delivery == "batch" or batches.has_open_batches():
+        options = _batch_options(prepared, batches, transport, steps)
+        dispatcher = BatchDispatcher(online, context.budget, retry_limits, context.daily_budget, options)
+    media = media_reader(prepared)
+    runner = StepRunner(
         steps,
-        fanout,
+        dispatcher,
         run.run_id,
-        work.on_finished,
-        work.retrying,
+        context.on_finished,
+        context.is_retrying,
         media,
-        lambda lane, request, answer: ledger.store_answer(request.fingerprint, lane.route_id, request.body, answer),
-        ready.sink.files_folder,
+        lambda route, request, answer: ledger.store_answer(request.fingerprint, route.route_id, request.body, answer),
+        prepared.sink.files_folder,
     )
 
     async def close() -> None:
         await transport.close()
         await media.close()
 
-    return Engine(fanout, travel, allowances, shared_limiters(ready, allowances), close, steps[0].route.limiters[1])
+    return Engine(
+        dispatcher, runner, limiters, shared_limiters(prepared.steps, limiters), close, steps[0].route.limiters[1]
+    )
 
 
-def _delivery(
-    ready: PreparedJob, batches: BatchLedger, transport: HttpTransport, steps: Sequence[RunStep]
+def _batch_options(
+    prepared: PreparedJob, batches: BatchLedger, transport: HttpTransport, steps: Sequence[RunStep]
 ) -> BatchOptions:
-    """By batches until the deadline; for a job that is delivered online by now, batches that it left are ended."""
-    job, now = ready.job, datetime.now(UTC)
+    """Return the options of the Batch API; for a job that is online by now, the open batches end at once."""
+    job, now = prepared.job, datetime.now(UTC)
     deadline = now if job.delivery == "online" else None
     if job.deadline is not None:
-        deadline = next_deadline(job.deadline, ready.workspace.zone, now)
-    models = [(step.model.model, step.model.endpoint) for step in ready.steps]
-    lanes = [(step.route, *model) for step, model in zip(steps, models, strict=True)]
-    return BatchOptions(batches, ready.workspace.state / "batches" / job.name, transport, lanes, deadline)
+        deadline = next_deadline(job.deadline, prepared.workspace.zone, now)
+    models = [(step.model.model, step.model.endpoint) for step in prepared.steps]
+    routes = [(step.route, *model) for step, model in zip(steps, models, strict=True)]
+    return BatchOptions(batches, prepared.workspace.state / "batches" / job.name, transport, routes, deadline)

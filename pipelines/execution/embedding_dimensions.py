@@ -8,10 +8,12 @@ import pyarrow as pa
 
 from connectors.errors import Stopped
 from connectors.records import ROW_ERROR_CLASSES, Request
-from connectors.sql import quoted
+from connectors.sql import identifier
 from connectors.transport.client import HttpTransport, RequestTimeouts
 from pipelines.dispatch.counters import RunCounters, StepCounters
-from pipelines.dispatch.dispatcher import OnlineDispatcher
+from pipelines.dispatch.dispatch_state import DispatchState
+from pipelines.dispatch.online_dispatcher import OnlineDispatcher
+from pipelines.dispatch.pending_requests import PendingRequests
 from pipelines.dispatch.provider_routes import build_routes
 from pipelines.dispatch.request_types import DailyBudget, RetryLimits
 from pipelines.dispatch.step_runner import RunStep
@@ -42,7 +44,7 @@ def dimensions_from_sink(ready: PreparedJob, ledger: Ledger) -> None:
         ready.sink.attach(db)
         try:
             for step in missing_dimensions(ready):
-                (column,) = (quoted(field.name) for field in step.endpoint.fields)
+                (column,) = (identifier(field.name) for field in step.endpoint.fields)
                 query = f"select len({column}) from {ready.sink.results_sql()} where {column} is not null limit 1"
                 for (size,) in db.execute(query).fetchall():
                     _store_dimensions(ledger, step, size)
@@ -63,17 +65,16 @@ async def probe_dimensions(ready: PreparedJob, ledger: Ledger, run: OpenRun, cou
     daily = ready.workspace.budget
     transport = HttpTransport(RequestTimeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total), 1)
     dispatcher = OnlineDispatcher(
+        PendingRequests(ledger, counters, DispatchState(), run.run_id),
         ledger,
         transport,
         RunBudget(None if job.budget is None else round(job.budget.usd * PICO), run.spent),
-        counters,
         RetryLimits(job.retry.attempts, job.retry.longest_wait, job.retry.longest_hold),
         1,
-        run.run_id,
         None if daily is None else DailyBudget(round(daily.usd_per_day * PICO), ready.workspace.zone),
     )
     limiters: dict[str, ProviderLimiter] = {}
-    routes = build_routes(ready, ledger, run.run_id, limiters)
+    routes = build_routes(job, ready.workspace, ready.steps, ledger, run.run_id, limiters)
     dispatcher.start()
     try:
         for step, step_route in zip(ready.steps, routes, strict=True):
@@ -82,7 +83,7 @@ async def probe_dimensions(ready: PreparedJob, ledger: Ledger, run: OpenRun, cou
                     dispatcher,
                     step_route,
                     itertools.islice(_requests_of_first_rows(ready, step), MAX_PROBED_ROWS),
-                    counters.sized,
+                    counters.probed_fingerprints,
                 )
                 if dimensions is not None:
                     _store_dimensions(ledger, step, dimensions)
@@ -100,21 +101,21 @@ async def _probe_step(
     """
     reason: str | None = None
     for request in requests:
-        pending = await dispatcher.submit(step_route.lane, [request], lambda answer: True)
-        await pending.done.wait()
-        dispatcher.read_buffer.release(pending.nbytes)
-        outcome = pending.outcomes.get(request.fingerprint)
+        submission = await dispatcher.pending.submit(step_route.route, [request], lambda answer: True)
+        await submission.done.wait()
+        dispatcher.pending.read_buffer.release(submission.unread_bytes)
+        outcome = submission.outcomes.get(request.fingerprint)
         if outcome is not None and outcome.answer is not None:
-            probed |= {request.fingerprint} if outcome.sent else set()
+            probed |= {request.fingerprint} if outcome.was_sent else set()
             return len(outcome.answer) // 4
-        reason = dispatcher.stopped if outcome is None or outcome.error is None else outcome.error.message
+        reason = dispatcher.state.stop_reason if outcome is None or outcome.error is None else outcome.error.message
         if outcome is None or outcome.error is None or outcome.error.error_class not in ROW_ERROR_CLASSES:
             break
     else:
         if reason is None:
             return None
     raise Stopped(
-        f"steps.{step_route.lane.step}.dimensions: the dimensions of the model's vectors could not be learned: {reason}; "
+        f"steps.{step_route.route.step}.dimensions: the dimensions of the model's vectors could not be learned: {reason}; "
         "run again, or add dimensions: N"
     )
 

@@ -17,14 +17,15 @@ import pyarrow as pa
 from connectors.contracts import Commit
 from connectors.errors import RowmillError
 from pipelines.dispatch.counters import RunCounters, StepCounters
-from pipelines.dispatch.request_types import DailyBudget, DispatchControl
+from pipelines.dispatch.dispatcher import DispatchControl
+from pipelines.dispatch.request_types import DailyBudget
 from pipelines.dispatch.step_runner import (
-    ANSWERED_BY_FILES,
+    FILE_ENDPOINTS,
     CHUNK_ROWS,
-    FILE_ROWS,
-    LOOKING,
-    OPEN_BYTES,
-    OPEN_ROWS,
+    FILE_CHUNK_ROWS,
+    MAX_RENDERING_CHUNKS,
+    MAX_OPEN_BYTES,
+    MAX_OPEN_ROWS,
     Chunk,
 )
 from pipelines.engines.local_engine import ChunkRunner, Engine, RunContext, local_engine
@@ -81,10 +82,10 @@ async def run_job(
     counters.rows = counts.rows + len(ready.reader.rejects)
     counters.rows_ok = counters.rows_reused = counts.done
     counters.rows_failed = len(ready.reader.rejects) + counts.failed_before
-    counters.begun_with = counters.rows_ok + counters.rows_failed
+    counters.rows_done_before = counters.rows_ok + counters.rows_failed
     # Embeddings are requested by the chunk; how many rows share a request is known after the first chunk.
     counters.steps = {
-        step.model.name: StepCounters(a_row=1 / CHUNK_ROWS if step.model.endpoint == "embeddings" else 1.0)
+        step.model.name: StepCounters(requests_per_row=1 / CHUNK_ROWS if step.model.endpoint == "embeddings" else 1.0)
         for step in ready.steps
     }
     budget = RunBudget(None if job.budget is None else round(job.budget.usd * PICO), run.spent)
@@ -120,13 +121,13 @@ async def run_job(
         finally:
             clock.end_sending()
             lag_task.cancel()
-            stopped = dispatcher.stopped
+            stopped = dispatcher.state.stop_reason
             await dispatcher.close(options.grace_seconds)
             await engine.close()
             commit_task.cancel()
             progress_task.cancel()
             commit_error, _ = await asyncio.gather(commit_task, progress_task, return_exceptions=True)
-        failure = dispatcher.failure or runner.failure
+        failure = dispatcher.state.failure or runner.failure
         if failure is None and isinstance(commit_error, Exception):
             failure = commit_error
         try:
@@ -140,8 +141,8 @@ async def run_job(
     elif stopped is not None and stopped.startswith("budget"):
         stopped = _budget_message(stopped, counters, budget, daily_budget)
     interrupted = stopped == INTERRUPTED
-    if interrupted and dispatcher.left_running:
-        stopped = f"{INTERRUPTED}: batches go on at the provider ({dispatcher.left_running}); the next run fetches them"
+    if interrupted and dispatcher.state.left_running:
+        stopped = f"{INTERRUPTED}: batches go on at the provider ({dispatcher.state.left_running}); the next run fetches them"
     code = 130 if interrupted else 3 if stopped is not None else 1 if counters.rows_failed else 0
     clock.committing_seconds = committer.seconds
     defect = failure if stopped == DEFECT_MESSAGE and isinstance(failure, Exception) else None
@@ -156,13 +157,13 @@ async def _feed_rows(
     clock: TimeBreakdown,
     committer: Committer,
 ) -> None:
-    files = any(step.model.endpoint in ANSWERED_BY_FILES for step in ready.steps)
-    batches = ready.selection.batches(FILE_ROWS if files else CHUNK_ROWS, retry or frozenset())
-    max_open_rows = OPEN_ROWS if ready.job.delivery == "online" else OPEN_BATCH_ROWS
+    files = any(step.model.endpoint in FILE_ENDPOINTS for step in ready.steps)
+    batches = ready.selection.batches(FILE_CHUNK_ROWS if files else CHUNK_ROWS, retry or frozenset())
+    max_open_rows = MAX_OPEN_ROWS if ready.job.delivery == "online" else OPEN_BATCH_ROWS
     if files and ready.job.delivery == "online":
         # A server may answer faster than the files are written.
-        max_open_rows = 2 * max(FILE_ROWS, ready.job.limits.concurrency)
-    while dispatcher.stopped is None:
+        max_open_rows = 2 * max(FILE_CHUNK_ROWS, ready.job.limits.concurrency)
+    while dispatcher.state.stop_reason is None:
         began = time.perf_counter()
         batch = await asyncio.to_thread(next, batches, None)
         read = time.perf_counter()
@@ -172,10 +173,10 @@ async def _feed_rows(
             await asyncio.to_thread(ready.reader.close)
             return
         runner.submit(_chunk(batch))
-        while dispatcher.stopped is None and (
-            runner.rendering >= LOOKING
+        while dispatcher.state.stop_reason is None and (
+            runner.rendering >= MAX_RENDERING_CHUNKS
             or runner.open_rows >= max_open_rows
-            or runner.open_bytes >= OPEN_BYTES
+            or runner.open_bytes >= MAX_OPEN_BYTES
             or committer.is_full
         ):
             runner.progressed.clear()
@@ -243,11 +244,11 @@ def _handle_signals(dispatcher: DispatchControl, grace: float) -> Iterator[None]
     loop = asyncio.get_running_loop()
 
     def interrupt() -> None:
-        if dispatcher.stopped == INTERRUPTED:
+        if dispatcher.state.stop_reason == INTERRUPTED:
             # Requests in flight are recorded: the next run settles them as unknown.
             os._exit(130)
         dispatcher.stop(INTERRUPTED)
-        dispatcher.stopped = INTERRUPTED
+        dispatcher.state.stop_reason = INTERRUPTED
         loop.call_later(grace, dispatcher.cancel)
 
     if threading.current_thread() is not threading.main_thread():

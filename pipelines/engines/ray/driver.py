@@ -1,4 +1,4 @@
-"""`--engine ray`: the driver reads and commits as ever, workers on a Ray cluster take the chunks through the steps."""
+"""`--engine ray`: the driver reads and commits as in a local run, and workers on a Ray cluster run the chunks."""
 
 import asyncio
 import contextlib
@@ -14,387 +14,399 @@ from connectors.errors import JobError
 from pipelines.batch.store import BatchLedger
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace_file import LOCAL
-from pipelines.dispatch.request_types import ExchangeObserver
+from pipelines.dispatch.counters import RunCounters
+from pipelines.dispatch.dispatch_state import DispatchState
 from pipelines.dispatch.step_runner import Chunk
 from pipelines.engines.local_engine import Engine, RunContext, local_engine
-from pipelines.engines.ray.ledger import Account, LedgerActor, answered
-from pipelines.engines.ray.limits import JOB, Limit, LimiterActor
-from pipelines.engines.ray.telemetry import Heard, tell
-from pipelines.engines.ray.timing import Looked, add_up
-from pipelines.engines.ray.worker import Report, WorkerActor, WorkerConfig
+from pipelines.engines.ray.ledger import LedgerActor, WorkerEntries, actor_result
+from pipelines.engines.ray.limits import JOB, LimiterActor, LimitSpec
+from pipelines.engines.ray.telemetry import TelemetryBatch, observe
+from pipelines.engines.ray.timing import ObservedLimit, add_up
+from pipelines.engines.ray.worker import WorkerActor, WorkerConfig, WorkerReport
 from pipelines.monitoring.bottleneck import RemoteTimings
 
-LOOK_EVERY = 0.5
-"""Seconds between the reports of a worker."""
+REPORT_SECONDS = 0.5
+"""Time between the reports of a worker."""
 
-CONNECT = 10.0
-"""Seconds that a cluster has to take a connection."""
+CONNECT_SECONDS = 10.0
+"""Time that a cluster has to accept a connection."""
 
-LOSSES = 3
+MAX_LOSSES_PER_WORKER = 3
 """Workers that may die before the run stops, for each that it began with."""
 
-OBJECTS = 256 << 20
-"""Bytes of the object store of a cluster that is started for one run: chunks pass through it, nothing stays."""
+OBJECT_STORE_BYTES = 256 << 20
+"""Size of the object store of a cluster that is started for one run: chunks pass through it, nothing stays."""
 
-COUNTED = (
-    "requests", "retries", "rate_limited", "in_flight", "input_tokens", "output_tokens", "cost", "unpriced", "settled",
-    "settled_failed",
+TOKEN_COUNTERS = ("input_tokens", "output_tokens")
+RUN_COUNTERS = (
+    "requests", "retries", "rate_limited", "in_flight", "cost", "unpriced", "settled", "settled_failed",
+    *TOKEN_COUNTERS,
 )  # fmt: skip
-TOKENS = ("input_tokens", "output_tokens")
-OF_STEPS = ("exchanges", "asked", "answered", "skipped", "failed", "cost", "busy_seconds")
-"""What is added up over the workers, of Tally and of StepTally."""
+STEP_COUNTERS = ("exchanges", "asked", "answered", "skipped", "failed", "cost", "busy_seconds")
+"""The counters that are added up over the workers, of RunCounters and of StepCounters."""
 
 
 def check_ray(loaded: LoadedJob) -> None:
-    """JobError where the job cannot run on Ray, or Ray is not there."""
+    """Raise JobError if the job cannot run on Ray, or Ray is not installed."""
     if find_spec("ray") is None:
         raise JobError("--engine ray", "Ray is not installed", "add it with: pip install 'rowmill[ray]'")
     if os.environ.get("RAY_ADDRESS", "").startswith("ray://"):
         raise JobError(
             "RAY_ADDRESS",
-            "is that of a Ray Client server, and the ledger must lie on a machine of the cluster",
+            "is the address of a Ray Client server, but the ledger must be on a machine of the cluster",
             "run on one of them, with RAY_ADDRESS=auto",
         )
     if loaded.job.delivery == "batch":
         raise JobError(loaded.locate("delivery"), "batches need no workers", "run with --engine local")
 
 
-def ray_engine(work: RunContext) -> Engine:
-    """The workers of the cluster that RAY_ADDRESS names, else of one that is started on this machine for this run."""
-    if work.counters.rows_left == 0:
-        # Nothing will be asked: no cluster is needed to find that out.
-        return local_engine(work)
-    ready, job = work.prepared, work.prepared.job
-    if BatchLedger(work.ledger, job.name).has_open_batches():
+def ray_engine(context: RunContext) -> Engine:
+    """Return the engine of the cluster at RAY_ADDRESS, or of one that is started on this machine for this run."""
+    if context.counters.rows_left == 0:
+        # Nothing will be sent: that needs no cluster.
+        return local_engine(context)
+    prepared, job = context.prepared, context.prepared.job
+    if BatchLedger(context.ledger, job.name).has_open_batches():
         raise JobError(job.name, "batches of an earlier run are open", "run once with --engine local, it ends them")
     _connect()
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) > 1 and any(member.name == LOCAL for step in ready.steps for member in step.members):
+    if len(nodes) > 1 and any(member.name == LOCAL for step in prepared.steps for member in step.members):
         raise JobError(job.name, "provider local listens on this machine only", "run with --engine local")
     cores = int(ray.cluster_resources().get("CPU", 1))
-    crew = WorkerPool(work, max(1, min(cores, job.limits.concurrency)))
-    looked = {name: limit for name, limit in crew.limits.items() if name != JOB}
-    return Engine(crew, crew.rows, looked, {}, crew.end, crew.limits[JOB], crew.elsewhere)
+    pool = WorkerPool(context, max(1, min(cores, job.limits.concurrency)))
+    provider_limits = {name: limit for name, limit in pool.limits.items() if name != JOB}
+    return Engine(pool, pool.chunks, provider_limits, {}, pool.shut_down, pool.limits[JOB], pool.timings)
 
 
 def _connect() -> None:
-    # Nothing of a run is anybody else's business.
+    # Data about a run must not leave the cluster.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     address = os.environ.get("RAY_ADDRESS") or "local"
-    alone = {"include_dashboard": False, "object_store_memory": OBJECTS} if address == "local" else {}
+    options = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES} if address == "local" else {}
     try:
         if ":" in address:
-            # Ray itself asks for minutes where nobody listens.
+            # Ray itself retries for minutes if nobody listens.
             host, _, port = address.rpartition(":")
-            socket.create_connection((host.strip("[]"), int(port)), CONNECT).close()
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **alone)
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
     except (OSError, RuntimeError, ValueError) as exc:
-        told = f"{type(exc).__name__}: {_first_line(exc)}"
-        raise JobError("RAY_ADDRESS", f"no cluster to use at {address} ({told})", "start one, or unset it") from exc
+        reason = f"{type(exc).__name__}: {_first_line(exc)}"
+        raise JobError("RAY_ADDRESS", f"no cluster to use at {address} ({reason})", "start one, or unset it") from exc
 
 
 @dataclass(slots=True)
-class Under:
-    """A chunk at a worker, and which of its rows have not come back."""
+class AssignedChunk:
+    """A chunk at a worker, and the keys of its rows that are not finished."""
 
     chunk: Chunk
-    left: set[str]
+    unfinished: set[str]
 
 
 @dataclass(slots=True)
-class Worker:
+class WorkerHandle:
     """One worker as the driver sees it."""
 
     number: int
     actor: Any
-    equipped: bool = False
+    is_ready: bool = False
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
-    chunks: list[Under] = field(default_factory=list)
-    report: Report = field(default_factory=Report)
-    heard: int = 0
-    """How many of its exchanges, and waits, the observer was told of."""
+    chunks: list[AssignedChunk] = field(default_factory=list)
+    report: WorkerReport = field(default_factory=WorkerReport)
+    observed: int = 0
+    """Telemetry records that were passed to the observer."""
 
 
-class Rows:
-    """Chunks on their way to workers; for the driver what Travel is for one process."""
+class ChunkQueue:
+    """Chunks on their way to workers; for the driver what StepRunner is for one process."""
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
-        self.queue: asyncio.Queue[Chunk] = asyncio.Queue()
+        self._queue: asyncio.Queue[Chunk] = asyncio.Queue()
         self.progressed = asyncio.Event()
         self.failure: BaseException | None = None
-        self._open = 0
+        self._open_rows = 0
 
     @property
     def rendering(self) -> int:
         """Chunks that no worker has taken yet."""
-        return self.queue.qsize()
+        return self._queue.qsize()
 
     @property
     def open_rows(self) -> int:
-        """Rows under way at each worker."""
-        return self._open // self._workers
+        """Unfinished rows of each worker, on average."""
+        return self._open_rows // self._workers
 
     @property
     def open_bytes(self) -> int:
-        """Each worker sees to its own."""
+        """Always 0: each worker limits its own."""
         return 0
 
     def submit(self, chunk: Chunk) -> None:
-        """See Travel."""
-        self._open += len(chunk.keys)
-        self.queue.put_nowait(chunk)
+        """See StepRunner."""
+        self._open_rows += len(chunk.keys)
+        self._queue.put_nowait(chunk)
 
     async def join(self) -> None:
-        """See Travel."""
-        while self._open:
+        """See StepRunner."""
+        while self._open_rows:
             self.progressed.clear()
             await self.progressed.wait()
 
-    async def taken(self) -> Chunk:
-        """The next one for a worker."""
-        chunk = await self.queue.get()
+    async def get(self) -> Chunk:
+        """Return the next chunk for a worker."""
+        chunk = await self._queue.get()
         self.progressed.set()
         return chunk
 
-    def left(self, rows: int) -> None:
-        """Rows have come back, or will not."""
-        self._open -= rows
+    def finish(self, rows: int) -> None:
+        """Count rows that have finished, or never will."""
+        self._open_rows -= rows
         self.progressed.set()
 
-    def drop(self) -> None:
-        """Those that no worker has taken are left for another run."""
-        while not self.queue.empty():
-            self.left(len(self.queue.get_nowait().keys))
+    def clear(self) -> None:
+        """Leave the chunks that no worker has taken to another run."""
+        while not self._queue.empty():
+            self.finish(len(self._queue.get_nowait().keys))
 
 
 class WorkerPool:
-    """The workers: each is handed chunks while it wants some; what one leaves behind when it dies, others do."""
+    """The workers of a run: each gets chunks as it needs them; the chunks of one that dies go to others."""
 
-    def __init__(self, work: RunContext, workers: int) -> None:
-        self.stopped: str | None = None
-        self.waiting_for: str | None = f"{workers} workers on Ray to begin"
-        self.left_running = 0
-        self.observer: ExchangeObserver | None = None
-        self.failure: Exception | None = None
-        self.rows = Rows(workers)
-        self._work = work
+    def __init__(self, context: RunContext, workers: int) -> None:
+        self.state = DispatchState()
+        self.state.waiting_for = f"{workers} workers on Ray to begin"
+        self.state.on_stop(self._stop_workers)
+        self.chunks = ChunkQueue(workers)
+        self._context = context
         self._size = workers
-        self._workers: dict[int, Worker] = {}
-        self._number = 0
-        # What this invocation did before there were workers.
-        self._lost = [Report(replace(work.counters, steps={}, times=replace(work.counters.times)))]
-        self._spent_before = work.budget.spent
+        self._workers: dict[int, WorkerHandle] = {}
+        self._last_number = 0
         self._began = time.monotonic()
-        self.elsewhere = RemoteTimings(workers)
-        ready = work.prepared
-        concurrency = ready.job.limits.concurrency
-        self._providers = {step.model.provider: tuple(step.members) for step in ready.steps}
-        self._members = {member.name: member for step in ready.steps for member in step.members}
-        of_job = ready.job.limits
-        self.limits = {JOB: Looked(of_job.requests_per_minute, of_job.tokens_per_minute, None)} | {
-            name: Looked(member.requests_per_minute, member.tokens_per_minute, member.concurrency)
+        self._spent_before = context.budget.spent
+        # What this invocation did before there were workers counts as the report of a dead one.
+        counters = replace(context.counters, steps={}, times=replace(context.counters.times))
+        self._final_reports = [WorkerReport(counters)]
+        self.timings = RemoteTimings(workers)
+        prepared = context.prepared
+        job, limits = prepared.job, prepared.job.limits
+        self._providers = {step.model.provider: tuple(step.members) for step in prepared.steps}
+        self._members = {member.name: member for step in prepared.steps for member in step.members}
+        self.limits = {JOB: ObservedLimit(limits.requests_per_minute, limits.tokens_per_minute, None)} | {
+            name: ObservedLimit(member.requests_per_minute, member.tokens_per_minute, member.concurrency)
             for name, member in self._members.items()
         }
-        self._kit = WorkerConfig(
-            ready.loaded,
-            ready.workspace,
-            ready.reader.schema,
-            {
+        self._config = WorkerConfig(
+            loaded=prepared.loaded,
+            workspace=prepared.workspace,
+            source_schema=prepared.reader.schema,
+            learned={
                 step.model.name: (step.context.structured_mode, step.context.embedding_dimensions)
-                for step in ready.steps
+                for step in prepared.steps
             },
-            work.run.run_id,
-            work.retrying,
-            tuple(ready.shape.results.names),
-            (ready.sink.files_prefix, ready.sink.files_folder.absolute()),
+            run_id=context.run.run_id,
+            is_retrying=context.is_retrying,
+            result_columns=tuple(prepared.shape.results.names),
+            files=(prepared.sink.files_prefix, prepared.sink.files_folder.absolute()),
             # Requests in flight are leased: a worker with more to do than others may have twice its part.
-            min(concurrency, -(-2 * concurrency // workers)),
-            work.budget.limit is not None,
-            work.daily_budget,
-            False,
-            ready.workspace.state / "locks" / f"{ready.job.name}.lock",
+            senders=min(limits.concurrency, -(-2 * limits.concurrency // workers)),
+            has_budget=context.budget.limit is not None,
+            daily_budget=context.daily_budget,
+            is_observed=False,
+            shared_file=prepared.workspace.state / "locks" / f"{job.name}.lock",
         )
 
     def start(self) -> None:
-        """Begin: the actors of ledger and limits beside this process, then the workers."""
+        """Start the actors for ledger and limits on this machine, then the workers."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        ready, purse = self._work.prepared, self._work.budget
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        beside = ray.remote(num_cpus=0, max_concurrency=100_000, scheduling_strategy=here)
-        self._ledger = beside(LedgerActor).remote(self._work.ledger.path.absolute(), ready.job.name)
-        of_job = ready.job.limits
-        limits = {JOB: Limit(of_job.requests_per_minute, of_job.tokens_per_minute, of_job.concurrency)}
+        prepared = self._context.prepared
+        this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        on_this_node = ray.remote(num_cpus=0, max_concurrency=100_000, scheduling_strategy=this_node)
+        self._ledger = on_this_node(LedgerActor).remote(self._context.ledger.path.absolute(), prepared.job.name)
+        limits = prepared.job.limits
+        specs = {JOB: LimitSpec(limits.requests_per_minute, limits.tokens_per_minute, limits.concurrency)}
         for member in self._members.values():
-            shared = None if member.name == LOCAL else f"{member.name} {member.base_url}"
-            limits[member.name] = Limit(
-                member.requests_per_minute, member.tokens_per_minute, member.concurrency, shared
+            specs[member.name] = LimitSpec(
+                member.requests_per_minute,
+                member.tokens_per_minute,
+                member.concurrency,
+                None if member.name == LOCAL else f"{member.name} {member.base_url}",
             )
-        self._limiter = beside(LimiterActor).remote(ready.workspace.state, limits, purse.remaining)
-        self._opened = self._limiter.start.remote()
+        remaining = self._context.budget.remaining
+        self._limiter = on_this_node(LimiterActor).remote(prepared.workspace.state, specs, remaining)
+        self._limiter_started = self._limiter.start.remote()
         for _ in range(self._size):
-            self._hire()
+            self._start_worker()
 
     async def wait_for_capacity(self) -> None:
-        """Chunks are taken as they are wanted: there is nothing to wait for here."""
+        """Return at once: workers take chunks as they need them."""
 
     def stop(self, reason: str) -> None:
-        """See FanOut."""
-        if self.stopped is None:
-            self.stopped = reason
-        self.rows.drop()
-        for worker in self._equipped:
+        """See Dispatcher."""
+        self.state.stop(reason)
+
+    def _stop_workers(self, reason: str) -> None:
+        self.chunks.clear()
+        for worker in self._ready_workers:
             worker.actor.stop.remote(reason)
 
     def cancel(self) -> None:
-        """See FanOut."""
-        for worker in self._equipped:
+        """See Dispatcher."""
+        for worker in self._ready_workers:
             worker.actor.cancel.remote()
 
     async def close(self, grace: float) -> None:
-        """See FanOut."""
-        self.stop(self.stopped or "finished")
-        await asyncio.gather(*(self._guarded(worker, self._last_words(worker, grace)) for worker in self._equipped))
+        """See Dispatcher."""
+        self.stop(self.state.stop_reason or "finished")
+        closing = [(worker, self._close_worker(worker, grace)) for worker in self._ready_workers]
+        await asyncio.gather(*(self._guard(worker, work) for worker, work in closing))
         for task in [task for worker in self._workers.values() for task in worker.tasks]:
             task.cancel()
-        self._reckon()
+        self._update_counters()
 
-    async def end(self) -> None:
-        """Close the ledger, give back what was leased, let the cluster go."""
+    async def shut_down(self) -> None:
+        """Close the ledger, return what was leased, and disconnect from the cluster."""
         import ray
 
         with contextlib.suppress(OSError):
-            await asyncio.gather(answered(self._ledger.close.remote()), answered(self._limiter.close.remote()))
+            await asyncio.gather(actor_result(self._ledger.close.remote()), actor_result(self._limiter.close.remote()))
         ray.shutdown()
 
     # One worker.
 
     @property
-    def _equipped(self) -> list[Worker]:
-        return [worker for worker in self._workers.values() if worker.equipped]
+    def _ready_workers(self) -> list[WorkerHandle]:
+        return [worker for worker in self._workers.values() if worker.is_ready]
 
-    def _hire(self) -> None:
+    def _start_worker(self) -> None:
         import ray
 
-        self._number += 1
-        hired = ray.remote(num_cpus=1, max_concurrency=100_000, scheduling_strategy="SPREAD")(WorkerActor).remote()
-        worker = self._workers[self._number] = Worker(self._number, hired)
-        self._begin(worker, self._serve(worker))
+        self._last_number += 1
+        actor = ray.remote(num_cpus=1, max_concurrency=100_000, scheduling_strategy="SPREAD")(WorkerActor).remote()
+        worker = self._workers[self._last_number] = WorkerHandle(self._last_number, actor)
+        self._start_task(worker, self._serve(worker))
 
-    def _begin(self, worker: Worker, doing: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(self._guarded(worker, doing))
+    def _start_task(self, worker: WorkerHandle, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._guard(worker, work))
         worker.tasks.append(task)
         task.add_done_callback(worker.tasks.remove)
 
-    async def _guarded(self, worker: Worker, doing: Coroutine[Any, Any, None]) -> None:
-        """Do it; where the worker turns out to be dead, others do its work; all else that breaks ends the run."""
+    async def _guard(self, worker: WorkerHandle, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work. If the worker turns out to be dead, others take over; any other failure ends the run."""
         from ray.exceptions import RayError, RayTaskError
 
         try:
             try:
-                await doing
+                await work
             except RayTaskError as exc:
                 raise exc.cause from None
             except RayError as exc:
-                await self._lose(worker, exc)
-        except Exception as exc:  # noqa: BLE001 - it ends the run, which raises it again or tells it
-            self.failure = self.failure or exc
-            self.stop(f"{type(exc).__name__}: {exc}")
+                await self._replace(worker, exc)
+        except Exception as exc:  # noqa: BLE001 - the run raises it again
+            self.state.fail(exc)
 
-    async def _serve(self, worker: Worker) -> None:
+    async def _serve(self, worker: WorkerHandle) -> None:
         number, actor = worker.number, worker.actor
-        await answered(self._opened)
-        first = await answered(self._ledger.begin.remote(number))
-        # In a call of their own arguments: keys are nowhere but in the memory of those who send.
-        kit = replace(self._kit, observed=self.observer is not None)
-        await actor.set_up.remote(kit, self._providers, number, first, self._ledger, self._limiter)
-        worker.equipped = True
-        self.elsewhere.startup_seconds = self.elsewhere.startup_seconds or time.monotonic() - self._began
-        if self.stopped is not None:
-            actor.stop.remote(self.stopped)
-        self._begin(worker, self._look(worker))
-        while self.stopped is None:
-            await actor.room.remote()
-            chunk = await self.rows.taken()
-            under = Under(chunk, set(chunk.keys))
-            worker.chunks.append(under)
-            self._begin(worker, self._carry(worker, under))
+        await actor_result(self._limiter_started)
+        first = await actor_result(self._ledger.begin.remote(number))
+        # Keys travel as arguments of a call: they are only in the memory of the processes that send.
+        config = replace(self._config, is_observed=self.state.observer is not None)
+        await actor.set_up.remote(config, self._providers, number, first, self._ledger, self._limiter)
+        worker.is_ready = True
+        self.timings.startup_seconds = self.timings.startup_seconds or time.monotonic() - self._began
+        if self.state.stop_reason is not None:
+            actor.stop.remote(self.state.stop_reason)
+        self._start_task(worker, self._follow(worker))
+        while self.state.stop_reason is None:
+            await actor.wait_for_room.remote()
+            chunk = await self.chunks.get()
+            assigned = AssignedChunk(chunk, set(chunk.keys))
+            worker.chunks.append(assigned)
+            self._start_task(worker, self._run_chunk(worker, assigned))
 
-    async def _carry(self, worker: Worker, under: Under) -> None:
-        pieces = worker.actor.carry.options(num_returns="streaming").remote(under.chunk)
-        async for coming in pieces:
-            piece: Chunk = await coming
+    async def _run_chunk(self, worker: WorkerHandle, assigned: AssignedChunk) -> None:
+        pieces = worker.actor.run_chunk.options(num_returns="streaming").remote(assigned.chunk)
+        async for result in pieces:
+            piece: Chunk = await result
             failed = [table.column("_key").to_pylist() for table in piece.failed]
-            under.left.difference_update(piece.keys, *failed)
-            self._work.on_finished(piece)
-        worker.chunks.remove(under)
-        self.rows.left(len(under.chunk.keys))
+            assigned.unfinished.difference_update(piece.keys, *failed)
+            self._context.on_finished(piece)
+        worker.chunks.remove(assigned)
+        self.chunks.finish(len(assigned.chunk.keys))
 
-    async def _look(self, worker: Worker) -> None:
-        while worker.report.stopped is None:
-            self._hear(worker, await worker.actor.report.remote(LOOK_EVERY, worker.heard))
-            self._reckon()
-        self.failure = self.failure or worker.report.failure
-        self.stop(worker.report.stopped)
+    async def _follow(self, worker: WorkerHandle) -> None:
+        while worker.report.stop_reason is None:
+            self._add_report(worker, await worker.actor.report.remote(REPORT_SECONDS, worker.observed))
+            self._update_counters()
+        self.state.failure = self.state.failure or worker.report.failure
+        self.stop(worker.report.stop_reason)
 
-    async def _last_words(self, worker: Worker, grace: float) -> None:
-        self._hear(worker, await worker.actor.close.remote(grace, worker.heard))
-        self.failure = self.failure or worker.report.failure
+    async def _close_worker(self, worker: WorkerHandle, grace: float) -> None:
+        self._add_report(worker, await worker.actor.close.remote(grace, worker.observed))
+        self.state.failure = self.state.failure or worker.report.failure
 
-    def _hear(self, worker: Worker, report: Report) -> None:
-        worker.report = replace(report, heard=Heard())
-        if self.observer is not None:
-            worker.heard = tell(self.observer, self._members, report.heard, worker.heard)
+    def _add_report(self, worker: WorkerHandle, report: WorkerReport) -> None:
+        worker.report = replace(report, telemetry=TelemetryBatch())
+        if self.state.observer is not None:
+            worker.observed = observe(self.state.observer, self._members, report.telemetry, worker.observed)
 
-    async def _lose(self, worker: Worker, why: Exception) -> None:
-        """A worker has died: what it had asked is unknown, its chunks go to others, another takes its place."""
+    async def _replace(self, worker: WorkerHandle, error: Exception) -> None:
+        """Replace a worker that has died: its exchanges in flight are unknown, and its chunks go to others."""
         if self._workers.pop(worker.number, None) is None:
             return
         for task in worker.tasks:
             if task is not asyncio.current_task():
                 task.cancel()
-        account: Account = await answered(self._ledger.gone.remote(worker.number))
-        spent = account.cost + account.unknown
-        await answered(self._limiter.gone.remote(worker.number, spent))
-        written = {name: getattr(account, name) for name in ("requests", "cost", "unpriced", *TOKENS)}
-        tally = replace(worker.report.tally, in_flight=0, **written)
-        self._lost.append(Report(tally, spent, waited=worker.report.waited))
-        for under in worker.chunks:
-            left = [row for row, key in enumerate(under.chunk.keys) if key in under.left]
-            self.rows.left(len(under.chunk.keys))
-            if left:
-                self.rows.submit(under.chunk.take(left))
-        if self.stopped is not None:
-            self.rows.drop()
-        elif (died := len(self._lost) - 1) > LOSSES * self._size:
-            self.stop(f"{died} workers on Ray died, the last with: {_first_line(why)}; mend that, run again")
+        entries: WorkerEntries = await actor_result(self._ledger.remove.remote(worker.number))
+        spent = entries.cost + entries.unknown
+        await actor_result(self._limiter.remove.remote(worker.number, spent))
+        written = {name: getattr(entries, name) for name in ("requests", "cost", "unpriced", *TOKEN_COUNTERS)}
+        counters = replace(worker.report.counters, in_flight=0, **written)
+        self._final_reports.append(WorkerReport(counters, spent, timings=worker.report.timings))
+        for assigned in worker.chunks:
+            chunk = assigned.chunk
+            unfinished = [row for row, key in enumerate(chunk.keys) if key in assigned.unfinished]
+            self.chunks.finish(len(chunk.keys))
+            if unfinished:
+                self.chunks.submit(chunk.select(unfinished))
+        losses = len(self._final_reports) - 1
+        if self.state.stop_reason is not None:
+            self.chunks.clear()
+        elif losses > MAX_LOSSES_PER_WORKER * self._size:
+            self.stop(f"{losses} workers on Ray died, the last with: {_first_line(error)}; fix that, run again")
         else:
-            self._hire()
+            self._start_worker()
 
-    def _reckon(self) -> None:
-        """Add up what the workers tell."""
-        reports = [*self._lost, *(worker.report for worker in self._workers.values())]
-        tally, purse = self._work.counters, self._work.budget
-        for name in COUNTED:
-            setattr(tally, name, sum(getattr(report.tally, name) for report in reports))
-        for step, counted in tally.steps.items():
-            told = [report.tally.steps[step] for report in reports if step in report.tally.steps]
-            for name in OF_STEPS:
-                setattr(counted, name, sum(getattr(one, name) for one in told))
-        purse.spent = self._spent_before + sum(report.spent for report in reports)
-        purse.reserved = sum(report.reserved for report in reports)
-        purse.waited_seconds = sum(report.waited.budget for report in reports)
-        add_up([(report.tally.times, report.waited) for report in reports], self.limits, tally.times, self.elsewhere)
-        self.waiting_for = next((report.held for report in reports if report.held is not None), None)
-        share = self._work.prepared.job.limits.failed_share
-        if share is not None and self.stopped is None and (words := tally.too_many_failed(share)) is not None:
-            self.stop(words)
+    def _update_counters(self) -> None:
+        """Add up what the workers report."""
+        reports = [*self._final_reports, *(worker.report for worker in self._workers.values())]
+        counters, budget = self._context.counters, self._context.budget
+        _add_counters(counters, [report.counters for report in reports])
+        budget.spent = self._spent_before + sum(report.spent for report in reports)
+        budget.reserved = sum(report.reserved for report in reports)
+        budget.waited_seconds = sum(report.timings.budget for report in reports)
+        times = [(report.counters.times, report.timings) for report in reports]
+        add_up(times, self.limits, counters.times, self.timings)
+        self.state.waiting_for = next((one.hold_reason for one in reports if one.hold_reason is not None), None)
+        max_failed_share = self._context.prepared.job.limits.failed_share
+        if max_failed_share is None or self.state.stop_reason is not None:
+            return
+        if (reason := counters.too_many_failed(max_failed_share)) is not None:
+            self.stop(reason)
+
+
+def _add_counters(counters: RunCounters, parts: list[RunCounters]) -> None:
+    for name in RUN_COUNTERS:
+        setattr(counters, name, sum(getattr(part, name) for part in parts))
+    for step, step_counters in counters.steps.items():
+        step_parts = [part.steps[step] for part in parts if step in part.steps]
+        for name in STEP_COUNTERS:
+            setattr(step_counters, name, sum(getattr(part, name) for part in step_parts))
 
 
 def _first_line(exc: Exception) -> str:

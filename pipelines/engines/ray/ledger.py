@@ -1,4 +1,4 @@
-"""The ledger of a run on Ray: one actor beside the driver writes what each worker sends it in groups."""
+"""The ledger of a run on Ray: one actor on the driver's machine writes what the workers send in batches."""
 
 import asyncio
 import contextlib
@@ -14,51 +14,50 @@ from typing import Any, TypeVar
 from connectors.records import Usage
 from pipelines.ledger.entries import PendingExchange, SettledExchange, StoredAnswer
 from pipelines.ledger.ledger import Ledger
-from pipelines.runtime.event_loop import look_rarely
+from pipelines.runtime.event_loop import reduce_gc
 from pipelines.runtime.locks import ray_writer_lock
 
-Asked = tuple[str, tuple[Any, ...]]
+LedgerCall = tuple[str, tuple[Any, ...]]
 """(method of Ledger, its arguments): see Ledger.write_batch."""
 
+T = TypeVar("T")
 
-def packed(asked: Sequence[Asked], released: Sequence[bytes]) -> bytes:
-    """A group to be written, and the fingerprints of requests that have ended."""
-    whole = io.BytesIO()
-    pickler = pickle.Pickler(whole, pickle.HIGHEST_PROTOCOL)
-    # By itself a dataclass with slots goes with the names of its fields, and is put together field by field: two to
-    # three times the work.
-    pickler.dispatch_table = _TAKEN_APART
-    pickler.dump((asked, released))
-    return whole.getvalue()
+EXCHANGES_PER_WORKER = 1 << 28
+"""Exchanges that one worker may record: the numbers of the next worker begin after them."""
+
+MIN_BATCH_SECONDS = 0.005
+"""Time between the batches of one worker: each costs Ray about 1.5 ms of CPU time, whatever its size."""
 
 
-def unpacked(group: bytes) -> tuple[Sequence[Asked], Sequence[bytes]]:
-    """What `packed` was given."""
-    told: tuple[Sequence[Asked], Sequence[bytes]] = pickle.loads(group)
-    return told
+def pack(calls: Sequence[LedgerCall], released: Sequence[bytes]) -> bytes:
+    """Pickle a batch of calls, and the fingerprints of requests that have ended."""
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
+    # By default a dataclass with slots is pickled with the names of its fields, and restored field by field: that takes
+    # two to three times as long.
+    pickler.dispatch_table = _REDUCERS
+    pickler.dump((calls, released))
+    return buffer.getvalue()
 
 
-def _taken_apart(kind: type[Any]) -> Callable[[Any], tuple[Callable[..., Any], tuple[Any, ...]]]:
+def unpack(batch: bytes) -> tuple[Sequence[LedgerCall], Sequence[bytes]]:
+    """Return what `pack` was given."""
+    unpacked: tuple[Sequence[LedgerCall], Sequence[bytes]] = pickle.loads(batch)
+    return unpacked
+
+
+def _reducer(kind: type[Any]) -> Callable[[Any], tuple[Callable[..., Any], tuple[Any, ...]]]:
     values = attrgetter(*(field.name for field in fields(kind)))
     return lambda one: (kind, values(one))
 
 
-_KINDS: tuple[type, ...] = (PendingExchange, SettledExchange, Usage)
-_TAKEN_APART = {kind: _taken_apart(kind) for kind in _KINDS}
-
-
-T = TypeVar("T")
-
-NOTES = 1 << 28
-"""Notes that one worker may make: the numbers of the next worker begin after them."""
-
-LINGER = 0.005
-"""Seconds between groups of one worker at least: each costs Ray about 1.5 ms of CPU time, however much is in it."""
+_PACKED_TYPES: tuple[type, ...] = (PendingExchange, SettledExchange, Usage)
+_REDUCERS = {kind: _reducer(kind) for kind in _PACKED_TYPES}
 
 
 @dataclass(slots=True)
-class Account:
-    """What one worker has had written, to be counted where it dies before it could tell."""
+class WorkerEntries:
+    """Totals of what one worker has written, for the counters if it dies before it could report them."""
 
     requests: int = 0
     cost: int = 0
@@ -66,224 +65,235 @@ class Account:
     input_tokens: int = 0
     output_tokens: int = 0
     unknown: int = 0
-    """Pico-dollars of requests whose outcome will never be seen; not part of `cost`."""
+    """Pico-dollars of exchanges whose outcome stays unknown; not part of `cost`."""
 
-    def count(self, ended: SettledExchange) -> None:
-        """An exchange has ended."""
-        self.cost += ended.cost or 0
-        self.unpriced += ended.cost is None
-        self.input_tokens += ended.usage.input_tokens or 0
-        self.output_tokens += ended.usage.output_tokens or 0
+    def count(self, settled: SettledExchange) -> None:
+        """Count an exchange that has ended."""
+        self.cost += settled.cost or 0
+        self.unpriced += settled.cost is None
+        self.input_tokens += settled.usage.input_tokens or 0
+        self.output_tokens += settled.usage.output_tokens or 0
 
 
 class LedgerActor:
-    """Writes for all workers, whose groups it commits together; says who asks which request, so that none is asked by
-    two of them at the same time."""
+    """Writes for all workers, and assigns each request to one of them, so that no two workers send the same."""
 
     def __init__(self, path: Path, job: str) -> None:
-        """On the machine of the driver, under a lock that the next run waits for: whoever outlives the driver."""
-        look_rarely()
+        """Hold a lock that the next run waits for: the actor may outlive the driver."""
+        reduce_gc()
         self._closing = contextlib.ExitStack()
         self._closing.enter_context(ray_writer_lock(path.parent, job))
         self._ledger = Ledger(path)
         self._closing.callback(self._ledger.close)
-        self._accounts: dict[int, Account] = {}
-        self._claims: dict[bytes, int] = {}
-        self._waiting: dict[bytes, list[asyncio.Future[None]]] = {}
+        self._entries: dict[int, WorkerEntries] = {}
+        self._owners: dict[bytes, int] = {}
+        """By fingerprint the worker that sends the request."""
+        self._waiters: dict[bytes, list[asyncio.Future[None]]] = {}
 
     async def begin(self, worker: int) -> int:
-        """A worker is about to write: the number before its first note."""
-        self._accounts[worker] = Account()
+        """Register a worker; return the number before its first exchange."""
+        self._entries[worker] = WorkerEntries()
         return self._first(worker)
 
-    async def write(self, worker: int, group: bytes) -> Sequence[int]:
-        """Write what `packed` made together; the places of what was not noted, as the day's budget has no room."""
-        account = self._known(worker)
-        asked, released = unpacked(group)
-        results = await self._ledger.write_batch(asked) if asked else ()
+    async def write(self, worker: int, batch: bytes) -> Sequence[int]:
+        """Write what `pack` has put together; return the indexes of the calls that the daily budget has refused."""
+        entries = self._entries_of(worker)
+        calls, released = unpack(batch)
+        results = await self._ledger.write_batch(calls) if calls else ()
         refused: list[int] = []
-        for place, ((name, given), result) in enumerate(zip(asked, results, strict=True)):
+        for index, ((name, arguments), result) in enumerate(zip(calls, results, strict=True)):
             if name == "settle":
-                ended: SettledExchange = given[0]
-                account.count(ended)
-                self._release(worker, [mark for mark, *_ in ended.answers])
+                settled: SettledExchange = arguments[0]
+                entries.count(settled)
+                self._release(worker, [fingerprint for fingerprint, *_ in settled.answers])
             elif name == "record_pending":
-                account.requests += result
+                entries.requests += result
                 if not result:
-                    refused.append(place)
+                    refused.append(index)
         self._release(worker, released)
         return refused
 
-    async def lookup(self, worker: int, marks: Sequence[bytes]) -> tuple[dict[bytes, StoredAnswer], Sequence[bytes]]:
-        """(kept answers, requests that other workers ask at the moment): all others are this worker's to ask now."""
-        self._known(worker)
-        owners = [self._claims.setdefault(mark, worker) for mark in marks]
-        found = await asyncio.to_thread(self._ledger.lookup, marks)
-        self._release(worker, list(found))
-        return found, [mark for mark, owner in zip(marks, owners, strict=True) if owner != worker and mark not in found]
+    async def lookup(
+        self, worker: int, fingerprints: Sequence[bytes]
+    ) -> tuple[dict[bytes, StoredAnswer], Sequence[bytes]]:
+        """Return (stored answers, requests that other workers send); all others are this worker's to send."""
+        self._entries_of(worker)
+        owners = [self._owners.setdefault(fingerprint, worker) for fingerprint in fingerprints]
+        answers = await asyncio.to_thread(self._ledger.lookup, fingerprints)
+        self._release(worker, list(answers))
+        elsewhere = [
+            fingerprint
+            for fingerprint, owner in zip(fingerprints, owners, strict=True)
+            if owner != worker and fingerprint not in answers
+        ]
+        return answers, elsewhere
 
-    async def settled(self, worker: int, marks: Sequence[bytes]) -> tuple[dict[bytes, StoredAnswer], Sequence[bytes]]:
-        """As `lookup`, once no other worker asks any of these."""
+    async def settled(
+        self, worker: int, fingerprints: Sequence[bytes]
+    ) -> tuple[dict[bytes, StoredAnswer], Sequence[bytes]]:
+        """Do the same as `lookup`, once no other worker sends any of these requests."""
         waits: list[asyncio.Future[None]] = []
-        for mark in marks:
-            if self._claims.get(mark, worker) != worker:
+        for fingerprint in fingerprints:
+            if self._owners.get(fingerprint, worker) != worker:
                 waits.append(asyncio.get_running_loop().create_future())
-                self._waiting.setdefault(mark, []).append(waits[-1])
+                self._waiters.setdefault(fingerprint, []).append(waits[-1])
         if waits:
             await asyncio.wait(waits)
-        return await self.lookup(worker, marks)
+        return await self.lookup(worker, fingerprints)
 
-    async def leg(self, worker: int, *names: str) -> int:
+    async def register_route(self, worker: int, *names: str) -> int:
         """See Ledger."""
-        self._known(worker)
+        self._entries_of(worker)
         return await asyncio.to_thread(self._ledger.register_route, *names)
 
-    async def gone(self, worker: int) -> Account:
-        """A worker has died: what it noted is settled as unknown, what it asked may be asked by others, and it writes
-        nothing any more, should it live after all."""
-        account = self._accounts.pop(worker)
+    async def remove(self, worker: int) -> WorkerEntries:
+        """Remove a worker that has died, and return its totals.
+
+        Its pending exchanges are settled as unknown, its requests may be sent by others, and it can write no more if it
+        is alive after all.
+        """
+        entries = self._entries.pop(worker)
         first = self._first(worker)
-        account.unknown = sum(await self._ledger.recover_exchanges(first + 1, first + NOTES))
-        self._release(worker, [mark for mark, owner in self._claims.items() if owner == worker])
-        return account
+        entries.unknown = sum(await self._ledger.recover_exchanges(first + 1, first + EXCHANGES_PER_WORKER))
+        self._release(worker, [fingerprint for fingerprint, owner in self._owners.items() if owner == worker])
+        return entries
 
     async def close(self) -> None:
         """Write what is queued, then close the file."""
         await asyncio.to_thread(self._closing.close)
 
     def _first(self, worker: int) -> int:
-        return (self._ledger.writer << 40) + worker * NOTES
+        return (self._ledger.writer << 40) + worker * EXCHANGES_PER_WORKER
 
-    def _known(self, worker: int) -> Account:
-        account = self._accounts.get(worker)
-        if account is None:
+    def _entries_of(self, worker: int) -> WorkerEntries:
+        entries = self._entries.get(worker)
+        if entries is None:
             raise OSError(f"worker {worker} was given up: others do its work")
-        return account
+        return entries
 
-    def _release(self, worker: int, marks: Sequence[bytes]) -> None:
-        for mark in marks:
-            if self._claims.get(mark) == worker:
-                del self._claims[mark]
-                for waits in self._waiting.pop(mark, ()):
-                    if not waits.done():
-                        waits.set_result(None)
+    def _release(self, worker: int, fingerprints: Sequence[bytes]) -> None:
+        for fingerprint in fingerprints:
+            if self._owners.get(fingerprint) == worker:
+                del self._owners[fingerprint]
+                for waiter in self._waiters.pop(fingerprint, ()):
+                    if not waiter.done():
+                        waiter.set_result(None)
 
 
 class RemoteLedger:
-    """Stands for the ledger in a worker: what is queued while a group is on its way goes with the next."""
+    """The ledger as a worker sees it: calls that arrive while a batch is being written go with the next one."""
 
     def __init__(self, actor: Any, worker: int, first: int) -> None:
-        """`actor`: the handle of a LedgerActor. `first`: what its `begin` returned. In a running event loop."""
+        """`actor`: the handle of a LedgerActor. `first`: what its `begin` returned. Needs a running event loop."""
         self._actor = actor
         self._worker = worker
-        self._notes = first
+        self._last_exchange_id = first
         self._loop = asyncio.get_running_loop()
-        self._queue: list[tuple[Asked, asyncio.Future[Any], float]] = []
-        self.waited = 0.0
-        """Seconds that what was queued took to be written, added up over all of it."""
+        self._queue: list[tuple[LedgerCall, asyncio.Future[Any], float]] = []
+        self.waited_seconds = 0.0
+        """Time that calls took to be written, added up over all of them."""
         self._sending: asyncio.Task[None] | None = None
-        self._next = 0.0
-        """When another group may leave, by the clock of the loop."""
+        self._next_batch_at = 0.0
+        """By the clock of the loop."""
         self._released: list[bytes] = []
-        self._claimed: set[bytes] = set()
+        self._owned: set[bytes] = set()
         self._elsewhere: set[bytes] = set()
 
     def next_exchange_id(self) -> int:
         """See pipelines.ledger.ledger.Ledger, as for all that follow."""
-        self._notes += 1
-        return self._notes
+        self._last_exchange_id += 1
+        return self._last_exchange_id
 
-    def record_pending(self, noted: PendingExchange, day: tuple[str, int] | None = None) -> asyncio.Future[bool]:
-        return self._queued(("record_pending", (noted, day)))
+    def record_pending(self, pending: PendingExchange, day: tuple[str, int] | None = None) -> asyncio.Future[bool]:
+        return self._enqueue(("record_pending", (pending, day)))
 
-    def cancel_pending(self, noted: PendingExchange, day: str | None = None) -> asyncio.Future[None]:
-        return self._queued(("cancel_pending", (noted, day)))
+    def cancel_pending(self, pending: PendingExchange, day: str | None = None) -> asyncio.Future[None]:
+        return self._enqueue(("cancel_pending", (pending, day)))
 
-    def settle(self, ended: SettledExchange, day: str | None = None) -> asyncio.Future[None]:
-        # With its answer a request has ended for whoever else wants it.
-        self._claimed.difference_update([mark for mark, *_ in ended.answers])
-        return self._queued(("settle", (ended, day)))
+    def settle(self, settled: SettledExchange, day: str | None = None) -> asyncio.Future[None]:
+        # The actor releases requests with an answer by itself.
+        self._owned.difference_update([fingerprint for fingerprint, *_ in settled.answers])
+        return self._enqueue(("settle", (settled, day)))
 
-    async def store_answer(self, fingerprint: bytes, leg: int, request: bytes, reply: bytes) -> None:
-        await self._queued(("store_answer", (fingerprint, leg, request, reply)))
+    async def store_answer(self, fingerprint: bytes, route_id: int, request: bytes, reply: bytes) -> None:
+        await self._enqueue(("store_answer", (fingerprint, route_id, request, reply)))
 
     async def write_queued(self, sql: str, values: Sequence[Any]) -> None:
-        await self._queued(("write_queued", (sql, values)))
+        await self._enqueue(("write_queued", (sql, values)))
 
     def lookup(self, fingerprints: Sequence[bytes]) -> dict[bytes, StoredAnswer]:
-        """To be called in a thread, as `leg`."""
-        return self._from_thread(self._looked_up("lookup", fingerprints))
+        """To be called in a thread, as `register_route`."""
+        return self._from_thread(self._look_up("lookup", fingerprints))
 
     def register_route(self, run_id: str, job: str, step: str, provider: str, endpoint: str, model: str) -> int:
         names = (run_id, job, step, provider, endpoint, model)
-        return int(self._from_thread(answered(self._actor.leg.remote(self._worker, *names))))
+        return int(self._from_thread(actor_result(self._actor.register_route.remote(self._worker, *names))))
 
-    # Requests that another worker asks.
+    # Requests that another worker sends.
 
-    def take_elsewhere(self, marks: Sequence[bytes]) -> frozenset[bytes]:
-        """Those among the requests looked up last that other workers ask; they are told once."""
-        taken = self._elsewhere.intersection(marks)
-        self._elsewhere -= taken
-        return frozenset(taken)
+    def take_elsewhere(self, fingerprints: Sequence[bytes]) -> frozenset[bytes]:
+        """Return, once, those of the requests looked up last that other workers send."""
+        elsewhere = self._elsewhere.intersection(fingerprints)
+        self._elsewhere -= elsewhere
+        return frozenset(elsewhere)
 
-    async def settled(self, marks: Sequence[bytes]) -> dict[bytes, StoredAnswer]:
-        """The answers to these, once no other worker asks them; those without are this worker's to ask."""
-        return await self._looked_up("settled", marks)
+    async def settled(self, fingerprints: Sequence[bytes]) -> dict[bytes, StoredAnswer]:
+        """Return the answers once no other worker sends the requests; those without are this worker's to send."""
+        return await self._look_up("settled", fingerprints)
 
-    def release(self, mark: bytes) -> None:
-        """The request has ended, be it without an answer to keep."""
-        if mark in self._claimed:
-            self._claimed.discard(mark)
-            self._released.append(mark)
-            self._send_soon()
+    def release(self, fingerprint: bytes) -> None:
+        """Let others send a request that has ended, also without an answer to store."""
+        if fingerprint in self._owned:
+            self._owned.discard(fingerprint)
+            self._released.append(fingerprint)
+            self._start_sending()
 
-    async def _looked_up(self, how: str, marks: Sequence[bytes]) -> dict[bytes, StoredAnswer]:
-        found: Mapping[bytes, StoredAnswer]
-        found, elsewhere = await answered(getattr(self._actor, how).remote(self._worker, marks))
+    async def _look_up(self, method: str, fingerprints: Sequence[bytes]) -> dict[bytes, StoredAnswer]:
+        answers: Mapping[bytes, StoredAnswer]
+        answers, elsewhere = await actor_result(getattr(self._actor, method).remote(self._worker, fingerprints))
         self._elsewhere.update(elsewhere)
-        self._claimed.update(mark for mark in marks if mark not in found and mark not in self._elsewhere)
-        return dict(found)
+        self._owned.update(one for one in fingerprints if one not in answers and one not in self._elsewhere)
+        return dict(answers)
 
-    # The way to the actor: one group at a time.
+    # The way to the actor: one batch at a time.
 
-    def _queued(self, asked: Asked) -> asyncio.Future[Any]:
+    def _enqueue(self, call: LedgerCall) -> asyncio.Future[Any]:
         future = self._loop.create_future()
-        self._queue.append((asked, future, time.monotonic()))
-        self._send_soon()
+        self._queue.append((call, future, time.monotonic()))
+        self._start_sending()
         return future
 
-    def _send_soon(self) -> None:
+    def _start_sending(self) -> None:
         if self._sending is None or self._sending.done():
-            self._sending = self._loop.create_task(self._send_groups())
+            self._sending = self._loop.create_task(self._send_batches())
 
-    async def _send_groups(self) -> None:
+    async def _send_batches(self) -> None:
         while self._queue or self._released:
-            # Whoever runs before this loop's next turn has the time to queue as well; where much is going on, others
-            # have more.
-            await asyncio.sleep(self._next - self._loop.time())
-            self._next = self._loop.time() + LINGER
-            group, self._queue = self._queue, []
+            # Tasks that run before this loop's next turn can add calls; under load they have more time.
+            await asyncio.sleep(self._next_batch_at - self._loop.time())
+            self._next_batch_at = self._loop.time() + MIN_BATCH_SECONDS
+            queue, self._queue = self._queue, []
             released, self._released = self._released, []
-            asked = [one for one, _, _ in group]
+            calls = [call for call, _, _ in queue]
             try:
-                refused = await answered(self._actor.write.remote(self._worker, packed(asked, released)))
-            except Exception as exc:  # noqa: BLE001 - whoever waits gets it
-                for _, future, _ in group:
+                refused = await actor_result(self._actor.write.remote(self._worker, pack(calls, released)))
+            except Exception as exc:  # noqa: BLE001 - raised where the results are awaited
+                for _, future, _ in queue:
                     if not future.done():
                         future.set_exception(exc)
                 continue
-            written = time.monotonic()
-            for place, ((name, _), future, queued) in enumerate(group):
-                self.waited += written - queued
+            written_at = time.monotonic()
+            for index, ((name, _), future, queued_at) in enumerate(queue):
+                self.waited_seconds += written_at - queued_at
                 if not future.done():
-                    future.set_result(place not in refused if name == "record_pending" else None)
+                    future.set_result(index not in refused if name == "record_pending" else None)
 
     def _from_thread(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
-async def answered(call: Any) -> Any:
-    """What an actor returns; what it raised is raised here as it was, its death as OSError."""
+async def actor_result(call: Any) -> Any:
+    """Return what an actor returns; raise what it raised, and OSError if it has died."""
     from ray.exceptions import RayError, RayTaskError
 
     try:

@@ -1,4 +1,7 @@
-"""Limits and budget of a run on Ray: one actor leases shares to the workers; nothing is asked for one request."""
+"""Limits and budget of a run on Ray: one actor leases shares to the workers.
+
+No single request asks the actor for anything.
+"""
 
 import asyncio
 import time
@@ -7,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.engines.ray.ledger import answered
+from pipelines.engines.ray.ledger import actor_result
 from pipelines.limits.limit_leases import (
     KINDS,
     RENEW_SECONDS,
@@ -21,190 +24,195 @@ from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.pricing.run_budget import RunBudget
 
 JOB = "the job itself"
-"""The name of the limits that the job file sets, beside those of providers."""
+"""The name of the limits that the job file sets, next to the names of providers."""
 
-SAME_HOLD = 0.05
-"""Seconds by which a hold may differ and still be the one that is known."""
+PAUSE_TOLERANCE_SECONDS = 0.05
+"""A pause that differs by less is the one that is known."""
 
-Granted = Mapping[tuple[str, str], float]
-"""(limit, kind) -> share of it; of slots, how many."""
+GrantedShares = Mapping[tuple[str, str], float]
+"""(limit, kind) -> the share of it; of slots, how many."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
-    """What a provider's key, or the job, allows."""
+class LimitSpec:
+    """The limits of a provider's key, or of the job."""
 
     requests_per_minute: float | None
     tokens_per_minute: float | None
     concurrency: int | None
-    shared: str | None = None
-    """Under this name other processes of the workspace use it as well; None: it is this run's alone."""
+    shared_name: str | None = None
+    """The name under which other processes of the workspace use it too; None if it is this run's alone."""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What a worker tells of one limit when it renews its lease."""
+class LimitUsage:
+    """What a worker reports about one limit when it renews its lease."""
 
     used: tuple[float, float]
     """Requests and tokens since it began."""
     in_flight: int
-    waited: frozenset[str]
+    contended: frozenset[str]
+    """The kinds that its requests waited for."""
     stated: tuple[float | None, float | None]
     """Requests and tokens a minute, as the provider states them."""
-    held_for: float
-    needs: Mapping[str, float]
+    pause_seconds: float
+    demand: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Renewed:
+class RenewedLease:
     """What a worker may use until it renews its lease again."""
 
-    granted: Granted
-    held_for: Mapping[str, float]
-    """Seconds for which providers asked any of the workers to wait."""
-    wanting: bool
+    granted: GrantedShares
+    pause_seconds: Mapping[str, float]
+    """By provider: how long it asked any of the workers to wait."""
+    is_short: bool
     """Whether more is due to this worker than is free yet."""
-    money_wanted: bool
-    """Whether another waits for money: what is lent and not needed is to be given back."""
+    is_money_short: bool
+    """Whether another worker waits for money: idle money must be returned."""
 
 
-class Whole(ProviderLimiter):
-    """A limit of the whole cluster: nobody sends by it, it is divided among workers."""
+class ClusterLimit(ProviderLimiter):
+    """A limit of the whole cluster, which is divided among the workers: nothing is sent through it."""
 
-    def __init__(self, limit: Limit) -> None:
-        super().__init__(limit.requests_per_minute, limit.tokens_per_minute, limit.concurrency, 0.0, 0.0)
-        self.here: dict[str, float] = {"requests": 1.0, "tokens": 1.0, "slots": float(limit.concurrency or 0)}
-        """What this run has of it: other processes of the workspace may have the rest."""
-        self.held_until = 0.0
+    def __init__(self, spec: LimitSpec) -> None:
+        super().__init__(spec.requests_per_minute, spec.tokens_per_minute, spec.concurrency, 0.0, 0.0)
+        self.run_share: dict[str, float] = {"requests": 1.0, "tokens": 1.0, "slots": float(spec.concurrency or 0)}
+        """This run's share of it: other processes of the workspace may have the rest."""
+        self.paused_until = 0.0
 
     def set_share(self, requests: float, tokens: float, slots: int | None) -> None:
-        """See Allowance."""
-        self.here = {"requests": requests, "tokens": tokens, "slots": float(slots or 0)}
+        """See ProviderLimiter."""
+        self.run_share = {"requests": requests, "tokens": tokens, "slots": float(slots or 0)}
 
 
 @dataclass(slots=True)
-class Holder:
-    """A worker, as the limiter knows it."""
+class LeaseHolder:
+    """A worker, as the limiter actor knows it."""
 
     granted: dict[tuple[str, str], float] = field(default_factory=dict)
     held: dict[tuple[str, str], float] = field(default_factory=dict)
-    """The same, or what it still uses of slots that are granted to others by now."""
-    told: dict[str, Told] = field(default_factory=dict)
+    """The same, or the slots that it still uses although they are granted to others by now."""
+    usage: dict[str, LimitUsage] = field(default_factory=dict)
     lent: int = 0
-    """Pico-dollars, of which it has spent some and set some aside."""
+    """Pico-dollars, some of which are spent or reserved."""
     spent: int = 0
 
 
 class LimiterActor:
-    """Divides limits and budget among the workers; beside the driver, whose workspace other processes may use too."""
+    """Divides limits and budget among the workers; on the machine of the driver, whose workspace others may use too."""
 
-    def __init__(self, state: Path, limits: Mapping[str, Limit], budget: int | None) -> None:
+    def __init__(self, state: Path, limits: Mapping[str, LimitSpec], budget: int | None) -> None:
         """`budget`: what the run may still spend, in pico-dollars."""
         self._state = state
-        self._wholes = {name: Whole(limit) for name, limit in limits.items()}
-        self._shared = {limit.shared: self._wholes[name] for name, limit in limits.items() if limit.shared is not None}
+        self._limits = {name: ClusterLimit(spec) for name, spec in limits.items()}
+        self._shared = {
+            spec.shared_name: self._limits[name] for name, spec in limits.items() if spec.shared_name is not None
+        }
         self._budget = budget
-        self._holders: dict[int, Holder] = {}
+        self._holders: dict[int, LeaseHolder] = {}
         self._leases: LimitLeases | None = None
-        self._keeping: asyncio.Task[None] | None = None
+        self._lease_task: asyncio.Task[None] | None = None
         self._borrowers = 0
-        self._moved = asyncio.Event()
+        self._changed = asyncio.Event()
 
     async def start(self) -> None:
-        """Take what is free in the workspace, and keep it."""
+        """Lease what is free in the workspace, and keep it."""
         if self._shared:
             self._leases = LimitLeases(self._state, self._shared)
-            self._keeping = asyncio.create_task(self._leases.run())
+            self._lease_task = asyncio.create_task(self._leases.run())
 
     async def close(self) -> None:
-        """Give it back."""
-        if self._leases is not None and self._keeping is not None:
-            self._keeping.cancel()
+        """Return what was leased."""
+        if self._leases is not None and self._lease_task is not None:
+            self._lease_task.cancel()
             self._leases.close()
 
-    async def renew(self, worker: int, told: Mapping[str, Told], spent: int, returned: int) -> Renewed:
-        """A worker's lease from now on. `spent`, `returned`: of the money that was lent to it."""
-        holder = self._holders.setdefault(worker, Holder())
+    async def renew(self, worker: int, usage: Mapping[str, LimitUsage], spent: int, returned: int) -> RenewedLease:
+        """Return a worker's lease from now on. `spent`, `returned`: of the money that was lent to it."""
+        holder = self._holders.setdefault(worker, LeaseHolder())
         holder.spent, holder.lent = spent, holder.lent - returned
-        self._moved.set()
+        self._changed.set()
         now = time.monotonic()
-        wanting = False
-        for name, about in told.items():
-            whole = self._wholes[name]
-            before = holder.told.get(name)
-            whole.requests.used += about.used[0] - (before.used[0] if before else 0.0)
-            whole.tokens.used += about.used[1] - (before.used[1] if before else 0.0)
-            whole.contended |= about.waited
-            if about.stated != (None, None):
-                whole.update_from_headers(about.stated, of=worker)
-            if about.held_for:
-                whole.held_until = max(whole.held_until, now + about.held_for)
-            holder.told[name] = about
-            whole.in_flight = sum(h.told[name].in_flight for h in self._holders.values() if name in h.told)
+        is_short = False
+        for name, current in usage.items():
+            limit = self._limits[name]
+            before = holder.usage.get(name)
+            limit.requests.used += current.used[0] - (before.used[0] if before else 0.0)
+            limit.tokens.used += current.used[1] - (before.used[1] if before else 0.0)
+            limit.contended |= current.contended
+            if current.stated != (None, None):
+                limit.update_from_headers(current.stated, of=worker)
+            if current.pause_seconds:
+                limit.paused_until = max(limit.paused_until, now + current.pause_seconds)
+            holder.usage[name] = current
+            limit.in_flight = sum(
+                other.usage[name].in_flight for other in self._holders.values() if name in other.usage
+            )
             for kind in KINDS:
-                wanting |= self._grant(worker, name, kind)
-        holds = {name: max(0.0, whole.held_until - now) for name, whole in self._wholes.items()}
-        return Renewed(dict(holder.granted), holds, wanting, self._borrowers > 0)
+                is_short |= self._grant(worker, name, kind)
+        pauses = {name: max(0.0, limit.paused_until - now) for name, limit in self._limits.items()}
+        return RenewedLease(dict(holder.granted), pauses, is_short, self._borrowers > 0)
 
     async def borrow(self, worker: int, needed: int, spent: int, returned: int) -> int:
-        """Money for a worker, at least what is needed; 0 where there will never be so much left."""
+        """Lend a worker at least the money that it needs; return 0 if so much will never be left."""
         assert self._budget is not None
         borrower = self._holders[worker]
         borrower.spent, borrower.lent = spent, borrower.lent - returned
-        self._moved.set()
+        self._changed.set()
         self._borrowers += 1
         try:
             while True:
                 holders = self._holders.values()
                 left = self._budget - sum(holder.lent for holder in holders)
                 if needed <= left:
-                    # No more than a share: the others want some as well.
-                    block = max(needed, left // (2 * len(holders)))
-                    borrower.lent += block
-                    return block
-                # What was lent and is not spent yet may come back, be it set aside or not.
+                    # No more than a share: the others need some too.
+                    amount = max(needed, left // (2 * len(holders)))
+                    borrower.lent += amount
+                    return amount
+                # What was lent and is not spent yet may come back, even if it is reserved.
                 if needed > self._budget - sum(holder.spent for holder in holders):
                     return 0
-                self._moved.clear()
-                await self._moved.wait()
+                self._changed.clear()
+                await self._changed.wait()
         finally:
             self._borrowers -= 1
 
-    async def gone(self, worker: int, spent: int) -> None:
-        """A worker has died. `spent`: by the ledger, what it left unknown at its worst case."""
+    async def remove(self, worker: int, spent: int) -> None:
+        """Remove a worker that has died. `spent`: by the ledger, exchanges of unknown outcome at their maximum cost."""
         holder = self._holders.get(worker)
         if holder is not None:
-            holder.granted, holder.held, holder.told = {}, {}, {}
+            holder.granted, holder.held, holder.usage = {}, {}, {}
             holder.spent = holder.lent = spent
-            self._moved.set()
+            self._changed.set()
 
     def _grant(self, worker: int, name: str, kind: str) -> bool:
-        """Only from what no other worker holds; whether more was due."""
-        here = self._wholes[name].here[kind]
-        if kind != "slots" and here <= 0:
-            self._holders[worker].granted[name, kind] = self._holders[worker].held[name, kind] = 0.0
+        """Grant a share from what no other worker holds; return whether more was due."""
+        holder, total = self._holders[worker], self._limits[name].run_share[kind]
+        if kind != "slots" and total <= 0:
+            holder.granted[name, kind] = holder.held[name, kind] = 0.0
             return True
-        # Needs are told as shares of the whole limit, of which this run may have a part only.
-        scale = 1.0 if kind == "slots" else here
-        needs = {
-            str(number): min(1.0, holder.told[name].needs[kind] / scale)
-            for number, holder in self._holders.items()
-            if name in holder.told
+        # Demands are shares of the whole limit, of which this run may have a part only.
+        scale = 1.0 if kind == "slots" else total
+        demands = {
+            str(number): min(1.0, other.usage[name].demand[kind] / scale)
+            for number, other in self._holders.items()
+            if name in other.usage
         }
-        due = fair_shares(here, needs, kind == "slots", time.time() // ROTATION_SECONDS)[str(worker)]
-        held = sum(h.held.get((name, kind), 0.0) for number, h in self._holders.items() if number != worker)
-        granted = max(0.0, min(due, here - held))
+        due = fair_shares(total, demands, kind == "slots", time.time() // ROTATION_SECONDS)[str(worker)]
+        held = sum(other.held.get((name, kind), 0.0) for number, other in self._holders.items() if number != worker)
+        granted = max(0.0, min(due, total - held))
         if kind == "slots":
             granted = float(int(granted + 1e-9))
-        self._holders[worker].granted[name, kind] = granted
-        in_flight = self._holders[worker].told[name].in_flight if kind == "slots" else 0.0
+        holder.granted[name, kind] = granted
+        in_flight = holder.usage[name].in_flight if kind == "slots" else 0.0
         # What is in flight is in use, whoever it is due to; but it is not replaced.
-        self._holders[worker].held[name, kind] = max(granted, in_flight)
+        holder.held[name, kind] = max(granted, in_flight)
         return granted < 0.99 * due
 
 
 class RemoteBudget(RunBudget):
-    """A worker's part of the budget: what was lent to it is the limit."""
+    """A worker's part of the budget: its limit is what was lent to it."""
 
     def __init__(self, actor: Any, worker: int) -> None:
         """`actor`: the handle of a LimiterActor."""
@@ -214,84 +222,86 @@ class RemoteBudget(RunBudget):
         self._lent = 0
         self._turn = asyncio.Lock()
 
-    async def reserve(self, worst: int | None) -> bool:
-        """See Purse; where what was lent does not suffice, more is asked for."""
-        if worst is None:
+    async def acquire(self, max_cost: int | None) -> bool:
+        """See RunBudget; borrows more if what was lent does not suffice."""
+        if max_cost is None:
             return False
         began = time.monotonic()
         async with self._turn:
-            while self.spent + self.reserved + worst > self._lent:
-                # All that is idle goes back first: two workers must not wait for what the other keeps of too little.
-                returned = self.give_back()
-                block = await answered(self._actor.borrow.remote(self._worker, worst, self.spent, returned))
-                if not block:
+            while self.spent + self.reserved + max_cost > self._lent:
+                # All idle money goes back first: two workers must not wait for the too little that the other keeps.
+                returned = self.return_idle()
+                amount = await actor_result(self._actor.borrow.remote(self._worker, max_cost, self.spent, returned))
+                if not amount:
                     return False
-                self._lent += block
-            self.reserved += worst
+                self._lent += amount
+            self.reserved += max_cost
         self.waited_seconds += time.monotonic() - began
         return True
 
-    def give_back(self) -> int:
-        """What is neither spent nor set aside; from now on it is not this worker's any more."""
+    def return_idle(self) -> int:
+        """Return the money that is neither spent nor reserved; from now on it is not this worker's any more."""
         idle = self._lent - self.spent - self.reserved
         self._lent -= idle
         return idle
 
 
-class Leasing:
-    """A worker's leases, renewed twice a second."""
+class LeaseRenewal:
+    """Renews a worker's leases twice a second."""
 
     def __init__(
         self,
         actor: Any,
         worker: int,
-        allowances: Mapping[str, ProviderLimiter],
-        purse: RunBudget,
-        caught_up: Callable[[], Awaitable[None]],
+        limiters: Mapping[str, ProviderLimiter],
+        budget: RunBudget,
+        wait_until_recorded: Callable[[], Awaitable[None]],
     ) -> None:
-        """`actor`: the handle of a LimiterActor. `caught_up`: returns when what has ended by now is in the ledger."""
+        """`actor`: the handle of a LimiterActor. `wait_until_recorded` returns when what has ended by now is in the
+        ledger."""
         self._actor = actor
         self._worker = worker
-        self._allowances = allowances
-        self._purse = purse
-        self._caught_up = caught_up
-        self._needs = Demand(allowances)
-        self._wanting = False
-        self._money_wanted = False
-        for allowance in allowances.values():
-            allowance.set_share(0.0, 0.0, None if allowance.concurrency is None else 0)
+        self._limiters = limiters
+        self._budget = budget
+        self._wait_until_recorded = wait_until_recorded
+        self._demand = Demand(limiters)
+        self._is_short = False
+        self._is_money_short = False
+        for limiter in limiters.values():
+            limiter.set_share(0.0, 0.0, None if limiter.concurrency is None else 0)
 
-    async def keep(self) -> None:
-        """Renew until cancelled; OSError where the actor is gone."""
+    async def run(self) -> None:
+        """Renew until cancelled; OSError if the actor is gone."""
         while True:
             await self.renew()
-            await asyncio.sleep(SHORT_RENEW_SECONDS if self._wanting or self._money_wanted else RENEW_SECONDS)
+            await asyncio.sleep(SHORT_RENEW_SECONDS if self._is_short or self._is_money_short else RENEW_SECONDS)
 
     async def renew(self) -> None:
-        """Tell what is needed, take what is due."""
-        waited = {name: frozenset(allowance.contended) for name, allowance in self._allowances.items()}
-        self._needs.measure()
-        told = {
-            name: Told(
-                (allowance.requests.used, allowance.tokens.used),
-                allowance.in_flight,
-                waited[name],
-                (allowance.requests_per_minute, allowance.tokens_per_minute),
-                allowance.pause_seconds,
-                {kind: self._needs.shares[name, kind] for kind in KINDS},
+        """Report the usage and the demand, and apply the shares that are granted."""
+        contended = {name: frozenset(limiter.contended) for name, limiter in self._limiters.items()}
+        self._demand.measure()
+        usage = {
+            name: LimitUsage(
+                (limiter.requests.used, limiter.tokens.used),
+                limiter.in_flight,
+                contended[name],
+                (limiter.requests_per_minute, limiter.tokens_per_minute),
+                limiter.pause_seconds,
+                {kind: self._demand.shares[name, kind] for kind in KINDS},
             )
-            for name, allowance in self._allowances.items()
+            for name, limiter in self._limiters.items()
         }
-        # A place that others may have now is free in the ledger as well.
-        await self._caught_up()
-        returned = self._purse.give_back() if self._money_wanted and isinstance(self._purse, RemoteBudget) else 0
-        call = self._actor.renew.remote(self._worker, told, self._purse.spent, returned)
-        renewed: Renewed = await answered(call)
-        self._wanting, self._money_wanted = renewed.wanting, renewed.money_wanted
-        for name, allowance in self._allowances.items():
-            granted = {kind: renewed.granted[name, kind] for kind in KINDS}
-            slots = None if allowance.concurrency is None else int(granted["slots"])
-            allowance.set_share(granted["requests"], granted["tokens"], slots)
-            if (hold := renewed.held_for[name]) > allowance.pause_seconds + SAME_HOLD:
-                # What one worker was asked to wait, all of them wait; sent before, it says nothing of this one's pace.
-                allowance.record_refusal(-1, hold)
+        # A slot that others may use now must be free in the ledger as well.
+        await self._wait_until_recorded()
+        budget = self._budget
+        returned = budget.return_idle() if self._is_money_short and isinstance(budget, RemoteBudget) else 0
+        call = self._actor.renew.remote(self._worker, usage, self._budget.spent, returned)
+        lease: RenewedLease = await actor_result(call)
+        self._is_short, self._is_money_short = lease.is_short, lease.is_money_short
+        for name, limiter in self._limiters.items():
+            granted = {kind: lease.granted[name, kind] for kind in KINDS}
+            slots = None if limiter.concurrency is None else int(granted["slots"])
+            limiter.set_share(granted["requests"], granted["tokens"], slots)
+            if (pause := lease.pause_seconds[name]) > limiter.pause_seconds + PAUSE_TOLERANCE_SECONDS:
+                # All workers wait if one was asked to; as an old request, it says nothing of this worker's rate.
+                limiter.record_refusal(-1, pause)

@@ -1,4 +1,4 @@
-"""Telemetry on Ray: workers note their exchanges, the driver hears of them with each report and tells its observer."""
+"""Telemetry on Ray: workers record their exchanges, and the driver passes them to its observer with each report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,58 +7,58 @@ from connectors.contracts import Provider
 from pipelines.dispatch.request_types import BatchStage, ExchangeObserver, RouteInfo
 from pipelines.ledger.entries import SettledExchange
 
-Seen = tuple[str, str, float | SettledExchange]
+TelemetryRecord = tuple[str, str, float | SettledExchange]
 """Step, name of the provider, and the seconds that a request waited or how an exchange ended."""
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """What a worker has to tell, numbered from `first` on."""
+class TelemetryBatch:
+    """The records of a worker, numbered from `first` on."""
 
     first: int = 0
-    seen: Sequence[Seen] = ()
+    records: Sequence[TelemetryRecord] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """Which step asked, and whom."""
+class RouteLabel:
+    """The step and the provider of an exchange."""
 
     step: str
     provider: Provider
 
 
-class Recorder:
-    """The observer of a worker: it keeps what it is told until the driver has it."""
+class TelemetryRecorder:
+    """The observer of a worker: it holds the records until the driver has them."""
 
     def __init__(self) -> None:
         self._first = 0
-        self._seen: list[Seen] = []
+        self._records: list[TelemetryRecord] = []
 
-    def record_wait(self, lane: RouteInfo, seconds: float) -> None:
-        """See Observer, as for all of these."""
-        self._seen.append((lane.step, lane.provider.name, seconds))
+    def record_wait(self, route: RouteInfo, seconds: float) -> None:
+        """See ExchangeObserver, as for all of these."""
+        self._records.append((route.step, route.provider.name, seconds))
 
-    def record_exchange(self, lane: RouteInfo, ended: SettledExchange) -> None:
-        # Without rows and answers: they are large, and nobody's business.
-        self._seen.append((lane.step, lane.provider.name, replace(ended, keys=b"", message=None, answers=())))
+    def record_exchange(self, route: RouteInfo, settled: SettledExchange) -> None:
+        # Without keys and answers: they are large, and confidential.
+        self._records.append((route.step, route.provider.name, replace(settled, keys=b"", message=None, answers=())))
 
-    def record_batch_stage(self, lane: RouteInfo, stage: BatchStage) -> None:
-        """Batches need no workers."""
+    def record_batch_stage(self, route: RouteInfo, stage: BatchStage) -> None:
+        """Never called: batches need no workers."""
         raise AssertionError(stage)
 
-    def since(self, number: int) -> Heard:
-        """What came from this number on; what came before it is heard, and dropped."""
-        del self._seen[: max(0, number - self._first)]
+    def since(self, number: int) -> TelemetryBatch:
+        """Return the records from this number on, and drop those before it, which the driver has."""
+        del self._records[: max(0, number - self._first)]
         self._first = max(self._first, number)
-        return Heard(self._first, tuple(self._seen))
+        return TelemetryBatch(self._first, tuple(self._records))
 
 
-def tell(observer: ExchangeObserver, providers: Mapping[str, Provider], heard: Heard, number: int) -> int:
-    """Tell what comes from this number on, as reports may come twice; the number after the last."""
-    for step, name, told in heard.seen[number - heard.first :]:
-        way = Way(step, providers[name])
-        if isinstance(told, SettledExchange):
-            observer.record_exchange(way, told)
+def observe(observer: ExchangeObserver, providers: Mapping[str, Provider], batch: TelemetryBatch, number: int) -> int:
+    """Pass the records from `number` on to the observer, as reports may repeat them; return the next number."""
+    for step, name, record in batch.records[number - batch.first :]:
+        route = RouteLabel(step, providers[name])
+        if isinstance(record, SettledExchange):
+            observer.record_exchange(route, record)
         else:
-            observer.record_wait(way, told)
-    return max(number, heard.first + len(heard.seen))
+            observer.record_wait(route, record)
+    return max(number, batch.first + len(batch.records))

@@ -1,4 +1,4 @@
-"""Where the time went on Ray: each worker tells what its senders waited for, the driver adds it up."""
+"""Time breakdown on Ray: each worker reports what its senders waited for, and the driver adds it up."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,72 +10,74 @@ from pipelines.monitoring.bottleneck import RemoteTimings
 
 
 @dataclass(frozen=True, slots=True)
-class Waits:
-    """What a worker tells of one limit."""
+class LimitWaits:
+    """What a worker reports about one limit."""
 
     seconds: Mapping[str, float]
-    """See Allowance.waits."""
+    """See ProviderLimiter.wait_seconds."""
     stated: tuple[float | None, float | None]
-    """Requests and tokens a minute, as they are kept to."""
-    found: float | None
-    """See Allowance.found_per_minute."""
+    """Requests and tokens a minute that are kept to."""
+    learned_per_minute: float | None
+    """See ProviderLimiter.learned_requests_per_minute."""
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
-    """What a worker's senders waited for beside the network, and its CPU; seconds, each since it began."""
+class WorkerTimings:
+    """What a worker's senders waited for besides the network, and its CPU time; seconds since it began."""
 
-    limits: Mapping[str, Waits] = field(default_factory=dict)
+    limits: Mapping[str, LimitWaits] = field(default_factory=dict)
     ledger: float = 0.0
     budget: float = 0.0
     cpu: float = 0.0
 
 
-class Looked(ProviderLimiter):
-    """A limit of the whole cluster as the workers tell of it: to be looked at only."""
+class ObservedLimit(ProviderLimiter):
+    """A limit of the whole cluster as the workers report it, for displays only."""
 
     def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None, slots: int | None) -> None:
         super().__init__(requests_per_minute, tokens_per_minute, slots, 0.0, 0.0)
-        self._found_by_all: float | None = None
+        self._learned_per_minute: float | None = None
 
     @property
     def learned_requests_per_minute(self) -> float | None:
-        """See Allowance."""
-        return self._found_by_all
+        """See ProviderLimiter."""
+        return self._learned_per_minute
 
-    def hear(self, told: Sequence[Waits]) -> None:
-        """What all workers tell of it."""
-        self.wait_seconds = {kind: sum(one.seconds[kind] for one in told) for kind in self.wait_seconds}
-        found = [one.found for one in told if one.found is not None]
-        self._found_by_all = sum(found) if found else None
-        for one in told:
+    def update(self, waits: Sequence[LimitWaits]) -> None:
+        """Take over what all workers report."""
+        self.wait_seconds = {kind: sum(one.seconds[kind] for one in waits) for kind in self.wait_seconds}
+        learned = [one.learned_per_minute for one in waits if one.learned_per_minute is not None]
+        self._learned_per_minute = sum(learned) if learned else None
+        for one in waits:
             self.update_from_headers(one.stated)
 
 
-def waits_of(allowances: Mapping[str, ProviderLimiter]) -> Mapping[str, Waits]:
-    """What a worker has to tell of its limits."""
+def limit_waits(limiters: Mapping[str, ProviderLimiter]) -> Mapping[str, LimitWaits]:
+    """Return what a worker reports about its limits."""
     return {
-        name: Waits(
-            dict(one.wait_seconds), (one.requests_per_minute, one.tokens_per_minute), one.learned_requests_per_minute
+        name: LimitWaits(
+            dict(limiter.wait_seconds),
+            (limiter.requests_per_minute, limiter.tokens_per_minute),
+            limiter.learned_requests_per_minute,
         )
-        for name, one in allowances.items()
+        for name, limiter in limiters.items()
     }
 
 
 def add_up(
-    told: Sequence[tuple[SenderTimes, Spent]],
-    limits: Mapping[str, Looked],
+    reports: Sequence[tuple[SenderTimes, WorkerTimings]],
+    limits: Mapping[str, ObservedLimit],
     times: SenderTimes,
-    elsewhere: RemoteTimings,
+    remote: RemoteTimings,
 ) -> None:
-    """What all workers tell, those that have died included, goes into `limits`, `times` and `elsewhere`."""
+    """Sum the reports of all workers, dead ones included, into `limits`, `times` and `remote`."""
     for name, limit in limits.items():
-        limit.hear([spent.limits[name] for _, spent in told if name in spent.limits])
-    of_job = limits[JOB].wait_seconds
-    # A worker has more senders than requests that it may have in flight at the moment: those that wait are surplus.
-    surplus, of_job["slots"] = of_job["slots"], 0.0
-    times.limit_seconds = max(0.0, sum(one.limit_seconds for one, _ in told) - surplus)
-    times.network_seconds = sum(one.network_seconds for one, _ in told)
-    times.other_seconds = sum(one.other_seconds for one, _ in told)
-    elsewhere.ledger_seconds = sum(spent.ledger for _, spent in told)
-    elsewhere.cpu_seconds = sum(spent.cpu for _, spent in told) / elsewhere.workers
+        limit.update([timings.limits[name] for _, timings in reports if name in timings.limits])
+    job_waits = limits[JOB].wait_seconds
+    # A worker has more senders than it may have requests in flight at the moment: those that wait are surplus.
+    surplus, job_waits["slots"] = job_waits["slots"], 0.0
+    times.limit_seconds = max(0.0, sum(one.limit_seconds for one, _ in reports) - surplus)
+    times.network_seconds = sum(one.network_seconds for one, _ in reports)
+    times.other_seconds = sum(one.other_seconds for one, _ in reports)
+    remote.ledger_seconds = sum(timings.ledger for _, timings in reports)
+    remote.cpu_seconds = sum(timings.cpu for _, timings in reports) / remote.workers

@@ -35,7 +35,7 @@ settled = []
 stage = sys.argv[1]
 match stage:
     case "gather":
-        breaking(batch_gather.Gathering, "add", lambda self, pack, *given: pack.requests[0].keys == ("27",))
+        breaking(batch_builder.BatchBuilder, "add", lambda self, pack, *given: pack.requests[0].keys == ("27",))
     case "note":
         breaking(batch_ledger.BatchLedger, "note")
     case "upload":
@@ -55,7 +55,7 @@ match stage:
     case "release":
         breaking(batch_ledger.BatchLedger, "release")
     case "clean":
-        breaking(batch_carry.Carrier, "clean")
+        breaking(batch_lifecycle.BatchLifecycle, "clean")
     case "deadline":
         breaking(batch_out.BatchOut, "_until_deadline")
 
@@ -195,7 +195,7 @@ def test_a_pack_that_alone_is_above_the_limit_is_asked_row_by_row(workspace: Any
 def test_a_line_that_has_room_by_itself_waits_for_batches_that_run(
     workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.batch.builder.LINES", 6)
+    monkeypatch.setattr("pipelines.batch.builder.MAX_FILE_LINES", 6)
     workspace.csv(6)
     workspace.write("rows.csv", (workspace.folder / "rows.csv").read_text() + f"7,{'very long ' * 99}\n")
     batches.most_characters, batches.polls = 1000, 12

@@ -132,9 +132,9 @@ def server(workspace: Any, provider: Any, monkeypatch: pytest.MonkeyPatch) -> It
         for model, (given, made) in PRICES.items()
     )
     file.write_text(file.read_text().replace(provider.base_url, counted.base_url) + prices)
-    monkeypatch.setattr("pipelines.batch.lifecycle.FIRST_POLL", 0.02)
-    monkeypatch.setattr("pipelines.batch.lifecycle.LONGEST_POLL", 0.05)
-    monkeypatch.setattr("pipelines.batch.dispatcher.QUIET", 0.1)
+    monkeypatch.setattr("pipelines.batch.lifecycle.FIRST_POLL_SECONDS", 0.02)
+    monkeypatch.setattr("pipelines.batch.lifecycle.MAX_POLL_SECONDS", 0.05)
+    monkeypatch.setattr("pipelines.batch.dispatcher.QUIET_SECONDS", 0.1)
     yield counted
     counted.close()
     process.send_signal(SIGTERM)
@@ -192,7 +192,7 @@ def test_what_expired_before_the_deadline_and_what_failed_is_asked_online_after_
     workspace: Any, server: Counting, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(60)
-    monkeypatch.setattr("pipelines.batch.builder.LINES", 20)
+    monkeypatch.setattr("pipelines.batch.builder.MAX_FILE_LINES", 20)
     # The first batch expires in part, the second fails as a whole; what they leave stands in one that never ends.
     ends = {0: {"rowmill_expire_share": "0.4"}, 1: {"rowmill_fail": "server_error"}}
     server.knobs = lambda number: ends.get(number, {"rowmill_delay_s": "64800"} if number > 2 else {})

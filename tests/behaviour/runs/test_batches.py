@@ -187,10 +187,10 @@ def test_files_are_split_at_the_limits_of_the_api(
     workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(50)
-    monkeypatch.setattr("pipelines.batch.builder.LINES", 20)
+    monkeypatch.setattr("pipelines.batch.builder.MAX_FILE_LINES", 20)
     assert cli.run(workspace.job(**BATCH))["rows_ok"] == 50
     assert sorted(batches.lines_of_batches) == [10, 20, 20]
-    monkeypatch.setattr("pipelines.batch.builder.BYTES", 2500)
+    monkeypatch.setattr("pipelines.batch.builder.MAX_FILE_BYTES", 2500)
     assert cli.run(workspace.job("other", sink="{parquet: o}", source="{csv: rows.csv, key: id, limit: 12}", steps=(
         '[{name: a, endpoint: chat, provider: test, model: m, messages: [{user: "and {{ text }}"}]}]'
     ), **BATCH))["rows_ok"] == 12  # fmt: skip
@@ -204,9 +204,9 @@ def test_no_file_is_larger_than_the_api_takes_nor_much_smaller(
     workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch, bytes_: int
 ) -> None:
     workspace.csv(60)
-    monkeypatch.setattr("pipelines.batch.builder.BYTES", bytes_)
+    monkeypatch.setattr("pipelines.batch.builder.MAX_FILE_BYTES", bytes_)
     # What a line of this test takes beside its body: a little more than 100 bytes.
-    monkeypatch.setattr("pipelines.batch.builder.FRAME", 150)
+    monkeypatch.setattr("pipelines.batch.builder.MAX_LINE_OVERHEAD_BYTES", 150)
     assert cli.run(workspace.job(**BATCH))["rows_ok"] == 60
     *full, _ = batches.bytes_of_batches
     assert max(batches.bytes_of_batches) <= bytes_
@@ -218,7 +218,7 @@ def test_of_embeddings_inputs_are_counted_and_not_lines(
     workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(50)
-    monkeypatch.setattr("pipelines.batch.builder.LINES", 20)
+    monkeypatch.setattr("pipelines.batch.builder.MAX_FILE_LINES", 20)
     monkeypatch.setattr("connectors.endpoints.embeddings.MAX_TEXTS_PER_REQUEST", 6)
     steps = '[{name: v, endpoint: embeddings, provider: test, model: e, dimensions: 3, input: "{{ text }}"}]'
     assert cli.run(workspace.job(steps=steps, **BATCH))["rows_ok"] == 50
@@ -238,7 +238,7 @@ def test_rows_that_come_slowly_do_not_go_in_a_batch_for_each_few(
         await asyncio.sleep(0.15)
         batches.held = next(chunks) < 10
 
-    monkeypatch.setattr(BatchDispatcher, "hunger", slowly)
+    monkeypatch.setattr(BatchDispatcher, "wait_for_capacity", slowly)
     told = cli.run(workspace.job(**BATCH))
     assert (told["exit_code"], told["rows_ok"]) == (0, 500)
     first, *rest = batches.lines_of_batches
@@ -249,7 +249,7 @@ def test_as_many_rows_are_under_way_as_the_window_holds_in_several_batches_at_a_
     workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(2500)
-    monkeypatch.setattr("pipelines.batch.builder.LINES", 100)
+    monkeypatch.setattr("pipelines.batch.builder.MAX_FILE_LINES", 100)
     monkeypatch.setattr("pipelines.dispatch.step_runner.CHUNK_ROWS", 50)
     monkeypatch.setattr("pipelines.execution.job_run.CHUNK_ROWS", 50)
     monkeypatch.setattr("pipelines.execution.job_run.OPEN_BATCH_ROWS", 500)
@@ -277,7 +277,7 @@ def test_what_is_above_the_enqueued_limit_waits_for_batches_that_run(
     workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch, later: bool
 ) -> None:
     workspace.csv(60)
-    monkeypatch.setattr("pipelines.batch.builder.LINES", 20)
+    monkeypatch.setattr("pipelines.batch.builder.MAX_FILE_LINES", 20)
     batches.most_lines, batches.limit_fails_later = 40, later
 
     def hold_until_one_is_refused(method: str, path: str) -> None:
@@ -295,7 +295,7 @@ def test_a_batch_that_alone_is_above_the_limit_is_cut_into_smaller_ones(
     workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(60)
-    monkeypatch.setattr("pipelines.batch.dispatcher.SMALLEST_SPLIT", 5)
+    monkeypatch.setattr("pipelines.batch.dispatcher.MIN_SPLIT_LINES", 5)
     batches.most_lines = 20
     assert cli.run(workspace.job(**BATCH))["rows_ok"] == 60
     assert max(batches.lines_of_batches) <= 20
@@ -307,7 +307,7 @@ def test_a_batch_of_an_earlier_run_that_alone_is_above_the_limit_is_cut_as_well(
     workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(60)
-    monkeypatch.setattr("pipelines.batch.dispatcher.SMALLEST_SPLIT", 5)
+    monkeypatch.setattr("pipelines.batch.dispatcher.MIN_SPLIT_LINES", 5)
     job = workspace.job(**BATCH)
     batches.refuse = lambda method, path: batches.error(401, "not today") if path == "/v1/batches" else None
     assert cli.run(job)["exit_code"] == 3
@@ -395,7 +395,7 @@ def test_a_batch_that_does_not_end_although_it_is_cancelled_keeps_nobody_waiting
     workspace.csv(10)
     batches.held = True
     batches.refuse = lambda method, path: web.json_response({}) if path.endswith("/cancel") else None
-    monkeypatch.setattr("pipelines.batch.lifecycle.CANCEL_WAIT", 0.2)
+    monkeypatch.setattr("pipelines.batch.lifecycle.CANCEL_WAIT_SECONDS", 0.2)
     soon = lambda said, zone, now: now + timedelta(seconds=1)  # noqa: E731
     monkeypatch.setattr(importlib.import_module("pipelines.engines.local_engine"), "next_deadline", soon)
     told = cli.run(workspace.job(deadline='"06:00"', **BATCH))
@@ -491,7 +491,7 @@ elif moment == "polled":
 elif moment == "fetched in part":
     dying(batch_land.Lander, "settle_line", lambda *given: settled.append(1) or len(settled) == 6)
 elif moment == "settled, not cleaned":
-    dying(batch_carry.Carrier, "clean", before=True)
+    dying(batch_lifecycle.BatchLifecycle, "clean", before=True)
 elif moment == "cleaned, not forgotten":
     dying(batch_ledger.BatchLedger, "forget", before=True)
 elif moment == "not committed":

@@ -69,7 +69,7 @@ class Answering:
 def answering(monkeypatch: pytest.MonkeyPatch) -> type[Answering]:
     """In place of HTTP."""
     monkeypatch.setattr("pipelines.engines.local_engine.HttpTransport", Answering)
-    monkeypatch.setattr("pipelines.dispatch.request_types.HEAVY", 2 * MB)
+    monkeypatch.setattr("pipelines.dispatch.pending_requests.EARLY_READ_BYTES", 2 * MB)
     monkeypatch.setattr("pipelines.dispatch.read_buffer.MAX_UNREAD_BYTES", 4 * MB)
     Answering.asked, Answering.most_open, Answering.travels = 0, 0, []
     Answering.much_asked.clear()
@@ -109,7 +109,7 @@ def test_large_answers_wait_for_their_turn_in_bytes(
 def test_wide_rows_set_out_a_few_megabytes_at_a_time(
     workspace: Any, cli: Any, answering: type[Answering], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.execution.job_run.OPEN_BYTES", 4 * MB)
+    monkeypatch.setattr("pipelines.execution.job_run.MAX_OPEN_BYTES", 4 * MB)
     monkeypatch.setattr("pipelines.preparation.row_selection.CHUNK_BYTES", 1 * MB)
 
     class Watched(StepRunner):
@@ -117,7 +117,7 @@ def test_wide_rows_set_out_a_few_megabytes_at_a_time(
             super().__init__(*given)
             answering.travels.append(self)
 
-    monkeypatch.setattr("pipelines.engines.local_engine.Travel", Watched)
+    monkeypatch.setattr("pipelines.engines.local_engine.StepRunner", Watched)
     texts = pa.table({"id": range(64), "text": [f"{number} " + "x" * (MB // 2) for number in range(64)]})
     pq.write_table(texts, workspace.folder / "rows.parquet", row_group_size=4)
     job = workspace.job(source="{parquet: rows.parquet, key: id}", steps=STEPS["chat"], limits="{concurrency: 50}")
@@ -167,7 +167,7 @@ def test_rows_sent_ahead_one_by_one_make_the_same_tables(
     )
     workspace.csv(60)
     whole = cli.run(workspace.job("whole", steps=steps, sink="{parquet: whole}"))
-    monkeypatch.setattr("pipelines.dispatch.request_types.HEAVY", 1)
+    monkeypatch.setattr("pipelines.dispatch.pending_requests.EARLY_READ_BYTES", 1)
     (workspace.folder / ".rowmill/ledger.sqlite").unlink()
     pieces = cli.run(workspace.job("pieces", steps=steps, sink="{parquet: pieces}"))
     names = ("rows", "rows_ok", "rows_failed", "rows_left", "requests", "rows_reused")

@@ -1,19 +1,11 @@
 """Pools: members share the work by what each has left, stand in for one another, and are paid at their own prices."""
 
-import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from aiohttp import web
-
-from connectors.contracts import Provider
-from connectors.records import RowError
-from pipelines.dispatch.held_requests import HeldRequests
-from pipelines.dispatch.provider_pool import ProviderPool
-from pipelines.dispatch.request_types import Route, RequestGroup
-from pipelines.limits.provider_limiter import ProviderLimiter
 
 Read = Callable[..., list[dict[str, Any]]]
 
@@ -206,51 +198,3 @@ def test_with_a_budget_every_member_needs_a_price_and_the_dearest_is_set_aside(
     workspace.write("rowmill.yaml", unpriced)
     assert cli("run", workspace.job(steps=STEPS, budget="{usd: 0.02}")) == 2
     assert "no price is known for m at spare" in cli.err
-
-
-def lane_to(name: str, clock: Sequence[float], pool: ProviderPool | None = None) -> Route:
-    """A lane to a provider without limits, or to a pool."""
-    own = ProviderLimiter(None, None, None, 900, 60, lambda: clock[0])
-    endpoint: Any = None
-    return Route("answer", endpoint, Provider(name, "http://x"), (own, own), None, lambda _: 0, 1, True, pool=pool)
-
-
-async def test_packs_that_wait_aside_are_not_queued_for_a_member_that_was_left_out() -> None:
-    clock = [0.0]
-    first, second = lane_to("first", clock), lane_to("second", clock)
-    whole, queued, tasks = lane_to("both", clock, ProviderPool((first, second))), list[RequestGroup](), set[asyncio.Task[None]]()
-    parked = HeldRequests(queued.append, tasks, lambda task: None)
-    for met in (whole, lane_to("other", clock)):
-        parked.register_provider(met)
-    first.limiters[0].record_refusal(1, 2)
-    second.limiters[0].record_refusal(1, 600)
-    for _ in range(3):
-        assert await parked.acquire_permits(RequestGroup(whole, ()), 1, []) is None
-    await asyncio.sleep(0)
-    assert whole.pool is not None
-    assert whole.pool.leave_out(first, RowError("quota", "none is left"))
-    clock[0] = 5.0
-    for watcher in first.limiters[0].watchers:
-        watcher.set()
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert queued == []
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def test_what_breaks_the_waiting_aside_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(*given: Any) -> None:
-        raise RuntimeError("a defect")
-
-    monkeypatch.setattr("pipelines.dispatch.held_requests.until", broken)
-    held, ended = lane_to("held", [0.0]), list[asyncio.Task[None]]()
-    parked = HeldRequests(list[RequestGroup]().append, set(), ended.append)
-    for met in (held, lane_to("other", [0.0])):
-        parked.register_provider(met)
-    held.limiters[0].record_refusal(1, 600)
-    assert await parked.acquire_permits(RequestGroup(held, ()), 1, []) is None
-    for _ in range(3):
-        await asyncio.sleep(0)
-    assert [str(task.exception()) for task in ended] == ["a defect"]

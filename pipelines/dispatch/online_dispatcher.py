@@ -1,0 +1,362 @@
+"""The dispatcher of single exchanges: each is recorded, sent, interpreted, retried or given up, and stored."""
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import orjson
+
+from connectors.records import FATAL_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES, Call, Reply, RowError
+from connectors.transport.client import RequestError, Transport
+from connectors.transport.error_replies import parse_rate_headers
+from pipelines.dispatch.held_requests import HeldRequests
+from pipelines.dispatch.pending_requests import PendingRequests
+from pipelines.dispatch.reply_handling import ExchangeOutcome, charged_cost, interpret, settled_exchange
+from pipelines.dispatch.request_types import (
+    DailyBudget,
+    Exchange,
+    RequestGroup,
+    RetryLimits,
+    Route,
+    RunLedger,
+    expected_output_tokens,
+    total_cost,
+)
+from pipelines.dispatch.retry_policy import RESOLVE, Attempt, ProviderStatus, RetryDecision, decide
+from pipelines.ledger.entries import PendingExchange, SettledExchange
+from pipelines.ledger.ledger import now_us
+from pipelines.limits.provider_limiter import ProviderLimiter
+from pipelines.pricing.run_budget import BudgetExhausted, RunBudget
+
+
+class OnlineDispatcher:
+    """Sends queued requests, at most `concurrency` exchanges at a time, and resolves them."""
+
+    def __init__(
+        self,
+        pending: PendingRequests,
+        ledger: RunLedger,
+        transport: Transport,
+        budget: RunBudget,
+        retry_limits: RetryLimits,
+        concurrency: int,
+        daily_budget: DailyBudget | None = None,
+        releases_job_limit_early: bool = False,
+    ) -> None:
+        """`releases_job_limit_early`: free a request's place among the job's as soon as its reply is there, if the
+        ledger writes the next request of that place together with this one's outcome."""
+        self.pending = pending
+        self.state = pending.state
+        self._ledger = ledger
+        self._transport = transport
+        self._budget = budget
+        self._counters = pending.counters
+        self._retry_limits = retry_limits
+        self._concurrency = concurrency
+        self._daily_budget = daily_budget
+        self._releases_job_limit_early = releases_job_limit_early
+        self._queue: asyncio.Queue[RequestGroup] = asyncio.Queue()
+        self._senders: list[asyncio.Task[None]] = []
+        self._idle_tasks: set[asyncio.Task[None]] = set()
+        """Senders without an exchange in flight, and other tasks that end as soon as the run stops."""
+        self._held_requests = HeldRequests(self.enqueue, self._idle_tasks, self.state.on_task_done)
+        self._capacity_changed = asyncio.Event()
+        self._recordings: set[asyncio.Future[None]] = set()
+        """Outcomes on their way into the ledger, for which no sender waits."""
+        self._unsettled = 0
+        """Exchanges that are recorded as pending."""
+        self._daily_budget_changed = asyncio.Event()
+        self.state.on_stop(self._stop_sending)
+        pending.enqueue = self.enqueue
+
+    def start(self) -> None:
+        """See Dispatcher, as for all public methods without a description."""
+        self._senders = [asyncio.create_task(self._send_queued()) for _ in range(self._concurrency)]
+        self._idle_tasks.update(self._senders)
+        for sender in self._senders:
+            sender.add_done_callback(self.state.on_task_done)
+
+    async def close(self, grace: float) -> None:
+        self.stop(self.state.stop_reason or "finished")
+        if self._senders:
+            await asyncio.wait(self._senders, timeout=grace)
+        self.cancel()
+        await asyncio.gather(*self._senders, return_exceptions=True)
+        await self.wait_until_recorded()
+
+    def cancel(self) -> None:
+        for sender in self._senders:
+            sender.cancel()
+
+    def stop(self, reason: str) -> None:
+        self.state.stop(reason)
+
+    async def wait_until_recorded(self) -> None:
+        """Wait until the exchanges that have ended by now are in the ledger."""
+        if self._recordings:
+            await asyncio.wait(set(self._recordings))
+
+    def register_route(self, route: Route) -> None:
+        self._held_requests.register_provider(route)
+
+    @property
+    def has_capacity(self) -> bool:
+        return self._queue.qsize() < self._concurrency and not self._held_requests.is_full
+
+    async def wait_for_capacity(self) -> None:
+        while not self.has_capacity and self.state.stop_reason is None:
+            self._capacity_changed.clear()
+            await self._capacity_changed.wait()
+
+    def enqueue(self, group: RequestGroup) -> None:
+        """Queue a group for the next free sender."""
+        self._queue.put_nowait(group)
+
+    def _stop_sending(self, reason: str) -> None:
+        for task in self._idle_tasks:
+            task.cancel()
+        self._capacity_changed.set()
+        self._daily_budget_changed.set()
+
+    # One sender: takes the next group, sends it, resolves it.
+
+    async def _send_queued(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        while self.state.stop_reason is None:
+            self._idle_tasks.add(task)
+            await self.pending.read_buffer.wait_for_space()
+            group = await self._queue.get()
+            if self._queue.qsize() < self._concurrency:
+                self._capacity_changed.set()
+            await self._send(group, task)
+            # It may be large, and the next one may take long to come.
+            del group
+
+    async def _send(self, group: RequestGroup, task: asyncio.Task[None]) -> None:
+        route, requests = group.route, group.requests
+        tokens = sum(request.input_tokens for request in requests)
+        tokens += round(sum(expected_output_tokens(request, route.mean_output_tokens) for request in requests))
+        try:
+            async with self._budget.reserve(total_cost(map(route.max_cost, requests))) as reservation:
+                await self._send_reserved(Exchange(group, route, tokens, reservation), task)
+        except BudgetExhausted:
+            self.stop("budget")
+
+    async def _send_reserved(self, exchange: Exchange, task: asyncio.Task[None]) -> None:
+        route, requests = exchange.group.route, exchange.group.requests
+        recording: asyncio.Future[None] | None = None
+        try:
+            asked_at = time.monotonic()
+            permitted = await self._held_requests.acquire_permits(exchange.group, exchange.tokens, exchange.permits)
+            if permitted is None:
+                return
+            member, permit = permitted
+            if member is not route:
+                # Reserved was the cost at the most expensive member.
+                exchange.member = member
+                exchange.reservation.change_to(total_cost(map(member.max_cost, requests)))
+            sent_at = time.monotonic()
+            if self.state.observer is not None:
+                self.state.observer.record_wait(member, sent_at - asked_at)
+            self._idle_tasks.discard(task)
+            if self.state.stop_reason is not None:
+                return
+            self._counters.in_flight += 1
+            exchange.is_in_flight = True
+            try:
+                recording = await self._exchange(exchange, permit)
+            finally:
+                self._counters.record_timing(
+                    route.step, sent_at - asked_at, time.monotonic() - sent_at, exchange.settled
+                )
+        finally:
+            if recording is None:
+                self._release(exchange, None)
+        if recording is not None and exchange.is_large:
+            # Otherwise as many large answers would wait to be written as requests are in flight.
+            await asyncio.wait([recording])
+
+    async def _exchange(self, exchange: Exchange, permit: int) -> asyncio.Future[None] | None:
+        """Send one exchange and queue its outcome for the ledger; None if nothing was sent.
+
+        The sender's next request is recorded right behind the outcome, so that at most `concurrency` exchanges are
+        ever without a recorded outcome.
+        """
+        group, member, reservation = exchange.group, exchange.member, exchange.reservation
+        try:
+            call = await build_call(group)
+        except OSError as exc:
+            self.pending.resolve_with_error(group, unreadable_file(exc))
+            return None
+        keys = orjson.dumps([key for request in group.requests for key in request.keys])
+        fingerprints = b"".join(request.fingerprint for request in group.requests for _ in request.keys)
+        number, max_cost = self._ledger.next_exchange_id(), reservation.max_cost
+        pending = PendingExchange(number, member.route_id, group.attempts + 1, keys, fingerprints, now_us(), max_cost)
+        day = None if self._daily_budget is None else self._daily_budget.today()
+        if not await self._record_pending(pending, day):
+            return None
+        self._counters.requests += 1
+        self._counters.retries += group.exchanges > 0
+        group.exchanges += 1
+        reply: Reply | None = None
+        failure: RequestError | None = None
+        reservation.mark_sent()
+        try:
+            reply = await self._transport.send(member.provider, call)
+        except RequestError as exc:
+            failure = exc
+        except BaseException:
+            # Cancelled: it is unknown whether the provider did its work.
+            await asyncio.shield(self._ledger.settle(pending.as_unknown(), day))
+            self._record_unsettled(-1)
+            raise
+        outcome = interpret(group, reply, failure)
+        charged = charged_cost(member.price, outcome, max_cost)
+        exchange.settled = settled_exchange(pending, group, outcome, charged)
+        decision = self._decide(group, member, permit, outcome)
+        if decision.stop_reason is not None:
+            self.stop(decision.stop_reason)
+        error = outcome.error
+        results = outcome.answers if error is None else [error] * len(group.requests)
+        reservation.keep_open()
+        recording = self._ledger.settle(exchange.settled, day)
+        self._recordings.add(recording)
+        recording.add_done_callback(partial(self._on_recorded, exchange, results, decision))
+        if self._releases_job_limit_early:
+            self._release_job_limit(exchange)
+        return recording
+
+    def _decide(self, group: RequestGroup, member: Route, permit: int, outcome: ExchangeOutcome) -> RetryDecision:
+        """Report an outcome to the provider's limiter, count the attempt, and decide what follows."""
+        limiter, error = member.limiters[0], outcome.error
+        if outcome.reply is not None:
+            _apply_rate_headers(limiter, outcome.reply, member.route_id)
+        if error is None:
+            limiter.record_success(permit)
+            group.attempts += 1
+            return RESOLVE
+        pool = group.route.pool
+        is_counted, retry_after = True, None
+        if error.error_class == "rate_limit":
+            is_counted, retry_after = False, outcome.retry_after(now_us() / 1e6)
+            limiter.record_refusal(permit, retry_after)
+        elif error.error_class in TRANSIENT_ERROR_CLASSES:
+            retry_after = outcome.retry_after(now_us() / 1e6)
+            is_counted = not limiter.record_failure(permit, outcome.has_found_no_server)
+        else:
+            limiter.record_success(permit)
+            if error.error_class in FATAL_ERROR_CLASSES and pool is not None:
+                is_counted = not pool.exclude(member, error)
+        group.attempts += is_counted
+        group.failed_member = member if pool is not None else None
+        attempt = Attempt(
+            _status(member),
+            [_status(one) for one in group.route.members],
+            len(group.requests),
+            group.attempts,
+            is_counted,
+            retry_after,
+        )
+        return decide(error, attempt, self._retry_limits, random.uniform(0.5, 1))
+
+    def _on_recorded(
+        self,
+        exchange: Exchange,
+        results: Sequence[bytes | RowError],
+        decision: RetryDecision,
+        recording: asyncio.Future[None],
+    ) -> None:
+        """Carry out the decision, now that the outcome is in the ledger; or stop, if it cannot be written."""
+        self._recordings.discard(recording)
+        settled: SettledExchange | None = None
+        try:
+            recording.result()
+            settled = exchange.settled
+            assert settled is not None
+            self._record_unsettled(-1)
+            exchange.group.route.record_exchange(self._counters, settled)
+            self._counters.rate_limited += settled.error_class == "rate_limit"
+            if self.state.observer is not None:
+                self.state.observer.record_exchange(exchange.member, settled)
+            self._apply(exchange.group, results, decision)
+        except Exception as exc:  # noqa: BLE001 - the run raises it again
+            self.state.fail(exc)
+        finally:
+            exchange.reservation.settle(None if settled is None else settled.cost)
+            self._release(exchange, settled)
+
+    def _apply(self, group: RequestGroup, results: Sequence[bytes | RowError], decision: RetryDecision) -> None:
+        if decision.action == "resolve":
+            self.pending.resolve(group, results)
+            return
+        for again in group.halves() if decision.action == "split" else (group,):
+            if decision.wait_seconds:
+                asyncio.get_running_loop().call_later(decision.wait_seconds, self.enqueue, again)
+            else:
+                self.enqueue(again)
+
+    def _release(self, exchange: Exchange, settled: SettledExchange | None) -> None:
+        """Give back the place and the permits of an exchange that has ended."""
+        used = None if settled is None else settled.usage.tokens
+        self._counters.in_flight -= exchange.is_in_flight
+        for limiter, permit in exchange.permits:
+            limiter.release(permit, exchange.tokens, used)
+        self.pending.end_abandoned()
+
+    def _release_job_limit(self, exchange: Exchange) -> None:
+        assert exchange.settled is not None
+        job_limiter = exchange.group.route.limiters[1]
+        for limiter, permit in exchange.permits:
+            if limiter is job_limiter:
+                job_limiter.release(permit, exchange.tokens, exchange.settled.usage.tokens)
+        exchange.permits = [one for one in exchange.permits if one[0] is not job_limiter]
+
+    async def _record_pending(self, pending: PendingExchange, day: str | None) -> bool:
+        """Record an exchange that is about to be sent; False if the daily budget has no room or the run has stopped."""
+        limit = None if self._daily_budget is None or day is None else (day, self._daily_budget.limit)
+        while not await self._ledger.record_pending(pending, limit):
+            if self._unsettled == 0:
+                self.stop("budget_day")
+            if self.state.stop_reason is None:
+                # Requests in flight may still give some of the budget back.
+                self._daily_budget_changed.clear()
+                await self._daily_budget_changed.wait()
+            if self.state.stop_reason is not None:
+                return False
+        if self.state.stop_reason is not None:
+            await self._ledger.cancel_pending(pending, day)
+            return False
+        self._unsettled += 1
+        return True
+
+    def _record_unsettled(self, change: int) -> None:
+        self._unsettled += change
+        self._daily_budget_changed.set()
+
+
+async def build_call(group: RequestGroup) -> Call:
+    """Return the HTTP call for a group; OSError if a file of its rows cannot be read any more."""
+    if any(request.media for request in group.requests):
+        return await asyncio.to_thread(group.route.endpoint.call, group.requests)
+    return group.route.endpoint.call(group.requests)
+
+
+def unreadable_file(exc: OSError) -> RowError:
+    """Return the error of a row whose file has disappeared since it was rendered."""
+    return RowError("input", f"a file of this row cannot be read any more: {exc.strerror}")
+
+
+def _apply_rate_headers(limiter: ProviderLimiter, reply: Reply, route_id: int) -> None:
+    """Pass the limits that a reply states to the limiter; they may differ from model to model."""
+    rates = parse_rate_headers(reply.headers)
+    if rates.limit_requests is not None or rates.limit_tokens is not None:
+        remaining = (rates.remaining_requests, rates.remaining_tokens)
+        limiter.update_from_headers((rates.limit_requests, rates.limit_tokens), remaining, route_id)
+
+
+def _status(route: Route) -> ProviderStatus:
+    limiter = route.limiters[0]
+    return ProviderStatus(route.provider.name, limiter.pause_seconds, limiter.seconds_without_reply())

@@ -1,0 +1,208 @@
+"""The table of pending requests: who waits for which request. Equal requests are looked up and sent once."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from connectors.records import Request, RowError
+from pipelines.dispatch.counters import RunCounters
+from pipelines.dispatch.dispatch_state import DispatchState
+from pipelines.dispatch.read_buffer import EARLY_READ_BYTES, ReadBuffer
+from pipelines.dispatch.request_types import Outcome, RequestGroup, Route, RunLedger
+from pipelines.ledger.entries import StoredAnswer
+from pipelines.ledger.ledger import now_us
+
+IsUsable = Callable[[StoredAnswer], bool]
+"""Whether a stored answer may be used instead of a new request."""
+
+ClaimRequests = Callable[[Route, Sequence[Request], IsUsable], Sequence[Request]]
+"""Returns the requests that this process must send; the others are sent elsewhere, and resolved from there."""
+
+
+@dataclass(slots=True)
+class Submission:
+    """Requests that one caller waits for, and the outcomes that it has not read yet."""
+
+    pending: set[bytes]
+    """Fingerprints of the requests without an outcome."""
+    read_buffer: ReadBuffer
+    outcomes: dict[bytes, Outcome] = field(default_factory=dict)
+    unread_bytes: int = 0
+    """Of the answers in `outcomes`. They count in the read buffer once the submission is ready."""
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when no more outcomes will come."""
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the outcomes should be read: all are there, or their answers are large."""
+    is_abandoned: bool = False
+    """Whether nobody waits for the rest."""
+
+    def resolve(self, fingerprint: bytes, outcome: Outcome) -> None:
+        """Add the outcome of one request."""
+        if self.is_abandoned:
+            return
+        self.outcomes[fingerprint] = outcome
+        self.pending.discard(fingerprint)
+        size = 0 if outcome.answer is None else len(outcome.answer)
+        self.unread_bytes += size
+        if self.ready.is_set():
+            self.read_buffer.add(size)
+        elif not self.pending or self.unread_bytes >= EARLY_READ_BYTES:
+            self.ready.set()
+            self.read_buffer.add(self.unread_bytes)
+        if not self.pending:
+            self.done.set()
+
+    def end(self) -> None:
+        """Wake the caller: no more outcomes will come."""
+        if not self.ready.is_set():
+            self.read_buffer.add(self.unread_bytes)
+        self.ready.set()
+        self.done.set()
+
+    def drain(self) -> tuple[dict[bytes, Outcome], int]:
+        """Return the outcomes since the last call, and their bytes: release these from `read_buffer` after reading."""
+        if not self.ready.is_set():
+            self.read_buffer.add(self.unread_bytes)
+        drained = self.outcomes, self.unread_bytes
+        self.outcomes, self.unread_bytes = {}, 0
+        if not self.done.is_set():
+            self.ready.clear()
+        return drained
+
+
+class PendingRequests:
+    """The submitted requests of one process that have no outcome yet; shared by the dispatchers that resolve them."""
+
+    def __init__(
+        self,
+        ledger: RunLedger,
+        counters: RunCounters,
+        state: DispatchState,
+        run_id: str,
+        max_failed_share: float | None = None,
+    ) -> None:
+        """`max_failed_share`: the run stops if a larger share of its rows fails."""
+        self.read_buffer = ReadBuffer()
+        self.state = state
+        self.counters = counters
+        self.open_batches = 0
+        """Batches that may still resolve requests, besides the exchanges in flight."""
+        self.enqueue: Callable[[RequestGroup], None]
+        """Set by the dispatcher: sends a group of requests that are not in the ledger."""
+        self.claim: ClaimRequests | None = None
+        self.on_resolved: Callable[[bytes], None] | None = None
+        """Called with each fingerprint that has an outcome."""
+        self._ledger = ledger
+        self._run_id = run_id
+        self._max_failed_share = max_failed_share
+        self._started_at = now_us()
+        self._submissions: dict[bytes, list[Submission]] = {}
+        self._part_tasks: set[asyncio.Task[None]] = set()
+        state.on_stop(lambda reason: self.end_abandoned())
+
+    def __contains__(self, fingerprint: bytes) -> bool:
+        return fingerprint in self._submissions
+
+    async def submit(self, route: Route, requests: Iterable[Request], is_usable: IsUsable) -> Submission:
+        """Look the requests up in the ledger and enqueue those without a usable answer."""
+        submission = Submission(set(), self.read_buffer)
+        fresh: dict[bytes, Request] = {}
+        for request in requests:
+            submission.pending.add(request.fingerprint)
+            waiting = self._submissions.setdefault(request.fingerprint, [])
+            if not waiting:
+                fresh[request.fingerprint] = request
+            else:
+                self.record_skipped(route.step, len(request.keys))
+            waiting.append(submission)
+        if not submission.pending:
+            submission.end()
+        # Others that submit the same request from now on wait for this one: it cannot be sent twice.
+        stored = await asyncio.to_thread(self._ledger.lookup, list(fresh)) if fresh else {}
+        for fingerprint, answer in stored.items():
+            if is_usable(answer):
+                self.record_skipped(route.step, len(fresh.pop(fingerprint).keys), failed=answer.error is not None)
+                outcome = Outcome(answer.reply, answer.error, 1, answer.run_id, answer.at, was_sent=False)
+                self.deliver(fingerprint, outcome)
+        self.send(route, list(fresh.values()), is_usable)
+        self.end_abandoned()
+        return submission
+
+    def send(self, route: Route, requests: Sequence[Request], is_usable: IsUsable) -> None:
+        """Enqueue requests in the groups of their endpoint, unless another process sends them."""
+        if self.claim is not None:
+            requests = self.claim(route, requests, is_usable)
+        self.counters.steps[route.step].record_submitted(requests)
+        for group in route.endpoint.group_requests([request for request in requests if not request.parts]):
+            self.enqueue(RequestGroup(route, group))
+        for request in requests:
+            if request.parts:
+                task = asyncio.create_task(self._send_parts(route, request, is_usable))
+                self._part_tasks.add(task)
+                task.add_done_callback(self._part_tasks.discard)
+                task.add_done_callback(self.state.on_task_done)
+
+    async def _send_parts(self, route: Route, request: Request, is_usable: IsUsable) -> None:
+        """Send the parts of a request; the answer that they make together is stored as its own."""
+        parts = tuple(replace(part, keys=request.keys) for part in request.parts)
+        submission = await self.submit(route, parts, is_usable)
+        await submission.done.wait()
+        self.read_buffer.release(submission.unread_bytes)
+        if submission.pending:
+            return
+        outcomes = [submission.outcomes[part.fingerprint] for part in parts]
+        outcome = next((one for one in outcomes if one.error is not None), None)
+        if outcome is None:
+            answer = route.endpoint.merge_parts(request, [one.answer or b"" for one in outcomes])
+            await self._ledger.store_answer(request.fingerprint, route.route_id, request.body, answer)
+            attempts = max(one.attempts for one in outcomes)
+            was_sent = any(one.was_sent for one in outcomes)
+            outcome = Outcome(answer, None, attempts, self._run_id, now_us(), was_sent)
+        self.deliver(request.fingerprint, outcome)
+
+    def resolve(self, group: RequestGroup, results: Sequence[bytes | RowError]) -> None:
+        """Give each request of a group its answer or its error, after an exchange."""
+        route, now = group.route, now_us()
+        for request, result in zip(group.requests, results, strict=True):
+            answer, error = (None, result) if isinstance(result, RowError) else (result, None)
+            rows, failed = len(request.keys), error is not None
+            self.counters.steps[route.step].record_outcome(request, failed=failed)
+            self.record_settled(rows if failed or route.is_last_step else 0, failed=rows if failed else 0)
+            outcome = Outcome(answer, error, group.attempts, self._run_id, now, was_sent=True)
+            self.deliver(request.fingerprint, outcome)
+
+    def resolve_with_error(self, group: RequestGroup, error: RowError) -> None:
+        """Give each request of a group the same error."""
+        self.resolve(group, [error] * len(group.requests))
+
+    def deliver(self, fingerprint: bytes, outcome: Outcome) -> None:
+        """Pass an outcome to everyone who waits for it."""
+        for submission in self._submissions.pop(fingerprint, ()):
+            submission.resolve(fingerprint, outcome)
+        if self.on_resolved is not None:
+            self.on_resolved(fingerprint)
+
+    def end_abandoned(self) -> None:
+        """End the submissions if the run has stopped and nothing can resolve them any more."""
+        if self.state.stop_reason is not None and self.counters.in_flight == 0 and not self.open_batches:
+            for submission in [one for waiting in self._submissions.values() for one in waiting]:
+                submission.end()
+            self._submissions.clear()
+
+    def is_from_this_run(self, outcome: Outcome) -> bool:
+        """Whether an answer was paid for by this invocation, also if another row has asked for it first."""
+        return outcome.was_sent or (outcome.run_id == self._run_id and outcome.at >= self._started_at)
+
+    def record_skipped(self, step: str, rows: int, failed: bool = False) -> None:
+        """Count rows that needed no exchange of their own in a step."""
+        self.counters.steps[step].record_skipped(rows, failed)
+
+    def record_settled(self, rows: int, failed: int) -> None:
+        """Count rows for `limits.failed_share`, and stop if too many have failed."""
+        counters = self.counters
+        counters.settled += rows
+        counters.settled_failed += failed
+        if self._max_failed_share is None or not failed:
+            return
+        if (reason := counters.too_many_failed(self._max_failed_share)) is not None:
+            self.state.stop(reason)

@@ -1,0 +1,97 @@
+"""Interpretation of replies: what an exchange came to, what it cost, and what the ledger stores of it."""
+
+from collections.abc import Sequence
+
+from connectors.contracts import MalformedReply
+from connectors.records import NO_USAGE, ROW_ERROR_CLASSES, Reply, RowError, Usage, record
+from connectors.transport.client import RequestError
+from connectors.transport.error_replies import request_id, retry_after_seconds, row_error
+from pipelines.dispatch.request_types import RequestGroup
+from pipelines.ledger.entries import AnswerRecord, PendingExchange, SettledExchange
+from pipelines.pricing.prices import Price, cost
+
+
+@record
+class ExchangeOutcome:
+    """What an exchange came to: an answer for each request, or one error for all of them."""
+
+    answers: Sequence[bytes | RowError]
+    """One for each request of the group, in order; empty with `error`."""
+    error: RowError | None
+    usage: Usage
+    reply: Reply | None
+    """None if no complete reply arrived: then `failure` says why."""
+    failure: RequestError | None = None
+
+    def retry_after(self, now: float) -> float | None:
+        """Return the seconds after which the provider wants to be asked again; `now`: seconds since 1970."""
+        return None if self.reply is None else retry_after_seconds(self.reply.headers, now)
+
+    @property
+    def has_found_no_server(self) -> bool:
+        """Whether the request cannot have reached a server."""
+        failure = self.failure
+        return failure is not None and failure.error_class == "connection" and not failure.is_billable
+
+
+def interpret(group: RequestGroup, reply: Reply | None, failure: RequestError | None) -> ExchangeOutcome:
+    """Return what a reply, or the failure to get one, means for the requests of a group."""
+    if reply is None:
+        assert failure is not None
+        return ExchangeOutcome((), RowError(failure.error_class, str(failure)), NO_USAGE, None, failure)
+    if not 200 <= reply.status < 300:
+        return ExchangeOutcome((), row_error(reply), NO_USAGE, reply)
+    endpoint, requests = group.route.endpoint, group.requests
+    try:
+        return ExchangeOutcome(endpoint.answers(requests, reply), None, endpoint.usage(requests, reply), reply)
+    except MalformedReply as exc:
+        error = exc.error or RowError("malformed_reply", str(exc), reply.status, request_id=request_id(reply.headers))
+        return ExchangeOutcome((), error, NO_USAGE, reply)
+
+
+def charged_cost(price: Price | None, outcome: ExchangeOutcome, max_cost: int | None) -> int | None:
+    """Return what the exchange cost, in pico-dollars; its maximum if the provider may have billed an unseen answer."""
+    if outcome.failure is not None:
+        return max_cost if outcome.failure.is_billable else 0
+    if outcome.reply is not None and outcome.reply.status >= 300:
+        return 0
+    if outcome.error is not None and outcome.usage is NO_USAGE:
+        return max_cost
+    charged = cost(price, outcome.usage)
+    # A reply without usage is not free.
+    return max_cost if charged is None and price is not None else charged
+
+
+def settled_exchange(
+    pending: PendingExchange, group: RequestGroup, outcome: ExchangeOutcome, charged: int | None
+) -> SettledExchange:
+    """Return what the ledger records of an exchange that has ended. `charged`: its cost in pico-dollars."""
+    reply, failure, error = outcome.reply, outcome.failure, outcome.error
+    return SettledExchange(
+        pending.exchange_id, pending.route_id, pending.attempt, pending.keys, pending.fingerprints, pending.started_at,
+        http_status=None if reply is None else reply.status,
+        error_class=None if error is None else error.error_class,
+        usage=outcome.usage,
+        cost=charged,
+        reserved=pending.max_cost or 0,
+        latency_ms=reply.latency_ms if reply is not None else failure.latency_ms if failure else None,
+        first_token_ms=None if reply is None else reply.first_token_ms,
+        request_id=None if reply is None else request_id(reply.headers),
+        message=None if error is None else error.message,
+        answers=ledger_answers(group, outcome),
+    )  # fmt: skip
+
+
+def ledger_answers(group: RequestGroup, outcome: ExchangeOutcome) -> tuple[AnswerRecord, ...]:
+    """Return what the ledger stores for good: answers, and errors that the row itself causes."""
+    error, requests = outcome.error, group.requests
+    if error is not None:
+        # In a group it is not known yet which request causes the error.
+        is_of_row = len(requests) == 1 and error.error_class in ROW_ERROR_CLASSES
+        return ((requests[0].fingerprint, requests[0].body, None, error),) if is_of_row else ()
+    return tuple(
+        (request.fingerprint, request.body, None, answer)
+        if isinstance(answer, RowError)
+        else (request.fingerprint, request.body, answer, None)
+        for request, answer in zip(requests, outcome.answers, strict=True)
+    )

@@ -1,0 +1,214 @@
+"""The online dispatcher with a real ledger: what is recorded when, what is retried, and what is not sent any more."""
+
+import asyncio
+from datetime import UTC
+from typing import Any
+
+import pytest
+
+from connectors.records import Call, Reply, RowError
+from connectors.transport.client import RequestError
+from pipelines.dispatch.request_types import DailyBudget, RetryLimits
+from pipelines.ledger.ledger import Ledger
+from pipelines.pricing.run_budget import RunBudget
+from tests.unit.dispatch.conftest import Dispatch, ScriptedTransport, make_requests, wait_for
+
+
+class StoppingObserver:
+    """An observer that stops the run as soon as an exchange is in the ledger."""
+
+    def __init__(self, dispatch: Dispatch) -> None:
+        self._dispatch = dispatch
+
+    def record_wait(self, *arguments: object) -> None:
+        """Nothing to do."""
+
+    def record_exchange(self, *arguments: object) -> None:
+        self._dispatch.dispatcher.stop("enough")
+
+    def record_batch_stage(self, *arguments: object) -> None:
+        """Nothing to do."""
+
+
+def any_answer(answer: object) -> bool:
+    return True
+
+
+async def outcomes_of(dispatch: Dispatch, count: int) -> list[bytes | str | None]:
+    """Send so many requests to their end; return the answer, or the class of the error, of each."""
+    dispatch.dispatcher.start()
+    submission = await dispatch.pending.submit(dispatch.route, make_requests(count), any_answer)
+    await submission.done.wait()
+    await dispatch.dispatcher.close(10)
+    outcomes = [submission.outcomes[request.fingerprint] for request in make_requests(count)]
+    return [one.answer if one.error is None else one.error.error_class for one in outcomes]
+
+
+async def test_no_request_leaves_before_its_senders_last_answer_is_in_the_ledger(
+    ledger: Ledger, transport: ScriptedTransport
+) -> None:
+    transport.is_released.set()
+    assert await outcomes_of(Dispatch(ledger, transport, RunBudget(None, 0)), 5) == [b"answered"] * 5
+    assert transport.entries == [(1, 0), (1, 1), (1, 2), (1, 3), (1, 4)]
+
+
+async def test_outcomes_on_their_way_into_the_ledger_are_delivered_although_the_run_is_cancelled(
+    ledger: Ledger, transport: ScriptedTransport
+) -> None:
+    dispatch = Dispatch(ledger, transport, RunBudget(None, 0), concurrency=3)
+    dispatch.dispatcher.start()
+    submission = await dispatch.pending.submit(dispatch.route, make_requests(3), any_answer)
+    await wait_for(lambda: len(transport.sent) == 3)
+    transport.is_released.set()
+    # The senders have the replies now, and the ledger has not confirmed that it has the outcomes.
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(dispatch.dispatcher._recordings) == 3
+    await dispatch.dispatcher.close(0)
+    assert sorted(submission.outcomes) == [request.fingerprint for request in make_requests(3)]
+    assert ledger.query("select count(*) from noted") == [(0,)]
+
+
+async def test_a_request_that_waits_for_the_daily_budget_is_not_sent_after_the_run_has_stopped(
+    ledger: Ledger, transport: ScriptedTransport
+) -> None:
+    dispatch = Dispatch(
+        ledger, transport, RunBudget(None, 0), concurrency=2, daily_budget=DailyBudget(10, UTC), max_cost=10
+    )
+    refused: list[int] = []
+    record_pending = ledger.record_pending
+
+    def observed(pending: Any, day: Any = None) -> "asyncio.Future[bool]":
+        recording = record_pending(pending, day)
+        recording.add_done_callback(lambda done: None if done.result() else refused.append(pending.exchange_id))
+        return recording
+
+    ledger.record_pending = observed  # type: ignore[method-assign]
+    dispatch.state.observer = StoppingObserver(dispatch)
+    dispatch.dispatcher.start()
+    await dispatch.pending.submit(dispatch.route, make_requests(2), any_answer)
+    await wait_for(lambda: refused)
+    transport.is_released.set()
+    await wait_for(lambda: dispatch.state.stop_reason)
+    await dispatch.dispatcher.close(10)
+    assert transport.sent == [b"0"]
+    assert dispatch.state.stop_reason == "enough"
+
+
+async def test_what_is_recorded_while_the_run_stops_is_not_sent_and_costs_nothing(
+    ledger: Ledger, transport: ScriptedTransport
+) -> None:
+    transport.is_released.set()
+    dispatch = Dispatch(ledger, transport, RunBudget(None, 0), daily_budget=DailyBudget(100, UTC), max_cost=10)
+    dispatch.state.observer = StoppingObserver(dispatch)
+    dispatch.dispatcher.start()
+    submission = await dispatch.pending.submit(dispatch.route, make_requests(3), any_answer)
+    await wait_for(lambda: dispatch.state.stop_reason)
+    await dispatch.dispatcher.close(10)
+    assert transport.sent == [b"0"]
+    assert len(submission.outcomes) == 1
+    assert ledger.query("select count(*) from noted") == [(0,)]
+    assert ledger.query("select spent from days") == [(0,)]
+
+
+async def test_a_ledger_that_cannot_be_written_ends_the_run(ledger: Ledger, transport: ScriptedTransport) -> None:
+    dispatch = Dispatch(ledger, transport, RunBudget(None, 0), concurrency=2)
+    dispatch.dispatcher.start()
+    submission = await dispatch.pending.submit(dispatch.route, make_requests(4), any_answer)
+    await wait_for(lambda: len(transport.sent) == 2)
+    ledger.write("drop table exchanges")
+    transport.is_released.set()
+    await submission.done.wait()
+    await dispatch.dispatcher.close(10)
+    assert submission.outcomes == {}
+    assert "no such table: exchanges" in str(dispatch.state.failure)
+    assert dispatch.state.stop_reason == "OperationalError: no such table: exchanges"
+
+
+async def test_a_cancelled_exchange_counts_as_spent_at_its_maximum_cost(
+    ledger: Ledger, transport: ScriptedTransport
+) -> None:
+    dispatch = Dispatch(ledger, transport, RunBudget(100, 0), max_cost=40)
+    dispatch.dispatcher.start()
+    await dispatch.pending.submit(dispatch.route, make_requests(1), any_answer)
+    await wait_for(lambda: transport.sent)
+    await dispatch.dispatcher.close(0)
+    assert (dispatch.budget.spent, dispatch.budget.reserved) == (40, 0)
+    assert ledger.query("select error_class, cost from exchanges") == [("unknown", 40)]
+    assert dispatch.counters.in_flight == 0
+
+
+async def test_a_request_that_the_budget_cannot_cover_stops_the_run_unsent(
+    ledger: Ledger, transport: ScriptedTransport
+) -> None:
+    dispatch = Dispatch(ledger, transport, RunBudget(100, 70), max_cost=40)
+    dispatch.dispatcher.start()
+    submission = await dispatch.pending.submit(dispatch.route, make_requests(1), any_answer)
+    await submission.done.wait()
+    await dispatch.dispatcher.close(10)
+    assert (dispatch.state.stop_reason, transport.sent, submission.outcomes) == ("budget", [], {})
+    assert (dispatch.budget.spent, dispatch.budget.reserved) == (70, 0)
+
+
+async def test_a_transient_error_is_retried_and_uses_an_attempt(ledger: Ledger) -> None:
+    replies = iter([Reply(503, {}, b"", 1.0), Reply(200, {}, b"answered", 1.0)])
+    transport = ScriptedTransport(ledger, lambda call: next(replies))
+    transport.is_released.set()
+    dispatch = Dispatch(ledger, transport, RunBudget(None, 0))
+    assert await outcomes_of(dispatch, 1) == [b"answered"]
+    assert (dispatch.counters.requests, dispatch.counters.retries) == (2, 1)
+    assert ledger.query("select attempt, http_status from exchanges order by seq") == [(1, 503), (2, 200)]
+
+
+async def test_a_request_fails_after_its_last_attempt(ledger: Ledger) -> None:
+    transport = ScriptedTransport(ledger, lambda call: RequestError("timeout", "no reply", 1.0, True))
+    transport.is_released.set()
+    dispatch = Dispatch(ledger, transport, RunBudget(None, 0), RetryLimits(attempts=3, first_wait=0.001))
+    assert await outcomes_of(dispatch, 1) == ["timeout"]
+    assert len(transport.sent) == 3
+
+
+async def test_a_group_with_one_refused_request_is_halved_until_that_request_is_alone(ledger: Ledger) -> None:
+    def reply(call: Call) -> Reply:
+        is_refused = b"5" in (call.body or b"").split(b",")
+        return Reply(400, {}, b"{}", 1.0) if is_refused else Reply(200, {}, b"answered", 1.0)
+
+    transport = ScriptedTransport(ledger, reply)
+    transport.is_released.set()
+    dispatch = Dispatch(ledger, transport, RunBudget(None, 0), group_size=8)
+    results = await outcomes_of(dispatch, 8)
+    assert results == [b"answered"] * 5 + ["bad_request"] + [b"answered"] * 2
+    assert transport.sent == [b"0,1,2,3,4,5,6,7", b"0,1,2,3", b"4,5,6,7", b"4,5", b"6,7", b"4", b"5"]
+
+
+@pytest.mark.parametrize(("status", "error_class"), [(401, "access_denied"), (403, "access_denied")])
+async def test_a_denied_key_stops_the_run(ledger: Ledger, status: int, error_class: str) -> None:
+    transport = ScriptedTransport(ledger, lambda call: Reply(status, {}, b"{}", 1.0))
+    transport.is_released.set()
+    dispatch = Dispatch(ledger, transport, RunBudget(None, 0))
+    dispatch.dispatcher.start()
+    submission = await dispatch.pending.submit(dispatch.route, make_requests(2), any_answer)
+    await submission.done.wait()
+    await dispatch.dispatcher.close(10)
+    assert (dispatch.state.stop_reason or "").startswith(f"{error_class}: test says: ")
+    assert len(transport.sent) == 1
+
+
+async def test_a_row_whose_file_has_disappeared_fails_without_an_exchange(
+    ledger: Ledger, transport: ScriptedTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport.is_released.set()
+    dispatch = Dispatch(ledger, transport, RunBudget(None, 0))
+
+    def missing(group: object) -> Call:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(dispatch.route.endpoint, "call", missing)
+    dispatch.dispatcher.start()
+    submission = await dispatch.pending.submit(dispatch.route, make_requests(1), any_answer)
+    await submission.done.wait()
+    await dispatch.dispatcher.close(10)
+    (outcome,) = submission.outcomes.values()
+    message = "a file of this row cannot be read any more: No such file or directory"
+    assert outcome.error == RowError("input", message)
+    assert transport.sent == []
