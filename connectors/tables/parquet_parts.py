@@ -131,7 +131,7 @@ def read_footer(part: Path | io.RawIOBase) -> tuple[int, pa.Schema, dict[bytes, 
         raise DataError(
             str(part),
             f"cannot be read ({str(exc).splitlines()[0].rstrip('.')})",
-            "move it away and run again: answers that the ledger has are not asked again",
+            "move it away and run again: answers in the ledger are not requested again",
         ) from exc
 
 

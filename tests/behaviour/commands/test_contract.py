@@ -129,7 +129,7 @@ def test_templates_cut_texts_as_jinja_does(workspace: Any, provider: Any, cli: A
         ({"steps": step().replace("provider: test", "provider: tset")}, "steps.answer.provider: no provider tset"),
         ({"steps": TYPED.replace("integer}", "integer, maximun: 3}")}, "steps.c.output.y.maximun: no such key"),
         ({"steps": TYPED.replace("integer}", "string, enum: []}")}, "steps.c.output.y.enum: found []"),
-        ({"steps": TYPED.replace("integer}", "integer, enum: [a]}")}, "steps.c.output.y.enum: 'a' is no integer"),
+        ({"steps": TYPED.replace("integer}", "integer, enum: [a]}")}, "steps.c.output.y.enum: 'a' is not a valid integer"),
         (
             {"steps": TYPED.replace("integer}", "integer, minimum: 5, maximum: 1}")},
             "steps.c.output.y.minimum: 5 is more than maximum 1",
