@@ -241,4 +241,4 @@ def _is_same(shown: str, wanted: Any) -> bool:
     """Whether the exact value on the page is that of SQL; empty for None."""
     if wanted is None or isinstance(wanted, date):
         return shown == ("" if wanted is None else str(wanted))
-    return bool(float(page) == (pytest.approx(wanted, abs=1e-12) if isinstance(wanted, float) else wanted))
+    return bool(float(shown) == (pytest.approx(wanted, abs=1e-12) if isinstance(wanted, float) else wanted))
