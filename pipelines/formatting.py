@@ -127,17 +127,18 @@ def new_table(footer: bool = False) -> "Table":
     )
 
 
-def fact_list(facts: Iterable[tuple[str, "RenderableType"]], is_cut: bool = False) -> "Table":
+def fact_list(facts: Iterable[tuple[str, str]], is_cut: bool = False) -> "Table":
     """Draw a name and a value a line; a value that is too long wraps below itself, or is cut on a terminal."""
     from rich.cells import cell_len
     from rich.table import Table
+    from rich.text import Text
 
     rows = list(facts)
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True, min_width=max((cell_len(name) for name, _ in rows), default=0))
-    table.add_column(overflow="ellipsis" if is_cut else "fold", no_wrap=is_cut)
+    table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(name, Text(value, no_wrap=True, overflow="ellipsis") if is_cut else value)
     return table
 
 

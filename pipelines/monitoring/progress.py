@@ -78,10 +78,11 @@ def progress_bar(job: str, figures: Mapping[str, Any], width: int) -> "Group":
     bar.add_column(no_wrap=True)
     rows = figures["rows"]
     # A job without rows is complete.
-    drawn = ProgressBar(total=rows or 1, completed=figures["rows_done"] if rows else 1)
+    done = figures["rows_done"] if rows else 1
+    drawn = ProgressBar(rows or 1, done, complete_style="cyan", finished_style="green")
     bar.add_row(job, drawn, _rows_done(figures))
     facts = _fitting(_facts(figures), width)
-    return Group(bar, Text(facts or "starting", style="dim", no_wrap=True, overflow="ellipsis"))
+    return Group(bar, Text(facts or "starting", no_wrap=True, overflow="ellipsis"))
 
 
 def format_progress(job: str, figures: Mapping[str, Any], width: int) -> str:

@@ -22,7 +22,7 @@ def format_report(report: RunReport, path: str) -> "RenderableType":
     from rich.padding import Padding
     from rich.text import Text
 
-    facts: dict[str, RenderableType] = {}
+    facts: dict[str, str] = {}
     is_idle = not report.requests and report.stopped is None
     decimals = money_decimals([report.cost_usd, *(step.cost_usd for step in report.steps)])
     if not is_idle:
@@ -44,7 +44,7 @@ def format_report(report: RunReport, path: str) -> "RenderableType":
     if report.steps and not is_idle:
         rows = [{"step": step.step, "requests": step.requests, "cost_usd": step.cost_usd} for step in report.steps]
         parts += ["", Padding(DataTable(rows, decimals=decimals), (0, 0, 0, 2), expand=False)]
-    places: dict[str, RenderableType] = {**(report.tables or {}), "next": _next_command(report, path)}
+    places = {**(report.tables or {}), "next": _next_command(report, path)}
     return Group(*parts, "", Padding(fact_list(places.items()), (0, 0, 0, 2)))
 
 

@@ -183,8 +183,8 @@ def test_the_time_is_estimated_from_earlier_latency_if_the_limits_allow_more(
 def test_a_plan_whose_answers_are_all_in_the_ledger_costs_nothing(reviews: Any, cli: Any) -> None:
     assert cli.run(job_of(reviews, TEXT))["exit_code"] == 0
     assert cli("plan", job_of(reviews, TEXT, sink="{parquet: elsewhere}")) == 0
-    assert "cost     nothing: every answer is in the ledger" in cli.out
-    assert "time     a few seconds: no requests needed" in cli.out
+    assert "cost   nothing: every answer is in the ledger" in cli.out
+    assert "time   a few seconds: no requests needed" in cli.out
 
 
 def test_the_batch_api_costs_half_and_a_model_without_a_price_is_not_known(reviews: Any, cli: Any) -> None:
@@ -196,7 +196,7 @@ def test_the_batch_api_costs_half_and_a_model_without_a_price_is_not_known(revie
     plan = planned(cli, job)
     assert (plan["low_usd"], plan["expected_usd"], plan["high_usd"], plan["batch_usd"]) == (None, None, None, None)
     assert cli("plan", job) == 0
-    assert "cost     not known: there is no price for nobody-knows-it" in cli.out
+    assert "cost   not known: there is no price for nobody-knows-it" in cli.out
 
 
 def test_the_time_is_that_of_the_tightest_limit(reviews: Any, cli: Any) -> None:
@@ -232,7 +232,7 @@ def test_files_are_measured_and_urls_counted_without_a_request(reviews: Any, pro
 def test_the_embedded_provider_is_free(reviews: Any, cli: Any) -> None:
     free = job_of(reviews, TEXT.replace("provider: test", "provider: local"))
     assert cli("plan", free) == 0
-    assert "cost     nothing: the embedded provider runs on this machine" in cli.out
+    assert "cost   nothing: the embedded provider runs on this machine" in cli.out
     (step,) = planned(cli, free)["steps"]
     assert (step["free"], step["high_usd"]) == (True, 0)
 
