@@ -11,7 +11,6 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import duckdb
@@ -22,6 +21,7 @@ from pipelines.cli import rowmill
 from pipelines.config.loaded_job import load_job
 from pipelines.config.workspace import find_workspace
 from pipelines.config.workspace_file import WorkspaceFile
+from tests.conftest import Cli
 from tests.docs.key_tables import generated_pages
 
 ROOT = Path(__file__).parents[2]
@@ -285,7 +285,7 @@ def test_the_page_lists_every_command(page: Path) -> None:
         (("plan",), "rowmill plan: Missing argument 'JOB...'; see rowmill plan --help\n"),
     ],
 )
-def test_a_wrong_command_gets_one_line_with_a_suggestion(cli: Any, given: tuple[str, ...], message: str) -> None:
+def test_a_wrong_command_gets_one_line_with_a_suggestion(cli: Cli, given: tuple[str, ...], message: str) -> None:
     assert cli(*given) == 2
     assert cli.out == ""
     assert cli.err.count("\n") == 1
@@ -357,7 +357,7 @@ def test_every_sql_snippet_parses_in_duckdb(sql: str) -> None:
     assert '"error":false' in parsed
 
 
-def test_init_writes_a_job_that_editors_can_check(cli: Any, tmp_path: Path) -> None:
+def test_init_writes_a_job_that_editors_can_check(cli: Cli, tmp_path: Path) -> None:
     assert cli("init", tmp_path / "mine") == 0
     first_line = (tmp_path / "mine/jobs/quickstart.yaml").read_text().splitlines()[0]
     assert first_line.startswith("# yaml-language-server: $schema=")

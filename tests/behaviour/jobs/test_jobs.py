@@ -1,10 +1,13 @@
 """Every shipped job file finishes with the embedded provider; a second run sends nothing."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from pipelines.config.loaded_job import load_job
+from tests.conftest import Body, Cli
 
 JOBS = Path(__file__).parents[3] / "jobs"
 FILES = sorted(path.name for path in JOBS.glob("*.yaml") if path.name != "rowmill.yaml")
@@ -19,7 +22,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_shipped_job_finishes_and_then_sends_nothing(shipped: Path, tmp_path: Path, cli: Any, name: str) -> None:
+def test_a_shipped_job_finishes_and_then_sends_nothing(shipped: Path, tmp_path: Path, cli: Cli, name: str) -> None:
     if name == "from-job.yaml":
         # A separate folder: the job needs the results of the quickstart, which has its own test in the shared one.
         shipped = shutil.copytree(JOBS, tmp_path / "jobs", ignore=shutil.ignore_patterns("out", ".rowmill"))
@@ -33,8 +36,6 @@ def test_a_shipped_job_finishes_and_then_sends_nothing(shipped: Path, tmp_path: 
 
 
 def test_there_is_a_job_for_each_endpoint_and_each_kind_of_source() -> None:
-    from pipelines.config.loaded_job import load_job
-
     jobs = [load_job(JOBS / name).job for name in FILES]
     endpoints = {step.endpoint for job in jobs for step in job.steps}
     assert endpoints == {
@@ -45,7 +46,9 @@ def test_there_is_a_job_for_each_endpoint_and_each_kind_of_source() -> None:
     assert kinds == {"ParquetSource", "CsvSource", "JsonlSource", "DuckdbSource", "SqlSource", "JobSource"}
 
 
-def test_the_quickstart_labels_all_3000_reviews_and_is_mostly_right(tmp_path: Path, cli: Any, read: Any) -> None:
+def test_the_quickstart_labels_all_3000_reviews_and_is_mostly_right(
+    tmp_path: Path, cli: Cli, read: Callable[..., list[Body]]
+) -> None:
     folder = shutil.copytree(JOBS, tmp_path / "jobs", ignore=shutil.ignore_patterns("out", ".rowmill"))
     cli.run(folder / "quickstart.yaml")
     rows = read(folder / "out" / "quickstart")

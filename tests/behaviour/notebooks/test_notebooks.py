@@ -5,7 +5,6 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import pytest
@@ -74,17 +73,17 @@ assert _duckdb.sql("select count(*) from words").fetchall()[0] == (heard.duckdb(
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
 
-def outputs(notebook: Any) -> Iterator[Any]:
+def outputs(notebook: nbformat.NotebookNode) -> Iterator[nbformat.NotebookNode]:
     for cell in notebook.cells:
         yield from cell.get("outputs", ())
 
 
-def pictures(notebook: Any) -> list[Image.Image]:
+def pictures(notebook: nbformat.NotebookNode) -> list[Image.Image]:
     images = [output["data"]["image/png"] for output in outputs(notebook) if "image/png" in output.get("data", {})]
     return [Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB") for text in images]
 
 
-def check_pictures(notebook: Any) -> None:
+def check_pictures(notebook: nbformat.NotebookNode) -> None:
     shown = pictures(notebook)
     assert shown
     for picture in shown:
