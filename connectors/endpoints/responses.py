@@ -26,8 +26,6 @@ from connectors.templating.template_tree import TemplateTree, compile_text, plai
 
 MessageList = Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
 
-BACKGROUND = "its answer would come later, by another way; leave it out"
-
 
 class ResponsesStep(ConversationStep):
     """A step of endpoint responses."""
@@ -65,15 +63,17 @@ class ResponsesStep(ConversationStep):
         has_reference_keys = (
             self.messages is not None or self.response_format is not None or "response_format" in self.params
         )
-        flat = (self.dialect or ("reference" if has_reference_keys else "openai")) == "openai"
+        is_openai = (self.dialect or ("reference" if has_reference_keys else "openai")) == "openai"
         params = dict(self.params)
         if "background" in params:
-            raise JobError((*where, "params", "background"), f"{BACKGROUND}")
+            raise JobError(
+                (*where, "params", "background"), "its answer would have to be fetched later", "leave it out"
+            )
         tools, choice = take_param(self, params, "tools", where), take_param(self, params, "tool_choice", where)
         stream = take_stream(self, params, where)
         text, form = take_param(self, params, "text", where), take_param(self, params, "response_format", where)
         instructions = take_param(self, params, "instructions", where)
-        check_params(params, RESPONSES_PARAMS if flat else REFERENCE_PARAMS, where)
+        check_params(params, RESPONSES_PARAMS if is_openai else REFERENCE_PARAMS, where)
         typed = parse_typed_output(self, where)
         templates: dict[str, TemplateTree] = {}
         body: dict[str, Any] = params
@@ -81,20 +81,20 @@ class ResponsesStep(ConversationStep):
         if instructions is not None:
             if not isinstance(instructions, str):
                 raise JobError((*where, "instructions"), f"found {instructions!r}, expected text", "put it in quotes")
-            if not flat:
+            if not is_openai:
                 raise JobError((*where, "instructions"), "only OpenAI's format has it", "write a message of the system")
             templates["instructions"] = compile_text(instructions, context.columns, (*where, "instructions"))
         if text is not None:
-            body["text"] = self._text(text, flat, typed is not None, (*where, "text"))
+            body["text"] = self._text(text, is_openai, typed is not None, (*where, "text"))
         if form is not None:
-            if flat or typed is not None:
-                advice = "OpenAI's format has text: {format: ...}" if flat else "a typed output has its own"
-                raise JobError((*where, "response_format"), f"{advice}", "leave it out")
+            if is_openai or typed is not None:
+                reason = "OpenAI's format has text: {format: ...}" if is_openai else "a typed output has its own"
+                raise JobError((*where, "response_format"), reason, "leave it out")
             templates["response_format"] = response_format(form, context.columns, (*where, "response_format"))
         if tools is not None:
-            body["tools"] = tools = validate_tools(tools, (*where, "tools"), flat)
+            body["tools"] = tools = validate_tools(tools, (*where, "tools"), flat=is_openai)
         if choice is not None:
-            body["tool_choice"] = validate_tool_choice(choice, tools, (*where, "tool_choice"), flat)
+            body["tool_choice"] = validate_tool_choice(choice, tools, (*where, "tool_choice"), flat=is_openai)
         if stream:
             body["stream"] = True
         body |= {key: part.render({}) for key, part in templates.items() if not part.varies_by_row}
@@ -104,13 +104,13 @@ class ResponsesStep(ConversationStep):
             typed,
             tool_calls=tools is not None,
             logprobs="message.output_text.logprobs" in params.get("include", ()) or bool(params.get("top_logprobs")),
-            metadata=None if flat else METADATA,
+            metadata=None if is_openai else METADATA,
             detail=self.detail,
-            max_tokens_param="max_output_tokens" if flat else "max_tokens",
+            max_tokens_param="max_output_tokens" if is_openai else "max_tokens",
         )
-        conversation = Conversation(messages, context.columns, (*where, key), allows_items=flat)
+        conversation = Conversation(messages, context.columns, (*where, key), allows_items=is_openai)
         wire_format: WireFormat = (
-            OpenAIResponsesFormat(isinstance(self.input, str)) if flat else ReferenceResponsesFormat()
+            OpenAIResponsesFormat(isinstance(self.input, str)) if is_openai else ReferenceResponsesFormat()
         )
         rest = {key: part for key, part in templates.items() if part.varies_by_row}
         return ConversationEndpoint(self, context, wire_format, conversation, body, rest, columns, typed)
@@ -125,8 +125,8 @@ class ResponsesStep(ConversationStep):
             raise JobError((*where, "input"), "missing", "write input: or messages:")
         return self.input, "input"
 
-    def _text(self, text: Any, flat: bool, typed: bool, where: KeyPath) -> Any:
-        if not flat:
+    def _text(self, text: Any, is_openai: bool, typed: bool, where: KeyPath) -> Any:
+        if not is_openai:
             raise JobError(where, "only OpenAI's format has it", "write response_format:")
         if not isinstance(text, Mapping):
             raise JobError(where, f"found {text!r}, expected keys and values", "write e.g. text: {verbosity: low}")

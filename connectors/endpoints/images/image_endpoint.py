@@ -9,6 +9,7 @@ import pyarrow as pa
 from connectors.contracts import MediaColumn, SingleRowEndpoint, StepContext, StepModel
 from connectors.endpoints.images import image_replies
 from connectors.endpoints.images.model_families import (
+    ModelFamily,
     check_family_params,
     family_of,
     image_count,
@@ -130,9 +131,7 @@ class ImageEndpoint(SingleRowEndpoint):
             pictures_by_field[field] = pictures
             names = [picture.name for picture in pictures]
             body[field] = names if len(names) > 1 else names[0]
-        problem = picture_problem(
-            pictures_by_field, self.family is not None, self.family is not None and self.family.is_billed_by_token
-        )
+        problem = picture_problem(pictures_by_field, self.family)
         if problem is not None:
             return RowError("input", problem)
         media = tuple(picture for pictures in pictures_by_field.values() for picture in pictures)
@@ -196,27 +195,27 @@ class ImageEndpoint(SingleRowEndpoint):
         ]
 
 
-def picture_problem(found: Mapping[str, Sequence[Media]], known: bool, is_billed_by_token: bool) -> str | None:
+def picture_problem(pictures_by_field: Mapping[str, Sequence[Media]], family: ModelFamily | None) -> str | None:
     """Return why a model of a known family would refuse these pictures; None if it accepts them."""
-    if not known or "image" not in found:
+    if family is None or "image" not in pictures_by_field:
         return None
-    pictures = found["image"]
-    most = 16 if is_billed_by_token else 1
-    if len(pictures) > most:
-        return f"image: {len(pictures)} pictures, at most {most} are taken"
+    pictures = pictures_by_field["image"]
+    max_pictures = 16 if family.is_billed_by_token else 1
+    if len(pictures) > max_pictures:
+        return f"image: {len(pictures)} pictures, expected at most {max_pictures}"
     for picture in pictures:
-        if is_billed_by_token and picture.suffix not in ("png", "webp", "jpg"):
-            return f"image: a {picture.suffix} picture; png, webp and jpeg are taken"
-        if not is_billed_by_token and picture.suffix != "png":
-            return f"image: a {picture.suffix} picture; a square png is taken"
-        if not is_billed_by_token and picture.pixels is not None and picture.pixels[0] != picture.pixels[1]:
-            return f"image: {_pixel_size(picture)} pixels; a square png is taken"
-    masks = found.get("mask", ())
+        if family.is_billed_by_token and picture.suffix not in ("png", "webp", "jpg"):
+            return f"image: a {picture.suffix} picture, expected png, webp or jpeg"
+        if not family.is_billed_by_token and picture.suffix != "png":
+            return f"image: a {picture.suffix} picture, expected a square png"
+        if not family.is_billed_by_token and picture.pixels is not None and picture.pixels[0] != picture.pixels[1]:
+            return f"image: {_pixel_size(picture)} pixels, expected a square png"
+    masks = pictures_by_field.get("mask", ())
     if len(masks) > 1:
-        return f"mask: {len(masks)} pictures, one is taken"
+        return f"mask: {len(masks)} pictures, expected one"
     for mask in masks:
         if mask.suffix != "png":
-            return f"mask: a {mask.suffix} picture; a png is taken"
+            return f"mask: a {mask.suffix} picture, expected a png"
         if mask.pixels != pictures[0].pixels:
             return (
                 f"mask: {_pixel_size(mask)} pixels, but the image has {_pixel_size(pictures[0])}; they must be the same"

@@ -86,7 +86,7 @@ def check_params(params: Mapping[str, Any], table: Mapping[str, ParamCheck], whe
         if name not in table:
             near = did_you_mean(name, table)
             advice = near if near.startswith("did") else "write it in extra_body if the API has it"
-            raise JobError((*where, "params", name), "no such parameter", f"{advice}")
+            raise JobError((*where, "params", name), "no such parameter", advice)
         if not table[name].fits(value):
             raise JobError(
                 (*where, "params", name), f"found {_json_excerpt(value)}, expected {table[name].expected}", "correct it"

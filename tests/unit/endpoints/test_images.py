@@ -261,17 +261,17 @@ def test_pictures_are_checked_before_they_are_sent() -> None:
     it = endpoint("image_edit", mask="area")
     assert (it.media["photo"].max_bytes, it.media["area"].max_bytes) == (4 << 20, 4 << 20)
     assert refused(it, photo=None) == "image: column photo is null: there is no file"
-    assert refused(it, photo=media((8, 9))) == "image: 8x9 pixels; a square png is taken"
-    assert refused(it, photo=media(form="JPEG")) == "image: a jpg picture; a square png is taken"
-    assert refused(it, photo=[media(), media()]) == "image: 2 pictures, at most 1 are taken"
+    assert refused(it, photo=media((8, 9))) == "image: 8x9 pixels, expected a square png"
+    assert refused(it, photo=media(form="JPEG")) == "image: a jpg picture, expected a square png"
+    assert refused(it, photo=[media(), media()]) == "image: 2 pictures, expected at most 1"
     assert refused(it, area=media((9, 9))) == "mask: 9x9 pixels, but the image has 8x8; they must be the same"
-    assert refused(it, area=media(form="JPEG")) == "mask: a jpg picture; a png is taken"
+    assert refused(it, area=media(form="JPEG")) == "mask: a jpg picture, expected a png"
     assert orjson.loads(request_of(it, area=media(colour="blue")).body)["mask"] == media(colour="blue").name
     assert "mask" not in orjson.loads(request_of(it).body)
     it = endpoint("image_edit", model="gpt-image-1", image=["photo", "more"])
     assert it.media["photo"].max_bytes == 50 << 20
-    assert refused(it, more=[media(form="GIF")]) == "image: a gif picture; png, webp and jpeg are taken"
-    assert refused(it, more=[media()] * 16) == "image: 17 pictures, at most 16 are taken"
+    assert refused(it, more=[media(form="GIF")]) == "image: a gif picture, expected png, webp or jpeg"
+    assert refused(it, more=[media()] * 16) == "image: 17 pictures, expected at most 16"
     bad = RowError("input", "no picture")
     assert it.request(row(photo=bad), "1") is bad
 
