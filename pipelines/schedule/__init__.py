@@ -1,1 +1,1 @@
-"""Runs by the clock."""
+"""Scheduled runs: the daemon, and export to cron and systemd."""

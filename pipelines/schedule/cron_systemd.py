@@ -1,4 +1,4 @@
-"""`rowmill schedule install`: a job's schedule as a line for crontab, or as a service and a timer for systemd."""
+"""Export of schedules by `rowmill schedule install`: crontab lines, or systemd services and timers."""
 
 import hashlib
 import shlex
@@ -13,23 +13,23 @@ from connectors.errors import JobError
 from pipelines.runtime.child_process import rowmill_command
 from pipelines.schedule.scheduler import ScheduledJob
 
-YEARS = 10
-"""Of which systemd is told the nights when the clock is put forward."""
+CLOCK_CHANGE_YEARS = 10
+"""Years for which the systemd timer lists the due times that a clock change skips."""
 
 _DAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 
 
 def crontab_block(jobs: Sequence[ScheduledJob], env_file: Path | None) -> str:
-    """The lines of one workspace's jobs, between marks by which they are found again."""
+    """Return the lines of one workspace's jobs, between marker comments."""
     workspace = jobs[0].workspace
     lines = [
-        _first_mark(workspace.folder),
-        "# Written by `rowmill schedule install`. Lines of your own go above this block.",
-        f"# Times are of {workspace.settings.time_zone}. Cron catches up no missed run.",
-        "# Debian's and Ubuntu's cron pass over CRON_TZ and take the machine's time zone: use systemd's timers there.",
+        _start_marker(workspace.folder),
+        "# Written by `rowmill schedule install`. Put other lines above this block.",
+        f"# Time zone: {workspace.settings.time_zone}. Cron does not catch up missed runs.",
+        "# Debian's and Ubuntu's cron ignore CRON_TZ and use the machine's time zone: use systemd timers there.",
     ]
     if env_file is None:
-        lines.append("# Cron hands on almost no environment: jobs that need a key need --env-file FILE.")
+        lines.append("# Cron passes almost no environment: jobs that need an API key need --env-file FILE.")
     lines.append(f"CRON_TZ={workspace.settings.time_zone}")
     for job in jobs:
         _plain_cron(job)
@@ -39,76 +39,75 @@ def crontab_block(jobs: Sequence[ScheduledJob], env_file: Path | None) -> str:
             command += f"set -a && . {shlex.quote(str(env_file))} && set +a && "
         command += f"mkdir -p {shlex.quote(str(log.parent))} && {shlex.join(_run_command(job))}"
         command += f" >> {shlex.quote(str(log))} 2>&1"
-        # Cron takes a bare % for the end of the line.
+        # Cron reads an unescaped % as the end of the line.
         lines.append(f"{job.cron} {command.replace('%', chr(92) + '%')}")
-    lines.append(_last_mark(workspace.folder))
+    lines.append(_end_marker(workspace.folder))
     return "\n".join(lines) + "\n"
 
 
-def merged_crontab(there: str, blocks: Mapping[Path, str]) -> str:
-    """The crontab with each workspace's block in place of the one before, all at the end: CRON_TZ holds for every line
-    below it."""
-    kept: list[str] = []
+def merged_crontab(present: str, blocks: Mapping[Path, str]) -> str:
+    """Return the crontab with each workspace's block replaced, at the end: CRON_TZ applies to every line below it."""
+    others: list[str] = []
     inside: str | None = None
-    lasts = {_first_mark(folder): _last_mark(folder) for folder in blocks}
-    for line in there.splitlines():
-        if inside is None and line in lasts:
-            inside = lasts[line]
+    ends = {_start_marker(folder): _end_marker(folder) for folder in blocks}
+    for line in present.splitlines():
+        if inside is None and line in ends:
+            inside = ends[line]
         elif inside is None:
-            kept.append(line)
+            others.append(line)
         elif line == inside:
             inside = None
     if inside is not None:
-        raise JobError("crontab", f"the line `{inside}` is missing", "mend it with: crontab -e")
-    text = "\n".join(kept).rstrip("\n")
+        raise JobError("crontab", f"the line `{inside}` is missing", "fix it with: crontab -e")
+    text = "\n".join(others).rstrip("\n")
     return (f"{text}\n" if text else "") + "".join(blocks.values())
 
 
 def read_crontab() -> str:
-    """The user's crontab; empty where there is none."""
+    """Return the user's crontab; empty if there is none."""
     found = _crontab(["-l"], None)
-    # Without a crontab it ends with 1 and says so on stderr.
+    # Without a crontab the command exits with 1 and a message on stderr.
     if found.returncode and "no crontab" not in found.stderr.lower():
         raise JobError("crontab", f"{found.stderr.strip() or 'cannot be read'}", "try --as systemd")
     return found.stdout if found.returncode == 0 else ""
 
 
 def write_crontab(text: str) -> None:
-    """Put the text in place of the user's crontab."""
+    """Replace the user's crontab."""
     done = _crontab(["-"], text)
     if done.returncode:
         raise JobError("crontab", f"{done.stderr.strip() or 'was refused'}", "nothing was changed")
 
 
 def systemd_units(job: ScheduledJob, env_file: Path | None, today: date) -> dict[str, str]:
-    """File name -> content: the service that runs the job, the timer that starts it."""
+    """Return file name -> content: the service that runs the job, and its timer."""
     folder = job.workspace.folder
     mark = hashlib.blake2b(str(folder).encode(), digest_size=3).hexdigest()
     name = f"rowmill-{job.name}-{mark}"
-    environment = [] if env_file is None else [f"EnvironmentFile={_path(env_file)}"]
+    environment = [] if env_file is None else [f"EnvironmentFile={_escape_path(env_file)}"]
     service = [
         "[Unit]",
         f"Description=Rowmill job {job.name}",
         "",
         "[Service]",
         "Type=oneshot",
-        f"WorkingDirectory={_path(folder)}",
+        f"WorkingDirectory={_escape_path(folder)}",
         *environment,
-        f"ExecStart={' '.join(_word(word) for word in _run_command(job))}",
-        "# The first signal lets what is in flight land.",
+        f"ExecStart={' '.join(_quote_word(word) for word in _run_command(job))}",
+        "# The first signal lets requests in flight finish.",
         "KillMode=mixed",
         "TimeoutStopSec=60",
     ]
-    zone, left = job.workspace.settings.time_zone, left_out(job, today)
+    zone, skipped = job.workspace.settings.time_zone, skipped_times(job, today)
     timer = [
         "[Unit]",
         f"Description=Schedule of Rowmill job {job.name}",
         "",
         "[Timer]",
         *(f"OnCalendar={spec} {zone}" for spec in on_calendar(job)),
-        *(["# Times that the clock leaves out when it is put forward: systemd would pass over them."] if left else []),
-        *(f"OnCalendar={moment} {zone}" for moment in left),
-        "# A time that was missed is caught up once.",
+        *(["# Times that the clock skips when it goes forward: systemd would not run them."] if skipped else []),
+        *(f"OnCalendar={moment} {zone}" for moment in skipped),
+        "# A missed run is caught up once.",
         "Persistent=true",
         f"Unit={name}.service",
         "",
@@ -119,23 +118,23 @@ def systemd_units(job: ScheduledJob, env_file: Path | None, today: date) -> dict
 
 
 def on_calendar(job: ScheduledJob) -> list[str]:
-    """The schedule in systemd's words; two of them where cron runs on a day of the month or a day of the week."""
+    """Return the schedule in systemd's syntax; two entries if cron runs on a day of the month or of the week."""
     parsed = _plain_cron(job)
-    clock = f"{_numbers(parsed.hours, range(24))}:{_numbers(parsed.minutes, range(60))}:00"
-    months = _numbers(parsed.months, range(1, 13))
+    clock = f"{_format_numbers(parsed.hours, range(24))}:{_format_numbers(parsed.minutes, range(60))}:00"
+    months = _format_numbers(parsed.months, range(1, 13))
     weekdays = {int(str(day)) % 7 for day in parsed.weekdays}
-    days = _numbers(parsed.days, range(1, 32))
+    days = _format_numbers(parsed.days, range(1, 32))
     week = "" if len(weekdays) == 7 else ",".join(_DAYS[day] for day in sorted(weekdays)) + " "
     if parsed.day_and or days == "*" or not week:
         return [f"{week}*-{months}-{days} {clock}"]
     return [f"*-{months}-{days} {clock}", f"{week}*-{months}-* {clock}"]
 
 
-def left_out(job: ScheduledJob, today: date) -> list[str]:
-    """The moments of the next years at which the job is due because the clock has left out its time."""
+def skipped_times(job: ScheduledJob, today: date) -> list[str]:
+    """Return the due times of the next years that a clock change moves."""
     parsed = _plain_cron(job)
     found: list[str] = []
-    for days in range(YEARS * 366):
+    for days in range(CLOCK_CHANGE_YEARS * 366):
         noon = datetime.combine(today + timedelta(days=days), time(12), job.zone)
         before = noon - timedelta(days=1)
         if (noon.utcoffset() or timedelta()) <= (before.utcoffset() or timedelta()):
@@ -149,16 +148,16 @@ def left_out(job: ScheduledJob, today: date) -> list[str]:
 
 
 def _plain_cron(job: ScheduledJob) -> CronSim:
-    """The schedule, where it has no words that only we understand."""
+    """Parse the schedule; JobError if it uses syntax that only Rowmill supports."""
     parsed = CronSim(job.cron, datetime(2000, 1, 1))
     if any(not isinstance(day, int) for day in parsed.weekdays) or min(parsed.days) < 0:
         raise JobError(
-            job.path, f"schedule {job.cron}: only `rowmill schedule run` knows L and #", "use that, or write numbers"
+            job.path, f"schedule {job.cron}: only `rowmill schedule run` supports L and #", "use that, or write numbers"
         )
     return parsed
 
 
-def _numbers(values: Iterable[int], every: range) -> str:
+def _format_numbers(values: Iterable[int], every: range) -> str:
     chosen = sorted(values)
     return "*" if chosen == list(every) else ",".join(f"{value:02d}" for value in chosen)
 
@@ -167,22 +166,22 @@ def _run_command(job: ScheduledJob) -> list[str]:
     return [*rowmill_command(), "run", str(job.path.absolute()), "--log", "json", "--json"]
 
 
-def _first_mark(folder: Path) -> str:
+def _start_marker(folder: Path) -> str:
     return f"# >>> rowmill {folder} >>>"
 
 
-def _last_mark(folder: Path) -> str:
+def _end_marker(folder: Path) -> str:
     return f"# <<< rowmill {folder} <<<"
 
 
-def _path(path: Path) -> str:
+def _escape_path(path: Path) -> str:
     return str(path).replace("%", "%%")
 
 
-def _word(word: str) -> str:
-    """A word of ExecStart: quoted, with systemd's own signs doubled."""
+def _quote_word(word: str) -> str:
+    """Quote a word of ExecStart and double systemd's special characters."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
-    return f'"{escaped}"' if escaped != word or any(sign in word for sign in " '\t;") else word
+    return f'"{escaped}"' if escaped != word or any(character in word for character in " '\t;") else word
 
 
 def _crontab(arguments: list[str], text: str | None) -> "subprocess.CompletedProcess[str]":

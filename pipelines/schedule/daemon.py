@@ -1,4 +1,4 @@
-"""`rowmill schedule run`: a foreground process that starts each due job as a process of its own."""
+"""Scheduler daemon of `rowmill schedule run`: starts each due job as a child process."""
 
 import asyncio
 import signal
@@ -13,18 +13,19 @@ from typing import Any, Literal
 import orjson
 
 from pipelines.monitoring.json_log import LogLevel, log_event
-from pipelines.runtime.child_process import lifeline, rowmill_command, rowmill_environment
+from pipelines.runtime.child_process import parent_pipe, rowmill_command, rowmill_environment
 from pipelines.schedule.scheduler import DueRun, DueTimeStore, ScheduledJobs, Scheduler, seconds_until_next
 
-LONGEST_SLEEP = 30.0
-"""Seconds after which files and clock are looked at again, though nothing is due."""
+MAX_SLEEP_SECONDS = 30.0
+"""Files and clock are read again after this time, even if nothing is due."""
+
 INTERRUPTED = frozenset({130, -signal.SIGINT, -signal.SIGTERM})
-"""Exit codes of a job that a stop has cut short; the negative ones before it could say so itself."""
+"""Exit codes of a job that a stop interrupted; the negative ones if it had not installed its handlers yet."""
 
 
 @dataclass(slots=True)
 class SchedulerDaemon:
-    """One stay in the foreground."""
+    """Foreground process that starts due jobs until it is stopped."""
 
     scheduled_jobs: ScheduledJobs
     log: Literal["plain", "json"] = "plain"
@@ -32,51 +33,54 @@ class SchedulerDaemon:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     command: Sequence[str] = field(default_factory=rowmill_command)
     exit_codes: list[int] = field(default_factory=list)
-    """How the started jobs ended, in that order."""
+    """Exit codes of the jobs, in the order in which they ended."""
     _scheduler: Scheduler = field(init=False)
     _processes: dict[int, Process] = field(default_factory=dict)
-    _ends: set[asyncio.Task[None]] = field(default_factory=set)
-    _moved: asyncio.Event = field(default_factory=asyncio.Event)
-    _stopping: bool = False
-    _cut_short: bool = False
+    _waits: set[asyncio.Task[None]] = field(default_factory=set)
+    """One for each running job."""
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _is_stopping: bool = False
+    _has_interrupted: bool = False
+    """Whether the stop interrupted a job."""
     _stdin: int = -1
-    """Of the started jobs."""
+    """Standard input of the jobs."""
 
     def __post_init__(self) -> None:
         self._scheduler = Scheduler(self.parallel, self._skipped)
         self.scheduled_jobs.on_problem = lambda problem: self.log_event("problem", problem, None, "warning")
 
     async def run(self, once: bool = False) -> int:
-        """Run due jobs until a signal says stop, or `once`: those that are due now. 130 where the stop cut a job short,
-        else 0."""
-        with lifeline() as self._stdin:
-            return await self._keep(once)
+        """Run due jobs until a signal, or `once` those due now; return 130 if a job was interrupted, else 0."""
+        with parent_pipe() as self._stdin:
+            return await self._run_until_stopped(once)
 
-    async def _keep(self, once: bool) -> int:
+    async def _run_until_stopped(self, once: bool) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop, number)
         try:
             self._scheduler.collect_due(self.scheduled_jobs.jobs(), self.now())
-            await self._start_free()
-            while not self._stopping and not (once and not self._ends):
+            await self._start_ready()
+            while not self._is_stopping and not (once and not self._waits):
                 await self._sleep(once)
-                if not self._stopping:
+                if not self._is_stopping:
                     if not once:
                         self._try(lambda: self._scheduler.collect_due(self.scheduled_jobs.jobs(), self.now()))
-                    await self._start_free()
-            while self._ends:
-                await asyncio.wait(set(self._ends))
+                    await self._start_ready()
+            while self._waits:
+                await asyncio.wait(set(self._waits))
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
-        for start in self._scheduler.waiting.values():
-            # Due, but the stop came first.
-            self._restore(start)
-        return 130 if self._cut_short else 0
+        for due_run in self._scheduler.waiting.values():
+            # Due, but stopped before it was started.
+            self._restore(due_run)
+        return 130 if self._has_interrupted else 0
 
-    def log_event(self, event: str, words: str, job: str | None = None, level: LogLevel = "info", **facts: object) -> None:
-        """One line on stderr: the words, or the JSON event."""
+    def log_event(
+        self, event: str, words: str, job: str | None = None, level: LogLevel = "info", **facts: object
+    ) -> None:
+        """Write one line to stderr: the message, or the JSON event."""
         if self.log == "json":
             log_event(f"schedule_{event}", job, None, level, message=words, **facts)
         else:
@@ -84,24 +88,28 @@ class SchedulerDaemon:
             print(line, file=sys.stderr, flush=True)  # noqa: T201
 
     async def _sleep(self, once: bool) -> None:
-        self._moved.clear()
-        if self._stopping:
+        self._changed.clear()
+        if self._is_stopping:
             return
-        longest = LONGEST_SLEEP if once else seconds_until_next(self.scheduled_jobs.jobs(), self.now(), LONGEST_SLEEP)
+        longest = (
+            MAX_SLEEP_SECONDS if once else seconds_until_next(self.scheduled_jobs.jobs(), self.now(), MAX_SLEEP_SECONDS)
+        )
         try:
-            # A moment later than due: a clock that runs slow must not find itself early.
-            await asyncio.wait_for(self._moved.wait(), longest + 0.05)
+            # A little later than due: a slow clock must not wake up early.
+            await asyncio.wait_for(self._changed.wait(), longest + 0.05)
         except TimeoutError:
             return
 
-    async def _start_free(self) -> None:
-        while free := self._scheduler.start_ready():
-            for start in free:
-                await self._start(start)
+    async def _start_ready(self) -> None:
+        while ready := self._scheduler.start_ready():
+            for due_run in ready:
+                await self._start(due_run)
 
-    async def _start(self, start: DueRun) -> None:
-        arguments = ["run", str(start.job.path), "--json"] + (["--log", "json"] if self.log == "json" else ["--quiet"])
-        # A session of its own: a Ctrl-C of the terminal must reach it once, from us.
+    async def _start(self, due_run: DueRun) -> None:
+        arguments = ["run", str(due_run.job.path), "--json"] + (
+            ["--log", "json"] if self.log == "json" else ["--quiet"]
+        )
+        # In a separate session, so that Ctrl-C reaches it once, from this process.
         process = await asyncio.create_subprocess_exec(
             *self.command,
             *arguments,
@@ -111,59 +119,63 @@ class SchedulerDaemon:
             start_new_session=True,
         )
         self._processes[process.pid] = process
-        due = start.due.isoformat(timespec="minutes")
-        self.log_event("start", f"{start.job.name}: started, due at {due}", start.job.name, due=due, process=process.pid)
-        end = asyncio.create_task(self._end(start, process))
-        self._ends.add(end)
-        end.add_done_callback(self._ends.discard)
-        if self._stopping:
+        due = due_run.due.isoformat(timespec="minutes")
+        self.log_event(
+            "start", f"{due_run.job.name}: started, due at {due}", due_run.job.name, due=due, process=process.pid
+        )
+        wait = asyncio.create_task(self._wait_for_end(due_run, process))
+        self._waits.add(wait)
+        wait.add_done_callback(self._waits.discard)
+        if self._is_stopping:
             process.send_signal(signal.SIGTERM)
 
-    async def _end(self, start: DueRun, process: Process) -> None:
+    async def _wait_for_end(self, due_run: DueRun, process: Process) -> None:
         out, _ = await process.communicate()
         del self._processes[process.pid]
         code = process.returncode if process.returncode is not None else 3
-        if self._stopping and code in INTERRUPTED:
-            self._cut_short = True
-            self._restore(start)
-        self._try(lambda: self._scheduler.finish(start, code))
+        if self._is_stopping and code in INTERRUPTED:
+            self._has_interrupted = True
+            self._restore(due_run)
+        self._try(lambda: self._scheduler.finish(due_run, code))
         self.exit_codes.append(130 if code in INTERRUPTED else 3 if code < 0 else code)
-        words = f"{start.job.name}: ended with exit code {code}{_report_words(out)}"
-        self.log_event("end", words, start.job.name, "info" if code == 0 else "warning", exit_code=code)
-        self._moved.set()
+        words = f"{due_run.job.name}: ended with exit code {code}{_format_report(out)}"
+        self.log_event("end", words, due_run.job.name, "info" if code == 0 else "warning", exit_code=code)
+        self._changed.set()
 
-    def _restore(self, start: DueRun) -> None:
-        self._try(lambda: DueTimeStore(start.job.workspace).restore(start.job, start.due))
+    def _restore(self, due_run: DueRun) -> None:
+        self._try(lambda: DueTimeStore(due_run.job.workspace).restore(due_run.job, due_run.due))
 
-    def _try(self, note: Callable[[], None]) -> None:
-        """A ledger that cannot be written for a while (a full disk, a long prune) does not end the shift."""
+    def _try(self, write: Callable[[], None]) -> None:
+        """Log a ledger that cannot be written for a while (a full disk, a long prune) instead of ending the daemon."""
         try:
-            note()
+            write()
         except (sqlite3.Error, OSError) as exc:
             self.log_event("problem", f"the ledger cannot be written: {exc}", None, "error")
 
     def _stop(self, number: int) -> None:
-        self._stopping = True
+        self._is_stopping = True
         for process in self._processes.values():
             if process.returncode is None:
                 process.send_signal(number)
-        names = ", ".join(start.job.name for start in self._scheduler.running.values())
-        self.log_event("stop", f"stopping{f': waiting for {names} to put away what is in flight' if names else ''}")
-        self._moved.set()
+        names = ", ".join(due_run.job.name for due_run in self._scheduler.running.values())
+        self.log_event("stop", f"stopping{f': waiting for {names} to finish requests in flight' if names else ''}")
+        self._changed.set()
 
-    def _skipped(self, start: DueRun, why: str) -> None:
-        due = start.due.isoformat(timespec="minutes")
-        self.log_event("skip", f"{start.job.name}: not started, due at {due}: {why}", start.job.name, "warning", due=due)
+    def _skipped(self, due_run: DueRun, why: str) -> None:
+        due = due_run.due.isoformat(timespec="minutes")
+        self.log_event(
+            "skip", f"{due_run.job.name}: not started, due at {due}: {why}", due_run.job.name, "warning", due=due
+        )
 
 
-def _report_words(out: bytes) -> str:
-    """What came of the rows and what it cost, from the object of `run --json`."""
+def _format_report(out: bytes) -> str:
+    """Return rows, requests and cost from the JSON report of `run --json`."""
     try:
-        told: dict[str, Any] = orjson.loads(out)
+        report: dict[str, Any] = orjson.loads(out)
     except orjson.JSONDecodeError:
         return ""
-    if told.get("rows") is None:
-        return f": {told['stopped']}" if told.get("stopped") else ""
-    cost = "cost not known" if told["cost_usd"] is None else f"${told['cost_usd']:.4f}"
-    words = f": {told['rows_ok']:,} of {told['rows']:,} rows done, {told['requests']:,} requests, {cost}"
-    return words + (f"; stopped: {told['stopped']}" if told["stopped"] else "")
+    if report.get("rows") is None:
+        return f": {report['stopped']}" if report.get("stopped") else ""
+    cost = "cost not known" if report["cost_usd"] is None else f"${report['cost_usd']:.4f}"
+    words = f": {report['rows_ok']:,} of {report['rows']:,} rows done, {report['requests']:,} requests, {cost}"
+    return words + (f"; stopped: {report['stopped']}" if report["stopped"] else "")

@@ -1,4 +1,4 @@
-"""`rowmill schedule show`: what ran, how it ended, what it cost, and what is next."""
+"""Run history of scheduled jobs for `rowmill schedule show`: outcome, cost and next due time."""
 
 from collections.abc import Iterable
 from contextlib import closing
@@ -25,18 +25,24 @@ ENDS = {
 
 
 def schedule_rows(jobs: Iterable[ScheduledJob], last: int, now: datetime) -> list[dict[str, object]]:
-    """One row for each of the last runs of each job, newest first; a job that never ran has one row as well. Times are
-    of the job's workspace."""
+    """Return a row for each of the last runs of each job, newest first; a job that never ran has one row as well.
+
+    Times are in the time zone of the job's workspace.
+    """
     rows: list[dict[str, object]] = []
     for job in jobs:
         due = next_due(job.cron, now, job.zone)
-        told = DueTimeStore(job.workspace).last_due_times(job.name)
+        due_times = DueTimeStore(job.workspace).last_due_times(job.name)
         facts: dict[str, object] = {
             "job": job.name,
             "schedule": job.cron,
-            "next": None if due is None else _local(due, job.zone),
+            "next": None if due is None else _local_time(due, job.zone),
         }
-        skipped = None if told is None or told[1] is None else f"{_local(told[1], job.zone)}: {told[2]}"
+        skipped = (
+            None
+            if due_times is None or due_times[1] is None
+            else f"{_local_time(due_times[1], job.zone)}: {due_times[2]}"
+        )
         rows += [{**facts, **run, "skipped": skipped} for run in _runs(job, last)]
     return rows
 
@@ -52,19 +58,19 @@ def _runs(job: ScheduledJob, last: int) -> list[dict[str, object]]:
                 "order by started_at desc limit ?",
                 (job.name, last),
             ).fetchall()
-    under_way = is_running(job.workspace.state, job.name)
+    has_open_run = is_running(job.workspace.state, job.name)
     rows: list[dict[str, object]] = []
     for run_id, started, ended, code, stopped, report, cost in found or [(None,) * 7]:
-        told: dict[str, Any] = orjson.loads(report) if report else {}
+        counts: dict[str, Any] = orjson.loads(report) if report else {}
         rows.append(
             {
                 "run_id": run_id,
-                "started": None if started is None else _local(_moment(started), job.zone),
-                "ended": None if ended is None else _local(_moment(ended), job.zone),
-                "how": _how(run_id, code, under_way and not rows),
+                "started": None if started is None else _local_time(_from_microseconds(started), job.zone),
+                "ended": None if ended is None else _local_time(_from_microseconds(ended), job.zone),
+                "how": _outcome(run_id, code, has_open_run and not rows),
                 "exit_code": code,
-                "rows_ok": told.get("rows_ok"),
-                "rows_failed": told.get("rows_failed"),
+                "rows_ok": counts.get("rows_ok"),
+                "rows_failed": counts.get("rows_failed"),
                 "cost_usd": None if cost is None else usd(cost),
                 "stopped": stopped,
             }
@@ -72,17 +78,17 @@ def _runs(job: ScheduledJob, last: int) -> list[dict[str, object]]:
     return rows
 
 
-def _how(run_id: str | None, code: int | None, under_way: bool) -> str:
+def _outcome(run_id: str | None, code: int | None, is_open: bool) -> str:
     if run_id is None:
         return "never ran"
-    if under_way:
+    if is_open:
         return "running"
     return "killed" if code is None else ENDS.get(code, str(code))
 
 
-def _local(moment: datetime, zone: tzinfo) -> str:
+def _local_time(moment: datetime, zone: tzinfo) -> str:
     return moment.astimezone(zone).isoformat(timespec="seconds")
 
 
-def _moment(microseconds: int) -> datetime:
+def _from_microseconds(microseconds: int) -> datetime:
     return datetime.fromtimestamp(microseconds / 1e6, UTC)

@@ -1,7 +1,7 @@
-"""Schedules: when each job is due, which due times were missed, and what has been started for them.
+"""Scheduler: due times of jobs, missed due times, and which due runs may start.
 
-A job at a fixed time runs once on both nights of the clock change: at the first valid moment where its time is left
-out, at the first of the two where it comes twice (as Debian's cron does).
+A job at a fixed time runs once on each day of a clock change: at the first valid time if its time is skipped, at the
+first of both if its time occurs twice (as Debian's cron does).
 """
 
 import os
@@ -25,7 +25,7 @@ FINISHED = frozenset({0, 1})
 
 @dataclass(frozen=True, slots=True)
 class ScheduledJob:
-    """A job that is run by the clock."""
+    """A job with a schedule."""
 
     path: Path
     """As the user gave it."""
@@ -37,7 +37,7 @@ class ScheduledJob:
 
     @property
     def key(self) -> tuple[Path, str]:
-        """What tells jobs of several workspaces apart."""
+        """Unique among the jobs of several workspaces."""
         return (self.workspace.folder, self.name)
 
     @property
@@ -46,24 +46,23 @@ class ScheduledJob:
 
 
 def next_due(cron: str, after: datetime, zone: tzinfo) -> datetime | None:
-    """The first due time later than `after`, in the zone; None where there is none (within 50 years)."""
+    """Return the first due time later than `after`, in the zone; None if there is none within 50 years."""
     return next(CronSim(cron, after.astimezone(zone)), None)
 
 
 def latest_due(cron: str, since: datetime, now: datetime, zone: tzinfo) -> datetime | None:
-    """The last due time that is later than `since` and not later than `now`; None where there is none."""
-    # Backwards from a second later, so that `now` itself counts; where the clock is put forward, that may tell a moment
-    # that is still to come.
+    """Return the last due time later than `since` and not later than `now`, or None."""
+    # Backwards from a second later, so that `now` itself counts; when the clock goes forward, that may return a time in
+    # the future.
     for due in CronSim(cron, (now + timedelta(seconds=1)).astimezone(zone), reverse=True):
-        # In UTC: two times of one zone are compared by their digits, which the night in autumn has twice.
+        # In UTC: times of one zone are compared by their digits, which occur twice when the clock goes back.
         if due.astimezone(UTC) <= now.astimezone(UTC):
             return due if due.astimezone(UTC) > since.astimezone(UTC) else None
     return None
 
 
 def load_scheduled_jobs(paths: Iterable[Path], named: frozenset[Path]) -> list[ScheduledJob]:
-    """The jobs among these files that have a schedule; JobError where a file is wrong, or one that was `named` by
-    itself has none."""
+    """Return the jobs with a schedule; JobError if a file is invalid, or a file in `named` has no schedule."""
     found: dict[tuple[Path, str], ScheduledJob] = {}
     for path in paths:
         loaded = load_job(path)
@@ -81,96 +80,104 @@ def load_scheduled_jobs(paths: Iterable[Path], named: frozenset[Path]) -> list[S
 
 
 def scheduled_job(loaded: LoadedJob) -> ScheduledJob:
-    """The schedule of a job that has one."""
+    """Return the schedule of a job that has one."""
     assert loaded.job.schedule is not None
     upstream = getattr(loaded.job.source, "job", None)
     return ScheduledJob(loaded.path, loaded.job.name, loaded.job.schedule, loaded.workspace, upstream)
 
 
 class ScheduledJobs:
-    """The scheduled jobs of files that may be edited meanwhile: a file is read again when it has changed."""
+    """Scheduled jobs of files that may be edited meanwhile: changed files are read again."""
 
     def __init__(self, files: Callable[[], Sequence[Path]], named: frozenset[Path]) -> None:
-        """`files`: lists the job files; called at each look."""
+        """`files`: lists the job files; called each time."""
         self._files = files
         self._named = named
         self.on_problem: Callable[[str], None] = lambda problem: None
-        """Gets what is wrong with an edited file."""
-        self._marks: dict[Path, tuple[int, int]] | None = None
+        """Called with the error in an edited file."""
+        self._versions: dict[Path, tuple[int, int]] | None = None
         self._jobs: list[ScheduledJob] = []
         self._problem = ""
 
     def jobs(self) -> Sequence[ScheduledJob]:
-        """The jobs as the files say now; as they were where an edited file is wrong. JobError at the first look."""
-        first = self._marks is None
+        """Return the present jobs; the previous ones if an edited file is invalid. JobError at the first call."""
+        is_first = self._versions is None
         try:
             files = self._files()
-            marks = {path: (stat.st_mtime_ns, stat.st_size) for path in files if (stat := _stat(path)) is not None}
-            if marks != self._marks:
-                self._marks = marks
+            versions = {path: (stat.st_mtime_ns, stat.st_size) for path in files if (stat := _stat(path)) is not None}
+            if versions != self._versions:
+                self._versions = versions
                 self._jobs = load_scheduled_jobs(files, self._named)
         except JobError as exc:
-            if first:
+            if is_first:
                 raise
-            self._once(f"{exc} (the schedules go on as they were)")
+            self._report_once(f"{exc} (the schedules stay as they were)")
         return self._jobs
 
-    def _once(self, problem: str) -> None:
-        """Tell a problem, but not the one that was told last."""
+    def _report_once(self, problem: str) -> None:
+        """Report a problem unless it is the last reported one."""
         if problem != self._problem:
             self._problem = problem
             self.on_problem(problem)
 
 
 class DueTimeStore:
-    """The due times that were taken, in the ledger of a workspace: shared by all processes, kept over restarts."""
+    """Claimed due times in the ledger of a workspace: shared by all processes, preserved over restarts."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._path = workspace.state / "ledger.sqlite"
 
     def claim(self, job: ScheduledJob, now: datetime) -> datetime | None:
-        """The due time that is to be run now, the last of those that were missed, and taken from now on; None where
-        nothing is due. A job seen for the first time, or with another schedule than before, has missed nothing."""
-        with self._opened() as db:
+        """Claim and return the last missed due time; None if nothing is due.
+
+        A job that is new, or has another schedule than before, has missed nothing.
+        """
+        with self._open() as db:
             found = db.execute("select cron, last_due from schedule where job = ?", (job.name,)).fetchone()
             if found is None or found[0] != job.cron:
                 db.execute(
                     "insert into schedule (job, cron, last_due) values (?, ?, ?) "
                     "on conflict (job) do update set cron = excluded.cron, last_due = excluded.last_due",
-                    (job.name, job.cron, _us(now)),
+                    (job.name, job.cron, _microseconds(now)),
                 )
                 return None
-            due = latest_due(job.cron, _moment(found[1]), now, job.zone)
+            due = latest_due(job.cron, _from_microseconds(found[1]), now, job.zone)
             if due is None:
                 return None
-            taken = db.execute(
-                "update schedule set last_due = ? where job = ? and last_due = ?", (_us(due), job.name, found[1])
+            updated = db.execute(
+                "update schedule set last_due = ? where job = ? and last_due = ?",
+                (_microseconds(due), job.name, found[1]),
             )
-            # Another process may have been quicker.
-            return due if taken.rowcount else None
+            # Another process may have claimed it first.
+            return due if updated.rowcount else None
 
     def restore(self, job: ScheduledJob, due: datetime) -> None:
-        """What was started for this due time was cut short: it counts as missed."""
-        with self._opened() as db:
+        """Make this due time count as missed: its run was interrupted."""
+        with self._open() as db:
             db.execute(
-                "update schedule set last_due = ? where job = ? and last_due = ?", (_us(due) - 1, job.name, _us(due))
+                "update schedule set last_due = ? where job = ? and last_due = ?",
+                (_microseconds(due) - 1, job.name, _microseconds(due)),
             )
 
     def record_skipped(self, job: ScheduledJob, due: datetime, why: str) -> None:
-        """Note that nothing was started for this due time."""
-        with self._opened() as db:
-            db.execute("update schedule set skipped = ?, why = ? where job = ?", (_us(due), why, job.name))
+        """Record that nothing was started for this due time."""
+        with self._open() as db:
+            db.execute("update schedule set skipped = ?, why = ? where job = ?", (_microseconds(due), why, job.name))
 
     def last_due_times(self, name: str) -> tuple[datetime, datetime | None, str | None] | None:
-        """(last due time taken, last one skipped, why) of a job; None where it was never looked at."""
+        """Return (last claimed due time, last skipped one, reason) of a job; None if it is unknown."""
         if not self._path.exists():
             return None
-        with self._opened() as db:
+        with self._open() as db:
             found = db.execute("select last_due, skipped, why from schedule where job = ?", (name,)).fetchone()
-        return found and (_moment(found[0]), None if found[1] is None else _moment(found[1]), found[2])
+        return found and (
+            _from_microseconds(found[0]),
+            None if found[1] is None else _from_microseconds(found[1]),
+            found[2],
+        )
 
     @contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
+    def _open(self) -> Iterator[sqlite3.Connection]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with closing(open_ledger_file(self._path)) as db:
             yield db
@@ -186,69 +193,69 @@ class DueRun:
 
 @dataclass(slots=True)
 class Scheduler:
-    """Decides what is started; knows no processes and no clock."""
+    """Decides which due runs start, without processes and clock."""
 
     parallel: int
-    """Jobs that may run at the same time."""
+    """Maximum number of jobs at a time."""
     skipped: Callable[[DueRun, str], None]
-    """Is told what was due and is not started, and why."""
+    """Called with each due run that is not started, and the reason."""
     waiting: dict[tuple[Path, str], DueRun] = field(default_factory=dict)
     """Due and not started yet."""
     running: dict[tuple[Path, str], DueRun] = field(default_factory=dict)
 
     def collect_due(self, jobs: Iterable[ScheduledJob], now: datetime) -> None:
-        """Take what has become due."""
+        """Claim what has become due."""
         for job in jobs:
             due = DueTimeStore(job.workspace).claim(job, now)
             if due is None:
                 continue
-            start = DueRun(job, due)
+            due_run = DueRun(job, due)
             if job.key in self.running or job.key in self.waiting:
                 began = (self.running.get(job.key) or self.waiting[job.key]).due
-                self._skip(start, f"the run that was due at {_clock(began)} is still under way")
+                self._skip(due_run, f"the run that was due at {_format_time(began)} is still running")
             else:
-                self.waiting[job.key] = start
+                self.waiting[job.key] = due_run
 
     def start_ready(self) -> list[DueRun]:
-        """What may be started now, counted as running from here on; a job waits for the job whose results it reads."""
-        # A circle of jobs waits for itself: its first is let through, and `run` tells what is wrong with it.
-        free = [start for start in self.waiting.values() if not self._held(start)]
-        if not free and not self.running:
-            free = list(self.waiting.values())[:1]
-        chosen = free[: self.parallel - len(self.running)]
-        for start in chosen:
-            self.running[start.job.key] = self.waiting.pop(start.job.key)
+        """Mark as running and return what may start now; a job waits for the job whose results it reads."""
+        # In a circle, every job waits: start the first, so that `run` reports the error.
+        ready = [due_run for due_run in self.waiting.values() if not self._is_waiting_for_upstream(due_run)]
+        if not ready and not self.running:
+            ready = list(self.waiting.values())[:1]
+        chosen = ready[: self.parallel - len(self.running)]
+        for due_run in chosen:
+            self.running[due_run.job.key] = self.waiting.pop(due_run.job.key)
         return chosen
 
-    def finish(self, start: DueRun, exit_code: int) -> None:
-        """A started job has ended; what waits for its results is not started where there are none."""
-        del self.running[start.job.key]
+    def finish(self, due_run: DueRun, exit_code: int) -> None:
+        """Record the end of a job; jobs that wait for its results are skipped if it has none."""
+        del self.running[due_run.job.key]
         if exit_code in FINISHED:
             return
         for waiting in list(self.waiting.values()):
-            if _upstream_key(waiting.job) == start.job.key:
+            if _upstream_key(waiting.job) == due_run.job.key:
                 del self.waiting[waiting.job.key]
-                self._skip(waiting, f"{start.job.name}, whose results it reads, ended with exit code {exit_code}")
-                self._drop_below(waiting)
+                self._skip(waiting, f"{due_run.job.name}, whose results it reads, ended with exit code {exit_code}")
+                self._skip_dependents(waiting)
 
-    def _drop_below(self, dropped: DueRun) -> None:
+    def _skip_dependents(self, dropped: DueRun) -> None:
         for waiting in list(self.waiting.values()):
             if _upstream_key(waiting.job) == dropped.job.key:
                 del self.waiting[waiting.job.key]
                 self._skip(waiting, f"{dropped.job.name}, whose results it reads, was not started")
-                self._drop_below(waiting)
+                self._skip_dependents(waiting)
 
-    def _held(self, start: DueRun) -> bool:
-        above = _upstream_key(start.job)
+    def _is_waiting_for_upstream(self, due_run: DueRun) -> bool:
+        above = _upstream_key(due_run.job)
         return above is not None and (above in self.running or above in self.waiting)
 
-    def _skip(self, start: DueRun, why: str) -> None:
-        DueTimeStore(start.job.workspace).record_skipped(start.job, start.due, why)
-        self.skipped(start, why)
+    def _skip(self, due_run: DueRun, why: str) -> None:
+        DueTimeStore(due_run.job.workspace).record_skipped(due_run.job, due_run.due, why)
+        self.skipped(due_run, why)
 
 
 def seconds_until_next(jobs: Iterable[ScheduledJob], now: datetime, longest: float) -> float:
-    """How long there is nothing to look at, at most `longest`: clocks are put right and files edited meanwhile."""
+    """Return the time until the next job is due, at most `longest`: clocks are adjusted and files edited meanwhile."""
     dues = [due for job in jobs if (due := next_due(job.cron, now, job.zone)) is not None]
     return min([longest, *((due - now).total_seconds() for due in dues)])
 
@@ -264,14 +271,14 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _us(moment: datetime) -> int:
+def _microseconds(moment: datetime) -> int:
     """Microseconds since 1970, UTC; exact for whole seconds."""
     return round(moment.timestamp() * 1e6)
 
 
-def _moment(microseconds: int) -> datetime:
+def _from_microseconds(microseconds: int) -> datetime:
     return datetime.fromtimestamp(microseconds / 1e6, UTC)
 
 
-def _clock(moment: datetime) -> str:
+def _format_time(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d %H:%M")

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from connectors.emulator.server import EXTRA_HEADERS, EmulatorOptions, EmulatorApp
+from connectors.emulator.server import EXTRA_HEADERS, EmulatorApp, EmulatorOptions
 from connectors.emulator.store import file_content
 
 Body = dict[str, Any]
