@@ -31,7 +31,8 @@ _QUOTED = re.compile(rf"(?s){_STRING}")
 _ROW = re.compile(r"(?<![.\w])row\b")
 _ROW_COLUMN = re.compile(rf"""row(?:\.([A-Za-z_]\w*)|\s*\[\s*({_STRING})\s*\])""")
 """`row.name` or `row["any name"]`."""
-_SLICE = re.compile(r"\[([^\[\]{}]*:[^\[\]{}]*)\]")
+_BOUND = r"(?:[^\[\]{}]|\[[^\[\]{}:]*\])*"
+_SLICE = re.compile(rf"\[({_BOUND}:{_BOUND})\]")
 _FILTER_NAME = re.compile(r"(?<!\|)\|\s*([A-Za-z_]\w*)")
 _TIMES = re.compile(r"(?<![*(,])(?<![(,]\s)\*(?!\*)")
 _TOKEN = re.compile(r"\w+|\S")
@@ -83,7 +84,9 @@ class Template:
         for found in _ROW.finditer(code) if self._uses_row else ():
             column = _ROW_COLUMN.match(source, found.start())
             if column is None:
-                raise JobError(where, "row is used alone", 'name the columns, as in {{ body }} or {{ row["any name"] }}')
+                raise JobError(
+                    where, "row is used alone", 'name the columns, as in {{ body }} or {{ row["any name"] }}'
+                )
             names.add(column[1] or environment.eval_expr(column[2]))
         self.columns = frozenset(names)
         self._environment = environment
@@ -125,14 +128,19 @@ def _code_only(source: str) -> str:
 def _variables(environment: minijinja.Environment, code: str) -> set[str]:
     """Return the variables of a template; minijinja itself misses those in a slice: `{{ body[:n] }}`."""
     names = set(environment.undeclared_variables_in_template("template"))
-    while (found := _SLICE.search(code)) is not None:
-        # `[a:b]` as `~ (0 ~ a ~ b)` has the same variables.
-        bounds = ["0", *(bound for bound in found[1].split(":") if bound.strip())]
-        code = f"{code[: found.start()]} ~ ({' ~ '.join(bounds)}){code[found.end() :]}"
+    count = 1
+    while count:
+        code, count = _SLICE.subn(_inline_bounds, code)
     try:
         return names.union(environment.undeclared_variables_in_str(code))
     except minijinja.TemplateError:
         return names
+
+
+def _inline_bounds(found: re.Match[str]) -> str:
+    """Return `[a:b]` as `~ (0 ~ a ~ b)`, which has the same variables."""
+    bounds = ["0", *(bound for bound in found[1].split(":") if bound.strip())]
+    return f" ~ ({' ~ '.join(bounds)})"
 
 
 def _with_checked_factors(source: str, code: str) -> str:
