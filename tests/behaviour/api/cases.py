@@ -1,4 +1,4 @@
-"""For every endpoint: steps, the replies that were recorded for them, and the columns that must come of these."""
+"""Cases for every endpoint: steps, recorded replies, and the expected columns."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from connectors.contracts import Endpoint, StepContext
-from connectors.media.file_types import HEAD, kind_of
+from connectors.media.file_types import HEAD_BYTES, detect_type
 from connectors.records import Media, Reply, Request
 from connectors.registry import ENDPOINTS
 from tests.behaviour.api.recorder import PICTURE, REPLIES, ROOT
@@ -57,17 +57,17 @@ SHAPE = {"a": {"type": "object", "properties": {}, "additionalProperties": True}
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A step, a reply to it, and what must become of that."""
+    """A step, a reply, and the expected result."""
 
     reply: str
     """A file of tests/replies, or a path below the checkout."""
     step: Mapping[str, Any]
     columns: Mapping[str, str]
-    """Name -> Arrow type, as text; in order."""
+    """Name -> Arrow type as text, in order."""
     begins: str
-    """How the first column's value begins, as JSON text."""
+    """Prefix of the first column's value as JSON text."""
     usage: Mapping[str, Any] = field(default_factory=dict)
-    """What the usage says, besides nothing."""
+    """The expected usage."""
 
     @property
     def name(self) -> str:
@@ -186,8 +186,8 @@ def built(step: Mapping[str, Any]) -> Endpoint:
     return endpoint
 
 
-def asked(endpoint: Endpoint, key: str = "1") -> Request:
-    """The request of the row, its files found."""
+def request_of(endpoint: Endpoint, key: str = "1") -> Request:
+    """The request of the row, with its files resolved."""
     values = dict(row())
     for column, use in endpoint.media.items():
         if not (use.passes_urls and str(values[column]).startswith(("http", "data:"))):
@@ -198,8 +198,8 @@ def asked(endpoint: Endpoint, key: str = "1") -> Request:
 
 
 def found(content: bytes) -> Media:
-    """A file as it is measured before its request is made."""
-    kind = kind_of(content[:HEAD])
+    """A file as measured before its request is built."""
+    kind = detect_type(content[:HEAD_BYTES])
     assert kind is not None
     measured: Any = {"pixels": (64, 64)} if kind.group == "image" else {"seconds": 0.25}
     digest = hashlib.sha256(content).hexdigest()
@@ -207,7 +207,7 @@ def found(content: bytes) -> Media:
 
 
 def reply_of(case: Case) -> Reply:
-    """The recorded bytes; a picture in place of the dots that the description has for it."""
+    """The recorded bytes, with a picture in place of the description's ellipsis."""
     path = REPLIES / case.reply
     body = (path if path.exists() else ROOT / case.reply).read_bytes()
     body = body.replace(b'"b64_json":"..."', b'"b64_json": "..."').replace(
@@ -218,9 +218,9 @@ def reply_of(case: Case) -> Reply:
 
 
 def answer_of(case: Case) -> tuple[Endpoint, Request, bytes]:
-    """(endpoint, request, what the ledger keeps), links followed."""
+    """(endpoint, request, stored answer), with links followed."""
     endpoint = built(case.step)
-    request = asked(endpoint)
+    request = request_of(endpoint)
     (answer,) = endpoint.answers([request], reply_of(case))
     assert isinstance(answer, bytes), answer
     links = endpoint.expiring_urls(answer)
@@ -230,7 +230,7 @@ def answer_of(case: Case) -> tuple[Endpoint, Request, bytes]:
 def fingerprints() -> dict[str, list[str]]:
     """Case -> request fingerprint and declared bytes, in hex."""
     made = {case.name: built(case.step) for case in CASES}
-    return {name: [asked(it).fingerprint.hex(), it.config_bytes().hex()] for name, it in made.items()}
+    return {name: [request_of(it).fingerprint.hex(), it.config_bytes().hex()] for name, it in made.items()}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A server that records what a run sends, and the run of every parameter of the table."""
+"""Fixtures: a recording server, and the runs of all parameters of the table."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,36 +25,36 @@ def recorder() -> Iterator[Recorder]:
 
 @pytest.fixture(scope="session")
 def runs() -> set[str]:
-    """The groups whose job has been run."""
+    """The groups whose job has run."""
     return set()
 
 
 @pytest.fixture
 def sent(recorder: Recorder, runs: set[str], tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> Sent:
-    """(group, place in its table) -> the one request that its step sent; a group's steps are one job, run once."""
+    """(group, position in its table) -> the only request of that step; each group is one job, run once."""
 
-    def ask(group: str, place: int) -> Recorded:
+    def ask(group: str, index: int) -> Recorded:
         if group not in runs:
             monkeypatch.setenv("CONTRACT_KEY", KEY)
-            told = cli.run(_job(group, recorder.address, tmp_path))
-            assert (told["rows_ok"], told["exit_code"], told["retries"]) == (1, 0, 0), cli.err
+            report = cli.run(_job(group, recorder.address, tmp_path))
+            assert (report["rows_ok"], report["exit_code"], report["retries"]) == (1, 0, 0), cli.err
             runs.add(group)
-        (request,) = recorder.seen[f"{group}-{place}"]
+        (request,) = recorder.seen[f"{group}-{index}"]
         return request
 
     return ask
 
 
-def step_of(group: str, place: int) -> dict[str, Any]:
-    """A step as the job file writes it: the group's own with the keys of a row of its table."""
-    said = YAML(typ="safe").load(GROUPS[group].rows[place].says)
-    return {"name": f"step-{place}", "provider": f"{group}-{place}", **GROUPS[group].step, **said}
+def step_of(group: str, index: int) -> dict[str, Any]:
+    """A step in the job file: the group's step merged with the keys of a table row."""
+    keys = YAML(typ="safe").load(GROUPS[group].rows[index].says)
+    return {"name": f"step-{index}", "provider": f"{group}-{index}", **GROUPS[group].step, **keys}
 
 
 def _job(group: str, address: str, folder: Path) -> Path:
-    """A job with a step for every row of the table, each with a provider whose address names the row."""
+    """A job with one step per table row, each with a provider whose URL identifies the row."""
     write_row(folder)
-    steps = [step_of(group, place) for place in range(len(GROUPS[group].rows))]
+    steps = [step_of(group, index) for index in range(len(GROUPS[group].rows))]
     providers = {
         step["provider"]: {"base_url": f"{address}/{step['provider']}/v1", "api_key_env": "CONTRACT_KEY"}
         for step in steps

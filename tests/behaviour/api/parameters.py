@@ -1,4 +1,4 @@
-"""Every parameter of the API: how a job file says it, and where it stands in the bytes sent."""
+"""The table of parameters: keys in the job file, and their paths in the bytes sent."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ SAMPLING = (
     P("2", "seed", "params: {seed: -3}", "seed", -3),
     P("2", "user", "params: {user: u-1}", "user", "u-1"),
 )
-"""What chat (section 1.3.2) and the reference's responses (2.3.2) have in common; the section is filled in below."""
+"""Common to chat (section 1.3.2) and the reference's responses (2.3.2); the section is filled in below."""
 
 CHOICES = (
     P("1.8", "none", f"{TOOL}\ntool_choice: none", "tool_choice", "none"),
@@ -84,7 +84,7 @@ CHAT = Group(
           {"name": "it", "strict": True, "schema": A}),
         P("1.9", "json_schema: a typed output", "output: {a: {type: integer}}\nstructured: schema",
           "response_format.json_schema.schema", A),
-        # The description of today.
+        # From the current description.
         P("OpenAPI", "max_completion_tokens", "params: {max_completion_tokens: 9}", "max_completion_tokens", 9),
         P("OpenAPI", "metadata", "params: {metadata: {job: night}}", "metadata", {"job": "night"}),
         P("OpenAPI", "moderation", "params: {moderation: {model: m}}", "moderation", {"model": "m"}),
@@ -197,7 +197,7 @@ RESPONSES = Group(
 
 
 def shown(section: str, name: str, image: str, url: str, **more: str) -> P:
-    """A row of a picture in a message."""
+    """A table row for an image in a message."""
     keys = "".join(f", {key}: {value}" for key, value in more.items())
     return P(section, name, f"messages: [{{user: [{{text: Look.}}, {{image: {image}{keys}}}]}}]",
              "messages.0.content.1", {"type": "image_url", "image_url": {"url": url, **more}})  # fmt: skip
@@ -237,7 +237,7 @@ GROUPS: Mapping[str, Group] = {
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """What a section of the reference lists, read out of it by hand."""
+    """The parameters that a section of the reference lists, transcribed by hand."""
 
     number: str
     names: str
@@ -300,17 +300,17 @@ LISTED: Mapping[str, tuple[Section, ...]] = {
     "image_edit": (Section("9.3", "image, mask, prompt, model"),),
     "image_variation": (Section("10.3", "image, model, n"),),
 }
-"""Of every section that lists what a request may hold."""
+"""Every section that lists request parameters."""
 
 LEFT_OUT: Mapping[str, frozenset[str]] = {
-    # No column holds an answer in sound; functions became tools. extra_body sends them.
+    # No column takes audio answers; tools replaced functions. extra_body can send them.
     "CreateChatCompletionRequest": frozenset({"audio", "modalities", "function_call", "functions"}),
-    # The answer would come later, by another way.
+    # The answer would arrive later, by another request.
     "CreateResponse": frozenset({"background"}),
 }
-"""Keys of the OpenAPI description that no job file says by name."""
+"""Keys of the OpenAPI description without a key in job files."""
 
 
 def names_of(row: P) -> Any:
-    """What of a section a row shows: `stop: a list` shows stop."""
+    """The parameter that a row covers: `stop: a list` covers stop."""
     return frozenset(row.name.partition(":")[0].split(", "))

@@ -1,4 +1,4 @@
-"""The table of parameters, of sounds, vectors and pictures."""
+"""The table of parameters: audio, embeddings and images."""
 
 from collections.abc import Mapping
 
@@ -82,7 +82,7 @@ EMBEDDINGS = Group(
         P("7.3", "input", 'input: "{{ text }}"', "input", [TEXT]),
         P("7.3", "model", "model: text-embedding-3-large", "model", "text-embedding-3-large"),
         P("7.3", "encoding_format", "params: {encoding_format: float}", "encoding_format", "float"),
-        P("7.3", "encoding_format: what is asked for else", "{}", "encoding_format", "base64"),
+        P("7.3", "encoding_format: the default", "{}", "encoding_format", "base64"),
         P("7.3", "dimensions", "dimensions: 8", "dimensions", 8),
         P("7.3", "dimensions: among the params", "params: {dimensions: 8}", "dimensions", 8),
         *(P("7.4", model, f"model: {model}", "model", model)
@@ -98,16 +98,16 @@ PICTURE_PARAMS = (
     P("OpenAPI", "partial_images", "params: {stream: true, partial_images: 2}", "partial_images", 2),
     P("OpenAPI", "stream", "params: {stream: true}", "stream", True),
 )
-"""Of gpt-image models."""
+"""Parameters of gpt-image models."""
 
 
 def gpt_image(rows: tuple[P, ...]) -> tuple[P, ...]:
-    """Asked of a model that takes them."""
+    """The parameters with a model that accepts them."""
     return tuple(P(row.section, row.name, f"model: gpt-image-1\n{row.says}", row.place, row.sent) for row in rows)
 
 
 def in_a_form(rows: tuple[P, ...]) -> tuple[P, ...]:
-    """As a form writes the same."""
+    """The same parameters in a form."""
     texts = {True: "true", 2: "2", 50: "50"}
     return tuple(P(row.section, row.name, row.says, row.place, texts.get(row.sent, row.sent)) for row in rows)
 
@@ -129,7 +129,7 @@ IMAGE_GENERATION = Group(
           for size in ("256x256", "512x512", "1024x1024")),
         *(P("8.4.2", size, f"size: {size}", "size", size) for size in ("1024x1024", "1792x1024", "1024x1792")),
         P("OpenAPI", "response_format", "params: {response_format: url}", "response_format", "url"),
-        P("OpenAPI", "response_format: what is asked for else", "{}", "response_format", "b64_json"),
+        P("OpenAPI", "response_format: the default", "{}", "response_format", "b64_json"),
         P("OpenAPI", "user", "params: {user: u-1}", "user", "u-1"),
         *gpt_image(PICTURE_PARAMS),
         P("OpenAPI", "moderation", "model: gpt-image-1\nparams: {moderation: low}", "moderation", "low"),
@@ -167,7 +167,7 @@ IMAGE_VARIATION = Group(
         P("10.3", "n", "n: 10", "n", "10"),
         P("OpenAPI", "size", "size: 256x256", "size", "256x256"),
         P("OpenAPI", "response_format", "params: {response_format: url}", "response_format", "url"),
-        P("OpenAPI", "response_format: what is asked for else", "{}", "response_format", "b64_json"),
+        P("OpenAPI", "response_format: the default", "{}", "response_format", "b64_json"),
         P("OpenAPI", "user", "params: {user: u-1}", "user", "u-1"),
     ),
     frozenset({"image"}),

@@ -1,4 +1,4 @@
-"""A server that keeps the bytes of every request as they came, and answers each with the shortest true reply."""
+"""A server that records the bytes of every request and answers each with a minimal valid reply."""
 
 import asyncio
 import base64
@@ -20,12 +20,12 @@ SOUND = (ROOT / "jobs" / "data" / "audio" / "austen_0880.mp3").read_bytes()
 PICTURE = (ROOT / "jobs" / "data" / "images" / "coffee_square.png").read_bytes()
 
 TYPED = '{"a": 1}'
-"""An answer to every typed question of the table."""
+"""An answer that fits every schema of the table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """One request as it came."""
+    """One recorded request."""
 
     method: str
     path: str
@@ -36,7 +36,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An answer that is none."""
+    """An error reply."""
 
     status: int
     body: bytes
@@ -44,12 +44,12 @@ class Refusal:
 
 
 class Recorder:
-    """Takes `/WHO/v1/...`; `seen[WHO]` are the requests that came there."""
+    """A server for `/WHO/v1/...`; `seen[WHO]` are the requests to it."""
 
     def __init__(self) -> None:
         self.seen: dict[str, list[Recorded]] = defaultdict(list)
         self.refusals: dict[str, Refusal] = {}
-        """WHO -> what is answered there, always."""
+        """WHO -> fixed reply."""
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
@@ -111,34 +111,34 @@ class Recorder:
         return _recorded(names.get(form, "transcription.json"))
 
     def _pictures(self, sent: Mapping[str, Any]) -> tuple[str, bytes]:
-        told = base64.b64encode(PICTURE).decode()
+        picture = base64.b64encode(PICTURE).decode()
         if sent.get("stream") in (True, "true"):
-            streamed = (REPLIES / "image-edit-streaming.sse").read_text().replace('"..."', f'"{told}"')
+            streamed = (REPLIES / "image-edit-streaming.sse").read_text().replace('"..."', f'"{picture}"')
             return "text/event-stream", streamed.encode()
-        one = {"b64_json": told}
+        one = {"b64_json": picture}
         if sent.get("response_format") == "url":
             one = {"url": f"{self.address}/picture.png"}
         return "application/json", _dumped({"created": 1, "data": [one] * int(sent.get("n", 1))})
 
 
 def _completion(sent: Mapping[str, Any]) -> dict[str, Any]:
-    told = json.loads((REPLIES / "chat-default.json").read_bytes())
-    told["choices"] = [{**told["choices"][0], "index": index} for index in range(sent.get("n", 1))]
+    reply = json.loads((REPLIES / "chat-default.json").read_bytes())
+    reply["choices"] = [{**reply["choices"][0], "index": index} for index in range(sent.get("n", 1))]
     if "json_schema" in sent.get("response_format", {}):
-        told["choices"][0]["message"]["content"] = TYPED
-    return dict(told)
+        reply["choices"][0]["message"]["content"] = TYPED
+    return dict(reply)
 
 
 def _response(sent: Mapping[str, Any]) -> dict[str, Any]:
     if "input" in sent:
-        told = json.loads((REPLIES / "responses-text-input.json").read_bytes())
+        reply = json.loads((REPLIES / "responses-text-input.json").read_bytes())
         if sent.get("text", {}).get("format", {}).get("type") == "json_schema":
-            told["output"][0]["content"][0]["text"] = TYPED
+            reply["output"][0]["content"][0]["text"] = TYPED
     else:
-        told = json.loads((REPLIES / "reference-basic.json").read_bytes())
+        reply = json.loads((REPLIES / "reference-basic.json").read_bytes())
         if sent.get("response_format", {}).get("type") == "json_schema":
-            told["response"]["content"] = json.loads(TYPED)
-    return dict(told)
+            reply["response"]["content"] = json.loads(TYPED)
+    return dict(reply)
 
 
 def _vectors(sent: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The one row of data that every parameter is sent with, and the shape of the table."""
+"""The data row of every parameter, and the types of the parameter table."""
 
 import base64
 import json
@@ -16,22 +16,22 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 TEXT = 'He said "hi" — 你好\n\\ {{ braces }}'
-"""What templates and JSON like to spoil."""
+"""Characters that templates and JSON often break."""
 
 
 @dataclass(frozen=True, slots=True)
 class P:
-    """A parameter: one row of the table."""
+    """One parameter: a row of the table."""
 
     section: str
-    """Of the reference; OpenAPI: of the description of today only."""
+    """Section of the reference, or `OpenAPI` for parameters of the current description only."""
     name: str
     says: str
-    """Keys of a step, as YAML; those of the group's step are the rest."""
+    """Keys of the step as YAML, merged with the group's step."""
     place: str
-    """In the JSON body, keys and positions with dots between them; or the field of the form."""
+    """Path in the JSON body, with dots between keys and positions, or the form field."""
     sent: Any
-    """What stands there; a str that names a column of FILES in a field for files: its content."""
+    """The expected value; in a file field, the name of a column of FILES means its content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ class Group:
     step: Mapping[str, Any]
     path: str
     schema: str
-    """Of the whole body."""
+    """Schema of the whole body."""
     rows: tuple[P, ...]
     files: frozenset[str] = frozenset()
-    """Fields of the form that hold files; with any, the request is a form."""
+    """Form fields with files; if there are any, the request is a form."""
 
 
 def picture(form: str, mode: str = "RGB") -> bytes:
@@ -93,17 +93,17 @@ _SOUNDS: Mapping[str, tuple[str, str]] = {
     "flac": ("flac", "flac"),
     "ogg": ("ogg", "libopus"),
 }
-"""Suffix -> PyAV's container and codec."""
+"""Suffix -> container and codec of PyAV."""
 
 
 @cache
 def files() -> Mapping[str, bytes]:
-    """Column -> the content of the file that it names."""
+    """Column -> content of its file."""
     return {**PICTURES, "mask": MASK, **{suffix: sound(*how) for suffix, how in _SOUNDS.items()}}
 
 
 def write_row(folder: Path) -> Path:
-    """A Parquet file of the one row, and beside it the files that it names."""
+    """A Parquet file with the one row, next to its files."""
     columns: dict[str, Any] = {
         "id": 1,
         "text": TEXT,

@@ -1,4 +1,4 @@
-"""Every error of the reference in the errors table: in the provider's own words, with the class that it has here."""
+"""Every error of the reference in the errors table: the provider's message, with its class."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,14 +16,16 @@ from tests.behaviour.api.row import write_row
 Read = Callable[..., list[dict[str, Any]]]
 
 
-def told(message: str, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None) -> Any:
-    """An error as the API words it."""
+def body(
+    message: str, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None
+) -> Any:
+    """An error object of the API."""
     return {"message": message, "type": kind, "param": param, "code": code}
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A status and an error, and what a run makes of them."""
+    """A status and an error, with the expected result of a run."""
 
     name: str
     status: int
@@ -37,41 +39,41 @@ class Case:
 
 
 def recorded(kind: str) -> Any:
-    """Of section 2.11."""
+    """An error of section 2.11."""
     return json.loads((REPLIES / f"reference-error-{kind}.json").read_bytes())["error"]
 
 
 CASES = (
-    Case("13.3.1", 401, told("Incorrect API key provided", code="invalid_api_key"), "access_denied", 3),
-    Case("13.3.2", 400, told("Invalid request: missing required parameter 'model'", param="model"), "bad_request"),
-    Case("13.3.3", 429, told("Rate limit reached for requests", "requests", code="rate_limit_exceeded"), "rate_limit",
+    Case("13.3.1", 401, body("Incorrect API key provided", code="invalid_api_key"), "access_denied", 3),
+    Case("13.3.2", 400, body("Invalid request: missing required parameter 'model'", param="model"), "bad_request"),
+    Case("13.3.3", 429, body("Rate limit reached for requests", "requests", code="rate_limit_exceeded"), "rate_limit",
          3, attempts=0, headers={"retry-after": "1000"}),
-    Case("13.3.4", 500, told("The server had an error while processing your request", "server_error"), "server",
+    Case("13.3.4", 500, body("The server had an error while processing your request", "server_error"), "server",
          attempts=2),
     Case("2.11.1", 400, recorded("format"), "bad_request", group="reference",
          details={"details": {"missing_fields": ["summary"], "schema_path": "$.properties.summary"}}),
     Case("2.11.2", 400, recorded("template"), "bad_request", group="reference",
          details={"available_templates": ["project_status", "sales_report", "technical_doc"]}),
     Case("2.11.3", 400, recorded("tool"), "bad_request", group="reference", details={"tool_call_id": "call_abc123"}),
-    Case("403", 403, told("Country not supported", "request_forbidden", code="unsupported_country_region_territory"),
+    Case("403", 403, body("Country not supported", "request_forbidden", code="unsupported_country_region_territory"),
          "access_denied", 3),
-    Case("404", 404, told("The model `m` does not exist", param="model", code="model_not_found"), "bad_request"),
-    Case("413", 413, told("Request too large", code="request_too_large"), "bad_request"),
-    Case("422", 422, told("Input should be a valid string", param="messages.0.content"), "bad_request"),
-    Case("429 quota", 429, told("You exceeded your current quota", "insufficient_quota", code="insufficient_quota"),
+    Case("404", 404, body("The model `m` does not exist", param="model", code="model_not_found"), "bad_request"),
+    Case("413", 413, body("Request too large", code="request_too_large"), "bad_request"),
+    Case("422", 422, body("Input should be a valid string", param="messages.0.content"), "bad_request"),
+    Case("429 quota", 429, body("You exceeded your current quota", "insufficient_quota", code="insufficient_quota"),
          "quota", 3),
-    Case("400 filter", 400, told("Your request was rejected", "image_generation_user_error",
+    Case("400 filter", 400, body("Your request was rejected", "image_generation_user_error",
                                  code="content_policy_violation"), "content_filter"),
-    Case("502", 502, told("Bad gateway", "server_error"), "server", attempts=2),
-    Case("503", 503, told("The engine is overloaded", "server_error", code="overloaded"), "server", attempts=2),
+    Case("502", 502, body("Bad gateway", "server_error"), "server", attempts=2),
+    Case("503", 503, body("The engine is overloaded", "server_error", code="overloaded"), "server", attempts=2),
 )  # fmt: skip
 
 
-def run(case: Case, who: str, recorder: Recorder, cli: Any, folder: Path) -> dict[str, Any]:
-    """What `rowmill run --json` tells of a job whose one request is refused so."""
-    recorder.refusals[who] = Refusal(case.status, json.dumps({"error": case.error}).encode(), case.headers)
+def run(case: Case, route: str, recorder: Recorder, cli: Any, folder: Path) -> dict[str, Any]:
+    """The output of `rowmill run --json` for a job whose only request gets this error."""
+    recorder.refusals[route] = Refusal(case.status, json.dumps({"error": case.error}).encode(), case.headers)
     write_row(folder)
-    provider = {"base_url": f"{recorder.address}/{who}/v1"}
+    provider = {"base_url": f"{recorder.address}/{route}/v1"}
     YAML(typ="safe").dump({"providers": {"test": provider}}, folder / "rowmill.yaml")
     job = {
         "name": "job",
@@ -85,7 +87,7 @@ def run(case: Case, who: str, recorder: Recorder, cli: Any, folder: Path) -> dic
     return found
 
 
-def check(case: Case, who: str, said: Mapping[str, Any], recorder: Recorder, read: Read, folder: Path) -> None:
+def check(case: Case, route: str, report: Mapping[str, Any], recorder: Recorder, read: Read, folder: Path) -> None:
     (error,) = read(folder / "out", "errors")
     details = error.pop("details")
     assert (None if details is None else json.loads(details)) == case.details
@@ -93,29 +95,31 @@ def check(case: Case, who: str, said: Mapping[str, Any], recorder: Recorder, rea
     assert error == {
         "id": 1, "step": "it", "error_class": case.error_class, "http_status": case.status,
         "type": case.error["type"], "param": case.error["param"], "code": case.error["code"],
-        "message": case.error["message"], "request_id": f"req-{who}", "attempts": case.attempts,
-        "run_id": said["run_id"],
+        "message": case.error["message"], "request_id": f"req-{route}", "attempts": case.attempts,
+        "run_id": report["run_id"],
     }  # fmt: skip
     usage = read(folder / "out", "usage")
     assert [(row["http_status"], row["error_class"], row["request_id"]) for row in usage] == [
-        (case.status, case.error_class, f"req-{who}")
-    ] * len(recorder.seen[who])
-    # A rate limit uses up no attempt.
-    assert len(usage) == said["requests"] == max(1, case.attempts)
-    assert (said["exit_code"], said["rows_ok"], said["rows_failed"]) == (case.exit_code, 0, 1)
-    assert (said["stopped"] is not None) == (case.exit_code == 3)
+        (case.status, case.error_class, f"req-{route}")
+    ] * len(recorder.seen[route])
+    # A rate limit uses no attempt.
+    assert len(usage) == report["requests"] == max(1, case.attempts)
+    assert (report["exit_code"], report["rows_ok"], report["rows_failed"]) == (case.exit_code, 0, 1)
+    assert (report["stopped"] is not None) == (case.exit_code == 3)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_an_error_stands_in_the_errors_table_as_the_provider_told_it(
+def test_the_errors_table_has_each_error_as_the_provider_sent_it(
     case: Case, recorder: Recorder, cli: Any, read: Read, tmp_path: Path
 ) -> None:
-    who = f"error-{CASES.index(case)}"
-    check(case, who, run(case, who, recorder, cli, tmp_path), recorder, read, tmp_path)
+    route = f"error-{CASES.index(case)}"
+    check(case, route, run(case, route, recorder, cli, tmp_path), recorder, read, tmp_path)
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_every_endpoint_tells_an_error_so(group: str, recorder: Recorder, cli: Any, read: Read, tmp_path: Path) -> None:
-    case = Case(group, 400, told("This is not taken", param="p", code="c"), "bad_request", group=group)
-    who = f"error-{group}"
-    check(case, who, run(case, who, recorder, cli, tmp_path), recorder, read, tmp_path)
+def test_every_endpoint_reports_errors_equally(
+    group: str, recorder: Recorder, cli: Any, read: Read, tmp_path: Path
+) -> None:
+    case = Case(group, 400, body("This is not taken", param="p", code="c"), "bad_request", group=group)
+    route = f"error-{group}"
+    check(case, route, run(case, route, recorder, cli, tmp_path), recorder, read, tmp_path)

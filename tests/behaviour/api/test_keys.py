@@ -1,4 +1,4 @@
-"""Keys of every type: rows told apart, shown and written again."""
+"""Keys of every type: rows are distinguished, displayed and replaced."""
 
 import datetime
 import json
@@ -30,17 +30,17 @@ KEYS: dict[str, pa.Array] = {
 
 
 @pytest.mark.parametrize("kind", KEYS)
-def test_rows_are_told_apart_shown_and_written_again_whatever_their_key(
+def test_keys_of_every_type_identify_rows_in_tables_and_screens(
     workspace: Any, provider: Any, cli: Any, read: Read, kind: str
 ) -> None:
     ids = KEYS[kind]
     job = workspace.job(source="{parquet: rows.parquet, key: id}", sink="{parquet: out, columns: [text]}")
     for change in ("was", "is"):
-        # Every key is replaced once: the newest word a key counts.
+        # Every key is replaced once: the newest row of a key counts.
         texts = [f"{change} {row}" for row in range(len(ids))]
         pq.write_table(pa.table({"id": ids, "text": texts}), workspace.folder / "rows.parquet")
-        told = cli.run(job)
-        assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, len(ids), len(ids)), cli.err
+        report = cli.run(job)
+        assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, len(ids), len(ids)), cli.err
     assert cli.run(job)["requests"] == 0
     for command in ("plan", "status", "errors", "rebuild"):
         assert cli(command, job) == 0, cli.err
@@ -50,8 +50,8 @@ def test_rows_are_told_apart_shown_and_written_again_whatever_their_key(
         assert json.loads(cli.out)["key"] == key
 
 
-def test_moments_that_differ_by_nanoseconds_are_no_keys(workspace: Any, provider: Any, cli: Any) -> None:
-    """The tables have microseconds: two rows would become one."""
+def test_timestamps_that_differ_by_nanoseconds_cannot_be_keys(workspace: Any, provider: Any, cli: Any) -> None:
+    """Tables have microseconds, so that two rows would become one."""
     table = pa.table({"id": pa.array([1, 2], pa.timestamp("ns")), "text": ["a", "b"]})
     pq.write_table(table, workspace.folder / "rows.parquet")
     assert cli("run", workspace.job(source="{parquet: rows.parquet, key: id}")) == 2

@@ -1,4 +1,4 @@
-"""Replies as servers of all kinds give them, and not as the reference would have them."""
+"""Replies of real servers that deviate from the reference."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def sent(body: bytes, kind: str = "application/json") -> Callable[..., web.Respo
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_byte_order_mark_before_a_reply_is_passed_over(
+def test_a_byte_order_mark_before_a_reply_is_ignored(
     workspace: Any, provider: Any, cli: Any, read: Read, stream: bool
 ) -> None:
     event = b'data: {"choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
@@ -32,7 +32,9 @@ def test_a_byte_order_mark_before_a_reply_is_passed_over(
     assert [row["answer"] for row in read(workspace.folder / "out")] == ["hi", "hi"]
 
 
-def test_an_answer_that_was_cut_by_a_filter_is_no_answer(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
+def test_an_answer_truncated_by_a_content_filter_is_not_an_answer(
+    workspace: Any, provider: Any, cli: Any, read: Read
+) -> None:
     provider.script = lambda *_: chat_reply("the first half of", finish="content_filter")
     workspace.csv(1)
     assert cli.run(workspace.job())["exit_code"] == 1
@@ -46,22 +48,24 @@ def test_an_answer_that_was_cut_by_a_filter_is_no_answer(workspace: Any, provide
 @pytest.mark.parametrize(
     "usage", [None, {}, {"completion_tokens": 5}, {"prompt_tokens": 2**70, "completion_tokens": 5}]
 )
-def test_half_a_count_of_tokens_makes_no_half_bill(
+def test_a_partial_token_count_costs_the_worst_case(
     workspace: Any, provider: Any, cli: Any, read: Read, usage: Any
 ) -> None:
-    """What is not counted is taken at its worst case: the budget holds all the same."""
+    """A missing count is charged at its maximum, so that the budget still holds."""
     provider.script = lambda *_: chat_reply("a") | {"usage": usage}
     workspace.csv(1)
-    told = cli.run(workspace.job())
-    assert told["exit_code"] == 0
-    # 20 tokens out at 2 dollars a million, and what the request's bytes can be in tokens at 1 dollar.
+    report = cli.run(workspace.job())
+    assert report["exit_code"] == 0
+    # 20 output tokens at 2 dollars a million, and the maximum input tokens of the request's bytes at 1 dollar.
     body = len(json.dumps(provider.seen[0][1], separators=(",", ":")))
-    assert told["cost_usd"] == pytest.approx((20 * 2 + body) / 1e6)
+    assert report["cost_usd"] == pytest.approx((20 * 2 + body) / 1e6)
     (row,) = read(workspace.folder / "out", "usage")
-    assert (row["input_tokens"], row["output_tokens"], row["cost_usd"]) == (None, None, told["cost_usd"])
+    assert (row["input_tokens"], row["output_tokens"], row["cost_usd"]) == (None, None, report["cost_usd"])
 
 
-def test_vllms_error_under_status_200_is_the_rows_own(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
+def test_an_error_of_vllm_with_status_200_belongs_to_the_row(
+    workspace: Any, provider: Any, cli: Any, read: Read
+) -> None:
     provider.script = lambda *_: {"object": "error", "message": "too long", "type": "BadRequestError", "code": 400}
     workspace.csv(1)
     assert (cli.run(workspace.job())["exit_code"], len(provider.seen)) == (1, 1)

@@ -1,4 +1,4 @@
-"""The official SDK finds every route of `rowmill serve`, started as the command that it is."""
+"""The official SDK reaches every route of `rowmill serve`, started as a command."""
 
 import io
 import json
@@ -15,11 +15,11 @@ import openai
 import pytest
 
 from connectors.emulator.server import ROUTES
-from connectors.media.file_types import MP3, kind_of
+from connectors.media.file_types import MP3, detect_type
 from tests.behaviour.api.recorder import SOUND
 from tests.behaviour.api.row import MASK, PICTURES
 
-# The SDK's own word on translations and variations.
+# Deprecated by the SDK: translations and variations.
 pytestmark = pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 
 SAID: Any = [{"role": "user", "content": "Hello there."}]
@@ -29,7 +29,7 @@ Seen = list[tuple[str, str]]
 
 @pytest.fixture(scope="module")
 def command() -> Iterator[Callable[..., str]]:
-    """Starts `rowmill serve` with these options; its base_url."""
+    """Start `rowmill serve` with these options; its base_url."""
 
     def start(*options: str) -> str:
         words = [sys.executable, "-W", "error", "-c", "from pipelines.cli import main; main()", "serve", "--port", "0"]
@@ -45,7 +45,7 @@ def command() -> Iterator[Callable[..., str]]:
 
 @pytest.fixture(scope="module")
 def base_url(command: Callable[..., str]) -> str:
-    """Of a provider without limits."""
+    """The URL of an emulator without limits."""
     return command()
 
 
@@ -57,7 +57,7 @@ def seen() -> Seen:
 
 @pytest.fixture
 def sdk(base_url: str, seen: Seen) -> Iterator[openai.OpenAI]:
-    """The SDK, which checks every answer against its types."""
+    """The SDK, which validates every answer against its types."""
 
     def note(request: httpx.Request) -> None:
         seen.append((request.method, request.url.path.removeprefix("/v1")))
@@ -70,7 +70,7 @@ def sdk(base_url: str, seen: Seen) -> Iterator[openai.OpenAI]:
 
 
 def stored(sdk: openai.OpenAI) -> str:
-    """The id of a chat completion that is kept."""
+    """The id of a stored chat completion."""
     return sdk.chat.completions.create(model=MODEL, messages=SAID, store=True).id
 
 
@@ -86,7 +86,7 @@ def uploaded(sdk: openai.OpenAI) -> str:
 
 
 def batch(sdk: openai.OpenAI) -> Any:
-    """A batch of that line, which takes its time."""
+    """A delayed batch of that line."""
     return sdk.batches.create(
         input_file_id=uploaded(sdk), endpoint="/v1/chat/completions", completion_window="24h",
         metadata={"rowmill_delay_s": "600"},
@@ -94,13 +94,13 @@ def batch(sdk: openai.OpenAI) -> Any:
 
 
 def messages(sdk: openai.OpenAI) -> bool:
-    """Read without the SDK's types, which take the message of a user for an assistant's."""
-    told = sdk.chat.completions.messages.with_raw_response.list(stored(sdk))
-    return [one["content"] for one in json.loads(told.http_response.content)["data"]] == ["Hello there."]
+    """Read without the SDK's types, which expect the assistant's message in place of the user's."""
+    reply = sdk.chat.completions.messages.with_raw_response.list(stored(sdk))
+    return [one["content"] for one in json.loads(reply.http_response.content)["data"]] == ["Hello there."]
 
 
 def embedded(sdk: openai.OpenAI) -> bool:
-    """As floats: the SDK's types take the base64 that it asks for else for a mistake."""
+    """As floats: the SDK's types reject the base64 that it requests by default."""
     made = sdk.embeddings.create(model="text-embedding-3-small", input=["a", "b"], encoding_format="float")
     return [len(one.embedding) for one in made.data] == [1536, 1536]
 
@@ -120,12 +120,12 @@ def streamed_response(sdk: openai.OpenAI) -> bool:
 
 
 def in_background(sdk: openai.OpenAI) -> str:
-    """The id of a response that nobody has looked for yet."""
+    """The id of a background response that was not looked up yet."""
     return sdk.responses.create(model=MODEL, input="Later.", background=True).id
 
 
 def gone(sdk: openai.OpenAI, response_id: str) -> bool:
-    """Whether a response is not found once it has been deleted."""
+    """Whether a response is not found after its deletion."""
     sdk.responses.delete(response_id)
     try:
         sdk.responses.with_raw_response.delete(response_id)
@@ -139,7 +139,7 @@ def spoken(sdk: openai.OpenAI) -> bytes:
 
 
 def drawn(sdk: openai.OpenAI) -> bytes:
-    """A picture, fetched from the URL that stands in the answer."""
+    """A picture, fetched from the URL in the answer."""
     (one,) = sdk.images.generate(model="dall-e-2", prompt="A cat", size="256x256").data or []
     assert one.url is not None
     return sdk.get(one.url, cast_to=httpx.Response).content
@@ -171,10 +171,10 @@ CALLS: Mapping[str, Callable[[openai.OpenAI], object]] = {
     "POST /responses/{response_id}/cancel": lambda sdk: sdk.responses.cancel(in_background(sdk)).status == "cancelled",
     "GET /responses/{response_id}/input_items": lambda sdk: list(sdk.responses.input_items.list(in_background(sdk))),
     "POST /embeddings": embedded,
-    "POST /audio/speech": lambda sdk: kind_of(spoken(sdk)) is MP3,
+    "POST /audio/speech": lambda sdk: detect_type(spoken(sdk)) is MP3,
     "POST /audio/transcriptions": lambda sdk: (
         sdk.audio.transcriptions.create(
-            model="whisper-1", file=("said.mp3", spoken(sdk)), response_format="verbose_json"
+            model="whisper-1", file=("speech.mp3", spoken(sdk)), response_format="verbose_json"
         ).text
         == "Good morning."
     ),
@@ -201,7 +201,7 @@ CALLS: Mapping[str, Callable[[openai.OpenAI], object]] = {
         sdk.batches.cancel(batch(sdk).id).status in ("cancelling", "cancelled")
     ),
 }
-"""METHOD ROUTE -> what the SDK makes of it, and whether that is right."""
+"""METHOD ROUTE -> (call of the SDK, check of its result)."""
 
 
 def test_every_route_has_a_call() -> None:
@@ -222,17 +222,17 @@ def last_event(events: Any) -> str:
 
 
 def speech_events(sdk: openai.OpenAI) -> str:
-    asked = sdk.audio.speech.with_streaming_response.create(
+    stream = sdk.audio.speech.with_streaming_response.create(
         model="gpt-4o-mini-tts", voice="alloy", input="Good morning.", stream_format="sse"
     )
-    with asked as reply:
+    with stream as reply:
         lines = [line for line in reply.iter_lines() if line.startswith("data: ")]
     return str(json.loads(lines[-1].removeprefix("data: "))["type"])
 
 
 def heard_events(sdk: openai.OpenAI) -> str:
-    said = ("said.mp3", spoken(sdk))
-    return last_event(sdk.audio.transcriptions.create(model="gpt-4o-transcribe", file=said, stream=True))
+    sound = ("speech.mp3", spoken(sdk))
+    return last_event(sdk.audio.transcriptions.create(model="gpt-4o-transcribe", file=sound, stream=True))
 
 
 def drawn_events(sdk: openai.OpenAI) -> str:
@@ -255,13 +255,13 @@ def edited_events(sdk: openai.OpenAI) -> str:
         (edited_events, "image_edit.completed"),
     ],
 )
-def test_sounds_and_pictures_are_streamed_to_their_last_event(
+def test_audio_and_images_are_streamed_to_the_last_event(
     stream: Callable[[openai.OpenAI], str], last: str, sdk: openai.OpenAI
 ) -> None:
     assert stream(sdk) == last
 
 
-def test_a_wrong_key_is_refused_with_a_401(command: Callable[..., str]) -> None:
+def test_a_wrong_key_is_a_401(command: Callable[..., str]) -> None:
     locked = command("--api-key", "sesame")
     with openai.OpenAI(base_url=locked, api_key="other", max_retries=0) as client:
         with pytest.raises(openai.AuthenticationError) as caught:
@@ -271,7 +271,7 @@ def test_a_wrong_key_is_refused_with_a_401(command: Callable[..., str]) -> None:
         assert client.with_options(api_key="sesame").models.list().data
 
 
-def test_what_is_above_the_limit_is_refused_with_a_429(command: Callable[..., str]) -> None:
+def test_a_request_above_the_limit_is_a_429(command: Callable[..., str]) -> None:
     limited = command("--requests-per-minute", "1")
     with openai.OpenAI(base_url=limited, api_key="any", max_retries=0) as client:
         client.chat.completions.create(model=MODEL, messages=SAID)

@@ -1,4 +1,4 @@
-"""What a job file says stands in the bytes sent, and the bytes fit the official description."""
+"""Every parameter of a job file is in the bytes sent, and the bytes fit the official description."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("group", "place"), ROWS)
-def test_a_parameter_stands_where_the_table_says_in_a_body_that_fits_its_schema(
+def test_a_parameter_is_at_its_documented_path_in_a_body_that_fits_its_schema(
     sent: Sent, group: str, place: int
 ) -> None:
     table = GROUPS[group]
@@ -57,7 +57,7 @@ TYPES = {
 
 
 def is_files(found: Any, columns: Any) -> bool:
-    """Whether an Upload, or a list of them, is what the columns hold, named and typed by its content."""
+    """Whether an Upload, or a list of them, has the content of the columns, with name and type to match."""
     several = isinstance(columns, list)
     assert several == isinstance(found, list)
     names, uploads = (columns, found) if several else ([columns], [found])
@@ -94,6 +94,6 @@ def test_the_table_has_every_key_of_the_request_schemas_or_says_why_not(schema: 
         (check_form, "CreateImageVariationRequest", {"image": Upload("a.png", "image/png", b"x"), "n": "eleven"}),
     ],
 )
-def test_the_schemas_refuse_what_does_not_fit(check_it: Callable[..., None], schema: str, spoilt: Any) -> None:
+def test_the_schemas_reject_invalid_bodies(check_it: Callable[..., None], schema: str, spoilt: Any) -> None:
     with pytest.raises((AssertionError, ValueError)):
         check_it(schema, spoilt)

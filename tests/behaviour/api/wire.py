@@ -1,4 +1,4 @@
-"""Bytes of a request as another program reads them: JSON, forms, and the schemas that both must fit."""
+"""Request bytes parsed independently: JSON, forms, and the schemas that both must fit."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ REFERENCE: dict[str, Any] = json.loads((HERE / "reference-responses.json").read_
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file of a form."""
+    """A file in a form."""
 
     name: str
     kind: str
@@ -28,7 +28,7 @@ class Upload:
 
 
 def fields_of(content_type: str, raw: bytes) -> dict[str, Any]:
-    """A form's fields: text or Upload; what is called `name[]` in a list, `name[key]` as an object at `name`."""
+    """The fields of a form, text or Upload; `name[]` becomes a list, `name[key]` an object at `name`."""
     whole = message_from_bytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + raw, policy=HTTP)
     found: dict[str, Any] = {}
     for part in whole.iter_parts():
@@ -50,7 +50,7 @@ def fields_of(content_type: str, raw: bytes) -> dict[str, Any]:
 
 
 def at(sent: Any, place: str) -> Any:
-    """What stands at a path of keys and positions, such as `messages.0.content`."""
+    """The value at a path of keys and positions, such as `messages.0.content`."""
     for step in place.split("."):
         sent = sent[int(step)] if isinstance(sent, list) else sent[step]
     return sent
@@ -68,13 +68,13 @@ def _property_validator(schema: str, name: str) -> jsonschema_rs.Validator:
 
 
 def check(schema: str, sent: Mapping[str, Any]) -> None:
-    """The whole body fits its schema, and every key of it is one that the schema knows."""
+    """Assert that the body fits its schema and has no unknown keys."""
     assert sent.keys() <= properties(schema).keys()
     _validator(schema).validate(sent)
 
 
 def check_form(schema: str, sent: Mapping[str, Any]) -> None:
-    """As `check`, after each text of the form has become what its field's schema says."""
+    """Like `check`, after converting the texts of the form to the types of the schema."""
     check(schema, {name: _typed(schema, name, value) for name, value in sent.items()})
 
 
@@ -87,14 +87,14 @@ def _typed(schema: str, name: str, value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A file as text: its schema says string, format binary."""
+    """A file as text, since its schema is a string of format binary."""
     if isinstance(value, Upload):
         return f"{len(value.content)} bytes"
     return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _numbers(value: Any) -> Any:
-    """Numbers and truth values in place of texts that are their JSON."""
+    """Numbers and booleans in place of their JSON texts."""
     if isinstance(value, dict):
         return {key: _numbers(inner) for key, inner in value.items()}
     try:
@@ -104,7 +104,7 @@ def _numbers(value: Any) -> Any:
 
 
 def properties(schema: str) -> dict[str, Any]:
-    """The keys that a body of this schema may have, through `$ref` and `allOf`."""
+    """The properties of a schema, through `$ref` and `allOf`."""
     return _properties(REFERENCE if schema == "reference" else OFFICIAL["$defs"][schema])
 
 

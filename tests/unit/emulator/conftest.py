@@ -1,4 +1,4 @@
-"""The local provider, and the official SDK as its client."""
+"""Fixtures: the emulator, and the official SDK as its client."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -29,28 +29,28 @@ WEATHER = {
 
 @pytest.fixture(scope="session")
 def base_url() -> Iterator[str]:
-    """Of a provider without limits or faults."""
+    """The URL of an emulator without limits or faults."""
     with EmulatorServer(EmulatorOptions()) as server:
         yield server.base_url
 
 
 @pytest.fixture(scope="session")
 def client(base_url: str) -> Iterator[openai.OpenAI]:
-    """The official SDK; it does not try again, and checks every answer against its types."""
+    """The official SDK without retries, which validates every answer against its types."""
     with openai.OpenAI(base_url=base_url, api_key="any", max_retries=0, _strict_response_validation=True) as sdk:
         yield sdk
 
 
 @pytest.fixture(scope="session")
 def strict(base_url: str) -> Iterator[openai.OpenAI]:
-    """The official SDK, which refuses answers that do not fit its types."""
+    """The official SDK, which rejects answers that do not fit its types."""
     with openai.OpenAI(base_url=base_url, api_key="any", max_retries=0, _strict_response_validation=True) as sdk:
         yield sdk
 
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Starts a provider with these options; its base_url."""
+    """Start an emulator with these options; its base_url."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(EmulatorServer(EmulatorOptions(**options))).base_url
 

@@ -1,4 +1,4 @@
-"""Speech and transcripts of the local provider, through the official SDK."""
+"""Speech and transcripts of the emulator, through the official SDK."""
 
 import base64
 import csv
@@ -27,13 +27,13 @@ TEXT = "Good morning! Rows 1, 2 and 3 are done: naïve café, 早上好。 Reall
 pytestmark = pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 
 
-def said(client: openai.OpenAI, text: str = TEXT, kind: Any = "wav", **more: Any) -> bytes:
+def synthesized(client: openai.OpenAI, text: str = TEXT, audio_format: Any = "wav", **more: Any) -> bytes:
     return client.audio.speech.create(
-        **{"model": "tts-1", "voice": "alloy", "input": text, "response_format": kind, **more}
+        **{"model": "tts-1", "voice": "alloy", "input": text, "response_format": audio_format, **more}
     ).read()
 
 
-def heard(client: openai.OpenAI, sound: bytes, **more: Any) -> Any:
+def transcribed(client: openai.OpenAI, sound: bytes, **more: Any) -> Any:
     return client.audio.transcriptions.create(**{"model": "whisper-1", "file": ("a.wav", sound), **more})
 
 
@@ -49,18 +49,18 @@ def clips() -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("speed", [0.25, 1.0, 4.0])
-@pytest.mark.parametrize("kind", FORMATS)
-def test_a_transcript_of_its_own_speech_is_the_text_in_every_format_and_speed(
-    strict: openai.OpenAI, kind: str, speed: float
+@pytest.mark.parametrize("audio_format", FORMATS)
+def test_emulated_speech_is_transcribed_to_its_text_in_every_format_and_speed(
+    strict: openai.OpenAI, audio_format: str, speed: float
 ) -> None:
-    sound = said(strict, kind=kind, speed=speed)
-    assert heard(strict, sound).text == TEXT
-    # About 14 characters a second, and a little silence between sentences and at both ends.
+    sound = synthesized(strict, audio_format=audio_format, speed=speed)
+    assert transcribed(strict, sound).text == TEXT
+    # 14 characters per second, plus silence between sentences and at both ends.
     assert len(decode(sound)) / RATE == pytest.approx((len(TEXT) + 11) / 14 / speed, abs=0.3 / speed + 0.1)
 
 
 @pytest.mark.parametrize(
-    ("kind", "container", "codec", "media_type"),
+    ("audio_format", "container", "codec", "media_type"),
     [
         ("mp3", "mp3", "mp3float", "audio/mpeg"),
         ("opus", "ogg", "opus", "audio/ogg"),
@@ -70,9 +70,9 @@ def test_a_transcript_of_its_own_speech_is_the_text_in_every_format_and_speed(
     ],
 )
 def test_each_format_is_a_file_of_that_format(
-    strict: openai.OpenAI, kind: Any, container: str, codec: str, media_type: str
+    strict: openai.OpenAI, audio_format: Any, container: str, codec: str, media_type: str
 ) -> None:
-    answer = strict.audio.speech.create(model="tts-1", voice="nova", input="One two.", response_format=kind)
+    answer = strict.audio.speech.create(model="tts-1", voice="nova", input="One two.", response_format=audio_format)
     assert answer.response.headers["content-type"] == media_type
     with av.open(io.BytesIO(answer.read())) as file:
         assert (file.format.name, file.streams.audio[0].codec_context.name) == (container, codec)
@@ -80,21 +80,21 @@ def test_each_format_is_a_file_of_that_format(
 
 
 def test_pcm_is_the_samples_of_the_wav_file(strict: openai.OpenAI) -> None:
-    samples = np.frombuffer(said(strict, kind="pcm"), dtype="<i2")
-    assert np.array_equal(samples, decode(said(strict)))
+    samples = np.frombuffer(synthesized(strict, audio_format="pcm"), dtype="<i2")
+    assert np.array_equal(samples, decode(synthesized(strict)))
 
 
-@pytest.mark.parametrize("kind", [*FORMATS, "pcm"])
-def test_equal_requests_give_equal_bytes_and_other_voices_other_ones(strict: openai.OpenAI, kind: str) -> None:
-    assert said(strict, kind=kind) == said(strict, kind=kind)
-    voices = {voice: said(strict, "Hi.", kind, voice=voice) for voice in VOICE_HZ}
+@pytest.mark.parametrize("audio_format", [*FORMATS, "pcm"])
+def test_equal_requests_give_equal_bytes_and_each_voice_gives_its_own(strict: openai.OpenAI, audio_format: str) -> None:
+    assert synthesized(strict, audio_format=audio_format) == synthesized(strict, audio_format=audio_format)
+    voices = {voice: synthesized(strict, "Hi.", audio_format, voice=voice) for voice in VOICE_HZ}
     assert len(set(voices.values())) == 13
-    assert said(strict, "Hi.", kind, voice={"id": "voice_1"}) not in voices.values()
+    assert synthesized(strict, "Hi.", audio_format, voice={"id": "voice_1"}) not in voices.values()
 
 
 @pytest.mark.parametrize("text", ["a", " a  b ", "two\nlines\t.", "\U0010ffff\x00", "x" * 4096])
-def test_any_text_up_to_4096_characters_is_heard_back(strict: openai.OpenAI, text: str) -> None:
-    assert heard(strict, said(strict, text, "flac", speed=4)).text == text.strip()
+def test_any_text_up_to_4096_characters_is_transcribed_exactly(strict: openai.OpenAI, text: str) -> None:
+    assert transcribed(strict, synthesized(strict, text, "flac", speed=4)).text == text.strip()
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_any_text_up_to_4096_characters_is_heard_back(strict: openai.OpenAI, tex
 def test_a_recoded_file_is_transcribed_if_it_keeps_the_comment(
     strict: openai.OpenAI, container: str, codec: str, rate: int, bit_rate: int
 ) -> None:
-    original = said(strict, kind="mp3")
+    original = synthesized(strict, audio_format="mp3")
 
     def recoded(keeps_comment: bool) -> bytes:
         out = io.BytesIO()
@@ -120,8 +120,8 @@ def test_a_recoded_file_is_transcribed_if_it_keeps_the_comment(
             file.mux(stream.encode(None))
         return out.getvalue()
 
-    assert heard(strict, recoded(True)).text == TEXT
-    assert re.fullmatch(r"\[local] \d\.\d s of audio", heard(strict, recoded(False)).text)
+    assert transcribed(strict, recoded(True)).text == TEXT
+    assert re.fullmatch(r"\[local] \d\.\d s of audio", transcribed(strict, recoded(False)).text)
 
 
 def test_silence_separates_words_and_is_longer_between_sentences() -> None:
@@ -150,7 +150,7 @@ def test_silence_separates_words_and_is_longer_between_sentences() -> None:
         ({"colour": "red"}, "colour"),
     ],
 )
-def test_a_wrong_parameter_of_speech_is_a_400_that_names_it(
+def test_an_invalid_parameter_of_speech_is_a_400_that_names_it(
     base_url: str, http: httpx.Client, wrong: dict[str, Any], param: str
 ) -> None:
     body = {"model": "tts-1", "input": "Hello.", "voice": "alloy", **wrong}
@@ -160,36 +160,38 @@ def test_a_wrong_parameter_of_speech_is_a_400_that_names_it(
     assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_streamed_speech_is_the_file_in_pieces_and_its_usage(strict: openai.OpenAI) -> None:
+def test_streamed_speech_is_the_file_in_parts_and_its_usage(strict: openai.OpenAI) -> None:
     with strict.audio.speech.with_streaming_response.create(
         model="gpt-4o-mini-tts", voice="coral", input=TEXT, response_format="flac", stream_format="sse"
     ) as answer:
         events = [json.loads(line[6:]) for line in answer.iter_lines() if line]
     *deltas, done = events
-    assert b"".join(base64.b64decode(one["audio"]) for one in deltas) == said(strict, kind="flac", voice="coral")
+    assert b"".join(base64.b64decode(entry["audio"]) for entry in deltas) == synthesized(
+        strict, audio_format="flac", voice="coral"
+    )
     assert len(deltas) > 1
-    assert {one["type"] for one in deltas} == {"speech.audio.delta"}
+    assert {entry["type"] for entry in deltas} == {"speech.audio.delta"}
     assert done["type"] == "speech.audio.done"
     assert done["usage"]["total_tokens"] == done["usage"]["input_tokens"] + done["usage"]["output_tokens"]
 
 
 @pytest.mark.parametrize("clip", clips(), ids=lambda clip: clip["file"])
-def test_the_shipped_clips_are_known_by_their_content(strict: openai.OpenAI, clip: dict[str, str]) -> None:
+def test_the_shipped_clips_are_recognised_by_their_content(strict: openai.OpenAI, clip: dict[str, str]) -> None:
     sound = (CLIP_FOLDER / clip["file"]).read_bytes()
     assert CLIPS[hashlib.sha256(sound).hexdigest()] == clip["text"]
-    assert heard(strict, sound, file=("some name", sound)).text == clip["text"]
+    assert transcribed(strict, sound, file=("some name", sound)).text == clip["text"]
     assert strict.audio.translations.create(model="whisper-1", file=("x", sound)).text == clip["text"]
 
 
-def test_of_any_other_sound_only_the_duration_is_told(strict: openai.OpenAI) -> None:
+def test_any_other_sound_is_transcribed_to_its_duration(strict: openai.OpenAI) -> None:
     tone = (8000 * np.sin(np.arange(RATE * 3) / 9)).astype(np.int16)
-    answer = heard(strict, encode([tone], "flac"), response_format="verbose_json")
+    answer = transcribed(strict, encode([tone], "flac"), response_format="verbose_json")
     assert (answer.text, answer.duration) == ("[local] 3.0 s of audio", 3.0)
 
 
-def test_verbose_json_tells_when_each_word_and_sentence_was_said(strict: openai.OpenAI) -> None:
-    sound = said(strict, "Good morning. How are you?")
-    answer = heard(
+def test_verbose_json_has_the_times_of_each_word_and_sentence(strict: openai.OpenAI) -> None:
+    sound = synthesized(strict, "Good morning. How are you?")
+    answer = transcribed(
         strict, sound, response_format="verbose_json", timestamp_granularities=["word", "segment"], temperature=0.5
     )
     assert answer.duration == len(decode(sound)) / RATE
@@ -197,7 +199,7 @@ def test_verbose_json_tells_when_each_word_and_sentence_was_said(strict: openai.
     assert [word.word for word in answer.words] == ["Good", "morning.", "How", "are", "you?"]
     assert [segment.text for segment in answer.segments] == [" Good morning.", " How are you?"]
     assert [segment.temperature for segment in answer.segments] == [0.5, 0.5]
-    # The first of 28 beats is silence, then come four letters, a space, and eight letters.
+    # 28 beats: one of silence, four letters, a space, eight letters …
     assert [(word.start, word.end) for word in answer.words][:2] == [
         (pytest.approx(1 / 14, abs=0.02), pytest.approx(5 / 14, abs=0.02)),
         (pytest.approx(6 / 14, abs=0.02), pytest.approx(14 / 14, abs=0.02)),
@@ -205,24 +207,24 @@ def test_verbose_json_tells_when_each_word_and_sentence_was_said(strict: openai.
     ends = [time for segment in answer.segments for time in (segment.start, segment.end)]
     assert ends == sorted(ends)
     assert (answer.usage.type, answer.usage.seconds) == ("duration", 3)
-    only_words = heard(strict, sound, response_format="verbose_json", timestamp_granularities=["word"])
+    only_words = transcribed(strict, sound, response_format="verbose_json", timestamp_granularities=["word"])
     assert (len(only_words.words), only_words.segments) == (5, None)
 
 
 @pytest.mark.parametrize(
     ("text", "language"), [("Hello there", "english"), ("早上好，世界", "chinese"), ("おはよう世界", "japanese")]
 )
-def test_the_language_is_the_one_of_the_script_unless_it_is_told(
+def test_the_language_is_guessed_from_the_script_unless_it_is_given(
     strict: openai.OpenAI, text: str, language: str
 ) -> None:
-    sound = said(strict, text)
-    assert heard(strict, sound, response_format="verbose_json").language == language
-    assert heard(strict, sound, response_format="verbose_json", language="de").language == "german"
+    sound = synthesized(strict, text)
+    assert transcribed(strict, sound, response_format="verbose_json").language == language
+    assert transcribed(strict, sound, response_format="verbose_json", language="de").language == "german"
 
 
-@pytest.mark.parametrize(("kind", "head", "mark"), [("srt", "1\n", ","), ("vtt", "WEBVTT\n\n", ".")])
-def test_subtitles_are_well_formed(strict: openai.OpenAI, kind: str, head: str, mark: str) -> None:
-    text = heard(strict, said(strict, "Good morning. How are you?"), response_format=kind)
+@pytest.mark.parametrize(("audio_format", "head", "mark"), [("srt", "1\n", ","), ("vtt", "WEBVTT\n\n", ".")])
+def test_subtitles_are_well_formed(strict: openai.OpenAI, audio_format: str, head: str, mark: str) -> None:
+    text = transcribed(strict, synthesized(strict, "Good morning. How are you?"), response_format=audio_format)
     assert text.startswith(head)
     assert re.findall(r"\n([A-Z].*)\n", text.removeprefix(head)) == ["Good morning.", "How are you?"]
     times = re.findall(rf"(00:00:\d\d\{mark}\d\d\d) --> (00:00:\d\d\{mark}\d\d\d)\n", text)
@@ -230,49 +232,52 @@ def test_subtitles_are_well_formed(strict: openai.OpenAI, kind: str, head: str, 
     assert all(first < second for first, second in pairwise([time for cue in times for time in cue]))
 
 
-def test_text_is_the_bare_transcript(strict: openai.OpenAI) -> None:
-    assert heard(strict, said(strict), response_format="text") == f"{TEXT}\n"
+def test_the_text_format_is_the_bare_transcript(strict: openai.OpenAI) -> None:
+    assert transcribed(strict, synthesized(strict), response_format="text") == f"{TEXT}\n"
 
 
-def test_models_billed_by_tokens_tell_tokens_and_likelihoods(strict: openai.OpenAI) -> None:
-    sound = said(strict)
-    answer = heard(strict, sound, model="gpt-4o-transcribe", include=["logprobs"], prompt="Rows and more rows.")
-    assert "".join(one.token for one in answer.logprobs) == TEXT
+def test_models_billed_by_tokens_return_token_usage_and_log_probabilities(strict: openai.OpenAI) -> None:
+    sound = synthesized(strict)
+    answer = transcribed(strict, sound, model="gpt-4o-transcribe", include=["logprobs"], prompt="Rows and more rows.")
+    assert "".join(entry.token for entry in answer.logprobs) == TEXT
     assert answer.usage.type == "tokens"
     assert answer.usage.input_token_details.text_tokens == 5
     assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
 
 
 def test_a_streamed_transcript_comes_token_by_token(strict: openai.OpenAI) -> None:
-    *deltas, done = heard(strict, said(strict), model="gpt-4o-transcribe", stream=True)
-    assert "".join(one.delta for one in deltas) == TEXT
+    *deltas, done = transcribed(strict, synthesized(strict), model="gpt-4o-transcribe", stream=True)
+    assert "".join(entry.delta for entry in deltas) == TEXT
     assert (done.type, done.text) == ("transcript.text.done", TEXT)
     assert done.usage.total_tokens > 0
     assert len(deltas) > 10
 
 
 def test_diarized_segments_have_a_speaker_whole_and_streamed(strict: openai.OpenAI) -> None:
-    sound = said(strict, "Good morning. How are you?")
-    asked = {
+    sound = synthesized(strict, "Good morning. How are you?")
+    options = {
         "model": "gpt-4o-transcribe-diarize",
         "response_format": "diarized_json",
         "chunking_strategy": {"type": "server_vad", "threshold": 0.4},
         "known_speaker_names": ["agent"],
         "known_speaker_references": ["data:audio/wav;base64,AAAA"],
     }
-    whole = heard(strict, sound, **asked)
-    assert [(one.speaker, one.text) for one in whole.segments] == [
+    whole = transcribed(strict, sound, **options)
+    assert [(entry.speaker, entry.text) for entry in whole.segments] == [
         ("agent", "Good morning."),
         ("agent", "How are you?"),
     ]
-    events = list(heard(strict, sound, **asked, stream=True))
-    assert [one.text for one in events if one.type == "transcript.text.segment"] == ["Good morning.", "How are you?"]
+    events = list(transcribed(strict, sound, **options, stream=True))
+    assert [entry.text for entry in events if entry.type == "transcript.text.segment"] == [
+        "Good morning.",
+        "How are you?",
+    ]
     assert events[-1].type == "transcript.text.done"
 
 
-def test_a_translation_is_said_to_be_english(strict: openai.OpenAI) -> None:
+def test_the_language_of_a_translation_is_english(strict: openai.OpenAI) -> None:
     answer: Any = strict.audio.translations.create(
-        model="whisper-1", file=("x", said(strict)), response_format="verbose_json"
+        model="whisper-1", file=("x", synthesized(strict)), response_format="verbose_json"
     )
     assert (answer.language, answer.text) == ("english", TEXT)
 
@@ -297,7 +302,7 @@ def test_a_translation_is_said_to_be_english(strict: openai.OpenAI) -> None:
         ({"colour": "red"}, "colour"),
     ],
 )
-def test_a_wrong_parameter_of_a_transcription_is_a_400_that_names_it(
+def test_an_invalid_parameter_of_a_transcription_is_a_400_that_names_it(
     base_url: str, http: httpx.Client, wrong: dict[str, str | None], param: str
 ) -> None:
     fields = {name: value for name, value in {"model": "whisper-1", **wrong}.items() if value is not None}
@@ -306,22 +311,22 @@ def test_a_wrong_parameter_of_a_transcription_is_a_400_that_names_it(
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
 
 
-def test_what_is_no_sound_is_refused(strict: openai.OpenAI) -> None:
+def test_a_file_without_sound_is_rejected(strict: openai.OpenAI) -> None:
     png = encoded_picture()
     for content in (b"", b"no sound", png, b"RIFF\x24\0\0\0WAVEfmt "):
         with pytest.raises(openai.BadRequestError) as refused:
-            heard(strict, content)
+            transcribed(strict, content)
         assert (refused.value.param, refused.value.code) == ("file", "invalid_file_format")
 
 
 def test_more_than_25_mb_is_a_413(strict: openai.OpenAI) -> None:
     with pytest.raises(openai.APIStatusError) as refused:
-        heard(strict, bytes(25 * 1024 * 1024 + 1))
+        transcribed(strict, bytes(25 * 1024 * 1024 + 1))
     assert refused.value.status_code == 413
 
 
 def test_long_audio_for_the_diarizing_model_needs_a_chunking_strategy(strict: openai.OpenAI) -> None:
     sound = encode([np.zeros(RATE * 31, dtype=np.int16)], "flac")
     with pytest.raises(openai.BadRequestError) as refused:
-        heard(strict, sound, model="gpt-4o-transcribe-diarize")
+        transcribed(strict, sound, model="gpt-4o-transcribe-diarize")
     assert refused.value.param == "chunking_strategy"

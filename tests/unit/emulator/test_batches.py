@@ -1,4 +1,4 @@
-"""The Batch API of the local provider, through the official SDK."""
+"""The Batch API of the emulator, through the official SDK."""
 
 import json
 import time
@@ -28,15 +28,15 @@ def upload(client: openai.OpenAI, lines: Iterable[Line | str]) -> str:
 
 
 def begin(
-    client: openai.OpenAI, lines: Iterable[Line | str], endpoint: Any = "/v1/chat/completions", **told: str
+    client: openai.OpenAI, lines: Iterable[Line | str], endpoint: Any = "/v1/chat/completions", **metadata: str
 ) -> Any:
     return client.batches.create(
-        input_file_id=upload(client, lines), endpoint=endpoint, completion_window="24h", metadata=told
+        input_file_id=upload(client, lines), endpoint=endpoint, completion_window="24h", metadata=metadata
     )
 
 
 def finished(client: openai.OpenAI, batch: Any) -> Any:
-    """The batch when it is done."""
+    """Wait for the batch to finish."""
     until = time.monotonic() + 20
     while batch.status not in FINAL_STATUSES:
         assert time.monotonic() < until
@@ -54,7 +54,7 @@ def json_lines(client: openai.OpenAI, file_id: str | None) -> dict[str, Line]:
 
 @pytest.fixture
 def fresh(serve: Callable[..., str]) -> openai.OpenAI:
-    """The SDK at a provider that has no batches."""
+    """The SDK with an emulator that has no batches."""
     return openai.OpenAI(base_url=serve(), api_key="any", max_retries=0, _strict_response_validation=True)
 
 
@@ -77,8 +77,8 @@ def test_a_batch_goes_from_validating_to_completed_and_answers_every_line(fresh:
         assert line["response"]["body"]["choices"][0]["message"]["content"] == alone.choices[0].message.content
     used = [line["response"]["body"]["usage"]["total_tokens"] for line in output.values()]
     assert batch.usage.total_tokens == sum(used)
-    kept = fresh.files.retrieve(batch.output_file_id)
-    assert (kept.purpose, kept.filename) == ("batch_output", f"{batch.id}_output.jsonl")
+    file = fresh.files.retrieve(batch.output_file_id)
+    assert (file.purpose, file.filename) == ("batch_output", f"{batch.id}_output.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_every_endpoint_of_the_batch_api_is_answered(
     assert (answer["status_code"], answer["body"].get("object")) == (200, kind)
 
 
-def test_rejected_lines_are_in_the_error_file_with_the_apis_words_and_no_error_of_their_own(
+def test_rejected_lines_are_in_the_error_file_as_replies_not_as_errors(
     strict: openai.OpenAI,
 ) -> None:
     lines = [chat_line("good"), chat_line("hot", temperature=3), chat_line("live", stream=True)]
@@ -131,7 +131,7 @@ def test_a_batch_of_rejected_lines_only_has_no_output_file(strict: openai.OpenAI
         ([chat_line("a"), chat_line("b", model="gpt-4o")], ("mismatched_model", "body.model", 2)),
     ],
 )
-def test_a_wrong_line_fails_the_batch_and_is_named(
+def test_an_invalid_line_fails_the_batch_and_is_named(
     strict: openai.OpenAI, lines: list[Line | str], expected: tuple[str, str | None, int]
 ) -> None:
     batch = finished(strict, begin(strict, lines))
@@ -173,18 +173,18 @@ def test_a_share_of_the_lines_can_expire(strict: openai.OpenAI) -> None:
     assert [(line["response"], line["error"]["code"]) for line in errors.values()] == [(None, "batch_expired")] * 2
 
 
-def test_a_batch_can_be_told_to_fail(strict: openai.OpenAI) -> None:
+def test_metadata_can_make_a_batch_fail(strict: openai.OpenAI) -> None:
     batch = finished(strict, begin(strict, [chat_line("a")], rowmill_fail="out_of_order"))
     assert (batch.status, [one.code for one in batch.errors.data]) == ("failed", ["out_of_order"])
 
 
-def test_a_delayed_batch_is_in_progress_for_so_long_and_can_be_cancelled(strict: openai.OpenAI) -> None:
+def test_a_delayed_batch_stays_in_progress_and_can_be_cancelled(strict: openai.OpenAI) -> None:
     lines = [chat_line(str(number)) for number in range(3)]
     begun = begin(strict, lines, rowmill_delay_s="0.1")
     start = time.monotonic()
     assert finished(strict, begun).status == "completed"
     assert time.monotonic() - start > 0.05
-    # Six hours between lines: all that is answered is what came before.
+    # Six hours between lines: only earlier lines have answers.
     slow = begin(strict, lines, rowmill_delay_s="64800")
     while strict.batches.retrieve(slow.id).status != "in_progress":
         pass
@@ -197,7 +197,7 @@ def test_a_delayed_batch_is_in_progress_for_so_long_and_can_be_cancelled(strict:
     assert refused.value.code == "batch_not_cancellable"
 
 
-def test_more_tokens_than_may_wait_fail_the_next_batch_until_the_first_is_done(fresh: openai.OpenAI) -> None:
+def test_the_enqueued_token_limit_fails_a_batch_until_an_earlier_one_is_done(fresh: openai.OpenAI) -> None:
     lines = [chat_line("a", "word " * 100)]
     first = begin(fresh, lines, rowmill_delay_s="64800")
     while fresh.batches.retrieve(first.id).status != "in_progress":
@@ -219,18 +219,18 @@ def test_batches_are_listed_the_newest_first_in_pages(fresh: openai.OpenAI) -> N
     assert [one.id for one in fresh.batches.list(limit=2, after=begun[1]).data] == begun[:1]
 
 
-def test_files_of_a_batch_expire_when_it_says_so(strict: openai.OpenAI) -> None:
+def test_output_files_expire_as_the_batch_requests(strict: openai.OpenAI) -> None:
     begun = strict.batches.create(
         input_file_id=upload(strict, [chat_line("a")]),
         endpoint="/v1/chat/completions",
         completion_window="24h",
         output_expires_after={"anchor": "created_at", "seconds": 7200},
     )
-    kept = strict.files.retrieve(finished(strict, begun).output_file_id)
-    assert kept.expires_at == kept.created_at + 7200
+    file = strict.files.retrieve(finished(strict, begun).output_file_id)
+    assert file.expires_at == file.created_at + 7200
 
 
-def test_the_next_server_goes_on_with_a_batch_that_was_left(serve: Callable[..., str], tmp_path: Path) -> None:
+def test_the_next_server_resumes_an_unfinished_batch(serve: Callable[..., str], tmp_path: Path) -> None:
     from connectors.emulator.server import EmulatorOptions, EmulatorServer
 
     with (
@@ -263,7 +263,7 @@ def test_the_next_server_goes_on_with_a_batch_that_was_left(serve: Callable[...,
         ({"colour": "red"}, 400, "colour"),
     ],
 )
-def test_a_wrong_parameter_is_refused_by_its_name(
+def test_an_invalid_parameter_is_named_in_the_error(
     strict: openai.OpenAI, base_url: str, http: httpx.Client, body: dict[str, Any], status: int, param: str
 ) -> None:
     right = {
@@ -275,10 +275,10 @@ def test_a_wrong_parameter_is_refused_by_its_name(
     assert (reply.status_code, reply.json()["error"]["param"]) == (status, param)
 
 
-def test_only_files_for_batches_are_taken_and_unknown_batches_are_a_404(strict: openai.OpenAI) -> None:
-    kept = strict.files.create(file=("a.jsonl", b"{}"), purpose="user_data")
+def test_only_batch_files_are_accepted_and_unknown_batches_are_a_404(strict: openai.OpenAI) -> None:
+    file = strict.files.create(file=("a.jsonl", b"{}"), purpose="user_data")
     with pytest.raises(openai.BadRequestError) as refused:
-        strict.batches.create(input_file_id=kept.id, endpoint="/v1/responses", completion_window="24h")
+        strict.batches.create(input_file_id=file.id, endpoint="/v1/responses", completion_window="24h")
     assert refused.value.param == "input_file_id"
     for ask in (strict.batches.retrieve, strict.batches.cancel):
         with pytest.raises(openai.NotFoundError):

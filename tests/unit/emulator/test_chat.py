@@ -1,4 +1,4 @@
-"""POST /chat/completions of the local provider, asked by the official SDK."""
+"""POST /chat/completions of the emulator, through the official SDK."""
 
 import base64
 import io
@@ -23,12 +23,12 @@ STOCKS = {
 }
 
 
-def asking(text: str = "Hello there. How are you?", **more: Any) -> dict[str, Any]:
+def chat_body(text: str = "Hello there. How are you?", **more: Any) -> dict[str, Any]:
     return {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": text}], **more}
 
 
 def complete(client: openai.OpenAI, text: str = "Hello there. How are you?", **more: Any) -> Any:
-    return client.chat.completions.create(**asking(text, **more))
+    return client.chat.completions.create(**chat_body(text, **more))
 
 
 def picture(form: str = "PNG", colour: str = "red", size: tuple[int, int] = (60, 40)) -> str:
@@ -46,14 +46,14 @@ def test_a_text_is_answered_with_its_beginning_and_counted(client: openai.OpenAI
     (choice,) = got.choices
     assert (choice.index, choice.finish_reason, choice.logprobs) == (0, "stop", None)
     assert (choice.message.role, choice.message.content) == ("assistant", "[local] Hello there. How are you?")
-    assert got.usage.prompt_tokens == chat_tokens(asking()["messages"], "gpt-4o-mini")
+    assert got.usage.prompt_tokens == chat_tokens(chat_body()["messages"], "gpt-4o-mini")
     assert got.usage.completion_tokens == count_tokens(choice.message.content, "gpt-4o-mini")
     assert got.usage.total_tokens == got.usage.prompt_tokens + got.usage.completion_tokens
     assert got.usage.prompt_tokens_details.cached_tokens == 0
     assert got.usage.completion_tokens_details.reasoning_tokens == 0
 
 
-def test_the_same_request_has_the_same_answer(client: openai.OpenAI) -> None:
+def test_equal_requests_have_equal_answers(client: openai.OpenAI) -> None:
     form = {
         "type": "object",
         "properties": {"n": {"type": "integer"}},
@@ -67,7 +67,7 @@ def test_the_same_request_has_the_same_answer(client: openai.OpenAI) -> None:
     assert first.choices != other.choices
 
 
-def test_several_choices_differ_where_the_text_has_several_sentences(client: openai.OpenAI) -> None:
+def test_choices_differ_if_the_text_has_several_sentences(client: openai.OpenAI) -> None:
     got = complete(client, "One is here. Two is there. Three is gone.", n=3)
     texts = [choice.message.content for choice in got.choices]
     assert texts == [
@@ -80,27 +80,27 @@ def test_several_choices_differ_where_the_text_has_several_sentences(client: ope
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-def test_an_answer_is_cut_at_the_limit_of_tokens(client: openai.OpenAI, name: str) -> None:
+def test_an_answer_is_truncated_at_max_tokens(client: openai.OpenAI, name: str) -> None:
     got = complete(client, "A long way to Tipperary, as they used to sing.", **{name: 5})
     assert got.choices[0].finish_reason == "length"
     assert got.usage.completion_tokens == 5
     assert got.choices[0].message.content == "[local] A long"
 
 
-def test_an_answer_ends_before_a_stop(client: openai.OpenAI) -> None:
+def test_an_answer_ends_before_a_stop_sequence(client: openai.OpenAI) -> None:
     got = complete(client, "One and two and three.", stop=["three", " two"])
     assert (got.choices[0].message.content, got.choices[0].finish_reason) == ("[local] One and", "stop")
 
 
-def test_log_probabilities_are_told_for_every_token(client: openai.OpenAI) -> None:
+def test_log_probabilities_cover_every_token(client: openai.OpenAI) -> None:
     got = complete(client, "Un café 🦕.", logprobs=True, top_logprobs=3)
     entries = got.choices[0].logprobs.content
     assert "".join(entry.token for entry in entries) == got.choices[0].message.content
     for entry in entries:
         assert bytes(entry.bytes).decode() == entry.token
         assert entry.top_logprobs[0].token == entry.token
-        told = [top.logprob for top in entry.top_logprobs]
-        assert len(told) == 3 and told == sorted(told, reverse=True) and told[0] <= 0
+        logprobs = [top.logprob for top in entry.top_logprobs]
+        assert len(logprobs) == 3 and logprobs == sorted(logprobs, reverse=True) and logprobs[0] <= 0
     assert complete(client, logprobs=True).choices[0].logprobs.content[0].top_logprobs == []
 
 
@@ -116,7 +116,7 @@ def test_a_marked_text_is_filtered(client: openai.OpenAI) -> None:
         ("Is this review positive or negative? What a horrible waste of money.", "negative"),
     ],
 )
-def test_a_question_for_sentiment_gets_the_label_alone(client: openai.OpenAI, text: str, label: str) -> None:
+def test_a_sentiment_question_is_answered_with_the_bare_label(client: openai.OpenAI, text: str, label: str) -> None:
     assert complete(client, text).choices[0].message.content == label
 
 
@@ -127,7 +127,7 @@ class Review(BaseModel):
     summary: str
 
 
-def test_a_pydantic_model_is_filled_by_the_lexicon(client: openai.OpenAI) -> None:
+def test_the_sentiment_lexicon_fills_a_pydantic_model(client: openai.OpenAI) -> None:
     def parsed(text: str) -> Review:
         got = client.chat.completions.parse(
             model="rowmill-sentiment", messages=[{"role": "user", "content": text}], response_format=Review
@@ -146,7 +146,7 @@ def test_a_pydantic_model_is_filled_by_the_lexicon(client: openai.OpenAI) -> Non
 @pytest.mark.parametrize(
     ("text", "topic"), [("My flight was delayed", "flights"), ("Bake the bread for an hour", "baking")]
 )
-def test_a_label_is_chosen_by_the_words_of_the_text(client: openai.OpenAI, text: str, topic: str) -> None:
+def test_a_label_is_selected_by_the_words_of_the_text(client: openai.OpenAI, text: str, topic: str) -> None:
     form = {
         "type": "object",
         "properties": {"topic": {"type": "string", "enum": ["money", "flights", "baking"]}},
@@ -157,10 +157,10 @@ def test_a_label_is_chosen_by_the_words_of_the_text(client: openai.OpenAI, text:
     assert json.loads(complete(client, text, response_format=typed).choices[0].message.content) == {"topic": topic}
 
 
-def test_a_schema_in_words_is_followed_as_well(client: openai.OpenAI) -> None:
+def test_a_schema_in_the_prompt_is_followed(client: openai.OpenAI) -> None:
     schema = json.dumps({"type": "object", "properties": {"sentiment": {"enum": ["positive", "negative"]}}})
-    told = {"role": "system", "content": f"Answer with nothing but JSON that fits this JSON Schema: {schema}"}
-    messages: Any = [told, {"role": "user", "content": "Lovely!"}]
+    instruction = {"role": "system", "content": f"Answer with nothing but JSON that fits this JSON Schema: {schema}"}
+    messages: Any = [instruction, {"role": "user", "content": "Lovely!"}]
     for more in ({}, {"response_format": {"type": "json_object"}}):
         got = client.chat.completions.create(model="m", messages=messages, **more)  # type: ignore[call-overload]
         assert json.loads(got.choices[0].message.content) == {"sentiment": "positive"}
@@ -171,7 +171,7 @@ def test_json_mode_gives_an_object(client: openai.OpenAI) -> None:
     assert json.loads(got.choices[0].message.content) == {"answer": "[local] Who won? Tell me in JSON."}
 
 
-def test_texts_are_shortened_where_a_typed_answer_would_not_fit_the_limit(client: openai.OpenAI) -> None:
+def test_strings_are_shortened_if_a_typed_answer_exceeds_max_tokens(client: openai.OpenAI) -> None:
     form = {
         "type": "object",
         "properties": {"remark": {"type": "string"}},
@@ -196,7 +196,7 @@ def test_a_tool_is_called_with_arguments_from_the_text(client: openai.OpenAI) ->
     assert called(got) == [("get_weather", {"location": "Boston", "unit": called(got)[0][1]["unit"]})]
 
 
-def test_a_tool_is_called_once_for_each_name_unless_that_is_forbidden(client: openai.OpenAI) -> None:
+def test_a_tool_is_called_once_per_name_if_parallel_calls_are_allowed(client: openai.OpenAI) -> None:
     text = "Get weather for Boston and New York"
     many = called(complete(client, text, tools=[WEATHER]))
     assert [arguments["location"] for _, arguments in many] == ["Boston", "New York"]
@@ -204,7 +204,7 @@ def test_a_tool_is_called_once_for_each_name_unless_that_is_forbidden(client: op
     assert [arguments["location"] for _, arguments in one] == ["Boston"]
 
 
-def test_the_choice_of_tools_is_kept_to(client: openai.OpenAI) -> None:
+def test_tool_choice_is_respected(client: openai.OpenAI) -> None:
     text = "What's the weather like in Boston?"
     tools = [WEATHER, STOCKS]
     assert complete(client, text, tools=tools, tool_choice="none").choices[0].message.tool_calls is None
@@ -218,7 +218,7 @@ def test_the_choice_of_tools_is_kept_to(client: openai.OpenAI) -> None:
     assert {name for name, _ in called(complete(client, text, tools=tools, tool_choice=allowed))} == {"stock_price"}
 
 
-def test_after_the_tools_answer_their_words_are_told(client: openai.OpenAI) -> None:
+def test_the_answer_after_tool_calls_repeats_their_results(client: openai.OpenAI) -> None:
     first = complete(client, "What's the weather like in Boston?", tools=[WEATHER])
     (call,) = first.choices[0].message.tool_calls
     messages: Any = [
@@ -244,18 +244,18 @@ def test_custom_tools_and_old_functions_are_called(client: openai.OpenAI) -> Non
     ("form", "colour", "word"),
     [("PNG", "red", "red"), ("JPEG", "blue", "blue"), ("WEBP", "white", "white"), ("GIF", "green", "green")],
 )
-def test_a_picture_is_described_truly(client: openai.OpenAI, form: str, colour: str, word: str) -> None:
+def test_an_image_is_described_correctly(client: openai.OpenAI, form: str, colour: str, word: str) -> None:
     parts: Any = [
         {"type": "text", "text": "What is this?"},
         {"type": "image_url", "image_url": {"url": picture(form, colour), "detail": "low"}},
     ]
     got = client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": parts}])
-    said = f"[local] I see a {form} image of 60 x 40 pixels, mostly {word}."
-    assert got.choices[0].message.content == said
+    text = f"[local] I see a {form} image of 60 x 40 pixels, mostly {word}."
+    assert got.choices[0].message.content == text
     assert got.usage is not None and got.usage.prompt_tokens > 85
 
 
-def test_what_is_true_of_a_picture_goes_into_typed_answers(client: openai.OpenAI) -> None:
+def test_typed_answers_contain_the_facts_of_an_image(client: openai.OpenAI) -> None:
     class Seen(BaseModel):
         width: int
         height: int
@@ -269,25 +269,25 @@ def test_what_is_true_of_a_picture_goes_into_typed_answers(client: openai.OpenAI
     assert got.choices[0].message.parsed == Seen(width=60, height=40, color="red", format="PNG")
 
 
-def test_a_url_of_a_picture_is_not_fetched_and_that_is_said(client: openai.OpenAI) -> None:
+def test_an_image_url_is_not_fetched_and_the_answer_says_so(client: openai.OpenAI) -> None:
     parts: Any = [{"type": "image_url", "image_url": {"url": "https://example.com/cat.jpg"}}]
     got = client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": parts}])
-    said = got.choices[0].message.content
-    assert said == "[local] I see an image at https://example.com/cat.jpg that was not fetched."
+    text = got.choices[0].message.content
+    assert text == "[local] I see an image at https://example.com/cat.jpg that was not fetched."
 
 
 @pytest.mark.parametrize(
     "url",
     ["data:image/png;base64,####", "data:image/png;base64,aGVsbG8=", "data:image/png,abc", "ftp://x/y.png", "C:/x.png"],
 )
-def test_what_is_no_picture_is_refused(client: openai.OpenAI, url: str) -> None:
+def test_an_unreadable_image_is_rejected(client: openai.OpenAI, url: str) -> None:
     parts: Any = [{"type": "image_url", "image_url": {"url": url}}]
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": parts}])
     assert (caught.value.code, caught.value.param) == ("invalid_image", "messages[0].content[0].image_url.url")
 
 
-def test_a_stream_holds_the_same_answer(client: openai.OpenAI) -> None:
+def test_a_stream_has_the_same_answer(client: openai.OpenAI) -> None:
     whole = complete(client, n=2, logprobs=True)
     chunks = list(complete(client, n=2, logprobs=True, stream=True, stream_options={"include_usage": True}))
     assert {chunk.id for chunk in chunks} == {whole.id}
@@ -299,14 +299,14 @@ def test_a_stream_holds_the_same_answer(client: openai.OpenAI) -> None:
         assert (deltas[0].delta.role, deltas[0].delta.content) == ("assistant", "")
         assert "".join(one.delta.content or "" for one in deltas) == choice.message.content
         assert [one.finish_reason for one in deltas] == [None] * (len(deltas) - 1) + ["stop"]
-        told = [entry for one in deltas if one.logprobs for entry in one.logprobs.content]
-        assert told == choice.logprobs.content
+        streamed = [entry for delta in deltas if delta.logprobs for entry in delta.logprobs.content]
+        assert streamed == choice.logprobs.content
 
 
-def test_a_stream_of_tool_calls_comes_in_pieces(client: openai.OpenAI) -> None:
+def test_tool_calls_are_streamed_in_parts(client: openai.OpenAI) -> None:
     text = "Get weather for Boston and New York"
     whole = complete(client, text, tools=[WEATHER])
-    with client.chat.completions.stream(**asking(text, tools=[WEATHER])) as stream:
+    with client.chat.completions.stream(**chat_body(text, tools=[WEATHER])) as stream:
         kinds = [event.type for event in stream]
         final = stream.get_final_completion()
     assert kinds.count("tool_calls.function.arguments.done") == 2
@@ -319,7 +319,7 @@ def test_a_stream_of_tool_calls_comes_in_pieces(client: openai.OpenAI) -> None:
 
 
 def test_a_stream_ends_with_done(base_url: str, http: httpx.Client) -> None:
-    reply = http.post(f"{base_url}/chat/completions", json=asking(stream=True))
+    reply = http.post(f"{base_url}/chat/completions", json=chat_body(stream=True))
     assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
     events = reply.text.split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]
@@ -343,7 +343,7 @@ def test_a_stream_ends_with_done(base_url: str, http: httpx.Client) -> None:
         ("truncated", openai.APIConnectionError),
     ],
 )
-def test_the_sdk_raises_what_it_raises_for_the_api(serve: Any, kind: str, raised: type[Exception]) -> None:
+def test_the_sdk_raises_the_same_errors_as_for_the_api(serve: Any, kind: str, raised: type[Exception]) -> None:
     with (
         openai.OpenAI(base_url=serve(script=kind), api_key="any", max_retries=0) as sdk,
         pytest.raises((raised, httpx.RemoteProtocolError)),
@@ -351,6 +351,6 @@ def test_the_sdk_raises_what_it_raises_for_the_api(serve: Any, kind: str, raised
         complete(sdk)
 
 
-def test_the_sdk_tries_again_and_succeeds(serve: Any) -> None:
+def test_the_sdk_retries_and_succeeds(serve: Any) -> None:
     with openai.OpenAI(base_url=serve(script="429,500,dropped"), api_key="any", max_retries=3) as sdk:
         assert complete(sdk).choices[0].finish_reason == "stop"

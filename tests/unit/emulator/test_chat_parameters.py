@@ -1,4 +1,4 @@
-"""Every parameter of POST /chat/completions: taken where it is right, named where it is wrong."""
+"""Every parameter of POST /chat/completions: accepted if valid, named in the error if not."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ import pytest
 from tests.unit.emulator.conftest import WEATHER
 
 
-def asking(text: str = "Hello there. How are you?", **more: Any) -> dict[str, Any]:
+def chat_body(text: str = "Hello there. How are you?", **more: Any) -> dict[str, Any]:
     return {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": text}], **more}
 
 
 def complete(client: openai.OpenAI, text: str = "Hello there. How are you?", **more: Any) -> Any:
-    return client.chat.completions.create(**asking(text, **more))
+    return client.chat.completions.create(**chat_body(text, **more))
 
 
-TAKEN: dict[str, Any] = {
+ACCEPTED: dict[str, Any] = {
     "temperature": 0.7,
     "top_p": 0.5,
     "n": 1,
@@ -43,12 +43,12 @@ TAKEN: dict[str, Any] = {
 }
 
 
-def test_every_parameter_is_taken(client: openai.OpenAI) -> None:
-    assert complete(client, **TAKEN).choices[0].finish_reason == "stop"
-    assert complete(client, extra_body=dict.fromkeys(TAKEN.keys() - {"user", "response_format"})).choices
+def test_every_parameter_is_accepted(client: openai.OpenAI) -> None:
+    assert complete(client, **ACCEPTED).choices[0].finish_reason == "stop"
+    assert complete(client, extra_body=dict.fromkeys(ACCEPTED.keys() - {"user", "response_format"})).choices
 
 
-REFUSED: list[tuple[dict[str, Any], str, str]] = [
+REJECTED: list[tuple[dict[str, Any], str, str]] = [
     ({"foo": 1}, "foo", "unknown_parameter"),
     ({"model": None}, "model", "missing_required_parameter"),
     ({"messages": []}, "messages", "empty_array"),
@@ -122,31 +122,31 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("more", "param", "code"), REFUSED)
-def test_a_parameter_that_is_wrong_is_named(
+@pytest.mark.parametrize(("more", "param", "code"), REJECTED)
+def test_an_invalid_parameter_is_named_in_the_error(
     base_url: str, http: httpx.Client, more: dict[str, Any], param: str, code: str
 ) -> None:
-    reply = http.post(f"{base_url}/chat/completions", json={**asking(), **more})
+    reply = http.post(f"{base_url}/chat/completions", json={**chat_body(), **more})
     assert reply.status_code == 400
     error = reply.json()["error"]
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, code)
     assert set(error) == {"message", "type", "param", "code"}
 
 
-def test_a_call_without_its_tools_answer_is_refused(client: openai.OpenAI) -> None:
+def test_a_tool_call_without_its_result_is_rejected(client: openai.OpenAI) -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     messages: Any = [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "user", "content": "So?"}]
     with pytest.raises(openai.BadRequestError, match="must be followed by tool messages"):
         client.chat.completions.create(model="m", messages=messages)
 
 
-def test_a_dialogue_longer_than_the_model_takes_is_refused(client: openai.OpenAI) -> None:
+def test_messages_above_the_context_window_are_rejected(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         complete(client, "word " * 9000, extra_body={"model": "gpt-4"})
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
 
 
-def test_models_that_are_not_there_are_not_found(client: openai.OpenAI) -> None:
+def test_unknown_models_are_not_found(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(model="no-such-model", messages=[{"role": "user", "content": "x"}])
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")

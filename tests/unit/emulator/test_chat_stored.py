@@ -1,4 +1,4 @@
-"""Completions of the local provider that are kept: list, show, change, delete, their messages."""
+"""Stored completions of the emulator: list, retrieve, update, delete, messages."""
 
 from typing import Any
 
@@ -15,29 +15,35 @@ def stored(client: openai.OpenAI, text: str, **more: Any) -> Any:
 def test_a_stored_completion_is_shown_changed_and_deleted(
     client: openai.OpenAI, base_url: str, http: httpx.Client
 ) -> None:
-    got = stored(client, "Keep this.", metadata={"batch": "1"})
-    kept = client.chat.completions.retrieve(got.id)
-    assert (kept.choices, kept.usage, kept.metadata) == (got.choices, got.usage, {"batch": "1"})  # type: ignore[attr-defined]
-    changed = client.chat.completions.update(got.id, metadata={"batch": "2"})
+    completion = stored(client, "Keep this.", metadata={"batch": "1"})
+    retrieved = client.chat.completions.retrieve(completion.id)
+    assert (retrieved.choices, retrieved.usage, retrieved.metadata) == (
+        completion.choices,
+        completion.usage,
+        {"batch": "1"},
+    )  # type: ignore[attr-defined]
+    changed = client.chat.completions.update(completion.id, metadata={"batch": "2"})
     assert changed.metadata == {"batch": "2"}  # type: ignore[attr-defined]
-    # Not by the SDK: its type says that every message is the assistant's.
-    (message,) = http.get(f"{base_url}/chat/completions/{got.id}/messages").json()["data"]
-    assert message == {"id": f"{got.id}-0", "role": "user", "content": "Keep this.", "content_parts": None}
-    assert client.chat.completions.delete(got.id).deleted is True
+    # Without the SDK, whose type expects every message to be the assistant's.
+    (message,) = http.get(f"{base_url}/chat/completions/{completion.id}/messages").json()["data"]
+    assert message == {"id": f"{completion.id}-0", "role": "user", "content": "Keep this.", "content_parts": None}
+    assert client.chat.completions.delete(completion.id).deleted is True
     for ask in (client.chat.completions.retrieve, client.chat.completions.delete):
         with pytest.raises(openai.NotFoundError):
-            ask(got.id)
+            ask(completion.id)
 
 
 def test_stored_completions_are_listed_by_model_and_metadata(client: openai.OpenAI) -> None:
     first, second = (stored(client, f"List {place}.", metadata={"run": "a"}).id for place in (1, 2))
     other = stored(client, "List 3.", metadata={"run": "b"}).id
-    unkept = client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": "Not kept."}]).id
+    not_stored = client.chat.completions.create(
+        model="gpt-4o-mini", messages=[{"role": "user", "content": "Not kept."}]
+    ).id
 
     def listed(**more: Any) -> list[str]:
         return [one.id for one in client.chat.completions.list(**more)]
 
-    assert {first, second, other} <= set(listed()) and unkept not in listed()
+    assert {first, second, other} <= set(listed()) and not_stored not in listed()
     assert listed(metadata={"run": "a"}) == [first, second]
     assert listed(metadata={"run": "a"}, order="desc", limit=1) == [second, first]
     assert listed(model="gpt-4") == []
@@ -45,7 +51,7 @@ def test_stored_completions_are_listed_by_model_and_metadata(client: openai.Open
         listed(limit=0)
 
 
-def test_only_so_many_answers_are_kept(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_stored_answers_is_limited(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     first = stored(client, "The first.").id
     monkeypatch.setattr("connectors.emulator.store.MAX_STORED_OBJECTS", 10)
     for place in range(30):

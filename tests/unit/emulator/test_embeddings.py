@@ -1,4 +1,4 @@
-"""POST /embeddings and the models of the local provider, asked by the official SDK."""
+"""POST /embeddings and /models of the emulator, through the official SDK."""
 
 import base64
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ MODEL = "text-embedding-3-small"
 
 @pytest.fixture(scope="module")
 def client(base_url: str) -> Iterator[openai.OpenAI]:
-    """The SDK without its strict types: they do not know the base64 that it asks for itself."""
+    """The SDK without strict validation: its types reject the base64 that it requests itself."""
     with openai.OpenAI(base_url=base_url, api_key="any", max_retries=0) as sdk:
         yield sdk
 
@@ -44,11 +44,11 @@ def test_floats_and_base64_are_the_same_numbers(client: openai.OpenAI, base_url:
     floats = embedded(client, "hello", encoding_format="float")
     assert (floats.astype("<f4") == embedded(client, "hello").astype("<f4")).all()
     body = {"model": MODEL, "input": "hello", "encoding_format": "base64"}
-    told = http.post(f"{base_url}/embeddings", json=body).json()["data"][0]["embedding"]
-    assert (np.frombuffer(base64.b64decode(told), "<f4") == floats[0].astype("<f4")).all()
+    encoded = http.post(f"{base_url}/embeddings", json=body).json()["data"][0]["embedding"]
+    assert (np.frombuffer(base64.b64decode(encoded), "<f4") == floats[0].astype("<f4")).all()
 
 
-def test_texts_alike_are_near_one_another(client: openai.OpenAI) -> None:
+def test_similar_texts_have_similar_vectors(client: openai.OpenAI) -> None:
     texts = ["The cat sleeps on the sofa.", "A kitten naps on the couch.", "Interest rates rose again in March."]
     cat, kitten, rates = embedded(client, texts)
     assert cat @ kitten > 0.4 > cat @ rates
@@ -62,19 +62,19 @@ def test_a_shorter_vector_is_the_beginning_of_the_longer_one(client: openai.Open
     )
 
 
-def test_the_angle_does_not_depend_on_the_size(client: openai.OpenAI) -> None:
+def test_angles_between_vectors_do_not_depend_on_dimensions(client: openai.OpenAI) -> None:
     one, other = embedded(client, ["a b c", "c d e"])
     large, larger = embedded(client, ["a b c", "c d e"], "text-embedding-3-large")
     assert one @ other == pytest.approx(large @ larger, abs=1e-5)
 
 
-def test_a_text_has_the_same_vector_alone_and_among_others(client: openai.OpenAI) -> None:
+def test_a_text_has_the_same_vector_alone_and_in_a_list(client: openai.OpenAI) -> None:
     texts = [f"text number {number} " + "word " * number for number in range(100)]
     many = embedded(client, texts)
     assert many[7] == pytest.approx(embedded(client, texts[7])[0], abs=1e-6)
 
 
-def test_token_ids_are_read_as_text(client: openai.OpenAI) -> None:
+def test_token_ids_are_decoded_to_text(client: openai.OpenAI) -> None:
     # "hello world" in cl100k_base
     ids = [15339, 1917]
     text = embedded(client, "hello world")
@@ -115,7 +115,7 @@ def test_tokens_are_counted(client: openai.OpenAI) -> None:
         ({"temperature": 1}, "temperature", "unknown_parameter"),
     ],
 )
-def test_a_parameter_that_is_wrong_is_named(
+def test_an_invalid_parameter_is_named_in_the_error(
     base_url: str, http: httpx.Client, more: dict[str, Any], param: str, code: str | None
 ) -> None:
     reply = http.post(f"{base_url}/embeddings", json={"model": MODEL, "input": "x", **more})
@@ -124,7 +124,7 @@ def test_a_parameter_that_is_wrong_is_named(
 
 
 @pytest.mark.parametrize("wordllama", [True, False])
-def test_every_text_has_a_direction(monkeypatch: pytest.MonkeyPatch, wordllama: bool) -> None:
+def test_no_text_has_a_zero_vector(monkeypatch: pytest.MonkeyPatch, wordllama: bool) -> None:
     if not wordllama:
         monkeypatch.setattr(vectors_module, "_model", lambda: None)
     texts = ["cats sleep", "cats purr", "stocks fell", " ", "🦕", "…"]

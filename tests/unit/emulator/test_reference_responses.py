@@ -1,4 +1,4 @@
-"""POST /responses of the local provider in the reference's dialect: its section 2, with its own examples."""
+"""POST /responses of the emulator in the reference's dialect (section 2), with the reference's examples."""
 
 import json
 from typing import Any
@@ -51,7 +51,7 @@ HISTORY = {
 
 
 class Asker:
-    """Asks in the reference's dialect."""
+    """A client for the reference's dialect."""
 
     def __init__(self, http: httpx.Client, base_url: str) -> None:
         self._http, self._url = http, f"{base_url}/responses"
@@ -63,8 +63,8 @@ class Asker:
     def response(self, *given: str, **more: Any) -> dict[str, Any]:
         reply = self(*given, **more)
         assert reply.status_code == 200, reply.text
-        told: dict[str, Any] = reply.json()["response"]
-        return told
+        response: dict[str, Any] = reply.json()["response"]
+        return response
 
     def error(self, *given: str, **more: Any) -> tuple[int, dict[str, Any]]:
         reply = self(*given, **more)
@@ -94,7 +94,7 @@ def test_a_basic_response_is_as_in_2_5_1(ask: Asker) -> None:
     }
 
 
-def test_a_structured_response_is_an_object_that_fits(ask: Asker) -> None:
+def test_a_structured_response_fits_its_schema(ask: Asker) -> None:
     response = ask.response(
         "Sales rose by 35%. Mobile leads.", response_format={"type": "structured", "schema": STRUCTURED}
     )
@@ -113,7 +113,7 @@ def test_a_json_schema_is_followed(ask: Asker) -> None:
     assert set(ask.response(response_format=form)["content"]) >= {"summary", "insights"}
 
 
-def test_tools_are_called_beside_a_text(ask: Asker) -> None:
+def test_tool_calls_come_with_a_text(ask: Asker) -> None:
     response = ask.response(
         "Create a comprehensive weather report for Boston.",
         tools=[WEATHER, HISTORY],
@@ -156,7 +156,7 @@ def test_an_unknown_template_is_not_found(ask: Asker) -> None:
     )
 
 
-def test_a_required_field_that_is_nowhere_described_fails_the_validation(ask: Asker) -> None:
+def test_a_required_field_without_a_description_fails_the_validation(ask: Asker) -> None:
     schema = {"type": "object", "properties": {"insights": {"type": "string"}}, "required": ["summary"]}
     assert ask.error(response_format={"type": "structured", "schema": schema}) == (
         422,
@@ -179,7 +179,7 @@ def conversation(result: str) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_tool_that_failed_is_an_error_with_its_call(ask: Asker) -> None:
+def test_a_failed_tool_is_an_error_with_its_call(ask: Asker) -> None:
     messages = conversation('{"error": "API rate limit exceeded"}')
     assert ask.error(messages=messages, tools=[WEATHER]) == (
         422,
@@ -193,7 +193,7 @@ def test_a_tool_that_failed_is_an_error_with_its_call(ask: Asker) -> None:
     )
 
 
-def test_after_the_tools_answer_their_words_are_told(ask: Asker) -> None:
+def test_the_answer_after_tool_calls_repeats_their_results(ask: Asker) -> None:
     response = ask.response(messages=conversation("It is sunny."), tools=[WEATHER])
     assert response["content"] == "[local] It is sunny."
     assert "tool_calls" not in response
@@ -209,7 +209,7 @@ def events_of(reply: httpx.Response) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("form", [{"type": "standard"}, {"type": "structured", "schema": STRUCTURED}])
-def test_a_stream_holds_the_same_response(ask: Asker, form: dict[str, Any]) -> None:
+def test_a_stream_has_the_same_response(ask: Asker, form: dict[str, Any]) -> None:
     whole = ask.response("One day. Another day.", response_format=form)
     events = events_of(ask("One day. Another day.", response_format=form, stream=True))
     assert {event["object"] for event in events} == {"response.chunk"}
@@ -234,11 +234,11 @@ def test_a_stream_holds_the_same_response(ask: Asker, form: dict[str, Any]) -> N
         ({"max_tokens": "5"}, "max_tokens", "invalid_type"),
     ],
 )
-def test_a_parameter_that_is_wrong_is_named(ask: Asker, more: dict[str, Any], param: str, code: str) -> None:
+def test_an_invalid_parameter_is_named_in_the_error(ask: Asker, more: dict[str, Any], param: str, code: str) -> None:
     status, error = ask.error(**more)
     assert (status, error["param"], error["code"]) == (400, param, code)
 
 
-def test_a_cut_answer_says_so(ask: Asker) -> None:
+def test_a_truncated_answer_has_finish_reason_length(ask: Asker) -> None:
     whole = ask("A long way to Tipperary, as they used to sing.", max_tokens=5).json()
     assert (whole["finish_reason"], whole["usage"]["completion_tokens"]) == ("length", 5)

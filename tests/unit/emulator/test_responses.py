@@ -1,4 +1,4 @@
-"""POST /responses of the local provider in OpenAI's dialect, asked by the official SDK."""
+"""POST /responses of the emulator in OpenAI's dialect, through the official SDK."""
 
 import base64
 import io
@@ -25,12 +25,12 @@ class Label(BaseModel):
     sentiment: Literal["positive", "negative"]
 
 
-def asked(client: openai.OpenAI, given: Any = "Hello there. How are you?", **more: Any) -> Any:
+def respond(client: openai.OpenAI, given: Any = "Hello there. How are you?", **more: Any) -> Any:
     return client.responses.create(**{"model": "gpt-4o-mini", "input": given, **more})
 
 
 def test_a_text_is_answered_and_counted(client: openai.OpenAI) -> None:
-    got = asked(client, instructions="Be brief.", metadata={"a": "b"}, temperature=0)
+    got = respond(client, instructions="Be brief.", metadata={"a": "b"}, temperature=0)
     assert got.id.startswith("resp_")
     assert (got.object, got.status, got.error, got.incomplete_details) == ("response", "completed", None, None)
     assert got.output_text == "[local] Hello there. How are you?"
@@ -49,12 +49,12 @@ def test_a_pydantic_model_is_filled(client: openai.OpenAI) -> None:
 
 
 def test_json_mode_gives_an_object(client: openai.OpenAI) -> None:
-    got = asked(client, "Say it in JSON.", text={"format": {"type": "json_object"}})
+    got = respond(client, "Say it in JSON.", text={"format": {"type": "json_object"}})
     assert json.loads(got.output_text) == {"answer": "[local] Say it in JSON."}
 
 
-def test_a_tool_is_called_and_its_answer_told(client: openai.OpenAI) -> None:
-    first = asked(client, "Weather in Boston and New York?", tools=[WEATHER])
+def test_a_tool_is_called_and_its_result_is_repeated(client: openai.OpenAI) -> None:
+    first = respond(client, "Weather in Boston and New York?", tools=[WEATHER])
     assert [(item.type, item.name, json.loads(item.arguments)) for item in first.output] == [
         ("function_call", "get_weather", {"location": "Boston"}),
         ("function_call", "get_weather", {"location": "New York"}),
@@ -63,43 +63,43 @@ def test_a_tool_is_called_and_its_answer_told(client: openai.OpenAI) -> None:
         {"type": "function_call_output", "call_id": item.call_id, "output": f"{place} degrees."}
         for place, item in enumerate(first.output)
     ]
-    again = asked(client, outputs, previous_response_id=first.id, tools=[WEATHER])
+    again = respond(client, outputs, previous_response_id=first.id, tools=[WEATHER])
     assert again.output_text == "[local] 0 degrees. 1 degrees."
     question = {"role": "user", "content": "Weather in Boston and New York?"}
     items = [question, *(item.to_dict() for item in first.output), *outputs]
-    assert asked(client, items, tools=[WEATHER]).output_text == again.output_text
+    assert respond(client, items, tools=[WEATHER]).output_text == again.output_text
 
 
-def test_the_choice_of_tools_is_kept_to(client: openai.OpenAI) -> None:
+def test_tool_choice_is_respected(client: openai.OpenAI) -> None:
     custom: Any = {"type": "custom", "name": "shell"}
-    assert asked(client, tools=[WEATHER], tool_choice="none").output[0].type == "message"
-    named = asked(client, tools=[WEATHER, custom], tool_choice={"type": "custom", "name": "shell"})
+    assert respond(client, tools=[WEATHER], tool_choice="none").output[0].type == "message"
+    named = respond(client, tools=[WEATHER, custom], tool_choice={"type": "custom", "name": "shell"})
     assert [(item.type, item.name) for item in named.output] == [("custom_tool_call", "shell")]
     allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "get_weather"}]}
-    got = asked(client, tools=[custom, WEATHER], tool_choice=allowed)
+    got = respond(client, tools=[custom, WEATHER], tool_choice=allowed)
     assert [item.name for item in got.output] == ["get_weather"]
 
 
-def test_a_cut_and_a_filtered_answer_are_incomplete(client: openai.OpenAI) -> None:
-    cut = asked(client, "A long way to Tipperary, as they used to sing, " * 3, max_output_tokens=16)
+def test_truncated_and_filtered_answers_are_incomplete(client: openai.OpenAI) -> None:
+    cut = respond(client, "A long way to Tipperary, as they used to sing, " * 3, max_output_tokens=16)
     assert (cut.status, cut.incomplete_details.reason, cut.usage.output_tokens) == (
         "incomplete",
         "max_output_tokens",
         16,
     )
-    filtered = asked(client, "[[rowmill:refuse]]")
+    filtered = respond(client, "[[rowmill:refuse]]")
     assert (filtered.status, filtered.incomplete_details.reason) == ("incomplete", "content_filter")
     assert filtered.output == []
 
 
 def test_log_probabilities_are_included_on_request(client: openai.OpenAI) -> None:
-    got = asked(client, include=["message.output_text.logprobs"], top_logprobs=2)
+    got = respond(client, include=["message.output_text.logprobs"], top_logprobs=2)
     logprobs = got.output[0].content[0].logprobs
     assert "".join(one.token for one in logprobs) == got.output_text
     assert {len(one.top_logprobs) for one in logprobs} == {2}
 
 
-def test_pictures_are_seen_by_url_and_by_file(client: openai.OpenAI) -> None:
+def test_images_are_described_by_data_url_and_by_file(client: openai.OpenAI) -> None:
     from PIL import Image
 
     file = io.BytesIO()
@@ -108,12 +108,12 @@ def test_pictures_are_seen_by_url_and_by_file(client: openai.OpenAI) -> None:
     uploaded = client.files.create(file=("red.png", file.getvalue()), purpose="vision")
     for image in ({"image_url": url}, {"file_id": uploaded.id}):
         parts: Any = [{"type": "input_text", "text": "What?"}, {"type": "input_image", "detail": "low", **image}]
-        got = asked(client, [{"role": "user", "content": parts}])
+        got = respond(client, [{"role": "user", "content": parts}])
         assert got.output_text == "[local] I see a PNG image of 60 x 40 pixels, mostly red."
 
 
-def test_a_stream_tells_every_event_in_order(client: openai.OpenAI) -> None:
-    events = list(asked(client, stream=True))
+def test_a_stream_has_every_event_in_order(client: openai.OpenAI) -> None:
+    events = list(respond(client, stream=True))
     assert [event.sequence_number for event in events] == list(range(len(events)))
     kinds = [event.type for event in events]
     deltas = kinds.count("response.output_text.delta")
@@ -144,46 +144,46 @@ def test_a_stream_of_calls_is_joined_by_the_sdk(client: openai.OpenAI) -> None:
         assert typed.get_final_response().output_parsed == Label(sentiment="positive")
 
 
-def test_a_cut_stream_ends_as_incomplete(client: openai.OpenAI) -> None:
-    events = list(asked(client, "A long way to Tipperary, as they used to sing", stream=True, max_output_tokens=16))
+def test_a_truncated_stream_ends_as_incomplete(client: openai.OpenAI) -> None:
+    events = list(respond(client, "A long way to Tipperary, as they used to sing", stream=True, max_output_tokens=16))
     assert events[-1].type in ("response.completed", "response.incomplete")
-    long = list(asked(client, "word " * 100, stream=True, max_output_tokens=16))
+    long = list(respond(client, "word " * 100, stream=True, max_output_tokens=16))
     assert long[-1].type == "response.incomplete"
 
 
-def test_responses_are_kept_and_forgotten(client: openai.OpenAI) -> None:
-    got = asked(client, "Keep this.")
+def test_responses_are_stored_and_deleted(client: openai.OpenAI) -> None:
+    got = respond(client, "Keep this.")
     assert client.responses.retrieve(got.id) == got
     (item,) = client.responses.input_items.list(got.id).data
     assert item.content[0].text == "Keep this."  # type: ignore[union-attr]
-    again = asked(client, "Keep this.")
+    again = respond(client, "Keep this.")
     assert again.id != got.id and again.output_text == got.output_text
     client.responses.delete(got.id)
     for ask in (client.responses.retrieve, client.responses.delete, client.responses.input_items.list):
         with pytest.raises(openai.NotFoundError):
             ask(got.id)
     assert client.responses.retrieve(again.id).id == again.id
-    unkept = asked(client, store=False)
+    unkept = respond(client, store=False)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(unkept.id)
 
 
-def test_deleting_tells_what_was_deleted(client: openai.OpenAI, base_url: str, http: httpx.Client) -> None:
-    got = asked(client, "Delete this.")
+def test_deleting_returns_what_was_deleted(client: openai.OpenAI, base_url: str, http: httpx.Client) -> None:
+    got = respond(client, "Delete this.")
     reply = http.delete(f"{base_url}/responses/{got.id}")
     assert reply.json() == {"id": got.id, "object": "response", "deleted": True}
 
 
-def test_a_kept_response_is_streamed_again_from_any_event(client: openai.OpenAI) -> None:
-    got = asked(client, "Stream this.")
+def test_a_stored_response_is_streamed_again_from_any_event(client: openai.OpenAI) -> None:
+    got = respond(client, "Stream this.")
     events = list(client.responses.retrieve(got.id, stream=True, starting_after=3))
     assert events[0].sequence_number == 4
     assert events[-1].type == "response.completed" and events[-1].response == got
 
 
-def test_a_dialogue_goes_on_from_a_kept_response(client: openai.OpenAI) -> None:
-    first = asked(client, "First thing.", instructions="Forgotten later.")
-    second = asked(client, "Second thing.", previous_response_id=first.id)
+def test_a_conversation_continues_from_a_stored_response(client: openai.OpenAI) -> None:
+    first = respond(client, "First thing.", instructions="Forgotten later.")
+    second = respond(client, "Second thing.", previous_response_id=first.id)
     turns = [
         {"role": "user", "content": "First thing."},
         {"role": "assistant", "content": first.output_text},
@@ -193,32 +193,32 @@ def test_a_dialogue_goes_on_from_a_kept_response(client: openai.OpenAI) -> None:
     assert second.previous_response_id == first.id
     assert [item.type for item in client.responses.input_items.list(second.id, order="asc")] == ["message"] * 3
     with pytest.raises(openai.BadRequestError) as caught:
-        asked(client, previous_response_id="resp_none")
+        respond(client, previous_response_id="resp_none")
     assert caught.value.code == "previous_response_not_found"
 
 
-def test_an_item_of_a_kept_response_is_referred_to(client: openai.OpenAI) -> None:
-    first = asked(client, "First thing.")
+def test_an_item_of_a_stored_response_can_be_referenced(client: openai.OpenAI) -> None:
+    first = respond(client, "First thing.")
     items = [{"type": "item_reference", "id": first.output[0].id}, {"role": "user", "content": "Go on."}]
-    assert asked(client, items).output_text == "[local] Go on."
+    assert respond(client, items).output_text == "[local] Go on."
     with pytest.raises(openai.NotFoundError):
-        asked(client, [{"type": "item_reference", "id": "msg_none"}])
+        respond(client, [{"type": "item_reference", "id": "msg_none"}])
 
 
 def test_a_background_response_is_queued_then_done_or_cancelled(client: openai.OpenAI) -> None:
-    first, second = (asked(client, f"Later {place}.", background=True) for place in (1, 2))
+    first, second = (respond(client, f"Later {place}.", background=True) for place in (1, 2))
     assert (first.status, first.output) == ("queued", [])
     done = client.responses.retrieve(first.id)
     assert (done.status, done.output_text) == ("completed", "[local] Later 1.")
     assert client.responses.cancel(second.id).status == "cancelled"
     assert client.responses.retrieve(second.id).status == "cancelled"
     with pytest.raises(openai.BadRequestError):
-        client.responses.cancel(asked(client).id)
+        client.responses.cancel(respond(client).id)
 
 
-def test_input_tokens_are_counted_beforehand(client: openai.OpenAI) -> None:
+def test_input_tokens_are_counted_without_an_answer(client: openai.OpenAI) -> None:
     counted = client.responses.input_tokens.count(model="gpt-4o-mini", input="Hello there. How are you?")
-    assert counted.input_tokens == asked(client).usage.input_tokens
+    assert counted.input_tokens == respond(client).usage.input_tokens
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_input_tokens_are_counted_beforehand(client: openai.OpenAI) -> None:
         ({"model": "no-such-model"}, "model", "model_not_found"),
     ],
 )
-def test_a_parameter_that_is_wrong_is_named(
+def test_an_invalid_parameter_is_named_in_the_error(
     base_url: str, http: httpx.Client, more: dict[str, Any], param: str, code: str
 ) -> None:
     reply = http.post(f"{base_url}/responses", json={"model": "gpt-4o-mini", "input": "Hello.", **more})

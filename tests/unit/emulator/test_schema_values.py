@@ -1,4 +1,4 @@
-"""Values for schemas and words of texts, of which the local provider's answers are made."""
+"""Values for schemas, and parts of texts, from which the emulator builds its answers."""
 
 import re
 from typing import Any
@@ -52,13 +52,13 @@ SCHEMAS: list[Any] = [
 @pytest.mark.parametrize("schema", SCHEMAS)
 @given(text=st.text(max_size=60), digest=st.binary(min_size=1, max_size=4))
 @settings(max_examples=25, deadline=None)
-def test_values_fit_their_schema_whatever_the_text(schema: Any, text: str, digest: bytes) -> None:
+def test_values_fit_their_schema_for_any_text(schema: Any, text: str, digest: bytes) -> None:
     value = Filler(schema, text, digest).value()
     assert jsonschema_rs.validator_for(schema).is_valid(value), value
     assert Filler(schema, text, digest).value() == value
 
 
-def test_texts_are_cut_into_sentences_names_and_subjects() -> None:
+def test_texts_are_split_into_sentences_names_and_subjects() -> None:
     assert sentences("It costs 3.50 today. Is it so?\nYes!") == ["It costs 3.50 today.", "Is it so?", "Yes!"]
     assert sentences("你好。再见。") == ["你好。", "再见。"]
     assert proper_names("Compare Boston, MA with New York for IBM") == ["Boston, MA", "New York", "IBM"]
@@ -80,9 +80,9 @@ def test_texts_are_cut_into_sentences_names_and_subjects() -> None:
 )
 @given(number=st.integers(0, 2**32))
 @settings(max_examples=25, deadline=None)
-def test_a_text_is_made_for_a_pattern(pattern: str, number: int) -> None:
+def test_a_generated_text_matches_its_pattern(pattern: str, number: int) -> None:
     assert re.search(pattern, matching_text(pattern, number))
 
 
-def test_a_pattern_that_is_none_gives_no_text() -> None:
+def test_an_invalid_pattern_gives_an_empty_text() -> None:
     assert matching_text("(", 1) == ""

@@ -1,4 +1,4 @@
-"""The local provider as a server: keys, limits, faults, headers, errors, start and end."""
+"""The emulator as a server: keys, limits, faults, headers, errors, start and stop."""
 
 import re
 import signal
@@ -24,7 +24,7 @@ def ask(http: httpx.Client, base_url: str, **options: Any) -> httpx.Response:
     return http.post(f"{base_url}/chat/completions", json=CHAT, **options)
 
 
-def test_every_answer_names_its_request_and_says_that_it_is_local(base_url: str, http: httpx.Client) -> None:
+def test_every_answer_has_a_request_id_and_the_local_mark(base_url: str, http: httpx.Client) -> None:
     replies = [ask(http, base_url), http.get(f"{base_url}/models"), http.get(f"{base_url}/nothing")]
     assert [reply.status_code for reply in replies] == [200, 200, 404]
     assert len({reply.headers["x-request-id"] for reply in replies}) == 3
@@ -35,7 +35,7 @@ def test_every_answer_names_its_request_and_says_that_it_is_local(base_url: str,
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/nothing"), ("PUT", "/models"), ("GET", "/embeddings")])
-def test_an_unknown_path_or_method_is_a_404_in_the_apis_words(
+def test_an_unknown_path_or_method_is_a_404_in_the_apis_wording(
     base_url: str, http: httpx.Client, method: str, path: str
 ) -> None:
     reply = http.request(method, base_url + path)
@@ -50,7 +50,7 @@ def test_an_unknown_path_or_method_is_a_404_in_the_apis_words(
     }
 
 
-def test_any_key_or_none_is_taken_unless_one_is_set(base_url: str, serve: Serve, http: httpx.Client) -> None:
+def test_any_key_or_none_is_accepted_unless_one_is_set(base_url: str, serve: Serve, http: httpx.Client) -> None:
     assert ask(http, base_url).status_code == 200
     locked = serve(api_key="sesame")
     assert ask(http, locked, headers={"Authorization": "Bearer sesame"}).status_code == 200
@@ -66,13 +66,13 @@ def test_any_key_or_none_is_taken_unless_one_is_set(base_url: str, serve: Serve,
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'"text"', b"\xff\xfe"])
-def test_a_body_that_is_no_json_object_is_a_400(base_url: str, http: httpx.Client, body: bytes) -> None:
+def test_a_body_other_than_a_json_object_is_a_400(base_url: str, http: httpx.Client, body: bytes) -> None:
     reply = http.post(f"{base_url}/chat/completions", content=body)
     assert reply.status_code == 400
     assert reply.json()["error"]["code"] == "invalid_json"
 
 
-def test_a_body_above_the_largest_is_a_413(base_url: str, http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_above_the_limit_is_a_413(base_url: str, http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("connectors.emulator.server.MAX_BODY_BYTES", 1000)
     with EmulatorServer() as server:
         reply = http.post(f"{server.base_url}/chat/completions", content=b'{"model":"' + b"x" * 2000 + b'"}')
@@ -81,7 +81,7 @@ def test_a_body_above_the_largest_is_a_413(base_url: str, http: httpx.Client, mo
 
 
 @pytest.mark.parametrize("kind", STATUSES)
-def test_a_scripted_status_comes_in_the_apis_shape_and_then_the_usual_answer(
+def test_a_scripted_status_has_the_apis_format_and_regular_answers_follow(
     serve: Serve, http: httpx.Client, kind: str
 ) -> None:
     base_url = serve(script=kind)
@@ -100,7 +100,7 @@ def test_a_script_repeats_and_lets_through(serve: Serve, http: httpx.Client) -> 
     assert "retry-after" not in replies[4].headers
 
 
-def test_look_ups_are_neither_limited_nor_failed(serve: Serve, http: httpx.Client) -> None:
+def test_lookups_are_exempt_from_limits_and_faults(serve: Serve, http: httpx.Client) -> None:
     base_url = serve(script="500", requests_per_minute=1)
     assert [http.get(f"{base_url}/models").status_code for _ in range(3)] == [200] * 3
     assert ask(http, base_url).status_code == 500
@@ -165,7 +165,9 @@ def _ignore(base_url: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "status", "body"), [("malformed", 200, r"\{.*[^}]"), ("empty", 200, ""), ("html", 502, r"<html>.*</html>")]
 )
-def test_bodies_that_are_no_json(serve: Serve, http: httpx.Client, kind: str, status: int, body: str) -> None:
+def test_faults_can_send_bodies_other_than_json(
+    serve: Serve, http: httpx.Client, kind: str, status: int, body: str
+) -> None:
     reply = ask(http, serve(script=kind))
     assert reply.status_code == status
     assert re.fullmatch(body, reply.text, re.S)
@@ -173,7 +175,7 @@ def test_bodies_that_are_no_json(serve: Serve, http: httpx.Client, kind: str, st
         reply.json()
 
 
-def test_a_malformed_stream_has_an_event_that_is_no_json(serve: Serve, http: httpx.Client) -> None:
+def test_a_malformed_stream_has_an_event_with_invalid_json(serve: Serve, http: httpx.Client) -> None:
     reply = http.post(f"{serve(script='malformed')}/chat/completions", json={**CHAT, "stream": True})
     assert 'data: {"id": "chatcmpl-\n\n' in reply.text
     assert reply.text.endswith("data: [DONE]\n\n")
@@ -191,17 +193,17 @@ def test_a_malformed_stream_has_an_event_that_is_no_json(serve: Serve, http: htt
         ({"script": "500*x"}, "has no count"),
     ],
 )
-def test_a_fault_that_is_none_is_refused_in_clear_words(options: dict[str, Any], words: str) -> None:
+def test_an_invalid_fault_is_rejected_with_a_clear_message(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         EmulatorOptions(**options)
 
 
-def test_all_kinds_can_be_asked_for_by_rate() -> None:
+def test_every_kind_of_fault_has_a_rate() -> None:
     EmulatorOptions(faults=tuple(f"{kind}=0.01" for kind in KINDS))
 
 
 class Clock:
-    """Time that a test moves."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -219,7 +221,7 @@ def admitted(limits: RequestLimits, tokens: int = 1) -> bool:
 
 
 @pytest.mark.parametrize(("per_minute", "burst"), [(30, 1), (60, 1), (600, 10), (6000, 100)])
-def test_a_seconds_worth_of_requests_may_come_at_once(per_minute: int, burst: int) -> None:
+def test_a_burst_of_one_second_is_allowed(per_minute: int, burst: int) -> None:
     clock = Clock()
     limits = RequestLimits(per_minute, None, clock)
     assert sum(admitted(limits) for _ in range(burst * 2)) == burst
@@ -229,7 +231,7 @@ def test_a_seconds_worth_of_requests_may_come_at_once(per_minute: int, burst: in
     assert sum(admitted(limits) for _ in range(burst * 2)) == burst
 
 
-def test_tokens_beyond_what_is_left_are_owed() -> None:
+def test_tokens_above_the_remaining_amount_become_debt() -> None:
     clock = Clock()
     limits = RequestLimits(None, 6000, clock)
     assert admitted(limits, 300)
@@ -243,7 +245,7 @@ def test_tokens_beyond_what_is_left_are_owed() -> None:
     assert admitted(limits)
 
 
-def test_a_refusal_says_when_to_come_back() -> None:
+def test_a_rate_limit_error_says_when_to_retry() -> None:
     clock = Clock()
     limits = RequestLimits(6, None, clock)
     limits.admit(1)
@@ -266,7 +268,7 @@ def test_a_refusal_says_when_to_come_back() -> None:
     }
 
 
-def test_limited_answers_tell_what_is_left(serve: Serve, http: httpx.Client) -> None:
+def test_limited_answers_have_headers_with_the_remaining_amounts(serve: Serve, http: httpx.Client) -> None:
     base_url = serve(requests_per_minute=60, tokens_per_minute=600_000)
     first, second = ask(http, base_url), ask(http, base_url)
     assert (first.status_code, second.status_code) == (200, 429)
@@ -284,17 +286,17 @@ def test_limited_answers_tell_what_is_left(serve: Serve, http: httpx.Client) -> 
     ("seconds", "written"),
     [(0, "0ms"), (0.006, "6ms"), (1, "1s"), (8.64, "8.64s"), (60, "1m0s"), (360, "6m0s"), (3661.5, "1h1m1.5s")],
 )
-def test_durations_are_written_as_the_api_does(seconds: float, written: str) -> None:
+def test_durations_have_the_apis_format(seconds: float, written: str) -> None:
     assert duration(seconds) == written
 
 
-def test_latency_holds_each_answer_back(serve: Serve, http: httpx.Client) -> None:
+def test_latency_delays_each_answer(serve: Serve, http: httpx.Client) -> None:
     reply = ask(http, serve(latency_ms=150))
     assert int(reply.headers["openai-processing-ms"]) >= 149
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_serve_says_where_it_listens_and_leaves_cleanly_on_a_signal(number: int) -> None:
+def test_serve_prints_its_address_and_exits_cleanly_on_a_signal(number: int) -> None:
     served = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", SERVE],
         stderr=subprocess.PIPE,
@@ -318,7 +320,7 @@ serve_forever("127.0.0.1", 0, EmulatorOptions(), lambda words: print(words, file
 """
 
 
-def test_a_port_that_is_taken_is_an_oserror() -> None:
+def test_a_used_port_is_an_oserror() -> None:
     from connectors.emulator.server import serve_forever
 
     with EmulatorServer() as server:
