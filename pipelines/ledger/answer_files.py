@@ -1,4 +1,4 @@
-"""Answers that lie in files beside the ledger: a large one in its own, those of one exchange together in one."""
+"""Answer files next to the ledger: one for a large answer, one for all answers of a large exchange."""
 
 import os
 import re
@@ -9,53 +9,58 @@ from typing import BinaryIO
 from pipelines.ledger.ledger_file import write_atomically
 
 LARGE_ANSWER_BYTES = 128 << 10
-"""Bytes: a larger answer lies in a file; so do the answers of one exchange that take more together."""
+"""A larger answer is stored in a file; so are the answers of one exchange that are larger together."""
 
 FINGERPRINT_BYTES = 16
-"""Of a fingerprint."""
+"""Size of a fingerprint."""
 
 SHARED_FILE_BYTES_SQL = "case when instr(file, '+') then cast(substr(file, instr(file, '+') + 1) as integer) end"
-"""SQL: bytes of a reply that lies with others in a file; null for one in its own."""
+"""SQL for the bytes of a reply in a shared file; null for one in a separate file."""
 
-
-_ALONE = re.compile(f"../([0-9a-f]{{{2 * FINGERPRINT_BYTES}}})")
+_SEPARATE_FILE = re.compile(f"../([0-9a-f]{{{2 * FINGERPRINT_BYTES}}})")
 
 
 class AnswerFiles:
     """The files of one ledger.
 
-    A *place* is what the ledger notes of an answer: the file's name, with `:START+SIZE` where others lie there too.
-    SQLite would write them twice, into its log and from there into its file; here they are written once.
-    Such a file begins with the number of its answers and their fingerprints: so the ledger can tell whether one of
-    them is still kept.
+    A *place* is what the ledger records of an answer: the file name, with `:START+SIZE` in a shared file.
+    SQLite would write large answers twice, to its log and to its file; here they are written once.
+    A shared file begins with the number of its answers and their fingerprints, so that one can find out whether the
+    ledger still needs any of them.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def write(self, replies: Mapping[bytes, bytes], number: int | None = None) -> dict[bytes, str]:
-        """The places of those replies, by fingerprint, that are too large for the ledger itself. `number`: they came
-        together in the exchange of this number."""
+        """Write the replies that are too large for the ledger; return fingerprint -> place. `number`: the id of the
+        exchange in which they came together."""
         if number is not None and len(replies) > 1 and sum(map(len, replies.values())) > LARGE_ANSWER_BYTES:
-            return self._together(replies, f"{number & 255:02x}/{number:x}")
-        return {mark: self._alone(mark, reply) for mark, reply in replies.items() if len(reply) > LARGE_ANSWER_BYTES}
+            return self._write_shared(replies, f"{number & 255:02x}/{number:x}")
+        return {
+            mark: self._write_separate(mark, reply)
+            for mark, reply in replies.items()
+            if len(reply) > LARGE_ANSWER_BYTES
+        }
 
-    def _alone(self, mark: bytes, reply: bytes) -> str:
+    def _write_separate(self, mark: bytes, reply: bytes) -> str:
         name = f"{mark.hex()[:2]}/{mark.hex()}"
         write_atomically(self.folder / name, reply)
         return name
 
-    def _together(self, replies: Mapping[bytes, bytes], name: str) -> dict[bytes, str]:
+    def _write_shared(self, replies: Mapping[bytes, bytes], name: str) -> dict[bytes, str]:
         places: dict[bytes, str] = {}
         start = 4 + FINGERPRINT_BYTES * len(replies)
         for mark, reply in replies.items():
             places[mark] = f"{name}:{start}+{len(reply)}"
             start += len(reply)
-        write_atomically(self.folder / name, b"".join((len(replies).to_bytes(4, "little"), *replies, *replies.values())))
+        write_atomically(
+            self.folder / name, b"".join((len(replies).to_bytes(4, "little"), *replies, *replies.values()))
+        )
         return places
 
     def read(self, places: Mapping[bytes, str]) -> dict[bytes, bytes]:
-        """The replies at these places, by fingerprint; those that are not there whole are left out."""
+        """Return fingerprint -> reply for the places that exist completely."""
         found: dict[bytes, bytes] = {}
         by_name: dict[str, list[tuple[bytes, str]]] = {}
         for mark, place in places.items():
@@ -70,28 +75,28 @@ class AnswerFiles:
         return found
 
     def fingerprints(self, name: str) -> Sequence[bytes]:
-        """The fingerprints of the answers with which a file was written; none where it is gone, or no such file."""
-        if alone := _ALONE.fullmatch(name):
-            return (bytes.fromhex(alone[1]),)
+        """Return the fingerprints of the answers in a file; none if it is missing or not an answer file."""
+        if separate := _SEPARATE_FILE.fullmatch(name):
+            return (bytes.fromhex(separate[1]),)
         try:
             with (self.folder / name).open("rb") as file:
                 count = int.from_bytes(file.read(4), "little")
-                # Unfinished, it may begin with anything.
-                whole = 4 + FINGERPRINT_BYTES * count <= os.fstat(file.fileno()).st_size
-                head = file.read(FINGERPRINT_BYTES * count) if whole else b""
+                # An unfinished file may begin with anything.
+                is_complete = 4 + FINGERPRINT_BYTES * count <= os.fstat(file.fileno()).st_size
+                head = file.read(FINGERPRINT_BYTES * count) if is_complete else b""
         except FileNotFoundError:
             return ()
         return [head[start : start + FINGERPRINT_BYTES] for start in range(0, len(head), FINGERPRINT_BYTES)]
 
     def names(self) -> Iterator[tuple[str, int]]:
-        """(name, bytes) of each file."""
+        """Yield (name, bytes) of each file."""
         for path in self.folder.rglob("*"):
             if path.is_file():
                 name = path.relative_to(self.folder).as_posix()
                 yield name, self.size(name)
 
     def size(self, place: str) -> int:
-        """Bytes of the reply at this place; 0 where its file is gone."""
+        """Return the bytes of the reply at this place; 0 if its file is missing."""
         name, _, span = place.partition(":")
         if span:
             return int(span.partition("+")[2])
@@ -101,12 +106,12 @@ class AnswerFiles:
             return 0
 
     def remove(self, name: str) -> None:
-        """Let go of a file."""
+        """Delete a file if it exists."""
         (self.folder / name).unlink(missing_ok=True)
 
 
 def file_name(place: str) -> str:
-    """The name of the file of a place."""
+    """Return the file name of a place."""
     return place.partition(":")[0]
 
 
@@ -118,6 +123,6 @@ def _read(file: BinaryIO, wanted: Sequence[tuple[bytes, str]]) -> Iterator[tuple
         start, size = map(int, span.split("+"))
         file.seek(start)
         reply = file.read(size)
-        # After a loss of power it may be shorter than it was.
+        # After a power loss it may be shorter than it was.
         if len(reply) == size:
             yield mark, reply

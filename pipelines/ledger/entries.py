@@ -1,16 +1,16 @@
-"""What stands in the ledger: an exchange as it is noted, how it ended, and the answer that is kept."""
+"""Ledger entries: pending exchanges, settled exchanges and stored answers."""
 
 from collections.abc import Sequence
 
 from connectors.records import NO_USAGE, RowError, Usage, record
 
 AnswerRecord = tuple[bytes, bytes, bytes | None, RowError | None]
-"""(fingerprint, request as sent, reply, error of the row's own) of an answer that is to be kept."""
+"""An answer to store: (fingerprint, request as sent, reply, error that is the row's own fault)."""
 
 
 @record
 class StoredAnswer:
-    """What the ledger keeps of a settled request: the reply, or why the row itself is at fault."""
+    """Answer of a request: the reply, or the error that is the row's own fault."""
 
     reply: bytes | None
     error: RowError | None
@@ -22,7 +22,7 @@ class StoredAnswer:
 
 @record
 class SettledExchange:
-    """How an exchange ended: one row of the usage table, and the answers it brought."""
+    """Outcome of an exchange: one row of the usage table, and its answers."""
 
     exchange_id: int
     route_id: int
@@ -36,9 +36,9 @@ class SettledExchange:
     error_class: str | None = None
     usage: Usage = NO_USAGE
     cost: int | None = None
-    """Pico-dollars; None where no price is known."""
+    """Pico-dollars; None if no price is known."""
     reserved: int = 0
-    """Pico-dollars that were reserved for it in the day's budget."""
+    """Pico-dollars that were reserved for it in the daily budget."""
     latency_ms: float | None = None
     first_token_ms: float | None = None
     request_id: str | None = None
@@ -48,20 +48,20 @@ class SettledExchange:
 
 @record
 class PendingExchange:
-    """An exchange that is about to be sent: how it ends is to be told under its number."""
+    """An exchange that is about to be sent; its outcome is recorded under the same id."""
 
     exchange_id: int
     route_id: int
     attempt: int
     keys: bytes
-    """As those of Settled."""
+    """As in SettledExchange."""
     fingerprints: bytes
     started_at: int
     max_cost: int | None
-    """Pico-dollars set aside for it."""
+    """Pico-dollars reserved for it."""
 
     def as_unknown(self) -> SettledExchange:
-        """It was sent, and what came of it will never be seen: it counts at its worst case."""
+        """Return it settled with an unknown outcome, which counts at its maximum cost."""
         return SettledExchange(
             self.exchange_id, self.route_id, self.attempt, self.keys, self.fingerprints, self.started_at,
             error_class="unknown", cost=self.max_cost, reserved=self.max_cost or 0,

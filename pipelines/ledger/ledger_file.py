@@ -1,4 +1,4 @@
-"""The ledger's file: its schema and versions, and how it is opened; what cannot be read is told and left untouched."""
+"""SQLite file of the ledger: schema, migrations and opening; an unreadable file is reported and left untouched."""
 
 import contextlib
 import os
@@ -21,23 +21,23 @@ create index if not exists batch_lines_by_note on batch_lines (note);
 create table if not exists schedule (job text primary key, cron text not null, last_due integer not null,
     skipped integer, why text) without rowid;
 """
-"""Tables that came while the version stayed 1: a file of that version has all, some or none of them."""
+"""Tables added while the version stayed 1: a file of that version has all, some or none of them."""
 
 MIGRATIONS: tuple[str, ...] = (_ADDED, "")
-"""What brings a file of version 1 to 2, of 2 to 3 and so on: statements with semicolons between them. SCHEMA is always
-that of the newest. Version 3 has the tables of 2: an answer's `file` may be a place among others (`answer_files`)."""
+"""Statements, separated by semicolons, that migrate a file from version 1 to 2, from 2 to 3 and so on. SCHEMA is that
+of the newest version. Version 3 has the tables of 2, but an answer's `file` may be a shared one (`answer_files`)."""
 
 VERSION = 1 + len(MIGRATIONS)
-"""Of the file's own schema, kept in SQLite's user_version."""
+"""Schema version, stored in SQLite's user_version."""
 
 BUSY_SECONDS = 60.0
-"""Seconds that another process may hold the file."""
+"""How long another process may lock the file."""
 
 DAMAGE_REMEDY = (
-    "nothing was changed: copy it away and mend the copy with `sqlite3 OLD .recover | sqlite3 NEW`, "
-    "or move it away to begin a new one (rows in the sink stay done)"
+    "nothing was changed: copy it and repair the copy with `sqlite3 OLD .recover | sqlite3 NEW`, "
+    "or move it away to start a new one (rows in the sink stay done)"
 )
-"""What to do about a damaged ledger."""
+"""Remedy for a damaged ledger."""
 
 _FIRST = """
 create table meta (key text primary key, value text not null) without rowid;
@@ -69,7 +69,7 @@ SCHEMA = _FIRST + _ADDED
 
 
 def open_ledger_file(path: Path) -> sqlite3.Connection:
-    """A connection to the ledger, made where there is none; JobError where it is newer or cannot be read."""
+    """Return a connection to the ledger, which is created if missing; JobError if it is newer or unreadable."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
@@ -77,7 +77,7 @@ def open_ledger_file(path: Path) -> sqlite3.Connection:
         db.execute("pragma synchronous = normal")
         version = _version(db)
         if version < VERSION:
-            _bring_up_to_date(db)
+            _migrate(db)
         elif version > VERSION:
             raise JobError(
                 path,
@@ -89,22 +89,22 @@ def open_ledger_file(path: Path) -> sqlite3.Connection:
     return db
 
 
-def enable_wal(db: sqlite3.Connection, patience: float) -> None:
-    """Put the file in WAL mode; so many seconds it may be another's, who is making it in this very moment."""
-    deadline = time.monotonic() + patience
+def enable_wal(db: sqlite3.Connection, timeout_seconds: float) -> None:
+    """Put the file in WAL mode; wait so many seconds for another process that is creating it."""
+    deadline = time.monotonic() + timeout_seconds
     while True:
         try:
             db.execute("pragma journal_mode = wal")
             return
         except sqlite3.OperationalError as exc:
-            # Here SQLite does not always wait, whatever its time-out.
+            # SQLite does not always wait here, whatever its busy timeout.
             if exc.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
 
 
 def ledger_error(path: Path, exc: sqlite3.Error | OSError) -> RowmillError:
-    """What is wrong with the ledger and what to do about it, in a line."""
+    """Return an error for the user with the remedy."""
     if not isinstance(exc, sqlite3.OperationalError | OSError):
         return JobError(path, f"the ledger cannot be read ({exc})", f"{DAMAGE_REMEDY}")
     if "full" in str(exc):
@@ -116,7 +116,7 @@ def ledger_error(path: Path, exc: sqlite3.Error | OSError) -> RowmillError:
 
 @contextlib.contextmanager
 def database_errors(path: Path) -> Iterator[None]:
-    """What SQLite has to say, as an error for the user."""
+    """Convert SQLite's errors into errors for the user."""
     try:
         yield
     except sqlite3.DatabaseError as exc:
@@ -128,11 +128,11 @@ def _version(db: sqlite3.Connection) -> int:
     return int(version)
 
 
-def _bring_up_to_date(db: sqlite3.Connection) -> None:
-    """Make the tables, or change those of an older version: wholly or not at all."""
+def _migrate(db: sqlite3.Connection) -> None:
+    """Create the tables, or migrate those of an older version, in one transaction."""
     db.execute("begin immediate")
     try:
-        # Another process may have been quicker.
+        # Another process may have done it first.
         version = _version(db)
         steps = (SCHEMA,) if version == 0 else MIGRATIONS[version - 1 :]
         for statement in (statement for step in steps for statement in step.split(";")):
@@ -145,14 +145,14 @@ def _bring_up_to_date(db: sqlite3.Connection) -> None:
 
 
 def get_or_set_meta(db: sqlite3.Connection, key: str, default: str) -> str:
-    """What the ledger notes about itself under a key; from now on `default` where nothing is."""
+    """Return the value of a key of the `meta` table; store and return `default` if it is missing."""
     db.execute("insert or ignore into meta values (?, ?)", (key, default))
     (value,) = db.execute("select value from meta where key = ?", (key,)).fetchone()
     return str(value)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """A file that is there whole or not at all."""
+    """Write a file so that it exists completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     unfinished.write_bytes(content)

@@ -1,4 +1,4 @@
-"""The sink's tables as projections of the ledger: the usage table, and the results and errors built again."""
+"""Projection of the ledger into the sink's tables: usage, and rebuilt results and errors."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -15,17 +15,17 @@ from pipelines.ledger.ledger import Ledger
 from pipelines.pricing.prices import usd
 
 USAGE_ROWS = 50_000
-"""Exchanges in one part of the usage table, at most."""
+"""Maximum number of exchanges in one part of the usage table."""
 
 READ_ROWS = 1_000
-"""Exchanges that are read from the ledger together."""
+"""Number of exchanges read at a time."""
 
 ANSWERS = "_answers"
-"""The column of a packed commit that names the answers of each row, one a step."""
+"""The column of an encoded commit with the answers of each row, one for each step."""
 
 
 def encode_table(table: pa.Table) -> bytes | None:
-    """An Arrow IPC stream, zstd-compressed; None for an empty table."""
+    """Return the table as a zstd-compressed Arrow IPC stream; None if it is empty."""
     if not table.num_rows:
         return None
     out = pa.BufferOutputStream()
@@ -35,14 +35,14 @@ def encode_table(table: pa.Table) -> bytes | None:
 
 
 def encode_rows(results: pa.Table, answers: Sequence[Sequence[bytes | None]], shape: TableShape) -> bytes | None:
-    """What is needed to write rows again: all but their outputs, and the answers that these are read from."""
+    """Encode what a rebuild needs: the rows without their outputs, and the fingerprints of the answers of these."""
     rows = results.select([name for name in results.column_names if name not in shape.outputs])
     rows = rows.append_column(ANSWERS, pa.array(answers, pa.list_(pa.binary(16))))
     return encode_table(rows.replace_schema_metadata({b"outputs": _outputs(shape)}))
 
 
 def decode_table(blob: bytes) -> pa.Table:
-    """The table of a packed commit."""
+    """Return the table of an encoded commit."""
     with pa.ipc.open_stream(blob) as reader:
         return reader.read_all()
 
@@ -53,77 +53,77 @@ def _outputs(shape: TableShape) -> bytes:
 
 def append_usage(ledger: Ledger, sink: Sink, job: str) -> None:
     """Append to the usage table the exchanges of the job that are not in it yet."""
-    upto: dict[int, int] = {}
+    last_seq: dict[int, int] = {}
     for mark in sink.usage_marks():
         if mark.ledger == ledger.identity:
-            upto[mark.writer] = max(upto.get(mark.writer, 0), mark.last)
+            last_seq[mark.writer] = max(last_seq.get(mark.writer, 0), mark.last)
     writers = (
         ledger.query("select distinct e.writer from exchanges e join legs l on l.id = e.leg where l.job = ?", (job,))
-        if not upto
-        # Others may have written for this process: on Ray an actor does.
+        if not last_seq
+        # On Ray an actor has written for this process.
         else [(writer,) for writer in range(1, ledger.writers() + 1)]
     )
-    legs = {
-        leg: told
-        for leg, *told in ledger.query(
+    routes = {
+        route_id: names
+        for route_id, *names in ledger.query(
             "select id, run_id, job, step, provider, endpoint, model from legs where job = ?", (job,)
         )
     }
     for (writer,) in writers:
         found = ledger.stream(
-            f"select e.seq, e.leg, {', '.join(f'e.{_COLUMN_OF.get(name, name)}' for name in _OF_EXCHANGE)} "
+            f"select e.seq, e.leg, {', '.join(f'e.{_LEDGER_COLUMNS.get(name, name)}' for name in _EXCHANGE_COLUMNS)} "
             "from exchanges e where e.writer = ? and e.seq > ? and e.leg in (select id from legs where job = ?) "
             "order by e.seq",
-            (writer, upto.get(writer, 0), job),
+            (writer, last_seq.get(writer, 0), job),
         )
-        # As Python's objects rows take ten times the memory: a few at a time become columns.
-        pieces = _pieces(found, READ_ROWS)
-        while tables := [_usage_table(legs, rows) for rows in islice(pieces, USAGE_ROWS // READ_ROWS)]:
+        # Rows of Python objects take ten times the memory of columns: convert a few at a time.
+        chunks = _chunks(found, READ_ROWS)
+        while tables := [_usage_table(routes, rows) for rows in islice(chunks, USAGE_ROWS // READ_ROWS)]:
             first, last = tables[0][0], tables[-1][1]
             whole = pa.concat_tables([table for _, _, table in tables])
             sink.add_usage(whole, UsageMark(ledger.identity, writer, first, last))
 
 
-_OF_LEG = ("run_id", "job", "step", "provider", "endpoint", "model")
-_OF_EXCHANGE = tuple(name for name in usage_schema().names if name not in _OF_LEG)
-_COLUMN_OF = {"cost_usd": "cost"}
-_READ: Mapping[str, Callable[[Any], Any]] = {
+_ROUTE_COLUMNS = ("run_id", "job", "step", "provider", "endpoint", "model")
+_EXCHANGE_COLUMNS = tuple(name for name in usage_schema().names if name not in _ROUTE_COLUMNS)
+_LEDGER_COLUMNS = {"cost_usd": "cost"}
+_DECODERS: Mapping[str, Callable[[Any], Any]] = {
     "keys": orjson.loads,
     "fingerprints": lambda blob: [blob[start : start + 16].hex() for start in range(0, len(blob), 16)],
     "cost_usd": usd,
 }
-"""Columns of the usage table that the ledger keeps in another form."""
+"""Columns of the usage table that the ledger stores in another form."""
 
 
-def _pieces(rows: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
-    while piece := list(islice(rows, size)):
-        yield piece
+def _chunks(rows: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
+    while chunk := list(islice(rows, size)):
+        yield chunk
 
 
-def _usage_table(legs: Mapping[int, Sequence[str]], rows: Sequence[tuple[Any, ...]]) -> tuple[int, int, pa.Table]:
-    """(first and last sequence number, the usage table of these exchanges)."""
-    seqs, of_leg, *columns = zip(*rows, strict=True)
-    values = dict(zip(_OF_EXCHANGE, columns, strict=True))
-    numbers = {leg: place for place, leg in enumerate(legs)}
-    places = pa.array([numbers[leg] for leg in of_leg], pa.int32())
+def _usage_table(routes: Mapping[int, Sequence[str]], rows: Sequence[tuple[Any, ...]]) -> tuple[int, int, pa.Table]:
+    """Return (first and last sequence number, usage table) of these exchanges."""
+    seqs, route_ids, *columns = zip(*rows, strict=True)
+    values = dict(zip(_EXCHANGE_COLUMNS, columns, strict=True))
+    positions = {route_id: position for position, route_id in enumerate(routes)}
+    indices = pa.array([positions[route_id] for route_id in route_ids], pa.int32())
     arrays = []
     for field in usage_schema():
-        if field.name in _OF_LEG:
-            told = pa.array([leg[_OF_LEG.index(field.name)] for leg in legs.values()], field.type)
-            arrays.append(told.take(places))
+        if field.name in _ROUTE_COLUMNS:
+            names = pa.array([route[_ROUTE_COLUMNS.index(field.name)] for route in routes.values()], field.type)
+            arrays.append(names.take(indices))
             continue
-        column, read = values[field.name], _READ.get(field.name)
-        if read is not None:
-            column = [None if value is None else read(value) for value in column]
+        column, decode = values[field.name], _DECODERS.get(field.name)
+        if decode is not None:
+            column = [None if value is None else decode(value) for value in column]
         arrays.append(pa.array(column, field.type))
     return seqs[0], seqs[-1], pa.table(arrays, schema=usage_schema())
 
 
 def rebuild(ledger: Ledger, sink: Sink, job: str, sink_name: str, shape: TableShape, steps: Sequence[Endpoint]) -> int:
-    """Commit results and errors again as the ledger has them, newest word a key; how many rows results then hold.
+    """Commit results and errors again from the ledger, the newest state of each key; return the number of result rows.
 
-    To be called between `sink.prepare(fresh=True)` and `sink.finish()`. Rows whose answers are no longer kept, or that
-    came from steps with other outputs, are left out: the next run asks for those. Takes memory for one key a row.
+    Call it between `sink.prepare(fresh=True)` and `sink.finish()`. Rows whose answers were pruned, or whose steps had
+    other outputs, are left out: the next run sends requests for them. Needs memory for one key a row.
     """
     kept = _newest(ledger, job, sink_name, shape)
     count = 0
@@ -144,22 +144,22 @@ def rebuild(ledger: Ledger, sink: Sink, job: str, sink_name: str, shape: TableSh
 def _newest(
     ledger: Ledger, job: str, sink_name: str, shape: TableShape
 ) -> list[tuple[int, Sequence[int], Sequence[int]]]:
-    """(commit, rows of its results, rows of its errors) that no later commit has replaced, oldest commit first."""
-    told_results: set[tuple[Any, ...]] = set()
-    told_errors: set[tuple[Any, ...]] = set()
+    """Return (commit, rows of its results, rows of its errors) that no later commit replaced, oldest commit first."""
+    seen_results: set[tuple[Any, ...]] = set()
+    seen_errors: set[tuple[Any, ...]] = set()
     kept: list[tuple[int, Sequence[int], Sequence[int]]] = []
     for commit, rows, errors, cleared, removed in ledger.stream(
         "select id, rows, errors, cleared, removed from commits where job = ? and sink = ? order by id desc",
         (job, sink_name),
     ):
-        gone = _keys(removed, shape)
-        told_results.update(gone)
-        told_errors.update(gone)
-        result_rows = _untold(_keys(rows, shape), told_results) if _same_outputs(rows, shape) else []
-        # A key cleared from errors in the very commit that it came in again cannot be: it stands in one of the two.
+        removed_keys = _keys(removed, shape)
+        seen_results.update(removed_keys)
+        seen_errors.update(removed_keys)
+        result_rows = _unseen(_keys(rows, shape), seen_results) if _same_outputs(rows, shape) else []
+        # No commit both clears a key from the errors and adds it to them.
         cleared_keys = _keys(cleared, shape)
-        error_rows = _untold(_keys(errors, shape), told_errors)
-        told_errors.update(cleared_keys)
+        error_rows = _unseen(_keys(errors, shape), seen_errors)
+        seen_errors.update(cleared_keys)
         kept.append((commit, result_rows, error_rows))
     return kept[::-1]
 
@@ -172,15 +172,15 @@ def _keys(blob: bytes | None, shape: TableShape) -> list[tuple[Any, ...]]:
 
 
 def _hashable(column: pa.ChunkedArray) -> list[Any]:
-    """Values of a key, equal where the keys are the same: NaN is itself, -0.0 is not 0.0."""
+    """Return key values that are equal if the keys are the same: NaN equals itself, -0.0 differs from 0.0."""
     values: list[Any] = column.to_pylist()
     return [repr(value) for value in values] if pa.types.is_floating(column.type) else values
 
 
-def _untold(keys: Sequence[tuple[Any, ...]], told: set[tuple[Any, ...]]) -> list[int]:
-    """The places of the keys that no later commit told of; from now on they are told."""
-    rows = [row for row, key in enumerate(keys) if key not in told]
-    told.update(keys)
+def _unseen(keys: Sequence[tuple[Any, ...]], seen: set[tuple[Any, ...]]) -> list[int]:
+    """Return the positions of the keys that no later commit has, and mark them as seen."""
+    rows = [row for row, key in enumerate(keys) if key not in seen]
+    seen.update(keys)
     return rows
 
 
@@ -188,24 +188,24 @@ def _same_outputs(blob: bytes | None, shape: TableShape) -> bool:
     if blob is None:
         return False
     table = decode_table(blob)
-    carried = [name for name in shape.results.names if name not in shape.outputs]
-    return (table.schema.metadata or {}).get(b"outputs") == _outputs(shape) and table.column_names[:-1] == carried
+    others = [name for name in shape.results.names if name not in shape.outputs]
+    return (table.schema.metadata or {}).get(b"outputs") == _outputs(shape) and table.column_names[:-1] == others
 
 
 def _decoded(ledger: Ledger, rows: pa.Table, shape: TableShape, steps: Sequence[Endpoint]) -> pa.Table:
-    """The rows with their outputs read from the kept answers; rows that cannot be read so are left out."""
-    marks: list[list[bytes | None]] = rows.column(ANSWERS).to_pylist()
-    found = ledger.lookup(sorted({mark for row in marks for mark in row if mark is not None}))
+    """Return the rows with their outputs read from the stored answers; rows without such answers are left out."""
+    fingerprints: list[list[bytes | None]] = rows.column(ANSWERS).to_pylist()
+    found = ledger.lookup(sorted({mark for row in fingerprints for mark in row if mark is not None}))
     outputs: list[list[Values | None]] = []
-    whole: list[int] = []
-    for row, of_row in enumerate(marks):
+    complete: list[int] = []
+    for row, of_row in enumerate(fingerprints):
         values = [
             None if mark is None else _values(found.get(mark), step) for mark, step in zip(of_row, steps, strict=True)
         ]
         if not any(isinstance(value, RowError) for value in values):
             outputs.append([value for value in values if not isinstance(value, RowError)])
-            whole.append(row)
-    table = rows.drop_columns([ANSWERS]).take(pa.array(whole, pa.int64()))
+            complete.append(row)
+    table = rows.drop_columns([ANSWERS]).take(pa.array(complete, pa.int64()))
     for place, step in enumerate(steps):
         for column, array in zip(step.fields, step.arrays([row[place] for row in outputs]), strict=True):
             table = table.append_column(column, array)
@@ -214,5 +214,5 @@ def _decoded(ledger: Ledger, rows: pa.Table, shape: TableShape, steps: Sequence[
 
 def _values(answer: StoredAnswer | None, step: Endpoint) -> Values | RowError:
     if answer is None or answer.reply is None:
-        return RowError("unknown", "its answer is no longer kept")
+        return RowError("unknown", "its answer was pruned")
     return step.values(answer.reply)
