@@ -236,9 +236,10 @@ class Endpoint(Protocol):
         """Return the answer of a request that was sent in parts, from the answers of its parts in order."""
 
 
-class SingleRowEndpoint:
-    """Base of endpoints with one row a request; no files, parts or repairs unless overridden."""
+class BaseEndpoint:
+    """Defaults of an endpoint: one row in a request, and no files, parts or repairs."""
 
+    fields: tuple[pa.Field, ...]
     media: Mapping[str, MediaColumn] = {}
     image_terms: tuple[str | None, str | None] | None = None
     dimensions_unknown: bool = False
@@ -270,6 +271,13 @@ class SingleRowEndpoint:
     def merge_parts(self, request: Request, answers: Sequence[bytes]) -> bytes:
         """Raise: no request has parts."""
         raise AssertionError("a request without parts has no parts to merge")
+
+    def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
+        """Return one array a field; None gives nulls."""
+        return [
+            pa.array([None if row is None else row[index] for row in values], field.type)
+            for index, field in enumerate(self.fields)
+        ]
 
 
 class MalformedReply(Exception):

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pybase64 import b64decode
 from pydantic import Field
 
-from connectors.contracts import MalformedReply, SingleRowEndpoint, StepContext, StepModel
+from connectors.contracts import BaseEndpoint, MalformedReply, StepContext, StepModel
 from connectors.endpoints.params.checks import ParamCheck, check_params, integer, one_of, text
 from connectors.endpoints.params.step_params import step_config_bytes
 from connectors.errors import JobError, did_you_mean
@@ -62,7 +62,7 @@ class EmbeddingsStep(StepModel):
         return EmbeddingsEndpoint(self, context)
 
 
-class EmbeddingsEndpoint(SingleRowEndpoint):
+class EmbeddingsEndpoint(BaseEndpoint):
     """The endpoint of one step of embeddings."""
 
     path = "/embeddings"

@@ -11,7 +11,7 @@ import orjson
 import pyarrow as pa
 from pydantic import Field
 
-from connectors.contracts import MalformedReply, SingleRowEndpoint, StepContext, StepModel
+from connectors.contracts import BaseEndpoint, MalformedReply, StepContext, StepModel
 from connectors.endpoints.params.checks import FLAG, number, one_of, text_up_to
 from connectors.endpoints.params.step_params import fixed_params, optional_template, step_config_bytes
 from connectors.media.file_types import HEAD_BYTES, OGG, detect_type
@@ -66,7 +66,7 @@ class SpeechStep(StepModel):
         return SpeechEndpoint(self, context)
 
 
-class SpeechEndpoint(SingleRowEndpoint):
+class SpeechEndpoint(BaseEndpoint):
     """The endpoint of one step of speech."""
 
     path = "/audio/speech"
@@ -159,10 +159,6 @@ class SpeechEndpoint(SingleRowEndpoint):
     def files(self, answer: bytes) -> Sequence[tuple[str, bytes]]:
         """Return the one file."""
         return ((self._file_name(answer), answer),)
-
-    def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
-        """Return one column of paths."""
-        return [pa.array([None if row is None else row[0] for row in values], pa.string())]
 
     def _file_name(self, audio: bytes) -> str:
         return f"{sha256(audio).hexdigest()[:32]}.{self._suffix(audio)}"

@@ -96,9 +96,9 @@ class Template:
         text: str
         if self._environment is None:
             parts = list(self._pieces)
-            for place in range(1, len(parts), 2):
-                value = row[parts[place]]
-                parts[place] = value if isinstance(value, str) else _format_alone(template_value(value))
+            for index in range(1, len(parts), 2):
+                value = row[parts[index]]
+                parts[index] = value if isinstance(value, str) else _format_alone(template_value(value))
             text = "".join(parts)
         else:
             values = {name: template_value(row[name]) for name in self.columns}
@@ -148,11 +148,11 @@ def _with_checked_factors(source: str, code: str) -> str:
 
     minijinja counts no fuel for repeating a list, and a row's number may say how often.
     """
-    places: list[int] = []
+    insertions: list[int] = []
     for star in _TIMES.finditer(code):
-        places += (len(code[: star.start()].rstrip()), _operand_end(code, star.end()))
-    for place in sorted(places, reverse=True):
-        source = f"{source[:place]}|{_FACTOR_FILTER}{source[place:]}"
+        insertions += (len(code[: star.start()].rstrip()), _operand_end(code, star.end()))
+    for index in sorted(insertions, reverse=True):
+        source = f"{source[:index]}|{_FACTOR_FILTER}{source[index:]}"
     return source
 
 

@@ -37,7 +37,7 @@ def compile_template(value: Any, known: Iterable[str], where: KeyPath) -> Templa
             {str(key): compile_template(inner, known, (*where, key)) for key, inner in value.items()}
         )
     if isinstance(value, list | tuple):
-        return list_template([compile_template(inner, known, (*where, place)) for place, inner in enumerate(value)])
+        return list_template([compile_template(inner, known, (*where, index)) for index, inner in enumerate(value)])
     return literal(plain_json(value, where))
 
 

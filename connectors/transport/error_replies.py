@@ -82,9 +82,9 @@ def row_error(reply: Reply) -> RowError:
         code = _text_or_json(inner.get("code"))
     rest = {key: value for key, value in error.items() if key not in ("message", "type", "code", "param")}
     status = reply.status if reply.status >= 300 else _status_in_body(error, body, code, kind)
-    words = tuple(word.lower() for word in (code, kind, _text_or_json(inner.get("code"))) if word)
+    codes = tuple(each.lower() for each in (code, kind, _text_or_json(inner.get("code"))) if each)
     return RowError(
-        error_class=_error_class(status, words, reply.headers.get("x-should-retry")),
+        error_class=_error_class(status, codes, reply.headers.get("x-should-retry")),
         message=message or _plain_excerpt(reply.body, reply.status),
         http_status=reply.status,
         type=kind,
@@ -159,12 +159,12 @@ def parse_rate_headers(headers: Mapping[str, str]) -> RateHeaders:
     if requests is None and tokens is None and project == (None, None) and remaining == (None, None):
         return NO_RATE_HEADERS
     return RateHeaders(
-        _least(_count(requests, 1), _count(project[0], 1)),
-        _least(_count(remaining[0], 0), _count(get("x-ratelimit-remaining-project-requests"), 0)),
-        _longest(_duration(get("x-ratelimit-reset-requests")), _duration(get("x-ratelimit-reset-project-requests"))),
-        _least(_count(tokens, 1), _count(project[1], 1)),
-        _least(_count(remaining[1], 0), _count(get("x-ratelimit-remaining-project-tokens"), 0)),
-        _longest(_duration(get("x-ratelimit-reset-tokens")), _duration(get("x-ratelimit-reset-project-tokens"))),
+        _smaller(_count(requests, 1), _count(project[0], 1)),
+        _smaller(_count(remaining[0], 0), _count(get("x-ratelimit-remaining-project-requests"), 0)),
+        _larger(_duration(get("x-ratelimit-reset-requests")), _duration(get("x-ratelimit-reset-project-requests"))),
+        _smaller(_count(tokens, 1), _count(project[1], 1)),
+        _smaller(_count(remaining[1], 0), _count(get("x-ratelimit-remaining-project-tokens"), 0)),
+        _larger(_duration(get("x-ratelimit-reset-tokens")), _duration(get("x-ratelimit-reset-project-tokens"))),
     )
 
 
@@ -178,10 +178,10 @@ def _redirect_error(reply: Reply) -> RowError:
     return RowError("access_denied", message, reply.status, request_id=request_id(reply.headers))
 
 
-def _error_class(status: int, words: tuple[str, ...], should_retry: str | None) -> ErrorClass:
-    if any(_CONTENT_FILTER.search(word) for word in words):
+def _error_class(status: int, codes: tuple[str, ...], should_retry: str | None) -> ErrorClass:
+    if any(_CONTENT_FILTER.search(code) for code in codes):
         return "content_filter"
-    if status in (403, 429) and not _QUOTA_CODES.isdisjoint(words):
+    if status in (403, 429) and not _QUOTA_CODES.isdisjoint(codes):
         return "quota"
     default: ErrorClass = _CLASS_BY_STATUS.get(status, "server" if status >= 500 else "bad_request")
     # OpenAI states whether the same request can succeed later; that overrides the status.
@@ -280,9 +280,9 @@ def _parse_duration(text: str) -> float | None:
     return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
 
 
-def _least(one: int | None, other: int | None) -> int | None:
-    return one if other is None else other if one is None else min(one, other)
+def _smaller(a: int | None, b: int | None) -> int | None:
+    return a if b is None else b if a is None else min(a, b)
 
 
-def _longest(one: float | None, other: float | None) -> float | None:
-    return one if other is None else other if one is None else max(one, other)
+def _larger(a: float | None, b: float | None) -> float | None:
+    return a if b is None else b if a is None else max(a, b)

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from connectors.contracts import MediaColumn, SingleRowEndpoint, StepContext, StepModel
+from connectors.contracts import BaseEndpoint, MediaColumn, StepContext, StepModel
 from connectors.endpoints.audio.transcript_replies import (
     COLUMNS,
     LOGPROBS,
@@ -35,7 +35,7 @@ TOKENS_PER_MINUTE = 1_000
 """Audio tokens of models that are billed by token: their price a minute divided by their price a token."""
 
 
-class TranscriptEndpoint(SingleRowEndpoint):
+class TranscriptEndpoint(BaseEndpoint):
     """The endpoint of one step that turns audio into text."""
 
     def __init__(
@@ -137,13 +137,6 @@ class TranscriptEndpoint(SingleRowEndpoint):
             else transcript_text(answer, self.response_format)
         )
         return (transcript, transcript_logprobs(answer)) if self._has_logprobs else (transcript,)
-
-    def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
-        """Return one array a column."""
-        return [
-            pa.array([None if row is None else row[place] for row in values], field.type)
-            for place, field in enumerate(self.fields)
-        ]
 
     def merge_parts(self, request: Request, answers: Sequence[bytes]) -> bytes:
         """Return the texts of the pieces in order, with times from the beginning of the whole."""

@@ -128,29 +128,29 @@ def merge_transcripts(answers: Sequence[bytes], starts: Sequence[float], respons
     if response_format == "vtt":
         return _merge_vtt(answers, starts).encode()
     parts = [orjson.loads(answer) for answer in answers]
-    whole: dict[str, Any] = {**parts[0]}
+    merged: dict[str, Any] = {**parts[0]}
     separator = "\n" if response_format == "diarized_json" else " "
-    whole["text"] = separator.join(text for text in (str(part["text"]).strip() for part in parts) if text)
-    whole.pop("usage", None)
+    merged["text"] = separator.join(text for text in (str(part["text"]).strip() for part in parts) if text)
+    merged.pop("usage", None)
     durations = [_number(part.get("duration")) for part in parts]
     if durations[-1] is not None:
-        whole["duration"] = starts[-1] + durations[-1]
+        merged["duration"] = starts[-1] + durations[-1]
     if any(isinstance(part.get("logprobs"), list) for part in parts):
-        whole["logprobs"] = [entry for part in parts for entry in _dicts(part.get("logprobs"))]
+        merged["logprobs"] = [entry for part in parts for entry in _dicts(part.get("logprobs"))]
     for name in ("segments", "words"):
-        if any(isinstance(part.get(name), list) for part in parts) or whole.get(name) is not None:
-            whole[name] = [
+        if any(isinstance(part.get(name), list) for part in parts) or merged.get(name) is not None:
+            merged[name] = [
                 _shift_entry(entry, start)
                 for part, start in zip(parts, starts, strict=True)
                 for entry in _dicts(part.get(name))
             ]
-    for number, segment in enumerate(whole.get("segments") or ()):
+    for number, segment in enumerate(merged.get("segments") or ()):
         segment["id"] = f"seg_{number + 1:03d}" if response_format == "diarized_json" else number
-    return orjson.dumps(whole)
+    return orjson.dumps(merged)
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def _shift_entry(entry: Mapping[str, Any], start: float) -> dict[str, Any]:
@@ -186,16 +186,16 @@ def _blocks(answer: bytes) -> Iterable[list[str]]:
 
 def _times_index(block: Sequence[str]) -> int | None:
     """Return the index of the line with the times of a block."""
-    return next((place for place, line in enumerate(block[:2]) if "-->" in line), None)
+    return next((index for index, line in enumerate(block[:2]) if "-->" in line), None)
 
 
 def _merge_srt(answers: Sequence[bytes], starts: Sequence[float]) -> str:
     cues: list[str] = []
     for answer, start in zip(answers, starts, strict=True):
         for block in _blocks(answer):
-            place = _times_index(block)
-            if place is not None:
-                cues.append("\n".join([str(len(cues) + 1), _shift_times(block[place], start), *block[place + 1 :]]))
+            index = _times_index(block)
+            if index is not None:
+                cues.append("\n".join([str(len(cues) + 1), _shift_times(block[index], start), *block[index + 1 :]]))
     return "".join(f"{cue}\n\n" for cue in cues)
 
 
@@ -203,9 +203,9 @@ def _merge_vtt(answers: Sequence[bytes], starts: Sequence[float]) -> str:
     blocks: list[str] = []
     for answer, start in zip(answers, starts, strict=True):
         for block in _blocks(answer):
-            place = _times_index(block)
-            if place is not None:
-                blocks.append("\n".join([*block[:place], _shift_times(block[place], start), *block[place + 1 :]]))
+            index = _times_index(block)
+            if index is not None:
+                blocks.append("\n".join([*block[:index], _shift_times(block[index], start), *block[index + 1 :]]))
             elif not blocks:
                 blocks.append("\n".join(block))
     return "".join(f"{block}\n\n" for block in blocks)

@@ -6,10 +6,9 @@ from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import orjson
-import pyarrow as pa
 from pydantic import Field
 
-from connectors.contracts import MalformedReply, SingleRowEndpoint, StepContext, StepModel
+from connectors.contracts import BaseEndpoint, MalformedReply, StepContext, StepModel
 from connectors.endpoints.conversation.messages import Conversation
 from connectors.endpoints.conversation.output_columns import AnswerColumns, ReplyChoice
 from connectors.endpoints.conversation.structured_output import TypedOutput
@@ -93,7 +92,7 @@ class WireFormat(Protocol):
         """Return the answers of a parsed reply, at least one; MalformedReply without any."""
 
 
-class ConversationEndpoint(SingleRowEndpoint):
+class ConversationEndpoint(BaseEndpoint):
     """The endpoint of one step, in one wire format."""
 
     def __init__(
@@ -273,10 +272,6 @@ class ConversationEndpoint(SingleRowEndpoint):
         modes = self._wire_format.modes
         following = modes.index(self._mode) + 1
         return modes[following] if following < len(modes) else None
-
-    def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
-        """Return one array a column."""
-        return self._columns.arrays(values)
 
 
 def parse_typed_output(step: ConversationStep, where: KeyPath) -> TypedOutput | None:

@@ -192,7 +192,7 @@ class _MessageCompiler:
             return self._text(content, where)
         if not content:
             raise JobError(where, "has no parts", "write a text, or parts such as {text: ...}")
-        parts = [self._part(part, role, (*where, place)) for place, part in enumerate(content)]
+        parts = [self._part(part, role, (*where, index)) for index, part in enumerate(content)]
         if not any(is_list for _, is_list in parts):
             return list_template([part for part, _ in parts])
 

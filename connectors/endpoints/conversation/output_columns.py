@@ -129,13 +129,6 @@ class AnswerColumns:
         excerpt = text if len(text) <= _MAX_EXCERPT_CHARACTERS else f"{text[:_MAX_EXCERPT_CHARACTERS]}…"
         return nulls if has_calls else RowError("invalid_answer", f"{parsed} (answer: {excerpt})")
 
-    def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
-        """Return one array a field; None gives nulls."""
-        return [
-            pa.array([None if row is None else row[place] for row in values], field.type)
-            for place, field in enumerate(self.fields)
-        ]
-
 
 def _text(choice: ReplyChoice) -> str | None:
     return None if not choice.text and choice.tool_calls else choice.text

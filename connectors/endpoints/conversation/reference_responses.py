@@ -30,7 +30,7 @@ def _text(value: Any) -> str | None:
 
 
 def _texts(value: Any) -> list[str] | None:
-    return value if isinstance(value, list) and all(isinstance(one, str) for one in value) else None
+    return value if isinstance(value, list) and all(isinstance(each, str) for each in value) else None
 
 
 _METADATA: Mapping[str, tuple[pa.DataType, Callable[[Any], Any]]] = {

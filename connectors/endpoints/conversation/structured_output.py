@@ -61,19 +61,12 @@ class TypedOutput:
             return f"not JSON: {exc}"
         if not self._validator.is_valid(answer):
             problem = next(iter(self._validator.iter_errors(answer)))
-            place = ".".join(str(step) for step in problem.instance_path)
-            return f"{place}: {problem.message}"[:500] if place else str(problem.message)[:500]
+            path = ".".join(str(step) for step in problem.instance_path)
+            return f"{path}: {problem.message}"[:500] if path else str(problem.message)[:500]
         try:
             return tuple(convert(answer[name]) for name, convert in zip(self.names, self._converters, strict=True))
         except OverflowError as exc:
             return str(exc)
-
-    def arrays(self, rows: Sequence[tuple[Any, ...] | None]) -> list[pa.Array]:
-        """Return one array a column; None gives nulls."""
-        return [
-            pa.array([None if row is None else row[place] for row in rows], field.type)
-            for place, field in enumerate(self.fields)
-        ]
 
 
 def strip_fence(text: str) -> str:

@@ -23,10 +23,10 @@ def validate_tools(tools: Any, where: KeyPath, flat: bool) -> list[dict[str, Any
         raise JobError(
             where, f"found {_json_excerpt(tools)}, expected a list of tools", "write the API's own tool objects"
         )
-    valid = [_validate_tool(tool, (*where, place), flat) for place, tool in enumerate(tools)]
+    valid = [_validate_tool(tool, (*where, index), flat) for index, tool in enumerate(tools)]
     names = [name for name in map(_tool_name, valid) if name is not None]
-    for place, name in enumerate(names):
-        if name in names[:place]:
+    for index, name in enumerate(names):
+        if name in names[:index]:
             raise JobError(where, f"two tools are called {name}", "give each a different name")
     return valid
 

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from connectors.contracts import MediaColumn, SingleRowEndpoint, StepContext, StepModel
+from connectors.contracts import BaseEndpoint, MediaColumn, StepContext, StepModel
 from connectors.endpoints.images import image_replies
 from connectors.endpoints.images.model_families import (
     ModelFamily,
@@ -44,7 +44,7 @@ GPT_IMAGE_PARAMS: Mapping[str, ParamCheck] = {
 """Of generations and edits."""
 
 
-class ImageEndpoint(SingleRowEndpoint):
+class ImageEndpoint(BaseEndpoint):
     """The endpoint of one step that makes pictures."""
 
     def __init__(
@@ -186,13 +186,6 @@ class ImageEndpoint(SingleRowEndpoint):
         if self._count > 1:
             return (paths, prompts) if self._has_revised_prompt else (paths,)
         return (paths[0], prompts[0]) if self._has_revised_prompt else (paths[0],)
-
-    def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
-        """Return one array a column."""
-        return [
-            pa.array([None if row is None else row[place] for row in values], field.type)
-            for place, field in enumerate(self.fields)
-        ]
 
 
 def picture_problem(pictures_by_field: Mapping[str, Sequence[Media]], family: ModelFamily | None) -> str | None:

@@ -129,8 +129,10 @@ def output_token_bound(fixed: Mapping[str, Any], family: ModelFamily | None) -> 
         return 0
     tokens = {"low": 272, "medium": 1_056}.get(str(fixed.get("quality")), 4_160)
     width, height = _sides(str(fixed.get("size"))) or (1536, 1024)
-    one = ceil(2 * tokens * max(1.0, width * height / (1 << 20))) + 100 * int(fixed.get("partial_images") or 0) + 1_000
-    return one * image_count(fixed)
+    per_image = (
+        ceil(2 * tokens * max(1.0, width * height / (1 << 20))) + 100 * int(fixed.get("partial_images") or 0) + 1_000
+    )
+    return per_image * image_count(fixed)
 
 
 def input_image_tokens(fixed: Mapping[str, Any], family: ModelFamily | None) -> int:

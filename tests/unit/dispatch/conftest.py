@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from connectors.contracts import Provider, SingleRowEndpoint
+from connectors.contracts import Provider, BaseEndpoint
 from connectors.records import NO_USAGE, Call, Reply, Request, RowError, Usage
 from connectors.transport.client import RequestError
 from pipelines.dispatch.counters import RunCounters, StepCounters
@@ -21,7 +21,7 @@ from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.pricing.run_budget import RunBudget
 
 
-class EchoEndpoint(SingleRowEndpoint):
+class EchoEndpoint(BaseEndpoint):
     """An endpoint whose request and answer are bytes as they are; `group_size` requests share an exchange."""
 
     def __init__(self, group_size: int = 1) -> None:
