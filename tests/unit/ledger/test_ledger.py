@@ -1,4 +1,4 @@
-"""The ledger: what is noted before sending, what is kept after, and what a kill leaves behind."""
+"""Ledger: pending exchanges before sending, settled ones and answers after it, and recovery from a kill."""
 
 import asyncio
 import sqlite3
@@ -13,60 +13,68 @@ from connectors.records import RowError, Usage
 from pipelines.ledger.entries import PendingExchange, SettledExchange
 from pipelines.ledger.ledger import Ledger
 
-MARK = b"0123456789abcdef"
+FINGERPRINT = b"0123456789abcdef"
 
 
-def settled(ledger: Ledger, note: int, leg: int, **changes: object) -> SettledExchange:
+def settled_exchange(exchange_id: int, route_id: int, **changes: object) -> SettledExchange:
     values: dict[str, object] = {
-        "exchange_id": note,
-        "route_id": leg,
+        "exchange_id": exchange_id,
+        "route_id": route_id,
         "attempt": 1,
         "keys": b'["a"]',
-        "fingerprints": MARK,
+        "fingerprints": FINGERPRINT,
         "started_at": 1,
     }
     return SettledExchange(**{**values, **changes})  # type: ignore[arg-type]
 
 
-async def noted(
-    ledger: Ledger, leg: int, reserved: int | None = None, day: tuple[str, int] | None = None
+async def add_pending(
+    ledger: Ledger, route_id: int, reserved: int | None = None, day: tuple[str, int] | None = None
 ) -> int | None:
-    note = ledger.next_exchange_id()
-    return note if await ledger.record_pending(PendingExchange(note, leg, 1, b'["a"]', MARK, 1, reserved), day) else None
+    exchange_id = ledger.next_exchange_id()
+    return (
+        exchange_id
+        if await ledger.record_pending(
+            PendingExchange(exchange_id, route_id, 1, b'["a"]', FINGERPRINT, 1, reserved), day
+        )
+        else None
+    )
 
 
 async def test_an_answer_is_found_by_its_fingerprint_with_the_run_that_paid_for_it(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    leg = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
-    note = await noted(ledger, leg)
-    assert note is not None
-    await ledger.settle(settled(ledger, note, leg, http_status=200, answers=[(MARK, b"asked", b"reply", None)]))
-    found = ledger.lookup([MARK, b"f" * 16])
-    assert list(found) == [MARK]
-    assert (found[MARK].reply, found[MARK].error, found[MARK].run_id) == (b"reply", None, "run-1")
-    as_sent = ledger.get_with_request(MARK)
-    assert as_sent is not None
-    assert as_sent.request == b"asked"
+    route_id = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
+    exchange_id = await add_pending(ledger, route_id)
+    assert exchange_id is not None
+    await ledger.settle(
+        settled_exchange(exchange_id, route_id, http_status=200, answers=[(FINGERPRINT, b"asked", b"reply", None)])
+    )
+    found = ledger.lookup([FINGERPRINT, b"f" * 16])
+    assert list(found) == [FINGERPRINT]
+    assert (found[FINGERPRINT].reply, found[FINGERPRINT].error, found[FINGERPRINT].run_id) == (b"reply", None, "run-1")
+    answer = ledger.get_with_request(FINGERPRINT)
+    assert answer is not None
+    assert answer.request == b"asked"
     ledger.close()
 
 
-async def test_a_failure_of_the_rows_own_is_kept_word_for_word(tmp_path: Path) -> None:
+async def test_an_error_of_the_row_is_stored_unchanged(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    leg = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
+    route_id = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
     error = RowError("bad_request", "no such thing", 400, "invalid_request_error", "messages", None, '{"a": 1}', "r-1")
-    note = await noted(ledger, leg)
-    assert note is not None
-    await ledger.settle(settled(ledger, note, leg, answers=[(MARK, b"asked", None, error)]))
-    assert ledger.lookup([MARK])[MARK].error == error
+    exchange_id = await add_pending(ledger, route_id)
+    assert exchange_id is not None
+    await ledger.settle(settled_exchange(exchange_id, route_id, answers=[(FINGERPRINT, b"asked", None, error)]))
+    assert ledger.lookup([FINGERPRINT])[FINGERPRINT].error == error
     ledger.close()
 
 
-async def test_what_was_noted_and_never_settled_becomes_unknown_at_its_worst_case(tmp_path: Path) -> None:
+async def test_a_pending_exchange_that_was_never_settled_becomes_unknown_at_its_maximum_cost(tmp_path: Path) -> None:
     first = Ledger(tmp_path / "ledger.sqlite")
-    leg = first.register_route("run-1", "job", "step", "local", "chat", "m")
+    route_id = first.register_route("run-1", "job", "step", "local", "chat", "m")
     other = first.register_route("run-2", "another-job", "step", "local", "chat", "m")
-    await noted(first, leg, reserved=70)
-    await noted(first, other, reserved=1)
+    await add_pending(first, route_id, reserved=70)
+    await add_pending(first, other, reserved=1)
     first.close()
     second = Ledger(tmp_path / "ledger.sqlite")
     assert second.recover("job") == 1
@@ -80,9 +88,11 @@ async def test_exchanges_of_each_process_are_numbered_without_gaps(tmp_path: Pat
     path = tmp_path / "ledger.sqlite"
     for _ in range(2):
         ledger = Ledger(path)
-        leg = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
-        notes = await asyncio.gather(*(noted(ledger, leg) for _ in range(50)))
-        await asyncio.gather(*(ledger.settle(settled(ledger, note, leg)) for note in notes if note))
+        route_id = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
+        exchange_ids = await asyncio.gather(*(add_pending(ledger, route_id) for _ in range(50)))
+        await asyncio.gather(
+            *(ledger.settle(settled_exchange(exchange_id, route_id)) for exchange_id in exchange_ids if exchange_id)
+        )
         ledger.close()
     last = Ledger(path)
     rows = last.query("select writer, count(*), min(seq), max(seq) from exchanges group by writer order by writer")
@@ -91,26 +101,32 @@ async def test_exchanges_of_each_process_are_numbered_without_gaps(tmp_path: Pat
     last.close()
 
 
-async def test_the_days_budget_refuses_what_does_not_fit_and_takes_back_what_was_not_spent(tmp_path: Path) -> None:
+async def test_the_daily_budget_refuses_what_does_not_fit_and_refunds_what_was_not_spent(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    leg = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
-    note = await noted(ledger, leg, reserved=60, day=("2026-01-01", 100))
-    assert note is not None
-    assert await noted(ledger, leg, reserved=60, day=("2026-01-01", 100)) is None
+    route_id = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
+    exchange_id = await add_pending(ledger, route_id, reserved=60, day=("2026-01-01", 100))
+    assert exchange_id is not None
+    assert await add_pending(ledger, route_id, reserved=60, day=("2026-01-01", 100)) is None
     assert ledger.query("select count(*) from noted") == [(1,)]
-    await ledger.settle(settled(ledger, note, leg, cost=10, reserved=60, usage=Usage(input_tokens=1)), "2026-01-01")
-    assert await noted(ledger, leg, reserved=60, day=("2026-01-01", 100)) is not None
+    await ledger.settle(
+        settled_exchange(exchange_id, route_id, cost=10, reserved=60, usage=Usage(input_tokens=1)), "2026-01-01"
+    )
+    assert await add_pending(ledger, route_id, reserved=60, day=("2026-01-01", 100)) is not None
     assert ledger.query("select day, spent from days") == [("2026-01-01", 70)]
     ledger.close()
 
 
-async def test_what_is_written_together_counts_in_the_order_in_which_it_came(tmp_path: Path) -> None:
+async def test_calls_of_one_batch_take_effect_in_order(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    leg = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
+    route_id = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
     day = ("2026-01-01", 100)
-    first, second, third, fourth = (PendingExchange(ledger.next_exchange_id(), leg, 1, b'["a"]', MARK, 1, 60) for _ in range(4))
-    ended = settled(ledger, first.exchange_id, leg, cost=30, reserved=60, answers=[(MARK, b"asked", b"reply", None)])
-    told = await ledger.write_batch(
+    first, second, third, fourth = (
+        PendingExchange(ledger.next_exchange_id(), route_id, 1, b'["a"]', FINGERPRINT, 1, 60) for _ in range(4)
+    )
+    ended = settled_exchange(
+        first.exchange_id, route_id, cost=30, reserved=60, answers=[(FINGERPRINT, b"asked", b"reply", None)]
+    )
+    results = await ledger.write_batch(
         [
             ("record_pending", (first, day)),
             ("record_pending", (second, day)),
@@ -118,63 +134,63 @@ async def test_what_is_written_together_counts_in_the_order_in_which_it_came(tmp
             ("record_pending", (third, day)),
             ("write_queued", ("update days set spent = spent - 5", ())),
             ("cancel_pending", (third, "2026-01-01")),
-            ("store_answer", (MARK, leg, b"asked", b"another reply")),
+            ("store_answer", (FINGERPRINT, route_id, b"asked", b"another reply")),
             ("record_pending", (fourth, day)),
         ]
     )
-    assert told == [True, False, None, True, None, None, None, True]
+    assert results == [True, False, None, True, None, None, None, True]
     assert ledger.query("select id from noted") == [(fourth.exchange_id,)]
     assert ledger.query("select day, spent from days") == [("2026-01-01", 85)]
     assert ledger.query("select seq, cost from exchanges") == [(1, 30)]
-    assert ledger.lookup([MARK])[MARK].reply == b"another reply"
+    assert ledger.lookup([FINGERPRINT])[FINGERPRINT].reply == b"another reply"
     ledger.close()
 
 
-async def test_exchanges_are_numbered_without_gaps_though_a_group_fails(tmp_path: Path) -> None:
+async def test_exchanges_are_numbered_without_gaps_after_a_failed_batch(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    leg = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
-    one, other = await noted(ledger, leg), await noted(ledger, leg)
+    route_id = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
+    one, other = await add_pending(ledger, route_id), await add_pending(ledger, route_id)
     assert one is not None
     assert other is not None
     with pytest.raises(sqlite3.OperationalError):
         await ledger.write_batch(
             [
-                ("settle", (settled(ledger, one, leg), None)),
+                ("settle", (settled_exchange(one, route_id), None)),
                 ("write_queued", ("insert into no_such_table values (1)", ())),
             ]
         )
-    await ledger.settle(settled(ledger, other, leg))
+    await ledger.settle(settled_exchange(other, route_id))
     assert ledger.query("select seq from exchanges") == [(1,)]
     assert ledger.query("select id from noted") == [(one,)]
     ledger.close()
 
 
-async def test_a_ledger_that_cannot_be_written_fails_the_write_and_not_the_process(tmp_path: Path) -> None:
+async def test_a_failed_write_does_not_end_the_writing_thread(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     with pytest.raises(sqlite3.Error):
         await ledger.write_queued("insert into no_such_table values (?)", (1,))
-    leg = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
-    assert await noted(ledger, leg) is not None
+    route_id = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
+    assert await add_pending(ledger, route_id) is not None
     ledger.close()
 
 
-async def test_a_write_that_cannot_begin_fails_and_the_next_one_is_written(
+async def test_a_write_that_cannot_begin_fails_and_the_next_one_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.ledger.ledger_file.BUSY_SECONDS", 0.0)
     with closing(Ledger(tmp_path / "ledger.sqlite")) as ledger:
-        leg = ledger.register_route("run", "job", "step", "provider", "chat", "model")
+        route_id = ledger.register_route("run", "job", "step", "provider", "chat", "model")
         with closing(sqlite3.connect(ledger.path, isolation_level=None)) as other:
             other.execute("begin immediate")
             with pytest.raises(sqlite3.OperationalError, match="locked"):
-                await ledger.store_answer(b"a" * 16, leg, b"{}", b"1")
+                await ledger.store_answer(b"a" * 16, route_id, b"{}", b"1")
             other.execute("rollback")
         async with asyncio.timeout(20):
-            await ledger.store_answer(b"a" * 16, leg, b"{}", b"2")
+            await ledger.store_answer(b"a" * 16, route_id, b"{}", b"2")
         assert ledger.lookup([b"a" * 16])[b"a" * 16].reply == b"2"
 
 
-def test_a_ledger_that_another_process_is_making_is_waited_for(tmp_path: Path) -> None:
+def test_opening_waits_for_a_process_that_is_creating_the_ledger(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     with closing(sqlite3.connect(path, isolation_level=None)) as other, ThreadPoolExecutor(1) as pool:
         other.execute("begin immediate")
@@ -187,7 +203,7 @@ def test_a_ledger_that_another_process_is_making_is_waited_for(tmp_path: Path) -
         ledger.close()
 
 
-def test_a_ledger_from_a_newer_version_is_refused_untouched(tmp_path: Path) -> None:
+def test_a_ledger_of_a_newer_version_is_refused_and_left_untouched(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     Ledger(path).close()
     with sqlite3.connect(path) as db:
@@ -197,7 +213,7 @@ def test_a_ledger_from_a_newer_version_is_refused_untouched(tmp_path: Path) -> N
         Ledger(path)
 
 
-def test_a_file_that_is_no_ledger_is_refused_untouched(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_ledger_is_refused_and_left_untouched(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     path.write_bytes(b"not a database, surely" * 100)
     with pytest.raises(JobError, match=r"the ledger cannot be read .*; nothing was changed"):

@@ -1,0 +1,72 @@
+"""SQLite file of the ledger: new, migrated, newer, damaged and full."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from connectors.errors import JobError, Stopped
+from pipelines.ledger import ledger_file
+from pipelines.ledger.ledger_file import (
+    VERSION,
+    database_errors,
+    get_or_set_meta,
+    ledger_error,
+    open_ledger_file,
+    write_atomically,
+)
+
+
+def table_names(db: sqlite3.Connection) -> list[str]:
+    return [name for (name,) in db.execute("select name from sqlite_master where type = 'table' order by name")]
+
+
+def test_a_new_file_has_all_tables_in_wal_mode(tmp_path: Path) -> None:
+    with closing(open_ledger_file(tmp_path / "state" / "ledger.sqlite")) as db:
+        assert db.execute("pragma user_version").fetchone() == (VERSION,)
+        assert db.execute("pragma journal_mode").fetchone() == ("wal",)
+        assert {"answers", "batches", "commits", "exchanges", "noted", "schedule"} <= set(table_names(db))
+
+
+def test_a_file_of_version_1_is_migrated_and_keeps_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with closing(sqlite3.connect(path)) as old:
+        old.executescript(f"{ledger_file._FIRST} insert into days values ('2027-01-04', 5); pragma user_version = 1;")
+    with closing(open_ledger_file(path)) as db, closing(open_ledger_file(tmp_path / "new.sqlite")) as new:
+        assert table_names(db) == table_names(new)
+        assert db.execute("select day, spent from days").fetchall() == [("2027-01-04", 5)]
+        assert db.execute("pragma user_version").fetchone() == (VERSION,)
+
+
+def test_a_newer_file_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with closing(open_ledger_file(path)) as db:
+        db.execute(f"pragma user_version = {VERSION + 1}")
+    with pytest.raises(JobError, match="pip install --upgrade rowmill"):
+        open_ledger_file(path)
+
+
+def test_meta_values_are_set_once(tmp_path: Path) -> None:
+    with closing(open_ledger_file(tmp_path / "ledger.sqlite")) as db:
+        assert [get_or_set_meta(db, "identity", value) for value in ("first", "second")] == ["first", "first"]
+
+
+def test_a_full_disk_stops_the_run_and_other_errors_are_the_users() -> None:
+    path = Path("ledger.sqlite")
+    full = ledger_error(path, sqlite3.OperationalError("database or disk is full"))
+    assert isinstance(full, Stopped)
+    assert "disk full" in str(full)
+    damaged = ledger_error(path, sqlite3.DatabaseError("malformed"))
+    assert isinstance(damaged, JobError)
+    assert ".recover" in str(damaged)
+    with pytest.raises(JobError, match="cannot be opened"), database_errors(path):
+        raise sqlite3.OperationalError("unable to open database file")
+
+
+def test_a_file_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "file"
+    write_atomically(path, b"first")
+    write_atomically(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert list(path.parent.iterdir()) == [path]
