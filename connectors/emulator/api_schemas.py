@@ -193,10 +193,9 @@ class RequestSchema:
         return node
 
     def types_of(self, name: str) -> frozenset[str]:
-        """The JSON types that a property may have, through all its alternatives; none if there is no such property."""
-        return frozenset(
-            branch.get("type", "") for branch in _alternatives(self._schema["properties"].get(name, {}), _definitions())
-        )
+        """The JSON types that a property may have, through all its alternatives; none for an unknown property."""
+        branches = _alternatives(self._schema["properties"].get(name, {}), _definitions())
+        return frozenset(branch["type"] for branch in branches if "type" in branch)
 
 
 def request_schema(

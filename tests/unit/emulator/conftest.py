@@ -41,13 +41,6 @@ def client(base_url: str) -> Iterator[openai.OpenAI]:
         yield sdk
 
 
-@pytest.fixture(scope="session")
-def strict(base_url: str) -> Iterator[openai.OpenAI]:
-    """The official SDK, which rejects answers that do not fit its types."""
-    with openai.OpenAI(base_url=base_url, api_key="any", max_retries=0, _strict_response_validation=True) as sdk:
-        yield sdk
-
-
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     """Start an emulator with these options; its base_url."""

@@ -51,10 +51,10 @@ def clips() -> list[dict[str, str]]:
 @pytest.mark.parametrize("speed", [0.25, 1.0, 4.0])
 @pytest.mark.parametrize("audio_format", FORMATS)
 def test_emulated_speech_is_transcribed_to_its_text_in_every_format_and_speed(
-    strict: openai.OpenAI, audio_format: str, speed: float
+    client: openai.OpenAI, audio_format: str, speed: float
 ) -> None:
-    sound = synthesized(strict, audio_format=audio_format, speed=speed)
-    assert transcribed(strict, sound).text == TEXT
+    sound = synthesized(client, audio_format=audio_format, speed=speed)
+    assert transcribed(client, sound).text == TEXT
     # 14 characters per second, plus silence between sentences and at both ends.
     assert len(decode(sound)) / RATE == pytest.approx((len(TEXT) + 11) / 14 / speed, abs=0.3 / speed + 0.1)
 
@@ -70,31 +70,31 @@ def test_emulated_speech_is_transcribed_to_its_text_in_every_format_and_speed(
     ],
 )
 def test_each_format_is_a_file_of_that_format(
-    strict: openai.OpenAI, audio_format: Any, container: str, codec: str, media_type: str
+    client: openai.OpenAI, audio_format: Any, container: str, codec: str, media_type: str
 ) -> None:
-    answer = strict.audio.speech.create(model="tts-1", voice="nova", input="One two.", response_format=audio_format)
+    answer = client.audio.speech.create(model="tts-1", voice="nova", input="One two.", response_format=audio_format)
     assert answer.response.headers["content-type"] == media_type
     with av.open(io.BytesIO(answer.read())) as file:
         assert (file.format.name, file.streams.audio[0].codec_context.name) == (container, codec)
         assert file.streams.audio[0].codec_context.layout.nb_channels == 1
 
 
-def test_pcm_is_the_samples_of_the_wav_file(strict: openai.OpenAI) -> None:
-    samples = np.frombuffer(synthesized(strict, audio_format="pcm"), dtype="<i2")
-    assert np.array_equal(samples, decode(synthesized(strict)))
+def test_pcm_is_the_samples_of_the_wav_file(client: openai.OpenAI) -> None:
+    samples = np.frombuffer(synthesized(client, audio_format="pcm"), dtype="<i2")
+    assert np.array_equal(samples, decode(synthesized(client)))
 
 
 @pytest.mark.parametrize("audio_format", [*FORMATS, "pcm"])
-def test_equal_requests_give_equal_bytes_and_each_voice_gives_its_own(strict: openai.OpenAI, audio_format: str) -> None:
-    assert synthesized(strict, audio_format=audio_format) == synthesized(strict, audio_format=audio_format)
-    voices = {voice: synthesized(strict, "Hi.", audio_format, voice=voice) for voice in VOICE_HZ}
+def test_equal_requests_give_equal_bytes_and_each_voice_gives_its_own(client: openai.OpenAI, audio_format: str) -> None:
+    assert synthesized(client, audio_format=audio_format) == synthesized(client, audio_format=audio_format)
+    voices = {voice: synthesized(client, "Hi.", audio_format, voice=voice) for voice in VOICE_HZ}
     assert len(set(voices.values())) == 13
-    assert synthesized(strict, "Hi.", audio_format, voice={"id": "voice_1"}) not in voices.values()
+    assert synthesized(client, "Hi.", audio_format, voice={"id": "voice_1"}) not in voices.values()
 
 
 @pytest.mark.parametrize("text", ["a", " a  b ", "two\nlines\t.", "\U0010ffff\x00", "x" * 4096])
-def test_any_text_up_to_4096_characters_is_transcribed_exactly(strict: openai.OpenAI, text: str) -> None:
-    assert transcribed(strict, synthesized(strict, text, "flac", speed=4)).text == text.strip()
+def test_any_text_up_to_4096_characters_is_transcribed_exactly(client: openai.OpenAI, text: str) -> None:
+    assert transcribed(client, synthesized(client, text, "flac", speed=4)).text == text.strip()
 
 
 @pytest.mark.parametrize(
@@ -102,9 +102,9 @@ def test_any_text_up_to_4096_characters_is_transcribed_exactly(strict: openai.Op
     [("webm", "libopus", 48_000, 48_000), ("mp4", "aac", 44_100, 96_000), ("mp3", "libmp3lame", 16_000, 64_000)],
 )
 def test_a_recoded_file_is_transcribed_if_it_keeps_the_comment(
-    strict: openai.OpenAI, container: str, codec: str, rate: int, bit_rate: int
+    client: openai.OpenAI, container: str, codec: str, rate: int, bit_rate: int
 ) -> None:
-    original = synthesized(strict, audio_format="mp3")
+    original = synthesized(client, audio_format="mp3")
 
     def recoded(keeps_comment: bool) -> bytes:
         out = io.BytesIO()
@@ -120,8 +120,8 @@ def test_a_recoded_file_is_transcribed_if_it_keeps_the_comment(
             file.mux(stream.encode(None))
         return out.getvalue()
 
-    assert transcribed(strict, recoded(True)).text == TEXT
-    assert re.fullmatch(r"\[local] \d\.\d s of audio", transcribed(strict, recoded(False)).text)
+    assert transcribed(client, recoded(True)).text == TEXT
+    assert re.fullmatch(r"\[local] \d\.\d s of audio", transcribed(client, recoded(False)).text)
 
 
 def test_silence_separates_words_and_is_longer_between_sentences() -> None:
@@ -160,14 +160,14 @@ def test_an_invalid_parameter_of_speech_is_a_400_that_names_it(
     assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_streamed_speech_is_the_file_in_parts_and_its_usage(strict: openai.OpenAI) -> None:
-    with strict.audio.speech.with_streaming_response.create(
+def test_streamed_speech_is_the_file_in_parts_and_its_usage(client: openai.OpenAI) -> None:
+    with client.audio.speech.with_streaming_response.create(
         model="gpt-4o-mini-tts", voice="coral", input=TEXT, response_format="flac", stream_format="sse"
     ) as answer:
         events = [json.loads(line[6:]) for line in answer.iter_lines() if line]
     *deltas, done = events
     assert b"".join(base64.b64decode(entry["audio"]) for entry in deltas) == synthesized(
-        strict, audio_format="flac", voice="coral"
+        client, audio_format="flac", voice="coral"
     )
     assert len(deltas) > 1
     assert {entry["type"] for entry in deltas} == {"speech.audio.delta"}
@@ -176,23 +176,23 @@ def test_streamed_speech_is_the_file_in_parts_and_its_usage(strict: openai.OpenA
 
 
 @pytest.mark.parametrize("clip", clips(), ids=lambda clip: clip["file"])
-def test_the_shipped_clips_are_recognised_by_their_content(strict: openai.OpenAI, clip: dict[str, str]) -> None:
+def test_the_shipped_clips_are_recognised_by_their_content(client: openai.OpenAI, clip: dict[str, str]) -> None:
     sound = (CLIP_FOLDER / clip["file"]).read_bytes()
     assert CLIPS[hashlib.sha256(sound).hexdigest()] == clip["text"]
-    assert transcribed(strict, sound, file=("some name", sound)).text == clip["text"]
-    assert strict.audio.translations.create(model="whisper-1", file=("x", sound)).text == clip["text"]
+    assert transcribed(client, sound, file=("some name", sound)).text == clip["text"]
+    assert client.audio.translations.create(model="whisper-1", file=("x", sound)).text == clip["text"]
 
 
-def test_any_other_sound_is_transcribed_to_its_duration(strict: openai.OpenAI) -> None:
+def test_any_other_sound_is_transcribed_to_its_duration(client: openai.OpenAI) -> None:
     tone = (8000 * np.sin(np.arange(RATE * 3) / 9)).astype(np.int16)
-    answer = transcribed(strict, encode([tone], "flac"), response_format="verbose_json")
+    answer = transcribed(client, encode([tone], "flac"), response_format="verbose_json")
     assert (answer.text, answer.duration) == ("[local] 3.0 s of audio", 3.0)
 
 
-def test_verbose_json_has_the_times_of_each_word_and_sentence(strict: openai.OpenAI) -> None:
-    sound = synthesized(strict, "Good morning. How are you?")
+def test_verbose_json_has_the_times_of_each_word_and_sentence(client: openai.OpenAI) -> None:
+    sound = synthesized(client, "Good morning. How are you?")
     answer = transcribed(
-        strict, sound, response_format="verbose_json", timestamp_granularities=["word", "segment"], temperature=0.5
+        client, sound, response_format="verbose_json", timestamp_granularities=["word", "segment"], temperature=0.5
     )
     assert answer.duration == len(decode(sound)) / RATE
     assert answer.language == "english"
@@ -207,7 +207,7 @@ def test_verbose_json_has_the_times_of_each_word_and_sentence(strict: openai.Ope
     ends = [time for segment in answer.segments for time in (segment.start, segment.end)]
     assert ends == sorted(ends)
     assert (answer.usage.type, answer.usage.seconds) == ("duration", 3)
-    only_words = transcribed(strict, sound, response_format="verbose_json", timestamp_granularities=["word"])
+    only_words = transcribed(client, sound, response_format="verbose_json", timestamp_granularities=["word"])
     assert (len(only_words.words), only_words.segments) == (5, None)
 
 
@@ -215,16 +215,16 @@ def test_verbose_json_has_the_times_of_each_word_and_sentence(strict: openai.Ope
     ("text", "language"), [("Hello there", "english"), ("早上好，世界", "chinese"), ("おはよう世界", "japanese")]
 )
 def test_the_language_is_guessed_from_the_script_unless_it_is_given(
-    strict: openai.OpenAI, text: str, language: str
+    client: openai.OpenAI, text: str, language: str
 ) -> None:
-    sound = synthesized(strict, text)
-    assert transcribed(strict, sound, response_format="verbose_json").language == language
-    assert transcribed(strict, sound, response_format="verbose_json", language="de").language == "german"
+    sound = synthesized(client, text)
+    assert transcribed(client, sound, response_format="verbose_json").language == language
+    assert transcribed(client, sound, response_format="verbose_json", language="de").language == "german"
 
 
 @pytest.mark.parametrize(("audio_format", "head", "mark"), [("srt", "1\n", ","), ("vtt", "WEBVTT\n\n", ".")])
-def test_subtitles_are_well_formed(strict: openai.OpenAI, audio_format: str, head: str, mark: str) -> None:
-    text = transcribed(strict, synthesized(strict, "Good morning. How are you?"), response_format=audio_format)
+def test_subtitles_are_well_formed(client: openai.OpenAI, audio_format: str, head: str, mark: str) -> None:
+    text = transcribed(client, synthesized(client, "Good morning. How are you?"), response_format=audio_format)
     assert text.startswith(head)
     assert re.findall(r"\n([A-Z].*)\n", text.removeprefix(head)) == ["Good morning.", "How are you?"]
     times = re.findall(rf"(00:00:\d\d\{mark}\d\d\d) --> (00:00:\d\d\{mark}\d\d\d)\n", text)
@@ -232,29 +232,29 @@ def test_subtitles_are_well_formed(strict: openai.OpenAI, audio_format: str, hea
     assert all(first < second for first, second in pairwise([time for cue in times for time in cue]))
 
 
-def test_the_text_format_is_the_bare_transcript(strict: openai.OpenAI) -> None:
-    assert transcribed(strict, synthesized(strict), response_format="text") == f"{TEXT}\n"
+def test_the_text_format_is_the_bare_transcript(client: openai.OpenAI) -> None:
+    assert transcribed(client, synthesized(client), response_format="text") == f"{TEXT}\n"
 
 
-def test_models_billed_by_tokens_return_token_usage_and_log_probabilities(strict: openai.OpenAI) -> None:
-    sound = synthesized(strict)
-    answer = transcribed(strict, sound, model="gpt-4o-transcribe", include=["logprobs"], prompt="Rows and more rows.")
+def test_models_billed_by_tokens_return_token_usage_and_log_probabilities(client: openai.OpenAI) -> None:
+    sound = synthesized(client)
+    answer = transcribed(client, sound, model="gpt-4o-transcribe", include=["logprobs"], prompt="Rows and more rows.")
     assert "".join(entry.token for entry in answer.logprobs) == TEXT
     assert answer.usage.type == "tokens"
     assert answer.usage.input_token_details.text_tokens == 5
     assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
 
 
-def test_a_streamed_transcript_comes_token_by_token(strict: openai.OpenAI) -> None:
-    *deltas, done = transcribed(strict, synthesized(strict), model="gpt-4o-transcribe", stream=True)
+def test_a_streamed_transcript_comes_token_by_token(client: openai.OpenAI) -> None:
+    *deltas, done = transcribed(client, synthesized(client), model="gpt-4o-transcribe", stream=True)
     assert "".join(entry.delta for entry in deltas) == TEXT
     assert (done.type, done.text) == ("transcript.text.done", TEXT)
     assert done.usage.total_tokens > 0
     assert len(deltas) > 10
 
 
-def test_diarized_segments_have_a_speaker_whole_and_streamed(strict: openai.OpenAI) -> None:
-    sound = synthesized(strict, "Good morning. How are you?")
+def test_diarized_segments_have_a_speaker_whole_and_streamed(client: openai.OpenAI) -> None:
+    sound = synthesized(client, "Good morning. How are you?")
     options = {
         "model": "gpt-4o-transcribe-diarize",
         "response_format": "diarized_json",
@@ -262,12 +262,12 @@ def test_diarized_segments_have_a_speaker_whole_and_streamed(strict: openai.Open
         "known_speaker_names": ["agent"],
         "known_speaker_references": ["data:audio/wav;base64,AAAA"],
     }
-    whole = transcribed(strict, sound, **options)
+    whole = transcribed(client, sound, **options)
     assert [(entry.speaker, entry.text) for entry in whole.segments] == [
         ("agent", "Good morning."),
         ("agent", "How are you?"),
     ]
-    events = list(transcribed(strict, sound, **options, stream=True))
+    events = list(transcribed(client, sound, **options, stream=True))
     assert [entry.text for entry in events if entry.type == "transcript.text.segment"] == [
         "Good morning.",
         "How are you?",
@@ -275,9 +275,9 @@ def test_diarized_segments_have_a_speaker_whole_and_streamed(strict: openai.Open
     assert events[-1].type == "transcript.text.done"
 
 
-def test_the_language_of_a_translation_is_english(strict: openai.OpenAI) -> None:
-    answer: Any = strict.audio.translations.create(
-        model="whisper-1", file=("x", synthesized(strict)), response_format="verbose_json"
+def test_the_language_of_a_translation_is_english(client: openai.OpenAI) -> None:
+    answer: Any = client.audio.translations.create(
+        model="whisper-1", file=("x", synthesized(client)), response_format="verbose_json"
     )
     assert (answer.language, answer.text) == ("english", TEXT)
 
@@ -311,22 +311,22 @@ def test_an_invalid_parameter_of_a_transcription_is_a_400_that_names_it(
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
 
 
-def test_a_file_without_sound_is_rejected(strict: openai.OpenAI) -> None:
+def test_a_file_without_sound_is_rejected(client: openai.OpenAI) -> None:
     png = encoded_picture()
     for content in (b"", b"no sound", png, b"RIFF\x24\0\0\0WAVEfmt "):
         with pytest.raises(openai.BadRequestError) as refused:
-            transcribed(strict, content)
+            transcribed(client, content)
         assert (refused.value.param, refused.value.code) == ("file", "invalid_file_format")
 
 
-def test_more_than_25_mb_is_a_413(strict: openai.OpenAI) -> None:
+def test_more_than_25_mb_is_a_413(client: openai.OpenAI) -> None:
     with pytest.raises(openai.APIStatusError) as refused:
-        transcribed(strict, bytes(25 * 1024 * 1024 + 1))
+        transcribed(client, bytes(25 * 1024 * 1024 + 1))
     assert refused.value.status_code == 413
 
 
-def test_long_audio_for_the_diarizing_model_needs_a_chunking_strategy(strict: openai.OpenAI) -> None:
+def test_long_audio_for_the_diarizing_model_needs_a_chunking_strategy(client: openai.OpenAI) -> None:
     sound = encode([np.zeros(RATE * 31, dtype=np.int16)], "flac")
     with pytest.raises(openai.BadRequestError) as refused:
-        transcribed(strict, sound, model="gpt-4o-transcribe-diarize")
+        transcribed(client, sound, model="gpt-4o-transcribe-diarize")
     assert refused.value.param == "chunking_strategy"

@@ -90,31 +90,31 @@ def test_a_batch_goes_from_validating_to_completed_and_answers_every_line(fresh:
     ],
 )
 def test_every_endpoint_of_the_batch_api_is_answered(
-    strict: openai.OpenAI, endpoint: str, body: dict[str, Any], kind: str | None
+    client: openai.OpenAI, endpoint: str, body: dict[str, Any], kind: str | None
 ) -> None:
     line = {"custom_id": "1", "method": "POST", "url": endpoint, "body": body}
-    batch = finished(strict, begin(strict, [line], endpoint))
-    answer = json_lines(strict, batch.output_file_id)["1"]["response"]
+    batch = finished(client, begin(client, [line], endpoint))
+    answer = json_lines(client, batch.output_file_id)["1"]["response"]
     assert (answer["status_code"], answer["body"].get("object")) == (200, kind)
 
 
 def test_rejected_lines_are_in_the_error_file_as_replies_not_as_errors(
-    strict: openai.OpenAI,
+    client: openai.OpenAI,
 ) -> None:
     lines = [chat_line("good"), chat_line("hot", temperature=3), chat_line("live", stream=True)]
-    batch = finished(strict, begin(strict, lines))
+    batch = finished(client, begin(client, lines))
     assert batch.status == "completed"
     assert batch.request_counts.model_dump() == {"total": 3, "completed": 1, "failed": 2}
-    assert list(json_lines(strict, batch.output_file_id)) == ["good"]
-    errors = json_lines(strict, batch.error_file_id)
+    assert list(json_lines(client, batch.output_file_id)) == ["good"]
+    errors = json_lines(client, batch.error_file_id)
     assert list(errors) == ["hot", "live"]
     assert (errors["hot"]["error"], errors["hot"]["response"]["status_code"]) == (None, 400)
     assert errors["hot"]["response"]["body"]["error"]["param"] == "temperature"
     assert errors["live"]["response"]["body"]["error"]["param"] == "stream"
 
 
-def test_a_batch_of_rejected_lines_only_has_no_output_file(strict: openai.OpenAI) -> None:
-    batch = finished(strict, begin(strict, [chat_line("hot", temperature=3)]))
+def test_a_batch_of_rejected_lines_only_has_no_output_file(client: openai.OpenAI) -> None:
+    batch = finished(client, begin(client, [chat_line("hot", temperature=3)]))
     assert (batch.status, batch.output_file_id) == ("completed", None)
 
 
@@ -132,9 +132,9 @@ def test_a_batch_of_rejected_lines_only_has_no_output_file(strict: openai.OpenAI
     ],
 )
 def test_an_invalid_line_fails_the_batch_and_is_named(
-    strict: openai.OpenAI, lines: list[Line | str], expected: tuple[str, str | None, int]
+    client: openai.OpenAI, lines: list[Line | str], expected: tuple[str, str | None, int]
 ) -> None:
-    batch = finished(strict, begin(strict, lines))
+    batch = finished(client, begin(client, lines))
     assert (batch.status, batch.output_file_id, batch.in_progress_at) == ("failed", None, None)
     assert [(one.code, one.param, one.line) for one in batch.errors.data] == [expected]
 
@@ -162,38 +162,38 @@ def test_the_limits_are_those_of_the_batch_api() -> None:
     assert (input_file.MAX_LINES, input_file.MAX_BYTES, input_file.MAX_INPUTS) == (50_000, 209_715_200, 50_000)
 
 
-def test_a_share_of_the_lines_can_expire(strict: openai.OpenAI) -> None:
+def test_a_share_of_the_lines_can_expire(client: openai.OpenAI) -> None:
     lines = [chat_line(str(number)) for number in range(5)]
-    batch = finished(strict, begin(strict, lines, rowmill_expire_share="0.4"))
+    batch = finished(client, begin(client, lines, rowmill_expire_share="0.4"))
     assert batch.status == "expired"
     assert (batch.expired_at is None, batch.completed_at) == (False, None)
     assert batch.request_counts.model_dump() == {"total": 5, "completed": 3, "failed": 2}
-    assert list(json_lines(strict, batch.output_file_id)) == ["0", "1", "2"]
-    errors = json_lines(strict, batch.error_file_id)
+    assert list(json_lines(client, batch.output_file_id)) == ["0", "1", "2"]
+    errors = json_lines(client, batch.error_file_id)
     assert [(line["response"], line["error"]["code"]) for line in errors.values()] == [(None, "batch_expired")] * 2
 
 
-def test_metadata_can_make_a_batch_fail(strict: openai.OpenAI) -> None:
-    batch = finished(strict, begin(strict, [chat_line("a")], rowmill_fail="out_of_order"))
+def test_metadata_can_make_a_batch_fail(client: openai.OpenAI) -> None:
+    batch = finished(client, begin(client, [chat_line("a")], rowmill_fail="out_of_order"))
     assert (batch.status, [one.code for one in batch.errors.data]) == ("failed", ["out_of_order"])
 
 
-def test_a_delayed_batch_stays_in_progress_and_can_be_cancelled(strict: openai.OpenAI) -> None:
+def test_a_delayed_batch_stays_in_progress_and_can_be_cancelled(client: openai.OpenAI) -> None:
     lines = [chat_line(str(number)) for number in range(3)]
-    begun = begin(strict, lines, rowmill_delay_s="0.1")
+    begun = begin(client, lines, rowmill_delay_s="0.1")
     start = time.monotonic()
-    assert finished(strict, begun).status == "completed"
+    assert finished(client, begun).status == "completed"
     assert time.monotonic() - start > 0.05
     # Six hours between lines: only earlier lines have answers.
-    slow = begin(strict, lines, rowmill_delay_s="64800")
-    while strict.batches.retrieve(slow.id).status != "in_progress":
+    slow = begin(client, lines, rowmill_delay_s="64800")
+    while client.batches.retrieve(slow.id).status != "in_progress":
         pass
-    assert strict.batches.cancel(slow.id).status == "cancelling"
-    batch = finished(strict, slow)
+    assert client.batches.cancel(slow.id).status == "cancelling"
+    batch = finished(client, slow)
     assert (batch.status, batch.output_file_id) == ("cancelled", None)
     assert batch.cancelling_at <= batch.cancelled_at
     with pytest.raises(openai.ConflictError) as refused:
-        strict.batches.cancel(slow.id)
+        client.batches.cancel(slow.id)
     assert refused.value.code == "batch_not_cancellable"
 
 
@@ -219,14 +219,14 @@ def test_batches_are_listed_the_newest_first_in_pages(fresh: openai.OpenAI) -> N
     assert [one.id for one in fresh.batches.list(limit=2, after=begun[1]).data] == begun[:1]
 
 
-def test_output_files_expire_as_the_batch_requests(strict: openai.OpenAI) -> None:
-    begun = strict.batches.create(
-        input_file_id=upload(strict, [chat_line("a")]),
+def test_output_files_expire_as_the_batch_requests(client: openai.OpenAI) -> None:
+    begun = client.batches.create(
+        input_file_id=upload(client, [chat_line("a")]),
         endpoint="/v1/chat/completions",
         completion_window="24h",
         output_expires_after={"anchor": "created_at", "seconds": 7200},
     )
-    file = strict.files.retrieve(finished(strict, begun).output_file_id)
+    file = client.files.retrieve(finished(client, begun).output_file_id)
     assert file.expires_at == file.created_at + 7200
 
 
@@ -264,10 +264,10 @@ def test_the_next_server_resumes_an_unfinished_batch(serve: Callable[..., str], 
     ],
 )
 def test_an_invalid_parameter_is_named_in_the_error(
-    strict: openai.OpenAI, base_url: str, http: httpx.Client, body: dict[str, Any], status: int, param: str
+    client: openai.OpenAI, base_url: str, http: httpx.Client, body: dict[str, Any], status: int, param: str
 ) -> None:
     right = {
-        "input_file_id": upload(strict, [chat_line("a")]),
+        "input_file_id": upload(client, [chat_line("a")]),
         "endpoint": "/v1/chat/completions",
         "completion_window": "24h",
     }
@@ -275,11 +275,11 @@ def test_an_invalid_parameter_is_named_in_the_error(
     assert (reply.status_code, reply.json()["error"]["param"]) == (status, param)
 
 
-def test_only_batch_files_are_accepted_and_unknown_batches_are_a_404(strict: openai.OpenAI) -> None:
-    file = strict.files.create(file=("a.jsonl", b"{}"), purpose="user_data")
+def test_only_batch_files_are_accepted_and_unknown_batches_are_a_404(client: openai.OpenAI) -> None:
+    file = client.files.create(file=("a.jsonl", b"{}"), purpose="user_data")
     with pytest.raises(openai.BadRequestError) as refused:
-        strict.batches.create(input_file_id=file.id, endpoint="/v1/responses", completion_window="24h")
+        client.batches.create(input_file_id=file.id, endpoint="/v1/responses", completion_window="24h")
     assert refused.value.param == "input_file_id"
-    for ask in (strict.batches.retrieve, strict.batches.cancel):
+    for ask in (client.batches.retrieve, client.batches.cancel):
         with pytest.raises(openai.NotFoundError):
             ask("batch_none")

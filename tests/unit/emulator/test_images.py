@@ -60,17 +60,17 @@ def hole(width: int = 64, height: int = 64) -> Image.Image:
     ],
 )
 def test_a_picture_has_the_requested_size(
-    strict: openai.OpenAI, http: httpx.Client, model: str, size: Any, expected: tuple[int, int]
+    client: openai.OpenAI, http: httpx.Client, model: str, size: Any, expected: tuple[int, int]
 ) -> None:
     options = {} if size is None else {"size": size}
-    (image,) = strict.images.generate(prompt=PROMPT, model=model, **options).data or ()
+    (image,) = client.images.generate(prompt=PROMPT, model=model, **options).data or ()
     picture = picture_of(image, http)
     assert (picture.format, picture.size) == ("PNG", expected)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
-def test_gpt_image_models_answer_in_the_requested_format_with_token_usage(strict: openai.OpenAI, kind: Any) -> None:
-    answer = strict.images.generate(prompt=PROMPT, model="gpt-image-1", output_format=kind, quality="low", n=2)
+def test_gpt_image_models_answer_in_the_requested_format_with_token_usage(client: openai.OpenAI, kind: Any) -> None:
+    answer = client.images.generate(prompt=PROMPT, model="gpt-image-1", output_format=kind, quality="low", n=2)
     assert [picture_of(image).format for image in answer.data or ()] == [kind.upper()] * 2
     assert (answer.output_format, answer.quality, answer.size, answer.background) == (
         kind,
@@ -84,10 +84,10 @@ def test_gpt_image_models_answer_in_the_requested_format_with_token_usage(strict
     assert usage.total_tokens == usage.input_tokens + usage.output_tokens
 
 
-def test_lower_quality_makes_smaller_files(strict: openai.OpenAI) -> None:
+def test_lower_quality_makes_smaller_files(client: openai.OpenAI) -> None:
     sizes = [
         len(
-            strict.images.generate(
+            client.images.generate(
                 prompt=PROMPT, model="gpt-image-1", output_format="jpeg", output_compression=compression
             )
             .data[0]
@@ -99,18 +99,18 @@ def test_lower_quality_makes_smaller_files(strict: openai.OpenAI) -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_a_transparent_background_is_transparent(strict: openai.OpenAI) -> None:
-    answer = strict.images.generate(prompt=PROMPT, model="gpt-image-1", background="transparent")
+def test_a_transparent_background_is_transparent(client: openai.OpenAI) -> None:
+    answer = client.images.generate(prompt=PROMPT, model="gpt-image-1", background="transparent")
     (image,) = answer.data or ()
     assert picture_of(image).getchannel("A").getextrema() == (0, 255)
     assert answer.background == "transparent"
 
 
 def test_equal_requests_give_equal_pictures_and_the_pictures_of_one_differ(
-    strict: openai.OpenAI, http: httpx.Client
+    client: openai.OpenAI, http: httpx.Client
 ) -> None:
     def generate(**more: Any) -> list[bytes]:
-        answer = strict.images.generate(**{"prompt": PROMPT, "model": "dall-e-2", "size": "256x256", "n": 3, **more})
+        answer = client.images.generate(**{"prompt": PROMPT, "model": "dall-e-2", "size": "256x256", "n": 3, **more})
         return [picture_of(image, http).tobytes() for image in answer.data or ()]
 
     first = generate()
@@ -119,30 +119,30 @@ def test_equal_requests_give_equal_pictures_and_the_pictures_of_one_differ(
     assert not set(generate(prompt="Something else")) & set(first)
 
 
-def test_only_dall_e_3_returns_a_revised_prompt(strict: openai.OpenAI) -> None:
-    (image,) = strict.images.generate(prompt=PROMPT, model="dall-e-3", style="natural", quality="hd").data or ()
+def test_only_dall_e_3_returns_a_revised_prompt(client: openai.OpenAI) -> None:
+    (image,) = client.images.generate(prompt=PROMPT, model="dall-e-3", style="natural", quality="hd").data or ()
     assert image.revised_prompt is not None
     assert PROMPT in image.revised_prompt
-    (other,) = strict.images.generate(prompt=PROMPT, model="dall-e-2", size="256x256").data or ()
+    (other,) = client.images.generate(prompt=PROMPT, model="dall-e-2", size="256x256").data or ()
     assert other.revised_prompt is None
 
 
-def test_the_default_model_is_dall_e_2_unless_a_parameter_requires_another(strict: openai.OpenAI) -> None:
-    (image,) = strict.images.generate(prompt=PROMPT, size="256x256").data or ()
+def test_the_default_model_is_dall_e_2_unless_a_parameter_requires_another(client: openai.OpenAI) -> None:
+    (image,) = client.images.generate(prompt=PROMPT, size="256x256").data or ()
     assert image.url is not None
-    (image,) = strict.images.generate(prompt=PROMPT, output_format="webp").data or ()
+    (image,) = client.images.generate(prompt=PROMPT, output_format="webp").data or ()
     assert image.b64_json is not None
 
 
-def test_streamed_pictures_are_partial_first_and_then_complete(strict: openai.OpenAI) -> None:
-    events: list[Any] = list(strict.images.generate(prompt=PROMPT, model="gpt-image-1", stream=True, partial_images=2))
+def test_streamed_pictures_are_partial_first_and_then_complete(client: openai.OpenAI) -> None:
+    events: list[Any] = list(client.images.generate(prompt=PROMPT, model="gpt-image-1", stream=True, partial_images=2))
     assert [image.type for image in events] == [
         "image_generation.partial_image",
         "image_generation.partial_image",
         "image_generation.completed",
     ]
     assert [image.partial_image_index for image in events[:2]] == [0, 1]
-    (whole,) = strict.images.generate(prompt=PROMPT, model="gpt-image-1").data or ()
+    (whole,) = client.images.generate(prompt=PROMPT, model="gpt-image-1").data or ()
     assert events[-1].b64_json == whole.b64_json
     assert events[-1].usage.output_tokens == 1056
 
@@ -186,10 +186,10 @@ def test_an_invalid_parameter_is_a_400_that_names_it(
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
 
 
-def test_an_edit_changes_only_the_transparent_area_of_the_mask(strict: openai.OpenAI) -> None:
+def test_an_edit_changes_only_the_transparent_area_of_the_mask(client: openai.OpenAI) -> None:
     source = photo(256, 256)
     (image,) = (
-        strict.images.edit(
+        client.images.edit(
             model="dall-e-2",
             image=("a.png", file_of(source)),
             mask=("m.png", file_of(hole(256, 256))),
@@ -205,11 +205,11 @@ def test_an_edit_changes_only_the_transparent_area_of_the_mask(strict: openai.Op
     assert not changed.any()
 
 
-def test_without_a_mask_the_transparent_part_of_the_picture_is_filled(strict: openai.OpenAI) -> None:
+def test_without_a_mask_the_transparent_part_of_the_picture_is_filled(client: openai.OpenAI) -> None:
     source = photo(256, 256, "RGBA")
     source.putalpha(hole(256, 256).getchannel("A"))
     (image,) = (
-        strict.images.edit(
+        client.images.edit(
             model="dall-e-2", image=file_of(source), prompt=PROMPT, size="256x256", response_format="b64_json"
         ).data
         or ()
@@ -219,21 +219,21 @@ def test_without_a_mask_the_transparent_part_of_the_picture_is_filled(strict: op
     assert not changed[:64].any()
 
 
-def test_several_pictures_are_edited_into_one(strict: openai.OpenAI) -> None:
+def test_several_pictures_are_edited_into_one(client: openai.OpenAI) -> None:
     images = [file_of(photo(96, 64), kind) for kind in ("PNG", "JPEG", "WEBP")]
     options: dict[str, Any] = {"model": "gpt-image-1", "prompt": PROMPT, "size": "1536x1024", "input_fidelity": "high"}
-    image = strict.images.edit(image=images, mask=("m.png", file_of(hole(96, 64))), **options)
+    image = client.images.edit(image=images, mask=("m.png", file_of(hole(96, 64))), **options)
     assert [picture_of(made).size for made in image.data or ()] == [(1536, 1024)]
     assert image.usage is not None
     assert image.usage.input_tokens_details.image_tokens == 3 * input_image_tokens((96, 64))
-    fewer = strict.images.edit(image=images[:1], mask=("m.png", file_of(hole(96, 64))), **options)
+    fewer = client.images.edit(image=images[:1], mask=("m.png", file_of(hole(96, 64))), **options)
     assert (image.data or [None])[0] != (fewer.data or [None])[0]
 
 
 def test_an_edit_in_json_refers_to_pictures_by_data_url_or_file(
-    strict: openai.OpenAI, base_url: str, http: httpx.Client
+    client: openai.OpenAI, base_url: str, http: httpx.Client
 ) -> None:
-    uploaded = strict.files.create(file=("a.png", file_of(photo())), purpose="vision")
+    uploaded = client.files.create(file=("a.png", file_of(photo())), purpose="vision")
     url = f"data:image/png;base64,{base64.b64encode(file_of(photo())).decode()}"
     mask = f"data:image/png;base64,{base64.b64encode(file_of(hole())).decode()}"
     replies = [
@@ -281,12 +281,12 @@ def test_a_picture_that_the_model_does_not_accept_is_a_400(
 
 
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
-def test_variations_resemble_the_picture_and_differ_from_one_another(strict: openai.OpenAI, http: httpx.Client) -> None:
-    answer = strict.images.create_variation(image=file_of(photo(256, 256)), n=3, size="256x256")
+def test_variations_resemble_the_picture_and_differ_from_one_another(client: openai.OpenAI, http: httpx.Client) -> None:
+    answer = client.images.create_variation(image=file_of(photo(256, 256)), n=3, size="256x256")
     pictures = [picture_of(image, http) for image in answer.data or ()]
     assert [image.size for image in pictures] == [(256, 256)] * 3
     assert len({image.tobytes() for image in pictures}) == 3
-    again = strict.images.create_variation(
+    again = client.images.create_variation(
         image=file_of(photo(256, 256)), n=3, size="256x256", response_format="b64_json"
     )
     assert [picture_of(image).tobytes() for image in again.data or ()] == [image.tobytes() for image in pictures]
