@@ -1,4 +1,4 @@
-"""Batches in the ledger: noted with their lines before anything is uploaded, kept until every line is settled."""
+"""Batches in the ledger: recorded with their lines before anything is uploaded, kept until every line is settled."""
 
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -14,29 +14,29 @@ State = Literal["noted", "uploaded", "created"]
 
 @dataclass(frozen=True, slots=True)
 class BatchLine:
-    """One request of a batch's file, which may ask for several rows: noted in the ledger, not answered yet."""
+    """One request of a batch's file, for one or several rows: recorded in the ledger, and not answered yet."""
 
     exchange_id: int
     keys: bytes
     """JSON list of the rows' keys as text."""
     row_fingerprints: bytes
-    """16 bytes for each of `keys`: the fingerprint of the request that asks for that row."""
+    """16 bytes for each of `keys`: the fingerprint of the request for that row."""
     fingerprints: tuple[bytes, ...]
-    """Of the requests in it, in their order."""
+    """Of its requests, in order."""
     attempt: int
     max_cost: int | None
 
     def keys_by_request(self) -> Sequence[tuple[str, ...]]:
-        """For each request the rows that it asks for."""
-        found: dict[bytes, list[str]] = {fingerprint: [] for fingerprint in self.fingerprints}
+        """Return the keys of the rows of each request."""
+        keys: dict[bytes, list[str]] = {fingerprint: [] for fingerprint in self.fingerprints}
         for place, key in enumerate(orjson.loads(self.keys)):
-            found[self.row_fingerprints[16 * place : 16 * place + 16]].append(key)
-        return [tuple(found[fingerprint]) for fingerprint in self.fingerprints]
+            keys[self.row_fingerprints[16 * place : 16 * place + 16]].append(key)
+        return [tuple(keys[fingerprint]) for fingerprint in self.fingerprints]
 
 
 @dataclass(slots=True)
 class Batch:
-    """One batch on its way, and its lines that are not settled yet, by their place in the file."""
+    """An open batch, and its lines that are not settled yet, by their place in the file."""
 
     mark: str
     route_id: int
@@ -44,17 +44,17 @@ class Batch:
     provider: str
     endpoint: str
     recorded_at: int
-    """When it was noted: microseconds since 1970, UTC."""
+    """Microseconds since 1970, UTC."""
     day: str | None
-    """The date whose budget it was reserved in."""
+    """The date in whose budget it is reserved."""
     state: State = "noted"
     file_id: str | None = None
     batch_id: str | None = None
     lines: dict[int, BatchLine] = field(default_factory=dict)
     input_tokens: int = 0
-    """Of its input, as counted here; roughly for those of an earlier invocation."""
+    """As counted here; an estimate for batches of an earlier invocation."""
     is_uncertain: bool = False
-    """Whether the provider may know it although we never heard: its file, or the batch itself, is looked for first."""
+    """Whether the provider may have its file, or the batch itself, although no reply confirmed that."""
 
 
 class BatchLedger:
@@ -65,33 +65,50 @@ class BatchLedger:
         self._job = job
 
     def has_open_batches(self) -> bool:
-        """Whether earlier invocations left any."""
+        """Whether earlier invocations have left open batches."""
         return bool(self.ledger.query("select 1 from batches where job = ? limit 1", (self._job,)))
 
     def open_batches(self) -> list[Batch]:
-        """What earlier invocations left: their lines may still be answered."""
-        found: list[Batch] = []
-        for mark, leg, step, provider, endpoint, state, file_id, batch_id, day, at in self.ledger.query(
+        """Return the batches that earlier invocations have left: their lines may still be answered."""
+        batches: list[Batch] = []
+        for mark, route_id, step, provider, endpoint, state, file_id, batch_id, day, at in self.ledger.query(
             "select b.mark, b.leg, l.step, l.provider, l.endpoint, b.state, b.file_id, b.batch_id, b.day, b.at "
             "from batches b join legs l on l.id = b.leg where b.job = ? order by b.at",
             (self._job,),
         ):
             lines = {
-                place: BatchLine(note, keys.encode(), marks, tuple(_distinct(marks)), attempt, reserved)
-                for place, note, keys, marks, attempt, reserved in self.ledger.query(
+                place: BatchLine(
+                    exchange_id, keys.encode(), fingerprints, tuple(_distinct(fingerprints)), attempt, max_cost
+                )
+                for place, exchange_id, keys, fingerprints, attempt, max_cost in self.ledger.query(
                     "select b.place, n.id, n.keys, n.fingerprints, n.attempt, n.reserved from batch_lines b "
                     "join noted n on n.id = b.note where b.mark = ?",
                     (mark,),
                 )
             }
-            found.append(
-                Batch(mark, leg, step, provider, endpoint, at, day, state, file_id, batch_id, lines, is_uncertain=True)
+            batches.append(
+                Batch(
+                    mark,
+                    route_id,
+                    step,
+                    provider,
+                    endpoint,
+                    at,
+                    day,
+                    state,
+                    file_id,
+                    batch_id,
+                    lines,
+                    is_uncertain=True,
+                )
             )
-        return found
+        return batches
 
     async def record_pending(self, batch: Batch, day_limit: int | None) -> bool:
-        """Record that the batch is about to be uploaded; False (and nothing noted) where the day's budget, in
-        pico-dollars, has no room for it."""
+        """Record that the batch is about to be uploaded; False if the daily budget has no room for it.
+
+        `day_limit`: pico-dollars.
+        """
         reserved = sum(line.max_cost or 0 for line in batch.lines.values())
 
         def write(db: sqlite3.Connection) -> bool:
@@ -127,14 +144,14 @@ class BatchLedger:
         return await self.ledger.write_together(write)
 
     async def record_state(self, batch: Batch) -> None:
-        """Record how far the batch has come."""
+        """Record the state of the batch and its ids at the provider."""
         await self.ledger.write_queued(
             "update batches set state = ?, file_id = ?, batch_id = ? where mark = ?",
             (batch.state, batch.file_id, batch.batch_id, batch.mark),
         )
 
     async def cancel_lines(self, batch: Batch, lines: Mapping[int, BatchLine]) -> None:
-        """These lines were not answered and never will be: they count as not sent."""
+        """Remove lines that were not answered and never will be: they count as not sent."""
         reserved = sum(line.max_cost or 0 for line in lines.values())
 
         def write(db: sqlite3.Connection) -> None:
@@ -146,7 +163,7 @@ class BatchLedger:
         await self.ledger.write_together(write)
 
     async def delete(self, batch: Batch) -> None:
-        """All is settled, and nothing of it is left at the provider."""
+        """Delete a batch that is settled, and of which the provider holds nothing."""
 
         def write(db: sqlite3.Connection) -> None:
             db.execute("delete from batch_lines where mark = ?", (batch.mark,))
@@ -155,18 +172,18 @@ class BatchLedger:
         await self.ledger.write_together(write)
 
     def remaining_daily_budget(self, day: str, limit: int) -> int:
-        """Pico-dollars that may still be reserved on this day."""
+        """Return the pico-dollars that may still be reserved on this day."""
         ((spent,),) = self.ledger.query("select coalesce((select spent from days where day = ?), 0)", (day,))
         return limit - int(spent)
 
 
-def new_mark(ledger: Ledger, note: int) -> str:
-    """A name that no other batch has, here or elsewhere: of the ledger and the batch's first note."""
-    return f"{ledger.identity}-{note:x}-{now_us():x}"
+def new_mark(ledger: Ledger, exchange_id: int) -> str:
+    """Return a name that no other batch has, here or elsewhere, from the ledger and an unused exchange id."""
+    return f"{ledger.identity}-{exchange_id:x}-{now_us():x}"
 
 
-def _distinct(marks: bytes) -> dict[bytes, None]:
-    return dict.fromkeys(marks[start : start + 16] for start in range(0, len(marks), 16))
+def _distinct(fingerprints: bytes) -> dict[bytes, None]:
+    return dict.fromkeys(fingerprints[start : start + 16] for start in range(0, len(fingerprints), 16))
 
 
 def _spent(db: sqlite3.Connection, day: str) -> int:

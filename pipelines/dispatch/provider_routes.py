@@ -15,7 +15,8 @@ from pipelines.dispatch.step_runner import RunStep
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.preparation.prepared_job import PreparedStep
 from pipelines.pricing.price_cache import cached_published_price
-from pipelines.pricing.prices import FREE, Price, image_price, max_cost, resolve_price
+from pipelines.pricing.prices import FREE, Price, image_price, max_cost
+from pipelines.pricing.published_prices import resolve_price
 
 TEXT_BYTES = 1 << 16
 """Bodies up to this size are text: their bytes bound their tokens. Larger ones carry media and count as estimated."""

@@ -121,7 +121,7 @@ class BatchProvider(ThreadedServer):
             self.lines_of_batches.append(len(lines))
             for line in lines:
                 self.submitted.update(texts_of(line["body"]))
-        return web.json_response(result(batch))
+        return web.json_response(batch_item(batch))
 
     def _over(self, lines: list[Body]) -> bool:
         """Whether these are too many beside those that are enqueued."""
@@ -133,7 +133,7 @@ class BatchProvider(ThreadedServer):
         )
 
     async def _list_batches(self, request: web.Request) -> web.Response:
-        return web.json_response(page([result(batch) for batch in self.batches.values()][::-1], request, most=2))
+        return web.json_response(page([batch_item(batch) for batch in self.batches.values()][::-1], request, most=2))
 
     async def _show(self, request: web.Request) -> web.Response:
         batch = self.batches[request.match_info["id"]]
@@ -148,14 +148,14 @@ class BatchProvider(ThreadedServer):
             batch["status"] = "in_progress"
         elif batch["status"] == "in_progress" and batch["polls"] >= self.polls and not self.held:
             self._end(batch, "completed")
-        return web.json_response(result(batch))
+        return web.json_response(batch_item(batch))
 
     async def _cancel(self, request: web.Request) -> web.Response:
         batch = self.batches[request.match_info["id"]]
         if batch["status"] not in ("validating", "in_progress"):
             return self.error(409, "it has ended")
         batch["status"] = "cancelling"
-        return web.json_response(result(batch))
+        return web.json_response(batch_item(batch))
 
     def _end(self, batch: Body, status: str) -> None:
         """Answers in another order than the questions; refused lines and those without an answer in a second file."""
@@ -211,7 +211,7 @@ def usual(body: Body) -> Body:
     }  # fmt: skip
 
 
-def told(batch: Body) -> Body:
+def batch_item(batch: Body) -> Body:
     """A batch as the API tells it."""
     return {name: value for name, value in batch.items() if name not in ("lines", "polls", "fails")}
 

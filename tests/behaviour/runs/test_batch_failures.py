@@ -15,29 +15,30 @@ Read = Callable[..., list[dict[str, Any]]]
 
 BREAKING = """
 import sys
-from pipelines import batch_carry, batch_files, batch_gather, batch_land, batch_ledger, batch_out, provider_api
+from pipelines.batch import builder, dispatcher, lifecycle, settler, store
+from pipelines.runtime import provider_api
 
-batch_carry.FIRST_POLL, batch_carry.LONGEST_POLL = 0.02, 0.05
-batch_out.QUIET, batch_gather.LINES, batch_land.SETTLED_AT_ONCE = 0.1, 20, 4
+lifecycle.FIRST_POLL_SECONDS, lifecycle.MAX_POLL_SECONDS = 0.02, 0.05
+dispatcher.QUIET_SECONDS, builder.MAX_FILE_LINES, settler.LINES_AT_ONCE = 0.1, 20, 4
 
 class Unexpected(Exception):
     pass
 
-def breaking(owner, name, when=lambda *given: True):
+def breaking(owner, name, when=lambda *arguments: True):
     real = getattr(owner, name)
-    async def instead(*given):
-        if when(*given):
+    async def replacement(*arguments):
+        if when(*arguments):
             raise Unexpected("text 1 is secret")
-        return await real(*given)
-    setattr(owner, name, instead)
+        return await real(*arguments)
+    setattr(owner, name, replacement)
 
 settled = []
 stage = sys.argv[1]
 match stage:
     case "gather":
-        breaking(batch_builder.BatchBuilder, "add", lambda self, pack, *given: pack.requests[0].keys == ("27",))
+        breaking(builder.BatchBuilder, "add", lambda self, group, *others: group.requests[0].keys == ("27",))
     case "note":
-        breaking(batch_ledger.BatchLedger, "note")
+        breaking(store.BatchLedger, "record_pending")
     case "upload":
         breaking(provider_api.ProviderApi, "upload_file")
     case "create":
@@ -47,17 +48,17 @@ match stage:
     case "fetch":
         breaking(provider_api.ProviderApi, "download_file")
     case "landing":
-        breaking(batch_land.Lander, "settle_line", lambda *given: settled.append(1) or len(settled) == 6)
+        breaking(settler.BatchSettler, "_settle_result", lambda *arguments: settled.append(1) or len(settled) == 6)
     case "telling":
-        def told(*given):
+        def fail(*arguments):
             raise Unexpected("text 1 is secret")
-        batch_out.BatchOut.answered = told
+        dispatcher.BatchDispatcher.on_answered = fail
     case "release":
-        breaking(batch_ledger.BatchLedger, "release")
+        breaking(store.BatchLedger, "cancel_lines")
     case "clean":
-        breaking(batch_lifecycle.BatchLifecycle, "clean")
+        breaking(lifecycle.BatchLifecycle, "clean")
     case "deadline":
-        breaking(batch_out.BatchOut, "_until_deadline")
+        breaking(dispatcher.BatchDispatcher, "_run_until_deadline")
 
 from pipelines.cli import main
 main(sys.argv[2:])

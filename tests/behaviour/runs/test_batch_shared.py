@@ -21,19 +21,19 @@ ROOT = Path(__file__).parents[3]
 WATCHED = """
 import os, signal, sys
 from pathlib import Path
-from connectors.emulator import batches
-from pipelines import batch_carry, batch_gather, batch_out
+from connectors.emulator.batches import batches
+from pipelines.batch import builder, dispatcher, lifecycle
 
-batch_carry.FIRST_POLL, batch_carry.LONGEST_POLL = 0.02, 0.05
-batch_out.QUIET, batch_gather.LINES = 0.1, 20
-real = batches._work
+lifecycle.FIRST_POLL_SECONDS, lifecycle.MAX_POLL_SECONDS = 0.02, 0.05
+dispatcher.QUIET_SECONDS, builder.MAX_FILE_LINES = 0.1, 20
+real = batches._run_batch
 
 async def noted(incoming, batch):
     with open(os.environ["WORKED_ON"], "a") as file:
         file.write(f"{os.getpid()} {batch['id']}\\n")
     await real(incoming, batch)
 
-batches._work = noted
+batches._run_batch = noted
 """
 COMMAND = f"{WATCHED}\n{forked.COMMAND}"
 SERVER = f"""{WATCHED}

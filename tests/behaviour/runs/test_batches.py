@@ -455,45 +455,48 @@ def test_a_pool_is_refused_for_batches(workspace: Any, batches: Any, cli: Any) -
 DRIVER = """
 import os, signal, sys
 from connectors.endpoints import embeddings
-from pipelines import batch_carry, batch_gather, batch_land, batch_ledger, batch_out, committer, provider_api
+from pipelines.batch import builder, dispatcher, lifecycle, settler, store
+from pipelines.execution import committer
+from pipelines.runtime import provider_api
 
-batch_carry.FIRST_POLL, batch_carry.LONGEST_POLL = 0.02, 0.05
-batch_out.QUIET, batch_gather.LINES, batch_land.SETTLED_AT_ONCE, embeddings.MAX_TEXTS_PER_REQUEST = 0.1, 20, 4, 5
+lifecycle.FIRST_POLL_SECONDS, lifecycle.MAX_POLL_SECONDS = 0.02, 0.05
+dispatcher.QUIET_SECONDS, builder.MAX_FILE_LINES = 0.1, 20
+settler.LINES_AT_ONCE, embeddings.MAX_TEXTS_PER_REQUEST = 4, 5
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-def dying(owner, name, when=lambda *given: True, before=False):
+def dying(owner, name, when=lambda *arguments: True, before=False):
     real = getattr(owner, name)
-    async def instead(*given):
-        if before and when(*given):
+    async def replacement(*arguments):
+        if before and when(*arguments):
             die()
-        result = await real(*given)
-        if when(*given):
+        result = await real(*arguments)
+        if when(*arguments):
             die()
         return result
-    setattr(owner, name, instead)
+    setattr(owner, name, replacement)
 
 settled = []
 moment = sys.argv[1]
 if moment == "noted":
-    dying(batch_ledger.BatchLedger, "note")
+    dying(store.BatchLedger, "record_pending")
 elif moment == "uploaded, not noted":
     dying(provider_api.ProviderApi, "upload_file")
 elif moment == "uploaded":
-    dying(batch_ledger.BatchLedger, "moved", lambda self, batch: batch.state == "uploaded")
+    dying(store.BatchLedger, "record_state", lambda self, batch: batch.state == "uploaded")
 elif moment == "created, not noted":
     dying(provider_api.ProviderApi, "create_batch")
 elif moment == "created":
-    dying(batch_ledger.BatchLedger, "moved", lambda self, batch: batch.state == "created")
+    dying(store.BatchLedger, "record_state", lambda self, batch: batch.state == "created")
 elif moment == "polled":
     dying(provider_api.ProviderApi, "get_batch")
 elif moment == "fetched in part":
-    dying(batch_land.Lander, "settle_line", lambda *given: settled.append(1) or len(settled) == 6)
+    dying(settler.BatchSettler, "_settle_result", lambda *arguments: settled.append(1) or len(settled) == 6)
 elif moment == "settled, not cleaned":
-    dying(batch_lifecycle.BatchLifecycle, "clean", before=True)
+    dying(lifecycle.BatchLifecycle, "clean", before=True)
 elif moment == "cleaned, not forgotten":
-    dying(batch_ledger.BatchLedger, "forget", before=True)
+    dying(store.BatchLedger, "delete", before=True)
 elif moment == "not committed":
     committer.Committer._commit = lambda self, gathered: die()
 
@@ -650,7 +653,7 @@ def test_what_a_provider_counts_in_no_numbers_ends_no_run() -> None:
     progress = BatchProgress()
     batch = Batch("m", 1, "s", "p", "/v1/chat/completions", 0, None)
     for counts in ({"completed": "n/a", "failed": 2}, {"completed": None, "failed": 2}, {"failed": 2.0}):
-        progress.looked(batch, {"request_counts": counts})
-        assert progress.words() == "1 batch at the provider: 2 of 0 requests answered"
-    progress.looked(batch, {"request_counts": "many"})
-    assert progress.words() == "1 batch at the provider: 0 of 0 requests answered"
+        progress.update(batch, {"request_counts": counts})
+        assert progress.format() == "1 batch at the provider: 2 of 0 requests answered"
+    progress.update(batch, {"request_counts": "many"})
+    assert progress.format() == "1 batch at the provider: 0 of 0 requests answered"

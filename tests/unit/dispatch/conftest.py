@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from connectors.contracts import Provider, BaseEndpoint
+from connectors.contracts import BaseEndpoint, Provider
 from connectors.records import NO_USAGE, Call, Reply, Request, RowError, Usage
 from connectors.transport.client import RequestError
 from pipelines.dispatch.counters import RunCounters, StepCounters
@@ -78,7 +78,7 @@ class Dispatch:
     ledger: Ledger
     transport: ScriptedTransport
     budget: RunBudget
-    retry_limits: RetryLimits = RetryLimits(first_wait=0.001)
+    retry_limits: RetryLimits = field(default_factory=lambda: RetryLimits(first_wait=0.001))
     concurrency: int = 1
     daily_budget: DailyBudget | None = None
     max_cost: int = 0
@@ -107,9 +107,7 @@ def make_route(route_id: int = 1, max_cost: int = 0, group_size: int = 1, provid
     """Return a route to a provider without limits, at a fixed maximum cost of a request."""
     endpoint: Any = EchoEndpoint(group_size)
     limiters = (ProviderLimiter(None, None, None, 900, 60), ProviderLimiter(None, None, None, 900, 60))
-    return Route(
-        "answer", endpoint, Provider(provider, "http://x"), limiters, None, lambda _: max_cost, route_id, True
-    )
+    return Route("answer", endpoint, Provider(provider, "http://x"), limiters, None, lambda _: max_cost, route_id, True)
 
 
 def make_requests(count: int) -> list[Request]:

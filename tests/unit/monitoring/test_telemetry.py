@@ -1,4 +1,4 @@
-"""OpenTelemetry: what a run measures and traces, and that nothing happens where nobody asks for it."""
+"""OpenTelemetry: the metrics and traces of a run, and that nothing is imported unless it is turned on."""
 
 import gzip
 import json
@@ -24,7 +24,7 @@ from tests.conftest import error_reply
 
 
 class Collected:
-    """What an SDK in this process has collected."""
+    """The spans and metrics that an SDK in this process has collected."""
 
     def __init__(self) -> None:
         self.spans = InMemorySpanExporter()
@@ -37,13 +37,13 @@ class Collected:
         """The data points of a metric."""
         data = self.reader.get_metrics_data()
         assert data is not None
-        found = [m for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics if m.name == name]
-        return [point for metric in found for point in metric.data.data_points]
+        matching = [m for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics if m.name == name]
+        return [point for metric in matching for point in metric.data.data_points]
 
 
 @pytest.fixture
 def collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collected]:
-    """An SDK that the process has set up before the run."""
+    """An SDK that the process set up before the run."""
     sdk = Collected()
     monkeypatch.setattr(trace, "get_tracer", lambda name: sdk.traces.get_tracer(name))
     monkeypatch.setattr(metrics, "get_meter", lambda name: sdk.meters.get_meter(name))
@@ -57,12 +57,12 @@ def test_each_exchange_is_a_span_below_that_of_the_run(
 ) -> None:
     workspace.csv(2)
     provider.script = lambda path, body, count: error_reply(500, "text 1 fails") if count == 0 else None
-    told = cli.run(workspace.job(limits="{concurrency: 1}"))
+    report = cli.run(workspace.job(limits="{concurrency: 1}"))
     *exchanges, run = collected.spans.get_finished_spans()
     assert (run.name, run.attributes["rowmill.run_id"], run.attributes["rowmill.rows_ok"]) == (
-        "run job", told["run_id"], 2,
+        "run job", report["run_id"], 2,
     )  # fmt: skip
-    assert run.attributes["rowmill.cost_usd"] == pytest.approx(told["cost_usd"])
+    assert run.attributes["rowmill.cost_usd"] == pytest.approx(report["cost_usd"])
     assert [span.name for span in exchanges] == ["chat m"] * 3
     assert {span.parent.span_id for span in exchanges} == {run.context.span_id}
     failed, answered = exchanges[0], exchanges[1]
@@ -83,14 +83,14 @@ def test_each_exchange_is_a_span_below_that_of_the_run(
 def test_the_metrics_add_up_to_the_report(workspace: Any, provider: Any, cli: Any, collected: Collected) -> None:
     workspace.csv(10)
     provider.script = lambda path, body, count: error_reply(400, "no") if "text 1'" in str(body) else None
-    told = cli.run(workspace.job())
-    assert told["exit_code"] == 1
-    assert sum(point.value for point in collected.points("rowmill.requests")) == told["requests"] == 10
-    assert sum(point.value for point in collected.points("rowmill.cost")) == pytest.approx(told["cost_usd"])
+    report = cli.run(workspace.job())
+    assert report["exit_code"] == 1
+    assert sum(point.value for point in collected.points("rowmill.requests")) == report["requests"] == 10
+    assert sum(point.value for point in collected.points("rowmill.cost")) == pytest.approx(report["cost_usd"])
     rows = {point.attributes["rowmill.outcome"]: point.value for point in collected.points("rowmill.rows")}
     assert rows == {"answered": 9, "failed": 1}
     tokens = {p.attributes["gen_ai.token.type"]: p.sum for p in collected.points("gen_ai.client.token.usage")}
-    assert tokens == {"input": told["input_tokens"], "output": told["output_tokens"]}
+    assert tokens == {"input": report["input_tokens"], "output": report["output_tokens"]}
     duration = collected.points("gen_ai.client.operation.duration")
     assert sum(point.count for point in duration) == 10
     assert {point.attributes.get("error.type") for point in duration} == {None, "bad_request"}
@@ -128,8 +128,8 @@ def test_a_batch_is_a_span_with_its_stages_and_each_line_an_exchange(
     workspace: Any, by_batch: None, cli: Any, collected: Collected
 ) -> None:
     workspace.csv(20)
-    told = cli.run(workspace.job(delivery="batch", steps=STEPS))
-    assert (told["exit_code"], told["requests"]) == (0, 20)
+    report = cli.run(workspace.job(delivery="batch", steps=STEPS))
+    assert (report["exit_code"], report["requests"]) == (0, 20)
     spans = collected.spans.get_finished_spans()
     run = spans[-1]
     wholes = [span for span in spans if span.name == "batch"]
@@ -155,9 +155,9 @@ def test_a_batch_is_a_span_with_its_stages_and_each_line_an_exchange(
         span.end_time > span.start_time and span.attributes["http.response.status_code"] == 200 for span in lines
     )
     assert sum(point.value for point in collected.points("rowmill.requests")) == 20
-    assert sum(point.value for point in collected.points("rowmill.cost")) == pytest.approx(told["cost_usd"])
+    assert sum(point.value for point in collected.points("rowmill.cost")) == pytest.approx(report["cost_usd"])
     tokens = {p.attributes["gen_ai.token.type"]: p.sum for p in collected.points("gen_ai.client.token.usage")}
-    assert tokens == {"input": told["input_tokens"], "output": told["output_tokens"]}
+    assert tokens == {"input": report["input_tokens"], "output": report["output_tokens"]}
     rows = {point.attributes["rowmill.outcome"]: point.value for point in collected.points("rowmill.rows")}
     assert rows == {"answered": 20}
     counts = {p.attributes["rowmill.batch.stage"]: p.count for p in collected.points("rowmill.batch.stage.duration")}
@@ -181,7 +181,7 @@ def test_a_stage_of_a_batch_that_fails_says_so(
 
 
 def ran(workspace: Any, **variables: str) -> "subprocess.CompletedProcess[str]":
-    """A run in a process of its own, which tells in the end what it has imported of OpenTelemetry."""
+    """Run a job in a separate process, which prints at the end what it imported of OpenTelemetry."""
     code = (
         "import sys; from pipelines.cli import exit_code_of; code = exit_code_of(sys.argv[1:]); "
         "print(sorted(n for n in sys.modules if n.startswith('opentelemetry'))[:1]); sys.exit(code)"
@@ -194,7 +194,7 @@ def ran(workspace: Any, **variables: str) -> "subprocess.CompletedProcess[str]":
     )  # fmt: skip
 
 
-def test_nothing_is_imported_where_nobody_asks(workspace: Any, provider: Any) -> None:
+def test_nothing_is_imported_unless_telemetry_is_turned_on(workspace: Any, provider: Any) -> None:
     workspace.csv(1)
     workspace.job()
     for variables in ({}, {"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "console"}):

@@ -1,40 +1,103 @@
-"""The purse: nothing above the limit is ever set aside."""
+"""The budget of a run: nothing above the limit is ever reserved, and every reservation is settled."""
 
 import asyncio
 
-from pipelines.pricing.run_budget import RunBudget
+import pytest
+
+from pipelines.pricing.run_budget import BudgetExhausted, RunBudget
 
 
 async def test_without_a_limit_everything_fits_and_is_counted() -> None:
-    purse = RunBudget(None, 5)
-    assert await purse.acquire(None)
-    assert await purse.acquire(10)
-    purse.settle(10, 7)
-    assert (purse.spent, purse.reserved, purse.remaining) == (12, 0, None)
+    budget = RunBudget(None, 5)
+    assert await budget.acquire(None)
+    async with budget.reserve(10) as reservation:
+        assert budget.reserved == 10
+        reservation.settle(7)
+    assert (budget.spent, budget.reserved, budget.remaining) == (12, 0, None)
 
 
-async def test_a_request_without_a_bound_is_refused_under_a_limit() -> None:
+async def test_a_request_without_a_maximum_cost_is_refused_under_a_limit() -> None:
     assert not await RunBudget(100, 0).acquire(None)
 
 
 async def test_what_earlier_invocations_spent_counts() -> None:
-    purse = RunBudget(100, 95)
-    assert not await purse.acquire(6)
-    assert await purse.acquire(5)
+    budget = RunBudget(100, 95)
+    assert not await budget.acquire(6)
+    assert await budget.acquire(5)
 
 
 async def test_a_request_waits_for_money_that_requests_in_flight_may_give_back() -> None:
-    purse = RunBudget(100, 0)
-    assert await purse.acquire(80)
-    waiting = asyncio.create_task(purse.acquire(50))
+    budget = RunBudget(100, 0)
+    assert await budget.acquire(80)
+    waiting = asyncio.create_task(budget.acquire(50))
     await asyncio.sleep(0)
     assert not waiting.done()
-    purse.settle(80, 40)
+    budget.settle(80, 40)
     assert await waiting
-    assert (purse.spent, purse.reserved, purse.remaining) == (40, 50, 10)
+    assert (budget.spent, budget.reserved, budget.remaining) == (40, 50, 10)
 
 
 async def test_a_request_that_cannot_fit_whatever_comes_back_is_refused_at_once() -> None:
-    purse = RunBudget(100, 60)
-    assert await purse.acquire(10)
-    assert not await purse.acquire(41)
+    budget = RunBudget(100, 60)
+    assert await budget.acquire(10)
+    assert not await budget.acquire(41)
+
+
+async def test_a_reservation_that_cannot_fit_raises_before_the_block() -> None:
+    budget = RunBudget(100, 60)
+    with pytest.raises(BudgetExhausted):
+        async with budget.reserve(41):
+            raise AssertionError("entered")
+    assert (budget.spent, budget.reserved) == (60, 0)
+
+
+async def test_a_block_that_sends_nothing_costs_nothing() -> None:
+    budget = RunBudget(100, 0)
+    async with budget.reserve(40):
+        pass
+    assert (budget.spent, budget.reserved) == (0, 0)
+
+
+async def test_a_request_that_was_sent_and_not_settled_counts_at_its_maximum_cost() -> None:
+    budget = RunBudget(100, 0)
+    with pytest.raises(asyncio.CancelledError):
+        async with budget.reserve(40) as reservation:
+            reservation.mark_sent()
+            raise asyncio.CancelledError
+    assert (budget.spent, budget.reserved) == (40, 0)
+
+
+async def test_a_settled_reservation_is_not_settled_again_when_its_block_ends() -> None:
+    budget = RunBudget(100, 0)
+    async with budget.reserve(40) as reservation:
+        reservation.mark_sent()
+        reservation.settle(15)
+    assert (budget.spent, budget.reserved) == (15, 0)
+
+
+async def test_a_reservation_that_is_kept_open_is_settled_after_its_block() -> None:
+    budget = RunBudget(100, 0)
+    async with budget.reserve(40) as reservation:
+        reservation.mark_sent()
+        reservation.keep_open()
+    assert (budget.spent, budget.reserved) == (0, 40)
+    reservation.settle(15)
+    assert (budget.spent, budget.reserved) == (15, 0)
+
+
+@pytest.mark.parametrize("limit", [None, 100])
+async def test_a_reservation_can_change_to_a_lower_maximum_cost(limit: int | None) -> None:
+    budget = RunBudget(limit, 0)
+    async with budget.reserve(40) as reservation:
+        reservation.change_to(30)
+        assert budget.reserved == 30
+        reservation.settle(20)
+    assert (budget.spent, budget.reserved) == (20, 0)
+
+
+async def test_a_reservation_of_unknown_cost_can_change_to_a_known_one() -> None:
+    budget = RunBudget(None, 0)
+    async with budget.reserve(None) as reservation:
+        reservation.change_to(30)
+        assert budget.reserved == 30
+    assert (budget.spent, budget.reserved) == (0, 0)
