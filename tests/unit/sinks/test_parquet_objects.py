@@ -1,7 +1,6 @@
 """Parquet on an object store: atomic parts, one manifest for several, replacements that readers cannot misread."""
 
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from connectors.contracts import Commit
 from connectors.errors import DataError, JobError
 from connectors.sinks import parquet_table
-from connectors.storage import duckdb_filesystem, object_store
+from connectors.storage import object_store
 from tests.unit.sinks.conftest import Tables
 
 Act = Callable[[Any], None]
@@ -221,22 +220,3 @@ def test_a_locked_connection_opens_only_the_sinks_objects(at_s3: Tables) -> None
             db.sql(f"select * from read_parquet('{other}')").fetchall()
         sink.detach(db)
         assert db.list_filesystems() == []
-
-
-def test_threads_that_share_an_open_object_have_separate_positions(at_s3: Tables) -> None:
-    url = f"{at_s3.home}/numbers"
-    object_store.put(url, b"".join(n.to_bytes(4, "big") for n in range(1000)))
-    file, wrong = duckdb_filesystem.ObjectFile(url, 4000), []
-
-    def reading(start: int) -> None:
-        for n in range(start, 1000, 40):
-            file.seek(4 * n)
-            if file.read(4) != n.to_bytes(4, "big"):
-                wrong.append(n)
-
-    threads = [threading.Thread(target=reading, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []

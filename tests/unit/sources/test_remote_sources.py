@@ -1,4 +1,4 @@
-"""Sources on an object store, and whole jobs from one to another."""
+"""Sources on an object store, and whole jobs that read and write object stores."""
 
 import gzip
 import json
@@ -16,7 +16,6 @@ from connectors.contracts import SourceContext
 from connectors.errors import DataError, JobError
 from connectors.registry import SOURCES
 from connectors.storage import object_store
-from connectors.storage.object_store import objects_at
 from pipelines.preparation.source_reader import SourceReader
 from tests.conftest import Cli, ScriptedProvider, Workspace
 
@@ -41,32 +40,6 @@ def rows(tmp_path: Path, kind: str, **written: Any) -> list[tuple[Any, ...]]:
     with SourceReader(SOURCES[kind](**written), facts) as reader:
         assert reader.row_bytes > 0
         return reader.cursor().execute(f"select * from {reader.chosen()} order by all").fetchall()
-
-
-NAMES = ["a/1.parquet", "a/2.parquet", "a/b/3.parquet", "a/_old/4.parquet", "a/.x/5.parquet", "a/odd [1] 100%.parquet"]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "found"),
-    [
-        ("a/1.parquet", [0]),
-        ("a", [0, 1, 2, 5]),
-        ("a/", [0, 1, 2, 5]),
-        ("a/*.parquet", [0, 1, 5]),
-        ("a/?.parquet", [0, 1]),
-        ("a/[!1].parquet", [1]),
-        ("*/[12].parquet", [0, 1]),
-        ("a/**/*.parquet", [0, 1, 2, 3, 4, 5]),
-        ("a/odd [1] 100%.parquet", [5]),
-        ("a/*.csv", []),
-        ("b", []),
-    ],
-)
-def test_urls_globs_and_folders_name_objects(put: Any, bucket: str, pattern: str, found: list[int]) -> None:
-    for name in NAMES:
-        put(name, b"x")
-    expected = sorted(f"{bucket}/{NAMES[n]}" for n in found)
-    assert [one.url for one in objects_at(f"{bucket}/{pattern}", (".parquet",))] == expected
 
 
 def test_parquet_objects_are_read_in_place_together_with_local_files(put: Any, bucket: str, tmp_path: Path) -> None:

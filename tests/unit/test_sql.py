@@ -1,0 +1,92 @@
+"""SQL for DuckDB: quoting, error messages, paths in queries, restricted connections and materialized rows."""
+
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from connectors.errors import JobError
+from connectors.sql import (
+    first_line,
+    identifier,
+    identifier_list,
+    literal,
+    literal_list,
+    lock_down,
+    materialize,
+    parse_sql,
+    query_connection,
+    resolve_paths,
+)
+
+
+def test_names_and_strings_are_quoted() -> None:
+    assert identifier('a "b"') == '"a ""b"""'
+    assert identifier_list(["a", "b"]) == '"a", "b"'
+    assert literal("it's") == "'it''s'"
+    assert literal_list([Path("/x"), "y"]) == "['/x', 'y']"
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ('Parser Error: syntax error at or near "x"\n\nLINE 1: x', 'syntax error at or near "x"'),
+        ("Invalid Input Error: no such thing. ", "no such thing"),
+        ("Out of Memory Error: too much", "too much"),
+        ("A value with Error: in it", "A value with Error: in it"),
+    ],
+)
+def test_the_first_line_of_an_error_has_no_kind_and_no_sql(message: str, line: str) -> None:
+    assert first_line(duckdb.Error(message)) == line
+
+
+def test_only_selects_are_parsed() -> None:
+    with duckdb.connect() as db:
+        assert len(parse_sql(db, "select 1; select 2", "here", "fix it")["statements"]) == 2
+        for sql in ("drop table t", "select from", "copy t to 'x'"):
+            with pytest.raises(JobError, match=r"^here: .*; fix it$"):
+                parse_sql(db, sql, "here", "fix it")
+
+
+def test_relative_paths_in_a_query_start_at_the_folder() -> None:
+    folder = Path("/work/folder")
+    with duckdb.connect() as db:
+        query = resolve_paths(
+            db,
+            "with t as (select * from read_csv(['a.csv', '/b.csv'], delim = 'x.csv')) "
+            "select *, 'c.csv' from t join 'sub/d.parquet' using (id) cross join read_parquet('s3://bucket/e.parquet')",
+            folder,
+            ("source", "sql"),
+        )
+    for text in ("/work/folder/a.csv", "'/b.csv'", "'x.csv'", "'c.csv'", "/work/folder/sub/d.parquet", "s3://bucket/e"):
+        assert text in query
+
+
+def test_several_statements_are_refused() -> None:
+    with duckdb.connect() as db, pytest.raises(JobError, match=r"^source\.sql: has 2 statements; write one SELECT$"):
+        resolve_paths(db, "select 1; select 2", Path("/x"), ("source", "sql"))
+
+
+def test_a_locked_connection_reads_only_allowed_files(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in" / "a.csv", tmp_path / "b.csv"
+    inside.parent.mkdir()
+    inside.write_text("n\n1\n")
+    outside.write_text("n\n2\n")
+    with query_connection(tmp_path / "scratch") as db:
+        lock_down(db, [inside.parent])
+        assert db.sql(f"select n from read_csv({literal(inside)})").fetchall() == [(1,)]
+        with pytest.raises(duckdb.PermissionException):
+            db.sql(f"select n from read_csv({literal(outside)})").fetchall()
+        with pytest.raises(duckdb.InvalidInputException):
+            db.execute("set enable_external_access = true")
+
+
+def test_materialized_rows_keep_order_limit_and_large_integers(tmp_path: Path) -> None:
+    with query_connection(tmp_path) as db:
+        relation = materialize(db, "select (100000000000000000001 + n)::hugeint as big from range(5) t(n)", 2, tmp_path)
+    with duckdb.connect() as db:
+        rows = db.sql(f"select big, typeof(big) from {relation}").fetchall()
+    assert [(int(big), kind) for big, kind in rows] == [
+        (100000000000000000001, "DECIMAL(38,0)"),
+        (100000000000000000002, "DECIMAL(38,0)"),
+    ]
