@@ -21,7 +21,8 @@ from connectors.transport.error_replies import row_error
 from pipelines.config.job import Job
 from pipelines.config.workspace import Workspace
 from pipelines.config.workspace_file import LOCAL
-from pipelines.pricing.prices import FREE, cost, resolve_price, usd
+from pipelines.pricing.prices import FREE, cost, usd
+from pipelines.pricing.published_prices import resolve_price
 
 Vector = npt.NDArray[np.float32]
 

@@ -19,7 +19,8 @@ from connectors.endpoints.image_variation import ImageVariationStep
 from connectors.errors import JobError
 from connectors.records import Media, Reply, Request, RowError, Usage
 from connectors.transport.client import HttpTransport, RequestTimeouts
-from pipelines.pricing.prices import image_price, max_cost, resolve_price
+from pipelines.pricing.prices import image_price, max_cost
+from pipelines.pricing.published_prices import resolve_price
 
 REPLIES = Path(__file__).parents[2] / "replies"
 COLUMNS = {"title": pa.string(), "photo": pa.binary(), "area": pa.string(), "more": pa.list_(pa.string())}
