@@ -198,7 +198,7 @@ class TimeBreakdown:
         if LOCAL in self._limiters:
             return (
                 "this machine, which also runs the embedded provider",
-                "run that as a process of its own: rowmill serve",
+                "run it as a separate process: rowmill serve",
             )
         return "this process, which has one core", "split the source among several jobs, or use --engine ray"
 

@@ -181,7 +181,7 @@ def progress_figures(view: RunView, throughput: Throughput) -> dict[str, object]
 
 
 def _work_done(counters: RunCounters) -> float:
-    """Seconds that ended exchanges took of their senders; if nobody measures them, as in a batch, exchanges."""
+    """Seconds that ended exchanges took of their senders; if that is not measured, as for a batch, their number."""
     steps = counters.steps.values()
     return sum(step.busy_seconds for step in steps) or float(sum(step.exchanges for step in steps))
 

@@ -121,7 +121,8 @@ class _ProgressLine:
         if heartbeat is None or heartbeat["began"] < self._began:
             return
         line = format_progress(name, heartbeat, 200)
-        self._show(f'<progress max="1" value="{heartbeat["share_done"] or 0}"></progress> {escape(line)}')
+        bar = f'<progress max="{heartbeat["rows"] or 1}" value="{heartbeat["rows_done"]}"></progress>'
+        self._show(f"{bar} {escape(line)}")
 
     def end(self, words: str) -> None:
         """Show the final line."""

@@ -28,6 +28,7 @@ STATES = {
     130: "interrupted",
 }
 """By exit code."""
+ERROR_HEADINGS = ("step", "class", "http", "attempts", "message")
 
 
 def format_status(rows: Sequence[Mapping[str, Any]], now: datetime) -> "RenderableType":
@@ -65,18 +66,20 @@ def format_errors(failed: FailedRows, job: str, path: str) -> "RenderableType":
         }
         for group in failed.groups
     ]
-    rows = failed.rows
+    # The columns of the key, then these five; a key column of the same name keeps its own heading.
+    names = list(failed.rows[0])
+    keys = names[:-5]
+    facts = [name if short in keys else short for name, short in zip(names[-5:], ERROR_HEADINGS, strict=True)]
+    rows = [dict(zip([*keys, *facts], row.values(), strict=True)) for row in failed.rows]
     more = failed.total - len(rows)
-    # Five columns follow those of the key; for a composite key there is no short form.
-    names = list(rows[0])
-    shown_key = single_line(rows[0][names[0]]) if len(names) == 6 else "KEY"
+    shown_key = single_line(failed.rows[0][keys[0]]) if len(keys) == 1 else "KEY"
     commands = {"next": f"rowmill show {path} {shown_key}", "": f"rowmill retry {path}"}
     return Group(
         Text(f"{job}: {format_count(failed.total, 'row')} failed", style="bold"),
         "",
         DataTable(groups, wrapped="message"),
         "",
-        DataTable(rows, wrapped=names[-1]),
+        DataTable(rows, wrapped=facts[-1]),
         *([f"… and {more:,} more (--limit N)"] if more else []),
         "",
         fact_list(commands.items()),

@@ -124,25 +124,6 @@ def test_a_provider_that_comes_back_before_it_is_given_up_costs_no_row(workspace
     assert (told["exit_code"], told["rows_ok"], told["rows_failed"]) == (0, 200, 0)
 
 
-def test_the_progress_line_says_that_a_provider_does_not_answer() -> None:
-    from pipelines.limits.provider_limiter import ProviderLimiter
-    from pipelines.monitoring.run_view import RunView
-
-    class Idle:
-        waiting_for = None
-
-    clock = [100.0]
-    allowance = ProviderLimiter(None, None, None, 900, 60, lambda: clock[0])
-    watch = RunView(None, Idle(), {"test": allowance})  # type: ignore[arg-type]
-    assert watch.hold_reason() is None
-    for _ in range(30):
-        allowance.record_failure(0)
-    assert watch.hold_reason() == "test has not answered for 0 s: next attempt in 0 s"
-    allowance.record_success(0)
-    allowance.record_refusal(0, 30.0)
-    assert watch.hold_reason() == "test asks to wait 30 s"
-
-
 class Billing:
     """A provider that bills what it answers, keeps to max_tokens, and misbehaves by a seed."""
 

@@ -22,7 +22,7 @@ LABEL = """
   endpoint: chat
   provider: test
   model: MODEL
-  messages: [{system: You tell what a review is about.}, {user: "{{ text }}"}]
+  messages: [{system: Summarize the topic of the review.}, {user: "{{ text }}"}]
   params: {max_tokens: 60}
   output:
     sentiment: {type: string, enum: [positive, negative]}

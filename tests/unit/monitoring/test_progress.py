@@ -121,7 +121,7 @@ def test_throughput_is_measured_from_the_first_answer_on() -> None:
     for moment, ended in ((5.0, 0), (6.0, 1), (7.0, 6), (9.0, 16)):
         now[0], counters.steps["one"].exchanges = moment, ended
         throughput = meter.measure(view_of(counters))
-    # Nobody measured how long they took: every exchange counts as one.
+    # Their duration is not measured: every exchange counts as one.
     assert (throughput.requests_per_second, throughput.work_per_second) == (
         pytest.approx(15 / 3),
         pytest.approx(15 / 3),

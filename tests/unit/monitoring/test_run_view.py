@@ -1,0 +1,44 @@
+"""What a run waits for, as displays and logs report it."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from pipelines.limits.provider_limiter import ProviderLimiter
+from pipelines.monitoring.run_view import RunView
+
+
+@pytest.fixture
+def limiter() -> ProviderLimiter:
+    """A limiter without limits, whose clock does not advance."""
+    return ProviderLimiter(None, None, None, 900, 60, lambda: 100.0)
+
+
+def view_of(waiting_for: str | None = None, **limiters: ProviderLimiter) -> RunView:
+    dispatcher = SimpleNamespace(state=SimpleNamespace(waiting_for=waiting_for))
+    return RunView(None, dispatcher, limiters)  # type: ignore[arg-type]
+
+
+def test_a_run_that_sends_waits_for_nothing(limiter: ProviderLimiter) -> None:
+    assert view_of(test=limiter).hold_reason() is None
+
+
+def test_the_dispatcher_s_reason_comes_first(limiter: ProviderLimiter) -> None:
+    limiter.record_refusal(0, 30.0)
+    assert view_of("uploading", test=limiter).hold_reason() == "uploading"
+
+
+def test_a_provider_that_does_not_answer_is_reported_with_its_next_attempt(limiter: ProviderLimiter) -> None:
+    for _ in range(30):
+        limiter.record_failure(0)
+    assert view_of(test=limiter).hold_reason() == "test has not answered for 0 s: next attempt in 0 s"
+
+
+def test_a_provider_that_asks_to_wait_is_reported_with_its_pause(limiter: ProviderLimiter) -> None:
+    limiter.record_refusal(0, 30.0)
+    assert view_of(test=limiter).hold_reason() == "test asks to wait 30 s"
+
+
+def test_excluded_members_of_a_pool_are_reported(limiter: ProviderLimiter) -> None:
+    limiter.excluded_reason = "no such model"
+    assert view_of(one=limiter).hold_reason() == "one is excluded (no such model)"
