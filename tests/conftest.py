@@ -17,6 +17,9 @@ Body = dict[str, Any]
 Script = Callable[[str, Body, int], web.StreamResponse | Body | None]
 """(path, body, how many requests came before) -> a response, a JSON body for a 200, or None for the usual answer."""
 
+ReadTable = Callable[..., list[Body]]
+"""(folder, table name, order) -> the rows of a table in a Parquet sink."""
+
 
 class ScriptedProvider(ThreadedServer):
     """Answers chat with the last message in upper case, embeddings with small vectors; counts what it saw."""
@@ -258,6 +261,6 @@ def table(folder: Path, name: str = "results", order: str = "all") -> list[Body]
 
 
 @pytest.fixture
-def read() -> Callable[..., list[Body]]:
+def read() -> ReadTable:
     """Reads a table of a Parquet sink: (folder, name, order)."""
     return table

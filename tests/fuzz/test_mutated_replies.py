@@ -1,4 +1,4 @@
-"""Whatever a provider sends: an answer, a RowError or MalformedReply comes of it, and nothing else ever."""
+"""Mutated replies: each becomes an answer, a RowError or a MalformedReply, and never another exception."""
 
 import base64
 import hashlib
@@ -96,8 +96,8 @@ MODELS = {"embeddings": "e", "speech": "tts-1", "transcription": "whisper-1", "t
 
 
 @cache
-def made(case: str) -> tuple[Endpoint, Request]:
-    """The endpoint, and the request for ROW."""
+def endpoint_and_request(case: str) -> tuple[Endpoint, Request]:
+    """Return the endpoint of a case and its request for ROW."""
     keys = CASES[case]
     columns = {"title": pa.string(), "photo": pa.binary(), "sound": pa.binary()}
     model = MODELS.get(keys["endpoint"], "dall-e-2" if "image" in keys["endpoint"] else "m")
@@ -108,9 +108,9 @@ def made(case: str) -> tuple[Endpoint, Request]:
     return endpoint, request
 
 
-def digested(case: str, body: bytes, headers: dict[str, str] | None = None) -> None:
-    """All that a run does with a reply."""
-    endpoint, request = made(case)
+def process_reply(case: str, body: bytes, headers: dict[str, str] | None = None) -> None:
+    """Do all that a run does with a reply."""
+    endpoint, request = endpoint_and_request(case)
     reply = Reply(200, {"content-type": "application/json", **(headers or {})}, body, 1.0)
     try:
         answers = endpoint.answers([request], reply)
@@ -151,8 +151,8 @@ def digested(case: str, body: bytes, headers: dict[str, str] | None = None) -> N
 @pytest.mark.parametrize("case", CASES)
 @QUICK
 @given(st.binary(max_size=40) | VALUES.map(lambda value: json.dumps(value).encode()))
-def test_junk_is_a_malformed_reply(case: str, body: bytes) -> None:
-    digested(case, body)
+def test_random_bytes_are_a_malformed_reply(case: str, body: bytes) -> None:
+    process_reply(case, body)
 
 
 def paths_of(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
@@ -195,7 +195,7 @@ def mutated(data: st.DataObject, value: Any) -> Any:
 @pytest.mark.parametrize("case", CASES)
 @QUICK
 @given(data=st.data())
-def test_a_reply_with_anything_anywhere_is_an_answer_or_malformed(case: str, data: st.DataObject) -> None:
+def test_a_reply_with_any_value_anywhere_is_an_answer_or_malformed(case: str, data: st.DataObject) -> None:
     if "streamed" in case and data.draw(st.booleans()):
         stream = data.draw(st.sampled_from(STREAMS))
         lines = stream.split(b"\n")
@@ -206,9 +206,9 @@ def test_a_reply_with_anything_anywhere_is_an_answer_or_malformed(case: str, dat
             lines[place] = prefix + b": " + json.dumps(changed).encode()
         except orjson.JSONDecodeError:
             lines[place] = data.draw(st.binary(max_size=20))
-        digested(case, b"\n".join(lines), {"content-type": "text/event-stream"})
+        process_reply(case, b"\n".join(lines), {"content-type": "text/event-stream"})
         return
-    digested(case, json.dumps(mutated(data, data.draw(st.sampled_from(SEEDS)))).encode())
+    process_reply(case, json.dumps(mutated(data, data.draw(st.sampled_from(SEEDS)))).encode())
 
 
 HEADERS = st.dictionaries(
@@ -233,7 +233,7 @@ HEADERS = st.dictionaries(
 
 @settings(max_examples=300, deadline=None)
 @given(HEADERS, st.floats(0, 4e9))
-def test_headers_tell_numbers_or_nothing(headers: dict[str, str], now: float) -> None:
+def test_headers_are_parsed_as_numbers_or_ignored(headers: dict[str, str], now: float) -> None:
     pause = retry_after_seconds(headers, now)
     assert pause is None or 0 <= pause < float("inf")
     limits = parse_rate_headers(headers)
@@ -253,7 +253,7 @@ def test_headers_tell_numbers_or_nothing(headers: dict[str, str], now: float) ->
     | VALUES.map(lambda v: json.dumps(v).encode()),
     HEADERS,
 )
-def test_an_error_of_any_shape_is_told_in_text(status: int, body: bytes, headers: dict[str, str]) -> None:
+def test_an_error_of_any_shape_has_a_message(status: int, body: bytes, headers: dict[str, str]) -> None:
     error = row_error(Reply(status, headers, body, 1.0))
     assert isinstance(error.message, str)
     assert error.message
@@ -264,5 +264,5 @@ def test_an_error_of_any_shape_is_told_in_text(status: int, body: bytes, headers
 
 @settings(max_examples=200, deadline=None)
 @given(VALUES)
-def test_whether_a_body_is_an_error_is_always_told(body: Any) -> None:
+def test_any_body_is_recognised_as_an_error_or_not(body: Any) -> None:
     assert is_error_body(body) in (True, False)

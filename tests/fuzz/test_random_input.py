@@ -1,4 +1,4 @@
-"""Whatever stands in templates, rows, CSV files and command lines: a result or a mistake told, never a traceback."""
+"""Random templates, rows, CSV files and command lines: a result or an error message, never a traceback."""
 
 import datetime
 import decimal
@@ -20,17 +20,18 @@ from connectors.sources.csv_files import CsvSource
 from connectors.sources.csv_records import CsvFormat, RejectedLine, read_records
 from connectors.templating.template import RenderError, Template
 from pipelines.cli import rowmill
+from tests.conftest import Cli, Workspace
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SLOWER = settings(QUICK, max_examples=40)
 
-PIECES = (
+FRAGMENTS = (
     "{{ }} {{ }} {% %} {# #} {%- -%} x y row loop if else endif for in endfor set macro endmacro call raw endraw "
     "filter not and or is defined none true . | , : = ( ) [ ] ~ + - * / // % ** == < 'a' \"b\" 0 1 -1 2.5 7 range "
     "dict namespace upper lower trim length join list first last sort truncate wordcount replace default tojson "
     "round int float batch slice indent map select items split format x.a x['a'] x[0] x[1:2] row.x row['y'] \\ é 😀 \n"
 )
-CODE = PIECES.split(" ")
+CODE = FRAGMENTS.split(" ")
 TEMPLATES = st.lists(st.one_of(st.sampled_from(CODE), st.text(max_size=3)), max_size=15).map(" ".join)
 EXPRESSIONS = st.lists(st.sampled_from(CODE[9:]), min_size=1, max_size=6).map(
     lambda words: f"{{{{ {' '.join(words)} }}}}"
@@ -42,7 +43,7 @@ FILTERED = st.tuples(
     st.lists(st.sampled_from(("x", "y", "1", "-1", "'a'", "none", "[1]", "{}", "2.5", "9" * 30)), max_size=3),
 ).map(lambda drawn: f"{{{{ x|{drawn[0]}({', '.join(drawn[1])}) }}}}")
 ANY_TEXT = st.characters(exclude_categories=["Cs"])
-"""Rows come from Arrow, whose texts are UTF-8: half a character is in none of them."""
+"""Rows come from Arrow, whose text is UTF-8 and holds no lone surrogates."""
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
@@ -70,7 +71,7 @@ VALUES = st.recursive(
 
 @QUICK
 @given(source=st.one_of(TEMPLATES, EXPRESSIONS, FILTERED), values=st.lists(VALUES, min_size=3, max_size=3))
-def test_a_template_renders_or_is_told(source: str, values: list[Any]) -> None:
+def test_a_template_renders_or_is_rejected_in_one_line(source: str, values: list[Any]) -> None:
     try:
         template = Template(source, ("steps", "a", "input"))
         row = {name: values[place % 3] for place, name in enumerate(sorted(template.columns))}
@@ -81,16 +82,16 @@ def test_a_template_renders_or_is_told(source: str, values: list[Any]) -> None:
 
 @QUICK
 @given(value=VALUES)
-def test_any_value_of_a_row_is_shown_by_a_bare_name_as_by_an_expression(value: Any) -> None:
-    shown = []
+def test_a_bare_name_renders_a_value_as_an_expression_does(value: Any) -> None:
+    rendered = []
     for source in ("{{ x }}", "{{ x if true else x }}"):
         try:
-            shown.append(Template(source, ("steps", "a", "input")).render({"x": value}))
+            rendered.append(Template(source, ("steps", "a", "input")).render({"x": value}))
         except RenderError:
-            # Half a character, or a number that no template holds.
+            # A lone surrogate, or a number that templates do not support.
             return
     if not isinstance(value, float | decimal.Decimal | uuid.UUID):
-        assert shown[0] == shown[1]
+        assert rendered[0] == rendered[1]
 
 
 LINES = st.lists(
@@ -105,7 +106,7 @@ LINES = st.lists(
 
 
 def lines_of(data: bytes) -> list[str]:
-    """Those that are not empty, as text in an encoding that knows all bytes."""
+    """Return the lines that are not empty, as text in an encoding of all bytes."""
     return [line for line in re.split("\r\n|\r|\n", data.decode("latin-1")) if line]
 
 
@@ -115,9 +116,9 @@ def test_every_line_of_a_csv_file_is_in_a_record_or_rejected(tmp_path: Path, dat
     file = tmp_path / "x.csv"
     file.write_bytes(data)
     rejected: list[RejectedLine] = []
-    found = [(record.line, record.raw) for record in read_records(file, CsvFormat(",", '"', "latin-1"), rejected)]
-    found += [(reject.line, reject.raw) for reject in rejected]
-    assert [line for _, raw in sorted(found) for line in lines_of(raw.encode("latin-1"))] == lines_of(data)
+    lines = [(record.line, record.raw) for record in read_records(file, CsvFormat(",", '"', "latin-1"), rejected)]
+    lines += [(reject.line, reject.raw) for reject in rejected]
+    assert [line for _, raw in sorted(lines) for line in lines_of(raw.encode("latin-1"))] == lines_of(data)
 
 
 @SLOWER
@@ -127,11 +128,11 @@ def test_every_line_of_a_csv_file_is_in_a_record_or_rejected(tmp_path: Path, dat
 )
 def test_rows_and_rejects_account_for_every_line(tmp_path: Path, data: bytes, encoding: str) -> None:
     (tmp_path / "x.csv").write_bytes(data)
-    facts = SourceContext(tmp_path, (), tmp_path / "scratch")
+    context = SourceContext(tmp_path, (), tmp_path / "scratch")
     source = CsvSource(csv="x.csv", encoding=encoding, rejects="keep")
     with duckdb.connect() as db:
         try:
-            opened = source.connect(db, facts)
+            opened = source.connect(db, context)
         except DataError as exc:
             assert "\n" not in str(exc)
             return
@@ -140,51 +141,51 @@ def test_rows_and_rejects_account_for_every_line(tmp_path: Path, data: bytes, en
         strict = source.model_copy(update={"rejects": "fail"})
         if opened.rejects:
             with pytest.raises(DataError):
-                strict.connect(db, facts)
+                strict.connect(db, context)
         else:
-            strict.connect(db, facts)
+            strict.connect(db, context)
 
 
 def commands(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """(the words of a command, its options), but for those that do not end, and those that change the machine."""
+    """Yield (words, options) of each command, except those that do not end or change the machine."""
     with click.Context(group) as context:
         for name in group.list_commands(context):
             command = group.get_command(context, name)
             assert command is not None
-            here = (*words, name)
+            path = (*words, name)
             if isinstance(command, click.Group):
-                yield from commands(command, here)
-            elif here not in (("serve",), ("schedule", "run")):
+                yield from commands(command, path)
+            elif path not in (("serve",), ("schedule", "run")):
                 options = (option for given in command.params for option in given.opts if option.startswith("-"))
-                yield here, tuple(option for option in options if option != "--write")
+                yield path, tuple(option for option in options if option != "--write")
 
 
 COMMANDS = tuple(commands(rowmill))
-SPOKEN = (
+ARGUMENTS = (
     "job.yaml job.yaml broken.yaml missing.yaml rows.csv 1 2 0 -1 1e9 nan x= =x a.b=c steps.answer.model=e "
     "source.limit=1 limits.concurrency=0 sink= name=other when=1 out other test local openai answer results timeout "
     "timeout,server batch online json plain csv crontab systemd day step 90d 2026-01-01 --json --limit --set --help "
     "-h -- - --sink --nonsense batch_1 file-1 m gpt-4o é 😀 %s {{x}} ' \" * ~ [1] {a:1} null"
 )
-WORDS = SPOKEN.split(" ")
-JUNK = st.one_of(
+WORDS = ARGUMENTS.split(" ")
+RANDOM_ARGUMENT = st.one_of(
     st.sampled_from(WORDS), st.text(st.characters(exclude_characters="/.\0", exclude_categories=["Cs"]), max_size=4)
 )
 
 
 @st.composite
 def command_lines(draw: st.DrawFn) -> Sequence[str]:
-    """A command, or what is none, with options of its own and whatever else."""
+    """A command or a wrong word, with its options and any other arguments."""
     words, options = draw(st.sampled_from(COMMANDS))
     first = draw(st.sampled_from([words, words, words, words[:1], ("--version",), ("",), ("rum",)]))
-    more = draw(st.lists(st.one_of(JUNK, st.sampled_from(options or ("--help",))), max_size=6))
+    more = draw(st.lists(st.one_of(RANDOM_ARGUMENT, st.sampled_from(options or ("--help",))), max_size=6))
     return (*first, *(["job.yaml"] if draw(st.booleans()) else []), *more)
 
 
 @settings(QUICK, max_examples=120)
 @given(data=st.data())
 def test_any_command_line_ends_with_a_known_code_and_no_traceback(
-    workspace: Any, cli: Any, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
+    workspace: Workspace, cli: Cli, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
 ) -> None:
     monkeypatch.chdir(workspace.folder)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -192,7 +193,7 @@ def test_any_command_line_ends_with_a_known_code_and_no_traceback(
     workspace.job(retry="{attempts: 1, longest_wait: 0.01, longest_hold: 0.05}")
     workspace.write("broken.yaml", "name: broken\nsteps: [\n")
     arguments = data.draw(command_lines())
-    # Several jobs are processes of their own, and so is Ray.
+    # Several jobs run as child processes, and so does Ray.
     monkeypatch.setattr("pipelines.execution.multi_job.run_jobs", lambda jobs, arguments, ended: None)
     if "ray" in arguments:
         return

@@ -1,4 +1,4 @@
-"""Whatever stands in a table of text or in the SQL of a job file: it works, or one line says why not."""
+"""Random text tables and random SQL in a job file: each works, or is rejected in one line."""
 
 import contextlib
 import io
@@ -29,7 +29,7 @@ sink: {parquet: out}
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A workspace of its own, the current folder."""
+    """A workspace in the current folder."""
     (tmp_path / "rows.csv").write_text("id,text\n1,a\n")
     (tmp_path / "job.yaml").write_text(JOB)
     (tmp_path / "rowmill.yaml").write_text("state: .rowmill\n")
@@ -39,8 +39,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
 
 
-def told(arguments: list[str]) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of the command line."""
+def run_command(arguments: list[str]) -> tuple[int, str, str]:
+    """Run the command line and return exit code, stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = exit_code_of(arguments)
@@ -65,10 +65,10 @@ CSV_BYTES = st.one_of(
 @pytest.mark.parametrize("more", ["", ", rejects: keep", ", encoding: utf-16", ", header: false", ', delimiter: ";"'])
 @QUICK
 @given(content=CSV_BYTES)
-def test_any_bytes_are_a_table_or_are_told(folder: Path, more: str, content: bytes) -> None:
+def test_any_bytes_are_a_table_or_rejected(folder: Path, more: str, content: bytes) -> None:
     (folder / "rows.csv").write_bytes(content)
     (folder / "job.yaml").write_text(JOB.replace("key: id", f"where: 1 = 1{more}").replace("{{ text }}", "same"))
-    code, _, err = told(["plan", "job.yaml"])
+    code, _, err = run_command(["plan", "job.yaml"])
     assert code in (0, 2)
     if code == 2:
         (line,) = err.splitlines()
@@ -78,10 +78,10 @@ def test_any_bytes_are_a_table_or_are_told(folder: Path, more: str, content: byt
 
 @QUICK
 @given(content=CSV_BYTES.filter(lambda content: content.strip() != b""))
-def test_any_line_of_json_is_a_row_or_is_told(folder: Path, content: bytes) -> None:
+def test_any_json_line_is_a_row_or_rejected(folder: Path, content: bytes) -> None:
     (folder / "rows.jsonl").write_bytes(b'{"id": 1, "text": "x"}\n' + content)
     (folder / "job.yaml").write_text(JOB.replace("csv: rows.csv", "jsonl: rows.jsonl"))
-    code, _, err = told(["plan", "job.yaml"])
+    code, _, err = run_command(["plan", "job.yaml"])
     assert code in (0, 2)
     if code == 2:
         (line,) = err.splitlines()
@@ -94,10 +94,10 @@ SQL = st.lists(
 ).map(" ".join)
 
 
-@pytest.mark.parametrize("place", ["where", "when", "audit"])
+@pytest.mark.parametrize("key", ["where", "when", "audit"])
 @QUICK
 @given(sql=SQL)
-def test_any_sql_is_taken_or_told(folder: Path, place: str, sql: str) -> None:
+def test_any_sql_is_accepted_or_rejected(folder: Path, key: str, sql: str) -> None:
     if "\0" in sql:
         return
     quoted = '"' + "".join(f"\\U{ord(char):08x}" for char in sql) + '"'
@@ -106,8 +106,8 @@ def test_any_sql_is_taken_or_told(folder: Path, place: str, sql: str) -> None:
         "when": lambda job: job.replace("name: a,", f"name: a, when: {quoted},"),
         "audit": lambda job: job + f"audits: [{{name: x, sql: {quoted}}}]\n",
     }
-    (folder / "job.yaml").write_text(changes[place](JOB))
-    code, _, err = told(["validate", "job.yaml"])
+    (folder / "job.yaml").write_text(changes[key](JOB))
+    code, _, err = run_command(["validate", "job.yaml"])
     assert code in (0, 2)
     if code == 2:
         (line,) = err.splitlines()

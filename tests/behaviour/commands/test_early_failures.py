@@ -1,4 +1,4 @@
-"""What `--json` tells where a run ends before its rows set out, and of what was sent before that."""
+"""The report of a run that ends before its rows are sent, and of the probes that it sent before."""
 
 import json
 import subprocess
@@ -10,26 +10,26 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import error_reply
+from tests.conftest import Cli, ScriptedProvider, Workspace, error_reply
 
-UNKNOWN_LENGTH = '[{name: v, endpoint: embeddings, provider: test, model: e, input: "{{ text }}"}]'
+EMBEDDING = '[{name: v, endpoint: embeddings, provider: test, model: e, input: "{{ text }}"}]'
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Another program has the DuckDB file open."""
-    hold = f"import duckdb, sys; db = duckdb.connect({str(path)!r}); print('held', flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+def opened_elsewhere(path: Path) -> Iterator[None]:
+    """Open the DuckDB file in another process."""
+    code = f"import duckdb, sys; db = duckdb.connect({str(path)!r}); print('open', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"held\n"
+        assert process.stdout.readline() == b"open\n"
         try:
             yield
         finally:
             process.communicate(b"")
 
 
-def test_a_sink_that_is_held_from_the_start_leaves_the_number_of_rows_and_the_cost_known(
-    workspace: Any, provider: Any, cli: Any
+def test_a_sink_that_another_program_holds_is_reported_with_the_rows_and_the_cost(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli
 ) -> None:
     workspace.csv(3)
     job = workspace.job(
@@ -37,48 +37,52 @@ def test_a_sink_that_is_held_from_the_start_leaves_the_number_of_rows_and_the_co
     )
     first = cli.run(job)
     workspace.csv(5)
-    with held(workspace.folder / "out.duckdb"):
-        told = cli.run(job)
+    with opened_elsewhere(workspace.folder / "out.duckdb"):
+        report = cli.run(job)
         assert cli("run", job) == 3
     assert cli.out == ""
-    assert "held open by another program" in told["stopped"]
+    assert "held open by another program" in report["stopped"]
     unknown = dict.fromkeys(("run_id", "rows_ok", "rows_reused", "rows_failed", "rows_left"))
     known = {"job": "job", "rows": 5, "exit_code": 3, "tables": first["tables"]}
     spent = {"requests": 0, "retries": 0, "input_tokens": 0, "output_tokens": 0, "cost_usd": 0.0}
-    assert told == unknown | known | spent | {"stopped": told["stopped"], "seconds": told["seconds"]}
-    assert list(told) == list(first)
+    assert report == unknown | known | spent | {"stopped": report["stopped"], "seconds": report["seconds"]}
+    assert list(report) == list(first)
     assert len(provider.seen) == 3
     assert cli.run(job)["rows_ok"] == 5
 
 
-def test_what_was_spent_on_a_length_that_was_not_learned_is_told(workspace: Any, provider: Any, cli: Any) -> None:
+def test_the_cost_of_a_failed_probe_of_dimensions_is_reported(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli
+) -> None:
     workspace.csv(3)
     provider.script = lambda *_: error_reply(503, "down")
-    job = workspace.job(steps=UNKNOWN_LENGTH, retry="{attempts: 3, longest_wait: 0.01, longest_hold: 0.1}")
-    told = cli.run(job)
-    assert told["exit_code"] == 3
-    assert "could not be learned" in told["stopped"]
-    assert (told["rows"], told["rows_ok"], told["rows_failed"], told["rows_left"]) == (3, 0, 0, 3)
-    assert (told["requests"], told["retries"]) == (len(provider.seen), len(provider.seen) - 1)
-    assert told["requests"] > 0
-    assert told["run_id"] is not None
+    job = workspace.job(steps=EMBEDDING, retry="{attempts: 3, longest_wait: 0.01, longest_hold: 0.1}")
+    report = cli.run(job)
+    assert report["exit_code"] == 3
+    assert "could not be learned" in report["stopped"]
+    assert (report["rows"], report["rows_ok"], report["rows_failed"], report["rows_left"]) == (3, 0, 0, 3)
+    assert (report["requests"], report["retries"]) == (len(provider.seen), len(provider.seen) - 1)
+    assert report["requests"] > 0
+    assert report["run_id"] is not None
     provider.script = lambda *_: None
     again = cli.run(job)
-    assert (again["exit_code"], again["run_id"]) == (0, told["run_id"])
+    assert (again["exit_code"], again["run_id"]) == (0, report["run_id"])
 
 
-def test_the_row_whose_vector_told_the_length_has_needed_a_request(workspace: Any, provider: Any, cli: Any) -> None:
+def test_the_row_that_probed_dimensions_counts_as_requested(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli
+) -> None:
     workspace.csv(4)
-    job = workspace.job(steps=UNKNOWN_LENGTH)
-    told = cli.run(job)
-    assert (told["rows_ok"], told["rows_reused"], told["requests"]) == (4, 0, len(provider.seen))
+    job = workspace.job(steps=EMBEDDING)
+    report = cli.run(job)
+    assert (report["rows_ok"], report["rows_reused"], report["requests"]) == (4, 0, len(provider.seen))
     again = cli.run(job)
     assert (again["rows_ok"], again["rows_reused"], again["requests"]) == (4, 4, 0)
 
 
 @pytest.mark.parametrize("command", ["run", "validate"])
-def test_a_plain_address_in_the_environment_is_warned_of_where_it_is_used(
-    workspace: Any, cli: Any, monkeypatch: pytest.MonkeyPatch, command: str
+def test_an_unencrypted_base_url_in_the_environment_is_a_warning_if_it_is_used(
+    workspace: Workspace, cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://192.0.2.1/v1")
@@ -94,8 +98,12 @@ def test_a_plain_address_in_the_environment_is_warned_of_where_it_is_used(
     assert "OPENAI_BASE_URL" not in cli.err
 
 
-def test_an_address_is_warned_of_before_anything_is_sent_there(
-    workspace: Any, provider: Any, capsys: pytest.CaptureFixture[str], cli: Any, monkeypatch: pytest.MonkeyPatch
+def test_the_warning_is_printed_before_anything_is_sent(
+    workspace: Workspace,
+    provider: ScriptedProvider,
+    capsys: pytest.CaptureFixture[str],
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("pipelines.config.workspace.is_unencrypted", lambda url: True)
     seen: list[str] = []
@@ -106,24 +114,26 @@ def test_an_address_is_warned_of_before_anything_is_sent_there(
     assert "http without encryption" in seen[0]
 
 
-@pytest.mark.parametrize("place", ["pipelines.execution.invocation.prepare_job", "pipelines.config.job_graph.sort_jobs"])
-def test_a_defect_before_the_first_row_is_no_row_that_failed(
-    workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch, place: str
+@pytest.mark.parametrize(
+    "function", ["pipelines.execution.invocation.prepare_job", "pipelines.config.job_graph.sort_jobs"]
+)
+def test_a_defect_before_the_first_row_fails_no_row(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:
-        raise ZeroDivisionError("nobody expected it")
+        raise ZeroDivisionError("unexpected")
 
     workspace.csv(2)
     job = workspace.job()
-    monkeypatch.setattr(place, broken)
+    monkeypatch.setattr(function, broken)
     assert cli("run", job, "--json") == 3
     (line,) = cli.out.splitlines()
-    told = json.loads(line)
-    assert (told["exit_code"], told["rows"]) == (3, None)
-    assert told["stopped"].startswith("a defect of Rowmill, printed on stderr: please report it")
+    report = json.loads(line)
+    assert (report["exit_code"], report["rows"]) == (3, None)
+    assert report["stopped"].startswith("a defect of Rowmill, printed on stderr: please report it")
     first, second, *_, last = cli.err.splitlines()
     assert "a defect of Rowmill; please report it" in first
-    assert (second, last) == ("Traceback (most recent call last):", "ZeroDivisionError: nobody expected it")
+    assert (second, last) == ("Traceback (most recent call last):", "ZeroDivisionError: unexpected")
     assert (cli("run", job), cli.out) == (3, "")
     assert cli("run", job, "--log", "json", "--quiet") == 3
     events = [json.loads(line) for line in cli.err.splitlines()]

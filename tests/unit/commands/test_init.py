@@ -1,4 +1,4 @@
-"""`init`: what is written, that it works as it stands, and that nothing of the user's is ever overwritten."""
+"""`rowmill init`: the files that it writes work unchanged, and no file of the user is overwritten."""
 
 import csv
 import json
@@ -26,14 +26,14 @@ def test_a_new_folder_gets_a_workspace_whose_job_loads(tmp_path: Path) -> None:
     assert (job.name, job.key, {step.provider for step in job.steps}) == ("quickstart", ("id",), {"local"})
 
 
-def test_editors_find_the_schema_that_the_job_names(tmp_path: Path) -> None:
+def test_the_job_names_its_schema_for_editors(tmp_path: Path) -> None:
     init(tmp_path)
     first = (tmp_path / "jobs/quickstart.yaml").read_text().splitlines()[0]
     assert first == "# yaml-language-server: $schema=../job.schema.json"
     assert json.loads((tmp_path / "job.schema.json").read_text()) == job_schema()
 
 
-def test_the_data_are_200_whole_rows_with_their_licence(tmp_path: Path) -> None:
+def test_the_data_are_200_complete_rows_with_their_licence(tmp_path: Path) -> None:
     init(tmp_path)
     with (tmp_path / "data/reviews.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -42,12 +42,12 @@ def test_the_data_are_200_whole_rows_with_their_licence(tmp_path: Path) -> None:
     assert "licence CC BY 4.0" in (tmp_path / "README.md").read_text()
 
 
-def test_what_a_run_writes_is_ignored_by_git(tmp_path: Path) -> None:
+def test_the_files_of_a_run_are_ignored_by_git(tmp_path: Path) -> None:
     init(tmp_path)
     assert (tmp_path / ".gitignore").read_text() == ".rowmill/\nout/\n"
 
 
-def test_the_commented_settings_of_the_workspace_are_right(tmp_path: Path) -> None:
+def test_the_commented_settings_of_the_workspace_are_valid(tmp_path: Path) -> None:
     init(tmp_path)
     text = (tmp_path / "rowmill.yaml").read_text()
     uncommented = re.sub(r"^(\s*)# (\s*[a-z][\w-]*:)", r"\1\2", text, flags=re.MULTILINE)
@@ -58,7 +58,7 @@ def test_the_commented_settings_of_the_workspace_are_right(tmp_path: Path) -> No
     assert (workspace.roots, list(workspace.prices)) == ((Path("/mnt/media"),), ["my-model"])
 
 
-def test_nothing_is_overwritten_and_nothing_is_half_written(tmp_path: Path) -> None:
+def test_no_file_is_overwritten_and_nothing_is_written_before_an_error(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs/quickstart.yaml").symlink_to("nowhere")
@@ -71,7 +71,7 @@ def test_nothing_is_overwritten_and_nothing_is_half_written(tmp_path: Path) -> N
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
-def test_a_file_in_the_way_is_told(tmp_path: Path) -> None:
+def test_a_path_that_is_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
     for folder, message in [
         (tmp_path / "a", f"{tmp_path}/a: is a file; name a folder"),

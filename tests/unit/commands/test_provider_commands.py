@@ -1,4 +1,4 @@
-"""`rowmill models`, `files` and `batches`: tables for people, JSON for programs, a provider's errors in a line."""
+"""`rowmill models`, `files` and `batches`: tables, JSON lines, and a provider's errors in one line."""
 
 import json
 import time
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from connectors.emulator.server import EmulatorOptions, EmulatorServer
+from tests.conftest import Cli
 
 LINE = {
     "custom_id": "a",
@@ -20,7 +21,7 @@ LINE = {
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorServer]:
-    """A provider `box` that takes one key, in the workspace of the current folder."""
+    """A provider `box` that accepts one key, in the workspace of the current folder."""
     with EmulatorServer(EmulatorOptions(api_key="secret")) as running:
         (tmp_path / "rowmill.yaml").write_text(
             f'providers: {{box: {{base_url: "{running.base_url}", api_key_env: BOX_KEY}}}}\n'
@@ -30,19 +31,19 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator
         yield running
 
 
-def objects(cli: Any) -> list[dict[str, Any]]:
+def objects(cli: Cli) -> list[dict[str, Any]]:
     return [json.loads(line) for line in cli.out.splitlines()]
 
 
-def uploaded(cli: Any, *lines: dict[str, Any]) -> str:
-    """The id of a new file of these lines."""
+def upload(cli: Cli, *lines: dict[str, Any]) -> str:
+    """Upload these lines and return the id of the file."""
     Path("requests.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert cli("files", "upload", "requests.jsonl", "--provider", "box", "--json") == 0
     (item,) = objects(cli)
     return str(item["id"])
 
 
-def test_models_are_listed_and_shown(server: EmulatorServer, cli: Any) -> None:
+def test_models_are_listed_and_shown(server: EmulatorServer, cli: Cli) -> None:
     assert cli("models", "list", "--provider", "box") == 0
     assert "gpt-4o-mini" in cli.out
     assert cli("models", "list", "--provider", "box", "--json") == 0
@@ -53,8 +54,8 @@ def test_models_are_listed_and_shown(server: EmulatorServer, cli: Any) -> None:
     assert "2023-06-16" in cli.out
 
 
-def test_a_file_goes_up_and_comes_down_as_it_is(server: EmulatorServer, cli: Any, tmp_path: Path) -> None:
-    name = uploaded(cli, LINE)
+def test_a_file_is_uploaded_and_downloaded_unchanged(server: EmulatorServer, cli: Cli, tmp_path: Path) -> None:
+    name = upload(cli, LINE)
     content = Path("requests.jsonl").read_text()
     assert cli("files", "list", "--provider", "box", "--json") == 0
     (item,) = objects(cli)
@@ -72,18 +73,18 @@ def test_a_file_goes_up_and_comes_down_as_it_is(server: EmulatorServer, cli: Any
     assert {path.name for path in tmp_path.iterdir()} == {"copy.jsonl", "requests.jsonl", "rowmill.yaml"}
 
 
-def test_a_download_overwrites_only_where_it_is_told_to(server: EmulatorServer, cli: Any) -> None:
-    name = uploaded(cli, LINE)
-    Path("mine.txt").write_text("precious")
+def test_a_download_overwrites_a_file_only_with_overwrite(server: EmulatorServer, cli: Cli) -> None:
+    name = upload(cli, LINE)
+    Path("mine.txt").write_text("mine")
     assert cli("files", "download", name, "--provider", "box", "-o", "mine.txt") == 2
     assert cli.err == "mine.txt: is there already; name another file, or add --overwrite\n"
-    assert Path("mine.txt").read_text() == "precious"
+    assert Path("mine.txt").read_text() == "mine"
     assert cli("files", "download", name, "--provider", "box", "-o", "mine.txt", "--overwrite") == 0
     assert Path("mine.txt").read_text() == Path("requests.jsonl").read_text()
 
 
-def test_a_deleted_file_is_gone_and_the_provider_says_so_in_its_words(server: EmulatorServer, cli: Any) -> None:
-    name = uploaded(cli, LINE)
+def test_a_request_for_a_deleted_file_ends_with_the_providers_message(server: EmulatorServer, cli: Cli) -> None:
+    name = upload(cli, LINE)
     assert cli("files", "delete", name, "--provider", "box") == 0
     assert cli.out == f"deleted {name}\n"
     for command in (("show", name), ("delete", name), ("download", name, "-o", "copy.jsonl")):
@@ -93,14 +94,14 @@ def test_a_deleted_file_is_gone_and_the_provider_says_so_in_its_words(server: Em
     assert not Path("copy.jsonl.part").exists()
 
 
-def test_batches_are_listed_shown_and_cancelled(server: EmulatorServer, cli: Any) -> None:
+def test_batches_are_listed_shown_and_cancelled(server: EmulatorServer, cli: Cli) -> None:
     import asyncio
 
     from connectors.contracts import Provider
     from connectors.transport.client import HttpTransport, RequestTimeouts
     from pipelines.runtime.provider_api import ProviderApi
 
-    name = uploaded(cli, *({**LINE, "custom_id": str(n)} for n in range(3)))
+    name = upload(cli, *({**LINE, "custom_id": str(n)} for n in range(3)))
 
     async def create(metadata: dict[str, str]) -> str:
         transport = HttpTransport(RequestTimeouts(), 2)
@@ -132,8 +133,8 @@ def test_batches_are_listed_shown_and_cancelled(server: EmulatorServer, cli: Any
     assert "3 of 3" in cli.out
 
 
-def test_a_wrong_key_and_a_dead_provider_are_exit_3_told_in_a_line(
-    server: EmulatorServer, cli: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_wrong_key_and_an_unreachable_provider_end_with_exit_code_3_and_one_line(
+    server: EmulatorServer, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BOX_KEY", "wrong")
     assert cli("models", "list", "--provider", "box") == 3
@@ -146,8 +147,8 @@ def test_a_wrong_key_and_a_dead_provider_are_exit_3_told_in_a_line(
     assert "did you mean box?" in cli.err
 
 
-def test_the_embedded_provider_remembers_files_between_commands(
-    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_embedded_provider_keeps_files_between_commands(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("requests.jsonl").write_text(json.dumps(LINE) + "\n")
@@ -158,22 +159,22 @@ def test_the_embedded_provider_remembers_files_between_commands(
     assert cli("files", "delete", name, "--provider", "local") == 0
 
 
-async def test_an_upload_streams_from_the_disk_and_tells_how_far_it_is(tmp_path: Path) -> None:
+async def test_an_upload_streams_from_disk_and_reports_its_progress(tmp_path: Path) -> None:
     from connectors.contracts import Provider
     from connectors.transport.client import HttpTransport, RequestTimeouts
     from pipelines.runtime.provider_api import ProviderApi
 
     file = tmp_path / "large.bin"
     file.write_bytes(bytes(3_000_000))
-    told: list[int] = []
-    came: list[bytes] = []
+    progress: list[int] = []
+    chunks: list[bytes] = []
     with EmulatorServer() as running:
         transport = HttpTransport(RequestTimeouts(), 2)
         api = ProviderApi(transport, Provider("box", running.base_url))
-        item = await api.upload(file, "large.bin", "user_data", told.append)
-        await api.download(item["id"], came.append)
+        item = await api.upload_file(file, "large.bin", "user_data", progress.append)
+        await api.download_file(item["id"], chunks.append)
         await transport.close()
-    assert told == sorted(told)
-    assert (len(told) > 10, told[-1], item["bytes"]) == (True, 3_000_000, 3_000_000)
-    assert b"".join(came) == bytes(3_000_000)
-    assert len(came) > 1
+    assert progress == sorted(progress)
+    assert (len(progress) > 10, progress[-1], item["bytes"]) == (True, 3_000_000, 3_000_000)
+    assert b"".join(chunks) == bytes(3_000_000)
+    assert len(chunks) > 1

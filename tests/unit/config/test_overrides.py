@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from connectors.registry import SINKS
+from connectors.sinks.duckdb_table import DuckdbSink
 from pipelines.config.job import Budget
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.overrides import Overrides, answer_flags, apply_overrides, has_other_sink
@@ -38,7 +39,7 @@ def test_set_reaches_any_key_and_reads_its_value_as_yaml(load: Callable[..., Loa
     )
     job = loaded.job
     assert (job.steps[0].model, job.steps[1].model) == ("gpt-4o", "m")
-    assert job.steps[1].model_dump()["dimensions"] == 256
+    assert getattr(job.steps[1], "dimensions", None) == 256
     assert job.steps[0].params == {"temperature": 0.5, "stop": ["a"]}
     assert (job.budget, job.sink.columns, job.source.where) == (Budget(usd=2.5), ("text",), "label = 'x'")
 
@@ -48,13 +49,14 @@ def test_the_named_flags_set_their_keys(load: Callable[..., LoadedJob], folder: 
     job = loaded.job
     assert (job.limit, [step.provider for step in job.steps]) == (2, ["local", "local"])
     assert (job.budget, job.delivery) == (Budget(usd=0.5), "batch")
-    assert job.sink.model_dump()["parquet"] == str(folder / "trial")
+    assert getattr(job.sink, "parquet", None) == str(folder / "trial")
 
 
 def test_a_sink_keeps_its_kind(load: Callable[..., LoadedJob], folder: Path) -> None:
     text = JOB.replace("sink: {parquet: out}", "sink: {duckdb: out.duckdb, table: rows}")
-    sink = load(text, Overrides(sink=str(folder / "trial.duckdb"))).job.sink.model_dump()
-    assert (sink["duckdb"], sink["table"]) == (str(folder / "trial.duckdb"), "rows")
+    sink = load(text, Overrides(sink=str(folder / "trial.duckdb"))).job.sink
+    assert isinstance(sink, DuckdbSink)
+    assert (sink.duckdb, sink.table) == (str(folder / "trial.duckdb"), "rows")
 
 
 def test_delivery_online_removes_the_deadline(load: Callable[..., LoadedJob]) -> None:

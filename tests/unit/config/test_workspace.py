@@ -277,7 +277,10 @@ def test_an_error_in_a_workspace_above_is_located_from_the_current_folder(
 ) -> None:
     Path("rowmill.yaml").write_text("states: x")
     monkeypatch.chdir("jobs")
-    for path, file in [("x.yaml", "../rowmill.yaml"), (folder / "jobs" / "x.yaml", folder / "rowmill.yaml")]:
+    for path, file in [
+        (Path("x.yaml"), Path("../rowmill.yaml")),
+        (folder / "jobs" / "x.yaml", folder / "rowmill.yaml"),
+    ]:
         with pytest.raises(JobError) as caught:
             find_workspace(path)
         assert str(caught.value) == f"{file}:1: states: no such key; did you mean state?"
