@@ -31,7 +31,7 @@ class TypedOutput:
     """The columns of a typed answer, in the order of the job file."""
 
     def __init__(self, declared: Mapping[str, Any], where: KeyPath) -> None:
-        """JobError, with a key path below `where`, for what is expected a type."""
+        """JobError, with a key path below `where`, for an invalid type."""
         if not declared:
             raise JobError(where, "names no column", "write e.g. output: {topic: {type: string}}")
         properties: dict[str, Any] = {}

@@ -101,7 +101,7 @@ def failed(endpoint: Endpoint, body: Any) -> tuple[str, str]:
     return error.error_class, error.message
 
 
-# What is sent: parameters.
+# Requests: parameters.
 
 SCALARS: dict[str, Any] = {
     "frequency_penalty": -2,
@@ -224,7 +224,7 @@ def test_a_key_that_does_not_fit_is_an_error_with_its_path(keys: dict[str, Any],
     assert message in str(caught.value)
 
 
-# What is sent: messages.
+# Requests: messages.
 
 
 def test_short_and_full_messages_have_templates_in_all_their_texts() -> None:
@@ -331,7 +331,7 @@ def test_an_invalid_conversation_is_an_error_row(value: Any, message: str) -> No
     assert message in error
 
 
-# What is sent: pictures.
+# Requests: pictures.
 
 
 def test_pictures_are_named_in_the_request_and_sent_as_data_urls() -> None:
@@ -384,7 +384,7 @@ def test_pictures_count_by_their_pixels() -> None:
     assert (small, large - small) == (8 + 85 + 170, 7 * 170)
 
 
-# What becomes of a reply.
+# Replies.
 
 
 @pytest.mark.parametrize(
@@ -609,7 +609,7 @@ def test_a_repair_request_quotes_what_does_not_fit() -> None:
     assert chat().repair(request, answer, problem) is None
 
 
-# What the ledger and the budget need.
+# Fingerprints and bounds for the ledger and the budget.
 
 
 def test_config_bytes_contain_all_that_can_change_an_answer() -> None:

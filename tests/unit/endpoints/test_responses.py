@@ -86,7 +86,7 @@ def response(*output: Any, **more: Any) -> dict[str, Any]:
     return {"object": "response", "status": "completed", "error": None, "output": list(output), **more}
 
 
-# OpenAI's dialect: what is sent.
+# OpenAI's format: requests.
 
 OPENAI: dict[str, Any] = {
     "context_management": [{"type": "compaction"}],
@@ -251,7 +251,7 @@ def test_a_repair_request_follows_the_input() -> None:
     assert endpoint.repair(again, answer, problem) is None
 
 
-# OpenAI's dialect: what becomes of a reply.
+# OpenAI's format: replies.
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_an_invalid_response_is_malformed(body: bytes) -> None:
             endpoint.answers([request_of(endpoint)], reply(body))
 
 
-# The reference's dialect.
+# The reference's format.
 
 FORMATS: list[dict[str, Any]] = [
     {"type": "standard"},
@@ -537,7 +537,7 @@ def test_the_references_errors_keep_all_their_details(name: str, expected: Any) 
     assert (error.type, error.param, error.code, orjson.loads(error.details or "")) == expected
 
 
-# What does not fit.
+# Invalid keys.
 
 
 @pytest.mark.parametrize(
