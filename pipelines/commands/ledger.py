@@ -1,4 +1,4 @@
-"""`rowmill ledger`: look at what the workspace's ledger holds, drop old answers, write it out as Parquet."""
+"""`rowmill ledger`: show the workspace's ledger, delete old answers, export it as Parquet."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipelines.ledger.ledger import Ledger
 
 workspace_option = click.option(
-    "--workspace", "folder", type=click.Path(path_type=Path), default=Path(), help="Default: that of this folder."
+    "--workspace", "folder", type=click.Path(path_type=Path), default=Path(), help="Default: the one of this folder."
 )
 
 
@@ -45,30 +45,30 @@ def show_command(folder: Path, as_json: bool) -> None:
     """
     from pipelines.maintenance.retention import ledger_summary
 
-    _, ledger = _opened(folder)
+    _, ledger = _open_ledger(folder)
     try:
-        told = ledger_summary(ledger)
+        summary = ledger_summary(ledger)
     finally:
         ledger.close()
     if as_json:
-        click.echo(orjson.dumps(told))
+        click.echo(orjson.dumps(summary))
         return
-    click.echo(_in_words(told))
+    click.echo(_format_summary(summary))
     columns = {
         "job": "job", "runs": "runs", "open_runs": "open", "exchanges": "exchanges", "cost_usd": "cost_usd",
         "answers": "answers", "answer_bytes": "size", "oldest_answer": "oldest_answer",
     }  # fmt: skip
-    rows = [{head: job[name] for name, head in columns.items()} for job in told["jobs"]]
-    print_rows([{**row, "size": _size(row["size"])} for row in rows], False, "no run yet")
+    rows = [{head: job[name] for name, head in columns.items()} for job in summary["jobs"]]
+    print_rows([{**row, "size": _format_bytes(row["size"])} for row in rows], False, "no run yet")
 
 
 @ledger_command.command("prune")
 @workspace_option
-@click.option("--older-than", "age", metavar="AGE", help="Only answers older than so many hours, days, weeks: 90d.")
-@click.option("--job", "jobs", multiple=True, metavar="NAME", help="Only answers of this job. May be given again.")
+@click.option("--older-than", "age", metavar="AGE", help="Only answers older than this: 12h, 90d, 6w.")
+@click.option("--job", "jobs", multiple=True, metavar="NAME", help="Only answers of this job. Repeatable.")
 @click.option("--gone", is_flag=True, help="Only answers of jobs that no file of the workspace describes any more.")
-@click.option("--answers-only", is_flag=True, help="Keep the notes of commits: `rebuild` then tells what it left out.")
-@click.option("--dry-run", is_flag=True, help="Tell what would be dropped, and drop nothing.")
+@click.option("--answers-only", is_flag=True, help="Keep commit records, so that `rebuild` reports missing rows.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be deleted.")
 def prune_command(
     folder: Path, age: str | None, jobs: tuple[str, ...], gone: bool, answers_only: bool, dry_run: bool
 ) -> None:
@@ -76,8 +76,8 @@ def prune_command(
 
     Exchanges and their cost are kept.
 
-    Rows that are in a sink stay done. What cannot be had again without paying: `rebuild` of these rows, and equal
-    requests of other rows. Answers of a job with an open run are never dropped.
+    Rows in a sink stay there. Afterwards, `rebuild` of these rows and equal requests of other rows need new requests.
+    Answers of a job with an open run are never deleted.
 
     \b
     Examples:
@@ -88,23 +88,22 @@ def prune_command(
     from pipelines.maintenance.retention import age_seconds, orphaned_jobs, prune
 
     if age is None and not jobs and not gone:
-        raise JobError("ledger prune", "says not what to drop", "add --older-than 90d, --job NAME or --gone")
+        raise JobError("ledger prune", "nothing to delete is selected", "add --older-than 90d, --job NAME or --gone")
     older_than = None if age is None else timedelta(seconds=age_seconds(age))
-    workspace, ledger = _opened(folder)
+    workspace, ledger = _open_ledger(folder)
     try:
         chosen: list[str] | None = list(dict.fromkeys(jobs)) or None
         if gone:
-            left = orphaned_jobs(workspace, ledger)
-            chosen = left if chosen is None else [job for job in chosen if job in left]
-        done = prune(workspace, ledger, older_than, chosen, answers_only, dry_run)
+            orphans = orphaned_jobs(workspace, ledger)
+            chosen = orphans if chosen is None else [job for job in chosen if job in orphans]
+        result = prune(workspace, ledger, older_than, chosen, answers_only, dry_run)
     finally:
         ledger.close()
-    for job in done.protected_jobs:
-        click.echo(f"{job}: has an open run, its answers stay; run it to its end: rowmill run", err=True)
-    would, freed = ("would drop", "they take") if dry_run else ("dropped", "freed")
-    click.echo(
-        f"{would} {done.answers:,} answers and {done.commits:,} notes of commits; {freed} {_size(done.freed_bytes)}"
-    )
+    for job in result.protected_jobs:
+        click.echo(f"{job}: has an open run, so its answers stay; finish it with: rowmill run", err=True)
+    would, freed = ("would delete", "they take") if dry_run else ("deleted", "freed")
+    size = _format_bytes(result.freed_bytes)
+    click.echo(f"{would} {result.answers:,} answers and {result.commits:,} commit records; {freed} {size}")
 
 
 @ledger_command.command("export")
@@ -123,7 +122,7 @@ def export_command(folder: Path, target: Path) -> None:
     """
     from pipelines.maintenance.export import export
 
-    _, ledger = _opened(folder)
+    _, ledger = _open_ledger(folder)
     try:
         written = export(ledger, target)
     finally:
@@ -132,7 +131,7 @@ def export_command(folder: Path, target: Path) -> None:
         click.echo(f"{path}: {rows:,} rows")
 
 
-def _opened(folder: Path) -> "tuple[Workspace, Ledger]":
+def _open_ledger(folder: Path) -> "tuple[Workspace, Ledger]":
     from pipelines.config.workspace import find_workspace
     from pipelines.reporting.status_queries import existing_ledger
 
@@ -143,18 +142,19 @@ def _opened(folder: Path) -> "tuple[Workspace, Ledger]":
     return workspace, ledger
 
 
-def _in_words(told: dict[str, Any]) -> str:
+def _format_summary(summary: dict[str, Any]) -> str:
     from pipelines.formatting import shorten_times
 
-    each = "" if told["bytes_per_answer"] is None else f", {_size(told['bytes_per_answer'])} an answer"
-    since = "" if told["oldest_answer"] is None else f" since {shorten_times(told['oldest_answer'])}"
+    each = "" if summary["bytes_per_answer"] is None else f", {_format_bytes(summary['bytes_per_answer'])} an answer"
+    since = "" if summary["oldest_answer"] is None else f" since {shorten_times(summary['oldest_answer'])}"
+    sizes = [_format_bytes(summary[name]) for name in ("ledger_bytes", "files_bytes")]
     return (
-        f"{told['path']}: {_size(told['ledger_bytes'])}, and {_size(told['files_bytes'])} in files beside it\n"
-        f"{told['answers']:,} answers{since}{each}; {told['exchanges']:,} exchanges"
+        f"{summary['path']}: {sizes[0]}, and {sizes[1]} in files next to it\n"
+        f"{summary['answers']:,} answers{since}{each}; {summary['exchanges']:,} exchanges"
     )
 
 
-def _size(nbytes: float) -> str:
+def _format_bytes(nbytes: float) -> str:
     if nbytes < 1000:
         return f"{nbytes:.0f} bytes"
     for unit in ("kB", "MB"):

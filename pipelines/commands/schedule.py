@@ -1,4 +1,4 @@
-"""`rowmill schedule`: run jobs by the clock, show what ran and what is next, hand the clock to cron or systemd."""
+"""`rowmill schedule`: run jobs on schedule, show past and next runs, export schedules to cron or systemd."""
 
 import asyncio
 from datetime import UTC, date, datetime
@@ -31,18 +31,22 @@ def schedule_command() -> None:
 
 @schedule_command.command("run")
 @job_argument(many=True)
-@click.option("--once", is_flag=True, help="Run what is due now (missed runs too), then end.")
-@click.option("--parallel", type=click.IntRange(min=1), default=4, show_default=True, help="Jobs at a time, at most.")
-@click.option("--log", type=click.Choice(["plain", "json"]), default="plain", show_default=True, help="On stderr.")
+@click.option("--once", is_flag=True, help="Run what is due now, missed runs too, then exit.")
+@click.option(
+    "--parallel", type=click.IntRange(min=1), default=4, show_default=True, help="Maximum number of jobs at a time."
+)
+@click.option(
+    "--log", type=click.Choice(["plain", "json"]), default="plain", show_default=True, help="Log format on stderr."
+)
 def run_command(jobs: tuple[str, ...], once: bool, parallel: int, log: Literal["plain", "json"]) -> int:
     """Run each job when it is due, until stopped.
 
-    Stays in the foreground and starts each job as a process of its own.
+    Stays in the foreground and starts each job as a separate process.
 
     Runs that were missed while this was not running are caught up once. A job that is still running when it is due
     again is not started twice. A job that reads another's results waits for it. Job files may be edited meanwhile.
-    Ctrl-C or SIGTERM: running jobs let land what is in flight, then this ends: 130 where a job was cut short (it is
-    caught up at the next start), else 0. With --once the exit code is the worst of the jobs'.
+    On Ctrl-C or SIGTERM, running jobs finish their requests in flight, then this exits: with 130 if a job was
+    interrupted (it is caught up at the next start), else with 0. With --once the exit code is the worst of the jobs'.
 
     \b
     Examples:
@@ -53,19 +57,21 @@ def run_command(jobs: tuple[str, ...], once: bool, parallel: int, log: Literal["
     from pipelines.schedule.daemon import SchedulerDaemon
     from pipelines.schedule.scheduler import ScheduledJobs
 
-    shift = SchedulerDaemon(ScheduledJobs(lambda: _files(jobs), _named(jobs)), log, parallel)
-    chosen = shift.scheduled_jobs.jobs()
+    daemon = SchedulerDaemon(ScheduledJobs(lambda: _files(jobs), _named(jobs)), log, parallel)
+    chosen = daemon.scheduled_jobs.jobs()
     if not chosen:
         raise JobError(" ".join(jobs), "no job here has a schedule", 'add e.g. schedule: "0 2 * * *"')
     if not once:
-        shift.log_event("begin", f"scheduled: {', '.join(f'{job.name} ({job.cron})' for job in chosen)}")
-    code = asyncio.run(shift.run(once))
-    return code or (min(shift.exit_codes, key=WORST_FIRST.index, default=0) if once else 0)
+        daemon.log_event("begin", f"scheduled: {', '.join(f'{job.name} ({job.cron})' for job in chosen)}")
+    code = asyncio.run(daemon.run(once))
+    return code or (min(daemon.exit_codes, key=WORST_FIRST.index, default=0) if once else 0)
 
 
 @schedule_command.command("show")
 @click.argument("jobs", metavar="[JOB...]", nargs=-1)
-@click.option("--last", type=click.IntRange(min=1), default=1, show_default=True, help="So many runs of each job.")
+@click.option(
+    "--last", type=click.IntRange(min=1), default=1, show_default=True, help="Number of recent runs to show per job."
+)
 @as_json_option
 def show_command(jobs: tuple[str, ...], last: int, as_json: bool) -> None:
     """Show each job's last run, its cost and the next run.
@@ -84,16 +90,18 @@ def show_command(jobs: tuple[str, ...], last: int, as_json: bool) -> None:
     rows = schedule_rows(_scheduled(jobs), last, datetime.now(UTC))
     if not as_json:
         columns = ("job", "next", "started", "how", "cost_usd", "skipped")
-        rows = [{name: _short(row[name]) for name in columns} for row in rows]
+        rows = [{name: _shorten_time(row[name]) for name in columns} for row in rows]
     print_rows(rows, as_json, "no job here has a schedule")
 
 
 @schedule_command.command("install")
 @click.argument("jobs", metavar="[JOB...]", nargs=-1)
-@click.option("--as", "kind", type=click.Choice(["crontab", "systemd"]), required=True, help="Who keeps the clock.")
-@click.option("--write", is_flag=True, help="Install what is shown; without it nothing is changed.")
-@click.option("--dir", "folder", type=click.Path(path_type=Path), help="systemd: where. Default: the user's units.")
-@click.option("--env-file", type=click.Path(path_type=Path), help="A file of yours with NAME=VALUE lines, e.g. keys.")
+@click.option("--as", "kind", type=click.Choice(["crontab", "systemd"]), required=True, help="Target scheduler.")
+@click.option("--write", is_flag=True, help="Install; without it only print.")
+@click.option(
+    "--dir", "folder", type=click.Path(path_type=Path), help="Folder for systemd units. Default: the user's units."
+)
+@click.option("--env-file", type=click.Path(path_type=Path), help="File with NAME=VALUE lines, such as API keys.")
 def install_command(jobs: tuple[str, ...], kind: str, write: bool, folder: Path | None, env_file: Path | None) -> None:
     """Show or install crontab lines or systemd units.
 
@@ -123,10 +131,10 @@ def _crontab(chosen: "list[ScheduledJob]", env_file: Path | None, write: bool) -
     }
     click.echo("".join(blocks.values()), nl=False)
     if not write:
-        click.echo("nothing was changed; add --write to install these lines", err=True)
+        click.echo("nothing was installed; add --write to install these lines", err=True)
         return
     write_crontab(merged_crontab(read_crontab(), blocks))
-    click.echo("installed; look at it with: crontab -l", err=True)
+    click.echo("installed; show it with: crontab -l", err=True)
 
 
 def _systemd(chosen: "list[ScheduledJob]", env_file: Path | None, write: bool, folder: Path | None) -> None:
@@ -138,7 +146,7 @@ def _systemd(chosen: "list[ScheduledJob]", env_file: Path | None, write: bool, f
     for name, text in units.items():
         click.echo(f"# {target / name}\n{text}")
     if not write:
-        click.echo("nothing was changed; add --write to write these files", err=True)
+        click.echo("nothing was installed; add --write to write these files", err=True)
         return
     for name, text in units.items():
         write_atomically(target / name, text.encode())
@@ -154,8 +162,8 @@ def _scheduled(jobs: tuple[str, ...]) -> "list[ScheduledJob]":
     return load_scheduled_jobs(job_files(here), _named(jobs))
 
 
-def _short(value: object) -> object:
-    """A time to the minute; other values as they are."""
+def _shorten_time(value: object) -> object:
+    """Shorten a time to the minute; return other values as they are."""
     return value[:16].replace("T", " ") if isinstance(value, str) and value[10:11] == "T" else value
 
 
@@ -166,7 +174,7 @@ def _holds_jobs(folder: Path) -> bool:
 
 
 def _files(jobs: tuple[str, ...]) -> list[Path]:
-    """As `job_files`; an empty folder, which may fill again, is no reason to end."""
+    """Return the job files; an empty folder is a JobError, which does not end the daemon."""
     try:
         return job_files(jobs)
     except NoJobFiles as exc:

@@ -1,1 +1,1 @@
-"""Upkeep of a workspace: pruning and exporting the ledger."""
+"""Ledger maintenance: pruning and export."""

@@ -1,4 +1,4 @@
-"""`rowmill ledger export`: exchanges, runs and what is known of the answers, as Parquet files."""
+"""Ledger export: exchanges, runs and facts about answers as Parquet files."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -15,11 +15,11 @@ from pipelines.ledger.answer_files import SHARED_FILE_BYTES_SQL
 from pipelines.ledger.ledger import Ledger
 from pipelines.pricing.prices import usd
 
-ROWS = 20_000
-"""That are in memory at a time."""
+CHUNK_ROWS = 20_000
+"""Rows in memory at a time."""
 
 _TIME = pa.timestamp("us", "UTC")
-_OF_LEG = frozenset({"run_id", "job", "step", "provider", "endpoint", "model"})
+_ROUTE_COLUMNS = frozenset({"run_id", "job", "step", "provider", "endpoint", "model"})
 _EXCHANGES = pa.schema([*usage_schema(), pa.field("message", pa.string())])
 _RUNS = pa.schema(
     [
@@ -50,20 +50,20 @@ _ANSWERS = pa.schema(
     ]
 )
 
-_READ: Mapping[str, Callable[[Any], Any]] = {
+_DECODERS: Mapping[str, Callable[[Any], Any]] = {
     "keys": orjson.loads,
     "fingerprints": lambda marks: [marks[start : start + 16].hex() for start in range(0, len(marks), 16)],
     "fingerprint": bytes.hex,
     "cost_usd": usd,
     "in_file": bool,
 }
-"""How a value of the ledger becomes one of the file; others stay as they are."""
+"""Conversions of the ledger's values; others stay as they are."""
 
 
 def export(ledger: Ledger, target: Path) -> dict[Path, int]:
-    """File -> rows. A target that ends in `.parquet` gets the exchanges alone; any other is a folder for all three."""
+    """Return file -> rows. A target that ends in `.parquet` gets the exchanges; any other is a folder for all three."""
     if target.suffix == ".parquet":
-        return {target: _written(ledger, target, _EXCHANGES, _exchanges_sql())}
+        return {target: _write_table(ledger, target, _EXCHANGES, _exchanges_sql())}
     tables = {
         "exchanges": (_EXCHANGES, _exchanges_sql()),
         "runs": (
@@ -78,26 +78,27 @@ def export(ledger: Ledger, target: Path) -> dict[Path, int]:
         ),
     }
     return {
-        (path := target / f"{name}.parquet"): _written(ledger, path, schema, sql)
+        (path := target / f"{name}.parquet"): _write_table(ledger, path, schema, sql)
         for name, (schema, sql) in tables.items()
     }
 
 
 def _exchanges_sql() -> str:
     columns = [
-        f"l.{name}" if name in _OF_LEG else "e.cost" if name == "cost_usd" else f"e.{name}" for name in _EXCHANGES.names
+        f"l.{name}" if name in _ROUTE_COLUMNS else "e.cost" if name == "cost_usd" else f"e.{name}"
+        for name in _EXCHANGES.names
     ]
     return f"select {', '.join(columns)} from exchanges e join legs l on l.id = e.leg order by e.writer, e.seq"
 
 
-def _written(ledger: Ledger, path: Path, schema: pa.Schema, sql: str) -> int:
-    """Write the query's rows; the file is there whole or not at all."""
+def _write_table(ledger: Ledger, path: Path, schema: pa.Schema, sql: str) -> int:
+    """Write the query's rows to a file that exists completely or not at all."""
     unfinished = path.with_name(f"{path.name}.part")
     count = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
-            for rows in _some_at_a_time(ledger.stream(sql)):
+            for rows in _chunks(ledger.stream(sql)):
                 columns = zip(*rows, strict=True)
                 arrays = [_array(field, values) for field, values in zip(schema, columns, strict=True)]
                 writer.write_table(pa.table(arrays, schema=schema))
@@ -109,10 +110,10 @@ def _written(ledger: Ledger, path: Path, schema: pa.Schema, sql: str) -> int:
 
 
 def _array(field: pa.Field, values: Sequence[Any]) -> pa.Array:
-    read = _READ.get(field.name)
-    return pa.array(values if read is None else [None if v is None else read(v) for v in values], field.type)
+    decode = _DECODERS.get(field.name)
+    return pa.array(values if decode is None else [None if v is None else decode(v) for v in values], field.type)
 
 
-def _some_at_a_time(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
-    while some := list(islice(rows, ROWS)):
-        yield some
+def _chunks(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    while chunk := list(islice(rows, CHUNK_ROWS)):
+        yield chunk

@@ -1,4 +1,4 @@
-"""Housekeeping of a workspace's ledger: what it holds and weighs, and dropping answers that nobody needs any more."""
+"""Retention of answers: summary of a ledger, and deletion of answers that are no longer needed."""
 
 import contextlib
 import os
@@ -19,27 +19,27 @@ from pipelines.pricing.prices import usd
 from pipelines.reporting.status_queries import iso_time
 from pipelines.runtime.locks import job_lock
 
-AT_ONCE = 500
-"""Answers that are deleted together."""
+DELETE_BATCH = 500
+"""Number of answers deleted at a time."""
 
 _UNITS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
 @dataclass(frozen=True, slots=True)
 class PruneResult:
-    """What was (or, on trial, would be) dropped."""
+    """What was deleted, or would be deleted by a dry run."""
 
     answers: int
     commits: int
-    """Notes of what was committed, from which `rebuild` writes rows again."""
+    """Commit records, from which `rebuild` writes rows again."""
     freed_bytes: int
-    """By which the ledger and its files became smaller; on trial, what the answers take."""
+    """Reduction of the ledger and its files; in a dry run, the size of the answers."""
     protected_jobs: tuple[str, ...]
-    """Jobs whose answers stay, since a run of theirs is open."""
+    """Jobs whose answers stay, because they have an open run."""
 
 
 def ledger_summary(ledger: Ledger) -> dict[str, Any]:
-    """What the ledger holds, as a whole and by job."""
+    """Return the contents of the ledger, in total and by job."""
     ((answers, answer_bytes, oldest, in_files),) = ledger.query(
         "select count(*), sum(coalesce(length(request), 0) + coalesce(length(reply), 0)), min(at), count(file) "
         "from answers"
@@ -83,27 +83,27 @@ def ledger_summary(ledger: Ledger) -> dict[str, Any]:
 
 
 def age_seconds(age: str) -> int:
-    """The seconds of `90d`, `12h` or `6w`."""
+    """Return the seconds of `90d`, `12h` or `6w`."""
     found = re.fullmatch(r"(\d{1,6})([hdw])", age)
     if found is None:
-        raise JobError(f"--older-than {age}", "no age", "write hours, days or weeks, e.g. 90d")
+        raise JobError(f"--older-than {age}", "not an age", "write hours, days or weeks, e.g. 90d")
     return int(found[1]) * _UNITS[found[2]]
 
 
 def orphaned_jobs(workspace: Workspace, ledger: Ledger) -> list[str]:
-    """Jobs of the ledger that no file of the workspace describes any more."""
-    there: set[str] = set()
+    """Return the jobs of the ledger that no file of the workspace describes any more."""
+    described: set[str] = set()
     for path in _yaml_files(workspace):
         try:
             name = read_yaml(path, str(path)).values.get("name")
         except JobError as exc:
-            # It may be the file of one of them.
+            # This may be the file of one of them.
             raise JobError(
                 exc.where, exc.found, f"{exc.remedy} (until then it is not known which jobs are gone)"
             ) from exc
         if isinstance(name, str):
-            there.add(name)
-    return [job for (job,) in ledger.query("select distinct job from runs order by job") if job not in there]
+            described.add(name)
+    return [job for (job,) in ledger.query("select distinct job from runs order by job") if job not in described]
 
 
 def prune(
@@ -114,75 +114,77 @@ def prune(
     answers_only: bool,
     dry_run: bool,
 ) -> PruneResult:
-    """Drop answers, and the notes of commits as old; Locked while a run is under way. `jobs` None: of all jobs."""
+    """Delete answers and commit records; Locked while a run is active. `jobs` None: of all jobs."""
     known = [job for (job,) in ledger.query("select distinct job from runs order by job")]
     for job in jobs or ():
         if job not in known:
             raise JobError(f"--job {job}", "the ledger knows no such job", "see them: rowmill ledger show")
     before = now_us() - (0 if older_than is None else round(older_than.total_seconds() * 1e6))
     with contextlib.ExitStack() as locks:
-        # Of all jobs: the file is written anew as a whole.
+        # Of all jobs, because VACUUM rewrites the whole file.
         for job in sorted({*known, *(path.stem for path in (workspace.state / "locks").glob("*.lock"))}):
             locks.enter_context(job_lock(workspace.state, job))
         open_jobs = {job for (job,) in ledger.query("select distinct job from runs where state = 'open'")}
         chosen = [job for job in (known if jobs is None else jobs) if job not in open_jobs]
         spared = tuple(sorted(open_jobs.intersection(known if jobs is None else jobs)))
-        weighed = _weight(ledger)
-        answers = taken = commits = 0
+        size_before = _total_bytes(ledger)
+        answers = freed = commits = 0
         for job in chosen:
             for old, nbytes in _old_answers(ledger, job, before):
                 answers += len(old)
-                taken += nbytes
+                freed += nbytes
                 if not dry_run:
                     _delete(ledger, old)
             if not answers_only:
                 commits += _old_commits(ledger, job, before, dry_run)
         if not dry_run:
             for name, _ in list(ledger.files.names()):
-                # Written by a process that was killed before its ledger knew of it.
-                if not _needed(ledger, name):
+                # Written by a process that was killed before it was recorded in the ledger.
+                if not _is_needed(ledger, name):
                     ledger.files.remove(name)
             ledger.write("vacuum")
             ledger.write("pragma wal_checkpoint(truncate)")
-            taken = weighed - _weight(ledger)
-    return PruneResult(answers, commits, max(0, taken), spared)
+            freed = size_before - _total_bytes(ledger)
+    return PruneResult(answers, commits, max(0, freed), spared)
 
 
 def drop_committed(ledger: Ledger, job: str, sink_name: str) -> int:
-    """`keep_answers: committed`: drop the answers of rows that are in the sink; how many there were.
+    """Delete the answers of rows that are in the sink (`keep_answers: committed`); return their number.
 
-    To be called when a run has closed: within a run, equal requests of later rows still find the answer. Answers of
-    rows that failed stay, and with them what a `retry` needs.
+    Call it after a run has closed: during a run, equal requests of later rows still use the answer. Answers of failed
+    rows stay, because `retry` needs them.
     """
     dropped = 0
     for (commit,) in ledger.query(
         "select id from commits where job = ? and sink = ? and rows is not null", (job, sink_name)
     ):
         ((rows,),) = ledger.query("select rows from commits where id = ?", (commit,))
-        marks = {mark for row in decode_table(rows).column(ANSWERS).to_pylist() for mark in row if mark is not None}
+        fingerprints = {
+            mark for row in decode_table(rows).column(ANSWERS).to_pylist() for mark in row if mark is not None
+        }
         found: list[tuple[int, str | None]] = []
-        for some in _groups(sorted(marks)):
+        for batch in _batches(sorted(fingerprints)):
             found += ledger.query(
-                f"select id, file from answers where error is null and fingerprint in ({_marks(some)})", some
+                f"select id, file from answers where error is null and fingerprint in ({_placeholders(batch)})", batch
             )
-        # Those that lie in one file go together.
+        # Answers in the same file are deleted together.
         found.sort(key=lambda answer: answer[1] or "")
-        for start in range(0, len(found), AT_ONCE):
-            _delete(ledger, found[start : start + AT_ONCE])
+        for start in range(0, len(found), DELETE_BATCH):
+            _delete(ledger, found[start : start + DELETE_BATCH])
         dropped += len(found)
-        # Without answers nothing can be written again from it; its errors and removals are kept.
+        # Without answers it cannot be rebuilt; its errors and deletions stay.
         ledger.write("update commits set rows = null where id = ?", (commit,))
     return dropped
 
 
 def _old_answers(ledger: Ledger, job: str, before: int) -> Iterator[tuple[list[tuple[int, str | None]], int]]:
-    """((id, file) of each, bytes) of the job's answers from before then, some at a time."""
+    """Yield ((id, file) of each, total bytes) of the job's older answers, a batch at a time."""
     last = 0
     while True:
         rows = ledger.query(
             "select a.id, a.file, coalesce(length(a.request), 0) + coalesce(length(a.reply), 0) from answers a "
             "join legs l on l.id = a.leg where l.job = ? and a.at < ? and a.id > ? order by a.id limit ?",
-            (job, before, last, AT_ONCE),
+            (job, before, last, DELETE_BATCH),
         )
         if not rows:
             return
@@ -199,35 +201,35 @@ def _old_commits(ledger: Ledger, job: str, before: int, dry_run: bool) -> int:
 
 
 def _delete(ledger: Ledger, answers: Sequence[tuple[int, str | None]]) -> None:
-    """Drop these (id, file)."""
+    """Delete these answers (id, file)."""
     ids = [answer for answer, _ in answers]
-    # Files first: an answer without its file counts as not kept, a file without its answer would stay for long.
+    # Files first: an answer without its file counts as missing, but a file without its answer would stay for long.
     for name in {file_name(file) for _, file in answers if file is not None}:
-        if not _needed(ledger, name, frozenset(ids)):
+        if not _is_needed(ledger, name, frozenset(ids)):
             ledger.files.remove(name)
-    ledger.write(f"delete from answers where id in ({_marks(ids)})", ids)
+    ledger.write(f"delete from answers where id in ({_placeholders(ids)})", ids)
 
 
-def _needed(ledger: Ledger, name: str, without: frozenset[int] = frozenset()) -> bool:
-    """Whether a file holds an answer that is kept, other than those without which it is to be thought."""
+def _is_needed(ledger: Ledger, name: str, without: frozenset[int] = frozenset()) -> bool:
+    """Return whether a file contains an answer of the ledger, besides the ids in `without`."""
     return any(
         file_name(file) == name and answer not in without
-        for some in _groups(ledger.files.fingerprints(name))
+        for batch in _batches(ledger.files.fingerprints(name))
         for answer, file in ledger.query(
-            f"select id, file from answers where file is not null and fingerprint in ({_marks(some)})", some
+            f"select id, file from answers where file is not null and fingerprint in ({_placeholders(batch)})", batch
         )
     )
 
 
-def _weight(ledger: Ledger) -> int:
+def _total_bytes(ledger: Ledger) -> int:
     return _ledger_bytes(ledger) + sum(size for _, size in ledger.files.names())
 
 
 def _ledger_bytes(ledger: Ledger) -> int:
-    return sum(_size(ledger.path.with_name(ledger.path.name + ending)) for ending in ("", "-wal"))
+    return sum(_file_size(ledger.path.with_name(ledger.path.name + ending)) for ending in ("", "-wal"))
 
 
-def _size(path: Path) -> int:
+def _file_size(path: Path) -> int:
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -242,10 +244,10 @@ def _yaml_files(workspace: Workspace) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def _groups(values: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    for start in range(0, len(values), AT_ONCE):
-        yield values[start : start + AT_ONCE]
+def _batches(values: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    for start in range(0, len(values), DELETE_BATCH):
+        yield values[start : start + DELETE_BATCH]
 
 
-def _marks(values: Sequence[object]) -> str:
+def _placeholders(values: Sequence[object]) -> str:
     return ",".join("?" * len(values))

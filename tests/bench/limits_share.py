@@ -181,7 +181,7 @@ def measure(name: str, scenario: Scenario, seconds: float) -> str:
     ours.send("counts?")
     passed, refused, most = ours.recv()
     server.terminate()
-    return result(name, scenario, passed, refused, most)
+    return format_scenario(name, scenario, passed, refused, most)
 
 
 def started(folder: Path, job: str, scenario: Scenario, port: int, seconds: float) -> "subprocess.Popen[bytes]":

@@ -1,4 +1,4 @@
-"""The ledger looked after: shown, pruned, exported, migrated; answers kept only until their row is committed."""
+"""Ledger maintenance: show, prune, export, migrations, and `keep_answers: committed`."""
 
 import json
 import os
@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from connectors.errors import JobError
-from pipelines.execution.run_report import for_programs
 from pipelines.ledger import ledger_file
 from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.runtime.locks import job_lock
@@ -22,7 +21,7 @@ Read = Callable[..., list[dict[str, Any]]]
 
 
 def sql(workspace: Any, text: str) -> list[tuple[Any, ...]]:
-    """Rows of the workspace's ledger."""
+    """Return rows of the workspace's ledger."""
     with closing(sqlite3.connect(workspace.folder / ".rowmill" / "ledger.sqlite")) as db, db:
         return db.execute(text).fetchall()
 
@@ -32,15 +31,15 @@ def ledger(cli: Any, workspace: Any, *arguments: str) -> int:
     return code
 
 
-def test_show_tells_size_answers_and_jobs(workspace: Any, provider: Any, cli: Any) -> None:
+def test_show_prints_sizes_answers_and_jobs(workspace: Any, provider: Any, cli: Any) -> None:
     workspace.csv(3)
     cli.run(workspace.job())
     assert ledger(cli, workspace, "show", "--json") == 0
-    told = json.loads(cli.out)
-    assert (told["answers"], told["exchanges"], told["answers_in_files"]) == (3, 3, 0)
-    assert told["ledger_bytes"] > 4096
-    assert told["bytes_per_answer"] > 100
-    (job,) = told["jobs"]
+    summary = json.loads(cli.out)
+    assert (summary["answers"], summary["exchanges"], summary["answers_in_files"]) == (3, 3, 0)
+    assert summary["ledger_bytes"] > 4096
+    assert summary["bytes_per_answer"] > 100
+    (job,) = summary["jobs"]
     assert {name: job[name] for name in ("job", "runs", "open_runs", "exchanges", "answers", "cost_usd")} == {
         "job": "job", "runs": 1, "open_runs": 0, "exchanges": 3, "answers": 3, "cost_usd": pytest.approx(6e-5),
     }  # fmt: skip
@@ -48,22 +47,22 @@ def test_show_tells_size_answers_and_jobs(workspace: Any, provider: Any, cli: An
     assert "3 answers since" in cli.out
 
 
-def test_without_a_ledger_it_says_so(workspace: Any, cli: Any) -> None:
+def test_a_missing_ledger_is_an_error(workspace: Any, cli: Any) -> None:
     assert ledger(cli, workspace, "show") == 2
     assert "there is no ledger yet; run a job first" in cli.err
 
 
-def test_after_a_prune_rows_stay_done_usage_stays_and_rebuild_will_not_lose_rows(
+def test_after_a_prune_rows_and_usage_stay_and_rebuild_refuses_to_lose_rows(
     workspace: Any, provider: Any, cli: Any, read: Read
 ) -> None:
     workspace.csv(5)
     job = workspace.job()
     cli.run(job)
     assert ledger(cli, workspace, "prune", "--job", "job", "--answers-only", "--dry-run") == 0
-    assert cli.out.startswith("would drop 5 answers and 0 notes of commits; they take ")
+    assert cli.out.startswith("would delete 5 answers and 0 commit records; they take ")
     assert sql(workspace, "select count(*) from answers") == [(5,)]
     assert ledger(cli, workspace, "prune", "--job", "job", "--answers-only") == 0
-    assert cli.out.startswith("dropped 5 answers and 0 notes of commits; freed ")
+    assert cli.out.startswith("deleted 5 answers and 0 commit records; freed ")
     assert sql(workspace, "select (select count(*) from answers), (select count(*) from exchanges)") == [(0, 5)]
     again = cli.run(job)
     assert (again["requests"], again["rows_reused"]) == (0, 5)
@@ -77,7 +76,7 @@ def test_after_a_prune_rows_stay_done_usage_stays_and_rebuild_will_not_lose_rows
     assert cli.run(job)["requests"] == 5
 
 
-def test_prune_goes_by_age_and_drops_files_of_large_answers(workspace: Any, provider: Any, cli: Any) -> None:
+def test_prune_by_age_deletes_files_of_large_answers(workspace: Any, provider: Any, cli: Any) -> None:
     from tests.conftest import chat_reply
 
     provider.script = lambda path, body, count: chat_reply("long " * 60_000)
@@ -88,55 +87,53 @@ def test_prune_goes_by_age_and_drops_files_of_large_answers(workspace: Any, prov
     old = now_us() - round(timedelta(days=100).total_seconds() * 1e6)
     sql(workspace, f"update answers set at = {old} where id = (select min(id) from answers)")
     assert ledger(cli, workspace, "prune", "--older-than", "90d") == 0
-    assert cli.out.startswith("dropped 1 answers and 0 notes of commits; freed ")
+    assert cli.out.startswith("deleted 1 answers and 0 commit records; freed ")
     assert len([path for path in files.rglob("*") if path.is_file()]) == 1
     assert sql(workspace, "select count(*) from answers") == [(1,)]
     assert ledger(cli, workspace, "prune", "--older-than", "90 days") == 2
-    assert "--older-than 90 days: no age" in cli.err
+    assert "--older-than 90 days: not an age" in cli.err
 
 
 VECTORS = '[{name: v, endpoint: embeddings, provider: test, model: e, input: "{{ text }}", dimensions: 4096}]'
 
 
-def long_vectors(path: str, body: Any, count: int) -> dict[str, Any]:
-    """A reply of 16 KB a text."""
+def reply_with_long_vectors(path: str, body: Any, count: int) -> dict[str, Any]:
+    """Return a reply of 16 KB a text."""
     data = [{"index": place, "embedding": [place, *[0.5] * 4095]} for place in range(len(body["input"]))]
     return {"data": data, "model": "e", "usage": {"prompt_tokens": 1, "total_tokens": 1}}
 
 
-def test_prune_drops_a_file_of_many_answers_with_the_last_of_them(
-    workspace: Any, provider: Any, cli: Any, read: Read
-) -> None:
-    provider.script = long_vectors
+def test_prune_deletes_a_shared_file_with_its_last_answer(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
+    provider.script = reply_with_long_vectors
     workspace.csv(20)
     job = workspace.job(steps=VECTORS)
     assert cli.run(job)["requests"] == 1
     folder = workspace.folder / ".rowmill" / "answers"
     (file,) = (path for path in folder.rglob("*") if path.is_file())
     assert ledger(cli, workspace, "show", "--json") == 0
-    told = json.loads(cli.out)
-    assert (told["answers"], told["answers_in_files"]) == (20, 20)
-    assert told["jobs"][0]["answer_bytes"] > 20 * 4 * 4096
-    whole = read(workspace.folder / "out")
+    summary = json.loads(cli.out)
+    assert (summary["answers"], summary["answers_in_files"]) == (20, 20)
+    assert summary["jobs"][0]["answer_bytes"] > 20 * 4 * 4096
+    rows = read(workspace.folder / "out")
     assert cli("rebuild", job) == 0
-    assert read(workspace.folder / "out") == whole
+    assert read(workspace.folder / "out") == rows
     old = now_us() - round(timedelta(days=100).total_seconds() * 1e6)
     sql(workspace, f"update answers set at = {old} where id < 20")
-    # As a process leaves it that is killed before its ledger knows of it.
+    # As left by a process that was killed before it recorded them in the ledger.
     (file.parent / "70000000042").write_bytes(file.read_bytes())
     (file.parent / "unfinished.7.part").write_bytes(b"\xff" * 9)
     assert ledger(cli, workspace, "prune", "--older-than", "90d", "--answers-only") == 0
-    assert cli.out.startswith("dropped 19 answers")
+    assert cli.out.startswith("deleted 19 answers")
     assert [path for path in folder.rglob("*") if path.is_file()] == [file]
     sql(workspace, f"update answers set at = {old}")
     assert ledger(cli, workspace, "prune", "--older-than", "90d", "--answers-only") == 0
     assert [path for path in folder.rglob("*") if path.is_file()] == []
 
 
-def test_a_file_of_answers_goes_when_all_of_its_rows_are_committed(workspace: Any, provider: Any, cli: Any) -> None:
+def test_a_shared_file_is_deleted_when_all_of_its_rows_are_committed(workspace: Any, provider: Any, cli: Any) -> None:
     path = workspace.folder / "rowmill.yaml"
     path.write_text(path.read_text() + "keep_answers: committed\n")
-    provider.script = long_vectors
+    provider.script = reply_with_long_vectors
     workspace.csv(20)
     job = workspace.job(steps=VECTORS)
     assert cli.run(job)["rows_ok"] == 20
@@ -145,7 +142,7 @@ def test_a_file_of_answers_goes_when_all_of_its_rows_are_committed(workspace: An
     assert cli.run(job)["requests"] == 0
 
 
-def test_prune_drops_the_answers_of_jobs_that_are_gone_only(workspace: Any, provider: Any, cli: Any) -> None:
+def test_prune_gone_deletes_only_the_answers_of_deleted_jobs(workspace: Any, provider: Any, cli: Any) -> None:
     workspace.csv(3)
     gone = workspace.job("old", sink="{parquet: old}")
     cli.run(gone)
@@ -154,25 +151,25 @@ def test_prune_drops_the_answers_of_jobs_that_are_gone_only(workspace: Any, prov
     cli.run(workspace.job("kept", sink="{parquet: kept}", source=source, steps=steps))
     gone.unlink()
     assert ledger(cli, workspace, "prune", "--gone") == 0
-    assert cli.out.startswith("dropped 3 answers and 1 notes of commits; freed ")
+    assert cli.out.startswith("deleted 3 answers and 1 commit records; freed ")
     assert sql(workspace, "select l.job, count(*) from answers a join legs l on l.id = a.leg group by 1") == [
         ("kept", 2)
     ]
-    workspace.write("torn.yaml", "name: [\n")
+    workspace.write("invalid.yaml", "name: [\n")
     assert ledger(cli, workspace, "prune", "--gone") == 2
     assert "until then it is not known which jobs are gone" in cli.err
 
 
-def test_prune_says_what_to_drop_and_which_jobs_there_are(workspace: Any, provider: Any, cli: Any) -> None:
+def test_prune_requires_a_selection_of_known_jobs(workspace: Any, provider: Any, cli: Any) -> None:
     workspace.csv(1)
     cli.run(workspace.job())
     assert ledger(cli, workspace, "prune") == 2
-    assert "says not what to drop" in cli.err
+    assert "nothing to delete is selected" in cli.err
     assert ledger(cli, workspace, "prune", "--job", "jb") == 2
     assert "the ledger knows no such job" in cli.err
 
 
-def test_answers_of_an_open_run_are_never_dropped(workspace: Any, provider: Any, cli: Any) -> None:
+def test_answers_of_an_open_run_are_never_deleted(workspace: Any, provider: Any, cli: Any) -> None:
     from tests.conftest import error_reply
 
     workspace.csv(4)
@@ -180,12 +177,12 @@ def test_answers_of_an_open_run_are_never_dropped(workspace: Any, provider: Any,
     provider.script = lambda path, body, count: error_reply(401, "no such key") if count == 2 else None
     assert cli.run(job)["exit_code"] == 3
     assert ledger(cli, workspace, "prune", "--job", "job") == 0
-    assert "job: has an open run, its answers stay" in cli.err
-    assert cli.out.startswith("dropped 0 answers")
+    assert "job: has an open run, so its answers stay" in cli.err
+    assert cli.out.startswith("deleted 0 answers")
     assert cli.run(job)["requests"] == 2
 
 
-def test_prune_refuses_while_a_run_is_under_way(workspace: Any, provider: Any, cli: Any) -> None:
+def test_prune_is_refused_during_a_run(workspace: Any, provider: Any, cli: Any) -> None:
     workspace.csv(1)
     cli.run(workspace.job())
     with job_lock(workspace.folder / ".rowmill", "job"):
@@ -200,7 +197,7 @@ def test_export_writes_exchanges_runs_and_answers(workspace: Any, provider: Any,
 
     workspace.csv(3)
     provider.script = lambda path, body, count: error_reply(400, "no") if "text 1" in str(body) else None
-    told = cli.run(workspace.job())
+    report = cli.run(workspace.job())
     target = workspace.folder / "copy"
     assert ledger(cli, workspace, "export", "-o", str(target)) == 0
     assert sorted(path.name for path in target.iterdir()) == ["answers.parquet", "exchanges.parquet", "runs.parquet"]
@@ -209,12 +206,14 @@ def test_export_writes_exchanges_runs_and_answers(workspace: Any, provider: Any,
     assert sorted(exchanges.drop_columns(["message"]).to_pylist(), key=lambda row: str(row["keys"])) == usage
     assert sorted(filter(None, exchanges.column("message").to_pylist())) == ["no"]
     (run,) = pq.read_table(target / "runs.parquet").to_pylist()
-    report = for_programs(json.loads(run["report"]))
-    assert (run["run_id"], run["exit_code"], run["state"], report) == (
-        told["run_id"],
+    # The ledger also has the steps and times, for the HTML report.
+    stored = json.loads(run["report"]).items()
+    stored_report = {name: value for name, value in stored if name not in ("steps", "times")}
+    assert (run["run_id"], run["exit_code"], run["state"], stored_report) == (
+        report["run_id"],
         1,
         "closed",
-        told,
+        report,
     )
     answers = pq.read_table(target / "answers.parquet").to_pylist()
     assert sorted((row["step"], row["error"] is None, row["in_file"]) for row in answers) == [
@@ -224,7 +223,7 @@ def test_export_writes_exchanges_runs_and_answers(workspace: Any, provider: Any,
     assert pq.read_table(workspace.folder / "one.parquet").num_rows == 3
 
 
-def test_answers_are_dropped_once_their_rows_are_committed_and_failed_ones_stay(
+def test_answers_are_deleted_when_their_rows_are_committed_and_failed_ones_stay(
     workspace: Any, provider: Any, cli: Any, read: Read
 ) -> None:
     from tests.conftest import error_reply
@@ -243,7 +242,7 @@ def test_answers_are_dropped_once_their_rows_are_committed_and_failed_ones_stay(
     assert len(read(workspace.folder / "out")) == 4
 
 
-def test_answers_of_a_run_that_was_stopped_stay_until_it_has_ended(workspace: Any, provider: Any, cli: Any) -> None:
+def test_answers_of_a_stopped_run_stay_until_it_is_finished(workspace: Any, provider: Any, cli: Any) -> None:
     from tests.conftest import error_reply
 
     path = workspace.folder / "rowmill.yaml"
@@ -257,7 +256,7 @@ def test_answers_of_a_run_that_was_stopped_stay_until_it_has_ended(workspace: An
     assert sql(workspace, "select count(*) from answers") == [(0,)]
 
 
-def test_an_older_ledger_is_brought_up_to_date_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_ledger_is_migrated_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ledger.sqlite"
     old = Ledger(path)
     old.write("insert into runs (run_id, job, state, started_at) values ('r', 'j', 'closed', 1)")
@@ -274,26 +273,28 @@ def test_an_older_ledger_is_brought_up_to_date_in_its_order(tmp_path: Path, monk
         assert db.execute("select count(*) from notes").fetchall() == [(1,)]
 
 
-@pytest.mark.parametrize("lacking", [("vector_sizes",), ("vector_sizes", "batches", "batch_lines", "schedule"), ()])
-def test_a_ledger_of_version_1_gets_the_tables_that_it_lacks(
-    workspace: Any, provider: Any, cli: Any, lacking: tuple[str, ...]
+@pytest.mark.parametrize(
+    "missing_tables", [("vector_sizes",), ("vector_sizes", "batches", "batch_lines", "schedule"), ()]
+)
+def test_a_ledger_of_version_1_gets_its_missing_tables(
+    workspace: Any, provider: Any, cli: Any, missing_tables: tuple[str, ...]
 ) -> None:
-    """Tables were added for a while without another version being told."""
+    """For a while, tables were added without a new version."""
     workspace.csv(2)
     steps = '[{name: v, endpoint: embeddings, provider: test, model: e, input: "{{ text }}"}]'
     job = workspace.job(steps=steps)
     assert cli("run", job, "--quiet") == 0
-    whole = sql(workspace, "select name, sql from sqlite_master order by name")
-    for table in lacking:
+    schema = sql(workspace, "select name, sql from sqlite_master order by name")
+    for table in missing_tables:
         sql(workspace, f"drop table {table}")
     sql(workspace, "pragma user_version = 1")
     assert cli("validate", job) == 0
-    assert sql(workspace, "select name, sql from sqlite_master order by name") == whole
+    assert sql(workspace, "select name, sql from sqlite_master order by name") == schema
     assert sql(workspace, "pragma user_version") == [(ledger_file.VERSION,)]
     assert cli.run(job)["requests"] == 0
 
 
-def test_a_step_that_fails_leaves_the_older_ledger_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_migration_leaves_the_older_ledger_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ledger.sqlite"
     Ledger(path).close()
     failing = (*ledger_file.MIGRATIONS, "create table notes (text text); alter table none add column x")
