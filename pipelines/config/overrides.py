@@ -71,7 +71,7 @@ def apply_overrides(written: Mapping[str, Any], overrides: Overrides, sink_kinds
 
 
 def answer_flags(overrides: Overrides) -> tuple[str, ...]:
-    """Return the flags that may change answers, which then need a sink of their own."""
+    """Return the flags that may change answers, which then need a separate sink."""
     flags = [
         f"--set {key}"
         for key in _assigned_keys(overrides)

@@ -14,7 +14,7 @@ from connectors.sql import first_line, parse_sql
 def predicate_columns(sql: str, columns: Mapping[str, Any], where: KeyPath) -> frozenset[str]:
     """Return the columns in the predicate; JobError at `where` if it is not a single expression over `columns`."""
     with duckdb.connect() as db:
-        # On a line of its own: a comment at its end must not hide the bracket.
+        # On a separate line: a comment at its end must not hide the bracket.
         remedy = "write one SQL expression, e.g. length(body) > 20"
         parsed = parse_sql(db, f"select (\n{sql}\n)", where, remedy)
     node = parsed["statements"][0]["node"]

@@ -70,7 +70,7 @@ def read_yaml(path: Path, shown: str) -> YamlFile:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
         raise JobError(shown, f"cannot be read ({reason})", "check the path and its permissions") from exc
     if len(data) > MAX_FILE_BYTES:
-        raise JobError(shown, "larger than 1 MB", "data belongs in files of its own that the source names")
+        raise JobError(shown, "larger than 1 MB", "data belongs in separate files that the source names")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:

@@ -16,7 +16,7 @@ class RunOptions:
     is_new_run: bool = False
     """Close the job's open run and start another one, with its own budget."""
     retried_classes: frozenset[str] | None = None
-    """Error classes whose rows are requested again although they failed for a reason of their own; None: no retry."""
+    """Error classes whose rows are requested again although the row itself caused the error; None: no retry."""
     schema_change: SchemaChange | None = None
     """None: refuse a sink whose tables have other columns."""
     is_on_ray: bool = False

@@ -75,7 +75,7 @@ class RunReport:
     """None if the price of an exchange is not known."""
     seconds: float | None = None
     stopped: str | None = None
-    """The reason; None if the run came to its end."""
+    """The reason; None if the run finished."""
     exit_code: int = 0
     tables: Mapping[str, str] | None = field(default=None, repr=False)
     """results, usage, errors -> a glob or the name of a table."""

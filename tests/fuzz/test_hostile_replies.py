@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from connectors.endpoints.audio.transcript_replies import merge_transcripts
-from tests.fuzz.test_mutated_replies import CASES, SEEDS, process_reply, paths_of
+from tests.fuzz.test_mutated_replies import CASES, SEEDS, paths_of, process_reply
 
 DEEP = b"[" * 300 + b"]" * 300
 MARKER = "replaced by deep nesting"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from connectors.errors import JobError, KeyPath, did_you_mean
+from connectors.errors import JobError, KeyPath, closest
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +84,9 @@ def check_params(params: Mapping[str, Any], table: Mapping[str, ParamCheck], whe
     """Raise JobError below `where` at the first parameter that is not in the table or does not fit."""
     for name, value in params.items():
         if name not in table:
-            near = did_you_mean(name, table)
-            advice = near if near.startswith("did") else "write it in extra_body if the API has it"
-            raise JobError((*where, "params", name), "no such parameter", advice)
+            match = closest(name, table)
+            remedy = f"did you mean {match}?" if match else "write it in extra_body if the API has it"
+            raise JobError((*where, "params", name), "no such parameter", remedy)
         if not table[name].fits(value):
             raise JobError(
                 (*where, "params", name), f"found {_json_excerpt(value)}, expected {table[name].expected}", "correct it"

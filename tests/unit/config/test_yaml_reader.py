@@ -116,7 +116,7 @@ CHAIN = b"a0: &a0 [1]\n" + b"".join(b"a%d: &a%d [*a%d]\n" % (level, level, level
         (CHAIN, "x.yaml:1: nested more than 60 deep; flatten it"),
         (
             b"#" * 1_000_001,
-            "x.yaml: larger than 1 MB; data belongs in files of its own that the source names",
+            "x.yaml: larger than 1 MB; data belongs in separate files that the source names",
         ),
     ],
 )
