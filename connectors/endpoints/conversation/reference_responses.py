@@ -124,14 +124,14 @@ def response_format(config: Any, known: Iterable[str], where: KeyPath) -> Templa
     """Compile the step's `response_format`; a template's id and variables are templates. JobError if it is invalid."""
     kind = config.get("type") if isinstance(config, Mapping) else None
     if not isinstance(kind, str) or kind not in _FORMATS:
-        raise JobError((*where, "type"), f"found {kind!r}", f"{did_you_mean(str(kind), _FORMATS)}")
+        raise JobError((*where, "type"), f"found {kind!r}", did_you_mean(str(kind), _FORMATS))
     keys = _FORMATS[kind]
     parts: dict[str, TemplateTree] = {"type": literal(kind)}
     for key, value in config.items():
         if key == "type":
             continue
         if key not in keys:
-            raise JobError((*where, key), f"no such key of the format {kind}", f"{did_you_mean(str(key), keys)}")
+            raise JobError((*where, key), f"no such key of the format {kind}", did_you_mean(str(key), keys))
         if not isinstance(value, keys[key]):
             raise JobError((*where, key), f"found {value!r}, expected {_TYPE_NAMES[keys[key]]}", "correct it")
         has_templates = key in ("template_id", "variables")

@@ -123,7 +123,7 @@ def _check_keywords(schema: Mapping[str, Any], kind: str, where: KeyPath) -> Non
     """JobError for what no answer could fit, and for a keyword that there is not: both would be paid for first."""
     for word in schema:
         if word not in KEYWORDS and not word.startswith(("$", "x-")):
-            raise JobError((*where, word), "no such key", f"{did_you_mean(word, KEYWORDS)}")
+            raise JobError((*where, word), "no such key", did_you_mean(word, KEYWORDS))
     if "enum" in schema:
         values = schema["enum"]
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:

@@ -45,7 +45,7 @@ def validate_tool_choice(choice: Any, tools: Sequence[Mapping[str, Any]] | None,
                 f"found {_json_excerpt(choice)}, expected an object that names the tool",
                 f"write {{type: function, function: {{name: {choice}}}}}",
             )
-        raise JobError(where, f"found {_json_excerpt(choice)}", f"{did_you_mean(choice, CHOICES)}")
+        raise JobError(where, f"found {_json_excerpt(choice)}", did_you_mean(choice, CHOICES))
     kind = choice.get("type") if isinstance(choice, Mapping) else None
     if not isinstance(kind, str):
         raise JobError(
@@ -56,7 +56,7 @@ def validate_tool_choice(choice: Any, tools: Sequence[Mapping[str, Any]] | None,
         inner = choice.get(kind, choice)
         name = inner.get("name") if isinstance(inner, Mapping) else None
         if name not in names:
-            raise JobError(where, f"no tool {_json_excerpt(name)} in tools", f"{did_you_mean(str(name), names)}")
+            raise JobError(where, f"no tool {_json_excerpt(name)} in tools", did_you_mean(str(name), names))
         return {"type": kind, "name": name} if flat else {"type": kind, kind: {"name": name}}
     return choice
 
@@ -118,7 +118,7 @@ def _validate_tool(tool: Any, where: KeyPath, flat: bool) -> dict[str, Any]:
     if kind not in ("function", "custom"):
         if not flat:
             raise JobError(
-                (*where, "type"), f"found {_json_excerpt(kind)}", f"{did_you_mean(kind, ('function', 'custom'))}"
+                (*where, "type"), f"found {_json_excerpt(kind)}", did_you_mean(kind, ('function', 'custom'))
             )
         return dict(plain_json(tool, where))
     is_nested = kind in tool
