@@ -16,6 +16,14 @@ UNLIMITED_COLUMNS = 100_000
 """The width of output that no terminal shows: nothing is wrapped or cut."""
 MIN_WRAPPED_COLUMNS = 24
 """A column whose text may wrap is never narrower."""
+HEADINGS = {
+    "cost_usd": "cost",
+    "input_tokens": "tokens in",
+    "output_tokens": "tokens out",
+    "error_class": "class",
+    "http_status": "http",
+}
+"""Headings of columns; other columns have their name, with spaces."""
 
 
 def render(content: "RenderableType", width: int = UNLIMITED_COLUMNS, is_terminal: bool = False) -> str:
@@ -213,7 +221,7 @@ def shorten_times(text: str) -> str:
 
 
 def _format_heading(name: str) -> str:
-    return "cost" if name == "cost_usd" else name.replace("_", " ")
+    return HEADINGS.get(name) or name.replace("_", " ")
 
 
 def _format_cell(name: str, value: object, decimals: int) -> str:

@@ -123,7 +123,8 @@ def _reporting_errors(files: Iterable[Path]) -> Iterator[None]:
         yield
     except RowmillError as exc:
         for file in files:
-            click.echo(orjson.dumps(RunReport(read_job_name(file), exit_code=exc.exit_code, stopped=str(exc)).to_json()))
+            report = RunReport(read_job_name(file), exit_code=exc.exit_code, stopped=str(exc))
+            click.echo(orjson.dumps(report.to_json()))
         raise
 
 
@@ -141,7 +142,7 @@ def _compare(jobs: tuple[str, ...], overrides: Overrides, options: RunOptions, a
 
 
 def _run_all(jobs: tuple[str, ...], overrides: Overrides, options: RunOptions, as_json: bool) -> int:
-    from pipelines.config.job_graph import GraphJob, sort_jobs, load_jobs
+    from pipelines.config.job_graph import GraphJob, load_jobs, sort_jobs
     from pipelines.execution.multi_job import run_jobs
     from pipelines.formatting import print_out
     from pipelines.reporting.run_summary import format_report

@@ -28,7 +28,8 @@ STATES = {
     130: "interrupted",
 }
 """By exit code."""
-ERROR_HEADINGS = ("step", "class", "http", "attempts", "message")
+NON_KEY_COLUMNS = 5
+"""Columns of a failed row after those of its key: step, class, status, attempts, message."""
 
 
 def format_status(rows: Sequence[Mapping[str, Any]], now: datetime) -> "RenderableType":
@@ -56,30 +57,17 @@ def format_errors(failed: FailedRows, job: str, path: str) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    groups = [
-        {
-            "rows": group["rows"],
-            "step": group["step"],
-            "class": group["error_class"],
-            "http": group["http_status"],
-            "message": group["message"],
-        }
-        for group in failed.groups
-    ]
-    # The columns of the key, then these five; a key column of the same name keeps its own heading.
     names = list(failed.rows[0])
-    keys = names[:-5]
-    facts = [name if short in keys else short for name, short in zip(names[-5:], ERROR_HEADINGS, strict=True)]
-    rows = [dict(zip([*keys, *facts], row.values(), strict=True)) for row in failed.rows]
-    more = failed.total - len(rows)
+    keys = names[:-NON_KEY_COLUMNS]
+    more = failed.total - len(failed.rows)
     shown_key = single_line(failed.rows[0][keys[0]]) if len(keys) == 1 else "KEY"
     commands = {"next": f"rowmill show {path} {shown_key}", "": f"rowmill retry {path}"}
     return Group(
         Text(f"{job}: {format_count(failed.total, 'row')} failed", style="bold"),
         "",
-        DataTable(groups, wrapped="message"),
+        DataTable(failed.groups, wrapped="message"),
         "",
-        DataTable(rows, wrapped=facts[-1]),
+        DataTable(failed.rows, wrapped=names[-1]),
         *([f"… and {more:,} more (--limit N)"] if more else []),
         "",
         fact_list(commands.items()),
@@ -90,10 +78,10 @@ def format_usage(rows: Sequence[Mapping[str, Any]]) -> "RenderableType":
     """Draw requests, tokens and cost by group, with a total if there are several groups."""
     from rich.console import Group
 
-    headings = {"input_tokens": "tokens in", "output_tokens": "tokens out"}
-    table = [{headings.get(name, name): value for name, value in row.items() if name != "unpriced"} for row in rows]
+    table = [{name: value for name, value in row.items() if name != "unpriced"} for row in rows]
     by, *counted = table[0]
-    total = {by: "total", **{name: sum(row[name] or 0 for row in table) for name in counted}}
+    known = {name: [row[name] for row in table if row[name] is not None] for name in counted}
+    total = {by: "total", **{name: sum(values) if values else None for name, values in known.items()}}
     unpriced = sum(row["unpriced"] for row in rows)
     parts: list[RenderableType] = [DataTable(table, total=total if len(table) > 1 else None)]
     if unpriced:

@@ -1,5 +1,8 @@
 """Tables and the formats of money, time and bytes."""
 
+import subprocess
+import sys
+
 import pytest
 
 from pipelines.formatting import (
@@ -80,3 +83,12 @@ def test_control_characters_are_escaped() -> None:
 
 def test_times_are_shortened_to_the_minute() -> None:
     assert shorten_times("from 2026-11-24T01:12:09+00:00 on") == "from 2026-11-24 01:12Z on"
+
+
+def test_rich_is_imported_only_to_draw() -> None:
+    modules = ("cli", "execution.invocation", "planning.plan_text", "reporting.run_summary", "reporting.status_format")
+    imports = "; ".join(f"import pipelines.{module}" for module in modules)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; {imports}; sys.exit('rich' in sys.modules)"], check=False
+    )
+    assert done.returncode == 0

@@ -60,6 +60,13 @@ def test_the_tables_of_commands_fit_80_columns(workspace: Any, cli: Any, monkeyp
                 assert len(line) <= 80 or str(workspace.folder) in line, (words, line)
 
 
+def test_a_usage_without_any_price_has_no_total_cost() -> None:
+    unpriced = [{**row, "cost_usd": None, "unpriced": row["requests"]} for row in USAGE]
+    lines = render(format_usage(unpriced)).splitlines()
+    assert lines[0].split() == ["step", "requests", "failed", "tokens", "in", "tokens", "out"]
+    assert lines[-1].startswith("not in the cost: 122,363 requests without a price")
+
+
 @pytest.mark.parametrize("group", ["", "schedule", "models", "files", "batches", "ledger"])
 def test_the_one_line_help_of_each_command_is_not_cut(cli: Any, monkeypatch: pytest.MonkeyPatch, group: str) -> None:
     monkeypatch.setenv("COLUMNS", "80")
