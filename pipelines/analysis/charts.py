@@ -326,7 +326,7 @@ def _layer(*charts: alt.Chart) -> alt.LayerChart:
 def _check_columns(where: str, names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
-            raise JobError(where, f"no column {name}", f"{did_you_mean(name, known)}")
+            raise JobError(where, f"no column {name}", did_you_mean(name, known))
 
 
 def _with_title(

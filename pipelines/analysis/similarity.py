@@ -48,7 +48,7 @@ def vector_column(frame: pl.LazyFrame, name: str | None) -> str:
             raise JobError("results", "hold several columns of vectors", f"name one: column={' or '.join(vectors)}")
         return vectors[0]
     if name not in vectors:
-        raise JobError("results", f"{name} is no column of vectors", f"{did_you_mean(name, vectors)}")
+        raise JobError("results", f"{name} is no column of vectors", did_you_mean(name, vectors))
     return name
 
 
@@ -95,7 +95,7 @@ def embed(job: Job, workspace: Workspace, column: str, text: str) -> Embedded:
     )
     request = asking.request({"text": text}, "")
     if isinstance(request, RowError):
-        raise JobError("embed", f"{request.message}", "write another text")
+        raise JobError("embed", request.message, "write another text")
     with _listening(provider) as there:
         reply = _sent(
             there, asking.call([request]), RequestTimeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total)

@@ -51,6 +51,6 @@ def serve_command(
         )
         serve_forever(host, port, options, lambda message: click.echo(message, err=True))
     except ValueError as exc:
-        raise JobError("rowmill serve", f"{exc}", "see rowmill serve --help") from exc
+        raise JobError("rowmill serve", str(exc), "see rowmill serve --help") from exc
     except OSError as exc:
         raise JobError("rowmill serve", f"cannot listen on {host}:{port} ({exc})", "choose another --port") from exc

@@ -8,7 +8,7 @@ from typing import Any
 import duckdb
 
 from connectors.errors import DataError, JobError, Stopped, did_you_mean
-from connectors.sql import AUTHORS_LIMIT, first_line, lock_down, parsed_sql, query_connection
+from connectors.sql import USER_QUERY_MEMORY_LIMIT, first_line, lock_down, parse_sql, query_connection
 from connectors.tables.schemas import usage_schema
 from pipelines.config.job import Audit
 from pipelines.execution.drift import find_drift
@@ -26,19 +26,19 @@ def check_audits(ready: PreparedJob) -> None:
         return
     shape = ready.shape
     empty = {"results": shape.results, "usage": usage_schema(), "errors": shape.errors}
-    with query_connection(ready.scratch, AUTHORS_LIMIT) as db:
+    with query_connection(ready.scratch, USER_QUERY_MEMORY_LIMIT) as db:
         for name, schema in empty.items():
             db.register(name, schema.empty_table())
         _close(db, ready, files=False)
         for place, audit in enumerate(ready.job.audits):
             if audit.sql is None:
                 continue
-            where = ready.loaded.at("audits", place, "sql")
+            where = ready.loaded.locate("audits", place, "sql")
             _check_query(audit.sql, where)
             try:
                 _count(db, audit.sql)
             except duckdb.Error as exc:
-                raise JobError(where, f"{first_line(exc)}", "fix the query") from exc
+                raise JobError(where, first_line(exc), "fix the query") from exc
 
 
 def run_audits(ready: PreparedJob, run_id: str) -> list[AuditResult]:
@@ -73,7 +73,7 @@ def _count(db: duckdb.DuckDBPyConnection, sql: str) -> int:
 def _tables(ready: PreparedJob, run_id: str) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection that can read the sink's tables as results, usage and errors, and nothing else."""
     sink = ready.sink
-    with query_connection(ready.scratch, AUTHORS_LIMIT) as db:
+    with query_connection(ready.scratch, USER_QUERY_MEMORY_LIMIT) as db:
         sink.attach(db)
         db.execute(f"create view results as select * exclude (_part) from {sink.results_sql()}")
         db.execute(f"create view usage as select * from {sink.usage_sql()}")
@@ -93,7 +93,7 @@ def _close(db: duckdb.DuckDBPyConnection, ready: PreparedJob, files: bool) -> No
 def _check_query(sql: str, where: str) -> None:
     """Allow one SELECT over the three tables. A locked connection alone could read the sink's files directly."""
     with duckdb.connect() as db:
-        parsed = parsed_sql(db, sql, where, "write one query, e.g. select * from results where topic is null")
+        parsed = parse_sql(db, sql, where, "write one query, e.g. select * from results where topic is null")
     if len(parsed["statements"]) != 1:
         raise JobError(where, "is more than one query", "write one for each audit")
     named = frozenset(_cte_names(parsed))
@@ -106,7 +106,7 @@ def _check_query(sql: str, where: str) -> None:
         elif kind == "BASE_TABLE":
             name = str(node.get("table_name", ""))
             if node.get("schema_name") or node.get("catalog_name") or name.lower() not in {*TABLES, *named}:
-                raise JobError(where, f"no table {name} here", f"{did_you_mean(name, TABLES)}")
+                raise JobError(where, f"no table {name} here", did_you_mean(name, TABLES))
 
 
 def _cte_names(node: Any) -> Iterator[str]:

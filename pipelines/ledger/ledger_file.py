@@ -106,7 +106,7 @@ def enable_wal(db: sqlite3.Connection, timeout_seconds: float) -> None:
 def ledger_error(path: Path, exc: sqlite3.Error | OSError) -> RowmillError:
     """Return an error for the user with the remedy."""
     if not isinstance(exc, sqlite3.OperationalError | OSError):
-        return JobError(path, f"the ledger cannot be read ({exc})", f"{DAMAGE_REMEDY}")
+        return JobError(path, f"the ledger cannot be read ({exc})", DAMAGE_REMEDY)
     if "full" in str(exc):
         return Stopped(f"{path}: disk full; make room and run again")
     return JobError(

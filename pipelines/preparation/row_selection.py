@@ -18,7 +18,15 @@ import pyarrow.parquet as pq
 from connectors.contracts import Sink
 from connectors.errors import DataError, JobError, did_you_mean
 from connectors.records import ROW_ERROR_CLASSES
-from connectors.sql import ROW_GROUP_ROWS, first_line, literal, literal_list, query_connection, quoted, quoted_list
+from connectors.sql import (
+    SCRATCH_ROW_GROUP_ROWS,
+    first_line,
+    identifier,
+    identifier_list,
+    literal,
+    literal_list,
+    query_connection,
+)
 from connectors.tables.schemas import failure_names
 from pipelines.preparation.source_reader import ROW_KEY, SourceReader
 
@@ -64,7 +72,7 @@ def select_rows(
     carried = [name for name in names if name not in reader.key] if columns == "all" else list(columns)
     for name in carried:
         if name not in names:
-            raise JobError(("sink", "columns"), f"no column {name} in the source", f"{did_you_mean(name, names)}")
+            raise JobError(("sink", "columns"), f"no column {name} in the source", did_you_mean(name, names))
     carried = [name for name in dict.fromkeys(carried) if name not in reader.key]
     marked = sorted(name for name in set(files) if not pa.types.is_binary(reader.schema.field(name).type))
     return RowSelection(reader, sorted(set(used)), carried, digest, marked, appending)
@@ -108,17 +116,17 @@ class RowSelection:
         key = self.reader.key
         if not key:
             return
-        db, names = self.reader.cursor(), quoted_list(key)
-        nulls = " or ".join(f"{quoted(name)} is null" for name in key)
+        db, names = self.reader.cursor(), identifier_list(key)
+        nulls = " or ".join(f"{identifier(name)} is null" for name in key)
         # With the types of the tables: timestamps have microseconds.
-        written = ", ".join(f"{self.reader.column(name)} as {quoted(name)}" for name in key)
+        written = ", ".join(f"{self.reader.column(name)} as {identifier(name)}" for name in key)
         chosen = f"(select {written} from {self.reader.chosen()})"
         try:
             counted = db.execute(
                 f"select count(*) filter ({nulls}), count(*), count(distinct {key_text(key)}) from {chosen}"
             ).fetchone()
         except duckdb.Error as exc:
-            raise DataError(("source",), f"{first_line(exc)}", "fix the data, or exclude the row with `where`") from exc
+            raise DataError(("source",), first_line(exc), "fix the data, or exclude the row with `where`") from exc
         assert counted is not None
         if counted[0]:
             raise DataError(
@@ -161,16 +169,16 @@ class RowSelection:
                 (
                     "failed",
                     sink.errors_sql(),
-                    f"{_fingerprint_number(quoted(failure['fingerprint']))} as _fp, "
-                    f"{quoted(failure['error_class'])} as _class",
+                    f"{_fingerprint_number(identifier(failure['fingerprint']))} as _fp, "
+                    f"{identifier(failure['error_class'])} as _class",
                 ),
             ):
                 copied = db.execute(
-                    f"copy (select {quoted_list(names)}, {key_text(names)} as _key, {extra} from {source} "
-                    f"where {quoted(names[0])} is not null) to {self._copy_target_sql(target)}"
+                    f"copy (select {identifier_list(names)}, {key_text(names)} as _key, {extra} from {source} "
+                    f"where {identifier(names[0])} is not null) to {self._copy_target_sql(target)}"
                 ).fetchone()
                 self._sink_rows += int(copied[0]) if copied else 0
-            nulls = " and ".join(f"{quoted(name)} is null" for name in names)
+            nulls = " and ".join(f"{identifier(name)} is null" for name in names)
             counted = db.execute(f"select count(*) from {sink.errors_sql()} where {nulls}").fetchone()
             self.rejects_there = int(counted[0]) if counted else 0
             sink.detach(db)
@@ -190,7 +198,7 @@ class RowSelection:
         except duckdb.OutOfMemoryException as exc:
             raise DataError(
                 ("source",),
-                f"{first_line(exc)}",
+                first_line(exc),
                 f"its rows take {self.reader.row_bytes / 1000000.0:.1f} MB each: write the file again with fewer "
                 "rows in a row group",
             ) from exc
@@ -224,7 +232,7 @@ class RowSelection:
 
     def deleted_keys(self) -> pa.Table:
         """Return the keys in the sink's results or errors that no selected row has."""
-        names = quoted_list(self.key_schema.names)
+        names = identifier_list(self.key_schema.names)
         there = " union ".join(f"select {names}, _key from {self._stored_table_sql(table)}" for table in _TABLES)
         return self._keys(f"select {names} from ({there}) anti join {self._with_key_sql([])} using (_key)")
 
@@ -236,7 +244,7 @@ class RowSelection:
 
     def resolved_errors(self) -> pa.Table:
         """Return the keys in the errors table whose row has a result."""
-        names = quoted_list(self.key_schema.names)
+        names = identifier_list(self.key_schema.names)
         done = f"select _key from {self._with_status_sql([])} where _status = 'done'"
         return self._keys(f"select {names} from {self._stored_table_sql('failed')} semi join ({done}) using (_key)")
 
@@ -261,12 +269,12 @@ class RowSelection:
                 for start in range(0, whole.num_rows, step):
                     yield from whole.slice(start, step).combine_chunks().to_batches()
         except duckdb.Error as exc:
-            raise DataError(("source",), f"{first_line(exc)}", "fix the data, or exclude the row with `where`") from exc
+            raise DataError(("source",), first_line(exc), "fix the data, or exclude the row with `where`") from exc
 
     def _with_key_sql(self, columns: Sequence[str]) -> str:
         """SQL of the rows with `_key`, `_row_fingerprint` and only the given columns."""
         reader = self.reader
-        made = "".join(f"{reader.column(name)} as {quoted(name)}, " for name in columns)
+        made = "".join(f"{reader.column(name)} as {identifier(name)}, " for name in columns)
         parts = ", ".join(self._fingerprint_part(name) for name in sorted({*self.used, *self.carried}))
         constant = literal(self.digest.hex() + json.dumps([sorted(self.used), list(self.carried)]))
         if reader.key:
@@ -275,10 +283,10 @@ class RowSelection:
             content = ", ".join(_length_prefixed(reader.text(name)) for name in reader.schema.names)
             key = "_row_content || '-' || row_number() over (partition by _row_content)"
             source = f"(select *, md5(concat({content})) as _row_content from {reader.chosen()})"
-            made = f"{key} as {quoted(ROW_KEY)}, {made}"
+            made = f"{key} as {identifier(ROW_KEY)}, {made}"
         marks = "".join(
-            f" left join read_parquet({literal(self._marks_path(name))}) as {quoted('_marks_' + name)} "
-            f"on {quoted('_marks_' + name)}._path = {reader.text(name)}"
+            f" left join read_parquet({literal(self._marks_path(name))}) as {identifier('_marks_' + name)} "
+            f"on {identifier('_marks_' + name)}._path = {reader.text(name)}"
             for name in self.files
         )
         fingerprint = f"md5(concat({', '.join(filter(None, (constant, parts)))}))"
@@ -290,7 +298,7 @@ class RowSelection:
         if name not in self.files:
             return text
         self._mark(name)
-        return f"{text}, coalesce({quoted('_marks_' + name)}._mark, '')"
+        return f"{text}, coalesce({identifier('_marks_' + name)}._mark, '')"
 
     def _with_status_sql(self, columns: Sequence[str]) -> str:
         """SQL of the rows with `_status`, `_class`, `_part` (its position) and `_in_errors`."""
@@ -323,7 +331,7 @@ class RowSelection:
 
     def _copy_target_sql(self, name: str) -> str:
         # Small row groups, since a reader holds a whole one in memory.
-        return f"{literal(self._stored_path(name))} (format parquet, row_group_size {ROW_GROUP_ROWS})"
+        return f"{literal(self._stored_path(name))} (format parquet, row_group_size {SCRATCH_ROW_GROUP_ROWS})"
 
     def _stored_path(self, name: str) -> Path:
         return self.reader.scratch / f"{name}.parquet"
@@ -339,7 +347,7 @@ class RowSelection:
         self._marks.append(name)
         schema = pa.schema([("_path", pa.string()), ("_mark", pa.string())])
         path, chosen = self.reader.text(name), self.reader.chosen()
-        query = f"select distinct {path} as p from {chosen} where {quoted(name)} is not null"
+        query = f"select distinct {path} as p from {chosen} where {identifier(name)} is not null"
         with pq.ParquetWriter(self._marks_path(name), schema) as writer:
             for batch in self.reader.stream(query, MARK_BATCH_PATHS):
                 paths = batch.column(0).to_pylist()
@@ -365,8 +373,8 @@ def file_mark(text: str, workspace: Path) -> str:
 def key_text(names: Sequence[str]) -> str:
     """SQL of a key as text: the value of one column, or the JSON array of several."""
     if len(names) == 1:
-        return f"cast({quoted(names[0])} as VARCHAR)"
-    return f"cast(json_array({quoted_list(names)}) as VARCHAR)"
+        return f"cast({identifier(names[0])} as VARCHAR)"
+    return f"cast(json_array({identifier_list(names)}) as VARCHAR)"
 
 
 def _is_one_of(column: str, values: Iterable[str]) -> str:

@@ -12,8 +12,8 @@ import pyarrow as pa
 from connectors.contracts import SourceContext
 from connectors.errors import DataError, JobError, did_you_mean
 from connectors.registry import SourceConfig
-from connectors.sql import first_line, literal_list, lock_down, query_connection, quoted
-from pipelines.config.sql_predicate import checked_predicate
+from connectors.sql import first_line, identifier, literal_list, lock_down, query_connection
+from pipelines.config.sql_predicate import predicate_columns
 
 ROW_KEY = "_row_key"
 """The key column of a job without a key: a digest of the row's content, and which of the equal rows it is."""
@@ -98,20 +98,20 @@ class SourceReader:
         """SQL of a column with a type that Arrow and Parquet support."""
         kind = self._kinds[name]
         if kind.startswith(_AS_TEXT):
-            return f"cast({quoted(name)} as VARCHAR)"
+            return f"cast({identifier(name)} as VARCHAR)"
         if "TIMESTAMP_NS" in kind:
             # Python's timestamps have microseconds, and so have templates and predicates.
-            return f"cast({quoted(name)} as {kind.replace('TIMESTAMP_NS', 'TIMESTAMP')})"
-        return quoted(name)
+            return f"cast({identifier(name)} as {kind.replace('TIMESTAMP_NS', 'TIMESTAMP')})"
+        return identifier(name)
 
     def text(self, name: str) -> str:
         """SQL of the column's value as text; different values give different texts."""
         kind = self._kinds[name]
         if kind.startswith("BLOB"):
-            return f"md5({quoted(name)})"
+            return f"md5({identifier(name)})"
         if kind.endswith("]") or kind.startswith(_NESTED):
             return f"cast(to_json({self.column(name)}) as VARCHAR)"
-        return f"cast({quoted(name)} as VARCHAR)"
+        return f"cast({identifier(name)} as VARCHAR)"
 
     def chosen(self) -> str:
         """The rows after `where` and `limit`, all columns."""
@@ -181,10 +181,10 @@ class SourceReader:
         other = [name for name, kind in known.items() if self._kinds.get(name, kind) != kind]
         if not other:
             return
-        counts = ", ".join(f"count({quoted(name)})" for name in other)
+        counts = ", ".join(f"count({identifier(name)})" for name in other)
         (found,) = self._db.execute(f"select {counts} from {self.relation}").fetchall()
         made = [
-            f"cast(null as {known[name]}) as {quoted(name)}"
+            f"cast(null as {known[name]}) as {identifier(name)}"
             for name, count in zip(other, found, strict=True)
             if count == 0
         ]
@@ -193,14 +193,14 @@ class SourceReader:
             self._kinds = self._column_types()
 
     def _arrow_schema(self, names: Iterable[str]) -> pa.Schema:
-        columns = ", ".join(f"{self.column(name)} as {quoted(name)}" for name in names)
+        columns = ", ".join(f"{self.column(name)} as {identifier(name)}" for name in names)
         return _plain_schema(self._db.sql(f"select {columns} from {self.relation} limit 0").to_arrow_table().schema)
 
     def _check(self) -> None:
         for name in self.key:
             if name not in self.schema.names:
                 raise JobError(
-                    ("source", "key"), f"no column {name} in the source", f"{did_you_mean(name, self.schema.names)}"
+                    ("source", "key"), f"no column {name} in the source", did_you_mean(name, self.schema.names)
                 )
             if pa.types.is_nested(self.schema.field(name).type):
                 raise JobError(
@@ -217,11 +217,11 @@ class SourceReader:
                     ("source",), f"has a column {name}, a name that Rowmill reserves", "rename it in a `sql:` source"
                 )
         if self._source.where is not None:
-            checked_predicate(self._source.where, self._kinds, ("source", "where"))
+            predicate_columns(self._source.where, self._kinds, ("source", "where"))
             try:
                 self._db.execute(f"select 1 from {self.relation} where (\n{self._source.where}\n) limit 0").fetchall()
             except duckdb.Error as exc:
-                raise JobError(("source", "where"), f"{first_line(exc)}", "fix the expression") from exc
+                raise JobError(("source", "where"), first_line(exc), "fix the expression") from exc
 
 
 def _plain_schema(schema: pa.Schema) -> pa.Schema:

@@ -68,7 +68,7 @@ def read_crontab() -> str:
     found = _crontab(["-l"], None)
     # Without a crontab the command exits with 1 and a message on stderr.
     if found.returncode and "no crontab" not in found.stderr.lower():
-        raise JobError("crontab", f"{found.stderr.strip() or 'cannot be read'}", "try --as systemd")
+        raise JobError("crontab", found.stderr.strip() or "cannot be read", "try --as systemd")
     return found.stdout if found.returncode == 0 else ""
 
 
@@ -76,7 +76,7 @@ def write_crontab(text: str) -> None:
     """Replace the user's crontab."""
     done = _crontab(["-"], text)
     if done.returncode:
-        raise JobError("crontab", f"{done.stderr.strip() or 'was refused'}", "nothing was changed")
+        raise JobError("crontab", done.stderr.strip() or "was refused", "nothing was changed")
 
 
 def systemd_units(job: ScheduledJob, env_file: Path | None, today: date) -> dict[str, str]:

@@ -117,9 +117,7 @@ def _validate_tool(tool: Any, where: KeyPath, flat: bool) -> dict[str, Any]:
     kind = tool["type"]
     if kind not in ("function", "custom"):
         if not flat:
-            raise JobError(
-                (*where, "type"), f"found {_json_excerpt(kind)}", did_you_mean(kind, ('function', 'custom'))
-            )
+            raise JobError((*where, "type"), f"found {_json_excerpt(kind)}", did_you_mean(kind, ("function", "custom")))
         return dict(plain_json(tool, where))
     is_nested = kind in tool
     inner = tool[kind] if is_nested else {key: value for key, value in tool.items() if key != "type"}
