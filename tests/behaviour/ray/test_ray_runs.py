@@ -37,18 +37,18 @@ def test_the_tables_are_those_of_the_local_engine(
     provider.script = lambda path, body, count: (
         refused() if "messages" in body and body["messages"][-1]["content"] == "text 33" else None
     )
-    far = ray_run(workspace.job("far", steps=TWO_STEPS, sink="{parquet: far, columns: [text]}")).ended()
-    near = cli.run(workspace.job("near", steps=TWO_STEPS, sink="{parquet: near, columns: [text]}"))
-    assert {name: far[name] for name in ("rows", "rows_ok", "rows_failed", "exit_code")} == {
+    on_ray = ray_run(workspace.job("on-ray", steps=TWO_STEPS, sink="{parquet: on-ray, columns: [text]}")).ended()
+    local = cli.run(workspace.job("local", steps=TWO_STEPS, sink="{parquet: local, columns: [text]}"))
+    assert {name: on_ray[name] for name in ("rows", "rows_ok", "rows_failed", "exit_code")} == {
         "rows": 2000, "rows_ok": 1999, "rows_failed": 1, "exit_code": 1,
     }  # fmt: skip
-    assert near["rows_reused"] == near["rows_ok"] == 1999
+    assert local["rows_reused"] == local["rows_ok"] == 1999
     for table, own in (("results", ("_run_id",)), ("errors", ("run_id", "failed_at", "request_id", "details"))):
-        one, other = (read(workspace.folder / sink, table, order="id") for sink in ("far", "near"))
+        one, other = (read(workspace.folder / sink, table, order="id") for sink in ("on-ray", "local"))
         assert without(one, *own) == without(other, *own)
-    usage = read(workspace.folder / "far", "usage")
-    assert len(usage) == far["requests"] == len(provider.seen)
-    assert sum(row["cost_usd"] or 0 for row in usage) == pytest.approx(far["cost_usd"])
+    usage = read(workspace.folder / "on-ray", "usage")
+    assert len(usage) == on_ray["requests"] == len(provider.seen)
+    assert sum(row["cost_usd"] or 0 for row in usage) == pytest.approx(on_ray["cost_usd"])
 
 
 def refused() -> Any:
@@ -57,38 +57,38 @@ def refused() -> Any:
     return web.json_response({"error": {"message": "no", "type": "t", "param": None, "code": None}}, status=400)
 
 
-def test_rows_that_ask_the_same_on_different_workers_are_asked_once(
-    workspace: Any, provider: Any, ray_run: Any
-) -> None:
+def test_equal_requests_on_different_workers_are_sent_once(workspace: Any, provider: Any, ray_run: Any) -> None:
     workspace.write("rows.csv", "id,text\n" + "".join(f"{n},text {n % 300}\n" for n in range(6000)))
     provider.latency = 0.05
-    told = ray_run(workspace.job(limits="{concurrency: 16}")).ended()
-    assert (told["rows_ok"], told["requests"]) == (6000, 300)
+    report = ray_run(workspace.job(limits="{concurrency: 16}")).ended()
+    assert (report["rows_ok"], report["requests"]) == (6000, 300)
     assert max(Counter(provider.prompts()).values()) == 1
 
 
-def test_requests_in_flight_are_the_jobs_not_each_workers(workspace: Any, provider: Any, ray_run: Any) -> None:
+def test_requests_in_flight_are_limited_for_the_job_and_not_for_each_worker(
+    workspace: Any, provider: Any, ray_run: Any
+) -> None:
     workspace.csv(4000)
     provider.latency = 0.03
-    told = ray_run(workspace.job(limits="{concurrency: 12}")).ended()
-    assert told["rows_ok"] == 4000
+    report = ray_run(workspace.job(limits="{concurrency: 12}")).ended()
+    assert report["rows_ok"] == 4000
     assert 9 <= provider.most_in_flight <= 12
 
 
-def test_a_killed_worker_loses_nothing_and_what_it_had_asked_stays_unknown(
+def test_a_killed_worker_loses_no_row_and_its_requests_in_flight_stay_unknown(
     workspace: Any, provider: Any, ray_run: Any, asked_by: Any, read: Read
 ) -> None:
     rows, fatal = 4000, 600
     workspace.csv(rows)
     provider.latency = 0.1
 
-    def kill_who_asks(path: str, body: Any, count: int) -> None:
+    def kill_sender(path: str, body: Any, count: int) -> None:
         if count == fatal:
             asked_by(provider.peers[count]).send_signal(signal.SIGKILL)
 
-    provider.script = kill_who_asks
-    told = ray_run(workspace.job(limits="{concurrency: 40}")).ended()
-    assert (told["exit_code"], told["rows_ok"]) == (0, rows)
+    provider.script = kill_sender
+    report = ray_run(workspace.job(limits="{concurrency: 40}")).ended()
+    assert (report["exit_code"], report["rows_ok"]) == (0, rows)
     assert [row["id"] for row in read(workspace.folder / "out", order="id")] == list(range(1, rows + 1))
     usage = read(workspace.folder / "out", "usage")
     unknown = [row for row in usage if row["error_class"] == "unknown"]
@@ -97,11 +97,11 @@ def test_a_killed_worker_loses_nothing_and_what_it_had_asked_stays_unknown(
     assert [text.removeprefix("text ")] in [row["keys"] for row in unknown]
     # 10 tokens in are counted as sent, and 20 out may come: unknown stays at the most that it can cost.
     assert all(row["cost_usd"] >= 20 * 2e-6 for row in unknown)
-    assert len(usage) - len(unknown) == rows == told["requests"] - len(unknown)
+    assert len(usage) - len(unknown) == rows == report["requests"] - len(unknown)
     assert len(provider.seen) <= rows + len(unknown)
 
 
-def test_a_killed_driver_that_is_started_again_pays_nothing_twice(
+def test_a_run_after_a_killed_driver_pays_nothing_twice(
     workspace: Any, provider: Any, ray_run: Any, read: Read
 ) -> None:
     rows, concurrency, kills = 3000, 20, 3
@@ -112,8 +112,8 @@ def test_a_killed_driver_that_is_started_again_pays_nothing_twice(
         run = ray_run(job)
         run.wait_for(provider, 400 * (kill + 1))
         run.kill()
-    told = ray_run(job).ended()
-    assert (told["exit_code"], told["rows_ok"]) == (0, rows)
+    report = ray_run(job).ended()
+    assert (report["exit_code"], report["rows_ok"]) == (0, rows)
     assert [row["id"] for row in read(workspace.folder / "out", order="id")] == list(range(1, rows + 1))
     usage = read(workspace.folder / "out", "usage")
     unknown = [row for row in usage if row["error_class"] == "unknown"]
@@ -134,7 +134,9 @@ def test_a_local_run_may_follow_a_killed_one_on_ray(workspace: Any, provider: An
     assert len(provider.seen) <= rows + 20
 
 
-def test_an_interrupted_run_lands_what_is_in_flight(workspace: Any, provider: Any, ray_run: Any, read: Read) -> None:
+def test_an_interrupted_run_stores_the_answers_in_flight(
+    workspace: Any, provider: Any, ray_run: Any, read: Read
+) -> None:
     rows = 3000
     workspace.csv(rows)
     provider.latency = 0.1
@@ -151,7 +153,9 @@ def test_an_interrupted_run_lands_what_is_in_flight(workspace: Any, provider: An
     assert not [row for row in read(workspace.folder / "out", "usage") if row["error_class"]]
 
 
-def test_the_requests_a_minute_hold_over_all_workers(workspace: Any, provider: Any, ray_run: Any) -> None:
+def test_the_limit_of_requests_per_minute_holds_for_all_workers_together(
+    workspace: Any, provider: Any, ray_run: Any
+) -> None:
     seconds: list[float] = []
     provider.script = lambda path, body, count: seconds.append(time.monotonic())
     workspace.csv(1200)
@@ -166,28 +170,28 @@ def test_the_requests_a_minute_hold_over_all_workers(workspace: Any, provider: A
     assert seconds[-1] - seconds[0] > 1200 / 100 * 0.95
 
 
-def test_the_budget_holds_over_all_workers_and_is_used_up(workspace: Any, provider: Any, ray_run: Any) -> None:
+def test_the_budget_holds_for_all_workers_together_and_is_used_up(workspace: Any, provider: Any, ray_run: Any) -> None:
     provider.latency = 0.02
     provider.tokens = (10, 20)
     workspace.csv(3000)
     # Each costs 50 millionths of a dollar, as much as is set aside for it but for its input.
-    told = ray_run(workspace.job(budget="{usd: 0.05}", limits="{concurrency: 40}")).ended()
-    assert told["exit_code"] == 3
-    assert told["stopped"].startswith("budget")
-    assert told["cost_usd"] <= 0.05
-    assert told["cost_usd"] == pytest.approx(len(provider.seen) * 50e-6)
-    assert told["cost_usd"] > 0.05 * 0.97
+    report = ray_run(workspace.job(budget="{usd: 0.05}", limits="{concurrency: 40}")).ended()
+    assert report["exit_code"] == 3
+    assert report["stopped"].startswith("budget")
+    assert report["cost_usd"] <= 0.05
+    assert report["cost_usd"] == pytest.approx(len(provider.seen) * 50e-6)
+    assert report["cost_usd"] > 0.05 * 0.97
     more = ray_run(workspace.folder / "job.yaml").ended()
     assert more["requests"] <= 1
 
 
-def test_too_many_failures_over_all_workers_stop_the_run(workspace: Any, provider: Any, ray_run: Any) -> None:
+def test_too_many_failures_of_all_workers_together_stop_the_run(workspace: Any, provider: Any, ray_run: Any) -> None:
     provider.script = lambda path, body, count: refused() if count % 2 else None
     provider.latency = 0.02
     workspace.csv(5000)
-    told = ray_run(workspace.job(limits="{concurrency: 20, failed_share: 0.2}")).ended()
-    assert told["exit_code"] == 3
-    assert told["stopped"].startswith("failed_share")
+    report = ray_run(workspace.job(limits="{concurrency: 20, failed_share: 0.2}")).ended()
+    assert report["exit_code"] == 3
+    assert report["stopped"].startswith("failed_share")
 
 
 def test_a_denied_key_stops_all_workers(workspace: Any, provider: Any, ray_run: Any) -> None:
@@ -196,13 +200,13 @@ def test_a_denied_key_stops_all_workers(workspace: Any, provider: Any, ray_run: 
     problem = {"error": {"message": "Incorrect API key", "type": "t", "param": None, "code": "invalid_api_key"}}
     provider.script = lambda path, body, count: web.json_response(problem, status=401)
     workspace.csv(2000)
-    told = ray_run(workspace.job(limits="{concurrency: 20}")).ended()
-    assert told["exit_code"] == 3
-    assert told["stopped"].startswith("access_denied")
+    report = ray_run(workspace.job(limits="{concurrency: 20}")).ended()
+    assert report["exit_code"] == 3
+    assert report["stopped"].startswith("access_denied")
     assert len(provider.seen) <= 40
 
 
-def test_a_key_reaches_the_workers_and_no_file(
+def test_a_key_reaches_the_workers_but_is_in_no_file(
     workspace: Any, provider: Any, ray_run: Any, ray_files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_KEY", "sk-very-secret-0123456789")
@@ -224,12 +228,14 @@ def test_a_second_run_has_nothing_to_do_and_needs_no_cluster(
     job = workspace.job()
     assert ray_run(job).ended()["rows_ok"] == 50
     monkeypatch.delitem(sys.modules, "ray", raising=False)
-    told = cli.run(job, "--engine", "ray")
-    assert (told["rows_reused"], told["requests"]) == (50, 0)
+    report = cli.run(job, "--engine", "ray")
+    assert (report["rows_reused"], report["requests"]) == (50, 0)
     assert "ray" not in sys.modules
 
 
-def test_no_cluster_at_the_address_is_told_in_a_line(workspace: Any, monkeypatch: pytest.MonkeyPatch, cli: Any) -> None:
+def test_the_message_for_an_address_without_a_cluster_is_one_line(
+    workspace: Any, monkeypatch: pytest.MonkeyPatch, cli: Any
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     workspace.csv(5)
     assert cli("run", workspace.job(), "--engine", "ray", "--quiet") == 2

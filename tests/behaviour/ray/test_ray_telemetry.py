@@ -1,4 +1,4 @@
-"""OpenTelemetry on a Ray cluster: the driver tells of every exchange of its workers, once."""
+"""OpenTelemetry on a Ray cluster: the driver exports every exchange of its workers once."""
 
 import json
 import os
@@ -35,14 +35,14 @@ for resource in reader.get_metrics_data().resource_metrics:
             values = [getattr(point, "sum", getattr(point, "value", 0)) for point in metric.data.data_points]
             counts = [getattr(point, "count", 1) for point in metric.data.data_points]
             points[metric.name] = (sum(values), sum(counts))
-told = spans.get_finished_spans()
+finished = spans.get_finished_spans()
 print(json.dumps({
     "points": points,
-    "names": sorted({span.name for span in told}),
-    "spans": len(told),
-    "parents": len({span.parent.span_id for span in told if span.parent}),
-    "models": sorted({span.attributes["gen_ai.request.model"] for span in told if span.parent}),
-    "errors": sum("error.type" in span.attributes for span in told),
+    "names": sorted({span.name for span in finished}),
+    "spans": len(finished),
+    "parents": len({span.parent.span_id for span in finished if span.parent}),
+    "models": sorted({span.attributes["gen_ai.request.model"] for span in finished if span.parent}),
+    "errors": sum("error.type" in span.attributes for span in finished),
 }))
 sys.exit(code)
 """
@@ -50,7 +50,7 @@ sys.exit(code)
 
 @pytest.fixture
 def observed_run(cluster: str) -> Any:
-    """A run on the cluster whose process has an SDK: (its report, what was collected)."""
+    """Runs a job on the cluster with an SDK in its process; returns (report, collected spans)."""
 
     def run(job: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         done = subprocess.run(
@@ -65,19 +65,19 @@ def observed_run(cluster: str) -> Any:
     return run
 
 
-def test_every_exchange_of_every_worker_is_told_once(workspace: Any, provider: Any, observed_run: Any) -> None:
+def test_every_exchange_of_every_worker_is_exported_once(workspace: Any, provider: Any, observed_run: Any) -> None:
     from tests.conftest import error_reply
 
     workspace.csv(1500)
     provider.latency = 0.01
     provider.script = lambda path, body, count: error_reply(500, "text 1 fails") if count % 100 == 7 else None
-    report, told = observed_run(workspace.job())
+    report, collected = observed_run(workspace.job())
     assert (report["exit_code"], report["rows_ok"]) == (0, 1500)
     assert report["retries"] >= 10
     exchanges = report["requests"]
-    assert (told["names"], told["spans"], told["parents"]) == (["chat m", "run job"], exchanges + 1, 1)
-    assert (told["models"], told["errors"]) == (["m"], report["retries"])
-    points = told["points"]
+    assert (collected["names"], collected["spans"], collected["parents"]) == (["chat m", "run job"], exchanges + 1, 1)
+    assert (collected["models"], collected["errors"]) == (["m"], report["retries"])
+    points = collected["points"]
     assert points["rowmill.requests"][0] == exchanges
     assert points["gen_ai.client.operation.duration"][1] == exchanges
     assert points["rowmill.limiter.wait"][1] == exchanges
@@ -86,13 +86,15 @@ def test_every_exchange_of_every_worker_is_told_once(workspace: Any, provider: A
     assert points["gen_ai.client.token.usage"][0] == report["input_tokens"] + report["output_tokens"]
 
 
-def test_a_run_of_several_providers_tells_each_by_its_name(workspace: Any, provider: Any, observed_run: Any) -> None:
+def test_spans_name_the_provider_in_a_run_of_several_providers(
+    workspace: Any, provider: Any, observed_run: Any
+) -> None:
     file = workspace.folder / "rowmill.yaml"
     address = f'"{provider.base_url}"'
     other = f"providers:\n  pool: {{members: [test, other]}}\n  other: {{base_url: {address}}}\n"
     file.write_text(file.read_text().replace("providers:\n", other))
     workspace.csv(300)
     steps = '[{name: answer, endpoint: chat, provider: pool, model: m, messages: [{user: "{{ text }}"}]}]'
-    report, told = observed_run(workspace.job(steps=steps))
+    report, collected = observed_run(workspace.job(steps=steps))
     assert (report["exit_code"], report["requests"]) == (0, 300)
-    assert told["points"]["rowmill.requests"][0] == 300
+    assert collected["points"]["rowmill.requests"][0] == 300

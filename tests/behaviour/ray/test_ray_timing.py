@@ -1,4 +1,4 @@
-"""Where the time went on a Ray cluster: the workers' senders are counted as those of one process are."""
+"""The time breakdown of a run on Ray: the senders of all workers are counted."""
 
 import json
 import sqlite3
@@ -18,11 +18,11 @@ Read = Callable[..., list[dict[str, Any]]]
 def times_of(folder: Path) -> dict[str, Any]:
     with closing(sqlite3.connect(folder / ".rowmill/ledger.sqlite")) as db:
         ((report,),) = db.execute("select report from runs").fetchall()
-    told: dict[str, Any] = json.loads(report)["times"]
-    return told
+    times: dict[str, Any] = json.loads(report)["times"]
+    return times
 
 
-def test_the_senders_time_adds_up_over_all_workers(
+def test_the_time_of_the_senders_is_summed_over_all_workers(
     workspace: Any, provider: Any, ray_run: Any, cli: Any, read: Read
 ) -> None:
     workspace.csv(1200)
@@ -41,7 +41,7 @@ def test_the_senders_time_adds_up_over_all_workers(
     assert "What 12 senders on 4 workers did" in page.read_text()
 
 
-def test_the_limit_that_bounds_the_workers_is_named(workspace: Any, ray_run: Any) -> None:
+def test_the_report_names_the_limit_that_bounds_the_workers(workspace: Any, ray_run: Any) -> None:
     file = workspace.folder / "rowmill.yaml"
     file.write_text(file.read_text().replace('v1"}', 'v1", limits: {requests_per_minute: 3000}}'))
     workspace.csv(400)

@@ -1,4 +1,4 @@
-"""Batches at the embedded provider as a server of its own (`rowmill serve`), every line and its price counted there."""
+"""Batches at `rowmill serve`, through a proxy that counts every line and its price."""
 
 import contextlib
 import importlib
@@ -17,7 +17,7 @@ import httpx2 as httpx
 import pytest
 from aiohttp import web
 
-from tests.behaviour.runs.test_batches import started
+from tests.behaviour.runs.test_batches import start_run
 from tests.support.forked import COMMAND, Forked, ended
 from tests.support.threaded_server import ThreadedServer
 
@@ -25,18 +25,18 @@ Body = dict[str, Any]
 Read = Callable[..., list[Body]]
 FINAL = ("completed", "failed", "expired", "cancelled")
 PRICES = {"gpt-4o-mini": (1e-6, 2e-6), "text-embedding-3-small": (1e-6, 0)}
-"""Dollars a token in and out, as the tests' workspace says."""
+"""Dollars for an input and an output token, as the tests' workspace sets them."""
 
 
 def texts_of(body: Body) -> list[str]:
-    """What a request asks about."""
+    """Return the texts of a request."""
     if "messages" in body:
         return [str(body["messages"][-1]["content"])]
     return body["input"] if isinstance(body["input"], list) else [body["input"]]
 
 
-class Counting(ThreadedServer):
-    """Stands before a server, counts what comes by, and can tell it how a batch is to end."""
+class CountingProxy(ThreadedServer):
+    """A proxy that counts what it passes on, and can set how a batch of the server ends."""
 
     def __init__(self, upstream: str) -> None:
         self.upstream = upstream
@@ -87,23 +87,23 @@ class Counting(ThreadedServer):
             asked["metadata"] |= self.knobs(next(self._numbers))
             body = json.dumps(asked).encode()
         kind = request.headers.get("content-type", "application/json")
-        status, answer, kind_of_answer = await self._asked(request.method, path, body, kind)
-        told = json.loads(answer) if "json" in kind_of_answer else {}
+        status, answer, content_type = await self._asked(request.method, path, body, kind)
+        item = json.loads(answer) if "json" in content_type else {}
         if (request.method, path) == ("POST", "files"):
             lines = [json.loads(line) for line in body.splitlines() if line.startswith(b'{"custom_id"')]
-            self.lines[told["id"]] = {line["custom_id"]: texts_of(line["body"]) for line in lines}
+            self.lines[item["id"]] = {line["custom_id"]: texts_of(line["body"]) for line in lines}
         elif creating and status == 200:
-            self.batches[told["id"]] = file = told["input_file_id"]
+            self.batches[item["id"]] = file = item["input_file_id"]
             for texts in self.lines[file].values():
                 self.submitted.update(texts)
-        elif path.startswith("batches/") and told.get("status") in FINAL and told["id"] not in self.ends:
-            self.ends[told["id"]] = told["status"]
-            await self._count_answers(told)
+        elif path.startswith("batches/") and item.get("status") in FINAL and item["id"] not in self.ends:
+            self.ends[item["id"]] = item["status"]
+            await self._count_answers(item)
         elif request.method == "POST" and path in ("chat/completions", "responses", "embeddings"):
             self.online.update(texts_of(json.loads(body)))
             if status == 200:
-                self._count_tokens("online", told)
-        return web.Response(body=answer, status=status, content_type=kind_of_answer)
+                self._count_tokens("online", item)
+        return web.Response(body=answer, status=status, content_type=content_type)
 
     async def _count_answers(self, batch: Body) -> None:
         if batch["output_file_id"] is None:
@@ -122,8 +122,8 @@ class Counting(ThreadedServer):
 
 
 @pytest.fixture
-def server(workspace: Any, provider: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counting]:
-    """`rowmill serve` behind what counts; it is the workspace's provider `test`."""
+def server(workspace: Any, provider: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[CountingProxy]:
+    """`rowmill serve` behind a counting proxy; it is the workspace's provider `test`."""
     process = Forked(COMMAND, "serve", "--port", "0")
     counted = Counting(process.first_line().split()[2])
     file = workspace.folder / "rowmill.yaml"
@@ -156,29 +156,29 @@ def deadline_in(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(importlib.import_module("pipelines.engines.local_engine"), "next_deadline", soon)
 
 
-def nothing_is_paid_twice(counted: Counting, told: Body, rows: int) -> None:
-    """Each row has one answer that was paid for, by a batch or online, and the report's cost is what those cost."""
+def assert_nothing_is_paid_twice(counted: CountingProxyProxy, report: Body, rows: int) -> None:
+    """Each row has one paid answer, from a batch or online, and the report's cost is the sum of their costs."""
     everything = {f"text {n}" for n in range(1, rows + 1)}
     assert counted.answered_by_batch + counted.online == Counter(everything)
-    assert (told["exit_code"], told["rows_ok"]) == (0, rows)
-    assert told["cost_usd"] == pytest.approx(counted.cost())
+    assert (report["exit_code"], report["rows_ok"]) == (0, rows)
+    assert report["cost_usd"] == pytest.approx(counted.cost())
     assert httpx.get(f"{counted.upstream}/files").json()["data"] == []
     assert set(counted.ends) == set(counted.batches)
 
 
 @pytest.mark.parametrize("endpoint", ["chat", "responses"])
-def test_at_the_deadline_a_batch_is_cancelled_and_only_what_it_has_not_answered_is_asked_online(
-    workspace: Any, server: Counting, cli: Any, read: Read, monkeypatch: pytest.MonkeyPatch, endpoint: str
+def test_at_the_deadline_a_batch_is_cancelled_and_only_its_unanswered_requests_are_sent_online(
+    workspace: Any, server: CountingProxy, cli: Any, read: Read, monkeypatch: pytest.MonkeyPatch, endpoint: str
 ) -> None:
     workspace.csv(60)
     # By the deadline about half of the lines are answered.
     server.knobs = lambda number: {"rowmill_delay_s": "4"}
     deadline_in(monkeypatch, 2)
-    told = cli.run(workspace.job(steps=f"[{STEPS[endpoint]}]", delivery="batch", deadline='"06:00"'))
+    report = cli.run(workspace.job(steps=f"[{STEPS[endpoint]}]", delivery="batch", deadline='"06:00"'))
     assert set(server.ends.values()) == {"cancelled"}
     assert len(server.answered_by_batch) >= 1
     assert len(server.online) >= 1
-    nothing_is_paid_twice(server, told, 60)
+    assert_nothing_is_paid_twice(server, report, 60)
     costs = {row["keys"][0]: row["cost_usd"] / row["input_tokens"] for row in read(workspace.folder / "out", "usage")}
     assert len(costs) == 60
     cheap, dear = (
@@ -188,8 +188,8 @@ def test_at_the_deadline_a_batch_is_cancelled_and_only_what_it_has_not_answered_
     assert cheap < dear
 
 
-def test_what_expired_before_the_deadline_and_what_failed_is_asked_online_after_it(
-    workspace: Any, server: Counting, cli: Any, monkeypatch: pytest.MonkeyPatch
+def test_requests_that_expired_or_failed_before_the_deadline_are_sent_online_after_it(
+    workspace: Any, server: CountingProxy, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(60)
     monkeypatch.setattr("pipelines.batch.builder.MAX_FILE_LINES", 20)
@@ -197,28 +197,30 @@ def test_what_expired_before_the_deadline_and_what_failed_is_asked_online_after_
     ends = {0: {"rowmill_expire_share": "0.4"}, 1: {"rowmill_fail": "server_error"}}
     server.knobs = lambda number: ends.get(number, {"rowmill_delay_s": "64800"} if number > 2 else {})
     deadline_in(monkeypatch, 6)
-    told = cli.run(workspace.job(steps=f"[{STEPS['chat']}]", delivery="batch", deadline='"06:00"'))
+    report = cli.run(workspace.job(steps=f"[{STEPS['chat']}]", delivery="batch", deadline='"06:00"'))
     ends_told = Counter(server.ends.values())
     assert (ends_told["expired"], ends_told["failed"], ends_told["completed"]) == (1, 1, 1)
     assert ends_told["cancelled"] >= 1
     assert (server.answered_by_batch.total(), server.online.total()) == (32, 28)
-    nothing_is_paid_twice(server, told, 60)
+    assert_nothing_is_paid_twice(server, report, 60)
 
 
-def test_a_batch_that_fails_for_want_of_money_stops_the_run(workspace: Any, server: Counting, cli: Any) -> None:
+def test_a_batch_that_fails_because_the_quota_is_used_up_stops_the_run(
+    workspace: Any, server: CountingProxy, cli: Any
+) -> None:
     workspace.csv(10)
     server.knobs = lambda number: {"rowmill_fail": "billing_hard_limit_reached"}
     job = workspace.job(steps=f"[{STEPS['chat']}]", delivery="batch")
-    told = cli.run(job)
-    assert (told["exit_code"], told["rows_ok"]) == (3, 0)
-    assert told["stopped"].startswith("quota: test says: ")
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"]) == (3, 0)
+    assert report["stopped"].startswith("quota: test says: ")
     assert len(server.batches) == 1
     server.knobs = lambda number: {}
     assert cli.run(job)["rows_ok"] == 10
 
 
 def test_a_batch_that_is_created_while_the_deadline_passes_is_cancelled(
-    workspace: Any, server: Counting, cli: Any, monkeypatch: pytest.MonkeyPatch
+    workspace: Any, server: CountingProxy, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(10)
     past = threading.Event()
@@ -226,22 +228,22 @@ def test_a_batch_that_is_created_while_the_deadline_passes_is_cancelled(
     server.knobs = lambda number: {"rowmill_delay_s": "64800"}
     deadline_in(monkeypatch, 1)
     threading.Timer(2, past.set).start()
-    told = cli.run(workspace.job(steps=f"[{STEPS['chat']}]", delivery="batch", deadline='"06:00"'))
+    report = cli.run(workspace.job(steps=f"[{STEPS['chat']}]", delivery="batch", deadline='"06:00"'))
     assert list(server.ends.values()) == ["cancelled"]
     assert server.answered_by_batch == Counter()
-    nothing_is_paid_twice(server, told, 10)
+    assert_nothing_is_paid_twice(server, report, 10)
 
 
-def test_packs_of_embeddings_that_are_cancelled_in_part_keep_every_vector_in_its_row(
-    workspace: Any, server: Counting, cli: Any, read: Read, monkeypatch: pytest.MonkeyPatch
+def test_partly_cancelled_groups_of_embeddings_keep_every_vector_in_its_row(
+    workspace: Any, server: CountingProxy, cli: Any, read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(200)
     monkeypatch.setattr("connectors.endpoints.embeddings.MAX_TEXTS_PER_REQUEST", 5)
     server.knobs = lambda number: {"rowmill_delay_s": "4"}
     deadline_in(monkeypatch, 2)
-    told = cli.run(workspace.job(steps=f"[{STEPS['embeddings']}]", delivery="batch", deadline='"06:00"'))
+    report = cli.run(workspace.job(steps=f"[{STEPS['embeddings']}]", delivery="batch", deadline='"06:00"'))
     assert server.answered_by_batch.total() >= 1
-    nothing_is_paid_twice(server, told, 200)
+    assert_nothing_is_paid_twice(server, report, 200)
     made = [row["a"] for row in read(workspace.folder / "out", order="id")]
     near = workspace.job("near", steps=f"[{STEPS['embeddings'].replace('test', 'local', 1)}]", sink="{parquet: near}")
     assert cli.run(near)["exit_code"] == 0
@@ -255,18 +257,18 @@ MOMENTS = (
 
 
 @pytest.mark.parametrize("endpoint", list(STEPS))
-def test_a_run_that_is_killed_again_and_again_at_every_moment_submits_no_line_twice(
-    workspace: Any, server: Counting, cli: Any, read: Read, endpoint: str
+def test_a_run_that_is_killed_at_every_moment_in_turn_submits_no_line_twice(
+    workspace: Any, server: CountingProxy, cli: Any, read: Read, endpoint: str
 ) -> None:
     rows = 400 if endpoint == "embeddings" else 100
     workspace.csv(rows)
     job = workspace.job(steps=f"[{STEPS[endpoint]}]", delivery="batch")
     for moment in MOMENTS:
-        code, _ = ended(started(moment, job))
+        code, _ = ended(start_run(moment, job))
         assert code == -SIGKILL, moment
-    code, out = ended(started("", job))
-    told = json.loads(out)
-    assert (code, told["rows_ok"], told["rows_left"]) == (0, rows, 0)
+    code, out = ended(start_run("", job))
+    report = json.loads(out)
+    assert (code, report["rows_ok"], report["rows_left"]) == (0, rows, 0)
     everything = Counter({f"text {n}": 1 for n in range(1, rows + 1)})
     assert server.submitted == server.answered_by_batch == everything
     assert server.online == Counter()

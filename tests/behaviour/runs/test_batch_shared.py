@@ -1,4 +1,4 @@
-"""Several processes on the embedded provider of one workspace: files and batches are shared, each worked on once."""
+"""Several processes on the embedded provider of one workspace: they share files and batches."""
 
 import json
 import signal
@@ -38,7 +38,7 @@ batches._run_batch = noted
 COMMAND = f"{WATCHED}\n{forked.COMMAND}"
 SERVER = f"""{WATCHED}
 from connectors.emulator.server import EmulatorOptions, EmulatorServer
-signal.signal(signal.SIGTERM, lambda *told: sys.exit())
+signal.signal(signal.SIGTERM, lambda *arguments: sys.exit())
 with EmulatorServer(EmulatorOptions(folder=Path(sys.argv[1]))) as server:
     print(server.base_url, flush=True)
     signal.pause()
@@ -47,7 +47,7 @@ with EmulatorServer(EmulatorOptions(folder=Path(sys.argv[1]))) as server:
 
 @pytest.fixture
 def worked_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[tuple[str, str]]]:
-    """(process, batch) of each time that a process has begun to work on a batch."""
+    """Returns (process, batch) for each time that a process began to work on a batch."""
     file = tmp_path / "worked-on"
     file.touch()
     monkeypatch.setenv("WORKED_ON", str(file))
@@ -55,7 +55,7 @@ def worked_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], l
 
 
 class Servers:
-    """Servers in processes of their own on one folder."""
+    """Servers in separate processes on one folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -80,8 +80,8 @@ def servers(tmp_path: Path) -> Iterator[Servers]:
     running.close()
 
 
-def begun(http: httpx.Client, base_url: str, lines: int, **metadata: str) -> str:
-    """The id of a new batch."""
+def create_batch(http: httpx.Client, base_url: str, lines: int, **metadata: str) -> str:
+    """Create a batch; return its id."""
     content = "".join(
         json.dumps({
             "custom_id": str(n), "method": "POST", "url": "/v1/chat/completions",
@@ -100,17 +100,17 @@ def status_of(http: httpx.Client, base_url: str, batch_id: str) -> str:
 
 
 def wait_until(http: httpx.Client, base_url: str, batch_id: str, *wanted: str) -> str:
-    """Its status, once it is one of these."""
+    """Return the status of a batch once it is one of these."""
     until = time.monotonic() + 30
     while (status := status_of(http, base_url, batch_id)) not in wanted:
         assert time.monotonic() < until, status
     return status
 
 
-def test_what_one_process_makes_another_sees_lists_and_deletes(servers: Servers, worked_on: Any) -> None:
+def test_a_file_of_one_process_can_be_read_listed_and_deleted_by_another(servers: Servers, worked_on: Any) -> None:
     one, other = servers.start(), servers.start()
     with httpx.Client(timeout=10) as http:
-        batch = begun(http, one, 3)
+        batch = create_batch(http, one, 3)
         assert wait_until(http, other, batch, "completed") == "completed"
         (listed,) = http.get(f"{other}/batches").json()["data"]
         assert (listed["id"], listed["request_counts"]["completed"]) == (batch, 3)
@@ -123,10 +123,10 @@ def test_what_one_process_makes_another_sees_lists_and_deletes(servers: Servers,
     assert [batch_id for _, batch_id in worked_on()] == [batch]
 
 
-def test_a_batch_is_one_processs_work_and_any_may_cancel_it(servers: Servers, worked_on: Any) -> None:
+def test_only_one_process_works_on_a_batch_and_any_may_cancel_it(servers: Servers, worked_on: Any) -> None:
     one, other = servers.start(), servers.start()
     with httpx.Client(timeout=10) as http:
-        batch = begun(http, one, 3, rowmill_delay_s="64800")
+        batch = create_batch(http, one, 3, rowmill_delay_s="64800")
         wait_until(http, other, batch, "in_progress")
         assert [each["status"] for each in http.get(f"{other}/batches").json()["data"]] == ["in_progress"]
         assert http.post(f"{other}/batches/{batch}/cancel").json()["status"] == "cancelling"
@@ -139,7 +139,7 @@ def test_a_batch_is_one_processs_work_and_any_may_cancel_it(servers: Servers, wo
 def test_the_batch_of_a_killed_process_is_taken_over(servers: Servers, worked_on: Any) -> None:
     one, other = servers.start(), servers.start()
     with httpx.Client(timeout=10) as http:
-        batch = begun(http, one, 400, rowmill_delay_s="1")
+        batch = create_batch(http, one, 400, rowmill_delay_s="1")
         wait_until(http, other, batch, "in_progress")
         servers.processes[0].send_signal(signal.SIGKILL)
         assert wait_until(http, other, batch, "completed") == "completed"
@@ -147,7 +147,7 @@ def test_the_batch_of_a_killed_process_is_taken_over(servers: Servers, worked_on
     assert [process for process, _ in worked_on()] == [str(each.pid) for each in servers.processes]
 
 
-def test_the_same_file_uploaded_by_two_processes_at_once_is_two_files(servers: Servers, worked_on: Any) -> None:
+def test_two_uploads_of_the_same_file_at_the_same_time_are_two_files(servers: Servers, worked_on: Any) -> None:
     addresses = [servers.start(), servers.start()]
     with httpx.Client(timeout=10) as http:
         ids = [
@@ -159,7 +159,7 @@ def test_the_same_file_uploaded_by_two_processes_at_once_is_two_files(servers: S
         assert http.get(f"{addresses[1]}/files/{ids[0]}/content").text == "{}"
 
 
-def test_two_runs_of_a_workspace_and_somebody_who_looks_disturb_nobody(
+def test_two_runs_and_a_reader_of_the_same_workspace_do_not_disturb_each_other(
     workspace: Any, read: Read, worked_on: Any
 ) -> None:
     workspace.csv(60)
@@ -183,8 +183,8 @@ def test_two_runs_of_a_workspace_and_somebody_who_looks_disturb_nobody(
     assert looks >= 2
     for run, name in zip(runs, names, strict=True):
         _, out, err = run.ended()
-        told = json.loads(out)
-        assert (told["exit_code"], told["rows_ok"], told["retries"], err) == (0, 60, 0, "")
+        report = json.loads(out)
+        assert (report["exit_code"], report["rows_ok"], report["retries"], err) == (0, 60, 0, "")
         assert len(read(workspace.folder / name)) == 60
         assert len(read(workspace.folder / name, "usage")) == 60
     local = workspace.folder / ".rowmill" / "local"

@@ -1,4 +1,4 @@
-"""Delivery by the Batch API: half the price, the same tables, and no line submitted twice, whatever happens."""
+"""Runs through the Batch API: half the price, the same tables, and no line submitted twice, whatever happens."""
 
 import asyncio
 import importlib
@@ -25,8 +25,8 @@ BATCH = {"delivery": "batch"}
 CLOCK = datetime
 
 
-def nothing_left(batches: Any, folder: Path) -> None:
-    """Neither at the provider nor here."""
+def assert_nothing_is_left(batches: Any, folder: Path) -> None:
+    """No file and no batch is left at the provider or here."""
     assert batches.files == {}
     assert list((folder / ".rowmill" / "batches").glob("*/*")) == []
     with sqlite3.connect(folder / ".rowmill" / "ledger.sqlite") as db:
@@ -35,13 +35,13 @@ def nothing_left(batches: Any, folder: Path) -> None:
     db.close()
 
 
-def test_a_run_by_batches_makes_the_same_table_at_half_the_price(
+def test_a_batch_run_writes_the_same_table_at_half_the_price(
     workspace: Any, batches: Any, cli: Any, read: Read
 ) -> None:
     workspace.csv(300)
-    told = cli.run(workspace.job(**BATCH))
-    assert (told["exit_code"], told["rows_ok"], told["requests"], told["retries"]) == (0, 300, 300, 0)
-    assert told["cost_usd"] == pytest.approx(300 * (10 * 1e-6 + 5 * 2e-6) / 2)
+    report = cli.run(workspace.job(**BATCH))
+    assert (report["exit_code"], report["rows_ok"], report["requests"], report["retries"]) == (0, 300, 300, 0)
+    assert report["cost_usd"] == pytest.approx(300 * (10 * 1e-6 + 5 * 2e-6) / 2)
     assert [(row["id"], row["answer"]) for row in read(workspace.folder / "out", order="id")] == [
         (n, f"TEXT {n}") for n in range(1, 301)
     ]
@@ -53,13 +53,13 @@ def test_a_run_by_batches_makes_the_same_table_at_half_the_price(
     assert all(row["request_id"].startswith("r-") and row["cost_usd"] == pytest.approx(1e-5) for row in usage)
     assert batches.lines_of_batches == [300]
     assert batches.online == Counter()
-    nothing_left(batches, workspace.folder)
+    assert_nothing_is_left(batches, workspace.folder)
     batches.seen.clear()
     assert cli.run(workspace.job(**BATCH))["rows_reused"] == 300
     assert batches.seen == []
 
 
-def test_what_is_kept_is_the_request_as_it_was_asked(workspace: Any, batches: Any, cli: Any) -> None:
+def test_the_ledger_stores_the_request_as_it_was_sent(workspace: Any, batches: Any, cli: Any) -> None:
     workspace.csv(3)
     job = workspace.job(**BATCH)
     cli.run(job)
@@ -68,22 +68,22 @@ def test_what_is_kept_is_the_request_as_it_was_asked(workspace: Any, batches: An
     assert "TEXT 2" in cli.out
 
 
-def test_embeddings_travel_in_packs_and_every_row_gets_its_own_vector(
+def test_embeddings_share_requests_and_every_row_gets_its_own_vector(
     workspace: Any, batches: Any, cli: Any, read: Read
 ) -> None:
     workspace.csv(700)
     steps = '[{name: v, endpoint: embeddings, provider: test, model: e, dimensions: 3, input: "{{ text }}"}]'
-    told = cli.run(workspace.job(steps=steps, **BATCH))
-    assert (told["exit_code"], told["rows_ok"]) == (0, 700)
-    assert told["requests"] < 10
-    assert told["cost_usd"] == pytest.approx(700 * 10 * 1e-6 / 2)
+    report = cli.run(workspace.job(steps=steps, **BATCH))
+    assert (report["exit_code"], report["rows_ok"]) == (0, 700)
+    assert report["requests"] < 10
+    assert report["cost_usd"] == pytest.approx(700 * 10 * 1e-6 / 2)
     assert [row["v"] for row in read(workspace.folder / "out", order="id")] == [
         [float(len(f"text {n}"))] * 3 for n in range(1, 701)
     ]
     assert set(batches.submitted.values()) == {1}
 
 
-def test_a_later_step_goes_in_a_batch_of_its_own(workspace: Any, batches: Any, cli: Any, read: Read) -> None:
+def test_a_later_step_has_a_separate_batch(workspace: Any, batches: Any, cli: Any, read: Read) -> None:
     workspace.csv(20)
     steps = """
   - {name: loud, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}]}
@@ -95,15 +95,15 @@ def test_a_later_step_goes_in_a_batch_of_its_own(workspace: Any, batches: Any, c
     assert [batch["endpoint"] for batch in batches.batches.values()] == ["/v1/chat/completions", "/v1/embeddings"]
 
 
-def test_refused_lines_are_errors_in_the_providers_words_and_are_not_asked_again(
+def test_refused_lines_are_errors_with_the_providers_message_and_are_not_sent_again(
     workspace: Any, batches: Any, cli: Any, read: Read
 ) -> None:
     workspace.csv(10)
     refusal = {"error": {"message": "not this", "type": "invalid_request_error", "param": "messages", "code": "c"}}
     batches.script = lambda text, body: {"status_code": 400, "body": refusal} if text == "text 5" else None
     job = workspace.job(**BATCH)
-    told = cli.run(job)
-    assert (told["exit_code"], told["rows_ok"], told["rows_failed"]) == (1, 9, 1)
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"], report["rows_failed"]) == (1, 9, 1)
     (row,) = read(workspace.folder / "out", "errors")
     told_of_it = ("id", "error_class", "http_status", "param", "code", "message", "attempts")
     assert {name: row[name] for name in told_of_it} == {
@@ -113,27 +113,25 @@ def test_refused_lines_are_errors_in_the_providers_words_and_are_not_asked_again
     (used,) = [row for row in read(workspace.folder / "out", "usage") if row["keys"] == ["5"]]
     assert (used["http_status"], used["error_class"], used["cost_usd"]) == (400, "bad_request", 0.0)
     assert cli.run(job)["requests"] == 0
-    nothing_left(batches, workspace.folder)
+    assert_nothing_is_left(batches, workspace.folder)
 
 
-def test_a_batch_whose_lines_all_failed_has_no_output_file_and_is_read_all_the_same(
-    workspace: Any, batches: Any, cli: Any
-) -> None:
+def test_a_batch_without_an_output_file_is_read_if_all_its_lines_failed(workspace: Any, batches: Any, cli: Any) -> None:
     workspace.csv(3)
     batches.script = lambda text, body: {"status_code": 400, "body": {"error": {"message": "no"}}}
     assert cli.run(workspace.job(**BATCH))["rows_failed"] == 3
 
 
-def test_a_line_with_a_status_that_is_none_is_asked_again(workspace: Any, batches: Any, cli: Any) -> None:
+def test_a_line_with_an_invalid_status_is_sent_again(workspace: Any, batches: Any, cli: Any) -> None:
     workspace.csv(5)
     left = [{"status_code": 0, "body": ""}]
     batches.script = lambda text, body: left.pop() if text == "text 2" and left else None
-    told = cli.run(workspace.job(**BATCH))
-    assert (told["exit_code"], told["rows_ok"], batches.lines_of_batches) == (0, 5, [5, 1])
+    report = cli.run(workspace.job(**BATCH))
+    assert (report["exit_code"], report["rows_ok"], batches.lines_of_batches) == (0, 5, [5, 1])
 
 
 @pytest.mark.parametrize("how", ["expired", "missing", "silent"])
-def test_lines_without_an_answer_are_asked_again_in_the_next_batch(
+def test_lines_without_an_answer_are_sent_again_in_the_next_batch(
     workspace: Any, batches: Any, cli: Any, read: Read, how: str
 ) -> None:
     workspace.csv(20)
@@ -144,23 +142,23 @@ def test_lines_without_an_answer_are_asked_again_in_the_next_batch(
         return how if left[text] >= 0 else None
 
     batches.script = script
-    told = cli.run(workspace.job(**BATCH))
-    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 20, 20)
+    report = cli.run(workspace.job(**BATCH))
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, 20, 20)
     assert batches.lines_of_batches == [20, 2, 1]
     attempts = {row["keys"][0]: row["attempt"] for row in read(workspace.folder / "out", "usage")}
     assert (attempts["2"], attempts["3"], attempts["4"]) == (1, 2, 3)
-    nothing_left(batches, workspace.folder)
+    assert_nothing_is_left(batches, workspace.folder)
 
 
-def test_lines_are_given_up_after_the_last_attempt_and_asked_by_the_next_run(
+def test_lines_fail_after_the_last_attempt_and_the_next_run_sends_them_again(
     workspace: Any, batches: Any, cli: Any, read: Read
 ) -> None:
     workspace.csv(5)
     failing = {"status_code": 500, "body": {"error": {"message": "broken"}}}
     batches.script = lambda text, body: {"text 1": "expired", "text 2": failing}.get(text)  # type: ignore[return-value]
     job = workspace.job(**BATCH)
-    told = cli.run(job)
-    assert (told["exit_code"], told["rows_ok"], told["rows_failed"]) == (1, 3, 2)
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"], report["rows_failed"]) == (1, 3, 2)
     assert batches.submitted["text 1"] == batches.submitted["text 2"] == 3
     assert [(e["id"], e["error_class"], e["attempts"]) for e in read(workspace.folder / "out", "errors", "id")] == [
         (1, "timeout", 3),
@@ -170,15 +168,15 @@ def test_lines_are_given_up_after_the_last_attempt_and_asked_by_the_next_run(
     assert cli.run(job)["requests"] == 2
 
 
-def test_one_bad_row_of_a_pack_of_embeddings_spoils_no_other(
+def test_one_bad_row_in_a_group_of_embeddings_affects_no_other(
     workspace: Any, batches: Any, cli: Any, read: Read
 ) -> None:
     workspace.csv(30)
     refusal = {"status_code": 400, "body": {"error": {"message": "no"}}}
     batches.script = lambda text, body: refusal if "text 7" in body["input"] else None
     steps = '[{name: v, endpoint: embeddings, provider: test, model: e, dimensions: 3, input: "{{ text }}"}]'
-    told = cli.run(workspace.job(steps=steps, **BATCH))
-    assert (told["rows_ok"], told["rows_failed"]) == (29, 1)
+    report = cli.run(workspace.job(steps=steps, **BATCH))
+    assert (report["rows_ok"], report["rows_failed"]) == (29, 1)
     assert [row["id"] for row in read(workspace.folder / "out", "errors")] == [7]
     assert len(batches.lines_of_batches) == 2
 
@@ -196,11 +194,11 @@ def test_files_are_split_at_the_limits_of_the_api(
     ), **BATCH))["rows_ok"] == 12  # fmt: skip
     assert max(batches.lines_of_batches[3:]) < 12
     assert set(batches.submitted.values()) == {1}
-    nothing_left(batches, workspace.folder)
+    assert_nothing_is_left(batches, workspace.folder)
 
 
 @pytest.mark.parametrize("bytes_", [1500, 2500, 5000])
-def test_no_file_is_larger_than_the_api_takes_nor_much_smaller(
+def test_no_file_is_larger_than_the_api_allows_nor_much_smaller(
     workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch, bytes_: int
 ) -> None:
     workspace.csv(60)
@@ -214,7 +212,7 @@ def test_no_file_is_larger_than_the_api_takes_nor_much_smaller(
     assert set(batches.submitted.values()) == {1}
 
 
-def test_of_embeddings_inputs_are_counted_and_not_lines(
+def test_the_size_limit_of_an_embeddings_batch_counts_inputs_not_lines(
     workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(50)
@@ -226,7 +224,7 @@ def test_of_embeddings_inputs_are_counted_and_not_lines(
     assert max(batches.lines_of_batches) == 3
 
 
-def test_rows_that_come_slowly_do_not_go_in_a_batch_for_each_few(
+def test_rows_that_arrive_slowly_are_gathered_into_larger_batches(
     workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(500)
@@ -234,18 +232,18 @@ def test_rows_that_come_slowly_do_not_go_in_a_batch_for_each_few(
     batches.held = True
     chunks = itertools.count(1)
 
-    async def slowly(self: BatchDispatcher) -> None:
+    async def wait(self: BatchDispatcher) -> None:
         await asyncio.sleep(0.15)
         batches.held = next(chunks) < 10
 
-    monkeypatch.setattr(BatchDispatcher, "wait_for_capacity", slowly)
-    told = cli.run(workspace.job(**BATCH))
-    assert (told["exit_code"], told["rows_ok"]) == (0, 500)
+    monkeypatch.setattr(BatchDispatcher, "wait_for_capacity", wait)
+    report = cli.run(workspace.job(**BATCH))
+    assert (report["exit_code"], report["rows_ok"]) == (0, 500)
     first, *rest = batches.lines_of_batches
     assert (first, len(rest) <= 3) == (50, True)
 
 
-def test_as_many_rows_are_under_way_as_the_window_holds_in_several_batches_at_a_time(
+def test_several_batches_run_at_a_time_up_to_the_limit_of_open_rows(
     workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(2500)
@@ -263,17 +261,17 @@ def test_as_many_rows_are_under_way_as_the_window_holds_in_several_batches_at_a_
         batches.held = batches.most_running < 5
 
     batches.refuse = watched
-    told = cli.run(workspace.job(**BATCH))
-    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 2500, 2500)
+    report = cli.run(workspace.job(**BATCH))
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, 2500, 2500)
     assert batches.most_running >= 5
     assert 500 <= max(most) < 550
     assert max(batches.lines_of_batches) == 100
     assert set(batches.submitted.values()) == {1}
-    nothing_left(batches, workspace.folder)
+    assert_nothing_is_left(batches, workspace.folder)
 
 
-@pytest.mark.parametrize("later", [False, True], ids=["refused at once", "failed by the time it is looked at"])
-def test_what_is_above_the_enqueued_limit_waits_for_batches_that_run(
+@pytest.mark.parametrize("later", [False, True], ids=["refused at once", "failed before the first poll"])
+def test_a_batch_above_the_enqueued_limit_waits_for_running_batches(
     workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch, later: bool
 ) -> None:
     workspace.csv(60)
@@ -284,14 +282,14 @@ def test_what_is_above_the_enqueued_limit_waits_for_batches_that_run(
         batches.held = not batches.limited
 
     batches.refuse = hold_until_one_is_refused
-    told = cli.run(workspace.job(**BATCH))
-    assert (told["exit_code"], told["rows_ok"], told["retries"]) == (0, 60, 0)
+    report = cli.run(workspace.job(**BATCH))
+    assert (report["exit_code"], report["rows_ok"], report["retries"]) == (0, 60, 0)
     assert batches.limited >= 1
     assert set(batches.submitted.values()) == {1}
-    nothing_left(batches, workspace.folder)
+    assert_nothing_is_left(batches, workspace.folder)
 
 
-def test_a_batch_that_alone_is_above_the_limit_is_cut_into_smaller_ones(
+def test_a_batch_that_is_above_the_limit_by_itself_is_split(
     workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(60)
@@ -300,10 +298,10 @@ def test_a_batch_that_alone_is_above_the_limit_is_cut_into_smaller_ones(
     assert cli.run(workspace.job(**BATCH))["rows_ok"] == 60
     assert max(batches.lines_of_batches) <= 20
     assert set(batches.submitted.values()) == {1}
-    nothing_left(batches, workspace.folder)
+    assert_nothing_is_left(batches, workspace.folder)
 
 
-def test_a_batch_of_an_earlier_run_that_alone_is_above_the_limit_is_cut_as_well(
+def test_a_batch_of_an_earlier_run_that_is_above_the_limit_by_itself_is_split_too(
     workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(60)
@@ -316,49 +314,49 @@ def test_a_batch_of_an_earlier_run_that_alone_is_above_the_limit_is_cut_as_well(
     assert cli.run(job)["rows_ok"] == 60
     assert max(batches.lines_of_batches) <= 20
     assert set(batches.submitted.values()) == {1}
-    nothing_left(batches, workspace.folder)
+    assert_nothing_is_left(batches, workspace.folder)
 
 
 def test_the_budget_is_reserved_at_batch_prices_and_stops_the_run(workspace: Any, batches: Any, cli: Any) -> None:
     workspace.csv(100)
     # 20 tokens out at 1 $ a million at worst, about 10 in at half a dollar: 25 to 35 millionths of a dollar a row.
     job = workspace.job(budget="{usd: 0.0005}", **BATCH)
-    told = cli.run(job)
-    assert (told["exit_code"], told["stopped"].startswith("budget")) == (3, True)
-    assert told["cost_usd"] <= 0.0005
-    assert told["rows_ok"] == told["requests"] == sum(batches.submitted.values()) >= 30
+    report = cli.run(job)
+    assert (report["exit_code"], report["stopped"].startswith("budget")) == (3, True)
+    assert report["cost_usd"] <= 0.0005
+    assert report["rows_ok"] == report["requests"] == sum(batches.submitted.values()) >= 30
     more = cli.run(job, "--budget-usd", "0.01")
-    assert (more["exit_code"], more["run_id"], more["rows_ok"]) == (0, told["run_id"], 100)
+    assert (more["exit_code"], more["run_id"], more["rows_ok"]) == (0, report["run_id"], 100)
     assert set(batches.submitted.values()) == {1}
-    nothing_left(batches, workspace.folder)
+    assert_nothing_is_left(batches, workspace.folder)
 
 
-def test_the_days_budget_holds_for_batches(workspace: Any, batches: Any, cli: Any) -> None:
+def test_the_daily_budget_holds_for_batches(workspace: Any, batches: Any, cli: Any) -> None:
     file = workspace.folder / "rowmill.yaml"
     file.write_text(file.read_text() + "budget: {usd_per_day: 0.0005}\n")
     workspace.csv(100)
-    told = cli.run(workspace.job(**BATCH))
-    assert (told["exit_code"], told["stopped"].startswith("budget")) == (3, True)
-    assert 5 <= told["rows_ok"] == sum(batches.submitted.values()) < 100
+    report = cli.run(workspace.job(**BATCH))
+    assert (report["exit_code"], report["stopped"].startswith("budget")) == (3, True)
+    assert 5 <= report["rows_ok"] == sum(batches.submitted.values()) < 100
     with sqlite3.connect(workspace.folder / ".rowmill" / "ledger.sqlite") as db:
         ((spent,),) = db.execute("select spent from days").fetchall()
     db.close()
-    assert spent == pytest.approx(told["cost_usd"] * 1e12)
+    assert spent == pytest.approx(report["cost_usd"] * 1e12)
 
 
-def test_a_refusal_of_the_key_stops_the_run(workspace: Any, batches: Any, cli: Any) -> None:
+def test_a_refused_key_stops_the_run(workspace: Any, batches: Any, cli: Any) -> None:
     workspace.csv(3)
     batches.refuse = lambda method, path: batches.error(401, "no such key") if path == "/v1/files" else None
-    told = cli.run(workspace.job(**BATCH))
-    assert (told["exit_code"], told["rows_left"]) == (3, 3)
-    assert told["stopped"] == "access_denied: test says of a batch: no such key"
+    report = cli.run(workspace.job(**BATCH))
+    assert (report["exit_code"], report["rows_left"]) == (3, 3)
+    assert report["stopped"] == "access_denied: test says of a batch: no such key"
     batches.refuse = lambda method, path: None
     assert cli.run(workspace.job(**BATCH))["rows_ok"] == 3
     assert set(batches.submitted.values()) == {1}
-    nothing_left(batches, workspace.folder)
+    assert_nothing_is_left(batches, workspace.folder)
 
 
-def test_failures_on_the_way_are_waited_out(workspace: Any, batches: Any, cli: Any) -> None:
+def test_transient_failures_of_the_batch_api_are_retried(workspace: Any, batches: Any, cli: Any) -> None:
     workspace.csv(5)
     failing = Counter(dict.fromkeys(("/v1/files", "/v1/batches", "/v1/batches/batch_0"), 2))
 
@@ -369,10 +367,10 @@ def test_failures_on_the_way_are_waited_out(workspace: Any, batches: Any, cli: A
     batches.refuse = refuse
     assert cli.run(workspace.job(**BATCH))["exit_code"] == 0
     assert set(batches.submitted.values()) == {1}
-    nothing_left(batches, workspace.folder)
+    assert_nothing_is_left(batches, workspace.folder)
 
 
-def test_after_the_deadline_the_rest_is_asked_online_at_the_full_price(
+def test_after_the_deadline_the_remaining_requests_are_sent_online_at_the_full_price(
     workspace: Any, batches: Any, cli: Any, read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(20)
@@ -381,15 +379,15 @@ def test_after_the_deadline_the_rest_is_asked_online_at_the_full_price(
     batches.script = lambda text, body: "answered" if text in ("text 1", "text 2") else None
     soon = lambda said, zone, now: now + timedelta(seconds=1)  # noqa: E731
     monkeypatch.setattr(importlib.import_module("pipelines.engines.local_engine"), "next_deadline", soon)
-    told = cli.run(workspace.job(deadline='"06:00"', **BATCH))
-    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 20, 20)
+    report = cli.run(workspace.job(deadline='"06:00"', **BATCH))
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, 20, 20)
     assert batches.online == Counter({f"text {n}": 1 for n in range(3, 21)})
     costs = {row["keys"][0]: row["cost_usd"] for row in read(workspace.folder / "out", "usage")}
     assert (costs["1"], costs["3"]) == (pytest.approx(1e-5), pytest.approx(2e-5))
-    nothing_left(batches, workspace.folder)
+    assert_nothing_is_left(batches, workspace.folder)
 
 
-def test_a_batch_that_does_not_end_although_it_is_cancelled_keeps_nobody_waiting(
+def test_a_cancelled_batch_that_does_not_end_is_not_awaited_forever(
     workspace: Any, batches: Any, cli: Any, read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.csv(10)
@@ -398,31 +396,31 @@ def test_a_batch_that_does_not_end_although_it_is_cancelled_keeps_nobody_waiting
     monkeypatch.setattr("pipelines.batch.lifecycle.CANCEL_WAIT_SECONDS", 0.2)
     soon = lambda said, zone, now: now + timedelta(seconds=1)  # noqa: E731
     monkeypatch.setattr(importlib.import_module("pipelines.engines.local_engine"), "next_deadline", soon)
-    told = cli.run(workspace.job(deadline='"06:00"', **BATCH))
-    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 10, 20)
+    report = cli.run(workspace.job(deadline='"06:00"', **BATCH))
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, 10, 20)
     assert batches.online == Counter({f"text {n}": 1 for n in range(1, 11)})
     usage = read(workspace.folder / "out", "usage")
     assert Counter(row["error_class"] for row in usage) == {"unknown": 10, None: 10}
     # Of what may still come of the batch nothing is known: 20 tokens out at half the price, and the tokens in.
     assert all(row["cost_usd"] >= 2e-5 for row in usage)
-    assert sum(row["cost_usd"] for row in usage) == pytest.approx(told["cost_usd"])
-    nothing_left(batches, workspace.folder)
+    assert sum(row["cost_usd"] for row in usage) == pytest.approx(report["cost_usd"])
+    assert_nothing_is_left(batches, workspace.folder)
 
 
-def test_a_batch_that_the_provider_does_not_know_any_more_is_asked_again_and_stays_unknown(
+def test_a_batch_that_the_provider_has_forgotten_stays_unknown_and_its_requests_are_sent_again(
     workspace: Any, batches: Any, cli: Any, read: Read
 ) -> None:
     workspace.csv(5)
     batches.refuse = lambda method, path: batches.error(404, "no such batch") if path.endswith("batch_0") else None
-    told = cli.run(workspace.job(**BATCH))
-    assert (told["exit_code"], told["rows_ok"], told["requests"], told["retries"]) == (0, 5, 10, 5)
+    report = cli.run(workspace.job(**BATCH))
+    assert (report["exit_code"], report["rows_ok"], report["requests"], report["retries"]) == (0, 5, 10, 5)
     usage = read(workspace.folder / "out", "usage")
     assert Counter((row["error_class"], row["attempt"]) for row in usage) == {("unknown", 1): 5, (None, 2): 5}
-    assert sum(row["cost_usd"] for row in usage) == pytest.approx(told["cost_usd"])
-    nothing_left(batches, workspace.folder)
+    assert sum(row["cost_usd"] for row in usage) == pytest.approx(report["cost_usd"])
+    assert_nothing_is_left(batches, workspace.folder)
 
 
-def test_the_deadline_is_the_next_time_of_that_clock() -> None:
+def test_the_deadline_is_the_next_occurrence_of_its_time_of_day() -> None:
     from zoneinfo import ZoneInfo
 
     from pipelines.config.batch_rules import next_deadline
@@ -505,8 +503,8 @@ main(sys.argv[2:])
 """
 
 
-def started(moment: str, job: Path) -> Forked:
-    """A run that dies at the moment; `""`: that ends by itself."""
+def start_run(moment: str, job: Path) -> Forked:
+    """Start a run that kills itself at the moment; with `""` it ends by itself."""
     return Forked(DRIVER, moment, "run", job, "--json", "--quiet")
 
 
@@ -518,17 +516,17 @@ def started(moment: str, job: Path) -> Forked:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("pack", [False, True], ids=["chat", "embeddings"])
-def test_a_killed_run_attaches_again_and_submits_no_line_twice(
+def test_a_run_after_a_kill_attaches_to_its_batches_and_submits_no_line_twice(
     workspace: Any, batches: Any, read: Read, moment: str, pack: bool
 ) -> None:
     workspace.csv(50)
     steps = '[{name: answer, endpoint: embeddings, provider: test, model: e, dimensions: 3, input: "{{ text }}"}]'
     job = workspace.job(**({"steps": steps} if pack else {}), **BATCH)
-    code, _ = ended(started(moment, job))
+    code, _ = ended(start_run(moment, job))
     assert code == -signal.SIGKILL
-    code, out = ended(started("", job))
-    told = json.loads(out)
-    assert (code, told["rows_ok"], told["rows_failed"], told["rows_left"]) == (0, 50, 0, 0)
+    code, out = ended(start_run("", job))
+    report = json.loads(out)
+    assert (code, report["rows_ok"], report["rows_failed"], report["rows_left"]) == (0, 50, 0, 0)
     assert batches.submitted == Counter({f"text {n}": 1 for n in range(1, 51)})
     rows = read(workspace.folder / "out", order="id")
     wanted = [[float(len(f"text {n}"))] * 3 if pack else f"TEXT {n}" for n in range(1, 51)]
@@ -537,8 +535,8 @@ def test_a_killed_run_attaches_again_and_submits_no_line_twice(
     assert sorted(key for row in usage for key in row["keys"]) == sorted(str(n) for n in range(1, 51))
     assert {row["error_class"] for row in usage} == {None}
     assert sum(row["cost_usd"] for row in usage) == pytest.approx(50 * (5e-6 if pack else 1e-5))
-    nothing_left(batches, workspace.folder)
-    assert ended(started("", job))[0] == 0
+    assert_nothing_is_left(batches, workspace.folder)
+    assert ended(start_run("", job))[0] == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -548,7 +546,7 @@ def test_an_interrupted_run_leaves_its_batches_running_and_the_next_one_fetches_
     workspace.csv(50)
     batches.held = True
     job = workspace.job(**BATCH)
-    process = started("", job)
+    process = start_run("", job)
     while sum(batch["polls"] > 1 for batch in batches.batches.values()) < 3:
         time.sleep(0.005)
         assert process.poll() is None
@@ -558,21 +556,21 @@ def test_an_interrupted_run_leaves_its_batches_running_and_the_next_one_fetches_
     assert (code, first["rows_left"], first["requests"]) == (130, 50, 0)
     assert first["stopped"] == "interrupted: batches go on at the provider (3); the next run fetches them"
     batches.held = False
-    code, out = ended(started("", job))
+    code, out = ended(start_run("", job))
     second = json.loads(out)
     assert (code, second["run_id"], second["rows_ok"], second["requests"]) == (0, first["run_id"], 50, 50)
     assert set(batches.submitted.values()) == {1}
-    nothing_left(batches, workspace.folder)
+    assert_nothing_is_left(batches, workspace.folder)
 
 
-def test_an_interruption_after_the_days_budget_ended_the_sending_tells_of_batches_that_go_on(
+def test_an_interruption_after_the_daily_budget_was_spent_reports_the_batches_that_continue(
     workspace: Any, batches: Any
 ) -> None:
     file = workspace.folder / "rowmill.yaml"
     file.write_text(file.read_text() + "budget: {usd_per_day: 0.0005}\n")
     workspace.csv(100)
     batches.held = True
-    process = started("", workspace.job(**BATCH))
+    process = start_run("", workspace.job(**BATCH))
     while not any(batch["polls"] > 1 for batch in batches.batches.values()):
         time.sleep(0.005)
         assert process.poll() is None
@@ -582,41 +580,41 @@ def test_an_interruption_after_the_days_budget_ended_the_sending_tells_of_batche
     assert (code, json.loads(out)["stopped"]) == (130, words)
 
 
-def test_a_noted_batch_whose_file_was_removed_is_asked_in_another(workspace: Any, batches: Any) -> None:
+def test_the_requests_of_a_recorded_batch_whose_file_was_removed_go_into_another_batch(
+    workspace: Any, batches: Any
+) -> None:
     workspace.csv(50)
     job = workspace.job(**BATCH)
-    assert ended(started("noted", job))[0] == -signal.SIGKILL
+    assert ended(start_run("noted", job))[0] == -signal.SIGKILL
     for left in (workspace.folder / ".rowmill" / "batches").rglob("*.jsonl"):
         left.unlink()
-    code, out = ended(started("", job))
-    told = json.loads(out)
-    assert (code, told["rows_ok"], told["requests"]) == (0, 50, 50)
+    code, out = ended(start_run("", job))
+    report = json.loads(out)
+    assert (code, report["rows_ok"], report["requests"]) == (0, 50, 50)
     assert set(batches.submitted.values()) == {1}
-    nothing_left(batches, workspace.folder)
+    assert_nothing_is_left(batches, workspace.folder)
 
 
-def test_a_job_that_is_delivered_online_by_now_ends_the_batches_that_it_left(
-    workspace: Any, batches: Any, cli: Any
-) -> None:
+def test_a_job_that_was_changed_to_online_ends_its_open_batches(workspace: Any, batches: Any, cli: Any) -> None:
     workspace.csv(50)
     batches.held = True
     job = workspace.job(**BATCH)
-    assert ended(started("created", job))[0] == -signal.SIGKILL
+    assert ended(start_run("created", job))[0] == -signal.SIGKILL
     assert "text 1" in batches.submitted
     batches.script = lambda text, body: "answered" if text == "text 1" else None
-    told = cli.run(job, "--delivery", "online")
-    assert (told["exit_code"], told["rows_ok"]) == (0, 50)
+    report = cli.run(job, "--delivery", "online")
+    assert (report["exit_code"], report["rows_ok"]) == (0, 50)
     assert {batch["status"] for batch in batches.batches.values()} == {"cancelled"}
     assert batches.online == Counter({f"text {n}": 1 for n in range(2, 51)})
-    nothing_left(batches, workspace.folder)
+    assert_nothing_is_left(batches, workspace.folder)
 
 
-def test_a_row_that_left_the_source_while_its_batch_ran_is_paid_for_and_kept_all_the_same(
+def test_the_answer_of_a_row_that_left_the_source_while_its_batch_ran_is_stored(
     workspace: Any, batches: Any, cli: Any, read: Read
 ) -> None:
     workspace.csv(15)
     job = workspace.job(**BATCH)
-    assert ended(started("created", job))[0] == -signal.SIGKILL
+    assert ended(start_run("created", job))[0] == -signal.SIGKILL
     workspace.csv(10)
     assert cli.run(job)["rows_ok"] == 10
     assert len(read(workspace.folder / "out")) == 10
@@ -627,7 +625,7 @@ def test_a_row_that_left_the_source_while_its_batch_ran_is_paid_for_and_kept_all
     assert set(batches.submitted.values()) == {1}
 
 
-def test_the_embedded_provider_takes_batches_of_chat_responses_and_embeddings(
+def test_the_embedded_provider_supports_batches_of_chat_responses_and_embeddings(
     workspace: Any, batches: Any, cli: Any, read: Read
 ) -> None:
     workspace.csv(12)
@@ -639,17 +637,17 @@ def test_the_embedded_provider_takes_batches_of_chat_responses_and_embeddings(
     online = workspace.job("online", steps=steps, sink="{parquet: online}")
     assert cli.run(online)["exit_code"] == 0
     (workspace.folder / ".rowmill" / "ledger.sqlite").unlink()
-    told = cli.run(workspace.job(steps=steps, **BATCH))
-    assert (told["exit_code"], told["rows_ok"], told["cost_usd"]) == (0, 12, 0)
+    report = cli.run(workspace.job(steps=steps, **BATCH))
+    assert (report["exit_code"], report["rows_ok"], report["cost_usd"]) == (0, 12, 0)
     wanted = read(workspace.folder / "online", order="id")
     made = read(workspace.folder / "out", order="id")
     for row in (*wanted, *made):
         del row["_run_id"]
     assert made == wanted
-    nothing_left(batches, workspace.folder)
+    assert_nothing_is_left(batches, workspace.folder)
 
 
-def test_what_a_provider_counts_in_no_numbers_ends_no_run() -> None:
+def test_request_counts_that_are_not_numbers_are_ignored() -> None:
     progress = BatchProgress()
     batch = Batch("m", 1, "s", "p", "/v1/chat/completions", 0, None)
     for counts in ({"completed": "n/a", "failed": 2}, {"completed": None, "failed": 2}, {"failed": 2.0}):

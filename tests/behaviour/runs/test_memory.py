@@ -1,4 +1,4 @@
-"""What is under way is bounded by its bytes: answers that are not read yet, wide rows, files that are sent."""
+"""Memory limits by bytes: unread answers, wide rows, and files that are sent."""
 
 import hashlib
 import os
@@ -27,18 +27,18 @@ IN_FLIGHT = 4
 
 
 def holders(bodies: list[bytes]) -> list[int]:
-    """How many hold each of them, this list included."""
+    """Return the number of references to each of them, this list included."""
     return [sys.getrefcount(body) for body in bodies]
 
 
-class Answering:
-    """A transport whose provider answers every request at once with a body of a megabyte."""
+class LargeAnswers:
+    """A transport that answers every request at once with a body of a megabyte."""
 
     asked = 0
     much_asked = threading.Event()
     bodies: ClassVar[list[bytes]] = []
     most_held = 0
-    """Bytes of replies that somebody held, at any time when one more was asked for."""
+    """Most bytes of replies in memory at any request."""
     travels: ClassVar[list[StepRunner]] = []
     most_open = 0
 
@@ -46,13 +46,13 @@ class Answering:
         pass
 
     async def send(self, provider: Provider, call: Call) -> Reply:
-        Answering.asked += 1
-        if Answering.asked > 40:
+        LargeAnswers.asked += 1
+        if LargeAnswers.asked > 40:
             self.much_asked.set()
         (alone,) = holders([bytes(16)])
         self.bodies[:] = [body for body, count in zip(self.bodies, holders(self.bodies), strict=True) if count > alone]
-        Answering.most_held = max(Answering.most_held, sum(map(len, self.bodies)))
-        Answering.most_open = max([Answering.most_open, *(travel.open_bytes for travel in self.travels)])
+        LargeAnswers.most_held = max(LargeAnswers.most_held, sum(map(len, self.bodies)))
+        LargeAnswers.most_open = max([LargeAnswers.most_open, *(travel.open_bytes for travel in self.travels)])
         if call.path == "/audio/speech":
             # Each its own, or it would be written once.
             content = b"ID3" + orjson.loads(call.body or b"")["input"].encode() + bytes(MB)
@@ -66,15 +66,15 @@ class Answering:
 
 
 @pytest.fixture
-def answering(monkeypatch: pytest.MonkeyPatch) -> type[Answering]:
-    """In place of HTTP."""
-    monkeypatch.setattr("pipelines.engines.local_engine.HttpTransport", Answering)
+def answering(monkeypatch: pytest.MonkeyPatch) -> type[LargeAnswers]:
+    """Replaces HTTP."""
+    monkeypatch.setattr("pipelines.engines.local_engine.HttpTransport", LargeAnswers)
     monkeypatch.setattr("pipelines.dispatch.pending_requests.EARLY_READ_BYTES", 2 * MB)
     monkeypatch.setattr("pipelines.dispatch.read_buffer.MAX_UNREAD_BYTES", 4 * MB)
-    Answering.asked, Answering.most_open, Answering.travels = 0, 0, []
-    Answering.much_asked.clear()
-    Answering.bodies, Answering.most_held = [], 0
-    return Answering
+    LargeAnswers.asked, LargeAnswers.most_open, LargeAnswers.travels = 0, 0, []
+    LargeAnswers.much_asked.clear()
+    LargeAnswers.bodies, LargeAnswers.most_held = [], 0
+    return LargeAnswers
 
 
 STEPS = {
@@ -85,8 +85,8 @@ STEPS = {
 
 
 @pytest.mark.parametrize("kind", ["speech", "chat"])
-def test_large_answers_wait_for_their_turn_in_bytes(
-    workspace: Any, cli: Any, answering: type[Answering], monkeypatch: pytest.MonkeyPatch, kind: str
+def test_unread_answers_are_limited_by_their_bytes(
+    workspace: Any, cli: Any, answering: type[LargeAnswers], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     write_files, first = media_files.write_files, threading.Lock()
 
@@ -98,16 +98,16 @@ def test_large_answers_wait_for_their_turn_in_bytes(
 
     monkeypatch.setattr("pipelines.dispatch.step_runner.write_files", slow_at_first)
     workspace.csv(100)
-    told = cli.run(workspace.job(steps=STEPS[kind], limits=f"{{concurrency: {IN_FLIGHT}}}"))
-    assert (told["rows_ok"], told["requests"]) == (100, 100)
+    report = cli.run(workspace.job(steps=STEPS[kind], limits=f"{{concurrency: {IN_FLIGHT}}}"))
+    assert (report["rows_ok"], report["requests"]) == (100, 100)
     # To be read; in flight; and of each of a few chunks what is too little to be read yet, and what is just being read.
     assert answering.most_held <= (4 + IN_FLIGHT + 4 * 2) * MB
     if kind == "speech":
         assert len(list((workspace.folder / "out/files").iterdir())) == 100
 
 
-def test_wide_rows_set_out_a_few_megabytes_at_a_time(
-    workspace: Any, cli: Any, answering: type[Answering], monkeypatch: pytest.MonkeyPatch
+def test_wide_rows_start_a_few_megabytes_at_a_time(
+    workspace: Any, cli: Any, answering: type[LargeAnswers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.execution.job_run.MAX_OPEN_BYTES", 4 * MB)
     monkeypatch.setattr("pipelines.preparation.row_selection.CHUNK_BYTES", 1 * MB)
@@ -127,8 +127,8 @@ def test_wide_rows_set_out_a_few_megabytes_at_a_time(
     assert (travel.open_rows, travel.open_bytes) == (0, 0)
 
 
-def test_rows_wait_while_as_much_as_a_commit_takes_waits_for_the_one_under_way(
-    workspace: Any, cli: Any, answering: type[Answering], monkeypatch: pytest.MonkeyPatch
+def test_rows_wait_while_a_full_commit_waits_for_the_running_one(
+    workspace: Any, cli: Any, answering: type[LargeAnswers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.execution.committer.COMMIT_BYTES", 4 * MB)
     monkeypatch.setattr("pipelines.execution.job_run.CHUNK_ROWS", 2)
@@ -146,11 +146,11 @@ def test_rows_wait_while_as_much_as_a_commit_takes_waits_for_the_one_under_way(
 
     monkeypatch.setattr(ParquetTables, "commit", slow_at_first)
     workspace.csv(100)
-    told = cli.run(workspace.job(steps=STEPS["chat"], limits=f"{{concurrency: {IN_FLIGHT}}}"))
-    assert (told["exit_code"], told["rows_ok"], told["requests"]) == (0, 100, 100)
+    report = cli.run(workspace.job(steps=STEPS["chat"], limits=f"{{concurrency: {IN_FLIGHT}}}"))
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, 100, 100)
 
 
-def test_rows_sent_ahead_one_by_one_make_the_same_tables(
+def test_rows_that_are_forwarded_one_by_one_make_the_same_tables(
     workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def script(path: str, body: Any, count: int) -> Any:
@@ -189,11 +189,11 @@ def test_a_row_group_larger_than_the_memory_limit_is_read_page_by_page(workspace
     pq.write_table(pa.table({"id": range(80_000), "text": texts}), workspace.folder / "rows.parquet")
     job = workspace.job(source="{parquet: rows.parquet, key: id, limit: 3}", steps=STEPS["chat"])
     assert cli.run(job)["rows_ok"] == 3
-    told = [row["answer"] for row in table(workspace.folder / "out", order="id")]
-    assert told == [text.upper() for text in texts[:3]]
+    answers = [row["answer"] for row in table(workspace.folder / "out", order="id")]
+    assert answers == [text.upper() for text in texts[:3]]
 
 
-def test_the_rows_of_a_limit_are_neither_sorted_nor_held(tmp_path: Path) -> None:
+def test_the_rows_of_a_limit_are_neither_sorted_nor_kept_in_memory(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": range(100), "text": ["x"] * 100}), tmp_path / "rows.parquet")
     with query_connection(tmp_path / "scratch") as db:
         query = f"select count(text) from (select * from read_parquet('{tmp_path}/rows.parquet') limit 90)"
@@ -203,7 +203,7 @@ def test_the_rows_of_a_limit_are_neither_sorted_nor_held(tmp_path: Path) -> None
     assert "Join" not in plan
 
 
-def test_a_resumed_run_asks_what_is_new_changed_or_has_failed_for_a_passing_reason(
+def test_a_resumed_run_sends_rows_that_are_new_changed_or_failed_transiently(
     workspace: Any, provider: Any, cli: Any
 ) -> None:
     def script(path: str, body: Any, count: int) -> Any:
@@ -226,14 +226,14 @@ def test_a_resumed_run_asks_what_is_new_changed_or_has_failed_for_a_passing_reas
     assert cli.run(job)["rows_ok"] == 8
     texts |= {2: "changed 2", 7: "changed 7", 10: "new 10"}
     write(texts)
-    told = cli.run(job)
-    assert (told["rows"], told["rows_ok"], told["rows_reused"], told["requests"]) == (11, 10, 7, 3)
+    report = cli.run(job)
+    assert (report["rows"], report["rows_ok"], report["rows_reused"], report["requests"]) == (11, 10, 7, 3)
     assert there() == [(number, text.upper()) for number, text in texts.items() if number != 3]
     # Far more rows than the sink holds: now those there are the smaller table.
     texts |= {number: f"text {number}" for number in range(11, 60)}
     write(texts)
-    told = cli.run(job)
-    assert (told["rows_ok"], told["rows_reused"], told["requests"]) == (59, 10, 49)
+    report = cli.run(job)
+    assert (report["rows_ok"], report["rows_reused"], report["requests"]) == (59, 10, 49)
     assert there() == [(number, text.upper()) for number, text in texts.items() if number != 3]
 
 

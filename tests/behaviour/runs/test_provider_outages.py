@@ -1,4 +1,4 @@
-"""What a run does when the provider refuses, fails, dawdles or answers rubbish, and when it is stopped."""
+"""Runs against a provider that refuses, fails, is slow or sends invalid replies."""
 
 import asyncio
 import json
@@ -12,8 +12,8 @@ Rows = list[dict[str, Any]]
 Read = Callable[..., Rows]
 
 
-def only(prompt: str, response: Callable[[], Any], times: int = 1_000_000) -> Callable[..., Any]:
-    """A script that answers one prompt otherwise, so many times."""
+def for_prompt(prompt: str, response: Callable[[], Any], times: int = 1_000_000) -> Callable[..., Any]:
+    """Return a script with another response to one prompt, so many times."""
     left = [times]
 
     def script(path: str, body: Any, count: int) -> Any:
@@ -30,27 +30,27 @@ def refusal(status: int, message: str = "no", code: str | None = None, headers: 
     return web.json_response({"error": error}, status=status, headers={"x-request-id": "r-9", **(headers or {})})
 
 
-def test_a_poisoned_row_is_marked_and_costs_one_call_and_no_neighbour(
+def test_a_refused_row_is_an_error_after_one_request_and_affects_no_other(
     workspace: Any, provider: Any, cli: Any, read: Read
 ) -> None:
     workspace.csv(200)
-    provider.script = only("text 5", lambda: refusal(400, "this text is not allowed"))
+    provider.script = for_prompt("text 5", lambda: refusal(400, "this text is not allowed"))
     job = workspace.job()
-    told = cli.run(job)
-    assert (told["rows_ok"], told["rows_failed"], told["requests"], told["exit_code"]) == (199, 1, 200, 1)
+    report = cli.run(job)
+    assert (report["rows_ok"], report["rows_failed"], report["requests"], report["exit_code"]) == (199, 1, 200, 1)
     (error,) = read(workspace.folder / "out", "errors")
     assert len(error.pop("fingerprint")) == 32
     assert error.pop("failed_at").tzinfo is not None
     assert error == {
         "id": 5, "step": "answer", "error_class": "bad_request", "http_status": 400, "type": "invalid_request_error",
         "param": "messages", "code": None, "message": "this text is not allowed", "details": None,
-        "request_id": "r-9", "attempts": 1, "run_id": told["run_id"],
+        "request_id": "r-9", "attempts": 1, "run_id": report["run_id"],
     }  # fmt: skip
     again = cli.run(job)
     assert (again["requests"], again["rows_failed"], again["exit_code"]) == (0, 1, 1)
 
 
-def test_a_value_that_breaks_when_is_an_error_of_its_row_and_others_go_on(
+def test_a_value_that_makes_when_fail_is_an_error_of_its_row_only(
     workspace: Any, provider: Any, cli: Any, read: Read
 ) -> None:
     workspace.write("rows.csv", "id,text\n" + "".join(f"{n},{'abc' if n in (2, 7) else n % 3}\n" for n in range(1, 9)))
@@ -65,8 +65,8 @@ def test_a_value_that_breaks_when_is_an_error_of_its_row_and_others_go_on(
     job = workspace.job(steps=steps)
     assert cli("plan", job, "--json") == 0
     assert json.loads(cli.out)["steps"][0]["requests"] == 2
-    told = cli.run(job)
-    assert (told["exit_code"], told["rows_ok"], told["rows_failed"], told["rows_left"], told["requests"]) == (
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"], report["rows_failed"], report["rows_left"], report["requests"]) == (
         1, 6, 2, 0, 2,
     )  # fmt: skip
     errors = read(workspace.folder / "out", "errors", "id")
@@ -81,15 +81,15 @@ def test_a_value_that_breaks_when_is_an_error_of_its_row_and_others_go_on(
     again = cli.run(job)
     assert (again["exit_code"], again["rows_failed"], again["requests"]) == (1, 2, 0)
     workspace.write("rows.csv", "id,text\n" + "".join(f"{n},{n % 3}\n" for n in range(1, 9)))
-    told = cli.run(job)
-    assert (told["exit_code"], told["rows_ok"], read(workspace.folder / "out", "errors")) == (0, 8, [])
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"], read(workspace.folder / "out", "errors")) == (0, 8, [])
 
 
-def test_retry_asks_failed_rows_again_and_they_leave_the_errors_when_they_succeed(
+def test_retry_sends_failed_rows_again_and_successful_ones_leave_the_errors_table(
     workspace: Any, provider: Any, cli: Any, read: Read
 ) -> None:
     workspace.csv(10)
-    provider.script = only("text 5", lambda: refusal(400))
+    provider.script = for_prompt("text 5", lambda: refusal(400))
     job = workspace.job()
     cli.run(job)
     provider.script = lambda path, body, count: None
@@ -102,9 +102,9 @@ def test_retry_asks_failed_rows_again_and_they_leave_the_errors_when_they_succee
     assert len(read(workspace.folder / "out")) == 10
 
 
-def test_a_failed_row_is_asked_again_when_it_changes(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
+def test_a_failed_row_is_sent_again_after_it_changes(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
     workspace.csv(3)
-    provider.script = only("text 2", lambda: refusal(400))
+    provider.script = for_prompt("text 2", lambda: refusal(400))
     job = workspace.job()
     assert cli.run(job)["rows_failed"] == 1
     workspace.write("rows.csv", "id,text\n1,text 1\n2,mended\n3,text 3\n")
@@ -113,14 +113,14 @@ def test_a_failed_row_is_asked_again_when_it_changes(workspace: Any, provider: A
     assert [row["answer"] for row in read(workspace.folder / "out", order="id")] == ["TEXT 1", "MENDED", "TEXT 3"]
 
 
-def test_a_changed_row_that_fails_keeps_its_old_result_and_stands_in_errors(
+def test_a_changed_row_that_fails_keeps_its_old_result_and_is_in_errors(
     workspace: Any, provider: Any, cli: Any, read: Read
 ) -> None:
     workspace.csv(2)
     job = workspace.job()
     cli.run(job)
     before = read(workspace.folder / "out", order="id")
-    provider.script = only("spoilt", lambda: refusal(400))
+    provider.script = for_prompt("spoilt", lambda: refusal(400))
     workspace.write("rows.csv", "id,text\n1,text 1\n2,spoilt\n")
     assert cli.run(job)["rows_failed"] == 1
     assert read(workspace.folder / "out", order="id") == before
@@ -131,23 +131,23 @@ def test_a_changed_row_that_fails_keeps_its_old_result_and_stands_in_errors(
 
 
 @pytest.mark.parametrize("status", [408, 409, 500, 502, 503, 529])
-def test_failures_that_pass_are_tried_again(workspace: Any, provider: Any, cli: Any, read: Read, status: int) -> None:
+def test_transient_errors_are_retried(workspace: Any, provider: Any, cli: Any, read: Read, status: int) -> None:
     workspace.csv(5)
-    provider.script = only("text 3", lambda: refusal(status), times=2)
-    told = cli.run(workspace.job())
-    assert (told["rows_ok"], told["requests"], told["retries"], told["exit_code"]) == (5, 7, 2, 0)
+    provider.script = for_prompt("text 3", lambda: refusal(status), times=2)
+    report = cli.run(workspace.job())
+    assert (report["rows_ok"], report["requests"], report["retries"], report["exit_code"]) == (5, 7, 2, 0)
     attempts = [row["attempt"] for row in read(workspace.folder / "out", "usage") if row["keys"] == ["3"]]
     assert sorted(attempts) == [1, 2, 3]
 
 
-def test_after_the_last_attempt_the_row_is_an_error_that_the_next_run_asks_again(
+def test_after_the_last_attempt_the_row_is_an_error_that_the_next_run_sends_again(
     workspace: Any, provider: Any, cli: Any, read: Read
 ) -> None:
     workspace.csv(5)
-    provider.script = only("text 3", lambda: refusal(500, "broken"))
+    provider.script = for_prompt("text 3", lambda: refusal(500, "broken"))
     job = workspace.job()
-    told = cli.run(job)
-    assert (told["requests"], told["rows_failed"], told["exit_code"]) == (7, 1, 1)
+    report = cli.run(job)
+    assert (report["requests"], report["rows_failed"], report["exit_code"]) == (7, 1, 1)
     (error,) = read(workspace.folder / "out", "errors")
     assert (error["error_class"], error["attempts"], error["message"]) == ("server", 3, "broken")
     provider.script = lambda path, body, count: None
@@ -155,20 +155,22 @@ def test_after_the_last_attempt_the_row_is_an_error_that_the_next_run_asks_again
     assert read(workspace.folder / "out", "errors") == []
 
 
-def test_refusals_for_the_rate_use_up_no_attempt(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
+def test_a_429_uses_no_attempt(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
     workspace.csv(3)
-    provider.script = only("text 3", lambda: refusal(429, "slow", "rate_limit_exceeded", {"retry-after": "0"}), times=7)
-    told = cli.run(workspace.job())
-    assert (told["rows_ok"], told["requests"], told["retries"], told["exit_code"]) == (3, 10, 7, 0)
+    provider.script = for_prompt(
+        "text 3", lambda: refusal(429, "slow", "rate_limit_exceeded", {"retry-after": "0"}), times=7
+    )
+    report = cli.run(workspace.job())
+    assert (report["rows_ok"], report["requests"], report["retries"], report["exit_code"]) == (3, 10, 7, 0)
     assert {row["attempt"] for row in read(workspace.folder / "out", "usage")} == {1}
 
 
 def test_a_retry_after_beyond_the_longest_hold_stops_the_run(workspace: Any, provider: Any, cli: Any) -> None:
     workspace.csv(50)
     provider.script = lambda path, body, count: refusal(429, "tomorrow", headers={"retry-after": "86400"})
-    told = cli.run(workspace.job(limits="{concurrency: 4}"))
-    assert (told["exit_code"], told["rows_ok"]) == (3, 0)
-    assert "come back in 86400 s" in told["stopped"]
+    report = cli.run(workspace.job(limits="{concurrency: 4}"))
+    assert (report["exit_code"], report["rows_ok"]) == (3, 0)
+    assert "come back in 86400 s" in report["stopped"]
     assert len(provider.seen) <= 4
 
 
@@ -176,47 +178,47 @@ def test_a_retry_after_beyond_the_longest_hold_stops_the_run(workspace: Any, pro
     ("status", "code", "error_class"),
     [(401, "invalid_api_key", "access_denied"), (403, None, "access_denied"), (429, "insufficient_quota", "quota")],
 )
-def test_where_no_request_will_ever_pass_the_run_stops_and_keeps_what_it_has(
+def test_an_error_of_the_account_stops_the_run_and_its_results_are_kept(
     workspace: Any, provider: Any, cli: Any, read: Read, status: int, code: str | None, error_class: str
 ) -> None:
     workspace.csv(300)
     provider.script = lambda path, body, count: refusal(status, "no more", code) if count >= 50 else None
     job = workspace.job(limits="{concurrency: 8}")
-    told = cli.run(job)
-    assert (told["exit_code"], told["rows_ok"]) == (3, 50)
-    assert told["stopped"].startswith(error_class)
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"]) == (3, 50)
+    assert report["stopped"].startswith(error_class)
     assert len(provider.seen) <= 58
-    assert told["rows_left"] == 250 - told["rows_failed"]
+    assert report["rows_left"] == 250 - report["rows_failed"]
     assert {row["error_class"] for row in read(workspace.folder / "out", "errors")} == {error_class}
     provider.script = lambda path, body, count: None
     went_on = cli.run(job)
-    assert (went_on["run_id"], went_on["exit_code"], went_on["requests"]) == (told["run_id"], 0, 250)
+    assert (went_on["run_id"], went_on["exit_code"], went_on["requests"]) == (report["run_id"], 0, 250)
 
 
-def rubbish(text: str, content_type: str = "application/json", status: int = 200) -> web.Response:
+def invalid_reply(text: str, content_type: str = "application/json", status: int = 200) -> web.Response:
     return web.Response(text=text, status=status, content_type=content_type)
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        lambda: rubbish("{"),
-        lambda: rubbish(""),
-        lambda: rubbish("<html>busy</html>", "text/html"),
-        lambda: rubbish('{"choices": []}'),
-        lambda: rubbish("[]"),
-        lambda: rubbish('{"error": {"message": "overloaded"}}'),
+        lambda: invalid_reply("{"),
+        lambda: invalid_reply(""),
+        lambda: invalid_reply("<html>busy</html>", "text/html"),
+        lambda: invalid_reply('{"choices": []}'),
+        lambda: invalid_reply("[]"),
+        lambda: invalid_reply('{"error": {"message": "overloaded"}}'),
     ],
     ids=["malformed", "empty", "html", "no choice", "a list", "an error in a 200"],
 )
-def test_a_reply_that_is_none_is_asked_for_again(workspace: Any, provider: Any, cli: Any, answer: Any) -> None:
+def test_a_malformed_reply_is_retried(workspace: Any, provider: Any, cli: Any, answer: Any) -> None:
     workspace.csv(3)
-    provider.script = only("text 2", answer, times=1)
-    told = cli.run(workspace.job())
-    assert (told["rows_ok"], told["requests"], told["exit_code"]) == (3, 4, 0)
+    provider.script = for_prompt("text 2", answer, times=1)
+    report = cli.run(workspace.job())
+    assert (report["rows_ok"], report["requests"], report["exit_code"]) == (3, 4, 0)
 
 
-def test_a_server_that_never_answers_is_given_up_after_the_idle_time(
+def test_a_request_without_an_answer_times_out_after_the_idle_timeout(
     workspace: Any, provider: Any, cli: Any, read: Read
 ) -> None:
     workspace.csv(3)
@@ -225,9 +227,9 @@ def test_a_server_that_never_answers_is_given_up_after_the_idle_time(
         await asyncio.sleep(5)
         return web.Response()
 
-    provider.script = only("text 2", hang)
-    told = cli.run(workspace.job(timeouts="{idle: 0.2}", retry="{attempts: 2, longest_wait: 0.01}"))
-    assert (told["rows_ok"], told["rows_failed"], told["requests"]) == (2, 1, 4)
+    provider.script = for_prompt("text 2", hang)
+    report = cli.run(workspace.job(timeouts="{idle: 0.2}", retry="{attempts: 2, longest_wait: 0.01}"))
+    assert (report["rows_ok"], report["rows_failed"], report["requests"]) == (2, 1, 4)
     (error,) = read(workspace.folder / "out", "errors")
     assert (error["error_class"], error["message"]) == ("timeout", "the server went silent before its reply began")
 
@@ -235,27 +237,27 @@ def test_a_server_that_never_answers_is_given_up_after_the_idle_time(
 def test_too_many_failures_stop_the_run(workspace: Any, provider: Any, cli: Any) -> None:
     workspace.csv(2000)
     provider.script = lambda path, body, count: refusal(400)
-    told = cli.run(workspace.job(limits="{failed_share: 0.2, concurrency: 10}"))
-    assert told["exit_code"] == 3
-    assert told["stopped"].startswith("failed_share")
+    report = cli.run(workspace.job(limits="{failed_share: 0.2, concurrency: 10}"))
+    assert report["exit_code"] == 3
+    assert report["stopped"].startswith("failed_share")
     assert 100 <= len(provider.seen) <= 120
 
 
-def test_the_budget_is_never_exceeded_and_holds_over_invocations(workspace: Any, provider: Any, cli: Any) -> None:
+def test_the_budget_is_never_exceeded_and_holds_for_all_invocations(workspace: Any, provider: Any, cli: Any) -> None:
     workspace.csv(100)
     provider.tokens = (10, 20)
     # 10 tokens in at 1 $ a million, 20 out at 2 $: 50 millionths of a dollar a row.
     job = workspace.job(budget="{usd: 0.002}", limits="{concurrency: 50}")
-    told = cli.run(job)
-    assert told["exit_code"] == 3
-    assert "budget" in told["stopped"]
-    assert told["cost_usd"] <= 0.002
-    assert 30 <= told["rows_ok"] <= 40
+    report = cli.run(job)
+    assert report["exit_code"] == 3
+    assert "budget" in report["stopped"]
+    assert report["cost_usd"] <= 0.002
+    assert 30 <= report["rows_ok"] <= 40
     again = cli.run(job)
-    assert (again["exit_code"], again["run_id"]) == (3, told["run_id"])
-    assert told["cost_usd"] + again["cost_usd"] <= 0.002
+    assert (again["exit_code"], again["run_id"]) == (3, report["run_id"])
+    assert report["cost_usd"] + again["cost_usd"] <= 0.002
     more = cli.run(job, "--budget-usd", "0.01")
-    assert (more["exit_code"], more["run_id"], more["rows_ok"]) == (0, told["run_id"], 100)
+    assert (more["exit_code"], more["run_id"], more["rows_ok"]) == (0, report["run_id"], 100)
 
 
 def test_with_a_budget_a_model_without_a_price_is_refused_before_anything_is_sent(
@@ -268,15 +270,15 @@ def test_with_a_budget_a_model_without_a_price_is_refused_before_anything_is_sen
     assert provider.seen == []
 
 
-def test_without_a_price_the_cost_is_not_known_and_never_zero(workspace: Any, cli: Any, read: Read) -> None:
+def test_without_a_price_the_cost_is_unknown_and_not_zero(workspace: Any, cli: Any, read: Read) -> None:
     workspace.csv(3)
     steps = '[{name: a, endpoint: chat, provider: test, model: unheard-of, messages: [{user: "{{ text }}"}]}]'
-    told = cli.run(workspace.job(steps=steps))
-    assert (told["exit_code"], told["cost_usd"]) == (0, None)
+    report = cli.run(workspace.job(steps=steps))
+    assert (report["exit_code"], report["cost_usd"]) == (0, None)
     assert {row["cost_usd"] for row in read(workspace.folder / "out", "usage")} == {None}
 
 
-def test_an_answer_that_does_not_fit_gets_one_repair_turn(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
+def test_an_invalid_answer_gets_one_repair_turn(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
     workspace.csv(4)
 
     def script(path: str, body: Any, count: int) -> Any:
@@ -298,9 +300,9 @@ def test_an_answer_that_does_not_fit_gets_one_repair_turn(workspace: Any, provid
     output: {mood: {type: string, enum: [good, bad]}}
 """
     job = workspace.job(steps=steps)
-    told = cli.run(job)
+    report = cli.run(job)
     # Text 1 and text 2 are shouted back both times: the first is mended, the second is not.
-    assert (told["rows_ok"], told["rows_failed"], told["requests"]) == (3, 1, 6)
+    assert (report["rows_ok"], report["rows_failed"], report["requests"]) == (3, 1, 6)
     assert [row["mood"] for row in read(workspace.folder / "out")] == ["good"] * 3
     (error,) = read(workspace.folder / "out", "errors")
     assert (error["id"], error["error_class"]) == (2, "invalid_answer")
@@ -318,15 +320,15 @@ def reply(content: str) -> Any:
     }
 
 
-def test_one_bad_text_in_a_pack_of_embeddings_is_found_and_its_neighbours_keep_their_vectors(
+def test_one_bad_text_in_a_group_of_embeddings_is_found_and_the_others_keep_their_vectors(
     workspace: Any, provider: Any, cli: Any, read: Read
 ) -> None:
     workspace.csv(16)
     provider.script = lambda path, body, count: refusal(400, "bad text") if "text 11" in body["input"] else None
     steps = '[{name: v, endpoint: embeddings, provider: test, model: e, input: "{{ text }}", dimensions: 2}]'
-    told = cli.run(workspace.job(steps=steps))
-    assert (told["rows_ok"], told["rows_failed"]) == (15, 1)
-    assert told["requests"] <= 9
+    report = cli.run(workspace.job(steps=steps))
+    assert (report["rows_ok"], report["rows_failed"]) == (15, 1)
+    assert report["requests"] <= 9
     (error,) = read(workspace.folder / "out", "errors")
     assert (error["id"], error["message"]) == (11, "bad text")
     usage = read(workspace.folder / "out", "usage")
@@ -340,7 +342,7 @@ def test_no_more_requests_are_in_flight_than_the_job_allows(workspace: Any, prov
     assert provider.most_in_flight == 7
 
 
-def test_no_secret_goes_anywhere_but_to_its_provider(
+def test_a_secret_is_sent_to_its_provider_only(
     workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_KEY", "sk-very-secret-123")
@@ -348,7 +350,7 @@ def test_no_secret_goes_anywhere_but_to_its_provider(
         "rowmill.yaml", f'providers: {{test: {{base_url: "{provider.base_url}", api_key_env: TEST_KEY}}}}\n'
     )
     workspace.csv(5)
-    provider.script = only("text 2", lambda: refusal(400, "denied for reasons"))
+    provider.script = for_prompt("text 2", lambda: refusal(400, "denied for reasons"))
     job = workspace.job()
     assert cli("run", job) == 1
     assert {headers["Authorization"] for headers in provider.headers} == {"Bearer sk-very-secret-123"}
