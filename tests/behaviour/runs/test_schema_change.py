@@ -1,4 +1,4 @@
-"""A job's output is declared anew: the sink's tables are foretold to be refused, cast, or asked again as a whole."""
+"""Schema changes: a job whose output is declared differently is refused, cast, or requested again as a whole."""
 
 import asyncio
 import io
@@ -131,8 +131,8 @@ def test_validate_and_plan_report_the_refusal_of_the_run_and_create_nothing(
     assert "mood (" in line
     assert "sure (" in line
     assert line.endswith(
-        "cast the existing rows (run --schema-change cast), ask all rows again (run --schema-change backfill), or write to "
-        "another sink (run --sink PATH)"
+        "cast the existing rows (run --schema-change cast), ask all rows again (run --schema-change backfill), "
+        "or write to another sink (run --sink PATH)"
     )
     assert cli("plan", job, "--json") == 0
     report = json.loads(cli.out)
@@ -258,14 +258,14 @@ def test_a_killed_backfill_may_be_ended_by_a_cast_or_by_going_back(here: Declare
 
 
 @pytest.mark.parametrize(
-    ("was", "becomes", "told"),
+    ("was", "becomes", "message"),
     [
         ("cast('2026-01-01 05:00' as TIMESTAMP)", "cast('2026-01-01' as DATE)", "timestamp[us] does not fit date32"),
         ("cast(0.1 as DOUBLE)", "cast(0.5 as FLOAT)", "double does not fit float"),
         ("cast(123456789012345678.25 as DECIMAL(20, 2))", "cast(1 as DOUBLE)", "does not fit double"),
     ],
 )
-def test_a_cast_changes_no_value_on_the_way(folder: Declared, cli: Any, was: str, becomes: str, report: str) -> None:
+def test_a_cast_changes_no_value_on_the_way(folder: Declared, cli: Any, was: str, becomes: str, message: str) -> None:
     def job(value: str) -> Path:
         query = f"select 1 as id, 'text 1' as text, {value} as extra"
         return folder.job(source=f'{{sql: "{query}", key: id}}', sink=", columns: [extra]")
@@ -273,7 +273,7 @@ def test_a_cast_changes_no_value_on_the_way(folder: Declared, cli: Any, was: str
     cli.run(job(was))
     before = folder.results()
     assert cli("run", job(becomes), "--quiet", "--schema-change", "cast") == 2
-    assert report in cli.err
+    assert message in cli.err
     assert folder.results() == before
 
 
@@ -436,7 +436,7 @@ def test_a_kill_between_the_two_swaps_of_delta_is_gone_on_with(
     declared = Declared(workspace, "delta", None)
     cli.run(declared.job())
     before, job = declared.results(), declared.job(NEW)
-    killed(job, "delta", "_swap", change, "real(self, given) if given == 'errors' else os._exit(77)")
+    killed(job, "delta", "_replace_by_build", change, "real(self, given) if given == 'errors' else os._exit(77)")
     assert declared.results() == before
     assert cli("run", job, "--quiet") == 2
     assert cli.run(job, "--schema-change", change)["rows_ok"] == 3
