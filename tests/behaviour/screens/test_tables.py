@@ -10,6 +10,7 @@ from connectors.emulator.server import EmulatorOptions, EmulatorServer
 from pipelines.formatting import DataTable, render
 from pipelines.reporting.status_format import format_usage
 from tests.behaviour.screens.conftest import Screen
+from tests.conftest import error_reply
 
 USAGE: list[dict[str, object]] = [
     {"step": "ticket-enrichment/label", "requests": 120_480, "failed": 12, "input_tokens": 48_911_002,
@@ -58,6 +59,20 @@ def test_the_tables_of_commands_fit_80_columns(workspace: Any, cli: Any, monkeyp
             for line in cli.out.splitlines():
                 # The path of the ledger is not wrapped.
                 assert len(line) <= 80 or str(workspace.folder) in line, (words, line)
+
+
+def test_piped_output_is_not_cut(workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "The text is too long for this model. " * 5
+    provider.script = lambda path, body, count: error_reply(400, message)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    workspace.csv(2)
+    job = workspace.job()
+    assert cli.run(job)["exit_code"] == 1
+    assert cli("errors", job) == 0
+    assert sum(message.strip() in line for line in cli.out.splitlines()) == 3
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli("errors", job) == 0
+    assert max(len(line) for line in cli.out.splitlines() if "rowmill" not in line) <= 80
 
 
 def test_a_usage_without_any_price_has_no_total_cost() -> None:

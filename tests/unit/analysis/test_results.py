@@ -268,7 +268,7 @@ async def test_a_notebook_sees_how_far_the_run_is(
     provider.latency = 0.1
     await run(workspace.job(limits="{concurrency: 2}"))
     assert pages[0] == "<div>job.yaml: starting</div>"
-    assert any('<progress max="1"' in page and " of 30 rows" in page for page in pages[1:-1])
+    assert any('<progress max="30"' in page and " of 30 rows" in page for page in pages[1:-1])
     assert pages[-1].startswith("<div>job.yaml: 30 of 30 rows done in ")
 
 
