@@ -105,7 +105,7 @@ _DEVIATIONS: Mapping[str, Schema] = {
     "ChatCompletionRequestAssistantMessage": {
         "annotations": ANY,
         "audio": NULLABLE_OBJECT,
-        "tool_calls": nullable({**ref("ChatCompletionMessageToolCalls")}),
+        "tool_calls": nullable(ref("ChatCompletionMessageToolCalls")),
     },
     "ChatCompletionMessageToolCalls": array(
         ref("ChatCompletionMessageToolCall", "ChatCompletionMessageCustomToolCall"), minItems=1
@@ -118,6 +118,7 @@ _DEVIATIONS: Mapping[str, Schema] = {
         type=enum("custom"),
         custom=record("name", name=_NAME, description=TEXT, format=OBJECT),
     ),
+    "ModelResponseProperties": {"prompt_cache_retention": nullable(enum("in_memory", "in-memory", "24h"))},
     "ResponseModalities": nullable(array(enum("text", "audio"), minItems=1)),
     # Responses.
     "Tool": ref("FunctionToolParam", "CustomToolParam"),

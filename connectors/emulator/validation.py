@@ -125,7 +125,7 @@ class _Violation:
                 return refuse(param, f"Invalid '{param}': string does not match pattern. {message}", "invalid_value")
             case "minLength":
                 return refuse(param, f"Invalid '{param}': empty string.", "empty_string")
-            case "minItems" if path == ["messages"]:
+            case "minItems" if not value:
                 message = f"Expected an array with minimum length {details['limit']}, but got an empty array instead."
                 return refuse(param, f"Invalid '{param}': empty array. {message}", "empty_array")
             case "minimum" | "maximum":
@@ -157,7 +157,7 @@ class _Violation:
         tags = [[violation for violation in branch if _is_about(violation, path, name)] for branch in of_type]
         meant = [branch for branch, tag in zip(of_type, tags, strict=True) if not tag]
         if meant:
-            closest: Sequence[ValidationError] = min(meant, key=len)
+            closest: Sequence[ValidationError] = min(meant, key=_distance)
             return _Violation(min(closest, key=_rank), self.schema, self.body).refusal()
         unknown_tags = [violation for tag in tags for violation in tag if violation.kind.name == "enum"]
         if not unknown_tags:
@@ -184,6 +184,11 @@ def _is_about(error: ValidationError, path: Sequence[str | int], name: str) -> b
     if _is_at(error, path, "required"):
         return bool(error.kind.as_dict()["property"] == name)
     return _is_at(error, [*path, name], "enum")
+
+
+def _distance(branch: Sequence[ValidationError]) -> tuple[int, int]:
+    """How far a value is from an alternative: by values of another type, then by all violations."""
+    return sum(error.kind.name == "type" for error in branch), len(branch)
 
 
 def _rank(error: ValidationError) -> int:

@@ -1,5 +1,6 @@
 """Values that fit a JSON Schema: from a text if it has them, else selected by digest."""
 
+import re
 from collections.abc import Mapping, Sequence
 from math import ceil, floor
 from typing import Any
@@ -14,20 +15,10 @@ MAX_REFERENCE_DEPTH = 6
 """Below this depth of nested references the shortest alternative is taken, so that recursive schemas end."""
 MAX_RECURSION = 60
 """A schema that recurses deeper than this is rejected."""
-CONFIDENCE_NAMES = ("confidence", "score", "certainty", "probability", "strength")
-RATING_NAMES = ("rating", "stars", "grade", "score", "rank")
-PROPER_NAME_FIELDS = (
-    "location",
-    "city",
-    "place",
-    "town",
-    "country",
-    "address",
-    "destination",
-    "name",
-    "person",
-    "company",
-)
+_CONFIDENCE = re.compile("confidence|score|certainty|probability|strength")
+_RATING = re.compile("rating|stars|grade|score|rank")
+_PROPER_NAME = re.compile("location|city|place|town|country|address|destination|name|person|company")
+"""Names of properties that hold a confidence, a rating, a proper name."""
 FORMATS: Mapping[str, str] = {
     "date-time": "2024-01-15T10:30:00Z",
     "date": "2024-01-15",
@@ -43,6 +34,7 @@ FORMATS: Mapping[str, str] = {
 }
 
 
+_NESTED_TYPES = (None, "object", "array")
 _FACT_TYPES: Mapping[str, type] = {"string": str, "integer": int, "number": int}
 
 
@@ -128,14 +120,9 @@ class Filler:
         """The first alternative that is not null, or, at depth, the first without nesting."""
         if depth <= MAX_REFERENCE_DEPTH:
             return next(
-                (option for option in options if not (isinstance(option, Mapping) and option.get("type") == "null")),
-                options[0],
+                (each for each in options if not (isinstance(each, Mapping) and each.get("type") == "null")), options[0]
             )
-        flat = [
-            option
-            for option in options
-            if isinstance(option, Mapping) and option.get("type") not in (None, "object", "array")
-        ]
+        flat = [each for each in options if isinstance(each, Mapping) and each.get("type") not in _NESTED_TYPES]
         return flat[0] if flat else options[0]
 
     def _resolved(self, schema: Any) -> Mapping[str, Any]:
@@ -200,10 +187,8 @@ class Filler:
             return label
         scores = overlaps([str(value) for value in values], self._text)
         best = max(scores)
-        best_values = [
-            value for value, score in zip(values, scores, strict=True) if score == best and value is not None
-        ]
-        return best_values[self._random_number(name) % len(best_values)] if best_values else values[0]
+        ties = [value for value, score in zip(values, scores, strict=True) if score == best and value is not None]
+        return ties[self._random_number(name) % len(ties)] if ties else values[0]
 
     def _boolean(self, name: str) -> bool:
         lower_name = name.lower().replace("is_", "")
@@ -220,23 +205,15 @@ class Filler:
             step = 1
         lower_name = name.lower()
         candidate: float | None = None
-        if (
-            minimum is not None
-            and maximum is not None
-            and any(keyword in lower_name for keyword in RATING_NAMES)
-            and maximum > 1
-        ):
+        if _RATING.search(lower_name) and minimum is not None and maximum is not None and maximum > 1:
             candidate = minimum + (maximum - minimum) * (self._sentiment() + 1) / 2
-        elif any(keyword in lower_name for keyword in CONFIDENCE_NAMES):
+        elif _CONFIDENCE.search(lower_name):
             candidate = strength(self._sentiment())
         elif "sentiment" in lower_name or "polarity" in lower_name:
             candidate = self._sentiment()
         else:
-            fitting = [
-                item
-                for item in numbers(self._text)
-                if _is_within(item, minimum, maximum) and (not is_integer or item == int(item))
-            ]
+            within = [number for number in numbers(self._text) if _is_within(number, minimum, maximum)]
+            fitting = [number for number in within if not is_integer or number == int(number)]
             if fitting:
                 candidate = fitting[self._choice % len(fitting)]
         if candidate is None or not _is_within(candidate, minimum, maximum):
@@ -253,12 +230,11 @@ class Filler:
         if asks_for_sentiment(str(schema.get("description", ""))):
             return "positive" if self._sentiment() > 0 else "negative"
         max_characters = min(schema.get("maxLength", self._max_characters), self._max_characters)
-        found_names = proper_names(self._text) if any(keyword in name.lower() for keyword in PROPER_NAME_FIELDS) else []
-        text = (
-            found_names[self._choice % len(found_names)]
-            if found_names
-            else first_sentence(self._text, self._choice, max(max_characters, 1))
-        )
+        found_names = proper_names(self._text) if _PROPER_NAME.search(name.lower()) else []
+        if found_names:
+            text = found_names[self._choice % len(found_names)]
+        else:
+            text = first_sentence(self._text, self._choice, max(max_characters, 1))
         text = text[:max_characters]
         return text.ljust(schema.get("minLength", 0), ".")
 

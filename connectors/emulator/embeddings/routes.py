@@ -9,10 +9,10 @@ import orjson
 from aiohttp import web
 
 from connectors.emulator.api import ApiError, ApiRequest, ApiRoute
-from connectors.emulator.api_schemas import ANY, NON_EMPTY, integer, request_schema
+from connectors.emulator.api_schemas import NON_EMPTY, TEXT, array, integer, request_schema
 from connectors.emulator.embeddings.vectors import MODEL_DIMENSIONS, embed_texts
 from connectors.emulator.rate_limits import USED_TOKENS
-from connectors.emulator.validation import check_body, check_model, refuse, wrong_type
+from connectors.emulator.validation import check_body, check_model, refuse
 from connectors.tokens import count_many, decode_tokens
 
 DIMENSIONS: Mapping[str, int] = {
@@ -32,14 +32,26 @@ MAX_REQUEST_TOKENS = 300_000
 MAX_INLINE_TEXTS = 16
 """Up to this many texts, a thread costs more time than the embedding."""
 
+_TOKENS = array({"type": "integer"}, minItems=1)
+_INPUT = {
+    "anyOf": [
+        TEXT,
+        array(NON_EMPTY, minItems=1, maxItems=MAX_INPUTS),
+        _TOKENS,
+        array(_TOKENS, minItems=1, maxItems=MAX_INPUTS),
+    ]
+}
 REQUEST = request_schema(
-    "CreateEmbeddingRequest", {"model": NON_EMPTY, "input": ANY, "dimensions": integer(1, MAX_DIMENSIONS)}
+    "CreateEmbeddingRequest", {"model": NON_EMPTY, "input": _INPUT, "dimensions": integer(1, MAX_DIMENSIONS)}
 )
 
 
 async def embed(api_request: ApiRequest) -> web.StreamResponse:
     """Answer with the vectors, in the order of the inputs."""
-    body = api_request.body
+    body = dict(api_request.body)
+    is_list = isinstance(body.get("input"), list)
+    if isinstance(body.get("input"), str):
+        body["input"] = [body["input"]]
     check_body(body, REQUEST)
     model = check_model(body, "embeddings")
     size = _dimensions(model, body.get("dimensions"))
@@ -48,7 +60,7 @@ async def embed(api_request: ApiRequest) -> web.StreamResponse:
     for index, count in enumerate(counts):
         if count > MAX_INPUT_TOKENS:
             raise refuse(
-                f"input[{index}]" if isinstance(body["input"], list) else "input",
+                f"input[{index}]" if is_list else "input",
                 f"This model's maximum context length is {MAX_INPUT_TOKENS} tokens, however you requested {count} "
                 "tokens. Please reduce your input.",
                 "context_length_exceeded",
@@ -95,33 +107,14 @@ def _dimensions(model: str, dimensions: int | None) -> int:
 
 def _input_texts(inputs: Any, model: str) -> list[str]:
     """The inputs as texts; token ids are decoded by the model's tokenizer."""
-    if isinstance(inputs, str):
+    if isinstance(inputs[0], int):
         inputs = [inputs]
-    if not isinstance(inputs, list):
-        raise wrong_type("input", "a string or an array", inputs)
-    if not inputs:
-        raise refuse("input", "Invalid 'input': empty array. Expected at least one input.", "empty_array")
-    if all(type(item) is int for item in inputs):
-        inputs = [inputs]
-    if len(inputs) > MAX_INPUTS:
-        raise refuse(
-            "input",
-            f"Invalid 'input': array too long. Expected an array with maximum length {MAX_INPUTS}, but got an array "
-            f"with length {len(inputs)} instead.",
-            "array_above_max_length",
-        )
     return [_input_text(item, f"input[{index}]", model) for index, item in enumerate(inputs)]
 
 
-def _input_text(item: Any, param: str, model: str) -> str:
+def _input_text(item: str | list[int], param: str, model: str) -> str:
     if isinstance(item, str):
-        if not item:
-            raise refuse(param, f"Invalid '{param}': input cannot be an empty string.", "empty_string")
         return item
-    if not isinstance(item, list) or not all(type(token) is int for token in item):
-        raise wrong_type(param, "a string or an array of integers", item)
-    if not item:
-        raise refuse(param, f"Invalid '{param}': empty array. Expected at least one token.", "empty_array")
     try:
         return decode_tokens(item, model)
     except ValueError as exc:
