@@ -125,10 +125,10 @@ def disk(size: Size) -> Lines:
 def typed(size: Size) -> Lines:
     lines = [["answers", "rows/s", "× plain text", "CPU s / 1,000 rows"]]
     plain: Measured | None = None
-    for kind, result in (("chat", "plain text"), ("typed", "ten fields, nested")):
+    for kind, name in (("chat", "plain text"), ("typed", "ten fields, nested")):
         one = median(compared(kind, size.of(10_000), {"rowmill": size.times})["rowmill"])
         plain = plain or one
-        lines.append([result, f"{one.rate:,.0f}", f"{one.rate / plain.rate:.2f}", f"{one.cpu_of_1000:.3f}"])
+        lines.append([name, f"{one.rate:,.0f}", f"{one.rate / plain.rate:.2f}", f"{one.cpu_of_1000:.3f}"])
     return lines
 
 
@@ -142,7 +142,7 @@ def memory(size: Size) -> Lines:
         ("recordings transcribed, 500 of 2 MB, 50 in flight", "audio", 500, 100),
     )
     lines = [["run", "peak MB", "rows/s"]]
-    for result, kind, rows, characters in kinds:
+    for name, kind, rows, characters in kinds:
         with serving(0) as port, tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             write_input(folder / "input.parquet", size.of(rows), characters)
@@ -151,7 +151,7 @@ def memory(size: Size) -> Lines:
             large = characters > 200 or kind in ("images", "audio")
             job = write_job(folder, kind, port, 50 if large else 200)
             one = measured(rowmill("run", str(job), "--quiet"), size.of(rows), cores()[0])
-        lines.append([result, f"{one.peak_mb:.0f}", f"{one.rate:,.0f}"])
+        lines.append([name, f"{one.peak_mb:.0f}", f"{one.rate:,.0f}"])
     return lines
 
 
@@ -172,8 +172,8 @@ def million(size: Size) -> Lines:
     rows = size.of(1_000_000)
     lines = [["of 1,000,000 rows" if size.share == 1 else f"of {rows:,} rows", "seconds", "CPU s", "peak MB"]]
 
-    def add(result: str, one: Measured) -> None:
-        lines.append([result, f"{one.seconds:.1f}", f"{one.cpu_seconds:.1f}", f"{one.peak_mb:.0f}"])
+    def add(name: str, one: Measured) -> None:
+        lines.append([name, f"{one.seconds:.1f}", f"{one.cpu_seconds:.1f}", f"{one.peak_mb:.0f}"])
 
     with serving(0) as port, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -220,10 +220,10 @@ def start(size: Size) -> Lines:
         folder = Path(name)
         write_input(folder / "input.parquet", 1000, 200)
         job = str(write_job(folder, "chat", 9, 200))
-        for result, arguments in (("rowmill --help", ["--help"]), ("rowmill validate", ["validate", job])):
+        for name, arguments in (("rowmill --help", ["--help"]), ("rowmill validate", ["validate", job])):
             runs = [measured(rowmill(*arguments), 1, cores()[0]) for _ in range(size.times)]
             one = median(runs)
-            lines.append([result, f"{one.seconds:.2f}", f"{one.cpu_seconds:.2f}"])
+            lines.append([name, f"{one.seconds:.2f}", f"{one.cpu_seconds:.2f}"])
         firsts = sorted(first_request(folder, "chat") for _ in range(size.times))
         seconds, cpu = firsts[len(firsts) // 2]
         lines.append(["rowmill run, to its first request", f"{seconds:.2f}", f"{cpu:.2f}"])

@@ -58,7 +58,8 @@ class TypedOutput:
         try:
             answer = parse_json(strip_fence(text))
         except orjson.JSONDecodeError as exc:
-            return f"not JSON: {exc}"
+            # Part of the repair request: another wording would change the fingerprints of stored answers.
+            return f"this is no JSON: {exc}"
         if not self._validator.is_valid(answer):
             problem = next(iter(self._validator.iter_errors(answer)))
             path = ".".join(str(step) for step in problem.instance_path)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.cli import _interrupted, rowmill
+from pipelines.cli import _raise_interrupt, rowmill
 from pipelines.runtime.event_loop import run_loop
 
 
@@ -20,7 +20,7 @@ from pipelines.runtime.event_loop import run_loop
 def number(request: pytest.FixtureRequest) -> Iterator[int]:
     """A signal, handled as the command line does."""
     before = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, _interrupted)
+    signal.signal(signal.SIGTERM, _raise_interrupt)
     yield request.param
     signal.signal(signal.SIGTERM, before)
 
@@ -59,7 +59,7 @@ def test_a_signal_while_the_loop_is_taken_down_leaves_no_loop_running(number: in
         run_loop(work())
     assert ended == ["lingering"]
     assert signal.getsignal(signal.SIGINT) is before
-    assert signal.getsignal(signal.SIGTERM) is _interrupted
+    assert signal.getsignal(signal.SIGTERM) is _raise_interrupt
 
 
 def test_the_next_run_removes_what_a_killed_one_copied_and_nothing_of_a_living_one(workspace: Any, cli: Any) -> None:

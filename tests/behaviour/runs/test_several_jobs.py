@@ -37,7 +37,7 @@ def test_a_job_that_breaks_without_a_word_stops_what_depends_on_it(
 def test_jobs_end_as_on_sigterm_when_their_starter_is_killed(
     workspace: Any, provider: Any, command: Sequence[str]
 ) -> None:
-    from tests.behaviour.scheduling.test_schedule import missed
+    from tests.behaviour.scheduling.test_schedule import missed_job
 
     workspace.csv(100)
     names = ("one", "two")
@@ -45,7 +45,7 @@ def test_jobs_end_as_on_sigterm_when_their_starter_is_killed(
     limited = {"schedule": '"* * * * *"', "limits": "{concurrency: 2}"}
     paths = [workspace.job(name, steps=steps % name, sink=f"{{parquet: out-{name}}}", **limited) for name in names]
     for path in paths:
-        missed(path)
+        missed_job(path)
     provider.latency = 0.2
     starter = subprocess.Popen([*rowmill_command(), *command, *map(str, paths)], stderr=subprocess.DEVNULL)
     while any(sum(name in prompt for prompt in provider.prompts()) < 4 for name in names):

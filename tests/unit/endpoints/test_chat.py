@@ -480,7 +480,7 @@ def test_a_streamed_answer_is_stored_like_one_without_a_stream() -> None:
         (True, completion({"content": '{"a": "x'}, finish="length"), "length", "was cut off"),
         (True, completion({"content": '{"a": "x"}'}, finish="content_filter"), "content_filter", "was filtered"),
         (True, completion({"refusal": "no"}), "content_filter", "the model refused: no"),
-        (True, completion({"content": "well"}), "invalid_answer", "not JSON"),
+        (True, completion({"content": "well"}), "invalid_answer", "this is no JSON"),
         (True, completion({}), "invalid_answer", "no text"),
     ],
 )
@@ -604,7 +604,7 @@ def test_a_repair_request_quotes_what_does_not_fit() -> None:
     turns = orjson.loads(again.body)["messages"]
     assert turns[0] == orjson.loads(request.body)["messages"][0]
     assert turns[1] == {"role": "assistant", "content": "three"}
-    assert turns[2]["content"].startswith("This answer does not fit: not JSON")
+    assert turns[2]["content"].startswith("This answer does not fit: this is no JSON")
     assert endpoint.repair(again, answer, problem) is None
     assert chat().repair(request, answer, problem) is None
 

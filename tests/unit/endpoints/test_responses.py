@@ -325,7 +325,7 @@ REFUSAL = {"type": "message", "content": [{"type": "refusal", "refusal": "I can'
     [
         (False, response(REFUSAL), "content_filter", "the model refused: I can't"),
         (False, response(), "invalid_answer", "no text"),
-        (True, response(message("x")), "invalid_answer", "not JSON"),
+        (True, response(message("x")), "invalid_answer", "this is no JSON"),
         (
             True,
             response(message('{"a"'), status="incomplete", incomplete_details={"reason": "max_output_tokens"}),
