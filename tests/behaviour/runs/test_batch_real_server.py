@@ -125,7 +125,7 @@ class CountingProxy(ThreadedServer):
 def server(workspace: Any, provider: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[CountingProxy]:
     """`rowmill serve` behind a counting proxy; it is the workspace's provider `test`."""
     process = Forked(COMMAND, "serve", "--port", "0")
-    counted = Counting(process.first_line().split()[2])
+    counted = CountingProxy(process.first_line().split()[2])
     file = workspace.folder / "rowmill.yaml"
     prices = "".join(
         f"  {model}: {{input_per_million: {given * 1e6:g}, output_per_million: {made * 1e6:g}}}\n"
@@ -156,7 +156,7 @@ def deadline_in(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(importlib.import_module("pipelines.engines.local_engine"), "next_deadline", soon)
 
 
-def assert_nothing_is_paid_twice(counted: CountingProxyProxy, report: Body, rows: int) -> None:
+def assert_nothing_is_paid_twice(counted: CountingProxy, report: Body, rows: int) -> None:
     """Each row has one paid answer, from a batch or online, and the report's cost is the sum of their costs."""
     everything = {f"text {n}" for n in range(1, rows + 1)}
     assert counted.answered_by_batch + counted.online == Counter(everything)
