@@ -1,4 +1,4 @@
-"""Circuit and slots: a dead provider is held and probed by single requests, and no more are in flight than allowed."""
+"""Circuit breaker: a dead provider is paused and probed by single requests."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ from pipelines.limits.circuit_breaker import FAILURES_TO_OPEN
 from pipelines.limits.provider_limiter import ProviderLimiter
 
 
-def allowance(
+def limiter_with(
     concurrency: int | None = None, now: Callable[[], float] = time.monotonic, longest_wait: float = 60
 ) -> ProviderLimiter:
     return ProviderLimiter(None, None, concurrency, longest_hold=900, longest_wait=longest_wait, now=now)
@@ -22,8 +22,8 @@ def clock() -> Iterator[list[float]]:
     yield [100.0]
 
 
-async def test_after_failures_in_a_row_single_requests_try_whether_the_provider_is_back() -> None:
-    dead = allowance(longest_wait=0.01)
+async def test_after_failures_in_a_row_single_requests_probe_the_provider() -> None:
+    dead = limiter_with(longest_wait=0.01)
     permits = [await dead.acquire(1) for _ in range(FAILURES_TO_OPEN)]
     assert [dead.record_failure(permit) for permit in permits] == [False] * FAILURES_TO_OPEN
     assert dead.is_circuit_open
@@ -40,23 +40,23 @@ async def test_after_failures_in_a_row_single_requests_try_whether_the_provider_
     await asyncio.wait_for(asyncio.gather(*(dead.acquire(1) for _ in range(10))), 5)
 
 
-def test_failures_of_requests_sent_before_the_circuit_opened_do_not_put_the_next_probe_off(clock: list[float]) -> None:
-    dead = allowance(now=lambda: clock[0])
+def test_failures_of_requests_sent_before_the_circuit_opened_do_not_delay_the_probe(clock: list[float]) -> None:
+    dead = limiter_with(now=lambda: clock[0])
     for _ in range(500):
         dead.record_failure(0)
     assert dead.pause_seconds == 0.5
 
 
-def test_two_connections_that_cannot_be_made_open_the_circuit(clock: list[float]) -> None:
-    dead = allowance(now=lambda: clock[0])
+def test_two_failed_connections_open_the_circuit(clock: list[float]) -> None:
+    dead = limiter_with(now=lambda: clock[0])
     assert [dead.record_failure(0, no_server=True), dead.is_circuit_open] == [False, False]
     assert [dead.record_failure(0, no_server=True), dead.is_circuit_open] == [False, True]
     dead.record_success(0)
     assert (dead.is_circuit_open, dead.pause_seconds) == (False, 0)
 
 
-def test_it_tells_for_how_long_nothing_was_answered(clock: list[float]) -> None:
-    silent = allowance(now=lambda: clock[0])
+def test_the_time_without_a_reply_is_measured(clock: list[float]) -> None:
+    silent = limiter_with(now=lambda: clock[0])
     assert silent.seconds_without_reply() == 0
     silent.record_failure(0)
     clock[0] += 30
@@ -66,8 +66,8 @@ def test_it_tells_for_how_long_nothing_was_answered(clock: list[float]) -> None:
     assert silent.seconds_without_reply() == 0
 
 
-async def test_no_more_requests_are_in_flight_than_the_provider_allows() -> None:
-    narrow = allowance(concurrency=2)
+async def test_the_concurrency_limit_is_not_exceeded() -> None:
+    narrow = limiter_with(concurrency=2)
     first = await narrow.acquire(1)
     await narrow.acquire(1)
     third, fourth = asyncio.create_task(narrow.acquire(1)), asyncio.create_task(narrow.acquire(1))
