@@ -241,7 +241,7 @@ def _structured_text(schema: CompiledSchema, request: AnswerRequest, facts: Conv
         problem = next(iter(schema.validator.iter_errors(value)))
         raise refuse(
             "response_format",
-            f"The local provider found no value that fits this schema: {str(problem.message)[:200]}",
+            f"The embedded provider found no value that fits this schema: {str(problem.message)[:200]}",
             "invalid_json_schema",
         )
     return text

@@ -18,7 +18,7 @@ def check_chat(body: Mapping[str, Any]) -> None:
     check_body(body, REQUEST)
     check_messages(body["messages"])
     if "audio" in (body.get("modalities") or ()):
-        raise refuse("modalities", "The local provider answers in text only; leave audio out.", "unsupported_value")
+        raise refuse("modalities", "The embedded provider answers in text only; leave audio out.", "unsupported_value")
     if body.get("top_logprobs") is not None and not body.get("logprobs"):
         raise refuse(
             "top_logprobs", "The 'top_logprobs' parameter is only allowed when 'logprobs' is true.", "invalid_value"

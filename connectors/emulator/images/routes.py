@@ -284,7 +284,7 @@ def _referenced_content(reference: dict[str, str], param: str, state: EmulatorSt
         return file_content(state, reference["file_id"], f"{param}.file_id")
     head, comma, data = reference["image_url"].partition(",")
     if not (comma and head.startswith("data:") and head.endswith(";base64")):
-        message = "Could not download the image: the local provider has no network; send a data URL or a file_id."
+        message = "Could not download the image: the embedded provider has no network; send a data URL or a file_id."
         raise refuse(f"{param}.image_url", message, "invalid_image_url")
     try:
         return base64.b64decode(data, validate=True)

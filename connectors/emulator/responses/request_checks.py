@@ -20,7 +20,7 @@ def check_response(body: Mapping[str, Any]) -> None:
     """Raise ApiError 400 for the first parameter that the API would refuse."""
     for name in ("conversation", "prompt"):
         if body.get(name) is not None:
-            message = f"The local provider stores no {name}s; leave '{name}' out."
+            message = f"The embedded provider stores no {name}s; leave '{name}' out."
             raise refuse(name, message, "unsupported_parameter")
     _check_hosted(body.get("tool_choice"), "tool_choice")
     tools = body.get("tools")
@@ -51,5 +51,5 @@ def _with_types(input_value: Any) -> Any:
 
 def _check_hosted(tool: Any, param: str) -> None:
     if isinstance(tool, dict) and tool.get("type") in HOSTED_TOOLS:
-        message = f"The local provider has no tool '{tool['type']}'; it calls functions and custom tools."
+        message = f"The embedded provider has no tool '{tool['type']}'; it calls functions and custom tools."
         raise refuse(f"{param}.type", message, "unsupported_value")
