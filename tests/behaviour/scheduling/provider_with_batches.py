@@ -1,4 +1,4 @@
-"""The provider of the simulated week: the embedded one as a server that writes a bill for all that it answers."""
+"""Provider of the simulated week: the embedded provider as a server that bills everything it answers."""
 
 import asyncio
 import json
@@ -18,35 +18,35 @@ PICO_A_TOKEN = {
     "gpt-4o-mini": (150_000, 600_000),
     "text-embedding-3-small": (20_000, 0),
 }
-"""Model -> pico-dollars of a token in and of one out, as the workspace says; half of it in batches."""
+"""Model -> pico-dollars for an input and an output token, as in the workspace; half of it in batches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """An answer that the server has given."""
+    """An answer of the server."""
 
     model: str
     asked: tuple[str, ...]
     """Texts to embed, or all messages of a chat in one."""
     texts: tuple[str, ...]
-    """The same without what the job says to all rows."""
+    """The same without the job's system prompt."""
     pico: int
     batch: bool
 
 
-class NightApi:
-    """The embedded provider in a thread, on one port all the week; it writes a bill for all that it answers."""
+class BillingApi:
+    """The embedded provider in a thread, on one port for the whole week; it bills everything it answers."""
 
     def __init__(self) -> None:
         self.bills: dict[str, Bill] = {}
         """By request id."""
         self.requests = 0
-        """All that came, files and looks at batches included."""
+        """All requests, including those for files and the state of batches."""
         self.refused: list[str] = []
         self.refuse = ""
         """A text that is refused."""
         self.held: list[str] = []
-        """Request ids of answers that were made and billed, and never arrived."""
+        """Request ids of answers that were billed but never arrived."""
         self._hold: tuple[int, int, threading.Event] | None = None
         self.lines: dict[str, Body] = {}
         """Requests in batches, by their custom id."""
@@ -64,18 +64,18 @@ class NightApi:
         self.port = self._do(self._listen())
 
     def down(self) -> None:
-        """Listen no more: connections are refused."""
+        """Stop listening: connections are refused."""
         assert self._site is not None
         self._do(self._site.stop())
 
     def hold(self, after: int, until: int) -> threading.Event:
-        """Hold back all answers but the next so many; what is given back is set when so many are held."""
+        """Hold back all answers but the next `after`; the returned event is set when `until` are held."""
         reached = threading.Event()
         self._hold = (len(self.bills) + after, until, reached)
         return reached
 
     def release(self) -> None:
-        """Hold back no more; those that are held stay so."""
+        """Hold back no further answers; those that are held stay so."""
         self._hold = None
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class NightApi:
         self._loop.close()
 
     def files(self) -> int:
-        """How many it keeps."""
+        """Return the number of stored files."""
         return len(self._provider._state.contents)
 
     def _do(self, what: Any) -> Any:
@@ -93,7 +93,7 @@ class NightApi:
 
     async def _set_up(self) -> web.AppRunner:
         app = self._provider.app()
-        app.middlewares.append(self._watched)
+        app.middlewares.append(self._record)
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
         return runner
@@ -104,17 +104,17 @@ class NightApi:
         return int(self._runner.addresses[0][1])
 
     @web.middleware
-    async def _watched(self, request: web.Request, handler: Any) -> web.StreamResponse:
+    async def _record(self, request: web.Request, handler: Any) -> web.StreamResponse:
         self.requests += 1
         if request.path not in ("/v1/chat/completions", "/v1/embeddings"):
             response = await handler(request)
             if request.path == "/v1/batches" and request.method == "POST":
-                self._submitted(json.loads(response.body))
+                self._record_batch(json.loads(response.body))
             elif request.path.endswith("/content"):
-                self._fetched(response.body)
+                self._bill_batch(response.body)
             return response  # type: ignore[no-any-return]
         response = await handler(request)
-        # Afterwards: the embedded provider takes a body that was read before it for none.
+        # Afterwards, because the embedded provider cannot read a body that was read before.
         body = json.loads(await request.read())
         if "messages" in body and body["messages"][-1]["content"] == self.refuse:
             self.refused.append(self.refuse)
@@ -131,8 +131,8 @@ class NightApi:
         return response  # type: ignore[no-any-return]
 
     def _bill(self, request_id: str, body: Body, usage: Body, batch: bool) -> None:
-        given, made = PICO_A_TOKEN[body["model"]]
-        pico = usage["prompt_tokens"] * given + usage.get("completion_tokens", 0) * made
+        input_price, output_price = PICO_A_TOKEN[body["model"]]
+        pico = usage["prompt_tokens"] * input_price + usage.get("completion_tokens", 0) * output_price
         if "messages" in body:
             messages = [str(message["content"]) for message in body["messages"]]
             asked, texts = ("\n".join(messages),), (messages[-1],)
@@ -140,12 +140,12 @@ class NightApi:
             asked = texts = tuple([body["input"]] if isinstance(body["input"], str) else body["input"])
         self.bills[request_id] = Bill(body["model"], asked, texts, pico // 2 if batch else pico, batch)
 
-    def _submitted(self, batch: Body) -> None:
+    def _record_batch(self, batch: Body) -> None:
         for line in map(json.loads, file_content(self._provider._state, batch["input_file_id"]).splitlines()):
             assert line["custom_id"] not in self.lines
             self.lines[line["custom_id"]] = line["body"]
 
-    def _fetched(self, content: bytes) -> None:
+    def _bill_batch(self, content: bytes) -> None:
         for line in map(json.loads, content.splitlines()):
             response = line["response"]
             assert response["status_code"] == 200

@@ -1,4 +1,4 @@
-"""Audits: SQL over a job's own tables after the run, checked before it; and drift against the runs before."""
+"""Audits: SQL over a job's tables after the run, validated before it; and drift against earlier runs."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ def sink(request: pytest.FixtureRequest) -> str:
     return SINKS[request.param]
 
 
-def test_an_audit_with_too_many_rows_ends_with_5_keeps_the_results_and_closes_the_run(
+def test_an_audit_with_too_many_rows_exits_with_5_keeps_the_results_and_closes_the_run(
     workspace: Any, provider: Any, cli: Any, sink: str
 ) -> None:
     workspace.csv(5)
@@ -23,9 +23,9 @@ def test_an_audit_with_too_many_rows_ends_with_5_keeps_the_results_and_closes_th
   - {name: none loud, sql: "select * from results where answer = upper(answer)", max: 4}
   - {name: all asked once, sql: "select u.keys from usage u group by 1 having count(*) > 1"}
   - {name: no errors, sql: "with bad as (select * from errors) select * from bad, range(2)"}"""
-    told = cli.run(workspace.job(sink=sink, audits=audits))
-    assert (told["exit_code"], told["stopped"], told["rows_ok"]) == (5, None, 5)
-    assert told["audits"] == [
+    report = cli.run(workspace.job(sink=sink, audits=audits))
+    assert (report["exit_code"], report["stopped"], report["rows_ok"]) == (5, None, 5)
+    assert report["audits"] == [
         {"name": "none loud", "rows": 5, "max": 4, "passed": False},
         {"name": "all asked once", "rows": 0, "max": 0, "passed": True},
         {"name": "no errors", "rows": 0, "max": 0, "passed": True},
@@ -33,26 +33,26 @@ def test_an_audit_with_too_many_rows_ends_with_5_keeps_the_results_and_closes_th
     assert cli.err == "job: audit failed: none loud: 5 rows, at most 4 allowed\n"
     again = cli.run(workspace.folder / "job.yaml")
     assert (again["exit_code"], again["requests"], again["rows_reused"]) == (5, 0, 5)
-    assert again["run_id"] != told["run_id"]
+    assert again["run_id"] != report["run_id"]
 
 
-def test_audits_that_pass_leave_the_exit_code_as_it_is(workspace: Any, provider: Any, cli: Any) -> None:
+def test_passed_audits_do_not_change_the_exit_code(workspace: Any, provider: Any, cli: Any) -> None:
     from tests.conftest import error_reply
 
     workspace.csv(3)
     job = workspace.job(audits='[{name: few, sql: "select * from errors", max: 1}]')
     provider.script = lambda path, body, count: error_reply(400, "no") if "text 1" in str(body) else None
-    told = cli.run(job)
-    assert (told["exit_code"], told["audits"]) == (1, [{"name": "few", "rows": 1, "max": 1, "passed": True}])
+    report = cli.run(job)
+    assert (report["exit_code"], report["audits"]) == (1, [{"name": "few", "rows": 1, "max": 1, "passed": True}])
 
 
-def test_nothing_is_audited_after_a_stop(workspace: Any, provider: Any, cli: Any) -> None:
+def test_a_stopped_run_is_not_audited(workspace: Any, provider: Any, cli: Any) -> None:
     from tests.conftest import error_reply
 
     workspace.csv(3)
     provider.script = lambda path, body, count: error_reply(401, "no such key")
-    told = cli.run(workspace.job(audits='[{name: some, sql: "select 1 from range(9)"}]'))
-    assert (told["exit_code"], "audits" in told) == (3, False)
+    report = cli.run(workspace.job(audits='[{name: some, sql: "select 1 from range(9)"}]'))
+    assert (report["exit_code"], "audits" in report) == (3, False)
 
 
 def test_an_audit_may_name_the_run(workspace: Any, provider: Any, cli: Any) -> None:
@@ -65,7 +65,7 @@ def test_an_audit_may_name_the_run(workspace: Any, provider: Any, cli: Any) -> N
 
 
 @pytest.mark.parametrize(
-    ("sql", "said"),
+    ("sql", "message"),
     [
         ("select * from results where topik is null", 'Referenced column "topik" not found'),
         ("select * from result", "no table result here; did you mean results?"),
@@ -83,28 +83,30 @@ def test_an_audit_may_name_the_run(workspace: Any, provider: Any, cli: Any) -> N
         ("from results, (values (1)) as other, duckdb_settings()", "duckdb_settings() is not allowed here"),
     ],
 )
-def test_wrong_sql_is_told_with_its_line_before_anything_is_sent(
-    workspace: Any, provider: Any, cli: Any, sql: str, said: str
+def test_invalid_sql_is_reported_with_its_line_before_anything_is_sent(
+    workspace: Any, provider: Any, cli: Any, sql: str, message: str
 ) -> None:
     workspace.csv(2)
     job = workspace.job(audits=f'[{{name: a, sql: "{sql}"}}]')
     assert cli("validate", job) == 2
     assert "job.yaml:6: audits.0.sql: " in cli.err
-    assert said in cli.err
+    assert message in cli.err
     assert cli.run(job)["exit_code"] == 2
     assert provider.seen == []
 
 
-def test_sql_that_a_value_of_the_data_breaks_is_a_failed_audit(workspace: Any, provider: Any, cli: Any) -> None:
+def test_sql_that_fails_on_a_value_is_a_failed_audit(workspace: Any, provider: Any, cli: Any) -> None:
     workspace.csv(2)
-    told = cli.run(workspace.job(audits='[{name: number, sql: "select * from results where cast(answer as int) > 0"}]'))
-    assert told["exit_code"] == 5
-    (audit,) = told["audits"]
+    report = cli.run(
+        workspace.job(audits='[{name: number, sql: "select * from results where cast(answer as int) > 0"}]')
+    )
+    assert report["exit_code"] == 5
+    (audit,) = report["audits"]
     assert (audit["rows"], audit["passed"]) == (None, False)
     assert "Could not convert string 'TEXT 1' to INT32" in audit["found"][0]
 
 
-def test_an_audit_says_sql_or_drift_and_not_both(workspace: Any, cli: Any) -> None:
+def test_an_audit_has_either_sql_or_drift(workspace: Any, cli: Any) -> None:
     workspace.csv(1)
     assert cli("validate", workspace.job(audits="[{name: a, max: 1}]")) == 2
     assert "audits.0.sql: missing" in cli.err
@@ -137,23 +139,23 @@ def drifting(
     first = cli.run(job)
     assert first["audits"] == [{"name": "drift", "rows": 0, "max": json_max(audit), "passed": True}]
     workspace.csv(60)
-    told: dict[str, Any] = cli.run(job)
-    return told
+    report: dict[str, Any] = cli.run(job)
+    return report
 
 
 def json_max(audit: str) -> int:
     return int(audit.split("max: ")[1].rstrip("}")) if "max: " in audit else 0
 
 
-def test_a_run_like_those_before_has_not_drifted(workspace: Any, provider: Any, cli: Any) -> None:
-    told = drifting(workspace, provider, cli, lambda n: ("a" if n % 2 else "b", "because of me", 5))
-    assert (told["exit_code"], told["audits"]) == (0, [{"name": "drift", "rows": 0, "max": 0, "passed": True}])
+def test_a_run_like_the_earlier_ones_has_no_drift(workspace: Any, provider: Any, cli: Any) -> None:
+    report = drifting(workspace, provider, cli, lambda n: ("a" if n % 2 else "b", "because of me", 5))
+    assert (report["exit_code"], report["audits"]) == (0, [{"name": "drift", "rows": 0, "max": 0, "passed": True}])
 
 
-def test_drift_tells_nulls_shares_lengths_and_cost(workspace: Any, provider: Any, cli: Any) -> None:
-    told = drifting(workspace, provider, cli, lambda n: (None if n > 45 else "a", "no", 25))
-    assert told["exit_code"] == 5
-    (audit,) = told["audits"]
+def test_drift_reports_nulls_shares_lengths_and_cost(workspace: Any, provider: Any, cli: Any) -> None:
+    report = drifting(workspace, provider, cli, lambda n: (None if n > 45 else "a", "no", 25))
+    assert report["exit_code"] == 5
+    (audit,) = report["audits"]
     assert audit["found"] == [
         "topic: share of nulls 0.000 before, 0.500 now",
         "topic = a: share 0.500 before, 1.000 now",
@@ -165,20 +167,20 @@ def test_drift_tells_nulls_shares_lengths_and_cost(workspace: Any, provider: Any
     assert "job: audit failed: drift: topic: share of nulls 0.000 before, 0.500 now; topic = a" in cli.err
 
 
-def test_bounds_may_be_widened_or_left_out(workspace: Any, provider: Any, cli: Any) -> None:
+def test_drift_bounds_can_be_widened_or_omitted(workspace: Any, provider: Any, cli: Any) -> None:
     audit = "{name: drift, drift: {null_share: null, enum_share: 0.6, length: 0.9, cost_per_row: 1.5}, max: 1}"
-    told = drifting(workspace, provider, cli, lambda n: (None if n > 45 else "a", "no", 25), audit)
-    assert (told["exit_code"], told["audits"][0]["found"]) == (0, ["cost a row $0.000020 before, $0.000060 now"])
+    report = drifting(workspace, provider, cli, lambda n: (None if n > 45 else "a", "no", 25), audit)
+    assert (report["exit_code"], report["audits"][0]["found"]) == (0, ["cost a row $0.000020 before, $0.000060 now"])
 
 
-def test_tables_that_cannot_be_read_fail_the_audits_and_the_run_is_closed_all_the_same(
+def test_unreadable_tables_fail_the_audits_and_the_run_is_still_closed(
     workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("connectors.sinks.parquet_table.ParquetTables.usage_sql", lambda self: "(select * from gone)")
     workspace.csv(2)
     job = workspace.job(audits='[{name: some, sql: "select * from results", max: 5}]')
-    told = cli.run(job)
-    assert told["exit_code"] == 5
-    assert "gone does not exist" in told["audits"][0]["found"][0]
+    report = cli.run(job)
+    assert report["exit_code"] == 5
+    assert "gone does not exist" in report["audits"][0]["found"][0]
     assert cli("status", job, "--json") == 0
     assert '"state":"closed"' in cli.out

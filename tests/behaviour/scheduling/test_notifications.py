@@ -1,4 +1,4 @@
-"""on_finish: the report goes to a command or a webhook, and what goes wrong there changes nothing."""
+"""on_finish: sends the report to a command or a webhook; its failure does not affect the run."""
 
 import json
 import sys
@@ -15,13 +15,13 @@ from pipelines.execution import notifications
 
 @pytest.fixture
 def script(workspace: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A script of the workspace that keeps what it is told."""
+    """A script of the workspace that stores its input."""
     monkeypatch.setenv("ROWMILL_TEST_WORD", "inherited")
     text = (
         f"#!{sys.executable}\nimport os, pathlib, sys\n"
-        "pathlib.Path('told.json').write_text(sys.stdin.read())\n"
+        "pathlib.Path('report.json').write_text(sys.stdin.read())\n"
         "pathlib.Path('word').write_text(os.environ['ROWMILL_TEST_WORD'])\n"
-        "print('said on stdout')\nsys.exit(int(sys.argv[1]))\n"
+        "print('output')\nsys.exit(int(sys.argv[1]))\n"
     )
     path: Path = workspace.write("notify.py", text)
     path.chmod(0o755)
@@ -29,7 +29,7 @@ def script(workspace: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Hook:
-    """A web server that keeps what it is sent and answers with a status."""
+    """A web server that stores requests and answers with a status."""
 
     def __init__(self) -> None:
         self.status = 204
@@ -46,7 +46,7 @@ class Hook:
                 self.end_headers()
 
             def log_message(self, format: str, *args: object) -> None:
-                """Nothing is logged."""
+                """Log nothing."""
 
         self._server = HTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/hook?secret=s3cret"
@@ -67,17 +67,17 @@ def hook() -> Iterator[Hook]:
     server.close()
 
 
-def test_a_command_gets_the_very_report_on_stdin(workspace: Any, provider: Any, cli: Any, script: Path) -> None:
+def test_a_command_gets_the_report_on_stdin(workspace: Any, provider: Any, cli: Any, script: Path) -> None:
     workspace.csv(3)
-    told = cli.run(workspace.job(on_finish='{command: "notify.py 0"}'))
-    assert (told["exit_code"], told["rows_ok"]) == (0, 3)
-    assert json.loads((workspace.folder / "told.json").read_text()) == told
+    report = cli.run(workspace.job(on_finish='{command: "notify.py 0"}'))
+    assert (report["exit_code"], report["rows_ok"]) == (0, 3)
+    assert json.loads((workspace.folder / "report.json").read_text()) == report
     assert (workspace.folder / "word").read_text() == "inherited"
     assert cli.err == ""
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "warning"),
     [
         ("notify.py 7", "notify.py ended with exit code 7"),
         ("no-such-command", "no-such-command cannot be started (No such file or directory)"),
@@ -86,54 +86,54 @@ def test_a_command_gets_the_very_report_on_stdin(workspace: Any, provider: Any, 
     ],
 )
 def test_a_command_that_fails_is_a_warning_and_the_exit_code_stays(
-    workspace: Any, provider: Any, cli: Any, script: Path, command: str, said: str
+    workspace: Any, provider: Any, cli: Any, script: Path, command: str, warning: str
 ) -> None:
     workspace.csv(1)
-    told = cli.run(workspace.job(on_finish=f'{{command: "{command}"}}'))
-    assert told["exit_code"] == 0
-    assert said in cli.err
+    report = cli.run(workspace.job(on_finish=f'{{command: "{command}"}}'))
+    assert report["exit_code"] == 0
+    assert warning in cli.err
     assert "the run itself is not touched" in cli.err
 
 
-def test_a_command_that_takes_too_long_is_ended_with_all_that_it_started(
+def test_a_command_that_takes_too_long_is_killed_with_its_children(
     workspace: Any, provider: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notifications, "COMMAND_SECONDS", 0.3)
     workspace.csv(1)
     # By `sh`: a script that was written just before may be busy while another thread forks.
     workspace.write("slow.sh", "(sleep 100; touch late) &\nwait\n")
-    told = cli.run(workspace.job(on_finish="{command: sh slow.sh}"))
-    assert told["exit_code"] == 0
+    report = cli.run(workspace.job(on_finish="{command: sh slow.sh}"))
+    assert report["exit_code"] == 0
     assert "sh took longer than 0.3 s and was ended" in cli.err
 
 
-def test_it_is_told_of_stops_failures_and_mistakes_as_well(
+def test_stopped_failed_and_refused_runs_are_reported_too(
     workspace: Any, provider: Any, cli: Any, script: Path
 ) -> None:
     from tests.conftest import error_reply
 
     workspace.csv(3)
     job = workspace.job(on_finish='{command: "notify.py 0"}')
-    told_file = workspace.folder / "told.json"
+    report_file = workspace.folder / "report.json"
     provider.script = lambda path, body, count: error_reply(401, "no such key")
-    told = cli.run(job)
-    assert (told["exit_code"], json.loads(told_file.read_text())) == (3, told)
+    report = cli.run(job)
+    assert (report["exit_code"], json.loads(report_file.read_text())) == (3, report)
     provider.script = lambda path, body, count: error_reply(400, "no") if "text 1" in str(body) else None
-    told = cli.run(job)
-    assert (told["exit_code"], json.loads(told_file.read_text())) == (1, told)
+    report = cli.run(job)
+    assert (report["exit_code"], json.loads(report_file.read_text())) == (1, report)
     workspace.write("rows.csv", "id,text\n1,a\n1,b\n")
-    told = cli.run(job)
-    assert (told["exit_code"], json.loads(told_file.read_text())) == (2, told)
+    report = cli.run(job)
+    assert (report["exit_code"], json.loads(report_file.read_text())) == (2, report)
 
 
 def test_a_webhook_gets_the_report_as_json(workspace: Any, provider: Any, cli: Any, hook: Hook) -> None:
     workspace.csv(2)
-    told = cli.run(workspace.job(on_finish=f'{{webhook: "{hook.url}"}}'))
-    assert hook.seen == [("/hook?secret=s3cret", "application/json", told)]
+    report = cli.run(workspace.job(on_finish=f'{{webhook: "{hook.url}"}}'))
+    assert hook.seen == [("/hook?secret=s3cret", "application/json", report)]
     assert cli.err == ""
 
 
-def test_a_webhook_is_not_followed_elsewhere_and_its_secret_is_not_told(
+def test_a_redirect_is_not_followed_and_the_secret_is_not_printed(
     workspace: Any, provider: Any, cli: Any, hook: Hook
 ) -> None:
     workspace.csv(1)
@@ -144,7 +144,7 @@ def test_a_webhook_is_not_followed_elsewhere_and_its_secret_is_not_told(
     assert "s3cret" not in cli.err
 
 
-def test_a_webhook_that_nobody_answers_is_a_warning(workspace: Any, provider: Any, cli: Any, hook: Hook) -> None:
+def test_an_unreachable_webhook_is_a_warning(workspace: Any, provider: Any, cli: Any, hook: Hook) -> None:
     workspace.csv(1)
     hook.close()
     assert cli.run(workspace.job(on_finish=f'{{webhook: "{hook.url}"}}'))["exit_code"] == 0

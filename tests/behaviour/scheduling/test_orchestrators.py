@@ -1,4 +1,4 @@
-"""The Airflow task and the Dagster asset of jobs/docs/scheduling.md run the command that they name."""
+"""The Airflow task and the Dagster asset of jobs/docs/scheduling.md run as documented."""
 
 import json
 import re
@@ -13,23 +13,23 @@ import pytest
 PAGE = Path(__file__).parents[3] / "jobs" / "docs" / "scheduling.md"
 
 
-def block(word: str) -> str:
-    """The one code block that names the word."""
+def code_block(word: str) -> str:
+    """Return the code block that contains the word."""
     (found,) = [text for text in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if word in text]
     return str(found)
 
 
-def stub(monkeypatch: pytest.MonkeyPatch, name: str, **holds: Any) -> None:
-    """A module of this name that holds these things."""
+def stub(monkeypatch: pytest.MonkeyPatch, name: str, **attributes: Any) -> None:
+    """Replace a module by one with these attributes."""
     for length in range(1, len(name.split(".")) + 1):
         part = ".".join(name.split(".")[:length])
         if part not in sys.modules:
             monkeypatch.setitem(sys.modules, part, ModuleType(part))
-    for key, value in holds.items():
+    for key, value in attributes.items():
         setattr(sys.modules[name], key, value)
 
 
-def test_the_airflow_task_names_a_command_that_runs(
+def test_the_command_of_the_airflow_task_runs(
     workspace: Any, provider: Any, monkeypatch: pytest.MonkeyPatch, cli: Any
 ) -> None:
     class Dag:
@@ -40,12 +40,12 @@ def test_the_airflow_task_names_a_command_that_runs(
             return self
 
         def __exit__(self, *error: object) -> None:
-            """Nothing is left open."""
+            """Leave the context."""
 
     tasks: list[dict[str, Any]] = []
     stub(monkeypatch, "airflow.sdk", DAG=Dag)
     stub(monkeypatch, "airflow.providers.standard.operators.bash", BashOperator=lambda **facts: tasks.append(facts))
-    exec(compile(block("airflow"), "scheduling.md", "exec"), {})
+    exec(compile(code_block("airflow"), "scheduling.md", "exec"), {})
     ((program, *arguments),) = [task["bash_command"].split() for task in tasks]
     assert program == "rowmill"
     workspace.csv(2)
@@ -54,7 +54,7 @@ def test_the_airflow_task_names_a_command_that_runs(
     assert json.loads(cli.out)["rows_ok"] == 2
 
 
-def test_the_dagster_asset_tells_what_was_made_and_fails_where_the_run_was_stopped(
+def test_the_dagster_asset_reports_its_rows_and_fails_if_the_run_stops(
     workspace: Any, provider: Any, monkeypatch: pytest.MonkeyPatch, cli: Any
 ) -> None:
     from tests.conftest import error_reply
@@ -75,7 +75,7 @@ def test_the_dagster_asset_tells_what_was_made_and_fails_where_the_run_was_stopp
         MaterializeResult=lambda metadata: metadata,
     )
     names: dict[str, Any] = {}
-    exec(compile(block("dagster"), "scheduling.md", "exec"), names)
+    exec(compile(code_block("dagster"), "scheduling.md", "exec"), names)
     provider.script = lambda path, body, count: error_reply(401, "no such key")
     with pytest.raises(names["dg"].Failure, match="access_denied"):
         names["tickets"]()

@@ -1,4 +1,4 @@
-"""The simulated week: what was sent, reused and paid each night, by reports, tables and the server alike."""
+"""The simulated week: what each run sent, reused and paid, by its reports, its tables and the server."""
 
 import fcntl
 import json
@@ -25,8 +25,8 @@ from tests.behaviour.scheduling.week import (
     LABEL_MODELS,
     PER_DAY,
     Line,
-    nights,
-    printed,
+    format_week,
+    run_week,
     week_of,
 )
 
@@ -34,91 +34,91 @@ PAGE = Path(__file__).parents[3] / "jobs" / "docs" / "scheduling.md"
 
 
 @dataclass(frozen=True, slots=True)
-class After:
-    """What was found when an invocation had ended."""
+class Snapshot:
+    """State after an invocation."""
 
     line: Line
     source: dict[int, str]
     results: list[Body]
     errors: list[Body]
     usage: list[Body]
-    """Of the first job, all runs so far."""
+    """Usage table of the first job, all runs so far."""
     replies: list[Body]
     requests: int
-    """At the server, those before included."""
+    """Total at the server."""
     files: int
     """At the server."""
 
     @property
-    def found(self) -> dict[int, str]:
-        """Key -> text of the results; no key stands twice."""
-        found = {row["id"]: row["text"] for row in self.results}
-        assert len(found) == len(self.results)
-        return found
+    def texts(self) -> dict[int, str]:
+        """Return key -> text of the results; every key occurs once."""
+        texts = {row["id"]: row["text"] for row in self.results}
+        assert len(texts) == len(self.results)
+        return texts
 
 
 @dataclass(frozen=True, slots=True)
-class Lived:
+class FinishedWeek:
     """The whole week."""
 
     folder: Path
-    afters: list[After]
+    snapshots: list[Snapshot]
     bills: dict[str, Bill]
     held: list[str]
-    """Request ids of answers that were made for the run that was killed, and never arrived."""
+    """Request ids of answers to the killed run that never arrived."""
 
     @property
     def lines(self) -> list[Line]:
-        return [after.line for after in self.afters]
+        return [after.line for after in self.snapshots]
 
     @property
     def usage(self) -> list[Body]:
-        """At the end of the week."""
-        return self.afters[-1].usage
+        """Return the usage table at the end of the week."""
+        return self.snapshots[-1].usage
 
     @property
     def unknown(self) -> list[Body]:
-        """The part of usage whose outcome nobody saw."""
+        """Return the usage of unknown outcome."""
         return [row for row in self.usage if row["error_class"] == "unknown"]
 
 
 @pytest.fixture(scope="module")
-def lived(tmp_path_factory: pytest.TempPathFactory) -> Lived:
-    """The week, lived through once, also where several processes share the tests."""
+def week(tmp_path_factory: pytest.TempPathFactory) -> FinishedWeek:
+    """Run the week once, even if several processes share the tests."""
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "week"
     folder.mkdir(exist_ok=True)
-    kept = folder / "lived.pickle"
+    result = folder / "week.pickle"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not kept.exists():
-            kept.write_bytes(pickle.dumps(live(folder)))
-    told: Lived = pickle.loads(kept.read_bytes())
-    return told
+        if not result.exists():
+            result.write_bytes(pickle.dumps(run_and_record(folder)))
+    finished: FinishedWeek = pickle.loads(result.read_bytes())
+    return finished
 
 
-def live(folder: Path) -> Lived:
-    """Live through the week, and look around after each invocation."""
+def run_and_record(folder: Path) -> FinishedWeek:
+    """Run the week and record the state after each invocation."""
     with week_of(folder) as week:
-        afters = [
-            After(
+        snapshots = [
+            Snapshot(
                 line, dict(week.rows), week.table("results"), week.table("errors"), week.table("usage"),
                 week.replies(), week.api.requests, week.api.files(),
             )
-            for line in nights(week)
+            for line in run_week(week)
         ]  # fmt: skip
-        return Lived(folder, afters, week.api.bills, week.api.held)
+        return FinishedWeek(folder, snapshots, week.api.bills, week.api.held)
 
 
-def test_each_night_sends_what_is_new_or_has_changed_and_nothing_else(lived: Lived) -> None:
-    told = [
+def test_each_run_sends_only_new_and_changed_rows(week: FinishedWeek) -> None:
+    reported = [
         (
-            line.night, line.rows, line.plan["new"], line.plan["changed"], line.sent,
+            line.day, line.rows, line.plan["new"], line.plan["changed"], line.sent,
             *(line.labels.get(name) for name in ("rows_reused", "rows_failed", "rows_left", "exit_code")),
         )
-        for line in lived.lines
+        for line in week.lines
     ]  # fmt: skip
-    first, grew, killed, goes_on, down, catches_up, sample, prompt, batch, nothing = told
+    first, grew, killed, goes_on, down, catches_up, sample, prompt, batch, nothing = reported
     assert first == (1, 240, 240, 0, 240, 0, 1, 0, 1)
     # Two of the 60 new rows have the text of another; the refused row is not asked again.
     assert grew == (2, 300, 60, 0, 58, 241, 1, 0, 5)
@@ -135,36 +135,36 @@ def test_each_night_sends_what_is_new_or_has_changed_and_nothing_else(lived: Liv
     assert nothing == (7, 420, 0, 0, 0, 420, 0, 0, 0)
 
 
-def test_the_results_are_the_rows_of_the_source_and_errors_are_those_without_one(lived: Lived) -> None:
+def test_every_source_row_is_in_the_results_or_in_the_errors(week: FinishedWeek) -> None:
     before: dict[int, str] = {}
-    for after in lived.afters:
+    for after in week.snapshots:
         failed = [(row["id"], row["error_class"]) for row in after.errors]
         if after.line.killed:
-            assert after.found.items() <= (before | after.source).items() | before.items()
+            assert after.texts.items() <= (before | after.source).items() | before.items()
             continue
-        missing = after.source.keys() - after.found.keys()
+        missing = after.source.keys() - after.texts.keys()
         if after.line.labels["exit_code"] == 3:
-            assert after.found == before
+            assert after.texts == before
             assert [error_class for _, error_class in failed] == ["connection"] * after.line.labels["rows_failed"]
         else:
             assert failed == [(key, "bad_request") for key in missing]
-            assert missing == ({77} if after.line.night < 3 else set())
-        assert after.found == {key: text for key, text in after.source.items() if key not in missing}
+            assert missing == ({77} if after.line.day < 3 else set())
+        assert after.texts == {key: text for key, text in after.source.items() if key not in missing}
         assert after.line.labels["rows_failed"] == len(failed)
-        before = after.found
+        before = after.texts
 
 
-def test_what_is_paid_is_what_the_server_has_billed(lived: Lived) -> None:
-    for line in lived.lines:
+def test_the_reported_cost_is_what_the_server_billed(week: FinishedWeek) -> None:
+    for line in week.lines:
         if not line.killed:
-            told = (line.labels["cost_usd"] or 0) + (line.replies.get("cost_usd") or 0)
-            assert told == pytest.approx(line.pico / 1e12, abs=1e-12)
-    usage = lived.usage
-    sample = lived.lines[6]
+            reported = (line.labels["cost_usd"] or 0) + (line.replies.get("cost_usd") or 0)
+            assert reported == pytest.approx(line.pico / 1e12, abs=1e-12)
+    usage = week.usage
+    sample = week.lines[6]
     billed = {
         name: bill.pico
-        for name, bill in lived.bills.items()
-        if bill.model in LABEL_MODELS and name not in sample.bills and name not in lived.held
+        for name, bill in week.bills.items()
+        if bill.model in LABEL_MODELS and name not in sample.bills and name not in week.held
     }
     paid = {row["request_id"]: row["cost_usd"] for row in usage if row["http_status"] == 200}
     assert paid == {name: pytest.approx(pico / 1e12, abs=1e-12) for name, pico in billed.items()}
@@ -174,54 +174,56 @@ def test_what_is_paid_is_what_the_server_has_billed(lived: Lived) -> None:
     }  # fmt: skip
 
 
-def test_every_request_is_answered_once_but_those_in_flight_at_the_kill(lived: Lived) -> None:
-    answered = Counter((bill.model, text) for bill in lived.bills.values() for text in bill.asked)
-    held = [lived.bills[name] for name in lived.held]
+def test_every_request_is_answered_once_except_those_in_flight_at_the_kill(week: FinishedWeek) -> None:
+    answered = Counter((bill.model, text) for bill in week.bills.values() for text in bill.asked)
+    held = [week.bills[name] for name in week.held]
     assert {asked: count for asked, count in answered.items() if count > 1} == {
         (bill.model, text): 2 for bill in held for text in bill.asked
     }
-    assert len(lived.unknown) == len(held) == CONCURRENCY
-    # What nobody saw counts with the most that it may have cost.
-    assert sum(row["cost_usd"] for row in lived.unknown) >= sum(bill.pico for bill in held) / 1e12
+    assert len(week.unknown) == len(held) == CONCURRENCY
+    # Unknown outcomes count at their maximum cost.
+    assert sum(row["cost_usd"] for row in week.unknown) >= sum(bill.pico for bill in held) / 1e12
 
 
-def test_a_day_may_cost_what_the_workspace_says_and_the_week_more(lived: Lived) -> None:
+def test_no_day_exceeds_the_daily_budget_but_the_week_does(week: FinishedWeek) -> None:
     done = subprocess.run(
         [*rowmill_command(), "usage", "--by", "day", "--json"],
-        cwd=lived.folder, capture_output=True, text=True, check=True,
+        cwd=week.folder, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    told = {row["day"]: row["cost_usd"] for row in map(json.loads, done.stdout.splitlines())}
+    reported = {row["day"]: row["cost_usd"] for row in map(json.loads, done.stdout.splitlines())}
     expected: Counter[str] = Counter()
-    for line in lived.lines:
-        expected[f"2027-03-{21 + line.night}"] += line.pico
-    lost = sum(lived.bills[name].pico for name in lived.held)
-    expected["2027-03-24"] += round(sum(row["cost_usd"] for row in lived.unknown) * 1e12) - lost
-    assert told == {day: pytest.approx(pico / 1e12, abs=1e-12) for day, pico in expected.items() if pico or day in told}
-    assert max(told.values()) < PER_DAY < sum(told.values())
-    with sqlite3.connect(lived.folder / ".rowmill" / "ledger.sqlite") as db:
+    for line in week.lines:
+        expected[f"2027-03-{21 + line.day}"] += line.pico
+    lost = sum(week.bills[name].pico for name in week.held)
+    expected["2027-03-24"] += round(sum(row["cost_usd"] for row in week.unknown) * 1e12) - lost
+    assert reported == {
+        day: pytest.approx(pico / 1e12, abs=1e-12) for day, pico in expected.items() if pico or day in reported
+    }
+    assert max(reported.values()) < PER_DAY < sum(reported.values())
+    with sqlite3.connect(week.folder / ".rowmill" / "ledger.sqlite") as db:
         days = dict(db.execute("select day, spent from days").fetchall())
     db.close()
     assert {day: pico for day, pico in days.items() if pico} == {day: pico for day, pico in expected.items() if pico}
 
 
-def test_seven_runs_of_which_the_killed_and_the_stopped_one_are_continued(lived: Lived) -> None:
-    killed, goes_on = lived.lines[2:4]
-    down, catches_up = lived.lines[4:6]
+def test_the_killed_and_the_stopped_run_are_continued(week: FinishedWeek) -> None:
+    killed, goes_on = week.lines[2:4]
+    down, catches_up = week.lines[4:6]
     assert (killed.labels, killed.exit_code) == ({}, -9)
     assert down.labels["run_id"] == catches_up.labels["run_id"]
-    assert "night-api has answered nothing for 1 s" in down.labels["stopped"]
-    (run_of_the_lost,) = {row["run_id"] for row in lived.unknown}
+    assert "billing-api has answered nothing for 1 s" in down.labels["stopped"]
+    (run_of_the_lost,) = {row["run_id"] for row in week.unknown}
     assert run_of_the_lost == goes_on.labels["run_id"]
-    with sqlite3.connect(lived.folder / ".rowmill" / "ledger.sqlite") as db:
+    with sqlite3.connect(week.folder / ".rowmill" / "ledger.sqlite") as db:
         runs = db.execute("select run_id, state from runs where job = 'labels' order by started_at").fetchall()
     db.close()
-    told = [line.labels["run_id"] for line in lived.lines if line.labels.get("job") == "labels"]
-    assert [run_id for run_id, _ in runs] == list(dict.fromkeys(told))
+    reported = [line.labels["run_id"] for line in week.lines if line.labels.get("job") == "labels"]
+    assert [run_id for run_id, _ in runs] == list(dict.fromkeys(reported))
     assert [state for _, state in runs] == ["closed"] * 7
 
 
-def test_a_new_prompt_is_tried_on_a_sample_side_by_side_and_the_sample_is_not_paid_again(lived: Lived) -> None:
-    before, sample, prompt = lived.afters[5:8]
+def test_a_new_prompt_is_compared_on_a_sample_that_is_not_paid_again(week: FinishedWeek) -> None:
+    before, sample, prompt = week.snapshots[5:8]
     assert (sample.results, sample.errors, sample.usage) == (before.results, before.errors, before.usage)
     rows = sample.line.labels["compare"]
     sentiments = {row["id"]: row["sentiment"] for row in before.results}
@@ -237,12 +239,12 @@ def test_a_new_prompt_is_tried_on_a_sample_side_by_side_and_the_sample_is_not_pa
     assert {bill.model for bill in prompt.line.bills.values()} == {"rowmill-sentiment"}
 
 
-def test_a_night_by_batches_costs_half_and_leaves_no_file_behind(lived: Lived) -> None:
-    after = lived.afters[8]
+def test_a_run_by_batches_costs_half_and_leaves_no_files_at_the_provider(week: FinishedWeek) -> None:
+    after = week.snapshots[8]
     bills = [bill for bill in after.line.bills.values() if bill.model in LABEL_MODELS]
     assert all(bill.batch for bill in bills)
     assert {bill.model for bill in bills} == set(LABEL_MODELS)
-    assert not any(bill.batch for bill in lived.bills.values() if bill.model not in LABEL_MODELS)
+    assert not any(bill.batch for bill in week.bills.values() if bill.model not in LABEL_MODELS)
     run_id = after.line.labels["run_id"]
     prices = {"label": (0.15e-6, 0.6e-6), "vector": (0.02e-6, 0)}
     for row in after.usage:
@@ -253,17 +255,17 @@ def test_a_night_by_batches_costs_half_and_leaves_no_file_behind(lived: Lived) -
     assert after.files == 0
 
 
-def test_where_nothing_has_changed_nothing_is_sent(lived: Lived) -> None:
-    before, after = lived.afters[8:]
+def test_nothing_is_sent_if_nothing_has_changed(week: FinishedWeek) -> None:
+    before, after = week.snapshots[8:]
     assert after.requests == before.requests
     assert (after.results, after.errors, after.usage) == (before.results, before.errors, before.usage)
     assert (after.line.labels["requests"], after.line.replies["requests"]) == (0, 0)
 
 
-def test_the_job_that_reads_the_results_follows_them_and_waits_where_they_are_not_as_they_should_be(
-    lived: Lived,
+def test_the_downstream_job_follows_the_results_and_is_skipped_if_its_upstream_failed(
+    week: FinishedWeek,
 ) -> None:
-    for after in lived.afters:
+    for after in week.snapshots:
         line, reader = after.line, after.line.replies
         code = line.labels.get("exit_code")
         if code in (3, 5):
@@ -279,10 +281,10 @@ def test_the_job_that_reads_the_results_follows_them_and_waits_where_they_are_no
             assert reader["requests"] == sent.total() == len(sent)
 
 
-def test_the_audit_finds_the_night_of_complaints_and_no_other(lived: Lived) -> None:
+def test_the_drift_audit_fails_only_on_the_day_of_complaints(week: FinishedWeek) -> None:
     drifted = [
-        (line.night, audit.get("found"))
-        for line in lived.lines
+        (line.day, audit.get("found"))
+        for line in week.lines
         for audit in line.labels.get("audits", ())
         if not audit["passed"]
     ]
@@ -298,28 +300,30 @@ def test_the_audit_finds_the_night_of_complaints_and_no_other(lived: Lived) -> N
     ]
 
 
-def test_on_finish_is_told_every_report(lived: Lived) -> None:
-    told = [json.loads(line) for line in (lived.folder / "reports.jsonl").read_text().splitlines() if line]
-    assert told == [line.labels for line in lived.lines if line.labels.get("job") == "labels"]
+def test_on_finish_gets_every_report(week: FinishedWeek) -> None:
+    reported = [json.loads(line) for line in (week.folder / "reports.jsonl").read_text().splitlines() if line]
+    assert reported == [line.labels for line in week.lines if line.labels.get("job") == "labels"]
 
 
-def test_status_tells_that_a_night_without_a_request_costs_nothing(lived: Lived) -> None:
+def test_status_shows_that_a_run_without_requests_costs_nothing(week: FinishedWeek) -> None:
     done = subprocess.run(
-        [*rowmill_command(), "status", "--json"], cwd=lived.folder, capture_output=True, text=True, check=True
+        [*rowmill_command(), "status", "--json"], cwd=week.folder, capture_output=True, text=True, check=True
     )
-    told = {row["job"]: row for row in map(json.loads, done.stdout.splitlines())}
-    assert {name: (row["state"], row["exit_code"], row["requests"], row["cost_usd"]) for name, row in told.items()} == {
+    reported = {row["job"]: row for row in map(json.loads, done.stdout.splitlines())}
+    assert {
+        name: (row["state"], row["exit_code"], row["requests"], row["cost_usd"]) for name, row in reported.items()
+    } == {
         "labels": ("closed", 0, 0, 0),
-        "labels-compare": ("closed", 0, 20, pytest.approx(lived.lines[6].pico / 1e12, abs=1e-12)),
+        "labels-compare": ("closed", 0, 20, pytest.approx(week.lines[6].pico / 1e12, abs=1e-12)),
         "replies": ("closed", 0, 0, 0),
     }
 
 
-def test_where_one_price_is_not_known_the_cost_of_the_run_is_not_known(workspace: Any, provider: Any, cli: Any) -> None:
+def test_the_cost_of_a_run_is_unknown_if_one_price_is_unknown(workspace: Any, provider: Any, cli: Any) -> None:
     workspace.csv(2)
     steps = """
   - {name: one, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}]}
-  - {name: two, endpoint: chat, provider: test, model: unheard-of, messages: [{user: "{{ one }}"}]}"""
+  - {name: two, endpoint: chat, provider: test, model: unknown-model, messages: [{user: "{{ one }}"}]}"""
     job = workspace.job(steps=steps, schedule='"30 2 * * *"')
     assert cli.run(job)["cost_usd"] is None
     for command in (["status", job, "--json"], ["schedule", "show", job, "--json"]):
@@ -327,14 +331,14 @@ def test_where_one_price_is_not_known_the_cost_of_the_run_is_not_known(workspace
         assert json.loads(cli.out)["cost_usd"] is None
 
 
-def test_the_documents_show_this_very_week(lived: Lived) -> None:
+def test_the_documentation_shows_the_results_of_this_week(week: FinishedWeek) -> None:
     def plain(text: str) -> list[str]:
         rows = [" ".join(row.split()) for row in text.splitlines() if row.startswith("| ")]
-        # How far the killed run came with its vectors is another thing each time.
+        # How many vectors the killed run received varies.
         return [row for row in rows if not row.startswith(("| 3 |", "| -"))]
 
     shown = plain(PAGE.read_text(encoding="utf-8"))
-    assert [row for row in plain(printed(lived.lines)) if row not in shown] == []
+    assert [row for row in plain(format_week(week.lines)) if row not in shown] == []
 
 
 @pytest.mark.parametrize(
@@ -345,7 +349,7 @@ def test_the_documents_show_this_very_week(lived: Lived) -> None:
     ],
     ids=["spring", "autumn"],
 )
-async def test_a_look_every_half_hour_starts_a_job_of_half_past_two_once_a_night_though_the_clock_changes(
+async def test_a_job_at_half_past_two_starts_once_a_day_across_clock_changes(
     workspace: Any, first: datetime, due: list[str]
 ) -> None:
     text = (workspace.folder / "rowmill.yaml").read_text()
@@ -354,11 +358,11 @@ async def test_a_look_every_half_hour_starts_a_job_of_half_past_two_once_a_night
     started: list[str] = []
     for minutes in range(0, 72 * 60, 30):
         moment = first + timedelta(minutes=minutes)
-        shift = SchedulerDaemon(
+        daemon = SchedulerDaemon(
             ScheduledJobs(lambda: [job], frozenset()),
             now=lambda moment=moment: moment,  # type: ignore[misc]
             command=[sys.executable, "-S", "-c", "print('{}')"],
         )
-        assert await shift.run(once=True) == 0
-        started += [moment.isoformat(timespec="minutes")[8:] for _ in shift.exit_codes]
+        assert await daemon.run(once=True) == 0
+        started += [moment.isoformat(timespec="minutes")[8:] for _ in daemon.exit_codes]
     assert started == due

@@ -1,9 +1,9 @@
-"""A simulated week of nights: seven runs over a source that grows and changes, and what each sent, reused and paid.
+"""A simulated week: seven nightly runs over a source that grows and changes, with what each sent, reused and paid.
 
     python -m tests.behaviour.scheduling.week
 
-prints the week as a table. The provider is the embedded one as a server; what it answers is counted and priced here, by
-sums of our own. Every run is a real `rowmill run` in a process of its own, whose clock is as many days ahead.
+prints the week as a table. The embedded provider runs as a server; this module counts and prices its answers
+independently. Every run is a real `rowmill run` in a separate process, whose clock is the right number of days ahead.
 """
 
 import csv
@@ -21,23 +21,23 @@ import duckdb
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from pipelines.cli import exit_code_of
-from tests.behaviour.scheduling.provider_with_batches import Bill, Body, NightApi
+from tests.behaviour.scheduling.provider_with_batches import Bill, BillingApi, Body
 from tests.support.forked import COMMAND, Forked
 
 REVIEWS = Path(__file__).parents[3] / "jobs" / "data" / "reviews.csv"
-FIRST_NIGHT = datetime(2027, 3, 22, 1, 30, tzinfo=UTC)
-"""Half past two in Berlin; the clock changes in the last of the seven nights."""
+FIRST_RUN_AT = datetime(2027, 3, 22, 1, 30, tzinfo=UTC)
+"""Half past two in Berlin; the clock changes before the last of the seven runs."""
 CONCURRENCY = 16
 KILLED_AFTER = 30
-"""Answers that get back to the run that is killed."""
+"""Answers that reach the run before it is killed."""
 PER_DAY = 0.008
-"""US dollars that a day may cost: enough for every night, not for the week."""
+"""Daily budget in US dollars: enough for each day, not for the week."""
 
 LABEL_MODELS = ("rowmill-sentiment", "text-embedding-3-small")
-"""Those that the first job asks."""
+"""Models of the first job."""
 WORKSPACE = """
 providers:
-  night-api: {{base_url: "{base_url}"}}
+  billing-api: {{base_url: "{base_url}"}}
 prices:
   rowmill-sentiment: {{input_per_million: 0.15, output_per_million: 0.6}}
   gpt-4o-mini: {{input_per_million: 0.15, output_per_million: 0.6}}
@@ -51,7 +51,7 @@ source: {{duckdb: reviews.duckdb, table: reviews, key: id}}
 steps:
   - name: label
     endpoint: chat
-    provider: night-api
+    provider: billing-api
     model: rowmill-sentiment
     messages: [{{system: "{prompt}"}}, {{user: "{{{{ text }}}}"}}]
     params: {{max_tokens: 20}}
@@ -59,7 +59,7 @@ steps:
       sentiment: {{type: string, enum: [{labels}]}}
   - name: vector
     endpoint: embeddings
-    provider: night-api
+    provider: billing-api
     model: text-embedding-3-small
     input: "{{{{ text }}}}"
     dimensions: 32
@@ -80,7 +80,7 @@ source: {job: labels, key: id, where: sentiment = 'negative'}
 steps:
   - name: reply
     endpoint: chat
-    provider: night-api
+    provider: billing-api
     model: gpt-4o-mini
     messages: [{system: Answer the complaint in a sentence.}, {user: "{{ text }}"}]
     params: {max_tokens: 30}
@@ -88,7 +88,7 @@ sink: {duckdb: out/replies.duckdb, table: replies, columns: [text], write: merge
 limits: {concurrency: 16}
 retry: {attempts: 3, longest_wait: 0.1, longest_hold: 1}
 """
-AHEAD = """
+CLOCK_HOOK = """
 import os, sys
 if any(word.endswith(".yaml") for word in sys.orig_argv):
     import datetime, time
@@ -110,28 +110,28 @@ if any(word.endswith(".yaml") for word in sys.orig_argv):
     clock = time.time_ns
     time.time_ns = lambda: clock() + AHEAD // datetime.timedelta(microseconds=1) * 1000
 """
-"""Python's own hook at the start of a process: there the clock is ahead, and batches are looked at often."""
+"""sitecustomize.py of a run: its clock is ahead, and it polls batches often."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What one invocation over the folder came to."""
+    """Result of one invocation over the folder."""
 
-    night: int
-    what: str
+    day: int
+    event: str
     rows: int
     plan: Body
-    """What `rowmill plan` had said of the first job."""
+    """Output of `rowmill plan` for the first job."""
     deleted: int
     sent: int
-    """Rows that needed a request, as the server saw it; a line of a batch is one as well."""
+    """Rows that needed a request, by the server's count; a line of a batch is one as well."""
     bills: Mapping[str, Bill]
-    """What the server has answered to both jobs, by request id."""
+    """Answers of the server to both jobs, by request id."""
     killed: bool
     labels: Body
-    """The report of the first job; empty where it could not say a word."""
+    """Report of the first job; empty if it was killed."""
     replies: Body
-    """The report of the job that reads its results; empty where it was not called for."""
+    """Report of the job that reads its results; empty if it was not selected."""
     exit_code: int
     """Of the whole folder."""
 
@@ -141,14 +141,14 @@ class Line:
         return sum(bill.pico for bill in self.bills.values())
 
     def cells(self) -> tuple[str, ...]:
-        """As the table has them."""
+        """Return the cells of the table."""
         counts = (self.rows, self.plan["new"], self.plan["changed"], self.deleted, self.sent)
-        told = [f"{count:,}" for count in counts]
-        told += [f"{self.labels[name]:,}" if self.labels else "" for name in ("rows_reused", "rows_failed")]
+        cells = [f"{count:,}" for count in counts]
+        cells += [f"{self.labels[name]:,}" if self.labels else "" for name in ("rows_reused", "rows_failed")]
         code = "killed" if self.killed else str(self.labels["exit_code"])
         reader = "" if not self.replies else self.replies["requests"]
         return (
-            str(self.night), self.what, *told, f"{self.pico / 1e12:.6f}", code,
+            str(self.day), self.event, *cells, f"{self.pico / 1e12:.6f}", code,
             "not run" if reader is None else str(reader),
         )  # fmt: skip
 
@@ -170,9 +170,9 @@ HEADS = (
 
 
 class Week:
-    """A folder of two jobs, their source and their provider, from night to night."""
+    """A folder of two jobs, their source and their provider, from day to day."""
 
-    def __init__(self, folder: Path, api: NightApi) -> None:
+    def __init__(self, folder: Path, api: BillingApi) -> None:
         self.folder = folder
         self.api = api
         self.lines: list[Line] = []
@@ -187,7 +187,7 @@ class Week:
         self.write("rowmill.yaml", WORKSPACE.format(base_url=f"http://127.0.0.1:{api.port}/v1", per_day=PER_DAY))
         self.write("jobs/replies.yaml", REPLIES)
         self.write("keep-report.sh", "cat >> reports.jsonl; echo >> reports.jsonl\n")
-        self.write("clock/sitecustomize.py", AHEAD)
+        self.write("clock/sitecustomize.py", CLOCK_HOOK)
 
     def write(self, name: str, text: str) -> None:
         path = self.folder / name
@@ -197,11 +197,11 @@ class Week:
     # The source.
 
     def texts(self, good: int, bad: int) -> list[str]:
-        """Reviews that were never used before."""
+        """Return unused reviews."""
         return [next(self._good) for _ in range(good)] + [next(self._bad) for _ in range(bad)]
 
     def edit(self, added: Sequence[str] = (), changed: Sequence[int] = (), deleted: Sequence[int] = ()) -> None:
-        """New rows at the end, another review in those that change."""
+        """Add rows at the end, replace the reviews of changed ones, delete others."""
         first = max(self.rows, default=0) + 1
         self.rows |= dict(enumerate(added, first))
         self.rows |= dict(zip(changed, self.texts(len(changed) // 2, len(changed) - len(changed) // 2), strict=True))
@@ -212,10 +212,10 @@ class Week:
             db.execute("create or replace table reviews (id integer, text varchar)")
             db.executemany("insert into reviews values (?, ?)", sorted(self.rows.items()))
 
-    # The nights.
+    # The runs.
 
-    def turn(self, night: int, what: str, *arguments: str, killed: bool = False) -> Line:
-        """Run the folder as it is now."""
+    def run(self, day: int, event: str, *arguments: str, killed: bool = False) -> Line:
+        """Run the jobs of the folder."""
         self.write(
             "jobs/labels.yaml",
             LABELS.format(prompt=self.prompt, labels=self.labels, concurrency=CONCURRENCY, delivery=self.delivery),
@@ -223,21 +223,21 @@ class Week:
         arguments = arguments or ("jobs",)
         plan = self.plan("jobs/labels.yaml", *(word for word in arguments[1:] if word != "--compare"))
         bills, refused = set(self.api.bills), len(self.api.refused)
-        ahead = FIRST_NIGHT - self._started + timedelta(days=night - 1)
+        ahead = FIRST_RUN_AT - self._started + timedelta(days=day - 1)
         paths = os.pathsep.join([str(self.folder / "clock"), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {"PYTHONPATH": paths, "WEEK_AHEAD_US": str(ahead // timedelta(microseconds=1))}
         words = ("run", *arguments, "--json", "--quiet")
-        process = Forked(f"{AHEAD}\n{COMMAND}", *words, cwd=self.folder, **environment)
+        process = Forked(f"{CLOCK_HOOK}\n{COMMAND}", *words, cwd=self.folder, **environment)
         if killed:
             self._kill(process)
         exit_code, out, err = process.ended()
         assert "Traceback" not in err, err
-        told = {report["job"].removesuffix("-compare"): report for report in map(json.loads, out.splitlines())}
+        reports = {report["job"].removesuffix("-compare"): report for report in map(json.loads, out.splitlines())}
         fresh = {name: bill for name, bill in self.api.bills.items() if name not in bills}
         texts = {text for bill in fresh.values() if bill.model in LABEL_MODELS for text in bill.texts}
         line = Line(
-            night, what, len(self.rows), plan, self._deleted, len(texts) + len(self.api.refused) - refused,
-            fresh, killed, told.get("labels", {}), told.get("replies", {}),
+            day, event, len(self.rows), plan, self._deleted, len(texts) + len(self.api.refused) - refused,
+            fresh, killed, reports.get("labels", {}), reports.get("replies", {}),
             exit_code,
         )  # fmt: skip
         self.lines.append(line)
@@ -245,7 +245,7 @@ class Week:
         return line
 
     def _kill(self, process: Forked) -> None:
-        """As if the machine lost its power, when everything that may be in flight is."""
+        """Kill all processes when the maximum number of requests is in flight."""
         assert self.api.hold(KILLED_AFTER, CONCURRENCY).wait(60)
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         for one in family:
@@ -254,74 +254,74 @@ class Week:
         self.api.release()
 
     def plan(self, job: str, *arguments: str) -> Body:
-        """What `rowmill plan --json` says."""
+        """Return the output of `rowmill plan --json`."""
         with redirect_stdout(io.TextIOWrapper(io.BytesIO())) as out:
             assert exit_code_of(["plan", str(self.folder / job), "--json", *arguments]) == 0
         out.seek(0)
-        told: Body = json.load(out)
-        return told
+        plan: Body = json.load(out)
+        return plan
 
     def table(self, name: str) -> list[Body]:
-        """One of the tables of the first job."""
+        """Return a table of the first job."""
         with duckdb.connect() as db:
             return list(db.sql(f"from '{self.folder}/out/labels/{name}/*.parquet'").to_arrow_table().to_pylist())
 
     def replies(self) -> list[Body]:
-        """The results of the second job."""
+        """Return the results of the second job."""
         with duckdb.connect(self.folder / "out" / "replies.duckdb", read_only=True) as db:
             return list(db.sql("from replies").to_arrow_table().to_pylist())
 
 
-def nights(week: Week) -> Iterator[Line]:
-    """The week, one invocation after the other."""
+def run_week(week: Week) -> Iterator[Line]:
+    """Run the week, one invocation after the other."""
     api = week.api
     week.edit(added=week.texts(120, 120))
     api.refuse = week.rows[77]
-    yield week.turn(1, "first load; one text is refused")
+    yield week.run(1, "first load; one text is refused")
     week.edit(added=[week.rows[1], week.rows[2], *week.texts(0, 58)])
-    yield week.turn(2, "grew, by complaints only: the audit finds drift")
+    yield week.run(2, "grew, by complaints only: the audit finds drift")
     week.edit(added=week.texts(30, 30), changed=[77, *range(10, 260, 10)], deleted=range(3, 150, 10))
-    yield week.turn(3, "rows came, changed, left; killed", killed=True)
-    yield week.turn(3, "the killed run goes on")
+    yield week.run(3, "rows came, changed, left; killed", killed=True)
+    yield week.run(3, "the killed run goes on")
     week.edit(added=week.texts(15, 15))
     api.down()
-    yield week.turn(4, "rows came; the provider is down")
+    yield week.run(4, "rows came; the provider is down")
     api.up()
-    yield week.turn(5, "catches up")
+    yield week.run(5, "catches up")
     week.prompt, week.labels = "Is this review positive, neutral or negative?", "positive, neutral, negative"
-    yield week.turn(5, "a new prompt, on a sample", "jobs/labels.yaml", "--limit", "20", "--compare")
-    yield week.turn(5, "the new prompt")
+    yield week.run(5, "a new prompt, on a sample", "jobs/labels.yaml", "--limit", "20", "--compare")
+    yield week.run(5, "the new prompt")
     week.edit(added=week.texts(25, 25), changed=range(12, 132, 12), deleted=range(9, 59, 10))
     week.delivery = "batch"
-    yield week.turn(6, "rows came, changed, left; by batches")
-    yield week.turn(7, "nothing changed")
+    yield week.run(6, "rows came, changed, left; by batches")
+    yield week.run(7, "nothing changed")
 
 
 @contextmanager
 def week_of(folder: Path) -> Iterator[Week]:
-    """A week that has not begun."""
-    api = NightApi()
+    """Provide a week before its first run."""
+    api = BillingApi()
     try:
         yield Week(folder, api)
     finally:
         api.close()
 
 
-def printed(lines: Sequence[Line]) -> str:
-    """As Markdown."""
+def format_week(lines: Sequence[Line]) -> str:
+    """Return a Markdown table."""
     rows = [HEADS, *(line.cells() for line in lines)]
     widths = [max(len(row[place]) for row in rows) for place in range(len(HEADS))]
-    told = [
+    table = [
         [
             cell.ljust(width) if place < 2 else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         for row in rows
     ]
-    told.insert(1, ["-" * width if place < 2 else "-" * (width - 1) + ":" for place, width in enumerate(widths)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in told)
+    table.insert(1, ["-" * width if place < 2 else "-" * (width - 1) + ":" for place, width in enumerate(widths)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in table)
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name, week_of(Path(name)) as the_week:
-        print(printed(list(nights(the_week))))
+        print(format_week(list(run_week(the_week))))
