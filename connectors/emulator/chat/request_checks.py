@@ -8,13 +8,13 @@ from connectors.emulator.api_schemas import NON_EMPTY, request_schema
 from connectors.emulator.validation import check_body, refuse, wrong_type
 
 _REASONING = re.compile(r"(o[134]|gpt-5)(-mini|-nano|-pro)?(-\d{4}-\d{2}-\d{2})?")
-"""Models that take no max_tokens and no temperature but 1."""
+"""Models that accept no max_tokens, and only 1 as temperature."""
 
 REQUEST = request_schema("CreateChatCompletionRequest", {"model": NON_EMPTY})
 
 
 def check_chat(body: Mapping[str, Any]) -> None:
-    """ApiError 400 for the first parameter that the API would refuse."""
+    """Raise ApiError 400 for the first parameter that the API would reject."""
     check_body(body, REQUEST)
     check_messages(body["messages"])
     if "audio" in (body.get("modalities") or ()):
@@ -37,7 +37,7 @@ def check_chat(body: Mapping[str, Any]) -> None:
 
 
 def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
-    """The dialogue: each tool message after the call that it answers."""
+    """Raise ApiError 400 unless each tool message follows the call that it answers."""
     open_calls: dict[str, None] = {}
     for index, message in enumerate(messages):
         param = f"messages[{index}]"
@@ -94,8 +94,8 @@ def _check_reasoning(body: Mapping[str, Any]) -> None:
 
 def check_json_word(body: Mapping[str, Any]) -> None:
     """JSON mode asks for the word in some message."""
-    form = body.get("response_format")
-    if form is None or form["type"] != "json_object":
+    response_format = body.get("response_format")
+    if response_format is None or response_format["type"] != "json_object":
         return
     if not any("json" in content_text(message.get("content")).lower() for message in body["messages"]):
         raise refuse(

@@ -17,7 +17,7 @@ HOSTED_TOOLS = (official_types("Tool") | official_types("ToolChoiceParam")) - {"
 
 
 def check_response(body: Mapping[str, Any]) -> None:
-    """Raise ApiError 400 for the first parameter that the API would refuse."""
+    """Raise ApiError 400 for the first parameter that the API would reject."""
     for name in ("conversation", "prompt"):
         if body.get(name) is not None:
             message = f"The embedded provider stores no {name}s; leave '{name}' out."
