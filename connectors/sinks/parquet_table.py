@@ -29,7 +29,7 @@ from connectors.tables.schemas import failure_names, usage_schema
 from connectors.tables.table_folder import FILES, TABLES, TableFolder, folder_identity, folder_location
 
 MAX_CONCURRENT_READS = 8
-"""Footers that a check reads at a time."""
+"""Footers that a check reads from an object store at a time."""
 MAX_SMALL_PARTS = 20
 """More small parts than these are merged."""
 SMALL_PART_BYTES = 16 << 20
@@ -179,7 +179,8 @@ class ParquetTables:
         """Raise unless every part of a table has the job's columns."""
         expected = self._schemas[table]
         with ThreadPoolExecutor(MAX_CONCURRENT_READS, "footers") as pool:
-            for schema in pool.map(_schema_of, self._store.parts(table)):
+            read_all = pool.map if self._folder.is_remote else map
+            for schema in read_all(_schema_of, self._store.parts(table)):
                 if schema != expected:
                     found, wanted = column_types(schema), column_types(expected)
                     raise schema_mismatch(self._folder.name, f"its {table} have", found, wanted, table == "usage")
