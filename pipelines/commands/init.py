@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from connectors.errors import JobError
-from pipelines.config.json_schema import job_schema
 
 _STARTER = {
     "rowmill.yaml": "rowmill.yaml",
@@ -24,6 +23,8 @@ SCHEMA_NAME = "job.schema.json"
 
 def init(folder: Path) -> tuple[Path, ...]:
     """Write the starter files; the paths written. JobError, before anything is written, if one is there already."""
+    from pipelines.config.json_schema import job_schema
+
     names = sorted((*_STARTER, SCHEMA_NAME))
     if folder.exists() and not folder.is_dir():
         raise JobError(folder, "is a file", "name a folder")
