@@ -363,7 +363,7 @@ class BatchDispatcher:
         """Return how a batch ends that exceeds the enqueued-token limit even alone; None if it may not exceed it.
 
         It is split into smaller batches, or ends with the error of its only line. After `has_waited` (for longest_hold)
-        a batch that might exceed the limit counts as one that does.
+        a batch that might exceed the limit counts as exceeding it.
         """
         limit, lines, tokens = error.limit, len(batch.lines), batch.input_tokens
         if limit is None:

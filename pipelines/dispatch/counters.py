@@ -19,7 +19,7 @@ class StepCounters:
     answered: int = 0
     """Rows whose request an exchange has answered, or refused for good."""
     skipped: int = 0
-    """Rows that needed no exchange of their own: the ledger had their answer, another row has the same request, `when`
+    """Rows without an exchange: the ledger had their answer, another row has the same request, `when`
     excluded them, or their values make no request."""
     failed: int = 0
     """The answered and skipped rows that do not reach the next step."""

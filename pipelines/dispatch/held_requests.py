@@ -1,4 +1,4 @@
-"""Requests of paused providers: they are held aside, and requests to other providers are sent meanwhile."""
+"""Requests of paused providers: they are held, and requests to other providers are sent meanwhile."""
 
 import asyncio
 from collections import deque
@@ -48,7 +48,7 @@ class HeldRequests:
     async def acquire_permits(
         self, group: RequestGroup, tokens: int, permits: list[tuple[ProviderLimiter, int]]
     ) -> tuple[Route, int] | None:
-        """Return the provider that may be asked now, and its permit; None if the group is held or nobody is left.
+        """Return the provider that may be asked now, and its permit; None if the group is held or no member is left.
 
         Adds to `permits` what must be released.
         """

@@ -34,7 +34,7 @@ class Submission:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the outcomes should be read: all are there, or their answers are large."""
     is_abandoned: bool = False
-    """Whether nobody waits for the rest."""
+    """Whether the caller no longer waits for the rest."""
 
     def resolve(self, fingerprint: bytes, outcome: Outcome) -> None:
         """Add the outcome of one request."""
@@ -194,7 +194,7 @@ class PendingRequests:
         return outcome.was_sent or (outcome.run_id == self._run_id and outcome.at >= self._started_at)
 
     def record_skipped(self, step: str, rows: int, failed: bool = False) -> None:
-        """Count rows that needed no exchange of their own in a step."""
+        """Count rows without an exchange in a step."""
         self.counters.steps[step].record_skipped(rows, failed)
 
     def record_settled(self, rows: int, failed: int) -> None:

@@ -71,7 +71,7 @@ def build_routes(
             route = replace(route, provider=step.provider, price=price, max_cost=pool.max_cost, pool=pool)
         is_mode_known = (
             step.context.structured_mode is not None
-            # In a batch, one row that goes first would be a batch of its own: hours.
+            # In a batch, one row that goes first would be a separate batch: hours.
             or job.delivery == "batch"
             or route.endpoint.fallback_mode(_UNSUPPORTED_MODE) is None
         )

@@ -7,7 +7,7 @@ EARLY_READ_BYTES = 4 << 20
 MAX_UNREAD_BYTES = 16 << 20
 """Size of all unread answers from which on nothing is sent that would bring more."""
 LARGE_ANSWER_BYTES = 64 << 10
-"""Size from which on an answer is worth a thread of its own, and is written before the next request is sent."""
+"""Size from which on an answer is written in a thread, and before the next request is sent."""
 
 
 class ReadBuffer:

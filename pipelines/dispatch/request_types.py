@@ -35,7 +35,7 @@ class Route:
     mean_output_tokens: float = 200.0
     """Of recent answers, for the token limit."""
     pool: "RoutePool | None" = None
-    """Whose members share the work, each a route of its own; None for a single provider."""
+    """The pool whose members share the work, each with a route; None for a single provider."""
 
     @property
     def members(self) -> "Sequence[Route]":
@@ -165,7 +165,7 @@ class RequestGroup:
 
 @dataclass(slots=True)
 class Exchange:
-    """A group on its way to a provider, and what it holds until its outcome is in the ledger."""
+    """A group in flight to a provider, and what it holds until its outcome is in the ledger."""
 
     group: RequestGroup
     member: Route

@@ -56,7 +56,7 @@ RETRY_AT_ONCE = RetryDecision("retry")
 def decide(error: RowError, attempt: Attempt, limits: RetryLimits, jitter: float) -> RetryDecision:
     """Decide what follows from an error of a whole exchange. `jitter`: 0.5 to 1, the part of the back-off to wait."""
     if error.error_class in FATAL_ERROR_CLASSES:
-        # The other members of a pool have keys of their own.
+        # The other members of a pool have other keys.
         return _stop(error, attempt.provider.name) if attempt.is_counted else RETRY_AT_ONCE
     if error.error_class not in TRANSIENT_ERROR_CLASSES:
         # In a group, halving finds the request that the provider refuses.

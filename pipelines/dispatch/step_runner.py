@@ -139,7 +139,7 @@ class Chunk:
 
 
 class StepRunner:
-    """Runs chunks through the steps, each in a task of its own."""
+    """Runs chunks through the steps, each in a separate task."""
 
     def __init__(
         self,
@@ -271,7 +271,7 @@ class StepRunner:
             results.values[row], results.done[row] = None, False
 
     async def _step_results(self, chunk: Chunk, step: RunStep) -> StepResults:
-        """Request all rows of the chunk; stragglers go on as a chunk of their own, rows never sent are left out."""
+        """Request all rows of the chunk; stragglers become a separate chunk, rows never sent are left out."""
         results = StepResults.empty(len(chunk.keys))
         # A copy: another chunk may change the step's route while these requests are under way.
         current = replace(step)

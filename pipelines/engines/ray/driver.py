@@ -89,7 +89,7 @@ def _connect() -> None:
     options = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES} if address == "local" else {}
     try:
         if ":" in address:
-            # Ray itself retries for minutes if nobody listens.
+            # Ray itself retries for minutes if there is no server.
             host, _, port = address.rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)

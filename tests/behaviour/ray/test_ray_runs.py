@@ -174,7 +174,7 @@ def test_the_budget_holds_for_all_workers_together_and_is_used_up(workspace: Any
     provider.latency = 0.02
     provider.tokens = (10, 20)
     workspace.csv(3000)
-    # Each costs 50 millionths of a dollar, as much as is set aside for it but for its input.
+    # Each costs 50 millionths of a dollar, as much as is reserved for it except for its input.
     report = ray_run(workspace.job(budget="{usd: 0.05}", limits="{concurrency: 40}")).ended()
     assert report["exit_code"] == 3
     assert report["stopped"].startswith("budget")

@@ -118,8 +118,8 @@ def test_a_reply_of_the_batch_api_that_cannot_be_retried_stops_the_run(
     from connectors.transport.client import RequestError
     from pipelines.runtime.provider_api import ProviderApi
 
-    async def refused(*given: Any) -> None:
-        raise RequestError("access_denied", "the proxy wants a password", 1.0, billable=False)
+    async def refused(*arguments: Any) -> None:
+        raise RequestError("access_denied", "the proxy wants a password", 1.0, is_billable=False)
 
     workspace.csv(5)
     monkeypatch.setattr(ProviderApi, "create_batch", refused)

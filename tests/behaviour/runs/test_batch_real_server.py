@@ -181,11 +181,11 @@ def test_at_the_deadline_a_batch_is_cancelled_and_only_its_unanswered_requests_a
     assert_nothing_is_paid_twice(server, report, 60)
     costs = {row["keys"][0]: row["cost_usd"] / row["input_tokens"] for row in read(workspace.folder / "out", "usage")}
     assert len(costs) == 60
-    cheap, dear = (
+    batch_cost, online_cost = (
         max(costs[text.split()[1]] for text in server.answered_by_batch),
         min(costs[text.split()[1]] for text in server.online),
     )
-    assert cheap < dear
+    assert batch_cost < online_cost
 
 
 def test_requests_that_expired_or_failed_before_the_deadline_are_sent_online_after_it(
@@ -193,7 +193,7 @@ def test_requests_that_expired_or_failed_before_the_deadline_are_sent_online_aft
 ) -> None:
     workspace.csv(60)
     monkeypatch.setattr("pipelines.batch.builder.MAX_FILE_LINES", 20)
-    # The first batch expires in part, the second fails as a whole; what they leave stands in one that never ends.
+    # The first batch expires in part, the second fails as a whole; the rest is in one that never ends.
     ends = {0: {"rowmill_expire_share": "0.4"}, 1: {"rowmill_fail": "server_error"}}
     server.knobs = lambda number: ends.get(number, {"rowmill_delay_s": "64800"} if number > 2 else {})
     deadline_in(monkeypatch, 6)

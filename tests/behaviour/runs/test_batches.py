@@ -203,7 +203,7 @@ def test_no_file_is_larger_than_the_api_allows_nor_much_smaller(
 ) -> None:
     workspace.csv(60)
     monkeypatch.setattr("pipelines.batch.builder.MAX_FILE_BYTES", bytes_)
-    # What a line of this test takes beside its body: a little more than 100 bytes.
+    # What a line of this test takes besides its body: a little more than 100 bytes.
     monkeypatch.setattr("pipelines.batch.builder.MAX_LINE_OVERHEAD_BYTES", 150)
     assert cli.run(workspace.job(**BATCH))["rows_ok"] == 60
     *full, _ = batches.bytes_of_batches

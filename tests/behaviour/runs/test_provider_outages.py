@@ -107,10 +107,10 @@ def test_a_failed_row_is_sent_again_after_it_changes(workspace: Any, provider: A
     provider.script = for_prompt("text 2", lambda: refusal(400))
     job = workspace.job()
     assert cli.run(job)["rows_failed"] == 1
-    workspace.write("rows.csv", "id,text\n1,text 1\n2,mended\n3,text 3\n")
+    workspace.write("rows.csv", "id,text\n1,text 1\n2,fixed\n3,text 3\n")
     assert cli.run(job)["exit_code"] == 0
     assert read(workspace.folder / "out", "errors") == []
-    assert [row["answer"] for row in read(workspace.folder / "out", order="id")] == ["TEXT 1", "MENDED", "TEXT 3"]
+    assert [row["answer"] for row in read(workspace.folder / "out", order="id")] == ["TEXT 1", "FIXED", "TEXT 3"]
 
 
 def test_a_changed_row_that_fails_keeps_its_old_result_and_is_in_errors(
@@ -301,7 +301,7 @@ def test_an_invalid_answer_gets_one_repair_turn(workspace: Any, provider: Any, c
 """
     job = workspace.job(steps=steps)
     report = cli.run(job)
-    # Text 1 and text 2 are shouted back both times: the first is mended, the second is not.
+    # Text 1 and text 2 are answered in upper case at first: the first is repaired, the second is not.
     assert (report["rows_ok"], report["rows_failed"], report["requests"]) == (3, 1, 6)
     assert [row["mood"] for row in read(workspace.folder / "out")] == ["good"] * 3
     (error,) = read(workspace.folder / "out", "errors")

@@ -116,7 +116,7 @@ def make_requests(count: int) -> list[Request]:
 
 
 def with_parts(request: Request, parts: Sequence[Request]) -> Request:
-    """Return the request as one that is sent in parts."""
+    """Return the same request, to be sent in parts."""
     return replace(request, parts=tuple(parts))
 
 

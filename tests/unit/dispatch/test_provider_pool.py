@@ -45,11 +45,11 @@ async def test_a_pick_that_waits_ends_when_its_last_member_is_excluded() -> None
 
 
 def test_the_maximum_cost_is_that_of_the_most_expensive_active_member() -> None:
-    cheap, dear, unbounded = make_route(1, 10), make_route(2, 30), make_route(3)
+    cheap, costly, unbounded = make_route(1, 10), make_route(2, 30), make_route(3)
     unbounded.max_cost = lambda request: None
     (request,) = make_requests(1)
-    pool = ProviderPool((cheap, dear))
+    pool = ProviderPool((cheap, costly))
     assert pool.max_cost(request) == 30
-    pool.exclude(dear, DENIED)
+    pool.exclude(costly, DENIED)
     assert pool.max_cost(request) == 10
     assert ProviderPool((cheap, unbounded)).max_cost(request) is None

@@ -90,12 +90,12 @@ def test_steps_at_one_provider_share_its_limiter_and_all_share_the_jobs(job: Any
 
 
 def test_the_route_of_a_pool_has_a_route_for_each_member_and_the_highest_price(job: Any, workspace: Any) -> None:
-    members = (provider_of("cheap"), provider_of("dear", EXPENSIVE))
+    members = (provider_of("cheap"), provider_of("costly", EXPENSIVE))
     limiters: dict[str, ProviderLimiter] = {}
     ledger: Any = ScriptedLedger()
     (step,) = build_routes(job, workspace, [step_of("answer", *members)], ledger, "run", limiters)
     route = step.route
-    assert (route.provider.name, [member.provider.name for member in route.members]) == ("both", ["cheap", "dear"])
+    assert (route.provider.name, [member.provider.name for member in route.members]) == ("both", ["cheap", "costly"])
     request = Request(b"f" * 16, b"{}", 100, 100, ("1",))
     assert route.max_cost(request) == route.members[1].max_cost(request)
     assert route.price == route.members[1].price

@@ -21,7 +21,7 @@ from tests.unit.dispatch.conftest import make_requests, make_route
 
 PRICE = Price(input_per_million=1_000_000, output_per_million=2_000_000)
 DISCONNECTED = RequestError("connection", "connection lost", 12.0, True)
-UNSENT = RequestError("connection", "nobody listens", 3.0, False)
+UNSENT = RequestError("connection", "connection refused", 3.0, False)
 
 
 def group_of(requests: int) -> RequestGroup:
