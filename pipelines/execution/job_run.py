@@ -142,7 +142,8 @@ async def run_job(
         stopped = _budget_message(stopped, counters, budget, daily_budget)
     interrupted = stopped == INTERRUPTED
     if interrupted and dispatcher.state.left_running:
-        stopped = f"{INTERRUPTED}: batches go on at the provider ({dispatcher.state.left_running}); the next run fetches them"
+        running = dispatcher.state.left_running
+        stopped = f"{INTERRUPTED}: batches go on at the provider ({running}); the next run fetches them"
     code = 130 if interrupted else 3 if stopped is not None else 1 if counters.rows_failed else 0
     clock.committing_seconds = committer.seconds
     defect = failure if stopped == DEFECT_MESSAGE and isinstance(failure, Exception) else None

@@ -163,7 +163,8 @@ def _basis(plan: Plan) -> str:
         if step.guessed_answer and step.requests:
             name = f"{step.step}: " if len(plan.steps) > 1 else ""
             lines.append(
-                f"{name}default estimate of {step.guessed_answer:,} tokens per answer (fewer than {MIN_ANSWERS} observed)"
+                f"{name}default estimate of {step.guessed_answer:,} tokens per answer "
+                f"(fewer than {MIN_ANSWERS} observed)"
             )
     return "\n".join(lines)
 
