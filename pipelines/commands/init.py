@@ -28,9 +28,9 @@ def init(folder: Path) -> tuple[Path, ...]:
     names = sorted((*_STARTER, SCHEMA_NAME))
     if folder.exists() and not folder.is_dir():
         raise JobError(folder, "is a file", "name a folder")
-    taken = [name for name in names if (folder / name).exists() or (folder / name).is_symlink()]
-    if taken:
-        raise JobError(folder, f"{', '.join(taken)} would be overwritten", "choose another folder")
+    existing = [name for name in names if (folder / name).exists() or (folder / name).is_symlink()]
+    if existing:
+        raise JobError(folder, f"{', '.join(existing)} would be overwritten", "choose another folder")
     starter = files("pipelines") / "starter"
     for name in names:
         schema = (json.dumps(job_schema(), indent=2) + "\n").encode() if name == SCHEMA_NAME else None

@@ -77,7 +77,7 @@ def job_files(paths: tuple[str, ...], subfolder: str | None = None) -> list[Path
     """
     from pipelines.config.job_graph import list_job_files
 
-    found: list[Path] = []
+    files: list[Path] = []
     for name in paths:
         path = Path(name)
         if path.is_dir():
@@ -86,10 +86,10 @@ def job_files(paths: tuple[str, ...], subfolder: str | None = None) -> list[Path
                 inside = list_job_files(path / subfolder)
             if not inside:
                 raise NoJobFiles(name)
-            found += inside
+            files += inside
         else:
-            found.append(path)
-    return found
+            files.append(path)
+    return files
 
 
 provider_option = click.option(

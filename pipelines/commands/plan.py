@@ -21,7 +21,7 @@ def plan_command(jobs: tuple[str, ...], overrides: Overrides, as_json: bool) -> 
       rowmill plan jobs/quickstart.yaml
       rowmill plan jobs/quickstart.yaml --set steps.label.model=gpt-4o
     """
-    from pipelines.config.job_graph import render_graph, sort_jobs, load_jobs
+    from pipelines.config.job_graph import load_jobs, render_graph, sort_jobs
     from pipelines.formatting import print_out
     from pipelines.planning.plan import build_plan
     from pipelines.planning.plan_text import format_plan

@@ -20,7 +20,7 @@ def validate_command(jobs: tuple[str, ...]) -> int:
     """
     import contextlib
 
-    from pipelines.config.job_graph import sort_jobs, load_jobs
+    from pipelines.config.job_graph import load_jobs, sort_jobs
     from pipelines.execution.audits import check_audits
     from pipelines.preparation.prepared_job import prepare_job
     from pipelines.preparation.schema_evolution import schema_refusal, sink_types

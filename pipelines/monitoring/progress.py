@@ -115,10 +115,10 @@ def _facts(figures: Mapping[str, Any]) -> dict[str, str]:
 
 def _fitting(facts: Mapping[str, str], width: int) -> str:
     """Join as many of the facts as fit into a line, the most important ones."""
-    kept = dict(facts)
+    fitting = dict(facts)
     for unimportant in ("", "tokens", "retries", "rate", "cost"):
-        kept.pop(unimportant, None)
-        line = " · ".join(fact for fact in kept.values() if fact)
+        fitting.pop(unimportant, None)
+        line = " · ".join(fact for fact in fitting.values() if fact)
         if len(line) <= width:
             break
     return line

@@ -186,13 +186,13 @@ def _request_lines(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _turns(name: str, turns: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    shown = list(turns)
-    for turn in shown[:EXAMPLE_TURNS]:
+    messages = list(turns)
+    for turn in messages[:EXAMPLE_TURNS]:
         content = turn.get("content")
         text = content if isinstance(content, str) else orjson.dumps(content or dict(turn)).decode()
         yield str(turn.get("role", name)), _shorten(text)
-    if len(shown) > EXAMPLE_TURNS:
-        yield "…", f"{len(shown) - EXAMPLE_TURNS:,} more messages"
+    if len(messages) > EXAMPLE_TURNS:
+        yield "…", f"{len(messages) - EXAMPLE_TURNS:,} more messages"
 
 
 def _shorten(text: str) -> str:
