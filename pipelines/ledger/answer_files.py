@@ -38,21 +38,21 @@ class AnswerFiles:
         if number is not None and len(replies) > 1 and sum(map(len, replies.values())) > LARGE_ANSWER_BYTES:
             return self._write_shared(replies, f"{number & 255:02x}/{number:x}")
         return {
-            mark: self._write_separate(mark, reply)
-            for mark, reply in replies.items()
+            fingerprint: self._write_separate(fingerprint, reply)
+            for fingerprint, reply in replies.items()
             if len(reply) > LARGE_ANSWER_BYTES
         }
 
-    def _write_separate(self, mark: bytes, reply: bytes) -> str:
-        name = f"{mark.hex()[:2]}/{mark.hex()}"
+    def _write_separate(self, fingerprint: bytes, reply: bytes) -> str:
+        name = f"{fingerprint.hex()[:2]}/{fingerprint.hex()}"
         write_atomically(self.folder / name, reply)
         return name
 
     def _write_shared(self, replies: Mapping[bytes, bytes], name: str) -> dict[bytes, str]:
         places: dict[bytes, str] = {}
         start = 4 + FINGERPRINT_BYTES * len(replies)
-        for mark, reply in replies.items():
-            places[mark] = f"{name}:{start}+{len(reply)}"
+        for fingerprint, reply in replies.items():
+            places[fingerprint] = f"{name}:{start}+{len(reply)}"
             start += len(reply)
         write_atomically(
             self.folder / name, b"".join((len(replies).to_bytes(4, "little"), *replies, *replies.values()))
@@ -61,18 +61,18 @@ class AnswerFiles:
 
     def read(self, places: Mapping[bytes, str]) -> dict[bytes, bytes]:
         """Return fingerprint -> reply for the places that exist completely."""
-        found: dict[bytes, bytes] = {}
+        replies: dict[bytes, bytes] = {}
         by_name: dict[str, list[tuple[bytes, str]]] = {}
-        for mark, place in places.items():
+        for fingerprint, place in places.items():
             name, _, span = place.partition(":")
-            by_name.setdefault(name, []).append((mark, span))
+            by_name.setdefault(name, []).append((fingerprint, span))
         for name, wanted in by_name.items():
             try:
                 with (self.folder / name).open("rb") as file:
-                    found.update(_read(file, wanted))
+                    replies.update(_read(file, wanted))
             except FileNotFoundError:
                 continue
-        return found
+        return replies
 
     def fingerprints(self, name: str) -> Sequence[bytes]:
         """Return the fingerprints of the answers in a file; none if it is missing or not an answer file."""
@@ -116,13 +116,13 @@ def file_name(place: str) -> str:
 
 
 def _read(file: BinaryIO, wanted: Sequence[tuple[bytes, str]]) -> Iterator[tuple[bytes, bytes]]:
-    for mark, span in wanted:
+    for fingerprint, span in wanted:
         if not span:
-            yield mark, file.read()
+            yield fingerprint, file.read()
             continue
         start, size = map(int, span.split("+"))
         file.seek(start)
         reply = file.read(size)
         # After a power loss it may be shorter than it was.
         if len(reply) == size:
-            yield mark, reply
+            yield fingerprint, reply

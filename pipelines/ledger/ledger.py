@@ -85,7 +85,7 @@ class Ledger:
         return self._enqueue(lambda batch: batch.settle(settled, day))
 
     async def store_answer(self, fingerprint: bytes, route_id: int, request: bytes, reply: bytes) -> None:
-        """Store an answer that was made of others, or that was converted."""
+        """Store an answer that was composed of others, or converted."""
         await self._enqueue(lambda batch: batch.store_answers(route_id, [(fingerprint, request, reply, None)]))
 
     async def write_batch(self, calls: Sequence[tuple[str, Sequence[Any]]]) -> Sequence[Any]:
@@ -261,19 +261,19 @@ def _fail(futures: Sequence[asyncio.Future[Any]], exc: Exception) -> None:
 
 def _settle_unknown(db: sqlite3.Connection, batch: WriteBatch, condition: str, values: Sequence[Any]) -> list[int]:
     """Settle the pending exchanges as `unknown`; return what was reserved for each."""
-    found = db.execute(
+    rows = db.execute(
         "select n.id, n.leg, n.attempt, n.keys, n.fingerprints, n.reserved, n.started_at "
         f"from noted n join legs l on l.id = n.leg where {condition} order by n.id",
         values,
     ).fetchall()
-    for exchange_id, route_id, attempt, keys, fingerprints, reserved, started_at in found:
+    for exchange_id, route_id, attempt, keys, fingerprints, reserved, started_at in rows:
         batch.settle(
             PendingExchange(
                 exchange_id, route_id, attempt, keys.encode(), fingerprints, started_at, reserved
             ).as_unknown(),
             None,
         )
-    return [reserved or 0 for *_, reserved, _ in found]
+    return [reserved or 0 for *_, reserved, _ in rows]
 
 
 def _parse_error(text: str | None) -> RowError | None:

@@ -70,15 +70,15 @@ def append_usage(ledger: Ledger, sink: Sink, job: str) -> None:
         )
     }
     for (writer,) in writers:
-        found = ledger.stream(
+        rows = ledger.stream(
             f"select e.seq, e.leg, {', '.join(f'e.{_LEDGER_COLUMNS.get(name, name)}' for name in _EXCHANGE_COLUMNS)} "
             "from exchanges e where e.writer = ? and e.seq > ? and e.leg in (select id from legs where job = ?) "
             "order by e.seq",
             (writer, last_seq.get(writer, 0), job),
         )
         # Rows of Python objects take ten times the memory of columns: convert a few at a time.
-        chunks = _chunks(found, READ_ROWS)
-        while tables := [_usage_table(routes, rows) for rows in islice(chunks, USAGE_ROWS // READ_ROWS)]:
+        chunks = _chunks(rows, READ_ROWS)
+        while tables := [_usage_table(routes, chunk) for chunk in islice(chunks, USAGE_ROWS // READ_ROWS)]:
             first, last = tables[0][0], tables[-1][1]
             whole = pa.concat_tables([table for _, _, table in tables])
             sink.add_usage(whole, UsageMark(ledger.identity, writer, first, last))
@@ -125,9 +125,9 @@ def rebuild(ledger: Ledger, sink: Sink, job: str, sink_name: str, shape: TableSh
     Call it between `sink.prepare(fresh=True)` and `sink.finish()`. Rows whose answers were pruned, or whose steps had
     other outputs, are left out: the next run sends requests for them. Needs memory for one key a row.
     """
-    kept = _newest(ledger, job, sink_name, shape)
+    commits = _newest(ledger, job, sink_name, shape)
     count = 0
-    for part, (commit, result_rows, error_rows) in enumerate(kept):
+    for part, (commit, result_rows, error_rows) in enumerate(commits):
         ((rows_blob, errors_blob),) = ledger.query("select rows, errors from commits where id = ?", (commit,))
         results = shape.results.empty_table()
         if result_rows:
@@ -147,7 +147,7 @@ def _newest(
     """Return (commit, rows of its results, rows of its errors) that no later commit replaced, oldest commit first."""
     seen_results: set[tuple[Any, ...]] = set()
     seen_errors: set[tuple[Any, ...]] = set()
-    kept: list[tuple[int, Sequence[int], Sequence[int]]] = []
+    commits: list[tuple[int, Sequence[int], Sequence[int]]] = []
     for commit, rows, errors, cleared, removed in ledger.stream(
         "select id, rows, errors, cleared, removed from commits where job = ? and sink = ? order by id desc",
         (job, sink_name),
@@ -160,8 +160,8 @@ def _newest(
         cleared_keys = _keys(cleared, shape)
         error_rows = _unseen(_keys(errors, shape), seen_errors)
         seen_errors.update(cleared_keys)
-        kept.append((commit, result_rows, error_rows))
-    return kept[::-1]
+        commits.append((commit, result_rows, error_rows))
+    return commits[::-1]
 
 
 def _keys(blob: bytes | None, shape: TableShape) -> list[tuple[Any, ...]]:
@@ -195,12 +195,12 @@ def _same_outputs(blob: bytes | None, shape: TableShape) -> bool:
 def _decoded(ledger: Ledger, rows: pa.Table, shape: TableShape, steps: Sequence[Endpoint]) -> pa.Table:
     """Return the rows with their outputs read from the stored answers; rows without such answers are left out."""
     fingerprints: list[list[bytes | None]] = rows.column(ANSWERS).to_pylist()
-    found = ledger.lookup(sorted({mark for row in fingerprints for mark in row if mark is not None}))
+    stored = ledger.lookup(sorted({one for row in fingerprints for one in row if one is not None}))
     outputs: list[list[Values | None]] = []
     complete: list[int] = []
     for row, of_row in enumerate(fingerprints):
         values = [
-            None if mark is None else _values(found.get(mark), step) for mark, step in zip(of_row, steps, strict=True)
+            None if one is None else _values(stored.get(one), step) for one, step in zip(of_row, steps, strict=True)
         ]
         if not any(isinstance(value, RowError) for value in values):
             outputs.append([value for value in values if not isinstance(value, RowError)])

@@ -90,7 +90,9 @@ class WriteBatch:
 
     def store_answers(self, route_id: int, answers: Sequence[AnswerRecord], exchange_id: int | None = None) -> None:
         """Store answers and replace older ones. `exchange_id`: they came together in this exchange."""
-        places = self._files.write({mark: reply for mark, _, reply, _ in answers if reply is not None}, exchange_id)
+        places = self._files.write(
+            {fingerprint: reply for fingerprint, _, reply, _ in answers if reply is not None}, exchange_id
+        )
         for fingerprint, sent, reply, error in answers:
             place = places.get(fingerprint)
             self._answers.append(
@@ -120,8 +122,8 @@ class WriteBatch:
     def _reserve(self, pico: int, date: str, limit: int) -> bool:
         """Reserve money in the daily budget; return whether it fits."""
         if date not in self._spent:
-            found = self._db.execute("select spent from days where day = ?", (date,)).fetchone()
-            self._spent[date] = found[0] if found else 0
+            row = self._db.execute("select spent from days where day = ?", (date,)).fetchone()
+            self._spent[date] = row[0] if row else 0
         if self._spent[date] + self._spent_changes.get(date, 0) + pico > limit:
             return False
         self._add_to_day(date, pico)

@@ -84,10 +84,10 @@ def ledger_summary(ledger: Ledger) -> dict[str, Any]:
 
 def age_seconds(age: str) -> int:
     """Return the seconds of `90d`, `12h` or `6w`."""
-    found = re.fullmatch(r"(\d{1,6})([hdw])", age)
-    if found is None:
+    match = re.fullmatch(r"(\d{1,6})([hdw])", age)
+    if match is None:
         raise JobError(f"--older-than {age}", "not an age", "write hours, days or weeks, e.g. 90d")
-    return int(found[1]) * _UNITS[found[2]]
+    return int(match[1]) * _UNITS[match[2]]
 
 
 def orphaned_jobs(workspace: Workspace, ledger: Ledger) -> list[str]:
@@ -162,16 +162,16 @@ def drop_committed(ledger: Ledger, job: str, sink_name: str) -> int:
         fingerprints = {
             mark for row in decode_table(rows).column(ANSWERS).to_pylist() for mark in row if mark is not None
         }
-        found: list[tuple[int, str | None]] = []
+        answers: list[tuple[int, str | None]] = []
         for batch in _batches(sorted(fingerprints)):
-            found += ledger.query(
+            answers += ledger.query(
                 f"select id, file from answers where error is null and fingerprint in ({_placeholders(batch)})", batch
             )
         # Answers in the same file are deleted together.
-        found.sort(key=lambda answer: answer[1] or "")
-        for start in range(0, len(found), DELETE_BATCH):
-            _delete(ledger, found[start : start + DELETE_BATCH])
-        dropped += len(found)
+        answers.sort(key=lambda answer: answer[1] or "")
+        for start in range(0, len(answers), DELETE_BATCH):
+            _delete(ledger, answers[start : start + DELETE_BATCH])
+        dropped += len(answers)
         # Without answers it cannot be rebuilt; its errors and deletions stay.
         ledger.write("update commits set rows = null where id = ?", (commit,))
     return dropped

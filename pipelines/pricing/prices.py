@@ -92,7 +92,7 @@ class PriceEntry(BaseModel):
         default=None, description="USD for a million input tokens that the provider had cached; default: as all others."
     )
     output_per_million: Dollars | None = Field(default=None, description="USD for a million output tokens.")
-    per_image: Dollars | None = Field(default=None, description="USD for an image made.")
+    per_image: Dollars | None = Field(default=None, description="USD for a generated image.")
     audio_per_minute: Dollars | None = Field(default=None, description="USD for a minute of audio, to the second.")
     per_million_characters: Dollars | None = Field(default=None, description="USD for a million characters spoken.")
 
@@ -105,8 +105,8 @@ class PriceEntry(BaseModel):
     def price(self) -> Price:
         """The same in pico-dollars."""
         rates = [None if rate is None else pico_dollars(Decimal(repr(float(rate)))) for _, rate in self]
-        given, cached, made, image, minute, characters = rates
-        return Price(given, cached, made, image, minute, characters)
+        input_rate, cached_rate, output_rate, image, minute, characters = rates
+        return Price(input_rate, cached_rate, output_rate, image, minute, characters)
 
 
 def batch_price(price: Price) -> Price:

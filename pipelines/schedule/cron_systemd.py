@@ -65,25 +65,25 @@ def merged_crontab(present: str, blocks: Mapping[Path, str]) -> str:
 
 def read_crontab() -> str:
     """Return the user's crontab; empty if there is none."""
-    found = _crontab(["-l"], None)
+    result = _crontab(["-l"], None)
     # Without a crontab the command exits with 1 and a message on stderr.
-    if found.returncode and "no crontab" not in found.stderr.lower():
-        raise JobError("crontab", found.stderr.strip() or "cannot be read", "try --as systemd")
-    return found.stdout if found.returncode == 0 else ""
+    if result.returncode and "no crontab" not in result.stderr.lower():
+        raise JobError("crontab", result.stderr.strip() or "cannot be read", "try --as systemd")
+    return result.stdout if result.returncode == 0 else ""
 
 
 def write_crontab(text: str) -> None:
     """Replace the user's crontab."""
-    done = _crontab(["-"], text)
-    if done.returncode:
-        raise JobError("crontab", done.stderr.strip() or "was refused", "nothing was changed")
+    result = _crontab(["-"], text)
+    if result.returncode:
+        raise JobError("crontab", result.stderr.strip() or "was refused", "nothing was changed")
 
 
 def systemd_units(job: ScheduledJob, env_file: Path | None, today: date) -> dict[str, str]:
     """Return file name -> content: the service that runs the job, and its timer."""
     folder = job.workspace.folder
-    mark = hashlib.blake2b(str(folder).encode(), digest_size=3).hexdigest()
-    name = f"rowmill-{job.name}-{mark}"
+    suffix = hashlib.blake2b(str(folder).encode(), digest_size=3).hexdigest()
+    name = f"rowmill-{job.name}-{suffix}"
     environment = [] if env_file is None else [f"EnvironmentFile={_escape_path(env_file)}"]
     service = [
         "[Unit]",
@@ -133,7 +133,7 @@ def on_calendar(job: ScheduledJob) -> list[str]:
 def skipped_times(job: ScheduledJob, today: date) -> list[str]:
     """Return the due times of the next years that a clock change moves."""
     parsed = _plain_cron(job)
-    found: list[str] = []
+    times: list[str] = []
     for days in range(CLOCK_CHANGE_YEARS * 366):
         noon = datetime.combine(today + timedelta(days=days), time(12), job.zone)
         before = noon - timedelta(days=1)
@@ -143,8 +143,8 @@ def skipped_times(job: ScheduledJob, today: date) -> list[str]:
             if due > noon:
                 break
             if due.hour not in parsed.hours or due.minute not in parsed.minutes:
-                found.append(f"{due:%Y-%m-%d %H:%M}:00")
-    return found
+                times.append(f"{due:%Y-%m-%d %H:%M}:00")
+    return times
 
 
 def _plain_cron(job: ScheduledJob) -> CronSim:

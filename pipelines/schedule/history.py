@@ -48,11 +48,11 @@ def schedule_rows(jobs: Iterable[ScheduledJob], last: int, now: datetime) -> lis
 
 
 def _runs(job: ScheduledJob, last: int) -> list[dict[str, object]]:
-    found: list[tuple[Any, ...]] = []
+    records: list[tuple[Any, ...]] = []
     path = job.workspace.state / "ledger.sqlite"
     if path.exists():
         with closing(open_ledger_file(path)) as db:
-            found = db.execute(
+            records = db.execute(
                 f"select run_id, started_at, ended_at, exit_code, stopped, report, (select {COST} from exchanges e "
                 "join legs l on l.id = e.leg where l.run_id = r.run_id) from runs r where job = ? "
                 "order by started_at desc limit ?",
@@ -60,7 +60,7 @@ def _runs(job: ScheduledJob, last: int) -> list[dict[str, object]]:
             ).fetchall()
     has_open_run = is_running(job.workspace.state, job.name)
     rows: list[dict[str, object]] = []
-    for run_id, started, ended, code, stopped, report, cost in found or [(None,) * 7]:
+    for run_id, started, ended, code, stopped, report, cost in records or [(None,) * 7]:
         counts: dict[str, Any] = orjson.loads(report) if report else {}
         rows.append(
             {

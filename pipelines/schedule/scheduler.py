@@ -63,7 +63,7 @@ def latest_due(cron: str, since: datetime, now: datetime, zone: tzinfo) -> datet
 
 def load_scheduled_jobs(paths: Iterable[Path], named: frozenset[Path]) -> list[ScheduledJob]:
     """Return the jobs with a schedule; JobError if a file is invalid, or a file in `named` has no schedule."""
-    found: dict[tuple[Path, str], ScheduledJob] = {}
+    jobs: dict[tuple[Path, str], ScheduledJob] = {}
     for path in paths:
         loaded = load_job(path)
         if loaded.job.schedule is None:
@@ -73,10 +73,10 @@ def load_scheduled_jobs(paths: Iterable[Path], named: frozenset[Path]) -> list[S
                 )
             continue
         job = scheduled_job(loaded)
-        if job.key in found:
-            raise JobError(path, f"{job.name} is the name of {found[job.key].path} as well", "give each its own name")
-        found[job.key] = job
-    return list(found.values())
+        if job.key in jobs:
+            raise JobError(path, f"{job.name} is the name of {jobs[job.key].path} as well", "give each its own name")
+        jobs[job.key] = job
+    return list(jobs.values())
 
 
 def scheduled_job(loaded: LoadedJob) -> ScheduledJob:
@@ -133,20 +133,20 @@ class DueTimeStore:
         A job that is new, or has another schedule than before, has missed nothing.
         """
         with self._open() as db:
-            found = db.execute("select cron, last_due from schedule where job = ?", (job.name,)).fetchone()
-            if found is None or found[0] != job.cron:
+            row = db.execute("select cron, last_due from schedule where job = ?", (job.name,)).fetchone()
+            if row is None or row[0] != job.cron:
                 db.execute(
                     "insert into schedule (job, cron, last_due) values (?, ?, ?) "
                     "on conflict (job) do update set cron = excluded.cron, last_due = excluded.last_due",
                     (job.name, job.cron, _microseconds(now)),
                 )
                 return None
-            due = latest_due(job.cron, _from_microseconds(found[1]), now, job.zone)
+            due = latest_due(job.cron, _from_microseconds(row[1]), now, job.zone)
             if due is None:
                 return None
             updated = db.execute(
                 "update schedule set last_due = ? where job = ? and last_due = ?",
-                (_microseconds(due), job.name, found[1]),
+                (_microseconds(due), job.name, row[1]),
             )
             # Another process may have claimed it first.
             return due if updated.rowcount else None
@@ -169,11 +169,11 @@ class DueTimeStore:
         if not self._path.exists():
             return None
         with self._open() as db:
-            found = db.execute("select last_due, skipped, why from schedule where job = ?", (name,)).fetchone()
-        return found and (
-            _from_microseconds(found[0]),
-            None if found[1] is None else _from_microseconds(found[1]),
-            found[2],
+            row = db.execute("select last_due, skipped, why from schedule where job = ?", (name,)).fetchone()
+        return row and (
+            _from_microseconds(row[0]),
+            None if row[1] is None else _from_microseconds(row[1]),
+            row[2],
         )
 
     @contextmanager

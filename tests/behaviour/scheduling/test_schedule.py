@@ -234,7 +234,7 @@ class FrozenClock(datetime):
 daemon.datetime = FrozenClock
 main()
 """
-"""`rowmill` with a scheduler whose clock stands still: a run of any length ends before the next due time."""
+"""`rowmill` with a scheduler with a frozen clock: a run of any length ends before the next due time."""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,4 +1,4 @@
-"""Sliding window: counts since a time, in proportion for the second in which it lies."""
+"""Sliding window: counts since a time, in proportion for the second that contains it."""
 
 import pytest
 
