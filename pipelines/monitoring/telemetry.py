@@ -253,7 +253,7 @@ class Telemetry:
 
 
 def _with_own_sdk(ready: PreparedJob, run_id: str) -> Telemetry | None:
-    """Observe with an SDK of our own, set up by the OTEL_ variables; None if only OpenTelemetry's API is installed."""
+    """Observe with a separate SDK, set up by the OTEL_ variables; None if only OpenTelemetry's API is installed."""
     if find_spec("opentelemetry.sdk") is None:
         return None
     from opentelemetry.sdk.metrics import MeterProvider

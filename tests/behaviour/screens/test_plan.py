@@ -192,11 +192,11 @@ def test_the_batch_api_costs_half_and_a_model_without_a_price_is_not_known(revie
     assert plan["batch_usd"] == pytest.approx(plan["expected_usd"] / 2, rel=0.01)
     assert cli("plan", reviews.folder / "job.yaml", "--delivery", "batch") == 0
     assert "through the Batch API, as the job sets" in cli.out
-    job = job_of(reviews, TEXT, "nobody-knows-it")
+    job = job_of(reviews, TEXT, "unknown-model")
     plan = planned(cli, job)
     assert (plan["low_usd"], plan["expected_usd"], plan["high_usd"], plan["batch_usd"]) == (None, None, None, None)
     assert cli("plan", job) == 0
-    assert "cost   not known: there is no price for nobody-knows-it" in cli.out
+    assert "cost   not known: there is no price for unknown-model" in cli.out
 
 
 def test_the_time_is_that_of_the_tightest_limit(reviews: Any, cli: Any) -> None:
@@ -220,7 +220,7 @@ def test_files_are_measured_and_urls_counted_without_a_request(reviews: Any, pro
     clip = (Path(__file__).parents[3] / "jobs/data/audio/jfk.flac").read_bytes()
     (reviews.folder / "jfk.flac").write_bytes(clip)
     reviews.write("rows.csv", f"id,file\n1,jfk.flac\n2,{provider.base_url}/sound.mp3\n3,missing.wav\n")
-    steps = "- {name: heard, endpoint: transcription, provider: test, model: whisper-1, file: file}\n"
+    steps = "- {name: text, endpoint: transcription, provider: test, model: whisper-1, file: file}\n"
     plan = planned(cli, job_of(reviews, steps))
     (step,) = plan["steps"]
     assert (step["rows"], step["unaskable"], step["fetched"]) == (2, 1, 1)
