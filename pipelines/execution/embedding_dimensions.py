@@ -115,7 +115,8 @@ async def _probe_step(
         if reason is None:
             return None
     raise Stopped(
-        f"steps.{step_route.route.step}.dimensions: the dimensions of the model's vectors could not be learned: {reason}; "
+        f"steps.{step_route.route.step}.dimensions: "
+        f"the dimensions of the model's vectors could not be learned: {reason}; "
         "run again, or add dimensions: N"
     )
 

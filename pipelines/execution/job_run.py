@@ -20,12 +20,12 @@ from pipelines.dispatch.counters import RunCounters, StepCounters
 from pipelines.dispatch.dispatcher import DispatchControl
 from pipelines.dispatch.request_types import DailyBudget
 from pipelines.dispatch.step_runner import (
-    FILE_ENDPOINTS,
     CHUNK_ROWS,
     FILE_CHUNK_ROWS,
-    MAX_RENDERING_CHUNKS,
+    FILE_ENDPOINTS,
     MAX_OPEN_BYTES,
     MAX_OPEN_ROWS,
+    MAX_RENDERING_CHUNKS,
     Chunk,
 )
 from pipelines.engines.local_engine import ChunkRunner, Engine, RunContext, local_engine

@@ -166,7 +166,7 @@ def after(owner: Any, name: str, reached: Callable[..., None]) -> None:
 
 
 def follow_exchanges(mine: Mine) -> None:
-    """Know of each exchange how far it is, by what the fan-out asks of the ledger and of the transport."""
+    """Know of each exchange how far it is, by the calls of the dispatcher to the ledger and of the transport."""
     real_note, real_take_back, real_settle = Ledger.record_pending, Ledger.cancel_pending, Ledger.settle
     real_send = HttpTransport.send
     real_connect = aiohttp.TCPConnector.connect

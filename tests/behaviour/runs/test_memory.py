@@ -39,7 +39,7 @@ class LargeAnswers:
     bodies: ClassVar[list[bytes]] = []
     most_held = 0
     """Most bytes of replies in memory at any request."""
-    travels: ClassVar[list[StepRunner]] = []
+    runners: ClassVar[list[StepRunner]] = []
     most_open = 0
 
     def __init__(self, timeouts: RequestTimeouts, connections: int) -> None:
@@ -52,7 +52,7 @@ class LargeAnswers:
         (alone,) = holders([bytes(16)])
         self.bodies[:] = [body for body, count in zip(self.bodies, holders(self.bodies), strict=True) if count > alone]
         LargeAnswers.most_held = max(LargeAnswers.most_held, sum(map(len, self.bodies)))
-        LargeAnswers.most_open = max([LargeAnswers.most_open, *(travel.open_bytes for travel in self.travels)])
+        LargeAnswers.most_open = max([LargeAnswers.most_open, *(runner.open_bytes for runner in self.runners)])
         if call.path == "/audio/speech":
             # Each its own, or it would be written once.
             content = b"ID3" + orjson.loads(call.body or b"")["input"].encode() + bytes(MB)
@@ -71,7 +71,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> type[LargeAnswers]:
     monkeypatch.setattr("pipelines.engines.local_engine.HttpTransport", LargeAnswers)
     monkeypatch.setattr("pipelines.dispatch.pending_requests.EARLY_READ_BYTES", 2 * MB)
     monkeypatch.setattr("pipelines.dispatch.read_buffer.MAX_UNREAD_BYTES", 4 * MB)
-    LargeAnswers.asked, LargeAnswers.most_open, LargeAnswers.travels = 0, 0, []
+    LargeAnswers.asked, LargeAnswers.most_open, LargeAnswers.runners = 0, 0, []
     LargeAnswers.much_asked.clear()
     LargeAnswers.bodies, LargeAnswers.most_held = [], 0
     return LargeAnswers
@@ -115,7 +115,7 @@ def test_wide_rows_start_a_few_megabytes_at_a_time(
     class Watched(StepRunner):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
-            answering.travels.append(self)
+            answering.runners.append(self)
 
     monkeypatch.setattr("pipelines.engines.local_engine.StepRunner", Watched)
     texts = pa.table({"id": range(64), "text": [f"{number} " + "x" * (MB // 2) for number in range(64)]})
@@ -123,8 +123,8 @@ def test_wide_rows_start_a_few_megabytes_at_a_time(
     job = workspace.job(source="{parquet: rows.parquet, key: id}", steps=STEPS["chat"], limits="{concurrency: 50}")
     assert cli.run(job)["rows_ok"] == 64
     assert 2 * MB <= answering.most_open <= 5 * MB
-    (travel,) = answering.travels
-    assert (travel.open_rows, travel.open_bytes) == (0, 0)
+    (runner,) = answering.runners
+    assert (runner.open_rows, runner.open_bytes) == (0, 0)
 
 
 def test_rows_wait_while_a_full_commit_waits_for_the_running_one(
