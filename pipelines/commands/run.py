@@ -155,7 +155,7 @@ def _run_all(jobs: tuple[str, ...], overrides: Overrides, options: RunOptions, a
         if as_json:
             click.echo(orjson.dumps(report.to_json()))
         elif not report.has_begun:
-            if str(report.stopped).startswith("not run"):
+            if report.is_skipped:
                 print_problem(f"{job.name}: {report.stopped}; fix that and run again", as_lines, job.name)
         elif not options.is_quiet:
             print_out(format_report(report, str(job.path)))

@@ -90,7 +90,7 @@ class Committer:
         if pending.rows >= COMMIT_ROWS or pending.nbytes >= COMMIT_BYTES:
             self._more.set()
         self._counters.rows_ok += done
-        probed = self._counters.sized
+        probed = self._counters.probed_fingerprints
         self._counters.rows_reused += sum(
             not asked and probed.isdisjoint(answers) for asked, answers in zip(chunk.asked, chunk.answers, strict=True)
         )

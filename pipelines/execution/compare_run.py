@@ -8,7 +8,7 @@ from typing import Any
 import duckdb
 
 from connectors.errors import JobError
-from connectors.sql import quoted_list
+from connectors.sql import identifier_list
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.overrides import NONE
 from pipelines.execution.invocation import run_invocation
@@ -58,7 +58,7 @@ def _outputs(loaded: LoadedJob) -> Rows:
         try:
             columns = db.execute(f"select * from {ready.sink.results_sql()} limit 0").description or ()
             names = [name for name in ready.shape.outputs if name in {str(column[0]) for column in columns}]
-            chosen = ", ".join(filter(None, (f"{key_text(ready.shape.key)} as _key", quoted_list(names))))
+            chosen = ", ".join(filter(None, (f"{key_text(ready.shape.key)} as _key", identifier_list(names))))
             rows = db.sql(f"select {chosen} from {ready.sink.results_sql()} order by _key").to_arrow_table().to_pylist()
         finally:
             ready.sink.detach(db)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import duckdb
 import pyarrow as pa
 
-from connectors.sql import literal, quoted
+from connectors.sql import identifier, literal
 from pipelines.config.job import Drift
 from pipelines.preparation.prepared_job import PreparedJob
 
@@ -27,7 +27,7 @@ def find_drift(db: duckdb.DuckDBPyConnection, bounds: Drift, ready: PreparedJob,
     fields = [ready.shape.results.field(name) for name in ready.shape.outputs]
     found: list[str] = []
     for field in fields:
-        column = quoted(field.name)
+        column = identifier(field.name)
         if bounds.null_share is not None:
             then, later = _before_and_now(db, f"avg(cast({column} is null as DOUBLE))", now)
             if abs(later - then) > bounds.null_share:
@@ -53,7 +53,7 @@ def _before_and_now(db: duckdb.DuckDBPyConnection, measure: str, now: str) -> tu
 
 def _share_drift(db: duckdb.DuckDBPyConnection, name: str, now: str, bound: float) -> Iterator[str]:
     """Values of an enum column whose share of the non-null rows has changed by more than the bound."""
-    column = quoted(name)
+    column = identifier(name)
     for value, then, later in db.execute(
         f"select {column}, count(*) filter (not {now}) / sum(count(*) filter (not {now})) over (), "
         f"count(*) filter ({now}) / sum(count(*) filter ({now})) over () "

@@ -34,7 +34,7 @@ def run_jobs(jobs: Sequence[GraphJob], arguments: Sequence[str], on_end: Callabl
             code = reports[needed].result().exit_code
             if code not in CONTINUING_EXIT_CODES:
                 reason = f"not run: job {needed}, whose results it reads, ended with exit code {code}"
-                report = RunReport(job.name, exit_code=130 if stopping.is_set() else 3, stopped=reason)
+                report = RunReport(job.name, exit_code=130 if stopping.is_set() else 3, stopped=reason, is_skipped=True)
                 break
         else:
             with turns:

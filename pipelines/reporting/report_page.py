@@ -23,7 +23,7 @@ from pipelines.reporting.page_values import (
     time,
 )
 from pipelines.reporting.report_queries import HIDDEN_COLUMNS, ReportFacts, report_facts
-from pipelines.reporting.result_values import Media, MediaList, Text, result_value
+from pipelines.reporting.result_values import EmbeddedFile, EmbeddedFiles, Text, result_value
 from pipelines.reporting.status_format import STATES
 from pipelines.reporting.time_breakdown import time_breakdown
 
@@ -36,11 +36,11 @@ class SampleRows:
 
     kind: ClassVar[str] = "rows"
     summary: str
-    rows: Sequence[Sequence[tuple[str, Text | Media | MediaList]]]
+    rows: Sequence[Sequence[tuple[str, Text | EmbeddedFile | EmbeddedFiles]]]
 
 
 @dataclass(frozen=True, slots=True)
-class JobSource:
+class JobFileText:
     """The text of the job file."""
 
     kind: ClassVar[str] = "source"
@@ -52,7 +52,7 @@ class Section:
     """A titled part of the page."""
 
     title: str
-    blocks: Sequence[str | Table | Figures | BarChart | SampleRows | JobSource]
+    blocks: Sequence[str | Table | Figures | BarChart | SampleRows | JobFileText]
 
     @property
     def anchor(self) -> str:
@@ -86,7 +86,7 @@ def render_page(facts: ReportFacts, now: datetime) -> str:
         Section("Results", _samples(facts)),
         Section("Columns", [_columns(facts)]),
         Section("Runs", _runs(facts, zone)),
-        Section("Job file", [JobSource(facts.text)]),
+        Section("Job file", [JobFileText(facts.text)]),
     )
     environment = minijinja.Environment(templates={"report.html": (FOLDER / "report.html").read_text(encoding="utf-8")})
     return environment.render_template(

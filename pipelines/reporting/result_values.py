@@ -49,7 +49,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Media:
+class EmbeddedFile:
     """A picture or a sound; without `url` only its path is shown."""
 
     kind: ClassVar[str] = "media"
@@ -64,22 +64,22 @@ class Media:
 
 
 @dataclass(frozen=True, slots=True)
-class MediaList:
+class EmbeddedFiles:
     """Several pictures or sounds."""
 
     kind: ClassVar[str] = "media list"
     is_long: ClassVar[bool] = True
-    items: tuple[Text | Media, ...]
+    items: tuple[Text | EmbeddedFile, ...]
 
 
-def result_value(results: Results, column: str, value: Any) -> Text | Media | MediaList:
+def result_value(results: Results, column: str, value: Any) -> Text | EmbeddedFile | EmbeddedFiles:
     """Return what the report shows of one value in a result row."""
     if isinstance(value, list):
         if len(value) > MAX_VECTOR_NUMBERS and all(isinstance(one, float) for one in value):
             first = ", ".join(f"{one:.3f}" for one in value[:MAX_VECTOR_NUMBERS])
             return Text(f"{len(value):,} numbers: {first} …")
         if value and all(isinstance(one, str) and _media_suffix(one) for one in value):
-            return MediaList(tuple(_media_file(results, column, one) or _cut_text(one) for one in value))
+            return EmbeddedFiles(tuple(_media_file(results, column, one) or _cut_text(one) for one in value))
     if isinstance(value, bytes):
         return _picture(value, column) or Text(f"{len(value):,} bytes")
     if isinstance(value, str):
@@ -103,7 +103,7 @@ def _media_suffix(value: str) -> str | None:
     return suffix if suffix in PICTURE_SUFFIXES or suffix in SOUND_TYPES else None
 
 
-def _media_file(results: Results, column: str, value: str) -> Media | None:
+def _media_file(results: Results, column: str, value: str) -> EmbeddedFile | None:
     """The picture or sound that a value names; None if it names no file that may be opened."""
     suffix = _media_suffix(value)
     if suffix is None:
@@ -114,15 +114,15 @@ def _media_file(results: Results, column: str, value: str) -> Media | None:
         return None
     if suffix in SOUND_TYPES:
         if path.stat().st_size > MAX_SOUND_BYTES:
-            return Media(value)
+            return EmbeddedFile(value)
         url = _data_url(SOUND_TYPES[suffix], path.read_bytes())
-        return Media(value, url, f"sound of {column}: {Path(value).name}", is_sound=True)
+        return EmbeddedFile(value, url, f"sound of {column}: {Path(value).name}", is_sound=True)
     if path.stat().st_size > MAX_PICTURE_BYTES:
-        return Media(value)
+        return EmbeddedFile(value)
     return _picture(path.read_bytes(), f"{column}: {Path(value).name}", value)
 
 
-def _picture(content: bytes, label: str, path: str | None = None) -> Media | None:
+def _picture(content: bytes, label: str, path: str | None = None) -> EmbeddedFile | None:
     """A picture reduced to the page's size; None if the bytes are not a picture."""
     from PIL import Image
 
@@ -137,7 +137,7 @@ def _picture(content: bytes, label: str, path: str | None = None) -> Media | Non
     out = io.BytesIO()
     small.save(out, "WEBP", quality=80)
     url, title = _data_url("image/webp", out.getvalue()), f"{full[0]} × {full[1]} pixels"
-    return Media(path, url, label, width=small.width, height=small.height, title=title)
+    return EmbeddedFile(path, url, label, width=small.width, height=small.height, title=title)
 
 
 def _data_url(media_type: str, content: bytes) -> str:
