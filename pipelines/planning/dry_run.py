@@ -171,7 +171,7 @@ class _ChunkDryRun:
         alive = [place for place, is_alive in enumerate(self._is_alive) if is_alive]
         if step.when is None:
             return dict.fromkeys(alive, WhenResult.YES)
-        mask, broken = step.when.tried(self._table)
+        mask, broken = step.when.evaluate(self._table)
         wanted: dict[int, WhenResult] = {}
         for place in alive:
             if self._pending_columns[place] & step.when.columns:

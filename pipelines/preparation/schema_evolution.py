@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from connectors.contracts import Commit
 from connectors.errors import DataError
-from connectors.sql import literal, query_connection, quoted
+from connectors.sql import identifier, literal, query_connection
 from connectors.tables.parquet_parts import PartWriter, read_batches
 from connectors.tables.schema_checks import SchemaMismatch, column_types
 from pipelines.ledger.ledger import Ledger
@@ -75,7 +75,7 @@ def sink_types(ready: PreparedJob) -> Mapping[str, str]:
                 name
                 for name in other
                 if any(
-                    db.execute(f"select 1 from {table} where {quoted(name)} is not null limit 1").fetchall()
+                    db.execute(f"select 1 from {table} where {identifier(name)} is not null limit 1").fetchall()
                     for table in tables[name]
                 )
             }
@@ -224,7 +224,7 @@ def _format_value(value: pa.Scalar) -> str:
 def _check_keys(ready: PreparedJob, results: Path) -> None:
     """Raise DataError if a cast row has no key, or two have the same key."""
     key = ready.shape.key
-    nulls = " or ".join(f"{quoted(name)} is null" for name in key)
+    nulls = " or ".join(f"{identifier(name)} is null" for name in key)
     with query_connection(ready.scratch) as db:
         ((without, rows, different),) = db.execute(
             f"select count(*) filter ({nulls}), count(*), count(distinct {key_text(key)}) "
