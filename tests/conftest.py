@@ -243,8 +243,9 @@ class Cli:
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """The command line, in this process."""
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """The command line, in this process, without the width that pytest-xdist sets."""
+    monkeypatch.delenv("COLUMNS", raising=False)
     return Cli(capsys)
 
 

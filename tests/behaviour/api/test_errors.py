@@ -16,9 +16,7 @@ from tests.behaviour.api.row import write_row
 Read = Callable[..., list[dict[str, Any]]]
 
 
-def body(
-    message: str, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None
-) -> Any:
+def body(message: str, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None) -> Any:
     """An error object of the API."""
     return {"message": message, "type": kind, "param": param, "code": code}
 
