@@ -83,6 +83,14 @@ def test_connectors_import_nothing_of_pipelines() -> None:
             assert not [name for name in imports_of(path) if name.startswith("pipelines")], path
 
 
+def test_sources_sinks_endpoints_and_the_emulator_never_import_one_another() -> None:
+    rooms = {"connectors.sources", "connectors.sinks", "connectors.endpoints", "connectors.emulator"}
+    for path in MODULES:
+        mine = package_of(module_name(path))
+        if mine in rooms:
+            assert not [name for name in imports_of(path) if package_of(name) in rooms - {mine}], path
+
+
 @pytest.mark.parametrize("folder", ["sources", "sinks", "endpoints"])
 def test_modules_of_a_registry_do_not_import_their_neighbours(folder: str) -> None:
     """A source, a sink or an endpoint is one file; what several share lies in a package or in a helper module."""

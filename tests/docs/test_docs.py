@@ -363,3 +363,12 @@ def test_init_writes_a_job_that_editors_can_check(cli: Cli, tmp_path: Path) -> N
     assert first_line.startswith("# yaml-language-server: $schema=")
     schema = tmp_path / "mine/jobs" / first_line.partition("=")[2]
     assert '"$schema"' in schema.read_text()
+
+
+def test_every_class_that_contributing_names_exists() -> None:
+    sources = "\n".join(
+        path.read_text() for folder in ("connectors", "pipelines") for path in (ROOT / folder).rglob("*.py")
+    )
+    names = set(re.findall(r"`([A-Z][a-z]+[A-Z][A-Za-z]*)`", prose_of(CONTRIBUTING)))
+    assert names
+    assert {name for name in names if not re.search(rf"^class {name}\b", sources, re.MULTILINE)} == set()
