@@ -49,7 +49,7 @@ def test_only_selects_are_parsed() -> None:
 
 
 def test_relative_paths_in_a_query_start_at_the_folder() -> None:
-    folder = Path("/work/folder")
+    folder = Path("/data/folder")
     with duckdb.connect() as db:
         query = resolve_paths(
             db,
@@ -58,7 +58,7 @@ def test_relative_paths_in_a_query_start_at_the_folder() -> None:
             folder,
             ("source", "sql"),
         )
-    for text in ("/work/folder/a.csv", "'/b.csv'", "'x.csv'", "'c.csv'", "/work/folder/sub/d.parquet", "s3://bucket/e"):
+    for text in ("/data/folder/a.csv", "'/b.csv'", "'x.csv'", "'c.csv'", "/data/folder/sub/d.parquet", "s3://bucket/e"):
         assert text in query
 
 
