@@ -9,6 +9,7 @@ import orjson
 
 from connectors.errors import JobError
 from pipelines.commands.output import as_json_option, print_rows
+from pipelines.formatting import format_bytes, shorten_times
 
 if TYPE_CHECKING:
     from pipelines.config.workspace import Workspace
@@ -59,7 +60,7 @@ def show_command(folder: Path, as_json: bool) -> None:
         "answers": "answers", "answer_bytes": "size", "oldest_answer": "oldest_answer",
     }  # fmt: skip
     rows = [{head: job[name] for name, head in columns.items()} for job in summary["jobs"]]
-    print_rows([{**row, "size": _format_bytes(row["size"])} for row in rows], False, "no run yet")
+    print_rows([{**row, "size": format_bytes(row["size"])} for row in rows], False, "no run yet")
 
 
 @ledger_command.command("prune")
@@ -102,7 +103,7 @@ def prune_command(
     for job in result.protected_jobs:
         click.echo(f"{job}: has an open run, so its answers stay; finish it with: rowmill run", err=True)
     would, freed = ("would delete", "they take") if dry_run else ("deleted", "freed")
-    size = _format_bytes(result.freed_bytes)
+    size = format_bytes(result.freed_bytes)
     click.echo(f"{would} {result.answers:,} answers and {result.commits:,} commit records; {freed} {size}")
 
 
@@ -143,22 +144,10 @@ def _open_ledger(folder: Path) -> "tuple[Workspace, Ledger]":
 
 
 def _format_summary(summary: dict[str, Any]) -> str:
-    from pipelines.formatting import shorten_times
-
-    each = "" if summary["bytes_per_answer"] is None else f", {_format_bytes(summary['bytes_per_answer'])} an answer"
+    each = "" if summary["bytes_per_answer"] is None else f", {format_bytes(summary['bytes_per_answer'])} an answer"
     since = "" if summary["oldest_answer"] is None else f" since {shorten_times(summary['oldest_answer'])}"
-    sizes = [_format_bytes(summary[name]) for name in ("ledger_bytes", "files_bytes")]
+    sizes = [format_bytes(summary[name]) for name in ("ledger_bytes", "files_bytes")]
     return (
         f"{summary['path']}: {sizes[0]}, and {sizes[1]} in files next to it\n"
         f"{summary['answers']:,} answers{since}{each}; {summary['exchanges']:,} exchanges"
     )
-
-
-def _format_bytes(nbytes: float) -> str:
-    if nbytes < 1000:
-        return f"{nbytes:.0f} bytes"
-    for unit in ("kB", "MB"):
-        nbytes /= 1000
-        if nbytes < 1000:
-            return f"{nbytes:.1f} {unit}"
-    return f"{nbytes / 1000:,.1f} GB"
