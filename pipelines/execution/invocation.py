@@ -12,7 +12,6 @@ from connectors.sql import query_connection
 from connectors.tables.schema_checks import SchemaMismatch
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.overrides import has_other_sink
-from pipelines.config.workspace import Workspace
 from pipelines.dispatch.provider_routes import member_price, step_price
 from pipelines.execution.audits import check_audits, run_audits
 from pipelines.execution.run_report import run_report
@@ -56,7 +55,7 @@ def run_invocation(loaded: LoadedJob, options: RunOptions) -> RunReport:
         check_ray(loaded)
         make_engine = ray_engine
     with (
-        _locked(loaded, workspace),
+        _locked(loaded),
         open_workspace_ledger(workspace) as ledger,
         local_provider(loaded) as local_url,
         _prepare(loaded, ledger, local_url, options) as (ready, probed),
@@ -92,9 +91,9 @@ def run_invocation(loaded: LoadedJob, options: RunOptions) -> RunReport:
 
 
 @contextlib.contextmanager
-def _locked(loaded: LoadedJob, workspace: Workspace) -> Iterator[None]:
+def _locked(loaded: LoadedJob) -> Iterator[None]:
     """Lock the job and its sink for this process."""
-    job = loaded.job
+    job, workspace = loaded.job, loaded.workspace
     with (
         job_lock(workspace.state, job.name),
         sink_lock(workspace.state, job.sink.location(workspace.folder), job.name),
@@ -269,7 +268,7 @@ def rebuild_tables(loaded: LoadedJob, leave_out: bool = False) -> tuple[int, int
     """
     workspace = loaded.workspace
     with (
-        _locked(loaded, workspace),
+        _locked(loaded),
         open_workspace_ledger(workspace) as ledger,
         prepare_job(loaded, ledger, sink_types=sink_types) as ready,
     ):
