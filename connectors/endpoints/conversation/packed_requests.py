@@ -1,0 +1,146 @@
+"""Packed requests: several rows in one conversation, and their answers found in its reply by id."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from connectors.transport.bounded_json import parse_json
+
+ID_ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
+"""Without characters that a model might confuse."""
+ID_CHARACTERS = 6
+"""Length of an id: 30 bits, so that few requests need longer ones."""
+MAX_ID_CHARACTERS = 12
+ANSWERS_KEY = "answers"
+TEXT_KEY = "answer"
+"""The property of an untyped answer."""
+ITEM_TOKENS = 24
+"""Output tokens that an item takes besides its answer: id, keys and punctuation."""
+WRAPPING_TOKENS = 32
+"""Output tokens that the reply takes besides its items."""
+
+INSTRUCTION = (
+    "Each of the following lines is a JSON object with the id and the content of one item. Treat every item by itself, "
+    "as if it were the only one, and give each its own answer. Return one object: its list `answers` has exactly one "
+    "entry for each item, with the item's id copied character by character."
+)
+
+
+def row_ids(fingerprints: Sequence[bytes]) -> list[str]:
+    """Return a short id for each request fingerprint, different from one another unless the fingerprints are equal."""
+    ids: list[str] = []
+    for characters in range(ID_CHARACTERS, MAX_ID_CHARACTERS + 1):
+        ids = [_id_text(fingerprint, characters) for fingerprint in fingerprints]
+        if len(set(ids)) == len(ids):
+            break
+    return ids
+
+
+def packed_content(ids: Sequence[str], texts: Sequence[str]) -> str:
+    """Return the user message of a packed request: the instruction, then one JSON object a line for each row."""
+    lines = [orjson.dumps({"id": each, "content": text}).decode() for each, text in zip(ids, texts, strict=True)]
+    return "\n".join([INSTRUCTION, "", *lines])
+
+
+def packed_schema(properties: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the strict JSON Schema of a packed reply; `properties`: those of a typed answer, None for a text.
+
+    It depends on the step alone: providers compile every new schema.
+    """
+    item = {"id": {"type": "string"}, **({TEXT_KEY: {"type": "string"}} if properties is None else properties)}
+    return _strict_object({ANSWERS_KEY: {"type": "array", "items": _strict_object(item)}})
+
+
+def packed_output_tokens(row_tokens: int, rows: int) -> int:
+    """Return the output tokens that a reply with so many answers needs; `row_tokens`: of one answer."""
+    return (row_tokens + ITEM_TOKENS) * rows + WRAPPING_TOKENS
+
+
+@dataclass(slots=True)
+class PackedReply:
+    """The items of a packed reply by id; an id that is missing, repeated or unknown has no answer."""
+
+    answers: dict[str, str] = field(default_factory=dict)
+    """Id -> the answer as a single request's reply would have it: text, or JSON of the typed columns."""
+
+
+def read_packed_reply(text: str, ids: Sequence[str], is_typed: bool) -> PackedReply:
+    """Return the answers of a packed reply: complete items before a cut count, order means nothing.
+
+    Whether an answer fits the step's columns is for the caller to check.
+    """
+    wanted, seen = Counter(ids), Counter[str]()
+    reply = PackedReply()
+    for item in packed_items(text):
+        identity = item.get("id")
+        if not isinstance(identity, str) or wanted[identity] != 1:
+            continue
+        seen[identity] += 1
+        answer = _answer_text(item, is_typed)
+        if answer is not None:
+            reply.answers[identity] = answer
+    for identity, count in seen.items():
+        if count > 1:
+            reply.answers.pop(identity, None)
+    return reply
+
+
+def packed_items(text: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the complete items of a packed reply, whole or cut off, with text before and after it or not."""
+    try:
+        whole = parse_json(text)
+    except orjson.JSONDecodeError:
+        yield from _scanned_items(text)
+        return
+    items = whole.get(ANSWERS_KEY) if isinstance(whole, dict) else whole
+    if isinstance(items, list):
+        yield from (item for item in items if isinstance(item, dict))
+
+
+def _scanned_items(text: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the items of the last list `answers` in a text, up to the first that is incomplete."""
+    decoder = json.JSONDecoder(strict=False)
+    start = text.rfind(f'"{ANSWERS_KEY}"')
+    position = text.find("[", start) + 1
+    while start >= 0 and position > 0:
+        while position < len(text) and text[position] in " \t\r\n,":
+            position += 1
+        if position >= len(text) or text[position] != "{":
+            return
+        try:
+            item, position = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError):
+            return
+        yield item
+
+
+def _answer_text(item: Mapping[str, Any], is_typed: bool) -> str | None:
+    if is_typed:
+        try:
+            return orjson.dumps({name: value for name, value in item.items() if name != "id"}).decode()
+        except TypeError:  # a number of more than 64 bits, half a surrogate pair, or too many levels
+            return None
+    text = item.get(TEXT_KEY)
+    return text if isinstance(text, str) else None
+
+
+def _id_text(fingerprint: bytes, characters: int) -> str:
+    number = int.from_bytes(fingerprint[:8], "big")
+    text = ""
+    for _ in range(characters):
+        number, place = divmod(number, len(ID_ALPHABET))
+        text += ID_ALPHABET[place]
+    return text
+
+
+def _strict_object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }
