@@ -84,6 +84,19 @@ class Usage:
     model_version: str | None = None
     """The model that answered, in the reply's own words."""
     finish_reason: str | None = None
+    service_tier: str | None = None
+    """The tier that served the request, in the reply's own words."""
+    cache_write_tokens: int | None = None
+    """The part of input_tokens that the provider wrote to its cache."""
+    hosted_calls: tuple[tuple[str, int], ...] = ()
+    """(type, such as `web_search`; number) of the tool calls that the provider executed."""
+    reported_usd: float | None = None
+    """The cost in US dollars, if the reply states one."""
+
+    @property
+    def tool_calls(self) -> int | None:
+        """The number of tool calls that the provider executed; None: none."""
+        return sum(count for _, count in self.hosted_calls) or None
 
     @property
     def tokens(self) -> int | None:

@@ -3,6 +3,7 @@
 import base64
 import binascii
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 from math import ceil
 from typing import Annotated, Any, Literal
@@ -20,7 +21,7 @@ from connectors.templating.template import RenderError
 from connectors.tokens import count_tokens
 from connectors.transport.reply_body import error_in_body, excerpt, parse_json_events, parse_object
 from connectors.transport.sse import is_event_stream
-from connectors.transport.token_usage import parse_count
+from connectors.transport.token_usage import token_usage
 
 MAX_TEXT_CHARACTERS = 4096
 """The reference, section 13.4.3."""
@@ -146,11 +147,7 @@ class SpeechEndpoint(BaseEndpoint):
     def usage(self, group: Sequence[Request], reply: Reply) -> Usage:
         """Return the characters sent, and the tokens if a stream of events has them."""
         counts: dict[str, Any] = _from_events(reply.body)[1] if is_event_stream(reply.body) else {}
-        return Usage(
-            input_tokens=parse_count(counts.get("input_tokens")),
-            output_tokens=parse_count(counts.get("output_tokens")),
-            characters=group[0].characters,
-        )
+        return replace(token_usage({"usage": counts}, None), characters=group[0].characters)
 
     def values(self, answer: bytes) -> Values | RowError:
         """Return the path of the file, which is named by its content."""

@@ -8,8 +8,9 @@ import orjson
 from connectors.contracts import MalformedReply
 from connectors.transport.bounded_json import parse_json
 from connectors.transport.sse import Event
+from connectors.transport.token_usage import StreamedUsage
 
-_HEADER_KEYS = ("id", "created", "model", "system_fingerprint", "service_tier")
+_HEADER_KEYS = ("id", "created", "model", "system_fingerprint")
 
 
 def assemble_completion(events: Iterable[Event]) -> dict[str, Any]:
@@ -77,7 +78,7 @@ class _Stream:
 
     def __init__(self, object_name: str) -> None:
         self.header: dict[str, Any] = {"object": object_name}
-        self.usage: Any = None
+        self._usage = StreamedUsage()
         self.error: dict[str, Any] | None = None
         self._chunk_count = 0
         self._has_end_marker = False
@@ -96,9 +97,16 @@ class _Stream:
             for key in _HEADER_KEYS:
                 if self.header.get(key) is None and chunk.get(key) is not None:
                     self.header[key] = chunk[key]
-            if isinstance(chunk.get("usage"), dict):
-                self.usage = chunk["usage"]
+            if chunk.get("service_tier") is not None:
+                # The first chunks may repeat the tier that the request names.
+                self.header["service_tier"] = chunk["service_tier"]
+            self._usage.add(chunk)
             yield chunk
+
+    @property
+    def usage(self) -> dict[str, Any] | None:
+        """The usage of the whole stream; None without any."""
+        return self._usage.total()
 
     def check_end(self, has_finish_reason: bool) -> None:
         """Accept either sign of the end: some servers never send `[DONE]`, some no finish_reason."""

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -12,7 +13,7 @@ from connectors.contracts import MalformedReply
 from connectors.records import Reply, RowError, Usage
 from connectors.transport.reply_body import error_in_body, excerpt, parse_json_events, parse_object
 from connectors.transport.sse import is_event_stream
-from connectors.transport.token_usage import parse_count
+from connectors.transport.token_usage import token_usage, usage_counts
 
 TEXT_FORMATS = frozenset({"text", "srt", "vtt"})
 """The formats whose replies are not JSON."""
@@ -91,14 +92,9 @@ def transcript_usage(reply: Reply, response_format: str, seconds: float | None) 
     if response_format in TEXT_FORMATS:
         return Usage(audio_seconds=seconds)
     body = _from_events(reply.body) if is_event_stream(reply.body) else parse_object(reply.body)
-    counts = body.get("usage")
-    counts = counts if isinstance(counts, dict) else {}
-    billed, duration = _length(counts.get("seconds")), _length(body.get("duration"))
-    return Usage(
-        input_tokens=parse_count(counts.get("input_tokens")),
-        output_tokens=parse_count(counts.get("output_tokens")),
-        audio_seconds=next((each for each in (billed, duration, seconds) if each is not None), None),
-    )
+    billed, duration = _length(usage_counts(body).get("seconds")), _length(body.get("duration"))
+    length = next((each for each in (billed, duration, seconds) if each is not None), None)
+    return replace(token_usage(body, None), audio_seconds=length)
 
 
 def transcript_text(answer: bytes, response_format: str) -> str:

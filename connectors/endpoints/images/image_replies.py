@@ -3,6 +3,7 @@
 import base64
 import binascii
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -13,7 +14,7 @@ from connectors.media.file_types import HEAD_BYTES, detect_type
 from connectors.records import Reply, RowError, Usage, compact_copy
 from connectors.transport.reply_body import error_in_body, parse_json_events, parse_object
 from connectors.transport.sse import is_event_stream
-from connectors.transport.token_usage import parse_count
+from connectors.transport.token_usage import token_usage
 
 
 def stored_answer(reply: Reply) -> bytes | RowError:
@@ -48,14 +49,8 @@ def stored_answer(reply: Reply) -> bytes | RowError:
 def image_usage(reply: Reply) -> Usage:
     """Return the number of pictures, and the tokens that the reply reports."""
     body = _parse_body(reply.body)
-    counts = body.get("usage")
-    counts = counts if isinstance(counts, dict) else {}
     entries = body.get("data")
-    return Usage(
-        input_tokens=parse_count(counts.get("input_tokens")),
-        output_tokens=parse_count(counts.get("output_tokens")),
-        images=len(entries) if isinstance(entries, list) else None,
-    )
+    return replace(token_usage(body, None), images=len(entries) if isinstance(entries, list) else None)
 
 
 def expiring_urls(answer: bytes) -> Sequence[str]:

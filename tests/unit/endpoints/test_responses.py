@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,8 +261,16 @@ def test_a_repair_request_follows_the_input() -> None:
         ("responses-text-input.json", "In a peaceful grove", Usage(36, 0, 87, 0, model_version="gpt-5.4")),
         ("responses-image-input.json", "The image depicts", Usage(328, 0, 52, 0, model_version="gpt-5.4")),
         ("responses-reasoning.json", "The classic", Usage(81, 0, 1035, 832, model_version="o1-2024-12-17")),
-        ("responses-web-search.json", "As of today", Usage(328, 0, 356, 0, model_version="gpt-5.4")),
-        ("responses-file-search.json", "The attributes", Usage(18307, 0, 348, 0, model_version="gpt-5.4")),
+        (
+            "responses-web-search.json",
+            "As of today",
+            Usage(328, 0, 356, 0, model_version="gpt-5.4", hosted_calls=(("web_search", 1),)),
+        ),
+        (
+            "responses-file-search.json",
+            "The attributes",
+            Usage(18307, 0, 348, 0, model_version="gpt-5.4", hosted_calls=(("file_search", 1),)),
+        ),
         ("responses-file-input.json", "The file seems", Usage(8438, 0, 398, 0, model_version="gpt-5.4")),
     ],
 )
@@ -272,10 +281,11 @@ def test_a_recorded_response_gives_its_text_and_usage(name: str, begins: str, us
     assert row["ask"].startswith(begins)
     actual = endpoint.usage([request_of(endpoint)], reply(recorded(name)))
     cached = usage.cached_tokens if b"cached_tokens" in recorded(name) else None
-    assert actual == Usage(
-        usage.input_tokens, cached, usage.output_tokens, usage.reasoning_tokens,
-        model_version=usage.model_version, finish_reason="stop",
-    )  # fmt: skip
+    tier = "default" if b"service_tier" in recorded(name) else None
+    writes = 0 if b"cache_write_tokens" in recorded(name) else None
+    assert actual == replace(
+        usage, cached_tokens=cached, cache_write_tokens=writes, finish_reason="stop", service_tier=tier
+    )
 
 
 def test_function_calls_become_the_column_of_calls() -> None:
