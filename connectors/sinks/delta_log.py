@@ -48,13 +48,15 @@ def writer_properties(schema: pa.Schema) -> "WriterProperties":
     """Return how data files are written."""
     from deltalake import ColumnProperties, WriterProperties
 
-    texts = delta_types.text_columns(schema)
+    columns = {name: ColumnProperties(dictionary_enabled=True) for name in delta_types.text_columns(schema)}
+    for name in delta_types.inexact_columns(schema):
+        columns[name] = ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE")
     return WriterProperties(
         compression="ZSTD",
         compression_level=3,
         # A dictionary on vectors costs a factor of three in time.
         default_column_properties=ColumnProperties(dictionary_enabled=False),
-        column_properties={name: ColumnProperties(dictionary_enabled=True) for name in texts},
+        column_properties=columns,
     )
 
 

@@ -261,7 +261,10 @@ class DeltaTables:
         )
 
     def _same_key(self, equal: Literal["=", "is not distinct from"]) -> str:
-        return " and ".join(f"(old.{identifier(name)} {equal} new.{identifier(name)})" for name in self._key)
+        # By `=` deltalake skips files whose statistics exclude a key, and those of long decimals are inexact.
+        inexact = delta_types.inexact_columns(self._schemas["results"])
+        operators = {name: "is not distinct from" if name in inexact else equal for name in self._key}
+        return " and ".join(f"(old.{identifier(name)} {operators[name]} new.{identifier(name)})" for name in self._key)
 
     def _commit_errors(self, commit: Commit) -> None:
         failed_keys = commit.errors.select(self._key)

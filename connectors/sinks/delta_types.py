@@ -6,6 +6,9 @@ import pyarrow as pa
 
 from connectors.errors import JobError
 
+MAX_EXACT_DIGITS = 15
+"""deltalake writes the least and the greatest decimal of a data file as floating-point numbers."""
+
 # Delta has no unsigned numbers.
 _UNSIGNED = {
     pa.uint8(): pa.int16(),
@@ -42,6 +45,15 @@ def same_columns(one: pa.Schema, other: pa.Schema) -> bool:
     """Whether both have the same columns; the names of list elements do not matter."""
     return one.names == other.names and all(
         _unnamed(field.type) == _unnamed(counterpart.type) for field, counterpart in zip(one, other, strict=True)
+    )
+
+
+def inexact_columns(schema: pa.Schema) -> frozenset[str]:
+    """Return the columns for which the log would have inexact statistics: decimals of many digits."""
+    return frozenset(
+        field.name
+        for field in schema
+        if pa.types.is_decimal128(field.type) and field.type.precision > MAX_EXACT_DIGITS
     )
 
 

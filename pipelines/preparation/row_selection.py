@@ -6,7 +6,7 @@ Fingerprints and comparison are SQL, so that values of finished rows never reach
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -35,6 +35,9 @@ CHUNK_BYTES = 4 << 20
 
 LARGE_VALUE_CHARACTERS = 65_536
 """A longer value enters the row's fingerprint as its digest."""
+
+CONTENT_KEY_PREFIX = "r"
+"""Of the key of a job without one; earlier versions wrote a digest that depended on the order of columns."""
 
 MARK_BATCH_PATHS = 10_000
 """Paths whose files are checked in one batch."""
@@ -93,8 +96,11 @@ class RowSelection:
     _is_sink_loaded: bool = False
     _sink_rows: int = 0
     """Rows in the sink's results and errors."""
+    _is_restricted: bool = False
     _unfinished: int | None = None
     """Unfinished rows, stored in a file so that the second pass compares nothing again; None: not stored."""
+    _has_old_content_keys: bool = False
+    """Whether the sink has rows of a job without a key by the digest of earlier versions."""
     _parts: list[str] = field(default_factory=list)
     """The parts of the sink's results. Rows refer to a part by its position (from 1), which takes less memory."""
     _marks: list[str] = field(default_factory=list)
@@ -147,9 +153,25 @@ class RowSelection:
                 "add a column to the key, or leave the key out",
             )
 
+    def restrict(self, keys: Iterable[str]) -> None:
+        """Process only the rows with these keys (as text)."""
+        pq.write_table(pa.table({"_key": pa.array(keys, pa.string())}), self._stored_path("restricted"))
+        self._is_restricted = True
+
+    def query(self, sql: str, columns: Sequence[str]) -> pa.Table:
+        """Run a query over `rows`: `_key` (text) and these columns of every row of the source.
+
+        DataError if a value breaks the query.
+        """
+        try:
+            return self.reader.cursor().sql(sql.format(rows=self._with_key_sql(columns))).to_arrow_table()
+        except duckdb.Error as exc:
+            raise DataError(("source",), first_line(exc), "fix the data, or exclude the row with `where`") from exc
+
     def load_sink_state(self, sink: Sink | None) -> None:
         """Load the keys, fingerprints and errors of the sink; None: treat it as empty."""
         self._is_sink_loaded, self._sink_rows, self._unfinished = sink is not None, 0, None
+        self._has_old_content_keys = False
         if sink is None:
             return
         names = self.key_schema.names
@@ -182,6 +204,10 @@ class RowSelection:
             counted = db.execute(f"select count(*) from {sink.errors_sql()} where {nulls}").fetchone()
             self.rejects_there = int(counted[0]) if counted else 0
             sink.detach(db)
+            if not self.reader.key:
+                stored = " union all ".join(f"select _key from {self._stored_table_sql(table)}" for table in _TABLES)
+                old = f"select 1 from ({stored}) where not starts_with(_key, {literal(CONTENT_KEY_PREFIX)}) limit 1"
+                self._has_old_content_keys = bool(db.execute(old).fetchall())
 
     def counts(self, retried: frozenset[str] = frozenset()) -> RowCounts:
         """Count the rows by state in one pass; `retried` error classes do not count as failed before."""
@@ -278,11 +304,10 @@ class RowSelection:
         parts = ", ".join(self._fingerprint_part(name) for name in sorted({*self.used, *self.carried}))
         constant = literal(self.digest.hex() + json.dumps([sorted(self.used), list(self.carried)]))
         if reader.key:
-            key, source = key_text(reader.key), reader.chosen()
+            # With the types of the tables, whose keys have the same text.
+            key, source = key_text(reader.key, reader.column), reader.chosen()
         else:
-            content = ", ".join(_length_prefixed(reader.text(name)) for name in reader.schema.names)
-            key = "_row_content || '-' || row_number() over (partition by _row_content)"
-            source = f"(select *, md5(concat({content})) as _row_content from {reader.chosen()})"
+            key, source = "_row_identity", self._with_content_key_sql()
             made = f"{key} as {identifier(ROW_KEY)}, {made}"
         marks = "".join(
             f" left join read_parquet({literal(self._marks_path(name))}) as {identifier('_marks_' + name)} "
@@ -292,6 +317,25 @@ class RowSelection:
         fingerprint = f"md5(concat({', '.join(filter(None, (constant, parts)))}))"
         inner = f"select {made}{key} as _key, {fingerprint} as _row_fingerprint from {source}{marks}"
         return f"({inner})"
+
+    def _with_content_key_sql(self) -> str:
+        """SQL of the rows with `_row_identity`: a digest of their content, and which of the equal rows it is.
+
+        The order of columns is no part of it. Rows that the sink has under the digest of an earlier version keep that.
+        """
+        names, text = self.reader.schema.names, self.reader.text
+        digests = f"{_content_digest(map(text, sorted(names)))} as _row_content"
+        if self._has_old_content_keys:
+            digests += f", {_content_digest(map(text, names))} as _row_old_content"
+        rows = f"(select *, {digests} from {self.reader.chosen()})"
+        number = "row_number() over (partition by _row_content)"
+        identity = f"{literal(CONTENT_KEY_PREFIX)} || _row_content || '-' || {number}"
+        if not self._has_old_content_keys:
+            return f"(select *, {identity} as _row_identity from {rows})"
+        rows = f"(select *, {identity} as _row_new, _row_old_content || '-' || {number} as _row_old from {rows})"
+        stored = " union ".join(f"select _key as _row_stored from {self._stored_table_sql(table)}" for table in _TABLES)
+        identity = "coalesce(_row_stored, _row_new) as _row_identity"
+        return f"(select *, {identity} from {rows} left join ({stored}) on _row_stored = _row_old)"
 
     def _fingerprint_part(self, name: str) -> str:
         text = _length_prefixed(self.reader.text(name))
@@ -303,6 +347,8 @@ class RowSelection:
     def _with_status_sql(self, columns: Sequence[str]) -> str:
         """SQL of the rows with `_status`, `_class`, `_part` (its position) and `_in_errors`."""
         keyed = self._with_key_sql(columns)
+        if self._is_restricted:
+            keyed = f"(select * from {keyed} semi join {self._stored_table_sql('restricted')} using (_key))"
         if not self._is_sink_loaded:
             none = "cast(null as INTEGER) as _part, false as _in_errors, cast(null as VARCHAR) as _class"
             return f"(select *, {none}, 'new' as _status from {keyed})"
@@ -370,11 +416,11 @@ def file_mark(text: str, workspace: Path) -> str:
     return f"{found.st_size}@{found.st_mtime_ns}"
 
 
-def key_text(names: Sequence[str]) -> str:
-    """SQL of a key as text: the value of one column, or the JSON array of several."""
-    if len(names) == 1:
-        return f"cast({identifier(names[0])} as VARCHAR)"
-    return f"cast(json_array({identifier_list(names)}) as VARCHAR)"
+def key_text(names: Sequence[str], column: Callable[[str], str] = identifier) -> str:
+    """SQL of a key as text: the value of one column, or the JSON array of several; `column`: SQL of a column."""
+    values = [column(name) for name in names]
+    value = values[0] if len(values) == 1 else f"json_array({', '.join(values)})"
+    return f"cast({value} as VARCHAR)"
 
 
 def _is_one_of(column: str, values: Iterable[str]) -> str:
@@ -385,6 +431,11 @@ def _is_one_of(column: str, values: Iterable[str]) -> str:
 def _fingerprint_number(fingerprint: str) -> str:
     """SQL of the first 8 bytes of a hex fingerprint as a number: enough to compare two fingerprints of one row."""
     return f"cast('0x' || left({fingerprint}, 16) as UBIGINT)"
+
+
+def _content_digest(texts: Iterable[str]) -> str:
+    """SQL of a digest over all values of a row."""
+    return f"md5(concat({', '.join(map(_length_prefixed, texts))}))"
 
 
 def _length_prefixed(text: str) -> str:
