@@ -15,6 +15,7 @@ from connectors.errors import INTERRUPTED_QUERY, JobError, RowmillError, did_you
 from pipelines.monitoring.json_log import DEFECT_MESSAGE, print_defect, print_problem, wants_json_log
 from pipelines.runtime.child_process import exit_with_parent
 from pipelines.runtime.event_loop import reduce_gc
+from pipelines.runtime.standard_streams import lost_output, protect_standard_streams
 
 COMMANDS = {
     "run": "pipelines.commands.run",
@@ -79,12 +80,17 @@ M_ARENA_MAX = -8
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    protect_standard_streams()
     reduce_gc()
     _reduce_memory()
     signal.signal(signal.SIGTERM, _raise_interrupt)
     sys.unraisablehook = _exit_on_interrupt
     exit_with_parent()
-    sys.exit(exit_code_of(arguments))
+    code = exit_code_of(arguments)
+    if (problem := lost_output()) is not None:
+        print_problem(problem, wants_json_log(sys.argv[1:] if arguments is None else arguments))
+        code = code or 3
+    sys.exit(code)
 
 
 def _reduce_memory() -> None:
@@ -119,6 +125,10 @@ def exit_code_of(arguments: Sequence[str] | None = None) -> int:
         return 130
     except KeyboardInterrupt:
         return 130
+    except click.exceptions.NoArgsIsHelpError as exc:
+        # A missing command is a mistake, but its help is what was asked for.
+        click.echo(exc.format_message())
+        return 2
     except click.UsageError as exc:
         where = "rowmill" if exc.ctx is None else exc.ctx.command_path
         message = f"{where}: {exc.format_message().rstrip('.')}; see {where} --help"
@@ -132,9 +142,6 @@ def exit_code_of(arguments: Sequence[str] | None = None) -> int:
     except RowmillError as exc:
         print_problem(str(exc), as_json)
         return exc.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
     except OSError as exc:
         error = from_os_error(exc)
         print_problem(str(error), as_json)
