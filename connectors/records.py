@@ -38,6 +38,7 @@ ErrorClass = Literal[
     "unknown",
     "quota",
     "access_denied",
+    "setup",
     "budget",
 ]
 
@@ -49,7 +50,7 @@ TRANSIENT_ERROR_CLASSES: frozenset[str] = frozenset(
 )
 """Transient failures: the request is sent again, at most `retry.attempts` times (rate_limit uses no attempt)."""
 
-FATAL_ERROR_CLASSES: frozenset[str] = frozenset({"quota", "access_denied"})
+FATAL_ERROR_CLASSES: frozenset[str] = frozenset({"quota", "access_denied", "setup"})
 """Failures that every further request would have too: the run stops."""
 
 

@@ -8,6 +8,7 @@ from math import isfinite
 from aiohttp import web
 
 from connectors.emulator.api import ApiError
+from connectors.emulator.error_bodies import ERROR_REPLIES
 from connectors.emulator.rate_limits import wait_headers
 
 FAULT = web.RequestKey("rowmill_fault", str)
@@ -34,13 +35,13 @@ STATUSES: dict[str, tuple[str, str, str | None]] = {
 
 QUOTA = "You exceeded your current quota, please check your plan and billing details."
 
-FAULTS_BEFORE_ANSWER = frozenset({*STATUSES, "quota", "hang", "dropped", "html", "empty"})
+FAULTS_BEFORE_ANSWER = frozenset({*STATUSES, *ERROR_REPLIES, "quota", "hang", "dropped", "html", "empty"})
 """Kinds that need no answer from the endpoint."""
 
 FAULTS_IN_ANSWER = frozenset({"hang-body", "truncated", "malformed"})
 """Kinds that corrupt the regular answer."""
 
-KINDS = (*STATUSES, "quota", "hang", "hang-body", "truncated", "malformed", "empty", "html", "dropped")
+KINDS = (*STATUSES, "quota", *ERROR_REPLIES, "hang", "hang-body", "truncated", "malformed", "empty", "html", "dropped")
 
 RETRY_AFTER_SECONDS = 0.1
 """The wait that an injected 429 asks for."""
@@ -80,6 +81,8 @@ async def fail_before(kind: str, request: web.Request) -> web.StreamResponse:
         await asyncio.Event().wait()
     if kind == "dropped":
         return drop(request)
+    if kind in ERROR_REPLIES:
+        return ERROR_REPLIES[kind].response()
     message, type_, code = STATUSES[kind]
     raise ApiError(
         int(kind), message, type=type_, code=code, headers=wait_headers(RETRY_AFTER_SECONDS) if kind == "429" else None

@@ -1,34 +1,18 @@
-"""Error replies, Retry-After and rate-limit headers of providers."""
+"""Error replies of providers, whatever their shape, and rate-limit headers."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
-from functools import lru_cache
 from math import isfinite
 from typing import Any
 
 import orjson
 
-from connectors.records import ErrorClass, Reply, RowError
+from connectors.records import Reply, RowError
 from connectors.transport.bounded_json import parse_json
+from connectors.transport.fault_table import fault_class
+from connectors.transport.stated_waits import parse_duration
 
-_CONTENT_FILTER = re.compile(
-    r"content[_ ]?(filter|policy|management)|responsible_?ai|content_violation|safety_block", re.I
-)
-_QUOTA_CODES = frozenset(
-    {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "insufficient_funds", "quota_exceeded"}
-)
-_CLASS_BY_STATUS: Mapping[int, ErrorClass] = {
-    401: "access_denied",
-    402: "quota",
-    403: "access_denied",
-    408: "timeout",
-    409: "server",
-    429: "rate_limit",
-}
-"""Any other 4xx is bad_request, any status from 500 on is server."""
 _STATUS_BY_CODE: Mapping[str, int] = {
     "rate_limit_exceeded": 429,
     "rate_limit_error": 429,
@@ -65,9 +49,30 @@ _STATUS_BY_CODE: Mapping[str, int] = {
     ),
 }
 """Code or type of an error in a reply with status 200 -> the status that it should have had."""
-_TRANSIENT: frozenset[ErrorClass] = frozenset({"timeout", "server"})
 _MAX_EXCERPT_CHARACTERS = 200
-_YEAR_S = 365 * 86400.0
+_MAX_NESTING = 5
+"""Error objects within error objects: a gateway quotes what the provider behind it has replied."""
+_ERROR_KEYS = ("error", "errors", "detail", "Error", "fault")
+_MESSAGE_KEYS = ("message", "msg", "error_message", "errorMessage", "detail", "error_msg", "Message", "description")
+_CODE_KEYS = (
+    "code",
+    "type",
+    "status",
+    "error_type",
+    "errorType",
+    "error_code",
+    "err_code",
+    "__type",
+    "reason",
+    "error",
+)
+_GENERIC_MESSAGE = re.compile(
+    r"(the )?(upstream |provider |server )?(returned )?(an? )?(upstream |provider )?(error|bad request"
+    r"|request failed)[.!]?"
+    r"( from (the )?(provider|upstream))?|provider returned error.*|upstream (request|error).*",
+    re.I,
+)
+"""A gateway's words, which name no fault: what it quotes is the message."""
 
 
 def row_error(reply: Reply) -> RowError:
@@ -76,17 +81,26 @@ def row_error(reply: Reply) -> RowError:
         return _redirect_error(reply)
     body = _parse_or_none(reply.body)
     error = _error_object(body)
-    message, kind, code, param = (_text_or_json(error.get(key)) for key in ("message", "type", "code", "param"))
-    inner = _inner_error(error)
+    levels = list(_levels(error))
+    message = _message(levels) or _plain_excerpt(reply.body, reply.status)
+    kind, code = (_text_or_json(error.get(key)) for key in ("type", "code"))
+    param = _text_or_json(error.get("param")) or _location(error)
+    inner_codes = [found for level in levels for found in _codes(level)]
     if code is None:
-        code = _text_or_json(inner.get("code"))
+        code = next((one for level in levels[1:] if (one := _text_or_json(level.get("code"))) is not None), None)
     rest = {key: value for key, value in error.items() if key not in ("message", "type", "code", "param")}
-    status = reply.status if reply.status >= 300 else _status_in_body(error, body, code, kind)
-    codes = tuple(each.lower() for each in (code, kind, _text_or_json(inner.get("code"))) if each)
+    stated = reply.status if reply.status >= 300 else _status_in_body(error, body, code, kind)
     return RowError(
-        error_class=_error_class(status, codes, reply.headers.get("x-should-retry")),
-        message=message or _plain_excerpt(reply.body, reply.status),
-        http_status=reply.status,
+        error_class=fault_class(
+            stated or reply.status,
+            inner_codes,
+            message,
+            param=param,
+            has_error_object=bool(error),
+            should_retry=reply.headers.get("x-should-retry"),
+        ),
+        message=message,
+        http_status=stated or 500,
         type=kind,
         param=param,
         code=code,
@@ -105,32 +119,6 @@ def is_error_body(body: Any) -> bool:
 def request_id(headers: Mapping[str, str]) -> str | None:
     """Return the provider's id of this exchange; None without one."""
     return headers.get("x-request-id") or headers.get("request-id") or headers.get("apim-request-id")
-
-
-def retry_after_seconds(headers: Mapping[str, str], now: float) -> float | None:
-    """Return the seconds to wait before the next request, at most a year; None if no header gives them.
-
-    `now`: seconds since 1970.
-    """
-    seconds = _parse_retry_after(headers, now)
-    return None if seconds is None else min(max(0.0, seconds), _YEAR_S)
-
-
-def _parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
-        return milliseconds / 1000
-    value = headers.get("retry-after")
-    if value is None:
-        return None
-    if (seconds := _number(value)) is not None:
-        return seconds
-    try:
-        # A date without a zone is in UTC, as in HTTP.
-        date = parsedate_to_datetime(value)
-        timestamp = date.timestamp() if date.tzinfo else date.replace(tzinfo=UTC).timestamp()
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return timestamp - now
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,20 +166,6 @@ def _redirect_error(reply: Reply) -> RowError:
     return RowError("access_denied", message, reply.status, request_id=request_id(reply.headers))
 
 
-def _error_class(status: int, codes: tuple[str, ...], should_retry: str | None) -> ErrorClass:
-    if any(_CONTENT_FILTER.search(code) for code in codes):
-        return "content_filter"
-    if status in (403, 429) and not _QUOTA_CODES.isdisjoint(codes):
-        return "quota"
-    default: ErrorClass = _CLASS_BY_STATUS.get(status, "server" if status >= 500 else "bad_request")
-    # OpenAI states whether the same request can succeed later; that overrides the status.
-    if should_retry == "true" and default == "bad_request":
-        return "server"
-    if should_retry == "false" and default in _TRANSIENT:
-        return "bad_request"
-    return default
-
-
 def _parse_or_none(body: bytes) -> Any:
     try:
         return parse_json(body)
@@ -203,32 +177,122 @@ def _error_object(body: Any) -> dict[str, Any]:
     """Return the object with the message, wherever a server puts it; empty without one."""
     if isinstance(body, list) and body:
         body = body[0]
+    if isinstance(body, str) and body.lstrip()[:1] == "{":
+        body = _parse_or_none(body.encode(errors="replace"))
     if not isinstance(body, dict):
         return {}
-    for key in ("error", "errors", "detail"):
+    for key in _ERROR_KEYS:
         value = body.get(key)
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            # FastAPI: [{"loc": [...], "msg": ...}, ...]
-            return {"message": _text_or_json(value[0].get("message") or value[0].get("msg")), key: value}
+        if isinstance(value, list) and value and isinstance(value[0], dict | str):
+            return {"message": _list_message(value), key: value}
         if isinstance(value, dict):
             return value
         if isinstance(value, str) and value:
-            return {"message": value, **{name: other for name, other in body.items() if name != key}}
-    return body if isinstance(body.get("message"), str) else {}
+            others = {name: other for name, other in body.items() if name != key}
+            # Some send a word under `error` and the sentence next to it.
+            sentence = next(
+                (body[name] for name in _MESSAGE_KEYS if name != key and isinstance(body.get(name), str)), None
+            )
+            if sentence and not re.search(r"\s", value):
+                return {**others, "message": sentence, "code": others.get("code", value)}
+            return {**others, "message": value}
+    return body if any(body.get(name) for name in _MESSAGE_KEYS) else {}
 
 
-def _inner_error(error: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return Azure's `innererror`, which has the reason."""
-    inner = error.get("innererror") or error.get("inner_error")
-    return inner if isinstance(inner, dict) else {}
+def _list_message(entries: list[Any]) -> str | None:
+    """Return the message of the first of several errors; FastAPI: [{"loc": ["body", "model"], "msg": ...}, ...]."""
+    first = entries[0]
+    if isinstance(first, str):
+        return first or None
+    message = next((_text_or_json(first[key]) for key in _MESSAGE_KEYS if first.get(key)), None)
+    place = _place(first)
+    return f"{place}: {message}" if place and message else message
 
 
-def _status_in_body(error: Mapping[str, Any], body: Any, code: str | None, kind: str | None) -> int:
-    """Return the status that a 2xx reply with an error should have had; 500 if unknown."""
+def _place(entry: Mapping[str, Any]) -> str | None:
+    """Return the key of the body that FastAPI's `loc` names."""
+    loc = entry.get("loc")
+    return ".".join(str(part) for part in loc if part != "body") or None if isinstance(loc, list) else None
+
+
+def _location(error: Mapping[str, Any]) -> str | None:
+    """Return the key of the request's body that a validation error names."""
+    for level in _levels(error):
+        for key in ("detail", "errors", "error"):
+            entries = level.get(key)
+            if isinstance(entries, list) and entries and isinstance(entries[0], dict) and (place := _place(entries[0])):
+                return place
+    return None
+
+
+def _levels(error: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the error object, then those within it: Azure's `innererror`, what a gateway quotes, JSON in a message."""
+    level: dict[str, Any] | None = error or None
+    for _ in range(_MAX_NESTING):
+        if level is None:
+            return
+        yield level
+        level = _nested(level)
+
+
+def _nested(error: Mapping[str, Any]) -> dict[str, Any] | None:
+    metadata = error.get("metadata")
+    quoted = metadata.get("raw") if isinstance(metadata, dict) else None
+    for value in (error.get("innererror"), error.get("inner_error"), quoted, error.get("message"), error.get("error")):
+        parsed = _quoted_json(value) if isinstance(value, str) else value
+        if isinstance(parsed, dict | list) and parsed:
+            # An inner error may have a code alone.
+            return _error_object(parsed) or (parsed if isinstance(parsed, dict) and _codes(parsed) else None)
+        if value is quoted and isinstance(value, str) and value.strip():
+            return {"message": value.strip()}
+    return None
+
+
+def _quoted_json(text: str) -> Any:
+    """Return the JSON that a message consists of, or ends with after a few words of a gateway; else None."""
+    start = min((place for place in (text.find("{"), text.find("[{")) if place >= 0), default=-1)
+    if start < 0 or start > 200 or not text.rstrip().endswith(("}", "]")):
+        return None
+    return _parse_or_none(text[start:].encode(errors="replace"))
+
+
+def _message(levels: list[dict[str, Any]]) -> str | None:
+    """Return the innermost message, unless an outer one says more than that something failed."""
+    texts = [
+        text
+        for level in levels
+        if (
+            text := next((one for key in _MESSAGE_KEYS if isinstance(one := level.get(key), str) and one.strip()), None)
+        )
+    ]
+    for text in texts:
+        if not _GENERIC_MESSAGE.fullmatch(text.strip()) and _quoted_json(text) is None:
+            return text
+    return (
+        texts[-1]
+        if texts
+        else next((_text_or_json(level[key]) for level in levels for key in _MESSAGE_KEYS if level.get(key)), None)
+    )
+
+
+def _codes(error: Mapping[str, Any]) -> list[str]:
+    """Return codes, types and reasons of an error object; a sentence is none."""
+    found = [str(error[key]) for key in _CODE_KEYS if isinstance(error.get(key), str | int) and error[key]]
+    details = error.get("details")
+    if isinstance(details, list):
+        found += [str(entry["reason"]) for entry in details if isinstance(entry, dict) and entry.get("reason")]
+    metadata = error.get("metadata")
+    if isinstance(metadata, dict) and isinstance(metadata.get("error_type"), str):
+        found.append(metadata["error_type"])
+    return [code for code in found if not re.search(r"\s", code)]
+
+
+def _status_in_body(error: Mapping[str, Any], body: Any, code: str | None, kind: str | None) -> int | None:
+    """Return the status that a 2xx reply with an error should have had; None if unknown."""
     for value in (error.get("code"), error.get("status"), error.get("status_code")):
         if isinstance(value, int | str) and re.fullmatch(r"[45]\d\d", str(value)):
             return int(value)
-    return next((_STATUS_BY_CODE[word] for word in (code, kind) if word is not None and word in _STATUS_BY_CODE), 500)
+    return next((_STATUS_BY_CODE[word] for word in (code, kind) if word is not None and word in _STATUS_BY_CODE), None)
 
 
 def _text_or_json(value: Any) -> str | None:
@@ -263,21 +327,8 @@ def _count(text: str | None, minimum: int) -> int | None:
     return int(value) if value is not None and value >= minimum else None
 
 
-_UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9, "": 1.0}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:d|h|ms|m|s|us|µs|ns))+|\d+(?:\.\d+)?")
-_PART = re.compile(r"(\d+(?:\.\d+)?)([a-zµ]*)")
-
-
 def _duration(text: str | None) -> float | None:
-    return None if text is None else _parse_duration(text)
-
-
-@lru_cache(maxsize=1024)
-def _parse_duration(text: str) -> float | None:
-    """Return the seconds of `6m0s`, `20ms`, `1.5s` or `7`; None for anything else."""
-    if not _DURATION.fullmatch(text.strip()):
-        return None
-    return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+    return None if text is None else parse_duration(text)
 
 
 def _smaller(a: int | None, b: int | None) -> int | None:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from connectors.contracts import MalformedReply
 from connectors.records import NO_USAGE, ROW_ERROR_CLASSES, Reply, RowError, Usage, record
 from connectors.transport.client import RequestError
-from connectors.transport.error_replies import request_id, retry_after_seconds, row_error
+from connectors.transport.error_replies import request_id, row_error
+from connectors.transport.stated_waits import stated_wait
 from pipelines.dispatch.request_types import RequestGroup
 from pipelines.ledger.entries import AnswerRecord, PendingExchange, SettledExchange
 from pipelines.pricing.prices import Price, cost
@@ -25,7 +26,7 @@ class ExchangeOutcome:
 
     def retry_after(self, now: float) -> float | None:
         """Return the seconds after which the provider wants to be asked again; `now`: seconds since 1970."""
-        return None if self.reply is None else retry_after_seconds(self.reply.headers, now)
+        return None if self.reply is None or self.error is None else stated_wait(self.reply, now)
 
     @property
     def has_found_no_server(self) -> bool:

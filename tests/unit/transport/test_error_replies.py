@@ -13,9 +13,9 @@ from connectors.transport.error_replies import (
     RateHeaders,
     is_error_body,
     parse_rate_headers,
-    retry_after_seconds,
     row_error,
 )
+from connectors.transport.stated_waits import retry_after_seconds
 
 
 def error_of(status: int, body: Any, **headers: str) -> RowError:
@@ -38,7 +38,7 @@ def error(message: str = "no", **more: Any) -> dict[str, Any]:
         (401, "invalid_api_key", "access_denied"),
         (402, None, "quota"),
         (403, None, "access_denied"),
-        (404, "model_not_found", "bad_request"),
+        (404, "model_not_found", "setup"),
         (408, None, "timeout"),
         (409, None, "server"),
         (413, None, "bad_request"),
