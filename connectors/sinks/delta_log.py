@@ -39,6 +39,14 @@ def create(uri: str, schema: pa.Schema) -> None:
     DeltaTable.create(uri, schema, storage_options=_storage_options(uri))
 
 
+def add_columns(table: "DeltaTable", columns: Sequence[pa.Field]) -> None:
+    """Add columns, which are null in the existing rows."""
+    from deltalake import Schema
+
+    if columns:
+        table.alter.add_columns(list(Schema.from_arrow(pa.schema(columns)).fields))
+
+
 def schema_of(table: "DeltaTable") -> pa.Schema:
     """Return the table's columns."""
     return pa.schema(table.schema().to_arrow())

@@ -19,7 +19,7 @@ from connectors.sql import identifier, literal_list
 from connectors.storage import object_store
 from connectors.tables.parquet_parts import matching_rows, rows_without_key
 from connectors.tables.schema_checks import check_column_names, column_types, schema_mismatch
-from connectors.tables.schemas import failure_names, usage_schema
+from connectors.tables.schemas import failure_names, missing_usage_columns, usage_schema
 from connectors.tables.table_folder import FILES, TABLES, TableFolder, folder_identity, folder_location
 
 if TYPE_CHECKING:
@@ -116,6 +116,8 @@ class DeltaTables:
             for table in TABLES:
                 if self._open(table) is None:
                     self._create(table)
+            usage = self._table("usage")
+            delta_log.add_columns(usage, missing_usage_columns(delta_log.schema_of(usage).names))
 
     def results_sql(self) -> str:
         return f"(select *, 'results' as _part from {self._relation('results')})"
@@ -212,6 +214,8 @@ class DeltaTables:
                 "remove the feature from the table, or write to another sink (--sink PATH)",
             )
         schema, expected = delta_log.schema_of(table), self._schemas[name]
+        if name == "usage":
+            schema = pa.schema([*schema, *missing_usage_columns(schema.names)])
         if columns and not delta_types.same_columns(schema, expected):
             found, wanted = column_types(schema), column_types(expected)
             raise schema_mismatch(self._folder.name, f"its {name} have", found, wanted, name == "usage")
@@ -221,13 +225,17 @@ class DeltaTables:
         with self._delta_errors():
             table = self._table(name)
             files = self._data_files(name, table)
-        if files:
+        if files and name != "usage":
             return f"(select * from read_parquet({literal_list(files)}))"
         with duckdb.connect() as db:
             db.register("empty", delta_log.schema_of(table).empty_table())
             described = db.execute("describe empty").fetchall()
         nulls = ", ".join(f"cast(null as {kind}) as {identifier(name)}" for name, kind, *_ in described)
-        return f"(select {nulls} where false)"
+        columns = f"select {nulls} where false"
+        if not files:
+            return f"({columns})"
+        # Older files of the usage table lack its last columns.
+        return f"({columns} union all by name select * from read_parquet({literal_list(files)}, union_by_name = true))"
 
     def _data_files(self, name: str, table: "DeltaTable") -> list[str]:
         """Paths or URLs. Delta returns them percent-encoded; the files of an unpartitioned table are in one folder."""

@@ -17,7 +17,7 @@ from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.errors import DataError, Stopped
 from connectors.sql import QUERY_MEMORY_LIMIT, first_line, identifier, identifier_list, literal
 from connectors.tables.schema_checks import check_column_names, check_folder, path_occupied, schema_mismatch
-from connectors.tables.schemas import failure_names, usage_schema
+from connectors.tables.schemas import failure_names, missing_usage_columns, usage_schema
 
 FIRST_WAIT_SECONDS = 0.05
 """Before a file that another program holds is tried again; doubled each time."""
@@ -124,6 +124,7 @@ class DuckdbTables:
             for table, schema in self._schemas.items():
                 if ("main", table.lower()) not in tables:
                     _create(db, f"main.{identifier(table)}", schema)
+            self._add_usage_columns(db)
             for table in self._rebuilt_tables:
                 db.execute(f"drop table if exists {self._build_table(table)}")
                 if fresh:
@@ -231,13 +232,24 @@ class DuckdbTables:
                 "use that version, or write to another sink (--sink PATH)",
             )
 
+    def _add_usage_columns(self, db: duckdb.DuckDBPyConnection) -> None:
+        """Add the columns that the usage table of an older version lacks."""
+        usage = f"main.{identifier(f'{self._table}_usage')}"
+        columns = pa.schema(missing_usage_columns(_column_types(db, usage))).empty_table()
+        if columns.num_columns:
+            db.register("missing", columns)
+            for name, kind in _column_types(db, "missing").items():
+                db.execute(f"alter table {usage} add column {identifier(name)} {kind}")
+            db.unregister("missing")
+
     def _check_columns(self, db: duckdb.DuckDBPyConnection, table: str, schema: pa.Schema) -> None:
-        db.register("expected", schema.empty_table())
         existing = _column_types(db, f"{self._alias}.main.{identifier(table)}")
-        expected = _column_types(db, "expected")
+        is_usage = table not in self._rebuilt_tables
+        later = {field.name for field in missing_usage_columns(existing)} if is_usage else set()
+        db.register("expected", schema.empty_table())
+        expected = {name: kind for name, kind in _column_types(db, "expected").items() if name not in later}
         db.unregister("expected")
         if list(existing.items()) != list(expected.items()):
-            is_usage = table not in self._rebuilt_tables
             raise schema_mismatch(self._name, f"its table {table} has", existing, expected, is_usage)
 
     def _delete(self, db: duckdb.DuckDBPyConnection, table: str, keys: pa.Table, condition: str = "true") -> int:

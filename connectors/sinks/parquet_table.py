@@ -14,8 +14,9 @@ from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.sql import literal_list
 from connectors.storage.local_part_store import LocalPartStore
 from connectors.storage.part_store import BUILD, EMPTY_PART, Part, PartStore, PartTransaction
-from connectors.tables.compaction import is_recorded, marks_of, merge_groups, usage_part_name, write_merged_part
+from connectors.tables.compaction import MARKS, is_recorded, marks_of, merge_groups, usage_part_name, write_merged_part
 from connectors.tables.parquet_parts import (
+    add_null_columns,
     drop_rows,
     matching_rows,
     read_columns,
@@ -25,7 +26,7 @@ from connectors.tables.parquet_parts import (
     write_part,
 )
 from connectors.tables.schema_checks import check_column_names, column_types, schema_mismatch
-from connectors.tables.schemas import failure_names, usage_schema
+from connectors.tables.schemas import failure_names, missing_usage_columns, usage_schema
 from connectors.tables.table_folder import FILES, TABLES, TableFolder, folder_identity, folder_location
 
 MAX_CONCURRENT_READS = 8
@@ -69,6 +70,7 @@ class ParquetTables:
         self._schemas = {"results": shape.results, "usage": usage_schema(), "errors": shape.errors}
         self._marks: dict[str, list[UsageMark]] = {}
         """By usage part; a name is never used again."""
+        self._old_usage_parts: list[str] = []
         self._build = ""
         """Prefix of the folders `results` and `errors` while they are rebuilt."""
 
@@ -89,6 +91,7 @@ class ParquetTables:
 
     def check(self, fresh: bool) -> None:
         self._folder.check()
+        self._old_usage_parts = []
         if not self._store.is_replacing:
             for table in ("usage",) if fresh else TABLES:
                 self._check_schema(table)
@@ -97,6 +100,7 @@ class ParquetTables:
         self._store.recover()
         self.check(fresh)
         self._folder.create()
+        self._add_usage_columns()
         self._build = BUILD if fresh else ""
         # The rebuilt tables first: with them, empty results do not count as existing.
         rebuilt = [(table, f"{BUILD}{table}") for table in ("results", "errors") if fresh]
@@ -178,12 +182,23 @@ class ParquetTables:
     def _check_schema(self, table: str) -> None:
         """Raise unless every part of a table has the job's columns."""
         expected = self._schemas[table]
+        parts = self._store.parts(table)
         with ThreadPoolExecutor(MAX_CONCURRENT_READS, "footers") as pool:
-            read_all = pool.map if self._folder.is_remote else map
-            for schema in read_all(_schema_of, self._store.parts(table)):
-                if schema != expected:
-                    found, wanted = column_types(schema), column_types(expected)
-                    raise schema_mismatch(self._folder.name, f"its {table} have", found, wanted, table == "usage")
+            schemas = list((pool.map if self._folder.is_remote else map)(_schema_of, parts))
+        for part, schema in zip(parts, schemas, strict=True):
+            missing = missing_usage_columns(schema.names) if table == "usage" else ()
+            if missing:
+                self._old_usage_parts.append(part.name)
+            if pa.schema([*schema, *missing]) != expected:
+                found, wanted = column_types(schema), column_types(expected)
+                raise schema_mismatch(self._folder.name, f"its {table} have", found, wanted, table == "usage")
+
+    def _add_usage_columns(self) -> None:
+        """Write the usage parts of an older version again, with the columns that they lack."""
+        with self._store.transaction() as transaction:
+            for name in self._old_usage_parts:
+                with self._store.local_copy(f"usage/{name}") as path:
+                    add_null_columns(path, transaction.add(f"usage/{name}"), self._schemas["usage"], MARKS)
 
     def _existing_schema(self, table: str, folder: str) -> pa.Schema:
         """The columns of the parts in a folder: the job's, except for an old table that a rebuilt one will replace."""

@@ -108,6 +108,19 @@ def rewrite_part(source: Path, target: Path, schema: pa.Schema, dropped: pa.Bool
         out.write(added)
 
 
+def add_null_columns(source: Path, target: Path, schema: pa.Schema, key: str) -> None:
+    """Write a part again with all columns of the schema, and with this key of its footer."""
+    text = read_footer(source)[2].get(key.encode())
+    with PartWriter(target, schema) as out:
+        for table in read_batches(source):
+            for field in schema:
+                if field.name not in table.column_names:
+                    table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+            out.write(table.select(schema.names))
+        if text is not None:
+            out.add_metadata(key, text.decode())
+
+
 def read_batches(part: Path) -> Iterator[pa.Table]:
     """Iterate over a part's rows, about a thousand at a time."""
     # With pre-buffering, every row group would be held until the last one is read.

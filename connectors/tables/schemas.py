@@ -50,8 +50,12 @@ _USAGE = pa.schema(
         pa.field("first_token_ms", pa.float64()),
         pa.field("request_id", pa.string()),
         pa.field("finish_reason", pa.string()),
+        pa.field("service_tier", pa.string()),
+        pa.field("tool_calls", pa.int64()),
     ]
 )
+LATER_USAGE_COLUMNS = ("service_tier", "tool_calls")
+"""The last columns, which usage tables of version 0.1.0 lack: `Sink.prepare` adds them as nulls."""
 
 
 def results_schema(key: Iterable[pa.Field], carried: Iterable[pa.Field], outputs: Iterable[pa.Field]) -> pa.Schema:
@@ -70,6 +74,13 @@ def failure_names(key: Iterable[str]) -> Mapping[str, str]:
     """Return the columns of the errors table besides the key; one with the name of a key column is `error_<name>`."""
     taken = {name.lower() for name in key}
     return {field.name: f"error_{field.name}" if field.name in taken else field.name for field in _FAILURE}
+
+
+def missing_usage_columns(existing: Iterable[str]) -> tuple[pa.Field, ...]:
+    """Return the columns that an older usage table lacks; nothing if other columns differ as well."""
+    names = list(existing)
+    missing = tuple(_USAGE.field(name) for name in LATER_USAGE_COLUMNS if name not in names)
+    return missing if [*names, *(field.name for field in missing)] == _USAGE.names else ()
 
 
 def usage_schema() -> pa.Schema:

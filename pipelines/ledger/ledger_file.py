@@ -23,7 +23,15 @@ create table if not exists schedule (job text primary key, cron text not null, l
 """
 """Tables added while the version stayed 1: a file of that version has all, some or none of them."""
 
-MIGRATIONS: tuple[str, ...] = (_ADDED, "")
+_SERVED = """
+alter table exchanges add column service_tier text;
+alter table exchanges add column tool_calls integer;
+create table group_terms (provider text not null, model text not null, max_requests integer, encoding text,
+    primary key (provider, model)) without rowid
+"""
+"""Version 4: what served an exchange, and what a provider's model accepts of a group of requests."""
+
+MIGRATIONS: tuple[str, ...] = (_ADDED, "", _SERVED)
 """Statements, separated by semicolons, that migrate a file from version 1 to 2, from 2 to 3 and so on. SCHEMA is that
 of the newest version. Version 3 has the tables of 2, but an answer's `file` may be a shared one (`answer_files`)."""
 
@@ -65,7 +73,7 @@ create table modes (provider text not null, model text not null, structured text
 create table days (day text primary key, spent integer not null) without rowid;
 """
 
-SCHEMA = _FIRST + _ADDED
+SCHEMA = _FIRST + _ADDED + _SERVED
 
 
 def open_ledger_file(path: Path) -> sqlite3.Connection:

@@ -13,7 +13,7 @@ from pipelines.ledger.entries import AnswerRecord, PendingExchange, SettledExcha
 T = TypeVar("T")
 
 _PENDING = "insert into noted values (?,?,?,?,?,?,?)"
-_EXCHANGE = "insert into exchanges values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_EXCHANGE = "insert into exchanges values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _ANSWER = (
     "insert into answers (fingerprint, leg, request, reply, file, error, at) values (?,?,?,?,?,?,?) "
     "on conflict (fingerprint) do update set leg = excluded.leg, request = excluded.request, "
@@ -80,7 +80,7 @@ class WriteBatch:
                 settled.http_status, settled.error_class, use.input_tokens, use.cached_tokens, use.output_tokens,
                 use.reasoning_tokens, use.audio_seconds, use.characters, use.images, use.model_version,
                 use.finish_reason, settled.cost, settled.started_at, settled.latency_ms, settled.first_token_ms,
-                settled.request_id, settled.message,
+                settled.request_id, settled.message, use.service_tier, use.tool_calls,
             )
         )  # fmt: skip
         self.store_answers(settled.route_id, settled.answers, settled.exchange_id)

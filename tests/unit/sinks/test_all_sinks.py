@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from connectors.contracts import UsageMark
 from connectors.errors import DataError, JobError
+from connectors.tables import schemas
 from connectors.tables.schema_checks import SchemaMismatch
 from connectors.tables.schemas import errors_schema, usage_schema
 from tests.unit.sinks.conftest import Tables
@@ -203,6 +204,30 @@ def test_an_errors_table_with_other_columns_is_refused(tables: Tables) -> None:
     tables.key = [pa.field("id", pa.string())]
     with pytest.raises(SchemaMismatch, match="id "):
         tables.open().check(False)
+
+
+def test_a_usage_table_of_version_0_1_0_gains_its_later_columns_as_nulls(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    present, later = usage_schema(), schemas.LATER_USAGE_COLUMNS
+    with monkeypatch.context() as old:
+        old.setattr(schemas, "_USAGE", pa.schema(list(present)[: -len(later)]))
+        old.setattr(schemas, "LATER_USAGE_COLUMNS", ())
+        sink = tables.ready()
+        tables.usage(sink, 1, 4)
+        tables.usage(sink, 5, 6)
+        sink.finish()
+        assert not set(later) & set(tables.read("usage").schema.names)
+    sink = tables.ready()
+    tables.usage(sink, 5, 6)
+    tables.usage(sink, 7, 7)
+    assert tables.used() == [1, 2, 3, 4, 5, 6, 7]
+    assert tables.read("usage").schema.names == present.names
+    assert tables.read("usage").column("service_tier").null_count == 7
+    with duckdb.connect() as db:
+        sink.attach(db)
+        assert db.sql(f"select count(*), count(tool_calls) from {sink.usage_sql()}").fetchall() == [(7, 0)]
+        sink.detach(db)
 
 
 def test_a_usage_table_of_another_version_suggests_no_schema_change(
