@@ -12,7 +12,7 @@ from pydantic import Field
 from connectors.contracts import BaseEndpoint, MalformedReply, StepContext, StepModel
 from connectors.endpoints.params.checks import ParamCheck, check_params, integer, one_of, text
 from connectors.endpoints.params.step_params import step_config_bytes
-from connectors.errors import JobError, did_you_mean
+from connectors.errors import JobError
 from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.templating.template import RenderError, Template
 from connectors.templating.template_tree import plain_json
@@ -74,10 +74,7 @@ class EmbeddingsEndpoint(BaseEndpoint):
         self._step = step
         self._tag = context.provider_tag
         self._tokenizer_model = step.model if context.has_exact_tokens else None
-        self._input = Template(step.input, (*where, "input"))
-        for name in sorted(self._input.columns):
-            if name not in context.columns:
-                raise JobError((*where, "input"), f"no column {name}", did_you_mean(name, context.columns))
+        self._input = Template(step.input, (*where, "input"), context.columns)
         self.input_columns = self._input.columns
         if step.dimensions is not None and "dimensions" in step.params:
             raise JobError((*where, "params", "dimensions"), "is also a key of the step", "use one of the two")

@@ -5,21 +5,23 @@ import datetime
 import decimal
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import minijinja
 import orjson
 
-from connectors.errors import JobError, KeyPath
+from connectors.errors import JobError, KeyPath, did_you_mean
 
 MAX_INSTRUCTIONS = 1_000_000
 """Of one rendering: some 100,000 iterations of a loop."""
 MAX_RENDERED_CHARACTERS = 20 << 20
 """Of one rendering."""
 
-RESERVED_NAMES = frozenset({"true", "false", "none", "True", "False", "None", "row"})
-_BUILT_INS = frozenset({"range", "dict", "namespace", "debug", "loop"})
+GRAMMAR_NAMES = frozenset({"true", "false", "none", "True", "False", "None", "not"})
+"""Names that an expression cannot read as variables."""
+FUNCTIONS = frozenset({"range", "dict", "namespace", "debug", "cycler", "joiner", "caller", "super"})
+"""Functions of minijinja: a call such as `range(3)`; without brackets the name is a column's."""
 
 _STRING = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
 _PART = re.compile(
@@ -29,8 +31,14 @@ _PART = re.compile(
 """A comment, a raw part, or code."""
 _QUOTED = re.compile(rf"(?s){_STRING}")
 _ROW = re.compile(r"(?<![.\w])row\b")
-_ROW_COLUMN = re.compile(rf"""row(?:\.([A-Za-z_]\w*)|\s*\[\s*({_STRING})\s*\])""")
+_ROW_COLUMN = re.compile(rf"""row(?:\.([^\W\d]\w*)|\s*\[\s*({_STRING})\s*\])""")
 """`row.name` or `row["any name"]`."""
+_SELF = re.compile(r"(?<![.\w])self\b(?!\s*[.(\[])")
+"""A variable that minijinja does not report; `self.name()` is a block."""
+_GRAMMAR_COLUMN = re.compile(
+    rf"(?<=\{{\{{)([-+]?\s*)({'|'.join(sorted(GRAMMAR_NAMES))})(?=\s*(?:[-+]?\}}\}}|~|\|(?!\|)))"
+)
+"""A name of the grammar that is printed, alone or before a filter."""
 _BOUND = r"(?:[^\[\]{}]|\[[^\[\]{}:]*\])*"
 _SLICE = re.compile(rf"\[({_BOUND}:{_BOUND})\]")
 _FILTER_NAME = re.compile(r"(?<!\|)\|\s*([A-Za-z_]\w*)")
@@ -47,20 +55,32 @@ class RenderError(Exception):
 class Template:
     """A text with `{{ column }}` in it; `{{ row["any name"] }}` for columns whose names are not identifiers.
 
+    A column goes before a function or constant of the same name, unless that is called: `range(3)`.
+
     Null renders as empty text; booleans as true and false, decimals with all their digits, dates and timestamps in
     ISO 8601, binary in base64, lists and structs as JSON. An undefined name is an error.
     """
 
-    def __init__(self, source: str, where: KeyPath) -> None:
-        """`where`: the key path of the template, for messages; JobError for a syntax error."""
+    def __init__(self, source: str, where: KeyPath, known: Collection[str] | None = None) -> None:
+        """JobError for a syntax error, and for a column that is not among the known ones.
+
+        `where`: the key path of the template, for messages. `known`: the columns; None: any.
+        """
+        self._compile(source, where, known or ())
+        for name in sorted(self.columns.difference(known)) if known is not None else ():
+            raise JobError(where, f"no column {name} here", did_you_mean(name, known or ()))
+
+    def _compile(self, source: str, where: KeyPath, known: Collection[str]) -> None:
         self.source = source
         self.columns: frozenset[str] = frozenset()
         self._environment: minijinja.Environment | None = None
         self._pieces: tuple[str, ...] = (source,)
         if not re.search(r"\{\{|\{%|\{#", source):
             return
+        source = _with_grammar_columns(source, known)
         pieces = re.split(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}", source)
-        if not any(re.search(r"\{\{|\{%|\{#", text) for text in pieces[::2]) and not RESERVED_NAMES & set(pieces[1::2]):
+        is_simple = not any(re.search(r"\{\{|\{%|\{#", text) for text in pieces[::2])
+        if is_simple and not {"row", *GRAMMAR_NAMES}.intersection(pieces[1::2]):
             # Nothing but names in braces: joining them here is several times faster.
             self._pieces = tuple(pieces)
             self.columns = frozenset(pieces[1::2])
@@ -79,16 +99,21 @@ class Template:
             raise JobError(where, f"the template cannot be read: {_first_line(exc)}", "see minijinja's syntax") from exc
         _check_filters(environment, code, where)
         names = _variables(environment, code)
-        self._uses_row = "row" in names
-        names -= {*_BUILT_INS, "row"}
-        for found in _ROW.finditer(code) if self._uses_row else ():
-            column = _ROW_COLUMN.match(source, found.start())
-            if column is None:
-                raise JobError(
-                    where, "row is used alone", 'name the columns, as in {{ body }} or {{ row["any name"] }}'
-                )
-            names.add(column[1] or environment.eval_expr(column[2]))
-        self.columns = frozenset(names)
+        if _SELF.search(code):
+            names.add("self")
+        for name in FUNCTIONS & names:
+            if not _is_value(name, code):
+                names.remove(name)
+            elif _is_called(name, code):
+                remedy = f'write {{{{ row["{name}"] }}}} for the column'
+                raise JobError(where, f"{name} is used as a column and as a function", remedy)
+        self._variables = frozenset(names)
+        self._row_columns = frozenset[str]()
+        if "row" in names:
+            self._row_columns = _columns_of_row(environment, source, code, where, "row" in known)
+            if self._row_columns:
+                self._variables -= {"row"}
+        self.columns = self._variables | self._row_columns
         self._environment = environment
 
     def render(self, row: Mapping[str, Any]) -> str:
@@ -101,9 +126,9 @@ class Template:
                 parts[index] = value if isinstance(value, str) else _format_alone(template_value(value))
             text = "".join(parts)
         else:
-            values = {name: template_value(row[name]) for name in self.columns}
-            if self._uses_row:
-                values["row"] = dict(values)
+            values = {name: template_value(row[name]) for name in self._variables}
+            if self._row_columns:
+                values["row"] = {name: template_value(row[name]) for name in self._row_columns}
             try:
                 text = self._environment.render_template("template", **values)
             except (minijinja.TemplateError, TypeError, ValueError, OverflowError) as exc:
@@ -123,6 +148,42 @@ def _code_only(source: str) -> str:
         parts += (" " * (part.start() - end), code)
         end = part.end()
     return "".join(parts)
+
+
+def _with_grammar_columns(source: str, known: Collection[str]) -> str:
+    """Return the template with `row["true"]` for `{{ true }}` if there is such a column."""
+    if not GRAMMAR_NAMES.intersection(known):
+        return source
+    for found in reversed(list(_GRAMMAR_COLUMN.finditer(_code_only(source)))):
+        if found[2] in known:
+            source = f'{source[: found.start(2)]}row["{found[2]}"]{source[found.end(2) :]}'
+    return source
+
+
+def _is_called(name: str, code: str) -> bool:
+    return re.search(rf"(?<![.\w]){name}\s*\(", code) is not None
+
+
+def _is_value(name: str, code: str) -> bool:
+    """Whether the name is used without brackets, and not as the name of an argument or a filter."""
+    return re.search(rf"(?<![.\w|])(?<!\|\s){name}\b(?!\s*(?:\(|=(?!=)))", code) is not None
+
+
+def _columns_of_row(
+    environment: minijinja.Environment, source: str, code: str, where: KeyPath, is_column: bool
+) -> frozenset[str]:
+    """Return the columns that `row.name` and `row["any name"]` name; none if `row` itself is the column.
+
+    `is_column`: whether there is a column with the name row.
+    """
+    found = [_ROW_COLUMN.match(source, use.start()) for use in _ROW.finditer(code)]
+    columns = frozenset(use[1] or str(environment.eval_expr(use[2])) for use in found if use is not None)
+    if None in found and (columns or not is_column):
+        remedy = (
+            'write {{ row["row"] }}' if is_column else 'name the columns, as in {{ body }} or {{ row["any name"] }}'
+        )
+        raise JobError(where, "row is used alone", remedy)
+    return columns
 
 
 def _variables(environment: minijinja.Environment, code: str) -> set[str]:

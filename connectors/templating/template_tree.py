@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from connectors.errors import JobError, KeyPath, did_you_mean
+from connectors.errors import JobError, KeyPath
 from connectors.records import Row
 from connectors.templating.template import Template
 
@@ -45,10 +45,7 @@ def compile_text(source: str, known: Iterable[str], where: KeyPath) -> TemplateT
     """Compile one text."""
     if "{" not in source:
         return literal(source)
-    template = Template(source, where)
-    names = frozenset(known)
-    for name in sorted(template.columns - names):
-        raise JobError(where, f"no column {name} here", did_you_mean(name, names))
+    template = Template(source, where, frozenset(known))
     return TemplateTree(template.render, template.columns)
 
 
