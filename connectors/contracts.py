@@ -9,7 +9,7 @@ import duckdb
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values
+from connectors.records import NO_USAGE, Call, Reply, Request, Row, RowError, Usage, Values
 
 
 class FrozenModel(BaseModel):
@@ -62,6 +62,27 @@ class SinkModel(FrozenModel):
     )
 
 
+class KeyUnavailable(Exception):
+    """No key can be had: what found, what to do."""
+
+
+class KeySource(Protocol):
+    """Keys of a provider that expire: one at a time, renewed when it is old or refused."""
+
+    @property
+    def known_keys(self) -> Sequence[str]:
+        """All keys so far: they are secrets, also after they have expired."""
+
+    def prepare(self) -> None:
+        """Obtain the first key if there is none yet; JobError if that fails."""
+
+    async def current_key(self) -> str:
+        """Return the key to send; KeyUnavailable if it has to be renewed and cannot be."""
+
+    async def renewed_key(self, rejected: str) -> str:
+        """Return a key other than the rejected one if possible: callers that wait share one renewal."""
+
+
 @dataclass(frozen=True, slots=True)
 class Provider:
     """An API server with its key and limits."""
@@ -75,11 +96,30 @@ class Provider:
     prices: Mapping[str, Any] = field(default_factory=dict)
     """The provider's own `prices:` (model name -> pipelines.pricing.prices.PriceEntry)."""
     is_local: bool = False
+    api_key_header: str | None = None
+    """The header that carries the bare key; None: `Authorization: Bearer KEY`."""
+    key_source: KeySource | None = field(default=None, repr=False)
+    """In place of `api_key`: keys that expire."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Added to every request, like `query`; values may be secret."""
+    query: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """The values of `headers` and `query` that are secret."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Model in the job -> model that is sent; a model that is not named is sent as it is."""
+    ca_certificates: str | None = field(default=None, repr=False)
+    """PEM text of certificates that are trusted besides the system's."""
+    proxy: str | None = field(default=None, repr=False)
+    """Address of the proxy of every request, perhaps with user and password; None: no proxy."""
 
     @property
     def tag(self) -> str:
         """The provider's part of a request fingerprint (`here`: on this machine)."""
         return f"{self.name}@{'here' if self.is_local else 'there'}"
+
+    def sent_model(self, model: str) -> str:
+        """Return the name that this provider gets for a model of the job."""
+        return self.models.get(model, model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +135,27 @@ class SourceContext:
     jobs: "Mapping[str, Sink | None]" = field(default_factory=dict)
     """For `job:` sources: name -> sink of the job that is read, None for all others."""
     known_types: Mapping[str, str] = field(default_factory=dict)
-    """Column -> SQL type in the sink's results; it decides if the values allow several types."""
+    """Column -> SQL type in the sink's results, which a column of text keeps."""
     columns_file: Path | None = None
     """A file in which a source without a schema remembers its columns for runs without rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceColumn:
+    """How a column is read from a relation, if not by its name alone. All SQL is over the relation's rows."""
+
+    value: str
+    """SQL of the typed value."""
+    kind: str
+    """SQL type of `value`."""
+    text: str | None = None
+    """SQL of the value's text in the file, which templates print; None: the value has the same text."""
+    misfit: str | None = None
+    """SQL condition of the rows whose text has no such value, although the sink's type is this; `value` is null."""
+    is_from_path: bool = False
+    """Whether the value is part of the file's path (`year=2024/`)."""
+    refusal: tuple[str, str] | None = None
+    """(what was found, what to do) if the column's values would change; such a column cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +164,18 @@ class OpenedSource:
 
     relation: str
     """A SQL table expression, e.g. `read_parquet([...])`, valid on the connection it was opened on."""
+    columns: Mapping[str, SourceColumn] | None = None
+    """All columns in order; None: those of the relation, by their names."""
     rejects: tuple[tuple[int, str, str], ...] = ()
     """(line number, message, raw line) of unreadable lines, with `rejects: keep`."""
     urls: tuple[str, ...] = ()
     """Objects of a store that the relation reads in place; the locked connection may open them too."""
     nbytes: int = 0
     """Total size of `urls`."""
+    warnings: tuple[str, ...] = ()
+    """One line each, for the user."""
+    has_empty_files: bool = False
+    """Whether a file has no bytes: no row counts as deleted."""
 
 
 class Source(Protocol):
@@ -202,6 +266,9 @@ class Endpoint(Protocol):
     def values(self, answer: bytes) -> Values | RowError:
         """Return one row's typed values from its stored answer, or why it does not fit."""
 
+    def committed_values(self, answer: bytes) -> Values | RowError:
+        """Return the values of an answer that is in a table already: what an earlier release took stays."""
+
     def repair(self, request: Request, answer: bytes, problem: RowError) -> Request | None:
         """Return a follow-up request that asks to correct an answer that does not fit; None without one (left)."""
 
@@ -248,6 +315,14 @@ class BaseEndpoint:
         """Yield each request alone."""
         return ((request,) for request in requests)
 
+    def values(self, answer: bytes) -> Values | RowError:
+        """See Endpoint."""
+        raise NotImplementedError
+
+    def committed_values(self, answer: bytes) -> Values | RowError:
+        """Return the same as `values`."""
+        return self.values(answer)
+
     def repair(self, request: Request, answer: bytes, problem: RowError) -> Request | None:
         """Return None: no repair."""
         return None
@@ -283,10 +358,11 @@ class BaseEndpoint:
 class MalformedReply(Exception):
     """A 2xx reply that the endpoint's API does not describe: retried, unless it contains an error of the row."""
 
-    def __init__(self, message: str, error: RowError | None = None) -> None:
-        """`error`: the error in the reply, if it is an error object in spite of its status."""
+    def __init__(self, message: str, error: RowError | None = None, usage: Usage = NO_USAGE) -> None:
+        """`error`: the error in the reply, in spite of its status. `usage`: what the reply reports all the same."""
         super().__init__(message)
         self.error = error
+        self.usage = usage
 
 
 @dataclass(frozen=True, slots=True)

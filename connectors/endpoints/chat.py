@@ -17,9 +17,11 @@ from connectors.endpoints.conversation.conversation_endpoint import (
 )
 from connectors.endpoints.conversation.messages import ColumnReference, Conversation
 from connectors.endpoints.conversation.output_columns import AnswerColumns, ReplyChoice
+from connectors.endpoints.conversation.reply_texts import content_text, reasoning_text
 from connectors.endpoints.conversation.tool_calls import parse_tool_calls, validate_tool_choice, validate_tools
 from connectors.endpoints.params.checks import check_params
 from connectors.errors import JobError, KeyPath, did_you_mean
+from connectors.transport.finish_reasons import ending, finish_reason
 from connectors.transport.reply_body import excerpt
 from connectors.transport.sse import Event
 from connectors.transport.stream_assembly import assemble_completion
@@ -68,6 +70,7 @@ class ChatStep(ConversationStep):
             tool_calls=tools is not None,
             logprobs=bool(params.get("logprobs")),
             detail=self.detail,
+            allow_empty=self.allow_empty,
         )
         conversation = Conversation(self.messages, context.columns, (*where, "messages"))
         return ConversationEndpoint(self, context, ChatCompletionsFormat(), conversation, body, {}, columns, typed)
@@ -110,26 +113,26 @@ class ChatCompletionsFormat:
 
 
 def _choice(source: Mapping[str, Any]) -> ReplyChoice:
-    message, reason, logprobs = source["message"], source.get("finish_reason"), source.get("logprobs")
-    refusal = message.get("refusal")
+    message, logprobs = source["message"], source.get("logprobs")
+    refusal, text = message.get("refusal"), content_text(message.get("content"))
     has_calls = "tool_calls" in message or "function_call" in message
     return ReplyChoice(
-        _text(message.get("content")),
-        reason if isinstance(reason, str) else None,
+        text,
+        _finish_reason(source),
         refusal if isinstance(refusal, str) else None,
         parse_tool_calls(message) if has_calls else (),
         logprobs.get("content") if isinstance(logprobs, dict) else None,
+        reasoning=None if text else reasoning_text(message),
+        error=source.get("error"),
     )
 
 
-def _text(content: Any) -> str | None:
-    """Return the text of a content, which some servers send as parts."""
-    if content is None or isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        texts = [part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)]
-        return "".join(texts) if texts else None
-    return None
+def _finish_reason(source: Mapping[str, Any]) -> str | None:
+    """Return the reason; without one, that of the provider behind a router, if its meaning is known."""
+    reason = finish_reason(source.get("finish_reason"))
+    if reason is None and (native := finish_reason(source.get("native_finish_reason"))) is not None:
+        return native if ending(native) != "unknown" else None
+    return reason
 
 
 def _validate_response_format(form: Any, where: KeyPath) -> Any:

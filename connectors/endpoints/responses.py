@@ -106,6 +106,7 @@ class ResponsesStep(ConversationStep):
             logprobs="message.output_text.logprobs" in params.get("include", ()) or bool(params.get("top_logprobs")),
             metadata=None if is_openai else METADATA,
             detail=self.detail,
+            allow_empty=self.allow_empty,
             max_tokens_param="max_output_tokens" if is_openai else "max_tokens",
         )
         conversation = Conversation(messages, context.columns, (*where, key), allows_items=is_openai)

@@ -7,10 +7,15 @@ import orjson
 
 from connectors.contracts import MalformedReply
 from connectors.transport.bounded_json import parse_json
+from connectors.transport.finish_reasons import finish_reason
 from connectors.transport.sse import Event
 from connectors.transport.token_usage import StreamedUsage
 
+REASONING_KEYS = ("reasoning_content", "reasoning")
+"""Keys of the reasoning in a message: vLLM, SGLang, DeepSeek; OpenRouter and Ollama."""
+
 _HEADER_KEYS = ("id", "created", "model", "system_fingerprint")
+_LAST_EVENTS = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
 
 
 def assemble_completion(events: Iterable[Event]) -> dict[str, Any]:
@@ -23,13 +28,14 @@ def assemble_completion(events: Iterable[Event]) -> dict[str, Any]:
             answers.setdefault(index if isinstance(index, int) else 0, _Answer()).add(choice)
     if stream.error is not None:
         return stream.error
-    stream.check_end(bool(answers) and all(answer.finish_reason is not None for answer in answers.values()))
+    stream.check_end(bool(answers) and all(answer.has_ended for answer in answers.values()))
     choices = [
         {
             "index": index,
             "message": answer.message(),
             "logprobs": answer.logprobs,
             "finish_reason": answer.finish_reason,
+            **answer.further_keys,
         }
         for index, answer in sorted(answers.items())
     ]
@@ -44,11 +50,12 @@ def assemble_reference(events: Iterable[Event]) -> dict[str, Any]:
         answer.add(chunk)
     if stream.error is not None:
         return stream.error
-    stream.check_end(answer.finish_reason is not None)
+    stream.check_end(answer.has_ended)
     message = answer.message()
     if answer.metadata:
         message["metadata"] = answer.metadata
-    return {**stream.header, "response": message, "usage": stream.usage, "finish_reason": answer.finish_reason}
+    response = {"response": message, "usage": stream.usage, "finish_reason": answer.finish_reason}
+    return {**stream.header, **response, **answer.further_keys}
 
 
 def assemble_response(events: Iterable[Event]) -> dict[str, Any]:
@@ -63,7 +70,7 @@ def assemble_response(events: Iterable[Event]) -> dict[str, Any]:
             return {"error": body.get("error") or {key: body[key] for key in body if key != "sequence_number"}}
         if kind == "response.output_item.done" and isinstance(body.get("output_index"), int):
             items[body["output_index"]] = body.get("item")
-        if kind in ("response.completed", "response.incomplete", "response.failed"):
+        if kind in _LAST_EVENTS:
             response = body.get("response")
             if not isinstance(response, dict):
                 raise MalformedReply(f"the event {kind} has no response")
@@ -128,15 +135,19 @@ class _Answer:
         self._logprobs: dict[str, list[Any]] | None = None
         self.metadata: dict[str, Any] = {}
         self.finish_reason: str | None = None
+        self.further_keys: dict[str, Any] = {}
+        """The choice's own error, and the reason of the provider behind a router."""
 
     def add(self, choice: Mapping[str, Any]) -> None:
         """Append the delta of a choice."""
         delta = choice.get("delta")
         if isinstance(delta, Mapping):
             self._add_delta(delta)
-        reason = choice.get("finish_reason")
-        if isinstance(reason, str):
-            self.finish_reason = reason
+        # Some servers send an empty reason with every chunk.
+        self.finish_reason = finish_reason(choice.get("finish_reason")) or self.finish_reason
+        for key in ("error", "native_finish_reason"):
+            if choice.get(key):
+                self.further_keys[key] = choice[key]
         logprobs = choice.get("logprobs")
         if isinstance(logprobs, Mapping):
             self._logprobs = self._logprobs or {}
@@ -147,7 +158,7 @@ class _Answer:
     def _add_delta(self, delta: Mapping[str, Any]) -> None:
         if isinstance(delta.get("role"), str):
             self._role = delta["role"]
-        for key in ("content", "refusal"):
+        for key in ("content", "refusal", *REASONING_KEYS):
             value = delta.get(key)
             if isinstance(value, list):
                 value = "".join(part["text"] for part in _dicts(value) if isinstance(part.get("text"), str))
@@ -186,6 +197,11 @@ class _Answer:
                     target[text_key] += piece if isinstance(piece, str) else orjson.dumps(piece).decode()
 
     @property
+    def has_ended(self) -> bool:
+        """Whether the provider has stated how the answer ended."""
+        return self.finish_reason is not None or "error" in self.further_keys
+
+    @property
     def logprobs(self) -> dict[str, Any] | None:
         """The log probabilities of content and refusal."""
         return None if self._logprobs is None else {"content": None, "refusal": None, **self._logprobs}
@@ -195,6 +211,9 @@ class _Answer:
         texts = {key: "".join(pieces) for key, pieces in self._texts.items()}
         content = self._structured_content if self._structured_content is not None else texts.get("content")
         message: dict[str, Any] = {"role": self._role, "content": content, "refusal": texts.get("refusal")}
+        if not content and not self._calls:
+            # Some servers put the whole answer there; otherwise it would only make the ledger larger.
+            message |= {key: texts[key] for key in REASONING_KEYS if texts.get(key)}
         if self._calls:
             message["tool_calls"] = self._calls
         return message

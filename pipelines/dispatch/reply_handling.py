@@ -47,7 +47,7 @@ def interpret(group: RequestGroup, reply: Reply | None, failure: RequestError | 
         return ExchangeOutcome(endpoint.answers(requests, reply), None, endpoint.usage(requests, reply), reply)
     except MalformedReply as exc:
         error = exc.error or RowError("malformed_reply", str(exc), reply.status, request_id=request_id(reply.headers))
-        return ExchangeOutcome((), error, NO_USAGE, reply)
+        return ExchangeOutcome((), error, exc.usage, reply)
 
 
 def charged_cost(price: Price | None, outcome: ExchangeOutcome, max_cost: int | None) -> int | None:

@@ -215,4 +215,4 @@ def _decoded(ledger: Ledger, rows: pa.Table, shape: TableShape, steps: Sequence[
 def _values(answer: StoredAnswer | None, step: Endpoint) -> Values | RowError:
     if answer is None or answer.reply is None:
         return RowError("unknown", "its answer was pruned")
-    return step.values(answer.reply)
+    return step.committed_values(answer.reply)

@@ -28,7 +28,8 @@ from connectors.records import (
 from connectors.templating.template import RenderError
 from connectors.templating.template_tree import TemplateTree, plain_json
 from connectors.tokens import chat_tokens, count_tokens, max_output_tokens
-from connectors.transport.error_replies import is_error_body, row_error
+from connectors.transport.error_replies import is_error_body, request_id, row_error
+from connectors.transport.finish_reasons import ending
 from connectors.transport.reply_body import parse_object
 from connectors.transport.sse import Event, is_event_stream, parse_events
 from connectors.transport.token_usage import token_usage
@@ -56,6 +57,7 @@ class ConversationStep(StepModel):
         description="The API's tool objects; their calls become the column `<step>_tool_calls`.",
         examples=[[{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]],
     )
+    allow_empty: bool = Field(default=False, description="true: an answer without a text is a result, not an error.")
     tool_choice: str | dict[str, Any] | None = Field(
         default=None,
         description="none, auto, required, or an object that names a tool.",
@@ -218,10 +220,14 @@ class ConversationEndpoint(BaseEndpoint):
         """Return the reply's bytes; for a stream, those of the same reply without one."""
         is_stream = is_event_stream(reply.body)
         body = self._wire_format.assemble(parse_events(reply.body)) if is_stream else parse_object(reply.body)
-        if is_error_body(body):
+        if is_error_body(body) or _has_error(body.get("error")):
             error = row_error(replace(reply, body=orjson.dumps(body)) if is_stream else reply)
-            raise MalformedReply(error.message, error)
-        self._last_reply = (reply.body, body, self._wire_format.parse_choices(body))
+            raise MalformedReply(error.message, error, token_usage(body, None))
+        choices = self._wire_format.parse_choices(body)
+        for choice in choices:
+            if (broken_off := _broken_off(choice, reply)) is not None:
+                raise MalformedReply(broken_off.message, broken_off, token_usage(body, choice.finish_reason))
+        self._last_reply = (reply.body, body, choices)
         return (orjson.dumps(body) if is_stream else reply.body,)
 
     def usage(self, group: Sequence[Request], reply: Reply) -> Usage:
@@ -236,6 +242,13 @@ class ConversationEndpoint(BaseEndpoint):
         """Return the text or the typed columns of an answer, and its further columns."""
         try:
             return self._columns.values(self._choices(answer))
+        except MalformedReply as exc:
+            return RowError("invalid_answer", str(exc))
+
+    def committed_values(self, answer: bytes) -> Values | RowError:
+        """Return the same of an answer that is in a table already, also if it had no text: earlier releases took it."""
+        try:
+            return self._columns.values(self._choices(answer), is_committed=True)
         except MalformedReply as exc:
             return RowError("invalid_answer", str(exc))
 
@@ -272,6 +285,27 @@ class ConversationEndpoint(BaseEndpoint):
         modes = self._wire_format.modes
         following = modes.index(self._mode) + 1
         return modes[following] if following < len(modes) else None
+
+
+def _has_error(error: Any) -> bool:
+    """Return whether the `error` next to the answers of a reply is one."""
+    if isinstance(error, Mapping):
+        return any(error.values()) and error.get("code") not in (0, "0", 200, "200")
+    return bool(error) and error is not True
+
+
+def _broken_off(choice: ReplyChoice, reply: Reply) -> RowError | None:
+    """Return why the request must be sent again: the answer has an error, or an ending that no whole answer has."""
+    if _has_error(choice.error):
+        error = row_error(replace(reply, body=orjson.dumps({"error": choice.error})))
+        if error.error_class != "content_filter":
+            error = replace(error, error_class="server", message=f"the answer broke off: {error.message}")
+        return error
+    reason = choice.finish_reason
+    if reason == "stop" or ending(reason) != "unknown":
+        return None
+    message = f"the answer broke off (finish_reason {reason})"
+    return RowError("server", message, reply.status, request_id=request_id(reply.headers))
 
 
 def parse_typed_output(step: ConversationStep, where: KeyPath) -> TypedOutput | None:

@@ -7,12 +7,10 @@ from connectors.contracts import MalformedReply
 from connectors.endpoints.conversation.conversation_endpoint import STRUCTURED_MODES
 from connectors.endpoints.conversation.output_columns import ReplyChoice
 from connectors.endpoints.conversation.tool_calls import tool_call_struct
+from connectors.transport.finish_reasons import ending, finish_reason
 from connectors.transport.reply_body import excerpt
 from connectors.transport.sse import Event
 from connectors.transport.stream_assembly import assemble_response
-
-_FINISH_REASONS: Mapping[str, str] = {"max_output_tokens": "length"}
-"""Reason of an incomplete answer -> finish_reason."""
 
 
 class OpenAIResponsesFormat:
@@ -48,9 +46,7 @@ class OpenAIResponsesFormat:
 
     def parse_choices(self, reply: Mapping[str, Any]) -> Sequence[ReplyChoice]:
         """Return one answer from all output items."""
-        output, status = reply.get("output"), reply.get("status")
-        if status in ("queued", "in_progress", "cancelled", "failed"):
-            raise MalformedReply(f"the response is {status}, so it has no answer: {excerpt(reply)}")
+        output = reply.get("output")
         if not isinstance(output, list):
             raise MalformedReply(f"the reply has no output: {excerpt(reply)}")
         items = [item for item in output if isinstance(item, dict)]
@@ -67,10 +63,11 @@ class OpenAIResponsesFormat:
         return [
             ReplyChoice(
                 "".join(texts) if texts else None,
-                _finish_reason(reply, "tool_calls" if calls else "stop"),
+                status_reason(reply) or ("tool_calls" if calls else "stop"),
                 "".join(refusals) or None,
                 calls,
                 logprobs or None,
+                reasoning=None if any(texts) else _reasoning(items),
             )
         ]
 
@@ -132,9 +129,22 @@ def _parts(content: Any) -> list[dict[str, Any]]:
     return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
 
 
-def _finish_reason(reply: Mapping[str, Any], default: str) -> str:
-    if reply.get("status") != "incomplete":
-        return default
+def status_reason(reply: Mapping[str, Any]) -> str | None:
+    """Return the finish reason that a response's `status` states; None for one that is complete.
+
+    An incomplete response without a reason was cut off. Any other status (failed, cancelled, queued, in_progress ...)
+    is a reason of its own, which no whole answer has.
+    """
+    status = reply.get("status")
+    if not isinstance(status, str) or ending(finish_reason(status)) == "stop":
+        return None
+    if status.lower() != "incomplete":
+        return status
     details = reply.get("incomplete_details")
-    reason = details.get("reason") if isinstance(details, dict) else None
-    return _FINISH_REASONS.get(reason, reason) if isinstance(reason, str) else "length"
+    reason = finish_reason(details.get("reason")) if isinstance(details, dict) else finish_reason(details)
+    return "length" if reason in (None, "max_output_tokens") else reason
+
+
+def _reasoning(items: Iterable[Mapping[str, Any]]) -> str | None:
+    parts = [part for item in items if item.get("type") == "reasoning" for part in _parts(item.get("content"))]
+    return "".join(part["text"] for part in parts if isinstance(part.get("text"), str)) or None

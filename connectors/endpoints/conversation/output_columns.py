@@ -1,6 +1,6 @@
 """The columns of a chat or responses step: text or typed values, tool calls, logprobs, metadata, finish reason."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -10,6 +10,7 @@ import pyarrow as pa
 from connectors.endpoints.conversation.structured_output import TypedOutput
 from connectors.endpoints.conversation.tool_calls import TOOL_CALLS
 from connectors.records import RowError, Values
+from connectors.transport.finish_reasons import ending
 
 _TOP_LOGPROB = pa.struct([("token", pa.string()), ("logprob", pa.float64())])
 LOGPROBS = pa.list_(
@@ -33,12 +34,17 @@ class ReplyChoice:
 
     text: str | None
     finish_reason: str | None = None
+    """As the provider wrote it."""
     refusal: str | None = None
     """The model's reason for not answering."""
     tool_calls: Sequence[Mapping[str, str | None]] = ()
     logprobs: Any = None
     """As the API sends them: a list of objects, or anything else from an odd server."""
     metadata: Mapping[str, Any] | None = None
+    reasoning: str | None = None
+    """Only in an answer without a text: some servers put the whole answer there."""
+    error: Any = None
+    """The provider's error, if the answer broke off."""
 
 
 class AnswerColumns:
@@ -55,6 +61,7 @@ class AnswerColumns:
         metadata: pa.DataType | None = None,
         detail: bool = False,
         max_tokens_param: str = "max_tokens",
+        allow_empty: bool = False,
     ) -> None:
         """`output`: the column of an untyped answer. `count`: answers a row; if more than 1, every column is a list.
 
@@ -63,6 +70,8 @@ class AnswerColumns:
         self._typed = typed
         self._count = count
         self._max_tokens_param = max_tokens_param
+        self._allow_empty = allow_empty
+        self._has_tools = tool_calls
         extras = [
             ("tool_calls", TOOL_CALLS if tool_calls else None),
             ("logprobs", LOGPROBS if logprobs else None),
@@ -79,16 +88,22 @@ class AnswerColumns:
     def _list_if_several(self, kind: pa.DataType) -> pa.DataType:
         return kind if self._count == 1 else pa.list_(kind)
 
-    def values(self, choices: Sequence[ReplyChoice]) -> Values | RowError:
-        """Return one value for each field, or the reason why the answer has none."""
+    def values(self, choices: Sequence[ReplyChoice], is_committed: bool = False) -> Values | RowError:
+        """Return one value for each field, or the reason why the answer has none.
+
+        `is_committed`: earlier releases put texts of no character, and fewer answers than `n`, into tables.
+        """
         if self._count > 1:
-            problems = [self._problem(choice) for choice in choices]
+            problems = [self._problem(choice, is_committed) for choice in choices]
             if problems[0] is not None and all(problems):
                 return problems[0]
+            if len(choices) < self._count and not is_committed:
+                message = f"the server sent {len(choices)} of {self._count} answers; it does not support n; leave n out"
+                return RowError("invalid_answer", message)
             texts = [None if problem else _text(each) for each, problem in zip(choices, problems, strict=True)]
             return (texts, *([_extra(each, name) for each in choices] for name in self._extras))
         choice = choices[0]
-        problem = self._problem(choice)
+        problem = self._problem(choice, is_committed)
         if problem is not None:
             return problem
         if self._typed is None:
@@ -100,38 +115,64 @@ class AnswerColumns:
             main = parsed
         return (*main, *(_extra(choice, name) for name in self._extras)) if self._extras else main
 
-    def _problem(self, choice: ReplyChoice) -> RowError | None:
+    def _problem(self, choice: ReplyChoice, is_committed: bool) -> RowError | None:
         if choice.refusal:
             return RowError("content_filter", f"the model refused: {choice.refusal}")
-        reason = choice.finish_reason
-        if reason == "content_filter":
-            return RowError("content_filter", "the answer was filtered (finish_reason content_filter)")
-        if reason == "length" and (self._typed is not None or not (choice.text or choice.tool_calls)):
-            return RowError(
-                "length",
-                f"the answer was cut off at {self._max_tokens_param} (finish_reason length); "
-                f"raise {self._max_tokens_param}",
-            )
-        if choice.text is None and not choice.tool_calls:
-            return RowError("invalid_answer", f"the answer has no text and calls no tool (finish_reason {reason})")
-        return None
+        reason, text = choice.finish_reason, choice.text
+        has_text = bool(text) and not text.isspace()
+        if reason != "stop":
+            how = ending(reason)
+            if how == "content_filter":
+                return RowError("content_filter", f"the answer was filtered (finish_reason {reason})")
+            if how == "length" and (self._typed is not None or not (has_text or choice.tool_calls)):
+                name = self._max_tokens_param
+                return RowError("length", f"the answer was cut off at {name} (finish_reason {reason}); raise {name}")
+        if has_text or choice.tool_calls or self._allow_empty or (is_committed and text is not None):
+            return None
+        if self._typed is not None and (choice.reasoning or text is not None):
+            return None
+        return RowError("invalid_answer", _without_text(choice))
 
     def _parse_typed(self, typed: TypedOutput, choice: ReplyChoice) -> Values | RowError:
         has_calls = bool(choice.tool_calls)
         nulls = (None,) * len(typed.fields)
-        if has_calls and not choice.text:
+        if has_calls and self._has_tools and not choice.text:
             return nulls
         text = choice.text or ""
         parsed = typed.parse(text)
         if not isinstance(parsed, str):
             return parsed
+        for other in self._other_texts(choice):
+            found = typed.parse(other)
+            if not isinstance(found, str):
+                return found
         # With a tool call the text is a remark, not the answer.
+        if has_calls and self._has_tools:
+            return nulls
+        if self._allow_empty and (not text or text.isspace()):
+            return nulls
+        if choice.text is None:
+            return RowError("invalid_answer", _without_text(choice))
         excerpt = text if len(text) <= _MAX_EXCERPT_CHARACTERS else f"{text[:_MAX_EXCERPT_CHARACTERS]}…"
-        return nulls if has_calls else RowError("invalid_answer", f"{parsed} (answer: {excerpt})")
+        return RowError("invalid_answer", f"{parsed} (answer: {excerpt})")
+
+    def _other_texts(self, choice: ReplyChoice) -> Iterator[str]:
+        """Yield the other places of a typed answer: servers that turn the schema into a tool, or into reasoning."""
+        if not self._has_tools:
+            yield from (call["arguments"] or "" for call in choice.tool_calls)
+        if choice.reasoning and not choice.tool_calls:
+            yield choice.reasoning
+
+
+def _without_text(choice: ReplyChoice) -> str:
+    message = f"the answer has no text and calls no tool (finish_reason {choice.finish_reason})"
+    if choice.tool_calls:
+        return f"the answer has no text, but a tool call that does not fit the schema: {choice.tool_calls[0]}"
+    return f"{message}; it has reasoning of {len(choice.reasoning):,} characters" if choice.reasoning else message
 
 
 def _text(choice: ReplyChoice) -> str | None:
-    return None if not choice.text and choice.tool_calls else choice.text
+    return (None if choice.tool_calls else "") if not choice.text else choice.text
 
 
 def _extra(choice: ReplyChoice, name: str) -> Any:

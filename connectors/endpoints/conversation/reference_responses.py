@@ -7,10 +7,13 @@ import orjson
 import pyarrow as pa
 
 from connectors.contracts import MalformedReply
+from connectors.endpoints.conversation.openai_responses import status_reason
 from connectors.endpoints.conversation.output_columns import ReplyChoice
+from connectors.endpoints.conversation.reply_texts import reasoning_text
 from connectors.endpoints.conversation.tool_calls import parse_tool_calls
 from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.templating.template_tree import TemplateTree, compile_template, literal, mapping_template, plain_json
+from connectors.transport.finish_reasons import finish_reason
 from connectors.transport.reply_body import excerpt
 from connectors.transport.sse import Event
 from connectors.transport.stream_assembly import assemble_reference
@@ -107,15 +110,19 @@ class ReferenceResponsesFormat:
         if not isinstance(response, dict):
             raise MalformedReply(f"the reply has no response: {excerpt(reply)}")
         content, calls = response.get("content"), parse_tool_calls(response)
-        reason = reply.get("finish_reason") or response.get("finish_reason")
+        reasons = (finish_reason(part.get("finish_reason")) for part in (reply, response))
+        reason = status_reason(reply) or status_reason(response) or next(filter(None, reasons), None)
         refusal = response.get("refusal")
+        text = content if content is None or isinstance(content, str) else orjson.dumps(content).decode()
         return [
             ReplyChoice(
-                content if content is None or isinstance(content, str) else orjson.dumps(content).decode(),
-                reason if isinstance(reason, str) else "tool_calls" if calls and not content else "stop",
+                text,
+                reason or ("tool_calls" if calls and not content else "stop"),
                 refusal if isinstance(refusal, str) else None,
                 calls,
                 metadata=_metadata(response.get("metadata")),
+                reasoning=None if text else reasoning_text(response),
+                error=response.get("error") or reply.get("error"),
             )
         ]
 

@@ -81,6 +81,18 @@ def completion(*messages: Any, finish: str | None = "stop", **more: Any) -> dict
     return {"choices": choices, **more}
 
 
+def as_stream(body: dict[str, Any]) -> bytes:
+    """Return a reply as the stream that a server sends in its place."""
+    chunks: list[dict[str, Any]] = []
+    for choice in body["choices"]:
+        message = choice.pop("message")
+        chunks += [{"choices": [{"index": choice["index"], "delta": {key: value}}]} for key, value in message.items()]
+        chunks.append({"choices": [{**choice, "delta": {}}]})
+    chunks.append({**body, "choices": []})
+    lines = [b"data: " + orjson.dumps(chunk) for chunk in chunks]
+    return b"\n\n".join([*lines, b"data: [DONE]", b""])
+
+
 def read(endpoint: Endpoint, body: Any) -> dict[str, Any]:
     """Return the row from a reply."""
     (answer,) = endpoint.answers([request_of(endpoint)], reply(body))
@@ -488,6 +500,120 @@ def test_an_invalid_answer_is_an_error_row(typed: bool, body: Any, error_class: 
     actual, message = failed(chat(output={"a": "string"} if typed else "answer"), body)
     assert actual == error_class
     assert words in message
+
+
+@pytest.mark.parametrize("typed", [False, True])
+@pytest.mark.parametrize("reason", ["MAX_TOKENS", "max_tokens", "model_length", "LENGTH"])
+def test_a_cut_answer_is_one_under_any_providers_name(typed: bool, reason: str) -> None:
+    endpoint = chat(output={"a": "string"} if typed else "answer")
+    cut = completion({"content": '{"a": "x' if typed else ""}, finish=reason)
+    message = f"the answer was cut off at max_tokens (finish_reason {reason}); raise max_tokens"
+    assert failed(endpoint, cut) == ("length", message)
+
+
+@pytest.mark.parametrize("reason", ["SAFETY", "PROHIBITED_CONTENT", "refusal", "ERROR_TOXIC"])
+def test_a_filtered_answer_is_one_under_any_providers_name(reason: str) -> None:
+    cut = completion({"content": "Hel"}, finish=reason)
+    assert failed(chat(), cut) == ("content_filter", f"the answer was filtered (finish_reason {reason})")
+
+
+@pytest.mark.parametrize("reason", [None, "", "null", "eos", "STOP", "end_turn", "COMPLETE"])
+def test_a_whole_reply_without_a_reason_or_with_another_name_for_stop_is_an_answer(reason: str | None) -> None:
+    assert read(chat(), completion({"content": "Hello"}, finish=reason)) == {"ask": "Hello"}
+    assert read(chat(output={"n": "integer"}), completion({"content": '{"n": 1}'}, finish=reason)) == {"n": 1}
+
+
+def test_the_reason_of_the_provider_behind_a_router_counts_if_the_router_states_none() -> None:
+    body = completion({"content": ""}, finish=None)
+    body["choices"][0]["native_finish_reason"] = "MAX_TOKENS"
+    assert failed(chat(), body)[0] == "length"
+    body["choices"][0]["native_finish_reason"] = "anything"
+    body["choices"][0]["message"]["content"] = "Hello"
+    assert read(chat(), body) == {"ask": "Hello"}
+
+
+BROKEN_OFF = [
+    ({"finish_reason": "abort"}, "the answer broke off (finish_reason abort)", "abort"),
+    ({"finish_reason": "insufficient_system_resource"}, "resource)", "insufficient_system_resource"),
+    ({"finish_reason": {"type": "abort"}}, "the answer broke off (finish_reason abort)", "abort"),
+    (
+        {"finish_reason": "error", "error": {"code": 502, "message": "Provider disconnected"}},
+        "the answer broke off: Provider disconnected",
+        "error",
+    ),
+    ({"error": {"message": "lost"}}, "the answer broke off: lost", "stop"),
+    ({"error": "lost"}, "the answer broke off: lost", "stop"),
+]
+
+
+@pytest.mark.parametrize(("broken", "message", "reason"), BROKEN_OFF)
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_answer_that_broke_off_is_sent_again_and_costs_what_it_reports(
+    broken: Any, message: str, reason: str, streamed: bool, n: int
+) -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 3}
+    body = completion(*({"content": f"Hel{place}"} for place in range(n)), usage=usage)
+    body["choices"][-1] |= broken
+    endpoint = chat(stream=streamed, params={"n": n})
+    with pytest.raises(MalformedReply) as caught:
+        endpoint.answers([request_of(endpoint)], reply(as_stream(body) if streamed else body))
+    error = caught.value.error
+    assert error is not None
+    assert (error.error_class, error.message.endswith(message)) == ("server", True)
+    assert caught.value.usage == Usage(9, output_tokens=3, finish_reason=reason)
+
+
+def test_a_filter_that_breaks_an_answer_off_is_a_content_filter() -> None:
+    body = completion({"content": "Hel"}, finish="error")
+    body["choices"][0]["error"] = {"code": "content_filter", "message": "flagged"}
+    with pytest.raises(MalformedReply) as caught:
+        chat().answers([], reply(body))
+    assert caught.value.error is not None
+    assert caught.value.error.error_class == "content_filter"
+
+
+@pytest.mark.parametrize("error", [None, "", {}, {"code": None, "message": ""}, {"code": 0, "message": "ok"}, False])
+def test_an_error_key_without_an_error_is_none(error: Any) -> None:
+    body = {**completion({"content": "Hello"}), "error": error}
+    body["choices"][0]["error"] = error
+    assert read(chat(), body) == {"ask": "Hello"}
+
+
+def test_an_error_next_to_the_answers_is_an_error() -> None:
+    body = {**completion({"content": "Hel"}), "error": {"code": 502, "message": "upstream lost"}}
+    with pytest.raises(MalformedReply) as caught:
+        chat().answers([], reply(body))
+    assert caught.value.error is not None
+    assert (caught.value.error.error_class, caught.value.error.message) == ("server", "upstream lost")
+
+
+@pytest.mark.parametrize("content", ["", " \n", None])
+def test_an_answer_without_text_is_one_only_if_the_step_allows_it(content: str | None) -> None:
+    body = completion({"content": content})
+    message = "the answer has no text and calls no tool (finish_reason stop)"
+    assert failed(chat(), body) == ("invalid_answer", message)
+    assert read(chat(allow_empty=True), body) == {"ask": content or ""}
+    assert read(chat(allow_empty=True, output={"n": "integer"}), body) == {"n": None}
+    assert failed(chat(allow_empty=True), completion({"content": content}, finish="length"))[0] == "length"
+
+
+def test_allow_empty_is_part_of_the_row_fingerprint_only_if_set_and_of_no_request() -> None:
+    assert request_of(chat(allow_empty=True)).fingerprint == request_of(chat()).fingerprint
+    assert chat(allow_empty=False).config_bytes() == chat().config_bytes()
+    assert chat(allow_empty=True).config_bytes() != chat().config_bytes()
+
+
+def test_an_empty_answer_that_an_earlier_release_put_into_a_table_is_rebuilt() -> None:
+    assert chat().committed_values(orjson.dumps(completion({"content": ""}))) == ("",)
+    several = chat(params={"n": 2})
+    assert several.committed_values(orjson.dumps(completion({"content": "a"}))) == (["a"],)
+    assert isinstance(chat().committed_values(orjson.dumps(completion({}))), RowError)
+
+
+def test_fewer_answers_than_n_are_an_error() -> None:
+    message = "the server sent 1 of 3 answers; it does not support n; leave n out"
+    assert failed(chat(params={"n": 3}), completion({"content": "a"})) == ("invalid_answer", message)
 
 
 def test_an_untyped_answer_that_was_cut_off_is_stored_with_its_finish_reason() -> None:

@@ -364,6 +364,60 @@ def test_a_response_without_a_valid_answer_is_an_error_row(
     assert words in message
 
 
+INCOMPLETE = [
+    ({"status": "incomplete", "incomplete_details": {"reason": "MAX_TOKENS"}}, "length"),
+    ({"status": "incomplete", "incomplete_details": None}, "length"),
+    ({"status": "incomplete", "incomplete_details": {"reason": "safety"}}, "content_filter"),
+]
+
+
+@pytest.mark.parametrize(("state", "error_class"), INCOMPLETE)
+def test_an_incomplete_response_ends_as_its_reason_says(state: Any, error_class: str) -> None:
+    typed = openai(output={"a": "string"})
+    assert failed(typed, response(message('{"a"'), **state))[0] == error_class
+    typed = reference(output={"a": "string"})
+    assert failed(typed, {"response": {"content": '{"a"'}, **state})[0] == error_class
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_a_response_without_text_is_an_answer_only_if_the_step_allows_it(text: str) -> None:
+    for make, body in ((openai, response(message(text))), (reference, {"response": {"content": text}})):
+        assert failed(make(), body)[0] == "invalid_answer"
+        assert read(make(allow_empty=True), body)["ask"] == text
+
+
+BROKEN_OFF = [
+    {"status": "cancelled"},
+    {"status": "failed"},
+    {"status": "in_progress"},
+    {"status": "incomplete", "incomplete_details": {"reason": "aborted"}},
+]
+
+
+@pytest.mark.parametrize("state", BROKEN_OFF)
+def test_a_response_that_broke_off_is_sent_again(state: Any) -> None:
+    events = b'data: {"type":"response.cancelled","response":%b}\n\n'
+    streamed = events % orjson.dumps(response(message("Hel"), **state))
+    bodies = [
+        (openai(), response(message("Hel"), **state)),
+        (openai(stream=True), streamed),
+        (reference(), {"response": {"content": "Hel"}, **state}),
+    ]
+    for endpoint, body in bodies:
+        with pytest.raises(MalformedReply) as caught:
+            endpoint.answers([request_of(endpoint)], reply(body))
+        assert caught.value.error is not None
+        assert caught.value.error.error_class == "server"
+
+
+def test_an_unknown_reason_of_the_reference_is_sent_again() -> None:
+    for body in ({"response": {"content": "Hel"}, "finish_reason": "abort"}, {"response": {"finish_reason": "abort"}}):
+        with pytest.raises(MalformedReply) as caught:
+            reference().answers([request_of(reference())], reply(body))
+        assert caught.value.error is not None
+        assert caught.value.error.error_class == "server"
+
+
 @pytest.mark.parametrize(
     ("code", "error_class"),
     [

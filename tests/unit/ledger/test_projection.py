@@ -41,7 +41,7 @@ class LabelStep:
 
     fields = (pa.field("label", pa.string()),)
 
-    def values(self, answer: bytes) -> str:
+    def committed_values(self, answer: bytes) -> str:
         return answer.decode()
 
     def arrays(self, values: list[str | None]) -> list[pa.Array]:

@@ -97,6 +97,35 @@ def test_a_stream_without_either_sign_of_its_end_is_malformed() -> None:
     assert assemble_completion(stream(delta("stop", content="a"), end=None))["choices"][0]["message"]["content"] == "a"
 
 
+def test_an_empty_reason_with_every_chunk_is_no_end() -> None:
+    chunks = [delta("", content="Hel"), delta("", content="lo")]
+    with pytest.raises(MalformedReply, match="ended after 2 chunks"):
+        assemble_completion(stream(*chunks, end=None))
+    (choice,) = assemble_completion(stream(*chunks))["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("Hello", None)
+
+
+def test_the_error_of_an_answer_stays_with_it() -> None:
+    last = delta("error")
+    last["choices"][0] |= {"error": {"code": 502}, "native_finish_reason": "LOST"}  # type: ignore[index]
+    for end in ("[DONE]", None):
+        (choice,) = assemble_completion(stream(delta(content="Hel"), last, end=end))["choices"]
+        assert {key: choice[key] for key in ("finish_reason", "error", "native_finish_reason")} == {
+            "finish_reason": "error",
+            "error": {"code": 502},
+            "native_finish_reason": "LOST",
+        }
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
+def test_reasoning_stays_in_an_answer_without_a_text_only(key: str) -> None:
+    pieces = [delta(**{key: "Let me "}), delta(**{key: "see"})]
+    (choice,) = assemble_completion(stream(*pieces, delta("stop")))["choices"]
+    assert choice["message"] == {"role": "assistant", "content": None, "refusal": None, key: "Let me see"}
+    (choice,) = assemble_completion(stream(*pieces, delta("stop", content="yes")))["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "yes", "refusal": None}
+
+
 def test_an_event_that_is_not_json_is_malformed() -> None:
     for text in ('{"choices": [', "[]"):
         with pytest.raises(MalformedReply, match=r"not (a )?JSON"):
