@@ -13,7 +13,7 @@ from connectors.records import FATAL_ERROR_CLASSES, ROW_ERROR_CLASSES, TRANSIENT
 from pipelines.commands.options import job_argument, job_files, override_options
 from pipelines.config.overrides import NONE, Overrides
 from pipelines.monitoring.json_log import DEFECT_MESSAGE, LogLevel, log_event, print_defect, print_problem
-from pipelines.runtime.run_options import RunOptions, SchemaChange
+from pipelines.runtime.run_options import FailOn, RunOptions, SchemaChange
 from pipelines.runtime.run_report import RunReport, StoppedBeforeStart
 
 if TYPE_CHECKING:
@@ -27,6 +27,13 @@ as_json_option = click.option(
 )
 log_option = click.option(
     "--log", type=click.Choice(["plain", "json"]), default="plain", show_default=True, help="Progress output format."
+)
+fail_on_option = click.option(
+    "--fail-on",
+    type=click.Choice(["any", "new"]),
+    default="any",
+    show_default=True,
+    help="End with exit code 1 if any row is in errors, or only if a row failed in this run.",
 )
 quiet_option = click.option("--quiet", is_flag=True, help="Suppress progress and summary; still print errors.")
 
@@ -51,6 +58,7 @@ quiet_option = click.option("--quiet", is_flag=True, help="Suppress progress and
     show_default=True,
     help="Run in this process or on Ray workers.",
 )
+@fail_on_option
 @as_json_option
 @log_option
 @quiet_option
@@ -61,6 +69,7 @@ def run_command(
     change: SchemaChange | None,
     compare: bool,
     engine: str,
+    fail_on: FailOn,
     as_json: bool,
     log: str,
     quiet: bool,
@@ -87,17 +96,20 @@ def run_command(
                 raise JobError("--compare", "writes nothing", "leave --schema-change out")
         options = RunOptions(is_new_run=True, log="json" if log == "json" else "plain", is_quiet=quiet)
         return _compare(jobs, overrides, options, as_json)
-    options = RunOptions(new_run, None, change, on_ray, "json" if log == "json" else "plain", quiet)
+    options = RunOptions(
+        new_run, None, change, on_ray, "json" if log == "json" else "plain", is_quiet=quiet, fail_on=fail_on
+    )
     return _run_all(jobs, overrides, options, as_json)
 
 
 @click.command("retry")
 @job_argument(many=False)
 @click.option("--class", "classes", metavar="CLASS,...", help="Only these error classes. Default: all.")
+@fail_on_option
 @as_json_option
 @log_option
 @quiet_option
-def retry_command(job: str, classes: str | None, as_json: bool, log: str, quiet: bool) -> int:
+def retry_command(job: str, classes: str | None, fail_on: FailOn, as_json: bool, log: str, quiet: bool) -> int:
     """Run a job, and request its failed rows again.
 
     \b
@@ -110,7 +122,9 @@ def retry_command(job: str, classes: str | None, as_json: bool, log: str, quiet:
     with _reporting_errors(job_files((job,)) if as_json else ()):
         for name in sorted(wanted - known):
             raise JobError(f"--class {name}", "no such error class", f"known here: {', '.join(sorted(known))}")
-    options = RunOptions(retried_classes=wanted, log="json" if log == "json" else "plain", is_quiet=quiet)
+    options = RunOptions(
+        retried_classes=wanted, log="json" if log == "json" else "plain", is_quiet=quiet, fail_on=fail_on
+    )
     return _run_all((job,), NONE, options, as_json)
 
 
@@ -168,7 +182,7 @@ def _run_all(jobs: tuple[str, ...], overrides: Overrides, options: RunOptions, a
     if len(graph) == 1:
         on_end(graph[0], _run_one(graph[0], options))
     else:
-        flags = [*overrides.flags(), "--json", "--log", options.log]
+        flags = [*overrides.flags(), "--json", "--log", options.log, "--fail-on", options.fail_on]
         flags += ["--new-run"] if options.is_new_run else []
         flags += ["--engine", "ray"] if options.is_on_ray else []
         flags += ["--quiet"] if options.is_quiet else []

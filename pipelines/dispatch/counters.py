@@ -85,6 +85,8 @@ class RunCounters:
     rows_reused: int = 0
     """The rows_ok that needed no request in this run."""
     rows_failed: int = 0
+    failed_now: int = 0
+    """The rows_failed of this invocation: rows whose outcome it was, and lines that no earlier run has rejected."""
     committed: int = 0
     """Rows and failures of this invocation that are in the sink."""
     settled: int = 0

@@ -56,7 +56,9 @@ class Committer:
         ledger: Ledger,
         counters: RunCounters,
         run_id: str,
+        failed_before: frozenset[tuple[str, str]] = frozenset(),
     ) -> None:
+        """`failed_before`: (key, row fingerprint) of failures that are not new."""
         self._job = job
         self._sink = sink
         self._sink_name = sink_name
@@ -64,6 +66,7 @@ class Committer:
         self._ledger = ledger
         self._counters = counters
         self._run_id = run_id
+        self._failed_before = failed_before
         self._pending = PendingCommit()
         self._turn = asyncio.Lock()
         self._more = asyncio.Event()
@@ -95,6 +98,14 @@ class Committer:
             not asked and probed.isdisjoint(answers) for asked, answers in zip(chunk.asked, chunk.answers, strict=True)
         )
         self._counters.rows_failed += len(chunk.failures)
+        self._counters.failed_now += self._count_new_failures(chunk)
+
+    def _count_new_failures(self, chunk: Chunk) -> int:
+        if not self._failed_before:
+            return len(chunk.failures)
+        rows = pa.concat_tables([table.select(["_key", "_row_fingerprint"]) for table in chunk.failed])
+        failed = [rows.slice(failure.row, 1).to_pylist()[0] for failure in chunk.failures]
+        return sum((row["_key"], row["_row_fingerprint"]) not in self._failed_before for row in failed)
 
     @property
     def is_due(self) -> bool:

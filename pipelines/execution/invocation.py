@@ -22,6 +22,7 @@ from pipelines.preparation.prepared_job import PreparedJob, prepare_job, with_le
 from pipelines.preparation.schema_evolution import (
     cast_tables,
     check_backfill,
+    has_keys,
     is_empty,
     schema_refusal,
     sink_types,
@@ -61,6 +62,8 @@ def run_invocation(loaded: LoadedJob, options: RunOptions) -> RunReport:
         _prepare(loaded, ledger, local_url, options) as (ready, probed),
     ):
         with _with_partial_report(ready, probed):
+            if options.fail_on == "new" and has_keys(ready):
+                ready.selection.load_old_errors(ready.sink, ready.job.sink.write == "replace")
             is_rewritten = prepare_sink(ready, ledger, options.schema_change)
             ready.selection.load_sink_state(None if is_rewritten else ready.sink)
         run = open_run(ledger, ready.job.name, options.is_new_run and probed is None)

@@ -82,6 +82,7 @@ async def run_job(
     counters.rows = counts.rows + len(ready.reader.rejects)
     counters.rows_ok = counters.rows_reused = counts.done
     counters.rows_failed = len(ready.reader.rejects) + counts.failed_before
+    counters.failed_now = ready.selection.count_new_rejects()
     counters.rows_done_before = counters.rows_ok + counters.rows_failed
     # Embeddings are requested by the chunk; how many rows share a request is known after the first chunk.
     counters.steps = {
@@ -91,7 +92,9 @@ async def run_job(
     budget = RunBudget(None if job.budget is None else round(job.budget.usd * PICO), run.spent)
     shared = ready.workspace.budget
     daily_budget = None if shared is None else DailyBudget(round(shared.usd_per_day * PICO), ready.workspace.zone)
-    committer = Committer(job.name, ready.sink, ready.sink_name, ready.shape, ledger, counters, run.run_id)
+    committer = Committer(
+        job.name, ready.sink, ready.sink_name, ready.shape, ledger, counters, run.run_id, ready.selection.failed_before
+    )
     context = RunContext(
         ready, ledger, run, options.retried_classes is not None, counters, budget, daily_budget, committer.add
     )
@@ -144,7 +147,8 @@ async def run_job(
     if interrupted and dispatcher.state.left_running:
         running = dispatcher.state.left_running
         stopped = f"{INTERRUPTED}: batches go on at the provider ({running}); the next run fetches them"
-    code = 130 if interrupted else 3 if stopped is not None else 1 if counters.rows_failed else 0
+    failed = counters.rows_failed if options.fail_on == "any" else counters.failed_now
+    code = 130 if interrupted else 3 if stopped is not None else 1 if failed else 0
     clock.committing_seconds = committer.seconds
     defect = failure if stopped == DEFECT_MESSAGE and isinstance(failure, Exception) else None
     return RunOutcome(code, stopped, counters, clock.to_json(), defect)

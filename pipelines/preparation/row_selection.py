@@ -6,6 +6,7 @@ Fingerprints and comparison are SQL, so that values of finished rows never reach
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,10 @@ class RowSelection:
     appending: bool
     rejects_there: int = 0
     """Rejected lines in the sink's errors table."""
+    rejected_before: Counter[str] = field(default_factory=Counter)
+    """The text of the rejected lines in the sink's errors table, with their number."""
+    failed_before: frozenset[tuple[str, str]] = frozenset()
+    """(key, row fingerprint) of the errors that `write: replace` is about to write again; empty for other jobs."""
     _is_sink_loaded: bool = False
     _sink_rows: int = 0
     """Rows in the sink's results and errors."""
@@ -208,6 +213,26 @@ class RowSelection:
                 stored = " union all ".join(f"select _key from {self._stored_table_sql(table)}" for table in _TABLES)
                 old = f"select 1 from ({stored}) where not starts_with(_key, {literal(CONTENT_KEY_PREFIX)}) limit 1"
                 self._has_old_content_keys = bool(db.execute(old).fetchall())
+
+    def load_old_errors(self, sink: Sink, is_rewritten: bool) -> None:
+        """Load what failed in earlier runs and is processed again: rejected lines, and all rows if `is_rewritten`."""
+        names = self.key_schema.names
+        failure, key = failure_names(names), key_text(names)
+        no_key = " and ".join(f"{identifier(name)} is null" for name in names)
+        with query_connection(self.reader.scratch) as db:
+            sink.attach(db)
+            errors, details = sink.errors_sql(), identifier(failure["details"])
+            rejected = db.execute(f"select {details} from {errors} where {no_key}").fetchall()
+            self.rejected_before = Counter(json.loads(text)["text"] for (text,) in rejected if text)
+            if is_rewritten:
+                fingerprint = identifier(failure["fingerprint"])
+                failed = db.execute(f"select {key}, {fingerprint} from {errors} where not ({no_key})").fetchall()
+                self.failed_before = frozenset((str(key), str(fingerprint)) for key, fingerprint in failed)
+            sink.detach(db)
+
+    def count_new_rejects(self) -> int:
+        """Count the rejected lines of the source that no earlier run has rejected, wherever they are now."""
+        return (Counter(raw for _, _, raw in self.reader.rejects) - self.rejected_before).total()
 
     def counts(self, retried: frozenset[str] = frozenset()) -> RowCounts:
         """Count the rows by state in one pass; `retried` error classes do not count as failed before."""

@@ -8,6 +8,9 @@ LogFormat = Literal["plain", "json"]
 SchemaChange = Literal["cast", "backfill"]
 """What to do if the sink's tables have other columns than the job: cast their rows, or request all rows again."""
 
+FailOn = Literal["any", "new"]
+"""When failed rows make the exit code 1: any row in errors, or only rows that failed in this invocation."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
@@ -22,5 +25,6 @@ class RunOptions:
     is_on_ray: bool = False
     log: LogFormat = "plain"
     is_quiet: bool = False
+    fail_on: FailOn = "any"
     grace_seconds: float = 30.0
     """How long requests in flight may still finish after the first Ctrl-C."""

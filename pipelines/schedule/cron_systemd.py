@@ -163,7 +163,7 @@ def _format_numbers(values: Iterable[int], every: range) -> str:
 
 
 def _run_command(job: ScheduledJob) -> list[str]:
-    return [*rowmill_command(), "run", str(job.path.absolute()), "--log", "json", "--json"]
+    return [*rowmill_command(), "run", str(job.path.absolute()), "--fail-on", "new", "--log", "json", "--json"]
 
 
 def _start_marker(folder: Path) -> str:

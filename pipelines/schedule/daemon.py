@@ -106,7 +106,7 @@ class SchedulerDaemon:
                 await self._start(due_run)
 
     async def _start(self, due_run: DueRun) -> None:
-        arguments = ["run", str(due_run.job.path), "--json"] + (
+        arguments = ["run", str(due_run.job.path), "--fail-on", "new", "--json"] + (
             ["--log", "json"] if self.log == "json" else ["--quiet"]
         )
         # In a separate session, so that Ctrl-C reaches it once, from this process.

@@ -81,3 +81,8 @@ def test_the_dagster_asset_reports_its_rows_and_fails_if_the_run_stops(
         names["tickets"]()
     provider.script = lambda path, body, count: None
     assert names["tickets"]() == {"rows_ok": 2, "rows_failed": 0, "cost_usd": pytest.approx(4e-5)}
+    workspace.csv(3)
+    provider.script = lambda path, body, count: error_reply(400, "too odd")
+    with pytest.raises(names["dg"].Failure, match="exit code 1, 1 rows failed"):
+        names["tickets"]()
+    assert names["tickets"]() == {"rows_ok": 2, "rows_failed": 1, "cost_usd": 0.0}

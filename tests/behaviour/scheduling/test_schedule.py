@@ -283,7 +283,7 @@ def test_the_crontab_block_replaces_the_previous_one_and_keeps_other_lines(works
     assert lines == [
         "CRON_TZ=Europe/Berlin",
         f"30 2 * * * cd {folder} && set -a && . '/etc/keys 100\\%' && set +a && mkdir -p {folder}/.rowmill/logs && "
-        f"{sys.executable} -P -m pipelines.cli run {folder}/job.yaml --log json --json >> "
+        f"{sys.executable} -P -m pipelines.cli run {folder}/job.yaml --fail-on new --log json --json >> "
         f"{folder}/.rowmill/logs/job.log 2>&1",
     ]
     mine = "MAILTO=me\n0 1 * * * backup\n"
