@@ -30,6 +30,7 @@ COMMANDS = {
     "show": "pipelines.commands.show",
     "rebuild": "pipelines.commands.rebuild",
     "report": "pipelines.commands.report",
+    "try": "pipelines.commands.experiment",
     "schedule": "pipelines.commands.schedule",
     "serve": "pipelines.commands.serve",
     "models": "pipelines.commands.models",

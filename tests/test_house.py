@@ -27,7 +27,7 @@ LAYERS = (
     ("pipelines.reporting",),
     ("pipelines.maintenance", "pipelines.schedule"),
     ("pipelines.execution",),
-    ("pipelines.cli", "pipelines.planning", "pipelines.python_api"),
+    ("pipelines.cli", "pipelines.experiments", "pipelines.planning", "pipelines.python_api"),
     ("pipelines.commands",),
 )
 """Packages and top-level modules, lowest layer first: a package imports only from layers below its own."""

@@ -90,6 +90,8 @@ class PendingRequests:
         self.enqueue: Callable[[RequestGroup], None]
         """Set by the dispatcher: sends a group of requests that are not in the ledger."""
         self.claim: ClaimRequests | None = None
+        self.on_request: Callable[[bytes], None] | None = None
+        """Called with the fingerprint of every request that is submitted."""
         self.on_resolved: Callable[[bytes], None] | None = None
         """Called with each fingerprint that has an outcome."""
         self._ledger = ledger
@@ -109,6 +111,8 @@ class PendingRequests:
         fresh: dict[bytes, Request] = {}
         for request in requests:
             submission.pending.add(request.fingerprint)
+            if self.on_request is not None:
+                self.on_request(request.fingerprint)
             waiting = self._submissions.setdefault(request.fingerprint, [])
             if not waiting:
                 fresh[request.fingerprint] = request

@@ -61,6 +61,8 @@ class RunContext:
     daily_budget: DailyBudget | None
     on_finished: Callable[[Chunk], None]
     """Takes finished chunks."""
+    on_request: Callable[[bytes], None] | None = None
+    """See RunOptions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ def local_engine(context: RunContext) -> Engine:
     transport = HttpTransport(RequestTimeouts(timeouts.connect, timeouts.idle, timeouts.total), concurrency)
     retry_limits = RetryLimits(retry.attempts, retry.longest_wait, retry.longest_hold)
     pending = PendingRequests(ledger, context.counters, DispatchState(), run.run_id, job.limits.failed_share)
+    pending.on_request = context.on_request
     online = OnlineDispatcher(
         pending, ledger, transport, context.budget, retry_limits, concurrency, context.daily_budget
     )

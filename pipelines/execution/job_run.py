@@ -96,8 +96,9 @@ async def run_job(
         job.name, ready.sink, ready.sink_name, ready.shape, ledger, counters, run.run_id, ready.selection.failed_before
     )
     context = RunContext(
-        ready, ledger, run, options.retried_classes is not None, counters, budget, daily_budget, committer.add
-    )
+        ready, ledger, run, options.retried_classes is not None, counters, budget, daily_budget, committer.add,
+        options.on_request,
+    )  # fmt: skip
     engine = (make_engine or local_engine)(context)
     dispatcher, runner = engine.dispatcher, engine.runner
     deleted = ready.selection.deleted_keys() if ready.is_removing else None

@@ -169,7 +169,7 @@ class RowSelection:
         DataError if a value breaks the query.
         """
         try:
-            return self.reader.cursor().sql(sql.format(rows=self._with_key_sql(columns))).to_arrow_table()
+            return self.reader.cursor().sql(f"with rows as {self._with_key_sql(columns)} {sql}").to_arrow_table()
         except duckdb.Error as exc:
             raise DataError(("source",), first_line(exc), "fix the data, or exclude the row with `where`") from exc
 

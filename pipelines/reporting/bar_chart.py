@@ -65,7 +65,7 @@ def bar_chart(
     caption: Sequence[Fact | str],
 ) -> BarChart:
     """Lay out one bar for each value. The axis titles name quantity and unit."""
-    top = _round_up(max(values, default=0) or 1)
+    top = round_up(max(values, default=0) or 1)
     inner_width, inner_height = WIDTH - LEFT - 8, HEIGHT - BOTTOM - TOP
     width = min(MAX_BAR_WIDTH, inner_width / max(1, len(values)))
     gap = min(2.0, width * 0.2)
@@ -80,7 +80,7 @@ def bar_chart(
         for place, value in enumerate(values)
     ]
     ticks = [
-        Label(LEFT - 6, round(TOP + inner_height * (1 - share), 1), _format_tick(share * top), "end")
+        Label(LEFT - 6, round(TOP + inner_height * (1 - share), 1), format_tick(share * top), "end")
         for share in (0, 0.5, 1)
     ]
     last = len(values) - 1
@@ -98,12 +98,12 @@ def bar_chart(
     return BarChart(summary, caption, x_title, y_title, bars, ticks, below)
 
 
-def _format_tick(value: float) -> str:
+def format_tick(value: float) -> str:
     """A number on an axis: 0.5, 20, 1.5k."""
     return f"{value / 1000:.3g}k" if value >= 1000 else f"{value:.3g}"
 
 
-def _round_up(value: float) -> float:
+def round_up(value: float) -> float:
     """The next of 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15 … ."""
     size = 1.0
     while size * 10 <= value:

@@ -24,6 +24,7 @@ from pipelines.reporting.page_values import (
 )
 from pipelines.reporting.report_queries import HIDDEN_COLUMNS, ReportFacts, report_facts
 from pipelines.reporting.result_values import EmbeddedFile, EmbeddedFiles, Text, result_value
+from pipelines.reporting.scatter_chart import ScatterChart
 from pipelines.reporting.status_format import STATES
 from pipelines.reporting.time_breakdown import time_breakdown
 
@@ -52,7 +53,7 @@ class Section:
     """A titled part of the page."""
 
     title: str
-    blocks: Sequence[str | Table | Figures | BarChart | SampleRows | JobFileText]
+    blocks: Sequence[str | Table | Figures | BarChart | ScatterChart | SampleRows | JobFileText]
 
     @property
     def anchor(self) -> str:
@@ -88,11 +89,19 @@ def render_page(facts: ReportFacts, now: datetime) -> str:
         Section("Runs", _runs(facts, zone)),
         Section("Job file", [JobFileText(facts.text)]),
     )
+    return render_sections(job.name, job.description, _state(facts), sections, now, zone)
+
+
+def render_sections(
+    title: str, description: str, state: State | None, sections: Sequence[Section], now: datetime, zone: ZoneInfo
+) -> str:
+    """Render a page of sections, without those that have nothing to show."""
     environment = minijinja.Environment(templates={"report.html": (FOLDER / "report.html").read_text(encoding="utf-8")})
     return environment.render_template(
         "report.html",
-        job=job,
-        state=_state(facts),
+        title=title,
+        description=description,
+        state=state,
         made_at=time(now, zone),
         sections=[section for section in sections if section.blocks],
         style=(FOLDER / "report.css").read_text(encoding="utf-8"),

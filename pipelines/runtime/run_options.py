@@ -1,5 +1,6 @@
 """What a command asks of a run besides the job file."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,5 +27,9 @@ class RunOptions:
     log: LogFormat = "plain"
     is_quiet: bool = False
     fail_on: FailOn = "any"
+    row_keys: frozenset[str] | None = None
+    """Keys, as text, of the only rows to process; None: all."""
+    on_request: Callable[[bytes], None] | None = None
+    """Called with the fingerprint of every request, also of those whose answer the ledger has; not on Ray."""
     grace_seconds: float = 30.0
     """How long requests in flight may still finish after the first Ctrl-C."""

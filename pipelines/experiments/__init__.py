@@ -1,0 +1,1 @@
+"""Experiments: variants of a job compared on the same sample of its rows."""

@@ -1,0 +1,133 @@
+"""Promotion: a combination's settings written into the job file, whose comments and layout stay."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+import orjson
+from ruamel.yaml import YAML
+from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode, SequenceNode
+
+from connectors.errors import JobError, KeyPath
+from connectors.registry import SINKS
+from pipelines.config.loaded_job import LoadedJob
+from pipelines.config.overrides import Overrides, apply_overrides
+from pipelines.config.yaml_reader import parse_value, parse_yaml
+from pipelines.experiments.combinations import Combination
+from pipelines.ledger.ledger_file import write_atomically
+
+INDENT = 2
+_PLAIN_TEXT = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./ -]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """The job file with a combination's settings."""
+
+    old: str
+    new: str
+    shown_path: str
+
+    @property
+    def diff(self) -> str:
+        """The change as a unified diff; empty if the file has these settings already."""
+        lines = difflib.unified_diff(
+            self.old.splitlines(keepends=True), self.new.splitlines(keepends=True), self.shown_path, self.shown_path
+        )
+        return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
+
+
+def promote(loaded: LoadedJob, combination: Combination) -> Promotion:
+    """Return the job file with the settings of a combination; nothing is written yet."""
+    shown = loaded.file.shown_path
+    old = loaded.path.read_text(encoding="utf-8")
+    assignments = tuple(setting.assignment for setting in combination.settings)
+    applied = apply_overrides(loaded.file.content.values, Overrides(assignments), SINKS)
+    new = old
+    for path in applied.flags:
+        new = _with_value(new, path, _value_at(applied.values, path), shown)
+    if parse_yaml(new, shown).values != applied.values:
+        raise JobError(shown, "these settings cannot be written without changing others", "edit the file by hand")
+    return Promotion(old, new, shown)
+
+
+def write_promotion(loaded: LoadedJob, promotion: Promotion) -> None:
+    """Replace the job file."""
+    write_atomically(loaded.path.resolve(), promotion.new.encode())
+
+
+def _with_value(text: str, path: KeyPath, value: Any, shown: str) -> str:
+    """Replace one value in the text; a key that the file does not have is added by rewriting the file's YAML."""
+    nodes = list(_nodes(YAML().compose(text), path))
+    if len(nodes) == len(path) + 1 and isinstance(nodes[-1], ScalarNode) and not isinstance(value, dict | list):
+        edited = _replaced_scalar(text, nodes, value)
+        if _value_at(parse_yaml(edited, shown).values, path) == value:
+            return edited
+    return _rewritten(text, path, value)
+
+
+def _replaced_scalar(text: str, nodes: list[Node], value: Any) -> str:
+    node, parents = nodes[-1], nodes[:-1]
+    start, end = node.start_mark.index, node.end_mark.index
+    is_block_context = not any(isinstance(parent, CollectionNode) and parent.flow_style for parent in parents)
+    # The end of a block scalar is the beginning of what follows it.
+    tail = "\n" if text[start:end].endswith("\n") else ""
+    written = _scalar_text(value, parents[-1].start_mark.column + INDENT if is_block_context else None)
+    return text[:start] + written + tail + text[end:]
+
+
+def _scalar_text(value: Any, indent: int | None) -> str:
+    """Return a value as YAML; a text of several lines as a literal block with this indent, if it may be one."""
+    if not isinstance(value, str):
+        return orjson.dumps(value).decode()
+    lines = value.split("\n")
+    is_block = indent is not None and len(lines) > 1 and lines[0].strip() and not lines[0].startswith((" ", "\t"))
+    if is_block and all(line.isprintable() for line in lines):
+        chomping = "" if value.endswith("\n") and not value.endswith("\n\n") else "-"
+        body = value.removesuffix("\n").split("\n")
+        if not value.endswith("\n\n"):
+            return "\n".join([f"|{chomping}", *(" " * (indent or 0) + line if line else "" for line in body)])
+    if _PLAIN_TEXT.fullmatch(value) and parse_value(value, "") == value:
+        return value
+    return orjson.dumps(value).decode()
+
+
+def _nodes(node: Node | None, path: KeyPath) -> Iterator[Node]:
+    """Yield the nodes from the top to the value at a path, as far as the file has them."""
+    if node is None:
+        return
+    yield node
+    if not path:
+        return
+    part, inner = path[0], None
+    if isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
+        inner = node.value[part]
+    elif isinstance(node, MappingNode):
+        inner = next((value for key, value in node.value if key.value == part), None)
+    yield from _nodes(inner, path[1:])
+
+
+def _rewritten(text: str, path: KeyPath, value: Any) -> str:
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 1 << 16
+    yaml.indent(mapping=INDENT, sequence=2 * INDENT, offset=INDENT)
+    document = yaml.load(text)
+    here = document
+    for part in path[:-1]:
+        if isinstance(here, Mapping) and here.get(part) is None:
+            here[part] = {}  # type: ignore[index]
+        here = here[part]
+    here[path[-1]] = value
+    out = StringIO()
+    yaml.dump(document, out)
+    return out.getvalue()
+
+
+def _value_at(values: Any, path: KeyPath) -> Any:
+    for part in path:
+        values = values[part]
+    return values

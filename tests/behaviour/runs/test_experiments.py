@@ -1,0 +1,179 @@
+"""`rowmill try`: combinations on the same sample, paid once, compared, and written into the job file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Body, Cli, ReadTable, ScriptedProvider, Workspace, chat_reply, error_reply
+
+OVER_MODELS = "steps.answer.model=m,dear"
+ROWS = 40
+
+
+@pytest.fixture
+def job(workspace: Workspace, provider: ScriptedProvider) -> Path:
+    """A job whose model `m` knows every second label, and `dear`, at ten times the price, all of them."""
+
+    def script(path: str, body: Body, count: int) -> Body:
+        text = body["messages"][-1]["content"]
+        number = int(text.split()[-1])
+        is_known = body["model"] == "dear" or number % 2 == 0
+        return chat_reply(f"label {number % 4}" if is_known else "no idea", body["model"])
+
+    provider.script = script
+    with (workspace.folder / "rowmill.yaml").open("a") as settings:
+        settings.write("  dear: {input_per_million: 10, output_per_million: 20}\n")
+    lines = [f"{n},text {n},label {n % 4},{'even' if n % 2 == 0 else 'odd'}" for n in range(1, ROWS + 1)]
+    workspace.write("rows.csv", "\n".join(["id,text,label,kind", *lines]) + "\n")
+    return workspace.job()
+
+
+def combinations(cli: Cli, job: Path, *flags: str) -> list[dict[str, Any]]:
+    """The objects that `rowmill try --json` prints."""
+    cli("try", job, "--json", "--quiet", *flags)
+    return [json.loads(line) for line in cli.out.splitlines()]
+
+
+def test_each_combination_is_judged_on_the_same_rows(cli: Cli, job: Path, provider: ScriptedProvider) -> None:
+    small, large = combinations(cli, job, "--over", OVER_MODELS, "--expect", "answer=label", "--sample", "100")
+    assert small.keys() == {
+        *("number", "settings", "rows", "right", "low", "high", "usd_per_1000", "latency_ms", "errors", "unbeaten")
+    }
+    latencies = small.pop("latency_ms"), large.pop("latency_ms")
+    assert all(latency > 0 for latency in latencies)
+    assert small == {
+        "number": 1,
+        "settings": {"steps.answer.model": "m"},
+        "rows": ROWS,
+        "right": 0.5,
+        "low": pytest.approx(0.3520, abs=1e-4),
+        "high": pytest.approx(0.6480, abs=1e-4),
+        "usd_per_1000": pytest.approx(0.02),
+        "errors": 0,
+        "unbeaten": True,
+    }
+    assert (large["right"], large["usd_per_1000"], large["unbeaten"]) == (1.0, pytest.approx(0.2), True)
+    assert len(provider.seen) == 2 * ROWS
+
+
+def test_answers_are_paid_once_and_cost_the_same_when_they_are_reused(
+    cli: Cli, job: Path, provider: ScriptedProvider
+) -> None:
+    first = combinations(cli, job, "--over", OVER_MODELS, "--expect", "answer=label", "--sample", "20")
+    assert len(provider.seen) == 2 * 20
+    assert combinations(cli, job, "--over", OVER_MODELS, "--expect", "answer=label", "--sample", "20") == first
+    assert len(provider.seen) == 2 * 20
+    assert cli.run(job)["requests"] == ROWS - 20
+
+
+def test_the_job_s_tables_do_not_change(cli: Cli, job: Path, workspace: Workspace, read: ReadTable) -> None:
+    cli.run(job, "--limit", "3")
+    before = read(workspace.folder / "out")
+    combinations(cli, job, "--over", OVER_MODELS)
+    assert read(workspace.folder / "out") == before
+
+
+def test_strata_have_their_share_of_the_sample(cli: Cli, job: Path, provider: ScriptedProvider) -> None:
+    combinations(cli, job, "--over", "steps.answer.model=m", "--sample", "10", "--by", "kind")
+    numbers = [int(prompt.split()[-1]) for prompt in provider.prompts()]
+    assert sum(number % 2 for number in numbers) == 5
+
+
+def test_another_seed_draws_other_rows(cli: Cli, job: Path, provider: ScriptedProvider) -> None:
+    combinations(cli, job, "--over", "steps.answer.model=m", "--sample", "10")
+    first = set(provider.prompts())
+    combinations(cli, job, "--over", "steps.answer.model=m", "--sample", "10", "--seed", "1")
+    assert len(first) == 10
+    assert set(provider.prompts()) != first
+
+
+def test_a_failed_row_is_wrong_and_the_exit_code_is_1(cli: Cli, job: Path, provider: ScriptedProvider) -> None:
+    usual = provider.script
+    provider.script = lambda path, body, count: (
+        error_reply(400, "bad") if body["messages"][-1]["content"] == "text 2" else usual(path, body, count)  # type: ignore[return-value]
+    )
+    code = cli("try", job, "--over", "steps.answer.model=m", "--expect", "answer=label", "--json", "--quiet")
+    (result,) = [json.loads(line) for line in cli.out.splitlines()]
+    assert (code, result["errors"], result["right"]) == (1, 1, (ROWS / 2 - 1) / ROWS)
+
+
+def test_all_combinations_share_the_budget(cli: Cli, job: Path, provider: ScriptedProvider) -> None:
+    code = cli("try", job, "--over", OVER_MODELS, "--budget-usd", "0.001", "--sample", "40", "--json")
+    assert code == 3
+    assert "stopped: budget" in cli.err
+    (result,) = [json.loads(line) for line in cli.out.splitlines()]
+    assert result["number"] == 1
+    paid = sum(20e-6 if body["model"] == "m" else 200e-6 for _, body in provider.answered)
+    assert paid <= 0.001
+
+
+def test_a_row_without_a_label_is_not_in_the_sample(cli: Cli, job: Path, workspace: Workspace) -> None:
+    workspace.write("rows.csv", "id,text,label,kind\n1,text 1,label 1,odd\n2,text 2,,even\n")
+    (result,) = combinations(cli, job, "--over", "steps.answer.model=dear", "--expect", "answer=label")
+    assert (result["rows"], result["right"]) == (1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--over", "steps.answer.modell=m"), "modell"),
+        (("--over", OVER_MODELS, "--expect", "topic=label"), "--expect: no output topic of the job"),
+        (
+            ("--over", OVER_MODELS, "--expect", "answer=lable"),
+            "--expect: no column lable in the source; did you mean label?",
+        ),
+        (("--over", OVER_MODELS, "--by", "kin"), "--by: no column kin in the source; did you mean kind?"),
+        (("--over", OVER_MODELS, "--expect", "answer"), "--expect answer: no output with a column"),
+        (("--expect", "answer=label"), "--over: missing"),
+        (("--over", OVER_MODELS, "--promote", "3"), "--promote 3: there are 2 combinations; write a lower number"),
+        (("--over", "steps.answer.model=m,unpriced", "--budget-usd", "1"), "no price is known for unpriced"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_is_sent(
+    cli: Cli, job: Path, provider: ScriptedProvider, flags: tuple[str, ...], message: str
+) -> None:
+    assert cli("try", job, *flags) == 2
+    assert message in cli.err
+    assert len(cli.err.splitlines()) == 1
+    assert not provider.seen
+
+
+def test_prompts_from_files_are_compared(cli: Cli, job: Path, workspace: Workspace, provider: ScriptedProvider) -> None:
+    for name in ("short", "long"):
+        workspace.write(f"prompts/{name}.md", f"{name}: {{{{ text }}}}")
+    over = f"steps.answer.messages.0.user=@{workspace.folder}/prompts/*.md"
+    found = combinations(cli, job, "--over", over, "--sample", "1")
+    assert [one["settings"]["steps.answer.messages.0.user"].rpartition("/")[2] for one in found] == [
+        "long.md",
+        "short.md",
+    ]
+    assert sorted(prompt.partition(":")[0] for prompt in provider.prompts()) == ["long", "short"]
+
+
+def test_promote_writes_the_settings_and_prints_the_change(cli: Cli, job: Path, provider: ScriptedProvider) -> None:
+    before = job.read_text()
+    assert cli("try", job, "--over", OVER_MODELS, "--promote", "2") == 0
+    assert job.read_text() == before.replace("model: m,", "model: dear,")
+    assert any(line.startswith("+steps:") and "model: dear" in line for line in cli.out.splitlines())
+    assert not provider.seen
+
+
+def test_the_table_names_unbeaten_combinations_and_the_next_command(cli: Cli, job: Path) -> None:
+    cli("try", job, "--over", OVER_MODELS, "--expect", "answer=label", "--sample", "40")
+    lines = cli.out.splitlines()
+    assert lines[0] == "job: 2 combinations on 40 rows; 80 requests sent, $0.0088 paid"
+    assert [line.split()[:3] for line in lines if line.startswith(("1", "2"))] == [
+        ["1*", "m", "50.0"],
+        ["2*", "dear", "100.0"],
+    ]
+    assert "--promote 1" in lines[-1]
+
+
+def test_the_page_has_every_combination(cli: Cli, job: Path, workspace: Workspace) -> None:
+    page = workspace.folder / "try.html"
+    cli("try", job, "--over", OVER_MODELS, "--expect", "answer=label", "--html", page)
+    text = page.read_text()
+    for expected in ('data-fact="right.1" value="0.5"', 'data-fact="right.2" value="1.0"', "<circle", "unbeaten"):
+        assert expected in text

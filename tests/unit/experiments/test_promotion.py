@@ -1,0 +1,99 @@
+"""Promotion: settings written into a job file whose comments and layout stay."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.config.loaded_job import LoadedJob, load_job, read_job_file
+from pipelines.experiments.combinations import Combination, Setting
+from pipelines.experiments.promotion import Promotion, promote, write_promotion
+
+JOB = """\
+# The nightly labels.
+name: labels
+source: {csv: rows.csv, key: id}   # exported at two
+steps:
+  - name: label
+    endpoint: chat
+    provider: local
+    model: gpt-4o-mini  # cheap
+    messages:
+      - system: |
+          You label tickets.
+          Be brief.
+      - user: "{{ text }}"
+    params: {temperature: 0, max_tokens: 20}
+sink: {parquet: out/labels}
+"""
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> LoadedJob:
+    (tmp_path / "rowmill.yaml").write_text("")
+    (tmp_path / "labels.yaml").write_text(JOB)
+    return load_job(tmp_path / "labels.yaml")
+
+
+def promoted(loaded: LoadedJob, key: str, value: object) -> Promotion:
+    return promote(loaded, Combination(1, (Setting(key, value),)))
+
+
+def test_a_value_is_replaced_and_its_comment_stays(loaded: LoadedJob) -> None:
+    new = promoted(loaded, "steps.label.model", "gpt-4o").new
+    assert new == JOB.replace("gpt-4o-mini  # cheap", "gpt-4o  # cheap")
+
+
+def test_a_value_in_a_flow_mapping_is_replaced(loaded: LoadedJob) -> None:
+    new = promoted(loaded, "steps.label.params.temperature", 0.5).new
+    assert new == JOB.replace("temperature: 0,", "temperature: 0.5,")
+
+
+def test_a_text_of_several_lines_becomes_a_literal_block(loaded: LoadedJob) -> None:
+    new = promoted(loaded, "steps.label.messages.0.system", "You sort mail.\n\nAnswer: one word.\n").new
+    assert new == JOB.replace(
+        "          You label tickets.\n          Be brief.\n",
+        "          You sort mail.\n\n          Answer: one word.\n",
+    )
+
+
+@pytest.mark.parametrize("key", ["steps.label.model", "steps.label.messages.0.system", "steps.label.messages.1.user"])
+@pytest.mark.parametrize(
+    "text", ["a: b # c", "'", "null", "1e3", " padded ", "one\ntwo", "x\n\n", "tab\there\n", "ünï"]
+)
+def test_any_text_is_read_back_as_it_was(loaded: LoadedJob, key: str, text: str) -> None:
+    write_promotion(loaded, promoted(loaded, key, text))
+    found = job_values(loaded)["steps"][0]
+    for part in key.split(".")[2:]:
+        found = found[int(part) if part.isdigit() else part]
+    assert found == text
+
+
+def test_a_key_that_the_file_does_not_have_is_added_and_comments_stay(loaded: LoadedJob) -> None:
+    new = promoted(loaded, "steps.label.params.seed", 7).new
+    assert "seed: 7" in new
+    for comment in ("# The nightly labels.", "# exported at two", "# cheap"):
+        assert comment in new
+
+
+def test_a_mapping_replaces_a_mapping(loaded: LoadedJob) -> None:
+    promotion = promoted(loaded, "steps.label.params", {"max_tokens": 5})
+    write_promotion(loaded, promotion)
+    assert job_values(loaded)["steps"][0]["params"] == {"max_tokens": 5}
+
+
+def test_the_diff_shows_what_changes(loaded: LoadedJob) -> None:
+    lines = promoted(loaded, "steps.label.model", "gpt-4o").diff.splitlines()
+    assert [line for line in lines if line[0] in "+-" and line[:3] not in ("+++", "---")] == [
+        "-    model: gpt-4o-mini  # cheap",
+        "+    model: gpt-4o  # cheap",
+    ]
+
+
+def test_settings_that_the_file_has_already_make_no_diff(loaded: LoadedJob) -> None:
+    assert promoted(loaded, "steps.label.model", "gpt-4o-mini").diff == ""
+
+
+def job_values(loaded: LoadedJob) -> dict[str, Any]:
+    """The values of the job file as it is now."""
+    return read_job_file(loaded.path).content.values
