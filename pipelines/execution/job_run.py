@@ -10,12 +10,14 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 
 from connectors.contracts import Commit
-from connectors.errors import RowmillError
+from connectors.errors import RowmillError, Stopped
 from pipelines.dispatch.counters import RunCounters, StepCounters
 from pipelines.dispatch.dispatcher import DispatchControl
 from pipelines.dispatch.request_types import DailyBudget
@@ -31,7 +33,7 @@ from pipelines.dispatch.step_runner import (
 from pipelines.engines.local_engine import ChunkRunner, Engine, RunContext, local_engine
 from pipelines.execution.committer import Committer, rejected_lines
 from pipelines.ledger.ledger import Ledger, now_us
-from pipelines.ledger.ledger_file import DAMAGE_REMEDY
+from pipelines.ledger.ledger_file import DAMAGE_REMEDY, lost_file
 from pipelines.ledger.projection import encode_table
 from pipelines.limits.limit_leases import share_limits
 from pipelines.monitoring.bottleneck import TimeBreakdown
@@ -40,8 +42,10 @@ from pipelines.monitoring.run_view import RunView
 from pipelines.preparation.prepared_job import PreparedJob
 from pipelines.pricing.prices import PICO, usd
 from pipelines.pricing.run_budget import RunBudget
+from pipelines.runtime.locks import lock_path, sink_lock_path
 from pipelines.runtime.run_options import RunOptions
 from pipelines.runtime.run_records import OpenRun
+from pipelines.runtime.state_watch import StateWatch
 
 OPEN_BATCH_ROWS = 250_000 // CHUNK_ROWS * CHUNK_ROWS
 """Rows under way in a batch run: five full batch files, about 1.6 kB of memory a row besides its values."""
@@ -111,20 +115,28 @@ async def run_job(
     clock = TimeBreakdown(
         counters, concurrency, job.delivery, limiters, budget, lambda: ledger.write_seconds, engine.remote_timings
     )
+    before = ledger.path
     with (
+        contextlib.closing(_state_watch(ready, ledger)) as watch,
         _handle_signals(dispatcher, options.grace_seconds),
         share_limits(ready.workspace.state, engine.shared_limiters),
     ):
         dispatcher.start()
         commit_task = asyncio.create_task(_commit_when_due(committer, dispatcher, runner))
+        watch_task = asyncio.create_task(watch.run(lambda path: dispatcher.stop(str(lost_file(path)))))
         progress_task = asyncio.ensure_future(follow(RunView(counters, dispatcher, engine.limiters, clock)))
         lag_task = asyncio.create_task(clock.measure_loop_lag())
         try:
             await _feed_rows(ready, runner, dispatcher, options.retried_classes, clock, committer)
             await runner.join()
+        except (OSError, duckdb.Error, RowmillError):
+            # Copies of the rows are in the state folder.
+            if watch.lost_state() is None:
+                raise
         finally:
             clock.end_sending()
             lag_task.cancel()
+            watch_task.cancel()
             stopped = dispatcher.state.stop_reason
             await dispatcher.close(options.grace_seconds)
             await engine.close()
@@ -134,8 +146,15 @@ async def run_job(
         failure = dispatcher.state.failure or runner.failure
         if failure is None and isinstance(commit_error, Exception):
             failure = commit_error
+        lost_sink = watch.lost_sink()
         try:
-            await committer.commit()
+            if (lost := watch.lost_state() or lost_sink) is not None:
+                failure, stopped = lost_file(lost), None
+            if (path := await asyncio.to_thread(ledger.restore)) != before:
+                failure = Stopped(f"{lost_file(before)}; what the run had written there is in {path}")
+            # The next run writes the missing tables again from the ledger.
+            if lost_sink is None:
+                await committer.commit()
             if stopped is None and failure is None:
                 await asyncio.to_thread(_finalize, ready, ledger, deleted, resolved)
         except (OSError, sqlite3.Error, RowmillError) as exc:
@@ -189,6 +208,12 @@ async def _feed_rows(
             await runner.progressed.wait()
         clock.rendering_seconds += time.perf_counter() - read
         await dispatcher.wait_for_capacity()
+
+
+def _state_watch(ready: PreparedJob, ledger: Ledger) -> StateWatch:
+    state, sink = ready.workspace.state, ready.job.sink.location(ready.workspace.folder)
+    locks = (lock_path(state, ready.job.name), sink_lock_path(state, sink))
+    return StateWatch((state, ledger.path, *locks), (path for path in ready.sink.paths() if isinstance(path, Path)))
 
 
 def _chunk(batch: pa.RecordBatch) -> Chunk:

@@ -5,6 +5,7 @@ SQLite then opens an earlier consistent state.
 """
 
 import asyncio
+import os
 import secrets
 import sqlite3
 import threading
@@ -19,7 +20,14 @@ import orjson
 from connectors.records import RowError
 from pipelines.ledger.answer_files import AnswerFiles
 from pipelines.ledger.entries import PendingExchange, SettledExchange, StoredAnswer
-from pipelines.ledger.ledger_file import database_errors, get_or_set_meta, open_ledger_file
+from pipelines.ledger.ledger_file import (
+    database_errors,
+    file_id,
+    get_or_set_meta,
+    lost_file,
+    open_ledger_file,
+    place_without_overwriting,
+)
 from pipelines.ledger.write_batch import WriteBatch
 
 T = TypeVar("T")
@@ -30,9 +38,11 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        """Where the file is; another path after `restore`, if another file has taken its place."""
         self.files = AnswerFiles(path.parent / "answers")
         self._write = open_ledger_file(path)
         self._read = open_ledger_file(path)
+        self._file_id = file_id(path)
         self._read_lock = threading.Lock()
         with database_errors(path), self._write:
             self._write.execute("begin immediate")
@@ -57,6 +67,30 @@ class Ledger:
         self._thread.join()
         self._read.close()
         self._write.close()
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the open file is still the one at its path."""
+        return file_id(self.path) == self._file_id
+
+    def restore(self) -> Path:
+        """Write the file again from the open connection if it was removed or replaced; return where it is now.
+
+        If another file has taken its place, it gets a name of its own next to that. Nothing may be queued.
+        """
+        if self.is_in_place:
+            return self.path
+        written = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+        written.parent.mkdir(parents=True, exist_ok=True)
+        with database_errors(written), self._read_lock:
+            with closing(sqlite3.connect(written)) as target:
+                self._read.backup(target)
+            path = place_without_overwriting(written, self.path, f"{self.path.stem}-{self.identity}-{self.writer}")
+            self._read.close()
+            self._write.close()
+            self._read, self._write = open_ledger_file(path), open_ledger_file(path)
+        self.path, self._file_id = path, file_id(path)
+        return path
 
     # Exchanges: pending, then settled.
 
@@ -106,7 +140,7 @@ class Ledger:
 
         Call it only under the job's lock: then no other process can be waiting for them.
         """
-        with closing(self._write_now()) as db, db:
+        with closing(self._open_again()) as db, db:
             db.execute("begin immediate")
             # The lines of a batch may still be answered.
             condition = "l.job = ? and not exists (select 1 from batch_lines b where b.note = n.id)"
@@ -180,12 +214,12 @@ class Ledger:
 
     def stream(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """Yield the rows of a large read from a separate connection."""
-        with database_errors(self.path), closing(open_ledger_file(self.path)) as db:
+        with database_errors(self.path), closing(self._open_again()) as db:
             yield from db.execute(sql, values)
 
     def write(self, sql: str, values: Sequence[Any] = ()) -> None:
         """Run one small write, committed on return."""
-        with database_errors(self.path), closing(self._write_now()) as db, db:
+        with database_errors(self.path), closing(self._open_again()) as db, db:
             db.execute(sql, values)
 
     async def write_queued(self, sql: str, values: Sequence[Any]) -> None:
@@ -196,7 +230,10 @@ class Ledger:
         """Run `write` in one transaction, in the order of the exchanges; return its result."""
         return await self._enqueue(lambda batch: batch.run_statement(write))
 
-    def _write_now(self) -> sqlite3.Connection:
+    def _open_again(self) -> sqlite3.Connection:
+        """Return another connection; Stopped if the file is gone, since opening it would begin an empty ledger."""
+        if not self.is_in_place:
+            raise lost_file(self.path)
         return open_ledger_file(self.path)
 
     # The writing thread: everything in the queue becomes one transaction.

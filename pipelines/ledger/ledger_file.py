@@ -159,6 +159,32 @@ def get_or_set_meta(db: sqlite3.Connection, key: str, default: str) -> str:
     return str(value)
 
 
+def file_id(path: Path) -> tuple[int, int] | None:
+    """Return what identifies the file at this path; None if there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return (found.st_dev, found.st_ino)
+
+
+def lost_file(path: Path) -> Stopped:
+    """Return the error for a file or folder of a run in progress that another program took away."""
+    return Stopped(f"{path}: was removed, moved or replaced while the run was using it; run again to continue")
+
+
+def place_without_overwriting(written: Path, path: Path, other_stem: str) -> Path:
+    """Move a finished file to `path`, or if another file is there, next to it under `other_stem`; return where."""
+    try:
+        path.hardlink_to(written)
+    except FileExistsError:
+        path = path.with_stem(other_stem)
+        written.replace(path)
+    else:
+        written.unlink()
+    return path
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that it exists completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

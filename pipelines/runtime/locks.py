@@ -15,10 +15,21 @@ RAY_WRITERS_SECONDS = 60.0
 """How long a run waits for the ledger writers of an earlier run on Ray."""
 
 
+def lock_path(state: Path, job: str) -> Path:
+    """Return the lock file of a job."""
+    return state / "locks" / f"{job}.lock"
+
+
+def sink_lock_path(state: Path, location: str) -> Path:
+    """Return the lock file of the sink at this location."""
+    name = hashlib.blake2b(location.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    return state / "locks" / "sinks" / f"{name}.lock"
+
+
 @contextlib.contextmanager
 def job_lock(state: Path, job: str) -> Iterator[None]:
     """Hold the job's lock; Locked if another process runs the job."""
-    with _lock_file(state / "locks" / f"{job}.lock", f"{os.getpid()}") as holder:
+    with _lock_file(lock_path(state, job), f"{os.getpid()}") as holder:
         if holder is not None:
             raise Locked(
                 f"{job}: another run of this job is under way (process {holder}); "
@@ -30,8 +41,7 @@ def job_lock(state: Path, job: str) -> Iterator[None]:
 @contextlib.contextmanager
 def sink_lock(state: Path, location: str, job: str) -> Iterator[None]:
     """Hold the lock of the sink at this location: two jobs would each take the other's rows for their own."""
-    name = hashlib.blake2b(location.encode(errors="surrogateescape"), digest_size=16).hexdigest()
-    with _lock_file(state / "locks" / "sinks" / f"{name}.lock", f"job {job}, process {os.getpid()}") as holder:
+    with _lock_file(sink_lock_path(state, location), f"job {job}, process {os.getpid()}") as holder:
         if holder is not None:
             raise Locked(
                 f"{job}: another job is writing to the same sink, {location} ({holder}); wait for its end, and give "
@@ -57,7 +67,7 @@ def wait_for_ray_writers(state: Path, job: str) -> None:
 def is_running(state: Path, job: str) -> bool:
     """Return whether a process holds the job's lock."""
     try:
-        descriptor = os.open(state / "locks" / f"{job}.lock", os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(lock_path(state, job), os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
