@@ -51,6 +51,7 @@ def _results_table(report: ExperimentReport) -> Table:
     rows = [
         (
             f"{result.combination.number}",
+            "unbeaten" if result.is_unbeaten else "",
             *short_settings(result.combination.labels).values(),
             fact(f"right.{result.combination.number}", result.right, format_share(result.right) or "–"),
             format_interval(result) or "–",
@@ -61,29 +62,28 @@ def _results_table(report: ExperimentReport) -> Table:
             ),
             fact(f"latency_ms.{result.combination.number}", result.latency_ms, _milliseconds(result.latency_ms)),
             fact(f"errors.{result.combination.number}", result.errors),
-            "unbeaten" if result.is_unbeaten else "",
         )
         for result in report.results
     ]
-    heads = ("no.", *keys, "right", "95 % interval", "cost per 1,000 rows", "median latency", "failed rows", "")
-    first = len(keys) + 1
+    heads = ("no.", "", *keys, "right", "95 % interval", "cost per 1,000 rows", "median latency", "failed rows")
+    first = len(keys) + 2
     caption = "Unbeaten: no other combination is at least as good and as cheap, and better in one of the two"
     return table(heads, rows, caption, frozenset(range(first, first + 5)))
 
 
 def _settings_table(report: ExperimentReport) -> Table:
     rows = [
-        (f"{result.combination.number}", setting.key, str(setting.label), str(setting.value))
+        (f"{result.combination.number}", setting.key, setting.file or "", str(setting.value))
         for result in report.results
         for setting in result.combination.settings
     ]
-    return table(("no.", "key", "setting", "value"), rows, "The settings of each combination in full", frozenset())
+    return table(("no.", "key", "file", "value"), rows, "The settings of each combination in full", frozenset())
 
 
 def _chart(report: ExperimentReport) -> ScatterChart | None:
     points = [point for result in report.results if (point := _point(result)) is not None]
-    if not points:
-        return None
+    if not any(point.x for point in points):
+        return None  # Without a price, or on a free provider, the table says it all.
     best = max(points, key=lambda point: point.y)
     return scatter_chart(
         points,
