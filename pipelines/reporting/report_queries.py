@@ -15,6 +15,7 @@ from pipelines.analysis.results import Results, open_results
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.ledger.ledger_file import open_ledger_file
 from pipelines.pricing.prices import usd
+from pipelines.runtime.run_records import NEWEST_FIRST
 
 Facts = Mapping[str, Any]
 
@@ -192,7 +193,7 @@ def _runs(results: Results) -> list[Facts]:
             "select r.run_id, r.started_at, r.ended_at, r.exit_code, r.stopped, r.report, count(e.seq), sum(e.cost), "
             "sum(e.seq is not null and e.cost is null) from runs r left join legs l on l.run_id = r.run_id "
             "left join exchanges e on e.leg = l.id where r.job = ? group by r.run_id "
-            "order by r.started_at desc limit ?",
+            f"order by {NEWEST_FIRST} limit ?",
             (results.job.name, MAX_RUNS),
         ).fetchall()
     runs: list[Facts] = []

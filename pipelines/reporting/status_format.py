@@ -107,6 +107,8 @@ def _note(row: Mapping[str, Any]) -> str:
 
 
 def _age(age: timedelta) -> str:
+    if age < -timedelta(minutes=1):
+        return "in the future"  # The clock was wrong then, or is now.
     seconds = max(0, int(age.total_seconds()))
     for unit, factor in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= factor:

@@ -16,6 +16,7 @@ from pipelines.monitoring.run_heartbeat import read_heartbeat
 from pipelines.preparation.prepared_job import prepare_job
 from pipelines.pricing.prices import usd
 from pipelines.runtime.locks import is_running
+from pipelines.runtime.run_records import NEWEST_FIRST
 
 Rows = list[dict[str, object]]
 
@@ -36,8 +37,9 @@ def job_statuses(workspace: Workspace, name: str | None = None) -> Rows:
         return []
     rows: Rows = []
     for job_name, run_id, state, started_at, ended_at, exit_code, stopped, report in ledger.query(
-        "select job, run_id, state, started_at, ended_at, exit_code, stopped, report from runs r "
-        "where started_at = (select max(started_at) from runs s where s.job = r.job) and (? is null or job = ?) "
+        "select job, run_id, state, started_at, ended_at, exit_code, stopped, report from runs last "
+        f"where run_id = (select run_id from runs r where r.job = last.job order by {NEWEST_FIRST} limit 1) "
+        "and (? is null or job = ?) "
         "order by job",
         (name, name),
     ):

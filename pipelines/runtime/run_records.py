@@ -12,6 +12,9 @@ from pipelines.runtime.run_report import RunReport
 CLOSING = frozenset({0, 1, 5})
 """Exit codes that close a run; after any other the next invocation continues it."""
 
+NEWEST_FIRST = "r.started_at > (strftime('%s', 'now') + 3600) * 1000000, r.started_at desc"
+"""SQL order of runs `r`; one that seems to begin in the future is old: the clock was wrong when it began."""
+
 
 @dataclass(frozen=True, slots=True)
 class OpenRun:
@@ -28,7 +31,7 @@ def open_run(ledger: Ledger, job: str, is_new: bool) -> OpenRun:
     if is_new:
         ledger.write("update runs set state = 'closed' where job = ? and state = 'open'", (job,))
     found = ledger.query(
-        "select run_id from runs where job = ? and state = 'open' order by started_at desc limit 1", (job,)
+        f"select run_id from runs r where job = ? and state = 'open' order by {NEWEST_FIRST} limit 1", (job,)
     )
     if found:
         ((run_id,),) = found

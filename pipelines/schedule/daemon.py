@@ -14,7 +14,14 @@ import orjson
 
 from pipelines.monitoring.json_log import LogLevel, log_event
 from pipelines.runtime.child_process import parent_pipe, rowmill_command, rowmill_environment
-from pipelines.schedule.scheduler import DueRun, DueTimeStore, ScheduledJobs, Scheduler, seconds_until_next
+from pipelines.schedule.scheduler import (
+    DueRun,
+    DueTimeStore,
+    ScheduledJob,
+    ScheduledJobs,
+    Scheduler,
+    seconds_until_next,
+)
 
 MAX_SLEEP_SECONDS = 30.0
 """Files and clock are read again after this time, even if nothing is due."""
@@ -46,7 +53,7 @@ class SchedulerDaemon:
     """Standard input of the jobs."""
 
     def __post_init__(self) -> None:
-        self._scheduler = Scheduler(self.parallel, self._skipped)
+        self._scheduler = Scheduler(self.parallel, self._skipped, self._distrust)
         self.scheduled_jobs.on_problem = lambda problem: self.log_event("problem", problem, None, "warning")
 
     async def run(self, once: bool = False) -> int:
@@ -166,6 +173,11 @@ class SchedulerDaemon:
         self.log_event(
             "skip", f"{due_run.job.name}: not started, due at {due}: {why}", due_run.job.name, "warning", due=due
         )
+
+    def _distrust(self, job: ScheduledJob, last_due: datetime) -> None:
+        last = last_due.astimezone(job.zone).isoformat(timespec="minutes")
+        words = f"{job.name}: last due at {last}, which is in the future: the clock was or is wrong; counting from now"
+        self.log_event("problem", words, job.name, "warning", due=last)
 
 
 def _format_report(out: bytes) -> str:

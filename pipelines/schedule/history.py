@@ -11,6 +11,7 @@ from pipelines.ledger.ledger_file import open_ledger_file
 from pipelines.pricing.prices import usd
 from pipelines.reporting.status_queries import COST
 from pipelines.runtime.locks import is_running
+from pipelines.runtime.run_records import NEWEST_FIRST
 from pipelines.schedule.scheduler import DueTimeStore, ScheduledJob, next_due
 
 ENDS = {
@@ -55,7 +56,7 @@ def _runs(job: ScheduledJob, last: int) -> list[dict[str, object]]:
             records = db.execute(
                 f"select run_id, started_at, ended_at, exit_code, stopped, report, (select {COST} from exchanges e "
                 "join legs l on l.id = e.leg where l.run_id = r.run_id) from runs r where job = ? "
-                "order by started_at desc limit ?",
+                f"order by {NEWEST_FIRST} limit ?",
                 (job.name, last),
             ).fetchall()
     has_open_run = is_running(job.workspace.state, job.name)

@@ -4,6 +4,7 @@ A job at a fixed time runs once on each day of a clock change: at the first vali
 first of both if its time occurs twice (as Debian's cron does).
 """
 
+import functools
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,9 @@ from connectors.errors import JobError
 from pipelines.config.loaded_job import LoadedJob, load_job
 from pipelines.config.workspace import Workspace
 from pipelines.ledger.ledger_file import open_ledger_file
+
+MAX_CLOCK_CORRECTION = timedelta(hours=1)
+"""A last due time that is further in the future comes from a wrong clock; a nearer one only delays the next run."""
 
 FINISHED = frozenset({0, 1})
 """Exit codes after which the jobs that read this one's results may start."""
@@ -127,14 +131,20 @@ class DueTimeStore:
     def __init__(self, workspace: Workspace) -> None:
         self._path = workspace.state / "ledger.sqlite"
 
-    def claim(self, job: ScheduledJob, now: datetime) -> datetime | None:
+    def claim(
+        self, job: ScheduledJob, now: datetime, on_clock_change: Callable[[datetime], None] = lambda last_due: None
+    ) -> datetime | None:
         """Claim and return the last missed due time; None if nothing is due.
 
-        A job that is new, or has another schedule than before, has missed nothing.
+        A job that is new, or has another schedule than before, has missed nothing. Nor has a job whose last due time is
+        in the future, because the clock was ahead then or is behind now: `on_clock_change` is called with that time.
         """
         with self._open() as db:
             row = db.execute("select cron, last_due from schedule where job = ?", (job.name,)).fetchone()
-            if row is None or row[0] != job.cron:
+            is_ahead = row is not None and row[1] > _microseconds(now + MAX_CLOCK_CORRECTION)
+            if is_ahead:
+                on_clock_change(_from_microseconds(row[1]))
+            if row is None or row[0] != job.cron or is_ahead:
                 db.execute(
                     "insert into schedule (job, cron, last_due) values (?, ?, ?) "
                     "on conflict (job) do update set cron = excluded.cron, last_due = excluded.last_due",
@@ -199,6 +209,8 @@ class Scheduler:
     """Maximum number of jobs at a time."""
     skipped: Callable[[DueRun, str], None]
     """Called with each due run that is not started, and the reason."""
+    on_clock_change: Callable[[ScheduledJob, datetime], None] = lambda job, last_due: None
+    """Called with a job whose last due time was in the future and is no longer trusted."""
     waiting: dict[tuple[Path, str], DueRun] = field(default_factory=dict)
     """Due and not started yet."""
     running: dict[tuple[Path, str], DueRun] = field(default_factory=dict)
@@ -206,7 +218,7 @@ class Scheduler:
     def collect_due(self, jobs: Iterable[ScheduledJob], now: datetime) -> None:
         """Claim what has become due."""
         for job in jobs:
-            due = DueTimeStore(job.workspace).claim(job, now)
+            due = DueTimeStore(job.workspace).claim(job, now, functools.partial(self.on_clock_change, job))
             if due is None:
                 continue
             due_run = DueRun(job, due)

@@ -93,6 +93,46 @@ def test_a_job_with_a_new_schedule_has_missed_nothing(workspace: Any) -> None:
     )
 
 
+def test_a_due_time_in_the_future_is_not_trusted(workspace: Any) -> None:
+    """The clock was 400 days ahead when the scheduler first saw the job, and was then set right."""
+    job, store = scheduled_job(workspace), DueTimeStore(scheduled_job(workspace).workspace)
+    assert store.claim(job, START + timedelta(days=400)) is None
+    distrusted: list[datetime] = []
+    claims = [store.claim(job, START + timedelta(days=day), distrusted.append) for day in (0, 1, 1, 2)]
+    due = datetime(2027, 1, 5, 2, 30, tzinfo=UTC)
+    assert claims == [None, due, None, due + timedelta(days=1)]
+    assert distrusted == [START + timedelta(days=400)]
+
+
+def test_a_clock_that_jumps_ahead_during_a_schedule_costs_one_run(workspace: Any) -> None:
+    job, store = scheduled_job(workspace), DueTimeStore(scheduled_job(workspace).workspace)
+    days = (0, 1, 401, 1, 2, 3)
+    dues = [datetime(2027, 1, 4, 2, 30, tzinfo=UTC) + timedelta(days=day) for day in (1, 401, 2, 3)]
+    claims = [store.claim(job, START + timedelta(days=day)) for day in days]
+    assert claims == [None, dues[0], dues[1], None, dues[2], dues[3]]
+
+
+def test_a_clock_that_is_set_back_a_little_does_not_repeat_a_run(workspace: Any) -> None:
+    job, store = scheduled_job(workspace, cron="0 * * * *"), DueTimeStore(scheduled_job(workspace).workspace)
+    store.claim(job, START)
+    distrusted: list[datetime] = []
+    times = [START + timedelta(minutes=minutes) for minutes in (61, 50, 62, 121)]
+    claims = [store.claim(job, now, distrusted.append) for now in times]
+    assert claims == [START + timedelta(hours=1), None, None, START + timedelta(hours=2)]
+    assert distrusted == []
+
+
+async def test_the_daemon_reports_a_wrong_clock_in_one_line(workspace: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    job = scheduled_job(workspace)
+    DueTimeStore(job.workspace).claim(job, START + timedelta(days=400))
+    jobs = ScheduledJobs(lambda: [job.path], frozenset([job.path]))
+    assert await SchedulerDaemon(jobs, now=lambda: START).run(once=True) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.partition("  ")[2] == (
+        "job: last due at 2028-02-08T12:00+00:00, which is in the future: the clock was or is wrong; counting from now"
+    )
+
+
 def test_an_interrupted_run_counts_as_missed(workspace: Any) -> None:
     job, store = scheduled_job(workspace), DueTimeStore(scheduled_job(workspace).workspace)
     store.claim(job, START)

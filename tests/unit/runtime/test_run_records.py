@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.ledger import Ledger, now_us
+from pipelines.runtime import run_records
 from pipelines.runtime.run_records import end_invocation, open_run
 from pipelines.runtime.run_report import RunReport
 
@@ -42,3 +43,15 @@ def test_the_exit_code_decides_whether_a_run_closes(ledger: Ledger, exit_code: i
     assert (found, code, stopped) == (state, exit_code, "why")
     assert '"job":"job"' in report
     assert open_run(ledger, "job", False).is_continued is (state == "open")
+
+
+def test_the_newest_run_is_the_one_that_began_last_whatever_the_clock_showed(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = now_us() + 400 * 86_400_000_000
+    monkeypatch.setattr(run_records, "now_us", lambda: ahead)
+    first = open_run(ledger, "job", is_new=False)
+    monkeypatch.undo()
+    ledger.write("insert into runs (run_id, job, state, started_at) values ('later', 'job', 'open', ?)", (now_us(),))
+    assert first.run_id != "later"
+    assert open_run(ledger, "job", is_new=False).run_id == "later"
