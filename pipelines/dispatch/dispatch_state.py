@@ -4,12 +4,15 @@ import asyncio
 from collections.abc import Callable
 
 from pipelines.dispatch.request_types import ExchangeObserver
+from pipelines.dispatch.setup_faults import SetupFaults
 
 
 class DispatchState:
     """The state that dispatchers of one run share: the first failure or stop reason ends all of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_retrying: bool = False) -> None:
+        """`is_retrying`: see SetupFaults."""
+        self.setup_faults = SetupFaults(is_retrying)
         self.stop_reason: str | None = None
         """Why nothing more is sent; None while requests are sent."""
         self.failure: Exception | None = None

@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import orjson
@@ -25,6 +26,7 @@ from pipelines.dispatch.request_types import (
     total_cost,
 )
 from pipelines.dispatch.retry_policy import RESOLVE, Attempt, ProviderStatus, RetryDecision, decide
+from pipelines.dispatch.setup_faults import FIRST_ROWS
 from pipelines.ledger.entries import PendingExchange, SettledExchange
 from pipelines.ledger.ledger import now_us
 from pipelines.limits.provider_limiter import ProviderLimiter
@@ -131,7 +133,12 @@ class OnlineDispatcher:
             group = await self._queue.get()
             if self._queue.qsize() < self._concurrency:
                 self._capacity_changed.set()
-            await self._send(group, task)
+            if self.state.setup_faults.admit(group):
+                try:
+                    await self._send(group, task)
+                finally:
+                    for parked in self.state.setup_faults.leave(group):
+                        self.enqueue(parked)
             # It may be large, and the next one may take long to come.
             del group
 
@@ -213,10 +220,15 @@ class OnlineDispatcher:
             await asyncio.shield(self._ledger.settle(pending.as_unknown(), day))
             self._record_unsettled(-1)
             raise
-        outcome = interpret(group, reply, failure)
+        outcome = interpret(group, reply, failure, self._retry_limits.longest_hold, now_us() / 1e6)
+        setup_faults = self.state.setup_faults
+        outcome.error = setup_faults.confirm(member, call, outcome.error, is_pooled=group.route.pool is not None)
+        is_suspect = setup_faults.is_suspect(group.route, outcome.error)
         charged = charged_cost(member.price, outcome, max_cost)
-        exchange.settled = settled_exchange(pending, group, outcome, charged)
         decision = self._decide(group, member, permit, outcome)
+        if decision.action == "resolve":
+            decision = self._settle(group, member, outcome, decision)
+        exchange.settled = settled_exchange(pending, group, outcome, charged, is_suspect)
         if decision.stop_reason is not None:
             self.stop(decision.stop_reason)
         error = outcome.error
@@ -239,12 +251,12 @@ class OnlineDispatcher:
             group.attempts += 1
             return RESOLVE
         pool = group.route.pool
-        is_counted, retry_after = True, None
+        now = now_us() / 1e6
+        is_counted, retry_after = True, outcome.retry_after(now)
         if error.error_class == "rate_limit":
-            is_counted, retry_after = False, outcome.retry_after(now_us() / 1e6)
+            is_counted = False
             limiter.record_refusal(permit, retry_after)
         elif error.error_class in TRANSIENT_ERROR_CLASSES:
-            retry_after = outcome.retry_after(now_us() / 1e6)
             is_counted = not limiter.record_failure(permit, outcome.has_found_no_server)
         else:
             limiter.record_success(permit)
@@ -259,8 +271,24 @@ class OnlineDispatcher:
             group.attempts,
             is_counted,
             retry_after,
+            now,
         )
         return decide(error, attempt, self._retry_limits, random.uniform(0.5, 1))
+
+    def _settle(
+        self, group: RequestGroup, member: Route, outcome: ExchangeOutcome, decision: RetryDecision
+    ) -> RetryDecision:
+        """Record how rows end; if all first rows met the same fault, stop, or leave this member of a pool out."""
+        results = outcome.answers if outcome.error is None else (outcome.error,)
+        error = next((one for one in results if isinstance(one, RowError)), None)
+        reason = self.state.setup_faults.settle(group, member, error if len(results) == 1 else None)
+        if outcome.error is not None and self.state.setup_faults.is_setup(member.step, outcome.error):
+            outcome.error = replace(outcome.error, error_class="setup")
+            pool = group.route.pool
+            is_last = pool is None or not pool.exclude(member, outcome.error)
+            if reason is not None and is_last:
+                return replace(decision, stop_reason=f"setup: {reason}")
+        return decision
 
     def _on_recorded(
         self,
@@ -292,11 +320,15 @@ class OnlineDispatcher:
         if decision.action == "resolve":
             self.pending.resolve(group, results)
             return
-        for again in group.halves() if decision.action == "split" else (group,):
+        for again in self._parts(group) if decision.action == "split" else (group,):
             if decision.wait_seconds:
                 asyncio.get_running_loop().call_later(decision.wait_seconds, self.enqueue, again)
             else:
                 self.enqueue(again)
+
+    def _parts(self, group: RequestGroup) -> Sequence[RequestGroup]:
+        """Return what a refused group is sent as: its halves, or its first requests alone if none was answered yet."""
+        return group.halves() if self.state.setup_faults.is_proven(group.route) else group.first_alone(FIRST_ROWS)
 
     def _release(self, exchange: Exchange, settled: SettledExchange | None) -> None:
         """Give back the place and the permits of an exchange that has ended."""

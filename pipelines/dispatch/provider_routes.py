@@ -50,6 +50,7 @@ def build_routes(
                 retry.longest_wait,
             )
         price = member_price(workspace, step, provider)
+        is_model_proven, is_step_proven = ledger.has_answers(job.name, model.name, provider.name, model.model)
         return Route(
             step=model.name,
             endpoint=step.endpoint,
@@ -59,6 +60,9 @@ def build_routes(
             max_cost=max_cost_function(price, model.model),
             route_id=ledger.register_route(run_id, job.name, model.name, provider.name, model.endpoint, model.model),
             is_last_step=step is steps[-1],
+            model=model.model,
+            is_model_proven=is_model_proven,
+            is_step_proven=is_step_proven,
         )
 
     run_steps: list[RunStep] = []

@@ -1,6 +1,7 @@
 """Interpretation of replies: what an exchange came to, what it cost, and what the ledger stores of it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from connectors.contracts import MalformedReply
 from connectors.records import NO_USAGE, ROW_ERROR_CLASSES, Reply, RowError, Usage, record
@@ -35,8 +36,27 @@ class ExchangeOutcome:
         return failure is not None and failure.error_class == "connection" and not failure.is_billable
 
 
-def interpret(group: RequestGroup, reply: Reply | None, failure: RequestError | None) -> ExchangeOutcome:
-    """Return what a reply, or the failure to get one, means for the requests of a group."""
+def interpret(
+    group: RequestGroup,
+    reply: Reply | None,
+    failure: RequestError | None,
+    longest_hold: float = 0.0,
+    now: float = 0.0,
+) -> ExchangeOutcome:
+    """Return what a reply, or the failure to get one, means for the requests of a group.
+
+    `longest_hold`: seconds; a quota that is there again within this time is a rate limit. `now`: seconds since 1970.
+    """
+    outcome = _interpret(group, reply, failure)
+    error = outcome.error
+    if error is not None and error.error_class == "quota":
+        wait = outcome.retry_after(now)
+        if wait is not None and wait <= longest_hold:
+            outcome.error = replace(error, error_class="rate_limit")
+    return outcome
+
+
+def _interpret(group: RequestGroup, reply: Reply | None, failure: RequestError | None) -> ExchangeOutcome:
     if reply is None:
         assert failure is not None
         return ExchangeOutcome((), RowError(failure.error_class, str(failure)), NO_USAGE, None, failure)
@@ -64,9 +84,16 @@ def charged_cost(price: Price | None, outcome: ExchangeOutcome, max_cost: int | 
 
 
 def settled_exchange(
-    pending: PendingExchange, group: RequestGroup, outcome: ExchangeOutcome, charged: int | None
+    pending: PendingExchange,
+    group: RequestGroup,
+    outcome: ExchangeOutcome,
+    charged: int | None,
+    is_suspect: bool = False,
 ) -> SettledExchange:
-    """Return what the ledger records of an exchange that has ended. `charged`: its cost in pico-dollars."""
+    """Return what the ledger records of an exchange that has ended. `charged`: its cost in pico-dollars.
+
+    `is_suspect`: its error may turn out to be the set-up's: it is not stored as the row's own.
+    """
     reply, failure, error = outcome.reply, outcome.failure, outcome.error
     return SettledExchange(
         pending.exchange_id, pending.route_id, pending.attempt, pending.keys, pending.fingerprints, pending.started_at,
@@ -79,7 +106,7 @@ def settled_exchange(
         first_token_ms=None if reply is None else reply.first_token_ms,
         request_id=None if reply is None else request_id(reply.headers),
         message=None if error is None else error.message,
-        answers=ledger_answers(group, outcome),
+        answers=() if is_suspect and error is not None else ledger_answers(group, outcome),
     )  # fmt: skip
 
 

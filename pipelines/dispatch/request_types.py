@@ -32,6 +32,12 @@ class Route:
     """Its number in the ledger."""
     is_last_step: bool
     """Whether an answer here settles the row."""
+    model: str = ""
+    """As the job names it."""
+    is_model_proven: bool = True
+    """Whether the ledger has an answer of this provider and model."""
+    is_step_proven: bool = True
+    """Whether it has one of this step, too."""
     mean_output_tokens: float = 200.0
     """Of recent answers, for the token limit."""
     pool: "RoutePool | None" = None
@@ -81,6 +87,8 @@ class RunLedger(Protocol):
     def lookup(self, fingerprints: Sequence[bytes]) -> dict[bytes, StoredAnswer]: ...
 
     def register_route(self, run_id: str, job: str, step: str, provider: str, endpoint: str, model: str) -> int: ...
+
+    def has_answers(self, job: str, step: str, provider: str, model: str) -> tuple[bool, bool]: ...
 
     async def write_queued(self, sql: str, values: Sequence[Any]) -> None: ...
 
@@ -161,6 +169,12 @@ class RequestGroup:
         middle = len(self.requests) // 2
         halves = (self.requests[:middle], self.requests[middle:])
         return [RequestGroup(self.route, half, exchanges=self.exchanges) for half in halves]
+
+    def first_alone(self, count: int) -> "Sequence[RequestGroup]":
+        """Return a group for each of the first `count` requests, and one of all others."""
+        parts = [(request,) for request in self.requests[:count]]
+        rest = [self.requests[count:]] if len(self.requests) > count else []
+        return [RequestGroup(self.route, part, exchanges=self.exchanges) for part in (*parts, *rest)]
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 """The retry policy: what follows from an error. Pure functions of values; the dispatchers carry out the decision."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Literal
 
 from connectors.records import FATAL_ERROR_CLASSES, ROW_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES, RowError, record
@@ -35,6 +36,8 @@ class Attempt:
     """False for a 429, a probe of a provider that is down, and a pool member that was excluded."""
     retry_after: float | None = None
     """Seconds that the reply asks to wait."""
+    now: float = 0.0
+    """Seconds since 1970."""
 
 
 @record
@@ -57,7 +60,9 @@ def decide(error: RowError, attempt: Attempt, limits: RetryLimits, jitter: float
     """Decide what follows from an error of a whole exchange. `jitter`: 0.5 to 1, the part of the back-off to wait."""
     if error.error_class in FATAL_ERROR_CLASSES:
         # The other members of a pool have other keys.
-        return _stop(error, attempt.provider.name) if attempt.is_counted else RETRY_AT_ONCE
+        if not attempt.is_counted:
+            return RETRY_AT_ONCE
+        return _stop(error, attempt.provider.name, attempt.retry_after, attempt.now)
     if error.error_class not in TRANSIENT_ERROR_CLASSES:
         # In a group, halving finds the request that the provider refuses.
         return RESOLVE if attempt.requests == 1 else RetryDecision("split")
@@ -102,7 +107,7 @@ def abort_reason(error: RowError, attempt: Attempt, wait: float, limits: RetryLi
     for provider in attempt.providers:
         pause = max(provider.pause_seconds, wait if provider.name == attempt.provider.name else 0.0)
         if pause > limits.longest_hold:
-            reasons.append(f"{provider.name} asks to come back in {pause:.0f} s")
+            reasons.append(f"{provider.name} asks to come back in {pause:.0f} s, at {_local_time(attempt.now + pause)}")
         elif provider.silent_seconds >= limits.longest_hold:
             reasons.append(f"{provider.name} has answered nothing for {provider.silent_seconds:.0f} s")
         else:
@@ -110,5 +115,11 @@ def abort_reason(error: RowError, attempt: Attempt, wait: float, limits: RetryLi
     return f"{error.error_class}: {', '.join(reasons)}; last: {error.message}"
 
 
-def _stop(error: RowError, provider: str) -> RetryDecision:
-    return RetryDecision(stop_reason=f"{error.error_class}: {provider} says: {error.message}")
+def _stop(error: RowError, provider: str, wait: float | None = None, now: float = 0.0) -> RetryDecision:
+    end = "" if wait is None else f"; it asks to come back at {_local_time(now + wait)}"
+    return RetryDecision(stop_reason=f"{error.error_class}: {provider} says: {error.message}{end}")
+
+
+def _local_time(timestamp: float) -> str:
+    """Return a point in time in the local time zone, with its offset."""
+    return datetime.fromtimestamp(timestamp).astimezone().isoformat(" ", "minutes")

@@ -90,7 +90,9 @@ def local_engine(context: RunContext) -> Engine:
     timeouts, retry, concurrency = job.timeouts, job.retry, job.limits.concurrency
     transport = HttpTransport(RequestTimeouts(timeouts.connect, timeouts.idle, timeouts.total), concurrency)
     retry_limits = RetryLimits(retry.attempts, retry.longest_wait, retry.longest_hold)
-    pending = PendingRequests(ledger, context.counters, DispatchState(), run.run_id, job.limits.failed_share)
+    pending = PendingRequests(
+        ledger, context.counters, DispatchState(context.is_retrying), run.run_id, job.limits.failed_share
+    )
     pending.on_request = context.on_request
     online = OnlineDispatcher(
         pending, ledger, transport, context.budget, retry_limits, concurrency, context.daily_budget

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -10,8 +11,10 @@ import orjson
 import pyarrow as pa
 
 from connectors.contracts import Commit, Sink, TableShape
+from connectors.records import RowError
 from connectors.tables.schemas import failure_names
 from pipelines.dispatch.counters import RunCounters
+from pipelines.dispatch.setup_faults import SetupFaults
 from pipelines.dispatch.step_runner import Chunk
 from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.ledger.projection import append_usage, encode_rows, encode_table
@@ -25,6 +28,8 @@ COMMIT_BYTES = 32 << 20
 """Bytes of results in one commit."""
 COMMIT_SECONDS = 10.0
 """Longest time from a finished row to its commit."""
+MAX_SUSPECTS = 64
+"""Committed errors of one row that are remembered: they may turn out to be the set-up's."""
 POLL_SECONDS = 0.2
 """Interval at which the waiting time is checked."""
 
@@ -67,6 +72,9 @@ class Committer:
         self._counters = counters
         self._run_id = run_id
         self._failed_before = failed_before
+        self.setup_faults = SetupFaults()
+        """Those of the run's dispatchers; the engine sets it."""
+        self._suspects: deque[pa.Table] = deque(maxlen=MAX_SUSPECTS)
         self._pending = PendingCommit()
         self._turn = asyncio.Lock()
         self._more = asyncio.Event()
@@ -151,6 +159,7 @@ class Committer:
         if pending.rows:
             results = pa.concat_tables(pending.results) if pending.results else self._shape.results.empty_table()
             errors = pa.concat_tables(pending.errors) if pending.errors else self._shape.errors.empty_table()
+            errors = self._with_setup_class(errors)
             replaced: dict[str, list[int]] = {}
             for row, part in enumerate(pending.parts):
                 if part is not None:
@@ -175,6 +184,44 @@ class Committer:
             self._counters.committed += pending.rows
         append_usage(self._ledger, self._sink, self._job)
         self.seconds += time.perf_counter() - began
+
+    def reclassify(self) -> None:
+        """Commit the errors again that turned out to be the set-up's after their commit."""
+        later = [table for table in self._suspects if setup_rows(table, self._shape, self.setup_faults)]
+        if later:
+            self._suspects.clear()
+            self._pending.errors.extend(later)
+            self._pending.rows += len(later)
+            self._counters.committed -= len(later)
+
+    def _with_setup_class(self, errors: pa.Table) -> pa.Table:
+        """Return the errors, those of the set-up with its class; remember others that may turn out to be its."""
+        found = setup_rows(errors, self._shape, self.setup_faults)
+        name = failure_names(self._shape.key)["error_class"]
+        index, classes = errors.schema.get_field_index(name), errors.column(name).to_pylist()
+        for row, error_class in enumerate(classes):
+            if row not in found and error_class == "bad_request":
+                # Copied: a slice would keep the whole table.
+                self._suspects.append(errors.take(pa.array([row], pa.int64())))
+        if not found:
+            return errors
+        changed = ["setup" if row in found else error_class for row, error_class in enumerate(classes)]
+        return errors.set_column(index, errors.schema.field(index), pa.array(changed, errors.schema.field(index).type))
+
+
+def setup_rows(errors: pa.Table, shape: TableShape, setup_faults: SetupFaults) -> set[int]:
+    """Return the rows whose errors are known to be the set-up's."""
+    if not setup_faults.signatures or not errors.num_rows:
+        return set()
+    columns = failure_names(shape.key)
+    names = ("step", "error_class", "http_status", "code", "param", "message")
+    values = zip(*(errors.column(columns[name]).to_pylist() for name in names), strict=True)
+    return {
+        row
+        for row, (step, error_class, status, code, param, message) in enumerate(values)
+        if error_class == "bad_request"
+        and setup_faults.is_setup(step, RowError(error_class, message, status, param=param, code=code))
+    }
 
 
 def _result_rows(table: pa.Table, shape: TableShape, run_id: str) -> pa.Table:

@@ -105,6 +105,7 @@ async def run_job(
     )  # fmt: skip
     engine = (make_engine or local_engine)(context)
     dispatcher, runner = engine.dispatcher, engine.runner
+    committer.setup_faults = dispatcher.state.setup_faults
     deleted = ready.selection.deleted_keys() if ready.is_removing else None
     resolved = None if ready.is_limited else ready.selection.resolved_errors()
     failure: BaseException | None = None
@@ -155,6 +156,8 @@ async def run_job(
             # The next run writes the missing tables again from the ledger.
             if lost_sink is None:
                 await committer.commit()
+            committer.reclassify()
+            await committer.commit()
             if stopped is None and failure is None:
                 await asyncio.to_thread(_finalize, ready, ledger, deleted, resolved)
         except (OSError, sqlite3.Error, RowmillError) as exc:

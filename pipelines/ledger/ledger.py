@@ -202,6 +202,17 @@ class Ledger:
         )
         return int(number)
 
+    def has_answers(self, job: str, step: str, provider: str, model: str) -> tuple[bool, bool]:
+        """Return whether the provider has answered with this model at all, and whether in this step of the job."""
+        answered = "exists (select 1 from exchanges e where e.leg = l.id and e.error_class is null)"
+        ((model_answered, step_answered),) = self.query(
+            f"select exists (select 1 from legs l where provider = ?1 and model = ?2 and {answered}), "
+            "exists (select 1 from legs l where provider = ?1 and model = ?2 and job = ?3 and step = ?4 "
+            f"and {answered})",
+            (provider, model, job, step),
+        )
+        return bool(model_answered), bool(step_answered)
+
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a small read."""
         with database_errors(self.path), self._read_lock:

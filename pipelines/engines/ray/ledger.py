@@ -146,6 +146,11 @@ class LedgerActor:
         self._entries_of(worker)
         return await asyncio.to_thread(self._ledger.register_route, *names)
 
+    async def has_answers(self, worker: int, *names: str) -> tuple[bool, bool]:
+        """See Ledger."""
+        self._entries_of(worker)
+        return await asyncio.to_thread(self._ledger.has_answers, *names)
+
     async def remove(self, worker: int) -> WorkerEntries:
         """Remove a worker that has died, and return its totals.
 
@@ -228,6 +233,13 @@ class RemoteLedger:
     def register_route(self, run_id: str, job: str, step: str, provider: str, endpoint: str, model: str) -> int:
         names = (run_id, job, step, provider, endpoint, model)
         return int(self._from_thread(actor_result(self._actor.register_route.remote(self._worker, *names))))
+
+    def has_answers(self, job: str, step: str, provider: str, model: str) -> tuple[bool, bool]:
+        names = (job, step, provider, model)
+        answers: tuple[bool, bool] = self._from_thread(
+            actor_result(self._actor.has_answers.remote(self._worker, *names))
+        )
+        return answers
 
     # Requests that another worker sends.
 

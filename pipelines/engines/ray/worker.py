@@ -122,7 +122,7 @@ class WorkerActor:
         self._budget = RemoteBudget(limiter, number) if config.has_budget else RunBudget(None, 0)
         timeouts = RequestTimeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total)
         self._transport = HttpTransport(timeouts, config.senders)
-        self._state = DispatchState()
+        self._state = DispatchState(config.is_retrying)
         online = OnlineDispatcher(
             PendingRequests(self._ledger, self._counters, self._state, config.run_id),
             self._ledger,

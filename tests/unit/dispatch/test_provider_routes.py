@@ -35,6 +35,9 @@ class ScriptedLedger:
         self.routes.append(names)
         return len(self.routes)
 
+    def has_answers(self, job: str, step: str, provider: str, model: str) -> tuple[bool, bool]:
+        return False, False
+
     async def write_queued(self, sql: str, values: Any) -> None:
         self.statements.append(values)
 

@@ -1,5 +1,6 @@
 """The retry policy: a decision for every kind of error."""
 
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -79,12 +80,22 @@ def test_the_other_members_of_a_pool_are_asked_without_a_wait() -> None:
     assert decide(error_of("server"), attempt, LIMITS, 1.0) == RETRY_AT_ONCE
 
 
+def local(timestamp: float) -> str:
+    return datetime.fromtimestamp(timestamp).astimezone().isoformat(" ", "minutes")
+
+
+def test_a_quota_with_a_stated_wait_names_the_time_at_which_it_ends() -> None:
+    decision = decide(error_of("quota"), attempt_of(retry_after=86400.0), LIMITS, 1.0)
+    assert decision == RetryDecision(stop_reason=f"quota: test says: why; it asks to come back at {local(86400.0)}")
+
+
 def test_a_provider_that_asks_to_wait_for_too_long_stops_the_run() -> None:
     decision = decide(error_of("rate_limit"), attempt_of(retry_after=1000.0), LIMITS, 1.0)
     assert decision == RetryDecision("retry", 0.1)
     decision = decide(error_of("server"), attempt_of(retry_after=1000.0), LIMITS, 1.0)
     assert decision.stop_reason == (
-        "server: test asks to come back in 1000 s; last: why; run again when it is back, it goes on where it stopped"
+        f"server: test asks to come back in 1000 s, at {local(1000.0)}; last: why; "
+        "run again when it is back, it goes on where it stopped"
     )
 
 
@@ -92,8 +103,8 @@ def test_a_pool_stops_the_run_only_if_all_of_its_members_are_silent_or_pause() -
     silent, paused = ProviderStatus("test", 0.0, 950.0), ProviderStatus("other", 2000.0, 0.0)
     decision = decide(error_of("server"), attempt_of(provider=silent, providers=[silent, paused]), LIMITS, 1.0)
     assert decision.stop_reason == (
-        "server: test has answered nothing for 950 s, other asks to come back in 2000 s; last: why; "
-        "run again when it is back, it goes on where it stopped"
+        f"server: test has answered nothing for 950 s, other asks to come back in 2000 s, at {local(2000.0)}; "
+        "last: why; run again when it is back, it goes on where it stopped"
     )
     decision = decide(error_of("server"), attempt_of(provider=silent, providers=[silent, HEALTHY]), LIMITS, 1.0)
     assert decision == RETRY_AT_ONCE

@@ -1,0 +1,204 @@
+"""Faults of the set-up: a model or path that does not exist, and one fault that meets every row of a step."""
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit
+
+from connectors.records import ROW_ERROR_CLASSES, Call, ErrorClass, RowError
+from connectors.transport.fault_table import masked_words, names_model
+from pipelines.dispatch.request_types import RequestGroup, Route
+
+FIRST_ROWS = 20
+"""Rows that must all fail with the same words before their fault counts as one of the set-up."""
+MISSING_IN_A_ROW = 3
+"""Replies in a row without the model or path, after which one that has answered before counts as gone."""
+
+Signature = tuple[int | None, str | None, str | None, str]
+"""Status, code, param and masked words of an error: equal for rows that meet the same fault."""
+
+
+@dataclass(slots=True)
+class _Step:
+    """What the first rows of a step have come to."""
+
+    is_proven: bool
+    """Whether a row was answered, or failed otherwise than those before: every further request may be sent."""
+    in_flight: int = 0
+    """Rows."""
+    failed: int = 0
+    """Rows, all with the same signature."""
+    parked: deque[RequestGroup] = field(default_factory=deque)
+
+
+@dataclass(slots=True)
+class _Model:
+    """Whether a provider has answered with a model, and its replies in a row that deny it."""
+
+    has_answered: bool
+    missing: list[Signature] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Member:
+    """The first rows of a step that one provider has settled."""
+
+    is_proven: bool
+    signature: Signature | None = None
+    failed: int = 0
+
+
+class SetupFaults:
+    """The faults of one run's set-up. Until a step is proven, at most FIRST_ROWS of its rows are sent."""
+
+    def __init__(self, is_retrying: bool = False) -> None:
+        """`is_retrying`: a `retry` sends failed rows, so equal failures prove nothing."""
+        self._is_retrying = is_retrying
+        self._steps: dict[str, _Step] = {}
+        self._members: dict[tuple[str, str], _Member] = {}
+        self._models: dict[tuple[str, str], _Model] = {}
+        self.signatures: set[tuple[str, Signature]] = set()
+        """Of (step, error) whose rows failed because of the set-up."""
+
+    def is_proven(self, route: Route) -> bool:
+        """Whether failures of the step's rows are their own."""
+        return self._step(route).is_proven
+
+    def admit(self, group: RequestGroup) -> bool:
+        """Return whether a group may be sent now; if not, it is parked until `leave` returns it."""
+        step = self._step(group.route)
+        if step.is_proven:
+            return True
+        rows = _rows(group)
+        if step.in_flight and step.in_flight + step.failed + rows > FIRST_ROWS:
+            step.parked.append(group)
+            return False
+        step.in_flight += rows
+        return True
+
+    def leave(self, group: RequestGroup) -> list[RequestGroup]:
+        """Record that a group is no longer in flight; return the parked ones to be queued now."""
+        step = self._step(group.route)
+        step.in_flight = max(0, step.in_flight - _rows(group))
+        if step.is_proven:
+            parked, step.parked = list(step.parked), deque()
+            return parked
+        return [step.parked.popleft()] if step.parked else []
+
+    def confirm(self, member: Route, call: Call | None, error: RowError | None, is_pooled: bool) -> RowError | None:
+        """Return the error with its class: a missing model or path, or a refused certificate, may be one row's own.
+
+        It is the set-up's at once if this provider has never answered with the model, else after three in a row.
+        """
+        model = self._model(member)
+        if error is None or error.error_class in ROW_ERROR_CLASSES:
+            # Who refuses a row's content knows the model.
+            model.has_answered = model.has_answered or error is None
+            model.missing.clear()
+            return error
+        if error.error_class != "setup":
+            return error
+        found = _with_address(error, member, call)
+        fallback: ErrorClass = "connection" if error.http_status is None else "server" if is_pooled else "bad_request"
+        model.missing.append(signature(found))
+        if model.has_answered and len(model.missing) < MISSING_IN_A_ROW:
+            return replace(found, error_class=fallback)
+        self.signatures.update((member.step, one) for one in model.missing)
+        return replace(found, message=f"{found.message}; {_remedy(found, member)}")
+
+    def is_suspect(self, route: Route, error: RowError | None) -> bool:
+        """Whether an error may turn out to be the set-up's: then the ledger stores no error of the row."""
+        if error is None:
+            return False
+        return not self.is_proven(route) or any(signature(error) in model.missing for model in self._models.values())
+
+    def settle(self, group: RequestGroup, member: Route, error: RowError | None) -> str | None:
+        """Record how rows were settled; return why nothing more should be sent to this provider, or None.
+
+        `error`: of the rows; None if they were answered.
+        """
+        step, first = self._step(group.route), self._member(member)
+        if step.is_proven and first.is_proven:
+            return None
+        if error is None or error.error_class != "bad_request":
+            step.is_proven = first.is_proven = True
+            return None
+        if group.route.endpoint.fallback_mode(error) is not None:
+            # The rows are requested again in a simpler mode.
+            return None
+        words = signature(error)
+        if first.signature not in (None, words):
+            step.is_proven = first.is_proven = True
+            return None
+        first.signature = words
+        rows = _rows(group)
+        first.failed += rows
+        step.failed += rows
+        if first.is_proven or first.failed < FIRST_ROWS:
+            return None
+        self.signatures.add((member.step, words))
+        return (
+            f"each of the first {first.failed} rows of step {member.step} met the same fault at "
+            f"{member.provider.name}: {error.message}; correct the step in the job file, or the provider in "
+            "rowmill.yaml, and run again: these rows are requested again"
+        )
+
+    def is_setup(self, step: str, error: RowError) -> bool:
+        """Whether the error of a row is known to be the set-up's."""
+        return bool(self.signatures) and (step, signature(error)) in self.signatures
+
+    def _step(self, route: Route) -> _Step:
+        found = self._steps.get(route.step)
+        if found is None:
+            proven = self._is_retrying or any(one.is_step_proven for one in (route, *route.members))
+            found = self._steps[route.step] = _Step(proven)
+        return found
+
+    def _member(self, member: Route) -> _Member:
+        key = (member.step, member.provider.name)
+        if key not in self._members:
+            self._members[key] = _Member(self._is_retrying or member.is_step_proven)
+        return self._members[key]
+
+    def _model(self, member: Route) -> _Model:
+        key = (member.provider.name, member.model)
+        if key not in self._models:
+            self._models[key] = _Model(member.is_model_proven)
+        return self._models[key]
+
+
+def signature(error: RowError) -> Signature:
+    """Return what is equal for rows that meet the same fault."""
+    return (error.http_status, error.code, error.param, masked_words(error.message))
+
+
+def request_address(member: Route, call: Call | None) -> str:
+    """Return the address that was requested, without its query and without a name or password in it."""
+    parts = urlsplit(member.provider.base_url)
+    host = parts.netloc.rpartition("@")[2]
+    path = "" if call is None else call.path.partition("?")[0]
+    return f"{parts.scheme}://{host}{parts.path.rstrip('/')}{path}"
+
+
+def _rows(group: RequestGroup) -> int:
+    return sum(max(1, len(request.keys)) for request in group.requests)
+
+
+def _with_address(error: RowError, member: Route, call: Call | None) -> RowError:
+    if error.http_status is None or _names_model(error):
+        return error
+    method = "POST" if call is None else call.method
+    return replace(error, message=f"{error.message} ({method} {request_address(member, call)})")
+
+
+def _names_model(error: RowError) -> bool:
+    return names_model((error.code, error.type), error.message, error.param)
+
+
+def _remedy(error: RowError, member: Route) -> str:
+    provider = member.provider.name
+    if error.http_status is None:
+        return f"add `ca_file: PATH` to the provider {provider} in rowmill.yaml, or correct its base_url, and run again"
+    if _names_model(error):
+        name = member.model or "the model"
+        return f"correct `model` of step {member.step}, or make {name} available at {provider}, and run again"
+    return f"correct base_url of the provider {provider} in rowmill.yaml (most end in /v1) and run again"
