@@ -17,12 +17,12 @@ from connectors.endpoints.conversation.conversation_endpoint import (
 )
 from connectors.endpoints.conversation.messages import ColumnReference, Conversation
 from connectors.endpoints.conversation.output_columns import AnswerColumns, ReplyChoice
-from connectors.endpoints.conversation.reply_texts import content_text, reasoning_text
 from connectors.endpoints.conversation.tool_calls import parse_tool_calls, validate_tool_choice, validate_tools
 from connectors.endpoints.params.checks import check_params
 from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.transport.finish_reasons import ending, finish_reason
 from connectors.transport.reply_body import excerpt
+from connectors.transport.reply_texts import content_text, reasoning_text
 from connectors.transport.sse import Event
 from connectors.transport.stream_assembly import assemble_completion
 

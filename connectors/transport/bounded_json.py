@@ -1,5 +1,7 @@
-"""JSON from other servers, with a bound on its depth so that it can be written again."""
+"""JSON from other servers: with a bound on its depth so that it can be written again, and valid Unicode only."""
 
+import json
+import re
 from typing import Any
 
 import orjson
@@ -7,18 +9,39 @@ import orjson
 MAX_DEPTH = 200
 """Levels of lists and objects: orjson reads 1,024 and writes 254, and Rowmill wraps replies in some of its own."""
 
+_HIGH, _LOW = "[dD][89abAB][0-9a-fA-F]{2}", "[dD][c-fC-F][0-9a-fA-F]{2}"
+_ESCAPE = re.compile(rf"\\(?:(u{_HIGH}\\u{_LOW})|(u[dD][89a-fA-F][0-9a-fA-F]{{2}})|.)", re.S)
 
-def parse_json(text: bytes | str) -> Any:
-    """Return the value; orjson.JSONDecodeError for invalid or too deeply nested JSON."""
-    value = orjson.loads(text)
+
+def parse_json(text: bytes | str, keeps_halves: bool = False) -> Any:
+    """Return the value; orjson.JSONDecodeError for invalid or too deeply nested JSON.
+
+    What is no Unicode (half a surrogate pair, bytes that are not UTF-8) is replaced by U+FFFD: the answer is paid for.
+    `keeps_halves`: half a pair stays, since the other half may follow in another text.
+    """
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        text = text if isinstance(text, str) else text.decode("utf-8", "replace")
+        value = orjson.loads(replace_lone_surrogates(text).encode("utf-8", "replace"))
+        if keeps_halves:
+            value = json.loads(text)
     # Counting brackets is cheap, and hardly any reply has this many.
     brackets = text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
-    if brackets > MAX_DEPTH and _is_too_deep(value):
+    if brackets > MAX_DEPTH and not has_bounded_depth(value):
         raise orjson.JSONDecodeError(f"nested deeper than {MAX_DEPTH} levels", "", 0)
     return value
 
 
-def _is_too_deep(value: Any) -> bool:
+def replace_lone_surrogates(text: str) -> str:
+    """Return JSON text with U+FFFD in place of every escape that is half a surrogate pair."""
+    if "\\ud" not in text and "\\uD" not in text:
+        return text
+    return _ESCAPE.sub(lambda found: "\ufffd" if found[2] else found[0], text)
+
+
+def has_bounded_depth(value: Any) -> bool:
+    """Return whether a value is nested no deeper than MAX_DEPTH."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [
@@ -28,5 +51,5 @@ def _is_too_deep(value: Any) -> bool:
             if isinstance(inner, dict | list)
         ]
         if not level:
-            return False
-    return True
+            return True
+    return False

@@ -14,7 +14,8 @@ _REASONS: Mapping[Ending, str] = {
     # OpenAI; Anthropic and Bedrock tool_use; Cohere TOOL_CALL; xAI REASON_TOOL_CALLS.
     "tool_calls": "tool_calls tool_call tool_use tools function_call function_calls reason_tool_calls",
     # OpenAI; Responses max_output_tokens; Anthropic, Cohere and Gemini max_tokens; Mistral model_length; llama.cpp
-    # limit; Cohere ERROR_LIMIT; Anthropic and GLM model_context_window_exceeded; watsonx token_limit; xAI REASON_MAX_LEN.
+    # limit; Cohere ERROR_LIMIT; Anthropic and GLM model_context_window_exceeded; watsonx token_limit; xAI
+    # REASON_MAX_LEN.
     "length": """length max_length max_len max_tokens max_output_tokens max_completion_tokens max_new_tokens token_limit
         limit model_length context_length context_length_exceeded max_context model_context_window_exceeded error_limit
         reason_max_len reason_max_context""",

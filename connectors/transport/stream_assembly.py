@@ -8,11 +8,9 @@ import orjson
 from connectors.contracts import MalformedReply
 from connectors.transport.bounded_json import parse_json
 from connectors.transport.finish_reasons import finish_reason
+from connectors.transport.reply_texts import REASONING_KEYS, content_text
 from connectors.transport.sse import Event
 from connectors.transport.token_usage import StreamedUsage
-
-REASONING_KEYS = ("reasoning_content", "reasoning")
-"""Keys of the reasoning in a message: vLLM, SGLang, DeepSeek; OpenRouter and Ollama."""
 
 _HEADER_KEYS = ("id", "created", "model", "system_fingerprint")
 _LAST_EVENTS = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
@@ -68,6 +66,9 @@ def assemble_response(events: Iterable[Event]) -> dict[str, Any]:
         kind = body.get("type", event.name)
         if kind == "error" or (kind is None and "error" in body):
             return {"error": body.get("error") or {key: body[key] for key in body if key != "sequence_number"}}
+        if kind is None and body.get("object") == "response":
+            # A whole response as the only event.
+            return body
         if kind == "response.output_item.done" and isinstance(body.get("output_index"), int):
             items[body["output_index"]] = body.get("item")
         if kind in _LAST_EVENTS:
@@ -141,6 +142,9 @@ class _Answer:
     def add(self, choice: Mapping[str, Any]) -> None:
         """Append the delta of a choice."""
         delta = choice.get("delta")
+        if "delta" not in choice and not self._texts:
+            # A whole completion as the only event.
+            delta = choice.get("message")
         if isinstance(delta, Mapping):
             self._add_delta(delta)
         # Some servers send an empty reason with every chunk.
@@ -161,7 +165,7 @@ class _Answer:
         for key in ("content", "refusal", *REASONING_KEYS):
             value = delta.get(key)
             if isinstance(value, list):
-                value = "".join(part["text"] for part in _dicts(value) if isinstance(part.get("text"), str))
+                value = content_text(value)
             if isinstance(value, str):
                 self._texts.setdefault(key, []).append(value)
             elif isinstance(value, dict) and key == "content":
@@ -221,7 +225,8 @@ class _Answer:
 
 def _parse_object(data: str) -> dict[str, Any]:
     try:
-        value = parse_json(data)
+        # Some servers split a character among two events.
+        value = parse_json(data, keeps_halves=True)
     except orjson.JSONDecodeError as exc:
         raise MalformedReply(f"an event of the stream is not JSON ({exc}): {data[:100]}") from exc
     if not isinstance(value, dict):

@@ -7,6 +7,7 @@ import orjson
 
 from connectors.errors import DataError
 from connectors.records import Request, RowError
+from connectors.transport.bounded_json import parse_json
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.ledger.ledger import Ledger
 from pipelines.preparation.prepared_job import PreparedJob, prepare_job
@@ -88,7 +89,7 @@ def _with_repairs(ledger: Ledger, name: str, endpoint: Any, first: Request) -> l
 def shorten_reply(reply: bytes) -> Any:
     """Return a stored reply as JSON; a vector as its length and first numbers."""
     try:
-        return orjson.loads(reply)
+        return parse_json(reply)
     except orjson.JSONDecodeError:
         if len(reply) % 4:
             return f"{len(reply):,} bytes"

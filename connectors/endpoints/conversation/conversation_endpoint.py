@@ -1,6 +1,7 @@
 """The endpoint of conversations, shared by chat and responses: rows to requests, replies to typed columns."""
 
 import base64
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol
@@ -27,7 +28,8 @@ from connectors.records import (
 )
 from connectors.templating.template import RenderError
 from connectors.templating.template_tree import TemplateTree, plain_json
-from connectors.tokens import chat_tokens, count_tokens, max_output_tokens
+from connectors.tokens import chat_tokens, count_tokens, largest_output
+from connectors.transport.bounded_json import replace_lone_surrogates
 from connectors.transport.error_replies import is_error_body, request_id, row_error
 from connectors.transport.finish_reasons import ending
 from connectors.transport.reply_body import parse_object
@@ -131,9 +133,9 @@ class ConversationEndpoint(BaseEndpoint):
         body = {**body, **step.extra_body}
         self._fixed: dict[str, Any] = plain_json(body, where)
         self._stream = bool(self._fixed.get("stream"))
-        self.output_bound = self._find_output_bound()
+        self.output_bound = self._find_output_bound(context.sent_models or (step.model,))
         self._instruction = self._schema_message()
-        self._tokenizer_model = step.model if context.has_exact_tokens else None
+        self._tokenizer_model = context.sent_model(step.model) if context.has_exact_tokens else None
         self._fixed_tokens = sum(
             count_tokens(orjson.dumps(self._fixed[key]).decode(), self._tokenizer_model)
             for key in ("tools", "response_format", "text")
@@ -145,10 +147,10 @@ class ConversationEndpoint(BaseEndpoint):
         self._config_bytes = orjson.dumps(plain_json(config, where), option=orjson.OPT_SORT_KEYS)
         self._last_reply: tuple[bytes, dict[str, Any], Sequence[ReplyChoice]] | None = None
 
-    def _find_output_bound(self) -> int | None:
+    def _find_output_bound(self, sent_models: Sequence[str]) -> int | None:
         values = [self._fixed.get(name) for name in self._wire_format.max_token_params]
         limits = [limit for limit in values if isinstance(limit, int)]
-        bound = min(limits) if limits else max_output_tokens(self._step.model)
+        bound = min(limits) if limits else largest_output(sent_models)
         count = self._fixed.get("n")
         return None if bound is None else bound * (count if isinstance(count, int) else 1)
 
@@ -218,17 +220,20 @@ class ConversationEndpoint(BaseEndpoint):
 
     def answers(self, group: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
         """Return the reply's bytes; for a stream, those of the same reply without one."""
-        is_stream = is_event_stream(reply.body)
-        body = self._wire_format.assemble(parse_events(reply.body)) if is_stream else parse_object(reply.body)
+        raw = reply.body
+        if is_event_stream(raw):
+            raw, body = _joined(self._wire_format.assemble(parse_events(raw)))
+        else:
+            body = parse_object(raw)
         if is_error_body(body) or _has_error(body.get("error")):
-            error = row_error(replace(reply, body=orjson.dumps(body)) if is_stream else reply)
+            error = row_error(reply if raw is reply.body else replace(reply, body=raw))
             raise MalformedReply(error.message, error, token_usage(body, None))
         choices = self._wire_format.parse_choices(body)
         for choice in choices:
             if (broken_off := _broken_off(choice, reply)) is not None:
                 raise MalformedReply(broken_off.message, broken_off, token_usage(body, choice.finish_reason))
         self._last_reply = (reply.body, body, choices)
-        return (orjson.dumps(body) if is_stream else reply.body,)
+        return (raw,)
 
     def usage(self, group: Sequence[Request], reply: Reply) -> Usage:
         """Return the usage that the reply reports."""
@@ -285,6 +290,15 @@ class ConversationEndpoint(BaseEndpoint):
         modes = self._wire_format.modes
         following = modes.index(self._mode) + 1
         return modes[following] if following < len(modes) else None
+
+
+def _joined(body: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+    """Return a reply that was assembled from events, as JSON and as a value, with valid Unicode only."""
+    try:
+        return orjson.dumps(body), body
+    except TypeError:
+        raw = replace_lone_surrogates(json.dumps(body)).encode()
+        return raw, parse_object(raw)
 
 
 def _has_error(error: Any) -> bool:

@@ -9,12 +9,12 @@ import pyarrow as pa
 from connectors.contracts import MalformedReply
 from connectors.endpoints.conversation.openai_responses import status_reason
 from connectors.endpoints.conversation.output_columns import ReplyChoice
-from connectors.endpoints.conversation.reply_texts import reasoning_text
 from connectors.endpoints.conversation.tool_calls import parse_tool_calls
 from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.templating.template_tree import TemplateTree, compile_template, literal, mapping_template, plain_json
 from connectors.transport.finish_reasons import finish_reason
 from connectors.transport.reply_body import excerpt
+from connectors.transport.reply_texts import reasoning_text
 from connectors.transport.sse import Event
 from connectors.transport.stream_assembly import assemble_reference
 from connectors.transport.token_usage import parse_count

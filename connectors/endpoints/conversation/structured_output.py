@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from connectors.endpoints.conversation.answer_json import json_objects, same_json
 from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.transport.bounded_json import parse_json
 
@@ -54,16 +55,40 @@ class TypedOutput:
         self._converters = [_converter(field.type) for field in fields]
 
     def parse(self, text: str) -> tuple[Any, ...] | str:
-        """Return the values of an answer, one for each column, or a message about what does not fit."""
+        """Return the values of an answer, one for each column, or a message about what does not fit.
+
+        The answer is the text as a whole, or else the only object in it that fits.
+        """
         try:
             answer = parse_json(strip_fence(text))
         except orjson.JSONDecodeError as exc:
+            if (only := self._only_fit(text)) is not None:
+                return self._convert(only)
             # Part of the repair request: another wording would change the fingerprints of stored answers.
             return f"this is no JSON: {exc}"
-        if not self._validator.is_valid(answer):
-            problem = next(iter(self._validator.iter_errors(answer)))
-            path = ".".join(str(step) for step in problem.instance_path)
-            return f"{path}: {problem.message}"[:500] if path else str(problem.message)[:500]
+        if self._validator.is_valid(answer):
+            return self._convert(answer)
+        if not isinstance(answer, dict):
+            # A list with one object, or JSON within a JSON text.
+            only = self._only_fit(answer if isinstance(answer, str) else text)
+            if only is not None:
+                return self._convert(only)
+        problem = next(iter(self._validator.iter_errors(answer)))
+        path = ".".join(str(step) for step in problem.instance_path)
+        return f"{path}: {problem.message}"[:500] if path else str(problem.message)[:500]
+
+    def _only_fit(self, text: str) -> dict[str, Any] | None:
+        """Return the object in a text that fits; None without one, or if several fit and differ."""
+        fits = [each for each in json_objects(text) if self._is_valid(each)]
+        return fits[0] if fits and all(same_json(fits[0], other) for other in fits[1:]) else None
+
+    def _is_valid(self, answer: Any) -> bool:
+        try:
+            return bool(self._validator.is_valid(answer))
+        except ValueError:  # a number that is too large
+            return False
+
+    def _convert(self, answer: Mapping[str, Any]) -> tuple[Any, ...] | str:
         try:
             return tuple(convert(answer[name]) for name, convert in zip(self.names, self._converters, strict=True))
         except OverflowError as exc:

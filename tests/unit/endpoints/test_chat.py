@@ -736,6 +736,71 @@ def test_a_repair_request_quotes_what_does_not_fit() -> None:
     assert chat().repair(request, answer, problem) is None
 
 
+TYPED: dict[str, Any] = {"n": {"type": "integer", "minimum": 1}}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": '<think>1?</think>{"n": 3}'},
+        {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": '{"n": 1}'}]}, {"text": '{"n": 3}'}]},
+        {"content": ['{"n"', ": 3}"]},
+        {"content": {"n": 3}},
+        {"content": {"type": "text", "text": '{"n": 3}'}},
+        {"content": None, "reasoning_content": '{"n": 3}'},
+        {"content": "", "reasoning": '```json\n{"n": 3}\n```'},
+        {"content": None, "tool_calls": [{"id": "x", "function": {"name": "ask", "arguments": '{"n": 3}'}}]},
+        {"content": "As asked:", "tool_calls": [{"function": {"name": "ask", "arguments": {"n": 3}}}]},
+        {"content": None, "function_call": {"name": "ask", "arguments": '{"n": 3}'}},
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_typed_answer_is_found_wherever_a_server_puts_it(message: Any, streamed: bool) -> None:
+    body = completion(message)
+    assert read(chat(output=TYPED, stream=streamed), as_stream(body) if streamed else body) == {"n": 3}
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"reasoning_content": "hm"}, "calls no tool (finish_reason stop); it has reasoning of 2 characters"),
+        ({"reasoning_content": '{"n": 3}', "content": "hm"}, "this is no JSON"),
+        ({"tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}, "a tool call that does not fit the schema"),
+    ],
+)
+def test_what_has_no_typed_answer_anywhere_is_an_error(message: Any, words: str) -> None:
+    error_class, text = failed(chat(output=TYPED), completion(message))
+    assert (error_class, words in text) == ("invalid_answer", True), text
+
+
+def test_a_call_of_the_steps_own_tools_is_no_typed_answer() -> None:
+    call = {"id": "x", "function": {"name": "get_weather", "arguments": '{"n": 3}'}}
+    row = read(chat(output=TYPED, tools=[WEATHER]), completion({"tool_calls": [call]}))
+    assert (row["n"], len(row["ask_tool_calls"])) == (None, 1)
+
+
+def test_a_text_keeps_its_reasoning_and_is_never_read_from_it() -> None:
+    assert read(chat(), completion({"content": "<think>hm</think>yes"})) == {"ask": "<think>hm</think>yes"}
+    message = failed(chat(), completion({"reasoning_content": "yes"}))[1]
+    assert message.endswith("it has reasoning of 3 characters")
+
+
+def test_what_is_no_unicode_is_replaced_and_an_answer_all_the_same() -> None:
+    raw = orjson.dumps(completion({"content": "a HALF b"}))
+    for half in (b"\\ud83d", b"\\uDE00", b"\xed\xa0\xbd", b"\xff"):
+        expected = {b"\xed\xa0\xbd": "\ufffd" * 3}.get(half, "\ufffd")
+        assert read(chat(), raw.replace(b"HALF", half)) == {"ask": f"a {expected} b"}
+    kept = raw.replace(b"HALF", b"\\\\ud83d \\ud83d\\ude00")
+    assert read(chat(), kept) == {"ask": "a \\ud83d \U0001f600 b"}
+
+
+def test_a_character_split_among_two_events_is_whole_again() -> None:
+    event = b'data: {"choices": [{"index": 0, "delta": {"content": "%b"}, "finish_reason": null}]}\n\n'
+    pieces = (b"a \\ud83d", b"\\ude00 b \\ud83d", b" c")
+    streamed = b"".join(event % piece for piece in pieces) + b"data: [DONE]\n\n"
+    assert read(chat(stream=True), streamed) == {"ask": "a \U0001f600 b \ufffd c"}
+
+
 # Fingerprints and bounds for the ledger and the budget.
 
 

@@ -27,3 +27,16 @@ def test_invalid_json_is_an_error() -> None:
     for text in (b"", b"{", "NaN", b"\xff"):
         with pytest.raises(orjson.JSONDecodeError):
             parse_json(text)
+
+
+def test_what_is_no_unicode_is_replaced() -> None:
+    assert parse_json(rb'["\ud83d", "\uDE00\ud83d", "\ud83d\ude00", "\\ud83d", "\ud83dx"]') == [
+        "\ufffd", "\ufffd\ufffd", "\U0001f600", "\\ud83d", "\ufffdx",
+    ]  # fmt: skip
+    assert parse_json(b'["a\xff"]') == ["a\ufffd"]
+
+
+def test_half_a_pair_stays_if_the_other_half_may_follow() -> None:
+    assert parse_json(r'["\ud83d"]', keeps_halves=True) == ["\ud83d"]
+    with pytest.raises(orjson.JSONDecodeError):
+        parse_json(r'["\ud83d"', keeps_halves=True)

@@ -5,8 +5,8 @@ from typing import Any
 
 import orjson
 
-from connectors.transport.stream_assembly import REASONING_KEYS
-
+REASONING_KEYS = ("reasoning_content", "reasoning")
+"""Keys of the reasoning in a message: vLLM, SGLang, DeepSeek; OpenRouter and Ollama."""
 _REASONING_TYPES = ("thinking", "reasoning", "reasoning_text")
 
 
