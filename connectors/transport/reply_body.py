@@ -36,7 +36,7 @@ def error_in_body(reply: Reply, body: Any) -> RowError | None:
 def parse_json_events(body: bytes) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects of an event stream; MalformedReply for an error event or invalid JSON."""
     for event in parse_events(body):
-        if event.data == "[DONE]":
+        if event.data.strip() == "[DONE]":
             return
         value = parse_object(event.data.encode())
         if is_error_body(value) or event.name == "error" or value.get("type") == "error":

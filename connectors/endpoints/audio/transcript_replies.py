@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from connectors.contracts import MalformedReply
 from connectors.records import Reply, RowError, Usage
+from connectors.transport.bounded_json import parse_json
+from connectors.transport.error_replies import is_error_body
 from connectors.transport.reply_body import error_in_body, excerpt, parse_json_events, parse_object
 from connectors.transport.sse import is_event_stream
 from connectors.transport.token_usage import token_usage, usage_counts
@@ -64,34 +66,54 @@ LOGPROBS = pa.list_(pa.struct(_TOKEN))
 
 def stored_answer(reply: Reply, response_format: str) -> bytes | RowError:
     """Return the answer of a 2xx reply for the ledger: the text itself, or a JSON object with `text`."""
+    value = _parsed_body(reply, response_format)
+    if isinstance(value, dict):
+        problem = error_in_body(reply, value)
+        if problem is not None:
+            return problem
+        text = _text_in(value)
+        if response_format not in TEXT_FORMATS:
+            return orjson.dumps(value) if is_event_stream(reply.body) else reply.body
+    elif value is not None:
+        text = value
+    elif response_format in TEXT_FORMATS:
+        return _decode(reply.body).encode()
+    if response_format in ("srt", "vtt") and "-->" not in text and text.strip() not in ("", "WEBVTT"):
+        raise MalformedReply(f"the reply is JSON, not {response_format}: {excerpt(reply.body)}")
+    return text.encode() if response_format in TEXT_FORMATS else orjson.dumps({"text": text})
+
+
+def _parsed_body(reply: Reply, response_format: str) -> dict[str, Any] | str | None:
+    """Return the JSON object of a reply or its events, or the text in a reply of another form than was requested.
+
+    None: a text, as it was requested. Some servers send a text as a JSON string or in an object, others send plain
+    text although JSON was requested.
+    """
     body = reply.body
-    looks_like_json = body.lstrip()[:1] in (b"{", b"[")
-    if response_format in TEXT_FORMATS:
-        if looks_like_json and "json" in reply.headers.get("content-type", ""):
-            value = parse_object(body)
-            problem = error_in_body(reply, value)
-            if problem is not None:
-                return problem
-            if response_format != "text":
-                raise MalformedReply(f"the reply is JSON, not {response_format}: {excerpt(body)}")
-            # Some servers answer in JSON although text was requested.
-            return _text_in(value).encode()
-        return _decode(body).encode()
     if is_event_stream(body):
-        return orjson.dumps(_from_events(body))
-    value = parse_object(body)
-    problem = error_in_body(reply, value)
-    if problem is not None:
-        return problem
-    _text_in(value)
-    return body
+        return _from_events(body)
+    is_text_format, first = response_format in TEXT_FORMATS, body.lstrip()[:1]
+    # Without an escape, the quotes of plain text may be those of a speaker.
+    is_json_string = first == b'"' and ("json" in reply.headers.get("content-type", "") or b"\\" in body)
+    if (is_json_string and response_format in (*TEXT_FORMATS, "json")) or (first == b"{" and is_text_format):
+        try:
+            value = parse_json(body)
+        except orjson.JSONDecodeError:
+            value = None
+        if isinstance(value, str) or (isinstance(value, dict) and ("text" in value or is_error_body(value))):
+            return value
+    if is_text_format:
+        return None
+    if response_format == "json" and first not in (b"", b"{", b"[", b"<"):
+        return _decode(body).strip()
+    return parse_object(body)
 
 
 def transcript_usage(reply: Reply, response_format: str, seconds: float | None) -> Usage:
     """Return the reported usage; `seconds`, measured before sending, if it has no length."""
-    if response_format in TEXT_FORMATS:
+    body = _parsed_body(reply, response_format)
+    if not isinstance(body, dict):
         return Usage(audio_seconds=seconds)
-    body = _from_events(reply.body) if is_event_stream(reply.body) else parse_object(reply.body)
     billed, duration = _length(usage_counts(body).get("seconds")), _length(body.get("duration"))
     length = next((each for each in (billed, duration, seconds) if each is not None), None)
     return replace(token_usage(body, None), audio_seconds=length)

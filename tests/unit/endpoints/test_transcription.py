@@ -122,7 +122,8 @@ def test_texts_and_subtitles_are_stored_unchanged(form: str) -> None:
 
 def test_an_invalid_reply_is_malformed_and_a_refusal_is_an_error_of_the_row() -> None:
     it = endpoint()
-    for body in ("", "no json", "[]", "{}", '{"text": 5}', '{"error": {"message": "m", "code": 500}}'):
+    error = '{"error": {"message": "m", "code": 500}}'
+    for body in ("", '{"text": "cut', "<html>down</html>", "[]", "{}", '{"text": 5}', error):
         with pytest.raises(MalformedReply):
             it.answers([request_of(it)], reply(body))
     (refused,) = it.answers([request_of(it)], reply('{"error": {"message": "m", "code": "content_policy_violation"}}'))
@@ -130,6 +131,45 @@ def test_an_invalid_reply_is_malformed_and_a_refusal_is_an_error_of_the_row() ->
     with pytest.raises(MalformedReply, match="the reply is JSON, not"):
         endpoint(response_format="srt").answers([request_of(it)], reply('{"text": "x"}'))
     assert endpoint(response_format="text").answers([request_of(it)], reply('{"text": "x"}')) == (b"x",)
+
+
+SPOKEN = 'She said "yes".\nThen she left.'
+SUBTITLES = "1\n00:00:00,000 --> 00:00:01,000\nYes.\n"
+
+
+@pytest.mark.parametrize(
+    ("response_format", "body", "kind", "expected"),
+    [
+        ("text", orjson.dumps(SPOKEN), "application/json", SPOKEN),
+        ("text", orjson.dumps(SPOKEN), "text/plain", SPOKEN),
+        ("text", b'"Yes."', "application/json", "Yes."),
+        ("text", b'"Yes."', "text/plain", '"Yes."'),
+        ("text", b'"Yes," she said. "No," he said.', "application/json", '"Yes," she said. "No," he said.'),
+        ("text", orjson.dumps({"text": SPOKEN}), "text/plain", SPOKEN),
+        ("text", b"{curly} words", "text/plain", "{curly} words"),
+        ("srt", orjson.dumps(SUBTITLES), "application/json", SUBTITLES),
+        ("srt", orjson.dumps({"text": SUBTITLES}), "application/json", SUBTITLES),
+        ("vtt", orjson.dumps("WEBVTT\n\n"), "application/json", "WEBVTT\n\n"),
+        ("json", orjson.dumps(SPOKEN), "application/json", SPOKEN),
+        ("json", SPOKEN.encode() + b"\n", "text/plain", SPOKEN),
+        ("json", b"\n " + orjson.dumps({"text": SPOKEN}), "application/json", SPOKEN),
+    ],
+)
+def test_a_transcript_in_another_form_than_requested_is_unwrapped(
+    response_format: str, body: bytes, kind: str, expected: str
+) -> None:
+    it = endpoint(response_format=response_format)
+    (answer,) = it.answers([request_of(it)], reply(body, kind))
+    assert isinstance(answer, bytes)
+    assert it.values(answer) == (expected,)
+    assert it.usage([request_of(it)], reply(body, kind)).audio_seconds == 3.0
+
+
+@pytest.mark.parametrize("body", [b"plain words", b'"a JSON string\\n"', b"{}"])
+def test_a_text_in_place_of_verbose_json_is_malformed(body: bytes) -> None:
+    it = endpoint(response_format="verbose_json")
+    with pytest.raises(MalformedReply):
+        it.answers([request_of(it)], reply(body))
 
 
 def test_language_and_prompt_are_templates_and_left_out_if_empty() -> None:
