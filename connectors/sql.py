@@ -7,6 +7,7 @@ from typing import Any
 
 import duckdb
 import orjson
+import pyarrow as pa
 
 from connectors.errors import JobError, KeyPath
 
@@ -38,6 +39,15 @@ def literal(value: str | Path) -> str:
 def literal_list(values: Iterable[str | Path]) -> str:
     """Return a list of string constants."""
     return "[" + ", ".join(literal(value) for value in values) + "]"
+
+
+def no_rows(schema: pa.Schema) -> str:
+    """Return a table expression of these columns without rows."""
+    with duckdb.connect() as db:
+        db.register("empty", schema.empty_table())
+        described = db.execute("describe empty").fetchall()
+    nulls = ", ".join(f"cast(null as {kind}) as {identifier(name)}" for name, kind, *_ in described)
+    return f"(select {nulls} where false)"
 
 
 def first_line(error: Exception) -> str:

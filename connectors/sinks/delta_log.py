@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 WRITER_BITS = 31
 """Bits of a slot's first number for the writer; the ledger's identity is in the bits above."""
+UNREADABLE_FEATURES = frozenset({"deletionVectors", "columnMapping"})
 MAX_ERROR_CHARACTERS = 300
 """Length of Delta's error text in a message."""
 
@@ -30,6 +31,17 @@ def open_table(uri: str) -> "DeltaTable | None":
     if not DeltaTable.is_deltatable(uri, storage_options=_storage_options(uri)):
         return None
     return DeltaTable(uri, storage_options=_storage_options(uri))
+
+
+def unreadable_features(table: "DeltaTable") -> list[str]:
+    """Return the features with which the rows of the data files are not the rows of the table."""
+    features = set(UNREADABLE_FEATURES.intersection(table.protocol().reader_features or ()))
+    metadata = table.metadata()
+    if metadata.configuration.get("delta.columnMapping.mode", "none") != "none":
+        features.add("columnMapping")
+    if metadata.partition_columns:
+        features.add("partitions")
+    return sorted(features)
 
 
 def create(uri: str, schema: pa.Schema) -> None:

@@ -15,10 +15,16 @@ from pydantic import Field
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.errors import DataError, JobError
 from connectors.sinks import delta_log, delta_types
-from connectors.sql import identifier, literal_list
+from connectors.sql import identifier, literal_list, no_rows
 from connectors.storage import object_store
 from connectors.tables.parquet_parts import matching_rows, rows_without_key
-from connectors.tables.schema_checks import check_column_names, column_types, schema_mismatch
+from connectors.tables.schema_checks import (
+    check_column_names,
+    column_types,
+    foreign_table,
+    is_foreign,
+    schema_mismatch,
+)
 from connectors.tables.schemas import failure_names, missing_usage_columns, usage_schema
 from connectors.tables.table_folder import FILES, TABLES, TableFolder, folder_identity, folder_location
 
@@ -32,8 +38,6 @@ MAX_SMALL_FILES = 20
 SMALL_FILE_BYTES = 16 << 20
 ACTION = "_action"
 """Column in the rows of a MERGE into errors: `resolved`, `failed`, or `added` for a row that replaces none."""
-REFUSED_FEATURES = frozenset({"deletionVectors", "columnMapping"})
-"""Features of Delta tables with which the rows of the data files are not the rows of the table."""
 
 # deltalake 1.6 aborts its thread, or reads another path, if a path contains one of these.
 _REFUSED_IN_PATHS = re.compile(r"[\[\]\\^|\x00-\x1f]|%[0-9A-Fa-f]{2}")
@@ -194,7 +198,14 @@ class DeltaTables:
         return delta_log.translated_errors(self._folder.name, self._root)
 
     def _open(self, place: str) -> "DeltaTable | None":
-        return delta_log.open_table(f"{self._root}/{place}")
+        table = delta_log.open_table(f"{self._root}/{place}")
+        if table is not None and (features := delta_log.unreadable_features(table)):
+            raise DataError(
+                self._folder.name,
+                f"its table {place} has {', '.join(features)}, which Rowmill cannot read",
+                "remove the feature from the table, or write to another sink (--sink PATH)",
+            )
+        return table
 
     def _table(self, place: str) -> "DeltaTable":
         table = self._open(place)
@@ -206,36 +217,28 @@ class DeltaTables:
         delta_log.create(f"{self._root}/{place}", self._schemas[place.removeprefix(BUILD)])
 
     def _check_table(self, name: str, table: "DeltaTable", columns: bool) -> None:
-        features = REFUSED_FEATURES.intersection(table.protocol().reader_features or ())
-        if features:
-            raise DataError(
-                self._folder.name,
-                f"its table {name} has {', '.join(sorted(features))}, which Rowmill cannot read",
-                "remove the feature from the table, or write to another sink (--sink PATH)",
-            )
         schema, expected = delta_log.schema_of(table), self._schemas[name]
         if name == "usage":
             schema = pa.schema([*schema, *missing_usage_columns(schema.names)])
+        found, wanted = column_types(schema), column_types(expected)
+        if is_foreign(name, schema.names):
+            raise foreign_table(self._folder.name, f"its {name} have", found)
         if columns and not delta_types.same_columns(schema, expected):
-            found, wanted = column_types(schema), column_types(expected)
             raise schema_mismatch(self._folder.name, f"its {name} have", found, wanted, name == "usage")
 
     def _relation(self, name: str) -> str:
-        """The rows of a table's files; for a table without files, the columns alone."""
+        """The rows of a table's files; for a table without files or a missing one, the columns alone."""
         with self._delta_errors():
-            table = self._table(name)
-            files = self._data_files(name, table)
+            table = self._open(name)
+            files = [] if table is None else self._data_files(name, table)
         if files and name != "usage":
             return f"(select * from read_parquet({literal_list(files)}))"
-        with duckdb.connect() as db:
-            db.register("empty", delta_log.schema_of(table).empty_table())
-            described = db.execute("describe empty").fetchall()
-        nulls = ", ".join(f"cast(null as {kind}) as {identifier(name)}" for name, kind, *_ in described)
-        columns = f"select {nulls} where false"
+        columns = no_rows(self._schemas[name] if table is None else delta_log.schema_of(table))
         if not files:
-            return f"({columns})"
+            return columns
         # Older files of the usage table lack its last columns.
-        return f"({columns} union all by name select * from read_parquet({literal_list(files)}, union_by_name = true))"
+        rows = f"select * from read_parquet({literal_list(files)}, union_by_name = true)"
+        return f"(select * from {columns} union all by name {rows})"
 
     def _data_files(self, name: str, table: "DeltaTable") -> list[str]:
         """Paths or URLs. Delta returns them percent-encoded; the files of an unpartitioned table are in one folder."""

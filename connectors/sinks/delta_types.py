@@ -51,9 +51,7 @@ def same_columns(one: pa.Schema, other: pa.Schema) -> bool:
 def inexact_columns(schema: pa.Schema) -> frozenset[str]:
     """Return the columns for which the log would have inexact statistics: decimals of many digits."""
     return frozenset(
-        field.name
-        for field in schema
-        if pa.types.is_decimal128(field.type) and field.type.precision > MAX_EXACT_DIGITS
+        field.name for field in schema if pa.types.is_decimal128(field.type) and field.type.precision > MAX_EXACT_DIGITS
     )
 
 

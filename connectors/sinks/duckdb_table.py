@@ -15,8 +15,15 @@ from pydantic import Field
 
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.errors import DataError, Stopped
-from connectors.sql import QUERY_MEMORY_LIMIT, first_line, identifier, identifier_list, literal
-from connectors.tables.schema_checks import check_column_names, check_folder, path_occupied, schema_mismatch
+from connectors.sql import QUERY_MEMORY_LIMIT, first_line, identifier, identifier_list, literal, no_rows
+from connectors.tables.schema_checks import (
+    check_column_names,
+    check_folder,
+    foreign_table,
+    is_foreign,
+    path_occupied,
+    schema_mismatch,
+)
 from connectors.tables.schemas import failure_names, missing_usage_columns, usage_schema
 
 FIRST_WAIT_SECONDS = 0.05
@@ -76,6 +83,8 @@ class DuckdbTables:
         self._longest_hold = longest_hold
         self._alias = f"sink_{hashlib.blake2b(os.fsencode(path), digest_size=6).hexdigest()}"
         self._is_building = False
+        self._missing_tables: set[str] = set()
+        """In the file as it was last attached."""
         self.files_prefix = files_prefix
 
     @property
@@ -83,7 +92,7 @@ class DuckdbTables:
         return self._path.parent / self.files_prefix
 
     def exists(self) -> bool:
-        if not self._path.exists():
+        if not self._path.is_file():
             return False
         with duckdb.connect() as db:
             self.attach(db)
@@ -108,9 +117,10 @@ class DuckdbTables:
                 tables = _tables(db, self._alias)
                 if ("rowmill", "layout") in tables:
                     self._check_layout(db)
+                self._check_views(db)
                 for table, schema in self._schemas.items():
-                    if ("main", table.lower()) in tables and not (fresh and table in self._rebuilt_tables):
-                        self._check_columns(db, table, schema)
+                    if ("main", table.lower()) in tables:
+                        self._check_columns(db, table, schema, fresh and table in self._rebuilt_tables)
                 self.detach(db)
 
     def prepare(self, fresh: bool) -> None:
@@ -132,18 +142,26 @@ class DuckdbTables:
         self._is_building = fresh
 
     def results_sql(self) -> str:
-        return f"(select *, {literal(self._table)} as _part from {self._alias}.main.{identifier(self._table)})"
+        return f"(select *, {literal(self._table)} as _part from {self._relation(self._table)})"
 
     def errors_sql(self) -> str:
-        return f"(select * from {self._alias}.main.{identifier(f'{self._table}_errors')})"
+        return f"(select * from {self._relation(f'{self._table}_errors')})"
 
     def usage_sql(self) -> str:
-        return f"(select * from {self._alias}.main.{identifier(f'{self._table}_usage')})"
+        return f"(select * from {self._relation(f'{self._table}_usage')})"
+
+    def _relation(self, table: str) -> str:
+        """A table of the attached file; for a missing one, the columns alone."""
+        if table in self._missing_tables:
+            return no_rows(self._schemas[table])
+        return f"{self._alias}.main.{identifier(table)}"
 
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
         attach = f"attach if not exists {literal(self._path)} as {self._alias} (read_only, type duckdb)"
         with self._translated_errors():
             self._wait_for_file(lambda: connection.execute(attach))
+            there = _tables(connection, self._alias)
+            self._missing_tables = {name for name in self._schemas if ("main", name.lower()) not in there}
 
     def detach(self, connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute(f"detach database if exists {self._alias}")
@@ -242,14 +260,25 @@ class DuckdbTables:
                 db.execute(f"alter table {usage} add column {identifier(name)} {kind}")
             db.unregister("missing")
 
-    def _check_columns(self, db: duckdb.DuckDBPyConnection, table: str, schema: pa.Schema) -> None:
+    def _check_views(self, db: duckdb.DuckDBPyConnection) -> None:
+        query = "select lower(view_name) from duckdb_views() where database_name = ? and schema_name = 'main'"
+        views = {str(view) for (view,) in db.execute(query, [self._alias]).fetchall()}
+        for table in self._schemas:
+            if table.lower() in views:
+                raise DataError(self._name, f"its {table} is a view", "write to another table, or drop the view")
+
+    def _check_columns(self, db: duckdb.DuckDBPyConnection, table: str, schema: pa.Schema, may_differ: bool) -> None:
+        """Raise unless a table has the job's columns, or is one of Rowmill's if they may differ."""
         existing = _column_types(db, f"{self._alias}.main.{identifier(table)}")
         is_usage = table not in self._rebuilt_tables
         later = {field.name for field in missing_usage_columns(existing)} if is_usage else set()
         db.register("expected", schema.empty_table())
         expected = {name: kind for name, kind in _column_types(db, "expected").items() if name not in later}
         db.unregister("expected")
-        if list(existing.items()) != list(expected.items()):
+        kind = {self._table: "results", f"{self._table}_errors": "errors"}.get(table, "usage")
+        if is_foreign(kind, existing):
+            raise foreign_table(self._name, f"its table {table} has", existing)
+        if not may_differ and list(existing.items()) != list(expected.items()):
             raise schema_mismatch(self._name, f"its table {table} has", existing, expected, is_usage)
 
     def _delete(self, db: duckdb.DuckDBPyConnection, table: str, keys: pa.Table, condition: str = "true") -> int:

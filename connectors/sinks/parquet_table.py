@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
-from connectors.sql import literal_list
+from connectors.sql import literal_list, no_rows
 from connectors.storage.local_part_store import LocalPartStore
 from connectors.storage.part_store import BUILD, EMPTY_PART, Part, PartStore, PartTransaction
 from connectors.tables.compaction import MARKS, is_recorded, marks_of, merge_groups, usage_part_name, write_merged_part
@@ -25,7 +25,13 @@ from connectors.tables.parquet_parts import (
     rewrite_part,
     write_part,
 )
-from connectors.tables.schema_checks import check_column_names, column_types, schema_mismatch
+from connectors.tables.schema_checks import (
+    check_column_names,
+    column_types,
+    foreign_table,
+    is_foreign,
+    schema_mismatch,
+)
 from connectors.tables.schemas import failure_names, missing_usage_columns, usage_schema
 from connectors.tables.table_folder import FILES, TABLES, TableFolder, folder_identity, folder_location
 
@@ -93,8 +99,8 @@ class ParquetTables:
         self._folder.check()
         self._old_usage_parts = []
         if not self._store.is_replacing:
-            for table in ("usage",) if fresh else TABLES:
-                self._check_schema(table)
+            for table in TABLES:
+                self._check_schema(table, may_differ=fresh and table != "usage")
 
     def prepare(self, fresh: bool) -> None:
         self._store.recover()
@@ -112,10 +118,13 @@ class ParquetTables:
 
     def results_sql(self) -> str:
         parts = self._parts_sql("results")
+        if not parts:
+            return no_rows(pa.schema([*self._schemas["results"], ("_part", pa.string())]))
         return f"(select * replace (parse_filename(_part) as _part) from read_parquet({parts}, filename = '_part'))"
 
     def errors_sql(self) -> str:
-        return f"(select * from read_parquet({self._parts_sql('errors')}))"
+        parts = self._parts_sql("errors")
+        return f"(select * from read_parquet({parts}))" if parts else no_rows(self._schemas["errors"])
 
     def usage_sql(self) -> str:
         return f"(select * from read_parquet({self._parts_sql('usage')}))"
@@ -177,10 +186,12 @@ class ParquetTables:
             self._merge_small_parts(table)
 
     def _parts_sql(self, table: str) -> str:
-        return literal_list(str(part.source) for part in self._store.parts(table))
+        """The parts as a list; empty text if there is none."""
+        parts = [str(part.source) for part in self._store.parts(table)]
+        return literal_list(parts) if parts else ""
 
-    def _check_schema(self, table: str) -> None:
-        """Raise unless every part of a table has the job's columns."""
+    def _check_schema(self, table: str, may_differ: bool) -> None:
+        """Raise unless every part of a table has the job's columns, or is one of Rowmill's if they may differ."""
         expected = self._schemas[table]
         parts = self._store.parts(table)
         with ThreadPoolExecutor(MAX_CONCURRENT_READS, "footers") as pool:
@@ -189,8 +200,10 @@ class ParquetTables:
             missing = missing_usage_columns(schema.names) if table == "usage" else ()
             if missing:
                 self._old_usage_parts.append(part.name)
-            if pa.schema([*schema, *missing]) != expected:
-                found, wanted = column_types(schema), column_types(expected)
+            found, wanted = column_types(schema), column_types(expected)
+            if is_foreign(table, schema.names):
+                raise foreign_table(self._folder.name, f"its {table} ({part.name}) have", found)
+            if not may_differ and pa.schema([*schema, *missing]) != expected:
                 raise schema_mismatch(self._folder.name, f"its {table} have", found, wanted, table == "usage")
 
     def _add_usage_columns(self) -> None:

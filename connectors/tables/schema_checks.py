@@ -1,6 +1,6 @@
 """Schema checks for a sink's tables, and the errors for a mismatch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,6 +29,28 @@ def check_column_names(shape: TableShape) -> None:
 class SchemaMismatch(DataError):
     """Existing tables have other columns than the job makes."""
 
+    retyped: tuple[str, ...] = ()
+    """The columns of another type, if the tables have the same columns in the same order."""
+
+
+OWN_COLUMNS = {"results": ("_run_id", "_row_fingerprint"), "errors": ("attempts", "failed_at")}
+"""Columns of every table of Rowmill, whatever the job; those of errors may be called `error_<name>`."""
+
+
+def is_foreign(table: str, names: Iterable[str]) -> bool:
+    """Whether a table with these columns was made by another program. `table`: results, errors or usage."""
+    there = {name.removeprefix("error_") if table == "errors" else name for name in names}
+    return not there.issuperset(OWN_COLUMNS.get(table, ()))
+
+
+def foreign_table(sink: str, found: str, existing: Mapping[str, str]) -> DataError:
+    """Return the error for a table of another program. `found`: the start of the message: `its results have`."""
+    return DataError(
+        sink,
+        f"{found} {_column_list(list(existing.items()))}: a table of another program",
+        "move it away, or write to another sink (--sink PATH)",
+    )
+
 
 def schema_mismatch(
     sink: str, table: str, existing: Mapping[str, str], expected: Mapping[str, str], is_usage: bool
@@ -46,12 +68,15 @@ def schema_mismatch(
     if is_usage:
         found = f"{found} this version of Rowmill makes {_column_list(needs)}"
         return DataError(sink, found, "write to another sink (--sink PATH)")
-    return SchemaMismatch(
+    mismatch = SchemaMismatch(
         sink,
         f"{found} the job makes {_column_list(needs)}",
         "cast the existing rows (run --schema-change cast), ask all rows again (run --schema-change backfill), or "
         "write to another sink (run --sink PATH)",
     )
+    if list(existing) == list(expected):
+        mismatch.retyped = tuple(name for name, _ in has)
+    return mismatch
 
 
 def column_types(schema: pa.Schema) -> dict[str, str]:

@@ -24,6 +24,7 @@ from pipelines.preparation.schema_evolution import (
     check_backfill,
     has_keys,
     is_empty,
+    gains_types_only,
     schema_refusal,
     sink_types,
 )
@@ -65,8 +66,6 @@ def run_invocation(loaded: LoadedJob, options: RunOptions) -> RunReport:
             if options.fail_on == "new" and has_keys(ready):
                 ready.selection.load_old_errors(ready.sink, ready.job.sink.write == "replace")
             is_rewritten = prepare_sink(ready, ledger, options.schema_change)
-            if options.row_keys is not None:
-                ready.selection.restrict(options.row_keys)
             ready.selection.load_sink_state(None if is_rewritten else ready.sink)
         run = open_run(ledger, ready.job.name, options.is_new_run and probed is None)
         report: RunReport | None = None
@@ -121,7 +120,7 @@ def _prepare(
     reinfer_types = options.schema_change is not None
     with prepare_job(loaded, ledger, local_url, sink_types=_sink_types, reinfer_types=reinfer_types) as ready:
         with _with_partial_report(ready):
-            check_before_run(ready)
+            _check(ready)
         wait_for_ray_writers(ready.workspace.state, ready.job.name)
         ledger.recover(ready.job.name)
         if missing_dimensions(ready):
@@ -164,8 +163,8 @@ def _with_partial_report(
         raise StoppedBeforeStart(report) from exc
 
 
-def check_before_run(ready: PreparedJob) -> None:
-    """Raise the first error that can be found without a request."""
+def _check(ready: PreparedJob) -> None:
+    """Report every error that can be found without a request."""
     _check_sink(ready)
     _check_budget(ready)
     check_audits(ready)
@@ -250,11 +249,11 @@ def prepare_sink(ready: PreparedJob, ledger: Ledger, change: SchemaChange | None
         _rebuild_from_ledger(ready, ledger)
     try:
         ready.sink.prepare(fresh=fresh)
-    except SchemaMismatch:
+    except SchemaMismatch as exc:
         if is_empty(ready):
             # The types of a source that had no row so far are provisional.
             _rebuild_from_ledger(ready, ledger)
-        elif change == "cast":
+        elif change == "cast" or gains_types_only(ready, exc):
             cast_tables(ready, ledger)
         elif change == "backfill":
             check_backfill(ready)

@@ -12,7 +12,7 @@ from connectors.contracts import Commit
 from connectors.errors import DataError
 from connectors.sql import identifier, literal, query_connection
 from connectors.tables.parquet_parts import PartWriter, read_batches
-from connectors.tables.schema_checks import SchemaMismatch, column_types
+from connectors.tables.schema_checks import SchemaMismatch, column_types, is_foreign
 from pipelines.ledger.ledger import Ledger
 from pipelines.preparation.prepared_job import PreparedJob
 from pipelines.preparation.row_selection import key_text
@@ -42,8 +42,40 @@ def schema_refusal(ready: PreparedJob) -> DataError | None:
     try:
         ready.sink.check(fresh=False)
     except SchemaMismatch as exc:
-        return None if is_empty(ready) else exc
+        return None if is_empty(ready) or gains_types_only(ready, exc) else exc
     return None
+
+
+def gains_types_only(ready: PreparedJob, mismatch: SchemaMismatch) -> bool:
+    """Whether all that differs is the type of columns that have no value in the sink yet."""
+    if not mismatch.retyped:
+        return False
+    with query_connection(ready.scratch) as db:
+        ready.sink.attach(db)
+        has_any = any(
+            _has_value(batch.column(0))
+            for relation in (ready.sink.results_sql(), ready.sink.errors_sql())
+            for name in db.sql(f"select * from {relation} limit 0").columns
+            if name in mismatch.retyped
+            for batch in db.sql(f"select {identifier(name)} from {relation}").to_arrow_reader(BATCH_ROWS)
+        )
+        ready.sink.detach(db)
+    return not has_any
+
+
+def _has_value(values: pa.Array) -> bool:
+    """Whether an array holds more than nulls, empty lists, and structs and lists of these."""
+    kind = values.type
+    if pa.types.is_struct(kind):
+        return any(_has_value(pc.struct_field(values, [index])) for index in range(kind.num_fields))
+    if (
+        pa.types.is_map(kind)
+        or pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+    ):
+        return _has_value(pc.list_flatten(values))
+    return bool(values.null_count < len(values))
 
 
 def sink_columns(ready: PreparedJob) -> frozenset[str]:
@@ -66,6 +98,10 @@ def sink_types(ready: PreparedJob) -> Mapping[str, str]:
         ready.sink.attach(db)
         results, errors = ready.sink.results_sql(), ready.sink.errors_sql()
         there = column_types(db.sql(f"select * from {results} limit 0").to_arrow_table().schema)
+        if is_foreign("results", there):
+            # The check of the sink refuses it.
+            ready.sink.detach(db)
+            return {}
         names = [*ready.shape.key, *ready.selection.carried]
         other = {name for name in names if there.get(name, made[name]) != made[name]}
         if other:
