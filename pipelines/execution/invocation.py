@@ -22,9 +22,9 @@ from pipelines.preparation.prepared_job import PreparedJob, prepare_job, with_le
 from pipelines.preparation.schema_evolution import (
     cast_tables,
     check_backfill,
+    gains_types_only,
     has_keys,
     is_empty,
-    gains_types_only,
     schema_refusal,
     sink_types,
 )
@@ -66,6 +66,8 @@ def run_invocation(loaded: LoadedJob, options: RunOptions) -> RunReport:
             if options.fail_on == "new" and has_keys(ready):
                 ready.selection.load_old_errors(ready.sink, ready.job.sink.write == "replace")
             is_rewritten = prepare_sink(ready, ledger, options.schema_change)
+            if options.row_keys is not None:
+                ready.selection.restrict(options.row_keys)
             ready.selection.load_sink_state(None if is_rewritten else ready.sink)
         run = open_run(ledger, ready.job.name, options.is_new_run and probed is None)
         report: RunReport | None = None
@@ -120,7 +122,7 @@ def _prepare(
     reinfer_types = options.schema_change is not None
     with prepare_job(loaded, ledger, local_url, sink_types=_sink_types, reinfer_types=reinfer_types) as ready:
         with _with_partial_report(ready):
-            _check(ready)
+            check_before_run(ready)
         wait_for_ray_writers(ready.workspace.state, ready.job.name)
         ledger.recover(ready.job.name)
         if missing_dimensions(ready):
@@ -163,8 +165,8 @@ def _with_partial_report(
         raise StoppedBeforeStart(report) from exc
 
 
-def _check(ready: PreparedJob) -> None:
-    """Report every error that can be found without a request."""
+def check_before_run(ready: PreparedJob) -> None:
+    """Raise the first error that can be found without a request."""
     _check_sink(ready)
     _check_budget(ready)
     check_audits(ready)
