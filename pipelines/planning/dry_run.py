@@ -18,6 +18,7 @@ from pipelines.dispatch.step_runner import CHUNK_ROWS
 from pipelines.ledger.ledger import Ledger
 from pipelines.planning.answer_estimates import AnswerEstimate, estimate_answer, placeholder_values
 from pipelines.planning.cost_estimates import CostEstimate, Rates, WhenResult
+from pipelines.planning.prompt_order import MAX_PROMPTS
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, media_reader
 
 MAX_SCANNED_ROWS = 20_000
@@ -58,6 +59,8 @@ class StepEstimate:
     fetched: int = 0
     """Rows that name a URL, which is not fetched here."""
     body_bytes: int = 0
+    prompts: list[bytes] = field(default_factory=list)
+    """The first requests, to see in which order constant and row text come."""
     fingerprints: set[bytes] = field(default_factory=set)
 
 
@@ -153,6 +156,8 @@ class _ChunkDryRun:
                 if made.fingerprint in estimate.fingerprints:
                     continue
                 estimate.fingerprints.add(made.fingerprint)
+                if len(estimate.prompts) < MAX_PROMPTS:
+                    estimate.prompts.append(made.body)
                 if len(self._run.examples) < MAX_EXAMPLES:
                     self._run.examples.append((step.model.name, made))
             for part in made.parts or (made,):

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace_file import LOCAL
 from pipelines.planning.dry_run import DryRun, StepEstimate, dry_run
+from pipelines.planning.prompt_order import constant_tokens_after_rows
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, prepare_job, with_location
 from pipelines.preparation.schema_evolution import has_keys, schema_refusal, sink_types
 from pipelines.pricing.prices import usd
@@ -48,6 +49,8 @@ class StepPlan:
     output_tokens: int
     exact_tokens: bool
     """Whether the model's own tokenizer counted whole requests; else estimated."""
+    late_constant_tokens: int
+    """Tokens of constant text after row text in each request: the provider cannot cache them; 0 if they are few."""
     answers_seen: int
     """Earlier answers on which the length of the next is based; 0: estimated."""
     guessed_answer: int | None
@@ -174,6 +177,7 @@ def _step(ready: PreparedJob, estimate: StepEstimate, scale: float) -> StepPlan:
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         exact_tokens=cost.rates.is_exact and not estimate.estimated_inputs,
+        late_constant_tokens=constant_tokens_after_rows(estimate.prompts, step.model.model),
         answers_seen=estimate.answer.seen,
         guessed_answer=round(estimate.answer.expected_tokens) if estimate.answer.is_guess else None,
         latency_ms=estimate.answer.latency_ms,

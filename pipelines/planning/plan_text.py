@@ -93,6 +93,11 @@ def _notes(step: StepPlan) -> Iterator[str]:
         yield f"{step.unaskable:,} rows make no valid request and will fail as `input`"
     if step.fetched:
         yield f"{step.fetched:,} rows name a URL; plan does not fetch it and assumes average content"
+    if step.late_constant_tokens:
+        yield (
+            f"{step.late_constant_tokens:,} tokens of constant text follow row text in each request, so the provider "
+            "cannot cache them; put constant text first"
+        )
     for amount, unit in (
         (step.images, "images to make"),
         (step.characters, "characters to speak"),

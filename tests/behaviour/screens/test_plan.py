@@ -14,6 +14,7 @@ from pipelines.config.loaded_job import load_job
 from pipelines.config.overrides import Overrides
 from pipelines.planning.plan import build_plan
 from tests.behaviour.screens.conftest import Screen
+from tests.conftest import Cli, Workspace
 
 Read = Callable[..., list[dict[str, Any]]]
 
@@ -299,3 +300,16 @@ def test_the_screen_of_a_plan(reviews: Any, cli: Any, screen: Screen, monkeypatc
     assert cli("plan", "job.yaml") == 0
     screen("plan.txt", cli.out)
     assert max(len(line) for line in cli.out.splitlines()) <= 80
+
+
+def test_the_plan_names_constant_text_that_follows_row_text(cli: Cli, workspace: Workspace) -> None:
+    workspace.csv(3)
+    rules = "Answer with exactly one of the words billing, bug, praise or other, in lower case and without a full stop."
+    messages = (
+        f'[{{name: answer, endpoint: chat, provider: test, model: m, messages: [{{user: "{{{{ text }}}}. {rules}"}}]}}]'
+    )
+    assert cli("plan", workspace.job(steps=messages), "--json") == 0
+    (step,) = json.loads(cli.out)["steps"]
+    assert 20 <= step["late_constant_tokens"] <= 30
+    assert cli("plan", workspace.folder / "job.yaml") == 0
+    assert f"{step['late_constant_tokens']} tokens of constant text follow row text in each request" in cli.out
