@@ -11,6 +11,11 @@ T = TypeVar("T")
 Row = Mapping[str, Any]
 """One row's values by column name, as Python values of Arrow's `to_pylist`."""
 
+ROW_PROBLEM = "_row_problem"
+"""Column with the reason why a row's source values cannot be used; null if they can."""
+TEXT_PREFIX = "_row_text_"
+"""Of the column with a value's text in the file, which templates print instead of the typed value."""
+
 Values = tuple[Any, ...]
 """One row's outputs of one step, in the order of the endpoint's `fields`."""
 
@@ -156,6 +161,8 @@ class Request:
     """The rows that it answers for, as text; filled in by the dispatcher."""
     repair_of: bytes | None = None
     """The fingerprint of the request whose answer this one asks to correct."""
+    former: "Request | None" = None
+    """The same question as an earlier release asked it: if the ledger has its answer, it is not asked again."""
     media: tuple[Media, ...] = ()
     """The contents that `body` names by their digest."""
     parts: "tuple[Request, ...]" = ()

@@ -122,7 +122,7 @@ class PendingRequests:
         if not submission.pending:
             submission.end()
         # Others that submit the same request from now on wait for this one: it cannot be sent twice.
-        stored = await asyncio.to_thread(self._ledger.lookup, list(fresh)) if fresh else {}
+        stored = await self.lookup(list(fresh)) if fresh else {}
         for fingerprint, answer in stored.items():
             if is_usable(answer):
                 self.record_skipped(route.step, len(fresh.pop(fingerprint).keys), failed=answer.error is not None)
@@ -131,6 +131,10 @@ class PendingRequests:
         self.send(route, list(fresh.values()), is_usable)
         self.end_abandoned()
         return submission
+
+    async def lookup(self, fingerprints: Sequence[bytes]) -> dict[bytes, StoredAnswer]:
+        """Return fingerprint -> answer for those of these requests that have one in the ledger."""
+        return await asyncio.to_thread(self._ledger.lookup, fingerprints)
 
     def send(self, route: Route, requests: Sequence[Request], is_usable: IsUsable) -> None:
         """Enqueue requests in the groups of their endpoint, unless another process sends them."""

@@ -401,7 +401,7 @@ class StepRunner:
         self, chunk: Chunk, step: RunStep, current: RunStep, follow_ups: FollowUps
     ) -> RequestsByFingerprint:
         """Return the requests to submit next, and set the route of `current` to the one that they take."""
-        route, requests = current.route, follow_ups.repairs
+        route, requests = current.route, await self._paid_repairs(follow_ups.repairs)
         for mode, unsorted in follow_ups.fallbacks.items():
             rows = sorted(unsorted)
             async with step.route_change:
@@ -413,6 +413,18 @@ class StepRunner:
             )
             for fingerprint, (request, indexes) in rendered.items():
                 requests[fingerprint] = (request, [rows[index] for index in indexes])
+        return requests
+
+    async def _paid_repairs(self, repairs: RequestsByFingerprint) -> RequestsByFingerprint:
+        """Return the repairs, each as an earlier release asked for it if the ledger has the answer to that."""
+        formers = [request.former.fingerprint for request, _ in repairs.values() if request.former is not None]
+        paid = await self._pending.lookup(formers) if formers else {}
+        requests: RequestsByFingerprint = {}
+        for fingerprint, (request, rows) in repairs.items():
+            former = request.former
+            if former is not None and former.fingerprint in paid:
+                fingerprint, request = former.fingerprint, replace(former, keys=request.keys)
+            requests[fingerprint] = (request, rows)
         return requests
 
     def _release_media(self, request: Request) -> None:

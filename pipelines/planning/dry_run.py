@@ -202,7 +202,10 @@ class _ChunkDryRun:
         settled: dict[int, Values | RowError] = {}
         unresolved = [place for place in requests if place not in guessed]
         while unresolved:
-            stored = self._ledger.lookup(list({requests[place].fingerprint for place in unresolved}))
+            formers = {place: former for place in unresolved if (former := requests[place].former) is not None}
+            asked = {requests[place].fingerprint for place in unresolved}
+            stored = self._ledger.lookup(list(asked.union(former.fingerprint for former in formers.values())))
+            requests |= {place: former for place, former in formers.items() if former.fingerprint in stored}
             repairs: list[int] = []
             for place in unresolved:
                 answer = stored.get(requests[place].fingerprint)

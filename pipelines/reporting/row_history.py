@@ -82,6 +82,9 @@ def _with_repairs(ledger: Ledger, name: str, endpoint: Any, first: Request) -> l
             if isinstance(problem, RowError):
                 exchanges[-1]["error"] = problem.message
                 repair = endpoint.repair(request, stored.reply, problem)
+                if repair is not None and repair.former is not None:
+                    is_known = ledger.get_with_request(repair.former.fingerprint) is not None
+                    repair = repair.former if is_known else repair
         request = repair
     return exchanges
 

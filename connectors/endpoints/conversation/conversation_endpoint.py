@@ -39,7 +39,11 @@ from connectors.transport.token_usage import token_usage
 STRUCTURED_MODES = ("schema", "json_object", "prompt")
 """Modes of requesting a typed output, strictest first; if a server refuses one, the next is used."""
 
-REPAIR_PROMPT = "This answer does not fit: {problem}. Answer again, with nothing but JSON that fits the schema."
+REPAIR_PROMPT = (
+    "This answer does not fit: {problem}. Answer again, with nothing but JSON that fits this JSON Schema: {schema}"
+)
+FORMER_REPAIR_PROMPT = "This answer does not fit: {problem}. Answer again, with nothing but JSON that fits the schema."
+"""Still used if the conversation shows the schema; otherwise answers to it, which are paid for, are still found."""
 SCHEMA_PROMPT = "Answer with nothing but JSON that fits this JSON Schema: {schema}"
 
 _MODE_REFUSALS = ("response_format", "json_schema", "json_object", "text.format", "structured output")
@@ -267,12 +271,20 @@ class ConversationEndpoint(BaseEndpoint):
         if self._typed is None or problem.error_class != "invalid_answer" or request.repair_of is not None:
             return None
         text = self._choices(answer)[0].text
+        former = self._repair_request(request, text, FORMER_REPAIR_PROMPT.format(problem=problem.message))
+        if self._instruction is not None:
+            return former
+        schema = orjson.dumps(self._typed.schema).decode()
+        repair = self._repair_request(request, text, REPAIR_PROMPT.format(problem=problem.message, schema=schema))
+        return None if repair is None else replace(repair, former=former)
+
+    def _repair_request(self, request: Request, answer: str | None, prompt: str) -> Request | None:
         body = orjson.loads(request.body)
         sent = body[self._wire_format.messages_key]
         messages = [
             *([{"role": "user", "content": sent}] if isinstance(sent, str) else sent),
-            {"role": "assistant", "content": text or ""},
-            {"role": "user", "content": REPAIR_PROMPT.format(problem=problem.message)},
+            {"role": "assistant", "content": answer or ""},
+            {"role": "user", "content": prompt},
         ]
         body[self._wire_format.messages_key] = messages
         tokens = self._fixed_tokens

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ class UpperEndpoint:
     def repair(self, request: Request, answer: bytes, problem: RowError) -> Request | None:
         if request.repair_of is not None:
             return None
-        return Request(b"repair".ljust(16), b"repair", 0, None, request.keys, repair_of=request.fingerprint)
+        former = Request(b"former".ljust(16), b"former", 0, None, request.keys, repair_of=request.fingerprint)
+        return replace(former, fingerprint=b"repair".ljust(16), body=b"repair", former=former)
 
     def fallback_mode(self, problem: RowError) -> str | None:
         return "prompt" if problem.message == "no schema" else None
@@ -182,6 +184,17 @@ async def test_an_invalid_answer_gets_one_repair(
     assert runner.results() == results
     assert runner.dispatcher.sent[:2] == [b"schema a", b"repair"]
     assert runner.failures() == ({} if results else {"0": ("first", "invalid_answer")})
+
+
+async def test_a_repair_that_an_earlier_release_has_paid_for_is_not_sent_again(ledger: Ledger, tmp_path: Path) -> None:
+    route_id = ledger.register_route("run-1", "job", "first", "local", "chat", "m")
+    await ledger.store_answer(b"former".ljust(16), route_id, b"{}", b"FINE")
+    runner = Runner(ledger, lambda body: b"lower" if body == b"schema a" else upper(body), tmp_path)
+    await runner.run("a")
+    assert runner.results() == {"0": "FINE"}
+    assert runner.dispatcher.sent == [b"schema a", b"schema FINE"]
+    (chunk,) = runner.finished
+    assert chunk.answers[0][0] == b"former".ljust(16)
 
 
 async def test_a_refused_structured_mode_is_replaced_after_the_first_row_has_probed_it(

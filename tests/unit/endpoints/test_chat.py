@@ -731,7 +731,17 @@ def test_a_repair_request_quotes_what_does_not_fit() -> None:
     turns = orjson.loads(again.body)["messages"]
     assert turns[0] == orjson.loads(request.body)["messages"][0]
     assert turns[1] == {"role": "assistant", "content": "three"}
-    assert turns[2]["content"].startswith("This answer does not fit: this is no JSON")
+    begins = "This answer does not fit: this is no JSON: invalid literal"
+    ends = ". Answer again, with nothing but JSON that fits this JSON Schema: "
+    assert turns[2]["content"].startswith(begins)
+    _, _, schema = turns[2]["content"].partition(ends)
+    assert orjson.loads(schema)["required"] == ["n"]
+    former = again.former
+    assert former is not None
+    assert (former.repair_of, former.media, former.keys, former.former) == (request.fingerprint, (PNG,), ("1",), None)
+    turn = turns[2]["content"].removesuffix(f"{ends}{schema}")
+    turn += ". Answer again, with nothing but JSON that fits the schema."
+    assert orjson.loads(former.body)["messages"] == [*turns[:2], {"role": "user", "content": turn}]
     assert endpoint.repair(again, answer, problem) is None
     assert chat().repair(request, answer, problem) is None
 
@@ -799,6 +809,18 @@ def test_a_character_split_among_two_events_is_whole_again() -> None:
     pieces = (b"a \\ud83d", b"\\ude00 b \\ud83d", b" c")
     streamed = b"".join(event % piece for piece in pieces) + b"data: [DONE]\n\n"
     assert read(chat(stream=True), streamed) == {"ask": "a \U0001f600 b \ufffd c"}
+
+
+@pytest.mark.parametrize("way", ["json_object", "prompt"])
+def test_a_repair_after_a_prompt_with_the_schema_does_not_repeat_it(way: str) -> None:
+    endpoint = chat(way, output={"n": "integer"})
+    request, answer = request_of(endpoint), orjson.dumps(completion({"content": "three"}))
+    problem = endpoint.values(answer)
+    assert isinstance(problem, RowError)
+    again = endpoint.repair(request, answer, problem)
+    assert again is not None
+    assert again.former is None
+    assert orjson.loads(again.body)["messages"][-1]["content"].endswith("with nothing but JSON that fits the schema.")
 
 
 # Fingerprints and bounds for the ledger and the budget.
