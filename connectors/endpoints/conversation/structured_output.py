@@ -1,7 +1,7 @@
 """Typed answers: a job's `output:` as a JSON Schema for the API and as Arrow columns."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -38,7 +38,7 @@ class TypedOutput:
         properties: dict[str, Any] = {}
         fields: list[pa.Field] = []
         for name, spec in declared.items():
-            if not name or RESERVED_NAME.match(name):
+            if not name or "\0" in name or RESERVED_NAME.match(name):
                 raise JobError((*where, name), "this name is reserved for Rowmill", "choose another")
             properties[name], kind = _parse_type(spec, (*where, name))
             fields.append(pa.field(name, kind))
@@ -126,6 +126,13 @@ def _parse_type(spec: Any, where: KeyPath) -> tuple[dict[str, Any], pa.DataType]
         inner = schema.get("properties")
         if not isinstance(inner, Mapping) or not inner:
             raise JobError((*where, "properties"), "an object needs its properties", "name each with its type")
+        _check_property_names(inner, (*where, "properties"))
+        if "patternProperties" in schema:
+            raise JobError(
+                (*where, "patternProperties"),
+                "a column of objects has a fixed set of properties",
+                "name them in properties, or ask for a list of objects with a name and a value",
+            )
         types = {name: _parse_type(value, (*where, "properties", name)) for name, value in inner.items()}
         schema |= _object_schema({name: inner_schema for name, (inner_schema, _) in types.items()})
         kind = pa.struct([pa.field(name, inner_kind) for name, (_, inner_kind) in types.items()])
@@ -135,6 +142,8 @@ def _parse_type(spec: Any, where: KeyPath) -> tuple[dict[str, Any], pa.DataType]
                 (*where, "items"), "an array needs the type of its items", "write e.g. items: {type: string}"
             )
         schema["items"], item_kind = _parse_type(schema["items"], (*where, "items"))
+        if "prefixItems" in schema:
+            schema["prefixItems"] = _parse_prefix(schema["prefixItems"], item_kind, (*where, "prefixItems"))
         kind = pa.list_(item_kind)
     else:
         kind = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}[kinds]
@@ -145,13 +154,39 @@ def _parse_type(spec: Any, where: KeyPath) -> tuple[dict[str, Any], pa.DataType]
     return schema, kind
 
 
+def _parse_prefix(prefix: Any, kind: pa.DataType, where: KeyPath) -> list[dict[str, Any]]:
+    """Return the JSON Schemas of an array's first items; JobError unless they have the type of the others."""
+    if not isinstance(prefix, Sequence) or isinstance(prefix, str) or not prefix:
+        raise JobError(where, f"found {prefix!r}, expected a list of types", "write e.g. [{type: string}]")
+    parsed = [_parse_type(spec, (*where, index)) for index, spec in enumerate(prefix)]
+    if any(found != kind for _, found in parsed):
+        raise JobError(
+            where,
+            "the items of an array are stored in one column and have one type",
+            "write an object with a property for each, or give them the type of items",
+        )
+    return [schema for schema, _ in parsed]
+
+
+def _check_property_names(names: Iterable[str], where: KeyPath) -> None:
+    """JobError for properties that DuckDB, which ignores case, cannot store as parts of one column."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(str(name).lower(), name)
+        if not name or "\0" in str(name):
+            raise JobError((*where, name), f"{name!r} cannot be a name", "choose another")
+        if other is not name:
+            raise JobError((*where, name), f"{other} and {name} differ in case only", "give one of them another name")
+
+
 def _check_keywords(schema: Mapping[str, Any], kind: str, where: KeyPath) -> None:
     """JobError for what no answer could fit, and for a keyword that there is not: both would be paid for first."""
     for word in schema:
         if word not in KEYWORDS and not word.startswith(("$", "x-")):
             raise JobError((*where, word), "no such key", did_you_mean(word, KEYWORDS))
-    if "enum" in schema:
-        values = schema["enum"]
+    if "enum" in schema or "const" in schema:
+        word = "enum" if "enum" in schema else "const"
+        values = schema["enum"] if word == "enum" else [schema["const"]]
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
             raise JobError(
                 (*where, "enum"), f"found {values!r}, expected a list of values", "write e.g. enum: [billing, other]"
@@ -162,7 +197,7 @@ def _check_keywords(schema: Mapping[str, Any], kind: str, where: KeyPath) -> Non
         for value in values:
             if not fits(value):
                 raise JobError(
-                    (*where, "enum"),
+                    (*where, word),
                     f"{value!r} is not a valid {kind}",
                     "write values of that type (in quotes for texts)",
                 )
