@@ -13,6 +13,9 @@ import orjson
 from pipelines.pricing.prices import Price, Tier
 from pipelines.pricing.published_prices import published_price
 
+FORMAT = 2
+"""Of an entry; entries of another format are looked up again."""
+
 
 def cached_published_price(model: str, file: Path) -> Price | None:
     """Return the model's published price; looked up again each day, and if the price list has changed."""
@@ -34,7 +37,7 @@ def cached_published_price(model: str, file: Path) -> Price | None:
 def _price_list_edition() -> str:
     spec = find_spec("genai_prices")
     changed = Path(spec.origin).stat().st_mtime_ns if spec is not None and spec.origin else 0
-    return f"{datetime.now(UTC).date().isoformat()} {changed}"
+    return f"{datetime.now(UTC).date().isoformat()} {changed} {FORMAT}"
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -49,4 +52,13 @@ def _parse_price(values: dict[str, Any]) -> Price:
     tiers = tuple(Tier(**tier) for tier in values.pop("tiers"))
     sizes = tuple((size, rate) for size, rate in values.pop("image_sizes"))
     batch = values.pop("batch")
-    return Price(**values, tiers=tiers, image_sizes=sizes, batch=None if batch is None else _parse_price(batch))
+    service_tiers = tuple((name, _parse_price(price)) for name, price in values.pop("service_tiers"))
+    calls = tuple((kind, rate) for kind, rate in values.pop("per_call"))
+    return Price(
+        **values,
+        tiers=tiers,
+        image_sizes=sizes,
+        batch=None if batch is None else _parse_price(batch),
+        service_tiers=service_tiers,
+        per_call=calls,
+    )

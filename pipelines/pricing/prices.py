@@ -3,8 +3,11 @@
 Money is in whole pico-dollars (10**-12 USD), so that sums are exact; fractions are rounded up.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 from decimal import ROUND_CEILING, Decimal
+from fractions import Fraction
+from functools import lru_cache
 from math import ceil
 from typing import Annotated, Protocol, Self
 
@@ -17,6 +20,11 @@ PICO = 10**12
 
 _MILLION = 10**6
 _MINUTE = 60 * _MILLION  # microseconds
+
+STANDARD_TIERS = frozenset({"default", "standard", "on_demand", "batch"})
+"""Service tiers at the price itself, whatever a provider calls them; `batch` has the price of the Batch API."""
+AUTOMATIC_TIER = "auto"
+"""The provider chooses the tier."""
 
 CACHED_FROM = 1024
 """Shortest prompt that OpenAI caches, in tokens: https://developers.openai.com/api/docs/guides/prompt-caching."""
@@ -42,6 +50,14 @@ class BilledUsage(Protocol):
     def characters(self) -> int | None: ...
     @property
     def images(self) -> int | None: ...
+    @property
+    def service_tier(self) -> str | None: ...
+    @property
+    def cache_write_tokens(self) -> int | None: ...
+    @property
+    def hosted_calls(self) -> Sequence[tuple[str, int]]: ...
+    @property
+    def reported_usd(self) -> float | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +83,29 @@ class Price:
     audio_per_minute: int | None = None
     per_million_characters: int | None = None
     cache_write_per_million: int | None = None
-    """Replaces the input rate if the provider charges more for tokens that it writes to its cache unasked."""
+    """Replaces the input rate for tokens that the provider writes to its cache."""
     tiers: tuple[Tier, ...] = ()
     """Rates of long requests, by rising start."""
     image_sizes: tuple[tuple[str, int], ...] = ()
     """("1024x1024", rate) or ("hd 1024x1024", rate), if images differ; per_image is the highest of them."""
     batch: "Price | None" = None
     """The published prices of the Batch API; None: half of these."""
+    writes_cache_unasked: bool = False
+    """Whether prompts of CACHED_FROM tokens and more are written to the cache, if a reply does not count that."""
+    service_tiers: tuple[tuple[str, "Price"], ...] = ()
+    """The price of each service tier besides the standard one."""
+    requested_tier: str | None = None
+    """The service tier that the requests name; None: the provider chooses."""
+    per_call: tuple[tuple[str, int], ...] = ()
+    """The price of a call of a hosted tool, by its type, such as `web_search`."""
 
 
 FREE = Price(0, 0, 0, 0, 0, 0)
 """The price of a model that runs on this machine."""
 
 Dollars = Annotated[float, Field(strict=True, ge=0, le=1e6, allow_inf_nan=False)]
+Factor = Annotated[float, Field(strict=True, ge=0, le=1000, allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1)]
 
 
 class PriceEntry(BaseModel):
@@ -96,35 +122,106 @@ class PriceEntry(BaseModel):
     audio_per_minute: Dollars | None = Field(default=None, description="USD for a minute of audio, to the second.")
     per_million_characters: Dollars | None = Field(default=None, description="USD for a million characters spoken.")
 
+    tiers: dict[Name, Factor] = Field(
+        default_factory=dict,
+        description="Service tier -> factor on every token price.",
+        examples=[{"flex": 0.5, "priority": 2.0}],
+    )
+    per_call: dict[Name, Dollars] = Field(
+        default_factory=dict,
+        description="Hosted tool, by the type of its output item without `_call` -> USD a call.",
+        examples=[{"web_search": 0.01, "file_search": 0.0025}],
+    )
+
     @model_validator(mode="after")
     def _require_a_rate(self) -> Self:
-        if all(rate is None for _, rate in self):
+        if all(rate is None or rate == {} for _, rate in self):
             raise FieldError("a price without a number", "name at least one, such as input_per_million")
         return self
 
-    def price(self) -> Price:
-        """The same in pico-dollars."""
-        rates = [None if rate is None else pico_dollars(Decimal(repr(float(rate)))) for _, rate in self]
-        input_rate, cached_rate, output_rate, image, minute, characters = rates
-        return Price(input_rate, cached_rate, output_rate, image, minute, characters)
+    @property
+    def has_no_rates(self) -> bool:
+        """Whether it names nothing but tiers and calls."""
+        return all(getattr(self, name) is None for name in _RATES)
+
+    def price(self, published: Price | None = None) -> Price | None:
+        """The same in pico-dollars; an entry without any rate adds to the published price."""
+        base = published
+        if not self.has_no_rates:
+            rates = [getattr(self, name) for name in _RATES]
+            base = Price(*(None if rate is None else _dollars_to_pico(rate) for rate in rates))
+        if base is None:
+            return None
+        tiers = dict(base.service_tiers)
+        tiers |= {name: scaled_tokens(base, Fraction(repr(float(factor)))) for name, factor in self.tiers.items()}
+        calls = dict(base.per_call) | {name: _dollars_to_pico(rate) for name, rate in self.per_call.items()}
+        return replace(base, service_tiers=tuple(tiers.items()), per_call=tuple(calls.items()))
+
+
+_RATES = (
+    "input_per_million",
+    "cached_input_per_million",
+    "output_per_million",
+    "per_image",
+    "audio_per_minute",
+    "per_million_characters",
+)
+
+
+def _dollars_to_pico(dollars: float) -> int:
+    return pico_dollars(Decimal(repr(float(dollars))))
 
 
 def batch_price(price: Price) -> Price:
-    """Return the price of the Batch API: the published one, else half of every rate."""
+    """Return the price of the Batch API: the published one, else half of every rate. It has no service tiers."""
     if price.batch is not None:
-        return price.batch
+        return replace(price.batch, per_call=price.per_call)
+    half = Fraction(1, 2)
     return replace(
-        price,
-        input_per_million=_half(price.input_per_million),
-        cached_input_per_million=_half(price.cached_input_per_million),
-        output_per_million=_half(price.output_per_million),
-        per_image=_half(price.per_image),
-        audio_per_minute=_half(price.audio_per_minute),
-        per_million_characters=_half(price.per_million_characters),
-        cache_write_per_million=_half(price.cache_write_per_million),
-        tiers=tuple(Tier(tier.start, *map(_half, astuple(tier)[1:])) for tier in price.tiers),
+        scaled_tokens(price, half),
+        per_image=_scaled(price.per_image, half),
+        audio_per_minute=_scaled(price.audio_per_minute, half),
+        per_million_characters=_scaled(price.per_million_characters, half),
         image_sizes=tuple((size, -(-rate // 2)) for size, rate in price.image_sizes),
     )
+
+
+def scaled_tokens(price: Price, factor: Fraction) -> Price:
+    """Return the price with a factor on every token rate, and without service tiers."""
+    return replace(
+        price,
+        input_per_million=_scaled(price.input_per_million, factor),
+        cached_input_per_million=_scaled(price.cached_input_per_million, factor),
+        output_per_million=_scaled(price.output_per_million, factor),
+        cache_write_per_million=_scaled(price.cache_write_per_million, factor),
+        tiers=tuple(Tier(tier.start, *(_scaled(rate, factor) for rate in astuple(tier)[1:])) for tier in price.tiers),
+        service_tiers=(),
+        requested_tier=None,
+    )
+
+
+@lru_cache(maxsize=1024)
+def tier_price(price: Price, tier: str | None) -> Price | None:
+    """Return the price of the service tier that a reply names; None if it is unknown.
+
+    A reply without a tier was served by the one that the request names, else by the standard one.
+    """
+    name = (tier or price.requested_tier or AUTOMATIC_TIER).lower()
+    known = {each.lower(): at_tier for each, at_tier in price.service_tiers}
+    if name in known:
+        return known[name]
+    is_standard = name in STANDARD_TIERS or (tier is None and name == AUTOMATIC_TIER)
+    return price if is_standard else None
+
+
+@lru_cache(maxsize=1024)
+def possible_prices(price: Price) -> tuple[Price, ...]:
+    """Return the prices at which a request may be billed, one for each service tier that may serve it."""
+    if price.requested_tier not in (None, AUTOMATIC_TIER) and (
+        (named := tier_price(price, price.requested_tier)) is not None
+    ):
+        return (named,)
+    return (price, *(at_tier for _, at_tier in price.service_tiers))
 
 
 def image_price(price: Price, size: str | None = None, quality: str | None = None) -> Price:
@@ -137,9 +234,35 @@ def image_price(price: Price, size: str | None = None, quality: str | None = Non
 def cost(price: Price | None, usage: BilledUsage) -> int | None:
     """Return the cost of an exchange in pico-dollars; None if a kind of its usage has no price, or none was counted.
 
+    A service tier without a price costs as much as the most expensive one that may serve the request. If the reply
+    states a cost, the exchange costs no less.
+    """
+    computed = _cost_at_tier(price, usage)
+    if computed is not None and price is not None and usage.hosted_calls:
+        rates = dict(price.per_call)
+        of_calls = [rates[kind] * count for kind, count in usage.hosted_calls if kind in rates]
+        computed = computed + sum(of_calls) if len(of_calls) == len(usage.hosted_calls) else None
+    if usage.reported_usd:
+        return max(_dollars_to_pico(usage.reported_usd), computed or 0)
+    return computed
+
+
+def _cost_at_tier(price: Price | None, usage: BilledUsage) -> int | None:
+    if price is None or (not price.service_tiers and price.requested_tier is None and usage.service_tier is None):
+        return _usage_cost(price, usage)
+    if (at_tier := tier_price(price, usage.service_tier)) is not None:
+        return _usage_cost(at_tier, usage)
+    costs = [_usage_cost(each, usage) for each in possible_prices(price)]
+    return None if None in costs else max(each for each in costs if each is not None)
+
+
+def _usage_cost(price: Price | None, usage: BilledUsage) -> int | None:
+    """Return the cost of everything but tool calls at the price of one service tier.
+
     Tokens, images, characters and audio may measure the same thing: if only tokens have a price and tokens were
     counted, the rest is not charged again, and vice versa. OpenAI writes prompts of at least 1,024 tokens into its
-    cache unasked; if that has a separate rate, it applies to all tokens that were not read from the cache.
+    cache unasked; if that has a separate rate, it applies to all tokens that were not read from the cache, unless the
+    reply counts those that were written.
     """
     if price is None:
         return None
@@ -158,9 +281,13 @@ def cost(price: Price | None, usage: BilledUsage) -> int | None:
             cached = min(usage.cached_tokens or 0, read)
             cached_rate = rates.cached_input_per_million
             tokens = cached * (rate if cached_rate is None else cached_rate)
-            if rates.cache_write_per_million is not None and read >= CACHED_FROM:
-                rate = rates.cache_write_per_million
-            tokens += (read - cached) * rate
+            fresh, writes = read - cached, usage.cache_write_tokens
+            if (write_rate := rates.cache_write_per_million) is not None:
+                if writes is None:
+                    writes = fresh if price.writes_cache_unasked and read >= CACHED_FROM else 0
+                writes = min(writes, fresh)
+                tokens += writes * (write_rate - rate)
+            tokens += fresh * rate
     if written:
         rate = rates.output_per_million
         tokens = None if rate is None or tokens is None else tokens + written * rate
@@ -179,14 +306,37 @@ def max_cost(
     audio_seconds: float | None = None,
     characters: int | None = None,
     images: int | None = None,
+    hosted_tools: Iterable[str] = (),
+    max_tool_calls: int = 0,
 ) -> int | None:
     """Return the maximum cost of a request in pico-dollars; None if the price or a bound is not known.
 
-    It assumes that no token is read from the cache, and every token is written to a cache that charges for it. A tier
-    applies from half its start, since the provider may count more tokens than Rowmill.
+    It assumes the most expensive service tier that may serve the request, that no token is read from the cache, that
+    every token is written to a cache that charges for it, and that each of `max_tool_calls` calls is one of the most
+    expensive hosted tool. A tier of long requests applies from half its start, since the provider may count more
+    tokens than Rowmill.
     """
     if price is None:
         return None
+    calls = [dict(price.per_call).get(tool) for tool in hosted_tools]
+    of_calls = max_tool_calls * max((rate for rate in calls if rate is not None), default=0)
+    highest = 0
+    for at_tier in (price,) if not price.service_tiers else possible_prices(price):
+        at_most = _max_cost(at_tier, input_tokens, output_bound, audio_seconds, characters, images)
+        if at_most is None or None in calls:
+            return None
+        highest = max(highest, at_most + of_calls)
+    return highest
+
+
+def _max_cost(
+    price: Price,
+    input_tokens: int,
+    output_bound: int | None,
+    audio_seconds: float | None,
+    characters: int | None,
+    images: int | None,
+) -> int | None:
     rates: Price | Tier = price
     for tier in price.tiers:
         if 2 * input_tokens > tier.start and price_level(tier) > price_level(rates):
@@ -253,8 +403,8 @@ def price_level(rates: Price | Tier) -> int:
     return level
 
 
-def _half(rate: int | None) -> int | None:
-    return None if rate is None else -(-rate // 2)
+def _scaled(rate: int | None, factor: Fraction) -> int | None:
+    return None if rate is None else ceil(rate * factor)
 
 
 def pico_dollars(dollars: Decimal) -> int:

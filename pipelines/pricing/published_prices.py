@@ -22,9 +22,15 @@ def resolve_price(
     workspace_prices: Mapping[str, PriceEntry],
     published: Callable[[str], Price | None] | None = None,
 ) -> Price | None:
-    """Return the provider's price of a model, else the workspace's, else the `published` one, else None."""
+    """Return the provider's price of a model, else the workspace's, else the `published` one, else None.
+
+    An entry that names nothing but tiers and calls adds them to the published price.
+    """
     entry = provider_prices.get(model) or workspace_prices.get(model)
-    return entry.price() if entry is not None else (published or published_price)(model)
+    look_up = published or published_price
+    if entry is None:
+        return look_up(model)
+    return entry.price(look_up(model) if entry.has_no_rates else None)
 
 
 def published_price(model: str) -> Price | None:
@@ -95,10 +101,19 @@ def _model_price(model: "ModelInfo", today: date, *, caches: bool) -> Price | No
     moments = [datetime.combine(today, hour) for hour in hours]
     is_media = any(word in model.id for word in _price_data()["media_words"])
     price = _most_expensive(_parse_rates(model.get_prices(moment), is_media, caches) for moment in moments)
-    if price is None or not any(variant.when == {"processing": "batch"} for variant in model.price_variants or ()):
-        return price
-    batch = (_parse_rates(model.get_prices(moment, {"processing": "batch"}), is_media, caches) for moment in moments)
-    return replace(price, batch=_most_expensive(batch))
+    if price is None:
+        return None
+
+    def variant(when: dict[str, str]) -> Price | None:
+        return _most_expensive(_parse_rates(model.get_prices(moment, when), is_media, caches) for moment in moments)
+
+    listed_variants = [each.when for each in model.price_variants or ()]
+    tiers = {when["service_tier"]: variant(when) for when in listed_variants if set(when) == {"service_tier"}}
+    return replace(
+        price,
+        batch=variant({"processing": "batch"}) if {"processing": "batch"} in listed_variants else None,
+        service_tiers=tuple((name, at_tier) for name, at_tier in tiers.items() if at_tier is not None),
+    )
 
 
 def _most_expensive(prices: Iterable[Price | None]) -> Price | None:
@@ -114,7 +129,7 @@ def _parse_rates(rates: "ModelPrice", is_media: bool, caches: bool) -> Price | N
     if any(getattr(rates, kind) is not None for kind in _price_data()["uncounted_kinds"]):
         return None
     # In the order of Tier's rates.
-    kinds = [["input_mtok"], ["cache_read_mtok"], ["output_mtok"], ["cache_write_mtok"] if caches else []]
+    kinds = [["input_mtok"], ["cache_read_mtok"], ["output_mtok"], ["cache_write_mtok"]]
     if is_media:
         kinds[0] += ["input_audio_mtok", "input_image_mtok"]
         kinds[1] += ["cache_audio_read_mtok", "cache_image_read_mtok"]
@@ -137,7 +152,7 @@ def _parse_rates(rates: "ModelPrice", is_media: bool, caches: bool) -> Price | N
         cache_write_per_million=write,
         tiers=tuple(Tier(start, *rates_at(start + 1)) for start in sorted(starts)),
     )
-    return None if price == Price() else price
+    return None if price == Price() else replace(price, writes_cache_unasked=caches)
 
 
 def _rate(listed: "Decimal | TieredPrices", input_tokens: int) -> int:

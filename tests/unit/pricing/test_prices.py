@@ -1,6 +1,8 @@
 """Prices: entries, the cost of an exchange, and the maximum cost of a request."""
 
+from dataclasses import replace
 from decimal import Decimal
+from typing import Any
 
 import genai_prices
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from connectors.records import Usage
+from connectors.transport.token_usage import token_usage
 from pipelines.pricing.prices import (
     FREE,
     PICO,
@@ -52,6 +55,11 @@ def test_an_entry_of_zero_costs_nothing_and_is_not_ignored() -> None:
         {"input_per_million": float("inf")},
         {"input_per_million": float("nan")},
         {"input_per_million": 0.1, "output_per_milion": 0.1},
+        {"tiers": {}},
+        {"input_per_million": 0.1, "tiers": {"flex": -0.5}},
+        {"input_per_million": 0.1, "tiers": {"flex": "half"}},
+        {"input_per_million": 0.1, "per_call": {"": 0.1}},
+        {"input_per_million": 0.1, "per_call": {"web_search": -1}},
     ],
 )
 def test_an_entry_that_is_empty_misspelt_or_not_a_price_is_refused(entry: dict[str, object]) -> None:
@@ -81,7 +89,10 @@ def test_an_entry_is_converted_to_whole_pico_dollars() -> None:
 def test_every_key_of_an_entry_is_described_in_its_json_schema() -> None:
     properties = PriceEntry.model_json_schema()["properties"]
     assert set(properties) == set(PriceEntry.model_fields)
-    assert all(each["description"].startswith("USD for a") for each in properties.values())
+    descriptions = {name: each["description"] for name, each in properties.items()}
+    assert descriptions.pop("tiers").startswith("Service tier -> factor")
+    assert descriptions.pop("per_call").endswith("USD a call.")
+    assert all(text.startswith("USD for a") for text in descriptions.values())
 
 
 @pytest.mark.parametrize(
@@ -185,11 +196,20 @@ def test_long_requests_pay_the_rates_of_their_tier_for_every_token() -> None:
 
 
 def test_prompts_of_1024_tokens_and_more_pay_for_cache_writes_if_these_are_charged() -> None:
-    price = Price(PICO, PICO // 10, 4 * PICO, cache_write_per_million=5 * PICO // 4)
+    price = Price(PICO, PICO // 10, 4 * PICO, cache_write_per_million=5 * PICO // 4, writes_cache_unasked=True)
     assert cost(price, Usage(input_tokens=1023, output_tokens=0)) == pico("0.001023")
     assert cost(price, Usage(input_tokens=1024, output_tokens=0)) == pico("0.00128")
     assert cost(price, Usage(input_tokens=2000, cached_tokens=1000, output_tokens=0)) == pico("0.00135")
     assert published("gpt-5.6").cache_write_per_million == published("gpt-5.6").input_per_million * 5 // 4  # type: ignore[operator]
+
+
+def test_cache_writes_that_a_reply_counts_are_charged_exactly() -> None:
+    price = Price(PICO, PICO // 10, 4 * PICO, cache_write_per_million=5 * PICO // 4)
+    usage = Usage(input_tokens=2000, cached_tokens=1000, cache_write_tokens=400, output_tokens=0)
+    assert cost(price, usage) == pico("0.0012")
+    assert cost(replace(price, writes_cache_unasked=True), usage) == pico("0.0012")
+    assert cost(price, replace(usage, cache_write_tokens=None)) == pico("0.0011")
+    assert cost(replace(price, cache_write_per_million=None), usage) == pico("0.0011")
 
 
 def test_fractions_are_rounded_up() -> None:
@@ -214,7 +234,7 @@ def test_costs_agree_with_genai_prices(model: str) -> None:
 
 
 def test_the_maximum_cost_counts_all_input_and_the_output_bound() -> None:
-    assert max_cost(published("gpt-4o-mini"), 1000, 16_384) == pico("0.0099804")
+    assert max_cost(published("gpt-4o-mini"), 1000, 16_384) == pico("0.016634")  # of the tier priority
 
 
 def test_there_is_no_maximum_cost_without_a_bound_if_output_costs_something() -> None:
@@ -232,16 +252,22 @@ def test_the_maximum_cost_of_audio_speech_and_images_is_by_their_units() -> None
 
 
 def test_the_maximum_cost_takes_the_more_expensive_tier_well_before_it_is_reached() -> None:
-    price = published("gpt-5.4")
+    price = replace(published("gpt-5.4"), service_tiers=())
     assert max_cost(price, 136_000, 1000) == pico("0.355")
     assert max_cost(price, 136_001, 1000) == pico("0.702505")
 
 
+MODELS = ["gpt-4o-mini", "claude-3-5-haiku-latest", "gpt-5.4", "gpt-5.6", "text-embedding-3-large"]
 tokens = st.integers(0, 600_000)
 rates = st.none() | st.integers(0, 50 * PICO)
 
 
-@given(tokens, tokens, tokens, st.sampled_from(["gpt-4o-mini", "gpt-5.4", "gpt-5.6", "text-embedding-3-large"]))
+@given(
+    tokens,
+    tokens,
+    tokens,
+    st.sampled_from(MODELS),
+)
 def test_no_exchange_costs_more_than_its_maximum(read: int, cached: int, written: int, model: str) -> None:
     usage = Usage(input_tokens=read, cached_tokens=cached, output_tokens=written)
     paid, worst = cost(published(model), usage), max_cost(published(model), read, written)
@@ -271,3 +297,143 @@ def test_the_batch_api_has_its_published_prices_if_there_are_any() -> None:
     assert cost(batch_price(published("gpt-4o-mini")), usage) == pico("0.375")  # cached input is not halved again
     assert cost(batch_price(published("gpt-5-mini")), usage) == pico("1.06875")
     assert cost(batch_price(published("text-embedding-3-small")), Usage(input_tokens=MILLION)) == pico("0.01")
+
+
+TIERED = PriceEntry.model_validate(
+    {
+        "input_per_million": 1,
+        "cached_input_per_million": 0.5,
+        "output_per_million": 10,
+        "per_image": 0.04,
+        "tiers": {"flex": 0.5, "priority": 2.0},
+        "per_call": {"web_search": 0.01, "file_search": 0.0025},
+    }
+).price()
+assert TIERED is not None
+ON_TIER = Usage(input_tokens=1000, cached_tokens=400, output_tokens=100)
+
+
+@pytest.mark.parametrize(
+    ("requested", "answered", "dollars"),
+    [
+        (None, None, "0.0018"),
+        (None, "default", "0.0018"),
+        (None, "standard", "0.0018"),
+        (None, "flex", "0.0009"),
+        (None, "priority", "0.0036"),
+        ("auto", None, "0.0018"),
+        ("auto", "priority", "0.0036"),
+        ("flex", "flex", "0.0009"),
+        ("flex", "default", "0.0018"),
+        ("flex", None, "0.0009"),
+        ("priority", "default", "0.0018"),
+        # Without a price: as it was reserved.
+        (None, "scale", "0.0036"),
+        ("default", "scale", "0.0018"),
+        ("flex", "scale", "0.0009"),
+        ("scale", "scale", "0.0036"),
+    ],
+)
+def test_the_tier_of_the_reply_sets_the_price(requested: str | None, answered: str | None, dollars: str) -> None:
+    price = replace(TIERED, requested_tier=requested)
+    assert cost(price, replace(ON_TIER, service_tier=answered)) == pico(dollars)
+
+
+@pytest.mark.parametrize(
+    ("requested", "dollars"),
+    [
+        (None, "0.004"),
+        ("auto", "0.004"),
+        ("priority", "0.004"),
+        ("default", "0.002"),
+        ("standard", "0.002"),
+        ("flex", "0.001"),
+        ("scale", "0.004"),
+    ],
+)
+def test_the_maximum_cost_is_at_the_most_expensive_tier_that_may_serve(requested: str | None, dollars: str) -> None:
+    assert max_cost(replace(TIERED, requested_tier=requested), 1000, 100) == pico(dollars)
+
+
+def test_a_factor_applies_to_tokens_only() -> None:
+    at_flex = dict(TIERED.service_tiers)["flex"]
+    assert (at_flex.per_image, at_flex.per_call) == (TIERED.per_image, ())
+    assert cost(replace(TIERED, service_tiers=()), ON_TIER) == 2 * (cost(at_flex, ON_TIER) or 0)
+
+
+def test_calls_of_hosted_tools_cost_what_the_entry_says() -> None:
+    calls = (("web_search", 2), ("file_search", 1))
+    assert cost(TIERED, replace(ON_TIER, hosted_calls=calls)) == pico("0.0243")
+    assert cost(TIERED, replace(ON_TIER, hosted_calls=calls, service_tier="flex")) == pico("0.0234")
+    assert cost(TIERED, replace(ON_TIER, hosted_calls=(("code_interpreter", 1),))) is None
+    assert max_cost(TIERED, 1000, 100, hosted_tools=["web_search", "file_search"], max_tool_calls=3) == pico("0.034")
+    assert max_cost(TIERED, 1000, 100, hosted_tools=["code_interpreter"], max_tool_calls=3) is None
+
+
+def test_an_entry_without_a_rate_adds_to_the_published_price() -> None:
+    entry = PriceEntry.model_validate({"tiers": {"flex": 0.25}, "per_call": {"web_search": 0.01}})
+    price = resolve_price("gpt-4.1", {"gpt-4.1": entry}, {})
+    plain = published("gpt-4.1")
+    assert price is not None and price.input_per_million == plain.input_per_million
+    assert dict(price.service_tiers)["priority"] == dict(plain.service_tiers)["priority"]
+    assert dict(price.service_tiers)["flex"].input_per_million == (plain.input_per_million or 0) // 4
+    assert resolve_price("unlisted", {"unlisted": entry}, {}) is None
+
+
+def test_the_price_list_knows_the_tiers_of_openais_models() -> None:
+    usage = Usage(input_tokens=MILLION // 10, output_tokens=MILLION // 10)
+    tiers = {
+        tier: cost(published("gpt-5"), replace(usage, service_tier=tier)) for tier in ("default", "flex", "priority")
+    }
+    assert tiers == {"default": pico("1.125"), "flex": pico("0.5625"), "priority": pico("2.25")}
+
+
+def test_the_batch_api_has_no_tiers_and_the_same_price_of_calls() -> None:
+    price = batch_price(TIERED)
+    assert cost(price, replace(ON_TIER, service_tier="default")) == pico("0.0009")
+    assert cost(price, replace(ON_TIER, service_tier="batch", hosted_calls=(("web_search", 1),))) == pico("0.0109")
+    assert max_cost(price, 1000, 100) == pico("0.001")
+
+
+def test_an_exchange_costs_no_less_than_the_reply_states() -> None:
+    assert cost(TIERED, replace(ON_TIER, reported_usd=0.5)) == pico("0.5")
+    assert cost(TIERED, replace(ON_TIER, reported_usd=0.0001)) == pico("0.0018")
+    assert cost(None, replace(ON_TIER, reported_usd=0.5)) == pico("0.5")
+    assert cost(None, replace(ON_TIER, reported_usd=0.0)) is None
+
+
+counts = st.none() | st.integers(0, 10**6) | st.floats(0, 1e6) | st.text(max_size=3)
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(0, 10**6),
+    st.dictionaries(
+        st.sampled_from(
+            [
+                "total_tokens",
+                "reasoning_tokens",
+                "cached_tokens",
+                "prompt_cache_hit_tokens",
+                "cache_read_input_tokens",
+                "cache_creation_input_tokens",
+                "citation_tokens",
+                "cost",
+            ]
+        ),
+        counts,
+    ),
+    st.dictionaries(st.sampled_from(["reasoning_tokens", "audio_tokens"]), counts),
+)
+def test_no_shape_of_a_usage_makes_it_cheaper_than_its_prompt_and_its_completion(
+    prompt: int, completion: int, others: dict[str, Any], details: dict[str, Any]
+) -> None:
+    counted = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "completion_tokens_details": details,
+        **others,
+    }
+    price = Price(PICO, None, 4 * PICO)
+    paid = cost(price, token_usage({"usage": counted}, None))
+    assert paid is not None and paid >= prompt * MILLION + 4 * completion * MILLION
