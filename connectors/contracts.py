@@ -209,6 +209,12 @@ class StepContext:
     """Whether the model's tokenizer counts requests; without a limit or a budget a rough estimate is enough."""
     files_prefix: str = "files/"
     """Prefix of a file's name in a results column: the path from the sink to its folder of files."""
+    sent_models: tuple[str, ...] = ()
+    """The names by which the step's providers get its model, if `models` of the workspace gives them others."""
+
+    def sent_model(self, model: str) -> str:
+        """Return the name that decides on limits, dimensions and tokenizer of a step with this model."""
+        return model if model in self.sent_models or not self.sent_models else self.sent_models[0]
 
 
 @dataclass(frozen=True, slots=True)

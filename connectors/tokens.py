@@ -94,6 +94,17 @@ def max_output_tokens(model: str) -> int | None:
     return None if limits is None else limits[1]
 
 
+def shares_tokenizer(model: str, other: str) -> bool:
+    """Return whether a count for one model is exact for the other one too."""
+    return (encoding := _encoding(model)) is not None and encoding == _encoding(other)
+
+
+def largest_output(models: Sequence[str]) -> int | None:
+    """Return the most tokens of one answer by any of the models; None if one of them is unknown."""
+    known = [max_output_tokens(model) for model in models]
+    return None if None in known else max((limit for limit in known if limit is not None), default=None)
+
+
 def context_window(model: str) -> int | None:
     """Return the most tokens that a model takes, for chat models with the answer; None: unknown."""
     limits = _limits(model)

@@ -81,6 +81,7 @@ class SpeechEndpoint(BaseEndpoint):
         assert input_text is not None
         self._input = input_text
         self.input_columns = input_text.columns
+        self._sent_model = context.sent_model(step.model)
         self._fixed = fixed_params(step, ("voice", "response_format", "speed", "stream"), PARAMS, where)
         # `stream` is Rowmill's key, not a parameter of the API.
         self._stream = self._fixed.pop("stream", None) is True or self._fixed.get("stream_format") == "sse"
@@ -89,7 +90,7 @@ class SpeechEndpoint(BaseEndpoint):
         self.fields = (pa.field(step.output or step.name, pa.string()),)
 
     def _output_bound(self, characters: int) -> int | None:
-        model = self._step.model
+        model = self._sent_model
         if model.startswith("tts-1"):
             return 0
         if not model.startswith("gpt-4o"):
@@ -113,7 +114,7 @@ class SpeechEndpoint(BaseEndpoint):
                 "input", f"input: {len(text):,} characters, more than the maximum of {MAX_TEXT_CHARACTERS:,}"
             )
         bound = self._output_bound(len(text))
-        model = self._step.model
+        model = self._sent_model
         instructions = str(self._fixed.get("instructions", ""))
         return Request(
             fingerprint=request_fingerprint(self._tag, self.path, body, "" if self._step.reuse else key),

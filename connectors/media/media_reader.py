@@ -21,7 +21,7 @@ from connectors.contracts import MediaColumn
 from connectors.media.audio_splitter import MAX_PIECE_SECONDS, AudioError, duration_seconds, split_audio
 from connectors.media.file_types import ACCEPTED_NAMES, ACCEPTED_TYPES, HEAD_BYTES, image_size
 from connectors.media.file_types import detect_type as kind_of_head
-from connectors.media.url_fetcher import RETRY_WAITS, FetchError, UrlFetcher
+from connectors.media.url_fetcher import DIRECT, RETRY_WAITS, FetchError, UrlFetcher, WebAccess
 from connectors.records import ErrorClass, Media, RowError
 
 MAX_IN_MEMORY_BYTES = 64 << 10
@@ -62,6 +62,7 @@ class MediaReader:
         state_folder: Path | None = None,
         output_files: tuple[str, Path] | None = None,
         retry_waits: Sequence[float] = RETRY_WAITS,
+        web_access: WebAccess = DIRECT,
     ) -> None:
         """`hosts`, `provider_hosts`: names, or `name:port`, whose addresses may be private. `scratch`: a folder that
         is removed after the run. `state_folder`: of the workspace; rows cannot read it. `output_files`: (files_prefix,
@@ -77,6 +78,7 @@ class MediaReader:
         scratch.mkdir(parents=True, exist_ok=True)
         self._hosts = (*hosts, *provider_hosts)
         self._retry_waits = retry_waits
+        self._web_access = web_access
         self._file_numbers = itertools.count()
         self._threads = ThreadPoolExecutor(_THREADS, "media")
         self._fetcher: UrlFetcher | None = None
@@ -136,7 +138,7 @@ class MediaReader:
 
     def _open_fetcher(self) -> UrlFetcher:
         if self._fetcher is None:
-            self._fetcher = UrlFetcher(self._hosts, self._retry_waits)
+            self._fetcher = UrlFetcher(self._hosts, self._retry_waits, self._web_access)
         return self._fetcher
 
     async def _from_url(self, url: str, use: MediaColumn) -> Media:

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import re
 import socket
-from collections.abc import Iterable, Sequence
+import ssl
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import BinaryIO
 
@@ -50,20 +52,37 @@ def is_private(address: str) -> bool:
     return not ip.is_global or ip.is_multicast or ip.is_reserved or ip.is_unspecified
 
 
-class UrlFetcher:
-    """HTTP client for GET without keys, cookies or proxies."""
+@dataclass(frozen=True, slots=True)
+class WebAccess:
+    """The way to hosts outside: through which proxy, and whose certificates are trusted."""
 
-    def __init__(self, hosts: Iterable[str], waits: Sequence[float] = RETRY_WAITS) -> None:
+    proxy_of: Callable[[str], str | None] = lambda url: None
+    """The proxy for a URL; None: none."""
+    tls: Callable[[], ssl.SSLContext | bool] = lambda: True
+    """Called when the first URL is fetched; True: aiohttp's own certificates."""
+
+
+DIRECT = WebAccess()
+"""Without proxies, with the system's certificates."""
+
+
+class UrlFetcher:
+    """HTTP client for GET without keys or cookies."""
+
+    def __init__(self, hosts: Iterable[str], waits: Sequence[float] = RETRY_WAITS, access: WebAccess = DIRECT) -> None:
         """`hosts`: names, or `name:port`, that may have private addresses."""
         self._hosts = frozenset(_normalized_host(host) for host in hosts)
         self._waits = waits
         self._concurrency = asyncio.Semaphore(MAX_CONCURRENT_FETCHES)
-        self._session: aiohttp.ClientSession | None = None
+        self._access = access
+        self._resolver = _CheckedResolver(self)
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        """By whether the requests go through a proxy."""
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
 
     async def fetch(self, url: str, max_bytes: int, into: BinaryIO) -> None:
         """Write the content of a URL to an open file, truncated first; FetchError if there is none."""
@@ -100,8 +119,11 @@ class UrlFetcher:
         with contextlib.suppress(ValueError):
             if is_private(str(ip_address(host))) and not self.is_allowed(host, url.port):
                 raise _private_address(host, host)
+        proxy = self._access.proxy_of(str(url))
         try:
-            async with self._open_session().get(url, allow_redirects=False) as response:
+            if proxy is not None:
+                await self._check_addresses(host, url.port)
+            async with self._open_session(proxy is not None).get(url, allow_redirects=False, proxy=proxy) as response:
                 if response.status in (301, 302, 303, 307, 308) and "location" in response.headers:
                     return url.join(_parse_url(response.headers["location"]))
                 if response.status != 200:
@@ -119,15 +141,24 @@ class UrlFetcher:
         except (aiohttp.ClientError, OSError) as exc:
             raise FetchError("connection", f"{redact_url(str(url))} could not be fetched: {_message(exc)}") from exc
 
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=MAX_CONCURRENT_FETCHES, resolver=_CheckedResolver(self)),
+    async def _check_addresses(self, host: str, port: int | None) -> None:
+        """Check the addresses of a host that a proxy connects to; a name that only the proxy knows passes."""
+        try:
+            await self._resolver.resolve(host, port or 0)
+        except OSError:
+            return
+
+    def _open_session(self, is_proxied: bool) -> aiohttp.ClientSession:
+        if (session := self._sessions.get(is_proxied)) is None:
+            # The address of the proxy itself may be private.
+            resolver = aiohttp.ThreadedResolver() if is_proxied else self._resolver
+            session = self._sessions[is_proxied] = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=MAX_CONCURRENT_FETCHES, resolver=resolver, ssl=self._access.tls()),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=FETCH_TIMEOUT,
                 headers={"User-Agent": "rowmill/0.1", "Accept-Encoding": "identity"},
             )
-        return self._session
+        return session
 
 
 class _CheckedResolver(AbstractResolver):

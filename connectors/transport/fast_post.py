@@ -8,6 +8,7 @@ the tests have not seen uses the session, and so does every release if the envir
 
 import asyncio
 import os
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -115,10 +116,10 @@ async def _read_head(protocol: "ResponseHandler") -> "tuple[RawResponseMessage, 
     return await protocol.read()
 
 
-def request_head(url: str, headers: Mapping[str, str]) -> RequestHead:
+def request_head(url: str, headers: Mapping[str, str], tls: ssl.SSLContext | bool = True) -> RequestHead:
     """Return the head of POST requests to this URL, with these headers and those that a session adds."""
     where = URL(url)
-    target = aiohttp.ClientRequest("POST", where, headers=headers, loop=asyncio.get_running_loop(), ssl=True)
+    target = aiohttp.ClientRequest("POST", where, headers=headers, loop=asyncio.get_running_loop(), ssl=tls)
     del target.headers["Content-Length"]
     lines = [f"POST {where.raw_path_qs} HTTP/1.1", *(f"{name}: {value}" for name, value in target.headers.items())]
     return RequestHead(target, "\r\n".join([*lines, "Content-Length: "]).encode())

@@ -21,6 +21,7 @@ from connectors.transport.error_replies import row_error
 from pipelines.config.job import Job
 from pipelines.config.workspace import Workspace
 from pipelines.config.workspace_file import LOCAL
+from pipelines.dispatch.request_rendering import with_sent_model
 from pipelines.pricing.prices import FREE, cost, usd
 from pipelines.pricing.published_prices import resolve_price
 
@@ -90,15 +91,26 @@ def embed(job: Job, workspace: Workspace, column: str, text: str) -> Embedded:
     """Embed the text with the step of `column`; the text replaces the whole rendered `input`."""
     step = _step_of(job, column)
     provider = workspace.provider(step.provider)
+    if provider.key_source is not None:
+        provider.key_source.prepare()
     asking = step.model_copy(update={"input": "{{ text }}"}).build(
-        StepContext(provider.tag, {"text": pa.string()}, workspace.folder, workspace.roots, workspace.hosts)
+        StepContext(
+            provider.tag,
+            {"text": pa.string()},
+            workspace.folder,
+            workspace.roots,
+            workspace.hosts,
+            sent_models=(provider.sent_model(step.model),),
+        )
     )
     request = asking.request({"text": text}, "")
     if isinstance(request, RowError):
         raise JobError("embed", request.message, "write another text")
     with _listening(provider) as there:
         reply = _sent(
-            there, asking.call([request]), RequestTimeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total)
+            there,
+            with_sent_model(asking.call([request]), provider),
+            RequestTimeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total),
         )
     if not 200 <= reply.status < 300:
         raise JobError(
@@ -110,7 +122,11 @@ def embed(job: Job, workspace: Workspace, column: str, text: str) -> Embedded:
         raise JobError("embed", f"{provider.name}: {exc}", "try again") from exc
     assert isinstance(answer, bytes)
     used = asking.usage([request], reply)
-    price = FREE if provider.name == LOCAL else resolve_price(step.model, provider.prices, workspace.prices)
+    price = (
+        FREE
+        if provider.name == LOCAL
+        else resolve_price(provider.sent_model(step.model), provider.prices, workspace.prices)
+    )
     paid = cost(price, used)
     return Embedded(text, np.frombuffer(answer, "<f4"), used.input_tokens, None if paid is None else usd(paid))
 

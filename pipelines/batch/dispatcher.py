@@ -27,6 +27,7 @@ from pipelines.batch.settler import BatchSettler
 from pipelines.batch.store import Batch, BatchLedger, BatchLine
 from pipelines.dispatch.online_dispatcher import OnlineDispatcher, build_call, unreadable_file
 from pipelines.dispatch.provider_routes import max_cost_function
+from pipelines.dispatch.request_rendering import with_sent_model
 from pipelines.dispatch.request_types import (
     BatchStage,
     DailyBudget,
@@ -251,7 +252,7 @@ class BatchDispatcher:
         if not group.requests:
             return
         try:
-            body = (await build_call(group)).body or b"{}"
+            body = with_sent_model(await build_call(group), group.route.provider).body or b"{}"
         except OSError as exc:
             self.pending.resolve_with_error(group, unreadable_file(exc))
             return
@@ -465,7 +466,7 @@ class BatchDispatcher:
         known = self._batch_price_routes.get(route.route_id)
         if known is None or known[0] is not route:
             price = None if route.price is None else batch_price(route.price)
-            max_cost = max_cost_function(price, self._models[route.route_id])
+            max_cost = max_cost_function(price, route.provider.sent_model(self._models[route.route_id]))
             known = (route, replace(route, price=price, max_cost=max_cost))
             self._batch_price_routes[route.route_id] = known
         return known[1]

@@ -1,5 +1,7 @@
 """`rowmill validate` and `rowmill schema`: check job files, and print their JSON Schema."""
 
+from pathlib import Path
+
 import click
 import orjson
 
@@ -27,11 +29,15 @@ def validate_command(jobs: tuple[str, ...]) -> int:
     from pipelines.reporting.status_queries import existing_ledger
 
     worst = 0
+    env_files: set[Path] = set()
     candidates = load_jobs(job_files(jobs))
     for candidate in candidates:
         try:
             loaded = candidate.require()
             workspace = loaded.workspace
+            if (from_file := workspace.env_file_names()) is not None and from_file[0] not in env_files:
+                env_files.add(from_file[0])
+                click.echo(f"{from_file[0]}: read for {', '.join(from_file[1]) or 'no variable'}")
             with contextlib.ExitStack() as closing:
                 ledger = existing_ledger(workspace)
                 if ledger is not None:

@@ -8,74 +8,14 @@ from pydantic import Field, field_validator, model_validator
 
 from connectors.contracts import FrozenModel
 from connectors.errors import FieldError, did_you_mean
-from pipelines.config.base_urls import checked_base_url
+from pipelines.config.providers.provider_entry import PriceTable, ProviderEntry
 from pipelines.config.strict_model import StrictModel
-from pipelines.pricing.prices import PriceEntry
 
 FILE_NAME = "rowmill.yaml"
 LOCAL = "local"
 """The embedded provider: available in every workspace, always free."""
 OPENAI = "openai"
 """Available in every workspace; its key is in OPENAI_API_KEY unless the file says otherwise."""
-OPENAI_URL = "https://api.openai.com/v1"
-
-PriceTable = dict[str, PriceEntry]
-"""By model name."""
-
-
-class ProviderLimits(StrictModel):
-    """Limits of a provider's key, shared by all jobs; an absent limit does not apply."""
-
-    requests_per_minute: int | None = Field(
-        default=None, ge=1, le=10**9, description="Requests a minute.", examples=[3000]
-    )
-    tokens_per_minute: int | None = Field(
-        default=None, ge=1, le=10**12, description="Tokens a minute, both ways.", examples=[2_000_000]
-    )
-    concurrency: int | None = Field(default=None, ge=1, le=10_000, description="Requests in flight.", examples=[64])
-
-
-class ProviderEntry(FrozenModel):
-    """One provider, or a pool of them."""
-
-    base_url: str | None = Field(default=None, description="Base URL of its API.", examples=[OPENAI_URL])
-    api_key_env: str | None = Field(
-        default=None,
-        description="The variable that holds the key; left out: no key is sent.",
-        examples=["OPENAI_API_KEY"],
-    )
-    limits: ProviderLimits = Field(default=ProviderLimits(), description="Limits of its key.")
-    prices: PriceTable = Field(default_factory=dict, description="By model; they override the workspace's.")
-    members: tuple[str, ...] | None = Field(
-        default=None,
-        min_length=1,
-        description="A pool: the providers that share the work.",
-        examples=[["openai", "gpu-box"]],
-    )
-
-    @model_validator(mode="after")
-    def _check_provider_or_pool(self) -> Self:
-        if self.members is not None:
-            others = sorted(self.model_fields_set - {"members"})
-            if others:
-                remedy = "a pool takes it from each of its members"
-                raise FieldError("cannot be combined with members", remedy, (others[0],))
-        elif self.base_url is None:
-            raise FieldError("missing", f"write e.g. base_url: {OPENAI_URL}", ("base_url",))
-        return self
-
-    @field_validator("base_url")
-    @classmethod
-    def _check_base_url(cls, url: str | None) -> str | None:
-        return None if url is None else checked_base_url(url)
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _check_variable(cls, name: str | None) -> str | None:
-        # The value may be the key itself, so the message does not quote it.
-        if name is not None and (not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or len(name) > 80):
-            raise FieldError("not the name of a variable", "set one to the key and write its name, e.g. OPENAI_API_KEY")
-        return name
 
 
 class WorkspaceBudget(StrictModel):
@@ -89,6 +29,11 @@ class WorkspaceFile(FrozenModel):
 
     providers: dict[str, ProviderEntry] = Field(default_factory=dict, description="By name.")
     state: str = Field(default=".rowmill", min_length=1, description="Folder of the ledger, locks and media.")
+    env_file: str | Literal[False] | None = Field(
+        default=None,
+        description="File with values of variables that are not set; default: `.env` if it exists; false: none.",
+        examples=["secrets.env"],
+    )
     roots: tuple[str, ...] = Field(
         default=(), description="Folders outside that row values and `sql:` may name.", examples=[["/mnt/media"]]
     )
@@ -112,6 +57,13 @@ class WorkspaceFile(FrozenModel):
         except (ZoneInfoNotFoundError, ValueError, OSError) as exc:
             raise FieldError(f'found "{name}", not a time zone', "write e.g. time_zone: Europe/Berlin") from exc
         return name
+
+    @field_validator("env_file")
+    @classmethod
+    def _check_env_file(cls, path: str | Literal[False] | None) -> str | Literal[False] | None:
+        if path == "":
+            raise FieldError("names no file", "write its path, or false")
+        return path
 
     @model_validator(mode="after")
     def _check_providers(self) -> Self:

@@ -15,6 +15,7 @@ from connectors.transport.error_replies import parse_rate_headers
 from pipelines.dispatch.held_requests import HeldRequests
 from pipelines.dispatch.pending_requests import PendingRequests
 from pipelines.dispatch.reply_handling import ExchangeOutcome, charged_cost, interpret, settled_exchange
+from pipelines.dispatch.request_rendering import with_sent_model
 from pipelines.dispatch.request_types import (
     DailyBudget,
     Exchange,
@@ -194,7 +195,7 @@ class OnlineDispatcher:
         """
         group, member, reservation = exchange.group, exchange.member, exchange.reservation
         try:
-            call = await build_call(group)
+            call = with_sent_model(await build_call(group), member.provider)
         except OSError as exc:
             self.pending.resolve_with_error(group, unreadable_file(exc))
             return None

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from connectors.contracts import Provider
 from connectors.records import Request, RowError
-from connectors.tokens import has_known_tokenizer
+from connectors.tokens import has_known_tokenizer, shares_tokenizer
 from pipelines.config.job import Job
 from pipelines.config.workspace import Workspace
 from pipelines.config.workspace_file import LOCAL
@@ -57,7 +57,9 @@ def build_routes(
             provider=provider,
             limiters=(limiters[provider.name], job_limiter),
             price=price,
-            max_cost=max_cost_function(price, model.model),
+            max_cost=max_cost_function(
+                price, provider.sent_model(model.model), step.context.sent_model(model.model)
+            ),
             route_id=ledger.register_route(run_id, job.name, model.name, provider.name, model.endpoint, model.model),
             is_last_step=step is steps[-1],
             model=model.model,
@@ -110,7 +112,7 @@ def member_price(workspace: Workspace, step: PreparedStep, provider: Provider) -
         return FREE
     cache = workspace.state / "prices.json"
     price = resolve_price(
-        step.model.model,
+        provider.sent_model(step.model.model),
         provider.prices,
         workspace.prices,
         lambda model: cached_published_price(model, cache),
@@ -119,12 +121,15 @@ def member_price(workspace: Workspace, step: PreparedStep, provider: Provider) -
     return price if price is None or terms is None else image_price(price, *terms)
 
 
-def max_cost_function(price: Price | None, model: str) -> Callable[[Request], int | None]:
+def max_cost_function(
+    price: Price | None, model: str, counted_as: str | None = None
+) -> Callable[[Request], int | None]:
     """Return a function for the most that a request of the model can cost, in pico-dollars.
 
     Its input is counted, or bounded by its bytes if the model's tokenizer is unknown; its output is bounded.
+    `counted_as`: the model whose tokenizer has counted, if it is another one.
     """
-    is_exact = has_known_tokenizer(model)
+    is_exact = has_known_tokenizer(model) if counted_as is None else shares_tokenizer(model, counted_as)
 
     def request_max_cost(request: Request) -> int | None:
         tokens = request.input_tokens

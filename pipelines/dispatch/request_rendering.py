@@ -1,12 +1,37 @@
 """Requests rendered from rows, and values read from answers: the same for a plan and a run."""
 
+import re
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
+import orjson
 import pyarrow as pa
 
-from connectors.contracts import Endpoint
-from connectors.records import Request, RowError, Values
+from connectors.contracts import Endpoint, Provider
+from connectors.records import Call, Request, RowError, Values
 from pipelines.dispatch.media_files import MediaSource, read_media
+
+
+_MODEL_FIRST = re.compile(rb'\{"model":("(?:[^"\\]|\\.)*")')
+"""The beginning of a body that names its model first, as most endpoints write it."""
+
+
+def with_sent_model(call: Call, provider: Provider) -> Call:
+    """Return the call with the provider's own name of the model; fingerprints are made of the job's name."""
+    if not provider.models:
+        return call
+    if call.form is not None:
+        fields = (
+            (name, provider.sent_model(value) if name == "model" and isinstance(value, str) else value, filename)
+            for name, value, filename in call.form
+        )
+        return replace(call, form=tuple(fields))
+    body = call.body or b""
+    if found := _MODEL_FIRST.match(body):
+        sent = orjson.dumps(provider.sent_model(orjson.loads(found[1])))
+        return replace(call, body=b'{"model":' + sent + body[found.end() :])
+    values = orjson.loads(body)
+    return replace(call, body=orjson.dumps({**values, "model": provider.sent_model(values["model"])}))
 
 
 async def render_requests(

@@ -23,6 +23,7 @@ from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.monitoring.bottleneck import RemoteTimings
 from pipelines.preparation.prepared_job import PreparedJob, media_reader
 from pipelines.pricing.run_budget import RunBudget
+from pipelines.runtime.open_files import affordable_connections
 from pipelines.runtime.run_records import OpenRun
 
 
@@ -79,15 +80,21 @@ class Engine:
     """To be awaited after the dispatcher is closed."""
     job_limiter: ProviderLimiter
     """Of the job's own limits, for displays."""
+    concurrency: int
+    """Requests that may be in flight: fewer than the job asks for if the process may not open as many files."""
     remote_timings: RemoteTimings | None = None
     """What the workers report; None if this process does all the work."""
+    notice: str | None = None
+    """A line for the user before anything is sent."""
 
 
 def local_engine(context: RunContext) -> Engine:
     """Return the engine that runs in this process."""
     prepared, ledger, run = context.prepared, context.ledger, context.run
     job = prepared.job
-    timeouts, retry, concurrency = job.timeouts, job.retry, job.limits.concurrency
+    timeouts, retry = job.timeouts, job.retry
+    concurrency, shortage = affordable_connections(job.limits.concurrency)
+    notice = None if shortage is None else f"{prepared.loaded.locate('limits', 'concurrency')}: {shortage}"
     transport = HttpTransport(RequestTimeouts(timeouts.connect, timeouts.idle, timeouts.total), concurrency)
     retry_limits = RetryLimits(retry.attempts, retry.longest_wait, retry.longest_hold)
     pending = PendingRequests(
@@ -121,7 +128,14 @@ def local_engine(context: RunContext) -> Engine:
         await media.close()
 
     return Engine(
-        dispatcher, runner, limiters, shared_limiters(prepared.steps, limiters), close, steps[0].route.limiters[1]
+        dispatcher,
+        runner,
+        limiters,
+        shared_limiters(prepared.steps, limiters),
+        close,
+        steps[0].route.limiters[1],
+        concurrency,
+        notice=notice,
     )
 
 

@@ -69,6 +69,8 @@ def run_invocation(loaded: LoadedJob, options: RunOptions) -> RunReport:
             if options.row_keys is not None:
                 ready.selection.restrict(options.row_keys)
             ready.selection.load_sink_state(None if is_rewritten else ready.sink)
+        if _has_key_command(ready) and _has_open_rows(ready, options):
+            _obtain_keys(ready)
         run = open_run(ledger, ready.job.name, options.is_new_run and probed is None)
         report: RunReport | None = None
         lines = (
@@ -134,6 +136,7 @@ def _prepare(
             refused = schema_refusal(ready)
             if refused is not None and options.schema_change is None:
                 raise refused
+            _obtain_keys(ready)
             counters, run = RunCounters(), open_run(ledger, ready.job.name, options.is_new_run)
             with _with_partial_report(ready, counters, run.run_id):
                 run_loop(probe_dimensions(ready, ledger, run, counters))
@@ -172,6 +175,23 @@ def check_before_run(ready: PreparedJob) -> None:
     check_audits(ready)
     with with_location(ready.loaded):
         ready.selection.check_keys()
+
+
+def _has_key_command(ready: PreparedJob) -> bool:
+    return any(member.key_source is not None for step in ready.steps for member in step.members)
+
+
+def _has_open_rows(ready: PreparedJob, options: RunOptions) -> bool:
+    counts = ready.selection.counts(options.retried_classes or frozenset())
+    return counts.rows > counts.done + counts.failed_before
+
+
+def _obtain_keys(ready: PreparedJob) -> None:
+    """Run the commands that print keys, before anything is recorded; JobError if one of them fails."""
+    for step in ready.steps:
+        for member in step.members:
+            if member.key_source is not None:
+                member.key_source.prepare()
 
 
 def _finish_run(ready: PreparedJob, ledger: Ledger, run: OpenRun, ended: "RunOutcome") -> RunReport:
@@ -227,7 +247,7 @@ def _check_budget(ready: PreparedJob) -> None:
             at = f" at {', '.join(unpriced)}" if step.is_pooled else ""
             raise JobError(
                 where,
-                f"no price is known for {step.model.model}{at}, so no budget can hold",
+                f"no price is known for {step.context.sent_model(step.model.model)}{at}, so no budget can hold",
                 "add it to `prices:` in rowmill.yaml",
             )
         if step.endpoint.output_bound is None and price.output_per_million:

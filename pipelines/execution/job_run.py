@@ -37,7 +37,7 @@ from pipelines.ledger.ledger_file import DAMAGE_REMEDY, lost_file
 from pipelines.ledger.projection import encode_table
 from pipelines.limits.limit_leases import share_limits
 from pipelines.monitoring.bottleneck import TimeBreakdown
-from pipelines.monitoring.json_log import DEFECT_MESSAGE
+from pipelines.monitoring.json_log import DEFECT_MESSAGE, print_problem
 from pipelines.monitoring.run_view import RunView
 from pipelines.preparation.prepared_job import PreparedJob
 from pipelines.pricing.prices import PICO, usd
@@ -104,6 +104,8 @@ async def run_job(
         options.on_request,
     )  # fmt: skip
     engine = (make_engine or local_engine)(context)
+    if engine.notice is not None and not options.is_quiet:
+        print_problem(engine.notice, options.log == "json", job.name, run.run_id)
     dispatcher, runner = engine.dispatcher, engine.runner
     committer.setup_faults = dispatcher.state.setup_faults
     deleted = ready.selection.deleted_keys() if ready.is_removing else None
@@ -112,7 +114,7 @@ async def run_job(
     if ready.reader.rejects or ready.selection.rejects_there:
         ready.sink.commit(rejected_lines(ready, run.run_id), f"{ledger.identity}-{ledger.writer:06d}-rejects")
     limiters = {"": engine.job_limiter, **engine.limiters}
-    concurrency = job.limits.concurrency
+    concurrency = engine.concurrency
     clock = TimeBreakdown(
         counters, concurrency, job.delivery, limiters, budget, lambda: ledger.write_seconds, engine.remote_timings
     )

@@ -5,12 +5,15 @@ import os
 import shlex
 import signal
 import subprocess
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import orjson
 
+from connectors.errors import JobError
+from connectors.transport.access.certificates import tls_context
 from pipelines.config.loaded_job import LoadedJob
+from pipelines.config.providers.key_command import workspace_program
+from pipelines.config.workspace import Workspace
 from pipelines.runtime.run_report import RunReport
 
 COMMAND_SECONDS = 60.0
@@ -24,26 +27,32 @@ def notify(loaded: LoadedJob, report: RunReport) -> str | None:
         return None
     body = orjson.dumps(report.to_json())
     if job.on_finish.command is not None:
-        problem = _command(job.on_finish.command, body, loaded.workspace.folder)
+        problem = _command(job.on_finish.command, body, loaded.workspace)
         return problem and f"{job.name}: on_finish: {problem}; the run itself is not touched by this"
     problem = _webhook(job.on_finish.webhook or "", body)
     return problem and f"{job.name}: on_finish: {problem}; the run itself is not touched by this"
 
 
-def _command(command: str, report: bytes, folder: Path) -> str | None:
-    """Run the command in the workspace with rowmill's own environment; its output goes to stderr."""
+def _command(command: str, report: bytes, workspace: Workspace) -> str | None:
+    """Run the command in the workspace, with the environment and its `.env` file; its output goes to stderr."""
     try:
         words = shlex.split(command)
     except ValueError as exc:
         return f"{command!r} cannot be split into words ({exc}); fix its quotes"
     if not words:
         return f"{command!r} names no command; name one"
-    # A script of the workspace may go by its bare name.
-    own = folder / words[0]
-    program = str(own) if own.is_file() else words[0]
+    try:
+        environment = workspace.command_environment()
+    except JobError as exc:
+        return str(exc)
     try:
         process = subprocess.Popen(
-            [program, *words[1:]], cwd=folder, stdin=subprocess.PIPE, stdout=2, start_new_session=True
+            workspace_program(words, workspace.folder),
+            cwd=workspace.folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=2,
+            start_new_session=True,
         )
     except OSError as exc:
         hint = "; make it executable: chmod +x" if isinstance(exc, PermissionError) else ""
@@ -78,7 +87,11 @@ async def _posted(url: str, report: bytes) -> int | str:
         async with (
             aiohttp.ClientSession(timeout=timeout, trust_env=True) as session,
             session.post(
-                url, data=report, headers={"Content-Type": "application/json"}, allow_redirects=False
+                url,
+                data=report,
+                headers={"Content-Type": "application/json"},
+                allow_redirects=False,
+                ssl=tls_context(None) if url.startswith("https:") else True,
             ) as reply,
         ):
             return reply.status

@@ -8,6 +8,7 @@ from typing import Literal
 
 import orjson
 
+from connectors.transport.access.secret_mask import mask_traceback
 from pipelines.formatting import escape_control_characters
 
 LogLevel = Literal["info", "warning", "error"]
@@ -34,7 +35,7 @@ def print_problem(message: str, as_json: bool, job: str | None = None, run_id: s
 
 def print_defect(defect: Exception, as_json: bool, job: str | None, run_id: str | None) -> None:
     """Print an unexpected exception with its traceback and where to report it."""
-    trace = "".join(traceback.format_exception(defect)).rstrip()
+    trace = mask_traceback("".join(traceback.format_exception(defect)).rstrip())
     if as_json:
         log_event("defect", job, run_id, "error", message=type(defect).__name__, traceback=trace)
     else:

@@ -50,7 +50,9 @@ def estimate_answer(ledger: Ledger, job: str, step: PreparedStep) -> AnswerEstim
         min_tokens, expected_tokens = 1.0, float(DEFAULT_ANSWER_TOKENS)
     else:
         min_tokens, expected_tokens = (
-            float(count_tokens(orjson.dumps(_example(schema, words)).decode(), step.model.model))
+            float(
+                count_tokens(orjson.dumps(_example(schema, words)).decode(), step.context.sent_model(step.model.model))
+            )
             for words in (0, EXPECTED_TEXT_WORDS)
         )
     min_tokens, expected_tokens = min_tokens * times, expected_tokens * times

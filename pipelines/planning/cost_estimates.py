@@ -53,10 +53,10 @@ class Rates:
         """The rates of one step."""
         price = step_price(ready.workspace, step)
         return cls(
-            step.model.model,
+            step.context.sent_model(step.model.model),
             price,
             batch_price(price) if price is not None and step.model.endpoint in BATCH_ENDPOINTS else None,
-            has_known_tokenizer(step.model.model),
+            has_known_tokenizer(step.context.sent_model(step.model.model)),
             isinstance(getattr(step.model, "output", None), Mapping),
         )
 

@@ -12,12 +12,15 @@ import pyarrow as pa
 from connectors.contracts import Endpoint, Provider, Sink, SourceContext, StepContext, TableShape
 from connectors.errors import DataError, JobError
 from connectors.media.media_reader import MediaReader
+from connectors.media.url_fetcher import WebAccess
 from connectors.registry import StepConfig
 from connectors.tables.schemas import errors_schema, results_schema
+from connectors.transport.access.certificates import tls_context
 from pipelines.config.batch_rules import check_batch_delivery
 from pipelines.config.job import Job
 from pipelines.config.job_graph import sinks_by_job
 from pipelines.config.loaded_job import LoadedJob
+from pipelines.config.providers.proxies import checked_proxy, environment_proxy, is_direct
 from pipelines.config.sql_predicate import Predicate
 from pipelines.config.workspace import Workspace, combined_provider
 from pipelines.config.workspace_file import LOCAL
@@ -224,6 +227,7 @@ def prepare_steps(
             embedding_dimensions=embedding_dimensions(provider, step.model),
             has_exact_tokens=exact_tokens or _needs_token_counts(loaded.job, workspace, members),
             files_prefix=loaded.job.sink.files_prefix,
+            sent_models=tuple(dict.fromkeys(member.sent_model(step.model) for member in members)),
         )
         with with_location(loaded):
             endpoint = step.build(context)
@@ -268,7 +272,22 @@ def build_media_reader(
         own,
         state_folder=workspace.state,
         output_files=outputs,
+        web_access=_web_access([member for step in steps for member in step.members]),
     )
+
+
+def _web_access(members: Sequence[Provider]) -> WebAccess:
+    """Return the way to the URLs of rows and replies: by the environment, else by a proxy of the job's providers."""
+    own_proxy = next((member.proxy for member in members if member.proxy is not None), None)
+    certificates = "\n".join(sorted({member.ca_certificates for member in members if member.ca_certificates}))
+
+    def proxy_of(url: str) -> str | None:
+        if is_direct(url):
+            return None
+        named = environment_proxy(url)
+        return own_proxy if named is None else checked_proxy(named[1], in_file=False)
+
+    return WebAccess(proxy_of, lambda: tls_context(certificates or None))
 
 
 @contextlib.contextmanager

@@ -130,6 +130,8 @@ def call_provider(name: str, work: Callable[[ProviderApi], Coroutine[Any, Any, T
 def open_provider(name: str, workspace: Workspace) -> Iterator[Provider]:
     """Yield a provider of the workspace; the embedded provider runs meanwhile if it is `local`."""
     provider = workspace.provider(name, "--provider")
+    if provider.key_source is not None:
+        provider.key_source.prepare()
     if provider.name != LOCAL:
         yield provider
         return

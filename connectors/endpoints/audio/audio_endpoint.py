@@ -65,7 +65,8 @@ class TranscriptEndpoint(BaseEndpoint):
         self.response_format = str(self._fixed.get("response_format", "json"))
         self._stream = self._fixed.get("stream") is True
         self._has_logprobs = "logprobs" in (self._fixed.get("include") or ())
-        self.output_bound = 0 if step.model.startswith("whisper") else max_output_tokens(step.model)
+        self._sent_model = model = context.sent_model(step.model)
+        self.output_bound = 0 if model.startswith("whisper") else max_output_tokens(model)
         name = settings.output or step.name
         self._is_struct = self.response_format in COLUMNS
         columns = [pa.field(name, COLUMNS.get(self.response_format, pa.string()))]
@@ -106,7 +107,7 @@ class TranscriptEndpoint(BaseEndpoint):
         tokens = 0
         if self.output_bound != 0:
             tokens = ceil((audio.seconds or 0) * TOKENS_PER_MINUTE / 60)
-            tokens += count_tokens(texts.get("prompt", ""), self._step.model)
+            tokens += count_tokens(texts.get("prompt", ""), self._sent_model)
         return Request(
             fingerprint=request_fingerprint(self._tag, self.path, body, "" if self._step.reuse else key),
             body=body,

@@ -61,6 +61,7 @@ class ImageEndpoint(BaseEndpoint):
         self.path = path
         self.where = ("steps", step.name)
         self._step = step
+        self._sent_model = context.sent_model(step.model)
         self._tag = context.provider_tag
         self._prefix = context.files_prefix
         self._prompt = optional_template(prompt, context.columns, (*self.where, "prompt"))
@@ -120,7 +121,7 @@ class ImageEndpoint(BaseEndpoint):
                 return RowError("input", problem)
             body["prompt"] = prompt
             if self.output_bound != 0:
-                tokens = count_tokens(prompt, self._step.model)
+                tokens = count_tokens(prompt, self._sent_model)
         pictures_by_field: dict[str, tuple[Media, ...]] = {}
         for field, columns in self._files.items():
             if field == "mask" and all(row[column] is None for column in columns):

@@ -18,6 +18,7 @@ from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.dispatch_state import DispatchState
 from pipelines.dispatch.step_runner import Chunk
 from pipelines.engines.local_engine import Engine, RunContext, local_engine
+from pipelines.engines.ray.keys import KeyActor, key_commands, with_remote_keys
 from pipelines.engines.ray.ledger import LedgerActor, WorkerEntries, actor_result
 from pipelines.engines.ray.limits import JOB, LimiterActor, LimitSpec
 from pipelines.engines.ray.telemetry import TelemetryBatch, observe
@@ -77,7 +78,8 @@ def ray_engine(context: RunContext) -> Engine:
     cores = int(ray.cluster_resources().get("CPU", 1))
     pool = WorkerPool(context, max(1, min(cores, job.limits.concurrency)))
     provider_limits = {name: limit for name, limit in pool.limits.items() if name != JOB}
-    return Engine(pool, pool.chunks, provider_limits, {}, pool.shut_down, pool.limits[JOB], pool.timings)
+    job_limit, concurrency = pool.limits[JOB], job.limits.concurrency
+    return Engine(pool, pool.chunks, provider_limits, {}, pool.shut_down, job_limit, concurrency, pool.timings)
 
 
 def _connect() -> None:
@@ -237,6 +239,12 @@ class WorkerPool:
                 member.concurrency,
                 None if member.name == LOCAL else f"{member.name} {member.base_url}",
             )
+        if commands := key_commands(self._members):
+            keys = on_this_node(KeyActor).remote(commands)
+            self._providers = {
+                name: tuple(with_remote_keys(member, keys) for member in members)
+                for name, members in self._providers.items()
+            }
         remaining = self._context.budget.remaining
         self._limiter = on_this_node(LimiterActor).remote(prepared.workspace.state, specs, remaining)
         self._limiter_started = self._limiter.start.remote()

@@ -44,6 +44,7 @@ from pipelines.monitoring.run_view import RunView
 from pipelines.preparation.prepared_job import build_media_reader, prepare_steps
 from pipelines.pricing.run_budget import RunBudget
 from pipelines.runtime.event_loop import reduce_gc
+from pipelines.runtime.open_files import affordable_connections
 
 COMMITTER_COLUMNS = ("_key", "_part", "_in_errors", "_row_fingerprint")
 """Columns of a chunk that the committer needs in addition to those of the results."""
@@ -121,7 +122,8 @@ class WorkerActor:
         self._counters = RunCounters(steps={step.route.step: StepCounters() for step in self._steps})
         self._budget = RemoteBudget(limiter, number) if config.has_budget else RunBudget(None, 0)
         timeouts = RequestTimeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total)
-        self._transport = HttpTransport(timeouts, config.senders)
+        senders, _ = affordable_connections(config.senders)
+        self._transport = HttpTransport(timeouts, senders)
         self._state = DispatchState(config.is_retrying)
         online = OnlineDispatcher(
             PendingRequests(self._ledger, self._counters, self._state, config.run_id),
@@ -129,7 +131,7 @@ class WorkerActor:
             self._transport,
             self._budget,
             RetryLimits(job.retry.attempts, job.retry.longest_wait, job.retry.longest_hold),
-            config.senders,
+            senders,
             config.daily_budget,
             releases_job_limit_early=True,
         )

@@ -97,9 +97,10 @@ def test_a_key_is_read_on_demand_and_never_shown(
 ) -> None:
     found = workspace(contract_workspace)
     where = "rowmill.yaml:2: providers.openai.api_key_env"
+    remedy = "export OPENAI_API_KEY=YOUR_KEY, or write OPENAI_API_KEY=YOUR_KEY in .env"
     for value, message in [
-        (None, f"{where}: the variable OPENAI_API_KEY is not set; export OPENAI_API_KEY=YOUR_KEY"),
-        ("  ", f"{where}: the variable OPENAI_API_KEY is not set; export OPENAI_API_KEY=YOUR_KEY"),
+        (None, f"{where}: the variable OPENAI_API_KEY is not set; {remedy}"),
+        ("  ", f"{where}: the variable OPENAI_API_KEY is not set; {remedy}"),
         ("sk\n1", f"{where}: OPENAI_API_KEY holds characters that no key has; copy the key again"),
         ("sk-é", f"{where}: OPENAI_API_KEY holds characters that no key has; copy the key again"),
     ]:
@@ -119,7 +120,8 @@ def test_an_unset_key_without_a_file_is_reported_at_the_step(folder: Path) -> No
     where = "jobs/x.yaml:5: steps.label.provider"
     with pytest.raises(JobError) as caught:
         find_workspace("jobs/x.yaml").provider("openai", where=where)
-    assert str(caught.value) == f"{where}: the variable OPENAI_API_KEY is not set; export OPENAI_API_KEY=YOUR_KEY"
+    remedy = "export OPENAI_API_KEY=YOUR_KEY, or write OPENAI_API_KEY=YOUR_KEY in .env"
+    assert str(caught.value) == f"{where}: the variable OPENAI_API_KEY is not set; {remedy}"
 
 
 def test_an_unknown_provider_and_a_pool_are_errors(
@@ -209,7 +211,8 @@ def test_http_without_encryption_to_another_machine_is_a_warning(workspace: Call
         (
             "https://api.openai.com/v1",
             "https://a/v1?b=c",
-            "2: providers.openai.base_url: ends with a ? or # part, and paths are added behind it; leave that part out",
+            "2: providers.openai.base_url: ends with a ? part, and paths are added behind it; "
+            "write it as a key of the provider: query: {b: VALUE}",
         ),
         (
             "base_url: https://api.openai.com/v1, ",

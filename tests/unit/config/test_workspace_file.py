@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipelines.config.workspace_file import ProviderEntry, ProviderLimits, WorkspaceFile
+from pipelines.config.providers.provider_entry import ProviderEntry, ProviderLimits
+from pipelines.config.workspace_file import WorkspaceFile
 
 
 def test_an_empty_file_has_the_defaults() -> None:

@@ -55,7 +55,7 @@ def step_of(name: str, *members: Provider, fallback_mode: str | None = None, mod
         provider=provider_of("both") if pooled else members[0],
         members=members,
         is_pooled=pooled,
-        context=SimpleNamespace(structured_mode=mode),
+        context=SimpleNamespace(structured_mode=mode, sent_model=lambda model: model),
         when=None,
         with_structured_mode=lambda mode: f"endpoint in mode {mode}",
     )

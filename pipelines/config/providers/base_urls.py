@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from connectors.errors import FieldError
 
@@ -25,8 +25,15 @@ def checked_base_url(url: str) -> str:
         raise FieldError("holds a user or password", remedy)
     if not host or any(char.isspace() for char in url):
         raise FieldError(f"{quoted}, an address without a host", _EXAMPLE)
-    if parts.query or parts.fragment:
-        raise FieldError("ends with a ? or # part, and paths are added behind it", "leave that part out")
+    if parts.fragment:
+        raise FieldError("ends with a # part, and paths are added behind it", "leave that part out")
+    if parts.query:
+        # Its values may be secrets, so the message does not quote them.
+        names = ", ".join(f"{name}: VALUE" for name, _ in parse_qsl(parts.query, keep_blank_values=True))
+        raise FieldError(
+            "ends with a ? part, and paths are added behind it",
+            f"write it as a key of the provider: query: {{{names}}}",
+        )
     return url.rstrip("/")
 
 

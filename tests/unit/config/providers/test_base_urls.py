@@ -3,7 +3,7 @@
 import pytest
 
 from connectors.errors import FieldError
-from pipelines.config.base_urls import checked_base_url, is_loopback, is_unencrypted
+from pipelines.config.providers.base_urls import checked_base_url, is_loopback, is_unencrypted
 
 
 def test_a_slash_at_the_end_is_removed() -> None:
@@ -18,7 +18,8 @@ def test_a_slash_at_the_end_is_removed() -> None:
         ("https://a:99999", 'found "https://a:99999", not an address (Port out of range 0-65535)'),
         ("https:///v1", 'found "https:///v1", an address without a host'),
         ("https://a b.org", 'found "https://a b.org", an address without a host'),
-        ("https://a.org/v1?x=1", "ends with a ? or # part, and paths are added behind it"),
+        ("https://a.org/v1?x=1", "ends with a ? part, and paths are added behind it"),
+        ("https://a.org/v1#x", "ends with a # part, and paths are added behind it"),
         ("https://me:pw@a.org", "holds a user or password"),
         ("ftp://me:pw@a.org", 'found "ftp://...@a.org", not an http or https address'),
         ("x" * 100, f'found "{"x" * 57}...", not an http or https address'),
@@ -29,6 +30,12 @@ def test_an_invalid_base_url_is_rejected_without_quoting_credentials(url: str, f
         checked_base_url(url)
     assert caught.value.found == found
     assert caught.value.remedy
+
+
+def test_the_query_of_a_base_url_is_referred_to_its_own_key_without_its_values() -> None:
+    with pytest.raises(FieldError) as caught:
+        checked_base_url("https://a.org/openai/deployments/d?api-version=2024-06-01&code=secret")
+    assert caught.value.remedy == "write it as a key of the provider: query: {api-version: VALUE, code: VALUE}"
 
 
 @pytest.mark.parametrize("host", ["localhost", "api.localhost", "127.8.0.1", "[::1]", "0.0.0.0"])

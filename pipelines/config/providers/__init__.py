@@ -1,0 +1,1 @@
+"""Providers of a workspace: their entries, addresses, keys, proxies and certificates."""
