@@ -27,7 +27,6 @@ from pipelines.dispatch.request_types import (
     total_cost,
 )
 from pipelines.dispatch.retry_policy import RESOLVE, Attempt, ProviderStatus, RetryDecision, decide
-from pipelines.dispatch.setup_faults import FIRST_ROWS
 from pipelines.ledger.entries import PendingExchange, SettledExchange
 from pipelines.ledger.ledger import now_us
 from pipelines.limits.provider_limiter import ProviderLimiter
@@ -321,15 +320,11 @@ class OnlineDispatcher:
         if decision.action == "resolve":
             self.pending.resolve(group, results)
             return
-        for again in self._parts(group) if decision.action == "split" else (group,):
+        for again in self.state.setup_faults.split(group) if decision.action == "split" else (group,):
             if decision.wait_seconds:
                 asyncio.get_running_loop().call_later(decision.wait_seconds, self.enqueue, again)
             else:
                 self.enqueue(again)
-
-    def _parts(self, group: RequestGroup) -> Sequence[RequestGroup]:
-        """Return what a refused group is sent as: its halves, or its first requests alone if none was answered yet."""
-        return group.halves() if self.state.setup_faults.is_proven(group.route) else group.first_alone(FIRST_ROWS)
 
     def _release(self, exchange: Exchange, settled: SettledExchange | None) -> None:
         """Give back the place and the permits of an exchange that has ended."""

@@ -170,11 +170,11 @@ class RequestGroup:
         halves = (self.requests[:middle], self.requests[middle:])
         return [RequestGroup(self.route, half, exchanges=self.exchanges) for half in halves]
 
-    def first_alone(self, count: int) -> "Sequence[RequestGroup]":
-        """Return a group for each of the first `count` requests, and one of all others."""
-        parts = [(request,) for request in self.requests[:count]]
-        rest = [self.requests[count:]] if len(self.requests) > count else []
-        return [RequestGroup(self.route, part, exchanges=self.exchanges) for part in (*parts, *rest)]
+    def first_alone(self, count: int) -> "tuple[Sequence[RequestGroup], RequestGroup | None]":
+        """Return a group for each of the first `count` requests, and one of all others if there are any."""
+        alone = [RequestGroup(self.route, (one,), exchanges=self.exchanges) for one in self.requests[:count]]
+        rest = self.requests[count:]
+        return alone, RequestGroup(self.route, rest, exchanges=self.exchanges) if rest else None
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 """Faults of the set-up: a model or path that does not exist, and one fault that meets every row of a step."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
@@ -28,6 +29,13 @@ class _Step:
     failed: int = 0
     """Rows, all with the same signature."""
     parked: deque[RequestGroup] = field(default_factory=deque)
+    split_off: set[int] = field(default_factory=set)
+    """Identities of groups that count as in flight although they wait in the queue."""
+
+
+    def has_room(self, group: RequestGroup) -> bool:
+        """Whether the group may be sent before the step is proven."""
+        return not self.in_flight or self.in_flight + self.failed + _rows(group) <= FIRST_ROWS
 
 
 @dataclass(slots=True)
@@ -68,11 +76,13 @@ class SetupFaults:
         step = self._step(group.route)
         if step.is_proven:
             return True
-        rows = _rows(group)
-        if step.in_flight and step.in_flight + step.failed + rows > FIRST_ROWS:
+        if id(group) in step.split_off:
+            step.split_off.remove(id(group))
+            return True
+        if not step.has_room(group):
             step.parked.append(group)
             return False
-        step.in_flight += rows
+        step.in_flight += _rows(group)
         return True
 
     def leave(self, group: RequestGroup) -> list[RequestGroup]:
@@ -82,7 +92,19 @@ class SetupFaults:
         if step.is_proven:
             parked, step.parked = list(step.parked), deque()
             return parked
-        return [step.parked.popleft()] if step.parked else []
+        return [step.parked.popleft()] if step.parked and step.has_room(step.parked[0]) else []
+
+    def split(self, group: RequestGroup) -> Sequence[RequestGroup]:
+        """Return what a refused group is sent as: its halves; or its first requests alone if none was answered yet."""
+        step = self._step(group.route)
+        if step.is_proven:
+            return group.halves()
+        alone, rest = group.first_alone(FIRST_ROWS)
+        step.in_flight += sum(map(_rows, alone))
+        step.split_off.update(map(id, alone))
+        if rest is not None:
+            step.parked.append(rest)
+        return alone
 
     def confirm(self, member: Route, call: Call | None, error: RowError | None, is_pooled: bool) -> RowError | None:
         """Return the error with its class: a missing model or path, or a refused certificate, may be one row's own.

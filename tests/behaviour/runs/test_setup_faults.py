@@ -1,0 +1,162 @@
+"""Faults of the set-up: the run stops early, its rows are not blamed, and the next run sends them again."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tests.conftest import Cli, ScriptedProvider, Workspace, error_reply
+
+Read = Callable[..., list[dict[str, Any]]]
+Words = Callable[[int, dict[str, Any]], str]
+
+
+def refusing(words: Words, status: int = 400, code: str = "unsupported") -> Callable[..., web.Response]:
+    """Refuse every request with these words."""
+    return lambda path, body, count: error_reply(status, words(count, body), code)
+
+
+def classes(read: Read, workspace: Workspace) -> Counter[str]:
+    return Counter(row["error_class"] for row in read(workspace.folder / "out", "errors"))
+
+
+@pytest.mark.parametrize("concurrency", [1, 8, 64])
+def test_one_fault_of_the_first_twenty_rows_stops_the_run(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: Read, concurrency: int
+) -> None:
+    workspace.csv(200)
+    job = workspace.job(limits=f"{{concurrency: {concurrency}}}")
+    provider.latency = 0.01
+    provider.script = refusing(lambda count, body: f"'seed' {count} is not supported in \"{body['messages'][-1]}\"")
+    first = cli.run(job)
+    assert (first["exit_code"], first["requests"], first["rows_failed"], first["rows_left"]) == (3, 20, 20, 180)
+    assert first["stopped"].startswith("setup: each of the first 20 rows of step answer met the same fault at test: ")
+    assert classes(read, workspace) == {"setup": 20}
+
+    provider.script = lambda path, body, count: None
+    second = cli.run(job)
+    assert (second["exit_code"], second["requests"], second["rows_ok"]) == (0, 200, 200)
+    assert classes(read, workspace) == {}
+
+
+def test_fewer_rows_with_one_fault_stay_rows_that_were_refused(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: Read
+) -> None:
+    workspace.csv(12)
+    job = workspace.job(limits="{concurrency: 8}")
+    provider.script = refusing(lambda count, body: "not supported")
+    first, second = cli.run(job), cli.run(job)
+    assert (first["exit_code"], first["requests"], first["stopped"]) == (1, 12, None)
+    assert (second["exit_code"], second["requests"]) == (1, 0)
+    assert classes(read, workspace) == {"bad_request": 12}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        error_reply(400, "another parameter", "unsupported"),
+        error_reply(400, "not supported", "another_code"),
+        error_reply(422, "not supported", "unsupported"),
+        error_reply(400, "not supported", "content_filter"),
+        error_reply(413, "too large"),
+    ],
+)
+def test_another_fault_among_the_first_rows_blames_each_row(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: Read, other: web.Response
+) -> None:
+    workspace.csv(30)
+    job = workspace.job(limits="{concurrency: 4}")
+    status, body = other.status, other.body
+    assert isinstance(body, bytes)
+    provider.script = lambda path, asked, count: (
+        web.Response(status=status, body=body) if count == 15 else error_reply(400, "not supported", "unsupported")
+    )
+    report = cli.run(job)
+    assert (report["exit_code"], report["requests"], report["stopped"]) == (1, 30, None)
+    assert "setup" not in classes(read, workspace)
+
+
+def test_an_answer_of_an_earlier_run_shows_that_the_set_up_works(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: Read
+) -> None:
+    workspace.csv(1)
+    job = workspace.job(limits="{concurrency: 4}")
+    assert cli.run(job)["rows_ok"] == 1
+    workspace.csv(31)
+    provider.script = refusing(lambda count, body: "not supported")
+    report = cli.run(job)
+    assert (report["exit_code"], report["requests"]) == (1, 30)
+    assert classes(read, workspace) == {"bad_request": 30}
+
+
+def test_a_retry_takes_equal_failures_for_the_rows_own(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: Read
+) -> None:
+    workspace.csv(25)
+    job = workspace.job(limits="{concurrency: 4}")
+    provider.script = refusing(lambda count, body: f"fault {chr(65 + count)}")
+    assert cli.run(job)["exit_code"] == 1
+    provider.script = refusing(lambda count, body: "not supported")
+    assert cli("retry", job, "--quiet") == 1
+    assert classes(read, workspace) == {"bad_request": 25}
+
+
+EMBEDDINGS = '[{name: answer, endpoint: embeddings, provider: test, model: e, dimensions: 4, input: "{{ text }}"}]'
+
+
+def test_a_group_that_is_refused_as_a_whole_does_not_take_hundreds_of_requests(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: Read
+) -> None:
+    workspace.csv(400)
+    job = workspace.job(steps=EMBEDDINGS, limits="{concurrency: 8}")
+    provider.script = refusing(lambda count, body: "the parameter is not supported")
+    report = cli.run(job)
+    # The size of the group is halved before its texts are sent alone.
+    assert (report["exit_code"], report["requests"] < 40) == (3, True)
+    assert classes(read, workspace) == {"setup": 20}
+
+
+def test_one_text_that_is_refused_does_not_blame_the_set_up(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: Read
+) -> None:
+    workspace.csv(100)
+    job = workspace.job(steps=EMBEDDINGS, limits="{concurrency: 8}")
+    provider.script = lambda path, body, count: error_reply(400, "no") if "text 50" in body["input"] else None
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"], report["stopped"]) == (1, 99, None)
+    assert classes(read, workspace) == {"bad_request": 1}
+
+
+POOL = """
+providers:
+  good: {{base_url: "{good}"}}
+  bad: {{base_url: "{bad}"}}
+  both: {{members: [good, bad]}}
+"""
+
+
+@pytest.mark.parametrize("status", [404, 400])
+def test_a_pool_loses_only_the_member_whose_set_up_is_wrong(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: Read, status: int
+) -> None:
+    workspace.csv(200)
+    other = ScriptedProvider()
+    try:
+        other.script = refusing(lambda count, body: "no such model" if status == 404 else "not supported", status)
+        workspace.write("rowmill.yaml", POOL.format(good=provider.base_url, bad=other.base_url))
+        steps = workspace.job().read_text().splitlines()[2].removeprefix("steps: ").replace("test", "both")
+        job = workspace.job(steps=steps, limits="{concurrency: 4}")
+        report = cli.run(job)
+        second = cli.run(job)
+    finally:
+        other.close()
+    refused = len(other.seen)
+    assert report["stopped"] is None
+    if status == 404:
+        assert (report["exit_code"], report["rows_ok"]) == (0, 200)
+        assert refused <= 4
+    else:
+        assert (report["exit_code"], report["rows_ok"]) == (1, 200 - report["rows_failed"])
+        assert second["rows_ok"] >= report["rows_ok"]
