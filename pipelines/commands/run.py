@@ -1,6 +1,7 @@
 """`rowmill run` and `rowmill retry`: run one job or many, and print how each ended."""
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -212,7 +213,8 @@ def _run_one(job: "GraphJob", options: RunOptions) -> RunReport:
             # Before the key is sent.
             for warning in loaded.workspace.warnings(step.provider for step in loaded.job.steps):
                 print_here(warning, "warning")
-        report = run_invocation(loaded, options)
+        warn = (lambda line: None) if options.is_quiet else functools.partial(print_here, level="warning")
+        report = run_invocation(loaded, options, warn)
     except StoppedBeforeStart as exc:
         report = exc.report
         print_here(str(exc))

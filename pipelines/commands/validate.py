@@ -23,8 +23,9 @@ def validate_command(jobs: tuple[str, ...]) -> int:
     import contextlib
 
     from pipelines.config.job_graph import load_jobs, sort_jobs
-    from pipelines.execution.audits import check_audits
-    from pipelines.preparation.prepared_job import prepare_job
+    from pipelines.execution.invocation import check_before_run
+    from pipelines.preparation.job_warnings import job_warnings, missing_file_warnings
+    from pipelines.preparation.prepared_job import prepare_job, with_location
     from pipelines.preparation.schema_evolution import schema_refusal, sink_types
     from pipelines.reporting.status_queries import existing_ledger
 
@@ -43,11 +44,15 @@ def validate_command(jobs: tuple[str, ...]) -> int:
                 if ledger is not None:
                     closing.callback(ledger.close)
                 ready = closing.enter_context(prepare_job(loaded, ledger, sink_types=sink_types))
-                check_audits(ready)
+                check_before_run(ready)
+                with with_location(loaded):
+                    # Every row goes through `where` once.
+                    ready.selection.counts()
                 refused = schema_refusal(ready)
                 if refused is not None:
                     raise refused
-                for warning in workspace.warnings(step.provider for step in ready.job.steps):
+                warnings = workspace.warnings(step.provider for step in ready.job.steps)
+                for warning in (*warnings, *job_warnings(ready), *missing_file_warnings(ready)):
                     click.echo(warning, err=True)
                 columns = f"{len(ready.reader.schema)} input columns, {len(ready.shape.results)} output columns"
                 click.echo(f"{loaded.path}: OK, job {ready.job.name} ({columns})")

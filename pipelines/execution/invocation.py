@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from pipelines.execution.run_report import run_report
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.projection import append_usage, rebuild
 from pipelines.maintenance.retention import drop_committed
+from pipelines.preparation.job_warnings import job_warnings
 from pipelines.preparation.prepared_job import PreparedJob, prepare_job, with_learned_facts, with_location
 from pipelines.preparation.schema_evolution import (
     cast_tables,
@@ -39,8 +40,10 @@ if TYPE_CHECKING:
     from pipelines.execution.job_run import RunOutcome
 
 
-def run_invocation(loaded: LoadedJob, options: RunOptions) -> RunReport:
-    """Run the job until its rows are done or something stops it."""
+def run_invocation(
+    loaded: LoadedJob, options: RunOptions, on_warning: Callable[[str], None] = lambda line: None
+) -> RunReport:
+    """Run the job until its rows are done or something stops it; `on_warning` is called with each warning."""
     from pipelines.execution.job_run import run_job
     from pipelines.monitoring.json_events import ProgressLog
     from pipelines.monitoring.json_log import print_defect
@@ -62,6 +65,8 @@ def run_invocation(loaded: LoadedJob, options: RunOptions) -> RunReport:
         local_provider(loaded) as local_url,
         _prepare(loaded, ledger, local_url, options) as (ready, probed),
     ):
+        for line in job_warnings(ready):
+            on_warning(line)
         with _with_partial_report(ready, probed):
             if options.fail_on == "new" and has_keys(ready):
                 ready.selection.load_old_errors(ready.sink, ready.job.sink.write == "replace")

@@ -13,6 +13,7 @@ from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace_file import LOCAL
 from pipelines.planning.dry_run import DryRun, StepEstimate, dry_run
 from pipelines.planning.prompt_order import constant_tokens_after_rows
+from pipelines.preparation.job_warnings import job_warnings
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, prepare_job, with_location
 from pipelines.preparation.schema_evolution import has_keys, schema_refusal, sink_types
 from pipelines.pricing.prices import usd
@@ -104,6 +105,8 @@ class Plan:
     disk_bytes: int
     examples: Sequence[Any]
     """The first requests, as they would be sent."""
+    warnings: Sequence[str] = ()
+    """Lines about settings that are allowed and hardly meant."""
 
     @property
     def whole(self) -> bool:
@@ -126,7 +129,7 @@ def build_plan(loaded: LoadedJob) -> Plan:
         ready.selection.load_sink_state(ready.sink if ready.job.sink.write != "replace" and has_keys(ready) else None)
         with with_location(loaded):
             ready.selection.check_keys()
-        counts = ready.selection.counts()
+            counts = ready.selection.counts()
         requested = counts.new + counts.changed
         estimates = asyncio.run(dry_run(ready, ledger, requested))
         scale = requested / estimates.rows if estimates.rows else 0.0
@@ -155,6 +158,7 @@ def build_plan(loaded: LoadedJob) -> Plan:
             refused=None if refused is None else str(refused),
             disk_bytes=round(_disk(estimates) * scale),
             examples=[{"step": name, "request": orjson.loads(request.body)} for name, request in estimates.examples],
+            warnings=job_warnings(ready),
         )
 
 

@@ -7,6 +7,7 @@ import orjson
 
 from pipelines.formatting import (
     DataTable,
+    escape_control_characters,
     fact_list,
     format_bytes,
     format_duration,
@@ -41,6 +42,8 @@ def format_plan(plan: Plan, path: str) -> "Group":
     ]
     if plan.failed_before:
         parts.append(f"  only `rowmill retry {path}` sends those that failed before again")
+    for warning in plan.warnings:
+        parts += ["", indented(f"warning: {escape_control_characters(warning)}")]
     if plan.refused is not None:
         parts += ["", indented(f"the run would be refused: {plan.refused}")]
     if not plan.new + plan.changed:

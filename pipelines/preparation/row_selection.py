@@ -253,6 +253,8 @@ class RowSelection:
                 f"its rows take {self.reader.row_bytes / 1000000.0:.1f} MB each: write the file again with fewer "
                 "rows in a row group",
             ) from exc
+        except duckdb.Error as exc:
+            raise DataError(("source",), first_line(exc), "fix the data, or exclude the row with `where`") from exc
         assert row is not None
         counts = RowCounts(*row)
         self._unfinished = counts.rows - counts.done if self._sink_rows else None
@@ -406,6 +408,21 @@ class RowSelection:
 
     def _stored_path(self, name: str) -> Path:
         return self.reader.scratch / f"{name}.parquet"
+
+    def missing_files(self) -> Iterator[tuple[str, int, str]]:
+        """Yield (column, rows, example) for columns that name local files which do not exist."""
+        for name in self.files:
+            self._mark(name)
+            text = self.reader.text(name)
+            missing = f"{text} != '' and not contains({text}, ':') and not starts_with({text}, '[')"
+            query = (
+                f"select count(*), min({text}) from {self.reader.chosen()} join "
+                f"read_parquet({literal(self._marks_path(name))}) marks on marks._path = {text} "
+                f"where marks._mark = '' and {missing}"
+            )
+            ((rows, example),) = self.reader.cursor().execute(query).fetchall()
+            if rows:
+                yield name, int(rows), str(example)
 
     # Size and modification time of the files that rows name are part of the row's fingerprint.
 

@@ -1,0 +1,83 @@
+"""Warnings of a prepared job: settings that are allowed and hardly meant, such as a prompt without any column."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from connectors.errors import KeyPath
+from pipelines.preparation.prepared_job import PreparedJob, PreparedStep
+
+TEMPLATE_KEYS = ("messages", "input", "instructions", "prompt")
+"""Keys of a step whose texts are templates, the first one that a step has being its main one."""
+
+_BRACED = re.compile(r"(?<!\{)\$?\{\s*(?:row\.)?([^{}%#]+?)\s*\}(?!\})|%\((\w+)\)s|<<?(\w+)>>?|\[\[?(\w+)\]\]?")
+"""Placeholders of other template languages: `{x}`, `${x}`, `{row.x}`, `%(x)s`, `<x>`, `[x]`."""
+
+
+def job_warnings(ready: PreparedJob) -> tuple[str, ...]:
+    """Return a line for each step whose requests depend on fewer columns than its texts suggest."""
+    columns = list(ready.reader.schema.names)
+    found: list[str] = []
+    for step in ready.steps:
+        found += _step_warnings(ready, step, columns)
+        columns += [field.name for field in step.endpoint.fields]
+    return tuple(found)
+
+
+def missing_file_warnings(ready: PreparedJob) -> tuple[str, ...]:
+    """Return a line for each column that names files which do not exist; it looks at every file."""
+    lines: list[str] = []
+    for column, rows, example in ready.selection.missing_files():
+        step = next(step for step in ready.steps if column in step.endpoint.media)
+        where = ready.loaded.locate("steps", step.model.name)
+        lines.append(
+            f"{where}: {rows:,} rows name a file in {column} that does not exist, e.g. {example}; add the files"
+        )
+    return tuple(lines)
+
+
+def _step_warnings(ready: PreparedJob, step: PreparedStep, columns: Sequence[str]) -> Iterator[str]:
+    used = step.endpoint.input_columns
+    texts = [(key, path, text) for key in TEMPLATE_KEYS for path, text in _texts(getattr(step.model, key, None), ())]
+    is_marked = False
+    for key, path, text in texts:
+        for placeholder, column in _placeholders(text, columns):
+            if column not in used:
+                is_marked = True
+                where = ready.loaded.locate("steps", step.model.name, key, *path)
+                yield f"{where}: {placeholder} is sent as it is, not as the column; write {_template(column)}"
+    if is_marked or used.intersection(columns):
+        return
+    key = texts[0][0] if texts else "messages"
+    example = next((name for name in columns if name not in ready.reader.key), columns[0] if columns else "column")
+    yield (
+        f"{ready.loaded.locate('steps', step.model.name, key)}: uses no column, so all rows send the same request; "
+        f"write e.g. {_template(example)} where a row's value belongs"
+    )
+
+
+def _placeholders(text: str, columns: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield (as written, column) for names of columns in the syntax of another template language."""
+    by_name = {column.casefold(): column for column in columns}
+    if (column := by_name.get(text.strip().casefold())) is not None:
+        yield text.strip(), column
+    for match in _BRACED.finditer(text):
+        name = next(filter(None, match.groups()), "")
+        if (column := by_name.get(name.casefold())) is not None:
+            yield match[0], column
+
+
+def _template(column: str) -> str:
+    return f"{{{{ {column} }}}}" if column.isidentifier() else f'{{{{ row["{column}"] }}}}'
+
+
+def _texts(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """Yield (path, text) of every text in a value of a step, deep in its lists and mappings."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _texts(part, (*path, name))
+    elif isinstance(value, Sequence):
+        for index, part in enumerate(value):
+            yield from _texts(part, (*path, index))

@@ -1,0 +1,100 @@
+"""`rowmill validate` finds what can be found without a request; `plan` and `run` print the same warnings."""
+
+import json
+
+import pytest
+
+from tests.conftest import Cli, ScriptedProvider, Workspace
+
+
+def step(text: str, more: str = "") -> str:
+    """A chat step with this user message."""
+    return (
+        "[{name: answer, endpoint: chat, provider: test, model: m, "
+        f"messages: [{{user: {json.dumps(text)}}}], params: {{max_tokens: 20}}{more}}}]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ("id,text\n1,a\n1,b\n", "id is not unique: 1 occurs 2 times"),
+        ("id,text\n1,a\n,b\n", "id is null in 1 rows"),
+    ],
+    ids=["twice", "null"],
+)
+def test_a_key_that_identifies_no_row_is_refused(workspace: Workspace, cli: Cli, rows: str, problem: str) -> None:
+    workspace.write("rows.csv", rows)
+    assert cli("validate", workspace.job()) == 2
+    assert (problem in cli.err, cli.out) == (True, "")
+
+
+def test_a_condition_that_breaks_on_a_row_is_refused_without_a_key_too(workspace: Workspace, cli: Cli) -> None:
+    workspace.write("rows.csv", "id,text\n1,a\n2,b\n")
+    job = workspace.job(source="""{csv: rows.csv, where: "cast(text as integer) > 0"}""")
+    for command in ("validate", "plan", "run"):
+        assert cli(command, job) == 2
+        (line,) = cli.err.splitlines()
+        assert line.startswith(f"{job}:2: source: Could not convert string 'a'")
+
+
+def test_a_model_without_a_price_under_a_budget_is_refused(workspace: Workspace, cli: Cli) -> None:
+    workspace.csv(2)
+    job = workspace.job(budget="{usd: 1}", steps=step("{{ text }}").replace("model: m", "model: unknown"))
+    assert cli("validate", job) == 2
+    assert "no price is known for unknown" in cli.err
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        ("Label: {text}", "{text} is sent as it is, not as the column; write {{ text }}"),
+        ("Label: ${ TEXT }", "${ TEXT } is sent as it is, not as the column; write {{ text }}"),
+        ("Label: {row.text}", "{row.text} is sent as it is, not as the column; write {{ text }}"),
+        ("Label: %(text)s", "%(text)s is sent as it is, not as the column; write {{ text }}"),
+        ("text", "text is sent as it is, not as the column; write {{ text }}"),
+        ("{{ text }} of {id}", "{id} is sent as it is, not as the column; write {{ id }}"),
+    ],
+)
+def test_the_placeholder_of_another_template_language_gets_a_warning(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, text: str, warning: str
+) -> None:
+    workspace.csv(3)
+    job = workspace.job(steps=step(text))
+    line = f"{job}:3: steps.answer.messages.0.user: {warning}"
+    assert (cli("validate", job), cli.err) == (0, f"{line}\n")
+    assert cli("plan", job, "--json") == 0
+    assert json.loads(cli.out)["warnings"] == [line]
+    assert cli("plan", job) == 0
+    assert f"warning: {line}" in cli.out
+    assert cli("run", job) == 0
+    assert line in cli.err
+    assert cli("run", job, "--quiet") == 0
+    assert cli.err == ""
+
+
+def test_a_prompt_without_a_column_gets_a_warning(workspace: Workspace, cli: Cli) -> None:
+    workspace.csv(3)
+    job = workspace.job(steps=step("Write a poem."))
+    assert cli("validate", job) == 0
+    assert cli.err == (
+        f"{job}:3: steps.answer.messages: uses no column, so all rows send the same request; "
+        "write e.g. {{ text }} where a row's value belongs\n"
+    )
+
+
+@pytest.mark.parametrize("text", ["{{ text }}", 'Return {"text": 1}: {{ row["text"] }}', "{% if text %}a{% endif %}"])
+def test_a_prompt_with_a_column_gets_none(workspace: Workspace, cli: Cli, text: str) -> None:
+    workspace.csv(3)
+    assert (cli("validate", workspace.job(steps=step(text))), cli.err) == (0, "")
+
+
+def test_files_that_do_not_exist_get_a_warning(workspace: Workspace, cli: Cli) -> None:
+    workspace.write("a.png", "x")
+    workspace.write("rows.csv", "id,file\n1,a.png\n2,b.png\n3,c.png\n4,https://example.org/d.png\n5,\n")
+    steps = "[{name: answer, endpoint: chat, provider: test, model: m, messages: [{user: [{image: file}]}]}]"
+    job = workspace.job(steps=steps)
+    assert cli("validate", job) == 0
+    assert cli.err == (
+        f"{job}:3: steps.answer: 2 rows name a file in file that does not exist, e.g. b.png; add the files\n"
+    )
