@@ -13,6 +13,7 @@ from connectors.records import FATAL_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES, Cal
 from connectors.transport.client import RequestError, Transport
 from connectors.transport.error_replies import parse_rate_headers
 from pipelines.dispatch.held_requests import HeldRequests
+from pipelines.dispatch.optional_parameters import OptionalParameters
 from pipelines.dispatch.pending_requests import PendingRequests
 from pipelines.dispatch.reply_handling import ExchangeOutcome, charged_cost, interpret, settled_exchange
 from pipelines.dispatch.request_rendering import with_sent_model
@@ -26,7 +27,7 @@ from pipelines.dispatch.request_types import (
     expected_output_tokens,
     total_cost,
 )
-from pipelines.dispatch.retry_policy import RESOLVE, Attempt, ProviderStatus, RetryDecision, decide
+from pipelines.dispatch.retry_policy import RESOLVE, RETRY_AT_ONCE, Attempt, ProviderStatus, RetryDecision, decide
 from pipelines.ledger.entries import PendingExchange, SettledExchange
 from pipelines.ledger.ledger import now_us
 from pipelines.limits.provider_limiter import ProviderLimiter
@@ -63,6 +64,7 @@ class OnlineDispatcher:
         self._senders: list[asyncio.Task[None]] = []
         self._idle_tasks: set[asyncio.Task[None]] = set()
         """Senders without an exchange in flight, and other tasks that end as soon as the run stops."""
+        self._optional_parameters = OptionalParameters()
         self._held_requests = HeldRequests(self.enqueue, self._idle_tasks, self.state.on_task_done)
         self._capacity_changed = asyncio.Event()
         self._recordings: set[asyncio.Future[None]] = set()
@@ -195,6 +197,7 @@ class OnlineDispatcher:
         group, member, reservation = exchange.group, exchange.member, exchange.reservation
         try:
             call = with_sent_model(await build_call(group), member.provider)
+            call = self._optional_parameters.without_refused(member, call)
         except OSError as exc:
             self.pending.resolve_with_error(group, unreadable_file(exc))
             return None
@@ -225,9 +228,15 @@ class OnlineDispatcher:
         outcome.error = setup_faults.confirm(member, call, outcome.error, is_pooled=group.route.pool is not None)
         is_suspect = setup_faults.is_suspect(group.route, outcome.error)
         charged = charged_cost(member.price, outcome, max_cost)
-        decision = self._decide(group, member, permit, outcome)
+        if outcome.error is not None and self._optional_parameters.learn(member, call, outcome.error):
+            member.limiters[0].record_success(permit)
+            decision = RETRY_AT_ONCE
+        else:
+            decision = self._decide(group, member, permit, outcome)
         if decision.action == "resolve":
             decision = self._settle(group, member, outcome, decision)
+        elif decision.action == "split":
+            setup_faults.begin_split(group)
         exchange.settled = settled_exchange(pending, group, outcome, charged, is_suspect)
         if decision.stop_reason is not None:
             self.stop(decision.stop_reason)

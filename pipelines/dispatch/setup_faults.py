@@ -30,7 +30,7 @@ class _Step:
     """Rows, all with the same signature."""
     parked: deque[RequestGroup] = field(default_factory=deque)
     split_off: set[int] = field(default_factory=set)
-    """Identities of groups that count as in flight although they wait in the queue."""
+    """Identities of groups that count as in flight although they wait in the queue, or are about to be split."""
 
 
     def has_room(self, group: RequestGroup) -> bool:
@@ -88,15 +88,22 @@ class SetupFaults:
     def leave(self, group: RequestGroup) -> list[RequestGroup]:
         """Record that a group is no longer in flight; return the parked ones to be queued now."""
         step = self._step(group.route)
-        step.in_flight = max(0, step.in_flight - _rows(group))
+        if id(group) not in step.split_off:
+            step.in_flight = max(0, step.in_flight - _rows(group))
         if step.is_proven:
             parked, step.parked = list(step.parked), deque()
             return parked
         return [step.parked.popleft()] if step.parked and step.has_room(step.parked[0]) else []
 
+    def begin_split(self, group: RequestGroup) -> None:
+        """Count a refused group as in flight until `split`: no other group goes before its requests."""
+        self._step(group.route).split_off.add(id(group))
+
     def split(self, group: RequestGroup) -> Sequence[RequestGroup]:
         """Return what a refused group is sent as: its halves; or its first requests alone if none was answered yet."""
         step = self._step(group.route)
+        step.split_off.discard(id(group))
+        step.in_flight = max(0, step.in_flight - _rows(group))
         if step.is_proven:
             return group.halves()
         alone, rest = group.first_alone(FIRST_ROWS)
@@ -125,7 +132,9 @@ class SetupFaults:
         if model.has_answered and len(model.missing) < MISSING_IN_A_ROW:
             return replace(found, error_class=fallback)
         self.signatures.update((member.step, one) for one in model.missing)
-        return replace(found, message=f"{found.message}; {_remedy(found, member)}")
+        # A connection's fault has its remedy already.
+        remedy = "" if found.http_status is None else f"; {_remedy(found, member)}"
+        return replace(found, message=f"{found.message}{remedy}")
 
     def is_suspect(self, route: Route, error: RowError | None) -> bool:
         """Whether an error may turn out to be the set-up's: then the ledger stores no error of the row."""
@@ -218,8 +227,6 @@ def _names_model(error: RowError) -> bool:
 
 def _remedy(error: RowError, member: Route) -> str:
     provider = member.provider.name
-    if error.http_status is None:
-        return f"add `ca_file: PATH` to the provider {provider} in rowmill.yaml, or correct its base_url, and run again"
     if _names_model(error):
         name = member.model or "the model"
         return f"correct `model` of step {member.step}, or make {name} available at {provider}, and run again"
