@@ -68,12 +68,9 @@ def _has_value(values: pa.Array) -> bool:
     kind = values.type
     if pa.types.is_struct(kind):
         return any(_has_value(pc.struct_field(values, [index])) for index in range(kind.num_fields))
-    if (
-        pa.types.is_map(kind)
-        or pa.types.is_list(kind)
-        or pa.types.is_large_list(kind)
-        or pa.types.is_fixed_size_list(kind)
-    ):
+    if pa.types.is_map(kind):
+        return any(values.to_pylist())
+    if isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
         return _has_value(pc.list_flatten(values))
     return bool(values.null_count < len(values))
 

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import duckdb
 import orjson
 
 from connectors.errors import DataError
 from connectors.records import Request, RowError
+from connectors.sql import query_connection
 from connectors.transport.bounded_json import parse_json
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.ledger.ledger import Ledger
@@ -129,7 +129,7 @@ def _current_outcome(ready: PreparedJob, key: str) -> tuple[dict[str, Any] | Non
     if not ready.sink.exists():
         return None, []
     text = key_text(ready.shape.key)
-    with duckdb.connect() as db:
+    with query_connection(ready.scratch) as db:
         ready.sink.attach(db)
         results = db.sql(f"select * from {ready.sink.results_sql()} where {text} = ?", params=[key]).to_arrow_table()
         errors = db.sql(f"select * from {ready.sink.errors_sql()} where {text} = ?", params=[key]).to_arrow_table()
