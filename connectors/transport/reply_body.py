@@ -40,7 +40,8 @@ def parse_json_events(body: bytes) -> Iterator[dict[str, Any]]:
             return
         value = parse_object(event.data.encode())
         if is_error_body(value) or event.name == "error" or value.get("type") == "error":
-            raise MalformedReply(f"the stream ended with an error: {excerpt(event.data.encode())}")
+            error = row_error(Reply(200, {}, event.data.encode(), 0.0))
+            raise MalformedReply(f"the stream ended with an error: {error.message}", error)
         yield value
 
 

@@ -226,7 +226,7 @@ class OnlineDispatcher:
         outcome = interpret(group, reply, failure, self._retry_limits.longest_hold, now_us() / 1e6)
         setup_faults = self.state.setup_faults
         outcome.error = setup_faults.confirm(member, call, outcome.error, is_pooled=group.route.pool is not None)
-        is_suspect = setup_faults.is_suspect(group.route, outcome.error)
+        is_suspect = setup_faults.is_suspect(group.route, outcome)
         charged = charged_cost(member.price, outcome, max_cost)
         if outcome.error is not None and self._optional_parameters.learn(member, call, outcome.error):
             member.limiters[0].record_success(permit)
@@ -288,16 +288,11 @@ class OnlineDispatcher:
         self, group: RequestGroup, member: Route, outcome: ExchangeOutcome, decision: RetryDecision
     ) -> RetryDecision:
         """Record how rows end; if all first rows met the same fault, stop, or leave this member of a pool out."""
-        results = outcome.answers if outcome.error is None else (outcome.error,)
-        error = next((one for one in results if isinstance(one, RowError)), None)
-        reason = self.state.setup_faults.settle(group, member, error if len(results) == 1 else None)
-        if outcome.error is not None and self.state.setup_faults.is_setup(member.step, outcome.error):
-            outcome.error = replace(outcome.error, error_class="setup")
-            pool = group.route.pool
-            is_last = pool is None or not pool.exclude(member, outcome.error)
-            if reason is not None and is_last:
-                return replace(decision, stop_reason=f"setup: {reason}")
-        return decision
+        reason = self.state.setup_faults.settle_outcome(group, member, outcome)
+        error, pool = outcome.error, group.route.pool
+        if error is not None and error.error_class == "setup" and pool is not None and pool.exclude(member, error):
+            return decision
+        return decision if reason is None else replace(decision, stop_reason=f"setup: {reason}")
 
     def _on_recorded(
         self,

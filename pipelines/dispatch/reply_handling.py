@@ -106,7 +106,7 @@ def settled_exchange(
         first_token_ms=None if reply is None else reply.first_token_ms,
         request_id=None if reply is None else request_id(reply.headers),
         message=None if error is None else error.message,
-        answers=() if is_suspect and error is not None else ledger_answers(group, outcome),
+        answers=() if is_suspect else ledger_answers(group, outcome),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from connectors.records import ROW_ERROR_CLASSES, Call, ErrorClass, RowError
 from connectors.transport.fault_table import masked_words, names_model
+from pipelines.dispatch.reply_handling import ExchangeOutcome
 from pipelines.dispatch.request_types import RequestGroup, Route
 
 FIRST_ROWS = 20
@@ -136,11 +137,21 @@ class SetupFaults:
         remedy = "" if found.http_status is None else f"; {_remedy(found, member)}"
         return replace(found, message=f"{found.message}{remedy}")
 
-    def is_suspect(self, route: Route, error: RowError | None) -> bool:
+    def is_suspect(self, route: Route, outcome: ExchangeOutcome) -> bool:
         """Whether an error may turn out to be the set-up's: then the ledger stores no error of the row."""
-        if error is None:
+        error = outcome.error or next((one for one in outcome.answers if isinstance(one, RowError)), None)
+        if error is None or len(outcome.answers) > 1:
             return False
         return not self.is_proven(route) or any(signature(error) in model.missing for model in self._models.values())
+
+    def settle_outcome(self, group: RequestGroup, member: Route, outcome: ExchangeOutcome) -> str | None:
+        """Do the same as `settle`; an error that is known to be the set-up's becomes one of its class."""
+        only = outcome.answers[0] if outcome.error is None and len(outcome.answers) == 1 else None
+        error = outcome.error or (only if isinstance(only, RowError) else None)
+        reason = self.settle(group, member, error)
+        if error is not None and error.error_class == "bad_request" and self.is_setup(member.step, error):
+            outcome.error, outcome.answers = replace(error, error_class="setup"), ()
+        return reason
 
     def settle(self, group: RequestGroup, member: Route, error: RowError | None) -> str | None:
         """Record how rows were settled; return why nothing more should be sent to this provider, or None.
