@@ -107,18 +107,23 @@ def _price_order(price: Price) -> int:
 
 
 def member_price(workspace: Workspace, step: PreparedStep, provider: Provider) -> Price | None:
-    """Return the price of the step's model at one provider; the embedded provider is free."""
+    """Return the price of the step's model at one provider."""
+    price = model_price(workspace, step.model.model, provider)
+    terms = step.endpoint.image_terms
+    return price if price is None or terms is None else image_price(price, *terms)
+
+
+def model_price(workspace: Workspace, model: str, provider: Provider) -> Price | None:
+    """Return the price of a model, as the job names it, at one provider; the embedded provider is free."""
     if provider.name == LOCAL:
         return FREE
     cache = workspace.state / "prices.json"
-    price = resolve_price(
-        provider.sent_model(step.model.model),
+    return resolve_price(
+        provider.sent_model(model),
         provider.prices,
         workspace.prices,
-        lambda model: cached_published_price(model, cache),
+        lambda name: cached_published_price(name, cache),
     )
-    terms = step.endpoint.image_terms
-    return price if price is None or terms is None else image_price(price, *terms)
 
 
 def max_cost_function(

@@ -12,6 +12,7 @@ import minijinja
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.formatting import format_duration, format_money
 from pipelines.reporting.bar_chart import BarChart, bar_chart
+from pipelines.reporting.cache_savings import cache_savings
 from pipelines.reporting.page_values import (
     Fact,
     Figures,
@@ -126,6 +127,7 @@ def _figures(facts: ReportFacts) -> Sequence[Figures | str]:
         "failed requests": fact("requests_failed", totals["requests_failed"]),
         "input tokens": fact("input_tokens", totals["input_tokens"]),
         "output tokens": fact("output_tokens", totals["output_tokens"]),
+        **_cache_figures(facts),
         "cost": _cost("cost_usd", totals["cost_usd"], totals["unpriced"]),
     }
     if totals["cost_usd"] and totals["rows"] and not totals["unpriced"]:
@@ -140,6 +142,17 @@ def _figures(facts: ReportFacts) -> Sequence[Figures | str]:
             f"{totals['unpriced']:,} requests have no known price and are not included in the cost.",
         )
     return (Figures(shown),)
+
+
+def _cache_figures(facts: ReportFacts) -> Mapping[str, Fact]:
+    """Return the share of input tokens that providers had cached, and what that saved; nothing without any."""
+    cached, tokens = facts.totals["cached_tokens"], facts.totals["input_tokens"]
+    if not cached or not tokens:
+        return {}
+    share = fact("cached_share", cached / tokens, f"{100 * cached / tokens:.1f} %")
+    saved = cache_savings(facts.results.workspace, facts.steps)
+    savings = {} if saved is None else {"saved by the cache": fact("cache_savings_usd", saved, format_money(saved))}
+    return {"input from the provider's cache": share, **savings}
 
 
 def _steps(facts: ReportFacts) -> Sequence[Table]:

@@ -83,6 +83,7 @@ from usage
 """
 _STEPS = """
 select step, endpoint, provider, model, count(*) as requests, count(error_class) as failed,
+    coalesce(sum(cached_tokens), 0)::bigint as cached_tokens,
     coalesce(sum(input_tokens), 0)::bigint as input_tokens, coalesce(sum(output_tokens), 0)::bigint as output_tokens,
     sum(cost_usd) as cost_usd, quantile_cont(latency_ms, 0.5) as p50, quantile_cont(latency_ms, 0.95) as p95,
     quantile_cont(latency_ms, 0.99) as p99, max(latency_ms) as slowest

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 import pytest
 from aiohttp import web
 
+from tests.conftest import chat_reply
+
 DATA = Path(__file__).parents[3] / "jobs" / "data"
 CHROMIUM = (
     *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -82,6 +84,34 @@ def test_images_are_shown_as_thumbnails_and_audio_can_be_played(workspace: Any, 
         len(re.findall(r'<audio controls[^>]* aria-label="sound of sound: jfk.flac" src="data:audio/flac', page)) == 1
     )
     assert "../secret.png" in unescape(page)
+
+
+def test_the_share_of_cached_input_and_its_savings_are_shown(workspace: Any, cli: Any, provider: Any) -> None:
+    workspace.write(
+        "rowmill.yaml",
+        f'providers: {{test: {{base_url: "{provider.base_url}"}}}}\n'
+        "prices: {m: {input_per_million: 4, cached_input_per_million: 1, output_per_million: 8}}\n",
+    )
+
+    def script(path: str, body: dict[str, Any], count: int) -> Any:
+        reply = chat_reply("yes", "m", 1000, 5)
+        reply["usage"]["prompt_tokens_details"] = {"cached_tokens": 600}
+        return reply
+
+    provider.script = script
+    workspace.csv(2)
+    job = workspace.job()
+    cli.run(job)
+    page = page_of(cli, job)
+    assert 'data-fact="cached_share" value="0.6">60.0 %' in page
+    assert 'data-fact="cache_savings_usd" value="0.0036">$0.0036' in page
+
+
+def test_a_job_without_cached_input_shows_no_cache(workspace: Any, cli: Any) -> None:
+    workspace.csv(2)
+    job = workspace.job()
+    cli.run(job)
+    assert "cache" not in page_of(cli, job)
 
 
 def test_a_job_that_never_ran_has_no_report(workspace: Any, cli: Any) -> None:
