@@ -117,7 +117,7 @@ class BatchDispatcher:
         self._folder = BatchFolder(options.folder)
         self._models = {route.route_id: model for route, model, _ in options.routes}
         self._builder = BatchBuilder(self._batches.ledger, self._batches, self._folder, daily_budget, self._launch)
-        self._settler = BatchSettler(self._batches, self._folder, budget, self._counters, self)
+        self._settler = BatchSettler(self._batches, self._folder, budget, self._counters, self, self.state)
         self._progress = BatchProgress()
         self._queue: asyncio.Queue[RequestGroup] = asyncio.Queue()
         self._batch_price_routes: dict[int, tuple[Route, Route]] = {}

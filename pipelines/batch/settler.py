@@ -12,7 +12,8 @@ from pipelines.batch.files import BatchFolder, RequestBodies, ResultLine
 from pipelines.batch.lifecycle import LOST, BatchLifecycle, missing_answer, refused_lines
 from pipelines.batch.store import Batch, BatchLedger, BatchLine
 from pipelines.dispatch.counters import RunCounters
-from pipelines.dispatch.reply_handling import charged_cost, interpret, settled_exchange
+from pipelines.dispatch.dispatch_state import DispatchState
+from pipelines.dispatch.reply_handling import ExchangeOutcome, charged_cost, interpret, settled_exchange
 from pipelines.dispatch.request_types import RequestGroup, Route
 from pipelines.ledger.entries import PendingExchange, SettledExchange
 from pipelines.pricing.run_budget import RunBudget
@@ -49,12 +50,14 @@ class BatchSettler:
         budget: RunBudget,
         counters: RunCounters,
         observer: LineObserver,
+        state: DispatchState,
     ) -> None:
         self._batches = batches
         self._folder = folder
         self._budget = budget
         self._counters = counters
         self._observer = observer
+        self._state = state
 
     async def settle(self, batch: Batch, route: Route, lifecycle: BatchLifecycle, item: Item, is_attempt: bool) -> None:
         """Settle every line, those with a result first. `is_attempt`: lines without one have used an attempt."""
@@ -110,12 +113,23 @@ class BatchSettler:
     ) -> None:
         group = line_group(route, line, bodies.of(result.place, len(line.fingerprints)), line.attempt)
         outcome = interpret(group, result.reply, None)
+        is_suspect = self._judge(group, route, outcome)
         charged = charged_cost(route.price, outcome, line.max_cost)
         # A line of a file has no latency.
-        settled = replace(settled_exchange(_pending(batch, line), group, outcome, charged), latency_ms=None)
+        settled = replace(settled_exchange(_pending(batch, line), group, outcome, charged, is_suspect), latency_ms=None)
         await self._batches.ledger.settle(settled, batch.day)
         self._count(line, settled)
         self._observer.on_answered(group, line, settled, outcome.answers, outcome.error)
+
+    def _judge(self, group: RequestGroup, route: Route, outcome: ExchangeOutcome) -> bool:
+        """Stop if an error shows a fault of the set-up; return whether it may turn out to be one."""
+        faults = self._state.setup_faults
+        outcome.error = faults.confirm(route, None, outcome.error, is_pooled=False)
+        is_suspect = faults.is_suspect(route, outcome)
+        is_settled = outcome.error is None or len(group.requests) == 1
+        if is_settled and (reason := faults.settle_outcome(group, route, outcome)) is not None:
+            self._state.stop(f"setup: {reason}")
+        return is_suspect
 
     def _count(self, line: BatchLine, settled: SettledExchange) -> None:
         self._budget.settle(line.max_cost, settled.cost)

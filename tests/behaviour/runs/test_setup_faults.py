@@ -160,3 +160,20 @@ def test_a_pool_loses_only_the_member_whose_set_up_is_wrong(
     else:
         assert (report["exit_code"], report["rows_ok"]) == (1, 200 - report["rows_failed"])
         assert second["rows_ok"] >= report["rows_ok"]
+
+
+@pytest.mark.parametrize(("status", "rows", "failed"), [(400, 40, 40), (404, 40, 40), (400, 12, 12)])
+def test_lines_that_all_meet_one_fault_are_the_set_ups(
+    workspace: Any, batches: Any, cli: Cli, read: Read, status: int, rows: int, failed: int
+) -> None:
+    workspace.csv(rows)
+    job = workspace.job(delivery="batch")
+    code = "model_not_found" if status == 404 else "unsupported"
+    batches.script = lambda text, body: {
+        "status_code": status, "body": {"error": {"message": f"no such thing for '{text}'", "code": code}},
+    }  # fmt: skip
+    report = cli.run(job)
+    found, expected = classes(read, workspace), "setup" if rows > 20 else "bad_request"
+    assert (report["exit_code"], found) == (3 if rows > 20 else 1, {expected: failed})
+    batches.script = lambda text, body: None
+    assert cli.run(job)["rows_ok"] == (rows if rows > 20 else 0)
