@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,12 @@ class LocalPartStore:
 
     def _decide(self, transaction: PartTransaction) -> None:
         swaps = [(f"{BUILD}{table}", table) for table in transaction.rebuilt]
+        # After a power loss a decision must not be there without the parts that it puts in place of others.
+        for path, _ in transaction.files:
+            _sync(path)
         for folder, table, replaced in transaction.merges:
+            for path in folder.iterdir():
+                _sync(path)
             for path in (self._root / table).glob("*.parquet"):
                 if path.name not in replaced:
                     _link(path, folder / path.name)
@@ -67,6 +73,7 @@ class LocalPartStore:
         self._commit.mkdir(parents=True, exist_ok=True)
         draft = self._commit / "manifest.draft"
         draft.write_text(json.dumps({"moves": moves, "swaps": swaps}))
+        _sync(draft)
         draft.replace(self._manifest)
 
     def _complete(self) -> None:
@@ -96,6 +103,15 @@ class LocalPartStore:
             if target.exists():
                 target.replace(old)
             path.replace(target)
+
+
+def _sync(path: Path) -> None:
+    """Wait until the content of a file is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _link(path: Path, target: Path) -> None:

@@ -68,6 +68,11 @@ class Workspace:
         return ZoneInfo(self.settings.time_zone)
 
     @property
+    def durability(self) -> Literal["process", "power"]:
+        """What the ledger survives: the death of the process, or a power loss as well."""
+        return self.settings.ledger.durability
+
+    @property
     def keep_answers(self) -> Literal["pruned", "committed"]:
         """How long the ledger stores answers."""
         return self.settings.keep_answers

@@ -24,6 +24,16 @@ class WorkspaceBudget(StrictModel):
     usd_per_day: float = Field(ge=0, le=10**6, allow_inf_nan=False, description="US dollars.", examples=[40.0])
 
 
+class LedgerSettings(StrictModel):
+    """How the ledger is written."""
+
+    durability: Literal["process", "power"] = Field(
+        default="process",
+        description="process: survives any death of the process; power: also syncs each commit to the disk.",
+        examples=["power"],
+    )
+
+
 class WorkspaceFile(FrozenModel):
     """The contents of `rowmill.yaml`."""
 
@@ -42,6 +52,9 @@ class WorkspaceFile(FrozenModel):
     )
     budget: WorkspaceBudget | None = Field(default=None, description="Over all jobs.", examples=[{"usd_per_day": 40.0}])
     time_zone: str = Field(default="UTC", description="Of schedules, deadlines and days.", examples=["Europe/Berlin"])
+    ledger: LedgerSettings = Field(
+        default=LedgerSettings(), description="How the ledger is written.", examples=[{"durability": "power"}]
+    )
     keep_answers: Literal["pruned", "committed"] = Field(
         default="pruned",
         description="pruned: until `ledger prune`; committed: dropped once their row is in the sink.",

@@ -1,6 +1,7 @@
 """One invocation from job file to closing report: lock, ledger, recovery, sink, run."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -212,6 +213,9 @@ def _finish_run(ready: PreparedJob, ledger: Ledger, run: OpenRun, ended: "RunOut
         if report.stopped is None:
             raise
     if ready.workspace.keep_answers == "committed" and report.exit_code in CLOSING:
+        if ready.workspace.durability == "power":
+            # The tables replace the answers from now on: wait until their last files are on the disk.
+            os.sync()
         drop_committed(ledger, ready.job.name, ready.sink_name)
     return report
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from pipelines.ledger.ledger_file import write_atomically
+from pipelines.ledger.ledger_file import Durability, write_atomically
 
 LARGE_ANSWER_BYTES = 128 << 10
 """A larger answer is stored in a file; so are the answers of one exchange that are larger together."""
@@ -29,8 +29,9 @@ class AnswerFiles:
     ledger still needs any of them.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, durability: Durability = "process") -> None:
         self.folder = folder
+        self._durability = durability
 
     def write(self, replies: Mapping[bytes, bytes], number: int | None = None) -> dict[bytes, str]:
         """Write the replies that are too large for the ledger; return fingerprint -> place. `number`: the id of the
@@ -45,7 +46,7 @@ class AnswerFiles:
 
     def _write_separate(self, fingerprint: bytes, reply: bytes) -> str:
         name = f"{fingerprint.hex()[:2]}/{fingerprint.hex()}"
-        write_atomically(self.folder / name, reply)
+        write_atomically(self.folder / name, reply, self._durability)
         return name
 
     def _write_shared(self, replies: Mapping[bytes, bytes], name: str) -> dict[bytes, str]:
@@ -55,7 +56,9 @@ class AnswerFiles:
             places[fingerprint] = f"{name}:{start}+{len(reply)}"
             start += len(reply)
         write_atomically(
-            self.folder / name, b"".join((len(replies).to_bytes(4, "little"), *replies, *replies.values()))
+            self.folder / name,
+            b"".join((len(replies).to_bytes(4, "little"), *replies, *replies.values())),
+            self._durability,
         )
         return places
 

@@ -1,7 +1,7 @@
 """Ledger: one SQLite file for each workspace that records every exchange before it is sent, and every answer.
 
 Safe against SIGKILL at any time (WAL, synchronous=NORMAL). After a power loss the last transactions may be missing:
-SQLite then opens an earlier consistent state.
+SQLite then opens an earlier consistent state. With durability `power` each commit is on the disk (synchronous=FULL).
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from connectors.records import RowError
 from pipelines.ledger.answer_files import AnswerFiles
 from pipelines.ledger.entries import PendingExchange, SettledExchange, StoredAnswer
 from pipelines.ledger.ledger_file import (
+    Durability,
     database_errors,
     file_id,
     get_or_set_meta,
@@ -36,12 +37,13 @@ T = TypeVar("T")
 class Ledger:
     """Open ledger: bulk reads from any thread, batched writes from a dedicated thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, durability: Durability = "process") -> None:
         self.path = path
         """Where the file is; another path after `restore`, if another file has taken its place."""
-        self.files = AnswerFiles(path.parent / "answers")
-        self._write = open_ledger_file(path)
-        self._read = open_ledger_file(path)
+        self.durability = durability
+        self.files = AnswerFiles(path.parent / "answers", durability)
+        self._write = open_ledger_file(path, durability)
+        self._read = open_ledger_file(path, durability)
         self._file_id = file_id(path)
         self._read_lock = threading.Lock()
         with database_errors(path), self._write:
@@ -88,7 +90,7 @@ class Ledger:
             path = place_without_overwriting(written, self.path, f"{self.path.stem}-{self.identity}-{self.writer}")
             self._read.close()
             self._write.close()
-            self._read, self._write = open_ledger_file(path), open_ledger_file(path)
+            self._read, self._write = (open_ledger_file(path, self.durability) for _ in range(2))
         self.path, self._file_id = path, file_id(path)
         return path
 
@@ -245,7 +247,7 @@ class Ledger:
         """Return another connection; Stopped if the file is gone, since opening it would begin an empty ledger."""
         if not self.is_in_place:
             raise lost_file(self.path)
-        return open_ledger_file(self.path)
+        return open_ledger_file(self.path, self.durability)
 
     # The writing thread: everything in the queue becomes one transaction.
 

@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from connectors.errors import JobError, RowmillError, Stopped
 
@@ -37,6 +38,9 @@ of the newest version. Version 3 has the tables of 2, but an answer's `file` may
 
 VERSION = 1 + len(MIGRATIONS)
 """Schema version, stored in SQLite's user_version."""
+
+Durability = Literal["process", "power"]
+"""What a commit survives: the death of the process, or a power loss as well."""
 
 BUSY_SECONDS = 60.0
 """How long another process may lock the file."""
@@ -76,13 +80,17 @@ create table days (day text primary key, spent integer not null) without rowid;
 SCHEMA = _FIRST + _ADDED + _SERVED
 
 
-def open_ledger_file(path: Path) -> sqlite3.Connection:
+def open_ledger_file(path: Path, durability: Durability = "process") -> sqlite3.Connection:
     """Return a connection to the ledger, which is created if missing; JobError if it is newer or unreadable."""
+    is_new = not path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         enable_wal(db, BUSY_SECONDS)
-        db.execute("pragma synchronous = normal")
+        db.execute(f"pragma synchronous = {'full' if durability == 'power' else 'normal'}")
+        if durability == "power":
+            # Of macOS, whose fsync leaves the content in the cache of the drive.
+            db.execute("pragma fullfsync = on")
         version = _version(db)
         if version < VERSION:
             _migrate(db)
@@ -92,6 +100,8 @@ def open_ledger_file(path: Path) -> sqlite3.Connection:
                 f"this ledger was written by a newer Rowmill (schema {version}, known here: {VERSION})",
                 "upgrade with: pip install --upgrade rowmill",
             )
+        if is_new and durability == "power":
+            sync_folders(path.parent, path.parent.parent)
     except (sqlite3.DatabaseError, OSError) as exc:
         raise ledger_error(path, exc) from exc
     return db
@@ -185,9 +195,26 @@ def place_without_overwriting(written: Path, path: Path, other_stem: str) -> Pat
     return path
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, durability: Durability = "process") -> None:
     """Write a file so that it exists completely or not at all."""
+    is_new_folder = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    unfinished.write_bytes(content)
+    with unfinished.open("wb") as file:
+        file.write(content)
+        if durability == "power":
+            file.flush()
+            os.fsync(file.fileno())
     unfinished.replace(path)
+    if durability == "power":
+        sync_folders(path.parent, *((path.parent.parent, path.parent.parent.parent) if is_new_folder else ()))
+
+
+def sync_folders(*folders: Path) -> None:
+    """Wait until the names in these folders are on the disk."""
+    for folder in folders:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

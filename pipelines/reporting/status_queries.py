@@ -27,7 +27,7 @@ COST = "case when count(*) = count(e.cost) then coalesce(sum(e.cost), 0) end"
 def existing_ledger(workspace: Workspace) -> Ledger | None:
     """Open the workspace's ledger; None if nothing was ever run there."""
     path = workspace.state / "ledger.sqlite"
-    return Ledger(path) if path.exists() else None
+    return Ledger(path, workspace.durability) if path.exists() else None
 
 
 def job_statuses(workspace: Workspace, name: str | None = None) -> Rows:

@@ -12,7 +12,7 @@ from pipelines.ledger.ledger import Ledger
 @contextlib.contextmanager
 def open_workspace_ledger(workspace: Workspace) -> Iterator[Ledger]:
     """Open the workspace's ledger and close it afterwards."""
-    ledger = Ledger(workspace.state / "ledger.sqlite")
+    ledger = Ledger(workspace.state / "ledger.sqlite", workspace.durability)
     try:
         yield ledger
     finally:

@@ -130,6 +130,7 @@ class DueTimeStore:
 
     def __init__(self, workspace: Workspace) -> None:
         self._path = workspace.state / "ledger.sqlite"
+        self._durability = workspace.durability
 
     def claim(
         self, job: ScheduledJob, now: datetime, on_clock_change: Callable[[datetime], None] = lambda last_due: None
@@ -189,7 +190,7 @@ class DueTimeStore:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(open_ledger_file(self._path)) as db:
+        with closing(open_ledger_file(self._path, self._durability)) as db:
             yield db
 
 

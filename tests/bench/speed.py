@@ -5,6 +5,7 @@
     python tests/bench/speed.py --kind embeddings --rows 100000
     python tests/bench/speed.py --kind typed
     python tests/bench/speed.py --latency-ms 200 --concurrency 200
+    python tests/bench/speed.py --clients rowmill,rowmill-power     # the price of `ledger: {durability: power}`
 
 The server has one core, the client the other; start-up is included. `tests/bench/all.py` measures the whole set.
 """
@@ -41,6 +42,9 @@ STEPS = {
     "audio": "endpoint: transcription, model: whisper-1, file: text, language: en",
 }
 STEPS["typed"] = f"{STEPS['chat']}, output: {TYPED}"
+
+DURABILITY = {"rowmill": "process", "rowmill-power": "power"}
+"""Client -> how it writes the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +105,11 @@ def write_input(path: Path, rows: int, characters: int) -> None:
             writer.write_table(pa.table({"id": pa.array(ids, pa.int64()), "text": texts}))
 
 
-def write_job(folder: Path, kind: str, port: int, concurrency: int) -> Path:
+def write_job(folder: Path, kind: str, port: int, concurrency: int, durability: str) -> Path:
     """The workspace and the job file."""
-    (folder / "rowmill.yaml").write_text(f'providers: {{bench: {{base_url: "http://127.0.0.1:{port}/v1"}}}}\n')
+    (folder / "rowmill.yaml").write_text(
+        f'providers: {{bench: {{base_url: "http://127.0.0.1:{port}/v1"}}}}\nledger: {{durability: {durability}}}\n'
+    )
     job = folder / "bench.yaml"
     job.write_text(
         "name: bench\nsource: {parquet: input.parquet, key: id}\n"
@@ -145,8 +151,8 @@ def client_command(client: str, kind: str, folder: Path, source: Path, port: int
     """How a client is started."""
     base = f"http://127.0.0.1:{port}/v1"
     target = str(folder / "answers.parquet")
-    if client == "rowmill":
-        return rowmill("run", str(write_job(folder, kind, port, concurrency)), "--quiet")
+    if client in DURABILITY:
+        return rowmill("run", str(write_job(folder, kind, port, concurrency, DURABILITY[client])), "--quiet")
     if client == "sdk":
         return [sys.executable, str(HERE / "sdk_loop.py"), base, str(source), target, str(concurrency)]
     what, path = ("embeddings", "/embeddings") if kind == "embeddings" else ("chat", "/chat/completions")
@@ -218,7 +224,7 @@ def main() -> None:
     said.add_argument("--latency-ms", type=float, default=0)
     said.add_argument("--concurrency", type=int, default=200)
     said.add_argument("--times", type=int, default=3)
-    said.add_argument("--clients", default="bare,rowmill", help="Of bare, rowmill, sdk, with commas between.")
+    said.add_argument("--clients", default="bare,rowmill", help="Of bare, rowmill, rowmill-power, sdk.")
     args = said.parse_args()
     as_installed()
     clients = dict.fromkeys(args.clients.split(","), args.times)

@@ -64,6 +64,7 @@ def workspace_tables() -> str:
         _section_table("### `providers.NAME`", provider),
         _section_table("### `providers.NAME.limits`", definitions[_definition_name(provider["properties"]["limits"])]),
         _section_table("### `budget` of the workspace", definitions[_definition_name(sections["budget"])]),
+        _section_table("### `ledger`", definitions[_definition_name(sections["ledger"])]),
         _section_table("### `prices.MODEL`", definitions[_definition_name(sections["prices"]["additionalProperties"])]),
     ]
     return "\n".join(blocks)

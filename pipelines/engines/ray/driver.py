@@ -229,7 +229,9 @@ class WorkerPool:
         prepared = self._context.prepared
         this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         on_this_node = ray.remote(num_cpus=0, max_concurrency=100_000, scheduling_strategy=this_node)
-        self._ledger = on_this_node(LedgerActor).remote(self._context.ledger.path.absolute(), prepared.job.name)
+        self._ledger = on_this_node(LedgerActor).remote(
+            self._context.ledger.path.absolute(), prepared.job.name, self._context.ledger.durability
+        )
         limits = prepared.job.limits
         specs = {JOB: LimitSpec(limits.requests_per_minute, limits.tokens_per_minute, limits.concurrency)}
         for member in self._members.values():

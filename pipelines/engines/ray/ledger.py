@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from connectors.records import Usage
 from pipelines.ledger.entries import PendingExchange, SettledExchange, StoredAnswer
 from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.ledger_file import Durability
 from pipelines.runtime.event_loop import reduce_gc
 from pipelines.runtime.locks import ray_writer_lock
 
@@ -78,12 +79,12 @@ class WorkerEntries:
 class LedgerActor:
     """Writes for all workers, and assigns each request to one of them, so that no two workers send the same."""
 
-    def __init__(self, path: Path, job: str) -> None:
+    def __init__(self, path: Path, job: str, durability: Durability) -> None:
         """Hold a lock that the next run waits for: the actor may outlive the driver."""
         reduce_gc()
         self._closing = contextlib.ExitStack()
         self._closing.enter_context(ray_writer_lock(path.parent, job))
-        self._ledger = Ledger(path)
+        self._ledger = Ledger(path, durability)
         self._closing.callback(self._ledger.close)
         self._entries: dict[int, WorkerEntries] = {}
         self._owners: dict[bytes, int] = {}

@@ -1,6 +1,11 @@
 """Answer files: a separate one for each large answer, a shared one for the answers of a large exchange."""
 
+import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
+
+import pytest
 
 from connectors.records import RowError
 from pipelines.ledger.answer_files import LARGE_ANSWER_BYTES, AnswerFiles, file_name
@@ -33,6 +38,26 @@ async def settle_with(ledger: Ledger, answers: list[AnswerRecord]) -> None:
             answers=answers,
         )
     )
+
+
+async def test_with_power_answer_files_are_synced_before_the_ledger_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers_then: list[int] = []
+    sync = os.fsync
+
+    def record(descriptor: int) -> None:
+        sync(descriptor)
+        with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
+            answers_then.append(db.execute("select count(*) from answers").fetchone()[0])
+
+    ledger = Ledger(tmp_path / "ledger.sqlite", "power")
+    monkeypatch.setattr(os, "fsync", record)
+    large = b"x" * (LARGE_ANSWER_BYTES + 1)
+    await settle_with(ledger, [(FINGERPRINTS[0], b"{}", large, None)])
+    assert set(answers_then) == {0}
+    assert ledger.lookup(FINGERPRINTS[:1])[FINGERPRINTS[0]].reply == large
+    ledger.close()
 
 
 async def test_answers_that_are_large_together_share_a_file(tmp_path: Path) -> None:

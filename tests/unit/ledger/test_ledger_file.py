@@ -1,5 +1,6 @@
 """SQLite file of the ledger: new, migrated, newer, damaged and full."""
 
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +11,7 @@ from connectors.errors import JobError, Stopped
 from pipelines.ledger import ledger_file
 from pipelines.ledger.ledger_file import (
     VERSION,
+    Durability,
     database_errors,
     get_or_set_meta,
     ledger_error,
@@ -20,6 +22,34 @@ from pipelines.ledger.ledger_file import (
 
 def table_names(db: sqlite3.Connection) -> list[str]:
     return [name for (name,) in db.execute("select name from sqlite_master where type = 'table' order by name")]
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What Python has synced to the disk, by name and in order."""
+    names: list[str] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: names.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+    )
+    return names
+
+
+@pytest.mark.parametrize(("durability", "synchronous"), [("process", 1), ("power", 2)])
+def test_with_power_each_commit_is_synced(tmp_path: Path, durability: Durability, synchronous: int) -> None:
+    with closing(open_ledger_file(tmp_path / "ledger.sqlite", durability)) as db:
+        assert db.execute("pragma synchronous").fetchone() == (synchronous,)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the names of open files are in /proc")
+def test_with_power_a_file_is_synced_before_its_name_and_then_the_folders(tmp_path: Path, synced: list[str]) -> None:
+    folder = tmp_path / "answers"
+    write_atomically(folder / "ab" / "first", b"1")
+    assert synced == []
+    write_atomically(folder / "cd" / "second", b"2", "power")
+    assert synced == [f"second.{os.getpid()}.part", "cd", "answers", tmp_path.name]
+    synced.clear()
+    with closing(open_ledger_file(tmp_path / "state" / "ledger.sqlite", "power")):
+        assert synced == ["state", tmp_path.name]
 
 
 def test_a_new_file_has_all_tables_in_wal_mode(tmp_path: Path) -> None:
