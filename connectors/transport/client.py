@@ -4,29 +4,30 @@ import codecs
 import contextlib
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
 import aiohttp
 
-from connectors.contracts import Provider
+from connectors.contracts import KeyUnavailable, Provider
 from connectors.media.file_types import MEDIA_TYPES
 from connectors.records import Call, ErrorClass, Reply
 from connectors.transport import fast_post
-from connectors.transport.fast_post import CleanConnector, FastPost, RequestHead, ResponseHead, request_head
+from connectors.transport.access.connection_faults import is_https_port, permanent_fault, refused_by_proxy
+from connectors.transport.access.provider_access import ProviderAccess
+from connectors.transport.access.secret_mask import SecretMask
+from connectors.transport.deadlines import Deadline, DeadlineExceeded, Deadlines
+from connectors.transport.fast_post import CleanConnector, FastPost, ResponseHead
+from connectors.transport.first_token import FirstToken
+from connectors.transport.sse import whole_json
+from connectors.transport.tcp_keepalive import keepalive_socket
 
 MAX_REPLY_BYTES = 128 << 20
 """Unpacked; reading a larger reply stops there."""
 MAX_UNSTREAMED_BYTES = 1 << 20
 """aiohttp writes a larger body at once and warns, so it gets such a body as a file."""
-
-KEY_PLACEHOLDER = "[the key]"
-MIN_SECRET_KEY_LENGTH = 6
-"""Characters: a shorter key is no secret (`EMPTY`, `none`) and may be a word of an error message."""
-MIN_UNIQUE_KEY_LENGTH = 20
-"""Characters of a key that no answer contains by chance; in answers only such a key is replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,9 @@ class RequestTimeouts:
 
     connect_s: float = 10
     idle_s: float = 60
-    """Without a byte from the server."""
+    """Silence within a reply: after its first byte, or after the first token of a streamed one."""
     total_s: float = 600
+    """The whole exchange; of the transfer of a file, the time without progress before the reply begins."""
 
 
 class RequestError(Exception):
@@ -67,41 +69,46 @@ class HttpTransport:
         """`connections`: the maximum; as many as requests may be in flight."""
         self.uses_fast_post = fast_post.is_enabled()
         connector_type = CleanConnector if self.uses_fast_post else aiohttp.TCPConnector
-        connector = connector_type(limit=connections, ttl_dns_cache=300)
-        connect, idle = timeouts.connect_s or None, timeouts.idle_s or None
-        timeout = aiohttp.ClientTimeout(total=timeouts.total_s or None, sock_connect=connect, sock_read=idle)
+        connector = connector_type(limit=connections, ttl_dns_cache=300, socket_factory=keepalive_socket)
+        # aiohttp's own deadlines would expire after a suspension before anything is read.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_s or None, sock_read=None)
         self._session = aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), timeout=timeout, auto_decompress=True
         )
         self._fast_post = FastPost(connector, timeout)
-        self._heads: dict[tuple[str, str], RequestHead] = {}
-        # A file may take any time: only silence ends its transfer.
-        self._file_timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=idle)
-        self._headers: dict[tuple[str, bool], dict[str, str]] = {}
+        self._timeouts = timeouts
+        self._deadlines = Deadlines(timeouts.total_s, timeouts.idle_s)
+        self._accesses: dict[tuple[str, str], ProviderAccess] = {}
+        """By name and address of the provider: the way to it with its present key."""
 
     async def close(self) -> None:
+        self._deadlines.close()
         await self._session.close()
 
     async def send(self, provider: Provider, call: Call) -> Reply:
-        started = time.perf_counter()
-        url, body = provider.base_url + call.path, call.body
-        with _FailureMapper(started, provider.api_key) as exchange:
+        return await self._with_access(provider, lambda access: self._send(access, call))
+
+    async def _send(self, access: ProviderAccess, call: Call) -> Reply:
+        started, body = time.perf_counter(), call.body
+        with (
+            _FailureMapper(started, access, self._timeouts) as exchange,
+            self._deadlines.start() as deadline,
+        ):
 
             async def read(response: Response) -> Reply:
                 exchange.has_reply = True
-                content, first_byte_ms = await _read_body(response, started)
-                return _reply(response, content, started, provider.api_key, first_byte_ms if call.stream else None)
+                first_token = FirstToken() if call.stream else None
+                content, first_token_ms = await _read_body(response, started, deadline, first_token)
+                return _reply(response, content, started, access.mask, first_token_ms)
 
             is_small = body is not None and len(body) <= fast_post.MAX_BODY_BYTES
-            if self.uses_fast_post and call.method == "POST" and body is not None and is_small:
-                if (head := self._heads.get((url, provider.name))) is None:
-                    head = self._heads[url, provider.name] = request_head(url, self._headers_of(provider, call))
-                return await self._fast_post.post(head, body, read)
+            is_direct = self.uses_fast_post and access.proxy is None
+            if is_direct and call.method == "POST" and body is not None and is_small:
+                return await self._fast_post.post(access.head(call.path), body, read)
             with contextlib.ExitStack() as files:
                 data = _form(call, files) if call.form is not None else _content(body)
-                headers = self._headers_of(provider, call)
-                async with self._session.request(
-                    call.method, url, data=data, headers=headers, allow_redirects=False
+                async with self._request(
+                    access, call.method, call.path, data, is_json=call.form is None and body is not None
                 ) as response:
                     return await read(response)
 
@@ -115,59 +122,118 @@ class HttpTransport:
         on_progress: Callable[[int], None],
     ) -> Reply:
         """POST a form whose last field, `file`, streams from disk; `on_progress` gets the bytes sent so far."""
+        return await self._with_access(
+            provider, lambda access: self._upload(access, path, fields, file, filename, on_progress)
+        )
+
+    async def _upload(
+        self,
+        access: ProviderAccess,
+        path: str,
+        fields: Mapping[str, str],
+        file: Path,
+        filename: str,
+        on_progress: Callable[[int], None],
+    ) -> Reply:
         started = time.perf_counter()
         with (
-            _ProgressFile(file, on_progress) as content,
-            _FailureMapper(started, provider.api_key, ConnectionError) as exchange,
+            _FailureMapper(started, access, self._timeouts, ConnectionError) as exchange,
+            self._deadlines.start() as deadline,
+            _ProgressFile(file, on_progress, deadline) as content,
         ):
             form = aiohttp.FormData(fields)
             form.add_field("file", content, filename=filename, content_type="application/octet-stream")
-            headers = self._headers_of(provider, Call("POST", path, form=()))
-            async with self._session.post(
-                provider.base_url + path, data=form, headers=headers, allow_redirects=False, timeout=self._file_timeout
-            ) as response:
+            async with self._request(access, "POST", path, form) as response:
                 exchange.has_reply = True
-                body, _ = await _read_body(response, started)
-                return _reply(response, body, started, provider.api_key)
+                body, _ = await _read_body(response, started, deadline)
+                return _reply(response, body, started, access.mask)
 
     async def download(self, provider: Provider, path: str, write: Callable[[bytes], object]) -> Reply:
         """GET a content of any size: a 2xx body goes to `write` piece by piece, any other body is in the reply."""
+        return await self._with_access(provider, lambda access: self._download(access, path, write))
+
+    async def _download(self, access: ProviderAccess, path: str, write: Callable[[bytes], object]) -> Reply:
         started = time.perf_counter()
-        with _FailureMapper(started, provider.api_key, ConnectionError) as exchange:
-            headers = self._headers_of(provider, Call("GET", path))
-            async with self._session.get(
-                provider.base_url + path, headers=headers, allow_redirects=False, timeout=self._file_timeout
-            ) as response:
+        with (
+            _FailureMapper(started, access, self._timeouts, ConnectionError) as exchange,
+            self._deadlines.start() as deadline,
+        ):
+            async with self._request(access, "GET", path) as response:
                 exchange.has_reply = True
                 if not 200 <= response.status < 300:
-                    body, _ = await _read_body(response, started)
-                    return _reply(response, body, started, provider.api_key)
+                    body, _ = await _read_body(response, started, deadline)
+                    return _reply(response, body, started, access.mask)
+                masked = access.mask.writer(write)
                 async for part in response.content.iter_any():
-                    write(part)
-                return _reply(response, b"", started, provider.api_key)
+                    # A file may take any time: only silence ends its transfer.
+                    deadline.end_total()
+                    deadline.restart_idle()
+                    masked.write(part)
+                masked.finish()
+                return _reply(response, b"", started, access.mask)
 
-    def _headers_of(self, provider: Provider, call: Call) -> dict[str, str]:
-        is_json = call.form is None and call.body is not None
-        headers = self._headers.get((provider.name, is_json))
-        if headers is None:
-            headers = {"User-Agent": "rowmill/0.1"}
-            if is_json:
-                headers["Content-Type"] = "application/json"
-            if provider.api_key is not None:
-                headers["Authorization"] = f"Bearer {provider.api_key}"
-            self._headers[provider.name, is_json] = headers
-        return headers
+    async def _with_access(self, provider: Provider, exchange: Callable[[ProviderAccess], Awaitable[Reply]]) -> Reply:
+        """Return the reply of an exchange. A 401 renews a key that expires, and the exchange is repeated once."""
+        access = await self._access(provider)
+        reply = await exchange(access)
+        if reply.status == 401 and provider.key_source is not None and access.key is not None:
+            access = await self._access(provider, rejected=access.key)
+            reply = await exchange(access)
+        message: str | None = None
+        if reply.status == 407:
+            message = refused_by_proxy(407, access)
+        elif is_https_port(reply.status, reply.body):
+            message = "the server speaks TLS at this address; write https:// in base_url"
+        if message is not None:
+            raise RequestError("setup", message, reply.latency_ms, is_billable=False)
+        return reply
+
+    async def _access(self, provider: Provider, rejected: str | None = None) -> ProviderAccess:
+        """Return the way to a provider with its present key; `rejected`: the key to replace."""
+        key, source = provider.api_key, provider.key_source
+        if source is not None:
+            started = time.perf_counter()
+            try:
+                key = await (source.current_key() if rejected is None else source.renewed_key(rejected))
+            except KeyUnavailable as exc:
+                message = f"the key cannot be renewed: {exc}"
+                raise RequestError("access_denied", message, _elapsed_ms(started), is_billable=False) from exc
+        known = self._accesses.get((provider.name, provider.base_url))
+        if known is None or known.key != key:
+            known = self._accesses[provider.name, provider.base_url] = ProviderAccess(provider, key)
+        return known
+
+    def _request(
+        self, access: ProviderAccess, method: str, path: str, data: object = None, *, is_json: bool = False
+    ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Send a request through the session."""
+        return self._session.request(
+            method,
+            access.url(path),
+            data=data,
+            headers=access.headers(is_json),
+            allow_redirects=False,
+            ssl=access.tls,
+            proxy=access.proxy,
+        )
 
 
 class _FailureMapper:
     """A context manager that raises every failure of an exchange as a RequestError."""
 
-    __slots__ = ("_api_key", "_connection_errors", "_started", "has_reply")
+    __slots__ = ("_access", "_connection_errors", "_started", "_timeouts", "has_reply")
 
-    def __init__(self, started: float, api_key: str | None, connection_errors: type[OSError] = OSError) -> None:
+    def __init__(
+        self,
+        started: float,
+        access: ProviderAccess,
+        timeouts: RequestTimeouts,
+        connection_errors: type[OSError] = OSError,
+    ) -> None:
         """`connection_errors`: OSErrors of the connection, as opposed to those of a file that is read or written."""
         self._started = started
-        self._api_key = api_key
+        self._access = access
+        self._timeouts = timeouts
         self._connection_errors = connection_errors
         self.has_reply = False
         """Whether a reply has begun."""
@@ -179,22 +245,34 @@ class _FailureMapper:
         if exc is not None and (failure := self._classify(exc)) is not None:
             error_class, message, is_billable = failure
             # aiohttp quotes a piece of what is not HTTP, whatever its bytes are.
-            message = _without_key(
-                message.encode(errors="backslashreplace"), self._api_key, MIN_SECRET_KEY_LENGTH
-            ).decode()
+            message = self._access.mask.text(message)
             raise RequestError(error_class, message, _elapsed_ms(self._started), is_billable) from exc
 
     def _classify(self, exc: BaseException) -> tuple[ErrorClass, str, bool] | None:
         """Return (class, message, may have been billed); None if the exchange did not cause the exception."""
         text = str(exc) or type(exc).__name__
+        if not self.has_reply and (fault := permanent_fault(exc, self._access)) is not None:
+            return "setup", fault, False
         match exc:
             case aiohttp.ConnectionTimeoutError():
-                return "timeout", f"no connection in time: {text}", False
-            case aiohttp.SocketTimeoutError():
-                when = "in the middle of its reply" if self.has_reply else "before its reply began"
-                return "timeout", f"the server went silent {when}", True
-            case TimeoutError():
-                return "timeout", "no complete reply within the total time (timeouts.total)", True
+                seconds = f"{self._timeouts.connect_s:g} s"
+                return (
+                    "timeout",
+                    f"no connection within {seconds}; raise timeouts.connect if the network is slow",
+                    False,
+                )
+            case DeadlineExceeded(kind="idle"):
+                seconds = f"{self._timeouts.idle_s:g} s"
+                message = f"silence for {seconds} in the middle of the reply; raise timeouts.idle if the server pauses"
+                return "timeout", message, True
+            case DeadlineExceeded():
+                what = "complete reply" if self.has_reply else "reply"
+                seconds = f"{self._timeouts.total_s:g} s"
+                return "timeout", f"no {what} within {seconds}; raise timeouts.total if the server needs longer", True
+            case aiohttp.ClientHttpProxyError():
+                return "connection", f"the proxy cannot reach the server (HTTP {exc.status})", False
+            case aiohttp.ClientProxyConnectionError():
+                return "connection", f"cannot connect to the proxy: {text}", False
             case aiohttp.ClientConnectorError():
                 return "connection", f"cannot connect: {text}", False
             case aiohttp.http_exceptions.HttpProcessingError() if not self.has_reply:
@@ -211,17 +289,30 @@ class _FailureMapper:
 Response = aiohttp.ClientResponse | ResponseHead
 
 
-async def _read_body(response: Response, started: float) -> tuple[bytes, float | None]:
-    """Return (unpacked body, milliseconds until its first byte); RequestError above MAX_REPLY_BYTES."""
+async def _read_body(
+    response: Response, started: float, deadline: Deadline, first_token: FirstToken | None = None
+) -> tuple[bytes, float | None]:
+    """Return (unpacked body, milliseconds until the first token of a stream); RequestError above MAX_REPLY_BYTES.
+
+    From the first byte, or the first token, silence ends the exchange. White space before it keeps a connection alive.
+    """
     length = response.headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and int(length) <= 1 << 20 and "content-encoding" not in response.headers:
-        return await response.content.read(), _elapsed_ms(started)
-    first_byte_ms: float | None = None
+    is_small = length.isascii() and length.isdigit() and int(length) <= 1 << 20
+    if is_small and response.content.is_eof() and "content-encoding" not in response.headers:
+        body = await response.content.read()
+        is_stream_with_token = first_token is not None and first_token.feed(body)
+        return body, _elapsed_ms(started) if is_stream_with_token else None
+    has_begun = False
+    first_token_ms: float | None = None
     parts: list[bytes] = []
     size = 0
     async for part in response.content.iter_any():
-        if first_byte_ms is None:
-            first_byte_ms = _elapsed_ms(started)
+        if has_begun:
+            deadline.restart_idle()
+        elif first_token.feed(part) if first_token is not None else part.strip():
+            has_begun = True
+            first_token_ms = None if first_token is None else _elapsed_ms(started)
+            deadline.restart_idle()
         parts.append(part)
         size += len(part)
         if size > MAX_REPLY_BYTES:
@@ -229,36 +320,36 @@ async def _read_body(response: Response, started: float) -> tuple[bytes, float |
             parts.clear()
             message = f"the reply is larger than {MAX_REPLY_BYTES >> 20} MB: reading stopped"
             raise RequestError("malformed_reply", message, _elapsed_ms(started), is_billable=True)
-    return b"".join(parts), first_byte_ms
+    return b"".join(parts), first_token_ms
 
 
 class _ProgressFile(io.BufferedReader):
-    """A file that reports how many bytes have been read."""
+    """A file that reports how many bytes have been read; with each of them the total time begins again."""
 
-    def __init__(self, file: Path, on_progress: Callable[[int], None]) -> None:
+    def __init__(self, file: Path, on_progress: Callable[[int], None], deadline: Deadline) -> None:
         super().__init__(io.FileIO(file))
         self._on_progress = on_progress
+        self._deadline = deadline
         self._read_bytes = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
         content = super().read(size)
         self._read_bytes += len(content)
+        self._deadline.restart_total()
         self._on_progress(self._read_bytes)
         return content
 
 
 def _reply(
-    response: Response, body: bytes, started: float, api_key: str | None, first_token_ms: float | None = None
+    response: Response, body: bytes, started: float, mask: SecretMask, first_token_ms: float | None = None
 ) -> Reply:
-    body = body.removeprefix(codecs.BOM_UTF8)
+    body = whole_json(body.removeprefix(codecs.BOM_UTF8))
     headers = {
         name.lower(): value if value.isascii() else _valid_text(value) for name, value in response.headers.items()
     }
-    min_length = MIN_UNIQUE_KEY_LENGTH if 200 <= response.status < 300 else MIN_SECRET_KEY_LENGTH
-    if api_key is not None and len(api_key) >= min_length:
-        body = _without_key(body, api_key, min_length)
-        if any(api_key in value for value in headers.values()):
-            headers = {name: value.replace(api_key, KEY_PLACEHOLDER) for name, value in headers.items()}
+    masked = mask.answer if 200 <= response.status < 300 else mask.error
+    body = masked(body)
+    headers = {name: _masked_text(value, masked) for name, value in headers.items()}
     return Reply(response.status, headers, body, _elapsed_ms(started), first_token_ms)
 
 
@@ -267,14 +358,9 @@ def _valid_text(value: str) -> str:
     return value.encode(errors="surrogateescape").decode(errors="replace")
 
 
-def _without_key(content: bytes, api_key: str | None, min_length: int) -> bytes:
-    """Replace a key that a careless server repeats."""
-    if api_key is None or len(api_key) < min_length:
-        return content
-    for form in {api_key, api_key.replace("/", "\\/")}:
-        if form.encode() in content:
-            content = content.replace(form.encode(), KEY_PLACEHOLDER.encode())
-    return content
+def _masked_text(value: str, masked: Callable[[bytes], bytes]) -> str:
+    content = value.encode(errors="surrogatepass")
+    return value if (found := masked(content)) is content else found.decode(errors="surrogatepass")
 
 
 def _content(value: bytes | None) -> bytes | io.BytesIO | None:

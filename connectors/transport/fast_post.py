@@ -17,13 +17,10 @@ import aiohttp
 from yarl import URL
 
 from connectors.records import record
-from connectors.transport.shared_timeout import SharedTimeout
 
 if TYPE_CHECKING:
-    from aiohttp.client_proto import ResponseHandler
     from aiohttp.client_reqrep import ConnectionKey
     from aiohttp.connector import Connection
-    from aiohttp.http_parser import RawResponseMessage
     from aiohttp.tracing import Trace
 
 T = TypeVar("T")
@@ -66,36 +63,31 @@ class FastPost:
     def __init__(self, connector: aiohttp.TCPConnector, timeout: aiohttp.ClientTimeout) -> None:
         self._connector = connector
         self._timeout = timeout
-        self._total_timeout = SharedTimeout(timeout.total)
 
     async def post(self, head: RequestHead, body: bytes, read: Callable[[ResponseHead], Awaitable[T]]) -> T:
-        """Send the body and return what `read` makes of the reply.
-
-        Raises what a session raises, and TimeoutError after the total time.
-        """
-        with self._total_timeout:
-            try:
-                connection = await self._connector.connect(head.target, [], self._timeout)
-            except TimeoutError as exc:
-                raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {head.target.url}") from exc
-            protocol, transport = connection.protocol, connection.transport
-            assert protocol is not None and transport is not None
-            try:
-                protocol.set_response_params(read_until_eof=True, read_timeout=self._timeout.sock_read)
-                transport.write(b"%b%d\r\n\r\n%b" % (head.head_bytes, len(body), body))
-                message, content = await _read_head(protocol)
-                while 100 <= message.code < 200 and message.code != 101:
-                    message, content = await _read_head(protocol)
-                result = await read(ResponseHead(message.code, message.headers, content))
-            except BaseException:
-                connection.close()
-                raise
-            if transport.get_write_buffer_size():
-                # Answered before the body was sent: its rest must not precede the next request.
-                connection.close()
-            else:
-                connection.release()
-            return result
+        """Send the body and return what `read` makes of the reply. Raises what a session raises."""
+        try:
+            connection = await self._connector.connect(head.target, [], self._timeout)
+        except TimeoutError as exc:
+            raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {head.target.url}") from exc
+        protocol, transport = connection.protocol, connection.transport
+        assert protocol is not None and transport is not None
+        try:
+            protocol.set_response_params(read_until_eof=True)
+            transport.write(b"%b%d\r\n\r\n%b" % (head.head_bytes, len(body), body))
+            message, content = await protocol.read()
+            while 100 <= message.code < 200 and message.code != 101:
+                message, content = await protocol.read()
+            result = await read(ResponseHead(message.code, message.headers, content))
+        except BaseException:
+            connection.close()
+            raise
+        if transport.get_write_buffer_size():
+            # Answered before the body was sent: its rest must not precede the next request.
+            connection.close()
+        else:
+            connection.release()
+        return result
 
 
 class CleanConnector(aiohttp.TCPConnector):
@@ -108,12 +100,6 @@ class CleanConnector(aiohttp.TCPConnector):
                 return connection
             connection.close()
         return None
-
-
-async def _read_head(protocol: "ResponseHandler") -> "tuple[RawResponseMessage, aiohttp.StreamReader]":
-    """Read the next head of a reply; the idle timeout starts again."""
-    protocol.start_timeout()
-    return await protocol.read()
 
 
 def request_head(url: str, headers: Mapping[str, str], tls: ssl.SSLContext | bool = True) -> RequestHead:

@@ -79,14 +79,19 @@ class Timeouts(StrictModel):
         default=10, gt=0, le=_WEEK_SECONDS, allow_inf_nan=False, description="Seconds until connected.", examples=[10]
     )
     idle: float = Field(
-        default=60, gt=0, le=_WEEK_SECONDS, allow_inf_nan=False, description="Seconds without a byte.", examples=[60]
+        default=60,
+        gt=0,
+        le=_WEEK_SECONDS,
+        allow_inf_nan=False,
+        description="Seconds of silence within a reply: after its first byte, or the first token of a stream.",
+        examples=[60],
     )
     total: float = Field(
         default=600,
         gt=0,
         le=_WEEK_SECONDS,
         allow_inf_nan=False,
-        description="Seconds for the whole reply.",
+        description="Seconds from the request to the end of its reply; a model may think so long.",
         examples=[600],
     )
 

@@ -1,10 +1,10 @@
 """Rate limiter of one API key: configured, stated and learned limits, Retry-After pauses and a circuit breaker."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from math import inf
 
+from connectors.transport.awake_clock import AWAKE_CLOCK
 from pipelines.limits.adaptive_rate import AdaptiveRate, LearnedRate
 from pipelines.limits.circuit_breaker import SHORT_PAUSE_SECONDS, CircuitBreaker, ProviderPaused
 from pipelines.limits.concurrency_limit import ConcurrencyLimit
@@ -39,9 +39,10 @@ class ProviderLimiter(ConcurrencyLimit):
         concurrency: int | None,
         longest_hold: float,
         longest_wait: float,
-        now: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = AWAKE_CLOCK.now,
     ) -> None:
-        """`longest_hold`, `longest_wait`: seconds, as in the job file. `now`: seconds of the running loop's clock."""
+        """`longest_hold`, `longest_wait`: seconds, as in the job file. `now`: seconds, without suspensions: after one
+        nobody has been silent for long, and what was sent before it counts as recent."""
         super().__init__(concurrency, now)
         self.concurrency = concurrency
         self.requests = TokenBucket()

@@ -33,9 +33,9 @@ class RawHttpServer:
                 head = await reader.readuntil(b"\r\n\r\n")
                 self.heads.append(head)
                 self.has_request.set()
-                length = int(head.lower().partition(b"content-length:")[2].split()[0])
-                if self.reads_bodies:
-                    await reader.readexactly(length)
+                length = head.lower().partition(b"content-length:")[2].split()
+                if self.reads_bodies and length:
+                    await reader.readexactly(int(length[0]))
                 answer = self.answers.pop(0)
                 if answer is None:
                     return

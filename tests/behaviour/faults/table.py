@@ -237,8 +237,10 @@ OUTCOMES: Mapping[str, str] = {
 """Outcome -> its description."""
 ROW_FAILS, RETRIED, WAITS, RUN_STOPS, PROBED, REPLY_USED = OUTCOMES
 IDLE = "the request is abandoned after `timeouts.idle`."
+TOTAL = "the request is abandoned after `timeouts.total`."
 NOT_UNPACKED = "no reply is unpacked beyond 128 MB."
 SHORT_IDLE = {"timeouts": "{idle: 0.2}"}
+SHORT_TOTAL = {"timeouts": "{idle: 5, total: 0.3}"}
 
 
 def _row_fails(name: str, answer: FaultyReply) -> Fault:
@@ -312,12 +314,9 @@ def _faults() -> Iterator[Fault]:
     yield _probed("TLS fails", lambda server: f"https://127.0.0.1:{server.port}/v1")
     yield _retried("The connection is reset", reset, "connection")
     yield _retried("The connection ends before the reply", closed, "connection")
-    yield _retried("Silence before the headers", silent, "timeout", job=SHORT_IDLE, note=IDLE)
+    yield _retried("Silence before the reply", silent, "timeout", job=SHORT_TOTAL, note=TOTAL)
     yield _retried("Silence within the body", silent_midway, "timeout", job=SHORT_IDLE, note=IDLE)
-    yield _retried(
-        "One byte a second", dripping, "timeout", job={"timeouts": "{idle: 5, total: 0.3}"},
-        note="the request is abandoned after `timeouts.total`.",
-    )  # fmt: skip
+    yield _retried("One byte a second", dripping, "timeout", job=SHORT_TOTAL, note=TOTAL)
     yield _retried("A truncated reply", truncated, "malformed_reply")
     yield _retried("A reply that is not HTTP", no_http, "malformed_reply")
     yield _retried("Malformed JSON", saying(b'{"choices": ['), "malformed_reply")

@@ -2,7 +2,9 @@
 
 import asyncio
 import gzip
+import socket
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from connectors.contracts import Provider
 from connectors.records import Call, Reply
 from connectors.transport.client import HttpTransport, RequestError, RequestTimeouts
 from connectors.transport.fast_post import SWITCH
+from connectors.transport.tcp_keepalive import keepalive_socket
 from tests.support.raw_http_server import RawHttpServer
 
 BODY = b'{"model":"m"}'
@@ -42,9 +45,12 @@ async def transport(
         await one.close()
 
 
-async def post(transport: HttpTransport, server: RawHttpServer, body: bytes = BODY) -> Reply | RequestError:
+async def post(
+    transport: HttpTransport, server: RawHttpServer, body: bytes = BODY, stream: bool = False
+) -> Reply | RequestError:
+    call = Call("POST", "/chat/completions", body, stream=stream)
     try:
-        return await transport.send(Provider("test", server.base_url, KEY), Call("POST", "/chat/completions", body))
+        return await transport.send(Provider("test", server.base_url, KEY), call)
     except RequestError as exc:
         return exc
 
@@ -110,21 +116,151 @@ async def test_a_broken_reply_raises_a_billable_request_error(
     assert message in str(error)
 
 
-@pytest.mark.parametrize(
-    ("timeouts", "message"),
-    [
-        ({"idle_s": 0.1}, "the server went silent before its reply began"),
-        ({"total_s": 0.1}, "no complete reply within the total time (timeouts.total)"),
-    ],
-    ids=["idle", "total"],
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 14\r\n\r\n"
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+OPENING_EVENTS = (
+    b": keep-alive\n\n"
+    b'data: {"choices":[]}\n\ndata: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
+    b'event: response.created\ndata: {"type":"response.created","response":{}}\n\n'
 )
-async def test_a_silent_server_times_out(
-    transport: Callable[..., HttpTransport], server: RawHttpServer, timeouts: dict[str, float], message: str
+TOKEN = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+NO_REPLY = "no reply within 0.2 s; raise timeouts.total if the server needs longer"
+NOT_COMPLETE = "no complete reply within 0.2 s; raise timeouts.total if the server needs longer"
+SILENCE = "silence for 0.1 s in the middle of the reply; raise timeouts.idle if the server pauses"
+
+
+@pytest.mark.parametrize(
+    ("answer", "timeouts", "message"),
+    [
+        (b"", {"idle_s": 0.02, "total_s": 0.2}, NO_REPLY),
+        (b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", {"idle_s": 0.02, "total_s": 0.2}, NO_REPLY),
+        (HEAD, {"idle_s": 0.02, "total_s": 0.2}, NOT_COMPLETE),
+        (HEAD + b"\n \n", {"idle_s": 0.02, "total_s": 0.2}, NOT_COMPLETE),
+        (STREAM + OPENING_EVENTS, {"idle_s": 0.02, "total_s": 0.2}, NOT_COMPLETE),
+        (HEAD + b'{"', {"idle_s": 0.1}, SILENCE),
+        (STREAM + OPENING_EVENTS + TOKEN, {"idle_s": 0.1}, SILENCE),
+    ],
+    ids=["nothing", "a hint", "a head", "white space", "opening events", "half a body", "a token"],
+)
+async def test_a_silent_server_times_out_by_the_key_that_the_message_names(
+    transport: Callable[..., HttpTransport],
+    server: RawHttpServer,
+    answer: bytes,
+    timeouts: dict[str, float],
+    message: str,
 ) -> None:
-    server.answers = [b"", OK]
-    error = await post(transport(**timeouts), server)
+    server.answers = [answer, OK]
+    error = await post(transport(**timeouts), server, stream=answer.startswith(STREAM))
     assert isinstance(error, RequestError)
     assert (error.error_class, error.is_billable, str(error)) == ("timeout", True, message)
+
+
+async def test_a_reply_may_begin_after_the_idle_time(
+    transport: Callable[..., HttpTransport], server: RawHttpServer
+) -> None:
+    server.answers = [b"", OK]
+    client = transport(idle_s=0.02)
+    task = asyncio.create_task(post(client, server))
+    await asyncio.wait([task], timeout=0.1)
+    server.writers[0].write(OK)
+    reply = await task
+    assert isinstance(reply, Reply), reply
+    assert (reply.status, reply.body) == (200, b"{}")
+
+
+async def test_keep_alives_of_a_stream_are_no_silence(
+    transport: Callable[..., HttpTransport], server: RawHttpServer
+) -> None:
+    server.answers = [STREAM + OPENING_EVENTS + TOKEN, OK]
+    task = asyncio.create_task(post(transport(idle_s=0.5), server, stream=True))
+    await server.has_request.wait()
+    for _ in range(6):
+        await asyncio.wait([task], timeout=0.1)
+        server.writers[0].write(b": keep-alive\n\n")
+    server.writers[0].write(b"data: [DONE]\n\n")
+    server.writers[0].close()
+    reply = await task
+    assert isinstance(reply, Reply), reply
+    assert reply.body.endswith(b"data: [DONE]\n\n")
+    assert reply.first_token_ms is not None
+
+
+async def test_a_stream_without_a_token_has_no_time_of_its_first_token(
+    transport: Callable[..., HttpTransport], server: RawHttpServer
+) -> None:
+    server.answers, server.closes_after_last_answer = [STREAM + OPENING_EVENTS], True
+    reply = await post(transport(), server, stream=True)
+    assert isinstance(reply, Reply), reply
+    assert reply.first_token_ms is None
+
+
+async def test_no_connection_in_time_is_not_billable_and_names_the_key(
+    transport: Callable[..., HttpTransport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wait(*arguments: object, **options: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("aiohappyeyeballs.start_connection", wait)
+    async with RawHttpServer() as server:
+        error = await post(transport(connect_s=0.05), server)
+    assert isinstance(error, RequestError)
+    message = "no connection within 0.05 s; raise timeouts.connect if the network is slow"
+    assert (error.error_class, error.is_billable, str(error)) == ("timeout", False, message)
+
+
+async def test_the_system_detects_a_dead_peer_within_two_minutes(
+    transport: Callable[..., HttpTransport], server: RawHttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[socket.socket] = []
+
+    def keep(address: tuple[object, ...]) -> socket.socket:
+        made.append(keepalive_socket(address))
+        return made[-1]
+
+    monkeypatch.setattr("connectors.transport.client.keepalive_socket", keep)
+    server.answers = [b"", OK]
+    task = asyncio.create_task(post(transport(), server))
+    await server.has_request.wait()
+    assert made[0].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    idle, between, probes = (
+        made[0].getsockopt(socket.IPPROTO_TCP, option)
+        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    )
+    assert idle + between * probes <= 120
+    task.cancel()
+
+
+@pytest.mark.parametrize("way", ["upload", "download"])
+async def test_the_transfer_of_a_file_ends_after_the_total_time_without_progress(
+    transport: Callable[..., HttpTransport], server: RawHttpServer, tmp_path: Path, way: str
+) -> None:
+    server.answers = [b"", OK]
+    provider = Provider("test", server.base_url, KEY)
+    (tmp_path / "file").write_bytes(b"content")
+    with pytest.raises(RequestError) as raised:
+        if way == "upload":
+            client = transport(total_s=0.2, idle_s=0.02)
+            await client.upload(provider, "/files", {}, tmp_path / "file", "name", lambda sent: None)
+        else:
+            await transport(total_s=0.2, idle_s=0.02).download(provider, "/files/f", lambda part: None)
+    assert (raised.value.error_class, str(raised.value)) == ("timeout", NO_REPLY)
+
+
+async def test_a_download_takes_any_time_until_it_is_silent(
+    transport: Callable[..., HttpTransport], server: RawHttpServer
+) -> None:
+    server.answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n12", OK]
+    parts: list[bytes] = []
+    client = transport(total_s=0.3, idle_s=0.5)
+    task = asyncio.create_task(client.download(Provider("test", server.base_url, KEY), "/files/f", parts.append))
+    await server.has_request.wait()
+    for _ in range(4):
+        await asyncio.wait([task], timeout=0.1)
+        server.writers[0].write(b"34")
+    with pytest.raises(RequestError) as raised:
+        await task
+    assert b"".join(parts) == b"1234343434"
+    assert str(raised.value).startswith("silence for 0.5 s in the middle of the reply; raise timeouts.idle")
 
 
 async def test_a_refused_connection_is_not_billable(transport: Callable[..., HttpTransport]) -> None:

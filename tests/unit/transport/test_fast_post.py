@@ -122,12 +122,3 @@ async def test_a_reply_that_arrives_on_an_idle_connection_answers_no_request(ser
     await transport.close()
     assert isinstance(second, Reply), second
     assert (second.body, server.connections) == (b"{}", 2)
-
-
-async def test_silence_after_an_early_hint_times_out(server: RawHttpServer) -> None:
-    server.answers = [b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"]
-    transport = HttpTransport(RequestTimeouts(idle_s=0.2, total_s=20), 1)
-    error = await post(transport, server)
-    await transport.close()
-    assert isinstance(error, RequestError)
-    assert (error.error_class, str(error)) == ("timeout", "the server went silent before its reply began")
