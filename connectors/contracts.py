@@ -47,6 +47,11 @@ class StepModel(FrozenModel):
     detail: bool = Field(default=False, description="Adds the column `<step>_finish_reason`.")
     reuse: bool = Field(default=True, description="false: every row sends its own request, even if requests are equal.")
 
+    @property
+    def schema_digest(self) -> bytes | None:
+        """What identifies the schema of a typed output among those of a provider's model; None without one."""
+        return None
+
 
 class SinkModel(FrozenModel):
     """The keys of every sink."""
@@ -279,7 +284,20 @@ class Endpoint(Protocol):
         """Return a follow-up request that asks to correct an answer that does not fit; None without one (left)."""
 
     def fallback_mode(self, problem: RowError) -> str | None:
-        """Return the next mode of typed output (`json_object`, `prompt`) if `problem` refuses the present one."""
+        """Return the next mode of typed output (`StructuredMode` as text) if `problem` refuses the present one."""
+
+    @property
+    def shares_exchanges(self) -> bool:
+        """Whether a group can have several requests."""
+
+    def group_limit(self, problem: RowError, size: int) -> int | None:
+        """Return the most requests that the provider takes in a group, if `problem` refuses so many; else None."""
+
+    def plain_encoding(self, problem: RowError) -> "tuple[Endpoint, bool] | None":
+        """Return the endpoint that requests a simpler encoding, if `problem` refuses the present one; else None.
+
+        With it: whether the words of the refusal are certain, or only possible.
+        """
 
     def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
         """Return the step's columns, one array a field; None gives nulls."""

@@ -8,7 +8,6 @@ from pydantic import Field
 from connectors.contracts import MalformedReply, StepContext
 from connectors.endpoints.conversation.chat_params import CHAT_PARAMS
 from connectors.endpoints.conversation.conversation_endpoint import (
-    STRUCTURED_MODES,
     ConversationEndpoint,
     ConversationStep,
     parse_typed_output,
@@ -17,6 +16,7 @@ from connectors.endpoints.conversation.conversation_endpoint import (
 )
 from connectors.endpoints.conversation.messages import ColumnReference, Conversation
 from connectors.endpoints.conversation.output_columns import AnswerColumns, ReplyChoice
+from connectors.endpoints.conversation.structured_modes import STRUCTURED_MODES
 from connectors.endpoints.conversation.tool_calls import parse_tool_calls, validate_tool_choice, validate_tools
 from connectors.endpoints.params.checks import check_params
 from connectors.errors import JobError, KeyPath, did_you_mean

@@ -112,6 +112,13 @@ class RunCounters:
     probed_fingerprints: set[bytes] = field(default_factory=set)
     """Requests that were sent before the first chunk to learn the embedding dimensions."""
     times: SenderTimes = field(default_factory=SenderTimes)
+    notes: list[str] = field(default_factory=list)
+    """What the closing summary names, one line each."""
+
+    def add_note(self, note: str) -> None:
+        """Let the closing summary name something, once."""
+        if note not in self.notes:
+            self.notes.append(note)
 
     def record_exchange(self, step: str, usage: Usage, cost: int | None) -> None:
         """Count what an exchange used and cost; None: of unknown cost."""

@@ -1,7 +1,8 @@
 """The routes of a run: each step with its provider's limiter, its price, and the most that a request can cost."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from connectors.contracts import Provider
 from connectors.records import Request, RowError
@@ -81,7 +82,17 @@ def build_routes(
             or job.delivery == "batch"
             or route.endpoint.fallback_mode(_UNSUPPORTED_MODE) is None
         )
-        run_steps.append(RunStep(route, step.when, _fall_back(step, ledger), is_mode_known))
+        run_steps.append(
+            RunStep(
+                route,
+                step.when,
+                partial(_fall_back, step),
+                partial(_learn_mode, step, ledger),
+                step.model.model,
+                mode=step.context.structured_mode,
+                is_mode_known=is_mode_known,
+            )
+        )
     return run_steps
 
 
@@ -152,14 +163,14 @@ def max_cost_function(
     return request_max_cost
 
 
-def _fall_back(step: PreparedStep, ledger: RunLedger) -> Callable[[Route, str], Awaitable[Route]]:
-    async def fall_back(route: Route, mode: str) -> Route:
-        """Return the route with a simpler structured mode, and remember the mode for this provider's model."""
-        endpoint = step.with_structured_mode(mode)
-        await ledger.write_queued(
-            "insert or replace into modes (provider, model, structured) values (?, ?, ?)",
-            (step.provider.tag, step.model.model, mode),
-        )
-        return replace(route, endpoint=endpoint)
+def _fall_back(step: PreparedStep, route: Route, mode: str) -> Route:
+    """Return the route with a simpler structured mode."""
+    return replace(route, endpoint=step.with_structured_mode(mode))
 
-    return fall_back
+
+async def _learn_mode(step: PreparedStep, ledger: RunLedger, mode: str) -> None:
+    """Remember the structured mode that this provider's model accepts for the step's schema."""
+    await ledger.write_queued(
+        "insert or replace into structured_modes (provider, model, schema, mode) values (?, ?, ?, ?)",
+        (step.provider.tag, step.model.model, step.model.schema_digest, mode),
+    )

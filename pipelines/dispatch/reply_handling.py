@@ -35,6 +35,9 @@ class ExchangeOutcome:
         failure = self.failure
         return failure is not None and failure.error_class == "connection" and not failure.is_billable
 
+_SCHEMA_REFUSALS = (400, 404, 422)
+"""Statuses by which providers refuse a schema."""
+
 
 def interpret(
     group: RequestGroup,
@@ -53,6 +56,11 @@ def interpret(
         wait = outcome.retry_after(now)
         if wait is not None and wait <= longest_hold:
             outcome.error = replace(error, error_class="rate_limit")
+    if error is not None and error.error_class == "setup" and error.http_status in _SCHEMA_REFUSALS:
+        # "Model x is not supported for structured outputs" denies the schema, not the model.
+        refusal = replace(error, error_class="bad_request")
+        if group.route.endpoint.fallback_mode(refusal) is not None:
+            outcome.error = refusal
     return outcome
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from connectors.media.media_reader import MediaReader
 from connectors.media.url_fetcher import FetchError
-from connectors.records import Request, RowError, Values
+from connectors.records import ROW_PROBLEM, Request, RowError, Values
 from pipelines.config.sql_predicate import Predicate
 from pipelines.dispatch.dispatcher import Dispatcher
 from pipelines.dispatch.media_files import write_files
@@ -89,6 +89,9 @@ class FollowUps:
     repairs: RequestsByFingerprint = field(default_factory=dict)
     fallbacks: dict[str, list[int]] = field(default_factory=dict)
     """Rows to be requested again in a simpler structured mode, by mode."""
+    has_answers: bool = False
+    has_new_answers: bool = False
+    """Whether an exchange of this invocation was answered."""
 
 
 @dataclass(slots=True)
@@ -97,12 +100,28 @@ class RunStep:
 
     route: Route
     when: Predicate | None
-    fall_back: Callable[[Route, str], Awaitable[Route]]
-    """Returns (and remembers) the route that requests typed output in a simpler mode."""
+    fall_back: Callable[[Route, str], Route]
+    """Returns the route that requests typed output in a simpler mode."""
+    learn_mode: Callable[[str], Awaitable[None]]
+    """Remembers the mode that works."""
+    model: str
+    mode: str | None = None
+    """The structured mode that was learned, in this run or an earlier one."""
+    accepted: Route | None = None
+    """The route that has had an answer: what is refused there is not its structured mode."""
     is_mode_known: bool = True
     """False: one row goes first to learn which structured mode the provider supports, before it refuses all others."""
     mode_probe: asyncio.Lock = field(default_factory=asyncio.Lock)
     route_change: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass(slots=True)
+class ModeTrial:
+    """A simpler structured mode that one chunk tries: it becomes the step's once it is answered."""
+
+    mode: str
+    refused: Route
+    """The step's route at that time."""
 
 
 @dataclass(slots=True)
@@ -177,10 +196,29 @@ class StepRunner:
     def submit(self, chunk: Chunk) -> None:
         """Start a chunk."""
         chunk.row_bytes = chunk.table.nbytes // max(1, len(chunk.keys))
+        chunk = self._without_problems(chunk)
         self._add_open_rows(chunk, len(chunk.keys))
         self.rendering += 1
         chunk.is_rendering = True
         self._start(chunk)
+
+    def _without_problems(self, chunk: Chunk) -> Chunk:
+        """Return the chunk without the rows whose source values cannot be used, which fail in the first step."""
+        if ROW_PROBLEM not in chunk.table.column_names:
+            return chunk
+        problems = chunk.table.column(ROW_PROBLEM).to_pylist()
+        failed = [row for row, problem in enumerate(problems) if problem is not None]
+        if not failed:
+            return chunk
+        name = self._steps[0].route.step
+        selected = chunk.select([row for row, problem in enumerate(problems) if problem is None])
+        selected.failed = [chunk.table.take(pa.array(failed, pa.int64()))]
+        selected.failures = [
+            RowFailure(index, name, RowError("input", problems[row]), 0, self._run_id, now_us())
+            for index, row in enumerate(failed)
+        ]
+        self._pending.record_skipped(name, len(failed), failed=True)
+        return selected
 
     async def join(self) -> None:
         """Wait until every chunk has finished."""
@@ -275,6 +313,7 @@ class StepRunner:
         results = StepResults.empty(len(chunk.keys))
         # A copy: another chunk may change the step's route while these requests are under way.
         current = replace(step)
+        trial: ModeTrial | None = None
         requests = await self._rendered_requests(chunk, current, results)
         while requests:
             # The route changes with follow-ups in a simpler mode.
@@ -294,8 +333,37 @@ class StepRunner:
                 self._add_open_rows(chunk, len(stragglers))
                 self._start(chunk.select(stragglers))
             await self._read_outcomes(chunk, route, requests, submission, results, follow_ups)
-            requests = await self._follow_up_requests(chunk, step, current, follow_ups)
+            if follow_ups.has_answers:
+                await self._learn_mode(step, route, trial, follow_ups.has_new_answers)
+            if follow_ups.fallbacks:
+                trial = self._try_simpler_mode(step, current, trial, next(iter(follow_ups.fallbacks)))
+            requests = await self._follow_up_requests(chunk, current, follow_ups)
         return results
+
+    def _try_simpler_mode(
+        self, step: RunStep, current: RunStep, trial: ModeTrial | None, mode: str
+    ) -> ModeTrial | None:
+        """Set the route of `current` to the next mode, or to the one that another chunk has learned meanwhile."""
+        refused = current.route if trial is None else trial.refused
+        if step.route is not refused:
+            current.route = step.route
+            return None
+        current.route = step.fall_back(current.route, mode)
+        return ModeTrial(mode, refused)
+
+    async def _learn_mode(self, step: RunStep, route: Route, trial: ModeTrial | None, is_new: bool) -> None:
+        """Make the mode that was tried and answered the step's, and name it in the summary.
+
+        If others were answered in the refused mode, its refusal was the row's own fault. `is_new`: the answer is.
+        """
+        async with step.route_change:
+            if trial is None or route is trial.refused:
+                step.accepted = route
+            elif step.route is trial.refused and step.accepted is not trial.refused:
+                step.route, step.mode, step.accepted = route, trial.mode, route
+                await step.learn_mode(trial.mode)
+        if is_new and step.mode is not None and step.route is route:
+            self._pending.counters.add_note(_mode_note(step, step.mode))
 
     async def _rendered_requests(self, chunk: Chunk, step: RunStep, results: StepResults) -> RequestsByFingerprint:
         """Render the rows that `when` selects; record rows that it excludes and rows that make no request."""
@@ -371,6 +439,10 @@ class StepRunner:
                     chunk.asked[row] = True
             error = outcome.error
             if outcome.answer is not None:
+                follow_ups.has_answers, follow_ups.has_new_answers = (
+                    True,
+                    follow_ups.has_new_answers or outcome.was_sent,
+                )
                 answer = await self._with_linked_files(route, request, outcome.answer)
                 values = answer if isinstance(answer, RowError) else read_answer(endpoint, request, answer)
                 if isinstance(values, Request):
@@ -397,17 +469,10 @@ class StepRunner:
             )
         self._pending.read_buffer.release(nbytes)
 
-    async def _follow_up_requests(
-        self, chunk: Chunk, step: RunStep, current: RunStep, follow_ups: FollowUps
-    ) -> RequestsByFingerprint:
-        """Return the requests to submit next, and set the route of `current` to the one that they take."""
-        route, requests = current.route, await self._paid_repairs(follow_ups.repairs)
-        for mode, unsorted in follow_ups.fallbacks.items():
-            rows = sorted(unsorted)
-            async with step.route_change:
-                if step.route is route:
-                    step.route = await step.fall_back(route, mode)
-            current.route = step.route
+    async def _follow_up_requests(self, chunk: Chunk, current: RunStep, follow_ups: FollowUps) -> RequestsByFingerprint:
+        """Return the requests to submit next: repairs, and refused rows in the mode of `current`."""
+        requests = await self._paid_repairs(follow_ups.repairs)
+        if rows := sorted(row for refused in follow_ups.fallbacks.values() for row in refused):
             rendered = await self._rendered_requests(
                 chunk.select(rows), replace(current, when=None), StepResults.empty(0)
             )
@@ -443,6 +508,11 @@ class StepRunner:
         complete = route.endpoint.with_contents(answer, contents)
         await self._store_answer(route, request, complete)
         return complete
+
+
+def _mode_note(step: RunStep, mode: str) -> str:
+    how = {"json_object": "json_object is used", "prompt": "the prompt shows it"}.get(mode, f"{mode} is used")
+    return f"{step.route.step}: {step.route.provider.name} refuses the schema for {step.model}; {how}"
 
 
 def _first_requested_row(chunk: Chunk, step: RunStep) -> int | None:

@@ -33,4 +33,5 @@ def run_report(job: str, run_id: str | None, ended: RunOutcome, tables: Mapping[
         tables=dict(tables),
         steps=steps if len(steps) > 1 else (),
         times=ended.times,
+        notes=tuple(counters.notes),
     )

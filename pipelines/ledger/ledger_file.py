@@ -28,9 +28,12 @@ _SERVED = """
 alter table exchanges add column service_tier text;
 alter table exchanges add column tool_calls integer;
 create table group_terms (provider text not null, model text not null, max_requests integer, encoding text,
-    primary key (provider, model)) without rowid
+    primary key (provider, model)) without rowid;
+create table structured_modes (provider text not null, model text not null, schema blob not null, mode text not null,
+    primary key (provider, model, schema)) without rowid;
+drop table modes
 """
-"""Version 4: what served an exchange, and what a provider's model accepts of a group of requests."""
+"""Version 4: what served an exchange, and what a provider's model accepts of a group of requests and of a schema."""
 
 MIGRATIONS: tuple[str, ...] = (_ADDED, "", _SERVED)
 """Statements, separated by semicolons, that migrate a file from version 1 to 2, from 2 to 3 and so on. SCHEMA is that

@@ -170,7 +170,7 @@ def _assemble(inputs: Inputs, reader: SourceReader, ledger: Ledger | None) -> Pr
         loaded,
         reader.schema,
         inputs.providers,
-        lambda provider, model: _structured_mode(ledger, provider, model),
+        lambda provider, step: _structured_mode(ledger, provider, step),
         inputs.exact_tokens,
         lambda provider, model: _embedding_dimensions(ledger, provider, model),
     )
@@ -202,13 +202,13 @@ def prepare_steps(
     loaded: LoadedJob,
     source: pa.Schema,
     providers: Mapping[str, Sequence[Provider]],
-    structured_mode: Callable[[Provider, str], str | None],
+    structured_mode: Callable[[Provider, StepConfig], str | None],
     exact_tokens: bool,
     embedding_dimensions: Callable[[Provider, str], int | None] = lambda provider, model: None,
 ) -> Sequence[PreparedStep]:
     """Build the steps over the columns of the source.
 
-    `providers`: name in a step -> the providers that get its requests. `structured_mode` and `embedding_dimensions`:
+    `providers`: name in a step -> the providers that get its requests. `structured_mode` and `embedding`:
     what is known of a provider's model.
     """
     workspace = loaded.workspace
@@ -223,8 +223,8 @@ def prepare_steps(
             workspace=workspace.folder,
             roots=workspace.roots,
             hosts=workspace.hosts,
-            structured_mode=structured_mode(provider, step.model),
-            embedding_dimensions=embedding_dimensions(provider, step.model),
+            structured_mode=structured_mode(provider, step),
+            embedding=embedding(provider, step.model),
             has_exact_tokens=exact_tokens or _needs_token_counts(loaded.job, workspace, members),
             files_prefix=loaded.job.sink.files_prefix,
             sent_models=tuple(dict.fromkeys(member.sent_model(step.model) for member in members)),
@@ -335,10 +335,13 @@ def _config_digest(steps: Sequence[PreparedStep]) -> bytes:
     return digest.digest()
 
 
-def _structured_mode(ledger: Ledger | None, provider: Provider, model: str) -> str | None:
-    if ledger is None:
+def _structured_mode(ledger: Ledger | None, provider: Provider, step: StepConfig) -> str | None:
+    if ledger is None or step.schema_digest is None:
         return None
-    found = ledger.query("select structured from modes where provider = ? and model = ?", (provider.tag, model))
+    found = ledger.query(
+        "select mode from structured_modes where provider = ? and model = ? and schema = ?",
+        (provider.tag, step.model, step.schema_digest),
+    )
     return str(found[0][0]) if found else None
 
 

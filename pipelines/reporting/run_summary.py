@@ -37,9 +37,10 @@ def format_report(report: RunReport, path: str) -> "RenderableType":
         facts[f"audit {audit.name}"] = "passed" if audit.passed else "FAILED"
     if report.stopped is not None:
         facts["stopped"] = escape_control_characters(report.stopped)
+    notes = [("note", escape_control_characters(note)) for note in report.notes]
     parts: list[RenderableType] = [
         Text(_headline(report, is_idle), style="bold"),
-        Padding(fact_list(facts.items()), (0, 0, 0, 2)),
+        Padding(fact_list([*facts.items(), *notes]), (0, 0, 0, 2)),
     ]
     if report.steps and not is_idle:
         rows = [{"step": step.step, "requests": step.requests, "cost_usd": step.cost_usd} for step in report.steps]

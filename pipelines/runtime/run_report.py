@@ -86,6 +86,8 @@ class RunReport:
     """If the job has several."""
     times: Mapping[str, Any] | None = field(default=None, repr=False)
     """Where the time went (`TimeBreakdown`), for the closing summary and the HTML report."""
+    notes: Sequence[str] = field(default=(), repr=False)
+    """What the closing summary names, such as a schema that a provider refuses."""
     is_skipped: bool = field(default=False, repr=False)
     """Whether the job was not started, since a job whose results it reads has failed."""
 

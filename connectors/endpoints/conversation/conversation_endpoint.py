@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from typing import Any, Literal, Protocol
 
 import orjson
@@ -12,6 +13,7 @@ from pydantic import Field
 from connectors.contracts import BaseEndpoint, MalformedReply, StepContext, StepModel
 from connectors.endpoints.conversation.messages import Conversation
 from connectors.endpoints.conversation.output_columns import AnswerColumns, ReplyChoice
+from connectors.endpoints.conversation.structured_modes import STRUCTURED_MODES, StructuredMode, next_mode
 from connectors.endpoints.conversation.structured_output import TypedOutput
 from connectors.errors import JobError, KeyPath
 from connectors.records import (
@@ -36,17 +38,12 @@ from connectors.transport.reply_body import parse_object
 from connectors.transport.sse import Event, is_event_stream, parse_events
 from connectors.transport.token_usage import token_usage
 
-STRUCTURED_MODES = ("schema", "json_object", "prompt")
-"""Modes of requesting a typed output, strictest first; if a server refuses one, the next is used."""
-
 REPAIR_PROMPT = (
     "This answer does not fit: {problem}. Answer again, with nothing but JSON that fits this JSON Schema: {schema}"
 )
 FORMER_REPAIR_PROMPT = "This answer does not fit: {problem}. Answer again, with nothing but JSON that fits the schema."
 """Still used if the conversation shows the schema; otherwise answers to it, which are paid for, are still found."""
 SCHEMA_PROMPT = "Answer with nothing but JSON that fits this JSON Schema: {schema}"
-
-_MODE_REFUSALS = ("response_format", "json_schema", "json_object", "text.format", "structured output")
 
 
 class ConversationStep(StepModel):
@@ -70,6 +67,14 @@ class ConversationStep(StepModel):
         examples=["required", {"type": "function", "function": {"name": "look_up"}}],
     )
     stream: bool = Field(default=False, description="true: request server-sent events; the columns are the same.")
+
+    @property
+    def schema_digest(self) -> bytes | None:
+        """See StepModel."""
+        if not isinstance(self.output, dict):
+            return None
+        options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
+        return blake2b(orjson.dumps(self.output, default=str, option=options), digest_size=16).digest()
 
 
 class WireFormat(Protocol):
@@ -133,7 +138,8 @@ class ConversationEndpoint(BaseEndpoint):
         self._mode = _structured_mode(step, context, wire_format)
         body = {"model": step.model, **fixed}
         if typed is not None:
-            body = wire_format.with_schema(body, self._mode, step.name[:64], typed.schema)
+            schema = self._mode.reduce(typed.schema)
+            body = wire_format.with_schema(body, self._mode.way, step.name[:64], schema)
         body = {**body, **step.extra_body}
         self._fixed: dict[str, Any] = plain_json(body, where)
         self._stream = bool(self._fixed.get("stream"))
@@ -159,7 +165,7 @@ class ConversationEndpoint(BaseEndpoint):
         return None if bound is None else bound * (count if isinstance(count, int) else 1)
 
     def _schema_message(self) -> dict[str, str] | None:
-        if self._typed is None or self._mode == "schema":
+        if self._typed is None or self._mode.way == "schema":
             return None
         schema = orjson.dumps(self._typed.schema).decode()
         return {"role": "system", "content": SCHEMA_PROMPT.format(schema=schema)}
@@ -296,12 +302,8 @@ class ConversationEndpoint(BaseEndpoint):
         """Return the next mode if the server does not know the present one."""
         if self._typed is None or self._step.structured != "auto" or problem.error_class != "bad_request":
             return None
-        message = f"{problem.param or ''} {problem.message}".lower()
-        if not any(word in message for word in _MODE_REFUSALS):
-            return None
-        modes = self._wire_format.modes
-        following = modes.index(self._mode) + 1
-        return modes[following] if following < len(modes) else None
+        following = next_mode(self._mode, self._wire_format.modes, self._typed.schema, problem)
+        return None if following is None else str(following)
 
 
 def _joined(body: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
@@ -362,9 +364,10 @@ def take_stream(step: ConversationStep, params: dict[str, Any], where: KeyPath) 
     return stream
 
 
-def _structured_mode(step: ConversationStep, context: StepContext, wire_format: WireFormat) -> str:
-    mode = (context.structured_mode or STRUCTURED_MODES[0]) if step.structured == "auto" else step.structured
-    return mode if mode in wire_format.modes else wire_format.modes[-1]
+def _structured_mode(step: ConversationStep, context: StepContext, wire_format: WireFormat) -> StructuredMode:
+    text = (context.structured_mode or STRUCTURED_MODES[0]) if step.structured == "auto" else step.structured
+    mode = StructuredMode.parse(text)
+    return mode if mode.way in wire_format.modes else StructuredMode(wire_format.modes[-1])
 
 
 def _text_or_json(value: Any) -> str:

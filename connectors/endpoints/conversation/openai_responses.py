@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from connectors.contracts import MalformedReply
-from connectors.endpoints.conversation.conversation_endpoint import STRUCTURED_MODES
 from connectors.endpoints.conversation.output_columns import ReplyChoice
+from connectors.endpoints.conversation.structured_modes import STRUCTURED_MODES
 from connectors.endpoints.conversation.tool_calls import tool_call_struct
 from connectors.transport.finish_reasons import ending, finish_reason
 from connectors.transport.reply_body import excerpt

@@ -413,6 +413,8 @@ class WorkerPool:
 def _add_counters(counters: RunCounters, parts: list[RunCounters]) -> None:
     for name in RUN_COUNTERS:
         setattr(counters, name, sum(getattr(part, name) for part in parts))
+    for note in (note for part in parts for note in part.notes):
+        counters.add_note(note)
     for step, step_counters in counters.steps.items():
         step_parts = [part.steps[step] for part in parts if step in part.steps]
         for name in STEP_COUNTERS:

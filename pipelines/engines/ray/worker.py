@@ -158,7 +158,7 @@ class WorkerActor:
             config.loaded,
             config.source_schema,
             providers,
-            lambda provider, model: learned[provider.name, model][0],
+            lambda provider, step: config.learned[step.name][0],
             False,
             lambda provider, model: learned[provider.name, model][1],
         )

@@ -50,7 +50,7 @@ def step_of(name: str, *members: Provider, fallback_mode: str | None = None, mod
     endpoint = SimpleNamespace(image_terms=None, fallback_mode=lambda error: fallback_mode)
     pooled = len(members) > 1
     return SimpleNamespace(
-        model=SimpleNamespace(name=name, model="m", endpoint="chat"),
+        model=SimpleNamespace(name=name, model="m", endpoint="chat", schema_digest=b"schema"),
         endpoint=endpoint,
         provider=provider_of("both") if pooled else members[0],
         members=members,
@@ -117,8 +117,9 @@ async def test_one_row_probes_the_structured_mode_unless_it_is_known_or_a_batch(
     prepared = step_of("answer", provider_of("test"), fallback_mode=fallback_mode, mode=mode)
     (step,) = build_routes(job, workspace, [prepared], ledger, "run", {})
     assert step.is_mode_known == is_known
-    route = await step.fall_back(step.route, "prompt")
-    assert (route.endpoint, ledger.statements) == ("endpoint in mode prompt", [("test@there", "m", "prompt")])
+    assert (step.mode, step.fall_back(step.route, "prompt").endpoint) == (mode, "endpoint in mode prompt")
+    await step.learn_mode("prompt")
+    assert ledger.statements == [("test@there", "m", b"schema", "prompt")]
 
 
 def test_the_embedded_provider_is_free_and_its_limiter_is_not_shared(workspace: Any) -> None:

@@ -52,6 +52,21 @@ def test_an_error_reply_is_an_error_of_the_whole_exchange() -> None:
     assert outcome.retry_after(0.0) == 7.0
 
 
+@pytest.mark.parametrize(("status", "error_class"), [(404, "bad_request"), (400, "bad_request"), (409, "setup")])
+def test_a_refused_schema_is_no_fault_of_the_set_up(
+    status: int, error_class: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = b'{"error": {"message": "model m is not supported for json_schema", "code": "model_not_found"}}'
+    group = group_of(1)
+    assert interpret(group, reply_of(status, words), None).error == RowError(
+        "setup", "model m is not supported for json_schema", status, code="model_not_found"
+    )
+    monkeypatch.setattr(group.route.endpoint, "fallback_mode", lambda problem: "json_object")
+    error = interpret(group, reply_of(status, words), None).error
+    assert error is not None
+    assert error.error_class == error_class
+
+
 @pytest.mark.parametrize("own", [None, RowError("quota", "no money")])
 def test_a_reply_that_the_api_does_not_describe_is_malformed_or_the_error_that_it_holds(
     own: RowError | None, monkeypatch: pytest.MonkeyPatch

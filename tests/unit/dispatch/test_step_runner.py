@@ -49,7 +49,8 @@ class UpperEndpoint:
         return replace(former, fingerprint=b"repair".ljust(16), body=b"repair", former=former)
 
     def fallback_mode(self, problem: RowError) -> str | None:
-        return "prompt" if problem.message == "no schema" else None
+        modes = {"schema": "json_object", "json_object": "prompt"}
+        return modes.get(self.mode) if problem.message == "no schema" else None
 
     def arrays(self, values: Sequence[Values | None]) -> list[pa.Array]:
         return [pa.array([None if one is None else one[0] for one in values], pa.string())]
@@ -100,6 +101,7 @@ class Runner:
         counters = RunCounters(steps={"first": StepCounters(), "second": StepCounters()})
         self.dispatcher = ScriptedDispatcher(PendingRequests(ledger, counters, DispatchState(), "run"), reply)
         self.finished: list[Chunk] = []
+        self.learned: list[str] = []
         self.steps = [
             self._step("first", UpperEndpoint("text", "loud"), mode_is_known),
             self._step("second", UpperEndpoint("loud", "louder"), True),
@@ -118,11 +120,14 @@ class Runner:
         route = make_route()
         route.step, route.endpoint, route.is_last_step = name, endpoint, name == "second"
 
-        async def fall_back(route: Route, mode: str) -> Route:
+        def fall_back(route: Route, mode: str) -> Route:
             changed: Any = UpperEndpoint("text", "loud", mode)
             return Route(**{name: getattr(route, name) for name in Route.__slots__} | {"endpoint": changed})
 
-        return RunStep(route, None, fall_back, mode_is_known)
+        async def learn_mode(mode: str) -> None:
+            self.learned.append(mode)
+
+        return RunStep(route, None, fall_back, learn_mode, "m", is_mode_known=mode_is_known)
 
     def submit(self, *texts: str) -> None:
         keys = [str(index) for index in range(len(texts))]
@@ -197,20 +202,46 @@ async def test_a_repair_that_an_earlier_release_has_paid_for_is_not_sent_again(l
     assert chunk.answers[0][0] == b"former".ljust(16)
 
 
+def refusing(*modes: str, rows: str = "abc") -> Callable[[bytes], bytes | RowError]:
+    """Return the replies of a server that refuses these modes, for some of the rows."""
+
+    def reply(body: bytes) -> bytes | RowError:
+        mode, _, text = body.decode().partition(" ")
+        return RowError("bad_request", "no schema") if mode in modes and text in rows else upper(body)
+
+    return reply
+
+
 async def test_a_refused_structured_mode_is_replaced_after_the_first_row_has_probed_it(
     ledger: Ledger, tmp_path: Path
 ) -> None:
-    def reply(body: bytes) -> bytes | RowError:
-        is_refused = body.startswith(b"schema") and body.islower()
-        return RowError("bad_request", "no schema") if is_refused else upper(body)
-
-    runner = Runner(ledger, reply, tmp_path, mode_is_known=False)
+    runner = Runner(ledger, refusing("schema", "json_object"), tmp_path, mode_is_known=False)
     await runner.run("a", "b", "c")
     assert runner.results() == {"0": "A", "1": "B", "2": "C"}
     assert [body for body in runner.dispatcher.sent if body.islower()] == [
-        b"schema a", b"prompt a", b"prompt b", b"prompt c",
+        b"schema a", b"json_object a", b"prompt a", b"prompt b", b"prompt c",
     ]  # fmt: skip
     assert runner.steps[0].is_mode_known
+    assert runner.learned == ["prompt"]
+    assert runner.dispatcher.pending.counters.notes == ["first: test refuses the schema for m; the prompt shows it"]
+
+
+async def test_a_mode_that_is_refused_for_one_row_alone_stays(ledger: Ledger, tmp_path: Path) -> None:
+    runner = Runner(ledger, refusing("schema", rows="b"), tmp_path)
+    await runner.run("a", "b")
+    await runner.run("c")
+    assert runner.results() == {"0": "C", "1": "B"}
+    sent = [body for body in runner.dispatcher.sent if body.islower()]
+    assert sent == [b"schema a", b"schema b", b"json_object b", b"schema c"]
+    assert (runner.learned, runner.dispatcher.pending.counters.notes) == ([], [])
+
+
+async def test_no_mode_is_learned_from_a_row_that_every_mode_refuses(ledger: Ledger, tmp_path: Path) -> None:
+    runner = Runner(ledger, refusing("schema", "json_object", "prompt", rows="a"), tmp_path, mode_is_known=False)
+    await runner.run("a", "b")
+    assert (runner.results(), runner.failures()) == ({"1": "B"}, {"0": ("first", "bad_request")})
+    assert [body for body in runner.dispatcher.sent if body.islower()][-1] == b"schema b"
+    assert (runner.learned, runner.dispatcher.pending.counters.notes) == ([], [])
 
 
 async def test_finished_rows_do_not_wait_for_a_straggler(
