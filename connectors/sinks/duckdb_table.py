@@ -31,6 +31,8 @@ FIRST_WAIT_SECONDS = 0.05
 MAX_WAIT_SECONDS = 1.0
 LAYOUT = 1
 """Version of the schema `rowmill` in the file."""
+MARKS = {"table_name": "varchar", "ledger": "varchar", "writer": "bigint", "first": "bigint", "last": "bigint"}
+"""Columns of its table of usage marks."""
 
 _HELD_MESSAGES = ("Could not set lock", "file handle conflict", "different configuration")
 """DuckDB's errors for a file that another program, or another connection of this one, has open."""
@@ -117,6 +119,8 @@ class DuckdbTables:
                 tables = _tables(db, self._alias)
                 if ("rowmill", "layout") in tables:
                     self._check_layout(db)
+                if ("rowmill", "marks") in tables:
+                    db.execute(f"select {', '.join(MARKS)} from {self._alias}.rowmill.marks limit 0")
                 self._check_views(db)
                 for table, schema in self._schemas.items():
                     if ("main", table.lower()) in tables:
@@ -238,7 +242,7 @@ class DuckdbTables:
             db.execute("insert into rowmill.layout values (?)", [LAYOUT])
         db.execute(
             "create table if not exists rowmill.marks "
-            "(table_name varchar, ledger varchar, writer bigint, first bigint, last bigint)"
+            f"({', '.join(f'{name} {kind}' for name, kind in MARKS.items())})"
         )
 
     def _check_layout(self, db: duckdb.DuckDBPyConnection) -> None:

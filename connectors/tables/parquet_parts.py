@@ -140,7 +140,10 @@ def read_footer(part: Path | io.RawIOBase) -> tuple[int, pa.Schema, dict[bytes, 
     try:
         with pq.ParquetFile(part) as file:
             return file.metadata.num_rows, file.schema_arrow.remove_metadata(), file.metadata.metadata or {}
-    except pa.ArrowInvalid as exc:
+    except (pa.ArrowInvalid, OSError) as exc:
+        # A folder has no number; an error of the system has.
+        if isinstance(exc, OSError) and exc.errno is not None:
+            raise
         raise DataError(
             str(part),
             f"cannot be read ({str(exc).splitlines()[0].rstrip('.')})",

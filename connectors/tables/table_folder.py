@@ -44,9 +44,9 @@ class TableFolder:
         return Path(self.root, FILES) if self._upload is None else self._upload.folder
 
     def check(self) -> None:
-        """DataError if the folder, or one above it, is a file. An object never conflicts with those below it."""
-        if not self.is_remote:
-            check_folder(self.name, Path(self.root))
+        """DataError if a table's folder, or one above it, is a file. An object never conflicts with those below it."""
+        for table in () if self.is_remote else TABLES:
+            check_folder(self.name, Path(self.root, table))
 
     def create(self) -> None:
         """Create the folder of media files; an object store needs none."""

@@ -5,6 +5,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -94,7 +95,12 @@ def sink_types(ready: PreparedJob) -> Mapping[str, str]:
     with query_connection(ready.scratch) as db:
         ready.sink.attach(db)
         results, errors = ready.sink.results_sql(), ready.sink.errors_sql()
-        there = column_types(db.sql(f"select * from {results} limit 0").to_arrow_table().schema)
+        try:
+            there = column_types(db.sql(f"select * from {results} limit 0").to_arrow_table().schema)
+        except duckdb.Error:
+            # The sink's own check names what is wrong with its files.
+            ready.sink.check(fresh=True)
+            raise
         if is_foreign("results", there):
             # The check of the sink refuses it.
             ready.sink.detach(db)
