@@ -157,6 +157,8 @@ class SourceColumn:
     """SQL of the value's text in the file, which templates print; None: the value has the same text."""
     misfit: str | None = None
     """SQL condition of the rows whose text has no such value, although the sink's type is this; `value` is null."""
+    is_guessed: bool = False
+    """Whether the type depends on all values, so that earlier versions had other texts in fingerprints."""
     is_from_path: bool = False
     """Whether the value is part of the file's path (`year=2024/`)."""
     refusal: tuple[str, str] | None = None

@@ -150,18 +150,3 @@ def lock_down(connection: duckdb.DuckDBPyConnection, folders: Sequence[Path], fi
     connection.execute(f"set allowed_paths = {literal_list(files)}")
     connection.execute("set enable_external_access = false")
     connection.execute("set lock_configuration = true")
-
-
-def materialize(connection: duckdb.DuckDBPyConnection, query: str, limit: int | None, scratch: Path) -> str:
-    """Write the query's first `limit` rows to a file; return a SQL table expression for any connection."""
-    cursor = connection.execute(f"select * from ({query}\n) limit 0")
-    # Parquet would store these as floating-point numbers.
-    huge = [column[0] for column in cursor.description or () if str(column[1]) in ("HUGEINT", "UHUGEINT")]
-    exact = ", ".join(f"cast({identifier(name)} as DECIMAL(38, 0)) as {identifier(name)}" for name in huge)
-    columns = f"* replace ({exact})" if exact else "*"
-    target = scratch / "rows.parquet"
-    connection.execute(
-        f"copy (select {columns} from ({query}\n) {'' if limit is None else f'limit {limit}'}) to {literal(target)} "
-        f"(format parquet, compression zstd, compression_level 1, row_group_size {SCRATCH_ROW_GROUP_ROWS})"
-    )
-    return f"read_parquet({literal(target)})"

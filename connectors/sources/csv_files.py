@@ -1,10 +1,13 @@
-"""`csv:` one or more delimited text files in any encoding; column types are inferred from all rows."""
+"""`csv:` one or more delimited text files in any encoding; column types are guessed from all rows."""
 
+import codecs
 import csv
 import io
 import itertools
+import lzma
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -13,28 +16,39 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
-from connectors.contracts import Columns, OpenedSource, SourceContext, SourceModel
+from connectors.contracts import Columns, OpenedSource, SourceColumn, SourceContext
 from connectors.errors import DataError, FieldError, JobError, did_you_mean
 from connectors.sources.csv_records import CsvFormat, CsvRecord, RejectedLine, read_records
-from connectors.sources.csv_types import infer_types
+from connectors.sources.guessed_types import ColumnGuess, text_column
+from connectors.sources.hive_columns import FilesModel, hive_columns, hive_values, value_of_file_number
+from connectors.sources.saved_columns import empty_source, no_bytes_warning, save_columns
 from connectors.sql import identifier, identifier_list, literal_list
-from connectors.storage.input_files import DownloadedObjects, downloaded_objects, input_files, input_objects
+from connectors.storage.compressed_files import compressed_suffix, file_kind, open_file
+from connectors.storage.input_files import (
+    DownloadedObjects,
+    downloaded_objects,
+    input_files,
+    input_objects,
+    other_files_warning,
+)
 
-SUFFIXES = (".csv", ".tsv", ".csv.gz", ".csv.bz2", ".csv.xz")
+SUFFIXES = (".csv", ".tsv")
 POSITION = "_rowmill_place"
 """Column of the scratch files with a row's position: file number * 2**40 + line."""
 MAX_BATCH_ROWS = 8192
 MAX_BATCH_CHARACTERS = 16 << 20
 MAX_LINE_CHARACTERS = 200
 """Of a line in a message."""
+MAX_NAMED_COLUMNS = 50
+"""In a message."""
 
 
-class CsvSource(SourceModel):
-    """Every record is a row or rejected; a column gets a type only if all of its values have it."""
+class CsvSource(FilesModel):
+    """Every record is a row or rejected; a column gets a type only if all of its values keep their text or number."""
 
     csv: str | Columns = Field(
         description="Path, folder, glob or list of them, also at s3://, gs://, az:// (extra `rowmill[cloud]`); .gz, "
-        ".bz2 and .xz are unpacked."
+        ".bz2, .xz and .zst are unpacked."
     )
     delimiter: str = Field(default=",", description="One character between values; \\t is a tab.")
     quote: str | None = Field(
@@ -70,8 +84,11 @@ class CsvSource(SourceModel):
         return input_files(self.csv, facts.workspace, SUFFIXES)
 
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
-        with downloaded_objects(input_objects(self.csv, ("source", "csv"), SUFFIXES), facts.scratch) as copies:
-            return self._open_files(connection, [*self.paths(facts), *copies.urls], copies, facts)
+        others: list[str] = []
+        objects = input_objects(self.csv, ("source", "csv"), SUFFIXES, others)
+        warnings = other_files_warning(self.csv, facts.workspace, SUFFIXES, others)
+        with downloaded_objects(objects, facts.scratch) as copies:
+            return self._open_files(connection, [*self.paths(facts), *copies.urls], copies, facts, warnings)
 
     def _open_files(
         self,
@@ -79,77 +96,107 @@ class CsvSource(SourceModel):
         files: Sequence[Path],
         copies: DownloadedObjects,
         facts: SourceContext,
+        warnings: tuple[str, ...],
     ) -> OpenedSource:
-        rejected: list[RejectedLine] = []
-        names, parts = self._write_parts(files, facts.scratch, rejected)
-        texts = f"read_parquet({literal_list(parts)})"
-        self._check_types(connection, names)
+        texts = self._write_parts(files, facts.scratch)
+        warnings += tuple(no_bytes_warning(copies.replace_paths(str(file))) for file in texts.empty)
+        if not texts.parts:
+            return empty_source(files[0], facts.columns_file, warnings)
+        relation, rejected = f"read_parquet({literal_list(texts.parts)})", texts.rejected
+        self._check_types(connection, texts.names)
         mismatch = " or ".join(
             f"({identifier(name)} is not null and try_cast({identifier(name)} as {kind}) is null)"
             for name, kind in self.types.items()
         )
         if mismatch:
-            rejected += self._mismatches(
-                connection, f"select {identifier_list([*names, POSITION])} from {texts} where {mismatch}", files
-            )
-            texts = f"(select * from {texts} where not ({mismatch}))"
+            selected = identifier_list([*texts.names, POSITION])
+            rejected += self._mismatches(connection, f"select {selected} from {relation} where {mismatch}", files)
+            relation = f"(select * from {relation} where not ({mismatch}))"
         rejected.sort()
         if rejected and self.rejects == "fail":
             raise _rejected_lines(rejected)
-        types = infer_types(connection, texts, [name for name in names if name not in self.types], facts.known_types)
-        typed = ", ".join(
-            f"cast({identifier(name)} as {self.types.get(name) or types[name]}) as {identifier(name)}" for name in names
-        )
+        columns = self._columns(connection, texts, [copies.urls.get(file, file) for file in files], facts)
+        save_columns(facts.columns_file, columns)
         has_several = len(files) > 1
         return OpenedSource(
-            f"(select {typed} from {texts})",
+            relation,
+            columns,
             tuple(
                 (one.line, f"{copies.replace_paths(one.file)}: {one.message}" if has_several else one.message, one.raw)
                 for one in rejected
             ),
+            warnings=warnings,
+            has_empty_files=bool(texts.empty),
         )
 
-    def _write_parts(
-        self, files: Sequence[Path], scratch: Path, rejected: list[RejectedLine]
-    ) -> tuple[tuple[str, ...], list[Path]]:
-        """Write each file's records as text to a Parquet file of the scratch folder; return (columns, those files)."""
+    def _columns(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        texts: "CsvTexts",
+        files: Sequence[Path | str],
+        facts: SourceContext,
+    ) -> dict[str, SourceColumn]:
+        columns: dict[str, SourceColumn] = {}
+        for name, guess in zip(texts.names, texts.guesses, strict=True):
+            if name in self.types:
+                kind = str(connection.sql(f"select cast(null as {self.types[name]})").types[0])
+                columns[name] = SourceColumn(f"cast({identifier(name)} as {kind})", kind)
+            else:
+                columns[name] = text_column(identifier(name), guess.kind, facts.known_types.get(name))
+        if self.hive:
+            values = hive_values(files, facts.workspace, texts.names)
+            number = f"({POSITION} >> 40)"
+            text = {name: value_of_file_number(number, found) for name, found in values.items()}
+            columns.update(hive_columns(values, text, facts.known_types))
+        return columns
+
+    def _write_parts(self, files: Sequence[Path], scratch: Path) -> "CsvTexts":
+        """Write each file's records as text to a Parquet file of the scratch folder."""
         scratch.mkdir(parents=True, exist_ok=True)
-        dialect = CsvFormat(self.delimiter, self.quote, self.encoding)
-        names: tuple[str, ...] | None = None
-        parts: list[Path] = []
+        texts, dialect = CsvTexts(), CsvFormat(self.delimiter, self.quote, self.encoding)
+        first_file: Path | None = None
         for number, file in enumerate(files):
-            records = read_records(file, dialect, rejected)
             try:
+                _check_content(file)
+                records = read_records(file, dialect, texts.rejected)
+                rejected = len(texts.rejected)
                 first = next(records, None)
                 if first is None:
+                    if len(texts.rejected) == rejected and _has_no_bytes(file):
+                        texts.empty.append(file)
+                        continue
                     raise DataError(file, "has no readable line", "leave it out or fix it")
                 header = _header(file, first) if self.header else tuple(f"column{n}" for n in range(len(first.values)))
-                if names is not None and header != names:
+                if first_file is not None and header != texts.names:
                     raise DataError(
                         file,
-                        f"its columns are {', '.join(header)}, those of {files[0]} {', '.join(names)}",
+                        f"its columns are {_shortened(header)}, those of {first_file} {_shortened(texts.names)}",
                         "make them the same, in the same order",
                     )
-                names = header
-                parts.append(scratch / f"csv-{number:06d}.parquet")
+                if first_file is None:
+                    first_file, texts.names = file, header
+                    texts.guesses = [ColumnGuess() for _ in header]
+                texts.parts.append(scratch / f"csv-{number:06d}.parquet")
                 rows = records if self.header else itertools.chain((first,), records)
-                self._write(parts[-1], names, number << 40, _valid_records(file, rows, len(names), rejected))
+                self._write(texts, number << 40, _valid_records(file, rows, len(header), texts.rejected))
             except UnicodeError as exc:
                 raise DataError(file, f"is not {self.encoding} ({exc})", "set its actual encoding") from exc
-            except (OSError, EOFError) as exc:
+            except (OSError, EOFError, lzma.LZMAError) as exc:
                 raise DataError(file, f"cannot be read ({exc})", "check the file and its permissions") from exc
-        assert names is not None
-        return names, parts
+        return texts
 
-    def _write(self, part: Path, names: Sequence[str], start: int, rows: Iterator[CsvRecord]) -> None:
+    def _write(self, texts: "CsvTexts", start: int, rows: Iterator[CsvRecord]) -> None:
         nulls = frozenset(self.null_values)
-        schema = pa.schema([*((name, pa.string()) for name in names), (POSITION, pa.int64())])
-        with pq.ParquetWriter(part, schema, compression="zstd", compression_level=1) as writer:
+        schema = pa.schema([*((name, pa.string()) for name in texts.names), (POSITION, pa.int64())])
+        with pq.ParquetWriter(texts.parts[-1], schema, compression="zstd", compression_level=1) as writer:
             while batch := _batch(rows):
                 arrays = [
                     pa.array([None if value in nulls else value for value in column], pa.string())
                     for column in zip(*(record.values for record in batch), strict=True)
                 ]
+                for name, guess, array in zip(texts.names, texts.guesses, arrays, strict=True):
+                    if name not in self.types:
+                        guess.add(array)
                 positions = pa.array([start + record.line for record in batch], pa.int64())
                 writer.write_table(pa.table([*arrays, positions], schema=schema))
 
@@ -187,6 +234,35 @@ class CsvSource(SourceModel):
                 f"{name}: {row[name][:MAX_LINE_CHARACTERS]!r} is not {self.types[name]}" for name in mismatching
             )
             yield RejectedLine(str(files[position >> 40]), position & ((1 << 40) - 1), message, line.getvalue())
+
+
+@dataclass(slots=True)
+class CsvTexts:
+    """The records of all files as texts in Parquet files of the scratch folder."""
+
+    names: tuple[str, ...] = ()
+    parts: list[Path] = field(default_factory=list)
+    guesses: list[ColumnGuess] = field(default_factory=list)
+    rejected: list[RejectedLine] = field(default_factory=list)
+    empty: list[Path] = field(default_factory=list)
+    """Files of no bytes."""
+
+
+def _check_content(file: Path) -> None:
+    """Raise DataError for a file that is no text, or compressed without showing it by its name."""
+    kind = None if compressed_suffix(file) else file_kind(file)
+    if kind is not None:
+        raise DataError(file, f"is {kind}", "rename it, or name a CSV file")
+
+
+def _has_no_bytes(file: Path) -> bool:
+    with open_file(file) as content:
+        return not content.read(4).removeprefix(codecs.BOM_UTF8)
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED_COLUMNS} more" if len(names) > MAX_NAMED_COLUMNS else ""
+    return ", ".join(names[:MAX_NAMED_COLUMNS]) + more
 
 
 def _batch(rows: Iterator[CsvRecord]) -> list[CsvRecord]:

@@ -1,24 +1,21 @@
 """Records of a delimited text file, each with its line number, and rejected lines."""
 
-import bz2
 import codecs
 import csv
-import gzip
 import io
-import lzma
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import NamedTuple
+
+from connectors.storage.compressed_files import open_file
 
 MAX_VALUE_CHARACTERS = 64 << 20
 """Python's csv refuses longer values, so that an open quote does not swallow the whole file."""
 
 UNREADABLE = "\udcff"
 """Replaces bytes that the encoding cannot decode; it never occurs in text."""
-
-OPENERS: Mapping[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 class CsvRecord(NamedTuple):
@@ -55,7 +52,7 @@ def read_records(file: Path, dialect: CsvFormat, rejected: list[RejectedLine]) -
     """
     csv.field_size_limit(MAX_VALUE_CHARACTERS)
     with (
-        _open(file) as raw,
+        open_file(file) as raw,
         io.TextIOWrapper(raw, encoding=dialect.encoding, errors="rowmill.unreadable", newline="") as text,
     ):
         lines = _Lines(text)
@@ -109,11 +106,6 @@ class _Lines:
         self._unread.extendleft(reversed(self.record_lines[1:]))
         self.record_lines = self.record_lines[:1]
         return self.record_lines[0]
-
-
-def _open(file: Path) -> IO[bytes]:
-    opener = OPENERS.get(file.suffix)
-    return file.open("rb") if opener is None else cast(IO[bytes], opener(file))
 
 
 def _reason(exc: csv.Error) -> str:

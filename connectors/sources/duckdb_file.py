@@ -9,15 +9,18 @@ from pydantic import Field, model_validator
 
 from connectors.contracts import OpenedSource, SourceContext, SourceModel
 from connectors.errors import DataError, JobError, did_you_mean
+from connectors.sources.column_types import materialize
 from connectors.sql import (
     USER_QUERY_MEMORY_LIMIT,
     first_line,
     identifier,
     literal,
     lock_down,
-    materialize,
     query_connection,
 )
+
+TAKEN_NAMES = frozenset({"main", "temp", "system", "memory"})
+"""Names of DuckDB's own databases and schemas."""
 
 
 class DuckdbSource(SourceModel):
@@ -44,15 +47,17 @@ class DuckdbSource(SourceModel):
     def connect(self, connection: DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
         (path,) = self.paths(facts)
         with query_connection(facts.scratch, USER_QUERY_MEMORY_LIMIT) as db:
+            # As `duckdb FILE` names it, so that a query may write `catalog.schema.table`.
+            catalog = path.stem if path.stem.lower() not in TAKEN_NAMES else f"{path.stem}_file"
             try:
-                db.execute(f"attach {literal(path)} as {identifier(path.stem)} (read_only, type duckdb)")
+                db.execute(f"attach {literal(path)} as {identifier(catalog)} (read_only, type duckdb)")
             except Error as exc:
                 raise DataError(
                     path,
                     f"cannot be opened ({first_line(exc)})",
                     "close the program that writes to it, or check that it is a DuckDB file",
                 ) from exc
-            db.execute(f"use {identifier(path.stem)}")
+            db.execute(f"use {identifier(catalog)}")
             lock_down(db, [facts.scratch])
             limit = self.limit if self.where is None else None
             query = self.query if self.query is not None else f"from {self._quoted_table(db)}"

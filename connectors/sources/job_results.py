@@ -7,7 +7,8 @@ from pydantic import Field
 
 from connectors.contracts import OpenedSource, SourceContext, SourceModel
 from connectors.errors import DataError, JobError, did_you_mean
-from connectors.sql import first_line, identifier_list, materialize, query_connection
+from connectors.sources.column_types import materialize
+from connectors.sql import first_line, identifier_list, query_connection
 
 
 class JobSource(SourceModel):

@@ -1,19 +1,27 @@
 """`parquet:` one or more Parquet files, read in place, in the order of their names."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import duckdb
 from pydantic import Field
 
-from connectors.contracts import Columns, OpenedSource, SourceContext, SourceModel
+from connectors.contracts import Columns, OpenedSource, SourceColumn, SourceContext
 from connectors.errors import DataError
-from connectors.sql import first_line, literal, literal_list
-from connectors.storage.input_files import input_files, input_objects
+from connectors.sources.delta_files import check_no_delta_table, live_files
+from connectors.sources.hive_columns import FilesModel, hive_columns, hive_values, value_of_file_name
+from connectors.sources.saved_columns import empty_source, no_bytes_warning, save_columns
+from connectors.sql import first_line, identifier, literal, literal_list
+from connectors.storage.input_files import input_files, input_folders, input_objects, literal_path, other_files_warning
 
 SUFFIXES = (".parquet",)
+MAX_DECIMAL_DIGITS = 38
+"""DuckDB reads longer decimals as DOUBLE."""
+FILE_NAME = "_rowmill_file"
+"""Column of the relation with the file of a row."""
 
 
-class ParquetSource(SourceModel):
+class ParquetSource(FilesModel):
     """Columns are matched by name; if a file lacks one, its values are null. From an object
     store, only the columns and row groups that the job needs are read."""
 
@@ -22,58 +30,107 @@ class ParquetSource(SourceModel):
     )
 
     def paths(self, facts: SourceContext) -> tuple[Path, ...]:
-        return input_files(self.parquet, facts.workspace, SUFFIXES)
+        return tuple(file for file in self._files(facts) if file.stat().st_size)
+
+    def _files(self, facts: SourceContext) -> tuple[Path, ...]:
+        folders = input_folders(self.parquet, facts.workspace)
+        return live_files(input_files(self.parquet, facts.workspace, SUFFIXES), folders)
 
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
-        objects = input_objects(self.parquet, ("source", "parquet"), SUFFIXES)
+        others: list[str] = []
+        objects = input_objects(self.parquet, ("source", "parquet"), SUFFIXES, others)
         if objects:
             from connectors.storage.duckdb_filesystem import register
 
+            check_no_delta_table(self.parquet)
             register(connection)
-        urls = tuple(one.url for one in objects)
-        files = [*(str(path) for path in self.paths(facts)), *urls]
-        relation = f"read_parquet({literal_list(files)}, union_by_name = true)"
-        try:
-            _describe(connection, relation)
-        except duckdb.Error as exc:
-            for file in files:
-                _check_file(connection, file)
-            raise DataError(files[0], first_line(exc), "make the files' columns agree") from exc
-        self._check_key(connection, relation, files)
-        return OpenedSource(relation, urls=urls, nbytes=sum(one.size for one in objects))
+        urls = tuple(one.url for one in objects if one.size)
+        local = self._files(facts)
+        files: list[Path | str] = [*(file for file in local if file.stat().st_size), *urls]
+        empty = [
+            *(str(file) for file in local if not file.stat().st_size),
+            *(one.url for one in objects if not one.size),
+        ]
+        warnings = other_files_warning(self.parquet, facts.workspace, SUFFIXES, others)
+        warnings += tuple(map(no_bytes_warning, empty))
+        if not files:
+            return empty_source(Path([*empty, str(self.parquet)][0]), facts.columns_file, warnings)
+        relation, columns = self._columns(connection, files, facts)
+        save_columns(facts.columns_file, columns)
+        nbytes = sum(one.size for one in objects)
+        return OpenedSource(relation, columns, urls=urls, nbytes=nbytes, warnings=warnings, has_empty_files=bool(empty))
 
-    def _check_key(self, connection: duckdb.DuckDBPyConnection, relation: str, files: list[str]) -> None:
-        """DataError for a key of decimals that DuckDB rounds."""
-        key = (self.key,) if isinstance(self.key, str) else tuple(self.key or ())
-        described = connection.execute(f"select * from {relation} limit 0").description or ()
-        doubles = [str(column[0]) for column in described if str(column[1]) == "DOUBLE" and column[0] in key]
-        if doubles:
-            schema = f"parquet_schema({literal_list(files)})"
-            rounded = connection.execute(
-                f"select name, file_name, precision from {schema} where list_contains({literal_list(doubles)}, name) "
-                "and precision > 38 limit 1"
-            ).fetchone()
-            if rounded is not None:
-                raise DataError(
-                    ("source", "key"),
-                    f"{rounded[0]} has decimals of {rounded[2]} digits in {rounded[1]}, of which 17 would be read",
+    def _columns(
+        self, connection: duckdb.DuckDBPyConnection, files: Sequence[Path | str], facts: SourceContext
+    ) -> tuple[str, Mapping[str, SourceColumn]]:
+        """Return the relation, and how its columns are read."""
+        # The file system of object stores takes every URL as a name.
+        names = [literal_path(file) if isinstance(file, Path) else file for file in files]
+        options = "union_by_name = true, hive_partitioning = false"
+        relation = f"read_parquet({literal_list(names)}, {options})"
+        try:
+            described = connection.sql(f"select * from {relation}")
+        except duckdb.Error as exc:
+            for name in names:
+                _check_file(connection, name)
+            raise DataError(str(files[0]), first_line(exc), "make the files' columns agree") from exc
+        refusals = _refusals(connection, names)
+        columns = {
+            name: SourceColumn(identifier(name), str(kind), refusal=refusals.get(name))
+            for name, kind in zip(described.columns, described.types, strict=True)
+        }
+        values = hive_values(files, facts.workspace, columns) if self.hive else {}
+        if values:
+            relation = f"read_parquet({literal_list(names)}, {options}, filename = {literal(FILE_NAME)})"
+            text = {name: value_of_file_name(identifier(FILE_NAME), name) for name in values}
+            columns |= hive_columns(values, text, facts.known_types)
+        return relation, columns
+
+
+def _refusals(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> Mapping[str, tuple[str, str]]:
+    """Return the columns with values that DuckDB would change or cannot read: (what was found, what to do)."""
+    refusals: dict[str, tuple[str, str]] = {}
+    suspicious = f"precision > {MAX_DECIMAL_DIGITS} or type = 'INT96'"
+    schema = f"parquet_schema({literal_list(names)})"
+    found = connection.execute(f"select distinct file_name from {schema} where {suspicious} order by 1").fetchall()
+    for file in (literal(literal_path(file)) for (file,) in found):
+        for column, precision, kind in _leaves(connection, file):
+            if (precision or 0) > MAX_DECIMAL_DIGITS:
+                refusals[column] = (
+                    f"{column} has decimals of {precision} digits in {file}, of which 17 would be read",
                     "write the column as text",
                 )
+            elif kind == "INT96" and column not in refusals:
+                try:
+                    connection.execute(f"select max({identifier(column)}) from read_parquet({file})").fetchall()
+                except duckdb.Error as exc:
+                    refusals[column] = (
+                        f"{column} has a moment in {file} that no timestamp holds ({first_line(exc)})",
+                        "write the column as text",
+                    )
+    return refusals
 
 
-def _describe(connection: duckdb.DuckDBPyConnection, relation: str) -> None:
-    query = f"select * from {relation} limit 0"
-    try:
-        connection.execute(query)
-    except duckdb.OutOfMemoryException:
-        # Thousands of columns: each takes a buffer.
-        connection.execute("set memory_limit = '1GB'")
-        connection.execute(query)
+def _leaves(connection: duckdb.DuckDBPyConnection, file: str) -> Iterator[tuple[str, int | None, str | None]]:
+    """Yield (top-level column, precision, physical type) of each node of a file's schema."""
+    schema = f"select name, num_children, precision, type from parquet_schema({file})"
+    (_, columns, _, _), *nodes = connection.execute(schema).fetchall()
+    # The number of nodes still to come at each level.
+    remaining = [columns]
+    column = ""
+    for name, children, precision, kind in nodes:
+        while not remaining[-1]:
+            remaining.pop()
+        remaining[-1] -= 1
+        column = name if len(remaining) == 1 else column
+        yield column, precision, kind
+        if children:
+            remaining.append(children)
 
 
 def _check_file(connection: duckdb.DuckDBPyConnection, file: str) -> None:
     try:
-        connection.execute(f"select * from read_parquet({literal(file)}) limit 0")
+        connection.sql(f"select * from read_parquet({literal(file)})").types  # noqa: B018 - reads the footer
     except duckdb.Error as exc:
         raise DataError(
             file, f"cannot be read as Parquet ({first_line(exc)})", "write it again or leave it out"

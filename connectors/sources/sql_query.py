@@ -7,7 +7,8 @@ from pydantic import Field
 
 from connectors.contracts import OpenedSource, SourceContext, SourceModel
 from connectors.errors import JobError
-from connectors.sql import USER_QUERY_MEMORY_LIMIT, first_line, lock_down, materialize, query_connection, resolve_paths
+from connectors.sources.column_types import materialize
+from connectors.sql import USER_QUERY_MEMORY_LIMIT, first_line, lock_down, query_connection, resolve_paths
 
 
 class SqlSource(SourceModel):

@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,34 +11,72 @@ from pathlib import Path
 
 from connectors.errors import DataError, KeyPath
 from connectors.storage import object_store
+from connectors.storage.compressed_files import has_suffix
 from connectors.storage.object_store import StoredObject
+
+MAX_NAMED_FILES = 5
+"""In a warning."""
 
 
 def input_files(patterns: str | Iterable[str], workspace: Path, suffixes: tuple[str, ...]) -> tuple[Path, ...]:
     """Return absolute paths, each once, sorted by name; DataError for a pattern that names no file. URLs are skipped.
 
-    A folder names the files below it that end in one of the suffixes, except hidden files and folders and those whose
-    name begins with an underscore.
+    A pattern that is the name of a file means this file, whatever characters it contains. A folder names the files
+    below it that end in one of the suffixes, in upper or lower case, compressed or not, except hidden files and folders
+    and those whose name begins with an underscore.
     """
     names: set[str] = set()
-    for pattern in _pattern_list(patterns):
-        if object_store.is_url(pattern):
-            continue
-        place = os.path.abspath(workspace / pattern)  # noqa: PTH100 - Path.resolve would follow links
-        files = _files_at(Path(place), suffixes)
+    for pattern, place in _local_places(patterns, workspace):
+        files = _files_at(place, suffixes)
         if not files:
             raise DataError(pattern, "no file is there", f"check the path, relative ones start at {workspace}")
         names.update(files)
     return tuple(Path(name) for name in sorted(names))
 
 
-def input_objects(patterns: str | Iterable[str], where: KeyPath, suffixes: tuple[str, ...]) -> tuple[StoredObject, ...]:
-    """Return the objects that the URLs among the patterns name. `where`: the key of the job file with the patterns."""
+def input_folders(patterns: str | Iterable[str], workspace: Path) -> tuple[Path, ...]:
+    """Return the folders among the patterns, absolute."""
+    return tuple(place for _, place in _local_places(patterns, workspace) if place.is_dir())
+
+
+def other_files_warning(
+    patterns: str | Iterable[str], workspace: Path, suffixes: tuple[str, ...], urls: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """Return a warning that names the files in the patterns' folders without any of the suffixes; none if all have one.
+
+    `urls`: objects without them.
+    """
+    others = [
+        str(path)
+        for folder in input_folders(patterns, workspace)
+        for path in _visible_files(folder)
+        if not has_suffix(path.name, suffixes)
+    ]
+    others += urls
+    if not others:
+        return ()
+    more = f" and {len(others) - MAX_NAMED_FILES} more" if len(others) > MAX_NAMED_FILES else ""
+    named = ", ".join(sorted(others)[:MAX_NAMED_FILES])
+    return (f"source: {named}{more}: not read, since no name ends in {', '.join(suffixes)}",)
+
+
+def literal_path(path: Path | str) -> str:
+    """Return a path that DuckDB reads as it is: without this it expands `*`, `?` and `[` in names."""
+    return re.sub(r"[*?\[]", r"[\g<0>]", str(path))
+
+
+def input_objects(
+    patterns: str | Iterable[str], where: KeyPath, suffixes: tuple[str, ...], others: list[str]
+) -> tuple[StoredObject, ...]:
+    """Return the objects that the URLs among the patterns name; add other objects of these folders to `others`.
+
+    `where`: the key of the job file with the patterns.
+    """
     by_url: dict[str, StoredObject] = {}
     for pattern in _pattern_list(patterns):
         if object_store.is_url(pattern):
             object_store.check_installed(where)
-            objects = object_store.objects_at(pattern, suffixes)
+            objects = object_store.objects_at(pattern, suffixes, others)
             if not objects:
                 raise DataError(pattern, "no object is there", "check the URL")
             by_url.update((one.url, one) for one in objects)
@@ -81,10 +120,23 @@ def _pattern_list(patterns: str | Iterable[str]) -> Iterable[str]:
     return [patterns] if isinstance(patterns, str) else patterns
 
 
+def _local_places(patterns: str | Iterable[str], workspace: Path) -> Iterator[tuple[str, Path]]:
+    """Yield each pattern that is no URL, and its absolute path."""
+    for pattern in _pattern_list(patterns):
+        if not object_store.is_url(pattern):
+            yield pattern, Path(os.path.abspath(workspace / pattern))  # noqa: PTH100 - Path.resolve would follow links
+
+
 def _files_at(place: Path, suffixes: tuple[str, ...]) -> list[str]:
     if place.is_file():
         return [str(place)]
     if place.is_dir():
-        below = (path for path in place.rglob("*") if path.name.endswith(suffixes) and path.is_file())
-        return [str(path) for path in below if not any(part[0] in "._" for part in path.relative_to(place).parts)]
+        return [str(path) for path in _visible_files(place) if has_suffix(path.name, suffixes)]
     return [name for name in glob.glob(str(place), recursive=True) if Path(name).is_file()]  # noqa: PTH207
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, except those with a dot or an underscore before a part of their name."""
+    for path in folder.rglob("*"):
+        if not any(part[0] in "._" for part in path.relative_to(folder).parts) and path.is_file():
+            yield path

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from connectors.errors import DataError, JobError, KeyPath
+from connectors.storage.compressed_files import has_suffix
 
 SCHEMES = ("s3", "gs", "az")
 CREDENTIAL_VARIABLES = {
@@ -77,17 +78,23 @@ def uses_plain_http() -> bool:
     return os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", "")).startswith("http://")
 
 
-def objects_at(pattern: str, suffixes: Sequence[str]) -> list[StoredObject]:
+def objects_at(pattern: str, suffixes: Sequence[str], others: list[str] | None = None) -> list[StoredObject]:
     """Return the object of this URL; or those below it that end in one of the suffixes, except names that begin with a
-    dot or an underscore; or those that a glob (`*`, `**`, `?`, `[ab]`) names. Sorted by URL."""
+    dot or an underscore; or those that a glob (`*`, `**`, `?`, `[ab]`) names. Sorted by URL.
+
+    `others` gets the URLs of the objects below it that end in none of the suffixes.
+    """
     url = normalize_url(pattern)
     single = head(url)
     if single is not None:
         return [single]
-    below = [one for one in list_objects(url) if one.name.endswith(tuple(suffixes))]
+    hidden = re.compile(r"(^|/)[._]")
+    visible = [one for one in list_objects(url) if not hidden.search(one.url[len(url) + 1 :])]
+    below = [one for one in visible if has_suffix(one.name, suffixes)]
     if below:
-        hidden = re.compile(r"(^|/)[._]")
-        return [one for one in below if not hidden.search(one.url[len(url) + 1 :])]
+        if others is not None:
+            others += [one.url for one in visible if not has_suffix(one.name, suffixes)]
+        return below
     plain = re.split(r"[*?\[]", url, maxsplit=1)[0]
     if plain == url:
         return []

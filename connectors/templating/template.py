@@ -12,6 +12,7 @@ import minijinja
 import orjson
 
 from connectors.errors import JobError, KeyPath, did_you_mean
+from connectors.records import TEXT_PREFIX
 
 MAX_INSTRUCTIONS = 1_000_000
 """Of one rendering: some 100,000 iterations of a loop."""
@@ -44,6 +45,15 @@ _SLICE = re.compile(rf"\[({_BOUND}:{_BOUND})\]")
 _FILTER_NAME = re.compile(r"(?<!\|)\|\s*([A-Za-z_]\w*)")
 _TIMES = re.compile(r"(?<![*(,])(?<![(,]\s)\*(?!\*)")
 _TOKEN = re.compile(r"\w+|\S")
+_PRINTING = re.compile(r"(?s)(?<=\{\{)[-+]?(.*?)(?=[-+]?\}\})")
+"""The expression of `{{ … }}`."""
+_PRINTED = "_row_printed"
+"""Variable with the columns that are printed: their texts in the source file, if they have such."""
+_TEXT_FILTERS = frozenset(
+    {"capitalize", "d", "default", "e", "escape", "indent", "lines", "lower", "replace", "safe", "split", "string"}
+    | {"title", "trim", "truncate", "upper", "urlencode", "wordcount"}
+)
+"""Filters whose result is made of the text of a value."""
 _FACTOR_FILTER = "_factor"
 """Applied to each operand of `*`."""
 
@@ -57,6 +67,7 @@ class Template:
 
     A column goes before a function or constant of the same name, unless that is called: `range(3)`.
 
+    A printed column is its text in the source file, if there is one (TEXT_PREFIX); in expressions it has its type.
     Null renders as empty text; booleans as true and false, decimals with all their digits, dates and timestamps in
     ISO 8601, binary in base64, lists and structs as JSON. An undefined name is an error.
     """
@@ -114,6 +125,8 @@ class Template:
             if self._row_columns:
                 self._variables -= {"row"}
         self.columns = self._variables | self._row_columns
+        printed, self._printed_columns = _with_printed_columns(source, code, self._variables, bool(self._row_columns))
+        environment.add_template("template", _with_checked_factors(printed, _code_only(printed)))
         self._environment = environment
 
     def render(self, row: Mapping[str, Any]) -> str:
@@ -123,12 +136,17 @@ class Template:
             parts = list(self._pieces)
             for index in range(1, len(parts), 2):
                 value = row[parts[index]]
-                parts[index] = value if isinstance(value, str) else _format_alone(template_value(value))
+                if not isinstance(value, str):
+                    text_in_file = row.get(TEXT_PREFIX + parts[index])
+                    value = _format_alone(template_value(value)) if text_in_file is None else text_in_file
+                parts[index] = value
             text = "".join(parts)
         else:
             values = {name: template_value(row[name]) for name in self._variables}
             if self._row_columns:
                 values["row"] = {name: template_value(row[name]) for name in self._row_columns}
+            if self._printed_columns:
+                values[_PRINTED] = {name: printed_value(row, name) for name in self._printed_columns}
             try:
                 text = self._environment.render_template("template", **values)
             except (minijinja.TemplateError, TypeError, ValueError, OverflowError) as exc:
@@ -137,6 +155,47 @@ class Template:
         if len(text) > MAX_RENDERED_CHARACTERS:
             raise RenderError(f"the rendered text has {len(text):,} characters, more than {MAX_RENDERED_CHARACTERS:,}")
         return text
+
+
+def printed_value(row: Mapping[str, Any], name: str) -> Any:
+    """Return a column's text in the source file, or its value as templates see it."""
+    text = row.get(TEXT_PREFIX + name)
+    return template_value(row[name]) if text is None else text
+
+
+def _with_printed_columns(
+    source: str, code: str, variables: Collection[str], has_row: bool
+) -> tuple[str, frozenset[str]]:
+    """Return the template with `_row_printed[…]` in place of columns that are printed, and these columns.
+
+    A column is printed alone, before a filter of text, beside `~`, or as an alternative of `if`, `else` and `or`.
+    """
+    changes: list[tuple[int, int, str, bool]] = []
+    for block in _PRINTING.finditer(code):
+        before, start = "", block.start(1)
+        while (token := _TOKEN.search(code, start, block.end(1))) is not None:
+            name, start = None, token.end()
+            if has_row and token[0] == "row" and (column := _ROW_COLUMN.match(source, token.start())) is not None:
+                name, start = column[1] or _unquoted(column[2]), column.end()
+            elif token[0] in variables:
+                name = token[0]
+            if name is not None and before in ("", "~", "else", "or"):
+                after = _TOKEN.search(code, start, block.end(1))
+                following = after[0] if after is not None else ""
+                is_filtered = following == "|" and (found := _FILTER_NAME.match(code, after.start() if after else 0))
+                if following in ("", "~", "if", "else") or (is_filtered and found and found[1] in _TEXT_FILTERS):
+                    changes.append((token.start(), start, name, False))
+                elif following == "or" and before != "~":
+                    changes.append((token.start(), start, name, True))
+            before = code[token.start() : start]
+    for begin, end, name, is_tested in reversed(changes):
+        text = f"{_PRINTED}[{json.dumps(name, ensure_ascii=False)}]"
+        source = f"{source[:begin]}{f'({source[begin:end]} and {text})' if is_tested else text}{source[end:]}"
+    return source, frozenset(name for _, _, name, _ in changes)
+
+
+def _unquoted(text: str) -> str:
+    return str(minijinja.Environment().eval_expr(text))
 
 
 def _code_only(source: str) -> str:

@@ -51,6 +51,8 @@ def validate_command(jobs: tuple[str, ...]) -> int:
                 refused = schema_refusal(ready)
                 if refused is not None:
                     raise refused
+                for warning in ready.reader.warnings:
+                    click.echo(warning, err=True)
                 warnings = workspace.warnings(step.provider for step in ready.job.steps)
                 for warning in (*warnings, *job_warnings(ready), *missing_file_warnings(ready)):
                     click.echo(warning, err=True)

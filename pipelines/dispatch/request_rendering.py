@@ -8,9 +8,9 @@ import orjson
 import pyarrow as pa
 
 from connectors.contracts import Endpoint, Provider
-from connectors.records import Call, Request, RowError, Values
+from connectors.records import TEXT_PREFIX, Call, Request, RowError, Values
+from connectors.templating.row_values import row_values
 from pipelines.dispatch.media_files import MediaSource, read_media
-
 
 _MODEL_FIRST = re.compile(rb'\{"model":("(?:[^"\\]|\\.)*")')
 """The beginning of a body that names its model first, as most endpoints write it."""
@@ -39,9 +39,11 @@ async def render_requests(
 ) -> dict[int, Request | RowError]:
     """Render the requests of the rows at these indexes; a RowError for a row whose values make no request.
 
-    `keys`: one for each row of the table. `media` reads the files that the rows name.
+    `keys`: one for each row of the table; texts of values in the source file are in columns with TEXT_PREFIX. `media`
+    reads the files that the rows name.
     """
-    values = table.select(sorted(endpoint.input_columns)).to_pylist()
+    texts = {TEXT_PREFIX + name for name in endpoint.input_columns}.intersection(table.column_names)
+    values = row_values(table.select(sorted({*endpoint.input_columns, *texts})))
     with_media = await read_media(media, values, endpoint.media, rows) if endpoint.media else {}
     requests: dict[int, Request | RowError] = {}
     for index in rows:

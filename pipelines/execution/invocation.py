@@ -19,6 +19,7 @@ from pipelines.execution.run_report import run_report
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.projection import append_usage, rebuild
 from pipelines.maintenance.retention import drop_committed
+from pipelines.monitoring.json_log import print_problem
 from pipelines.preparation.job_warnings import job_warnings
 from pipelines.preparation.prepared_job import PreparedJob, prepare_job, with_learned_facts, with_location
 from pipelines.preparation.schema_evolution import (
@@ -129,6 +130,8 @@ def _prepare(
 
     reinfer_types = options.schema_change is not None
     with prepare_job(loaded, ledger, local_url, sink_types=_sink_types, reinfer_types=reinfer_types) as ready:
+        for warning in ready.reader.warnings:
+            print_problem(warning, options.log == "json", loaded.job.name, level="warning")
         with _with_partial_report(ready):
             check_before_run(ready)
         wait_for_ray_writers(ready.workspace.state, ready.job.name)

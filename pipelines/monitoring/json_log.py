@@ -25,10 +25,12 @@ def log_event(event: str, job: str | None, run_id: str | None, level: LogLevel =
     print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
-def print_problem(message: str, as_json: bool, job: str | None = None, run_id: str | None = None) -> None:
+def print_problem(
+    message: str, as_json: bool, job: str | None = None, run_id: str | None = None, level: LogLevel = "error"
+) -> None:
     """Print an error or a warning."""
     if as_json:
-        log_event("problem", job, run_id, "error", message=message)
+        log_event("problem", job, run_id, level, message=message)
     else:
         print(escape_control_characters(message), file=sys.stderr, flush=True)  # noqa: T201
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace_file import LOCAL
+from pipelines.monitoring.json_log import print_problem
 from pipelines.planning.dry_run import DryRun, StepEstimate, dry_run
 from pipelines.planning.prompt_order import constant_tokens_after_rows
 from pipelines.preparation.job_warnings import job_warnings
@@ -125,6 +126,8 @@ def build_plan(loaded: LoadedJob) -> Plan:
         open_workspace_ledger(workspace) as ledger,
         prepare_job(loaded, ledger, exact_tokens=True, sink_types=sink_types) as ready,
     ):
+        for warning in ready.reader.warnings:
+            print_problem(warning, as_json=False)
         refused = schema_refusal(ready)
         ready.selection.load_sink_state(ready.sink if ready.job.sink.write != "replace" and has_keys(ready) else None)
         with with_location(loaded):

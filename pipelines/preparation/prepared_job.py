@@ -14,6 +14,7 @@ from connectors.errors import DataError, JobError
 from connectors.media.media_reader import MediaReader
 from connectors.media.url_fetcher import WebAccess
 from connectors.registry import StepConfig
+from connectors.sql import query_connection
 from connectors.tables.schemas import errors_schema, results_schema
 from connectors.transport.access.certificates import tls_context
 from pipelines.config.batch_rules import check_batch_delivery
@@ -63,6 +64,8 @@ class Inputs:
     exact_tokens: bool
     closing: contextlib.ExitStack
     """Closes the DuckDB connections of predicates."""
+    left_out: frozenset[str] = frozenset()
+    """Columns in the names of folders that are no part of `columns: all`, since an existing sink lacks them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +108,8 @@ class PreparedJob:
 
     @property
     def is_removing(self) -> bool:
-        """Whether rows that have left the source leave the sink."""
-        return self.job.sink.deleted == "remove" and not self.is_limited
+        """Whether rows that have left the source leave the sink; a file of no bytes removes nothing."""
+        return self.job.sink.deleted == "remove" and not self.is_limited and not self.reader.has_empty_files
 
 
 @contextlib.contextmanager
@@ -139,12 +142,26 @@ def prepare_job(
         providers = {step.provider: _members(loaded, step, local_url) for step in reversed(loaded.job.steps)}
         inputs = Inputs(loaded, providers, scratch, exact_tokens, closing)
         ready = _assemble(inputs, reader, ledger)
+        if loaded.job.sink.columns == "all" and reader.path_columns and (there := sink_columns(ready)):
+            inputs = replace(inputs, left_out=reader.path_columns - there)
+            ready = _assemble(inputs, reader, ledger)
         if types := sink_types(ready):
             reader.close()
             with with_location(loaded):
                 reader = closing.enter_context(_open_source(loaded, scratch, {} if reinfer_types else types, types))
             ready = _assemble(inputs, reader, ledger)
         yield ready
+
+
+def sink_columns(ready: PreparedJob) -> frozenset[str]:
+    """Return the columns of the sink's results; none if the table does not exist."""
+    if not ready.sink.exists():
+        return frozenset()
+    with query_connection(ready.scratch) as db:
+        ready.sink.attach(db)
+        columns = db.sql(f"select * from {ready.sink.results_sql()}").columns
+        ready.sink.detach(db)
+    return frozenset(map(str, columns))
 
 
 def with_learned_facts(ready: PreparedJob, ledger: Ledger) -> PreparedJob:
@@ -182,7 +199,13 @@ def _assemble(inputs: Inputs, reader: SourceReader, ledger: Ledger | None) -> Pr
     files = {name for step in steps for name in step.endpoint.media}.intersection(reader.schema.names)
     with with_location(loaded):
         is_appending = job.sink.write == "append"
-        selection = select_rows(reader, used, job.sink.columns, _config_digest(steps), files, is_appending)
+        for step in steps:
+            if step.when is not None:
+                columns = step.when.columns.intersection(reader.schema.names)
+                reader.check_fits(columns, ("steps", step.model.name, "when"))
+        selection = select_rows(
+            reader, used, job.sink.columns, _config_digest(steps), files, is_appending, inputs.left_out
+        )
     key, carried = list(selection.key_schema), list(selection.carried_schema)
     # Columns that a template reads share one row with the outputs.
     _check_names(loaded, steps, [*(field.name for field in (*key, *carried)), *used])

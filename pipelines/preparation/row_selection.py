@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 from connectors.contracts import Sink
 from connectors.errors import DataError, JobError, did_you_mean
-from connectors.records import ROW_ERROR_CLASSES
+from connectors.records import ROW_ERROR_CLASSES, ROW_PROBLEM, TEXT_PREFIX
 from connectors.sql import (
     SCRATCH_ROW_GROUP_ROWS,
     first_line,
@@ -39,6 +40,9 @@ LARGE_VALUE_CHARACTERS = 65_536
 
 CONTENT_KEY_PREFIX = "r"
 """Of the key of a job without one; earlier versions wrote a digest that depended on the order of columns."""
+
+FINGERPRINT_VERSION = "-2"
+"""The end of a row fingerprint that covers texts of a file; those of earlier versions covered typed values."""
 
 MARK_BATCH_PATHS = 10_000
 """Paths whose files are checked in one batch."""
@@ -66,20 +70,24 @@ def select_rows(
     digest: bytes,
     files: Iterable[str],
     appending: bool,
+    left_out: frozenset[str] = frozenset(),
 ) -> "RowSelection":
     """Select the rows of an open source.
 
     `used`: columns that steps read; `columns`: columns carried over to the results; `digest`: of the steps' settings;
-    `files`: used columns that name files; `appending`: a key in the sink is done, whatever its values.
+    `files`: used columns that name files; `appending`: a key in the sink is done, whatever its values. `left_out`:
+    columns that are no part of all columns.
     """
-    names = reader.schema.names
-    carried = [name for name in names if name not in reader.key] if columns == "all" else list(columns)
+    used, names = sorted(set(used)), reader.schema.names
+    every = [name for name in names if name not in reader.key and name not in left_out]
+    carried = every if columns == "all" else list(columns)
     for name in carried:
         if name not in names:
             raise JobError(("sink", "columns"), f"no column {name} in the source", did_you_mean(name, names))
     carried = [name for name in dict.fromkeys(carried) if name not in reader.key]
+    reader.check_readable(sorted({*used, *carried, *reader.key}))
     marked = sorted(name for name in set(files) if not pa.types.is_binary(reader.schema.field(name).type))
-    return RowSelection(reader, sorted(set(used)), carried, digest, marked, appending)
+    return RowSelection(reader, used, carried, digest, marked, appending)
 
 
 @dataclass(slots=True)
@@ -104,6 +112,8 @@ class RowSelection:
     _is_restricted: bool = False
     _unfinished: int | None = None
     """Unfinished rows, stored in a file so that the second pass compares nothing again; None: not stored."""
+    _earlier_texts: Sequence[Mapping[str, str]] = ()
+    """What fingerprints of earlier versions in the sink may cover: column -> SQL; empty: there are none."""
     _has_old_content_keys: bool = False
     """Whether the sink has rows of a job without a key by the digest of earlier versions."""
     _parts: list[str] = field(default_factory=list)
@@ -131,7 +141,7 @@ class RowSelection:
         nulls = " or ".join(f"{identifier(name)} is null" for name in key)
         # With the types of the tables: timestamps have microseconds.
         written = ", ".join(f"{self.reader.column(name)} as {identifier(name)}" for name in key)
-        chosen = f"(select {written} from {self.reader.chosen()})"
+        chosen = f"(select {written} from {self.reader.chosen(key)})"
         try:
             counted = db.execute(
                 f"select count(*) filter ({nulls}), count(*), count(distinct {key_text(key)}) from {chosen}"
@@ -177,6 +187,7 @@ class RowSelection:
         """Load the keys, fingerprints and errors of the sink; None: treat it as empty."""
         self._is_sink_loaded, self._sink_rows, self._unfinished = sink is not None, 0, None
         self._has_old_content_keys = False
+        self._earlier_texts = ()
         if sink is None:
             return
         names = self.key_schema.names
@@ -191,12 +202,12 @@ class RowSelection:
                 (
                     "seen",
                     sink.results_sql(),
-                    f"{_fingerprint_number('_row_fingerprint')} as _fp, list_position({parts}, _part) as _part",
+                    f"{_stored_fingerprint('_row_fingerprint')}, list_position({parts}, _part) as _part",
                 ),
                 (
                     "failed",
                     sink.errors_sql(),
-                    f"{_fingerprint_number(identifier(failure['fingerprint']))} as _fp, "
+                    f"{_stored_fingerprint(identifier(failure['fingerprint']))}, "
                     f"{identifier(failure['error_class'])} as _class",
                 ),
             ):
@@ -213,6 +224,10 @@ class RowSelection:
                 stored = " union all ".join(f"select _key from {self._stored_table_sql(table)}" for table in _TABLES)
                 old = f"select 1 from ({stored}) where not starts_with(_key, {literal(CONTENT_KEY_PREFIX)}) limit 1"
                 self._has_old_content_keys = bool(db.execute(old).fetchall())
+            names = self.reader.schema.names if self._has_old_content_keys else [*self.used, *self.carried]
+            earlier = " union all ".join(f"select _is_earlier from {self._stored_table_sql(name)}" for name in _TABLES)
+            if self._is_versioned and db.execute(f"from ({earlier}) where _is_earlier limit 1").fetchall():
+                self._earlier_texts = self.reader.earlier_texts(dict.fromkeys(names))
 
     def load_old_errors(self, sink: Sink, is_rewritten: bool) -> None:
         """Load what failed in earlier runs and is processed again: rejected lines, and all rows if `is_rewritten`."""
@@ -325,14 +340,21 @@ class RowSelection:
             raise DataError(("source",), first_line(exc), "fix the data, or exclude the row with `where`") from exc
 
     def _with_key_sql(self, columns: Sequence[str]) -> str:
-        """SQL of the rows with `_key`, `_row_fingerprint` and only the given columns."""
+        """SQL of the rows with `_key`, `_row_fingerprint` and only the given columns.
+
+        `_row_earlier_0` and further ones: fingerprints of earlier versions as numbers, if the sink has such.
+        """
         reader = self.reader
         made = "".join(f"{reader.column(name)} as {identifier(name)}, " for name in columns)
-        parts = ", ".join(self._fingerprint_part(name) for name in sorted({*self.used, *self.carried}))
-        constant = literal(self.digest.hex() + json.dumps([sorted(self.used), list(self.carried)]))
+        if columns:
+            texts = (identifier(TEXT_PREFIX + name) for name in self.used if reader.has_text(name))
+            made += "".join(f"{text}, " for text in texts)
+            if (problem := reader.problem(self.carried)) is not None:
+                made += f"{problem} as {ROW_PROBLEM}, "
         if reader.key:
             # With the types of the tables, whose keys have the same text.
-            key, source = key_text(reader.key, reader.column), reader.chosen()
+            key = key_text(reader.key, reader.column)
+            source = reader.chosen([*reader.key, *self.used, *self.carried])
         else:
             key, source = "_row_identity", self._with_content_key_sql()
             made = f"{key} as {identifier(ROW_KEY)}, {made}"
@@ -341,35 +363,57 @@ class RowSelection:
             f"on {identifier('_marks_' + name)}._path = {reader.text(name)}"
             for name in self.files
         )
-        fingerprint = f"md5(concat({', '.join(filter(None, (constant, parts)))}))"
+        version = f" || {literal(FINGERPRINT_VERSION)}" if self._is_versioned else ""
+        for number, texts_by_name in enumerate(self._earlier_texts):
+            earlier = self._fingerprint(partial(_text_of, texts_by_name, reader.text))
+            made += f"{_fingerprint_number(earlier)} as _row_earlier_{number}, "
+        fingerprint = f"{self._fingerprint(reader.text)}{version}"
         inner = f"select {made}{key} as _key, {fingerprint} as _row_fingerprint from {source}{marks}"
         return f"({inner})"
+
+    @property
+    def _is_versioned(self) -> bool:
+        """Whether fingerprints of earlier versions covered other texts."""
+        return any(map(self.reader.is_guessed, {*self.used, *self.carried}))
+
+    def _fingerprint(self, text: Callable[[str], str]) -> str:
+        """SQL of a row's fingerprint. `text`: SQL of a column's text."""
+        parts = ", ".join(self._fingerprint_part(name, text(name)) for name in sorted({*self.used, *self.carried}))
+        constant = literal(self.digest.hex() + json.dumps([sorted(self.used), list(self.carried)]))
+        return f"md5(concat({', '.join(filter(None, (constant, parts)))}))"
 
     def _with_content_key_sql(self) -> str:
         """SQL of the rows with `_row_identity`: a digest of their content, and which of the equal rows it is.
 
-        The order of columns is no part of it. Rows that the sink has under the digest of an earlier version keep that.
+        The order of columns is no part of it, nor are values in the names of folders. Rows that the sink has under the
+        digest of an earlier version keep that.
         """
         names, text = self.reader.schema.names, self.reader.text
-        digests = f"{_content_digest(map(text, sorted(names)))} as _row_content"
-        if self._has_old_content_keys:
-            digests += f", {_content_digest(map(text, names))} as _row_old_content"
-        rows = f"(select *, {digests} from {self.reader.chosen()})"
-        number = "row_number() over (partition by _row_content)"
-        identity = f"{literal(CONTENT_KEY_PREFIX)} || _row_content || '-' || {number}"
-        if not self._has_old_content_keys:
+        content = sorted({*names} - self.reader.path_columns)
+        digests = f"{_content_digest(map(text, content))} as _row_content"
+        earlier = list(self._earlier_texts or ({},)) if self._has_old_content_keys else []
+        for number, texts in enumerate(earlier):
+            digests += f", {_content_digest(texts.get(name) or text(name) for name in names)} as _row_old_{number}"
+        rows = f"(select *, {digests} from {self.reader.chosen(names)})"
+        identity = f"{literal(CONTENT_KEY_PREFIX)} || {_numbered('_row_content')}"
+        if not earlier:
             return f"(select *, {identity} as _row_identity from {rows})"
-        rows = f"(select *, {identity} as _row_new, _row_old_content || '-' || {number} as _row_old from {rows})"
-        stored = " union ".join(f"select _key as _row_stored from {self._stored_table_sql(table)}" for table in _TABLES)
-        identity = "coalesce(_row_stored, _row_new) as _row_identity"
-        return f"(select *, {identity} from {rows} left join ({stored}) on _row_stored = _row_old)"
+        old = ", ".join(f"{_numbered(f'_row_old_{number}')} as _row_old_key_{number}" for number in range(len(earlier)))
+        rows = f"(select *, {identity} as _row_new, {old} from {rows})"
+        stored = " union ".join(f"select _key from {self._stored_table_sql(table)}" for table in _TABLES)
+        aliases = [f"_row_stored_{number}" for number in range(len(earlier))]
+        joins = " ".join(
+            f"left join (select _key as {alias} from ({stored})) on {alias} = _row_old_key_{number}"
+            for number, alias in enumerate(aliases)
+        )
+        return f"(select *, coalesce({', '.join(aliases)}, _row_new) as _row_identity from {rows} {joins})"
 
-    def _fingerprint_part(self, name: str) -> str:
-        text = _length_prefixed(self.reader.text(name))
+    def _fingerprint_part(self, name: str, text: str) -> str:
+        part = _length_prefixed(text)
         if name not in self.files:
-            return text
+            return part
         self._mark(name)
-        return f"{text}, coalesce({identifier('_marks_' + name)}._mark, '')"
+        return f"{part}, coalesce({identifier('_marks_' + name)}._mark, '')"
 
     def _with_status_sql(self, columns: Sequence[str]) -> str:
         """SQL of the rows with `_status`, `_class`, `_part` (its position) and `_in_errors`."""
@@ -379,16 +423,24 @@ class RowSelection:
         if not self._is_sink_loaded:
             none = "cast(null as INTEGER) as _part, false as _in_errors, cast(null as VARCHAR) as _class"
             return f"(select *, {none}, 'new' as _status from {keyed})"
-        done = "s._key is not null" if self.appending else f"s._fp = {_fingerprint_number('r._row_fingerprint')}"
+        done = "s._key is not null" if self.appending else self._is_same_sql("s")
         own_error = _is_one_of("f._class", ROW_ERROR_CLASSES)
         return (
             "(select r.*, s._part as _part, f._key is not null as _in_errors, f._class as _class, "
             f"case when {done} then 'done' "
-            f"when f._fp = {_fingerprint_number('r._row_fingerprint')} and {own_error} then 'failed' "
+            f"when {self._is_same_sql('f')} and {own_error} then 'failed' "
             "when s._key is null then 'new' else 'changed' end as _status "
             f"from {keyed} r left join {self._stored_table_sql('seen')} s on s._key = r._key "
             f"left join {self._stored_table_sql('failed')} f on f._key = r._key)"
         )
+
+    def _is_same_sql(self, stored: str) -> str:
+        """SQL of whether a row `r` has the stored fingerprint."""
+        same = f"{stored}._fp = {_fingerprint_number('r._row_fingerprint')}"
+        if not self._earlier_texts:
+            return same
+        earlier = ", ".join(f"r._row_earlier_{number}" for number in range(len(self._earlier_texts)))
+        return f"({same} or ({stored}._is_earlier and {stored}._fp in ({earlier})))"
 
     def _unfinished_sql(self, columns: Sequence[str]) -> str:
         """SQL of the unfinished rows that `counts` has stored."""
@@ -397,7 +449,10 @@ class RowSelection:
 
     @property
     def _with_part(self) -> str:
-        return f"select * exclude (_status, _class) replace ({literal_list(self._parts or [''])}[_part] as _part)"
+        earlier = "".join(f", _row_earlier_{number}" for number in range(len(self._earlier_texts)))
+        return (
+            f"select * exclude (_status, _class{earlier}) replace ({literal_list(self._parts or [''])}[_part] as _part)"
+        )
 
     def _stored_table_sql(self, name: str) -> str:
         return f"read_parquet({literal(self._stored_path(name))})"
@@ -434,7 +489,7 @@ class RowSelection:
             return
         self._marks.append(name)
         schema = pa.schema([("_path", pa.string()), ("_mark", pa.string())])
-        path, chosen = self.reader.text(name), self.reader.chosen()
+        path, chosen = self.reader.text(name), self.reader.chosen([name])
         query = f"select distinct {path} as p from {chosen} where {identifier(name)} is not null"
         with pq.ParquetWriter(self._marks_path(name), schema) as writer:
             for batch in self.reader.stream(query, MARK_BATCH_PATHS):
@@ -473,6 +528,21 @@ def _is_one_of(column: str, values: Iterable[str]) -> str:
 def _fingerprint_number(fingerprint: str) -> str:
     """SQL of the first 8 bytes of a hex fingerprint as a number: enough to compare two fingerprints of one row."""
     return f"cast('0x' || left({fingerprint}, 16) as UBIGINT)"
+
+
+def _text_of(texts: Mapping[str, str], otherwise: Callable[[str], str], name: str) -> str:
+    return texts.get(name) or otherwise(name)
+
+
+def _stored_fingerprint(fingerprint: str) -> str:
+    """SQL of a stored fingerprint as a number, and whether an earlier version wrote it."""
+    is_earlier = f"not ends_with({fingerprint}, {literal(FINGERPRINT_VERSION)})"
+    return f"{_fingerprint_number(fingerprint)} as _fp, {is_earlier} as _is_earlier"
+
+
+def _numbered(digest: str) -> str:
+    """SQL of a digest and the number of the row among those with the same."""
+    return f"{digest} || '-' || row_number() over (partition by {digest})"
 
 
 def _content_digest(texts: Iterable[str]) -> str:

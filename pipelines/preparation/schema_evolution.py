@@ -15,7 +15,7 @@ from connectors.sql import identifier, literal, query_connection
 from connectors.tables.parquet_parts import PartWriter, read_batches
 from connectors.tables.schema_checks import SchemaMismatch, column_types, is_foreign
 from pipelines.ledger.ledger import Ledger
-from pipelines.preparation.prepared_job import PreparedJob
+from pipelines.preparation.prepared_job import PreparedJob, sink_columns
 from pipelines.preparation.row_selection import key_text
 
 BATCH_ROWS = 1024
@@ -74,17 +74,6 @@ def _has_value(values: pa.Array) -> bool:
     if isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
         return _has_value(pc.list_flatten(values))
     return bool(values.null_count < len(values))
-
-
-def sink_columns(ready: PreparedJob) -> frozenset[str]:
-    """Return the columns of the sink's results; none if the table does not exist."""
-    if not ready.sink.exists():
-        return frozenset()
-    with query_connection(ready.scratch) as db:
-        ready.sink.attach(db)
-        described = db.execute(f"select * from {ready.sink.results_sql()} limit 0").description or ()
-        ready.sink.detach(db)
-    return frozenset(str(column[0]) for column in described)
 
 
 def sink_types(ready: PreparedJob) -> Mapping[str, str]:

@@ -1,7 +1,8 @@
 """Source reader: an open source, its columns with types that every table supports, and its selected rows."""
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -9,10 +10,14 @@ from typing import Self
 import duckdb
 import pyarrow as pa
 
-from connectors.contracts import SourceContext
-from connectors.errors import DataError, JobError, did_you_mean
+from connectors.contracts import SourceColumn, SourceContext
+from connectors.errors import DataError, JobError, KeyPath, did_you_mean
+from connectors.records import TEXT_PREFIX
 from connectors.registry import SourceConfig
-from connectors.sql import first_line, identifier, literal_list, lock_down, query_connection
+from connectors.sources.column_types import arrow_type
+from connectors.sources.earlier_texts import earlier_texts
+from connectors.sql import first_line, identifier, literal, literal_list, lock_down, query_connection
+from connectors.storage.input_files import literal_path
 from pipelines.config.sql_predicate import predicate_columns
 
 ROW_KEY = "_row_key"
@@ -37,8 +42,10 @@ is held both compressed and uncompressed."""
 STREAM_BUFFER = "1MB"
 """Rows that DuckDB reads ahead; its default of 10 MB is never needed, since it is faster than any provider."""
 
-_AS_TEXT = ("ENUM", "BIT", "INTERVAL", "UNION", "TIME WITH TIME ZONE", '"NULL"')
-"""Types without an equivalent in Arrow or Parquet; they are read as text."""
+MISFIT_PREFIX = "_row_misfit_"
+"""Of the column with whether a value does not fit its column's type in the sink."""
+MAX_SHOWN_CHARACTERS = 60
+"""Characters of a value in a message."""
 _NESTED = ("STRUCT", "MAP", "UNION", "JSON")
 
 
@@ -53,9 +60,13 @@ class SourceReader:
         self._db = self._open.enter_context(query_connection(facts.scratch))
         try:
             opened = source.connect(self._db, facts)
-            self.relation = opened.relation
+            self._relation = opened.relation
             self.rejects = opened.rejects
             """(line number, message, raw line) of rejected lines."""
+            self.warnings = opened.warnings
+            """One line each, for the user."""
+            self.has_empty_files = opened.has_empty_files
+            """Whether a file has no bytes, so that it is unknown which rows have left the source."""
             self.row_bytes = self._estimate_row_bytes(source.paths(facts), opened.nbytes)
             """Estimated bytes of a row in memory."""
             if self.row_bytes > WIDE_ROW_BYTES:
@@ -63,14 +74,20 @@ class SourceReader:
                 with contextlib.suppress(duckdb.CatalogException):
                     self._db.execute("set global debug_enable_caching_operators = false")
             self._db.execute(f"set memory_limit = '{MAX_MEMORY_BYTES}B'")
-            self._kinds = self._column_types()
+            self._columns = dict(self._described() if opened.columns is None else opened.columns)
+            self._check_names()
             self._db.execute(f"set memory_limit = '{self._memory(bool(opened.urls))}B'")
             # Set before the connections are locked.
             self._rows = self._open.enter_context(contextlib.closing(self._db.cursor()))
             self._rows.execute(f"set streaming_buffer_size = '{STREAM_BUFFER}'")
-            lock_down(self._db, [facts.scratch], [*source.paths(facts), *opened.urls])
+            paths = source.paths(facts)
+            lock_down(self._db, [facts.scratch], [*paths, *map(literal_path, paths), *opened.urls])
             self._cast_null_columns(known)
-            self.schema: pa.Schema = self._arrow_schema(self._kinds)
+            self._fit_nanoseconds(facts.known_types)
+            self._plain_kinds: dict[str, str] = {}
+            """SQL type -> the type that Arrow and Parquet have for it."""
+            self.schema: pa.Schema = self._arrow_schema()
+            self._where_columns: frozenset[str] = frozenset()
             self._check()
         except BaseException:
             self._open.close()
@@ -94,30 +111,84 @@ class SourceReader:
         key = self._source.key
         return (key,) if isinstance(key, str) else tuple(key or ())
 
+    @property
+    def path_columns(self) -> frozenset[str]:
+        """The columns whose values are in the paths of files (`year=2024/`)."""
+        return frozenset(name for name, column in self._columns.items() if column.is_from_path)
+
     def column(self, name: str) -> str:
-        """SQL of a column with a type that Arrow and Parquet support."""
-        kind = self._kinds[name]
-        if kind.startswith(_AS_TEXT):
-            return f"cast({identifier(name)} as VARCHAR)"
-        if "TIMESTAMP_NS" in kind:
-            # Python's timestamps have microseconds, and so have templates and predicates.
-            return f"cast({identifier(name)} as {kind.replace('TIMESTAMP_NS', 'TIMESTAMP')})"
-        return identifier(name)
+        """SQL of a column of `chosen` with a type that Arrow and Parquet support."""
+        kind = self._columns[name].kind
+        plain = self._plain_kinds[kind]
+        return identifier(name) if plain == kind else f"cast({identifier(name)} as {plain})"
 
     def text(self, name: str) -> str:
-        """SQL of the column's value as text; different values give different texts."""
-        kind = self._kinds[name]
-        if kind.startswith("BLOB"):
-            return f"md5({identifier(name)})"
-        if kind.endswith("]") or kind.startswith(_NESTED):
-            return f"cast(to_json({self.column(name)}) as VARCHAR)"
-        return f"cast({identifier(name)} as VARCHAR)"
+        """SQL of a column's value as text, of `chosen`; different values give different texts."""
+        return identifier(TEXT_PREFIX + name) if self.has_text(name) else self._text_of_value(name)
 
-    def chosen(self) -> str:
-        """The rows after `where` and `limit`, all columns."""
-        where = "" if self._source.where is None else f" where (\n{self._source.where}\n)"
-        limit = "" if self._source.limit is None else f" limit {self._source.limit}"
-        return f"(select * from {self.relation}{where}{limit})"
+    def has_text(self, name: str) -> bool:
+        """Whether `chosen` has the text of the column's value in the file, in a column with TEXT_PREFIX."""
+        return self._columns[name].text is not None
+
+    def earlier_texts(self, names: Iterable[str]) -> Sequence[Mapping[str, str]]:
+        """Return the texts that earlier versions may have used for fingerprints: column -> SQL, of `chosen`.
+
+        Empty if they are those of `text`.
+        """
+        guessed = [name for name in names if self._columns[name].is_guessed]
+        if not guessed:
+            return ()
+        nested = {name: self._text_of_value(name) for name in guessed if _is_nested(self._columns[name].kind)}
+        texts = {name: (self.text(name), self._columns[name].is_from_path) for name in guessed if name not in nested}
+        known = {name: self._facts.known_types[name] for name in texts if name in self._facts.known_types}
+        found = earlier_texts(self.cursor(), self.chosen(guessed), texts, known)
+        return [{**candidate, **nested} for candidate in found]
+
+    def chosen(self, names: Iterable[str]) -> str:
+        """The rows after `where` and `limit` with these columns, their texts, and whether they fit the sink."""
+        selected: list[str] = []
+        for name in dict.fromkeys([*names, *sorted(self._where_columns)]):
+            column = self._columns[name]
+            selected.append(f"{column.value} as {identifier(name)}")
+            if column.text is not None:
+                selected.append(f"{column.text} as {identifier(TEXT_PREFIX + name)}")
+            if column.misfit is not None:
+                selected.append(f"{column.misfit} as {identifier(MISFIT_PREFIX + name)}")
+        rows = f"select {', '.join(selected) or '1 as _row'} from {self._relation}"
+        if self._source.where is not None:
+            rows = f"select * from ({rows}) where (\n{self._source.where}\n)"
+        return f"({rows}{'' if self._source.limit is None else f' limit {self._source.limit}'})"
+
+    def is_guessed(self, name: str) -> bool:
+        """Whether the column's type depends on all of its values."""
+        return self._columns[name].is_guessed
+
+    def problem(self, names: Iterable[str]) -> str | None:
+        """SQL of why a row's values do not fit the sink's columns, of `chosen`; None if all values fit."""
+        problems = [
+            f"case when {identifier(MISFIT_PREFIX + name)} then {self._misfit_message(name, self.text(name))} end"
+            for name in names
+            if self._columns[name].misfit is not None
+        ]
+        return f"coalesce({', '.join(problems)})" if problems else None
+
+    def check_fits(self, names: Iterable[str], where: KeyPath) -> None:
+        """DataError at `where` if a value of these columns does not fit its column's type in the sink."""
+        for name in sorted(names):
+            column = self._columns[name]
+            if column.misfit is not None:
+                message = self._misfit_message(name, column.text or column.value)
+                query = f"select {message} from {self._relation} where {column.misfit} limit 1"
+                if (found := self._db.execute(query).fetchone()) is not None:
+                    raise DataError(
+                        where, str(found[0]), "fix the value, or let the type change (run --schema-change cast)"
+                    )
+
+    def check_readable(self, names: Iterable[str]) -> None:
+        """DataError for a column whose values would be read with other digits."""
+        for name in names:
+            if (refusal := self._columns[name].refusal) is not None:
+                raise DataError(("source",), *refusal)
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """Return a connection for a query while the rows of another are still being read."""
@@ -141,17 +212,17 @@ class SourceReader:
         self._page = 0
         if parquet := [file for file in files if file.suffix == ".parquet"]:
             # Repetitive text is compressed by a factor of a hundred.
-            metadata = f"parquet_metadata({literal_list(parquet)})"
+            names = literal_list(map(literal_path, parquet))
+            metadata = f"parquet_metadata({names})"
             sizes = "sum(total_uncompressed_size), max(total_uncompressed_size)"
             ((plain, largest),) = self._db.execute(f"select {sizes} from {metadata}").fetchall()
             nbytes = max(nbytes, int(plain or 0))
             files_of_others = (
-                f"parquet_file_metadata({literal_list(parquet)}) "
-                f"where not regexp_matches(created_by, '{SMALL_PAGE_WRITERS}')"
+                f"parquet_file_metadata({names}) where not regexp_matches(created_by, '{SMALL_PAGE_WRITERS}')"
             )
             ((others,),) = self._db.execute(f"select count(*) from {files_of_others}").fetchall()
             self._page = int(largest or 0) if others else min(int(largest or 0), 1 << 20)
-        ((rows,),) = self._db.execute(f"select count(*) from {self.relation}").fetchall()
+        ((rows,),) = self._db.execute(f"select count(*) from {self._relation}").fetchall()
         self._count = int(rows)
         return nbytes / max(1, int(rows))
 
@@ -163,38 +234,78 @@ class SourceReader:
         """
         if remote or self.row_bytes > WIDE_ROW_BYTES:
             return MAX_MEMORY_BYTES
-        needed = 20_000_000 + 24 * self._count + 256_000 * len(self._kinds) + 3 * self._page
+        needed = 20_000_000 + 24 * self._count + 256_000 * len(self._columns) + 3 * self._page
         return min(MAX_MEMORY_BYTES, max(MIN_MEMORY_BYTES, int(needed + 8 * VECTOR_ROWS * self.row_bytes)))
 
-    def _column_types(self) -> dict[str, str]:
-        cursor = self._db.execute(f"select * from {self.relation} limit 0")
-        kinds = {str(column[0]): str(column[1]) for column in cursor.description or ()}
-        for name in kinds:
+    def _described(self) -> dict[str, SourceColumn]:
+        """Return the columns of the relation, without reading a row."""
+        found = self._db.sql(f"select * from {self._relation}")
+        return {
+            name: SourceColumn(identifier(name), str(kind))
+            for name, kind in zip(found.columns, found.types, strict=True)
+        }
+
+    def _check_names(self) -> None:
+        for name in self._columns:
             if not name or "\0" in name:
                 raise DataError(
                     ("source",), f"has a column {name!r}, which cannot be a name", "rename it in a `sql:` source"
                 )
-        return kinds
 
     def _cast_null_columns(self, known: Mapping[str, str]) -> None:
-        """Cast columns without any value to their known types."""
-        other = [name for name, kind in known.items() if self._kinds.get(name, kind) != kind]
+        """Give columns without any value their known types."""
+        other = [name for name, kind in known.items() if name in self._columns and self._columns[name].kind != kind]
         if not other:
             return
-        counts = ", ".join(f"count({identifier(name)})" for name in other)
-        (found,) = self._db.execute(f"select {counts} from {self.relation}").fetchall()
-        made = [
-            f"cast(null as {known[name]}) as {identifier(name)}"
-            for name, count in zip(other, found, strict=True)
-            if count == 0
-        ]
-        if made:
-            self.relation = f"(select * replace ({', '.join(made)}) from {self.relation})"
-            self._kinds = self._column_types()
+        counts = ", ".join(f"count({self._columns[name].text or self._columns[name].value})" for name in other)
+        (found,) = self._db.execute(f"select {counts} from {self._relation}").fetchall()
+        for name, count in zip(other, found, strict=True):
+            if count == 0:
+                self._columns[name] = SourceColumn(f"cast(null as {known[name]})", known[name])
 
-    def _arrow_schema(self, names: Iterable[str]) -> pa.Schema:
-        columns = ", ".join(f"{self.column(name)} as {identifier(name)}" for name in names)
-        return _plain_schema(self._db.sql(f"select {columns} from {self.relation} limit 0").to_arrow_table().schema)
+    def _fit_nanoseconds(self, known: Mapping[str, str]) -> None:
+        """Read moments with microseconds if that changes none, or if the sink has such a column."""
+        nano = [name for name, column in self._columns.items() if "TIMESTAMP_NS" in column.kind]
+        if not nano:
+            return
+        short = {name: self._columns[name].kind.replace("TIMESTAMP_NS", "TIMESTAMP") for name in nano}
+        changes = {}
+        for name in nano:
+            column = self._columns[name]
+            value = column.value
+            changes[name] = f"cast(cast({value} as {short[name]}) as {column.kind}) is distinct from {value}"
+        tests = ", ".join(f"coalesce(bool_or({change}), false)" for change in changes.values())
+        try:
+            (are_changed,) = self._db.execute(f"select {tests} from {self._relation}").fetchall()
+        except duckdb.Error as exc:
+            raise DataError(("source",), first_line(exc), "fix the data") from exc
+        for name, is_changed in zip(nano, are_changed, strict=True):
+            column = self._columns[name]
+            if is_changed and known.get(name) != short[name]:
+                continue
+            text = None if _is_nested(column.kind) else f"cast({column.value} as VARCHAR)"
+            self._columns[name] = replace(
+                column,
+                value=f"cast({column.value} as {short[name]})",
+                kind=short[name],
+                text=text if is_changed else None,
+                misfit=changes[name] if is_changed else None,
+            )
+
+    def _arrow_schema(self) -> pa.Schema:
+        kinds = list(dict.fromkeys(column.kind for column in self._columns.values()))
+        # Without the rows: thousands of columns would take a buffer each.
+        nulls = (f"cast(null as {kind}) as {identifier(str(index))}" for index, kind in enumerate(kinds))
+        self._plain_kinds = {
+            kind: arrow_type(found)
+            for kind, found in zip(kinds, self._db.sql(f"select {', '.join(nulls)}").types, strict=True)
+        }
+        plain = ", ".join(
+            f"cast(null as {kind}) as {identifier(str(index))}" for index, kind in enumerate(self._plain_kinds.values())
+        )
+        found = self._db.sql(f"select {plain} limit 0").to_arrow_table().schema
+        types = {kind: _plain_type(found.field(index).type) for index, kind in enumerate(kinds)}
+        return pa.schema([pa.field(name, types[column.kind]) for name, column in self._columns.items()])
 
     def _check(self) -> None:
         for name in self.key:
@@ -217,16 +328,36 @@ class SourceReader:
                     ("source",), f"has a column {name}, a name that Rowmill reserves", "rename it in a `sql:` source"
                 )
         if self._source.where is not None:
-            predicate_columns(self._source.where, self._kinds, ("source", "where"))
+            kinds = {name: column.kind for name, column in self._columns.items()}
+            where = ("source", "where")
+            self._where_columns = predicate_columns(self._source.where, kinds, where)
+            self.check_readable(self._where_columns)
             try:
-                self._db.execute(f"select 1 from {self.relation} where (\n{self._source.where}\n) limit 0").fetchall()
+                self._db.execute(f"select 1 from {self.chosen(())} limit 0").fetchall()
             except duckdb.Error as exc:
-                raise JobError(("source", "where"), first_line(exc), "fix the expression") from exc
+                raise JobError(where, first_line(exc), "fix the expression") from exc
+            self.check_fits(self._where_columns, where)
+        self.check_fits(self.key, ("source", "key"))
+
+    def _misfit_message(self, name: str, text: str) -> str:
+        """SQL of the reason why a value with this text (SQL) does not fit."""
+        kind = self._columns[name].kind
+        return (
+            f"{literal(f'{name}: ')} || left(cast({text} as VARCHAR), {MAX_SHOWN_CHARACTERS}) || "
+            f"{literal(f' does not fit {kind}, the type of the column in the sink')}"
+        )
+
+    def _text_of_value(self, name: str) -> str:
+        kind = self._columns[name].kind
+        if kind.startswith("BLOB"):
+            return f"md5({identifier(name)})"
+        if kind.endswith("]") or kind.startswith(_NESTED):
+            return f"cast(to_json({self.column(name)}) as VARCHAR)"
+        return f"cast({identifier(name)} as VARCHAR)"
 
 
-def _plain_schema(schema: pa.Schema) -> pa.Schema:
-    """Drop metadata and use UTC as the name of every time zone."""
-    return pa.schema([pa.field(found.name, _plain_type(found.type)) for found in schema])
+def _is_nested(kind: str) -> bool:
+    return kind.endswith("]") or kind.startswith(_NESTED)
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

@@ -6,6 +6,7 @@ import duckdb
 import pytest
 
 from connectors.errors import JobError
+from connectors.sources.column_types import materialize
 from connectors.sql import (
     first_line,
     identifier,
@@ -13,7 +14,6 @@ from connectors.sql import (
     literal,
     literal_list,
     lock_down,
-    materialize,
     parse_sql,
     query_connection,
     resolve_paths,

@@ -192,7 +192,7 @@ def typed_values() -> dict[str, tuple[pa.Array, str]]:
             pa.array([moment.replace(tzinfo=zone)], pa.timestamp("us", "Asia/Tokyo")),
             "2026-02-28T23:59:59.123456+00:00",
         ),
-        "nano": (pa.array([1_700_000_000_123_456_789], pa.timestamp("ns")), "2023-11-14T22:13:20.123457"),
+        "nano": (pa.array([1_700_000_000_123_456_789], pa.timestamp("ns")), "2023-11-14T22:13:20.123456789"),
         "binary": (pa.array([b"\x00\xff"]), "AP8="),
         "fixed_binary": (pa.array([b"\x00\xff"], pa.binary(2)), "AP8="),
         "large_text": (pa.array(["x"], pa.large_string()), "x"),

@@ -15,6 +15,7 @@ import pytest
 from connectors.contracts import SourceContext
 from connectors.errors import DataError, JobError
 from connectors.registry import SOURCES
+from connectors.sql import identifier_list
 from connectors.storage import object_store
 from pipelines.preparation.source_reader import SourceReader
 from tests.conftest import Cli, ScriptedProvider, Workspace
@@ -39,7 +40,9 @@ def rows(tmp_path: Path, kind: str, **written: Any) -> list[tuple[Any, ...]]:
     facts.scratch.mkdir(exist_ok=True)
     with SourceReader(SOURCES[kind](**written), facts) as reader:
         assert reader.row_bytes > 0
-        return reader.cursor().execute(f"select * from {reader.chosen()} order by all").fetchall()
+        names = reader.schema.names
+        selected = f"select {identifier_list(names)} from {reader.chosen(names)} order by all"
+        return reader.cursor().execute(selected).fetchall()
 
 
 def test_parquet_objects_are_read_in_place_together_with_local_files(put: Any, bucket: str, tmp_path: Path) -> None:
@@ -66,7 +69,8 @@ def test_only_the_columns_in_a_query_are_downloaded(put: Any, tmp_path: Path, mo
     monkeypatch.setattr(object_store, "read_range", counting)
     facts = SourceContext(tmp_path, (), tmp_path)
     with SourceReader(SOURCES["parquet"](parquet=url, key="id"), facts) as reader:
-        assert reader.cursor().execute(f"select sum(id) from {reader.chosen()}").fetchall() == [(127_992_000,)]
+        total = f"select sum(id) from {reader.chosen(reader.schema.names)}"
+        assert reader.cursor().execute(total).fetchall() == [(127_992_000,)]
     assert fetched[0] < 1_000_000
 
 

@@ -1,0 +1,85 @@
+"""Column types that Arrow and Parquet have, for the types of DuckDB that they lack; and rows copied with such types."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from duckdb import DuckDBPyConnection
+from duckdb.sqltypes import DuckDBPyType
+
+from connectors.sql import SCRATCH_ROW_GROUP_ROWS, identifier, literal
+from connectors.storage.input_files import literal_path
+
+TEXT_TYPES = frozenset(
+    {
+        "enum",
+        "bit",
+        "interval",
+        "union",
+        "time with time zone",
+        "null",
+        "bignum",
+        "variant",
+        "geometry",
+        "tuple",
+        "type",
+    }
+)
+"""They are read as text."""
+HUGE_TYPES = frozenset({"hugeint", "uhugeint"})
+"""They would become floating-point numbers."""
+HUGE_AS = ("DECIMAL(38, 0)", "VARCHAR")
+"""The first that holds all values is used."""
+
+
+def mapped_type(kind: DuckDBPyType, leaf: Callable[[str, str], str]) -> str:
+    """Return a type with its leaves replaced at any depth. `leaf`: (id, SQL type) -> SQL type."""
+    if kind.id in ("list", "array"):
+        inner: dict[str, Any] = dict(kind.children)
+        size = f"[{inner['size']}]" if kind.id == "array" else "[]"
+        return f"{mapped_type(inner['child'], leaf)}{size}"
+    if kind.id == "struct":
+        children: dict[str, Any] = dict(kind.children)
+        fields = ", ".join(f"{identifier(name)} {mapped_type(child, leaf)}" for name, child in children.items())
+        return f"STRUCT({fields})"
+    if kind.id == "map":
+        inner = dict(kind.children)
+        return f"MAP({mapped_type(inner['key'], leaf)}, {mapped_type(inner['value'], leaf)})"
+    return leaf(kind.id, str(kind))
+
+
+def arrow_type(kind: DuckDBPyType) -> str:
+    """Return the type with text for all that Arrow and Parquet lack."""
+    return mapped_type(kind, lambda name, text: "VARCHAR" if name in TEXT_TYPES else text)
+
+
+def materialize(connection: DuckDBPyConnection, query: str, limit: int | None, scratch: Path) -> str:
+    """Write the query's first `limit` rows to a file; return a SQL table expression for any connection."""
+    target = scratch / "rows.parquet"
+    described = connection.sql(f"select * from ({query}\n)")
+    kinds = dict(zip(described.columns, described.types, strict=True))
+    for huge in HUGE_AS:
+        exact = {name: mapped_type(kind, partial(_exact_leaf, huge)) for name, kind in kinds.items()}
+        replaced = ", ".join(
+            f"cast({identifier(name)} as {exact[name]}) as {identifier(name)}"
+            for name, kind in kinds.items()
+            if "HUGEINT" in str(kind) and exact[name] != str(kind)
+        )
+        columns = f"* replace ({replaced})" if replaced else "*"
+        try:
+            connection.execute(
+                f"copy (select {columns} from ({query}\n) {'' if limit is None else f'limit {limit}'}) "
+                f"to {literal(target)} (format parquet, compression zstd, compression_level 1, "
+                f"row_group_size {SCRATCH_ROW_GROUP_ROWS})"
+            )
+            break
+        except duckdb.ConversionException:
+            if not replaced or huge == HUGE_AS[-1]:
+                raise
+    return f"read_parquet({literal(literal_path(target))})"
+
+
+def _exact_leaf(huge: str, kind: str, text: str) -> str:
+    return huge if kind in HUGE_TYPES else text
