@@ -9,7 +9,7 @@ import duckdb
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from connectors.records import NO_USAGE, Call, Reply, Request, Row, RowError, Usage, Values
+from connectors.records import NO_USAGE, BillingTerms, Call, Reply, Request, Row, RowError, Usage, Values
 
 
 class FrozenModel(BaseModel):
@@ -199,6 +199,18 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingFacts:
+    """What the ledger has learned of the embeddings of a provider's model; None: unknown."""
+
+    dimensions: int | None = None
+    """Length of the vectors."""
+    max_texts: int | None = None
+    """Texts in a request; None: no limit was met."""
+    encoding: str | None = None
+    """`float` if base64 was refused."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepContext:
     """The surroundings of an endpoint: all it needs besides its keys in the job file."""
 
@@ -209,9 +221,8 @@ class StepContext:
     roots: tuple[Path, ...]
     hosts: tuple[str, ...]
     structured_mode: str | None = None
-    """The mode in which the provider's model accepts a typed `output`: schema, json_object or prompt; None: unknown."""
-    embedding_dimensions: int | None = None
-    """Length of the vectors of the provider's model; None: unknown."""
+    """The mode in which the provider's model accepts the step's schema (`StructuredMode` as text); None: unknown."""
+    embedding: EmbeddingFacts = EmbeddingFacts()
     has_exact_tokens: bool = True
     """Whether the model's tokenizer counts requests; without a limit or a budget a rough estimate is enough."""
     files_prefix: str = "files/"
@@ -316,6 +327,10 @@ class Endpoint(Protocol):
     def image_terms(self) -> tuple[str | None, str | None] | None:
         """(size, quality) of generated images, which set their price; None if the endpoint makes no images."""
 
+    @property
+    def billing_terms(self) -> BillingTerms:
+        """What its requests name of how they are billed."""
+
     def expiring_urls(self, answer: bytes) -> Sequence[str]:
         """Return the URLs in an answer whose contents must be fetched before it is stored, because they expire."""
 
@@ -336,6 +351,8 @@ class BaseEndpoint:
     media: Mapping[str, MediaColumn] = {}
     image_terms: tuple[str | None, str | None] | None = None
     dimensions_unknown: bool = False
+    shares_exchanges: bool = False
+    billing_terms: BillingTerms = BillingTerms()
 
     def group_requests(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
         """Yield each request alone."""
@@ -355,6 +372,14 @@ class BaseEndpoint:
 
     def fallback_mode(self, problem: RowError) -> str | None:
         """Return None: there is one mode only."""
+        return None
+
+    def group_limit(self, problem: RowError, size: int) -> int | None:
+        """Return None: every request is alone."""
+        return None
+
+    def plain_encoding(self, problem: RowError) -> "tuple[Endpoint, bool] | None":
+        """Return None: there is one encoding only."""
         return None
 
     def expiring_urls(self, answer: bytes) -> Sequence[str]:

@@ -145,6 +145,18 @@ class Media:
         return self.data if self.data is not None else (self.path or Path()).read_bytes()
 
 
+@dataclass(frozen=True, slots=True)
+class BillingTerms:
+    """What the requests of a step name of how they are billed."""
+
+    service_tier: str | None = None
+    """None: the provider chooses."""
+    hosted_tools: frozenset[str] = frozenset()
+    """The tools that the provider executes and bills by call, as `prices.per_call` names them: `web_search`."""
+    max_tool_calls: int | None = None
+    """The most calls of these in one request; None: nothing bounds them."""
+
+
 @record
 class Request:
     """The request of one row, sent alone or in a group, and the ledger's key of its answer."""

@@ -1,6 +1,8 @@
 """POST /embeddings: many rows in a request, one vector for each row."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +20,8 @@ from connectors.templating.template import RenderError, Template
 from connectors.templating.template_tree import plain_json
 from connectors.tokens import count_tokens, token_upper_bound
 from connectors.transport.error_replies import is_error_body, row_error
-from connectors.transport.token_usage import parse_count
+from connectors.transport.reply_body import parse_object
+from connectors.transport.token_usage import parse_count, token_usage
 
 MAX_TEXTS_PER_REQUEST = 256
 """The API accepts 2,048, but a larger request costs more to repeat after a failure."""
@@ -38,6 +41,36 @@ FIXED_DIMENSIONS = frozenset({"text-embedding-ada-002"})
 
 TEXT_PLACEHOLDER = "\0the text\0"
 """Written in its place while the rest of a body is rendered."""
+
+_ENCODING_WORDS = re.compile(r"encoding[_ ]?format|base64", re.I)
+"""Words of a refusal that names the encoding."""
+_PARAM_WORDS = re.compile(
+    r"extra (inputs|fields)|unprocessable|validation|bad request|invalid (request|param|argument|value|format)"
+    r"|(un(known|supported|recogni[sz]ed|expected)|not (supported|allowed|permitted)).{0,40}"
+    r"(param|argument|field|option|property|key|value|format)|empty body",
+    re.I,
+)
+"""Words of a refusal that may mean the encoding, as they blame a parameter without its name."""
+_INPUT_WORDS = re.compile(r"token|\blong|length|\binputs?\b|text|batch|content|dimension|model|empty string", re.I)
+"""Words of a refusal that blames something else."""
+_COUNT_WORDS = re.compile(
+    r"batch[ _-]?size|too many (inputs|texts|items|strings|documents|elements|sentences|requests in)"
+    r"|(number|amount|count) of (the )?(inputs?|texts?|items|strings|documents|elements|sentences)"
+    r"|(array|list) (is )?too (long|large|big)|(array|list|items) .{0,30}at most|too_long"
+    r"|at most \d+ (inputs|texts|items|strings|documents|elements|sentences|requests)"
+    r"|max\w* (number of )?(batch|inputs|texts|items|array|documents|elements|sentences)"
+    r"|inputs? per (request|call|batch)"
+    r"|\d+ ?(inputs|texts|items|strings|documents|条)",
+    re.I,
+)
+"""Words of a refusal of too many texts."""
+_LENGTH_WORDS = re.compile(r"token|character|byte", re.I)
+"""Words of a refusal of texts that are too long."""
+_LIMIT = re.compile(
+    r"(?:at most|(?:larger|greater|more|longer) than|exceed\w*|max\w*|limit\w*|up to|<=|≤|>|less than or equal to"
+    r"|不得超过|最多|最大)[^0-9]{0,40}?(\d+)",
+    re.I,
+)
 
 EMBEDDING_PARAMS: Mapping[str, ParamCheck] = {
     "user": text,
@@ -67,18 +100,21 @@ class EmbeddingsEndpoint(BaseEndpoint):
 
     path = "/embeddings"
     output_bound = 0
+    shares_exchanges = True
 
     def __init__(self, step: EmbeddingsStep, context: StepContext) -> None:
         where = ("steps", step.name)
         check_params(step.params, EMBEDDING_PARAMS, where)
         self._step = step
+        self._context = context
         self._tag = context.provider_tag
-        self._tokenizer_model = step.model if context.has_exact_tokens else None
+        self._sent_model = context.sent_model(step.model)
+        self._tokenizer_model = self._sent_model if context.has_exact_tokens else None
         self._input = Template(step.input, (*where, "input"), context.columns)
         self.input_columns = self._input.columns
         if step.dimensions is not None and "dimensions" in step.params:
             raise JobError((*where, "params", "dimensions"), "is also a key of the step", "use one of the two")
-        known = DIMENSIONS.get(step.model)
+        known = DIMENSIONS.get(self._sent_model)
         for key, requested in (
             (("dimensions",), step.dimensions),
             (("params", "dimensions"), step.params.get("dimensions")),
@@ -86,11 +122,11 @@ class EmbeddingsEndpoint(BaseEndpoint):
             if (
                 known is not None
                 and requested is not None
-                and (requested > known or (step.model in FIXED_DIMENSIONS and requested != known))
+                and (requested > known or (self._sent_model in FIXED_DIMENSIONS and requested != known))
             ):
-                limit = f"makes {known:,} only" if step.model in FIXED_DIMENSIONS else f"makes at most {known:,}"
-                raise JobError((*where, *key), f"found {requested}, {step.model} {limit}", "correct it")
-        size = step.dimensions or step.params.get("dimensions") or known or context.embedding_dimensions
+                limit = f"makes {known:,} only" if self._sent_model in FIXED_DIMENSIONS else f"makes at most {known:,}"
+                raise JobError((*where, *key), f"found {requested}, {self._sent_model} {limit}", "correct it")
+        size = step.dimensions or step.params.get("dimensions") or known or context.embedding.dimensions
         self.dimensions_unknown = size is None
         self._size = int(size or 0)
         self._fixed: dict[str, Any] = {"model": step.model, "encoding_format": "base64", **step.params}
@@ -101,6 +137,12 @@ class EmbeddingsEndpoint(BaseEndpoint):
         self._head, _, self._tail = orjson.dumps({**self._fixed, "input": TEXT_PLACEHOLDER}).partition(
             orjson.dumps(TEXT_PLACEHOLDER)
         )
+        self._max_texts = min(MAX_TEXTS_PER_REQUEST, context.embedding.max_texts or MAX_TEXTS_PER_REQUEST)
+        self._requests_base64 = self._fixed["encoding_format"] == "base64" and context.embedding.encoding != "float"
+        # As it is sent: a server without base64 may not know the parameter at all.
+        self._sent_head = self._head
+        if not self._requests_base64 and step.params.get("encoding_format") != "float":
+            self._sent_head = self._head.replace(b'"encoding_format":"base64",', b"", 1)
         vector = pa.list_(pa.float32()) if self.dimensions_unknown else pa.list_(pa.float32(), self._size)
         self._column = pa.field(step.output or step.name, vector)
         self.fields = (self._column,)
@@ -119,8 +161,8 @@ class EmbeddingsEndpoint(BaseEndpoint):
         if not text:
             return RowError("input", "the text is empty; there is nothing to embed")
         tokens = count_tokens(text, self._tokenizer_model)
-        if self._step.model in DIMENSIONS and token_upper_bound(text) > MAX_TEXT_TOKENS:
-            tokens = count_tokens(text, self._step.model)
+        if self._sent_model in DIMENSIONS and token_upper_bound(text) > MAX_TEXT_TOKENS:
+            tokens = count_tokens(text, self._sent_model)
             if tokens > MAX_TEXT_TOKENS:
                 return RowError("input", f"the text has {tokens:,} tokens, more than the model's {MAX_TEXT_TOKENS:,}")
         return Request(
@@ -132,13 +174,11 @@ class EmbeddingsEndpoint(BaseEndpoint):
         )
 
     def group_requests(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
-        """Yield groups as large as MAX_TEXTS_PER_REQUEST and MAX_TOKENS_PER_REQUEST allow."""
+        """Yield groups as large as the provider and MAX_TOKENS_PER_REQUEST allow."""
         group: list[Request] = []
         tokens = 0
         for request in requests:
-            if group and (
-                len(group) == MAX_TEXTS_PER_REQUEST or tokens + request.input_tokens > MAX_TOKENS_PER_REQUEST
-            ):
+            if group and (len(group) == self._max_texts or tokens + request.input_tokens > MAX_TOKENS_PER_REQUEST):
                 yield tuple(group)
                 group, tokens = [], 0
             group.append(request)
@@ -150,7 +190,27 @@ class EmbeddingsEndpoint(BaseEndpoint):
         """Return one request with a list of all texts."""
         start, end = len(self._head), -len(self._tail)
         texts = b",".join([request.body[start:end] for request in group])
-        return Call("POST", self.path, b"".join((self._head, b"[", texts, b"]", self._tail)))
+        return Call("POST", self.path, b"".join((self._sent_head, b"[", texts, b"]", self._tail)))
+
+    def group_limit(self, problem: RowError, size: int) -> int | None:
+        """Return the number of texts that a refusal of too many texts names; half of them if it names none."""
+        words = _words(problem)
+        if size == 1 or not _COUNT_WORDS.search(words) or _LENGTH_WORDS.search(words):
+            return None
+        stated = [int(number) for number in _LIMIT.findall(words)]
+        named = [count for count in stated or map(int, re.findall(r"\b\d{1,6}\b", words)) if 0 < count < size]
+        return (min if stated else max)(named, default=size // 2)
+
+    def plain_encoding(self, problem: RowError) -> "tuple[EmbeddingsEndpoint, bool] | None":
+        """Return the endpoint that requests floats if a refusal of base64 is certain (True) or possible (False)."""
+        words = _words(problem)
+        if not self._requests_base64:
+            return None
+        is_named = bool(_ENCODING_WORDS.search(words))
+        if not is_named and (_INPUT_WORDS.search(words) or not _PARAM_WORDS.search(words)):
+            return None
+        facts = replace(self._context.embedding, encoding="float")
+        return EmbeddingsEndpoint(self._step, replace(self._context, embedding=facts)), is_named
 
     def answers(self, group: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
         """Return each text's vector as little-endian float32 bytes, in the order of the group."""
@@ -163,10 +223,15 @@ class EmbeddingsEndpoint(BaseEndpoint):
             count = len(data) if isinstance(data, list) else "no"
             raise MalformedReply(f"the reply has {count} vectors for {len(group)} texts")
         vectors: list[bytes | None] = [None] * len(group)
-        for entry in data:
-            index = entry.get("index") if isinstance(entry, dict) else None
-            if type(index) is not int or not 0 <= index < len(group) or vectors[index] is not None:
-                raise MalformedReply(f"an index of the vectors is missing, repeated or out of range: {index!r}")
+        for place, entry in enumerate(data):
+            if not isinstance(entry, dict):
+                raise MalformedReply("an entry of the vectors is not a JSON object")
+            index = entry.get("index")
+            if type(index) is not int:
+                # Some servers leave out every index, some the index 0.
+                index = place if index is None else parse_count(index)
+            if index is None or not 0 <= index < len(group) or vectors[index] is not None:
+                raise MalformedReply(f"an index of the vectors is repeated or out of range: {entry.get('index')!r}")
             vectors[index] = self._vector(entry.get("embedding"))
         complete = [vector for vector in vectors if vector is not None]
         if np.isfinite(np.frombuffer(b"".join(complete), dtype="<f4")).all():
@@ -180,7 +245,10 @@ class EmbeddingsEndpoint(BaseEndpoint):
             if isinstance(value, str):
                 raw = b64decode(value, validate=True)
             else:
-                raw = np.asarray(value, dtype="<f4").tobytes()
+                numbers = np.asarray(value)
+                if numbers.ndim != 1 or numbers.dtype.kind not in "fiu":
+                    raise MalformedReply("a vector is not a list of numbers")
+                raw = numbers.astype("<f4").tobytes()
         except (ValueError, TypeError) as exc:
             raise MalformedReply(f"a vector cannot be read: {exc}") from exc
         if len(raw) != 4 * self._size and not (self.dimensions_unknown and raw and len(raw) % 4 == 0):
@@ -189,14 +257,7 @@ class EmbeddingsEndpoint(BaseEndpoint):
 
     def usage(self, group: Sequence[Request], reply: Reply) -> Usage:
         """Return the usage that the reply reports for the whole group."""
-        body = self._parse(reply.body)
-        counts, model = body.get("usage"), body.get("model")
-        counts = counts if isinstance(counts, dict) else {}
-        return Usage(
-            input_tokens=parse_count(counts.get("prompt_tokens", counts.get("total_tokens"))),
-            output_tokens=0 if counts else None,
-            model_version=model if isinstance(model, str) else None,
-        )
+        return token_usage(self._parse(reply.body), None, has_output=False)
 
     def values(self, answer: bytes) -> Values | RowError:
         """Return the vector's bytes."""
@@ -224,11 +285,10 @@ class EmbeddingsEndpoint(BaseEndpoint):
     def _parse(self, body: bytes) -> Any:
         if self._last_reply is not None and self._last_reply[0] is body:
             return self._last_reply[1]
-        try:
-            parsed = orjson.loads(body)
-        except orjson.JSONDecodeError as exc:
-            raise MalformedReply(f"the reply is not JSON: {exc}") from exc
-        if not isinstance(parsed, dict):
-            raise MalformedReply("the reply is not a JSON object")
+        parsed = parse_object(body)
         self._last_reply = (body, parsed)
         return parsed
+
+
+def _words(problem: RowError) -> str:
+    return " ".join(filter(None, (problem.message, problem.param, problem.code, problem.type, problem.details)))

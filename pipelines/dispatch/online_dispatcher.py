@@ -3,9 +3,10 @@
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import orjson
 
@@ -15,7 +16,7 @@ from connectors.transport.error_replies import parse_rate_headers
 from pipelines.dispatch.held_requests import HeldRequests
 from pipelines.dispatch.optional_parameters import OptionalParameters
 from pipelines.dispatch.pending_requests import PendingRequests
-from pipelines.dispatch.reply_handling import ExchangeOutcome, charged_cost, interpret, settled_exchange
+from pipelines.dispatch.reply_handling import ExchangeOutcome, charged_cost, interpret, settled_exchange, unpriced_tier
 from pipelines.dispatch.request_rendering import with_sent_model
 from pipelines.dispatch.request_types import (
     DailyBudget,
@@ -145,6 +146,21 @@ class OnlineDispatcher:
             del group
 
     async def _send(self, group: RequestGroup, task: asyncio.Task[None]) -> None:
+        """Send a group, if the provider takes so many requests; else queue it in parts, or after the first group."""
+        terms = group.route.terms
+        if terms is None:
+            await self._send_group(group, task)
+        elif len(parts := terms.pieces(group)) > 1:
+            for part in parts:
+                self.enqueue(part)
+        elif terms.begin(group):
+            try:
+                await self._send_group(group, task)
+            finally:
+                for waiting in terms.end(group):
+                    self.enqueue(waiting)
+
+    async def _send_group(self, group: RequestGroup, task: asyncio.Task[None]) -> None:
         route, requests = group.route, group.requests
         tokens = sum(request.input_tokens for request in requests)
         tokens += round(sum(expected_output_tokens(request, route.mean_output_tokens) for request in requests))
@@ -228,6 +244,11 @@ class OnlineDispatcher:
         outcome.error = setup_faults.confirm(member, call, outcome.error, is_pooled=group.route.pool is not None)
         is_suspect = setup_faults.is_suspect(group.route, outcome)
         charged = charged_cost(member.price, outcome, max_cost)
+        if (tier := unpriced_tier(member.price, outcome.usage)) is not None:
+            self._counters.add_note(
+                f"no price is known for the service tier {tier} of {member.model}: counted as it was reserved; "
+                f"add tiers: {{{tier}: FACTOR}} to its `prices:` in rowmill.yaml"
+            )
         if outcome.error is not None and self._optional_parameters.learn(member, call, outcome.error):
             member.limiters[0].record_success(permit)
             decision = RETRY_AT_ONCE
@@ -258,7 +279,15 @@ class OnlineDispatcher:
         if error is None:
             limiter.record_success(permit)
             group.attempts += 1
+            if group.route.terms is not None:
+                self._write(group.route.terms.record_accepted(group))
             return RESOLVE
+        if group.route.terms is not None and error.error_class == "bad_request":
+            is_sent_again, write = group.route.terms.record_refused(group, error)
+            self._write(write)
+            if is_sent_again:
+                limiter.record_success(permit)
+                return RETRY_AT_ONCE
         pool = group.route.pool
         now = now_us() / 1e6
         is_counted, retry_after = True, outcome.retry_after(now)
@@ -293,6 +322,14 @@ class OnlineDispatcher:
         if error is not None and error.error_class == "setup" and pool is not None and pool.exclude(member, error):
             return decision
         return decision if reason is None else replace(decision, stop_reason=f"setup: {reason}")
+
+    def _write(self, write: Coroutine[Any, Any, None] | None) -> None:
+        """Write to the ledger what was learned; no sender waits for it."""
+        if write is not None:
+            recording = asyncio.create_task(write)
+            self._recordings.add(recording)
+            recording.add_done_callback(self._recordings.discard)
+            recording.add_done_callback(self.state.on_task_done)
 
     def _on_recorded(
         self,
@@ -371,9 +408,11 @@ class OnlineDispatcher:
 
 async def build_call(group: RequestGroup) -> Call:
     """Return the HTTP call for a group; OSError if a file of its rows cannot be read any more."""
+    terms = group.route.terms
+    endpoint = group.route.endpoint if terms is None else terms.endpoint
     if any(request.media for request in group.requests):
-        return await asyncio.to_thread(group.route.endpoint.call, group.requests)
-    return group.route.endpoint.call(group.requests)
+        return await asyncio.to_thread(endpoint.call, group.requests)
+    return endpoint.call(group.requests)
 
 
 def unreadable_file(exc: OSError) -> RowError:

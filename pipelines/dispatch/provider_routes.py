@@ -5,11 +5,12 @@ from dataclasses import replace
 from functools import partial
 
 from connectors.contracts import Provider
-from connectors.records import Request, RowError
-from connectors.tokens import has_known_tokenizer, shares_tokenizer
+from connectors.records import BillingTerms, Request, RowError
+from connectors.tokens import context_window, has_known_tokenizer, shares_tokenizer
 from pipelines.config.job import Job
 from pipelines.config.workspace import Workspace
 from pipelines.config.workspace_file import LOCAL
+from pipelines.dispatch.group_terms import GroupTerms
 from pipelines.dispatch.provider_pool import ProviderPool
 from pipelines.dispatch.request_types import Route, RunLedger
 from pipelines.dispatch.step_runner import RunStep
@@ -21,6 +22,8 @@ from pipelines.pricing.published_prices import resolve_price
 
 TEXT_BYTES = 1 << 16
 """Bodies up to this size are text: their bytes bound their tokens. Larger ones carry media and count as estimated."""
+
+_NO_TERMS = BillingTerms()
 
 _UNSUPPORTED_MODE = RowError("bad_request", "response_format is not supported")
 """As a server words it that does not know a structured mode."""
@@ -39,6 +42,23 @@ def build_routes(
     job_limiter = ProviderLimiter(
         limits.requests_per_minute, limits.tokens_per_minute, None, retry.longest_hold, retry.longest_wait
     )
+
+    shared_terms: dict[tuple[str, str], GroupTerms] = {}
+
+    def terms_of(step: PreparedStep) -> GroupTerms | None:
+        if not step.endpoint.shares_exchanges:
+            return None
+        key = (step.provider.tag, step.model.model)
+
+        async def store(max_requests: int | None, encoding: str | None) -> None:
+            await ledger.write_queued(
+                "insert or replace into group_terms (provider, model, max_requests, encoding) values (?, ?, ?, ?)",
+                (*key, max_requests, encoding),
+            )
+
+        facts = step.context.embedding
+        terms = GroupTerms(step.endpoint, facts.max_texts, facts.encoding, store)
+        return shared_terms.setdefault(key, terms)
 
     def route_to(step: PreparedStep, provider: Provider) -> Route:
         model = step.model
@@ -59,10 +79,14 @@ def build_routes(
             limiters=(limiters[provider.name], job_limiter),
             price=price,
             max_cost=max_cost_function(
-                price, provider.sent_model(model.model), step.context.sent_model(model.model)
+                price,
+                provider.sent_model(model.model),
+                step.context.sent_model(model.model),
+                step.endpoint.billing_terms,
             ),
             route_id=ledger.register_route(run_id, job.name, model.name, provider.name, model.endpoint, model.model),
             is_last_step=step is steps[-1],
+            terms=terms_of(step),
             model=model.model,
             is_model_proven=is_model_proven,
             is_step_proven=is_step_proven,
@@ -120,8 +144,10 @@ def _price_order(price: Price) -> int:
 def member_price(workspace: Workspace, step: PreparedStep, provider: Provider) -> Price | None:
     """Return the price of the step's model at one provider."""
     price = model_price(workspace, step.model.model, provider)
-    terms = step.endpoint.image_terms
-    return price if price is None or terms is None else image_price(price, *terms)
+    if price is None:
+        return None
+    terms, tier = step.endpoint.image_terms, step.endpoint.billing_terms.service_tier
+    return replace(price if terms is None else image_price(price, *terms), requested_tier=tier)
 
 
 def model_price(workspace: Workspace, model: str, provider: Provider) -> Price | None:
@@ -137,8 +163,17 @@ def model_price(workspace: Workspace, model: str, provider: Provider) -> Price |
     )
 
 
+def hosted_input_tokens(terms: BillingTerms, model: str) -> int | None:
+    """Return the most input tokens of all turns of a request with hosted tools; None if nothing bounds them.
+
+    The results of a call are input of the next turn, at most the model's context window in each.
+    """
+    window = context_window(model)
+    return None if window is None or terms.max_tool_calls is None else window * (terms.max_tool_calls + 1)
+
+
 def max_cost_function(
-    price: Price | None, model: str, counted_as: str | None = None
+    price: Price | None, model: str, counted_as: str | None = None, terms: BillingTerms = _NO_TERMS
 ) -> Callable[[Request], int | None]:
     """Return a function for the most that a request of the model can cost, in pico-dollars.
 
@@ -146,18 +181,24 @@ def max_cost_function(
     `counted_as`: the model whose tokenizer has counted, if it is another one.
     """
     is_exact = has_known_tokenizer(model) if counted_as is None else shares_tokenizer(model, counted_as)
+    has_tools = bool(terms.hosted_tools) and price is not None and not price.is_free
+    turns_tokens = hosted_input_tokens(terms, model) if has_tools else 0
 
     def request_max_cost(request: Request) -> int | None:
         tokens = request.input_tokens
         if tokens and not is_exact and len(request.body) <= TEXT_BYTES:
             tokens = max(tokens, len(request.body))
+        if turns_tokens is None:
+            return None
         return max_cost(
             price,
-            tokens,
+            max(tokens, turns_tokens),
             request.output_bound,
             audio_seconds=request.audio_seconds,
             characters=request.characters,
             images=request.images,
+            hosted_tools=terms.hosted_tools,
+            max_tool_calls=terms.max_tool_calls or 0,
         )
 
     return request_max_cost

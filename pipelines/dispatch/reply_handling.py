@@ -10,7 +10,7 @@ from connectors.transport.error_replies import request_id, row_error
 from connectors.transport.stated_waits import stated_wait
 from pipelines.dispatch.request_types import RequestGroup
 from pipelines.ledger.entries import AnswerRecord, PendingExchange, SettledExchange
-from pipelines.pricing.prices import Price, cost
+from pipelines.pricing.prices import Price, cost, tier_price
 
 
 @record
@@ -89,6 +89,13 @@ def charged_cost(price: Price | None, outcome: ExchangeOutcome, max_cost: int | 
     charged = cost(price, outcome.usage)
     # A reply without usage is not free.
     return max_cost if charged is None and price is not None else charged
+
+
+def unpriced_tier(price: Price | None, usage: Usage) -> str | None:
+    """Return the service tier that served an exchange if it has no price: the exchange costs what was reserved."""
+    tier = usage.service_tier
+    is_unpriced = tier is not None and price is not None and not price.is_free and tier_price(price, tier) is None
+    return tier if is_unpriced else None
 
 
 def settled_exchange(

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from connectors.contracts import Endpoint, Provider
 from connectors.records import Request, RowError, record
 from pipelines.dispatch.counters import RunCounters
+from pipelines.dispatch.group_terms import GroupTerms
 from pipelines.dispatch.read_buffer import LARGE_ANSWER_BYTES
 from pipelines.ledger.entries import PendingExchange, SettledExchange, StoredAnswer
 from pipelines.limits.provider_limiter import ProviderLimiter
@@ -42,6 +43,8 @@ class Route:
     """Of recent answers, for the token limit."""
     pool: "RoutePool | None" = None
     """The pool whose members share the work, each with a route; None for a single provider."""
+    terms: GroupTerms | None = None
+    """What the provider takes in one exchange; None if every request is alone."""
 
     @property
     def members(self) -> "Sequence[Route]":

@@ -11,6 +11,7 @@ from connectors.errors import DataError, JobError, RowmillError, Stopped
 from connectors.registry import SINKS
 from connectors.sql import query_connection
 from connectors.tables.schema_checks import SchemaMismatch
+from connectors.tokens import context_window
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.overrides import has_other_sink
 from pipelines.dispatch.provider_routes import member_price, step_price
@@ -21,7 +22,7 @@ from pipelines.ledger.projection import append_usage, rebuild
 from pipelines.maintenance.retention import drop_committed
 from pipelines.monitoring.json_log import print_problem
 from pipelines.preparation.job_warnings import job_warnings
-from pipelines.preparation.prepared_job import PreparedJob, prepare_job, with_learned_facts, with_location
+from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, prepare_job, with_learned_facts, with_location
 from pipelines.preparation.schema_evolution import (
     cast_tables,
     check_backfill,
@@ -262,12 +263,37 @@ def _check_budget(ready: PreparedJob) -> None:
                 f"no price is known for {step.context.sent_model(step.model.model)}{at}, so no budget can hold",
                 "add it to `prices:` in rowmill.yaml",
             )
+        _check_hosted_tools(ready, step)
         if step.endpoint.output_bound is None and price.output_per_million:
             raise JobError(
                 where,
                 f"nothing bounds what an answer of {step.model.model} may cost, so no budget can hold",
                 "add params: {max_tokens: N}",
             )
+
+
+def _check_hosted_tools(ready: PreparedJob, step: PreparedStep) -> None:
+    """Under a budget, refuse hosted tools without a price of a call, or without a bound on calls and their results."""
+    terms = step.endpoint.billing_terms
+    priced = [(member, member_price(ready.workspace, step, member)) for member in step.members]
+    for member, price in priced if terms.hosted_tools else ():
+        if price is None or price.is_free:
+            continue
+        model = member.sent_model(step.model.model)
+        unpriced = sorted(terms.hosted_tools - dict(price.per_call).keys())
+        if unpriced:
+            tool, remedy = unpriced[0], f"add per_call: {{{unpriced[0]}: USD}} to its `prices:` in rowmill.yaml"
+            reason = f"no price is known for a call of {tool} by {model}"
+        elif terms.max_tool_calls is None:
+            tool, remedy = min(terms.hosted_tools), "add params: {max_tool_calls: N}"
+            reason = f"nothing bounds the calls of {tool}"
+        elif context_window(model) is None:
+            remedy = "use a model with a known context window, or no hosted tools"
+            reason = f"the context window of {model} is not known, nor what hosted tools add to it"
+        else:
+            continue
+        key = "tools" if getattr(step.model, "tools", None) else "params"
+        raise JobError(ready.loaded.locate("steps", step.model.name, key), f"{reason}, so no budget can hold", remedy)
 
 
 def prepare_sink(ready: PreparedJob, ledger: Ledger, change: SchemaChange | None = None) -> bool:

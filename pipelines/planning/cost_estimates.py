@@ -8,10 +8,10 @@ from typing import Self
 
 import orjson
 
-from connectors.records import Request, Usage
+from connectors.records import BillingTerms, Request, Usage
 from connectors.tokens import count_tokens, has_known_tokenizer
 from pipelines.config.batch_rules import BATCH_ENDPOINTS
-from pipelines.dispatch.provider_routes import TEXT_BYTES, step_price
+from pipelines.dispatch.provider_routes import TEXT_BYTES, hosted_input_tokens, step_price
 from pipelines.planning.answer_estimates import AnswerEstimate
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep
 from pipelines.pricing.prices import CACHED_FROM, Price, batch_price, cost, max_cost
@@ -45,6 +45,8 @@ class Rates:
     batch_price: Price | None
     """None if the Batch API does not support the endpoint, or no price is known."""
     is_exact: bool
+    terms: BillingTerms
+    """Hosted tools, and the service tier that the requests name."""
     has_repair: bool
     """Whether an invalid answer takes a repair turn, which costs another request."""
 
@@ -57,6 +59,7 @@ class Rates:
             price,
             batch_price(price) if price is not None and step.model.endpoint in BATCH_ENDPOINTS else None,
             has_known_tokenizer(step.context.sent_model(step.model.model)),
+            step.endpoint.billing_terms,
             isinstance(getattr(step.model, "output", None), Mapping),
         )
 
@@ -109,14 +112,21 @@ class CostEstimate:
             tokens = round(tokens * EXACT_COUNT_MARGIN) + (FRAME_TOKENS if request.output_bound != 0 else 0)
         else:
             tokens = max(tokens, len(request.body))
-        bound = request.output_bound
+        bound, terms, price = request.output_bound, self.rates.terms, self.rates.price
+        if terms.hosted_tools and price is not None and not price.is_free:
+            turns_tokens = hosted_input_tokens(terms, self.rates.model)
+            if turns_tokens is None:
+                return None
+            tokens = max(tokens, turns_tokens)
         once = max_cost(
-            self.rates.price,
+            price,
             tokens if request.input_tokens else 0,
             bound,
             audio_seconds=request.audio_seconds,
             characters=request.characters,
             images=request.images,
+            hosted_tools=terms.hosted_tools,
+            max_tool_calls=terms.max_tool_calls or 0,
         )
         if not self.rates.has_repair or bound is None:
             return once

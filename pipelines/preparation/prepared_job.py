@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from connectors.contracts import Endpoint, Provider, Sink, SourceContext, StepContext, TableShape
+from connectors.contracts import EmbeddingFacts, Endpoint, Provider, Sink, SourceContext, StepContext, TableShape
 from connectors.errors import DataError, JobError
 from connectors.media.media_reader import MediaReader
 from connectors.media.url_fetcher import WebAccess
@@ -189,7 +189,7 @@ def _assemble(inputs: Inputs, reader: SourceReader, ledger: Ledger | None) -> Pr
         inputs.providers,
         lambda provider, step: _structured_mode(ledger, provider, step),
         inputs.exact_tokens,
-        lambda provider, model: _embedding_dimensions(ledger, provider, model),
+        lambda provider, model: _embedding_facts(ledger, provider, model),
     )
     for step in steps:
         if step.when is not None:
@@ -227,7 +227,7 @@ def prepare_steps(
     providers: Mapping[str, Sequence[Provider]],
     structured_mode: Callable[[Provider, StepConfig], str | None],
     exact_tokens: bool,
-    embedding_dimensions: Callable[[Provider, str], int | None] = lambda provider, model: None,
+    embedding: Callable[[Provider, str], EmbeddingFacts] = lambda provider, model: EmbeddingFacts(),
 ) -> Sequence[PreparedStep]:
     """Build the steps over the columns of the source.
 
@@ -368,8 +368,10 @@ def _structured_mode(ledger: Ledger | None, provider: Provider, step: StepConfig
     return str(found[0][0]) if found else None
 
 
-def _embedding_dimensions(ledger: Ledger | None, provider: Provider, model: str) -> int | None:
+def _embedding_facts(ledger: Ledger | None, provider: Provider, model: str) -> EmbeddingFacts:
     if ledger is None:
-        return None
-    found = ledger.query("select size from vector_sizes where provider = ? and model = ?", (provider.tag, model))
-    return int(found[0][0]) if found else None
+        return EmbeddingFacts()
+    key = (provider.tag, model)
+    sizes = ledger.query("select size from vector_sizes where provider = ? and model = ?", key)
+    terms = ledger.query("select max_requests, encoding from group_terms where provider = ? and model = ?", key)
+    return EmbeddingFacts(int(sizes[0][0]) if sizes else None, *(terms[0] if terms else ()))

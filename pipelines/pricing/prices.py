@@ -98,9 +98,11 @@ class Price:
     """The service tier that the requests name; None: the provider chooses."""
     per_call: tuple[tuple[str, int], ...] = ()
     """The price of a call of a hosted tool, by its type, such as `web_search`."""
+    is_free: bool = False
+    """Whether nothing is billed, tool calls included."""
 
 
-FREE = Price(0, 0, 0, 0, 0, 0)
+FREE = Price(0, 0, 0, 0, 0, 0, is_free=True)
 """The price of a model that runs on this machine."""
 
 Dollars = Annotated[float, Field(strict=True, ge=0, le=1e6, allow_inf_nan=False)]
@@ -238,7 +240,7 @@ def cost(price: Price | None, usage: BilledUsage) -> int | None:
     states a cost, the exchange costs no less.
     """
     computed = _cost_at_tier(price, usage)
-    if computed is not None and price is not None and usage.hosted_calls:
+    if computed is not None and price is not None and usage.hosted_calls and not price.is_free:
         rates = dict(price.per_call)
         of_calls = [rates[kind] * count for kind, count in usage.hosted_calls if kind in rates]
         computed = computed + sum(of_calls) if len(of_calls) == len(usage.hosted_calls) else None
@@ -318,7 +320,7 @@ def max_cost(
     """
     if price is None:
         return None
-    calls = [dict(price.per_call).get(tool) for tool in hosted_tools]
+    calls = [0 if price.is_free else dict(price.per_call).get(tool) for tool in hosted_tools]
     of_calls = max_tool_calls * max((rate for rate in calls if rate is not None), default=0)
     highest = 0
     for at_tier in (price,) if not price.service_tiers else possible_prices(price):

@@ -15,6 +15,7 @@ from connectors.endpoints.conversation.messages import Conversation
 from connectors.endpoints.conversation.output_columns import AnswerColumns, ReplyChoice
 from connectors.endpoints.conversation.structured_modes import STRUCTURED_MODES, StructuredMode, next_mode
 from connectors.endpoints.conversation.structured_output import TypedOutput
+from connectors.endpoints.conversation.tool_calls import billing_terms
 from connectors.errors import JobError, KeyPath
 from connectors.records import (
     Call,
@@ -144,6 +145,7 @@ class ConversationEndpoint(BaseEndpoint):
         self._fixed: dict[str, Any] = plain_json(body, where)
         self._stream = bool(self._fixed.get("stream"))
         self.output_bound = self._find_output_bound(context.sent_models or (step.model,))
+        self.billing_terms = billing_terms(self._fixed)
         self._instruction = self._schema_message()
         self._tokenizer_model = context.sent_model(step.model) if context.has_exact_tokens else None
         self._fixed_tokens = sum(

@@ -8,6 +8,7 @@ import orjson
 import pyarrow as pa
 
 from connectors.errors import JobError, KeyPath, did_you_mean
+from connectors.records import BillingTerms
 from connectors.templating.template_tree import plain_json
 
 TOOL_CALLS = pa.list_(pa.struct([("id", pa.string()), ("name", pa.string()), ("arguments", pa.string())]))
@@ -180,3 +181,35 @@ def _text_or_json(value: Any) -> str | None:
 def _json_excerpt(value: Any) -> str:
     text = orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
     return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+_CLIENT_TOOLS = frozenset(
+    {
+        "function",
+        "custom",
+        "computer",
+        "computer_use",
+        "local_shell",
+        "shell",
+        "apply_patch",
+        "namespace",
+        "tool_search",
+    }
+)
+"""Types of tools whose calls the caller executes."""
+_TOOL_VERSION = re.compile(r"(_preview)?(_\d{4}_\d{2}_\d{2})?$")
+
+
+def billing_terms(body: Mapping[str, Any]) -> BillingTerms:
+    """Return what a request's body names of how it is billed.
+
+    A hosted tool has the type of its output item without `_call`: `web_search` for `web_search_preview_2025_03_11`.
+    """
+    tier, calls, tools = body.get("service_tier"), body.get("max_tool_calls"), body.get("tools")
+    types = [tool.get("type") for tool in tools if isinstance(tool, Mapping)] if isinstance(tools, list) else []
+    hosted = {_TOOL_VERSION.sub("", kind) for kind in types if isinstance(kind, str)} - _CLIENT_TOOLS
+    if body.get("web_search_options") is not None:
+        hosted.add("web_search")
+    return BillingTerms(
+        tier if isinstance(tier, str) else None, frozenset(hosted), calls if type(calls) is int and calls >= 0 else None
+    )

@@ -206,8 +206,7 @@ class WorkerPool:
             workspace=prepared.workspace,
             source_schema=prepared.reader.schema,
             learned={
-                step.model.name: (step.context.structured_mode, step.context.embedding_dimensions)
-                for step in prepared.steps
+                step.model.name: (step.context.structured_mode, step.context.embedding) for step in prepared.steps
             },
             run_id=context.run.run_id,
             is_retrying=context.is_retrying,

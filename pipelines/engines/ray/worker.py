@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from connectors.contracts import Provider
+from connectors.contracts import EmbeddingFacts, Provider
 from connectors.errors import JobError
 from connectors.media.media_reader import MediaReader
 from connectors.transport.client import HttpTransport, RequestTimeouts
@@ -57,8 +57,8 @@ class WorkerConfig:
     loaded: LoadedJob
     workspace: Workspace
     source_schema: pa.Schema
-    learned: Mapping[str, tuple[str | None, int | None]]
-    """Step -> the structured mode of its model, and the dimensions of its vectors, if the ledger knows them."""
+    learned: Mapping[str, tuple[str | None, EmbeddingFacts]]
+    """Step -> what the ledger knows of its model: the structured mode, and its embeddings."""
     run_id: str
     is_retrying: bool
     result_columns: tuple[str, ...]

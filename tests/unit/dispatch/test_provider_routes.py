@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from connectors.contracts import Provider
-from connectors.records import Request
+from connectors.records import BillingTerms, Request
 from pipelines.config.workspace_file import LOCAL
 from pipelines.dispatch.provider_routes import (
     TEXT_BYTES,
@@ -47,7 +47,12 @@ def provider_of(name: str, price: PriceEntry | None = CHEAP, **limits: Any) -> P
 
 
 def step_of(name: str, *members: Provider, fallback_mode: str | None = None, mode: str | None = None) -> Any:
-    endpoint = SimpleNamespace(image_terms=None, fallback_mode=lambda error: fallback_mode)
+    endpoint = SimpleNamespace(
+        image_terms=None,
+        shares_exchanges=False,
+        billing_terms=BillingTerms(),
+        fallback_mode=lambda error: fallback_mode,
+    )
     pooled = len(members) > 1
     return SimpleNamespace(
         model=SimpleNamespace(name=name, model="m", endpoint="chat", schema_digest=b"schema"),
