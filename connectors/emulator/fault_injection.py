@@ -7,6 +7,7 @@ from math import isfinite
 
 from aiohttp import web
 
+from connectors.emulator.altered_answers import ALTERED_ANSWERS, alter_completion
 from connectors.emulator.api import ApiError
 from connectors.emulator.error_bodies import ERROR_REPLIES
 from connectors.emulator.rate_limits import wait_headers
@@ -38,10 +39,13 @@ QUOTA = "You exceeded your current quota, please check your plan and billing det
 FAULTS_BEFORE_ANSWER = frozenset({*STATUSES, *ERROR_REPLIES, "quota", "hang", "dropped", "html", "empty"})
 """Kinds that need no answer from the endpoint."""
 
-FAULTS_IN_ANSWER = frozenset({"hang-body", "truncated", "malformed"})
+FAULTS_IN_ANSWER = frozenset({"hang-body", "truncated", "malformed", *ALTERED_ANSWERS})
 """Kinds that corrupt the regular answer."""
 
-KINDS = (*STATUSES, "quota", *ERROR_REPLIES, "hang", "hang-body", "truncated", "malformed", "empty", "html", "dropped")
+KINDS = (
+    *STATUSES, "quota", *ERROR_REPLIES, "hang", "hang-body", "truncated", "malformed", "empty", "html", "dropped",
+    *ALTERED_ANSWERS,
+)  # fmt: skip
 
 RETRY_AFTER_SECONDS = 0.1
 """The wait that an injected 429 asks for."""
@@ -94,6 +98,9 @@ async def corrupt(kind: str, request: web.Request, response: web.StreamResponse)
     if not isinstance(response, web.Response) or not isinstance(response.body, bytes):
         return response
     body = response.body
+    if kind in ALTERED_ANSWERS:
+        altered = alter_completion(kind, body)
+        return web.Response(body=altered, status=response.status, content_type=response.content_type)
     if kind == "malformed":
         # JSON without its end is malformed; other bodies, such as audio, are truncated.
         return web.Response(body=body[: len(body) * 2 // 3], status=response.status, content_type=response.content_type)

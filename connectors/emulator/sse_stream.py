@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from connectors.emulator.altered_answers import ALTERED_ANSWERS, alter_chunk
 from connectors.emulator.api import ApiRequest
 from connectors.emulator.fault_injection import FAULT, drop
 
@@ -34,9 +35,14 @@ async def event_stream(api_request: ApiRequest, events: Iterable[bytes]) -> web.
 
 
 async def _faulty_stream(request: web.Request, events: list[bytes], kind: str) -> web.StreamResponse:
-    """Stream half of the events, then produce the fault."""
+    """Stream half of the events, then produce the fault; or all, with another ending."""
     response = _new_response()
     await response.prepare(request)
+    if kind in ALTERED_ANSWERS:
+        for chunk in events:
+            await response.write(alter_chunk(kind, chunk) if chunk.startswith(b"data: ") else chunk)
+        await response.write_eof()
+        return response
     half = max(1, len(events) // 2)
     for chunk in events[:half]:
         await response.write(chunk)
