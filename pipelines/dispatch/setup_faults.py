@@ -1,7 +1,7 @@
 """Faults of the set-up: a model or path that does not exist, and one fault that meets every row of a step."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
@@ -33,7 +33,6 @@ class _Step:
     split_off: set[int] = field(default_factory=set)
     """Identities of groups that count as in flight although they wait in the queue, or are about to be split."""
 
-
     def has_room(self, group: RequestGroup) -> bool:
         """Whether the group may be sent before the step is proven."""
         return not self.in_flight or self.in_flight + self.failed + _rows(group) <= FIRST_ROWS
@@ -48,12 +47,14 @@ class _Model:
 
 
 @dataclass(slots=True)
-class _Member:
+class FirstRows:
     """The first rows of a step that one provider has settled."""
 
     is_proven: bool
     signature: Signature | None = None
     failed: int = 0
+    message: str = ""
+    """Of the last row that failed."""
 
 
 class SetupFaults:
@@ -63,8 +64,11 @@ class SetupFaults:
         """`is_retrying`: a `retry` sends failed rows, so equal failures prove nothing."""
         self._is_retrying = is_retrying
         self._steps: dict[str, _Step] = {}
-        self._members: dict[tuple[str, str], _Member] = {}
+        self.first_rows: dict[tuple[str, str], FirstRows] = {}
+        """By step and provider."""
         self._models: dict[tuple[str, str], _Model] = {}
+        self.joint_fault: str | None = None
+        """What `merge` has found: maybe only after all rows were settled."""
         self.signatures: set[tuple[str, Signature]] = set()
         """Of (step, error) whose rows failed because of the set-up."""
 
@@ -171,18 +175,28 @@ class SetupFaults:
         if first.signature not in (None, words):
             step.is_proven = first.is_proven = True
             return None
-        first.signature = words
+        first.signature, first.message = words, error.message
         rows = _rows(group)
         first.failed += rows
         step.failed += rows
         if first.is_proven or first.failed < FIRST_ROWS:
             return None
         self.signatures.add((member.step, words))
-        return (
-            f"each of the first {first.failed} rows of step {member.step} met the same fault at "
-            f"{member.provider.name}: {error.message}; correct the step in the job file, or the provider in "
-            "rowmill.yaml, and run again: these rows are requested again"
-        )
+        return _same_fault(member.step, member.provider.name, first)
+
+    def merge(self, parts: Sequence[Mapping[tuple[str, str], FirstRows]]) -> str | None:
+        """Judge the first rows that several workers have settled as one run's; return why to stop, or None."""
+        for step, provider in {key for part in parts for key in part}:
+            found = [part[step, provider] for part in parts if (step, provider) in part]
+            signatures = {one.signature for one in found if one.signature is not None}
+            failed = sum(one.failed for one in found)
+            if len(signatures) == 1 and failed >= FIRST_ROWS and not any(one.is_proven for one in found):
+                (words,) = signatures
+                self.signatures.add((step, words))
+                message = next(one.message for one in found if one.message)
+                self.joint_fault = _same_fault(step, provider, FirstRows(False, words, failed, message))
+                return self.joint_fault
+        return None
 
     def is_setup(self, step: str, error: RowError) -> bool:
         """Whether the error of a row is known to be the set-up's."""
@@ -195,17 +209,26 @@ class SetupFaults:
             found = self._steps[route.step] = _Step(proven)
         return found
 
-    def _member(self, member: Route) -> _Member:
+    def _member(self, member: Route) -> FirstRows:
         key = (member.step, member.provider.name)
-        if key not in self._members:
-            self._members[key] = _Member(self._is_retrying or member.is_step_proven)
-        return self._members[key]
+        if key not in self.first_rows:
+            self.first_rows[key] = FirstRows(self._is_retrying or member.is_step_proven)
+        return self.first_rows[key]
 
     def _model(self, member: Route) -> _Model:
         key = (member.provider.name, member.model)
         if key not in self._models:
             self._models[key] = _Model(member.is_model_proven)
         return self._models[key]
+
+
+def _same_fault(step: str, provider: str, first: FirstRows) -> str:
+    return (
+        f"each of the first {first.failed} rows of step {step} met the same fault at {provider}: "
+        f"{first.message}; "
+        "correct the step in the job file, or the provider in rowmill.yaml, and run again: these rows are requested "
+        "again"
+    )
 
 
 def signature(error: RowError) -> Signature:

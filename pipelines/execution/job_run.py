@@ -32,6 +32,7 @@ from pipelines.dispatch.step_runner import (
 )
 from pipelines.engines.local_engine import ChunkRunner, Engine, RunContext, local_engine
 from pipelines.execution.committer import Committer, rejected_lines
+from pipelines.formatting import format_count
 from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.ledger.ledger_file import DAMAGE_REMEDY, lost_file
 from pipelines.ledger.projection import encode_table
@@ -87,6 +88,12 @@ async def run_job(
     counters.rows = counts.rows + len(ready.reader.rejects)
     counters.rows_ok = counters.rows_reused = counts.done
     counters.rows_failed = len(ready.reader.rejects) + counts.failed_before
+    if counts.failed_before:
+        rows = format_count(counts.failed_before, "row")
+        counters.add_note(
+            f"{rows} failed in an earlier run for a reason of their own: not sent again by `run`; "
+            f"`rowmill retry {ready.loaded.file.shown_path}` sends them"
+        )
     counters.failed_now = ready.selection.count_new_rejects()
     counters.rows_done_before = counters.rows_ok + counters.rows_failed
     # Embeddings are requested by the chunk; how many rows share a request is known after the first chunk.
@@ -148,6 +155,8 @@ async def run_job(
             progress_task.cancel()
             commit_error, _ = await asyncio.gather(commit_task, progress_task, return_exceptions=True)
         failure = dispatcher.state.failure or runner.failure
+        if stopped is None and dispatcher.state.setup_faults.joint_fault is not None:
+            stopped = f"setup: {dispatcher.state.setup_faults.joint_fault}"
         if failure is None and isinstance(commit_error, Exception):
             failure = commit_error
         lost_sink = watch.lost_sink()

@@ -361,6 +361,7 @@ class WorkerPool:
 
     def _add_report(self, worker: WorkerHandle, report: WorkerReport) -> None:
         worker.report = replace(report, telemetry=TelemetryBatch())
+        self.state.setup_faults.signatures.update(report.setup_signatures)
         if self.state.observer is not None:
             worker.observed = observe(self.state.observer, self._members, report.telemetry, worker.observed)
 
@@ -376,7 +377,8 @@ class WorkerPool:
         await actor_result(self._limiter.remove.remote(worker.number, spent))
         written = {name: getattr(entries, name) for name in ("requests", "cost", "unpriced", *TOKEN_COUNTERS)}
         counters = replace(worker.report.counters, in_flight=0, **written)
-        self._final_reports.append(WorkerReport(counters, spent, timings=worker.report.timings))
+        report = WorkerReport(counters, spent, timings=worker.report.timings, first_rows=worker.report.first_rows)
+        self._final_reports.append(report)
         for assigned in worker.chunks:
             chunk = assigned.chunk
             unfinished = [row for row, key in enumerate(chunk.keys) if key in assigned.unfinished]
@@ -402,6 +404,8 @@ class WorkerPool:
         times = [(report.counters.times, report.timings) for report in reports]
         add_up(times, self.limits, counters.times, self.timings)
         self.state.waiting_for = next((one.hold_reason for one in reports if one.hold_reason is not None), None)
+        if (fault := self.state.setup_faults.merge([report.first_rows for report in reports])) is not None:
+            self.stop(f"setup: {fault}")
         max_failed_share = self._context.prepared.job.limits.failed_share
         if max_failed_share is None or self.state.stop_reason is not None:
             return

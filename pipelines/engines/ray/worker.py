@@ -25,6 +25,7 @@ from pipelines.dispatch.online_dispatcher import OnlineDispatcher
 from pipelines.dispatch.pending_requests import PendingRequests
 from pipelines.dispatch.provider_routes import build_routes
 from pipelines.dispatch.request_types import DailyBudget, RetryLimits
+from pipelines.dispatch.setup_faults import FirstRows, Signature
 from pipelines.dispatch.step_runner import (
     FILE_ENDPOINTS,
     MAX_OPEN_BYTES,
@@ -92,6 +93,9 @@ class WorkerReport:
     telemetry: TelemetryBatch = field(default_factory=TelemetryBatch)
     """What the driver's observer does not have yet."""
     timings: WorkerTimings = field(default_factory=WorkerTimings)
+    first_rows: Mapping[tuple[str, str], FirstRows] = field(default_factory=dict)
+    """See SetupFaults, as for the next."""
+    setup_signatures: frozenset[tuple[str, Signature]] = frozenset()
 
 
 class WorkerActor:
@@ -238,6 +242,8 @@ class WorkerActor:
                 self._budget.waited_seconds,
                 time.process_time() - self._cpu_began,
             ),
+            self._state.setup_faults.first_rows,
+            frozenset(self._state.setup_faults.signatures),
         )
 
     async def stop(self, reason: str) -> None:

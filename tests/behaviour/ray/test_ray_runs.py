@@ -240,3 +240,15 @@ def test_the_message_for_an_address_without_a_cluster_is_one_line(
     workspace.csv(5)
     assert cli("run", workspace.job(), "--engine", "ray", "--quiet") == 2
     assert cli.err.startswith("RAY_ADDRESS: no cluster to use at 127.0.0.1:1")
+
+
+@pytest.mark.parametrize("rows", [30, 200])
+def test_one_fault_of_the_first_rows_of_all_workers_is_the_set_ups(
+    workspace: Any, provider: Any, ray_run: Any, read: Read, rows: int
+) -> None:
+    workspace.csv(rows)
+    provider.script = lambda path, body, count: refused()
+    report = ray_run(workspace.job()).ended()
+    assert (report["exit_code"], report["stopped"].startswith("setup: each of the first ")) == (3, True)
+    assert {row["error_class"] for row in read(workspace.folder / "out", "errors")} == {"setup"}
+    assert len(provider.seen) == report["requests"] <= 80
