@@ -122,8 +122,9 @@ def translated_errors(name: str, root: str) -> Iterator[None]:
         text = str(exc)
         if "No space left" in text or "os error 28" in text:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), root) from exc
-        # A chain of causes, one coloured line each.
-        plain = " ".join(re.sub("\x1b\\[[0-9;]*m|↳", "", text).split())[:MAX_ERROR_CHARACTERS].rstrip(". ")
+        # A chain of causes, one coloured line each, and the frames of the stack.
+        causes = re.sub("\x1b\\[[0-9;]*m|↳", "", re.split(r"\s+0: <unknown>", text)[0])
+        plain = " ".join(causes.split())[:MAX_ERROR_CHARACTERS].rstrip(". ")
         raise DataError(name, plain, "fix the table, or write to another sink (--sink PATH)") from exc
 
 

@@ -55,6 +55,25 @@ def arrow_type(kind: DuckDBPyType) -> str:
     return mapped_type(kind, lambda name, text: "VARCHAR" if name in TEXT_TYPES else text)
 
 
+def shape(kind: DuckDBPyType) -> str:
+    """Return the lists, structs and maps of a type without the types of their values."""
+    return mapped_type(kind, lambda name, text: "INTEGER")
+
+
+def has_value(kind: DuckDBPyType, value: str) -> str:
+    """SQL of whether a value is or contains anything but nulls and empty lists."""
+    if kind.id in ("list", "array"):
+        inner = dict(kind.children)
+        element = f"e{len(value)}"
+        return f"coalesce(len(list_filter({value}, lambda {element}: {has_value(inner['child'], element)})) > 0, false)"
+    if kind.id == "struct":
+        fields = [has_value(child, f"struct_extract({value}, {literal(name)})") for name, child in kind.children]
+        return f"({' or '.join(fields)})"
+    if kind.id == "map":
+        return f"coalesce(cardinality({value}) > 0, false)"
+    return f"{value} is not null"
+
+
 def materialize(connection: DuckDBPyConnection, query: str, limit: int | None, scratch: Path) -> str:
     """Write the query's first `limit` rows to a file; return a SQL table expression for any connection."""
     target = scratch / "rows.parquet"

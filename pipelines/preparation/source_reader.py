@@ -14,7 +14,7 @@ from connectors.contracts import SourceColumn, SourceContext
 from connectors.errors import DataError, JobError, KeyPath, did_you_mean
 from connectors.records import TEXT_PREFIX
 from connectors.registry import SourceConfig
-from connectors.sources.column_types import arrow_type
+from connectors.sources.column_types import arrow_type, has_value, shape
 from connectors.sources.earlier_texts import earlier_texts
 from connectors.sql import first_line, identifier, literal, literal_list, lock_down, query_connection
 from connectors.storage.input_files import literal_path
@@ -257,11 +257,21 @@ class SourceReader:
         other = [name for name, kind in known.items() if name in self._columns and self._columns[name].kind != kind]
         if not other:
             return
-        counts = ", ".join(f"count({self._columns[name].text or self._columns[name].value})" for name in other)
-        (found,) = self._db.execute(f"select {counts} from {self._relation}").fetchall()
-        for name, count in zip(other, found, strict=True):
-            if count == 0:
+        nulls = ", ".join(f"cast(null as {kind})" for name in other for kind in (self._columns[name].kind, known[name]))
+        kinds = self._db.sql(f"select {nulls}").types
+        tests: list[str] = []
+        for name, kind in zip(other, kinds[::2], strict=True):
+            column = self._columns[name]
+            value = column.value if _is_nested(column.kind) else column.text or column.value
+            tests += (f"count({value})", f"count(*) filter ({has_value(kind, value)})")
+        (found,) = self._db.execute(f"select {', '.join(tests)} from {self._relation}").fetchall()
+        for index, name in enumerate(other):
+            not_null, with_values = found[2 * index : 2 * index + 2]
+            if not not_null:
                 self._columns[name] = SourceColumn(f"cast(null as {known[name]})", known[name])
+            elif not with_values and shape(kinds[2 * index]) == shape(kinds[2 * index + 1]):
+                # Empty lists, and lists and structs of nulls, stay what they are.
+                self._columns[name] = SourceColumn(f"cast({self._columns[name].value} as {known[name]})", known[name])
 
     def _fit_nanoseconds(self, known: Mapping[str, str]) -> None:
         """Read moments with microseconds if that changes none, or if the sink has such a column."""
