@@ -92,3 +92,9 @@ def digest_of(*parts: object) -> bytes:
 def derived_id(prefix: str, *parts: object) -> str:
     """An id in the API's format, e.g. `chatcmpl-…`, equal for equal parts."""
     return f"{prefix}{digest_of(*parts).hex()[:24]}"
+
+
+def served_tier(body: Mapping[str, Any]) -> str:
+    """Return the service tier that a reply states: the requested one, `default` for `auto` or none."""
+    tier = body.get("service_tier")
+    return tier if isinstance(tier, str) and tier != "auto" else "default"

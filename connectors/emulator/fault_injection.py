@@ -8,6 +8,7 @@ from math import isfinite
 from aiohttp import web
 
 from connectors.emulator.altered_answers import ALTERED_ANSWERS, alter_completion
+from connectors.emulator.altered_replies import ALTERED_REPLIES, altered_reply
 from connectors.emulator.api import ApiError
 from connectors.emulator.error_bodies import ERROR_REPLIES
 from connectors.emulator.rate_limits import wait_headers
@@ -39,12 +40,12 @@ QUOTA = "You exceeded your current quota, please check your plan and billing det
 FAULTS_BEFORE_ANSWER = frozenset({*STATUSES, *ERROR_REPLIES, "quota", "hang", "dropped", "html", "empty"})
 """Kinds that need no answer from the endpoint."""
 
-FAULTS_IN_ANSWER = frozenset({"hang-body", "truncated", "malformed", *ALTERED_ANSWERS})
+FAULTS_IN_ANSWER = frozenset({"hang-body", "truncated", "malformed", *ALTERED_ANSWERS, *ALTERED_REPLIES})
 """Kinds that corrupt the regular answer."""
 
 KINDS = (
     *STATUSES, "quota", *ERROR_REPLIES, "hang", "hang-body", "truncated", "malformed", "empty", "html", "dropped",
-    *ALTERED_ANSWERS,
+    *ALTERED_ANSWERS, *ALTERED_REPLIES,
 )  # fmt: skip
 
 RETRY_AFTER_SECONDS = 0.1
@@ -98,6 +99,8 @@ async def corrupt(kind: str, request: web.Request, response: web.StreamResponse)
     if not isinstance(response, web.Response) or not isinstance(response.body, bytes):
         return response
     body = response.body
+    if kind in ALTERED_REPLIES:
+        return altered_reply(kind, body, response.content_type)
     if kind in ALTERED_ANSWERS:
         altered = alter_completion(kind, body)
         return web.Response(body=altered, status=response.status, content_type=response.content_type)

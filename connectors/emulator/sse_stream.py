@@ -8,6 +8,7 @@ import orjson
 from aiohttp import web
 
 from connectors.emulator.altered_answers import ALTERED_ANSWERS, alter_chunk
+from connectors.emulator.altered_replies import ALTERED_REPLIES, altered_event
 from connectors.emulator.api import ApiRequest
 from connectors.emulator.fault_injection import FAULT, drop
 
@@ -38,6 +39,11 @@ async def _faulty_stream(request: web.Request, events: list[bytes], kind: str) -
     """Stream half of the events, then produce the fault; or all, with another ending."""
     response = _new_response()
     await response.prepare(request)
+    if kind in ALTERED_REPLIES:
+        for chunk in events:
+            await response.write(altered_event(kind, chunk))
+        await response.write_eof()
+        return response
     if kind in ALTERED_ANSWERS:
         for chunk in events:
             await response.write(alter_chunk(kind, chunk) if chunk.startswith(b"data: ") else chunk)

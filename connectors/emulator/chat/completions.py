@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from connectors.emulator.api import LOCAL_NAME, ApiRequest, ApiRoute, derived_id, json_answer
+from connectors.emulator.api import LOCAL_NAME, ApiRequest, ApiRoute, derived_id, json_answer, served_tier
 from connectors.emulator.chat.answerer import answer_choices
 from connectors.emulator.chat.answers import (
     Answer,
@@ -62,7 +62,7 @@ async def chat(api_request: ApiRequest) -> web.StreamResponse:
         "created": int(time.time()),
         "model": request.model,
     }
-    tail = {"service_tier": "default", "system_fingerprint": LOCAL_NAME}
+    tail = {"service_tier": served_tier(body), "system_fingerprint": LOCAL_NAME}
     choices = [
         {
             "index": index,

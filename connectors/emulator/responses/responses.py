@@ -7,7 +7,16 @@ from typing import Any
 
 from aiohttp import web
 
-from connectors.emulator.api import ApiError, ApiRequest, ApiRoute, EmulatorState, derived_id, digest_of, json_answer
+from connectors.emulator.api import (
+    ApiError,
+    ApiRequest,
+    ApiRoute,
+    EmulatorState,
+    derived_id,
+    digest_of,
+    json_answer,
+    served_tier,
+)
 from connectors.emulator.api_schemas import BOOLEAN, TEXT, RequestSchema, enum, integer, record
 from connectors.emulator.chat.answerer import answer_choices
 from connectors.emulator.chat.answers import Answer, AnswerRequest
@@ -140,7 +149,7 @@ def _response(
         "prompt_cache_key": body.get("prompt_cache_key"),
         "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
         "safety_identifier": body.get("safety_identifier"),
-        "service_tier": "default",
+        "service_tier": served_tier(body),
         "store": body.get("store") is not False,
         "temperature": _or_default(body.get("temperature"), 1.0),
         "text": {"format": text.get("format") or {"type": "text"}, "verbosity": text.get("verbosity") or "medium"},

@@ -31,6 +31,13 @@ def complete(client: openai.OpenAI, text: str = "Hello there. How are you?", **m
     return client.chat.completions.create(**chat_body(text, **more))
 
 
+@pytest.mark.parametrize(("requested", "served"), [("flex", "flex"), ("priority", "priority"), ("auto", "default")])
+def test_a_reply_states_the_service_tier(client: openai.OpenAI, requested: Any, served: str) -> None:
+    assert complete(client, service_tier=requested).service_tier == served
+    response = client.responses.create(model="gpt-4o-mini", input="Hello.", service_tier=requested)
+    assert response.service_tier == served
+
+
 def picture(form: str = "PNG", colour: str = "red", size: tuple[int, int] = (60, 40)) -> str:
     from PIL import Image
 
