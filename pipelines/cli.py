@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import importlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -132,7 +133,7 @@ def exit_code_of(arguments: Sequence[str] | None = None) -> int:
         return 2
     except click.UsageError as exc:
         where = "rowmill" if exc.ctx is None else exc.ctx.command_path
-        message = f"{where}: {exc.format_message().rstrip('.')}; see {where} --help"
+        message = f"{where}: {_problem_and_remedy(exc, where)}"
         if where in REPORTING_COMMANDS and "--json" in words:
             _print_empty_report(message, 2)
         print_problem(message, as_json)
@@ -159,6 +160,21 @@ def exit_code_of(arguments: Sequence[str] | None = None) -> int:
         print_defect(exc, as_json, None, None)
         return 3
     return code if isinstance(code, int) else 0
+
+
+_SUGGESTION = re.compile(r"\.? \(?Did you mean (?:one of: )?(.*?)\??\)?$")
+"""How click suggests names."""
+
+
+def _problem_and_remedy(exc: click.UsageError, where: str) -> str:
+    """Return WHAT and WHAT TO DO of a wrong command line."""
+    found, *suggestions = _SUGGESTION.split(exc.format_message().rstrip("."))
+    remedy = f"did you mean {suggestions[0].replace(chr(39), '')}?" if suggestions else None
+    if isinstance(exc, click.MissingParameter) and exc.param is not None:
+        from pipelines.commands.options import missing_argument_remedy
+
+        remedy = missing_argument_remedy(exc.param.name)
+    return f"{found.rstrip('.')}; {remedy or f'see {where} --help'}"
 
 
 def _print_empty_report(stopped: str, exit_code: int) -> None:

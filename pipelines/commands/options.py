@@ -63,9 +63,11 @@ class NoJobFiles(click.UsageError):
     """A folder without job files."""
 
     found = "holds no job file"
-    remedy = "name a folder with .yaml files"
 
     def __init__(self, folder: str) -> None:
+        from pipelines.config.job_suggestions import suggest_in_folder
+
+        self.remedy = suggest_in_folder(Path(folder))
         super().__init__(f"{folder}: {self.found}; {self.remedy}")
         self.folder = folder
 
@@ -75,7 +77,7 @@ def job_files(paths: tuple[str, ...], subfolder: str | None = None) -> list[Path
 
     `subfolder`: searched if a folder itself holds no job file.
     """
-    from pipelines.config.job_graph import list_job_files
+    from pipelines.config.job_suggestions import list_job_files
 
     files: list[Path] = []
     for name in paths:
@@ -90,6 +92,18 @@ def job_files(paths: tuple[str, ...], subfolder: str | None = None) -> list[Path
         else:
             files.append(path)
     return files
+
+
+def missing_argument_remedy(argument: str | None) -> str | None:
+    """Return what to write for an argument that was left out; None if its command's help must answer that."""
+    from pipelines.config.job_suggestions import NO_JOBS, nearby_jobs
+
+    if argument == "folder":
+        return "write e.g. my-jobs"
+    if argument not in ("job", "jobs"):
+        return None
+    jobs = nearby_jobs(Path())
+    return f"write e.g. {jobs[0]}" if jobs else NO_JOBS
 
 
 provider_option = click.option(

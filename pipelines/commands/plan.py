@@ -21,7 +21,9 @@ def plan_command(jobs: tuple[str, ...], overrides: Overrides, as_json: bool) -> 
       rowmill plan jobs/quickstart.yaml
       rowmill plan jobs/quickstart.yaml --set steps.label.model=gpt-4o
     """
+    from connectors.registry import SINKS
     from pipelines.config.job_graph import load_jobs, render_graph, sort_jobs
+    from pipelines.config.overrides import trial_sink
     from pipelines.formatting import print_out
     from pipelines.planning.plan import build_plan
     from pipelines.planning.plan_text import format_plan
@@ -36,4 +38,6 @@ def plan_command(jobs: tuple[str, ...], overrides: Overrides, as_json: bool) -> 
         if as_json:
             click.echo(orjson.dumps(plan.as_json()))
         else:
-            print_out(format_plan(plan, str(job.path)))
+            loaded = job.require()
+            target = next(str(getattr(loaded.job.sink, kind)) for kind in SINKS if hasattr(loaded.job.sink, kind))
+            print_out(format_plan(plan, str(job.path), trial_sink(target, loaded.workspace.folder)))

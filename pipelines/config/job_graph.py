@@ -7,11 +7,9 @@ from pathlib import Path
 from connectors.contracts import Sink, TableShape
 from connectors.errors import JobError
 from connectors.tables.schemas import errors_schema, results_schema
+from pipelines.config.job_suggestions import list_job_files
 from pipelines.config.loaded_job import LoadedJob, load_job, read_job_file
 from pipelines.config.overrides import NONE, Overrides
-from pipelines.config.workspace_file import FILE_NAME
-
-SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +30,6 @@ class GraphJob:
             assert self.error is not None
             raise self.error
         return self.loaded
-
-
-def list_job_files(folder: Path) -> list[Path]:
-    """Return the job files of a folder, sorted: every .yaml and .yml but the workspace's own."""
-    try:
-        return sorted(f for f in folder.iterdir() if f.suffix in SUFFIXES and f.name != FILE_NAME and f.is_file())
-    except OSError:
-        return []
 
 
 def load_jobs(paths: Iterable[Path], overrides: Overrides = NONE) -> list[GraphJob]:

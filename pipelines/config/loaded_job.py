@@ -11,6 +11,7 @@ from connectors.contracts import SinkModel, SourceModel
 from connectors.errors import JobError, KeyPath, closest, did_you_mean
 from connectors.registry import ENDPOINTS, SINKS, SOURCES
 from pipelines.config.job import Job, pydantic_schema
+from pipelines.config.job_suggestions import suggest_job_file
 from pipelines.config.key_locations import KeyLocations
 from pipelines.config.overrides import NONE, Overrides, answer_flags, apply_overrides
 from pipelines.config.validation_messages import (
@@ -89,7 +90,13 @@ class LoadedJob:
 
 def read_job_file(path: Path | str) -> JobFile:
     """Read a job file without validating it; JobError if it is not YAML."""
-    return JobFile(Path(path), str(path), read_yaml(Path(path), str(path)))
+    file = Path(path)
+    try:
+        return JobFile(file, str(path), read_yaml(file, str(path)))
+    except JobError as exc:
+        if not isinstance(exc.__cause__, FileNotFoundError):
+            raise
+        raise JobError(str(path), exc.found, suggest_job_file(file)) from exc
 
 
 def load_job(path: Path | str, overrides: Overrides = NONE) -> LoadedJob:

@@ -1,6 +1,7 @@
 """Flags of the command line that replace values of a job file for one run."""
 
 import copy
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,17 @@ def has_other_sink(overrides: Overrides, sink_kinds: Collection[str]) -> bool:
     """Return whether the flags name a sink."""
     sink_keys = {"sink.table", *(f"sink.{kind}" for kind in sink_kinds)}
     return overrides.sink is not None or not sink_keys.isdisjoint(_assigned_keys(overrides))
+
+
+def trial_sink(path: str, workspace: Path) -> str:
+    """Return a value of `--sink` next to the sink at `path`, of the same kind: `out/x-try`, `out/x-try.duckdb`.
+
+    It is relative to the current folder, as in a shell.
+    """
+    if "://" in path:
+        return f"{path.rstrip('/')}-try"
+    place = Path(os.path.relpath(workspace / path))
+    return str(place.with_name(f"{place.stem}-try{place.suffix}"))
 
 
 def _assigned_keys(overrides: Overrides) -> list[str]:

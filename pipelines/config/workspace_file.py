@@ -53,7 +53,7 @@ class WorkspaceFile(FrozenModel):
     budget: WorkspaceBudget | None = Field(default=None, description="Over all jobs.", examples=[{"usd_per_day": 40.0}])
     time_zone: str = Field(default="UTC", description="Of schedules, deadlines and days.", examples=["Europe/Berlin"])
     ledger: LedgerSettings = Field(
-        default=LedgerSettings(), description="How the ledger is written.", examples=[{"durability": "power"}]
+        default=LedgerSettings(), description="What its commits survive.", examples=[{"durability": "power"}]
     )
     keep_answers: Literal["pruned", "committed"] = Field(
         default="pruned",

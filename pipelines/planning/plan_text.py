@@ -1,5 +1,6 @@
 """The screen of `rowmill plan`: rows, steps, cost, time, disk space, and the first requests."""
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,8 @@ MAX_EXAMPLE_CHARACTERS = 2000
 """Of one message or parameter, however wide the output is."""
 
 
-def format_plan(plan: Plan, path: str) -> "Group":
-    """Draw the plan of the job file at `path`."""
+def format_plan(plan: Plan, path: str, trial_sink: str) -> "Group":
+    """Draw the plan of the job file at `path`; `trial_sink`: where `--sink` may write a few rows."""
     from rich.console import Group
     from rich.padding import Padding
     from rich.text import Text
@@ -76,7 +77,7 @@ def format_plan(plan: Plan, path: str) -> "Group":
     else:
         commands = [("next", f"rowmill run {path}")]
         if plan.requests > 200:
-            commands.append(("or first", f"rowmill run {path} --limit 20 --sink out/try"))
+            commands.append(("or first", f"rowmill run {path} --limit 20 --sink {shlex.quote(trial_sink)}"))
     return Group(*parts, "", indented(fact_list(commands)))
 
 

@@ -280,9 +280,9 @@ def test_the_page_lists_every_command(page: Path) -> None:
     ("given", "message"),
     [
         (("rum", "job.yaml"), "rowmill rum: no such command; did you mean run?\n"),
-        (("run", "job.yaml", "--limt", "3"), "did you mean one of: '--limit'"),
-        (("schedule", "shwo"), "did you mean 'show'?"),
-        (("plan",), "rowmill plan: Missing argument 'JOB...'; see rowmill plan --help\n"),
+        (("run", "job.yaml", "--limt", "3"), "; did you mean --limit, --quiet?"),
+        (("schedule", "shwo"), "rowmill schedule: No such command 'shwo'; did you mean show?\n"),
+        (("plan",), "rowmill plan: Missing argument 'JOB...'; write e.g. jobs/chat-tools.yaml\n"),
     ],
 )
 def test_a_wrong_command_gets_one_line_with_a_suggestion(cli: Cli, given: tuple[str, ...], message: str) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from connectors.errors import JobError
-from pipelines.config.job_graph import list_job_files, load_jobs, render_graph, sinks_by_job, sort_jobs
+from pipelines.config.job_graph import load_jobs, render_graph, sinks_by_job, sort_jobs
+from pipelines.config.job_suggestions import list_job_files
 from pipelines.config.loaded_job import load_job
 
 

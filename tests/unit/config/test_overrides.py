@@ -9,7 +9,7 @@ from connectors.registry import SINKS
 from connectors.sinks.duckdb_table import DuckdbSink
 from pipelines.config.job import Budget
 from pipelines.config.loaded_job import LoadedJob
-from pipelines.config.overrides import Overrides, answer_flags, apply_overrides, has_other_sink
+from pipelines.config.overrides import Overrides, answer_flags, apply_overrides, has_other_sink, trial_sink
 
 JOB = """\
 name: small
@@ -158,3 +158,20 @@ def test_flags_that_name_a_sink_are_recognised() -> None:
     given = [Overrides(sink="x"), settings("sink.parquet=x"), settings("sink.table=x")]
     others = [Overrides(), settings("sink.columns=[a]"), settings("sink.write=append"), Overrides(limit=1)]
     assert [has_other_sink(overrides, SINKS) for overrides in (*given, *others)] == [True] * 3 + [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("folder", "sink", "suggestion"),
+    [
+        (".", "out/tickets", "out/tickets-try"),
+        (".", "out/tables.duckdb", "out/tables-try.duckdb"),
+        ("jobs", "out/tickets", "../out/tickets-try"),
+        (".", "s3://bucket/tickets/", "s3://bucket/tickets-try"),
+    ],
+)
+def test_a_trial_sink_is_of_the_same_kind_and_next_to_the_jobs_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, sink: str, suggestion: str
+) -> None:
+    (tmp_path / folder).mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / folder)
+    assert trial_sink(sink, tmp_path) == suggestion
