@@ -16,6 +16,7 @@ class ProxyServer(ThreadedServer):
         self._target = (parts.hostname, parts.port)
         self._credentials = credentials
         self._refusal = refusal
+        self._connections: set[asyncio.Task[None]] = set()
         self.requests: list[str] = []
         """The request lines."""
         super().__init__()
@@ -25,22 +26,36 @@ class ProxyServer(ThreadedServer):
         return f"http://127.0.0.1:{self.port}"
 
     async def _run(self) -> None:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._handle, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         await self._until_closed()
         server.close()
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            head = await reader.readuntil(b"\r\n\r\n")
-            line, _, rest = head.partition(b"\r\n")
-            self.requests.append(line.decode())
-            if (status := self._refused(rest)) is not None:
-                writer.write(b"HTTP/1.1 %d Refused\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status)
-                await writer.drain()
-            else:
-                await self._pass_on(line, rest, reader, writer)
-        writer.close()
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            await self._answer(reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            # The client has gone.
+            return
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        line, _, rest = head.partition(b"\r\n")
+        self.requests.append(line.decode())
+        if (status := self._refused(rest)) is not None:
+            writer.write(b"HTTP/1.1 %d Refused\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status)
+            await writer.drain()
+        else:
+            await self._pass_on(line, rest, reader, writer)
 
     def _refused(self, headers: bytes) -> int | None:
         if self._refusal is not None:
@@ -64,7 +79,10 @@ class ProxyServer(ThreadedServer):
             # One request a connection: the next one would have its own target.
             headers[:0] = [b"%b %b %b" % (method, path.encode(), version), b"Connection: close"]
             inner_writer.write(b"\r\n".join(headers))
-        await asyncio.gather(_copy(reader, inner_writer), _copy(inner_reader, writer))
+        try:
+            await asyncio.gather(_copy(reader, inner_writer), _copy(inner_reader, writer))
+        finally:
+            inner_writer.close()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

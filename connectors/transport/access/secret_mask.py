@@ -5,6 +5,8 @@ import json
 from collections.abc import Callable, Iterable
 from urllib.parse import quote, quote_plus
 
+from yarl import URL
+
 KEY_PLACEHOLDER = "[the key]"
 MIN_SECRET_LENGTH = 6
 """Characters: a shorter value is no secret (`EMPTY`, `none`) and may be a word of an error message."""
@@ -94,6 +96,7 @@ def secret_forms(secret: str) -> frozenset[str]:
             in_url.lower() if in_url != secret else secret,
             quote_plus(secret),
             quote(secret),
+            URL.build(query={"_": secret}).raw_query_string[2:],
             base64.b64encode(secret.encode()).decode().rstrip("="),
             base64.urlsafe_b64encode(secret.encode()).decode().rstrip("="),
         }

@@ -252,13 +252,13 @@ def test_http_without_encryption_to_another_machine_is_a_warning(workspace: Call
         (
             "keep_answers: pruned",
             "keep_answers: comitted",
-            '10: keep_answers: found "comitted", expected pruned or committed; did you mean committed?',
+            '11: keep_answers: found "comitted", expected pruned or committed; did you mean committed?',
         ),
-        ("input_per_million: 0.1", "input: 0.1", "11: prices.my-model.input: no such key; {input}"),
+        ("input_per_million: 0.1", "input: 0.1", "12: prices.my-model.input: no such key; {input}"),
         (
             "input_per_million: 0.1",
             "input_per_million: cheap",
-            '11: prices.my-model.input_per_million: found "cheap", expected a number; write a number',
+            '12: prices.my-model.input_per_million: found "cheap", expected a number; write a number',
         ),
     ],
 )

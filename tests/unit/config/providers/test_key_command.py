@@ -101,7 +101,7 @@ def test_a_command_that_hangs_is_ended_with_what_it_has_started(
     monkeypatch.setattr(key_command, "COMMAND_SECONDS", 0.5)
     # The child keeps the pipe open after its parent has printed the key.
     command = command_of(tmp_path, "import subprocess; subprocess.Popen(['sleep', '60']); print('sk-1')")
-    with pytest.raises(JobError, match="took longer than 0.5 s and was ended"):
+    with pytest.raises(JobError, match=r"took longer than 0\.5 s and was ended"):
         command.prepare()
 
 
