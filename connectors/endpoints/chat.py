@@ -129,6 +129,8 @@ def _choice(source: Mapping[str, Any]) -> ReplyChoice:
 
 def _finish_reason(source: Mapping[str, Any]) -> str | None:
     """Return the reason; without one, that of the provider behind a router, if its meaning is known."""
+    if source.get("finish_reason") == "stop":
+        return "stop"
     reason = finish_reason(source.get("finish_reason"))
     if reason is None and (native := finish_reason(source.get("native_finish_reason"))) is not None:
         return native if ending(native) != "unknown" else None

@@ -60,7 +60,7 @@ def interpret(
         # "Model x is not supported for structured outputs" denies the schema, not the model.
         refusal = replace(error, error_class="bad_request")
         if group.route.endpoint.fallback_mode(refusal) is not None:
-            outcome.error = refusal
+            return replace(outcome, error=refusal)
     return outcome
 
 

@@ -242,6 +242,8 @@ class ConversationEndpoint(BaseEndpoint):
             raise MalformedReply(error.message, error, token_usage(body, None))
         choices = self._wire_format.parse_choices(body)
         for choice in choices:
+            if choice.finish_reason == "stop" and not choice.error:
+                continue
             if (broken_off := _broken_off(choice, reply)) is not None:
                 raise MalformedReply(broken_off.message, broken_off, token_usage(body, choice.finish_reason))
         self._last_reply = (reply.body, body, choices)
@@ -332,7 +334,7 @@ def _broken_off(choice: ReplyChoice, reply: Reply) -> RowError | None:
             error = replace(error, error_class="server", message=f"the answer broke off: {error.message}")
         return error
     reason = choice.finish_reason
-    if reason == "stop" or ending(reason) != "unknown":
+    if ending(reason) != "unknown":
         return None
     message = f"the answer broke off (finish_reason {reason})"
     return RowError("server", message, reply.status, request_id=request_id(reply.headers))

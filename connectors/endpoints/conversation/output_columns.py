@@ -119,7 +119,7 @@ class AnswerColumns:
         if choice.refusal:
             return RowError("content_filter", f"the model refused: {choice.refusal}")
         reason, text = choice.finish_reason, choice.text
-        has_text = bool(text) and not text.isspace()
+        has_text = text is not None and text != "" and not text.isspace()
         if reason != "stop":
             how = ending(reason)
             if how == "content_filter":

@@ -179,6 +179,14 @@ class ImageEndpoint(BaseEndpoint):
 
     def values(self, answer: bytes) -> Values | RowError:
         """Return the paths of the files, and the prompts as the model rewrote them."""
+        values = self.committed_values(answer)
+        if isinstance(values, RowError) or self._count == 1 or len(values[0]) >= self._count:
+            return values
+        message = f"the server sent {len(values[0])} of {self._count} pictures; it does not support n; leave n out"
+        return RowError("invalid_answer", message)
+
+    def committed_values(self, answer: bytes) -> Values | RowError:
+        """Return the same; earlier releases also took fewer pictures than `n`."""
         names = image_replies.file_names(answer)
         if isinstance(names, RowError):
             return names

@@ -149,6 +149,14 @@ def test_pictures_at_urls_replace_the_urls() -> None:
     assert isinstance(it.values(partly), RowError)
 
 
+def test_fewer_pictures_than_n_are_an_error_unless_a_table_has_them() -> None:
+    it = endpoint(n=2)
+    answer = stored_answer(it, reply({"data": [{"b64_json": b64(picture())}]}))
+    message = "the server sent 1 of 2 pictures; it does not support n; leave n out"
+    assert it.values(answer) == RowError("invalid_answer", message)
+    assert it.committed_values(answer) == ([f"files/{name_of(picture())}"],)
+
+
 def test_the_prompt_as_dall_e_3_rewrote_it_is_a_column() -> None:
     it = endpoint(model="dall-e-3")
     assert [(field.name, field.type) for field in it.fields] == [
