@@ -95,6 +95,11 @@ class ChatCompletionsFormat:
             return {**body, "response_format": {"type": "json_schema", "json_schema": form}}
         return {**body, "response_format": {"type": "json_object"}} if way == "json_object" else dict(body)
 
+    def answer_body(self, text: str, model: str | None) -> dict[str, Any]:
+        """Return the reply whose answer is this text."""
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        return {"object": "chat.completion", "model": model, "choices": [choice]}
+
     def assemble(self, events: Iterable[Event]) -> dict[str, Any]:
         """Assemble chunks."""
         return assemble_completion(events)

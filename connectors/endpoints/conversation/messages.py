@@ -61,6 +61,8 @@ class Conversation:
         """The columns of pictures."""
         self.text_columns: frozenset[str]
         """The columns that its texts name."""
+        self._trees: Sequence[TemplateTree] = ()
+        self._ends_with_text = True
         if isinstance(messages, ColumnReference):
             name = messages.column
             if name not in columns:
@@ -79,9 +81,11 @@ class Conversation:
         compiler = _MessageCompiler(frozenset(columns), allows_items)
         if isinstance(messages, str):
             message = {"role": literal("user"), "content": compile_text(messages, columns, where)}
-            tree = list_template([mapping_template(message)])
+            self._trees = [mapping_template(message)]
         else:
-            tree = list_template([compiler.message(message, (*where, index)) for index, message in enumerate(messages)])
+            self._ends_with_text = _is_user_text(messages[-1])
+            self._trees = [compiler.message(message, (*where, index)) for index, message in enumerate(messages)]
+        tree = list_template(self._trees)
         self.text_columns = tree.columns
         self.media = dict.fromkeys(
             sorted(compiler.picture_columns), MediaColumn("image", MAX_PICTURE_BYTES, passes_urls=True)
@@ -92,6 +96,19 @@ class Conversation:
         """Return the messages with the row's values, and the pictures in them; RenderError if the values make none."""
         messages = self._render(row)
         return (messages, _extract_pictures(messages)) if self.media else (messages, ())
+
+    def constant_messages(self) -> list[dict[str, Any]] | None:
+        """Return the messages before the last; None unless only the last depends on the row, as a text of the user."""
+        if not self._trees or not self._ends_with_text or not self._trees[-1].varies_by_row:
+            return None
+        before = self._trees[:-1]
+        return None if any(tree.varies_by_row for tree in before) else [tree.render({}) for tree in before]
+
+
+def _is_user_text(message: Mapping[str, Any]) -> bool:
+    """Return whether a message of the job file is one text of the user, and nothing else."""
+    content = message.get("content") if message.get("role") == "user" else message.get("user")
+    return isinstance(content, str) and message.keys() <= {"role", "content", "user"}
 
 
 def _extract_pictures(messages: Iterable[Mapping[str, Any]]) -> tuple[Media, ...]:

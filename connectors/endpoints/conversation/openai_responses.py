@@ -40,6 +40,12 @@ class OpenAIResponsesFormat:
             form = {"type": "json_schema", "name": name, "strict": True, "schema": schema}
         return {**body, "text": {**body.get("text", {}), "format": form}}
 
+    def answer_body(self, text: str, model: str | None) -> dict[str, Any]:
+        """Return the reply whose answer is this text."""
+        part = {"type": "output_text", "text": text}
+        item = {"type": "message", "role": "assistant", "content": [part]}
+        return {"object": "response", "status": "completed", "model": model, "output": [item]}
+
     def assemble(self, events: Iterable[Event]) -> dict[str, Any]:
         """Return the response in the last event."""
         return assemble_response(events)

@@ -100,6 +100,10 @@ class ReferenceResponsesFormat:
         form = {"name": name, "strict": True, "schema": schema}
         return {**body, "response_format": {"type": "json_schema", "json_schema": form}}
 
+    def answer_body(self, text: str, model: str | None) -> dict[str, Any]:
+        """Return the reply whose answer is this text."""
+        return {"model": model, "response": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+
     def assemble(self, events: Iterable[Event]) -> dict[str, Any]:
         """Assemble the chunks of section 2.6."""
         return assemble_reference(events)

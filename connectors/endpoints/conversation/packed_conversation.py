@@ -1,0 +1,204 @@
+"""Several rows of a step in one conversation: which rows share a request, its body, and the answers in its reply."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import orjson
+from pydantic import Field
+
+from connectors.contracts import FrozenModel, StepModel
+from connectors.endpoints.conversation.packed_requests import (
+    packed_content,
+    packed_output_tokens,
+    packed_schema,
+    read_packed_reply,
+    row_ids,
+)
+from connectors.errors import JobError, KeyPath
+from connectors.records import Request, compact_copy
+from connectors.tokens import chat_tokens, count_tokens
+
+MAX_ROWS = 1_000
+
+
+class PackOptions(FrozenModel):
+    """How rows share requests."""
+
+    rows: int = Field(default=20, ge=1, le=MAX_ROWS, description="Rows in one request, at most.", examples=[20])
+    tokens: int = Field(
+        default=8000, ge=1, le=10**7, description="Input tokens of the rows in one request, at most.", examples=[8000]
+    )
+    verify: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of rows that are also requested alone, to measure agreement; their single answer counts.",
+        examples=[0.01],
+    )
+    agreement: float = Field(
+        default=0.95,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="The pack size is halved if, after 50 verified rows, fewer agree.",
+        examples=[0.95],
+    )
+
+
+class PackedWireFormat(Protocol):
+    """What packed requests need of a wire format; see WireFormat."""
+
+    messages_key: str
+
+    @property
+    def max_token_params(self) -> tuple[str, ...]: ...
+
+    def render_messages(self, messages: Sequence[Mapping[str, Any]]) -> Any: ...
+
+    def with_schema(
+        self, body: Mapping[str, Any], way: str, name: str, schema: Mapping[str, Any]
+    ) -> dict[str, Any]: ...
+
+    def answer_body(self, text: str, model: str | None) -> dict[str, Any]: ...
+
+
+class PackedConversation:
+    """The packed form of one step's requests: pure functions from single requests to a packed one and back."""
+
+    def __init__(
+        self,
+        options: PackOptions,
+        wire_format: PackedWireFormat,
+        constants: Sequence[Mapping[str, Any]],
+        fixed: Mapping[str, Any],
+        name: str,
+        properties: Mapping[str, Any] | None,
+        mode: str,
+        schema_prompt: str,
+        tokenizer_model: str | None,
+        model_output_tokens: int | None,
+        single_tokens: int,
+    ) -> None:
+        """Make the packed form.
+
+        Args:
+            constants: the messages before the row's, as chat completions write them.
+            fixed: the part of the body that all rows share, without a schema.
+            name: of the schema.
+            properties: those of a typed answer; None: an answer is a text.
+            mode: how the schema is requested, out of STRUCTURED_MODES.
+            schema_prompt: the instruction that shows a schema (`{schema}`) in the modes without one.
+            tokenizer_model: counts tokens; None: a rough estimate.
+            model_output_tokens: the most that the model can answer; None: unknown.
+            single_tokens: input tokens of a single request without the row's text.
+        """
+        self.options = options
+        self.schema = packed_schema(properties)
+        self._wire_format = wire_format
+        self._is_typed = properties is not None
+        self._tokenizer_model = tokenizer_model
+        self._model_output_tokens = model_output_tokens
+        self._single_tokens = single_tokens
+        instruction = [] if mode == "schema" else [_instruction(schema_prompt, self.schema)]
+        self._constants = [*instruction, *constants]
+        self._fixed = wire_format.with_schema(fixed, mode, name, self.schema)
+        self._own_output_tokens = [
+            tokens for key in wire_format.max_token_params if isinstance(tokens := self._fixed.get(key), int)
+        ]
+        schema_tokens = sum(
+            count_tokens(orjson.dumps(self._fixed[key]).decode(), tokenizer_model)
+            for key in ("response_format", "text")
+            if self._fixed.get(key)
+        )
+        self._constant_tokens = schema_tokens + chat_tokens(self._constants, tokenizer_model)
+
+    def groups(self, requests: Sequence[Request], rows: int) -> Iterator[tuple[Request, ...]]:
+        """Yield requests that share one, in their order: at most `rows`, and as many as tokens and the model allow.
+
+        Repairs go alone.
+        """
+        pack: list[Request] = []
+        tokens = 0
+        for request in requests:
+            if request.repair_of is not None:
+                yield (request,)
+                continue
+            row_tokens = max(0, request.input_tokens - self._single_tokens)
+            if pack and (tokens + row_tokens > self.options.tokens or not self._fits(len(pack) + 1, rows)):
+                yield tuple(pack)
+                pack, tokens = [], 0
+            pack.append(request)
+            tokens += row_tokens
+        if pack:
+            yield tuple(pack)
+
+    def _fits(self, size: int, rows: int) -> bool:
+        """Return whether so many rows may share a request."""
+        if size > rows:
+            return False
+        if self._model_output_tokens is None or not self._own_output_tokens:
+            return True
+        return packed_output_tokens(max(self._own_output_tokens), size) <= self._model_output_tokens
+
+    def request(self, group: Sequence[Request]) -> Request:
+        """Return the packed request as it is sent, with its tokens: for limits and budget, and for the call."""
+        texts = [self._row_text(request) for request in group]
+        content = packed_content(row_ids([request.fingerprint for request in group]), texts)
+        messages = [*self._constants, {"role": "user", "content": content}]
+        body = {**self._fixed, self._wire_format.messages_key: self._wire_format.render_messages(messages)}
+        for name in self._wire_format.max_token_params:
+            if isinstance(tokens := body.get(name), int):
+                body[name] = packed_output_tokens(tokens, len(group))
+        own = min(self._own_output_tokens, default=None)
+        bound = self._model_output_tokens if own is None else packed_output_tokens(own, len(group))
+        input_tokens = self._constant_tokens + chat_tokens(messages[-1:], self._tokenizer_model)
+        return Request(b"", compact_copy(orjson.dumps(body)), input_tokens, bound)
+
+    def answers(
+        self, group: Sequence[Request], text: str | None, model: str | None, is_valid: Callable[[bytes], bool]
+    ) -> list[bytes | None]:
+        """Return for each row the answer as a reply to it alone would have it; None: to be requested again.
+
+        `text` and `model`: of the reply; `is_valid`: whether a single reply has the step's columns.
+        """
+        ids = row_ids([request.fingerprint for request in group])
+        found = read_packed_reply(text or "", ids, self._is_typed).answers
+        answers: list[bytes | None] = []
+        for identity in ids:
+            answer = None
+            if identity in found:
+                answer = orjson.dumps(self._wire_format.answer_body(found[identity], model))
+            answers.append(answer if answer is not None and is_valid(answer) else None)
+        return answers
+
+    def _row_text(self, request: Request) -> str:
+        sent = orjson.loads(request.body)[self._wire_format.messages_key]
+        text = sent if isinstance(sent, str) else sent[-1]["content"]
+        assert isinstance(text, str)
+        return text
+
+
+def check_packable(
+    step: StepModel, body: Mapping[str, Any], outputs: Sequence[str], has_media: bool, where: KeyPath
+) -> None:
+    """Raise JobError for a step whose rows cannot share requests. `body`: the part that all rows share."""
+    text = body.get("text")
+    found = {
+        "n": body.get("n", 1) != 1,
+        "tools": bool(body.get("tools")),
+        "stream": bool(body.get("stream")),
+        "logprobs": bool(body.get("logprobs") or body.get("top_logprobs"))
+        or "logprobs" in str(body.get("include", "")),
+        "response_format": "response_format" in body,
+        "text.format": isinstance(text, Mapping) and "format" in text,
+        "pictures": has_media,
+        "an output named id": "id" in outputs,
+    }
+    for name, is_used in found.items():
+        if is_used:
+            raise JobError((*where, "pack"), f"cannot be combined with {name}", "leave one of the two out")
+
+
+def _instruction(schema_prompt: str, schema: Mapping[str, Any]) -> dict[str, str]:
+    return {"role": "system", "content": schema_prompt.format(schema=orjson.dumps(schema).decode())}

@@ -1,0 +1,147 @@
+"""The packed form of a step's requests: groups, body, bounds, and the answers of a reply."""
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+
+from connectors.endpoints.chat import ChatCompletionsFormat
+from connectors.endpoints.conversation.openai_responses import OpenAIResponsesFormat
+from connectors.endpoints.conversation.packed_conversation import PackedConversation, PackOptions
+from connectors.endpoints.conversation.packed_requests import packed_output_tokens, packed_schema, row_ids
+from connectors.records import Request
+
+SYSTEM = {"role": "system", "content": "You label support tickets."}
+TOPIC = {"topic": {"type": "string", "enum": ["billing", "bug"]}}
+
+
+def packed(mode: str = "schema", model_output_tokens: int | None = None, **options: Any) -> PackedConversation:
+    return PackedConversation(
+        PackOptions(**options),
+        ChatCompletionsFormat(),
+        [SYSTEM],
+        {"model": "m", "temperature": 0, "max_tokens": 60},
+        "label",
+        TOPIC,
+        mode,
+        "Fit this: {schema}",
+        None,
+        model_output_tokens,
+        single_tokens=10,
+    )
+
+
+def single(text: str, tokens: int = 5, repair_of: bytes | None = None) -> Request:
+    body = {"model": "m", "messages": [SYSTEM, {"role": "user", "content": text}]}
+    raw = orjson.dumps(body)
+    return Request(text.encode().ljust(16, b".")[:16], raw, 10 + tokens, 60, (text,), repair_of)
+
+
+def sizes(groups: Any) -> list[int]:
+    return [len(group) for group in groups]
+
+
+def test_rows_fill_packs_in_their_order() -> None:
+    requests = [single(f"row {number}") for number in range(7)]
+    assert sizes(packed().groups(requests, 3)) == [3, 3, 1]
+
+
+def test_a_pack_has_no_more_row_tokens_than_allowed() -> None:
+    requests = [single(f"row {number}", tokens=400) for number in range(5)]
+    assert sizes(packed(tokens=1000).groups(requests, 20)) == [2, 2, 1]
+
+
+def test_a_row_above_the_limit_goes_alone() -> None:
+    requests = [single("a", tokens=10), single("b", tokens=5000), single("c", tokens=10)]
+    assert sizes(packed(tokens=1000).groups(requests, 20)) == [1, 1, 1]
+
+
+def test_a_pack_is_smaller_if_the_model_could_not_answer_it() -> None:
+    requests = [single(f"row {number}") for number in range(6)]
+    limit = packed_output_tokens(60, 2)
+    assert sizes(packed(model_output_tokens=limit).groups(requests, 20)) == [2, 2, 2]
+
+
+def test_a_repair_goes_alone() -> None:
+    requests = [single("a"), single("b", repair_of=b"1" * 16), single("c")]
+    assert sorted(sizes(packed().groups(requests, 20))) == [1, 2]
+
+
+def test_the_packed_request_has_constant_messages_once_and_a_line_for_each_row() -> None:
+    group = (single("first\ntext"), single("second"))
+    request = packed().request(group)
+    body = json.loads(request.body)
+    lines = body["messages"][-1]["content"].splitlines()[-2:]
+    first, second = row_ids([one.fingerprint for one in group])
+    assert body["messages"][:-1] == [SYSTEM]
+    assert [json.loads(line) for line in lines] == [
+        {"id": first, "content": "first\ntext"},
+        {"id": second, "content": "second"},
+    ]
+    assert body["response_format"]["json_schema"] == {"name": "label", "strict": True, "schema": packed_schema(TOPIC)}
+    assert (body["max_tokens"], request.output_bound) == (packed_output_tokens(60, 2),) * 2
+    assert body["temperature"] == 0
+
+
+def test_the_schema_is_the_same_for_every_pack() -> None:
+    bodies = [json.loads(packed().request([single(str(n)) for n in range(rows)]).body) for rows in (2, 5)]
+    assert bodies[0]["response_format"] == bodies[1]["response_format"]
+
+
+def test_without_schemas_the_instruction_shows_the_schema() -> None:
+    body = json.loads(packed("prompt").request([single("a"), single("b")]).body)
+    assert "response_format" not in body
+    assert body["messages"][0]["content"] == f"Fit this: {orjson.dumps(packed_schema(TOPIC)).decode()}"
+    assert json.loads(packed("json_object").request([single("a")]).body)["response_format"] == {"type": "json_object"}
+
+
+def test_answers_are_those_of_single_replies() -> None:
+    group = (single("a"), single("b"))
+    first, second = row_ids([one.fingerprint for one in group])
+    text = json.dumps({"answers": [{"id": second, "topic": "bug"}, {"id": first, "topic": "billing"}]})
+    answers = packed().answers(group, text, "m-2026", lambda answer: True)
+    assert [orjson.loads(answer or b"null") for answer in answers] == [
+        {
+            "object": "chat.completion",
+            "model": "m-2026",
+            "choices": [
+                {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"},
+            ],
+        }
+        for content in ('{"topic":"billing"}', '{"topic":"bug"}')
+    ]
+
+
+def test_a_row_without_a_valid_answer_has_none() -> None:
+    group = (single("a"), single("b"))
+    first, second = row_ids([one.fingerprint for one in group])
+    text = json.dumps({"answers": [{"id": first, "topic": "???"}, {"id": second, "topic": "bug"}]})
+    answers = packed().answers(group, text, None, lambda answer: b"???" not in answer)
+    assert [answer is None for answer in answers] == [True, False]
+    assert packed().answers(group, None, None, lambda answer: True) == [None, None]
+
+
+def test_responses_are_packed_in_their_own_format() -> None:
+    form = PackedConversation(
+        PackOptions(), OpenAIResponsesFormat(True), [], {"model": "m", "max_output_tokens": 50}, "s", None, "schema",
+        "", None, None, single_tokens=3,
+    )  # fmt: skip
+    requests = [
+        Request(bytes([n]) * 16, orjson.dumps({"model": "m", "input": f"text {n}"}), 8, 50, (str(n),)) for n in (1, 2)
+    ]
+    body = json.loads(form.request(requests).body)
+    assert body["text"]["format"]["schema"] == packed_schema(None)
+    assert body["max_output_tokens"] == packed_output_tokens(50, 2)
+    assert '"content":"text 2"' in body["input"]
+    first, _ = row_ids([one.fingerprint for one in requests])
+    text = json.dumps({"answers": [{"id": first, "answer": "yes"}]})
+    answer, missing = form.answers(requests, text, "m", lambda answer: True)
+    assert missing is None
+    assert json.loads(answer or b"")["output"][0]["content"][0]["text"] == "yes"
+
+
+@pytest.mark.parametrize("options", [{"rows": 0}, {"tokens": 0}, {"verify": 1.5}, {"agreement": -1}, {"row": 5}])
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="validation error"):
+        PackOptions(**options)
