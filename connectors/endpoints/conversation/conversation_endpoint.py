@@ -13,6 +13,7 @@ from pydantic import Field
 from connectors.contracts import BaseEndpoint, MalformedReply, StepContext, StepModel
 from connectors.endpoints.conversation.messages import Conversation
 from connectors.endpoints.conversation.output_columns import AnswerColumns, ReplyChoice
+from connectors.endpoints.conversation.packed_conversation import PackedConversation, PackOptions, check_packable
 from connectors.endpoints.conversation.structured_modes import STRUCTURED_MODES, StructuredMode, next_mode
 from connectors.endpoints.conversation.structured_output import TypedOutput
 from connectors.endpoints.conversation.tool_calls import billing_terms
@@ -68,6 +69,9 @@ class ConversationStep(StepModel):
         examples=["required", {"type": "function", "function": {"name": "look_up"}}],
     )
     stream: bool = Field(default=False, description="true: request server-sent events; the columns are the same.")
+    pack: PackOptions | None = Field(
+        default=None, description="Several rows share a request; each keeps its own answer.", examples=[{"rows": 20}]
+    )
 
     @property
     def schema_digest(self) -> bytes | None:
@@ -98,6 +102,9 @@ class WireFormat(Protocol):
 
     def with_schema(self, body: Mapping[str, Any], way: str, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
         """Return the body that requests JSON of this schema."""
+
+    def answer_body(self, text: str, model: str | None) -> dict[str, Any]:
+        """Return the reply whose answer is this text."""
 
     def assemble(self, events: Iterable[Event]) -> dict[str, Any]:
         """Return a streamed reply in the form that it has without a stream."""
@@ -154,10 +161,67 @@ class ConversationEndpoint(BaseEndpoint):
             if self._fixed.get(key)
         )
         config = step.model_dump(
-            exclude={"name", "provider", "when", "detail", "reuse", "stream"}, exclude_defaults=True
+            exclude={"name", "provider", "when", "detail", "reuse", "stream", "pack"}, exclude_defaults=True
         )
         self._config_bytes = orjson.dumps(plain_json(config, where), option=orjson.OPT_SORT_KEYS)
         self._last_reply: tuple[bytes, dict[str, Any], Sequence[ReplyChoice]] | None = None
+        self.pack_options = step.pack
+        self._constants = conversation.constant_messages()
+        self._body_without_schema = plain_json({"model": step.model, **fixed, **step.extra_body}, where)
+        self._model_output_tokens = largest_output(context.sent_models or (step.model,))
+        if step.pack is not None:
+            check_packable(self._body_without_schema, typed, bool(self.media), where)
+            if self._constants is None or templates:
+                raise JobError(
+                    (*where, "pack"),
+                    "only the last message may depend on the row, as one text of the user",
+                    "write the others without columns, or leave pack out",
+                )
+
+    def packed(self, mode: str) -> PackedConversation:
+        """Return the form in which rows share requests; `mode`: how its schema is requested."""
+        assert self.pack_options is not None
+        assert self._constants is not None
+        before = self._constants if self._instruction is None else [self._instruction, *self._constants]
+        return PackedConversation(
+            self.pack_options,
+            self._wire_format,
+            self._constants,
+            self._body_without_schema,
+            self._step.name[:64],
+            None if self._typed is None else self._typed.schema["properties"],
+            mode,
+            SCHEMA_PROMPT,
+            self._tokenizer_model,
+            self._model_output_tokens,
+            self._fixed_tokens + chat_tokens([*before, {"role": "user", "content": ""}], self._tokenizer_model),
+        )
+
+    @property
+    def packed_modes(self) -> Sequence[str]:
+        """The modes in which the schema of shared requests may be requested, strictest first."""
+        modes = self._wire_format.modes
+        return modes[modes.index(self._mode) :] if self._step.structured == "auto" else (self._mode,)
+
+    def packed_answers(
+        self, form: PackedConversation, group: Sequence[Request], reply: Reply
+    ) -> Sequence[bytes | None]:
+        """Return each row's answer as a reply to it alone would have it; None: to be requested again.
+
+        MalformedReply as for `answers`.
+        """
+        self.answers(group, reply)
+        assert self._last_reply is not None
+        _, body, choices = self._last_reply
+        choice = choices[0]
+        text = None if choice.refusal else choice.text or choice.reasoning
+        model = body.get("model")
+        return form.answers(
+            group,
+            text,
+            model if isinstance(model, str) else None,
+            lambda answer: not isinstance(self._columns.values(self._choices(answer)), RowError),
+        )
 
     def _find_output_bound(self, sent_models: Sequence[str]) -> int | None:
         values = [self._fixed.get(name) for name in self._wire_format.max_token_params]

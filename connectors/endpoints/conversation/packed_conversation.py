@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import orjson
 from pydantic import Field
 
-from connectors.contracts import FrozenModel, StepModel
+from connectors.contracts import FrozenModel
 from connectors.endpoints.conversation.packed_requests import (
     packed_content,
     packed_output_tokens,
@@ -14,6 +14,7 @@ from connectors.endpoints.conversation.packed_requests import (
     read_packed_reply,
     row_ids,
 )
+from connectors.endpoints.conversation.structured_output import TypedOutput
 from connectors.errors import JobError, KeyPath
 from connectors.records import Request, compact_copy
 from connectors.tokens import chat_tokens, count_tokens
@@ -179,9 +180,7 @@ class PackedConversation:
         return text
 
 
-def check_packable(
-    step: StepModel, body: Mapping[str, Any], outputs: Sequence[str], has_media: bool, where: KeyPath
-) -> None:
+def check_packable(body: Mapping[str, Any], typed: TypedOutput | None, has_pictures: bool, where: KeyPath) -> None:
     """Raise JobError for a step whose rows cannot share requests. `body`: the part that all rows share."""
     text = body.get("text")
     found = {
@@ -192,8 +191,8 @@ def check_packable(
         or "logprobs" in str(body.get("include", "")),
         "response_format": "response_format" in body,
         "text.format": isinstance(text, Mapping) and "format" in text,
-        "pictures": has_media,
-        "an output named id": "id" in outputs,
+        "pictures": has_pictures,
+        "an output named id": typed is not None and "id" in typed.names,
     }
     for name, is_used in found.items():
         if is_used:

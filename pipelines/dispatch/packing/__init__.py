@@ -1,0 +1,1 @@
+"""Packing: rows of a chat or responses step that share a request."""
