@@ -10,7 +10,9 @@ from connectors.emulator.chat.answers import (
     answer,
     conversation_facts,
     has_images,
+    truncated,
 )
+from connectors.emulator.chat.packed import packed_items, packed_text
 from connectors.emulator.real_models.catalogue import REAL_MODELS, run_in_model_thread
 from connectors.emulator.real_models.llm import answer_with_llm
 
@@ -27,9 +29,12 @@ def answer_choice(request: AnswerRequest, facts: ConversationFacts, choice: int 
 
 
 async def answer_choices(request: AnswerRequest, count: int = 1) -> list[Answer]:
-    """`count` choices."""
+    """`count` choices; a packed request has one, with an answer for each of its items."""
 
     def work() -> list[Answer]:
+        if items := packed_items(request):
+            alone = [answer_choice(item.request, conversation_facts(item.request.messages)) for item in items]
+            return [truncated(packed_text(items, [one.text or "" for one in alone]), request)]
         facts = conversation_facts(request.messages)
         return [answer_choice(request, facts, choice) for choice in range(count)]
 

@@ -183,7 +183,7 @@ def answer(request: AnswerRequest, facts: ConversationFacts, choice: int = 0) ->
         calls = tuple(_calls(request, facts, tools, choice))
         tokens = sum(count_tokens(f"{call.name}{call.arguments}", request.model) + 8 for call in calls)
         return Answer(None, calls, "tool_calls", tokens)
-    return _truncated(_answer_text(request, facts, choice), request)
+    return truncated(_answer_text(request, facts, choice), request)
 
 
 def _tools_to_call(request: AnswerRequest, facts: ConversationFacts) -> list[Tool]:
@@ -223,7 +223,7 @@ def _answer_text(request: AnswerRequest, facts: ConversationFacts, choice: int) 
     if request.schema is not None:
         return _structured_text(request.schema, request, facts, choice)
     if request.json_object or "JSON Schema" in facts.prompt:
-        schema = _schema_in_prompt(facts.prompt)
+        schema = schema_in_prompt(facts.prompt)
         if schema is not None:
             return _filled(schema, request, facts, choice)[1]
     subject = facts.subject
@@ -257,7 +257,7 @@ def _filled(schema: Any, request: AnswerRequest, facts: ConversationFacts, choic
     return value, text
 
 
-def _schema_in_prompt(prompt: str) -> Any:
+def schema_in_prompt(prompt: str) -> Any:
     """The JSON Schema in a prompt; None if it has none."""
     for match in _SCHEMA_HEAD.finditer(prompt):
         try:
@@ -285,7 +285,7 @@ def _summary(subject: str, choice: int, facts: ConversationFacts) -> str:
     return TEXT_MARK + (text if len(text) <= MAX_TEXT_CHARACTERS else text[:MAX_TEXT_CHARACTERS].rsplit(" ", 1)[0])
 
 
-def _truncated(text: str, request: AnswerRequest) -> Answer:
+def truncated(text: str, request: AnswerRequest) -> Answer:
     """The text up to a stop sequence or `max_tokens`, whichever comes first."""
     ends = [index for stop in request.stops if stop and (index := text.find(stop)) >= 0]
     if ends:
