@@ -161,17 +161,17 @@ class OnlineDispatcher:
                     self.enqueue(waiting)
 
     async def _send_group(self, group: RequestGroup, task: asyncio.Task[None]) -> None:
-        route, requests = group.route, group.requests
-        tokens = sum(request.input_tokens for request in requests)
-        tokens += round(sum(expected_output_tokens(request, route.mean_output_tokens) for request in requests))
+        route = group.route
+        tokens = sum(request.input_tokens for request in group.billed_requests)
+        tokens += round(sum(expected_output_tokens(request, route.mean_output_tokens) for request in group.requests))
         try:
-            async with self._budget.reserve(total_cost(map(route.max_cost, requests))) as reservation:
+            async with self._budget.reserve(total_cost(map(route.max_cost, group.billed_requests))) as reservation:
                 await self._send_reserved(Exchange(group, route, tokens, reservation), task)
         except BudgetExhausted:
             self.stop("budget")
 
     async def _send_reserved(self, exchange: Exchange, task: asyncio.Task[None]) -> None:
-        route, requests = exchange.group.route, exchange.group.requests
+        route, requests = exchange.group.route, exchange.group.billed_requests
         recording: asyncio.Future[None] | None = None
         try:
             asked_at = time.monotonic()
@@ -281,6 +281,8 @@ class OnlineDispatcher:
             group.attempts += 1
             if group.route.terms is not None:
                 self._write(group.route.terms.record_accepted(group))
+            if group.is_packed and group.route.packing is not None:
+                self._write(group.route.packing.record_accepted())
             return RESOLVE
         if group.route.terms is not None and error.error_class == "bad_request":
             is_sent_again, write = group.route.terms.record_refused(group, error)
@@ -288,6 +290,9 @@ class OnlineDispatcher:
             if is_sent_again:
                 limiter.record_success(permit)
                 return RETRY_AT_ONCE
+        if error.error_class == "bad_request" and group.repack(error):
+            limiter.record_success(permit)
+            return RETRY_AT_ONCE
         pool = group.route.pool
         now = now_us() / 1e6
         is_counted, retry_after = True, outcome.retry_after(now)
@@ -334,7 +339,7 @@ class OnlineDispatcher:
     def _on_recorded(
         self,
         exchange: Exchange,
-        results: Sequence[bytes | RowError],
+        results: Sequence[bytes | RowError | None],
         decision: RetryDecision,
         recording: asyncio.Future[None],
     ) -> None:
@@ -357,9 +362,11 @@ class OnlineDispatcher:
             exchange.reservation.settle(None if settled is None else settled.cost)
             self._release(exchange, settled)
 
-    def _apply(self, group: RequestGroup, results: Sequence[bytes | RowError], decision: RetryDecision) -> None:
+    def _apply(self, group: RequestGroup, results: Sequence[bytes | RowError | None], decision: RetryDecision) -> None:
         if decision.action == "resolve":
             self.pending.resolve(group, results)
+            for again in group.unanswered(results):
+                self.enqueue(again)
             return
         for again in self.state.setup_faults.split(group) if decision.action == "split" else (group,):
             if decision.wait_seconds:
@@ -410,6 +417,8 @@ async def build_call(group: RequestGroup) -> Call:
     """Return the HTTP call for a group; OSError if a file of its rows cannot be read any more."""
     terms = group.route.terms
     endpoint = group.route.endpoint if terms is None else terms.endpoint
+    if group.is_packed and group.route.packing is not None:
+        return group.route.packing.call(group.packed)
     if any(request.media for request in group.requests):
         return await asyncio.to_thread(endpoint.call, group.requests)
     return endpoint.call(group.requests)

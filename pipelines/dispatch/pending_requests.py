@@ -141,8 +141,8 @@ class PendingRequests:
         if self.claim is not None:
             requests = self.claim(route, requests, is_usable)
         self.counters.steps[route.step].record_submitted(requests)
-        for group in route.endpoint.group_requests([request for request in requests if not request.parts]):
-            self.enqueue(RequestGroup(route, group))
+        for group in route.groups([request for request in requests if not request.parts]):
+            self.enqueue(group)
         for request in requests:
             if request.parts:
                 task = asyncio.create_task(self._send_parts(route, request, is_usable))
@@ -168,10 +168,14 @@ class PendingRequests:
             outcome = Outcome(answer, None, attempts, self._run_id, now_us(), was_sent)
         self.deliver(request.fingerprint, outcome)
 
-    def resolve(self, group: RequestGroup, results: Sequence[bytes | RowError]) -> None:
-        """Give each request of a group its answer or its error, after an exchange."""
+    def resolve(self, group: RequestGroup, results: Sequence[bytes | RowError | None]) -> None:
+        """Give each request of a group its answer or its error, after an exchange; those without any wait on."""
         route, now = group.route, now_us()
         for request, result in zip(group.requests, results, strict=True):
+            if result is None:
+                continue
+            if route.packing is not None and len(group.requests) == 1:
+                route.packing.record_single(request, result)
             answer, error = (None, result) if isinstance(result, RowError) else (result, None)
             rows, failed = len(request.keys), error is not None
             self.counters.steps[route.step].record_outcome(request, failed=failed)

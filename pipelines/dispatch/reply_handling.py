@@ -17,8 +17,8 @@ from pipelines.pricing.prices import Price, cost, tier_price
 class ExchangeOutcome:
     """What an exchange came to: an answer for each request, or one error for all of them."""
 
-    answers: Sequence[bytes | RowError]
-    """One for each request of the group, in order; empty with `error`."""
+    answers: Sequence[bytes | RowError | None]
+    """One for each request of the group, in order; empty with `error`. None: the row of a pack without an answer."""
     error: RowError | None
     usage: Usage
     reply: Reply | None
@@ -34,6 +34,7 @@ class ExchangeOutcome:
         """Whether the request cannot have reached a server."""
         failure = self.failure
         return failure is not None and failure.error_class == "connection" and not failure.is_billable
+
 
 _SCHEMA_REFUSALS = (400, 404, 422)
 """Statuses by which providers refuse a schema."""
@@ -70,9 +71,11 @@ def _interpret(group: RequestGroup, reply: Reply | None, failure: RequestError |
         return ExchangeOutcome((), RowError(failure.error_class, str(failure)), NO_USAGE, None, failure)
     if not 200 <= reply.status < 300:
         return ExchangeOutcome((), row_error(reply), NO_USAGE, reply)
-    endpoint, requests = group.route.endpoint, group.requests
+    requests = group.requests
+    packing = group.route.packing if group.is_packed else None
+    form = group.route.endpoint if packing is None else packing
     try:
-        return ExchangeOutcome(endpoint.answers(requests, reply), None, endpoint.usage(requests, reply), reply)
+        return ExchangeOutcome(form.answers(requests, reply), None, form.usage(requests, reply), reply)
     except MalformedReply as exc:
         error = exc.error or RowError("malformed_reply", str(exc), reply.status, request_id=request_id(reply.headers))
         return ExchangeOutcome((), error, exc.usage, reply)
@@ -137,4 +140,5 @@ def ledger_answers(group: RequestGroup, outcome: ExchangeOutcome) -> tuple[Answe
         if isinstance(answer, RowError)
         else (request.fingerprint, request.body, answer, None)
         for request, answer in zip(requests, outcome.answers, strict=True)
+        if answer is not None
     )

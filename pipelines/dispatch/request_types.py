@@ -1,7 +1,7 @@
 """The values that dispatchers work with: routes, groups of requests, exchanges, outcomes and limits."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 from typing import Any, Literal, Protocol
@@ -10,6 +10,7 @@ from connectors.contracts import Endpoint, Provider
 from connectors.records import Request, RowError, record
 from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.group_terms import GroupTerms
+from pipelines.dispatch.packing.packing import Packing
 from pipelines.dispatch.read_buffer import LARGE_ANSWER_BYTES
 from pipelines.ledger.entries import PendingExchange, SettledExchange, StoredAnswer
 from pipelines.limits.provider_limiter import ProviderLimiter
@@ -41,6 +42,8 @@ class Route:
     """Whether it has one of this step, too."""
     mean_output_tokens: float = 200.0
     """Of recent answers, for the token limit."""
+    packing: Packing | None = None
+    """How rows share requests; None: the endpoint decides."""
     pool: "RoutePool | None" = None
     """The pool whose members share the work, each with a route; None for a single provider."""
     terms: GroupTerms | None = None
@@ -50,6 +53,11 @@ class Route:
     def members(self) -> "Sequence[Route]":
         """The providers that are asked: the members of a pool that are not excluded, or this one."""
         return (self,) if self.pool is None else self.pool.active_members
+
+    def groups(self, requests: Sequence[Request]) -> "Iterator[RequestGroup]":
+        """Yield the requests in groups that share one exchange."""
+        groups = self.endpoint.group_requests(requests) if self.packing is None else self.packing.groups(requests)
+        return (RequestGroup(self, group) for group in groups)
 
     def record_exchange(self, counters: RunCounters, settled: SettledExchange) -> None:
         """Count an exchange that has ended, and learn from it how long answers are."""
@@ -166,6 +174,43 @@ class RequestGroup:
     exchanges: int = 0
     failed_member: Route | None = None
     """The member of a pool that failed it last."""
+
+    _packed: Request | None = None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its rows are items of one conversation."""
+        return self.route.packing is not None and len(self.requests) > 1
+
+    @property
+    def packed(self) -> Request:
+        """The packed request as it is sent."""
+        assert self.route.packing is not None
+        if self._packed is None:
+            self._packed = self.route.packing.request(self.requests)
+        return self._packed
+
+    @property
+    def billed_requests(self) -> Sequence[Request]:
+        """The requests whose tokens are billed: the packed one, or all of them."""
+        return (self.packed,) if self.is_packed else self.requests
+
+    def repack(self, problem: RowError) -> bool:
+        """Request the schema of packed answers in a simpler mode if `problem` refuses it; return whether it does."""
+        if not self.is_packed or self.route.packing is None:
+            return False
+        again = self.route.packing.repacked(self.packed, self.requests, problem)
+        self._packed = again or self._packed
+        return again is not None
+
+    def unanswered(self, results: Sequence[bytes | RowError | None]) -> "Sequence[RequestGroup]":
+        """Return the groups in which the requests without a result are sent again."""
+        packing = self.route.packing
+        left = [request for request, result in zip(self.requests, results, strict=True) if result is None]
+        if packing is None or not left:
+            return ()
+        groups = packing.smaller_groups(left, len(self.requests))
+        return [RequestGroup(self.route, group, exchanges=self.exchanges) for group in groups]
 
     def halves(self) -> "Sequence[RequestGroup]":
         """Return two groups with half of the requests each, to find the one that is refused."""

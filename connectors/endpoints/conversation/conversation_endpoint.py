@@ -13,7 +13,12 @@ from pydantic import Field
 from connectors.contracts import BaseEndpoint, MalformedReply, StepContext, StepModel
 from connectors.endpoints.conversation.messages import Conversation
 from connectors.endpoints.conversation.output_columns import AnswerColumns, ReplyChoice
-from connectors.endpoints.conversation.packed_conversation import PackedConversation, PackOptions, check_packable
+from connectors.endpoints.conversation.packed_conversation import (
+    PACKED_TEXT_DIGEST,
+    PackedConversation,
+    PackOptions,
+    check_packable,
+)
 from connectors.endpoints.conversation.structured_modes import STRUCTURED_MODES, StructuredMode, next_mode
 from connectors.endpoints.conversation.structured_output import TypedOutput
 from connectors.endpoints.conversation.tool_calls import billing_terms
@@ -77,7 +82,7 @@ class ConversationStep(StepModel):
     def schema_digest(self) -> bytes | None:
         """See StepModel."""
         if not isinstance(self.output, dict):
-            return None
+            return PACKED_TEXT_DIGEST if self.pack is not None else None
         options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
         return blake2b(orjson.dumps(self.output, default=str, option=options), digest_size=16).digest()
 
@@ -178,7 +183,7 @@ class ConversationEndpoint(BaseEndpoint):
                     "write the others without columns, or leave pack out",
                 )
 
-    def packed(self, mode: str) -> PackedConversation:
+    def packed(self, mode: StructuredMode) -> PackedConversation:
         """Return the form in which rows share requests; `mode`: how its schema is requested."""
         assert self.pack_options is not None
         assert self._constants is not None
@@ -189,7 +194,7 @@ class ConversationEndpoint(BaseEndpoint):
             self._constants,
             self._body_without_schema,
             self._step.name[:64],
-            None if self._typed is None else self._typed.schema["properties"],
+            self.typed_properties,
             mode,
             SCHEMA_PROMPT,
             self._tokenizer_model,
@@ -198,10 +203,22 @@ class ConversationEndpoint(BaseEndpoint):
         )
 
     @property
-    def packed_modes(self) -> Sequence[str]:
-        """The modes in which the schema of shared requests may be requested, strictest first."""
-        modes = self._wire_format.modes
-        return modes[modes.index(self._mode) :] if self._step.structured == "auto" else (self._mode,)
+    def typed_properties(self) -> Mapping[str, Any] | None:
+        """The JSON Schema of each typed output; None for a text."""
+        return None if self._typed is None else self._typed.schema["properties"]
+
+    @property
+    def packed_mode(self) -> StructuredMode:
+        """The mode in which the schema of shared requests is requested first."""
+        return self._mode
+
+    def next_packed_mode(
+        self, mode: StructuredMode, form: PackedConversation, problem: RowError
+    ) -> StructuredMode | None:
+        """Return the mode to try next if `problem` refuses the schema of shared requests; else None."""
+        if self._step.structured != "auto" or problem.error_class != "bad_request":
+            return None
+        return next_mode(mode, self._wire_format.modes, form.schema, problem)
 
     def packed_answers(
         self, form: PackedConversation, group: Sequence[Request], reply: Reply

@@ -1,6 +1,7 @@
 """Several rows of a step in one conversation: which rows share a request, its body, and the answers in its reply."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any, Protocol
 
 import orjson
@@ -14,12 +15,16 @@ from connectors.endpoints.conversation.packed_requests import (
     read_packed_reply,
     row_ids,
 )
+from connectors.endpoints.conversation.structured_modes import StructuredMode
 from connectors.endpoints.conversation.structured_output import TypedOutput
 from connectors.errors import JobError, KeyPath
 from connectors.records import Request, compact_copy
 from connectors.tokens import chat_tokens, count_tokens
 
 MAX_ROWS = 1_000
+
+PACKED_TEXT_DIGEST = blake2b(b"packed texts", digest_size=16).digest()
+"""Under which the structured mode of packed texts is learned; typed answers have a schema of their own."""
 
 
 class PackOptions(FrozenModel):
@@ -75,7 +80,7 @@ class PackedConversation:
         fixed: Mapping[str, Any],
         name: str,
         properties: Mapping[str, Any] | None,
-        mode: str,
+        mode: StructuredMode,
         schema_prompt: str,
         tokenizer_model: str | None,
         model_output_tokens: int | None,
@@ -88,7 +93,7 @@ class PackedConversation:
             fixed: the part of the body that all rows share, without a schema.
             name: of the schema.
             properties: those of a typed answer; None: an answer is a text.
-            mode: how the schema is requested, out of STRUCTURED_MODES.
+            mode: how the schema is requested.
             schema_prompt: the instruction that shows a schema (`{schema}`) in the modes without one.
             tokenizer_model: counts tokens; None: a rough estimate.
             model_output_tokens: the most that the model can answer; None: unknown.
@@ -101,9 +106,9 @@ class PackedConversation:
         self._tokenizer_model = tokenizer_model
         self._model_output_tokens = model_output_tokens
         self._single_tokens = single_tokens
-        instruction = [] if mode == "schema" else [_instruction(schema_prompt, self.schema)]
+        instruction = [] if mode.way == "schema" else [_instruction(schema_prompt, self.schema)]
         self._constants = [*instruction, *constants]
-        self._fixed = wire_format.with_schema(fixed, mode, name, self.schema)
+        self._fixed = wire_format.with_schema(fixed, mode.way, name, mode.reduce(self.schema))
         self._own_output_tokens = [
             tokens for key in wire_format.max_token_params if isinstance(tokens := self._fixed.get(key), int)
         ]

@@ -129,7 +129,7 @@ async def test_one_row_probes_the_structured_mode_unless_it_is_known_or_a_batch(
 
 def test_the_embedded_provider_is_free_and_its_limiter_is_not_shared(workspace: Any) -> None:
     step = step_of("answer", provider_of(LOCAL, None))
-    assert member_price(workspace, step, step.provider) is FREE
+    assert member_price(workspace, step, step.provider) == FREE
     remote = step_of("answer", provider_of("test"))
     limiters = {name: ProviderLimiter(None, None, None, 900, 60) for name in (LOCAL, "test")}
     assert shared_limiters([step, remote], limiters) == {"test http://test": limiters["test"]}

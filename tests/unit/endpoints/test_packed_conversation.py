@@ -10,6 +10,7 @@ from connectors.endpoints.chat import ChatCompletionsFormat
 from connectors.endpoints.conversation.openai_responses import OpenAIResponsesFormat
 from connectors.endpoints.conversation.packed_conversation import PackedConversation, PackOptions
 from connectors.endpoints.conversation.packed_requests import packed_output_tokens, packed_schema, row_ids
+from connectors.endpoints.conversation.structured_modes import StructuredMode
 from connectors.records import Request
 
 SYSTEM = {"role": "system", "content": "You label support tickets."}
@@ -24,7 +25,7 @@ def packed(mode: str = "schema", model_output_tokens: int | None = None, **optio
         {"model": "m", "temperature": 0, "max_tokens": 60},
         "label",
         TOPIC,
-        mode,
+        StructuredMode(mode),
         "Fit this: {schema}",
         None,
         model_output_tokens,
@@ -124,8 +125,8 @@ def test_a_row_without_a_valid_answer_has_none() -> None:
 
 def test_responses_are_packed_in_their_own_format() -> None:
     form = PackedConversation(
-        PackOptions(), OpenAIResponsesFormat(True), [], {"model": "m", "max_output_tokens": 50}, "s", None, "schema",
-        "", None, None, single_tokens=3,
+        PackOptions(), OpenAIResponsesFormat(True), [], {"model": "m", "max_output_tokens": 50}, "s", None,
+        StructuredMode("schema"), "", None, None, single_tokens=3,
     )  # fmt: skip
     requests = [
         Request(bytes([n]) * 16, orjson.dumps({"model": "m", "input": f"text {n}"}), 8, 50, (str(n),)) for n in (1, 2)

@@ -1,0 +1,273 @@
+"""`pack`: rows share requests, and each keeps an answer of its own, whatever the server does with the items."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tests.conftest import Body, Cli, ReadTable, ScriptedProvider, Workspace, chat_reply, error_reply
+
+PACKED = (
+    "[{name: answer, endpoint: chat, provider: test, model: m, messages: [{system: Say it aloud.}, "
+    '{user: "{{ text }}"}], params: {max_tokens: 20}, pack: PACK}]'
+)
+
+
+def packed_job(workspace: Workspace, pack: str = "{rows: 5}", **blocks: str) -> Path:
+    return workspace.job(steps=PACKED.replace("PACK", pack), **blocks)
+
+
+def items_of(body: Body) -> list[dict[str, str]]:
+    """The items of a packed request; a single row has none."""
+    if "response_format" not in body:
+        return []
+    lines = body["messages"][-1]["content"].splitlines()
+    return [json.loads(line) for line in lines if line.startswith('{"id"')]
+
+
+def packed_reply(items: list[dict[str, Any]], **usage: int) -> Body:
+    return chat_reply(json.dumps({"answers": items}), "m", usage.get("given", 100), usage.get("made", 50))
+
+
+def honest(path: str, body: Body, count: int) -> Body | None:
+    """Answers each item in upper case, as the scripted provider does with single rows."""
+    items = items_of(body)
+    return packed_reply([{"id": one["id"], "answer": one["content"].upper()} for one in items]) if items else None
+
+
+def answers(read: ReadTable, workspace: Workspace) -> dict[int, str]:
+    return {row["id"]: row["answer"] for row in read(workspace.folder / "out")}
+
+
+def expected(rows: int) -> dict[int, str]:
+    return {number: f"TEXT {number}" for number in range(1, rows + 1)}
+
+
+def test_rows_share_requests_and_have_their_own_answers(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    provider.script = honest
+    workspace.csv(23)
+    report = cli.run(packed_job(workspace))
+    assert answers(read, workspace) == expected(23)
+    assert report["requests"] == len(provider.seen) == 5
+    assert (report["exit_code"], report["rows_ok"]) == (0, 23)
+    assert sorted(len(items_of(body)) for _, body in provider.seen) == [3, 5, 5, 5, 5]
+
+
+def test_usage_has_one_row_for_an_exchange_with_all_its_keys(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    provider.script = honest
+    workspace.csv(10)
+    cli.run(packed_job(workspace))
+    usage = read(workspace.folder / "out", "usage")
+    assert sorted(key for row in usage for key in row["keys"]) == sorted(str(number) for number in range(1, 11))
+    assert [row["cost_usd"] for row in usage] == [pytest.approx(200e-6)] * 2
+
+
+def test_packed_answers_are_stored_as_if_requested_alone(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider
+) -> None:
+    provider.script = honest
+    workspace.csv(10)
+    cli.run(packed_job(workspace))
+    sent = len(provider.seen)
+    # Neither another pack size nor none at all requests anything again.
+    for pack in ("{rows: 3}", "{rows: 2, tokens: 10, verify: 0.5}"):
+        assert cli.run(packed_job(workspace, pack))["requests"] == 0
+    elsewhere = str(workspace.folder / "elsewhere")
+    assert cli.run(workspace.job(steps=PACKED.replace(", pack: PACK", "")), "--sink", elsewhere)["requests"] == 0
+    assert len(provider.seen) == sent
+
+
+class HostileServer:
+    """Drops, repeats, reorders and renames items, cuts replies and refuses packs; a single row is answered."""
+
+    def __init__(self, seed: int, share: float) -> None:
+        self.random = random.Random(seed)
+        self.share = share
+        self.packs = 0
+
+    def __call__(self, path: str, body: Body, count: int) -> Body | web.Response | None:
+        items = items_of(body)
+        if not items:
+            return None
+        self.packs += 1
+        fate = self.random.random()
+        if fate < self.share:
+            return error_reply(400, "one of the items is not acceptable")
+        made: list[dict[str, Any]] = []
+        for item in items:
+            answer = {"id": item["id"], "answer": item["content"].upper()}
+            damage = self.random.random()
+            if damage < self.share:
+                continue
+            if damage < 2 * self.share:
+                made.append(dict(answer))
+            if damage < 3 * self.share and damage >= 2 * self.share:
+                answer["id"] = f"x{self.random.randrange(10**6)}"
+            made.append(answer)
+        self.random.shuffle(made)
+        reply = packed_reply(made)
+        if fate > 1 - self.share:
+            text = reply["choices"][0]["message"]["content"]
+            reply["choices"][0]["message"]["content"] = text[: self.random.randrange(len(text))]
+            reply["choices"][0]["finish_reason"] = "length"
+        return reply
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_every_row_has_its_own_answer_from_a_hostile_server(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable, share: float
+) -> None:
+    provider.script = HostileServer(7, share)
+    workspace.csv(600)
+    report = cli.run(packed_job(workspace, "{rows: 20}"))
+    assert answers(read, workspace) == expected(600)
+    assert (report["exit_code"], report["rows_failed"]) == (0, 0)
+
+
+def test_exchanged_places_do_not_exchange_answers(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    def backwards(path: str, body: Body, count: int) -> Body | None:
+        items = items_of(body)[::-1]
+        return packed_reply([{"id": one["id"], "answer": one["content"].upper()} for one in items]) if items else None
+
+    provider.script = backwards
+    workspace.csv(20)
+    assert cli.run(packed_job(workspace))["requests"] == 4
+    assert answers(read, workspace) == expected(20)
+
+
+def test_a_row_that_no_pack_answers_is_requested_alone_at_last(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    def script(path: str, body: Body, count: int) -> Body | None:
+        items = [one for one in items_of(body) if one["content"] != "text 3"]
+        return packed_reply([{"id": one["id"], "answer": one["content"].upper()} for one in items]) if items else None
+
+    provider.script = script
+    workspace.csv(8)
+    report = cli.run(packed_job(workspace, "{rows: 8}"))
+    assert answers(read, workspace) == expected(8)
+    assert report["requests"] == 2
+    assert provider.prompts()[-1] == "text 3"
+
+
+def test_a_pack_that_is_refused_is_halved_until_the_bad_row_is_found(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    def script(path: str, body: Body, count: int) -> Body | web.Response | None:
+        if "text 6" in body["messages"][-1]["content"]:
+            return error_reply(400, "this text is not acceptable")
+        return honest(path, body, count)
+
+    provider.script = script
+    workspace.csv(8)
+    report = cli.run(packed_job(workspace, "{rows: 8}"))
+    assert (report["exit_code"], report["rows_ok"], report["rows_failed"]) == (1, 7, 1)
+    (failed,) = read(workspace.folder / "out", "errors")
+    assert (failed["id"], failed["error_class"]) == (6, "bad_request")
+
+
+def test_a_server_without_schemas_gets_the_schema_in_words(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    def script(path: str, body: Body, count: int) -> Body | web.Response | None:
+        if "response_format" in body:
+            return error_reply(400, "response_format is not supported by this model")
+        lines = [line for line in body["messages"][-1]["content"].splitlines() if line.startswith('{"id"')]
+        items = [json.loads(line) for line in lines]
+        return packed_reply([{"id": one["id"], "answer": one["content"].upper()} for one in items]) if items else None
+
+    provider.script = script
+    workspace.csv(10)
+    report = cli.run(packed_job(workspace, limits="{concurrency: 1}"))
+    assert answers(read, workspace) == expected(10)
+    assert (report["exit_code"], report["rows_ok"]) == (0, 10)
+    # Three requests are refused: the second pack was on its way when the first was refused again.
+    assert report["requests"] == 5
+    workspace.csv(20)
+    assert cli.run(workspace.folder / "job.yaml")["requests"] == 2
+
+
+def test_typed_rows_are_packed_with_their_outputs(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    steps = (
+        '[{name: label, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}], '
+        "params: {max_tokens: 20}, pack: {rows: 10}, "
+        "output: {size: {type: integer}, kind: {type: string, enum: [odd, even]}}}]"
+    )
+
+    def fields(text: str) -> dict[str, Any]:
+        number = int(text.split()[-1])
+        return {"size": number, "kind": "odd" if number % 2 else "even"}
+
+    def script(path: str, body: Body, count: int) -> Body:
+        items = [json.loads(line) for line in body["messages"][-1]["content"].splitlines() if line.startswith('{"id"')]
+        if not items:
+            return chat_reply(json.dumps(fields(body["messages"][-1]["content"])))
+        made = [{"id": one["id"], **fields(one["content"])} for one in items]
+        made[0]["kind"] = "neither"
+        return packed_reply(made)
+
+    provider.script = script
+    workspace.csv(21)
+    assert cli.run(workspace.job(steps=steps))["rows_ok"] == 21
+    rows = read(workspace.folder / "out")
+    assert [(row["size"], row["kind"]) for row in rows] == [(n, "odd" if n % 2 else "even") for n in range(1, 22)]
+
+
+def test_the_budget_holds_with_packs(cli: Cli, workspace: Workspace, provider: ScriptedProvider) -> None:
+    provider.script = honest
+    workspace.csv(400)
+    report = cli.run(packed_job(workspace, "{rows: 10}", budget="{usd: 0.004}"))
+    paid = sum(200e-6 for _ in provider.answered)
+    assert report["exit_code"] == 3
+    assert paid <= 0.004
+    assert report["cost_usd"] == pytest.approx(paid)
+    # The worst case of a pack is reserved, not that of its rows one by one.
+    assert len(provider.answered) >= 10
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("params: {n: 2}", "steps.answer.pack: cannot be combined with n; leave one of the two out"),
+        ("params: {logprobs: true}", "steps.answer.pack: cannot be combined with logprobs; leave one of the two out"),
+        ("stream: true", "steps.answer.pack: cannot be combined with stream; leave one of the two out"),
+        (
+            "params: {response_format: {type: json_object}}",
+            "steps.answer.pack: cannot be combined with response_format; leave one of the two out",
+        ),
+        (
+            "output: {id: {type: string}}",
+            "steps.answer.pack: cannot be combined with an output named id; leave one of the two out",
+        ),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(cli: Cli, workspace: Workspace, keys: str, message: str) -> None:
+    workspace.csv(1)
+    steps = (
+        '[{name: answer, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}], '
+        f"pack: {{rows: 2}}, {keys}}}]"
+    )
+    assert cli("validate", workspace.job(steps=steps)) == 2
+    assert message in cli.err
+
+
+@pytest.mark.parametrize(
+    "messages",
+    ['[{system: "{{ text }}"}, {user: "{{ id }}"}]', '[{user: "{{ text }}"}, {user: constant}]', "[{user: constant}]"],
+)
+def test_only_the_last_message_may_depend_on_the_row(cli: Cli, workspace: Workspace, messages: str) -> None:
+    workspace.csv(1)
+    steps = f"[{{name: answer, endpoint: chat, provider: test, model: m, messages: {messages}, pack: {{rows: 2}}}}]"
+    assert cli("validate", workspace.job(steps=steps)) == 2
+    assert "steps.answer.pack: only the last message may depend on the row, as one text of the user" in cli.err
