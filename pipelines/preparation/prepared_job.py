@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import duckdb
 import pyarrow as pa
 
 from connectors.contracts import EmbeddingFacts, Endpoint, Provider, Sink, SourceContext, StepContext, TableShape
@@ -64,8 +65,9 @@ class Inputs:
     exact_tokens: bool
     closing: contextlib.ExitStack
     """Closes the DuckDB connections of predicates."""
-    left_out: frozenset[str] = frozenset()
-    """Columns in the names of folders that are no part of `columns: all`, since an existing sink lacks them."""
+    every_column: tuple[str, ...] | None = None
+    """What `columns: all` means for an existing sink: its order, and no column in the names of folders that it lacks;
+    None: all columns of the source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +144,12 @@ def prepare_job(
         providers = {step.provider: _members(loaded, step, local_url) for step in reversed(loaded.job.steps)}
         inputs = Inputs(loaded, providers, scratch, exact_tokens, closing)
         ready = _assemble(inputs, reader, ledger)
-        if loaded.job.sink.columns == "all" and reader.path_columns and (there := sink_columns(ready)):
-            inputs = replace(inputs, left_out=reader.path_columns - there)
-            ready = _assemble(inputs, reader, ledger)
+        if loaded.job.sink.columns == "all" and (there := sink_columns(ready)):
+            every = [name for name in reader.schema.names if name in there or name not in reader.path_columns]
+            every.sort(key=lambda name: there.index(name) if name in there else len(there))
+            if every != reader.schema.names:
+                inputs = replace(inputs, every_column=tuple(every))
+                ready = _assemble(inputs, reader, ledger)
         if types := sink_types(ready):
             reader.close()
             with with_location(loaded):
@@ -153,15 +158,20 @@ def prepare_job(
         yield ready
 
 
-def sink_columns(ready: PreparedJob) -> frozenset[str]:
+def sink_columns(ready: PreparedJob) -> tuple[str, ...]:
     """Return the columns of the sink's results; none if the table does not exist."""
     if not ready.sink.exists():
-        return frozenset()
+        return ()
     with query_connection(ready.scratch) as db:
         ready.sink.attach(db)
-        columns = db.sql(f"select * from {ready.sink.results_sql()}").columns
+        try:
+            columns = db.sql(f"select * from {ready.sink.results_sql()}").columns
+        except duckdb.Error:
+            # The sink's own check names what is wrong with its files.
+            ready.sink.check(fresh=True)
+            raise
         ready.sink.detach(db)
-    return frozenset(map(str, columns))
+    return tuple(map(str, columns))
 
 
 def with_learned_facts(ready: PreparedJob, ledger: Ledger) -> PreparedJob:
@@ -204,7 +214,7 @@ def _assemble(inputs: Inputs, reader: SourceReader, ledger: Ledger | None) -> Pr
                 columns = step.when.columns.intersection(reader.schema.names)
                 reader.check_fits(columns, ("steps", step.model.name, "when"))
         selection = select_rows(
-            reader, used, job.sink.columns, _config_digest(steps), files, is_appending, inputs.left_out
+            reader, used, job.sink.columns, _config_digest(steps), files, is_appending, inputs.every_column
         )
     key, carried = list(selection.key_schema), list(selection.carried_schema)
     # Columns that a template reads share one row with the outputs.

@@ -70,16 +70,16 @@ def select_rows(
     digest: bytes,
     files: Iterable[str],
     appending: bool,
-    left_out: frozenset[str] = frozenset(),
+    every_column: Sequence[str] | None = None,
 ) -> "RowSelection":
     """Select the rows of an open source.
 
     `used`: columns that steps read; `columns`: columns carried over to the results; `digest`: of the steps' settings;
-    `files`: used columns that name files; `appending`: a key in the sink is done, whatever its values. `left_out`:
-    columns that are no part of all columns.
+    `files`: used columns that name files; `appending`: a key in the sink is done, whatever its values.
+    `every_column`: all columns in the order of the results; None: in that of the source.
     """
     used, names = sorted(set(used)), reader.schema.names
-    every = [name for name in names if name not in reader.key and name not in left_out]
+    every = [name for name in every_column or names if name not in reader.key]
     carried = every if columns == "all" else list(columns)
     for name in carried:
         if name not in names:
