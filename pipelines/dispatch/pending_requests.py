@@ -99,14 +99,21 @@ class PendingRequests:
         self._max_failed_share = max_failed_share
         self._started_at = now_us()
         self._submissions: dict[bytes, list[Submission]] = {}
+        self._followers: dict[bytes, list[tuple[str, int]]] = {}
+        """Fingerprint -> step and number of the rows that wait for another row's exchange."""
         self._part_tasks: set[asyncio.Task[None]] = set()
         state.on_stop(lambda reason: self.end_abandoned())
 
     def __contains__(self, fingerprint: bytes) -> bool:
         return fingerprint in self._submissions
 
-    async def submit(self, route: Route, requests: Iterable[Request], is_usable: IsUsable) -> Submission:
-        """Look the requests up in the ledger and enqueue those without a usable answer."""
+    async def submit(
+        self, route: Route, requests: Iterable[Request], is_usable: IsUsable, is_first: bool = True
+    ) -> Submission:
+        """Look the requests up in the ledger and enqueue those without a usable answer.
+
+        `is_first`: their rows are not counted yet.
+        """
         submission = Submission(set(), self.read_buffer)
         fresh: dict[bytes, Request] = {}
         for request in requests:
@@ -116,8 +123,8 @@ class PendingRequests:
             waiting = self._submissions.setdefault(request.fingerprint, [])
             if not waiting:
                 fresh[request.fingerprint] = request
-            else:
-                self.record_skipped(route.step, len(request.keys))
+            elif is_first:
+                self._followers.setdefault(request.fingerprint, []).append((route.step, len(request.keys)))
             waiting.append(submission)
         if not submission.pending:
             submission.end()
@@ -125,7 +132,9 @@ class PendingRequests:
         stored = await self.lookup(list(fresh)) if fresh else {}
         for fingerprint, answer in stored.items():
             if is_usable(answer):
-                self.record_skipped(route.step, len(fresh.pop(fingerprint).keys), failed=answer.error is not None)
+                request = fresh.pop(fingerprint)
+                if is_first:
+                    self.record_skipped(route.step, len(request.keys), failed=answer.error is not None)
                 outcome = Outcome(answer.reply, answer.error, 1, answer.run_id, answer.at, was_sent=False)
                 self.deliver(fingerprint, outcome)
         self.send(route, list(fresh.values()), is_usable)
@@ -189,6 +198,8 @@ class PendingRequests:
 
     def deliver(self, fingerprint: bytes, outcome: Outcome) -> None:
         """Pass an outcome to everyone who waits for it."""
+        for step, rows in self._followers.pop(fingerprint, ()):
+            self.record_skipped(step, rows, failed=outcome.error is not None)
         for submission in self._submissions.pop(fingerprint, ()):
             submission.resolve(fingerprint, outcome)
         if self.on_resolved is not None:
@@ -200,6 +211,7 @@ class PendingRequests:
             for submission in [one for waiting in self._submissions.values() for one in waiting]:
                 submission.end()
             self._submissions.clear()
+            self._followers.clear()
 
     def is_from_this_run(self, outcome: Outcome) -> bool:
         """Whether an answer was paid for by this invocation, also if another row has asked for it first."""

@@ -139,6 +139,8 @@ class Chunk:
     """Mean size of a row when it was submitted."""
     is_rendering: bool = False
     """Whether its first requests are not queued yet."""
+    straggling_step: int | None = None
+    """The step whose requests other chunks have submitted before for these rows."""
     failures: list[RowFailure] = field(default_factory=list)
     """Their `row` is an index into the concatenated `failed` tables."""
     failed: list[pa.Table] = field(default_factory=list)
@@ -263,6 +265,7 @@ class StepRunner:
                 others = [row for row in range(len(chunk.keys)) if row != first]
                 if others:
                     rest, probe = chunk.select(others), chunk.select([first])
+                    rest.straggling_step = probe.straggling_step = chunk.straggling_step
                     rest.is_rendering, probe.failures, probe.failed = chunk.is_rendering, chunk.failures, chunk.failed
                     self._start(rest)
                     chunk = probe
@@ -319,7 +322,10 @@ class StepRunner:
             # The route changes with follow-ups in a simpler mode.
             route, follow_ups = current.route, FollowUps()
             submission = await self._pending.submit(
-                route, [request for request, _ in requests.values()], self._is_usable(current)
+                route,
+                [request for request, _ in requests.values()],
+                self._is_usable(current),
+                is_first=chunk.straggling_step != chunk.step,
             )
             self._end_rendering(chunk)
             while await self._wait_for_outcomes(submission, any(results.done)):
@@ -331,7 +337,9 @@ class StepRunner:
                 for row in stragglers:
                     chunk.asked[row] = True
                 self._add_open_rows(chunk, len(stragglers))
-                self._start(chunk.select(stragglers))
+                waiting = chunk.select(stragglers)
+                waiting.straggling_step = chunk.step
+                self._start(waiting)
             await self._read_outcomes(chunk, route, requests, submission, results, follow_ups)
             if follow_ups.has_answers:
                 await self._learn_mode(step, route, trial, follow_ups.has_new_answers)

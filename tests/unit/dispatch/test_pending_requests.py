@@ -41,12 +41,28 @@ async def test_equal_requests_are_sent_once_and_resolved_for_all(
     first = await pending.submit(route, [request], any_answer)
     second = await pending.submit(route, [request, other], any_answer)
     assert [group.requests for group in groups] == [(request,), (other,)]
+    # A row that waits for another one's answer has none yet.
+    assert pending.counters.steps["answer"].skipped == 0
     for group in groups:
         pending.resolve(group, [b"yes"])
     assert first.outcomes[request.fingerprint] is second.outcomes[request.fingerprint]
     assert (first.done.is_set(), second.done.is_set()) == (True, True)
     step = pending.counters.steps["answer"]
     assert (step.asked, step.skipped, step.answered) == (2, 1, 2)
+
+
+async def test_rows_that_are_submitted_again_while_they_wait_are_counted_once(
+    pending: PendingRequests, groups: list[RequestGroup], ledger: Ledger
+) -> None:
+    route, (request, stored) = make_route(), make_requests(2)
+    route_id = ledger.register_route("earlier", "job", "answer", "test", "chat", "m")
+    first = await pending.submit(route, [request, stored], any_answer)
+    first.is_abandoned = True
+    await ledger.store_answer(stored.fingerprint, route_id, b"1", b"stored")
+    pending.resolve(groups[0].halves()[1] if len(groups) == 1 else groups[1], [b"stored"])
+    await pending.submit(route, [request, stored], any_answer, is_first=False)
+    step = pending.counters.steps["answer"]
+    assert (step.asked, step.skipped, step.answered) == (2, 0, 1)
 
 
 async def test_a_stored_answer_is_used_if_the_caller_finds_it_usable(
