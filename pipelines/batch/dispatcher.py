@@ -9,20 +9,22 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from connectors.records import Request, RowError
+from connectors.records import ROW_ERROR_CLASSES, Request, RowError
 from connectors.transport.client import HttpTransport, RequestError
 from connectors.transport.token_usage import parse_count
-from pipelines.batch.builder import BatchBuilder, batch_url
-from pipelines.batch.files import BatchFolder
-from pipelines.batch.lifecycle import (
-    MAX_POLL_SECONDS,
+from pipelines.batch.batch_end import (
     TOKEN_LIMIT,
-    BatchLifecycle,
-    ProviderTimeout,
+    Refusals,
     TokenLimitReached,
     above_limit,
+    batch_errors,
+    of_no_line,
+    refused,
     token_limit,
 )
+from pipelines.batch.builder import BatchBuilder, batch_url
+from pipelines.batch.files import BatchFolder
+from pipelines.batch.lifecycle import MAX_POLL_SECONDS, BatchLifecycle, BatchRefused, ProviderTimeout
 from pipelines.batch.settler import BatchSettler
 from pipelines.batch.store import Batch, BatchLedger, BatchLine
 from pipelines.dispatch.online_dispatcher import OnlineDispatcher, build_call, unreadable_file
@@ -37,8 +39,9 @@ from pipelines.dispatch.request_types import (
     total_cost,
 )
 from pipelines.dispatch.retry_policy import decide_batch_line
+from pipelines.formatting import format_money
 from pipelines.ledger.entries import SettledExchange
-from pipelines.pricing.prices import batch_price
+from pipelines.pricing.prices import batch_price, usd
 from pipelines.pricing.run_budget import BudgetExhausted, RunBudget
 from pipelines.runtime.provider_api import Item, ProviderApi, RequestRefused
 
@@ -119,6 +122,7 @@ class BatchDispatcher:
         self._builder = BatchBuilder(self._batches.ledger, self._batches, self._folder, daily_budget, self._launch)
         self._settler = BatchSettler(self._batches, self._folder, budget, self._counters, self, self.state)
         self._progress = BatchProgress()
+        self._refusals = Refusals()
         self._queue: asyncio.Queue[RequestGroup] = asyncio.Queue()
         self._batch_price_routes: dict[int, tuple[Route, Route]] = {}
         """By route id: a route, and the same at the price of the Batch API."""
@@ -176,7 +180,7 @@ class BatchDispatcher:
             return
         left = [task for task in self._batch_tasks if task not in self._settling]
         if not self.state.left_running:
-            self.state.left_running = sum(self._batch_tasks[task].state == "created" for task in left)
+            self.state.left_running = sum(self._batch_tasks[task].is_created for task in left)
         for task in (*left, *self._other_tasks):
             if task is not asyncio.current_task():
                 task.cancel()
@@ -308,19 +312,41 @@ class BatchDispatcher:
         )
         name = route.provider.name
         try:
-            item, is_attempt = await self._wait_until_ended(batch, route, lifecycle)
+            try:
+                item, is_attempt = await self._wait_until_ended(batch, route, lifecycle)
+            except BatchRefused as exc:
+                item, is_attempt = refused(exc.error), False
             self._settling.add(asyncio.current_task())
             self._last_settled_at = time.monotonic()
-            await self._settler.settle(batch, route, lifecycle, item, is_attempt)
-            await lifecycle.clean(batch, item)
+            # Before its lines are settled: those without an answer are left to the next run.
+            if (reason := self._stop_reason(batch, name, lifecycle, item)) is not None:
+                self.stop(reason)
+                item = of_no_line(item)
+            unread = await self._settler.settle(batch, route, lifecycle, item, is_attempt)
+            await lifecycle.clean(batch, item, unread)
         except RequestRefused as exc:
-            has_no_api = exc.error.http_status in NO_SUCH_API and batch.state != "created"
-            hint = "; it seems to have no Batch API: write delivery: online" if has_no_api else ""
-            self.stop(f"{exc.error.error_class}: {name} says of a batch: {exc.error.message}{hint}")
+            self.stop(f"{exc.error.error_class}: {name} says of a batch: {exc.error.message}")
         except RequestError as exc:
             self.stop(f"{exc.error_class}: {name}: {exc}")
         except ProviderTimeout as exc:
-            self.stop(f"{name} has answered nothing of use for {max_hold:.0f} s; last: {exc}")
+            self.stop(f"{name}: {exc}")
+
+    def _stop_reason(self, batch: Batch, provider: str, lifecycle: BatchLifecycle, item: Item) -> str | None:
+        """Return why nothing more is submitted after a batch that ended like this; None if the run goes on."""
+        lines, name = len(batch.lines), batch.batch_id or "a batch"
+        if item.get("status") == "cancelled" and not lifecycle.is_cancelled_here(batch):
+            words = "".join(f" ({error.message})" for error in batch_errors(item)[:1])
+            return (
+                f"{provider}: {name} was cancelled outside of this job{words}; its answers are kept, "
+                "and the next run submits the rest"
+            )
+        error = self._refusals.of_whole_batch(item, lines)
+        if error is None:
+            return None
+        is_of_model = "model" in f"{error.code} {error.message}".lower()
+        has_no_api = error.http_status in NO_SUCH_API and not batch.is_created and not is_of_model
+        hint = "; it seems to have no Batch API: write delivery: online" if has_no_api else ""
+        return f"{error.error_class}: {provider} says: {error.message}; {name} was refused as a whole{hint}"
 
     async def _wait_until_ended(self, batch: Batch, route: Route, lifecycle: BatchLifecycle) -> tuple[Item, bool]:
         """Return (the batch as it ended, whether its lines without an answer have used an attempt)."""
@@ -343,7 +369,7 @@ class BatchDispatcher:
                 await lifecycle.reset(batch)
                 raise limit
             except TokenLimitReached as exc:
-                others = [task for task, other in self._batch_tasks.items() if other.state == "created"]
+                others = [task for task, other in self._batch_tasks.items() if other.is_created]
                 if others:
                     alone_since = None
                 else:
@@ -402,7 +428,18 @@ class BatchDispatcher:
         self._batched.difference_update(line.fingerprints)
         self._on_line_failed(group, error)
 
+    def on_unreadable(self, batch: Batch, error: RowError, max_cost: int | None) -> None:
+        """See LineObserver."""
+        cost = "" if max_cost is None else f", {format_money(usd(max_cost), 4)}"
+        self.stop(
+            f"{batch.provider}: the answers of {batch.batch_id} are out of reach ({error.message}); "
+            f"they count at their worst case{cost}, and the next run requests them again"
+        )
+
     def _on_line_failed(self, group: RequestGroup, error: RowError) -> None:
+        if self.state.stop_reason is not None and error.error_class not in ROW_ERROR_CLASSES:
+            # The next run requests it.
+            return
         # A batch of this line alone was above the limit: another one would be too.
         is_too_large = error.code == TOKEN_LIMIT
         decision = decide_batch_line(

@@ -1,5 +1,6 @@
 """The files of batches: written line by line as requests arrive, kept until all are answered; and result files."""
 
+import codecs
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Any
 import orjson
 
 from connectors.records import Reply
+from connectors.transport.bounded_json import parse_json
+from connectors.transport.token_usage import parse_count
 
 UPLOAD_SUFFIX, BODIES_SUFFIX, RESULTS_SUFFIX = ".jsonl", ".requests", ".answers"
 """Of one batch: the file that is uploaded; the requests' own bodies, one line each, for the ledger; the results."""
@@ -109,19 +112,37 @@ class RequestBodies:
 class ResultLine:
     """One line of an output or error file: the reply to the request at `place`, or the reason why there is none."""
 
-    place: int
+    place: int | None
+    """None if the line cannot be attributed."""
     reply: Reply | None
     code: str | None = None
     message: str | None = None
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether it has a reply, or says why there is none."""
+        return self.reply is not None or self.code is not None
+
+
+def has_lines(path: Path, mark: str, count: int) -> bool:
+    """Return whether a file has at least so many whole lines of the batch."""
+    if not count:
+        return True
+    name = mark.encode()
+    with path.open("rb") as file:
+        return sum(name in line and line.rstrip().endswith(b"}") for line in file) >= count
+
 
 def read_results(path: Path, mark: str) -> Iterator[ResultLine]:
-    """Yield the lines of an output or error file that belong to the batch; skip all others."""
+    """Yield the lines of an output or error file, except those of other batches."""
     with path.open("rb") as file:
-        for text in file:
+        for number, text in enumerate(file):
+            if not (content := text.removeprefix(codecs.BOM_UTF8 if number == 0 else b"").strip()):
+                continue
             try:
-                line: Any = orjson.loads(text)
+                line: Any = parse_json(content)
             except orjson.JSONDecodeError:
+                yield ResultLine(None, None)
                 continue
             name = line.get("custom_id") if isinstance(line, dict) else None
             if not isinstance(name, str) or not name.startswith(f"{mark}-") or not name[len(mark) + 1 :].isdigit():
@@ -130,14 +151,20 @@ def read_results(path: Path, mark: str) -> Iterator[ResultLine]:
 
 
 def _parse_result(place: int, line: dict[str, Any]) -> ResultLine:
-    response = line.get("response")
-    # OpenAI has been seen to report a status of 0 if its own request got no answer.
-    if isinstance(response, dict) and isinstance(status := response.get("status_code"), int) and status >= 100:
-        body = response.get("body")
-        headers = {"x-request-id": str(response["request_id"])} if response.get("request_id") else {}
-        content = body.encode() if isinstance(body, str) else orjson.dumps(body)
-        return ResultLine(place, Reply(status, headers, content, 0.0))
-    error = line.get("error")
-    error = error if isinstance(error, dict) else {}
-    code, message = error.get("code") or "no_response", error.get("message") or "no response came"
-    return ResultLine(place, None, str(code), str(message))
+    response, error = line.get("response"), line.get("error")
+    if isinstance(response, dict):
+        # OpenAI has been seen to report a status of 0 if its own request got no answer.
+        status = parse_count(response.get("status_code", response.get("status")))
+        if status is not None and status >= 100:
+            body = response.get("body")
+            headers = {"x-request-id": str(response["request_id"])} if response.get("request_id") else {}
+            content = body.encode() if isinstance(body, str) else orjson.dumps(body)
+            return ResultLine(place, Reply(status, headers, content, 0.0))
+        if status is not None:
+            return ResultLine(place, None, "no_response", "no response came")
+    if isinstance(error, dict) and error:
+        code, message = error.get("code") or "no_response", error.get("message") or "no response came"
+        return ResultLine(place, None, str(code), str(message))
+    if isinstance(error, str) and error:
+        return ResultLine(place, None, "no_response", error)
+    return ResultLine(place, None)

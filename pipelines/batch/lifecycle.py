@@ -4,13 +4,22 @@ import asyncio
 import contextlib
 import random
 import re
-import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
-from connectors.records import TRANSIENT_ERROR_CLASSES, RowError
+from connectors.records import FATAL_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES, RowError
+from connectors.transport.awake_clock import AWAKE_CLOCK
 from connectors.transport.client import RequestError
-from pipelines.batch.files import BatchFolder, ResultLine, read_results
+from pipelines.batch.batch_end import (
+    ABANDONED,
+    FINAL_STATUSES,
+    LOST,
+    TokenLimitReached,
+    completed_lines,
+    is_token_limit,
+    status_of,
+)
+from pipelines.batch.files import BatchFolder, ResultLine, has_lines, read_results
 from pipelines.batch.store import Batch, BatchLedger
 from pipelines.dispatch.request_types import BatchStage, StageName
 from pipelines.ledger.ledger import now_us
@@ -23,32 +32,28 @@ CANCEL_WAIT_SECONDS = 900.0
 """Time that a cancelled batch has to end; the API documents up to ten minutes."""
 MARK_KEY = "rowmill_mark"
 """The key in a batch's metadata that holds its mark."""
-FINAL_STATUSES = frozenset({"completed", "failed", "expired", "cancelled"})
-LOST = "lost"
-"""Our status for a batch whose outcome, and therefore its cost, will stay unknown."""
-TOKEN_LIMIT = "token_limit_exceeded"
-"""The code of a batch that is refused, or fails, because it has too many tokens to be enqueued."""
-CROWDED = "crowded"
-"""Our status for a batch of one line that the provider has not accepted for longest_hold."""
-QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
-"""Codes of a failed batch after which every other batch would fail too."""
+NOT_FOUND_SECONDS = 600.0
+"""Time for which a 404 on a batch or its file is passing: not every node of a provider knows it at once."""
+MAX_WAIT_SECONDS = 26 * 3600.0
+"""Time for a batch to end, more than its completion window; then the run stops, and the next one looks again."""
+EARLY_READS = 4
+"""Times that a finished batch, or its output file, is read if it shows fewer answers than the provider counts."""
 _DAY_SECONDS = 86_400
+_PENDING = re.compile(r"not (yet )?(been )?(ready|processed|uploaded|found|available)|pending|processing|no such", re.I)
 
 T = TypeVar("T")
 
 
 class ProviderTimeout(Exception):
-    """The provider has answered nothing of use for longer than longest_hold: the run stops."""
+    """The provider has not done its part in time: the run stops, and the next one continues."""
 
 
-class TokenLimitReached(Exception):
-    """The provider takes no more enqueued tokens at this moment."""
+class BatchRefused(Exception):
+    """The provider will never create a batch of this file: nothing of it is sent."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        stated = re.search(r"limit:?\s*([\d,]{3,})", message, re.I)
-        self.limit = int(stated[1].replace(",", "")) if stated else None
-        """As the message states it."""
+    def __init__(self, error: RowError) -> None:
+        super().__init__(error.message)
+        self.error = error
 
 
 class BatchLifecycle:
@@ -72,12 +77,16 @@ class BatchLifecycle:
         self._deadline_passed = deadline_passed
         self._on_stage = on_stage
 
+    def is_cancelled_here(self, batch: Batch) -> bool:
+        """Whether this job cancelled the batch, in this invocation or an earlier one."""
+        return batch.state == "cancelled" or self._deadline_passed.is_set()
+
     async def submit(self, batch: Batch, path: str, on_progress: Callable[[int], None]) -> bool:
         """Create the batch, once; TokenLimitReached if the provider's queue is full.
 
         Returns False if it will never be created: the deadline has passed, or its file is gone.
         """
-        if batch.state == "created":
+        if batch.is_created:
             return True
         if batch.state == "noted":
             if self._deadline_passed.is_set():
@@ -97,15 +106,20 @@ class BatchLifecycle:
             if item is None:
                 return False
         else:
-            item = await self._retry(self._create, batch, path)
+            item = await self._retry(self._create, batch, path, file_id=batch.file_id)
         batch.batch_id, batch.state = str(item["id"]), "created"
         await self._ledger.record_state(batch)
         return True
 
     async def _upload(self, batch: Batch, on_progress: Callable[[int], None]) -> str:
         path = self._folder.upload_path(batch.mark)
-        with self._stage("upload", batch):
-            return str((await self._api.upload_file(path, _file_name(batch), "batch", on_progress))["id"])
+        try:
+            with self._stage("upload", batch):
+                return _id_of(await self._api.upload_file(path, _file_name(batch), "batch", on_progress))
+        except RequestRefused as exc:
+            if _is_final(exc.error):
+                raise BatchRefused(exc.error) from exc
+            raise
 
     async def _create(self, batch: Batch, path: str) -> Item:
         assert batch.file_id is not None
@@ -113,10 +127,14 @@ class BatchLifecycle:
             return item
         try:
             with self._stage("create", batch):
-                return await self._api.create_batch(batch.file_id, path, {MARK_KEY: batch.mark})
+                item = await self._api.create_batch(batch.file_id, path, {MARK_KEY: batch.mark})
+                _id_of(item)
+                return item
         except RequestRefused as exc:
-            if exc.error.code == TOKEN_LIMIT:
+            if is_token_limit(exc.error.code, exc.error.message):
                 raise TokenLimitReached(exc.error.message) from exc
+            if _is_final(exc.error) and not _is_file_pending(exc.error, batch.file_id):
+                raise BatchRefused(exc.error) from exc
             batch.is_uncertain = batch.is_uncertain or exc.error.error_class in TRANSIENT_ERROR_CLASSES
             raise
         except RequestError as exc:
@@ -143,7 +161,8 @@ class BatchLifecycle:
         return None
 
     async def wait_until_ended(self, batch: Batch, on_poll: Callable[[Item], None]) -> Item:
-        """Return the batch once it has ended; with status LOST if it did not end in time after it was cancelled."""
+        """Return the batch once it has ended; LOST if the provider does not know it any more,
+        ABANDONED if it did not end in time after it was cancelled."""
         with self._stage("wait", batch) as details:
             item = await self._poll_until_ended(batch, on_poll)
             details["status"] = str(item.get("status"))
@@ -151,25 +170,38 @@ class BatchLifecycle:
 
     async def _poll_until_ended(self, batch: Batch, on_poll: Callable[[Item], None]) -> Item:
         assert batch.batch_id is not None
-        pause = FIRST_POLL_SECONDS
+        pause, began, early_reads = FIRST_POLL_SECONDS, AWAKE_CLOCK.now(), 0
         cancelled_at: float | None = None
         while True:
             try:
-                item = await self._retry(self._api.get_batch, batch.batch_id)
+                # What is settled is not needed any more.
+                item = await self._retry(self._api.get_batch, batch.batch_id, has_patience=bool(batch.lines))
             except RequestRefused as exc:
                 if exc.error.http_status != 404:
                     raise
-                # A provider that does not know the batch any more will not answer it.
-                return {"status": LOST}
+                # It may run on all the same.
+                await self._cancel(batch.batch_id)
+                return {"id": batch.batch_id, "status": LOST, "errors": {"data": [{"message": exc.error.message}]}}
+            item["status"] = status_of(item)
             on_poll(item)
-            if item.get("status") in FINAL_STATUSES:
-                return item
-            if self._deadline_passed.is_set() and cancelled_at is None:
-                cancelled_at, pause = time.monotonic(), FIRST_POLL_SECONDS
+            if item["status"] in FINAL_STATUSES:
+                early_reads += 1
+                if item.get("output_file_id") or not completed_lines(item) or early_reads > EARLY_READS:
+                    return item
+            elif self._deadline_passed.is_set() and cancelled_at is None:
+                cancelled_at, pause = AWAKE_CLOCK.now(), FIRST_POLL_SECONDS
+                batch.state = "cancelled"
+                await self._ledger.record_state(batch)
                 await self._cancel(batch.batch_id)
                 continue
-            if cancelled_at is not None and time.monotonic() - cancelled_at > CANCEL_WAIT_SECONDS:
-                return {"status": LOST}
+            elif cancelled_at is not None and AWAKE_CLOCK.now() - cancelled_at > CANCEL_WAIT_SECONDS:
+                return {"id": batch.batch_id, "status": ABANDONED}
+            elif AWAKE_CLOCK.now() - began > MAX_WAIT_SECONDS:
+                hours = MAX_WAIT_SECONDS / 3600
+                raise ProviderTimeout(
+                    f"{batch.batch_id} has not ended in {hours:.0f} hours, it is in the state {item['status']}; "
+                    "run again to wait for it, or cancel it with `rowmill batches cancel`"
+                )
             await self._pause(pause * random.uniform(0.8, 1), until_deadline=cancelled_at is None)
             pause = min(MAX_POLL_SECONDS, pause * 1.5)
 
@@ -179,31 +211,38 @@ class BatchLifecycle:
             await self._retry(self._api.cancel_batch, batch_id)
 
     async def fetch_results(self, batch: Batch, item: Item, name: str) -> Iterator[ResultLine]:
-        """Download the file that `output_file_id` or `error_file_id` names, and return its lines."""
+        """Download the file that `output_file_id` or `error_file_id` names, and return its lines.
+
+        RequestRefused with a status of 404 if the provider no longer has the file.
+        """
         file_id = item.get(name)
         if not file_id:
             return iter(())
         path = self._folder.results_path(batch.mark)
+        expected = completed_lines(item) if name == "output_file_id" else 0
 
         async def download() -> None:
             with path.open("wb") as file:
                 await self._api.download_file(str(file_id), file.write)
 
-        try:
-            with self._stage("fetch", batch):
-                await self._retry(download)
-        except RequestRefused as exc:
-            if exc.error.http_status != 404:
-                raise
-            return iter(())
+        with self._stage("fetch", batch):
+            for read in range(EARLY_READS):
+                await self._retry(download, has_patience=True)
+                if await asyncio.to_thread(has_lines, path, batch.mark, expected) or read == EARLY_READS - 1:
+                    break
+                await asyncio.sleep(min(MAX_POLL_SECONDS, FIRST_POLL_SECONDS * 2.0**read))
         return read_results(path, batch.mark)
 
-    async def clean(self, batch: Batch, item: Item | None) -> None:
-        """Remove the batch's files at the provider, then the batch here; files that it refuses to remove stay."""
+    async def clean(self, batch: Batch, item: Item | None, unread: Collection[str] = ()) -> None:
+        """Remove the batch's files at the provider, except `unread` ones, then the batch here.
+
+        Files that the provider refuses to remove stay. Of a batch whose outcome is unknown, all files stay.
+        """
         results = () if item is None else (item.get("output_file_id"), item.get("error_file_id"))
+        is_lost = item is not None and item.get("status") == LOST
         with self._stage("clean", batch):
-            for file_id in (batch.file_id, *results):
-                if file_id:
+            for file_id in () if is_lost else (batch.file_id, *results):
+                if file_id and file_id not in unread:
                     with contextlib.suppress(RequestRefused):
                         await self._retry(self._api.delete_file, str(file_id))
             await self._ledger.delete(batch)
@@ -230,18 +269,35 @@ class BatchLifecycle:
         finally:
             self._on_stage(BatchStage(name, batch.mark, batch.batch_id, lines, batch.recorded_at, began, **details))
 
-    async def _retry(self, call: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        """Return what the call returns; retry transient failures for at most `longest_hold` seconds."""
-        began, pause = time.monotonic(), min(1.0, FIRST_POLL_SECONDS)
+    async def _retry(
+        self,
+        call: Callable[..., Awaitable[T]],
+        *arguments: Any,
+        has_patience: bool = False,
+        file_id: str | None = None,
+    ) -> T:
+        """Return what the call returns; retry transient failures for at most `longest_hold` seconds.
+
+        A 404 is retried for NOT_FOUND_SECONDS if the call `has_patience`, or if the provider does not find `file_id`.
+        """
+        began, pause = AWAKE_CLOCK.now(), min(1.0, FIRST_POLL_SECONDS)
         while True:
             try:
                 return await call(*arguments)
             except (RequestError, RequestRefused) as exc:
                 error = exc.error if isinstance(exc, RequestRefused) else RowError(exc.error_class, str(exc))
-                if error.error_class not in TRANSIENT_ERROR_CLASSES:
+                is_missing = has_patience and error.http_status == 404
+                is_missing = is_missing or (file_id is not None and _is_file_pending(error, file_id))
+                seconds = AWAKE_CLOCK.now() + pause - began
+                if is_missing:
+                    if seconds > NOT_FOUND_SECONDS:
+                        raise
+                elif error.error_class not in TRANSIENT_ERROR_CLASSES:
                     raise
-                if time.monotonic() + pause - began > self._longest_hold:
-                    raise ProviderTimeout(f"{error.error_class}: {error.message}") from exc
+                elif seconds > self._longest_hold:
+                    raise ProviderTimeout(
+                        f"nothing of use for {self._longest_hold:.0f} s; last: {error.error_class}: {error.message}"
+                    ) from exc
             await asyncio.sleep(pause * random.uniform(0.5, 1))
             pause = min(MAX_POLL_SECONDS, pause * 2)
 
@@ -253,57 +309,24 @@ class BatchLifecycle:
             await asyncio.wait_for(self._deadline_passed.wait(), seconds)
 
 
-def token_limit(item: Item) -> TokenLimitReached | None:
-    """Return why a failed batch may be created again; None if it failed for another reason, or did not fail."""
-    if item.get("status") != "failed":
-        return None
-    for error in _errors(item):
-        if error.get("code") == TOKEN_LIMIT:
-            return TokenLimitReached(str(error.get("message") or "too many enqueued tokens"))
-    return None
+def _id_of(item: Item) -> str:
+    """Return the id of a new object; RequestRefused if the reply has none: it may exist all the same."""
+    if not isinstance(item.get("id"), str | int):
+        raise RequestRefused(RowError("malformed_reply", "the reply names no id"))
+    return str(item["id"])
 
 
-def above_limit(exc: TokenLimitReached, is_sure: bool) -> Item:
-    """Return how a batch ends whose only line is above the limit; unless `is_sure`, the next run requests it again."""
-    error = {"code": TOKEN_LIMIT, "message": str(exc), "line": 1 if is_sure else None}
-    return {"status": "failed" if is_sure else CROWDED, "errors": {"data": [error]}}
+def _is_final(error: RowError) -> bool:
+    """Whether the provider refuses the batch for a reason of its own, and not the account, nor for a while."""
+    is_of_account = error.error_class in FATAL_ERROR_CLASSES and error.error_class != "setup"
+    return error.error_class not in TRANSIENT_ERROR_CLASSES and not is_of_account
 
 
-def refused_lines(item: Item) -> dict[int, RowError]:
-    """Return the places of the lines that made a batch fail, with their errors."""
-    return {
-        error["line"] - 1: RowError(
-            "bad_request",
-            str(error.get("message") or "the provider refuses this line"),
-            code=None if error.get("code") is None else str(error["code"]),
-            param=None if error.get("param") is None else str(error["param"]),
-        )
-        for error in _errors(item)
-        if isinstance(error.get("line"), int)
-    }
-
-
-def missing_answer(item: Item, code: str | None, message: str | None) -> RowError:
-    """Return why a line has no answer: by its own error (`code`, `message`), or by how the batch ended."""
-    status = item.get("status")
-    if status == LOST:
-        return RowError("timeout", "the batch was created, but its outcome is unknown", code="batch_lost")
-    if code == "batch_expired" or (code is None and status == "expired"):
-        return RowError("timeout", message or "the batch expired before it came to this line", code="batch_expired")
-    if code is None and status == "completed":
-        return RowError("malformed_reply", "the batch's files hold no line for this request")
-    first = next(iter(_errors(item)), {})
-    message = message or str(first.get("message") or f"the batch ended as {status} before it came to this line")
-    code = code or str(first.get("code") or f"batch_{status}")
-    if status == CROWDED:
-        return RowError("rate_limit", message, code=code)
-    return RowError("quota" if code in QUOTA_CODES else "server", message, code=code)
-
-
-def _errors(item: Item) -> list[Mapping[str, Any]]:
-    errors = item.get("errors")
-    data = errors.get("data") if isinstance(errors, Mapping) else None
-    return [error for error in data or () if isinstance(error, Mapping)]
+def _is_file_pending(error: RowError, file_id: str) -> bool:
+    """Whether the provider does not know, or has not yet processed, a file that it has just accepted."""
+    if error.http_status not in (400, 404, 409) or not (error.param == "input_file_id" or file_id in error.message):
+        return False
+    return error.http_status == 404 or _PENDING.search(error.message) is not None
 
 
 def _file_name(batch: Batch) -> str:

@@ -9,7 +9,8 @@ import orjson
 
 from pipelines.ledger.ledger import Ledger, now_us
 
-State = Literal["noted", "uploaded", "created"]
+State = Literal["noted", "uploaded", "created", "cancelled"]
+"""`cancelled`: created, and then cancelled by this job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,11 @@ class Batch:
     """As counted here; an estimate for batches of an earlier invocation."""
     is_uncertain: bool = False
     """Whether the provider may have its file, or the batch itself, although no reply confirmed that."""
+
+    @property
+    def is_created(self) -> bool:
+        """Whether the provider has it."""
+        return self.state in ("created", "cancelled")
 
 
 class BatchLedger:

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -43,6 +43,9 @@ class BatchProvider(ThreadedServer):
         self.limit_fails_later = False
         self.limited = 0
         self.refuse: Callable[[str, str], web.Response | None] = lambda method, path: None
+        self.change_end: Callable[[Body], None] = lambda batch: None
+        """Changes a batch that has just ended, or its files."""
+        self.create: Callable[[web.Request], Awaitable[web.Response]] = self._create
         self.seen: list[tuple[str, str]] = []
         self._numbers = itertools.count()
         super().__init__()
@@ -59,7 +62,7 @@ class BatchProvider(ThreadedServer):
         app.router.add_get("/v1/files", self._list_files)
         app.router.add_get("/v1/files/{id}/content", self._content)
         app.router.add_delete("/v1/files/{id}", self._delete)
-        app.router.add_post("/v1/batches", self._create)
+        app.router.add_post("/v1/batches", self._create_as_scripted)
         app.router.add_get("/v1/batches", self._list_batches)
         app.router.add_get("/v1/batches/{id}", self._show)
         app.router.add_post("/v1/batches/{id}/cancel", self._cancel)
@@ -94,6 +97,9 @@ class BatchProvider(ThreadedServer):
         if self.files.pop(request.match_info["id"], None) is None:
             return self.error(404, "no such file")
         return web.json_response({"id": request.match_info["id"], "object": "file", "deleted": True})
+
+    async def _create_as_scripted(self, request: web.Request) -> web.Response:
+        return await self.create(request)
 
     async def _create(self, request: web.Request) -> web.Response:
         asked = await request.json()
@@ -183,6 +189,7 @@ class BatchProvider(ThreadedServer):
                 self.files[name] = (f"{batch['id']}_{kind}.jsonl", content)
                 batch[f"{kind}_file_id"] = name
         batch["status"] = status
+        self.change_end(batch)
 
     async def _chat(self, request: web.Request) -> web.Response:
         body = await request.json()
