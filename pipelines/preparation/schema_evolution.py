@@ -117,7 +117,7 @@ def sink_types(ready: PreparedJob) -> Mapping[str, str]:
 
 def has_keys(ready: PreparedJob) -> bool:
     """Whether the sink has the job's key columns, so that finished rows can be found."""
-    return sink_columns(ready).issuperset(ready.shape.key)
+    return set(sink_columns(ready)).issuperset(ready.shape.key)
 
 
 def is_empty(ready: PreparedJob) -> bool:
