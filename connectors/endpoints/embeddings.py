@@ -51,7 +51,9 @@ _PARAM_WORDS = re.compile(
     re.I,
 )
 """Words of a refusal that may mean the encoding, as they blame a parameter without its name."""
-_INPUT_WORDS = re.compile(r"token|\blong|length|(?<!extra )\binputs?\b|text|batch|content|dimension|model|empty string", re.I)
+_INPUT_WORDS = re.compile(
+    r"token|\blong|length|(?<!extra )\binputs?\b|text|batch|content|dimension|model|empty string", re.I
+)
 """Words of a refusal that blames something else."""
 _COUNT_WORDS = re.compile(
     r"batch[ _-]?size|too many (inputs|texts|items|strings|documents|elements|sentences|requests in)"

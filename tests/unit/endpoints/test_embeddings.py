@@ -10,7 +10,6 @@ from connectors.contracts import EmbeddingFacts, StepContext
 from connectors.endpoints.embeddings import EmbeddingsEndpoint, EmbeddingsStep
 from connectors.records import Request, RowError
 
-
 UNKNOWN = EmbeddingFacts()
 
 
