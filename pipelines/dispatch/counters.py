@@ -23,6 +23,8 @@ class StepCounters:
     excluded them, or their values make no request."""
     failed: int = 0
     """The answered and skipped rows that do not reach the next step."""
+    schema_repairs: int = 0
+    """Rows whose answer was requested again because it did not fit a schema that no message showed."""
     cost: int = 0
     busy_seconds: float = 0.0
     """Time that senders spent on its exchanges, from the request for a permit to the end of the reply."""
@@ -31,7 +33,9 @@ class StepCounters:
 
     def record_submitted(self, requests: Iterable[Request]) -> None:
         """Count requests that were queued."""
-        self.asked += sum(len(request.keys) for request in requests if request.repair_of is None)
+        for request in requests:
+            self.asked += len(request.keys) if request.repair_of is None else 0
+            self.schema_repairs += len(request.keys) if request.former is not None else 0
 
     def exchanges_left(self, rows: float) -> float:
         """Estimate the exchanges that are still to end if so many rows reach the step.

@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 
+from pipelines.dispatch.counters import StepCounters
 from pipelines.execution.job_run import RunOutcome
 from pipelines.pricing.prices import usd
 from pipelines.runtime.run_report import RunReport, StepReport
+
+MIN_NOTED_REPAIRS = 3
+"""Repair turns of a step from which the summary names them, if they are more than half of its answers."""
 
 
 def run_report(job: str, run_id: str | None, ended: RunOutcome, tables: Mapping[str, str]) -> RunReport:
@@ -33,5 +37,13 @@ def run_report(job: str, run_id: str | None, ended: RunOutcome, tables: Mapping[
         tables=dict(tables),
         steps=steps if len(steps) > 1 else (),
         times=ended.times,
-        notes=tuple(counters.notes),
+        notes=(*counters.notes, *filter(None, map(_repair_note, counters.steps, counters.steps.values()))),
     )
+
+
+def _repair_note(name: str, step: StepCounters) -> str | None:
+    """Return the advice for a step whose provider seems to ignore its schema."""
+    if step.schema_repairs < MIN_NOTED_REPAIRS or 2 * step.schema_repairs <= step.answered:
+        return None
+    found = f"{name}: {step.schema_repairs:,} of {step.answered:,} answers did not fit the schema at first"
+    return f"{found}; if the provider ignores it, add `structured: prompt` to the step"

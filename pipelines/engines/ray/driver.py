@@ -43,7 +43,9 @@ RUN_COUNTERS = (
     "requests", "retries", "rate_limited", "in_flight", "cost", "unpriced", "settled", "settled_failed",
     *TOKEN_COUNTERS,
 )  # fmt: skip
-STEP_COUNTERS = ("exchanges", "asked", "answered", "skipped", "failed", "cost", "busy_seconds")
+STEP_COUNTERS = (
+    "exchanges", "asked", "answered", "skipped", "failed", "schema_repairs", "cost", "busy_seconds",
+)  # fmt: skip
 """The counters that are added up over the workers, of RunCounters and of StepCounters."""
 
 

@@ -102,7 +102,7 @@ def test_a_lone_surrogate_in_the_input_is_reported_with_its_line(
 
 
 @pytest.mark.parametrize("content", [r"\ud800", "\\ud83d"])
-def test_a_lone_surrogate_in_an_answer_is_a_malformed_reply(
+def test_a_lone_surrogate_in_an_answer_is_replaced_and_paid_once(
     workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: Read, content: str
 ) -> None:
     from aiohttp import web
@@ -114,9 +114,9 @@ def test_a_lone_surrogate_in_an_answer_is_a_malformed_reply(
         if body["messages"][-1]["content"] == "text 1"
         else None
     )
-    assert cli.run(workspace.job())["exit_code"] == 1
-    assert [row["error_class"] for row in read(workspace.folder / "out", "errors")] == ["malformed_reply"]
-    assert [row["id"] for row in read(workspace.folder / "out")] == [2]
+    report = cli.run(workspace.job())
+    assert (report["exit_code"], report["requests"]) == (0, 2)
+    assert [(row["id"], row["answer"]) for row in read(workspace.folder / "out")] == [(1, "\ufffd"), (2, "TEXT 2")]
 
 
 def test_reply_headers_that_are_not_text_are_harmless(workspace: Workspace, cli: Cli, read: Read) -> None:
