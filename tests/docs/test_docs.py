@@ -4,6 +4,7 @@ import ast
 import importlib
 import importlib.util
 import itertools
+import json
 import re
 import shlex
 import sys
@@ -295,11 +296,35 @@ def test_a_wrong_command_gets_one_line_with_a_suggestion(cli: Cli, given: tuple[
 # Snippets.
 
 
+def check_command(arguments: list[str]) -> None:
+    """Parse the arguments of `rowmill` without running it."""
+    command, context, rest = resolve(arguments)
+    command.make_context(command.name, rest, parent=context)
+
+
+@in_languages("dockerfile")
+def test_the_dockerfile_starts_commands_that_exist(snippet: Snippet) -> None:
+    (entry,), (command,) = (re.findall(rf"^{word} (.*)$", snippet.text, re.MULTILINE) for word in ("ENTRYPOINT", "CMD"))
+    assert json.loads(entry) == ["rowmill"]
+    check_command(json.loads(command))
+
+
+@in_languages("ini")
+def test_the_systemd_unit_starts_a_command_that_exists(snippet: Snippet) -> None:
+    (line,) = re.findall(r"^ExecStart=\S+/rowmill (.*)$", snippet.text, re.MULTILINE)
+    check_command(shlex.split(line))
+
+
 @in_languages("yaml")
 def test_every_yaml_snippet_is_a_valid_job_workspace_or_part_of_one(snippet: Snippet, tmp_path: Path) -> None:
     values = YAML(typ="safe").load(snippet.text)
     assert isinstance(values, dict)
-    if set(values) <= set(WorkspaceFile.model_fields):
+    if values.get("kind") == "CronJob":
+        pod = values["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        check_command(container["args"])
+        assert {one["name"] for one in container["volumeMounts"]} == {one["name"] for one in pod["volumes"]}
+    elif set(values) <= set(WorkspaceFile.model_fields):
         (tmp_path / "rowmill.yaml").write_text(snippet.text)
         assert find_workspace(tmp_path).has_file
     elif "steps" in values:
