@@ -113,6 +113,9 @@ class JsonGuess:
         values = values.drop_null()
         if not len(values):
             return
+        if not _match(values, _NUMBER):
+            self._are_whole = self._are_double = False
+            return
         self._are_whole = self._are_whole and _match(values, "-?[0-9]+")
         short = pc.less_equal(pc.binary_length(values), EXACT_DIGITS)
         long = values.filter(pc.invert(short)).to_pylist()

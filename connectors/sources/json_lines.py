@@ -16,11 +16,11 @@ from connectors.errors import DataError
 from connectors.sources.guessed_types import JsonGuess, text_column
 from connectors.sources.hive_columns import FilesModel, hive_columns, hive_values, value_of_file_number
 from connectors.sources.json_numbers import (
-    ODD_NUMBER,
     JsonPath,
     NumberLeaves,
     exact_column,
     number_leaves,
+    odd_numbers,
     write_exact_lines,
 )
 from connectors.sources.saved_columns import empty_source, no_bytes_warning, save_columns
@@ -37,7 +37,18 @@ from connectors.storage.input_files import (
 
 SUFFIXES = (".jsonl", ".ndjson")
 MAX_LINE_BYTES = 16 << 20
-"""DuckDB reserves twice as much for each of its threads."""
+MIN_BUFFER_BYTES = 1 << 20
+"""DuckDB reserves several buffers of twice the longest line."""
+EMPTY_OBJECT = r"\{\s*\}"
+EMPTY_MARK = "[[[[[[[[[null]]]]]]]]]"
+"""In place of an empty object, whose structure would be that of mixed values; without quotes, since texts have {} too."""
+EMPTY_STRUCTURE: Any = [[[[[[[[["NULL"]]]]]]]]]
+FETCHED_STRUCTURES = 1000
+"""Structures of lines that are merged at once."""
+MEMORY_BYTES = 128_000_000
+MEMORY_BYTES_PER_COLUMN = 160_000
+MEMORY_PER_LINE_BYTE = 24
+"""DuckDB's memory limit while lines are read."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 FILE_NUMBER = "_rowmill_file"
 """Column of the scratch file with the number of a row's file, from 0."""
@@ -80,17 +91,24 @@ class JsonlSource(FilesModel):
         if not readable:
             return empty_source(files[0], facts.columns_file, warnings)
         origins, paths = [file for file, _ in readable], [path for _, path in readable]
-        structure, has_odd_numbers = _structure(connection, origins, paths)
+        longest = max(_longest_line(file) for file in origins)
+        memory = MEMORY_BYTES + MEMORY_PER_LINE_BYTE * longest
+        connection.execute(f"set memory_limit = '{memory}B'")
+        structure, has_odd_numbers = _structure(connection, origins, paths, longest)
         if structure is None:
             opened = empty_source(origins[0], facts.columns_file, warnings)
             return OpenedSource(opened.relation, warnings=warnings, has_empty_files=bool(empty))
         leaves = number_leaves(paths) if has_odd_numbers else None
-        table = JsonTable(facts.scratch / "jsonl.parquet", structure, leaves)
+        if leaves is not None:
+            # Lists and objects occur twice in such lines, as texts with escaped quotes.
+            longest = 4 * longest + MIN_BUFFER_BYTES
+        table = JsonTable(facts.scratch / "jsonl.parquet", structure, leaves, longest)
         if leaves is not None:
             exact = [facts.scratch / f"exact-{number:06d}" for number in range(len(paths))]
             for path, target in zip(paths, exact, strict=True):
                 write_exact_lines(path, target, structure, leaves.inexact)
             paths = exact
+        connection.execute(f"set memory_limit = '{memory + MEMORY_BYTES_PER_COLUMN * len(structure)}B'")
         try:
             table.write(connection, paths)
         except duckdb.Error as exc:
@@ -113,6 +131,8 @@ class JsonTable:
     """As json_group_structure returns it: a type, a list of one, or a mapping."""
     leaves: NumberLeaves | None
     """None: no number needs more than a DOUBLE's text; else the lines come from `write_exact_lines`."""
+    longest: int
+    """Bytes of the longest line."""
 
     @property
     def relation(self) -> str:
@@ -133,48 +153,62 @@ class JsonTable:
         columns = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in kinds.items())
         files = [literal_path(path) for path in paths]
         names = literal_list(paths)
+        options = f"columns = {{{columns}}}, filename = '_rowmill_name', {_options(self.longest)}"
         connection.execute(
             f"copy (select {', '.join(selected)}, list_position({names}, _rowmill_name) - 1 as {FILE_NUMBER} "
-            f"from read_json({literal_list(files)}, columns = {{{columns}}}, filename = '_rowmill_name', {_OPTIONS})) "
+            f"from read_json({literal_list(files)}, {options})) "
             f"to {literal(self.target)} (format parquet, compression zstd, compression_level 1, row_group_size 8192)"
         )
 
 
-_OPTIONS = (
-    f"format = 'newline_delimited', maximum_object_size = {MAX_LINE_BYTES}, hive_partitioning = false, "
-    "compression = 'auto'"
-)
+def _options(longest: int) -> str:
+    """Return options of read_json. `longest`: bytes of the longest line."""
+    return (
+        f"format = 'newline_delimited', maximum_object_size = {max(longest + 2, MIN_BUFFER_BYTES)}, "
+        "hive_partitioning = false, compression = 'auto'"
+    )
 
 
 def _structure(
-    connection: duckdb.DuckDBPyConnection, origins: Sequence[Path], paths: Sequence[Path]
+    connection: duckdb.DuckDBPyConnection, origins: Sequence[Path], paths: Sequence[Path], longest: int
 ) -> tuple[Mapping[str, Any] | None, bool]:
     """Return the structure of all lines (None without a line), and whether a number needs more than a DOUBLE's text.
 
     DataError for a line that is no JSON object, and for keys that cannot be columns.
     """
     files = [literal_path(path) for path in paths]
+    has_fraction, has_whole = odd_numbers("cast(json as VARCHAR)")
+    structure: Any = "NULL"
+    rows, is_object, is_fraction, is_whole = 0, True, False, False
     try:
-        inferred = connection.execute(
-            "select json_group_structure(json), count(*) filter (json_type(json) <> 'OBJECT'), count(*), "
-            f"coalesce(bool_or(regexp_matches(cast(json as VARCHAR), {literal(ODD_NUMBER)})), false) "
-            f"from read_json_objects({literal_list(files)}, {_OPTIONS})"
-        ).fetchone()
+        # json_group_structure over all lines would need memory for each of them.
+        kinds = connection.execute(
+            f"select json_structure(regexp_replace(json, {literal(EMPTY_OBJECT)}, {literal(EMPTY_MARK)}, 'g')) as s, "
+            f"count(*), bool_and(json_type(json) = 'OBJECT'), bool_or({has_fraction}), bool_or({has_whole}) "
+            "from (select *, row_number() over () as n "
+            f"from read_json_objects({literal_list(files)}, {_options(longest)})) group by s order by min(n)"
+        )
+        while found := kinds.fetchmany(FETCHED_STRUCTURES):
+            for text, count, are_objects, has_fractions, has_wholes in found:
+                structure = _merged(structure, _with_empty_objects(orjson.loads(text)))
+                rows += count
+                is_object, is_fraction = is_object and are_objects, is_fraction or has_fractions
+                is_whole = is_whole or has_wholes
     except duckdb.Error as exc:
         raise _unreadable(origins, exc) from exc
-    assert inferred is not None
-    if inferred[1]:
+    if not is_object:
         raise _unreadable(origins, None)
-    if not inferred[2]:
+    if not rows:
         return None, False
-    structure = orjson.loads(inferred[0]) if inferred[0] else None
     if not isinstance(structure, dict) or not structure:
         raise DataError(origins[0], "has no object with a key", "check that the source is not empty")
     if _has_empty_key(structure):
         raise DataError(origins[0], 'has an empty key ("")', "give it a name")
     if (pair := _equal_keys(structure)) is not None:
         raise DataError(origins[0], f"has the keys {pair[0]} and {pair[1]}, which are one column in SQL", "rename one")
-    return structure, bool(inferred[3])
+    structure = {name: kind or "JSON" for name, kind in structure.items()}
+    has_nested = any(not isinstance(kind, str) for kind in structure.values())
+    return structure, is_fraction or (is_whole and has_nested)
 
 
 def _columns(
@@ -292,6 +326,44 @@ def _plain_lines(file: Path, target: Path) -> Path | None:
     return target
 
 
+def _with_empty_objects(structure: Any) -> Any:
+    if structure == EMPTY_STRUCTURE:
+        return {}
+    if isinstance(structure, dict):
+        return {key: _with_empty_objects(kind) for key, kind in structure.items()}
+    return [_with_empty_objects(kind) for kind in structure] if isinstance(structure, list) else structure
+
+
+def _merged(first: Any, second: Any) -> Any:
+    """Return the structure of values that have one of two structures; JSON if no type holds both."""
+    if first == second or second == "NULL":
+        return first
+    if first == "NULL":
+        return second
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first | {key: _merged(first.get(key, "NULL"), kind) for key, kind in second.items()}
+    if isinstance(first, list) and isinstance(second, list):
+        return [_merged(first[0], second[0])] if first and second else first or second
+    if isinstance(first, str) and isinstance(second, str) and {first, second} <= NUMBERS:
+        return "DOUBLE" if "DOUBLE" in (first, second) else "BIGINT"
+    return "JSON"
+
+
+def _longest_line(file: Path) -> int:
+    """Return the bytes of the longest line; DataError for one that is too long."""
+    try:
+        with open_file(file) as lines:
+            longest = max(map(len, lines), default=0)
+        if longest <= MAX_LINE_BYTES:
+            return longest
+        with open_file(file) as lines:
+            number, line = next((number, line) for number, line in enumerate(lines, 1) if len(line) > MAX_LINE_BYTES)
+    except (OSError, EOFError, lzma.LZMAError) as exc:
+        raise DataError(file, f"cannot be read ({exc})", "check the file and its permissions") from exc
+    size = f"{len(line) / 1e6:.1f} MB, more than {MAX_LINE_BYTES / 1e6:.1f} MB"
+    raise DataError(f"{file}:{number}", f"the line has {size}", "write large texts as files or as Parquet")
+
+
 def _unreadable(files: Sequence[Path], exc: duckdb.Error | None) -> DataError:
     """Return the error for the first line that is not a JSON object, or DuckDB's error if all lines look valid."""
     for file in files:
@@ -306,9 +378,7 @@ def _problems(file: Path) -> Iterator[tuple[int, str]]:
     with open_file(file) as lines:
         for number, line in enumerate(lines, 1):
             content = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
-            if len(line) > MAX_LINE_BYTES:
-                yield number, f"has {len(line) / 1e6:.1f} MB, more than the {MAX_LINE_BYTES / 1e6:.1f} MB of a line"
-            elif content.strip():
+            if content.strip():
                 try:
                     if not isinstance(orjson.loads(content), dict):
                         yield number, "is JSON but not an object"

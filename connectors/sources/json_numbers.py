@@ -10,10 +10,25 @@ from typing import Any
 
 import orjson
 
+from connectors.sql import literal
 from connectors.storage.compressed_files import open_file
 
-ODD_NUMBER = r"[:,\[]\s*-?(?:[0-9][0-9.eE+-]{15,}|[0-9]+[.][0-9]+0\s*[,}\]]|[0-9.]+[eE])"
+_ODD_NUMBER = r"[:,\[]\s*(-?(?:[0-9][0-9.eE+-]{15,}|[0-9]+[.][0-9]+0\b|[0-9.]+[eE][0-9+-]+))"
 """Regular expression of a number whose text DuckDB may not keep: of 16 digits, with 0 at its end, with an exponent."""
+
+
+def odd_numbers(line: str) -> tuple[str, str]:
+    """Return two SQL conditions on the text of a line: DuckDB writes a fraction in it in another way, or may round a
+    whole number inside a list or object."""
+    pattern = literal(_ODD_NUMBER)
+    found = f"regexp_extract_all({line}, {pattern}, 1)"
+    changed = "regexp_matches(n, '[.eE]') and cast(try_cast(n as DOUBLE) as VARCHAR) is distinct from n"
+    is_any = f"regexp_matches({line}, {pattern})"
+    return (
+        f"({is_any} and len(list_filter({found}, lambda n: {changed})) > 0)",
+        f"({is_any} and len(list_filter({found}, lambda n: regexp_full_match(n, '-?[0-9]+'))) > 0)",
+    )
+
 
 JsonPath = tuple[str, ...]
 """Keys from the line's object on; `[]` for the elements of a list."""
@@ -117,7 +132,7 @@ def _json_text(value: Any) -> str:
 
 def _fragments(value: Any) -> Any:
     if isinstance(value, JsonNumber):
-        return orjson.Fragment(value)
+        return orjson.Fragment(value.encode())
     if isinstance(value, dict):
         return {key: _fragments(inner) for key, inner in value.items()}
     if isinstance(value, list):
