@@ -67,7 +67,8 @@ def show_command(batch: str, provider: str, as_json: bool) -> None:
 def cancel_command(batch: str, provider: str, as_json: bool) -> None:
     """Cancel a batch.
 
-    Answers so far are stored and billed. A job that waits for the batch requests the rest again.
+    Answers so far are stored and billed. A job that waits for the batch keeps them and stops; its next run requests
+    the rest.
 
     \b
     Example:
