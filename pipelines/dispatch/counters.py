@@ -116,6 +116,10 @@ class RunCounters:
     probed_fingerprints: set[bytes] = field(default_factory=set)
     """Requests that were sent before the first chunk to learn the embedding dimensions."""
     times: SenderTimes = field(default_factory=SenderTimes)
+    pack_verified: int = 0
+    """Rows of packs that were also requested alone."""
+    pack_agreed: int = 0
+    """Those of them with the same answer."""
     notes: list[str] = field(default_factory=list)
     """What the closing summary names, one line each."""
 

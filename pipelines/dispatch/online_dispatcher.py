@@ -148,7 +148,10 @@ class OnlineDispatcher:
     async def _send(self, group: RequestGroup, task: asyncio.Task[None]) -> None:
         """Send a group, if the provider takes so many requests; else queue it in parts, or after the first group."""
         terms = group.route.terms
-        if terms is None:
+        if group.is_above_pack_size:
+            for part in group.route.groups(group.requests):
+                self.enqueue(part)
+        elif terms is None:
             await self._send_group(group, task)
         elif len(parts := terms.pieces(group)) > 1:
             for part in parts:

@@ -183,8 +183,9 @@ class PendingRequests:
         for request, result in zip(group.requests, results, strict=True):
             if result is None:
                 continue
-            if route.packing is not None and len(group.requests) == 1:
-                route.packing.record_single(request, result)
+            if route.packing is not None and (is_equal := route.packing.verify(request, result)) is not None:
+                self.counters.pack_verified += 1
+                self.counters.pack_agreed += is_equal
             answer, error = (None, result) if isinstance(result, RowError) else (result, None)
             rows, failed = len(request.keys), error is not None
             self.counters.steps[route.step].record_outcome(request, failed=failed)

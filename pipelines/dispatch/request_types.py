@@ -183,6 +183,12 @@ class RequestGroup:
         return self.route.packing is not None and len(self.requests) > 1
 
     @property
+    def is_above_pack_size(self) -> bool:
+        """Whether packs have become smaller since it was made."""
+        packing = self.route.packing
+        return packing is not None and len(self.requests) > packing.agreement.rows
+
+    @property
     def packed(self) -> Request:
         """The packed request as it is sent."""
         assert self.route.packing is not None

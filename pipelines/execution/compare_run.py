@@ -25,9 +25,7 @@ def compare_run(loaded: LoadedJob, options: RunOptions) -> RunReport:
         raise JobError("--compare", "writes nothing, so --sink has no meaning", "leave one of them out")
     trial = run_trial(loaded, "compare", options)
     old = read_outputs(loaded.with_overrides(NONE))
-    return replace(
-        trial.report, compared=[ComparedRow(key, old.get(key), row) for key, row in trial.outputs.items()]
-    )
+    return replace(trial.report, compared=[ComparedRow(key, old.get(key), row) for key, row in trial.outputs.items()])
 
 
 def format_comparison(report: RunReport) -> str:

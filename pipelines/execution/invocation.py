@@ -209,7 +209,9 @@ def _finish_run(ready: PreparedJob, ledger: Ledger, run: OpenRun, ended: "RunOut
     audits = run_audits(ready, run.run_id) if ended.exit_code in (0, 1) else []
     if not all(audit.passed for audit in audits):
         ended = replace(ended, exit_code=5)
-    report = replace(run_report(ready.job.name, run.run_id, ended, ready.sink.tables()), audits=audits)
+    has_packs = any(getattr(step.model, "pack", None) is not None for step in ready.steps)
+    report = run_report(ready.job.name, run.run_id, ended, ready.sink.tables())
+    report = replace(report, audits=audits, has_packs=has_packs)
     try:
         end_invocation(ledger, run.run_id, report)
     except RowmillError:

@@ -38,6 +38,8 @@ def run_report(job: str, run_id: str | None, ended: RunOutcome, tables: Mapping[
         steps=steps if len(steps) > 1 else (),
         times=ended.times,
         notes=(*counters.notes, *filter(None, map(_repair_note, counters.steps, counters.steps.values()))),
+        pack_agreement=counters.pack_agreed / counters.pack_verified if counters.pack_verified else None,
+        pack_verified=counters.pack_verified,
     )
 
 

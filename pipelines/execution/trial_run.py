@@ -66,4 +66,3 @@ def read_outputs(loaded: LoadedJob) -> RowOutputs:
         finally:
             ready.sink.detach(db)
     return {row.pop("_key"): row for row in rows}
-

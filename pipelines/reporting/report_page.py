@@ -133,6 +133,9 @@ def _figures(facts: ReportFacts) -> Sequence[Figures | str]:
     if totals["cost_usd"] and totals["rows"] and not totals["unpriced"]:
         each = 1000 * totals["cost_usd"] / totals["rows"]
         shown["cost per 1,000 rows"] = fact("cost_usd_per_1000", each, format_money(each))
+    agreement = next((run["pack_agreement"] for run in facts.runs if run["pack_agreement"] is not None), None)
+    if agreement is not None:
+        shown["pack agreement"] = fact("pack_agreement", agreement, f"{100 * agreement:.1f} %")
     if totals["p50"] is not None:
         shown["median latency"] = fact("p50", totals["p50"], _format_milliseconds(totals["p50"]))
         shown["95th percentile"] = fact("p95", totals["p95"], _format_milliseconds(totals["p95"]))

@@ -212,6 +212,7 @@ def _runs(results: Results) -> list[Facts]:
                 "requests": requests,
                 "cost_usd": None if unpriced else usd(cost or 0),
                 "audits": last.get("audits") or (),
+                "pack_agreement": last.get("pack_agreement"),
                 "times": last.get("times"),
             }
         )

@@ -31,6 +31,9 @@ def format_report(report: RunReport, path: str) -> "RenderableType":
         facts["tokens"] = f"{report.input_tokens or 0:,} in, {report.output_tokens or 0:,} out"
         is_known = report.cost_usd is not None
         facts["cost"] = format_money(report.cost_usd, decimals) if is_known else "not known (no price for the model)"
+    if report.pack_agreement is not None:
+        verified = format_count(report.pack_verified, "verified row")
+        facts["pack agreement"] = f"{100 * report.pack_agreement:.1f} % of {verified} had the same answer alone"
     if bottleneck := (report.times or {}).get("bound_by"):
         facts["bound by"] = str(bottleneck)
     for audit in report.audits:

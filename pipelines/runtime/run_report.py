@@ -88,6 +88,12 @@ class RunReport:
     """Where the time went (`TimeBreakdown`), for the closing summary and the HTML report."""
     notes: Sequence[str] = field(default=(), repr=False)
     """What the closing summary names, such as a schema that a provider refuses."""
+    pack_agreement: float | None = None
+    """Share of the verified rows of packs with the same answer alone, from 0 to 1; None if no row was verified."""
+    pack_verified: int = 0
+    """Rows of packs that were also requested alone."""
+    has_packs: bool = False
+    """Whether a step of the job has `pack`."""
     is_skipped: bool = field(default=False, repr=False)
     """Whether the job was not started, since a job whose results it reads has failed."""
 
@@ -98,6 +104,8 @@ class RunReport:
             shown["tables"] = dict(self.tables)
         if self.audits:
             shown["audits"] = [audit.to_json() for audit in self.audits]
+        if self.has_packs:
+            shown["pack_agreement"] = self.pack_agreement
         if self.compared is not None:
             shown["compare"] = [{"key": row.key, "old": row.old, "new": row.new} for row in self.compared]
         return shown
@@ -117,7 +125,8 @@ class RunReport:
             AuditResult(audit["name"], audit["rows"], audit["max"], tuple(audit.get("found", ())))
             for audit in record.get("audits") or ()
         )
-        return cls(**counted, exit_code=record["exit_code"], audits=audits)
+        packs = {"has_packs": True, "pack_agreement": record["pack_agreement"]} if "pack_agreement" in record else {}
+        return cls(**counted, exit_code=record["exit_code"], audits=audits, **packs)
 
     @property
     def has_begun(self) -> bool:

@@ -72,12 +72,15 @@ class Packing:
         """Return the usage of a packed exchange."""
         return self._endpoint.usage(group, reply)
 
-    def record_single(self, request: Request, answer: bytes | RowError) -> None:
-        """Compare the answer of a row that was requested alone with its packed one, if it has one."""
+    def verify(self, request: Request, answer: bytes | RowError) -> bool | None:
+        """Return whether the answer of a row that was requested alone equals its packed one; None if it has none."""
         packed = self._unverified.pop(request.fingerprint, None)
-        if packed is not None:
-            single = answer if isinstance(answer, RowError) else self._endpoint.values(answer)
-            self.agreement.record(answers_agree(self._endpoint.values(packed), single, self._columns))
+        if packed is None:
+            return None
+        single = answer if isinstance(answer, RowError) else self._endpoint.values(answer)
+        is_equal = answers_agree(self._endpoint.values(packed), single, self._columns)
+        self.agreement.record(is_equal)
+        return is_equal
 
     def repacked(self, packed: Request, group: Sequence[Request], problem: RowError) -> Request | None:
         """Return the packed request with its schema in a simpler mode if `problem` refuses the present one; else None.

@@ -41,7 +41,7 @@ OBJECT_STORE_BYTES = 256 << 20
 TOKEN_COUNTERS = ("input_tokens", "output_tokens")
 RUN_COUNTERS = (
     "requests", "retries", "rate_limited", "in_flight", "cost", "unpriced", "settled", "settled_failed",
-    *TOKEN_COUNTERS,
+    "pack_verified", "pack_agreed", *TOKEN_COUNTERS,
 )  # fmt: skip
 STEP_COUNTERS = (
     "exchanges", "asked", "answered", "skipped", "failed", "schema_repairs", "cost", "busy_seconds",

@@ -271,3 +271,59 @@ def test_only_the_last_message_may_depend_on_the_row(cli: Cli, workspace: Worksp
     steps = f"[{{name: answer, endpoint: chat, provider: test, model: m, messages: {messages}, pack: {{rows: 2}}}}]"
     assert cli("validate", workspace.job(steps=steps)) == 2
     assert "steps.answer.pack: only the last message may depend on the row, as one text of the user" in cli.err
+
+
+def shouting(provider: ScriptedProvider, wrong: float) -> HostileServer:
+    """A server whose packed answers are wrong for a share of the items; single ones are right."""
+    server = HostileServer(3, 0)
+
+    def script(path: str, body: Body, count: int) -> Body | None:
+        items = items_of(body)
+        made = [
+            {"id": one["id"], "answer": "WRONG" if server.random.random() < wrong else one["content"].upper()}
+            for one in items
+        ]
+        return packed_reply(made) if items else None
+
+    provider.script = script
+    return server
+
+
+def test_verified_rows_keep_their_single_answer_and_measure_agreement(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    shouting(provider, wrong=1.0)
+    workspace.csv(40)
+    report = cli.run(packed_job(workspace, "{rows: 10, verify: 0.5}"))
+    found = read(workspace.folder / "out")
+    single = [row for row in found if row["answer"] != "WRONG"]
+    assert report["pack_agreement"] == 0.0
+    assert 10 <= len(single) <= 30
+    assert all(row["answer"] == f"TEXT {row['id']}" for row in single)
+    assert report["requests"] == 4 + len(single)
+
+
+def test_agreement_is_in_the_summary_and_the_report(cli: Cli, workspace: Workspace, provider: ScriptedProvider) -> None:
+    provider.script = honest
+    workspace.csv(40)
+    job = packed_job(workspace, "{rows: 10, verify: 1}")
+    assert cli("run", job) == 0
+    assert "pack agreement" in cli.out
+    assert "100.0 % of 40 verified rows had the same answer alone" in cli.out
+    cli("report", job, "-o", workspace.folder / "page.html")
+    assert 'data-fact="pack_agreement" value="1.0">100.0 %' in (workspace.folder / "page.html").read_text()
+
+
+def test_a_job_without_a_verified_row_has_no_agreement(cli: Cli, workspace: Workspace) -> None:
+    workspace.csv(2)
+    assert cli.run(packed_job(workspace))["pack_agreement"] is None
+    assert "pack_agreement" not in cli.run(workspace.job("plain", sink="{parquet: plain}"))
+
+
+def test_too_little_agreement_halves_the_packs(cli: Cli, workspace: Workspace, provider: ScriptedProvider) -> None:
+    shouting(provider, wrong=0.5)
+    workspace.csv(4000)
+    cli.run(packed_job(workspace, "{rows: 16, verify: 0.1, agreement: 0.9}"))
+    sizes = [size for _, body in provider.seen if (size := len(items_of(body)))]
+    assert sizes[0] == 16
+    assert sizes[-1] <= 8
