@@ -63,11 +63,12 @@ def shape(kind: DuckDBPyType) -> str:
 def has_value(kind: DuckDBPyType, value: str) -> str:
     """SQL of whether a value is or contains anything but nulls and empty lists."""
     if kind.id in ("list", "array"):
-        inner = dict(kind.children)
+        inner: dict[str, Any] = dict(kind.children)
         element = f"e{len(value)}"
         return f"coalesce(len(list_filter({value}, lambda {element}: {has_value(inner['child'], element)})) > 0, false)"
     if kind.id == "struct":
-        fields = [has_value(child, f"struct_extract({value}, {literal(name)})") for name, child in kind.children]
+        children: dict[str, Any] = dict(kind.children)
+        fields = [has_value(child, f"struct_extract({value}, {literal(name)})") for name, child in children.items()]
         return f"({' or '.join(fields)})"
     if kind.id == "map":
         return f"coalesce(cardinality({value}) > 0, false)"

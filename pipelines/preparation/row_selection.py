@@ -471,7 +471,7 @@ class RowSelection:
             text = self.reader.text(name)
             missing = f"{text} != '' and not contains({text}, ':') and not starts_with({text}, '[')"
             query = (
-                f"select count(*), min({text}) from {self.reader.chosen()} join "
+                f"select count(*), min({text}) from {self.reader.chosen([name])} join "
                 f"read_parquet({literal(self._marks_path(name))}) marks on marks._path = {text} "
                 f"where marks._mark = '' and {missing}"
             )
