@@ -153,9 +153,11 @@ class OnlineDispatcher:
                 self.enqueue(part)
         elif terms is None:
             await self._send_group(group, task)
-        elif len(parts := terms.pieces(group)) > 1:
+        elif len(parts := terms.parts(group.requests)) > 1:
             for part in parts:
-                self.enqueue(part)
+                self.enqueue(RequestGroup(group.route, part, exchanges=group.exchanges))
+            for waiting in terms.end_split(group):
+                self.enqueue(waiting)
         elif terms.begin(group):
             try:
                 await self._send_group(group, task)

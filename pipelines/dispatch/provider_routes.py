@@ -11,11 +11,11 @@ from connectors.tokens import context_window, has_known_tokenizer, shares_tokeni
 from pipelines.config.job import Job
 from pipelines.config.workspace import Workspace
 from pipelines.config.workspace_file import LOCAL
-from pipelines.dispatch.group_terms import GroupTerms
 from pipelines.dispatch.packing.packing import Packing
 from pipelines.dispatch.provider_pool import ProviderPool
-from pipelines.dispatch.request_types import Route, RunLedger
+from pipelines.dispatch.request_types import RequestGroup, Route, RunLedger
 from pipelines.dispatch.step_runner import RunStep
+from pipelines.limits.group_terms import GroupTerms
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.preparation.prepared_job import PreparedStep
 from pipelines.pricing.price_cache import cached_published_price
@@ -45,9 +45,9 @@ def build_routes(
         limits.requests_per_minute, limits.tokens_per_minute, None, retry.longest_hold, retry.longest_wait
     )
 
-    shared_terms: dict[tuple[str, str], GroupTerms] = {}
+    shared_terms: dict[tuple[str, str], GroupTerms[RequestGroup]] = {}
 
-    def terms_of(step: PreparedStep) -> GroupTerms | None:
+    def terms_of(step: PreparedStep) -> GroupTerms[RequestGroup] | None:
         if not step.endpoint.shares_exchanges:
             return None
         key = (step.provider.tag, step.model.model)
@@ -59,7 +59,7 @@ def build_routes(
             )
 
         facts = step.context.embedding
-        terms = GroupTerms(step.endpoint, facts.max_texts, facts.encoding, store)
+        terms: GroupTerms[RequestGroup] = GroupTerms(step.endpoint, facts.max_texts, facts.encoding, store)
         return shared_terms.setdefault(key, terms)
 
     packings: dict[str, Packing] = {}

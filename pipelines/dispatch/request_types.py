@@ -9,10 +9,10 @@ from typing import Any, Literal, Protocol
 from connectors.contracts import Endpoint, Provider
 from connectors.records import Request, RowError, record
 from pipelines.dispatch.counters import RunCounters
-from pipelines.dispatch.group_terms import GroupTerms
 from pipelines.dispatch.packing.packing import Packing
 from pipelines.dispatch.read_buffer import LARGE_ANSWER_BYTES
 from pipelines.ledger.entries import PendingExchange, SettledExchange, StoredAnswer
+from pipelines.limits.group_terms import GroupTerms
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.pricing.prices import Price
 from pipelines.pricing.run_budget import Reservation
@@ -46,7 +46,7 @@ class Route:
     """How rows share requests; None: the endpoint decides."""
     pool: "RoutePool | None" = None
     """The pool whose members share the work, each with a route; None for a single provider."""
-    terms: GroupTerms | None = None
+    terms: "GroupTerms[RequestGroup] | None" = None
     """What the provider takes in one exchange; None if every request is alone."""
 
     @property

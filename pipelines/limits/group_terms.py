@@ -1,20 +1,26 @@
 """Group terms: how many requests a provider's model takes in one exchange, and in which encoding, by its refusals."""
 
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from connectors.contracts import Endpoint
-from connectors.records import RowError
+from connectors.records import Request, RowError
 
-if TYPE_CHECKING:
-    from pipelines.dispatch.request_types import RequestGroup
+
+class Group(Protocol):
+    """Requests that share an exchange."""
+
+    @property
+    def requests(self) -> tuple[Request, ...]: ...
+
+
+G = TypeVar("G", bound=Group)
 
 StoreTerms = Callable[[int | None, str | None], Coroutine[Any, Any, None]]
 """Stores the most requests in a group, and the encoding if it is not the usual one, for later runs."""
 
 
-class GroupTerms:
+class GroupTerms(Generic[G]):
     """What is known of one provider's model; the steps that use the model share it.
 
     A group that is larger than every accepted one goes first, alone: only it can be refused for its size. A refusal
@@ -36,22 +42,21 @@ class GroupTerms:
         self._suspected_limit: int | None = None
         self._suspects: set[bytes] = set()
         """Fingerprints of the requests in refused groups: one of them, or their number, is the reason."""
-        self._first: RequestGroup | None = None
+        self._first: G | None = None
         """The group that goes first."""
         self._is_again = False
         """Whether the first group is sent again."""
-        self._waiting: list[RequestGroup] = []
+        self._waiting: list[G] = []
 
-    def pieces(self, group: "RequestGroup") -> "Sequence[RequestGroup]":
-        """Return the group, in parts if it is larger than the limit."""
+    def parts(self, requests: tuple[Request, ...]) -> Sequence[tuple[Request, ...]]:
+        """Return the requests of a group, in parts if there are more than the limit."""
         limits = [limit for limit in (self.max_requests, self._suspected_limit) if limit is not None]
-        size, limit = len(group.requests), min(limits, default=len(group.requests))
-        if size <= limit:
-            return (group,)
-        parts = (group.requests[start : start + limit] for start in range(0, size, limit))
-        return [replace(group, requests=part, attempts=0) for part in parts]
+        limit = min(limits, default=len(requests))
+        if len(requests) <= limit:
+            return (requests,)
+        return [requests[start : start + limit] for start in range(0, len(requests), limit)]
 
-    def begin(self, group: "RequestGroup") -> bool:
+    def begin(self, group: G) -> bool:
         """Return whether the group may be sent now; otherwise `end` of the first group returns it."""
         if len(group.requests) <= self._largest_accepted and self._is_encoding_accepted:
             return True
@@ -61,7 +66,7 @@ class GroupTerms:
         self._waiting.append(group)
         return False
 
-    def end(self, group: "RequestGroup") -> "Sequence[RequestGroup]":
+    def end(self, group: G) -> Sequence[G]:
         """Return the groups that have waited for this one."""
         if self._first is not group or self._is_again:
             return ()
@@ -69,7 +74,13 @@ class GroupTerms:
         waiting, self._waiting = self._waiting, []
         return waiting
 
-    def record_accepted(self, group: "RequestGroup") -> Coroutine[Any, Any, None] | None:
+    def end_split(self, group: G) -> Sequence[G]:
+        """Return the groups that have waited for this one, which is replaced by its parts."""
+        if self._first is group:
+            self._is_again = False
+        return self.end(group)
+
+    def record_accepted(self, group: G) -> Coroutine[Any, Any, None] | None:
         """Learn from an accepted group; return the write to the ledger that follows, if any."""
         is_changed = self._usual_endpoint is not None
         if is_changed:
@@ -82,7 +93,7 @@ class GroupTerms:
                 self.max_requests, self._suspected_limit, is_changed = self._suspected_limit, None, True
         return self._store(self.max_requests, self._encoding) if is_changed else None
 
-    def record_refused(self, group: "RequestGroup", error: RowError) -> tuple[bool, Coroutine[Any, Any, None] | None]:
+    def record_refused(self, group: G, error: RowError) -> tuple[bool, Coroutine[Any, Any, None] | None]:
         """Learn from a refused group.
 
         Return whether its requests are to be sent again, and the write to the ledger that follows, if any.
