@@ -324,6 +324,6 @@ def test_too_little_agreement_halves_the_packs(cli: Cli, workspace: Workspace, p
     shouting(provider, wrong=0.5)
     workspace.csv(4000)
     cli.run(packed_job(workspace, "{rows: 16, verify: 0.1, agreement: 0.9}"))
-    sizes = [size for _, body in provider.seen if (size := len(items_of(body)))]
+    sizes = [len(items_of(body)) for _, body in provider.seen]
     assert sizes[0] == 16
-    assert sizes[-1] <= 8
+    assert max(sizes[-500:]) <= 8
