@@ -91,7 +91,7 @@ class AnswerColumns:
     def values(self, choices: Sequence[ReplyChoice], is_committed: bool = False) -> Values | RowError:
         """Return one value for each field, or the reason why the answer has none.
 
-        `is_committed`: earlier releases put texts of no character, and fewer answers than `n`, into tables.
+        `is_committed`: earlier releases took what they knew no name for, empty texts, and fewer answers than `n`.
         """
         if self._count > 1:
             problems = [self._problem(choice, is_committed) for choice in choices]
@@ -109,7 +109,7 @@ class AnswerColumns:
         if self._typed is None:
             main: Values = (_text(choice),)
         else:
-            parsed = self._parse_typed(self._typed, choice)
+            parsed = self._parse_typed(self._typed, choice, is_committed)
             if isinstance(parsed, RowError):
                 return parsed
             main = parsed
@@ -121,7 +121,7 @@ class AnswerColumns:
         reason, text = choice.finish_reason, choice.text
         has_text = text is not None and text != "" and not text.isspace()
         if reason != "stop":
-            how = ending(reason)
+            how = reason if is_committed else ending(reason)
             if how == "content_filter":
                 return RowError("content_filter", f"the answer was filtered (finish_reason {reason})")
             if how == "length" and (self._typed is not None or not (has_text or choice.tool_calls)):
@@ -133,7 +133,7 @@ class AnswerColumns:
             return None
         return RowError("invalid_answer", _without_text(choice))
 
-    def _parse_typed(self, typed: TypedOutput, choice: ReplyChoice) -> Values | RowError:
+    def _parse_typed(self, typed: TypedOutput, choice: ReplyChoice, is_committed: bool) -> Values | RowError:
         has_calls = bool(choice.tool_calls)
         nulls = (None,) * len(typed.fields)
         if has_calls and self._has_tools and not choice.text:
@@ -147,7 +147,7 @@ class AnswerColumns:
             if not isinstance(found, str):
                 return found
         # With a tool call the text is a remark, not the answer.
-        if has_calls and self._has_tools:
+        if has_calls and (self._has_tools or is_committed):
             return nulls
         if self._allow_empty and (not text or text.isspace()):
             return nulls

@@ -611,6 +611,21 @@ def test_an_empty_answer_that_an_earlier_release_put_into_a_table_is_rebuilt() -
     assert isinstance(chat().committed_values(orjson.dumps(completion({}))), RowError)
 
 
+@pytest.mark.parametrize(
+    ("message", "finish", "values"),
+    [
+        ({"content": '{"n": 3}'}, "MAX_TOKENS", (3,)),
+        ({"content": '{"n": 3}'}, "SAFETY", (3,)),
+        ({"content": '{"n": 3}'}, "abort", (3,)),
+        ({"tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}, "tool_calls", (None,)),
+        ({"tool_calls": [{"function": {"name": "f", "arguments": '{"n": 3}'}}]}, "tool_calls", (3,)),
+    ],
+)
+def test_what_an_earlier_release_took_for_an_answer_is_rebuilt(message: Any, finish: str, values: Any) -> None:
+    answer = orjson.dumps(completion(message, finish=finish))
+    assert chat(output={"n": "integer"}).committed_values(answer) == values
+
+
 def test_fewer_answers_than_n_are_an_error() -> None:
     message = "the server sent 1 of 3 answers; it does not support n; leave n out"
     assert failed(chat(params={"n": 3}), completion({"content": "a"})) == ("invalid_answer", message)
