@@ -391,9 +391,14 @@ class RowSelection:
         names, text = self.reader.schema.names, self.reader.text
         content = sorted({*names} - self.reader.path_columns)
         digests = f"{_content_digest(map(text, content))} as _row_content"
-        earlier = list(self._earlier_texts or ({},)) if self._has_old_content_keys else []
-        for number, texts in enumerate(earlier):
-            digests += f", {_content_digest(texts.get(name) or text(name) for name in names)} as _row_old_{number}"
+        earlier: list[str] = []
+        if self._has_old_content_keys:
+            # Earlier versions had values in the names of folders for Parquet only.
+            orders = [names, [name for name in names if name in content]]
+            for texts in self._earlier_texts or ({},):
+                earlier += (_content_digest(map(partial(_text_of, texts, text), order)) for order in orders)
+            earlier = list(dict.fromkeys(earlier))
+        digests += "".join(f", {digest} as _row_old_{number}" for number, digest in enumerate(earlier))
         rows = f"(select *, {digests} from {self.reader.chosen(names)})"
         identity = f"{literal(CONTENT_KEY_PREFIX)} || {_numbered('_row_content')}"
         if not earlier:
