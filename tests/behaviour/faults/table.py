@@ -285,6 +285,19 @@ def _faults() -> Iterator[Fault]:
     yield _stops("401 during the run", refusing(401, "bad key", "invalid_api_key"), "access_denied")
     yield _stops("403", refusing(403), "access_denied")
     yield _row_fails("404", refusing(404, "no such model", "model_not_found"))
+    yield Fault(
+        "404 before any answer", RUN_STOPS, 3, {"setup": 1}, {"setup": 1}, 1, 4, refusing(404), every,
+        stopped="setup", note="of this provider and model. The message names the address, or the model.",
+    )  # fmt: skip
+    yield Fault(
+        "404, three in a row", RUN_STOPS, 3, {"setup": 3}, {"ok": 1, "bad_request": 2, "setup": 1}, 4, 3,
+        refusing(404), after_one, stopped="setup", note="a single one is the row's.",
+    )  # fmt: skip
+    yield Fault(
+        "One refusal for the first 20 rows", RUN_STOPS, 3, {"setup": 20}, {"bad_request": 19, "setup": 1}, 20, 30,
+        refusing(400), every, rows=30, stopped="setup",
+        note="of a step that has no answer yet. Until then at most 20 of its rows are sent.",
+    )  # fmt: skip
     yield _retried("408", refusing(408), "timeout")
     yield _row_fails("413", refusing(413))
     yield _row_fails("422", refusing(422))
@@ -311,7 +324,11 @@ def _faults() -> Iterator[Fault]:
     )  # fmt: skip
     yield _probed("Connection refused", lambda server: "http://127.0.0.1:1/v1")
     yield _probed("A host name that does not resolve", lambda server: "http://provider.invalid/v1")
-    yield _probed("TLS fails", lambda server: f"https://127.0.0.1:{server.port}/v1")
+    yield Fault(
+        "A server without TLS behind https://", RUN_STOPS, 3, {"setup": 1}, {"setup": 1}, 0, 4, hits=nothing,
+        base_url=lambda server: f"https://127.0.0.1:{server.port}/v1", stopped="setup",
+        note="like a certificate that is refused. The message says what to correct.",
+    )  # fmt: skip
     yield _retried("The connection is reset", reset, "connection")
     yield _retried("The connection ends before the reply", closed, "connection")
     yield _retried("Silence before the reply", silent, "timeout", job=SHORT_TOTAL, note=TOTAL)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ OUTCOMES: dict[str, tuple[str, int, dict[str, int], int, int]] = {
     "rate_limit": ("200, NAME*2", 0, {}, 6, 0),
     "setup": ("NAME", 3, {"setup": 1}, 1, 4),
 }
+PAGE = Path(__file__).parents[3] / "jobs" / "docs" / "errors-and-faults.md"
 LONG_WAITS = {"wait-of-a-day": ("200, NAME", 3, {"rate_limit": 1}, 2, 3)}
 
 
@@ -54,3 +56,8 @@ def test_a_model_that_has_answered_is_gone_after_three_replies_in_a_row(
     assert (first["exit_code"], first["requests"], first["rows_ok"], found) == (3, 7, 3, {"setup": 4})
     # The lone one met the same fault: it is the set-up's as well.
     assert (second["exit_code"], second["requests"], second["rows_ok"]) == (0, 5, 8)
+
+
+def test_the_page_lists_every_named_fault() -> None:
+    rows = [f"| `{name}` | {reply.status} | `{reply.error_class}` |" for name, reply in ERROR_REPLIES.items()]
+    assert "\n".join(rows) in PAGE.read_text()
