@@ -440,6 +440,8 @@ class BatchDispatcher:
         if self.state.stop_reason is not None and error.error_class not in ROW_ERROR_CLASSES:
             # The next run requests it.
             return
+        if self._is_refusal_of_group(group, error):
+            return
         # A batch of this line alone was above the limit: another one would be too.
         is_too_large = error.code == TOKEN_LIMIT
         decision = decide_batch_line(
@@ -454,6 +456,24 @@ class BatchDispatcher:
             self.pending.resolve_with_error(group, error)
         if decision.stop_reason is not None:
             self.stop(decision.stop_reason)
+
+    def _is_refusal_of_group(self, group: RequestGroup, error: RowError) -> bool:
+        """Whether the words of a refusal name the size of the group or its encoding; then it is sent again as allowed.
+
+        In the next batch, since halving as in an online run would take a batch for each step.
+        """
+        terms = group.route.terms
+        write = (
+            None if terms is None or error.error_class != "bad_request" else terms.record_stated_refusal(group, error)
+        )
+        if terms is None or write is None:
+            return False
+        task = asyncio.create_task(write)
+        task.add_done_callback(self.state.on_task_done)
+        self._other_tasks.append(task)
+        for part in terms.parts(group.requests):
+            self._send_again(part, 0)
+        return True
 
     def _send_again(self, requests: Sequence[Request], attempts: int) -> None:
         """Queue the requests that somebody waits for, as they were submitted."""
@@ -503,7 +523,11 @@ class BatchDispatcher:
         known = self._batch_price_routes.get(route.route_id)
         if known is None or known[0] is not route:
             price = None if route.price is None else batch_price(route.price)
-            max_cost = max_cost_function(price, route.provider.sent_model(self._models[route.route_id]))
+            max_cost = max_cost_function(
+                price,
+                route.provider.sent_model(self._models[route.route_id]),
+                terms=route.endpoint.billing_terms,
+            )
             known = (route, replace(route, price=price, max_cost=max_cost))
             self._batch_price_routes[route.route_id] = known
         return known[1]

@@ -93,28 +93,38 @@ class GroupTerms(Generic[G]):
                 self.max_requests, self._suspected_limit, is_changed = self._suspected_limit, None, True
         return self._store(self.max_requests, self._encoding) if is_changed else None
 
+    def record_stated_refusal(self, group: G, error: RowError) -> Coroutine[Any, Any, None] | None:
+        """Learn from a refusal whose words name the encoding or the size of the group.
+
+        Return the write to the ledger that follows; its requests are to be sent again. None for any other refusal.
+        """
+        plain = self.endpoint.plain_encoding(error)
+        if plain is not None and plain[1]:
+            self.endpoint, self._encoding, self._usual_endpoint = plain[0], "float", None
+            return self._store(self.max_requests, self._encoding)
+        limit = self.endpoint.group_limit(error, len(group.requests))
+        if limit is None:
+            return None
+        self.max_requests = min(limit, self.max_requests or limit)
+        self._suspected_limit, self._suspects = None, set()
+        return self._store(self.max_requests, self._encoding)
+
     def record_refused(self, group: G, error: RowError) -> tuple[bool, Coroutine[Any, Any, None] | None]:
         """Learn from a refused group.
 
         Return whether its requests are to be sent again, and the write to the ledger that follows, if any.
         """
-        size = len(group.requests)
-        plain = self.endpoint.plain_encoding(error)
-        if plain is not None and (plain[1] or not self._is_encoding_accepted):
+        size, plain = len(group.requests), self.endpoint.plain_encoding(error)
+        if plain is not None and not plain[1] and not self._is_encoding_accepted:
             self._is_again = self._first is group
-            if plain[1]:
-                self.endpoint, self._encoding, self._usual_endpoint = plain[0], "float", None
-                return True, self._store(self.max_requests, self._encoding)
             self._usual_endpoint, self.endpoint = self.endpoint, plain[0]
             return True, None
         if self._usual_endpoint is not None:
             # The encoding was not the reason; this is not tried again.
             self.endpoint, self._usual_endpoint, self._is_encoding_accepted = self._usual_endpoint, None, True
-        limit = self.endpoint.group_limit(error, size)
-        if limit is not None:
-            self.max_requests = min(limit, self.max_requests or limit)
-            self._suspected_limit, self._suspects = None, set()
-            return True, self._store(self.max_requests, self._encoding)
+        if (write := self.record_stated_refusal(group, error)) is not None:
+            self._is_again = self._first is group
+            return True, write
         fingerprints = {request.fingerprint for request in group.requests}
         if size > max(1, self._largest_accepted):
             self._suspected_limit = min(size // 2, self._suspected_limit or size)

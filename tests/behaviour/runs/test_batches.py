@@ -215,6 +215,26 @@ def test_no_file_is_larger_than_the_api_allows_nor_much_smaller(
     assert set(batches.submitted.values()) == {1}
 
 
+@pytest.mark.parametrize(
+    ("message", "is_refused"),
+    [
+        ("encoding_format must be float", lambda body: "encoding_format" in body),
+        ("batch size is invalid, it should not be larger than 10", lambda body: len(body["input"]) > 10),
+    ],
+    ids=["encoding", "size"],
+)
+def test_a_stated_refusal_of_a_group_is_learned_by_one_batch(
+    workspace: Any, batches: Any, cli: Any, message: str, is_refused: Callable[[Any], bool]
+) -> None:
+    workspace.csv(40)
+    steps = '[{name: v, endpoint: embeddings, provider: test, model: e, dimensions: 3, input: "{{ text }}"}]'
+    refusal = {"status_code": 400, "body": {"error": {"message": message}}}
+    batches.script = lambda text, body: refusal if is_refused(body) else None
+    report = cli.run(workspace.job(steps=steps, **BATCH))
+    assert (report["exit_code"], report["rows_ok"]) == (0, 40)
+    assert len(batches.lines_of_batches) == 2
+
+
 def test_the_size_limit_of_an_embeddings_batch_counts_inputs_not_lines(
     workspace: Any, batches: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
