@@ -43,7 +43,9 @@ def permanent_fault(exc: BaseException, access: ProviderAccess) -> str | None:
         case aiohttp.ClientConnectorDNSError() if access.proxy is not None:
             # The proxy resolves the provider's own name.
             return f"the proxy {exc.host} is unknown ({exc.os_error}); {_proxy_advice('correct its address')}"
-        case aiohttp.http_exceptions.HttpProcessingError() if any(each in exc.message for each in _TLS_BYTES):
+        case aiohttp.http_exceptions.HttpProcessingError() | aiohttp.ClientResponseError() if any(
+            each in exc.message for each in _TLS_BYTES
+        ):
             return "the server speaks TLS at this address; write https:// in base_url"
     return None
 

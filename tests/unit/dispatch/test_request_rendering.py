@@ -5,9 +5,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from connectors.contracts import MediaColumn
-from connectors.records import Request, Row, RowError
-from pipelines.dispatch.request_rendering import read_answer, render_requests
+from connectors.contracts import MediaColumn, Provider
+from connectors.records import Call, Request, Row, RowError
+from pipelines.dispatch.request_rendering import read_answer, render_requests, with_sent_model
 
 TABLE = pa.table({"text": ["a", "b", "c"], "picture": ["x", "y", "z"], "unused": [1, 2, 3]})
 
@@ -63,3 +63,26 @@ def test_an_answer_gives_values_a_repair_request_or_an_error() -> None:
     assert isinstance(repair, Request)
     assert repair.repair_of == request.fingerprint
     assert read_answer(endpoint, repair, b"no") == RowError("invalid_answer", "not upper case")
+
+
+@pytest.mark.parametrize(
+    ("call", "sent"),
+    [
+        (
+            Call("POST", "/c", b'{"model":"m","text":"model m"}'),
+            Call("POST", "/c", b'{"model":"v/m2","text":"model m"}'),
+        ),
+        (Call("POST", "/c", b'{"a":1,"model":"m"}'), Call("POST", "/c", b'{"a":1,"model":"v/m2"}')),
+        (Call("POST", "/c", b'{"model":"q\\"\\\\","x":"}"}'), Call("POST", "/c", b'{"model":"odd","x":"}"}')),
+        (Call("POST", "/c", b'{"model":"other"}'), Call("POST", "/c", b'{"model":"other"}')),
+        (
+            Call("POST", "/a", form=(("model", "m", None), ("file", b"m", "m.wav"))),
+            Call("POST", "/a", form=(("model", "v/m2", None), ("file", b"m", "m.wav"))),
+        ),
+    ],
+    ids=["first", "elsewhere", "escapes", "another model", "form"],
+)
+def test_a_call_names_the_model_as_its_provider_does(call: Call, sent: Call) -> None:
+    provider = Provider("p", "http://a", models={"m": "v/m2", 'q"\\': "odd"})
+    assert with_sent_model(call, provider) == sent
+    assert with_sent_model(call, Provider("p", "http://a")) is call
