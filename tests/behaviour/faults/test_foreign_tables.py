@@ -221,7 +221,6 @@ def test_they_are_refused_with_one_line_and_not_changed(
     assert len(cli.err.splitlines()) == 1
     for arguments in (
         (),
-        ("--schema-change", "cast"),
         ("--schema-change", "backfill"),
         ("--set", "sink.write=replace"),
     ):
