@@ -151,7 +151,10 @@ class PriceEntry(BaseModel):
         base = published
         if not self.has_no_rates:
             rates = [getattr(self, name) for name in _RATES]
-            base = Price(*(None if rate is None else _dollars_to_pico(rate) for rate in rates))
+            given, cached, made, image, minute, characters = (
+                None if rate is None else _dollars_to_pico(rate) for rate in rates
+            )
+            base = Price(given, cached, made, image, minute, characters)
         if base is None:
             return None
         tiers = dict(base.service_tiers)
