@@ -18,7 +18,7 @@ from pipelines.dispatch.provider_routes import member_price, step_price
 from pipelines.execution.audits import check_audits, run_audits
 from pipelines.execution.run_report import run_report
 from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.projection import append_usage, rebuild
+from pipelines.ledger.projection import append_usage, count_committed, rebuild
 from pipelines.maintenance.retention import drop_committed
 from pipelines.monitoring.json_log import print_problem
 from pipelines.preparation.job_warnings import job_warnings
@@ -338,15 +338,17 @@ def rebuild_tables(loaded: LoadedJob, leave_out: bool = False) -> tuple[int, int
         open_workspace_ledger(workspace) as ledger,
         prepare_job(loaded, ledger, sink_types=sink_types) as ready,
     ):
-        before = _count_results(ready)
-        rows = _rebuild_from_ledger(ready, ledger, 0 if leave_out else before)
+        has_sink = ready.sink.exists()
+        before = (
+            _count_results(ready) if has_sink else count_committed(ledger, ready.job.name, ready.sink_name, ready.shape)
+        )
+        # Without tables there is nothing to lose.
+        rows = _rebuild_from_ledger(ready, ledger, 0 if leave_out or not has_sink else before)
         append_usage(ledger, ready.sink, ready.job.name)
         return rows, max(0, before - rows), ready.sink.tables()
 
 
 def _count_results(ready: PreparedJob) -> int:
-    if not ready.sink.exists():
-        return 0
     with query_connection(ready.scratch) as db:
         ready.sink.attach(db)
         ((rows,),) = db.execute(f"select count(*) from {ready.sink.results_sql()}").fetchall()

@@ -141,6 +141,11 @@ def rebuild(ledger: Ledger, sink: Sink, job: str, sink_name: str, shape: TableSh
     return count
 
 
+def count_committed(ledger: Ledger, job: str, sink_name: str, shape: TableShape) -> int:
+    """Count the result rows that `rebuild` writes if the ledger has all their answers."""
+    return sum(len(result_rows) for _, result_rows, _ in _newest(ledger, job, sink_name, shape))
+
+
 def _newest(
     ledger: Ledger, job: str, sink_name: str, shape: TableShape
 ) -> list[tuple[int, Sequence[int], Sequence[int]]]:

@@ -4,6 +4,10 @@ import io
 import os
 import select
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 class OutputFile(io.FileIO):
@@ -14,7 +18,7 @@ class OutputFile(io.FileIO):
         self.error: OSError | None = None
         """What lost a part of the output; None as well if the reader has closed its end, such as `head`."""
 
-    def write(self, data: "bytes | bytearray | memoryview", /) -> int:  # type: ignore[override]
+    def write(self, data: "ReadableBuffer", /) -> int:
         try:
             written = super().write(data)
             while written is None:
@@ -23,11 +27,11 @@ class OutputFile(io.FileIO):
                 written = super().write(data)
         except BrokenPipeError:
             self._discard()
-            return len(data)
+            return memoryview(data).nbytes
         except OSError as exc:
             self.error = exc
             self._discard()
-            return len(data)
+            return memoryview(data).nbytes
         return written
 
     def _discard(self) -> None:

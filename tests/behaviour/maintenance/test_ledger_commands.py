@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -74,6 +75,22 @@ def test_after_a_prune_rows_and_usage_stay_and_rebuild_refuses_to_lose_rows(
     assert read(workspace.folder / "out") == []
     assert len(read(workspace.folder / "out", "usage")) == 5
     assert cli.run(job)["requests"] == 5
+
+
+def test_a_rebuild_of_lost_tables_counts_the_rows_whose_answers_are_gone(
+    workspace: Any, provider: Any, cli: Any, read: Read
+) -> None:
+    workspace.csv(5)
+    job = workspace.job()
+    cli.run(job)
+    sql(workspace, "delete from answers where id <= 2")
+    shutil.rmtree(workspace.folder / "out")
+    assert cli("rebuild", job) == 0
+    assert cli.out.splitlines()[:2] == [
+        "wrote 3 rows again; nothing was sent",
+        f"left out 2 rows whose answers were pruned from the ledger: rowmill run {job} asks for them again",
+    ]
+    assert len(read(workspace.folder / "out")) == 3
 
 
 def test_prune_by_age_deletes_files_of_large_answers(workspace: Any, provider: Any, cli: Any) -> None:
