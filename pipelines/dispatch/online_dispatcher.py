@@ -154,8 +154,8 @@ class OnlineDispatcher:
         elif terms is None:
             await self._send_group(group, task)
         elif len(parts := terms.parts(group.requests)) > 1:
-            for part in parts:
-                self.enqueue(RequestGroup(group.route, part, exchanges=group.exchanges))
+            for requests in parts:
+                self.enqueue(RequestGroup(group.route, requests, exchanges=group.exchanges))
             for waiting in terms.end_split(group):
                 self.enqueue(waiting)
         elif terms.begin(group):
