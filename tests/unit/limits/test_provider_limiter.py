@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from connectors.transport.awake_clock import AwakeClock
 from pipelines.limits.adaptive_rate import DECREASE_FACTOR
 from pipelines.limits.provider_limiter import FIRST_REFUSAL_SECONDS, HEADROOM, ProviderLimiter
 from tests.support.simulated_key import SimulatedKey, run_in_virtual_time, simulate
@@ -135,3 +136,14 @@ def test_a_full_concurrency_limit_counts_as_an_unknown_delay() -> None:
         return before, load, limiter.in_flight
 
     assert run_in_virtual_time(run) == (0.0, 0.0, 1)
+
+
+async def test_after_a_suspension_no_provider_has_been_silent_for_long(clock: list[float]) -> None:
+    awake = AwakeClock(lambda: clock[0])
+    awake.start_watch()
+    limiter = limiter_with(now=awake.now)
+    limiter.record_failure(await limiter.acquire(1), no_server=True)
+    clock[0] += 8 * 3600
+    limiter.record_failure(await limiter.acquire(1), no_server=True)
+    assert limiter.seconds_without_reply() == 0.0
+    assert 0 < limiter.pause_seconds < 1
