@@ -215,7 +215,7 @@ def _place(entry: Mapping[str, Any]) -> str | None:
     return ".".join(str(part) for part in loc if part != "body") or None if isinstance(loc, list) else None
 
 
-def _location(error: Mapping[str, Any]) -> str | None:
+def _location(error: dict[str, Any]) -> str | None:
     """Return the key of the request's body that a validation error names."""
     for level in _levels(error):
         for key in ("detail", "errors", "error"):

@@ -114,6 +114,10 @@ async def _probe_step(
     else:
         if reason is None:
             return None
+    stopped = dispatcher.state.stop_reason
+    if stopped is not None and stopped.startswith("setup:"):
+        # No dimensions in the job would help.
+        raise Stopped(stopped)
     raise Stopped(
         f"steps.{step_route.route.step}.dimensions: "
         f"the dimensions of the model's vectors could not be learned: {reason}; "

@@ -53,7 +53,7 @@ def test_a_provider_that_gives_no_vector_stops_the_run_and_says_what_to_do(
     from aiohttp import web
 
     workspace.csv(5)
-    provider.script = lambda path, body, count: web.json_response({"error": {"message": "no such model"}}, status=404)
+    provider.script = lambda path, body, count: web.json_response({"error": {"message": "no vectors"}}, status=400)
     assert cli("run", workspace.job(steps=STEPS)) == 3
-    assert "no such model" in cli.err
+    assert "no vectors" in cli.err
     assert "add dimensions: N" in cli.err

@@ -179,3 +179,16 @@ def test_lines_that_all_meet_one_fault_are_the_set_ups(
     assert (report["exit_code"], set(classes(read, workspace))) == (3 if is_setup else 1, {error_class})
     batches.script = lambda text, body: None
     assert cli.run(job)["rows_ok"] == (rows if is_setup else 0)
+
+
+def test_a_missing_embedding_model_is_named_before_its_dimensions_are_learned(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli
+) -> None:
+    workspace.csv(3)
+    job = workspace.job(steps=EMBEDDINGS.replace("dimensions: 4, ", ""))
+    provider.script = refusing(lambda count, body: "no such model: e", 404)
+    report = cli.run(job)
+    assert (report["exit_code"], len(provider.seen)) == (3, 1)
+    assert report["stopped"] == (
+        "setup: test says: no such model: e; correct `model` of step answer, or make e available at test, and run again"
+    )
