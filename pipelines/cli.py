@@ -171,7 +171,7 @@ def _problem_and_remedy(exc: click.UsageError, where: str) -> str:
     found, *suggestions = _SUGGESTION.split(exc.format_message().rstrip("."))
     remedy = f"did you mean {suggestions[0].replace(chr(39), '')}?" if suggestions else None
     if isinstance(exc, click.MissingParameter) and exc.param is not None:
-        from pipelines.commands.options import missing_argument_remedy
+        from pipelines.config.job_suggestions import missing_argument_remedy
 
         remedy = missing_argument_remedy(exc.param.name)
     return f"{found.rstrip('.')}; {remedy or f'see {where} --help'}"

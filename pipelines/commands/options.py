@@ -94,18 +94,6 @@ def job_files(paths: tuple[str, ...], subfolder: str | None = None) -> list[Path
     return files
 
 
-def missing_argument_remedy(argument: str | None) -> str | None:
-    """Return what to write for an argument that was left out; None if its command's help must answer that."""
-    from pipelines.config.job_suggestions import NO_JOBS, nearby_jobs
-
-    if argument == "folder":
-        return "write e.g. my-jobs"
-    if argument not in ("job", "jobs"):
-        return None
-    jobs = nearby_jobs(Path())
-    return f"write e.g. {jobs[0]}" if jobs else NO_JOBS
-
-
 provider_option = click.option(
     "--provider", default="openai", show_default=True, metavar="NAME", help="A provider of this folder's workspace."
 )

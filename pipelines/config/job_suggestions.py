@@ -40,3 +40,13 @@ def suggest_in_folder(folder: Path) -> str:
     if list_job_files(folder / JOBS_FOLDER):
         return f"did you mean {folder / JOBS_FOLDER}?"
     return f"name a folder with .yaml files, or begin with one: {NO_JOBS}"
+
+
+def missing_argument_remedy(argument: str | None) -> str | None:
+    """Return what to write for an argument that was left out; None if its command's help must answer that."""
+    if argument == "folder":
+        return "write e.g. my-jobs"
+    if argument not in ("job", "jobs"):
+        return None
+    jobs = nearby_jobs(Path())
+    return f"write e.g. {jobs[0]}" if jobs else NO_JOBS
