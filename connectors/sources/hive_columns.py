@@ -66,7 +66,7 @@ def value_of_file_number(number: str, values: Sequence[str | None]) -> str:
 
 def value_of_file_name(path: str, name: str) -> str:
     """SQL of the value of a column in a path (SQL)."""
-    written = literal(f"^.*/{_regex_of_name(name)}=([^/]*)/[^/]*$")
+    written = literal(f"^.*/{_regex_of_name(name)}=([^/]*)/")
     value = f"url_decode(regexp_extract({path}, {written}, 1))"
     return f"nullif(nullif({value}, {literal(DEFAULT_PARTITION)}), '')"
 

@@ -41,7 +41,7 @@ MIN_BUFFER_BYTES = 1 << 20
 """DuckDB reserves several buffers of twice the longest line."""
 EMPTY_OBJECT = r"\{\s*\}"
 EMPTY_MARK = "[[[[[[[[[null]]]]]]]]]"
-"""In place of an empty object, whose structure would be that of mixed values; without quotes, since texts have {} too."""
+"""In place of an empty object, whose structure would be that of mixed values; without quotes: texts have {} too."""
 EMPTY_STRUCTURE: Any = [[[[[[[[["NULL"]]]]]]]]]
 FETCHED_STRUCTURES = 1000
 """Structures of lines that are merged at once."""
