@@ -1,5 +1,4 @@
-"""Deadlines of the exchanges of a transport: one timer checks all of them, and none expires after a suspension before
-what has arrived is read."""
+"""Deadlines of the exchanges of a transport, checked by one timer; a suspension counts for none of them."""
 
 import asyncio
 from math import inf
