@@ -237,7 +237,7 @@ def test_a_request_without_an_answer_times_out_after_the_total_timeout(
 
 def test_too_many_failures_stop_the_run(workspace: Any, provider: Any, cli: Any) -> None:
     workspace.csv(2000)
-    provider.script = lambda path, body, count: refusal(400)
+    provider.script = lambda path, body, count: refusal(400) if count % 2 else None
     report = cli.run(workspace.job(limits="{failed_share: 0.2, concurrency: 10}"))
     assert report["exit_code"] == 3
     assert report["stopped"].startswith("failed_share")
