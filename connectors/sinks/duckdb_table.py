@@ -241,8 +241,7 @@ class DuckdbTables:
         if not db.execute("select version from rowmill.layout").fetchall():
             db.execute("insert into rowmill.layout values (?)", [LAYOUT])
         db.execute(
-            "create table if not exists rowmill.marks "
-            f"({', '.join(f'{name} {kind}' for name, kind in MARKS.items())})"
+            f"create table if not exists rowmill.marks ({', '.join(f'{name} {kind}' for name, kind in MARKS.items())})"
         )
 
     def _check_layout(self, db: duckdb.DuckDBPyConnection) -> None:

@@ -410,7 +410,7 @@ class BatchDispatcher:
         group: RequestGroup,
         line: BatchLine,
         settled: SettledExchange,
-        answers: Sequence[bytes | RowError],
+        answers: Sequence[bytes | RowError | None],
         error: RowError | None,
     ) -> None:
         """See LineObserver."""

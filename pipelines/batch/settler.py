@@ -95,7 +95,7 @@ class LineObserver(Protocol):
         group: RequestGroup,
         line: BatchLine,
         settled: SettledExchange,
-        answers: Sequence[bytes | RowError],
+        answers: Sequence[bytes | RowError | None],
         error: RowError | None,
     ) -> None:
         """The line's exchange is in the ledger; `error`: of the whole exchange."""

@@ -1,10 +1,10 @@
 """Interpretation of replies: what an exchange came to, what it cost, and what the ledger stores of it."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from connectors.contracts import MalformedReply
-from connectors.records import NO_USAGE, ROW_ERROR_CLASSES, Reply, RowError, Usage, record
+from connectors.records import NO_USAGE, ROW_ERROR_CLASSES, Reply, RowError, Usage
 from connectors.transport.client import RequestError
 from connectors.transport.error_replies import request_id, row_error
 from connectors.transport.stated_waits import stated_wait
@@ -13,9 +13,12 @@ from pipelines.ledger.entries import AnswerRecord, PendingExchange, SettledExcha
 from pipelines.pricing.prices import Price, cost, tier_price
 
 
-@record
+@dataclass(slots=True)
 class ExchangeOutcome:
-    """What an exchange came to: an answer for each request, or one error for all of them."""
+    """What an exchange came to: an answer for each request, or one error for all of them.
+
+    The error's class may still change, until it is known whose fault it is.
+    """
 
     answers: Sequence[bytes | RowError | None]
     """One for each request of the group, in order; empty with `error`. None: the row of a pack without an answer."""
