@@ -210,18 +210,20 @@ class SourceReader:
         files = [*paths, *self._facts.scratch.glob("*.parquet")]
         nbytes = MEMORY_PER_FILE_BYTE * (elsewhere + sum(file.stat().st_size for file in files))
         self._page = 0
-        if parquet := [file for file in files if file.suffix == ".parquet"]:
-            # Repetitive text is compressed by a factor of a hundred.
-            names = literal_list(map(literal_path, parquet))
-            metadata = f"parquet_metadata({names})"
-            sizes = "sum(total_uncompressed_size), max(total_uncompressed_size)"
-            ((plain, largest),) = self._db.execute(f"select {sizes} from {metadata}").fetchall()
-            nbytes = max(nbytes, int(plain or 0))
-            files_of_others = (
-                f"parquet_file_metadata({names}) where not regexp_matches(created_by, '{SMALL_PAGE_WRITERS}')"
-            )
-            ((others,),) = self._db.execute(f"select count(*) from {files_of_others}").fetchall()
-            self._page = int(largest or 0) if others else min(int(largest or 0), 1 << 20)
+        if parquet := [file for file in files if file.suffix.lower() == ".parquet"]:
+            # It also converts statistics, which may be of moments that DuckDB lacks.
+            with contextlib.suppress(duckdb.ConversionException):
+                # Repetitive text is compressed by a factor of a hundred.
+                names = literal_list(map(literal_path, parquet))
+                metadata = f"parquet_metadata({names})"
+                sizes = "sum(total_uncompressed_size), max(total_uncompressed_size)"
+                ((plain, largest),) = self._db.execute(f"select {sizes} from {metadata}").fetchall()
+                nbytes = max(nbytes, int(plain or 0))
+                files_of_others = (
+                    f"parquet_file_metadata({names}) where not regexp_matches(created_by, '{SMALL_PAGE_WRITERS}')"
+                )
+                ((others,),) = self._db.execute(f"select count(*) from {files_of_others}").fetchall()
+                self._page = int(largest or 0) if others else min(int(largest or 0), 1 << 20)
         ((rows,),) = self._db.execute(f"select count(*) from {self._relation}").fetchall()
         self._count = int(rows)
         return nbytes / max(1, int(rows))

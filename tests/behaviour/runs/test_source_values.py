@@ -230,3 +230,14 @@ def write_far_int96(path: Path) -> None:
     nanoseconds = (1_000_000_000).to_bytes(8, "little")
     assert nanoseconds + day in content
     path.write_bytes(content.replace(nanoseconds + day, nanoseconds + (2**31 - 1).to_bytes(4, "little"), 1))
+
+
+def test_a_moment_beyond_all_timestamps_in_an_unused_column_is_harmless(workspace: Workspace, cli: Cli) -> None:
+    far = pa.array([2**62], pa.timestamp("ms"))
+    pq.write_table(pa.table({"id": [1], "n": far, "value": ["a"]}), workspace.folder / "in.parquet")
+    source = "{parquet: in.parquet, key: id}"
+    assert cli.run(workspace.job(source=source, steps=STEPS))["exit_code"] == 0
+    job = workspace.job(source=source, steps=STEPS, sink="{parquet: other, columns: all}")
+    assert cli("run", job, "--quiet") == 2
+    (line,) = cli.err.splitlines()
+    assert "Could not convert Timestamp(MS) to Timestamp(US)" in line
