@@ -7,6 +7,7 @@ import orjson
 from connectors.errors import DataError
 from connectors.records import Request, RowError
 from connectors.sql import query_connection
+from connectors.templating.row_values import row_values
 from connectors.transport.bounded_json import parse_json
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.ledger.ledger import Ledger
@@ -33,8 +34,8 @@ def row_history(loaded: LoadedJob, key: str) -> dict[str, Any]:
         return {
             "job": ready.job.name,
             "key": key,
-            "row": None if row is None else _visible(row.to_pylist()[0]),
-            "steps": [] if row is None else _steps(ready, ledger, row.to_pylist()[0], result, key),
+            "row": None if row is None else _visible(row_values(row)[0]),
+            "steps": [] if row is None else _steps(ready, ledger, row_values(row)[0], result, key),
             "exchanges": history,
             "cost_usd": _total_cost(history),
             "result": result,
@@ -134,8 +135,8 @@ def _current_outcome(ready: PreparedJob, key: str) -> tuple[dict[str, Any] | Non
         results = db.sql(f"select * from {ready.sink.results_sql()} where {text} = ?", params=[key]).to_arrow_table()
         errors = db.sql(f"select * from {ready.sink.errors_sql()} where {text} = ?", params=[key]).to_arrow_table()
         ready.sink.detach(db)
-    rows = [_visible(row) for row in results.to_pylist()]
-    return (rows[0] if rows else None), [_visible(row) for row in errors.to_pylist()]
+    rows = [_visible(row) for row in row_values(results)]
+    return (rows[0] if rows else None), [_visible(row) for row in row_values(errors)]
 
 
 def _visible(row: dict[str, Any]) -> dict[str, Any]:
