@@ -5,13 +5,12 @@ from dataclasses import replace
 from functools import partial
 
 from connectors.contracts import Provider
-from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
 from connectors.records import BillingTerms, Request, RowError
 from connectors.tokens import context_window, has_known_tokenizer, shares_tokenizer
 from pipelines.config.job import Job
 from pipelines.config.workspace import Workspace
 from pipelines.config.workspace_file import LOCAL
-from pipelines.dispatch.packing.packing import Packing
+from pipelines.dispatch.packing.packing import Packing, packing_of
 from pipelines.dispatch.provider_pool import ProviderPool
 from pipelines.dispatch.request_types import RequestGroup, Route, RunLedger
 from pipelines.dispatch.step_runner import RunStep
@@ -62,15 +61,13 @@ def build_routes(
         terms: GroupTerms[RequestGroup] = GroupTerms(step.endpoint, facts.max_texts, facts.encoding, store)
         return shared_terms.setdefault(key, terms)
 
-    packings: dict[str, Packing] = {}
-
-    def packing_of(step: PreparedStep) -> Packing | None:
-        endpoint = step.endpoint
-        if not isinstance(endpoint, ConversationEndpoint) or endpoint.pack_options is None:
-            return None
-        # The members of a pool share it.
-        packing = Packing(endpoint, partial(_learn_mode, step, ledger), can_halve=job.delivery == "online")
-        return packings.setdefault(step.model.name, packing)
+    # The members of a pool share it.
+    packings: Mapping[str, Packing | None] = {
+        step.model.name: packing_of(
+            step.endpoint, partial(_learn_mode, step, ledger), can_halve=job.delivery == "online"
+        )
+        for step in steps
+    }
 
     def route_to(step: PreparedStep, provider: Provider) -> Route:
         model = step.model
@@ -99,7 +96,7 @@ def build_routes(
             route_id=ledger.register_route(run_id, job.name, model.name, provider.name, model.endpoint, model.model),
             is_last_step=step is steps[-1],
             terms=terms_of(step),
-            packing=packing_of(step),
+            packing=packings[model.name],
             model=model.model,
             is_model_proven=is_model_proven,
             is_step_proven=is_step_proven,

@@ -1,7 +1,7 @@
 """Answer estimates: the length of answers that do not exist yet, and placeholder values for later steps."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -16,6 +16,8 @@ DEFAULT_ANSWER_TOKENS = 150
 EXPECTED_TEXT_WORDS = 8
 """Words of a string in a typed answer."""
 PLACEHOLDER_WORDS = 40
+ITEM_TOKENS = 12
+"""Tokens of an item of a packed answer besides the answer itself: its id, keys and punctuation."""
 MIN_ANSWERS = 20
 """Earlier answers needed before their lengths are used."""
 
@@ -34,6 +36,14 @@ class AnswerEstimate:
     """Mean latency of earlier answers; None if there are none."""
     is_guess: bool = False
     """Whether neither earlier answers nor declared types are known."""
+
+    def of_pack(self, rows: int) -> "AnswerEstimate":
+        """Return the estimate of one answer to so many rows."""
+        # The lengths of earlier answers have been seen in packs, too.
+        item_tokens = 0 if self.seen else ITEM_TOKENS
+        return replace(
+            self, min_tokens=self.min_tokens * rows, expected_tokens=(self.expected_tokens + item_tokens) * rows
+        )
 
 
 def estimate_answer(ledger: Ledger, job: str, step: PreparedStep) -> AnswerEstimate:
@@ -89,14 +99,19 @@ def placeholder_values(step: PreparedStep, likely: AnswerEstimate, place: int) -
 
 
 def _earlier_answers(ledger: Ledger, job: str, step: PreparedStep) -> tuple[int, float, float, float | None]:
-    """(answers, mean output tokens, fewest, mean latency) of the step's successful exchanges."""
+    """(answers, mean output tokens, fewest, mean latency) of the step's successful exchanges.
+
+    The tokens of a pack are shared by its rows; rows with the same request share its fingerprint.
+    """
     ((seen, mean, least, latency),) = ledger.query(
-        "select count(e.output_tokens), avg(e.output_tokens), min(e.output_tokens), avg(e.latency_ms) "
-        "from exchanges e join legs l on l.id = e.leg "
-        "where l.job = ? and l.step = ? and l.model = ? and l.provider = ? and e.error_class is null",
+        "select sum(answers), sum(output_tokens) * 1.0 / sum(answers), min(output_tokens * 1.0 / answers), "
+        "avg(latency_ms) from (select e.output_tokens, e.latency_ms, case when e.output_tokens is null then 0 "
+        "when substr(e.fingerprints, 1, 16) = substr(e.fingerprints, -16) then 1 "
+        "else length(e.fingerprints) / 16 end as answers from exchanges e join legs l on l.id = e.leg "
+        "where l.job = ? and l.step = ? and l.model = ? and l.provider = ? and e.error_class is null)",
         (job, step.model.name, step.model.model, step.provider.name),
     )
-    return seen, float(mean or 0), float(least or 0), latency
+    return seen or 0, float(mean or 0), float(least or 0), latency
 
 
 def _latency_of_model(ledger: Ledger, step: PreparedStep) -> float | None:

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ import pyarrow as pa
 from connectors.contracts import MediaColumn
 from connectors.media.media_reader import MediaReader
 from connectors.records import Media, Request, RowError, Values
+from pipelines.dispatch.packing.packing import Packing, packing_of
 from pipelines.dispatch.request_rendering import read_answer, render_requests
 from pipelines.dispatch.step_runner import CHUNK_ROWS
 from pipelines.ledger.ledger import Ledger
@@ -62,6 +63,14 @@ class StepEstimate:
     prompts: list[bytes] = field(default_factory=list)
     """The first requests, to see in which order constant and row text come."""
     fingerprints: set[bytes] = field(default_factory=set)
+    packing: Packing | None = None
+    alone: CostEstimate | None = None
+    """For a step with `pack`: what its rows would take if each had a request of its own."""
+
+    @property
+    def cost_alone(self) -> CostEstimate:
+        """The cost to which the request of a row alone belongs."""
+        return self.alone or self.cost
 
 
 @dataclass(slots=True)
@@ -76,11 +85,7 @@ class DryRun:
 
 async def dry_run(ready: PreparedJob, ledger: Ledger, asked: int) -> DryRun:
     """Process the rows that a run would request: all of them, or a sample spread over the source."""
-    steps = [
-        StepEstimate(step, estimate_answer(ledger, ready.job.name, step), CostEstimate(Rates.of(ready, step)))
-        for step in ready.steps
-    ]
-    run = DryRun(steps)
+    run = DryRun([_step_estimate(ready, ledger, step) for step in ready.steps])
     media = media_reader(ready)
     try:
         async with aclosing(_chunks(ready, asked)) as chunks:
@@ -89,6 +94,14 @@ async def dry_run(ready: PreparedJob, ledger: Ledger, asked: int) -> DryRun:
     finally:
         await media.close()
     return run
+
+
+def _step_estimate(ready: PreparedJob, ledger: Ledger, step: PreparedStep) -> StepEstimate:
+    rates = Rates.of(ready, step)
+    estimate = StepEstimate(step, estimate_answer(ledger, ready.job.name, step), CostEstimate(rates))
+    if (packing := packing_of(step.endpoint)) is not None:
+        estimate.packing, estimate.alone = packing, CostEstimate(rates)
+    return estimate
 
 
 async def _chunks(ready: PreparedJob, asked: int) -> Any:
@@ -150,6 +163,7 @@ class _ChunkDryRun:
         answers = self._ledger_answers(requests, guessed, estimate)
         unknown = set(requests).difference(answers)
         fresh: list[Request] = []
+        packed: dict[WhenResult, list[Request]] = {}
         for place in sorted(unknown):
             made = requests[place]
             if place not in guessed:
@@ -158,18 +172,41 @@ class _ChunkDryRun:
                 estimate.fingerprints.add(made.fingerprint)
                 if len(estimate.prompts) < MAX_PROMPTS:
                     estimate.prompts.append(made.body)
-                if len(self._run.examples) < MAX_EXAMPLES:
-                    self._run.examples.append((step.model.name, made))
+                if estimate.packing is None:
+                    self._add_example(step, made)
+            packed.setdefault(wanted[place], []).append(made)
             for part in made.parts or (made,):
-                estimate.cost.add_request(part, estimate.answer, wanted[place])
+                estimate.cost_alone.add_request(part, estimate.answer, wanted[place])
             if wanted[place] is not WhenResult.NO:
                 fresh.append(made)
                 estimate.body_bytes += len(made.body)
         estimate.asked += len(fresh)
         estimate.estimated_inputs += len(guessed & unknown)
-        estimate.requests += sum(1 for _ in step.endpoint.group_requests([made for made in fresh if not made.parts]))
-        estimate.requests += sum(len(made.parts) for made in fresh)
+        if estimate.packing is None:
+            unsplit = [made for made in fresh if not made.parts]
+            estimate.requests += sum(1 for _ in step.endpoint.group_requests(unsplit))
+            estimate.requests += sum(len(made.parts) for made in fresh)
+        else:
+            for passes, rows in packed.items():
+                self._add_packs(estimate, estimate.packing, passes, rows)
         self._add_columns(estimate, before, answers, {place: wanted[place] for place in unknown})
+
+    def _add_example(self, step: PreparedStep, request: Request) -> None:
+        if len(self._run.examples) < MAX_EXAMPLES:
+            self._run.examples.append((step.model.name, request))
+
+    def _add_packs(self, estimate: StepEstimate, packing: Packing, passes: WhenResult, rows: Sequence[Request]) -> None:
+        """Add the requests that these rows share, and those of the rows that are verified alone."""
+        for group in packing.groups(rows):
+            verified = [] if len(group) == 1 else [request for request in group if packing.is_verified(request)]
+            shared = group[0] if len(group) == 1 else packing.request(group)
+            answer = estimate.answer if len(group) == 1 else estimate.answer.of_pack(len(group))
+            estimate.cost.add_request(shared, answer, passes)
+            for request in verified:
+                estimate.cost.add_request(request, estimate.answer, passes)
+            if passes is not WhenResult.NO:
+                estimate.requests += 1 + len(verified)
+                self._add_example(estimate.step, shared)
 
     def _when_results(self, step: PreparedStep, estimate: StepEstimate) -> dict[int, WhenResult]:
         """Evaluate the step's `when` for each row; rows that certainly fail it are left out."""

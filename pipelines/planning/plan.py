@@ -26,6 +26,16 @@ TOKEN_BYTES = 4.5
 
 
 @dataclass(frozen=True, slots=True)
+class SingleRequests:
+    """What the rows of a step with `pack` would take if each had a request of its own."""
+
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    expected_usd: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """What one step would send. Money in US dollars; None if unknown."""
 
@@ -72,6 +82,8 @@ class StepPlan:
     """As expected, by the Batch API."""
     seconds: float | None
     """Time at the known limits; None if there is no limit."""
+    unpacked: SingleRequests | None
+    """None for a step without `pack`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +214,19 @@ def _step(ready: PreparedJob, estimate: StepEstimate, scale: float) -> StepPlan:
             requests,
             input_tokens + output_tokens,
         ),
+        unpacked=_unpacked(estimate, scale),
+    )
+
+
+def _unpacked(estimate: StepEstimate, scale: float) -> SingleRequests | None:
+    alone = estimate.alone
+    if alone is None:
+        return None
+    return SingleRequests(
+        requests=ceil(estimate.asked * scale),
+        input_tokens=round(alone.input_tokens * scale),
+        output_tokens=round(alone.output_tokens * scale),
+        expected_usd=_dollars(alone.expected, scale),
     )
 
 

@@ -17,7 +17,7 @@ from pipelines.formatting import (
     single_line,
 )
 from pipelines.planning.answer_estimates import MIN_ANSWERS
-from pipelines.planning.plan import Plan, StepPlan
+from pipelines.planning.plan import Plan, SingleRequests, StepPlan
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -87,6 +87,8 @@ def _estimate(tokens: int, is_exact: bool) -> str:
 
 def _notes(step: StepPlan) -> Iterator[str]:
     """What the figures of the table do not show."""
+    if step.unpacked is not None and step.requests:
+        yield f"packed: {_sizes(step)}; without `pack`: {_sizes(step, step.unpacked)}"
     if step.in_ledger:
         yield f"{step.in_ledger:,} answers are in the ledger already and cost nothing"
     if step.skipped:
@@ -109,6 +111,18 @@ def _notes(step: StepPlan) -> Iterator[str]:
     ):
         if amount:
             yield f"{amount:,} {unit}"
+
+
+def _sizes(step: StepPlan, unpacked: SingleRequests | None = None) -> str:
+    """Requests, tokens and cost of a step, or of its rows one by one."""
+    sizes = unpacked or step
+    text = (
+        f"{sizes.requests:,} requests, {_estimate(sizes.input_tokens, step.exact_tokens)} tokens in, "
+        f"{_estimate(sizes.output_tokens, False)} out"
+    )
+    if step.free or sizes.expected_usd is None:
+        return text
+    return f"{text}, {format_money(sizes.expected_usd, money_decimals([sizes.expected_usd]))}"
 
 
 def _cost(plan: Plan) -> str:

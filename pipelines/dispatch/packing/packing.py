@@ -3,6 +3,7 @@
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
+from connectors.contracts import Endpoint
 from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
 from connectors.endpoints.conversation.packed_conversation import PackedConversation
 from connectors.records import Call, Reply, Request, RowError, Usage
@@ -15,17 +16,26 @@ MAX_UNVERIFIED_ANSWERS = 10_000
 """Packed answers that wait for their single ones; of more rows, agreement is not measured."""
 
 
+def packing_of(endpoint: Endpoint, store_mode: StoreMode | None = None, can_halve: bool = True) -> "Packing | None":
+    """Return the packing of a step with `pack`; None for any other. See Packing."""
+    if not isinstance(endpoint, ConversationEndpoint) or endpoint.pack_options is None:
+        return None
+    return Packing(endpoint, store_mode, can_halve)
+
+
 class Packing:
     """Packs the requests of one step. Its size and its structured mode change while the step runs."""
 
-    def __init__(self, endpoint: ConversationEndpoint, store_mode: StoreMode, can_halve: bool = True) -> None:
+    def __init__(
+        self, endpoint: ConversationEndpoint, store_mode: StoreMode | None = None, can_halve: bool = True
+    ) -> None:
         """`store_mode` remembers what was learned; `can_halve`: whether agreement changes the pack size."""
         options = endpoint.pack_options
         assert options is not None
         self._endpoint = endpoint
         self._form: PackedConversation = endpoint.packed(endpoint.packed_mode)
         self._mode = endpoint.packed_mode
-        self._store_mode: StoreMode | None = store_mode
+        self._store_mode = store_mode
         self._verify_share = options.verify
         self.agreement = PackAgreement(options.rows, options.agreement, can_halve)
         self._columns = compared_columns(endpoint.typed_properties)
@@ -46,6 +56,10 @@ class Packing:
         others = [request for request in requests if request.fingerprint not in self._unverified]
         yield from self._form.groups(others, max(1, min(size // 2, self.agreement.rows)))
 
+    def is_verified(self, request: Request) -> bool:
+        """Return whether a row of a pack is requested alone too."""
+        return is_verified(request.fingerprint, self._verify_share)
+
     def request(self, group: Sequence[Request]) -> Request:
         """Return the packed request of several rows, as it is sent and billed."""
         return self._form.request(group)
@@ -61,7 +75,7 @@ class Packing:
         """
         answers = list(self._endpoint.packed_answers(self._form, group, reply))
         for place, (request, answer) in enumerate(zip(group, answers, strict=True)):
-            if answer is None or not is_verified(request.fingerprint, self._verify_share):
+            if answer is None or not self.is_verified(request):
                 continue
             if len(self._unverified) < MAX_UNVERIFIED_ANSWERS:
                 self._unverified[request.fingerprint] = answer

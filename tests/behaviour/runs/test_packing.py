@@ -224,6 +224,34 @@ def test_typed_rows_are_packed_with_their_outputs(
     assert [(row["size"], row["kind"]) for row in rows] == [(n, "odd" if n % 2 else "even") for n in range(1, 22)]
 
 
+def test_the_plan_counts_shared_requests_and_compares_them_with_single_ones(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider
+) -> None:
+    provider.script = honest
+    workspace.csv(600)
+    job = packed_job(workspace, "{rows: 20, verify: 0.1}")
+    plain = workspace.job("plain", steps=PACKED.replace(", pack: PACK", ""), sink="{parquet: plain}")
+    plans = []
+    for each in (job, plain):
+        assert cli("plan", each, "--json") == 0
+        plans.append(json.loads(cli.out))
+    packed, single = (plan["steps"][0] for plan in plans)
+    assert (single["requests"], single["unpacked"]) == (600, None)
+    assert packed["unpacked"] == {
+        name: single[name] for name in ("requests", "input_tokens", "output_tokens", "expected_usd")
+    }
+    assert plans[0]["examples"][0]["request"]["messages"][-1]["content"].count('{"id"') == 20
+    assert cli("plan", job) == 0
+    assert f"packed: {packed['requests']} requests, " in " ".join(cli.out.split())
+    assert "; without `pack`: 600 requests, " in " ".join(cli.out.split())
+    assert cli.run(job)["requests"] == packed["requests"]
+    # Of a pack, each row has its share of the output tokens.
+    workspace.csv(601)
+    assert cli("plan", job, "--json") == 0
+    (later,) = json.loads(cli.out)["steps"]
+    assert (later["requests"], later["output_tokens"]) == (1, 3)
+
+
 def test_the_budget_holds_with_packs(cli: Cli, workspace: Workspace, provider: ScriptedProvider) -> None:
     provider.script = honest
     workspace.csv(400)
