@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 
 from connectors.errors import DataError
-from connectors.records import Request, RowError
+from connectors.records import ROW_PROBLEM, TEXT_PREFIX, Request, RowError
 from connectors.sql import query_connection
 from connectors.templating.row_values import row_values
 from connectors.transport.bounded_json import parse_json
@@ -141,8 +141,9 @@ def _current_outcome(ready: PreparedJob, key: str) -> tuple[dict[str, Any] | Non
 
 def _visible(row: dict[str, Any]) -> dict[str, Any]:
     """The row without internal columns, long vectors shortened."""
-    hidden = ("_part", "_key", "_in_errors")
-    return {name: _shorten_vector(value) for name, value in row.items() if name not in hidden}
+    hidden = ("_part", "_key", "_in_errors", ROW_PROBLEM)
+    shown = (name for name in row if name not in hidden and not name.startswith(TEXT_PREFIX))
+    return {name: _shorten_vector(row[name]) for name in shown}
 
 
 def _shorten_vector(value: Any) -> Any:
