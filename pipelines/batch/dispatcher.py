@@ -27,6 +27,7 @@ from pipelines.batch.files import BatchFolder
 from pipelines.batch.lifecycle import MAX_POLL_SECONDS, BatchLifecycle, BatchRefused, ProviderTimeout
 from pipelines.batch.settler import BatchSettler
 from pipelines.batch.store import Batch, BatchLedger, BatchLine
+from pipelines.dispatch.faults.retry_policy import decide_batch_line
 from pipelines.dispatch.online_dispatcher import OnlineDispatcher, build_call, unreadable_file
 from pipelines.dispatch.provider_routes import max_cost_function
 from pipelines.dispatch.request_rendering import with_sent_model
@@ -38,7 +39,6 @@ from pipelines.dispatch.request_types import (
     Route,
     total_cost,
 )
-from pipelines.dispatch.retry_policy import decide_batch_line
 from pipelines.formatting import format_money
 from pipelines.ledger.entries import SettledExchange
 from pipelines.pricing.prices import batch_price, usd

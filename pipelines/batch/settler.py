@@ -14,7 +14,7 @@ from pipelines.batch.lifecycle import BatchLifecycle
 from pipelines.batch.store import Batch, BatchLedger, BatchLine
 from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.dispatch_state import DispatchState
-from pipelines.dispatch.reply_handling import ExchangeOutcome, charged_cost, interpret, settled_exchange
+from pipelines.dispatch.reply_handling import ExchangeOutcome, charged_cost, interpret, ledger_answers, settled_exchange
 from pipelines.dispatch.request_types import RequestGroup, Route
 from pipelines.ledger.entries import PendingExchange, SettledExchange
 from pipelines.pricing.run_budget import RunBudget
@@ -202,7 +202,8 @@ class BatchSettler:
         is_suspect = self._judge(group, route, outcome)
         charged = charged_cost(route.price, outcome, line.max_cost)
         # A line of a file has no latency.
-        settled = replace(settled_exchange(_pending(batch, line), group, outcome, charged, is_suspect), latency_ms=None)
+        answers = self._state.setup_faults.stored_answers(route, ledger_answers(group, outcome), is_suspect)
+        settled = replace(settled_exchange(_pending(batch, line), outcome, charged, answers), latency_ms=None)
         await self._batches.ledger.settle(settled, batch.day)
         self._count(line, settled)
         self._observer.on_answered(group, line, settled, outcome.answers, outcome.error)

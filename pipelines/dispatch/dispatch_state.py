@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
+from pipelines.dispatch.faults.setup_faults import SetupFaults
 from pipelines.dispatch.request_types import ExchangeObserver
-from pipelines.dispatch.setup_faults import SetupFaults
 
 
 class DispatchState:

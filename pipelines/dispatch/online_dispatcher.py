@@ -13,10 +13,25 @@ import orjson
 from connectors.records import FATAL_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES, Call, Reply, RowError
 from connectors.transport.client import RequestError, Transport
 from connectors.transport.error_replies import parse_rate_headers
+from pipelines.dispatch.faults.optional_parameters import OptionalParameters
+from pipelines.dispatch.faults.retry_policy import (
+    RESOLVE,
+    RETRY_AT_ONCE,
+    Attempt,
+    ProviderStatus,
+    RetryDecision,
+    decide,
+)
 from pipelines.dispatch.held_requests import HeldRequests
-from pipelines.dispatch.optional_parameters import OptionalParameters
 from pipelines.dispatch.pending_requests import PendingRequests
-from pipelines.dispatch.reply_handling import ExchangeOutcome, charged_cost, interpret, settled_exchange, unpriced_tier
+from pipelines.dispatch.reply_handling import (
+    ExchangeOutcome,
+    charged_cost,
+    interpret,
+    ledger_answers,
+    settled_exchange,
+    unpriced_tier,
+)
 from pipelines.dispatch.request_rendering import with_sent_model
 from pipelines.dispatch.request_types import (
     DailyBudget,
@@ -28,7 +43,6 @@ from pipelines.dispatch.request_types import (
     expected_output_tokens,
     total_cost,
 )
-from pipelines.dispatch.retry_policy import RESOLVE, RETRY_AT_ONCE, Attempt, ProviderStatus, RetryDecision, decide
 from pipelines.ledger.entries import PendingExchange, SettledExchange
 from pipelines.ledger.ledger import now_us
 from pipelines.limits.provider_limiter import ProviderLimiter
@@ -263,7 +277,8 @@ class OnlineDispatcher:
             decision = self._settle(group, member, outcome, decision)
         elif decision.action == "split":
             setup_faults.begin_split(group)
-        exchange.settled = settled_exchange(pending, group, outcome, charged, is_suspect)
+        answers = setup_faults.stored_answers(group.route, ledger_answers(group, outcome), is_suspect)
+        exchange.settled = settled_exchange(pending, outcome, charged, answers)
         if decision.stop_reason is not None:
             self.stop(decision.stop_reason)
         error = outcome.error

@@ -106,14 +106,13 @@ def unpriced_tier(price: Price | None, usage: Usage) -> str | None:
 
 def settled_exchange(
     pending: PendingExchange,
-    group: RequestGroup,
     outcome: ExchangeOutcome,
     charged: int | None,
-    is_suspect: bool = False,
+    answers: Sequence[AnswerRecord],
 ) -> SettledExchange:
-    """Return what the ledger records of an exchange that has ended. `charged`: its cost in pico-dollars.
+    """Return what the ledger records of an exchange that has ended.
 
-    `is_suspect`: its error may turn out to be the set-up's: it is not stored as the row's own.
+    `charged`: its cost in pico-dollars; `answers`: what is stored for good with it.
     """
     reply, failure, error = outcome.reply, outcome.failure, outcome.error
     return SettledExchange(
@@ -127,7 +126,7 @@ def settled_exchange(
         first_token_ms=None if reply is None else reply.first_token_ms,
         request_id=None if reply is None else request_id(reply.headers),
         message=None if error is None else error.message,
-        answers=() if is_suspect else ledger_answers(group, outcome),
+        answers=answers,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from connectors.contracts import Commit, Sink, TableShape
 from connectors.records import RowError
 from connectors.tables.schemas import failure_names
 from pipelines.dispatch.counters import RunCounters
-from pipelines.dispatch.setup_faults import SetupFaults
+from pipelines.dispatch.faults.setup_faults import SetupFaults
 from pipelines.dispatch.step_runner import Chunk
 from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.ledger.projection import append_usage, encode_rows, encode_table

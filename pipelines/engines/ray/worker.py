@@ -21,11 +21,11 @@ from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace import Workspace
 from pipelines.dispatch.counters import RunCounters, StepCounters
 from pipelines.dispatch.dispatch_state import DispatchState
+from pipelines.dispatch.faults.setup_faults import FirstRows, Signature
 from pipelines.dispatch.online_dispatcher import OnlineDispatcher
 from pipelines.dispatch.pending_requests import PendingRequests
 from pipelines.dispatch.provider_routes import build_routes
 from pipelines.dispatch.request_types import DailyBudget, RetryLimits
-from pipelines.dispatch.setup_faults import FirstRows, Signature
 from pipelines.dispatch.step_runner import (
     FILE_ENDPOINTS,
     MAX_OPEN_BYTES,

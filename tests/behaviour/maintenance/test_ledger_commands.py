@@ -302,12 +302,13 @@ def test_a_ledger_of_version_1_gets_its_missing_tables(
     job = workspace.job(steps=steps)
     assert cli("run", job, "--quiet") == 0
     schema = sql(workspace, "select name, sql from sqlite_master order by name")
-    for table in (*missing_tables, "group_terms"):
+    for table in (*missing_tables, "group_terms", "structured_modes"):
         sql(workspace, f"drop table {table}")
     for column in ("service_tier", "tool_calls"):
         sql(workspace, f"alter table exchanges drop column {column}")
+    sql(workspace, "create table modes (provider text, model text, structured text)")
     sql(workspace, "pragma user_version = 1")
-    assert cli("validate", job) == 0
+    assert cli("validate", job) == 0, cli.err
     assert sql(workspace, "select name, sql from sqlite_master order by name") == schema
     assert sql(workspace, "pragma user_version") == [(ledger_file.VERSION,)]
     assert cli.run(job)["requests"] == 0

@@ -117,11 +117,12 @@ def test_the_settled_exchange_has_the_numbers_of_the_pending_one_and_the_details
     pending = PendingExchange(7, 3, 2, b'["0"]', b"f" * 16, 17, 500)
     group = group_of(1)
     outcome = interpret(group, reply_of(200, b"hello", x_request_id="r1"), None)
-    assert settled_exchange(pending, group, outcome, 120) == SettledExchange(
+    answers = ledger_answers(group, outcome)
+    assert settled_exchange(pending, outcome, 120, answers) == SettledExchange(
         7, 3, 2, b'["0"]', b"f" * 16, 17, http_status=200, cost=120, reserved=500, latency_ms=8.0, request_id="r1",
         answers=((group.requests[0].fingerprint, b"0", b"hello", None),),
     )  # fmt: skip
-    failed = settled_exchange(pending, group, interpret(group, None, DISCONNECTED), 500)
+    failed = settled_exchange(pending, interpret(group, None, DISCONNECTED), 500, ())
     assert (failed.http_status, failed.error_class, failed.message, failed.latency_ms) == (
         None, "connection", "connection lost", 12.0,
     )  # fmt: skip

@@ -106,7 +106,11 @@ def test_a_file_of_no_bytes_has_no_rows_and_is_named(tmp_path: Path, read_source
 @pytest.mark.parametrize(
     ("kind", "content", "message"),
     [
-        ("csv", gzip.compress(b"id\n1\n"), "is gzip, which is read if the name ends in .gz; rename it, or name a CSV"),
+        (
+            "csv",
+            gzip.compress(b"id\n1\n", mtime=0),
+            "is gzip, which is read if the name ends in .gz; rename it, or name a CSV",
+        ),
         ("jsonl", b"PAR1", "is a Parquet file; rename it, or name a file of JSON lines"),
         ("csv", b"PK\x03\x04", "is a zip file \\(or a workbook\\)"),
         ("parquet", b"id\n1\n", "cannot be read as Parquet"),

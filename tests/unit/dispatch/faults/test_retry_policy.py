@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from connectors.records import RowError
-from pipelines.dispatch.request_types import RetryLimits
-from pipelines.dispatch.retry_policy import (
+from pipelines.dispatch.faults.retry_policy import (
     RESOLVE,
     RETRY_AT_ONCE,
     Attempt,
@@ -17,6 +16,7 @@ from pipelines.dispatch.retry_policy import (
     decide,
     decide_batch_line,
 )
+from pipelines.dispatch.request_types import RetryLimits
 
 LIMITS = RetryLimits(attempts=3, longest_wait=60, longest_hold=900, first_wait=0.5)
 HEALTHY = ProviderStatus("test", 0.0, 0.0)

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from connectors.records import Call, RowError
-from pipelines.dispatch.optional_parameters import OptionalParameters
+from pipelines.dispatch.faults.optional_parameters import OptionalParameters
 
 BODY = {"model": "m", "stream": True, "stream_options": {"include_usage": True}, "messages": []}
 CALL = Call("POST", "/chat/completions", orjson.dumps(BODY), stream=True)

@@ -9,6 +9,7 @@ from connectors.records import ROW_ERROR_CLASSES, Call, ErrorClass, RowError
 from connectors.transport.fault_table import masked_words, names_model
 from pipelines.dispatch.reply_handling import ExchangeOutcome
 from pipelines.dispatch.request_types import RequestGroup, Route
+from pipelines.ledger.entries import AnswerRecord
 
 FIRST_ROWS = 20
 """Rows that must all fail with the same words before their fault counts as one of the set-up."""
@@ -30,6 +31,8 @@ class _Step:
     failed: int = 0
     """Rows, all with the same signature."""
     parked: deque[RequestGroup] = field(default_factory=deque)
+    withheld: list[AnswerRecord] = field(default_factory=list)
+    """Errors of the first rows, which the ledger gets if they turn out to be the rows' own."""
     split_off: set[int] = field(default_factory=set)
     """Identities of groups that count as in flight although they wait in the queue, or are about to be split."""
 
@@ -147,6 +150,17 @@ class SetupFaults:
         if error is None or len(outcome.answers) > 1:
             return False
         return not self.is_proven(route) or any(signature(error) in model.missing for model in self._models.values())
+
+    def stored_answers(self, route: Route, records: Sequence[AnswerRecord], is_suspect: bool) -> Sequence[AnswerRecord]:
+        """Return what the ledger stores of an exchange; errors that may be the set-up's wait for the step's proof."""
+        step = self._step(route)
+        if is_suspect:
+            step.withheld += records
+            return ()
+        if not step.is_proven or not step.withheld:
+            return records
+        released, step.withheld = step.withheld, []
+        return (*released, *records)
 
     def settle_outcome(self, group: RequestGroup, member: Route, outcome: ExchangeOutcome) -> str | None:
         """Do the same as `settle`; an error that is known to be the set-up's becomes one of its class."""
