@@ -168,8 +168,8 @@ async def run_job(
             # The next run writes the missing tables again from the ledger.
             if lost_sink is None:
                 await committer.commit()
-            committer.reclassify()
-            await committer.commit()
+                committer.reclassify()
+                await committer.commit()
             if stopped is None and failure is None:
                 await asyncio.to_thread(_finalize, ready, ledger, deleted, resolved)
         except (OSError, sqlite3.Error, RowmillError) as exc:
