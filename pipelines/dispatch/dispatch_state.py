@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from pipelines.dispatch.faults.setup_faults import SetupFaults
 from pipelines.dispatch.request_types import ExchangeObserver
@@ -23,7 +24,11 @@ class DispatchState:
         """Batches that continue at the provider after the run was stopped."""
         self.observer: ExchangeObserver | None = None
         """Is informed of every exchange."""
+        self.paused_since: datetime | None = None
+        """Since when nothing new is sent because of a pause, in UTC; None while requests are sent."""
         self._on_stop: list[Callable[[str], None]] = []
+        self._on_pause: list[Callable[[bool], None]] = []
+        self._resumed = asyncio.Event()
 
     def on_stop(self, listener: Callable[[str], None]) -> None:
         """Call the listener with the reason each time the dispatch is stopped; it may be called more than once."""
@@ -33,8 +38,39 @@ class DispatchState:
         """Send nothing more; the first reason stays the stop reason."""
         if self.stop_reason is None:
             self.stop_reason = reason
+        self.resume()
         for listener in self._on_stop:
             listener(reason)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether nothing new is sent until `resume`; what is in flight goes on."""
+        return self.paused_since is not None
+
+    def on_pause(self, listener: Callable[[bool], None]) -> None:
+        """Call the listener whenever a pause begins (with True) or ends (with False)."""
+        self._on_pause.append(listener)
+
+    def pause(self) -> None:
+        """Send nothing new until `resume` or `stop`."""
+        if self.paused_since is None and self.stop_reason is None:
+            self.paused_since = datetime.now(UTC)
+            self._resumed.clear()
+            for listener in self._on_pause:
+                listener(True)
+
+    def resume(self) -> None:
+        """Send again after a pause."""
+        if self.paused_since is not None:
+            self.paused_since = None
+            self._resumed.set()
+            for listener in self._on_pause:
+                listener(False)
+
+    async def wait_while_paused(self) -> None:
+        """Wait until the pause ends, also because the run is stopped."""
+        while self.is_paused:
+            await self._resumed.wait()
 
     def fail(self, failure: Exception) -> None:
         """Stop because of an exception, which the run raises again; the first one counts."""

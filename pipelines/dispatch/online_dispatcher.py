@@ -92,10 +92,19 @@ class OnlineDispatcher:
 
     def start(self) -> None:
         """See Dispatcher, as for all public methods without a description."""
-        self._senders = [asyncio.create_task(self._send_queued()) for _ in range(self._concurrency)]
-        self._idle_tasks.update(self._senders)
-        for sender in self._senders:
+        self._start_senders()
+
+    def _start_senders(self) -> None:
+        for _ in range(self._concurrency - len(self._senders)):
+            sender = asyncio.create_task(self._send_queued())
             sender.add_done_callback(self.state.on_task_done)
+            self._senders.append(sender)
+            self._idle_tasks.add(sender)
+
+    @property
+    def _has_surplus_senders(self) -> bool:
+        """Whether `set_concurrency` has left more senders than may send: those that come to send next end instead."""
+        return len(self._senders) > self._concurrency
 
     async def close(self, grace: float) -> None:
         self.stop(self.state.stop_reason or "finished")
@@ -111,6 +120,13 @@ class OnlineDispatcher:
 
     def stop(self, reason: str) -> None:
         self.state.stop(reason)
+
+    def set_concurrency(self, concurrency: int) -> None:
+        """Send at most so many exchanges at a time from now on; those in flight go on."""
+        has_begun, self._concurrency = bool(self._senders), concurrency
+        if has_begun and self.state.stop_reason is None:
+            self._start_senders()
+        self._capacity_changed.set()
 
     async def wait_until_recorded(self) -> None:
         """Wait until the exchanges that have ended by now are in the ledger."""
@@ -144,13 +160,16 @@ class OnlineDispatcher:
     async def _send_queued(self) -> None:
         task = asyncio.current_task()
         assert task is not None
-        while self.state.stop_reason is None:
+        while self.state.stop_reason is None and not self._has_surplus_senders:
             self._idle_tasks.add(task)
             await self.pending.read_buffer.wait_for_space()
             group = await self._queue.get()
             if self._queue.qsize() < self._concurrency:
                 self._capacity_changed.set()
-            if self.state.setup_faults.admit(group):
+            await self.state.wait_while_paused()
+            if self._has_surplus_senders:
+                self.enqueue(group)
+            elif self.state.setup_faults.admit(group):
                 try:
                     await self._send(group, task)
                 finally:
@@ -158,6 +177,9 @@ class OnlineDispatcher:
                         self.enqueue(parked)
             # It may be large, and the next one may take long to come.
             del group
+        if self.state.stop_reason is None:
+            self._senders.remove(task)
+            self._idle_tasks.discard(task)
 
     async def _send(self, group: RequestGroup, task: asyncio.Task[None]) -> None:
         """Send a group, if the provider takes so many requests; else queue it in parts, or after the first group."""
@@ -187,7 +209,11 @@ class OnlineDispatcher:
             async with self._budget.reserve(total_cost(map(route.max_cost, group.billed_requests))) as reservation:
                 await self._send_reserved(Exchange(group, route, tokens, reservation), task)
         except BudgetExhausted:
-            self.stop("budget")
+            if self.state.is_paused:
+                # The budget may be raised before the run goes on.
+                self.enqueue(group)
+            else:
+                self.stop("budget")
 
     async def _send_reserved(self, exchange: Exchange, task: asyncio.Task[None]) -> None:
         route, requests = exchange.group.route, exchange.group.billed_requests
@@ -207,6 +233,12 @@ class OnlineDispatcher:
                 self.state.observer.record_wait(member, sent_at - asked_at)
             self._idle_tasks.discard(task)
             if self.state.stop_reason is not None:
+                return
+            if self.state.is_paused or self._has_surplus_senders:
+                # Without its permits, which other jobs may use meanwhile.
+                for limiter, _ in exchange.permits:
+                    limiter.cancel(exchange.tokens)
+                self.enqueue(exchange.group)
                 return
             self._counters.in_flight += 1
             exchange.is_in_flight = True
@@ -242,6 +274,8 @@ class OnlineDispatcher:
         pending = PendingExchange(number, member.route_id, group.attempts + 1, keys, fingerprints, now_us(), max_cost)
         day = None if self._daily_budget is None else self._daily_budget.today()
         if not await self._record_pending(pending, day):
+            if self.state.stop_reason is None:
+                self.enqueue(group)
             return None
         self._counters.requests += 1
         self._counters.retries += group.exchanges > 0
@@ -411,7 +445,8 @@ class OnlineDispatcher:
         exchange.permits = [one for one in exchange.permits if one[0] is not job_limiter]
 
     async def _record_pending(self, pending: PendingExchange, day: str | None) -> bool:
-        """Record an exchange that is about to be sent; False if the daily budget has no room or the run has stopped."""
+        """Record an exchange that is about to be sent; False if the daily budget has no room, or if the run has stopped
+        or was paused meanwhile."""
         limit = None if self._daily_budget is None or day is None else (day, self._daily_budget.limit)
         while not await self._ledger.record_pending(pending, limit):
             if self._unsettled == 0:
@@ -422,7 +457,7 @@ class OnlineDispatcher:
                 await self._daily_budget_changed.wait()
             if self.state.stop_reason is not None:
                 return False
-        if self.state.stop_reason is not None:
+        if self.state.stop_reason is not None or self.state.is_paused:
             await self._ledger.cancel_pending(pending, day)
             return False
         self._unsettled += 1

@@ -28,11 +28,30 @@ class CircuitBreaker:
         self.paused_until = 0.0
         self.silent_since: float | None = None
         """Time of the first failure or refusal without an answer since; None while answers arrive."""
+        self._run_paused_at: float | None = None
         self._probes = 0
 
     @property
     def is_open(self) -> bool:
         return self.failures >= FAILURES_TO_OPEN
+
+    def silence(self, now: float) -> float:
+        """Return the seconds since the last answer if every request since then was refused or failed; else 0.
+
+        A pause of the run does not count: nobody asked the provider.
+        """
+        if self.silent_since is None:
+            return 0.0
+        return max(0.0, (now if self._run_paused_at is None else self._run_paused_at) - self.silent_since)
+
+    def record_run_pause(self, now: float, is_paused: bool) -> None:
+        """Record that the run is paused, or goes on."""
+        if is_paused:
+            self._run_paused_at = now
+        elif self._run_paused_at is not None:
+            if self.silent_since is not None:
+                self.silent_since += now - max(self.silent_since, self._run_paused_at)
+            self._run_paused_at = None
 
     def record_reply(self) -> None:
         """Close the circuit: the provider answered."""
@@ -56,7 +75,7 @@ class CircuitBreaker:
         if self.is_open and not (was_open and stale):
             wait = min(self._longest_wait, FIRST_PROBE_SECONDS * 2.0 ** min(self._probes, 20))
             # The last probe is sent when the time is up, not long after.
-            left = self._longest_hold - (now - (self.silent_since or now))
+            left = self._longest_hold - self.silence(now)
             self.paused_until = now + min(wait, left + 0.001) if left > 0 else now
             self._probes += 1
         return was_open

@@ -125,8 +125,18 @@ class ProviderLimiter(ConcurrencyLimit):
 
     def seconds_without_reply(self) -> float:
         """Seconds since the last answer if every request since then was refused or failed; else 0."""
-        since = self._circuit.silent_since
-        return 0.0 if since is None else self._now() - since
+        return self._circuit.silence(self._now())
+
+    def record_run_pause(self, is_paused: bool) -> None:
+        """Record that the run is paused, or goes on: its pause is no silence of the provider."""
+        self._circuit.record_run_pause(self._now(), is_paused)
+
+    def set_configured(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
+        """Replace the configured limits; None: unlimited."""
+        self._stated.set_configured((requests_per_minute, tokens_per_minute))
+        if self._update_rates():
+            self._drain_burst()
+        self._notify()
 
     @property
     def delay(self) -> float:

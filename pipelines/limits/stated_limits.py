@@ -27,10 +27,18 @@ class StatedLimits:
         if limits == (None, None) or self._by_scope.get(of) == limits:
             return False
         self._by_scope[of] = limits
+        self._update()
+        return True
+
+    def set_configured(self, limits: RateLimits) -> None:
+        """Replace the configured limits."""
+        self._configured = limits
+        self._update()
+
+    def _update(self) -> None:
         requests = lowest(self._configured[0], *(stated[0] for stated in self._by_scope.values()))
         tokens = lowest(self._configured[1], *(stated[1] for stated in self._by_scope.values()))
         self.per_minute = (requests, tokens)
-        return True
 
     def is_shared_with_others(self, limits: RateLimits, left: RateLimits) -> bool:
         """Whether so little is left of a limit that another program uses the key as well."""

@@ -43,7 +43,7 @@ class RunBudget:
             return True
         if max_cost is None:
             return False
-        while self.spent + self.reserved + max_cost > self.limit:
+        while self.limit is not None and self.spent + self.reserved + max_cost > self.limit:
             if self.reserved == 0 or self.spent + max_cost > self.limit:
                 return False
             self._settled.clear()
@@ -52,6 +52,11 @@ class RunBudget:
             self.waited_seconds += time.monotonic() - began
         self.reserved += max_cost
         return True
+
+    def set_limit(self, limit: int) -> None:
+        """Replace the limit; requests that wait for money, or for more of it, see the new one."""
+        self.limit = limit
+        self._settled.set()
 
     def settle(self, max_cost: int | None, cost: int | None) -> None:
         """Release a reservation of `max_cost` and count the actual cost; None counts nothing."""

@@ -36,3 +36,28 @@ async def test_a_failed_task_stops_the_run_and_a_cancelled_one_does_not() -> Non
     assert state.stop_reason is None
     state.on_task_done(failed)
     assert state.stop_reason == "ValueError: a defect"
+
+
+async def test_a_pause_lasts_until_it_is_resumed_and_each_change_is_announced_once() -> None:
+    state, heard = DispatchState(), list[bool]()
+    state.on_pause(heard.append)
+    state.resume()
+    state.pause()
+    since = state.paused_since
+    state.pause()
+    assert (state.is_paused, state.paused_since, heard) == (True, since, [True])
+    waiting = asyncio.create_task(state.wait_while_paused())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    state.resume()
+    await asyncio.wait_for(waiting, 10)
+    assert (state.is_paused, heard) == (False, [True, False])
+
+
+async def test_a_stop_ends_the_pause_and_no_other_begins() -> None:
+    state = DispatchState()
+    state.pause()
+    state.stop("budget")
+    await asyncio.wait_for(state.wait_while_paused(), 10)
+    state.pause()
+    assert not state.is_paused

@@ -212,3 +212,99 @@ async def test_a_row_whose_file_has_disappeared_fails_without_an_exchange(
     message = "a file of this row cannot be read any more: No such file or directory"
     assert outcome.error == RowError("input", message)
     assert transport.sent == []
+
+
+async def test_while_the_run_is_paused_nothing_is_sent_and_what_is_in_flight_lands(
+    ledger: Ledger, transport: ScriptedTransport
+) -> None:
+    dispatch = Dispatch(ledger, transport, RunBudget(None, 0), concurrency=2)
+    dispatch.dispatcher.start()
+    submission = await dispatch.pending.submit(dispatch.route, make_requests(6), any_answer)
+    await wait_for(lambda: len(transport.sent) == 2)
+    dispatch.state.pause()
+    transport.is_released.set()
+    await wait_for(lambda: len(submission.outcomes) == 2)
+    await asyncio.sleep(0.05)
+    assert (transport.sent, dispatch.counters.in_flight, dispatch.route.limiters[0].in_flight) == ([b"0", b"1"], 0, 0)
+    dispatch.state.resume()
+    await submission.done.wait()
+    assert sorted(transport.sent) == [b"0", b"1", b"2", b"3", b"4", b"5"]
+    await dispatch.dispatcher.close(10)
+
+
+async def test_a_request_that_waits_for_its_permit_when_the_pause_begins_is_sent_after_it(
+    ledger: Ledger, transport: ScriptedTransport
+) -> None:
+    transport.is_released.set()
+    dispatch = Dispatch(ledger, transport, RunBudget(None, 0), concurrency=3)
+    limiter = dispatch.route.limiters[0]
+    limiter.set_share(1.0, 1.0, 0)
+    dispatch.dispatcher.start()
+    submission = await dispatch.pending.submit(dispatch.route, make_requests(3), any_answer)
+    await wait_for(lambda: dispatch.route.limiters[1].in_flight == 3)
+    dispatch.state.pause()
+    limiter.set_share(1.0, 1.0, None)
+    await wait_for(lambda: dispatch.route.limiters[1].in_flight == 0)
+    assert (transport.sent, limiter.in_flight, limiter.requests.used) == ([], 0, 0.0)
+    dispatch.state.resume()
+    await submission.done.wait()
+    assert sorted(transport.sent) == [b"0", b"1", b"2"]
+    await dispatch.dispatcher.close(10)
+
+
+async def test_a_stop_ends_a_pause_and_leaves_what_was_not_sent(ledger: Ledger, transport: ScriptedTransport) -> None:
+    dispatch = Dispatch(ledger, transport, RunBudget(None, 0), concurrency=2)
+    dispatch.state.pause()
+    dispatch.dispatcher.start()
+    submission = await dispatch.pending.submit(dispatch.route, make_requests(4), any_answer)
+    await asyncio.sleep(0.01)
+    dispatch.dispatcher.stop("drained")
+    await submission.done.wait()
+    await dispatch.dispatcher.close(10)
+    assert (transport.sent, submission.outcomes, ledger.query("select * from noted")) == ([], {}, [])
+
+
+async def test_a_budget_that_is_short_during_a_pause_may_be_raised_before_the_run_goes_on(
+    ledger: Ledger, transport: ScriptedTransport
+) -> None:
+    budget = RunBudget(10, 0)
+    dispatch = Dispatch(ledger, transport, budget, concurrency=2, max_cost=8)
+    dispatch.dispatcher.start()
+    submission = await dispatch.pending.submit(dispatch.route, make_requests(2), any_answer)
+    await wait_for(lambda: len(transport.sent) == 1)
+    dispatch.state.pause()
+    budget.spent += 5
+    transport.is_released.set()
+    await wait_for(lambda: len(submission.outcomes) == 1)
+    await asyncio.sleep(0.02)
+    assert dispatch.state.stop_reason is None
+    budget.set_limit(100)
+    dispatch.state.resume()
+    await submission.done.wait()
+    assert len(transport.sent) == 2
+    await dispatch.dispatcher.close(10)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (4, 2), (2, 2)])
+async def test_a_changed_concurrency_counts_from_the_next_request_on(
+    ledger: Ledger, transport: ScriptedTransport, monkeypatch: pytest.MonkeyPatch, before: int, after: int
+) -> None:
+    dispatch = Dispatch(ledger, transport, RunBudget(None, 0), concurrency=before)
+    dispatch.dispatcher.start()
+    submission = await dispatch.pending.submit(dispatch.route, make_requests(12), any_answer)
+    await wait_for(lambda: len(transport.sent) == before)
+    dispatch.dispatcher.set_concurrency(after)
+    in_flight = list[int]()
+
+    def answer(call: object) -> Reply:
+        in_flight.append(len(transport.sent) - len(in_flight))
+        return Reply(200, {}, b"answered", 1.0)
+
+    monkeypatch.setattr(transport, "_reply", answer)
+    if after > before:
+        await wait_for(lambda: len(transport.sent) == after)
+    transport.is_released.set()
+    await submission.done.wait()
+    assert sorted(transport.sent) == sorted(b"%d" % number for number in range(12))
+    assert max(in_flight[max(before, after) :]) <= after
+    await dispatch.dispatcher.close(10)

@@ -80,3 +80,28 @@ async def test_the_concurrency_limit_is_not_exceeded() -> None:
     fourth.cancel()
     await asyncio.gather(fourth, return_exceptions=True)
     assert narrow.in_flight == 2
+
+
+async def test_a_pause_of_the_run_is_no_silence_of_the_provider(clock: list[float]) -> None:
+    limiter = limiter_with(now=lambda: clock[0])
+    limiter.record_failure(await limiter.acquire(1))
+    clock[0] += 10
+    limiter.record_run_pause(True)
+    clock[0] += 5000
+    assert limiter.seconds_without_reply() == 10
+    limiter.record_run_pause(False)
+    clock[0] += 1
+    assert limiter.seconds_without_reply() == 11
+
+
+async def test_silence_that_begins_in_a_pause_of_the_run_counts_from_its_end(clock: list[float]) -> None:
+    limiter = limiter_with(now=lambda: clock[0])
+    permit = await limiter.acquire(1)
+    limiter.record_run_pause(True)
+    clock[0] += 100
+    limiter.record_failure(permit)
+    clock[0] += 5000
+    assert limiter.seconds_without_reply() == 0
+    limiter.record_run_pause(False)
+    clock[0] += 3
+    assert limiter.seconds_without_reply() == 3

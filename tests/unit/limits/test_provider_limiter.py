@@ -147,3 +147,14 @@ async def test_after_a_suspension_no_provider_has_been_silent_for_long(clock: li
     limiter.record_failure(await limiter.acquire(1), no_server=True)
     assert limiter.seconds_without_reply() == 0.0
     assert 0 < limiter.pause_seconds < 1
+
+
+async def test_configured_limits_can_be_replaced_while_requests_are_sent() -> None:
+    limiter = limiter_with(600, 6000)
+    limiter.set_configured(60, None)
+    assert (limiter.requests_per_minute, limiter.tokens_per_minute) == (60, None)
+    assert limiter.requests.per_second == 1 * HEADROOM
+    assert limiter.tokens.per_second is None
+    limiter.update_from_headers((30, None))
+    limiter.set_configured(None, None)
+    assert limiter.requests_per_minute == 30

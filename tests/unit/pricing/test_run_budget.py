@@ -101,3 +101,16 @@ async def test_a_reservation_of_unknown_cost_can_change_to_a_known_one() -> None
         reservation.change_to(30)
         assert budget.reserved == 30
     assert (budget.spent, budget.reserved) == (0, 0)
+
+
+async def test_a_raised_limit_admits_a_request_that_waits_and_a_lowered_one_refuses_the_next() -> None:
+    budget = RunBudget(10, 0)
+    assert await budget.acquire(8)
+    waiting = asyncio.create_task(budget.acquire(8))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    budget.set_limit(16)
+    assert await asyncio.wait_for(waiting, 10)
+    budget.set_limit(5)
+    budget.settle(16, 5)
+    assert not await budget.acquire(1)
