@@ -100,7 +100,7 @@ def row_error(reply: Reply) -> RowError:
             should_retry=reply.headers.get("x-should-retry"),
         ),
         message=message,
-        http_status=stated or 500,
+        http_status=reply.status,
         type=kind,
         param=param,
         code=code,

@@ -104,7 +104,8 @@ def _parsed_body(reply: Reply, response_format: str) -> dict[str, Any] | str | N
             return value
     if is_text_format:
         return None
-    if response_format == "json" and first not in (b"", b"{", b"[", b"<"):
+    is_plain = "text/plain" in reply.headers.get("content-type", "")
+    if response_format == "json" and is_plain and first not in (b"", b"{", b"[", b"<"):
         return _decode(body).strip()
     return parse_object(body)
 

@@ -149,18 +149,23 @@ class SetupFaults:
         error = outcome.error or next((one for one in outcome.answers if isinstance(one, RowError)), None)
         if error is None or len(outcome.answers) > 1:
             return False
-        return not self.is_proven(route) or any(signature(error) in model.missing for model in self._models.values())
+        return not self.is_proven(route) or self._denies_model(error)
+
+    def _denies_model(self, error: RowError | None) -> bool:
+        """Return whether an error is one of the last replies without a model or path."""
+        return error is not None and any(signature(error) in model.missing for model in self._models.values())
 
     def stored_answers(self, route: Route, records: Sequence[AnswerRecord], is_suspect: bool) -> Sequence[AnswerRecord]:
         """Return what the ledger stores of an exchange; errors that may be the set-up's wait for the step's proof."""
         step = self._step(route)
         if is_suspect:
-            step.withheld += records
+            # A model that is missing for now may be gone later, with the same words: such errors are never stored.
+            step.withheld += [record for record in records if not self._denies_model(record[3])]
             return ()
         if not step.is_proven or not step.withheld:
             return records
-        released, step.withheld = step.withheld, []
-        return (*released, *records)
+        withheld, step.withheld = step.withheld, []
+        return (*withheld, *records)
 
     def settle_outcome(self, group: RequestGroup, member: Route, outcome: ExchangeOutcome) -> str | None:
         """Do the same as `settle`; an error that is known to be the set-up's becomes one of its class."""

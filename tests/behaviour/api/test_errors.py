@@ -34,6 +34,8 @@ class Case:
     group: str = "chat"
     details: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    remedy: str = ""
+    """What the message has behind the provider's words."""
 
 
 def recorded(kind: str) -> Any:
@@ -55,7 +57,8 @@ CASES = (
     Case("2.11.3", 400, recorded("tool"), "bad_request", group="reference", details={"tool_call_id": "call_abc123"}),
     Case("403", 403, body("Country not supported", "request_forbidden", code="unsupported_country_region_territory"),
          "access_denied", 3),
-    Case("404", 404, body("The model `m` does not exist", param="model", code="model_not_found"), "bad_request"),
+    Case("404", 404, body("The model `m` does not exist", param="model", code="model_not_found"), "setup", 3,
+         remedy="; correct `model` of step it, or make gpt-4o-mini available at test, and run again"),
     Case("413", 413, body("Request too large", code="request_too_large"), "bad_request"),
     Case("422", 422, body("Input should be a valid string", param="messages.0.content"), "bad_request"),
     Case("429 quota", 429, body("You exceeded your current quota", "insufficient_quota", code="insufficient_quota"),
@@ -93,7 +96,7 @@ def check(case: Case, route: str, report: Mapping[str, Any], recorder: Recorder,
     assert error == {
         "id": 1, "step": "it", "error_class": case.error_class, "http_status": case.status,
         "type": case.error["type"], "param": case.error["param"], "code": case.error["code"],
-        "message": case.error["message"], "request_id": f"req-{route}", "attempts": case.attempts,
+        "message": case.error["message"] + case.remedy, "request_id": f"req-{route}", "attempts": case.attempts,
         "run_id": report["run_id"],
     }  # fmt: skip
     usage = read(folder / "out", "usage")
