@@ -73,10 +73,11 @@ class BatchBuilder:
             tuple(request.fingerprint for request in group.requests),
             group.attempts + 1,
             max_cost,
+            group.pack_mode,
         )
         file.writer.add(place, body, [request.body for request in group.requests])
         file.groups.append(group)
-        file.inputs += len(group.requests)
+        file.inputs += len(group.billed_requests)
         file.reserved += max_cost or 0
         file.batch.input_tokens += _input_tokens(group)
         return True
@@ -101,7 +102,7 @@ class BatchBuilder:
         tokens = file.batch.input_tokens + _input_tokens(group)
         return (
             len(file.batch.lines) < MAX_FILE_LINES
-            and file.inputs + len(group.requests) <= MAX_FILE_LINES
+            and file.inputs + len(group.billed_requests) <= MAX_FILE_LINES
             and file.writer.size + body_bytes + MAX_LINE_OVERHEAD_BYTES <= MAX_FILE_BYTES
             and tokens <= self.max_tokens.get(file.route.route_id, tokens)
             and (file.daily_budget_left is None or file.reserved + (max_cost or 0) <= file.daily_budget_left)
@@ -151,8 +152,8 @@ def line_group(route: Route, line: BatchLine, bodies: Sequence[bytes] | None, at
             line.fingerprints, bodies or [b""] * len(line.fingerprints), line.keys_by_request(), strict=True
         )
     )
-    return RequestGroup(route, requests, attempts)
+    return RequestGroup(route, requests, attempts, pack_mode=line.pack_mode)
 
 
 def _input_tokens(group: RequestGroup) -> int:
-    return sum(request.input_tokens for request in group.requests)
+    return sum(request.input_tokens for request in group.billed_requests)

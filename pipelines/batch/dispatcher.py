@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
 from connectors.records import ROW_ERROR_CLASSES, Request, RowError
 from connectors.transport.client import HttpTransport, RequestError
 from connectors.transport.token_usage import parse_count
@@ -29,6 +30,7 @@ from pipelines.batch.settler import BatchSettler
 from pipelines.batch.store import Batch, BatchLedger, BatchLine
 from pipelines.dispatch.faults.retry_policy import decide_batch_line
 from pipelines.dispatch.online_dispatcher import OnlineDispatcher, build_call, unreadable_file
+from pipelines.dispatch.packing.packing import Packing
 from pipelines.dispatch.provider_routes import max_cost_function
 from pipelines.dispatch.request_rendering import with_sent_model
 from pipelines.dispatch.request_types import (
@@ -164,7 +166,11 @@ class BatchDispatcher:
                 # The API counts in the same way before it has read the file: a token for every four bytes.
                 upload = self._folder.upload_path(batch.mark)
                 batch.input_tokens = upload.stat().st_size // 4 if upload.exists() else 0
-                self._launch(batch, self._at_batch_price(replace(route, route_id=batch.route_id)))
+                route = replace(route, route_id=batch.route_id)
+                if route.packing is None and isinstance(route.endpoint, ConversationEndpoint):
+                    # Its lines may be packs, although the step has no `pack` any more.
+                    route = replace(route, packing=Packing(route.endpoint))
+                self._launch(batch, self._at_batch_price(route))
                 # The earlier invocation has checked that it fits.
                 self._budget.reserved += sum(line.max_cost or 0 for line in batch.lines.values())
                 return
@@ -260,7 +266,7 @@ class BatchDispatcher:
         except OSError as exc:
             self.pending.resolve_with_error(group, unreadable_file(exc))
             return
-        max_cost = total_cost(map(group.route.max_cost, group.requests))
+        max_cost = total_cost(map(group.route.max_cost, group.billed_requests))
         remaining = self._budget.remaining
         is_short = remaining is not None and (max_cost is None or max_cost > remaining)
         # Only batches that are submitted can give money back.
@@ -420,6 +426,10 @@ class BatchDispatcher:
         self._batched.difference_update(line.fingerprints)
         if error is None:
             self.pending.resolve(group, answers)
+            if group.is_packed and group.route.packing is not None:
+                self._write(group.route.packing.record_accepted())
+            for again in group.unanswered(answers):
+                self._send_again(again.requests, 0)
         else:
             self._on_line_failed(group, error)
 
@@ -442,6 +452,9 @@ class BatchDispatcher:
             return
         if self._is_refusal_of_group(group, error):
             return
+        if error.error_class == "bad_request" and group.repack(error):
+            self._send_again(group.requests, 0)
+            return
         # A batch of this line alone was above the limit: another one would be too.
         is_too_large = error.code == TOKEN_LIMIT
         decision = decide_batch_line(
@@ -449,6 +462,9 @@ class BatchDispatcher:
         )
         if decision.action == "retry":
             self._send_again(group.requests, group.attempts)
+        elif decision.action == "separate" and group.is_packed:
+            for half in group.halves():
+                self._send_again(half.requests, 0)
         elif decision.action == "separate":
             for request in group.requests:
                 self._send_again((request,), 0)
@@ -468,19 +484,28 @@ class BatchDispatcher:
         )
         if terms is None or write is None:
             return False
-        task = asyncio.create_task(write)
-        task.add_done_callback(self.state.on_task_done)
-        self._other_tasks.append(task)
+        self._write(write)
         for part in terms.parts(group.requests):
             self._send_again(part, 0)
         return True
 
+    def _write(self, write: Coroutine[Any, Any, None] | None) -> None:
+        """Write to the ledger what was learned."""
+        if write is not None:
+            task = asyncio.create_task(write)
+            task.add_done_callback(self.state.on_task_done)
+            self._other_tasks.append(task)
+
     def _send_again(self, requests: Sequence[Request], attempts: int) -> None:
         """Queue the requests that somebody waits for, as they were submitted."""
         again = [self._unanswered[one.fingerprint] for one in requests if one.fingerprint in self._unanswered]
-        if again:
-            group = RequestGroup(again[0][0], tuple(request for _, request in again), attempts, attempts)
-            self._queue.put_nowait(group)
+        if not again:
+            return
+        route, waiting = again[0][0], tuple(request for _, request in again)
+        # Packs of an earlier run, when the step had `pack`, are requested one by one.
+        is_shared = route.packing is not None or route.terms is not None
+        for group in [waiting] if is_shared else [(request,) for request in waiting]:
+            self._queue.put_nowait(RequestGroup(route, group, attempts, attempts))
 
     def _on_resolved(self, fingerprint: bytes) -> None:
         if (unanswered := self._unanswered.pop(fingerprint, None)) is not None:

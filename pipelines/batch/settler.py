@@ -98,7 +98,7 @@ class LineObserver(Protocol):
         answers: Sequence[bytes | RowError | None],
         error: RowError | None,
     ) -> None:
-        """The line's exchange is in the ledger; `error`: of the whole exchange."""
+        """The line's exchange is in the ledger; `error`: of the whole exchange. An answer that is None: not there."""
 
     def on_unanswered(self, group: RequestGroup, line: BatchLine, error: RowError) -> None:
         """No answer came and none will: the line counts as not sent, and its group as sent as often as before."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 import orjson
 
+from connectors.endpoints.conversation.structured_modes import StructuredMode
 from pipelines.ledger.ledger import Ledger, now_us
 
 State = Literal["noted", "uploaded", "created", "cancelled"]
@@ -26,6 +27,8 @@ class BatchLine:
     """Of its requests, in order."""
     attempt: int
     max_cost: int | None
+    pack_mode: StructuredMode | None = None
+    """Of a pack: the structured mode of its schema; None: unknown, as in batches of an earlier invocation."""
 
     def keys_by_request(self) -> Sequence[tuple[str, ...]]:
         """Return the keys of the rows of each request."""

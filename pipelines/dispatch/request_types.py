@@ -7,6 +7,7 @@ from datetime import datetime, tzinfo
 from typing import Any, Literal, Protocol
 
 from connectors.contracts import Endpoint, Provider
+from connectors.endpoints.conversation.structured_modes import StructuredMode
 from connectors.records import Request, RowError, record
 from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.packing.packing import Packing
@@ -175,7 +176,9 @@ class RequestGroup:
     failed_member: Route | None = None
     """The member of a pool that failed it last."""
 
-    _packed: Request | None = None
+    pack_mode: StructuredMode | None = None
+    """The structured mode in which the schema of its pack was requested last."""
+    _packed: Request | None = field(default=None, init=False)
 
     @property
     def is_packed(self) -> bool:
@@ -193,6 +196,7 @@ class RequestGroup:
         """The packed request as it is sent."""
         assert self.route.packing is not None
         if self._packed is None:
+            self.pack_mode = self.route.packing.mode
             self._packed = self.route.packing.request(self.requests)
         return self._packed
 
@@ -205,9 +209,10 @@ class RequestGroup:
         """Request the schema of packed answers in a simpler mode if `problem` refuses it; return whether it does."""
         if not self.is_packed or self.route.packing is None:
             return False
-        again = self.route.packing.repacked(self.packed, self.requests, problem)
-        self._packed = again or self._packed
-        return again is not None
+        if not self.route.packing.record_refused(problem, self.pack_mode):
+            return False
+        self._packed = None
+        return True
 
     def unanswered(self, results: Sequence[bytes | RowError | None]) -> "Sequence[RequestGroup]":
         """Return the groups in which the requests without a result are sent again."""

@@ -20,6 +20,7 @@ from connectors.contracts import Commit
 from connectors.errors import RowmillError, Stopped
 from pipelines.dispatch.counters import RunCounters, StepCounters
 from pipelines.dispatch.dispatcher import DispatchControl
+from pipelines.dispatch.packing.packing import packing_of
 from pipelines.dispatch.request_types import DailyBudget
 from pipelines.dispatch.step_runner import (
     CHUNK_ROWS,
@@ -40,7 +41,7 @@ from pipelines.limits.limit_leases import share_limits
 from pipelines.monitoring.bottleneck import TimeBreakdown
 from pipelines.monitoring.json_log import DEFECT_MESSAGE, print_problem
 from pipelines.monitoring.run_view import RunView
-from pipelines.preparation.prepared_job import PreparedJob, with_location
+from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, with_location
 from pipelines.pricing.prices import PICO, usd
 from pipelines.pricing.run_budget import RunBudget
 from pipelines.runtime.locks import lock_path, sink_lock_path
@@ -96,10 +97,8 @@ async def run_job(
         )
     counters.failed_now = ready.selection.count_new_rejects()
     counters.rows_done_before = counters.rows_ok + counters.rows_failed
-    # Embeddings are requested by the chunk; how many rows share a request is known after the first chunk.
     counters.steps = {
-        step.model.name: StepCounters(requests_per_row=1 / CHUNK_ROWS if step.model.endpoint == "embeddings" else 1.0)
-        for step in ready.steps
+        step.model.name: StepCounters(requests_per_row=1 / _rows_per_request(step)) for step in ready.steps
     }
     budget = RunBudget(None if job.budget is None else round(job.budget.usd * PICO), run.spent)
     shared = ready.workspace.budget
@@ -223,6 +222,14 @@ async def _feed_rows(
             await runner.progressed.wait()
         clock.rendering_seconds += time.perf_counter() - read
         await dispatcher.wait_for_capacity()
+
+
+def _rows_per_request(step: PreparedStep) -> int:
+    """Return how many rows share a request, as an estimate until the first chunk has been requested."""
+    if step.model.endpoint == "embeddings":
+        return CHUNK_ROWS
+    packing = packing_of(step.endpoint)
+    return 1 if packing is None else packing.agreement.rows
 
 
 def _state_watch(ready: PreparedJob, ledger: Ledger) -> StateWatch:

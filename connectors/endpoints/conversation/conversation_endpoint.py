@@ -184,14 +184,16 @@ class ConversationEndpoint(BaseEndpoint):
                 )
 
     def packed(self, mode: StructuredMode) -> PackedConversation:
-        """Return the form in which rows share requests; `mode`: how its schema is requested."""
-        assert self.pack_options is not None
-        assert self._constants is not None
-        before = self._constants if self._instruction is None else [self._instruction, *self._constants]
+        """Return the form in which rows share requests; `mode`: how its schema is requested.
+
+        Without `pack` it only reads replies.
+        """
+        constants = self._constants or []
+        before = constants if self._instruction is None else [self._instruction, *constants]
         return PackedConversation(
-            self.pack_options,
+            self.pack_options or PackOptions(),
             self._wire_format,
-            self._constants,
+            constants,
             self._body_without_schema,
             self._step.name[:64],
             self.typed_properties,

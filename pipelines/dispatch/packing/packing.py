@@ -5,7 +5,8 @@ from typing import Any
 
 from connectors.contracts import Endpoint
 from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
-from connectors.endpoints.conversation.packed_conversation import PackedConversation
+from connectors.endpoints.conversation.packed_conversation import PackedConversation, PackOptions
+from connectors.endpoints.conversation.structured_modes import StructuredMode
 from connectors.records import Call, Reply, Request, RowError, Usage
 from pipelines.dispatch.packing.agreement import PackAgreement, answers_agree, compared_columns, is_verified
 
@@ -30,11 +31,12 @@ class Packing:
         self, endpoint: ConversationEndpoint, store_mode: StoreMode | None = None, can_halve: bool = True
     ) -> None:
         """`store_mode` remembers what was learned; `can_halve`: whether agreement changes the pack size."""
-        options = endpoint.pack_options
-        assert options is not None
+        # Without options it reads the packs of a batch that was submitted when the step had them.
+        options = endpoint.pack_options or PackOptions()
         self._endpoint = endpoint
         self._form: PackedConversation = endpoint.packed(endpoint.packed_mode)
-        self._mode = endpoint.packed_mode
+        self.mode = endpoint.packed_mode
+        """The structured mode in which the schema of packs is requested."""
         self._store_mode = store_mode
         self._verify_share = options.verify
         self.agreement = PackAgreement(options.rows, options.agreement, can_halve)
@@ -96,26 +98,23 @@ class Packing:
         self.agreement.record(is_equal)
         return is_equal
 
-    def repacked(self, packed: Request, group: Sequence[Request], problem: RowError) -> Request | None:
-        """Return the packed request with its schema in a simpler mode if `problem` refuses the present one; else None.
+    def record_refused(self, problem: RowError, mode: StructuredMode | None) -> bool:
+        """Change to a simpler mode if `problem` refuses the schema of packs; return whether to send the pack again.
 
-        `packed`: the refused one. Of many that are refused together, the first decides on the mode.
+        `mode`: that of the refused pack; None: unknown, as in a batch of an earlier run. Of many that are refused
+        together, the first changes the mode.
         """
-        if self._endpoint.next_packed_mode(self._endpoint.packed_mode, self._form, problem) is None:
-            return None
-        again = self._form.request(group)
-        if again.body != packed.body:
-            return again
-        following = self._endpoint.next_packed_mode(self._mode, self._form, problem)
+        mode = mode or self._endpoint.packed_mode
+        following = self._endpoint.next_packed_mode(mode, self._form, problem)
         if following is None:
-            return None
-        self._mode = following
-        self._form = self._endpoint.packed(following)
-        return self._form.request(group)
+            return False
+        if mode == self.mode:
+            self.mode, self._form = following, self._endpoint.packed(following)
+        return True
 
     def record_accepted(self) -> Coroutine[Any, Any, None] | None:
         """Learn from an answered pack; return the write to the ledger that follows, if any."""
         store, self._store_mode = self._store_mode, None
         # The mode of typed answers is learned by single requests.
-        is_learned = self._mode != self._endpoint.packed_mode and self._endpoint.typed_properties is None
-        return store(str(self._mode)) if store is not None and is_learned else None
+        is_learned = self.mode != self._endpoint.packed_mode and self._endpoint.typed_properties is None
+        return store(str(self.mode)) if store is not None and is_learned else None
