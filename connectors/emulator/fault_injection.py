@@ -8,6 +8,7 @@ from math import isfinite
 from aiohttp import web
 
 from connectors.emulator.altered_answers import ALTERED_ANSWERS, alter_completion
+from connectors.emulator.altered_packs import ALTERED_PACKS, alter_pack
 from connectors.emulator.altered_replies import ALTERED_REPLIES, altered_reply
 from connectors.emulator.api import ApiError
 from connectors.emulator.error_bodies import ERROR_REPLIES
@@ -40,12 +41,14 @@ QUOTA = "You exceeded your current quota, please check your plan and billing det
 FAULTS_BEFORE_ANSWER = frozenset({*STATUSES, *ERROR_REPLIES, "quota", "hang", "dropped", "html", "empty"})
 """Kinds that need no answer from the endpoint."""
 
-FAULTS_IN_ANSWER = frozenset({"hang-body", "truncated", "malformed", *ALTERED_ANSWERS, *ALTERED_REPLIES})
+FAULTS_IN_ANSWER = frozenset(
+    {"hang-body", "truncated", "malformed", *ALTERED_ANSWERS, *ALTERED_REPLIES, *ALTERED_PACKS}
+)
 """Kinds that corrupt the regular answer."""
 
 KINDS = (
     *STATUSES, "quota", *ERROR_REPLIES, "hang", "hang-body", "truncated", "malformed", "empty", "html", "dropped",
-    *ALTERED_ANSWERS, *ALTERED_REPLIES,
+    *ALTERED_ANSWERS, *ALTERED_REPLIES, *ALTERED_PACKS,
 )  # fmt: skip
 
 RETRY_AFTER_SECONDS = 0.1
@@ -104,6 +107,8 @@ async def corrupt(kind: str, request: web.Request, response: web.StreamResponse)
     if kind in ALTERED_ANSWERS:
         altered = alter_completion(kind, body)
         return web.Response(body=altered, status=response.status, content_type=response.content_type)
+    if kind in ALTERED_PACKS:
+        return web.Response(body=alter_pack(kind, body), status=response.status, content_type=response.content_type)
     if kind == "malformed":
         # JSON without its end is malformed; other bodies, such as audio, are truncated.
         return web.Response(body=body[: len(body) * 2 // 3], status=response.status, content_type=response.content_type)

@@ -8,6 +8,7 @@ import orjson
 from aiohttp import web
 
 from connectors.emulator.altered_answers import ALTERED_ANSWERS, alter_chunk
+from connectors.emulator.altered_packs import ALTERED_PACKS
 from connectors.emulator.altered_replies import ALTERED_REPLIES, altered_event
 from connectors.emulator.api import ApiRequest
 from connectors.emulator.fault_injection import FAULT, drop
@@ -25,7 +26,8 @@ async def event_stream(api_request: ApiRequest, events: Iterable[bytes]) -> web.
     """Stream the events, one write each."""
     request = api_request.http_request
     kind = request.get(FAULT)
-    if kind is not None:
+    # A pack is never streamed.
+    if kind is not None and kind not in ALTERED_PACKS:
         return await _faulty_stream(request, list(events), kind)
     response = _new_response()
     await response.prepare(request)
