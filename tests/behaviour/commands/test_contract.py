@@ -93,13 +93,13 @@ def test_csv_columns_of_numbers_and_dates_with_gaps_keep_their_type(
     workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: ReadTable
 ) -> None:
     workspace.write("rows.csv", "id,text,n,day\na,x,,\nb,y,2,2024-01-31\n")
-    job = workspace.job(steps=step("{{ n }} {{ day }}"), sink="{parquet: out, columns: [n, day]}")
+    job = workspace.job(steps=step("n={{ n }} day={{ day }}"), sink="{parquet: out, columns: [n, day]}")
     assert cli.run(job)["exit_code"] == 0
     assert [(row["n"], row["day"]) for row in read(workspace.folder / "out")] == [
         (None, None),
         (2, datetime.date(2024, 1, 31)),
     ]
-    assert sorted(provider.prompts()) == [" ", "2 2024-01-31"]
+    assert sorted(provider.prompts()) == ["n= day=", "n=2 day=2024-01-31"]
 
 
 @pytest.mark.parametrize("sink", ["{parquet: out}", "{duckdb: out.db, table: t}"])
