@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, Self
 
 import duckdb
 import pyarrow as pa
@@ -33,6 +33,22 @@ class SourceModel(FrozenModel):
     limit: int | None = Field(default=None, ge=0, description="Only the first N rows in source order, after `where`.")
 
 
+RescuedClass = Literal["length", "invalid_answer", "content_filter", "bad_request"]
+
+
+class RescueRung(FrozenModel):
+    """A second way for failed rows: the step with other parameters, at another provider, or with another model."""
+
+    on: Annotated[tuple[RescuedClass, ...], Field(min_length=1)] = Field(
+        description="The error classes whose rows are requested again.", examples=[["length"]]
+    )
+    params: dict[str, Any] = Field(
+        default_factory=dict, description="Merged into the step's params.", examples=[{"max_tokens": 2000}]
+    )
+    provider: str | None = Field(default=None, min_length=1, description="In place of the step's.")
+    model: str | None = Field(default=None, min_length=1, description="In place of the step's.")
+
+
 class StepModel(FrozenModel):
     """The keys of every step; each endpoint adds more."""
 
@@ -46,6 +62,31 @@ class StepModel(FrozenModel):
     )
     detail: bool = Field(default=False, description="Adds the column `<step>_finish_reason`.")
     reuse: bool = Field(default=True, description="false: every row sends its own request, even if requests are equal.")
+    rescue: tuple[RescueRung, ...] = Field(
+        default=(),
+        description="Further ways for rows that fail, tried in order. Adds the column `<step>_rung`.",
+        examples=[[{"on": ["length"], "params": {"max_tokens": 2000}}]],
+    )
+
+    @property
+    def rungs(self) -> tuple[Self, ...]:
+        """The step as each rung of `rescue` requests it."""
+        return tuple(
+            self.model_copy(
+                update={
+                    "params": {**self.params, **rung.params},
+                    "provider": rung.provider or self.provider,
+                    "model": rung.model or self.model,
+                    "rescue": (),
+                }
+            )
+            for rung in self.rescue
+        )
+
+    @property
+    def with_rungs(self) -> tuple[Self, ...]:
+        """The step as declared, and as each rung requests it."""
+        return (self, *self.rungs)
 
     @property
     def schema_digest(self) -> bytes | None:
@@ -427,7 +468,9 @@ class TableShape:
     """Key columns, step, error_class ... fingerprint, as jobs/docs/tables.md lists them."""
     write: Literal["merge", "append", "replace"]
     outputs: tuple[str, ...] = ()
-    """The columns of `results` that the steps make."""
+    """The columns of `results` that the steps make from answers."""
+    rungs: tuple[str, ...] = ()
+    """The columns of `results` with the rung that answered: not null, 0 for the step as declared."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,10 @@ Row = Mapping[str, Any]
 
 ROW_PROBLEM = "_row_problem"
 """Column with the reason why a row's source values cannot be used; null if they can."""
+FAILED_STEP = "_row_failed_step"
+"""Column with the step in which the row failed in an earlier run and that a rung requests again; else null."""
+FAILED_CLASS = "_row_failed_class"
+"""Column with the class of that error."""
 TEXT_PREFIX = "_row_text_"
 """Of the column with a value's text in the file, which templates print instead of the typed value."""
 
@@ -183,6 +187,15 @@ class Request:
     """Counted before sending, for the budget, like characters and images."""
     characters: int | None = None
     images: int | None = None
+    rung: int = 0
+    """The place among the step's rungs of the one that sends it; 0: the step as declared."""
+    rescued_classes: frozenset[str] = frozenset()
+    """The error classes after which another rung requests its rows again: such an error is not their last outcome."""
+
+
+def is_rescued(request: Request, error: RowError) -> bool:
+    """Whether another rung requests the rows again after this error."""
+    return error.error_class in request.rescued_classes
 
 
 @record

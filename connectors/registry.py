@@ -1,10 +1,10 @@
 """The registry of sources, sinks and endpoints, one line each; mypy checks that each class fits its protocol."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from connectors.contracts import Endpoint, Sink, Source, StepContext, TableShape
+from connectors.contracts import Endpoint, RescueRung, Sink, Source, StepContext, TableShape
 from connectors.endpoints.chat import ChatStep
 from connectors.endpoints.embeddings import EmbeddingsStep
 from connectors.endpoints.image_edit import ImageEditStep
@@ -55,6 +55,12 @@ class StepConfig(Protocol):
     def schema_digest(self) -> bytes | None: ...
     @property
     def params(self) -> Mapping[str, Any]: ...
+    @property
+    def rescue(self) -> Sequence[RescueRung]: ...
+    @property
+    def rungs(self) -> "Sequence[StepConfig]": ...
+    @property
+    def with_rungs(self) -> "Sequence[StepConfig]": ...
     def build(self, context: StepContext, /) -> Endpoint: ...
 
 

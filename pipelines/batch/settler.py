@@ -212,7 +212,7 @@ class BatchSettler:
         """Stop if an error shows a fault of the set-up; return whether it may turn out to be one."""
         faults = self._state.setup_faults
         outcome.error = faults.confirm(route, None, outcome.error, is_pooled=False)
-        is_suspect = faults.is_suspect(route, outcome)
+        is_suspect = faults.is_suspect(group, outcome)
         is_settled = outcome.error is None or len(group.requests) == 1
         if is_settled and (reason := faults.settle_outcome(group, route, outcome)) is not None:
             self._state.stop(f"setup: {reason}")

@@ -211,7 +211,7 @@ def _run_one(job: "GraphJob", options: RunOptions) -> RunReport:
         loaded = job.require()
         if not options.is_quiet:
             # Before the key is sent.
-            for warning in loaded.workspace.warnings(step.provider for step in loaded.job.steps):
+            for warning in loaded.workspace.warnings(loaded.job.providers):
                 print_here(warning, "warning")
         warn = (lambda line: None) if options.is_quiet else functools.partial(print_here, level="warning")
         report = run_invocation(loaded, options, warn)

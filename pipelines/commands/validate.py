@@ -53,7 +53,7 @@ def validate_command(jobs: tuple[str, ...]) -> int:
                     raise refused
                 for warning in ready.reader.warnings:
                     click.echo(warning, err=True)
-                warnings = workspace.warnings(step.provider for step in ready.job.steps)
+                warnings = workspace.warnings(ready.job.providers)
                 for warning in (*warnings, *job_warnings(ready), *missing_file_warnings(ready)):
                     click.echo(warning, err=True)
                 columns = f"{len(ready.reader.schema)} input columns, {len(ready.shape.results)} output columns"

@@ -21,12 +21,14 @@ def check_batch_delivery(loaded: LoadedJob) -> None:
                 f"the Batch API takes {', '.join(sorted(BATCH_ENDPOINTS))} only",
                 "write delivery: online, or move this step to a separate job",
             )
-        if step.provider in pools:
-            raise JobError(
-                loaded.locate("steps", step.name, "provider"),
-                f"{step.provider} is a pool, and a batch goes to one provider",
-                f"name one of its members: {', '.join(pools[step.provider])}",
-            )
+        keys = [("provider",), *(("rescue", place, "provider") for place in range(len(step.rescue)))]
+        for one, key in zip(step.with_rungs, keys, strict=True):
+            if one.provider in pools:
+                raise JobError(
+                    loaded.locate("steps", step.name, *key),
+                    f"{one.provider} is a pool, and a batch goes to one provider",
+                    f"name one of its members: {', '.join(pools[one.provider])}",
+                )
         if getattr(step, "stream", False):
             raise JobError(
                 loaded.locate("steps", step.name, "stream"),

@@ -250,6 +250,11 @@ class Job(FrozenModel):
         return (key,) if isinstance(key, str) else key or ()
 
     @property
+    def providers(self) -> tuple[str, ...]:
+        """The providers that its steps name, rungs included."""
+        return tuple(dict.fromkeys(one.provider for step in self.steps for one in step.with_rungs))
+
+    @property
     def reads_job(self) -> str | None:
         """The job whose results are the source; None for other sources."""
         name = getattr(self.source, "job", None)

@@ -112,6 +112,10 @@ def _named_flags(
         for index, step in enumerate(steps):
             if isinstance(step, dict):
                 yield ("steps", index, "provider"), overrides.provider, "--provider"
+                rungs = step.get("rescue")
+                for place, rung in enumerate(rungs if isinstance(rungs, list) else ()):
+                    if isinstance(rung, dict) and "provider" in rung:
+                        yield ("steps", index, "rescue", place, "provider"), overrides.provider, "--provider"
     sink = values.get("sink")
     if overrides.sink is not None and isinstance(sink, dict):
         kind = next((kind for kind in sink_kinds if kind in sink), None)

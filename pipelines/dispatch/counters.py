@@ -34,7 +34,7 @@ class StepCounters:
     def record_submitted(self, requests: Iterable[Request]) -> None:
         """Count requests that were queued."""
         for request in requests:
-            self.asked += len(request.keys) if request.repair_of is None else 0
+            self.asked += len(request.keys) if request.repair_of is None and not request.rung else 0
             self.schema_repairs += len(request.keys) if request.former is not None else 0
 
     def exchanges_left(self, rows: float) -> float:
@@ -49,7 +49,7 @@ class StepCounters:
 
     def record_outcome(self, request: Request, failed: bool) -> None:
         """Count a request that an exchange has answered, or refused for good."""
-        if request.repair_of is None:
+        if request.repair_of is None and not request.rung:
             self.answered += len(request.keys)
         self.failed += len(request.keys) if failed else 0
 

@@ -295,7 +295,7 @@ class OnlineDispatcher:
         outcome = interpret(group, reply, failure, self._retry_limits.longest_hold, now_us() / 1e6)
         setup_faults = self.state.setup_faults
         outcome.error = setup_faults.confirm(member, call, outcome.error, is_pooled=group.route.pool is not None)
-        is_suspect = setup_faults.is_suspect(group.route, outcome)
+        is_suspect = setup_faults.is_suspect(group, outcome)
         charged = charged_cost(member.price, outcome, max_cost)
         if (tier := unpriced_tier(member.price, outcome.usage)) is not None:
             self._counters.add_note(

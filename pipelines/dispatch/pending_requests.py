@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from connectors.records import Request, RowError
+from connectors.records import Request, RowError, is_rescued
 from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.dispatch_state import DispatchState
 from pipelines.dispatch.read_buffer import EARLY_READ_BYTES, ReadBuffer
@@ -134,7 +134,8 @@ class PendingRequests:
             if is_usable(answer):
                 request = fresh.pop(fingerprint)
                 if is_first:
-                    self.record_skipped(route.step, len(request.keys), failed=answer.error is not None)
+                    failed = answer.error is not None and not is_rescued(request, answer.error)
+                    self.record_skipped(route.step, len(request.keys), failed)
                 outcome = Outcome(answer.reply, answer.error, 1, answer.run_id, answer.at, was_sent=False)
                 self.deliver(fingerprint, outcome)
         self.send(route, list(fresh.values()), is_usable)
@@ -187,9 +188,11 @@ class PendingRequests:
                 self.counters.pack_verified += 1
                 self.counters.pack_agreed += is_equal
             answer, error = (None, result) if isinstance(result, RowError) else (result, None)
-            rows, failed = len(request.keys), error is not None
+            rows, rescued = len(request.keys), error is not None and is_rescued(request, error)
+            failed = error is not None and not rescued
             self.counters.steps[route.step].record_outcome(request, failed=failed)
-            self.record_settled(rows if failed or route.is_last_step else 0, failed=rows if failed else 0)
+            if not rescued:
+                self.record_settled(rows if failed or route.is_last_step else 0, failed=rows if failed else 0)
             outcome = Outcome(answer, error, group.attempts, self._run_id, now, was_sent=True)
             self.deliver(request.fingerprint, outcome)
 

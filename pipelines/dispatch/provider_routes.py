@@ -13,6 +13,7 @@ from pipelines.config.workspace_file import LOCAL
 from pipelines.dispatch.packing.packing import Packing, packing_of
 from pipelines.dispatch.provider_pool import ProviderPool
 from pipelines.dispatch.request_types import RequestGroup, Route, RunLedger
+from pipelines.dispatch.rescue.ladder import Ladder
 from pipelines.dispatch.step_runner import RunStep
 from pipelines.limits.group_terms import GroupTerms
 from pipelines.limits.provider_limiter import ProviderLimiter
@@ -44,12 +45,14 @@ def build_routes(
         limits.requests_per_minute, limits.tokens_per_minute, None, retry.longest_hold, retry.longest_wait
     )
 
-    shared_terms: dict[tuple[str, str], GroupTerms[RequestGroup]] = {}
+    shared_terms: dict[tuple[str, str, str, int], GroupTerms[RequestGroup]] = {}
 
-    def terms_of(step: PreparedStep) -> GroupTerms[RequestGroup] | None:
+    def terms_of(step: PreparedStep, rung: int) -> GroupTerms[RequestGroup] | None:
         if not step.endpoint.shares_exchanges:
             return None
         key = (step.provider.tag, step.model.model)
+        # A rung may have other parameters, which the endpoint of the terms writes.
+        shared_by = (*key, step.model.name if rung else "", rung)
 
         async def store(max_requests: int | None, encoding: str | None) -> None:
             await ledger.write_queued(
@@ -59,7 +62,7 @@ def build_routes(
 
         facts = step.context.embedding
         terms: GroupTerms[RequestGroup] = GroupTerms(step.endpoint, facts.max_texts, facts.encoding, store)
-        return shared_terms.setdefault(key, terms)
+        return shared_terms.setdefault(shared_by, terms)
 
     # The members of a pool share it.
     packings: Mapping[str, Packing | None] = {
@@ -69,7 +72,7 @@ def build_routes(
         for step in steps
     }
 
-    def route_to(step: PreparedStep, provider: Provider) -> Route:
+    def route_to(step: PreparedStep, provider: Provider, rung: int, is_last_step: bool) -> Route:
         model = step.model
         if provider.name not in limiters:
             limiters[provider.name] = ProviderLimiter(
@@ -94,17 +97,17 @@ def build_routes(
                 step.endpoint.billing_terms,
             ),
             route_id=ledger.register_route(run_id, job.name, model.name, provider.name, model.endpoint, model.model),
-            is_last_step=step is steps[-1],
-            terms=terms_of(step),
-            packing=packings[model.name],
+            is_last_step=is_last_step,
+            terms=terms_of(step, rung),
+            packing=packings[model.name] if rung == 0 else None,
             model=model.model,
+            rung=rung,
             is_model_proven=is_model_proven,
             is_step_proven=is_step_proven,
         )
 
-    run_steps: list[RunStep] = []
-    for step in steps:
-        members = [route_to(step, member) for member in step.members]
+    def run_step(step: PreparedStep, rung: int, is_last_step: bool) -> RunStep:
+        members = [route_to(step, member, rung, is_last_step) for member in step.members]
         route = members[0]
         if step.is_pooled:
             pool = ProviderPool(members)
@@ -116,17 +119,24 @@ def build_routes(
             or job.delivery == "batch"
             or route.endpoint.fallback_mode(_UNSUPPORTED_MODE) is None
         )
-        run_steps.append(
-            RunStep(
-                route,
-                step.when,
-                partial(_fall_back, step),
-                partial(_learn_mode, step, ledger),
-                step.model.model,
-                mode=step.context.structured_mode,
-                is_mode_known=is_mode_known,
-            )
+        return RunStep(
+            route,
+            step.when,
+            partial(_fall_back, step),
+            partial(_learn_mode, step, ledger),
+            step.model.model,
+            mode=step.context.structured_mode,
+            is_mode_known=is_mode_known,
         )
+
+    run_steps: list[RunStep] = []
+    for step in steps:
+        declared, *rungs = (run_step(one, rung, step is steps[-1]) for rung, one in enumerate(step.with_rungs))
+        column = None if step.rung_field is None else step.rung_field.name
+        ladder = Ladder.of(step.model)
+        for one in (declared, *rungs):
+            one.rung_column, one.ladder, one.rungs = column, ladder, rungs
+        run_steps.append(declared)
     return run_steps
 
 
@@ -134,7 +144,8 @@ def shared_limiters(
     steps: Sequence[PreparedStep], limiters: Mapping[str, ProviderLimiter]
 ) -> dict[str, ProviderLimiter]:
     """Return the limiters that other processes of the workspace use too, by name and address of the provider."""
-    members = {member.name: member for step in steps for member in step.members if member.name != LOCAL}
+    requested = [one for step in steps for one in step.with_rungs]
+    members = {member.name: member for step in requested for member in step.members if member.name != LOCAL}
     return {f"{name} {member.base_url}": limiters[name] for name, member in members.items()}
 
 

@@ -37,6 +37,8 @@ class Route:
     """Whether an answer here settles the row."""
     model: str = ""
     """As the job names it."""
+    rung: int = 0
+    """The place among the step's rungs of the one that it is for; 0: the step as declared."""
     is_model_proven: bool = True
     """Whether the ledger has an answer of this provider and model."""
     is_step_proven: bool = True

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from connectors.media.media_reader import MediaReader
 from connectors.media.url_fetcher import FetchError
-from connectors.records import ROW_PROBLEM, Request, RowError, Values
+from connectors.records import FAILED_CLASS, FAILED_STEP, ROW_PROBLEM, Request, RowError, Values
 from pipelines.config.sql_predicate import Predicate
 from pipelines.dispatch.dispatcher import Dispatcher
 from pipelines.dispatch.media_files import write_files
@@ -21,6 +21,7 @@ from pipelines.dispatch.pending_requests import IsUsable, Submission
 from pipelines.dispatch.read_buffer import LARGE_ANSWER_BYTES
 from pipelines.dispatch.request_rendering import read_answer, render_requests
 from pipelines.dispatch.request_types import Route
+from pipelines.dispatch.rescue.ladder import NO_RUNGS, Ladder
 from pipelines.ledger.entries import StoredAnswer
 from pipelines.ledger.ledger import now_us
 
@@ -59,6 +60,8 @@ class RowFailure:
     run_id: str
     at: int
     """Microseconds since 1970, UTC."""
+    is_new: bool = True
+    """Whether it is another outcome than the errors table has, or this invocation sent a request for it."""
 
 
 @dataclass(slots=True)
@@ -70,6 +73,18 @@ class StepResults:
     """The fingerprint of each row's answer."""
     done: list[bool]
     failures: list[RowFailure] = field(default_factory=list)
+    ladder: Ladder = NO_RUNGS
+    tried_rungs: frozenset[int] = frozenset()
+    rescued: dict[int, list[int]] = field(default_factory=dict)
+    """The rows that failed and that a rung requests again, by its place."""
+
+    def rescue(self, rows: Sequence[int], error: RowError) -> bool:
+        """Leave rows that failed to the next rung; False if none follows the error."""
+        place = self.ladder.next_place(error.error_class, self.tried_rungs)
+        if place is None:
+            return False
+        self.rescued.setdefault(place, []).extend(rows)
+        return True
 
     @classmethod
     def empty(cls, rows: int) -> "StepResults":
@@ -113,6 +128,11 @@ class RunStep:
     """False: one row goes first to learn which structured mode the provider supports, before it refuses all others."""
     mode_probe: asyncio.Lock = field(default_factory=asyncio.Lock)
     route_change: asyncio.Lock = field(default_factory=asyncio.Lock)
+    ladder: Ladder = NO_RUNGS
+    rungs: "Sequence[RunStep]" = ()
+    """The step as each rung of its ladder requests it."""
+    rung_column: str | None = None
+    """The column of the rung that answered; None without one."""
 
 
 @dataclass(slots=True)
@@ -141,6 +161,10 @@ class Chunk:
     """Whether its first requests are not queued yet."""
     straggling_step: int | None = None
     """The step whose requests other chunks have submitted before for these rows."""
+    rung: int = 0
+    """The place of the rung that requests these rows in this step; 0: the step as declared."""
+    tried_rungs: frozenset[int] = frozenset()
+    """The rungs of this step that have requested these rows, by `Ladder.same_as`, this one included."""
     failures: list[RowFailure] = field(default_factory=list)
     """Their `row` is an index into the concatenated `failed` tables."""
     failed: list[pa.Table] = field(default_factory=list)
@@ -156,6 +180,8 @@ class Chunk:
             [self.asked[row] for row in rows],
             self.step,
             self.row_bytes,
+            rung=self.rung,
+            tried_rungs=self.tried_rungs,
         )
 
 
@@ -179,7 +205,8 @@ class StepRunner:
         self._dispatcher = dispatcher
         self._pending = dispatcher.pending
         for step in steps:
-            dispatcher.register_route(step.route)
+            for one in (step, *step.rungs):
+                dispatcher.register_route(one.route)
         self._run_id = run_id
         self._on_finished = on_finished
         self._is_retrying = is_retrying
@@ -257,6 +284,13 @@ class StepRunner:
 
     async def _run_step(self, chunk: Chunk, step: RunStep) -> Chunk:
         """Run one step; return the rows that have finished it."""
+        if chunk.rung:
+            step = step.rungs[chunk.rung - 1]
+        elif FAILED_STEP in chunk.table.column_names:
+            chunk = self._without_failed_before(chunk, step)
+            if not chunk.keys:
+                self._end_rendering(chunk)
+                return chunk
         if step.is_mode_known:
             return await self._finish_step(chunk, step)
         async with step.mode_probe:
@@ -273,6 +307,38 @@ class StepRunner:
                 step.is_mode_known = True
                 return finished
         return await self._finish_step(chunk, step)
+
+    def _without_failed_before(self, chunk: Chunk, step: RunStep) -> Chunk:
+        """Let a rung request the rows that failed in this step in an earlier run; return the chunk without them."""
+        failed_steps = chunk.table.column(FAILED_STEP).to_pylist()
+        failed = [row for row, name in enumerate(failed_steps) if name == step.route.step]
+        if not failed:
+            return chunk
+        classes = chunk.table.column(FAILED_CLASS).to_pylist()
+        rescued: dict[int, list[int]] = {}
+        for row in failed:
+            place = step.ladder.next_place(classes[row])
+            assert place is not None, "only rows that a rung follows are selected"
+            rescued.setdefault(place, []).append(row)
+        self._start_rungs(chunk, step.ladder, rescued)
+        rest = chunk.select([row for row, name in enumerate(failed_steps) if name != step.route.step])
+        rest.failures, rest.failed = chunk.failures, chunk.failed
+        rest.is_rendering, rest.straggling_step = chunk.is_rendering, chunk.straggling_step
+        self._add_open_rows(chunk, -len(failed))
+        return rest
+
+    def _start_rungs(self, chunk: Chunk, ladder: Ladder, rescued: dict[int, list[int]]) -> None:
+        """Start a chunk for each rung, with the rows that it requests again; `rescued` is empty afterwards."""
+        while rescued:
+            place, rows = rescued.popitem()
+            if self._dispatcher.state.stop_reason is not None:
+                # The next run requests them.
+                continue
+            again = chunk.select(sorted(rows))
+            again.rung, again.tried_rungs = place, ladder.with_tried(chunk.tried_rungs, place)
+            again.is_rendering, again.straggling_step = False, chunk.step
+            self._add_open_rows(chunk, len(rows))
+            self._start(again)
 
     async def _finish_step(self, chunk: Chunk, step: RunStep) -> Chunk:
         results = await self._step_results(chunk, step)
@@ -296,9 +362,13 @@ class StepRunner:
         values = [results.values[row] for row in rows]
         for column, array in zip(endpoint.fields, endpoint.arrays(values), strict=True):
             finished.table = finished.table.append_column(column, array)
+        if step.rung_column is not None:
+            rungs = pa.array([chunk.rung] * len(rows), pa.int64())
+            finished.table = finished.table.append_column(pa.field(step.rung_column, pa.int64()), rungs)
         for row, answers in zip(rows, finished.answers, strict=True):
             answers.append(results.answers[row])
         finished.step += 1
+        finished.rung, finished.tried_rungs = 0, frozenset()
         return finished
 
     def _forward_finished(self, chunk: Chunk, step: RunStep, results: StepResults) -> None:
@@ -314,6 +384,8 @@ class StepRunner:
     async def _step_results(self, chunk: Chunk, step: RunStep) -> StepResults:
         """Request all rows of the chunk; stragglers become a separate chunk, rows never sent are left out."""
         results = StepResults.empty(len(chunk.keys))
+        results.ladder, results.tried_rungs = step.ladder, chunk.tried_rungs
+        rescued_classes = step.ladder.rescued_classes(chunk.tried_rungs)
         # A copy: another chunk may change the step's route while these requests are under way.
         current = replace(step)
         trial: ModeTrial | None = None
@@ -323,13 +395,17 @@ class StepRunner:
             route, follow_ups = current.route, FollowUps()
             submission = await self._pending.submit(
                 route,
-                [request for request, _ in requests.values()],
+                [
+                    replace(request, rung=chunk.rung, rescued_classes=rescued_classes) if step.rungs else request
+                    for request, _ in requests.values()
+                ],
                 self._is_usable(current),
                 is_first=chunk.straggling_step != chunk.step,
             )
             self._end_rendering(chunk)
             while await self._wait_for_outcomes(submission, any(results.done)):
                 await self._read_outcomes(chunk, route, requests, submission, results, follow_ups)
+                self._start_rungs(chunk, step.ladder, results.rescued)
                 self._forward_finished(chunk, step, results)
             submission.is_abandoned = True
             if submission.pending and self._dispatcher.state.stop_reason is None:
@@ -341,6 +417,7 @@ class StepRunner:
                 waiting.straggling_step = chunk.step
                 self._start(waiting)
             await self._read_outcomes(chunk, route, requests, submission, results, follow_ups)
+            self._start_rungs(chunk, step.ladder, results.rescued)
             if follow_ups.has_answers:
                 await self._learn_mode(step, route, trial, follow_ups.has_new_answers)
             if follow_ups.fallbacks:
@@ -470,10 +547,15 @@ class StepRunner:
             if (mode := endpoint.fallback_mode(error)) is not None:
                 follow_ups.fallbacks.setdefault(mode, []).extend(rows)
                 continue
+            if results.rescue(rows, error):
+                continue
             if outcome.answer is not None and outcome.was_sent:
                 self._pending.record_settled(0 if route.is_last_step else len(rows), failed=len(rows))
             results.failures.extend(
-                RowFailure(row, route.step, error, outcome.attempts, outcome.run_id, outcome.at) for row in rows
+                RowFailure(
+                    row, route.step, error, outcome.attempts, outcome.run_id, outcome.at, _is_new_failure(chunk, row)
+                )
+                for row in rows
             )
         self._pending.read_buffer.release(nbytes)
 
@@ -521,6 +603,11 @@ class StepRunner:
 def _mode_note(step: RunStep, mode: str) -> str:
     how = {"json_object": "json_object is used", "prompt": "the prompt shows it"}.get(mode, f"{mode} is used")
     return f"{step.route.step}: {step.route.provider.name} refuses the schema for {step.model}; {how}"
+
+
+def _is_new_failure(chunk: Chunk, row: int) -> bool:
+    failed_before = FAILED_STEP in chunk.table.column_names and chunk.table.column(FAILED_STEP)[row].is_valid
+    return chunk.asked[row] or not failed_before
 
 
 def _first_requested_row(chunk: Chunk, step: RunStep) -> int | None:

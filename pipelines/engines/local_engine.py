@@ -147,6 +147,9 @@ def _batch_options(
     deadline = now if job.delivery == "online" else None
     if job.deadline is not None:
         deadline = next_deadline(job.deadline, prepared.workspace.zone, now)
-    models = [(step.model.model, step.model.endpoint) for step in prepared.steps]
-    routes = [(step.route, *model) for step, model in zip(steps, models, strict=True)]
+    requested = [one for step in steps for one in (step, *step.rungs)]
+    routes = [
+        (step.route, one.model.model, one.model.endpoint)
+        for step, one in zip(requested, prepared.requested_steps, strict=True)
+    ]
     return BatchOptions(batches, prepared.workspace.state / "batches" / job.name, transport, routes, deadline)

@@ -109,10 +109,11 @@ class Committer:
         self._counters.failed_now += self._count_new_failures(chunk)
 
     def _count_new_failures(self, chunk: Chunk) -> int:
+        new = [failure for failure in chunk.failures if failure.is_new]
         if not self._failed_before:
-            return len(chunk.failures)
+            return len(new)
         rows = pa.concat_tables([table.select(["_key", "_row_fingerprint"]) for table in chunk.failed])
-        failed = [rows.slice(failure.row, 1).to_pylist()[0] for failure in chunk.failures]
+        failed = [rows.slice(failure.row, 1).to_pylist()[0] for failure in new]
         return sum((row["_key"], row["_row_fingerprint"]) not in self._failed_before for row in failed)
 
     @property

@@ -15,6 +15,7 @@ from connectors.tokens import context_window
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.overrides import has_other_sink
 from pipelines.dispatch.provider_routes import member_price, step_price
+from pipelines.dispatch.rescue.rescued_rows import forget_other_ladders, rescued_classes
 from pipelines.execution.audits import check_audits, run_audits
 from pipelines.execution.run_report import run_report
 from pipelines.ledger.ledger import Ledger
@@ -26,6 +27,7 @@ from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, prepar
 from pipelines.preparation.schema_evolution import (
     cast_tables,
     check_backfill,
+    gains_rungs_only,
     gains_types_only,
     has_keys,
     is_empty,
@@ -76,6 +78,9 @@ def run_invocation(
             is_rewritten = prepare_sink(ready, ledger, options.schema_change)
             if options.row_keys is not None:
                 ready.selection.restrict(options.row_keys)
+            if options.retried_classes is None:
+                ready.selection.rescued = rescued_classes(ready, ledger)
+            forget_other_ladders(ready, ledger)
             ready.selection.load_sink_state(None if is_rewritten else ready.sink)
         if _has_key_command(ready) and _has_open_rows(ready, options):
             _obtain_keys(ready)
@@ -129,8 +134,10 @@ def _prepare(
     from pipelines.execution.embedding_dimensions import dimensions_from_sink, missing_dimensions, probe_dimensions
     from pipelines.runtime.event_loop import run_loop
 
-    reinfer_types = options.schema_change is not None
-    with prepare_job(loaded, ledger, local_url, sink_types=_sink_types, reinfer_types=reinfer_types) as ready:
+    is_changing = options.schema_change is not None
+    with prepare_job(
+        loaded, ledger, local_url, sink_types=_sink_types, reinfer_types=is_changing, keeps_rungs=not is_changing
+    ) as ready:
         for warning in ready.reader.warnings:
             print_problem(warning, options.log == "json", loaded.job.name, level="warning")
         with _with_partial_report(ready):
@@ -188,7 +195,7 @@ def check_before_run(ready: PreparedJob) -> None:
 
 
 def _has_key_command(ready: PreparedJob) -> bool:
-    return any(member.key_source is not None for step in ready.steps for member in step.members)
+    return any(member.key_source is not None for step in ready.requested_steps for member in step.members)
 
 
 def _has_open_rows(ready: PreparedJob, options: RunOptions) -> bool:
@@ -198,7 +205,7 @@ def _has_open_rows(ready: PreparedJob, options: RunOptions) -> bool:
 
 def _obtain_keys(ready: PreparedJob) -> None:
     """Run the commands that print keys, before anything is recorded; JobError if one of them fails."""
-    for step in ready.steps:
+    for step in ready.requested_steps:
         for member in step.members:
             if member.key_source is not None:
                 member.key_source.prepare()
@@ -254,8 +261,8 @@ def _check_budget(ready: PreparedJob) -> None:
     """Under a budget, refuse a step without a price or without a bound on its cost."""
     if ready.job.budget is None and ready.workspace.budget is None:
         return
-    for step in ready.steps:
-        where = ready.loaded.locate("steps", step.model.name, "model")
+    for step in ready.requested_steps:
+        where = ready.loaded.locate(*step.key_path("model"))
         price = step_price(ready.workspace, step)
         if price is None:
             unpriced = [member.name for member in step.members if member_price(ready.workspace, step, member) is None]
@@ -295,7 +302,7 @@ def _check_hosted_tools(ready: PreparedJob, step: PreparedStep) -> None:
         else:
             continue
         key = "tools" if getattr(step.model, "tools", None) else "params"
-        raise JobError(ready.loaded.locate("steps", step.model.name, key), f"{reason}, so no budget can hold", remedy)
+        raise JobError(ready.loaded.locate(*step.key_path(key)), f"{reason}, so no budget can hold", remedy)
 
 
 def prepare_sink(ready: PreparedJob, ledger: Ledger, change: SchemaChange | None = None) -> bool:
@@ -315,7 +322,7 @@ def prepare_sink(ready: PreparedJob, ledger: Ledger, change: SchemaChange | None
         if is_empty(ready):
             # The types of a source that had no row so far are provisional.
             _rebuild_from_ledger(ready, ledger)
-        elif change == "cast" or gains_types_only(ready, exc):
+        elif change == "cast" or gains_types_only(ready, exc) or (change is None and gains_rungs_only(ready)):
             cast_tables(ready, ledger)
         elif change == "backfill":
             check_backfill(ready)

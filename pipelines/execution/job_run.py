@@ -22,6 +22,7 @@ from pipelines.dispatch.counters import RunCounters, StepCounters
 from pipelines.dispatch.dispatcher import DispatchControl
 from pipelines.dispatch.packing.packing import packing_of
 from pipelines.dispatch.request_types import DailyBudget
+from pipelines.dispatch.rescue.rescued_rows import record_ladders
 from pipelines.dispatch.step_runner import (
     CHUNK_ROWS,
     FILE_CHUNK_ROWS,
@@ -171,6 +172,8 @@ async def run_job(
                 await committer.commit()
             if stopped is None and failure is None:
                 await asyncio.to_thread(_finalize, ready, ledger, deleted, resolved)
+                if options.retried_classes is None and not ready.is_limited and not ready.selection.is_restricted:
+                    record_ladders(ready, ledger)
         except (OSError, sqlite3.Error, RowmillError) as exc:
             failure = failure or exc
     if failure is not None:

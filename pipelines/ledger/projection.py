@@ -38,7 +38,10 @@ def encode_rows(results: pa.Table, answers: Sequence[Sequence[bytes | None]], sh
     """Encode what a rebuild needs: the rows without their outputs, and the fingerprints of the answers of these."""
     rows = results.select([name for name in results.column_names if name not in shape.outputs])
     rows = rows.append_column(ANSWERS, pa.array(answers, pa.list_(pa.binary(16))))
-    return encode_table(rows.replace_schema_metadata({b"outputs": _outputs(shape)}))
+    metadata = {b"outputs": _outputs(shape)}
+    if shape.rungs:
+        metadata[b"rungs"] = orjson.dumps(shape.rungs)
+    return encode_table(rows.replace_schema_metadata(metadata))
 
 
 def decode_table(blob: bytes) -> pa.Table:
@@ -160,7 +163,7 @@ def _newest(
         removed_keys = _keys(removed, shape)
         seen_results.update(removed_keys)
         seen_errors.update(removed_keys)
-        result_rows = _unseen(_keys(rows, shape), seen_results) if _same_outputs(rows, shape) else []
+        result_rows = _unseen(_keys(rows, shape), seen_results) if _same_columns(rows, shape) else []
         # No commit both clears a key from the errors and adds it to them.
         cleared_keys = _keys(cleared, shape)
         error_rows = _unseen(_keys(errors, shape), seen_errors)
@@ -189,12 +192,16 @@ def _unseen(keys: Sequence[tuple[Any, ...]], seen: set[tuple[Any, ...]]) -> list
     return rows
 
 
-def _same_outputs(blob: bytes | None, shape: TableShape) -> bool:
+def _same_columns(blob: bytes | None, shape: TableShape) -> bool:
+    """Whether the encoded rows have the columns of the results, whatever rungs their job had."""
     if blob is None:
         return False
     table = decode_table(blob)
-    others = [name for name in shape.results.names if name not in shape.outputs]
-    return (table.schema.metadata or {}).get(b"outputs") == _outputs(shape) and table.column_names[:-1] == others
+    metadata = table.schema.metadata or {}
+    rungs = {*shape.rungs, *orjson.loads(metadata.get(b"rungs", b"[]"))}
+    there = [name for name in table.column_names[:-1] if name not in rungs]
+    others = [name for name in shape.results.names if name not in shape.outputs and name not in rungs]
+    return metadata.get(b"outputs") == _outputs(shape) and there == others
 
 
 def _decoded(ledger: Ledger, rows: pa.Table, shape: TableShape, steps: Sequence[Endpoint]) -> pa.Table:
@@ -211,6 +218,9 @@ def _decoded(ledger: Ledger, rows: pa.Table, shape: TableShape, steps: Sequence[
             outputs.append([value for value in values if not isinstance(value, RowError)])
             complete.append(row)
     table = rows.drop_columns([ANSWERS]).take(pa.array(complete, pa.int64()))
+    for name in set(shape.rungs).difference(table.column_names):
+        # The job had no rungs at that time.
+        table = table.append_column(name, pa.repeat(pa.scalar(0, pa.int64()), table.num_rows))
     for place, step in enumerate(steps):
         for column, array in zip(step.fields, step.arrays([row[place] for row in outputs]), strict=True):
             table = table.append_column(column, array)

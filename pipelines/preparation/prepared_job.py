@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 
 from connectors.contracts import EmbeddingFacts, Endpoint, Provider, Sink, SourceContext, StepContext, TableShape
-from connectors.errors import DataError, JobError
+from connectors.errors import DataError, JobError, KeyPath
 from connectors.media.media_reader import MediaReader
 from connectors.media.url_fetcher import WebAccess
 from connectors.registry import StepConfig
@@ -28,6 +28,7 @@ from pipelines.config.workspace import Workspace, combined_provider
 from pipelines.config.workspace_file import LOCAL
 from pipelines.ledger.ledger import Ledger
 from pipelines.preparation.row_selection import RowSelection, select_rows
+from pipelines.preparation.rung_checks import check_rung, located_in_rung, vector_size
 from pipelines.preparation.source_reader import SourceReader
 from pipelines.runtime.scratch_dir import scratch_folder
 
@@ -44,6 +45,26 @@ class PreparedStep:
     endpoint: Endpoint
     context: StepContext
     when: Predicate | None
+    rungs: "Sequence[PreparedStep]" = ()
+    """The step as each rung of `rescue` requests it; its outputs are the same."""
+    rung_field: pa.Field | None = None
+    """The column of the rung that answered; None without one."""
+    rung: int = 0
+    """Its place if it is a rung itself, from 1; 0: the step as declared."""
+
+    def key_path(self, key: str) -> KeyPath:
+        """Return the path of one of its keys in the job file."""
+        return ("steps", self.model.name, *(("rescue", self.rung - 1) if self.rung else ()), key)
+
+    @property
+    def with_rungs(self) -> "Sequence[PreparedStep]":
+        """The step as declared, and as each rung requests it."""
+        return (self, *self.rungs)
+
+    @property
+    def fields(self) -> Sequence[pa.Field]:
+        """The columns that the step adds to the results: its outputs, and the rung."""
+        return (*self.endpoint.fields, *(() if self.rung_field is None else (self.rung_field,)))
 
     @property
     def is_pooled(self) -> bool:
@@ -68,6 +89,8 @@ class Inputs:
     every_column: tuple[str, ...] | None = None
     """What `columns: all` means for an existing sink: its order, and no column in the names of folders that it lacks;
     None: all columns of the source."""
+    kept_rungs: frozenset[str] = frozenset()
+    """Steps without `rescue` whose sink has the column of a rung from earlier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +117,11 @@ class PreparedJob:
         return self.inputs.loaded.workspace
 
     @property
+    def requested_steps(self) -> "Sequence[PreparedStep]":
+        """The steps as declared, each followed by its rungs."""
+        return [one for step in self.steps for one in step.with_rungs]
+
+    @property
     def scratch(self) -> Path:
         """A folder that is removed after the run."""
         return self.inputs.scratch
@@ -114,14 +142,20 @@ class PreparedJob:
         return self.job.sink.deleted == "remove" and not self.is_limited and not self.reader.has_empty_files
 
 
+def no_sink_types(ready: PreparedJob) -> Mapping[str, str]:
+    """Return nothing: the sink is not read."""
+    return {}
+
+
 @contextlib.contextmanager
 def prepare_job(
     loaded: LoadedJob,
     ledger: Ledger | None = None,
     local_url: str | None = None,
     exact_tokens: bool = False,
-    sink_types: Callable[[PreparedJob], Mapping[str, str]] = lambda ready: {},
+    sink_types: Callable[[PreparedJob], Mapping[str, str]] = no_sink_types,
     reinfer_types: bool = False,
+    keeps_rungs: bool = True,
 ) -> Iterator[PreparedJob]:
     """Open the source, settle its types, build steps and sink, and select rows; nothing is sent.
 
@@ -131,6 +165,7 @@ def prepare_job(
         exact_tokens: count tokens with the model's tokenizer even if no limit or budget needs it.
         sink_types: column -> SQL type in the sink; the source takes these types as far as its values allow.
         reinfer_types: take them only for columns without any value.
+        keeps_rungs: with `sink_types`, a rung's column in the sink stays although its step has no `rescue` any more.
 
     Raises:
         JobError: the job file does not fit its source, workspace or sink.
@@ -140,9 +175,7 @@ def prepare_job(
     with scratch_folder(loaded.workspace.state) as scratch, contextlib.ExitStack() as closing:
         with with_location(loaded):
             reader = closing.enter_context(_open_source(loaded, scratch, {}, {}))
-        # Of two steps that name an unknown provider the first is reported.
-        providers = {step.provider: _members(loaded, step, local_url) for step in reversed(loaded.job.steps)}
-        inputs = Inputs(loaded, providers, scratch, exact_tokens, closing)
+        inputs = Inputs(loaded, _providers(loaded, local_url), scratch, exact_tokens, closing)
         ready = _assemble(inputs, reader, ledger)
         if loaded.job.sink.columns == "all" and (there := sink_columns(ready)):
             every = [name for name in reader.schema.names if name in there or name not in reader.path_columns]
@@ -150,7 +183,11 @@ def prepare_job(
             if every != reader.schema.names:
                 inputs = replace(inputs, every_column=tuple(every))
                 ready = _assemble(inputs, reader, ledger)
-        if types := sink_types(ready):
+        types = sink_types(ready)
+        if keeps_rungs and sink_types is not no_sink_types and (kept := _rungs_in_sink(ready)):
+            inputs = replace(inputs, kept_rungs=kept)
+            ready = _assemble(inputs, reader, ledger)
+        if types:
             reader.close()
             with with_location(loaded):
                 reader = closing.enter_context(_open_source(loaded, scratch, {} if reinfer_types else types, types))
@@ -172,6 +209,24 @@ def sink_columns(ready: PreparedJob) -> tuple[str, ...]:
             raise
         ready.sink.detach(db)
     return tuple(map(str, columns))
+
+
+def _rungs_in_sink(ready: PreparedJob) -> frozenset[str]:
+    """Return the steps without `rescue` whose column of the rung is in the sink."""
+    others = {name.lower() for name in (*ready.shape.results.names, *(field.name for field in ready.reader.schema))}
+    absent = {
+        name: step.model.name
+        for step in ready.steps
+        if step.rung_field is None and (name := rung_column(step.model.name)).lower() not in others
+    }
+    if not absent or ready.job.sink.write == "replace":
+        return frozenset()
+    return frozenset(step for name, step in absent.items() if name in sink_columns(ready))
+
+
+def rung_column(step: str) -> str:
+    """Return the name of the column with the rung that answered a step."""
+    return f"{step}_rung"
 
 
 def with_learned_facts(ready: PreparedJob, ledger: Ledger) -> PreparedJob:
@@ -200,11 +255,13 @@ def _assemble(inputs: Inputs, reader: SourceReader, ledger: Ledger | None) -> Pr
         lambda provider, step: _structured_mode(ledger, provider, step),
         inputs.exact_tokens,
         lambda provider, model: _embedding_facts(ledger, provider, model),
+        inputs.kept_rungs,
     )
     for step in steps:
         if step.when is not None:
             inputs.closing.callback(step.when.close)
-    outputs = [field for step in steps for field in step.endpoint.fields]
+    outputs = [field for step in steps for field in step.fields]
+    made = [field.name for step in steps for field in step.endpoint.fields]
     used = _used_columns(steps).intersection(reader.schema.names)
     files = {name for step in steps for name in step.endpoint.media}.intersection(reader.schema.names)
     with with_location(loaded):
@@ -224,7 +281,8 @@ def _assemble(inputs: Inputs, reader: SourceReader, ledger: Ledger | None) -> Pr
         results=results_schema(key, carried, outputs),
         errors=errors_schema(key),
         write=job.sink.write,
-        outputs=tuple(field.name for field in outputs),
+        outputs=tuple(made),
+        rungs=tuple(step.rung_field.name for step in steps if step.rung_field is not None),
     )
     with with_location(loaded):
         sink = job.sink.open(shape, loaded.workspace.folder, job.retry.longest_hold)
@@ -238,18 +296,21 @@ def prepare_steps(
     structured_mode: Callable[[Provider, StepConfig], str | None],
     exact_tokens: bool,
     embedding: Callable[[Provider, str], EmbeddingFacts] = lambda provider, model: EmbeddingFacts(),
+    kept_rungs: Collection[str] = (),
 ) -> Sequence[PreparedStep]:
     """Build the steps over the columns of the source.
 
     `providers`: name in a step -> the providers that get its requests. `structured_mode` and `embedding`:
-    what is known of a provider's model.
+    what is known of a provider's model. `kept_rungs`: steps without `rescue` that keep the column of the rung.
     """
     workspace = loaded.workspace
     columns: dict[str, pa.DataType] = {field.name: field.type for field in source}
-    ready: list[PreparedStep] = []
-    for step in loaded.job.steps:
+
+    def prepare(step: StepConfig, size: int | None = None) -> PreparedStep:
+        """`size`: length of the vectors if nothing is known of it."""
         members = providers[step.provider]
         provider = combined_provider(step.provider, members) if step.provider in workspace.pools else members[0]
+        facts = embedding(provider, step.model)
         context = StepContext(
             provider_tag=provider.tag,
             columns=dict(columns),
@@ -257,22 +318,43 @@ def prepare_steps(
             roots=workspace.roots,
             hosts=workspace.hosts,
             structured_mode=structured_mode(provider, step),
-            embedding=embedding(provider, step.model),
+            embedding=replace(facts, dimensions=size) if facts.dimensions is None else facts,
             has_exact_tokens=exact_tokens or _needs_token_counts(loaded.job, workspace, members),
             files_prefix=loaded.job.sink.files_prefix,
             sent_models=tuple(dict.fromkeys(member.sent_model(step.model) for member in members)),
         )
+        return PreparedStep(step, provider, members, step.build(context), context, None)
+
+    ready: list[PreparedStep] = []
+    for step in loaded.job.steps:
         with with_location(loaded):
-            endpoint = step.build(context)
+            declared = prepare(step)
             where = ("steps", step.name, "when")
             when = None if step.when is None else Predicate(step.when, pa.schema(list(columns.items())), where)
-        columns.update((field.name, field.type) for field in endpoint.fields)
-        ready.append(PreparedStep(step, provider, members, endpoint, context, when))
+            rungs: list[PreparedStep] = []
+            for place, model in enumerate(step.rungs):
+                with located_in_rung(step, place):
+                    rungs.append(replace(prepare(model, vector_size(declared.endpoint)), rung=place + 1))
+                check_rung(step, place, declared.endpoint, rungs[-1].endpoint, loaded.overrides.provider is not None)
+        columns.update((field.name, field.type) for field in declared.endpoint.fields)
+        has_rung = step.rescue or step.name in kept_rungs
+        rung_field = pa.field(rung_column(step.name), pa.int64()) if has_rung else None
+        ready.append(replace(declared, when=when, rungs=rungs, rung_field=rung_field))
     return ready
 
 
-def _members(loaded: LoadedJob, step: StepConfig, local_url: str | None) -> Sequence[Provider]:
-    members = loaded.workspace.members(step.provider, loaded.locate("steps", step.name, "provider"))
+def _providers(loaded: LoadedJob, local_url: str | None) -> Mapping[str, Sequence[Provider]]:
+    """Return name in a step or rung -> its members; of two that name an unknown provider the first is reported."""
+    places: dict[str, KeyPath] = {}
+    for step in loaded.job.steps:
+        places.setdefault(step.provider, ("steps", step.name, "provider"))
+        for place, rung in enumerate(step.rungs):
+            places.setdefault(rung.provider, ("steps", step.name, "rescue", place, "provider"))
+    return {name: _members(loaded, name, where, local_url) for name, where in places.items()}
+
+
+def _members(loaded: LoadedJob, name: str, where: KeyPath, local_url: str | None) -> Sequence[Provider]:
+    members = loaded.workspace.members(name, loaded.locate(*where))
     if local_url is None:
         return members
     return tuple(replace(one, base_url=local_url) if one.name == LOCAL else one for one in members)
@@ -294,8 +376,9 @@ def build_media_reader(
     workspace: Workspace, steps: Sequence[PreparedStep], scratch: Path, outputs: tuple[str, Path]
 ) -> MediaReader:
     """Build it without a prepared job. `outputs`: (files_prefix, files_folder) of the sink."""
+    members = [member for step in steps for one in step.with_rungs for member in one.members]
     # With the port: a row may not reach other services on the provider's machine.
-    urls = [urlsplit(member.base_url) for step in steps for member in step.members]
+    urls = [urlsplit(member.base_url) for member in members]
     own = frozenset(f"{url.hostname}:{url.port or (443 if url.scheme == 'https' else 80)}" for url in urls)
     return MediaReader(
         workspace.folder,
@@ -305,7 +388,7 @@ def build_media_reader(
         own,
         state_folder=workspace.state,
         output_files=outputs,
-        web_access=_web_access([member for step in steps for member in step.members]),
+        web_access=_web_access(members),
     )
 
 
@@ -338,7 +421,7 @@ def _check_names(loaded: LoadedJob, steps: Sequence[PreparedStep], taken: Sequen
     """JobError if two columns of a row, in the results or between steps, have one name."""
     owner = dict.fromkeys(taken, "the source")
     for step in steps:
-        for field in step.endpoint.fields:
+        for field in step.fields:
             if field.name in owner:
                 raise JobError(
                     loaded.locate("steps", step.model.name, "output"),

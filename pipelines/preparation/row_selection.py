@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from connectors.contracts import Sink
 from connectors.errors import DataError, JobError, did_you_mean
-from connectors.records import ROW_ERROR_CLASSES, ROW_PROBLEM, TEXT_PREFIX
+from connectors.records import FAILED_CLASS, FAILED_STEP, ROW_ERROR_CLASSES, ROW_PROBLEM, TEXT_PREFIX
 from connectors.sql import (
     SCRATCH_ROW_GROUP_ROWS,
     first_line,
@@ -104,12 +104,15 @@ class RowSelection:
     """Rejected lines in the sink's errors table."""
     rejected_before: Counter[str] = field(default_factory=Counter)
     """The text of the rejected lines in the sink's errors table, with their number."""
+    rescued: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Step -> the error classes whose rows are requested again by a rung that may be new to them."""
     failed_before: frozenset[tuple[str, str]] = frozenset()
     """(key, row fingerprint) of the errors that `write: replace` is about to write again; empty for other jobs."""
+    is_restricted: bool = False
+    """Whether only rows with given keys are processed."""
     _is_sink_loaded: bool = False
     _sink_rows: int = 0
     """Rows in the sink's results and errors."""
-    _is_restricted: bool = False
     _unfinished: int | None = None
     """Unfinished rows, stored in a file so that the second pass compares nothing again; None: not stored."""
     _earlier_texts: Sequence[Mapping[str, str]] = ()
@@ -171,7 +174,7 @@ class RowSelection:
     def restrict(self, keys: Iterable[str]) -> None:
         """Process only the rows with these keys (as text)."""
         pq.write_table(pa.table({"_key": pa.array(keys, pa.string())}), self._stored_path("restricted"))
-        self._is_restricted = True
+        self.is_restricted = True
 
     def query(self, sql: str, columns: Sequence[str]) -> pa.Table:
         """Run a query over `rows`: `_key` (text) and these columns of every row of the source.
@@ -208,7 +211,7 @@ class RowSelection:
                     "failed",
                     sink.errors_sql(),
                     f"{_stored_fingerprint(identifier(failure['fingerprint']))}, "
-                    f"{identifier(failure['error_class'])} as _class",
+                    f"{identifier(failure['error_class'])} as _class, {identifier(failure['step'])} as _row_step",
                 ),
             ):
                 copied = db.execute(
@@ -252,12 +255,12 @@ class RowSelection:
     def counts(self, retried: frozenset[str] = frozenset()) -> RowCounts:
         """Count the rows by state in one pass; `retried` error classes do not count as failed before."""
         tests = {name: f"_status = {literal(name)}" for name in _STATUSES}
-        tests["failed"] += f" and not {_is_one_of('_class', retried)}"
+        tests["failed"] += f" and not {_is_one_of('_class', retried)} and not {self._is_rescued_sql}"
         counting = ", ".join(f"count(*) filter ({test})" for test in tests.values())
         states, db = self._with_status_sql([]), self.reader.cursor()
         try:
             if self._sink_rows:
-                columns = "if(_status = 'done', null, _key) as _key, _part, _in_errors, _class, _status"
+                columns = "if(_status = 'done', null, _key) as _key, _part, _in_errors, _class, _row_step, _status"
                 db.execute(f"copy (select {columns} from {states}) to {self._copy_target_sql('states')}")
                 states = self._stored_table_sql("states")
             row = db.execute(f"select count(*), {counting} from {states}").fetchone()
@@ -279,9 +282,11 @@ class RowSelection:
         """Yield the rows to request in batches of at most `rows`.
 
         Columns: key, used and carried columns, `_key` (text), `_part` (of the older result, or null), `_in_errors`,
-        `_row_fingerprint`. `retried`: error classes whose rows are requested again.
+        `_row_fingerprint`; with `rescued` also FAILED_STEP and FAILED_CLASS. `retried`: error classes whose rows are
+        requested again.
         """
-        wanted = f"_status in ('new', 'changed') or (_status = 'failed' and {_is_one_of('_class', retried)})"
+        again = f"{_is_one_of('_class', retried)} or {self._is_rescued_sql}"
+        wanted = f"_status in ('new', 'changed') or (_status = 'failed' and ({again}))"
         columns = self._columns()
         # Join with the smaller table: for 100,000 unfinished rows of a million it takes 10 MB instead of 50; if no row
         # is unfinished, the source is not read again.
@@ -423,15 +428,17 @@ class RowSelection:
     def _with_status_sql(self, columns: Sequence[str]) -> str:
         """SQL of the rows with `_status`, `_class`, `_part` (its position) and `_in_errors`."""
         keyed = self._with_key_sql(columns)
-        if self._is_restricted:
+        if self.is_restricted:
             keyed = f"(select * from {keyed} semi join {self._stored_table_sql('restricted')} using (_key))"
         if not self._is_sink_loaded:
-            none = "cast(null as INTEGER) as _part, false as _in_errors, cast(null as VARCHAR) as _class"
+            text = "cast(null as VARCHAR)"
+            none = f"cast(null as INTEGER) as _part, false as _in_errors, {text} as _class, {text} as _row_step"
             return f"(select *, {none}, 'new' as _status from {keyed})"
         done = "s._key is not null" if self.appending else self._is_same_sql("s")
         own_error = _is_one_of("f._class", ROW_ERROR_CLASSES)
         return (
             "(select r.*, s._part as _part, f._key is not null as _in_errors, f._class as _class, "
+            "f._row_step as _row_step, "
             f"case when {done} then 'done' "
             f"when {self._is_same_sql('f')} and {own_error} then 'failed' "
             "when s._key is null then 'new' else 'changed' end as _status "
@@ -455,9 +462,22 @@ class RowSelection:
     @property
     def _with_part(self) -> str:
         earlier = "".join(f", _row_earlier_{number}" for number in range(len(self._earlier_texts)))
-        return (
-            f"select * exclude (_status, _class{earlier}) replace ({literal_list(self._parts or [''])}[_part] as _part)"
+        # Of a row that has changed since it failed, the steps are requested from the first.
+        failed = "".join(
+            f", if(_status = 'failed', {column}, null) as {name}"
+            for name, column in ((FAILED_STEP, "_row_step"), (FAILED_CLASS, "_class"))
+            if self.rescued
         )
+        return (
+            f"select * exclude (_status, _class, _row_step{earlier}) "
+            f"replace ({literal_list(self._parts or [''])}[_part] as _part){failed}"
+        )
+
+    @property
+    def _is_rescued_sql(self) -> str:
+        """SQL of whether a rung may request a failed row again."""
+        steps = [f"(_row_step = {literal(step)} and {_is_one_of('_class', one)})" for step, one in self.rescued.items()]
+        return f"({' or '.join(steps)})" if steps else "false"
 
     def _stored_table_sql(self, name: str) -> str:
         return f"read_parquet({literal(self._stored_path(name))})"

@@ -1,6 +1,7 @@
 """Schema evolution: what happens if a job declares other columns than its sink's tables have."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,25 @@ def schema_refusal(ready: PreparedJob) -> DataError | None:
     try:
         ready.sink.check(fresh=False)
     except SchemaMismatch as exc:
-        return None if is_empty(ready) or gains_types_only(ready, exc) else exc
+        can_adapt = is_empty(ready) or gains_types_only(ready, exc) or gains_rungs_only(ready)
+        return None if can_adapt else exc
     return None
+
+
+def gains_rungs_only(ready: PreparedJob) -> bool:
+    """Whether the sink lacks columns of rungs, and has all other columns as the job makes them."""
+    shape = ready.shape
+    added = set(shape.rungs).difference(sink_columns(ready))
+    if not added:
+        return False
+    columns = [field for field in shape.results if field.name not in added]
+    without = replace(shape, results=pa.schema(columns), rungs=tuple(set(shape.rungs) - added))
+    sink = ready.job.sink.open(without, ready.workspace.folder, ready.job.retry.longest_hold)
+    try:
+        sink.check(fresh=False)
+    except SchemaMismatch:
+        return False
+    return True
 
 
 def gains_types_only(ready: PreparedJob, mismatch: SchemaMismatch) -> bool:
@@ -193,7 +211,9 @@ def _cast_rows(ready: PreparedJob, table: str, rows: pa.Table, schema: pa.Schema
     columns = []
     for field in schema:
         if field.name not in rows.column_names:
-            columns.append(pa.nulls(rows.num_rows, field.type))
+            is_rung = table == "results" and field.name in ready.shape.rungs
+            zero = pa.repeat(pa.scalar(0, pa.int64()), rows.num_rows)
+            columns.append(zero if is_rung else pa.nulls(rows.num_rows, field.type))
             continue
         values = rows.column(field.name)
         made = _cast_exactly(values, field.type)

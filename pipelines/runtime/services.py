@@ -23,7 +23,7 @@ def open_workspace_ledger(workspace: Workspace) -> Iterator[Ledger]:
 def local_provider(loaded: LoadedJob) -> Iterator[str | None]:
     """Run the embedded provider if a step of the job uses it, and yield its URL; None if no step does."""
     pools = loaded.workspace.pools
-    names = {name for step in loaded.job.steps for name in pools.get(step.provider, (step.provider,))}
+    names = {name for provider in loaded.job.providers for name in pools.get(provider, (provider,))}
     if LOCAL not in names:
         yield None
         return

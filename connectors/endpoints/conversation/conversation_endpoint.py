@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import orjson
 from pydantic import Field
@@ -77,6 +77,11 @@ class ConversationStep(StepModel):
     pack: PackOptions | None = Field(
         default=None, description="Several rows share a request; each keeps its own answer.", examples=[{"rows": 20}]
     )
+
+    @property
+    def rungs(self) -> tuple[Self, ...]:
+        """The step as each rung requests it: rows alone."""
+        return tuple(rung.model_copy(update={"pack": None}) for rung in super().rungs)
 
     @property
     def schema_digest(self) -> bytes | None:
@@ -166,7 +171,7 @@ class ConversationEndpoint(BaseEndpoint):
             if self._fixed.get(key)
         )
         config = step.model_dump(
-            exclude={"name", "provider", "when", "detail", "reuse", "stream", "pack"}, exclude_defaults=True
+            exclude={"name", "provider", "when", "detail", "reuse", "stream", "pack", "rescue"}, exclude_defaults=True
         )
         self._config_bytes = orjson.dumps(plain_json(config, where), option=orjson.OPT_SORT_KEYS)
         self._last_reply: tuple[bytes, dict[str, Any], Sequence[ReplyChoice]] | None = None

@@ -41,5 +41,5 @@ def optional_template(source: str | None, columns: Iterable[str], where: KeyPath
 
 def step_config_bytes(step: StepModel) -> bytes:
     """Return canonical bytes of a step without detail; the row fingerprint has the provider separately."""
-    config = step.model_dump(exclude={"name", "provider", "when", "detail", "reuse"})
+    config = step.model_dump(exclude={"name", "provider", "when", "detail", "reuse", "rescue"})
     return orjson.dumps(config, option=orjson.OPT_SORT_KEYS)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
-from connectors.records import ROW_ERROR_CLASSES, Call, ErrorClass, RowError
+from connectors.records import ROW_ERROR_CLASSES, Call, ErrorClass, RowError, is_rescued
 from connectors.transport.fault_table import masked_words, names_model
 from pipelines.dispatch.reply_handling import ExchangeOutcome
 from pipelines.dispatch.request_types import RequestGroup, Route
@@ -144,12 +144,13 @@ class SetupFaults:
         remedy = "" if found.http_status is None else f"; {_remedy(found, member)}"
         return replace(found, message=f"{found.message}{remedy}")
 
-    def is_suspect(self, route: Route, outcome: ExchangeOutcome) -> bool:
+    def is_suspect(self, group: RequestGroup, outcome: ExchangeOutcome) -> bool:
         """Whether an error may turn out to be the set-up's: then the ledger stores no error of the row."""
         error = outcome.error or next((one for one in outcome.answers if isinstance(one, RowError)), None)
         if error is None or len(outcome.answers) > 1:
             return False
-        return not self.is_proven(route) or self._denies_model(error)
+        is_first = not self.is_proven(group.route) and not has_rung_left(group, error)
+        return is_first or self._denies_model(error)
 
     def _denies_model(self, error: RowError | None) -> bool:
         """Return whether an error is one of the last replies without a model or path."""
@@ -189,6 +190,9 @@ class SetupFaults:
             return None
         if group.route.endpoint.fallback_mode(error) is not None:
             # The rows are requested again in a simpler mode.
+            return None
+        if has_rung_left(group, error):
+            # The rows are requested again by a rung, whose outcome counts.
             return None
         words = signature(error)
         if first.signature not in (None, words):
@@ -248,6 +252,11 @@ def _same_fault(step: str, provider: str, first: FirstRows) -> str:
         "correct the step in the job file, or the provider in rowmill.yaml, and run again: these rows are requested "
         "again"
     )
+
+
+def has_rung_left(group: RequestGroup, error: RowError) -> bool:
+    """Whether the rows of a group are requested again by a rung after this error."""
+    return all(is_rescued(request, error) for request in group.requests)
 
 
 def signature(error: RowError) -> Signature:

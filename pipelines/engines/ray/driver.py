@@ -75,7 +75,7 @@ def ray_engine(context: RunContext) -> Engine:
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) > 1 and any(member.name == LOCAL for step in prepared.steps for member in step.members):
+    if len(nodes) > 1 and any(member.name == LOCAL for step in prepared.requested_steps for member in step.members):
         raise JobError(job.name, "provider local listens on this machine only", "run with --engine local")
     cores = int(ray.cluster_resources().get("CPU", 1))
     pool = WorkerPool(context, max(1, min(cores, job.limits.concurrency)))
@@ -197,8 +197,8 @@ class WorkerPool:
         self.timings = RemoteTimings(workers)
         prepared = context.prepared
         job, limits = prepared.job, prepared.job.limits
-        self._providers = {step.model.provider: tuple(step.members) for step in prepared.steps}
-        self._members = {member.name: member for step in prepared.steps for member in step.members}
+        self._providers = {step.model.provider: tuple(step.members) for step in prepared.requested_steps}
+        self._members = {member.name: member for step in prepared.requested_steps for member in step.members}
         self.limits = {JOB: ObservedLimit(limits.requests_per_minute, limits.tokens_per_minute, None)} | {
             name: ObservedLimit(member.requests_per_minute, member.tokens_per_minute, member.concurrency)
             for name, member in self._members.items()
@@ -208,8 +208,13 @@ class WorkerPool:
             workspace=prepared.workspace,
             source_schema=prepared.reader.schema,
             learned={
-                step.model.name: (step.context.structured_mode, step.context.embedding) for step in prepared.steps
+                (step.model.name, step.model.provider, step.model.model): (
+                    step.context.structured_mode,
+                    step.context.embedding,
+                )
+                for step in prepared.requested_steps
             },
+            kept_rungs=prepared.inputs.kept_rungs,
             run_id=context.run.run_id,
             is_retrying=context.is_retrying,
             result_columns=tuple(prepared.shape.results.names),

@@ -58,8 +58,10 @@ class WorkerConfig:
     loaded: LoadedJob
     workspace: Workspace
     source_schema: pa.Schema
-    learned: Mapping[str, tuple[str | None, EmbeddingFacts]]
-    """Step -> what the ledger knows of its model: the structured mode, and its embeddings."""
+    learned: Mapping[tuple[str, str, str], tuple[str | None, EmbeddingFacts]]
+    """(step, provider, model) -> what the ledger knows of the model: the structured mode, and its embeddings."""
+    kept_rungs: frozenset[str]
+    """See Inputs."""
     run_id: str
     is_retrying: bool
     result_columns: tuple[str, ...]
@@ -157,14 +159,15 @@ class WorkerActor:
         self, config: WorkerConfig, providers: Mapping[str, Sequence[Provider]]
     ) -> tuple[Sequence[RunStep], Mapping[str, ProviderLimiter]]:
         """Return (steps, limiters by name)."""
-        learned = {(step.provider, step.model): config.learned[step.name] for step in config.job.steps}
+        embeddings = {(provider, model): facts for (_, provider, model), (_, facts) in config.learned.items()}
         steps = prepare_steps(
             config.loaded,
             config.source_schema,
             providers,
-            lambda provider, step: config.learned[step.name][0],
+            lambda provider, step: config.learned[step.name, step.provider, step.model][0],
             False,
-            lambda provider, model: learned[provider.name, model][1],
+            lambda provider, model: embeddings[provider.name, model],
+            config.kept_rungs,
         )
         has_files = any(step.endpoint.media or step.model.endpoint in FILE_ENDPOINTS for step in steps)
         if has_files and not config.shared_file.exists():

@@ -54,8 +54,12 @@ def step_of(name: str, *members: Provider, fallback_mode: str | None = None, mod
         fallback_mode=lambda error: fallback_mode,
     )
     pooled = len(members) > 1
-    return SimpleNamespace(
-        model=SimpleNamespace(name=name, model="m", endpoint="chat", schema_digest=b"schema"),
+    model = SimpleNamespace(
+        name=name, model="m", provider="p", params={}, rescue=(), endpoint="chat", schema_digest=b"schema"
+    )
+    model.with_rungs = (model,)
+    step = SimpleNamespace(
+        model=model,
         endpoint=endpoint,
         provider=provider_of("both") if pooled else members[0],
         members=members,
@@ -63,7 +67,10 @@ def step_of(name: str, *members: Provider, fallback_mode: str | None = None, mod
         context=SimpleNamespace(structured_mode=mode, sent_model=lambda model: model),
         when=None,
         with_structured_mode=lambda mode: f"endpoint in mode {mode}",
+        rung_field=None,
     )
+    step.with_rungs = (step,)
+    return step
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Rescue: failed rows are requested again in another way."""
