@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Protocol, Self
 
 import duckdb
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from connectors.records import NO_USAGE, BillingTerms, Call, Reply, Request, Row, RowError, Usage, Values
 
@@ -49,6 +49,26 @@ class RescueRung(FrozenModel):
     model: str | None = Field(default=None, min_length=1, description="In place of the step's.")
 
 
+class Check(FrozenModel):
+    """A condition that every answer of a step must meet."""
+
+    that: str = Field(
+        min_length=1,
+        description="SQL condition over the row so far and this step's outputs; NULL passes.",
+        examples=["contains(body, quote)"],
+    )
+    message: str | None = Field(
+        default=None,
+        min_length=1,
+        description="What a repair turn says about it; else its SQL.",
+        examples=["Copy the quote word for word."],
+    )
+
+
+def _as_check(value: Any) -> Any:
+    return {"that": value} if isinstance(value, str) else value
+
+
 class StepModel(FrozenModel):
     """The keys of every step; each endpoint adds more."""
 
@@ -62,6 +82,16 @@ class StepModel(FrozenModel):
     )
     detail: bool = Field(default=False, description="Adds the column `<step>_finish_reason`.")
     reuse: bool = Field(default=True, description="false: every row sends its own request, even if requests are equal.")
+    check: tuple[Annotated[Check, BeforeValidator(_as_check, json_schema_input_type=str | Check)], ...] = Field(
+        default=(),
+        description="SQL conditions that an answer must meet; a row that fails one takes a repair turn.",
+        examples=[["urgency between 1 and 5"]],
+    )
+    evidence: dict[str, str] = Field(
+        default_factory=dict,
+        description="Output -> column that it quotes: adds `<output>_start`, `<output>_end` and `<output>_match`.",
+        examples=[{"quote": "body"}],
+    )
     rescue: tuple[RescueRung, ...] = Field(
         default=(),
         description="Further ways for rows that fail, tried in order. Adds the column `<step>_rung`.",
@@ -92,6 +122,12 @@ class StepModel(FrozenModel):
     def schema_digest(self) -> bytes | None:
         """What identifies the schema of a typed output among those of a provider's model; None without one."""
         return None
+
+
+UNFINGERPRINTED_KEYS = frozenset(
+    {"name", "provider", "when", "detail", "reuse", "rescue", "check", "evidence", "repairs"}
+)
+"""Keys of a step that `Endpoint.config_bytes` leaves out: they change no answer, or enter the fingerprint apart."""
 
 
 class SinkModel(FrozenModel):
@@ -335,7 +371,10 @@ class Endpoint(Protocol):
         """Return the values of an answer that is in a table already: what an earlier release took stays."""
 
     def repair(self, request: Request, answer: bytes, problem: RowError) -> Request | None:
-        """Return a follow-up request that asks to correct an answer that does not fit; None without one (left)."""
+        """Return a follow-up request that asks to correct an answer; None if the endpoint has none for such a problem.
+
+        `problem`: what does not fit the types, or fails a check; then its code is CHECK_FAILED.
+        """
 
     def fallback_mode(self, problem: RowError) -> str | None:
         """Return the next mode of typed output (`StructuredMode` as text) if `problem` refuses the present one."""

@@ -63,6 +63,10 @@ FATAL_ERROR_CLASSES: frozenset[str] = frozenset({"quota", "access_denied", "setu
 """Failures that every further request would have too: the run stops."""
 
 
+CHECK_FAILED = "check_failed"
+"""The code of the error of a row whose answer fails a check of its step."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowError:
     """The reason why a row has no result, in the provider's words if it gave one."""

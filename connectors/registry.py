@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from connectors.contracts import Endpoint, RescueRung, Sink, Source, StepContext, TableShape
+from connectors.contracts import Check, Endpoint, RescueRung, Sink, Source, StepContext, TableShape
 from connectors.endpoints.chat import ChatStep
 from connectors.endpoints.embeddings import EmbeddingsStep
 from connectors.endpoints.image_edit import ImageEditStep
@@ -61,6 +61,10 @@ class StepConfig(Protocol):
     def rungs(self) -> "Sequence[StepConfig]": ...
     @property
     def with_rungs(self) -> "Sequence[StepConfig]": ...
+    @property
+    def check(self) -> Sequence[Check]: ...
+    @property
+    def evidence(self) -> Mapping[str, str]: ...
     def build(self, context: StepContext, /) -> Endpoint: ...
 
 

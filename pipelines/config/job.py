@@ -318,7 +318,7 @@ def pydantic_schema() -> dict[str, Any]:
     return Job.model_json_schema()
 
 
-_CLIENT_KEYS = frozenset({"endpoint", "dialect", "structured", "split", "output", "allow_empty"})
+_CLIENT_KEYS = frozenset({"endpoint", "dialect", "structured", "split", "output", "allow_empty", "repairs"})
 """Keys of endpoints that are not parameters of the API."""
 
 

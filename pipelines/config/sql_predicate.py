@@ -1,6 +1,6 @@
 """SQL predicates of a job file (`where`, `when`): one expression over the columns of a row that opens no file."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import duckdb
@@ -30,6 +30,36 @@ def predicate_columns(sql: str, columns: Mapping[str, Any], where: KeyPath) -> f
     return frozenset(used)
 
 
+def evaluation_connection() -> duckdb.DuckDBPyConnection:
+    """Return a connection for the expressions of a job file: it opens no file."""
+    db = duckdb.connect(config={"threads": 1, "memory_limit": "128MB"})
+    db.execute("set TimeZone = 'UTC'")
+    db.execute("set enable_external_access = false")
+    db.execute("set lock_configuration = true")
+    return db
+
+
+def bisect_rows(
+    table: pa.Table, evaluate: Callable[[pa.Table, int], None], refuse: Callable[[int, str], None], first: int = 0
+) -> None:
+    """Call `evaluate(rows, number of the first)`; call `refuse(number, DuckDB's words)` for rows whose values break it.
+
+    They are found by bisection. `evaluate` must have no effect if it raises.
+    """
+    try:
+        evaluate(table, first)
+    except (duckdb.FatalException, duckdb.InternalException):
+        # Not the fault of a value.
+        raise
+    except duckdb.Error as exc:
+        if table.num_rows == 1:
+            refuse(first, first_line(exc))
+            return
+        middle = table.num_rows // 2
+        bisect_rows(table.slice(0, middle), evaluate, refuse, first)
+        bisect_rows(table.slice(middle), evaluate, refuse, first + middle)
+
+
 class Predicate:
     """A step's `when`, evaluated on the rows of a chunk; NULL counts as false."""
 
@@ -38,10 +68,7 @@ class Predicate:
         self.columns = predicate_columns(sql, dict.fromkeys(schema.names), where)
         self._where = where
         self._names = sorted(self.columns)
-        self._db = duckdb.connect(config={"threads": 1, "memory_limit": "128MB"})
-        self._db.execute("set TimeZone = 'UTC'")
-        self._db.execute("set enable_external_access = false")
-        self._db.execute("set lock_configuration = true")
+        self._db = evaluation_connection()
         self._query = f"select _row_index from chunk_rows where (\n{sql}\n)"
         try:
             self._passing_rows(pa.schema([schema.field(name) for name in self._names]).empty_table())
@@ -60,24 +87,16 @@ class Predicate:
         """Return whether each row passes, and the rows whose values make the expression fail."""
         mask = [False] * table.num_rows
         errors: dict[int, RowError] = {}
-        self._evaluate(table.select(self._names), 0, mask, errors)
-        return mask, errors
 
-    def _evaluate(self, table: pa.Table, first: int, mask: list[bool], errors: dict[int, RowError]) -> None:
-        """Fill `mask` and `errors` from row `first` on; find the rows that fail by bisection."""
-        try:
-            for row in self._passing_rows(table):
+        def evaluate(rows: pa.Table, first: int) -> None:
+            for row in self._passing_rows(rows):
                 mask[first + row] = True
-        except (duckdb.FatalException, duckdb.InternalException):
-            # Not the fault of a value.
-            raise
-        except duckdb.Error as exc:
-            if table.num_rows == 1:
-                errors[first] = RowError("input", f"{dotted(self._where)}: {first_line(exc)}")
-                return
-            middle = table.num_rows // 2
-            self._evaluate(table.slice(0, middle), first, mask, errors)
-            self._evaluate(table.slice(middle), first + middle, mask, errors)
+
+        def refuse(row: int, words: str) -> None:
+            errors[row] = RowError("input", f"{dotted(self._where)}: {words}")
+
+        bisect_rows(table.select(self._names), evaluate, refuse)
+        return mask, errors
 
     def _passing_rows(self, table: pa.Table) -> list[int]:
         indexes = pa.array(range(table.num_rows), pa.int64())

@@ -136,6 +136,7 @@ def build_routes(
         ladder = Ladder.of(step.model)
         for one in (declared, *rungs):
             one.rung_column, one.ladder, one.rungs = column, ladder, rungs
+            one.quality, one.repairs = step.quality, step.repairs
         run_steps.append(declared)
     return run_steps
 

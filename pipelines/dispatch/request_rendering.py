@@ -1,4 +1,4 @@
-"""Requests rendered from rows, and values read from answers: the same for a plan and a run."""
+"""Requests rendered from rows: the same for a plan and a run."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -8,7 +8,7 @@ import orjson
 import pyarrow as pa
 
 from connectors.contracts import Endpoint, Provider
-from connectors.records import TEXT_PREFIX, Call, Request, RowError, Values
+from connectors.records import TEXT_PREFIX, Call, Request, RowError
 from connectors.templating.row_values import row_values
 from pipelines.dispatch.media_files import MediaSource, read_media
 
@@ -50,11 +50,3 @@ async def render_requests(
         row = with_media.get(index, values[index])
         requests[index] = row if isinstance(row, RowError) else endpoint.request(row, keys[index])
     return requests
-
-
-def read_answer(endpoint: Endpoint, request: Request, answer: bytes) -> Values | Request | RowError:
-    """Return the values of an answer; if it is invalid, the request for its repair, or the error if there is none."""
-    values = endpoint.values(answer)
-    if isinstance(values, RowError) and (repair := endpoint.repair(request, answer, values)) is not None:
-        return repair
-    return values

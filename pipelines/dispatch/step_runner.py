@@ -19,11 +19,13 @@ from pipelines.dispatch.dispatcher import Dispatcher
 from pipelines.dispatch.media_files import write_files
 from pipelines.dispatch.pending_requests import IsUsable, Submission
 from pipelines.dispatch.read_buffer import LARGE_ANSWER_BYTES
-from pipelines.dispatch.request_rendering import read_answer, render_requests
-from pipelines.dispatch.request_types import Route
+from pipelines.dispatch.request_rendering import render_requests
+from pipelines.dispatch.request_types import Outcome, Route
 from pipelines.dispatch.rescue.ladder import NO_RUNGS, Ladder
 from pipelines.ledger.entries import StoredAnswer
 from pipelines.ledger.ledger import now_us
+from pipelines.quality.answer_quality import AnswerQuality
+from pipelines.quality.checks import CheckFailure
 
 CHUNK_ROWS = 512
 """Rows of a chunk."""
@@ -69,9 +71,13 @@ class StepResults:
     """The results of a chunk's rows in one step."""
 
     values: list[Values | None]
+    evidence: list[Values | None]
+    """The columns of each row's evidence."""
     answers: list[bytes | None]
     """The fingerprint of each row's answer."""
     done: list[bool]
+    repairs: list[int]
+    """The repair turns that each row has taken."""
     failures: list[RowFailure] = field(default_factory=list)
     ladder: Ladder = NO_RUNGS
     tried_rungs: frozenset[int] = frozenset()
@@ -89,12 +95,24 @@ class StepResults:
     @classmethod
     def empty(cls, rows: int) -> "StepResults":
         """Return results for so many rows, none of which is done."""
-        return cls([None] * rows, [None] * rows, [False] * rows)
+        return cls([None] * rows, [None] * rows, [None] * rows, [False] * rows, [0] * rows)
 
     def finished_rows(self) -> list[int]:
         """Return the indexes of the rows that have finished the step without a failure."""
         failed = {failure.row for failure in self.failures}
         return [row for row, done in enumerate(self.done) if done and row not in failed]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAnswer:
+    """An answer whose values were read, before its checks."""
+
+    request: Request
+    rows: list[int]
+    """Those that it answers."""
+    answer: bytes
+    values: Values
+    outcome: Outcome
 
 
 @dataclass(slots=True)
@@ -124,6 +142,10 @@ class RunStep:
     """The structured mode that was learned, in this run or an earlier one."""
     accepted: Route | None = None
     """The route that has had an answer: what is refused there is not its structured mode."""
+    quality: AnswerQuality | None = None
+    """Its checks and evidence."""
+    repairs: int = 1
+    """Repair turns of a row at most."""
     is_mode_known: bool = True
     """False: one row goes first to learn which structured mode the provider supports, before it refuses all others."""
     mode_probe: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -165,6 +187,8 @@ class Chunk:
     """The place of the rung that requests these rows in this step; 0: the step as declared."""
     tried_rungs: frozenset[int] = frozenset()
     """The rungs of this step that have requested these rows, by `Ladder.same_as`, this one included."""
+    repairs: Sequence[int] = ()
+    """The repair turns that each row has taken in this step before this rung; empty: none."""
     failures: list[RowFailure] = field(default_factory=list)
     """Their `row` is an index into the concatenated `failed` tables."""
     failed: list[pa.Table] = field(default_factory=list)
@@ -182,6 +206,7 @@ class Chunk:
             self.row_bytes,
             rung=self.rung,
             tried_rungs=self.tried_rungs,
+            repairs=[self.repairs[row] for row in rows] if self.repairs else (),
         )
 
 
@@ -320,14 +345,16 @@ class StepRunner:
             place = step.ladder.next_place(classes[row])
             assert place is not None, "only rows that a rung follows are selected"
             rescued.setdefault(place, []).append(row)
-        self._start_rungs(chunk, step.ladder, rescued)
+        # An answer that stayed invalid has taken all repair turns.
+        repairs = [step.repairs if error_class == "invalid_answer" else 0 for error_class in classes]
+        self._start_rungs(chunk, step.ladder, rescued, repairs)
         rest = chunk.select([row for row, name in enumerate(failed_steps) if name != step.route.step])
         rest.failures, rest.failed = chunk.failures, chunk.failed
         rest.is_rendering, rest.straggling_step = chunk.is_rendering, chunk.straggling_step
         self._add_open_rows(chunk, -len(failed))
         return rest
 
-    def _start_rungs(self, chunk: Chunk, ladder: Ladder, rescued: dict[int, list[int]]) -> None:
+    def _start_rungs(self, chunk: Chunk, ladder: Ladder, rescued: dict[int, list[int]], repairs: Sequence[int]) -> None:
         """Start a chunk for each rung, with the rows that it requests again; `rescued` is empty afterwards."""
         while rescued:
             place, rows = rescued.popitem()
@@ -335,6 +362,7 @@ class StepRunner:
                 # The next run requests them.
                 continue
             again = chunk.select(sorted(rows))
+            again.repairs = [repairs[row] for row in sorted(rows)]
             again.rung, again.tried_rungs = place, ladder.with_tried(chunk.tried_rungs, place)
             again.is_rendering, again.straggling_step = False, chunk.step
             self._add_open_rows(chunk, len(rows))
@@ -362,13 +390,17 @@ class StepRunner:
         values = [results.values[row] for row in rows]
         for column, array in zip(endpoint.fields, endpoint.arrays(values), strict=True):
             finished.table = finished.table.append_column(column, array)
+        if step.quality is not None:
+            evidence = step.quality.arrays([results.evidence[row] for row in rows])
+            for column, array in zip(step.quality.fields, evidence, strict=True):
+                finished.table = finished.table.append_column(column, array)
         if step.rung_column is not None:
             rungs = pa.array([chunk.rung] * len(rows), pa.int64())
             finished.table = finished.table.append_column(pa.field(step.rung_column, pa.int64()), rungs)
         for row, answers in zip(rows, finished.answers, strict=True):
             answers.append(results.answers[row])
         finished.step += 1
-        finished.rung, finished.tried_rungs = 0, frozenset()
+        finished.rung, finished.tried_rungs, finished.repairs = 0, frozenset(), ()
         return finished
 
     def _forward_finished(self, chunk: Chunk, step: RunStep, results: StepResults) -> None:
@@ -384,6 +416,7 @@ class StepRunner:
     async def _step_results(self, chunk: Chunk, step: RunStep) -> StepResults:
         """Request all rows of the chunk; stragglers become a separate chunk, rows never sent are left out."""
         results = StepResults.empty(len(chunk.keys))
+        results.repairs = list(chunk.repairs) or results.repairs
         results.ladder, results.tried_rungs = step.ladder, chunk.tried_rungs
         rescued_classes = step.ladder.rescued_classes(chunk.tried_rungs)
         # A copy: another chunk may change the step's route while these requests are under way.
@@ -404,8 +437,8 @@ class StepRunner:
             )
             self._end_rendering(chunk)
             while await self._wait_for_outcomes(submission, any(results.done)):
-                await self._read_outcomes(chunk, route, requests, submission, results, follow_ups)
-                self._start_rungs(chunk, step.ladder, results.rescued)
+                await self._read_outcomes(chunk, current, route, requests, submission, results, follow_ups)
+                self._start_rungs(chunk, step.ladder, results.rescued, results.repairs)
                 self._forward_finished(chunk, step, results)
             submission.is_abandoned = True
             if submission.pending and self._dispatcher.state.stop_reason is None:
@@ -416,8 +449,8 @@ class StepRunner:
                 waiting = chunk.select(stragglers)
                 waiting.straggling_step = chunk.step
                 self._start(waiting)
-            await self._read_outcomes(chunk, route, requests, submission, results, follow_ups)
-            self._start_rungs(chunk, step.ladder, results.rescued)
+            await self._read_outcomes(chunk, current, route, requests, submission, results, follow_ups)
+            self._start_rungs(chunk, step.ladder, results.rescued, results.repairs)
             if follow_ups.has_answers:
                 await self._learn_mode(step, route, trial, follow_ups.has_new_answers)
             if follow_ups.fallbacks:
@@ -507,6 +540,7 @@ class StepRunner:
     async def _read_outcomes(
         self,
         chunk: Chunk,
+        step: RunStep,
         route: Route,
         requests: RequestsByFingerprint,
         submission: Submission,
@@ -516,6 +550,7 @@ class StepRunner:
         """Read typed values from the outcomes that are there. `route`: as it was when the requests were rendered."""
         endpoint = route.endpoint
         outcomes, nbytes = submission.drain()
+        read: list[ReadAnswer] = []
         for fingerprint in list(outcomes):
             outcome = outcomes.pop(fingerprint)
             request, rows = requests[fingerprint]
@@ -529,35 +564,119 @@ class StepRunner:
                     follow_ups.has_new_answers or outcome.was_sent,
                 )
                 answer = await self._with_linked_files(route, request, outcome.answer)
-                values = answer if isinstance(answer, RowError) else read_answer(endpoint, request, answer)
-                if isinstance(values, Request):
-                    follow_ups.repairs[values.fingerprint] = (replace(values, keys=request.keys), rows)
-                    continue
-                if not isinstance(values, RowError) and isinstance(answer, bytes):
-                    write = partial(write_files, self._files_folder, partial(endpoint.files, answer))
-                    await asyncio.to_thread(write) if len(answer) > LARGE_ANSWER_BYTES else write()
-                    for row in rows:
-                        results.values[row], results.answers[row], results.done[row] = values, fingerprint, True
-                    self._release_media(request)
+                values = answer if isinstance(answer, RowError) else endpoint.values(answer)
+                if isinstance(answer, bytes) and not isinstance(values, RowError):
+                    read.append(ReadAnswer(request, rows, answer, values, outcome))
                     continue
                 assert isinstance(values, RowError)
                 error = values
+                if isinstance(answer, bytes):
+                    rows = self._repair_rows(chunk, route, step, request, rows, answer, error, results, follow_ups)
             assert error is not None
-            self._release_media(request)
-            if (mode := endpoint.fallback_mode(error)) is not None:
-                follow_ups.fallbacks.setdefault(mode, []).extend(rows)
-                continue
-            if results.rescue(rows, error):
-                continue
-            if outcome.answer is not None and outcome.was_sent:
-                self._pending.record_settled(0 if route.is_last_step else len(rows), failed=len(rows))
-            results.failures.extend(
-                RowFailure(
-                    row, route.step, error, outcome.attempts, outcome.run_id, outcome.at, _is_new_failure(chunk, row)
-                )
-                for row in rows
-            )
+            if rows:
+                if rows == requests[fingerprint][1]:
+                    self._release_media(request)
+                self._end_rows(chunk, route, request, rows, error, outcome, results, follow_ups)
+        await self._accept_answers(chunk, step, route, read, results, follow_ups)
         self._pending.read_buffer.release(nbytes)
+
+    async def _accept_answers(
+        self,
+        chunk: Chunk,
+        step: RunStep,
+        route: Route,
+        read: Sequence[ReadAnswer],
+        results: StepResults,
+        follow_ups: FollowUps,
+    ) -> None:
+        """Accept the answers that pass the step's checks; repair or fail the rows of the others."""
+        failures = self._check_answers(chunk, step, route, read, results)
+        for one in read:
+            failed = {row: failures[row] for row in one.rows if row in failures}
+            is_repaired = False
+            accepted = [row for row in one.rows if row not in failed]
+            if accepted:
+                write = partial(write_files, self._files_folder, partial(route.endpoint.files, one.answer))
+                await asyncio.to_thread(write) if len(one.answer) > LARGE_ANSWER_BYTES else write()
+            for row in accepted:
+                results.values[row], results.answers[row] = one.values, one.request.fingerprint
+                results.done[row] = True
+            for failure in dict.fromkeys(failed.values()):
+                rows = [row for row, why in failed.items() if why == failure]
+                left = self._repair_rows(
+                    chunk, route, step, one.request, rows, one.answer, failure.problem, results, follow_ups
+                )
+                is_repaired = is_repaired or len(left) < len(rows)
+                if left:
+                    self._end_rows(chunk, route, one.request, left, failure.error, one.outcome, results, follow_ups)
+            if not is_repaired:
+                self._release_media(one.request)
+
+    def _check_answers(
+        self, chunk: Chunk, step: RunStep, route: Route, read: Sequence[ReadAnswer], results: StepResults
+    ) -> dict[int, CheckFailure]:
+        """Find the evidence of the answers for their rows; return the rows whose answers fail a check."""
+        if step.quality is None or not read:
+            return {}
+        rows = [row for one in read for row in one.rows]
+        arrays = route.endpoint.arrays([one.values for one in read for _ in one.rows])
+        evidence, failures = step.quality.evaluate(chunk.table.take(pa.array(rows, pa.int64())), arrays)
+        for row, found in zip(rows, evidence, strict=True):
+            results.evidence[row] = found
+        return {rows[place]: failure for place, failure in failures.items()}
+
+    def _repair_rows(
+        self,
+        chunk: Chunk,
+        route: Route,
+        step: RunStep,
+        request: Request,
+        rows: list[int],
+        answer: bytes,
+        problem: RowError,
+        results: StepResults,
+        follow_ups: FollowUps,
+    ) -> list[int]:
+        """Add a repair turn for the rows that may take one; return the others."""
+        repaired = [row for row in rows if results.repairs[row] < step.repairs]
+        repair = route.endpoint.repair(request, answer, problem) if repaired else None
+        if repair is None:
+            return rows
+        for row in repaired:
+            results.repairs[row] += 1
+        keys = tuple(chunk.keys[row] for row in repaired)
+        same = follow_ups.repairs.get(repair.fingerprint)
+        others = [row for row in rows if row not in repaired]
+        if same is not None:
+            keys, repaired = (*same[0].keys, *keys), [*same[1], *repaired]
+        follow_ups.repairs[repair.fingerprint] = (replace(repair, keys=keys), repaired)
+        return others
+
+    def _end_rows(
+        self,
+        chunk: Chunk,
+        route: Route,
+        request: Request,
+        rows: list[int],
+        error: RowError,
+        outcome: Outcome,
+        results: StepResults,
+        follow_ups: FollowUps,
+    ) -> None:
+        """Record rows that end with an error, unless a simpler structured mode or a rung follows."""
+        if (mode := route.endpoint.fallback_mode(error)) is not None:
+            follow_ups.fallbacks.setdefault(mode, []).extend(rows)
+            return
+        if results.rescue(rows, error):
+            return
+        if outcome.answer is not None and outcome.was_sent:
+            self._pending.record_settled(0 if route.is_last_step else len(rows), failed=len(rows))
+        results.failures.extend(
+            RowFailure(
+                row, route.step, error, outcome.attempts, outcome.run_id, outcome.at, _is_new_failure(chunk, row)
+            )
+            for row in rows
+        )
 
     async def _follow_up_requests(self, chunk: Chunk, current: RunStep, follow_ups: FollowUps) -> RequestsByFingerprint:
         """Return the requests to submit next: repairs, and refused rows in the mode of `current`."""

@@ -47,8 +47,8 @@ class Rates:
     is_exact: bool
     terms: BillingTerms
     """Hosted tools, and the service tier that the requests name."""
-    has_repair: bool
-    """Whether an invalid answer takes a repair turn, which costs another request."""
+    repairs: int
+    """Repair turns that an answer may take, each of which costs another request."""
 
     @classmethod
     def of(cls, ready: PreparedJob, step: PreparedStep) -> Self:
@@ -60,7 +60,7 @@ class Rates:
             batch_price(price) if price is not None and step.model.endpoint in BATCH_ENDPOINTS else None,
             has_known_tokenizer(step.context.sent_model(step.model.model)),
             step.endpoint.billing_terms,
-            isinstance(getattr(step.model, "output", None), Mapping),
+            step.repairs if step.model.check or isinstance(getattr(step.model, "output", None), Mapping) else 0,
         )
 
 
@@ -106,7 +106,7 @@ class CostEstimate:
             self.low = _sum_or_none(self.low, cost(self.rates.price, least))
 
     def _highest_cost(self, request: Request) -> int | None:
-        """The cost of the longest answer and, for a typed answer, of one repair turn."""
+        """The cost of the longest answer and of all repair turns that may follow."""
         tokens = request.input_tokens
         if self.rates.is_exact or len(request.body) > TEXT_BYTES:
             tokens = round(tokens * EXACT_COUNT_MARGIN) + (FRAME_TOKENS if request.output_bound != 0 else 0)
@@ -128,9 +128,13 @@ class CostEstimate:
             hosted_tools=terms.hosted_tools,
             max_tool_calls=terms.max_tool_calls or 0,
         )
-        if not self.rates.has_repair or bound is None:
+        if bound is None:
             return once
-        return _sum_or_none(once, max_cost(self.rates.price, tokens + bound + REPAIR_TOKENS, bound))
+        highest = once
+        for turn in range(1, self.rates.repairs + 1):
+            again = max_cost(self.rates.price, tokens + turn * (bound + REPAIR_TOKENS), bound)
+            highest = _sum_or_none(highest, again)
+        return highest
 
 
 def _count_overhead_tokens(request: Request, model: str) -> int:

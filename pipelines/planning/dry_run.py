@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -14,13 +15,14 @@ from connectors.contracts import MediaColumn
 from connectors.media.media_reader import MediaReader
 from connectors.records import Media, Request, RowError, Values
 from pipelines.dispatch.packing.packing import Packing, packing_of
-from pipelines.dispatch.request_rendering import read_answer, render_requests
+from pipelines.dispatch.request_rendering import render_requests
 from pipelines.dispatch.step_runner import CHUNK_ROWS
 from pipelines.ledger.ledger import Ledger
 from pipelines.planning.answer_estimates import AnswerEstimate, estimate_answer, placeholder_values
 from pipelines.planning.cost_estimates import CostEstimate, Rates, WhenResult
 from pipelines.planning.prompt_order import MAX_PROMPTS
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, media_reader
+from pipelines.quality.checks import CheckFailure
 
 MAX_SCANNED_ROWS = 20_000
 """Up to this many rows are all processed; of a larger source about as many, spread over all of it."""
@@ -137,11 +139,7 @@ class _ChunkDryRun:
         for place, estimate in enumerate(run.steps):
             await self._process_step(estimate, run.rows)
             later = self._ready.steps[place + 1 :]
-            wanted = {
-                name
-                for step in later
-                for name in step.endpoint.input_columns | (step.when.columns if step.when else set())
-            }
+            wanted = {name for step in later for name in step.input_columns}
             self._table = self._table.drop_columns(
                 [name for name in self._table.column_names if name not in wanted and not name.startswith("_")]
             )
@@ -233,10 +231,11 @@ class _ChunkDryRun:
     ) -> dict[int, Values | RowError]:
         """Return the values or the error of rows with an answer in the ledger.
 
-        A request whose stored answer does not fit is replaced by its repair turn.
+        A request whose stored answer does not fit, or fails a check, is replaced by its repair turn.
         """
-        endpoint = estimate.step.endpoint
+        step, endpoint = estimate.step, estimate.step.endpoint
         settled: dict[int, Values | RowError] = {}
+        turns = Counter[int]()
         unresolved = [place for place in requests if place not in guessed]
         while unresolved:
             formers = {place: former for place in unresolved if (former := requests[place].former) is not None}
@@ -244,20 +243,51 @@ class _ChunkDryRun:
             stored = self._ledger.lookup(list(asked.union(former.fingerprint for former in formers.values())))
             requests |= {place: former for place, former in formers.items() if former.fingerprint in stored}
             repairs: list[int] = []
+            results: dict[int, Values | RowError] = {}
+            replies: dict[int, bytes] = {}
             for place in unresolved:
                 answer = stored.get(requests[place].fingerprint)
                 if answer is None:
                     continue
-                result = answer.error if answer.reply is None else read_answer(endpoint, requests[place], answer.reply)
-                assert result is not None
-                if isinstance(result, Request):
-                    requests[place] = result
+                if answer.reply is not None:
+                    replies[place] = answer.reply
+                    results[place] = endpoint.values(answer.reply)
+                elif answer.error is not None:
+                    results[place] = answer.error
+            failures = self._failed_checks(step, results)
+            for place, result in results.items():
+                problem = failures[place].problem if place in failures else result
+                repair = None
+                if isinstance(problem, RowError) and place in replies and turns[place] < step.repairs:
+                    repair = endpoint.repair(requests[place], replies[place], problem)
+                if repair is not None:
+                    turns[place] += 1
+                    requests[place] = repair
                     repairs.append(place)
                     continue
-                settled[place] = result
+                settled[place] = failures[place].error if place in failures else result
                 estimate.in_ledger += 1
             unresolved = repairs
         return settled
+
+    def _failed_checks(
+        self, step: PreparedStep, results: Mapping[int, Values | RowError]
+    ) -> Mapping[int, CheckFailure]:
+        """Return the rows whose answers fail a check, as far as the columns that it reads are known."""
+        quality = step.quality
+        if quality is None:
+            return {}
+        values = {
+            place: result
+            for place, result in results.items()
+            if not isinstance(result, RowError) and not self._pending_columns[place] & quality.columns
+        }
+        if not values:
+            return {}
+        places = list(values)
+        rows = self._table.take(pa.array(places, pa.int64()))
+        _, failures = quality.evaluate(rows, step.endpoint.arrays(list(values.values())))
+        return {places[row]: failure for row, failure in failures.items()}
 
     def _add_columns(
         self,
@@ -274,7 +304,7 @@ class _ChunkDryRun:
                 self._is_alive[place] = False
             else:
                 values[place] = result
-        names = frozenset(made.name for made in step.endpoint.fields)
+        names = frozenset(made.name for made in step.made_fields)
         for place in unknown:
             self._pending_columns[place] |= names
         guesses = {
@@ -282,6 +312,7 @@ class _ChunkDryRun:
             for place, passes in unknown.items()
             if passes is not WhenResult.NO
         }
+        before_step, arrays = self._table, []
         for column, (made, array) in enumerate(zip(step.endpoint.fields, step.endpoint.arrays(values), strict=True)):
             if guesses:
                 there = array.to_pylist() if array.null_count < count else [None] * count
@@ -289,6 +320,11 @@ class _ChunkDryRun:
                     there[place] = guess[column]
                 array = pa.array(there, made.type)
             self._table = self._table.append_column(made, array)
+            arrays.append(array)
+        if step.quality is not None:
+            evidence, _ = step.quality.evaluate(before_step, arrays)
+            for made, array in zip(step.quality.fields, step.quality.arrays(evidence), strict=True):
+                self._table = self._table.append_column(made, array)
 
 
 class _LocalMedia:

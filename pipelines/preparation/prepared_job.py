@@ -30,6 +30,7 @@ from pipelines.ledger.ledger import Ledger
 from pipelines.preparation.row_selection import RowSelection, select_rows
 from pipelines.preparation.rung_checks import check_rung, located_in_rung, vector_size
 from pipelines.preparation.source_reader import SourceReader
+from pipelines.quality.answer_quality import AnswerQuality, answer_quality
 from pipelines.runtime.scratch_dir import scratch_folder
 
 
@@ -45,6 +46,8 @@ class PreparedStep:
     endpoint: Endpoint
     context: StepContext
     when: Predicate | None
+    quality: AnswerQuality | None = None
+    """Its checks and evidence."""
     rungs: "Sequence[PreparedStep]" = ()
     """The step as each rung of `rescue` requests it; its outputs are the same."""
     rung_field: pa.Field | None = None
@@ -63,8 +66,24 @@ class PreparedStep:
 
     @property
     def fields(self) -> Sequence[pa.Field]:
-        """The columns that the step adds to the results: its outputs, and the rung."""
-        return (*self.endpoint.fields, *(() if self.rung_field is None else (self.rung_field,)))
+        """The columns that the step adds to the results: its outputs, its evidence, and the rung."""
+        return (*self.made_fields, *(() if self.rung_field is None else (self.rung_field,)))
+
+    @property
+    def made_fields(self) -> Sequence[pa.Field]:
+        """The columns that checks and later steps may use: its outputs and its evidence."""
+        return (*self.endpoint.fields, *(() if self.quality is None else self.quality.fields))
+
+    @property
+    def input_columns(self) -> frozenset[str]:
+        """The columns before it that the step reads in any way."""
+        when = frozenset() if self.when is None else self.when.columns
+        return self.endpoint.input_columns | when | (frozenset() if self.quality is None else self.quality.columns)
+
+    @property
+    def repairs(self) -> int:
+        """Repair turns of a row at most."""
+        return int(getattr(self.model, "repairs", 0))
 
     @property
     def is_pooled(self) -> bool:
@@ -258,8 +277,9 @@ def _assemble(inputs: Inputs, reader: SourceReader, ledger: Ledger | None) -> Pr
         inputs.kept_rungs,
     )
     for step in steps:
-        if step.when is not None:
-            inputs.closing.callback(step.when.close)
+        for evaluated in (step.when, step.quality):
+            if evaluated is not None:
+                inputs.closing.callback(evaluated.close)
     outputs = [field for step in steps for field in step.fields]
     made = [field.name for step in steps for field in step.endpoint.fields]
     used = _used_columns(steps).intersection(reader.schema.names)
@@ -271,11 +291,19 @@ def _assemble(inputs: Inputs, reader: SourceReader, ledger: Ledger | None) -> Pr
                 columns = step.when.columns.intersection(reader.schema.names)
                 reader.check_fits(columns, ("steps", step.model.name, "when"))
         selection = select_rows(
-            reader, used, job.sink.columns, _config_digest(steps), files, is_appending, inputs.every_column
+            reader,
+            used,
+            job.sink.columns,
+            _config_digest(steps),
+            files,
+            is_appending,
+            inputs.every_column,
+            _quality_digest(steps),
+            _checked_columns(steps).intersection(reader.schema.names),
         )
     key, carried = list(selection.key_schema), list(selection.carried_schema)
     # Columns that a template reads share one row with the outputs.
-    _check_names(loaded, steps, [*(field.name for field in (*key, *carried)), *used])
+    _check_names(loaded, steps, [*(field.name for field in (*key, *carried)), *selection.read])
     shape = TableShape(
         key=tuple(field.name for field in key),
         results=results_schema(key, carried, outputs),
@@ -336,10 +364,11 @@ def prepare_steps(
                 with located_in_rung(step, place):
                     rungs.append(replace(prepare(model, vector_size(declared.endpoint)), rung=place + 1))
                 check_rung(step, place, declared.endpoint, rungs[-1].endpoint, loaded.overrides.provider is not None)
-        columns.update((field.name, field.type) for field in declared.endpoint.fields)
+            quality = answer_quality(step, declared.endpoint.fields, columns, where[:2])
         has_rung = step.rescue or step.name in kept_rungs
         rung_field = pa.field(rung_column(step.name), pa.int64()) if has_rung else None
-        ready.append(replace(declared, when=when, rungs=rungs, rung_field=rung_field))
+        ready.append(replace(declared, when=when, quality=quality, rungs=rungs, rung_field=rung_field))
+        columns.update((field.name, field.type) for field in ready[-1].made_fields)
     return ready
 
 
@@ -423,8 +452,9 @@ def _check_names(loaded: LoadedJob, steps: Sequence[PreparedStep], taken: Sequen
     for step in steps:
         for field in step.fields:
             if field.name in owner:
+                key = "output" if field in step.endpoint.fields else "evidence"
                 raise JobError(
-                    loaded.locate("steps", step.model.name, "output"),
+                    loaded.locate("steps", step.model.name, key),
                     f"{owner[field.name]} has a column {field.name} as well",
                     "give this output another name",
                 )
@@ -439,6 +469,17 @@ def _used_columns(steps: Sequence[PreparedStep]) -> frozenset[str]:
         if step.when is not None:
             named |= step.when.columns
     return frozenset(named)
+
+
+def _checked_columns(steps: Sequence[PreparedStep]) -> frozenset[str]:
+    """The columns of the source and of steps that a check or evidence reads."""
+    return frozenset().union(*(step.quality.columns for step in steps if step.quality is not None))
+
+
+def _quality_digest(steps: Sequence[PreparedStep]) -> bytes | None:
+    """16 bytes over the checks and the evidence of the steps; None without any."""
+    parts = [step.quality.digest for step in steps if step.quality is not None]
+    return hashlib.blake2b(b"\0".join(parts), digest_size=16).digest() if parts else None
 
 
 def _config_digest(steps: Sequence[PreparedStep]) -> bytes:

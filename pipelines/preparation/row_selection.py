@@ -41,6 +41,9 @@ LARGE_VALUE_CHARACTERS = 65_536
 CONTENT_KEY_PREFIX = "r"
 """Of the key of a job without one; earlier versions wrote a digest that depended on the order of columns."""
 
+QUALITY_DIGITS = 16
+"""Of a row fingerprint, after its first 32 and a hyphen, if the job has checks or evidence."""
+
 FINGERPRINT_VERSION = "-2"
 """The end of a row fingerprint that covers texts of a file; those of earlier versions covered typed values."""
 
@@ -71,12 +74,15 @@ def select_rows(
     files: Iterable[str],
     appending: bool,
     every_column: Sequence[str] | None = None,
+    quality: bytes | None = None,
+    checked: Iterable[str] = (),
 ) -> "RowSelection":
     """Select the rows of an open source.
 
     `used`: columns that steps read; `columns`: columns carried over to the results; `digest`: of the steps' settings;
     `files`: used columns that name files; `appending`: a key in the sink is done, whatever its values.
-    `every_column`: all columns in the order of the results; None: in that of the source.
+    `every_column`: all columns in the order of the results; None: in that of the source. `quality`: digest of checks
+    and evidence; `checked`: the columns that these read.
     """
     used, names = sorted(set(used)), reader.schema.names
     every = [name for name in every_column or names if name not in reader.key]
@@ -85,9 +91,10 @@ def select_rows(
         if name not in names:
             raise JobError(("sink", "columns"), f"no column {name} in the source", did_you_mean(name, names))
     carried = [name for name in dict.fromkeys(carried) if name not in reader.key]
-    reader.check_readable(sorted({*used, *carried, *reader.key}))
+    others = sorted(set(checked).difference(used, carried))
+    reader.check_readable(sorted({*used, *carried, *others, *reader.key}))
     marked = sorted(name for name in set(files) if not pa.types.is_binary(reader.schema.field(name).type))
-    return RowSelection(reader, used, carried, digest, marked, appending)
+    return RowSelection(reader, used, carried, digest, marked, appending, quality, others)
 
 
 @dataclass(slots=True)
@@ -100,6 +107,10 @@ class RowSelection:
     digest: bytes
     files: Sequence[str]
     appending: bool
+    quality: bytes | None = None
+    """Digest of the checks and the evidence; None without any: fingerprints have no part for them."""
+    checked: Sequence[str] = ()
+    """Columns that only checks and evidence read."""
     rejects_there: int = 0
     """Rejected lines in the sink's errors table."""
     rejected_before: Counter[str] = field(default_factory=Counter)
@@ -122,6 +133,11 @@ class RowSelection:
     _parts: list[str] = field(default_factory=list)
     """The parts of the sink's results. Rows refer to a part by its position (from 1), which takes less memory."""
     _marks: list[str] = field(default_factory=list)
+
+    @property
+    def read(self) -> Sequence[str]:
+        """The columns that steps, checks and evidence read."""
+        return [*self.used, *self.checked]
 
     @property
     def key_schema(self) -> pa.Schema:
@@ -327,7 +343,7 @@ class RowSelection:
         return self.reader.cursor().sql(query).to_arrow_table().cast(self.key_schema)
 
     def _columns(self) -> list[str]:
-        return list(dict.fromkeys([*self.reader.key, *self.used, *self.carried]))
+        return list(dict.fromkeys([*self.reader.key, *self.read, *self.carried]))
 
     def _read(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
         try:
@@ -352,14 +368,14 @@ class RowSelection:
         reader = self.reader
         made = "".join(f"{reader.column(name)} as {identifier(name)}, " for name in columns)
         if columns:
-            texts = (identifier(TEXT_PREFIX + name) for name in self.used if reader.has_text(name))
+            texts = (identifier(TEXT_PREFIX + name) for name in self.read if reader.has_text(name))
             made += "".join(f"{text}, " for text in texts)
             if (problem := reader.problem(self.carried)) is not None:
                 made += f"{problem} as {ROW_PROBLEM}, "
         if reader.key:
             # With the types of the tables, whose keys have the same text.
             key = key_text(reader.key, reader.column)
-            source = reader.chosen([*reader.key, *self.used, *self.carried])
+            source = reader.chosen([*reader.key, *self.read, *self.carried])
         else:
             key, source = "_row_identity", self._with_content_key_sql()
             made = f"{key} as {identifier(ROW_KEY)}, {made}"
@@ -372,7 +388,8 @@ class RowSelection:
         for number, texts_by_name in enumerate(self._earlier_texts):
             earlier = self._fingerprint(partial(_text_of, texts_by_name, reader.text))
             made += f"{_fingerprint_number(earlier)} as _row_earlier_{number}, "
-        fingerprint = f"{self._fingerprint(reader.text)}{version}"
+        quality = "" if self.quality is None else f" || '-' || {self._quality_part(reader.text)}"
+        fingerprint = f"{self._fingerprint(reader.text)}{quality}{version}"
         inner = f"select {made}{key} as _key, {fingerprint} as _row_fingerprint from {source}{marks}"
         return f"({inner})"
 
@@ -386,6 +403,13 @@ class RowSelection:
         parts = ", ".join(self._fingerprint_part(name, text(name)) for name in sorted({*self.used, *self.carried}))
         constant = literal(self.digest.hex() + json.dumps([sorted(self.used), list(self.carried)]))
         return f"md5(concat({', '.join(filter(None, (constant, parts)))}))"
+
+    def _quality_part(self, text: Callable[[str], str]) -> str:
+        """SQL of the part of a row's fingerprint for its checks and evidence: 16 hex digits."""
+        assert self.quality is not None
+        parts = ", ".join(_length_prefixed(text(name)) for name in self.checked)
+        constant = literal(self.quality.hex() + json.dumps(list(self.checked)))
+        return f"left(md5(concat({', '.join(filter(None, (constant, parts)))})), {QUALITY_DIGITS})"
 
     def _with_content_key_sql(self) -> str:
         """SQL of the rows with `_row_identity`: a digest of their content, and which of the equal rows it is.
@@ -448,6 +472,10 @@ class RowSelection:
 
     def _is_same_sql(self, stored: str) -> str:
         """SQL of whether a row `r` has the stored fingerprint."""
+        return f"({self._has_same_request_sql(stored)} and {stored}._quality = {_quality_number('r._row_fingerprint')})"
+
+    def _has_same_request_sql(self, stored: str) -> str:
+        """SQL of whether a row `r` has the stored fingerprint, but for its checks and evidence."""
         same = f"{stored}._fp = {_fingerprint_number('r._row_fingerprint')}"
         if not self._earlier_texts:
             return same
@@ -555,6 +583,12 @@ def _fingerprint_number(fingerprint: str) -> str:
     return f"cast('0x' || left({fingerprint}, 16) as UBIGINT)"
 
 
+def _quality_number(fingerprint: str) -> str:
+    """SQL of the part of a fingerprint for checks and evidence as a number; 0 without one."""
+    digits = f"substr({fingerprint}, 34, {QUALITY_DIGITS})"
+    return f"if(length({fingerprint}) > 40, coalesce(try_cast('0x' || {digits} as UBIGINT), 0), 0)"
+
+
 def _text_of(texts: Mapping[str, str], otherwise: Callable[[str], str], name: str) -> str:
     return texts.get(name) or otherwise(name)
 
@@ -562,7 +596,8 @@ def _text_of(texts: Mapping[str, str], otherwise: Callable[[str], str], name: st
 def _stored_fingerprint(fingerprint: str) -> str:
     """SQL of a stored fingerprint as a number, and whether an earlier version wrote it."""
     is_earlier = f"not ends_with({fingerprint}, {literal(FINGERPRINT_VERSION)})"
-    return f"{_fingerprint_number(fingerprint)} as _fp, {is_earlier} as _is_earlier"
+    quality = f"{_quality_number(fingerprint)} as _quality"
+    return f"{_fingerprint_number(fingerprint)} as _fp, {quality}, {is_earlier} as _is_earlier"
 
 
 def _numbered(digest: str) -> str:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import orjson
+import pyarrow as pa
 
 from connectors.errors import DataError
 from connectors.records import ROW_PROBLEM, TEXT_PREFIX, Request, RowError
@@ -11,7 +12,7 @@ from connectors.templating.row_values import row_values
 from connectors.transport.bounded_json import parse_json
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.ledger.ledger import Ledger
-from pipelines.preparation.prepared_job import PreparedJob, prepare_job
+from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, prepare_job
 from pipelines.preparation.row_selection import key_text
 from pipelines.pricing.prices import usd
 from pipelines.reporting.status_queries import iso_time
@@ -35,7 +36,7 @@ def row_history(loaded: LoadedJob, key: str) -> dict[str, Any]:
             "job": ready.job.name,
             "key": key,
             "row": None if row is None else _visible(row_values(row)[0]),
-            "steps": [] if row is None else _steps(ready, ledger, row_values(row)[0], result, key),
+            "steps": [] if row is None else _steps(ready, ledger, row, result, key),
             "exchanges": history,
             "cost_usd": _total_cost(history),
             "result": result,
@@ -43,9 +44,9 @@ def row_history(loaded: LoadedJob, key: str) -> dict[str, Any]:
         }
 
 
-def _steps(ready: PreparedJob, ledger: Ledger, row: dict[str, Any], result: Any, key: str) -> list[dict[str, Any]]:
+def _steps(ready: PreparedJob, ledger: Ledger, row: pa.Table, result: Any, key: str) -> list[dict[str, Any]]:
     steps: list[dict[str, Any]] = []
-    values = {**(result or {}), **row}
+    values = {**(result or {}), **row_values(row)[0]}
     for step in ready.steps:
         missing = sorted(name for name in step.endpoint.input_columns if name not in values)
         if missing:
@@ -55,12 +56,15 @@ def _steps(ready: PreparedJob, ledger: Ledger, row: dict[str, Any], result: Any,
         if isinstance(request, RowError):
             steps.append({"step": step.model.name, "request": None, "why": request.message})
             continue
-        steps.extend(_with_repairs(ledger, step.model.name, step.endpoint, request))
+        steps.extend(_with_repairs(ledger, step, request, row, result or {}))
     return steps
 
 
-def _with_repairs(ledger: Ledger, name: str, endpoint: Any, first: Request) -> list[dict[str, Any]]:
-    """The request and, if its answer did not fit the schema, the follow-up that asked to repair it."""
+def _with_repairs(
+    ledger: Ledger, step: PreparedStep, first: Request, row: pa.Table, result: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The request and, if its answer did not fit the schema or failed a check, the repair turns that followed."""
+    name, endpoint = step.model.name, step.endpoint
     exchanges: list[dict[str, Any]] = []
     request: Request | None = first
     while request is not None:
@@ -79,15 +83,39 @@ def _with_repairs(ledger: Ledger, name: str, endpoint: Any, first: Request) -> l
         )
         repair: Request | None = None
         if stored is not None and stored.reply is not None:
-            problem = endpoint.values(stored.reply)
-            if isinstance(problem, RowError):
-                exchanges[-1]["error"] = problem.message
-                repair = endpoint.repair(request, stored.reply, problem)
+            error, problem = _problem(step, stored.reply, row, result)
+            if error is not None and problem is not None:
+                exchanges[-1]["error"] = error.message
+                if len(exchanges) <= step.repairs:
+                    repair = endpoint.repair(request, stored.reply, problem)
                 if repair is not None and repair.former is not None:
                     is_known = ledger.get_with_request(repair.former.fingerprint) is not None
                     repair = repair.former if is_known else repair
         request = repair
     return exchanges
+
+
+def _problem(
+    step: PreparedStep, answer: bytes, row: pa.Table, result: dict[str, Any]
+) -> tuple[RowError | None, RowError | None]:
+    """Return (the row's error, what a repair turn says of it) of an answer; None if it is accepted.
+
+    Checks are left out if the row lacks a column that they read.
+    """
+    values = step.endpoint.values(answer)
+    if isinstance(values, RowError):
+        return values, values
+    quality = step.quality
+    if quality is None:
+        return None, None
+    for name in quality.columns.difference(row.column_names):
+        kind = step.context.columns[name]
+        if name not in result or (isinstance(result[name], dict) and not pa.types.is_struct(kind)):
+            return None, None
+        row = row.append_column(pa.field(name, kind), pa.array([result[name]], kind))
+    _, failures = quality.evaluate(row, step.endpoint.arrays([values]))
+    failure = failures.get(0)
+    return (None, None) if failure is None else (failure.error, failure.problem)
 
 
 def shorten_reply(reply: bytes) -> Any:

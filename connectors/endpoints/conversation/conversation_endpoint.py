@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, Self
 import orjson
 from pydantic import Field
 
-from connectors.contracts import BaseEndpoint, MalformedReply, StepContext, StepModel
+from connectors.contracts import UNFINGERPRINTED_KEYS, BaseEndpoint, MalformedReply, StepContext, StepModel
 from connectors.endpoints.conversation.messages import Conversation
 from connectors.endpoints.conversation.output_columns import AnswerColumns, ReplyChoice
 from connectors.endpoints.conversation.packed_conversation import (
@@ -24,6 +24,7 @@ from connectors.endpoints.conversation.structured_output import TypedOutput
 from connectors.endpoints.conversation.tool_calls import billing_terms
 from connectors.errors import JobError, KeyPath
 from connectors.records import (
+    CHECK_FAILED,
     Call,
     Media,
     Reply,
@@ -50,6 +51,7 @@ REPAIR_PROMPT = (
 )
 FORMER_REPAIR_PROMPT = "This answer does not fit: {problem}. Answer again, with nothing but JSON that fits the schema."
 """Still used if the conversation shows the schema; otherwise answers to it, which are paid for, are still found."""
+CHECK_REPAIR_PROMPT = "This answer does not meet a condition: {problem}\nAnswer again{form}."
 SCHEMA_PROMPT = "Answer with nothing but JSON that fits this JSON Schema: {schema}"
 
 
@@ -68,6 +70,13 @@ class ConversationStep(StepModel):
         examples=[[{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]],
     )
     allow_empty: bool = Field(default=False, description="true: an answer without a text is a result, not an error.")
+    repairs: int = Field(
+        default=1,
+        ge=0,
+        le=10,
+        description="Repair turns of a row at most: a follow-up asks to correct an answer that is invalid.",
+        examples=[2],
+    )
     tool_choice: str | dict[str, Any] | None = Field(
         default=None,
         description="none, auto, required, or an object that names a tool.",
@@ -170,9 +179,7 @@ class ConversationEndpoint(BaseEndpoint):
             for key in ("tools", "response_format", "text")
             if self._fixed.get(key)
         )
-        config = step.model_dump(
-            exclude={"name", "provider", "when", "detail", "reuse", "stream", "pack", "rescue"}, exclude_defaults=True
-        )
+        config = step.model_dump(exclude={*UNFINGERPRINTED_KEYS, "stream", "pack"}, exclude_defaults=True)
         self._config_bytes = orjson.dumps(plain_json(config, where), option=orjson.OPT_SORT_KEYS)
         self._last_reply: tuple[bytes, dict[str, Any], Sequence[ReplyChoice]] | None = None
         self.pack_options = step.pack
@@ -366,7 +373,11 @@ class ConversationEndpoint(BaseEndpoint):
 
     def repair(self, request: Request, answer: bytes, problem: RowError) -> Request | None:
         """Return the conversation with the answer and what does not fit, to be answered again."""
-        if self._typed is None or problem.error_class != "invalid_answer" or request.repair_of is not None:
+        if problem.error_class != "invalid_answer":
+            return None
+        if problem.code == CHECK_FAILED:
+            return self._repair_request(request, self._choices(answer)[0].text, self._check_prompt(problem.message))
+        if self._typed is None:
             return None
         text = self._choices(answer)[0].text
         former = self._repair_request(request, text, FORMER_REPAIR_PROMPT.format(problem=problem.message))
@@ -375,6 +386,15 @@ class ConversationEndpoint(BaseEndpoint):
         schema = orjson.dumps(self._typed.schema).decode()
         repair = self._repair_request(request, text, REPAIR_PROMPT.format(problem=problem.message, schema=schema))
         return None if repair is None else replace(repair, former=former)
+
+    def _check_prompt(self, problem: str) -> str:
+        form = ""
+        if self._typed is not None:
+            form = ", with nothing but JSON that fits the schema"
+            if self._instruction is None:
+                schema = orjson.dumps(self._typed.schema).decode()
+                form = f", with nothing but JSON that fits this JSON Schema: {schema}"
+        return CHECK_REPAIR_PROMPT.format(problem=problem, form=form)
 
     def _repair_request(self, request: Request, answer: str | None, prompt: str) -> Request | None:
         body = orjson.loads(request.body)

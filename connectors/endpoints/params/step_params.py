@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from connectors.contracts import StepModel
+from connectors.contracts import UNFINGERPRINTED_KEYS, StepModel
 from connectors.endpoints.params.checks import ParamCheck, check_params
 from connectors.errors import JobError, KeyPath
 from connectors.templating.template_tree import TemplateTree, compile_text, plain_json
@@ -41,5 +41,5 @@ def optional_template(source: str | None, columns: Iterable[str], where: KeyPath
 
 def step_config_bytes(step: StepModel) -> bytes:
     """Return canonical bytes of a step without detail; the row fingerprint has the provider separately."""
-    config = step.model_dump(exclude={"name", "provider", "when", "detail", "reuse", "rescue"})
+    config = step.model_dump(exclude=set(UNFINGERPRINTED_KEYS))
     return orjson.dumps(config, option=orjson.OPT_SORT_KEYS)

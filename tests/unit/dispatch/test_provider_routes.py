@@ -66,6 +66,8 @@ def step_of(name: str, *members: Provider, fallback_mode: str | None = None, mod
         is_pooled=pooled,
         context=SimpleNamespace(structured_mode=mode, sent_model=lambda model: model),
         when=None,
+        quality=None,
+        repairs=1,
         with_structured_mode=lambda mode: f"endpoint in mode {mode}",
         rung_field=None,
     )

@@ -7,7 +7,7 @@ import pytest
 
 from connectors.contracts import MediaColumn, Provider
 from connectors.records import Call, Request, Row, RowError
-from pipelines.dispatch.request_rendering import read_answer, render_requests, with_sent_model
+from pipelines.dispatch.request_rendering import render_requests, with_sent_model
 
 TABLE = pa.table({"text": ["a", "b", "c"], "picture": ["x", "y", "z"], "unused": [1, 2, 3]})
 
@@ -53,16 +53,6 @@ async def test_a_file_that_cannot_be_read_is_the_error_of_its_row() -> None:
     endpoint: Any = TextEndpoint(True)
     requests = await render_requests(endpoint, TABLE, ["1", "2", "3"], [2], ScriptedReader())
     assert requests == {2: RowError("input", "not a picture")}
-
-
-def test_an_answer_gives_values_a_repair_request_or_an_error() -> None:
-    endpoint: Any = TextEndpoint(False)
-    request = Request(b"1" * 16, b"", 0, None, ("1",))
-    assert read_answer(endpoint, request, b"YES") == ("YES",)
-    repair = read_answer(endpoint, request, b"no")
-    assert isinstance(repair, Request)
-    assert repair.repair_of == request.fingerprint
-    assert read_answer(endpoint, repair, b"no") == RowError("invalid_answer", "not upper case")
 
 
 @pytest.mark.parametrize(

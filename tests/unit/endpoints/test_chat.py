@@ -757,8 +757,29 @@ def test_a_repair_request_quotes_what_does_not_fit() -> None:
     turn = turns[2]["content"].removesuffix(f"{ends}{schema}")
     turn += ". Answer again, with nothing but JSON that fits the schema."
     assert orjson.loads(former.body)["messages"] == [*turns[:2], {"role": "user", "content": turn}]
-    assert endpoint.repair(again, answer, problem) is None
+    second = endpoint.repair(again, answer, problem)
+    assert second is not None
+    assert orjson.loads(second.body)["messages"] == [*turns, *turns[1:]]
     assert chat().repair(request, answer, problem) is None
+
+
+@pytest.mark.parametrize(
+    ("output", "ends"),
+    [
+        ("said", ".\nAnswer again."),
+        ({"n": "integer"}, ".\nAnswer again, with nothing but JSON that fits this JSON Schema: "),
+    ],
+)
+def test_a_repair_request_after_a_failed_check_has_its_advice(output: Any, ends: str) -> None:
+    endpoint = chat(output=output)
+    request = request_of(endpoint)
+    problem = RowError("invalid_answer", "Copy the quote.", code="check_failed")
+    again = endpoint.repair(request, orjson.dumps(completion({"content": "three"})), problem)
+    assert again is not None
+    assert again.former is None
+    turns = orjson.loads(again.body)["messages"]
+    assert turns[1] == {"role": "assistant", "content": "three"}
+    assert turns[2]["content"].startswith(f"This answer does not meet a condition: Copy the quote{ends}")
 
 
 TYPED: dict[str, Any] = {"n": {"type": "integer", "minimum": 1}}

@@ -249,7 +249,9 @@ def test_a_repair_request_follows_the_input() -> None:
     body = orjson.loads(again.body)
     assert body["instructions"] == "Hi"
     assert body["input"][:2] == [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "three"}]
-    assert endpoint.repair(again, answer, problem) is None
+    second = endpoint.repair(again, answer, problem)
+    assert second is not None
+    assert orjson.loads(second.body)["input"] == [*body["input"], *body["input"][1:]]
 
 
 # OpenAI's format: replies.
