@@ -1,10 +1,12 @@
 """The history of one row: its requests as sent, the replies, the cost of each exchange, its current result."""
 
+from collections.abc import Collection
 from typing import Any
 
 import orjson
 import pyarrow as pa
 
+from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
 from connectors.errors import DataError
 from connectors.records import ROW_PROBLEM, TEXT_PREFIX, Request, RowError
 from connectors.sql import query_connection
@@ -36,7 +38,7 @@ def row_history(loaded: LoadedJob, key: str) -> dict[str, Any]:
             "job": ready.job.name,
             "key": key,
             "row": None if row is None else _visible(row_values(row)[0]),
-            "steps": [] if row is None else _steps(ready, ledger, row, result, key),
+            "steps": [] if row is None else _steps(ready, ledger, row, result, key, _shared_steps(history)),
             "exchanges": history,
             "cost_usd": _total_cost(history),
             "result": result,
@@ -44,7 +46,10 @@ def row_history(loaded: LoadedJob, key: str) -> dict[str, Any]:
         }
 
 
-def _steps(ready: PreparedJob, ledger: Ledger, row: pa.Table, result: Any, key: str) -> list[dict[str, Any]]:
+def _steps(
+    ready: PreparedJob, ledger: Ledger, row: pa.Table, result: Any, key: str, shared_steps: Collection[str]
+) -> list[dict[str, Any]]:
+    """Return what each step requested and got; `shared_steps`: those in which other rows shared an exchange."""
     steps: list[dict[str, Any]] = []
     values = {**(result or {}), **row_values(row)[0]}
     for step in ready.steps:
@@ -56,8 +61,16 @@ def _steps(ready: PreparedJob, ledger: Ledger, row: pa.Table, result: Any, key: 
         if isinstance(request, RowError):
             steps.append({"step": step.model.name, "request": None, "why": request.message})
             continue
-        steps.extend(_with_repairs(ledger, step, request, row, result or {}))
+        exchanges = _with_repairs(ledger, step, request, row, result or {})
+        endpoint = step.endpoint
+        if isinstance(endpoint, ConversationEndpoint) and endpoint.pack_options and step.model.name in shared_steps:
+            exchanges[0]["item"] = endpoint.packed(endpoint.packed_mode).item(request)
+        steps.extend(exchanges)
     return steps
+
+
+def _shared_steps(history: list[dict[str, Any]]) -> Collection[str]:
+    return {exchange["step"] for exchange in history if exchange["rows"] > 1}
 
 
 def _with_repairs(
@@ -134,14 +147,14 @@ def shorten_reply(reply: bytes) -> Any:
 def _exchanges(ledger: Ledger, job: str, key: str) -> list[dict[str, Any]]:
     names = (
         "run_id", "step", "model", "attempt", "http_status", "error_class", "message", "cost_usd", "started_at",
-        "latency_ms", "request_id",
+        "latency_ms", "request_id", "rows",
     )  # fmt: skip
     exchanges = [
         dict(zip(names, row, strict=True))
         for row in ledger.query(
             "select l.run_id, l.step, l.model, e.attempt, e.http_status, e.error_class, e.message, e.cost, "
-            "e.started_at, e.latency_ms, e.request_id from exchanges e join legs l on l.id = e.leg "
-            "where l.job = ? and instr(e.keys, ?) "
+            "e.started_at, e.latency_ms, e.request_id, json_array_length(e.keys) "
+            "from exchanges e join legs l on l.id = e.leg where l.job = ? and instr(e.keys, ?) "
             "and exists (select 1 from json_each(e.keys) k where k.value = ?) order by e.started_at",
             (job, orjson.dumps(key).decode(), key),
         )
@@ -150,6 +163,8 @@ def _exchanges(ledger: Ledger, job: str, key: str) -> list[dict[str, Any]]:
         exchange["started_at"] = iso_time(exchange["started_at"])
         if exchange["cost_usd"] is not None:
             exchange["cost_usd"] = usd(exchange["cost_usd"])
+        # Rows that share an exchange share its cost.
+        exchange["row_cost_usd"] = None if exchange["cost_usd"] is None else exchange["cost_usd"] / exchange["rows"]
     return exchanges
 
 
@@ -181,5 +196,5 @@ def _shorten_vector(value: Any) -> Any:
 
 
 def _total_cost(history: list[dict[str, Any]]) -> float | None:
-    costs = [exchange["cost_usd"] for exchange in history]
+    costs = [exchange["row_cost_usd"] for exchange in history]
     return None if None in costs else sum(costs)

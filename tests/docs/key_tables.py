@@ -42,6 +42,7 @@ def job_file_tables() -> str:
         _table("### The job file", described, schema["required"]),
         *_kind_tables("source", definitions, SOURCES, "### `source`: exactly one of these kinds"),
         *_kind_tables("step", definitions, ENDPOINTS, "### `steps`: a list; `endpoint` selects the kind"),
+        _section_table("### `steps[].pack`", definitions["PackOptions"]),
         _section_table("### `steps[].rescue`: a list", definitions["RescueRung"]),
         *_kind_tables("sink", definitions, SINKS, "### `sink`: exactly one of these kinds"),
         *(

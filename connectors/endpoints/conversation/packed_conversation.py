@@ -178,6 +178,10 @@ class PackedConversation:
             answers.append(answer if answer is not None and is_valid(answer) else None)
         return answers
 
+    def item(self, request: Request) -> dict[str, str]:
+        """Return a row's part of a packed request."""
+        return {"id": row_ids([request.fingerprint])[0], "content": self._row_text(request)}
+
     def _row_text(self, request: Request) -> str:
         sent = orjson.loads(request.body)[self._wire_format.messages_key]
         text = sent if isinstance(sent, str) else sent[-1]["content"]

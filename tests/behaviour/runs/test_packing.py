@@ -261,6 +261,25 @@ def test_the_plan_counts_shared_requests_and_compares_them_with_single_ones(
     assert (later["requests"], later["output_tokens"]) == (1, 3)
 
 
+def test_the_history_of_a_row_shows_its_part_of_the_exchange(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider
+) -> None:
+    provider.script = honest
+    workspace.csv(10)
+    job = packed_job(workspace)
+    cli.run(job)
+    assert cli("show", job, "7", "--json") == 0
+    history = json.loads(cli.out)
+    (step,), (exchange,) = history["steps"], history["exchanges"]
+    (sent,) = [item for _, body in provider.seen for item in items_of(body) if item["content"] == "text 7"]
+    assert step["item"] == sent
+    assert step["request"]["messages"][-1]["content"] == "text 7"
+    assert step["reply"]["choices"][0]["message"]["content"] == "TEXT 7"
+    assert "text 6" not in cli.out
+    assert (exchange["rows"], exchange["cost_usd"]) == (5, pytest.approx(200e-6))
+    assert history["cost_usd"] == exchange["row_cost_usd"] == pytest.approx(40e-6)
+
+
 def test_the_budget_holds_with_packs(cli: Cli, workspace: Workspace, provider: ScriptedProvider) -> None:
     provider.script = honest
     workspace.csv(400)
