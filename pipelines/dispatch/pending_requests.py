@@ -12,8 +12,8 @@ from pipelines.dispatch.request_types import Outcome, RequestGroup, Route, RunLe
 from pipelines.ledger.entries import StoredAnswer
 from pipelines.ledger.ledger import now_us
 
-IsUsable = Callable[[StoredAnswer], bool]
-"""Whether a stored answer may be used instead of a new request."""
+IsUsable = Callable[[bytes, StoredAnswer], bool]
+"""Whether the stored answer of a request, by its fingerprint, may be used instead of a new request."""
 
 ClaimRequests = Callable[[Route, Sequence[Request], IsUsable], Sequence[Request]]
 """Returns the requests that this process must send; the others are sent elsewhere, and resolved from there."""
@@ -131,7 +131,7 @@ class PendingRequests:
         # Others that submit the same request from now on wait for this one: it cannot be sent twice.
         stored = await self.lookup(list(fresh)) if fresh else {}
         for fingerprint, answer in stored.items():
-            if is_usable(answer):
+            if is_usable(fingerprint, answer):
                 request = fresh.pop(fingerprint)
                 if is_first:
                     failed = answer.error is not None and not is_rescued(request, answer.error)
@@ -145,6 +145,19 @@ class PendingRequests:
     async def lookup(self, fingerprints: Sequence[bytes]) -> dict[bytes, StoredAnswer]:
         """Return fingerprint -> answer for those of these requests that have one in the ledger."""
         return await asyncio.to_thread(self._ledger.lookup, fingerprints)
+
+    async def last_answers(self, job: str, step: str, requests: Sequence[bytes]) -> dict[tuple[bytes, str], bytes]:
+        """Return (first request, key) -> last answer, all as fingerprints, of rows that took repair turns."""
+        return await asyncio.to_thread(self._ledger.last_answers, job, step, requests)
+
+    async def record_last_answers(self, job: str, step: str, rows: Sequence[tuple[bytes, str, bytes]]) -> None:
+        """Record the last answers of rows as (first request, key, answer)."""
+        statement = "insert or replace into last_answers (job, step, request, key, answer) values (?, ?, ?, ?, ?)"
+        await asyncio.gather(*(self._ledger.write_queued(statement, (job, step, *row)) for row in rows))
+
+    def is_new(self, answer: StoredAnswer) -> bool:
+        """Whether this invocation has paid for a stored answer."""
+        return answer.run_id == self._run_id and answer.at >= self._started_at
 
     def send(self, route: Route, requests: Sequence[Request], is_usable: IsUsable) -> None:
         """Enqueue requests in the groups of their endpoint, unless another process sends them."""

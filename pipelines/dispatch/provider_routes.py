@@ -137,6 +137,7 @@ def build_routes(
         for one in (declared, *rungs):
             one.rung_column, one.ladder, one.rungs = column, ladder, rungs
             one.quality, one.repairs = step.quality, step.repairs
+            one.job = job.name if step.has_repairs else None
         run_steps.append(declared)
     return run_steps
 

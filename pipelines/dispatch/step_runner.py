@@ -78,6 +78,10 @@ class StepResults:
     done: list[bool]
     repairs: list[int]
     """The repair turns that each row has taken."""
+    first: list[bytes]
+    """The fingerprint of each row's request before any repair turn."""
+    recorded: dict[int, bytes] = field(default_factory=dict)
+    """The last answers of rows that are in the ledger."""
     failures: list[RowFailure] = field(default_factory=list)
     ladder: Ladder = NO_RUNGS
     tried_rungs: frozenset[int] = frozenset()
@@ -95,7 +99,7 @@ class StepResults:
     @classmethod
     def empty(cls, rows: int) -> "StepResults":
         """Return results for so many rows, none of which is done."""
-        return cls([None] * rows, [None] * rows, [None] * rows, [False] * rows, [0] * rows)
+        return cls([None] * rows, [None] * rows, [None] * rows, [False] * rows, [0] * rows, [b""] * rows)
 
     def finished_rows(self) -> list[int]:
         """Return the indexes of the rows that have finished the step without a failure."""
@@ -146,6 +150,8 @@ class RunStep:
     """Its checks and evidence."""
     repairs: int = 1
     """Repair turns of a row at most."""
+    job: str | None = None
+    """The job under which the last answers of repaired rows are recorded; None: its endpoint has no repair turns."""
     is_mode_known: bool = True
     """False: one row goes first to learn which structured mode the provider supports, before it refuses all others."""
     mode_probe: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -423,6 +429,8 @@ class StepRunner:
         current = replace(step)
         trial: ModeTrial | None = None
         requests = await self._rendered_requests(chunk, current, results)
+        self._note_first(requests, results)
+        await self._accept_last_answers(chunk, current, requests, results)
         while requests:
             # The route changes with follow-ups in a simpler mode.
             route, follow_ups = current.route, FollowUps()
@@ -432,7 +440,7 @@ class StepRunner:
                     replace(request, rung=chunk.rung, rescued_classes=rescued_classes) if step.rungs else request
                     for request, _ in requests.values()
                 ],
-                self._is_usable(current),
+                self._is_usable(chunk, current, requests),
                 is_first=chunk.straggling_step != chunk.step,
             )
             self._end_rendering(chunk)
@@ -456,7 +464,56 @@ class StepRunner:
             if follow_ups.fallbacks:
                 trial = self._try_simpler_mode(step, current, trial, next(iter(follow_ups.fallbacks)))
             requests = await self._follow_up_requests(chunk, current, follow_ups)
+            self._note_first(requests, results)
         return results
+
+    def _note_first(self, requests: RequestsByFingerprint, results: StepResults) -> None:
+        for fingerprint, (request, rows) in requests.items():
+            if request.repair_of is None:
+                for row in rows:
+                    results.first[row] = fingerprint
+
+    async def _accept_last_answers(
+        self, chunk: Chunk, step: RunStep, requests: RequestsByFingerprint, results: StepResults
+    ) -> None:
+        """Accept the last answers of rows that took repair turns before, if they pass the checks of today.
+
+        The rows of the others begin with their first request, whose answers the ledger has.
+        """
+        if self._is_retrying or step.job is None or not requests:
+            return
+        last = await self._pending.last_answers(step.job, step.route.step, list(requests))
+        if not last:
+            return
+        stored = await self._pending.lookup(list(set(last.values())))
+        read: list[ReadAnswer] = []
+        for first, (request, rows) in requests.items():
+            for row in rows:
+                answer = last.get((first, chunk.keys[row]))
+                if answer is None:
+                    continue
+                results.recorded[row] = answer
+                if answer not in stored or (reply := stored[answer].reply) is None:
+                    continue
+                values = step.route.endpoint.values(reply)
+                if not isinstance(values, RowError):
+                    outcome = Outcome(reply, None, 1, stored[answer].run_id, stored[answer].at, was_sent=False)
+                    read.append(ReadAnswer(replace(request, fingerprint=answer), [row], reply, values, outcome))
+        failures = self._check_answers(chunk, step, step.route, read, results)
+        for one in read:
+            (row,) = one.rows
+            if row in failures:
+                continue
+            results.values[row], results.answers[row], results.done[row] = one.values, one.request.fingerprint, True
+            chunk.asked[row] = chunk.asked[row] or self._pending.is_from_this_run(one.outcome)
+            if chunk.straggling_step != chunk.step:
+                self._pending.record_skipped(step.route.step, 1)
+            request, rows = requests.pop(results.first[row])
+            if others := [other for other in rows if other != row]:
+                keys = tuple(chunk.keys[other] for other in others)
+                requests[results.first[row]] = (replace(request, keys=keys), others)
+            else:
+                self._release_media(request)
 
     def _try_simpler_mode(
         self, step: RunStep, current: RunStep, trial: ModeTrial | None, mode: str
@@ -508,16 +565,28 @@ class StepRunner:
                 requests[request.fingerprint] = (merged, same[1])
         return requests
 
-    def _is_usable(self, step: RunStep) -> IsUsable:
-        endpoint = step.route.endpoint
+    def _is_usable(self, chunk: Chunk, step: RunStep, requests: RequestsByFingerprint) -> IsUsable:
+        endpoint, quality = step.route.endpoint, step.quality
 
-        def has_values(answer: StoredAnswer) -> bool:
-            if answer.reply is None:
-                return False
+        def makes_no_error(fingerprint: bytes, answer: StoredAnswer) -> bool:
+            if self._pending.is_new(answer):
+                # Another chunk has requested it again already.
+                return True
             # If its links were not fetched, the row has failed, and they may have expired by now.
-            return not endpoint.expiring_urls(answer.reply) and not isinstance(endpoint.values(answer.reply), RowError)
+            if answer.reply is None or endpoint.expiring_urls(answer.reply):
+                return False
+            values = endpoint.values(answer.reply)
+            if isinstance(values, RowError):
+                return False
+            _, rows = requests.get(fingerprint, (None, []))
+            if quality is None or not rows:
+                return True
+            _, failures = quality.evaluate(
+                chunk.table.take(pa.array(rows, pa.int64())), endpoint.arrays([values for _ in rows])
+            )
+            return not failures
 
-        return has_values if self._is_retrying else lambda answer: True
+        return makes_no_error if self._is_retrying else lambda fingerprint, answer: True
 
     async def _wait_for_outcomes(self, submission: Submission, has_finished_rows: bool) -> bool:
         """Wait for outcomes; return whether more will be waited for after those that are there have been read.
@@ -591,6 +660,7 @@ class StepRunner:
     ) -> None:
         """Accept the answers that pass the step's checks; repair or fail the rows of the others."""
         failures = self._check_answers(chunk, step, route, read, results)
+        ended: list[tuple[bytes, list[int]]] = []
         for one in read:
             failed = {row: failures[row] for row in one.rows if row in failures}
             is_repaired = False
@@ -601,6 +671,7 @@ class StepRunner:
             for row in accepted:
                 results.values[row], results.answers[row] = one.values, one.request.fingerprint
                 results.done[row] = True
+            ended.append((one.request.fingerprint, accepted))
             for failure in dict.fromkeys(failed.values()):
                 rows = [row for row, why in failed.items() if why == failure]
                 left = self._repair_rows(
@@ -609,8 +680,25 @@ class StepRunner:
                 is_repaired = is_repaired or len(left) < len(rows)
                 if left:
                     self._end_rows(chunk, route, one.request, left, failure.error, one.outcome, results, follow_ups)
+                    ended.append((one.request.fingerprint, left))
             if not is_repaired:
                 self._release_media(one.request)
+        await self._record_last_answers(chunk, step, ended, results)
+
+    async def _record_last_answers(
+        self, chunk: Chunk, step: RunStep, ended: Sequence[tuple[bytes, list[int]]], results: StepResults
+    ) -> None:
+        """Record the answers with which rows end, if they are not those of their first requests, or were not before."""
+        if step.job is None:
+            return
+        rows = [
+            (results.first[row], chunk.keys[row], answer)
+            for answer, ended_rows in ended
+            for row in ended_rows
+            if results.recorded.get(row, results.first[row]) != answer
+        ]
+        if rows:
+            await self._pending.record_last_answers(step.job, step.route.step, rows)
 
     def _check_answers(
         self, chunk: Chunk, step: RunStep, route: Route, read: Sequence[ReadAnswer], results: StepResults

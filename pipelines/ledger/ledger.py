@@ -215,6 +215,21 @@ class Ledger:
         )
         return bool(model_answered), bool(step_answered)
 
+    def last_answers(self, job: str, step: str, requests: Sequence[bytes]) -> dict[tuple[bytes, str], bytes]:
+        """Return (first request, key) -> last answer, all as fingerprints, of rows that took repair turns."""
+        found: dict[tuple[bytes, str], bytes] = {}
+        with database_errors(self.path), self._read_lock:
+            for start in range(0, len(requests), 500):
+                chunk = requests[start : start + 500]
+                placeholders = ",".join("?" * len(chunk))
+                rows = self._read.execute(
+                    "select request, key, answer from last_answers where job = ? and step = ? "
+                    f"and request in ({placeholders})",
+                    (job, step, *chunk),
+                )
+                found |= {(request, key): answer for request, key, answer in rows}
+        return found
+
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a small read."""
         with database_errors(self.path), self._read_lock:

@@ -35,7 +35,13 @@ drop table modes
 """
 """Version 4: what served an exchange, and what a provider's model accepts of a group of requests and of a schema."""
 
-MIGRATIONS: tuple[str, ...] = (_ADDED, "", _SERVED)
+_LAST_ANSWERS = """
+create table last_answers (job text not null, step text not null, request blob not null, key text not null,
+    answer blob not null, primary key (job, step, request, key)) without rowid
+"""
+"""Version 5: the answer that a row ended with after repair turns, by the fingerprint of its first request."""
+
+MIGRATIONS: tuple[str, ...] = (_ADDED, "", _SERVED, _LAST_ANSWERS)
 """Statements, separated by semicolons, that migrate a file from version 1 to 2, from 2 to 3 and so on. SCHEMA is that
 of the newest version. Version 3 has the tables of 2, but an answer's `file` may be a shared one (`answer_files`)."""
 
@@ -80,7 +86,7 @@ create table modes (provider text not null, model text not null, structured text
 create table days (day text primary key, spent integer not null) without rowid;
 """
 
-SCHEMA = _FIRST + _ADDED + _SERVED
+SCHEMA = f"{_FIRST}{_ADDED}{_SERVED};{_LAST_ANSWERS}"
 
 
 def open_ledger_file(path: Path, durability: Durability = "process") -> sqlite3.Connection:

@@ -237,6 +237,9 @@ class _ChunkDryRun:
         settled: dict[int, Values | RowError] = {}
         turns = Counter[int]()
         unresolved = [place for place in requests if place not in guessed]
+        settled |= self._last_answers(step, {place: requests[place] for place in unresolved})
+        estimate.in_ledger += len(settled)
+        unresolved = [place for place in unresolved if place not in settled]
         while unresolved:
             formers = {place: former for place in unresolved if (former := requests[place].former) is not None}
             asked = {requests[place].fingerprint for place in unresolved}
@@ -269,6 +272,23 @@ class _ChunkDryRun:
                 estimate.in_ledger += 1
             unresolved = repairs
         return settled
+
+    def _last_answers(self, step: PreparedStep, requests: Mapping[int, Request]) -> dict[int, Values | RowError]:
+        """Return the values of rows that took repair turns before, and whose last answers pass the checks of today."""
+        if not step.has_repairs or not requests:
+            return {}
+        fingerprints = list({request.fingerprint for request in requests.values()})
+        last = self._ledger.last_answers(self._ready.job.name, step.model.name, fingerprints)
+        stored = self._ledger.lookup(list(set(last.values()))) if last else {}
+        results: dict[int, Values | RowError] = {}
+        for place, request in requests.items():
+            answer = stored.get(last.get((request.fingerprint, self._keys[place]), b""))
+            if answer is not None and answer.reply is not None:
+                values = step.endpoint.values(answer.reply)
+                if not isinstance(values, RowError):
+                    results[place] = values
+        failures = self._failed_checks(step, results)
+        return {place: values for place, values in results.items() if place not in failures}
 
     def _failed_checks(
         self, step: PreparedStep, results: Mapping[int, Values | RowError]

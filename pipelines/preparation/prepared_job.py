@@ -81,6 +81,11 @@ class PreparedStep:
         return self.endpoint.input_columns | when | (frozenset() if self.quality is None else self.quality.columns)
 
     @property
+    def has_repairs(self) -> bool:
+        """Whether its endpoint has repair turns."""
+        return hasattr(self.model, "repairs")
+
+    @property
     def repairs(self) -> int:
         """Repair turns of a row at most."""
         return int(getattr(self.model, "repairs", 0))

@@ -61,7 +61,7 @@ class DeduplicatingDispatcher:
             self.stop(str(exc))
             return
         for fingerprint, answer in answers.items():
-            if is_usable(answer):
+            if is_usable(fingerprint, answer):
                 keys = requests.pop(fingerprint).keys
                 self.pending.record_skipped(route.step, len(keys), failed=answer.error is not None)
                 outcome = Outcome(answer.reply, answer.error, 1, answer.run_id, answer.at, was_sent=True)

@@ -152,6 +152,11 @@ class LedgerActor:
         self._entries_of(worker)
         return await asyncio.to_thread(self._ledger.has_answers, *names)
 
+    async def last_answers(self, worker: int, *arguments: Any) -> dict[tuple[bytes, str], bytes]:
+        """See Ledger."""
+        self._entries_of(worker)
+        return await asyncio.to_thread(self._ledger.last_answers, *arguments)
+
     async def remove(self, worker: int) -> WorkerEntries:
         """Remove a worker that has died, and return its totals.
 
@@ -239,6 +244,12 @@ class RemoteLedger:
         names = (job, step, provider, model)
         answers: tuple[bool, bool] = self._from_thread(
             actor_result(self._actor.has_answers.remote(self._worker, *names))
+        )
+        return answers
+
+    def last_answers(self, job: str, step: str, requests: Sequence[bytes]) -> dict[tuple[bytes, str], bytes]:
+        answers: dict[tuple[bytes, str], bytes] = self._from_thread(
+            actor_result(self._actor.last_answers.remote(self._worker, job, step, requests))
         )
         return answers
 

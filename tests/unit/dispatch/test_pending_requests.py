@@ -14,7 +14,7 @@ from pipelines.ledger.ledger import Ledger
 from tests.unit.dispatch.conftest import make_requests, make_route, wait_for, with_parts
 
 
-def any_answer(answer: object) -> bool:
+def any_answer(fingerprint: bytes, answer: object) -> bool:
     return True
 
 
@@ -75,7 +75,7 @@ async def test_a_stored_answer_is_used_if_the_caller_finds_it_usable(
     (outcome,) = submission.outcomes.values()
     assert (outcome.answer, outcome.was_sent, pending.is_from_this_run(outcome)) == (b"stored", False, False)
     assert groups == []
-    await pending.submit(make_route(), [request], lambda answer: False)
+    await pending.submit(make_route(), [request], lambda fingerprint, answer: False)
     assert [group.requests for group in groups] == [(request,)]
 
 

@@ -68,6 +68,7 @@ def step_of(name: str, *members: Provider, fallback_mode: str | None = None, mod
         when=None,
         quality=None,
         repairs=1,
+        has_repairs=True,
         with_structured_mode=lambda mode: f"endpoint in mode {mode}",
         rung_field=None,
     )
