@@ -50,14 +50,15 @@ class BatchBuilder:
         self._folder = folder
         self._daily_budget = daily_budget
         self._launch = launch
-        self._files: dict[int, OpenBatchFile] = {}
+        self._files: dict[tuple[int, int], OpenBatchFile] = {}
+        """By route id and rung, which may share a route id."""
         self.max_tokens: dict[int, int] = {}
         """By route id: input tokens of one batch, if the provider was found to take no more."""
 
     async def add(self, group: RequestGroup, body: bytes, max_cost: int | None) -> bool:
         """Write one line, whose cost is reserved in the run's budget; False if the daily budget has no room for it."""
         route = group.route
-        file = self._files.get(route.route_id)
+        file = self._files.get((route.route_id, route.rung))
         if file is not None and not self._fits(file, group, len(body), max_cost):
             if not await self._submit(file):
                 return False
@@ -116,7 +117,7 @@ class BatchBuilder:
             left = self._batches.remaining_daily_budget(day, self._daily_budget.limit)
         batch = Batch(mark, route.route_id, route.step, route.provider.name, "", now_us(), day)
         file = OpenBatchFile(batch, route, self._folder.open_writer(mark, batch_url(route)), left)
-        self._files[route.route_id] = file
+        self._files[route.route_id, route.rung] = file
         return file
 
     async def _submit(self, file: OpenBatchFile) -> bool:
@@ -130,11 +131,11 @@ class BatchBuilder:
         except asyncio.CancelledError:
             # What is in the ledger's queue is written all the same: then the next run needs the files.
             if await recording:
-                del self._files[file.route.route_id]
+                del self._files[file.route.route_id, file.route.rung]
             raise
         if not is_recorded:
             return False
-        del self._files[file.route.route_id]
+        del self._files[file.route.route_id, file.route.rung]
         self._launch(file.batch, file.route)
         return True
 

@@ -160,7 +160,8 @@ class BatchDispatcher:
 
     def _attach(self, batch: Batch) -> None:
         """Follow a batch of an earlier invocation, unless the job no longer has its step."""
-        for route, model, endpoint in self._options.routes:
+        # A rung may have another model; a step whose model was changed since then takes what it had asked for.
+        for route, model, endpoint in sorted(self._options.routes, key=lambda one: one[1] != batch.model):
             if (route.step, route.provider.name, endpoint) == (batch.step, batch.provider, batch.endpoint):
                 self._models[batch.route_id] = model
                 # The API counts in the same way before it has read the file: a token for every four bytes.
@@ -432,6 +433,15 @@ class BatchDispatcher:
                 self._send_again(again.requests, 0)
         else:
             self._on_line_failed(group, error)
+
+    def as_submitted(self, group: RequestGroup) -> RequestGroup:
+        """See LineObserver."""
+        known = [self._unanswered.get(request.fingerprint) for request in group.requests]
+        requests = tuple(
+            one if waiting is None else replace(one, rung=waiting[1].rung, rescued_classes=waiting[1].rescued_classes)
+            for one, waiting in zip(group.requests, known, strict=True)
+        )
+        return replace(group, requests=requests)
 
     def on_unanswered(self, group: RequestGroup, line: BatchLine, error: RowError) -> None:
         """See LineObserver."""

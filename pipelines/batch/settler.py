@@ -90,6 +90,9 @@ class ResultReading:
 class LineObserver(Protocol):
     """Is informed of each line that is settled."""
 
+    def as_submitted(self, group: RequestGroup) -> RequestGroup:
+        """Return a line's group with the rungs of its requests, which only those who wait for them know."""
+
     def on_answered(
         self,
         group: RequestGroup,
@@ -161,7 +164,7 @@ class BatchSettler:
         await self._batches.cancel_lines(batch, unbilled)
         for place, line in unbilled.items():
             self._budget.settle(line.max_cost, None)
-            group = line_group(route, line, None, line.attempt - (not is_attempt))
+            group = self._observer.as_submitted(line_group(route, line, None, line.attempt - (not is_attempt)))
             self._observer.on_unanswered(group, line, reading.error_of(place))
         return reading.unread_files(has_unread_lines=bool(billable))
 
@@ -175,7 +178,7 @@ class BatchSettler:
             await asyncio.gather(*(self._batches.ledger.settle(one, batch.day) for one in settled))
             for line, one in zip(some, settled, strict=True):
                 self._count(line, one)
-                group = line_group(route, line, None, line.attempt - (not is_attempt))
+                group = self._observer.as_submitted(line_group(route, line, None, line.attempt - (not is_attempt)))
                 self._observer.on_answered(group, line, one, (), error)
 
     async def _settle_results(
@@ -197,7 +200,9 @@ class BatchSettler:
         self, batch: Batch, route: Route, bodies: RequestBodies, line: BatchLine, result: ResultLine
     ) -> None:
         assert result.place is not None
-        group = line_group(route, line, bodies.of(result.place, len(line.fingerprints)), line.attempt)
+        group = self._observer.as_submitted(
+            line_group(route, line, bodies.of(result.place, len(line.fingerprints)), line.attempt)
+        )
         outcome = interpret(group, result.reply, None)
         is_suspect = self._judge(group, route, outcome)
         charged = charged_cost(route.price, outcome, line.max_cost)

@@ -57,6 +57,8 @@ class Batch:
     lines: dict[int, BatchLine] = field(default_factory=dict)
     input_tokens: int = 0
     """As counted here; an estimate for batches of an earlier invocation."""
+    model: str = ""
+    """Of a batch that an earlier invocation has left."""
     is_uncertain: bool = False
     """Whether the provider may have its file, or the batch itself, although no reply confirmed that."""
 
@@ -80,8 +82,9 @@ class BatchLedger:
     def open_batches(self) -> list[Batch]:
         """Return the batches that earlier invocations have left: their lines may still be answered."""
         batches: list[Batch] = []
-        for mark, route_id, step, provider, endpoint, state, file_id, batch_id, day, at in self.ledger.query(
-            "select b.mark, b.leg, l.step, l.provider, l.endpoint, b.state, b.file_id, b.batch_id, b.day, b.at "
+        for mark, route_id, step, provider, endpoint, model, state, file_id, batch_id, day, at in self.ledger.query(
+            "select b.mark, b.leg, l.step, l.provider, l.endpoint, l.model, b.state, b.file_id, b.batch_id, b.day, "
+            "b.at "
             "from batches b join legs l on l.id = b.leg where b.job = ? order by b.at",
             (self._job,),
         ):
@@ -108,6 +111,7 @@ class BatchLedger:
                     file_id,
                     batch_id,
                     lines,
+                    model=model,
                     is_uncertain=True,
                 )
             )

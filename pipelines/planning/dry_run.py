@@ -6,16 +6,17 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
 from connectors.contracts import MediaColumn
 from connectors.media.media_reader import MediaReader
-from connectors.records import Media, Request, RowError, Values
+from connectors.records import FAILED_CLASS, FAILED_STEP, Media, Request, RowError, Values
 from pipelines.dispatch.packing.packing import Packing, packing_of
 from pipelines.dispatch.request_rendering import render_requests
+from pipelines.dispatch.rescue.ladder import Ladder
 from pipelines.dispatch.step_runner import CHUNK_ROWS
 from pipelines.ledger.ledger import Ledger
 from pipelines.planning.answer_estimates import AnswerEstimate, estimate_answer, placeholder_values
@@ -66,6 +67,12 @@ class StepEstimate:
     """The first requests, to see in which order constant and row text come."""
     fingerprints: set[bytes] = field(default_factory=set)
     packing: Packing | None = None
+    rescued: int = 0
+    """Rows that failed before and that a rung requests now."""
+    rescued_costs: Sequence[CostEstimate] = ()
+    """The cost of their requests, for each rung."""
+    rung_costs: Sequence[CostEstimate] = ()
+    """For each rung the cost if every row that is requested as declared fails and takes it: only `high` counts."""
     alone: CostEstimate | None = None
     """For a step with `pack`: what its rows would take if each had a request of its own."""
 
@@ -101,6 +108,9 @@ async def dry_run(ready: PreparedJob, ledger: Ledger, asked: int) -> DryRun:
 def _step_estimate(ready: PreparedJob, ledger: Ledger, step: PreparedStep) -> StepEstimate:
     rates = Rates.of(ready, step)
     estimate = StepEstimate(step, estimate_answer(ledger, ready.job.name, step), CostEstimate(rates))
+    estimate.rescued_costs, estimate.rung_costs = (
+        [CostEstimate(Rates.of(ready, rung)) for rung in step.rungs] for _ in range(2)
+    )
     if (packing := packing_of(step.endpoint)) is not None:
         estimate.packing, estimate.alone = packing, CostEstimate(rates)
     return estimate
@@ -148,6 +158,9 @@ class _ChunkDryRun:
     async def _process_step(self, estimate: StepEstimate, before: int) -> None:
         step = estimate.step
         wanted = self._when_results(step, estimate)
+        failed = self._failed_before(step)
+        for place in failed:
+            wanted.pop(place, None)
         rendered = await render_requests(step.endpoint, self._table, self._keys, wanted, _LocalMedia(self._media))
         requests: dict[int, Request] = {}
         for place, made in rendered.items():
@@ -158,8 +171,13 @@ class _ChunkDryRun:
                 estimate.unaskable += 1
                 self._is_alive[place] = False
         guessed = {place for place in requests if self._pending_columns[place] & step.endpoint.input_columns}
-        answers = self._ledger_answers(requests, guessed, estimate)
+        answers = self._ledger_answers(requests, guessed, step)
+        estimate.in_ledger += len(answers)
         unknown = set(requests).difference(answers)
+        failed |= {place: result.error_class for place, result in answers.items() if isinstance(result, RowError)}
+        rescued = [
+            place for place, error_class in failed.items() if await self._rescue(estimate, place, error_class, answers)
+        ]
         fresh: list[Request] = []
         packed: dict[WhenResult, list[Request]] = {}
         for place in sorted(unknown):
@@ -175,6 +193,10 @@ class _ChunkDryRun:
             packed.setdefault(wanted[place], []).append(made)
             for part in made.parts or (made,):
                 estimate.cost_alone.add_request(part, estimate.answer, wanted[place])
+                for rung, cost in zip(step.rungs, estimate.rung_costs, strict=True):
+                    cost.add_request(
+                        replace(part, output_bound=rung.endpoint.output_bound), estimate.answer, WhenResult.NO
+                    )
             if wanted[place] is not WhenResult.NO:
                 fresh.append(made)
                 estimate.body_bytes += len(made.body)
@@ -187,7 +209,46 @@ class _ChunkDryRun:
         else:
             for passes, rows in packed.items():
                 self._add_packs(estimate, estimate.packing, passes, rows)
-        self._add_columns(estimate, before, answers, {place: wanted[place] for place in unknown})
+        passes = {place: wanted[place] for place in unknown} | dict.fromkeys(rescued, WhenResult.YES)
+        self._add_columns(estimate, before, answers, passes)
+
+    def _failed_before(self, step: PreparedStep) -> dict[int, str]:
+        """Return the error classes of the rows that failed in this step and that a rung may request again."""
+        if FAILED_STEP not in self._table.column_names:
+            return {}
+        steps, classes = (self._table.column(name).to_pylist() for name in (FAILED_STEP, FAILED_CLASS))
+        return {
+            place: classes[place]
+            for place, name in enumerate(steps)
+            if name == step.model.name and self._is_alive[place]
+        }
+
+    async def _rescue(
+        self, estimate: StepEstimate, place: int, error_class: str, answers: dict[int, Values | RowError]
+    ) -> bool:
+        """Take a failed row through the rungs; return whether one sends a request. `answers` gets the result."""
+        ladder, tried = Ladder.of(estimate.step.model), frozenset[int]()
+        answers[place] = RowError("unknown", "no rung is left")
+        while (number := ladder.next_place(error_class, tried)) is not None:
+            tried = ladder.with_tried(tried, number)
+            rung = estimate.step.rungs[number - 1]
+            media = _LocalMedia(self._media)
+            request = (await render_requests(rung.endpoint, self._table, self._keys, [place], media))[place]
+            if isinstance(request, RowError):
+                return False
+            requests = {place: request}
+            settled = self._ledger_answers(requests, set(), rung).get(place)
+            if settled is None:
+                del answers[place]
+                estimate.rescued += 1
+                estimate.requests += 1
+                estimate.rescued_costs[number - 1].add_request(requests[place], estimate.answer, WhenResult.YES)
+                return True
+            answers[place] = settled
+            if not isinstance(settled, RowError):
+                return False
+            error_class = settled.error_class
+        return False
 
     def _add_example(self, step: PreparedStep, request: Request) -> None:
         if len(self._run.examples) < MAX_EXAMPLES:
@@ -227,13 +288,13 @@ class _ChunkDryRun:
         return wanted
 
     def _ledger_answers(
-        self, requests: dict[int, Request], guessed: set[int], estimate: StepEstimate
+        self, requests: dict[int, Request], guessed: set[int], step: PreparedStep
     ) -> dict[int, Values | RowError]:
         """Return the values or the error of rows with an answer in the ledger.
 
         A request whose stored answer does not fit, or fails a check, is replaced by its repair turn.
         """
-        step, endpoint = estimate.step, estimate.step.endpoint
+        endpoint = step.endpoint
         settled: dict[int, Values | RowError] = {}
         turns = Counter[int]()
         unresolved = [place for place in requests if place not in guessed]
@@ -269,7 +330,6 @@ class _ChunkDryRun:
                     repairs.append(place)
                     continue
                 settled[place] = failures[place].error if place in failures else result
-                estimate.in_ledger += 1
             unresolved = repairs
         return settled
 

@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace_file import LOCAL
+from pipelines.dispatch.request_types import total_cost
+from pipelines.dispatch.rescue.rescued_rows import rescued_classes
 from pipelines.monitoring.json_log import print_problem
 from pipelines.planning.dry_run import DryRun, StepEstimate, dry_run
 from pipelines.planning.prompt_order import constant_tokens_after_rows
@@ -82,6 +84,10 @@ class StepPlan:
     """As expected, by the Batch API."""
     seconds: float | None
     """Time at the known limits; None if there is no limit."""
+    rescued: int
+    """Rows that failed before and that a rung of `rescue` requests; they are no part of `rows`."""
+    rescue_usd: float | None
+    """The most that rungs may add, if every row of `rows` fails and takes all of them; 0 without rungs."""
     unpacked: SingleRequests | None
     """None for a step without `pack`."""
 
@@ -96,6 +102,8 @@ class Plan:
     changed: int
     done: int
     failed_before: int
+    rescued: int
+    """Failed before, and a rung of `rescue` may request them."""
     reckoned_rows: int
     """Rows that the estimates are based on; fewer than new and changed rows if those are many: then scaled up."""
     steps: Sequence[StepPlan]
@@ -106,6 +114,8 @@ class Plan:
     expected_usd: float | None
     high_usd: float | None
     batch_usd: float | None
+    rescue_usd: float | None
+    """The most that rungs may add to these, if every row fails and takes all of them; 0 without rungs."""
     seconds: float | None
     """Time of all steps at the known limits; None if there is no limit."""
     bound_by: str | None
@@ -124,7 +134,7 @@ class Plan:
     @property
     def whole(self) -> bool:
         """Whether the estimates are based on every row."""
-        return self.reckoned_rows >= self.new + self.changed
+        return self.reckoned_rows >= self.new + self.changed + self.rescued
 
     def as_json(self) -> dict[str, Any]:
         """The object of `plan --json`."""
@@ -141,11 +151,12 @@ def build_plan(loaded: LoadedJob) -> Plan:
         for warning in ready.reader.warnings:
             print_problem(warning, as_json=False)
         refused = schema_refusal(ready)
+        ready.selection.rescued = rescued_classes(ready, ledger)
         ready.selection.load_sink_state(ready.sink if ready.job.sink.write != "replace" and has_keys(ready) else None)
         with with_location(loaded):
             ready.selection.check_keys()
             counts = ready.selection.counts()
-        requested = counts.new + counts.changed
+        requested = counts.new + counts.changed + counts.rescued
         estimates = asyncio.run(dry_run(ready, ledger, requested))
         scale = requested / estimates.rows if estimates.rows else 0.0
         steps = [_step(ready, estimate, scale) for estimate in estimates.steps]
@@ -157,6 +168,7 @@ def build_plan(loaded: LoadedJob) -> Plan:
             changed=counts.changed,
             done=counts.done,
             failed_before=counts.failed_before,
+            rescued=counts.rescued,
             reckoned_rows=estimates.rows,
             steps=steps,
             requests=sum(step.requests for step in steps),
@@ -166,6 +178,7 @@ def build_plan(loaded: LoadedJob) -> Plan:
             expected_usd=_sum([step.expected_usd for step in steps]),
             high_usd=_sum([step.high_usd for step in steps]),
             batch_usd=_sum([step.batch_usd for step in steps]),
+            rescue_usd=_sum([step.rescue_usd for step in steps]),
             seconds=seconds,
             bound_by=bound_by,
             delivery=ready.job.delivery,
@@ -179,8 +192,10 @@ def build_plan(loaded: LoadedJob) -> Plan:
 
 def _step(ready: PreparedJob, estimate: StepEstimate, scale: float) -> StepPlan:
     step, cost = estimate.step, estimate.cost
+    costs = [cost, *estimate.rescued_costs]
     requests = ceil(estimate.requests * scale)
-    input_tokens, output_tokens = round(cost.input_tokens * scale), round(cost.output_tokens * scale)
+    input_tokens = round(sum(one.input_tokens for one in costs) * scale)
+    output_tokens = round(sum(one.output_tokens for one in costs) * scale)
     return StepPlan(
         step=step.model.name,
         endpoint=step.model.endpoint,
@@ -204,16 +219,18 @@ def _step(ready: PreparedJob, estimate: StepEstimate, scale: float) -> StepPlan:
         characters=round(cost.characters * scale),
         images=round(cost.images * scale),
         free=step.provider.name == LOCAL,
-        low_usd=_dollars(cost.low, scale),
-        expected_usd=_dollars(cost.expected, scale),
-        high_usd=_dollars(cost.high, scale),
-        batch_usd=_dollars(cost.batch, scale),
+        low_usd=_dollars(total_cost(one.low for one in costs), scale),
+        expected_usd=_dollars(total_cost(one.expected for one in costs), scale),
+        high_usd=_dollars(total_cost(one.high for one in costs), scale),
+        batch_usd=_dollars(total_cost(one.batch for one in costs), scale),
         seconds=_at_limits(
             (step.provider.requests_per_minute, ready.job.limits.requests_per_minute),
             (step.provider.tokens_per_minute, ready.job.limits.tokens_per_minute),
             requests,
             input_tokens + output_tokens,
         ),
+        rescued=round(estimate.rescued * scale),
+        rescue_usd=_dollars(total_cost(one.high for one in estimate.rung_costs), scale),
         unpacked=_unpacked(estimate, scale),
     )
 

@@ -41,13 +41,15 @@ def format_plan(plan: Plan, path: str, trial_sink: str) -> "Group":
         Text(f"{plan.job}: {plan.rows:,} rows", style="bold"),
         f"  {plan.new:,} new · {plan.changed:,} changed · {plan.done:,} done · {plan.failed_before:,} failed before",
     ]
+    if plan.rescued:
+        parts.append(f"  {plan.rescued:,} that failed before have a rung of `rescue` that may be new to them")
     if plan.failed_before:
         parts.append(f"  only `rowmill retry {path}` sends those that failed before again")
     for warning in plan.warnings:
         parts += ["", indented(f"warning: {escape_control_characters(warning)}")]
     if plan.refused is not None:
         parts += ["", indented(f"the run would be refused: {plan.refused}")]
-    if not plan.new + plan.changed:
+    if not plan.new + plan.changed + plan.rescued:
         return Group(*parts, "  nothing to send")
     steps = [
         {
@@ -91,6 +93,8 @@ def _notes(step: StepPlan) -> Iterator[str]:
         yield f"packed: {_sizes(step)}; without `pack`: {_sizes(step, step.unpacked)}"
     if step.in_ledger:
         yield f"{step.in_ledger:,} answers are in the ledger already and cost nothing"
+    if step.rescued:
+        yield f"{step.rescued:,} rows that failed before are requested again by a rung"
     if step.skipped:
         yield f"{step.skipped:,} rows are skipped by `when`"
     if step.perhaps:
@@ -146,6 +150,10 @@ def _cost(plan: Plan) -> str:
         expected = plan.batch_usd
     elif plan.batch_usd is not None:
         lines.append(f"about {money(plan.batch_usd)} through the Batch API (--delivery batch)")
+    if plan.rescue_usd is None:
+        lines.append("the rungs of `rescue` have no upper bound: add params: {max_tokens: N} and prices")
+    elif plan.rescue_usd:
+        lines.append(f"{money(plan.rescue_usd)} more at most, if every row fails and takes all rungs of `rescue`")
     if plan.budget_usd is not None:
         is_short = expected is not None and expected > plan.budget_usd
         warning = ", LESS than expected: the run would stop before its end" if is_short else ""
@@ -166,7 +174,7 @@ def _time(plan: Plan) -> str:
 
 def _basis(plan: Plan) -> str:
     """What the figures were computed from."""
-    sent = plan.new + plan.changed
+    sent = plan.new + plan.changed + plan.rescued
     sample = f"{plan.reckoned_rows:,} of {sent:,} rows, spread over all, and scaled up"
     exact = sorted({step.model for step in plan.steps if step.exact_tokens})
     estimated = sorted({step.model for step in plan.steps if not step.exact_tokens})

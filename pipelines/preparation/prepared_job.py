@@ -372,6 +372,7 @@ def prepare_steps(
             quality = answer_quality(step, declared.endpoint.fields, columns, where[:2])
         has_rung = step.rescue or step.name in kept_rungs
         rung_field = pa.field(rung_column(step.name), pa.int64()) if has_rung else None
+        rungs = [replace(rung, quality=quality) for rung in rungs]
         ready.append(replace(declared, when=when, quality=quality, rungs=rungs, rung_field=rung_field))
         columns.update((field.name, field.type) for field in ready[-1].made_fields)
     return ready

@@ -64,6 +64,8 @@ class RowCounts:
     done: int
     failed_before: int
     """Failed for a reason of their own and unchanged since: only `retry` requests them again."""
+    rescued: int = 0
+    """Failed for a reason of their own and unchanged since, and a rung may request them again."""
 
 
 def select_rows(
@@ -271,7 +273,9 @@ class RowSelection:
     def counts(self, retried: frozenset[str] = frozenset()) -> RowCounts:
         """Count the rows by state in one pass; `retried` error classes do not count as failed before."""
         tests = {name: f"_status = {literal(name)}" for name in _STATUSES}
-        tests["failed"] += f" and not {_is_one_of('_class', retried)} and not {self._is_rescued_sql}"
+        tests["failed"] += f" and not {_is_one_of('_class', retried)}"
+        tests["rescued"] = f"{tests['failed']} and {self._is_rescued_sql}"
+        tests["failed"] += f" and not {self._is_rescued_sql}"
         counting = ", ".join(f"count(*) filter ({test})" for test in tests.values())
         states, db = self._with_status_sql([]), self.reader.cursor()
         try:

@@ -66,6 +66,11 @@ def _steps(
         if isinstance(endpoint, ConversationEndpoint) and endpoint.pack_options and step.model.name in shared_steps:
             exchanges[0]["item"] = endpoint.packed(endpoint.packed_mode).item(request)
         steps.extend(exchanges)
+        for rung in step.rungs:
+            request = rung.endpoint.request(values, key)
+            if isinstance(request, Request) and ledger.get_with_request(request.fingerprint) is not None:
+                again = _with_repairs(ledger, rung, request, row, result or {})
+                steps.extend({**exchange, "rung": rung.rung} for exchange in again)
     return steps
 
 
