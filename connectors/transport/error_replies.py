@@ -1,5 +1,6 @@
 """Error replies of providers, whatever their shape, and rate-limit headers."""
 
+import ast
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -50,6 +51,12 @@ _STATUS_BY_CODE: Mapping[str, int] = {
 }
 """Code or type of an error in a reply with status 200 -> the status that it should have had."""
 _MAX_EXCERPT_CHARACTERS = 200
+_MAX_QUOTED_CHARACTERS = 20_000
+_STATUS_BY_BASE_RESP: Mapping[str, int] = {
+    "1001": 408, "1002": 429, "1004": 401, "1008": 402, "1026": 400, "1027": 400, "1039": 429, "1041": 429,
+    "2013": 400, "2049": 401, "2056": 429,
+}  # fmt: skip
+"""MiniMax replies 200 with the code in `base_resp`; the other codes mean a failure of the server."""
 _MAX_NESTING = 5
 """Error objects within error objects: a gateway quotes what the provider behind it has replied."""
 _ERROR_KEYS = ("error", "errors", "detail", "Error", "fault")
@@ -113,7 +120,13 @@ def is_error_body(body: Any) -> bool:
     """Return whether a parsed 2xx body is an error: vLLM sends `{"object": "error", ...}` without an `error`."""
     if not isinstance(body, dict) or body.get("choices") or body.get("data"):
         return False
-    return bool(body.get("error")) or body.get("object") == "error"
+    return bool(body.get("error")) or body.get("object") == "error" or _base_resp(body) is not None
+
+
+def _base_resp(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return MiniMax's object of an error; None without one."""
+    base = body.get("base_resp")
+    return base if isinstance(base, dict) and base.get("status_code") not in (None, 0, "0") else None
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
@@ -181,6 +194,8 @@ def _error_object(body: Any) -> dict[str, Any]:
         body = _parse_or_none(body.encode(errors="replace"))
     if not isinstance(body, dict):
         return {}
+    if (base := _base_resp(body)) is not None:
+        return {"message": base.get("status_msg"), "code": str(base["status_code"])}
     for key in _ERROR_KEYS:
         value = body.get(key)
         if isinstance(value, list) and value and isinstance(value[0], dict | str):
@@ -249,11 +264,36 @@ def _nested(error: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _quoted_json(text: str) -> Any:
-    """Return the JSON that a message consists of, or ends with after a few words of a gateway; else None."""
+    """Return the JSON of an error that a message consists of, or has among a few words of a gateway; else None."""
     start = min((place for place in (text.find("{"), text.find("[{")) if place >= 0), default=-1)
-    if start < 0 or start > 200 or not text.rstrip().endswith(("}", "]")):
+    if start < 0 or start > 200 or len(text) > _MAX_QUOTED_CHARACTERS:
         return None
-    return _parse_or_none(text[start:].encode(errors="replace"))
+    quoted = text[start : max(text.rfind("}"), text.rfind("]")) + 1]
+    parsed = _parse_or_none(quoted.encode(errors="replace"))
+    if parsed is None:
+        parsed = _python_value(text, start, quoted)
+    return parsed if quoted == text.strip() or _looks_like_error(parsed) else None
+
+
+def _python_value(text: str, start: int, quoted: str) -> Any:
+    """Return a value that a gateway has written as Python does: `{'error': ...}`, or JSON as `b'{...}'`."""
+    prefix = text[max(0, start - 2) : start]
+    is_bytes = prefix in ("b'", 'b"')
+    try:
+        value = ast.literal_eval(f"{prefix}{quoted}{prefix[1]}" if is_bytes else quoted)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return _parse_or_none(value) if isinstance(value, bytes) else value
+
+
+def _looks_like_error(value: Any) -> bool:
+    """Return whether a quoted value is an error and not the row's own text."""
+    if isinstance(value, list) and value:
+        value = value[0]
+    if not isinstance(value, dict):
+        return False
+    is_named = any(value.get(key) for key in ("code", "type", "status", "reason"))
+    return bool(value.get("error")) or (is_named and any(isinstance(value.get(key), str) for key in _MESSAGE_KEYS))
 
 
 def _message(levels: list[dict[str, Any]]) -> str | None:
@@ -289,6 +329,8 @@ def _codes(error: Mapping[str, Any]) -> list[str]:
 
 def _status_in_body(error: Mapping[str, Any], body: Any, code: str | None, kind: str | None) -> int | None:
     """Return the status that a 2xx reply with an error should have had; None if unknown."""
+    if isinstance(body, dict) and _base_resp(body) is not None:
+        return _STATUS_BY_BASE_RESP.get(str(code))
     for value in (error.get("code"), error.get("status"), error.get("status_code")):
         if isinstance(value, int | str) and re.fullmatch(r"[45]\d\d", str(value)):
             return int(value)

@@ -11,7 +11,8 @@ _MAX_WORDS_CHARACTERS = 600
 """A fault is named at the beginning of a message; what follows is often the row's own text."""
 
 _QUOTATION = re.compile(r"\"[^\"]*\"|“[^”]*”|«[^»]*»|`[^`]*`|(?<!\w)'[^']*'(?!\w)|(?<!\w)‘[^’]*’(?!\w)")
-_NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
+_NUMBER = re.compile(r"\b(?=[\w-]*\d)(?=[\w-]*[a-z])[\w-]{8,}|\d+(?:[.,:]\d+)*", re.I)
+"""Numbers, and the ids of requests that some gateways append to every message."""
 
 
 def _words(*alternatives: str) -> re.Pattern[str]:
@@ -65,7 +66,17 @@ _TOO_LARGE = _words(
     r"|window|size)",
     r"exceeds? (the )?(maximum|max)\b[^.]{0,40}\b(token|size|length|input|character|byte)",
     r"(tokens?|input|output)\b[^.]{0,30} must be reduced",
+    r"\b(maximum|max) (content|request|body|payload|file|upload) size\b[^.]{0,40}\bexceed",
+    r"\b(required|not available) for (the )?long[ -]context\b",
 )
+_CANNOT_SERVE = _words(
+    r"\b(image|audio|video|vision|tool|function|multimodal)s?\b( \w+){0,2} (is|are) not supported\b",
+    r"\b(parse|compile|convert)\w* (the |a )?(json )?(grammar|schema)\b",
+    r"\b(response_format|json_schema|json schema|structured outputs?|grammars?|encoding_format)\b[^.]{0,60}"
+    r"\b(not |un)(supported|implemented|available|known)\b",
+    r"\bunsupported (param|feature|field)",
+)
+"""What a server cannot do for any request, although it calls that its own failure."""
 _NO_MODEL = _words(
     r"\bmodels?\b(?![^.]{0,40}\b(file|image|output|response|tool|function)s? )[^.]{0,100}?"
     r"\b(not (be )?found|does ?n[o']t exist|not exist|no longer (available|supported)|decommissioned"
@@ -80,6 +91,17 @@ _NO_MODEL = _words(
     r"\bnot a valid model\b",
     r"failed to load model",
     r"(requested|specified) (model|entity)\b[^.]{0,20}\bnot found",
+    r"\bno models? (is |are |has been |have been )?(currently )?loaded\b",
+    r"\bmodel\b[^.]{0,40}\b(is )?only supported in\b|\bon-demand throughput is(n|\b)",
+    r"\bdoes not support (the )?(chat|embeddings?|generate|completions?)( api| endpoint)?\b(?! (\w+ )?(format|param))",
+    r"\brequires terms acceptance\b|\bend of (its )?life\b",
+    r"模型不存在|无可用渠道",
+)
+_NO_PATH = _words(
+    r"^file not found\W*$",  # llama.cpp's server, of a path
+    r"\bunexpected endpoint\b|\binvalid url\b|\bno route matched\b",
+    r"\bapi[- ]?version\b[^.]{0,40}\b(not supported|invalid|required|missing|unsupported)\b"
+    r"|\b(missing|invalid|unsupported)\b[^.]{0,40}\bapi[- ]?version\b",
 )
 _OF_ROW = _words(
     r"\b(file|image|picture|audio|video|document|previous[_ ]response(_id)?|response|conversation|item|vector[_ ]store"
@@ -99,7 +121,7 @@ RULES: tuple[FaultRule, ...] = (
             r"(input|output|prompt)_?(text|image|audio|video)?_?(sensitive|risk|unsafe|flagged|blocked).*",
             r"recitation|blocklist|spii|safety|invalid_prompt_policy|bio_policy|guardrail_?(intervened"
             r"|violation|raised).*|1301",
-            r"moderation|content_flagged|flagged|image_safety|cyber_policy.*",
+            r"moderation|content_flagged|flagged|image_safety|cyber_policy.*|.*censorship.*",
         ),
         words=_words(
             r"content[ _-]?(filter|management|moderation|violation|safety)",
@@ -114,15 +136,24 @@ RULES: tuple[FaultRule, ...] = (
             r"\b(inappropriate|offensive|harmful|unsafe|sensitive|prohibited|explicit|objectionable|disallowed|nsfw) "
             r"(or \w+ )?(content|words?|text|material|information|topics?|language|images?)\b",
             r"\b(considered|deemed) (to be )?(high[ -]risk|unsafe|harmful|inappropriate|sensitive)\b",
-            r"\bguardrails?\b",
+            r"\bguardrails?\b[^.]{0,60}\b(interven|violat|block|reject|fail|rais|trigger|flag|detect|refus|stop)",
+            r"\b(interven|violat|block|reject|fail|trigger|flag|refus|stop)\w*\b[^.]{0,40}\bguardrails?\b",
+            r"\bcontent\b[^.]{0,40}\b(is|was|has been) (blocked|rejected|refused)\b",
+            r"\bnew_sensitive\b",
             r"jail ?break",
             r"prompt injection",
             r"\bPROHIBITED_CONTENT\b",
             r"responsible ai",
             r"不安全|敏感|违规内容|不合规",
         ),
-        statuses=(200, 400, 403, 406, 422, 451),
+        statuses=(200, 400, 403, 406, 422, 446, 451),
         unless=_OF_ACCOUNT,
+    ),
+    # An answer that the provider has cut off and dropped.
+    FaultRule(
+        "length",
+        words=_words(r"\b(max_tokens|max_completion_tokens|max_output_tokens|output limit)\b[^.]{0,40}\bwas reached\b"),
+        statuses=(200, 400, 422),
     ),
     # A request that is too large for ever. `Limit 30000, Requested 61337` is compared in `_never_fits`.
     FaultRule(
@@ -136,11 +167,30 @@ RULES: tuple[FaultRule, ...] = (
         statuses=(413, 429, *range(500, 600)),
         unless=_words(r"too large to (be )?(queue|schedule)", r"tokens? has exceeded"),
     ),
-    # A speed limit under the name of a quota.
+    # What a server cannot do.
+    FaultRule("bad_request", words=_CANNOT_SERVE, statuses=(500, 501)),
+    # A speed limit under the name of a quota, or with another status.
     FaultRule(
         "rate_limit",
-        codes=_words(r"throttling\..*|throttling(exception|_error)?|requestlimitexceeded"),
-        code_statuses=(429,),
+        codes=_words(
+            r"throttling\..*|throttling(exception|_error)?|requestlimitexceeded|(user)?rate_?limit_?(exceeded|reached)"
+        ),
+        code_statuses=(200, 400, 403, 429, 503),
+        words=_words(
+            r"\btoo many (requests|tokens)\b[^.]{0,40}\b(wait|try again|slow down)\b",
+            r"\bquota exceeded for (quota )?metric\b[^.]{0,200}\bper (minute|second)\b",
+        ),
+        statuses=(200, 400, 403),
+    ),
+    # A limit of a month under the name of a rate limit.
+    FaultRule(
+        "quota",
+        words=_words(
+            r"\blimited to [\d,]+ [^.]{0,30}(/|per|a) ?(month|week)\b",
+            r"\bmonthly\b[^.]{0,40}\b(reached|exceeded|used|exhausted)\b",
+            r"\b(reached|exceeded|used|exhausted)\b[^.]{0,40}\bmonthly\b",
+        ),
+        statuses=(402, 403, 429),
     ),
     # Credit, billing and quota of the account.
     FaultRule(
@@ -155,9 +205,9 @@ RULES: tuple[FaultRule, ...] = (
             r"arrearage|account_?overdue(_?error)?|spend(ing)?_?limit.*|.*freetieronly|negative_?balance"
             r"|.*insufficientbalance.*|1113",
             r"monthly_(limit|quota|budget).*|usage_limit_(reached|exceeded)|hard_limit_reached"
-            r"|inference_?limit.*|over_?quota",
+            r"|(set_?|inference_?)limit_?exceeded|inference_?limit.*|over_?quota|service_?quota_?exceeded.*",
         ),
-        code_statuses=(200, *range(400, 500), 503),
+        code_statuses=(200, *range(400, 500), 500, 502, 503),
     ),
     FaultRule(
         "quota",
@@ -170,7 +220,10 @@ RULES: tuple[FaultRule, ...] = (
             r"\b(credits?|balance|funds)\b[^.]{0,30}\b(exhausted|depleted|too low|used up|negative|insufficient"
             r"|ran out)",
             r"\bexceeded (your|the|its|their)? ?(\w+ ){0,3}(quota|budget|credits?|spend\w*|allowance|usage limits?)\b",
-            r"\bquota\b[^.]{0,30}\b(exceeded|exhausted|reached|used up)\b",
+            r"\bquota\b[^.]{0,30}\b(exceeded|exhausted|reached|used up)\b|\bout of (\w+ ){0,3}quota\b",
+            r"\bused up (your|the|its|all)\b[^.]{0,30}\b(allocation|allowance|credits?|points|tokens|quota)\b",
+            r"\b(do|does)(n't| not)( yet)? have (any|enough|sufficient) (\w+ )?(credits?|funds|balance|quota)\b",
+            r"\bkey limit exceeded\b",
             r"\bbilling\b",
             r"\bpayment\b",
             r"\btop[- ]?up\b",
@@ -178,10 +231,10 @@ RULES: tuple[FaultRule, ...] = (
             r"\b(spend(ing)?|hard|usage|budget) (limits?|cap)\b",
             r"\bbudget\b[^.]{0,20}\bexceeded",
             r"\barrears?\b|\boverdue\b",
-            r"余额不足|欠费|额度不足",
+            r"余额不足|欠费|额度不足|额度已?用尽",
             r"free (tier|trial|quota)\b[^.]{0,40}\b(exhausted|ended|expired|used up|over)\b",
         ),
-        statuses=(200, 400, 402, 403, 429),
+        statuses=(200, 400, 402, 403, 412, 429),
         unless=_PER_MINUTE,
     ),
     # The key, its permission, its region.
@@ -192,7 +245,7 @@ RULES: tuple[FaultRule, ...] = (
             r"|failed)|permission_?(error|denied)",
             r"unauthori[sz]ed|forbidden|access_?denied|unsupported_country_region_territory"
             r"|account_(deactivated|suspended|disabled)",
-            r"invalid_organization|organization_(deactivated|disabled)|ip_not_authorized|invalid_token"
+            r"invalid_organization|organization_(deactivated|disabled|restricted)|ip_not_authorized|invalid_token"
             r"|expired_token|token_expired",
         ),
         code_statuses=(200, *range(400, 429)),
@@ -202,6 +255,15 @@ RULES: tuple[FaultRule, ...] = (
             r"\b(country|region|territory|location)\b[^.]{0,40}\b(not|un)\s?(supported|available|allowed)",
         ),
         statuses=(200, 400, 404, 405, 410, 422),
+    ),
+    FaultRule(
+        "access_denied",
+        words=_words(
+            r"\b(your|this|the) (account|organi[sz]ation|workspace|project|api key)\b[^.]{0,40}\b(has been|is|was) "
+            r"(suspended|restricted|disabled|deactivated|locked|terminated|banned|blocked)\b",
+            r"^(account|organi[sz]ation) (has been|is) (suspended|restricted|disabled|deactivated|locked|blocked)\b",
+        ),
+        statuses=(200, 400, 412, 429),
     ),
     # The model's own slip, and the server's lack of capacity.
     FaultRule(
@@ -215,7 +277,7 @@ RULES: tuple[FaultRule, ...] = (
             r"|try_again(_later)?|upstream_error",
             r"modelerrorexception|model_error|failed_?dependency|unavailable|too_early|lock(ed)?",
         ),
-        code_statuses=(200, 400, *range(404, 429), *range(430, 500)),
+        code_statuses=(200, 400, *range(404, 413), *range(414, 429), *range(430, 500)),
         words=_words(
             r"\bcapacity (is |was |has been )?(exceeded|reached|exhausted|full)\b|\b(at|over|no|insufficient"
             r"|limited|out of) capacity\b",
@@ -225,6 +287,8 @@ RULES: tuple[FaultRule, ...] = (
             r"|starting)\b",
             r"\bfailed to (generate|produce) (a )?(valid )?json\b|\bfailed to (call|parse) (a |the )?(function|tool)\b",
             r"\bmodel (generated|produced|returned|output) (an? )?(invalid|malformed)\b",
+            r"\b(model|engine|worker|runner) (process )?has crashed\b|^model (was )?unloaded\b",
+            r"\b(request|generation) (is|was|has been) (aborted|preempted|interrupted)\b",
         ),
         statuses=(400, 404, 405, *range(411, 413), *range(415, 422), *range(423, 429), *range(430, 500)),
         unless=_words(r"\b(payment|billing|different)\b", r"\binvalid (value|type|param|request)"),
@@ -236,12 +300,14 @@ RULES: tuple[FaultRule, ...] = (
             r"model_?not_?(found|exist\w*|available|supported|deployed)(_error)?|deployment_?not_?found"
             r"|(invalid|unknown|unsupported)_model(_error|_id)?",
             r"model_(decommissioned|deprecated|retired|removed)|unknown_url|operationnotsupported"
-            r"|invalid_deployment|engine_not_found",
+            r"|invalid_deployment|engine_not_found|model_terms_required|model_?not_?open",
         ),
-        code_statuses=(200, *range(400, 401), *range(404, 429)),
+        code_statuses=(200, 400, *range(404, 429), 503),
         words=_NO_MODEL,
-        statuses=(200, 400, 404, 405, 410, 422),
+        statuses=(200, 400, 404, 405, 410, 422, 501),
     ),
+    # The path does not exist, or its version.
+    FaultRule("setup", words=_NO_PATH, statuses=(200, 400, 404, 405)),
 )
 """The first rule that applies decides; the status is the fallback (`CLASS_BY_STATUS`)."""
 

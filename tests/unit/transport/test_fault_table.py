@@ -53,6 +53,10 @@ CONTENT = [
     (451, {"detail": "This prompt was flagged by our classifier"}),
     (200, error("The image was blocked by our safety filter")),
     (403, openrouter("Provider returned error", 403, {"error": {"message": "Your input was flagged for violence."}})),
+    (400, error("What you sent, or what the model wrote, is blocked.", type="censorship_blocked")),
+    (400, {"detail": "The content of this request was rejected"}),
+    (446, error("The guardrail checks of the configuration failed.", type="hooks_failed")),
+    (200, {"choices": None, "base_resp": {"status_code": 1026, "status_msg": "input new_sensitive"}}),
 ]  # fmt: skip
 
 QUOTA = [
@@ -74,6 +78,19 @@ QUOTA = [
     (400, anthropic("invalid_request_error", "You have reached your specified API usage limits.")),
     (403, anthropic("billing_error", "There is a problem with how you pay.")),
     (429, error("litellm.RateLimitError: OpenAIException - You exceeded your current quota", code="429")),
+    (403, {"code": "permission-denied", "error": "Your new team doesn't have any credits or licenses yet."}),
+    (403, error("Key limit exceeded (total limit). Manage it on the website", code=403)),
+    (403, {"statusCode": 403, "message": "Out of call volume quota. It is replenished in 2.22:54:02."}),
+    (412, error("Account a is suspended, possibly due to reaching the spending limit", code="ACCOUNT_SUSPENDED")),
+    (429, {"message": "You are using a Trial key, which is limited to 1000 API calls / month, see the rate limits."}),
+    (429, {"errors": [{"message": "you have used up your daily free allocation of 10,000 neurons", "code": 4006}]}),
+    (429, error("Your account has reached the set inference limit of the model", code="SetLimitExceeded")),
+    (400, {"__type": "ServiceQuotaExceededException", "message": "Your request exceeds it"}),
+    (500, error("upstream says no", code="insufficient_quota")),
+    (403, error("该令牌额度已用尽", type="new_api_error")),
+    (200, {"choices": None, "base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}}),
+    (400, error('litellm.BadRequestError: X - {"type": "error", "error": {"type": "invalid_request_error"'
+                ', "message": "Your credit balance is too low."}}. Received Model Group=m\nNone', code="400")),
 ]  # fmt: skip
 
 RATE_LIMIT = [
@@ -88,6 +105,11 @@ RATE_LIMIT = [
     (429, {"message": "Requests rate limit exceeded", "type": "rate_limited", "code": "1300"}),
     (429, {"message": "You are using a Trial key, which is limited to 20 API calls / minute."}),
     (429, b"<html>too many billing requests</html>"),
+    (400, {"__type": "ThrottlingException", "message": "Slow down"}),
+    (400, error("Too many tokens, please wait before trying again.")),
+    (403, google("PERMISSION_DENIED", 403, "Limited", {"reason": "rateLimitExceeded"})),
+    (403, google("PERMISSION_DENIED", 403, "Quota exceeded for quota metric 'R' and limit 'R' of 60 per minute")),
+    (200, {"base_resp": {"status_code": 1002, "status_msg": "rate limit"}}),
     (429, {}),
 ]  # fmt: skip
 
@@ -100,7 +122,21 @@ TOO_LARGE = [
     (500, error("input is too large to process", type="server_error", code=500)),
     (400, error("This model's maximum context length is 8192 tokens. However, you requested 9000 tokens.",
                 code="context_length_exceeded")),
+    (413, error("Maximum content size limit (26214400) exceeded (27000000 bytes read)", type="server_error")),
+    (429, anthropic("rate_limit_error", "Extra usage is required for long context requests.")),
 ]  # fmt: skip
+
+CANNOT_SERVE = [
+    (500, error("image input is not supported - hint: start the server with a projector", type="server_error")),
+    (500, error("failed to parse grammar", type="server_error", code=500)),
+    (500, error("response_format json_schema is not implemented")),
+    (501, error("structured outputs are not implemented")),
+    (500, error("Unsupported param: tools", type="server_error")),
+]
+
+LENGTH = [
+    (400, error("Could not finish the message because max_tokens or model output limit was reached.")),
+]
 
 SERVER = [
     (400, error("Failed to generate JSON.", type="invalid_request_error", code="json_validate_failed")),
@@ -116,6 +152,11 @@ SERVER = [
     (529, anthropic("overloaded_error", "Overloaded")),
     (200, error("upstream broke", type="server_error")),
     (502, b"<h1>Insufficient balance</h1>"),
+    (400, {"error": "The model has crashed without additional information. (Exit code: 1)"}),
+    (400, {"error": "Model unloaded."}),
+    (400, {"object": "error", "message": "The request is aborted by the scheduler", "type": "BadRequest"}),
+    (501, error("not now")),
+    (200, {"base_resp": {"status_code": 1013, "status_msg": "internal"}}),
 ]  # fmt: skip
 
 SETUP = [
@@ -137,6 +178,19 @@ SETUP = [
     (400, {"message": "The provided model identifier is invalid."}),
     (400, error("Invalid model name passed in model=m. Call `/v1/models`", type="None", param="None", code="400")),
     (410, {"message": "model m was retired"}),
+    (404, error("File Not Found", type="not_found_error", code=404)),
+    (200, {"error": "Unexpected endpoint or method. (POST /chat/completions)"}),
+    (400, {"error": {"code": "BadRequest", "message": "API version not supported"}}),
+    (404, {"message": "Missing required query parameter: api-version"}),
+    (400, error("No models loaded. Please load a model in the developer page.", param="model")),
+    (404, error("This model is only supported in v1/responses and not in v1/chat/completions.", param="model")),
+    (400, error("this model does not support embeddings", type="api_error")),
+    (501, error("This server does not support embeddings. Start it with `--embeddings`", code=501)),
+    (400, {"message": "Invocation of model ID m with on-demand throughput isn’t supported."}),
+    (400, error("The model `m` requires terms acceptance.", code="model_terms_required")),
+    (400, error("{'error': '/chat/completions: Invalid model name passed in model=m. Call `/v1/models`'}", code="400")),
+    (503, error("No available channel for model m under group default", code="model_not_found")),
+    (400, {"error": {"code": "1211", "message": "模型不存在，请检查模型代码。"}},),
 ]  # fmt: skip
 
 ACCESS_DENIED = [
@@ -154,6 +208,10 @@ ACCESS_DENIED = [
     (400, google("FAILED_PRECONDITION", 400, "User location is not supported for the API use.")),
     (400, {"code": "Client specified an invalid argument", "error": "Incorrect API key provided: k."}),
     (401, error("The model does not exist", code="model_not_found")),
+    (400, error("Organization has been restricted. Please reach out to support.", code="organization_restricted")),
+    (400, anthropic("invalid_request_error", "This organization has been disabled.")),
+    (429, {"error": {"code": "1112", "message": "Your account has been locked"}}),
+    (200, {"base_resp": {"status_code": 2049, "status_msg": "invalid api key"}}),
 ]  # fmt: skip
 
 BAD_REQUEST = [
@@ -169,6 +227,11 @@ BAD_REQUEST = [
     (422, {"detail": [{"loc": ["body", "n"], "msg": "Input should be less than 5", "input": "flagged for hate"}]}),
     (413, b""),
     (400, error("Invalid schema for response_format")),
+    (400, {"message": "Guardrail was enabled but input is in incorrect format."}),
+    (400, error('Could not read the row: {"message": "my credit balance is too low"} is no number')),
+    (400, error("This server does not support embeddings formats other than float")),
+    (404, error("The file 'a.png' was not found")),
+    (200, {"base_resp": {"status_code": 2013, "status_msg": "invalid params"}}),
 ]  # fmt: skip
 
 
@@ -181,6 +244,8 @@ BAD_REQUEST = [
             ("quota", QUOTA),
             ("rate_limit", RATE_LIMIT),
             ("bad_request", TOO_LARGE),
+            ("bad_request", CANNOT_SERVE),
+            ("length", LENGTH),
             ("server", SERVER),
             ("setup", SETUP),
             ("access_denied", ACCESS_DENIED),
@@ -208,6 +273,11 @@ def test_codes_types_and_words_decide_whose_fault_it_is(expected: str, status: i
         ({"errors": ["first", "second"]}, "first"),
         ({"detail": {"error": {"message": "below detail"}}}, "below detail"),
         ({"error": "invalid_request", "error_description": "x", "message": "The sentence."}, "The sentence."),
+        (error('litellm.E: V - {"error": {"message": "Behind it", "code": 1}}. Received Model Group=m'), "Behind it"),
+        (error("{'error': 'As Python writes it'}"), "As Python writes it"),
+        (error("litellm.E: V - b'{\\n  \"error\": {\"message\": \"In bytes\", \"code\": 1}\\n}'"), "In bytes"),
+        (error('No number: {"message": "the row"}'), 'No number: {"message": "the row"}'),
+        ({"base_resp": {"status_code": 1000, "status_msg": "In another place"}}, "In another place"),
         (error("Something precise", innererror={"message": "less", "code": "C"}), "Something precise"),
     ],
 )  # fmt: skip
@@ -227,3 +297,9 @@ def test_messages_that_differ_in_numbers_and_quotations_have_the_same_words() ->
     first = masked_words("Row 'text 1' asks for 1,234 tokens, at most 512 are allowed (\"x\")")
     assert first == masked_words("Row 'another one' asks for 99 tokens, at most 512.5 are allowed (\"y z\")")
     assert first != masked_words("Row 'text 1' asks for 1,234 tokens, at least 512 are needed (\"x\")")
+
+
+def test_messages_that_differ_in_the_id_of_their_request_have_the_same_words() -> None:
+    first = masked_words("unsupported option top_k (request id: 20250612a8f3Kq2z)")
+    assert first == masked_words("unsupported option top_k (request id: 20250613b1c9Zz7y)")
+    assert first != masked_words("unsupported option top_p (request id: 20250612a8f3Kq2z)")
