@@ -1,5 +1,6 @@
 """Bodies of 2xx replies: parsed JSON or events, and the errors that arrive with a 2xx status."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,21 @@ from connectors.records import ROW_ERROR_CLASSES, Reply, RowError
 from connectors.transport.bounded_json import parse_json
 from connectors.transport.error_replies import is_error_body, row_error
 from connectors.transport.sse import parse_events
+
+_WEB_PAGE = re.compile(rb"\s*(?:<!--.{0,500}?-->\s*)?<(?:!doctype\s+html|html)\b", re.I | re.S)
+_ANSWER = re.compile(rb'"(?:choices|delta|output|data)"\s*:\s*[\[{]\s*[{"\[]')
+
+
+def web_page(reply: Reply) -> RowError | None:
+    """Return the error of a 2xx reply that is a web page: no endpoint of the API is at this address."""
+    if _WEB_PAGE.match(reply.body) is None:
+        return None
+    return RowError("setup", "the reply is a web page, not an answer", reply.status)
+
+
+def has_answer(body: bytes) -> bool:
+    """Return whether the body of an error contains an answer, or the beginning of one."""
+    return _ANSWER.search(body) is not None
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from connectors.contracts import MalformedReply
-from connectors.records import NO_USAGE, ROW_ERROR_CLASSES, Reply, RowError, Usage
+from connectors.records import NO_USAGE, ROW_ERROR_CLASSES, ErrorClass, Reply, RowError, Usage
 from connectors.transport.client import RequestError
 from connectors.transport.error_replies import request_id, row_error
+from connectors.transport.reply_body import has_answer, web_page
 from connectors.transport.stated_waits import stated_wait
 from pipelines.dispatch.request_types import RequestGroup
 from pipelines.ledger.entries import AnswerRecord, PendingExchange, SettledExchange
@@ -38,6 +39,9 @@ class ExchangeOutcome:
         failure = self.failure
         return failure is not None and failure.error_class == "connection" and not failure.is_billable
 
+
+_REFUSALS: frozenset[ErrorClass] = frozenset({"rate_limit", "quota", "access_denied", "setup", "bad_request"})
+"""Classes of requests that were not served: without an answer they cost nothing, whatever the status is."""
 
 _SCHEMA_REFUSALS = (400, 404, 422)
 """Statuses by which providers refuse a schema."""
@@ -74,6 +78,8 @@ def _interpret(group: RequestGroup, reply: Reply | None, failure: RequestError |
         return ExchangeOutcome((), RowError(failure.error_class, str(failure)), NO_USAGE, None, failure)
     if not 200 <= reply.status < 300:
         return ExchangeOutcome((), row_error(reply), NO_USAGE, reply)
+    if (page := web_page(reply)) is not None:
+        return ExchangeOutcome((), page, NO_USAGE, reply)
     requests = group.requests
     packing = group.route.packing if group.is_packed else None
     form = group.route.endpoint if packing is None else packing
@@ -89,6 +95,14 @@ def charged_cost(price: Price | None, outcome: ExchangeOutcome, max_cost: int | 
     if outcome.failure is not None:
         return max_cost if outcome.failure.is_billable else 0
     if outcome.reply is not None and outcome.reply.status >= 300:
+        return 0
+    if (
+        outcome.error is not None
+        and outcome.error.error_class in _REFUSALS
+        and outcome.usage.input_tokens is None
+        and outcome.reply is not None
+        and not has_answer(outcome.reply.body)
+    ):
         return 0
     if outcome.error is not None and outcome.usage is NO_USAGE:
         return max_cost

@@ -46,6 +46,8 @@ class _Model:
     """Whether a provider has answered with a model, and its replies in a row that deny it."""
 
     has_answered: bool
+    has_answered_now: bool = False
+    """In this invocation."""
     missing: list[Signature] = field(default_factory=list)
 
 
@@ -130,15 +132,16 @@ class SetupFaults:
         if error is None or error.error_class in ROW_ERROR_CLASSES:
             # Who refuses a row's content knows the model.
             model.has_answered = model.has_answered or error is None
+            model.has_answered_now = model.has_answered_now or error is None
             model.missing.clear()
             return error
         if error.error_class != "setup":
             return error
         found = _with_address(error, member, call)
-        fallback: ErrorClass = "connection" if error.http_status is None else "server" if is_pooled else "bad_request"
         model.missing.append(signature(found))
-        if model.has_answered and len(model.missing) < MISSING_IN_A_ROW:
-            return replace(found, error_class=fallback)
+        is_page = error.http_status is not None and error.http_status < 300
+        if model.has_answered and (len(model.missing) < MISSING_IN_A_ROW or (is_page and model.has_answered_now)):
+            return replace(found, error_class=_fallback_class(error, is_pooled))
         self.signatures.update((member.step, one) for one in model.missing)
         # A connection's fault has its remedy already.
         remedy = "" if found.http_status is None else f"; {_remedy(found, member)}"
@@ -243,6 +246,15 @@ class SetupFaults:
         if key not in self._models:
             self._models[key] = _Model(member.is_model_proven)
         return self._models[key]
+
+
+def _fallback_class(error: RowError, is_pooled: bool) -> ErrorClass:
+    """Return the class of a fault that is not known to be the set-up's."""
+    if error.http_status is None:
+        return "connection"
+    if error.http_status < 300:
+        return "malformed_reply"
+    return "server" if is_pooled or error.http_status >= 500 else "bad_request"
 
 
 def _same_fault(step: str, provider: str, first: FirstRows) -> str:

@@ -192,3 +192,33 @@ def test_a_missing_embedding_model_is_named_before_its_dimensions_are_learned(
     assert report["stopped"] == (
         "setup: test says: no such model: e; correct `model` of step answer, or make e available at test, and run again"
     )
+
+
+PAGE = "<!DOCTYPE html><html><title>Sign in</title></html>"
+
+
+def test_a_web_page_in_place_of_the_first_answer_names_the_address_and_costs_nothing(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: Read
+) -> None:
+    workspace.csv(9)
+    job = workspace.job(limits="{concurrency: 1}")
+    provider.script = lambda path, body, count: web.Response(text=PAGE, content_type="text/html")
+    first = cli.run(job)
+    assert (first["exit_code"], first["requests"], first["cost_usd"] or 0) == (3, 1, 0)
+    assert "the reply is a web page, not an answer (POST http" in first["stopped"]
+    assert "correct base_url of the provider test" in first["stopped"]
+
+    provider.script = lambda path, body, count: None
+    second = cli.run(job)
+    assert (second["exit_code"], second["requests"], second["rows_ok"]) == (0, 9, 9)
+
+
+def test_web_pages_between_answers_are_replies_to_be_sent_again(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: Read
+) -> None:
+    workspace.csv(9)
+    job = workspace.job(limits="{concurrency: 1}", retry="{attempts: 5, longest_wait: 0.01}")
+    page = web.Response
+    provider.script = lambda path, body, count: page(text=PAGE, content_type="text/html") if 4 <= count < 8 else None
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"], report["stopped"]) == (0, 9, None)

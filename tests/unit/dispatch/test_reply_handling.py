@@ -21,6 +21,7 @@ from tests.unit.dispatch.conftest import make_requests, make_route
 
 PRICE = Price(input_per_million=1_000_000, output_per_million=2_000_000)
 DISCONNECTED = RequestError("connection", "connection lost", 12.0, True)
+BEGUN = b'data: {"choices":[{"delta":{"content":"Hel"}}]}\n\ndata: {"error": "slow down"}\n\n'
 UNSENT = RequestError("connection", "connection refused", 3.0, False)
 
 
@@ -80,6 +81,13 @@ def test_a_reply_that_the_api_does_not_describe_is_malformed_or_the_error_that_i
     assert outcome.error == (own or RowError("malformed_reply", "no choices", 200, request_id="r1"))
 
 
+@pytest.mark.parametrize("page", [b"<!doctype html><p>Gateway", b"\n<HTML><body>", b"<!-- x -->\n<!DOCTYPE HTML>"])
+def test_a_web_page_is_no_answer_but_a_fault_of_the_set_up(page: bytes) -> None:
+    error = RowError("setup", "the reply is a web page, not an answer", 200)
+    assert interpret(group_of(1), reply_of(200, page), None).error == error
+    assert interpret(group_of(1), reply_of(200, b"<p>hello"), None).error is None
+
+
 @pytest.mark.parametrize(
     ("outcome", "price", "cost"),
     [
@@ -88,10 +96,26 @@ def test_a_reply_that_the_api_does_not_describe_is_malformed_or_the_error_that_i
         (ExchangeOutcome([b""], None, NO_USAGE, reply_of(200)), PRICE, 99),
         (ExchangeOutcome((), RowError("malformed_reply", ""), NO_USAGE, reply_of(200)), None, 99),
         (ExchangeOutcome((), RowError("server", ""), NO_USAGE, reply_of(503)), PRICE, 0),
+        (ExchangeOutcome((), RowError("rate_limit", ""), NO_USAGE, reply_of(200, b'{"choices": null}')), PRICE, 0),
+        (ExchangeOutcome((), RowError("rate_limit", ""), NO_USAGE, reply_of(200, BEGUN)), PRICE, 99),
+        (ExchangeOutcome((), RowError("quota", ""), Usage(10, 0, 0), reply_of(200)), PRICE, 10),
+        (ExchangeOutcome((), RowError("server", ""), Usage(), reply_of(200)), PRICE, 99),
         (ExchangeOutcome((), RowError("connection", ""), NO_USAGE, None, DISCONNECTED), PRICE, 99),
         (ExchangeOutcome((), RowError("connection", ""), NO_USAGE, None, UNSENT), PRICE, 0),
     ],
-    ids=["usage", "no price", "no usage", "malformed", "error reply", "billable failure", "not sent"],
+    ids=[
+        "usage",
+        "no price",
+        "no usage",
+        "malformed",
+        "error reply",
+        "refused with 200",
+        "refused in the middle of an answer",
+        "refused with usage",
+        "failed with 200",
+        "billable failure",
+        "not sent",
+    ],
 )
 def test_an_exchange_costs_its_usage_or_its_maximum_if_the_provider_may_have_billed_more(
     outcome: ExchangeOutcome, price: Price | None, cost: int | None
