@@ -1,8 +1,10 @@
 """JSON objects in the text of an answer: after reasoning, in fences, between sentences, next to special tokens."""
 
+import ast
 import json
 import re
 from collections.abc import Iterator
+from itertools import islice
 from math import isfinite
 from typing import Any
 
@@ -23,7 +25,15 @@ _SPECIAL_TOKEN = re.compile(
 
 _STRING_OR_BRACE = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}]', re.S)
 _STRING_OR_COMMA = re.compile(r'("[^"\\]*+(?:\\.[^"\\]*+)*+")|,(?=\s*[}\]])', re.S)
-_OBJECT_START = re.compile(r'\{\s*["}]')
+_ESCAPE = re.compile(r"\\(.)", re.S)
+_OBJECT_START = re.compile(r"\{\s*[\"}]")
+_BRACE = re.compile(r"\}")
+_PYTHON_START = re.compile(r"\{\s*'")
+MAX_PYTHON_CHARACTERS = 20_000
+MAX_PYTHON_BRACES = 50
+"""A longer object in the notation of Python is not read, nor one with more closing braces."""
+_WRAPPER_KEYS = frozenset({"name", "type", "id", "arguments", "parameters", "input", "function"})
+"""Keys around the arguments of a call that a model has written as its answer."""
 
 
 def _finite(number: str) -> float:
@@ -89,13 +99,23 @@ def _without_reasoning(text: str) -> tuple[str, str]:
 def _objects(text: str) -> Iterator[dict[str, Any]]:
     position = text.find("{")
     while position >= 0:
-        if _OBJECT_START.match(text, position) is None:
-            end = position + 1
-        else:
+        if _OBJECT_START.match(text, position) is not None:
             value, end = _decode(text, position)
-            if isinstance(value, dict):
-                yield value
+        elif _PYTHON_START.match(text, position) is not None:
+            value, end = _decode_python(text, position)
+        else:
+            value, end = None, position + 1
+        if isinstance(value, dict):
+            yield value
         position = text.find("{", end)
+
+
+def wrapped_objects(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the object that is the only value of another, or the arguments of a call; then what that wraps."""
+    inner = [each for each in value.values() if isinstance(each, dict)]
+    if len(inner) == 1 and (len(value) == 1 or value.keys() <= _WRAPPER_KEYS):
+        yield inner[0]
+        yield from wrapped_objects(inner[0])
 
 
 def _decode(text: str, start: int) -> tuple[Any, int]:
@@ -105,11 +125,35 @@ def _decode(text: str, start: int) -> tuple[Any, int]:
     except ValueError:
         end = _end_of_braces(text, start)
         try:
-            # A comma before a closing bracket has one meaning only.
-            value = _decoder.decode(_STRING_OR_COMMA.sub(lambda found: found[1] or "", text[start:end]))
+            # A comma before a closing bracket, and a backslash before what needs none, have one meaning only.
+            value = _decoder.decode(_STRING_OR_COMMA.sub(_valid_string, text[start:end]))
         except ValueError:
             return None, end
     return (value if has_bounded_depth(value) else None), end
+
+
+def _valid_string(found: re.Match[str]) -> str:
+    """Return a string of JSON with valid escapes, and nothing for a comma."""
+    return _ESCAPE.sub(_valid_escape, found[1]) if found[1] else ""
+
+
+def _valid_escape(found: re.Match[str]) -> str:
+    if found[1] in '"\\/bfnrtu':
+        return found[0]
+    return "'" if found[1] == "'" else f"\\{found[0]}"
+
+
+def _decode_python(text: str, start: int) -> tuple[Any, int]:
+    """Return (object, its end) of an object as Python writes it; None if there is none."""
+    line = text[start : start + MAX_PYTHON_CHARACTERS]
+    for end in islice((found.end() for found in _BRACE.finditer(line)), MAX_PYTHON_BRACES):
+        try:
+            value = ast.literal_eval(line[:end])
+            orjson.dumps(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+        return (value if has_bounded_depth(value) else None), start + end
+    return None, start + 1
 
 
 def _end_of_braces(text: str, start: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from connectors.endpoints.conversation.answer_json import json_objects, same_json
+from connectors.endpoints.conversation.answer_json import json_objects, same_json, wrapped_objects
 from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.transport.bounded_json import parse_json
 
@@ -68,18 +68,20 @@ class TypedOutput:
             return f"this is no JSON: {exc}"
         if self._validator.is_valid(answer):
             return self._convert(answer)
-        if not isinstance(answer, dict):
-            # A list with one object, or JSON within a JSON text.
-            only = self._only_fit(answer if isinstance(answer, str) else text)
-            if only is not None:
-                return self._convert(only)
+        # A list with one object, an object around it, or JSON within a JSON text.
+        only = self._only_fit(answer if isinstance(answer, str) else text)
+        if only is not None:
+            return self._convert(only)
         problem = next(iter(self._validator.iter_errors(answer)))
         path = ".".join(str(step) for step in problem.instance_path)
         return f"{path}: {problem.message}"[:500] if path else str(problem.message)[:500]
 
     def _only_fit(self, text: str) -> dict[str, Any] | None:
         """Return the object in a text that fits; None without one, or if several fit and differ."""
-        fits = [each for each in json_objects(text) if self._is_valid(each)]
+        objects = json_objects(text)
+        fits = [each for each in objects if self._is_valid(each)]
+        if not fits:
+            fits = [inner for each in objects for inner in wrapped_objects(each) if self._is_valid(inner)]
         return fits[0] if fits and all(same_json(fits[0], other) for other in fits[1:]) else None
 
     def _is_valid(self, answer: Any) -> bool:

@@ -70,6 +70,12 @@ def test_reasoning_is_no_answer_unless_there_is_nothing_else(text: str) -> None:
         json.dumps(GOOD),
         '{"topic": "bug", "urgency": 3, "tags": null,}',
         'Sure: {"topic": "bug", "urgency": 3, "tags": null,\n}.',
+        f'{{"answer": {GOOD}}}',
+        f'{{"properties": {GOOD}}}',
+        f'{{"name": "label", "arguments": {GOOD}}}',
+        f'<tool_call>\n{{"type": "function", "function": {{"name": "label", "parameters": {GOOD}}}}}\n</tool_call>',
+        "{'topic': 'bug', 'urgency': 3, 'tags': None}",
+        "I choose {'topic': \"bug\", 'urgency': 3, 'tags': None}, as {'topic': 'bill'} is wrong.",
     ],
 )
 def test_the_only_object_that_fits_is_the_answer(text: str) -> None:
@@ -81,6 +87,14 @@ def test_line_breaks_and_tabs_in_strings_are_kept() -> None:
         "one\ntwo\tthree",
         3,
         ["a,]\n"],
+    )
+
+
+def test_a_backslash_before_what_needs_none_stays_in_the_text() -> None:
+    assert LABEL.parse(r'{"topic": "it\'s C:\data \" \\ \u0041", "urgency": 3, "tags": null}') == (
+        "it's C:\\data \" \\ A",
+        3,
+        None,
     )
 
 
@@ -99,6 +113,10 @@ def test_half_a_surrogate_pair_is_replaced() -> None:
         f"[{GOOD}, {OTHER}]",
         f'[{GOOD}, {{"topic": "bi',
         f'{{"first": {GOOD}, "second',
+        f'{{"first": {GOOD}, "second": {OTHER}}}',
+        f'{{"example": {GOOD}, "topic": "bill"}}',
+        "{'topic': 'bug', 'urgency': 3, 'tags': " + "{" * 5000,
+        "{'topic': 'bug', 'urgency': {3}, 'tags': None}",
         f'<think>{GOOD}</think>{{"topic": "bug"}}',
         f"<think>{GOOD}</think>I cannot tell.",
         f"<|channel|>analysis<|message|>{GOOD}<|end|><|channel|>final<|message|>I cannot tell.",
