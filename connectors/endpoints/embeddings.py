@@ -222,31 +222,28 @@ class EmbeddingsEndpoint(BaseEndpoint):
             raise MalformedReply(error.message, error)
         data = body.get("data")
         if not isinstance(data, list) or len(data) != len(group):
-            count = len(data) if isinstance(data, list) else "no"
-            raise MalformedReply(f"the reply has {count} vectors for {len(group)} texts")
-        vectors: list[bytes | None] = [None] * len(group)
-        for place, entry in enumerate(data):
-            if not isinstance(entry, dict):
-                raise MalformedReply("an entry of the vectors is not a JSON object")
-            index = entry.get("index")
-            if type(index) is not int:
-                # Some servers leave out every index, some the index 0.
-                index = place if index is None else parse_count(index)
-            if index is None or not 0 <= index < len(group) or vectors[index] is not None:
-                raise MalformedReply(f"an index of the vectors is repeated or out of range: {entry.get('index')!r}")
-            vectors[index] = self._vector(entry.get("embedding"))
-        complete = [vector for vector in vectors if vector is not None]
-        if np.isfinite(np.frombuffer(b"".join(complete), dtype="<f4")).all():
+            raise _wrong_count(data, len(group), reply, token_usage(body, None, has_output=False))
+        if not all(isinstance(entry, dict) for entry in data):
+            raise MalformedReply("an entry of the vectors is not a JSON object")
+        answers = [self._vector(data[place].get("embedding")) for place in _places(data)]
+        complete = [vector for vector in answers if isinstance(vector, bytes)]
+        if len(complete) == len(answers) and _is_finite(b"".join(complete)):
             return complete
         # The text itself causes it, so it would be the same again; the other texts keep their vectors.
         invalid = RowError("invalid_answer", "the vector holds NaN or infinity")
-        return [vector if np.isfinite(np.frombuffer(vector, dtype="<f4")).all() else invalid for vector in complete]
+        return [vector if isinstance(vector, RowError) or _is_finite(vector) else invalid for vector in answers]
 
-    def _vector(self, value: Any) -> bytes:
+    def _vector(self, value: Any) -> bytes | RowError:
         try:
             if isinstance(value, str):
                 raw = b64decode(value, validate=True)
             else:
+                if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
+                    # llama.cpp's server: a list of one vector.
+                    value = value[0]
+                if isinstance(value, list) and None in value:
+                    # JSON has no NaN.
+                    return RowError("invalid_answer", "the vector holds null")
                 numbers = np.asarray(value)
                 if numbers.ndim != 1 or numbers.dtype.kind not in "fiu":
                     raise MalformedReply("a vector is not a list of numbers")
@@ -290,6 +287,40 @@ class EmbeddingsEndpoint(BaseEndpoint):
         parsed = parse_object(body)
         self._last_reply = (body, parsed)
         return parsed
+
+
+def _is_finite(vectors: bytes) -> bool:
+    return bool(np.isfinite(np.frombuffer(vectors, dtype="<f4")).all())
+
+
+def _wrong_count(data: Any, expected: int, reply: Reply, usage: Usage) -> MalformedReply:
+    """Return the fault of a reply with another number of vectors; a single one is a server's that reads one text."""
+    count = len(data) if isinstance(data, list) else None
+    message = f"the reply has {'no' if count is None else count} vectors for {expected} texts"
+    error = None
+    if count == 1:
+        error = RowError("bad_request", f"{message}: the server takes at most 1 texts a request", reply.status)
+    return MalformedReply(message, error, usage)
+
+
+def _places(data: Sequence[Mapping[str, Any]]) -> Sequence[int]:
+    """Return for each text the place of its vector in a reply that has all of them.
+
+    Some servers leave out every index, some the index 0; some give each vector the index 0, some count from 1.
+    """
+    indexes = [place if entry.get("index") is None else _index(entry["index"]) for place, entry in enumerate(data)]
+    if all(index == 0 for index in indexes):
+        return range(len(data))
+    first = min((index for index in indexes if index is not None), default=0)
+    shift = first if first == 1 else 0
+    by_index = {index - shift: place for place, index in enumerate(indexes) if index is not None}
+    if by_index.keys() != set(range(len(data))):
+        raise MalformedReply(f"an index of the vectors is repeated or out of range: {indexes}"[:200])
+    return [by_index[text] for text in range(len(data))]
+
+
+def _index(value: Any) -> int | None:
+    return value if type(value) is int else parse_count(value)
 
 
 def _words(problem: RowError) -> str:

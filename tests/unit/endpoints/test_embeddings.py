@@ -1,14 +1,17 @@
-"""Embeddings: what the words of a refusal mean for the size of a group and for the encoding."""
+"""Embeddings: the vectors of a reply, and what the words of a refusal mean for the size of a group and its encoding."""
 
+from base64 import b64encode
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
 
-from connectors.contracts import EmbeddingFacts, StepContext
+from connectors.contracts import EmbeddingFacts, MalformedReply, StepContext
 from connectors.endpoints.embeddings import EmbeddingsEndpoint, EmbeddingsStep
-from connectors.records import Request, RowError
+from connectors.records import Reply, Request, RowError, Usage
 
 UNKNOWN = EmbeddingFacts()
 
@@ -25,8 +28,8 @@ def requests_of(it: EmbeddingsEndpoint, count: int) -> list[Request]:
     return [request for request in made if isinstance(request, Request)]
 
 
-def refusal(message: str, **more: str) -> RowError:
-    return RowError("bad_request", message, 400, **more)  # type: ignore[arg-type]
+def refusal(message: str, status: int = 400, **more: str) -> RowError:
+    return RowError("bad_request", message, status, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -102,3 +105,62 @@ def test_what_the_ledger_knows_sets_the_groups_and_the_encoding() -> None:
     assert b"encoding_format" not in (it.call(requests_of(it, 1)).body or b"")
     stated = endpoint(EmbeddingFacts(encoding="float"), params={"encoding_format": "float"})
     assert b'"encoding_format":"float"' in (stated.call(requests_of(stated, 1)).body or b"")
+
+
+def vector(number: float) -> bytes:
+    return np.array([number, 0], dtype="<f4").tobytes()
+
+
+def reply_of(*vectors: object, indexes: Sequence[object] | None = None) -> Reply:
+    data = [{"embedding": each} for each in vectors]
+    for entry, index in zip(data, indexes or (), strict=False):
+        entry["index"] = index
+    return Reply(200, {}, orjson.dumps({"data": data, "usage": {"prompt_tokens": 9}}), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("indexes", "expected"),
+    [
+        ((), [1, 2, 3]),
+        ((None, 1, 2), [1, 2, 3]),
+        ((2, 0, 1), [2, 3, 1]),
+        ((2.0, "0", 1), [2, 3, 1]),
+        ((0, 0, 0), [1, 2, 3]),
+        ((1, 2, 3), [1, 2, 3]),
+        ((3, 1, 2), [2, 3, 1]),
+    ],
+)
+def test_each_vector_goes_to_its_text(indexes: Sequence[object], expected: list[int]) -> None:
+    it = endpoint()
+    answers = it.answers(requests_of(it, 3), reply_of([1, 0], [2, 0], [3, 0], indexes=indexes))
+    assert answers == [vector(number) for number in expected]
+
+
+@pytest.mark.parametrize("indexes", [(0, 0, 1), (0, 1, 3), (2, 3, 4), (-1, 0, 1), (0, 1, "x"), (1, 1, 1)])
+def test_indexes_that_leave_a_text_without_a_vector_are_malformed(indexes: Sequence[object]) -> None:
+    it = endpoint()
+    with pytest.raises(MalformedReply, match="repeated or out of range"):
+        it.answers(requests_of(it, 3), reply_of([1, 0], [2, 0], [3, 0], indexes=indexes))
+
+
+def test_a_vector_with_null_or_nan_fails_its_own_text_only() -> None:
+    it = endpoint()
+    null = RowError("invalid_answer", "the vector holds null")
+    infinite = RowError("invalid_answer", "the vector holds NaN or infinity")
+    reply = reply_of([1, 0], [2, None], b64encode(vector(np.inf)).decode(), [[4, 0]])
+    assert it.answers(requests_of(it, 4), reply) == [vector(1), null, infinite, vector(4)]
+
+
+def test_one_vector_for_several_texts_means_that_the_server_takes_one_at_a_time() -> None:
+    it = endpoint()
+    with pytest.raises(MalformedReply) as caught:
+        it.answers(requests_of(it, 3), reply_of([1, 0]))
+    error = caught.value.error
+    assert error == refusal(
+        "the reply has 1 vectors for 3 texts: the server takes at most 1 texts a request", status=200
+    )
+    assert it.group_limit(error, 3) == 1
+    assert caught.value.usage == Usage(9, output_tokens=0)
+    with pytest.raises(MalformedReply, match="2 vectors for 3 texts") as caught:
+        it.answers(requests_of(it, 3), reply_of([1, 0], [2, 0]))
+    assert caught.value.error is None
