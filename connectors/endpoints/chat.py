@@ -110,15 +110,23 @@ class ChatCompletionsFormat:
         if not isinstance(choices, list) or not choices:
             raise MalformedReply(f"the reply has no choices: {excerpt(reply)}")
         for choice in choices:
-            if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
+            if not isinstance(choice, dict) or not _has_message(choice):
                 raise MalformedReply(f"a choice of the reply has no message: {excerpt(reply)}")
         if len(choices) > 1:
             choices = sorted(choices, key=lambda choice: choice["index"] if isinstance(choice.get("index"), int) else 0)
         return [_choice(choice) for choice in choices]
 
 
+def _has_message(choice: Mapping[str, Any]) -> bool:
+    """Return whether a choice has a message; one that was filtered or broke off may lack it."""
+    message = choice.get("message")
+    if message is None:
+        return finish_reason(choice.get("finish_reason")) is not None or bool(choice.get("error"))
+    return isinstance(message, dict)
+
+
 def _choice(source: Mapping[str, Any]) -> ReplyChoice:
-    message, logprobs = source["message"], source.get("logprobs")
+    message, logprobs = source.get("message") or {}, source.get("logprobs")
     refusal, text = message.get("refusal"), content_text(message.get("content"))
     has_calls = "tool_calls" in message or "function_call" in message
     return ReplyChoice(

@@ -31,8 +31,12 @@ unknown: nobody can say whether the answer is whole."""
 
 
 def _key(name: str) -> str:
-    """Return a name without what differs among dialects: `FinishReason.MAX_TOKENS`, `max-tokens`, `maxTokens`."""
-    return re.sub(r"[^a-z0-9]", "", name.rpartition(".")[2].lower()).removeprefix("finishreason")
+    """Return a name without what differs among dialects: `FinishReason.MAX_TOKENS`, `max-tokens`, `maxTokens`.
+
+    Gemini adds the cause: `content_filter: RECITATION`.
+    """
+    plain = name.partition(":")[0].rpartition(".")[2].lower()
+    return re.sub(r"[^a-z0-9]", "", plain).removeprefix("finishreason")
 
 
 _ENDINGS: dict[str, Ending] = {_key(name): ending for ending, names in _REASONS.items() for name in names.split()}

@@ -335,7 +335,10 @@ class ConversationEndpoint(BaseEndpoint):
         if is_error_body(body) or _has_error(body.get("error")):
             error = row_error(reply if raw is reply.body else replace(reply, body=raw))
             raise MalformedReply(error.message, error, token_usage(body, None))
-        choices = self._wire_format.parse_choices(body)
+        try:
+            choices = self._wire_format.parse_choices(body)
+        except MalformedReply as exc:
+            raise MalformedReply(str(exc), exc.error, token_usage(body, None)) from exc
         for choice in choices:
             if choice.finish_reason == "stop" and not choice.error:
                 continue

@@ -517,6 +517,21 @@ def test_a_filtered_answer_is_one_under_any_providers_name(reason: str) -> None:
     assert failed(chat(), cut) == ("content_filter", f"the answer was filtered (finish_reason {reason})")
 
 
+@pytest.mark.parametrize("message", [None, {"role": "assistant"}])
+def test_a_filtered_answer_may_lack_its_message(message: Any) -> None:
+    body = completion({"content": "x"}, finish="content_filter: PROHIBITED_CONTENT")
+    body["choices"][0]["message"] = message
+    assert failed(chat(), body)[0] == "content_filter"
+
+
+def test_a_reply_without_answers_costs_what_it_reports() -> None:
+    endpoint = chat()
+    body = {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 0}}
+    with pytest.raises(MalformedReply, match="no choices") as caught:
+        endpoint.answers([request_of(endpoint)], reply(body))
+    assert caught.value.usage == Usage(9, output_tokens=0)
+
+
 @pytest.mark.parametrize("reason", [None, "", "null", "eos", "STOP", "end_turn", "COMPLETE"])
 def test_a_whole_reply_without_a_reason_or_with_another_name_for_stop_is_an_answer(reason: str | None) -> None:
     assert read(chat(), completion({"content": "Hello"}, finish=reason)) == {"ask": "Hello"}

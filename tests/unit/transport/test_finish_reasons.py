@@ -23,6 +23,12 @@ def test_a_reason_has_one_meaning_under_the_names_of_all_providers(names: str, e
     assert {name: ending(name) for name in names.split()} == dict.fromkeys(names.split(), expected)
 
 
+@pytest.mark.parametrize("cause", ["RECITATION", "PROHIBITED_CONTENT", "OTHER"])
+def test_the_cause_after_a_colon_does_not_change_the_reason(cause: str) -> None:
+    assert ending(f"content_filter: {cause}") == "content_filter"
+    assert ending(f"function_call_filter: {cause}") == "unknown"
+
+
 @pytest.mark.parametrize("value", [None, "", " ", "null", "None", 0, {}])
 def test_a_value_that_states_no_reason_counts_as_stop(value: object) -> None:
     assert finish_reason(value) is None
