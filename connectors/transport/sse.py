@@ -24,6 +24,9 @@ _QUIET_LINES = re.compile(
 )
 """Comments, keep-alives, `[DONE]` and blank lines."""
 _DONE_AT_END = re.compile(rb"\s*(?:(?:data:)?[ \t]*\[DONE\]|:[^\r\n{}\[\]\"]*)\s*\Z")
+_REPEATED_FIELD = re.compile(r"^(?:data:[ \t]*)+", re.M)
+_DONE = re.compile(r'\s*"?\[DONE\]"?\s*', re.I)
+MAX_DONE_CHARACTERS = 20
 _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
@@ -75,7 +78,7 @@ def parse_events(body: bytes) -> Iterator[Event]:
     # The last event counts even without its blank line: many servers close the connection right after `[DONE]`.
     for line in (*_LINE_END.split(text), ""):
         if not line:
-            if data and not _is_keep_alive(event := Event("\n".join(data), name)):
+            if data and not _is_keep_alive(event := _event(data, name)):
                 yield event
             data, name = [], None
             continue
@@ -84,12 +87,21 @@ def parse_events(body: bytes) -> Iterator[Event]:
         if field == "data":
             if data and _is_next_event(data, value):
                 # No blank line ends the event before.
-                if not _is_keep_alive(event := Event("\n".join(data), name)):
+                if not _is_keep_alive(event := _event(data, name)):
                     yield event
                 data, name = [], None
             data.append(value)
         elif field == "event":
             name = value or None
+
+
+def _event(data: list[str], name: str | None) -> Event:
+    text = "\n".join(data)
+    if text.startswith("data:") or len(text) <= MAX_DONE_CHARACTERS:
+        # Some gateways write the field twice, and the end in their own way.
+        text = _REPEATED_FIELD.sub("", text)
+        text = "[DONE]" if _DONE.fullmatch(text) else text
+    return Event(text, name)
 
 
 def _is_keep_alive(event: Event) -> bool:

@@ -92,11 +92,14 @@ class _Stream:
         self._has_end_marker = False
 
     def chunks(self, events: Iterable[Event]) -> Iterable[dict[str, Any]]:
-        """Yield the chunks up to `[DONE]` or an error."""
+        """Yield the chunks up to `[DONE]` or an error; after that only the usage counts."""
         for event in events:
             if event.data.strip() == "[DONE]":
                 self._has_end_marker = True
-                return
+                continue
+            if self._has_end_marker:
+                self._add_late_usage(event)
+                continue
             chunk = _parse_object(event.data)
             if event.name == "error" or chunk.get("error"):
                 self.error = {"error": chunk.get("error") or chunk}
@@ -110,6 +113,12 @@ class _Stream:
                 self.header["service_tier"] = chunk["service_tier"]
             self._usage.add(chunk)
             yield chunk
+
+    def _add_late_usage(self, event: Event) -> None:
+        try:
+            self._usage.add(_parse_object(event.data))
+        except MalformedReply:
+            return  # The answer is whole.
 
     @property
     def usage(self) -> dict[str, Any] | None:

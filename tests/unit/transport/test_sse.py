@@ -78,6 +78,9 @@ def test_keep_alives_of_every_form_are_left_out(keep_alive: str, end: str) -> No
         (b'data: {"a": 1}\ndata: {"b": 2}\ndata: [DONE]\n', ['{"a": 1}', '{"b": 2}', "[DONE]"]),
         (b'data: {"a":\ndata: 1}\n\ndata:[DONE]', ['{"a":\n1}', "[DONE]"]),
         (b'data: : keepalive\ndata: {"a": 1}', ['{"a": 1}']),
+        (b'data: data: {"a": 1}\n\ndata: data: [DONE]\n\n', ['{"a": 1}', "[DONE]"]),
+        (b'data: {"a": 1}\n\ndata: [done]\n\n', ['{"a": 1}', "[DONE]"]),
+        (b'data: {"a": 1}\n\ndata: "[DONE]"\n\n', ['{"a": 1}', "[DONE]"]),
     ],
 )
 def test_events_without_a_blank_line_between_them_are_separated(body: bytes, expected: list[str]) -> None:

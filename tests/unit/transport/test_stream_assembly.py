@@ -105,6 +105,14 @@ def test_an_empty_reason_with_every_chunk_is_no_end() -> None:
     assert (choice["message"]["content"], choice["finish_reason"]) == ("Hello", None)
 
 
+@pytest.mark.parametrize("late", ["no JSON", "[]"])
+def test_the_usage_after_the_end_counts_and_nothing_else(late: str) -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 3}
+    events = [*stream(delta("stop", content="Hello")), Event(late), *stream(delta(content=" you"), {"usage": usage})]
+    reply = assemble_completion(events)
+    assert (reply["choices"][0]["message"]["content"], reply["usage"]) == ("Hello", usage)
+
+
 def test_the_error_of_an_answer_stays_with_it() -> None:
     last = delta("error")
     last["choices"][0] |= {"error": {"code": 502}, "native_finish_reason": "LOST"}  # type: ignore[index]
