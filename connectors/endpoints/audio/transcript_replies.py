@@ -73,7 +73,8 @@ def stored_answer(reply: Reply, response_format: str) -> bytes | RowError:
             return problem
         text = _text_in(value)
         if response_format not in TEXT_FORMATS:
-            return orjson.dumps(value) if is_event_stream(reply.body) else reply.body
+            is_complete = value.get("text") == text and not is_event_stream(reply.body)
+            return reply.body if is_complete else orjson.dumps({**value, "text": text})
     elif value is not None:
         text = value
     elif response_format in TEXT_FORMATS:
@@ -243,6 +244,10 @@ def _from_events(body: bytes) -> dict[str, Any]:
 
 def _text_in(value: Mapping[str, Any]) -> str:
     text = value.get("text")
+    if text is None:
+        # WhisperX has the text in its segments alone.
+        pieces = [segment.get("text") for segment in _dicts(value.get("segments"))]
+        text = "".join(map(str, pieces)).strip() if pieces and None not in pieces else None
     if not isinstance(text, str):
         raise MalformedReply(f"the reply has no text: {orjson.dumps(value).decode()[:200]}")
     return text

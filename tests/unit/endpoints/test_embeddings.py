@@ -29,7 +29,7 @@ def requests_of(it: EmbeddingsEndpoint, count: int) -> list[Request]:
 
 
 def refusal(message: str, status: int = 400, **more: str) -> RowError:
-    return RowError("bad_request", message, status, **more)  # type: ignore[arg-type]
+    return RowError("bad_request", message, status, **more)
 
 
 @pytest.mark.parametrize(

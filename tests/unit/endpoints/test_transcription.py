@@ -153,6 +153,7 @@ SUBTITLES = "1\n00:00:00,000 --> 00:00:01,000\nYes.\n"
         ("json", orjson.dumps(SPOKEN), "application/json", SPOKEN),
         ("json", SPOKEN.encode() + b"\n", "text/plain", SPOKEN),
         ("json", b"\n " + orjson.dumps({"text": SPOKEN}), "application/json", SPOKEN),
+        ("json", orjson.dumps({"segments": [{"text": " Yes."}, {"text": " No."}]}), "application/json", "Yes. No."),
     ],
 )
 def test_a_transcript_in_another_form_than_requested_is_unwrapped(
@@ -163,6 +164,16 @@ def test_a_transcript_in_another_form_than_requested_is_unwrapped(
     assert isinstance(answer, bytes)
     assert it.values(answer) == (expected,)
     assert it.usage([request_of(it)], reply(body, kind)).audio_seconds == 3.0
+
+
+def test_a_transcript_in_segments_alone_has_their_text() -> None:
+    it = endpoint(response_format="verbose_json")
+    body = {"segments": [{"start": 0, "end": 1, "text": " Yes."}, {"start": 1, "end": 2, "text": " No."}]}
+    (answer,) = it.answers([request_of(it)], reply(orjson.dumps(body)))
+    assert isinstance(answer, bytes)
+    values = it.values(answer)
+    assert not isinstance(values, RowError)
+    assert (values[0]["text"], [segment["end"] for segment in values[0]["segments"]]) == ("Yes. No.", [1.0, 2.0])
 
 
 @pytest.mark.parametrize("body", [b"plain words", b'"a JSON string\\n"', b"{}"])
