@@ -25,6 +25,7 @@ COMMANDS = {
     "validate": "pipelines.commands.validate",
     "schema": "pipelines.commands.validate",
     "init": "pipelines.commands.init",
+    "control": "pipelines.commands.control",
     "status": "pipelines.commands.status",
     "errors": "pipelines.commands.status",
     "usage": "pipelines.commands.status",

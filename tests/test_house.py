@@ -23,7 +23,7 @@ LAYERS = (
     ("pipelines.preparation",),
     ("pipelines.dispatch",),
     ("pipelines.batch", "pipelines.monitoring"),
-    ("pipelines.analysis", "pipelines.engines"),
+    ("pipelines.analysis", "pipelines.control", "pipelines.engines"),
     ("pipelines.reporting",),
     ("pipelines.maintenance", "pipelines.schedule"),
     ("pipelines.execution",),

@@ -75,11 +75,17 @@ class HttpTransport:
         self._session = aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), timeout=timeout, auto_decompress=True
         )
+        self._connector = connector
         self._fast_post = FastPost(connector, timeout)
         self._timeouts = timeouts
         self._deadlines = Deadlines(timeouts.total_s, timeouts.idle_s)
         self._accesses: dict[tuple[str, str], ProviderAccess] = {}
         """By name and address of the provider: the way to it with its present key."""
+
+    def set_connections(self, connections: int) -> None:
+        """Replace the maximum; more that are open by now stay open until their requests end."""
+        # aiohttp has no public way, and reads it before it opens each connection.
+        self._connector._limit = connections
 
     async def close(self) -> None:
         self._deadlines.close()

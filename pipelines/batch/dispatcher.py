@@ -28,6 +28,7 @@ from pipelines.batch.files import BatchFolder
 from pipelines.batch.lifecycle import MAX_POLL_SECONDS, BatchLifecycle, BatchRefused, ProviderTimeout
 from pipelines.batch.settler import BatchSettler
 from pipelines.batch.store import Batch, BatchLedger, BatchLine
+from pipelines.dispatch.dispatch_state import DRAINED
 from pipelines.dispatch.faults.retry_policy import decide_batch_line
 from pipelines.dispatch.online_dispatcher import OnlineDispatcher, build_call, unreadable_file
 from pipelines.dispatch.packing.packing import Packing
@@ -177,15 +178,20 @@ class BatchDispatcher:
                 return
 
     def stop(self, reason: str) -> None:
-        """Submit nothing more. Open batches are left to the next invocation, except if the budget is spent: then the
-        paid ones are awaited. Results that are being fetched are always settled."""
+        """Submit nothing more. Open batches are left to the next invocation, except if the budget is spent or the run
+        is drained: then those at the provider are awaited. Results that are being fetched are always settled."""
         self.state.stop(reason)
 
     def _stop_batches(self, reason: str) -> None:
         self._capacity_changed.set()
         if reason.startswith("budget"):
             return
-        left = [task for task in self._batch_tasks if task not in self._settling]
+        is_landing = reason == DRAINED
+        left = [
+            task
+            for task, batch in self._batch_tasks.items()
+            if task not in self._settling and not (is_landing and batch.is_created)
+        ]
         if not self.state.left_running:
             self.state.left_running = sum(self._batch_tasks[task].is_created for task in left)
         for task in (*left, *self._other_tasks):
@@ -316,6 +322,7 @@ class BatchDispatcher:
             max_hold,
             self._deadline_passed,
             lambda stage: self._observe_stage(route, stage),
+            self._wait_while_paused,
         )
         name = route.provider.name
         try:
@@ -385,6 +392,10 @@ class BatchDispatcher:
                     if (ended := self._end_above_limit(batch, route, exc, has_waited)) is not None:
                         return ended, len(batch.lines) == 1
                 self.state.waiting_for = f"{provider} takes no more enqueued tokens until other batches have ended"
+                if self.state.is_paused:
+                    await self._wait_while_paused()
+                    # Nobody has asked the provider meanwhile.
+                    alone_since = None
                 # One of this run's batches that ends makes room; if none is open, somebody else's has to end.
                 deadline = asyncio.create_task(self._deadline_passed.wait())
                 await asyncio.wait(
@@ -523,6 +534,16 @@ class BatchDispatcher:
             self._capacity_changed.set()
 
     # The deadline.
+
+    async def _wait_while_paused(self) -> None:
+        """Wait until a pause ends, or until the deadline, which creates no batch."""
+        resumed = asyncio.create_task(self.state.wait_while_paused())
+        deadline = asyncio.create_task(self._deadline_passed.wait())
+        try:
+            await asyncio.wait((resumed, deadline), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            resumed.cancel()
+            deadline.cancel()
 
     async def _run_until_deadline(self) -> None:
         deadline = self._options.deadline

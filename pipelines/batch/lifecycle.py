@@ -67,15 +67,17 @@ class BatchLifecycle:
         longest_hold: float,
         deadline_passed: asyncio.Event,
         on_stage: Callable[[BatchStage], None],
+        wait_while_paused: Callable[[], Awaitable[None]],
     ) -> None:
         """After `deadline_passed` nothing is created, and what runs is cancelled. `on_stage` is called after every
-        stage. `longest_hold`: seconds."""
+        stage. `longest_hold`: seconds. `wait_while_paused` returns when a file may be uploaded or a batch created."""
         self._api = api
         self._ledger = ledger
         self._folder = folder
         self._longest_hold = longest_hold
         self._deadline_passed = deadline_passed
         self._on_stage = on_stage
+        self._wait_while_paused = wait_while_paused
 
     def is_cancelled_here(self, batch: Batch) -> bool:
         """Whether this job cancelled the batch, in this invocation or an earlier one."""
@@ -88,6 +90,7 @@ class BatchLifecycle:
         """
         if batch.is_created:
             return True
+        await self._wait_while_paused()
         if batch.state == "noted":
             if self._deadline_passed.is_set():
                 # If it was uploaded all the same, the file must be removed.
@@ -100,6 +103,7 @@ class BatchLifecycle:
             batch.file_id = file_id or await self._retry(self._upload, batch, on_progress)
             batch.state, batch.is_uncertain = "uploaded", False
             await self._ledger.record_state(batch)
+            await self._wait_while_paused()
         if self._deadline_passed.is_set():
             # If it was created all the same, it must be cancelled.
             item = await self._retry(self._find_batch, batch) if batch.is_uncertain else None

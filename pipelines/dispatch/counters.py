@@ -1,6 +1,7 @@
 """Counters of a run, updated as things happen; progress displays and the closing report read them."""
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -91,6 +92,8 @@ class RunCounters:
     rows_failed: int = 0
     failed_now: int = 0
     """The rows_failed of this invocation: rows whose outcome it was, and lines that no earlier run has rejected."""
+    failed_by_class: Counter[str] = field(default_factory=Counter)
+    """The rows that failed in this invocation, by error class."""
     committed: int = 0
     """Rows and failures of this invocation that are in the sink."""
     settled: int = 0

@@ -7,6 +7,9 @@ from datetime import UTC, datetime
 from pipelines.dispatch.faults.setup_faults import SetupFaults
 from pipelines.dispatch.request_types import ExchangeObserver
 
+DRAINED = "drained"
+"""Stop reason of a run that a user has asked to end: everything in flight lands, batches at the provider too."""
+
 
 class DispatchState:
     """The state that dispatchers of one run share: the first failure or stop reason ends all of them."""

@@ -10,6 +10,7 @@ from connectors.transport.client import HttpTransport, RequestTimeouts
 from pipelines.batch.dispatcher import BatchDispatcher, BatchOptions
 from pipelines.batch.store import BatchLedger
 from pipelines.config.batch_rules import next_deadline
+from pipelines.config.job import JobLimits
 from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.dispatch_state import DispatchState
 from pipelines.dispatch.dispatcher import DispatchControl, Dispatcher
@@ -81,7 +82,10 @@ class Engine:
     job_limiter: ProviderLimiter
     """Of the job's own limits, for displays."""
     concurrency: int
-    """Requests that may be in flight: fewer than the job asks for if the process may not open as many files."""
+    """Requests that may be in flight at first: fewer than the job asks for if the process may not open as many files.
+    """
+    set_limits: Callable[[JobLimits, int | None], str | None]
+    """Puts other limits in force, and a budget in pico-dollars; None: as before. Returns a line for the user."""
     remote_timings: RemoteTimings | None = None
     """What the workers report; None if this process does all the work."""
     notice: str | None = None
@@ -123,6 +127,22 @@ def local_engine(context: RunContext) -> Engine:
         prepared.sink.files_folder,
     )
 
+    job_limiter, in_force = steps[0].route.limiters[1], [job.limits]
+    for limiter in (job_limiter, *limiters.values()):
+        pending.state.on_pause(limiter.record_run_pause)
+
+    def set_limits(limits: JobLimits, budget: int | None) -> str | None:
+        shortage: str | None = None
+        if limits.concurrency != in_force[0].concurrency:
+            connections, shortage = affordable_connections(limits.concurrency)
+            transport.set_connections(connections)
+            online.set_concurrency(connections)
+        job_limiter.set_configured(limits.requests_per_minute, limits.tokens_per_minute)
+        if budget is not None:
+            context.budget.set_limit(budget)
+        in_force[0] = limits
+        return shortage
+
     async def close() -> None:
         await transport.close()
         await media.close()
@@ -133,8 +153,9 @@ def local_engine(context: RunContext) -> Engine:
         limiters,
         shared_limiters(prepared.steps, limiters),
         close,
-        steps[0].route.limiters[1],
+        job_limiter,
         concurrency,
+        set_limits,
         notice=notice,
     )
 

@@ -107,6 +107,7 @@ class Committer:
         )
         self._counters.rows_failed += len(chunk.failures)
         self._counters.failed_now += self._count_new_failures(chunk)
+        self._counters.failed_by_class.update(failure.error.error_class for failure in chunk.failures)
 
     def _count_new_failures(self, chunk: Chunk) -> int:
         new = [failure for failure in chunk.failures if failure.is_new]

@@ -11,19 +11,18 @@ from connectors.errors import DataError, JobError, RowmillError, Stopped
 from connectors.registry import SINKS
 from connectors.sql import query_connection
 from connectors.tables.schema_checks import SchemaMismatch
-from connectors.tokens import context_window
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.overrides import has_other_sink
-from pipelines.dispatch.provider_routes import member_price, step_price
 from pipelines.dispatch.rescue.rescued_rows import forget_other_ladders, rescued_classes
 from pipelines.execution.audits import check_audits, run_audits
+from pipelines.execution.budget_checks import check_budget
 from pipelines.execution.run_report import run_report
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.projection import append_usage, count_committed, rebuild
 from pipelines.maintenance.retention import drop_committed
 from pipelines.monitoring.json_log import print_problem
 from pipelines.preparation.job_warnings import job_warnings
-from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, prepare_job, with_learned_facts, with_location
+from pipelines.preparation.prepared_job import PreparedJob, prepare_job, with_learned_facts, with_location
 from pipelines.preparation.schema_evolution import (
     cast_tables,
     check_backfill,
@@ -188,7 +187,8 @@ def _with_partial_report(
 def check_before_run(ready: PreparedJob) -> None:
     """Raise the first error that can be found without a request."""
     _check_sink(ready)
-    _check_budget(ready)
+    if ready.job.budget is not None or ready.workspace.budget is not None:
+        check_budget(ready)
     check_audits(ready)
     with with_location(ready.loaded):
         ready.selection.check_keys()
@@ -218,7 +218,7 @@ def _finish_run(ready: PreparedJob, ledger: Ledger, run: OpenRun, ended: "RunOut
         ended = replace(ended, exit_code=5)
     has_packs = any(getattr(step.model, "pack", None) is not None for step in ready.steps)
     report = run_report(ready.job.name, run.run_id, ended, ready.sink.tables())
-    report = replace(report, audits=audits, has_packs=has_packs)
+    report = replace(report, audits=audits, has_packs=has_packs, control=ended.control)
     try:
         end_invocation(ledger, run.run_id, report)
     except RowmillError:
@@ -255,54 +255,6 @@ def _in_own_sink(ready: PreparedJob) -> bool:
         return True
     written, folder = ready.loaded.written, ready.workspace.folder
     return written is not None and written.sink.location(folder) == ready.job.sink.location(folder)
-
-
-def _check_budget(ready: PreparedJob) -> None:
-    """Under a budget, refuse a step without a price or without a bound on its cost."""
-    if ready.job.budget is None and ready.workspace.budget is None:
-        return
-    for step in ready.requested_steps:
-        where = ready.loaded.locate(*step.key_path("model"))
-        price = step_price(ready.workspace, step)
-        if price is None:
-            unpriced = [member.name for member in step.members if member_price(ready.workspace, step, member) is None]
-            at = f" at {', '.join(unpriced)}" if step.is_pooled else ""
-            raise JobError(
-                where,
-                f"no price is known for {step.context.sent_model(step.model.model)}{at}, so no budget can hold",
-                "add it to `prices:` in rowmill.yaml",
-            )
-        _check_hosted_tools(ready, step)
-        if step.endpoint.output_bound is None and price.output_per_million:
-            raise JobError(
-                where,
-                f"nothing bounds what an answer of {step.model.model} may cost, so no budget can hold",
-                "add params: {max_tokens: N}",
-            )
-
-
-def _check_hosted_tools(ready: PreparedJob, step: PreparedStep) -> None:
-    """Under a budget, refuse hosted tools without a price of a call, or without a bound on calls and their results."""
-    terms = step.endpoint.billing_terms
-    priced = [(member, member_price(ready.workspace, step, member)) for member in step.members]
-    for member, price in priced if terms.hosted_tools else ():
-        if price is None or price.is_free:
-            continue
-        model = member.sent_model(step.model.model)
-        unpriced = sorted(terms.hosted_tools - dict(price.per_call).keys())
-        if unpriced:
-            tool, remedy = unpriced[0], f"add per_call: {{{unpriced[0]}: USD}} to its `prices:` in rowmill.yaml"
-            reason = f"no price is known for a call of {tool} by {model}"
-        elif terms.max_tool_calls is None:
-            tool, remedy = min(terms.hosted_tools), "add params: {max_tool_calls: N}"
-            reason = f"nothing bounds the calls of {tool}"
-        elif context_window(model) is None:
-            remedy = "use a model with a known context window, or no hosted tools"
-            reason = f"the context window of {model} is not known, nor what hosted tools add to it"
-        else:
-            continue
-        key = "tools" if getattr(step.model, "tools", None) else "params"
-        raise JobError(ready.loaded.locate(*step.key_path(key)), f"{reason}, so no budget can hold", remedy)
 
 
 def prepare_sink(ready: PreparedJob, ledger: Ledger, change: SchemaChange | None = None) -> bool:

@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ import pyarrow as pa
 
 from connectors.contracts import Commit
 from connectors.errors import RowmillError, Stopped
+from pipelines.control.run_control import RunControl
 from pipelines.dispatch.counters import RunCounters, StepCounters
+from pipelines.dispatch.dispatch_state import DRAINED
 from pipelines.dispatch.dispatcher import DispatchControl
 from pipelines.dispatch.packing.packing import packing_of
 from pipelines.dispatch.request_types import DailyBudget
@@ -34,6 +36,7 @@ from pipelines.dispatch.step_runner import (
 )
 from pipelines.engines.local_engine import ChunkRunner, Engine, RunContext, local_engine
 from pipelines.execution.committer import Committer, rejected_lines
+from pipelines.execution.run_steering import serve_control, steer_run
 from pipelines.formatting import format_count
 from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.ledger.ledger_file import DAMAGE_REMEDY, lost_file
@@ -48,6 +51,7 @@ from pipelines.pricing.run_budget import RunBudget
 from pipelines.runtime.locks import lock_path, sink_lock_path
 from pipelines.runtime.run_options import RunOptions
 from pipelines.runtime.run_records import OpenRun
+from pipelines.runtime.run_report import ControlEvent
 from pipelines.runtime.state_watch import StateWatch
 
 OPEN_BATCH_ROWS = 250_000 // CHUNK_ROWS * CHUNK_ROWS
@@ -65,6 +69,8 @@ class RunOutcome:
     counters: RunCounters
     times: Mapping[str, Any] | None = None
     """Where the time of this invocation went (`TimeBreakdown.to_json`)."""
+    control: Sequence[ControlEvent] = ()
+    """What `rowmill control` has done."""
     defect: Exception | None = None
     """An unexpected exception that ended the run; it is printed with its traceback."""
 
@@ -126,6 +132,8 @@ async def run_job(
     clock = TimeBreakdown(
         counters, concurrency, job.delivery, limiters, budget, lambda: ledger.write_seconds, engine.remote_timings
     )
+    view = RunView(counters, dispatcher, engine.limiters, clock)
+    control = steer_run(ready, options, run.run_id, engine, view, budget)
     before = ledger.path
     with (
         contextlib.closing(_state_watch(ready, ledger)) as watch,
@@ -135,10 +143,11 @@ async def run_job(
         dispatcher.start()
         commit_task = asyncio.create_task(_commit_when_due(committer, dispatcher, runner))
         watch_task = asyncio.create_task(watch.run(lambda path: dispatcher.stop(str(lost_file(path)))))
-        progress_task = asyncio.ensure_future(follow(RunView(counters, dispatcher, engine.limiters, clock)))
+        progress_task = asyncio.ensure_future(follow(view))
+        control_task = asyncio.create_task(serve_control(ready, options, run.run_id, control))
         lag_task = asyncio.create_task(clock.measure_loop_lag())
         try:
-            await _feed_rows(ready, runner, dispatcher, options.retried_classes, clock, committer)
+            await _feed_rows(ready, runner, dispatcher, options.retried_classes, clock, committer, control)
             await runner.join()
         except (OSError, duckdb.Error, RowmillError):
             # Copies of the rows are in the state folder.
@@ -153,7 +162,8 @@ async def run_job(
             await engine.close()
             commit_task.cancel()
             progress_task.cancel()
-            commit_error, _ = await asyncio.gather(commit_task, progress_task, return_exceptions=True)
+            control_task.cancel()
+            commit_error, *_ = await asyncio.gather(commit_task, progress_task, control_task, return_exceptions=True)
         failure = dispatcher.state.failure or runner.failure
         if stopped is None and dispatcher.state.setup_faults.joint_fault is not None:
             stopped = f"setup: {dispatcher.state.setup_faults.joint_fault}"
@@ -180,6 +190,9 @@ async def run_job(
         stopped = _stop_reason(failure)
     elif stopped is not None and stopped.startswith("budget"):
         stopped = _budget_message(stopped, counters, budget, daily_budget)
+    elif stopped == DRAINED:
+        rows = format_count(counters.rows_left, "row")
+        stopped = f"drained by `rowmill control`: {rows} left; run again, it goes on where it stopped"
     interrupted = stopped == INTERRUPTED
     if interrupted and dispatcher.state.left_running:
         running = dispatcher.state.left_running
@@ -188,7 +201,7 @@ async def run_job(
     code = 130 if interrupted else 3 if stopped is not None else 1 if failed else 0
     clock.committing_seconds = committer.seconds
     defect = failure if stopped == DEFECT_MESSAGE and isinstance(failure, Exception) else None
-    return RunOutcome(code, stopped, counters, clock.to_json(), defect)
+    return RunOutcome(code, stopped, counters, clock.to_json(), tuple(control.events), defect)
 
 
 async def _feed_rows(
@@ -198,17 +211,21 @@ async def _feed_rows(
     retry: frozenset[str] | None,
     clock: TimeBreakdown,
     committer: Committer,
+    control: RunControl,
 ) -> None:
     files = any(step.model.endpoint in FILE_ENDPOINTS for step in ready.steps)
     batches = ready.selection.batches(FILE_CHUNK_ROWS if files else CHUNK_ROWS, retry or frozenset())
-    max_open_rows = MAX_OPEN_ROWS if ready.job.delivery == "online" else OPEN_BATCH_ROWS
-    if files and ready.job.delivery == "online":
+
+    def max_open_rows() -> int:
+        if ready.job.delivery != "online":
+            return OPEN_BATCH_ROWS
         # A server may answer faster than the files are written.
-        max_open_rows = 2 * max(FILE_CHUNK_ROWS, ready.job.limits.concurrency)
+        return 2 * max(FILE_CHUNK_ROWS, control.settings.limits.concurrency) if files else MAX_OPEN_ROWS
+
     while dispatcher.state.stop_reason is None:
         began = time.perf_counter()
         batch = await asyncio.to_thread(next, batches, None)
-        read = time.perf_counter()
+        read, paused = time.perf_counter(), clock.paused_seconds
         clock.reading_seconds += read - began
         if batch is None:
             # An open source would hold 10 MB of DuckDB's memory until the last rows are committed.
@@ -217,13 +234,13 @@ async def _feed_rows(
         runner.submit(_chunk(batch))
         while dispatcher.state.stop_reason is None and (
             runner.rendering >= MAX_RENDERING_CHUNKS
-            or runner.open_rows >= max_open_rows
+            or runner.open_rows >= max_open_rows()
             or runner.open_bytes >= MAX_OPEN_BYTES
             or committer.is_full
         ):
             runner.progressed.clear()
             await runner.progressed.wait()
-        clock.rendering_seconds += time.perf_counter() - read
+        clock.rendering_seconds += time.perf_counter() - read - (clock.paused_seconds - paused)
         await dispatcher.wait_for_capacity()
 
 

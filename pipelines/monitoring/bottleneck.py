@@ -87,6 +87,7 @@ class TimeBreakdown:
         """
         self._counters = counters
         self._concurrency = concurrency
+        self._sender_seconds = 0.0
         self._delivery = delivery
         self._limiters = limiters
         self._budget = budget
@@ -101,7 +102,10 @@ class TimeBreakdown:
         self._lag_samples = 0
         self._lag_sum = self._max_lag = 0.0
         self._began = self._now()
+        self._concurrency_since = self._began[0]
         self._sending_ended: tuple[float, float, float] | None = None
+        self._paused_seconds = 0.0
+        self._paused_at: float | None = None
 
     @staticmethod
     def _now() -> tuple[float, float, float]:
@@ -117,23 +121,42 @@ class TimeBreakdown:
             self._lag_sum += lag
             self._max_lag = max(self._max_lag, lag)
 
+    def set_concurrency(self, concurrency: int) -> None:
+        """Count with so many senders from now on."""
+        now = time.perf_counter()
+        self._sender_seconds += self._concurrency * (now - self._concurrency_since)
+        self._concurrency, self._concurrency_since = concurrency, now
+
+    def record_pause(self, is_paused: bool) -> None:
+        """Record that the run is paused, or goes on: a pause is no time in which it was slow."""
+        self._paused_seconds = self.paused_seconds
+        self._paused_at = time.perf_counter() if is_paused else None
+
+    @property
+    def paused_seconds(self) -> float:
+        """Time that the run was paused."""
+        return self._paused_seconds + (0.0 if self._paused_at is None else time.perf_counter() - self._paused_at)
+
     def end_sending(self) -> None:
         """Record that nothing is sent any more: the rest is writing."""
         self._sending_ended = self._now()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures so far, in seconds, and the bottleneck as text.
+        """Return the figures so far, in seconds without pauses, and the bottleneck as text.
 
         Those of SENDER_STATES are summed over all senders: together they make `senders` times `sending`.
         """
-        now = self._now()
+        now, paused = self._now(), self.paused_seconds
         sending, cpu, loop = (end - start for end, start in zip(self._sending_ended or now, self._began, strict=True))
+        sending -= paused
+        since_change = self._concurrency * (now[0] - self._concurrency_since)
+        senders = round((self._sender_seconds + since_change) / max(1e-9, now[0] - self._began[0]))
         times, ledger_thread, remote = self._counters.times, self._ledger_busy(), self._remote
         # While the ledger's thread writes, all senders may wait for it. The rest of an exchange is waiting for the
         # event loop, which handles one reply at a time.
         ledger = min(
             max(0.0, times.other_seconds),
-            self._concurrency * ledger_thread if remote is None else remote.ledger_seconds,
+            senders * ledger_thread if remote is None else remote.ledger_seconds,
         )
         if remote is not None:
             cpu = loop = remote.cpu_seconds
@@ -145,11 +168,11 @@ class TimeBreakdown:
             "budget": self._budget.waited_seconds,
         }
         figures: dict[str, Any] = {
-            "seconds": now[0] - self._began[0],
+            "seconds": now[0] - self._began[0] - paused,
             "sending": sending,
-            "senders": self._concurrency,
+            "senders": senders,
             **waits,
-            "idle": max(0.0, self._concurrency * sending - sum(waits.values())),
+            "idle": max(0.0, senders * sending - sum(waits.values())),
             "reading": self.reading_seconds,
             "setting_out": self.rendering_seconds,
             "committing": self.committing_seconds,
@@ -159,6 +182,8 @@ class TimeBreakdown:
             "lag_mean_ms": 1000 * self._lag_sum / max(1, self._lag_samples),
             "lag_max_ms": 1000 * self._max_lag,
         }
+        if paused:
+            figures["paused"] = paused
         if remote is not None:
             figures |= {"workers": remote.workers, "starting": remote.startup_seconds}
         rounded = {name: value if isinstance(value, int) else round(value, 4) for name, value in figures.items()}

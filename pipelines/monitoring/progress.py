@@ -163,6 +163,7 @@ def progress_figures(view: RunView, throughput: Throughput) -> dict[str, object]
     counters = view.counters
     failed = max(counters.rows_failed, sum(step.failed for step in counters.steps.values()))
     done, left = _work_done(counters), _work_left(counters)
+    paused_since = view.dispatcher.state.paused_since
     return {
         "rows": counters.rows,
         "rows_done": counters.rows_finished,
@@ -177,6 +178,7 @@ def progress_figures(view: RunView, throughput: Throughput) -> dict[str, object]
         "cost_usd": None if counters.unpriced else usd(counters.cost),
         "seconds_left": round(left / throughput.work_per_second) if throughput.work_per_second > 0 else None,
         "held": view.hold_reason(),
+        "paused_since": None if paused_since is None else paused_since.isoformat(timespec="seconds"),
     }
 
 

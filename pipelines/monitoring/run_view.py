@@ -22,6 +22,8 @@ class RunView:
 
     def hold_reason(self) -> str | None:
         """Return what the run waits for, and for how long if that is known; None if it does not wait."""
+        if (since := self.dispatcher.state.paused_since) is not None:
+            return f"paused since {since:%H:%M:%S} UTC; resume it with: rowmill control JOB resume"
         if self.dispatcher.state.waiting_for is not None:
             return self.dispatcher.state.waiting_for
         for provider, limiter in self.limiters.items():

@@ -287,7 +287,7 @@ def _range(column: Mapping[str, Any]) -> Items:
     return Items((*ends, f" {column['unit']}".rstrip()))
 
 
-def _runs(facts: ReportFacts, zone: ZoneInfo) -> Sequence[Table]:
+def _runs(facts: ReportFacts, zone: ZoneInfo) -> Sequence[str | Table]:
     if not facts.runs:
         return ()
     rows = [
@@ -302,7 +302,8 @@ def _runs(facts: ReportFacts, zone: ZoneInfo) -> Sequence[Table]:
         for run in facts.runs
     ]
     heads = ("started", "state", "rows done", "failed rows", "requests", "cost", "time", "audits")
-    return (table(heads, rows, f"The last {len(rows):,} runs", frozenset({2, 3, 4, 5, 6})),)
+    events = [f"Last invocation: {event}." for event in facts.runs[0]["control"]]
+    return (table(heads, rows, f"The last {len(rows):,} runs", frozenset({2, 3, 4, 5, 6})), *events)
 
 
 def _cost(name: str, cost: float | None, unpriced: int) -> Fact:

@@ -16,6 +16,7 @@ from pipelines.config.loaded_job import LoadedJob
 from pipelines.ledger.ledger_file import open_ledger_file
 from pipelines.pricing.prices import usd
 from pipelines.runtime.run_records import NEWEST_FIRST
+from pipelines.runtime.run_report import ControlEvent
 
 Facts = Mapping[str, Any]
 
@@ -214,6 +215,7 @@ def _runs(results: Results) -> list[Facts]:
                 "audits": last.get("audits") or (),
                 "pack_agreement": last.get("pack_agreement"),
                 "times": last.get("times"),
+                "control": [str(ControlEvent.from_json(event)) for event in last.get("control", ())],
             }
         )
     return runs

@@ -40,7 +40,7 @@ def format_report(report: RunReport, path: str) -> "RenderableType":
         facts[f"audit {audit.name}"] = "passed" if audit.passed else "FAILED"
     if report.stopped is not None:
         facts["stopped"] = escape_control_characters(report.stopped)
-    notes = [("note", escape_control_characters(note)) for note in report.notes]
+    notes = [("note", escape_control_characters(note)) for note in (*map(str, report.control), *report.notes)]
     parts: list[RenderableType] = [
         Text(_headline(report, is_idle), style="bold"),
         Padding(fact_list([*facts.items(), *notes]), (0, 0, 0, 2)),

@@ -93,10 +93,11 @@ def format_usage(rows: Sequence[Mapping[str, Any]]) -> "RenderableType":
 def _state(row: Mapping[str, Any]) -> str:
     if row["state"] != "running":
         return "killed" if row["exit_code"] is None else STATES.get(row["exit_code"], "killed")
+    state = "running" if row["paused_since"] is None else "paused"
     if not row["rows"]:
-        return "running"
+        return state
     # Of the rows that the next column counts.
-    return f"running {format_percent(row['rows'] - row['rows_left'], row['rows'])}"
+    return f"{state} {format_percent(row['rows'] - row['rows_left'], row['rows'])}"
 
 
 def _note(row: Mapping[str, Any]) -> str:

@@ -67,6 +67,7 @@ def job_statuses(workspace: Workspace, name: str | None = None) -> Rows:
                 "share_done": live.get("share_done"),
                 "seconds_left": live.get("seconds_left"),
                 "held": live.get("held"),
+                "paused_since": live.get("paused_since"),
                 "bound_by": live.get("bound_by") or (last.get("times") or {}).get("bound_by"),
             }
         )

@@ -36,6 +36,31 @@ class AuditResult:
 
 
 @dataclass(frozen=True, slots=True)
+class ControlEvent:
+    """What `rowmill control` has done to a run."""
+
+    at: str
+    """ISO 8601, UTC, to the second."""
+    command: str
+    """pause, resume, drain or set."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Of `set`: dotted key of the job file -> value."""
+
+    def __str__(self) -> str:
+        values = "".join(f" {key}={'null' if value is None else value}" for key, value in self.values.items())
+        return f"{self.command}{values} at {self.at} by `rowmill control`"
+
+    def to_json(self) -> dict[str, Any]:
+        """The event in the object of `--json`."""
+        return {"at": self.at, "command": self.command, **({"values": dict(self.values)} if self.values else {})}
+
+    @classmethod
+    def from_json(cls, event: Mapping[str, Any]) -> Self:
+        """The event of a report in JSON."""
+        return cls(event["at"], event["command"], event.get("values", {}))
+
+
+@dataclass(frozen=True, slots=True)
 class StepReport:
     """What one step sent."""
 
@@ -94,6 +119,8 @@ class RunReport:
     """Rows of packs that were also requested alone."""
     has_packs: bool = False
     """Whether a step of the job has `pack`."""
+    control: Sequence[ControlEvent] = field(default=(), repr=False)
+    """What `rowmill control` has done to the run."""
     is_skipped: bool = field(default=False, repr=False)
     """Whether the job was not started, since a job whose results it reads has failed."""
 
@@ -106,6 +133,8 @@ class RunReport:
             shown["audits"] = [audit.to_json() for audit in self.audits]
         if self.has_packs:
             shown["pack_agreement"] = self.pack_agreement
+        if self.control:
+            shown["control"] = [event.to_json() for event in self.control]
         if self.compared is not None:
             shown["compare"] = [{"key": row.key, "old": row.old, "new": row.new} for row in self.compared]
         return shown
@@ -126,7 +155,8 @@ class RunReport:
             for audit in record.get("audits") or ()
         )
         packs = {"has_packs": True, "pack_agreement": record["pack_agreement"]} if "pack_agreement" in record else {}
-        return cls(**counted, exit_code=record["exit_code"], audits=audits, **packs)
+        control = tuple(ControlEvent.from_json(event) for event in record.get("control", ()))
+        return cls(**counted, exit_code=record["exit_code"], audits=audits, control=control, **packs)
 
     @property
     def has_begun(self) -> bool:

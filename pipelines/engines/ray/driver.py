@@ -12,6 +12,7 @@ from typing import Any
 
 from connectors.errors import JobError
 from pipelines.batch.store import BatchLedger
+from pipelines.config.job import JobLimits
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace_file import LOCAL
 from pipelines.dispatch.counters import RunCounters
@@ -20,7 +21,7 @@ from pipelines.dispatch.step_runner import Chunk
 from pipelines.engines.local_engine import Engine, RunContext, local_engine
 from pipelines.engines.ray.keys import KeyActor, key_commands, with_remote_keys
 from pipelines.engines.ray.ledger import LedgerActor, WorkerEntries, actor_result
-from pipelines.engines.ray.limits import JOB, LimiterActor, LimitSpec
+from pipelines.engines.ray.limits import JOB, LimiterActor, LimitSpec, RunTerms
 from pipelines.engines.ray.telemetry import TelemetryBatch, observe
 from pipelines.engines.ray.timing import ObservedLimit, add_up
 from pipelines.engines.ray.worker import WorkerActor, WorkerConfig, WorkerReport
@@ -81,7 +82,9 @@ def ray_engine(context: RunContext) -> Engine:
     pool = WorkerPool(context, max(1, min(cores, job.limits.concurrency)))
     provider_limits = {name: limit for name, limit in pool.limits.items() if name != JOB}
     job_limit, concurrency = pool.limits[JOB], job.limits.concurrency
-    return Engine(pool, pool.chunks, provider_limits, {}, pool.shut_down, job_limit, concurrency, pool.timings)
+    return Engine(
+        pool, pool.chunks, provider_limits, {}, pool.shut_down, job_limit, concurrency, pool.set_limits, pool.timings
+    )
 
 
 def _connect() -> None:
@@ -184,6 +187,7 @@ class WorkerPool:
         self.state = DispatchState()
         self.state.waiting_for = f"{workers} workers on Ray to begin"
         self.state.on_stop(self._stop_workers)
+        self.state.on_pause(self._pause_workers)
         self.chunks = ChunkQueue(workers)
         self._context = context
         self._size = workers
@@ -191,6 +195,7 @@ class WorkerPool:
         self._last_number = 0
         self._began = time.monotonic()
         self._spent_before = context.budget.spent
+        self._terms = RunTerms()
         # What this invocation did before there were workers counts as the report of a dead one.
         counters = replace(context.counters, steps={}, times=replace(context.counters.times))
         self._final_reports = [WorkerReport(counters)]
@@ -219,8 +224,7 @@ class WorkerPool:
             is_retrying=context.is_retrying,
             result_columns=tuple(prepared.shape.results.names),
             files=(prepared.sink.files_prefix, prepared.sink.files_folder.absolute()),
-            # Requests in flight are leased: a worker with more to do than others may have twice its part.
-            senders=min(limits.concurrency, -(-2 * limits.concurrency // workers)),
+            senders=self._senders(limits.concurrency),
             has_budget=context.budget.limit is not None,
             daily_budget=context.daily_budget,
             is_observed=False,
@@ -265,6 +269,24 @@ class WorkerPool:
     def stop(self, reason: str) -> None:
         """See Dispatcher."""
         self.state.stop(reason)
+
+    def set_limits(self, limits: JobLimits, budget: int | None) -> None:
+        """Put other limits and another budget in force; workers follow within half a second."""
+        self._terms = replace(self._terms, limits=limits, senders=self._senders(limits.concurrency))
+        self.limits[JOB].set_configured(limits.requests_per_minute, limits.tokens_per_minute)
+        left: int | None = None
+        if budget is not None:
+            self._context.budget.set_limit(budget)
+            left = budget - self._spent_before
+        self._limiter.set_terms.remote(self._terms, left)
+
+    def _pause_workers(self, is_paused: bool) -> None:
+        self._terms = replace(self._terms, is_paused=is_paused)
+        self._limiter.set_terms.remote(self._terms, None)
+
+    def _senders(self, concurrency: int) -> int:
+        # Requests in flight are leased: a worker with more to do than others may have twice its part.
+        return min(concurrency, -(-2 * concurrency // self._size))
 
     def _stop_workers(self, reason: str) -> None:
         self.chunks.clear()

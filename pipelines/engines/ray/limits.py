@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.config.job import JobLimits
 from pipelines.engines.ray.ledger import actor_result
 from pipelines.limits.limit_leases import (
     KINDS,
@@ -45,6 +46,17 @@ class LimitSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class RunTerms:
+    """What `rowmill control` has asked of the run, for every worker."""
+
+    is_paused: bool = False
+    limits: JobLimits | None = None
+    """In place of those of the job file; None: nothing was set."""
+    senders: int = 0
+    """Of each worker, with these limits."""
+
+
+@dataclass(frozen=True, slots=True)
 class LimitUsage:
     """What a worker reports about one limit when it renews its lease."""
 
@@ -69,7 +81,8 @@ class RenewedLease:
     is_short: bool
     """Whether more is due to this worker than is free yet."""
     is_money_short: bool
-    """Whether another worker waits for money: idle money must be returned."""
+    """Whether idle money must be returned: another worker waits for some, or the budget was lowered."""
+    terms: RunTerms
 
 
 class ClusterLimit(ProviderLimiter):
@@ -84,6 +97,11 @@ class ClusterLimit(ProviderLimiter):
     def set_share(self, requests: float, tokens: float, slots: int | None) -> None:
         """See ProviderLimiter."""
         self.run_share = {"requests": requests, "tokens": tokens, "slots": float(slots or 0)}
+
+    def set_concurrency(self, concurrency: int) -> None:
+        """Replace the concurrency of a limit that is this run's alone."""
+        self.concurrency = concurrency
+        self.run_share["slots"] = float(concurrency)
 
 
 @dataclass(slots=True)
@@ -114,6 +132,7 @@ class LimiterActor:
         self._leases: LimitLeases | None = None
         self._lease_task: asyncio.Task[None] | None = None
         self._borrowers = 0
+        self._terms = RunTerms()
         self._changed = asyncio.Event()
 
     async def start(self) -> None:
@@ -127,6 +146,15 @@ class LimiterActor:
         if self._leases is not None and self._lease_task is not None:
             self._lease_task.cancel()
             self._leases.close()
+
+    async def set_terms(self, terms: RunTerms, budget: int | None) -> None:
+        """Put other terms in force: workers get them when they renew. `budget`: see `__init__`; None: as before."""
+        self._terms = terms
+        if terms.limits is not None:
+            self._limits[JOB].set_concurrency(terms.limits.concurrency)
+        if budget is not None:
+            self._budget = budget
+        self._changed.set()
 
     async def renew(self, worker: int, usage: Mapping[str, LimitUsage], spent: int, returned: int) -> RenewedLease:
         """Return a worker's lease from now on. `spent`, `returned`: of the money that was lent to it."""
@@ -152,7 +180,9 @@ class LimiterActor:
             for kind in KINDS:
                 is_short |= self._grant(worker, name, kind)
         pauses = {name: max(0.0, limit.paused_until - now) for name, limit in self._limits.items()}
-        return RenewedLease(dict(holder.granted), pauses, is_short, self._borrowers > 0)
+        is_above_budget = self._budget is not None and sum(one.lent for one in self._holders.values()) > self._budget
+        is_money_short = self._borrowers > 0 or is_above_budget
+        return RenewedLease(dict(holder.granted), pauses, is_short, is_money_short, self._terms)
 
     async def borrow(self, worker: int, needed: int, spent: int, returned: int) -> int:
         """Lend a worker at least the money that it needs; return 0 if so much will never be left."""
@@ -256,14 +286,16 @@ class LeaseRenewal:
         limiters: Mapping[str, ProviderLimiter],
         budget: RunBudget,
         wait_until_recorded: Callable[[], Awaitable[None]],
+        apply_terms: Callable[[RunTerms], None],
     ) -> None:
         """`actor`: the handle of a LimiterActor. `wait_until_recorded` returns when what has ended by now is in the
-        ledger."""
+        ledger. `apply_terms` is called with the terms in force at every renewal."""
         self._actor = actor
         self._worker = worker
         self._limiters = limiters
         self._budget = budget
         self._wait_until_recorded = wait_until_recorded
+        self._apply_terms = apply_terms
         self._demand = Demand(limiters)
         self._is_short = False
         self._is_money_short = False
@@ -298,6 +330,7 @@ class LeaseRenewal:
         call = self._actor.renew.remote(self._worker, usage, self._budget.spent, returned)
         lease: RenewedLease = await actor_result(call)
         self._is_short, self._is_money_short = lease.is_short, lease.is_money_short
+        self._apply_terms(lease.terms)
         for name, limiter in self._limiters.items():
             granted = {kind: lease.granted[name, kind] for kind in KINDS}
             slots = None if limiter.concurrency is None else int(granted["slots"])

@@ -37,7 +37,7 @@ from pipelines.dispatch.step_runner import (
 )
 from pipelines.engines.ray.deduplicating_dispatcher import DeduplicatingDispatcher
 from pipelines.engines.ray.ledger import RemoteLedger
-from pipelines.engines.ray.limits import JOB, LeaseRenewal, RemoteBudget
+from pipelines.engines.ray.limits import JOB, LeaseRenewal, RemoteBudget, RunTerms
 from pipelines.engines.ray.telemetry import TelemetryBatch, TelemetryRecorder
 from pipelines.engines.ray.timing import WorkerTimings, limit_waits
 from pipelines.limits.provider_limiter import ProviderLimiter
@@ -141,16 +141,20 @@ class WorkerActor:
             config.daily_budget,
             releases_job_limit_early=True,
         )
+        self._online = online
+        self._terms = RunTerms()
         self._dispatcher = DeduplicatingDispatcher(online, self._ledger)
         self._recorder = TelemetryRecorder()
         if config.is_observed:
             self._state.observer = self._recorder
         self._limiters = limiters
+        for one in limiters.values():
+            self._state.on_pause(one.record_run_pause)
         provider_limiters = {name: limiter for name, limiter in limiters.items() if name != JOB}
         self._view = RunView(self._counters, self._dispatcher, provider_limiters)
         self._runners: set[StepRunner] = set()
         self._progressed = asyncio.Event()
-        renewal = LeaseRenewal(limiter, number, limiters, self._budget, online.wait_until_recorded)
+        renewal = LeaseRenewal(limiter, number, limiters, self._budget, online.wait_until_recorded, self._apply_terms)
         await renewal.renew()
         self._renewal_task = asyncio.create_task(self._renew_leases(renewal))
         self._dispatcher.start()
@@ -237,7 +241,7 @@ class WorkerActor:
             self._budget.reserved,
             self._state.stop_reason,
             failure,
-            self._view.hold_reason() if self._state.stop_reason is None else None,
+            self._view.hold_reason() if self._state.stop_reason is None and not self._state.is_paused else None,
             self._recorder.since(recorded),
             WorkerTimings(
                 limit_waits(self._limiters),
@@ -266,6 +270,23 @@ class WorkerActor:
         self._renewal_task.cancel()
         self._scratch.cleanup()
         return await self.report(0, recorded)
+
+    def _apply_terms(self, terms: RunTerms) -> None:
+        """Pause or resume, and put other limits in force."""
+        if terms.is_paused:
+            self._state.pause()
+        else:
+            self._state.resume()
+        limits = terms.limits
+        if limits is None or terms.limits == self._terms.limits:
+            return
+        self._terms = terms
+        senders, _ = affordable_connections(terms.senders)
+        self._transport.set_connections(senders)
+        self._online.set_concurrency(senders)
+        job_limiter = self._limiters[JOB]
+        job_limiter.concurrency = limits.concurrency
+        job_limiter.set_configured(limits.requests_per_minute, limits.tokens_per_minute)
 
     async def _renew_leases(self, renewal: LeaseRenewal) -> None:
         try:

@@ -27,7 +27,7 @@ from tests.behaviour.screens.conftest import Screen
 class IdleDispatcher:
     """A dispatcher that waits for nothing."""
 
-    state = SimpleNamespace(waiting_for=None)
+    state = SimpleNamespace(waiting_for=None, paused_since=None)
 
 
 def view_of(counters: RunCounters) -> RunView:
@@ -167,6 +167,7 @@ def test_status_is_a_line_a_job_that_fits_a_terminal(screen: Screen) -> None:
         "job": "reviews", "run_id": "r", "state": "closed", "started": "2026-11-24T12:00:00+00:00", "ended": None,
         "exit_code": 0, "rows": 3000, "rows_ok": 3000, "rows_failed": 0, "rows_left": 0, "requests": 3000,
         "cost_usd": 0.0412, "stopped": None, "share_done": None, "seconds_left": None, "held": None, "bound_by": None,
+        "paused_since": None,
     }  # fmt: skip
     rows = [
         {**usual, "bound_by": "the limit of openai, 3,000 requests a minute (87 % of the time); "

@@ -1,6 +1,10 @@
 """The bottleneck that a time breakdown names, and its advice."""
 
-from pipelines.dispatch.counters import RunCounters
+import time
+
+import pytest
+
+from pipelines.dispatch.counters import RunCounters, SenderTimes
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.monitoring.bottleneck import SENDER_STATES, TimeBreakdown
 from pipelines.pricing.run_budget import RunBudget
@@ -72,3 +76,28 @@ def test_the_limit_with_the_longest_waits_is_named() -> None:
             assert text.startswith("stated, which refused 7 requests and asks to wait (90 % of the time)")
     pool = breakdown_of(BUSY, one=ProviderLimiter(None, None, None, 900, 60))
     assert bottleneck(pool, limits=90).startswith("the pool's members, all busy or paused")
+
+
+def test_a_pause_is_no_time_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    breakdown = breakdown_of(RunCounters(requests=1000, times=SenderTimes(network_seconds=40.0)))
+    clock[0] = 4.0
+    breakdown.record_pause(True)
+    clock[0] = 3600.0
+    assert breakdown.paused_seconds == 3596.0
+    breakdown.record_pause(False)
+    clock[0] = 3602.0
+    figures = breakdown.to_json()
+    assert (figures["seconds"], figures["sending"], figures["paused"], figures["idle"]) == (6.0, 6.0, 3596.0, 20.0)
+    assert figures["bound_by"].startswith("answers that take 40 ms, 10 at a time (67 % of the time)")
+
+
+def test_senders_are_those_of_the_whole_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    breakdown = breakdown_of(BUSY)
+    clock[0] = 5.0
+    breakdown.set_concurrency(30)
+    clock[0] = 10.0
+    assert breakdown.to_json()["senders"] == 20

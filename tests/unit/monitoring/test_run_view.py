@@ -1,5 +1,6 @@
 """What a run waits for, as displays and logs report it."""
 
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +15,10 @@ def limiter() -> ProviderLimiter:
     return ProviderLimiter(None, None, None, 900, 60, lambda: 100.0)
 
 
-def view_of(waiting_for: str | None = None, **limiters: ProviderLimiter) -> RunView:
-    dispatcher = SimpleNamespace(state=SimpleNamespace(waiting_for=waiting_for))
+def view_of(
+    waiting_for: str | None = None, paused_since: datetime | None = None, **limiters: ProviderLimiter
+) -> RunView:
+    dispatcher = SimpleNamespace(state=SimpleNamespace(waiting_for=waiting_for, paused_since=paused_since))
     return RunView(None, dispatcher, limiters)  # type: ignore[arg-type]
 
 
@@ -26,6 +29,12 @@ def test_a_run_that_sends_waits_for_nothing(limiter: ProviderLimiter) -> None:
 def test_the_dispatcher_s_reason_comes_first(limiter: ProviderLimiter) -> None:
     limiter.record_refusal(0, 30.0)
     assert view_of("uploading", test=limiter).hold_reason() == "uploading"
+
+
+def test_a_pause_comes_before_everything_else(limiter: ProviderLimiter) -> None:
+    limiter.record_refusal(0, 30.0)
+    view = view_of("uploading", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), test=limiter)
+    assert view.hold_reason() == "paused since 03:04:05 UTC; resume it with: rowmill control JOB resume"
 
 
 def test_a_provider_that_does_not_answer_is_reported_with_its_next_attempt(limiter: ProviderLimiter) -> None:

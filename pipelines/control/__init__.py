@@ -1,0 +1,1 @@
+"""Steering of a run in progress: pause, resume, drain, and the limits that apply until its end."""

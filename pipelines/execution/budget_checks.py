@@ -1,0 +1,52 @@
+"""Whether a budget can hold: every step has a price and a bound on what it costs."""
+
+from connectors.errors import JobError
+from connectors.tokens import context_window
+from pipelines.dispatch.provider_routes import member_price, step_price
+from pipelines.preparation.prepared_job import PreparedJob, PreparedStep
+
+
+def check_budget(ready: PreparedJob) -> None:
+    """Raise JobError for the first step without a price or without a bound on its cost."""
+    for step in ready.requested_steps:
+        where = ready.loaded.locate(*step.key_path("model"))
+        price = step_price(ready.workspace, step)
+        if price is None:
+            unpriced = [member.name for member in step.members if member_price(ready.workspace, step, member) is None]
+            at = f" at {', '.join(unpriced)}" if step.is_pooled else ""
+            raise JobError(
+                where,
+                f"no price is known for {step.context.sent_model(step.model.model)}{at}, so no budget can hold",
+                "add it to `prices:` in rowmill.yaml",
+            )
+        _check_hosted_tools(ready, step)
+        if step.endpoint.output_bound is None and price.output_per_million:
+            raise JobError(
+                where,
+                f"nothing bounds what an answer of {step.model.model} may cost, so no budget can hold",
+                "add params: {max_tokens: N}",
+            )
+
+
+def _check_hosted_tools(ready: PreparedJob, step: PreparedStep) -> None:
+    """Refuse hosted tools without a price of a call, or without a bound on calls and their results."""
+    terms = step.endpoint.billing_terms
+    priced = [(member, member_price(ready.workspace, step, member)) for member in step.members]
+    for member, price in priced if terms.hosted_tools else ():
+        if price is None or price.is_free:
+            continue
+        model = member.sent_model(step.model.model)
+        unpriced = sorted(terms.hosted_tools - dict(price.per_call).keys())
+        if unpriced:
+            tool, remedy = unpriced[0], f"add per_call: {{{unpriced[0]}: USD}} to its `prices:` in rowmill.yaml"
+            reason = f"no price is known for a call of {tool} by {model}"
+        elif terms.max_tool_calls is None:
+            tool, remedy = min(terms.hosted_tools), "add params: {max_tool_calls: N}"
+            reason = f"nothing bounds the calls of {tool}"
+        elif context_window(model) is None:
+            remedy = "use a model with a known context window, or no hosted tools"
+            reason = f"the context window of {model} is not known, nor what hosted tools add to it"
+        else:
+            continue
+        key = "tools" if getattr(step.model, "tools", None) else "params"
+        raise JobError(ready.loaded.locate(*step.key_path(key)), f"{reason}, so no budget can hold", remedy)
