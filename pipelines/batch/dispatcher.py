@@ -394,7 +394,7 @@ class BatchDispatcher:
                 self.state.waiting_for = f"{provider} takes no more enqueued tokens until other batches have ended"
                 if self.state.is_paused:
                     await self._wait_while_paused()
-                    # Nobody has asked the provider meanwhile.
+                    # The provider got no request meanwhile.
                     alone_since = None
                 # One of this run's batches that ends makes room; if none is open, somebody else's has to end.
                 deadline = asyncio.create_task(self._deadline_passed.wait())

@@ -33,7 +33,7 @@ class ControlRequest:
 
     @classmethod
     def from_line(cls, line: bytes) -> Self:
-        """Decode a request; JobError if it is none."""
+        """Decode a request; JobError if the line holds no request."""
         try:
             read = orjson.loads(line)
         except orjson.JSONDecodeError as exc:
@@ -65,6 +65,6 @@ class ControlReply:
 
     @classmethod
     def from_line(cls, line: bytes) -> Self:
-        """Decode a reply; ValueError if it is none."""
+        """Decode a reply; ValueError if the line holds no reply."""
         reply = orjson.loads(line)
         return cls(reply.get("state"), reply.get("error"), reply.get("notice"))

@@ -11,7 +11,7 @@ from pipelines.control.socket_file import is_from_own_user
 from pipelines.monitoring.json_log import print_defect
 
 MAX_CONNECTIONS = 16
-"""One more closes the oldest: clients that are forgotten keep nobody out."""
+"""One more closes the oldest: idle clients keep no other client out."""
 
 IDLE_SECONDS = 30.0
 """Time for a whole line to arrive, or for a reply to be read; then the connection is closed."""
@@ -32,7 +32,7 @@ async def serve(listener: socket.socket, answer: Answer) -> None:
     connections: dict[asyncio.Task[None], None] = {}
     try:
         while True:
-            # Without open files to spare nobody can connect until some are closed.
+            # Without a free file descriptor no client can connect until one is closed.
             with contextlib.suppress(OSError):
                 connection, _ = await loop.sock_accept(listener)
                 while len(connections) >= MAX_CONNECTIONS:

@@ -38,7 +38,7 @@ def listen(path: Path) -> socket.socket:
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # On Linux the file begins with the mode of its descriptor: nobody else can connect before `chmod`.
+        # On Linux the file begins with the mode of its descriptor: no other user can connect before `chmod`.
         os.fchmod(listener.fileno(), 0o600)
         with _short_address(path) as address:
             listener.bind(address)

@@ -127,20 +127,21 @@ def local_engine(context: RunContext) -> Engine:
         prepared.sink.files_folder,
     )
 
-    job_limiter, in_force = steps[0].route.limiters[1], [job.limits]
+    job_limiter, in_force = steps[0].route.limiters[1], job.limits
     for limiter in (job_limiter, *limiters.values()):
         pending.state.on_pause(limiter.record_run_pause)
 
     def set_limits(limits: JobLimits, budget: int | None) -> str | None:
+        nonlocal in_force
         shortage: str | None = None
-        if limits.concurrency != in_force[0].concurrency:
+        if limits.concurrency != in_force.concurrency:
             connections, shortage = affordable_connections(limits.concurrency)
             transport.set_connections(connections)
             online.set_concurrency(connections)
         job_limiter.set_configured(limits.requests_per_minute, limits.tokens_per_minute)
         if budget is not None:
             context.budget.set_limit(budget)
-        in_force[0] = limits
+        in_force = limits
         return shortage
 
     async def close() -> None:

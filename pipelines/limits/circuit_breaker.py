@@ -38,7 +38,7 @@ class CircuitBreaker:
     def silence(self, now: float) -> float:
         """Return the seconds since the last answer if every request since then was refused or failed; else 0.
 
-        A pause of the run does not count: nobody asked the provider.
+        A pause of the run does not count: the provider got no request.
         """
         if self.silent_since is None:
             return 0.0
