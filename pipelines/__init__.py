@@ -1,22 +1,42 @@
-"""The Python API: `run`, `read_results`, `compare`, `score` and `charts`, imported on demand."""
+"""The Python API: `run`, `Job`, `read_results`, `compare`, `score` and `charts`, imported on demand."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from connectors.errors import JobError, Locked
     from pipelines.analysis import charts
     from pipelines.analysis.comparison import compare
     from pipelines.analysis.results import Results, read_results
     from pipelines.analysis.scoring import score
-    from pipelines.python_api.live_run import run
+    from pipelines.config.from_python.passed_job import Job
+    from pipelines.python_api.live_run import run, run_sync
+    from pipelines.runtime.run_report import RunReport
 
-__all__ = ["Results", "charts", "compare", "read_results", "run", "score"]
+__all__ = [
+    "Job",
+    "JobError",
+    "Locked",
+    "Results",
+    "RunReport",
+    "charts",
+    "compare",
+    "read_results",
+    "run",
+    "run_sync",
+    "score",
+]
 
 _HOMES = {
+    "Job": "pipelines.config.from_python.passed_job",
+    "JobError": "connectors.errors",
+    "Locked": "connectors.errors",
     "Results": "pipelines.analysis.results",
+    "RunReport": "pipelines.runtime.run_report",
     "compare": "pipelines.analysis.comparison",
     "read_results": "pipelines.analysis.results",
     "run": "pipelines.python_api.live_run",
+    "run_sync": "pipelines.python_api.live_run",
     "score": "pipelines.analysis.scoring",
 }
 

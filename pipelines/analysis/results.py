@@ -1,7 +1,7 @@
 """A job's tables for notebooks: results, usage and errors in polars and DuckDB, media files, nearest rows."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from os import PathLike
 from pathlib import Path
@@ -12,9 +12,10 @@ import duckdb
 from connectors.contracts import Sink
 from connectors.errors import JobError
 from connectors.sql import literal_list
+from pipelines.config.from_python.passed_job import JobLike, PassedJob
 from pipelines.config.job import Job
 from pipelines.config.job_graph import empty_sink
-from pipelines.config.loaded_job import LoadedJob, load_job
+from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.overrides import Overrides
 from pipelines.config.workspace import Workspace
 
@@ -30,12 +31,17 @@ _GLOB = "/*.parquet"
 """Suffix of the location of a table that is a folder of Parquet parts."""
 
 
-def read_results(job: str | PathLike[str], sink: str | PathLike[str] | None = None) -> "Results":
-    """Read the tables that runs of a job file have written; JobError if there are none yet.
+def read_results(
+    job: JobLike, sink: str | PathLike[str] | None = None, *, workspace: str | PathLike[str] | None = None
+) -> "Results":
+    """Read the tables that runs of a job have written; JobError if there are none yet.
 
-    Both paths may be relative to the current folder. `sink`: the path given to `run --sink`, if it was not the job's.
+    Paths may be relative to the current folder. `sink`: the path given to `run --sink`, if it was not the job's.
     """
-    return open_results(load_job(Path(job), Overrides(sink=None if sink is None else str(sink))))
+    passed = PassedJob.of(job, workspace)
+    # The tables do not depend on rows that were passed.
+    with_rows = passed if passed.has_source else replace(passed, rows="rows.parquet")
+    return open_results(with_rows.load(Overrides(sink=None if sink is None else str(sink))))
 
 
 def open_results(loaded: LoadedJob) -> "Results":
@@ -46,7 +52,9 @@ def open_results(loaded: LoadedJob) -> "Results":
         raise JobError(
             loaded.locate("sink"),
             f"nothing is in {loaded.job.sink.identity} yet",
-            f'rowmill run {loaded.path}{flag}, or in a notebook: await run("{loaded.path}")',
+            f'rowmill run {loaded.path}{flag}, or in a notebook: await run("{loaded.path}")'
+            if loaded.file.shown_path
+            else "run the job first",
         )
     return Results(loaded, loaded.workspace, sink)
 

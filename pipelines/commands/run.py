@@ -59,6 +59,7 @@ quiet_option = click.option("--quiet", is_flag=True, help="Suppress progress and
     show_default=True,
     help="Run in this process or on Ray workers.",
 )
+@click.option("--passed", "is_passed", is_flag=True, hidden=True, help="JOB is a job that Python passes.")
 @fail_on_option
 @as_json_option
 @log_option
@@ -70,6 +71,7 @@ def run_command(
     change: SchemaChange | None,
     compare: bool,
     engine: str,
+    is_passed: bool,
     fail_on: FailOn,
     as_json: bool,
     log: str,
@@ -100,7 +102,7 @@ def run_command(
     options = RunOptions(
         new_run, None, change, on_ray, "json" if log == "json" else "plain", is_quiet=quiet, fail_on=fail_on
     )
-    return _run_all(jobs, overrides, options, as_json)
+    return _run_all(jobs, overrides, options, as_json, is_passed)
 
 
 @click.command("retry")
@@ -156,8 +158,13 @@ def _compare(jobs: tuple[str, ...], overrides: Overrides, options: RunOptions, a
     return min(codes, key=WORST_FIRST.index, default=0)
 
 
-def _run_all(jobs: tuple[str, ...], overrides: Overrides, options: RunOptions, as_json: bool) -> int:
+def _run_all(
+    jobs: tuple[str, ...], overrides: Overrides, options: RunOptions, as_json: bool, is_passed: bool = False
+) -> int:
+    """Run the jobs; `is_passed`: each file holds a job that Python passes."""
+    from pipelines.config.from_python.passed_job import load_passed_job
     from pipelines.config.job_graph import GraphJob, load_jobs, sort_jobs
+    from pipelines.config.loaded_job import load_job
     from pipelines.execution.multi_job import run_jobs
     from pipelines.formatting import print_out
     from pipelines.reporting.run_summary import format_report
@@ -179,7 +186,7 @@ def _run_all(jobs: tuple[str, ...], overrides: Overrides, options: RunOptions, a
 
     files = job_files(jobs)
     with _reporting_errors(files if as_json else ()):
-        graph = sort_jobs(load_jobs(files, overrides))
+        graph = sort_jobs(load_jobs(files, overrides, load_passed_job if is_passed else load_job))
     if len(graph) == 1:
         on_end(graph[0], _run_one(graph[0], options))
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from connectors.contracts import FrozenModel, StepModel
+from connectors.contracts import Columns, FrozenModel, StepModel
 from connectors.errors import FieldError, KeyPath
 from connectors.registry import ENDPOINTS, SINKS, SOURCES, SinkConfig, SourceConfig, StepConfig
 from pipelines.config.strict_model import StrictModel
@@ -215,6 +215,12 @@ class Job(FrozenModel):
         pattern=r"^[a-z0-9-]+$", description="Unique in the workspace: a-z, 0-9 and -.", examples=["ticket-enrichment"]
     )
     description: str = Field(default="", description="For people.")
+    rows_key: str | Columns | None = Field(
+        default=None,
+        alias="key",
+        description="Only for rows passed from Python in place of `source`: column or list of columns, their identity.",
+        examples=["id"],
+    )
     source: AnySource = Field(description=f"Where the rows come from: exactly one of {', '.join(SOURCES)}.")
     steps: tuple[AnyStep, ...] = Field(
         min_length=1, description="Each row goes through the steps in order; a later step sees earlier outputs."
@@ -248,6 +254,12 @@ class Job(FrozenModel):
         """The columns that identify a row; empty if its content does."""
         key = self.source.key
         return (key,) if isinstance(key, str) else key or ()
+
+    def to_values(self) -> dict[str, Any]:
+        """Return the keys that were given, as a job file has them."""
+        values = self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        values["steps"] = [{"name": step["name"], "endpoint": step["endpoint"], **step} for step in values["steps"]]
+        return values
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -299,6 +311,8 @@ class Job(FrozenModel):
             _check_step(step, ("steps", index))
         if self.sink.columns != "all" and len(set(self.sink.columns)) < len(self.sink.columns):
             raise FieldError("names a column twice", "name each once", ("sink", "columns"))
+        if self.rows_key is not None and "source" in self.model_fields_set:
+            raise FieldError("is for rows passed from Python", "write it below source", ("key",))
         if len(set(self.key)) < len(self.key):
             raise FieldError("names a column twice", "name each once", ("source", "key"))
         if self.sink.write == "append" and not self.key:

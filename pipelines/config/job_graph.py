@@ -1,6 +1,6 @@
 """Jobs that read other jobs' results: their sinks, and the order in which they can run."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,12 +32,16 @@ class GraphJob:
         return self.loaded
 
 
-def load_jobs(paths: Iterable[Path], overrides: Overrides = NONE) -> list[GraphJob]:
+def load_jobs(
+    paths: Iterable[Path],
+    overrides: Overrides = NONE,
+    load: Callable[[Path, Overrides], LoadedJob] = load_job,
+) -> list[GraphJob]:
     """Load each job file; an invalid one carries its error."""
     jobs: list[GraphJob] = []
     for path in paths:
         try:
-            loaded = load_job(path, overrides)
+            loaded = load(path, overrides)
         except JobError as exc:
             jobs.append(GraphJob(path, str(path), error=exc))
         else:

@@ -12,23 +12,28 @@ class KeyLocations:
     """The origin of each key path of one file."""
 
     file: str
-    """The path as the user gave it."""
+    """The path as the user gave it; empty for values from Python."""
     lines: Mapping[KeyPath, int]
     values: Mapping[str, Any] = field(repr=False)
     """The file's values, flags applied."""
     flags: Mapping[KeyPath, str] = field(default_factory=dict)
     """Key path -> the flag that set it."""
+    origins: Mapping[KeyPath, KeyPath] = field(default_factory=dict)
+    """Key path that the user did not write -> what it was made of; longer paths first."""
 
     def locate(self, path: KeyPath) -> str:
         """Return `jobs/x.yaml:14: steps.label.model`, or the flag that set it; for an empty path the file alone."""
         if not path:
             return self.file
+        path = next((found for made, found in self.origins.items() if path[: len(made)] == made), path)
         for key, flag in self.flags.items():
             if key == path:
                 return flag
             if key == path[: len(key)] or (path == key[: len(path)] and path not in self.lines):
                 return f"{flag}: {self._named(path)}"
         line = self.line(path)
+        if not self.file:
+            return self._named(path)
         return f"{self.file}:{line}: {self._named(path)}" if line else f"{self.file}: {self._named(path)}"
 
     def line(self, path: KeyPath) -> int:

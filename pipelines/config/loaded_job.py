@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -24,6 +24,15 @@ from pipelines.config.validation_messages import (
 from pipelines.config.workspace import Workspace, find_workspace
 from pipelines.config.yaml_reader import YamlFile, read_yaml
 
+STATE_TABLES = "tables"
+"""Folder in the state folder for the tables of jobs without a sink."""
+
+_ORIGINS: Mapping[KeyPath, KeyPath] = {("source", "key"): ("key",), ("source",): ("rows",)}
+"""Where the source of rows passed from Python comes from."""
+
+
+AnyJob = TypeVar("AnyJob", bound=Job)
+
 
 @dataclass(frozen=True, slots=True)
 class JobFile:
@@ -33,6 +42,8 @@ class JobFile:
     shown_path: str
     """As the user gave it; messages begin with it."""
     content: YamlFile = field(repr=False)
+    rows: Path | None = None
+    """A Parquet file of rows passed from Python, in place of `source`."""
 
     @property
     def name(self) -> str | None:
@@ -44,15 +55,28 @@ class JobFile:
         """Validate the values with the flags applied; JobError names the first error."""
         if not self.content.values:
             raise JobError(self.shown_path, "is empty", "`rowmill init DIR` writes a job to start from")
-        overridden = apply_overrides(self.content.values, overrides, SINKS)
-        locations = KeyLocations(self.shown_path, self.content.lines, overridden.values, overridden.flags)
-        job, errors = _validated(overridden.values)
+        values = self.content.values if self.rows is None else self._values_with_rows(self.rows, workspace)
+        overridden = apply_overrides(values, overrides, SINKS)
+        origins = {} if self.rows is None else _ORIGINS
+        locations = KeyLocations(self.shown_path, self.content.lines, overridden.values, overridden.flags, origins)
+        job, errors = _validated(overridden.values, Job)
         if job is None:
             raise first_error(errors, locations)
-        written = job if overrides == NONE else _validated(self.content.values)[0]
+        written = job if overrides == NONE else _validated(values, Job)[0]
         flags = answer_flags(overrides)
         changed = flags if flags and (written is None or _answer_facts(written) != _answer_facts(job)) else ()
         return LoadedJob(job, workspace, self, locations, overrides, written, changed)
+
+    def _values_with_rows(self, rows: Path, workspace: Workspace) -> dict[str, Any]:
+        """Return the values with the rows as their source; without a sink, the tables are in the state folder."""
+        values = dict(self.content.values)
+        if "source" in values:
+            where = KeyLocations(self.shown_path, self.content.lines, values).locate(("source",))
+            raise JobError(where, "rows take its place", "leave it out (with `key:` at the top level), or pass no rows")
+        key = {"key": values.pop("key")} if "key" in values else {}
+        values["source"] = {"parquet": str(rows), "hive": False, **key}
+        values.setdefault("sink", {"parquet": f"{workspace.settings.state}/{STATE_TABLES}/{self.name}"})
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +137,20 @@ def read_job_name(path: Path) -> str | None:
         return None
 
 
-def _validated(values: dict[str, Any]) -> tuple[Job | None, list[ConfigError]]:
+def checked_job(model: type[AnyJob], values: dict[str, Any]) -> AnyJob:
+    """Validate the keys of a job that is in no file; JobError names the first error."""
+    job, errors = _validated(values, model)
+    if job is None:
+        raise first_error(errors, KeyLocations("", {}, values))
+    return job
+
+
+def _validated(values: dict[str, Any], model: type[AnyJob]) -> tuple[AnyJob | None, list[ConfigError]]:
     """Return the job, or None and its errors."""
     kind_errors = list(_kind_errors(values))
     try:
-        job = Job.model_validate(values)
+        # Not `model_validate`, which may raise JobError.
+        job: AnyJob = model.__pydantic_validator__.validate_python(values)
     except ValidationError as exc:
         errors = validation_errors(exc, values, pydantic_schema, _without_kind)
         # For a source of no known kind, what was written helps more than what pydantic looked for.

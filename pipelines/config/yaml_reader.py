@@ -26,6 +26,8 @@ _BOOL = re.compile(r"(true|True|TRUE)|false|False|FALSE")
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_PLAIN_TEXT = re.compile(r"[\w./(](?:[\w ./*+()%;=<>$^|'-]|:(?! ))*")
+"""Texts that need no quotes in blocks and flow collections; others may need none either."""
 _TEXT_TAGS = ("!", "tag:yaml.org,2002:str")
 _QUOTED = "'"
 
@@ -102,6 +104,13 @@ def parse_value(text: str, shown: str) -> Any:
         return None if top is None else _Expansion().value(top, ())
     except _Problem as exc:
         raise JobError(shown, exc.found, exc.remedy) from exc
+
+
+def is_plain_text(text: str) -> bool:
+    """Return whether a text without quotes is read as itself: not as a number, true or null, nor as syntax."""
+    looks = (_NULL, _BOOL, _INT, _FLOAT, _NOT_FINITE)
+    is_word = _PLAIN_TEXT.fullmatch(text) is not None and text == text.strip() and not text.endswith(":")
+    return is_word and not any(look.fullmatch(text) for look in looks)
 
 
 class _Problem(Exception):

@@ -1,11 +1,14 @@
 """The report of one invocation: counts, money, tables, and how it ended."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from html import escape
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from connectors.errors import Stopped
+from connectors.errors import JobError, Stopped
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,17 @@ class ComparedRow:
     new: Mapping[str, Any]
 
 
+class ReportTables(Protocol):
+    """The tables that a run has written."""
+
+    @property
+    def results(self) -> "pl.LazyFrame": ...
+    @property
+    def usage(self) -> "pl.LazyFrame": ...
+    @property
+    def errors(self) -> "pl.LazyFrame": ...
+
+
 @dataclass(frozen=True, slots=True)
 class RunReport:
     """How a run ended: the object of `rowmill run --json`. Counts and money are of this invocation."""
@@ -123,6 +137,8 @@ class RunReport:
     """What `rowmill control` has done to the run."""
     is_skipped: bool = field(default=False, repr=False)
     """Whether the job was not started, since a job whose results it reads has failed."""
+    open_tables: Callable[[], ReportTables] | None = field(default=None, repr=False, compare=False)
+    """Opens the tables; None in the process of the run."""
 
     def to_json(self) -> dict[str, Any]:
         """The object of `--json`, without what only the closing summary and the HTML report show."""
@@ -157,6 +173,27 @@ class RunReport:
         packs = {"has_packs": True, "pack_agreement": record["pack_agreement"]} if "pack_agreement" in record else {}
         control = tuple(ControlEvent.from_json(event) for event in record.get("control", ()))
         return cls(**counted, exit_code=record["exit_code"], audits=audits, control=control, **packs)
+
+    @property
+    def results(self) -> "pl.LazyFrame":
+        """The results table as it is now; JobError if the run has made none."""
+        return self._tables.results
+
+    @property
+    def usage(self) -> "pl.LazyFrame":
+        """The usage table: one row for each HTTP exchange of all runs."""
+        return self._tables.usage
+
+    @property
+    def errors(self) -> "pl.LazyFrame":
+        """The errors table: one row for each failed row."""
+        return self._tables.errors
+
+    @property
+    def _tables(self) -> ReportTables:
+        if self.open_tables is None:
+            raise JobError("report", "has no tables", "read_results(job) reads those of a job")
+        return self.open_tables()
 
     @property
     def has_begun(self) -> bool:

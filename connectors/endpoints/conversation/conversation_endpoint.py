@@ -8,9 +8,10 @@ from hashlib import blake2b
 from typing import Any, Literal, Protocol, Self
 
 import orjson
-from pydantic import Field
+from pydantic import BaseModel, Field, field_validator
 
 from connectors.contracts import UNFINGERPRINTED_KEYS, BaseEndpoint, MalformedReply, StepContext, StepModel
+from connectors.endpoints.conversation.class_output import output_of_class
 from connectors.endpoints.conversation.messages import Conversation
 from connectors.endpoints.conversation.output_columns import AnswerColumns, ReplyChoice
 from connectors.endpoints.conversation.packed_conversation import (
@@ -86,6 +87,12 @@ class ConversationStep(StepModel):
     pack: PackOptions | None = Field(
         default=None, description="Several rows share a request; each keeps its own answer.", examples=[{"rows": 20}]
     )
+
+    @field_validator("output", mode="before")
+    @classmethod
+    def _columns_of_class(cls, output: Any) -> Any:
+        """Replace a pydantic class by the columns that it declares."""
+        return output_of_class(output) if isinstance(output, type) and issubclass(output, BaseModel) else output
 
     @property
     def rungs(self) -> tuple[Self, ...]:

@@ -1,0 +1,1 @@
+"""Jobs in Python: their model, what is passed to a run, and their YAML."""
