@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.config.job import JobLimits
 from pipelines.engines.ray.limits import (
     JOB,
     LeaseRenewal,
@@ -15,6 +16,7 @@ from pipelines.engines.ray.limits import (
     LimitUsage,
     RemoteBudget,
     RenewedLease,
+    RunTerms,
 )
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.pricing.run_budget import RunBudget
@@ -28,6 +30,20 @@ def usage(in_flight: int = 0, demand: float = 1.0) -> dict[str, LimitUsage]:
 @pytest.fixture
 def limiter(tmp_path: Path) -> LimiterActor:
     return LimiterActor(tmp_path, {JOB: LimitSpec(600.0, None, 10)}, budget=100)
+
+
+async def test_a_pause_other_limits_and_another_budget_reach_the_workers_with_their_leases(
+    limiter: LimiterActor,
+) -> None:
+    assert (await limiter.renew(1, usage(), 0, 0)).terms == RunTerms()
+    assert await limiter.borrow(1, 40, 0, 0) == 50
+    terms = RunTerms(is_paused=True, limits=JobLimits(concurrency=4), senders=4)
+    await limiter.set_terms(terms, 45)
+    lease = await limiter.renew(1, usage(), 0, 0)
+    assert (lease.terms, lease.granted[JOB, "slots"], lease.is_money_short) == (terms, 4.0, True)
+    assert await limiter.borrow(1, 40, 30, 20) == 0
+    await limiter.set_terms(terms, 200)
+    assert await limiter.borrow(1, 40, 30, 0) >= 40
 
 
 async def test_workers_share_the_slots_and_never_hold_more_than_there_are(limiter: LimiterActor) -> None:
@@ -102,7 +118,7 @@ async def test_a_slot_is_free_for_others_only_after_its_outcome_is_in_the_ledger
     async def renew(worker: int, of: Any, spent: int, returned: int) -> RenewedLease:
         reported.append(of[JOB].in_flight)
         granted = {(JOB, "requests"): 1.0, (JOB, "tokens"): 1.0, (JOB, "slots"): 5.0}
-        return RenewedLease(granted, {JOB: 0.0}, False, False)
+        return RenewedLease(granted, {JOB: 0.0}, False, False, RunTerms(is_paused=True))
 
     async def wait_until_recorded() -> None:
         is_waiting.set()
@@ -110,10 +126,11 @@ async def test_a_slot_is_free_for_others_only_after_its_outcome_is_in_the_ledger
 
     actor = SimpleNamespace(renew=SimpleNamespace(remote=renew))
     limiters = {JOB: ProviderLimiter(None, None, 10, 0.0, 0.0)}
-    renewal = LeaseRenewal(actor, 1, limiters, RunBudget(None, 0), wait_until_recorded)
+    terms: list[RunTerms] = []
+    renewal = LeaseRenewal(actor, 1, limiters, RunBudget(None, 0), wait_until_recorded, terms.append)
     renewing = asyncio.create_task(renewal.renew())
     await is_waiting.wait()
     assert reported == []
     is_recorded.set()
     await renewing
-    assert reported == [0]
+    assert (reported, terms) == ([0], [RunTerms(is_paused=True)])
