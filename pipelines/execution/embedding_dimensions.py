@@ -101,7 +101,9 @@ async def _probe_step(
     """
     reason: str | None = None
     for request in requests:
-        submission = await dispatcher.pending.submit(step_route.route, [request], lambda fingerprint, answer: answer.error is None)
+        submission = await dispatcher.pending.submit(
+            step_route.route, [request], lambda fingerprint, answer: answer.error is None
+        )
         await submission.done.wait()
         dispatcher.pending.read_buffer.release(submission.unread_bytes)
         outcome = submission.outcomes.get(request.fingerprint)

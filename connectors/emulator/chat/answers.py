@@ -28,6 +28,8 @@ MAX_TEXT_CHARACTERS = 400
 """Maximum length of free text."""
 MAX_CALLS = 4
 
+_CORRECTION = re.compile(r"This answer does not (?:fit|meet)\b.*\bAnswer again\b", re.DOTALL)
+"""A user message that is about the answer before it."""
 _SCHEMA_HEAD = re.compile(r'\{\s*"(?:type|properties|\$defs|\$schema)"\s*:')
 
 
@@ -104,6 +106,8 @@ class ConversationFacts:
     """Tool messages after the last user message."""
     is_from_user: bool = True
     """Whether the last message is the user's."""
+    is_correction: bool = False
+    """Whether the last user message asks to answer the one before again."""
     image_descriptions: list[str] = field(default_factory=list)
     image_values: dict[str, str | int] = field(default_factory=dict)
     """Values of schema fields such as `width`, from the images."""
@@ -124,7 +128,12 @@ class ConversationFacts:
 
 def conversation_facts(messages: Sequence[Mapping[str, Any]]) -> ConversationFacts:
     """The facts of a conversation; ApiError 400 for an unreadable image in it."""
-    last = max((index for index, message in enumerate(messages) if message["role"] == "user"), default=-1)
+    users = [index for index, message in enumerate(messages) if message["role"] == "user"]
+    corrections: list[str] = []
+    while len(users) > 1 and _CORRECTION.match(text := content_text(messages[users[-1]].get("content"))):
+        corrections.append(text)
+        users.pop()
+    last = users[-1] if users else -1
     user = content_text(messages[last].get("content")) if last >= 0 else ""
     instructions = [
         content_text(message.get("content")) for message in messages if message["role"] in ("system", "developer")
@@ -132,7 +141,10 @@ def conversation_facts(messages: Sequence[Mapping[str, Any]]) -> ConversationFac
     if last < 0:
         user = content_text(messages[-1].get("content"))
     facts = ConversationFacts(
-        user, "\n".join([*instructions, user]), is_from_user=messages[-1]["role"] not in ("tool", "function")
+        user,
+        "\n".join([*instructions, user, *corrections]),
+        is_from_user=messages[-1]["role"] not in ("tool", "function"),
+        is_correction=bool(corrections),
     )
     for index, message in enumerate(messages):
         if message["role"] in ("tool", "function") and index > last:
@@ -250,7 +262,9 @@ def _structured_text(schema: CompiledSchema, request: AnswerRequest, facts: Conv
 def _filled(schema: Any, request: AnswerRequest, facts: ConversationFacts, choice: int) -> tuple[Any, str]:
     """(value, its JSON), with shorter strings if longer ones exceed `max_tokens`."""
     for max_characters in (200, 40, 10):
-        value = Filler(schema, facts.subject, request.digest, choice, facts.image_values, max_characters).value()
+        value = Filler(
+            schema, facts.subject, request.digest, choice, facts.image_values, max_characters, facts.is_correction
+        ).value()
         text = orjson.dumps(value).decode()
         if request.max_tokens is None or count_tokens(text, request.model) <= request.max_tokens:
             break

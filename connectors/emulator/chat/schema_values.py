@@ -18,7 +18,11 @@ MAX_RECURSION = 60
 _CONFIDENCE = re.compile("confidence|score|certainty|probability|strength")
 _RATING = re.compile("rating|stars|grade|score|rank")
 _PROPER_NAME = re.compile("location|city|place|town|country|address|destination|name|person|company")
-"""Names of properties that hold a confidence, a rating, a proper name."""
+_QUOTATION = re.compile("quot|evidence|citation|excerpt")
+"""Names of properties that hold a confidence, a rating, a proper name, a quotation."""
+INVENTED_QUOTATION = "As everybody knows, there is nothing more to say."
+INVENTED_EVERY = 5
+"""About one of so many quotations is invented, as models do."""
 FORMATS: Mapping[str, str] = {
     "date-time": "2024-01-15T10:30:00Z",
     "date": "2024-01-15",
@@ -49,15 +53,17 @@ class Filler:
         choice: int = 0,
         facts: Mapping[str, Any] | None = None,
         max_characters: int = 200,
+        is_correction: bool = False,
     ) -> None:
         """`choice`: index of the answer or tool call; `facts`: known values by property name; `max_characters`: of a
-        string without `maxLength`."""
+        string without `maxLength`; `is_correction`: after a request to answer again, quotations are right."""
         self._root = root
         self._text = text
         self._digest = digest
         self._choice = choice
         self._facts = facts or {}
         self._max_characters = max_characters
+        self._is_correction = is_correction
         self._score: float | None = None
 
     def value(self) -> Any:
@@ -233,10 +239,16 @@ class Filler:
         found_names = proper_names(self._text) if _PROPER_NAME.search(name.lower()) else []
         if found_names:
             text = found_names[self._choice % len(found_names)]
+        elif self._invents(name):
+            text = INVENTED_QUOTATION
         else:
             text = first_sentence(self._text, self._choice, max(max_characters, 1))
         text = text[:max_characters]
         return text.ljust(schema.get("minLength", 0), ".")
+
+    def _invents(self, name: str) -> bool:
+        is_quotation = _QUOTATION.search(name.lower()) is not None
+        return is_quotation and not self._is_correction and self._random_number(name) % INVENTED_EVERY == 0
 
     def _sentiment(self) -> float:
         if self._score is None:

@@ -361,3 +361,24 @@ def test_the_sdk_raises_the_same_errors_as_for_the_api(serve: Any, kind: str, ra
 def test_the_sdk_retries_and_succeeds(serve: Any) -> None:
     with openai.OpenAI(base_url=serve(script="429,500,dropped"), api_key="any", max_retries=3) as sdk:
         assert complete(sdk).choices[0].finish_reason == "stop"
+
+
+def test_some_quotations_are_invented_until_they_are_corrected(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object", "properties": {"quote": {"type": "string"}}, "required": ["quote"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    form: Any = {"type": "json_schema", "json_schema": {"name": "find", "strict": True, "schema": schema}}
+    right = 0
+    for number in range(30):
+        text = f"The film number {number} was long. I slept."
+        got = complete(client, text, response_format=form).choices[0].message.content
+        right += json.loads(got)["quote"] in text
+        messages = [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": got},
+            {"role": "user", "content": "This answer does not meet a condition: copy it.\nAnswer again."},
+        ]
+        body: Any = chat_body(response_format=form) | {"messages": messages}
+        assert json.loads(client.chat.completions.create(**body).choices[0].message.content)["quote"] in text
+    assert 15 < right < 30
