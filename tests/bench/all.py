@@ -9,6 +9,7 @@ chat-100000 the same, 100,000 rows
 latency     100,000 rows, a server that takes 200 ms; 200 and 500 in flight; share of concurrency / latency, cores used
 embeddings  100,000 texts, 1,536 float32, 64 a request
 disk        a gigabyte of vectors written as a part, next to as many plain bytes
+packed      20 rows in a request next to one; 100,000 rows of a server that gets packs wrong
 typed       ten nested fields, next to plain text
 memory      the largest resident set of runs of many kinds
 million     a million rows: plan, resume at 90 %, a run with nothing to do, the ledger
@@ -31,6 +32,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from answering_server import ITEM_CHARACTERS
 from speed import (
     Measured,
     as_installed,
@@ -130,6 +132,52 @@ def typed(size: Size) -> Lines:
         plain = plain or one
         lines.append([name, f"{one.rate:,.0f}", f"{one.rate / plain.rate:.2f}", f"{one.cpu_of_1000:.3f}"])
     return lines
+
+
+def packed(size: Size) -> Lines:
+    """Packs next to single requests; then every row's answer of a hostile server is checked."""
+    rows = size.of(10_000)
+    lines = [["run", "rows", "requests", "rows/s", "× single", "CPU s / 1,000 rows", "peak MB"]]
+    single: Measured | None = None
+    for kind, name in (("chat", "single requests"), ("packed", "20 rows a request")):
+        runs, requests = [], 0
+        for _ in range(size.times):
+            with serving(0) as port, tempfile.TemporaryDirectory() as folder:
+                one, requests = packed_run(Path(folder), kind, rows, port)
+                runs.append(one)
+        middle = median(runs)
+        single = single or middle
+        lines.append(packed_line(name, middle, requests, f"{middle.rate / single.rate:.1f}"))
+    rows = size.of(100_000)
+    with serving(0, hostile_share=0.05) as port, tempfile.TemporaryDirectory() as folder:
+        one, requests = packed_run(Path(folder), "packed", rows, port)
+        check_answers(Path(folder), rows)
+        lines.append(packed_line("20 rows a request, hostile server", one, requests, ""))
+    return lines
+
+
+def packed_run(folder: Path, kind: str, rows: int, port: int) -> tuple[Measured, int]:
+    """(one run, its exchanges)."""
+    write_input(folder / "input.parquet", rows, 200)
+    job = write_job(folder, kind, port, 200)
+    one = measured(rowmill("run", str(job), "--quiet"), rows, cores()[0])
+    usage = pq.read_table(folder / "out" / "usage", columns=["http_status"])
+    return one, usage.num_rows
+
+
+def packed_line(name: str, one: Measured, requests: int, ratio: str) -> list[str]:
+    figures = [f"{one.rows:,}", f"{requests:,}", f"{one.rate:,.0f}", ratio, f"{one.cpu_of_1000:.3f}"]
+    return [name, *figures, f"{one.peak_mb:.0f}"]
+
+
+def check_answers(folder: Path, rows: int) -> None:
+    """Exit if a row has not its own answer."""
+    results = pq.read_table(folder / "out" / "results", columns=["id", "answer"]).sort_by("id")
+    wanted = [(key, f"Label this: {key}: The food was good"[:ITEM_CHARACTERS]) for key in range(rows)]
+    found = list(zip(results["id"].to_pylist(), results["answer"].to_pylist(), strict=True))
+    if found != wanted:
+        wrong = next((pair for pair in zip(found, wanted, strict=False) if pair[0] != pair[1]), None)
+        raise SystemExit(f"{len(found):,} of {rows:,} rows; the first wrong one: {wrong}")
 
 
 def memory(size: Size) -> Lines:
@@ -236,6 +284,7 @@ ALL: dict[str, Callable[[Size], Lines]] = {
     "latency": latency,
     "embeddings": embeddings,
     "disk": disk,
+    "packed": packed,
     "typed": typed,
     "memory": memory,
     "million": million,

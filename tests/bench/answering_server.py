@@ -1,10 +1,11 @@
 """A server that answers at once (or after a latency) with as little work as Python can do: the target of benchmarks.
 
-    python tests/bench/answering_server.py PORT LATENCY_MS
+    python tests/bench/answering_server.py PORT LATENCY_MS [HOSTILE_SHARE]
 
 Chat gets a fixed answer, typed chat (a response_format in the body) a JSON answer of ten fields; embeddings get vectors
-of 1,536 float32 in base64; pictures get one of 1.5 MB, recordings a text. Written on asyncio.Protocol: it shares no
-code with the embedded provider.
+of 1,536 float32 in base64; pictures get one of 1.5 MB, recordings a text. Packs get the first characters of each item:
+HOSTILE_SHARE of these is dropped, repeated or renamed, and as many replies are reordered, cut or refused. Written on
+asyncio.Protocol: it shares no code with the embedded provider.
 """
 
 import asyncio
@@ -95,11 +96,47 @@ def picture() -> bytes:
     )
 
 
+ITEM_CHARACTERS = 20
+"""Of an item, that its answer repeats."""
+DICE = random.Random(1)
+
+
+def packed(body: bytes, hostile_share: float) -> bytes:
+    """An answer to each line of a packed request, as wrong as the share says."""
+    lines = orjson.loads(body)["messages"][-1]["content"].splitlines()
+    items = [orjson.loads(line) for line in lines if line.startswith('{"id"')]
+    made = [{"id": item["id"], "answer": item["content"][:ITEM_CHARACTERS]} for item in items]
+    if not hostile_share:
+        return chat(orjson.dumps({"answers": made}).decode())
+    answered: list[dict[str, str]] = []
+    for item in made:
+        dice = DICE.random() / hostile_share
+        if dice < 1:
+            continue
+        answered += [item] * (2 if dice < 2 else 1)
+        if 2 <= dice < 3:
+            answered[-1] = {**item, "id": "zzzzzz"}
+    fate = DICE.random() / hostile_share
+    if fate < 1:
+        refusal = orjson.dumps({"error": {"message": "one of the items is not acceptable", "code": None}})
+        return whole(refusal).replace(b"200 OK", b"400 Bad Request", 1)
+    if fate < 2:
+        DICE.shuffle(answered)
+    text = orjson.dumps({"answers": answered}).decode()
+    return chat(text[: DICE.randrange(len(text))] if 2 <= fate < 3 else text)
+
+
+def alone(body: bytes) -> bytes:
+    """The same answer to a row that is alone."""
+    return chat(orjson.loads(body)["messages"][-1]["content"][:ITEM_CHARACTERS])
+
+
 class Answering(asyncio.Protocol):
     """One connection; requests are answered in turn."""
 
-    def __init__(self, latency: float) -> None:
+    def __init__(self, latency: float, hostile_share: float) -> None:
         self._latency = latency
+        self._hostile_share = hostile_share
         self._received = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -125,6 +162,10 @@ class Answering(asyncio.Protocol):
                 answer = PICTURE
             elif b"/audio" in head[:60]:
                 answer = HEARD
+            elif b'"answers"' in body:
+                answer = packed(body, self._hostile_share)
+            elif self._hostile_share:
+                answer = alone(body)
             else:
                 answer = TYPED_CHAT if b'"response_format"' in body else CHAT
             if self._latency:
@@ -136,12 +177,14 @@ class Answering(asyncio.Protocol):
 PICTURE = picture()
 
 
-async def main(port: int, latency: float) -> None:
-    server = await asyncio.get_running_loop().create_server(lambda: Answering(latency), "127.0.0.1", port, backlog=2048)
+async def main(port: int, latency: float, hostile_share: float = 0) -> None:
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Answering(latency, hostile_share), "127.0.0.1", port, backlog=2048
+    )
     print(f"listening on {server.sockets[0].getsockname()[1]}", flush=True)
     async with server:
         await server.serve_forever()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(int(sys.argv[1]), float(sys.argv[2]) / 1000))
+    uvloop.run(main(int(sys.argv[1]), float(sys.argv[2]) / 1000, *map(float, sys.argv[3:])))

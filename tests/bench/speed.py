@@ -41,6 +41,7 @@ STEPS = {
     "images": 'endpoint: image_generation, model: gpt-image-1, prompt: "{{ text }}", params: {quality: low}',
     "audio": "endpoint: transcription, model: whisper-1, file: text, language: en",
 }
+STEPS["packed"] = f"{STEPS['chat']}, pack: {{rows: 20}}"
 STEPS["typed"] = f"{STEPS['chat']}, output: {TYPED}"
 
 DURABILITY = {"rowmill": "process", "rowmill-power": "power"}
@@ -105,7 +106,7 @@ def write_input(path: Path, rows: int, characters: int) -> None:
             writer.write_table(pa.table({"id": pa.array(ids, pa.int64()), "text": texts}))
 
 
-def write_job(folder: Path, kind: str, port: int, concurrency: int, durability: str) -> Path:
+def write_job(folder: Path, kind: str, port: int, concurrency: int, durability: str = "process") -> Path:
     """The workspace and the job file."""
     (folder / "rowmill.yaml").write_text(
         f'providers: {{bench: {{base_url: "http://127.0.0.1:{port}/v1"}}}}\nledger: {{durability: {durability}}}\n'
@@ -126,10 +127,10 @@ def cores() -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def serving(latency_ms: float) -> Iterator[int]:
-    """The port of a server that answers after so long."""
+def serving(latency_ms: float, hostile_share: float = 0) -> Iterator[int]:
+    """The port of a server that answers after so long; `hostile_share` of the items of packs wrongly."""
     server = subprocess.Popen(
-        [sys.executable, str(HERE / "answering_server.py"), "0", str(latency_ms)],
+        [sys.executable, str(HERE / "answering_server.py"), "0", str(latency_ms), str(hostile_share)],
         stdout=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: os.sched_setaffinity(0, {cores()[1]}),

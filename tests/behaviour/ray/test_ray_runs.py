@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.behaviour.runs.test_packing import HostileServer, answers, expected, packed_job
+from tests.conftest import ReadTable, ScriptedProvider, Workspace
+
 pytestmark = pytest.mark.ray
 Read = Callable[..., list[dict[str, Any]]]
 
@@ -252,3 +255,14 @@ def test_one_fault_of_the_first_rows_of_all_workers_is_the_set_ups(
     assert (report["exit_code"], report["stopped"].startswith("setup: each of the first ")) == (3, True)
     assert {row["error_class"] for row in read(workspace.folder / "out", "errors")} == {"setup"}
     assert len(provider.seen) == report["requests"] <= 80
+
+
+def test_workers_send_packs_and_every_row_has_its_own_answer(
+    workspace: Workspace, provider: ScriptedProvider, ray_run: Any, read: ReadTable
+) -> None:
+    provider.script = HostileServer(2, 0.05)
+    workspace.csv(2000)
+    report = ray_run(packed_job(workspace, "{rows: 20, verify: 0.05}")).ended()
+    assert (report["exit_code"], report["rows_ok"], report["pack_agreement"]) == (0, 2000, 1.0)
+    assert answers(read, workspace) == expected(2000)
+    assert report["requests"] == len(provider.seen) < 800
