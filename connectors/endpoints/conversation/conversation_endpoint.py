@@ -258,7 +258,7 @@ class ConversationEndpoint(BaseEndpoint):
             group,
             text,
             model if isinstance(model, str) else None,
-            lambda answer: not isinstance(self._columns.values(self._choices(answer)), RowError),
+            lambda body: not isinstance(self._columns.values(self._wire_format.parse_choices(body)), RowError),
         )
 
     def _find_output_bound(self, sent_models: Sequence[str]) -> int | None:

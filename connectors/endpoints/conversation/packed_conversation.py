@@ -1,5 +1,6 @@
 """Several rows of a step in one conversation: which rows share a request, its body, and the answers in its reply."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -117,6 +118,8 @@ class PackedConversation:
             for key in ("response_format", "text")
             if self._fixed.get(key)
         )
+        self._around_text = (b"", b"")
+        """What the bodies of all rows begin and end with."""
         self._constant_tokens = schema_tokens + chat_tokens(self._constants, tokenizer_model)
 
     def groups(self, requests: Sequence[Request], rows: int) -> Iterator[tuple[Request, ...]]:
@@ -162,20 +165,22 @@ class PackedConversation:
         return Request(b"", compact_copy(orjson.dumps(body)), input_tokens, bound)
 
     def answers(
-        self, group: Sequence[Request], text: str | None, model: str | None, is_valid: Callable[[bytes], bool]
+        self,
+        group: Sequence[Request],
+        text: str | None,
+        model: str | None,
+        is_valid: Callable[[Mapping[str, Any]], bool],
     ) -> list[bytes | None]:
         """Return for each row the answer as a reply to it alone would have it; None: to be requested again.
 
-        `text` and `model`: of the reply; `is_valid`: whether a single reply has the step's columns.
+        `text` and `model`: of the reply; `is_valid`: whether the parsed body of a single reply has the step's columns.
         """
         ids = row_ids([request.fingerprint for request in group])
         found = read_packed_reply(text or "", ids, self._is_typed).answers
         answers: list[bytes | None] = []
         for identity in ids:
-            answer = None
-            if identity in found:
-                answer = orjson.dumps(self._wire_format.answer_body(found[identity], model))
-            answers.append(answer if answer is not None and is_valid(answer) else None)
+            body = self._wire_format.answer_body(found[identity], model) if identity in found else None
+            answers.append(None if body is None or not is_valid(body) else orjson.dumps(body))
         return answers
 
     def item(self, request: Request) -> dict[str, str]:
@@ -183,9 +188,18 @@ class PackedConversation:
         return {"id": row_ids([request.fingerprint])[0], "content": self._row_text(request)}
 
     def _row_text(self, request: Request) -> str:
+        """Return the text of the row's message, without reading the constant text around it more than once."""
+        prefix, suffix = self._around_text
+        if prefix and request.body.startswith(prefix) and request.body.endswith(suffix):
+            with contextlib.suppress(orjson.JSONDecodeError):
+                text = orjson.loads(request.body[len(prefix) : -len(suffix)])
+                if isinstance(text, str):
+                    return text
         sent = orjson.loads(request.body)[self._wire_format.messages_key]
         text = sent if isinstance(sent, str) else sent[-1]["content"]
         assert isinstance(text, str)
+        before, _, after = request.body.rpartition(orjson.dumps(text))
+        self._around_text = before, after
         return text
 
 

@@ -1,6 +1,7 @@
 """Packed requests: several rows in one conversation, and their answers found in its reply by id."""
 
 import json
+from base64 import b32encode
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +11,12 @@ import orjson
 
 from connectors.transport.bounded_json import parse_json
 
-ID_ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
-"""Without characters that a model might confuse."""
+ID_ALPHABET = b"abcdefghijkmnpqrstuvwxyz23456789"
+"""Five bits a character, without some that a model might confuse."""
 ID_CHARACTERS = 6
 """Length of an id: 30 bits, so that few requests need longer ones."""
 MAX_ID_CHARACTERS = 12
+_FROM_BASE32 = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", ID_ALPHABET)
 ANSWERS_KEY = "answers"
 TEXT_KEY = "answer"
 """The property of an untyped answer."""
@@ -129,12 +131,7 @@ def _answer_text(item: Mapping[str, Any], is_typed: bool) -> str | None:
 
 
 def _id_text(fingerprint: bytes, characters: int) -> str:
-    number = int.from_bytes(fingerprint[:8], "big")
-    text = ""
-    for _ in range(characters):
-        number, place = divmod(number, len(ID_ALPHABET))
-        text += ID_ALPHABET[place]
-    return text
+    return b32encode(fingerprint[:8])[:characters].translate(_FROM_BASE32).decode()
 
 
 def _strict_object(properties: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ FINGERPRINTS = [bytes([number]) * 16 for number in range(1, 21)]
 def test_ids_are_short_and_made_of_clear_characters() -> None:
     ids = row_ids(FINGERPRINTS)
     assert len(set(ids)) == 20
-    assert all(len(each) <= MAX_ID_CHARACTERS and set(each) <= set(ID_ALPHABET) for each in ids)
+    assert all(len(each) <= MAX_ID_CHARACTERS and set(each) <= set(ID_ALPHABET.decode()) for each in ids)
 
 
 def test_an_id_depends_on_the_fingerprint_and_not_on_the_place() -> None:
