@@ -209,8 +209,8 @@ class _ChunkDryRun:
         else:
             for passes, rows in packed.items():
                 self._add_packs(estimate, estimate.packing, passes, rows)
-        passes = {place: wanted[place] for place in unknown} | dict.fromkeys(rescued, WhenResult.YES)
-        self._add_columns(estimate, before, answers, passes)
+        unanswered = {place: wanted[place] for place in unknown} | dict.fromkeys(rescued, WhenResult.YES)
+        self._add_columns(estimate, before, answers, unanswered)
 
     def _failed_before(self, step: PreparedStep) -> dict[int, str]:
         """Return the error classes of the rows that failed in this step and that a rung may request again."""
@@ -299,7 +299,6 @@ class _ChunkDryRun:
         turns = Counter[int]()
         unresolved = [place for place in requests if place not in guessed]
         settled |= self._last_answers(step, {place: requests[place] for place in unresolved})
-        estimate.in_ledger += len(settled)
         unresolved = [place for place in unresolved if place not in settled]
         while unresolved:
             formers = {place: former for place in unresolved if (former := requests[place].former) is not None}

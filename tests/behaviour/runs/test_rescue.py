@@ -43,6 +43,8 @@ class Hard:
             return chat_reply("", body["model"], finish="content_filter")
         if fault == "bad_request":
             return error_reply(400, f"no such thing in row {number_of(body)}", "invalid_value")
+        if fault == "same":
+            return error_reply(400, "there is no such parameter", "unknown_parameter")
         if fault == "timeout":
             return error_reply(503, "overloaded")
         return answered(body)

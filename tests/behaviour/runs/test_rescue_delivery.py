@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.behaviour.runs.conftest import BatchProvider
-from tests.behaviour.runs.test_rescue import LONGER, Hard, answered, asked, hard, rescue_job, rungs
+from tests.behaviour.runs.test_rescue import LONGER, Hard, answered, asked, failures, hard, rescue_job, rungs
 from tests.conftest import Body, Cli, ReadTable, ScriptedProvider, Workspace, chat_reply
 
 __all__ = ["hard"]
@@ -223,3 +223,81 @@ def test_plan_counts_the_failed_rows_that_a_new_rung_requests(
     assert 0 < plan["low_usd"] <= plan["expected_usd"] <= plan["high_usd"]
     assert cli.run(job)["requests"] == 2
     assert planned(cli, job)["rescued"] == 0
+
+
+def test_a_fault_that_every_row_meets_is_not_the_set_ups_if_a_rung_is_answered(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, hard: Hard
+) -> None:
+    workspace.csv(30)
+    hard.faults = {(number, "m", 20): "same" for number in range(1, 31)}
+    job = rescue_job(workspace, "[{on: [bad_request], model: big}]")
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, 30, 60)
+
+
+def test_a_fault_that_every_row_meets_at_every_rung_is_the_set_ups(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable, hard: Hard
+) -> None:
+    workspace.csv(30)
+    hard.faults = {(number, model, 20): "same" for number in range(1, 31) for model in ("m", "big")}
+    report = cli.run(rescue_job(workspace, "[{on: [bad_request], model: big}]"))
+    assert report["exit_code"] == 3
+    assert report["stopped"].startswith("setup: ")
+    assert set(failures(read, workspace).values()) == {"setup"}
+
+
+def test_rescued_rows_do_not_count_for_the_failed_share(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, hard: Hard
+) -> None:
+    workspace.csv(150)
+    hard.faults = {(number, "m", 20): "length" for number in range(1, 151)}
+    report = cli.run(rescue_job(workspace, f"[{LONGER}]", limits="{failed_share: 0.1}"))
+    assert (report["exit_code"], report["rows_ok"]) == (0, 150)
+
+
+def test_a_rung_may_go_to_a_pool_and_has_a_structured_mode_of_its_own(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable, hard: Hard
+) -> None:
+    from tests.conftest import error_reply
+
+    def without_schemas(path: str, body: Body, count: int) -> Any:
+        if body["model"] == "big" and "response_format" in body:
+            return error_reply(400, "response_format is not supported")
+        if "response_format" in body:
+            is_cut = body["messages"][-1]["content"].split()[-1] in ("2", "3")
+            return chat_reply('{"word": "cut', finish="length") if is_cut else answered(body)
+        return answered(body)
+
+    provider.script = without_schemas
+    settings = workspace.folder / "rowmill.yaml"
+    pool = f'  other: {{base_url: "{provider.base_url}"}}\n  both: {{members: [test, other]}}\n'
+    settings.write_text(settings.read_text().replace("prices:", f"{pool}prices:"))
+    workspace.csv(3)
+    job = rescue_job(workspace, "[{on: [length], provider: both, model: big}]")
+    job.write_text(job.read_text().replace("structured: prompt", "structured: auto"))
+    assert cli.run(job)["exit_code"] == 0
+    assert rungs(read, workspace) == {1: ("m 20", 0), 2: ("big 20", 1), 3: ("big 20", 1)}
+
+
+def test_a_new_rung_of_a_later_step_requests_that_step_alone(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable, hard: Hard
+) -> None:
+    workspace.csv(3)
+    first = "{name: loud, endpoint: chat, provider: test, model: first, messages: [{user: '{{ text }}'}]}"
+
+    def script(path: str, body: Body, count: int) -> Any:
+        return None if body["model"] == "first" else hard(path, body, count)
+
+    provider.script = script
+    hard.faults = {(2, "m", 20): "length"}
+
+    def job(rescue: str) -> Any:
+        second = rescue_job(workspace, rescue).read_text().split("steps: [")[1].split("}]\n")[0]
+        return workspace.job(steps=f"[{first}, {second.replace('{{ text }}', '{{ loud }}')}}}]")
+
+    cli.run(job(""))
+    assert failures(read, workspace) == {2: "length"}
+    provider.seen.clear()
+    assert cli.run(job(f"[{LONGER}]"))["exit_code"] == 0
+    assert [(body["model"], body["max_tokens"]) for _, body in provider.seen] == [("m", 200)]
+    assert rungs(read, workspace) == {1: ("m 20", 0), 2: ("m 200", 1), 3: ("m 20", 0)}
