@@ -14,14 +14,14 @@ from pipelines.control.protocol import COMMANDS, Command, ControlReply, ControlR
 
 @click.command("control")
 @job_argument(many=False)
-@click.argument("command", metavar="COMMAND", type=click.Choice(COMMANDS))
+@click.argument("command", metavar="[COMMAND]", type=click.Choice(COMMANDS), default="state")
 @click.argument("settings", metavar="[KEY=VALUE]...", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print the state of the run as one JSON object.")
 def control_command(job: str, command: Command, settings: tuple[str, ...], as_json: bool) -> None:
     """Steer a job while it runs.
 
-    COMMAND is one of state, pause, resume, drain and set. A pause sends nothing new; requests in flight land. A drain
-    ends the run when they have landed. What is set applies until the run ends. JOB is a job file.
+    COMMAND is state (the default), pause, resume, drain or set. A pause sends nothing new; requests in flight land. A
+    drain ends the run when they have landed. What is set applies until the run ends. JOB is a job file.
 
     \b
     Settable are limits.requests_per_minute, limits.tokens_per_minute, limits.concurrency and budget.usd.

@@ -287,6 +287,8 @@ def test_a_wrong_command_line_is_one_line(workspace: Any, cli: Any) -> None:
     assert cli.err == "set limits.concurrency: no value; write e.g. set limits.concurrency=50\n"
     assert cli("control", job, "halt") == 2
     assert cli.err.count("\n") == 1
+    assert cli("control", job) == 2
+    assert cli.err == "job: this job is not running; start it with: rowmill run\n"
 
 
 def test_a_run_after_a_kill_replaces_the_socket_of_the_killed_one(workspace: Any, provider: Any) -> None:
