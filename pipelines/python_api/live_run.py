@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -209,12 +209,12 @@ def _in_thread(running: Coroutine[Any, Any, RunReport], view: LiveView) -> RunRe
         except BaseException as exc:  # noqa: BLE001 - raised by the caller
             ended.set_exception(exc)
 
-    thread = threading.Thread(target=work, name="rowmill-run")
-    thread.start()
+    threading.Thread(target=work, name="rowmill-run").start()
     is_interrupted = False
-    while thread.is_alive():
+    while not ended.done():
         try:
-            thread.join(UPDATE_SECONDS)
+            # Not `Thread.join`, which takes an interrupted thread for one that has ended.
+            wait((ended,), UPDATE_SECONDS)
             view.update()
         except KeyboardInterrupt:
             is_interrupted = True
