@@ -10,6 +10,7 @@ import orjson
 import pyarrow as pa
 
 from connectors.errors import JobError, KeyPath
+from connectors.storage.input_files import literal_path
 
 QUERY_MEMORY_LIMIT = "64MB"
 """For Rowmill's own queries, whose working set is small and spills to disk."""
@@ -146,7 +147,8 @@ def query_connection(scratch: Path, memory_limit: str = QUERY_MEMORY_LIMIT) -> I
 
 def lock_down(connection: duckdb.DuckDBPyConnection, folders: Sequence[Path], files: Sequence[Path | str] = ()) -> None:
     """Restrict the connection to these files or URLs and to files in these folders, permanently."""
-    connection.execute(f"set allowed_directories = {literal_list([f'{folder}/' for folder in folders])}")
+    names = [name for folder in folders for name in (f"{folder}/", f"{literal_path(folder)}/")]
+    connection.execute(f"set allowed_directories = {literal_list(names)}")
     connection.execute(f"set allowed_paths = {literal_list(files)}")
     connection.execute("set enable_external_access = false")
     connection.execute("set lock_configuration = true")

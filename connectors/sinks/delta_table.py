@@ -17,6 +17,7 @@ from connectors.errors import DataError, JobError
 from connectors.sinks import delta_log, delta_types
 from connectors.sql import identifier, literal_list, no_rows
 from connectors.storage import object_store
+from connectors.storage.input_files import literal_path
 from connectors.tables.parquet_parts import matching_rows, rows_without_key
 from connectors.tables.schema_checks import (
     check_column_names,
@@ -232,12 +233,12 @@ class DeltaTables:
             table = self._open(name)
             files = [] if table is None else self._data_files(name, table)
         if files and name != "usage":
-            return f"(select * from read_parquet({literal_list(files)}))"
+            return f"(select * from read_parquet({literal_list(map(literal_path, files))}))"
         columns = no_rows(self._schemas[name] if table is None else delta_log.schema_of(table))
         if not files:
             return columns
         # Older files of the usage table lack its last columns.
-        rows = f"select * from read_parquet({literal_list(files)}, union_by_name = true)"
+        rows = f"select * from read_parquet({literal_list(map(literal_path, files))}, union_by_name = true)"
         return f"(select * from {columns} union all by name {rows})"
 
     def _data_files(self, name: str, table: "DeltaTable") -> list[str]:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.sql import literal_list, no_rows
+from connectors.storage.input_files import literal_path
 from connectors.storage.local_part_store import LocalPartStore
 from connectors.storage.part_store import BUILD, EMPTY_PART, Part, PartStore, PartTransaction
 from connectors.tables.compaction import MARKS, is_recorded, marks_of, merge_groups, usage_part_name, write_merged_part
@@ -188,7 +189,7 @@ class ParquetTables:
     def _parts_sql(self, table: str) -> str:
         """The parts as a list; empty text if there is none."""
         parts = [str(part.source) for part in self._store.parts(table)]
-        return literal_list(parts) if parts else ""
+        return literal_list(map(literal_path, parts)) if parts else ""
 
     def _check_schema(self, table: str, may_differ: bool) -> None:
         """Raise unless every part of a table has the job's columns, or is one of Rowmill's if they may differ."""

@@ -29,6 +29,7 @@ from connectors.storage.input_files import (
     downloaded_objects,
     input_files,
     input_objects,
+    literal_path,
     other_files_warning,
 )
 
@@ -102,7 +103,7 @@ class CsvSource(FilesModel):
         warnings += tuple(no_bytes_warning(copies.replace_paths(str(file))) for file in texts.empty)
         if not texts.parts:
             return empty_source(files[0], facts.columns_file, warnings)
-        relation, rejected = f"read_parquet({literal_list(texts.parts)})", texts.rejected
+        relation, rejected = f"read_parquet({literal_list(map(literal_path, texts.parts))})", texts.rejected
         self._check_types(connection, texts.names)
         mismatch = " or ".join(
             f"({identifier(name)} is not null and try_cast({identifier(name)} as {kind}) is null)"

@@ -65,7 +65,7 @@ class ParquetSource(FilesModel):
     ) -> tuple[str, Mapping[str, SourceColumn]]:
         """Return the relation, and how its columns are read."""
         # The file system of object stores takes every URL as a name.
-        names = [literal_path(file) if isinstance(file, Path) else file for file in files]
+        names = [literal_path(file) for file in files]
         options = "union_by_name = true, hive_partitioning = false"
         relation = f"read_parquet({literal_list(names)}, {options})"
         try:

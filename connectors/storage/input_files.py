@@ -61,8 +61,8 @@ def other_files_warning(
 
 
 def literal_path(path: Path | str) -> str:
-    """Return a path that DuckDB reads as it is: without this it expands `*`, `?` and `[` in names."""
-    return re.sub(r"[*?\[]", r"[\g<0>]", str(path))
+    """Return a path that DuckDB reads as it is: without this it expands `*`, `?` and `[` in names. URLs stay."""
+    return str(path) if object_store.is_url(str(path)) else re.sub(r"[*?\[]", r"[\g<0>]", str(path))
 
 
 def input_objects(

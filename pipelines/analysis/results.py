@@ -12,6 +12,7 @@ import duckdb
 from connectors.contracts import Sink
 from connectors.errors import JobError
 from connectors.sql import literal_list
+from connectors.storage.input_files import literal_path
 from pipelines.config.from_python.passed_job import JobLike, PassedJob
 from pipelines.config.job import Job
 from pipelines.config.job_graph import empty_sink
@@ -98,7 +99,9 @@ class Results:
                 connection.execute(f"create table {table} as from read")
                 connection.unregister("read")
             else:
-                connection.execute(f"create view {table} as from read_parquet({literal_list(parts)})")
+                connection.execute(
+                    f"create view {table} as from read_parquet({literal_list(map(literal_path, parts))})"
+                )
         return connection
 
     def media(self, name: str) -> Path:

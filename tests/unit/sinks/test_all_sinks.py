@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from connectors.contracts import UsageMark
 from connectors.errors import DataError, JobError
+from connectors.sql import lock_down
 from connectors.tables import schemas
 from connectors.tables.schema_checks import SchemaMismatch
 from connectors.tables.schemas import errors_schema, usage_schema
@@ -306,18 +307,30 @@ def test_paths_with_special_characters_are_read_and_written(tables: Tables, name
     assert tables.failures() == [(2, "bad")]
 
 
+@pytest.mark.parametrize("name", ["a[1]", "a*"])
+def test_a_sink_never_reads_the_parts_of_its_neighbour(tables: Tables, name: str) -> None:
+    for folder, answer in (("a1", "neighbour"), (name, "own")):
+        if tables.kind == "delta" and "[" in folder:
+            return
+        tables.sink_keys = {**tables.sink_keys, tables.kind: f"{folder}/sink"}
+        tables.count = 0
+        sink = tables.ready()
+        tables.commit(sink, [(1, answer)], [(2, answer)])
+    with duckdb.connect() as connection:
+        sink.attach(connection)
+        assert connection.execute(f"select answer from {sink.results_sql()}").fetchall() == [("own",)]
+        assert connection.execute(f"select message from {sink.errors_sql()}").fetchall() == [("own",)]
+        sink.detach(connection)
+
+
 def test_a_connection_restricted_to_the_sinks_paths_reads_the_tables(tables: Tables) -> None:
     tables.sink_keys = {**tables.sink_keys, tables.kind: "a b/sink" if tables.kind == "delta" else "a [1]/sink"}
     sink = tables.ready()
     tables.commit(sink, [(1, "a")], [(2, "bad")])
     with duckdb.connect() as db:
         sink.attach(db)
-        folders = [f"{path}/" for path in sink.paths() if isinstance(path, Path) and path.is_dir()]
-        files = [str(path) for path in sink.paths() if isinstance(path, str) or path.is_file()]
-        db.execute(f"set allowed_directories = {folders}")
-        db.execute(f"set allowed_paths = {files}")
-        db.execute("set enable_external_access = false")
-        db.execute("set lock_configuration = true")
+        folders = [path for path in sink.paths() if isinstance(path, Path) and path.is_dir()]
+        lock_down(db, folders, [path for path in sink.paths() if isinstance(path, str) or path.is_file()])
         assert db.sql(f"select id, answer from {sink.results_sql()}").fetchall() == [(1, "a")]
         assert db.sql(f"select id, message from {sink.errors_sql()}").fetchall() == [(2, "bad")]
 
