@@ -1,35 +1,46 @@
-"""Rows of an Arrow table as Python values; a date that Python lacks becomes its text."""
+"""Rows of an Arrow table as Python values; a date or time that Python lacks becomes its text."""
 
+import contextlib
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+DAY_UNITS = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
+"""The time 24:00 in each unit."""
+
 
 def row_values(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
     """Return the rows by column name, as `to_pylist` does; dates and times that Python lacks as ISO 8601 text."""
-    try:
-        rows: list[dict[str, Any]] = table.to_pylist()
-    except (ValueError, OverflowError):
-        columns = [column_values(column) for column in table.columns]
-        return [dict(zip(table.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
-    return rows
+    if not any(_has_times(kind) for kind in table.schema.types):
+        with contextlib.suppress(ValueError, OverflowError):
+            rows: list[dict[str, Any]] = table.to_pylist()
+            return rows
+    columns = [column_values(column) for column in table.columns]
+    return [dict(zip(table.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def column_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
     """Return the values of one column, likewise."""
-    try:
-        values: list[Any] = column.to_pylist()
-    except (ValueError, OverflowError):
-        return [_value(scalar) for scalar in column]
-    return values
+    if not _has_times(column.type):
+        with contextlib.suppress(ValueError, OverflowError):
+            values: list[Any] = column.to_pylist()
+            return values
+    return [_value(scalar) for scalar in column]
+
+
+def _has_times(kind: pa.DataType) -> bool:
+    """Whether a type is or contains times of day, whose nanoseconds and 24:00 `to_pylist` loses without an error."""
+    if pa.types.is_nested(kind):
+        return any(_has_times(kind.field(index).type) for index in range(kind.num_fields))
+    return bool(pa.types.is_time(kind))
 
 
 def _value(scalar: pa.Scalar) -> Any:
-    try:
-        return scalar.as_py()
-    except (ValueError, OverflowError):
-        kind = scalar.type
+    kind = scalar.type
+    if not _has_times(kind) or not scalar.is_valid:
+        with contextlib.suppress(ValueError, OverflowError):
+            return scalar.as_py()
     if pa.types.is_struct(kind):
         return {field.name: _value(scalar[index]) for index, field in enumerate(kind)}
     if pa.types.is_map(kind):
@@ -42,7 +53,10 @@ def _value(scalar: pa.Scalar) -> Any:
     if pa.types.is_timestamp(kind):
         return _moment(scalar.value, kind.unit) + ("" if kind.tz is None else "+00:00")
     if pa.types.is_time(kind):
-        return _moment(scalar.value, kind.unit).partition("T")[2]
+        if scalar.value == DAY_UNITS[kind.unit]:
+            return "24:00:00"
+        has_nanoseconds = kind.unit == "ns" and scalar.value % 1000
+        return _moment(scalar.value, kind.unit).partition("T")[2] if has_nanoseconds else scalar.as_py()
     return str(scalar.cast(pa.string()))
 
 

@@ -286,6 +286,9 @@ class SourceReader:
             column = self._columns[name]
             value = column.value
             changes[name] = f"cast(cast({value} as {short[name]}) as {column.kind}) is distinct from {value}"
+            if not _is_nested(column.kind):
+                # The greatest nanoseconds are DuckDB's infinity; as microseconds they would be another year.
+                changes[name] += f" or isinf({value})"
         tests = ", ".join(f"coalesce(bool_or({change}), false)" for change in changes.values())
         try:
             (are_changed,) = self._db.execute(f"select {tests} from {self._relation}").fetchall()

@@ -124,11 +124,17 @@ EXTREME_VALUES: dict[str, tuple[pa.Array, str]] = {
     "far_moment": (pa.array([317_000_000_000_000_000], pa.timestamp("us")), "12015-05-01T11:33:20"),
     "far_zoned": (pa.array([317_000_000_000_000_001], pa.timestamp("us", "UTC")), "12015-05-01T11:33:20.000001+00:00"),
     "nano": (pa.array([1_700_000_000_123_456_789], pa.timestamp("ns")), "2023-11-14T22:13:20.123456789"),
+    "greatest_nano": (pa.array([2**63 - 1], pa.timestamp("ns")), "2262-04-11T23:47:16.854775807"),
     "zoned_nano": (
         pa.array([1_700_000_000_123_456_789], pa.timestamp("ns", "UTC")),
         "2023-11-14T22:13:20.123456789+00:00",
     ),
     "time_nano": (pa.array([3_723_000_000_005], pa.time64("ns")), "01:02:03.000000005"),
+    "end_of_day": (pa.array([86_400_000_000], pa.time64("us")), "24:00:00"),
+    "times": (
+        pa.array([{"a": [1, None, 86_400_000_000_000]}], pa.struct([("a", pa.list_(pa.time64("ns")))])),
+        '{"a":["00:00:00.000000001",null,"24:00:00"]}',
+    ),
     "duration": (pa.array([2**62], pa.duration("ns")), str(2**62)),
     "far_days": (
         pa.array([[3_672_000, 0]], pa.list_(pa.int32())).cast(pa.list_(pa.date32())),
