@@ -19,7 +19,7 @@ from connectors.sql import (
     query_connection,
 )
 
-TAKEN_NAMES = frozenset({"main", "temp", "system", "memory"})
+TAKEN_NAMES = frozenset({"main", "temp", "system", "memory", "information_schema", "pg_catalog"})
 """Names of DuckDB's own databases and schemas."""
 
 

@@ -43,6 +43,8 @@ EMPTY_OBJECT = r"\{\s*\}"
 EMPTY_MARK = "[[[[[[[[[null]]]]]]]]]"
 """In place of an empty object, whose structure would be that of mixed values; without quotes: texts have {} too."""
 EMPTY_STRUCTURE: Any = [[[[[[[[["NULL"]]]]]]]]]
+MAX_NESTING = 60
+"""Levels of lists and objects in a line. Arrow passes schemas of at most 64 levels between libraries."""
 FETCHED_STRUCTURES = 1000
 """Structures of lines that are merged at once."""
 MEMORY_BYTES = 128_000_000
@@ -190,7 +192,12 @@ def _structure(
         )
         while found := kinds.fetchmany(FETCHED_STRUCTURES):
             for text, count, are_objects, has_fractions, has_wholes in found:
-                structure = _merged(structure, _with_empty_objects(orjson.loads(text)))
+                kind = orjson.loads(text)
+                if _is_too_deep(kind, MAX_NESTING + len(EMPTY_MARK)):
+                    raise _unreadable(origins, None)
+                if _is_too_deep(kind := _with_empty_objects(kind)):
+                    raise _unreadable(origins, None)
+                structure = _merged(structure, kind)
                 rows += count
                 is_object, is_fraction = is_object and are_objects, is_fraction or has_fractions
                 is_whole = is_whole or has_wholes
@@ -334,6 +341,15 @@ def _with_empty_objects(structure: Any) -> Any:
     return [_with_empty_objects(kind) for kind in structure] if isinstance(structure, list) else structure
 
 
+def _is_too_deep(value: Any, levels: int = MAX_NESTING) -> bool:
+    """Whether lists and objects are nested in more levels."""
+    level = [value]
+    for _ in range(levels + 1):
+        inner = [list(one.values()) if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [child for children in inner for child in children]
+    return bool(level)
+
+
 def _merged(first: Any, second: Any) -> Any:
     """Return the structure of values that have one of two structures; JSON if no type holds both."""
     if first == second or second == "NULL":
@@ -380,7 +396,10 @@ def _problems(file: Path) -> Iterator[tuple[int, str]]:
             content = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
             if content.strip():
                 try:
-                    if not isinstance(orjson.loads(content), dict):
+                    value = orjson.loads(content)
+                    if not isinstance(value, dict):
                         yield number, "is JSON but not an object"
+                    elif _is_too_deep(value):
+                        yield number, f"has more than {MAX_NESTING} levels of lists and objects"
                 except orjson.JSONDecodeError as exc:
                     yield number, f"is not JSON ({exc})"

@@ -139,7 +139,7 @@ def test_the_folder_of_a_delta_table_is_read_as_its_log_says(tmp_path: Path, rea
 def test_duckdb_files_may_have_the_names_of_its_own_databases(tmp_path: Path, read_source: ReadSourceFixture) -> None:
     import duckdb
 
-    for name in ("main", "temp", "system", "memory", "Main"):
+    for name in ("main", "temp", "system", "memory", "Main", "information_schema", "pg_catalog"):
         (tmp_path / f"{name}.duckdb").unlink(missing_ok=True)
         with duckdb.connect(tmp_path / f"{name}.duckdb") as db:
             db.execute("create table t as select 1 as id")

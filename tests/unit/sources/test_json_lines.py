@@ -58,11 +58,21 @@ def test_a_column_has_a_type_that_holds_all_of_its_values(
     assert (found.types["a"], [row[0] for row in found.rows], found.texts["a"]) == (kind, values, texts)
 
 
+def test_deep_values_keep_their_text(tmp_path: Path, read_source: ReadSourceFixture) -> None:
+    deep = "[" * 59 + "1" + "]" * 59
+    (tmp_path / "rows.jsonl").write_text(f'{{"a":{deep}}}')
+    assert read_source("jsonl", "rows.jsonl").texts["a"] == [deep]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b'\xef\xbb\xbf{"a":1}\n{"a\n', "rows.jsonl:2: is not JSON"),
         (b'{"a":1}\n[1]\n', "rows.jsonl:2: is JSON but not an object"),
+        (
+            b'{"a":1}\n{"a":' + b"[" * 600 + b"]" * 600 + b"}\n",
+            "rows.jsonl:2: has more than 60 levels of lists and objects; fix the line",
+        ),
         (b'{"a":1,"":2}\n', 'rows.jsonl: has an empty key \\(""\\); give it a name'),
         (b'{"a":1,"A":2}\n', "rows.jsonl: has the keys a and A, which are one column in SQL; rename one"),
         (b'{"a":1}\n{"a":"' + b"x" * (17 << 20) + b'"}\n', "rows.jsonl:2: the line has 17.8 MB, more than 16.8 MB"),
