@@ -143,6 +143,8 @@ ERROR_REPLIES: Mapping[str, ErrorReply] = {
     ),
     "no-path": ErrorReply(404, {"detail": "Not Found"}, "setup"),
     "no-page": ErrorReply(404, "<html><body><h1>404 Not Found</h1></body></html>", "setup"),
+    "web-page": ErrorReply(200, "<!DOCTYPE html><html><body><h1>Sign in</h1></body></html>", "setup"),
+    "no-channel": ErrorReply(503, _error("No available channel for this model", code="model_not_found"), "setup"),
     # The key.
     "no-region": ErrorReply(
         403,

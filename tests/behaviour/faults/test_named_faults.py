@@ -42,7 +42,10 @@ def test_a_run_treats_every_named_fault_by_its_class(workspace: Workspace, cli: 
     assert second["rows_failed"] == (0 if again else sum(errors.values()))
 
 
-@pytest.mark.parametrize("name", [name for name, reply in ERROR_REPLIES.items() if reply.error_class == "setup"])
+@pytest.mark.parametrize(
+    "name",
+    [name for name, reply in ERROR_REPLIES.items() if reply.error_class == "setup" and reply.status in (404, 405)],
+)
 def test_a_model_that_has_answered_is_gone_after_three_replies_in_a_row(
     workspace: Workspace, cli: Cli, read: Read, name: str
 ) -> None:
@@ -55,6 +58,20 @@ def test_a_model_that_has_answered_is_gone_after_three_replies_in_a_row(
         second = cli.run(job)
     assert (first["exit_code"], first["requests"], first["rows_ok"], found) == (3, 7, 3, {"setup": 4})
     # The lone one met the same fault: it is the set-up's as well.
+    assert (second["exit_code"], second["requests"], second["rows_ok"]) == (0, 5, 8)
+
+
+def test_a_503_that_denies_the_model_is_sent_again_until_it_comes_three_times_in_a_row(
+    workspace: Workspace, cli: Cli, read: Read
+) -> None:
+    workspace.csv(8)
+    job = workspace.job(limits="{concurrency: 1}", retry="{attempts: 5, longest_wait: 0.01}")
+    with EmulatorServer(EmulatorOptions(script="200*2, no-channel, 200, no-channel*3")) as server:
+        workspace.write("rowmill.yaml", f'providers: {{test: {{base_url: "{server.base_url}"}}}}\n')
+        first = cli.run(job)
+        found = Counter(row["error_class"] for row in read(workspace.folder / "out", "errors"))
+        second = cli.run(job)
+    assert (first["exit_code"], first["requests"], first["rows_ok"], found) == (3, 7, 3, {"setup": 1})
     assert (second["exit_code"], second["requests"], second["rows_ok"]) == (0, 5, 8)
 
 
