@@ -294,13 +294,17 @@ def _is_finite(vectors: bytes) -> bool:
 
 
 def _wrong_count(data: Any, expected: int, reply: Reply, usage: Usage) -> MalformedReply:
-    """Return the fault of a reply with another number of vectors; a single one is a server's that reads one text."""
-    count = len(data) if isinstance(data, list) else None
-    message = f"the reply has {'no' if count is None else count} vectors for {expected} texts"
-    error = None
+    """Return the fault of a reply with another number of vectors.
+
+    A server that answers one text reads no others. One that leaves out some has dropped a text: halving finds it.
+    """
+    count = len(data) if isinstance(data, list) else 0
+    if not 0 < count < expected:
+        return MalformedReply(f"the reply has {count or 'no'} vectors for {expected} texts", usage=usage)
+    message = f"the reply has {count} of {expected} vectors"
     if count == 1:
-        error = RowError("bad_request", f"{message}: the server takes at most 1 texts a request", reply.status)
-    return MalformedReply(message, error, usage)
+        message += ": the server takes at most 1 texts a request"
+    return MalformedReply(message, RowError("bad_request", message, reply.status), usage)
 
 
 def _places(data: Sequence[Mapping[str, Any]]) -> Sequence[int]:

@@ -156,11 +156,23 @@ def test_one_vector_for_several_texts_means_that_the_server_takes_one_at_a_time(
     with pytest.raises(MalformedReply) as caught:
         it.answers(requests_of(it, 3), reply_of([1, 0]))
     error = caught.value.error
-    assert error == refusal(
-        "the reply has 1 vectors for 3 texts: the server takes at most 1 texts a request", status=200
-    )
+    assert error == refusal("the reply has 1 of 3 vectors: the server takes at most 1 texts a request", status=200)
     assert it.group_limit(error, 3) == 1
     assert caught.value.usage == Usage(9, output_tokens=0)
-    with pytest.raises(MalformedReply, match="2 vectors for 3 texts") as caught:
+
+
+def test_a_text_that_the_server_has_dropped_is_found_by_halving() -> None:
+    it = endpoint()
+    with pytest.raises(MalformedReply) as caught:
         it.answers(requests_of(it, 3), reply_of([1, 0], [2, 0]))
+    error = caught.value.error
+    assert error == refusal("the reply has 2 of 3 vectors", status=200)
+    assert it.group_limit(error, 3) is None
+
+
+@pytest.mark.parametrize(("count", "words"), [(0, "no vectors for 1 texts"), (2, "2 vectors for 1 texts")])
+def test_no_vector_for_a_text_or_too_many_is_malformed(count: int, words: str) -> None:
+    it = endpoint()
+    with pytest.raises(MalformedReply, match=words) as caught:
+        it.answers(requests_of(it, 1), reply_of(*([1, 0] for _ in range(count))))
     assert caught.value.error is None
