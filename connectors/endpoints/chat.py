@@ -118,7 +118,7 @@ class ChatCompletionsFormat:
 
 
 def _has_message(choice: Mapping[str, Any]) -> bool:
-    """Return whether a choice has a message; one that was filtered or broke off may lack it."""
+    """Return whether a choice has a message; some servers send a text, and one that broke off may lack both."""
     message = choice.get("message")
     if message is None:
         return finish_reason(choice.get("finish_reason")) is not None or bool(choice.get("error"))
@@ -126,7 +126,7 @@ def _has_message(choice: Mapping[str, Any]) -> bool:
 
 
 def _choice(source: Mapping[str, Any]) -> ReplyChoice:
-    message, logprobs = source.get("message") or {}, source.get("logprobs")
+    message, logprobs = source.get("message") or {"content": source.get("text")}, source.get("logprobs")
     refusal, text = message.get("refusal"), content_text(message.get("content"))
     has_calls = "tool_calls" in message or "function_call" in message
     return ReplyChoice(

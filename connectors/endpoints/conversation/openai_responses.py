@@ -58,6 +58,8 @@ class OpenAIResponsesFormat:
         items = [item for item in output if isinstance(item, dict)]
         parts = [part for item in items if item.get("type") == "message" for part in _parts(item.get("content"))]
         texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+        if not parts and isinstance(reply.get("output_text"), str):
+            texts = [reply["output_text"]]
         refusals = [part["refusal"] for part in parts if isinstance(part.get("refusal"), str)]
         logprobs = [token for part in parts if isinstance(part.get("logprobs"), list) for token in part["logprobs"]]
         calls = [

@@ -524,6 +524,12 @@ def test_a_filtered_answer_may_lack_its_message(message: Any) -> None:
     assert failed(chat(), body)[0] == "content_filter"
 
 
+def test_an_answer_in_the_form_of_a_completion_is_one() -> None:
+    body = completion({"content": "x"})
+    body["choices"][0] = {"index": 0, "text": "Hello", "finish_reason": "stop"}
+    assert read(chat(), body) == {"ask": "Hello"}
+
+
 def test_a_reply_without_answers_costs_what_it_reports() -> None:
     endpoint = chat()
     body = {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 0}}

@@ -329,6 +329,11 @@ def test_several_messages_are_one_text_without_the_reasoning() -> None:
     assert read(openai(), body) == {"ask": "ab"}
 
 
+def test_a_text_next_to_an_output_without_messages_is_the_answer() -> None:
+    assert read(openai(), response(output_text="a")) == {"ask": "a"}
+    assert read(openai(), response(message("b"), output_text="a")) == {"ask": "b"}
+
+
 REFUSAL = {"type": "message", "content": [{"type": "refusal", "refusal": "I can't"}]}
 
 
