@@ -229,3 +229,42 @@ def test_rows_that_when_excludes_have_rung_0(
     steps = STEP.replace("RESCUE", f"[{LONGER}]").replace("structured", "when: id > 1, structured")
     cli.run(workspace.job(steps=steps))
     assert rungs(read, workspace) == {1: (None, 0), 2: ("m 20", 0)}
+
+
+def test_rungs_share_the_repair_turns_of_a_row_and_their_answers_are_checked(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable, hard: Hard
+) -> None:
+    workspace.csv(2)
+    steps = STEP.replace("RESCUE", "[{on: [invalid_answer], model: big}, {on: [invalid_answer], model: huge}]")
+    steps = steps.replace("structured", "check: [\"word <> 'm 20' or id = 1\", \"word <> 'big 20'\"], structured")
+    provider.script = lambda path, body, count: answered(body)
+    cli.run(workspace.job(steps=steps))
+    assert rungs(read, workspace) == {1: ("m 20", 0), 2: ("huge 20", 2)}
+    models = [body["model"] for _, body in provider.seen if body["messages"][1]["content"] == "text 2"]
+    # One repair turn in all, which the step as declared has taken.
+    assert models == ["m", "m", "big", "huge"]
+
+
+def test_rows_of_packs_are_requested_alone_by_a_rung(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    from tests.behaviour.runs.test_packing import PACKED, items_of, packed_reply
+
+    def script(path: str, body: Body, count: int) -> Body | web.Response:
+        items = items_of(body)
+        if items and any(item["content"] == "text 3" for item in items):
+            return error_reply(400, "the text was filtered", "content_filter")
+        if items:
+            return packed_reply([{"id": item["id"], "answer": item["content"].upper()} for item in items])
+        text = body["messages"][-1]["content"]
+        is_refused = body["model"] == "m" and text == "text 3"
+        return error_reply(400, "filtered", "content_filter") if is_refused else chat_reply(f"{body['model']} {text}")
+
+    provider.script = script
+    workspace.csv(5)
+    steps = PACKED.replace("PACK", "{rows: 5}, rescue: [{on: [content_filter], model: big}]")
+    assert cli.run(workspace.job(steps=steps))["exit_code"] == 0
+    rows = {row["id"]: (row["answer"], row["answer_rung"]) for row in read(workspace.folder / "out")}
+    assert rows[3] == ("big text 3", 1)
+    assert {rung for key, (_, rung) in rows.items() if key != 3} == {0}
+    assert [items_of(body) for _, body in provider.seen if body["model"] == "big"] == [[]]
