@@ -28,6 +28,8 @@ def input_files(patterns: str | Iterable[str], workspace: Path, suffixes: tuple[
     names: set[str] = set()
     for pattern, place in _local_places(patterns, workspace):
         files = _files_at(place, suffixes)
+        if not files and place.is_dir():
+            raise DataError(pattern, f"no file in the folder ends in {', '.join(suffixes)}", "name a file, or a glob")
         if not files:
             raise DataError(pattern, "no file is there", f"check the path, relative ones start at {workspace}")
         names.update(files)

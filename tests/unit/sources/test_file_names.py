@@ -66,6 +66,17 @@ def test_a_folder_takes_suffixes_in_any_case_and_names_other_files(
     assert warning.startswith(f"source: {tmp_path}/data/notes.txt: not read, since no name ends in .")
 
 
+@pytest.mark.parametrize(
+    ("kind", "suffixes"), [("csv", ".csv, .tsv"), ("jsonl", ".jsonl, .ndjson"), ("parquet", ".parquet")]
+)
+def test_a_folder_without_a_file_of_the_format_names_the_suffixes(
+    tmp_path: Path, read_source: ReadSourceFixture, kind: str, suffixes: str
+) -> None:
+    write(tmp_path / "data/rows.txt", b"{}")
+    with pytest.raises(DataError, match=f"^data: no file in the folder ends in {suffixes}; name a file, or a glob$"):
+        read_source(kind, "data")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_of_folders_become_columns_and_replace_none(
     tmp_path: Path, read_source: ReadSourceFixture, kind: str
