@@ -67,6 +67,12 @@ assert abs(b.score("label", "sentiment").accuracy - _row[3]) < 1e-12
 assert _duckdb.sql("select count(*) from words").fetchall()[0] == (heard.duckdb().sql(
     "select sum(len(heard.words)) from results").fetchall()[0][0],)
 """,
+    "06_packing": """
+_sql = "select count(*), sum(cost_usd) from usage"
+_found = [read_results(job).duckdb().sql(_sql).fetchall()[0] for job in packed.values()]
+assert [row[0] for row in _found] == table["requests"].to_list()
+assert max(abs(a - row[1]) for a, row in zip(table["usd"], _found)) < 1e-9
+""",
 }
 """For each notebook: the figures that it computes equal those of SQL."""
 
@@ -93,8 +99,8 @@ def check_pictures(notebook: nbformat.NotebookNode) -> None:
         assert min(picture.size) > 50
 
 
-def test_there_are_five_notebooks() -> None:
-    assert len(NOTEBOOKS) == 5
+def test_there_are_six_notebooks() -> None:
+    assert len(NOTEBOOKS) == 6
 
 
 @each
