@@ -12,7 +12,7 @@ DAY_UNITS = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_0
 
 def row_values(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
     """Return the rows by column name, as `to_pylist` does; dates and times that Python lacks as ISO 8601 text."""
-    if not any(_has_times(kind) for kind in table.schema.types):
+    if not any(_is_inexact(kind) for kind in table.schema.types):
         with contextlib.suppress(ValueError, OverflowError):
             rows: list[dict[str, Any]] = table.to_pylist()
             return rows
@@ -22,25 +22,33 @@ def row_values(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
 
 def column_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
     """Return the values of one column, likewise."""
-    if not _has_times(column.type):
+    if not _is_inexact(column.type):
         with contextlib.suppress(ValueError, OverflowError):
             values: list[Any] = column.to_pylist()
             return values
     return [_value(scalar) for scalar in column]
 
 
-def _has_times(kind: pa.DataType) -> bool:
-    """Whether a type is or contains times of day, whose nanoseconds and 24:00 `to_pylist` loses without an error."""
+def _is_inexact(kind: pa.DataType) -> bool:
+    """Whether a type is or contains one whose values `to_pylist` changes without an error.
+
+    Times of day lose nanoseconds and 24:00. What nanoseconds of a timestamp or a duration become depends on whether
+    pandas is installed, and a prompt must not.
+    """
     if pa.types.is_nested(kind):
-        return any(_has_times(kind.field(index).type) for index in range(kind.num_fields))
-    return bool(pa.types.is_time(kind))
+        return any(_is_inexact(kind.field(index).type) for index in range(kind.num_fields))
+    has_nanoseconds = (pa.types.is_timestamp(kind) or pa.types.is_duration(kind)) and kind.unit == "ns"
+    return bool(pa.types.is_time(kind) or has_nanoseconds)
 
 
 def _value(scalar: pa.Scalar) -> Any:
     kind = scalar.type
-    if not _has_times(kind) or not scalar.is_valid:
+    if not _is_inexact(kind) or not scalar.is_valid:
         with contextlib.suppress(ValueError, OverflowError):
             return scalar.as_py()
+    elif not pa.types.is_nested(kind) and not pa.types.is_time(kind) and scalar.value % 1000 == 0:
+        coarser = pa.timestamp("us", kind.tz) if pa.types.is_timestamp(kind) else pa.duration("us")
+        return pa.scalar(scalar.value // 1000, coarser).as_py()
     if pa.types.is_struct(kind):
         return {field.name: _value(scalar[index]) for index, field in enumerate(kind)}
     if pa.types.is_map(kind):

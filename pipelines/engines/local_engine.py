@@ -99,6 +99,11 @@ def local_engine(context: RunContext) -> Engine:
     timeouts, retry = job.timeouts, job.retry
     concurrency, shortage = affordable_connections(job.limits.concurrency)
     notice = None if shortage is None else f"{prepared.loaded.locate('limits', 'concurrency')}: {shortage}"
+    limiters: dict[str, ProviderLimiter] = {}
+    # What reads the ledger comes first: nothing is open yet if it is damaged.
+    steps = build_routes(job, prepared.workspace, prepared.steps, ledger, run.run_id, limiters)
+    batches = BatchLedger(ledger, job.name)
+    is_batch = job.delivery == "batch" or batches.has_open_batches()
     transport = HttpTransport(RequestTimeouts(timeouts.connect, timeouts.idle, timeouts.total), concurrency)
     retry_limits = RetryLimits(retry.attempts, retry.longest_wait, retry.longest_hold)
     pending = PendingRequests(
@@ -108,11 +113,8 @@ def local_engine(context: RunContext) -> Engine:
     online = OnlineDispatcher(
         pending, ledger, transport, context.budget, retry_limits, concurrency, context.daily_budget
     )
-    limiters: dict[str, ProviderLimiter] = {}
-    steps = build_routes(job, prepared.workspace, prepared.steps, ledger, run.run_id, limiters)
     dispatcher: Dispatcher = online
-    batches = BatchLedger(ledger, job.name)
-    if job.delivery == "batch" or batches.has_open_batches():
+    if is_batch:
         options = _batch_options(prepared, batches, transport, steps)
         dispatcher = BatchDispatcher(online, context.budget, retry_limits, context.daily_budget, options)
     media = media_reader(prepared)

@@ -199,8 +199,15 @@ class RowSelection:
 
         DataError if a value breaks the query.
         """
+        reader = self.reader
+        made = "".join(f"{reader.column(name)} as {identifier(name)}, " for name in columns)
+        if reader.key:
+            key, source = key_text(reader.key, reader.column), reader.chosen([*reader.key, *columns])
+        else:
+            key, source = "_row_identity", self._with_content_key_sql()
         try:
-            return self.reader.cursor().sql(f"with rows as {self._with_key_sql(columns)} {sql}").to_arrow_table()
+            rows = f"(select {made}{key} as _key from {source})"
+            return reader.cursor().sql(f"with rows as {rows} {sql}").to_arrow_table()
         except duckdb.Error as exc:
             raise DataError(("source",), first_line(exc), "fix the data, or exclude the row with `where`") from exc
 

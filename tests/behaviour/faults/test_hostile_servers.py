@@ -114,7 +114,6 @@ UNREADABLE: dict[str, Render] = {
     "gzip with something after it": compressed("gzip", lambda body: gzip.compress(body) + b"something"),
     "UTF-16": lambda body: with_length(body.decode().encode("utf-16")),
     "UTF-32": lambda body: with_length(body.decode().encode("utf-32")),
-    "Latin-1": lambda body: with_length(body[:-1] + ', "x": "é"}'.encode("latin-1")),
     "20 MB of spaces": lambda body: with_length(b" " * (20 << 20)),
     "too deep": lambda body: with_length(body[:-1] + b', "x": ' + b"[" * 900 + b"]" * 900 + b"}"),
     "far too deep": lambda body: with_length(b"[" * 100_000 + b"]" * 100_000),
@@ -141,6 +140,19 @@ def test_unreadable_replies_are_retried_and_harm_no_other_row(
     # Requests that may have been billed count with their maximum cost.
     costs = [row["cost_usd"] for row in read(workspace.folder / "out", "usage", "keys") if row["error_class"]]
     assert min(costs) > 40e-6
+
+
+def test_bytes_that_are_not_utf8_are_replaced_and_the_answer_is_paid_once(
+    workspace: Workspace, hostile: HostileServer, cli: Cli, read: Read
+) -> None:
+    async def latin(request: ReceivedRequest) -> None:
+        await request.send(with_length(json.dumps(request.usual_reply()).encode().replace(b"TEXT", b"T\xe9XT")))
+
+    workspace.csv(2)
+    hostile.fault, hostile.hits = latin, every
+    report = cli.run(workspace.job())
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, 2, 2)
+    assert [row["answer"] for row in read(workspace.folder / "out", order="id")] == ["T\ufffdXT 1", "T\ufffdXT 2"]
 
 
 async def endless_hints(request: ReceivedRequest) -> None:
@@ -171,7 +183,6 @@ INVALID_COUNTS: dict[str, Any] = {
     "a trillion": {"prompt_tokens": 10, "completion_tokens": 10**12},
     "1e300": {"prompt_tokens": 1e300, "completion_tokens": 1e300},
     "half a token": {"prompt_tokens": 10.0, "completion_tokens": 5.5},
-    "texts": {"prompt_tokens": "10", "completion_tokens": "5"},
     "flags": {"prompt_tokens": True, "completion_tokens": False},
     "lists": {"prompt_tokens": [1], "completion_tokens": {}},
     "nothing": {},

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,7 @@ def test_a_refused_row_is_an_error_after_one_request_and_affects_no_other(
     report = cli.run(job)
     assert (report["rows_ok"], report["rows_failed"], report["requests"], report["exit_code"]) == (199, 1, 200, 1)
     (error,) = read(workspace.folder / "out", "errors")
-    assert len(error.pop("fingerprint")) == 32
+    assert re.fullmatch("[0-9a-f]{32}-2", error.pop("fingerprint"))
     assert error.pop("failed_at").tzinfo is not None
     assert error == {
         "id": 5, "step": "answer", "error_class": "bad_request", "http_status": 400, "type": "invalid_request_error",

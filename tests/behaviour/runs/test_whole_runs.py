@@ -47,7 +47,8 @@ def test_a_usage_row_describes_the_whole_exchange(workspace: Any, cli: Any, read
         "endpoint": "chat", "model": "m", "model_version": "m", "attempt": 1, "http_status": 200,
         "error_class": None, "input_tokens": 10, "cached_tokens": None, "output_tokens": 5, "reasoning_tokens": None,
         "audio_seconds": None, "characters": None, "images": None, "cost_usd": pytest.approx(2e-5),
-        "first_token_ms": None, "request_id": "req-0", "finish_reason": "stop",
+        "first_token_ms": None, "request_id": "req-0", "finish_reason": "stop", "service_tier": None,
+        "tool_calls": None,
     }  # fmt: skip
     assert result["_run_id"] == report["run_id"]
 
