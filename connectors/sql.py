@@ -1,6 +1,7 @@
 """SQL for DuckDB: quoting, parsing of users' queries, paths in them, and connections for one query."""
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import orjson
 import pyarrow as pa
 
 from connectors.errors import JobError, KeyPath
-from connectors.storage.input_files import literal_path
 
 QUERY_MEMORY_LIMIT = "64MB"
 """For Rowmill's own queries, whose working set is small and spills to disk."""
@@ -35,6 +35,11 @@ def identifier_list(names: Iterable[str]) -> str:
 def literal(value: str | Path) -> str:
     """Quote a string constant."""
     return "'" + str(value).replace("'", "''") + "'"
+
+
+def literal_path(path: Path | str) -> str:
+    """Return a path that DuckDB reads as it is: without this it expands `*`, `?` and `[` in names. URLs stay."""
+    return str(path) if "://" in str(path) else re.sub(r"[*?\[]", r"[\g<0>]", str(path))
 
 
 def literal_list(values: Iterable[str | Path]) -> str:

@@ -15,9 +15,8 @@ from pydantic import Field
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.errors import DataError, JobError
 from connectors.sinks import delta_log, delta_types
-from connectors.sql import identifier, literal_list, no_rows
+from connectors.sql import identifier, literal_list, literal_path, no_rows
 from connectors.storage import object_store
-from connectors.storage.input_files import literal_path
 from connectors.tables.parquet_parts import matching_rows, rows_without_key
 from connectors.tables.schema_checks import (
     check_column_names,

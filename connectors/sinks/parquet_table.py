@@ -11,8 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
-from connectors.sql import literal_list, no_rows
-from connectors.storage.input_files import literal_path
+from connectors.sql import literal_list, literal_path, no_rows
 from connectors.storage.local_part_store import LocalPartStore
 from connectors.storage.part_store import BUILD, EMPTY_PART, Part, PartStore, PartTransaction
 from connectors.tables.compaction import MARKS, is_recorded, marks_of, merge_groups, usage_part_name, write_merged_part

@@ -9,8 +9,7 @@ import duckdb
 from duckdb import DuckDBPyConnection
 from duckdb.sqltypes import DuckDBPyType
 
-from connectors.sql import SCRATCH_ROW_GROUP_ROWS, identifier, literal
-from connectors.storage.input_files import literal_path
+from connectors.sql import SCRATCH_ROW_GROUP_ROWS, identifier, literal, literal_path
 
 TEXT_TYPES = frozenset(
     {

@@ -22,14 +22,13 @@ from connectors.sources.csv_records import CsvFormat, CsvRecord, RejectedLine, r
 from connectors.sources.guessed_types import ColumnGuess, text_column
 from connectors.sources.hive_columns import FilesModel, hive_columns, hive_values, value_of_file_number
 from connectors.sources.saved_columns import empty_source, no_bytes_warning, save_columns
-from connectors.sql import identifier, identifier_list, literal_list
+from connectors.sql import identifier, identifier_list, literal_list, literal_path
 from connectors.storage.compressed_files import compressed_suffix, file_kind, open_file
 from connectors.storage.input_files import (
     DownloadedObjects,
     downloaded_objects,
     input_files,
     input_objects,
-    literal_path,
     other_files_warning,
 )
 

@@ -24,14 +24,13 @@ from connectors.sources.json_numbers import (
     write_exact_lines,
 )
 from connectors.sources.saved_columns import empty_source, no_bytes_warning, save_columns
-from connectors.sql import first_line, identifier, literal, literal_list
+from connectors.sql import first_line, identifier, literal, literal_list, literal_path
 from connectors.storage.compressed_files import compressed_suffix, file_kind, open_file
 from connectors.storage.input_files import (
     DownloadedObjects,
     downloaded_objects,
     input_files,
     input_objects,
-    literal_path,
     other_files_warning,
 )
 

@@ -3,7 +3,6 @@
 import contextlib
 import glob
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -60,11 +59,6 @@ def other_files_warning(
     more = f" and {len(others) - MAX_NAMED_FILES} more" if len(others) > MAX_NAMED_FILES else ""
     named = ", ".join(sorted(others)[:MAX_NAMED_FILES])
     return (f"source: {named}{more}: not read, since no name ends in {', '.join(suffixes)}",)
-
-
-def literal_path(path: Path | str) -> str:
-    """Return a path that DuckDB reads as it is: without this it expands `*`, `?` and `[` in names. URLs stay."""
-    return str(path) if object_store.is_url(str(path)) else re.sub(r"[*?\[]", r"[\g<0>]", str(path))
 
 
 def input_objects(

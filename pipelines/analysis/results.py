@@ -11,8 +11,7 @@ import duckdb
 
 from connectors.contracts import Sink
 from connectors.errors import JobError
-from connectors.sql import literal_list
-from connectors.storage.input_files import literal_path
+from connectors.sql import literal_list, literal_path
 from pipelines.config.from_python.passed_job import JobLike, PassedJob
 from pipelines.config.job import Job
 from pipelines.config.job_graph import empty_sink

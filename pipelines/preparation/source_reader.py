@@ -16,8 +16,7 @@ from connectors.records import TEXT_PREFIX
 from connectors.registry import SourceConfig
 from connectors.sources.column_types import arrow_type, has_value, shape
 from connectors.sources.earlier_texts import earlier_texts
-from connectors.sql import first_line, identifier, literal, literal_list, lock_down, query_connection
-from connectors.storage.input_files import literal_path
+from connectors.sql import first_line, identifier, literal, literal_list, literal_path, lock_down, query_connection
 from pipelines.config.sql_predicate import predicate_columns
 
 ROW_KEY = "_row_key"
