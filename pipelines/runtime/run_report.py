@@ -129,9 +129,9 @@ class RunReport:
     """What the closing summary names, such as a schema that a provider refuses."""
     pack_agreement: float | None = None
     """Share of the verified rows of packs with the same answer alone, from 0 to 1; None if no row was verified."""
-    pack_verified: int = 0
-    """Rows of packs that were also requested alone."""
-    has_packs: bool = False
+    pack_verified: int = field(default=0, repr=False)
+    """Rows of packs that were also requested alone; 0 in a report that was read back."""
+    has_packs: bool = field(default=False, repr=False)
     """Whether a step of the job has `pack`."""
     control: Sequence[ControlEvent] = field(default=(), repr=False)
     """What `rowmill control` has done to the run."""
