@@ -20,6 +20,11 @@ FAILED_CLASS = "_row_failed_class"
 TEXT_PREFIX = "_row_text_"
 """Of the column with a value's text in the file, which templates print instead of the typed value."""
 
+KEPT_ROW = "_row_kept"
+"""Column with whether the sink has a result of the row that only other checks have accepted."""
+KEPT_PREFIX = "_row_kept_"
+"""Of the columns with the outputs in that result."""
+
 Values = tuple[Any, ...]
 """One row's outputs of one step, in the order of the endpoint's `fields`."""
 

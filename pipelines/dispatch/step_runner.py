@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from connectors.media.media_reader import MediaReader
 from connectors.media.url_fetcher import FetchError
-from connectors.records import FAILED_CLASS, FAILED_STEP, ROW_PROBLEM, Request, RowError, Values
+from connectors.records import FAILED_CLASS, FAILED_STEP, KEPT_PREFIX, KEPT_ROW, ROW_PROBLEM, Request, RowError, Values
 from pipelines.config.sql_predicate import Predicate
 from pipelines.dispatch.dispatcher import Dispatcher
 from pipelines.dispatch.media_files import write_files
@@ -81,7 +81,9 @@ class StepResults:
     first: list[bytes]
     """The fingerprint of each row's request before any repair turn."""
     recorded: dict[int, bytes] = field(default_factory=dict)
-    """The last answers of rows that are in the ledger."""
+    """The fingerprints of last answers that the ledger has recorded."""
+    dropped: set[int] = field(default_factory=set)
+    """The rows whose recorded last answers are in the ledger no more."""
     failures: list[RowFailure] = field(default_factory=list)
     ladder: Ladder = NO_RUNGS
     tried_rungs: frozenset[int] = frozenset()
@@ -431,6 +433,7 @@ class StepRunner:
         requests = await self._rendered_requests(chunk, current, results)
         self._note_first(requests, results)
         await self._accept_last_answers(chunk, current, requests, results)
+        await self._accept_kept_rows(chunk, current, requests, results)
         while requests:
             # The route changes with follow-ups in a simpler mode.
             route, follow_ups = current.route, FollowUps()
@@ -465,6 +468,7 @@ class StepRunner:
                 trial = self._try_simpler_mode(step, current, trial, next(iter(follow_ups.fallbacks)))
             requests = await self._follow_up_requests(chunk, current, follow_ups)
             self._note_first(requests, results)
+            await self._accept_kept_rows(chunk, current, requests, results)
         return results
 
     def _note_first(self, requests: RequestsByFingerprint, results: StepResults) -> None:
@@ -486,7 +490,7 @@ class StepRunner:
         if not last:
             return
         stored = await self._pending.lookup(list(set(last.values())))
-        read: list[ReadAnswer] = []
+        read: list[tuple[bytes, ReadAnswer]] = []
         for first, (request, rows) in requests.items():
             for row in rows:
                 answer = last.get((first, chunk.keys[row]))
@@ -494,13 +498,50 @@ class StepRunner:
                     continue
                 results.recorded[row] = answer
                 if answer not in stored or (reply := stored[answer].reply) is None:
+                    results.dropped.add(row)
                     continue
                 values = step.route.endpoint.values(reply)
                 if not isinstance(values, RowError):
                     outcome = Outcome(reply, None, 1, stored[answer].run_id, stored[answer].at, was_sent=False)
-                    read.append(ReadAnswer(replace(request, fingerprint=answer), [row], reply, values, outcome))
-        failures = self._check_answers(chunk, step, step.route, read, results)
-        for one in read:
+                    read.append(
+                        (first, ReadAnswer(replace(request, fingerprint=answer), [row], reply, values, outcome))
+                    )
+        self._accept_without_request(chunk, step, read, requests, results)
+
+    async def _accept_kept_rows(
+        self, chunk: Chunk, step: RunStep, requests: RequestsByFingerprint, results: StepResults
+    ) -> None:
+        """Accept outputs in the sink that pass the checks of today, if the ledger has no answer to these requests."""
+        names = [KEPT_PREFIX + column.name for column in step.route.endpoint.fields]
+        wanted = {KEPT_ROW, *names}
+        if self._is_retrying or step.job is None or chunk.rung or not wanted.issubset(chunk.table.column_names):
+            return
+        kept = chunk.table.column(KEPT_ROW).to_pylist()
+        asked = [fingerprint for fingerprint, (_, rows) in requests.items() if any(kept[row] for row in rows)]
+        stored = await self._pending.lookup(asked) if asked else {}
+        is_needed = len(stored) < len(asked) or results.dropped
+        values = chunk.table.select(names).to_pylist() if is_needed else []
+        read: list[tuple[bytes, ReadAnswer]] = []
+        for fingerprint in asked:
+            request, rows = requests[fingerprint]
+            for row in rows:
+                if kept[row] and (fingerprint not in stored or row in results.dropped):
+                    outcome = Outcome(b"", None, 0, "", 0, was_sent=False)
+                    last = replace(request, fingerprint=results.recorded.get(row, fingerprint))
+                    read.append((fingerprint, ReadAnswer(last, [row], b"", tuple(values[row].values()), outcome)))
+        self._accept_without_request(chunk, step, read, requests, results)
+
+    def _accept_without_request(
+        self,
+        chunk: Chunk,
+        step: RunStep,
+        read: Sequence[tuple[bytes, ReadAnswer]],
+        requests: RequestsByFingerprint,
+        results: StepResults,
+    ) -> None:
+        """Accept answers of single rows that pass the checks in place of the requests with these fingerprints."""
+        failures = self._check_answers(chunk, step, step.route, [one for _, one in read], results)
+        for fingerprint, one in read:
             (row,) = one.rows
             if row in failures:
                 continue
@@ -508,10 +549,10 @@ class StepRunner:
             chunk.asked[row] = chunk.asked[row] or self._pending.is_from_this_run(one.outcome)
             if chunk.straggling_step != chunk.step:
                 self._pending.record_skipped(step.route.step, 1)
-            request, rows = requests.pop(results.first[row])
+            request, rows = requests.pop(fingerprint)
             if others := [other for other in rows if other != row]:
                 keys = tuple(chunk.keys[other] for other in others)
-                requests[results.first[row]] = (replace(request, keys=keys), others)
+                requests[fingerprint] = (replace(request, keys=keys), others)
             else:
                 self._release_media(request)
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from connectors.contracts import MediaColumn
 from connectors.media.media_reader import MediaReader
-from connectors.records import FAILED_CLASS, FAILED_STEP, Media, Request, RowError, Values
+from connectors.records import FAILED_CLASS, FAILED_STEP, KEPT_PREFIX, KEPT_ROW, Media, Request, RowError, Values
 from pipelines.dispatch.packing.packing import Packing, packing_of
 from pipelines.dispatch.request_rendering import render_requests
 from pipelines.dispatch.rescue.ladder import Ladder
@@ -306,7 +306,10 @@ class _ChunkDryRun:
             stored = self._ledger.lookup(list(asked.union(former.fingerprint for former in formers.values())))
             requests |= {place: former for place, former in formers.items() if former.fingerprint in stored}
             repairs: list[int] = []
-            results: dict[int, Values | RowError] = {}
+            results = dict(
+                self._kept_rows(step, [place for place in unresolved if requests[place].fingerprint not in stored])
+            )
+            kept = frozenset(results)
             replies: dict[int, bytes] = {}
             for place in unresolved:
                 answer = stored.get(requests[place].fingerprint)
@@ -319,6 +322,8 @@ class _ChunkDryRun:
                     results[place] = answer.error
             failures = self._failed_checks(step, results)
             for place, result in results.items():
+                if place in kept and place in failures:
+                    continue
                 problem = failures[place].problem if place in failures else result
                 repair = None
                 if isinstance(problem, RowError) and place in replies and turns[place] < step.repairs:
@@ -348,6 +353,14 @@ class _ChunkDryRun:
                     results[place] = values
         failures = self._failed_checks(step, results)
         return {place: values for place, values in results.items() if place not in failures}
+
+    def _kept_rows(self, step: PreparedStep, places: Sequence[int]) -> Mapping[int, Values | RowError]:
+        """Return the outputs of rows that the sink has and that only other checks have accepted."""
+        names = [KEPT_PREFIX + column.name for column in step.endpoint.fields]
+        if not step.has_repairs or not {KEPT_ROW, *names}.issubset(self._table.column_names):
+            return {}
+        kept, rows = self._table.column(KEPT_ROW).to_pylist(), self._table.select(names).to_pylist()
+        return {place: tuple(rows[place].values()) for place in places if kept[place]}
 
     def _failed_checks(
         self, step: PreparedStep, results: Mapping[int, Values | RowError]

@@ -305,6 +305,7 @@ def _assemble(inputs: Inputs, reader: SourceReader, ledger: Ledger | None) -> Pr
             inputs.every_column,
             _quality_digest(steps),
             _checked_columns(steps).intersection(reader.schema.names),
+            [field.name for step in steps if step.has_repairs for field in step.endpoint.fields],
         )
     key, carried = list(selection.key_schema), list(selection.carried_schema)
     # Columns that a template reads share one row with the outputs.

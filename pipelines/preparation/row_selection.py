@@ -19,7 +19,15 @@ import pyarrow.parquet as pq
 
 from connectors.contracts import Sink
 from connectors.errors import DataError, JobError, did_you_mean
-from connectors.records import FAILED_CLASS, FAILED_STEP, ROW_ERROR_CLASSES, ROW_PROBLEM, TEXT_PREFIX
+from connectors.records import (
+    FAILED_CLASS,
+    FAILED_STEP,
+    KEPT_PREFIX,
+    KEPT_ROW,
+    ROW_ERROR_CLASSES,
+    ROW_PROBLEM,
+    TEXT_PREFIX,
+)
 from connectors.sql import (
     SCRATCH_ROW_GROUP_ROWS,
     first_line,
@@ -78,13 +86,15 @@ def select_rows(
     every_column: Sequence[str] | None = None,
     quality: bytes | None = None,
     checked: Iterable[str] = (),
+    kept_outputs: Sequence[str] = (),
 ) -> "RowSelection":
     """Select the rows of an open source.
 
     `used`: columns that steps read; `columns`: columns carried over to the results; `digest`: of the steps' settings;
     `files`: used columns that name files; `appending`: a key in the sink is done, whatever its values.
     `every_column`: all columns in the order of the results; None: in that of the source. `quality`: digest of checks
-    and evidence; `checked`: the columns that these read.
+    and evidence; `checked`: the columns that these read; `kept_outputs`: columns of the results that other checks than
+    those of the last run may accept.
     """
     used, names = sorted(set(used)), reader.schema.names
     every = [name for name in every_column or names if name not in reader.key]
@@ -96,7 +106,7 @@ def select_rows(
     others = sorted(set(checked).difference(used, carried))
     reader.check_readable(sorted({*used, *carried, *others, *reader.key}))
     marked = sorted(name for name in set(files) if not pa.types.is_binary(reader.schema.field(name).type))
-    return RowSelection(reader, used, carried, digest, marked, appending, quality, others)
+    return RowSelection(reader, used, carried, digest, marked, appending, quality, others, kept_outputs)
 
 
 @dataclass(slots=True)
@@ -113,6 +123,8 @@ class RowSelection:
     """Digest of the checks and the evidence; None without any: fingerprints have no part for them."""
     checked: Sequence[str] = ()
     """Columns that only checks and evidence read."""
+    kept_outputs: Sequence[str] = ()
+    """Columns of the results that other checks than those of the last run may accept."""
     rejects_there: int = 0
     """Rejected lines in the sink's errors table."""
     rejected_before: Counter[str] = field(default_factory=Counter)
@@ -132,6 +144,8 @@ class RowSelection:
     """What fingerprints of earlier versions in the sink may cover: column -> SQL; empty: there are none."""
     _has_old_content_keys: bool = False
     """Whether the sink has rows of a job without a key by the digest of earlier versions."""
+    _kept: Sequence[str] = ()
+    """Those of `kept_outputs` that are stored, because rows of the sink were accepted by other checks."""
     _parts: list[str] = field(default_factory=list)
     """The parts of the sink's results. Rows refer to a part by its position (from 1), which takes less memory."""
     _marks: list[str] = field(default_factory=list)
@@ -216,6 +230,7 @@ class RowSelection:
         self._is_sink_loaded, self._sink_rows, self._unfinished = sink is not None, 0, None
         self._has_old_content_keys = False
         self._earlier_texts = ()
+        self._kept = ()
         if sink is None:
             return
         names = self.key_schema.names
@@ -247,6 +262,7 @@ class RowSelection:
             nulls = " and ".join(f"{identifier(name)} is null" for name in names)
             counted = db.execute(f"select count(*) from {sink.errors_sql()} where {nulls}").fetchone()
             self.rejects_there = int(counted[0]) if counted else 0
+            self._store_kept(db, sink)
             sink.detach(db)
             if not self.reader.key:
                 stored = " union all ".join(f"select _key from {self._stored_table_sql(table)}" for table in _TABLES)
@@ -256,6 +272,37 @@ class RowSelection:
             earlier = " union all ".join(f"select _is_earlier from {self._stored_table_sql(name)}" for name in _TABLES)
             if self._is_versioned and db.execute(f"from ({earlier}) where _is_earlier limit 1").fetchall():
                 self._earlier_texts = self.reader.earlier_texts(dict.fromkeys(names))
+
+    def _store_kept(self, db: duckdb.DuckDBPyConnection, sink: Sink) -> None:
+        """Store the outputs of the sink's rows if other checks have accepted some of them."""
+        there = db.sql(f"select * from {sink.results_sql()} limit 0").columns
+        outputs = [name for name in self.kept_outputs if name in there]
+        if not outputs or self.appending:
+            return
+        if not self.checked:
+            current = "0" if self.quality is None else f"cast('0x' || {self._quality_part(identifier)} as UBIGINT)"
+            differs = f"select 1 from {self._stored_table_sql('seen')} where _quality <> {current} limit 1"
+            if not db.execute(differs).fetchall():
+                return
+        columns = "".join(f", {identifier(name)} as {identifier(KEPT_PREFIX + name)}" for name in outputs)
+        key = self.key_schema.names
+        db.execute(
+            f"copy (select {key_text(key)} as _kept_key, "
+            f"{_fingerprint_number('_row_fingerprint')} as _kept_fp{columns} "
+            f"from {sink.results_sql()} where {identifier(key[0])} is not null) to {self._copy_target_sql('kept')}"
+        )
+        self._kept = outputs
+
+    def _with_kept(self, query: str) -> str:
+        """Add the stored outputs of rows that differ from the sink's in their checks only."""
+        if not self._kept:
+            return query
+        names = identifier_list(KEPT_PREFIX + name for name in self._kept)
+        same = f"_kept_key = r._key and _kept_fp = {_fingerprint_number('r._row_fingerprint')}"
+        return (
+            f"select r.*, _kept_key is not null as {KEPT_ROW}, {names} from ({query}) r "
+            f"left join {self._stored_table_sql('kept')} on {same}"
+        )
 
     def load_old_errors(self, sink: Sink, is_rewritten: bool) -> None:
         """Load what failed in earlier runs and is processed again: rejected lines, and all rows if `is_rewritten`."""
@@ -322,7 +369,7 @@ class RowSelection:
             if self._unfinished is None or self._unfinished > self._sink_rows
             else self._unfinished_sql(columns)
         )
-        yield from self._read(f"{self._with_part} from {source} where {wanted}", rows)
+        yield from self._read(self._with_kept(f"{self._with_part} from {source} where {wanted}"), rows)
 
     def lookup(self, key: str) -> pa.Table | None:
         """Return the row with this key (as text) with the columns of `batches`; None if there is none."""

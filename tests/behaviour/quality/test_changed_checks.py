@@ -133,3 +133,36 @@ def test_plan_shows_the_rows_that_a_changed_check_requests(
     for number, requests in ((2, 0), (3, 2), (5, 4), (1, 0)):
         assert cli("plan", least(workspace, number), "--json") == 0
         assert json.loads(cli.out)["steps"][0]["requests"] == requests, number
+
+
+def test_dropped_answers_are_checked_in_the_sink(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    provider.script = by_row
+    workspace.csv(5)
+    file = workspace.folder / "rowmill.yaml"
+    file.write_text(f"keep_answers: committed\n{file.read_text()}")
+    assert cli.run(least(workspace, 2))["requests"] == 6
+    before = read(workspace.folder / "out")
+    # Another check that all rows pass, one that is removed, and one that row 1 and 2 fail.
+    looser = "check: [cast(answer as integer) between 2 and 9]"
+    for check, requests in ((looser, 0), ("check: [cast(answer as integer) >= 3]", 2)):
+        assert cli("plan", checked_job(workspace, check), "--json") == 0
+        assert json.loads(cli.out)["steps"][0]["requests"] == requests
+    assert cli.run(checked_job(workspace, looser))["requests"] == 0
+    assert answers(read, workspace) == {row["id"]: row["answer"] for row in before}
+    assert cli.run(checked_job(workspace, "reuse: true"))["requests"] == 0
+    assert answers(read, workspace) == {row["id"]: row["answer"] for row in before}
+    cli.run(least(workspace, 3))
+    assert {body["messages"][0]["content"] for _, body in provider.seen[6:]} == {"text 1", "text 2"}
+
+
+def test_pruned_answers_are_checked_in_the_sink(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    provider.script = by_row
+    workspace.csv(3)
+    cli.run(least(workspace, 1))
+    assert cli("ledger", "prune", "--job", "job", "--workspace", workspace.folder) == 0
+    assert cli.run(least(workspace, 0))["requests"] == 0
+    assert answers(read, workspace) == {1: "1", 2: "2", 3: "3"}
