@@ -120,7 +120,8 @@ def call_provider(name: str, work: Callable[[ProviderApi], Coroutine[Any, Any, T
             return run_loop(_with_transport(provider, work))
         except RequestRefused as exc:
             message = " ".join(exc.error.message.split())
-            is_fatal = exc.error.error_class in FATAL_ERROR_CLASSES
+            # A name that the provider does not know is the user's mistake here, not the set-up's.
+            is_fatal = exc.error.error_class in FATAL_ERROR_CLASSES - {"setup"}
             raise (Stopped(f"{name}: {message}") if is_fatal else JobError(name, message)) from exc
         except RequestError as exc:
             raise Stopped(f"{name}: {exc}; is {provider.base_url} right, and does it run?") from exc

@@ -15,6 +15,9 @@ def test_by_default_an_open_run_is_continued_and_nothing_is_retried_or_changed()
         "is_on_ray": False,
         "log": "plain",
         "is_quiet": False,
+        "fail_on": "any",
+        "row_keys": None,
+        "on_request": None,
         "grace_seconds": 30.0,
     }
 
