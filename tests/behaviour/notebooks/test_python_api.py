@@ -80,6 +80,7 @@ async def main() -> None:
 REVEALED = ["Job", "RunReport", "LazyFrame", "LazyFrame", "str", "RunReport"]
 
 
+@pytest.mark.pyright
 def test_pyright_knows_the_types_of_the_api(tmp_path: Path) -> None:
     (tmp_path / "example.py").write_text(EXAMPLE)
     settings = {"extraPaths": [str(ROOT)], "include": ["example.py"], "typeCheckingMode": "standard"}
