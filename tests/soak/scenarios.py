@@ -218,6 +218,7 @@ class Ordeal:
             "out.duckdb",
             ".rowmill/ledger.sqlite",
             ".rowmill/leases.sqlite",
+            ".rowmill/columns/job.json",
         }
         found = [path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir() or path.suffix]
         return sorted(

@@ -356,7 +356,11 @@ def _faults() -> Iterator[Fault]:
     )  # fmt: skip
     yield _retried("A reply of 200 MB", padded(200), "malformed_reply", note="no reply is read beyond 128 MB.")
     yield _malformed_vectors("An embedding's index twice", twice_the_first)
-    yield _malformed_vectors("An embedding's index missing", without_the_last)
+    yield Fault(
+        "A vector missing", RETRIED, 1, {"malformed_reply": 4}, {"bad_request": 2, "malformed_reply": 12}, 14, 4,
+        vectors(without_the_last), every, "embeddings",
+        note="the texts are sent in halves, at last alone, to find the one without a vector.",
+    )  # fmt: skip
     yield Fault(
         "NaN in a vector", ROW_FAILS, 1, {"invalid_answer": 1}, {"ok": 1}, 1, 0, vectors(a_nan), every, "embeddings",
         note="the other rows of the request keep their vectors.",

@@ -180,7 +180,6 @@ def _spoilt(change: Any) -> Any:
         lambda data: data[0].update(embedding=[]),
         lambda data: data[0].update(embedding="[1, 2, 3, 4]"),
         lambda data: data[0].update(embedding=["1", "2", "3", "4"]),
-        lambda data: data[0].update(embedding=[[1, 2, 3, 4]]),
         lambda data: data[0].update(embedding=[True, True, True, True]),
         lambda data: data[0].update(embedding=None),
         lambda data: data.__setitem__(0, [1, 2, 3, 4]),
