@@ -4,7 +4,6 @@ import ast
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 import orjson
@@ -12,7 +11,7 @@ import orjson
 from connectors.records import Reply, RowError
 from connectors.transport.bounded_json import parse_json
 from connectors.transport.fault_table import fault_class
-from connectors.transport.stated_waits import parse_duration
+from connectors.transport.stated_waits import finite_number, parse_duration
 
 _STATUS_BY_CODE: Mapping[str, int] = {
     "rate_limit_exceeded": 429,
@@ -354,18 +353,8 @@ def _plain_excerpt(body: bytes, status: int) -> str:
     return text if len(text) <= _MAX_EXCERPT_CHARACTERS else f"{text[:_MAX_EXCERPT_CHARACTERS]}..."
 
 
-def _number(text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if isfinite(value) else None
-
-
 def _count(text: str | None, minimum: int) -> int | None:
-    value = _number(text)
+    value = finite_number(text)
     return int(value) if value is not None and value >= minimum else None
 
 

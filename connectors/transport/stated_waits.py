@@ -76,13 +76,13 @@ def parse_duration(text: str) -> float | None:
     """Return the seconds of `6m0s`, `20ms`, `1.5s` or `7`; None for anything else."""
     if not _SHORT_PARTS.fullmatch(text.strip()):
         return None
-    number = _number(text)
+    number = finite_number(text)
     return number if number is not None else _sum_of_parts(text)
 
 
 def _in_headers(headers: Mapping[str, str], now: float, is_rate_limit: bool) -> float | None:
     for name in _MS_HEADERS:
-        if (milliseconds := _number(headers.get(name))) is not None:
+        if (milliseconds := finite_number(headers.get(name))) is not None:
             return milliseconds / 1000
     for name in _HEADERS if not is_rate_limit else (*_HEADERS, *_RESET_HEADERS):
         if (value := headers.get(name)) is not None and (seconds := _seconds(value, now)) is not None:
@@ -92,7 +92,7 @@ def _in_headers(headers: Mapping[str, str], now: float, is_rate_limit: bool) -> 
 
 def _seconds(value: str, now: float) -> float | None:
     """Return the seconds of a number, a point in time, a duration or a date."""
-    if (number := _number(value)) is not None:
+    if (number := finite_number(value)) is not None:
         return _after_now(number, now)
     if (duration := parse_duration(value)) is not None:
         return duration
@@ -123,11 +123,11 @@ def _in_body(body: bytes, now: float, is_error: bool) -> float | None:
     texts: list[str] = []
     for key, value in _leaves(parsed, 0):
         plain = key.lower().replace("_", "").replace("-", "")
-        if plain in _MS_KEYS and (milliseconds := _number(str(value))) is not None:
+        if plain in _MS_KEYS and (milliseconds := finite_number(str(value))) is not None:
             waits.append(milliseconds / 1000)
         elif plain in _KEYS and (seconds := _seconds(str(value), now)) is not None:
             waits.append(seconds)
-        elif plain in ("xratelimitreset", "ratelimitreset") and (number := _number(str(value))) is not None:
+        elif plain in ("xratelimitreset", "ratelimitreset") and (number := finite_number(str(value))) is not None:
             waits.append(_after_now(number, now))
         elif plain in ("message", "error", "detail", "msg", "raw", "reason") and isinstance(value, str):
             texts.append(value)
@@ -143,8 +143,8 @@ def _leaves(value: Any, depth: int, key: str = "") -> Iterator[tuple[str, Any]]:
         return
     if isinstance(value, dict):
         if "seconds" in value and set(value) <= {"seconds", "nanos"}:
-            nanos = _number(str(value.get("nanos", 0))) or 0.0
-            yield key, (_number(str(value["seconds"])) or 0.0) + nanos / 1e9
+            nanos = finite_number(str(value.get("nanos", 0))) or 0.0
+            yield key, (finite_number(str(value["seconds"])) or 0.0) + nanos / 1e9
             return
         for name, inner in value.items():
             yield from _leaves(inner, depth + 1, name)
@@ -180,7 +180,8 @@ def _sum_of_parts(text: str) -> float | None:
     return sum(seconds) if parts else None
 
 
-def _number(text: str | None) -> float | None:
+def finite_number(text: str | None) -> float | None:
+    """Return the number in a text; None if it is not one, or not finite."""
     if text is None:
         return None
     try:
