@@ -206,9 +206,11 @@ class BatchSettler:
         outcome = interpret(group, result.reply, None)
         is_suspect = self._judge(group, route, outcome)
         charged = charged_cost(route.price, outcome, line.max_cost)
-        # A line of a file has no latency.
         answers = self._state.setup_faults.stored_answers(route, ledger_answers(group, outcome), is_suspect)
-        settled = replace(settled_exchange(_pending(batch, line), outcome, charged, answers), latency_ms=None)
+        unverified = group.unverified_changes(answers)
+        settled = settled_exchange(_pending(batch, line), outcome, charged, answers, unverified)
+        # A line of a file has no latency.
+        settled = replace(settled, latency_ms=None)
         await self._batches.ledger.settle(settled, batch.day)
         self._count(line, settled)
         self._observer.on_answered(group, line, settled, outcome.answers, outcome.error)

@@ -312,7 +312,7 @@ class OnlineDispatcher:
         elif decision.action == "split":
             setup_faults.begin_split(group)
         answers = setup_faults.stored_answers(group.route, ledger_answers(group, outcome), is_suspect)
-        exchange.settled = settled_exchange(pending, outcome, charged, answers)
+        exchange.settled = settled_exchange(pending, outcome, charged, answers, group.unverified_changes(answers))
         if decision.stop_reason is not None:
             self.stop(decision.stop_reason)
         error = outcome.error

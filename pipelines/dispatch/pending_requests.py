@@ -138,6 +138,8 @@ class PendingRequests:
                     self.record_skipped(route.step, len(request.keys), failed)
                 outcome = Outcome(answer.reply, answer.error, 1, answer.run_id, answer.at, was_sent=False)
                 self.deliver(fingerprint, outcome)
+        if fresh and route.packing is not None:
+            route.packing.restore(await asyncio.to_thread(self._ledger.packed_answers, list(fresh)))
         self.send(route, list(fresh.values()), is_usable)
         self.end_abandoned()
         return submission

@@ -10,7 +10,7 @@ from connectors.transport.error_replies import request_id, row_error
 from connectors.transport.reply_body import has_answer, web_page
 from connectors.transport.stated_waits import stated_wait
 from pipelines.dispatch.request_types import RequestGroup
-from pipelines.ledger.entries import AnswerRecord, PendingExchange, SettledExchange
+from pipelines.ledger.entries import AnswerRecord, PendingExchange, SettledExchange, UnverifiedAnswer
 from pipelines.pricing.prices import Price, cost, tier_price
 
 
@@ -123,10 +123,12 @@ def settled_exchange(
     outcome: ExchangeOutcome,
     charged: int | None,
     answers: Sequence[AnswerRecord],
+    unverified: Sequence[UnverifiedAnswer] = (),
 ) -> SettledExchange:
     """Return what the ledger records of an exchange that has ended.
 
-    `charged`: its cost in pico-dollars; `answers`: what is stored for good with it.
+    `charged`: its cost in pico-dollars; `answers`: what is stored for good with it; `unverified`: the packed answers
+    that begin or end to wait for single ones.
     """
     reply, failure, error = outcome.reply, outcome.failure, outcome.error
     return SettledExchange(
@@ -141,6 +143,7 @@ def settled_exchange(
         request_id=None if reply is None else request_id(reply.headers),
         message=None if error is None else error.message,
         answers=answers,
+        unverified=unverified,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from connectors.records import Request, RowError, record
 from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.packing.packing import Packing
 from pipelines.dispatch.read_buffer import LARGE_ANSWER_BYTES
-from pipelines.ledger.entries import PendingExchange, SettledExchange, StoredAnswer
+from pipelines.ledger.entries import AnswerRecord, PendingExchange, SettledExchange, StoredAnswer, UnverifiedAnswer
 from pipelines.limits.group_terms import GroupTerms
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.pricing.prices import Price
@@ -105,6 +105,8 @@ class RunLedger(Protocol):
     def has_answers(self, job: str, step: str, provider: str, model: str) -> tuple[bool, bool]: ...
 
     def last_answers(self, job: str, step: str, requests: Sequence[bytes]) -> dict[tuple[bytes, str], bytes]: ...
+
+    def packed_answers(self, fingerprints: Sequence[bytes]) -> dict[bytes, bytes]: ...
 
     async def write_queued(self, sql: str, values: Sequence[Any]) -> None: ...
 
@@ -208,6 +210,11 @@ class RequestGroup:
     def billed_requests(self) -> Sequence[Request]:
         """The requests whose tokens are billed: the packed one, or all of them."""
         return (self.packed,) if self.is_packed else self.requests
+
+    def unverified_changes(self, answers: Sequence[AnswerRecord]) -> Sequence[UnverifiedAnswer]:
+        """Return the packed answers that begin or end to wait for single ones; `answers`: what the ledger stores."""
+        packing = self.route.packing
+        return () if packing is None else packing.unverified_changes(self.requests, answers)
 
     def repack(self, problem: RowError) -> bool:
         """Request the schema of packed answers in a simpler mode if `problem` refuses it; return whether it does."""

@@ -8,6 +8,10 @@ AnswerRecord = tuple[bytes, bytes, bytes | None, RowError | None]
 """An answer to store: (fingerprint, request as sent, reply, error that is the row's own fault)."""
 
 
+UnverifiedAnswer = tuple[bytes, bytes | None]
+"""(fingerprint, packed answer) of a row whose single answer is still to come; None: it has come."""
+
+
 @record
 class StoredAnswer:
     """Answer of a request: the reply, or the error that is the row's own fault."""
@@ -44,6 +48,7 @@ class SettledExchange:
     request_id: str | None = None
     message: str | None = None
     answers: Sequence[AnswerRecord] = ()
+    unverified: Sequence[UnverifiedAnswer] = ()
 
 
 @record

@@ -230,6 +230,18 @@ class Ledger:
                 found |= {(request, key): answer for request, key, answer in rows}
         return found
 
+    def packed_answers(self, fingerprints: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Return fingerprint -> packed answer of those of these requests that are to be verified alone."""
+        found: dict[bytes, bytes] = {}
+        with database_errors(self.path), self._read_lock:
+            for start in range(0, len(fingerprints), 500):
+                chunk = fingerprints[start : start + 500]
+                placeholders = ",".join("?" * len(chunk))
+                found |= self._read.execute(
+                    f"select fingerprint, answer from packed_answers where fingerprint in ({placeholders})", chunk
+                )
+        return found
+
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a small read."""
         with database_errors(self.path), self._read_lock:

@@ -41,7 +41,13 @@ create table last_answers (job text not null, step text not null, request blob n
 """
 """Version 5: the answer that a row ended with after repair turns, by the fingerprint of its first request."""
 
-MIGRATIONS: tuple[str, ...] = (_ADDED, "", _SERVED, _LAST_ANSWERS)
+_PACKED_ANSWERS = """
+create table packed_answers (fingerprint blob primary key, leg integer not null, answer blob not null,
+    at integer not null) without rowid
+"""
+"""Version 6: packed answers of rows whose single answers, which will be theirs, are still to come."""
+
+MIGRATIONS: tuple[str, ...] = (_ADDED, "", _SERVED, _LAST_ANSWERS, _PACKED_ANSWERS)
 """Statements, separated by semicolons, that migrate a file from version 1 to 2, from 2 to 3 and so on. SCHEMA is that
 of the newest version. Version 3 has the tables of 2, but an answer's `file` may be a shared one (`answer_files`)."""
 
@@ -86,7 +92,7 @@ create table modes (provider text not null, model text not null, structured text
 create table days (day text primary key, spent integer not null) without rowid;
 """
 
-SCHEMA = f"{_FIRST}{_ADDED}{_SERVED};{_LAST_ANSWERS}"
+SCHEMA = f"{_FIRST}{_ADDED}{_SERVED};{_LAST_ANSWERS};{_PACKED_ANSWERS}"
 
 
 def open_ledger_file(path: Path, durability: Durability = "process") -> sqlite3.Connection:

@@ -19,6 +19,7 @@ _ANSWER = (
     "on conflict (fingerprint) do update set leg = excluded.leg, request = excluded.request, "
     "reply = excluded.reply, file = excluded.file, error = excluded.error, at = excluded.at"
 )
+_UNVERIFIED = "insert or replace into packed_answers (fingerprint, leg, answer, at) values (?, ?, ?, ?)"
 _DAY = "insert into days values (?, ?) on conflict (day) do update set spent = spent + excluded.spent"
 
 
@@ -39,6 +40,8 @@ class WriteBatch:
         self._pending: list[tuple[Any, ...]] = []
         self._exchanges: list[tuple[Any, ...]] = []
         self._answers: list[tuple[Any, ...]] = []
+        self._unverified: list[tuple[bytes, int, bytes, int]] = []
+        self._verified: list[tuple[bytes]] = []
         self._finished: list[tuple[int]] = []
         """Ids that are no longer pending."""
         self._spent: dict[str, int] = {}
@@ -84,6 +87,11 @@ class WriteBatch:
             )
         )  # fmt: skip
         self.store_answers(settled.route_id, settled.answers, settled.exchange_id)
+        for fingerprint, packed in settled.unverified:
+            if packed is None:
+                self._verified.append((fingerprint,))
+            else:
+                self._unverified.append((fingerprint, settled.route_id, packed, self._at))
         self._finished.append((settled.exchange_id,))
         if day is not None:
             self._add_to_day(day, (settled.cost or 0) - settled.reserved)
@@ -110,6 +118,8 @@ class WriteBatch:
             (_PENDING, self._pending),
             (_EXCHANGE, self._exchanges),
             (_ANSWER, self._answers),
+            (_UNVERIFIED, self._unverified),
+            ("delete from packed_answers where fingerprint = ?", self._verified),
             # Including those that became pending in this batch.
             ("delete from noted where id = ?", self._finished),
             (_DAY, list(self._spent_changes.items())),
@@ -117,6 +127,7 @@ class WriteBatch:
             if rows:
                 self._db.executemany(statement, rows)
         self._pending, self._exchanges, self._answers, self._finished = [], [], [], []
+        self._unverified, self._verified = [], []
         self._spent, self._spent_changes = {}, {}
 
     def _reserve(self, pico: int, date: str, limit: int) -> bool:

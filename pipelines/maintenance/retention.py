@@ -135,6 +135,11 @@ def prune(
                 freed += nbytes
                 if not dry_run:
                     _delete(ledger, old)
+            if not dry_run:
+                ledger.write(
+                    "delete from packed_answers where at < ? and leg in (select id from legs where job = ?)",
+                    (before, job),
+                )
             if not answers_only:
                 commits += _old_commits(ledger, job, before, dry_run)
         if not dry_run:

@@ -83,7 +83,15 @@ class CostEstimate:
 
     def add_request(self, request: Request, likely: AnswerEstimate, passes: WhenResult) -> None:
         """Add one request."""
-        self.high = _sum_or_none(self.high, self._highest_cost(request))
+        self.add_highest(request)
+        self.add_expected(request, likely, passes)
+
+    def add_highest(self, request: Request, has_repairs: bool = True) -> None:
+        """Add a request that may be sent to the highest cost; `has_repairs`: its repair turns, too."""
+        self.high = _sum_or_none(self.high, self._highest_cost(request, self.rates.repairs if has_repairs else 0))
+
+    def add_expected(self, request: Request, likely: AnswerEstimate, passes: WhenResult) -> None:
+        """Add a request to all but the highest cost."""
         if passes is WhenResult.NO:
             return
         self.input_tokens += request.input_tokens
@@ -105,8 +113,8 @@ class CostEstimate:
                 least = replace(least, audio_seconds=float(floor(least.audio_seconds)))
             self.low = _sum_or_none(self.low, cost(self.rates.price, least))
 
-    def _highest_cost(self, request: Request) -> int | None:
-        """The cost of the longest answer and of all repair turns that may follow."""
+    def _highest_cost(self, request: Request, repairs: int) -> int | None:
+        """The cost of the longest answer and of the repair turns that may follow."""
         tokens = request.input_tokens
         if self.rates.is_exact or len(request.body) > TEXT_BYTES:
             tokens = round(tokens * EXACT_COUNT_MARGIN) + (FRAME_TOKENS if request.output_bound != 0 else 0)
@@ -131,7 +139,7 @@ class CostEstimate:
         if bound is None:
             return once
         highest = once
-        for turn in range(1, self.rates.repairs + 1):
+        for turn in range(1, repairs + 1):
             again = max_cost(self.rates.price, tokens + turn * (bound + REPAIR_TOKENS), bound)
             highest = _sum_or_none(highest, again)
         return highest

@@ -256,13 +256,17 @@ class _ChunkDryRun:
 
     def _add_packs(self, estimate: StepEstimate, packing: Packing, passes: WhenResult, rows: Sequence[Request]) -> None:
         """Add the requests that these rows share, and those of the rows that are verified alone."""
+        packing.restore(self._ledger.packed_answers([request.fingerprint for request in rows]))
         for group in packing.groups(rows):
             verified = [] if len(group) == 1 else [request for request in group if packing.is_verified(request)]
             shared = group[0] if len(group) == 1 else packing.request(group)
             answer = estimate.answer if len(group) == 1 else estimate.answer.of_pack(len(group))
-            estimate.cost.add_request(shared, answer, passes)
+            for possible in packing.possible_groups(group):
+                sent = possible[0] if len(possible) == 1 else shared if possible is group else packing.request(possible)
+                estimate.cost.add_highest(sent, has_repairs=len(possible) == 1)
+            estimate.cost.add_expected(shared, answer, passes)
             for request in verified:
-                estimate.cost.add_request(request, estimate.answer, passes)
+                estimate.cost.add_expected(request, estimate.answer, passes)
             if passes is not WhenResult.NO:
                 estimate.requests += 1 + len(verified)
                 self._add_example(estimate.step, shared)

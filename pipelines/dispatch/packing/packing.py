@@ -1,20 +1,22 @@
 """The packing of one step: which queued requests share an exchange, and what follows from its reply."""
 
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
 from connectors.contracts import Endpoint
 from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
 from connectors.endpoints.conversation.packed_conversation import PackedConversation, PackOptions
 from connectors.endpoints.conversation.structured_modes import StructuredMode
-from connectors.records import Call, Reply, Request, RowError, Usage
+from connectors.records import ROW_ERROR_CLASSES, Call, Reply, Request, RowError, Usage
 from pipelines.dispatch.packing.agreement import PackAgreement, answers_agree, compared_columns, is_verified
+from pipelines.ledger.entries import AnswerRecord, UnverifiedAnswer
 
 StoreMode = Callable[[str], Coroutine[Any, Any, None]]
 """Stores a structured mode for later runs."""
 
-MAX_UNVERIFIED_ANSWERS = 10_000
-"""Packed answers that wait for their single ones; of more rows, agreement is not measured."""
+MAX_UNVERIFIED_ANSWERS = 50_000
+"""Packed answers in memory that wait for their single ones; of more rows, agreement is not measured."""
 
 
 def packing_of(endpoint: Endpoint, store_mode: StoreMode | None = None, can_halve: bool = True) -> "Packing | None":
@@ -41,22 +43,45 @@ class Packing:
         self._verify_share = options.verify
         self.agreement = PackAgreement(options.rows, options.agreement, can_halve)
         self._columns = compared_columns(endpoint.typed_properties)
-        self._unverified: dict[bytes, bytes] = {}
-        """Request fingerprint -> the packed answer of a row that is also requested alone."""
+        self._unverified: dict[bytes, bytes | None] = {}
+        """Request fingerprint -> the packed answer of a row that is also requested alone; None: it is not compared."""
+
+    def restore(self, packed_answers: Mapping[bytes, bytes]) -> None:
+        """Take packed answers of an earlier run, by request fingerprint: these rows are requested alone only."""
+        for fingerprint, answer in packed_answers.items():
+            self._add_unverified(fingerprint, answer)
+
+    def _add_unverified(self, fingerprint: bytes, answer: bytes) -> None:
+        is_kept = len(self._unverified) < MAX_UNVERIFIED_ANSWERS
+        self._unverified.setdefault(fingerprint, answer if is_kept else None)
 
     def groups(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
-        """Yield requests that share an exchange, of the present pack size."""
-        return self._form.groups(requests, self.agreement.rows)
+        """Yield requests that share an exchange, of the present pack size; rows with a packed answer go alone."""
+        return self._groups(requests, self.agreement.rows)
 
     def smaller_groups(self, requests: Sequence[Request], size: int) -> Iterator[tuple[Request, ...]]:
         """Yield requests of a pack of `size` that have no answer yet: in packs of half the size, at last alone.
 
         Rows that are to be verified go alone.
         """
-        alone = [request for request in requests if request.fingerprint in self._unverified]
-        yield from ((request,) for request in alone)
+        return self._groups(requests, max(1, min(size // 2, self.agreement.rows)))
+
+    def possible_groups(self, group: tuple[Request, ...]) -> Iterator[tuple[Request, ...]]:
+        """Yield every group that may be sent for these rows: if no pack answers any, all of them down to single rows.
+
+        A verified row is requested alone just once as well.
+        """
+        yield group
+        if len(group) > 1:
+            for smaller in self._form.groups(group, len(group) // 2):
+                yield from self.possible_groups(smaller)
+
+    def _groups(self, requests: Sequence[Request], rows: int) -> Iterator[tuple[Request, ...]]:
+        if not self._unverified:
+            return self._form.groups(requests, rows)
+        alone = [(request,) for request in requests if request.fingerprint in self._unverified]
         others = [request for request in requests if request.fingerprint not in self._unverified]
-        yield from self._form.groups(others, max(1, min(size // 2, self.agreement.rows)))
+        return itertools.chain(alone, self._form.groups(others, rows))
 
     def is_verified(self, request: Request) -> bool:
         """Return whether a row of a pack is requested alone too."""
@@ -76,13 +101,27 @@ class Packing:
         MalformedReply as for a single request.
         """
         answers = list(self._endpoint.packed_answers(self._form, group, reply))
+        if not self._verify_share:
+            return answers
         for place, (request, answer) in enumerate(zip(group, answers, strict=True)):
-            if answer is None or not self.is_verified(request):
-                continue
-            if len(self._unverified) < MAX_UNVERIFIED_ANSWERS:
-                self._unverified[request.fingerprint] = answer
+            if answer is not None and self.is_verified(request):
+                self._add_unverified(request.fingerprint, answer)
                 answers[place] = None
         return answers
+
+    def unverified_changes(
+        self, group: Sequence[Request], answers: Sequence[AnswerRecord]
+    ) -> Sequence[UnverifiedAnswer]:
+        """Return what the ledger remembers of packed answers, now that a group's reply was interpreted.
+
+        `answers`: what it stores of the same reply.
+        """
+        if not self._unverified:
+            return ()
+        if len(group) == 1:
+            return [(fingerprint, None) for fingerprint, *_ in answers if fingerprint in self._unverified]
+        waiting = ((request.fingerprint, self._unverified.get(request.fingerprint)) for request in group)
+        return [(fingerprint, answer) for fingerprint, answer in waiting if answer is not None]
 
     def usage(self, group: Sequence[Request], reply: Reply) -> Usage:
         """Return the usage of a packed exchange."""
@@ -90,7 +129,12 @@ class Packing:
 
     def verify(self, request: Request, answer: bytes | RowError) -> bool | None:
         """Return whether the answer of a row that was requested alone equals its packed one; None if it has none."""
-        packed = self._unverified.pop(request.fingerprint, None)
+        if request.fingerprint not in self._unverified:
+            return None
+        if isinstance(answer, RowError) and answer.error_class not in ROW_ERROR_CLASSES:
+            # It has no answer yet: the next run requests it, alone.
+            return None
+        packed = self._unverified.pop(request.fingerprint)
         if packed is None:
             return None
         single = answer if isinstance(answer, RowError) else self._endpoint.values(answer)

@@ -157,6 +157,11 @@ class LedgerActor:
         self._entries_of(worker)
         return await asyncio.to_thread(self._ledger.last_answers, *arguments)
 
+    async def packed_answers(self, worker: int, fingerprints: Sequence[bytes]) -> dict[bytes, bytes]:
+        """See Ledger."""
+        self._entries_of(worker)
+        return await asyncio.to_thread(self._ledger.packed_answers, fingerprints)
+
     async def remove(self, worker: int) -> WorkerEntries:
         """Remove a worker that has died, and return its totals.
 
@@ -250,6 +255,12 @@ class RemoteLedger:
     def last_answers(self, job: str, step: str, requests: Sequence[bytes]) -> dict[tuple[bytes, str], bytes]:
         answers: dict[tuple[bytes, str], bytes] = self._from_thread(
             actor_result(self._actor.last_answers.remote(self._worker, job, step, requests))
+        )
+        return answers
+
+    def packed_answers(self, fingerprints: Sequence[bytes]) -> dict[bytes, bytes]:
+        answers: dict[bytes, bytes] = self._from_thread(
+            actor_result(self._actor.packed_answers.remote(self._worker, fingerprints))
         )
         return answers
 

@@ -302,7 +302,7 @@ def test_a_ledger_of_version_1_gets_its_missing_tables(
     job = workspace.job(steps=steps)
     assert cli("run", job, "--quiet") == 0
     schema = sql(workspace, "select name, sql from sqlite_master order by name")
-    for table in (*missing_tables, "group_terms", "structured_modes", "last_answers"):
+    for table in (*missing_tables, "group_terms", "structured_modes", "last_answers", "packed_answers"):
         sql(workspace, f"drop table {table}")
     for column in ("service_tier", "tool_calls"):
         sql(workspace, f"alter table exchanges drop column {column}")

@@ -1,10 +1,13 @@
 """`pack`: rows share requests, and each keeps an answer of its own, whatever the server does with the items."""
 
+import asyncio
 import json
 import random
 import signal
+import sqlite3
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +295,49 @@ def test_the_budget_holds_with_packs(cli: Cli, workspace: Workspace, provider: S
     assert len(provider.answered) >= 10
 
 
+@pytest.mark.parametrize("budget", ["0.0125", "0.02", "0.05"])
+def test_no_hostile_reply_pushes_the_bill_above_the_budget(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, budget: str
+) -> None:
+    hostile, billed = HostileServer(11, 0.2), 0
+
+    def script(path: str, body: Body, count: int) -> Body | web.Response:
+        nonlocal billed
+        given, made = sum(len(message["content"].encode()) for message in body["messages"]), body["max_tokens"]
+        reply = hostile(path, body, count) or chat_reply(body["messages"][-1]["content"].upper())
+        if not isinstance(reply, web.Response):
+            # The longest answer that was allowed, whatever has come of it.
+            reply["usage"] = {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made}
+            billed += given + 2 * made
+        return reply
+
+    provider.script = script
+    workspace.csv(400)
+    report = cli.run(packed_job(workspace, "{rows: 20, verify: 0.2}", budget=f"{{usd: {budget}}}"))
+    millionths = round(float(budget) * 1e6)
+    assert (report["exit_code"], report["stopped"].split(":")[0]) == (3, "budget")
+    assert billed <= millionths
+    assert report["cost_usd"] == pytest.approx(billed / 1e6, abs=1e-12)
+    assert report["rows_ok"] > 0
+
+
+def test_the_most_that_a_plan_counts_is_every_pack_down_to_single_rows(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider
+) -> None:
+    # As long as allowed, and without an answer to any row of a pack.
+    provider.script = lambda path, body, count: chat_reply("no", given=0, made=body["max_tokens"])
+    workspace.csv(40)
+    job = packed_job(workspace, "{rows: 20, verify: 0.3}")
+    assert cli("plan", job, "--json") == 0
+    high = json.loads(cli.out)["high_usd"]
+    report = cli.run(job)
+    packs = {20: 2, 10: 4, 5: 8, 2: 16}
+    assert (report["rows_ok"], report["requests"]) == (40, sum(packs.values()) + 40)
+    made = sum(((20 + 24) * rows + 32) * number for rows, number in packs.items()) + 20 * 40
+    assert report["cost_usd"] == pytest.approx(2e-6 * made)
+    assert report["cost_usd"] < high
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -411,6 +457,40 @@ def test_after_kills_no_answered_row_is_paid_twice(
     exchanged = Counter(key for row in usage if row["http_status"] == 200 for key in row["keys"])
     assert set(exchanged) == {str(row) for row in range(1, rows + 1)}
     assert sum(exchanged.values()) <= rows + hostile.unanswered
+
+
+@pytest.mark.parametrize("later", ["{rows: 10, verify: 1}", "{rows: 10}", None], ids=["verify", "no verify", "no pack"])
+def test_after_a_kill_between_packs_and_their_verification_no_pack_is_paid_twice(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable, later: str | None
+) -> None:
+    rows, are_single_ones_held = 40, True
+
+    def script(path: str, body: Body, count: int) -> Any:
+        return honest(path, body, count) or (asyncio.sleep(60) if are_single_ones_held else None)
+
+    provider.script = script
+    workspace.csv(rows)
+    process = run(packed_job(workspace, "{rows: 10, verify: 1}", limits=f"{{concurrency: {rows}}}"))
+    # A row is requested alone once its pack is in the ledger.
+    while provider.in_flight < rows and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    ended(process)
+    are_single_ones_held = False
+    job = packed_job(workspace, later) if later else workspace.job(steps=PACKED.replace(", pack: PACK", ""))
+    if later:
+        assert cli("plan", job, "--json") == 0
+        assert json.loads(cli.out)["requests"] == rows
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, rows, rows)
+    assert answers(read, workspace) == expected(rows)
+    assert Counter(len(items_of(body)) for _, body in provider.seen) == {10: 4, 0: 2 * rows}
+    assert report.get("pack_agreement") == (1.0 if later else None)
+    with closing(sqlite3.connect(workspace.folder / ".rowmill" / "ledger.sqlite")) as ledger:
+        counts = [
+            ledger.execute(f"select count(*) from {name}").fetchone()[0] for name in ("answers", "packed_answers")
+        ]
+    assert counts == [rows, 0 if later else rows]
 
 
 def test_the_members_of_a_pool_share_the_packs_and_replace_one_another(
