@@ -510,20 +510,30 @@ class TableShape:
     """The columns of `results` that the steps make from answers."""
     rungs: tuple[str, ...] = ()
     """The columns of `results` with the rung that answered: not null, 0 for the step as declared."""
+    child_index: str | None = None
+    """The last key column, int64: which child of its source row a result is; None if every source row is a result."""
+
+    @property
+    def source_key(self) -> tuple[str, ...]:
+        """The key columns of the source row: all its results are written, replaced and removed together."""
+        return self.key if self.child_index is None else self.key[:-1]
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Finished rows for the sink. It contains each key at most once."""
+    """Finished rows for the sink. It contains each key at most once, and all children of a source row."""
 
     results: pa.Table
     """Rows with all steps done; new and changed keys mixed."""
     rows_by_part: Mapping[str, Sequence[int]]
-    """Existing part -> indexes in `results` of the rows that replace a row of that part; all others are new."""
+    """Existing part -> indexes in `results` of the rows whose source row has rows in that part, which they replace; all
+    others are new."""
     errors: pa.Table
-    """Failed rows; they replace those with the same key in the errors table, or without a key the same details."""
+    """Failed rows; they replace those of the same source row in the errors table, or without a key the same details."""
     resolved_keys: pa.Table
-    """Key columns of rows that succeeded, to remove from the errors table; a null key: all errors without one."""
+    """Source keys of rows that succeeded, to remove from the errors table; a null key: all errors without one."""
+    emptied_by_part: Mapping[str, pa.Table] = field(default_factory=dict)
+    """Existing part -> source keys of rows to remove from it: their source rows have no children any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -589,7 +599,7 @@ class Sink(Protocol):
         """Return the marks that the usage table contains."""
 
     def remove(self, keys: pa.Table, errors_too: bool) -> int:
-        """Remove the rows of these keys from results (and errors); return the number of results removed."""
+        """Remove the rows of these source keys from results (and errors); return the number of results removed."""
 
     def finish(self) -> None:
         """Swap in the tables built `fresh`; compact small parts."""

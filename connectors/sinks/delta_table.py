@@ -3,7 +3,9 @@
 import contextlib
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +19,7 @@ from connectors.errors import DataError, JobError
 from connectors.sinks import delta_log, delta_types
 from connectors.sql import identifier, literal_list, literal_path, no_rows
 from connectors.storage import object_store
-from connectors.tables.parquet_parts import matching_rows, rows_without_key
+from connectors.tables.parquet_parts import matching_rows, replaced_errors, rows_without_key
 from connectors.tables.schema_checks import (
     check_column_names,
     column_types,
@@ -37,7 +39,8 @@ MAX_SMALL_FILES = 20
 """More small files than these are compacted."""
 SMALL_FILE_BYTES = 16 << 20
 ACTION = "_action"
-"""Column in the rows of a MERGE into errors: `resolved`, `failed`, or `added` for a row that replaces none."""
+"""Column in the rows of a MERGE: `removed` (results); `resolved`, `failed`, or `added` for a row that replaces none
+(errors)."""
 
 # deltalake 1.6 aborts its thread, or reads another path, if a path contains one of these.
 _REFUSED_IN_PATHS = re.compile(r"[\[\]\\^|\x00-\x1f]|%[0-9A-Fa-f]{2}")
@@ -80,6 +83,7 @@ class DeltaTables:
         self._folder = folder
         self._root = folder.root
         self._key = list(shape.key)
+        self._source_key = list(shape.source_key)
         self._details = failure_names(shape.key)["details"]
         schemas = {"results": shape.results, "usage": usage_schema(), "errors": shape.errors}
         self._schemas = {table: delta_types.delta_schema(schema) for table, schema in schemas.items()}
@@ -150,7 +154,9 @@ class DeltaTables:
     def commit(self, commit: Commit, name: str) -> None:
         self._folder.upload_files()
         with self._delta_errors():
-            if commit.rows_by_part:
+            if self._has_children and (commit.rows_by_part or commit.emptied_by_part):
+                self._replace_children(commit)
+            elif commit.rows_by_part:
                 merge = self._merge(f"{self._build}results", commit.results, self._same_key("="))
                 merge.when_matched_update_all().when_not_matched_insert_all().execute()
             elif commit.results.num_rows:
@@ -169,14 +175,14 @@ class DeltaTables:
             return delta_log.marks(self._table("usage"))
 
     def remove(self, keys: pa.Table, errors_too: bool) -> int:
-        keys = keys.select(self._key)
+        keys = keys.select(self._source_key)
         if not keys.num_rows:
             return 0
         with self._delta_errors():
-            same = self._same_key("=")
-            metrics = self._merge("results", keys, same, ()).when_matched_delete().execute()
+            same = self._same_key("=", self._source_key)
+            metrics = self._merge("results", keys, same).when_matched_delete().execute()
             if errors_too:
-                self._merge("errors", keys, same, ()).when_matched_delete().execute()
+                self._merge("errors", keys, same).when_matched_delete().execute()
             return int(metrics["num_target_rows_deleted"])
 
     def finish(self) -> None:
@@ -256,11 +262,10 @@ class DeltaTables:
             commit_properties=CommitProperties(app_transactions=list(transactions)),
         )
 
-    def _merge(self, place: str, rows: pa.Table, same: str, extra: Sequence[str] | None = None) -> Any:
-        """Return a MERGE of rows with the table's columns. `extra`: columns instead of those, besides the key."""
+    def _merge(self, place: str, rows: pa.Table, same: str) -> Any:
+        """Return a MERGE of rows with columns of the table, and perhaps ACTION."""
         schema = self._schemas[place.removeprefix(BUILD)]
-        names = schema.names if extra is None else [*self._key, *extra]
-        fields = [schema.field(name) if name in schema.names else (name, pa.string()) for name in names]
+        fields = [schema.field(name) if name != ACTION else (name, pa.string()) for name in rows.column_names]
         return self._table(place).merge(
             rows.cast(pa.schema(fields)),
             same,
@@ -271,16 +276,71 @@ class DeltaTables:
             writer_properties=delta_log.writer_properties(schema),
         )
 
-    def _same_key(self, equal: Literal["=", "is not distinct from"]) -> str:
+    @property
+    def _has_children(self) -> bool:
+        return self._source_key != self._key
+
+    def _same_key(self, equal: Literal["=", "is not distinct from"], names: Sequence[str] | None = None) -> str:
+        """`names`: columns to compare in place of the key."""
         # By `=` deltalake skips files whose statistics exclude a key, and those of long decimals are inexact.
         inexact = delta_types.inexact_columns(self._schemas["results"])
-        operators = {name: "is not distinct from" if name in inexact else equal for name in self._key}
-        return " and ".join(f"(old.{identifier(name)} {operators[name]} new.{identifier(name)})" for name in self._key)
+        operators = {name: "is not distinct from" if name in inexact else equal for name in names or self._key}
+        return " and ".join(f"(old.{identifier(name)} {operators[name]} new.{identifier(name)})" for name in operators)
+
+    def _replace_children(self, commit: Commit) -> None:
+        """Replace all children of the source rows that are in the results already, in one MERGE."""
+        place, results = f"{self._build}results", commit.results.cast(self._schemas["results"])
+        replacing = results.take(pa.array(sorted(chain(*commit.rows_by_part.values())), pa.int64()))
+        keys = [replacing.select(self._source_key)]
+        keys += [one.select(self._source_key).cast(keys[0].schema) for one in commit.emptied_by_part.values()]
+        superseded = pa.concat_tables(keys)
+        there = self._matching(place, self._key, lambda rows: matching_rows(rows.select(self._source_key), superseded))
+        removed = there.filter(pc.invert(matching_rows(there, results.select(self._key))))
+        rows = pa.concat_tables(
+            [_with_action(results, "added"), _with_action(removed, "removed")], promote_options="default"
+        )
+        (
+            self._merge(place, rows, self._same_key("="))
+            .when_matched_delete(f"new.{ACTION} = 'removed'")
+            .when_matched_update_all(f"new.{ACTION} <> 'removed'", except_cols=[ACTION])
+            .when_not_matched_insert_all(f"new.{ACTION} <> 'removed'", except_cols=[ACTION])
+            .execute()
+        )
+
+    def _replace_errors_of_children(self, commit: Commit) -> None:
+        """Replace all errors of the source rows that failed again or succeeded, in one MERGE."""
+        names = [*self._key, self._details]
+        replaced = partial(replaced_errors, commit=commit, key=self._source_key, details=self._details)
+        removed = self._matching(f"{self._build}errors", names, replaced).group_by(names).aggregate([]).select(names)
+        rows = pa.concat_tables(
+            [_with_action(commit.errors.cast(self._schemas["errors"]), "added"), _with_action(removed, "resolved")],
+            promote_options="default",
+        )
+        same = f"{self._same_key('is not distinct from', names)} and new.{ACTION} = 'resolved'"
+        (
+            self._merge(f"{self._build}errors", rows, same)
+            .when_matched_delete()
+            .when_not_matched_insert_all(f"new.{ACTION} <> 'resolved'", except_cols=[ACTION])
+            .execute()
+        )
+
+    def _matching(self, place: str, names: Sequence[str], test: Callable[[pa.Table], pa.BooleanArray]) -> pa.Table:
+        """Return these columns of the table's rows that meet the test."""
+        schema = self._schemas[place.removeprefix(BUILD)]
+        found = [pa.schema([schema.field(name) for name in names]).empty_table()]
+        dataset = self._table(place).to_pyarrow_dataset()
+        for batch in dataset.scanner(columns=list(names), batch_readahead=1, fragment_readahead=1).to_batches():
+            rows = pa.Table.from_batches([batch]).cast(found[0].schema)
+            found.append(rows.filter(test(rows)))
+        return pa.concat_tables(found)
 
     def _commit_errors(self, commit: Commit) -> None:
-        failed_keys = commit.errors.select(self._key)
-        resolved = commit.resolved_keys.select(self._key).cast(failed_keys.schema)
+        failed_keys = commit.errors.select(self._source_key)
+        resolved = commit.resolved_keys.select(self._source_key).cast(failed_keys.schema)
         if not commit.errors.num_rows and not resolved.num_rows:
+            return
+        if self._has_children:
+            self._replace_errors_of_children(commit)
             return
         # Unreadable lines have no key: all of them are resolved at once, and one replaces an equal one.
         all_lines = pc.any(rows_without_key(resolved)).as_py() or False
@@ -304,7 +364,7 @@ class DeltaTables:
                 f"or not ({no_key}) or (old.{details} is not distinct from new.{details}))"
             )
         (
-            self._merge(f"{self._build}errors", rows, same, [*commit.errors.column_names[len(self._key) :], ACTION])
+            self._merge(f"{self._build}errors", rows, same)
             .when_matched_delete(f"new.{ACTION} = 'resolved'")
             .when_matched_update_all(f"new.{ACTION} <> 'resolved'", except_cols=[ACTION])
             .when_not_matched_insert_all(f"new.{ACTION} <> 'resolved'", except_cols=[ACTION])
@@ -332,3 +392,7 @@ class DeltaTables:
             object_store.delete([one.url for one in object_store.list_objects(folder)])
         elif Path(folder).exists():
             shutil.rmtree(folder)
+
+
+def _with_action(rows: pa.Table, action: str) -> pa.Table:
+    return rows.append_column(ACTION, pa.repeat(pa.scalar(action), rows.num_rows))

@@ -78,7 +78,7 @@ class DuckdbTables:
         self._name = name
         self._path = path
         self._table = table
-        self._key = list(shape.key)
+        self._key = list(shape.source_key)
         self._details = failure_names(shape.key)["details"]
         self._schemas = {table: shape.results, f"{table}_usage": usage_schema(), f"{table}_errors": shape.errors}
         self._rebuilt_tables = (table, f"{table}_errors")
@@ -183,8 +183,9 @@ class DuckdbTables:
         )
         replacing = sorted(row for rows in commit.rows_by_part.values() for row in rows)
         with self._transaction() as db:
-            if replacing:
-                self._delete(db, results, commit.results.select(self._key).take(pa.array(replacing, pa.int64())))
+            replaced = commit.results.select(self._key).take(pa.array(replacing, pa.int64()))
+            for keys in (replaced, *commit.emptied_by_part.values()):
+                self._delete(db, results, keys.select(self._key))
             _insert(db, results, commit.results)
             self._delete(db, errors, commit.resolved_keys.select(self._key))
             # Unreadable lines have no key: their details identify them.

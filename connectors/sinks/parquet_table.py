@@ -71,7 +71,7 @@ class ParquetTables:
     def __init__(self, folder: TableFolder, shape: TableShape) -> None:
         self._folder = folder
         self._store = _part_store(folder)
-        self._key = list(shape.key)
+        self._key = list(shape.source_key)
         self._details = failure_names(shape.key)["details"]
         self._schemas = {"results": shape.results, "usage": usage_schema(), "errors": shape.errors}
         self._marks: dict[str, list[UsageMark]] = {}
@@ -147,9 +147,10 @@ class ParquetTables:
         self._folder.upload_files()
         with self._store.transaction() as transaction:
             replacing: set[int] = set()
-            for part, rows in commit.rows_by_part.items():
+            for part in {**commit.rows_by_part, **commit.emptied_by_part}:
+                rows = commit.rows_by_part.get(part, ())
                 added = commit.results.take(pa.array(rows, pa.int64()))
-                self._rewrite(transaction, "results", f"{self._build}results/{part}", added)
+                self._rewrite(transaction, f"{self._build}results/{part}", added, commit.emptied_by_part.get(part))
                 replacing.update(rows)
             new = drop_rows(commit.results, replacing)
             if new.num_rows:
@@ -230,11 +231,15 @@ class ParquetTables:
             place = f"{folder}/{name}-{secrets.token_hex(4)}.parquet"
         return place
 
-    def _rewrite(self, transaction: PartTransaction, table: str, place: str, added: pa.Table) -> None:
-        """Write a part again with rows added in place of those with the same keys."""
+    def _rewrite(self, transaction: PartTransaction, place: str, added: pa.Table, emptied: pa.Table | None) -> None:
+        """Write a part of the results again: with rows added in place of those of the same source rows, and without
+        those of the emptied ones."""
+        keys = added.select(self._key)
+        if emptied is not None:
+            keys = pa.concat_tables([keys, emptied.select(self._key).cast(keys.schema)])
         with self._store.local_copy(place) as path:
-            dropped = matching_rows(read_columns(path, self._key), added.select(self._key))
-            rewrite_part(path, transaction.add(place), self._schemas[table], dropped, added)
+            dropped = matching_rows(read_columns(path, self._key), keys)
+            rewrite_part(path, transaction.add(place), self._schemas["results"], dropped, added)
 
     def _drop_rows(self, transaction: PartTransaction, table: str, place: str, dropped: pa.BooleanArray) -> None:
         """Write a part again without some rows. Emptied parts stay until they are merged: readers may have listed

@@ -200,6 +200,8 @@ class Chunk:
     failures: list[RowFailure] = field(default_factory=list)
     """Their `row` is an index into the concatenated `failed` tables."""
     failed: list[pa.Table] = field(default_factory=list)
+    childless: list[pa.Table] = field(default_factory=list)
+    """Finished source rows of which an `each` step made no row; with the source's columns."""
 
     def select(self, rows: Sequence[int]) -> "Chunk":
         """Return a chunk of these rows at the same step, without the failures."""

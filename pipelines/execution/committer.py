@@ -4,20 +4,23 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from connectors.contracts import Commit, Sink, TableShape
 from connectors.records import RowError
+from connectors.tables.parquet_parts import matching_rows
 from connectors.tables.schemas import failure_names
 from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.faults.setup_faults import SetupFaults
 from pipelines.dispatch.step_runner import Chunk
 from pipelines.ledger.ledger import Ledger, now_us
-from pipelines.ledger.projection import append_usage, encode_rows, encode_table
+from pipelines.ledger.projection import SourceRows, append_usage, commit_statements, encode_rows
 from pipelines.preparation.prepared_job import PreparedJob
 
 COMMIT_ROWS = 10_000
@@ -44,6 +47,10 @@ class PendingCommit:
     in_errors: list[bool] = field(default_factory=list)
     answers: list[list[bytes | None]] = field(default_factory=list)
     errors: list[pa.Table] = field(default_factory=list)
+    childless: list[pa.Table] = field(default_factory=list)
+    """Source rows without results: their keys, `_key`, `_row_fingerprint`, `_part` and `_in_errors`."""
+    filled: set[str] = field(default_factory=set)
+    """Keys (as text) of the source rows with children."""
     rows: int = 0
     nbytes: int = 0
     since: float = 0.0
@@ -95,12 +102,17 @@ class Committer:
             pending.in_errors.extend(chunk.table.column("_in_errors").to_pylist())
             pending.answers.extend(chunk.answers)
             pending.nbytes += table.nbytes
+            if self._shape.child_index is not None:
+                pending.filled.update(chunk.table.column("_key").to_pylist())
+        childless = sum(table.num_rows for table in chunk.childless)
+        state = [*self._shape.source_key, "_key", "_row_fingerprint", "_part", "_in_errors"]
+        pending.childless.extend(table.select(state) for table in chunk.childless)
         if chunk.failures:
             pending.errors.append(_error_rows(chunk, self._shape))
-        pending.rows += done + len(chunk.failures)
+        pending.rows += done + len(chunk.failures) + childless
         if pending.rows >= COMMIT_ROWS or pending.nbytes >= COMMIT_BYTES:
             self._more.set()
-        self._counters.rows_ok += done
+        self._counters.rows_ok += done + childless
         probed = self._counters.probed_fingerprints
         self._counters.rows_reused += sum(
             not asked and probed.isdisjoint(answers) for asked, answers in zip(chunk.asked, chunk.answers, strict=True)
@@ -167,22 +179,24 @@ class Committer:
                 if part is not None:
                     replaced.setdefault(part, []).append(row)
             resolved = [row for row, in_errors in enumerate(pending.in_errors) if in_errors]
-            cleared = results.select(self._shape.key).take(pa.array(resolved, pa.int64()))
+            cleared = results.select(self._shape.source_key).take(pa.array(resolved, pa.int64()))
+            children, emptied_by_part = None, dict[str, pa.Table]()
+            if self._shape.child_index is not None:
+                cleared = cleared.group_by(self._shape.source_key, use_threads=False).aggregate([])
+                childless = pa.concat_tables(pending.childless) if pending.childless else None
+                if childless is not None:
+                    again = childless.filter(childless.column("_in_errors")).select(self._shape.source_key)
+                    cleared = pa.concat_tables([cleared, again.cast(cleared.schema)])
+                    emptied_by_part = _keys_by_part(childless, self._shape)
+                children = _source_rows(childless, pending.filled, self._shape)
             # The ledger comes first: a recorded commit can be projected again, whatever happens to the sink.
-            self._ledger.write(
-                "insert into commits (job, sink, at, rows, errors, cleared) values (?, ?, ?, ?, ?, ?)",
-                (
-                    self._job,
-                    self._sink_name,
-                    now_us(),
-                    encode_rows(results, pending.answers, self._shape),
-                    encode_table(errors),
-                    encode_table(cleared),
-                ),
+            encoded = encode_rows(results, pending.answers, self._shape)
+            self._ledger.write_all(
+                commit_statements(self._job, self._sink_name, now_us(), encoded, errors, cleared, children)
             )
             self._parts += 1
             name = f"{self._ledger.identity}-{self._ledger.writer:06d}-{self._parts:06d}"
-            self._sink.commit(Commit(results, replaced, errors, cleared), name)
+            self._sink.commit(Commit(results, replaced, errors, cleared, emptied_by_part), name)
             self._counters.committed += pending.rows
         append_usage(self._ledger, self._sink, self._job)
         self.seconds += time.perf_counter() - began
@@ -192,9 +206,21 @@ class Committer:
         later = [table for table in self._suspects if setup_rows(table, self._shape, self.setup_faults)]
         if later:
             self._suspects.clear()
+            if self._shape.child_index is not None:
+                # Siblings are in each other's tables.
+                later = [pa.concat_tables(later).group_by(self._shape.errors.names).aggregate([])]
             self._pending.errors.extend(later)
-            self._pending.rows += len(later)
-            self._counters.committed -= len(later)
+            self._pending.rows += sum(table.num_rows for table in later)
+            self._counters.committed -= sum(table.num_rows for table in later)
+
+    def _errors_of_source_row(self, errors: pa.Table, row: int) -> pa.Table:
+        """Return the error with those of its siblings, which it must not replace when it is committed again."""
+        # Copied: a slice would keep the whole table.
+        one = errors.take(pa.array([row], pa.int64()))
+        if self._shape.child_index is None:
+            return one
+        key = self._shape.source_key
+        return errors.filter(matching_rows(errors.select(key), one.select(key)))
 
     def _with_setup_class(self, errors: pa.Table) -> pa.Table:
         """Return the errors, those of the set-up with its class; remember others that may turn out to be its."""
@@ -203,8 +229,7 @@ class Committer:
         index, classes = errors.schema.get_field_index(name), errors.column(name).to_pylist()
         for row, error_class in enumerate(classes):
             if row not in found and error_class == "bad_request":
-                # Copied: a slice would keep the whole table.
-                self._suspects.append(errors.take(pa.array([row], pa.int64())))
+                self._suspects.append(self._errors_of_source_row(errors, row))
         if not found:
             return errors
         changed = ["setup" if row in found else error_class for row, error_class in enumerate(classes)]
@@ -224,6 +249,22 @@ def setup_rows(errors: pa.Table, shape: TableShape, setup_faults: SetupFaults) -
         if error_class == "bad_request"
         and setup_faults.is_setup(step, RowError(error_class, message, status, param=param, code=code))
     }
+
+
+def _keys_by_part(childless: pa.Table, shape: TableShape) -> dict[str, pa.Table]:
+    """Return the keys of source rows without children by the part that has their old results."""
+    keys, parts = childless.select(shape.source_key), childless.column("_part")
+    return {part: keys.filter(pc.equal(parts, part)) for part in parts.unique().drop_null().to_pylist()}
+
+
+def _source_rows(childless: pa.Table | None, filled: Iterable[str], shape: TableShape) -> SourceRows:
+    schema = pa.schema([shape.results.field(name) for name in shape.source_key])
+    if childless is None:
+        return SourceRows(list(filled), {}, schema.empty_table())
+    fingerprints = dict(
+        zip(*(childless.column(name).to_pylist() for name in ("_key", "_row_fingerprint")), strict=True)
+    )
+    return SourceRows(list(filled), fingerprints, childless.select(shape.source_key).cast(schema))
 
 
 def _result_rows(table: pa.Table, shape: TableShape, run_id: str) -> pa.Table:

@@ -18,7 +18,7 @@ from pipelines.execution.audits import check_audits, run_audits
 from pipelines.execution.budget_checks import check_budget
 from pipelines.execution.run_report import run_report
 from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.projection import append_usage, count_committed, rebuild
+from pipelines.ledger.projection import append_usage, childless_rows, count_committed, rebuild
 from pipelines.maintenance.retention import drop_committed
 from pipelines.monitoring.json_log import print_problem
 from pipelines.preparation.job_warnings import job_warnings
@@ -80,7 +80,9 @@ def run_invocation(
             if options.retried_classes is None:
                 ready.selection.rescued = rescued_classes(ready, ledger)
             forget_other_ladders(ready, ledger)
-            ready.selection.load_sink_state(None if is_rewritten else ready.sink)
+            ready.selection.load_sink_state(
+                None if is_rewritten else ready.sink, childless_rows(ledger, ready.job.name, ready.sink_name)
+            )
         if _has_key_command(ready) and _has_open_rows(ready, options):
             _obtain_keys(ready)
         run = open_run(ledger, ready.job.name, options.is_new_run and probed is None)

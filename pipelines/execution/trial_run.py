@@ -48,7 +48,8 @@ def run_trial(loaded: LoadedJob, suffix: str, options: RunOptions) -> TrialRun:
         report = run_invocation(trial, options)
         outputs = read_outputs(trial)
     with open_workspace_ledger(loaded.workspace) as ledger:
-        ledger.write("delete from commits where job = ?", (report.job,))
+        for table in ("commits", "childless_rows"):
+            ledger.write(f"delete from {table} where job = ?", (report.job,))
     return TrialRun(replace(report, tables={}), outputs)
 
 

@@ -259,8 +259,15 @@ class Ledger:
 
     def write(self, sql: str, values: Sequence[Any] = ()) -> None:
         """Run one small write, committed on return."""
-        with database_errors(self.path), closing(self._open_again()) as db, db:
-            db.execute(sql, values)
+        self.write_all([(sql, [values])])
+
+    def write_all(self, statements: Iterable[tuple[str, Sequence[Sequence[Any]]]]) -> None:
+        """Run each statement with each of its lists of values, all in one transaction, committed on return."""
+        with database_errors(self.path), closing(self._open_again()) as db:
+            db.execute("begin immediate")
+            for sql, rows in statements:
+                db.executemany(sql, rows)
+            db.execute("commit")
 
     async def write_queued(self, sql: str, values: Sequence[Any]) -> None:
         """Run one write in the order of the exchanges, committed on return."""

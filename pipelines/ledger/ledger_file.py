@@ -47,7 +47,14 @@ create table packed_answers (fingerprint blob primary key, leg integer not null,
 """
 """Version 6: packed answers of rows whose single answers, which will be theirs, are still to come."""
 
-MIGRATIONS: tuple[str, ...] = (_ADDED, "", _SERVED, _LAST_ANSWERS, _PACKED_ANSWERS)
+_CHILDREN = """
+alter table commits add column emptied blob;
+create table childless_rows (job text not null, sink text not null, key text not null, fingerprint text not null,
+    primary key (job, sink, key)) without rowid
+"""
+"""Version 7: the source rows that an `each` step made no row of, which no table of results has."""
+
+MIGRATIONS: tuple[str, ...] = (_ADDED, "", _SERVED, _LAST_ANSWERS, _PACKED_ANSWERS, _CHILDREN)
 """Statements, separated by semicolons, that migrate a file from version 1 to 2, from 2 to 3 and so on. SCHEMA is that
 of the newest version. Version 3 has the tables of 2, but an answer's `file` may be a shared one (`answer_files`)."""
 
@@ -92,7 +99,7 @@ create table modes (provider text not null, model text not null, structured text
 create table days (day text primary key, spent integer not null) without rowid;
 """
 
-SCHEMA = f"{_FIRST}{_ADDED}{_SERVED};{_LAST_ANSWERS};{_PACKED_ANSWERS}"
+SCHEMA = f"{_FIRST}{_ADDED}{_SERVED};{_LAST_ANSWERS};{_PACKED_ANSWERS};{_CHILDREN}"
 
 
 def open_ledger_file(path: Path, durability: Durability = "process") -> sqlite3.Connection:

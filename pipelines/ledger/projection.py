@@ -1,6 +1,7 @@
 """Projection of the ledger into the sink's tables: usage, and rebuilt results and errors."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -42,6 +43,53 @@ def encode_rows(results: pa.Table, answers: Sequence[Sequence[bytes | None]], sh
     if shape.rungs:
         metadata[b"rungs"] = orjson.dumps(shape.rungs)
     return encode_table(rows.replace_schema_metadata(metadata))
+
+
+def commit_statements(
+    job: str,
+    sink: str,
+    at: int,
+    results: bytes | None,
+    errors: pa.Table,
+    cleared: pa.Table,
+    children: "SourceRows | None" = None,
+) -> list[tuple[str, Sequence[Sequence[Any]]]]:
+    """Return what records a commit: statements and their rows of values.
+
+    `results`: from `encode_rows`. `cleared`: source keys to remove from the errors. `children`: the source rows, if
+    they can have any number of results.
+    """
+    emptied = None if children is None else encode_table(children.emptied)
+    columns = "job, sink, at, rows, errors, cleared, emptied"
+    commit = (job, sink, at, results, encode_table(errors), encode_table(cleared), emptied)
+    statements: list[tuple[str, Sequence[Sequence[Any]]]] = [
+        (f"insert into commits ({columns}) values (?, ?, ?, ?, ?, ?, ?)", [commit])
+    ]
+    if children is not None:
+        changed = [(job, sink, key) for key in (*children.filled, *children.childless)]
+        childless = [(job, sink, key, fingerprint) for key, fingerprint in children.childless.items()]
+        statements += [
+            ("delete from childless_rows where job = ? and sink = ? and key = ?", changed),
+            ("insert into childless_rows values (?, ?, ?, ?)", childless),
+        ]
+    return statements
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRows:
+    """The source rows of one commit to a table of children. Keys are texts."""
+
+    filled: Sequence[str]
+    """Those with children."""
+    childless: Mapping[str, str]
+    """Key -> row fingerprint of those without children."""
+    emptied: pa.Table
+    """Source keys of the latter."""
+
+
+def childless_rows(ledger: Ledger, job: str, sink: str) -> Iterator[tuple[str, str]]:
+    """Yield (key as text, row fingerprint) of the source rows that are done without any result."""
+    yield from ledger.stream("select key, fingerprint from childless_rows where job = ? and sink = ?", (job, sink))
 
 
 def decode_table(blob: bytes) -> pa.Table:
@@ -139,7 +187,7 @@ def rebuild(ledger: Ledger, sink: Sink, job: str, sink_name: str, shape: TableSh
         if error_rows:
             errors = decode_table(errors_blob).take(pa.array(error_rows, pa.int64())).cast(shape.errors)
         name = f"{ledger.identity}-{ledger.writer:06d}-again-{part:06d}"
-        sink.commit(Commit(results, {}, errors, shape.results.empty_table().select(shape.key)), name)
+        sink.commit(Commit(results, {}, errors, shape.results.empty_table().select(shape.source_key)), name)
         count += results.num_rows
     return count
 
@@ -156,13 +204,14 @@ def _newest(
     seen_results: set[tuple[Any, ...]] = set()
     seen_errors: set[tuple[Any, ...]] = set()
     commits: list[tuple[int, Sequence[int], Sequence[int]]] = []
-    for commit, rows, errors, cleared, removed in ledger.stream(
-        "select id, rows, errors, cleared, removed from commits where job = ? and sink = ? order by id desc",
+    for commit, rows, errors, cleared, removed, emptied in ledger.stream(
+        "select id, rows, errors, cleared, removed, emptied from commits where job = ? and sink = ? order by id desc",
         (job, sink_name),
     ):
         removed_keys = _keys(removed, shape)
         seen_results.update(removed_keys)
         seen_errors.update(removed_keys)
+        seen_results.update(_keys(emptied, shape))
         result_rows = _unseen(_keys(rows, shape), seen_results) if _same_columns(rows, shape) else []
         # No commit both clears a key from the errors and adds it to them.
         cleared_keys = _keys(cleared, shape)
@@ -176,7 +225,7 @@ def _keys(blob: bytes | None, shape: TableShape) -> list[tuple[Any, ...]]:
     if blob is None:
         return []
     table = decode_table(blob)
-    return list(zip(*(_hashable(table.column(name)) for name in shape.key), strict=True))
+    return list(zip(*(_hashable(table.column(name)) for name in shape.source_key), strict=True))
 
 
 def _hashable(column: pa.ChunkedArray) -> list[Any]:
@@ -214,9 +263,12 @@ def _decoded(ledger: Ledger, rows: pa.Table, shape: TableShape, steps: Sequence[
         values = [
             None if one is None else _values(stored.get(one), step) for one, step in zip(of_row, steps, strict=True)
         ]
+        outputs.append([None if isinstance(value, RowError) else value for value in values])
         if not any(isinstance(value, RowError) for value in values):
-            outputs.append([value for value in values if not isinstance(value, RowError)])
             complete.append(row)
+    if shape.child_index is not None:
+        complete = _of_whole_source_rows(rows.select(shape.source_key), complete)
+    outputs = [outputs[row] for row in complete]
     table = rows.drop_columns([ANSWERS]).take(pa.array(complete, pa.int64()))
     for name in set(shape.rungs).difference(table.column_names):
         # The job had no rungs at that time.
@@ -225,6 +277,13 @@ def _decoded(ledger: Ledger, rows: pa.Table, shape: TableShape, steps: Sequence[
         for column, array in zip(step.fields, step.arrays([row[place] for row in outputs]), strict=True):
             table = table.append_column(column, array)
     return table.select(shape.results.names).cast(shape.results)
+
+
+def _of_whole_source_rows(source_keys: pa.Table, rows: Sequence[int]) -> list[int]:
+    """Return those of the rows whose source row has all its children among them."""
+    keys = list(zip(*(_hashable(column) for column in source_keys.columns), strict=True))
+    partial = {keys[row] for row in set(range(len(keys))).difference(rows)}
+    return [row for row in rows if keys[row] not in partial]
 
 
 def _values(answer: StoredAnswer | None, step: Endpoint) -> Values | RowError:

@@ -13,6 +13,7 @@ from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace_file import LOCAL
 from pipelines.dispatch.request_types import total_cost
 from pipelines.dispatch.rescue.rescued_rows import rescued_classes
+from pipelines.ledger.projection import childless_rows
 from pipelines.monitoring.json_log import print_problem
 from pipelines.planning.dry_run import DryRun, StepEstimate, dry_run
 from pipelines.planning.prompt_order import constant_tokens_after_rows
@@ -152,7 +153,10 @@ def build_plan(loaded: LoadedJob) -> Plan:
             print_problem(warning, as_json=False)
         refused = schema_refusal(ready)
         ready.selection.rescued = rescued_classes(ready, ledger)
-        ready.selection.load_sink_state(ready.sink if ready.job.sink.write != "replace" and has_keys(ready) else None)
+        ready.selection.load_sink_state(
+            ready.sink if ready.job.sink.write != "replace" and has_keys(ready) else None,
+            childless_rows(ledger, ready.job.name, ready.sink_name),
+        )
         with with_location(loaded):
             ready.selection.check_keys()
             counts = ready.selection.counts()

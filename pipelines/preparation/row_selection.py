@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -87,6 +88,7 @@ def select_rows(
     quality: bytes | None = None,
     checked: Iterable[str] = (),
     kept_outputs: Sequence[str] = (),
+    child_index: str | None = None,
 ) -> "RowSelection":
     """Select the rows of an open source.
 
@@ -94,7 +96,7 @@ def select_rows(
     `files`: used columns that name files; `appending`: a key in the sink is done, whatever its values.
     `every_column`: all columns in the order of the results; None: in that of the source. `quality`: digest of checks
     and evidence; `checked`: the columns that these read; `kept_outputs`: columns of the results that other checks than
-    those of the last run may accept.
+    those of the last run may accept. `child_index`: see TableShape.
     """
     used, names = sorted(set(used)), reader.schema.names
     every = [name for name in every_column or names if name not in reader.key]
@@ -106,7 +108,7 @@ def select_rows(
     others = sorted(set(checked).difference(used, carried))
     reader.check_readable(sorted({*used, *carried, *others, *reader.key}))
     marked = sorted(name for name in set(files) if not pa.types.is_binary(reader.schema.field(name).type))
-    return RowSelection(reader, used, carried, digest, marked, appending, quality, others, kept_outputs)
+    return RowSelection(reader, used, carried, digest, marked, appending, quality, others, kept_outputs, child_index)
 
 
 @dataclass(slots=True)
@@ -125,6 +127,8 @@ class RowSelection:
     """Columns that only checks and evidence read."""
     kept_outputs: Sequence[str] = ()
     """Columns of the results that other checks than those of the last run may accept."""
+    child_index: str | None = None
+    """The column of the sink's results that numbers the children of a source row; None: a source row is one result."""
     rejects_there: int = 0
     """Rejected lines in the sink's errors table."""
     rejected_before: Counter[str] = field(default_factory=Counter)
@@ -225,8 +229,11 @@ class RowSelection:
         except duckdb.Error as exc:
             raise DataError(("source",), first_line(exc), "fix the data, or exclude the row with `where`") from exc
 
-    def load_sink_state(self, sink: Sink | None) -> None:
-        """Load the keys, fingerprints and errors of the sink; None: treat it as empty."""
+    def load_sink_state(self, sink: Sink | None, childless: Iterable[tuple[str, str]] = ()) -> None:
+        """Load the keys, fingerprints and errors of the sink; None: treat it as empty.
+
+        `childless`: (key as text, row fingerprint) of the rows that are done although the sink has no row of them.
+        """
         self._is_sink_loaded, self._sink_rows, self._unfinished = sink is not None, 0, None
         self._has_old_content_keys = False
         self._earlier_texts = ()
@@ -254,11 +261,16 @@ class RowSelection:
                     f"{identifier(failure['error_class'])} as _class, {identifier(failure['step'])} as _row_step",
                 ),
             ):
-                copied = db.execute(
-                    f"copy (select {identifier_list(names)}, {key_text(names)} as _key, {extra} from {source} "
-                    f"where {identifier(names[0])} is not null) to {self._copy_target_sql(target)}"
-                ).fetchone()
+                rows = (
+                    f"select {identifier_list(names)}, {key_text(names)} as _key, {extra} from {source} "
+                    f"where {identifier(names[0])} is not null"
+                )
+                if self.child_index is not None:
+                    rows = _by_source_row(rows, names, target)
+                copied = db.execute(f"copy ({rows}) to {self._copy_target_sql(target)}").fetchone()
                 self._sink_rows += int(copied[0]) if copied else 0
+            if self.child_index is not None:
+                self._sink_rows += self._store_childless(childless)
             nulls = " and ".join(f"{identifier(name)} is null" for name in names)
             counted = db.execute(f"select count(*) from {sink.errors_sql()} where {nulls}").fetchone()
             self.rejects_there = int(counted[0]) if counted else 0
@@ -273,11 +285,21 @@ class RowSelection:
             if self._is_versioned and db.execute(f"from ({earlier}) where _is_earlier limit 1").fetchall():
                 self._earlier_texts = self.reader.earlier_texts(dict.fromkeys(names))
 
+    def _store_childless(self, rows: Iterable[tuple[str, str]]) -> int:
+        """Store the rows that are done without any result; return their number."""
+        schema = pa.schema([("_key", pa.string()), ("_row_fingerprint", pa.string())])
+        count, stored = 0, iter(rows)
+        with pq.ParquetWriter(self._stored_path("childless"), schema) as writer:
+            while chunk := list(islice(stored, SCRATCH_ROW_GROUP_ROWS)):
+                writer.write_table(pa.table(list(zip(*chunk, strict=True)), schema=schema))
+                count += len(chunk)
+        return count
+
     def _store_kept(self, db: duckdb.DuckDBPyConnection, sink: Sink) -> None:
         """Store the outputs of the sink's rows if other checks have accepted some of them."""
         there = db.sql(f"select * from {sink.results_sql()} limit 0").columns
         outputs = [name for name in self.kept_outputs if name in there]
-        if not outputs or self.appending:
+        if not outputs or self.appending or self.child_index is not None:
             return
         if not self.checked:
             current = "0" if self.quality is None else f"cast('0x' || {self._quality_part(identifier)} as UBIGINT)"
@@ -327,7 +349,7 @@ class RowSelection:
     def counts(self, retried: frozenset[str] = frozenset()) -> RowCounts:
         """Count the rows by state in one pass; `retried` error classes do not count as failed before."""
         tests = {name: f"_status = {literal(name)}" for name in _STATUSES}
-        tests["failed"] += f" and not {_is_one_of('_class', retried)}"
+        tests["failed"] += f" and not {self._has_class('_class', retried)}"
         tests["rescued"] = f"{tests['failed']} and {self._is_rescued_sql}"
         tests["failed"] += f" and not {self._is_rescued_sql}"
         counting = ", ".join(f"count(*) filter ({test})" for test in tests.values())
@@ -359,7 +381,7 @@ class RowSelection:
         `_row_fingerprint`; with `rescued` also FAILED_STEP and FAILED_CLASS. `retried`: error classes whose rows are
         requested again.
         """
-        again = f"{_is_one_of('_class', retried)} or {self._is_rescued_sql}"
+        again = f"{self._has_class('_class', retried)} or {self._is_rescued_sql}"
         wanted = f"_status in ('new', 'changed') or (_status = 'failed' and ({again}))"
         columns = self._columns()
         # Join with the smaller table: for 100,000 unfinished rows of a million it takes 10 MB instead of 50; if no row
@@ -513,20 +535,42 @@ class RowSelection:
         if self.is_restricted:
             keyed = f"(select * from {keyed} semi join {self._stored_table_sql('restricted')} using (_key))"
         if not self._is_sink_loaded:
-            text = "cast(null as VARCHAR)"
+            text = f"cast(null as VARCHAR{'' if self.child_index is None else '[]'})"
             none = f"cast(null as INTEGER) as _part, false as _in_errors, {text} as _class, {text} as _row_step"
             return f"(select *, {none}, 'new' as _status from {keyed})"
         done = "s._key is not null" if self.appending else self._is_same_sql("s")
-        own_error = _is_one_of("f._class", ROW_ERROR_CLASSES)
+        seen = self._stored_table_sql("seen")
+        if self.child_index is None:
+            own_error = _is_one_of("f._class", ROW_ERROR_CLASSES)
+        else:
+            # Of a row that fails again, only those errors may be its own that all are.
+            own_error = f"list_has_all({literal_list(sorted(ROW_ERROR_CLASSES))}, f._class)"
+            seen = self._with_childless_sql(seen)
         return (
             "(select r.*, s._part as _part, f._key is not null as _in_errors, f._class as _class, "
             "f._row_step as _row_step, "
             f"case when {done} then 'done' "
             f"when {self._is_same_sql('f')} and {own_error} then 'failed' "
             "when s._key is null then 'new' else 'changed' end as _status "
-            f"from {keyed} r left join {self._stored_table_sql('seen')} s on s._key = r._key "
+            f"from {keyed} r left join {seen} s on s._key = r._key "
             f"left join {self._stored_table_sql('failed')} f on f._key = r._key)"
         )
+
+    def _with_childless_sql(self, seen: str) -> str:
+        """SQL of the stored rows of the sink and of those that are done without any result."""
+        columns = "_key, _fp, _quality, _is_earlier"
+        childless = f"select _key, {_stored_fingerprint('_row_fingerprint')} from {self._stored_table_sql('childless')}"
+        return (
+            f"(select {columns}, _part from {seen} union all select {columns}, null from ({childless}) "
+            f"anti join {seen} using (_key))"
+        )
+
+    def _has_class(self, column: str, classes: Iterable[str]) -> str:
+        """SQL of whether a failed row, or one of its children, has one of the error classes."""
+        if self.child_index is None:
+            return _is_one_of(column, classes)
+        listed = sorted(classes)
+        return f"coalesce(list_has_any({column}, {literal_list(listed)}), false)" if listed else "false"
 
     def _is_same_sql(self, stored: str) -> str:
         """SQL of whether a row `r` has the stored fingerprint."""
@@ -552,7 +596,7 @@ class RowSelection:
         failed = "".join(
             f", if(_status = 'failed', {column}, null) as {name}"
             for name, column in ((FAILED_STEP, "_row_step"), (FAILED_CLASS, "_class"))
-            if self.rescued
+            if self.rescued and self.child_index is None
         )
         return (
             f"select * exclude (_status, _class, _row_step{earlier}) "
@@ -562,7 +606,11 @@ class RowSelection:
     @property
     def _is_rescued_sql(self) -> str:
         """SQL of whether a rung may request a failed row again."""
-        steps = [f"(_row_step = {literal(step)} and {_is_one_of('_class', one)})" for step, one in self.rescued.items()]
+        has_class = self._has_class
+        steps = [
+            f"({has_class('_row_step', [step])} and {has_class('_class', classes)})"
+            for step, classes in self.rescued.items()
+        ]
         return f"({' or '.join(steps)})" if steps else "false"
 
     def _stored_table_sql(self, name: str) -> str:
@@ -629,6 +677,18 @@ def key_text(names: Sequence[str], column: Callable[[str], str] = identifier) ->
     values = [column(name) for name in names]
     value = values[0] if len(values) == 1 else f"json_array({', '.join(values)})"
     return f"cast({value} as VARCHAR)"
+
+
+def _by_source_row(rows: str, names: Sequence[str], target: str) -> str:
+    """SQL of one row for each source row: of the children in the results, or of the errors, whose classes and steps
+    become lists."""
+    key = f"{identifier_list(names)}, _key"
+    if target == "seen":
+        return f"select distinct {key}, _fp, _quality, _is_earlier, _part from ({rows})"
+    return (
+        f"select {key}, any_value(_fp) as _fp, any_value(_quality) as _quality, any_value(_is_earlier) as _is_earlier, "
+        f"list(distinct _class) as _class, list(distinct _row_step) as _row_step from ({rows}) group by {key}"
+    )
 
 
 def _is_one_of(column: str, values: Iterable[str]) -> str:

@@ -10,10 +10,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from connectors.contracts import Commit
+from connectors.contracts import Commit, TableShape
 from connectors.errors import DataError
 from connectors.sql import identifier, literal, query_connection
-from connectors.tables.parquet_parts import PartWriter, read_batches
+from connectors.tables.parquet_parts import PartWriter, matching_rows, read_batches
 from connectors.tables.schema_checks import SchemaMismatch, column_types, is_foreign
 from pipelines.ledger.ledger import Ledger
 from pipelines.preparation.prepared_job import PreparedJob, sink_columns
@@ -187,12 +187,12 @@ def cast_tables(ready: PreparedJob, ledger: Ledger) -> None:
     ready.sink.prepare(fresh=True)
     no_results, no_errors = ready.shape.results.empty_table(), ready.shape.errors.empty_table()
     pieces = chain(
-        ((rows, no_errors) for rows in _concatenated(read_batches(results))),
-        ((no_results, rows) for rows in _concatenated(read_batches(errors))),
+        ((rows, no_errors) for rows in _concatenated(read_batches(results), ready.shape)),
+        ((no_results, rows) for rows in _concatenated(read_batches(errors), ready.shape)),
     )
     for number, (rows, failed) in enumerate(pieces):
         name = f"{ledger.identity}-{ledger.writer:06d}-cast-{number:06d}"
-        ready.sink.commit(Commit(rows, {}, failed, no_results.select(ready.shape.key)), name)
+        ready.sink.commit(Commit(rows, {}, failed, no_results.select(ready.shape.source_key)), name)
     ready.sink.finish()
 
 
@@ -287,14 +287,23 @@ def _check_keys(ready: PreparedJob, results: Path) -> None:
         )
 
 
-def _concatenated(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Concatenate tables to the size of one commit."""
+def _concatenated(tables: Iterable[pa.Table], shape: TableShape) -> Iterator[pa.Table]:
+    """Concatenate tables to the size of one commit; the rows of one source row, which follow each other, stay
+    together."""
     waiting: list[pa.Table] = []
     for table in tables:
         waiting.append(table)
         rows, nbytes = sum(one.num_rows for one in waiting), sum(one.nbytes for one in waiting)
         if rows >= CAST_COMMIT_ROWS or nbytes >= CAST_COMMIT_BYTES:
-            yield pa.concat_tables(waiting)
-            waiting = []
+            whole, waiting = pa.concat_tables(waiting), []
+            end = whole.num_rows
+            if shape.child_index is not None:
+                keys = whole.select(shape.source_key)
+                siblings = matching_rows(keys, keys.slice(end - 1)).to_pylist()
+                while end and siblings[end - 1]:
+                    end -= 1
+                waiting = [whole.slice(end)]
+            if end:
+                yield whole.slice(0, end)
     if waiting:
         yield pa.concat_tables(waiting)

@@ -14,6 +14,7 @@ from connectors.templating.row_values import row_values
 from connectors.transport.bounded_json import parse_json
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.projection import childless_rows
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, prepare_job
 from pipelines.preparation.row_selection import key_text
 from pipelines.pricing.prices import usd
@@ -28,7 +29,9 @@ def row_history(loaded: LoadedJob, key: str) -> dict[str, Any]:
     """Return the row, the request and reply of each step, every exchange with its key, its result and its errors."""
     workspace = loaded.workspace
     with open_workspace_ledger(workspace) as ledger, prepare_job(loaded, ledger) as ready:
-        ready.selection.load_sink_state(ready.sink if ready.sink.exists() else None)
+        ready.selection.load_sink_state(
+            ready.sink if ready.sink.exists() else None, childless_rows(ledger, ready.job.name, ready.sink_name)
+        )
         row = ready.selection.lookup(key)
         history = _exchanges(ledger, ready.job.name, key)
         result, errors = _current_outcome(ready, key)

@@ -8,7 +8,16 @@ import pyarrow as pa
 from connectors.contracts import Commit, Endpoint, Sink, TableShape, UsageMark
 from pipelines.ledger.entries import PendingExchange, SettledExchange
 from pipelines.ledger.ledger import Ledger, now_us
-from pipelines.ledger.projection import append_usage, decode_table, encode_rows, encode_table, rebuild
+from pipelines.ledger.projection import (
+    SourceRows,
+    append_usage,
+    childless_rows,
+    commit_statements,
+    decode_table,
+    encode_rows,
+    encode_table,
+    rebuild,
+)
 
 RESULTS = pa.schema([("id", pa.int64()), ("text", pa.string()), ("label", pa.string())])
 ERRORS = pa.schema([("id", pa.int64()), ("message", pa.string())])
@@ -104,6 +113,37 @@ async def test_rebuilt_tables_have_the_newest_state_of_each_key(tmp_path: Path) 
     ]  # fmt: skip
     assert errors == [{"id": 4, "message": "no"}]
     assert count == 2
+
+
+PIECES = pa.schema([("id", pa.int64()), ("piece_index", pa.int64()), ("label", pa.string())])
+PIECE_ERRORS = pa.schema([("id", pa.int64()), ("piece_index", pa.int64()), ("message", pa.string())])
+PIECE_SHAPE = TableShape(("id", "piece_index"), PIECES, PIECE_ERRORS, "merge", ("label",), child_index="piece_index")
+
+
+async def test_a_source_row_is_rebuilt_with_all_its_newest_children_or_not_at_all(tmp_path: Path) -> None:
+    ledger, sink = Ledger(tmp_path / "ledger.sqlite"), ListSink()
+    route_id = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
+    old, new, pruned = (label.encode().ljust(16) for label in ("old", "new", "pruned"))
+    for label in ("old", "new"):
+        await ledger.store_answer(label.encode().ljust(16), route_id, b"{}", label.encode())
+
+    def commit(rows: list[tuple[int, int]], answers: list[bytes], childless: dict[int, str]) -> None:
+        results = table(PIECES, *((*row, "") for row in rows))
+        encoded = encode_rows(results, [[answer] for answer in answers], PIECE_SHAPE)
+        emptied = pa.table({"id": pa.array(childless, pa.int64())})
+        children = SourceRows(
+            [str(row) for row, _ in rows], {str(row): mark for row, mark in childless.items()}, emptied
+        )
+        none = PIECE_ERRORS.empty_table()
+        ledger.write_all(commit_statements("job", "sink", 0, encoded, none, emptied, children))
+
+    commit([(1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (4, 0)], [old, old, old, old, pruned, old], {6: "f6", 7: "f7"})
+    commit([(1, 0), (6, 0)], [new, new], {2: "f2", 7: "f7 again"})
+    rebuild(ledger, cast("Sink", sink), "job", "sink", PIECE_SHAPE, [cast("Endpoint", LabelStep())])
+    results, _ = sink.rows()
+    assert sorted(tuple(row.values()) for row in results) == [(1, 0, "new"), (4, 0, "old"), (6, 0, "new")]
+    assert sorted(childless_rows(ledger, "job", "sink")) == [("2", "f2"), ("7", "f7 again")]
+    ledger.close()
 
 
 def test_an_encoded_table_is_read_back_and_an_empty_one_is_not_stored() -> None:

@@ -46,6 +46,8 @@ class Tables:
         self.server = server
         self.sink_keys: dict[str, Any] = SINK_KEYS[kind]
         self.key = KEY
+        self.child_index: str | None = None
+        """The last column of `key`, if source rows have several results."""
         self.outputs = OUTPUTS
         self.count = 0
 
@@ -73,7 +75,8 @@ class Tables:
     def shape(self) -> TableShape:
         names = tuple(field.name for field in self.outputs)
         key = tuple(field.name for field in self.key)
-        return TableShape(key, results_schema(self.key, [], self.outputs), errors_schema(self.key), "merge", names)
+        results, errors = results_schema(self.key, [], self.outputs), errors_schema(self.key)
+        return TableShape(key, results, errors, "merge", names, child_index=self.child_index)
 
     def open(self) -> Sink:
         return self.model.open(self.shape, self.workspace, 0.3)
@@ -114,11 +117,17 @@ class Tables:
         return pa.Table.from_pylist(values, schema=self.shape.errors)
 
     def keys(self, keys: Sequence[Any]) -> pa.Table:
-        return pa.Table.from_pylist([self._key(key) for key in keys], schema=pa.schema(self.key))
+        fields = self.key if self.child_index is None else self.key[:-1]
+        return pa.Table.from_pylist([self._key(key, fields) for key in keys], schema=pa.schema(fields))
 
-    def _key(self, key: Any) -> dict[str, Any]:
-        values = key if isinstance(key, tuple) else (key,) * len(self.key)
-        return dict(zip((field.name for field in self.key), values, strict=True))
+    def _key(self, key: Any, fields: Sequence[pa.Field] | None = None) -> dict[str, Any]:
+        """`fields`: of the key; None: all."""
+        names = [field.name for field in fields or self.key]
+        return dict(zip(names, key if isinstance(key, tuple) else (key,) * len(names), strict=True))
+
+    def _source(self, key: Any) -> Any:
+        """Return the part of a key that its source row has."""
+        return key if self.child_index is None else key[:-1]
 
     def commit(
         self,
@@ -126,16 +135,21 @@ class Tables:
         results: Sequence[tuple[Any, str]] = (),
         errors: Sequence[tuple[Any, str]] = (),
         cleared: Sequence[Any] = (),
+        emptied: Sequence[Any] = (),
     ) -> None:
         """Commit, after looking up the parts of the old rows as a run does."""
-        part_of = dict(self.parts(sink))
+        part_of = {self._source(key): part for key, part in self.parts(sink)}
         replaced: dict[str, list[int]] = {}
         for row, (key, _) in enumerate(results):
-            if key in part_of:
-                replaced.setdefault(part_of[key], []).append(row)
+            if self._source(key) in part_of:
+                replaced.setdefault(part_of[self._source(key)], []).append(row)
+        without: dict[str, list[Any]] = {}
+        for key in emptied:
+            without.setdefault(part_of[key], []).append(key)
         self.count += 1
         name = f"0123abcd-000001-{self.count:06d}"
-        sink.commit(Commit(self.results(results), replaced, self.errors(errors), self.keys(cleared)), name)
+        removed = {part: self.keys(keys) for part, keys in without.items()}
+        sink.commit(Commit(self.results(results), replaced, self.errors(errors), self.keys(cleared), removed), name)
 
     def commit_blind(self, sink: Sink, results: Sequence[tuple[Any, str]]) -> None:
         """Commit new rows without looking up existing ones."""

@@ -413,6 +413,65 @@ def test_any_sequence_of_operations_equals_a_dictionary(
     assert tables.used() == list(range(1, used + 1))
 
 
+def with_children(tables: Tables) -> None:
+    tables.key = [pa.field("id", pa.int64()), pa.field("piece_index", pa.int64())]
+    tables.child_index = "piece_index"
+
+
+def pieces(row: int, count: int, text: str) -> list[tuple[Any, str]]:
+    return [((row, index), text) for index in range(count)]
+
+
+def test_a_source_rows_new_children_replace_all_its_old_ones(tables: Tables) -> None:
+    with_children(tables)
+    sink = tables.ready()
+    tables.commit(sink, [*pieces(1, 3, "old"), *pieces(2, 2, "old")])
+    tables.commit(sink, [*pieces(3, 2, "old"), *pieces(4, 1, "old")])
+    tables.commit(sink, [*pieces(1, 1, "new"), *pieces(3, 4, "new"), *pieces(5, 2, "new")])
+    expected = [*pieces(1, 1, "new"), *pieces(2, 2, "old"), *pieces(3, 4, "new"), *pieces(4, 1, "old")]
+    assert tables.answers() == dict([*expected, *pieces(5, 2, "new")])
+
+
+def test_children_of_one_source_row_are_in_one_part(tables: Tables) -> None:
+    with_children(tables)
+    sink = tables.ready()
+    for row in range(25):
+        tables.commit(sink, pieces(row, 3, "old"))
+    tables.commit(sink, [*pieces(3, 5, "new"), *pieces(30, 2, "new")])
+    for _ in range(2):
+        parts = tables.parts(sink)
+        assert len({row for (row, _), _ in parts}) == len({(row, part) for (row, _), part in parts}) == 26
+        sink.finish()
+
+
+def test_a_source_row_without_children_loses_its_old_ones(tables: Tables) -> None:
+    with_children(tables)
+    sink = tables.ready()
+    tables.commit(sink, [*pieces(1, 3, "old"), *pieces(2, 2, "old"), *pieces(3, 1, "old")])
+    tables.commit(sink, pieces(2, 1, "new"), emptied=[(1,)])
+    assert tables.answers() == dict([*pieces(2, 1, "new"), *pieces(3, 1, "old")])
+    tables.commit(sink, emptied=[(2,), (3,)])
+    assert tables.answers() == {}
+
+
+def test_errors_of_children_are_replaced_and_resolved_by_source_row(tables: Tables) -> None:
+    with_children(tables)
+    sink = tables.ready()
+    failed: list[tuple[Any, str]] = [((1, 0), "a"), ((1, 2), "b"), ((2, None), "c"), ((None, None), "line 3")]
+    tables.commit(sink, [], [*failed, ((3, 1), "d"), ((4, 0), "e")])
+    tables.commit(sink, pieces(3, 2, "fine"), [((1, 2), "b again"), ((2, 5), "f")], cleared=[(3,), (3,)])
+    assert tables.failures() == [((1, 2), "b again"), ((2, 5), "f"), ((4, 0), "e"), ((None, None), "line 3")]
+    assert tables.answers() == dict(pieces(3, 2, "fine"))
+
+
+def test_removed_source_rows_leave_no_child_and_no_error(tables: Tables) -> None:
+    with_children(tables)
+    sink = tables.ready()
+    tables.commit(sink, [*pieces(1, 3, "old"), *pieces(2, 2, "old")], [((1, 1), "a"), ((3, None), "b")])
+    assert sink.remove(tables.keys([(1,), (3,)]), errors_too=True) == 3
+    assert (tables.answers(), tables.failures()) == (dict(pieces(2, 2, "old")), [])
+
+
 def commit_of(tables: Tables, results: Any, errors: Any = ()) -> Any:
     from connectors.contracts import Commit
 
