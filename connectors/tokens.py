@@ -48,6 +48,11 @@ def count_many(texts: Sequence[str], model: str) -> list[int]:
         return [count(_without_surrogates(text)) for text in texts]
 
 
+def token_counter(model: str) -> Callable[[str], int]:
+    """Return a faster `count_tokens` for many texts of one model, without lone surrogates."""
+    return _counter(model)
+
+
 def has_known_tokenizer(model: str) -> bool:
     """Return whether texts are counted exactly and not estimated."""
     return _encoding(model) is not None

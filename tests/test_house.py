@@ -19,7 +19,7 @@ LAYERS = (
     ("connectors.endpoints", "pipelines.limits"),
     ("connectors.registry",),
     ("pipelines.config",),
-    ("pipelines.quality", "pipelines.runtime"),
+    ("pipelines.quality", "pipelines.runtime", "pipelines.transforms"),
     ("pipelines.preparation",),
     ("pipelines.dispatch",),
     ("pipelines.batch", "pipelines.monitoring"),

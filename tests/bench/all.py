@@ -13,12 +13,14 @@ packed      20 rows in a request next to one; 100,000 rows of a server that gets
 typed       ten nested fields, next to plain text
 memory      the largest resident set of runs of many kinds
 million     a million rows: plan, resume at 90 %, a run with nothing to do, the ledger
+split       texts in pieces of 400 tokens with an overlap of 40, next to one count of their tokens; MB a CPU second
 start       CPU seconds of --help and validate; from start to the first request
 """
 
 import argparse
 import os
 import platform
+import random
 import socket
 import subprocess
 import sys
@@ -47,6 +49,9 @@ from speed import (
     write_input,
     write_job,
 )
+
+from connectors.tokens import count_tokens
+from pipelines.transforms.splitter import split_text
 
 Lines = list[list[str]]
 
@@ -262,6 +267,34 @@ def first_request(folder: Path, kind: str) -> tuple[float, float]:
     return seconds, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
+def split(size: Size) -> Lines:
+    lines = [["text", "MB/s, counted once", "MB/s, split", "pieces"]]
+    chosen = random.Random(1)
+    words = ["".join(chosen.choices("etaoinshrdlu", k=chosen.randint(1, 9))) for _ in range(5000)]
+
+    def sentences(count: int) -> str:
+        return " ".join(" ".join(chosen.choices(words, k=15)).capitalize() + "." for _ in range(count))
+
+    ideographs = "".join(map(chr, range(0x4E00, 0x5200)))
+    texts = {
+        "paragraphs of 8 sentences": "\n\n".join(sentences(8) for _ in range(size.of(3000))),
+        "one line without a full stop": " ".join(chosen.choices(words, k=size.of(300_000))),
+        "one word of ideographs": "".join(chosen.choices(ideographs, k=size.of(300_000))),
+        "one word of one letter": "x" * size.of(1_000_000),
+    }
+    for name, text in texts.items():
+        megabytes = len(text.encode()) / 1e6
+        list(split_text(text[:1000], 400, 40))
+        began = time.process_time()
+        count_tokens(text, "gpt-4o")
+        counted = time.process_time() - began
+        began = time.process_time()
+        pieces = sum(1 for _ in split_text(text, 400, 40))
+        seconds = time.process_time() - began
+        lines.append([name, f"{megabytes / counted:.1f}", f"{megabytes / seconds:.1f}", f"{pieces:,}"])
+    return lines
+
+
 def start(size: Size) -> Lines:
     lines = [["what", "seconds", "CPU s"]]
     with tempfile.TemporaryDirectory() as name:
@@ -288,6 +321,7 @@ ALL: dict[str, Callable[[Size], Lines]] = {
     "typed": typed,
     "memory": memory,
     "million": million,
+    "split": split,
     "start": start,
 }
 

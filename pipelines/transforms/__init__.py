@@ -1,0 +1,1 @@
+"""Steps without requests: what they make of rows."""
