@@ -1,5 +1,6 @@
 """Contracts of sources, endpoints and sinks: the protocols that the pipelines rely on."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,9 @@ import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from connectors.records import NO_USAGE, BillingTerms, Call, Reply, Request, Row, RowError, Usage, Values
+
+RESERVED_NAME = re.compile(r"^(_run_id|_row_.*|_part|_key|_in_errors)$")
+"""Names of columns that no source and no step may have."""
 
 
 class FrozenModel(BaseModel):
@@ -92,6 +96,7 @@ class StepModel(FrozenModel):
         description="Output -> column that it quotes: adds `<output>_start`, `<output>_end` and `<output>_match`.",
         examples=[{"quote": "body"}],
     )
+    keep: bool = Field(default=True, description="false: later steps see its outputs, the results have none of them.")
     rescue: tuple[RescueRung, ...] = Field(
         default=(),
         description="Further ways for rows that fail, tried in order. Adds the column `<step>_rung`.",
@@ -125,7 +130,7 @@ class StepModel(FrozenModel):
 
 
 UNFINGERPRINTED_KEYS = frozenset(
-    {"name", "provider", "when", "detail", "reuse", "rescue", "check", "evidence", "repairs"}
+    {"name", "provider", "when", "detail", "reuse", "keep", "rescue", "check", "evidence", "repairs"}
 )
 """Keys of a step that `Endpoint.config_bytes` leaves out: they change no answer, or enter the fingerprint apart."""
 

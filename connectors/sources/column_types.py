@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 from duckdb import DuckDBPyConnection
 from duckdb.sqltypes import DuckDBPyType
 
@@ -52,6 +53,15 @@ def mapped_type(kind: DuckDBPyType, leaf: Callable[[str, str], str]) -> str:
 def arrow_type(kind: DuckDBPyType) -> str:
     """Return the type with text for all that Arrow and Parquet lack."""
     return mapped_type(kind, lambda name, text: "VARCHAR" if name in TEXT_TYPES else text)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return the Arrow type of the tables: values instead of a dictionary, and times in UTC."""
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        return pa.timestamp(kind.unit, "UTC")
+    return kind
 
 
 def shape(kind: DuckDBPyType) -> str:

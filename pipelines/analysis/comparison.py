@@ -8,6 +8,7 @@ import polars as pl
 from connectors.errors import JobError
 from connectors.registry import StepConfig
 from pipelines.analysis.results import Results
+from pipelines.config.steps.local_steps import LocalStep, SelectStep
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,8 +91,10 @@ def _carried(results: Results, frame: pl.DataFrame) -> list[str]:
     return [name for name in frame.columns if name not in own and not any(_makes(s, name) for s in results.job.steps)]
 
 
-def _makes(step: StepConfig, column: str) -> bool:
+def _makes(step: StepConfig | LocalStep, column: str) -> bool:
     """Whether a step makes the column."""
+    if isinstance(step, SelectStep):
+        return column in step.select
     output = getattr(step, "output", None)
     own = output if isinstance(output, Mapping) else (output or step.name,)
     return column in own or column.startswith(f"{step.name}_")

@@ -132,7 +132,7 @@ def embed(job: Job, workspace: Workspace, column: str, text: str) -> Embedded:
 
 
 def _step_of(job: Job, column: str) -> EmbeddingsStep:
-    for step in job.steps:
+    for step in job.endpoint_steps:
         if isinstance(step, EmbeddingsStep) and (step.output or step.name) == column:
             return step
     raise JobError("embed", f"no step of the job makes the column {column}", "search by key instead of text")

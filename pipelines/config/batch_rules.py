@@ -14,7 +14,7 @@ def check_batch_delivery(loaded: LoadedJob) -> None:
     if loaded.job.delivery != "batch":
         return
     pools = loaded.workspace.pools
-    for step in loaded.job.steps:
+    for step in loaded.job.endpoint_steps:
         if step.endpoint not in BATCH_ENDPOINTS:
             raise JobError(
                 loaded.locate("steps", step.name, "endpoint"),

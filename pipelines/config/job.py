@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 from connectors.contracts import Columns, FrozenModel, StepModel
 from connectors.errors import FieldError, KeyPath
 from connectors.registry import ENDPOINTS, SINKS, SOURCES, SinkConfig, SourceConfig, StepConfig
+from pipelines.config.steps.local_steps import LOCAL_STEPS, LocalStep
 from pipelines.config.strict_model import StrictModel
 from pipelines.config.validation_messages import format_value
 
@@ -187,10 +188,16 @@ class Audit(StrictModel):
 
 
 def _union_by_key(kinds: Mapping[str, type[Any]]) -> Any:
-    """Return the annotation of a source or sink: the key that names the kind decides."""
+    """Return the annotation of a source, step or sink: the key that names the kind decides.
+
+    The value of a step's key `endpoint` decides too.
+    """
 
     def kind_of(value: Any) -> str | None:
         if isinstance(value, Mapping):
+            endpoint = value.get("endpoint")
+            if isinstance(endpoint, str) and endpoint in kinds:
+                return endpoint
             return next((kind for kind in kinds if kind in value), None)
         return next((kind for kind, model in kinds.items() if isinstance(value, model)), None)
 
@@ -200,11 +207,11 @@ def _union_by_key(kinds: Mapping[str, type[Any]]) -> Any:
 
 if TYPE_CHECKING:
     AnySource = SourceConfig
-    AnyStep = StepConfig
+    AnyStep = StepConfig | LocalStep
     AnySink = SinkConfig
 else:
     AnySource = _union_by_key(SOURCES)
-    AnyStep = Annotated[Union[tuple(ENDPOINTS.values())], Field(discriminator="endpoint")]  # noqa: UP007
+    AnyStep = _union_by_key({**ENDPOINTS, **LOCAL_STEPS})
     AnySink = _union_by_key(SINKS)
 
 
@@ -258,13 +265,19 @@ class Job(FrozenModel):
     def to_values(self) -> dict[str, Any]:
         """Return the keys that were given, as a job file has them."""
         values = self.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        values["steps"] = [{"name": step["name"], "endpoint": step["endpoint"], **step} for step in values["steps"]]
+        first = ("name", "endpoint")
+        values["steps"] = [{key: step[key] for key in first if key in step} | step for step in values["steps"]]
         return values
+
+    @property
+    def endpoint_steps(self) -> tuple[StepConfig, ...]:
+        """The steps that send requests."""
+        return tuple(step for step in self.steps if not isinstance(step, LocalStep))
 
     @property
     def providers(self) -> tuple[str, ...]:
         """The providers that its steps name, rungs included."""
-        return tuple(dict.fromkeys(one.provider for step in self.steps for one in step.with_rungs))
+        return tuple(dict.fromkeys(one.provider for step in self.endpoint_steps for one in step.with_rungs))
 
     @property
     def reads_job(self) -> str | None:
@@ -307,8 +320,8 @@ class Job(FrozenModel):
                     found = f"{format_value(name)} is the name of an earlier one too"
                     raise FieldError(found, "give each its own name", (section, index, "name"))
         for index, step in enumerate(self.steps):
-            assert isinstance(step, StepModel)
-            _check_step(step, ("steps", index))
+            if isinstance(step, StepModel):
+                _check_step(step, ("steps", index))
         if self.sink.columns != "all" and len(set(self.sink.columns)) < len(self.sink.columns):
             raise FieldError("names a column twice", "name each once", ("sink", "columns"))
         if self.rows_key is not None and "source" in self.model_fields_set:

@@ -14,6 +14,7 @@ from pipelines.config.job import Job, pydantic_schema
 from pipelines.config.job_suggestions import suggest_job_file
 from pipelines.config.key_locations import KeyLocations
 from pipelines.config.overrides import NONE, Overrides, answer_flags, apply_overrides
+from pipelines.config.steps.local_steps import LOCAL_STEPS
 from pipelines.config.validation_messages import (
     ConfigError,
     first_error,
@@ -195,8 +196,16 @@ def _kind_errors(values: Mapping[str, Any]) -> Iterator[ConfigError]:
             yield ConfigError(("steps", index), found, "write name:, endpoint: and the others below a dash")
             continue
         path, endpoint = ("steps", index, "endpoint"), step.get("endpoint")
-        if "endpoint" not in step:
-            yield ConfigError(path, "missing", f"write one of {', '.join(ENDPOINTS)}")
+        given = [kind for kind in step if kind in ("endpoint", *LOCAL_STEPS)]
+        if len(given) > 1:
+            found = f"a second kind of step next to {given[0]}"
+            yield ConfigError(("steps", index, given[1]), found, "keep one of them, or write two steps")
+        elif not given:
+            local = " or ".join(f"{kind}:" for kind in LOCAL_STEPS)
+            remedy = f"write one of {', '.join(ENDPOINTS)}; a step without a request has {local} in its place"
+            yield ConfigError(path, "missing", remedy)
+        elif given[0] in LOCAL_STEPS:
+            continue
         elif not isinstance(endpoint, str) or endpoint not in ENDPOINTS:
             found = f"found {format_value(endpoint)}, which is not an endpoint"
             yield ConfigError(path, found, did_you_mean(str(endpoint), ENDPOINTS))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from connectors.errors import JobError, KeyPath, did_you_mean, dotted
+from pipelines.config.steps.local_steps import LOCAL_STEPS
 from pipelines.config.yaml_reader import parse_value
 
 _ANSWER_SECTIONS = ("source", "steps", "name")
@@ -110,7 +111,7 @@ def _named_flags(
     steps = values.get("steps")
     if overrides.provider is not None and isinstance(steps, list):
         for index, step in enumerate(steps):
-            if isinstance(step, dict):
+            if isinstance(step, dict) and LOCAL_STEPS.keys().isdisjoint(step):
                 yield ("steps", index, "provider"), overrides.provider, "--provider"
                 rungs = step.get("rescue")
                 for place, rung in enumerate(rungs if isinstance(rungs, list) else ()):

@@ -117,7 +117,7 @@ def _column_references(node: Any, where: KeyPath, parameters: frozenset[str]) ->
         return
     match node.get("class"):
         case "SUBQUERY":
-            raise JobError(where, "holds a query", "a predicate is about one row; use `sql:` as the source")
+            raise JobError(where, "holds a query", "an expression is about one row; use `sql:` as the source")
         case "STAR":
             raise JobError(where, "holds a star", "name the columns")
         case "COLUMN_REF":

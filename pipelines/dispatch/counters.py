@@ -94,6 +94,8 @@ class RunCounters:
     """The rows_failed of this invocation: rows whose outcome it was, and lines that no earlier run has rejected."""
     failed_by_class: Counter[str] = field(default_factory=Counter)
     """The rows that failed in this invocation, by error class."""
+    failed_locally: int = 0
+    """The rows that failed in a local step before the last request."""
     committed: int = 0
     """Rows and failures of this invocation that are in the sink."""
     settled: int = 0
@@ -167,7 +169,7 @@ class RunCounters:
         """Rows that have passed all steps or have failed, also if their chunk is not finished."""
         steps = list(self.steps.values())
         passed = steps[-1].answered + steps[-1].skipped if steps else 0
-        finished = self.rows_done_before + passed + sum(step.failed for step in steps[:-1])
+        finished = self.rows_done_before + passed + sum(step.failed for step in steps[:-1]) + self.failed_locally
         return min(self.rows, max(finished, self.rows_ok + self.rows_failed))
 
     @property

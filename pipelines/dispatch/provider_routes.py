@@ -31,6 +31,14 @@ _UNSUPPORTED_MODE = RowError("bad_request", "response_format is not supported")
 """As a server words it that does not know a structured mode."""
 
 
+def build_job_limiter(job: Job) -> ProviderLimiter:
+    """Return the limiter of the job's own limits."""
+    limits, retry = job.limits, job.retry
+    return ProviderLimiter(
+        limits.requests_per_minute, limits.tokens_per_minute, None, retry.longest_hold, retry.longest_wait
+    )
+
+
 def build_routes(
     job: Job,
     workspace: Workspace,
@@ -38,12 +46,10 @@ def build_routes(
     ledger: RunLedger,
     run_id: str,
     limiters: dict[str, ProviderLimiter],
+    job_limiter: ProviderLimiter,
 ) -> Sequence[RunStep]:
-    """Return the job's steps, ready to run; adds the limiter of each provider to `limiters`."""
-    limits, retry = job.limits, job.retry
-    job_limiter = ProviderLimiter(
-        limits.requests_per_minute, limits.tokens_per_minute, None, retry.longest_hold, retry.longest_wait
-    )
+    """Return the steps that send requests, ready to run; adds the limiter of each provider to `limiters`."""
+    retry = job.retry
 
     shared_terms: dict[tuple[str, str, str, int], GroupTerms[RequestGroup]] = {}
 

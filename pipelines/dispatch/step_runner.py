@@ -15,7 +15,9 @@ from connectors.media.media_reader import MediaReader
 from connectors.media.url_fetcher import FetchError
 from connectors.records import FAILED_CLASS, FAILED_STEP, KEPT_PREFIX, KEPT_ROW, ROW_PROBLEM, Request, RowError, Values
 from pipelines.config.sql_predicate import Predicate
+from pipelines.dispatch.chunks import Chunk, RowFailure
 from pipelines.dispatch.dispatcher import Dispatcher
+from pipelines.dispatch.local_steps.local_run import LocalRun
 from pipelines.dispatch.media_files import write_files
 from pipelines.dispatch.pending_requests import IsUsable, Submission
 from pipelines.dispatch.read_buffer import LARGE_ANSWER_BYTES
@@ -49,21 +51,6 @@ RequestsByFingerprint = dict[bytes, tuple[Request, list[int]]]
 
 StoreAnswer = Callable[[Route, Request, bytes], Awaitable[None]]
 """Replaces the stored answer of a request."""
-
-
-@dataclass(slots=True)
-class RowFailure:
-    """A row that failed, for the errors table."""
-
-    row: int
-    step: str
-    error: RowError
-    attempts: int
-    run_id: str
-    at: int
-    """Microseconds since 1970, UTC."""
-    is_new: bool = True
-    """Whether it is another outcome than the errors table has, or this invocation sent a request for it."""
 
 
 @dataclass(slots=True)
@@ -163,6 +150,13 @@ class RunStep:
     """The step as each rung of its ladder requests it."""
     rung_column: str | None = None
     """The column of the rung that answered; None without one."""
+    is_stored: bool = True
+    """Whether its outputs are in the results."""
+
+    @property
+    def name(self) -> str:
+        """As the job file has it."""
+        return self.route.step
 
 
 @dataclass(slots=True)
@@ -174,50 +168,7 @@ class ModeTrial:
     """The step's route at that time."""
 
 
-@dataclass(slots=True)
-class Chunk:
-    """Rows on their way through the steps: `table` has the source's columns and the outputs of finished steps."""
-
-    table: pa.Table
-    keys: list[str]
-    answers: list[list[bytes | None]]
-    """For each row the fingerprints of the answers that its outputs came from, one a step."""
-    asked: list[bool]
-    """Whether the row needed an exchange of this invocation."""
-    step: int = 0
-    row_bytes: int = 0
-    """Mean size of a row when it was submitted."""
-    is_rendering: bool = False
-    """Whether its first requests are not queued yet."""
-    straggling_step: int | None = None
-    """The step whose requests other chunks have submitted before for these rows."""
-    rung: int = 0
-    """The place of the rung that requests these rows in this step; 0: the step as declared."""
-    tried_rungs: frozenset[int] = frozenset()
-    """The rungs of this step that have requested these rows, by `Ladder.same_as`, this one included."""
-    repairs: Sequence[int] = ()
-    """The repair turns that each row has taken in this step before this rung; empty: none."""
-    failures: list[RowFailure] = field(default_factory=list)
-    """Their `row` is an index into the concatenated `failed` tables."""
-    failed: list[pa.Table] = field(default_factory=list)
-    childless: list[pa.Table] = field(default_factory=list)
-    """Finished source rows of which an `each` step made no row; with the source's columns."""
-
-    def select(self, rows: Sequence[int]) -> "Chunk":
-        """Return a chunk of these rows at the same step, without the failures."""
-        if len(rows) == len(self.keys):
-            return replace(self, failures=[], failed=[])
-        return Chunk(
-            self.table.take(pa.array(rows, pa.int64())),
-            [self.keys[row] for row in rows],
-            [self.answers[row] for row in rows],
-            [self.asked[row] for row in rows],
-            self.step,
-            self.row_bytes,
-            rung=self.rung,
-            tried_rungs=self.tried_rungs,
-            repairs=[self.repairs[row] for row in rows] if self.repairs else (),
-        )
+AnyRunStep = RunStep | LocalRun
 
 
 class StepRunner:
@@ -225,7 +176,7 @@ class StepRunner:
 
     def __init__(
         self,
-        steps: Sequence[RunStep],
+        steps: Sequence[AnyRunStep],
         dispatcher: Dispatcher,
         run_id: str,
         on_finished: Callable[[Chunk], None],
@@ -239,9 +190,11 @@ class StepRunner:
         self._steps = steps
         self._dispatcher = dispatcher
         self._pending = dispatcher.pending
-        for step in steps:
+        requesting = [step for step in steps if isinstance(step, RunStep)]
+        for step in requesting:
             for one in (step, *step.rungs):
                 dispatcher.register_route(one.route)
+        self._last_request = max((place for place, step in enumerate(steps) if isinstance(step, RunStep)), default=-1)
         self._run_id = run_id
         self._on_finished = on_finished
         self._is_retrying = is_retrying
@@ -274,15 +227,24 @@ class StepRunner:
         failed = [row for row, problem in enumerate(problems) if problem is not None]
         if not failed:
             return chunk
-        name = self._steps[0].route.step
+        name = self._steps[0].name
         selected = chunk.select([row for row, problem in enumerate(problems) if problem is None])
         selected.failed = [chunk.table.take(pa.array(failed, pa.int64()))]
         selected.failures = [
             RowFailure(index, name, RowError("input", problems[row]), 0, self._run_id, now_us())
             for index, row in enumerate(failed)
         ]
-        self._pending.record_skipped(name, len(failed), failed=True)
+        self._record_failed(chunk, len(failed))
         return selected
+
+    def _record_failed(self, chunk: Chunk, rows: int) -> None:
+        """Count rows that fail in the chunk's step without a request."""
+        step = self._steps[chunk.step]
+        if isinstance(step, RunStep):
+            self._pending.record_skipped(step.name, rows, failed=True)
+        elif chunk.step < self._last_request:
+            # After the last request they have been counted.
+            self._pending.counters.failed_locally += rows
 
     async def join(self) -> None:
         """Wait until every chunk has finished."""
@@ -313,9 +275,27 @@ class StepRunner:
 
     async def _run_steps(self, chunk: Chunk) -> None:
         while chunk.step < len(self._steps) and chunk.keys:
-            chunk = await self._run_step(chunk, self._steps[chunk.step])
+            step = self._steps[chunk.step]
+            if isinstance(step, RunStep):
+                chunk = await self._run_step(chunk, step)
+            else:
+                chunk = await self._run_local(chunk, step)
+        self._end_rendering(chunk)
         self._add_open_rows(chunk, -len(chunk.keys))
         self._on_finished(chunk)
+
+    async def _run_local(self, chunk: Chunk, step: LocalRun) -> Chunk:
+        """Add the columns of a local step; return the rows that its SQL has not failed."""
+        made, errors = await step.run(chunk.table)
+        rows = [row for row in range(len(chunk.keys)) if row not in errors]
+        failures = [RowFailure(row, step.name, error, 0, self._run_id, now_us()) for row, error in errors.items()]
+        finished = chunk.select(rows)
+        for column, values in zip(made.schema, made.take(pa.array(rows, pa.int64())).columns, strict=True):
+            finished.table = finished.table.append_column(column, values)
+        finished.step += 1
+        finished.is_rendering, chunk.is_rendering = chunk.is_rendering, False
+        self._record_failed(chunk, len(failures))
+        return self._with_failures(chunk, finished, failures)
 
     async def _run_step(self, chunk: Chunk, step: RunStep) -> Chunk:
         """Run one step; return the rows that have finished it."""
@@ -382,15 +362,18 @@ class StepRunner:
         results = await self._step_results(chunk, step)
         self._end_rendering(chunk)
         rows = results.finished_rows()
-        finished = self._next_chunk(chunk, step, results, rows)
+        return self._with_failures(chunk, self._next_chunk(chunk, step, results, rows), results.failures)
+
+    def _with_failures(self, chunk: Chunk, finished: Chunk, failures: Sequence[RowFailure]) -> Chunk:
+        """Return the finished rows of a chunk with all its failures; `failures`: those of the step it was in."""
         finished.failed, finished.failures = list(chunk.failed), list(chunk.failures)
-        if results.failures:
+        if failures:
             before = sum(table.num_rows for table in finished.failed)
-            failed_rows = pa.array([failure.row for failure in results.failures], pa.int64())
+            failed_rows = pa.array([failure.row for failure in failures], pa.int64())
             finished.failed.append(chunk.table.take(failed_rows))
-            for index, failure in enumerate(results.failures):
+            for index, failure in enumerate(failures):
                 finished.failures.append(replace(failure, row=before + index))
-        self._add_open_rows(chunk, len(rows) - len(chunk.keys))
+        self._add_open_rows(chunk, len(finished.keys) - len(chunk.keys))
         return finished
 
     def _next_chunk(self, chunk: Chunk, step: RunStep, results: StepResults, rows: list[int]) -> Chunk:
@@ -407,8 +390,9 @@ class StepRunner:
         if step.rung_column is not None:
             rungs = pa.array([chunk.rung] * len(rows), pa.int64())
             finished.table = finished.table.append_column(pa.field(step.rung_column, pa.int64()), rungs)
-        for row, answers in zip(rows, finished.answers, strict=True):
-            answers.append(results.answers[row])
+        if step.is_stored:
+            for row, answers in zip(rows, finished.answers, strict=True):
+                answers.append(results.answers[row])
         finished.step += 1
         finished.rung, finished.tried_rungs, finished.repairs = 0, frozenset(), ()
         return finished

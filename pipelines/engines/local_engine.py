@@ -11,14 +11,16 @@ from pipelines.batch.dispatcher import BatchDispatcher, BatchOptions
 from pipelines.batch.store import BatchLedger
 from pipelines.config.batch_rules import next_deadline
 from pipelines.config.job import JobLimits
+from pipelines.dispatch.chunks import Chunk
 from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.dispatch_state import DispatchState
 from pipelines.dispatch.dispatcher import DispatchControl, Dispatcher
+from pipelines.dispatch.local_steps.run_steps import all_run_steps
 from pipelines.dispatch.online_dispatcher import OnlineDispatcher
 from pipelines.dispatch.pending_requests import PendingRequests
-from pipelines.dispatch.provider_routes import build_routes, shared_limiters
+from pipelines.dispatch.provider_routes import build_job_limiter, build_routes, shared_limiters
 from pipelines.dispatch.request_types import DailyBudget, RetryLimits
-from pipelines.dispatch.step_runner import Chunk, RunStep, StepRunner
+from pipelines.dispatch.step_runner import RunStep, StepRunner
 from pipelines.ledger.ledger import Ledger
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.monitoring.bottleneck import RemoteTimings
@@ -101,7 +103,8 @@ def local_engine(context: RunContext) -> Engine:
     notice = None if shortage is None else f"{prepared.loaded.locate('limits', 'concurrency')}: {shortage}"
     limiters: dict[str, ProviderLimiter] = {}
     # What reads the ledger comes first: nothing is open yet if it is damaged.
-    steps = build_routes(job, prepared.workspace, prepared.steps, ledger, run.run_id, limiters)
+    job_limiter = build_job_limiter(job)
+    steps = build_routes(job, prepared.workspace, prepared.steps, ledger, run.run_id, limiters, job_limiter)
     batches = BatchLedger(ledger, job.name)
     is_batch = job.delivery == "batch" or batches.has_open_batches()
     transport = HttpTransport(RequestTimeouts(timeouts.connect, timeouts.idle, timeouts.total), concurrency)
@@ -119,7 +122,7 @@ def local_engine(context: RunContext) -> Engine:
         dispatcher = BatchDispatcher(online, context.budget, retry_limits, context.daily_budget, options)
     media = media_reader(prepared)
     runner = StepRunner(
-        steps,
+        all_run_steps(prepared.every_step, steps),
         dispatcher,
         run.run_id,
         context.on_finished,
@@ -129,7 +132,7 @@ def local_engine(context: RunContext) -> Engine:
         prepared.sink.files_folder,
     )
 
-    job_limiter, in_force = steps[0].route.limiters[1], job.limits
+    in_force = job.limits
     for limiter in (job_limiter, *limiters.values()):
         pending.state.on_pause(limiter.record_run_pause)
 

@@ -16,9 +16,9 @@ from connectors.contracts import Commit, Sink, TableShape
 from connectors.records import RowError
 from connectors.tables.parquet_parts import matching_rows
 from connectors.tables.schemas import failure_names
+from pipelines.dispatch.chunks import Chunk
 from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.faults.setup_faults import SetupFaults
-from pipelines.dispatch.step_runner import Chunk
 from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.ledger.projection import SourceRows, append_usage, commit_statements, encode_rows
 from pipelines.preparation.prepared_job import PreparedJob

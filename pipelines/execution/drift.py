@@ -92,7 +92,7 @@ def _has_drifted(then: float, later: float, bound: float) -> bool:
 def _enum_columns(ready: PreparedJob) -> frozenset[str]:
     """Columns whose declared type is an enum or a boolean."""
     found: set[str] = set()
-    for step in ready.job.steps:
+    for step in ready.job.endpoint_steps:
         declared = getattr(step, "output", None)
         for name, spec in declared.items() if isinstance(declared, Mapping) else ():
             if isinstance(spec, Mapping) and ("enum" in spec or spec.get("type") == "boolean"):

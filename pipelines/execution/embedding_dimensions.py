@@ -14,7 +14,7 @@ from pipelines.dispatch.counters import RunCounters, StepCounters
 from pipelines.dispatch.dispatch_state import DispatchState
 from pipelines.dispatch.online_dispatcher import OnlineDispatcher
 from pipelines.dispatch.pending_requests import PendingRequests
-from pipelines.dispatch.provider_routes import build_routes
+from pipelines.dispatch.provider_routes import build_job_limiter, build_routes
 from pipelines.dispatch.request_types import DailyBudget, RetryLimits
 from pipelines.dispatch.step_runner import RunStep
 from pipelines.ledger.ledger import Ledger
@@ -74,7 +74,7 @@ async def probe_dimensions(ready: PreparedJob, ledger: Ledger, run: OpenRun, cou
         None if daily is None else DailyBudget(round(daily.usd_per_day * PICO), ready.workspace.zone),
     )
     limiters: dict[str, ProviderLimiter] = {}
-    routes = build_routes(job, ready.workspace, ready.steps, ledger, run.run_id, limiters)
+    routes = build_routes(job, ready.workspace, ready.steps, ledger, run.run_id, limiters, build_job_limiter(job))
     dispatcher.start()
     try:
         for step, step_route in zip(ready.steps, routes, strict=True):

@@ -319,7 +319,7 @@ def _count_results(ready: PreparedJob) -> int:
 
 def _rebuild_from_ledger(ready: PreparedJob, ledger: Ledger, min_rows: int = 0) -> int:
     ready.sink.prepare(fresh=True)
-    endpoints = [step.endpoint for step in ready.steps]
+    endpoints = [step.endpoint for step in ready.stored_steps]
     rows = rebuild(ledger, ready.sink, ready.job.name, ready.sink_name, ready.shape, endpoints)
     if rows < min_rows:
         refused = schema_refusal(ready)

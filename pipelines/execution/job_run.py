@@ -19,6 +19,7 @@ import pyarrow as pa
 from connectors.contracts import Commit
 from connectors.errors import RowmillError, Stopped
 from pipelines.control.run_control import RunControl
+from pipelines.dispatch.chunks import Chunk
 from pipelines.dispatch.counters import RunCounters, StepCounters
 from pipelines.dispatch.dispatch_state import DRAINED
 from pipelines.dispatch.dispatcher import DispatchControl
@@ -32,7 +33,6 @@ from pipelines.dispatch.step_runner import (
     MAX_OPEN_BYTES,
     MAX_OPEN_ROWS,
     MAX_RENDERING_CHUNKS,
-    Chunk,
 )
 from pipelines.engines.local_engine import ChunkRunner, Engine, RunContext, local_engine
 from pipelines.execution.committer import Committer, rejected_lines

@@ -22,6 +22,7 @@ from pipelines.ledger.ledger import Ledger
 from pipelines.planning.answer_estimates import AnswerEstimate, estimate_answer, placeholder_values
 from pipelines.planning.cost_estimates import CostEstimate, Rates, WhenResult
 from pipelines.planning.prompt_order import MAX_PROMPTS
+from pipelines.preparation.local_steps import PreparedLocalStep
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, media_reader
 from pipelines.quality.checks import CheckFailure
 
@@ -146,14 +147,30 @@ class _ChunkDryRun:
         run = self._run
         carried = [name for name in self._ready.shape.results.names if name in self._table.column_names]
         run.carried_bytes += self._table.select(carried).nbytes
-        for place, estimate in enumerate(run.steps):
-            await self._process_step(estimate, run.rows)
-            later = self._ready.steps[place + 1 :]
+        estimates = iter(run.steps)
+        for place, step in enumerate(self._ready.every_step):
+            if isinstance(step, PreparedStep):
+                await self._process_step(next(estimates), run.rows)
+            else:
+                self._process_local_step(step)
+            later = self._ready.every_step[place + 1 :]
             wanted = {name for step in later for name in step.input_columns}
             self._table = self._table.drop_columns(
                 [name for name in self._table.column_names if name not in wanted and not name.startswith("_")]
             )
         run.rows += len(self._keys)
+
+    def _process_local_step(self, step: PreparedLocalStep) -> None:
+        """Add the columns of a local step; those that it makes of answers that do not exist yet are guesses."""
+        made, errors = step.transform.apply(self._table)
+        for column, values in zip(made.schema, made.columns, strict=True):
+            self._table = self._table.append_column(column, values)
+        names = frozenset(made.column_names)
+        for place, pending in enumerate(self._pending_columns):
+            if pending & step.input_columns:
+                self._pending_columns[place] = pending | names
+            elif place in errors:
+                self._is_alive[place] = False
 
     async def _process_step(self, estimate: StepEstimate, before: int) -> None:
         step = estimate.step

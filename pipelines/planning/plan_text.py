@@ -61,7 +61,8 @@ def format_plan(plan: Plan, path: str, trial_sink: str) -> "Group":
         }
         for step in plan.steps
     ]
-    parts += ["", indented(DataTable(steps, wrapped="model"))]
+    if steps:
+        parts += ["", indented(DataTable(steps, wrapped="model"))]
     if notes := [(step.step, note) for step in plan.steps for note in _notes(step)]:
         parts += ["", indented(fact_list(notes))]
     facts = {
@@ -130,6 +131,8 @@ def _sizes(step: StepPlan, unpacked: SingleRequests | None = None) -> str:
 
 
 def _cost(plan: Plan) -> str:
+    if not plan.steps:
+        return "nothing: no step sends a request"
     if not plan.requests and not plan.high_usd:
         return "nothing: every answer is in the ledger"
     if all(step.free for step in plan.steps):

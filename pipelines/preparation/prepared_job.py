@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,9 +24,11 @@ from pipelines.config.job_graph import sinks_by_job
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.providers.proxies import checked_proxy, environment_proxy, is_direct
 from pipelines.config.sql_predicate import Predicate
+from pipelines.config.steps.local_steps import LocalStep
 from pipelines.config.workspace import Workspace, combined_provider
 from pipelines.config.workspace_file import LOCAL
 from pipelines.ledger.ledger import Ledger
+from pipelines.preparation.local_steps import PreparedLocalStep, prepare_local_step
 from pipelines.preparation.row_selection import RowSelection, select_rows
 from pipelines.preparation.rung_checks import check_rung, located_in_rung, vector_size
 from pipelines.preparation.source_reader import SourceReader
@@ -99,6 +101,9 @@ class PreparedStep:
         return self.model.build(replace(self.context, structured_mode=mode))
 
 
+AnyPreparedStep = PreparedStep | PreparedLocalStep
+
+
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """What a job is assembled from: everything but the source's types and what the ledger has learned."""
@@ -124,7 +129,8 @@ class PreparedJob:
     inputs: Inputs
     reader: SourceReader
     selection: RowSelection
-    steps: Sequence[PreparedStep]
+    every_step: Sequence[AnyPreparedStep]
+    """All steps in order."""
     shape: TableShape
     sink: Sink
 
@@ -139,6 +145,16 @@ class PreparedJob:
     @property
     def workspace(self) -> Workspace:
         return self.inputs.loaded.workspace
+
+    @property
+    def steps(self) -> Sequence[PreparedStep]:
+        """The steps that send requests."""
+        return endpoint_steps(self.every_step)
+
+    @property
+    def stored_steps(self) -> Sequence[PreparedStep]:
+        """Those whose outputs are in the results: a rebuild reads them from their answers."""
+        return endpoint_steps(result_steps(self.every_step))
 
     @property
     def requested_steps(self) -> "Sequence[PreparedStep]":
@@ -240,7 +256,7 @@ def _rungs_in_sink(ready: PreparedJob) -> frozenset[str]:
     others = {name.lower() for name in (*ready.shape.results.names, *(field.name for field in ready.reader.schema))}
     absent = {
         name: step.model.name
-        for step in ready.steps
+        for step in ready.stored_steps
         if step.rung_field is None and (name := rung_column(step.model.name)).lower() not in others
     }
     if not absent or ready.job.sink.write == "replace":
@@ -272,7 +288,7 @@ def _open_source(
 def _assemble(inputs: Inputs, reader: SourceReader, ledger: Ledger | None) -> PreparedJob:
     """Build steps, row selection, table shape and sink over the columns of an open source."""
     loaded, job = inputs.loaded, inputs.loaded.job
-    steps = prepare_steps(
+    every_step = prepare_steps(
         loaded,
         reader.schema,
         inputs.providers,
@@ -281,46 +297,59 @@ def _assemble(inputs: Inputs, reader: SourceReader, ledger: Ledger | None) -> Pr
         lambda provider, model: _embedding_facts(ledger, provider, model),
         inputs.kept_rungs,
     )
-    for step in steps:
-        for evaluated in (step.when, step.quality):
+    steps = endpoint_steps(every_step)
+    for step in every_step:
+        parts = (step.transform,) if isinstance(step, PreparedLocalStep) else (step.when, step.quality)
+        for evaluated in parts:
             if evaluated is not None:
                 inputs.closing.callback(evaluated.close)
-    outputs = [field for step in steps for field in step.fields]
-    made = [field.name for step in steps for field in step.endpoint.fields]
-    used = _used_columns(steps).intersection(reader.schema.names)
+    in_results = result_steps(every_step)
+    stored = endpoint_steps(in_results)
+    outputs = [field for step in in_results for field in step.fields]
+    made = [field.name for step in stored for field in step.endpoint.fields]
+    used = _used_columns(every_step).intersection(reader.schema.names)
     files = {name for step in steps for name in step.endpoint.media}.intersection(reader.schema.names)
     with with_location(loaded):
         is_appending = job.sink.write == "append"
-        for step in steps:
-            if step.when is not None:
-                columns = step.when.columns.intersection(reader.schema.names)
-                reader.check_fits(columns, ("steps", step.model.name, "when"))
+        for step in every_step:
+            evaluated_columns, place = _evaluated_columns(step)
+            reader.check_fits(evaluated_columns.intersection(reader.schema.names), ("steps", step.model.name, place))
         selection = select_rows(
             reader,
             used,
             job.sink.columns,
-            _config_digest(steps),
+            _config_digest(every_step),
             files,
             is_appending,
             inputs.every_column,
             _quality_digest(steps),
             _checked_columns(steps).intersection(reader.schema.names),
-            [field.name for step in steps if step.has_repairs for field in step.endpoint.fields],
+            [field.name for step in stored if step.has_repairs for field in step.endpoint.fields],
         )
     key, carried = list(selection.key_schema), list(selection.carried_schema)
     # Columns that a template reads share one row with the outputs.
-    _check_names(loaded, steps, [*(field.name for field in (*key, *carried)), *selection.read])
+    _check_names(loaded, every_step, [*(field.name for field in (*key, *carried)), *selection.read])
     shape = TableShape(
         key=tuple(field.name for field in key),
         results=results_schema(key, carried, outputs),
         errors=errors_schema(key),
         write=job.sink.write,
         outputs=tuple(made),
-        rungs=tuple(step.rung_field.name for step in steps if step.rung_field is not None),
+        rungs=tuple(step.rung_field.name for step in stored if step.rung_field is not None),
     )
     with with_location(loaded):
         sink = job.sink.open(shape, loaded.workspace.folder, job.retry.longest_hold)
-    return PreparedJob(inputs, reader, selection, steps, shape, sink)
+    return PreparedJob(inputs, reader, selection, every_step, shape, sink)
+
+
+def endpoint_steps(steps: Iterable[AnyPreparedStep]) -> Sequence[PreparedStep]:
+    """Return the steps that send requests."""
+    return [step for step in steps if isinstance(step, PreparedStep)]
+
+
+def result_steps(steps: Sequence[AnyPreparedStep]) -> Sequence[AnyPreparedStep]:
+    """Return the steps whose outputs are in the results."""
+    return [step for step in steps if step.model.keep]
 
 
 def prepare_steps(
@@ -331,7 +360,7 @@ def prepare_steps(
     exact_tokens: bool,
     embedding: Callable[[Provider, str], EmbeddingFacts] = lambda provider, model: EmbeddingFacts(),
     kept_rungs: Collection[str] = (),
-) -> Sequence[PreparedStep]:
+) -> Sequence[AnyPreparedStep]:
     """Build the steps over the columns of the source.
 
     `providers`: name in a step -> the providers that get its requests. `structured_mode` and `embedding`:
@@ -359,8 +388,14 @@ def prepare_steps(
         )
         return PreparedStep(step, provider, members, step.build(context), context, None)
 
-    ready: list[PreparedStep] = []
+    ready: list[AnyPreparedStep] = []
     for step in loaded.job.steps:
+        if isinstance(step, LocalStep):
+            with with_location(loaded):
+                local = prepare_local_step(step, pa.schema(list(columns.items())))
+            ready.append(local)
+            columns.update((field.name, field.type) for field in local.fields)
+            continue
         with with_location(loaded):
             declared = prepare(step)
             where = ("steps", step.name, "when")
@@ -374,15 +409,16 @@ def prepare_steps(
         has_rung = step.rescue or step.name in kept_rungs
         rung_field = pa.field(rung_column(step.name), pa.int64()) if has_rung else None
         rungs = [replace(rung, quality=quality) for rung in rungs]
-        ready.append(replace(declared, when=when, quality=quality, rungs=rungs, rung_field=rung_field))
-        columns.update((field.name, field.type) for field in ready[-1].made_fields)
+        requesting = replace(declared, when=when, quality=quality, rungs=rungs, rung_field=rung_field)
+        ready.append(requesting)
+        columns.update((field.name, field.type) for field in requesting.made_fields)
     return ready
 
 
 def _providers(loaded: LoadedJob, local_url: str | None) -> Mapping[str, Sequence[Provider]]:
     """Return name in a step or rung -> its members; of two that name an unknown provider the first is reported."""
     places: dict[str, KeyPath] = {}
-    for step in loaded.job.steps:
+    for step in loaded.job.endpoint_steps:
         places.setdefault(step.provider, ("steps", step.name, "provider"))
         for place, rung in enumerate(step.rungs):
             places.setdefault(rung.provider, ("steps", step.name, "rescue", place, "provider"))
@@ -453,13 +489,13 @@ def with_location(loaded: LoadedJob) -> Iterator[None]:
         raise exc.located(loaded.locate(*exc.key_path)) from exc
 
 
-def _check_names(loaded: LoadedJob, steps: Sequence[PreparedStep], taken: Sequence[str]) -> None:
+def _check_names(loaded: LoadedJob, steps: Sequence[AnyPreparedStep], taken: Sequence[str]) -> None:
     """JobError if two columns of a row, in the results or between steps, have one name."""
     owner = dict.fromkeys(taken, "the source")
     for step in steps:
         for field in step.fields:
             if field.name in owner:
-                key = "output" if field in step.endpoint.fields else "evidence"
+                key = _key_of_column(step, field)
                 raise JobError(
                     loaded.locate("steps", step.model.name, key),
                     f"{owner[field.name]} has a column {field.name} as well",
@@ -468,10 +504,27 @@ def _check_names(loaded: LoadedJob, steps: Sequence[PreparedStep], taken: Sequen
             owner[field.name] = f"step {step.model.name}"
 
 
-def _used_columns(steps: Sequence[PreparedStep]) -> frozenset[str]:
-    """The columns of the source and of steps that a template or a predicate reads."""
+def _evaluated_columns(step: AnyPreparedStep) -> tuple[frozenset[str], str]:
+    """The columns whose typed values decide what becomes of a row, and the key that reads them."""
+    if isinstance(step, PreparedLocalStep):
+        return step.input_columns, step.kind
+    return (frozenset() if step.when is None else step.when.columns), "when"
+
+
+def _key_of_column(step: AnyPreparedStep, field: pa.Field) -> str:
+    """The key of the job file that declares a column of a step."""
+    if isinstance(step, PreparedLocalStep):
+        return step.kind
+    return "output" if field in step.endpoint.fields else "evidence"
+
+
+def _used_columns(steps: Sequence[AnyPreparedStep]) -> frozenset[str]:
+    """The columns of the source and of steps that a template, a predicate or a local step reads."""
     named: set[str] = set()
     for step in steps:
+        if isinstance(step, PreparedLocalStep):
+            named |= step.input_columns
+            continue
         named |= step.endpoint.input_columns
         if step.when is not None:
             named |= step.when.columns
@@ -489,10 +542,13 @@ def _quality_digest(steps: Sequence[PreparedStep]) -> bytes | None:
     return hashlib.blake2b(b"\0".join(parts), digest_size=16).digest() if parts else None
 
 
-def _config_digest(steps: Sequence[PreparedStep]) -> bytes:
+def _config_digest(steps: Sequence[AnyPreparedStep]) -> bytes:
     """16 bytes over everything in the steps that can change an answer; part of each row's fingerprint."""
     digest = hashlib.blake2b(digest_size=16)
     for step in steps:
+        if isinstance(step, PreparedLocalStep):
+            digest.update(step.kind.encode() + b"\0" + step.model.config_bytes + b"\0")
+            continue
         for part in (step.model.name, step.provider.tag, step.model.when or "", str(step.model.reuse)):
             digest.update(part.encode() + b"\0")
         digest.update(step.endpoint.config_bytes() + b"\0")

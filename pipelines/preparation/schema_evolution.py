@@ -37,7 +37,8 @@ def schema_refusal(ready: PreparedJob) -> DataError | None:
     if ready.job.sink.write == "replace":
         ready.sink.check(fresh=True)
         return None
-    unsized = {field.name for step in ready.steps if step.endpoint.dimensions_unknown for field in step.endpoint.fields}
+    stored = [step.endpoint for step in ready.stored_steps]
+    unsized = {field.name for endpoint in stored if endpoint.dimensions_unknown for field in endpoint.fields}
     if unsized and unsized.issubset(sink_columns(ready)):
         # The dimensions of the vectors are unknown until the run probes them.
         return None

@@ -14,7 +14,7 @@ from connectors.contracts import SourceColumn, SourceContext
 from connectors.errors import DataError, JobError, KeyPath, did_you_mean
 from connectors.records import TEXT_PREFIX
 from connectors.registry import SourceConfig
-from connectors.sources.column_types import arrow_type, has_value, shape
+from connectors.sources.column_types import arrow_type, has_value, plain_type, shape
 from connectors.sources.earlier_texts import earlier_texts
 from connectors.sql import first_line, identifier, literal, literal_list, literal_path, lock_down, query_connection
 from pipelines.config.sql_predicate import predicate_columns
@@ -318,7 +318,7 @@ class SourceReader:
             f"cast(null as {kind}) as {identifier(str(index))}" for index, kind in enumerate(self._plain_kinds.values())
         )
         found = self._db.sql(f"select {plain} limit 0").to_arrow_table().schema
-        types = {kind: _plain_type(found.field(index).type) for index, kind in enumerate(kinds)}
+        types = {kind: plain_type(found.field(index).type) for index, kind in enumerate(kinds)}
         return pa.schema([pa.field(name, types[column.kind]) for name, column in self._columns.items()])
 
     def _check(self) -> None:
@@ -372,11 +372,3 @@ class SourceReader:
 
 def _is_nested(kind: str) -> bool:
     return kind.endswith("]") or kind.startswith(_NESTED)
-
-
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_dictionary(kind):
-        return kind.value_type
-    if pa.types.is_timestamp(kind) and kind.tz is not None:
-        return pa.timestamp(kind.unit, "UTC")
-    return kind

@@ -1,1 +1,1 @@
-"""Steps without requests: what they make of rows."""
+"""Transforms: steps without requests, as functions from Arrow tables to Arrow tables, and what they are made of."""

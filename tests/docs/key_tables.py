@@ -15,6 +15,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from connectors.registry import ENDPOINTS, SINKS, SOURCES
 from pipelines.config.json_schema import job_schema
+from pipelines.config.steps.local_steps import LOCAL_STEPS
 from pipelines.config.workspace_file import WorkspaceFile
 
 DOCS = Path(__file__).parents[2] / "jobs" / "docs"
@@ -42,6 +43,7 @@ def job_file_tables() -> str:
         _table("### The job file", described, schema["required"]),
         *_kind_tables("source", definitions, SOURCES, "### `source`: exactly one of these kinds"),
         *_kind_tables("step", definitions, ENDPOINTS, "### `steps`: a list; `endpoint` selects the kind"),
+        *_kind_tables("local step", definitions, LOCAL_STEPS, "### `steps` without a request: a key selects the kind"),
         _section_table("### `steps[].pack`", definitions["PackOptions"]),
         _section_table("### `steps[].rescue`: a list", definitions["RescueRung"]),
         *_kind_tables("sink", definitions, SINKS, "### `sink`: exactly one of these kinds"),

@@ -1,18 +1,17 @@
 """Typed answers: a job's `output:` as a JSON Schema for the API and as Arrow columns."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
 import pyarrow as pa
 
+from connectors.contracts import RESERVED_NAME
 from connectors.endpoints.conversation.answer_json import json_objects, same_json, wrapped_objects
 from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.transport.bounded_json import parse_json
 
 TYPES = ("string", "integer", "number", "boolean", "array", "object")
-RESERVED_NAME = re.compile(r"^(_run_id|_row_.*|_part|_key|_in_errors)$")
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
 
 KEYWORDS = {

@@ -15,9 +15,9 @@ from pipelines.batch.store import BatchLedger
 from pipelines.config.job import JobLimits
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace_file import LOCAL
+from pipelines.dispatch.chunks import Chunk
 from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.dispatch_state import DispatchState
-from pipelines.dispatch.step_runner import Chunk
 from pipelines.engines.local_engine import Engine, RunContext, local_engine
 from pipelines.engines.ray.keys import KeyActor, key_commands, with_remote_keys
 from pipelines.engines.ray.ledger import LedgerActor, WorkerEntries, actor_result

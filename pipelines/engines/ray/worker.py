@@ -19,19 +19,21 @@ from connectors.transport.client import HttpTransport, RequestTimeouts
 from pipelines.config.job import Job
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace import Workspace
+from pipelines.dispatch.chunks import Chunk
 from pipelines.dispatch.counters import RunCounters, StepCounters
 from pipelines.dispatch.dispatch_state import DispatchState
 from pipelines.dispatch.faults.setup_faults import FirstRows, Signature
+from pipelines.dispatch.local_steps.run_steps import all_run_steps
 from pipelines.dispatch.online_dispatcher import OnlineDispatcher
 from pipelines.dispatch.pending_requests import PendingRequests
-from pipelines.dispatch.provider_routes import build_routes
+from pipelines.dispatch.provider_routes import build_job_limiter, build_routes
 from pipelines.dispatch.request_types import DailyBudget, RetryLimits
 from pipelines.dispatch.step_runner import (
     FILE_ENDPOINTS,
     MAX_OPEN_BYTES,
     MAX_OPEN_ROWS,
     MAX_RENDERING_CHUNKS,
-    Chunk,
+    AnyRunStep,
     RunStep,
     StepRunner,
 )
@@ -42,7 +44,7 @@ from pipelines.engines.ray.telemetry import TelemetryBatch, TelemetryRecorder
 from pipelines.engines.ray.timing import WorkerTimings, limit_waits
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.monitoring.run_view import RunView
-from pipelines.preparation.prepared_job import build_media_reader, prepare_steps
+from pipelines.preparation.prepared_job import build_media_reader, endpoint_steps, prepare_steps
 from pipelines.pricing.run_budget import RunBudget
 from pipelines.runtime.event_loop import reduce_gc
 from pipelines.runtime.open_files import affordable_connections
@@ -125,7 +127,9 @@ class WorkerActor:
         # In a thread: reading job files and models takes a moment.
         self._steps, limiters = await asyncio.to_thread(self._prepare, config, providers)
         job = config.job
-        self._counters = RunCounters(steps={step.route.step: StepCounters() for step in self._steps})
+        self._counters = RunCounters(
+            steps={step.name: StepCounters() for step in self._steps if isinstance(step, RunStep)}
+        )
         self._budget = RemoteBudget(limiter, number) if config.has_budget else RunBudget(None, 0)
         timeouts = RequestTimeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total)
         senders, _ = affordable_connections(config.senders)
@@ -161,10 +165,10 @@ class WorkerActor:
 
     def _prepare(
         self, config: WorkerConfig, providers: Mapping[str, Sequence[Provider]]
-    ) -> tuple[Sequence[RunStep], Mapping[str, ProviderLimiter]]:
+    ) -> tuple[Sequence[AnyRunStep], Mapping[str, ProviderLimiter]]:
         """Return (steps, limiters by name)."""
         embeddings = {(provider, model): facts for (_, provider, model), (_, facts) in config.learned.items()}
-        steps = prepare_steps(
+        every_step = prepare_steps(
             config.loaded,
             config.source_schema,
             providers,
@@ -173,6 +177,7 @@ class WorkerActor:
             lambda provider, model: embeddings[provider.name, model],
             config.kept_rungs,
         )
+        steps = endpoint_steps(every_step)
         has_files = any(step.endpoint.media or step.model.endpoint in FILE_ENDPOINTS for step in steps)
         if has_files and not config.shared_file.exists():
             raise JobError(
@@ -182,11 +187,14 @@ class WorkerActor:
             )
         self._media: MediaReader = build_media_reader(config.workspace, steps, Path(self._scratch.name), config.files)
         limiters: dict[str, ProviderLimiter] = {}
-        run_steps = build_routes(config.job, config.workspace, steps, self._ledger, config.run_id, limiters)
-        limiters[JOB] = job_limiter = run_steps[0].route.limiters[1]
+        job_limiter = build_job_limiter(config.job)
+        run_steps = build_routes(
+            config.job, config.workspace, steps, self._ledger, config.run_id, limiters, job_limiter
+        )
+        limiters[JOB] = job_limiter
         # Requests in flight are limited for the job, not for each worker.
         job_limiter.concurrency = config.job.limits.concurrency
-        return run_steps, limiters
+        return all_run_steps(every_step, run_steps), limiters
 
     async def wait_for_room(self) -> None:
         """Return when another chunk is needed."""

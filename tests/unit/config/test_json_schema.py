@@ -10,6 +10,7 @@ import pytest
 from connectors.registry import ENDPOINTS, SINKS, SOURCES
 from pipelines.config.json_schema import job_schema
 from pipelines.config.loaded_job import load_job
+from pipelines.config.steps.local_steps import LOCAL_STEPS
 from pipelines.config.yaml_reader import parse_yaml, read_yaml
 
 ROOT = Path(__file__).parents[3]
@@ -38,7 +39,7 @@ def test_each_kind_of_source_step_and_sink_has_one_alternative() -> None:
     properties = job_schema()["properties"]
     assert len(properties["source"]["oneOf"]) == len(SOURCES)
     assert len(properties["sink"]["oneOf"]) == len(SINKS)
-    assert len(properties["steps"]["items"]["oneOf"]) == len(ENDPOINTS)
+    assert len(properties["steps"]["items"]["oneOf"]) == len(ENDPOINTS) + len(LOCAL_STEPS)
 
 
 def objects(schema: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

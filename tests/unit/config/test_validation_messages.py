@@ -25,7 +25,7 @@ ONE_ERROR = [
         "endpoint: chatt",
         '12: steps.label.endpoint: found "chatt", which is not an endpoint; did you mean chat?',
     ),
-    ("    endpoint: chat\n", "", "11: steps.label.endpoint: missing; write one of {endpoints}"),
+    ("    endpoint: chat\n", "", "11: steps.label.endpoint: missing; write one of {endpoints}; {local}"),
     (
         "params: {",
         "temperature: 0\n    params: {",
@@ -195,8 +195,11 @@ LONG = {
 
 def placeholders() -> dict[str, str]:
     from connectors.registry import ENDPOINTS, SINKS
+    from pipelines.config.steps.local_steps import LOCAL_STEPS
 
-    return {**LONG, "sinks": ", ".join(SINKS), "endpoints": ", ".join(ENDPOINTS)}
+    kinds = " or ".join(f"{kind}:" for kind in LOCAL_STEPS)
+    local = f"a step without a request has {kinds} in its place"
+    return {**LONG, "sinks": ", ".join(SINKS), "endpoints": ", ".join(ENDPOINTS), "local": local}
 
 
 @pytest.mark.parametrize(("written", "replacement", "message"), ONE_ERROR)

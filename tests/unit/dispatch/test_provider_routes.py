@@ -11,6 +11,7 @@ from connectors.records import BillingTerms, Request
 from pipelines.config.workspace_file import LOCAL
 from pipelines.dispatch.provider_routes import (
     TEXT_BYTES,
+    build_job_limiter,
     build_routes,
     max_cost_function,
     member_price,
@@ -96,7 +97,9 @@ def test_steps_at_one_provider_share_its_limiter_and_all_share_the_jobs(job: Any
     limiters: dict[str, ProviderLimiter] = {}
     ledger: Any = ScriptedLedger()
     steps = [step_of("first", provider), step_of("second", provider)]
-    first, second = (step.route for step in build_routes(job, workspace, steps, ledger, "run", limiters))
+    first, second = (
+        step.route for step in build_routes(job, workspace, steps, ledger, "run", limiters, build_job_limiter(job))
+    )
     assert first.limiters[0] is second.limiters[0] is limiters["test"]
     assert first.limiters[1] is second.limiters[1]
     assert (limiters["test"].concurrency, first.limiters[1].requests_per_minute) == (7, 600)
@@ -111,7 +114,9 @@ def test_the_route_of_a_pool_has_a_route_for_each_member_and_the_highest_price(j
     members = (provider_of("cheap"), provider_of("costly", EXPENSIVE))
     limiters: dict[str, ProviderLimiter] = {}
     ledger: Any = ScriptedLedger()
-    (step,) = build_routes(job, workspace, [step_of("answer", *members)], ledger, "run", limiters)
+    (step,) = build_routes(
+        job, workspace, [step_of("answer", *members)], ledger, "run", limiters, build_job_limiter(job)
+    )
     route = step.route
     assert (route.provider.name, [member.provider.name for member in route.members]) == ("both", ["cheap", "costly"])
     request = Request(b"f" * 16, b"{}", 100, 100, ("1",))
@@ -130,7 +135,7 @@ async def test_one_row_probes_the_structured_mode_unless_it_is_known_or_a_batch(
     job.delivery = delivery
     ledger: Any = ScriptedLedger()
     prepared = step_of("answer", provider_of("test"), fallback_mode=fallback_mode, mode=mode)
-    (step,) = build_routes(job, workspace, [prepared], ledger, "run", {})
+    (step,) = build_routes(job, workspace, [prepared], ledger, "run", {}, build_job_limiter(job))
     assert step.is_mode_known == is_known
     assert (step.mode, step.fall_back(step.route, "prompt").endpoint) == (mode, "endpoint in mode prompt")
     await step.learn_mode("prompt")

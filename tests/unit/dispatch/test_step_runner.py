@@ -10,11 +10,12 @@ import pyarrow as pa
 import pytest
 
 from connectors.records import Request, Row, RowError, Values
+from pipelines.dispatch.chunks import Chunk
 from pipelines.dispatch.counters import RunCounters, StepCounters
 from pipelines.dispatch.dispatch_state import DispatchState
 from pipelines.dispatch.pending_requests import PendingRequests
 from pipelines.dispatch.request_types import RequestGroup, Route
-from pipelines.dispatch.step_runner import Chunk, RunStep, StepRunner
+from pipelines.dispatch.step_runner import RunStep, StepRunner
 from pipelines.ledger.ledger import Ledger
 from tests.unit.dispatch.conftest import make_route, wait_for
 

@@ -1,0 +1,1 @@
+"""Steps of a job file that send no request."""

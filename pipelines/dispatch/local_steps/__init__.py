@@ -1,0 +1,1 @@
+"""Local steps in a run: steps without requests, and rows that become several."""
