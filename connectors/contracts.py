@@ -25,6 +25,15 @@ class FrozenModel(BaseModel):
 Columns = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
+class TextFile(FrozenModel):
+    """A file of the workspace in place of a text; loading a job file replaces it by the file's text."""
+
+    file: str = Field(min_length=1, description="Path of a text file.", examples=["prompts/label.md"])
+
+
+TemplateText = Annotated[str, Field(min_length=1)] | TextFile
+
+
 class SourceModel(FrozenModel):
     """The keys of every source; each kind adds the key that names it (`parquet:`, `csv:` ...)."""
 

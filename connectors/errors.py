@@ -29,14 +29,19 @@ class RowmillError(Exception):
 class LocatedError(RowmillError):
     """An error in what the user gave: where it is, what was found and what to do."""
 
-    def __init__(self, where: str | PurePath | KeyPath, found: str, remedy: str = "") -> None:
-        """`where`: a key path of the job file, or text: a file with its line, a flag; empty: `found` is the message."""
-        self.where, self.found, self.remedy = where, found, remedy
+    def __init__(
+        self, where: str | PurePath | KeyPath, found: str, remedy: str = "", *, text_line: int | None = None
+    ) -> None:
+        """`where`: a key path of the job file, or text: a file with its line, a flag; empty: `found` is the message.
+
+        `text_line`: the line, from 1, within the text that is at the key path.
+        """
+        self.where, self.found, self.remedy, self.text_line = where, found, remedy, text_line
         place = dotted(where) if isinstance(where, tuple) else str(where)
         super().__init__(f"{place and f'{place}: '}{found}{remedy and f'; {remedy}'}")
 
-    def __reduce__(self) -> tuple[type[Self], tuple[str | PurePath | KeyPath, str, str]]:
-        return type(self), (self.where, self.found, self.remedy)
+    def __reduce__(self) -> tuple[type[Self], tuple[str | PurePath | KeyPath, str, str], dict[str, int | None]]:
+        return type(self), (self.where, self.found, self.remedy), {"text_line": self.text_line}
 
     @property
     def key_path(self) -> KeyPath | None:

@@ -11,9 +11,9 @@ import pyarrow as pa
 from pybase64 import b64decode
 from pydantic import Field
 
-from connectors.contracts import BaseEndpoint, MalformedReply, StepContext, StepModel
+from connectors.contracts import BaseEndpoint, MalformedReply, StepContext, StepModel, TemplateText
 from connectors.endpoints.params.checks import ParamCheck, check_params, integer, one_of, text
-from connectors.endpoints.params.step_params import step_config_bytes
+from connectors.endpoints.params.step_params import checked_text, step_config_bytes
 from connectors.errors import JobError
 from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.templating.template import RenderError, Template
@@ -86,7 +86,7 @@ class EmbeddingsStep(StepModel):
     """A step of endpoint embeddings."""
 
     endpoint: Literal["embeddings"] = Field(description="POST /embeddings.")
-    input: str = Field(min_length=1, description="The text; a template.", examples=["{{ body }}"])
+    input: TemplateText = Field(description="The text; a template.", examples=["{{ body }}"])
     dimensions: int | None = Field(
         default=None, ge=1, description="Length of the vectors, sent to the provider; default: the model's."
     )
@@ -112,7 +112,7 @@ class EmbeddingsEndpoint(BaseEndpoint):
         self._tag = context.provider_tag
         self._sent_model = context.sent_model(step.model)
         self._tokenizer_model = self._sent_model if context.has_exact_tokens else None
-        self._input = Template(step.input, (*where, "input"), context.columns)
+        self._input = Template(checked_text(step.input, (*where, "input")), (*where, "input"), context.columns)
         self.input_columns = self._input.columns
         if step.dimensions is not None and "dimensions" in step.params:
             raise JobError((*where, "params", "dimensions"), "is also a key of the step", "use one of the two")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from connectors.contracts import StepContext, StepModel
+from connectors.contracts import StepContext, StepModel, TemplateText
 from connectors.endpoints.images.image_endpoint import GPT_IMAGE_PARAMS, IMAGE_PARAMS, ImageEndpoint, check_model
 from connectors.endpoints.params.checks import one_of
 from connectors.errors import JobError
@@ -24,7 +24,7 @@ class ImageEditStep(StepModel):
     mask: ColumnName | None = Field(
         default=None, description="Column of PNGs, as large as the image; their transparent area is edited."
     )
-    prompt: str = Field(min_length=1, description="The prompt; a template.")
+    prompt: TemplateText = Field(description="The prompt; a template.")
     n: int | None = Field(default=None, ge=1, le=10, description="Pictures for each row; more than 1 give a list.")
     size: str | None = Field(default=None, min_length=1, description="WIDTHxHEIGHT, as the model accepts it.")
     output: str | None = Field(default=None, description="The column's name; default: the step's.")

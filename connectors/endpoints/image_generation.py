@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from connectors.contracts import StepContext, StepModel
+from connectors.contracts import StepContext, StepModel, TemplateText
 from connectors.endpoints.images.image_endpoint import GPT_IMAGE_PARAMS, IMAGE_PARAMS, ImageEndpoint
 from connectors.endpoints.params.checks import one_of
 
@@ -20,7 +20,7 @@ class ImageGenerationStep(StepModel):
     """A step of endpoint image_generation."""
 
     endpoint: Literal["image_generation"] = Field(description="POST /images/generations.")
-    prompt: str = Field(min_length=1, description="The prompt; a template.", examples=["{{ title }}, watercolour"])
+    prompt: TemplateText = Field(description="The prompt; a template.", examples=["{{ title }}, watercolour"])
     size: str | None = Field(default=None, min_length=1, description="WIDTHxHEIGHT, as the model accepts it.")
     n: int | None = Field(default=None, ge=1, le=10, description="Pictures for each row; more than 1 give a list.")
     quality: Literal["standard", "hd", "low", "medium", "high", "auto"] | None = Field(

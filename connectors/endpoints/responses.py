@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from connectors.contracts import StepContext
+from connectors.contracts import StepContext, TemplateText, TextFile
 from connectors.endpoints.conversation.chat_params import REFERENCE_PARAMS, RESPONSES_PARAMS
 from connectors.endpoints.conversation.conversation_endpoint import (
     ConversationEndpoint,
@@ -21,6 +21,7 @@ from connectors.endpoints.conversation.output_columns import AnswerColumns
 from connectors.endpoints.conversation.reference_responses import METADATA, ReferenceResponsesFormat, response_format
 from connectors.endpoints.conversation.tool_calls import validate_tool_choice, validate_tools
 from connectors.endpoints.params.checks import check_params
+from connectors.endpoints.params.step_params import checked_text
 from connectors.errors import JobError, KeyPath
 from connectors.templating.template_tree import TemplateTree, compile_text, plain_json
 
@@ -35,12 +36,12 @@ class ResponsesStep(ConversationStep):
         default=None,
         description="Default: reference if the step has messages or response_format, else openai.",
     )
-    input: Annotated[str, Field(min_length=1)] | MessageList | ColumnReference | None = Field(
+    input: TemplateText | MessageList | ColumnReference | None = Field(
         default=None,
         description="A text, or messages and items, all texts templates; or a column of whole conversations.",
         examples=["{{ body }}", [{"user": "{{ body }}"}]],
     )
-    instructions: str | None = Field(
+    instructions: str | TextFile | None = Field(
         default=None, description="Instructions before the input; a template.", examples=["You label support tickets."]
     )
     text: dict[str, Any] | None = Field(
@@ -124,6 +125,8 @@ class ResponsesStep(ConversationStep):
             return self.messages, "messages"
         if self.input is None:
             raise JobError((*where, "input"), "missing", "write input: or messages:")
+        if isinstance(self.input, str | TextFile):
+            return checked_text(self.input, (*where, "input")), "input"
         return self.input, "input"
 
     def _text(self, text: Any, is_openai: bool, typed: bool, where: KeyPath) -> Any:

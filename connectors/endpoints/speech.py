@@ -12,7 +12,7 @@ import orjson
 import pyarrow as pa
 from pydantic import Field
 
-from connectors.contracts import BaseEndpoint, MalformedReply, StepContext, StepModel
+from connectors.contracts import BaseEndpoint, MalformedReply, StepContext, StepModel, TemplateText
 from connectors.endpoints.params.checks import FLAG, number, one_of, text_up_to
 from connectors.endpoints.params.step_params import fixed_params, optional_template, step_config_bytes
 from connectors.media.file_types import HEAD_BYTES, OGG, detect_type
@@ -47,9 +47,7 @@ class SpeechStep(StepModel):
     """A step of endpoint speech."""
 
     endpoint: Literal["speech"] = Field(description="POST /audio/speech.")
-    input: str = Field(
-        min_length=1, description="The text, 1 to 4,096 characters; a template.", examples=["{{ body }}"]
-    )
+    input: TemplateText = Field(description="The text, 1 to 4,096 characters; a template.", examples=["{{ body }}"])
     voice: Voice | dict[Literal["id"], Voice] = Field(
         description="alloy, ash, ballad, coral, echo, fable, nova, onyx, sage, shimmer, verse, marin, cedar; or the id "
         "of a custom voice.",

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from connectors.contracts import StepContext, StepModel
+from connectors.contracts import StepContext, StepModel, TextFile
 from connectors.endpoints.audio.audio_endpoint import TranscriptEndpoint
 from connectors.endpoints.params.checks import FLAG, ParamCheck, list_of, number, one_of, text
 
@@ -37,7 +37,7 @@ class TranscriptionStep(StepModel):
         description="Language spoken (ISO 639-1); a template. Empty: detected by the model.",
         examples=["en"],
     )
-    prompt: str | None = Field(default=None, description="A hint about the content; a template.")
+    prompt: str | TextFile | None = Field(default=None, description="A hint about the content; a template.")
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt", "diarized_json"] | None = Field(
         default=None, description="verbose_json and diarized_json give a struct, all others a string; default json."
     )

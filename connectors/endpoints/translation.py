@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from connectors.contracts import StepContext, StepModel
+from connectors.contracts import StepContext, StepModel, TextFile
 from connectors.endpoints.audio.audio_endpoint import TranscriptEndpoint
 from connectors.endpoints.params.checks import number, one_of
 
@@ -22,7 +22,7 @@ class TranslationStep(StepModel):
     file: str = Field(
         min_length=1, description="Column of paths, URLs or bytes: mp3, mp4, mpeg, mpga, m4a, wav, webm, flac or ogg."
     )
-    prompt: str | None = Field(default=None, description="A hint about the content, in English; a template.")
+    prompt: str | TextFile | None = Field(default=None, description="A hint about the content, in English; a template.")
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] | None = Field(
         default=None, description="verbose_json gives a struct, all others a string; default json."
     )

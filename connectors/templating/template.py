@@ -47,6 +47,7 @@ _TIMES = re.compile(r"(?<![*(,])(?<![(,]\s)\*(?!\*)")
 _TOKEN = re.compile(r"\w+|\S")
 _PRINTING = re.compile(r"(?s)(?<=\{\{)[-+]?(.*?)(?=[-+]?\}\})")
 """The expression of `{{ … }}`."""
+_LINE_SUFFIX = re.compile(r" \(in template:\d+\)$")
 _PRINTED = "_row_printed"
 """Variable with the columns that are printed: their texts in the source file, if they have such."""
 _TEXT_FILTERS = frozenset(
@@ -79,7 +80,8 @@ class Template:
         """
         self._compile(source, where, known or ())
         for name in sorted(self.columns.difference(known)) if known is not None else ():
-            raise JobError(where, f"no column {name} here", did_you_mean(name, known or ()))
+            line = _line_of_name(name, source)
+            raise JobError(where, f"no column {name} here", did_you_mean(name, known or ()), text_line=line)
 
     def _compile(self, source: str, where: KeyPath, known: Collection[str]) -> None:
         self.source = source
@@ -107,8 +109,9 @@ class Template:
         try:
             environment.add_template("template", _with_checked_factors(source, code))
         except minijinja.TemplateError as exc:
-            raise JobError(where, f"the template cannot be read: {_first_line(exc)}", "see minijinja's syntax") from exc
-        _check_filters(environment, code, where)
+            found = f"the template cannot be read: {_LINE_SUFFIX.sub('', _first_line(exc))}"
+            raise JobError(where, found, "see minijinja's syntax", text_line=exc.line) from exc
+        _check_filters(environment, source, code, where)
         names = _variables(environment, code)
         if _SELF.search(code):
             names.add("self")
@@ -117,7 +120,8 @@ class Template:
                 names.remove(name)
             elif _is_called(name, code):
                 remedy = f'write {{{{ row["{name}"] }}}} for the column'
-                raise JobError(where, f"{name} is used as a column and as a function", remedy)
+                found = f"{name} is used as a column and as a function"
+                raise JobError(where, found, remedy, text_line=_line_of_name(name, source))
         self._variables = frozenset(names)
         self._row_columns = frozenset[str]()
         if "row" in names:
@@ -219,6 +223,15 @@ def _with_grammar_columns(source: str, known: Collection[str]) -> str:
     return source
 
 
+def _line_of_name(name: str, source: str) -> int | None:
+    """Return the line, from 1, of the first use of a name in the code of a template."""
+    use = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
+    for part in _PART.finditer(source):
+        if part["code"] and (found := use.search(part["code"])):
+            return source.count("\n", 0, part.start() + found.start()) + 1
+    return None
+
+
 def _is_called(name: str, code: str) -> bool:
     return re.search(rf"(?<![.\w]){name}\s*\(", code) is not None
 
@@ -241,7 +254,7 @@ def _columns_of_row(
         remedy = (
             'write {{ row["row"] }}' if is_column else 'name the columns, as in {{ body }} or {{ row["any name"] }}'
         )
-        raise JobError(where, "row is used alone", remedy)
+        raise JobError(where, "row is used alone", remedy, text_line=_line_of_name("row", source))
     return columns
 
 
@@ -296,7 +309,7 @@ def _operand_end(code: str, start: int) -> int:
     return end
 
 
-def _check_filters(environment: minijinja.Environment, code: str, where: KeyPath) -> None:
+def _check_filters(environment: minijinja.Environment, source: str, code: str, where: KeyPath) -> None:
     """Raise JobError for an unknown filter, which minijinja would report row by row."""
     for name in sorted(set(_FILTER_NAME.findall(code))):
         try:
@@ -304,7 +317,7 @@ def _check_filters(environment: minijinja.Environment, code: str, where: KeyPath
         except minijinja.TemplateError as exc:
             if f"filter {name} is unknown" in str(exc):
                 remedy = "write one of Jinja's, such as upper, trim or length"
-                raise JobError(where, f"no filter {name}", remedy) from exc
+                raise JobError(where, f"no filter {name}", remedy, text_line=_line_of_name(name, source)) from exc
 
 
 def _refuse_list(value: Any) -> Any:

@@ -345,13 +345,15 @@ def pydantic_schema() -> dict[str, Any]:
     return Job.model_json_schema()
 
 
-_CLIENT_KEYS = frozenset({"endpoint", "dialect", "structured", "split", "output", "allow_empty", "repairs"})
+_CLIENT_KEYS = frozenset(
+    {"endpoint", "dialect", "structured", "split", "output", "output_schema", "allow_empty", "repairs"}
+)
 """Keys of endpoints that are not parameters of the API."""
 
 
 def _check_step(step: StepModel, path: KeyPath) -> None:
     """Raise FieldError for a key that would be ignored or would spoil the request."""
-    is_typed = isinstance(getattr(step, "output", None), dict)
+    is_typed = isinstance(getattr(step, "output", None), dict) or getattr(step, "output_schema", None) is not None
     if getattr(step, "structured", "auto") != "auto" and not is_typed:
         found, remedy = "applies to a typed output, and there is none", "write output: {name: {type: ...}}"
         raise FieldError(found, remedy, (*path, "structured"))

@@ -1,7 +1,7 @@
 """A job file loaded once: its `Job`, its workspace, and the file and line of every key."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from connectors.contracts import SinkModel, SourceModel
 from connectors.errors import JobError, KeyPath, closest, did_you_mean
 from connectors.registry import ENDPOINTS, SINKS, SOURCES
+from pipelines.config.included_files.inclusion import include_files
+from pipelines.config.included_files.workspace_files import WorkspaceFiles
 from pipelines.config.job import Job, pydantic_schema
 from pipelines.config.job_suggestions import suggest_job_file
 from pipelines.config.key_locations import KeyLocations
@@ -45,6 +47,8 @@ class JobFile:
     content: YamlFile = field(repr=False)
     rows: Path | None = None
     """A Parquet file of rows passed from Python, in place of `source`."""
+    files: WorkspaceFiles = field(default_factory=WorkspaceFiles, repr=False, compare=False)
+    """The files that it includes, as far as they were read."""
 
     @property
     def name(self) -> str | None:
@@ -57,16 +61,31 @@ class JobFile:
         if not self.content.values:
             raise JobError(self.shown_path, "is empty", "`rowmill init DIR` writes a job to start from")
         values = self.content.values if self.rows is None else self._values_with_rows(self.rows, workspace)
-        overridden = apply_overrides(values, overrides, SINKS)
-        origins = {} if self.rows is None else _ORIGINS
-        locations = KeyLocations(self.shown_path, self.content.lines, overridden.values, overridden.flags, origins)
-        job, errors = _validated(overridden.values, Job)
-        if job is None:
-            raise first_error(errors, locations)
-        written = job if overrides == NONE else _validated(values, Job)[0]
+        job, locations = self._validated(values, workspace, overrides)
+        written = job if overrides == NONE else self._job_as_written(values, workspace)
         flags = answer_flags(overrides)
         changed = flags if flags and (written is None or _answer_facts(written) != _answer_facts(job)) else ()
         return LoadedJob(job, workspace, self, locations, overrides, written, changed)
+
+    def _validated(
+        self, values: Mapping[str, Any], workspace: Workspace, overrides: Overrides
+    ) -> tuple[Job, KeyLocations]:
+        """Return the job of the values, flags applied and files included, and the location of every key."""
+        overridden = apply_overrides(values, overrides, SINKS)
+        origins = {} if self.rows is None else _ORIGINS
+        keys = KeyLocations(self.shown_path, self.content.lines, overridden.values, overridden.flags, origins)
+        complete, included = include_files(keys, workspace.folder, workspace.roots, self.files)
+        locations = replace(keys, values=complete, included=included)
+        job, errors = _validated(complete, Job)
+        if job is None:
+            raise first_error(errors, locations)
+        return job, locations
+
+    def _job_as_written(self, values: Mapping[str, Any], workspace: Workspace) -> Job | None:
+        try:
+            return self._validated(values, workspace, NONE)[0]
+        except JobError:
+            return None
 
     def _values_with_rows(self, rows: Path, workspace: Workspace) -> dict[str, Any]:
         """Return the values with the rows as their source; without a sink, the tables are in the state folder."""
@@ -99,14 +118,15 @@ class LoadedJob:
         """As the user gave it."""
         return self.file.path
 
-    def locate(self, *path: str | int) -> str:
+    def locate(self, *path: str | int, text_line: int | None = None) -> str:
         """Return the WHERE of a message: ("steps", "label", "model") -> `jobs/x.yaml:14: steps.label.model`.
 
-        Steps go by name or by index from 0.
+        Steps go by name or by index from 0. `text_line`: the line within the text at the path.
         """
         names = [step.name for step in self.job.steps]
         named = len(path) > 1 and path[0] == "steps" and path[1] in names
-        return self.locations.locate(("steps", names.index(str(path[1])), *path[2:]) if named else path)
+        indexed = ("steps", names.index(str(path[1])), *path[2:]) if named else path
+        return self.locations.locate(indexed, text_line)
 
     def with_overrides(self, overrides: Overrides) -> "LoadedJob":
         """Return the job of the same file with other flags; JobError if they do not fit. The file is not read again."""

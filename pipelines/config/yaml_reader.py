@@ -14,8 +14,8 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 
 from connectors.errors import JobError, KeyPath, dotted
+from pipelines.config.included_files.text_file import read_text_file
 
-MAX_FILE_BYTES = 1_000_000
 MAX_VALUES = 100_000
 """After aliases are expanded: nine lines of them can ask for billions."""
 MAX_DEPTH = 60
@@ -61,23 +61,7 @@ class YamlFile:
 
 def read_yaml(path: Path, shown: str) -> YamlFile:
     """Return the mapping in the file, empty for an empty file; JobError, located by `shown`, if there is none."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError as exc:
-        raise JobError(shown, "no such file", "check the path") from exc
-    except IsADirectoryError as exc:
-        raise JobError(shown, "is a folder", "name a file in it") from exc
-    except (OSError, ValueError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        raise JobError(shown, f"cannot be read ({reason})", "check the path and its permissions") from exc
-    if len(data) > MAX_FILE_BYTES:
-        raise JobError(shown, "larger than 1 MB", "data belongs in separate files that the source names")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as exc:
-        line = data.count(b"\n", 0, exc.start) + 1
-        raise JobError(f"{shown}:{line}", "not UTF-8 text", "save the file as UTF-8") from exc
+    text = read_text_file(path, shown, "data belongs in separate files that the source names")
     return parse_yaml(text, shown)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from connectors.errors import JobError
+from pipelines.config.included_files.text_file import read_text_file
 from pipelines.config.yaml_reader import parse_value
 
 MAX_COMBINATIONS = 1_000
@@ -103,13 +104,8 @@ def _file_settings(key: str, pattern: str, folder: Path) -> Iterator[Setting]:
     if not files:
         raise JobError(where, "no such file", "a relative path starts in the current folder")
     for file in files:
-        try:
-            text = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as exc:
-            raise JobError(where, f"{file} is not UTF-8 text", "convert it") from exc
-        except OSError as exc:
-            raise JobError(where, f"{file} cannot be read ({exc.strerror})", "check its name") from exc
-        yield Setting(key, text, str(file.relative_to(folder) if file.is_relative_to(folder) else file))
+        name = str(file.relative_to(folder) if file.is_relative_to(folder) else file)
+        yield Setting(key, read_text_file(file, f"{where}: {name}"), name)
 
 
 def _matches(folder: Path, pattern: str) -> Iterator[Path]:

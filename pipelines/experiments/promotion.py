@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -13,10 +14,11 @@ from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode, Seq
 
 from connectors.errors import JobError, KeyPath
 from connectors.registry import SINKS
+from pipelines.config.included_files.prompt_files import is_reference
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.overrides import Overrides, apply_overrides
 from pipelines.config.yaml_reader import parse_value, parse_yaml
-from pipelines.experiments.combinations import Combination
+from pipelines.experiments.combinations import Combination, Setting
 from pipelines.ledger.ledger_file import write_atomically
 
 INDENT = 2
@@ -44,7 +46,7 @@ def promote(loaded: LoadedJob, combination: Combination) -> Promotion:
     """Return the job file with the settings of a combination; nothing is written yet."""
     shown = loaded.file.shown_path
     old = loaded.path.read_text(encoding="utf-8")
-    assignments = tuple(setting.assignment for setting in combination.settings)
+    assignments = tuple(_assignment(loaded, setting) for setting in combination.settings)
     applied = apply_overrides(loaded.file.content.values, Overrides(assignments), SINKS)
     new = old
     for path in applied.flags:
@@ -57,6 +59,16 @@ def promote(loaded: LoadedJob, combination: Combination) -> Promotion:
 def write_promotion(loaded: LoadedJob, promotion: Promotion) -> None:
     """Replace the job file."""
     write_atomically(loaded.path.resolve(), promotion.new.encode())
+
+
+def _assignment(loaded: LoadedJob, setting: Setting) -> str:
+    """Return the setting as `--set` takes it; a file in place of another file by its name."""
+    if setting.file is not None:
+        file, folder = Path(setting.file).resolve(), loaded.workspace.folder.resolve()
+        [path] = apply_overrides(loaded.file.content.values, Overrides((setting.assignment,)), SINKS).flags
+        if file.is_relative_to(folder) and is_reference(_value_at(loaded.file.content.values, path)):
+            return f"{setting.key}.file={orjson.dumps(str(file.relative_to(folder))).decode()}"
+    return setting.assignment
 
 
 def _with_value(text: str, path: KeyPath, value: Any, shown: str) -> str:
@@ -128,6 +140,10 @@ def _rewritten(text: str, path: KeyPath, value: Any) -> str:
 
 
 def _value_at(values: Any, path: KeyPath) -> Any:
+    """Return the value at a key path; None if there is none."""
     for part in path:
+        is_key = isinstance(values, Mapping) and part in values
+        if not is_key and not (isinstance(values, list) and isinstance(part, int) and part < len(values)):
+            return None
         values = values[part]
     return values

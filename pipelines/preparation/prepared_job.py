@@ -486,7 +486,7 @@ def with_location(loaded: LoadedJob) -> Iterator[None]:
     except (JobError, DataError) as exc:
         if exc.key_path is None:
             raise
-        raise exc.located(loaded.locate(*exc.key_path)) from exc
+        raise exc.located(loaded.locate(*exc.key_path, text_line=exc.text_line)) from exc
 
 
 def _check_names(loaded: LoadedJob, steps: Sequence[AnyPreparedStep], taken: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ def located_in_rung(step: StepConfig, place: int) -> Iterator[None]:
             key[:1] in (("provider",), ("model",)) and getattr(rung, str(key[0])) is not None
         )
         where = (*path[:2], "rescue", place, *(key if is_own else ()))
-        raise JobError(where, exc.found, exc.remedy) from exc
+        raise JobError(where, exc.found, exc.remedy, text_line=exc.text_line) from exc
 
 
 def check_rung(step: StepConfig, place: int, declared: Endpoint, rung: Endpoint, has_other_provider: bool) -> None:

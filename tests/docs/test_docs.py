@@ -329,6 +329,9 @@ def test_every_yaml_snippet_is_a_valid_job_workspace_or_part_of_one(snippet: Sni
         assert find_workspace(tmp_path).has_file
     elif "steps" in values:
         (tmp_path / "job.yaml").write_text(snippet.text)
+        for folder in ("prompts", "schemas"):
+            (tmp_path / folder).symlink_to(JOBS.parent / folder)
+        (tmp_path / "rowmill.yaml").write_text(f"roots: [{JOBS.parent}]")
         assert load_job(tmp_path / "job.yaml").job.name == values["name"]
     elif "audits" in values:
         (tmp_path / "job.yaml").write_text(

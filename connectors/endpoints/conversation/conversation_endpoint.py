@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import Any, Literal, Protocol, Self
 
 import orjson
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from connectors.contracts import UNFINGERPRINTED_KEYS, BaseEndpoint, MalformedReply, StepContext, StepModel
 from connectors.endpoints.conversation.class_output import output_of_class
@@ -23,7 +23,7 @@ from connectors.endpoints.conversation.packed_conversation import (
 from connectors.endpoints.conversation.structured_modes import STRUCTURED_MODES, StructuredMode, next_mode
 from connectors.endpoints.conversation.structured_output import TypedOutput
 from connectors.endpoints.conversation.tool_calls import billing_terms
-from connectors.errors import JobError, KeyPath
+from connectors.errors import FieldError, JobError, KeyPath
 from connectors.records import (
     CHECK_FAILED,
     Call,
@@ -62,6 +62,12 @@ class ConversationStep(StepModel):
     output: str | dict[str, Any] | None = Field(
         default=None, description="A column's name, or typed columns: name -> JSON Schema."
     )
+    output_schema: str | None = Field(
+        default=None,
+        min_length=1,
+        description="In place of `output`: a file with a JSON Schema, whose properties become the outputs.",
+        examples=["schemas/ticket.json"],
+    )
     structured: Literal["auto", "schema", "json_object", "prompt"] = Field(
         default="auto", description="How a typed output is requested; auto falls back if the server has no schemas."
     )
@@ -93,6 +99,12 @@ class ConversationStep(StepModel):
     def _columns_of_class(cls, output: Any) -> Any:
         """Replace a pydantic class by the columns that it declares."""
         return output_of_class(output) if isinstance(output, type) and issubclass(output, BaseModel) else output
+
+    @model_validator(mode="after")
+    def _check_one_output(self) -> Self:
+        if self.output is not None and self.output_schema is not None:
+            raise FieldError("takes the place of output", "leave out one of both", ("output_schema",))
+        return self
 
     @property
     def rungs(self) -> tuple[Self, ...]:

@@ -24,6 +24,7 @@ KEYWORDS = {
 }  # fmt: skip
 """Keywords of JSON Schema, and `nullable`; any keyword that begins with $ or x- is accepted as well."""
 
+UNIONS = ("anyOf", "oneOf", "allOf")
 BOUND_PAIRS = (("minimum", "maximum"), ("minLength", "maxLength"), ("minItems", "maxItems"))
 
 
@@ -121,7 +122,10 @@ def _parse_type(spec: Any, where: KeyPath) -> tuple[dict[str, Any], pa.DataType]
         rest = [kind for kind in kinds if kind != "null"]
         kinds = rest[0] if len(rest) == 1 else None
     if kinds not in TYPES:
-        raise JobError((*where, "type"), f"found {schema.get('type')!r}", f"write one of {', '.join(TYPES)}")
+        remedy = f"write one of {', '.join(TYPES)}"
+        if kinds is None and (union := next((word for word in UNIONS if word in schema), None)):
+            remedy += f": a column has one type, whatever {union} says"
+        raise JobError((*where, "type"), f"found {schema.get('type')!r}", remedy)
     kind: pa.DataType
     if kinds == "object":
         inner = schema.get("properties")

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from connectors.contracts import BaseEndpoint, MediaColumn, StepContext, StepModel
+from connectors.contracts import BaseEndpoint, MediaColumn, StepContext, StepModel, TextFile
 from connectors.endpoints.images import image_replies
 from connectors.endpoints.images.model_families import (
     ModelFamily,
@@ -54,7 +54,7 @@ class ImageEndpoint(BaseEndpoint):
         path: str,
         step_keys: Sequence[str],
         table: Mapping[str, ParamCheck],
-        prompt: str | None = None,
+        prompt: str | TextFile | None = None,
         files: Mapping[str, str | Sequence[str] | None] | None = None,
     ) -> None:
         """`step_keys`: the step's keys that are sent unchanged. `files`: form field -> its columns of pictures."""

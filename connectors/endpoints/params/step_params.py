@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from connectors.contracts import UNFINGERPRINTED_KEYS, StepModel
+from connectors.contracts import UNFINGERPRINTED_KEYS, StepModel, TextFile
 from connectors.endpoints.params.checks import ParamCheck, check_params
 from connectors.errors import JobError, KeyPath
 from connectors.templating.template_tree import TemplateTree, compile_text, plain_json
@@ -34,9 +34,16 @@ def fixed_params(
     return {name: plain_json(value, (*where, name)) for name, value in (params | step.extra_body).items()}
 
 
-def optional_template(source: str | None, columns: Iterable[str], where: KeyPath) -> TemplateTree | None:
+def optional_template(source: str | TextFile | None, columns: Iterable[str], where: KeyPath) -> TemplateTree | None:
     """Compile a text of the step; None if the step has none."""
-    return None if source is None else compile_text(source, columns, where)
+    return None if source is None else compile_text(checked_text(source, where), columns, where)
+
+
+def checked_text(source: str | TextFile, where: KeyPath) -> str:
+    """Return a text of the step; JobError for a file: only loading a job, which knows its workspace, reads it."""
+    if isinstance(source, TextFile):
+        raise JobError(where, f"{source.file} was not read", "load the job by its file, or run it from Python")
+    return source
 
 
 def step_config_bytes(step: StepModel) -> bytes:

@@ -84,7 +84,7 @@ def test_too_many_combinations_are_refused() -> None:
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
-    with pytest.raises(JobError, match="is not UTF-8 text; convert it"):
+    with pytest.raises(JobError, match=r"picture\.png:1: not UTF-8 text; save the file as UTF-8"):
         parse_combinations(("a.b=@*.png",), tmp_path)
 
 

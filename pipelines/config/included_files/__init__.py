@@ -1,0 +1,1 @@
+"""Files that a job file includes: prompts and output schemas."""

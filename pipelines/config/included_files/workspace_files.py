@@ -1,0 +1,44 @@
+"""Files below the workspace or its roots that a job file names; each is read once."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from connectors.errors import JobError
+from pipelines.config.included_files.text_file import read_text_file
+
+
+@dataclass(slots=True)
+class WorkspaceFiles:
+    """The texts of files by their path, as far as they were read."""
+
+    _texts: dict[Path, str] = field(default_factory=dict, repr=False)
+
+    def read(self, name: str, folder: Path, roots: Sequence[Path], where: str) -> str:
+        """Return the text of a file; its name starts at `folder`, the workspace.
+
+        JobError for a file that is not below it or below `roots`, has no text, or cannot be read. `where` names the
+        key, for errors about the name.
+        """
+        path = Path(os.path.realpath(folder / name))
+        if path in self._texts:
+            return self._texts[path]
+        if not any(path.is_relative_to(os.path.realpath(root)) for root in (folder, *roots)):
+            raise JobError(
+                where,
+                f"{name} is outside the workspace",
+                "move the file into it, or add its folder to `roots` of rowmill.yaml",
+            )
+        if not path.exists():
+            raise JobError(where, f"{name}: no such file", f"the path starts at {folder}")
+        if not path.is_file():
+            raise JobError(where, f"{name} is {'a folder' if path.is_dir() else 'not a file'}", "name a text file")
+        text = read_text_file(path, name)
+        if not text.strip():
+            raise JobError(where, f"{name} is empty", "write its text, or leave the key out")
+        if "\0" in text:
+            line = text.count("\n", 0, text.index("\0")) + 1
+            raise JobError(f"{name}:{line}", "a control character (code 0)", "delete it")
+        self._texts[path] = text
+        return text
