@@ -1,14 +1,13 @@
 """Comparison of two results, for example after a change of the prompt: differing rows, agreement by column."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
 
 from connectors.errors import JobError
-from connectors.registry import StepConfig
+from pipelines.analysis.output_columns import HIDDEN_COLUMNS, carried_columns
 from pipelines.analysis.results import Results
-from pipelines.config.steps.local_steps import LocalStep, SelectStep
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,11 +40,12 @@ def compare(a: Results, b: Results, columns: Sequence[str] | None = None) -> Com
             "compare", "rows are joined by their key", f"{a.job.name} and {b.job.name} must have the same key:"
         )
     ours, theirs = a.results.collect(), b.results.collect()
-    carried = [name for name in _carried(a, ours) if name in _carried(b, theirs)]
+    others = carried_columns(b.job, theirs.columns)
+    carried = [name for name in carried_columns(a.job, ours.columns) if name in others]
     outputs = [
         name
         for name, kind in ours.schema.items()
-        if name in theirs.columns and name not in {*key, *carried, "_run_id", "_row_fingerprint"}
+        if name in theirs.columns and name not in {*key, *carried, *HIDDEN_COLUMNS}
         if not isinstance(kind, pl.Array)
     ]
     for name in columns or ():
@@ -80,21 +80,3 @@ def compare(a: Results, b: Results, columns: Sequence[str] | None = None) -> Com
         only_a=len(ours) - rows,
         only_b=len(theirs) - rows,
     )
-
-
-def _carried(results: Results, frame: pl.DataFrame) -> list[str]:
-    """The source columns in the results, without the key."""
-    named = results.job.sink.columns
-    if named != "all":
-        return list(named)
-    own = {*results.job.key, "_run_id", "_row_fingerprint"}
-    return [name for name in frame.columns if name not in own and not any(_makes(s, name) for s in results.job.steps)]
-
-
-def _makes(step: StepConfig | LocalStep, column: str) -> bool:
-    """Whether a step makes the column."""
-    if isinstance(step, SelectStep):
-        return column in step.select
-    output = getattr(step, "output", None)
-    own = output if isinstance(output, Mapping) else (output or step.name,)
-    return column in own or column.startswith(f"{step.name}_")

@@ -1,6 +1,7 @@
 """A job's tables for notebooks: results, usage and errors in polars and DuckDB, media files, nearest rows."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from html import escape
 from os import PathLike
@@ -11,13 +12,14 @@ import duckdb
 
 from connectors.contracts import Sink
 from connectors.errors import JobError
-from connectors.sql import literal_list, literal_path
+from connectors.sql import literal, literal_list, literal_path
 from pipelines.config.from_python.passed_job import JobLike, PassedJob
 from pipelines.config.job import Job
 from pipelines.config.job_graph import empty_sink
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.overrides import Overrides
 from pipelines.config.workspace import Workspace
+from pipelines.runtime.scratch_dir import scratch_folder
 
 if TYPE_CHECKING:
     import polars as pl
@@ -86,6 +88,28 @@ class Results:
     def errors(self) -> "pl.LazyFrame":
         """One row for each row of the source that has failed and not succeeded since."""
         return self._frame("errors")
+
+    @contextlib.contextmanager
+    def open_tables(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Open a connection with views of the tables, which copies no local table.
+
+        A DuckDB file is held open meanwhile: a run waits before it commits. Tables of an object store are copied to a
+        temporary file once.
+        """
+        is_remote = any(isinstance(path, str) for path in self.sink.paths())
+        with (
+            scratch_folder(self.workspace.state) as scratch,
+            _connect(scratch / "tables.duckdb" if is_remote else None, scratch) as db,
+        ):
+            self.sink.attach(db)
+            for table, sql in self._queries().items():
+                parts = None if is_remote else self._parts(table)
+                if parts is None:
+                    db.execute(f"create {'table' if is_remote else 'view'} {table} as {sql}")
+                else:
+                    db.execute(f"create view {table} as from read_parquet({literal_list(map(literal_path, parts))})")
+            yield db
+            self.sink.detach(db)
 
     def duckdb(self) -> duckdb.DuckDBPyConnection:
         """Return a new connection with the current tables `results`, `usage` and `errors`."""
@@ -168,12 +192,19 @@ class Results:
         return parts
 
     def _arrow(self, table: str) -> "pa.Table":
-        result = {"results": self.sink.results_sql, "usage": self.sink.usage_sql, "errors": self.sink.errors_sql}
         with _connect() as db:
             self.sink.attach(db)
-            found = db.sql(f"from {result[table]()}").to_arrow_table()
+            found = db.sql(self._queries()[table]).to_arrow_table()
             self.sink.detach(db)
-        return found.drop_columns("_part") if table == "results" else found
+        return found
+
+    def _queries(self) -> Mapping[str, str]:
+        """By table, the SQL that reads it while the sink is attached."""
+        return {
+            "results": f"select * exclude (_part) from {self.sink.results_sql()}",
+            "usage": f"from {self.sink.usage_sql()}",
+            "errors": f"from {self.sink.errors_sql()}",
+        }
 
     def _repr_html_(self) -> str:
         with self.duckdb() as db:
@@ -201,8 +232,10 @@ def _vectors(frame: "pl.DataFrame") -> "Iterator[pl.Expr]":
             yield pl.col(name).list.to_array(int(lengths[0]))
 
 
-def _connect() -> duckdb.DuckDBPyConnection:
-    db = duckdb.connect()
+def _connect(file: Path | None = None, scratch: Path | None = None) -> duckdb.DuckDBPyConnection:
+    db = duckdb.connect(":memory:" if file is None else file)
+    if scratch is not None:
+        db.execute(f"set temp_directory = {literal(scratch / 'spill')}")
     # Show timestamps as they were written, in every time zone.
     db.execute("set TimeZone = 'UTC'")
     return db

@@ -8,9 +8,9 @@ from pipelines.config.loaded_job import LoadedJob
 from pipelines.experiments.experiment import CombinationResult, ExperimentReport
 from pipelines.experiments.experiment_text import format_interval, format_share, short_settings
 from pipelines.formatting import format_money, money_decimals
-from pipelines.reporting.page_values import Figures, Table, fact, table
+from pipelines.reporting.page.page_values import Figures, Table, fact, table
+from pipelines.reporting.page.scatter_chart import ChartPoint, ScatterChart, scatter_chart
 from pipelines.reporting.report_page import Section, State, render_sections
-from pipelines.reporting.scatter_chart import ChartPoint, ScatterChart, scatter_chart
 
 
 def write_page(report: ExperimentReport, loaded: LoadedJob, out: Path) -> None:
@@ -40,7 +40,7 @@ def render_experiment(report: ExperimentReport, loaded: LoadedJob, now: datetime
         Section("Quality and cost", [] if chart is None else [chart]),
         Section("Settings", [_settings_table(report)] if report.results else []),
     ]
-    state = None if report.stopped is None else State("stopped", "bad", f": {report.stopped}")
+    state = None if report.stopped is None else State("stopped", "bad", report.stopped)
     title = f"Experiment on {report.job}"
     return render_sections(title, loaded.job.description, state, sections, now, loaded.workspace.zone)
 

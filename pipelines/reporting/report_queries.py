@@ -10,11 +10,17 @@ import duckdb
 import orjson
 import pyarrow as pa
 
-from connectors.sql import identifier, identifier_list
+from connectors.records import CHECK_FAILED
+from connectors.sql import identifier, identifier_list, literal
+from connectors.tables.schemas import failure_names
+from pipelines.analysis.output_columns import HIDDEN_COLUMNS, allowed_values, output_columns
 from pipelines.analysis.results import Results, open_results
+from pipelines.config.job import Job
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.ledger.ledger_file import open_ledger_file
+from pipelines.monitoring.run_heartbeat import read_heartbeat
 from pipelines.pricing.prices import usd
+from pipelines.reporting.column_summaries import ColumnSummary, summarize_columns
 from pipelines.runtime.run_records import NEWEST_FIRST
 from pipelines.runtime.run_report import ControlEvent
 
@@ -24,11 +30,9 @@ MAX_BARS = 60
 """Bars of a chart over time."""
 SAMPLE_ROWS = 12
 MAX_RUNS = 20
-MAX_FREQUENT_VALUES = 4
-"""Most frequent values shown for a column."""
 MAX_MESSAGES = 3
-"""Example messages for each error class."""
-HIDDEN_COLUMNS = ("_run_id", "_row_fingerprint")
+"""Example messages for each cause."""
+MAX_DAYS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +43,24 @@ class ReportFacts:
     totals: Facts
     """rows, rows_failed, requests, requests_failed, retries, tokens, cost_usd, unpriced, p50, p95 ..."""
     steps: Sequence[Facts]
+    days: Sequence[Facts]
+    """day, requests, cost_usd and unpriced of the last days (UTC) with requests."""
     run: Facts
-    """The last run's requests over time: run_id, seconds, bucket_seconds, counts."""
-    latencies: Sequence[tuple[float, float, int]]
-    """(from, to, exchanges) in milliseconds; each step doubles."""
+    """The requests of the last run that sent any, over time: run_id, seconds, bucket_seconds, answered, failed.
+
+    `rows`: those that got their present result or error in that run.
+    """
+    live: Facts | None
+    """The heartbeat of a run in progress."""
+    latencies: Sequence[tuple[float, float, int, int]]
+    """(from, to, answered, failed) in milliseconds; each step doubles."""
     errors: Sequence[Facts]
+    """Failed rows by cause and step; the cause is the error class, or the code of a failed check."""
+    checks: Sequence[Facts]
+    """Failed checks: step, condition, message, rows."""
     exchange_errors: Sequence[Facts]
     """Failed requests, including those that succeeded later."""
-    columns: Sequence[Facts]
+    columns: Sequence[ColumnSummary]
     samples: pa.Table
     runs: Sequence[Facts]
     text: str
@@ -56,19 +70,25 @@ class ReportFacts:
 def report_facts(loaded: LoadedJob) -> ReportFacts:
     """Read the job's tables; JobError if there are none yet."""
     results = open_results(loaded)
-    with results.duckdb() as db:
+    with results.open_tables() as db:
+        names = db.sql("select * from results limit 0").columns
+        outputs = {name: allowed_values(results.job, name) for name in output_columns(results.job, names)}
+        shown = identifier_list(name for name in names if name not in HIDDEN_COLUMNS)
         order = identifier_list(results.job.key) if results.job.key else "1"
         run_id = _first_row(db, "select run_id from usage order by started_at desc limit 1").get("run_id")
         return ReportFacts(
             results=results,
             totals=_totals(db),
             steps=_rows(db, _STEPS),
+            days=_rows(db, _DAYS)[::-1],
             run=_over_time(db, run_id),
+            live=read_heartbeat(results.workspace.state, results.job.name),
             latencies=_latencies(db),
             errors=_errors(db),
+            checks=_failed_checks(db, results.job),
             exchange_errors=_rows(db, _EXCHANGE_ERRORS),
-            columns=_columns(db),
-            samples=db.sql(f"select * from results order by {order} limit {SAMPLE_ROWS}").to_arrow_table(),
+            columns=summarize_columns(db, outputs, HIDDEN_COLUMNS),
+            samples=db.sql(f"select {shown} from results order by {order} limit {SAMPLE_ROWS}").to_arrow_table(),
             runs=_runs(results),
             text=loaded.path.read_text(encoding="utf-8"),
         )
@@ -79,6 +99,7 @@ select count(*) as requests, count(error_class) as requests_failed, count(*) fil
     coalesce(sum(input_tokens), 0)::bigint as input_tokens, coalesce(sum(output_tokens), 0)::bigint as output_tokens,
     coalesce(sum(cached_tokens), 0)::bigint as cached_tokens, sum(cost_usd) as cost_usd,
     count(*) filter (cost_usd is null) as unpriced, count(distinct run_id) as runs,
+    count(distinct date_trunc('day', started_at)) as days,
     quantile_cont(latency_ms, 0.5) as p50, quantile_cont(latency_ms, 0.95) as p95
 from usage
 """
@@ -89,6 +110,11 @@ select step, endpoint, provider, model, count(*) as requests, count(error_class)
     sum(cost_usd) as cost_usd, quantile_cont(latency_ms, 0.5) as p50, quantile_cont(latency_ms, 0.95) as p95,
     quantile_cont(latency_ms, 0.99) as p99, max(latency_ms) as slowest
 from usage group by all order by min(started_at), step
+"""
+_DAYS = f"""
+select strftime(started_at, '%Y-%m-%d') as day, count(*) as requests, sum(cost_usd) as cost_usd,
+    count(*) filter (cost_usd is null) as unpriced
+from usage group by 1 order by 1 desc limit {MAX_DAYS}
 """
 _EXCHANGE_ERRORS = """
 select error_class, http_status, count(*) as requests, min(started_at) as first, max(started_at) as last
@@ -111,79 +137,82 @@ def _over_time(db: duckdb.DuckDBPyConnection, run_id: Any) -> Facts:
         [run_id],
     )
     if not span["requests"]:
-        return {"run_id": None, "requests": 0, "seconds": 0.0, "bucket_seconds": 1.0, "counts": [], "in_flight": 0.0}
+        return {"run_id": None, "requests": 0, "seconds": 0.0, "bucket_seconds": 1.0, "answered": [], "failed": []}
     seconds = max(span["end"] - span["begin"], 0.001)
     bucket = max(seconds / MAX_BARS, min(0.5, seconds / 12))
-    counts = [0] * (int(seconds / bucket) + 1)
-    for place, count in db.execute(
-        f"select cast(floor(({ended} - ?) / ?) as integer), count(*) from usage where run_id = ? group by 1",
+    answered = [0] * (int(seconds / bucket) + 1)
+    failed = [0] * len(answered)
+    for place, requests, failures in db.execute(
+        f"select cast(floor(({ended} - ?) / ?) as integer), count(*), count(error_class) from usage where run_id = ? "
+        "group by 1",
         [span["begin"], bucket, run_id],
     ).fetchall():
-        counts[min(place, len(counts) - 1)] += count
+        answered[min(place, len(answered) - 1)] += requests - failures
+        failed[min(place, len(answered) - 1)] += failures
+    own = _own_columns(db)
+    ((rows,),) = db.execute(
+        "select (select count(*) from results where _run_id = ?) + "
+        f"(select count(*) from errors where {own['run_id']} = ?)",
+        [run_id, run_id],
+    ).fetchall()
     return {
         "run_id": run_id,
+        "rows": rows,
         "begin": datetime.fromtimestamp(span["begin"], UTC),
         "requests": span["requests"],
         "seconds": seconds,
         "bucket_seconds": bucket,
-        "counts": counts,
+        "answered": answered,
+        "failed": failed,
         "in_flight": (span["waited"] or 0) / seconds,
     }
 
 
-def _latencies(db: duckdb.DuckDBPyConnection) -> list[tuple[float, float, int]]:
+def _latencies(db: duckdb.DuckDBPyConnection) -> list[tuple[float, float, int, int]]:
     found = db.execute(
-        "select cast(floor(log2(greatest(latency_ms, 1))) as integer) as power, count(*) from usage "
-        "where latency_ms is not null group by 1 order by 1"
+        "select cast(floor(log2(greatest(latency_ms, 1))) as integer) as power, count(*), count(error_class) "
+        "from usage where latency_ms is not null group by 1 order by 1"
     ).fetchall()
-    of_power = dict(found)
+    of_power = {power: (requests - failures, failures) for power, requests, failures in found}
     powers = range(min(of_power), max(of_power) + 1) if of_power else ()
-    return [(2.0**power, 2.0 ** (power + 1), of_power.get(power, 0)) for power in powers]
+    return [(2.0**power, 2.0 ** (power + 1), *of_power.get(power, (0, 0))) for power in powers]
 
 
-def _errors(db: duckdb.DuckDBPyConnection) -> list[Facts]:
-    names = {column[0] for column in db.sql("describe errors").fetchall()}
-    # If a key column has the same name, the errors table calls its own column `error_<name>`.
-    own = {name: f"error_{name}" if f"error_{name}" in names else name for name in ("error_class", "step", "message")}
-    groups = _rows(
+def _own_columns(db: duckdb.DuckDBPyConnection) -> Mapping[str, str]:
+    """By name, the SQL of the columns of the errors table that are not the key's."""
+    names = set(db.sql("select * from errors limit 0").columns)
+    return {name: identifier(f"error_{name}" if f"error_{name}" in names else name) for name in failure_names(())}
+
+
+def _errors(db: duckdb.DuckDBPyConnection) -> Sequence[Facts]:
+    own = _own_columns(db)
+    message = f"left({own['message']}, 300)"
+    return _rows(
         db,
-        f"select {own['step']} as step, {own['error_class']} as error_class, count(*) as rows, "
-        f"list_slice(list(distinct left({own['message']}, 300) order by left({own['message']}, 300)), "
-        f"1, {MAX_MESSAGES}) as messages from errors group by all order by rows desc, error_class",
+        f"select {own['step']} as step, case when {own['code']} = {literal(CHECK_FAILED)} then {own['code']} "
+        f"else {own['error_class']} end as cause, count(*) as rows, "
+        f"list_slice(list(distinct {message} order by {message}), 1, {MAX_MESSAGES}) as messages "
+        "from errors group by all order by rows desc, cause",
     )
-    return list(groups)
 
 
-def _columns(db: duckdb.DuckDBPyConnection) -> list[Facts]:
-    described = [(str(row[0]), str(row[1])) for row in db.sql("describe results").fetchall()]
-    return [_profile(db, name, kind) for name, kind in described if name not in HIDDEN_COLUMNS]
-
-
-def _profile(db: duckdb.DuckDBPyConnection, name: str, kind: str) -> Facts:
-    column = identifier(name)
-    profile: dict[str, Any] = {"name": name, "type": kind}
-    profile |= _first_row(db, f"select count(*) as rows, count(*) filter ({column} is null) as nulls from results")
-    if kind.endswith("]"):
-        return profile | _first_row(
-            db, f"select min(len({column})) as least, max(len({column})) as most, 'items' as unit from results"
-        )
-    if kind.startswith(("STRUCT", "MAP", "UNION", "BLOB")):
-        return profile
-    profile |= _first_row(db, f"select count(distinct {column}) as distinct_values from results")
-    if kind == "VARCHAR":
-        profile |= _first_row(
-            db,
-            f"select min(length({column})) as least, max(length({column})) as most, 'characters' as unit from results",
-        )
-    else:
-        profile |= _first_row(db, f"select min({column}) as least, max({column}) as most, '' as unit from results")
-        if kind in ("BIGINT", "INTEGER", "SMALLINT", "TINYINT", "HUGEINT", "FLOAT", "DOUBLE") or "DECIMAL" in kind:
-            profile |= _first_row(db, f"select avg({column}) as mean from results")
-    top = db.execute(
-        f"select cast({column} as VARCHAR), count(*) as n from results where {column} is not null "
-        f"group by 1 having n > 1 order by n desc, 1 limit {MAX_FREQUENT_VALUES}"
-    ).fetchall()
-    return profile | {"top": top}
+def _failed_checks(db: duckdb.DuckDBPyConnection, job: Job) -> Sequence[Facts]:
+    """Count the rows in errors that fail each check of the job file; a row may fail several."""
+    own = _own_columns(db)
+    failed = f"from errors where {own['code']} = {literal(CHECK_FAILED)} and {own['step']} = ?"
+    found: list[Facts] = []
+    for step in job.endpoint_steps:
+        for check in step.check:
+            condition = " ".join(check.that.split())
+            # The message lists the conditions, each with its own message and the error of a value that breaks it.
+            begins, ends = "(the answer fails the check |; )", "( \\(|: |; |$)"
+            ((rows,),) = db.execute(
+                f"select count(*) {failed} and regexp_matches({own['message']}, ? || regexp_escape(?) || ?)",
+                [step.name, begins, condition, ends],
+            ).fetchall()
+            if rows:
+                found.append({"step": step.name, "condition": condition, "message": check.message, "rows": rows})
+    return sorted(found, key=lambda check: -check["rows"])
 
 
 def _runs(results: Results) -> list[Facts]:
@@ -208,7 +237,10 @@ def _runs(results: Results) -> list[Facts]:
                 "seconds": None if ended is None else (ended - started) / 1e6,
                 "exit_code": code,
                 "stopped": stopped,
+                "rows": last.get("rows"),
                 "rows_ok": last.get("rows_ok"),
+                "rows_left": last.get("rows_left"),
+                "rows_reused": last.get("rows_reused"),
                 "rows_failed": last.get("rows_failed"),
                 "requests": requests,
                 "cost_usd": None if unpriced else usd(cost or 0),

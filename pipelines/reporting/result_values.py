@@ -10,7 +10,7 @@ import orjson
 
 from connectors.errors import JobError
 from pipelines.analysis.results import Results
-from pipelines.reporting.page_values import format_cell
+from pipelines.reporting.page.page_values import format_cell
 
 MAX_TEXT_CHARACTERS = 600
 MAX_SOUND_BYTES = 3 << 20

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.monitoring.bottleneck import SENDER_STATES
-from pipelines.reporting.page_values import Fact, Figures, Share, Table, fact, format_number, table
+from pipelines.reporting.page.page_values import Fact, Figures, Share, Table, fact, format_number, table
 
 STATE_NAMES = {
     "limits": "waiting for a rate limit of the provider or the job",
@@ -40,19 +40,23 @@ def time_breakdown(runs: Sequence[Mapping[str, Any]]) -> Sequence[str | Table | 
     senders = f"{times['senders']:,} senders" + ("" if workers is None else f" on {workers:,} workers")
     caption = f"What {senders} did in the {format_number(times['sending'])} s of the last run"
     figures = {
-        "in flight on average": fact("times.in_flight", times["network"] / times["sending"]),
+        "requests in flight, mean": fact("times.in_flight", times["network"] / times["sending"]),
         "reading the source": _seconds("reading", times),
-        "committing": _seconds("committing", times),
-        "CPU, of one core": fact("times.cpu", times["cpu"], f"{100 * times['cpu'] / times['sending']:.0f} %"),
+        "writing the tables": _seconds("committing", times),
+        "CPU used, of one core": fact("times.cpu", times["cpu"], f"{100 * times['cpu'] / times['sending']:.0f} %"),
     }
     if workers is None:
         figures |= {
-            "event loop lag, mean": fact("times.lag_mean_ms", times["lag_mean_ms"], f"{times['lag_mean_ms']:.1f} ms"),
-            "event loop lag, max": fact("times.lag_max_ms", times["lag_max_ms"], f"{times['lag_max_ms']:.0f} ms"),
+            "delay in this process, mean": fact(
+                "times.lag_mean_ms", times["lag_mean_ms"], f"{times['lag_mean_ms']:.1f} ms"
+            ),
+            "delay in this process, longest": fact(
+                "times.lag_max_ms", times["lag_max_ms"], f"{times['lag_max_ms']:.0f} ms"
+            ),
         }
     else:
         figures = {"until the first worker started": _seconds("starting", times), **figures}
-        figures["CPU of a worker, of one core"] = figures.pop("CPU, of one core")
+        figures["CPU used by a worker, of one core"] = figures.pop("CPU used, of one core")
     bottleneck = [] if times["bound_by"] is None else [f"Bottleneck: {times['bound_by']}."]
     return (
         *bottleneck,

@@ -2,6 +2,8 @@
 
 import math
 import re
+import sqlite3
+from contextlib import closing
 from datetime import date
 from html import unescape
 from pathlib import Path
@@ -54,7 +56,7 @@ class ReportPage:
 
     def bars(self, what: str) -> list[float]:
         """The heights of the columns of the chart with this unit, to four digits."""
-        heights = re.findall(rf"<title>[^<]*: ([0-9.,e+]+) {what}</title>", self.html)
+        heights = re.findall(rf"<title>[^<]*: ([0-9.,e+-]+) {what}</title>", self.html)
         return [float(text.replace(",", "")) for text in heights]
 
     def sql(self, query: str) -> list[tuple[Any, ...]]:
@@ -96,13 +98,16 @@ def page(reviews: Any, provider: Any, cli: Any) -> ReportPage:
 
 TOTALS = {
     "rows": "count(*) from results",
+    "rows_share": "(select count(*) from results) / ((select count(*) from results) + (select count(*) from errors))",
     "rows_failed": "count(*) from errors",
     "requests": "count(*) from usage",
     "requests_failed": "count(*) from usage where error_class is not null",
     "input_tokens": "sum(input_tokens) from usage",
     "output_tokens": "sum(output_tokens) from usage",
     "cost_usd": "sum(cost_usd) from usage",
+    "cost_usd_per_row": "sum(cost_usd) / (select count(*) from results) from usage",
     "cost_usd_per_1000": "1000 * sum(cost_usd) / (select count(*) from results) from usage",
+    "cost_usd_per_day": "sum(cost_usd) / count(distinct date_trunc('day', started_at)) from usage",
     "p50": "quantile_cont(latency_ms, 0.5) from usage",
     "p95": "quantile_cont(latency_ms, 0.95) from usage",
 }
@@ -125,6 +130,10 @@ def expected(page: ReportPage) -> dict[str, Any]:
     for step, provider, model in page.sql("select distinct step, provider, model from usage"):
         for name, sql in OF_STEPS.items():
             found[f"{name}.{step}.{provider}.{model}"] = page.one(f"select {sql} from usage where step = '{step}'")
+    for value, count in page.sql("select sentiment, count(*) from results group by 1"):
+        found[f"values.sentiment.{value}"] = count
+    for value, count in page.sql("select unnest(tags), count(*) from results group by 1"):
+        found[f"values.tags.elements.{value}"] = count
     for kind, step, count in page.sql("select error_class, step, count(*) from errors group by all"):
         found[f"errors.{kind}.{step}"] = count
     for kind, status, count in page.sql(
@@ -168,7 +177,16 @@ def of_last_run(page: ReportPage) -> dict[str, Any]:
         "select min(epoch_ms(started_at)), max(epoch_ms(started_at) + latency_ms), count(*), sum(latency_ms) "
         f"from usage where run_id = '{last}'"
     )[0]
+    ledger = page.folder / ".rowmill" / "ledger.sqlite"
+    with closing(sqlite3.connect(ledger)) as db:
+        ((took,),) = db.execute("select (ended_at - started_at) / 1e6 from runs where run_id = ?", (last,)).fetchall()
+    rows = page.one(
+        f"select (select count(*) from results where _run_id = '{last}') + "
+        f"(select count(*) from errors where run_id = '{last}')"
+    )
     return {
+        "run.time": took,
+        "run.rows_per_second": rows / took,
         "run.requests": count,
         "run.seconds": pytest.approx((end - begin) / 1000, abs=0.002),
         "run.requests_per_second": pytest.approx(1000 * count / (end - begin), rel=0.2),
@@ -192,18 +210,25 @@ def check_charts(page: ReportPage) -> None:
     """Compare the columns of both charts."""
     last = page.last
     ended = "epoch_us(started_at) / 1e6 + latency_ms / 1e3"
-    moments = [moment for (moment,) in page.sql(f"select {ended} from usage where run_id = '{last}' order by 1")]
+    moments = page.sql(f"select {ended}, error_class is not null from usage where run_id = '{last}' order by 1")
     begin = page.one(f"select min(epoch_us(started_at)) / 1e6 from usage where run_id = '{last}'")
-    seconds = max(moments[-1] - begin, 0.001)
+    seconds = max(moments[-1][0] - begin, 0.001)
     bucket = max(seconds / 60, min(0.5, seconds / 12))
-    counts = [0] * (int(seconds / bucket) + 1)
-    for moment in moments:
-        counts[min(int((moment - begin) / bucket), len(counts) - 1)] += 1
-    rates = page.bars("requests a second")
-    assert rates == [pytest.approx(count / bucket, rel=0.001) for count in counts]
-    assert sum(rates) * bucket == pytest.approx(len(moments), rel=0.01)
-    powers = [int(math.log2(max(latency, 1))) for (latency,) in page.sql("select latency_ms from usage")]
-    assert page.bars("requests") == [powers.count(power) for power in range(min(powers), max(powers) + 1)]
+    for is_failed, outcome in ((False, "answered"), (True, "failed")):
+        counts = [0] * (int(seconds / bucket) + 1)
+        for moment, has_error in moments:
+            counts[min(int((moment - begin) / bucket), len(counts) - 1)] += has_error == is_failed
+        # An empty bar is left out.
+        rates = page.bars(f"requests a second, {outcome}")
+        assert rates == [pytest.approx(count / bucket, rel=0.001) for count in counts if count]
+        assert sum(rates) * bucket == pytest.approx(sum(has_error == is_failed for _, has_error in moments), rel=0.01)
+        powers = [
+            int(math.log2(max(latency, 1)))
+            for latency, has_error in page.sql("select latency_ms, error_class is not null from usage")
+            if has_error == is_failed
+        ]
+        drawn = [powers.count(power) for power in range(min(powers), max(powers) + 1)]
+        assert page.bars(f"requests, {outcome}") == [count for count in drawn if count]
 
 
 def check_times(page: ReportPage) -> None:

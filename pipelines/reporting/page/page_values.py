@@ -1,4 +1,4 @@
-"""Building blocks of the report's page: facts, times, shares and tables. `report.html` renders and escapes them."""
+"""Building blocks of pages: facts, times, shares, tables, panels and cards. `blocks.html` renders and escapes them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,6 +26,8 @@ class Share:
     kind: ClassVar[str] = "share"
     fact: Fact
     percent: float
+    css_class: str = "plain"
+    """plain or failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class Table:
     heads: Sequence[str]
     rows: Sequence[Sequence[Any]]
     numbers: frozenset[int]
+    has_samples: bool = False
+    """Whether its cells are values of rows: long texts are cut to a few lines, pictures are small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,55 @@ class Figures:
 
     kind: ClassVar[str] = "figures"
     facts: Mapping[str, Fact]
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A question with its answer: one large figure with what it counts, further facts by name, and a remark."""
+
+    question: str
+    figure: Fact
+    label: str
+    facts: Mapping[str, Any]
+    note: str = ""
+    css_class: str = ""
+    """good or bad: how the figure is coloured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """Panels side by side."""
+
+    kind: ClassVar[str] = "panels"
+    panels: Sequence[Panel]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A titled block of a grid, such as the distribution of a column."""
+
+    title: str
+    subtitle: str
+    blocks: Sequence[Any]
+    """Charts, and paragraphs as text or as sequences of facts and text."""
+    is_wide: bool = False
+    """Whether it takes two columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cards:
+    """Cards in a grid that has as many columns as there is room for."""
+
+    kind: ClassVar[str] = "cards"
+    cards: Sequence[Card]
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """A title within a section."""
+
+    kind: ClassVar[str] = "heading"
+    text: str
 
 
 def fact(name: str, value: Any, text: str | None = None, suffix: str = "") -> Fact:
