@@ -201,6 +201,11 @@ class Request:
     rescued_classes: frozenset[str] = frozenset()
     """The error classes after which another rung requests its rows again: such an error is not their last outcome."""
 
+    @property
+    def has_only_tokens(self) -> bool:
+        """Whether nothing else was counted before sending."""
+        return self.audio_seconds is None and self.characters is None and self.images is None
+
 
 def is_rescued(request: Request, error: RowError) -> bool:
     """Whether another rung requests the rows again after this error."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Concatenate, ParamSpec, Protocol, Self
 
 import aiohttp
 
@@ -23,6 +23,8 @@ from connectors.transport.fast_post import CleanConnector, FastPost, ResponseHea
 from connectors.transport.first_token import FirstToken
 from connectors.transport.sse import whole_json
 from connectors.transport.tcp_keepalive import keepalive_socket
+
+P = ParamSpec("P")
 
 MAX_REPLY_BYTES = 128 << 20
 """Unpacked; reading a larger reply stops there."""
@@ -67,8 +69,7 @@ class HttpTransport:
 
     def __init__(self, timeouts: RequestTimeouts, connections: int) -> None:
         """`connections`: the maximum; as many as requests may be in flight."""
-        self.uses_fast_post = fast_post.is_enabled()
-        connector_type = CleanConnector if self.uses_fast_post else aiohttp.TCPConnector
+        connector_type = CleanConnector if fast_post.is_enabled() else aiohttp.TCPConnector
         connector = connector_type(limit=connections, ttl_dns_cache=300, socket_factory=keepalive_socket)
         # aiohttp's own deadlines would expire after a suspension before anything is read.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_s or None, sock_read=None)
@@ -76,7 +77,7 @@ class HttpTransport:
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), timeout=timeout, auto_decompress=True
         )
         self._connector = connector
-        self._fast_post = FastPost(connector, timeout)
+        self._fast_post = FastPost(connector, timeout) if isinstance(connector, CleanConnector) else None
         self._timeouts = timeouts
         self._deadlines = Deadlines(timeouts.total_s, timeouts.idle_s)
         self._accesses: dict[tuple[str, str], ProviderAccess] = {}
@@ -91,8 +92,13 @@ class HttpTransport:
         self._deadlines.close()
         await self._session.close()
 
+    @property
+    def uses_fast_post(self) -> bool:
+        """Whether small requests skip the session."""
+        return self._fast_post is not None
+
     async def send(self, provider: Provider, call: Call) -> Reply:
-        return await self._with_access(provider, lambda access: self._send(access, call))
+        return await self._with_access(provider, self._send, call)
 
     async def _send(self, access: ProviderAccess, call: Call) -> Reply:
         started, body = time.perf_counter(), call.body
@@ -100,23 +106,25 @@ class HttpTransport:
             _FailureMapper(started, access, self._timeouts) as exchange,
             self._deadlines.start() as deadline,
         ):
-
-            async def read(response: Response) -> Reply:
-                exchange.has_reply = True
-                first_token = FirstToken() if call.stream else None
-                content, first_token_ms = await _read_body(response, started, deadline, first_token)
-                return _reply(response, content, started, access.mask, first_token_ms)
-
             is_small = body is not None and len(body) <= fast_post.MAX_BODY_BYTES
-            is_direct = self.uses_fast_post and access.proxy is None
-            if is_direct and call.method == "POST" and body is not None and is_small:
-                return await self._fast_post.post(access.head(call.path), body, read)
+            is_direct = self._fast_post is not None and access.proxy is None
+            if self._fast_post is not None and is_direct and is_small and call.method == "POST" and body is not None:
+                connection, head = await self._fast_post.begin(access.head(call.path), body)
+                exchange.has_reply = True
+                try:
+                    reply = await _read_reply(head, call, access, started, deadline)
+                except BaseException:
+                    connection.close()
+                    raise
+                self._fast_post.end(connection)
+                return reply
             with contextlib.ExitStack() as files:
                 data = _form(call, files) if call.form is not None else _content(body)
                 async with self._request(
                     access, call.method, call.path, data, is_json=call.form is None and body is not None
                 ) as response:
-                    return await read(response)
+                    exchange.has_reply = True
+                    return await _read_reply(response, call, access, started, deadline)
 
     async def upload(
         self,
@@ -128,9 +136,7 @@ class HttpTransport:
         on_progress: Callable[[int], None],
     ) -> Reply:
         """POST a form whose last field, `file`, streams from disk; `on_progress` gets the bytes sent so far."""
-        return await self._with_access(
-            provider, lambda access: self._upload(access, path, fields, file, filename, on_progress)
-        )
+        return await self._with_access(provider, self._upload, path, fields, file, filename, on_progress)
 
     async def _upload(
         self,
@@ -156,7 +162,7 @@ class HttpTransport:
 
     async def download(self, provider: Provider, path: str, write: Callable[[bytes], object]) -> Reply:
         """GET a content of any size: a 2xx body goes to `write` piece by piece, any other body is in the reply."""
-        return await self._with_access(provider, lambda access: self._download(access, path, write))
+        return await self._with_access(provider, self._download, path, write)
 
     async def _download(self, access: ProviderAccess, path: str, write: Callable[[bytes], object]) -> Reply:
         started = time.perf_counter()
@@ -178,13 +184,23 @@ class HttpTransport:
                 masked.finish()
                 return _reply(response, b"", started, access.mask)
 
-    async def _with_access(self, provider: Provider, exchange: Callable[[ProviderAccess], Awaitable[Reply]]) -> Reply:
+    async def _with_access(
+        self,
+        provider: Provider,
+        exchange: Callable[Concatenate[ProviderAccess, P], Awaitable[Reply]],
+        *arguments: P.args,
+        **options: P.kwargs,
+    ) -> Reply:
         """Return the reply of an exchange. A 401 renews a key that expires, and the exchange is repeated once."""
-        access = await self._access(provider)
-        reply = await exchange(access)
+        access = self._accesses.get((provider.name, provider.base_url))
+        if access is None or provider.key_source is not None or access.key != provider.api_key:
+            access = await self._access(provider)
+        reply = await exchange(access, *arguments, **options)
+        if reply.status < 400:
+            return reply
         if reply.status == 401 and provider.key_source is not None and access.key is not None:
             access = await self._access(provider, rejected=access.key)
-            reply = await exchange(access)
+            reply = await exchange(access, *arguments, **options)
         message: str | None = None
         if reply.status == 407:
             message = refused_by_proxy(407, access)
@@ -293,6 +309,16 @@ class _FailureMapper:
 
 
 Response = aiohttp.ClientResponse | ResponseHead
+
+
+async def _read_reply(
+    response: Response, call: Call, access: ProviderAccess, started: float, deadline: Deadline
+) -> Reply:
+    if isinstance(response, ResponseHead) and not call.stream and (body := response.whole_body()) is not None:
+        return _reply(response, body, started, access.mask)
+    first_token = FirstToken() if call.stream else None
+    content, first_token_ms = await _read_body(response, started, deadline, first_token)
+    return _reply(response, content, started, access.mask, first_token_ms)
 
 
 async def _read_body(

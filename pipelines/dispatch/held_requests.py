@@ -58,17 +58,20 @@ class HeldRequests:
             self._hold(group)
             return None
         job_limiter = route.limiters[1]
-        permits.append((job_limiter, await job_limiter.acquire(tokens)))
+        if (permit := job_limiter.acquire_free(tokens)) is None:
+            permit = await job_limiter.acquire(tokens)
+        permits.append((job_limiter, permit))
         member = route if route.pool is None else await route.pool.pick(group.failed_member)
         if member is None:
             return None
         limiter = member.limiters[0]
-        try:
-            permit = await limiter.acquire(tokens, inf if is_only_provider else SHORT_PAUSE_SECONDS)
-        except ProviderPaused:
-            job_limiter.cancel(tokens)
-            self._hold(group)
-            return None
+        if (permit := limiter.acquire_free(tokens)) is None:
+            try:
+                permit = await limiter.acquire(tokens, inf if is_only_provider else SHORT_PAUSE_SECONDS)
+            except ProviderPaused:
+                job_limiter.cancel(tokens)
+                self._hold(group)
+                return None
         permits.append((limiter, permit))
         return member, permit
 

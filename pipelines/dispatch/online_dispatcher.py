@@ -162,16 +162,19 @@ class OnlineDispatcher:
         assert task is not None
         while self.state.stop_reason is None and not self._has_surplus_senders:
             self._idle_tasks.add(task)
-            await self.pending.read_buffer.wait_for_space()
-            group = await self._queue.get()
+            if self.pending.read_buffer.is_full:
+                await self.pending.read_buffer.wait_for_space()
+            group = self._queue.get_nowait() if self._queue.qsize() else await self._queue.get()
             if self._queue.qsize() < self._concurrency:
                 self._capacity_changed.set()
-            await self.state.wait_while_paused()
+            if self.state.is_paused:
+                await self.state.wait_while_paused()
             if self._has_surplus_senders:
                 self.enqueue(group)
             elif self.state.setup_faults.admit(group):
+                is_simple = group.route.terms is None and not group.is_above_pack_size
                 try:
-                    await self._send(group, task)
+                    await (self._send_group(group, task) if is_simple else self._send_parts(group, task))
                 finally:
                     for parked in self.state.setup_faults.leave(group):
                         self.enqueue(parked)
@@ -181,14 +184,12 @@ class OnlineDispatcher:
             self._senders.remove(task)
             self._idle_tasks.discard(task)
 
-    async def _send(self, group: RequestGroup, task: asyncio.Task[None]) -> None:
+    async def _send_parts(self, group: RequestGroup, task: asyncio.Task[None]) -> None:
         """Send a group, if the provider takes so many requests; else queue it in parts, or after the first group."""
         terms = group.route.terms
-        if group.is_above_pack_size:
+        if group.is_above_pack_size or terms is None:
             for part in group.route.groups(group.requests):
                 self.enqueue(part)
-        elif terms is None:
-            await self._send_group(group, task)
         elif len(parts := terms.parts(group.requests)) > 1:
             for requests in parts:
                 self.enqueue(RequestGroup(group.route, requests, exchanges=group.exchanges))
@@ -202,11 +203,17 @@ class OnlineDispatcher:
                     self.enqueue(waiting)
 
     async def _send_group(self, group: RequestGroup, task: asyncio.Task[None]) -> None:
-        route = group.route
-        tokens = sum(request.input_tokens for request in group.billed_requests)
-        tokens += round(sum(expected_output_tokens(request, route.mean_output_tokens) for request in group.requests))
+        route, mean = group.route, group.route.mean_output_tokens
+        if len(group.requests) == 1:
+            (request,) = group.requests
+            tokens = request.input_tokens + round(expected_output_tokens(request, mean))
+            max_cost = route.max_cost(request)
+        else:
+            tokens = sum(request.input_tokens for request in group.billed_requests)
+            tokens += round(sum(expected_output_tokens(request, mean) for request in group.requests))
+            max_cost = total_cost(map(route.max_cost, group.billed_requests))
         try:
-            async with self._budget.reserve(total_cost(map(route.max_cost, group.billed_requests))) as reservation:
+            async with self._budget.reserve(max_cost) as reservation:
                 await self._send_reserved(Exchange(group, route, tokens, reservation), task)
         except BudgetExhausted:
             if self.state.is_paused:
@@ -216,7 +223,7 @@ class OnlineDispatcher:
                 self.stop("budget")
 
     async def _send_reserved(self, exchange: Exchange, task: asyncio.Task[None]) -> None:
-        route, requests = exchange.group.route, exchange.group.billed_requests
+        route = exchange.group.route
         recording: asyncio.Future[None] | None = None
         try:
             asked_at = time.monotonic()
@@ -227,7 +234,7 @@ class OnlineDispatcher:
             if member is not route:
                 # Reserved was the cost at the most expensive member.
                 exchange.member = member
-                exchange.reservation.change_to(total_cost(map(member.max_cost, requests)))
+                exchange.reservation.change_to(total_cost(map(member.max_cost, exchange.group.billed_requests)))
             sent_at = time.monotonic()
             if self.state.observer is not None:
                 self.state.observer.record_wait(member, sent_at - asked_at)
@@ -263,13 +270,18 @@ class OnlineDispatcher:
         """
         group, member, reservation = exchange.group, exchange.member, exchange.reservation
         try:
-            call = with_sent_model(await build_call(group), member.provider)
+            call = endpoint_call(group) if not group.has_media else await build_call(group)
+            call = with_sent_model(call, member.provider)
             call = self._optional_parameters.without_refused(member, call)
         except OSError as exc:
             self.pending.resolve_with_error(group, unreadable_file(exc))
             return None
-        keys = orjson.dumps([key for request in group.requests for key in request.keys])
-        fingerprints = b"".join(request.fingerprint for request in group.requests for _ in request.keys)
+        if len(group.requests) == 1:
+            (request,) = group.requests
+            keys, fingerprints = orjson.dumps(request.keys), request.fingerprint * len(request.keys)
+        else:
+            keys = orjson.dumps([key for request in group.requests for key in request.keys])
+            fingerprints = b"".join(request.fingerprint for request in group.requests for _ in request.keys)
         number, max_cost = self._ledger.next_exchange_id(), reservation.max_cost
         pending = PendingExchange(number, member.route_id, group.attempts + 1, keys, fingerprints, now_us(), max_cost)
         day = None if self._daily_budget is None else self._daily_budget.today()
@@ -470,13 +482,15 @@ class OnlineDispatcher:
 
 async def build_call(group: RequestGroup) -> Call:
     """Return the HTTP call for a group; OSError if a file of its rows cannot be read any more."""
+    return await asyncio.to_thread(endpoint_call, group) if group.has_media else endpoint_call(group)
+
+
+def endpoint_call(group: RequestGroup) -> Call:
+    """Return the same; it reads the files of the rows."""
     terms = group.route.terms
-    endpoint = group.route.endpoint if terms is None else terms.endpoint
     if group.is_packed and group.route.packing is not None:
         return group.route.packing.call(group.packed)
-    if any(request.media for request in group.requests):
-        return await asyncio.to_thread(endpoint.call, group.requests)
-    return endpoint.call(group.requests)
+    return (group.route.endpoint if terms is None else terms.endpoint).call(group.requests)
 
 
 def unreadable_file(exc: OSError) -> RowError:

@@ -19,7 +19,7 @@ from pipelines.limits.group_terms import GroupTerms
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.preparation.prepared_job import PreparedStep
 from pipelines.pricing.price_cache import cached_published_price
-from pipelines.pricing.prices import FREE, Price, image_price, max_cost
+from pipelines.pricing.prices import FREE, Price, image_price, max_cost, most_token_rates, tokens_cost
 from pipelines.pricing.published_prices import resolve_price
 
 TEXT_BYTES = 1 << 16
@@ -212,17 +212,20 @@ def max_cost_function(
     is_exact = has_known_tokenizer(model) if counted_as is None else shares_tokenizer(model, counted_as)
     has_tools = bool(terms.hosted_tools) and price is not None and not price.is_free
     turns_tokens = hosted_input_tokens(terms, model) if has_tools else 0
+    rates = None if price is None or terms.hosted_tools else most_token_rates(price)
 
     def request_max_cost(request: Request) -> int | None:
-        tokens = request.input_tokens
+        tokens, bound = request.input_tokens, request.output_bound
         if tokens and not is_exact and len(request.body) <= TEXT_BYTES:
             tokens = max(tokens, len(request.body))
+        if rates is not None and bound is not None and request.has_only_tokens:
+            return tokens_cost(rates, tokens, bound)
         if turns_tokens is None:
             return None
         return max_cost(
             price,
             max(tokens, turns_tokens),
-            request.output_bound,
+            bound,
             audio_seconds=request.audio_seconds,
             characters=request.characters,
             images=request.images,

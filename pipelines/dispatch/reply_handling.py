@@ -154,6 +154,8 @@ def ledger_answers(group: RequestGroup, outcome: ExchangeOutcome) -> tuple[Answe
         # In a group it is not known yet which request causes the error.
         is_of_row = len(requests) == 1 and error.error_class in ROW_ERROR_CLASSES
         return ((requests[0].fingerprint, requests[0].body, None, error),) if is_of_row else ()
+    if len(requests) == 1 and isinstance(answer := outcome.answers[0], bytes):
+        return ((requests[0].fingerprint, requests[0].body, answer, None),)
     return tuple(
         (request.fingerprint, request.body, None, answer)
         if isinstance(answer, RowError)

@@ -192,6 +192,14 @@ class RequestGroup:
         return self.route.packing is not None and len(self.requests) > 1
 
     @property
+    def has_media(self) -> bool:
+        """Whether its call contains files of its rows."""
+        for request in self.requests:
+            if request.media:
+                return not self.is_packed
+        return False
+
+    @property
     def is_above_pack_size(self) -> bool:
         """Whether packs have become smaller since it was made."""
         packing = self.route.packing
@@ -228,9 +236,9 @@ class RequestGroup:
     def unanswered(self, results: Sequence[bytes | RowError | None]) -> "Sequence[RequestGroup]":
         """Return the groups in which the requests without a result are sent again."""
         packing = self.route.packing
-        left = [request for request, result in zip(self.requests, results, strict=True) if result is None]
-        if packing is None or not left:
+        if packing is None or None not in results:
             return ()
+        left = [request for request, result in zip(self.requests, results, strict=True) if result is None]
         groups = packing.smaller_groups(left, len(self.requests))
         return [RequestGroup(self.route, group, exchanges=self.exchanges) for group in groups]
 
@@ -265,8 +273,10 @@ class Exchange:
     @property
     def is_large(self) -> bool:
         """Whether its answers take much memory until they are written."""
-        answers = () if self.settled is None else self.settled.answers
-        return sum(len(reply) for _, _, reply, _ in answers if reply is not None) > LARGE_ANSWER_BYTES
+        size = 0
+        for _, _, reply, _ in () if self.settled is None else self.settled.answers:
+            size += 0 if reply is None else len(reply)
+        return size > LARGE_ANSWER_BYTES
 
 
 @dataclass(frozen=True, slots=True)

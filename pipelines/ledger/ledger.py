@@ -10,6 +10,7 @@ import secrets
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -55,17 +56,18 @@ class Ledger:
         self.write_seconds = 0.0
         """Total time spent on writing."""
         self._last_exchange_id = self.writer << 40
-        self._queue: list[tuple[Callable[[WriteBatch], Any], asyncio.Future[Any]]] = []
-        self._queue_changed = threading.Condition()
+        self._queue: deque[tuple[Callable[[WriteBatch], Any], asyncio.Future[Any]]] = deque()
+        self._is_waiting = False
+        """Whether the writing thread has found the queue empty, and must be woken."""
+        self._wake = threading.Event()
         self._is_closed = False
         self._thread = threading.Thread(target=self._write_batches, name="ledger", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Write what is queued, then close the file."""
-        with self._queue_changed:
-            self._is_closed = True
-            self._queue_changed.notify()
+        self._is_closed = True
+        self._wake_thread()
         self._thread.join()
         self._read.close()
         self._write.close()
@@ -287,20 +289,30 @@ class Ledger:
 
     def _enqueue(self, write: Callable[[WriteBatch], T]) -> asyncio.Future[T]:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        with self._queue_changed:
-            self._queue.append((write, future))
-            if len(self._queue) == 1:
-                self._queue_changed.notify()
+        self._queue.append((write, future))
+        if self._is_waiting:
+            self._wake_thread()
         return future
 
+    def _wake_thread(self) -> None:
+        self._is_waiting = False
+        self._wake.set()
+
+    def _take_queue(self) -> list[tuple[Callable[[WriteBatch], Any], asyncio.Future[Any]]]:
+        """Return all that is queued, at least one write; none once the ledger is closed."""
+        while not self._queue:
+            if self._is_closed:
+                return []
+            self._wake.clear()
+            self._is_waiting = True
+            # What was queued before that has not woken this thread.
+            if not self._queue and not self._is_closed:
+                self._wake.wait()
+            self._is_waiting = False
+        return [self._queue.popleft() for _ in range(len(self._queue))]
+
     def _write_batches(self) -> None:
-        while True:
-            with self._queue_changed:
-                while not self._queue:
-                    if self._is_closed:
-                        return
-                    self._queue_changed.wait()
-                queue, self._queue = self._queue, []
+        while queue := self._take_queue():
             loop, began = queue[0][1].get_loop(), time.perf_counter()
             try:
                 results = self._write_together([write for write, _ in queue])

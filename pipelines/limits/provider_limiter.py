@@ -171,6 +171,8 @@ class ProviderLimiter(ConcurrencyLimit):
 
         ProviderPaused if the provider is paused for more than `longest` seconds, or for an unknown time.
         """
+        if (permit := self.acquire_free(tokens)) is not None:
+            return permit
         if self._is_full:
             await self._acquire_slot()
         else:
@@ -194,12 +196,25 @@ class ProviderLimiter(ConcurrencyLimit):
                         self._probe = self._epoch = self._number + 1
                 self.wait_seconds[self._wait_reason] += self._now() - began
             self._number += 1
-            permit = self._number
             self._rate.record_sent(self._now())
         except BaseException:
             self._release_slot()
             raise
-        return permit
+        return self._number
+
+    def acquire_free(self, tokens: int) -> int | None:
+        """Return a permit if nothing limits, pauses or probes this provider, as `acquire` would at once; else None."""
+        slots = self._slots
+        if slots is not None and (self.in_flight >= slots or self._waiters):
+            return None
+        if not self._is_unrestricted:
+            return None
+        self.in_flight += 1
+        self.requests.used += 1
+        self.tokens.used += tokens
+        self._number += 1
+        self._rate.record_sent(self._now())
+        return self._number
 
     def release(self, permit: int, reserved: int, used: int | None) -> None:
         """Return the permit of a finished request; `used`: its tokens, None if the reply did not report them."""

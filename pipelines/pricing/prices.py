@@ -101,6 +101,10 @@ class Price:
     is_free: bool = False
     """Whether nothing is billed, tool calls included."""
 
+    def __hash__(self) -> int:
+        # Each exchange looks its price up in a cache; hashing all fields takes a microsecond.
+        return hash((self.input_per_million, self.output_per_million, self.requested_tier))
+
 
 FREE = Price(0, 0, 0, 0, 0, 0, is_free=True)
 """The price of a model that runs on this machine."""
@@ -332,6 +336,30 @@ def max_cost(
             return None
         highest = max(highest, at_most + of_calls)
     return highest
+
+
+@lru_cache(maxsize=1024)
+def most_token_rates(price: Price) -> tuple[tuple[int, int], ...] | None:
+    """Return (input, output) rates a million tokens whose highest sum is `max_cost` of a request of nothing but tokens.
+
+    None if the rates depend on the request, or one of them is unknown.
+    """
+    found: list[tuple[int, int]] = []
+    for each in possible_prices(price):
+        if each.tiers or each.input_per_million is None or each.output_per_million is None:
+            return None
+        given = max(each.input_per_million, each.cached_input_per_million or 0, each.cache_write_per_million or 0)
+        found.append((given, each.output_per_million))
+    return tuple(
+        one
+        for one in dict.fromkeys(found)
+        if not any(other != one and other[0] >= one[0] and other[1] >= one[1] for other in found)
+    )
+
+
+def tokens_cost(rates: Sequence[tuple[int, int]], inputs: int, outputs: int) -> int:
+    """Return the most that so many tokens cost at one of these (input, output) rates, in pico-dollars."""
+    return -(-max(inputs * given + outputs * made for given, made in rates) // _MILLION)
 
 
 def _max_cost(

@@ -1,7 +1,6 @@
 """The columns of a chat or responses step: text or typed values, tool calls, logprobs, metadata, finish reason."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
@@ -9,7 +8,7 @@ import pyarrow as pa
 
 from connectors.endpoints.conversation.structured_output import TypedOutput
 from connectors.endpoints.conversation.tool_calls import TOOL_CALLS
-from connectors.records import RowError, Values
+from connectors.records import RowError, Values, record
 from connectors.transport.finish_reasons import ending
 
 _TOP_LOGPROB = pa.struct([("token", pa.string()), ("logprob", pa.float64())])
@@ -28,7 +27,7 @@ LOGPROBS = pa.list_(
 _MAX_EXCERPT_CHARACTERS = 200
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ReplyChoice:
     """One answer of a reply, independent of its wire format; None: not in the reply."""
 

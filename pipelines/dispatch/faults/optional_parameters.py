@@ -19,6 +19,8 @@ class OptionalParameters:
 
     def without_refused(self, member: Route, call: Call) -> Call:
         """Return the call without the parameters that the provider's model refuses."""
+        if not self._refused:
+            return call
         refused = self._refused.get((member.provider.name, member.model))
         if not refused or call.body is None or not any(_key(name) in call.body for name in refused):
             return call

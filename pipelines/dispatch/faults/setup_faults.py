@@ -98,6 +98,9 @@ class SetupFaults:
     def leave(self, group: RequestGroup) -> list[RequestGroup]:
         """Record that a group is no longer in flight; return the parked ones to be queued now."""
         step = self._step(group.route)
+        if step.is_proven and not step.parked:
+            # How many are in flight counts only until the step is proven.
+            return []
         if id(group) not in step.split_off:
             step.in_flight = max(0, step.in_flight - _rows(group))
         if step.is_proven:
@@ -149,8 +152,11 @@ class SetupFaults:
 
     def is_suspect(self, group: RequestGroup, outcome: ExchangeOutcome) -> bool:
         """Whether an error may turn out to be the set-up's: then the ledger stores no error of the row."""
+        # The row of a group may fail alone.
+        if len(outcome.answers) > 1:
+            return False
         error = outcome.error or next((one for one in outcome.answers if isinstance(one, RowError)), None)
-        if error is None or len(outcome.answers) > 1:
+        if error is None:
             return False
         is_first = not self.is_proven(group.route) and not has_rung_left(group, error)
         return is_first or self._denies_model(error)

@@ -22,6 +22,8 @@ from pipelines.pricing.prices import (
     cost,
     image_price,
     max_cost,
+    most_token_rates,
+    tokens_cost,
     usd,
 )
 from pipelines.pricing.published_prices import resolve_price
@@ -283,6 +285,31 @@ def test_no_entry_makes_an_exchange_cost_more_than_its_maximum(
     paid = cost(price, Usage(input_tokens=read, cached_tokens=cached, output_tokens=written))
     worst = max_cost(price, read, written)
     assert paid is None or (worst is not None and paid <= worst)
+
+
+@given(
+    st.lists(st.builds(Price, rates, rates, rates, cache_write_per_million=rates), min_size=1, max_size=3),
+    st.sampled_from([None, "auto", "tier 1", "unknown"]),
+    st.booleans(),
+    st.integers(0, 600_000),
+    st.integers(0, 600_000),
+)
+def test_the_maximum_cost_of_tokens_alone_is_the_same_by_its_rates(
+    prices: list[Price], requested: str | None, has_long_rates: bool, inputs: int, bound: int
+) -> None:
+    tiers = tuple((f"tier {place}", price) for place, price in enumerate(prices[1:], 1))
+    long = (Tier(1000, 1, None, 2 * PICO, None),) if has_long_rates else ()
+    price = replace(prices[0], service_tiers=tiers, requested_tier=requested, tiers=long)
+    found = most_token_rates(price)
+    if found is not None:
+        assert tokens_cost(found, inputs, bound) == max_cost(price, inputs, bound)
+
+
+def test_the_rates_of_tokens_are_unknown_if_one_is_missing_or_depends_on_the_length() -> None:
+    tier = Tier(1000, 1, None, 2, None)
+    assert most_token_rates(Price(3, 1, 4, cache_write_per_million=5)) == ((5, 4),)
+    assert most_token_rates(Price(3, None, 4, service_tiers=(("fast", Price(2, None, 9)),))) == ((3, 4), (2, 9))
+    assert [most_token_rates(each) for each in (Price(3), Price(3, None, 4, tiers=(tier,)))] == [None, None]
 
 
 def test_the_batch_api_halves_a_price_and_its_tiers() -> None:

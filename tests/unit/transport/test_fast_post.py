@@ -1,6 +1,7 @@
 """The fast way of sending small requests: when it is taken, and that it sends what the session sends."""
 
 import asyncio
+import gzip
 import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -122,3 +123,50 @@ async def test_a_reply_that_arrives_on_an_idle_connection_answers_no_request(ser
     await transport.close()
     assert isinstance(second, Reply), second
     assert (second.body, server.connections) == (b"{}", 2)
+
+
+async def test_the_beginning_of_a_reply_on_an_idle_connection_begins_no_answer(server: RawHttpServer) -> None:
+    server.answers = [OK, OK, OK]
+    transport = HttpTransport(RequestTimeouts(), 1)
+    await post(transport, server)
+    await post(transport, server)
+    server.writers[0].write(b"HTTP/1.1 200 OK\r\nContent-Le")
+    await server.writers[0].drain()
+    for _ in range(20):
+        # Until it has arrived at the idle connection.
+        await asyncio.sleep(0.001)
+    third = await post(transport, server)
+    await transport.close()
+    assert isinstance(third, Reply), third
+    assert (third.body, server.connections) == (b"{}", 2)
+
+
+async def test_replies_of_every_size_and_form_follow_one_another_on_a_connection(server: RawHttpServer) -> None:
+    large = b'"%b"' % (b"x" * 3_000_000)
+    packed = gzip.compress(b"[1]")
+    server.answers = [
+        OK,
+        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(large), large),
+        OK,
+        b"HTTP/1.1 429 Too Many Requests\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b"
+        % (len(packed), packed),
+        b"HTTP/1.1 100 Continue\r\n\r\n" + OK,
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n",
+        OK,
+    ]
+    transport = HttpTransport(RequestTimeouts(), 1)
+    replies = [await post(transport, server) for _ in range(8)]
+    await transport.close()
+    found = [(one.status, one.body) for one in replies if isinstance(one, Reply)]
+    assert found == [
+        (200, b"{}"),
+        (200, large),
+        (200, b"{}"),
+        (429, b"[1]"),
+        (200, b"{}"),
+        (204, b""),
+        (200, b"{}"),
+        (200, b"{}"),
+    ]
+    assert server.connections == 1

@@ -3,9 +3,19 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from connectors.records import Usage
-from connectors.transport.token_usage import MAX_TOKENS, StreamedUsage, parse_count, token_usage
+from connectors.transport.token_usage import (
+    INPUT,
+    MAX_TOKENS,
+    OUTPUT,
+    StreamedUsage,
+    any_token_usage,
+    parse_count,
+    token_usage,
+)
 
 
 def test_the_counts_of_chat_completions_are_read() -> None:
@@ -382,3 +392,41 @@ def test_an_empty_usage_in_the_last_chunk_does_not_hide_the_earlier_one() -> Non
     stream.add({"usage": {"prompt_tokens": 0, "completion_tokens": 20}, "choices": []})
     stream.add({"usage": {}, "choices": []})
     assert stream.total() == {"prompt_tokens": 10, "completion_tokens": 20}
+
+
+COUNTS = st.one_of(st.integers(-1, 6), st.sampled_from([None, True, 2.0, "3", MAX_TOKENS, MAX_TOKENS + 1, {}, []]))
+INPUT_DETAILS = st.dictionaries(st.sampled_from(["cached_tokens", "audio_tokens", "cache_write_tokens"]), COUNTS)
+OUTPUT_DETAILS = st.dictionaries(st.sampled_from(["reasoning_tokens", "audio_tokens", "others"]), COUNTS)
+USUAL_USAGE = st.fixed_dictionaries(
+    {"prompt_tokens": COUNTS, "completion_tokens": COUNTS},
+    optional={
+        "total_tokens": COUNTS,
+        "prompt_tokens_details": st.one_of(COUNTS, INPUT_DETAILS),
+        "completion_tokens_details": st.one_of(COUNTS, OUTPUT_DETAILS),
+        "cached_tokens": COUNTS,
+        "reasoning_tokens": COUNTS,
+        "cost": COUNTS,
+        "service_tier": COUNTS,
+    },
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {"usage": st.one_of(USUAL_USAGE, COUNTS)},
+        optional={
+            "model": st.sampled_from(["m", 1, None]),
+            "service_tier": st.sampled_from(["flex", "", 1, None]),
+            "output": st.just([{"type": "web_search_call"}]),
+            "prompt_eval_count": COUNTS,
+        },
+    ),
+    st.sampled_from([None, "stop"]),
+)
+def test_the_usual_counts_are_read_like_those_of_any_other_shape(reply: dict[str, Any], reason: str | None) -> None:
+    assert token_usage(reply, reason) == any_token_usage(reply, reason)
+    usage = reply["usage"]
+    inputs, outputs = (usage.get(name) if isinstance(usage, dict) else None for name in (INPUT[0], OUTPUT[0]))
+    if type(inputs) is int and type(outputs) is int:
+        whole = {**reply, "usage": {**usage, "total_tokens": inputs + outputs}}
+        assert token_usage(whole, reason) == any_token_usage(whole, reason)
