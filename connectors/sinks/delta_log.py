@@ -68,15 +68,16 @@ def writer_properties(schema: pa.Schema) -> "WriterProperties":
     """Return how data files are written."""
     from deltalake import ColumnProperties, WriterProperties
 
-    columns = {name: ColumnProperties(dictionary_enabled=True) for name in delta_types.text_columns(schema)}
-    for name in delta_types.inexact_columns(schema):
-        columns[name] = ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE")
+    exact = {name: schema.field(name).type for name in delta_types.columns_with_statistics(schema)}
     return WriterProperties(
         compression="ZSTD",
         compression_level=3,
         # A dictionary on vectors costs a factor of three in time.
-        default_column_properties=ColumnProperties(dictionary_enabled=False),
-        column_properties=columns,
+        default_column_properties=ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE"),
+        column_properties={
+            name: ColumnProperties(dictionary_enabled=pa.types.is_string(kind), statistics_enabled="PAGE")
+            for name, kind in exact.items()
+        },
     )
 
 

@@ -282,9 +282,9 @@ class DeltaTables:
 
     def _same_key(self, equal: Literal["=", "is not distinct from"], names: Sequence[str] | None = None) -> str:
         """`names`: columns to compare in place of the key."""
-        # By `=` deltalake skips files whose statistics exclude a key, and those of long decimals are inexact.
-        inexact = delta_types.inexact_columns(self._schemas["results"])
-        operators = {name: "is not distinct from" if name in inexact else equal for name in names or self._key}
+        # By `=` deltalake skips files whose statistics exclude a key, and it cannot print dates far from now.
+        exact = delta_types.columns_with_statistics(self._schemas["results"])
+        operators = {name: equal if name in exact else "is not distinct from" for name in names or self._key}
         return " and ".join(f"(old.{identifier(name)} {operators[name]} new.{identifier(name)})" for name in operators)
 
     def _replace_children(self, commit: Commit) -> None:

@@ -1,7 +1,5 @@
 """Delta Lake types of Arrow types."""
 
-from collections.abc import Iterable
-
 import pyarrow as pa
 
 from connectors.errors import JobError
@@ -23,6 +21,12 @@ _UNCHANGED = (
     pa.types.is_float64,
     pa.types.is_date32,
     pa.types.is_decimal128,
+)
+
+_EXACT = (
+    pa.types.is_signed_integer,
+    pa.types.is_boolean,
+    pa.types.is_string,
 )
 
 
@@ -48,16 +52,18 @@ def same_columns(one: pa.Schema, other: pa.Schema) -> bool:
     )
 
 
-def inexact_columns(schema: pa.Schema) -> frozenset[str]:
-    """Return the columns for which the log would have inexact statistics: decimals of many digits."""
-    return frozenset(
-        field.name for field in schema if pa.types.is_decimal128(field.type) and field.type.precision > MAX_EXACT_DIGITS
-    )
+def columns_with_statistics(schema: pa.Schema) -> frozenset[str]:
+    """Return the columns whose least and greatest value deltalake writes exactly, whatever the values are.
+
+    It leaves out NaN, rounds decimals, and aborts at dates and timestamps far from now, such as 'infinity'.
+    """
+    return frozenset(field.name for field in schema if _has_exact_statistics(field.type))
 
 
-def text_columns(schema: pa.Schema) -> Iterable[str]:
-    """Return the columns that a dictionary compresses."""
-    return [field.name for field in schema if pa.types.is_string(field.type)]
+def _has_exact_statistics(kind: pa.DataType) -> bool:
+    if pa.types.is_decimal128(kind):
+        return bool(kind.precision <= MAX_EXACT_DIGITS)
+    return any(is_one(kind) for is_one in _EXACT)
 
 
 def _delta_type(kind: pa.DataType) -> pa.DataType | None:

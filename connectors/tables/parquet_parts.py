@@ -2,9 +2,9 @@
 
 import contextlib
 import io
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -161,16 +161,17 @@ def drop_rows(table: pa.Table, indexes: Collection[int]) -> pa.Table:
 def matching_rows(rows: pa.Table, wanted: pa.Table) -> pa.BooleanArray:
     """Return which rows are among the wanted ones, which have the same columns; null equals null."""
     matches: pa.BooleanArray | None = None
+    values = {name: wanted.column(name).combine_chunks() for name in rows.column_names}
     for name in rows.column_names:
-        values = wanted.column(name).combine_chunks()
-        hits = pc.is_in(rows.column(name), value_set=values).combine_chunks()
+        hits = pc.is_in(rows.column(name), value_set=values[name]).combine_chunks()
         matches = hits if matches is None else pc.and_(matches, hits)
     assert matches is not None
     if len(rows.column_names) == 1 or not matches.true_count:
         return matches
     # Each value of a composite key occurs among the wanted keys; their combination may not.
-    keys = set(_tuples(wanted))
-    return pa.array([hit and key in keys for hit, key in zip(matches.to_pylist(), _tuples(rows), strict=True)])
+    keys = set(_positions(wanted, values))
+    found = zip(matches.to_pylist(), _positions(rows, values), strict=True)
+    return pa.array([hit and key in keys for hit, key in found])
 
 
 def rows_without_key(keys: pa.Table) -> pa.BooleanArray:
@@ -191,8 +192,9 @@ def replaced_errors(rows: pa.Table, commit: Commit, key: Sequence[str], details:
     return pc.or_(replaced, matching_rows(keys, commit.resolved_keys.select(key).cast(new.schema)))
 
 
-def _tuples(table: pa.Table) -> Iterator[tuple[Any, ...]]:
-    return zip(*(column.to_pylist() for column in table.columns), strict=True)
+def _positions(keys: pa.Table, values: Mapping[str, pa.Array]) -> Iterator[tuple[int | None, ...]]:
+    """Iterate over the keys, each value as its position in an array: Python lacks some dates, and NaN is not NaN."""
+    return zip(*(pc.index_in(keys.column(name), value_set=values[name]).to_pylist() for name in values), strict=True)
 
 
 def _is_text(kind: pa.DataType) -> bool:

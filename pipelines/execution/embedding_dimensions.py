@@ -9,6 +9,7 @@ import pyarrow as pa
 from connectors.errors import Stopped
 from connectors.records import ROW_ERROR_CLASSES, Request
 from connectors.sql import identifier
+from connectors.templating.row_values import row_values
 from connectors.transport.client import HttpTransport, RequestTimeouts
 from pipelines.dispatch.counters import RunCounters, StepCounters
 from pipelines.dispatch.dispatch_state import DispatchState
@@ -132,7 +133,7 @@ def _requests_of_first_rows(ready: PreparedJob, step: PreparedStep) -> Iterator[
     for batch in ready.selection.batches(64, frozenset()):
         known = step.when is not None and step.when.columns.issubset(batch.schema.names)
         mask = step.when.mask(pa.Table.from_batches([batch])) if step.when is not None and known else None
-        for place, row in enumerate(batch.to_pylist()):
+        for place, row in enumerate(row_values(batch)):
             if mask is not None and not mask[place]:
                 continue
             values = {name: row.get(name, SAMPLE) for name in step.endpoint.input_columns}

@@ -11,6 +11,7 @@ import pyarrow as pa
 from connectors.contracts import Commit, Endpoint, Sink, TableShape, UsageMark
 from connectors.records import RowError, Values
 from connectors.tables.schemas import usage_schema
+from connectors.templating.row_values import column_values
 from pipelines.ledger.entries import StoredAnswer
 from pipelines.ledger.ledger import Ledger
 from pipelines.pricing.prices import usd
@@ -230,7 +231,7 @@ def _keys(blob: bytes | None, shape: TableShape) -> list[tuple[Any, ...]]:
 
 def _hashable(column: pa.ChunkedArray) -> list[Any]:
     """Return key values that are equal if the keys are the same: NaN equals itself, -0.0 differs from 0.0."""
-    values: list[Any] = column.to_pylist()
+    values = column_values(column)
     return [repr(value) for value in values] if pa.types.is_floating(column.type) else values
 
 

@@ -363,7 +363,7 @@ class SourceReader:
 
     def _text_of_value(self, name: str) -> str:
         kind = self._columns[name].kind
-        if kind.startswith("BLOB"):
+        if kind == "BLOB":
             return f"md5({identifier(name)})"
         if kind.endswith("]") or kind.startswith(_NESTED):
             return f"cast(to_json({self.column(name)}) as VARCHAR)"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
+from connectors.templating.row_values import row_values
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.formatting import format_count, format_duration, format_money
 from pipelines.reporting.cache_savings import cache_savings
@@ -252,7 +253,7 @@ def _answers(facts: ReportFacts) -> Sequence[Cards | Table | Heading | str]:
         blocks.append(cards)
         if more:
             blocks.append(f"{format_count(more, 'more column')}: see the table of columns.")
-    rows: Sequence[Mapping[str, Any]] = facts.samples.to_pylist()
+    rows: Sequence[Mapping[str, Any]] = row_values(facts.samples)
     if rows:
         names = facts.samples.column_names
         values = [[result_value(facts.results, name, row[name]) for name in names] for row in rows]

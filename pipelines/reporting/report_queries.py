@@ -13,6 +13,7 @@ import pyarrow as pa
 from connectors.records import CHECK_FAILED
 from connectors.sql import identifier, identifier_list, literal
 from connectors.tables.schemas import failure_names
+from connectors.templating.row_values import row_values
 from pipelines.analysis.output_columns import HIDDEN_COLUMNS, allowed_values, output_columns
 from pipelines.analysis.results import Results, open_results
 from pipelines.config.job import Job
@@ -260,5 +261,4 @@ def _first_row(db: duckdb.DuckDBPyConnection, sql: str, values: Sequence[Any] = 
 
 def _rows(db: duckdb.DuckDBPyConnection, sql: str, values: Sequence[Any] = ()) -> list[Facts]:
     # Through Arrow: DuckDB's own conversion of timestamps with a time zone needs another package.
-    rows: list[Facts] = db.sql(sql, params=list(values)).to_arrow_table().to_pylist()
-    return rows
+    return [*row_values(db.sql(sql, params=list(values)).to_arrow_table())]

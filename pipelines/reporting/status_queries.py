@@ -9,6 +9,7 @@ import orjson
 
 from connectors.sql import identifier, identifier_list
 from connectors.tables.schemas import failure_names
+from connectors.templating.row_values import row_values
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace import Workspace
 from pipelines.ledger.ledger import Ledger
@@ -95,13 +96,11 @@ def failed_rows(loaded: LoadedJob, limit: int) -> FailedRows:
         source = ready.sink.errors_sql()
         names = {name: identifier(actual) for name, actual in failure_names(ready.shape.key).items()}
         columns = ", ".join(names[name] for name in ("step", "error_class", "http_status", "attempts", "message"))
-        rows: Rows = (
+        rows: Rows = row_values(
             db.sql(
                 f"select {identifier_list(ready.shape.key)}, {columns} from {source} "
                 f"order by {names['failed_at']}, {names['step']} limit {limit}"
-            )
-            .to_arrow_table()
-            .to_pylist()
+            ).to_arrow_table()
         )
         groups: Rows = (
             db.sql(

@@ -50,7 +50,7 @@ KEYS: dict[str, pa.Array] = {
     "float16": pa.array([0.5, -1.5, 65504.0, 0.0], pa.float16()),
     "float32": pa.array([-1e30, 3.4028234e38, 0.1, 0.0], pa.float32()),
     "float64": pa.array([-1e300, 1.7976931348623157e308, 0.1, 5e-324], pa.float64()),
-    "not finite": pa.array([float("-inf"), float("inf"), float("nan"), 1.0], pa.float64()),
+    "not finite": pa.array([float("nan"), float("inf"), float("-inf"), 1.0], pa.float64()),
     "decimal(5, 2)": pa.array(
         [Decimal("-999.99"), Decimal("999.99"), Decimal("1.10"), Decimal(0)], pa.decimal128(5, 2)
     ),
@@ -71,12 +71,15 @@ KEYS: dict[str, pa.Array] = {
     "uuid": pa.array([uuid.UUID(int=number) for number in (0, 2**128 - 1, 2**127, 5)], pa.uuid()),
     "bool": pa.array([True, False]),
     "date32": pa.array([date(1, 1, 1), date(9999, 12, 31), date(1969, 12, 31), date(2026, 1, 2)], pa.date32()),
+    # 'infinity', '-infinity', the year 0, the year 99999
+    "far date32": pa.array([2**31 - 1, 1 - 2**31, -719_528, 35_804_357], pa.date32()),
     "date64": pa.array([date(1970, 1, 1), date(2026, 12, 31), date(1969, 12, 31)], pa.date64()),
     "time32(s)": pa.array([time(0), time(23, 59, 59)], pa.time32("s")),
     "time32(ms)": pa.array([time(0), time(23, 59, 59, 999000)], pa.time32("ms")),
     "time64(us)": pa.array([time(0), time(23, 59, 59, 999999)], pa.time64("us")),
     "time64(ns)": pa.array([0, 86_399_999_999_999, 1], pa.time64("ns")),
     **{f"timestamp({unit})": moments(unit) for unit in ("s", "ms", "us", "ns")},
+    "far timestamp": pa.array([2**63 - 1, 1 - 2**63, -62_167_219_200_000_000, 0], pa.timestamp("us", "UTC")),
     **{f"timestamp({unit}, UTC)": moments(unit, "UTC") for unit in ("s", "ms", "us", "ns")},
     "timestamp(us, Tokyo)": moments("us", "Asia/Tokyo"),
     "timestamp(ns, Tokyo)": moments("ns", "Asia/Tokyo"),

@@ -10,8 +10,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 
-from tests.conftest import Cli, ScriptedProvider, Workspace
+from tests.conftest import Cli, ScriptedProvider, Workspace, error_reply
 
 ReadTable = Callable[..., list[dict[str, Any]]]
 STEPS = "[{name: answer, endpoint: chat, provider: test, model: m, messages: [{user: '{{ value }}'}]}]"
@@ -178,6 +179,7 @@ DUCKDB_VALUES = {
     "in_map": ("map {'k': 12345678901234567890123::hugeint}", '{"k":"12345678901234567890123"}'),
     "interval_in_struct": ("{'i': interval '1 month 2 days'}", '{"i":"1 month 2 days"}'),
     "bit_in_list": ("['0101'::bit]", '["0101"]'),
+    "blob_in_list": (r"['a\xFF'::blob]", '["Yf8="]'),
     "timetz_in_list": ("['01:02:03+02'::timetz]", '["23:02:03+00"]'),
     "bignum": (
         "'123456789012345678901234567890123456789012345'::bignum",
@@ -208,6 +210,41 @@ def test_extreme_values_of_duckdb_are_printed_with_all_their_digits(
         name: text for name, (_, text) in DUCKDB_VALUES.items()
     }
     assert cli.run(job)["requests"] == 0
+
+
+@pytest.mark.parametrize("sink", ["{parquet: out", "{duckdb: out.duckdb, table: t", "{delta: out"])
+def test_infinite_dates_are_stored_as_values_and_as_keys(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, sink: str
+) -> None:
+    dates = ["infinity", "-infinity", "99999-01-02", "0001-01-02 (BC)"]
+    with duckdb.connect(workspace.folder / "in.duckdb") as db:
+        rows = ", ".join(f"({n}, 'a{n}', '{day}', '{day}', 'nan', ['{day}'])" for n, day in enumerate(dates))
+        db.execute("create table t (id int, value text, day date, moment timestamptz, n double, days timestamp[])")
+        db.execute(f"insert into t values {rows}")
+    job = workspace.job(
+        source="{duckdb: in.duckdb, table: t, key: [day, moment, n]}", steps=STEPS, sink=f"{sink}, columns: all}}"
+    )
+    provider.script = lambda path, body, count: error_reply(400, "no") if count == 0 else None
+    assert (cli.run(job)["rows_failed"], cli("errors", job, "--json")) == (1, 0)
+    assert (cli("retry", job, "--quiet"), cli.run(job)["requests"]) == (0, 0)
+    with duckdb.connect(workspace.folder / "in.duckdb") as db:
+        db.execute("update t set value = id")
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, 4, 4)
+    assert cli("rebuild", job) == 0, cli.err
+    assert cli("report", job, "--out", workspace.folder / "page.html") == 0, cli.err
+    with duckdb.connect(workspace.folder / "in.duckdb") as db:
+        db.register("results", results_of(workspace.folder, sink))
+        columns = "cast((id, value, day, moment, n, days) as varchar)"
+        stored, given = (db.sql(f"select {columns} from {name} order by id").fetchall() for name in ("results", "t"))
+    assert stored == given
+
+
+def results_of(folder: Path, sink: str) -> pa.Table:
+    if "delta" in sink:
+        return DeltaTable(folder / "out/results").to_pyarrow_table()
+    with duckdb.connect(folder / "out.duckdb" if "duckdb" in sink else ":memory:") as db:
+        return db.sql("from t" if "duckdb" in sink else f"from '{folder}/out/results/*.parquet'").to_arrow_table()
 
 
 @pytest.mark.parametrize("kind", ["decimal", "int96"])

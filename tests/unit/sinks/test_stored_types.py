@@ -1,6 +1,6 @@
 """Values of every type that a source or an answer can have, in each kind of sink."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import pytest
 
 from connectors.contracts import Commit
 from connectors.errors import JobError
+from connectors.sinks import delta_table
 from tests.unit.sinks.conftest import Tables
 
 Values = Mapping[str, tuple[pa.DataType, list[Any]]]
@@ -33,10 +34,13 @@ LEAVES: Values = {
     "string": (pa.string(), ["", "a\0b 😀 \u2028", "x" * 40_000]),
     "binary": (pa.binary(), [b"", b"\0\xff", bytes(range(256))]),
     "date": (pa.date32(), [-719_162, 2_932_896, 0]),  # the years 1 and 9999
+    "far date": (pa.date32(), [2**31 - 1, 1 - 2**31, -719_528]),  # 'infinity', '-infinity', the year 0
     "time": (pa.time64("us"), [0, 86_399_999_999, 1]),
     "time of nanoseconds": (pa.time64("ns"), [0, 86_399_999_999_999, 1]),
     "timestamp": (pa.timestamp("us"), [-62_135_596_800_000_000, 253_402_300_799_999_999, -1]),
     "timestamp of nanoseconds": (pa.timestamp("ns"), [-(2**62), 2**62 + 1, -1]),
+    "far timestamp": (pa.timestamp("us"), [2**63 - 1, 1 - 2**63, -62_167_219_200_000_000]),
+    "far moment": (pa.timestamp("us", "UTC"), [2**63 - 1, 1 - 2**63, 3_093_496_444_800_000_000]),
     "moment": (pa.timestamp("us", "UTC"), [-62_135_596_800_000_000, 253_402_300_799_999_999, -1]),
     "moment of nanoseconds": (pa.timestamp("ns", "UTC"), [-(2**62), 2**62 + 1, -1]),
 }
@@ -94,7 +98,10 @@ def local(request: pytest.FixtureRequest, tmp_path: Path) -> Tables:
 
 
 @pytest.mark.parametrize("values", [LEAVES, NESTED], ids=["single", "nested"])
-def test_every_value_is_read_as_it_was_written(local: Tables, values: Values) -> None:
+def test_every_value_is_read_as_it_was_written(
+    local: Tables, low_compaction_limits: None, monkeypatch: pytest.MonkeyPatch, values: Values
+) -> None:
+    monkeypatch.setattr(delta_table, "MAX_SMALL_FILES", 1)
     stored = {name: made for name, made in values.items() if not is_refused(local.kind, name)}
     local.outputs = [pa.field(name, kind) for name, (kind, _) in stored.items()]
     columns = [pa.array(column, kind) for kind, column in stored.values()]
@@ -104,9 +111,24 @@ def test_every_value_is_read_as_it_was_written(local: Tables, values: Values) ->
     sink.commit(Commit(results, {}, local.errors([]), local.keys([])), "first")
     (part,) = {part for _, part in local.parts(sink)}
     sink.commit(Commit(results.slice(0, 2), {part: [0, 1]}, local.errors([]), local.keys([])), "second")
-    local.ready()
-    read = local.read("results").sort_by("id")
-    assert {name: plain(read.column(name)) for name in stored} == {name: column for name, (_, column) in stored.items()}
+    sink = local.ready()
+    written = {name: column for name, (_, column) in stored.items()}
+    assert read_values(local, stored) == written
+    for row in range(3):
+        sink.remove(results.slice(row, 1).select(["id"]), errors_too=False)
+        sink.commit(Commit(results.slice(row, 1), {}, local.errors([]), local.keys([])), f"row {row}")
+    sink.finish()
+    assert read_values(local, stored) == written
+    sink = local.ready(fresh=True)
+    sink.commit(Commit(results, {}, local.errors([]), local.keys([])), "rebuilt")
+    sink.finish()
+    assert read_values(local, stored) == written
+
+
+def read_values(tables: Tables, columns: Iterable[str]) -> dict[str, list[Any]]:
+    """Return the values of these columns of the results, in the order of their ids."""
+    read = tables.read("results").sort_by("id")
+    return {name: plain(read.column(name)) for name in columns}
 
 
 @pytest.mark.parametrize("name", [name for name in {**LEAVES, **NESTED} if is_refused("delta", name)])
