@@ -333,7 +333,7 @@ class MediaColumn:
     Null stays None. A value that is not such a file, or too large, is an `input` error of its row.
     """
 
-    kind: Literal["image", "audio"]
+    kind: Literal["image", "audio", "document"]
     max_bytes: int
     passes_urls: bool = False
     """Whether a URL stays text, for the provider to fetch; else it is fetched here."""

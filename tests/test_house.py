@@ -15,7 +15,7 @@ LAYERS = (
     ("connectors.records", "connectors.tokens", "pipelines.formatting", "pipelines.pricing"),
     ("connectors.contracts", "connectors.sql", "connectors.storage", "connectors.templating"),
     ("connectors.media", "connectors.sources", "connectors.tables"),
-    ("connectors.emulator", "connectors.sinks", "connectors.transport", "pipelines.ledger"),
+    ("connectors.documents", "connectors.emulator", "connectors.sinks", "connectors.transport", "pipelines.ledger"),
     ("connectors.endpoints", "pipelines.limits"),
     ("connectors.registry",),
     ("pipelines.config",),

@@ -8,7 +8,7 @@ from typing import BinaryIO, Literal
 HEAD_BYTES = 4096
 """How many first bytes `detect_type` needs."""
 
-MediaGroup = Literal["image", "audio"]
+MediaGroup = Literal["image", "audio", "document"]
 
 
 @dataclass(frozen=True, slots=True)

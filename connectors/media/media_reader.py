@@ -1,4 +1,4 @@
-"""Reading of image and audio files that rows name by path, URL or bytes: located, measured and checked."""
+"""Reading of image, audio and document files that rows name by path, URL or bytes: located, measured and checked."""
 
 import asyncio
 import base64
@@ -11,15 +11,17 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from connectors.contracts import MediaColumn
 from connectors.media.audio_splitter import MAX_PIECE_SECONDS, AudioError, duration_seconds, split_audio
-from connectors.media.file_types import ACCEPTED_NAMES, ACCEPTED_TYPES, HEAD_BYTES, image_size
+from connectors.media.document_types import DocumentError, detect_document
+from connectors.media.file_types import ACCEPTED_NAMES, ACCEPTED_TYPES, HEAD_BYTES, FileType, image_size
 from connectors.media.file_types import detect_type as kind_of_head
 from connectors.media.url_fetcher import DIRECT, RETRY_WAITS, FetchError, UrlFetcher, WebAccess
 from connectors.records import ErrorClass, Media, RowError
@@ -116,21 +118,32 @@ class MediaReader:
         except (MediaError, FetchError) as exc:
             return RowError(exc.error_class, f"{name or use.kind}: {exc}")
 
+    @contextlib.asynccontextmanager
+    async def open(self, value: Any, max_bytes: int) -> AsyncIterator[BinaryIO]:
+        """Open the file of any type that a row's value names or contains; MediaError or FetchError if there is none."""
+        use, value = MediaColumn("document", max_bytes), _named_value(value)
+        if isinstance(value, str) and value[:5].lower() != "data:" and not _is_web_address(value):
+            with self._open_path(value) as (file, _):
+                _check_size(file.seek(0, os.SEEK_END), use)
+                yield file
+            return
+        with tempfile.TemporaryFile(dir=self._scratch) as file:
+            if isinstance(value, str) and _is_web_address(value):
+                await self._open_fetcher().fetch(value, max_bytes, file)
+            else:
+                file.write(value if isinstance(value, bytes) else _decode_data_url(value, use))
+            file.flush()
+            _check_size(file.seek(0, os.SEEK_END), use)
+            yield file
+
     async def _read_value(self, value: Any, use: MediaColumn) -> Media | str:
-        if isinstance(value, Mapping) and set(value) == {"bytes", "path"}:
-            # The form of images and audio in Hugging Face's datasets.
-            value = value["path"] if value["bytes"] is None else value["bytes"]
-        if isinstance(value, bytes | bytearray | memoryview):
-            return await self._in_thread(lambda: self._from_bytes(bytes(value), use, "the content"))
-        if not isinstance(value, str):
-            raise MediaError("input", f"found {type(value).__name__}, expected a path, a URL or bytes")
+        value = _named_value(value)
+        if isinstance(value, bytes):
+            return await self._in_thread(lambda: self._from_bytes(value, use, "the content"))
         if value[:5].lower() == "data:":
             return await self._in_thread(lambda: self._from_bytes(_decode_data_url(value, use), use, "the data URL"))
-        scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", value)
-        if scheme is None:
+        if not _is_web_address(value):
             return await self._in_thread(lambda: self._from_path(value, use))
-        if scheme[1].lower() not in ("http", "https"):
-            raise MediaError("input", f"{scheme[0]} is not fetched; http, https and data URLs are")
         return value if use.passes_urls else await self._from_url(value, use)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
@@ -221,11 +234,8 @@ class MediaReader:
         file.seek(0)
         digest = hashlib.sha256()
         content = file.read(min(size, MAX_IN_MEMORY_BYTES))
-        kind = kind_of_head(content[:HEAD_BYTES])
-        if kind is None or kind.group != use.kind:
-            raise MediaError("input", f"{source} is not a {_KIND_NAMES[use.kind]} ({ACCEPTED_NAMES[use.kind]})")
-        if kind not in ACCEPTED_TYPES[use.kind]:
-            raise MediaError("input", f"{source} is {kind.suffix}, accepted are {ACCEPTED_NAMES[use.kind]}; convert it")
+        kind = _document_type(file, source) if use.kind == "document" else _media_type(content, use.kind, source)
+        file.seek(len(content))
         digest.update(content)
         while block := file.read(_READ_BYTES):
             digest.update(block)
@@ -236,7 +246,7 @@ class MediaReader:
                 size_pixels = image_size(file, kind)
                 if size_pixels is None:
                     raise MediaError("input", f"{source} cannot be read: its {kind.suffix} header is broken")
-            else:
+            elif use.kind == "audio":
                 seconds = duration_seconds(file, kind.suffix)
             pieces: tuple[tuple[float, Media], ...] = ()
             if seconds is not None and use.split and (size > use.max_bytes or seconds > MAX_UNSPLIT_SECONDS):
@@ -270,6 +280,42 @@ class MediaReader:
     def _new_path(self, name: str) -> Path:
         """Return a unique path, even for equal content, so that `release` deletes no other file."""
         return self._scratch / f"{name}-{next(self._file_numbers)}"
+
+
+def _media_type(content: bytes, group: Literal["image", "audio"], source: str) -> FileType:
+    kind = kind_of_head(content[:HEAD_BYTES])
+    if kind is None or kind.group != group:
+        raise MediaError("input", f"{source} is not a {_KIND_NAMES[group]} ({ACCEPTED_NAMES[group]})")
+    if kind not in ACCEPTED_TYPES[group]:
+        raise MediaError("input", f"{source} is {kind.suffix}, accepted are {ACCEPTED_NAMES[group]}; convert it")
+    return kind
+
+
+def _document_type(file: BinaryIO, source: str) -> FileType:
+    try:
+        return detect_document(file)
+    except DocumentError as exc:
+        raise MediaError("input", f"{source} {exc}") from exc
+
+
+def _named_value(value: Any) -> str | bytes:
+    """Return the path, URL or content that a row's value has; MediaError for other values."""
+    if isinstance(value, Mapping) and set(value) == {"bytes", "path"}:
+        # The form of images and audio in Hugging Face's datasets.
+        value = value["path"] if value["bytes"] is None else value["bytes"]
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if not isinstance(value, str):
+        raise MediaError("input", f"found {type(value).__name__}, expected a path, a URL or bytes")
+    return value
+
+
+def _is_web_address(value: str) -> bool:
+    """Return whether a value is a URL to fetch, and no path; MediaError for other URLs."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", value)
+    if scheme is not None and scheme[1].lower() not in ("http", "https"):
+        raise MediaError("input", f"{scheme[0]} is not fetched; http, https and data URLs are")
+    return scheme is not None
 
 
 def _piece(path: Path, seconds: float) -> Media:

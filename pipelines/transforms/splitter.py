@@ -21,9 +21,7 @@ MIN_TOKENS = 4
 
 _CHARACTERS_PER_TOKEN = 4.0
 """Of the first text that is cut; then as in the text cut last."""
-_LONG_WORD_CHARACTERS = 256
-_MAX_CHARACTERS_PER_TOKEN = 6
-"""Of a longer unit the start is counted first: if that does not fit, the unit does not."""
+_LONG_WORD_CHARACTERS = 32
 _SEARCH_COUNTS = 6
 """Counts in the search for the end of a cut unit, which is then within a few percent of the limit."""
 
@@ -87,8 +85,8 @@ class _Splitter:
         self._tokens = tokens
         self._overlap = overlap
         self._count_text = count
-        self._sentence_tokens: dict[int, int] = {}
-        """By start, of the sentences from the present piece on."""
+        self._unit_sizes: dict[tuple[int, int], int] = {}
+        """Start and end of a sentence or line -> its tokens, from the present piece on."""
         self._units: dict[_Level, tuple[int, int]] = {}
         """(start, end) of the unit of each level that was found last."""
         self._characters_per_token = _CHARACTERS_PER_TOKEN
@@ -99,7 +97,7 @@ class _Splitter:
             piece, size = self._piece(begin, start)
             yield piece
             begin, start = self._overlap_start(piece, size), piece.end
-            self._sentence_tokens = {at: found for at, found in self._sentence_tokens.items() if at >= start}
+            self._unit_sizes = {unit: size for unit, size in self._unit_sizes.items() if unit[0] >= start}
 
     def _piece(self, begin: int, start: int) -> tuple[Piece, int]:
         """Return the piece whose new text is from `start` on, and its tokens; before it is repeated text if it fits."""
@@ -150,7 +148,7 @@ class _Splitter:
     def _last_word_end(self, at: int, cut: int, stop: int) -> tuple[int, int]:
         """Return the last end of a word up to `cut`, `at` if there is none, and the end of the next word or so."""
         # A word that is longer than any piece need not be read to its end.
-        stop = min(stop, cut + self._tokens * _MAX_CHARACTERS_PER_TOKEN)
+        stop = min(stop, cut + 2 * self._tokens * int(_CHARACTERS_PER_TOKEN))
         whole = word_end = at
         for first in sorted({at, max(at, cut - _LONG_WORD_CHARACTERS)}, reverse=True):
             for word in _WORD.finditer(self._text, first, stop):
@@ -196,24 +194,23 @@ class _Splitter:
 
     def _unit_tokens(self, level: _Level, at: int, end: int, room: int) -> int:
         """Return the tokens of a unit; of a part of it if they are more than `room`."""
-        if level is _Level.LINE:
-            return self._count_up_to(at, end, room)
         total = 0
         while at < end and total <= room:
-            size = self._sentence_tokens.get(at)
-            stop = self._end(_Level.SENTENCE, at, end)
+            stop = end if level is _Level.LINE else self._end(_Level.SENTENCE, at, end)
+            size = self._unit_sizes.get((at, stop))
             if size is None:
-                size = self._sentence_tokens[at] = self._count_up_to(at, stop, self._tokens)
+                size = self._unit_sizes[at, stop] = self._count_up_to(at, stop, self._tokens)
             at, total = stop, total + size
         return total
 
     def _count_up_to(self, at: int, end: int, room: int) -> int:
         """Return the tokens that a text adds to the text before it; of a part of it if they are more than `room`.
 
-        A space belongs to the token of the word after it, so that of the text before is counted, but not the last one.
+        Of a long text the start is counted first: if that does not fit, the text does not. A space belongs to the token
+        of the word after it, so that of the text before is counted, but not the last one.
         """
         first, last = self._before_space(at), self._before_space(end)
-        part = first + max(1, room) * _MAX_CHARACTERS_PER_TOKEN
+        part = first + 1 + int(max(1, room) * self._characters_per_token * 1.5)
         while part < last:
             if (size := self._count(first, part)) > room:
                 return size

@@ -1,0 +1,160 @@
+"""Reader of documents in worker processes: a hostile file ends its worker, and never the run."""
+
+import asyncio
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Self
+
+import orjson
+
+from connectors.documents.document import PAGE_SEPARATOR, Document, PageKind
+from connectors.documents.frames import receive_frame, send_frame
+from connectors.media.document_types import DocumentError
+
+EXTRA = "pip install 'rowmill[documents]'"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLimits:
+    """What reading one document may take."""
+
+    seconds: int = 120
+    memory_bytes: int = 2 << 30
+    """Address space of a worker process, with its libraries (0.3 GB)."""
+    workers: int = 2
+    """Documents that are read at the same time."""
+
+
+class DocumentReader:
+    """Reads documents, a few at a time. Processes start with the first document and end with `close`."""
+
+    def __init__(self, limits: ReadLimits = ReadLimits()) -> None:
+        self._limits = limits
+        self._threads = ThreadPoolExecutor(limits.workers, "documents")
+        self._workers = [_Worker(limits) for _ in range(limits.workers)]
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+
+    async def __aenter__(self) -> Self:
+        """Return the reader."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close it."""
+        await self.close()
+
+    async def read(self, file: BinaryIO, pages: PageKind = "text", folder: Path | None = None) -> Document:
+        """Return an open file's document; DocumentError if it is none, broken, or needs more than the limits.
+
+        `pages`: `images` writes a PNG of each page of a PDF into `folder`, in place of its text.
+        """
+        # The thread may need the file for longer than a cancelled caller.
+        descriptor = os.dup(file.fileno())
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, descriptor, pages, folder)
+
+    def _read(self, descriptor: int, pages: PageKind, folder: Path | None) -> Document:
+        try:
+            worker = self._idle.get()
+            try:
+                return worker.read(descriptor, pages, folder)
+            finally:
+                self._idle.put(worker)
+        finally:
+            os.close(descriptor)
+
+    async def close(self) -> None:
+        """End the processes at once, and so whatever they read."""
+        for worker in self._workers:
+            worker.end()
+        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        for worker in self._workers:
+            worker.release()
+
+
+class _Worker:
+    """One worker process, replaced when it has ended. Its methods block."""
+
+    def __init__(self, limits: ReadLimits) -> None:
+        self._limits = limits
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: socket.socket | None = None
+        self._is_closed = False
+        self._starting = threading.Lock()
+
+    def read(self, descriptor: int, pages: PageKind, folder: Path | None) -> Document:
+        seconds = self._limits.seconds
+        request = {"pages": pages, "folder": None if folder is None else str(folder), "seconds": seconds}
+        connection = self._connected()
+        connection.settimeout(seconds)
+        began = time.monotonic()
+        try:
+            send_frame(connection, orjson.dumps(request), (descriptor,))
+            received = receive_frame(connection)
+        except TimeoutError as exc:
+            self.release()
+            raise DocumentError(f"is not read after {seconds} seconds; split it") from exc
+        except OSError:
+            received = None
+        if received is None:
+            raise DocumentError(self._why_it_ended(time.monotonic() - began))
+        reply, _ = received
+        if reply.get("is_last"):
+            self.release()
+        if "missing" in reply:
+            raise ImportError(f"{reply['missing']}; {EXTRA}")
+        if "error" in reply:
+            raise DocumentError(reply["error"])
+        texts = tuple(reply["pages"])
+        return Document(reply["media_type"], texts, PAGE_SEPARATOR.join(texts) if pages == "text" else None)
+
+    def _connected(self) -> socket.socket:
+        if self._process is not None and self._process.poll() is not None:
+            self.release()
+        if self._connection is None:
+            self._connection, theirs = socket.socketpair()
+            limits = (str(os.getpid()), str(self._limits.memory_bytes))
+            with theirs, self._starting:
+                if self._is_closed:
+                    raise DocumentError("was not read: the run has ended")
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "connectors.documents.worker", *limits],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+        return self._connection
+
+    def _why_it_ended(self, seconds: float) -> str:
+        process = self._process
+        code = None if process is None else process.wait()
+        self.release()
+        if code == -signal.SIGALRM:
+            return f"is not read after {seconds:.0f} seconds; split it"
+        reason = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+        return f"breaks its reader ({reason}): it is broken, or needs more than {self._limits.memory_bytes >> 20} MB"
+
+    def end(self) -> None:
+        """End the process, whatever it does; it is not replaced."""
+        with self._starting:
+            self._is_closed = True
+            if self._process is not None:
+                self._process.kill()
+
+    def release(self) -> None:
+        """End the process and close the connection to it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._connection is not None:
+            self._connection.close()
+        self._process = self._connection = None
