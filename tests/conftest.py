@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,7 +61,7 @@ class ScriptedProvider(ThreadedServer):
             if self.latency:
                 await asyncio.sleep(self.latency)
             scripted = self.script(path, body, count)
-            if asyncio.iscoroutine(scripted):
+            if inspect.isawaitable(scripted):
                 scripted = await scripted
             if isinstance(scripted, web.StreamResponse):
                 return scripted

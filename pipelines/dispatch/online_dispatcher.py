@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -327,12 +327,12 @@ class OnlineDispatcher:
         exchange.settled = settled_exchange(pending, outcome, charged, answers, group.unverified_changes(answers))
         if decision.stop_reason is not None:
             self.stop(decision.stop_reason)
-        error = outcome.error
-        results = outcome.answers if error is None else [error] * len(group.requests)
+        if outcome.error is not None:
+            outcome.answers = [outcome.error] * len(group.requests)
         reservation.keep_open()
         recording = self._ledger.settle(exchange.settled, day)
         self._recordings.add(recording)
-        recording.add_done_callback(partial(self._on_recorded, exchange, results, decision))
+        recording.add_done_callback(partial(self._on_recorded, exchange, outcome, decision))
         if self._releases_job_limit_early:
             self._release_job_limit(exchange)
         return recording
@@ -405,7 +405,7 @@ class OnlineDispatcher:
     def _on_recorded(
         self,
         exchange: Exchange,
-        results: Sequence[bytes | RowError | None],
+        outcome: ExchangeOutcome,
         decision: RetryDecision,
         recording: asyncio.Future[None],
     ) -> None:
@@ -421,17 +421,17 @@ class OnlineDispatcher:
             self._counters.rate_limited += settled.error_class == "rate_limit"
             if self.state.observer is not None:
                 self.state.observer.record_exchange(exchange.member, settled)
-            self._apply(exchange.group, results, decision)
+            self._apply(exchange.group, outcome, decision)
         except Exception as exc:  # noqa: BLE001 - the run raises it again
             self.state.fail(exc)
         finally:
             exchange.reservation.settle(None if settled is None else settled.cost)
             self._release(exchange, settled)
 
-    def _apply(self, group: RequestGroup, results: Sequence[bytes | RowError | None], decision: RetryDecision) -> None:
+    def _apply(self, group: RequestGroup, outcome: ExchangeOutcome, decision: RetryDecision) -> None:
         if decision.action == "resolve":
-            self.pending.resolve(group, results)
-            for again in group.unanswered(results):
+            self.pending.resolve(group, outcome.answers, outcome.values)
+            for again in group.unanswered(outcome.answers):
                 self.enqueue(again)
             return
         for again in self.state.setup_faults.split(group) if decision.action == "split" else (group,):

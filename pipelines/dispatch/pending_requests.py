@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from connectors.records import Request, RowError, is_rescued
+from connectors.records import Request, RowError, Values, is_rescued
 from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.dispatch_state import DispatchState
 from pipelines.dispatch.read_buffer import EARLY_READ_BYTES, ReadBuffer
@@ -193,10 +193,19 @@ class PendingRequests:
             outcome = Outcome(answer, None, attempts, self._run_id, now_us(), was_sent)
         self.deliver(request.fingerprint, outcome)
 
-    def resolve(self, group: RequestGroup, results: Sequence[bytes | RowError | None]) -> None:
-        """Give each request of a group its answer or its error, after an exchange; those without any wait on."""
+    def resolve(
+        self,
+        group: RequestGroup,
+        results: Sequence[bytes | RowError | None],
+        values: Sequence[Values | None] = (),
+    ) -> None:
+        """Give each request of a group its answer or its error, after an exchange; those without any wait on.
+
+        `values`: of the answers, if they were read already.
+        """
         route, now = group.route, now_us()
-        for request, result in zip(group.requests, results, strict=True):
+        step = self.counters.steps[route.step]
+        for request, result, read in zip(group.requests, results, values or [None] * len(results), strict=True):
             if result is None:
                 continue
             if route.packing is not None and (is_equal := route.packing.verify(request, result)) is not None:
@@ -205,10 +214,10 @@ class PendingRequests:
             answer, error = (None, result) if isinstance(result, RowError) else (result, None)
             rows, rescued = len(request.keys), error is not None and is_rescued(request, error)
             failed = error is not None and not rescued
-            self.counters.steps[route.step].record_outcome(request, failed=failed)
+            step.record_outcome(request, failed=failed)
             if not rescued:
                 self.record_settled(rows if failed or route.is_last_step else 0, failed=rows if failed else 0)
-            outcome = Outcome(answer, error, group.attempts, self._run_id, now, was_sent=True)
+            outcome = Outcome(answer, error, group.attempts, self._run_id, now, True, read)
             self.deliver(request.fingerprint, outcome)
 
     def resolve_with_error(self, group: RequestGroup, error: RowError) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from connectors.contracts import MalformedReply
-from connectors.records import NO_USAGE, ROW_ERROR_CLASSES, ErrorClass, Reply, RowError, Usage
+from connectors.records import NO_USAGE, ROW_ERROR_CLASSES, ErrorClass, Reply, RowError, Usage, Values
 from connectors.transport.client import RequestError
 from connectors.transport.error_replies import request_id, row_error
 from connectors.transport.reply_body import has_answer, web_page
@@ -28,6 +28,8 @@ class ExchangeOutcome:
     reply: Reply | None
     """None if no complete reply arrived: then `failure` says why."""
     failure: RequestError | None = None
+    values: Sequence[Values | None] = ()
+    """Of the answers, if they were read already; empty otherwise."""
 
     def retry_after(self, now: float) -> float | None:
         """Return the seconds after which the provider wants to be asked again; `now`: seconds since 1970."""
@@ -81,10 +83,13 @@ def _interpret(group: RequestGroup, reply: Reply | None, failure: RequestError |
     if (page := web_page(reply)) is not None:
         return ExchangeOutcome((), page, NO_USAGE, reply)
     requests = group.requests
-    packing = group.route.packing if group.is_packed else None
-    form = group.route.endpoint if packing is None else packing
+    endpoint, packing = group.route.endpoint, group.route.packing if group.is_packed else None
     try:
-        return ExchangeOutcome(form.answers(requests, reply), None, form.usage(requests, reply), reply)
+        if packing is None:
+            return ExchangeOutcome(endpoint.answers(requests, reply), None, endpoint.usage(requests, reply), reply)
+        found = packing.answers(requests, reply)
+        answers, values = zip(*(one or (None, None) for one in found), strict=True)
+        return ExchangeOutcome(answers, None, packing.usage(requests, reply), reply, values=values)
     except MalformedReply as exc:
         error = exc.error or RowError("malformed_reply", str(exc), reply.status, request_id=request_id(reply.headers))
         return ExchangeOutcome((), error, exc.usage, reply)

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from connectors.contracts import Endpoint, Provider
 from connectors.endpoints.conversation.structured_modes import StructuredMode
-from connectors.records import Request, RowError, record
+from connectors.records import Request, RowError, Values, record
 from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.packing.packing import Packing
 from pipelines.dispatch.read_buffer import LARGE_ANSWER_BYTES
@@ -168,6 +168,8 @@ class Outcome:
     """Microseconds since 1970, UTC."""
     was_sent: bool
     """Whether it took an exchange of this invocation."""
+    values: Values | None = None
+    """Of the answer, if they were read already."""
 
 
 @dataclass(slots=True)

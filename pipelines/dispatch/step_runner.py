@@ -655,10 +655,11 @@ class StepRunner:
                     chunk.asked[row] = True
             error = outcome.error
             if outcome.answer is not None:
-                follow_ups.has_answers, follow_ups.has_new_answers = (
-                    True,
-                    follow_ups.has_new_answers or outcome.was_sent,
-                )
+                follow_ups.has_answers = True
+                follow_ups.has_new_answers = follow_ups.has_new_answers or outcome.was_sent
+                if outcome.values is not None:
+                    read.append(ReadAnswer(request, rows, outcome.answer, outcome.values, outcome))
+                    continue
                 answer = await self._with_linked_files(route, request, outcome.answer)
                 values = answer if isinstance(answer, RowError) else endpoint.values(answer)
                 if isinstance(answer, bytes) and not isinstance(values, RowError):
@@ -689,12 +690,14 @@ class StepRunner:
         failures = self._check_answers(chunk, step, route, read, results)
         ended: list[tuple[bytes, list[int]]] = []
         for one in read:
-            failed = {row: failures[row] for row in one.rows if row in failures}
+            failed = {row: failures[row] for row in one.rows if row in failures} if failures else {}
             is_repaired = False
-            accepted = [row for row in one.rows if row not in failed]
+            accepted = [row for row in one.rows if row not in failed] if failed else one.rows
             if accepted:
-                write = partial(write_files, self._files_folder, partial(route.endpoint.files, one.answer))
-                await asyncio.to_thread(write) if len(one.answer) > LARGE_ANSWER_BYTES else write()
+                if len(one.answer) > LARGE_ANSWER_BYTES:
+                    await asyncio.to_thread(write_files, self._files_folder, partial(route.endpoint.files, one.answer))
+                else:
+                    write_files(self._files_folder, partial(route.endpoint.files, one.answer))
             for row in accepted:
                 results.values[row], results.answers[row] = one.values, one.request.fingerprint
                 results.done[row] = True

@@ -16,6 +16,7 @@ from connectors.endpoints.conversation.messages import Conversation
 from connectors.endpoints.conversation.output_columns import AnswerColumns, ReplyChoice
 from connectors.endpoints.conversation.packed_conversation import (
     PACKED_TEXT_DIGEST,
+    PackedAnswer,
     PackedConversation,
     PackOptions,
     check_packable,
@@ -53,6 +54,8 @@ REPAIR_PROMPT = (
 FORMER_REPAIR_PROMPT = "This answer does not fit: {problem}. Answer again, with nothing but JSON that fits the schema."
 """Still used if the conversation shows the schema; otherwise answers to it, which are paid for, are still found."""
 CHECK_REPAIR_PROMPT = "This answer does not meet a condition: {problem}\nAnswer again{form}."
+_TEXT_MARK = "\0the text of the row\0"
+"""Stands for the text in which rows differ."""
 SCHEMA_PROMPT = "Answer with nothing but JSON that fits this JSON Schema: {schema}"
 
 
@@ -203,6 +206,10 @@ class ConversationEndpoint(BaseEndpoint):
         self._last_reply: tuple[bytes, dict[str, Any], Sequence[ReplyChoice]] | None = None
         self.pack_options = step.pack
         self._constants = conversation.constant_messages()
+        self._varies_in_one_text = self._constants is not None and not templates and not self.media
+        self._around_text: tuple[bytes, bytes, int] | None = None
+        """If rows differ in one text: what their bodies have before and after it, and the tokens of all but the text;
+        None before the first row."""
         self._body_without_schema = plain_json({"model": step.model, **fixed, **step.extra_body}, where)
         self._model_output_tokens = largest_output(context.sent_models or (step.model,))
         if step.pack is not None:
@@ -220,7 +227,7 @@ class ConversationEndpoint(BaseEndpoint):
         Without `pack` it only reads replies.
         """
         constants = self._constants or []
-        before = constants if self._instruction is None else [self._instruction, *constants]
+        before = self._with_instruction(constants)
         return PackedConversation(
             self.pack_options or PackOptions(),
             self._wire_format,
@@ -255,7 +262,7 @@ class ConversationEndpoint(BaseEndpoint):
 
     def packed_answers(
         self, form: PackedConversation, group: Sequence[Request], reply: Reply
-    ) -> Sequence[bytes | None]:
+    ) -> Sequence[PackedAnswer | None]:
         """Return each row's answer as a reply to it alone would have it; None: to be requested again.
 
         MalformedReply as for `answers`.
@@ -266,12 +273,11 @@ class ConversationEndpoint(BaseEndpoint):
         choice = choices[0]
         text = None if choice.refusal else choice.text or choice.reasoning
         model = body.get("model")
-        return form.answers(
-            group,
-            text,
-            model if isinstance(model, str) else None,
-            lambda body: not isinstance(self._columns.values(self._wire_format.parse_choices(body)), RowError),
-        )
+        return form.answers(group, text, model if isinstance(model, str) else None, self._packed_values)
+
+    def _packed_values(self, answer: str) -> Values | RowError:
+        """Return what `values` returns for a reply with this answer."""
+        return self._columns.values((ReplyChoice(answer, "stop"),))
 
     def _find_output_bound(self, sent_models: Sequence[str]) -> int | None:
         values = [self._fixed.get(name) for name in self._wire_format.max_token_params]
@@ -279,6 +285,9 @@ class ConversationEndpoint(BaseEndpoint):
         bound = min(limits) if limits else largest_output(sent_models)
         count = self._fixed.get("n")
         return None if bound is None else bound * (count if isinstance(count, int) else 1)
+
+    def _with_instruction(self, messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        return messages if self._instruction is None else [self._instruction, *messages]
 
     def _schema_message(self) -> dict[str, str] | None:
         if self._typed is None or self._mode.way == "schema":
@@ -297,14 +306,36 @@ class ConversationEndpoint(BaseEndpoint):
             rendered = {name: part.render(row) for name, part in self._templates.items()} if self._templates else None
         except RenderError as exc:
             return RowError("input", str(exc))
-        if self._instruction is not None:
-            messages = [self._instruction, *messages]
-        body = {**self._fixed, self._wire_format.messages_key: self._wire_format.render_messages(messages)}
-        tokens = self._fixed_tokens
+        if self._varies_in_one_text and isinstance(text := messages[-1].get("content"), str):
+            return self._text_request(messages, text, key)
+        body, tokens = self._body(messages), self._fixed_tokens
         if rendered:
             body |= rendered
             tokens += sum(count_tokens(_text_or_json(value), self._tokenizer_model) for value in rendered.values())
-        return self._build_request(body, messages, tokens, pictures, key, None)
+        return self._build_request(body, self._with_instruction(messages), tokens, pictures, key, None)
+
+    def _body(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        rendered = self._wire_format.render_messages(self._with_instruction(messages))
+        return {**self._fixed, self._wire_format.messages_key: rendered}
+
+    def _text_request(self, messages: Sequence[Mapping[str, Any]], text: str, key: str) -> Request | RowError:
+        """Return the request of a row that differs from others in the text of the last message only.
+
+        What is the same for all rows is written and counted once.
+        """
+        if self._around_text is None:
+            marked = [*messages[:-1], {**messages[-1], "content": _TEXT_MARK}]
+            before, _, after = orjson.dumps(self._body(marked)).rpartition(orjson.dumps(_TEXT_MARK))
+            empty = self._with_instruction([*messages[:-1], {**messages[-1], "content": ""}])
+            self._around_text = before, after, self._fixed_tokens + chat_tokens(empty, self._tokenizer_model)
+        before, after, tokens = self._around_text
+        try:
+            body = before + orjson.dumps(text) + after
+        except TypeError as exc:
+            return _unwritable(exc)
+        fingerprint = request_fingerprint(self._tag, self.path, body, "" if self._step.reuse else key)
+        tokens += count_tokens(text, self._tokenizer_model)
+        return Request(fingerprint, body, tokens, self.output_bound, (key,))
 
     def _build_request(
         self,
@@ -319,7 +350,7 @@ class ConversationEndpoint(BaseEndpoint):
         try:
             raw_body = compact_copy(orjson.dumps(body))
         except TypeError as exc:
-            return RowError("input", f"the row's text cannot be written as UTF-8: {exc}")
+            return _unwritable(exc)
         sizes = {picture.name: picture.pixels for picture in pictures if picture.pixels is not None}
         return Request(
             fingerprint=request_fingerprint(self._tag, self.path, raw_body, "" if self._step.reuse else key),
@@ -454,6 +485,10 @@ def _has_error(error: Any) -> bool:
     if isinstance(error, Mapping):
         return any(error.values()) and error.get("code") not in (0, "0", 200, "200")
     return bool(error) and error is not True
+
+
+def _unwritable(exc: TypeError) -> RowError:
+    return RowError("input", f"the row's text cannot be written as UTF-8: {exc}")
 
 
 def _broken_off(choice: ReplyChoice, reply: Reply) -> RowError | None:

@@ -1,6 +1,5 @@
 """Several rows of a step in one conversation: which rows share a request, its body, and the answers in its reply."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -19,13 +18,20 @@ from connectors.endpoints.conversation.packed_requests import (
 from connectors.endpoints.conversation.structured_modes import StructuredMode
 from connectors.endpoints.conversation.structured_output import TypedOutput
 from connectors.errors import JobError, KeyPath
-from connectors.records import Request, compact_copy
+from connectors.records import Request, RowError, Values, compact_copy
 from connectors.tokens import chat_tokens, count_tokens
 
 MAX_ROWS = 1_000
 
+_ANSWER_MARK = "\0the answer\0"
+"""Stands for an answer in the body of a reply."""
+
 PACKED_TEXT_DIGEST = blake2b(b"packed texts", digest_size=16).digest()
 """Under which the structured mode of packed texts is learned; typed answers have a schema of their own."""
+
+
+PackedAnswer = tuple[bytes, Values]
+"""A row's answer as a reply to it alone would have it, and its values."""
 
 
 class PackOptions(FrozenModel):
@@ -120,6 +126,8 @@ class PackedConversation:
         )
         self._around_text = (b"", b"")
         """What the bodies of all rows begin and end with."""
+        self._around_answer: tuple[str | None, bytes, bytes] | None = None
+        """Model, and what the bodies of its answers begin and end with."""
         self._constant_tokens = schema_tokens + chat_tokens(self._constants, tokenizer_model)
 
     def groups(self, requests: Sequence[Request], rows: int) -> Iterator[tuple[Request, ...]]:
@@ -128,13 +136,13 @@ class PackedConversation:
         Repairs go alone.
         """
         pack: list[Request] = []
-        tokens = 0
+        tokens, most = 0, self._max_rows(rows)
         for request in requests:
             if request.repair_of is not None:
                 yield (request,)
                 continue
             row_tokens = max(0, request.input_tokens - self._single_tokens)
-            if pack and (tokens + row_tokens > self.options.tokens or not self._fits(len(pack) + 1, rows)):
+            if pack and (tokens + row_tokens > self.options.tokens or len(pack) >= most):
                 yield tuple(pack)
                 pack, tokens = [], 0
             pack.append(request)
@@ -142,17 +150,16 @@ class PackedConversation:
         if pack:
             yield tuple(pack)
 
-    def _fits(self, size: int, rows: int) -> bool:
-        """Return whether so many rows may share a request."""
-        if size > rows:
-            return False
+    def _max_rows(self, rows: int) -> int:
+        """Return how many rows may share a request, `rows` at most: the model must be able to answer them all."""
         if self._model_output_tokens is None or not self._own_output_tokens:
-            return True
-        return packed_output_tokens(max(self._own_output_tokens), size) <= self._model_output_tokens
+            return rows
+        own, limit = max(self._own_output_tokens), self._model_output_tokens
+        return next((size for size in range(rows, 1, -1) if packed_output_tokens(own, size) <= limit), 1)
 
     def request(self, group: Sequence[Request]) -> Request:
         """Return the packed request as it is sent, with its tokens: for limits and budget, and for the call."""
-        texts = [self._row_text(request) for request in group]
+        texts = [self._row_json(request) for request in group]
         content = packed_content(row_ids([request.fingerprint for request in group]), texts)
         messages = [*self._constants, {"role": "user", "content": content}]
         body = {**self._fixed, self._wire_format.messages_key: self._wire_format.render_messages(messages)}
@@ -169,36 +176,51 @@ class PackedConversation:
         group: Sequence[Request],
         text: str | None,
         model: str | None,
-        is_valid: Callable[[Mapping[str, Any]], bool],
-    ) -> list[bytes | None]:
+        values_of: Callable[[str], Values | RowError],
+    ) -> list[PackedAnswer | None]:
         """Return for each row the answer as a reply to it alone would have it; None: to be requested again.
 
-        `text` and `model`: of the reply; `is_valid`: whether the parsed body of a single reply has the step's columns.
+        `text` and `model`: of the reply; `values_of`: the values of an answer's text, or what is wrong with it.
         """
         ids = row_ids([request.fingerprint for request in group])
         found = read_packed_reply(text or "", ids, self._is_typed).answers
-        answers: list[bytes | None] = []
+        before, after = self._answer_template(model)
+        answers: list[PackedAnswer | None] = []
         for identity in ids:
-            body = self._wire_format.answer_body(found[identity], model) if identity in found else None
-            answers.append(None if body is None or not is_valid(body) else orjson.dumps(body))
+            answer = found.get(identity)
+            values = None if answer is None else values_of(answer)
+            if values is None or isinstance(values, RowError):
+                answers.append(None)
+            else:
+                answers.append((before + orjson.dumps(answer) + after, values))
         return answers
+
+    def _answer_template(self, model: str | None) -> tuple[bytes, bytes]:
+        """Return what the body of a reply has before and after its answer."""
+        if self._around_answer is None or self._around_answer[0] != model:
+            body = orjson.dumps(self._wire_format.answer_body(_ANSWER_MARK, model))
+            before, _, after = body.partition(orjson.dumps(_ANSWER_MARK))
+            self._around_answer = model, before, after
+        return self._around_answer[1:]
 
     def item(self, request: Request) -> dict[str, str]:
         """Return a row's part of a packed request."""
-        return {"id": row_ids([request.fingerprint])[0], "content": self._row_text(request)}
+        return {"id": row_ids([request.fingerprint])[0], "content": orjson.loads(self._row_json(request))}
 
-    def _row_text(self, request: Request) -> str:
-        """Return the text of the row's message, without reading the constant text around it more than once."""
+    def _row_json(self, request: Request) -> bytes:
+        """Return the text of the row's message as JSON, without reading the constant text around it more than once."""
         prefix, suffix = self._around_text
-        if prefix and request.body.startswith(prefix) and request.body.endswith(suffix):
-            with contextlib.suppress(orjson.JSONDecodeError):
-                text = orjson.loads(request.body[len(prefix) : -len(suffix)])
-                if isinstance(text, str):
-                    return text
-        sent = orjson.loads(request.body)[self._wire_format.messages_key]
-        text = sent if isinstance(sent, str) else sent[-1]["content"]
-        assert isinstance(text, str)
-        before, _, after = request.body.rpartition(orjson.dumps(text))
+        body = request.body
+        if prefix and body.startswith(prefix) and body.endswith(suffix):
+            text = body[len(prefix) : len(body) - len(suffix)]
+            # Within a JSON text every quote is escaped: what begins and ends with one is a whole text.
+            if len(text) > 1 and text[0] == text[-1] == ord('"'):
+                return text
+        sent = orjson.loads(body)[self._wire_format.messages_key]
+        content = sent if isinstance(sent, str) else sent[-1]["content"]
+        assert isinstance(content, str)
+        text = orjson.dumps(content)
+        before, _, after = body.rpartition(text)
         self._around_text = before, after
         return text
 

@@ -1,7 +1,6 @@
 """Packed requests: several rows in one conversation, and their answers found in its reply by id."""
 
 import json
-from base64 import b32encode
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,14 +8,15 @@ from typing import Any
 
 import orjson
 
-from connectors.transport.bounded_json import parse_json
+from connectors.transport.bounded_json import parse_json, replace_lone_surrogates
 
-ID_ALPHABET = b"abcdefghijkmnpqrstuvwxyz23456789"
+ID_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 """Five bits a character, without some that a model might confuse."""
 ID_CHARACTERS = 6
 """Length of an id: 30 bits, so that few requests need longer ones."""
 MAX_ID_CHARACTERS = 12
-_FROM_BASE32 = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", ID_ALPHABET)
+_PAIRS = tuple(first + second for first in ID_ALPHABET for second in ID_ALPHABET)
+"""The two characters of each ten bits."""
 ANSWERS_KEY = "answers"
 TEXT_KEY = "answer"
 """The property of an untyped answer."""
@@ -34,18 +34,21 @@ INSTRUCTION = (
 
 def row_ids(fingerprints: Sequence[bytes]) -> list[str]:
     """Return a short id for each request fingerprint, different from one another unless the fingerprints are equal."""
-    ids: list[str] = []
-    for characters in range(ID_CHARACTERS, MAX_ID_CHARACTERS + 1):
-        ids = [_id_text(fingerprint, characters) for fingerprint in fingerprints]
+    ids = [_short_id(fingerprint) for fingerprint in fingerprints]
+    for characters in range(ID_CHARACTERS + 1, MAX_ID_CHARACTERS + 1):
         if len(set(ids)) == len(ids):
             break
+        ids = [_long_id(fingerprint)[:characters] for fingerprint in fingerprints]
     return ids
 
 
-def packed_content(ids: Sequence[str], texts: Sequence[str]) -> str:
-    """Return the user message of a packed request: the instruction, then one JSON object a line for each row."""
-    lines = [orjson.dumps({"id": each, "content": text}).decode() for each, text in zip(ids, texts, strict=True)]
-    return "\n".join([INSTRUCTION, "", *lines])
+def packed_content(ids: Sequence[str], texts: Sequence[bytes]) -> str:
+    """Return the user message of a packed request: the instruction, then one JSON object a line for each row.
+
+    `texts`: of the rows, as JSON.
+    """
+    lines = [b'{"id":"%b","content":%b}' % (each.encode(), text) for each, text in zip(ids, texts, strict=True)]
+    return f"{INSTRUCTION}\n\n" + b"\n".join(lines).decode()
 
 
 def packed_schema(properties: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -75,20 +78,22 @@ def read_packed_reply(text: str, ids: Sequence[str], is_typed: bool) -> PackedRe
 
     Whether an answer fits the step's columns is for the caller to check.
     """
-    wanted, seen = Counter(ids), Counter[str]()
-    reply = PackedReply()
+    wanted = {identity for identity, count in Counter(ids).items() if count == 1}
+    seen, repeated = set[str](), set[str]()
+    answers: dict[str, str] = {}
     for item in packed_items(text):
         identity = item.get("id")
-        if not isinstance(identity, str) or wanted[identity] != 1:
+        if not isinstance(identity, str) or identity not in wanted:
             continue
-        seen[identity] += 1
+        if identity in seen:
+            repeated.add(identity)
+        seen.add(identity)
         answer = _answer_text(item, is_typed)
         if answer is not None:
-            reply.answers[identity] = answer
-    for identity, count in seen.items():
-        if count > 1:
-            reply.answers.pop(identity, None)
-    return reply
+            answers[identity] = answer
+    for identity in repeated:
+        answers.pop(identity, None)
+    return PackedReply(answers)
 
 
 def packed_items(text: str) -> Iterator[Mapping[str, Any]]:
@@ -105,6 +110,7 @@ def packed_items(text: str) -> Iterator[Mapping[str, Any]]:
 
 def _scanned_items(text: str) -> Iterator[Mapping[str, Any]]:
     """Yield the items of the last list `answers` in a text, up to the first that is incomplete."""
+    text = replace_lone_surrogates(text)
     decoder = json.JSONDecoder(strict=False)
     start = text.rfind(f'"{ANSWERS_KEY}"')
     position = text.find("[", start) + 1
@@ -130,8 +136,14 @@ def _answer_text(item: Mapping[str, Any], is_typed: bool) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _id_text(fingerprint: bytes, characters: int) -> str:
-    return b32encode(fingerprint[:8])[:characters].translate(_FROM_BASE32).decode()
+def _short_id(fingerprint: bytes) -> str:
+    bits = int.from_bytes(fingerprint[:4], "big")
+    return _PAIRS[bits >> 22] + _PAIRS[bits >> 12 & 1023] + _PAIRS[bits >> 2 & 1023]
+
+
+def _long_id(fingerprint: bytes) -> str:
+    bits = int.from_bytes(fingerprint[:8], "big")
+    return "".join(_PAIRS[bits >> shift & 1023] for shift in range(54, 0, -10))
 
 
 def _strict_object(properties: Mapping[str, Any]) -> dict[str, Any]:

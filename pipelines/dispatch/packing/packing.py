@@ -6,7 +6,7 @@ from typing import Any
 
 from connectors.contracts import Endpoint
 from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
-from connectors.endpoints.conversation.packed_conversation import PackedConversation, PackOptions
+from connectors.endpoints.conversation.packed_conversation import PackedAnswer, PackedConversation, PackOptions
 from connectors.endpoints.conversation.structured_modes import StructuredMode
 from connectors.records import ROW_ERROR_CLASSES, Call, Reply, Request, RowError, Usage
 from pipelines.dispatch.packing.agreement import PackAgreement, answers_agree, compared_columns, is_verified
@@ -95,7 +95,7 @@ class Packing:
         """Return the HTTP exchange of a packed request."""
         return Call("POST", self._endpoint.path, packed.body)
 
-    def answers(self, group: Sequence[Request], reply: Reply) -> Sequence[bytes | None]:
+    def answers(self, group: Sequence[Request], reply: Reply) -> Sequence[PackedAnswer | None]:
         """Return each row's answer from a 2xx reply as if it had been requested alone; None: to be requested again.
 
         MalformedReply as for a single request.
@@ -105,7 +105,7 @@ class Packing:
             return answers
         for place, (request, answer) in enumerate(zip(group, answers, strict=True)):
             if answer is not None and self.is_verified(request):
-                self._add_unverified(request.fingerprint, answer)
+                self._add_unverified(request.fingerprint, answer[0])
                 answers[place] = None
         return answers
 

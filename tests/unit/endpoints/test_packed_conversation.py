@@ -1,6 +1,7 @@
 """The packed form of a step's requests: groups, body, bounds, and the answers of a reply."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -8,10 +9,12 @@ import pytest
 
 from connectors.endpoints.chat import ChatCompletionsFormat
 from connectors.endpoints.conversation.openai_responses import OpenAIResponsesFormat
+from connectors.endpoints.conversation.output_columns import ReplyChoice
 from connectors.endpoints.conversation.packed_conversation import PackedConversation, PackOptions
 from connectors.endpoints.conversation.packed_requests import packed_output_tokens, packed_schema, row_ids
+from connectors.endpoints.conversation.reference_responses import ReferenceResponsesFormat
 from connectors.endpoints.conversation.structured_modes import StructuredMode
-from connectors.records import Request
+from connectors.records import Request, RowError
 
 SYSTEM = {"role": "system", "content": "You label support tickets."}
 TOPIC = {"topic": {"type": "string", "enum": ["billing", "bug"]}}
@@ -101,16 +104,10 @@ def test_answers_are_those_of_single_replies() -> None:
     group = (single("a"), single("b"))
     first, second = row_ids([one.fingerprint for one in group])
     text = json.dumps({"answers": [{"id": second, "topic": "bug"}, {"id": first, "topic": "billing"}]})
-    answers = packed().answers(group, text, "m-2026", lambda answer: True)
-    assert [orjson.loads(answer or b"null") for answer in answers] == [
-        {
-            "object": "chat.completion",
-            "model": "m-2026",
-            "choices": [
-                {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"},
-            ],
-        }
-        for content in ('{"topic":"billing"}', '{"topic":"bug"}')
+    answers = packed().answers(group, text, "m-2026", lambda answer: (answer,))
+    contents = ('{"topic":"billing"}', '{"topic":"bug"}')
+    assert answers == [
+        (orjson.dumps(ChatCompletionsFormat().answer_body(content, "m-2026")), (content,)) for content in contents
     ]
 
 
@@ -118,9 +115,16 @@ def test_a_row_without_a_valid_answer_has_none() -> None:
     group = (single("a"), single("b"))
     first, second = row_ids([one.fingerprint for one in group])
     text = json.dumps({"answers": [{"id": first, "topic": "???"}, {"id": second, "topic": "bug"}]})
-    answers = packed().answers(group, text, None, lambda body: "???" not in str(body))
+    wrong = RowError("invalid_answer", "no such topic")
+    answers = packed().answers(group, text, None, lambda answer: wrong if "???" in answer else (answer,))
     assert [answer is None for answer in answers] == [True, False]
-    assert packed().answers(group, None, None, lambda answer: True) == [None, None]
+    assert packed().answers(group, None, None, lambda answer: (answer,)) == [None, None]
+
+
+@pytest.mark.parametrize("form", [ChatCompletionsFormat(), OpenAIResponsesFormat(True), ReferenceResponsesFormat()])
+def test_an_answer_is_read_as_its_reply_would_be(form: Any) -> None:
+    (choice,) = form.parse_choices(form.answer_body('the "answer"', "m"))
+    assert replace(choice, tool_calls=tuple(choice.tool_calls)) == ReplyChoice('the "answer"', "stop")
 
 
 def test_responses_are_packed_in_their_own_format() -> None:
@@ -137,9 +141,9 @@ def test_responses_are_packed_in_their_own_format() -> None:
     assert '"content":"text 2"' in body["input"]
     first, _ = row_ids([one.fingerprint for one in requests])
     text = json.dumps({"answers": [{"id": first, "answer": "yes"}]})
-    answer, missing = form.answers(requests, text, "m", lambda answer: True)
+    answer, missing = form.answers(requests, text, "m", lambda answer: (answer,))
     assert missing is None
-    assert json.loads(answer or b"")["output"][0]["content"][0]["text"] == "yes"
+    assert answer == (orjson.dumps(OpenAIResponsesFormat(True).answer_body("yes", "m")), ("yes",))
 
 
 @pytest.mark.parametrize("options", [{"rows": 0}, {"tokens": 0}, {"verify": 1.5}, {"agreement": -1}, {"row": 5}])

@@ -25,11 +25,17 @@ FINGERPRINTS = [bytes([number]) * 16 for number in range(1, 21)]
 def test_ids_are_short_and_made_of_clear_characters() -> None:
     ids = row_ids(FINGERPRINTS)
     assert len(set(ids)) == 20
-    assert all(len(each) <= MAX_ID_CHARACTERS and set(each) <= set(ID_ALPHABET.decode()) for each in ids)
+    assert all(len(each) <= MAX_ID_CHARACTERS and set(each) <= set(ID_ALPHABET) for each in ids)
 
 
 def test_an_id_depends_on_the_fingerprint_and_not_on_the_place() -> None:
     assert row_ids(FINGERPRINTS[::-1]) == row_ids(FINGERPRINTS)[::-1]
+
+
+def test_ids_stay_as_they_are_in_batches_under_way() -> None:
+    fingerprints = [bytes(range(16)), bytes(range(240, 256))]
+    assert row_ids(fingerprints) == ["aaasea", "8d29f6"]
+    assert row_ids([fingerprints[0], fingerprints[0][:5] + b"." * 11]) == ["aaasea2ea", "aaasea2ef"]
 
 
 def test_ids_grow_until_they_differ() -> None:
@@ -41,7 +47,8 @@ def test_ids_grow_until_they_differ() -> None:
 
 
 def test_the_message_has_one_json_object_a_line() -> None:
-    lines = packed_content(["abc", "def"], ["two\nlines", 'a "quote"']).splitlines()[-2:]
+    texts = [orjson.dumps(text) for text in ("two\nlines", 'a "quote"')]
+    lines = packed_content(["abc", "def"], texts).splitlines()[-2:]
     assert [json.loads(line) for line in lines] == [
         {"id": "abc", "content": "two\nlines"},
         {"id": "def", "content": 'a "quote"'},
@@ -115,6 +122,11 @@ def test_answers_in_a_fence_with_prose_around_are_found() -> None:
 
 def test_a_list_without_its_object_is_read() -> None:
     assert read_packed_reply('[{"id": "abc", "answer": "one"}]', ["abc"], is_typed=False).answers == {"abc": "one"}
+
+
+def test_half_a_surrogate_pair_in_a_cut_reply_is_replaced() -> None:
+    text = '{"answers": [{"id": "abc", "answer": "odd \\ud83d"}, {"id": "def", "ans'
+    assert read_packed_reply(text, ["abc", "def"], is_typed=False).answers == {"abc": "odd \ufffd"}
 
 
 def test_text_without_answers_has_none() -> None:
