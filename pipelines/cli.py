@@ -26,6 +26,7 @@ COMMANDS = {
     "schema": "pipelines.commands.validate",
     "init": "pipelines.commands.init",
     "control": "pipelines.commands.control",
+    "watch": "pipelines.commands.watch",
     "status": "pipelines.commands.status",
     "errors": "pipelines.commands.status",
     "usage": "pipelines.commands.status",

@@ -27,7 +27,10 @@ LAYERS = (
     ("pipelines.reporting",),
     ("pipelines.maintenance", "pipelines.schedule"),
     ("pipelines.execution",),
-    ("pipelines.cli", "pipelines.experiments", "pipelines.planning", "pipelines.python_api"),
+    (
+        *("pipelines.cli", "pipelines.dashboard", "pipelines.experiments", "pipelines.planning"),
+        "pipelines.python_api",
+    ),
     ("pipelines.commands",),
 )
 """Packages and top-level modules, lowest layer first: a package imports only from layers below its own."""

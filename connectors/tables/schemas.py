@@ -22,6 +22,8 @@ _FAILURE = (
     pa.field("failed_at", pa.timestamp("us", "UTC")),
     pa.field("fingerprint", pa.string()),
 )
+FAILURE_COLUMNS = len(_FAILURE)
+"""Columns of the errors table after those of the key."""
 
 _USAGE = pa.schema(
     [

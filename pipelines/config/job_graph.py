@@ -97,11 +97,15 @@ def sinks_by_job(loaded: LoadedJob) -> Mapping[str, Sink | None]:
     return sinks
 
 
-def empty_sink(loaded: LoadedJob) -> Sink:
-    """Return the job's sink without the columns of its tables, for reading what is there."""
+def empty_sink(loaded: LoadedJob, longest_hold: float | None = None) -> Sink:
+    """Return the job's sink without the columns of its tables, for reading what is there.
+
+    `longest_hold`: seconds to wait for another process that holds its file; None: as the job's runs do.
+    """
     job = loaded.job
     shape = TableShape((), results_schema((), (), ()), errors_schema(()), job.sink.write)
-    return job.sink.open(shape, loaded.workspace.folder, job.retry.longest_hold)
+    hold = job.retry.longest_hold if longest_hold is None else longest_hold
+    return job.sink.open(shape, loaded.workspace.folder, hold)
 
 
 def render_graph(jobs: Sequence[GraphJob]) -> str:

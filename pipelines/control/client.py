@@ -18,9 +18,12 @@ REPLY_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 
 
-def send_request(state: Path, job: str, request: ControlRequest) -> ControlReply:
-    """Send a request to the run of a job in this state folder, and return its reply; JobError if there is no run."""
-    with contextlib.closing(_connect(state, job)) as connection:
+def send_request(state: Path, job: str, request: ControlRequest, start_seconds: float = START_SECONDS) -> ControlReply:
+    """Send a request to the run of a job in this state folder, and return its reply; JobError if there is no run.
+
+    `start_seconds`: how long to wait for a run that is starting.
+    """
+    with contextlib.closing(_connect(state, job, start_seconds)) as connection:
         try:
             connection.sendall(request.to_line())
             reply = ControlReply.from_line(_read_line(connection))
@@ -30,8 +33,8 @@ def send_request(state: Path, job: str, request: ControlRequest) -> ControlReply
     return reply
 
 
-def _connect(state: Path, job: str) -> socket.socket:
-    path, deadline = socket_path(state, job), time.monotonic() + START_SECONDS
+def _connect(state: Path, job: str, start_seconds: float) -> socket.socket:
+    path, deadline = socket_path(state, job), time.monotonic() + start_seconds
     while is_running(state, job):
         try:
             return connect(path, REPLY_SECONDS)

@@ -16,9 +16,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
-import orjson
-
-from connectors.records import RowError
 from pipelines.ledger.answer_files import AnswerFiles
 from pipelines.ledger.entries import PendingExchange, SettledExchange, StoredAnswer
 from pipelines.ledger.ledger_file import (
@@ -30,6 +27,7 @@ from pipelines.ledger.ledger_file import (
     open_ledger_file,
     place_without_overwriting,
 )
+from pipelines.ledger.ledger_reader import answer_with_request, parse_error
 from pipelines.ledger.write_batch import WriteBatch
 
 T = TypeVar("T")
@@ -176,21 +174,14 @@ class Ledger:
                 )
         in_files = self.files.read({fingerprint: file for fingerprint, _, file, *_ in rows if file is not None})
         return {
-            fingerprint: StoredAnswer(in_files.get(fingerprint, reply), _parse_error(error), run_id, at)
+            fingerprint: StoredAnswer(in_files.get(fingerprint, reply), parse_error(error), run_id, at)
             for fingerprint, reply, _, error, run_id, at in rows
             if reply is not None or error is not None or fingerprint in in_files
         }
 
     def get_with_request(self, fingerprint: bytes) -> StoredAnswer | None:
         """Return one answer with its request as it was sent."""
-        for reply, file, error, run_id, at, request in self.query(
-            "select a.reply, a.file, a.error, l.run_id, a.at, a.request from answers a join legs l on l.id = a.leg "
-            "where a.fingerprint = ?",
-            (fingerprint,),
-        ):
-            whole = reply if file is None else self.files.read({fingerprint: file}).get(fingerprint)
-            return StoredAnswer(whole, _parse_error(error), run_id, at, request)
-        return None
+        return answer_with_request(self.query, self.files, fingerprint)
 
     # Runs, commits and other tables.
 
@@ -370,10 +361,3 @@ def _settle_unknown(db: sqlite3.Connection, batch: WriteBatch, condition: str, v
             None,
         )
     return [reserved or 0 for *_, reserved, _ in rows]
-
-
-def _parse_error(text: str | None) -> RowError | None:
-    if text is None:
-        return None
-    fields: Mapping[str, Any] = orjson.loads(text)
-    return RowError(**fields)

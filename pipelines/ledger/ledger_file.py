@@ -117,16 +117,21 @@ def open_ledger_file(path: Path, durability: Durability = "process") -> sqlite3.
         if version < VERSION:
             _migrate(db)
         elif version > VERSION:
-            raise JobError(
-                path,
-                f"this ledger was written by a newer Rowmill (schema {version}, known here: {VERSION})",
-                "upgrade with: pip install --upgrade rowmill",
-            )
+            raise newer_ledger(path, version)
         if is_new and durability == "power":
             sync_folders(path.parent, path.parent.parent)
     except (sqlite3.DatabaseError, OSError) as exc:
         raise ledger_error(path, exc) from exc
     return db
+
+
+def newer_ledger(path: Path, version: int) -> JobError:
+    """Return the error for a ledger of a version that is not known here."""
+    return JobError(
+        path,
+        f"this ledger was written by a newer Rowmill (schema {version}, known here: {VERSION})",
+        "upgrade with: pip install --upgrade rowmill",
+    )
 
 
 def enable_wal(db: sqlite3.Connection, timeout_seconds: float) -> None:

@@ -14,6 +14,7 @@ from connectors.tables.schemas import usage_schema
 from connectors.templating.row_values import column_values
 from pipelines.ledger.entries import StoredAnswer
 from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.ledger_reader import ReadableLedger
 from pipelines.pricing.prices import usd
 
 USAGE_ROWS = 50_000
@@ -88,7 +89,7 @@ class SourceRows:
     """Source keys of the latter."""
 
 
-def childless_rows(ledger: Ledger, job: str, sink: str) -> Iterator[tuple[str, str]]:
+def childless_rows(ledger: ReadableLedger, job: str, sink: str) -> Iterator[tuple[str, str]]:
     """Yield (key as text, row fingerprint) of the source rows that are done without any result."""
     yield from ledger.stream("select key, fingerprint from childless_rows where job = ? and sink = ?", (job, sink))
 

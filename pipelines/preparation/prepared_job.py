@@ -27,7 +27,7 @@ from pipelines.config.sql_predicate import Predicate
 from pipelines.config.steps.local_steps import LocalStep
 from pipelines.config.workspace import Workspace, combined_provider
 from pipelines.config.workspace_file import LOCAL
-from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.ledger_reader import ReadableLedger
 from pipelines.preparation.local_steps import PreparedLocalStep, prepare_local_step
 from pipelines.preparation.row_selection import RowSelection, select_rows
 from pipelines.preparation.rung_checks import check_rung, located_in_rung, vector_size
@@ -190,7 +190,7 @@ def no_sink_types(ready: PreparedJob) -> Mapping[str, str]:
 @contextlib.contextmanager
 def prepare_job(
     loaded: LoadedJob,
-    ledger: Ledger | None = None,
+    ledger: ReadableLedger | None = None,
     local_url: str | None = None,
     exact_tokens: bool = False,
     sink_types: Callable[[PreparedJob], Mapping[str, str]] = no_sink_types,
@@ -269,7 +269,7 @@ def rung_column(step: str) -> str:
     return f"{step}_rung"
 
 
-def with_learned_facts(ready: PreparedJob, ledger: Ledger) -> PreparedJob:
+def with_learned_facts(ready: PreparedJob, ledger: ReadableLedger) -> PreparedJob:
     """Assemble the job again after the ledger has learned embedding dimensions; the source stays open."""
     return _assemble(ready.inputs, ready.reader, ledger)
 
@@ -285,7 +285,7 @@ def _open_source(
     return SourceReader(job.source, context, null_types)
 
 
-def _assemble(inputs: Inputs, reader: SourceReader, ledger: Ledger | None) -> PreparedJob:
+def _assemble(inputs: Inputs, reader: SourceReader, ledger: ReadableLedger | None) -> PreparedJob:
     """Build steps, row selection, table shape and sink over the columns of an open source."""
     loaded, job = inputs.loaded, inputs.loaded.job
     every_step = prepare_steps(
@@ -555,7 +555,7 @@ def _config_digest(steps: Sequence[AnyPreparedStep]) -> bytes:
     return digest.digest()
 
 
-def _structured_mode(ledger: Ledger | None, provider: Provider, step: StepConfig) -> str | None:
+def _structured_mode(ledger: ReadableLedger | None, provider: Provider, step: StepConfig) -> str | None:
     if ledger is None or step.schema_digest is None:
         return None
     found = ledger.query(
@@ -565,7 +565,7 @@ def _structured_mode(ledger: Ledger | None, provider: Provider, step: StepConfig
     return str(found[0][0]) if found else None
 
 
-def _embedding_facts(ledger: Ledger | None, provider: Provider, model: str) -> EmbeddingFacts:
+def _embedding_facts(ledger: ReadableLedger | None, provider: Provider, model: str) -> EmbeddingFacts:
     if ledger is None:
         return EmbeddingFacts()
     key = (provider.tag, model)

@@ -13,7 +13,7 @@ from connectors.sql import query_connection
 from connectors.templating.row_values import row_values
 from connectors.transport.bounded_json import parse_json
 from pipelines.config.loaded_job import LoadedJob
-from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.ledger_reader import ReadableLedger
 from pipelines.ledger.projection import childless_rows
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, prepare_job
 from pipelines.preparation.row_selection import key_text
@@ -27,13 +27,18 @@ SHOWN_NUMBERS = 8
 
 def row_history(loaded: LoadedJob, key: str) -> dict[str, Any]:
     """Return the row, the request and reply of each step, every exchange with its key, its result and its errors."""
-    workspace = loaded.workspace
-    with open_workspace_ledger(workspace) as ledger, prepare_job(loaded, ledger) as ready:
+    with open_workspace_ledger(loaded.workspace) as ledger:
+        return recorded_history(loaded, key, ledger)
+
+
+def recorded_history(loaded: LoadedJob, key: str, ledger: ReadableLedger) -> dict[str, Any]:
+    """Return the same from an open ledger."""
+    with prepare_job(loaded, ledger) as ready:
         ready.selection.load_sink_state(
             ready.sink if ready.sink.exists() else None, childless_rows(ledger, ready.job.name, ready.sink_name)
         )
         row = ready.selection.lookup(key)
-        history = _exchanges(ledger, ready.job.name, key)
+        history = row_exchanges(ledger, ready.job.name, key)
         result, errors = _current_outcome(ready, key)
         if row is None and not history and result is None:
             raise DataError(loaded.path, f"no row has the key {key}", f"keys are those of {', '.join(ready.shape.key)}")
@@ -50,7 +55,7 @@ def row_history(loaded: LoadedJob, key: str) -> dict[str, Any]:
 
 
 def _steps(
-    ready: PreparedJob, ledger: Ledger, row: pa.Table, result: Any, key: str, shared_steps: Collection[str]
+    ready: PreparedJob, ledger: ReadableLedger, row: pa.Table, result: Any, key: str, shared_steps: Collection[str]
 ) -> list[dict[str, Any]]:
     """Return what each step requested and got; `shared_steps`: those in which other rows shared an exchange."""
     steps: list[dict[str, Any]] = []
@@ -82,7 +87,7 @@ def _shared_steps(history: list[dict[str, Any]]) -> Collection[str]:
 
 
 def _with_repairs(
-    ledger: Ledger, step: PreparedStep, first: Request, row: pa.Table, result: dict[str, Any]
+    ledger: ReadableLedger, step: PreparedStep, first: Request, row: pa.Table, result: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """The request and, if its answer did not fit the schema or failed a check, the repair turns that followed."""
     name, endpoint = step.model.name, step.endpoint
@@ -152,7 +157,8 @@ def shorten_reply(reply: bytes) -> Any:
         return {"length": len(numbers), "first": [round(float(n), 6) for n in numbers[:SHOWN_NUMBERS]]}
 
 
-def _exchanges(ledger: Ledger, job: str, key: str) -> list[dict[str, Any]]:
+def row_exchanges(ledger: ReadableLedger, job: str, key: str) -> list[dict[str, Any]]:
+    """Return the exchanges of a row in a job, oldest first."""
     names = (
         "run_id", "step", "model", "attempt", "http_status", "error_class", "message", "cost_usd", "started_at",
         "latency_ms", "request_id", "rows",

@@ -43,7 +43,7 @@ def format_status(rows: Sequence[Mapping[str, Any]], now: datetime) -> "Renderab
             "rows done": "" if row["rows"] is None else f"{row['rows_ok']:,}/{row['rows']:,}",
             "failed": row["rows_failed"],
             "cost_usd": row["cost_usd"],
-            "started": _age(now - datetime.fromisoformat(row["started"])),
+            "started": format_age(now - datetime.fromisoformat(row["started"])),
         }
         for row in rows
     ]
@@ -107,7 +107,8 @@ def _note(row: Mapping[str, Any]) -> str:
     return "\n".join(map(escape_control_characters, notes))
 
 
-def _age(age: timedelta) -> str:
+def format_age(age: timedelta) -> str:
+    """Format how long ago something was: `5 min ago`."""
     if age < -timedelta(minutes=1):
         return "in the future"  # The clock was wrong then, or is now.
     seconds = max(0, int(age.total_seconds()))

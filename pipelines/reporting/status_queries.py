@@ -1,5 +1,6 @@
 """Status, errors and usage as rows, read from the ledger and the sink."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import duckdb
 import orjson
 
+from connectors.contracts import Sink
 from connectors.sql import identifier, identifier_list
-from connectors.tables.schemas import failure_names
+from connectors.tables.schemas import FAILURE_COLUMNS, failure_names
 from connectors.templating.row_values import row_values
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace import Workspace
 from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.ledger_reader import LedgerReader, ReadableLedger
 from pipelines.monitoring.run_heartbeat import read_heartbeat
 from pipelines.preparation.prepared_job import prepare_job
 from pipelines.pricing.prices import usd
@@ -31,49 +34,87 @@ def existing_ledger(workspace: Workspace) -> Ledger | None:
     return Ledger(path, workspace.durability) if path.exists() else None
 
 
+def ledger_reader(workspace: Workspace) -> LedgerReader | None:
+    """Open the workspace's ledger for reading; None if nothing was ever run there."""
+    path = workspace.state / "ledger.sqlite"
+    return LedgerReader(path) if path.exists() else None
+
+
 def job_statuses(workspace: Workspace, name: str | None = None) -> Rows:
     """Return the last run of each job of the workspace, or of the job with this name."""
-    ledger = existing_ledger(workspace)
+    ledger = ledger_reader(workspace)
     if ledger is None:
         return []
-    rows: Rows = []
-    for job_name, run_id, state, started_at, ended_at, exit_code, stopped, report in ledger.query(
+    with ledger:
+        rows: Rows = []
+        for run in last_runs(ledger, name):
+            under_way = is_running(workspace.state, run.job)
+            live = read_heartbeat(workspace.state, run.job) if under_way else None
+            ((requests, cost),) = ledger.query(
+                f"select count(*), {COST} from exchanges e join legs l on l.id = e.leg where l.run_id = ?",
+                (run.run_id,),
+            )
+            rows.append(job_status(run, under_way, live, requests, cost))
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRun:
+    """A run as the ledger has it."""
+
+    job: str
+    run_id: str
+    state: str
+    started_at: int
+    """Microseconds since 1970, as `ended_at`."""
+    ended_at: int | None
+    exit_code: int | None
+    stopped: str | None
+    report: str | None
+    """The report of its last invocation in JSON."""
+
+
+def last_runs(ledger: ReadableLedger, name: str | None = None) -> Sequence[RecordedRun]:
+    """Return the newest run of each job, or of the job with this name, in the order of the names."""
+    rows = ledger.query(
         "select job, run_id, state, started_at, ended_at, exit_code, stopped, report from runs last "
         f"where run_id = (select run_id from runs r where r.job = last.job order by {NEWEST_FIRST} limit 1) "
         "and (? is null or job = ?) "
         "order by job",
         (name, name),
-    ):
-        last: dict[str, Any] = {} if report is None else orjson.loads(report)
-        under_way = is_running(ledger.path.parent, job_name)
-        live = (read_heartbeat(ledger.path.parent, job_name) if under_way else None) or {}
-        ((requests, cost),) = ledger.query(
-            f"select count(*), {COST} from exchanges e join legs l on l.id = e.leg where l.run_id = ?", (run_id,)
-        )
-        rows.append(
-            {
-                "job": job_name,
-                "run_id": run_id,
-                "state": "running" if under_way else state,
-                "started": iso_time(started_at),
-                "ended": None if ended_at is None or under_way else iso_time(ended_at),
-                "exit_code": None if under_way else exit_code,
-                "rows": live.get("rows", last.get("rows")),
-                "rows_ok": live["rows_done"] - live["rows_failed"] if live else last.get("rows_ok"),
-                "rows_failed": live.get("rows_failed", last.get("rows_failed")),
-                "rows_left": live["rows"] - live["rows_done"] if live else last.get("rows_left"),
-                "requests": requests,
-                "cost_usd": None if cost is None else usd(cost),
-                "stopped": None if under_way else stopped,
-                "share_done": live.get("share_done"),
-                "seconds_left": live.get("seconds_left"),
-                "held": live.get("held"),
-                "paused_since": live.get("paused_since"),
-                "bound_by": live.get("bound_by") or (last.get("times") or {}).get("bound_by"),
-            }
-        )
-    ledger.close()
-    return rows
+    )
+    return [RecordedRun(*row) for row in rows]
+
+
+def job_status(
+    run: RecordedRun, under_way: bool, live: Mapping[str, Any] | None, requests: int, cost: int | None
+) -> dict[str, Any]:
+    """Return the status of a job by its newest run: of all its invocations `requests` and `cost`, in pico-dollars.
+
+    `live`: the figures of an invocation that is `under_way`.
+    """
+    last: dict[str, Any] = {} if run.report is None else orjson.loads(run.report)
+    live = live or {}
+    return {
+        "job": run.job,
+        "run_id": run.run_id,
+        "state": "running" if under_way else run.state,
+        "started": iso_time(run.started_at),
+        "ended": None if run.ended_at is None or under_way else iso_time(run.ended_at),
+        "exit_code": None if under_way else run.exit_code,
+        "rows": live.get("rows", last.get("rows")),
+        "rows_ok": live["rows_done"] - live["rows_failed"] if live else last.get("rows_ok"),
+        "rows_failed": live.get("rows_failed", last.get("rows_failed")),
+        "rows_left": live["rows"] - live["rows_done"] if live else last.get("rows_left"),
+        "requests": requests,
+        "cost_usd": None if cost is None else usd(cost),
+        "stopped": None if under_way else run.stopped,
+        "share_done": live.get("share_done"),
+        "seconds_left": live.get("seconds_left"),
+        "held": live.get("held"),
+        "paused_since": live.get("paused_since"),
+        "bound_by": live.get("bound_by") or (last.get("times") or {}).get("bound_by"),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +130,23 @@ class FailedRows:
 
 def failed_rows(loaded: LoadedJob, limit: int) -> FailedRows:
     """Read the errors table of a job."""
-    with prepare_job(loaded) as ready, duckdb.connect() as db:
-        if not ready.sink.exists():
-            return FailedRows([], 0, [])
-        ready.sink.attach(db)
-        source = ready.sink.errors_sql()
-        names = {name: identifier(actual) for name, actual in failure_names(ready.shape.key).items()}
+    with prepare_job(loaded) as ready:
+        return FailedRows([], 0, []) if not ready.sink.exists() else read_errors(ready.sink, limit)
+
+
+def read_errors(sink: Sink, limit: int) -> FailedRows:
+    """Read the errors table of an existing sink."""
+    with duckdb.connect() as db:
+        sink.attach(db)
+        source = sink.errors_sql()
+        every = db.sql(f"select * from {source}").columns
+        # The key comes first.
+        key = every[: len(every) - FAILURE_COLUMNS]
+        names = {name: identifier(actual) for name, actual in failure_names(key).items()}
         columns = ", ".join(names[name] for name in ("step", "error_class", "http_status", "attempts", "message"))
         rows: Rows = row_values(
             db.sql(
-                f"select {identifier_list(ready.shape.key)}, {columns} from {source} "
+                f"select {identifier_list(key)}, {columns} from {source} "
                 f"order by {names['failed_at']}, {names['step']} limit {limit}"
             ).to_arrow_table()
         )
@@ -111,13 +159,13 @@ def failed_rows(loaded: LoadedJob, limit: int) -> FailedRows:
             .to_arrow_table()
             .to_pylist()
         )
-        ready.sink.detach(db)
-        return FailedRows(rows, sum(int(str(group["rows"])) for group in groups), groups)
+        sink.detach(db)
+    return FailedRows(rows, sum(int(str(group["rows"])) for group in groups), groups)
 
 
 def usage_totals(workspace: Workspace, name: str | None, by: str) -> Rows:
     """Sum up exchanges by job, step, model or day; those without a price are `unpriced` and not in `cost_usd`."""
-    ledger = existing_ledger(workspace)
+    ledger = ledger_reader(workspace)
     if ledger is None:
         return []
     grouping = {
@@ -126,7 +174,14 @@ def usage_totals(workspace: Workspace, name: str | None, by: str) -> Rows:
         "model": "l.model",
         "day": "date(e.started_at / 1e6, 'unixepoch')",
     }[by]
-    rows: Rows = [
+    with ledger:
+        found = ledger.query(
+            f"select {grouping}, count(*), count(e.error_class), sum(e.input_tokens), sum(e.output_tokens), "
+            "sum(e.cost), sum(e.cost is null) from exchanges e join legs l on l.id = e.leg "
+            "where ? is null or l.job = ? group by 1 order by 1",
+            (name, name),
+        )
+    return [
         {
             by: group,
             "requests": count,
@@ -136,15 +191,8 @@ def usage_totals(workspace: Workspace, name: str | None, by: str) -> Rows:
             "cost_usd": None if cost is None else usd(cost),
             "unpriced": unpriced,
         }
-        for group, count, failed, input_tokens, output_tokens, cost, unpriced in ledger.query(
-            f"select {grouping}, count(*), count(e.error_class), sum(e.input_tokens), sum(e.output_tokens), "
-            "sum(e.cost), sum(e.cost is null) from exchanges e join legs l on l.id = e.leg "
-            "where ? is null or l.job = ? group by 1 order by 1",
-            (name, name),
-        )
+        for group, count, failed, input_tokens, output_tokens, cost, unpriced in found
     ]
-    ledger.close()
-    return rows
 
 
 def iso_time(microseconds: int) -> str:

@@ -1,0 +1,116 @@
+"""Values of rows as the live page shows them: text is escaped, pictures and sounds are served from this machine."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+from connectors.errors import JobError
+from connectors.media import file_types
+from pipelines.analysis.results import Results
+from pipelines.dashboard.job_tables import TablePage
+from pipelines.dashboard.rendering import Link
+from pipelines.dashboard.workspace_pages import job_address
+from pipelines.reporting.page.page_values import Table
+from pipelines.reporting.result_values import MAX_TEXT_CHARACTERS, EmbeddedFile, EmbeddedFiles, Text, result_value
+
+SERVED_TYPES = frozenset(
+    {
+        *(file_types.PNG, file_types.JPEG, file_types.WEBP, file_types.GIF, file_types.BMP, file_types.AVIF),
+        *(file_types.WAV, file_types.MP3, file_types.MPGA, file_types.AAC, file_types.FLAC, file_types.OGG),
+        *(file_types.WEBM, file_types.MP4, file_types.M4A),
+    }
+)
+"""Pictures and sounds that browsers show, and that can contain no script."""
+MAX_NAME_CHARACTERS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class ServedFile:
+    """A picture or a sound of the workspace."""
+
+    kind: ClassVar[str] = "file"
+    is_long: ClassVar[bool] = True
+    path: str
+    url: str
+    label: str
+    is_sound: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServedFiles:
+    """Several of them."""
+
+    kind: ClassVar[str] = "files"
+    is_long: ClassVar[bool] = True
+    items: Sequence[ServedFile | Text]
+
+
+CellValue = Text | EmbeddedFile | EmbeddedFiles | ServedFile | ServedFiles
+
+
+def sample_table(results: Results, page: TablePage, caption: str) -> Table:
+    """Return rows of a table with links to their pages; columns without a value are left out."""
+    names = [name for name in (page.rows[0] if page.rows else ()) if any(row[name] is not None for row in page.rows)]
+    rows = [
+        (
+            Link(key, row_address(results.job.name, key)) if key else None,
+            *(None if row[name] is None else cell_value(results, name, row[name]) for name in names),
+        )
+        for key, row in zip(page.keys, page.rows, strict=True)
+    ]
+    return Table(caption, ("key", *names), rows, frozenset(), has_samples=True)
+
+
+def row_address(job: str, key: str) -> str:
+    """Return the address of a row's page."""
+    return f"{job_address(job)}/row?key={quote(key, safe='')}"
+
+
+def cell_values(results: Results, row: Mapping[str, Any]) -> Sequence[tuple[str, CellValue]]:
+    """Return what the page shows of each value of a row."""
+    return [(name, cell_value(results, name, value)) for name, value in row.items()]
+
+
+def cell_value(results: Results, column: str, value: Any) -> CellValue:
+    """Return what the page shows of one value."""
+    if isinstance(value, str):
+        return _served_file(results, column, value) or _plain(results, column, value)
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        items = [_served_file(results, column, one) for one in value]
+        if any(items):
+            return ServedFiles([file or _text(one) for file, one in zip(items, value, strict=True)])
+    return _plain(results, column, value)
+
+
+def served_type(path: Path) -> file_types.FileType | None:
+    """Return the type of a file by its bytes; None if it is not served."""
+    with path.open("rb") as file:
+        kind = file_types.detect_type(file.read(file_types.HEAD_BYTES))
+    return kind if kind in SERVED_TYPES else None
+
+
+def _served_file(results: Results, column: str, value: str) -> ServedFile | None:
+    if not value or len(value) > MAX_NAME_CHARACTERS or not value.isprintable() or "://" in value:
+        return None
+    try:
+        path = results.media(value)
+        kind = served_type(path)
+    except (JobError, OSError, ValueError):
+        return None
+    if kind is None:
+        return None
+    url = f"{job_address(results.job.name)}/media?file={quote(value, safe='')}"
+    return ServedFile(value, url, f"{column}: {Path(value).name}", kind.group == "audio")
+
+
+def _plain(results: Results, column: str, value: Any) -> Text | EmbeddedFile | EmbeddedFiles:
+    # A path that is not served must not be embedded either.
+    return _text(value) if isinstance(value, str) else result_value(results, column, value)
+
+
+def _text(value: str) -> Text:
+    if len(value) <= MAX_TEXT_CHARACTERS:
+        return Text(value)
+    return Text(f"{value[:MAX_TEXT_CHARACTERS]}…", len(value))

@@ -1,0 +1,215 @@
+"""The pages of rows: a table page by page, and everything about one row."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import duckdb
+import orjson
+
+from connectors.contracts import Sink
+from connectors.errors import RowmillError
+from pipelines.analysis.results import Results
+from pipelines.config.loaded_job import LoadedJob
+from pipelines.dashboard.cell_values import CellValue, cell_values, sample_table
+from pipelines.dashboard.job_tables import PAGE_ROWS, TableName, failure_values, readable_sink, table_page, table_row
+from pipelines.dashboard.rendering import Page, part
+from pipelines.dashboard.workspace_pages import job_address
+from pipelines.dashboard.workspace_reader import Snapshot, WorkspaceReader
+from pipelines.formatting import format_money
+from pipelines.reporting.page.page_values import Table, fact, table
+from pipelines.reporting.row_history import recorded_history, row_exchanges
+
+MAX_BODY_CHARACTERS = 20_000
+"""Of a request or a reply on the page."""
+READ_ERRORS = (RowmillError, duckdb.Error, OSError)
+"""What reading tables may raise while a run changes them."""
+TITLES: Mapping[TableName, str] = {"results": "Results", "errors": "Failed rows"}
+
+
+def rows_page(loaded: LoadedJob, snapshot: Snapshot, name: TableName, start: int) -> Page:
+    """Return a page of a table, after the `start` newest rows."""
+    job = loaded.job.name
+    address = job_address(job)
+    values: dict[str, Any] = {
+        "name": job,
+        "title": f"{TITLES[name]} of {job}",
+        "job_address": address,
+        "row_address": f"{address}/row",
+        "tabs": [(title, f"{address}/rows?table={table}", table == name) for table, title in TITLES.items()],
+        "rows": None,
+        "problem": None,
+    }
+    try:
+        sink = readable_sink(loaded, snapshot.running_jobs)
+        if sink is not None:
+            values |= _rows_of_page(loaded, sink, name, start)
+    except READ_ERRORS as exc:
+        values["problem"] = f"The table cannot be read at the moment: {exc}"
+    return Page(values["title"], "rows-page", (part("rows", is_live=False, **values),), "/")
+
+
+def _rows_of_page(loaded: LoadedJob, sink: Sink, name: TableName, start: int) -> Mapping[str, Any]:
+    page = table_page(sink, loaded.job.key, name, start, PAGE_ROWS)
+    results = Results(loaded, loaded.workspace, sink)
+    job, shown = loaded.job.name, len(page.rows)
+    address = f"{job_address(job)}/rows?table={name}&start="
+    older, newer = start + shown, max(0, start - PAGE_ROWS)
+    span = f"{start + 1:,} to {older:,} of {page.total:,}, the newest first"
+    return {
+        "rows": sample_table(results, page, f"{TITLES[name]} {span}") if shown else None,
+        "range": span,
+        "older": f"{address}{older}" if older < page.total else None,
+        "newer": f"{address}{newer}" if start else None,
+    }
+
+
+def row_page(reader: WorkspaceReader, loaded: LoadedJob, snapshot: Snapshot, key: str) -> Page:
+    """Return the page of one row: its result, its errors, every request, reply and exchange; as `rowmill show`."""
+    history, problem = _history(reader, loaded, snapshot, key)
+    results = Results(loaded, loaded.workspace, _sink(loaded))
+    cost = history["cost_usd"]
+    requests = len(history["exchanges"])
+    story = part(
+        "story",
+        is_live=False,
+        name=loaded.job.name,
+        job_address=job_address(loaded.job.name),
+        key=key,
+        problem=problem,
+        cost=f"Its {requests:,} exchanges cost {format_money(cost)}." if requests else "",
+        errors=[cell_values(results, _without_nulls(failure_values(row))) for row in history["errors"]],
+        result=history["result"] and cell_values(results, history["result"]),
+        source=history["row"] and _source_values(results, history["row"], history["result"]),
+        steps=[_step(step) for step in history["steps"]],
+        exchanges=_exchanges(history["exchanges"]),
+    )
+    is_known = history["row"] or history["result"] or requests or history["errors"]
+    return Page(f"Row {key} of {loaded.job.name}", "row-page", (story,), "/", 200 if is_known else 404)
+
+
+def _sink(loaded: LoadedJob) -> Sink:
+    from pipelines.config.job_graph import empty_sink
+
+    return empty_sink(loaded, longest_hold=0)
+
+
+def _history(
+    reader: WorkspaceReader, loaded: LoadedJob, snapshot: Snapshot, key: str
+) -> tuple[Mapping[str, Any], str | None]:
+    """Return the history of a row; what can be read of it, with the reason, if not all can be."""
+    history: dict[str, Any] = {
+        "row": None, "steps": [], "exchanges": [], "cost_usd": None, "result": None, "errors": [],
+    }  # fmt: skip
+    try:
+        sink = readable_sink(loaded, snapshot.running_jobs)
+        ledger = reader.open_ledger()
+        if ledger is None:
+            return history, "Nothing was ever run in this workspace."
+        with ledger:
+            history["exchanges"] = row_exchanges(ledger, loaded.job.name, key)
+            history["cost_usd"] = _total(history["exchanges"])
+            if sink is not None:
+                history["result"], history["errors"] = table_row(sink, loaded.job.key, key)
+            if not ledger.is_current:
+                return history, "The ledger is of an earlier version: requests are shown when the next run has begun."
+            # It opens the source and needs the variables of the providers.
+            return recorded_history(loaded, key, ledger), None
+    except READ_ERRORS as exc:
+        return history, f"Not everything can be shown: {exc}"
+
+
+def _total(exchanges: Sequence[Mapping[str, Any]]) -> float | None:
+    costs = [exchange["row_cost_usd"] for exchange in exchanges]
+    return None if None in costs else sum(costs)
+
+
+def _without_nulls(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _source_values(
+    results: Results, row: Mapping[str, Any], result: Mapping[str, Any] | None
+) -> Sequence[tuple[str, CellValue]]:
+    """Return the columns of the source that are not in the result anyway."""
+    return cell_values(results, {name: value for name, value in row.items() if name not in (result or {})})
+
+
+def _step(step: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the page shows of one request of a step."""
+    rung = f", rung {step['rung']}" if step.get("rung") else ""
+    request, reply = step["request"], step.get("reply")
+    return {
+        "title": f"{step['step']}{rung}",
+        "error": step.get("error") or step.get("why"),
+        "messages": [] if request is None else [*_messages(request), *_answer(reply)],
+        "request": None if request is None else _json(request),
+        "reply": None if reply is None else _json(reply),
+    }
+
+
+def _messages(request: Mapping[str, Any]) -> Sequence[Mapping[str, str]]:
+    """Return the messages of a request of chat or responses."""
+    messages = request.get("messages") or request.get("input")
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    if not isinstance(messages, list):
+        return ()
+    return [
+        {"role": str(message.get("role", "user")), "text": _cut(_content(message.get("content")))}
+        for message in messages
+        if isinstance(message, Mapping) and "content" in message
+    ]
+
+
+def _content(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "\n".join(str(one.get("text") or f"[{one.get('type')}]") for one in content if isinstance(one, Mapping))
+    return "" if content is None else _json(content)
+
+
+def _answer(reply: Any) -> Sequence[Mapping[str, str]]:
+    content = reply.get("content") if isinstance(reply, Mapping) else None
+    return ({"role": "assistant", "text": _cut(content)},) if isinstance(content, str) else ()
+
+
+def _json(value: Any) -> str:
+    return _cut(orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2).decode())
+
+
+def _cut(text: str) -> str:
+    if len(text) <= MAX_BODY_CHARACTERS:
+        return text
+    return f"{text[:MAX_BODY_CHARACTERS]}… ({len(text):,} characters in all)"
+
+
+def _exchanges(exchanges: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [
+        (
+            exchange["started_at"].replace("T", " ").replace("+00:00", " UTC"),
+            exchange["step"],
+            exchange["model"],
+            exchange["attempt"],
+            exchange["http_status"],
+            exchange["error_class"] or "answered",
+            None if exchange["latency_ms"] is None else f"{exchange['latency_ms']:,.0f} ms",
+            exchange["rows"],
+            fact(f"row_cost_usd.{place}", exchange["row_cost_usd"], format_money(exchange["row_cost_usd"])),
+            exchange["message"],
+        )
+        for place, exchange in enumerate(exchanges)
+    ]
+    heads = (
+        "started",
+        "step",
+        "model",
+        "attempt",
+        "HTTP",
+        "outcome",
+        "latency",
+        "rows",
+        "share of the cost",
+        "message",
+    )
+    return table(heads, rows, "Every exchange with this row", frozenset({3, 4, 6, 7, 8}))
