@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from pipelines.analysis.similarity import Embedded
 
 TABLES = ("results", "usage", "errors")
+TABLES_MEMORY_LIMIT = "1GB"
+"""Of queries over open tables; beyond it they use the disk."""
 _GLOB = "/*.parquet"
 """Suffix of the location of a table that is a folder of Parquet parts."""
 
@@ -235,7 +237,7 @@ def _vectors(frame: "pl.DataFrame") -> "Iterator[pl.Expr]":
 def _connect(file: Path | None = None, scratch: Path | None = None) -> duckdb.DuckDBPyConnection:
     db = duckdb.connect(":memory:" if file is None else file)
     if scratch is not None:
-        db.execute(f"set temp_directory = {literal(scratch / 'spill')}")
+        db.execute(f"set temp_directory = {literal(scratch / 'spill')}; set memory_limit = '{TABLES_MEMORY_LIMIT}'")
     # Show timestamps as they were written, in every time zone.
     db.execute("set TimeZone = 'UTC'")
     return db

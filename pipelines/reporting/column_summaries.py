@@ -26,7 +26,7 @@ MAX_WHOLE_BINS = 24
 """Whole numbers within a smaller range have a bar for each."""
 MAX_FREQUENT_VALUES = 4
 LENGTH_SAMPLE_ROWS = 1000
-"""Rows that tell how long the vectors of a column are."""
+"""Rows that show how long the vectors of a column are."""
 NORM_DECIMALS = 4
 ROUNDING = 1e-9
 """A number at the edge of a range is not counted in the range before because it was rounded."""
@@ -65,6 +65,7 @@ class Histogram:
     """Rows above the last range."""
     is_whole: bool
     """Whether the values are whole numbers: the range from `low` is then one value if `width` is 1."""
+    median: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +86,9 @@ class ColumnSummary:
     is_distinct_estimated: bool = False
     least: Any = None
     most: Any = None
-    median: float | None = None
     mean: float | None = None
     unit: str = ""
-    """Of least, most, median and mean: empty for values, else characters, items, entries or bytes."""
+    """Of least, most and mean: empty for values, else characters, items, entries or bytes."""
     frequent: Sequence[tuple[str, int]] = ()
     """The most frequent values that occur more than once."""
     numbers: int | None = None
@@ -133,58 +133,75 @@ class _Column:
         self._table_rows = table_rows
         self._column = identifier(name)
         self._family = _family(kind)
-        self._limit = MAX_ROWS
-        self._source = f"(select {self._column} from {table} limit {MAX_ROWS})"
+        self._tops: dict[tuple[str, int, str | None], Sequence[tuple[str, int]]] = {}
         self._numbers: int | None = None
+        most = MAX_ROWS
         if self._family == "vector":
-            first = f"(from {self._source} limit {LENGTH_SAMPLE_ROWS})"
             length = _MEASURES["vector"][0].format(self._column)
+            first = f"(select {self._column} from {table} limit {LENGTH_SAMPLE_ROWS})"
             ((shortest, longest),) = self._fetch(f"select min({length}), max({length})", first)
             self._numbers = shortest if shortest == longest else None
             if (longest or 0) < MIN_VECTOR_NUMBERS:
                 self._family = "list"
             else:
-                self._limit = min(MAX_ROWS, max(1000, MAX_VECTOR_NUMBERS // longest))
-        self._rows = min(table_rows, self._limit)
-        self._source = f"(select {self._column} from {table} limit {self._limit})"
+                most = min(MAX_ROWS, max(LENGTH_SAMPLE_ROWS, MAX_VECTOR_NUMBERS // longest))
+        self._rows = min(table_rows, most)
+        # Without a limit DuckDB reads on all cores.
+        self._source = table if table_rows <= most else f"(select {self._column} from {table} limit {most})"
 
     def summarize(self) -> ColumnSummary:
         """Return counts and range, and for an output its distributions."""
-        ((present,),) = self._fetch(f"select count({self._column})")
-        facts: dict[str, Any] = {"nulls": self._rows - present, "numbers": self._numbers}
-        measured = _MEASURES.get(self._family)
-        if measured is not None:
-            facts["unit"] = measured[1]
-            sql = measured[0].format(self._column)
-            facts["least"], facts["most"] = self._row(f"select min({sql}), max({sql})")
-        if self._family == "number":
-            facts["least"], facts["most"], facts["mean"] = self._row(
-                f"select min({self._column}), max({self._column}), avg({self._column})"
-            )
-        elif self._family in ("time", "other"):
-            facts["least"], facts["most"] = self._row(
-                f"select cast(min({self._column}) as VARCHAR), cast(max({self._column}) as VARCHAR)"
-            )
-        if self._family in ("text", "boolean", "number", "time", "other"):
+        facts = self._facts()
+        present, named = facts.pop("present"), facts.pop("named", None)
+        if "distinct" in facts:
             facts["is_distinct_estimated"] = self._rows > MAX_EXACT_ROWS
-            count = "approx_count_distinct({})" if facts["is_distinct_estimated"] else "count(distinct {})"
-            ((facts["distinct"],),) = self._fetch(f"select {count.format(self._column)}")
             if self._rows <= MAX_EXACT_ROWS or facts["distinct"] < 0.1 * present:
-                top = self._top(f"cast({self._column} as VARCHAR)", MAX_FREQUENT_VALUES)
-                facts["frequent"] = [(value, count) for value, count in top if count > 1]
-        if self._family == "vector":
-            (facts["zero_vectors"],) = self._row(f"select count(*) filter ({self._norm()} = 0)")
+                top = self._top(f"cast({self._column} as VARCHAR)", MAX_VALUES + 1)
+                facts["frequent"] = [(value, count) for value, count in top[:MAX_FREQUENT_VALUES] if count > 1]
+        if self._family in _MEASURES:
+            facts["unit"] = _MEASURES[self._family][1]
+        distributions: Sequence[ValueCounts | Histogram] = ()
         if self._declared is not None and present:
-            facts["distributions"] = self._distributions(present, facts.get("distinct"))
-            if facts["distributions"] and isinstance(facts["distributions"][0], Histogram):
-                (facts["median"],) = self._row(f"select median({self._measure()})")
+            distributions = self._distributions(present, facts.get("distinct"), named == present)
         return ColumnSummary(
-            self._name, self._family, str(self._kind), self._rows, self._table_rows, **facts
-        )  # fmt: skip
+            name=self._name,
+            family=self._family,
+            kind=str(self._kind),
+            rows=self._rows,
+            table_rows=self._table_rows,
+            nulls=self._rows - present,
+            numbers=self._numbers,
+            distributions=distributions,
+            **facts,
+        )
 
-    def _distributions(self, present: int, distinct: int | None) -> Sequence[ValueCounts | Histogram]:
+    def _facts(self) -> dict[str, Any]:
+        """Return everything that one reading of the column can tell."""
+        sql = {"present": f"count({self._column})"}
+        if self._family in _MEASURES:
+            size = _MEASURES[self._family][0].format(self._column)
+            sql |= {"least": f"min({size})", "most": f"max({size})"}
+        elif self._family == "number":
+            sql |= {"least": f"min({self._column})", "most": f"max({self._column})", "mean": f"avg({self._column})"}
+        elif self._family in ("time", "other"):
+            sql |= {
+                name: f"cast({call}({self._column}) as VARCHAR)" for name, call in (("least", "min"), ("most", "max"))
+            }
+        if self._family in ("text", "boolean", "number", "time", "other"):
+            is_large = self._rows > MAX_EXACT_ROWS
+            sql["distinct"] = f"{'approx_count_distinct(' if is_large else 'count(distinct '}{self._column})"
+        if self._family == "text" and self._declared is not None:
+            sql["named"] = f"count(*) filter (regexp_matches({self._column}, {literal(FILE_NAME)}, 'i'))"
+        if self._family == "vector":
+            sql["zero_vectors"] = f"count(*) filter ({self._norm()} = 0)"
+        (values,) = self._fetch(f"select {', '.join(sql.values())}")
+        return dict(zip(sql, values, strict=True))
+
+    def _distributions(
+        self, present: int, distinct: int | None, is_file_name: bool
+    ) -> Sequence[ValueCounts | Histogram]:
         if self._family == "text":
-            if self._is_file_name(present):
+            if is_file_name:
                 suffix = f"lower(regexp_extract({self._column}, '\\.([^.]+)$', 1))"
                 return (self._value_counts(suffix, "files", ()),)
             few = distinct is not None and distinct <= MAX_VALUES and distinct * 2 <= present
@@ -212,10 +229,6 @@ class _Column:
     def _is_whole(self) -> bool:
         name = str(self._kind.id)
         return name not in ("float", "double", "decimal") or (name == "decimal" and str(self._kind).endswith(",0)"))
-
-    def _is_file_name(self, present: int) -> bool:
-        (named,) = self._row(f"select count(*) filter (regexp_matches({self._column}, {literal(FILE_NAME)}, 'i'))")
-        return bool(named == present)
 
     def _value_counts(self, sql: str, counted: Literal["rows", "files"], declared: Sequence[Any]) -> ValueCounts:
         text = f"cast({sql} as VARCHAR)"
@@ -255,15 +268,15 @@ class _Column:
     def _field_counts(self) -> ValueCounts:
         names = [name for name, _ in self._kind.children]
         sql = ", ".join(f"count(struct_extract({self._column}, {literal(name)}))" for name in names)
-        counts = list(zip(names, self._row(f"select {sql}"), strict=True))
+        counts = list(zip(names, self._fetch(f"select {sql}")[0], strict=True))
         shown = counts[: 2 * MAX_VALUES]
         return ValueCounts(shown, len(counts) - len(shown), sum(n for _, n in counts[len(shown) :]), "fields")
 
     def _histogram(self, quantity: Quantity, is_whole: bool) -> Sequence[Histogram]:
         measure = self._measure()
         finite = f"select {measure} as m from {self._source} where isfinite({measure})"
-        least, most, low, high = self._fetch(
-            "select min(m), max(m), quantile_disc(m, 0.01), quantile_disc(m, 0.99)", f"({finite})"
+        least, most, median, low, high = self._fetch(
+            "select min(m), max(m), median(m), quantile_disc(m, 0.01), quantile_disc(m, 0.99)", f"({finite})"
         )[0]
         if least is None:
             return ()
@@ -279,7 +292,7 @@ class _Column:
             counts[-1] += found.pop(count, 0)
         below = sum(n for place, n in found.items() if place < 0)
         above = sum(n for place, n in found.items() if place >= count)
-        return (Histogram(quantity, low, width, counts, below, above, is_whole),)
+        return (Histogram(quantity, low, width, counts, below, above, is_whole, median),)
 
     def _measure(self) -> str:
         """Return the SQL of the number that a histogram shows."""
@@ -293,18 +306,17 @@ class _Column:
     def _norm(self) -> str:
         vector = f"cast({self._column} as FLOAT[])"
         # Float32 has seven digits: vectors of the length 1 must not be spread over a chart by rounding.
-        return f"round(sqrt(list_inner_product({vector}, {vector})), {NORM_DECIMALS})"
+        # DuckDB's list_inner_product refuses a column of lists in which one list is null.
+        return f"round(sqrt(list_sum(list_transform({vector}, lambda x: x * x))), {NORM_DECIMALS})"
 
     def _top(self, text: str, most: int, source: str | None = None) -> Sequence[tuple[str, int]]:
-        rest = f"where value is not null group by 1 order by n desc, 1 limit {most}"
-        return self._fetch(f"select {text} as value, count(*) as n", source, rest)
+        if (text, most, source) not in self._tops:
+            rest = f"where value is not null group by 1 order by n desc, 1 limit {most}"
+            self._tops[text, most, source] = self._fetch(f"select {text} as value, count(*) as n", source, rest)
+        return self._tops[text, most, source]
 
     def _fetch(self, select: str, source: str | None = None, rest: str = "") -> list[Any]:
         return self._db.execute(f"{select} from {source or self._source} {rest}").fetchall()
-
-    def _row(self, select: str) -> tuple[Any, ...]:
-        row: tuple[Any, ...] = self._fetch(select)[0]
-        return row
 
 
 _MEASURES: Mapping[str, tuple[str, str]] = {

@@ -147,15 +147,16 @@ def _ticks(histogram: Histogram, labels: Sequence[str], before: int, bars: int, 
 
 def _range(column: ColumnSummary) -> str:
     """Median and extremes, unless each value is shown with its count."""
-    if not any(isinstance(one, Histogram) for one in column.distributions):
+    median = next((one.median for one in column.distributions if isinstance(one, Histogram)), None)
+    if median is None:
         return ""
     if column.family == "vector":
         zeros = f"{format_count(column.zero_vectors, 'vector')} of zeros only. " if column.zero_vectors else ""
-        return f"{zeros}Median norm {format_number(column.median or 0)}."
+        return f"{zeros}Median norm {format_number(median)}."
     if column.family == "time":
         return f"From {column.least} to {column.most}."
     unit = f" {column.unit}" if column.unit else ""
-    return f"Median {_number(column.median)}, from {_number(column.least)} to {_number(column.most)}{unit}."
+    return f"Median {_number(median)}, from {_number(column.least)} to {_number(column.most)}{unit}."
 
 
 def _absent(column: ColumnSummary) -> str:

@@ -306,11 +306,11 @@ def _errors(facts: ReportFacts, zone: ZoneInfo) -> Sequence[Table | str]:
     return blocks
 
 
-def _costs(facts: ReportFacts) -> Sequence[Table | BarChart]:
+def _costs(facts: ReportFacts) -> Sequence[Table | Cards]:
     return (*_cost_by_day(facts), *_steps(facts))
 
 
-def _cost_by_day(facts: ReportFacts) -> Sequence[BarChart]:
+def _cost_by_day(facts: ReportFacts) -> Sequence[Cards]:
     """Cost by day, if there are several days with a known cost."""
     priced = [day for day in facts.days if day["cost_usd"] is not None]
     if len(priced) < 2 or not any(day["cost_usd"] for day in priced):
@@ -319,18 +319,9 @@ def _cost_by_day(facts: ReportFacts) -> Sequence[BarChart]:
     costs = [day["cost_usd"] for day in priced]
     summary = f"Cost by day, {format_money(sum(costs) / len(costs))} on average, at most {format_money(max(costs))}"
     ticks = label_ticks([label[5:] for label in labels])
-    caption = ("Days with requests only; a day begins at 0:00 UTC.",)
-    chart = bar_chart(
-        [Series("US dollars", costs)],
-        labels,
-        ticks,
-        "day (month-day, UTC)",
-        "US dollars",
-        summary,
-        caption,
-        is_whole=False,
-    )
-    return (chart,)
+    title = "day (month-day, UTC)"
+    chart = bar_chart([Series("US dollars", costs)], labels, ticks, title, "US dollars", summary, is_whole=False)
+    return (Cards([Card("Cost by day", "days with requests", [chart], is_wide=True)]),)
 
 
 def _steps(facts: ReportFacts) -> Sequence[Table]:

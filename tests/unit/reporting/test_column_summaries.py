@@ -20,7 +20,7 @@ create table results as select
     i % 4 = 0 as urgent,
     case when i % 2 = 0 then ['new', 'old'] else ['new'] end as tags,
     {'name': 'x', 'age': case when i < 25 then i end} as person,
-    list_transform(range(8), lambda x: case when i = 3 then 0 else 0.5::float end) as vector,
+    case when i <> 9 then list_transform(range(8), lambda x: case when i = 3 then 0 else 0.5::float end) end as vector,
     'out/' || i || case when i < 60 then '.png' else '.JPG' end as picture,
     make_timestamp(1_700_000_000_000_000 + i * 3_600_000_000) as at,
     null::int as nothing
@@ -59,16 +59,16 @@ def test_texts_have_lengths(db: duckdb.DuckDBPyConnection) -> None:
     (lengths,) = body.distributions
     assert isinstance(lengths, Histogram)
     assert (lengths.quantity, lengths.low, lengths.width, sum(lengths.counts)) == ("characters", 10.0, 5.0, 100)
-    assert (body.least, body.most, body.median, body.unit) == (13, 113, 63.5, "characters")
+    assert (body.least, body.most, lengths.median, body.unit) == (13, 113, 63.5, "characters")
 
 
 def test_a_range_of_few_whole_numbers_has_a_bar_for_each(db: duckdb.DuckDBPyConnection) -> None:
-    assert summary_of(db, "stars").distributions == (Histogram("value", 1.0, 1.0, [20] * 5, 0, 0, True),)
+    assert summary_of(db, "stars").distributions == (Histogram("value", 1.0, 1.0, [20] * 5, 0, 0, True, 3.0),)
 
 
 def test_numbers_are_counted_in_round_ranges_that_hold_each_value_once(db: duckdb.DuckDBPyConnection) -> None:
     (shares,) = summary_of(db, "share").distributions
-    assert shares == Histogram("value", 0.0, 0.05, [10] * 10, 0, 0, False)
+    assert shares == Histogram("value", 0.0, 0.05, [10] * 10, 0, 0, False, pytest.approx(0.2475))
 
 
 def test_a_few_extreme_values_are_counted_apart(db: duckdb.DuckDBPyConnection) -> None:
@@ -79,7 +79,7 @@ def test_a_few_extreme_values_are_counted_apart(db: duckdb.DuckDBPyConnection) -
 
 
 def test_lists_have_sizes_and_elements(db: duckdb.DuckDBPyConnection) -> None:
-    sizes = Histogram("items", 1.0, 1.0, [50, 50], 0, 0, True)
+    sizes = Histogram("items", 1.0, 1.0, [50, 50], 0, 0, True, 1.5)
     elements = ValueCounts([("new", 100), ("old", 50)], 0, 0, "elements")
     assert summary_of(db, "tags").distributions == (sizes, elements)
 
@@ -91,9 +91,9 @@ def test_records_have_a_count_for_each_field(db: duckdb.DuckDBPyConnection) -> N
 def test_vectors_have_a_dimension_and_norms(db: duckdb.DuckDBPyConnection) -> None:
     vector = summary_of(db, "vector")
     (norms,) = vector.distributions
-    assert (vector.family, vector.numbers, vector.zero_vectors, vector.median) == ("vector", 8, 1, 1.4142)
+    assert (vector.family, vector.numbers, vector.zero_vectors) == ("vector", 8, 1)
     assert isinstance(norms, Histogram)
-    assert (norms.quantity, sum(norms.counts) + norms.below) == ("norm", 100)
+    assert (norms.quantity, norms.median, sum(norms.counts) + norms.below) == ("norm", 1.4142, 99)
 
 
 def test_names_of_files_are_counted_by_kind(db: duckdb.DuckDBPyConnection) -> None:
@@ -120,7 +120,7 @@ def test_of_a_large_table_the_first_rows_are_counted_and_it_is_known_how_many(
     monkeypatch.setattr(column_summaries, "MAX_EXACT_ROWS", 10)
     stars = summary_of(db, "stars")
     assert (stars.rows, stars.table_rows, stars.is_distinct_estimated) == (40, 100, True)
-    assert stars.distributions == (Histogram("value", 1.0, 1.0, [8] * 5, 0, 0, True),)
+    assert stars.distributions == (Histogram("value", 1.0, 1.0, [8] * 5, 0, 0, True, 3.0),)
 
 
 def test_an_empty_table_has_columns_without_values(db: duckdb.DuckDBPyConnection) -> None:
