@@ -93,7 +93,8 @@ def _segments(text: str) -> Sequence[str]:
         return text
     pieces: list[str] = []
     for character in text:
-        if pieces and _nfkc(pieces[-1] + character) != _nfkc(pieces[-1]) + _nfkc(character):
+        # An ASCII character combines with nothing before it.
+        if pieces and not character.isascii() and _nfkc(pieces[-1] + character) != _nfkc(pieces[-1]) + _nfkc(character):
             pieces[-1] += character
         else:
             pieces.append(character)
@@ -105,5 +106,7 @@ def _nfkc(text: str) -> str:
 
 
 def _normalize(piece: str) -> str:
-    folded = _nfkc(_nfkc(piece).casefold()).translate(PLAIN_PUNCTUATION)
+    # Before NFKC, which makes a space of an acute accent, and two quotes of a double prime.
+    plain = piece.translate(PLAIN_PUNCTUATION)
+    folded = _nfkc(_nfkc(plain).casefold()).translate(PLAIN_PUNCTUATION)
     return _WHITE_SPACE.sub(" ", folded)

@@ -10,6 +10,7 @@ latency     100,000 rows, a server that takes 200 ms; 200 and 500 in flight; sha
 embeddings  100,000 texts, 1,536 float32, 64 a request
 disk        a gigabyte of vectors written as a part, next to as many plain bytes
 packed      20 rows in a request next to one; 100,000 rows of a server that gets packs wrong
+checked     100,000 rows with two checks of each answer, next to none
 typed       ten nested fields, next to plain text
 memory      the largest resident set of runs of many kinds
 million     a million rows: plan, resume at 90 %, a run with nothing to do, the ledger
@@ -136,6 +137,22 @@ def typed(size: Size) -> Lines:
         one = median(compared(kind, size.of(10_000), {"rowmill": size.times})["rowmill"])
         plain = plain or one
         lines.append([name, f"{one.rate:,.0f}", f"{one.rate / plain.rate:.2f}", f"{one.cpu_of_1000:.3f}"])
+    return lines
+
+
+def checked(size: Size) -> Lines:
+    """Runs with and without checks, in turn."""
+    rows, runs = size.of(100_000), dict[str, list[Measured]]()
+    for _ in range(size.times):
+        for kind in ("chat", "checked"):
+            runs.setdefault(kind, []).extend(compared(kind, rows, {"rowmill": 1})["rowmill"])
+    lines = [["run", "rows", "rows/s", "× without", "CPU s / 1,000 rows", "× without"]]
+    plain = median(runs["chat"])
+    for kind, name in (("chat", "without a check"), ("checked", "two checks")):
+        one = median(runs[kind])
+        rates = [f"{one.rate:,.0f}", f"{one.rate / plain.rate:.2f}"]
+        cpu = [f"{one.cpu_of_1000:.3f}", f"{one.cpu_of_1000 / plain.cpu_of_1000:.2f}"]
+        lines.append([name, f"{rows:,}", *rates, *cpu])
     return lines
 
 
@@ -318,6 +335,7 @@ ALL: dict[str, Callable[[Size], Lines]] = {
     "embeddings": embeddings,
     "disk": disk,
     "packed": packed,
+    "checked": checked,
     "typed": typed,
     "memory": memory,
     "million": million,

@@ -42,6 +42,7 @@ STEPS = {
     "audio": "endpoint: transcription, model: whisper-1, file: text, language: en",
 }
 STEPS["packed"] = f"{STEPS['chat']}, pack: {{rows: 20}}"
+STEPS["checked"] = f"{STEPS['chat']}, check: [length(answer) between 1 and 10000, answer <> text]"
 STEPS["typed"] = f"{STEPS['chat']}, output: {TYPED}"
 
 DURABILITY = {"rowmill": "process", "rowmill-power": "power"}

@@ -1,12 +1,16 @@
 """`rowmill try`: combinations on the same sample, paid once, compared, and written into the job file."""
 
 import json
+import signal
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import Body, Cli, ReadTable, ScriptedProvider, Workspace, chat_reply, error_reply
+from tests.support.forked import COMMAND, Forked
 
 OVER_MODELS = "steps.answer.model=m,dear"
 ROWS = 40
@@ -177,3 +181,51 @@ def test_the_page_has_every_combination(cli: Cli, job: Path, workspace: Workspac
     text = page.read_text()
     for expected in ('data-fact="right.1" value="0.5"', 'data-fact="right.2" value="1.0"', "<circle", "unbeaten"):
         assert expected in text
+
+
+def test_after_a_kill_the_next_invocation_pays_only_what_is_missing(
+    cli: Cli, job: Path, workspace: Workspace, provider: ScriptedProvider
+) -> None:
+    flags = ("--over", OVER_MODELS, "--expect", "answer=label", "--json", "--quiet")
+    job = workspace.job(limits="{concurrency: 2}")
+    process = Forked(COMMAND, "try", job, *flags)
+    provider.latency = 0.005
+    # In the middle of the second combination.
+    while len(provider.answered) < ROWS + 10 and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.ended()[0] == -signal.SIGKILL
+    assert cli("try", job, *flags) == 0
+    asked = Counter((body["model"], body["messages"][-1]["content"]) for _, body in provider.seen)
+    # Those in flight at the kill are asked again, and nothing else.
+    assert len(asked) == 2 * ROWS
+    assert asked.total() <= 2 * ROWS + 2
+    assert [json.loads(line)["right"] for line in cli.out.splitlines()] == [0.5, 1.0]
+    assert cli.run(job)["requests"] == 0
+
+
+def test_combinations_with_packs_checks_and_rungs_are_judged_by_the_rows_last_answers(
+    cli: Cli, job: Path, workspace: Workspace, provider: ScriptedProvider
+) -> None:
+    usual = provider.script
+
+    def script(path: str, body: Body, count: int) -> Any:
+        items = [json.loads(line) for line in body["messages"][-1]["content"].splitlines() if line.startswith('{"id"')]
+        if not items:
+            return usual(path, body, count)
+        texts = [(item["id"], int(item["content"].split()[-1])) for item in items]
+        answers = [{"id": identity, "answer": f"label {n % 4}" if n % 2 == 0 else "no idea"} for identity, n in texts]
+        return chat_reply(json.dumps({"answers": answers}))
+
+    provider.script = script
+    steps = (
+        '[{name: answer, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}], '
+        "check: [\"answer <> 'no idea'\"], repairs: 0, pack: {rows: 10}, rescue: [{on: [invalid_answer], model: dear}]}]"
+    )
+    path = workspace.job("full", steps=steps)
+    over = ("--over", "steps.answer.pack.rows=1,10", "--expect", "answer=label", "--sample", "20")
+    alone, packed = combinations(cli, path, *over)
+    assert (alone["right"], alone["errors"]) == (packed["right"], packed["errors"]) == (1.0, 0)
+    # The pack size is part of no fingerprint: the answers of the first combination are the second's.
+    assert alone["usd_per_1000"] == packed["usd_per_1000"]
+    assert len(provider.seen) == 20 + sum(body["model"] == "dear" for _, body in provider.seen)
