@@ -220,7 +220,8 @@ def test_combinations_with_packs_checks_and_rungs_are_judged_by_the_rows_last_an
     provider.script = script
     steps = (
         '[{name: answer, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}], '
-        "check: [\"answer <> 'no idea'\"], repairs: 0, pack: {rows: 10}, rescue: [{on: [invalid_answer], model: dear}]}]"
+        "check: [\"answer <> 'no idea'\"], repairs: 0, pack: {rows: 10}, "
+        "rescue: [{on: [invalid_answer], model: dear}]}]"
     )
     path = workspace.job("full", steps=steps)
     over = ("--over", "steps.answer.pack.rows=1,10", "--expect", "answer=label", "--sample", "20")
