@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 from connectors.contracts import Columns, FrozenModel, StepModel
 from connectors.errors import FieldError, KeyPath
 from connectors.registry import ENDPOINTS, SINKS, SOURCES, SinkConfig, SourceConfig, StepConfig
-from pipelines.config.steps.local_steps import LOCAL_STEPS, LocalStep
+from pipelines.config.steps.local_steps import LOCAL_STEPS, LocalStep, check_order
 from pipelines.config.strict_model import StrictModel
 from pipelines.config.validation_messages import format_value
 
@@ -322,6 +322,7 @@ class Job(FrozenModel):
         for index, step in enumerate(self.steps):
             if isinstance(step, StepModel):
                 _check_step(step, ("steps", index))
+        check_order({place: step for place, step in enumerate(self.steps) if isinstance(step, LocalStep)})
         if self.sink.columns != "all" and len(set(self.sink.columns)) < len(self.sink.columns):
             raise FieldError("names a column twice", "name each once", ("sink", "columns"))
         if self.rows_key is not None and "source" in self.model_fields_set:

@@ -30,9 +30,9 @@ def predicate_columns(sql: str, columns: Mapping[str, Any], where: KeyPath) -> f
     return frozenset(used)
 
 
-def evaluation_connection() -> duckdb.DuckDBPyConnection:
+def evaluation_connection(memory_limit: str = "128MB") -> duckdb.DuckDBPyConnection:
     """Return a connection for the expressions of a job file: it opens no file."""
-    db = duckdb.connect(config={"threads": 1, "memory_limit": "128MB"})
+    db = duckdb.connect(config={"threads": 1, "memory_limit": memory_limit})
     db.execute("set TimeZone = 'UTC'")
     db.execute("set enable_external_access = false")
     db.execute("set lock_configuration = true")

@@ -51,6 +51,8 @@ class Chunk:
     failed: list[pa.Table] = field(default_factory=list)
     childless: list[pa.Table] = field(default_factory=list)
     """Finished source rows of which an `each` step made no row; with the source's columns."""
+    childless_reused: int = 0
+    """Those of them that needed no exchange of this invocation."""
 
     def select(self, rows: Sequence[int]) -> "Chunk":
         """Return a chunk of these rows at the same step, without the failures."""

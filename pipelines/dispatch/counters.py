@@ -94,6 +94,8 @@ class RunCounters:
     """The rows_failed of this invocation: rows whose outcome it was, and lines that no earlier run has rejected."""
     failed_by_class: Counter[str] = field(default_factory=Counter)
     """The rows that failed in this invocation, by error class."""
+    has_children: bool = False
+    """Whether steps count rows of which there are several for a row of the source."""
     failed_locally: int = 0
     """The rows that failed in a local step before the last request."""
     committed: int = 0
@@ -167,6 +169,8 @@ class RunCounters:
     @property
     def rows_finished(self) -> int:
         """Rows that have passed all steps or have failed, also if their chunk is not finished."""
+        if self.has_children:
+            return self.rows_ok + self.rows_failed
         steps = list(self.steps.values())
         passed = steps[-1].answered + steps[-1].skipped if steps else 0
         finished = self.rows_done_before + passed + sum(step.failed for step in steps[:-1]) + self.failed_locally

@@ -215,7 +215,7 @@ class PendingRequests:
             rows, rescued = len(request.keys), error is not None and is_rescued(request, error)
             failed = error is not None and not rescued
             step.record_outcome(request, failed=failed)
-            if not rescued:
+            if not rescued and route.settles_rows:
                 self.record_settled(rows if failed or route.is_last_step else 0, failed=rows if failed else 0)
             outcome = Outcome(answer, error, group.attempts, self._run_id, now, True, read)
             self.deliver(request.fingerprint, outcome)

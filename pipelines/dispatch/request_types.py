@@ -35,6 +35,8 @@ class Route:
     """Its number in the ledger."""
     is_last_step: bool
     """Whether an answer here settles the row."""
+    settles_rows: bool = True
+    """Whether its rows are source rows; children are counted with theirs."""
     model: str = ""
     """As the job names it."""
     rung: int = 0

@@ -4,10 +4,11 @@ In each step a row is rendered into a request, the request is looked up or sent,
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -17,6 +18,7 @@ from connectors.records import FAILED_CLASS, FAILED_STEP, KEPT_PREFIX, KEPT_ROW,
 from pipelines.config.sql_predicate import Predicate
 from pipelines.dispatch.chunks import Chunk, RowFailure
 from pipelines.dispatch.dispatcher import Dispatcher
+from pipelines.dispatch.local_steps.child_rows import ChildRows, EachRun
 from pipelines.dispatch.local_steps.local_run import LocalRun
 from pipelines.dispatch.media_files import write_files
 from pipelines.dispatch.pending_requests import IsUsable, Submission
@@ -168,7 +170,14 @@ class ModeTrial:
     """The step's route at that time."""
 
 
-AnyRunStep = RunStep | LocalRun
+@dataclass(frozen=True, slots=True)
+class FoldRun:
+    """The place of a fold: `EachRun` before it has what it does."""
+
+    name: str
+
+
+AnyRunStep = RunStep | LocalRun | EachRun | FoldRun
 
 
 class StepRunner:
@@ -201,6 +210,8 @@ class StepRunner:
         self._media = media
         self._store_answer = store_answer
         self._files_folder = files_folder
+        self._open_each = self._children_by_place(run_id)
+        """For each place among the steps, and behind the last, the children that the rows there are; None: none."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.open_rows = 0
         self.open_bytes = 0
@@ -210,14 +221,58 @@ class StepRunner:
         self.progressed = asyncio.Event()
         """Set whenever rows have finished."""
 
+    def _children_by_place(self, run_id: str) -> Sequence[ChildRows | None]:
+        opened: list[ChildRows | None] = [None]
+        for place, step in enumerate(self._steps):
+            match step:
+                case EachRun():
+                    opened.append(ChildRows(step, place, self, run_id))
+                case FoldRun():
+                    opened.append(None)
+                case _:
+                    opened.append(opened[-1])
+        return opened
+
     def submit(self, chunk: Chunk) -> None:
-        """Start a chunk."""
+        """Start a chunk of source rows."""
         chunk.row_bytes = chunk.table.nbytes // max(1, len(chunk.keys))
         chunk = self._without_problems(chunk)
         self._add_open_rows(chunk, len(chunk.keys))
         self.rendering += 1
         chunk.is_rendering = True
         self._start(chunk)
+
+    def start(self, chunk: Chunk) -> None:
+        """Start a chunk that another one has led to, from its step on."""
+        self._add_open_rows(chunk, len(chunk.keys))
+        self._start(chunk)
+
+    def finish(self, chunk: Chunk) -> None:
+        """Hand finished rows, failures and childless rows over."""
+        self._on_finished(chunk)
+
+    def release(self, chunk: Chunk, rows: int) -> None:
+        """Count rows of a chunk that have become other rows."""
+        self._add_open_rows(chunk, -rows)
+        self.progressed.set()
+
+    def record_settled(self, rows: int, failed: int) -> None:
+        """See PendingRequests."""
+        self._pending.record_settled(rows, failed)
+
+    def run_later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Call an action after some time; `join` waits for it."""
+
+        async def wait() -> None:
+            await asyncio.sleep(seconds)
+            action()
+
+        self._run(wait())
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing more is sent."""
+        return self._dispatcher.state.stop_reason is not None
 
     def _without_problems(self, chunk: Chunk) -> Chunk:
         """Return the chunk without the rows whose source values cannot be used, which fail in the first step."""
@@ -262,7 +317,10 @@ class StepRunner:
             self.progressed.set()
 
     def _start(self, chunk: Chunk) -> None:
-        task = asyncio.create_task(self._run_steps(chunk))
+        self._run(self._run_steps(chunk))
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._on_task_done)
 
@@ -276,13 +334,34 @@ class StepRunner:
     async def _run_steps(self, chunk: Chunk) -> None:
         while chunk.step < len(self._steps) and chunk.keys:
             step = self._steps[chunk.step]
-            if isinstance(step, RunStep):
-                chunk = await self._run_step(chunk, step)
-            else:
-                chunk = await self._run_local(chunk, step)
+            match step:
+                case RunStep():
+                    chunk = await self._run_step(chunk, step)
+                case LocalRun():
+                    chunk = await self._run_local(chunk, step)
+                case EachRun():
+                    await self._expand(chunk)
+                    return
+                case FoldRun():
+                    break
         self._end_rendering(chunk)
         self._add_open_rows(chunk, -len(chunk.keys))
-        self._on_finished(chunk)
+        children = self._open_each[chunk.step]
+        if children is None:
+            self._on_finished(chunk)
+        else:
+            children.settle(chunk)
+
+    async def _expand(self, chunk: Chunk) -> None:
+        """Let the children of source rows take their place."""
+        children = self._open_each[chunk.step + 1]
+        assert children is not None
+        if chunk.failures:
+            failed = chunk.select([])
+            failed.failures, failed.failed = chunk.failures, chunk.failed
+            self._on_finished(failed)
+        await children.expand(chunk)
+        self._end_rendering(chunk)
 
     async def _run_local(self, chunk: Chunk, step: LocalRun) -> Chunk:
         """Add the columns of a local step; return the rows that its SQL has not failed."""
@@ -787,7 +866,7 @@ class StepRunner:
             return
         if results.rescue(rows, error):
             return
-        if outcome.answer is not None and outcome.was_sent:
+        if outcome.answer is not None and outcome.was_sent and route.settles_rows:
             self._pending.record_settled(0 if route.is_last_step else len(rows), failed=len(rows))
         results.failures.extend(
             RowFailure(

@@ -122,7 +122,7 @@ def local_engine(context: RunContext) -> Engine:
         dispatcher = BatchDispatcher(online, context.budget, retry_limits, context.daily_budget, options)
     media = media_reader(prepared)
     runner = StepRunner(
-        all_run_steps(prepared.every_step, steps),
+        all_run_steps(prepared.every_step, steps, prepared.shape, prepared.scratch / "children"),
         dispatcher,
         run.run_id,
         context.on_finished,

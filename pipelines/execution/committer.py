@@ -5,7 +5,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import orjson
@@ -112,22 +112,34 @@ class Committer:
         pending.rows += done + len(chunk.failures) + childless
         if pending.rows >= COMMIT_ROWS or pending.nbytes >= COMMIT_BYTES:
             self._more.set()
-        self._counters.rows_ok += done + childless
-        probed = self._counters.probed_fingerprints
-        self._counters.rows_reused += sum(
-            not asked and probed.isdisjoint(answers) for asked, answers in zip(chunk.asked, chunk.answers, strict=True)
-        )
-        self._counters.rows_failed += len(chunk.failures)
-        self._counters.failed_now += self._count_new_failures(chunk)
-        self._counters.failed_by_class.update(failure.error.error_class for failure in chunk.failures)
+        self._count(chunk, done + childless)
 
-    def _count_new_failures(self, chunk: Chunk) -> int:
-        new = [failure for failure in chunk.failures if failure.is_new]
-        if not self._failed_before:
-            return len(new)
+    def _count(self, chunk: Chunk, done: int) -> None:
+        """Count source rows; `done`: results and childless rows."""
+        counters, probed = self._counters, self._counters.probed_fingerprints
+        asked = [
+            asked or not probed.isdisjoint(answers) for asked, answers in zip(chunk.asked, chunk.answers, strict=True)
+        ]
+        reused = len(asked) - sum(asked)
+        if self._shape.child_index is not None:
+            keys = set(chunk.keys)
+            done -= len(chunk.keys) - len(keys)
+            reused = len(keys.difference(key for key, is_asked in zip(chunk.keys, asked, strict=True) if is_asked))
+        counters.rows_ok += done
+        counters.rows_reused += reused + chunk.childless_reused
+        if not chunk.failures:
+            return
         rows = pa.concat_tables([table.select(["_key", "_row_fingerprint"]) for table in chunk.failed])
-        failed = [rows.slice(failure.row, 1).to_pylist()[0] for failure in new]
-        return sum((row["_key"], row["_row_fingerprint"]) not in self._failed_before for row in failed)
+        failed = {failure.row: failure for failure in reversed(chunk.failures)}
+        if self._shape.child_index is not None:
+            # A source row counts once, with its first failing child.
+            first = {key: row for row, key in reversed(list(enumerate(rows.column("_key").to_pylist())))}
+            is_new = {rows.column("_key")[row].as_py() for row, failure in failed.items() if failure.is_new}
+            failed = {row: replace(failed[row], is_new=key in is_new) for key, row in first.items()}
+        counters.rows_failed += len(failed)
+        counters.failed_by_class.update(failure.error.error_class for failure in failed.values())
+        new = rows.take(pa.array([row for row, failure in failed.items() if failure.is_new], pa.int64())).to_pylist()
+        counters.failed_now += sum((row["_key"], row["_row_fingerprint"]) not in self._failed_before for row in new)
 
     @property
     def is_due(self) -> bool:
@@ -269,8 +281,10 @@ def _source_rows(childless: pa.Table | None, filled: Iterable[str], shape: Table
 
 def _result_rows(table: pa.Table, shape: TableShape, run_id: str) -> pa.Table:
     given = [name for name in shape.results.names if name != "_run_id" and name not in shape.outputs]
-    # Copy the carried columns: a slice would keep the source's whole batch in memory.
-    copied = table.select(given).take(pa.array(range(table.num_rows), pa.int64()))
+    copied = table.select(given)
+    if shape.child_index is None:
+        # Copy the carried columns: a slice would keep the source's whole batch in memory.
+        copied = copied.take(pa.array(range(table.num_rows), pa.int64()))
     columns = [
         pa.repeat(pa.scalar(run_id), table.num_rows)
         if column.name == "_run_id"
@@ -282,7 +296,7 @@ def _result_rows(table: pa.Table, shape: TableShape, run_id: str) -> pa.Table:
 
 def _error_rows(chunk: Chunk, shape: TableShape) -> pa.Table:
     wanted = [*shape.key, "_row_fingerprint"]
-    rows = pa.concat_tables([table.select(wanted) for table in chunk.failed])
+    rows = pa.concat_tables([_with_child_index(table, shape).select(wanted) for table in chunk.failed])
     rows = rows.take(pa.array([failure.row for failure in chunk.failures], pa.int64()))
     failures = [
         {
@@ -315,6 +329,14 @@ def _error_rows(chunk: Chunk, shape: TableShape) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
+def _with_child_index(failed: pa.Table, shape: TableShape) -> pa.Table:
+    """Return failed rows with the place of the failing child, null if the source row itself has failed."""
+    name = shape.child_index
+    if name is None or name in failed.column_names:
+        return failed
+    return failed.append_column(name, pa.nulls(failed.num_rows, pa.int64()))
+
+
 def rejected_lines(ready: PreparedJob, run_id: str) -> Commit:
     """Return the commit of the source's rejected lines: errors without a key that replace those of earlier runs."""
     shape, rejects = ready.shape, ready.reader.rejects
@@ -333,5 +355,6 @@ def rejected_lines(ready: PreparedJob, run_id: str) -> Commit:
         else pa.nulls(len(rejects), field.type)
         for field in shape.errors
     ]
-    no_key = pa.table([pa.nulls(1, shape.errors.field(name).type) for name in shape.key], names=list(shape.key))
+    key = pa.schema([shape.errors.field(name) for name in shape.source_key])
+    no_key = pa.table([pa.nulls(1, field.type) for field in key], schema=key)
     return Commit(shape.results.empty_table(), {}, pa.table(columns, schema=shape.errors), no_key)

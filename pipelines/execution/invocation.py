@@ -182,7 +182,7 @@ def _with_partial_report(
         counters.rows, counters.rows_failed = ready.selection.counts().rows + rejects, rejects
         report = run_report(ready.job.name, run_id, RunOutcome(exc.exit_code, str(exc), counters), ready.sink.tables())
         if run_id is None or ready.sink.exists():
-            report = replace(report, rows_ok=None, rows_reused=None, rows_failed=None, rows_left=None)
+            report = replace(report, rows_ok=None, rows_reused=None, rows_failed=None, rows_left=None, rows_out=None)
         raise StoppedBeforeStart(report) from exc
 
 
@@ -221,6 +221,8 @@ def _finish_run(ready: PreparedJob, ledger: Ledger, run: OpenRun, ended: "RunOut
     has_packs = any(getattr(step.model, "pack", None) is not None for step in ready.steps)
     report = run_report(ready.job.name, run.run_id, ended, ready.sink.tables())
     report = replace(report, audits=audits, has_packs=has_packs, control=ended.control)
+    if ready.shape.child_index is not None:
+        report = replace(report, rows_out=_count_results(ready) if ready.sink.exists() else None)
     try:
         end_invocation(ledger, run.run_id, report)
     except RowmillError:

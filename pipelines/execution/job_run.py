@@ -104,6 +104,7 @@ async def run_job(
         )
     counters.failed_now = ready.selection.count_new_rejects()
     counters.rows_done_before = counters.rows_ok + counters.rows_failed
+    counters.has_children = any(step.kind == "each" for step in ready.local_steps)
     counters.steps = {
         step.model.name: StepCounters(requests_per_row=1 / _rows_per_request(step)) for step in ready.steps
     }

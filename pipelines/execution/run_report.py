@@ -26,6 +26,7 @@ def run_report(job: str, run_id: str | None, ended: RunOutcome, tables: Mapping[
         rows_reused=counters.rows_reused,
         rows_failed=counters.rows_failed,
         rows_left=counters.rows_left,
+        rows_out=counters.rows_ok,
         requests=counters.requests,
         retries=counters.retries,
         input_tokens=counters.input_tokens,

@@ -161,7 +161,8 @@ class ThroughputMeter:
 def progress_figures(view: RunView, throughput: Throughput) -> dict[str, object]:
     """Return the current figures of a run, as `--log json` and the heartbeat file have them."""
     counters = view.counters
-    failed = max(counters.rows_failed, counters.failed_locally + sum(step.failed for step in counters.steps.values()))
+    in_steps = 0 if counters.has_children else sum(step.failed for step in counters.steps.values())
+    failed = max(counters.rows_failed, counters.failed_locally + in_steps)
     done, left = _work_done(counters), _work_left(counters)
     paused_since = view.dispatcher.state.paused_since
     return {

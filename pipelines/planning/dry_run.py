@@ -13,7 +13,17 @@ import pyarrow as pa
 
 from connectors.contracts import MediaColumn
 from connectors.media.media_reader import MediaReader
-from connectors.records import FAILED_CLASS, FAILED_STEP, KEPT_PREFIX, KEPT_ROW, Media, Request, RowError, Values
+from connectors.records import (
+    FAILED_CLASS,
+    FAILED_STEP,
+    KEPT_PREFIX,
+    KEPT_ROW,
+    TEXT_PREFIX,
+    Media,
+    Request,
+    RowError,
+    Values,
+)
 from pipelines.dispatch.packing.packing import Packing, packing_of
 from pipelines.dispatch.request_rendering import render_requests
 from pipelines.dispatch.rescue.ladder import Ladder
@@ -25,9 +35,17 @@ from pipelines.planning.prompt_order import MAX_PROMPTS
 from pipelines.preparation.local_steps import PreparedLocalStep
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, media_reader
 from pipelines.quality.checks import CheckFailure
+from pipelines.transforms.child_keys import child_key_starts
+from pipelines.transforms.each import Each
+from pipelines.transforms.fold import SOURCE, Fold
+from pipelines.transforms.select import Select
 
 MAX_SCANNED_ROWS = 20_000
 """Up to this many rows are all processed; of a larger source about as many, spread over all of it."""
+MAX_SCANNED_PARENTS = 2_000
+"""The same for a job whose rows become several."""
+PARENT_CHUNK_ROWS = 16
+"""Rows that are processed together in such a job."""
 MAX_SECONDS = 12.0
 """Longest time for processing rows; the estimates are scaled up from the rows so far."""
 MAX_EXAMPLES = 2
@@ -89,6 +107,8 @@ class DryRun:
 
     steps: list[StepEstimate]
     rows: int = 0
+    children: dict[str, int] = field(default_factory=dict)
+    """`each` step -> the rows that it makes of the processed ones."""
     carried_bytes: int = 0
     examples: list[tuple[str, Request]] = field(default_factory=list)
 
@@ -118,9 +138,11 @@ def _step_estimate(ready: PreparedJob, ledger: Ledger, step: PreparedStep) -> St
 
 
 async def _chunks(ready: PreparedJob, asked: int) -> Any:
-    every = max(1, -(-asked // MAX_SCANNED_ROWS))
+    has_children = any(step.kind == "each" for step in ready.local_steps)
+    scanned, rows = (MAX_SCANNED_PARENTS, PARENT_CHUNK_ROWS) if has_children else (MAX_SCANNED_ROWS, CHUNK_ROWS)
+    every = max(1, -(-asked // scanned))
     until = time.monotonic() + MAX_SECONDS
-    batches: Iterator[pa.RecordBatch] = ready.selection.batches(CHUNK_ROWS, frozenset())
+    batches: Iterator[pa.RecordBatch] = ready.selection.batches(rows, frozenset())
     for place, batch in enumerate(batches):
         if place % every == 0:
             yield batch
@@ -142,27 +164,87 @@ class _ChunkDryRun:
         self._is_alive = [True] * table.num_rows
         self._pending_columns: list[frozenset[str]] = [frozenset()] * table.num_rows
         """For each row, the columns whose values only a run will produce."""
+        self._source: _SourceRows | None = None
+        """The rows of which those at hand are the children."""
 
     async def process(self) -> None:
         run = self._run
         carried = [name for name in self._ready.shape.results.names if name in self._table.column_names]
         run.carried_bytes += self._table.select(carried).nbytes
+        rows = len(self._keys)
         estimates = iter(run.steps)
         for place, step in enumerate(self._ready.every_step):
             if isinstance(step, PreparedStep):
                 await self._process_step(next(estimates), run.rows)
             else:
-                self._process_local_step(step)
+                match step.transform:
+                    case Select():
+                        self._select(step, step.transform)
+                    case Each():
+                        self._expand(step, step.transform)
+                    case Fold():
+                        self._fold(step, step.transform)
             later = self._ready.every_step[place + 1 :]
             wanted = {name for step in later for name in step.input_columns}
             self._table = self._table.drop_columns(
                 [name for name in self._table.column_names if name not in wanted and not name.startswith("_")]
             )
-        run.rows += len(self._keys)
+        run.rows += rows
 
-    def _process_local_step(self, step: PreparedLocalStep) -> None:
-        """Add the columns of a local step; those that it makes of answers that do not exist yet are guesses."""
-        made, errors = step.transform.apply(self._table)
+    def _expand(self, step: PreparedLocalStep, each: Each) -> None:
+        """Go on with the children of the rows; a row without children goes on at the fold."""
+        expansion = each.expand(self._table)
+        alive = [place for place, is_alive in enumerate(self._is_alive) if is_alive and place not in expansion.errors]
+        for place in expansion.errors:
+            if not self._pending_columns[place] & step.input_columns:
+                self._is_alive[place] = False
+        places, made = each.children(expansion, 0, expansion.total)
+        chosen = [child for child, place in enumerate(places) if place in set(alive)]
+        places, made = [places[child] for child in chosen], made.take(pa.array(chosen, pa.int64()))
+        self._source = _SourceRows(self._table, self._keys, self._is_alive, self._pending_columns, places)
+        inherited = [name for name in self._table.column_names if not name.startswith("_") or _is_text(name)]
+        table = self._table.select(inherited).take(pa.array(places, pa.int64()))
+        for column, values in zip(made.schema, made.columns, strict=True):
+            table = table.append_column(column, values)
+        names = frozenset(made.column_names)
+        pending = [self._pending_columns[place] for place in places]
+        self._pending_columns = [before | names if before & step.input_columns else before for before in pending]
+        self._is_alive = [True] * len(places)
+        keys = child_key_starts(self._source.table.select(self._ready.shape.source_key))
+        indexes = made.column(each.index).to_pylist()
+        self._keys = [f"{keys[place]}{index}]" for place, index in zip(places, indexes, strict=True)]
+        self._table = table
+        self._run.children[step.model.name] = self._run.children.get(step.model.name, 0) + len(places)
+        self._run.carried_bytes += made.nbytes
+
+    def _fold(self, step: PreparedLocalStep, fold: Fold) -> None:
+        """Go on with the rows that the children were made of."""
+        source = self._source
+        assert source is not None
+        self._source = None
+        children = self._table
+        for name in fold.columns.difference(children.column_names):
+            values = source.table.column(name).take(pa.array(source.places, pa.int64()))
+            children = children.append_column(source.table.schema.field(name), values)
+        children = children.append_column(SOURCE, pa.array(source.places, pa.int64()))
+        made, errors = fold.apply(children, range(source.table.num_rows))
+        names = frozenset(made.column_names)
+        unknown = {
+            place for child, place in enumerate(source.places) if self._pending_columns[child] & step.input_columns
+        }
+        dead = {place for child, place in enumerate(source.places) if not self._is_alive[child]}
+        dead.update(set(errors).difference(unknown))
+        self._table, self._keys = source.table, source.keys
+        for column, values in zip(made.schema, made.columns, strict=True):
+            self._table = self._table.append_column(column, values)
+        self._is_alive = [is_alive and place not in dead for place, is_alive in enumerate(source.is_alive)]
+        self._pending_columns = [
+            before | names if place in unknown else before for place, before in enumerate(source.pending_columns)
+        ]
+
+    def _select(self, step: PreparedLocalStep, select: Select) -> None:
+        """Add the columns of a select; those that it makes of answers that do not exist yet are guesses."""
+        made, errors = select.apply(self._table)
         for column, values in zip(made.schema, made.columns, strict=True):
             self._table = self._table.append_column(column, values)
         names = frozenset(made.column_names)
@@ -438,6 +520,22 @@ class _ChunkDryRun:
             evidence, _ = step.quality.evaluate(before_step, arrays)
             for made, array in zip(step.quality.fields, step.quality.arrays(evidence), strict=True):
                 self._table = self._table.append_column(made, array)
+
+
+@dataclass(frozen=True, slots=True)
+class _SourceRows:
+    """The rows of a chunk while their children are processed; see `_ChunkDryRun`."""
+
+    table: pa.Table
+    keys: list[str]
+    is_alive: list[bool]
+    pending_columns: list[frozenset[str]]
+    places: list[int]
+    """For each child the place of its source row."""
+
+
+def _is_text(name: str) -> bool:
+    return name.startswith(TEXT_PREFIX)
 
 
 class _LocalMedia:

@@ -1,7 +1,7 @@
 """Plan: what a run would do and cost, before anything is sent."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
@@ -108,6 +108,8 @@ class Plan:
     reckoned_rows: int
     """Rows that the estimates are based on; fewer than new and changed rows if those are many: then scaled up."""
     steps: Sequence[StepPlan]
+    children: Mapping[str, int]
+    """`each` step -> the rows that it will make, scaled up like the figures of the steps."""
     requests: int
     input_tokens: int
     output_tokens: int
@@ -175,6 +177,7 @@ def build_plan(loaded: LoadedJob) -> Plan:
             rescued=counts.rescued,
             reckoned_rows=estimates.rows,
             steps=steps,
+            children={name: round(count * scale) for name, count in estimates.children.items()},
             requests=sum(step.requests for step in steps),
             input_tokens=sum(step.input_tokens for step in steps),
             output_tokens=sum(step.output_tokens for step in steps),

@@ -182,6 +182,7 @@ def _basis(plan: Plan) -> str:
     exact = sorted({step.model for step in plan.steps if step.exact_tokens})
     estimated = sorted({step.model for step in plan.steps if not step.exact_tokens})
     how = [f"all {sent:,} rows" if plan.reckoned_rows >= sent else sample]
+    how += [f"{step} makes about {count:,} rows of them" for step, count in plan.children.items()]
     if exact:
         tokenizer = "their own tokenizers" if len(exact) > 1 else "its own tokenizer"
         how.append(f"tokens of {', '.join(exact)} by {tokenizer}")

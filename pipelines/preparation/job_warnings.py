@@ -18,9 +18,10 @@ def job_warnings(ready: PreparedJob) -> tuple[str, ...]:
     """Return a line for each step whose requests depend on fewer columns than its texts suggest."""
     columns = list(ready.reader.schema.names)
     found: list[str] = []
-    for step in ready.steps:
-        found += _step_warnings(ready, step, columns)
-        columns += [field.name for field in step.endpoint.fields]
+    for step in ready.every_step:
+        if isinstance(step, PreparedStep):
+            found += _step_warnings(ready, step, columns)
+        columns += [field.name for field in step.fields]
     return tuple(found)
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from connectors.errors import KeyPath
-from pipelines.config.steps.local_steps import LocalStep, SelectStep
+from pipelines.config.steps.local_steps import EachStep, FoldStep, LocalStep, SelectStep
+from pipelines.transforms.each import Each
+from pipelines.transforms.fold import Fold
 from pipelines.transforms.select import Select
 
-Transform = Select
+Transform = Select | Each | Fold
 """What a local step does to rows."""
 
 
@@ -33,11 +35,23 @@ class PreparedLocalStep:
     @property
     def kind(self) -> str:
         """The key of the job file that names what it does."""
-        return "select"
+        match self.transform:
+            case Select():
+                return "select"
+            case Each():
+                return "each"
+            case Fold():
+                return "fold"
 
 
 def prepare_local_step(model: LocalStep, row: pa.Schema) -> PreparedLocalStep:
     """Check a local step against the columns of the row before it; JobError below `steps.NAME`."""
     where: KeyPath = ("steps", model.name)
-    assert isinstance(model, SelectStep)
-    return PreparedLocalStep(model, Select(model, row, where))
+    match model:
+        case SelectStep():
+            return PreparedLocalStep(model, Select(model, row, where))
+        case EachStep():
+            return PreparedLocalStep(model, Each(model, row, where))
+        case FoldStep():
+            return PreparedLocalStep(model, Fold(model, row, where))
+    raise AssertionError(f"no transform for {type(model).__name__}")

@@ -34,6 +34,8 @@ from pipelines.preparation.rung_checks import check_rung, located_in_rung, vecto
 from pipelines.preparation.source_reader import SourceReader
 from pipelines.quality.answer_quality import AnswerQuality, answer_quality
 from pipelines.runtime.scratch_dir import scratch_folder
+from pipelines.transforms.each import Each
+from pipelines.transforms.fold import Fold
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,11 @@ class PreparedJob:
     def steps(self) -> Sequence[PreparedStep]:
         """The steps that send requests."""
         return endpoint_steps(self.every_step)
+
+    @property
+    def local_steps(self) -> Sequence[PreparedLocalStep]:
+        """The steps that send none."""
+        return [step for step in self.every_step if isinstance(step, PreparedLocalStep)]
 
     @property
     def stored_steps(self) -> Sequence[PreparedStep]:
@@ -305,7 +312,9 @@ def _assemble(inputs: Inputs, reader: SourceReader, ledger: ReadableLedger | Non
                 inputs.closing.callback(evaluated.close)
     in_results = result_steps(every_step)
     stored = endpoint_steps(in_results)
-    outputs = [field for step in in_results for field in step.fields]
+    each = open_each(every_step)
+    child_index = None if each is None else each.index
+    outputs = [field for step in in_results for field in step.fields if field.name != child_index]
     made = [field.name for step in stored for field in step.endpoint.fields]
     used = _used_columns(every_step).intersection(reader.schema.names)
     files = {name for step in steps for name in step.endpoint.media}.intersection(reader.schema.names)
@@ -325,10 +334,13 @@ def _assemble(inputs: Inputs, reader: SourceReader, ledger: ReadableLedger | Non
             _quality_digest(steps),
             _checked_columns(steps).intersection(reader.schema.names),
             [field.name for step in stored if step.has_repairs for field in step.endpoint.fields],
+            child_index,
         )
     key, carried = list(selection.key_schema), list(selection.carried_schema)
+    if child_index is not None:
+        key.append(pa.field(child_index, pa.int64()))
     # Columns that a template reads share one row with the outputs.
-    _check_names(loaded, every_step, [*(field.name for field in (*key, *carried)), *selection.read])
+    _check_names(loaded, every_step, [*selection.key_schema.names, *selection.carried, *selection.read])
     shape = TableShape(
         key=tuple(field.name for field in key),
         results=results_schema(key, carried, outputs),
@@ -336,6 +348,7 @@ def _assemble(inputs: Inputs, reader: SourceReader, ledger: ReadableLedger | Non
         write=job.sink.write,
         outputs=tuple(made),
         rungs=tuple(step.rung_field.name for step in stored if step.rung_field is not None),
+        child_index=child_index,
     )
     with with_location(loaded):
         sink = job.sink.open(shape, loaded.workspace.folder, job.retry.longest_hold)
@@ -348,8 +361,28 @@ def endpoint_steps(steps: Iterable[AnyPreparedStep]) -> Sequence[PreparedStep]:
 
 
 def result_steps(steps: Sequence[AnyPreparedStep]) -> Sequence[AnyPreparedStep]:
-    """Return the steps whose outputs are in the results."""
-    return [step for step in steps if step.model.keep]
+    """Return the steps whose outputs are in the results: of those between an `each` and its `fold` none are."""
+    return [step for step in _steps_after_folds(steps) if step.model.keep]
+
+
+def open_each(steps: Sequence[AnyPreparedStep]) -> Each | None:
+    """Return the `each` whose children are the results; None if every source row is a result."""
+    found = [step.transform for step in _steps_after_folds(steps) if isinstance(step, PreparedLocalStep)]
+    return next((transform for transform in found if isinstance(transform, Each)), None)
+
+
+def _steps_after_folds(steps: Sequence[AnyPreparedStep]) -> Sequence[AnyPreparedStep]:
+    """Return the steps whose columns the finished rows have."""
+    left: list[AnyPreparedStep] = []
+    begin = 0
+    for step in steps:
+        kind = step.kind if isinstance(step, PreparedLocalStep) else None
+        if kind == "each":
+            begin = len(left)
+        elif kind == "fold":
+            del left[begin:]
+        left.append(step)
+    return left
 
 
 def prepare_steps(
@@ -389,11 +422,16 @@ def prepare_steps(
         return PreparedStep(step, provider, members, step.build(context), context, None)
 
     ready: list[AnyPreparedStep] = []
+    source_columns = columns
     for step in loaded.job.steps:
         if isinstance(step, LocalStep):
             with with_location(loaded):
                 local = prepare_local_step(step, pa.schema(list(columns.items())))
             ready.append(local)
+            if isinstance(local.transform, Each):
+                source_columns = dict(columns)
+            elif isinstance(local.transform, Fold):
+                columns = dict(source_columns)
             columns.update((field.name, field.type) for field in local.fields)
             continue
         with with_location(loaded):
@@ -492,7 +530,12 @@ def with_location(loaded: LoadedJob) -> Iterator[None]:
 def _check_names(loaded: LoadedJob, steps: Sequence[AnyPreparedStep], taken: Sequence[str]) -> None:
     """JobError if two columns of a row, in the results or between steps, have one name."""
     owner = dict.fromkeys(taken, "the source")
+    of_source_row = dict(owner)
     for step in steps:
+        if isinstance(step, PreparedLocalStep) and isinstance(step.transform, Each):
+            of_source_row = dict(owner)
+        elif isinstance(step, PreparedLocalStep) and isinstance(step.transform, Fold):
+            owner = dict(of_source_row)
         for field in step.fields:
             if field.name in owner:
                 key = _key_of_column(step, field)

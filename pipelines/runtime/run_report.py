@@ -106,6 +106,8 @@ class RunReport:
     rows_reused: int | None = None
     rows_failed: int | None = None
     rows_left: int | None = None
+    rows_out: int | None = None
+    """Result rows; more or fewer than `rows_ok` if an `each` step makes several of one."""
     requests: int | None = None
     retries: int | None = None
     input_tokens: int | None = None

@@ -27,7 +27,12 @@ class SqlExpressions:
     """Named SQL expressions over the columns of one table, or aggregates over groups of its rows."""
 
     def __init__(
-        self, expressions: Mapping[str, str], schema: pa.Schema, where: KeyPath, group_by: str | None = None
+        self,
+        expressions: Mapping[str, str],
+        schema: pa.Schema,
+        where: KeyPath,
+        group_by: str | None = None,
+        memory_limit: str = "128MB",
     ) -> None:
         """Raise JobError below `where` for an expression that these columns do not allow.
 
@@ -45,7 +50,7 @@ class SqlExpressions:
         self._where = where
         self._group_by = group_by
         self._first = group_by or ROW_INDEX
-        self._db = evaluation_connection()
+        self._db = evaluation_connection(memory_limit)
         self._nothing = pa.schema([pa.field(self._first, pa.int64()), *map(schema.field, self._names)]).empty_table()
         self._columns = [self._typed(name, f"(\n{sql}\n)", (*where, name)) for name, sql in expressions.items()]
         self._query = f"select {identifier(self._first)}, {', '.join(self._columns)} from evaluated_rows"

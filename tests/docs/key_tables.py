@@ -44,6 +44,8 @@ def job_file_tables() -> str:
         *_kind_tables("source", definitions, SOURCES, "### `source`: exactly one of these kinds"),
         *_kind_tables("step", definitions, ENDPOINTS, "### `steps`: a list; `endpoint` selects the kind"),
         *_kind_tables("local step", definitions, LOCAL_STEPS, "### `steps` without a request: a key selects the kind"),
+        _section_table("### `steps[].each` with `split`", definitions["PieceOptions"]),
+        _section_table("### `steps[].each` with `list`", definitions["ElementOptions"]),
         _section_table("### `steps[].pack`", definitions["PackOptions"]),
         _section_table("### `steps[].rescue`: a list", definitions["RescueRung"]),
         *_kind_tables("sink", definitions, SINKS, "### `sink`: exactly one of these kinds"),

@@ -1,15 +1,18 @@
 """The models of local steps: what a job does to its rows without a request."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any, Self
 
 import orjson
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from connectors.contracts import FrozenModel
+from connectors.errors import FieldError
 
 Expressions = Annotated[dict[str, Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 """Output -> SQL."""
+MIN_PIECE_TOKENS = 4
+"""Of one character."""
 
 
 class LocalStep(FrozenModel):
@@ -36,5 +39,73 @@ class SelectStep(LocalStep):
     )
 
 
-LOCAL_STEPS: Mapping[str, type[LocalStep]] = {"select": SelectStep}
+class _UnconditionalStep(LocalStep):
+    """A local step that applies to all rows."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_when(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "when" in values:
+            remedy = "use `where` of the source, or leave the list or the text of other rows empty by a select: step"
+            raise FieldError("such a step applies to all rows", remedy, ("when",))
+        return values
+
+
+class PieceOptions(FrozenModel):
+    """How a text is cut into pieces."""
+
+    split: str = Field(min_length=1, description="The column with the text.", examples=["body"])
+    tokens: int = Field(ge=MIN_PIECE_TOKENS, description="The most tokens of a piece.", examples=[400])
+    overlap: int = Field(
+        default=0, ge=0, description="About so many tokens of the piece before are repeated, whole words."
+    )
+    model: str = Field(default="gpt-4o", min_length=1, description="The model whose tokenizer counts.")
+
+    @model_validator(mode="after")
+    def _check_overlap(self) -> Self:
+        if self.overlap >= self.tokens:
+            raise FieldError(f"found {self.overlap}, as many tokens as a piece", "write fewer", ("overlap",))
+        return self
+
+
+class ElementOptions(FrozenModel):
+    """Where the elements come from."""
+
+    list: str = Field(min_length=1, description="SQL of a list over the row so far.", examples=["tags"])
+
+
+class EachStep(_UnconditionalStep):
+    """One row becomes many: the pieces of a text, or the elements of a list."""
+
+    each: PieceOptions | ElementOptions = Field(
+        description="`split` or `list`. Adds `<name>` and `<name>_index`, for pieces `<name>_start` and `<name>_end`.",
+        examples=[{"split": "body", "tokens": 400, "overlap": 40}],
+    )
+
+
+class FoldStep(_UnconditionalStep):
+    """The rows that an `each` step has made of one row become one again."""
+
+    fold: Expressions = Field(
+        description="Output -> SQL aggregate over the children of one source row.",
+        examples=[{"facts": "list(fact order by chunk_index)", "chunks": "count(*)"}],
+    )
+
+
+LOCAL_STEPS: Mapping[str, type[LocalStep]] = {"select": SelectStep, "each": EachStep, "fold": FoldStep}
 """By the key that names the kind."""
+
+
+def check_order(steps: "Mapping[int, LocalStep]") -> None:
+    """Raise FieldError if an `each` begins within another, or a `fold` without one. `steps`: by place in the job."""
+    opened: LocalStep | None = None
+    for place, step in steps.items():
+        if isinstance(step, EachStep):
+            if opened is not None:
+                found = f"{opened.name} has made several rows of one already"
+                raise FieldError(found, "fold them first, or use two jobs", ("steps", place, "each"))
+            opened = step
+        elif isinstance(step, FoldStep):
+            if opened is None:
+                raise FieldError("there is no each: step to fold", "write one before it", ("steps", place, "fold"))
+            opened = None

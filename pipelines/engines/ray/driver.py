@@ -222,7 +222,7 @@ class WorkerPool:
             kept_rungs=prepared.inputs.kept_rungs,
             run_id=context.run.run_id,
             is_retrying=context.is_retrying,
-            result_columns=tuple(prepared.shape.results.names),
+            shape=prepared.shape,
             files=(prepared.sink.files_prefix, prepared.sink.files_folder.absolute()),
             senders=self._senders(limits.concurrency),
             has_budget=context.budget.limit is not None,
@@ -371,8 +371,8 @@ class WorkerPool:
         pieces = worker.actor.run_chunk.options(num_returns="streaming").remote(assigned.chunk)
         async for result in pieces:
             piece: Chunk = await result
-            failed = [table.column("_key").to_pylist() for table in piece.failed]
-            assigned.unfinished.difference_update(piece.keys, *failed)
+            others = [table.column("_key").to_pylist() for table in (*piece.failed, *piece.childless)]
+            assigned.unfinished.difference_update(piece.keys, *others)
             self._context.on_finished(piece)
         worker.chunks.remove(assigned)
         self.chunks.finish(len(assigned.chunk.keys))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from connectors.contracts import EmbeddingFacts, Provider
+from connectors.contracts import EmbeddingFacts, Provider, TableShape
 from connectors.errors import JobError
 from connectors.media.media_reader import MediaReader
 from connectors.transport.client import HttpTransport, RequestTimeouts
@@ -66,8 +66,8 @@ class WorkerConfig:
     """See Inputs."""
     run_id: str
     is_retrying: bool
-    result_columns: tuple[str, ...]
-    """Of the results table, key columns included."""
+    shape: TableShape
+    """Of the job's tables."""
     files: tuple[str, Path]
     """The sink's files_prefix and files_folder."""
     senders: int
@@ -194,7 +194,8 @@ class WorkerActor:
         limiters[JOB] = job_limiter
         # Requests in flight are limited for the job, not for each worker.
         job_limiter.concurrency = config.job.limits.concurrency
-        return all_run_steps(every_step, run_steps), limiters
+        children = Path(self._scratch.name) / "children"
+        return all_run_steps(every_step, run_steps, config.shape, children), limiters
 
     async def wait_for_room(self) -> None:
         """Return when another chunk is needed."""
@@ -305,12 +306,13 @@ class WorkerActor:
 
     def _for_committer(self, piece: Chunk) -> Chunk:
         """Return the rows without the columns that only the steps needed."""
-        needed = {*COMMITTER_COLUMNS, *self._config.result_columns}
+        needed = {*COMMITTER_COLUMNS, *self._config.shape.results.names}
         tables = [
             table.select([name for name in table.column_names if name in needed])
-            for table in (piece.table, *piece.failed)
+            for table in (piece.table, *piece.failed, *piece.childless)
         ]
-        return replace(piece, table=tables[0], failed=tables[1:])
+        failed = len(piece.failed) + 1
+        return replace(piece, table=tables[0], failed=tables[1:failed], childless=tables[failed:])
 
 
 def _can_be_pickled(failure: Exception) -> bool:

@@ -17,8 +17,8 @@ TYPED = (
 VECTOR = '[{{name: v, endpoint: embeddings, provider: test, model: {}, dimensions: {}, input: "{{{{ text }}}}"}}]'
 NOTHING = {
     "run_id": None, "rows": None, "rows_ok": None, "rows_reused": None, "rows_failed": None, "rows_left": None,
-    "requests": None, "retries": None, "input_tokens": None, "output_tokens": None, "cost_usd": None, "seconds": None,
-    "exit_code": 2, "tables": None,
+    "rows_out": None, "requests": None, "retries": None, "input_tokens": None, "output_tokens": None, "cost_usd": None,
+    "seconds": None, "exit_code": 2, "tables": None,
 }  # fmt: skip
 
 

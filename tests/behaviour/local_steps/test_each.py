@@ -1,0 +1,193 @@
+"""`each`: one row becomes several, and all of them are written, replaced and removed together."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.behaviour.local_steps.conftest import ASK, PIECES, DocumentJobs, Facts
+from tests.conftest import Body, Cli, ReadTable, ScriptedProvider, Workspace, error_reply
+
+THREE = {1: ["a", "b"], 2: [], 3: ["c"], 4: None}
+
+
+def errors_of(read: ReadTable, workspace: Workspace) -> list[tuple[Any, ...]]:
+    return [
+        (row["id"], row["piece_index"], row["step"], row["error_class"])
+        for row in read(workspace.folder / "out", "errors")
+    ]
+
+
+def refuse(*texts: str) -> Any:
+    """A script that refuses requests with these texts."""
+
+    def script(path: str, body: Body, count: int) -> Any:
+        refused = body["messages"][-1]["content"] in texts
+        return error_reply(400, "no such word", "invalid_word") if refused else None
+
+    return script
+
+
+def test_each_element_of_a_list_is_a_row_with_the_key_of_its_source_row_and_its_index(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    documents.write(THREE)
+    job = documents.job(sink="{parquet: out, columns: [words]}")
+    report = cli.run(job)
+    assert (report["exit_code"], report["requests"]) == (0, 3)
+    assert (report["rows"], report["rows_ok"], report["rows_reused"], report["rows_out"]) == (4, 4, 2, 3)
+    rows = read(documents.workspace.folder / "out")
+    assert [list(row.values())[:5] for row in rows] == [
+        [1, 0, ["a", "b"], "a", "A"],
+        [1, 1, ["a", "b"], "b", "B"],
+        [3, 0, ["c"], "c", "C"],
+    ]
+    assert list(rows[0]) == ["id", "piece_index", "words", "piece", "fact", "_run_id", "_row_fingerprint"]
+    usage = read(documents.workspace.folder / "out", "usage")
+    assert sorted(key for row in usage for key in row["keys"]) == ["[1,0]", "[1,1]", "[3,0]"]
+    again = cli.run(job)
+    assert (again["requests"], again["rows_reused"], again["rows_out"]) == (0, 4, 3)
+
+
+def test_pieces_of_a_text_have_their_places_in_it(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    text = "First paragraph here.\n\nSecond one, a little longer.\n\nThird 👩‍👩‍👧 one."
+    workspace.write("rows.jsonl", json.dumps({"id": "x", "body": text}) + "\n")
+    steps = (
+        "[{name: piece, each: {split: body, tokens: 8, overlap: 2}}, "
+        '{name: vector, endpoint: embeddings, provider: test, model: e, dimensions: 3, input: "{{ piece }}"}]'
+    )
+    job = workspace.job(source="{jsonl: rows.jsonl, key: id}", steps=steps)
+    assert cli.run(job)["requests"] == 1
+    rows = read(workspace.folder / "out")
+    assert [row["piece"] for row in rows] == [text[row["piece_start"] : row["piece_end"]] for row in rows]
+    assert [row["piece_index"] for row in rows] == list(range(len(rows)))
+    assert (rows[0]["piece_start"], rows[-1]["piece_end"]) == (0, len(text))
+    assert len(rows) > 2
+
+
+def test_a_changed_source_row_replaces_its_children_and_a_removed_one_removes_them(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider, facts: Facts
+) -> None:
+    job = documents.job(sink="{parquet: out, deleted: remove}")
+    documents.write({1: ["a", "b", "c"], 2: ["d"], 3: ["e", "f"], 4: []})
+    cli.run(job)
+    documents.write({1: ["a", "x"], 2: [], 4: ["g"], 5: ["e"]})
+    report = cli.run(job)
+    assert facts() == [(1, 0, "A"), (1, 1, "X"), (4, 0, "G"), (5, 0, "E")]
+    # The answers to a and e are in the ledger.
+    assert sorted(provider.prompts()[6:]) == ["g", "x"]
+    assert (report["rows"], report["rows_ok"], report["rows_out"]) == (4, 4, 4)
+    assert cli.run(job)["requests"] == 0
+
+
+def test_a_failed_child_keeps_its_source_row_in_errors_with_its_old_children_and_new_answers(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider, read: ReadTable, facts: Facts
+) -> None:
+    workspace, job = documents.workspace, documents.job()
+    documents.write({1: ["a", "b"], 2: ["c"]})
+    cli.run(job)
+    documents.write({1: ["x", "bad", "y", "worse"], 2: ["c"], 3: ["bad", "z"]})
+    provider.script = refuse("bad", "worse")
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"], report["rows_failed"], report["rows_out"]) == (1, 1, 2, 3)
+    assert facts() == [(1, 0, "A"), (1, 1, "B"), (2, 0, "C")]
+    failed = [(1, 1), (1, 3), (3, 0)]
+    assert errors_of(read, workspace) == [(*key, "fact", "bad_request") for key in failed]
+    # The next run leaves them; retry asks again for the failed children alone.
+    assert cli.run(job)["requests"] == 0
+    provider.script = refuse("worse")
+    before = len(provider.seen)
+    assert cli("retry", job, "--quiet") == 1
+    assert sorted(provider.prompts()[before:]) == ["bad", "worse"]
+    assert errors_of(read, workspace) == [(1, 3, "fact", "bad_request")]
+    assert facts() == [(1, 0, "A"), (1, 1, "B"), (2, 0, "C"), (3, 0, "BAD"), (3, 1, "Z")]
+    documents.write({1: ["x"], 2: ["c"], 3: ["bad", "z"]})
+    assert cli.run(job)["requests"] == 0
+    assert errors_of(read, workspace) == []
+    assert facts() == [(1, 0, "X"), (2, 0, "C"), (3, 0, "BAD"), (3, 1, "Z")]
+
+
+def test_a_source_row_that_fails_itself_is_in_errors_without_an_index(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    documents.write({1: ["1", "2"], 2: ["one"]})
+    numbers = '{name: piece, each: {list: "[cast(w as integer) for w in words]"}}'
+    report = cli.run(documents.job(numbers, ASK))
+    assert (report["exit_code"], report["rows_ok"], report["rows_failed"]) == (1, 1, 1)
+    assert errors_of(read, documents.workspace) == [(2, None, "piece", "input")]
+    assert [row["piece"] for row in read(documents.workspace.folder / "out")] == [1, 2]
+
+
+def test_children_are_rebuilt_from_the_ledger_without_the_source(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    documents.write({1: ["a", "b"], 2: ["c"], 3: []})
+    job = documents.job(PIECES, "{name: mark, select: {loud: \"piece || '!'\"}}", ASK)
+    cli.run(job)
+    documents.write({1: ["a"], 2: ["c"], 3: []})
+    cli.run(job)
+    rows = read(documents.workspace.folder / "out")
+    assert [(row["id"], row["loud"], row["fact"]) for row in rows] == [(1, "a!", "A"), (2, "c!", "C")]
+    assert cli("rebuild", job) == 0
+    assert read(documents.workspace.folder / "out") == rows
+    assert cli.run(job)["requests"] == 0
+
+
+@pytest.mark.parametrize("sink", ["{duckdb: out.duckdb, table: docs}", "{delta: out}"], ids=["duckdb", "delta"])
+def test_other_sinks_replace_children_together_too(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider, sink: str, tmp_path: Path
+) -> None:
+    from pipelines.analysis.results import read_results
+
+    job = documents.job(sink=sink)
+    documents.write({1: ["a", "b"], 2: ["c"]})
+    cli.run(job)
+    documents.write({1: ["x"], 2: []})
+    assert cli.run(job)["rows_out"] == 1
+    results = read_results(job).results.collect().to_dicts()
+    assert [(row["id"], row["piece_index"], row["fact"]) for row in results] == [(1, 0, "X")]
+
+
+def test_a_batch_holds_the_children_of_several_source_rows(
+    cli: Cli, documents: DocumentJobs, tmp_path: Path, read: ReadTable, facts: Facts
+) -> None:
+    documents.write({number: [f"w{number}a", f"w{number}b"] for number in range(5)})
+    job = documents.job(PIECES, ASK.replace("provider: test", "provider: local"), delivery="batch")
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"], report["rows_out"]) == (0, 5, 10)
+    assert [row[:2] for row in facts()] == [(number, index) for number in range(5) for index in range(2)]
+
+
+def test_the_children_of_many_source_rows_share_embedding_requests(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    documents.write({number: [f"{number}-{index}" for index in range(number % 7)] for number in range(300)})
+    vector = '{name: vector, endpoint: embeddings, provider: test, model: e, dimensions: 3, input: "{{ piece }}"}'
+    report = cli.run(documents.job(PIECES, vector))
+    children = sum(number % 7 for number in range(300))
+    assert (report["rows_ok"], report["rows_out"]) == (300, children)
+    documents.workspace.csv(children)
+    rows = documents.workspace.job("rows", steps=f"[{vector.replace('piece', 'text')}]", sink="{parquet: rows}")
+    assert report["requests"] == cli.run(rows)["requests"] < 6
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ((PIECES, "{name: more, each: {list: words}}"), "piece has made several rows of one already"),
+        (("{name: all, fold: {n: count(*)}}",), "there is no each: step to fold"),
+        (("{name: piece, each: {list: words}, when: id > 1}",), "such a step applies to all rows"),
+        (("{name: piece, each: {split: words, tokens: 9}}",), "only text is split"),
+        (("{name: piece, each: {list: id}}",), "its type is int64"),
+    ],
+    ids=["nested", "no each", "when", "split of a list", "no list"],
+)
+def test_steps_that_cannot_be_are_refused(
+    cli: Cli, documents: DocumentJobs, steps: tuple[str, ...], words: str
+) -> None:
+    documents.write({1: ["a"]})
+    assert cli("validate", documents.job(*steps)) == 2
+    assert words in cli.err

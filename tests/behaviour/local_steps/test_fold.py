@@ -1,0 +1,80 @@
+"""`fold`: the rows that `each` has made of one row become one again."""
+
+import json
+from typing import Any
+
+from tests.behaviour.local_steps.conftest import ASK, FOLD, PIECES, DocumentJobs
+from tests.behaviour.local_steps.test_each import refuse
+from tests.conftest import Cli, ReadTable, ScriptedProvider
+
+SUMMARY = '{name: summary, endpoint: chat, provider: test, model: m, messages: [{user: "Of {{ facts }}"}]}'
+
+
+def rows_of(read: ReadTable, documents: DocumentJobs, table: str = "results") -> list[dict[str, Any]]:
+    return read(documents.workspace.folder / "out", table)
+
+
+def test_children_are_folded_in_order_and_later_steps_see_one_row_again(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    documents.write({1: ["a", "b"], 2: [], 3: ["c"]})
+    job = documents.job(PIECES, ASK, FOLD, SUMMARY)
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"], report["rows_out"], report["requests"]) == (0, 3, 3, 6)
+    rows = rows_of(read, documents)
+    assert list(rows[0]) == ["id", "facts", "pieces", "summary", "_run_id", "_row_fingerprint"]
+    assert [list(row.values())[:4] for row in rows] == [
+        [1, ["A", "B"], 2, 'OF ["A","B"]'],
+        [2, None, 0, "OF "],
+        [3, ["C"], 1, 'OF ["C"]'],
+    ]
+    assert cli("rebuild", job) == 0
+    assert rows_of(read, documents) == rows
+    assert cli.run(job)["requests"] == 0
+
+
+def test_the_first_failing_child_fails_its_source_row(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    documents.write({1: ["a", "bad", "b", "worse"], 2: ["c"]})
+    provider.script = refuse("bad", "worse")
+    job = documents.job(PIECES, ASK, FOLD)
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"], report["rows_failed"]) == (1, 1, 1)
+    (error,) = rows_of(read, documents, "errors")
+    assert (error["id"], error["step"], error["error_class"], error["message"]) == (
+        1, "fact", "bad_request", "no such word",
+    )  # fmt: skip
+    assert json.loads(error["details"])["piece_index"] == 1
+    provider.script = refuse()
+    assert cli("retry", job, "--quiet") == 0
+    assert [row["facts"] for row in rows_of(read, documents)] == [["A", "BAD", "B", "WORSE"], ["C"]]
+    assert len(provider.seen) == 7
+
+
+def test_another_each_may_follow_a_fold(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    documents.write({1: ["a", "b"], 2: [], 3: ["c"]})
+    halves = '{name: part, each: {list: "list_reverse(facts)"}}'
+    again = '{name: last, endpoint: chat, provider: test, model: m, messages: [{user: "{{ part }}?"}]}'
+    report = cli.run(documents.job(PIECES, ASK, FOLD, halves, again))
+    assert (report["rows_ok"], report["rows_out"], report["exit_code"]) == (3, 3, 0)
+    rows = rows_of(read, documents)
+    assert [(row["id"], row["part_index"], row["pieces"], row["last"]) for row in rows] == [
+        (1, 0, 2, "B?"),
+        (1, 1, 2, "A?"),
+        (3, 0, 1, "C?"),
+    ]
+
+
+def test_an_aggregate_that_the_values_of_one_row_break_fails_that_row(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    documents.write({1: ["1", "2"], 2: ["x"], 3: []})
+    fold = "{name: total, fold: {total: sum(cast(piece as integer))}}"
+    report = cli.run(documents.job(PIECES, fold))
+    assert (report["exit_code"], report["rows_ok"], report["rows_failed"], report["requests"]) == (1, 2, 1, 0)
+    assert [(row["id"], row["total"]) for row in rows_of(read, documents)] == [(1, 3), (3, None)]
+    (error,) = rows_of(read, documents, "errors")
+    assert (error["id"], error["step"], error["error_class"]) == (2, "total", "input")
