@@ -10,6 +10,7 @@ import duckdb
 import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from connectors.errors import KeyPath
 from connectors.records import NO_USAGE, BillingTerms, Call, Reply, Request, Row, RowError, Usage, Values
 
 RESERVED_NAME = re.compile(r"^(_run_id|_row_.*|_part|_key|_in_errors)$")
@@ -44,6 +45,11 @@ class SourceModel(FrozenModel):
         default=None, min_length=1, description="SQL predicate, pushed down to the reader; NULL is false."
     )
     limit: int | None = Field(default=None, ge=0, description="Only the first N rows in source order, after `where`.")
+
+    @property
+    def needed_jobs(self) -> Mapping[str, KeyPath]:
+        """The jobs whose results it reads -> the key below `source` that names each."""
+        return {}
 
 
 RescuedClass = Literal["length", "invalid_answer", "content_filter", "bad_request"]
@@ -229,7 +235,7 @@ class SourceContext:
     scratch: Path
     """A folder for temporary files (transcoded input); created by its first user, removed after the run."""
     jobs: "Mapping[str, Sink | None]" = field(default_factory=dict)
-    """For `job:` sources: name -> sink of the job that is read, None for all others."""
+    """For sources over other jobs: name -> sink of a job that is read, None for all others."""
     known_types: Mapping[str, str] = field(default_factory=dict)
     """Column -> SQL type in the sink's results, which a column of text keeps."""
     columns_file: Path | None = None
@@ -586,6 +592,12 @@ class Sink(Protocol):
         """Return a SQL table expression of the committed results, with `_part` (string) for Commit.rows_by_part.
 
         It needs a connection that may read `paths()`, or one after `attach`.
+        """
+
+    def results_files(self) -> Mapping[str, str]:
+        """Return the files of the committed results (path or URL) -> a text that differs once the file is rewritten.
+
+        The text is empty for a file that is never rewritten. No files: what is attached does not change.
         """
 
     def errors_sql(self) -> str:

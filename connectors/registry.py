@@ -14,6 +14,7 @@ from connectors.endpoints.responses import ResponsesStep
 from connectors.endpoints.speech import SpeechStep
 from connectors.endpoints.transcription import TranscriptionStep
 from connectors.endpoints.translation import TranslationStep
+from connectors.errors import KeyPath
 from connectors.sinks.delta_table import DeltaSink
 from connectors.sinks.duckdb_table import DuckdbSink
 from connectors.sinks.parquet_table import ParquetSink
@@ -34,6 +35,8 @@ class SourceConfig(Source, Protocol):
     def where(self) -> str | None: ...
     @property
     def limit(self) -> int | None: ...
+    @property
+    def needed_jobs(self) -> Mapping[str, KeyPath]: ...
 
 
 class StepConfig(Protocol):

@@ -130,6 +130,12 @@ class DeltaTables:
     def results_sql(self) -> str:
         return f"(select *, 'results' as _part from {self._relation('results')})"
 
+    def results_files(self) -> Mapping[str, str]:
+        # A file is never rewritten, and deleted long after the version that replaces it.
+        with self._delta_errors():
+            table = self._open("results")
+            return {} if table is None else dict.fromkeys(self._data_files("results", table), "")
+
     def errors_sql(self) -> str:
         return self._relation("errors")
 

@@ -148,6 +148,10 @@ class DuckdbTables:
     def results_sql(self) -> str:
         return f"(select *, {literal(self._table)} as _part from {self._relation(self._table)})"
 
+    def results_files(self) -> Mapping[str, str]:
+        # No other process writes to the file while it is attached.
+        return {}
+
     def errors_sql(self) -> str:
         return f"(select * from {self._relation(f'{self._table}_errors')})"
 

@@ -122,6 +122,9 @@ class ParquetTables:
             return no_rows(pa.schema([*self._schemas["results"], ("_part", pa.string())]))
         return f"(select * replace (parse_filename(_part) as _part) from read_parquet({parts}, filename = '_part'))"
 
+    def results_files(self) -> Mapping[str, str]:
+        return self._store.versions("results")
+
     def errors_sql(self) -> str:
         parts = self._parts_sql("errors")
         return f"(select * from read_parquet({parts}))" if parts else no_rows(self._schemas["errors"])

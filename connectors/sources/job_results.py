@@ -1,14 +1,16 @@
 """`job:` the results of another job at the start of the run."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import duckdb
 from pydantic import Field
 
 from connectors.contracts import OpenedSource, SourceContext, SourceModel
-from connectors.errors import DataError, JobError, did_you_mean
+from connectors.errors import DataError, KeyPath
 from connectors.sources.column_types import materialize
-from connectors.sql import first_line, identifier_list, query_connection
+from connectors.sources.results_snapshot import ResultsSnapshot, open_results, read_snapshot
+from connectors.sql import first_line, query_connection
 
 
 class JobSource(SourceModel):
@@ -16,26 +18,27 @@ class JobSource(SourceModel):
 
     job: str = Field(description="Name of another job of the workspace.")
 
+    @property
+    def needed_jobs(self) -> Mapping[str, KeyPath]:
+        return {self.job: ("job",)}
+
     def paths(self, facts: SourceContext) -> tuple[Path, ...]:
         """No files: `connect` copies the rows to the scratch folder."""
         return ()
 
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
-        sink = facts.jobs.get(self.job)
-        if sink is None:
-            raise JobError(("source", "job"), f"{self.job}: no such job", did_you_mean(self.job, facts.jobs))
-        if not sink.exists():
-            raise DataError(("source", "job"), f"{self.job} has no results yet", "run that job first")
+        where = ("source", "job")
+        sink = open_results(facts, self.job, where)
         limit = self.limit if self.where is None else None
-        with query_connection(facts.scratch) as db:
-            sink.attach(db)
-            columns = db.execute(f"select * from {sink.results_sql()} limit 0").description or ()
-            # The other job's bookkeeping columns.
-            internal = ("_run_id", "_row_", "_part")
-            names = identifier_list(str(column[0]) for column in columns if not str(column[0]).startswith(internal))
-            try:
-                return OpenedSource(materialize(db, f"select {names} from {sink.results_sql()}", limit, facts.scratch))
-            except duckdb.Error as exc:
-                raise DataError(("source", "job"), f"{self.job}: {first_line(exc)}", "run that job again") from exc
-            finally:
-                sink.detach(db)
+
+        def read(snapshot: ResultsSnapshot) -> OpenedSource:
+            with query_connection(facts.scratch) as db:
+                query = snapshot.attach(db)[self.job]
+                try:
+                    return OpenedSource(materialize(db, query, limit, facts.scratch))
+                except duckdb.Error as exc:
+                    raise DataError(where, f"{self.job}: {first_line(exc)}", "run that job again") from exc
+                finally:
+                    sink.detach(db)
+
+        return read_snapshot({self.job: sink}, where, read)

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from connectors.storage.part_store import BUILD, STAGING, Part, PartTransaction
@@ -47,6 +47,15 @@ class LocalPartStore:
 
     def parts(self, folder: str) -> list[Part]:
         return [Part(path.name, path) for path in sorted((self._root / folder).glob("*.parquet"))]
+
+    def versions(self, folder: str) -> Mapping[str, str]:
+        versions: dict[str, str] = {}
+        for part in self.parts(folder):
+            with contextlib.suppress(FileNotFoundError):
+                # Merged with others since it was listed.
+                stat = Path(str(part.source)).stat()
+                versions[str(part.source)] = f"{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
+        return versions
 
     def has_part(self, place: str) -> bool:
         return (self._root / place).exists()

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,6 +55,10 @@ class ObjectPartStore:
         url = f"{self._root}/{folder}"
         objects = [one for one in object_store.list_objects(url) if one.url == f"{url}/{one.name}"]
         return [Part(one.name, ObjectFile(one.url, one.size)) for one in objects if one.name.endswith(".parquet")]
+
+    def versions(self, folder: str) -> Mapping[str, str]:
+        url = f"{self._root}/{folder}"
+        return {one.url: one.version for one in object_store.list_objects(url) if one.url == f"{url}/{one.name}"}
 
     def has_part(self, place: str) -> bool:
         return object_store.head(f"{self._root}/{place}") is not None

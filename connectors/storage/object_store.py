@@ -35,6 +35,8 @@ class StoredObject:
     url: str
     size: int
     modified: datetime
+    version: str = ""
+    """It differs once the object is replaced; empty if it was not listed."""
 
     @property
     def name(self) -> str:
@@ -121,7 +123,12 @@ def list_objects(url: str) -> list[StoredObject]:
     bucket = url[: len(url) - len(key)].rstrip("/")
     with _translated_errors(url):
         objects = [
-            StoredObject(f"{bucket}/{meta['path']}", int(meta["size"]), meta["last_modified"])
+            StoredObject(
+                f"{bucket}/{meta['path']}",
+                int(meta["size"]),
+                meta["last_modified"],
+                f"{meta['e_tag'] or meta['last_modified']}-{meta['size']}",
+            )
             for page in store.list(f"{key}/" if key else None)
             for meta in page
         ]

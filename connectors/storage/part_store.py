@@ -1,7 +1,7 @@
 """Part stores: where the Parquet parts of a job's tables are kept, and how several of them change at once."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,9 @@ class PartStore(Protocol):
 
     def parts(self, folder: str) -> list[Part]:
         """The parts in a folder, sorted by name."""
+
+    def versions(self, folder: str) -> Mapping[str, str]:
+        """The paths or URLs of the parts in a folder -> a text that differs once the part is replaced."""
 
     def has_part(self, place: str) -> bool:
         """Whether there is a part at a place."""

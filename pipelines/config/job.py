@@ -280,10 +280,9 @@ class Job(FrozenModel):
         return tuple(dict.fromkeys(one.provider for step in self.endpoint_steps for one in step.with_rungs))
 
     @property
-    def reads_job(self) -> str | None:
-        """The job whose results are the source; None for other sources."""
-        name = getattr(self.source, "job", None)
-        return name if isinstance(name, str) else None
+    def needed_jobs(self) -> Mapping[str, KeyPath]:
+        """The jobs whose results the source reads -> the key that names each."""
+        return {name: ("source", *path) for name, path in self.source.needed_jobs.items()}
 
     @property
     def limit(self) -> int | None:

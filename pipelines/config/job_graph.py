@@ -5,11 +5,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from connectors.contracts import Sink, TableShape
-from connectors.errors import JobError
+from connectors.errors import JobError, KeyPath, dotted
 from connectors.tables.schemas import errors_schema, results_schema
 from pipelines.config.job_suggestions import list_job_files
-from pipelines.config.loaded_job import LoadedJob, load_job, read_job_file
+from pipelines.config.loaded_job import JobFile, LoadedJob, load_job, read_job_file
 from pipelines.config.overrides import NONE, Overrides
+from pipelines.config.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,7 @@ def load_jobs(
         except JobError as exc:
             jobs.append(GraphJob(path, str(path), error=exc))
         else:
-            needs = () if loaded.job.reads_job is None else (loaded.job.reads_job,)
-            jobs.append(GraphJob(path, loaded.job.name, needs, loaded))
+            jobs.append(GraphJob(path, loaded.job.name, tuple(loaded.job.needed_jobs), loaded))
     return jobs
 
 
@@ -76,9 +76,9 @@ def sort_jobs(jobs: Iterable[GraphJob]) -> list[GraphJob]:
 
 
 def sinks_by_job(loaded: LoadedJob) -> Mapping[str, Sink | None]:
-    """Return the other jobs next to this one, in the workspace folder and in its folder `jobs`: name -> the sink of
-    the job that this one reads, None for the others."""
-    sinks: dict[str, Sink | None] = {}
+    """Return the other jobs next to this one, in the workspace folder and in its folder `jobs`: name -> the sink of a
+    job that this one reads, None for the others. JobError if one of those reads this one, perhaps by further jobs."""
+    files: dict[str, JobFile] = {}
     workspace, own = loaded.workspace, loaded.path.resolve()
     folders: dict[Path, Path] = {}
     for folder in (loaded.path.absolute().parent, workspace.folder, workspace.folder / "jobs"):
@@ -90,11 +90,37 @@ def sinks_by_job(loaded: LoadedJob) -> Mapping[str, Sink | None]:
             file = read_job_file(path)
         except JobError:
             continue
-        if file.name is None or file.name in sinks or file.name == loaded.job.name:
-            continue
-        # A message needs only the names of the other jobs, so the rest of their files is not validated.
-        sinks[file.name] = empty_sink(file.load(workspace)) if file.name == loaded.job.reads_job else None
+        if file.name is not None and file.name != loaded.job.name:
+            files.setdefault(file.name, file)
+    # A message needs only the names of the other jobs, so the rest of their files is not validated.
+    sinks: dict[str, Sink | None] = dict.fromkeys(files)
+    for name, where in loaded.job.needed_jobs.items():
+        if name in files:
+            sinks[name] = empty_sink(files[name].load(workspace))
+        _check_circle(loaded.job.name, name, where, files, workspace)
     return sinks
+
+
+def _check_circle(own: str, first: str, where: KeyPath, files: Mapping[str, JobFile], workspace: Workspace) -> None:
+    """Raise JobError if the job `first`, or one that it needs, reads the results of `own`."""
+    trails: list[tuple[str, ...]] = [(own, first)]
+    seen = {first}
+    while trails:
+        trail = trails.pop()
+        if trail[-1] == own:
+            raise _circle(where, trail)
+        file = files.get(trail[-1])
+        try:
+            needed = () if file is None else tuple(file.load(workspace).job.needed_jobs)
+        except JobError:
+            # It is reported when that job, or the one that reads it, is run.
+            continue
+        trails += [(*trail, name) for name in needed if name not in seen]
+        seen.update(set(needed) - {own})
+
+
+def _circle(where: str | KeyPath, trail: Sequence[str]) -> JobError:
+    return JobError(where, f"jobs read each other in a cycle: {' -> '.join(trail)}", "break it")
 
 
 def empty_sink(loaded: LoadedJob, longest_hold: float | None = None) -> Sink:
@@ -109,16 +135,18 @@ def empty_sink(loaded: LoadedJob, longest_hold: float | None = None) -> Sink:
 
 
 def render_graph(jobs: Sequence[GraphJob]) -> str:
-    """Return the graph as text: each job below the one that it reads."""
+    """Return the graph as text: each job below the first that it reads; further ones are named."""
     readers: dict[str | None, list[str]] = {}
     for job in jobs:
         readers.setdefault(job.needs[0] if job.needs else None, []).append(job.name)
+    others = {job.name: job.needs[1:] for job in jobs}
     lines: list[str] = []
 
     def render(names: Sequence[str], indent: str) -> None:
         for index, name in enumerate(names):
             is_last = index == len(names) - 1
-            lines.append(f"{indent}{'└─ ' if is_last else '├─ '}{name}")
+            further = f" (reads {', '.join(others[name])} too)" if others[name] else ""
+            lines.append(f"{indent}{'└─ ' if is_last else '├─ '}{name}{further}")
             render(readers.get(name, ()), indent + ("   " if is_last else "│  "))
 
     for root in readers.get(None, ()):
@@ -132,8 +160,9 @@ def _in_order(jobs: Mapping[str, GraphJob]) -> list[GraphJob]:
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
         if name in trail:
-            cycle = " -> ".join((*trail[trail.index(name) :], name))
-            raise JobError(f"{jobs[name].path}: source.job", f"jobs read each other in a cycle: {cycle}", "break it")
+            cycle = (*trail[trail.index(name) :], name)
+            key = jobs[name].require().job.needed_jobs[cycle[1]]
+            raise _circle(f"{jobs[name].path}: {dotted(key)}", cycle)
         if name not in ordered:
             for needed in jobs[name].needs:
                 visit(needed, (*trail, name))

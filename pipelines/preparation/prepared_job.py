@@ -286,7 +286,7 @@ def _open_source(
 ) -> SourceReader:
     """`value_types`: types of the sink for values that several types fit; `null_types`: for columns without values."""
     workspace, job = loaded.workspace, loaded.job
-    jobs = sinks_by_job(loaded) if job.reads_job is not None else {}
+    jobs = sinks_by_job(loaded) if job.needed_jobs else {}
     columns_file = workspace.state / "columns" / f"{job.name}.json"
     context = SourceContext(workspace.folder, workspace.roots, scratch, jobs, value_types, columns_file)
     return SourceReader(job.source, context, null_types)

@@ -36,8 +36,8 @@ class ScheduledJob:
     name: str
     cron: str
     workspace: Workspace
-    upstream: str | None
-    """The job whose results it reads."""
+    upstream: tuple[str, ...]
+    """The jobs whose results it reads."""
 
     @property
     def key(self) -> tuple[Path, str]:
@@ -86,7 +86,7 @@ def load_scheduled_jobs(paths: Iterable[Path], named: frozenset[Path]) -> list[S
 def scheduled_job(loaded: LoadedJob) -> ScheduledJob:
     """Return the schedule of a job that has one."""
     assert loaded.job.schedule is not None
-    upstream = getattr(loaded.job.source, "job", None)
+    upstream = tuple(loaded.job.needed_jobs)
     return ScheduledJob(loaded.path, loaded.job.name, loaded.job.schedule, loaded.workspace, upstream)
 
 
@@ -246,21 +246,20 @@ class Scheduler:
         if exit_code in FINISHED:
             return
         for waiting in list(self.waiting.values()):
-            if _upstream_key(waiting.job) == due_run.job.key:
+            if waiting.job.key in self.waiting and due_run.job.key in _upstream_keys(waiting.job):
                 del self.waiting[waiting.job.key]
                 self._skip(waiting, f"{due_run.job.name}, whose results it reads, ended with exit code {exit_code}")
                 self._skip_dependents(waiting)
 
     def _skip_dependents(self, dropped: DueRun) -> None:
         for waiting in list(self.waiting.values()):
-            if _upstream_key(waiting.job) == dropped.job.key:
+            if waiting.job.key in self.waiting and dropped.job.key in _upstream_keys(waiting.job):
                 del self.waiting[waiting.job.key]
                 self._skip(waiting, f"{dropped.job.name}, whose results it reads, was not started")
                 self._skip_dependents(waiting)
 
     def _is_waiting_for_upstream(self, due_run: DueRun) -> bool:
-        above = _upstream_key(due_run.job)
-        return above is not None and (above in self.running or above in self.waiting)
+        return any(above in self.running or above in self.waiting for above in _upstream_keys(due_run.job))
 
     def _skip(self, due_run: DueRun, why: str) -> None:
         DueTimeStore(due_run.job.workspace).record_skipped(due_run.job, due_run.due, why)
@@ -273,8 +272,8 @@ def seconds_until_next(jobs: Iterable[ScheduledJob], now: datetime, longest: flo
     return min([longest, *((due - now).total_seconds() for due in dues)])
 
 
-def _upstream_key(job: ScheduledJob) -> tuple[Path, str] | None:
-    return None if job.upstream is None else (job.workspace.folder, job.upstream)
+def _upstream_keys(job: ScheduledJob) -> tuple[tuple[Path, str], ...]:
+    return tuple((job.workspace.folder, name) for name in job.upstream)
 
 
 def _stat(path: Path) -> os.stat_result | None:

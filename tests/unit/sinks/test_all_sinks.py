@@ -1,5 +1,7 @@
 """The contract of every kind of sink."""
 
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from connectors.contracts import UsageMark
+from connectors.contracts import SourceContext, UsageMark
 from connectors.errors import DataError, JobError
+from connectors.sources.results_snapshot import MAX_READS, ResultsSnapshot, read_snapshot
+from connectors.sources.sql_query import SqlSource
 from connectors.sql import lock_down
 from connectors.tables import schemas
 from connectors.tables.schema_checks import SchemaMismatch
@@ -333,6 +337,50 @@ def test_a_connection_restricted_to_the_sinks_paths_reads_the_tables(tables: Tab
         lock_down(db, folders, [path for path in sink.paths() if isinstance(path, str) or path.is_file()])
         assert db.sql(f"select id, answer from {sink.results_sql()}").fetchall() == [(1, "a")]
         assert db.sql(f"select id, message from {sink.errors_sql()}").fetchall() == [(2, "bad")]
+
+
+def test_a_query_reads_the_results_of_one_moment_while_they_are_rewritten(
+    tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = tables.ready()
+    tables.commit(sink, [(1, "old")])
+    tables.commit(sink, [(2, "old")])
+    attach = ResultsSnapshot.attach
+    commits = [[(3, "third")], [(1, "new"), (2, "new")]]
+
+    def attach_and_commit(snapshot: ResultsSnapshot, connection: duckdb.DuckDBPyConnection) -> Mapping[str, str]:
+        queries = attach(snapshot, connection)
+        # DuckDB allows no writes to a file that is attached.
+        if commits and tables.kind != "duckdb":
+            tables.commit(sink, commits.pop())
+        return queries
+
+    monkeypatch.setattr(ResultsSnapshot, "attach", attach_and_commit)
+    source = SqlSource(sql="select answer, list(id order by id) as ids from t group by all", jobs={"t": "job"})
+    context = SourceContext(tmp_path / "workspace", (), tmp_path / "scratch", {"job": sink})
+    with duckdb.connect() as db:
+        rows = db.sql(f"select * from {source.connect(db, context).relation}").fetchall()
+    if tables.kind == "parquet":
+        # The files that were rewritten are read again; one that was added is not read.
+        assert rows == [("new", [1, 2])]
+    else:
+        assert rows == [("old", [1, 2])]
+
+
+def test_results_that_change_whenever_they_are_read_are_an_error(tmp_path: Path) -> None:
+    tables = Tables("parquet", tmp_path)
+    sink = tables.ready()
+    tables.commit(sink, [(1, "0")])
+    count = itertools.count(1)
+
+    def read(snapshot: ResultsSnapshot) -> None:
+        with duckdb.connect() as db:
+            snapshot.attach(db)
+        tables.commit(sink, [(1, str(next(count)))])
+
+    with pytest.raises(DataError, match="the results of t change while they are read; run again when that job has"):
+        read_snapshot({"t": sink}, ("source", "jobs"), read)
+    assert next(count) == MAX_READS + 1
 
 
 def test_media_files_have_a_folder_next_to_the_tables(tables: Tables, tmp_path: Path) -> None:
