@@ -168,6 +168,8 @@ class BillingTerms:
     """The tools that the provider executes and bills by call, as `prices.per_call` names them: `web_search`."""
     max_tool_calls: int | None = None
     """The most calls of these in one request; None: nothing bounds them."""
+    has_documents: bool = False
+    """Whether it has documents or audio: only the context window bounds their tokens."""
 
 
 @record

@@ -21,6 +21,12 @@ _DEFAULT_ENCODING = "o200k_base"
 """Of models without a known tokenizer: an estimate."""
 _MAX_PATCHES = {"low": 256, "high": 1_536, "auto": 1_536, "original": 1_536}
 """Patches of a picture by its detail, if `models.toml` gives no others."""
+_DOCUMENT_TOKENS = 1_500
+"""Of a page with its picture."""
+_DOCUMENT_BYTES_PER_TOKEN = 40
+"""Of a PDF with fonts and pictures."""
+_AUDIO_BYTES_PER_SECOND = 16_000
+"""Of MP3."""
 _HEADER_CHARACTERS = 262_144
 """Base64 of a picture that is read for its size."""
 
@@ -64,20 +70,25 @@ def token_upper_bound(text: str) -> int:
 
 
 def chat_tokens(
-    messages: Sequence[Mapping[str, object]], model: str | None, sizes: Mapping[str, tuple[int, int]] | None = None
+    messages: Sequence[Mapping[str, object]],
+    model: str | None,
+    sizes: Mapping[str, tuple[int, int]] | None = None,
+    files: Mapping[str, int] | None = None,
 ) -> int:
     """Return the tokens of a conversation: its texts, 3 for each message, 1 for a name, 3 to prime the answer.
 
     After https://github.com/openai/openai-cookbook, "How to count tokens with tiktoken". Pictures count by
-    `image_tokens`; tool calls, and parts of unknown kinds, as their JSON. `sizes`: URL or name of a picture ->
-    (width, height) in pixels.
+    `image_tokens`; documents and audio by `file_tokens`; tool calls, and parts of unknown kinds, as their JSON.
+    `sizes`: URL or name of a picture -> (width, height) in pixels. `files`: name of a document or audio -> tokens.
     """
-    return _conversation_tokens(messages, model or "gpt-4o", lambda text: count_tokens(text, model), sizes or {})
+    return _conversation_tokens(
+        messages, model or "gpt-4o", lambda text: count_tokens(text, model), sizes or {}, files or {}
+    )
 
 
 def chat_upper_bound(messages: Sequence[Mapping[str, object]], model: str) -> int:
     """Return `chat_tokens` with `token_upper_bound` in place of each count."""
-    return _conversation_tokens(messages, model, token_upper_bound, {})
+    return _conversation_tokens(messages, model, token_upper_bound, {}, {})
 
 
 def image_tokens(model: str, detail: str | None = None, size: tuple[int, int] | None = None) -> int:
@@ -91,6 +102,14 @@ def image_tokens(model: str, detail: str | None = None, size: tuple[int, int] | 
     if size is not None and detail != "low":
         patches = min(patches, -(-size[0] // 32) * -(-size[1] // 32))
     return int(-(-patches * limits["hundredths"] // 100))
+
+
+def file_tokens(size: int, seconds: float | None = None) -> int:
+    """Estimate the tokens of a document of so many bytes, or of audio of so many seconds, in a chat request.
+
+    Only the provider knows: a page counts by its text and by its picture. A second of audio is 10 tokens.
+    """
+    return _DOCUMENT_TOKENS + size // _DOCUMENT_BYTES_PER_TOKEN if seconds is None else ceil(seconds * 10)
 
 
 def max_output_tokens(model: str) -> int | None:
@@ -224,6 +243,7 @@ def _conversation_tokens(
     model: str,
     count: Callable[[str], int],
     sizes: Mapping[str, tuple[int, int]],
+    files: Mapping[str, int],
 ) -> int:
     tokens = 3
     for message in messages:
@@ -232,13 +252,19 @@ def _conversation_tokens(
             if isinstance(value, str):
                 tokens += count(value) + (key == "name")
             elif key == "content" and isinstance(value, Sequence):
-                tokens += sum(_part_tokens(part, model, count, sizes) for part in value)
+                tokens += sum(_part_tokens(part, model, count, sizes, files) for part in value)
             elif value is not None:
                 tokens += count(_json(value))
     return tokens
 
 
-def _part_tokens(part: object, model: str, count: Callable[[str], int], sizes: Mapping[str, tuple[int, int]]) -> int:
+def _part_tokens(
+    part: object,
+    model: str,
+    count: Callable[[str], int],
+    sizes: Mapping[str, tuple[int, int]],
+    files: Mapping[str, int],
+) -> int:
     """Count a part of a message, in the format of chat completions or of responses."""
     if isinstance(part, str):
         return count(part)
@@ -250,8 +276,23 @@ def _part_tokens(part: object, model: str, count: Callable[[str], int], sizes: M
         detail, url = source.get("detail"), source.get("url")
         size = (sizes.get(url) or _pixels(url)) if isinstance(url, str) else None
         return image_tokens(model, detail if isinstance(detail, str) else None, size)
+    if part.get("type") in ("file", "input_file", "input_audio"):
+        return _file_part_tokens(part, files)
     text = part.get("text")
     return count(text) if isinstance(text, str) else count(_json(part))
+
+
+def _file_part_tokens(part: Mapping[str, Any], files: Mapping[str, int]) -> int:
+    """Return the tokens of a named document or audio; estimate another one by its base64."""
+    nested = part.get("file") or part.get("input_audio")
+    source = nested if isinstance(nested, Mapping) else part
+    data = source.get("file_data") or source.get("data")
+    if not isinstance(data, str):
+        return _DOCUMENT_TOKENS
+    if data in files:
+        return files[data]
+    size = len(data) * 3 // 4
+    return file_tokens(size, size / _AUDIO_BYTES_PER_SECOND if part.get("type") == "input_audio" else None)
 
 
 def _json(value: object) -> str:

@@ -2,9 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
-
-PageKind = Literal["text", "images"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,9 +11,14 @@ class Document:
     media_type: str
     """By content, such as `application/pdf`."""
     pages: tuple[str, ...]
-    """The text of each page, or the file name of its picture in the folder that was given."""
-    text: str | None
-    """The texts of all pages with a blank line between them."""
+    """The text of each page."""
+    pictures: tuple[str, ...] | None = None
+    """The file name of each page's picture, in the folder that was given; None: not drawn."""
+
+    @property
+    def text(self) -> str:
+        """The texts of all pages, with a blank line between them."""
+        return PAGE_SEPARATOR.join(self.pages)
 
 
 PAGE_SEPARATOR = "\n\n"

@@ -16,7 +16,7 @@ from typing import BinaryIO, Self
 
 import orjson
 
-from connectors.documents.document import PAGE_SEPARATOR, Document, PageKind
+from connectors.documents.document import Document
 from connectors.documents.frames import receive_frame, send_frame
 from connectors.media.document_types import DocumentError
 
@@ -53,20 +53,20 @@ class DocumentReader:
         """Close it."""
         await self.close()
 
-    async def read(self, file: BinaryIO, pages: PageKind = "text", folder: Path | None = None) -> Document:
+    async def read(self, file: BinaryIO, pictures: Path | None = None) -> Document:
         """Return an open file's document; DocumentError if it is none, broken, or needs more than the limits.
 
-        `pages`: `images` writes a PNG of each page of a PDF into `folder`, in place of its text.
+        `pictures`: a folder for a PNG of each page; then a file that is not a PDF is an error as well.
         """
         # The thread may need the file for longer than a cancelled caller.
         descriptor = os.dup(file.fileno())
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, descriptor, pages, folder)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, descriptor, pictures)
 
-    def _read(self, descriptor: int, pages: PageKind, folder: Path | None) -> Document:
+    def _read(self, descriptor: int, pictures: Path | None) -> Document:
         try:
             worker = self._idle.get()
             try:
-                return worker.read(descriptor, pages, folder)
+                return worker.read(descriptor, pictures)
             finally:
                 self._idle.put(worker)
         finally:
@@ -91,9 +91,9 @@ class _Worker:
         self._is_closed = False
         self._starting = threading.Lock()
 
-    def read(self, descriptor: int, pages: PageKind, folder: Path | None) -> Document:
+    def read(self, descriptor: int, pictures: Path | None) -> Document:
         seconds = self._limits.seconds
-        request = {"pages": pages, "folder": None if folder is None else str(folder), "seconds": seconds}
+        request = {"pictures": None if pictures is None else str(pictures), "seconds": seconds}
         connection = self._connected()
         connection.settimeout(seconds)
         began = time.monotonic()
@@ -114,8 +114,8 @@ class _Worker:
             raise ImportError(f"{reply['missing']}; {EXTRA}")
         if "error" in reply:
             raise DocumentError(reply["error"])
-        texts = tuple(reply["pages"])
-        return Document(reply["media_type"], texts, PAGE_SEPARATOR.join(texts) if pages == "text" else None)
+        names = None if pictures is None else tuple(reply["pictures"])
+        return Document(reply["media_type"], tuple(reply["pages"]), names)
 
     def _connected(self) -> socket.socket:
         if self._process is not None and self._process.poll() is not None:

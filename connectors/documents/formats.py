@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from connectors.documents import docx, html, pdf, pptx, text, xlsx
-from connectors.documents.document import PAGE_SEPARATOR, Document, PageKind
+from connectors.documents.document import Document
 from connectors.media import document_types as types
 from connectors.media.document_types import DocumentError, detect_document
 from connectors.media.file_types import FileType
@@ -23,17 +23,17 @@ READERS: Mapping[FileType, ReadPages] = {
 }
 
 
-def read_document(file: BinaryIO, pages: PageKind, folder: Path | None) -> Document:
-    """Read a document; its pictures go to `folder`. DocumentError if it is none, or broken."""
+def read_document(file: BinaryIO, pictures: Path | None) -> Document:
+    """Read a document; DocumentError if it is none, or broken. `pictures`: a folder for a picture of each page."""
     kind = detect_document(file)
+    if pictures is not None and kind is not types.PDF:
+        raise DocumentError(f"is {kind.type}; only a PDF has pages as images, leave `pages` out")
     file.seek(0)
-    if pages == "images":
-        if kind is not types.PDF:
-            raise DocumentError(f"is {kind.type}; only a PDF has pages as images, leave `pages` out")
-        assert folder is not None, "pages as images need a folder"
-        return Document(kind.type, tuple(pdf.draw_pages(file, folder)), None)
-    texts = tuple(_clean(page) for page in READERS[kind](file))
-    return Document(kind.type, texts, PAGE_SEPARATOR.join(texts))
+    pages = tuple(_clean(page) for page in READERS[kind](file))
+    if pictures is None:
+        return Document(kind.type, pages)
+    file.seek(0)
+    return Document(kind.type, pages, tuple(pdf.draw_pages(file, pictures)))
 
 
 def _clean(page: str) -> str:

@@ -42,24 +42,22 @@ def main() -> None:
             (descriptor,) = descriptors
             # Ends an endless work even if nobody waits for it any more.
             signal.alarm(request["seconds"] + 1)
-            reply = _reply(descriptor, request["pages"], request["folder"])
+            reply = _reply(descriptor, request["pictures"])
             signal.alarm(0)
             send_frame(connection, orjson.dumps(reply))
 
 
-def _reply(descriptor: int, pages: str | None, folder: str | None) -> dict[str, object]:
+def _reply(descriptor: int, pictures: str | None) -> dict[str, object]:
     """Return the reply to one request."""
     try:
         with os.fdopen(descriptor, "rb") as file:
             # Inside the limits: the libraries are large.
             from connectors.documents.formats import read_document
 
-            document = read_document(
-                file, "images" if pages == "images" else "text", None if folder is None else Path(folder)
-            )
+            document = read_document(file, None if pictures is None else Path(pictures))
         if sum(len(page) for page in document.pages) > MAX_TEXT_CHARACTERS:
             raise DocumentError(f"has more than {MAX_TEXT_CHARACTERS:,} characters of text; split it")
-        return {"media_type": document.media_type, "pages": document.pages}
+        return {"media_type": document.media_type, "pages": document.pages, "pictures": document.pictures}
     except DocumentError as exc:
         return {"error": _valid(str(exc))}
     except MemoryError:

@@ -110,7 +110,9 @@ class ResponsesStep(ConversationStep):
             allow_empty=self.allow_empty,
             max_tokens_param="max_output_tokens" if is_openai else "max_tokens",
         )
-        conversation = Conversation(messages, context.columns, (*where, key), allows_items=is_openai)
+        # The reference describes pictures only; OpenAI's description has no audio here.
+        parts = ("image", "file") if is_openai else ("image",)
+        conversation = Conversation(messages, context.columns, (*where, key), allows_items=is_openai, file_parts=parts)
         wire_format: WireFormat = (
             OpenAIResponsesFormat(isinstance(self.input, str)) if is_openai else ReferenceResponsesFormat()
         )

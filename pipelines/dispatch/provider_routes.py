@@ -192,12 +192,14 @@ def model_price(workspace: Workspace, model: str, provider: Provider) -> Price |
     )
 
 
-def hosted_input_tokens(terms: BillingTerms, model: str) -> int | None:
-    """Return the most input tokens of all turns of a request with hosted tools; None if nothing bounds them.
+def uncounted_input_tokens(terms: BillingTerms, model: str) -> int | None:
+    """Return the most input tokens of all turns of a request whose input only the provider counts; None: no bound.
 
-    The results of a call are input of the next turn, at most the model's context window in each.
+    The results of a hosted tool's call are input of the next turn, at most the model's context window in each.
     """
     window = context_window(model)
+    if not terms.hosted_tools:
+        return window
     return None if window is None or terms.max_tool_calls is None else window * (terms.max_tool_calls + 1)
 
 
@@ -210,9 +212,10 @@ def max_cost_function(
     `counted_as`: the model whose tokenizer has counted, if it is another one.
     """
     is_exact = has_known_tokenizer(model) if counted_as is None else shares_tokenizer(model, counted_as)
-    has_tools = bool(terms.hosted_tools) and price is not None and not price.is_free
-    turns_tokens = hosted_input_tokens(terms, model) if has_tools else 0
-    rates = None if price is None or terms.hosted_tools else most_token_rates(price)
+    is_uncounted = bool(terms.hosted_tools) or terms.has_documents
+    is_billed = is_uncounted and price is not None and not price.is_free
+    turns_tokens = uncounted_input_tokens(terms, model) if is_billed else 0
+    rates = None if price is None or is_uncounted else most_token_rates(price)
 
     def request_max_cost(request: Request) -> int | None:
         tokens, bound = request.input_tokens, request.output_bound

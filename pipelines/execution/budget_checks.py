@@ -20,6 +20,7 @@ def check_budget(ready: PreparedJob) -> None:
                 "add it to `prices:` in rowmill.yaml",
             )
         _check_hosted_tools(ready, step)
+        _check_documents(ready, step)
         if step.endpoint.output_bound is None and price.output_per_million:
             raise JobError(
                 where,
@@ -50,3 +51,15 @@ def _check_hosted_tools(ready: PreparedJob, step: PreparedStep) -> None:
             continue
         key = "tools" if getattr(step.model, "tools", None) else "params"
         raise JobError(ready.loaded.locate(*step.key_path(key)), f"{reason}, so no budget can hold", remedy)
+
+
+def _check_documents(ready: PreparedJob, step: PreparedStep) -> None:
+    """Refuse documents and audio for a model without a known context window, which alone bounds their tokens."""
+    for member in step.members if step.endpoint.billing_terms.has_documents else ():
+        price, model = member_price(ready.workspace, step, member), member.sent_model(step.model.model)
+        if price is not None and not price.is_free and context_window(model) is None:
+            raise JobError(
+                ready.loaded.locate(*step.key_path("model")),
+                f"the context window of {model} is not known, nor the tokens of a document, so no budget can hold",
+                "use a model with a known context window, or read the document in an earlier step",
+            )

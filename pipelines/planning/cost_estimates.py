@@ -11,7 +11,7 @@ import orjson
 from connectors.records import BillingTerms, Request, Usage
 from connectors.tokens import count_tokens, has_known_tokenizer
 from pipelines.config.batch_rules import BATCH_ENDPOINTS
-from pipelines.dispatch.provider_routes import TEXT_BYTES, hosted_input_tokens, step_price
+from pipelines.dispatch.provider_routes import TEXT_BYTES, step_price, uncounted_input_tokens
 from pipelines.planning.answer_estimates import AnswerEstimate
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep
 from pipelines.pricing.prices import CACHED_FROM, Price, batch_price, cost, max_cost
@@ -121,8 +121,8 @@ class CostEstimate:
         else:
             tokens = max(tokens, len(request.body))
         bound, terms, price = request.output_bound, self.rates.terms, self.rates.price
-        if terms.hosted_tools and price is not None and not price.is_free:
-            turns_tokens = hosted_input_tokens(terms, self.rates.model)
+        if (terms.hosted_tools or terms.has_documents) and price is not None and not price.is_free:
+            turns_tokens = uncounted_input_tokens(terms, self.rates.model)
             if turns_tokens is None:
                 return None
             tokens = max(tokens, turns_tokens)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import orjson
 
 from connectors.emulator.api import derived_id, digest_of
+from connectors.emulator.chat.file_facts import describe_audio, describe_file
 from connectors.emulator.chat.image_facts import inspect_image
 from connectors.emulator.chat.request_checks import content_text
 from connectors.emulator.chat.schema_values import Filler
@@ -155,9 +156,9 @@ def conversation_facts(messages: Sequence[Mapping[str, Any]]) -> ConversationFac
 
 
 def has_images(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a message has an image, which takes time to decode."""
+    """Whether a message has an image, document or recording, which takes time to decode."""
     return any(
-        part.get("type") == "image_url"
+        part.get("type") in ("image_url", "file", "input_audio")
         for message in messages
         if isinstance(message.get("content"), list)
         for part in message["content"]
@@ -178,12 +179,12 @@ def _inspect_parts(
             )
             if image is not None:
                 facts.image_values = {**image.values(), **facts.image_values}
-        elif part["type"] == "input_audio" and is_last_user_message:
-            facts.image_descriptions.append(f"a {part['input_audio']['format']} clip that was not listened to")
-        elif part["type"] == "file" and is_last_user_message:
-            facts.image_descriptions.append(
-                f"a file {part['file'].get('filename', '')} that was not read".replace("  ", " ")
-            )
+        elif part["type"] in ("input_audio", "file"):
+            key = str(part["type"])
+            describe = describe_audio if key == "input_audio" else describe_file
+            description = describe(part[key], part.get("where") or f"{param}[{index}].{key}")
+            if is_last_user_message:
+                facts.image_descriptions.append(description)
 
 
 def answer(request: AnswerRequest, facts: ConversationFacts, choice: int = 0) -> Answer:

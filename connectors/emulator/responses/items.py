@@ -96,8 +96,12 @@ def _parts(content: Sequence[Mapping[str, Any]], param: str, state: EmulatorStat
                 url = part.get("image_url") or _file_url(part.get("file_id"), path, state)
                 yield {"type": "image_url", "image_url": {"url": url}, "where": f"{path}.image_url"}
             case "input_file":
+                path = f"{param}[{index}]"
+                data = part.get("file_data")
+                if data is None and part.get("file_id") is not None:
+                    find_object(state, "file", part["file_id"], f"{path}.file_id")
                 name = part.get("filename") or part.get("file_id") or part.get("file_url") or ""
-                yield {"type": "file", "file": {"filename": name}}
+                yield {"type": "file", "file": {"filename": name, "file_data": data}, "where": path}
 
 
 def _file_url(file_id: str | None, param: str, state: EmulatorState) -> str:

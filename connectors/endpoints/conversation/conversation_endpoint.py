@@ -40,7 +40,7 @@ from connectors.records import (
 )
 from connectors.templating.template import RenderError
 from connectors.templating.template_tree import TemplateTree, plain_json
-from connectors.tokens import chat_tokens, count_tokens, largest_output
+from connectors.tokens import chat_tokens, count_tokens, file_tokens, largest_output
 from connectors.transport.bounded_json import replace_lone_surrogates
 from connectors.transport.error_replies import is_error_body, request_id, row_error
 from connectors.transport.finish_reasons import ending
@@ -181,7 +181,7 @@ class ConversationEndpoint(BaseEndpoint):
         self.media = conversation.media
         texts = conversation.text_columns.union(*(part.columns for part in templates.values()))
         for name in sorted(texts & conversation.media.keys()):
-            raise JobError(where, f"{name} is both a picture and a part of a text", "name it twice in the source")
+            raise JobError(where, f"{name} is both a file and a part of a text", "name it twice in the source")
         self.input_columns = texts | conversation.media.keys()
         self._typed = typed
         self._mode = _structured_mode(step, context, wire_format)
@@ -193,7 +193,7 @@ class ConversationEndpoint(BaseEndpoint):
         self._fixed: dict[str, Any] = plain_json(body, where)
         self._stream = bool(self._fixed.get("stream"))
         self.output_bound = self._find_output_bound(context.sent_models or (step.model,))
-        self.billing_terms = billing_terms(self._fixed)
+        self.billing_terms = replace(billing_terms(self._fixed), has_documents=conversation.has_documents)
         self._instruction = self._schema_message()
         self._tokenizer_model = context.sent_model(step.model) if context.has_exact_tokens else None
         self._fixed_tokens = sum(
@@ -302,7 +302,7 @@ class ConversationEndpoint(BaseEndpoint):
     def request(self, row: Row, key: str) -> Request | RowError:
         """Return the conversation with the row's values in it."""
         try:
-            messages, pictures = self._conversation.render(row)
+            messages, files = self._conversation.render(row)
             rendered = {name: part.render(row) for name, part in self._templates.items()} if self._templates else None
         except RenderError as exc:
             return RowError("input", str(exc))
@@ -312,7 +312,7 @@ class ConversationEndpoint(BaseEndpoint):
         if rendered:
             body |= rendered
             tokens += sum(count_tokens(_text_or_json(value), self._tokenizer_model) for value in rendered.values())
-        return self._build_request(body, self._with_instruction(messages), tokens, pictures, key, None)
+        return self._build_request(body, self._with_instruction(messages), tokens, files, key, None)
 
     def _body(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rendered = self._wire_format.render_messages(self._with_instruction(messages))
@@ -342,7 +342,7 @@ class ConversationEndpoint(BaseEndpoint):
         body: Mapping[str, Any],
         messages: Sequence[Mapping[str, Any]],
         tokens: int,
-        pictures: tuple[Media, ...],
+        files: tuple[Media, ...],
         key: str,
         repair_of: bytes | None,
     ) -> Request | RowError:
@@ -351,28 +351,28 @@ class ConversationEndpoint(BaseEndpoint):
             raw_body = compact_copy(orjson.dumps(body))
         except TypeError as exc:
             return _unwritable(exc)
-        sizes = {picture.name: picture.pixels for picture in pictures if picture.pixels is not None}
+        sizes = {file.name: file.pixels for file in files if file.pixels is not None}
+        documents = {file.name: file_tokens(file.size, file.seconds) for file in files if file.pixels is None}
         return Request(
             fingerprint=request_fingerprint(self._tag, self.path, raw_body, "" if self._step.reuse else key),
             body=raw_body,
-            input_tokens=tokens + chat_tokens(messages, self._tokenizer_model, sizes),
+            input_tokens=tokens + chat_tokens(messages, self._tokenizer_model, sizes, documents),
             output_bound=self.output_bound,
             keys=(key,),
             repair_of=repair_of,
-            media=pictures,
+            media=files,
         )
 
     def call(self, group: Sequence[Request]) -> Call:
-        """Return the request, with pictures as data URLs in place of their names."""
+        """Return the request, with contents as data URLs in place of their names, and audio as base64 alone."""
         request = group[0]
         body = request.body
-        for picture in request.media:
-            # Inside a text the quotes are escaped, so only a URL that equals the name is replaced.
-            data = base64.b64encode(picture.read())
-            body = body.replace(
-                b'url":"' + picture.name.encode() + b'"',
-                b'url":"data:' + picture.kind.encode() + b";base64," + data + b'"',
-            )
+        for file in request.media:
+            # Inside a text the quotes are escaped, so only a value that equals the name is replaced.
+            data = base64.b64encode(file.read())
+            head = b"" if file.kind.startswith("audio/") else b"data:" + file.kind.encode() + b";base64,"
+            for key in (b'url":"', b'data":"'):
+                body = body.replace(key + file.name.encode() + b'"', key + head + data + b'"')
         return Call("POST", self.path, body, stream=self._stream)
 
     def answers(self, group: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:

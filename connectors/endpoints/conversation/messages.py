@@ -1,6 +1,6 @@
 """The messages of a step: written in the job file, every text a template, or whole conversations from a column."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -36,6 +36,24 @@ PICTURE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"}
 
 PICTURE_DETAILS = ("low", "high", "auto")
 
+MAX_DOCUMENT_BYTES = 50 << 20
+"""OpenAI's limit of all files in a request."""
+
+MAX_AUDIO_BYTES = 25 << 20
+
+AUDIO_FORMATS = frozenset({"wav", "mp3"})
+"""The formats of `input_audio` in OpenAI's description."""
+
+FILE_PARTS = ("image", "file", "audio")
+"""The kinds of parts that name a column of files."""
+
+_PLURALS = {"image": "pictures", "file": "files", "audio": "audio"}
+_REMEDIES = {
+    "image": "leave it out",
+    "file": "use endpoint: chat, or OpenAI's format of responses",
+    "audio": "use endpoint: chat, or a transcription step before this one",
+}
+
 
 class ColumnReference(FrozenModel):
     """A column that holds whole conversations."""
@@ -51,14 +69,20 @@ class Conversation:
     """The messages that a step sends, in the format of chat completions."""
 
     def __init__(
-        self, messages: Messages, columns: Mapping[str, pa.DataType], where: KeyPath, allows_items: bool = False
+        self,
+        messages: Messages,
+        columns: Mapping[str, pa.DataType],
+        where: KeyPath,
+        allows_items: bool = False,
+        file_parts: Collection[str] = FILE_PARTS,
     ) -> None:
         """JobError below `where` for messages that do not fit these columns.
 
         `allows_items`: the messages may include input items of responses (with a `type`), which pass unchanged.
+        `file_parts`: those of FILE_PARTS that the wire format has.
         """
         self.media: Mapping[str, MediaColumn] = {}
-        """The columns of pictures."""
+        """The columns of pictures, documents and audio."""
         self.text_columns: frozenset[str]
         """The columns that its texts name."""
         self._trees: Sequence[TemplateTree] = ()
@@ -78,7 +102,7 @@ class Conversation:
                 row[name], name, allows_items
             )
             return
-        compiler = _MessageCompiler(frozenset(columns), allows_items)
+        compiler = _MessageCompiler(frozenset(columns), allows_items, file_parts)
         if isinstance(messages, str):
             message = {"role": literal("user"), "content": compile_text(messages, columns, where)}
             self._trees = [mapping_template(message)]
@@ -87,15 +111,18 @@ class Conversation:
             self._trees = [compiler.message(message, (*where, index)) for index, message in enumerate(messages)]
         tree = list_template(self._trees)
         self.text_columns = tree.columns
-        self.media = dict.fromkeys(
-            sorted(compiler.picture_columns), MediaColumn("image", MAX_PICTURE_BYTES, passes_urls=True)
-        )
+        self.media = dict(sorted(compiler.media.items()))
         self._render = tree.render
 
     def render(self, row: Row) -> tuple[list[dict[str, Any]], tuple[Media, ...]]:
-        """Return the messages with the row's values, and the pictures in them; RenderError if the values make none."""
+        """Return the messages with the row's values, and the files in them; RenderError if the values make none."""
         messages = self._render(row)
-        return (messages, _extract_pictures(messages)) if self.media else (messages, ())
+        return (messages, _extract_files(messages)) if self.media else (messages, ())
+
+    @property
+    def has_documents(self) -> bool:
+        """Whether its requests have files whose tokens only the provider knows."""
+        return any(use.kind != "image" for use in self.media.values())
 
     def constant_messages(self) -> list[dict[str, Any]] | None:
         """Return the messages before the last; None unless only the last depends on the row, as a text of the user."""
@@ -111,32 +138,32 @@ def _is_user_text(message: Mapping[str, Any]) -> bool:
     return isinstance(content, str) and message.keys() <= {"role", "content", "user"}
 
 
-def _extract_pictures(messages: Iterable[Mapping[str, Any]]) -> tuple[Media, ...]:
-    """Replace pictures by their names and return them."""
-    pictures: dict[str, Media] = {}
+def _extract_files(messages: Iterable[Mapping[str, Any]]) -> tuple[Media, ...]:
+    """Replace files by their names and return them."""
+    files: dict[str, Media] = {}
     for message in messages:
         content = message.get("content")
         if not isinstance(content, list):
             continue
         if not content:
-            raise RenderError("a message has no content: its picture is null, and it has no text")
+            raise RenderError("a message has no content: its file is null, and it has no text")
         for part in content:
-            image = part.get("image_url")
-            if isinstance(image, dict) and isinstance(picture := image.get("url"), Media):
-                if picture.kind not in PICTURE_TYPES:
-                    raise RenderError(f"a picture is {picture.kind}; expected png, jpeg, webp or gif")
-                pictures[picture.name] = picture
-                image["url"] = picture.name
-    return tuple(pictures.values())
+            for kind, key in (("image_url", "url"), ("file", "file_data"), ("input_audio", "data")):
+                source = part.get(kind)
+                if isinstance(source, dict) and isinstance(file := source.get(key), Media):
+                    files[file.name] = file
+                    source[key] = file.name
+    return tuple(files.values())
 
 
 class _MessageCompiler:
-    """Compiler of a job file's messages; it collects the columns of pictures."""
+    """Compiler of a job file's messages; it collects the columns of files."""
 
-    def __init__(self, columns: frozenset[str], allows_items: bool) -> None:
+    def __init__(self, columns: frozenset[str], allows_items: bool, file_parts: Collection[str]) -> None:
         self.columns = columns
         self.allows_items = allows_items
-        self.picture_columns: set[str] = set()
+        self.file_parts = file_parts
+        self.media: dict[str, MediaColumn] = {}
 
     def message(self, message: Mapping[str, Any], where: KeyPath) -> TemplateTree:
         if (
@@ -232,23 +259,47 @@ class _MessageCompiler:
             return mapping_template(
                 {"type": literal("text"), "text": self._text(part["text"], (*where, "text"))}
             ), False
-        if "image" in keys and keys <= {"image", "detail"}:
+        kind = next((kind for kind in FILE_PARTS if kind in keys), None)
+        if kind is not None and keys <= ({kind, "detail"} if kind == "image" else {kind}):
             if role != "user":
-                raise JobError((*where, "image"), "only a user's message has pictures", "move it there")
+                raise JobError((*where, kind), f"only a user's message has {_PLURALS[kind]}", "move it there")
+            if kind not in self.file_parts:
+                raise JobError((*where, kind), f"this endpoint takes no {_PLURALS[kind]}", _REMEDIES[kind])
+            if kind != "image":
+                return self._file(kind, part[kind], (*where, kind)), True
             detail = part.get("detail")
             if detail is not None and detail not in PICTURE_DETAILS:
                 raise JobError((*where, "detail"), f"found {detail!r}, expected low, high or auto", "correct it")
             return self._image(part["image"], detail, (*where, "image"))
-        unknown = next((key for key in part if key not in ("text", "image", "detail")), "detail")
-        raise JobError((*where, unknown), "no such part", "write {text: ...}, {image: ..., detail: ...} or {type: ...}")
+        unknown = next((key for key in part if key not in ("text", "detail", *FILE_PARTS)), "detail")
+        raise JobError(
+            (*where, unknown),
+            "no such part",
+            "write {text: ...}, {image: ..., detail: ...}, {file: ...}, {audio: ...} or {type: ...}",
+        )
+
+    def _file(self, kind: str, column: Any, where: KeyPath) -> TemplateTree:
+        """Return the parts of a column of documents or audio."""
+        if not isinstance(column, str) or column not in self.columns:
+            raise JobError(where, f"no column {column}", did_you_mean(str(column), self.columns))
+        if kind == "file":
+            # Responses take the URL of a file, chat does not.
+            self._add(column, MediaColumn("document", MAX_DOCUMENT_BYTES, passes_urls=self.allows_items), where)
+            return TemplateTree(lambda row: [_document_part(file) for file in _values(row[column])])
+        self._add(column, MediaColumn("audio", MAX_AUDIO_BYTES), where)
+        return TemplateTree(lambda row: [_audio_part(file) for file in _values(row[column])])
+
+    def _add(self, column: str, use: MediaColumn, where: KeyPath) -> None:
+        if self.media.setdefault(column, use) != use:
+            raise JobError(where, f"{column} is used for two kinds of files", "name it twice in the source")
 
     def _image(self, image: Any, detail: str | None, where: KeyPath) -> tuple[TemplateTree, bool]:
         if not isinstance(image, str) or not image:
             raise JobError(where, f"found {image!r}, expected a column or a URL", "name one")
         detail_key = {} if detail is None else {"detail": detail}
         if image in self.columns:
-            self.picture_columns.add(image)
-            return TemplateTree(lambda row: _picture_parts(row[image], detail_key)), True
+            self._add(image, MediaColumn("image", MAX_PICTURE_BYTES, passes_urls=True), where)
+            return TemplateTree(lambda row: [_picture_part(file, detail_key) for file in _values(row[image])]), True
         if "{" not in image and not _is_url(image):
             raise JobError(where, f"no column {image} and no URL", did_you_mean(image, self.columns))
         url = mapping_template(
@@ -262,17 +313,33 @@ class _MessageCompiler:
         return compile_text(source, self.columns, where)
 
 
-def _picture_parts(value: Any, detail_key: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return one part for each picture; nothing for null."""
-    pictures = value if isinstance(value, list | tuple) else (value,)
-    parts: list[dict[str, Any]] = []
-    for picture in pictures:
-        if picture is None:
-            continue
-        if not isinstance(picture, Media) and not (isinstance(picture, str) and _is_url(picture)):
-            raise RenderError(f"a picture is neither a file nor a URL: {str(picture)[:60]!r}")
-        parts.append({"type": "image_url", "image_url": {"url": picture, **detail_key}})
-    return parts
+def _values(value: Any) -> list[Any]:
+    """Return the files of a row's column, one or a list; none for null."""
+    values = value if isinstance(value, list | tuple) else (value,)
+    return [each for each in values if each is not None]
+
+
+def _picture_part(picture: Any, detail_key: Mapping[str, str]) -> dict[str, Any]:
+    if not isinstance(picture, Media) and not (isinstance(picture, str) and _is_url(picture)):
+        raise RenderError(f"a picture is neither a file nor a URL: {str(picture)[:60]!r}")
+    if isinstance(picture, Media) and picture.kind not in PICTURE_TYPES:
+        raise RenderError(f"a picture is {picture.kind}; expected png, jpeg, webp or gif")
+    return {"type": "image_url", "image_url": {"url": picture, **detail_key}}
+
+
+def _document_part(document: Any) -> dict[str, Any]:
+    if isinstance(document, Media):
+        # The name is made of the content, so that a file that is moved is no new request.
+        return {"type": "file", "file": {"filename": f"document.{document.suffix}", "file_data": document}}
+    return {"type": "file", "file": {"file_url": document}}
+
+
+def _audio_part(audio: Any) -> dict[str, Any]:
+    if not isinstance(audio, Media):
+        raise RenderError(f"audio is not a file: {str(audio)[:60]!r}")
+    if audio.suffix not in AUDIO_FORMATS:
+        raise RenderError(f"audio is {audio.suffix}; expected wav or mp3, convert it")
+    return {"type": "input_audio", "input_audio": {"data": audio, "format": audio.suffix}}
 
 
 def _is_url(text: str) -> bool:

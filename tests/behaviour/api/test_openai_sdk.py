@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -18,6 +19,7 @@ from connectors.emulator.server import ROUTES
 from connectors.media.file_types import MP3, detect_type
 from tests.behaviour.api.recorder import SOUND
 from tests.behaviour.api.row import MASK, PICTURES
+from tests.support.documents import pdf
 
 # Deprecated by the SDK: translations and variations.
 pytestmark = pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
@@ -259,6 +261,27 @@ def test_audio_and_images_are_streamed_to_the_last_event(
     stream: Callable[[openai.OpenAI], str], last: str, sdk: openai.OpenAI
 ) -> None:
     assert stream(sdk) == last
+
+
+def test_a_document_and_a_recording_are_sent_in_chat_and_a_document_in_a_response(sdk: openai.OpenAI) -> None:
+    url = "data:application/pdf;base64," + b64encode(pdf(["one"])).decode()
+    sound: Any = {"data": b64encode(SOUND).decode(), "format": "mp3"}
+    file: Any = {"filename": "a.pdf", "file_data": url}
+    parts: Any = [
+        {"type": "text", "text": "What is it?"},
+        {"type": "file", "file": file},
+        {"type": "input_audio", "input_audio": sound},
+    ]
+    chat = sdk.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": parts}])
+    item: Any = {"role": "user", "content": [{"type": "input_text", "text": "What?"}, {"type": "input_file", **file}]}
+    response = sdk.responses.create(model=MODEL, input=[item])
+    seen = chat.choices[0].message.content or ""
+    assert "bytes, a.pdf" in seen and "a mp3 clip of" in seen
+    assert "a pdf file of" in response.output_text
+    file["file_data"] = "data:application/pdf;base64,AAAA"
+    with pytest.raises(openai.BadRequestError) as caught:
+        sdk.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": parts}])
+    assert (caught.value.param, caught.value.code) == ("messages[0].content[1].file.file_data", "unsupported_file")
 
 
 def test_a_wrong_key_is_a_401(command: Callable[..., str]) -> None:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from connectors.documents.document import Document, PageKind
+from connectors.documents.document import Document
 from connectors.documents.document_reader import DocumentReader, ReadLimits
 from connectors.documents.office_package import MAX_UNPACKED_BYTES
 from connectors.media.document_types import DocumentError
@@ -24,13 +24,11 @@ from tests.support.documents import DOCX_PARTS, docx, pdf, zipped
 LIMITS = ReadLimits(seconds=20, memory_bytes=400 << 20, workers=1)
 
 
-async def read(
-    reader: DocumentReader, content: bytes, pages: PageKind = "text", folder: Path | None = None
-) -> Document:
+async def read(reader: DocumentReader, content: bytes, pictures: Path | None = None) -> Document:
     with tempfile.TemporaryFile() as file:
         file.write(content)
         file.flush()
-        return await reader.read(file, pages, folder)
+        return await reader.read(file, pictures)
 
 
 def entities() -> bytes:
@@ -103,7 +101,7 @@ async def test_a_document_of_10_000_pages_is_read(tmp_path: Path) -> None:
 async def test_reading_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     async with DocumentReader(ReadLimits(seconds=1, workers=1)) as reader:
         with pytest.raises(DocumentError, match="is not read after 1 seconds; split it"):
-            await read(reader, pdf(["x"] * 5000), "images", tmp_path)
+            await read(reader, pdf(["x"] * 5000), tmp_path)
         assert (await read(reader, pdf(["next"]))).pages == ("next",)
 
 
@@ -111,17 +109,17 @@ async def test_pages_become_pictures_of_150_dots_per_inch_and_huge_ones_fewer(tm
     folder = tmp_path / "pictures"
     folder.mkdir()
     async with DocumentReader() as reader:
-        small = await read(reader, pdf(["a", "b", "a"]), "images", folder)
-        huge = await read(reader, pdf(["a"], 14_400, 14_400), "images", folder)
+        small = await read(reader, pdf(["a", "b", "a"]), folder)
+        huge = await read(reader, pdf(["a"], 14_400, 14_400), folder)
         with pytest.raises(DocumentError, match="is text/plain; only a PDF has pages as images"):
-            await read(reader, b"text", "images", folder)
+            await read(reader, b"text", folder)
 
     def size(name: str) -> tuple[int, int]:
         with Image.open(folder / name) as picture:
             return picture.size
 
-    assert (small.text, small.media_type, len(set(small.pages))) == (None, "application/pdf", 2)
-    assert [size(name) for name in (small.pages[0], *huge.pages)] == [(1275, 1650), (5000, 5000)]
+    assert (small.text, small.media_type, len(set(small.pictures or ()))) == ("a\n\nb\n\na", "application/pdf", 2)
+    assert [size(name) for name in ((small.pictures or ())[0], *(huge.pictures or ()))] == [(1275, 1650), (5000, 5000)]
 
 
 async def test_several_documents_are_read_at_the_same_time_by_as_many_processes(tmp_path: Path) -> None:
@@ -139,7 +137,7 @@ from connectors.documents.document_reader import DocumentReader
 async def main():
     async with DocumentReader() as reader:
         await reader.read(open(sys.argv[1], "rb"))
-        busy = asyncio.ensure_future(reader.read(open(sys.argv[2], "rb"), "images", sys.argv[3]))
+        busy = asyncio.ensure_future(reader.read(open(sys.argv[2], "rb"), sys.argv[3]))
         await asyncio.sleep(0)
         print("reading", flush=True)
         await busy

@@ -119,9 +119,9 @@ def test_the_content_decides_on_type_and_text(
     file = io.BytesIO(content() if callable(content) else content)
     if isinstance(pages, str):
         with pytest.raises(DocumentError, match=pages):
-            read_document(file, "text", None)
+            read_document(file, None)
         return
-    found = read_document(file, "text", None)
+    found = read_document(file, None)
     assert (found.media_type, list(found.pages), found.text) == (media_type, pages, "\n\n".join(pages))
 
 
@@ -134,4 +134,4 @@ def test_word_text_includes_insertions_links_controls_and_text_boxes_once_and_le
         "</w:txbxContent></mc:Choice><mc:Fallback><w:p><w:r><w:t>box</w:t></w:r></w:p></mc:Fallback>"
         "</mc:AlternateContent></w:r></w:p>"
     )
-    assert read_document(io.BytesIO(docx(body)), "text", None).text == "abc\n\nd\ne\n\nbox"
+    assert read_document(io.BytesIO(docx(body)), None).text == "abc\n\nd\ne\n\nbox"
