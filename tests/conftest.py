@@ -252,9 +252,9 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 def table(folder: Path, name: str = "results", order: str = "all") -> list[Body]:
     """The rows of one table of a Parquet sink, as DuckDB reads them."""
-    import duckdb
+    from tests.support.shared_database import shared_cursor
 
-    with duckdb.connect() as db:
+    with shared_cursor() as db:
         return (
             db.sql(f"select * from read_parquet('{folder}/{name}/*.parquet') order by {order}")
             .to_arrow_table()

@@ -20,6 +20,7 @@ from connectors.contracts import Commit, Sink, TableShape, UsageMark
 from connectors.registry import SINKS, SinkConfig
 from connectors.sinks import parquet_table
 from connectors.tables.schemas import errors_schema, failure_names, results_schema, usage_schema
+from tests.support.shared_database import shared_cursor
 
 SINK_KEYS: Mapping[str, dict[str, Any]] = {
     "parquet": {"parquet": "out"},
@@ -164,7 +165,7 @@ class Tables:
     # Reading.
 
     def parts(self, sink: Sink) -> list[tuple[Any, str]]:
-        with duckdb.connect() as db:
+        with duckdb.connect() if self.server else shared_cursor() as db:
             sink.attach(db)
             key = ", ".join('"' + field.name.replace('"', '""') + '"' for field in self.key)
             rows = db.sql(f"select {key}, _part from {sink.results_sql()}").fetchall()
@@ -185,10 +186,15 @@ class Tables:
             return pa.concat_tables(found)
         if self.kind == "parquet":
             escaped = glob.escape(name.removesuffix("*.parquet")) + "*.parquet"
-            with duckdb.connect() as db:
+            with shared_cursor() as db:
                 return db.sql("select * from read_parquet(?)", params=[escaped]).to_arrow_table()
-        with duckdb.connect(self.workspace / self.sink_keys["duckdb"], read_only=True) as db:
-            return db.sql(f'select * from "{name}"').to_arrow_table()
+        with shared_cursor() as db:
+            path = str(self.workspace / self.sink_keys["duckdb"]).replace("'", "''")
+            db.execute(f"attach '{path}' as tables (read_only)")
+            try:
+                return db.sql(f'select * from tables."{name}"').to_arrow_table()
+            finally:
+                db.execute("detach tables")
 
     def answers(self) -> dict[Any, str]:
         """Return key -> answer; each key must occur once."""
