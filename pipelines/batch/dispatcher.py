@@ -169,7 +169,10 @@ class BatchDispatcher:
                 upload = self._folder.upload_path(batch.mark)
                 batch.input_tokens = upload.stat().st_size // 4 if upload.exists() else 0
                 route = replace(route, route_id=batch.route_id)
-                if route.packing is None and isinstance(route.endpoint, ConversationEndpoint):
+                if route.packing is not None:
+                    alone = [line.fingerprints[0] for line in batch.lines.values() if len(line.fingerprints) == 1]
+                    route.packing.restore(self._batches.ledger.packed_answers(alone))
+                elif isinstance(route.endpoint, ConversationEndpoint):
                     # Its lines may be packs, although the step has no `pack` any more.
                     route = replace(route, packing=Packing(route.endpoint))
                 self._launch(batch, self._at_batch_price(route))

@@ -2,7 +2,9 @@
 
 import json
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -130,3 +132,29 @@ def test_packs_of_a_killed_run_are_read_by_the_next_even_without_pack(
     assert cli.run(plain)["rows_ok"] == 20
     assert answers(read, workspace) == expected(20)
     assert packs_of(batches) == [[10, 10], [1, 1]]
+
+
+def test_after_a_kill_among_verified_rows_their_batch_is_adopted_and_no_pack_is_paid_twice(
+    cli: Cli, workspace: Workspace, batches: BatchProvider, read: ReadTable
+) -> None:
+    def script(text: str, body: Body) -> Body | None:
+        # From the first batch on, none ends before the kill.
+        batches.held = True
+        return reply_to(body)
+
+    batches.script = script
+    workspace.csv(20)
+    job = packed_job(workspace, "{rows: 10, verify: 1}", **BATCH)
+    process = run(job)
+    while len(batches.batches) < 2 and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    ended(process)
+    batches.held = False
+    batches.script = lambda text, body: reply_to(body)
+    report = cli.run(job)
+    assert answers(read, workspace) == expected(20)
+    assert packs_of(batches) == [[10, 10], [1] * 20]
+    assert (report["rows_ok"], report["pack_agreement"]) == (20, 1.0)
+    with closing(sqlite3.connect(workspace.folder / ".rowmill" / "ledger.sqlite")) as ledger:
+        assert ledger.execute("select count(*) from packed_answers").fetchone() == (0,)
