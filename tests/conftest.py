@@ -4,6 +4,7 @@ import asyncio
 import base64
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,14 @@ def error_reply(status: int, message: str, code: str | None = None, **headers: s
         status=status,
         headers={name.replace("_", "-"): value for name, value in headers.items()},
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_waits_for_disks() -> Iterator[None]:
+    """No test cuts the power, so files need not reach the disk; tests of `fsync` replace it by their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture
