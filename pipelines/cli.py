@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import os
 import re
@@ -94,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if (problem := lost_output()) is not None:
         print_problem(problem, wants_json_log(sys.argv[1:] if arguments is None else arguments))
         code = code or 3
+    # Else the interpreter walks all objects of all modules twice before it ends: 0.2 s of CPU time.
+    gc.freeze()
     sys.exit(code)
 
 
