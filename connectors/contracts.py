@@ -387,6 +387,10 @@ class Endpoint(Protocol):
     def values(self, answer: bytes) -> Values | RowError:
         """Return one row's typed values from its stored answer, or why it does not fit."""
 
+    @property
+    def has_small_values(self) -> bool:
+        """Whether values are no larger than their answer: those of small answers are read as soon as these arrive."""
+
     def committed_values(self, answer: bytes) -> Values | RowError:
         """Return the values of an answer that is in a table already: what an earlier release took stays."""
 
@@ -452,6 +456,7 @@ class BaseEndpoint:
     image_terms: tuple[str | None, str | None] | None = None
     dimensions_unknown: bool = False
     shares_exchanges: bool = False
+    has_small_values: bool = False
     billing_terms: BillingTerms = BillingTerms()
 
     def group_requests(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:

@@ -18,7 +18,7 @@ _ANSWER = re.compile(rb'"(?:choices|delta|output|data)"\s*:\s*[\[{]\s*[{"\[]')
 
 def web_page(reply: Reply) -> RowError | None:
     """Return the error of a 2xx reply that is a web page: no endpoint of the API is at this address."""
-    if _WEB_PAGE.match(reply.body) is None:
+    if reply.body.startswith((b"{", b"[")) or _WEB_PAGE.match(reply.body) is None:
         return None
     return RowError("setup", "the reply is a web page, not an answer", reply.status)
 

@@ -217,7 +217,7 @@ class PendingRequests:
             step.record_outcome(request, failed=failed)
             if not rescued and route.settles_rows:
                 self.record_settled(rows if failed or route.is_last_step else 0, failed=rows if failed else 0)
-            outcome = Outcome(answer, error, group.attempts, self._run_id, now, True, read)
+            outcome = Outcome(answer, error, group.attempts, self._run_id, now, True, read, route.endpoint)
             self.deliver(request.fingerprint, outcome)
 
     def resolve_with_error(self, group: RequestGroup, error: RowError) -> None:

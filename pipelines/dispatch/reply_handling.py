@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from connectors.contracts import MalformedReply
+from connectors.contracts import Endpoint, MalformedReply
 from connectors.records import NO_USAGE, ROW_ERROR_CLASSES, ErrorClass, Reply, RowError, Usage, Values
 from connectors.transport.client import RequestError
 from connectors.transport.error_replies import request_id, row_error
@@ -41,6 +41,9 @@ class ExchangeOutcome:
         failure = self.failure
         return failure is not None and failure.error_class == "connection" and not failure.is_billable
 
+
+SMALL_ANSWER_BYTES = 4096
+"""Up to this size an answer and its values wait together until its chunk is read."""
 
 _REFUSALS: frozenset[ErrorClass] = frozenset({"rate_limit", "quota", "access_denied", "setup", "bad_request"})
 """Classes of requests that were not served: without an answer they cost nothing, whatever the status is."""
@@ -86,13 +89,26 @@ def _interpret(group: RequestGroup, reply: Reply | None, failure: RequestError |
     endpoint, packing = group.route.endpoint, group.route.packing if group.is_packed else None
     try:
         if packing is None:
-            return ExchangeOutcome(endpoint.answers(requests, reply), None, endpoint.usage(requests, reply), reply)
+            single = endpoint.answers(requests, reply)
+            usage = endpoint.usage(requests, reply)
+            return ExchangeOutcome(single, None, usage, reply, values=_small_values(endpoint, single))
         found = packing.answers(requests, reply)
         answers, values = zip(*(one or (None, None) for one in found), strict=True)
         return ExchangeOutcome(answers, None, packing.usage(requests, reply), reply, values=values)
     except MalformedReply as exc:
         error = exc.error or RowError("malformed_reply", str(exc), reply.status, request_id=request_id(reply.headers))
         return ExchangeOutcome((), error, exc.usage, reply)
+
+
+def _small_values(endpoint: Endpoint, answers: Sequence[bytes | RowError]) -> Sequence[Values | None]:
+    """Return the values of a small answer, which is parsed at this moment; empty if they are to be read later."""
+    if not endpoint.has_small_values or len(answers) != 1:
+        return ()
+    (answer,) = answers
+    if isinstance(answer, RowError) or len(answer) > SMALL_ANSWER_BYTES:
+        return ()
+    values = endpoint.values(answer)
+    return () if isinstance(values, RowError) else (values,)
 
 
 def charged_cost(price: Price | None, outcome: ExchangeOutcome, max_cost: int | None) -> int | None:

@@ -171,7 +171,9 @@ class Outcome:
     was_sent: bool
     """Whether it took an exchange of this invocation."""
     values: Values | None = None
-    """Of the answer, if they were read already."""
+    """Of the answer, if `read_by` has read them already."""
+    read_by: Endpoint | None = None
+    """Another step may wait for the same answer, and read other values from it."""
 
 
 @dataclass(slots=True)

@@ -736,7 +736,7 @@ class StepRunner:
             if outcome.answer is not None:
                 follow_ups.has_answers = True
                 follow_ups.has_new_answers = follow_ups.has_new_answers or outcome.was_sent
-                if outcome.values is not None:
+                if outcome.values is not None and outcome.read_by is endpoint:
                     read.append(ReadAnswer(request, rows, outcome.answer, outcome.values, outcome))
                     continue
                 answer = await self._with_linked_files(route, request, outcome.answer)

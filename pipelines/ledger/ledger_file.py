@@ -64,6 +64,11 @@ VERSION = 1 + len(MIGRATIONS)
 Durability = Literal["process", "power"]
 """What a commit survives: the death of the process, or a power loss as well."""
 
+CHECKPOINT_PAGES = 8192
+"""Pages of 4 KB in the write-ahead log until they are moved to the file. Each answer changes another page of an index:
+at SQLite's 1,000 pages a run of a million rows writes a fifth more bytes, and the ledger takes a fifth more CPU time.
+"""
+
 BUSY_SECONDS = 60.0
 """How long another process may lock the file."""
 
@@ -110,6 +115,7 @@ def open_ledger_file(path: Path, durability: Durability = "process") -> sqlite3.
         db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         enable_wal(db, BUSY_SECONDS)
         db.execute(f"pragma synchronous = {'full' if durability == 'power' else 'normal'}")
+        db.execute(f"pragma wal_autocheckpoint = {CHECKPOINT_PAGES}")
         if durability == "power":
             # Of macOS, whose fsync leaves the content in the cache of the drive.
             db.execute("pragma fullfsync = on")

@@ -157,6 +157,8 @@ class WireFormat(Protocol):
 class ConversationEndpoint(BaseEndpoint):
     """The endpoint of one step, in one wire format."""
 
+    has_small_values = True
+
     def __init__(
         self,
         step: ConversationStep,

@@ -277,3 +277,23 @@ async def test_a_defect_in_a_step_stops_the_run(ledger: Ledger, tmp_path: Path) 
     await asyncio.sleep(0)
     assert str(runner.runner.failure) == "a defect"
     assert runner.dispatcher.state.stop_reason == "ValueError: a defect"
+
+
+@pytest.mark.parametrize(("is_own", "expected"), [(True, "READ EARLY"), (False, "HELLO")], ids=["own", "another"])
+async def test_values_that_were_read_early_are_used_by_the_step_that_read_them(
+    ledger: Ledger, tmp_path: Path, is_own: bool, expected: str
+) -> None:
+    runner = Runner(ledger, upper, tmp_path)
+    other: Any = UpperEndpoint("text", "other")
+
+    def send(group: RequestGroup) -> None:
+        route = group.route if is_own else replace(group.route, endpoint=other)
+        answered = RequestGroup(route, group.requests)
+        asyncio.get_running_loop().call_soon(
+            runner.dispatcher.pending.resolve, answered, [upper(group.requests[0].body)], [("READ EARLY",)]
+        )
+
+    runner.dispatcher.pending.enqueue = send
+    await runner.run("hello")
+    (chunk,) = runner.finished
+    assert chunk.table.column("loud").to_pylist() == [expected]

@@ -10,6 +10,7 @@ import pytest
 from connectors.errors import JobError, Stopped
 from pipelines.ledger import ledger_file
 from pipelines.ledger.ledger_file import (
+    CHECKPOINT_PAGES,
     VERSION,
     Durability,
     database_errors,
@@ -100,3 +101,9 @@ def test_a_file_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
     write_atomically(path, b"second")
     assert path.read_bytes() == b"second"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_every_connection_moves_the_write_ahead_log_to_the_file_after_as_many_pages(tmp_path: Path) -> None:
+    for _ in range(2):
+        with closing(open_ledger_file(tmp_path / "ledger.sqlite")) as db:
+            assert db.execute("pragma wal_autocheckpoint").fetchone() == (CHECKPOINT_PAGES,)
