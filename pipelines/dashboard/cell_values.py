@@ -52,15 +52,19 @@ CellValue = Text | EmbeddedFile | EmbeddedFiles | ServedFile | ServedFiles
 
 def sample_table(results: Results, page: TablePage, caption: str) -> Table:
     """Return rows of a table with links to their pages; columns without a value are left out."""
-    names = [name for name in (page.rows[0] if page.rows else ()) if any(row[name] is not None for row in page.rows)]
+    key = results.job.key
+    # The link of a key of one column stands in its place.
+    hidden = key if len(key) == 1 else ()
+    columns = page.rows[0] if page.rows else ()
+    names = [name for name in columns if name not in hidden and any(row[name] is not None for row in page.rows)]
     rows = [
         (
-            Link(key, row_address(results.job.name, key)) if key else None,
+            Link(text, row_address(results.job.name, text)) if text else None,
             *(None if row[name] is None else cell_value(results, name, row[name]) for name in names),
         )
-        for key, row in zip(page.keys, page.rows, strict=True)
+        for text, row in zip(page.keys, page.rows, strict=True)
     ]
-    return Table(caption, ("key", *names), rows, frozenset(), has_samples=True)
+    return Table(caption, (hidden[0] if hidden else "key", *names), rows, frozenset(), has_samples=True)
 
 
 def row_address(job: str, key: str) -> str:

@@ -66,6 +66,7 @@ def job_page(
             newest=tables.newest,
             total=f"{tables.results:,}",
             results_address=f"{address}/rows",
+            answers_address=f"{address}/answers",
             row_address=f"{address}/row",
             text="The results appear here after the first commit." if job.is_running else "",
         ),
@@ -88,6 +89,7 @@ def _head(snapshot: Snapshot, job: WatchedJob) -> Part:
         bar=None if status is None else rows_progress(status, "rows done"),
         headline=_headline(snapshot, job),
         stopped=status and status["stopped"],
+        stopped_css=job_state(job).css,
         held=status and status["held"],
         bottleneck=bound_by,
         remedy=remedy,
@@ -102,7 +104,9 @@ def _headline(snapshot: Snapshot, job: WatchedJob) -> str:
     age = format_age(snapshot.at - began)
     if job.is_running:
         left = job.status["seconds_left"]
-        return f"Started {age}." + ("" if left is None else f" About {format_duration(left)} left.")
+        if left is None:
+            return f"Started {age}."
+        return f"Started {age}. " + (f"About {format_duration(left)} left." if left >= 1 else "Nearly done.")
     if job.run.ended_at is None:
         return f"Started {age}; its process was killed. The next run goes on where it stopped."
     ended = datetime.fromtimestamp(job.run.ended_at / 1e6, UTC)
@@ -134,7 +138,7 @@ def _figures(job: WatchedJob, facts: JobFacts, totals: Totals) -> Figures:
     budget = (facts.control or {}).get("budget")
     if budget is not None:
         text = f"{format_money(budget['spent_usd'])} of {format_money(budget['usd'])}"
-        shown["budget, with reservations"] = fact("budget_usd", budget["usd"], text)
+        shown["budget used"] = fact("budget_usd", budget["usd"], text)
     return Figures(shown)
 
 

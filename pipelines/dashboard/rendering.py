@@ -61,6 +61,8 @@ class Progress:
     text: str
     label: str
     """Read aloud."""
+    work_percent: float = 0.0
+    """Share of the run's work that is done: rows in the middle of their steps are not done yet."""
 
     @property
     def done_percent(self) -> float:

@@ -1,6 +1,7 @@
 """The pages of rows: a table page by page, and everything about one row."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import duckdb
@@ -8,6 +9,7 @@ import orjson
 
 from connectors.contracts import Sink
 from connectors.errors import RowmillError
+from pipelines.analysis.output_columns import HIDDEN_COLUMNS, allowed_values, output_columns
 from pipelines.analysis.results import Results
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.dashboard.cell_values import CellValue, cell_values, sample_table
@@ -15,7 +17,9 @@ from pipelines.dashboard.job_tables import PAGE_ROWS, TableName, failure_values,
 from pipelines.dashboard.rendering import Page, part
 from pipelines.dashboard.workspace_pages import job_address
 from pipelines.dashboard.workspace_reader import Snapshot, WorkspaceReader
-from pipelines.formatting import format_money
+from pipelines.formatting import format_count, format_money
+from pipelines.reporting.column_summaries import summarize_columns
+from pipelines.reporting.distribution_cards import distribution_cards
 from pipelines.reporting.page.page_values import Table, fact, table
 from pipelines.reporting.row_history import recorded_history, row_exchanges
 
@@ -24,6 +28,9 @@ MAX_BODY_CHARACTERS = 20_000
 READ_ERRORS = (RowmillError, duckdb.Error, OSError)
 """What reading tables may raise while a run changes them."""
 TITLES: Mapping[TableName, str] = {"results": "Results", "errors": "Failed rows"}
+ANSWERS = "Distribution of the answers"
+SHOWN_FAILURE = ("step", "error_class", "http_status", "message", "attempts", "failed_at")
+"""Columns of a failed row in its table; the others are on its page."""
 
 
 def rows_page(loaded: LoadedJob, snapshot: Snapshot, name: TableName, start: int) -> Page:
@@ -35,7 +42,7 @@ def rows_page(loaded: LoadedJob, snapshot: Snapshot, name: TableName, start: int
         "title": f"{TITLES[name]} of {job}",
         "job_address": address,
         "row_address": f"{address}/row",
-        "tabs": [(title, f"{address}/rows?table={table}", table == name) for table, title in TITLES.items()],
+        "tabs": _tabs(job, name),
         "rows": None,
         "problem": None,
     }
@@ -48,8 +55,45 @@ def rows_page(loaded: LoadedJob, snapshot: Snapshot, name: TableName, start: int
     return Page(values["title"], "rows-page", (part("rows", is_live=False, **values),), "/")
 
 
+def answers_page(loaded: LoadedJob, snapshot: Snapshot) -> Page:
+    """Return the page with the distribution of each output, as in the report."""
+    job = loaded.job.name
+    cards, problem = None, None
+    try:
+        sink = readable_sink(loaded, snapshot.running_jobs)
+        if sink is not None:
+            with Results(loaded, loaded.workspace, sink).open_tables() as db:
+                db.execute("set threads = 1")
+                names = db.sql("select * from results limit 0").columns
+                outputs = {name: allowed_values(loaded.job, name) for name in output_columns(loaded.job, names)}
+                cards = distribution_cards(summarize_columns(db, outputs, HIDDEN_COLUMNS))
+    except READ_ERRORS as exc:
+        problem = f"The results cannot be read at the moment: {exc}"
+    answers = part(
+        "answers",
+        is_live=False,
+        name=job,
+        title=f"Answers of {job}",
+        job_address=job_address(job),
+        tabs=_tabs(job, "answers"),
+        cards=cards and cards[0],
+        more=cards[1] if cards else 0,
+        problem=problem,
+    )
+    return Page(f"Answers of {job}", "rows-page", (answers,), "/")
+
+
+def _tabs(job: str, current: str) -> Sequence[tuple[str, str, bool]]:
+    """Return (text, address, whether it is the current page) of the pages about a job's rows."""
+    address = job_address(job)
+    tables = [(title, f"{address}/rows?table={table}", table == current) for table, title in TITLES.items()]
+    return [*tables, (ANSWERS, f"{address}/answers", current == "answers")]
+
+
 def _rows_of_page(loaded: LoadedJob, sink: Sink, name: TableName, start: int) -> Mapping[str, Any]:
     page = table_page(sink, loaded.job.key, name, start, PAGE_ROWS)
+    if name == "errors":
+        page = replace(page, rows=[_failure(row) for row in page.rows])
     results = Results(loaded, loaded.workspace, sink)
     job, shown = loaded.job.name, len(page.rows)
     address = f"{job_address(job)}/rows?table={name}&start="
@@ -61,6 +105,13 @@ def _rows_of_page(loaded: LoadedJob, sink: Sink, name: TableName, start: int) ->
         "older": f"{address}{older}" if older < page.total else None,
         "newer": f"{address}{newer}" if start else None,
     }
+
+
+def _failure(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the key and the most important columns of a failed row."""
+    values = failure_values(row)
+    key = list(row)[: len(row) - len(values)]
+    return {**{name: row[name] for name in key}, **{name: values[name] for name in SHOWN_FAILURE}}
 
 
 def row_page(reader: WorkspaceReader, loaded: LoadedJob, snapshot: Snapshot, key: str) -> Page:
@@ -76,7 +127,7 @@ def row_page(reader: WorkspaceReader, loaded: LoadedJob, snapshot: Snapshot, key
         job_address=job_address(loaded.job.name),
         key=key,
         problem=problem,
-        cost=f"Its {requests:,} exchanges cost {format_money(cost)}." if requests else "",
+        cost=f"{format_count(requests, 'exchange')}, together {format_money(cost)}" if requests else "",
         errors=[cell_values(results, _without_nulls(failure_values(row))) for row in history["errors"]],
         result=history["result"] and cell_values(results, history["result"]),
         source=history["row"] and _source_values(results, history["row"], history["result"]),

@@ -27,7 +27,7 @@ from pipelines.dashboard.job_facts import JobFactsReader
 from pipelines.dashboard.job_page import job_page
 from pipelines.dashboard.job_tables import TableName
 from pipelines.dashboard.rendering import Page, assets, part, render_page
-from pipelines.dashboard.row_pages import row_page, rows_page
+from pipelines.dashboard.row_pages import answers_page, row_page, rows_page
 from pipelines.dashboard.workspace_pages import job_address, job_state, overview_page, runs_page, schedule_page
 from pipelines.dashboard.workspace_reader import Snapshot, WatchedJob, WorkspaceReader
 from pipelines.monitoring.json_log import print_defect
@@ -74,6 +74,7 @@ class WatchServer:
             router.add_get(address, self._live_page)
         router.add_get("/jobs/{name}/rows", self._rows_page)
         router.add_get("/jobs/{name}/row", self._row_page)
+        router.add_get("/jobs/{name}/answers", self._answers_page)
         router.add_get("/jobs/{name}/media", self._media)
         router.add_post("/jobs/{name}/control", self._control)
         router.add_get("/events", self._events)
@@ -196,6 +197,11 @@ class WatchServer:
     async def _row_page(self, request: web.Request) -> web.StreamResponse:
         loaded, snapshot = await asyncio.to_thread(self._loaded, request.match_info["name"])
         page = await asyncio.to_thread(row_page, self._reader, loaded, snapshot, request.query.get("key", ""))
+        return self._html(page, "", page.status)
+
+    async def _answers_page(self, request: web.Request) -> web.StreamResponse:
+        loaded, snapshot = await asyncio.to_thread(self._loaded, request.match_info["name"])
+        page = await asyncio.to_thread(answers_page, loaded, snapshot)
         return self._html(page, "", page.status)
 
     async def _media(self, request: web.Request) -> web.StreamResponse:

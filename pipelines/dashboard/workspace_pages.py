@@ -22,6 +22,10 @@ CHART_DAYS = 30
 MAX_DAYS = 60
 """Days in the table of costs."""
 MAX_RUNS = 100
+MIN_WORK_PERCENT = 5.0
+"""The share of the work is named if it is so much above that of the rows."""
+MAX_NEXT = 6
+"""Next runs on the page of all jobs."""
 _STATE_CSS = {0: "good", 1: "bad", 2: "bad", 3: "stop", 4: "stop", 5: "bad", 130: "stop"}
 """By exit code."""
 
@@ -30,7 +34,7 @@ def overview_page(reader: WorkspaceReader, snapshot: Snapshot) -> Page:
     """Return the page of all jobs."""
     return Page(
         "Jobs",
-        "overview",
+        "home",
         (
             part(
                 "overview",
@@ -41,6 +45,7 @@ def overview_page(reader: WorkspaceReader, snapshot: Snapshot) -> Page:
             ),
             part("jobs", jobs=_jobs_table(snapshot, reader)),
             part("days", chart_of_days=_chart_of_days(snapshot), days=None),
+            part("next", schedule=_next_table(reader, snapshot)),
         ),
         "/",
     )
@@ -60,24 +65,43 @@ def runs_page(reader: WorkspaceReader, snapshot: Snapshot) -> Page:
     )
 
 
+def _next_table(reader: WorkspaceReader, snapshot: Snapshot) -> Table | None:
+    """Return when the next jobs are due; None without any."""
+    jobs = [job for job in _scheduled(snapshot) if job.next_due is not None][:MAX_NEXT]
+    rows = [
+        (Link(job.name, job_address(job.name)), time(due, reader.workspace.zone), _time_until(due, snapshot))
+        for job in jobs
+        if (due := job.next_due) is not None
+    ]
+    return table(("job", "next run", "in"), rows, "The next runs", frozenset()) if rows else None
+
+
+def _scheduled(snapshot: Snapshot) -> Sequence[WatchedJob]:
+    """Return the jobs with a schedule, the next first."""
+    return sorted((job for job in snapshot.jobs if job.cron), key=lambda job: job.next_due or snapshot.at)
+
+
+def _time_until(due: datetime, snapshot: Snapshot) -> str:
+    return format_duration(max(0.0, (due - snapshot.at).total_seconds()))
+
+
 def schedule_page(reader: WorkspaceReader, snapshot: Snapshot) -> Page:
     """Return the page of schedules."""
-    jobs = sorted((job for job in snapshot.jobs if job.cron), key=lambda job: job.next_due or snapshot.at)
     rows = [
         (
             Link(job.name, job_address(job.name)),
             None if job.next_due is None else time(job.next_due, reader.workspace.zone),
-            None if job.next_due is None else f"in {format_duration((job.next_due - snapshot.at).total_seconds())}",
+            None if job.next_due is None else _time_until(job.next_due, snapshot),
             job.cron,
             job_state(job),
             None if job.status is None else format_age(snapshot.at - datetime.fromisoformat(job.status["started"])),
             job.skipped,
         )
-        for job in jobs
+        for job in _scheduled(snapshot)
     ]
-    heads = ("job", "next", "", "schedule", "last run", "started", "last skipped")
+    heads = ("job", "next", "in", "schedule", "last run", "started", "last skipped")
     caption = f"Jobs with a schedule, in the time zone {reader.workspace.settings.time_zone}"
-    schedule = table(("job", "next", "in", *heads[3:]), rows, caption, frozenset())
+    schedule = table(heads, rows, caption, frozenset())
     return Page(
         "Schedule",
         "history",
@@ -117,7 +141,10 @@ def rows_progress(status: Mapping[str, Any], label: str) -> Progress | None:
         return None
     done, failed = rows - (status["rows_left"] or 0), status["rows_failed"] or 0
     text = f"{done:,} of {rows:,}" + (f" ({format_percent(done, rows)})" if rows else "")
-    return Progress(done, min(failed, done), rows, text, f"{label}: {text}, {failed:,} failed")
+    work = 100 * (status["share_done"] or 0.0)
+    if rows and work > 100 * done / rows + MIN_WORK_PERCENT:
+        text += f", {work:.0f} % of the work"
+    return Progress(done, min(failed, done), rows, text, f"{label}: {text}, {failed:,} failed", round(work, 1))
 
 
 def job_note(job: WatchedJob) -> tuple[str, str]:
@@ -129,7 +156,7 @@ def job_note(job: WatchedJob) -> tuple[str, str]:
     if job.status["held"]:
         return str(job.status["held"]), "wait"
     if job.status["stopped"]:
-        return str(job.status["stopped"]), "bad"
+        return str(job.status["stopped"]), "wait" if job_state(job).css == "stop" else "bad"
     return (f"bound by {job.status['bound_by']}", "") if job.is_running and job.status["bound_by"] else ("", "")
 
 
@@ -141,7 +168,7 @@ def _tiles(reader: WorkspaceReader, snapshot: Snapshot) -> Figures:
     facts = {
         "running jobs": fact("running", len(running)),
         "requests a second": fact("requests_per_second", rate, f"{rate:,.0f}" if rate >= 10 else f"{rate:.3g}"),
-        "failed rows": fact("rows_failed", failed),
+        "failed rows, newest runs": fact("rows_failed", failed),
         "cost today (UTC)": cost_fact("cost_today_usd", today),
     }
     budget = reader.workspace.budget

@@ -62,6 +62,10 @@ class Watch(ThreadedServer):
         app = WatchServer(find_workspace(self._folder), self.access, self._is_read_only).app()
         await self._run_app(app)
 
+    def close(self) -> None:
+        if self._thread.is_alive():
+            super().close()
+
     @property
     def port(self) -> int:
         return int(self.base_url.split(":")[2].split("/")[0])

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import shutil
 import signal
 import socket
@@ -15,12 +16,14 @@ from aiohttp import web
 from connectors.errors import JobError
 from pipelines.config.loaded_job import load_job
 from pipelines.config.workspace import find_workspace
+from pipelines.dashboard.rendering import assets
 from pipelines.ledger.ledger_file import VERSION
 from pipelines.ledger.ledger_reader import LedgerReader
 from pipelines.reporting.row_history import row_history
 from pipelines.reporting.status_queries import failed_rows, job_statuses, usage_totals
 from tests.behaviour.dashboard.conftest import OpenWatch, Watch
 from tests.behaviour.runs.test_control import Terminal, steering
+from tests.behaviour.screens.test_report import contrast
 from tests.conftest import ScriptedProvider, Workspace
 from tests.support.forked import COMMAND, Forked
 
@@ -216,11 +219,38 @@ def test_the_command_prints_its_address_ends_with_ctrl_c_and_names_a_taken_port(
     workspace.csv(1)
     workspace.job()
     started = Forked(COMMAND, "watch", "--port", "0", cwd=workspace.folder)
-    assert "at http://127.0.0.1:" in started.first_line()
+    address = re.search(r"at http://127.0.0.1:(\d+)/\?token=(\S+)$", started.first_line())
+    assert address is not None
+    connection = http.client.HTTPConnection("127.0.0.1", int(address[1]), timeout=20)
+    connection.request("GET", "/events", headers={"Cookie": f"rowmill_{address[1]}={address[2]}"})
+    stream = connection.getresponse()
+    assert stream.readline() == b"event: parts\n"
     started.send_signal(signal.SIGINT)
     code, _, err = started.ended()
     assert (code, "Traceback" in err) == (0, False)
+    # The stream was ended, not cut.
+    assert stream.read().endswith(b"\n\n")
+    connection.close()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert cli("watch", workspace.folder, "--port", str(port)) == 2
     assert cli.err == f"rowmill watch: port {port}: is taken; choose another: rowmill watch --port {port + 1}\n"
+
+
+def test_text_has_contrast_on_every_ground_in_light_and_dark() -> None:
+    _, style = assets()["/watch.css"]
+    themes: list[dict[str, str]] = [{}, {}]
+    for block in re.findall(r"(@media \(prefers-color-scheme:dark\){)?:root{([^}]*)}", style.decode()):
+        themes[bool(block[0])] |= re.findall(r"--([\w-]+):(#\w+)", block[1])
+    grounds = {
+        "back": ("ink", "soft", "bar", "good", "warn", "bad"),
+        "panel": ("ink", "soft", "bar", "good", "warn", "bad"),
+        "wash": ("ink", "bar"),
+        "washed-bad": ("ink", "bad"),
+        "washed-good": ("ink", "good"),
+        "washed-warn": ("ink", "warn"),
+    }
+    for colours in themes:
+        for ground, texts in grounds.items():
+            for text in texts:
+                assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground, colours)

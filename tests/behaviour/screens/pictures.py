@@ -1,16 +1,18 @@
 """Pictures for the README from real runs: python tests/behaviour/screens/pictures.py (needs chromium).
 
-It writes .github/pictures/plan.png, progress.png and report.png. The provider is the embedded one as a server, with a
-latency and a limit, under the name of a paid one: there are prices, and nothing is paid.
+It writes plan.png, progress.png, watch.png and report.png to .github/pictures. The provider is the embedded one as a
+server, with a latency and a limit, under the name of a paid one: there are prices, and nothing is paid.
 """
 
 import io
+import json
 import os
 import pty
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from html import escape
 from pathlib import Path
 
@@ -70,21 +72,18 @@ ERASE_LINE = "\x1b[2K"
 
 
 def main() -> None:
-    """Make all three."""
+    """Make all four."""
     PICTURES.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        make_watch_picture(Path(name) / "product-reviews")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copytree(ROOT / "jobs" / "data", folder / "data")
         (folder / "jobs").mkdir()
         (folder / "jobs" / "reviews.yaml").write_text(JOB)
-        server = subprocess.Popen(
-            [*ROWMILL, "serve", "--port", "8485", "--latency-ms", "120"],
-            cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+        server = start_command(folder, "serve", "--port", "8485", "--latency-ms", "120")
         try:
-            assert server.stdout is not None
-            while "8485" not in server.stdout.readline():
-                assert server.poll() is None, "port 8485 is in use"
+            wait_for(server, "8485")
             limits = "limits: {requests_per_minute: 10000}"
             (folder / "rowmill.yaml").write_text(
                 f"providers: {{openai: {{base_url: 'http://127.0.0.1:8485/v1', {limits}}}}}\n"
@@ -102,7 +101,50 @@ def main() -> None:
         # The first screen and the answers; the rest of the page is long.
         page, _, _ = (folder / "reviews-report.html").read_text().partition('<section id="failed-rows"')
         (folder / "shown.html").write_text(f"{page}</main></body></html>")
-        take_picture(folder, folder / "shown.html", 1200, 2400, PICTURES / "report.png", scale=1)
+        take_picture(folder, (folder / "shown.html").as_uri(), 1200, 2400, PICTURES / "report.png", scale=1)
+
+
+def make_watch_picture(folder: Path) -> None:
+    """Make the picture of the live page in the middle of a run, with a provider that sometimes fails."""
+    shutil.copytree(ROOT / "jobs" / "data", folder / "data")
+    (folder / "jobs").mkdir()
+    # With one step, rows are done from the beginning.
+    first_step, _, rest = JOB.partition("  - name: vector")
+    (folder / "jobs" / "reviews.yaml").write_text(first_step + rest[rest.index("sink:") :])
+    limits = "limits: {requests_per_minute: 9000}"
+    (folder / "rowmill.yaml").write_text(
+        f"providers: {{openai: {{base_url: 'http://127.0.0.1:8486/v1', {limits}}}}}\ntime_zone: Europe/Berlin\n"
+    )
+    server = start_command(folder, "serve", "--port", "8486", "--latency-ms", "180", "--fault", "500=0.06")
+    wait_for(server, "8486")
+    watch = start_command(folder, "watch", "--port", "0")
+    address = wait_for(watch, "token=").rpartition(" ")[2]
+    run = start_command(folder, "run", "jobs/reviews.yaml", "--quiet")
+    try:
+        status = folder / ".rowmill" / "running" / "reviews.json"
+        while not status.exists() or json.loads(status.read_text())["requests"] < 1800:
+            assert run.poll() is None, "the run has ended"
+            time.sleep(0.2)
+        page = address.replace("/?token=", "/jobs/reviews?token=")
+        take_picture(folder, page, 1280, 1010, PICTURES / "watch.png", scale=1, is_whole=False)
+    finally:
+        for process in (run, watch, server):
+            process.terminate()
+            process.communicate()
+
+
+def start_command(folder: Path, *words: str) -> "subprocess.Popen[str]":
+    """Start a command whose output can be read."""
+    return subprocess.Popen([*ROWMILL, *words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(process: "subprocess.Popen[str]", words: str) -> str:
+    """Return the first line of a command with these words."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if words in line:
+            return line.strip()
+    raise AssertionError(f"the command ended without {words}: is its port in use?")
 
 
 def run_command(folder: Path, *words: str) -> str:
@@ -141,7 +183,7 @@ def draw_terminal(folder: Path, title: str, commands: list[tuple[str, str]], nam
         f'<meta charset="utf-8"><style>{STYLE}pre{{width:{COLUMNS}ch}}</style>'
         f"<figure><figcaption>{escape(title)}</figcaption><pre>{text}</pre></figure>"
     )
-    take_picture(folder, page, 1200, 1600, PICTURES / name, scale=2)
+    take_picture(folder, page.as_uri(), 1200, 1600, PICTURES / name, scale=2)
 
 
 def html_of(output: str) -> str:
@@ -152,15 +194,17 @@ def html_of(output: str) -> str:
     return html.rstrip()
 
 
-def take_picture(folder: Path, page: Path, width: int, height: int, out: Path, scale: int) -> None:
-    """Make a picture of a page, cropped to its content."""
+def take_picture(
+    folder: Path, page: str, width: int, height: int, out: Path, scale: int, is_whole: bool = True
+) -> None:
+    """Make a picture of the page at an address, cropped to its content; unless `is_whole` its end may be cut off."""
     raw = folder / "raw.png"
     subprocess.run(
         [
             "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
             f"--user-data-dir={folder / 'profile'}", f"--force-device-scale-factor={scale}",
             "--default-background-color=00000000", f"--window-size={width},{height}", f"--screenshot={raw}",
-            page.as_uri(),
+            page,
         ],
         check=True, capture_output=True,
     )  # fmt: skip
@@ -171,7 +215,8 @@ def take_picture(folder: Path, page: Path, width: int, height: int, out: Path, s
         flat = paper.convert("RGB")
         # White is empty: the rest is shown, with a margin.
         shown = Image.eval(flat.convert("L"), lambda value: 255 - value).getbbox()
-        assert shown is not None and shown[3] < whole.height, f"{out.name}: the page is longer than its picture"
+        assert shown is not None
+        assert shown[3] < whole.height or not is_whole, f"{out.name}: the page is longer than its picture"
         right, bottom = min(whole.width, shown[2] + 12), min(whole.height, shown[3] + 12)
         cut = flat.crop((0, 0, right, bottom))
         # A terminal has few colours.
