@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
+from connectors.documents.document_reader import DocumentReader
 from connectors.transport.client import HttpTransport, RequestTimeouts
 from pipelines.batch.dispatcher import BatchDispatcher, BatchOptions
 from pipelines.batch.store import BatchLedger
@@ -15,6 +16,7 @@ from pipelines.dispatch.chunks import Chunk
 from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.dispatch_state import DispatchState
 from pipelines.dispatch.dispatcher import DispatchControl, Dispatcher
+from pipelines.dispatch.local_steps.document_run import DocumentAccess
 from pipelines.dispatch.local_steps.run_steps import all_run_steps
 from pipelines.dispatch.online_dispatcher import OnlineDispatcher
 from pipelines.dispatch.pending_requests import PendingRequests
@@ -121,8 +123,15 @@ def local_engine(context: RunContext) -> Engine:
         options = _batch_options(prepared, batches, transport, steps)
         dispatcher = BatchDispatcher(online, context.budget, retry_limits, context.daily_budget, options)
     media = media_reader(prepared)
+    documents = DocumentAccess(
+        media,
+        DocumentReader(),
+        prepared.sink.files_prefix,
+        prepared.sink.files_folder,
+        prepared.scratch / "pages",
+    )
     runner = StepRunner(
-        all_run_steps(prepared.every_step, steps, prepared.shape, prepared.scratch / "children"),
+        all_run_steps(prepared.every_step, steps, prepared.shape, prepared.scratch / "children", documents),
         dispatcher,
         run.run_id,
         context.on_finished,
@@ -151,6 +160,7 @@ def local_engine(context: RunContext) -> Engine:
 
     async def close() -> None:
         await transport.close()
+        await documents.reader.close()
         await media.close()
 
     return Engine(

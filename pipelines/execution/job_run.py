@@ -23,13 +23,13 @@ from pipelines.dispatch.chunks import Chunk
 from pipelines.dispatch.counters import RunCounters, StepCounters
 from pipelines.dispatch.dispatch_state import DRAINED
 from pipelines.dispatch.dispatcher import DispatchControl
+from pipelines.dispatch.local_steps.run_steps import has_large_rows
 from pipelines.dispatch.packing.packing import packing_of
 from pipelines.dispatch.request_types import DailyBudget
 from pipelines.dispatch.rescue.rescued_rows import record_ladders
 from pipelines.dispatch.step_runner import (
     CHUNK_ROWS,
     FILE_CHUNK_ROWS,
-    FILE_ENDPOINTS,
     MAX_OPEN_BYTES,
     MAX_OPEN_ROWS,
     MAX_RENDERING_CHUNKS,
@@ -214,7 +214,7 @@ async def _feed_rows(
     committer: Committer,
     control: RunControl,
 ) -> None:
-    files = any(step.model.endpoint in FILE_ENDPOINTS for step in ready.steps)
+    files = any(has_large_rows(step) for step in ready.every_step)
     batches = ready.selection.batches(FILE_CHUNK_ROWS if files else CHUNK_ROWS, retry or frozenset())
 
     def max_open_rows() -> int:

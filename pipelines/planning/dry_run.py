@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from connectors.contracts import MediaColumn
+from connectors.documents.document import Document
+from connectors.documents.document_reader import DocumentReader
 from connectors.media.media_reader import MediaReader
 from connectors.records import (
     FAILED_CLASS,
@@ -24,6 +26,7 @@ from connectors.records import (
     RowError,
     Values,
 )
+from pipelines.dispatch.local_steps.document_run import DocumentAccess, read_document
 from pipelines.dispatch.packing.packing import Packing, packing_of
 from pipelines.dispatch.request_rendering import render_requests
 from pipelines.dispatch.rescue.ladder import Ladder
@@ -38,12 +41,13 @@ from pipelines.quality.checks import CheckFailure
 from pipelines.transforms.child_keys import child_key_starts
 from pipelines.transforms.each import Each
 from pipelines.transforms.fold import SOURCE, Fold
+from pipelines.transforms.read import Read
 from pipelines.transforms.select import Select
 
 MAX_SCANNED_ROWS = 20_000
 """Up to this many rows are all processed; of a larger source about as many, spread over all of it."""
 MAX_SCANNED_PARENTS = 2_000
-"""The same for a job whose rows become several."""
+"""The same for a job whose rows become several, or name documents to be read."""
 PARENT_CHUNK_ROWS = 16
 """Rows that are processed together in such a job."""
 MAX_SECONDS = 12.0
@@ -55,8 +59,12 @@ _UNSEEN_DIGEST = "0" * 64
 _UNSEEN = {
     "image": Media(_UNSEEN_DIGEST, 400_000, "image/png", "png", data=b"", pixels=(1024, 1024)),
     "audio": Media(_UNSEEN_DIGEST, 1_000_000, "audio/mpeg", "mp3", data=b"", seconds=60.0),
+    "document": Media(_UNSEEN_DIGEST, 1_000_000, "application/pdf", "pdf", data=b""),
 }
 """Placeholders for files behind URLs, since a plan fetches nothing."""
+_UNSEEN_DOCUMENT = Document("application/pdf", ("word " * 500,) * 4)
+_PAGE_URL = "https://page.invalid/"
+"""In place of the pictures of pages, since a plan draws nothing."""
 
 
 @dataclass(slots=True)
@@ -117,11 +125,13 @@ async def dry_run(ready: PreparedJob, ledger: Ledger, asked: int) -> DryRun:
     """Process the rows that a run would request: all of them, or a sample spread over the source."""
     run = DryRun([_step_estimate(ready, ledger, step) for step in ready.steps])
     media = media_reader(ready)
+    documents = DocumentAccess(media, DocumentReader(), _PAGE_URL, None, ready.scratch)
     try:
         async with aclosing(_chunks(ready, asked)) as chunks:
             async for batch in chunks:
-                await _ChunkDryRun(ready, ledger, media, run, pa.Table.from_batches([batch])).process()
+                await _ChunkDryRun(ready, ledger, documents, run, pa.Table.from_batches([batch])).process()
     finally:
+        await documents.reader.close()
         await media.close()
     return run
 
@@ -138,8 +148,8 @@ def _step_estimate(ready: PreparedJob, ledger: Ledger, step: PreparedStep) -> St
 
 
 async def _chunks(ready: PreparedJob, asked: int) -> Any:
-    has_children = any(step.kind == "each" for step in ready.local_steps)
-    scanned, rows = (MAX_SCANNED_PARENTS, PARENT_CHUNK_ROWS) if has_children else (MAX_SCANNED_ROWS, CHUNK_ROWS)
+    are_large = any(step.kind in ("each", "read") for step in ready.local_steps)
+    scanned, rows = (MAX_SCANNED_PARENTS, PARENT_CHUNK_ROWS) if are_large else (MAX_SCANNED_ROWS, CHUNK_ROWS)
     every = max(1, -(-asked // scanned))
     until = time.monotonic() + MAX_SECONDS
     batches: Iterator[pa.RecordBatch] = ready.selection.batches(rows, frozenset())
@@ -154,10 +164,13 @@ async def _chunks(ready: PreparedJob, asked: int) -> Any:
 class _ChunkDryRun:
     """The dry run of one chunk of rows."""
 
-    def __init__(self, ready: PreparedJob, ledger: Ledger, media: MediaReader, run: DryRun, table: pa.Table) -> None:
+    def __init__(
+        self, ready: PreparedJob, ledger: Ledger, documents: DocumentAccess, run: DryRun, table: pa.Table
+    ) -> None:
         self._ready = ready
         self._ledger = ledger
-        self._media = media
+        self._media = documents.media
+        self._documents = documents
         self._run = run
         self._table = table
         self._keys: list[str] = table.column("_key").to_pylist()
@@ -180,12 +193,15 @@ class _ChunkDryRun:
                 match step.transform:
                     case Select():
                         self._select(step, step.transform)
+                    case Read():
+                        await self._read(step, step.transform)
                     case Each():
                         self._expand(step, step.transform)
                     case Fold():
                         self._fold(step, step.transform)
             later = self._ready.every_step[place + 1 :]
-            wanted = {name for step in later for name in step.input_columns}
+            # The keys of children begin with those of their source rows.
+            wanted = {*self._ready.shape.source_key, *(name for step in later for name in step.input_columns)}
             self._table = self._table.drop_columns(
                 [name for name in self._table.column_names if name not in wanted and not name.startswith("_")]
             )
@@ -244,7 +260,38 @@ class _ChunkDryRun:
 
     def _select(self, step: PreparedLocalStep, select: Select) -> None:
         """Add the columns of a select; those that it makes of answers that do not exist yet are guesses."""
-        made, errors = select.apply(self._table)
+        self._add_local_columns(step, *select.apply(self._table))
+
+    async def _read(self, step: PreparedLocalStep, read: Read) -> None:
+        """Add the columns of documents on this machine; those of others, and pictures of pages, are guesses."""
+        wanted, broken = read.wanted(self._table)
+        errors = dict(broken)
+        documents: list[Document | None] = [None] * self._table.num_rows
+        unseen: set[int] = set()
+        for place, value in enumerate(self._table.column(read.column).to_pylist()):
+            if not wanted[place] or value is None or not self._is_alive[place]:
+                continue
+            if self._pending_columns[place] & step.input_columns or (isinstance(value, str) and _URL.match(value)):
+                documents[place] = _UNSEEN_DOCUMENT
+                unseen.add(place)
+                continue
+            found = await read_document(value, read, self._documents)
+            if isinstance(found, RowError):
+                errors[place] = found
+            else:
+                documents[place] = found
+        if read.draws_pages:
+            documents = [
+                None if each is None else replace(each, pictures=tuple(map(str, range(len(each.pages)))))
+                for each in documents
+            ]
+        made = read.table(documents, self._documents.files_prefix)
+        names = frozenset(made.column_names)
+        for place in range(len(documents)) if read.draws_pages else unseen:
+            self._pending_columns[place] |= names
+        self._add_local_columns(step, made, errors)
+
+    def _add_local_columns(self, step: PreparedLocalStep, made: pa.Table, errors: Mapping[int, RowError]) -> None:
         for column, values in zip(made.schema, made.columns, strict=True):
             self._table = self._table.append_column(column, values)
         names = frozenset(made.column_names)

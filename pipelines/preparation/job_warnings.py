@@ -29,7 +29,7 @@ def missing_file_warnings(ready: PreparedJob) -> tuple[str, ...]:
     """Return a line for each column that names files which do not exist; it looks at every file."""
     lines: list[str] = []
     for column, rows, example in ready.selection.missing_files():
-        step = next(step for step in ready.steps if column in step.endpoint.media)
+        step = next(step for step in ready.every_step if column in step.file_columns)
         where = ready.loaded.locate("steps", step.model.name)
         lines.append(
             f"{where}: {rows:,} rows name a file in {column} that does not exist, e.g. {example}; add the files"

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from connectors.errors import KeyPath
-from pipelines.config.steps.local_steps import EachStep, FoldStep, LocalStep, SelectStep
+from pipelines.config.steps.local_steps import EachStep, FoldStep, LocalStep, ReadStep, SelectStep
 from pipelines.transforms.each import Each
 from pipelines.transforms.fold import Fold
+from pipelines.transforms.read import Read
 from pipelines.transforms.select import Select
 
-Transform = Select | Each | Fold
+Transform = Select | Read | Each | Fold
 """What a local step does to rows."""
 
 
@@ -33,11 +34,18 @@ class PreparedLocalStep:
         return self.transform.columns
 
     @property
+    def file_columns(self) -> frozenset[str]:
+        """The columns among `input_columns` that name files."""
+        return frozenset({self.transform.column}) if isinstance(self.transform, Read) else frozenset()
+
+    @property
     def kind(self) -> str:
         """The key of the job file that names what it does."""
         match self.transform:
             case Select():
                 return "select"
+            case Read():
+                return "read"
             case Each():
                 return "each"
             case Fold():
@@ -50,6 +58,8 @@ def prepare_local_step(model: LocalStep, row: pa.Schema) -> PreparedLocalStep:
     match model:
         case SelectStep():
             return PreparedLocalStep(model, Select(model, row, where))
+        case ReadStep():
+            return PreparedLocalStep(model, Read(model, row, where))
         case EachStep():
             return PreparedLocalStep(model, Each(model, row, where))
         case FoldStep():

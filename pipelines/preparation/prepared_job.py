@@ -85,6 +85,11 @@ class PreparedStep:
         return self.endpoint.input_columns | when | (frozenset() if self.quality is None else self.quality.columns)
 
     @property
+    def file_columns(self) -> frozenset[str]:
+        """The columns among `input_columns` that name files."""
+        return frozenset(self.endpoint.media)
+
+    @property
     def has_repairs(self) -> bool:
         """Whether its endpoint has repair turns."""
         return hasattr(self.model, "repairs")
@@ -317,7 +322,7 @@ def _assemble(inputs: Inputs, reader: SourceReader, ledger: ReadableLedger | Non
     outputs = [field for step in in_results for field in step.fields if field.name != child_index]
     made = [field.name for step in stored for field in step.endpoint.fields]
     used = _used_columns(every_step).intersection(reader.schema.names)
-    files = {name for step in steps for name in step.endpoint.media}.intersection(reader.schema.names)
+    files = {name for step in every_step for name in step.file_columns}.intersection(reader.schema.names)
     with with_location(loaded):
         is_appending = job.sink.write == "append"
         for step in every_step:

@@ -1,10 +1,10 @@
 """The models of local steps: what a job does to its rows without a request."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import orjson
-from pydantic import Field, model_validator
+from pydantic import ByteSize, Field, WithJsonSchema, model_validator
 
 from connectors.contracts import FrozenModel
 from connectors.errors import FieldError
@@ -83,6 +83,35 @@ class EachStep(_UnconditionalStep):
     )
 
 
+class ReadStep(LocalStep):
+    """The text of a document that each row names: PDF, DOCX, PPTX, XLSX, HTML, Markdown or text (extra
+    `rowmill[documents]`)."""
+
+    read: str = Field(
+        min_length=1,
+        description="The column of paths, URLs or bytes. Adds `<name>`, its text, and `<name>_media_type`.",
+        examples=["file"],
+    )
+    pages: Literal["text", "images"] | None = Field(
+        default=None, description="Adds `<name>_pages`: the text of each page, or of a PDF a picture of each page."
+    )
+    largest: Annotated[ByteSize, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]})] = Field(
+        default=ByteSize(100_000_000),
+        gt=0,
+        description="A larger file is an error of its row.",
+        examples=["250MB"],
+        json_schema_extra={"default": "100MB"},
+    )
+    when: str | None = Field(
+        default=None, min_length=1, description="SQL predicate over the row so far; outputs are null unless true."
+    )
+
+    @property
+    def config_bytes(self) -> bytes:
+        """See LocalStep; a larger limit changes no text."""
+        return orjson.dumps(self.model_dump(mode="json", exclude={"keep", "largest"}), option=orjson.OPT_SORT_KEYS)
+
+
 class FoldStep(_UnconditionalStep):
     """The rows that an `each` step has made of one row become one again."""
 
@@ -92,7 +121,12 @@ class FoldStep(_UnconditionalStep):
     )
 
 
-LOCAL_STEPS: Mapping[str, type[LocalStep]] = {"select": SelectStep, "each": EachStep, "fold": FoldStep}
+LOCAL_STEPS: Mapping[str, type[LocalStep]] = {
+    "select": SelectStep,
+    "read": ReadStep,
+    "each": EachStep,
+    "fold": FoldStep,
+}
 """By the key that names the kind."""
 
 

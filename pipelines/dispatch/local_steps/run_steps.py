@@ -5,6 +5,7 @@ from pathlib import Path
 
 from connectors.contracts import TableShape
 from pipelines.dispatch.local_steps.child_rows import EachRun
+from pipelines.dispatch.local_steps.document_run import DocumentAccess, read_run
 from pipelines.dispatch.local_steps.local_run import in_thread
 from pipelines.dispatch.step_runner import (
     CHUNK_ROWS,
@@ -20,6 +21,7 @@ from pipelines.preparation.local_steps import PreparedLocalStep
 from pipelines.preparation.prepared_job import AnyPreparedStep, PreparedStep, result_steps
 from pipelines.transforms.each import Each
 from pipelines.transforms.fold import Fold
+from pipelines.transforms.read import Read
 from pipelines.transforms.select import Select
 
 
@@ -28,12 +30,13 @@ def all_run_steps(
     requesting: Sequence[RunStep],
     shape: TableShape,
     scratch: Path,
+    documents: DocumentAccess,
     max_open_rows: int = MAX_OPEN_ROWS,
 ) -> Sequence[AnyRunStep]:
     """Return all steps, ready to run.
 
     `requesting`: those that send requests, in order. `scratch`: a folder for the children of source rows that have
-    many. `max_open_rows`: children under way at a time.
+    many. `documents`: what reads the files of rows. `max_open_rows`: children under way at a time.
     """
     stored = {step.model.name for step in result_steps(steps)}
     routes = iter(requesting)
@@ -50,6 +53,8 @@ def all_run_steps(
         match step.transform:
             case Select():
                 ready.append(in_thread(step.model.name, step.transform.apply))
+            case Read():
+                ready.append(read_run(step.model.name, step.transform, documents))
             case Each():
                 has_children = True
                 ready.append(_each_run(steps, place, step.transform, shape, scratch, max_open_rows))
@@ -57,6 +62,13 @@ def all_run_steps(
                 has_children = False
                 ready.append(FoldRun(step.model.name))
     return ready
+
+
+def has_large_rows(step: AnyPreparedStep) -> bool:
+    """Return whether a step adds whole files to rows, or texts as large: few rows make a chunk."""
+    if isinstance(step, PreparedStep):
+        return step.model.endpoint in FILE_ENDPOINTS
+    return isinstance(step.transform, Read)
 
 
 def _each_run(
@@ -75,7 +87,7 @@ def _each_run(
         wanted = fold.columns.union(shape.results.names, *(step.input_columns for step in later))
     # After a fold, a column of another step may have the name of a child's.
     of_children = wanted if fold is None else fold.columns
-    has_files = any(isinstance(step, PreparedStep) and step.model.endpoint in FILE_ENDPOINTS for step in scope)
+    has_files = any(has_large_rows(step) for step in scope)
     return EachRun(
         name=steps[place].model.name,
         each=each,

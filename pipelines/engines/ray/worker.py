@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from connectors.contracts import EmbeddingFacts, Provider, TableShape
+from connectors.documents.document_reader import DocumentReader
 from connectors.errors import JobError
 from connectors.media.media_reader import MediaReader
 from connectors.transport.client import HttpTransport, RequestTimeouts
@@ -23,13 +24,13 @@ from pipelines.dispatch.chunks import Chunk
 from pipelines.dispatch.counters import RunCounters, StepCounters
 from pipelines.dispatch.dispatch_state import DispatchState
 from pipelines.dispatch.faults.setup_faults import FirstRows, Signature
-from pipelines.dispatch.local_steps.run_steps import all_run_steps
+from pipelines.dispatch.local_steps.document_run import DocumentAccess
+from pipelines.dispatch.local_steps.run_steps import all_run_steps, has_large_rows
 from pipelines.dispatch.online_dispatcher import OnlineDispatcher
 from pipelines.dispatch.pending_requests import PendingRequests
 from pipelines.dispatch.provider_routes import build_job_limiter, build_routes
 from pipelines.dispatch.request_types import DailyBudget, RetryLimits
 from pipelines.dispatch.step_runner import (
-    FILE_ENDPOINTS,
     MAX_OPEN_BYTES,
     MAX_OPEN_ROWS,
     MAX_RENDERING_CHUNKS,
@@ -178,7 +179,7 @@ class WorkerActor:
             config.kept_rungs,
         )
         steps = endpoint_steps(every_step)
-        has_files = any(step.endpoint.media or step.model.endpoint in FILE_ENDPOINTS for step in steps)
+        has_files = any(step.file_columns or has_large_rows(step) for step in every_step)
         if has_files and not config.shared_file.exists():
             raise JobError(
                 config.workspace.folder,
@@ -195,7 +196,10 @@ class WorkerActor:
         # Requests in flight are limited for the job, not for each worker.
         job_limiter.concurrency = config.job.limits.concurrency
         children = Path(self._scratch.name) / "children"
-        return all_run_steps(every_step, run_steps, config.shape, children), limiters
+        prefix, folder = config.files
+        self._documents = DocumentReader()
+        documents = DocumentAccess(self._media, self._documents, prefix, folder, Path(self._scratch.name) / "pages")
+        return all_run_steps(every_step, run_steps, config.shape, children, documents), limiters
 
     async def wait_for_room(self) -> None:
         """Return when another chunk is needed."""
@@ -275,6 +279,7 @@ class WorkerActor:
         """Wait for what is in flight, at most `grace` seconds; return the last report."""
         await self._dispatcher.close(grace)
         await self._transport.close()
+        await self._documents.close()
         await self._media.close()
         self._renewal_task.cancel()
         self._scratch.cleanup()

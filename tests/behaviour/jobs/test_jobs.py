@@ -37,7 +37,7 @@ def test_a_shipped_job_finishes_and_then_sends_nothing(shipped: Path, tmp_path: 
 
 def test_there_is_a_job_for_each_endpoint_and_each_kind_of_source() -> None:
     jobs = [load_job(JOBS / name).job for name in FILES]
-    endpoints = {step.endpoint for job in jobs for step in job.steps}
+    endpoints = {step.endpoint for job in jobs for step in job.endpoint_steps}
     assert endpoints == {
         "chat", "responses", "embeddings", "speech", "transcription", "translation", "image_generation", "image_edit",
         "image_variation",
