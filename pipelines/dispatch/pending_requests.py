@@ -120,10 +120,12 @@ class PendingRequests:
             submission.pending.add(request.fingerprint)
             if self.on_request is not None:
                 self.on_request(request.fingerprint)
-            waiting = self._submissions.setdefault(request.fingerprint, [])
-            if not waiting:
+            waiting = self._submissions.get(request.fingerprint)
+            if waiting is None:
                 fresh[request.fingerprint] = request
-            elif is_first:
+                self._submissions[request.fingerprint] = [submission]
+                continue
+            if is_first:
                 self._followers.setdefault(request.fingerprint, []).append((route.step, len(request.keys)))
             waiting.append(submission)
         if not submission.pending:

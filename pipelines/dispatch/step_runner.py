@@ -775,8 +775,8 @@ class StepRunner:
             if accepted:
                 if len(one.answer) > LARGE_ANSWER_BYTES:
                     await asyncio.to_thread(write_files, self._files_folder, partial(route.endpoint.files, one.answer))
-                else:
-                    write_files(self._files_folder, partial(route.endpoint.files, one.answer))
+                elif files := route.endpoint.files(one.answer):
+                    write_files(self._files_folder, partial(iter, files))
             for row in accepted:
                 results.values[row], results.answers[row] = one.values, one.request.fingerprint
                 results.done[row] = True

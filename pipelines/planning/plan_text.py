@@ -92,6 +92,8 @@ def _notes(step: StepPlan) -> Iterator[str]:
     """What the figures of the table do not show."""
     if step.unpacked is not None and step.requests:
         yield f"packed: {_sizes(step)}; without `pack`: {_sizes(step, step.unpacked)}"
+        if step.high_usd:
+            yield "its highest cost counts every pack as sent again in halves, down to single rows"
     if step.in_ledger:
         yield f"{step.in_ledger:,} answers are in the ledger already and cost nothing"
     if step.rescued:

@@ -330,6 +330,8 @@ def test_the_most_that_a_plan_counts_is_every_pack_down_to_single_rows(
     job = packed_job(workspace, "{rows: 20, verify: 0.3}")
     assert cli("plan", job, "--json") == 0
     high = json.loads(cli.out)["high_usd"]
+    assert cli("plan", job) == 0
+    assert "counts every pack as sent again in halves, down to single rows" in " ".join(cli.out.split())
     report = cli.run(job)
     packs = {20: 2, 10: 4, 5: 8, 2: 16}
     assert (report["rows_ok"], report["requests"]) == (40, sum(packs.values()) + 40)
