@@ -103,6 +103,14 @@ class StepEstimate:
     alone: CostEstimate | None = None
     """For a step with `pack`: what its rows would take if each had a request of its own."""
 
+    ungrouped: list[Request] = field(default_factory=list)
+    """Requests of children, which share exchanges with those of other source rows: not in `requests` yet."""
+
+    def count_groups(self) -> None:
+        """Count the exchanges of the requests that are not counted yet."""
+        self.requests += sum(1 for _ in self.step.endpoint.group_requests(self.ungrouped))
+        self.ungrouped = []
+
     @property
     def cost_alone(self) -> CostEstimate:
         """The cost to which the request of a row alone belongs."""
@@ -133,6 +141,8 @@ async def dry_run(ready: PreparedJob, ledger: Ledger, asked: int) -> DryRun:
     finally:
         await documents.reader.close()
         await media.close()
+    for estimate in run.steps:
+        estimate.count_groups()
     return run
 
 
@@ -349,8 +359,9 @@ class _ChunkDryRun:
         estimate.asked += len(fresh)
         estimate.estimated_inputs += len(guessed & unknown)
         if estimate.packing is None:
-            unsplit = [made for made in fresh if not made.parts]
-            estimate.requests += sum(1 for _ in step.endpoint.group_requests(unsplit))
+            estimate.ungrouped += (made for made in fresh if not made.parts)
+            if self._source is None or len(estimate.ungrouped) >= CHUNK_ROWS:
+                estimate.count_groups()
             estimate.requests += sum(len(made.parts) for made in fresh)
         else:
             for passes, rows in packed.items():

@@ -1,6 +1,6 @@
 """The history of one row: its requests as sent, the replies, the cost of each exchange, its current result."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import orjson
@@ -8,18 +8,22 @@ import pyarrow as pa
 
 from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
 from connectors.errors import DataError
-from connectors.records import ROW_PROBLEM, TEXT_PREFIX, Request, RowError
-from connectors.sql import query_connection
+from connectors.records import ROW_PROBLEM, TEXT_PREFIX, Request, RowError, Values
+from connectors.sql import identifier, query_connection
 from connectors.templating.row_values import row_values
 from connectors.transport.bounded_json import parse_json
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.ledger.ledger_reader import ReadableLedger
 from pipelines.ledger.projection import childless_rows
+from pipelines.preparation.local_steps import PreparedLocalStep
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, prepare_job
 from pipelines.preparation.row_selection import key_text
 from pipelines.pricing.prices import usd
 from pipelines.reporting.status_queries import iso_time
 from pipelines.runtime.services import open_workspace_ledger
+from pipelines.transforms.each import Each
+from pipelines.transforms.fold import Fold
+from pipelines.transforms.select import Select
 
 SHOWN_NUMBERS = 8
 """Of a vector."""
@@ -37,30 +41,126 @@ def recorded_history(loaded: LoadedJob, key: str, ledger: ReadableLedger) -> dic
         ready.selection.load_sink_state(
             ready.sink if ready.sink.exists() else None, childless_rows(ledger, ready.job.name, ready.sink_name)
         )
-        row = ready.selection.lookup(key)
+        row, index = ready.selection.lookup(key), None
+        if row is None and (child := _child_key(ready, key)) is not None:
+            key, source, index = child
+            row = ready.selection.lookup(source)
         history = row_exchanges(ledger, ready.job.name, key)
-        result, errors = _current_outcome(ready, key)
-        if row is None and not history and result is None:
+        result, errors = _current_outcome(ready, key, index)
+        children = _children(ready, key) if index is None else []
+        if row is None and not history and result is None and not children:
             raise DataError(loaded.path, f"no row has the key {key}", f"keys are those of {', '.join(ready.shape.key)}")
         return {
             "job": ready.job.name,
             "key": key,
             "row": None if row is None else _visible(row_values(row)[0]),
-            "steps": [] if row is None else _steps(ready, ledger, row, result, key, _shared_steps(history)),
+            "steps": [] if row is None else _steps(ready, ledger, row, result, key, _shared_steps(history), index),
             "exchanges": history,
             "cost_usd": _total_cost(history),
             "result": result,
             "errors": errors,
+            **({"children": children} if children else {}),
         }
 
 
+def _child_key(ready: PreparedJob, key: str) -> tuple[str, str, int] | None:
+    """Return (key, key of the source row, index) of a child row, as texts, from `[key, index]`; None if it is none."""
+    if not any(step.kind == "each" for step in ready.local_steps):
+        return None
+    try:
+        values = orjson.loads(key)
+    except orjson.JSONDecodeError:
+        return None
+    if (
+        not isinstance(values, list)
+        or len(values) != len(ready.shape.source_key) + 1
+        or not isinstance(values[-1], int)
+    ):
+        return None
+    *source, index = values
+    text = source[0] if len(source) == 1 and isinstance(source[0], str) else None
+    if text is None:
+        text = orjson.dumps(source[0] if len(source) == 1 else source).decode()
+    return orjson.dumps(values).decode(), text, index
+
+
+def _children(ready: PreparedJob, key: str) -> list[str]:
+    """Return the keys of the children of a source row that are in the results."""
+    if ready.shape.child_index is None or not ready.sink.exists():
+        return []
+    with query_connection(ready.scratch) as db:
+        ready.sink.attach(db)
+        found = db.execute(
+            f"select {key_text(ready.shape.key)} from {ready.sink.results_sql()} "
+            f"where {key_text(ready.shape.source_key)} = ? order by {identifier(ready.shape.child_index)}",
+            [key],
+        ).fetchall()
+        ready.sink.detach(db)
+    return [str(child) for (child,) in found]
+
+
+class _LocalSteps:
+    """The row on its way: what local steps make of it, as far as its values are known."""
+
+    def __init__(self, row: pa.Table, result: dict[str, Any], index: int | None) -> None:
+        """`index`: of the child that is shown; None: the source row itself."""
+        self._row = row
+        self._result = result
+        self._index = index
+        self.values = {**result, **row_values(row)[0]}
+        self.is_elsewhere = False
+        """Whether the steps here see children, and the source row itself is shown."""
+        self.is_at_end = False
+        """Whether the child that is shown has been folded."""
+
+    def add(self, fields: Sequence[pa.Field], arrays: Sequence[pa.Array]) -> None:
+        """Add columns."""
+        for field, array in zip(fields, arrays, strict=True):
+            self._row = self._row.append_column(field, array)
+            self.values[field.name] = array.to_pylist()[0]
+
+    def apply(self, step: PreparedLocalStep) -> None:
+        """Go through a local step."""
+        known = step.input_columns.issubset(self._row.column_names)
+        index = self._index
+        match step.transform:
+            case Fold():
+                self.is_elsewhere, self.is_at_end = False, self._index is not None
+                folded = [field for field in step.fields if field.name in self._result]
+                self.add(folded, [pa.array([self._result[field.name]], field.type) for field in folded])
+            case Each():
+                self.is_elsewhere = index is None
+                expansion = step.transform.expand(self._row) if known and index is not None else None
+                if expansion is not None and index is not None and index < expansion.total:
+                    _, child = step.transform.children(expansion, index, index + 1)
+                    self.add(step.fields, [column.combine_chunks() for column in child.columns])
+            case Select() if known and not self.is_elsewhere:
+                made, errors = step.transform.apply(self._row)
+                if not errors:
+                    self.add(step.fields, [column.combine_chunks() for column in made.columns])
+
+
 def _steps(
-    ready: PreparedJob, ledger: ReadableLedger, row: pa.Table, result: Any, key: str, shared_steps: Collection[str]
+    ready: PreparedJob,
+    ledger: ReadableLedger,
+    row: pa.Table,
+    result: Any,
+    key: str,
+    shared_steps: Collection[str],
+    index: int | None,
 ) -> list[dict[str, Any]]:
     """Return what each step requested and got; `shared_steps`: those in which other rows shared an exchange."""
     steps: list[dict[str, Any]] = []
-    values = {**(result or {}), **row_values(row)[0]}
-    for step in ready.steps:
+    local = _LocalSteps(row, result or {}, index)
+    for step in ready.every_step:
+        if isinstance(step, PreparedLocalStep):
+            local.apply(step)
+            if local.is_at_end:
+                break
+            continue
+        if local.is_elsewhere:
+            continue
+        values = local.values
         missing = sorted(name for name in step.endpoint.input_columns if name not in values)
         if missing:
             steps.append({"step": step.model.name, "request": None, "why": f"waits for {', '.join(missing)}"})
@@ -71,6 +171,10 @@ def _steps(
             continue
         exchanges = _with_repairs(ledger, step, request, row, result or {})
         endpoint = step.endpoint
+        if (answer := _last_values(ledger, step, exchanges)) is not None and not values.keys() & {
+            field.name for field in endpoint.fields
+        }:
+            local.add(endpoint.fields, endpoint.arrays([answer]))
         if isinstance(endpoint, ConversationEndpoint) and endpoint.pack_options and step.model.name in shared_steps:
             exchanges[0]["item"] = endpoint.packed(endpoint.packed_mode).item(request)
         steps.extend(exchanges)
@@ -80,6 +184,13 @@ def _steps(
                 again = _with_repairs(ledger, rung, request, row, result or {})
                 steps.extend({**exchange, "rung": rung.rung} for exchange in again)
     return steps
+
+
+def _last_values(ledger: ReadableLedger, step: PreparedStep, exchanges: list[dict[str, Any]]) -> Values | None:
+    """Return the outputs of the answer with which a step ended; None if there is none."""
+    stored = ledger.get_with_request(bytes.fromhex(exchanges[-1]["fingerprint"]))
+    values = None if stored is None or stored.reply is None else step.endpoint.values(stored.reply)
+    return None if isinstance(values, RowError) else values
 
 
 def _shared_steps(history: list[dict[str, Any]]) -> Collection[str]:
@@ -182,17 +293,20 @@ def row_exchanges(ledger: ReadableLedger, job: str, key: str) -> list[dict[str, 
     return exchanges
 
 
-def _current_outcome(ready: PreparedJob, key: str) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+def _current_outcome(
+    ready: PreparedJob, key: str, index: int | None
+) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """(the row's result, its errors) in the sink."""
     if not ready.sink.exists():
         return None, []
-    text = key_text(ready.shape.key)
+    shape = ready.shape
+    text = key_text(shape.source_key if index is None and shape.child_index is not None else shape.key)
     with query_connection(ready.scratch) as db:
         ready.sink.attach(db)
         results = db.sql(f"select * from {ready.sink.results_sql()} where {text} = ?", params=[key]).to_arrow_table()
         errors = db.sql(f"select * from {ready.sink.errors_sql()} where {text} = ?", params=[key]).to_arrow_table()
         ready.sink.detach(db)
-    rows = [_visible(row) for row in row_values(results)]
+    rows = [_visible(row) for row in row_values(results)] if index is not None or shape.child_index is None else []
     return (rows[0] if rows else None), [_visible(row) for row in row_values(errors)]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.behaviour.local_steps.conftest import ASK, PIECES, DocumentJobs, Facts
-from tests.conftest import Body, Cli, ReadTable, ScriptedProvider, Workspace, error_reply
+from tests.conftest import Body, Cli, ReadTable, ScriptedProvider, Workspace, chat_reply, error_reply
 
 THREE = {1: ["a", "b"], 2: [], 3: ["c"], 4: None}
 
@@ -191,3 +191,70 @@ def test_steps_that_cannot_be_are_refused(
     documents.write({1: ["a"]})
     assert cli("validate", documents.job(*steps)) == 2
     assert words in cli.err
+
+
+def test_show_knows_the_children_of_a_source_row_and_each_child(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider
+) -> None:
+    documents.write({1: ["a", "b"]})
+    job = documents.job(
+        PIECES, "{name: mark, select: {loud: \"piece || '!'\"}, keep: false}", ASK.replace("piece", "loud")
+    )
+    cli.run(job)
+    assert cli("show", job, "1") == 0
+    assert json.loads(cli.out)["children"] == ["[1,0]", "[1,1]"]
+    assert cli("show", job, "[1, 1]") == 0
+    shown = json.loads(cli.out)
+    assert (shown["key"], shown["result"]["fact"], len(shown["exchanges"])) == ("[1,1]", "B!", 1)
+    assert [step["request"]["messages"] for step in shown["steps"]] == [[{"role": "user", "content": "b!"}]]
+
+
+def test_a_plan_counts_the_children_and_what_they_cost(cli: Cli, documents: DocumentJobs) -> None:
+    documents.write({number: [f"{number}-{index}" for index in range(number % 4)] for number in range(40)})
+    fold = '{name: all, fold: {facts: "string_agg(fact, chr(10))"}}'
+    last = '{name: last, endpoint: chat, provider: test, model: m, messages: [{user: "Sum: {{ facts }}"}]}'
+    assert cli("plan", documents.job(PIECES, ASK, fold, last), "--json") == 0
+    plan = json.loads(cli.out)
+    assert plan["children"] == {"piece": 60}
+    # The ten rows without pieces share a request.
+    assert [(step["step"], step["requests"]) for step in plan["steps"]] == [("fact", 60), ("last", 31)]
+    assert cli("plan", documents.job(PIECES, ASK, fold, last)) == 0
+    assert "piece makes about 60 rows of them" in " ".join(cli.out.split())
+
+
+def test_append_adds_the_children_of_new_source_rows_and_replace_writes_all_again(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider, facts: Facts
+) -> None:
+    documents.write({1: ["a", "b"], 2: []})
+    append = documents.job(sink="{parquet: out, write: append}")
+    cli.run(append)
+    documents.write({1: ["x"], 2: ["y"], 3: ["c"]})
+    assert cli.run(append)["requests"] == 1
+    assert facts() == [(1, 0, "A"), (1, 1, "B"), (3, 0, "C")]
+    replace = documents.job(sink="{parquet: out, write: replace}")
+    assert cli.run(replace)["requests"] == 2
+    assert facts() == [(1, 0, "X"), (2, 0, "Y"), (3, 0, "C")]
+    assert cli.run(documents.job(sink="{parquet: out}"), "--limit", "1")["requests"] == 0
+    assert len(facts()) == 3
+
+
+def test_checks_and_rungs_apply_to_each_child(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider, read: ReadTable, facts: Facts
+) -> None:
+    documents.write({1: ["a", "b"], 2: ["c"]})
+    more = "check: [\"fact <> 'B'\"], repairs: 0, rescue: [{on: [invalid_answer], model: other}]"
+    provider.script = lambda path, body, count: chat_reply("saved", "other") if body["model"] == "other" else None
+    job = documents.job(PIECES, ASK.replace("messages", f"{more}, messages"))
+    report = cli.run(job)
+    assert (report["exit_code"], report["rows_ok"]) == (0, 2)
+    assert facts() == [(1, 0, "A"), (1, 1, "saved"), (2, 0, "C")]
+    assert [row["fact_rung"] for row in read(documents.workspace.folder / "out")] == [0, 1, 0]
+    assert cli.run(job)["requests"] == 0
+
+
+def test_failed_share_counts_source_rows(cli: Cli, documents: DocumentJobs, provider: ScriptedProvider) -> None:
+    # A tenth of the pieces fail, and with them every source row.
+    documents.write({number: [*(f"{number}-{index}" for index in range(9)), "bad"] for number in range(300)})
+    provider.script = refuse("bad")
+    report = cli.run(documents.job(limits="{failed_share: 0.5, concurrency: 4}"))
+    assert (report["exit_code"], report["stopped"][:12]) == (3, "failed_share")
