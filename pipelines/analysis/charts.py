@@ -23,19 +23,38 @@ By = Literal["day", "hour", "job", "step", "model", "provider", "endpoint", "run
 Numbers = npt.NDArray[np.float64]
 Drawn = TypeVar("Drawn", alt.Chart, alt.LayerChart)
 
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-"""Okabe and Ito's palette, distinguishable with every kind of colour blindness."""
-SHAPES = ("circle", "square", "triangle-up", "cross", "diamond", "triangle-down", "triangle-right")
-"""One fewer than the colours, so that 56 values differ in colour or shape."""
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#222222")
+"""Okabe and Ito's palette without yellow, distinguishable with every kind of colour blindness."""
+BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, BLACK = PALETTE
+SHAPES = (*("circle", "square", "triangle-up", "cross", "diamond", "triangle-down", "triangle-right", "triangle-left"),)
+"""One more than the colours, so that 56 values differ in colour or shape."""
 INK = "#222222"
 GREY = "#767676"
 WIDTH = 480
 STEP = alt.Step(32)
 """Height of a bar in pixels."""
+MIN_LABELLED_SHARE = 0.12
+"""Smaller parts of a bar have no room for their name."""
 MAX_TIME_BARS = 120
 """Bars over time."""
 MAX_POINTS = 2000
 """Vectors in one chart."""
+
+MEANINGS = {
+    "answered": BLUE,
+    "failed": VERMILION,
+    "input": BLUE,
+    "cached input": SKY,
+    "output": ORANGE,
+    "reasoning": BLACK,
+    "positive": GREEN,
+    "negative": PURPLE,
+    "neutral": "#999999",
+    "true": GREEN,
+    "false": PURPLE,
+    "(null)": "#999999",
+}
+"""Values that have the same colour in every chart."""
 
 _TOKENS = {
     "input": pl.col("input_tokens") - pl.col("cached_tokens").fill_null(0),
@@ -50,6 +69,7 @@ _PERCENTILES = {"median": 0.5, "90 %": 0.9, "99 %": 0.99}
 def pictures(scale: float = 1.5) -> None:
     """Store charts as PNG in the notebook from now on: visible offline, and small enough to commit.
 
+    Charts of your own get the look of those of this module, too.
     `scale`: pixels of the picture for each pixel of the chart.
     """
     import io
@@ -67,6 +87,29 @@ def pictures(scale: float = 1.5) -> None:
 
     alt.renderers.register("rowmill", drawn)
     alt.renderers.enable("rowmill")
+    alt.theme.register("rowmill", enable=True)(_look)
+
+
+def _look() -> alt.theme.ThemeConfig:
+    return {
+        "config": {
+            "title": {"anchor": "start", "fontSize": 15, "subtitleColor": GREY, "offset": 12},
+            "axis": {
+                "titleFontWeight": "normal",
+                "titleFontSize": 12,
+                "labelFontSize": 11,
+                "gridColor": "#e4e4e4",
+            },
+            "axisX": {"tickCount": 5, "labelOverlap": "greedy", "labelSeparation": 10},
+            "legend": {"titleFontWeight": "normal", "symbolStrokeWidth": 0},
+            "range": {"category": list(PALETTE)},
+            "bar": {"color": BLUE},
+            "line": {"color": BLUE},
+            "area": {"color": BLUE},
+            "point": {"color": BLUE},
+            "view": {"stroke": None},
+        }
+    }
 
 
 def tokens(usage: pl.LazyFrame, by: By = "step") -> alt.LayerChart:
@@ -75,8 +118,8 @@ def tokens(usage: pl.LazyFrame, by: By = "step") -> alt.LayerChart:
     result = added.unpivot(index=by, variable_name="kind", value_name="tokens").filter(pl.col("tokens") > 0)
     frame = result.sort(by, pl.col("kind").cast(pl.Enum(list(_TOKENS)))).collect()
     subtitle = f"{frame['tokens'].sum():,} tokens in all"
-    colours = {kind: colour for kind, colour in zip(_TOKENS, PALETTE, strict=False) if kind in frame["kind"]}
-    bars = _bars(frame, by, "tokens", "tokens").encode(color=_colour("kind", list(colours), list(colours.values())))
+    kinds = [kind for kind in _TOKENS if kind in frame["kind"]]
+    bars = _bars(frame, by, "tokens", "tokens").encode(color=_colour("kind", kinds))
     return _with_title(
         _layer(bars, _totals(frame, by, "tokens")), f"Tokens by {_axis_title(by)}", subtitle, height=STEP
     )
@@ -102,12 +145,12 @@ def latency(usage: pl.LazyFrame, by: By = "step") -> alt.LayerChart:
     wide = answered.group_by(_group(by)).agg(pl.len().alias("requests"), *result).sort(by).collect()
     frame = wide.unpivot(index=[by, "requests"], variable_name="percentile", value_name="milliseconds")
     base = alt.Chart(frame).encode(
-        x=alt.X("milliseconds:Q", title="milliseconds", scale=alt.Scale(zero=True)),
+        x=alt.X("milliseconds:Q", title="latency (milliseconds)", scale=alt.Scale(zero=True), axis=_x_axis()),
         y=alt.Y(f"{by}:N", title=_axis_title(by)),
     )
     line = base.mark_line(color=GREY, strokeWidth=2).encode(detail=f"{by}:N")
     points = base.mark_point(size=110, filled=True, opacity=1).encode(
-        color=_colour("percentile", list(_PERCENTILES)),
+        color=_colour("percentile", list(_PERCENTILES), (BLUE, SKY, ORANGE)),
         shape=_shape("percentile", list(_PERCENTILES)),
         tooltip=[f"{by}:N", "percentile:N", alt.Tooltip("milliseconds:Q", format=",.1f"), "requests:Q"],
     )
@@ -136,13 +179,15 @@ def throughput(usage: pl.LazyFrame, run_id: str | None = None) -> alt.Chart:
         "at", "outcome"
     )
     frame = frame.with_columns(top=stacked).with_columns(foot=pl.col("top") - pl.col("per_second"))
-    columns = alt.Chart(frame).mark_rect()
+    # In print, what failed is known by its outline.
+    columns = alt.Chart(frame).mark_rect(strokeWidth=0.8)
     chart: alt.Chart = columns.encode(
         x=alt.X("at:T", title="time of the reply (UTC)", scale=alt.Scale(type="utc"), axis=_time_axis(seconds)),
         x2="until:T",
         y=alt.Y("top:Q", title="exchanges a second", scale=alt.Scale(zero=True)),
         y2="foot:Q",
-        color=_colour("outcome", ["answered", "failed"], colours=(PALETTE[0], PALETTE[5])),
+        color=_colour("outcome", ["answered", "failed"]),
+        stroke=alt.condition(alt.datum.outcome == "failed", alt.value(INK), alt.value(None)),
         tooltip=["at:T", "outcome:N", "exchanges:Q", alt.Tooltip("per_second:Q", format=",.1f")],
     )
     return _with_title(chart, "Throughput", f"{len(ended):,} exchanges; a column is {seconds:g} s", height=200)
@@ -173,15 +218,38 @@ def label_shares(results: pl.LazyFrame, column: str, by: str | None = None) -> a
     counted = result.group_by(groups).len("rows")
     frame = counted.with_columns(share=pl.col("rows") / whole).sort(groups).collect()
     subtitle = f"of {frame['rows'].sum():,} {'elements' if several else 'rows'}"
-    axis = alt.Axis(format="%", tickCount=5)
+    axis = _x_axis("%")
+    counted_name = "elements" if several else "rows"
     if by is None:
-        bars = _bars(frame, column, "share", "share", axis)
+        bars = _bars(frame, column, "share", f"share of {counted_name}", axis)
         return _with_title(
             _layer(bars, _totals(frame, column, "share", ".1%")), f"Shares of {column}", subtitle, height=STEP
         )
     labels = frame[column].unique().sort().to_list()
-    bars = _bars(frame, by, "share", "share", axis, room=1).encode(color=_colour(column, labels))
-    return _with_title(_layer(bars), f"Shares of {column} by {by}", subtitle, height=STEP)
+    # In print, the names in the bars replace the colours.
+    inks = {label: "white" if colour in (BLUE, BLACK) else INK for label, colour in _colours(labels).items()}
+    wide = pl.when(pl.col("share") >= MIN_LABELLED_SHARE)
+    percent = (100 * pl.col("share")).round(0).cast(pl.Int64).cast(pl.String)
+    frame = frame.with_columns(
+        ink=pl.col(column).replace_strict(inks),
+        words=wide.then(pl.concat_str(pl.col(column), percent + "%", separator=" ")).otherwise(pl.lit("")),
+    )
+    title = f"share of {counted_name} with this {_without_underscores(by)}"
+    colour = _colour(column, labels).legend(symbolType="square")
+    bars = _bars(frame, by, "share", title, axis, room=1).encode(color=colour, order=f"{column}:N")
+    words = (
+        alt.Chart(frame)
+        .mark_text(fontSize=11)
+        .encode(
+            x=alt.X("share:Q", stack="zero", bandPosition=0.5),
+            y=f"{by}:N",
+            detail=f"{column}:N",
+            order=f"{column}:N",
+            text="words:N",
+            color=alt.Color("ink:N", scale=None),
+        )
+    )
+    return _with_title(_layer(bars, words), f"Shares of {column} by {by}", subtitle, height=STEP)
 
 
 def embedding(
@@ -206,7 +274,7 @@ def embedding(
         tooltip=[f"{one}:N" for one in others],
     )
     if label is None:
-        chart = chart.encode(color=alt.value(PALETTE[0]))
+        chart = chart.encode(color=alt.value(BLUE))
     else:
         labels = frame[label].cast(pl.String).drop_nulls().unique().sort().to_list()
         chart = chart.encode(color=_colour(label, labels), shape=_shape(label, labels))
@@ -226,9 +294,14 @@ def confusion(matrix: pl.DataFrame, label: str, output: str, subtitle: str) -> a
         x=alt.X("output:N", title=f"answered ({output})", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("label:N", title=f"labelled ({label})"),
     )
-    shade = alt.Scale(range=["#eef4f9", PALETTE[0]], domain=[0, 1])
+    shade = alt.Scale(range=["#eef4f9", BLUE], domain=[0, 1])
     cells = base.mark_rect(stroke="white").encode(
-        color=alt.Color("share:Q", scale=shade, title="of the label", legend=alt.Legend(format="%")),
+        color=alt.Color(
+            "share:Q",
+            scale=shade,
+            title="share of the label",
+            legend=alt.Legend(format="%", values=[0, 0.25, 0.5, 0.75, 1]),
+        ),
         tooltip=["label:N", "output:N", "rows:Q", alt.Tooltip("share:Q", format=".1%")],
     )
     figures = base.mark_text(fontSize=15).encode(
@@ -268,7 +341,13 @@ def _bar_width(moments: pl.Series) -> timedelta:
 
 
 def _time_axis(seconds: float) -> alt.Axis:
-    return alt.Axis(labelAngle=0, tickCount=6, format="%H:%M:%S" if seconds < 60 else "%m-%d %H:%M")
+    form = "%H:%M:%S" if seconds < 60 else "%m-%d %H:%M"
+    return alt.Axis(labelAngle=0, tickCount=5, format=form, labelOverlap="greedy", labelSeparation=10)
+
+
+def _x_axis(form: str = ",~f") -> alt.Axis:
+    """A horizontal axis whose labels do not touch."""
+    return alt.Axis(format=form, tickCount=5, labelOverlap="greedy", labelSeparation=10)
 
 
 def _bars(
@@ -282,9 +361,9 @@ def _bars(
     )
     bars: alt.Chart = (
         alt.Chart(frame)
-        .mark_bar(color=PALETTE[0])
+        .mark_bar(color=BLUE, stroke="white", strokeWidth=0.8)
         .encode(
-            x=alt.X(f"{value}:Q", title=title, stack="zero", scale=scale, axis=axis or alt.Axis(tickCount=5)),
+            x=alt.X(f"{value}:Q", title=title, stack="zero", scale=scale, axis=axis or _x_axis()),
             y=alt.Y(f"{over}:N", title=_without_underscores(over)),
             tooltip=[alt.Tooltip(f"{name}:{'Q' if kind.is_numeric() else 'N'}") for name, kind in frame.schema.items()],
         )
@@ -301,10 +380,20 @@ def _totals(frame: pl.DataFrame, over: str, value: str, figures: str = ",") -> a
     return figures_of
 
 
-def _colour(name: str, values: Sequence[str], colours: Sequence[str] = PALETTE) -> alt.Color:
-    """One colour for each value, always the same; colours repeat if there are more values."""
-    taken = [colours[place % len(colours)] for place in range(len(values))]
-    return alt.Color(f"{name}:N", scale=alt.Scale(domain=list(values), range=taken), title=_without_underscores(name))
+def _colours(values: Sequence[str]) -> dict[str, str]:
+    """Return the colour of each value: that of its meaning, or the next one of the palette; colours may repeat."""
+    meant = {value: MEANINGS[value] for value in values if value in MEANINGS}
+    others = [colour for colour in PALETTE if colour not in meant.values()] or list(PALETTE)
+    unmeant = [value for value in values if value not in meant]
+    return {**meant, **{value: others[place % len(others)] for place, value in enumerate(unmeant)}}
+
+
+def _colour(name: str, values: Sequence[str], colours: Sequence[str] | None = None) -> alt.Color:
+    """One colour for each value, the same in every chart."""
+    of_value = _colours(values)
+    taken = [of_value[value] for value in values] if colours is None else list(colours)
+    scale = alt.Scale(domain=list(values), range=taken)
+    return alt.Color(f"{name}:N", scale=scale, title=_without_underscores(name))
 
 
 def _shape(name: str, values: Sequence[str]) -> alt.Shape:

@@ -32,10 +32,11 @@ for _run_id, _reports in _runs.items():
     _names = ("requests", "input_tokens", "output_tokens", "cost_usd")
     _sums = [sum(getattr(one, name) for one in _reports) for name in _names]
     assert all(abs(a - b) < 1e-9 for a, b in zip(_found, _sums)), (_found, _sums)
-    _rows = _duckdb.sql(f"select count(*) from '{_reports[-1].tables['results']}'").fetchall()[0]
-    assert _rows == (_reports[-1].rows_ok,)
+for _one in {_reports[-1].tables["results"]: _reports[-1] for _reports in _runs.values()}.values():
+    _rows = _duckdb.sql(f"select count(*) from '{_one.tables['results']}'").fetchall()[0]
+    assert _rows == (_one.rows_ok,)
 """
-"""A last cell: the figures of every run report equal those of SQL over its tables."""
+"""A last cell: the figures of every run report equal those of SQL over its tables; of the last one the rows, too."""
 NUMBERS_AGREE = {
     "01_first_job": """
 _row = quickstart.duckdb().sql("select count(*), avg((sentiment = label)::int) from results").fetchall()[0]
@@ -73,6 +74,13 @@ _found = [read_results(job).duckdb().sql(_sql).fetchall()[0] for job in packed.v
 assert [row[0] for row in _found] == table["requests"].to_list()
 assert max(abs(a - row[1]) for a, row in zip(table["usd"], _found)) < 1e-9
 """,
+    "07_from_a_frame": """
+_row = _duckdb.sql("select count(*), count(*) filter (sentiment = label) from labelled").fetchall()[0]
+_right = _duckdb.sql(
+    f"select count(*) from '{report.tables['results']}' r join reviews using (id) where sentiment = label"
+).fetchall()[0][0]
+assert _row == (500, _right)
+""",
 }
 """For each notebook: the figures that it computes equal those of SQL."""
 
@@ -99,8 +107,13 @@ def check_pictures(notebook: nbformat.NotebookNode) -> None:
         assert min(picture.size) > 50
 
 
-def test_there_are_six_notebooks() -> None:
-    assert len(NOTEBOOKS) == 6
+def test_there_are_seven_notebooks() -> None:
+    assert len(NOTEBOOKS) == 7
+
+
+@each
+def test_a_notebook_ends_with_what_to_do_next(path: Path) -> None:
+    assert nbformat.read(path, 4).cells[-1].source.startswith("## Next\n")
 
 
 @each

@@ -231,14 +231,36 @@ def test_colour_and_shape_together_tell_56_labels_apart() -> None:
     assert len(set(zip(coded["color"]["scale"]["range"], coded["shape"]["scale"]["range"], strict=True))) == 56
 
 
+def colour_scale(chart: Any) -> dict[str, str]:
+    """The colour of each value in the first layer of a chart."""
+    spec = chart.to_dict()
+    scale = (spec["layer"][0] if "layer" in spec else spec)["encoding"]["color"]["scale"]
+    return dict(zip(scale["domain"], scale["range"], strict=True))
+
+
+def test_a_value_has_the_same_colour_in_every_chart(usage: pl.LazyFrame) -> None:
+    frame = pl.LazyFrame({"sentiment": ["positive", "negative", "neutral", "mixed"], "label": ["a", "b", "a", "b"]})
+    four = colour_scale(charts.label_shares(frame, "sentiment", by="label"))
+    two = colour_scale(charts.label_shares(frame.limit(2), "sentiment", by="label"))
+    assert two == {name: four[name] for name in ("negative", "positive")}
+    assert len(set(four.values())) == 4
+    outcomes = colour_scale(charts.throughput(usage))
+    kinds = colour_scale(charts.tokens(usage))
+    assert outcomes == {name: charts.MEANINGS[name] for name in ("answered", "failed")}
+    assert kinds == {name: charts.MEANINGS[name] for name in ("input", "cached input", "output", "reasoning")}
+    # What failed has a colour of its own.
+    assert outcomes["failed"] not in {*kinds.values(), *four.values(), outcomes["answered"]}
+
+
 def test_charts_are_kept_as_pictures_and_can_be_set_side_by_side(usage: pl.LazyFrame) -> None:
-    before = alt.renderers.active
+    before, theme = alt.renderers.active, alt.theme.active
     try:
         charts.pictures(scale=2)
         both = charts.cost(usage) | charts.throughput(usage)
         result, size = alt.renderers.get()(both.to_dict())
     finally:
         alt.renderers.enable(before)
+        alt.theme.enable(theme)
     picture = Image.open(io.BytesIO(result["image/png"]))
     assert picture.width == 2 * size["image/png"]["width"] > 1600
     colours = picture.convert("RGB").getcolors(1 << 16)
