@@ -168,7 +168,9 @@ def _run_all(
     from pipelines.execution.multi_job import run_jobs
     from pipelines.formatting import print_out
     from pipelines.reporting.run_summary import format_report
+    from pipelines.runtime.pandas_import import defer_pandas
 
+    defer_pandas()
     codes: list[int] = []
     as_lines = options.log == "json"
 

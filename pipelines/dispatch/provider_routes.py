@@ -216,13 +216,15 @@ def max_cost_function(
     is_billed = is_uncounted and price is not None and not price.is_free
     turns_tokens = uncounted_input_tokens(terms, model) if is_billed else 0
     rates = None if price is None or is_uncounted else most_token_rates(price)
+    input_rates = None if price is None or is_uncounted else most_token_rates(price, has_output=False)
 
     def request_max_cost(request: Request) -> int | None:
         tokens, bound = request.input_tokens, request.output_bound
         if tokens and not is_exact and len(request.body) <= TEXT_BYTES:
             tokens = max(tokens, len(request.body))
-        if rates is not None and bound is not None and request.has_only_tokens:
-            return tokens_cost(rates, tokens, bound)
+        known = rates if bound else input_rates
+        if known is not None and bound is not None and request.has_only_tokens:
+            return tokens_cost(known, tokens, bound)
         if turns_tokens is None:
             return None
         return max_cost(

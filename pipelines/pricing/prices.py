@@ -339,17 +339,18 @@ def max_cost(
 
 
 @lru_cache(maxsize=1024)
-def most_token_rates(price: Price) -> tuple[tuple[int, int], ...] | None:
+def most_token_rates(price: Price, has_output: bool = True) -> tuple[tuple[int, int], ...] | None:
     """Return (input, output) rates a million tokens whose highest sum is `max_cost` of a request of nothing but tokens.
 
-    None if the rates depend on the request, or one of them is unknown.
+    None if the rates depend on the request, or one of them is unknown. `has_output`: whether output can be billed.
     """
     found: list[tuple[int, int]] = []
     for each in possible_prices(price):
-        if each.tiers or each.input_per_million is None or each.output_per_million is None:
+        made = each.output_per_million if has_output else 0
+        if each.tiers or each.input_per_million is None or made is None:
             return None
         given = max(each.input_per_million, each.cached_input_per_million or 0, each.cache_write_per_million or 0)
-        found.append((given, each.output_per_million))
+        found.append((given, made))
     return tuple(
         one
         for one in dict.fromkeys(found)

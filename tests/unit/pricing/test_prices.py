@@ -295,14 +295,15 @@ def test_no_entry_makes_an_exchange_cost_more_than_its_maximum(
     st.integers(0, 600_000),
 )
 def test_the_maximum_cost_of_tokens_alone_is_the_same_by_its_rates(
-    prices: list[Price], requested: str | None, has_long_rates: bool, inputs: int, bound: int
+    prices: list[Price], requested: str | None, has_long_rates: bool, inputs: int, output_bound: int
 ) -> None:
     tiers = tuple((f"tier {place}", price) for place, price in enumerate(prices[1:], 1))
     long = (Tier(1000, 1, None, 2 * PICO, None),) if has_long_rates else ()
     price = replace(prices[0], service_tiers=tiers, requested_tier=requested, tiers=long)
-    found = most_token_rates(price)
-    if found is not None:
-        assert tokens_cost(found, inputs, bound) == max_cost(price, inputs, bound)
+    for has_output, bound in ((True, output_bound), (False, 0)):
+        found = most_token_rates(price, has_output)
+        if found is not None:
+            assert tokens_cost(found, inputs, bound) == max_cost(price, inputs, bound)
 
 
 def test_the_rates_of_tokens_are_unknown_if_one_is_missing_or_depends_on_the_length() -> None:
@@ -310,6 +311,7 @@ def test_the_rates_of_tokens_are_unknown_if_one_is_missing_or_depends_on_the_len
     assert most_token_rates(Price(3, 1, 4, cache_write_per_million=5)) == ((5, 4),)
     assert most_token_rates(Price(3, None, 4, service_tiers=(("fast", Price(2, None, 9)),))) == ((3, 4), (2, 9))
     assert [most_token_rates(each) for each in (Price(3), Price(3, None, 4, tiers=(tier,)))] == [None, None]
+    assert most_token_rates(Price(3), has_output=False) == ((3, 0),)
 
 
 def test_the_batch_api_halves_a_price_and_its_tiers() -> None:
