@@ -410,6 +410,7 @@ class ChildRows:
         """Return the children of the source rows, in the order of these; for a fold with what it reads of them."""
         index = self._step.each.index
         if len(families) == 1 and (file := families[0].file) is not None:
+            file.write(families[0].tables)
             children = file.sorted_by(index)
         else:
             tables = [table for family in families for table in family.tables]

@@ -1,11 +1,15 @@
 """`fold`: the rows that `each` has made of one row become one again."""
 
+import asyncio
 import json
 from typing import Any
 
+import pytest
+
+from pipelines.dispatch.local_steps import child_rows, run_steps
 from tests.behaviour.local_steps.conftest import ASK, FOLD, PIECES, DocumentJobs
 from tests.behaviour.local_steps.test_each import refuse
-from tests.conftest import Cli, ReadTable, ScriptedProvider
+from tests.conftest import Body, Cli, ReadTable, ScriptedProvider, chat_reply
 
 SUMMARY = '{name: summary, endpoint: chat, provider: test, model: m, messages: [{user: "Of {{ facts }}"}]}'
 
@@ -78,3 +82,42 @@ def test_an_aggregate_that_the_values_of_one_row_break_fails_that_row(
     assert [(row["id"], row["total"]) for row in rows_of(read, documents)] == [(1, 3), (3, None)]
     (error,) = rows_of(read, documents, "errors")
     assert (error["id"], error["step"], error["error_class"]) == (2, "total", "input")
+
+
+@pytest.mark.parametrize("limit", [1, 200], ids=["all in files", "some in files"])
+@pytest.mark.parametrize("steps", [(PIECES, ASK), (PIECES, ASK, FOLD)], ids=["each", "fold"])
+def test_the_children_of_a_large_source_row_wait_in_a_file(
+    cli: Cli,
+    documents: DocumentJobs,
+    provider: ScriptedProvider,
+    read: ReadTable,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: int,
+    steps: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr(child_rows, "MAX_GATHERED_BYTES", limit)
+    monkeypatch.setattr(run_steps, "CHUNK_ROWS", 7)
+    sizes = {1: 50, 2: 0, 3: 1, 4: 23}
+    documents.write({number: [f"w{number}-{index}" for index in range(size)] for number, size in sizes.items()})
+    # The answers come in another order than the children.
+    provider.script = _slow_for("w1-3", "w4-9")
+    report = cli.run(documents.job(*steps))
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, 4, 74)
+    expected = {number: [f"W{number}-{index}" for index in range(size)] for number, size in sizes.items()}
+    rows = rows_of(read, documents)
+    if len(steps) == 3:
+        assert {row["id"]: row["facts"] or [] for row in rows} == expected
+    else:
+        assert [(row["id"], row["piece_index"], row["fact"]) for row in rows] == [
+            (number, index, fact) for number, facts in expected.items() for index, fact in enumerate(facts)
+        ]
+    assert list((documents.workspace.folder / ".rowmill").rglob("children-*")) == []
+
+
+def _slow_for(*texts: str) -> Any:
+    async def answer(body: Body) -> Body:
+        text = body["messages"][-1]["content"]
+        await asyncio.sleep(1.5 if text in texts else 0)
+        return chat_reply(text.upper())
+
+    return lambda path, body, count: answer(body)
