@@ -22,6 +22,9 @@ from connectors.media.document_types import DocumentError
 
 EXTRA = "pip install 'rowmill[documents]'"
 
+_PASSED_VARIABLES = ("PATH", "PYTHON", "LD_", "LANG", "LC_", "TMPDIR")
+"""Starts of the names of variables that worker processes see. Keys are not among them."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
@@ -131,6 +134,7 @@ class _Worker:
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
+                    env={name: value for name, value in os.environ.items() if name.startswith(_PASSED_VARIABLES)},
                 )
         return self._connection
 

@@ -123,17 +123,21 @@ class MediaReader:
         """Open the file of any type that a row's value names or contains; MediaError or FetchError if there is none."""
         use, value = MediaColumn("document", max_bytes), _named_value(value)
         if isinstance(value, str) and value[:5].lower() != "data:" and not _is_web_address(value):
-            with self._open_path(value) as (file, _):
+            with contextlib.ExitStack() as opened:
+                file, _ = await self._in_thread(lambda: opened.enter_context(self._open_path(value)))
                 _check_size(file.seek(0, os.SEEK_END), use)
+                file.seek(0)
                 yield file
             return
         with tempfile.TemporaryFile(dir=self._scratch) as file:
             if isinstance(value, str) and _is_web_address(value):
                 await self._open_fetcher().fetch(value, max_bytes, file)
             else:
-                file.write(value if isinstance(value, bytes) else _decode_data_url(value, use))
+                content = value if isinstance(value, bytes) else _decode_data_url(value, use)
+                await self._in_thread(lambda: file.write(content))
             file.flush()
             _check_size(file.seek(0, os.SEEK_END), use)
+            file.seek(0)
             yield file
 
     async def _read_value(self, value: Any, use: MediaColumn) -> Media | str:

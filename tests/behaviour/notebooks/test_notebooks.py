@@ -81,6 +81,18 @@ _right = _duckdb.sql(
 ).fetchall()[0][0]
 assert _row == (500, _right)
 """,
+    "08_documents": """
+_row = pieces.duckdb().sql(
+    "select count(*), count(*) filter (length(piece) = piece_end - piece_start) from results").fetchall()[0]
+assert _row == (pieces.results.select(pl.len()).collect().item(),) * 2
+for _one in citations.to_dicts():
+    _places = pieces.duckdb().sql(
+        "select substr(piece, ? - piece_start + 1, ?) from results where title = ? and piece_start <= ? "
+        "and piece_end >= ? + length(?)",
+        params=[_one["character"], len(_one["quote"]), _one["title"], _one["character"], _one["character"],
+                _one["quote"]]).fetchall()
+    assert {text for (text,) in _places} == {_one["quote"]}
+""",
 }
 """For each notebook: the figures that it computes equal those of SQL."""
 
@@ -107,8 +119,8 @@ def check_pictures(notebook: nbformat.NotebookNode) -> None:
         assert min(picture.size) > 50
 
 
-def test_there_are_seven_notebooks() -> None:
-    assert len(NOTEBOOKS) == 7
+def test_there_are_eight_notebooks() -> None:
+    assert len(NOTEBOOKS) == 8
 
 
 @each

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from connectors.contracts import MediaColumn
 from connectors.media.audio_splitter import duration_seconds
-from connectors.media.media_reader import MAX_IN_MEMORY_BYTES, MediaReader
+from connectors.media.media_reader import MAX_IN_MEMORY_BYTES, MediaError, MediaReader
+from connectors.media.url_fetcher import FetchError
 from connectors.records import Media
-from tests.unit.media.conftest import AUDIO, IMAGE, Reader, png, problem, sound
+from tests.unit.media.conftest import AUDIO, IMAGE, Reader, Serve, png, problem, sound
 
 DATA = Path(__file__).parents[3] / "jobs" / "data"
 
@@ -229,3 +231,34 @@ def test_a_reader_can_be_created_outside_of_an_event_loop(tmp_path: Path) -> Non
             await it.close()
 
     assert isinstance(asyncio.run(read()), Media)
+
+
+async def test_a_file_of_any_type_is_opened_by_the_same_rules(reader: Reader, serve: Serve, tmp_path: Path) -> None:
+    async def respond(request: web.Request) -> web.Response:
+        return web.Response(body=b"fetched")
+
+    address = await serve({"/a": respond})
+    (tmp_path / "work" / "a.bin").write_bytes(b"path")
+    (tmp_path / "work" / "link").symlink_to("/etc/passwd")
+    it = reader(hosts=[address])
+
+    async def content(value: Any) -> bytes:
+        async with it.open(value, 10) as file:
+            assert os.pread(file.fileno(), 10, 0)
+            return file.read()
+
+    values = ("a.bin", b"bytes", "data:,url", f"http://{address}/a", {"bytes": None, "path": "a.bin"})
+    assert [await content(value) for value in values] == [b"path", b"bytes", b"url", b"fetched", b"path"]
+    refused = {
+        b"12345678901": "11 bytes, the limit is",
+        "link": "link is outside the workspace",
+        "../secret": "outside the workspace",
+        "ftp://host/a": "ftp:// is not fetched",
+        "http://127.0.0.1:1/a": "127.0.0.1 is a private address",
+        b"": "it is empty",
+        5: "found int, expected a path, a URL or bytes",
+    }
+    for value, message in refused.items():
+        with pytest.raises((MediaError, FetchError), match=message):
+            await content(value)
+    assert list((tmp_path / "scratch").iterdir()) == []
