@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from connectors.errors import JobError, KeyPath, did_you_mean, dotted
-from pipelines.config.steps.local_steps import LOCAL_STEPS
 from pipelines.config.yaml_reader import parse_value
 
 _ANSWER_SECTIONS = ("source", "steps", "name")
@@ -110,6 +109,9 @@ def _named_flags(
         yield ("source", "limit"), overrides.limit, "--limit"
     steps = values.get("steps")
     if overrides.provider is not None and isinstance(steps, list):
+        # The commands import this module for their help, which needs no models.
+        from pipelines.config.steps.local_steps import LOCAL_STEPS
+
         for index, step in enumerate(steps):
             if isinstance(step, dict) and LOCAL_STEPS.keys().isdisjoint(step):
                 yield ("steps", index, "provider"), overrides.provider, "--provider"
