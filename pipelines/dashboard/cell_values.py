@@ -9,7 +9,7 @@ from urllib.parse import quote
 from connectors.errors import JobError
 from connectors.media import file_types
 from pipelines.analysis.results import Results
-from pipelines.dashboard.job_tables import TablePage
+from pipelines.dashboard.job_tables import TablePage, results_key
 from pipelines.dashboard.rendering import Link
 from pipelines.dashboard.workspace_pages import job_address
 from pipelines.reporting.page.page_values import Table
@@ -52,7 +52,7 @@ CellValue = Text | EmbeddedFile | EmbeddedFiles | ServedFile | ServedFiles
 
 def sample_table(results: Results, page: TablePage, caption: str) -> Table:
     """Return rows of a table with links to their pages; columns without a value are left out."""
-    key = results.job.key
+    key = results_key(results.job).columns
     # The link of a key of one column stands in its place.
     hidden = key if len(key) == 1 else ()
     columns = page.rows[0] if page.rows else ()

@@ -14,7 +14,7 @@ from pipelines.control.client import send_request
 from pipelines.control.protocol import ControlRequest
 from pipelines.dashboard.cell_values import sample_table
 from pipelines.dashboard.exchange_totals import Route, latency_percentiles
-from pipelines.dashboard.job_tables import readable_sink, table_page
+from pipelines.dashboard.job_tables import readable_sink, results_key, table_page
 from pipelines.dashboard.workspace_reader import Snapshot, WatchedJob, WorkspaceReader
 from pipelines.reporting.page.page_values import Table
 from pipelines.reporting.status_queries import FailedRows, read_errors
@@ -25,7 +25,7 @@ STATE_SECONDS = 0.9
 """A state of a run that is not older is used again."""
 TABLES_SECONDS = 5.0
 """The same of a job's tables, and of its latencies."""
-MAX_SHARE = 0.05
+MAX_SHARE = 0.01
 """Most of the time that reading the same facts again may take, of one core."""
 NEWEST_ROWS = 5
 FAILED_ROWS = 10
@@ -127,7 +127,7 @@ def read_tables(job: WatchedJob, snapshot: Snapshot) -> TableFacts:
         sink = readable_sink(job.loaded, snapshot.running_jobs)
         if sink is None:
             return TableFacts()
-        page = table_page(sink, job.loaded.job.key, "results", 0, NEWEST_ROWS)
+        page = table_page(sink, results_key(job.loaded.job), "results", 0, NEWEST_ROWS)
         results = Results(job.loaded, job.loaded.workspace, sink)
         newest = sample_table(results, page, f"The newest {len(page.rows)} of {page.total:,} results")
         return TableFacts(newest if page.rows else None, page.total, read_errors(sink, FAILED_ROWS))

@@ -22,6 +22,8 @@ from pipelines.reporting.status_queries import FailedRows
 from pipelines.reporting.time_breakdown import time_breakdown
 
 MAX_BARS = 60
+MIN_BARS = 3
+"""Of a run that is shorter, nothing is drawn over time."""
 MAX_RUNS = 10
 MAX_MESSAGE_CHARACTERS = 300
 LABELS = {
@@ -148,7 +150,7 @@ def _charts(reader: WorkspaceReader, snapshot: Snapshot, job: WatchedJob) -> Seq
     timeline = snapshot.totals.timeline(job.run.run_id)
     # The last interval is not over yet.
     places = sorted(timeline.buckets)[: -1 if job.is_running else None]
-    if not places:
+    if len(places) < MIN_BARS:
         return ()
     width = -(-(places[-1] - places[0] + 1) // MAX_BARS)
     bars = [Totals() for _ in range((places[-1] - places[0]) // width + 1)]

@@ -10,18 +10,54 @@ import pyarrow.parquet as pq
 
 from connectors.contracts import Sink
 from connectors.errors import DataError
-from connectors.sql import literal_list, literal_path
+from connectors.sql import identifier, literal_list, literal_path
 from connectors.tables.schemas import FAILURE_COLUMNS, failure_names
 from connectors.templating.row_values import row_values
 from pipelines.analysis.output_columns import HIDDEN_COLUMNS
+from pipelines.config.job import Job
 from pipelines.config.job_graph import empty_sink
 from pipelines.config.loaded_job import LoadedJob
+from pipelines.config.steps.local_steps import EachStep, FoldStep
 from pipelines.preparation.row_selection import key_text
+from pipelines.preparation.source_reader import ROW_KEY
 
 TableName = Literal["results", "errors"]
 PAGE_ROWS = 20
 _PARTS = "/*.parquet"
 _INTERNAL = (*HIDDEN_COLUMNS, "_part")
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsKey:
+    """The key of a results table."""
+
+    source: tuple[str, ...]
+    """Key columns of the source."""
+    child_index: str | None = None
+    """The column that numbers the rows which `each` makes of one source row."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.source if self.child_index is None else (*self.source, self.child_index)
+
+    @property
+    def text(self) -> str:
+        """SQL of the key as text, as `rowmill show` takes it; of a source row that failed as a whole, its own key."""
+        whole = key_text(self.columns)
+        if self.child_index is None:
+            return whole
+        return f"case when {identifier(self.child_index)} is null then {key_text(self.source)} else {whole} end"
+
+
+def results_key(job: Job) -> ResultsKey:
+    """Return the key of a job's results: after an `each` without `fold`, several rows have one source key."""
+    index: str | None = None
+    for step in job.steps:
+        if isinstance(step, EachStep):
+            index = f"{step.name}_index"
+        elif isinstance(step, FoldStep):
+            index = None
+    return ResultsKey(job.key or (ROW_KEY,), index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +91,14 @@ def _files(sink: Sink) -> set[Path]:
     return {path for path in sink.paths() if isinstance(path, Path) and path.is_file()}
 
 
-def table_page(sink: Sink, key: Sequence[str], table: TableName, start: int, count: int) -> TablePage:
-    """Return `count` rows after the `start` newest ones. `key`: the key columns of the results."""
+def table_page(sink: Sink, key: ResultsKey, table: TableName, start: int, count: int) -> TablePage:
+    """Return `count` rows after the `start` newest ones."""
     with duckdb.connect() as db:
         db.execute("set TimeZone = 'UTC'")
         db.execute("set threads = 1")
         sink.attach(db)
         relation, total, offset, limit = _window(db, sink, table, start, count)
-        columns = db.sql(f"select * from {relation} limit 0").columns
-        if table == "errors":
-            key = columns[: len(columns) - FAILURE_COLUMNS]
-        known = [name for name in key if name in columns]
-        text = key_text(known) if known else "''"
+        text = key.text
         # Rows keep the order of their parts without an `order by`, which would read the whole table.
         read = db.sql(f"select *, {text} as _key_text from {relation} limit {limit} offset {offset}").to_arrow_table()
         sink.detach(db)
@@ -76,27 +108,24 @@ def table_page(sink: Sink, key: Sequence[str], table: TableName, start: int, cou
     return TablePage(shown, keys, total, start)
 
 
-def table_row(sink: Sink, key: Sequence[str], key_value: str) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+def table_row(sink: Sink, key: ResultsKey, key_value: str) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """Return (the row's result, its errors) by the text of its key."""
     with duckdb.connect() as db:
         db.execute("set TimeZone = 'UTC'")
         sink.attach(db)
-        results = _with_key(db, sink.results_sql(), key, key_value)
-        columns = db.sql(f"select * from {sink.errors_sql()}").columns
-        errors = _with_key(db, sink.errors_sql(), columns[: len(columns) - FAILURE_COLUMNS], key_value)
+        results, errors = (
+            row_values(db.sql(f"select * from {table} where {key.text} = ?", params=[key_value]).to_arrow_table())
+            for table in (sink.results_sql(), sink.errors_sql())
+        )
         sink.detach(db)
-    return (results[0] if results else None), errors
+    shown = [{name: value for name, value in row.items() if name not in _INTERNAL} for row in results]
+    return (shown[0] if shown else None), errors
 
 
 def failure_values(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the columns of an errors row besides its key, by their usual names."""
     key = list(row)[: len(row) - FAILURE_COLUMNS]
     return {name: row[actual] for name, actual in failure_names(key).items()}
-
-
-def _with_key(db: duckdb.DuckDBPyConnection, relation: str, key: Sequence[str], key_value: str) -> list[dict[str, Any]]:
-    rows = db.sql(f"select * from {relation} where {key_text(key)} = ?", params=[key_value]).to_arrow_table()
-    return [{name: value for name, value in row.items() if name not in _INTERNAL} for row in row_values(rows)]
 
 
 def _window(

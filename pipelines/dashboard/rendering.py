@@ -46,7 +46,7 @@ class State:
 
     @property
     def symbol(self) -> str:
-        return {"good": "✓", "bad": "✕", "busy": "▶", "wait": "⏸", "stop": "■", "idle": "–"}[self.css]
+        return {"good": "✓", "bad": "✕", "busy": "▶", "wait": "‖", "stop": "■", "idle": "–"}[self.css]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,16 @@ from connectors.errors import RowmillError
 from pipelines.analysis.output_columns import HIDDEN_COLUMNS, allowed_values, output_columns
 from pipelines.analysis.results import Results
 from pipelines.config.loaded_job import LoadedJob
-from pipelines.dashboard.cell_values import CellValue, cell_values, sample_table
-from pipelines.dashboard.job_tables import PAGE_ROWS, TableName, failure_values, readable_sink, table_page, table_row
+from pipelines.dashboard.cell_values import CellValue, cell_values, row_address, sample_table
+from pipelines.dashboard.job_tables import (
+    PAGE_ROWS,
+    TableName,
+    failure_values,
+    readable_sink,
+    results_key,
+    table_page,
+    table_row,
+)
 from pipelines.dashboard.rendering import Page, part
 from pipelines.dashboard.workspace_pages import job_address
 from pipelines.dashboard.workspace_reader import Snapshot, WorkspaceReader
@@ -25,6 +33,8 @@ from pipelines.reporting.row_history import recorded_history, row_exchanges
 
 MAX_BODY_CHARACTERS = 20_000
 """Of a request or a reply on the page."""
+MAX_CHILDREN = 200
+"""Children of a source row that its page links to."""
 READ_ERRORS = (RowmillError, duckdb.Error, OSError)
 """What reading tables may raise while a run changes them."""
 TITLES: Mapping[TableName, str] = {"results": "Results", "errors": "Failed rows"}
@@ -91,7 +101,7 @@ def _tabs(job: str, current: str) -> Sequence[tuple[str, str, bool]]:
 
 
 def _rows_of_page(loaded: LoadedJob, sink: Sink, name: TableName, start: int) -> Mapping[str, Any]:
-    page = table_page(sink, loaded.job.key, name, start, PAGE_ROWS)
+    page = table_page(sink, results_key(loaded.job), name, start, PAGE_ROWS)
     if name == "errors":
         page = replace(page, rows=[_failure(row) for row in page.rows])
     results = Results(loaded, loaded.workspace, sink)
@@ -133,8 +143,9 @@ def row_page(reader: WorkspaceReader, loaded: LoadedJob, snapshot: Snapshot, key
         source=history["row"] and _source_values(results, history["row"], history["result"]),
         steps=[_step(step) for step in history["steps"]],
         exchanges=_exchanges(history["exchanges"]),
+        children=[(child, row_address(loaded.job.name, child)) for child in history.get("children", ())[:MAX_CHILDREN]],
     )
-    is_known = history["row"] or history["result"] or requests or history["errors"]
+    is_known = history.get("children") or history["row"] or history["result"] or requests or history["errors"]
     return Page(f"Row {key} of {loaded.job.name}", "row-page", (story,), "/", 200 if is_known else 404)
 
 
@@ -160,11 +171,13 @@ def _history(
             history["exchanges"] = row_exchanges(ledger, loaded.job.name, key)
             history["cost_usd"] = _total(history["exchanges"])
             if sink is not None:
-                history["result"], history["errors"] = table_row(sink, loaded.job.key, key)
+                history["result"], history["errors"] = table_row(sink, results_key(loaded.job), key)
             if not ledger.is_current:
                 return history, "The ledger is of an earlier version: requests are shown when the next run has begun."
             # It opens the source and needs the variables of the providers.
-            return recorded_history(loaded, key, ledger), None
+            recorded = recorded_history(loaded, key, ledger)
+            # The table's own values, not those that are shortened for a terminal.
+            return {**recorded, "result": {**(recorded["result"] or {}), **(history["result"] or {})}}, None
     except READ_ERRORS as exc:
         return history, f"Not everything can be shown: {exc}"
 
@@ -221,8 +234,13 @@ def _content(content: Any) -> str:
 
 
 def _answer(reply: Any) -> Sequence[Mapping[str, str]]:
-    content = reply.get("content") if isinstance(reply, Mapping) else None
-    return ({"role": "assistant", "text": _cut(content)},) if isinstance(content, str) else ()
+    """Return the text of an answer of chat or responses as a message."""
+    if not isinstance(reply, Mapping):
+        return ()
+    choices = [one.get("message", {}).get("content") for one in reply.get("choices") or ()]
+    items = [one.get("content") for one in reply.get("output") or () if isinstance(one, Mapping)]
+    texts = [_content(content) for content in (*choices, *items) if content]
+    return [{"role": "assistant", "text": _cut(text)} for text in texts]
 
 
 def _json(value: Any) -> str:

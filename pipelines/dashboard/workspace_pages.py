@@ -206,10 +206,15 @@ def cost_fact(name: str, totals: Totals, decimals: int | None = None) -> Fact:
 
 def _jobs_table(snapshot: Snapshot, reader: WorkspaceReader) -> Table:
     decimals = money_decimals(job.status["cost_usd"] for job in snapshot.jobs if job.status is not None)
-    order = sorted(snapshot.jobs, key=lambda job: (not job.is_running, job.problem is None, job.name))
+    order = sorted(snapshot.jobs, key=_order)
     rows = [_job_row(job, snapshot, decimals) for job in order]
     heads = ("job", "state", "rows done", "failed rows", "requests/s", "cost", "time left", "started")
     return table(heads, rows, "Jobs and their newest runs", frozenset({3, 4, 5, 6}))
+
+
+def _order(job: WatchedJob) -> tuple[bool, bool, int, str]:
+    """Sort running jobs first, then broken files, then jobs by their newest run; jobs that never ran last."""
+    return (not job.is_running, job.problem is None, 0 if job.run is None else -job.run.started_at, job.name)
 
 
 def _job_row(job: WatchedJob, snapshot: Snapshot, decimals: int) -> Sequence[Any]:
@@ -244,14 +249,18 @@ def _chart_of_days(snapshot: Snapshot) -> BarChart | None:
     costs = [usd(days.get(day.isoformat(), Totals()).known_cost) for day in shown]
     labels = [f"{day:%b} {day.day}" for day in shown]
     total = sum(costs)
+    if not total:
+        return None
     summary = f"Cost by day, {format_money(total)} in {len(shown)} days"
     caption = (fact("cost_of_days_usd", total, format_money(total)), f" in the last {len(shown)} days")
     series = [Series("US dollars", costs)]
     return bar_chart(series, labels, label_ticks(labels), "day (UTC)", "US dollars", summary, caption, is_whole=False)
 
 
-def _days_table(snapshot: Snapshot) -> Table:
+def _days_table(snapshot: Snapshot) -> Table | None:
     days = snapshot.totals.by_day()
+    if not days:
+        return None
     decimals = money_decimals(usd(totals.known_cost) for totals in days.values())
     rows = [
         (

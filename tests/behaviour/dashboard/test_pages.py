@@ -93,6 +93,19 @@ def test_the_page_of_a_row_tells_what_show_prints(job: Path, workspace: Workspac
     assert page.get("/jobs/job/row?key=99").status == 404
 
 
+def test_rows_that_are_made_of_one_are_linked_by_their_keys(workspace: Workspace, watch: OpenWatch, cli: Any) -> None:
+    workspace.write("rows.jsonl", '{"id": "x", "tags": ["red", "blue"]}\n')
+    step = '{name: answer, endpoint: chat, provider: test, model: m, messages: [{user: "{{ tag }}"}]}'
+    steps = f"[{{name: tag, each: {{list: tags}}}}, {step}]"
+    assert cli.run(workspace.job(source="{jsonl: rows.jsonl, key: id}", steps=steps))["exit_code"] == 0
+    page = watch(workspace.folder)
+    child = "/jobs/job/row?key=%5B%22x%22%2C1%5D"
+    assert child in page.get("/jobs/job").addresses
+    assert child in page.get("/jobs/job/row?key=x").addresses
+    words = page.get(child).words()
+    assert "BLUE" in words and "RED" not in words
+
+
 def test_a_row_is_shown_without_its_source_and_the_keys_of_providers(
     job: Path, workspace: Workspace, watch: OpenWatch
 ) -> None:
