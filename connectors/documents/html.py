@@ -27,6 +27,8 @@ _CELLS = frozenset({"td", "th"})
 _SPACE = re.compile(r"[ \t\n\r\f]+")
 _DECLARED = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([A-Za-z0-9_.:-]{1,40})""", re.IGNORECASE)
 _DECLARATION_BYTES = 4096
+_MAX_DEPTH = 2048
+"""Of libxml2, with `huge_tree`."""
 _BREAKS = ("", " ", "\n", "\n\n")
 _SPACE_BREAK, _LINE_BREAK, _BLANK_LINE = 1, 2, 3
 
@@ -34,11 +36,12 @@ _SPACE_BREAK, _LINE_BREAK, _BLANK_LINE = 1, 2, 3
 def read_pages(file: BinaryIO) -> list[str]:
     """Return the text as the only page."""
     content = _decode(file.read())
-    # `huge_tree`: 2,048 elements deep instead of 256.
     parser = etree.HTMLParser(encoding="utf-8", huge_tree=True, no_network=True, remove_comments=True, remove_pis=True)
     root = etree.fromstring(content.encode("utf-8", "replace"), parser) if content.strip() else None
     if any(entry.level_name == "FATAL" for entry in parser.error_log):
-        raise DocumentError(f"cannot be read to its end ({parser.error_log.last_error.message}); simplify it")
+        found = parser.error_log.last_error.message
+        reason = f"elements in more than {_MAX_DEPTH:,} others" if "depth" in found else found
+        raise DocumentError(f"cannot be read to its end ({reason}); simplify it")
     return [""] if root is None else [_PageText(root).text]
 
 

@@ -346,7 +346,7 @@ def test_every_yaml_snippet_is_a_valid_job_workspace_or_part_of_one(snippet: Sni
 
 
 def test_the_job_file_of_the_readme_has_the_two_steps_that_it_describes(tmp_path: Path) -> None:
-    text, _ = (one.text for one in SNIPPETS if one.page == README and one.text.startswith("name:"))
+    text, *_ = (one.text for one in SNIPPETS if one.page == README and one.text.startswith("name:"))
     (tmp_path / "job.yaml").write_text(text)
     assert [step.name for step in load_job(tmp_path / "job.yaml").job.steps] == ["label", "vector"]
 
