@@ -1,4 +1,4 @@
-"""The Python API: `run`, `Job`, `read_results`, `compare`, `score` and `charts`, imported on demand."""
+"""The Python API: `run`, `retry`, `Job`, `read_results`, `compare`, `score` and `charts`, imported on demand."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pipelines.analysis.results import Results, read_results
     from pipelines.analysis.scoring import score
     from pipelines.config.from_python.passed_job import Job
-    from pipelines.python_api.live_run import run, run_sync
+    from pipelines.python_api.live_run import retry, retry_sync, run, run_sync
     from pipelines.runtime.run_report import RunReport
 
 __all__ = [
@@ -22,6 +22,8 @@ __all__ = [
     "charts",
     "compare",
     "read_results",
+    "retry",
+    "retry_sync",
     "run",
     "run_sync",
     "score",
@@ -35,6 +37,8 @@ _HOMES = {
     "RunReport": "pipelines.runtime.run_report",
     "compare": "pipelines.analysis.comparison",
     "read_results": "pipelines.analysis.results",
+    "retry": "pipelines.python_api.live_run",
+    "retry_sync": "pipelines.python_api.live_run",
     "run": "pipelines.python_api.live_run",
     "run_sync": "pipelines.python_api.live_run",
     "score": "pipelines.analysis.scoring",

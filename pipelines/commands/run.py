@@ -36,6 +36,9 @@ fail_on_option = click.option(
     show_default=True,
     help="End with exit code 1 if any row is in errors, or only if a row failed in this run.",
 )
+passed_option = click.option(
+    "--passed", "is_passed", is_flag=True, hidden=True, help="JOB is a job that Python passes."
+)
 quiet_option = click.option("--quiet", is_flag=True, help="Suppress progress and summary; still print errors.")
 
 
@@ -59,7 +62,7 @@ quiet_option = click.option("--quiet", is_flag=True, help="Suppress progress and
     show_default=True,
     help="Run in this process or on Ray workers.",
 )
-@click.option("--passed", "is_passed", is_flag=True, hidden=True, help="JOB is a job that Python passes.")
+@passed_option
 @fail_on_option
 @as_json_option
 @log_option
@@ -108,11 +111,14 @@ def run_command(
 @click.command("retry")
 @job_argument(many=False)
 @click.option("--class", "classes", metavar="CLASS,...", help="Only these error classes. Default: all.")
+@passed_option
 @fail_on_option
 @as_json_option
 @log_option
 @quiet_option
-def retry_command(job: str, classes: str | None, fail_on: FailOn, as_json: bool, log: str, quiet: bool) -> int:
+def retry_command(
+    job: str, classes: str | None, is_passed: bool, fail_on: FailOn, as_json: bool, log: str, quiet: bool
+) -> int:
     """Run a job, and request its failed rows again.
 
     \b
@@ -128,7 +134,7 @@ def retry_command(job: str, classes: str | None, fail_on: FailOn, as_json: bool,
     options = RunOptions(
         retried_classes=wanted, log="json" if log == "json" else "plain", is_quiet=quiet, fail_on=fail_on
     )
-    return _run_all((job,), NONE, options, as_json)
+    return _run_all((job,), NONE, options, as_json, is_passed)
 
 
 @contextlib.contextmanager

@@ -2,16 +2,17 @@
 
 import asyncio
 import contextlib
+import inspect
 import json
 import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import orjson
 
@@ -19,7 +20,7 @@ from connectors.errors import JobError, Locked, RowmillError
 from pipelines.analysis.results import open_results
 from pipelines.config.from_python.passed_job import JobLike, PassedJob
 from pipelines.config.loaded_job import LoadedJob
-from pipelines.config.overrides import Overrides
+from pipelines.config.overrides import NONE, Overrides
 from pipelines.monitoring.json_log import DEFECT_MESSAGE
 from pipelines.python_api.live_view import UPDATE_SECONDS, LiveView
 from pipelines.python_api.spilled_rows import spill_rows
@@ -30,12 +31,11 @@ from pipelines.runtime.scratch_dir import scratch_folder
 if TYPE_CHECKING:
     from pipelines.python_api.spilled_rows import Rows
 
-# A child process handles Ctrl-C as on the command line, does not touch the caller's event loop and signals, and
-# returns its memory. -P: do not import a folder named pipelines in the current directory.
-_COMMAND = (*rowmill_command(), "run")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-async def run(
+def _run_call(
     job: JobLike,
     *,
     rows: "Rows | None" = None,
@@ -48,111 +48,142 @@ async def run(
     changes: Mapping[str, Any] | None = None,
     new_run: bool = False,
     schema_change: Literal["cast", "backfill"] | None = None,
-) -> RunReport:
+    engine: Literal["local", "ray"] = "local",
+) -> "_Call":
+    assignments = tuple(f"{key}={json.dumps(value)}" for key, value in (changes or {}).items())
+    overrides = Overrides(assignments, limit, provider, None if sink is None else str(sink), budget_usd, delivery)
+    flags = [*overrides.flags(), *(["--new-run"] if new_run else [])]
+    flags += [f"--schema-change={schema_change}"] if schema_change is not None else []
+    flags += [f"--engine={engine}"] if engine != "local" else []
+    return _Call("run", PassedJob.of(job, workspace), rows, overrides, tuple(flags))
+
+
+def _retry_call(
+    job: JobLike,
+    *,
+    rows: "Rows | None" = None,
+    workspace: str | PathLike[str] | None = None,
+    classes: str | Iterable[str] | None = None,
+) -> "_Call":
+    names = (classes,) if isinstance(classes, str) else tuple(classes or ())
+    flags = () if classes is None else (f"--class={','.join(names)}",)
+    return _Call("retry", PassedJob.of(job, workspace), rows, NONE, flags)
+
+
+def _with_parameters_of(described: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
+    """Give a function the parameters of another, for type checkers, editors and notebooks."""
+
+    def decorate(function: Callable[..., R]) -> Callable[P, R]:
+        signature = inspect.signature(described).replace(return_annotation="RunReport")
+        function.__signature__ = signature  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+@_with_parameters_of(_run_call)
+async def run(*args: Any, **arguments: Any) -> RunReport:
     """Run a job as `rowmill run JOB` does, `await`ed in a cell.
 
     `job`: the path of a job file, its keys as a dict, or a `Job`. `rows`: a table in place of the job's source.
     `workspace`: the folder where relative paths start; None: that of the job file, or the current folder.
-    `changes`: those of `--set`, key path -> value.
+    `changes`: those of `--set`, key path -> value. `engine`: `ray` sends the requests from the workers of a cluster.
 
     Interrupting the cell works like Ctrl-C: requests in flight finish and are stored; a second interrupt exits at once.
     Raises JobError if nothing could be sent and Locked if the job is already running. The report describes runs that
     stop or have failed rows.
     """
-    call = _Call.of(job, workspace, limit, provider, sink, budget_usd, delivery, changes, new_run, schema_change)
-    loaded = call.load(rows is not None)
-    view = LiveView(loaded.workspace.state, loaded.job.name, call.name)
-    updates = asyncio.create_task(_update(view))
-    with _closing(view) as end:
-        try:
-            report = await _run_child(call, loaded, rows)
-        finally:
-            updates.cancel()
-        end(report)
-    return report
+    return await _run_call(*args, **arguments).follow()
 
 
-def run_sync(
-    job: JobLike,
-    *,
-    rows: "Rows | None" = None,
-    workspace: str | PathLike[str] | None = None,
-    limit: int | None = None,
-    provider: str | None = None,
-    sink: str | PathLike[str] | None = None,
-    budget_usd: float | None = None,
-    delivery: str | None = None,
-    changes: Mapping[str, Any] | None = None,
-    new_run: bool = False,
-    schema_change: Literal["cast", "backfill"] | None = None,
-) -> RunReport:
+@_with_parameters_of(_run_call)
+def run_sync(*args: Any, **arguments: Any) -> RunReport:
     """Run a job like `run`, without `await`: in scripts, and in notebooks whose event loop is running."""
-    call = _Call.of(job, workspace, limit, provider, sink, budget_usd, delivery, changes, new_run, schema_change)
-    loaded = call.load(rows is not None)
-    view = LiveView(loaded.workspace.state, loaded.job.name, call.name)
-    with _closing(view) as end:
-        report = _in_thread(_run_child(call, loaded, rows), view)
-        end(report)
-    return report
+    return _run_call(*args, **arguments).wait()
+
+
+@_with_parameters_of(_retry_call)
+async def retry(*args: Any, **arguments: Any) -> RunReport:
+    """Run a job as `rowmill retry JOB` does: request failed rows again, also those that `run` does not request.
+
+    `classes`: only rows of this error class, or of these, such as `length`; None: of all. `job`, `rows`, `workspace`,
+    interrupts and errors are those of `run`.
+    """
+    return await _retry_call(*args, **arguments).follow()
+
+
+@_with_parameters_of(_retry_call)
+def retry_sync(*args: Any, **arguments: Any) -> RunReport:
+    """Run a job like `retry`, without `await`: in scripts, and in notebooks whose event loop is running."""
+    return _retry_call(*args, **arguments).wait()
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """The arguments of a call, but the rows."""
+    """One call: the command with its flags, the job and its rows."""
 
+    command: str
     passed: PassedJob
+    rows: "Rows | None"
     overrides: Overrides
     flags: tuple[str, ...]
 
-    @classmethod
-    def of(
-        cls,
-        job: JobLike,
-        workspace: str | PathLike[str] | None,
-        limit: int | None,
-        provider: str | None,
-        sink: str | PathLike[str] | None,
-        budget_usd: float | None,
-        delivery: str | None,
-        changes: Mapping[str, Any] | None,
-        new_run: bool,
-        schema_change: str | None,
-    ) -> Self:
-        assignments = tuple(f"{key}={json.dumps(value)}" for key, value in (changes or {}).items())
-        overrides = Overrides(assignments, limit, provider, None if sink is None else str(sink), budget_usd, delivery)
-        flags = [*overrides.flags(), *(["--new-run"] if new_run else []), "--json", "--quiet"]
-        flags += [f"--schema-change={schema_change}"] if schema_change is not None else []
-        return cls(PassedJob.of(job, workspace), overrides, tuple(flags))
+    async def follow(self) -> RunReport:
+        """Run the command and show its progress meanwhile."""
+        loaded = self._load()
+        view = LiveView(loaded.workspace.state, loaded.job.name, self.name)
+        updates = asyncio.create_task(_update(view))
+        with _closing(view) as end:
+            try:
+                report = await _run_child(self, loaded)
+            finally:
+                updates.cancel()
+            end(report)
+        return report
+
+    def wait(self) -> RunReport:
+        """Do the same while an event loop may be running in this thread."""
+        loaded = self._load()
+        view = LiveView(loaded.workspace.state, loaded.job.name, self.name)
+        with _closing(view) as end:
+            report = _in_thread(_run_child(self, loaded), view)
+            end(report)
+        return report
 
     @property
     def name(self) -> str:
-        """What the live view calls the job."""
+        """The name of the job in the live view."""
         job = self.passed.job
         return str(job["name"]) if isinstance(job, dict) else Path(job).name
 
-    def load(self, has_rows: bool) -> LoadedJob:
+    def _load(self) -> LoadedJob:
         """Validate the job; its file of rows is not there yet."""
-        return replace(self.passed, rows="rows.parquet" if has_rows else None).load(self.overrides)
+        return replace(self.passed, rows=None if self.rows is None else "rows.parquet").load(self.overrides)
 
 
-async def _run_child(call: _Call, loaded: LoadedJob, rows: "Rows | None") -> RunReport:
+async def _run_child(call: _Call, loaded: LoadedJob) -> RunReport:
     """Run the job in a child process; cancelled, it interrupts the child and waits for its end."""
     passed = call.passed
     with contextlib.ExitStack() as until_end:
-        if isinstance(passed.job, str) and passed.workspace is None and rows is None:
+        if isinstance(passed.job, str) and passed.workspace is None and call.rows is None:
             arguments = [passed.job]
         else:
             scratch = until_end.enter_context(scratch_folder(loaded.workspace.state))
-            if rows is not None:
+            if call.rows is not None:
                 passed = replace(passed, rows=str(scratch / "rows.parquet"))
-                await spill_rows(rows, scratch / "rows.parquet")
+                await spill_rows(call.rows, scratch / "rows.parquet")
             request = scratch / "job.json"
             request.write_bytes(passed.to_json())
             arguments = ["--passed", str(request)]
+        # A child process handles Ctrl-C as on the command line, does not touch the caller's event loop and signals, and
+        # returns its memory. -P: do not import a folder named pipelines in the current directory.
         process = await asyncio.create_subprocess_exec(
-            *_COMMAND,
+            *rowmill_command(),
+            call.command,
             *arguments,
             *call.flags,
+            "--json",
+            "--quiet",
             stdin=until_end.enter_context(parent_pipe()),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -13,6 +13,8 @@ from pipelines.monitoring.run_heartbeat import read_last_heartbeat
 
 UPDATE_SECONDS = 0.5
 """Interval between updates."""
+Display = Callable[[str, str], None]
+"""Shows a line, as text and as HTML, in place of the one before."""
 
 
 class LiveView:
@@ -22,7 +24,7 @@ class LiveView:
         self._state, self._job, self._shown = state, job, shown
         self._began = time.time()
         self._display = _jupyter_display() or _marimo_display()
-        self._page = ""
+        self._line = ""
         self.end("starting")
 
     def update(self) -> None:
@@ -33,43 +35,45 @@ class LiveView:
         if heartbeat is None or heartbeat["began"] < self._began:
             return
         line = format_progress(self._job, heartbeat, 200)
-        bar = f'<progress max="{heartbeat["rows"] or 1}" value="{heartbeat["rows_done"]}"></progress>'
-        self._show(f"<div>{bar} {escape(line)}</div>")
+        bar = f'<progress max="{heartbeat["rows"] or 1}" value="{heartbeat["rows_done"]}"></progress> '
+        self._show(line, bar)
 
     def end(self, words: str) -> None:
         """Show the final line."""
-        self._show(f"<div>{escape(self._shown)}: {escape(words)}</div>")
+        self._show(f"{self._shown}: {words}")
 
-    def _show(self, page: str) -> None:
+    def _show(self, line: str, bar: str = "") -> None:
         # An unchanged line would make a notebook flicker.
-        if self._display is not None and page != self._page:
-            self._page = page
-            self._display(page)
+        if self._display is not None and line != self._line:
+            self._line = line
+            self._display(line, f"<div>{bar}{escape(line)}</div>")
 
 
-def _jupyter_display() -> Callable[[str], None] | None:
+def _jupyter_display() -> Display | None:
     ipython = sys.modules.get("IPython")
     if ipython is None or ipython.get_ipython() is None:
         return None
     display = import_module("IPython.display")
     handle: Any = None
 
-    def show(page: str) -> None:
+    def show(line: str, page: str) -> None:
         nonlocal handle
+        # Viewers without HTML, such as a terminal's console or a notebook's text export, show the line.
+        bundle = {"text/html": page, "text/plain": line}
         if handle is None:
-            handle = display.display(display.HTML(page), display_id=True)
+            handle = display.display(bundle, raw=True, display_id=True)
         else:
-            handle.update(display.HTML(page))
+            handle.update(bundle, raw=True)
 
     return show
 
 
-def _marimo_display() -> Callable[[str], None] | None:
+def _marimo_display() -> Display | None:
     marimo = sys.modules.get("marimo")
     if marimo is None or not marimo.running_in_notebook():
         return None
 
-    def show(page: str) -> None:
+    def show(line: str, page: str) -> None:
         marimo.output.replace(marimo.Html(page))
 
     return show

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import nbformat
@@ -12,6 +13,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[3]
 SETUP = """
+import duckdb
 import polars as pl
 from pipelines import run, run_sync
 
@@ -28,14 +30,18 @@ def _python_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
 
 
-async def test_both_calls_work_in_a_cell_of_jupyter_and_show_one_line_each(tmp_path: Path) -> None:
-    cells = [SETUP, "await run(job, rows=frame)", "run_sync(job, rows=frame)"]
+async def test_both_calls_work_in_a_cell_of_jupyter_with_any_table_and_show_one_line_each(tmp_path: Path) -> None:
+    others = ("frame.to_pandas()", "frame.to_arrow()", "duckdb.sql('from frame order by id')")
+    cells = [SETUP, "await run(job, rows=frame)", *(f"run_sync(job, rows={rows})" for rows in others)]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
     await client.async_execute()
-    for cell, reused in zip(notebook.cells[1:], ("3 of 3", "3 of 3 (3 without a request)"), strict=True):
+    again = ("3 of 3 (3 without a request)",) * len(others)
+    for cell, reused in zip(notebook.cells[1:], ("3 of 3", *again), strict=True):
         line, report = cell.outputs
         assert line.data["text/html"].startswith("<div>frame: 3 of 3 rows done in ")
+        # Viewers without HTML show the line.
+        assert line.data["text/plain"] == unescape(line.data["text/html"].removeprefix("<div>").removesuffix("</div>"))
         assert f"<th>rows done</th><td>{reused}</td>" in report.data["text/html"]
 
 
@@ -55,7 +61,7 @@ def test_both_calls_work_in_a_cell_of_marimo(tmp_path: Path) -> None:
 EXAMPLE = """
 from pydantic import BaseModel
 import polars as pl
-from pipelines import Job, JobError, Locked, Results, RunReport, read_results, run, run_sync
+from pipelines import Job, JobError, Locked, Results, RunReport, read_results, retry, retry_sync, run, run_sync
 
 
 class Label(BaseModel):
@@ -68,7 +74,10 @@ frame = pl.DataFrame({"id": [1]})
 report = run_sync(job, rows=frame)
 reveal_type(report)
 reveal_type(report.results)
-run_sync("jobs/x.yaml", rows=frame.lazy(), workspace=".")
+run_sync("jobs/x.yaml", rows=frame.lazy(), workspace=".", engine="ray", schema_change="cast")
+run_sync("jobs/x.yaml", budget="1")  # error: budget_usd
+retry_sync(job, rows=frame, classes=["length"])
+reveal_type(retry_sync(job, classes="length"))
 run_sync({"name": "x"}, rows=frame.to_arrow())
 reveal_type(read_results(job).errors)
 reveal_type(job.to_yaml())
@@ -76,8 +85,9 @@ reveal_type(job.to_yaml())
 
 async def main() -> None:
     reveal_type(await run(job, rows=frame))
+    reveal_type(await retry(job, rows=frame))
 """
-REVEALED = ["Job", "RunReport", "LazyFrame", "LazyFrame", "str", "RunReport"]
+REVEALED = ["Job", "RunReport", "LazyFrame", "RunReport", "LazyFrame", "str", "RunReport", "RunReport"]
 
 
 @pytest.mark.pyright
@@ -88,6 +98,7 @@ def test_pyright_knows_the_types_of_the_api(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     found = json.loads(done.stdout)["generalDiagnostics"]
-    assert [one["message"] for one in found if one["severity"] == "error"] == []
+    wrong = ['No parameter named "budget"']
+    assert [one["message"] for one in found if one["severity"] == "error"] == wrong
     shown = [one["message"].split(" is ")[-1].strip('"') for one in found if one["severity"] == "information"]
     assert shown == REVEALED

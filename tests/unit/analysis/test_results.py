@@ -254,13 +254,13 @@ async def test_a_notebook_sees_how_far_the_run_is(
 ) -> None:
     pages: list[str] = []
 
-    def display(page: str, display_id: bool) -> Any:
-        pages.append(page)
-        return SimpleNamespace(update=pages.append)
+    def display(bundle: dict[str, str], raw: bool, display_id: bool = False) -> Any:
+        pages.append(bundle["text/html"])
+        return SimpleNamespace(update=display)
 
     notebook, shown = ModuleType("IPython"), ModuleType("IPython.display")
     notebook.get_ipython = lambda: object()  # type: ignore[attr-defined]
-    shown.HTML, shown.display = str, display  # type: ignore[attr-defined]
+    shown.display = display  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "IPython", notebook)
     monkeypatch.setitem(sys.modules, "IPython.display", shown)
     monkeypatch.setattr("pipelines.python_api.live_run.UPDATE_SECONDS", 0.05)

@@ -1,5 +1,6 @@
 """Runs from Python: frames as rows, jobs as dicts and models, reports with tables, errors, and interrupts."""
 
+import inspect
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from connectors.errors import JobError, Locked
-from pipelines import Job, read_results, run, run_sync
+from pipelines import Job, read_results, retry, retry_sync, run, run_sync
 from pipelines.runtime.locks import job_lock
 from tests.conftest import chat_reply, error_reply
 
@@ -88,6 +89,27 @@ async def test_failed_rows_a_budget_and_audits_raise_nothing(workspace: Any, pro
     assert str(stopped.stopped).startswith("budget: ")
     audited = {**JOB, "name": "audited", "audits": [{"name": "none", "sql": "select 1"}]}
     assert run_sync(audited, rows=frame(1), workspace=folder).exit_code == 5
+
+
+async def test_a_retry_requests_failed_rows_that_a_run_leaves_alone(workspace: Any, provider: Any) -> None:
+    folder = workspace.folder
+    provider.script = lambda path, body, count: error_reply(400, "no") if count == 1 else None
+    job = {**JOB, "limits": {"concurrency": 1}}
+    assert (await run(job, rows=frame(3), workspace=folder)).rows_failed == 1
+    assert (await run(job, rows=frame(3), workspace=folder)).requests == 0
+    other = await retry(job, rows=frame(3), workspace=folder, classes=("length", "input"))
+    assert (other.requests, other.rows_failed) == (0, 1)
+    done = retry_sync(job, rows=frame(3), workspace=folder, classes="bad_request")
+    assert (done.requests, done.rows_ok, done.errors.collect().height) == (1, 3, 0)
+    with pytest.raises(JobError, match="--class lenght: no such error class"):
+        await retry(job, rows=frame(3), workspace=folder, classes="lenght")
+
+
+def test_both_ways_to_run_have_the_same_parameters_in_a_notebook() -> None:
+    for awaited, blocking in ((run, run_sync), (retry, retry_sync)):
+        assert inspect.signature(awaited) == inspect.signature(blocking)
+        assert inspect.iscoroutinefunction(awaited) and not inspect.iscoroutinefunction(blocking)
+    assert list(inspect.signature(run_sync).parameters)[:3] == ["job", "rows", "workspace"]
 
 
 async def test_a_mistake_raises_one_line_and_a_held_lock_locked(workspace: Any, provider: Any) -> None:
