@@ -252,7 +252,9 @@ class Ledger:
 
     def write(self, sql: str, values: Sequence[Any] = ()) -> None:
         """Run one small write, committed on return."""
-        self.write_all([(sql, [values])])
+        # Not in a transaction of its own: VACUUM is refused there.
+        with database_errors(self.path), closing(self._open_again()) as db:
+            db.execute(sql, values)
 
     def write_all(self, statements: Iterable[tuple[str, Sequence[Sequence[Any]]]]) -> None:
         """Run each statement with each of its lists of values, all in one transaction, committed on return."""

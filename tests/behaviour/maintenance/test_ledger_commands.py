@@ -302,10 +302,11 @@ def test_a_ledger_of_version_1_gets_its_missing_tables(
     job = workspace.job(steps=steps)
     assert cli("run", job, "--quiet") == 0
     schema = sql(workspace, "select name, sql from sqlite_master order by name")
-    for table in (*missing_tables, "group_terms", "structured_modes", "last_answers", "packed_answers"):
+    added_tables = ("group_terms", "structured_modes", "last_answers", "packed_answers", "childless_rows")
+    for table in (*missing_tables, *added_tables):
         sql(workspace, f"drop table {table}")
-    for column in ("service_tier", "tool_calls"):
-        sql(workspace, f"alter table exchanges drop column {column}")
+    for table, column in (("exchanges", "service_tier"), ("exchanges", "tool_calls"), ("commits", "emptied")):
+        sql(workspace, f"alter table {table} drop column {column}")
     sql(workspace, "create table modes (provider text, model text, structured text)")
     sql(workspace, "pragma user_version = 1")
     assert cli("validate", job) == 0, cli.err
