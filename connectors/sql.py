@@ -1,7 +1,10 @@
 """SQL for DuckDB: quoting, parsing of users' queries, paths in them, and connections for one query."""
 
 import contextlib
+import functools
+import os
 import re
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,9 +52,10 @@ def literal_list(values: Iterable[str | Path]) -> str:
 
 def no_rows(schema: pa.Schema) -> str:
     """Return a table expression of these columns without rows."""
-    with duckdb.connect() as db:
+    with parser_connection() as db:
         db.register("empty", schema.empty_table())
         described = db.execute("describe empty").fetchall()
+        db.unregister("empty")
     nulls = ", ".join(f"cast(null as {kind}) as {identifier(name)}" for name, kind, *_ in described)
     return f"(select {nulls} where false)"
 
@@ -126,6 +130,24 @@ def _absolute_path(path: str, folder: Path) -> str:
 
 
 # Connections.
+
+
+def parser_connection() -> duckdb.DuckDBPyConnection:
+    """Open a connection that parses and describes, without any table: all share a database, which takes long to open.
+
+    Nothing may be attached to it, and no setting may be changed.
+    """
+    with _PARSER_LOCK:
+        # A forked process must not use that of its parent.
+        return _parser_database(os.getpid()).cursor()
+
+
+@functools.cache
+def _parser_database(process: int) -> duckdb.DuckDBPyConnection:
+    return duckdb.connect(config={"threads": 1, "memory_limit": QUERY_MEMORY_LIMIT})
+
+
+_PARSER_LOCK = threading.Lock()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The rules of the tree: import layers, circles, first lines, folder sizes, types and lint."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -53,10 +54,16 @@ def package_of(module: str) -> str:
 NAMES = {module_name(path) for path in MODULES}
 
 
-def imports_of(path: Path) -> set[str]:
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
+def imports_of(path: Path) -> frozenset[str]:
     """Every module of ours that the file imports, wherever in it."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -65,7 +72,7 @@ def imports_of(path: Path) -> set[str]:
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
                 found.add(whole if whole in NAMES else node.module)
-    return {name for name in found if name.split(".")[0] in PACKAGES and name not in PACKAGES}
+    return frozenset(name for name in found if name.split(".")[0] in PACKAGES and name not in PACKAGES)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=[module_name(path) for path in MODULES])
@@ -120,7 +127,7 @@ def test_no_module_imports_itself_through_others() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=[module_name(path) for path in MODULES])
 def test_the_first_line_of_a_module_names_its_subject(path: Path) -> None:
-    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    docstring = ast.get_docstring(tree_of(path))
     assert docstring, f"{path} has no docstring"
     assert docstring.splitlines()[0].endswith((".", ":")), docstring.splitlines()[0]
 

@@ -86,10 +86,11 @@ def has_value(kind: DuckDBPyType, value: str) -> str:
 
 def materialize(connection: DuckDBPyConnection, query: str, limit: int | None, scratch: Path) -> str:
     """Write the query's first `limit` rows to a file; return a SQL table expression for any connection."""
-    target = scratch / "rows.parquet"
     described = connection.sql(f"select * from ({query}\n)")
     kinds = dict(zip(described.columns, described.types, strict=True))
-    for huge in HUGE_AS:
+    for attempt, huge in enumerate(HUGE_AS):
+        # DuckDB may remove the file of a query that failed after the next query has begun.
+        target = scratch / f"rows-{attempt}.parquet"
         exact = {name: mapped_type(kind, partial(_exact_leaf, huge)) for name, kind in kinds.items()}
         replaced = ", ".join(
             f"cast({identifier(name)} as {exact[name]}) as {identifier(name)}"

@@ -8,12 +8,12 @@ import pyarrow as pa
 
 from connectors.errors import JobError, KeyPath, did_you_mean, dotted
 from connectors.records import RowError
-from connectors.sql import first_line, parse_sql
+from connectors.sql import first_line, parse_sql, parser_connection
 
 
 def predicate_columns(sql: str, columns: Mapping[str, Any], where: KeyPath) -> frozenset[str]:
     """Return the columns in the predicate; JobError at `where` if it is not a single expression over `columns`."""
-    with duckdb.connect() as db:
+    with parser_connection() as db:
         # On a separate line: a comment at its end must not hide the bracket.
         remedy = "write one SQL expression, e.g. length(body) > 20"
         parsed = parse_sql(db, f"select (\n{sql}\n)", where, remedy)

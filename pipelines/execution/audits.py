@@ -8,7 +8,14 @@ from typing import Any
 import duckdb
 
 from connectors.errors import DataError, JobError, Stopped, did_you_mean
-from connectors.sql import USER_QUERY_MEMORY_LIMIT, first_line, lock_down, parse_sql, query_connection
+from connectors.sql import (
+    USER_QUERY_MEMORY_LIMIT,
+    first_line,
+    lock_down,
+    parse_sql,
+    parser_connection,
+    query_connection,
+)
 from connectors.tables.schemas import usage_schema
 from pipelines.config.job import Audit
 from pipelines.execution.drift import find_drift
@@ -92,7 +99,7 @@ def _close(db: duckdb.DuckDBPyConnection, ready: PreparedJob, files: bool) -> No
 
 def _check_query(sql: str, where: str) -> None:
     """Allow one SELECT over the three tables. A locked connection alone could read the sink's files directly."""
-    with duckdb.connect() as db:
+    with parser_connection() as db:
         parsed = parse_sql(db, sql, where, "write one query, e.g. select * from results where topic is null")
     if len(parsed["statements"]) != 1:
         raise JobError(where, "is more than one query", "write one for each audit")

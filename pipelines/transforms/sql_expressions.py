@@ -10,7 +10,7 @@ import pyarrow as pa
 from connectors.contracts import RESERVED_NAME
 from connectors.errors import JobError, KeyPath
 from connectors.sources.column_types import HUGE_AS, HUGE_TYPES, arrow_type, mapped_type, plain_type
-from connectors.sql import first_line, identifier, parse_sql
+from connectors.sql import first_line, identifier, parse_sql, parser_connection
 from pipelines.config.sql_predicate import evaluation_connection, predicate_columns
 
 ROW_INDEX = "_row_index"
@@ -129,7 +129,7 @@ def _with_item_names(kind: pa.DataType) -> pa.DataType:
 @cache
 def _refused_functions() -> frozenset[str]:
     """Return the functions whose value is another one each time."""
-    with duckdb.connect() as db:
+    with parser_connection() as db:
         found = db.execute(
             "select distinct lower(function_name) from duckdb_functions() where stability = 'VOLATILE' "
             "or (stability = 'CONSISTENT_WITHIN_QUERY' and len(parameters) = 0)"
@@ -139,7 +139,7 @@ def _refused_functions() -> frozenset[str]:
 
 def _check_functions(sql: str, where: KeyPath) -> None:
     """Raise JobError for a function that gives another value each time, or another number of rows."""
-    with duckdb.connect() as db:
+    with parser_connection() as db:
         parsed = parse_sql(db, f"select (\n{sql}\n)", where, "write one SQL expression")
     for node in _nodes(parsed["statements"][0]["node"]["select_list"]):
         name = str(node.get("function_name", "")).lower()

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import duckdb
 import pytest
 from ruamel.yaml import YAML
 
@@ -24,6 +23,7 @@ from pipelines.config.workspace import find_workspace
 from pipelines.config.workspace_file import WorkspaceFile
 from tests.conftest import Cli
 from tests.docs.key_tables import generated_pages
+from tests.support.shared_database import shared_cursor
 
 ROOT = Path(__file__).parents[2]
 README, JOBS, DOCS = ROOT / "README.md", ROOT / "jobs" / "README.md", ROOT / "jobs" / "docs"
@@ -380,7 +380,7 @@ def test_every_python_snippet_compiles_and_imports_what_exists(snippet: Snippet)
     [sql for snippet in SNIPPETS if snippet.language == "sql" for sql in snippet.text.split(";\n") if sql.strip()],
 )
 def test_every_sql_snippet_parses_in_duckdb(sql: str) -> None:
-    with duckdb.connect() as db:
+    with shared_cursor() as db:
         ((parsed,),) = db.execute("select json_serialize_sql(?)", [sql]).fetchall()
     assert '"error":false' in parsed
 

@@ -20,7 +20,7 @@ from connectors.templating.template import template_value
 from pipelines.preparation.row_selection import select_rows
 from pipelines.preparation.source_reader import SourceReader
 
-few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 def read(kind: str, content: bytes, **keys: Any) -> list[dict[str, Any]] | None:

@@ -5,6 +5,7 @@ import pytest
 from connectors.emulator.altered_packs import ALTERED_PACKS
 from connectors.emulator.server import EmulatorOptions, EmulatorServer
 from tests.conftest import Cli, ReadTable, Workspace
+from tests.support.exhaustive import marks
 
 FORMS = {
     "chat": 'endpoint: chat, messages: [{user: "{{ text }}"}]',
@@ -16,8 +17,15 @@ REQUESTS = {"pack-drop": 2, "pack-repeat": 2, "pack-rename": 2, "pack-reorder": 
 """Fault of the first reply -> requests."""
 
 
-@pytest.mark.parametrize("output", ["", TYPED], ids=["text", "typed"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("form", "output"),
+    [
+        pytest.param("chat", TYPED, id="chat, typed"),
+        pytest.param("responses", "", id="responses, text"),
+        pytest.param("chat", "", id="chat, text", marks=marks(True)),
+        pytest.param("responses", TYPED, id="responses, typed", marks=marks(True)),
+    ],
+)
 @pytest.mark.parametrize("fault", [*ALTERED_PACKS, "400"])
 def test_every_row_is_answered_although_the_first_pack_is_altered(
     workspace: Workspace, cli: Cli, read: ReadTable, fault: str, form: str, output: str

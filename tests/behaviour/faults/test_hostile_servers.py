@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from tests.behaviour.faults.hostile_server import FaultyReply, HostileServer, ReceivedRequest
 from tests.behaviour.faults.table import every, first_two, one_row
 from tests.conftest import Cli, Workspace
+from tests.support.exhaustive import every_nth
 
 Read = Callable[..., list[dict[str, Any]]]
 Render = Callable[[bytes], bytes]
@@ -35,6 +36,16 @@ def sending(render: Render, then_closes: bool = False) -> FaultyReply:
         await request.send(render(json.dumps(request.usual_reply()).encode()))
         if then_closes:
             raise EOFError
+
+    return answer
+
+
+def by_row(faults: Mapping[int, FaultyReply]) -> FaultyReply:
+    """Answer each of these rows in its own way, and all others as usual."""
+
+    async def answer(request: ReceivedRequest) -> None:
+        fault = faults.get(int(request.texts[0].removeprefix("text ")))
+        await (request.reply(request.usual_reply()) if fault is None else fault(request))
 
     return answer
 
@@ -70,15 +81,16 @@ READABLE: dict[str, Render] = {
 }
 
 
-@pytest.mark.parametrize("render", READABLE.values(), ids=READABLE)
 def test_unusual_but_readable_replies_are_used(
-    workspace: Workspace, hostile: HostileServer, cli: Cli, read: Read, render: Render
+    workspace: Workspace, hostile: HostileServer, cli: Cli, read: Read
 ) -> None:
-    workspace.csv(4)
-    hostile.fault, hostile.hits = sending(render), one_row
+    names = dict(enumerate(READABLE, 1))
+    workspace.csv(len(names))
+    hostile.fault, hostile.hits = by_row({row: sending(READABLE[name]) for row, name in names.items()}), every
     report = cli.run(workspace.job(limits="{concurrency: 1}"))
-    assert (report["exit_code"], report["requests"], len(hostile.received)) == (0, 4, 4)
-    assert [row["answer"] for row in read(workspace.folder / "out", order="id")] == [f"TEXT {n}" for n in range(1, 5)]
+    assert (report["exit_code"], report["requests"], len(hostile.received)) == (0, len(names), len(names))
+    answers = {names[row["id"]]: row["answer"] for row in read(workspace.folder / "out")}
+    assert answers == {name: f"TEXT {row}" for row, name in names.items()}
     assert {(row["input_tokens"], row["output_tokens"]) for row in read(workspace.folder / "out", "usage")} == {(10, 5)}
 
 
@@ -121,7 +133,7 @@ UNREADABLE: dict[str, Render] = {
 }
 
 
-@pytest.mark.parametrize("render", UNREADABLE.values(), ids=UNREADABLE)
+@pytest.mark.parametrize("render", every_nth(2, UNREADABLE))
 def test_unreadable_replies_are_retried_and_harm_no_other_row(
     workspace: Workspace, hostile: HostileServer, cli: Cli, read: Read, render: Render
 ) -> None:
@@ -192,20 +204,24 @@ INVALID_COUNTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("budget", ["{usd: 0.01}", ""], ids=["budget", "no budget"])
-@pytest.mark.parametrize("used", INVALID_COUNTS.values(), ids=INVALID_COUNTS)
 def test_exchanges_with_invalid_token_counts_are_charged_their_maximum_cost(
-    workspace: Workspace, hostile: HostileServer, cli: Cli, read: Read, used: Any, budget: str
+    workspace: Workspace, hostile: HostileServer, cli: Cli, read: Read, budget: str
 ) -> None:
-    async def lying(request: ReceivedRequest) -> None:
-        await request.reply({**request.usual_reply(), "usage": used})
+    def lying(used: Any) -> FaultyReply:
+        async def answer(request: ReceivedRequest) -> None:
+            await request.reply({**request.usual_reply(), "usage": used})
 
-    workspace.csv(3)
-    hostile.fault, hostile.hits = lying, every
+        return answer
+
+    names = dict(enumerate(INVALID_COUNTS, 1))
+    workspace.csv(len(names))
+    hostile.fault, hostile.hits = by_row({row: lying(INVALID_COUNTS[name]) for row, name in names.items()}), every
     report = cli.run(workspace.job(budget=budget))
-    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, 3, 3)
-    usage = read(workspace.folder / "out", "usage")
-    assert {(row["input_tokens"], row["output_tokens"]) for row in usage} == {(None, None)}
-    assert all(MAX_OUTPUT_COST <= row["cost_usd"] < 1e-3 for row in usage)
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, len(names), len(names))
+    usage = {names[int(row["keys"][0])]: row for row in read(workspace.folder / "out", "usage")}
+    counts = {name: (row["input_tokens"], row["output_tokens"]) for name, row in usage.items()}
+    assert counts == dict.fromkeys(INVALID_COUNTS, (None, None))
+    assert [name for name, row in usage.items() if not MAX_OUTPUT_COST <= row["cost_usd"] < 1e-3] == []
 
 
 def test_a_bill_beyond_the_reserved_cost_stops_the_run_at_once(
@@ -237,27 +253,34 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize(("status", "body"), ERRORS.values(), ids=ERRORS)
 def test_an_error_that_is_nested_too_deeply_fails_only_its_row(
-    workspace: Workspace, hostile: HostileServer, cli: Cli, read: Read, status: int, body: bytes
+    workspace: Workspace, hostile: HostileServer, cli: Cli, read: Read
 ) -> None:
-    async def deep(request: ReceivedRequest) -> None:
-        await request.reply(body.replace(b"%b", DEEP), status)
+    def deep(status: int, body: bytes) -> FaultyReply:
+        async def answer(request: ReceivedRequest) -> None:
+            await request.reply(body.replace(b"%b", DEEP), status)
 
-    workspace.csv(4)
-    hostile.fault, hostile.hits = deep, one_row
+        return answer
+
+    names = {2 * place: name for place, name in enumerate(ERRORS, 1)}
+    rows = 2 * len(names) + 1
+    workspace.csv(rows)
+    hostile.fault, hostile.hits = by_row({row: deep(*ERRORS[name]) for row, name in names.items()}), every
     report = cli.run(workspace.job(limits="{concurrency: 1}"))
-    assert (report["exit_code"], report["rows_ok"], report["rows_failed"], report["stopped"]) == (1, 3, 1, None)
-    (error,) = read(workspace.folder / "out", "errors")
-    assert (error["id"], error["error_class"]) == (2, "malformed_reply" if status == 200 else "bad_request")
-    assert error["message"]
+    assert (report["exit_code"], report["rows_ok"], report["stopped"]) == (1, rows - len(names), None)
+    failed = {names[row["id"]]: row for row in read(workspace.folder / "out", "errors")}
+    classes = {name: row["error_class"] for name, row in failed.items()}
+    assert classes == {
+        name: "malformed_reply" if status == 200 else "bad_request" for name, (status, _) in ERRORS.items()
+    }
+    assert all(row["message"] for row in failed.values())
 
 
 INVALID_WAITS = ("nan", "-1", "1e999", "inf", "soon", "", "0x10", "Wed, 21 Oct 1015 07:28:00 GMT", "1" * 4000)
 
 
-@pytest.mark.parametrize("wait", INVALID_WAITS, ids=[wait[:9] for wait in INVALID_WAITS])
 @pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("wait", every_nth(4, {wait[:9]: wait for wait in INVALID_WAITS}))
 def test_invalid_waits_are_ignored(
     workspace: Workspace, hostile: HostileServer, cli: Cli, status: int, wait: str
 ) -> None:
@@ -296,18 +319,17 @@ INVALID_LIMITS: tuple[dict[str, str], ...] = (
 )
 
 
-@pytest.mark.parametrize("limits", INVALID_LIMITS, ids=[str(number) for number in range(len(INVALID_LIMITS))])
-def test_invalid_rate_limit_headers_delay_no_request(
-    workspace: Workspace, hostile: HostileServer, cli: Cli, limits: dict[str, str]
-) -> None:
+def test_invalid_rate_limit_headers_delay_no_request(workspace: Workspace, hostile: HostileServer, cli: Cli) -> None:
     async def limiting(request: ReceivedRequest) -> None:
+        limits = INVALID_LIMITS[(len(hostile.received) - 1) // 4]
         headers = {f"X_Ratelimit_{word}_{of}": value for word, value in limits.items() for of in ("Requests", "Tokens")}
         await request.reply(request.usual_reply(), **headers)
 
-    workspace.csv(20)
+    rows = 4 * len(INVALID_LIMITS)
+    workspace.csv(rows)
     hostile.fault, hostile.hits = limiting, every
     report = cli.run(workspace.job(limits="{concurrency: 2}"))
-    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, 20, 20)
+    assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, rows, rows)
 
 
 def test_a_row_that_always_gets_429_does_not_block_the_run_forever(

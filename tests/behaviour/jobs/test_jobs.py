@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.cli import exit_code_of
 from pipelines.config.loaded_job import load_job
 from tests.conftest import Body, Cli
 
@@ -13,25 +14,34 @@ JOBS = Path(__file__).parents[3] / "jobs"
 FILES = sorted(path.name for path in JOBS.glob("*.yaml") if path.name != "rowmill.yaml")
 
 
+def copy_of(folder: Path, target: Path) -> Path:
+    """Copy the job files and their data, without the output of runs."""
+    return shutil.copytree(folder, target / "jobs", ignore=shutil.ignore_patterns("out", ".rowmill"))
+
+
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the folder, without the output of runs."""
-    folder = tmp_path_factory.mktemp("shipped") / "jobs"
-    shutil.copytree(JOBS, folder, ignore=shutil.ignore_patterns("out", ".rowmill"))
+    return copy_of(JOBS, tmp_path_factory.mktemp("shipped"))
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the folder with the results of the quickstart."""
+    folder = copy_of(JOBS, tmp_path_factory.mktemp("labelled"))
+    assert exit_code_of(["run", str(folder / "quickstart.yaml"), "--quiet"]) == 0
     return folder
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_shipped_job_finishes_and_then_sends_nothing(shipped: Path, tmp_path: Path, cli: Cli, name: str) -> None:
-    if name in ("from-job.yaml", "group.yaml"):
-        # A separate folder: the job needs the results of the quickstart, which has its own test in the shared one.
-        shipped = shutil.copytree(JOBS, tmp_path / "jobs", ignore=shutil.ignore_patterns("out", ".rowmill"))
-        cli.run(shipped / "quickstart.yaml")
-    report = cli.run(shipped / name)
+def test_a_shipped_job_finishes_and_then_sends_nothing(request: pytest.FixtureRequest, cli: Cli, name: str) -> None:
+    needs_quickstart = name in ("from-job.yaml", "group.yaml")
+    folder: Path = request.getfixturevalue("labelled" if needs_quickstart else "shipped")
+    report = cli.run(folder / name)
     assert (report["exit_code"], report["rows_failed"], report["rows_left"], report["stopped"]) == (0, 0, 0, None)
     assert report["rows"] == report["rows_ok"] > 0
     assert report["requests"] > 0
-    again = cli.run(shipped / name)
+    again = cli.run(folder / name)
     assert (again["exit_code"], again["requests"], again["rows_ok"]) == (0, 0, report["rows_ok"])
 
 
@@ -47,10 +57,8 @@ def test_there_is_a_job_for_each_endpoint_and_each_kind_of_source() -> None:
 
 
 def test_the_quickstart_labels_all_3000_reviews_and_is_mostly_right(
-    tmp_path: Path, cli: Cli, read: Callable[..., list[Body]]
+    labelled: Path, read: Callable[..., list[Body]]
 ) -> None:
-    folder = shutil.copytree(JOBS, tmp_path / "jobs", ignore=shutil.ignore_patterns("out", ".rowmill"))
-    cli.run(folder / "quickstart.yaml")
-    rows = read(folder / "out" / "quickstart")
+    rows = read(labelled / "out" / "quickstart")
     assert len(rows) == 3000
     assert sum(row["sentiment"] == row["label"] for row in rows) > 0.7 * len(rows)

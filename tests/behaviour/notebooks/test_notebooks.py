@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -128,12 +129,24 @@ def test_a_notebook_ends_with_what_to_do_next(path: Path) -> None:
     assert nbformat.read(path, 4).cells[-1].source.startswith("## Next\n")
 
 
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[KernelManager]:
+    """One process for all notebooks: most of the time would be its start."""
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(cwd=str(ROOT / "notebooks"))
+    yield manager
+    manager.shutdown_kernel()
+    manager.cleanup_resources()
+
+
 @each
-async def test_a_notebook_runs_and_its_figures_are_those_of_sql(path: Path) -> None:
+def test_a_notebook_runs_and_its_figures_are_those_of_sql(path: Path, kernel: KernelManager) -> None:
     notebook = nbformat.read(path, 4)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(f"%reset -f in out\n%reset -f\n%cd -q {path.parent}"))
     notebook.cells.append(nbformat.v4.new_code_cell(RUNS_AGREE + NUMBERS_AGREE[path.stem]))
-    client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": path.parent}})
-    await client.async_execute()
+    client = NotebookClient(notebook, km=kernel, timeout=120)
+    client.execute()
+    client.kc.stop_channels()
     # It writes nothing into its folder.
     assert {file.suffix for file in path.parent.iterdir() if file.name[0] != "."} == {".ipynb"}
     assert not [one for one in outputs(notebook) if one.output_type == "error"]

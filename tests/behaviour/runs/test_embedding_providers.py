@@ -6,6 +6,7 @@ import pytest
 from aiohttp import web
 
 from tests.conftest import error_reply
+from tests.support.exhaustive import every_nth
 
 STEPS = '[{name: v, endpoint: embeddings, provider: test, model: e, input: "{{ text }}", dimensions: 4}]'
 UNSIZED = STEPS.replace(", dimensions: 4", "")
@@ -34,7 +35,7 @@ REFUSALS: dict[str, tuple[int, Any]] = {
 
 
 @pytest.mark.parametrize("steps", [STEPS, UNSIZED], ids=["dimensions", "probed"])
-@pytest.mark.parametrize(("status", "refusal"), REFUSALS.values(), ids=REFUSALS)
+@pytest.mark.parametrize(("status", "refusal"), every_nth(2, REFUSALS))
 def test_refused_base64_is_requested_as_floats_and_this_is_remembered(
     workspace: Any, provider: Any, cli: Any, read: Any, steps: str, status: int, refusal: Any
 ) -> None:
@@ -84,7 +85,7 @@ LIMITS: dict[str, tuple[int, Any, int]] = {
 }
 
 
-@pytest.mark.parametrize(("status", "refusal", "limit"), LIMITS.values(), ids=LIMITS)
+@pytest.mark.parametrize(("status", "refusal", "limit"), every_nth(2, LIMITS))
 def test_a_stated_limit_of_texts_is_learned_from_one_refusal_and_stored(
     workspace: Any, provider: Any, cli: Any, status: int, refusal: Any, limit: int
 ) -> None:
@@ -105,7 +106,15 @@ def test_a_stated_limit_of_texts_is_learned_from_one_refusal_and_stored(
 
 @pytest.mark.parametrize(
     ("status", "message"),
-    [(413, "Payload Too Large"), (400, "too many inputs"), (400, "max 300000 tokens per request"), (400, "no")],
+    every_nth(
+        3,
+        {
+            "413": (413, "Payload Too Large"),
+            "inputs": (400, "too many inputs"),
+            "tokens": (400, "max 300000 tokens per request"),
+            "no words": (400, "no"),
+        },
+    ),
 )
 def test_a_limit_that_nobody_states_is_found_by_a_handful_of_refusals(
     workspace: Any, provider: Any, cli: Any, status: int, message: str
@@ -121,7 +130,7 @@ def test_a_limit_that_nobody_states_is_found_by_a_handful_of_refusals(
     assert max(sizes(provider)) == 8
 
 
-@pytest.mark.parametrize("bad", [1, 130, 255, 300])
+@pytest.mark.parametrize("bad", every_nth(2, {"first": 1, "middle": 130, "second request": 300, "last but one": 255}))
 def test_a_bad_text_is_still_found_by_halving_and_lowers_no_limit(
     workspace: Any, provider: Any, cli: Any, bad: int
 ) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 
 from connectors.errors import JobError
 from connectors.templating.template import RenderError, Template
 from pipelines.config.yaml_reader import parse_yaml
+from tests.support.exhaustive import marks
 
 SECRET = "outside-and-secret"
 
@@ -155,8 +157,7 @@ def assert_nothing_leaked(workspace: Any, provider: Any, cli: Any, outside: Path
     texts = json.dumps([body for _, body in provider.seen]) + cli.out + cli.err
     for path in workspace.folder.rglob("*"):
         if path.suffix == ".parquet" and path.is_file():
-            with duckdb.connect() as db:
-                texts += str(db.sql(f"from read_parquet('{path}')").to_arrow_table().to_pylist())
+            texts += str(pq.read_table(path).to_pylist())
     assert SECRET not in texts
     assert "value-of-a-variable" not in texts
     assert "root:" not in texts
@@ -164,8 +165,15 @@ def assert_nothing_leaked(workspace: Any, provider: Any, cli: Any, outside: Path
     assert "Traceback" not in cli.err
 
 
-@pytest.mark.parametrize("place", ["where", "when", "audit"])
-@pytest.mark.parametrize("sql", READING_SQL + WRITING_SQL)
+@pytest.mark.parametrize(
+    ("place", "sql"),
+    # A `when` is parsed as a `where` is.
+    [
+        pytest.param(place, sql, marks=marks(place == "when" and number % 3 > 0))
+        for place in ("where", "when", "audit")
+        for number, sql in enumerate(READING_SQL + WRITING_SQL)
+    ],
+)
 def test_predicates_and_audits_open_no_files(
     workspace: Any, provider: Any, cli: Any, outside: Path, monkeypatch: pytest.MonkeyPatch, place: str, sql: str
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.contracts import SourceContext, UsageMark
@@ -425,40 +425,49 @@ step = st.one_of(
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps=st.lists(step, max_size=12))
+EXAMPLES = {"parquet": 10, "duckdb": 6, "delta": 4, "parquet at s3": 3}
+
+
+@pytest.mark.parametrize("factor", [1, pytest.param(10, marks=pytest.mark.exhaustive)], ids=["few", "many"])
 def test_any_sequence_of_operations_equals_a_dictionary(
-    tables: Tables, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Any, Any]]
+    tables: Tables, tmp_path_factory: pytest.TempPathFactory, factor: int
 ) -> None:
-    tables.workspace = tmp_path_factory.mktemp("steps")
-    sink = tables.ready()
-    results: dict[int, str] = {}
-    errors: dict[int, str] = {}
-    used = 0
-    for operation, first, second in steps:
-        if operation == "commit":
-            failed = {one: text for one, text in second.items() if one not in first}
-            cleared = [one for one in first if one in errors]
-            tables.commit(sink, list(first.items()), list(failed.items()), cleared)
-            results.update(first)
-            errors = {one: text for one, text in {**errors, **failed}.items() if one not in cleared}
-        elif operation == "remove":
-            deleted = results.keys() & first
-            assert sink.remove(tables.keys(sorted(first)), errors_too=second) == len(deleted)
-            results = {one: text for one, text in results.items() if one not in first}
-            if second:
-                errors = {one: text for one, text in errors.items() if one not in first}
-        elif operation == "usage":
-            tables.usage(sink, used + 1, used + first)
-            used += first
-        elif operation == "finish":
-            sink.finish()
-        else:
-            sink = tables.ready()
-        assert tables.answers() == results
-        assert dict(tables.failures()) == errors
-    assert len(tables.failures()) == len(errors)
-    assert tables.used() == list(range(1, used + 1))
+    examples = factor * EXAMPLES[f"{tables.kind} at s3" if tables.server else tables.kind]
+
+    @settings(max_examples=examples, deadline=None)
+    @given(steps=st.lists(step, max_size=12))
+    def equals_a_dictionary(steps: list[tuple[str, Any, Any]]) -> None:
+        tables.workspace = tmp_path_factory.mktemp("steps")
+        sink = tables.ready()
+        results: dict[int, str] = {}
+        errors: dict[int, str] = {}
+        used = 0
+        for operation, first, second in steps:
+            if operation == "commit":
+                failed = {one: text for one, text in second.items() if one not in first}
+                cleared = [one for one in first if one in errors]
+                tables.commit(sink, list(first.items()), list(failed.items()), cleared)
+                results.update(first)
+                errors = {one: text for one, text in {**errors, **failed}.items() if one not in cleared}
+            elif operation == "remove":
+                deleted = results.keys() & first
+                assert sink.remove(tables.keys(sorted(first)), errors_too=second) == len(deleted)
+                results = {one: text for one, text in results.items() if one not in first}
+                if second:
+                    errors = {one: text for one, text in errors.items() if one not in first}
+            elif operation == "usage":
+                tables.usage(sink, used + 1, used + first)
+                used += first
+            elif operation == "finish":
+                sink.finish()
+            else:
+                sink = tables.ready()
+            assert tables.answers() == results
+            assert dict(tables.failures()) == errors
+        assert len(tables.failures()) == len(errors)
+        assert tables.used() == list(range(1, used + 1))
+
+    equals_a_dictionary()
 
 
 def with_children(tables: Tables) -> None:
@@ -480,15 +489,15 @@ def test_a_source_rows_new_children_replace_all_its_old_ones(tables: Tables) -> 
     assert tables.answers() == dict([*expected, *pieces(5, 2, "new")])
 
 
-def test_children_of_one_source_row_are_in_one_part(tables: Tables) -> None:
+def test_children_of_one_source_row_are_in_one_part(tables: Tables, low_compaction_limits: None) -> None:
     with_children(tables)
     sink = tables.ready()
-    for row in range(25):
+    for row in range(6):
         tables.commit(sink, pieces(row, 3, "old"))
     tables.commit(sink, [*pieces(3, 5, "new"), *pieces(30, 2, "new")])
     for _ in range(2):
         parts = tables.parts(sink)
-        assert len({row for (row, _), _ in parts}) == len({(row, part) for (row, _), part in parts}) == 26
+        assert len({row for (row, _), _ in parts}) == len({(row, part) for (row, _), part in parts}) == 7
         sink.finish()
 
 

@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tests.unit.sinks.conftest import Tables
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 KILLED = 77
+EveryKill = Callable[..., Iterator[None]]
 OPERATIONS = ("replace", "rename", "unlink", "rmdir", "mkdir", "link")
 
 
@@ -46,20 +49,33 @@ def killed_at(operation: int, act: Callable[[], None]) -> bool:
     return code == KILLED
 
 
-def every_kill(tables: Tables, begin: Callable[[Any], Any], act: Callable[[Any], None]) -> Iterator[None]:
-    """Repeat from the start, killed one operation later each time, until the action completes."""
-    home = tables.workspace
-    for operation in range(500):
-        tables.workspace = home / f"kill-{operation}"
-        tables.count = 0
-        sink = begin(tables)
-        died = killed_at(operation, lambda sink=sink: act(sink))  # type: ignore[misc]
+def killed_and_restarted(
+    step: int, tables: Tables, begin: Callable[[Any], Any], act: Callable[[Any], None]
+) -> Iterator[None]:
+    """Repeat from the start, killed `step` operations later each time, until the action completes."""
+    start = tables.workspace / "start"
+    tables.workspace /= "killed"
+    # The action changes this object in the forked process only.
+    sink = begin(tables)
+    tables.workspace.rename(start)
+    count = tables.count
+    for operation in range(0, 500, step):
+        shutil.copytree(start, tables.workspace)
+        tables.count = count
+        died = killed_at(operation, lambda: act(sink))
         assert_complete_parquet(tables.workspace)
         yield
+        shutil.rmtree(tables.workspace)
         if not died:
             assert operation > 3
             return
     raise AssertionError("the action never completed")
+
+
+@pytest.fixture(params=[3, pytest.param(1, marks=pytest.mark.exhaustive)], ids=["every third operation", "every one"])
+def every_kill(request: pytest.FixtureRequest) -> EveryKill:
+    """(tables, begin, act) -> one iteration for each operation at which the process is killed."""
+    return partial(killed_and_restarted, request.param)
 
 
 def assert_complete_parquet(folder: Path) -> None:
@@ -80,7 +96,7 @@ OLD = ({1: "old", 2: "old", 3: "old"}, [(10, "old"), (11, "old"), (12, "old")])
 NEW = ({1: "new", 2: "old", 3: "new", 4: "new"}, [(10, "new"), (12, "old"), (13, "new")])
 
 
-def test_a_commit_killed_anywhere_is_complete_or_absent(parquet: Tables) -> None:
+def test_a_commit_killed_anywhere_is_complete_or_absent(parquet: Tables, every_kill: EveryKill) -> None:
     def act(sink: Any) -> None:
         parquet.commit(sink, [(1, "new"), (3, "new"), (4, "new")], [(10, "new"), (13, "new")], cleared=[11])
 
@@ -98,7 +114,7 @@ def test_a_commit_killed_anywhere_is_complete_or_absent(parquet: Tables) -> None
     assert [state == NEW for state in seen] == sorted(state == NEW for state in seen)
 
 
-def test_a_deletion_killed_anywhere_is_complete_or_absent(parquet: Tables) -> None:
+def test_a_deletion_killed_anywhere_is_complete_or_absent(parquet: Tables, every_kill: EveryKill) -> None:
     seen = []
     for _ in every_kill(parquet, with_rows, lambda sink: sink.remove(parquet.keys([1, 3, 10]), errors_too=True)):
         parquet.ready()
@@ -107,7 +123,7 @@ def test_a_deletion_killed_anywhere_is_complete_or_absent(parquet: Tables) -> No
     assert seen[-1] != OLD
 
 
-def test_a_replacement_killed_anywhere_leaves_the_old_table_or_the_new(parquet: Tables) -> None:
+def test_a_replacement_killed_anywhere_leaves_the_old_table_or_the_new(parquet: Tables, every_kill: EveryKill) -> None:
     def begin(tables: Tables) -> Any:
         with_rows(tables)
         sink = tables.ready(fresh=True)
@@ -124,7 +140,9 @@ def test_a_replacement_killed_anywhere_leaves_the_old_table_or_the_new(parquet: 
     assert seen[-1] != OLD
 
 
-def test_a_first_build_killed_anywhere_does_not_count_until_it_is_complete(parquet: Tables) -> None:
+def test_a_first_build_killed_anywhere_does_not_count_until_it_is_complete(
+    parquet: Tables, every_kill: EveryKill
+) -> None:
     def build(_: Any) -> None:
         sink = parquet.ready(fresh=True)
         sink.commit(Commit(parquet.results([(9, "new")]), {}, parquet.errors([]), parquet.keys([])), "fresh")
@@ -143,7 +161,9 @@ def test_a_first_build_killed_anywhere_does_not_count_until_it_is_complete(parqu
         assert parquet.answers() == {9: "new"}
 
 
-def test_compaction_killed_anywhere_keeps_every_row_and_mark(parquet: Tables, low_compaction_limits: None) -> None:
+def test_compaction_killed_anywhere_keeps_every_row_and_mark(
+    parquet: Tables, every_kill: EveryKill, low_compaction_limits: None
+) -> None:
     def begin(tables: Tables) -> Any:
         sink = with_rows(tables)
         for n in range(20, 23):
@@ -160,7 +180,7 @@ def test_compaction_killed_anywhere_keeps_every_row_and_mark(parquet: Tables, lo
         assert {mark.writer: mark.last for mark in sink.usage_marks()} == {1: 2, 20: 20, 21: 21, 22: 22}
 
 
-def test_usage_killed_anywhere_is_appended_once(parquet: Tables) -> None:
+def test_usage_killed_anywhere_is_appended_once(parquet: Tables, every_kill: EveryKill) -> None:
     for _ in every_kill(parquet, with_rows, lambda sink: parquet.usage(sink, 3, 5)):
         sink = parquet.ready()
         parquet.usage(sink, 3, 5)
