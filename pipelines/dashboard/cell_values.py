@@ -88,22 +88,25 @@ def cell_value(results: Results, column: str, value: Any) -> CellValue:
     return _plain(results, column, value)
 
 
-def served_type(path: Path) -> file_types.FileType | None:
-    """Return the type of a file by its bytes; None if it is not served."""
+def served_file(results: Results, name: str) -> tuple[Path, file_types.FileType]:
+    """Return a file that a row may name, and its type by its bytes; JobError or OSError if it is not served."""
+    path = results.media(name)
+    whole, state = path.resolve(), results.workspace.state.resolve()
+    if whole.is_relative_to(state) and not whole.is_relative_to(results.sink.files_folder.resolve()):
+        raise JobError(name, "is in the state folder", "only files of rows are served")
     with path.open("rb") as file:
         kind = file_types.detect_type(file.read(file_types.HEAD_BYTES))
-    return kind if kind in SERVED_TYPES else None
+    if kind is None or kind not in SERVED_TYPES:
+        raise JobError(name, "is no picture or sound", "only those are served")
+    return path, kind
 
 
 def _served_file(results: Results, column: str, value: str) -> ServedFile | None:
     if not value or len(value) > MAX_NAME_CHARACTERS or not value.isprintable() or "://" in value:
         return None
     try:
-        path = results.media(value)
-        kind = served_type(path)
+        _, kind = served_file(results, value)
     except (JobError, OSError, ValueError):
-        return None
-    if kind is None:
         return None
     url = f"{job_address(results.job.name)}/media?file={quote(value, safe='')}"
     return ServedFile(value, url, f"{column}: {Path(value).name}", kind.group == "audio")

@@ -22,7 +22,7 @@ from pipelines.control.client import send_request
 from pipelines.control.protocol import Command, ControlRequest
 from pipelines.control.run_settings import SETTABLE
 from pipelines.dashboard.access import Access
-from pipelines.dashboard.cell_values import served_type
+from pipelines.dashboard.cell_values import served_file
 from pipelines.dashboard.job_facts import JobFactsReader
 from pipelines.dashboard.job_page import job_page
 from pipelines.dashboard.job_tables import TableName
@@ -269,10 +269,7 @@ def _command(form: Mapping[str, Any]) -> tuple[Command, Mapping[str, Any]]:
 
 def _served_file(loaded: LoadedJob, name: str) -> tuple[Path, str]:
     """Return (path, media type) of a file that a row may name; JobError or OSError if it is not served."""
-    path = Results(loaded, loaded.workspace, empty_sink(loaded, longest_hold=0)).media(name)
-    kind = served_type(path)
-    if kind is None:
-        raise JobError(name, "is no picture or sound", "only those are served")
+    path, kind = served_file(Results(loaded, loaded.workspace, empty_sink(loaded, longest_hold=0)), name)
     return path, kind.type
 
 

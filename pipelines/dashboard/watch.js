@@ -1,6 +1,9 @@
 "use strict";
 // Live parts: the server renders them again and sends the HTML of those that have changed.
 (() => {
+  // The notice about a command is shown once.
+  if (location.search.startsWith("?done=")) history.replaceState(null, "", location.pathname);
+
   const address = document.body.dataset.events;
   const connection = document.getElementById("connection");
   if (!address) return;

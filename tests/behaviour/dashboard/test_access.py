@@ -111,6 +111,7 @@ def test_pictures_and_sounds_are_served_by_their_bytes(workspace: Workspace, wat
     workspace.folder.parent.joinpath("secret.png").write_bytes((DATA / "images/coffee.png").read_bytes())
     workspace.write("rows.csv", "id,text,a,b,c,d\n1,x,coffee.png,jfk.flac,page.png,../secret.png\n")
     cli.run(workspace.job(sink="{parquet: out, columns: [a, b, c, d]}"))
+    (workspace.folder / ".rowmill" / "state.png").write_bytes((DATA / "images/coffee.png").read_bytes())
     page = watch(workspace.folder)
     media = [one for one in page.get("/jobs/job").addresses if "/media?" in one]
     files = ("coffee.png", "coffee.png", "jfk.flac")
@@ -119,5 +120,14 @@ def test_pictures_and_sounds_are_served_by_their_bytes(workspace: Workspace, wat
     assert (picture.status, picture.headers["Content-Type"]) == (200, "image/png")
     assert (sound.status, sound.headers["Content-Type"]) == (200, "audio/flac")
     assert picture.headers["X-Content-Type-Options"] == "nosniff"
-    for name in ("page.png", "../secret.png", "rows.csv", "rowmill.yaml", "", "/etc/passwd", "%00"):
+    for name in (
+        "page.png",
+        "../secret.png",
+        ".rowmill/state.png",
+        "rows.csv",
+        "rowmill.yaml",
+        "",
+        "/etc/passwd",
+        "%00",
+    ):
         assert page.get(f"/jobs/job/media?file={name}").status == 404, name
