@@ -22,8 +22,13 @@ from connectors.media.document_types import DocumentError
 
 EXTRA = "pip install 'rowmill[documents]'"
 
+_START_SECONDS = 60
 _PASSED_VARIABLES = ("PATH", "PYTHON", "LD_", "LANG", "LC_", "TMPDIR")
 """Starts of the names of variables that worker processes see. Keys are not among them."""
+
+
+class ReaderUnavailable(Exception):
+    """A document was not read through no fault of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,8 @@ class DocumentReader:
 
     async def read(self, file: BinaryIO, pictures: Path | None = None) -> Document:
         """Return an open file's document; DocumentError if it is none, broken, or needs more than the limits.
+
+        ReaderUnavailable if no process starts, or `close` is called meanwhile.
 
         `pictures`: a folder for a PNG of each page; then a file that is not a PDF is an error as well.
         """
@@ -109,12 +116,12 @@ class _Worker:
         except OSError:
             received = None
         if received is None:
+            if self._is_closed:
+                raise ReaderUnavailable("was not read: the run has ended")
             raise DocumentError(self._why_it_ended(time.monotonic() - began))
         reply, _ = received
         if reply.get("is_last"):
             self.release()
-        if "missing" in reply:
-            raise ImportError(f"{reply['missing']}; {EXTRA}")
         if "error" in reply:
             raise DocumentError(reply["error"])
         names = None if pictures is None else tuple(reply["pictures"])
@@ -128,7 +135,7 @@ class _Worker:
             limits = (str(os.getpid()), str(self._limits.memory_bytes))
             with theirs, self._starting:
                 if self._is_closed:
-                    raise DocumentError("was not read: the run has ended")
+                    raise ReaderUnavailable("was not read: the run has ended")
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "connectors.documents.worker", *limits],
                     stdin=theirs.fileno(),
@@ -136,7 +143,22 @@ class _Worker:
                     stderr=subprocess.DEVNULL,
                     env={name: value for name, value in os.environ.items() if name.startswith(_PASSED_VARIABLES)},
                 )
+            self._wait_until_ready(self._connection)
         return self._connection
+
+    def _wait_until_ready(self, connection: socket.socket) -> None:
+        """Wait for the start of the process, which does not count as reading: a busy machine may need seconds."""
+        connection.settimeout(_START_SECONDS)
+        try:
+            received = receive_frame(connection)
+        except OSError:
+            received = None
+        if received is None:
+            self.release()
+            raise ReaderUnavailable("was not read: no process could start; run again")
+        if "missing" in received[0]:
+            self.release()
+            raise ImportError(f"{received[0]['missing']}; {EXTRA}")
 
     def _why_it_ended(self, seconds: float) -> str:
         process = self._process

@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import orjson
@@ -37,6 +38,7 @@ def main() -> None:
     with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     with socket.socket(fileno=0) as connection:
+        send_frame(connection, orjson.dumps(_readiness()))
         while (received := receive_frame(connection)) is not None:
             request, descriptors = received
             (descriptor,) = descriptors
@@ -47,11 +49,19 @@ def main() -> None:
             send_frame(connection, orjson.dumps(reply))
 
 
+def _readiness() -> dict[str, object]:
+    """Import the libraries, inside the limits; return what is missing, if anything is."""
+    try:
+        import_module("connectors.documents.formats")
+    except ImportError as exc:
+        return {"missing": str(exc)}
+    return {}
+
+
 def _reply(descriptor: int, pictures: str | None) -> dict[str, object]:
     """Return the reply to one request."""
     try:
         with os.fdopen(descriptor, "rb") as file:
-            # Inside the limits: the libraries are large.
             from connectors.documents.formats import read_document
 
             document = read_document(file, None if pictures is None else Path(pictures))
@@ -63,8 +73,6 @@ def _reply(descriptor: int, pictures: str | None) -> dict[str, object]:
     except MemoryError:
         # What it still holds may be missing for the next document.
         return {"error": "needs too much memory; split it", "is_last": True}
-    except ImportError as exc:
-        return {"missing": str(exc)}
     except Exception as exc:  # noqa: BLE001 - a broken file may break a library in any way
         return {"error": _valid(f"cannot be read ({type(exc).__name__}: {exc})"[:500])}
 

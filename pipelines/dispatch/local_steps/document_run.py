@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from connectors.documents.document import Document
-from connectors.documents.document_reader import DocumentReader
+from connectors.documents.document_reader import DocumentReader, ReaderUnavailable
 from connectors.media.document_types import DocumentError
 from connectors.media.media_reader import MediaError, MediaReader
 from connectors.media.url_fetcher import FetchError, redact_url
@@ -75,6 +75,8 @@ async def read_document(value: Any, read: Read, access: DocumentAccess) -> Docum
                 return document
     except (MediaError, FetchError) as exc:
         return RowError(exc.error_class, f"{read.column}: {exc}")
+    except ReaderUnavailable as exc:
+        return RowError("connection", f"{read.column}: {_shown(value)} {exc}")
     except DocumentError as exc:
         return RowError("input", f"{read.column}: {_shown(value)} {exc}")
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from connectors.documents.document import Document
-from connectors.documents.document_reader import DocumentReader, ReadLimits
+from connectors.documents.document_reader import DocumentReader, ReaderUnavailable, ReadLimits
 from connectors.documents.office_package import MAX_UNPACKED_BYTES
 from connectors.media.document_types import DocumentError
 from tests.support.documents import DOCX_PARTS, docx, pdf, zipped
@@ -99,8 +99,8 @@ async def test_a_document_of_10_000_pages_is_read(tmp_path: Path) -> None:
 
 
 async def test_reading_that_takes_too_long_is_ended(tmp_path: Path) -> None:
-    async with DocumentReader(ReadLimits(seconds=1, workers=1)) as reader:
-        with pytest.raises(DocumentError, match="is not read after 1 seconds; split it"):
+    async with DocumentReader(ReadLimits(seconds=2, workers=1)) as reader:
+        with pytest.raises(DocumentError, match="is not read after 2 seconds; split it"):
             await read(reader, pdf(["x"] * 5000), tmp_path)
         assert (await read(reader, pdf(["next"]))).pages == ("next",)
 
@@ -129,6 +129,16 @@ async def test_several_documents_are_read_at_the_same_time_by_as_many_processes(
         assert 1 <= len(processes) <= 2
     assert [document.text for document in documents] == [f"file {number}" for number in range(20)]
     assert psutil.wait_procs(processes, timeout=10)[1] == []
+
+
+async def test_closing_ends_what_is_read_without_an_error_of_the_document(tmp_path: Path) -> None:
+    reader = DocumentReader(ReadLimits(workers=1))
+    await read(reader, b"the process has started")
+    reading = asyncio.ensure_future(read(reader, pdf(["x"] * 5000), tmp_path))
+    await asyncio.sleep(0)
+    await reader.close()
+    with pytest.raises(ReaderUnavailable, match="was not read: the run has ended"):
+        await reading
 
 
 PARENT = """
