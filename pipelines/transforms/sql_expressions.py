@@ -1,5 +1,6 @@
 """SQL expressions of local steps: checked, typed, and evaluated over many rows at a time."""
 
+import threading
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -51,6 +52,8 @@ class SqlExpressions:
         self._group_by = group_by
         self._first = group_by or ROW_INDEX
         self._db = evaluation_connection(memory_limit)
+        # The chunks of a worker are in threads of their own.
+        self._turn = threading.Lock()
         self._nothing = pa.schema([pa.field(self._first, pa.int64()), *map(schema.field, self._names)]).empty_table()
         self._columns = [self._typed(name, f"(\n{sql}\n)", (*where, name)) for name, sql in expressions.items()]
         self._query = f"select {identifier(self._first)}, {', '.join(self._columns)} from evaluated_rows"
@@ -97,11 +100,12 @@ class SqlExpressions:
         return f"{cast} as {identifier(name)}"
 
     def _run(self, query: str, rows: Any, fields: tuple[pa.Field, ...] | None) -> pa.Table:
-        self._db.register("evaluated_rows", rows)
-        try:
-            found = self._db.sql(query).to_arrow_table()
-        finally:
-            self._db.unregister("evaluated_rows")
+        with self._turn:
+            self._db.register("evaluated_rows", rows)
+            try:
+                found = self._db.sql(query).to_arrow_table()
+            finally:
+                self._db.unregister("evaluated_rows")
         kinds = [pa.field(field.name, _with_item_names(plain_type(field.type))) for field in found.schema]
         if fields is not None:
             kinds = [*kinds[: len(kinds) - len(fields)], *fields]

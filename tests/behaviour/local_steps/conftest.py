@@ -8,10 +8,7 @@ import orjson
 import pytest
 
 from tests.conftest import Workspace
-
-PIECES = "{name: piece, each: {list: words}}"
-ASK = '{name: fact, endpoint: chat, provider: test, model: m, messages: [{user: "{{ piece }}"}]}'
-FOLD = '{name: all, fold: {facts: "list(fact order by piece_index)", pieces: count(*)}}'
+from tests.support.local_steps import ASK, PIECES
 
 Documents = dict[int, list[str] | None]
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.behaviour.local_steps.conftest import ASK, PIECES, DocumentJobs, Facts
-from tests.conftest import Body, Cli, ReadTable, ScriptedProvider, Workspace, chat_reply, error_reply
+from tests.behaviour.local_steps.conftest import DocumentJobs, Facts
+from tests.conftest import Cli, ReadTable, ScriptedProvider, Workspace, chat_reply
+from tests.support.local_steps import ASK, PIECES, refuse
 
 THREE = {1: ["a", "b"], 2: [], 3: ["c"], 4: None}
 
@@ -17,16 +18,6 @@ def errors_of(read: ReadTable, workspace: Workspace) -> list[tuple[Any, ...]]:
         (row["id"], row["piece_index"], row["step"], row["error_class"])
         for row in read(workspace.folder / "out", "errors")
     ]
-
-
-def refuse(*texts: str) -> Any:
-    """A script that refuses requests with these texts."""
-
-    def script(path: str, body: Body, count: int) -> Any:
-        refused = body["messages"][-1]["content"] in texts
-        return error_reply(400, "no such word", "invalid_word") if refused else None
-
-    return script
 
 
 def test_each_element_of_a_list_is_a_row_with_the_key_of_its_source_row_and_its_index(

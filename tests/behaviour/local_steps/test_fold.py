@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from pipelines.dispatch.local_steps import child_rows, run_steps
-from tests.behaviour.local_steps.conftest import ASK, FOLD, PIECES, DocumentJobs
-from tests.behaviour.local_steps.test_each import refuse
+from tests.behaviour.local_steps.conftest import DocumentJobs
 from tests.conftest import Body, Cli, ReadTable, ScriptedProvider, chat_reply
+from tests.support.local_steps import ASK, FOLD, PIECES, refuse
 
 SUMMARY = '{name: summary, endpoint: chat, provider: test, model: m, messages: [{user: "Of {{ facts }}"}]}'
 

@@ -11,9 +11,10 @@ from typing import Any
 import duckdb
 import pytest
 
-from tests.behaviour.local_steps.conftest import ASK, FOLD, PIECES, DocumentJobs, Facts
+from tests.behaviour.local_steps.conftest import DocumentJobs, Facts
 from tests.conftest import ReadTable, ScriptedProvider
 from tests.support.forked import ended, run
+from tests.support.local_steps import ASK, FOLD, PIECES
 
 CONCURRENCY = 20
 
