@@ -92,7 +92,7 @@ def test_materialized_rows_keep_order_limit_and_large_integers(tmp_path: Path) -
     ]
 
 
-def test_rows_that_are_written_again_as_text_have_a_file_of_their_own(tmp_path: Path) -> None:
+def test_rows_that_are_written_again_as_text_have_a_separate_file(tmp_path: Path) -> None:
     with query_connection(tmp_path) as db:
         relation = materialize(db, f"select {10**38}::hugeint as big", None, tmp_path)
         # DuckDB removes the file of the first attempt, which failed, when it likes.

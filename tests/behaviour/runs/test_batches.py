@@ -18,6 +18,7 @@ from aiohttp import web
 
 from pipelines.batch.dispatcher import BatchDispatcher, BatchProgress
 from pipelines.batch.store import Batch
+from tests.support.exhaustive import marks
 from tests.support.forked import Forked, ended
 
 Read = Callable[..., list[dict[str, Any]]]
@@ -541,14 +542,20 @@ def start_run(moment: str, job: Path) -> Forked:
     return Forked(DRIVER, moment, "run", job, "--json", "--quiet")
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        "noted", "uploaded, not noted", "uploaded", "created, not noted", "created", "polled", "fetched in part",
-        "settled, not cleaned", "cleaned, not forgotten", "not committed",
-    ],
+MOMENTS = (
+    "noted", "uploaded, not noted", "uploaded", "created, not noted", "created", "polled", "fetched in part",
+    "settled, not cleaned", "cleaned, not forgotten", "not committed",
 )  # fmt: skip
-@pytest.mark.parametrize("pack", [False, True], ids=["chat", "embeddings"])
+
+
+@pytest.mark.parametrize(
+    ("moment", "pack"),
+    [
+        pytest.param(moment, pack, marks=marks(pack and place % 3 > 0), id=f"{moment}, {endpoint}")
+        for pack, endpoint in ((False, "chat"), (True, "embeddings"))
+        for place, moment in enumerate(MOMENTS)
+    ],
+)
 def test_a_run_after_a_kill_attaches_to_its_batches_and_submits_no_line_twice(
     workspace: Any, batches: Any, read: Read, moment: str, pack: bool
 ) -> None:
