@@ -22,6 +22,8 @@ from pipelines.reporting.status_queries import FailedRows
 from pipelines.reporting.time_breakdown import time_breakdown
 
 MAX_BARS = 60
+MAX_GAP_SECONDS = 300.0
+"""After a longer time without an answer the charts begin again."""
 MIN_BARS = 3
 """Of a run that is shorter, nothing is drawn over time."""
 MAX_RUNS = 10
@@ -150,8 +152,11 @@ def _charts(reader: WorkspaceReader, snapshot: Snapshot, job: WatchedJob) -> Seq
     timeline = snapshot.totals.timeline(job.run.run_id)
     # The last interval is not over yet.
     places = sorted(timeline.buckets)[: -1 if job.is_running else None]
-    if len(places) < MIN_BARS:
+    shown = _last_stretch(places, timeline.seconds)
+    if len(shown) < MIN_BARS:
         return ()
+    spent = sum(timeline.buckets[place].known_cost for place in places[: len(places) - len(shown)])
+    places = shown
     width = -(-(places[-1] - places[0] + 1) // MAX_BARS)
     bars = [Totals() for _ in range((places[-1] - places[0]) // width + 1)]
     for place in places:
@@ -159,7 +164,7 @@ def _charts(reader: WorkspaceReader, snapshot: Snapshot, job: WatchedJob) -> Seq
     seconds = width * timeline.seconds
     labels = _labels(reader, timeline, places[0], width, len(bars))
     ticks = label_ticks(labels)
-    costs, spent = [], 0
+    costs = []
     for bar in bars:
         spent += bar.known_cost
         costs.append(usd(spent))
@@ -175,6 +180,15 @@ def _charts(reader: WorkspaceReader, snapshot: Snapshot, job: WatchedJob) -> Seq
         money = [Series("US dollars", costs)]
         charts.append(bar_chart(money, labels, ticks, "time", "US dollars", cost_text, (f"{cost_text}.",), False))
     return charts
+
+
+def _last_stretch(places: list[int], seconds: float) -> list[int]:
+    """Return the intervals since the last long gap: a run may go on hours after it was stopped."""
+    longest = MAX_GAP_SECONDS / seconds
+    for index in range(len(places) - 1, 0, -1):
+        if places[index] - places[index - 1] > longest:
+            return places[index:]
+    return places
 
 
 def _labels(reader: WorkspaceReader, timeline: Timeline, first: int, width: int, count: int) -> Sequence[str]:

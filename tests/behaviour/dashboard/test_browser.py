@@ -61,7 +61,7 @@ def test_pages_change_by_themselves_and_send_nothing_elsewhere(
     assert ended(run(job))[0] == 0
     tab.wait_for_selector("#jobs >> text=40 of 40")
     assert tab.evaluate("document.activeElement.textContent") == "job"
-    tab.wait_for_function("document.getElementById('announcement').textContent.includes('job: done')")
+    tab.wait_for_selector("#announcement:has-text('job: done')", state="attached")
     for path in ("/jobs/job", "/jobs/job/rows", "/jobs/job/answers", "/jobs/job/row?key=7", "/runs", "/schedule"):
         other = opened(chromium, page, path, problems, width=390)
         other.wait_for_selector("h1, h2")
