@@ -151,6 +151,11 @@ def _checked_sample(variants: Sequence[LoadedJob], options: ExperimentOptions) -
         for variant in variants:
             with prepare_job(trial_job(variant, SUFFIX, Path(name))) as ready:
                 check_before_run(ready)
+                if ready.shape.child_index is not None:
+                    where = ready.loaded.locate("steps")
+                    raise JobError(
+                        where, "rows become several, and a combination is judged by one result a row", "fold them"
+                    )
                 for output in options.expectations:
                     if output not in ready.shape.outputs:
                         raise JobError(

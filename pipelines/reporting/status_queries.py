@@ -106,6 +106,7 @@ def job_status(
         "rows_ok": live["rows_done"] - live["rows_failed"] if live else last.get("rows_ok"),
         "rows_failed": live.get("rows_failed", last.get("rows_failed")),
         "rows_left": live["rows"] - live["rows_done"] if live else last.get("rows_left"),
+        "rows_out": None if live else last.get("rows_out"),
         "requests": requests,
         "cost_usd": None if cost is None else usd(cost),
         "stopped": None if under_way else run.stopped,

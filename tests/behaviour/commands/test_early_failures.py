@@ -42,7 +42,7 @@ def test_a_sink_that_another_program_holds_is_reported_with_the_rows_and_the_cos
         assert cli("run", job) == 3
     assert cli.out == ""
     assert "held open by another program" in report["stopped"]
-    unknown = dict.fromkeys(("run_id", "rows_ok", "rows_reused", "rows_failed", "rows_left"))
+    unknown = dict.fromkeys(("run_id", "rows_ok", "rows_reused", "rows_failed", "rows_left", "rows_out"))
     known = {"job": "job", "rows": 5, "exit_code": 3, "tables": first["tables"]}
     spent = {"requests": 0, "retries": 0, "input_tokens": 0, "output_tokens": 0, "cost_usd": 0.0}
     assert report == unknown | known | spent | {"stopped": report["stopped"], "seconds": report["seconds"]}

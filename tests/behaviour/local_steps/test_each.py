@@ -249,3 +249,16 @@ def test_failed_share_counts_source_rows(cli: Cli, documents: DocumentJobs, prov
     provider.script = refuse("bad")
     report = cli.run(documents.job(limits="{failed_share: 0.5, concurrency: 4}"))
     assert (report["exit_code"], report["stopped"][:12]) == (3, "failed_share")
+
+
+def test_status_counts_result_rows_and_an_experiment_needs_one_result_a_row(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider
+) -> None:
+    documents.write({1: ["a", "b"], 2: ["c"]})
+    job = documents.job()
+    cli.run(job)
+    assert cli("status", job, "--json") == 0
+    status = json.loads(cli.out)
+    assert (status["rows_ok"], status["rows_out"]) == (2, 3)
+    assert cli("try", job, "--over", "steps.fact.model=m,n", "--sample", "2") == 2
+    assert "rows become several" in cli.err
