@@ -22,7 +22,7 @@ from pipelines.dispatch.online_dispatcher import OnlineDispatcher
 from pipelines.dispatch.pending_requests import PendingRequests
 from pipelines.dispatch.provider_routes import build_job_limiter, build_routes, shared_limiters
 from pipelines.dispatch.request_types import DailyBudget, RetryLimits
-from pipelines.dispatch.step_runner import RunStep, StepRunner
+from pipelines.dispatch.step_runner import MAX_OPEN_ROWS, OPEN_BATCH_ROWS, RunStep, StepRunner
 from pipelines.ledger.ledger import Ledger
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.monitoring.bottleneck import RemoteTimings
@@ -131,7 +131,14 @@ def local_engine(context: RunContext) -> Engine:
         prepared.scratch / "pages",
     )
     runner = StepRunner(
-        all_run_steps(prepared.every_step, steps, prepared.shape, prepared.scratch / "children", documents),
+        all_run_steps(
+            prepared.every_step,
+            steps,
+            prepared.shape,
+            prepared.scratch / "children",
+            documents,
+            OPEN_BATCH_ROWS if is_batch else MAX_OPEN_ROWS,
+        ),
         dispatcher,
         run.run_id,
         context.on_finished,

@@ -33,6 +33,7 @@ from pipelines.dispatch.step_runner import (
     MAX_OPEN_BYTES,
     MAX_OPEN_ROWS,
     MAX_RENDERING_CHUNKS,
+    OPEN_BATCH_ROWS,
 )
 from pipelines.engines.local_engine import ChunkRunner, Engine, RunContext, local_engine
 from pipelines.execution.committer import Committer, rejected_lines
@@ -54,8 +55,6 @@ from pipelines.runtime.run_records import OpenRun
 from pipelines.runtime.run_report import ControlEvent
 from pipelines.runtime.state_watch import StateWatch
 
-OPEN_BATCH_ROWS = 250_000 // CHUNK_ROWS * CHUNK_ROWS
-"""Rows under way in a batch run: five full batch files, about 1.6 kB of memory a row besides its values."""
 INTERRUPTED = "interrupted"
 
 
