@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -58,6 +58,9 @@ FINGERPRINT_VERSION = "-2"
 
 MARK_BATCH_PATHS = 10_000
 """Paths whose files are checked in one batch."""
+
+ROWS_PER_JOIN = 1_000_000
+"""About so many rows of a Parquet source are joined with the sink's at a time: larger joins spill to disk."""
 
 _STATUSES = ("new", "changed", "done", "failed")
 _TABLES = ("seen", "failed")
@@ -139,9 +142,15 @@ class RowSelection:
     """(key, row fingerprint) of the errors that `write: replace` is about to write again; empty for other jobs."""
     is_restricted: bool = False
     """Whether only rows with given keys are processed."""
+    _has_whole_number_key: bool = False
+    """Whether the key is one whole number, with the same type in the sink: rows are joined by it, not by its text."""
+    _ranges: Sequence[str] | None = None
+    """See `_key_ranges`; None: not determined yet."""
     _is_sink_loaded: bool = False
     _sink_rows: int = 0
     """Rows in the sink's results and errors."""
+    _failed_rows: int = 0
+    """Rows in the sink's errors."""
     _unfinished: int | None = None
     """Unfinished rows, stored in a file so that the second pass compares nothing again; None: not stored."""
     _earlier_texts: Sequence[Mapping[str, str]] = ()
@@ -182,19 +191,24 @@ class RowSelection:
         written = ", ".join(f"{self.reader.column(name)} as {identifier(name)}" for name in key)
         chosen = f"(select {written} from {self.reader.chosen(key)})"
         try:
-            counted = db.execute(
-                f"select count(*) filter ({nulls}), count(*), count(distinct {key_text(key)}) from {chosen}"
-            ).fetchone()
+            counted = db.execute(f"select count(*) filter ({nulls}), count(*) from {chosen}").fetchone()
+            assert counted is not None
+            distinct = 0
+            # For many numbers DuckDB needs more memory than for texts, of which it spills.
+            value = names if len(self._key_ranges) > 1 else key_text(key)
+            for condition in self._key_ranges:
+                query = f"select count(distinct {value}) from (select * from {chosen} where {condition})"
+                ((found,),) = db.execute(query).fetchall()
+                distinct += int(found)
         except duckdb.Error as exc:
             raise DataError(("source",), first_line(exc), "fix the data, or exclude the row with `where`") from exc
-        assert counted is not None
         if counted[0]:
             raise DataError(
                 ("source", "key"),
                 f"{', '.join(key)} is null in {counted[0]:,} rows",
                 f"fill it in, or leave them out by where: {key[0]} is not null",
             )
-        if counted[1] != counted[2]:
+        if counted[1] != distinct:
             twice = db.execute(
                 f"select {key_text(key)}, count(*) from {chosen} group by {names} having count(*) > 1 "
                 "order by 2 desc, 1 limit 1"
@@ -202,7 +216,7 @@ class RowSelection:
             assert twice is not None
             raise DataError(
                 ("source", "key"),
-                f"{', '.join(key)} is not unique: {twice[0]} occurs {twice[1]} times ({counted[1] - counted[2]:,} "
+                f"{', '.join(key)} is not unique: {twice[0]} occurs {twice[1]} times ({counted[1] - distinct:,} "
                 "rows too many)",
                 "add a column to the key, or leave the key out",
             )
@@ -234,7 +248,8 @@ class RowSelection:
 
         `childless`: (key as text, row fingerprint) of the rows that are done although the sink has no row of them.
         """
-        self._is_sink_loaded, self._sink_rows, self._unfinished = sink is not None, 0, None
+        self._is_sink_loaded, self._sink_rows, self._failed_rows, self._unfinished = sink is not None, 0, 0, None
+        self._has_whole_number_key = False
         self._has_old_content_keys = False
         self._earlier_texts = ()
         self._kept = ()
@@ -248,27 +263,31 @@ class RowSelection:
             # An empty list would have no type.
             self._parts = [str(part) for (part,) in found] or [""]
             parts = literal_list(self._parts)
+            numbers_of = partial(_stored_fingerprint, is_versioned=self._is_versioned)
+            self._has_whole_number_key = self._is_whole_number_key(db.sql(f"from {sink.results_sql()} limit 0"))
             for target, source, extra in (
                 (
                     "seen",
                     sink.results_sql(),
-                    f"{_stored_fingerprint('_row_fingerprint')}, list_position({parts}, _part) as _part",
+                    f"{numbers_of('_row_fingerprint')}, list_position({parts}, _part) as _part",
                 ),
                 (
                     "failed",
                     sink.errors_sql(),
-                    f"{_stored_fingerprint(identifier(failure['fingerprint']))}, "
+                    f"{numbers_of(identifier(failure['fingerprint']))}, "
                     f"{identifier(failure['error_class'])} as _class, {identifier(failure['step'])} as _row_step",
                 ),
             ):
+                key = "" if target == "seen" and self._has_whole_number_key else f"{key_text(names)} as _key, "
                 rows = (
-                    f"select {identifier_list(names)}, {key_text(names)} as _key, {extra} from {source} "
+                    f"select {identifier_list(names)}, {key}{extra} from {source} "
                     f"where {identifier(names[0])} is not null"
                 )
                 if self.child_index is not None:
                     rows = _by_source_row(rows, names, target)
                 copied = db.execute(f"copy ({rows}) to {self._copy_target_sql(target)}").fetchone()
-                self._sink_rows += int(copied[0]) if copied else 0
+                self._failed_rows = int(copied[0]) if copied else 0
+                self._sink_rows += self._failed_rows
             if self.child_index is not None:
                 self._sink_rows += self._store_childless(childless)
             nulls = " and ".join(f"{identifier(name)} is null" for name in names)
@@ -284,6 +303,14 @@ class RowSelection:
             earlier = " union all ".join(f"select _is_earlier from {self._stored_table_sql(name)}" for name in _TABLES)
             if self._is_versioned and db.execute(f"from ({earlier}) where _is_earlier limit 1").fetchall():
                 self._earlier_texts = self.reader.earlier_texts(dict.fromkeys(names))
+
+    def _is_whole_number_key(self, results: duckdb.DuckDBPyRelation) -> bool:
+        """Whether the key is one whole number with the same type in the source as in the sink's results."""
+        if len(self.reader.key) != 1 or self.child_index is not None:
+            return False
+        field = self.reader.schema.field(self.reader.key[0])
+        stored = results.to_arrow_table().schema
+        return bool(pa.types.is_integer(field.type)) and stored.field(field.name).type == field.type
 
     def _store_childless(self, rows: Iterable[tuple[str, str]]) -> int:
         """Store the rows that are done without any result; return their number."""
@@ -348,17 +375,17 @@ class RowSelection:
 
     def counts(self, retried: frozenset[str] = frozenset()) -> RowCounts:
         """Count the rows by state in one pass; `retried` error classes do not count as failed before."""
-        tests = {name: f"_status = {literal(name)}" for name in _STATUSES}
+        tests = {name: f"_status = {literal(name)}" for name in _STATUSES if name != "done"}
         tests["failed"] += f" and not {self._has_class('_class', retried)}"
         tests["rescued"] = f"{tests['failed']} and {self._is_rescued_sql}"
         tests["failed"] += f" and not {self._is_rescued_sql}"
         counting = ", ".join(f"count(*) filter ({test})" for test in tests.values())
         states, db = self._with_status_sql([]), self.reader.cursor()
+        total: int | None = None
         try:
             if self._sink_rows:
-                columns = "if(_status = 'done', null, _key) as _key, _part, _in_errors, _class, _row_step, _status"
-                db.execute(f"copy (select {columns} from {states}) to {self._copy_target_sql('states')}")
-                states = self._stored_table_sql("states")
+                total = self._count_rows(db)
+                states = self._store_unfinished(db)
             row = db.execute(f"select count(*), {counting} from {states}").fetchone()
         except duckdb.OutOfMemoryException as exc:
             raise DataError(
@@ -370,9 +397,78 @@ class RowSelection:
         except duckdb.Error as exc:
             raise DataError(("source",), first_line(exc), "fix the data, or exclude the row with `where`") from exc
         assert row is not None
-        counts = RowCounts(*row)
-        self._unfinished = counts.rows - counts.done if self._sink_rows else None
-        return counts
+        unfinished, new, changed, failed, rescued = row
+        self._unfinished = None if total is None else unfinished
+        rows = unfinished if total is None else total
+        return RowCounts(rows, new, changed, rows - unfinished, failed, rescued)
+
+    def _count_rows(self, db: duckdb.DuckDBPyConnection) -> int:
+        rows = self._restricted(self._with_key_sql([])) if self.is_restricted else self.reader.chosen(())
+        ((count,),) = db.execute(f"select count(*) from {rows}").fetchall()
+        return int(count)
+
+    def _store_unfinished(self, db: duckdb.DuckDBPyConnection) -> str:
+        """Store the rows that are not done, with their states; return SQL of them."""
+        among = None
+        if not self._earlier_texts and self.child_index is None:
+            # As a rule most rows are done: only the others are compared in full.
+            among = "unmatched"
+            with pq.ParquetWriter(self._stored_path(among), pa.schema([("_row_join", self._join_type)])) as writer:
+                for condition in self._key_ranges if self._has_whole_number_key else ("true",):
+                    for batch in self.reader.stream(self._unmatched_sql(condition), SCRATCH_ROW_GROUP_ROWS):
+                        writer.write_batch(batch)
+        columns = "_key, _row_join, _part, _in_errors, _class, _row_step, _status"
+        states = f"select {columns} from {self._with_status_sql([], among)} where _status <> 'done'"
+        db.execute(f"copy ({states}) to {self._copy_target_sql('unfinished')}")
+        return self._stored_table_sql("unfinished")
+
+    def _unmatched_sql(self, condition: str) -> str:
+        """SQL of `_row_join` of the rows that the sink's results do not have with the same fingerprint.
+
+        `condition`: one of `_key_ranges`.
+        """
+        made, same = "", self._is_same_key_sql("s")
+        seen = f"(select * from {self._stored_table_sql('seen')} where {condition})"
+        if not self.appending:
+            text = self.reader.text
+            made = f", {_digest_number(self._fingerprint_content(text))} as _row_fp"
+            same += f" and s._fp = {_swapped_bytes('r._row_fp')}"
+            if self.quality is None:
+                seen = f"(select * from {seen} where _quality = 0)"
+            else:
+                made += f", cast('0x' || {self._quality_part(text)} as UBIGINT) as _row_quality"
+                same += " and s._quality = r._row_quality"
+        source = self._keyed_source_sql(None, condition)
+        rows = f"(select {self._join_value_sql} as _row_join{made} from {source})"
+        return f"select _row_join from {rows} r anti join {seen} s on {same}"
+
+    @property
+    def _join_type(self) -> pa.DataType:
+        """Of `_row_join`."""
+        return self.reader.schema.field(self.reader.key[0]).type if self._has_whole_number_key else pa.string()
+
+    @property
+    def _key_ranges(self) -> Sequence[str]:
+        """Conditions (SQL) that divide the rows of a large source by their key, so that a part can be read alone."""
+        if self._ranges is None:
+            self._ranges = self._find_key_ranges()
+        return self._ranges
+
+    def _find_key_ranges(self) -> Sequence[str]:
+        count = -(-self.reader.count // ROWS_PER_JOIN)
+        key = self.reader.key
+        if count < 2 or len(key) != 1 or not self.reader.can_skip_rows:
+            return ("true",)
+        if not pa.types.is_integer(self.reader.schema.field(key[0]).type):
+            return ("true",)
+        name, shares = identifier(key[0]), [place / count for place in range(1, count)]
+        sample = f"(select {name} from {self.reader.chosen(key)} using sample 1% (bernoulli))"
+        ((found,),) = self.reader.cursor().execute(f"select approx_quantile({name}, {shares}) from {sample}").fetchall()
+        bounds = sorted({int(bound) for bound in found or ()})
+        if not bounds:
+            return ("true",)
+        between = (f"{name} >= {low} and {name} < {high}" for low, high in pairwise(bounds))
+        return (f"{name} < {bounds[0]} or {name} is null", *between, f"{name} >= {bounds[-1]}")
 
     def batches(self, rows: int, retried: frozenset[str]) -> Iterator[pa.RecordBatch]:
         """Yield the rows to request in batches of at most `rows`.
@@ -413,6 +509,8 @@ class RowSelection:
 
     def resolved_errors(self) -> pa.Table:
         """Return the keys in the errors table whose row has a result."""
+        if not self._failed_rows:
+            return self.key_schema.empty_table()
         names = identifier_list(self.key_schema.names)
         done = f"select _key from {self._with_status_sql([])} where _status = 'done'"
         return self._keys(f"select {names} from {self._stored_table_sql('failed')} semi join ({done}) using (_key)")
@@ -440,10 +538,11 @@ class RowSelection:
         except duckdb.Error as exc:
             raise DataError(("source",), first_line(exc), "fix the data, or exclude the row with `where`") from exc
 
-    def _with_key_sql(self, columns: Sequence[str]) -> str:
-        """SQL of the rows with `_key`, `_row_fingerprint` and only the given columns.
+    def _with_key_sql(self, columns: Sequence[str], among: str | None = None) -> str:
+        """SQL of the rows with `_key`, `_row_join` (see `_join_value_sql`), `_row_fingerprint` and the given columns.
 
-        `_row_earlier_0` and further ones: fingerprints of earlier versions as numbers, if the sink has such.
+        `_row_earlier_0` and further ones: fingerprints of earlier versions as numbers, if the sink has such. `among`:
+        only the rows whose `_row_join` is in this stored table.
         """
         reader = self.reader
         made = "".join(f"{reader.column(name)} as {identifier(name)}, " for name in columns)
@@ -452,26 +551,48 @@ class RowSelection:
             made += "".join(f"{text}, " for text in texts)
             if (problem := reader.problem(self.carried)) is not None:
                 made += f"{problem} as {ROW_PROBLEM}, "
-        if reader.key:
-            # With the types of the tables, whose keys have the same text.
-            key = key_text(reader.key, reader.column)
-            source = reader.chosen([*reader.key, *self.read, *self.carried])
-        else:
-            key, source = "_row_identity", self._with_content_key_sql()
-            made = f"{key} as {identifier(ROW_KEY)}, {made}"
-        marks = "".join(
-            f" left join read_parquet({literal(self._marks_path(name))}) as {identifier('_marks_' + name)} "
-            f"on {identifier('_marks_' + name)}._path = {reader.text(name)}"
-            for name in self.files
-        )
+        if not reader.key:
+            made = f"_row_identity as {identifier(ROW_KEY)}, {made}"
         version = f" || {literal(FINGERPRINT_VERSION)}" if self._is_versioned else ""
         for number, texts_by_name in enumerate(self._earlier_texts):
             earlier = self._fingerprint(partial(_text_of, texts_by_name, reader.text))
             made += f"{_fingerprint_number(earlier)} as _row_earlier_{number}, "
         quality = "" if self.quality is None else f" || '-' || {self._quality_part(reader.text)}"
         fingerprint = f"{self._fingerprint(reader.text)}{quality}{version}"
-        inner = f"select {made}{key} as _key, {fingerprint} as _row_fingerprint from {source}{marks}"
-        return f"({inner})"
+        keys = f"{self._key_sql} as _key, {self._join_value_sql} as _row_join"
+        return f"(select {made}{keys}, {fingerprint} as _row_fingerprint from {self._keyed_source_sql(among)})"
+
+    @property
+    def _key_sql(self) -> str:
+        """SQL of a row's key as text, with the types of the tables, whose keys have the same text."""
+        return key_text(self.reader.key, self.reader.column) if self.reader.key else "_row_identity"
+
+    @property
+    def _join_value_sql(self) -> str:
+        """SQL of the value by which a row finds its results: its key, as text unless it is a whole number."""
+        return self.reader.column(self.reader.key[0]) if self._has_whole_number_key else self._key_sql
+
+    def _keyed_source_sql(self, among: str | None = None, condition: str = "true") -> str:
+        """SQL of the rows with the columns of keys and fingerprints; `among`: see `_with_key_sql`.
+
+        `condition`: one of `_key_ranges`.
+        """
+        reader = self.reader
+        if reader.key:
+            source = reader.chosen([*reader.key, *self.read, *self.carried])
+        else:
+            source = self._with_content_key_sql()
+        if condition != "true":
+            source = f"(select * from {source} where {condition})"
+        if among is not None:
+            # Before fingerprints are computed.
+            stored = f"(select _row_join as _row_stored_join from {self._stored_table_sql(among)})"
+            source = f"(select * from {source} semi join {stored} on _row_stored_join = {self._join_value_sql})"
+        return source + "".join(
+            f" left join read_parquet({literal(self._marks_path(name))}) as {identifier('_marks_' + name)} "
+            f"on {identifier('_marks_' + name)}._path = {reader.text(name)}"
+            for name in self.files
+        )
 
     @property
     def _is_versioned(self) -> bool:
@@ -480,9 +601,13 @@ class RowSelection:
 
     def _fingerprint(self, text: Callable[[str], str]) -> str:
         """SQL of a row's fingerprint. `text`: SQL of a column's text."""
+        return f"md5({self._fingerprint_content(text)})"
+
+    def _fingerprint_content(self, text: Callable[[str], str]) -> str:
+        """SQL of the text whose digest is a row's fingerprint."""
         parts = ", ".join(self._fingerprint_part(name, text(name)) for name in sorted({*self.used, *self.carried}))
         constant = literal(self.digest.hex() + json.dumps([sorted(self.used), list(self.carried)]))
-        return f"md5(concat({', '.join(filter(None, (constant, parts)))}))"
+        return f"concat({', '.join(filter(None, (constant, parts)))})"
 
     def _quality_part(self, text: Callable[[str], str]) -> str:
         """SQL of the part of a row's fingerprint for its checks and evidence: 16 hex digits."""
@@ -529,11 +654,16 @@ class RowSelection:
         self._mark(name)
         return f"{part}, coalesce({identifier('_marks_' + name)}._mark, '')"
 
-    def _with_status_sql(self, columns: Sequence[str]) -> str:
-        """SQL of the rows with `_status`, `_class`, `_part` (its position) and `_in_errors`."""
-        keyed = self._with_key_sql(columns)
+    def _restricted(self, rows: str) -> str:
+        """SQL of those of the rows that `restrict` has named."""
+        return f"(select * from {rows} semi join {self._stored_table_sql('restricted')} using (_key))"
+
+    def _with_status_sql(self, columns: Sequence[str], among: str | None = None) -> str:
+        """SQL of the rows with `_status`, `_class`, `_part` (its position) and `_in_errors`; `among`: see
+        `_with_key_sql`."""
+        keyed = self._with_key_sql(columns, among)
         if self.is_restricted:
-            keyed = f"(select * from {keyed} semi join {self._stored_table_sql('restricted')} using (_key))"
+            keyed = self._restricted(keyed)
         if not self._is_sink_loaded:
             text = f"cast(null as VARCHAR{'' if self.child_index is None else '[]'})"
             none = f"cast(null as INTEGER) as _part, false as _in_errors, {text} as _class, {text} as _row_step"
@@ -552,14 +682,15 @@ class RowSelection:
             f"case when {done} then 'done' "
             f"when {self._is_same_sql('f')} and {own_error} then 'failed' "
             "when s._key is null then 'new' else 'changed' end as _status "
-            f"from {keyed} r left join {seen} s on s._key = r._key "
+            f"from {keyed} r left join {seen} s on {self._is_same_key_sql('s')} "
             f"left join {self._stored_table_sql('failed')} f on f._key = r._key)"
         )
 
     def _with_childless_sql(self, seen: str) -> str:
         """SQL of the stored rows of the sink and of those that are done without any result."""
         columns = "_key, _fp, _quality, _is_earlier"
-        childless = f"select _key, {_stored_fingerprint('_row_fingerprint')} from {self._stored_table_sql('childless')}"
+        stored = _stored_fingerprint("_row_fingerprint", self._is_versioned)
+        childless = f"select _key, {stored} from {self._stored_table_sql('childless')}"
         return (
             f"(select {columns}, _part from {seen} union all select {columns}, null from ({childless}) "
             f"anti join {seen} using (_key))"
@@ -571,6 +702,11 @@ class RowSelection:
             return _is_one_of(column, classes)
         listed = sorted(classes)
         return f"coalesce(list_has_any({column}, {literal_list(listed)}), false)" if listed else "false"
+
+    def _is_same_key_sql(self, seen: str) -> str:
+        """SQL of whether a row `r` has the key of a stored result."""
+        column = identifier(self.reader.key[0]) if self._has_whole_number_key else "_key"
+        return f"{seen}.{column} = r._row_join"
 
     def _is_same_sql(self, stored: str) -> str:
         """SQL of whether a row `r` has the stored fingerprint."""
@@ -586,8 +722,8 @@ class RowSelection:
 
     def _unfinished_sql(self, columns: Sequence[str]) -> str:
         """SQL of the unfinished rows that `counts` has stored."""
-        unfinished = f"(select * from {self._stored_table_sql('states')} where _key is not null)"
-        return f"(select * from {self._with_key_sql(columns)} r join {unfinished} using (_key))"
+        rows, unfinished = self._with_key_sql(columns, "unfinished"), self._stored_table_sql("unfinished")
+        return f"(select * from {rows} r join (select * exclude (_row_join) from {unfinished}) using (_key))"
 
     @property
     def _with_part(self) -> str:
@@ -599,7 +735,7 @@ class RowSelection:
             if self.rescued and self.child_index is None
         )
         return (
-            f"select * exclude (_status, _class, _row_step{earlier}) "
+            f"select * exclude (_status, _class, _row_step, _row_join{earlier}) "
             f"replace ({literal_list(self._parts or [''])}[_part] as _part){failed}"
         )
 
@@ -614,7 +750,10 @@ class RowSelection:
         return f"({' or '.join(steps)})" if steps else "false"
 
     def _stored_table_sql(self, name: str) -> str:
-        return f"read_parquet({literal(self._stored_path(name))})"
+        stored = f"read_parquet({literal(self._stored_path(name))})"
+        if name == "seen" and self._has_whole_number_key:
+            return f"(select *, {key_text(self.reader.key)} as _key from {stored})"
+        return stored
 
     def _copy_target_sql(self, name: str) -> str:
         # Small row groups, since a reader holds a whole one in memory.
@@ -701,6 +840,17 @@ def _fingerprint_number(fingerprint: str) -> str:
     return f"cast('0x' || left({fingerprint}, 16) as UBIGINT)"
 
 
+def _digest_number(content: str) -> str:
+    """SQL of the first 8 bytes of the MD5 digest of a text as a number, with the last byte first."""
+    return f"cast(md5_number({content}) & {2**64 - 1} as UBIGINT)"
+
+
+def _swapped_bytes(number: str) -> str:
+    """SQL of a number of 8 bytes with these in reverse order."""
+    moved = (f"(({number} >> {8 * place}) & 255) << {56 - 8 * place}" for place in range(8))
+    return f"({' | '.join(f'({part})' for part in moved)})"
+
+
 def _quality_number(fingerprint: str) -> str:
     """SQL of the part of a fingerprint for checks and evidence as a number; 0 without one."""
     digits = f"substr({fingerprint}, 34, {QUALITY_DIGITS})"
@@ -711,9 +861,9 @@ def _text_of(texts: Mapping[str, str], otherwise: Callable[[str], str], name: st
     return texts.get(name) or otherwise(name)
 
 
-def _stored_fingerprint(fingerprint: str) -> str:
-    """SQL of a stored fingerprint as a number, and whether an earlier version wrote it."""
-    is_earlier = f"not ends_with({fingerprint}, {literal(FINGERPRINT_VERSION)})"
+def _stored_fingerprint(fingerprint: str, is_versioned: bool) -> str:
+    """SQL of a stored fingerprint as a number, and whether an earlier version wrote it; see `_is_versioned`."""
+    is_earlier = f"not ends_with({fingerprint}, {literal(FINGERPRINT_VERSION)})" if is_versioned else "false"
     quality = f"{_quality_number(fingerprint)} as _quality"
     return f"{_fingerprint_number(fingerprint)} as _fp, {quality}, {is_earlier} as _is_earlier"
 

@@ -111,6 +111,16 @@ class SourceReader:
         return (key,) if isinstance(key, str) else tuple(key or ())
 
     @property
+    def count(self) -> int:
+        """The rows of the source, before `where` and `limit`."""
+        return self._count
+
+    @property
+    def can_skip_rows(self) -> bool:
+        """Whether rows within bounds of a column are found without reading all others: in Parquet, without `limit`."""
+        return self._relation.startswith("read_parquet(") and self._source.limit is None
+
+    @property
     def path_columns(self) -> frozenset[str]:
         """The columns whose values are in the paths of files (`year=2024/`)."""
         return frozenset(name for name, column in self._columns.items() if column.is_from_path)
