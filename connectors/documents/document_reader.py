@@ -86,7 +86,8 @@ class DocumentReader:
         """End the processes at once, and so whatever they read."""
         for worker in self._workers:
             worker.end()
-        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        # Files that still wait are not cancelled: each reports that the run has ended, and closes its descriptor.
+        await asyncio.to_thread(self._threads.shutdown)
         for worker in self._workers:
             worker.release()
 

@@ -21,7 +21,7 @@ ALTERED_IDS = {
 def test_the_items_of_a_reply_are_those_of_the_entry(http: httpx.Client, fault: str) -> None:
     body = {
         "model": "gpt-4o-mini",
-        "messages": [{"role": "user", "content": packed_content(IDS, ["one", "two", "three"])}],
+        "messages": [{"role": "user", "content": packed_content(IDS, [b'"one"', b'"two"', b'"three"'])}],
         "response_format": {
             "type": "json_schema",
             "json_schema": {"name": "a", "strict": True, "schema": packed_schema(None)},

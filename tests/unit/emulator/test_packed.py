@@ -10,7 +10,12 @@ from connectors.emulator.server import EmulatorOptions, EmulatorServer
 from connectors.endpoints.conversation.packed_requests import packed_content, packed_schema, row_ids
 
 SENTIMENT = {"sentiment": {"type": "string", "enum": ["positive", "negative"]}}
-TEXTS = ["I love this phone, it is wonderful.", "Terrible, it broke after a day and I hate it.", "Great value!"]
+TEXTS = [
+    b'"I love this phone, it is wonderful."',
+    b'"Terrible, it broke after a day and I hate it."',
+    b'"Great value!"',
+]
+"""As JSON."""
 IDS = row_ids([bytes([number]) * 16 for number in range(3)])
 
 
