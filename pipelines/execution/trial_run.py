@@ -17,7 +17,7 @@ from pipelines.runtime.run_report import RunReport
 from pipelines.runtime.services import open_workspace_ledger
 
 RowOutputs = dict[str, dict[str, Any]]
-"""Key as text -> the outputs of its row."""
+"""Key as text -> the outputs of its row, those of `select` and `fold` steps too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def read_outputs(loaded: LoadedJob) -> RowOutputs:
         ready.sink.attach(db)
         try:
             columns = db.execute(f"select * from {ready.sink.results_sql()} limit 0").description or ()
-            names = [name for name in ready.shape.outputs if name in {str(column[0]) for column in columns}]
+            names = [name for name in ready.computed_columns if name in {str(column[0]) for column in columns}]
             chosen = ", ".join(filter(None, (f"{key_text(ready.shape.key)} as _key", identifier_list(names))))
             rows = db.sql(f"select {chosen} from {ready.sink.results_sql()} order by _key").to_arrow_table().to_pylist()
         finally:

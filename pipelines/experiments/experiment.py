@@ -157,9 +157,9 @@ def _checked_sample(variants: Sequence[LoadedJob], options: ExperimentOptions) -
                         where, "rows become several, and a combination is judged by one result a row", "fold them"
                     )
                 for output in options.expectations:
-                    if output not in ready.shape.outputs:
+                    if output not in ready.computed_columns:
                         raise JobError(
-                            "--expect", f"no output {output} of the job", did_you_mean(output, ready.shape.outputs)
+                            "--expect", f"no output {output} of the job", did_you_mean(output, ready.computed_columns)
                         )
                 if sample is None:
                     sample = draw_sample(

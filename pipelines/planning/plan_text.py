@@ -11,6 +11,7 @@ from pipelines.formatting import (
     escape_control_characters,
     fact_list,
     format_bytes,
+    format_count,
     format_duration,
     format_money,
     money_decimals,
@@ -184,7 +185,7 @@ def _basis(plan: Plan) -> str:
     exact = sorted({step.model for step in plan.steps if step.exact_tokens})
     estimated = sorted({step.model for step in plan.steps if not step.exact_tokens})
     how = [f"all {sent:,} rows" if plan.reckoned_rows >= sent else sample]
-    how += [f"{step} makes about {count:,} rows of them" for step, count in plan.children.items()]
+    how += [f"{step} makes about {format_count(count, 'row')} of them" for step, count in plan.children.items()]
     if exact:
         tokenizer = "their own tokenizers" if len(exact) > 1 else "its own tokenizer"
         how.append(f"tokens of {', '.join(exact)} by {tokenizer}")

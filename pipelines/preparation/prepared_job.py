@@ -169,6 +169,16 @@ class PreparedJob:
         return endpoint_steps(result_steps(self.every_step))
 
     @property
+    def computed_columns(self) -> Sequence[str]:
+        """The columns of the results that answers make, and SQL of them: outputs, also of `select` and `fold` steps."""
+        return [
+            field.name
+            for step in result_steps(self.every_step)
+            if isinstance(step, PreparedStep) or step.kind in {"select", "fold"}
+            for field in (step.endpoint.fields if isinstance(step, PreparedStep) else step.fields)
+        ]
+
+    @property
     def requested_steps(self) -> "Sequence[PreparedStep]":
         """The steps as declared, each followed by its rungs."""
         return [one for step in self.steps for one in step.with_rungs]

@@ -21,6 +21,7 @@ from pipelines.preparation.row_selection import key_text
 from pipelines.pricing.prices import usd
 from pipelines.reporting.status_queries import iso_time
 from pipelines.runtime.services import open_workspace_ledger
+from pipelines.transforms.child_keys import child_key_starts
 from pipelines.transforms.each import Each
 from pipelines.transforms.fold import Fold
 from pipelines.transforms.select import Select
@@ -47,14 +48,23 @@ def recorded_history(loaded: LoadedJob, key: str, ledger: ReadableLedger) -> dic
             row = ready.selection.lookup(source)
         history = row_exchanges(ledger, ready.job.name, key)
         result, errors = _current_outcome(ready, key, index)
+        steps: list[dict[str, Any]] = []
         children = _children(ready, key) if index is None else []
-        if row is None and not history and result is None and not children:
+        is_known = bool(history or errors or children) or result is not None
+        if row is not None:
+            local = _LocalSteps(row, result or {}, index)
+            steps = _steps(ready, ledger, local, row, result, key, _shared_steps(history))
+            is_known = is_known or index is None or local.children is None or index < local.children
+            if index is None and not children and local.children:
+                (start,) = child_key_starts(row.select(ready.shape.source_key))
+                children = [f"{start}{child}]" for child in range(local.children)]
+        if not is_known:
             raise DataError(loaded.path, f"no row has the key {key}", f"keys are those of {', '.join(ready.shape.key)}")
         return {
             "job": ready.job.name,
             "key": key,
             "row": None if row is None else _visible(row_values(row)[0]),
-            "steps": [] if row is None else _steps(ready, ledger, row, result, key, _shared_steps(history), index),
+            "steps": steps,
             "exchanges": history,
             "cost_usd": _total_cost(history),
             "result": result,
@@ -75,6 +85,7 @@ def _child_key(ready: PreparedJob, key: str) -> tuple[str, str, int] | None:
         not isinstance(values, list)
         or len(values) != len(ready.shape.source_key) + 1
         or not isinstance(values[-1], int)
+        or values[-1] < 0
     ):
         return None
     *source, index = values
@@ -85,7 +96,7 @@ def _child_key(ready: PreparedJob, key: str) -> tuple[str, str, int] | None:
 
 
 def _children(ready: PreparedJob, key: str) -> list[str]:
-    """Return the keys of the children of a source row that are in the results."""
+    """Return the keys of the children of a source row that are in the results; none if a `fold` ends them."""
     if ready.shape.child_index is None or not ready.sink.exists():
         return []
     with query_connection(ready.scratch) as db:
@@ -112,6 +123,8 @@ class _LocalSteps:
         """Whether the steps here see children, and the source row itself is shown."""
         self.is_at_end = False
         """Whether the child that is shown has been folded."""
+        self.children: int | None = None
+        """How many children the source row has, the most of any `each`; None: not known."""
 
     def add(self, fields: Sequence[pa.Field], arrays: Sequence[pa.Array]) -> None:
         """Add columns."""
@@ -130,7 +143,9 @@ class _LocalSteps:
                 self.add(folded, [pa.array([self._result[field.name]], field.type) for field in folded])
             case Each():
                 self.is_elsewhere = index is None
-                expansion = step.transform.expand(self._row) if known and index is not None else None
+                expansion = step.transform.expand(self._row) if known else None
+                if expansion is not None:
+                    self.children = max(self.children or 0, expansion.total)
                 if expansion is not None and index is not None and index < expansion.total:
                     _, child = step.transform.children(expansion, index, index + 1)
                     self.add(step.fields, [column.combine_chunks() for column in child.columns])
@@ -143,15 +158,14 @@ class _LocalSteps:
 def _steps(
     ready: PreparedJob,
     ledger: ReadableLedger,
+    local: _LocalSteps,
     row: pa.Table,
     result: Any,
     key: str,
     shared_steps: Collection[str],
-    index: int | None,
 ) -> list[dict[str, Any]]:
     """Return what each step requested and got; `shared_steps`: those in which other rows shared an exchange."""
     steps: list[dict[str, Any]] = []
-    local = _LocalSteps(row, result or {}, index)
     for step in ready.every_step:
         if isinstance(step, PreparedLocalStep):
             local.apply(step)

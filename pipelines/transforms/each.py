@@ -119,7 +119,7 @@ class Each:
         if isinstance(model.each, ElementOptions):
             expressions = SqlExpressions({model.name: model.each.list}, schema, (*where, "list"))
             kind = expressions.fields[0].type
-            if not isinstance(kind, pa.ListType):
+            if not isinstance(kind, pa.ListType | pa.FixedSizeListType):
                 expressions.close()
                 raise JobError((*where, "list"), f"its type is {kind}", "write the SQL of a list, e.g. [a, b]")
             self._list = _ListExpression(expressions, (*where, "list"))

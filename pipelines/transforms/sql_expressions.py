@@ -77,8 +77,9 @@ class SqlExpressions:
 
     def aggregate_nothing(self) -> pa.Table:
         """Return one row: what the expressions are over no rows."""
-        query = f"select {', '.join(self._columns)} from evaluated_rows"
-        return self._run(query, self._nothing, self.fields)
+        # The count makes it one row, also if no expression is an aggregate, such as a constant.
+        query = f"select count(*) as {identifier(self._first)}, {', '.join(self._columns)} from evaluated_rows"
+        return self._run(query, self._nothing, self.fields).drop_columns([self._first])
 
     def _typed(self, name: str, sql: str, where: KeyPath) -> str:
         """Return the SQL of a column with a type that every table has."""

@@ -114,6 +114,62 @@ def test_the_children_of_a_large_source_row_wait_in_a_file(
     assert list((documents.workspace.folder / ".rowmill").rglob("children-*")) == []
 
 
+def test_a_constant_in_a_fold_and_arrays_of_a_fixed_size_are_as_in_duckdb(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    documents.write({1: ["a", "b"], 2: [], 3: None})
+    fold = '{name: all, fold: {version: "7", names: list(piece)}}'
+    pairs = '{name: two, each: {list: "cast([version, 8] as integer[2])"}}'
+    assert cli.run(documents.job(PIECES, '{name: all, fold: {version: "7"}}', sink="{parquet: one}"))["exit_code"] == 0
+    assert [row["version"] for row in read(documents.workspace.folder / "one")] == [7, 7, 7]
+    assert cli.run(documents.job(PIECES, fold, pairs))["rows_out"] == 6
+    rows = rows_of(read, documents)
+    assert [(row["id"], row["two_index"], row["names"], row["two"]) for row in rows] == [
+        (number, index, names, (7, 8)[index])
+        for number, names in {1: ["a", "b"], 2: None, 3: None}.items()
+        for index in range(2)
+    ]
+
+
+def test_a_comparison_and_an_experiment_see_the_outputs_of_folds_and_selects(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider
+) -> None:
+    documents.workspace.write("docs.jsonl", '{"id": 1, "words": ["a", "b"], "label": "A+B"}\n')
+    joined = "{name: joined, select: {text: \"array_to_string(facts, '+')\"}}"
+    job = documents.job(PIECES, ASK, FOLD, joined)
+    cli.run(job)
+    provider.script = lambda path, body, count: chat_reply("x", "n") if body["model"] == "n" else None
+    assert cli("run", job, "--compare", "--limit", "1", "--set", "steps.fact.model=n") == 0
+    assert cli.out.splitlines()[1:] == [
+        "1",
+        "  facts: ['A', 'B']  ->  ['x', 'x']",
+        "  pieces: 2",
+        "  text: A+B  ->  x+x",
+        "2 of 3 values differ",
+    ]
+    over = ("--over", "steps.fact.model=m,n", "--expect", "text=label", "--sample", "1", "--json", "--quiet")
+    assert cli("try", job, *over) == 0
+    assert [json.loads(line)["right"] for line in cli.out.splitlines()] == [1.0, 0.0]
+
+
+def test_show_names_the_children_behind_a_fold_and_knows_no_others(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider
+) -> None:
+    documents.write({1: ["a", "bad"], 2: []})
+    provider.script = refuse("bad")
+    job = documents.job(PIECES, ASK, FOLD)
+    cli.run(job)
+    shown = {}
+    for key in ("1", "2", "[1,0]", "[1,1]"):
+        assert cli("show", job, key) == 0
+        shown[key] = json.loads(cli.out)
+    assert (shown["1"]["children"], "children" in shown["2"]) == (["[1,0]", "[1,1]"], False)
+    assert [exchange["http_status"] for key in ("[1,0]", "[1,1]") for exchange in shown[key]["exchanges"]] == [200, 400]
+    for key in ("[1,2]", "[1,-1]", "[2,0]", "[3,0]"):
+        assert cli("show", job, key) == 2
+        assert f"no row has the key {key}" in cli.err
+
+
 def _slow_for(*texts: str) -> Any:
     async def answer(body: Body) -> Body:
         text = body["messages"][-1]["content"]
