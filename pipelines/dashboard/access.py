@@ -12,7 +12,7 @@ from aiohttp import web
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 
-_HOST = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::(\d{1,5}))?")
+_HOST = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::([0-9]{1,5}))?")
 """Hosts that a request may name, with any port: a tunnel may have another one. No other site can be one of them."""
 
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -60,34 +60,30 @@ class Access:
         return f"rowmill_{(named and named[1]) or 80}"
 
     def middleware(self, read_error: Callable[[web.Request, web.HTTPException], web.StreamResponse]) -> Middleware:
-        """Return the check of every request, which also adds HEADERS. `read_error`: a page for an HTTP error."""
+        """Return the check of every request. `read_error`: a page for an HTTP error."""
 
         @web.middleware
         async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
             try:
-                response = await self._checked(request, handler)
+                return await self._checked(request, handler)
             except web.HTTPException as exc:
                 if exc.status < 400:
-                    exc.headers.update(HEADERS)
                     raise
-                response = read_error(request, exc)
-            if not response.prepared:
-                for name, value in HEADERS.items():
-                    response.headers.setdefault(name, value)
-            return response
+                return read_error(request, exc)
 
         return check
 
     async def _checked(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if _HOST.fullmatch(request.host) is None:
             return _refused("This page answers only to 127.0.0.1 and localhost.\n")
-        if request.method not in ("GET", "HEAD", "POST"):
-            raise web.HTTPMethodNotAllowed(request.method, ("GET", "HEAD", "POST"))
         given = request.query.get("token")
         if given is not None and request.method == "GET":
             return self._enter(request, given)
+        # Before anything else: even an error page names the folder.
         if not _is_same(request.cookies.get(self.cookie_name(request), ""), self.token):
             return _refused(NO_ACCESS)
+        if request.method not in ("GET", "HEAD", "POST"):
+            raise web.HTTPMethodNotAllowed(request.method, ("GET", "HEAD", "POST"))
         if request.method == "POST":
             await self._check_form(request)
         return await handler(request)
@@ -109,13 +105,23 @@ class Access:
             raise web.HTTPForbidden(text="This form was not sent by this page.")
         if request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
             raise web.HTTPForbidden(text="This form was not sent by this page.")
-        form = await request.post()
+        try:
+            form = await request.post()
+        except (web.RequestPayloadError, LookupError, ValueError, RuntimeError) as exc:
+            # Not what a browser sends: an unknown character set or coding, or parts that are none.
+            raise web.HTTPBadRequest(text="This form cannot be read.") from exc
         if not _is_same(str(form.get("form", "")), self.form_token):
             raise web.HTTPForbidden(text="This form is of an earlier page: load the page again.")
 
 
+async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Add HEADERS to a response that is about to be sent; a handler may have set its own."""
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+
+
 def _is_same(given: str, expected: str) -> bool:
-    return hmac.compare_digest(given.encode(errors="surrogateescape"), expected.encode())
+    return hmac.compare_digest(given.encode(errors="surrogatepass"), expected.encode())
 
 
 def _refused(text: str) -> web.Response:

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
 
+import orjson
+
 from connectors.errors import JobError
 from connectors.media import file_types
 from pipelines.analysis.results import Results
-from pipelines.dashboard.job_tables import TablePage, results_key
+from pipelines.analysis.results_key import results_key
+from pipelines.dashboard.job_tables import TablePage
 from pipelines.dashboard.rendering import Link
 from pipelines.dashboard.workspace_pages import job_address
 from pipelines.reporting.page.page_values import Table
@@ -85,6 +88,8 @@ def cell_value(results: Results, column: str, value: Any) -> CellValue:
         items = [_served_file(results, column, one) for one in value]
         if any(items):
             return ServedFiles([file or _text(one) for file, one in zip(items, value, strict=True)])
+        # A path that is not served must not be embedded either.
+        return _text(orjson.dumps(value).decode())
     return _plain(results, column, value)
 
 
@@ -113,7 +118,6 @@ def _served_file(results: Results, column: str, value: str) -> ServedFile | None
 
 
 def _plain(results: Results, column: str, value: Any) -> Text | EmbeddedFile | EmbeddedFiles:
-    # A path that is not served must not be embedded either.
     return _text(value) if isinstance(value, str) else result_value(results, column, value)
 
 

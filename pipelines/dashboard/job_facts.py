@@ -10,12 +10,14 @@ import duckdb
 
 from connectors.errors import RowmillError
 from pipelines.analysis.results import Results
+from pipelines.analysis.results_key import results_key
 from pipelines.control.client import send_request
 from pipelines.control.protocol import ControlRequest
 from pipelines.dashboard.cell_values import sample_table
 from pipelines.dashboard.exchange_totals import Route, latency_percentiles
-from pipelines.dashboard.job_tables import readable_sink, results_key, table_page
+from pipelines.dashboard.job_tables import readable_sink, table_page
 from pipelines.dashboard.workspace_reader import Snapshot, WatchedJob, WorkspaceReader
+from pipelines.formatting import format_count
 from pipelines.reporting.page.page_values import Table
 from pipelines.reporting.status_queries import FailedRows, read_errors
 
@@ -129,7 +131,7 @@ def read_tables(job: WatchedJob, snapshot: Snapshot) -> TableFacts:
             return TableFacts()
         page = table_page(sink, results_key(job.loaded.job), "results", 0, NEWEST_ROWS)
         results = Results(job.loaded, job.loaded.workspace, sink)
-        newest = sample_table(results, page, f"The newest {len(page.rows)} of {page.total:,} results")
+        newest = sample_table(results, page, f"The newest {len(page.rows)} of {format_count(page.total, 'result')}")
         return TableFacts(newest if page.rows else None, page.total, read_errors(sink, FAILED_ROWS))
     except (RowmillError, duckdb.Error, OSError) as exc:
         # A run may be replacing a part, or hold the DuckDB file, at this moment.

@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from pipelines.analysis.results_key import results_key
 from pipelines.control.run_settings import SETTABLE
 from pipelines.dashboard.exchange_totals import Timeline, Totals
 from pipelines.dashboard.job_facts import JobFacts
@@ -52,7 +53,7 @@ def job_page(
     text = None if job.path is None else _job_file_text(job)
     parts = (
         part("notice", is_live=False, notice=notice, refusal=refusal),
-        _head(snapshot, job),
+        _head(snapshot, job, tables.failed),
         _steering(job, facts.control, address, form_token),
         part("figures", tiles=_figures(job, facts, totals)),
         part("charts", charts=_charts(reader, snapshot, job)),
@@ -68,7 +69,6 @@ def job_page(
         part(
             "newest",
             newest=tables.newest,
-            total=f"{tables.results:,}",
             results_address=f"{address}/rows",
             answers_address=f"{address}/answers",
             row_address=f"{address}/row",
@@ -81,19 +81,23 @@ def job_page(
     return Page(job.name, "job", parts, "/", 409 if refusal else 200)
 
 
-def _head(snapshot: Snapshot, job: WatchedJob) -> Part:
+def _head(snapshot: Snapshot, job: WatchedJob, failed: FailedRows) -> Part:
     status = job.status
-    bound_by, _, remedy = str((status and status["bound_by"]) or "").partition("; ")
+    # A paused run has no bottleneck.
+    is_slowed = status is not None and status["paused_since"] is None
+    bound_by, _, remedy = str((status and is_slowed and status["bound_by"]) or "").partition("; ")
+    has_failed = failed.groups and status is not None and not job.is_running and status["exit_code"] == 1
     return part(
         "head",
         name=job.name,
         job_state=job_state(job),
         description="" if job.loaded is None else job.loaded.job.description,
         file_problem=job.problem,
-        bar=None if status is None else rows_progress(status, "rows done"),
+        bar=None if status is None else rows_progress(status, "rows done", with_failed=True),
         headline=_headline(snapshot, job),
         stopped=status and status["stopped"],
         stopped_css=job_state(job).css,
+        worst=error_cause(str(failed.groups[0]["cause"])) if has_failed else None,
         held=status and status["held"],
         bottleneck=bound_by,
         remedy=remedy,
@@ -108,7 +112,8 @@ def _headline(snapshot: Snapshot, job: WatchedJob) -> str:
     age = format_age(snapshot.at - began)
     if job.is_running:
         left = job.status["seconds_left"]
-        if left is None:
+        # A paused run has no end in sight.
+        if left is None or job.status["paused_since"] is not None:
             return f"Started {age}."
         return f"Started {age}. " + (f"About {format_duration(left)} left." if left >= 1 else "Nearly done.")
     if job.run.ended_at is None:
@@ -124,10 +129,13 @@ def _figures(job: WatchedJob, facts: JobFacts, totals: Totals) -> Figures:
     if status is None:
         return Figures({})
     live = facts.control or job.live or {}
+    is_fanned_out = job.loaded is not None and results_key(job.loaded.job).child_index is not None
     shown: dict[str, Fact] = {
-        "rows with a result": fact("rows_ok", status["rows_ok"]),
+        "rows done" if is_fanned_out else "rows with a result": fact("rows_ok", status["rows_ok"]),
         "failed rows": fact("rows_failed", status["rows_failed"]),
     }
+    if is_fanned_out:
+        shown["results of these rows"] = fact("results", facts.tables.results)
     if job.is_running:
         rate, in_flight = live.get("requests_per_second"), live.get("in_flight")
         shown["requests a second"] = fact("requests_per_second", rate)
@@ -226,7 +234,7 @@ def _steps(snapshot: Snapshot, job: WatchedJob, facts: JobFacts) -> Table:
         )
     heads = (
         *("step", "endpoint", "model (provider)", "requests", "failed", "retries", "tokens in", "tokens out", "cost"),
-        *("median", "95 %", "99 %"),
+        *("median", "95 % within", "99 % within"),
     )
     caption = "Requests of each step in the newest run, and the latency of its newest answers"
     return table(heads, rows, caption, frozenset(range(3, 12)))
@@ -235,7 +243,7 @@ def _steps(snapshot: Snapshot, job: WatchedJob, facts: JobFacts) -> Table:
 def _failed_rows(failed: FailedRows) -> Table:
     rows = []
     for group in failed.groups:
-        name = str(group["error_class"])
+        name = str(group["cause"])
         cause = error_cause(name)
         rows.append(
             (

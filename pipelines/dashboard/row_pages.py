@@ -11,6 +11,7 @@ from connectors.contracts import Sink
 from connectors.errors import RowmillError
 from pipelines.analysis.output_columns import HIDDEN_COLUMNS, allowed_values, output_columns
 from pipelines.analysis.results import Results
+from pipelines.analysis.results_key import results_key
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.dashboard.cell_values import CellValue, cell_values, row_address, sample_table
 from pipelines.dashboard.job_tables import (
@@ -18,7 +19,6 @@ from pipelines.dashboard.job_tables import (
     TableName,
     failure_values,
     readable_sink,
-    results_key,
     table_page,
     table_row,
 )

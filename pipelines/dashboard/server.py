@@ -21,7 +21,7 @@ from pipelines.config.yaml_reader import parse_value
 from pipelines.control.client import send_request
 from pipelines.control.protocol import Command, ControlRequest
 from pipelines.control.run_settings import SETTABLE
-from pipelines.dashboard.access import Access
+from pipelines.dashboard.access import Access, add_headers
 from pipelines.dashboard.cell_values import served_file
 from pipelines.dashboard.job_facts import JobFactsReader
 from pipelines.dashboard.job_page import job_page
@@ -37,6 +37,7 @@ KEEPALIVE_SECONDS = 15.0
 """A stream without changes sends a comment after this time, and so learns that its browser has left."""
 MAX_STREAMS = 32
 MAX_FORM_BYTES = 64 << 10
+MAX_ADDRESS_BYTES = 64 << 10
 
 NOTICES = {
     "pause": "Paused: nothing new is sent, requests in flight land.",
@@ -77,9 +78,10 @@ class WatchServer:
         router.add_get("/jobs/{name}/answers", self._answers_page)
         router.add_get("/jobs/{name}/media", self._media)
         router.add_post("/jobs/{name}/control", self._control)
-        router.add_get("/events", self._events)
+        router.add_get("/events", self._events, allow_head=False)
         for address in assets():
             router.add_get(address, _asset)
+        app.on_response_prepare.append(add_headers)
         app.on_shutdown.append(self._end_streams)
         return app
 
@@ -138,37 +140,42 @@ class WatchServer:
         make = self._make_page(address)
         if self._streams >= MAX_STREAMS:
             raise web.HTTPServiceUnavailable(text="Too many pages are open.")
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        sent: dict[str, str] = {}
-        states: Mapping[str, str] = {}
-        last_write = time.monotonic()
         self._streams += 1
         try:
-            # The browser leaves without a word: then a write fails.
-            with contextlib.suppress(ConnectionError):
-                while not self._stopping.is_set():
-                    page = await self._refreshed(address, make)
-                    changed = {
-                        one.name: one.html for one in page.parts if one.is_live and sent.get(one.name) != one.html
-                    }
-                    if changed:
-                        await response.write(_event("parts", changed))
-                        sent |= changed
-                    now = await asyncio.to_thread(self._states, address)
-                    if states and (news := _announcement(states, now)):
-                        await response.write(_event("announce", news))
-                    states = now
-                    if changed:
-                        last_write = time.monotonic()
-                    elif time.monotonic() - last_write > KEEPALIVE_SECONDS:
-                        await response.write(b": nothing has changed\n\n")
-                        last_write = time.monotonic()
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._stopping.wait(), REFRESH_SECONDS)
+            # If there is no such job, that is the answer.
+            await self._refreshed(address, make)
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            # A browser that leaves while something is sent makes the write fail. A job that disappears ends the stream.
+            with contextlib.suppress(ConnectionError, web.HTTPNotFound):
+                await self._send_changes(request, response, address, make)
         finally:
             self._streams -= 1
         return response
+
+    async def _send_changes(
+        self, request: web.Request, response: web.StreamResponse, address: str, make: MakePage
+    ) -> None:
+        sent: dict[str, str] = {}
+        states: Mapping[str, str] = {}
+        last_write = time.monotonic()
+        while not self._stopping.is_set() and request.transport is not None:
+            page = await self._refreshed(address, make)
+            changed = {one.name: one.html for one in page.parts if one.is_live and sent.get(one.name) != one.html}
+            if changed:
+                await response.write(_event("parts", changed))
+                sent |= changed
+            now = await asyncio.to_thread(self._states, address)
+            if states and (news := _announcement(states, now)):
+                await response.write(_event("announce", news))
+            states = now
+            if changed:
+                last_write = time.monotonic()
+            elif time.monotonic() - last_write > KEEPALIVE_SECONDS:
+                await response.write(b": nothing has changed\n\n")
+                last_write = time.monotonic()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), REFRESH_SECONDS)
 
     async def _refreshed(self, address: str, make: MakePage) -> Page:
         """Return the page as it is now; several viewers share one."""
@@ -229,6 +236,7 @@ class WatchServer:
             raise web.HTTPForbidden(text="This page is read-only: rowmill watch was started with --read-only.")
         name = request.match_info["name"]
         form = await request.post()
+        _found(await asyncio.to_thread(self._reader.snapshot), name)
         try:
             command, values = _command(form)
             reply = await asyncio.to_thread(
@@ -304,7 +312,10 @@ async def _until_signal(
         loop.add_signal_handler(number, stopped.set)
     access = Access()
     app = WatchServer(workspace, access, is_read_only).app()
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
+    # The key of a row may be a long text, and is in addresses.
+    runner = web.AppRunner(
+        app, access_log=None, shutdown_timeout=2.0, max_line_size=MAX_ADDRESS_BYTES, max_field_size=MAX_ADDRESS_BYTES
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", port).start()

@@ -134,8 +134,8 @@ def run_state(exit_code: int | None) -> State:
     return State(STATES.get(exit_code, "killed"), _STATE_CSS.get(exit_code, "bad"))
 
 
-def rows_progress(status: Mapping[str, Any], label: str) -> Progress | None:
-    """Return a bar of the rows done; None if no rows were counted."""
+def rows_progress(status: Mapping[str, Any], label: str, with_failed: bool = False) -> Progress | None:
+    """Return a bar of the rows done; None if no rows were counted. `with_failed`: its text names the failed rows."""
     rows = status["rows"]
     if rows is None:
         return None
@@ -144,7 +144,9 @@ def rows_progress(status: Mapping[str, Any], label: str) -> Progress | None:
     work = 100 * (status["share_done"] or 0.0)
     if rows and work > 100 * done / rows + MIN_WORK_PERCENT:
         text += f", {work:.0f} % of the work"
-    return Progress(done, min(failed, done), rows, text, f"{label}: {text}, {failed:,} failed", round(work, 1))
+    spoken = f"{text}, {failed:,} failed"
+    shown = spoken if with_failed and failed else text
+    return Progress(done, min(failed, done), rows, shown, f"{label}: {spoken}", round(work, 1))
 
 
 def job_note(job: WatchedJob) -> tuple[str, str]:
@@ -162,7 +164,8 @@ def job_note(job: WatchedJob) -> tuple[str, str]:
 
 def _tiles(reader: WorkspaceReader, snapshot: Snapshot) -> Figures:
     running = [job for job in snapshot.jobs if job.is_running]
-    rate = sum((job.live or {}).get("requests_per_second", 0.0) for job in running)
+    active = [job for job in running if job.live is not None and job.live.get("paused_since") is None]
+    rate = sum((job.live or {}).get("requests_per_second", 0.0) for job in active)
     failed = sum((job.status["rows_failed"] or 0) for job in snapshot.jobs if job.status is not None)
     today = snapshot.totals.by_day().get(f"{snapshot.at:%Y-%m-%d}", Totals())
     facts = {
@@ -223,7 +226,8 @@ def _job_row(job: WatchedJob, snapshot: Snapshot, decimals: int) -> Sequence[Any
     if status is None:
         return (name, job_state(job), None, None, None, None, None, None)
     live = job.live or {}
-    rate, left = live.get("requests_per_second"), status["seconds_left"]
+    is_paused = status["paused_since"] is not None
+    rate, left = (None, None) if is_paused else (live.get("requests_per_second"), status["seconds_left"])
     cost = status["cost_usd"]
     return (
         name,
@@ -280,7 +284,7 @@ def _days_table(snapshot: Snapshot) -> Table | None:
 def runs_table(reader: WorkspaceReader, snapshot: Snapshot, job: str | None, count: int) -> Table:
     """Return the newest runs of a job, or of all jobs."""
     totals = snapshot.totals.by_run()
-    running = {one.run.run_id for one in snapshot.jobs if one.is_running and one.run is not None}
+    running = {one.run.run_id: job_state(one) for one in snapshot.jobs if one.is_running and one.run is not None}
     found = _newest_runs(reader, job, count)
     decimals = money_decimals(usd(totals[run_id].known_cost) for run_id, *_ in found if run_id in totals)
     rows: list[Sequence[Any]] = []
@@ -293,7 +297,7 @@ def runs_table(reader: WorkspaceReader, snapshot: Snapshot, job: str | None, cou
             (
                 time(began, reader.workspace.zone),
                 *(() if job is not None else (Link(name, job_address(name)),)),
-                State("running", "busy") if under_way else run_state(code),
+                running[run_id] if under_way else run_state(code),
                 fact(f"rows_ok.{run_id}", None if under_way else counts.get("rows_ok")),
                 fact(f"rows_failed.{run_id}", None if under_way else counts.get("rows_failed")),
                 fact(f"requests.{run_id}", sums.requests),
@@ -302,10 +306,20 @@ def runs_table(reader: WorkspaceReader, snapshot: Snapshot, job: str | None, cou
                 None if under_way else stopped,
             )
         )
-    heads = ["started", "job", "state", "rows done", "failed rows", "requests", "cost", "time", "why it stopped"]
+    heads = [
+        "started",
+        "job",
+        "state",
+        "rows with a result",
+        "failed rows",
+        "requests",
+        "cost",
+        "time",
+        "why it stopped",
+    ]
     if job is not None:
         heads.remove("job")
-    first = heads.index("rows done")
+    first = heads.index("rows with a result")
     return table(heads, rows, f"The last {len(rows):,} runs", frozenset(range(first, first + 5)))
 
 

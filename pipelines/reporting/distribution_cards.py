@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any
 
 from pipelines.formatting import format_count
@@ -69,7 +70,11 @@ def _value_bars(column: ColumnSummary, values: ValueCounts) -> ValueBars:
     whole = column.rows if values.counted == "rows" else present
     if values.counted == "elements":
         whole = sum(count for _, count in values.counts) + values.other_count
-    listed = [(_cut(label) or "(empty text)", label, count, "plain") for label, count in values.counts]
+    names = short_names([label for label, _ in values.counts])
+    listed = [
+        (name or "(empty text)", label, count, "plain")
+        for name, (label, count) in zip(names, values.counts, strict=True)
+    ]
     if values.other_count:
         listed.append((format_count(values.other_values, "other value"), "(others)", values.other_count, "absent"))
     if values.counted == "rows" and column.nulls:
@@ -200,6 +205,29 @@ def _percent(count: int, whole: int) -> str:
     """Format a share; what is not nothing is never 0 %."""
     share = 100 * count / whole if whole else 0.0
     return "<0.1 %" if 0 < share < 0.05 else f"{share:.1f} %"
+
+
+def short_names(labels: Sequence[str]) -> Sequence[str]:
+    """Cut labels so that they stay different: those with the same beginning by what follows it."""
+    names = [_cut(label) for label in labels]
+    alike: dict[str, list[str]] = {}
+    for name, label in zip(names, labels, strict=True):
+        alike.setdefault(name, []).append(" ".join(label.split()))
+    return [
+        name if len(alike[name]) == 1 else _cut_after(" ".join(label.split()), _same_beginning(alike[name]))
+        for name, label in zip(names, labels, strict=True)
+    ]
+
+
+def _same_beginning(texts: Sequence[str]) -> int:
+    """Return how many characters all texts begin with."""
+    return sum(1 for _ in takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False)))
+
+
+def _cut_after(text: str, same: int) -> str:
+    """Cut the middle of a text, so that what follows its first `same` characters is shown."""
+    begin = max(MAX_LABEL_CHARACTERS // 4, same - MAX_LABEL_CHARACTERS // 4)
+    return f"{text[: MAX_LABEL_CHARACTERS // 4]}…{_cut(text[begin:])}"
 
 
 def _cut(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
 from connectors.templating.row_values import row_values
+from pipelines.analysis.results_key import results_key
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.formatting import format_count, format_duration, format_money
 from pipelines.reporting.cache_savings import cache_savings
@@ -136,20 +137,30 @@ def _summary(facts: ReportFacts) -> Panels:
 
 def _quality_panel(facts: ReportFacts) -> Panel:
     totals = facts.totals
-    rows, failed = totals["rows"], totals["rows_failed"]
+    rows, failed = totals["rows_ok"], totals["rows_failed"]
+    is_fanned_out = results_key(facts.results.job).child_index is not None
     every = rows + failed
     share = None if not every else rows / every
     shown = "no rows yet" if share is None else f"{_floor_percent(rows, every)} %"
-    label = "" if share is None else f"of {format_count(every, 'row')} have a result"
+    label = (
+        "" if share is None else f"of {format_count(every, 'row')} {'are done' if is_fanned_out else 'have a result'}"
+    )
     left = (
         facts.live["rows"] - facts.live["rows_done"]
         if facts.live
         else (facts.runs[0]["rows_left"] if facts.runs else 0)
     )
+    is_killed = facts.live is None and bool(facts.runs) and facts.runs[0]["exit_code"] is None
+    so_far = " so far" if left or is_killed else ""
+    have, are = ("has", "is") if every == 1 else ("have", "are")
+    outcome = f"{are} done" if is_fanned_out else f"{have} a result"
+    label = "" if share is None else f"of {format_count(every, 'row')}{so_far} {outcome}"
     shown_facts: dict[str, Any] = {
-        "rows with a result": fact("rows", rows),
+        "rows done" if is_fanned_out else "rows with a result": fact("rows", rows),
         "failed rows": fact("rows_failed", failed),
     }
+    if is_fanned_out:
+        shown_facts["results of these rows"] = fact("results", totals["results"])
     if left:
         shown_facts["rows left"] = fact("rows_left", left)
     shown_facts |= {
@@ -167,8 +178,12 @@ def _quality_panel(facts: ReportFacts) -> Panel:
     if facts.errors:
         worst = facts.errors[0]
         cause = error_cause(worst["cause"])
-        note = f"Most frequent: {cause.title}, {format_count(worst['rows'], 'row')}. What to do: {cause.remedy}."
-    css_class = "good" if share == 1 else "bad" if share is not None and not rows else ""
+        # Of one row of the source, several children may have failed.
+        count = format_count(worst["rows"], "failure" if is_fanned_out else "row")
+        note = f"Most frequent: {cause.title}, {count}. What to do: {cause.remedy}."
+    elif is_killed:
+        note = "The last run was killed: rows may be left. The next run goes on where it stopped."
+    css_class = "good" if share == 1 and not so_far else "bad" if share is not None and not rows else ""
     return Panel("Is it good?", fact("rows_share", share, shown), label, shown_facts, note, css_class)
 
 
@@ -176,15 +191,15 @@ def _cost_panel(facts: ReportFacts) -> Panel:
     totals = facts.totals
     shown: dict[str, Any] = {}
     if totals["cost_usd"] and not totals["unpriced"]:
-        if totals["rows"]:
-            each = totals["cost_usd"] / totals["rows"]
+        if totals["rows_ok"]:
+            each = totals["cost_usd"] / totals["rows_ok"]
             shown["a row"] = fact("cost_usd_per_row", each, _format_small_money(each))
             shown["1,000 rows"] = fact("cost_usd_per_1000", 1000 * each, format_money(1000 * each))
         day = totals["cost_usd"] / totals["days"]
         suffix = "" if totals["days"] == 1 else f" (mean of {totals['days']:,} days)"
         shown["a day"] = fact("cost_usd_per_day", day, format_money(day), suffix)
-    shown["input tokens"] = fact("input_tokens", totals["input_tokens"])
-    shown["output tokens"] = fact("output_tokens", totals["output_tokens"])
+    shown["tokens in"] = fact("input_tokens", totals["input_tokens"])
+    shown["tokens out"] = fact("output_tokens", totals["output_tokens"])
     shown |= _cache_figures(facts)
     note = ""
     if totals["unpriced"] and totals["cost_usd"] is not None:
@@ -212,7 +227,7 @@ def _speed_panel(facts: ReportFacts) -> Panel:
     elif seconds is None:
         figure, label = (
             fact("run.time", None, "–"),
-            "nothing was sent yet" if not run["requests"] else "the run was killed",
+            "no request was sent" if not run["requests"] else "the run was killed",
         )
     else:
         figure, label = fact("run.time", seconds, _format_seconds(seconds)), "for the last run"
@@ -257,7 +272,7 @@ def _answers(facts: ReportFacts) -> Sequence[Cards | Table | Heading | str]:
     if rows:
         names = facts.samples.column_names
         values = [[result_value(facts.results, name, row[name]) for name in names] for row in rows]
-        caption = f"The first {len(rows):,} of {facts.totals['rows']:,} rows"
+        caption = f"The first {len(rows):,} of {format_count(facts.totals['results'], 'result')}"
         blocks.append(Table(caption, names, values, frozenset(), has_samples=True))
     return blocks or ("No row has a result yet.",)
 
@@ -267,7 +282,7 @@ def _errors(facts: ReportFacts, zone: ZoneInfo) -> Sequence[Table | str]:
         return ("No row and no request has failed.",)
     blocks: list[Table | str] = []
     if facts.errors:
-        failed = facts.totals["rows_failed"]
+        failed = facts.totals["errors"]
         causes = [
             (
                 f"{error_cause(group['cause']).title} ({group['cause']})",
@@ -279,7 +294,9 @@ def _errors(facts: ReportFacts, zone: ZoneInfo) -> Sequence[Table | str]:
             for group in facts.errors
         ]
         heads: Sequence[str] = ("cause", "step", "rows", "what to do", "messages of the provider or of Rowmill")
-        blocks.append(table(heads, causes, "Failed rows by cause", frozenset({2})))
+        is_fanned_out = results_key(facts.results.job).child_index is not None
+        detail = "; a row counts once for each of its children that failed" if is_fanned_out else ""
+        blocks.append(table(heads, causes, f"Failed rows by cause{detail}", frozenset({2})))
     else:
         blocks.append("No row has failed: failed requests succeeded when they were sent again.")
     if facts.checks:
@@ -328,7 +345,7 @@ def _steps(facts: ReportFacts) -> Sequence[Table]:
     if not facts.steps:
         return ()
     heads = (
-        *("step", "endpoint", "model (provider)", "requests", "failed", "input tokens", "output tokens", "cost"),
+        *("step", "endpoint", "model (provider)", "requests", "failed", "tokens in", "tokens out", "cost"),
         *("median", "95 % within", "99 % within"),
     )
     rows = []

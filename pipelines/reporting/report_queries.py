@@ -16,6 +16,7 @@ from connectors.tables.schemas import failure_names
 from connectors.templating.row_values import row_values
 from pipelines.analysis.output_columns import HIDDEN_COLUMNS, allowed_values, output_columns
 from pipelines.analysis.results import Results, open_results
+from pipelines.analysis.results_key import ResultsKey, results_key
 from pipelines.config.job import Job
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.ledger.ledger_file import open_ledger_file
@@ -42,14 +43,18 @@ class ReportFacts:
 
     results: Results
     totals: Facts
-    """rows, rows_failed, requests, requests_failed, retries, tokens, cost_usd, unpriced, p50, p95 ..."""
+    """rows_ok, rows_failed, results, errors, requests, requests_failed, retries, tokens, cost_usd, unpriced, p50 ...
+
+    `rows_ok` and `rows_failed` are rows of the source, `results` and `errors` rows of those tables: after an `each`
+    a row of the source has several.
+    """
     steps: Sequence[Facts]
     days: Sequence[Facts]
     """day, requests, cost_usd and unpriced of the last days (UTC) with requests."""
     run: Facts
     """The requests of the last run that sent any, over time: run_id, seconds, bucket_seconds, answered, failed.
 
-    `rows`: those that got their present result or error in that run.
+    `rows`: rows of the source that got their present result or error in that run.
     """
     live: Facts | None
     """The heartbeat of a run in progress."""
@@ -76,21 +81,23 @@ def report_facts(loaded: LoadedJob) -> ReportFacts:
         outputs = {name: allowed_values(results.job, name) for name in output_columns(results.job, names)}
         shown = identifier_list(name for name in names if name not in HIDDEN_COLUMNS)
         order = identifier_list(results.job.key) if results.job.key else "1"
+        key, runs = results_key(results.job), _runs(results)
+        live = read_heartbeat(results.workspace.state, results.job.name)
         run_id = _first_row(db, "select run_id from usage order by started_at desc limit 1").get("run_id")
         return ReportFacts(
             results=results,
-            totals=_totals(db),
+            totals={**_rows_done(db, key, live, runs), **_first_row(db, _TOTALS)},
             steps=_rows(db, _STEPS),
             days=_rows(db, _DAYS)[::-1],
-            run=_over_time(db, run_id),
-            live=read_heartbeat(results.workspace.state, results.job.name),
+            run=_over_time(db, key, run_id),
+            live=live,
             latencies=_latencies(db),
             errors=_errors(db),
             checks=_failed_checks(db, results.job),
             exchange_errors=_rows(db, _EXCHANGE_ERRORS),
             columns=summarize_columns(db, outputs, HIDDEN_COLUMNS),
             samples=db.sql(f"select {shown} from results order by {order} limit {SAMPLE_ROWS}").to_arrow_table(),
-            runs=_runs(results),
+            runs=runs,
             text=loaded.path.read_text(encoding="utf-8"),
         )
 
@@ -123,12 +130,26 @@ from usage where error_class is not null group by all order by requests desc, er
 """
 
 
-def _totals(db: duckdb.DuckDBPyConnection) -> Facts:
-    rows = _first_row(db, "select (select count(*) from results) as rows, (select count(*) from errors) as rows_failed")
-    return {**rows, **_first_row(db, _TOTALS)}
+def _rows_done(
+    db: duckdb.DuckDBPyConnection, key: ResultsKey, live: Facts | None, runs: Sequence[Facts]
+) -> Mapping[str, int]:
+    """Return rows_ok, rows_failed, results and errors."""
+    found = _first_row(db, "select (select count(*) from results) as results, (select count(*) from errors) as errors")
+    if key.child_index is None:
+        return {**found, "rows_ok": found["results"], "rows_failed": found["errors"]}
+    source = identifier_list(key.source)
+    # A failed row keeps the children that it had before.
+    done = _first_row(
+        db,
+        f"select (select count(*) from (select distinct {source} from errors)) as rows_failed, (select count(*) from "
+        f"(select {source} from results except select {source} from errors)) as rows_ok",
+    )
+    # The tables do not have the rows that made no child.
+    last = live["rows_done"] - live["rows_failed"] if live else runs[0]["rows_ok"] if runs else None
+    return {**found, **done, "rows_ok": max(done["rows_ok"], last or 0)}
 
 
-def _over_time(db: duckdb.DuckDBPyConnection, run_id: Any) -> Facts:
+def _over_time(db: duckdb.DuckDBPyConnection, key: ResultsKey, run_id: Any) -> Facts:
     """Requests that ended in each of at most MAX_BARS intervals."""
     ended = "epoch_us(started_at) / 1e6 + coalesce(latency_ms, 0) / 1e3"
     span = _first_row(
@@ -150,10 +171,10 @@ def _over_time(db: duckdb.DuckDBPyConnection, run_id: Any) -> Facts:
     ).fetchall():
         answered[min(place, len(answered) - 1)] += requests - failures
         failed[min(place, len(answered) - 1)] += failures
-    own = _own_columns(db)
+    own, source = _own_columns(db), identifier_list(key.source)
     ((rows,),) = db.execute(
-        "select (select count(*) from results where _run_id = ?) + "
-        f"(select count(*) from errors where {own['run_id']} = ?)",
+        f"select count(*) from (select {source} from results where _run_id = ? "
+        f"union select {source} from errors where {own['run_id']} = ?)",
         [run_id, run_id],
     ).fetchall()
     return {

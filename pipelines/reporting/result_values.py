@@ -110,16 +110,17 @@ def _media_file(results: Results, column: str, value: str) -> EmbeddedFile | Non
         return None
     try:
         path = results.media(value)
-    except JobError:
-        return None
-    if suffix in SOUND_TYPES:
-        if path.stat().st_size > MAX_SOUND_BYTES:
+        size = path.stat().st_size
+        if size > (MAX_SOUND_BYTES if suffix in SOUND_TYPES else MAX_PICTURE_BYTES):
             return EmbeddedFile(value)
-        url = _data_url(SOUND_TYPES[suffix], path.read_bytes())
-        return EmbeddedFile(value, url, f"sound of {column}: {Path(value).name}", is_sound=True)
-    if path.stat().st_size > MAX_PICTURE_BYTES:
-        return EmbeddedFile(value)
-    return _picture(path.read_bytes(), f"{column}: {Path(value).name}", value)
+        content = path.read_bytes()
+    except (JobError, OSError, ValueError):
+        # A text that only looks like a path may be no name at all: too long, or with a null character.
+        return None
+    label = f"{column}: {Path(value).name}"
+    if suffix in SOUND_TYPES:
+        return EmbeddedFile(value, _data_url(SOUND_TYPES[suffix], content), f"sound of {label}", is_sound=True)
+    return _picture(content, label, value)
 
 
 def _picture(content: bytes, label: str, path: str | None = None) -> EmbeddedFile | None:

@@ -61,11 +61,13 @@ def format_errors(failed: FailedRows, job: str, path: str) -> "RenderableType":
     keys = names[:-NON_KEY_COLUMNS]
     more = failed.total - len(failed.rows)
     shown_key = single_line(failed.rows[0][keys[0]]) if len(keys) == 1 else "KEY"
+    # A terminal has the messages, and no room for the cause next to the class.
+    groups = [{name: value for name, value in group.items() if name != "cause"} for group in failed.groups]
     commands = {"next": f"rowmill show {path} {shown_key}", "": f"rowmill retry {path}"}
     return Group(
         Text(f"{job}: {format_count(failed.total, 'row')} failed", style="bold"),
         "",
-        DataTable(failed.groups, wrapped="message"),
+        DataTable(groups, wrapped="message"),
         "",
         DataTable(failed.rows, wrapped=names[-1]),
         *([f"… and {more:,} more (--limit N)"] if more else []),

@@ -9,7 +9,8 @@ import duckdb
 import orjson
 
 from connectors.contracts import Sink
-from connectors.sql import identifier, identifier_list
+from connectors.records import CHECK_FAILED
+from connectors.sql import identifier, identifier_list, literal
 from connectors.tables.schemas import FAILURE_COLUMNS, failure_names
 from connectors.templating.row_values import row_values
 from pipelines.config.loaded_job import LoadedJob
@@ -126,7 +127,10 @@ class FailedRows:
     """The earliest ones."""
     total: int
     groups: Rows
-    """Number of rows by step, error class and status, with their most frequent message."""
+    """Number of rows by step, error class, status and cause, with their most frequent message.
+
+    The cause is the error class, or the code of a failed check.
+    """
 
 
 def failed_rows(loaded: LoadedJob, limit: int) -> FailedRows:
@@ -154,7 +158,9 @@ def read_errors(sink: Sink, limit: int) -> FailedRows:
         groups: Rows = (
             db.sql(
                 f"select count(*) as rows, {names['step']} as step, {names['error_class']} as error_class, "
-                f"{names['http_status']} as http_status, mode({names['message']}) as message from {source} "
+                f"{names['http_status']} as http_status, case when {names['code']} = {literal(CHECK_FAILED)} "
+                f"then {names['code']} else {names['error_class']} end as cause, mode({names['message']}) as message "
+                f"from {source} "
                 "group by all order by rows desc, error_class, step"
             )
             .to_arrow_table()

@@ -1,11 +1,15 @@
 """Who may use the page of `rowmill watch`: token, cookie, Host, forms, and what rows can and cannot do."""
 
+import http.client
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.dashboard.access import HEADERS
+from pipelines.dashboard.server import MAX_STREAMS
 from tests.behaviour.dashboard.conftest import OpenWatch, Watch
 from tests.conftest import Workspace
 
@@ -28,6 +32,8 @@ def test_nothing_is_shown_without_the_token(page: Watch) -> None:
             403,
             "Open the address that `rowmill watch` has printed: it holds the token of this page.\n",
         ), path
+    # An error page would name the folder.
+    assert page.request("OPTIONS", "/").text == page.request("GET", "/").text
     assert page.request("GET", "/?token=wrong").status == 403
     assert page.request("GET", "/", Cookie=f"rowmill_{page.port}=wrong").status == 403
 
@@ -83,6 +89,54 @@ def test_only_forms_of_the_page_steer(page: Watch) -> None:
     assert "job: this job is not running; start it with: rowmill run" in reply.words()
 
 
+def test_a_form_that_no_browser_sends_is_refused_without_a_traceback(
+    page: Watch, caplog: pytest.LogCaptureFixture
+) -> None:
+    form, own = f"form={page.access.form_token}", {"Cookie": page.cookie, "Origin": f"http://127.0.0.1:{page.port}"}
+    types = (
+        *("application/x-www-form-urlencoded; charset=unknown", "application/x-www-form-urlencoded; charset=utf-16"),
+        *("multipart/form-data", "multipart/form-data; boundary=other"),
+    )
+    replies = [page.request("POST", "/jobs/job/control", form, **own, Content_Type=one) for one in types]
+    urlencoded = "application/x-www-form-urlencoded"
+    replies.append(
+        page.request("POST", "/jobs/job/control", form, **own, Content_Type=urlencoded, Content_Encoding="gzip")
+    )
+    assert [reply.status for reply in replies] == [400] * 5
+    assert all("Content-Security-Policy" in reply.headers for reply in replies)
+    assert caplog.records == []
+
+
+def test_only_jobs_of_the_workspace_are_steered_and_followed(page: Watch) -> None:
+    for name in ("..%2f..%2fother", "a%00b", "other"):
+        assert page.post(f"/jobs/{name}/control", command="pause").status == 404, name
+        assert page.get(f"/events?page=/jobs/{name}").status == 404, name
+
+
+def test_a_stream_has_the_headers_of_a_page_and_a_browser_that_left_frees_its_place(page: Watch) -> None:
+    def follow() -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection("127.0.0.1", page.port, timeout=20)
+        connection.request("GET", "/events?page=/schedule", headers={"Cookie": page.cookie})
+        return connection
+
+    connections = [follow() for _ in range(MAX_STREAMS + 4)]
+    replies = [connection.getresponse() for connection in connections]
+    assert sorted(reply.status for reply in replies) == [200] * MAX_STREAMS + [503] * 4
+    streams = [reply for reply in replies if reply.status == 200]
+    assert {name: streams[0].headers[name] for name in HEADERS} == HEADERS
+    assert page.request("HEAD", "/events", Cookie=page.cookie).status == 405
+    for opened in (*replies, *connections):
+        opened.close()
+    # Nothing changes on that page, so that no write can fail.
+    status = 503
+    while status == 503:
+        connection = follow()
+        with connection.getresponse() as reply:
+            status = reply.status
+        connection.close()
+    assert status == 200
+
+
 def test_a_read_only_page_refuses_to_steer(workspace: Workspace, watch: OpenWatch) -> None:
     workspace.csv(1)
     workspace.job()
@@ -102,6 +156,19 @@ def test_rows_are_text_and_can_make_the_page_send_nothing(workspace: Workspace, 
         assert shown in reply.text, path
         assert "<b>1" not in reply.text and "<img src=//" not in reply.text
         assert reply.outside_addresses == []
+
+
+def test_a_text_that_only_looks_like_a_file_is_text_on_the_page_and_in_the_report(
+    workspace: Workspace, watch: OpenWatch, cli: Any
+) -> None:
+    names = {"long": f"{'x' * 300}.png", "null": "a\0.mp3", "hidden": [".rowmill/state.png"]}
+    workspace.write("rows.jsonl", json.dumps({"id": 1, "text": "x", **names}))
+    job = workspace.job(source="{jsonl: rows.jsonl, key: id}", sink='{parquet: out, columns: [long, "null", hidden]}')
+    cli.run(job)
+    (workspace.folder / ".rowmill" / "state.png").write_bytes((DATA / "images/coffee.png").read_bytes())
+    assert cli("report", job) == 0, cli.err
+    reply = watch(workspace.folder).get("/jobs/job/row?key=1")
+    assert [names["long"] in reply.text, "data:image" in reply.text] == [True, False]
 
 
 def test_pictures_and_sounds_are_served_by_their_bytes(workspace: Workspace, watch: OpenWatch, cli: Any) -> None:

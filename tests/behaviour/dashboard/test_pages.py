@@ -24,7 +24,7 @@ from pipelines.reporting.status_queries import failed_rows, job_statuses, usage_
 from tests.behaviour.dashboard.conftest import OpenWatch, Watch
 from tests.behaviour.runs.test_control import Terminal, steering
 from tests.behaviour.screens.test_report import contrast
-from tests.conftest import ScriptedProvider, Workspace
+from tests.conftest import ScriptedProvider, Workspace, chat_reply
 from tests.support.forked import COMMAND, Forked
 
 
@@ -120,6 +120,19 @@ def test_tables_are_shown_page_by_page_the_newest_rows_first(job: Path, workspac
     assert "1 to 20 of 28, the newest first" in first and "21 to 28 of 28" in second
     assert "TEXT 30" in first and "TEXT 1 " in second
     assert "refused: text 9" in page.get("/jobs/job/rows?table=errors").words()
+
+
+def test_a_job_whose_rows_failed_says_why_and_what_to_do(
+    workspace: Workspace, provider: ScriptedProvider, watch: OpenWatch, cli: Any
+) -> None:
+    workspace.csv(1)
+    step = '{name: a, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}], '
+    step += "output: {x: {type: string}}, check: [{that: \"x = 'no'\"}], repairs: 0}"
+    provider.script = lambda path, body, count: chat_reply('{"x": "yes"}')
+    assert cli.run(workspace.job(steps=f"[{step}]"))["exit_code"] == 1
+    words = watch(workspace.folder).get("/jobs/job").words()
+    assert "1 of 1 (100 %), 1 failed" in words
+    assert "Why rows failed, most often: the answer fails a check. What to do: correct the prompt" in words
 
 
 def test_changes_are_sent_as_they_happen(workspace: Workspace, watch: OpenWatch, cli: Any) -> None:
@@ -241,6 +254,12 @@ def test_the_command_prints_its_address_ends_with_ctrl_c_and_names_a_taken_port(
     connection.request("GET", "/events", headers={"Cookie": f"rowmill_{address[1]}={address[2]}"})
     stream = connection.getresponse()
     assert stream.readline() == b"event: parts\n"
+    # The key of a row may be a long text, which the address of its page has, and then `Referer`.
+    long = http.client.HTTPConnection("127.0.0.1", int(address[1]), timeout=20)
+    cookie, key = f"rowmill_{address[1]}={address[2]}", f"/jobs/job/row?key={'x' * 60_000}"
+    long.request("GET", key, headers={"Cookie": cookie, "Referer": f"http://127.0.0.1{key}"})
+    assert long.getresponse().status == 404
+    long.close()
     started.send_signal(signal.SIGINT)
     code, _, err = started.ended()
     assert (code, "Traceback" in err) == (0, False)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sqlite3
 import subprocess
 from html import unescape
 from itertools import pairwise
@@ -113,6 +114,45 @@ def test_a_job_without_cached_input_shows_no_cache(workspace: Any, cli: Any) -> 
     job = workspace.job()
     cli.run(job)
     assert "cache" not in page_of(cli, job)
+
+
+def test_the_first_screen_counts_rows_of_the_source_of_which_each_made_several(
+    workspace: Any, cli: Any, provider: Any
+) -> None:
+    rows = {"done": ["a", "b", "c"], "childless": [], "failed": ["d", "bad", "worse"]}
+    workspace.write("rows.jsonl", "".join(json.dumps({"id": key, "tags": rows[key]}) + "\n" for key in rows))
+
+    def script(path: str, body: dict[str, Any], count: int) -> Any:
+        if body["messages"][-1]["content"] in ("bad", "worse"):
+            return web.json_response({"error": {"message": "refused"}}, status=400)
+        return None
+
+    provider.script = script
+    step = '{name: answer, endpoint: chat, provider: test, model: m, messages: [{user: "{{ tag }}"}]}'
+    steps = f"[{{name: tag, each: {{list: tags}}}}, {step}]"
+    job = workspace.job(source="{jsonl: rows.jsonl, key: id}", steps=steps)
+    assert cli.run(job)["rows_failed"] == 1
+    page = page_of(cli, job)
+    assert facts_of(page, "rows", "rows_failed", "rows_share", "results") == ["2", "1", str(2 / 3), "3"]
+    assert "of 3 rows are done" in page and "2 failures" in page
+
+
+def test_a_killed_run_is_not_shown_as_complete(workspace: Any, cli: Any) -> None:
+    workspace.csv(1)
+    job = workspace.job()
+    cli.run(job)
+    assert "of 1 row has a result" in page_of(cli, job)
+    with sqlite3.connect(workspace.folder / ".rowmill" / "ledger.sqlite") as db:
+        db.execute("update runs set ended_at = null, exit_code = null, report = null")
+    db.close()
+    page = page_of(cli, job)
+    assert "of 1 row so far has a result" in page and "The last run was killed: rows may be left." in page
+    assert '<strong class="good">' not in page
+
+
+def facts_of(page: str, *names: str) -> list[str]:
+    """The exact values of these figures."""
+    return [re.findall(rf'data-fact="{re.escape(name)}" value="([^"]*)"', page)[0] for name in names]
 
 
 def test_a_job_that_never_ran_has_no_report(workspace: Any, cli: Any) -> None:
