@@ -166,7 +166,7 @@ def test_a_text_that_only_looks_like_a_file_is_text_on_the_page_and_in_the_repor
     job = workspace.job(source="{jsonl: rows.jsonl, key: id}", sink='{parquet: out, columns: [long, "null", hidden]}')
     cli.run(job)
     (workspace.folder / ".rowmill" / "state.png").write_bytes((DATA / "images/coffee.png").read_bytes())
-    assert cli("report", job) == 0, cli.err
+    assert cli("report", job, "-o", workspace.folder / "page.html") == 0, cli.err
     reply = watch(workspace.folder).get("/jobs/job/row?key=1")
     assert [names["long"] in reply.text, "data:image" in reply.text] == [True, False]
 
