@@ -56,7 +56,7 @@ def _pages(content: bytes) -> Iterator[pypdfium2.PdfPage]:
     except pypdfium2.PdfiumError as exc:
         if exc.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD:
             raise DocumentError("is encrypted; save it without a password") from exc
-        raise DocumentError(f"is a broken PDF ({exc}); save it again") from exc
+        raise DocumentError(f"is a broken PDF ({str(exc).rstrip('.')}); save it again") from exc
 
 
 def _text(page: pypdfium2.PdfPage) -> str:

@@ -145,8 +145,12 @@ def _refused_functions() -> frozenset[str]:
 def _check_functions(sql: str, where: KeyPath) -> None:
     """Raise JobError for a function that gives another value each time, or another number of rows."""
     with parser_connection() as db:
-        parsed = parse_sql(db, f"select (\n{sql}\n)", where, "write one SQL expression")
-    for node in _nodes(parsed["statements"][0]["node"]["select_list"]):
+        parsed = parse_sql(db, f"select\n{sql}", where, "write one SQL expression")
+    selected = parsed["statements"][0]["node"]["select_list"]
+    if len(selected) > 1:
+        # In parentheses, DuckDB would make a struct of them.
+        raise JobError(where, f"has {len(selected)} expressions", "write one; a list is in brackets: [a, b]")
+    for node in _nodes(selected):
         name = str(node.get("function_name", "")).lower()
         if node.get("class") == "WINDOW":
             raise JobError(where, "has a window function, and rows have no neighbours here", "use a `sql:` source")

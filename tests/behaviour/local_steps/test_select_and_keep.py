@@ -95,8 +95,9 @@ def test_outputs_that_are_not_kept_are_seen_by_later_steps_and_in_no_table(
         ("row_number() over ()", "steps.made.select.x: has a window function"),
         ("body", "steps.made.select.x: no column body here"),
         ("(select 1)", "steps.made.select.x: holds a query"),
+        ("id, text", "steps.made.select.x: has 2 expressions"),
     ],
-    ids=["random", "aggregate", "window", "unknown", "query"],
+    ids=["random", "aggregate", "window", "unknown", "query", "two"],
 )
 def test_an_expression_that_is_not_about_one_row_is_refused(
     cli: Cli, workspace: Workspace, capsys: pytest.CaptureFixture[str], sql: str, words: str
