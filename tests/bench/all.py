@@ -11,6 +11,8 @@ embeddings  100,000 texts, 1,536 float32, 64 a request
 disk        a gigabyte of vectors written as a part, next to as many plain bytes
 packed      20 rows in a request next to one; 100,000 rows of a server that gets packs wrong
 checked     100,000 rows with two checks of each answer, next to none
+pieces      vectors of the pieces of rows, 20 a row, next to a bare loop over as many rows
+watched     1,000 requests/s with `rowmill watch` and two open pages, next to none
 typed       ten nested fields, next to plain text
 memory      the largest resident set of runs of many kinds
 million     a million rows: plan, resume at 90 %, a run with nothing to do, the ledger
@@ -19,6 +21,7 @@ start       CPU seconds of --help and validate; from start to the first request
 """
 
 import argparse
+import contextlib
 import os
 import platform
 import random
@@ -26,11 +29,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import wave
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +45,7 @@ from answering_server import ITEM_CHARACTERS
 from speed import (
     Measured,
     as_installed,
+    client_command,
     compared,
     cores,
     in_markdown,
@@ -55,6 +62,8 @@ from connectors.tokens import count_tokens
 from pipelines.transforms.splitter import split_text
 
 Lines = list[list[str]]
+PIECES = 20
+"""Of a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +137,80 @@ def disk(size: Size) -> Lines:
         rate, used = nbytes / 1e6 / seconds, time.process_time() - cpu
         lines.append([what, f"{nbytes / 1e6:,.0f}", f"{rate:,.0f}", f"{used:.1f}", f"{held:,.0f}"])
     return lines
+
+
+def pieces(size: Size) -> Lines:
+    """Runs of both clients in turn."""
+    rows, found = size.of(5_000) * PIECES, dict[str, list[Measured]](bare=[], rowmill=[])
+    with serving(0) as port:
+        for _ in range(size.times):
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name)
+                source = folder / "input.parquet"
+                write_input(source, rows, 200)
+                command = client_command("bare", "embeddings", folder, source, port, 200)
+                found["bare"].append(measured(command, rows, cores()[0]))
+                job = write_job(folder, "embeddings", port, 200)
+                each = "steps: [{name: piece, each: {list: pieces}}, "
+                job.write_text(job.read_text().replace("steps: [", each).replace("{{ text }}", "{{ piece }}"))
+                texts = pq.read_table(source).column("text").combine_chunks()
+                ends = pa.array(range(0, rows + 1, PIECES), pa.int32())
+                ids = pa.array(range(rows // PIECES), pa.int64())
+                pq.write_table(pa.table({"id": ids, "pieces": pa.ListArray.from_arrays(ends, texts)}), source)
+                found["rowmill"].append(measured(rowmill("run", str(job), "--quiet"), rows, cores()[0]))
+    return side_by_side(found)
+
+
+def watched(size: Size) -> Lines:
+    """Runs with and without open pages, in turn."""
+    rows, runs = size.of(20_000), dict[int, list[Measured]]()
+    for _ in range(size.times):
+        for pages in (0, 2):
+            with serving(200) as port, tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as opened:
+                folder = Path(name)
+                write_input(folder / "input.parquet", rows, 200)
+                job = write_job(folder, "chat", port, 200)
+                if pages:
+                    opened.enter_context(open_pages(folder, ["/", "/jobs/bench"]))
+                one = measured(rowmill("run", str(job), "--quiet"), rows, cores()[0])
+                runs.setdefault(pages, []).append(one)
+    lines = [["open pages", "rows/s", "× without", "CPU s / 1,000 rows", "× without"]]
+    plain = median(runs[0])
+    for pages, found in runs.items():
+        one = median(found)
+        rate, cpu = one.rate / plain.rate, one.cpu_of_1000 / plain.cpu_of_1000
+        lines.append([str(pages), f"{one.rate:,.0f}", f"{rate:.3f}", f"{one.cpu_of_1000:.3f}", f"{cpu:.3f}"])
+    return lines
+
+
+@contextlib.contextmanager
+def open_pages(folder: Path, pages: Sequence[str]) -> Iterator[None]:
+    """Serve the live page of a workspace on the server's core, with a reader of each page's events."""
+    command = rowmill("watch", str(folder), "--port", "0")
+    watch = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, {cores()[1]})
+    )
+    assert watch.stderr is not None
+    address = urlsplit(watch.stderr.readline().split()[-1])
+    cookie = f"rowmill_{address.port}={address.query.removeprefix('token=')}"
+
+    def read(page: str) -> None:
+        connection = HTTPConnection("127.0.0.1", address.port)
+        connection.request("GET", f"/events?page={page}", headers={"Cookie": cookie})
+        with contextlib.suppress(OSError, HTTPException):
+            reply = connection.getresponse()
+            assert reply.status == 200, reply.status
+            while reply.read1(65536):
+                pass
+
+    readers = [threading.Thread(target=read, args=(page,), daemon=True) for page in pages]
+    for reader in readers:
+        reader.start()
+    try:
+        yield
+    finally:
+        watch.terminate()
+        watch.wait()
 
 
 def typed(size: Size) -> Lines:
@@ -336,6 +419,8 @@ ALL: dict[str, Callable[[Size], Lines]] = {
     "disk": disk,
     "packed": packed,
     "checked": checked,
+    "pieces": pieces,
+    "watched": watched,
     "typed": typed,
     "memory": memory,
     "million": million,
