@@ -155,7 +155,7 @@ def commands(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tuple[
             path = (*words, name)
             if isinstance(command, click.Group):
                 yield from commands(command, path)
-            elif path not in (("serve",), ("schedule", "run")):
+            elif path not in (("serve",), ("watch",), ("schedule", "run")):
                 options = (option for given in command.params for option in given.opts if option.startswith("-"))
                 yield path, tuple(option for option in options if option != "--write")
 
