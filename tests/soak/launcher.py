@@ -33,6 +33,7 @@ import pipelines.execution.job_run
 from connectors.sinks import duckdb_table, parquet_table
 from connectors.storage.local_part_store import LocalPartStore
 from connectors.transport.client import HttpTransport
+from connectors.transport.fast_post import CleanConnector
 from pipelines.cli import main
 from pipelines.dispatch.online_dispatcher import OnlineDispatcher
 from pipelines.ledger.entries import PendingExchange, SettledExchange
@@ -170,6 +171,7 @@ def follow_exchanges(mine: Mine) -> None:
     real_note, real_take_back, real_settle = Ledger.record_pending, Ledger.cancel_pending, Ledger.settle
     real_send = HttpTransport.send
     real_connect = aiohttp.TCPConnector.connect
+    real_idle_connection = CleanConnector.idle_connection
 
     async def note(self: Ledger, noted: PendingExchange, *others: Any) -> bool:
         if mine.dying:
@@ -206,13 +208,22 @@ def follow_exchanges(mine: Mine) -> None:
         mine.reach("arrived")
         return reply
 
-    async def connect(self: aiohttp.TCPConnector, *arguments: Any, **others: Any) -> Any:
-        connection = await real_connect(self, *arguments, **others)
+    def follow(connection: Any) -> None:
         one = mine.under_way[_note.get()]
         # Not its own file descriptor: never closed by this object.
         wire = socket.socket(fileno=connection.transport.get_extra_info("socket").fileno())
         one.before = _sent_by(wire)
         one.wire = wire
+
+    async def connect(self: aiohttp.TCPConnector, *arguments: Any, **others: Any) -> Any:
+        connection = await real_connect(self, *arguments, **others)
+        follow(connection)
+        return connection
+
+    def idle_connection(self: CleanConnector, *arguments: Any) -> Any:
+        connection = real_idle_connection(self, *arguments)
+        if connection is not None:
+            follow(connection)
         return connection
 
     def take_back(self: Ledger, noted: PendingExchange, *others: Any) -> "asyncio.Future[None]":
@@ -243,6 +254,7 @@ def follow_exchanges(mine: Mine) -> None:
     Ledger.settle = settle  # type: ignore[method-assign]
     HttpTransport.send = send  # type: ignore[method-assign]
     aiohttp.TCPConnector.connect = connect  # type: ignore[method-assign]
+    CleanConnector.idle_connection = idle_connection  # type: ignore[method-assign]
     os._exit = mine.exit  # type: ignore[assignment]
 
 
@@ -258,6 +270,11 @@ def lay(mine: Mine) -> None:
     after(OnlineDispatcher, "start", started)
     at(Ledger, "recover", "recovered")
     after(Ledger, "write", lambda self, sql, *_: mine.reach("commit noted") if "into commits" in sql else None)
+    after(
+        Ledger,
+        "write_all",
+        lambda self, statements: mine.reach("commit noted") if "into commits" in statements[0][0] else None,
+    )
     at(parquet_table, "write_part", "part written")
     at(parquet_table, "write_merged_part", "merged")
     at(LocalPartStore, "_decide", "part noted")
