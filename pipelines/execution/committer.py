@@ -239,9 +239,9 @@ class Committer:
         found = setup_rows(errors, self._shape, self.setup_faults)
         name = failure_names(self._shape.key)["error_class"]
         index, classes = errors.schema.get_field_index(name), errors.column(name).to_pylist()
-        for row, error_class in enumerate(classes):
-            if row not in found and error_class == "bad_request":
-                self._suspects.append(self._errors_of_source_row(errors, row))
+        suspects = [row for row, name in enumerate(classes) if name == "bad_request" and row not in found]
+        # Finding the siblings takes a pass over all errors: only for those that are remembered.
+        self._suspects.extend(self._errors_of_source_row(errors, row) for row in suspects[-MAX_SUSPECTS:])
         if not found:
             return errors
         changed = ["setup" if row in found else error_class for row, error_class in enumerate(classes)]
