@@ -42,7 +42,7 @@ def main() -> None:
         while (received := receive_frame(connection)) is not None:
             request, descriptors = received
             (descriptor,) = descriptors
-            # Ends an endless work even if nobody waits for it any more.
+            # Ends endless work even if no caller waits for it any more.
             signal.alarm(request["seconds"] + 1)
             reply = _reply(descriptor, request["pictures"])
             signal.alarm(0)

@@ -55,7 +55,7 @@ FORMER_REPAIR_PROMPT = "This answer does not fit: {problem}. Answer again, with 
 """Still used if the conversation shows the schema; otherwise answers to it, which are paid for, are still found."""
 CHECK_REPAIR_PROMPT = "This answer does not meet a condition: {problem}\nAnswer again{form}."
 _TEXT_MARK = "\0the text of the row\0"
-"""Stands for the text in which rows differ."""
+"""Placeholder of the text in which rows differ."""
 SCHEMA_PROMPT = "Answer with nothing but JSON that fits this JSON Schema: {schema}"
 
 

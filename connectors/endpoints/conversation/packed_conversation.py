@@ -24,7 +24,7 @@ from connectors.tokens import chat_tokens, count_tokens
 MAX_ROWS = 1_000
 
 _ANSWER_MARK = "\0the answer\0"
-"""Stands for an answer in the body of a reply."""
+"""Placeholder of an answer in the body of a reply."""
 
 PACKED_TEXT_DIGEST = blake2b(b"packed texts", digest_size=16).digest()
 """Under which the structured mode of packed texts is learned; typed answers have a schema of their own."""
