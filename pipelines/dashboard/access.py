@@ -105,10 +105,12 @@ class Access:
             raise web.HTTPForbidden(text="This form was not sent by this page.")
         if request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
             raise web.HTTPForbidden(text="This form was not sent by this page.")
+        if "Content-Encoding" in request.headers:
+            raise web.HTTPBadRequest(text="This form is compressed; browsers send forms as they are.")
         try:
             form = await request.post()
         except (web.RequestPayloadError, LookupError, ValueError, RuntimeError) as exc:
-            # Not what a browser sends: an unknown character set or coding, or parts that are none.
+            # Not what a browser sends: an unknown character set, or parts that are none.
             raise web.HTTPBadRequest(text="This form cannot be read.") from exc
         if not _is_same(str(form.get("form", "")), self.form_token):
             raise web.HTTPForbidden(text="This form is of an earlier page: load the page again.")

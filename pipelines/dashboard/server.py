@@ -38,6 +38,14 @@ KEEPALIVE_SECONDS = 15.0
 MAX_STREAMS = 32
 MAX_FORM_BYTES = 64 << 10
 MAX_ADDRESS_BYTES = 64 << 10
+"""The key of a row may be a long text, and is in addresses."""
+SERVER_OPTIONS: Mapping[str, Any] = {
+    "max_line_size": MAX_ADDRESS_BYTES,
+    "max_field_size": MAX_ADDRESS_BYTES,
+    # A compressed body is refused, so it is never unpacked.
+    "auto_decompress": False,
+}
+"""What aiohttp's server is told."""
 
 NOTICES = {
     "pause": "Paused: nothing new is sent, requests in flight land.",
@@ -312,10 +320,7 @@ async def _until_signal(
         loop.add_signal_handler(number, stopped.set)
     access = Access()
     app = WatchServer(workspace, access, is_read_only).app()
-    # The key of a row may be a long text, and is in addresses.
-    runner = web.AppRunner(
-        app, access_log=None, shutdown_timeout=2.0, max_line_size=MAX_ADDRESS_BYTES, max_field_size=MAX_ADDRESS_BYTES
-    )
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0, **SERVER_OPTIONS)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", port).start()

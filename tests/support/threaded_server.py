@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from typing import Any
 
 from aiohttp import web
 
@@ -36,9 +37,9 @@ class ThreadedServer:
         self._ready.set()
         await self._stop.wait()
 
-    async def _run_app(self, app: web.Application) -> None:
-        """`_run` of a server that is an application under /v1."""
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    async def _run_app(self, app: web.Application, **options: Any) -> None:
+        """`_run` of a server that is an application under /v1; `options` are those of aiohttp's server."""
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, **options)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         host, port = runner.addresses[0][:2]

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.config.workspace import find_workspace
 from pipelines.dashboard.access import Access
-from pipelines.dashboard.server import WatchServer
+from pipelines.dashboard.server import SERVER_OPTIONS, WatchServer
 from tests.support.threaded_server import ThreadedServer
 
 
@@ -60,7 +60,7 @@ class Watch(ThreadedServer):
 
     async def _run(self) -> None:
         app = WatchServer(find_workspace(self._folder), self.access, self._is_read_only).app()
-        await self._run_app(app)
+        await self._run_app(app, **SERVER_OPTIONS)
 
     def close(self) -> None:
         if self._thread.is_alive():
