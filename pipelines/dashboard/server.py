@@ -45,7 +45,7 @@ SERVER_OPTIONS: Mapping[str, Any] = {
     # A compressed body is refused, so it is never unpacked.
     "auto_decompress": False,
 }
-"""What aiohttp's server is told."""
+"""Options of aiohttp's server."""
 
 NOTICES = {
     "pause": "Paused: nothing new is sent, requests in flight land.",
