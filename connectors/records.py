@@ -24,6 +24,8 @@ KEPT_ROW = "_row_kept"
 """Column with whether the sink has a result of the row that only other checks have accepted."""
 KEPT_PREFIX = "_row_kept_"
 """Of the columns with the outputs in that result."""
+KEPT_CHILDREN_PREFIX = "_row_children_"
+"""Of the columns with the outputs in the results of the row's children: lists, in the order of the children."""
 
 Values = tuple[Any, ...]
 """One row's outputs of one step, in the order of the endpoint's `fields`."""

@@ -21,6 +21,8 @@ class RowFailure:
     """Microseconds since 1970, UTC."""
     is_new: bool = True
     """Whether it is another outcome than the errors table has, or this invocation sent a request for it."""
+    answers: Sequence[bytes | None] = ()
+    """The fingerprints of answers that the row, or its children, had before; see `Chunk.answers`."""
 
 
 @dataclass(slots=True)

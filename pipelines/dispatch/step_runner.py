@@ -453,7 +453,7 @@ class StepRunner:
             failed_rows = pa.array([failure.row for failure in failures], pa.int64())
             finished.failed.append(chunk.table.take(failed_rows))
             for index, failure in enumerate(failures):
-                finished.failures.append(replace(failure, row=before + index))
+                finished.failures.append(replace(failure, row=before + index, answers=chunk.answers[failure.row]))
         self._add_open_rows(chunk, len(finished.keys) - len(chunk.keys))
         return finished
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -20,7 +20,7 @@ from pipelines.dispatch.chunks import Chunk
 from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.faults.setup_faults import SetupFaults
 from pipelines.ledger.ledger import Ledger, now_us
-from pipelines.ledger.projection import SourceRows, append_usage, commit_statements, encode_rows
+from pipelines.ledger.projection import ANSWERS, ANSWERS_TYPE, SourceRows, append_usage, commit_statements, encode_rows
 from pipelines.preparation.prepared_job import PreparedJob
 
 COMMIT_ROWS = 10_000
@@ -208,6 +208,7 @@ class Committer:
             )
             self._parts += 1
             name = f"{self._ledger.identity}-{self._ledger.writer:06d}-{self._parts:06d}"
+            errors = errors.select(self._shape.errors.names)
             self._sink.commit(Commit(results, replaced, errors, cleared, emptied_by_part), name)
             self._counters.committed += pending.rows
         append_usage(self._ledger, self._sink, self._job)
@@ -220,7 +221,7 @@ class Committer:
             self._suspects.clear()
             if self._shape.child_index is not None:
                 # Siblings are in each other's tables.
-                later = [pa.concat_tables(later).group_by(self._shape.errors.names).aggregate([])]
+                later = [_distinct_rows(pa.concat_tables(later), self._shape.errors.names)]
             self._pending.errors.extend(later)
             self._pending.rows += sum(table.num_rows for table in later)
             self._counters.committed -= sum(table.num_rows for table in later)
@@ -295,6 +296,7 @@ def _result_rows(table: pa.Table, shape: TableShape, run_id: str) -> pa.Table:
 
 
 def _error_rows(chunk: Chunk, shape: TableShape) -> pa.Table:
+    """Return the errors of a chunk, with the answers that their rows had before (ANSWERS)."""
     wanted = [*shape.key, "_row_fingerprint"]
     rows = pa.concat_tables([_with_child_index(table, shape).select(wanted) for table in chunk.failed])
     rows = rows.take(pa.array([failure.row for failure in chunk.failures], pa.int64()))
@@ -326,7 +328,15 @@ def _error_rows(chunk: Chunk, shape: TableShape) -> pa.Table:
         else facts[actual_to_name[column.name]].cast(column.type)
         for column in schema
     ]
-    return pa.table(columns, schema=schema)
+    answers = pa.array([failure.answers for failure in chunk.failures], ANSWERS_TYPE)
+    return pa.table(columns, schema=schema).append_column(ANSWERS, answers)
+
+
+def _distinct_rows(rows: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Return the first row of those that are equal in these columns."""
+    numbered = rows.append_column("_place", pa.array(range(rows.num_rows), pa.int64()))
+    first = numbered.group_by(list(names), use_threads=False).aggregate([("_place", "min")])
+    return rows.take(first.column("_place_min"))
 
 
 def _with_child_index(failed: pa.Table, shape: TableShape) -> pa.Table:

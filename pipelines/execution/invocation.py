@@ -233,7 +233,7 @@ def _finish_run(ready: PreparedJob, ledger: Ledger, run: OpenRun, ended: "RunOut
         if ready.workspace.durability == "power":
             # The tables replace the answers from now on: wait until their last files are on the disk.
             os.sync()
-        drop_committed(ledger, ready.job.name, ready.sink_name)
+        drop_committed(ledger, ready.job.name, ready.sink_name, ready.shape)
     return report
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from connectors.contracts import Commit, Endpoint, Sink, TableShape, UsageMark
 from connectors.records import RowError, Values
@@ -24,7 +25,8 @@ READ_ROWS = 1_000
 """Number of exchanges read at a time."""
 
 ANSWERS = "_answers"
-"""The column of an encoded commit with the answers of each row, one for each step."""
+"""The column of an encoded commit with the answers of each row, one for each step; of errors, with those before."""
+ANSWERS_TYPE = pa.list_(pa.binary(16))
 
 
 def encode_table(table: pa.Table) -> bytes | None:
@@ -40,7 +42,7 @@ def encode_table(table: pa.Table) -> bytes | None:
 def encode_rows(results: pa.Table, answers: Sequence[Sequence[bytes | None]], shape: TableShape) -> bytes | None:
     """Encode what a rebuild needs: the rows without their outputs, and the fingerprints of the answers of these."""
     rows = results.select([name for name in results.column_names if name not in shape.outputs])
-    rows = rows.append_column(ANSWERS, pa.array(answers, pa.list_(pa.binary(16))))
+    rows = rows.append_column(ANSWERS, pa.array(answers, ANSWERS_TYPE))
     metadata = {b"outputs": _outputs(shape)}
     if shape.rungs:
         metadata[b"rungs"] = orjson.dumps(shape.rungs)
@@ -58,11 +60,13 @@ def commit_statements(
 ) -> list[tuple[str, Sequence[Sequence[Any]]]]:
     """Return what records a commit: statements and their rows of values.
 
-    `results`: from `encode_rows`. `cleared`: source keys to remove from the errors. `children`: the source rows, if
-    they can have any number of results.
+    `results`: from `encode_rows`. `errors`: they may have the column ANSWERS. `cleared`: source keys to remove from the
+    errors. `children`: the source rows, if they can have any number of results.
     """
     emptied = None if children is None else encode_table(children.emptied)
     columns = "job, sink, at, rows, errors, cleared, emptied"
+    if ANSWERS in errors.column_names and not pc.sum(pc.list_value_length(errors.column(ANSWERS))).as_py():
+        errors = errors.drop_columns([ANSWERS])
     commit = (job, sink, at, results, encode_table(errors), encode_table(cleared), emptied)
     statements: list[tuple[str, Sequence[Sequence[Any]]]] = [
         (f"insert into commits ({columns}) values (?, ?, ?, ?, ?, ?, ?)", [commit])
@@ -187,7 +191,8 @@ def rebuild(ledger: Ledger, sink: Sink, job: str, sink_name: str, shape: TableSh
             results = _decoded(ledger, decode_table(rows_blob).take(pa.array(result_rows, pa.int64())), shape, steps)
         errors = shape.errors.empty_table()
         if error_rows:
-            errors = decode_table(errors_blob).take(pa.array(error_rows, pa.int64())).cast(shape.errors)
+            failed = decode_table(errors_blob).take(pa.array(error_rows, pa.int64()))
+            errors = failed.select([name for name in failed.column_names if name != ANSWERS]).cast(shape.errors)
         name = f"{ledger.identity}-{ledger.writer:06d}-again-{part:06d}"
         sink.commit(Commit(results, {}, errors, shape.results.empty_table().select(shape.source_key)), name)
         count += results.num_rows
@@ -197,6 +202,24 @@ def rebuild(ledger: Ledger, sink: Sink, job: str, sink_name: str, shape: TableSh
 def count_committed(ledger: Ledger, job: str, sink_name: str, shape: TableShape) -> int:
     """Count the result rows that `rebuild` writes if the ledger has all their answers."""
     return sum(len(result_rows) for _, result_rows, _ in _newest(ledger, job, sink_name, shape))
+
+
+def answers_of_failed_rows(ledger: ReadableLedger, job: str, sink_name: str, shape: TableShape) -> set[bytes]:
+    """Return the fingerprints of the answers that rows in errors had before they failed, or that their children had."""
+    seen: set[tuple[Any, ...]] = set()
+    needed: set[bytes] = set()
+    for errors, cleared, removed in ledger.stream(
+        "select errors, cleared, removed from commits where job = ? and sink = ? "
+        "and coalesce(errors, cleared, removed) is not null order by id desc",
+        (job, sink_name),
+    ):
+        seen.update(_keys(removed, shape))
+        newest = _unseen(_keys(errors, shape), seen)
+        if newest and ANSWERS in (failed := decode_table(errors)).column_names:
+            for answers in failed.column(ANSWERS).take(pa.array(newest, pa.int64())).to_pylist():
+                needed.update(answers)
+        seen.update(_keys(cleared, shape))
+    return needed
 
 
 def _newest(

@@ -9,12 +9,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from connectors.contracts import TableShape
 from connectors.errors import JobError
 from pipelines.config.workspace import Workspace
 from pipelines.config.yaml_reader import read_yaml
 from pipelines.ledger.answer_files import SHARED_FILE_BYTES_SQL, file_name
 from pipelines.ledger.ledger import Ledger, now_us
-from pipelines.ledger.projection import ANSWERS, decode_table
+from pipelines.ledger.projection import ANSWERS, answers_of_failed_rows, decode_table
 from pipelines.pricing.prices import usd
 from pipelines.reporting.status_queries import iso_time
 from pipelines.runtime.locks import job_lock
@@ -153,13 +154,14 @@ def prune(
     return PruneResult(answers, commits, max(0, freed), spared)
 
 
-def drop_committed(ledger: Ledger, job: str, sink_name: str) -> int:
+def drop_committed(ledger: Ledger, job: str, sink_name: str, shape: TableShape) -> int:
     """Delete the answers of rows that are in the sink (`keep_answers: committed`); return their number.
 
     Call it after a run has closed: during a run, equal requests of later rows still use the answer. Answers of failed
-    rows stay, because `retry` needs them.
+    rows stay, because `retry` needs them, those that they share with other rows too.
     """
     dropped = 0
+    needed: set[bytes] | None = None
     for (commit,) in ledger.query(
         "select id from commits where job = ? and sink = ? and rows is not null", (job, sink_name)
     ):
@@ -167,6 +169,9 @@ def drop_committed(ledger: Ledger, job: str, sink_name: str) -> int:
         fingerprints = {
             mark for row in decode_table(rows).column(ANSWERS).to_pylist() for mark in row if mark is not None
         }
+        if needed is None:
+            needed = answers_of_failed_rows(ledger, job, sink_name, shape)
+        fingerprints -= needed
         answers: list[tuple[int, str | None]] = []
         for batch in _batches(sorted(fingerprints)):
             answers += ledger.query(

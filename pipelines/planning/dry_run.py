@@ -35,6 +35,7 @@ from pipelines.ledger.ledger import Ledger
 from pipelines.planning.answer_estimates import AnswerEstimate, estimate_answer, placeholder_values
 from pipelines.planning.cost_estimates import CostEstimate, Rates, WhenResult
 from pipelines.planning.prompt_order import MAX_PROMPTS
+from pipelines.preparation.child_outputs import outputs_of_children
 from pipelines.preparation.local_steps import PreparedLocalStep
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, media_reader
 from pipelines.quality.checks import CheckFailure
@@ -232,12 +233,14 @@ class _ChunkDryRun:
         table = self._table.select(inherited).take(pa.array(places, pa.int64()))
         for column, values in zip(made.schema, made.columns, strict=True):
             table = table.append_column(column, values)
+        indexes = made.column(each.index).to_pylist()
+        for name, values in outputs_of_children(self._table, expansion.counts, places, indexes).items():
+            table = table.append_column(name, values)
         names = frozenset(made.column_names)
         pending = [self._pending_columns[place] for place in places]
         self._pending_columns = [before | names if before & step.input_columns else before for before in pending]
         self._is_alive = [True] * len(places)
         keys = child_key_starts(self._source.table.select(self._ready.shape.source_key))
-        indexes = made.column(each.index).to_pylist()
         self._keys = [f"{keys[place]}{index}]" for place, index in zip(places, indexes, strict=True)]
         self._table = table
         self._run.children[step.model.name] = self._run.children.get(step.model.name, 0) + len(places)

@@ -350,6 +350,7 @@ def _assemble(inputs: Inputs, reader: SourceReader, ledger: ReadableLedger | Non
             _checked_columns(steps).intersection(reader.schema.names),
             [field.name for step in stored if step.has_repairs for field in step.endpoint.fields],
             child_index,
+            _child_columns(every_step, each),
         )
     key, carried = list(selection.key_schema), list(selection.carried_schema)
     if child_index is not None:
@@ -398,6 +399,14 @@ def _steps_after_folds(steps: Sequence[AnyPreparedStep]) -> Sequence[AnyPrepared
             del left[begin:]
         left.append(step)
     return left
+
+
+def _child_columns(steps: Sequence[AnyPreparedStep], each: Each | None) -> frozenset[str]:
+    """Return the columns that the children of an open `each` differ in; none without one."""
+    if each is None:
+        return frozenset()
+    place = next(at for at, step in enumerate(steps) if isinstance(step, PreparedLocalStep) and step.transform is each)
+    return frozenset(field.name for step in steps[place:] for field in step.fields)
 
 
 def prepare_steps(

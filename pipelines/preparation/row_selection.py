@@ -23,6 +23,7 @@ from connectors.errors import DataError, JobError, did_you_mean
 from connectors.records import (
     FAILED_CLASS,
     FAILED_STEP,
+    KEPT_CHILDREN_PREFIX,
     KEPT_PREFIX,
     KEPT_ROW,
     ROW_ERROR_CLASSES,
@@ -39,6 +40,7 @@ from connectors.sql import (
     query_connection,
 )
 from connectors.tables.schemas import failure_names
+from pipelines.preparation.child_outputs import store_lists
 from pipelines.preparation.source_reader import ROW_KEY, SourceReader
 
 CHUNK_BYTES = 4 << 20
@@ -92,6 +94,7 @@ def select_rows(
     checked: Iterable[str] = (),
     kept_outputs: Sequence[str] = (),
     child_index: str | None = None,
+    child_outputs: Iterable[str] = (),
 ) -> "RowSelection":
     """Select the rows of an open source.
 
@@ -99,7 +102,8 @@ def select_rows(
     `files`: used columns that name files; `appending`: a key in the sink is done, whatever its values.
     `every_column`: all columns in the order of the results; None: in that of the source. `quality`: digest of checks
     and evidence; `checked`: the columns that these read; `kept_outputs`: columns of the results that other checks than
-    those of the last run may accept. `child_index`: see TableShape.
+    those of the last run may accept. `child_index`: see TableShape; `child_outputs`: those of `kept_outputs` that the
+    children of a source row differ in.
     """
     used, names = sorted(set(used)), reader.schema.names
     every = [name for name in every_column or names if name not in reader.key]
@@ -111,7 +115,10 @@ def select_rows(
     others = sorted(set(checked).difference(used, carried))
     reader.check_readable(sorted({*used, *carried, *others, *reader.key}))
     marked = sorted(name for name in set(files) if not pa.types.is_binary(reader.schema.field(name).type))
-    return RowSelection(reader, used, carried, digest, marked, appending, quality, others, kept_outputs, child_index)
+    return RowSelection(
+        reader, used, carried, digest, marked, appending, quality, others, kept_outputs, child_index,
+        frozenset(child_outputs),
+    )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -132,6 +139,8 @@ class RowSelection:
     """Columns of the results that other checks than those of the last run may accept."""
     child_index: str | None = None
     """The column of the sink's results that numbers the children of a source row; None: a source row is one result."""
+    child_outputs: frozenset[str] = frozenset()
+    """Those of `kept_outputs` that the children of a source row differ in."""
     rejects_there: int = 0
     """Rejected lines in the sink's errors table."""
     rejected_before: Counter[str] = field(default_factory=Counter)
@@ -158,7 +167,9 @@ class RowSelection:
     _has_old_content_keys: bool = False
     """Whether the sink has rows of a job without a key by the digest of earlier versions."""
     _kept: Sequence[str] = ()
-    """Those of `kept_outputs` that are stored, because rows of the sink were accepted by other checks."""
+    """The columns of the outputs that are stored, because rows of the sink were accepted by other checks."""
+    _kept_per_row: int = 1
+    """Stored results of a row, on average."""
     _parts: list[str] = field(default_factory=list)
     """The parts of the sink's results. Rows refer to a part by its position (from 1), which takes less memory."""
     _marks: list[str] = field(default_factory=list)
@@ -252,7 +263,7 @@ class RowSelection:
         self._has_whole_number_key = False
         self._has_old_content_keys = False
         self._earlier_texts = ()
-        self._kept = ()
+        self._kept, self._kept_per_row = (), 1
         if sink is None:
             return
         names = self.key_schema.names
@@ -326,27 +337,39 @@ class RowSelection:
         """Store the outputs of the sink's rows if other checks have accepted some of them."""
         there = db.sql(f"select * from {sink.results_sql()} limit 0").columns
         outputs = [name for name in self.kept_outputs if name in there]
-        if not outputs or self.appending or self.child_index is not None:
+        if not outputs or self.appending:
             return
         if not self.checked:
             current = "0" if self.quality is None else f"cast('0x' || {self._quality_part(identifier)} as UBIGINT)"
             differs = f"select 1 from {self._stored_table_sql('seen')} where _quality <> {current} limit 1"
             if not db.execute(differs).fetchall():
                 return
-        columns = "".join(f", {identifier(name)} as {identifier(KEPT_PREFIX + name)}" for name in outputs)
+        names = {name: KEPT_PREFIX + name for name in outputs}
+        if self.child_index is not None:
+            names |= {name: KEPT_CHILDREN_PREFIX + name for name in outputs if name in self.child_outputs}
+        columns = "".join(f", {identifier(name)} as {identifier(kept)}" for name, kept in names.items())
         key = self.key_schema.names
-        db.execute(
-            f"copy (select {key_text(key)} as _kept_key, "
+        rows = (
+            f"select {key_text(key)} as _kept_key, "
             f"{_fingerprint_number('_row_fingerprint')} as _kept_fp{columns} "
-            f"from {sink.results_sql()} where {identifier(key[0])} is not null) to {self._copy_target_sql('kept')}"
+            f"from {sink.results_sql()} where {identifier(key[0])} is not null"
         )
-        self._kept = outputs
+        self._kept = list(names.values())
+        if self.child_index is None:
+            db.execute(f"copy ({rows}) to {self._copy_target_sql('kept')}")
+            return
+        children = db.sql(f"{rows} order by _kept_key, {identifier(self.child_index)}")
+        single = ["_kept_key", "_kept_fp", *(kept for kept in self._kept if kept.startswith(KEPT_PREFIX))]
+        sources, count = store_lists(children, "_kept_key", single, self._stored_path("kept"))
+        self._kept_per_row = -(-count // max(1, sources))
+        if not count:
+            self._kept = ()
 
     def _with_kept(self, query: str) -> str:
         """Add the stored outputs of rows that differ from the sink's in their checks only."""
         if not self._kept:
             return query
-        names = identifier_list(KEPT_PREFIX + name for name in self._kept)
+        names = identifier_list(self._kept)
         same = f"_kept_key = r._key and _kept_fp = {_fingerprint_number('r._row_fingerprint')}"
         return (
             f"select r.*, _kept_key is not null as {KEPT_ROW}, {names} from ({query}) r "
@@ -525,7 +548,7 @@ class RowSelection:
 
     def _read(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
         try:
-            fitting = max(1, int(CHUNK_BYTES / max(1.0, self.reader.row_bytes)))
+            fitting = max(1, int(CHUNK_BYTES / max(1.0, self.reader.row_bytes)) // self._kept_per_row)
             found = self.reader.stream(query, min(rows, fitting))
             fields = {field.name: field for field in self.reader.schema}
             schema = pa.schema([fields.get(field.name, field) for field in found.schema])

@@ -14,9 +14,10 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from connectors.records import TEXT_PREFIX, RowError
+from connectors.records import KEPT_CHILDREN_PREFIX, KEPT_PREFIX, KEPT_ROW, TEXT_PREFIX, RowError
 from pipelines.dispatch.chunks import Chunk, RowFailure
 from pipelines.ledger.ledger import now_us
+from pipelines.preparation.child_outputs import outputs_of_children
 from pipelines.transforms.child_keys import child_key_starts
 from pipelines.transforms.each import Each, Expansion
 from pipelines.transforms.fold import SOURCE, Fold
@@ -108,6 +109,12 @@ class _Family:
     @property
     def source(self) -> pa.Table:
         return self.rows.slice(self.row, 1)
+
+    def all_answers(self) -> list[bytes]:
+        """Return the fingerprints of its answers and of those of its children, each once."""
+        children = (answers for _, answers in self.child_answers)
+        failed = (failure.answers for _, failure in self.failures)
+        return list({one for some in (self.answers, *children, *failed) for one in some if one is not None})
 
     @property
     def is_complete(self) -> bool:
@@ -237,6 +244,8 @@ class ChildRows:
                 for name, values in zip(names, inherited.take(pa.array(places, pa.int64())).columns, strict=True):
                     table = table.append_column(name, values)
             indexes = children.column(self._step.each.index).to_pylist()
+            for name, values in outputs_of_children(rows, expansion.counts, places, indexes).items():
+                table = table.append_column(name, values)
             keys = [f"{key_starts[place]}{index}]" for place, index in zip(places, indexes, strict=True)]
             self._rest.append((table, keys, [families[place].answers for place in places]))
             self._rest_rows += len(places)
@@ -370,9 +379,12 @@ class ChildRows:
         chunk.childless = [family.source for family in childless]
         chunk.childless_reused = sum(not family.is_asked for family in childless)
         for family in failed:
+            # Listed once, not for each failing child.
+            needed = family.all_answers()
             for index, failure in sorted(family.failures, key=lambda one: one[0]):
                 values = pa.array([None if index < 0 else index], pa.int64())
-                chunk.failures.append(replace(failure, row=len(chunk.failed)))
+                chunk.failures.append(replace(failure, row=len(chunk.failed), answers=needed))
+                needed = []
                 chunk.failed.append(family.source.append_column(self._step.each.index, values))
         return chunk
 
@@ -393,7 +405,8 @@ class ChildRows:
             children = self._children_in_order(done, fold)
             made, errors = fold.apply(children, [family.number for family in done])
             for place, error in errors.items():
-                fail(done[place], RowFailure(0, self._step.fold_name, error, 0, self._run_id, now_us()))
+                failure = RowFailure(0, self._step.fold_name, error, 0, self._run_id, now_us())
+                fail(done[place], replace(failure, answers=done[place].answers))
             rows = [place for place in range(len(done)) if place not in errors]
             if rows:
                 table = pa.concat_tables([done[row].source for row in rows])
@@ -454,6 +467,8 @@ def _is_needed(name: str, columns: frozenset[str]) -> bool:
     """Whether a column of source rows is used after their children; Rowmill's own ones are."""
     if name.startswith(TEXT_PREFIX):
         return name.removeprefix(TEXT_PREFIX) in columns
+    if name == KEPT_ROW or name.startswith((KEPT_PREFIX, KEPT_CHILDREN_PREFIX)):
+        return False
     return name.startswith("_") or name in columns
 
 

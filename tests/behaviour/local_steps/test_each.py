@@ -8,7 +8,7 @@ import pytest
 
 from tests.behaviour.local_steps.conftest import DocumentJobs, Facts
 from tests.conftest import Cli, ReadTable, ScriptedProvider, Workspace, chat_reply
-from tests.support.local_steps import ASK, PIECES, refuse
+from tests.support.local_steps import ASK, FOLD, PIECES, refuse
 
 THREE = {1: ["a", "b"], 2: [], 3: ["c"], 4: None}
 
@@ -262,3 +262,46 @@ def test_status_counts_result_rows_and_an_experiment_needs_one_result_a_row(
     assert (status["rows_ok"], status["rows_out"]) == (2, 3)
     assert cli("try", job, "--over", "steps.fact.model=m,n", "--sample", "2") == 2
     assert "rows become several" in cli.err
+
+
+def test_a_changed_check_reads_pruned_answers_of_children_in_the_results(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider, facts: Facts
+) -> None:
+    topic = '{name: topic, endpoint: chat, provider: test, model: m, messages: [{user: "{{ words }}"}]}'
+
+    def job(check: str) -> Path:
+        return documents.job(topic, PIECES, ASK.replace("messages", f"check: [{check}], messages"))
+
+    documents.write({1: ["a", "b", "long"], 2: [], 3: ["c"]})
+    assert cli.run(job("fact <> ''"))["requests"] == 7
+    assert cli("ledger", "prune", "--job", "job", "--workspace", documents.workspace.folder) == 0
+    assert cli("plan", job("length(fact) < 4"), "--json") == 0
+    assert [step["requests"] for step in json.loads(cli.out)["steps"]] == [1, 1]
+    provider.script = lambda path, body, count: chat_reply("new")
+    # The empty list has no results that could hold its topic.
+    assert cli.run(job("length(fact) < 4"))["requests"] == 2
+    assert provider.prompts()[7:] == ["[]", "long"]
+    assert facts() == [(1, 0, "A"), (1, 1, "B"), (1, 2, "new"), (3, 0, "C")]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (PIECES, ASK),
+        (PIECES, ASK, FOLD),
+        (ASK.replace("piece", "words[0]"), ASK.replace("fact", "other").replace("piece", "words[1]")),
+    ],
+    ids=["children", "folded", "rows"],
+)
+def test_answers_that_failed_source_rows_share_with_committed_ones_are_kept(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider, steps: tuple[str, ...]
+) -> None:
+    file = documents.workspace.folder / "rowmill.yaml"
+    file.write_text(f"keep_answers: committed\n{file.read_text()}")
+    documents.write({1: ["a", "b"], 2: ["a", "bad"]})
+    provider.script = refuse("bad")
+    job = documents.job(*steps)
+    assert cli.run(job)["requests"] == 3
+    provider.script = refuse()
+    assert cli("retry", job, "--json", "--quiet") == 0
+    assert provider.prompts()[3:] == ["bad"]
