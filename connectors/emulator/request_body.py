@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from connectors.emulator.api import ApiError
 
@@ -26,6 +27,9 @@ async def read_body(request: web.Request) -> tuple[dict[str, Any], Files, int]:
         raw = await request.read()
     except web.HTTPRequestEntityTooLarge as exc:
         raise too_large() from exc
+    except web.RequestPayloadError as exc:
+        message = f"We could not read the body of your request: {malformed_part(exc) or exc}."
+        raise ApiError(400, message, code="invalid_body") from exc
     if not raw:
         return {}, NO_FILES, 0
     try:
@@ -35,6 +39,12 @@ async def read_body(request: web.Request) -> tuple[dict[str, Any], Files, int]:
     if not isinstance(body, dict):
         raise ApiError(400, "The JSON body of your request is not an object.", code="invalid_json")
     return body, NO_FILES, len(raw)
+
+
+def malformed_part(error: BaseException | None) -> str | None:
+    """What of an HTTP request was malformed, in one line, if this error says so."""
+    cause = error.__cause__ if isinstance(error, web.RequestPayloadError) else error
+    return " ".join(cause.message.split()).removesuffix(" ^") if isinstance(cause, HttpProcessingError) else None
 
 
 def too_large() -> ApiError:
@@ -60,7 +70,7 @@ async def _form(request: web.Request) -> tuple[dict[str, Any], Files, int]:
                 fields.setdefault(name, []).append(content.decode())
             else:
                 files.setdefault(name, []).append((part.filename, content))
-    except (ValueError, AssertionError) as exc:
+    except (ValueError, AssertionError, RuntimeError) as exc:
         raise ApiError(400, f"We could not parse the form of your request: {exc}.", code="invalid_form") from exc
     body: dict[str, Any] = {name: values[0] if len(values) == 1 else values for name, values in fields.items()}
     text_bytes = sum(len(value) for values in fields.values() for value in values)

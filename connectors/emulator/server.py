@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import itertools
+import logging
 import secrets
 import signal
 import threading
@@ -22,7 +23,7 @@ from connectors.emulator.embeddings import routes as embeddings_routes
 from connectors.emulator.fault_injection import FAULT, FAULTS_BEFORE_ANSWER, Faults, corrupt, fail_before
 from connectors.emulator.images import routes as images_routes
 from connectors.emulator.rate_limits import USED_TOKENS, RequestLimits
-from connectors.emulator.request_body import MAX_BODY_BYTES, read_body
+from connectors.emulator.request_body import MAX_BODY_BYTES, malformed_part, read_body
 from connectors.emulator.responses import responses
 
 ENDPOINTS = (
@@ -148,10 +149,32 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
         response.headers["openai-processing-ms"] = str(int((time.perf_counter() - request[STARTED_AT]) * 1000))
 
 
+class _MalformedRequestFilter(logging.Filter):
+    """Reports a malformed request in one line; a defect of the server keeps its traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        malformed = malformed_part(error)
+        if malformed is not None:
+            record.msg, record.args = f"Refused a malformed HTTP request: {malformed}", None
+            record.exc_info = None
+        return True
+
+
+SERVER_LOG = logging.getLogger("rowmill.serve")
+SERVER_LOG.addFilter(_MalformedRequestFilter())
+
+
 async def _listen(options: EmulatorOptions, host: str, port: int) -> tuple[web.AppRunner, int]:
     """Start to listen: (runner to clean up, port); OSError if the port is unavailable."""
     # With cancellation, a handler that hangs on purpose ends when its client disconnects.
-    runner = web.AppRunner(EmulatorApp(options).app(), access_log=None, handler_cancellation=True, shutdown_timeout=0.5)
+    runner = web.AppRunner(
+        EmulatorApp(options).app(),
+        logger=SERVER_LOG,
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=0.5,
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port, backlog=1024).start()

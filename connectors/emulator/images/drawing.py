@@ -123,6 +123,8 @@ def open_image(content: bytes) -> tuple["Image", str]:
         if picture.width * picture.height > MAX_PIXELS:
             raise ValueError(f"it has more than {MAX_PIXELS} pixels")
         picture.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as exc:
+    except UnidentifiedImageError as exc:
+        raise ValueError("it is not a readable picture") from exc
+    except (OSError, SyntaxError, Image.DecompressionBombError) as exc:
         raise ValueError(f"it is not a readable picture ({exc})") from exc
     return picture, picture.format or ""

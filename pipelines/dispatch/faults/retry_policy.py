@@ -66,11 +66,11 @@ def decide(error: RowError, attempt: Attempt, limits: RetryLimits, jitter: float
     if error.error_class not in TRANSIENT_ERROR_CLASSES:
         # In a group, halving finds the request that the provider refuses.
         return RESOLVE if attempt.requests == 1 else RetryDecision("split")
-    wait = backoff(error, attempt, limits, jitter)
-    if (reason := abort_reason(error, attempt, wait, limits)) is not None:
+    if (reason := abort_reason(error, attempt, limits)) is not None:
         return RetryDecision(stop_reason=f"{reason}; run again when it is back, it goes on where it stopped")
     if attempt.number >= limits.attempts:
         return RESOLVE
+    wait = backoff(error, attempt, limits, jitter)
     # The other members of a pool need not wait.
     return RetryDecision("retry", wait if len(attempt.providers) == 1 else 0.0)
 
@@ -101,11 +101,14 @@ def backoff(error: RowError, attempt: Attempt, limits: RetryLimits, jitter: floa
     return min(limits.longest_wait, limits.first_wait * 2.0 ** (attempt.number - 1)) * jitter
 
 
-def abort_reason(error: RowError, attempt: Attempt, wait: float, limits: RetryLimits) -> str | None:
+def abort_reason(error: RowError, attempt: Attempt, limits: RetryLimits) -> str | None:
     """Return why the run ends: each provider has been silent, or asks to wait, for longer than `longest_hold`."""
+    # Only what the reply asks: the back-off of one row says nothing about the provider. The limiter knows of a 429.
+    is_asked = attempt.is_counted and error.error_class != "rate_limit"
+    asked_wait = (attempt.retry_after or 0.0) if is_asked else 0.0
     reasons: list[str] = []
     for provider in attempt.providers:
-        pause = max(provider.pause_seconds, wait if provider.name == attempt.provider.name else 0.0)
+        pause = max(provider.pause_seconds, asked_wait if provider.name == attempt.provider.name else 0.0)
         if pause > limits.longest_hold:
             reasons.append(f"{provider.name} asks to come back in {pause:.0f} s, at {_local_time(attempt.now + pause)}")
         elif provider.silent_seconds >= limits.longest_hold:

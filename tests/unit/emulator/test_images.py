@@ -278,6 +278,7 @@ def test_a_picture_that_the_model_does_not_accept_is_a_400(
     reply = http.post(f"{base_url}/images/edits", data={"prompt": PROMPT, **fields}, files=files)
     error = reply.json()["error"]
     assert (reply.status_code, error["param"], error["code"]) == (400, param, code)
+    assert "object at 0x" not in error["message"]
 
 
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -70,6 +71,47 @@ def test_a_body_other_than_a_json_object_is_a_400(base_url: str, http: httpx.Cli
     reply = http.post(f"{base_url}/chat/completions", content=body)
     assert reply.status_code == 400
     assert reply.json()["error"]["code"] == "invalid_json"
+
+
+MALFORMED = {
+    "version": (
+        b"GET /v1/models HTTP/9.9\r\n\r\n",
+        "Bad status line: Invalid HTTP version: b'GET /v1 HTTP/9.9'",
+    ),
+    "header": (b"GET /v1/models HTTP/1.1\r\nfoo bar\r\n\r\n", "Invalid header token: b'foo bar'"),
+    "gzip": (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 8\r\n\r\nnot gzip",
+        "Can not decode content-encoding: gzip",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_http_is_a_400_and_one_line_in_the_log(
+    base_url: str, http: httpx.Client, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    request, words = MALFORMED[name]
+    with socket.create_connection(("127.0.0.1", httpx.URL(base_url).port or 0), timeout=10) as connection:
+        connection.sendall(request)
+        reply = connection.makefile("rb").read()
+    assert b" 400 Bad Request\r\n" in reply.partition(b"\r\n\r\n")[0] + b"\r\n"
+    assert [(record.name, record.getMessage(), record.exc_info) for record in caplog.records] == [
+        ("rowmill.serve", f"Refused a malformed HTTP request: {words}", None)
+    ]
+    assert ask(http, base_url).status_code == 200
+
+
+def test_a_form_with_an_unknown_encoding_is_a_400(base_url: str, http: httpx.Client) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="file"\r\nContent-Transfer-Encoding: rot13\r\n\r\nabc\r\n'
+    reply = http.post(
+        f"{base_url}/audio/transcriptions",
+        content=part + b"--x--\r\n",
+        headers={"Content-Type": "multipart/form-data; boundary=x"},
+    )
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"] == (
+        "We could not parse the form of your request: unknown content transfer encoding: rot13."
+    )
 
 
 def test_a_body_above_the_limit_is_a_413(base_url: str, http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:

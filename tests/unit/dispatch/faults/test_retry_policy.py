@@ -99,6 +99,12 @@ def test_a_provider_that_asks_to_wait_for_too_long_stops_the_run() -> None:
     )
 
 
+def test_the_back_off_of_one_row_never_stops_the_run() -> None:
+    limits = RetryLimits(attempts=6, longest_wait=60, longest_hold=2, first_wait=0.5)
+    assert decide(error_of("server"), attempt_of(5), limits, 1.0) == RetryDecision("retry", 8.0)
+    assert decide(error_of("server"), attempt_of(6), limits, 1.0) == RESOLVE
+
+
 def test_a_pool_stops_the_run_only_if_all_of_its_members_are_silent_or_pause() -> None:
     silent, paused = ProviderStatus("test", 0.0, 950.0), ProviderStatus("other", 2000.0, 0.0)
     decision = decide(error_of("server"), attempt_of(provider=silent, providers=[silent, paused]), LIMITS, 1.0)
