@@ -75,7 +75,7 @@ def test_a_body_other_than_a_json_object_is_a_400(base_url: str, http: httpx.Cli
 
 MALFORMED = {
     "version": (
-        b"GET /v1/models HTTP/9.9\r\n\r\n",
+        b"GET /v1 HTTP/9.9\r\n\r\n",
         "Bad status line: Invalid HTTP version: b'GET /v1 HTTP/9.9'",
     ),
     "header": (b"GET /v1/models HTTP/1.1\r\nfoo bar\r\n\r\n", "Invalid header token: b'foo bar'"),
