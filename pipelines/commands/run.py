@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from pipelines.runtime.run_report import RunReport, StoppedBeforeStart
 
 if TYPE_CHECKING:
     from pipelines.config.job_graph import GraphJob
+    from pipelines.config.loaded_job import LoadedJob
 
 WORST_FIRST = (2, 3, 130, 4, 5, 1, 0)
 """Exit codes, worst first: the worst of several jobs is the exit code of the command."""
@@ -168,15 +169,22 @@ def _run_all(
     jobs: tuple[str, ...], overrides: Overrides, options: RunOptions, as_json: bool, is_passed: bool = False
 ) -> int:
     """Run the jobs; `is_passed`: each file holds a job that Python passes."""
-    from pipelines.config.from_python.passed_job import load_passed_job
-    from pipelines.config.job_graph import GraphJob, load_jobs, sort_jobs
-    from pipelines.config.loaded_job import load_job
-    from pipelines.execution.multi_job import run_jobs
-    from pipelines.formatting import print_out
-    from pipelines.reporting.run_summary import format_report
-    from pipelines.runtime.pandas_import import defer_pandas
+    from pipelines.runtime.deferred_imports import defer_imports, import_phase
 
-    defer_pandas()
+    with import_phase():
+        defer_imports()
+        from pipelines.config.job_graph import GraphJob, load_jobs, sort_jobs
+        from pipelines.config.loaded_job import load_job
+        from pipelines.execution.multi_job import run_jobs
+        from pipelines.formatting import print_out
+        from pipelines.reporting.run_summary import format_report
+
+        load: Callable[[Path, Overrides], LoadedJob] = load_job
+        if is_passed:
+            from pipelines.config.from_python.passed_job import load_passed_job
+
+            load = load_passed_job
+
     codes: list[int] = []
     as_lines = options.log == "json"
 
@@ -194,7 +202,7 @@ def _run_all(
 
     files = job_files(jobs)
     with _reporting_errors(files if as_json else ()):
-        graph = sort_jobs(load_jobs(files, overrides, load_passed_job if is_passed else load_job))
+        graph = sort_jobs(load_jobs(files, overrides, load))
     if len(graph) == 1:
         on_end(graph[0], _run_one(graph[0], options))
     else:
@@ -209,9 +217,12 @@ def _run_all(
 
 def _run_one(job: "GraphJob", options: RunOptions) -> RunReport:
     """Run one job in this process; print errors to stderr and hand the report to `on_finish`."""
-    from pipelines.config.loaded_job import read_job_name
-    from pipelines.execution.invocation import run_invocation
-    from pipelines.execution.notifications import notify
+    from pipelines.runtime.deferred_imports import import_phase
+
+    with import_phase():
+        from pipelines.config.loaded_job import read_job_name
+        from pipelines.execution.invocation import run_invocation
+        from pipelines.execution.notifications import notify
 
     as_lines = options.log == "json"
     report = RunReport(job.name if job.loaded is not None else read_job_name(job.path))

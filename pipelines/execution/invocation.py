@@ -33,6 +33,7 @@ from pipelines.preparation.schema_evolution import (
     schema_refusal,
     sink_types,
 )
+from pipelines.runtime.deferred_imports import import_phase
 from pipelines.runtime.locks import job_lock, sink_lock, wait_for_ray_writers
 from pipelines.runtime.run_options import RunOptions, SchemaChange
 from pipelines.runtime.run_records import CLOSING, OpenRun, end_invocation, open_run
@@ -48,13 +49,14 @@ def run_invocation(
     loaded: LoadedJob, options: RunOptions, on_warning: Callable[[str], None] = lambda line: None
 ) -> RunReport:
     """Run the job until its rows are done or something stops it; `on_warning` is called with each warning."""
-    from pipelines.execution.job_run import run_job
-    from pipelines.monitoring.json_events import ProgressLog
-    from pipelines.monitoring.json_log import print_defect
-    from pipelines.monitoring.progress import progress_display
-    from pipelines.monitoring.run_heartbeat import with_heartbeat
-    from pipelines.monitoring.telemetry import start_telemetry
-    from pipelines.runtime.event_loop import run_loop
+    with import_phase():
+        from pipelines.execution.job_run import run_job
+        from pipelines.monitoring.json_events import ProgressLog
+        from pipelines.monitoring.json_log import print_defect
+        from pipelines.monitoring.progress import progress_display
+        from pipelines.monitoring.run_heartbeat import with_heartbeat
+        from pipelines.monitoring.telemetry import start_telemetry
+        from pipelines.runtime.event_loop import run_loop
 
     workspace = loaded.workspace
     make_engine = None
