@@ -21,6 +21,8 @@ USER_QUERY_MEMORY_LIMIT = "512MB"
 """For the queries of job files, which may join and sort anything."""
 SCRATCH_ROW_GROUP_ROWS = 8192
 """In Parquet files of the scratch folder."""
+SPILL_FOLDER = "spill"
+"""In the scratch folder: what does not fit into a memory limit."""
 
 # Text of a query.
 
@@ -152,13 +154,18 @@ _PARSER_LOCK = threading.Lock()
 
 @contextlib.contextmanager
 def query_connection(scratch: Path, memory_limit: str = QUERY_MEMORY_LIMIT) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a separate connection for one query. `scratch`: folder to which it spills."""
+    """Open a database of its own for the SQL of a job file. `scratch`: folder to which it spills."""
     scratch.mkdir(parents=True, exist_ok=True)
+    with _open_database(scratch / SPILL_FOLDER, memory_limit) as connection:
+        yield connection
+
+
+def _open_database(spill: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:
     settings: dict[str, str | bool | int | float | list[str]] = {
         # A second thread holds another row group, and a run uses the other core itself.
         "threads": 1,
         "memory_limit": memory_limit,
-        "temp_directory": str(scratch / "spill"),
+        "temp_directory": str(spill),
         "autoinstall_known_extensions": False,
         "TimeZone": "UTC",
         "python_enable_replacements": False,
@@ -168,8 +175,40 @@ def query_connection(scratch: Path, memory_limit: str = QUERY_MEMORY_LIMIT) -> I
         # It reads a column of a whole row group at once, which may be more than the limit.
         "disable_parquet_prefetching": True,
     }
-    with duckdb.connect(config=settings) as connection:
-        yield connection
+    return duckdb.connect(config=settings)
+
+
+@contextlib.contextmanager
+def reused_connection(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a connection for Rowmill's own SQL, to an empty database that nobody else uses meanwhile.
+
+    It is used again afterwards, since a new one takes 25 ms: settings may not be changed. `spill`: folder to which it
+    spills.
+    """
+    # A forked process must not use those of its parent.
+    idle = _IDLE_DATABASES.setdefault(os.getpid(), [])
+    try:
+        database = idle.pop()
+    except IndexError:
+        database = _open_database(spill, QUERY_MEMORY_LIMIT)
+    try:
+        with database.cursor() as connection:
+            connection.execute(f"set temp_directory = {literal(spill)}")
+            yield connection
+            attached = connection.execute("select 1 from duckdb_databases() where not internal").fetchall()
+    except BaseException:
+        # Some errors make DuckDB refuse everything. Closing also closes the files that are attached.
+        database.close()
+        raise
+    # The folder of one that has spilled can never be changed.
+    if idle or len(attached) > 1 or spill.exists():
+        database.close()
+    else:
+        idle.append(database)
+
+
+_IDLE_DATABASES: dict[int, list[duckdb.DuckDBPyConnection]] = {}
+"""Process -> at most one database that is not in use."""
 
 
 def lock_down(connection: duckdb.DuckDBPyConnection, folders: Sequence[Path], files: Sequence[Path | str] = ()) -> None:

@@ -15,7 +15,15 @@ from pydantic import Field
 
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.errors import DataError, Stopped
-from connectors.sql import QUERY_MEMORY_LIMIT, first_line, identifier, identifier_list, literal, no_rows
+from connectors.sql import (
+    QUERY_MEMORY_LIMIT,
+    first_line,
+    identifier,
+    identifier_list,
+    literal,
+    no_rows,
+    reused_connection,
+)
 from connectors.tables.schema_checks import (
     check_column_names,
     check_folder,
@@ -34,7 +42,8 @@ LAYOUT = 1
 MARKS = {"table_name": "varchar", "ledger": "varchar", "writer": "bigint", "first": "bigint", "last": "bigint"}
 """Columns of its table of usage marks."""
 
-_HELD_MESSAGES = ("Could not set lock", "file handle conflict", "different configuration")
+_HELD_BY_THIS_PROCESS = "file handle conflict"
+_HELD_MESSAGES = ("Could not set lock", _HELD_BY_THIS_PROCESS, "different configuration")
 """DuckDB's errors for a file that another program, or another connection of this one, has open."""
 
 T = TypeVar("T")
@@ -96,7 +105,7 @@ class DuckdbTables:
     def exists(self) -> bool:
         if not self._path.is_file():
             return False
-        with duckdb.connect() as db:
+        with self._connection() as db:
             self.attach(db)
             tables = _tables(db, self._alias)
             exists = ("main", self._table.lower()) in tables
@@ -113,7 +122,7 @@ class DuckdbTables:
         check_folder(self._name, self._path.parent)
         if not self._path.exists():
             return
-        with duckdb.connect() as db:
+        with self._connection() as db:
             self.attach(db)
             with self._translated_errors():
                 tables = _tables(db, self._alias)
@@ -303,14 +312,33 @@ class DuckdbTables:
         db.unregister("new_keys")
         return int(count[0])
 
+    def _connection(self) -> contextlib.AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """Open a connection to which the file can be attached."""
+        return reused_connection(Path(f"{self._path}.tmp"))
+
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """Open the file for one transaction."""
-        with self._translated_errors(), self._wait_for_file(lambda: duckdb.connect(self._path)) as db:
+        with self._translated_errors(), self._connection() as own:
+            with self._wait_for_file(lambda: self._open(own)) as db:
+                db.execute("begin")
+                yield db
+                db.execute("commit")
+            self.detach(own)
+
+    def _open(self, own: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
+        """Open the file for writing: attached to `own`, or shared with another connection of this process to it."""
+        try:
+            own.execute(f"attach {literal(self._path)} as {self._alias} (type duckdb)")
+        except duckdb.Error as exc:
+            if _HELD_BY_THIS_PROCESS not in str(exc):
+                raise
+            db = duckdb.connect(self._path)
             db.execute(f"set memory_limit = {literal(QUERY_MEMORY_LIMIT)}")
-            db.execute("begin")
-            yield db
-            db.execute("commit")
+            return db
+        db = own.cursor()
+        db.execute(f"use {self._alias}")
+        return db
 
     @contextlib.contextmanager
     def _translated_errors(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ from connectors.sql import (
     parse_sql,
     query_connection,
     resolve_paths,
+    reused_connection,
 )
 
 
@@ -98,3 +99,45 @@ def test_rows_that_are_written_again_as_text_have_a_separate_file(tmp_path: Path
         # DuckDB removes the file of the first attempt, which failed, when it likes.
         (tmp_path / "rows-0.parquet").unlink(missing_ok=True)
         assert db.sql(f"from {relation}").fetchall() == [(f"{10**38}",)]
+
+
+def database_of(db: duckdb.DuckDBPyConnection) -> int:
+    """Return the number of the connection's database, which the first call gives it."""
+    db.execute("create table if not exists memory.main.mark as select (random() * 1e9)::bigint as number")
+    ((number,),) = db.execute("from memory.main.mark").fetchall()
+    return int(number)
+
+
+def test_a_database_is_used_again_and_by_one_user_at_a_time(tmp_path: Path) -> None:
+    with reused_connection(tmp_path / "one") as db:
+        first = database_of(db)
+    with reused_connection(tmp_path / "two") as db, reused_connection(tmp_path / "three") as other:
+        assert database_of(db) == first
+        assert database_of(other) != first
+        folder, zone = "select current_setting('temp_directory'), current_setting('TimeZone')", "UTC"
+        assert db.execute(folder).fetchall() == [(f"{tmp_path / 'two'}", zone)]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "attach '{folder}/kept.duckdb'",
+        "set memory_limit = '24MB'; select sum(n) from (from range(2_000_000) t(n) order by hash(n))",
+    ],
+    ids=["a file is attached", "it has spilled"],
+)
+def test_a_database_is_closed_if_it_cannot_be_used_again(tmp_path: Path, sql: str) -> None:
+    with reused_connection(tmp_path / "spill") as db:
+        first = database_of(db)
+        db.execute(sql.format(folder=tmp_path)).fetchall()
+    with reused_connection(tmp_path / "other") as db:
+        assert database_of(db) != first
+        db.execute(f"attach '{tmp_path}/kept.duckdb'")
+
+
+def test_a_database_is_closed_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(duckdb.Error), reused_connection(tmp_path) as db:
+        first = database_of(db)
+        db.execute("nonsense")
+    with reused_connection(tmp_path) as db:
+        assert database_of(db) != first
