@@ -124,6 +124,12 @@ class Usage:
         """The tokens that count against a token limit; None: not reported."""
         return None if self.input_tokens is None else self.input_tokens + (self.output_tokens or 0)
 
+    @property
+    def is_all_zero(self) -> bool:
+        """Whether the reply reports counts and all are zero, which no answered request has; a stated cost counts."""
+        counts = (self.output_tokens, self.audio_seconds, self.characters, self.images)
+        return self.input_tokens == 0 and not any(counts) and not self.hosted_calls and self.reported_usd is None
+
 
 NO_USAGE = Usage()
 

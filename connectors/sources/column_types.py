@@ -95,7 +95,7 @@ def materialize(connection: DuckDBPyConnection, query: str, limit: int | None, s
         replaced = ", ".join(
             f"cast({identifier(name)} as {exact[name]}) as {identifier(name)}"
             for name, kind in kinds.items()
-            if "HUGEINT" in str(kind) and exact[name] != str(kind)
+            if any(inexact in str(kind) for inexact in ("HUGEINT", "INTERVAL")) and exact[name] != str(kind)
         )
         columns = f"* replace ({replaced})" if replaced else "*"
         try:
@@ -112,4 +112,5 @@ def materialize(connection: DuckDBPyConnection, query: str, limit: int | None, s
 
 
 def _exact_leaf(huge: str, kind: str, text: str) -> str:
-    return huge if kind in HUGE_TYPES else text
+    """Return the type that the file has in place of a scalar type; Parquet's intervals have no microseconds."""
+    return huge if kind in HUGE_TYPES else "VARCHAR" if kind == "interval" else text

@@ -155,13 +155,17 @@ def _reporting_errors(files: Iterable[Path]) -> Iterator[None]:
 def _compare(jobs: tuple[str, ...], overrides: Overrides, options: RunOptions, as_json: bool) -> int:
     from pipelines.config.loaded_job import load_job
     from pipelines.execution.compare_run import compare_run, format_comparison
+    from pipelines.formatting import print_out
 
     codes: list[int] = []
     for path in job_files(jobs):
         with _reporting_errors((path,) if as_json else ()):
             report = compare_run(load_job(path, overrides), options)
         codes.append(report.exit_code)
-        click.echo(orjson.dumps(report.to_json(), default=str) if as_json else format_comparison(report))
+        if as_json:
+            click.echo(orjson.dumps(report.to_json(), default=str))
+        else:
+            print_out(format_comparison(report))
     return min(codes, key=WORST_FIRST.index, default=0)
 
 

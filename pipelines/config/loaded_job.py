@@ -112,6 +112,8 @@ class LoadedJob:
     """The job without the flags; None if the file alone is not valid."""
     changed_by: tuple[str, ...] = ()
     """The flags that change answers: the sink of the job as written must not get those answers."""
+    compared_packs: frozenset[str] = frozenset()
+    """The steps whose answers are kept apart by their `pack`, because an experiment compares its values."""
 
     @property
     def path(self) -> Path:
@@ -130,7 +132,7 @@ class LoadedJob:
 
     def with_overrides(self, overrides: Overrides) -> "LoadedJob":
         """Return the job of the same file with other flags; JobError if they do not fit. The file is not read again."""
-        return self.file.load(self.workspace, overrides)
+        return replace(self.file.load(self.workspace, overrides), compared_packs=self.compared_packs)
 
 
 def read_job_file(path: Path | str) -> JobFile:

@@ -26,10 +26,18 @@ class Overrides:
     """A path relative to the current folder, as in a shell."""
     budget_usd: float | None = None
     delivery: str | None = None
+    over: tuple[str, ...] = ()
+    """Of a trial run, in the form of `assignments`, which they replace: one value of each `--over`."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.assignments, str):
+        if isinstance(self.assignments, str) or isinstance(self.over, str):
             raise TypeError("assignments is a tuple of texts")
+
+    @property
+    def assigned(self) -> tuple[tuple[str, str], ...]:
+        """(flag, assignment), in the order in which they apply."""
+        given = (("--set", self.assignments), ("--over", self.over))
+        return tuple((flag, assignment) for flag, assignments in given for assignment in assignments)
 
     def flags(self) -> list[str]:
         """Return the flags as command-line arguments."""
@@ -41,7 +49,7 @@ class Overrides:
             "--delivery": self.delivery,
         }
         named = [f"{flag}={value}" for flag, value in values.items() if value is not None]
-        return [*(f"--set={assignment}" for assignment in self.assignments), *named]
+        return [*(f"{flag}={assignment}" for flag, assignment in self.assigned), *named]
 
 
 NONE = Overrides()
@@ -59,8 +67,8 @@ def apply_overrides(written: Mapping[str, Any], overrides: Overrides, sink_kinds
     """Return a copy of the values with the flags applied, named flags after `--set`; nothing is validated here."""
     values: dict[str, Any] = copy.deepcopy(dict(written))
     flags: dict[KeyPath, str] = {}
-    for assignment in overrides.assignments:
-        path, value, flag = _parse_assignment(assignment, values)
+    for name, assignment in overrides.assigned:
+        path, value, flag = _parse_assignment(name, assignment, values)
         _set_value(values, path, value, flag)
         flags[path] = flag
     for path, value, flag in list(_named_flags(values, overrides, sink_kinds)):
@@ -74,8 +82,8 @@ def apply_overrides(written: Mapping[str, Any], overrides: Overrides, sink_kinds
 def answer_flags(overrides: Overrides) -> tuple[str, ...]:
     """Return the flags that may change answers, which then need a separate sink."""
     flags = [
-        f"--set {key}"
-        for key in _assigned_keys(overrides)
+        f"{flag} {key}"
+        for flag, key in _assigned_keys(overrides)
         if key.split(".")[0] in _ANSWER_SECTIONS and key != "source.limit"
     ]
     return (*flags, "--provider") if overrides.provider is not None else tuple(flags)
@@ -84,7 +92,7 @@ def answer_flags(overrides: Overrides) -> tuple[str, ...]:
 def has_other_sink(overrides: Overrides, sink_kinds: Collection[str]) -> bool:
     """Return whether the flags name a sink."""
     sink_keys = {"sink.table", *(f"sink.{kind}" for kind in sink_kinds)}
-    return overrides.sink is not None or not sink_keys.isdisjoint(_assigned_keys(overrides))
+    return overrides.sink is not None or not sink_keys.isdisjoint(key for _, key in _assigned_keys(overrides))
 
 
 def trial_sink(path: str, workspace: Path) -> str:
@@ -98,8 +106,8 @@ def trial_sink(path: str, workspace: Path) -> str:
     return str(place.with_name(f"{place.stem}-try{place.suffix}"))
 
 
-def _assigned_keys(overrides: Overrides) -> list[str]:
-    return [assignment.partition("=")[0].strip() for assignment in overrides.assignments]
+def _assigned_keys(overrides: Overrides) -> list[tuple[str, str]]:
+    return [(flag, assignment.partition("=")[0].strip()) for flag, assignment in overrides.assigned]
 
 
 def _named_flags(
@@ -132,13 +140,13 @@ def _named_flags(
         yield ("delivery",), overrides.delivery, "--delivery"
 
 
-def _parse_assignment(text: str, values: Mapping[str, Any]) -> tuple[KeyPath, Any, str]:
-    """Return the key path, the value, and the flag as messages name it."""
+def _parse_assignment(name: str, text: str, values: Mapping[str, Any]) -> tuple[KeyPath, Any, str]:
+    """Return the key path, the value, and the flag as messages name it; `name`: `--set` or `--over`."""
     key, equals, value = text.partition("=")
     key = key.strip()
-    flag = f"--set {key}".rstrip()
+    flag = f"{name} {key}".rstrip()
     if not equals or not all(key.split(".")):
-        raise JobError(f"--set {text}", "no key with a value", "write e.g. --set steps.label.model=gpt-4o")
+        raise JobError(f"{name} {text}", "no key with a value", f"write e.g. {name} steps.label.model=gpt-4o")
     return _key_path(key.split("."), values, flag), parse_value(value, flag), flag
 
 

@@ -127,9 +127,11 @@ def charged_cost(price: Price | None, outcome: ExchangeOutcome, max_cost: int | 
         return 0
     if outcome.error is not None and outcome.usage is NO_USAGE:
         return max_cost
-    charged = cost(price, outcome.usage)
-    # A reply without usage is not free.
-    return max_cost if charged is None and price is not None else charged
+    # A reply without usage is not free; counts of nothing but zeros are none.
+    charged = None if outcome.error is None and outcome.usage.is_all_zero else cost(price, outcome.usage)
+    if charged is None and price is not None:
+        return 0 if price.is_free else max_cost
+    return charged
 
 
 def unpriced_tier(price: Price | None, usage: Usage) -> str | None:

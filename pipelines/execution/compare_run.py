@@ -1,15 +1,20 @@
 """`run --compare`: new answers for the first rows next to those in the sink, which does not change."""
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from connectors.errors import JobError
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.overrides import NONE
 from pipelines.execution.trial_run import read_outputs, run_trial
-from pipelines.formatting import escape_control_characters
+from pipelines.formatting import DataTable, format_count, single_line
 from pipelines.runtime.run_options import RunOptions
 from pipelines.runtime.run_report import ComparedRow, RunReport
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+MAX_VALUE_CHARACTERS = 60
 
 
 def compare_run(loaded: LoadedJob, options: RunOptions) -> RunReport:
@@ -28,27 +33,28 @@ def compare_run(loaded: LoadedJob, options: RunOptions) -> RunReport:
     return replace(trial.report, compared=[ComparedRow(key, old.get(key), row) for key, row in trial.outputs.items()])
 
 
-def format_comparison(report: RunReport) -> str:
-    """Old and new outputs side by side; long texts are cut."""
+def format_comparison(report: RunReport) -> "RenderableType":
+    """Draw old and new outputs side by side, one a line; long texts are cut."""
+    from rich.console import Group
+    from rich.text import Text
+
     rows = report.compared or ()
-    lines = [f"{report.job}: {len(rows)} rows; nothing was written"]
-    changed = 0
+    lines: list[dict[str, object]] = []
     for row in rows:
-        lines.append(escape_control_characters(row.key))
         old = row.old or {}
         for name, value in row.new.items():
-            same = name in old and old[name] == value
-            changed += not same
             before = _short_value(old[name]) if name in old else "(none)"
-            lines.append(
-                f"  {name}: {_short_value(value)}" if same else f"  {name}: {before}  ->  {_short_value(value)}"
-            )
-    lines.append(f"{changed} of {sum(len(row.new) for row in rows)} values differ")
-    return "\n".join(lines)
+            is_same = name in old and old[name] == value
+            new, differs = _short_value(value), "" if is_same else "yes"
+            lines.append({"key": row.key, "output": name, "differs": differs, "old": before, "new": new})
+    changed = sum(line["differs"] == "yes" for line in lines)
+    heading = Text(f"{report.job}: {format_count(len(rows), 'row')}; nothing was written", style="bold")
+    table: list[RenderableType] = ["", DataTable(lines, wrapped="new")] if lines else []
+    return Group(heading, *table, "", f"{changed} of {format_count(len(lines), 'value')} differ")
 
 
 def _short_value(value: Any) -> str:
     if isinstance(value, list) and len(value) > 8:
         return f"[{len(value)} values]"
-    text = escape_control_characters(str(value))
-    return text if len(text) <= 100 else f"{text[:97]}..."
+    text = "null" if value is None else single_line(value)
+    return text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[: MAX_VALUE_CHARACTERS - 1]}…"

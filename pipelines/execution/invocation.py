@@ -22,7 +22,7 @@ from pipelines.ledger.projection import append_usage, childless_rows, count_comm
 from pipelines.maintenance.retention import drop_committed
 from pipelines.monitoring.json_log import print_problem
 from pipelines.preparation.job_warnings import job_warnings
-from pipelines.preparation.prepared_job import PreparedJob, prepare_job, with_learned_facts, with_location
+from pipelines.preparation.prepared_job import PreparedJob, pack_of, prepare_job, with_learned_facts, with_location
 from pipelines.preparation.schema_evolution import (
     cast_tables,
     check_backfill,
@@ -146,7 +146,7 @@ def _prepare(
         with _with_partial_report(ready):
             check_before_run(ready)
         wait_for_ray_writers(ready.workspace.state, ready.job.name)
-        ledger.recover(ready.job.name)
+        ledger.recover(ready.job.name, [step.name for step in ready.job.steps if pack_of(step) is not None])
         if missing_dimensions(ready):
             with _with_partial_report(ready):
                 dimensions_from_sink(ready, ledger)

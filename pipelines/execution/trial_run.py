@@ -36,9 +36,7 @@ def trial_job(loaded: LoadedJob, suffix: str, folder: Path) -> LoadedJob:
     overrides = loaded.overrides
     name = loaded.job.name if loaded.written is None else loaded.written.name
     assignments = (f"name={name}-{suffix}", "sink.write=merge", "sink.deleted=keep", "audits=[]")
-    return loaded.with_overrides(
-        replace(overrides, sink=str(folder / "trial"), assignments=(*overrides.assignments, *assignments))
-    )
+    return loaded.with_overrides(replace(overrides, sink=str(folder / "trial"), over=(*overrides.over, *assignments)))
 
 
 def run_trial(loaded: LoadedJob, suffix: str, options: RunOptions) -> TrialRun:

@@ -17,6 +17,8 @@ class AnswerCosts:
     """Pico-dollars; None if the price of an exchange is not known."""
     median_latency_ms: float | None
     """Of the exchanges that brought an answer; None without any."""
+    exchanges: int
+    """Retries included."""
 
 
 def answer_costs(ledger: Ledger, fingerprints: Collection[bytes], job: str) -> AnswerCosts:
@@ -24,7 +26,7 @@ def answer_costs(ledger: Ledger, fingerprints: Collection[bytes], job: str) -> A
 
     `job`: the job that has sent requests without an answer.
     """
-    wanted, cost, latencies = frozenset(fingerprints), 0, list[float]()
+    wanted, cost, count, latencies = frozenset(fingerprints), 0, 0, list[float]()
     is_known = True
     for route_id in sorted(_routes(ledger, wanted, job)):
         exchanges = ledger.stream(
@@ -35,13 +37,14 @@ def answer_costs(ledger: Ledger, fingerprints: Collection[bytes], job: str) -> A
             matched = sum(one in wanted for one in _split(sent))
             if not matched:
                 continue
+            count += 1
             if exchange_cost is None:
                 is_known = False
             else:
                 cost += exchange_cost * matched // requests
             if error_class is None and latency_ms is not None:
                 latencies.append(latency_ms)
-    return AnswerCosts(cost if is_known else None, median(latencies) if latencies else None)
+    return AnswerCosts(cost if is_known else None, median(latencies) if latencies else None, count)
 
 
 def _routes(ledger: Ledger, fingerprints: Collection[bytes], job: str) -> set[int]:

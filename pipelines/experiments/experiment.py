@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from connectors.endpoints.conversation.packed_conversation import PackOptions
 from connectors.errors import JobError, did_you_mean
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.overrides import Overrides
@@ -15,7 +16,7 @@ from pipelines.experiments.answer_costs import AnswerCosts, answer_costs
 from pipelines.experiments.combinations import Combination
 from pipelines.experiments.sample import Sample, draw_sample, is_right
 from pipelines.experiments.statistics import unbeaten, wilson_interval
-from pipelines.preparation.prepared_job import prepare_job
+from pipelines.preparation.prepared_job import pack_of, prepare_job
 from pipelines.pricing.prices import usd
 from pipelines.runtime.run_options import RunOptions
 from pipelines.runtime.services import open_workspace_ledger
@@ -54,6 +55,8 @@ class CombinationResult:
     """Median of the requests that brought an answer."""
     errors: int
     """Rows that failed."""
+    requests: int | None = None
+    """The exchanges that brought the answers, whenever they were sent; None unless packs are compared."""
     is_unbeaten: bool = False
     """Whether no other combination is at least as good and as cheap, and better in one of the two."""
 
@@ -70,6 +73,7 @@ class CombinationResult:
             "latency_ms": self.latency_ms,
             "errors": self.errors,
             "unbeaten": self.is_unbeaten,
+            **({} if self.requests is None else {"requests": self.requests}),
         }
 
 
@@ -103,7 +107,7 @@ def run_experiment(
         JobError: a combination or an option does not fit the job.
         DataError: the source cannot be read, or has no row with a label.
     """
-    variants = [_variant(loaded, combination) for combination in options.combinations]
+    variants = _with_compared_packs([_variant(loaded, combination) for combination in options.combinations])
     sample = _checked_sample(variants, options)
     results: list[CombinationResult] = []
     requests, cost, exit_code = 0, 0.0, 0
@@ -129,7 +133,8 @@ def run_experiment(
         assert trial.report.job is not None
         with open_workspace_ledger(loaded.workspace) as ledger:
             costs = answer_costs(ledger, fingerprints, trial.report.job)
-        results.append(_result(combination, sample, trial, costs, bool(options.expectations)))
+        are_packs_compared = bool(variant.compared_packs)
+        results.append(_result(combination, sample, trial, costs, bool(options.expectations), are_packs_compared))
     if stopped is None and any(result.errors for result in results):
         exit_code = 1
     marks = unbeaten([result.right for result in results], [result.usd_per_1000 for result in results])
@@ -140,8 +145,18 @@ def run_experiment(
 def _variant(loaded: LoadedJob, combination: Combination) -> LoadedJob:
     """Return the job with the settings of a combination; requests go online, whatever the job's delivery."""
     overrides: Overrides = loaded.overrides
-    assignments = (*overrides.assignments, *(setting.assignment for setting in combination.settings))
-    return loaded.with_overrides(replace(overrides, assignments=assignments, delivery="online"))
+    over = tuple(setting.assignment for setting in combination.settings)
+    return loaded.with_overrides(replace(overrides, over=over, delivery="online"))
+
+
+def _with_compared_packs(variants: Sequence[LoadedJob]) -> Sequence[LoadedJob]:
+    """Keep the answers of steps apart whose `pack` differs: without it their requests are the same for the ledger."""
+    packs: dict[str, list[PackOptions | None]] = {}
+    for variant in variants:
+        for step in variant.job.steps:
+            packs.setdefault(step.name, []).append(pack_of(step))
+    compared = frozenset(name for name, values in packs.items() if any(value != values[0] for value in values))
+    return [replace(variant, compared_packs=compared) for variant in variants]
 
 
 def _checked_sample(variants: Sequence[LoadedJob], options: ExperimentOptions) -> Sample:
@@ -170,7 +185,12 @@ def _checked_sample(variants: Sequence[LoadedJob], options: ExperimentOptions) -
 
 
 def _result(
-    combination: Combination, sample: Sample, trial: TrialRun, costs: AnswerCosts, is_judged: bool
+    combination: Combination,
+    sample: Sample,
+    trial: TrialRun,
+    costs: AnswerCosts,
+    is_judged: bool,
+    are_packs_compared: bool,
 ) -> CombinationResult:
     rows = len(sample.expected)
     right = sum(
@@ -187,4 +207,5 @@ def _result(
         None if costs.cost is None else usd(costs.cost) / rows * 1000,
         costs.median_latency_ms,
         rows - len(trial.outputs),
+        costs.exchanges if are_packs_compared else None,
     )

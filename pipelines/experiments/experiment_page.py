@@ -55,6 +55,7 @@ def _results_table(report: ExperimentReport) -> Table:
             *short_settings(result.combination.labels).values(),
             fact(f"right.{result.combination.number}", result.right, format_share(result.right) or "–"),
             format_interval(result) or "–",
+            *([] if result.requests is None else [fact(f"requests.{result.combination.number}", result.requests)]),
             fact(
                 f"usd_per_1000.{result.combination.number}",
                 result.usd_per_1000,
@@ -65,10 +66,14 @@ def _results_table(report: ExperimentReport) -> Table:
         )
         for result in report.results
     ]
-    heads = ("no.", "", *keys, "right", "95 % interval", "cost per 1,000 rows", "median latency", "failed rows")
+    requests = [] if report.results[0].requests is None else ["requests"]
+    heads = (
+        *("no.", "", *keys, "right", "95 % interval", *requests),
+        *("cost per 1,000 rows", "median latency", "failed rows"),
+    )
     first = len(keys) + 2
     caption = "Unbeaten: no other combination is at least as good and as cheap, and better in one of the two"
-    return table(heads, rows, caption, frozenset(range(first, first + 5)))
+    return table(heads, rows, caption, frozenset(range(first, len(heads))))
 
 
 def _settings_table(report: ExperimentReport) -> Table:

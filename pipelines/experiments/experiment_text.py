@@ -57,6 +57,7 @@ def _row(result: CombinationResult, decimals: int) -> dict[str, object]:
         **short_settings(result.combination.labels),
         "right": format_share(result.right),
         "95 % interval": format_interval(result),
+        **({} if result.requests is None else {"requests": result.requests}),
         "cost/1,000 rows": format_money(result.usd_per_1000, decimals),
         "median latency": "" if result.latency_ms is None else f"{result.latency_ms:,.0f} ms",
         "failed": result.errors,

@@ -43,11 +43,16 @@ class Promotion:
 
 
 def promote(loaded: LoadedJob, combination: Combination) -> Promotion:
-    """Return the job file with the settings of a combination; nothing is written yet."""
+    """Return the job file with the settings of a combination; nothing is written yet.
+
+    JobError if the job would not be valid with them.
+    """
     shown = loaded.file.shown_path
     old = loaded.path.read_text(encoding="utf-8")
     assignments = tuple(_assignment(loaded, setting) for setting in combination.settings)
-    applied = apply_overrides(loaded.file.content.values, Overrides(assignments), SINKS)
+    overrides = Overrides(over=assignments)
+    loaded.with_overrides(overrides)
+    applied = apply_overrides(loaded.file.content.values, overrides, SINKS)
     new = old
     for path in applied.flags:
         new = _with_value(new, path, _value_at(applied.values, path), shown)
@@ -65,7 +70,7 @@ def _assignment(loaded: LoadedJob, setting: Setting) -> str:
     """Return the setting as `--set` takes it; a file in place of another file by its name."""
     if setting.file is not None:
         file, folder = Path(setting.file).resolve(), loaded.workspace.folder.resolve()
-        [path] = apply_overrides(loaded.file.content.values, Overrides((setting.assignment,)), SINKS).flags
+        [path] = apply_overrides(loaded.file.content.values, Overrides(over=(setting.assignment,)), SINKS).flags
         if file.is_relative_to(folder) and is_reference(_value_at(loaded.file.content.values, path)):
             return f"{setting.key}.file={orjson.dumps(str(file.relative_to(folder))).decode()}"
     return setting.assignment

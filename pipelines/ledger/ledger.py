@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -137,8 +137,10 @@ class Ledger:
         }
         return await self._enqueue(lambda batch: [methods[name](batch, *arguments) for name, arguments in calls])
 
-    def recover(self, job: str) -> int:
+    def recover(self, job: str, packed_steps: Collection[str] = ()) -> int:
         """Settle as `unknown` the pending exchanges of the job's earlier runs; return their number.
+
+        `packed_steps`: the steps that have `pack`. Packed answers of others are removed: their rows go alone.
 
         Call it only under the job's lock: then no other process can be waiting for them.
         """
@@ -148,6 +150,12 @@ class Ledger:
             condition = "l.job = ? and not exists (select 1 from batch_lines b where b.note = n.id)"
             batch = self._batch(db)
             reserved = batch.run_statement(lambda db: _settle_unknown(db, batch, condition, (job,)))
+            steps = ",".join("?" * len(packed_steps))
+            db.execute(
+                "delete from packed_answers where leg in "
+                f"(select id from legs where job = ? and step not in ({steps}))",
+                (job, *packed_steps),
+            )
             batch.flush()
             self._seq = batch.seq
             return len(reserved)

@@ -11,6 +11,8 @@ import duckdb
 import pyarrow as pa
 
 from connectors.contracts import EmbeddingFacts, Endpoint, Provider, Sink, SourceContext, StepContext, TableShape
+from connectors.endpoints.conversation.conversation_endpoint import ConversationStep
+from connectors.endpoints.conversation.packed_conversation import PackOptions
 from connectors.errors import DataError, JobError, KeyPath
 from connectors.media.media_reader import MediaReader
 from connectors.media.url_fetcher import WebAccess
@@ -387,6 +389,17 @@ def open_each(steps: Sequence[AnyPreparedStep]) -> Each | None:
     return next((transform for transform in found if isinstance(transform, Each)), None)
 
 
+def pack_of(step: StepConfig | LocalStep) -> PackOptions | None:
+    """Return the step's `pack`; None if its rows do not share requests."""
+    return step.pack if isinstance(step, ConversationStep) else None
+
+
+def _pack_tag(step: StepConfig) -> str:
+    """Return the part of a request fingerprint that keeps the answers of each `pack` apart; rungs have none."""
+    pack = pack_of(step)
+    return "" if pack is None else f";{pack.model_dump_json()}"
+
+
 def _steps_after_folds(steps: Sequence[AnyPreparedStep]) -> Sequence[AnyPreparedStep]:
     """Return the steps whose columns the finished rows have."""
     left: list[AnyPreparedStep] = []
@@ -432,7 +445,7 @@ def prepare_steps(
         provider = combined_provider(step.provider, members) if step.provider in workspace.pools else members[0]
         facts = embedding(provider, step.model)
         context = StepContext(
-            provider_tag=provider.tag,
+            provider_tag=provider.tag + (_pack_tag(step) if step.name in loaded.compared_packs else ""),
             columns=dict(columns),
             workspace=workspace.folder,
             roots=workspace.roots,

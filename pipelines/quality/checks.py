@@ -55,6 +55,8 @@ class Checks:
         for place, check in enumerate(checks):
             try:
                 kind = str(self._db.sql(f"select (\n{check.that}\n) as condition from nothing").types[0])
+                # Aggregates and windows, which need other rows, are refused in this place alone.
+                self._db.sql(f"from nothing where (\n{check.that}\n)")
             except duckdb.Error as exc:
                 raise JobError((*where, place), first_line(exc), "fix the condition") from exc
             if kind not in _CONDITION_TYPES:

@@ -28,6 +28,8 @@ STATES = {
     130: "interrupted",
 }
 """By exit code."""
+MAX_GROUPS = 20
+"""Causes of failed rows in one table: the message of a check that a value breaks may differ for every row."""
 NON_KEY_COLUMNS = 5
 """Columns of a failed row after those of its key: step, class, status, attempts, message."""
 
@@ -64,10 +66,12 @@ def format_errors(failed: FailedRows, job: str, path: str) -> "RenderableType":
     # A terminal has the messages, and no room for the cause next to the class.
     groups = [{name: value for name, value in group.items() if name != "cause"} for group in failed.groups]
     commands = {"next": f"rowmill show {path} {shown_key}", "": f"rowmill retry {path}"}
+    unnamed = sum(int(str(group["rows"])) for group in groups[MAX_GROUPS:])
     return Group(
         Text(f"{job}: {format_count(failed.total, 'row')} failed", style="bold"),
         "",
-        DataTable(groups, wrapped="message"),
+        DataTable(groups[:MAX_GROUPS], wrapped="message"),
+        *([f"… and {format_count(unnamed, 'row')} of other causes"] if unnamed else []),
         "",
         DataTable(failed.rows, wrapped=names[-1]),
         *([f"… and {more:,} more (--limit N)"] if more else []),

@@ -134,13 +134,13 @@ class FailedRows:
 
 
 def failed_rows(loaded: LoadedJob, limit: int) -> FailedRows:
-    """Read the errors table of a job."""
+    """Read the errors table of a job; failed checks are a group for each condition."""
     with prepare_job(loaded) as ready:
-        return FailedRows([], 0, []) if not ready.sink.exists() else read_errors(ready.sink, limit)
+        return FailedRows([], 0, []) if not ready.sink.exists() else read_errors(ready.sink, limit, by_check=True)
 
 
-def read_errors(sink: Sink, limit: int) -> FailedRows:
-    """Read the errors table of an existing sink."""
+def read_errors(sink: Sink, limit: int, by_check: bool = False) -> FailedRows:
+    """Read the errors table of an existing sink. `by_check`: failed checks with other conditions are other groups."""
     with duckdb.connect() as db:
         sink.attach(db)
         source = sink.errors_sql()
@@ -155,13 +155,17 @@ def read_errors(sink: Sink, limit: int) -> FailedRows:
                 f"order by {names['failed_at']}, {names['step']} limit {limit}"
             ).to_arrow_table()
         )
+        is_check = f"{names['code']} = {literal(CHECK_FAILED)}"
+        # The message of a failed check is its condition.
+        check = f"case when {is_check} then {names['message']} end" if by_check else "null"
         groups: Rows = (
             db.sql(
+                "select * exclude (failed_check) from ("
                 f"select count(*) as rows, {names['step']} as step, {names['error_class']} as error_class, "
-                f"{names['http_status']} as http_status, case when {names['code']} = {literal(CHECK_FAILED)} "
-                f"then {names['code']} else {names['error_class']} end as cause, mode({names['message']}) as message "
-                f"from {source} "
-                "group by all order by rows desc, error_class, step"
+                f"{names['http_status']} as http_status, case when {is_check} "
+                f"then {names['code']} else {names['error_class']} end as cause, mode({names['message']}) as message, "
+                f"{check} as failed_check from {source} group by all) "
+                "order by rows desc, error_class, step, message"
             )
             .to_arrow_table()
             .to_pylist()

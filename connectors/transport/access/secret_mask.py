@@ -2,14 +2,21 @@
 
 import base64
 import json
+import re
 from collections.abc import Callable, Iterable
+from typing import Any
 from urllib.parse import quote, quote_plus
 
+import orjson
 from yarl import URL
+
+from connectors.transport.bounded_json import parse_json
 
 KEY_PLACEHOLDER = "[the key]"
 MIN_SECRET_LENGTH = 6
-"""Characters: a shorter value is no secret (`EMPTY`, `none`) and may be a word of an error message."""
+"""Characters: a shorter key in a variable is no secret (`EMPTY`, `none`) and may be a word of an error message."""
+MIN_WORD_LENGTH = 3
+"""Characters of a declared secret; below MIN_SECRET_LENGTH it is replaced only if it is a whole word of an error."""
 MIN_UNIQUE_KEY_LENGTH = 20
 """Characters of a key in a variable that no answer contains by chance; in answers only such a key is replaced."""
 MIN_DECLARED_LENGTH = 8
@@ -26,17 +33,31 @@ class SecretMask:
         """`keys`: keys in variables, which may be placeholders of local servers. `declared`: secrets for certain."""
         values = dict.fromkeys(keys, MIN_UNIQUE_KEY_LENGTH) | dict.fromkeys(declared, MIN_DECLARED_LENGTH)
         secrets = [(value, shortest) for value, shortest in values.items() if len(value) >= MIN_SECRET_LENGTH]
+        self._words = _words(value for value in declared if MIN_WORD_LENGTH <= len(value) < MIN_SECRET_LENGTH)
         self._in_errors = _byte_forms(value for value, _ in secrets)
         self._in_answers = _byte_forms(value for value, shortest in secrets if len(value) >= shortest)
         _printed_secrets.update((form, None) for value, _ in secrets for form in secret_forms(value))
 
     def error(self, content: bytes) -> bytes:
-        """Return the content of an error without secrets."""
-        return _replaced(content, self._in_errors)
+        """Return the content of an error without secrets. In JSON, short ones are replaced in texts only."""
+        content = _replaced(content, self._in_errors)
+        return content if self._words is None else self._without_words(content, self._words)
 
     def answer(self, content: bytes) -> bytes:
         """Return the content of an answer without secrets that no answer contains by chance."""
         return _replaced(content, self._in_answers)
+
+    def _without_words(self, content: bytes, words: re.Pattern[str]) -> bytes:
+        text = content.decode(errors="surrogateescape")
+        if words.search(text) is None:
+            return content
+        try:
+            parsed = parse_json(content)
+        except orjson.JSONDecodeError:
+            return words.sub(KEY_PLACEHOLDER, text).encode(errors="surrogateescape")
+        # Names and numbers say what the error is.
+        masked = _with_texts(parsed, lambda value: words.sub(KEY_PLACEHOLDER, value))
+        return content if masked == parsed else orjson.dumps(masked)
 
     def open_end(self, content: bytes) -> int:
         """Return how many bytes at the end of an answer may be the beginning of a secret."""
@@ -106,6 +127,20 @@ def secret_forms(secret: str) -> frozenset[str]:
 def _byte_forms(secrets: Iterable[str]) -> tuple[bytes, ...]:
     forms = {form for secret in secrets for form in secret_forms(secret)}
     return tuple(form.encode() for form in _longest_first(forms))
+
+
+def _words(secrets: Iterable[str]) -> re.Pattern[str] | None:
+    """Return a pattern that finds any of these secrets as a whole word; None without one."""
+    forms = _longest_first({form for secret in secrets for form in secret_forms(secret)})
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, forms))})(?!\w)") if forms else None
+
+
+def _with_texts(value: Any, replace: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return replace(value)
+    if isinstance(value, dict):
+        return {name: _with_texts(inner, replace) for name, inner in value.items()}
+    return [_with_texts(inner, replace) for inner in value] if isinstance(value, list) else value
 
 
 def _longest_first(forms: Iterable[str]) -> list[str]:

@@ -151,6 +151,8 @@ def test_a_later_step_is_not_requested_for_a_row_that_fails_a_check(
         ("check: [topik = 1]", "no column topik here"),
         ("check: [{that: 'true', then: x}]", "then"),
         ("repairs: -1", "repairs"),
+        ("check: [count(*) > 1]", "WHERE clause cannot contain aggregates"),
+        ("check: [row_number() over () > 1]", "WHERE clause cannot contain window functions"),
         ("check: [read_text('rows.csv') = '']", "read_text"),
     ],
 )
@@ -159,3 +161,15 @@ def test_validate_names_a_wrong_check(cli: Cli, workspace: Workspace, more: str,
     assert cli("validate", checked_job(workspace, more)) == 2
     (line,) = cli.err.splitlines()
     assert message in line
+
+
+def test_errors_names_each_condition_that_rows_fail(cli: Cli, workspace: Workspace) -> None:
+    workspace.csv(3)
+    checks = "check: [id < 3, {that: id <> 1, message: Not the first.}], repairs: 0"
+    cli.run(checked_job(workspace, checks))
+    cli("errors", workspace.folder / "job.yaml")
+    groups = [" ".join(line.split()) for line in cli.out.splitlines()[4:6]]
+    assert groups == [
+        "1 answer invalid_answer the answer fails the check id < 3",
+        "1 answer invalid_answer the answer fails the check id <> 1: Not the first.",
+    ]

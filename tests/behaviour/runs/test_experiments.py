@@ -227,6 +227,57 @@ def test_combinations_with_packs_checks_and_rungs_are_judged_by_the_rows_last_an
     over = ("--over", "steps.answer.pack.rows=1,10", "--expect", "answer=label", "--sample", "20")
     alone, packed = combinations(cli, path, *over)
     assert (alone["right"], alone["errors"]) == (packed["right"], packed["errors"]) == (1.0, 0)
-    # The pack size is part of no fingerprint: the answers of the first combination are the second's.
-    assert alone["usd_per_1000"] == packed["usd_per_1000"]
-    assert len(provider.seen) == 20 + sum(body["model"] == "dear" for _, body in provider.seen)
+    assert packed["usd_per_1000"] < alone["usd_per_1000"]
+    # The rung's requests are the same for both.
+    assert Counter(body["model"] for _, body in provider.seen) == {"m": 20 + 2, "dear": 10}
+
+
+def test_pack_sizes_are_compared_by_separate_answers(
+    cli: Cli, job: Path, workspace: Workspace, provider: ScriptedProvider
+) -> None:
+    def script(path: str, body: Body, count: int) -> Body:
+        items = packed_items(body)
+        # In packs of more than four, the model mistakes every third row.
+        answers = [
+            {"id": item["id"], "answer": "mistaken" if len(items) > 4 and place % 3 == 0 else label_of(item["content"])}
+            for place, item in enumerate(items)
+        ]
+        return chat_reply(json.dumps({"answers": answers}) if items else label_of(body["messages"][-1]["content"]))
+
+    provider.script = script
+    over = ("--over", "steps.answer.pack.rows=4,20", "--expect", "answer=label", "--sample", str(ROWS))
+    small, large = combinations(cli, job, *over)
+    assert (small["requests"], large["requests"]) == (10, 2)
+    assert (small["right"], large["right"]) == (1.0, pytest.approx(26 / 40))
+    assert small["usd_per_1000"] == pytest.approx(5 * large["usd_per_1000"])
+    assert len(provider.seen) == 12
+    assert combinations(cli, job, *over) == [small, large]
+    assert len(provider.seen) == 12
+    assert cli("try", job, *over, "--html", str(workspace.folder / "try.html")) == 0
+    assert "requests" in cli.out
+    assert 'data-fact="requests.2" value="2"' in (workspace.folder / "try.html").read_text()
+
+
+def label_of(text: str) -> str:
+    return f"label {int(text.split()[-1]) % 4}"
+
+
+def packed_items(body: Body) -> list[Body]:
+    """The rows of a packed request; none of a single one."""
+    lines = body["messages"][-1]["content"].splitlines()
+    return [json.loads(line) for line in lines if line.startswith('{"id"')]
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ("steps.answer.modell=m", "--over steps.answer.modell: no such key; did you mean model?"),
+        ("steps.anser.model=m", "--over steps.anser.model: no such step; did you mean answer?"),
+    ],
+    ids=["key", "step"],
+)
+def test_a_mistake_is_named_by_its_flag(cli: Cli, job: Path, over: str, message: str) -> None:
+    assert cli("try", job, "--over", over) == 2
+    assert cli.err == f"{message}\n"
+    assert cli("try", job, "--over", over, "--promote", "1") == 2
+    assert cli.err.startswith(message.partition(";")[0])

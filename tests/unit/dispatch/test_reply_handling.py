@@ -16,7 +16,7 @@ from pipelines.dispatch.reply_handling import (
 )
 from pipelines.dispatch.request_types import RequestGroup
 from pipelines.ledger.entries import PendingExchange, SettledExchange
-from pipelines.pricing.prices import Price
+from pipelines.pricing.prices import FREE, Price
 from tests.unit.dispatch.conftest import make_requests, make_route
 
 PRICE = Price(input_per_million=1_000_000, output_per_million=2_000_000)
@@ -100,6 +100,10 @@ def test_a_web_page_is_no_answer_but_a_fault_of_the_set_up(page: bytes) -> None:
         (ExchangeOutcome((), RowError("rate_limit", ""), NO_USAGE, reply_of(200, BEGUN)), PRICE, 99),
         (ExchangeOutcome((), RowError("quota", ""), Usage(10, 0, 0), reply_of(200)), PRICE, 10),
         (ExchangeOutcome((), RowError("server", ""), Usage(), reply_of(200)), PRICE, 99),
+        (ExchangeOutcome((b"{}",), None, Usage(0, 0, 0), reply_of(200)), PRICE, 99),
+        (ExchangeOutcome((b"{}",), None, Usage(0, 0, 0), reply_of(200)), FREE, 0),
+        (ExchangeOutcome((b"{}",), None, Usage(0, 0, 0, reported_usd=0.0), reply_of(200)), PRICE, 0),
+        (ExchangeOutcome((), RowError("server", ""), Usage(0, 0, 0), reply_of(200)), PRICE, 0),
         (ExchangeOutcome((), RowError("connection", ""), NO_USAGE, None, DISCONNECTED), PRICE, 99),
         (ExchangeOutcome((), RowError("connection", ""), NO_USAGE, None, UNSENT), PRICE, 0),
     ],
@@ -113,6 +117,10 @@ def test_a_web_page_is_no_answer_but_a_fault_of_the_set_up(page: bytes) -> None:
         "refused in the middle of an answer",
         "refused with usage",
         "failed with 200",
+        "counts of zero",
+        "counts of zero of a free model",
+        "counts and a cost of zero",
+        "failed with counts of zero",
         "billable failure",
         "not sent",
     ],

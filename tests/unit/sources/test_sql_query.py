@@ -53,6 +53,8 @@ def test_types_that_tables_lack_become_others_without_a_loss(read_source: ReadSo
     assert found.types == {"huge": "string", "whole": "string", "span": "string", "word": "string"}
     assert found.rows[0][:2] == (str(huge), "7")
     assert read_source("sql", "select 7::hugeint as whole").types == {"whole": "decimal128(38, 0)"}
+    spans = read_source("sql", "select interval '-1 day 00:00:00.000001' as span, [interval '1 microsecond'] as spans")
+    assert spans.rows == [("-1 day 00:00:00.000001", ["00:00:00.000001"])]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,17 @@ def test_in_answers_only_what_no_answer_contains_by_chance_is_replaced() -> None
     assert SecretMask(["EMPTY"]).error(b"EMPTY") == b"EMPTY"
 
 
+def test_a_short_secret_is_replaced_as_a_whole_word_of_an_error() -> None:
+    mask = SecretMask(["none"], ["blue", "code", "429", "xy"])
+    assert mask.error(b"none of team blue, bluest, xy: Ymx1ZQ==") == b"none of team [the key], bluest, xy: [the key]=="
+    error = {"error": {"code": 429, "message": "team blue: limit 429"}}
+    assert json.loads(mask.error(json.dumps(error).encode())) == {
+        "error": {"code": 429, "message": "team [the key]: limit [the key]"}
+    }
+    assert mask.error(b'{"code": 429}') == b'{"code": 429}'
+    assert mask.answer(b"the sky is blue") == b"the sky is blue"
+
+
 def test_a_secret_that_begins_like_another_one_leaves_no_rest() -> None:
     mask = SecretMask((), ["secret-value", "secret-value-longer"])
     assert mask.answer(b"secret-value-longer secret-value") == b"[the key] [the key]"
