@@ -372,6 +372,9 @@ class Endpoint(Protocol):
     def request(self, row: Row, key: str) -> Request | RowError:
         """Return the row's request, or an `input` error if its values cannot make one."""
 
+    def requests(self, rows: Sequence[Row], keys: Sequence[str]) -> Sequence[Request | RowError]:
+        """Return what `request` returns for each row, with less work."""
+
     def group_requests(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
         """Yield the requests in groups that share one HTTP exchange, in their order."""
 
@@ -458,6 +461,14 @@ class BaseEndpoint:
     shares_exchanges: bool = False
     has_small_values: bool = False
     billing_terms: BillingTerms = BillingTerms()
+
+    def request(self, row: Row, key: str) -> Request | RowError:
+        """See Endpoint."""
+        raise NotImplementedError
+
+    def requests(self, rows: Sequence[Row], keys: Sequence[str]) -> Sequence[Request | RowError]:
+        """Return the request of each row."""
+        return [self.request(row, key) for row, key in zip(rows, keys, strict=True)]
 
     def group_requests(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
         """Yield each request alone."""

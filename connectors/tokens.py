@@ -37,7 +37,9 @@ def count_tokens(text: str, model: str | None) -> int:
     `model` None: a rough estimate of four bytes a token, which needs no vocabulary (70 MB).
     """
     if model is None:
-        return -(-token_upper_bound(text) // 4)
+        # As `token_upper_bound`, without a call for each row.
+        size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        return -(-size // 4)
     count = _counter(model)
     try:
         return count(text)

@@ -5,7 +5,7 @@ import datetime
 import decimal
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import minijinja
@@ -87,7 +87,9 @@ class Template:
         self.source = source
         self.columns: frozenset[str] = frozenset()
         self._environment: minijinja.Environment | None = None
-        self._pieces: tuple[str, ...] = (source,)
+        self._first_text = source
+        self._names: Sequence[tuple[str, str]] = ()
+        """Without an environment: columns in braces, each with the text behind it."""
         if not re.search(r"\{\{|\{%|\{#", source):
             return
         source = _with_grammar_columns(source, known)
@@ -95,7 +97,7 @@ class Template:
         is_simple = not any(re.search(r"\{\{|\{%|\{#", text) for text in pieces[::2])
         if is_simple and not {"row", *GRAMMAR_NAMES}.intersection(pieces[1::2]):
             # Nothing but names in braces: joining them here is several times faster.
-            self._pieces = tuple(pieces)
+            self._first_text, self._names = pieces[0], tuple(zip(pieces[1::2], pieces[2::2], strict=True))
             self.columns = frozenset(pieces[1::2])
             return
         environment = minijinja.Environment(
@@ -137,13 +139,13 @@ class Template:
         """Return the text for one row; RenderError if its values make none."""
         text: str
         if self._environment is None:
-            parts = list(self._pieces)
-            for index in range(1, len(parts), 2):
-                value = row[parts[index]]
+            parts = [self._first_text]
+            for name, following in self._names:
+                value = row[name]
                 if not isinstance(value, str):
-                    text_in_file = row.get(TEXT_PREFIX + parts[index])
+                    text_in_file = row.get(TEXT_PREFIX + name)
                     value = _format_alone(template_value(value)) if text_in_file is None else text_in_file
-                parts[index] = value
+                parts += value, following
             text = "".join(parts)
         else:
             values = {name: template_value(row[name]) for name in self._variables}

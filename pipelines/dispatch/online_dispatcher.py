@@ -40,6 +40,7 @@ from pipelines.dispatch.request_types import (
     RetryLimits,
     Route,
     RunLedger,
+    expected_group_tokens,
     expected_output_tokens,
     total_cost,
 )
@@ -210,7 +211,7 @@ class OnlineDispatcher:
             max_cost = route.max_cost(request)
         else:
             tokens = sum(request.input_tokens for request in group.billed_requests)
-            tokens += round(sum(expected_output_tokens(request, mean) for request in group.requests))
+            tokens += round(expected_group_tokens(group.requests, mean))
             max_cost = total_cost(map(route.max_cost, group.billed_requests))
         try:
             async with self._budget.reserve(max_cost) as reservation:
@@ -281,7 +282,7 @@ class OnlineDispatcher:
             keys, fingerprints = orjson.dumps(request.keys), request.fingerprint * len(request.keys)
         else:
             keys = orjson.dumps([key for request in group.requests for key in request.keys])
-            fingerprints = b"".join(request.fingerprint for request in group.requests for _ in request.keys)
+            fingerprints = b"".join([request.fingerprint for request in group.requests for _ in request.keys])
         number, max_cost = self._ledger.next_exchange_id(), reservation.max_cost
         pending = PendingExchange(number, member.route_id, group.attempts + 1, keys, fingerprints, now_us(), max_cost)
         day = None if self._daily_budget is None else self._daily_budget.today()

@@ -1,7 +1,7 @@
 """The table of pending requests: who waits for which request. Equal requests are looked up and sent once."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from connectors.records import Request, RowError, Values, is_rescued
@@ -38,11 +38,14 @@ class Submission:
 
     def resolve(self, fingerprint: bytes, outcome: Outcome) -> None:
         """Add the outcome of one request."""
+        self.resolve_all({fingerprint: outcome}, 0 if outcome.answer is None else len(outcome.answer))
+
+    def resolve_all(self, outcomes: Mapping[bytes, Outcome], size: int) -> None:
+        """Add the outcomes of requests, by fingerprint; `size`: the bytes of their answers."""
         if self.is_abandoned:
             return
-        self.outcomes[fingerprint] = outcome
-        self.pending.discard(fingerprint)
-        size = 0 if outcome.answer is None else len(outcome.answer)
+        self.outcomes.update(outcomes)
+        self.pending.difference_update(outcomes)
         self.unread_bytes += size
         if self.ready.is_set():
             self.read_buffer.add(size)
@@ -205,22 +208,26 @@ class PendingRequests:
 
         `values`: of the answers, if they were read already.
         """
-        route, now = group.route, now_us()
-        step = self.counters.steps[route.step]
+        route, now, endpoint, attempts = group.route, now_us(), group.route.endpoint, group.attempts
+        step, run_id, packing = self.counters.steps[route.step], self._run_id, route.packing
+        verified = None if packing is None or not packing.is_verifying else packing
+        outcomes: dict[bytes, Outcome] = {}
+        is_last, settled, settled_failed = route.is_last_step, 0, 0
         for request, result, read in zip(group.requests, results, values or [None] * len(results), strict=True):
             if result is None:
                 continue
-            if route.packing is not None and (is_equal := route.packing.verify(request, result)) is not None:
+            if verified is not None and (is_equal := verified.verify(request, result)) is not None:
                 self.counters.pack_verified += 1
                 self.counters.pack_agreed += is_equal
             answer, error = (None, result) if isinstance(result, RowError) else (result, None)
-            rows, rescued = len(request.keys), error is not None and is_rescued(request, error)
-            failed = error is not None and not rescued
-            step.record_outcome(request, failed=failed)
-            if not rescued and route.settles_rows:
-                self.record_settled(rows if failed or route.is_last_step else 0, failed=rows if failed else 0)
-            outcome = Outcome(answer, error, group.attempts, self._run_id, now, True, read, route.endpoint)
-            self.deliver(request.fingerprint, outcome)
+            rows, failed = len(request.keys), error is not None and not is_rescued(request, error)
+            step.record_outcome(request, failed)
+            settled += rows if failed or (error is None and is_last) else 0
+            settled_failed += rows if failed else 0
+            outcomes[request.fingerprint] = Outcome(answer, error, attempts, run_id, now, True, read, endpoint)
+        if route.settles_rows and settled:
+            self.record_settled(settled, settled_failed)
+        self._deliver(outcomes)
 
     def resolve_with_error(self, group: RequestGroup, error: RowError) -> None:
         """Give each request of a group the same error."""
@@ -228,12 +235,27 @@ class PendingRequests:
 
     def deliver(self, fingerprint: bytes, outcome: Outcome) -> None:
         """Pass an outcome to everyone who waits for it."""
-        for step, rows in self._followers.pop(fingerprint, ()):
-            self.record_skipped(step, rows, failed=outcome.error is not None)
-        for submission in self._submissions.pop(fingerprint, ()):
-            submission.resolve(fingerprint, outcome)
+        self._deliver({fingerprint: outcome})
+
+    def _deliver(self, outcomes: Mapping[bytes, Outcome]) -> None:
+        if self._followers:
+            for fingerprint, outcome in outcomes.items():
+                for step, rows in self._followers.pop(fingerprint, ()):
+                    self.record_skipped(step, rows, failed=outcome.error is not None)
+        # Those of a group usually belong to one submission.
+        waiting: dict[int, tuple[Submission, dict[bytes, Outcome], int]] = {}
+        submissions = self._submissions
+        for fingerprint, outcome in outcomes.items():
+            size = 0 if outcome.answer is None else len(outcome.answer)
+            for submission in submissions.pop(fingerprint, ()):
+                _, own, nbytes = waiting.get(id(submission)) or (submission, {}, 0)
+                own[fingerprint] = outcome
+                waiting[id(submission)] = submission, own, nbytes + size
+        for submission, own, nbytes in waiting.values():
+            submission.resolve_all(own, nbytes)
         if self.on_resolved is not None:
-            self.on_resolved(fingerprint)
+            for fingerprint in outcomes:
+                self.on_resolved(fingerprint)
 
     def end_abandoned(self) -> None:
         """End the submissions if the run has stopped and nothing can resolve them any more."""

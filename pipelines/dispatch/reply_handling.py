@@ -93,7 +93,8 @@ def _interpret(group: RequestGroup, reply: Reply | None, failure: RequestError |
             usage = endpoint.usage(requests, reply)
             return ExchangeOutcome(single, None, usage, reply, values=_small_values(endpoint, single))
         found = packing.answers(requests, reply)
-        answers, values = zip(*(one or (None, None) for one in found), strict=True)
+        answers = [None if one is None else one[0] for one in found]
+        values = [None if one is None else one[1] for one in found]
         return ExchangeOutcome(answers, None, packing.usage(requests, reply), reply, values=values)
     except MalformedReply as exc:
         error = exc.error or RowError("malformed_reply", str(exc), reply.status, request_id=request_id(reply.headers))
@@ -179,10 +180,11 @@ def ledger_answers(group: RequestGroup, outcome: ExchangeOutcome) -> tuple[Answe
         return ((requests[0].fingerprint, requests[0].body, None, error),) if is_of_row else ()
     if len(requests) == 1 and isinstance(answer := outcome.answers[0], bytes):
         return ((requests[0].fingerprint, requests[0].body, answer, None),)
-    return tuple(
+    records: list[AnswerRecord] = [
         (request.fingerprint, request.body, None, answer)
         if isinstance(answer, RowError)
         else (request.fingerprint, request.body, answer, None)
         for request, answer in zip(requests, outcome.answers, strict=True)
         if answer is not None
-    )
+    ]
+    return tuple(records)

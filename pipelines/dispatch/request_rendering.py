@@ -44,7 +44,10 @@ async def render_requests(
     """
     texts = {TEXT_PREFIX + name for name in endpoint.input_columns}.intersection(table.column_names)
     values = row_values(table.select(sorted({*endpoint.input_columns, *texts})))
-    with_media = await read_media(media, values, endpoint.media, rows) if endpoint.media else {}
+    if not endpoint.media:
+        chosen = endpoint.requests([values[index] for index in rows], [keys[index] for index in rows])
+        return dict(zip(rows, chosen, strict=True))
+    with_media = await read_media(media, values, endpoint.media, rows)
     requests: dict[int, Request | RowError] = {}
     for index in rows:
         row = with_media.get(index, values[index])

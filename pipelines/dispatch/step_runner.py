@@ -14,7 +14,17 @@ import pyarrow as pa
 
 from connectors.media.media_reader import MediaReader
 from connectors.media.url_fetcher import FetchError
-from connectors.records import FAILED_CLASS, FAILED_STEP, KEPT_PREFIX, KEPT_ROW, ROW_PROBLEM, Request, RowError, Values
+from connectors.records import (
+    FAILED_CLASS,
+    FAILED_STEP,
+    KEPT_PREFIX,
+    KEPT_ROW,
+    ROW_PROBLEM,
+    Request,
+    RowError,
+    Values,
+    record,
+)
 from pipelines.config.sql_predicate import Predicate
 from pipelines.dispatch.chunks import Chunk, RowFailure
 from pipelines.dispatch.dispatcher import Dispatcher
@@ -100,7 +110,7 @@ class StepResults:
         return [row for row, done in enumerate(self.done) if done and row not in failed]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ReadAnswer:
     """An answer whose values were read, before its checks."""
 
@@ -653,7 +663,7 @@ class StepRunner:
         name, rows = step.route.step, range(len(chunk.keys))
         selected, errors = ([True] * len(rows), {}) if step.when is None else step.when.evaluate(chunk.table)
         asked = [row for row in rows if selected[row]]
-        for excluded in set(rows).difference(asked, errors):
+        for excluded in set(rows).difference(asked, errors) if len(asked) < len(rows) else ():
             results.done[excluded] = True
             self._pending.record_skipped(name, 1)
         rendered = await render_requests(step.route.endpoint, chunk.table, chunk.keys, asked, self._media)
@@ -728,20 +738,21 @@ class StepRunner:
         endpoint = route.endpoint
         outcomes, nbytes = submission.drain()
         read: list[ReadAnswer] = []
+        asked = chunk.asked
         for fingerprint in list(outcomes):
             outcome = outcomes.pop(fingerprint)
             request, rows = requests[fingerprint]
-            if self._pending.is_from_this_run(outcome):
+            if outcome.was_sent or self._pending.is_from_this_run(outcome):
                 for row in rows:
-                    chunk.asked[row] = True
-            error = outcome.error
-            if outcome.answer is not None:
+                    asked[row] = True
+            error, answered = outcome.error, outcome.answer
+            if answered is not None:
                 follow_ups.has_answers = True
                 follow_ups.has_new_answers = follow_ups.has_new_answers or outcome.was_sent
                 if outcome.values is not None and outcome.read_by is endpoint:
-                    read.append(ReadAnswer(request, rows, outcome.answer, outcome.values, outcome))
+                    read.append(ReadAnswer(request, rows, answered, outcome.values, outcome))
                     continue
-                answer = await self._with_linked_files(route, request, outcome.answer)
+                answer = await self._with_linked_files(route, request, answered)
                 values = answer if isinstance(answer, RowError) else endpoint.values(answer)
                 if isinstance(answer, bytes) and not isinstance(values, RowError):
                     read.append(ReadAnswer(request, rows, answer, values, outcome))
@@ -770,19 +781,24 @@ class StepRunner:
         """Accept the answers that pass the step's checks; repair or fail the rows of the others."""
         failures = self._check_answers(chunk, step, route, read, results)
         ended: list[tuple[bytes, list[int]]] = []
+        values, answers, done, files_of = results.values, results.answers, results.done, route.endpoint.files
         for one in read:
             failed = {row: failures[row] for row in one.rows if row in failures} if failures else {}
             is_repaired = False
             accepted = [row for row in one.rows if row not in failed] if failed else one.rows
             if accepted:
                 if len(one.answer) > LARGE_ANSWER_BYTES:
-                    await asyncio.to_thread(write_files, self._files_folder, partial(route.endpoint.files, one.answer))
-                elif files := route.endpoint.files(one.answer):
+                    await asyncio.to_thread(write_files, self._files_folder, partial(files_of, one.answer))
+                elif files := files_of(one.answer):
                     write_files(self._files_folder, partial(iter, files))
+            fingerprint = one.request.fingerprint
             for row in accepted:
-                results.values[row], results.answers[row] = one.values, one.request.fingerprint
-                results.done[row] = True
-            ended.append((one.request.fingerprint, accepted))
+                values[row], answers[row], done[row] = one.values, fingerprint, True
+            ended.append((fingerprint, accepted))
+            if not failed:
+                if one.request.media:
+                    self._release_media(one.request)
+                continue
             for failure in dict.fromkeys(failed.values()):
                 rows = [row for row, why in failed.items() if why == failure]
                 left = self._repair_rows(
@@ -791,7 +807,7 @@ class StepRunner:
                 is_repaired = is_repaired or len(left) < len(rows)
                 if left:
                     self._end_rows(chunk, route, one.request, left, failure.error, one.outcome, results, follow_ups)
-                    ended.append((one.request.fingerprint, left))
+                    ended.append((fingerprint, left))
             if not is_repaired:
                 self._release_media(one.request)
         await self._record_last_answers(chunk, step, ended, results)

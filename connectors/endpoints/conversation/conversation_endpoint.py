@@ -36,6 +36,8 @@ from connectors.records import (
     Usage,
     Values,
     compact_copy,
+    fingerprint_of,
+    fingerprint_suffix,
     request_fingerprint,
 )
 from connectors.templating.template import RenderError
@@ -209,6 +211,7 @@ class ConversationEndpoint(BaseEndpoint):
         self.pack_options = step.pack
         self._constants = conversation.constant_messages()
         self._varies_in_one_text = self._constants is not None and not templates and not self.media
+        self._fingerprint_suffix = fingerprint_suffix(self._tag, self.path)
         self._around_text: tuple[bytes, bytes, int] | None = None
         """If rows differ in one text: what their bodies have before and after it, and the tokens of all but the text;
         None before the first row."""
@@ -279,7 +282,7 @@ class ConversationEndpoint(BaseEndpoint):
 
     def _packed_values(self, answer: str) -> Values | RowError:
         """Return what `values` returns for a reply with this answer."""
-        return self._columns.values((ReplyChoice(answer, "stop"),))
+        return self._columns.text_values(answer)
 
     def _find_output_bound(self, sent_models: Sequence[str]) -> int | None:
         values = [self._fixed.get(name) for name in self._wire_format.max_token_params]
@@ -315,6 +318,40 @@ class ConversationEndpoint(BaseEndpoint):
             body |= rendered
             tokens += sum(count_tokens(_text_or_json(value), self._tokenizer_model) for value in rendered.values())
         return self._build_request(body, self._with_instruction(messages), tokens, files, key, None)
+
+    def requests(self, rows: Sequence[Row], keys: Sequence[str]) -> Sequence[Request | RowError]:
+        """Return the request of each row; of rows that differ in one text, no other part is rendered again."""
+        render = self._conversation.render_last_text
+        if render is None or not self._varies_in_one_text or not rows:
+            return super().requests(rows, keys)
+        found: list[Request | RowError] = []
+        if self._around_text is None:
+            # The first row that can be rendered shows what the bodies of all have around the text.
+            for row, key in zip(rows, keys, strict=True):
+                found.append(self.request(row, key))
+                if self._around_text is not None:
+                    break
+            if self._around_text is None:
+                return found
+            rows, keys = rows[len(found) :], keys[len(found) :]
+        before, after, constant_tokens = self._around_text
+        suffix, bound, model = self._fingerprint_suffix, self.output_bound, self._tokenizer_model
+        for row, key in zip(rows, keys, strict=True):
+            try:
+                text = render(row)
+            except RenderError as exc:
+                found.append(RowError("input", str(exc)))
+                continue
+            try:
+                body = before + orjson.dumps(text) + after
+            except TypeError as exc:
+                found.append(_unwritable(exc))
+                continue
+            if not self._step.reuse:
+                suffix = fingerprint_suffix(self._tag, self.path, key)
+            tokens = constant_tokens + count_tokens(text, model)
+            found.append(Request(fingerprint_of(body, suffix), body, tokens, bound, (key,)))
+        return found
 
     def _body(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rendered = self._wire_format.render_messages(self._with_instruction(messages))

@@ -87,6 +87,8 @@ class Conversation:
         """The columns that its texts name."""
         self._trees: Sequence[TemplateTree] = ()
         self._ends_with_text = True
+        self.render_last_text: Callable[[Row], Any] | None = None
+        """Returns the text of the last message, if it is one of the user; RenderError if the row's values make none."""
         if isinstance(messages, ColumnReference):
             name = messages.column
             if name not in columns:
@@ -104,11 +106,13 @@ class Conversation:
             return
         compiler = _MessageCompiler(frozenset(columns), allows_items, file_parts)
         if isinstance(messages, str):
-            message = {"role": literal("user"), "content": compile_text(messages, columns, where)}
-            self._trees = [mapping_template(message)]
+            content = compile_text(messages, columns, where)
+            self._trees = [mapping_template({"role": literal("user"), "content": content})]
+            self.render_last_text = content.render
         else:
             self._ends_with_text = _is_user_text(messages[-1])
             self._trees = [compiler.message(message, (*where, index)) for index, message in enumerate(messages)]
+            self.render_last_text = compiler.last_content.render if self._ends_with_text else None
         tree = list_template(self._trees)
         self.text_columns = tree.columns
         self.media = dict(sorted(compiler.media.items()))
@@ -164,6 +168,8 @@ class _MessageCompiler:
         self.allows_items = allows_items
         self.file_parts = file_parts
         self.media: dict[str, MediaColumn] = {}
+        self.last_content = literal(None)
+        """Of the message that was compiled last."""
 
     def message(self, message: Mapping[str, Any], where: KeyPath) -> TemplateTree:
         if (
@@ -192,7 +198,8 @@ class _MessageCompiler:
         calls, content = message.get("tool_calls"), message.get("content")
         if content is None and calls is None and "function_call" not in message and "refusal" not in message:
             raise JobError((*where, content_key), "has no text", "write one")
-        parts = {"role": literal(role), "content": self._content(content, role, (*where, content_key))}
+        self.last_content = self._content(content, role, (*where, content_key))
+        parts = {"role": literal(role), "content": self.last_content}
         for key in ("name", "tool_call_id"):
             if message.get(key) is not None:
                 parts[key] = self._text(message[key], (*where, key))

@@ -78,6 +78,7 @@ class AnswerColumns:
             ("finish_reason", pa.string() if detail else None),
         ]
         self._extras = tuple(name for name, kind in extras if kind is not None)
+        self._is_text = typed is None and count == 1 and not self._extras
         main = typed.fields if typed is not None else (pa.field(output, self._list_if_several(pa.string())),)
         extra_fields = (
             pa.field(f"{step}_{name}", self._list_if_several(kind)) for name, kind in extras if kind is not None
@@ -113,6 +114,12 @@ class AnswerColumns:
                 return parsed
             main = parsed
         return (*main, *(_extra(choice, name) for name in self._extras)) if self._extras else main
+
+    def text_values(self, text: str) -> Values | RowError:
+        """Return the values of an answer that is nothing but a text, and ended as it should."""
+        if self._is_text and text and not text.isspace():
+            return (text,)
+        return self.values((ReplyChoice(text, "stop"),))
 
     def _problem(self, choice: ReplyChoice, is_committed: bool) -> RowError | None:
         if choice.refusal:

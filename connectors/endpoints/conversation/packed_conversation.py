@@ -124,8 +124,8 @@ class PackedConversation:
             for key in ("response_format", "text")
             if self._fixed.get(key)
         )
-        self._around_text = (b"", b"")
-        """What the bodies of all rows begin and end with."""
+        self._around_text: tuple[bytes, bytes] | None = None
+        """What the bodies of all rows begin and end with, the quotes of the text included; None before the first."""
         self._around_answer: tuple[str | None, bytes, bytes] | None = None
         """Model, and what the bodies of its answers begin and end with."""
         self._constant_tokens = schema_tokens + chat_tokens(self._constants, tokenizer_model)
@@ -137,16 +137,17 @@ class PackedConversation:
         """
         pack: list[Request] = []
         tokens, most = 0, self._max_rows(rows)
+        max_tokens, single_tokens = self.options.tokens, self._single_tokens
         for request in requests:
             if request.repair_of is not None:
                 yield (request,)
                 continue
-            row_tokens = max(0, request.input_tokens - self._single_tokens)
-            if pack and (tokens + row_tokens > self.options.tokens or len(pack) >= most):
+            row_tokens = request.input_tokens - single_tokens
+            tokens += row_tokens if row_tokens > 0 else 0
+            if pack and (tokens > max_tokens or len(pack) >= most):
                 yield tuple(pack)
-                pack, tokens = [], 0
+                pack, tokens = [], row_tokens if row_tokens > 0 else 0
             pack.append(request)
-            tokens += row_tokens
         if pack:
             yield tuple(pack)
 
@@ -159,8 +160,7 @@ class PackedConversation:
 
     def request(self, group: Sequence[Request]) -> Request:
         """Return the packed request as it is sent, with its tokens: for limits and budget, and for the call."""
-        texts = [self._row_json(request) for request in group]
-        content = packed_content(row_ids([request.fingerprint for request in group]), texts)
+        content = packed_content(row_ids([request.fingerprint for request in group]), self._row_texts(group))
         messages = [*self._constants, {"role": "user", "content": content}]
         body = {**self._fixed, self._wire_format.messages_key: self._wire_format.render_messages(messages)}
         for name in self._wire_format.max_token_params:
@@ -205,23 +205,32 @@ class PackedConversation:
 
     def item(self, request: Request) -> dict[str, str]:
         """Return a row's part of a packed request."""
-        return {"id": row_ids([request.fingerprint])[0], "content": orjson.loads(self._row_json(request))}
+        (identity,), (text,) = row_ids([request.fingerprint]), self._row_texts([request])
+        return {"id": identity, "content": orjson.loads(text)}
 
-    def _row_json(self, request: Request) -> bytes:
-        """Return the text of the row's message as JSON, without reading the constant text around it more than once."""
-        prefix, suffix = self._around_text
+    def _row_texts(self, group: Sequence[Request]) -> list[bytes]:
+        """Return the text of each row's message as JSON, without reading the constant text around it more than once."""
+        if self._around_text is None:
+            self._find_text(group[0])
+        prefix, suffix = self._around_text or (b"", b"")
+        # Within a JSON text every quote is escaped: what begins and ends with one is a whole text.
+        start, end, shortest = len(prefix) - 1, 1 - len(suffix) or None, len(prefix) + len(suffix)
+        return [
+            body[start:end]
+            if (body := request.body).startswith(prefix) and body.endswith(suffix) and len(body) >= shortest
+            else self._find_text(request)
+            for request in group
+        ]
+
+    def _find_text(self, request: Request) -> bytes:
+        """Return the text of a row's message as JSON; remember what is around it."""
         body = request.body
-        if prefix and body.startswith(prefix) and body.endswith(suffix):
-            text = body[len(prefix) : len(body) - len(suffix)]
-            # Within a JSON text every quote is escaped: what begins and ends with one is a whole text.
-            if len(text) > 1 and text[0] == text[-1] == ord('"'):
-                return text
         sent = orjson.loads(body)[self._wire_format.messages_key]
         content = sent if isinstance(sent, str) else sent[-1]["content"]
         assert isinstance(content, str)
         text = orjson.dumps(content)
         before, _, after = body.rpartition(text)
-        self._around_text = before, after
+        self._around_text = before + b'"', b'"' + after
         return text
 
 

@@ -2,8 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -32,14 +33,20 @@ INSTRUCTION = (
 )
 
 
-def row_ids(fingerprints: Sequence[bytes]) -> list[str]:
+def row_ids(fingerprints: Iterable[bytes]) -> list[str]:
     """Return a short id for each request fingerprint, different from one another unless the fingerprints are equal."""
-    ids = [_short_id(fingerprint) for fingerprint in fingerprints]
+    return list(_row_ids(tuple(fingerprints)))
+
+
+@lru_cache(maxsize=512)  # Those of a pack are needed twice: for its request, and for its reply.
+def _row_ids(fingerprints: tuple[bytes, ...]) -> tuple[str, ...]:
+    bits = [int.from_bytes(fingerprint[:4], "big") for fingerprint in fingerprints]
+    ids = [_PAIRS[each >> 22] + _PAIRS[each >> 12 & 1023] + _PAIRS[each >> 2 & 1023] for each in bits]
     for characters in range(ID_CHARACTERS + 1, MAX_ID_CHARACTERS + 1):
         if len(set(ids)) == len(ids):
             break
         ids = [_long_id(fingerprint)[:characters] for fingerprint in fingerprints]
-    return ids
+    return tuple(ids)
 
 
 def packed_content(ids: Sequence[str], texts: Sequence[bytes]) -> str:
@@ -78,10 +85,13 @@ def read_packed_reply(text: str, ids: Sequence[str], is_typed: bool) -> PackedRe
 
     Whether an answer fits the step's columns is for the caller to check.
     """
+    items = packed_items(text)
+    if not is_typed and (found := _plain_answers(items, ids)) is not None:
+        return PackedReply(found)
     wanted = {identity for identity, count in Counter(ids).items() if count == 1}
     seen, repeated = set[str](), set[str]()
     answers: dict[str, str] = {}
-    for item in packed_items(text):
+    for item in items:
         identity = item.get("id")
         if not isinstance(identity, str) or identity not in wanted:
             continue
@@ -96,16 +106,24 @@ def read_packed_reply(text: str, ids: Sequence[str], is_typed: bool) -> PackedRe
     return PackedReply(answers)
 
 
-def packed_items(text: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the complete items of a packed reply, whole or cut off, with text before and after it or not."""
+def packed_items(text: str) -> Sequence[Mapping[str, Any]]:
+    """Return the complete items of a packed reply, whole or cut off, with text before and after it or not."""
     try:
         whole = parse_json(text)
     except orjson.JSONDecodeError:
-        yield from _scanned_items(text)
-        return
+        return list(_scanned_items(text))
     items = whole.get(ANSWERS_KEY) if isinstance(whole, dict) else whole
-    if isinstance(items, list):
-        yield from (item for item in items if isinstance(item, dict))
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else ()
+
+
+def _plain_answers(items: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> dict[str, str] | None:
+    """Return id -> text if the items are exactly as requested, each with an id of its own and a text; else None."""
+    try:
+        answers = {item["id"]: item[TEXT_KEY] for item in items}
+    except (KeyError, TypeError):
+        return None
+    is_plain = len(answers) == len(items) == len(ids) and answers.keys() == set(ids)
+    return answers if is_plain and set(map(type, answers.values())) <= {str} else None
 
 
 def _scanned_items(text: str) -> Iterator[Mapping[str, Any]]:
@@ -134,11 +152,6 @@ def _answer_text(item: Mapping[str, Any], is_typed: bool) -> str | None:
             return None
     text = item.get(TEXT_KEY)
     return text if isinstance(text, str) else None
-
-
-def _short_id(fingerprint: bytes) -> str:
-    bits = int.from_bytes(fingerprint[:4], "big")
-    return _PAIRS[bits >> 22] + _PAIRS[bits >> 12 & 1023] + _PAIRS[bits >> 2 & 1023]
 
 
 def _long_id(fingerprint: bytes) -> str:

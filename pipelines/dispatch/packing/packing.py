@@ -127,6 +127,11 @@ class Packing:
         """Return the usage of a packed exchange."""
         return self._endpoint.usage(group, reply)
 
+    @property
+    def is_verifying(self) -> bool:
+        """Whether packed answers wait for their single ones."""
+        return bool(self._unverified)
+
     def verify(self, request: Request, answer: bytes | RowError) -> bool | None:
         """Return whether the answer of a row that was requested alone equals its packed one; None if it has none."""
         if request.fingerprint not in self._unverified:

@@ -1,5 +1,6 @@
 """Rendering of requests and reading of answers, as a plan and a run share them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,9 @@ class TextEndpoint:
 
     def __init__(self, has_media: bool) -> None:
         self.media = {"picture": MediaColumn("image", 1000)} if has_media else {}
+
+    def requests(self, rows: Sequence[Row], keys: Sequence[str]) -> list[Request | RowError]:
+        return [self.request(row, key) for row, key in zip(rows, keys, strict=True)]
 
     def request(self, row: Row, key: str) -> Request | RowError:
         if row["text"] == "b":

@@ -30,6 +30,9 @@ class UpperEndpoint:
         self._source = source
         self.mode = mode
 
+    def requests(self, rows: Sequence[Row], keys: Sequence[str]) -> list[Request | RowError]:
+        return [self.request(row, key) for row, key in zip(rows, keys, strict=True)]
+
     def request(self, row: Row, key: str) -> Request | RowError:
         text = row[self._source]
         if text == "invalid":

@@ -920,3 +920,44 @@ def test_a_rows_key_is_in_the_fingerprint_only_without_reuse() -> None:
 
 def test_a_text_without_utf_8_is_an_error_row() -> None:
     assert "cannot be written as UTF-8" in refused(chat(), text="\ud800")
+
+
+ROWS: list[dict[str, Any]] = [
+    {"text": "half a pair: \ud800", "number": 1},
+    {"text": "Hi", "number": 1},
+    {"text": "", "number": None},
+    {"text": 'größer \u2028 "quoted"', "number": -3},
+    {"text": None, "number": 2},
+    {"text": "max_tokens", "number": 10**17},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("one text", {}),
+        ("an expression", {"messages": [{"system": "Be brief."}, {"user": "{{ text | upper }}{{ number + 1 }}"}]}),
+        ("two texts", {"messages": [{"system": "{{ number }}"}, {"user": "{{ text }}"}]}),
+        ("no text", {"messages": [{"user": "Hello"}]}),
+        ("ends with an answer", {"messages": [{"user": "Hello"}, {"assistant": "{{ text }}"}]}),
+        ("never reused", {"reuse": False}),
+        ("typed", {"output": {"label": {"type": "string"}}, "structured": "prompt"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_requests_of_many_rows_are_those_of_each_row(name: str, keys: dict[str, Any]) -> None:
+    row_keys = [str(place) for place in range(len(ROWS))]
+    each = [chat(**keys).request(row, key) for row, key in zip(ROWS, row_keys, strict=True)]
+    together = chat(**keys)
+    assert list(together.requests(ROWS, row_keys)) == each
+    assert list(together.requests(ROWS, row_keys)) == each
+    assert list(together.requests([], [])) == []
+
+
+@pytest.mark.parametrize("keys", [{}, {"detail": True}, {"allow_empty": True}], ids=["text", "detail", "allow_empty"])
+@pytest.mark.parametrize("text", ["yes", "", " \n"], ids=["text", "empty", "blank"])
+def test_a_packed_answer_has_the_values_of_a_reply_with_it(keys: dict[str, Any], text: str) -> None:
+    endpoint = chat(**keys)
+    answer = endpoint.answers([request_of(endpoint)], reply(completion({"content": text})))[0]
+    assert isinstance(answer, bytes)
+    assert endpoint._packed_values(text) == endpoint.values(answer)

@@ -150,3 +150,13 @@ def test_responses_are_packed_in_their_own_format() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="validation error"):
         PackOptions(**options)
+
+
+def test_the_text_of_a_row_is_found_whatever_it_resembles() -> None:
+    texts = ['"', "", "max_tokens", "user", '"}],"max_tokens":60}', "row 1", "\\", "größer"]
+    for first in texts:
+        form = packed()
+        assert [form.item(single(text))["content"] for text in (first, *texts)] == [first, *texts]
+        content = orjson.loads(form.request([single(text) for text in texts]).body)["messages"][-1]["content"]
+        lines = [json.loads(line)["content"] for line in content.splitlines() if line.startswith("{")]
+        assert lines == texts

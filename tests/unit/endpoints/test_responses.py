@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -653,3 +654,11 @@ def test_an_answers_tokens_are_bounded_by_the_parameter_of_the_format() -> None:
     assert openai(params={"max_output_tokens": 20}).output_bound == 20
     assert reference(params={"max_tokens": 20}).output_bound == 20
     assert openai().output_bound == 16_384
+
+
+@pytest.mark.parametrize("build", [openai, reference])
+def test_the_requests_of_many_rows_are_those_of_each_row(build: Callable[[], ConversationEndpoint]) -> None:
+    rows = [{"text": None}, {"text": "one"}, {"text": "half a pair: \ud800"}, {"text": "größer"}]
+    each = [build().request(row, str(place)) for place, row in enumerate(rows)]
+    together = build()
+    assert [list(together.requests(rows, ["0", "1", "2", "3"])) for _ in range(2)] == [each, each]
