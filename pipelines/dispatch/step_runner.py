@@ -272,6 +272,10 @@ class StepRunner:
         """See PendingRequests."""
         self._pending.record_settled(rows, failed)
 
+    async def wait_for_capacity(self) -> None:
+        """See DispatchControl."""
+        await self._dispatcher.wait_for_capacity()
+
     def run_later(self, seconds: float, action: Callable[[], None]) -> None:
         """Call an action after some time; `join` waits for it."""
 
@@ -325,6 +329,9 @@ class StepRunner:
     def _end_rendering(self, chunk: Chunk) -> None:
         if chunk.is_rendering:
             chunk.is_rendering = False
+            if (children := self._open_each[chunk.step]) is not None:
+                children.end_rendering()
+                return
             self.rendering -= 1
             self.progressed.set()
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from connectors.contracts import Commit, Sink, TableShape
 from connectors.records import RowError
+from connectors.tables.mapped_table import release_pages
 from connectors.tables.parquet_parts import matching_rows
 from connectors.tables.schemas import failure_names
 from pipelines.dispatch.chunks import Chunk
@@ -33,6 +34,8 @@ COMMIT_SECONDS = 10.0
 """Longest time from a finished row to its commit."""
 MAX_SUSPECTS = 64
 """Committed errors of one row that are remembered: they may turn out to be the set-up's."""
+RELEASE_SECONDS = 0.05
+"""Interval at which the pages of rows in files that a commit has read are released."""
 POLL_SECONDS = 0.2
 """Interval at which the waiting time is checked."""
 
@@ -170,12 +173,13 @@ class Committer:
             pending, self._pending = self._pending, PendingCommit()
             work = asyncio.ensure_future(asyncio.to_thread(self._commit, pending))
             try:
-                await asyncio.shield(work)
+                await _ended(work)
             except asyncio.CancelledError:
                 # The thread cannot be cancelled: hold the lock until it ends.
-                await asyncio.wait([work])
+                await _ended(work)
                 work.result()
                 raise
+            work.result()
             # Arrow keeps freed memory; it can be returned to the system only by the thread that allocated it.
             del pending, work
             pa.default_memory_pool().release_unused()
@@ -247,6 +251,13 @@ class Committer:
             return errors
         changed = ["setup" if row in found else error_class for row, error_class in enumerate(classes)]
         return errors.set_column(index, errors.schema.field(index), pa.array(changed, errors.schema.field(index).type))
+
+
+async def _ended(work: "asyncio.Future[None]") -> None:
+    """Wait until a commit has ended; meanwhile let the process forget the rows of files that it has written."""
+    while not work.done():
+        await asyncio.wait([work], timeout=RELEASE_SECONDS)
+        release_pages()
 
 
 def setup_rows(errors: pa.Table, shape: TableShape, setup_faults: SetupFaults) -> set[int]:

@@ -58,8 +58,11 @@ class Fold:
                 places = pc.index_in(numbers, found.column(SOURCE).combine_chunks()).fill_null(found.num_rows)
                 made.append(pa.concat_tables([found_columns.cast(schema), nothing.cast(schema)]).take(places))
             else:
-                places = pc.index_in(numbers, found.column(SOURCE).combine_chunks())
-                made.append(found.drop_columns([SOURCE]).cast(schema).take(places))
+                columns = found.drop_columns([SOURCE]).cast(schema)
+                # One row may be a list of all children: it is not copied in vain.
+                if found.num_rows > 1:
+                    columns = columns.take(pc.index_in(numbers, found.column(SOURCE).combine_chunks()))
+                made.append(columns)
 
         def refuse(row: int, words: str) -> None:
             errors[row] = RowError("input", f"{dotted(self._where)}: {words}")

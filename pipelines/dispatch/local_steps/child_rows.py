@@ -5,8 +5,10 @@ row if a `fold` follows, else with all its children to the committer.
 """
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from connectors.records import KEPT_CHILDREN_PREFIX, KEPT_PREFIX, KEPT_ROW, TEXT_PREFIX, RowError
+from connectors.tables.mapped_table import map_table, release_pages
 from pipelines.dispatch.chunks import Chunk, RowFailure
 from pipelines.ledger.ledger import now_us
 from pipelines.preparation.child_outputs import outputs_of_children
@@ -30,6 +33,8 @@ MAX_EXPANDED_BYTES = 1 << 20
 """Bytes of these rows, unless it is one."""
 MAX_GATHERED_BYTES = 8 << 20
 """Finished children of one source row in memory; more are in a file until the last one has settled."""
+MAX_RENDERING_CHUNKS = 3
+"""Chunks of children whose first requests are being rendered and looked up at the same time."""
 FOLD_SECONDS = 0.1
 """Time that folded rows wait for others, so that they share requests."""
 
@@ -48,6 +53,9 @@ class ChildRowsOwner(Protocol):
 
     def record_settled(self, rows: int, failed: int) -> None:
         """Source rows have settled whose children needed exchanges of this invocation."""
+
+    async def wait_for_capacity(self) -> None:
+        """Wait until more requests could be sent than are queued, or nothing more is sent."""
 
     def run_later(self, seconds: float, action: Any) -> None:
         """Call an action after some time, unless the run ends before."""
@@ -138,24 +146,35 @@ class _ChildFile:
         """Close the file and return its rows in order; they stay in a file, of which pages are read as needed."""
         self._writer.close()
         self._sink.close()
-        table = _mapped(self.path)
+        table = map_table(self.path)
         order = pc.sort_indices(table.select([column]), sort_keys=[(column, "ascending")])
         target = self.path.with_suffix(".sorted")
+        batches = table.to_batches()
+        ends = list(accumulate(batch.num_rows for batch in batches))
         with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             step = max(1, MAX_CHILD_CHUNK_BYTES // max(1, table.nbytes // max(1, table.num_rows)))
             for start in range(0, table.num_rows, step):
-                writer.write_table(table.take(order.slice(start, step)))
-        del table
+                writer.write_table(_rows_at(batches, ends, order.slice(start, step).to_pylist()))
+                release_pages()
+        del table, batches
         self.path.unlink()
-        found = _mapped(target)
-        # The pages stay as long as they are mapped.
+        found = map_table(target)
         target.unlink()
         return found
 
 
-def _mapped(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()
+def _rows_at(batches: Sequence[pa.RecordBatch], ends: Sequence[int], places: Sequence[int]) -> pa.Table:
+    """Return the rows at these places of all batches; `ends`: the place after each."""
+    # `take` of the whole table would copy all of it.
+    rows_of: dict[int, list[int]] = {}
+    found_at: dict[int, list[int]] = {}
+    for at, place in enumerate(places):
+        number = bisect_right(ends, place)
+        rows_of.setdefault(number, []).append(place - ends[number] + batches[number].num_rows)
+        found_at.setdefault(number, []).append(at)
+    rows = pa.Table.from_batches([batches[number].take(pa.array(rows)) for number, rows in rows_of.items()])
+    order = pc.sort_indices(pa.array([at for some in found_at.values() for at in some]))
+    return rows.combine_chunks().take(order)
 
 
 class ChildRows:
@@ -176,6 +195,8 @@ class ChildRows:
         """Children that have not filled a chunk."""
         self._rest_rows = self._rest_bytes = 0
         self._open_rows = self._open_bytes = 0
+        self._rendering = 0
+        """Chunks of children whose first requests are not queued yet."""
         self._gathered_bytes = 0
         """Of finished children in memory."""
         self._room = asyncio.Event()
@@ -252,10 +273,14 @@ class ChildRows:
             self._rest_bytes += table.nbytes
             if self._rest_rows >= self._step.chunk_rows or self._rest_bytes >= MAX_CHILD_CHUNK_BYTES:
                 self._start_rest()
+                # As rows are read: as many as can be sent, and not as many as fit into memory.
+                await self._owner.wait_for_capacity()
             await asyncio.sleep(0)
 
     @property
     def _has_room(self) -> bool:
+        if self._rendering >= MAX_RENDERING_CHUNKS:
+            return False
         rows, nbytes = self._open_rows + self._rest_rows, self._open_bytes + self._rest_bytes + self._gathered_bytes
         return not self._open_rows or (rows < self._step.max_open_rows and nbytes < self._step.max_open_bytes)
 
@@ -276,7 +301,14 @@ class ChildRows:
         )
         self._open_rows += table.num_rows
         self._open_bytes += table.num_rows * chunk.row_bytes
+        self._rendering += 1
+        chunk.is_rendering = True
         self._owner.start(chunk)
+
+    def end_rendering(self) -> None:
+        """Count a chunk of children whose first requests are queued."""
+        self._rendering -= 1
+        self._room.set()
 
     # Children become source rows.
 
@@ -410,7 +442,9 @@ class ChildRows:
             rows = [place for place in range(len(done)) if place not in errors]
             if rows:
                 table = pa.concat_tables([done[row].source for row in rows])
-                for column, values in zip(fold.fields, made.take(pa.array(rows, pa.int64())).columns, strict=True):
+                if errors:
+                    made = made.take(pa.array(rows, pa.int64()))
+                for column, values in zip(fold.fields, made.columns, strict=True):
                     table = table.append_column(column, values)
                 keys = table.column("_key").to_pylist()
                 folded = Chunk(table, keys, [done[row].answers for row in rows], [done[row].is_asked for row in rows])
