@@ -23,7 +23,7 @@ from connectors.transport.error_replies import is_error_body, parse_rate_headers
 from connectors.transport.stated_waits import retry_after_seconds
 
 REPLIES = Path(__file__).parents[1] / "replies"
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 PICTURE = io.BytesIO()
 Image.new("RGB", (8, 8)).save(PICTURE, "PNG")
 PNG = PICTURE.getvalue()
@@ -232,7 +232,7 @@ HEADERS = st.dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(HEADERS, st.floats(0, 4e9))
 def test_headers_are_parsed_as_numbers_or_ignored(headers: dict[str, str], now: float) -> None:
     pause = retry_after_seconds(headers, now)
@@ -246,7 +246,7 @@ def test_headers_are_parsed_as_numbers_or_ignored(headers: dict[str, str], now: 
         assert seconds is None or 0 <= seconds < float("inf")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     st.sampled_from([200, 201, 301, 400, 401, 404, 429, 500, 503, 599]),
     st.binary(max_size=40)
@@ -263,7 +263,7 @@ def test_an_error_of_any_shape_has_a_message(status: int, body: bytes, headers: 
     orjson.dumps(error)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(VALUES)
 def test_any_body_is_recognised_as_an_error_or_not(body: Any) -> None:
     assert is_error_body(body) in (True, False)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines.cli import exit_code_of
 
-QUICK = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 SQL_WORDS = (
     "id text = <> ( ) 'a' \"id\" and or not null is like length lower select from where case when then end , ; -- /* "
     "*/ 1 0.5 -1 in between :: int cast as date interval '1 day' [1] {'a':1} * $1 ? @ # \\ % unnest lambda x: exists "

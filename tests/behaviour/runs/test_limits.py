@@ -3,28 +3,20 @@
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
+from tests.support.forked import Forked, ended, run
+
 Read = Callable[..., list[dict[str, Any]]]
 
 
-def start_run(job: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "run", str(job), "--json", "--quiet"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_report(process: "subprocess.Popen[str]") -> dict[str, Any]:
-    out, err = process.communicate(timeout=60)
-    assert "Traceback" not in err, err
-    report: dict[str, Any] = json.loads(out) if out else {}
+def wait_for_report(process: Forked) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(ended(process)[1])
     return report
 
 
@@ -47,7 +39,7 @@ def test_two_runs_on_one_key_share_its_requests_in_flight(workspace: Any, provid
     workspace.csv(300, "others.csv")
     provider.latency = 0.03
     jobs = [workspace.job("one"), workspace.job("two", source="{csv: others.csv, key: id}", sink="{parquet: out2}")]
-    reports = [wait_for_report(process) for process in [start_run(job) for job in jobs]]
+    reports = [wait_for_report(process) for process in [run(job) for job in jobs]]
     assert [(one["exit_code"], one["rows_ok"]) for one in reports] == [(0, 300), (0, 300)]
     assert provider.most_in_flight == 6
 
@@ -63,7 +55,7 @@ def test_two_runs_on_one_key_share_its_request_rate(workspace: Any, provider: An
 
     provider.script = script
     jobs = [workspace.job("one"), workspace.job("two", source="{csv: others.csv, key: id}", sink="{parquet: out2}")]
-    assert [wait_for_report(process)["rows_ok"] for process in [start_run(job) for job in jobs]] == [300, 300]
+    assert [wait_for_report(process)["rows_ok"] for process in [run(job) for job in jobs]] == [300, 300]
     # 100 a second, and a burst of a quarter of a second for each run.
     for first in range(0, 600, 50):
         for last in range(first + 100, 600, 50):
@@ -74,11 +66,11 @@ def test_the_share_of_a_killed_run_is_free_at_once(workspace: Any, provider: Any
     write_limits(workspace, provider, "{concurrency: 2}")
     workspace.csv(40)
     provider.latency = 0.05
-    process = start_run(workspace.job())
+    process = run(workspace.job())
     while len(provider.seen) < 5:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.ended()
     provider.most_in_flight = 0
     report = cli.run(workspace.job())
     assert (report["exit_code"], report["rows_ok"]) == (0, 40)
@@ -188,18 +180,18 @@ def test_what_the_server_bills_never_exceeds_the_budget(workspace: Any, provider
     )
     for _ in range(3):
         before = len(provider.seen)
-        process = start_run(job)
+        process = run(job)
         while process.poll() is None and len(provider.seen) < before + bill.rng.randint(20, 120):
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.ended()
         assert bill.billed <= budget
-    report = wait_for_report(start_run(job))
+    report = wait_for_report(run(job))
     assert report["exit_code"] == 3
     assert bill.billed <= budget
     assert "rows are left" in report["stopped"]
     assert "of the budget of $0.020000" in report["stopped"]
-    again = wait_for_report(start_run(job))
+    again = wait_for_report(run(job))
     assert (again["exit_code"], again["run_id"]) == (3, report["run_id"])
     assert bill.billed <= budget
 
@@ -221,14 +213,14 @@ def test_concurrent_and_killed_jobs_never_exceed_the_daily_budget(workspace: Any
     two = workspace.job("two", sink="{parquet: out2}", **{**same, "steps": TWO_STEPS})
     for _ in range(2):
         before = len(provider.seen)
-        processes = [start_run(one), start_run(two)]
+        processes = [run(one), run(two)]
         while len(provider.seen) < before + 100 and any(process.poll() is None for process in processes):
             time.sleep(0.005)
         processes[0].send_signal(signal.SIGKILL)
         for process in processes:
-            process.communicate(timeout=60)
+            process.ended()
         assert bill.billed <= budget
-    report = wait_for_report(start_run(one))
+    report = wait_for_report(run(one))
     assert report["exit_code"] == 3
     assert "the day's budget of $0.02" in report["stopped"]
     assert bill.billed <= budget
@@ -288,6 +280,6 @@ def test_two_concurrent_runs_use_the_daily_budget_almost_whole_and_never_exceed_
         workspace.job("one", **same),
         workspace.job("two", sink="{parquet: out2}", steps=TWO_STEPS.replace("{{ text }}", "too {{ text }}"), **same),
     ]
-    reports = [wait_for_report(process) for process in [start_run(job) for job in jobs]]
+    reports = [wait_for_report(process) for process in [run(job) for job in jobs]]
     assert [one["exit_code"] for one in reports] == [3, 3]
     assert 950 <= len(provider.answered) <= 1000

@@ -16,7 +16,7 @@ from pipelines.config.yaml_reader import parse_yaml
 HERE = Path(__file__).parent
 JOB = (HERE / "contract_job.yaml").read_text()
 WORKSPACE = (HERE / "contract_workspace.yaml").read_text()
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 FRAGMENTS = (
     "name source steps sink csv parquet key limits usd endpoint chat messages user output budget 5 -1 0.5 true ~ .nan "

@@ -134,7 +134,7 @@ def test_text_without_answers_has_none() -> None:
         assert read_packed_reply(text, ["abc"], is_typed=False).answers == {}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     rows=st.lists(st.text(max_size=20), min_size=1, max_size=12),
     seed=st.integers(0, 2**32),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from pipelines.limits.adaptive_rate import NO_LEARNED_RATE, AdaptiveRate, LearnedRate
+from tests.support.exhaustive import marks
 from tests.support.simulated_key import RandomlyRefusingKey, SimulatedKey, simulate
 
 STATES_WAIT = pytest.mark.parametrize("states_wait", [True, False], ids=["retry-after", "silent"])
@@ -18,7 +19,7 @@ def set_limit(requests: int) -> Callable[[SimulatedKey], None]:
 
 
 @STATES_WAIT
-@pytest.mark.parametrize(("limit", "senders"), [(3000, 64), (30000, 300)])
+@pytest.mark.parametrize(("limit", "senders"), [(3000, 64), pytest.param(30000, 300, marks=marks(True))])
 def test_an_unknown_limit_is_found_with_few_refusals(limit: int, senders: int, states_wait: bool) -> None:
     traffic = simulate(SimulatedKey(requests=limit), 60, senders=senders, states_wait=states_wait)
     assert traffic.used_share(limit, 20, 60) >= 0.95
@@ -44,7 +45,7 @@ def test_a_limit_that_only_refusals_reveal_is_followed_down_and_up(states_wait: 
     assert traffic.refused_share <= 0.005
 
 
-@pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
+@pytest.mark.parametrize("share", [pytest.param(0.05, marks=marks(True)), 0.1, pytest.param(0.3, marks=marks(True))])
 @STATES_WAIT
 def test_random_refusals_do_not_lower_the_rate_for_long(share: float, states_wait: bool) -> None:
     traffic = simulate(RandomlyRefusingKey(share=share), 60, senders=100, states_wait=states_wait)
@@ -59,7 +60,7 @@ def test_random_refusals_cost_no_more_than_the_pause_they_request() -> None:
     assert traffic.used_share(60, 20, 60) >= 0.7 * 100 / 0.71
 
 
-@pytest.mark.parametrize("share", [0.01, 0.02, 0.05])
+@pytest.mark.parametrize("share", [pytest.param(0.01, marks=marks(True)), 0.02, pytest.param(0.05, marks=marks(True))])
 @STATES_WAIT
 def test_random_refusals_do_not_hide_a_limit(share: float, states_wait: bool) -> None:
     traffic = simulate(RandomlyRefusingKey(requests=3000, share=share), 150, senders=64, states_wait=states_wait)

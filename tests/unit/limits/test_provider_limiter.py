@@ -9,6 +9,7 @@ import pytest
 from connectors.transport.awake_clock import AwakeClock
 from pipelines.limits.adaptive_rate import DECREASE_FACTOR
 from pipelines.limits.provider_limiter import FIRST_REFUSAL_SECONDS, HEADROOM, ProviderLimiter
+from tests.support.exhaustive import marks
 from tests.support.simulated_key import SimulatedKey, run_in_virtual_time, simulate
 
 
@@ -36,7 +37,7 @@ def set_limit(requests: int) -> Callable[[SimulatedKey], None]:
 
 
 @pytest.mark.parametrize("window", [True, False], ids=["sliding minute", "bucket"])
-@pytest.mark.parametrize(("limit", "senders"), [(3000, 100), (30000, 400)])
+@pytest.mark.parametrize(("limit", "senders"), [(3000, 100), pytest.param(30000, 400, marks=marks(True))])
 def test_a_known_request_limit_is_used_almost_whole_and_never_exceeded(limit: int, senders: int, window: bool) -> None:
     traffic = simulate(SimulatedKey(requests=limit, window=window), 70, configured=(limit, None), senders=senders)
     assert traffic.used_share(limit, 5, 70) >= 0.98

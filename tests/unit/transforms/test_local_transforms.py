@@ -42,7 +42,7 @@ def test_select_evaluates_each_row_and_finds_those_whose_values_break_it() -> No
 LISTS = st.lists(st.none() | st.lists(st.none() | st.text(max_size=5), max_size=5), max_size=8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(LISTS)
 def test_folding_the_elements_of_lists_gives_the_lists_back(lists: list[list[str | None] | None]) -> None:
     rows = pa.table([list(range(len(lists))), lists, [None] * len(lists)], schema=ROWS)
@@ -59,7 +59,7 @@ def test_folding_the_elements_of_lists_gives_the_lists_back(lists: list[list[str
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(0, 4), max_size=6), st.integers(1, 5))
 def test_any_range_of_children_is_the_same_as_of_all_children(counts: list[int], size: int) -> None:
     words = [[f"{row}-{index}" for index in range(count)] for row, count in enumerate(counts)]
