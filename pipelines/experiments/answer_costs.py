@@ -50,12 +50,7 @@ def answer_costs(ledger: Ledger, fingerprints: Collection[bytes], job: str) -> A
 def _routes(ledger: Ledger, fingerprints: Collection[bytes], job: str) -> set[int]:
     """Return the routes on which the requests may have been sent."""
     routes = {int(route_id) for (route_id,) in ledger.query("select id from legs where job = ?", (job,))}
-    every = sorted(fingerprints)
-    for some in (every[start : start + 500] for start in range(0, len(every), 500)):
-        placeholders = ",".join("?" * len(some))
-        rows = ledger.query(f"select distinct leg from answers where fingerprint in ({placeholders})", some)
-        routes.update(int(route_id) for (route_id,) in rows)
-    return routes
+    return routes.union(route_id for (route_id,) in ledger.select_answers("a.leg", sorted(fingerprints)))
 
 
 def _split(fingerprints: bytes) -> Iterator[bytes]:

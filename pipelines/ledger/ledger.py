@@ -5,6 +5,7 @@ SQLite then opens an earlier consistent state. With durability `power` each comm
 """
 
 import asyncio
+import contextlib
 import os
 import secrets
 import sqlite3
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.ledger.answer_files import AnswerFiles
+from pipelines.ledger.answer_index import AnswerLookup, IndexMerge, delete_statements, rebuild_lost_index
 from pipelines.ledger.entries import PendingExchange, SettledExchange, StoredAnswer
 from pipelines.ledger.ledger_file import (
     Durability,
@@ -27,7 +29,7 @@ from pipelines.ledger.ledger_file import (
     open_ledger_file,
     place_without_overwriting,
 )
-from pipelines.ledger.ledger_reader import answer_with_request, parse_error
+from pipelines.ledger.ledger_reader import ANSWER_COLUMNS, answer_with_request, parse_error
 from pipelines.ledger.write_batch import WriteBatch
 
 T = TypeVar("T")
@@ -41,8 +43,7 @@ class Ledger:
         """Where the file is; another path after `restore`, if another file has taken its place."""
         self.durability = durability
         self.files = AnswerFiles(path.parent / "answers", durability)
-        self._write = open_ledger_file(path, durability)
-        self._read = open_ledger_file(path, durability)
+        self._open(path)
         self._file_id = file_id(path)
         self._read_lock = threading.Lock()
         with database_errors(path), self._write:
@@ -50,6 +51,9 @@ class Ledger:
             self.identity = get_or_set_meta(self._write, "identity", secrets.token_hex(4))
             self.writer = int(get_or_set_meta(self._write, "writers", "0")) + 1
             self._write.execute("update meta set value = ? where key = 'writers'", (str(self.writer),))
+            rebuild_lost_index(self._write)
+        self._has_new_answers = False
+        """Whether answers were written, whose entries are to be in the index in the end."""
         self._seq = 0
         self.write_seconds = 0.0
         """Total time spent on writing."""
@@ -90,9 +94,13 @@ class Ledger:
             path = place_without_overwriting(written, self.path, f"{self.path.stem}-{self.identity}-{self.writer}")
             self._read.close()
             self._write.close()
-            self._read, self._write = (open_ledger_file(path, self.durability) for _ in range(2))
+            self._open(path)
         self.path, self._file_id = path, file_id(path)
         return path
+
+    def _open(self, path: Path) -> None:
+        self._read, self._write = (open_ledger_file(path, self.durability) for _ in range(2))
+        self._lookup, self._merge = AnswerLookup(self._read), IndexMerge(self._write)
 
     # Exchanges: pending, then settled.
 
@@ -170,16 +178,7 @@ class Ledger:
 
     def lookup(self, fingerprints: Sequence[bytes]) -> dict[bytes, StoredAnswer]:
         """Return fingerprint -> answer for those of these requests that have one."""
-        rows: list[tuple[bytes, bytes | None, str | None, str | None, str, int]] = []
-        with database_errors(self.path), self._read_lock:
-            for start in range(0, len(fingerprints), 500):
-                chunk = fingerprints[start : start + 500]
-                placeholders = ",".join("?" * len(chunk))
-                rows += self._read.execute(
-                    "select a.fingerprint, a.reply, a.file, a.error, l.run_id, a.at from answers a join legs l "
-                    f"on l.id = a.leg where a.fingerprint in ({placeholders})",
-                    chunk,
-                )
+        rows = self.select_answers("a.fingerprint, a.reply, a.file, a.error, l.run_id, a.at", fingerprints)
         in_files = self.files.read({fingerprint: file for fingerprint, _, file, *_ in rows if file is not None})
         return {
             fingerprint: StoredAnswer(in_files.get(fingerprint, reply), parse_error(error), run_id, at)
@@ -187,9 +186,18 @@ class Ledger:
             if reply is not None or error is not None or fingerprint in in_files
         }
 
+    def select_answers(self, columns: str, fingerprints: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        """Return these columns of the answers `a` and their routes `l`, for those of these requests that have one."""
+        with database_errors(self.path), self._read_lock:
+            return self._lookup.select(columns, fingerprints)
+
     def get_with_request(self, fingerprint: bytes) -> StoredAnswer | None:
         """Return one answer with its request as it was sent."""
-        return answer_with_request(self.query, self.files, fingerprint)
+        return answer_with_request(self.select_answers(ANSWER_COLUMNS, [fingerprint]), self.files, fingerprint)
+
+    def delete_answers(self, ids: Sequence[int]) -> None:
+        """Delete these answers in one transaction, committed on return."""
+        self.write_all(delete_statements(ids))
 
     # Runs, commits and other tables.
 
@@ -324,6 +332,14 @@ class Ledger:
                 loop.call_soon_threadsafe(_fail, [f for _, f in queue], exc)
             # Otherwise the answers would stay in memory until the next ones arrive.
             queue.clear()
+            self._merge_answers(self._merge.continue_if_due)
+        if self._has_new_answers:
+            self._merge_answers(self._merge.finish)
+
+    def _merge_answers(self, merge: Callable[[], None]) -> None:
+        # On a full disk, for example: the answers are stored, and a later merge includes them.
+        with contextlib.suppress(sqlite3.Error):
+            merge()
 
     def _write_together(self, writes: Sequence[Callable[[WriteBatch], Any]]) -> list[Any]:
         """Run these in one transaction; return their results."""
@@ -333,10 +349,14 @@ class Ledger:
             results = [write(batch) for write in writes]
             batch.flush()
         self._seq = batch.seq
+        self._has_new_answers |= bool(batch.answer_ids)
         return results
 
     def _batch(self, db: sqlite3.Connection) -> WriteBatch:
-        return WriteBatch(db, self.files, self.writer, self._seq, now_us())
+        return WriteBatch(db, self.files, self._answer_ids, self.writer, self._seq, now_us())
+
+    def _answer_ids(self, fingerprints: Sequence[bytes]) -> Mapping[bytes, int]:
+        return dict(self.select_answers("a.fingerprint, a.id", fingerprints))
 
 
 def now_us() -> int:

@@ -2,7 +2,7 @@
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,12 +12,13 @@ from connectors.errors import JobError
 from connectors.records import RowError
 from pipelines.ledger.answer_files import AnswerFiles
 from pipelines.ledger.entries import StoredAnswer
-from pipelines.ledger.ledger_file import VERSION, database_errors, newer_ledger
+from pipelines.ledger.ledger_file import FIRST_WITH_ANSWER_INDEX, VERSION, database_errors, newer_ledger
 
 READ_BUSY_SECONDS = 5.0
 """How long a reader waits for a process that recovers the file; writers do not block readers."""
 
-Query = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
+ANSWER_COLUMNS = "a.reply, a.file, a.error, l.run_id, a.at, a.request"
+"""What `answer_with_request` needs of an answer `a` and its route `l`."""
 
 
 class ReadableLedger(Protocol):
@@ -84,16 +85,20 @@ class LedgerReader:
 
     def get_with_request(self, fingerprint: bytes) -> StoredAnswer | None:
         """Return one answer with its request as it was sent."""
-        return answer_with_request(self.query, self.files, fingerprint)
+        entries = "select id from answer_index where fingerprint = ?1 union select id from answer_tail where "
+        if self.version < FIRST_WITH_ANSWER_INDEX:
+            entries = "select id from answers where "
+        rows = self.query(
+            f"select {ANSWER_COLUMNS} from answers a join legs l on l.id = a.leg "
+            f"where a.id in ({entries} fingerprint = ?1) and a.fingerprint = ?1",
+            (fingerprint,),
+        )
+        return answer_with_request(rows, self.files, fingerprint)
 
 
-def answer_with_request(query: Query, files: AnswerFiles, fingerprint: bytes) -> StoredAnswer | None:
-    """Return one answer of a ledger with its request as it was sent; None if there is none."""
-    for reply, file, error, run_id, at, request in query(
-        "select a.reply, a.file, a.error, l.run_id, a.at, a.request from answers a join legs l on l.id = a.leg "
-        "where a.fingerprint = ?",
-        (fingerprint,),
-    ):
+def answer_with_request(rows: Sequence[tuple[Any, ...]], files: AnswerFiles, fingerprint: bytes) -> StoredAnswer | None:
+    """Return the answer whose ANSWER_COLUMNS are in `rows`, with its request as it was sent; None if there is none."""
+    for reply, file, error, run_id, at, request in rows:
         whole = reply if file is None else files.read({fingerprint: file}).get(fingerprint)
         return StoredAnswer(whole, parse_error(error), run_id, at, request)
     return None

@@ -174,9 +174,8 @@ def drop_committed(ledger: Ledger, job: str, sink_name: str, shape: TableShape) 
         fingerprints -= needed
         answers: list[tuple[int, str | None]] = []
         for batch in _batches(sorted(fingerprints)):
-            answers += ledger.query(
-                f"select id, file from answers where error is null and fingerprint in ({_placeholders(batch)})", batch
-            )
+            found = ledger.select_answers("a.id, a.file, a.error", batch)
+            answers += [(answer, file) for answer, file, error in found if error is None]
         # Answers in the same file are deleted together.
         answers.sort(key=lambda answer: answer[1] or "")
         for start in range(0, len(answers), DELETE_BATCH):
@@ -217,17 +216,15 @@ def _delete(ledger: Ledger, answers: Sequence[tuple[int, str | None]]) -> None:
     for name in {file_name(file) for _, file in answers if file is not None}:
         if not _is_needed(ledger, name, frozenset(ids)):
             ledger.files.remove(name)
-    ledger.write(f"delete from answers where id in ({_placeholders(ids)})", ids)
+    ledger.delete_answers(ids)
 
 
 def _is_needed(ledger: Ledger, name: str, without: frozenset[int] = frozenset()) -> bool:
     """Return whether a file contains an answer of the ledger, besides the ids in `without`."""
     return any(
-        file_name(file) == name and answer not in without
+        file is not None and file_name(file) == name and answer not in without
         for batch in _batches(ledger.files.fingerprints(name))
-        for answer, file in ledger.query(
-            f"select id, file from answers where file is not null and fingerprint in ({_placeholders(batch)})", batch
-        )
+        for answer, file in ledger.select_answers("a.id, a.file", batch)
     )
 
 
@@ -257,7 +254,3 @@ def _yaml_files(workspace: Workspace) -> Iterator[Path]:
 def _batches(values: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
     for start in range(0, len(values), DELETE_BATCH):
         yield values[start : start + DELETE_BATCH]
-
-
-def _placeholders(values: Sequence[object]) -> str:
-    return ",".join("?" * len(values))

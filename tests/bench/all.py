@@ -15,6 +15,7 @@ pieces      vectors of the pieces of rows, 20 a row, next to a bare loop over as
 watched     1,000 requests/s with `rowmill watch` and two open pages, next to none
 typed       ten nested fields, next to plain text
 memory      the largest resident set of runs of many kinds
+ledger      a million answers: bytes written for each byte kept, CPU ms an answer, slowest write; a disk at TMPDIR
 million     a million rows: plan, resume at 90 %, a run with nothing to do, the ledger
 split       texts in pieces of 400 tokens with an overlap of 40, next to one count of their tokens; MB a CPU second
 start       CPU seconds of --help and validate; from start to the first request
@@ -43,6 +44,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from answering_server import ITEM_CHARACTERS
 from speed import (
+    HERE,
     Measured,
     as_installed,
     client_command,
@@ -347,6 +349,12 @@ def million(size: Size) -> Lines:
     return lines
 
 
+def ledger(size: Size) -> Lines:
+    command = [sys.executable, str(HERE / "ledger_writes.py"), str(size.of(1_000_000))]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return [line.split("\t") for line in printed.splitlines()]
+
+
 def first_request(folder: Path, kind: str) -> tuple[float, float]:
     """(seconds, CPU seconds) from the start of a run to its first request; the run is killed then."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -423,6 +431,7 @@ ALL: dict[str, Callable[[Size], Lines]] = {
     "watched": watched,
     "typed": typed,
     "memory": memory,
+    "ledger": ledger,
     "million": million,
     "split": split,
     "start": start,

@@ -30,6 +30,7 @@ import aiohttp
 import pipelines.commands.run
 import pipelines.execution.committer
 import pipelines.execution.job_run
+import pipelines.ledger.answer_index
 from connectors.sinks import duckdb_table, parquet_table
 from connectors.storage.local_part_store import LocalPartStore
 from connectors.transport.client import HttpTransport
@@ -44,6 +45,7 @@ POINTS = (
     "sent",
     "arrived",
     "ledgered",
+    "index merged",
     "commit noted",
     "part written",
     "part noted",
@@ -269,6 +271,7 @@ def lay(mine: Mine) -> None:
 
     after(OnlineDispatcher, "start", started)
     at(Ledger, "recover", "recovered")
+    at(pipelines.ledger.answer_index.IndexMerge, "_move_slice", "index merged")
     after(Ledger, "write", lambda self, sql, *_: mine.reach("commit noted") if "into commits" in sql else None)
     after(
         Ledger,
@@ -315,6 +318,7 @@ def take_orders() -> None:
 
 if __name__ == "__main__":
     pipelines.execution.committer.COMMIT_ROWS = 12
+    pipelines.ledger.answer_index.MIN_TAIL, pipelines.ledger.answer_index.SLICE_ENTRIES = 12, 4
     pipelines.execution.job_run.CHUNK_ROWS = 8
     pipelines.execution.job_run.asyncio = Hurried()  # type: ignore[assignment]
     parquet_table.MAX_SMALL_PARTS = 2

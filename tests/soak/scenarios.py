@@ -29,7 +29,7 @@ TWO_STEPS = """
 """
 OF_PARQUET = frozenset({"part written", "part noted", "renamed", "merged", "swapped"})
 OF_DUCKDB = frozenset({"within a transaction"})
-OFTEN = frozenset({"noted", "sent", "arrived", "ledgered"})
+OFTEN = frozenset({"noted", "sent", "arrived", "ledgered", "index merged"})
 """Points that a run passes many times."""
 AT_THE_END = frozenset({"merged", "swapped"})
 """Points that only a run with nothing left to ask comes to: its compaction."""

@@ -24,7 +24,7 @@ def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def batch_of(db: sqlite3.Connection, tmp_path: Path) -> WriteBatch:
-    return WriteBatch(db, AnswerFiles(tmp_path / "answers"), 1, 10, 17)
+    return WriteBatch(db, AnswerFiles(tmp_path / "answers"), lambda _: {}, 1, 10, 17)
 
 
 def pending(exchange_id: int, max_cost: int | None = 60) -> PendingExchange:

@@ -1,0 +1,194 @@
+"""Answer index: finds answers by their request fingerprints, and is written rarely.
+
+Fingerprints are random: an index that follows each answer changes another page of its tree for each. Here the newest
+answers are in the *tail* of the index, in order of arrival. From time to time a *merge* moves the tail into
+the index in the order of the fingerprints, so that many entries share a page that is written once. An answer is always
+in one of the two, in the same transaction as the answer itself. Readers look into both.
+"""
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MIN_TAIL = 20_000
+"""Number of answers from which a small ledger is merged."""
+
+MAX_TAIL = 500_000
+"""Number of answers from which any ledger is merged; a process has 40 bytes of each in memory."""
+
+TAIL_SHARE = 10
+"""In between, a merge is due once the tail is one part in so many of the answers: the larger the index, the more
+entries are needed for each of its pages."""
+
+SLICE_ENTRIES = 10_000
+"""Number of entries that one transaction of a merge moves: other writes wait for no more than these."""
+
+LOOKUP_FINGERPRINTS = 500
+"""Maximum number of fingerprints in one statement."""
+
+LAST_ANSWER = (
+    "max(coalesce((select max(id) from answers), 0), "
+    "coalesce((select cast(value as integer) from meta where key = 'last_answer'), 0))"
+)
+"""SQL for the highest id that an answer has had. No id is used twice: those behind the last seen one are new."""
+
+_KEEP_LAST_ANSWER = f"insert or replace into meta values ('last_answer', {LAST_ANSWER})"
+
+_DELETE = (
+    "delete from answer_index where fingerprint in (select fingerprint from answers where id in ({0})) and id in ({0})",
+    "delete from answer_tail where id in ({0})",
+    "delete from answers where id in ({0})",
+)
+
+_SOURCES = (
+    "(select fingerprint, id from answer_index where fingerprint in ({0}) "
+    "union select fingerprint, id from temp.recent where fingerprint in ({0}))"
+)
+
+
+class AnswerLookup:
+    """Finds answers through one connection, which has an indexed copy of the tail in memory."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        """`db`: in autocommit mode; used by one thread at a time."""
+        self._db = db
+        self._first: int | None = None
+        """Id of the first answer of the tail when it was last read."""
+        self._last = 0
+        """Id up to which it has been read."""
+        db.execute("pragma temp_store = memory")
+        db.execute("create temp table recent (fingerprint blob primary key, id integer not null) without rowid")
+
+    def select(self, columns: str, fingerprints: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        """Return these columns of the answers `a` and their routes `l`, of those of these requests that have one."""
+        rows: list[tuple[Any, ...]] = []
+        # In one snapshot: otherwise a merge could move an answer from where it is sought next to where it was sought.
+        with self._db:
+            self._db.execute("begin")
+            state = self._read_tail()
+            for start in range(0, len(fingerprints), LOOKUP_FINGERPRINTS):
+                chunk = fingerprints[start : start + LOOKUP_FINGERPRINTS]
+                sources = _SOURCES.format(_placeholders(len(chunk)))
+                rows += self._db.execute(
+                    # Also an entry that belongs to no answer, or to that of another request, finds nothing.
+                    f"select {columns} from {sources} i cross join answers a "
+                    "on a.id = i.id and a.fingerprint = i.fingerprint cross join legs l on l.id = a.leg",
+                    chunk,
+                )
+        # After an error the copy is as it was before.
+        self._first, self._last = state
+        return rows
+
+    def _read_tail(self) -> tuple[int | None, int]:
+        """Bring the copy of the tail up to date; return the ids of its first and last answer."""
+        first, last = _bounds(self._db)
+        start = self._last
+        if first != self._first:
+            self._db.execute("delete from temp.recent")
+            start = 0
+        if last > start:
+            self._db.execute(
+                "insert or replace into temp.recent select fingerprint, id from answer_tail where id > ? order by id",
+                (start,),
+            )
+        return first, last
+
+
+def append_answers(db: sqlite3.Connection, answers: Sequence[tuple[Any, ...]]) -> Mapping[bytes, int]:
+    """Insert answers (fingerprint, leg, request, reply, file, error, at) of new requests; return their ids."""
+    ((last,),) = db.execute(f"select {LAST_ANSWER}")
+    numbered = list(enumerate(answers, last + 1))
+    db.executemany("insert into answers values (?, ?, ?, ?, ?, ?, ?, ?)", [(id_, *row) for id_, row in numbered])
+    db.executemany("insert into answer_tail values (?, ?)", [(id_, row[0]) for id_, row in numbered])
+    return {row[0]: id_ for id_, row in numbered}
+
+
+def update_answers(db: sqlite3.Connection, answers: Sequence[tuple[Any, ...]]) -> None:
+    """Replace answers (leg, request, reply, file, error, at, id)."""
+    db.executemany(
+        "update answers set leg = ?, request = ?, reply = ?, file = ?, error = ?, at = ? where id = ?", answers
+    )
+
+
+def delete_statements(ids: Sequence[int]) -> list[tuple[str, Sequence[Sequence[int]]]]:
+    """Return what deletes these answers and their entries, as statements and their rows of values."""
+    placeholders = _placeholders(len(ids))
+    return [(_KEEP_LAST_ANSWER, [()]), *((statement.format(placeholders), [ids]) for statement in _DELETE)]
+
+
+def rebuild_lost_index(db: sqlite3.Connection) -> None:
+    """Fill the index again if it is empty though there are answers before the tail, as in a repaired file."""
+    ((is_lost,),) = db.execute(
+        "select not exists (select 1 from answer_index) and exists (select 1 from answers where id < "
+        "coalesce((select min(id) from answer_tail), (select max(id) + 1 from answers)))"
+    )
+    if is_lost:
+        db.execute("insert or replace into answer_index select fingerprint, id from answers order by fingerprint, id")
+
+
+class IndexMerge:
+    """Moves the tail into the index, a slice of the fingerprints in each transaction.
+
+    The tail is emptied with the last slice. After a kill before that, the merge begins again: entries that are in the
+    index already stay as they are. Several processes may merge at the same time.
+    """
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        """`db`: in autocommit mode."""
+        self._db = db
+        self._until = 0
+        """Id of the last answer that the merge in progress moves; 0: none is in progress."""
+        self._slice = self._slices = 0
+
+    def continue_if_due(self) -> None:
+        """Move one slice if a merge is in progress or due."""
+        if not self._until:
+            first, last = _bounds(self._db)
+            if first is None or last - first + 1 < min(MAX_TAIL, max(MIN_TAIL, last // TAIL_SHARE)):
+                return
+        self._move_slice()
+
+    def finish(self) -> None:
+        """Move the whole tail as it is now; other processes may append to it meanwhile."""
+        self._until = 0
+        if _bounds(self._db)[1]:
+            self._move_slice()
+        while self._until:
+            self._move_slice()
+
+    def _move_slice(self) -> None:
+        with self._db:
+            self._db.execute("begin immediate")
+            until, place, slices = self._until, self._slice, self._slices
+            if not until:
+                first, until = _bounds(self._db)
+                place, slices = 0, min(256, 1 + (until - (first or until)) // SLICE_ENTRIES)
+            # By first bytes; fingerprints are random.
+            low, high = (
+                bytes([256 * edge // slices]) if edge < slices else b"\xff" * 32 for edge in (place, place + 1)
+            )
+            entries = self._db.execute(
+                "select fingerprint, id from answer_tail where id <= ? and fingerprint >= ? and fingerprint < ? "
+                "order by fingerprint",
+                (until, low if place else b"", high),
+            ).fetchall()
+            self._db.executemany(
+                "insert into answer_index values (?, ?) on conflict (fingerprint) do update set id = excluded.id "
+                "where excluded.id <> id",
+                entries,
+            )
+            place += 1
+            if place == slices:
+                self._db.execute("delete from answer_tail where id <= ?", (until,))
+                until = 0
+        self._until, self._slice, self._slices = until, place, slices
+
+
+def _placeholders(count: int) -> str:
+    return ",".join(f"?{number}" for number in range(1, count + 1))
+
+
+def _bounds(db: sqlite3.Connection) -> tuple[int | None, int]:
+    """Return the ids of the first answer of the tail, or None, and of the last one, or 0."""
+    ((first, last),) = db.execute("select (select min(id) from answer_tail), (select max(id) from answer_tail)")
+    return first, last or 0
