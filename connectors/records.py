@@ -127,8 +127,9 @@ class Usage:
     @property
     def is_all_zero(self) -> bool:
         """Whether the reply reports counts and all are zero, which no answered request has; a stated cost counts."""
-        counts = (self.output_tokens, self.audio_seconds, self.characters, self.images)
-        return self.input_tokens == 0 and not any(counts) and not self.hosted_calls and self.reported_usd is None
+        if self.input_tokens != 0 or self.output_tokens or self.reported_usd is not None:
+            return False
+        return not (self.audio_seconds or self.characters or self.images or self.hosted_calls)
 
 
 NO_USAGE = Usage()
@@ -235,6 +236,8 @@ class Call:
     """Multipart fields (name, value, file name or None) instead of a body; a file is read while it is sent."""
     stream: bool = False
     """Whether the reply is server-sent events."""
+    on_refused_key: Literal["repeat", "renew", "return"] = "repeat"
+    """After a 401 with a key that expires: renew it and repeat the call, renew it only, or do neither."""
 
 
 @record
@@ -247,6 +250,8 @@ class Reply:
     body: bytes
     latency_ms: float
     first_token_ms: float | None = None
+    is_key_renewed: bool = False
+    """Whether it refuses a key that was renewed since: the call may be sent again."""
 
 
 def request_fingerprint(provider_tag: str, path: str, body: bytes, salt: str = "") -> bytes:

@@ -5,9 +5,9 @@ import contextlib
 import io
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Protocol, Self
+from typing import Concatenate, Literal, ParamSpec, Protocol, Self
 
 import aiohttp
 
@@ -98,7 +98,7 @@ class HttpTransport:
         return self._fast_post is not None
 
     async def send(self, provider: Provider, call: Call) -> Reply:
-        return await self._with_access(provider, self._send, call)
+        return await self._with_access(provider, call.on_refused_key, self._send, call)
 
     async def _send(self, access: ProviderAccess, call: Call) -> Reply:
         started, body = time.perf_counter(), call.body
@@ -136,7 +136,7 @@ class HttpTransport:
         on_progress: Callable[[int], None],
     ) -> Reply:
         """POST a form whose last field, `file`, streams from disk; `on_progress` gets the bytes sent so far."""
-        return await self._with_access(provider, self._upload, path, fields, file, filename, on_progress)
+        return await self._with_access(provider, "repeat", self._upload, path, fields, file, filename, on_progress)
 
     async def _upload(
         self,
@@ -162,7 +162,7 @@ class HttpTransport:
 
     async def download(self, provider: Provider, path: str, write: Callable[[bytes], object]) -> Reply:
         """GET a content of any size: a 2xx body goes to `write` piece by piece, any other body is in the reply."""
-        return await self._with_access(provider, self._download, path, write)
+        return await self._with_access(provider, "repeat", self._download, path, write)
 
     async def _download(self, access: ProviderAccess, path: str, write: Callable[[bytes], object]) -> Reply:
         started = time.perf_counter()
@@ -187,19 +187,23 @@ class HttpTransport:
     async def _with_access(
         self,
         provider: Provider,
+        on_refused_key: Literal["repeat", "renew", "return"],
         exchange: Callable[Concatenate[ProviderAccess, P], Awaitable[Reply]],
         *arguments: P.args,
         **options: P.kwargs,
     ) -> Reply:
-        """Return the reply of an exchange. A 401 renews a key that expires, and the exchange is repeated once."""
+        """Return the reply of an exchange, which is repeated at most once; `on_refused_key`: see Call."""
         access = self._accesses.get((provider.name, provider.base_url))
         if access is None or provider.key_source is not None or access.key != provider.api_key:
             access = await self._access(provider)
         reply = await exchange(access, *arguments, **options)
         if reply.status < 400:
             return reply
-        if reply.status == 401 and provider.key_source is not None and access.key is not None:
+        is_renewed = reply.status == 401 and provider.key_source is not None and access.key is not None
+        if is_renewed and on_refused_key != "return":
             access = await self._access(provider, rejected=access.key)
+            if on_refused_key == "renew":
+                return replace(reply, is_key_renewed=True)
             reply = await exchange(access, *arguments, **options)
         message: str | None = None
         if reply.status == 407:

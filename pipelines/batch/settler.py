@@ -14,7 +14,14 @@ from pipelines.batch.lifecycle import BatchLifecycle
 from pipelines.batch.store import Batch, BatchLedger, BatchLine
 from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.dispatch_state import DispatchState
-from pipelines.dispatch.reply_handling import ExchangeOutcome, charged_cost, interpret, ledger_answers, settled_exchange
+from pipelines.dispatch.reply_handling import (
+    ExchangeOutcome,
+    billing_note,
+    charged_cost,
+    interpret,
+    ledger_answers,
+    settled_exchange,
+)
 from pipelines.dispatch.request_types import RequestGroup, Route
 from pipelines.ledger.entries import PendingExchange, SettledExchange
 from pipelines.pricing.run_budget import RunBudget
@@ -206,6 +213,8 @@ class BatchSettler:
         outcome = interpret(group, result.reply, None)
         is_suspect = self._judge(group, route, outcome)
         charged = charged_cost(route.price, outcome, line.max_cost)
+        if (note := billing_note(route, outcome)) is not None:
+            self._counters.add_note(note)
         answers = self._state.setup_faults.stored_answers(route, ledger_answers(group, outcome), is_suspect)
         unverified = group.unverified_changes(answers)
         settled = settled_exchange(_pending(batch, line), outcome, charged, answers, unverified)

@@ -26,11 +26,11 @@ from pipelines.dispatch.held_requests import HeldRequests
 from pipelines.dispatch.pending_requests import PendingRequests
 from pipelines.dispatch.reply_handling import (
     ExchangeOutcome,
+    billing_note,
     charged_cost,
     interpret,
     ledger_answers,
     settled_exchange,
-    unpriced_tier,
 )
 from pipelines.dispatch.request_rendering import with_sent_model
 from pipelines.dispatch.request_types import (
@@ -274,6 +274,9 @@ class OnlineDispatcher:
             call = endpoint_call(group) if not group.has_media else await build_call(group)
             call = with_sent_model(call, member.provider)
             call = self._optional_parameters.without_refused(member, call)
+            if member.provider.key_source is not None:
+                # Each exchange has a row in the usage table, so the transport repeats none.
+                call = replace(call, on_refused_key="return" if group.has_renewed_key else "renew")
         except OSError as exc:
             self.pending.resolve_with_error(group, unreadable_file(exc))
             return None
@@ -310,11 +313,8 @@ class OnlineDispatcher:
         outcome.error = setup_faults.confirm(member, call, outcome.error, is_pooled=group.route.pool is not None)
         is_suspect = setup_faults.is_suspect(group, outcome)
         charged = charged_cost(member.price, outcome, max_cost)
-        if (tier := unpriced_tier(member.price, outcome.usage)) is not None:
-            self._counters.add_note(
-                f"no price is known for the service tier {tier} of {member.model}: counted as it was reserved; "
-                f"add tiers: {{{tier}: FACTOR}} to its `prices:` in rowmill.yaml"
-            )
+        if (note := billing_note(member, outcome)) is not None:
+            self._counters.add_note(note)
         if outcome.error is not None and self._optional_parameters.learn(member, call, outcome.error):
             member.limiters[0].record_success(permit)
             decision = RETRY_AT_ONCE
@@ -341,6 +341,7 @@ class OnlineDispatcher:
     def _decide(self, group: RequestGroup, member: Route, permit: int, outcome: ExchangeOutcome) -> RetryDecision:
         """Report an outcome to the provider's limiter, count the attempt, and decide what follows."""
         limiter, error = member.limiters[0], outcome.error
+        group.has_renewed_key = outcome.reply is not None and outcome.reply.is_key_renewed
         if outcome.reply is not None:
             _apply_rate_headers(limiter, outcome.reply, member.route_id)
         if error is None:
@@ -351,6 +352,9 @@ class OnlineDispatcher:
             if group.is_packed and group.route.packing is not None:
                 self._write(group.route.packing.record_accepted())
             return RESOLVE
+        if group.has_renewed_key:
+            limiter.record_success(permit)
+            return RETRY_AT_ONCE
         if group.route.terms is not None and error.error_class == "bad_request":
             is_sent_again, write = group.route.terms.record_refused(group, error)
             self._write(write)

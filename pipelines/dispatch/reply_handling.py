@@ -9,7 +9,7 @@ from connectors.transport.client import RequestError
 from connectors.transport.error_replies import request_id, row_error
 from connectors.transport.reply_body import has_answer, web_page
 from connectors.transport.stated_waits import stated_wait
-from pipelines.dispatch.request_types import RequestGroup
+from pipelines.dispatch.request_types import RequestGroup, Route
 from pipelines.ledger.entries import AnswerRecord, PendingExchange, SettledExchange, UnverifiedAnswer
 from pipelines.pricing.prices import Price, cost, tier_price
 
@@ -135,11 +135,20 @@ def charged_cost(price: Price | None, outcome: ExchangeOutcome, max_cost: int | 
     return charged
 
 
-def unpriced_tier(price: Price | None, usage: Usage) -> str | None:
-    """Return the service tier that served an exchange if it has no price: the exchange costs what was reserved."""
-    tier = usage.service_tier
-    is_unpriced = tier is not None and price is not None and not price.is_free and tier_price(price, tier) is None
-    return tier if is_unpriced else None
+def billing_note(route: Route, outcome: ExchangeOutcome) -> str | None:
+    """Return why an exchange costs what was reserved for it although its reply has usage; None if it does not."""
+    price, usage = route.price, outcome.usage
+    if price is None or price.is_free:
+        return None
+    model = route.provider.sent_model(route.model)
+    if (tier := usage.service_tier) is not None and tier_price(price, tier) is None:
+        return (
+            f"no price is known for the service tier {tier} of {model}: counted as it was reserved; "
+            f"add tiers: {{{tier}: FACTOR}} to its `prices:` in rowmill.yaml"
+        )
+    if outcome.error is None and usage.is_all_zero:
+        return f"{route.provider.name} reports 0 tokens for answers of {model}: they count at their maximum cost"
+    return None
 
 
 def settled_exchange(

@@ -187,6 +187,8 @@ class RequestGroup:
     exchanges: int = 0
     failed_member: Route | None = None
     """The member of a pool that failed it last."""
+    has_renewed_key: bool = False
+    """Whether it was refused last with a key that has been renewed since: a second refusal counts."""
 
     pack_mode: StructuredMode | None = None
     """The structured mode in which the schema of its pack was requested last."""

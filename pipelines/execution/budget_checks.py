@@ -12,11 +12,14 @@ def check_budget(ready: PreparedJob) -> None:
         where = ready.loaded.locate(*step.key_path("model"))
         price = step_price(ready.workspace, step)
         if price is None:
-            unpriced = [member.name for member in step.members if member_price(ready.workspace, step, member) is None]
-            at = f" at {', '.join(unpriced)}" if step.is_pooled else ""
+            unpriced = [member for member in step.members if member_price(ready.workspace, step, member) is None]
+            models = dict.fromkeys(
+                member.sent_model(step.model.model) + (f" at {member.name}" if step.is_pooled else "")
+                for member in unpriced
+            )
             raise JobError(
                 where,
-                f"no price is known for {step.context.sent_model(step.model.model)}{at}, so no budget can hold",
+                f"no price is known for {', '.join(models)}, so no budget can hold",
                 "add it to `prices:` in rowmill.yaml",
             )
         _check_hosted_tools(ready, step)

@@ -192,3 +192,12 @@ def test_a_budget_needs_a_price_for_every_member_and_reserves_the_highest(
     workspace.write("rowmill.yaml", unpriced)
     assert cli("run", workspace.job(steps=STEPS, budget="{usd: 0.02}")) == 2
     assert "no price is known for m at spare" in cli.err
+
+
+def test_a_budget_names_the_member_without_a_price_by_its_own_name_of_the_model(
+    workspace: Any, provider: Any, spare: Any, cli: Any
+) -> None:
+    write_pool(workspace, provider, spare, second=", models: {m: spare-m}")
+    workspace.csv(1)
+    assert cli("run", workspace.job(steps=STEPS, budget="{usd: 1}")) == 2
+    assert "no price is known for spare-m at spare, so no budget can hold" in cli.err

@@ -224,3 +224,16 @@ def test_calls_of_hosted_tools_are_counted_charged_and_reserved(
     assert (report["exit_code"], report["cost_usd"]) == (0, 0.0211)
     (row,) = read(workspace.folder / "out", "usage")
     assert (row["tool_calls"], row["service_tier"], row["cost_usd"]) == (2, "default", 0.0211)
+
+
+def test_a_reply_of_zero_tokens_costs_its_maximum_and_the_summary_says_so(
+    workspace: Any, provider: Any, cli: Any, read: Any
+) -> None:
+    workspace.csv(1)
+    provider.tokens = (0, 0)
+    assert cli("run", workspace.job()) == 0
+    (usage,) = read(workspace.folder / "out", "usage")
+    assert (usage["input_tokens"], usage["output_tokens"]) == (0, 0)
+    # 20 output tokens at 2 dollars a million, and some input.
+    assert usage["cost_usd"] > 40e-6
+    assert "test reports 0 tokens for answers of m: they count at their maximum cost" in " ".join(cli.out.split())
