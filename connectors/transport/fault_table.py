@@ -1,9 +1,9 @@
 """The fault table: codes, types and words of an error reply decide whose fault it is, before its status does."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from connectors.records import ErrorClass
 
@@ -15,8 +15,21 @@ _NUMBER = re.compile(r"\b(?=[\w-]*\d)(?=[\w-]*[a-z])[\w-]{8,}|\d+(?:[.,:]\d+)*",
 """Numbers, and the ids of requests that some gateways append to every message."""
 
 
-def _words(*alternatives: str) -> re.Pattern[str]:
-    return re.compile("|".join(alternatives), re.I)
+class Words:
+    """Alternatives of a regular expression, compiled at their first use: most runs meet no fault."""
+
+    def __init__(self, *alternatives: str) -> None:
+        self._source = "|".join(alternatives)
+
+    @cached_property
+    def search(self) -> Callable[[str], re.Match[str] | None]:
+        """Return the first match within a text; None without one."""
+        return re.compile(self._source, re.I).search
+
+    @cached_property
+    def fullmatch(self) -> Callable[[str], re.Match[str] | None]:
+        """Return the match of a whole text; None if it is none."""
+        return re.compile(self._source, re.I).fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +37,13 @@ class FaultRule:
     """One line of the table: it applies if a code fits at `code_statuses`, or a word at `statuses`."""
 
     error_class: ErrorClass
-    codes: re.Pattern[str] | None = None
+    codes: Words | None = None
     """Of a whole code or type, in lower case."""
     code_statuses: Collection[int] = range(200, 600)
-    words: re.Pattern[str] | None = None
+    words: Words | None = None
     """Within the message, without its quotations."""
     statuses: Collection[int] = range(200, 600)
-    unless: re.Pattern[str] | None = None
+    unless: Words | None = None
     """Words that show another fault: then the rule's own words decide nothing."""
 
     def applies(self, status: int, codes: Iterable[str], message: str) -> bool:
@@ -42,7 +55,7 @@ class FaultRule:
         return self.unless is None or not self.unless.search(message)
 
 
-_OF_ACCOUNT = _words(
+_OF_ACCOUNT = Words(
     # Somebody other than the row is refused. A mere mention, as in "Team: t, API key ID: k", is no subject.
     r"\b(account|organi[sz]ation|workspace|project|team|subscription|tenant|access|(api )?keys?|user|ip( address)?)"
     r"('s)?\b[^.:]{0,60}\b(flagged|violat\w*|suspend\w*|terminat\w*|deactivat\w*|disabled?|banned|blocked|block"
@@ -53,12 +66,12 @@ _OF_ACCOUNT = _words(
     r"\b(country|region|territory|location)\b[^.]{0,40}\b(not|un)\s?(supported|available|allowed)",
     r"\b(data|retention|privacy|ip|network|firewall|access|security) (control )?polic(y|ies)\b",
 )
-_PER_MINUTE = _words(
+_PER_MINUTE = Words(
     r"\bper[ _-]?(second|minute|min)\b", r"/ ?min\b", r"_per_", r"PerMinute", r"\b[rt]p[ms]\b",
     r"rate[ -]?limit(?!error)", r"too many requests",
     r"concurren(t|cy)", r"throttl", r"quota metric",
 )  # fmt: skip
-_TOO_LARGE = _words(
+_TOO_LARGE = Words(
     r"request (is |was )?too large",
     r"(input|prompt|message|content|request|body|payload)\b[^.]{0,40}\b(too (large|long)|larger than|longer than)\b",
     r"maximum context length",
@@ -69,7 +82,7 @@ _TOO_LARGE = _words(
     r"\b(maximum|max) (content|request|body|payload|file|upload) size\b[^.]{0,40}\bexceed",
     r"\b(required|not available) for (the )?long[ -]context\b",
 )
-_CANNOT_SERVE = _words(
+_CANNOT_SERVE = Words(
     r"\b(image|audio|video|vision|tool|function|multimodal)s?\b( \w+){0,2} (is|are) not supported\b",
     r"\b(parse|compile|convert)\w* (the |a )?(json )?(grammar|schema)\b",
     r"\b(response_format|json_schema|json schema|structured outputs?|grammars?|encoding_format)\b[^.]{0,60}"
@@ -77,7 +90,7 @@ _CANNOT_SERVE = _words(
     r"\bunsupported (param|feature|field)",
 )
 """What a server cannot do for any request, although it calls that its own failure."""
-_NO_MODEL = _words(
+_NO_MODEL = Words(
     r"\bmodels?\b(?![^.]{0,40}\b(file|image|output|response|tool|function)s? )[^.]{0,100}?"
     r"\b(not (be )?found|does ?n[o']t exist|not exist|no longer (available|supported)|decommissioned"
     r"|(is|was|been) (deprecated|retired|shut down|removed)|not (currently |been )?(deployed|loaded|installed|served)"
@@ -97,13 +110,13 @@ _NO_MODEL = _words(
     r"\brequires terms acceptance\b|\bend of (its )?life\b",
     r"模型不存在|无可用渠道",
 )
-_NO_PATH = _words(
+_NO_PATH = Words(
     r"^file not found\W*$",  # llama.cpp's server, of a path
     r"\bunexpected endpoint\b|\binvalid url\b|\bno route matched\b",
     r"\bapi[- ]?version\b[^.]{0,40}\b(not supported|invalid|required|missing|unsupported)\b"
     r"|\b(missing|invalid|unsupported)\b[^.]{0,40}\bapi[- ]?version\b",
 )
-_OF_ROW = _words(
+_OF_ROW = Words(
     r"\b(file|image|picture|audio|video|document|previous[_ ]response(_id)?|response|conversation|item|vector[_ ]store"
     r"|container|message|thread|attachment|media)s?\b"
 )
@@ -113,7 +126,7 @@ RULES: tuple[FaultRule, ...] = (
     # A row whose content is refused.
     FaultRule(
         "content_filter",
-        codes=_words(
+        codes=Words(
             r".*(content[_ ]?(filter|policy|management|moderation|violation|blocked)|responsible_?ai"
             r"|safety_?(block|check|viol"
             r"|system|filter)|data_?inspection|prohibited_content|moderation_?(block|fail|viol|flag)|content_unsafe).*",
@@ -123,7 +136,7 @@ RULES: tuple[FaultRule, ...] = (
             r"|violation|raised).*|1301",
             r"moderation|content_flagged|flagged|image_safety|cyber_policy.*|.*censorship.*",
         ),
-        words=_words(
+        words=Words(
             r"content[ _-]?(filter|management|moderation|violation|safety)",
             r"content[ _-]?polic(y|ies)",
             r"content guidelines?",
@@ -152,31 +165,31 @@ RULES: tuple[FaultRule, ...] = (
     # An answer that the provider has cut off and dropped.
     FaultRule(
         "length",
-        words=_words(r"\b(max_tokens|max_completion_tokens|max_output_tokens|output limit)\b[^.]{0,40}\bwas reached\b"),
+        words=Words(r"\b(max_tokens|max_completion_tokens|max_output_tokens|output limit)\b[^.]{0,40}\bwas reached\b"),
         statuses=(200, 400, 422),
     ),
     # A request that is too large for ever. `Limit 30000, Requested 61337` is compared in `_never_fits`.
     FaultRule(
         "bad_request",
-        codes=_words(
+        codes=Words(
             r"context_length_exceeded|exceed_context_size_error|string_above_max_length|request_too_large"
             r"|.*contextwindow.*"
         ),
         code_statuses=(413, 429, *range(500, 600)),
         words=_TOO_LARGE,
         statuses=(413, 429, *range(500, 600)),
-        unless=_words(r"too large to (be )?(queue|schedule)", r"tokens? has exceeded"),
+        unless=Words(r"too large to (be )?(queue|schedule)", r"tokens? has exceeded"),
     ),
     # What a server cannot do.
     FaultRule("bad_request", words=_CANNOT_SERVE, statuses=(500, 501)),
     # A speed limit under the name of a quota, or with another status.
     FaultRule(
         "rate_limit",
-        codes=_words(
+        codes=Words(
             r"throttling\..*|throttling(exception|_error)?|requestlimitexceeded|(user)?rate_?limit_?(exceeded|reached)"
         ),
         code_statuses=(200, 400, 403, 429, 503),
-        words=_words(
+        words=Words(
             r"\btoo many (requests|tokens)\b[^.]{0,40}\b(wait|try again|slow down)\b",
             r"\bquota exceeded for (quota )?metric\b[^.]{0,200}\bper (minute|second)\b",
         ),
@@ -185,7 +198,7 @@ RULES: tuple[FaultRule, ...] = (
     # A limit of a month under the name of a rate limit.
     FaultRule(
         "quota",
-        words=_words(
+        words=Words(
             r"\blimited to [\d,]+ [^.]{0,30}(/|per|a) ?(month|week)\b",
             r"\bmonthly\b[^.]{0,40}\b(reached|exceeded|used|exhausted)\b",
             r"\b(reached|exceeded|used|exhausted)\b[^.]{0,40}\bmonthly\b",
@@ -195,7 +208,7 @@ RULES: tuple[FaultRule, ...] = (
     # Credit, billing and quota of the account.
     FaultRule(
         "quota",
-        codes=_words(
+        codes=Words(
             r"insufficient_?(user_?|account_?)?(quota|funds?|balance|credits?)(_error)?|.*billing_?(hard_?limit"
             r"|not_?active|error|limit).*",
             r"billing_?error|quota_?exceeded(_error)?|exceeded_current_quota(_error)?|.*credit_?balance.*"
@@ -211,7 +224,7 @@ RULES: tuple[FaultRule, ...] = (
     ),
     FaultRule(
         "quota",
-        words=_words(
+        words=Words(
             r"credit balance",
             r"\binsufficient[ _](\w+ )?(credits?|balance|funds?|quota)\b",
             r"\b(out of|run out of|no|not enough|enough|add|purchase|buy|more|exhausted (your|all|the)"
@@ -240,7 +253,7 @@ RULES: tuple[FaultRule, ...] = (
     # The key, its permission, its region.
     FaultRule(
         "access_denied",
-        codes=_words(
+        codes=Words(
             r"invalid_api_?key|api_?key_?(invalid|expired|revoked|disabled)(_error)?|authentication_?(error"
             r"|failed)|permission_?(error|denied)",
             r"unauthori[sz]ed|forbidden|access_?denied|unsupported_country_region_territory"
@@ -249,7 +262,7 @@ RULES: tuple[FaultRule, ...] = (
             r"|expired_token|token_expired",
         ),
         code_statuses=(200, *range(400, 429)),
-        words=_words(
+        words=Words(
             r"\b(incorrect|invalid|missing|expired|revoked|no) (api|authentication|access|bearer) ?(key|token)",
             r"\bapi key\b[^.]{0,30}\b(not valid|invalid|expired|revoked|missing|required|not found)",
             r"\b(country|region|territory|location)\b[^.]{0,40}\b(not|un)\s?(supported|available|allowed)",
@@ -258,7 +271,7 @@ RULES: tuple[FaultRule, ...] = (
     ),
     FaultRule(
         "access_denied",
-        words=_words(
+        words=Words(
             r"\b(your|this|the) (account|organi[sz]ation|workspace|project|api key)\b[^.]{0,40}\b(has been|is|was) "
             r"(suspended|restricted|disabled|deactivated|locked|terminated|banned|blocked)\b",
             r"^(account|organi[sz]ation) (has been|is) (suspended|restricted|disabled|deactivated|locked|blocked)\b",
@@ -268,7 +281,7 @@ RULES: tuple[FaultRule, ...] = (
     # The model's own slip, and the server's lack of capacity.
     FaultRule(
         "server",
-        codes=_words(
+        codes=Words(
             r"json_validate_failed|tool_use_failed|output_parse_failed|tool_call_(parse|validation)_failed"
             r"|.*capacity_?(exceeded|error)|capacity",
             r"(.*_)?overloaded(_error)?|server_error|internal_(server_)?error|service_?unavailable(_error)?"
@@ -278,7 +291,7 @@ RULES: tuple[FaultRule, ...] = (
             r"modelerrorexception|model_error|failed_?dependency|unavailable|too_early|lock(ed)?",
         ),
         code_statuses=(200, 400, *range(404, 413), *range(414, 429), *range(430, 500)),
-        words=_words(
+        words=Words(
             r"\bcapacity (is |was |has been )?(exceeded|reached|exhausted|full)\b|\b(at|over|no|insufficient"
             r"|limited|out of) capacity\b",
             r"\boverload(ed|ing)?\b|\btemporarily unavailable\b|\b(server|model|engine|service) is (currently "
@@ -291,12 +304,12 @@ RULES: tuple[FaultRule, ...] = (
             r"\b(request|generation) (is|was|has been) (aborted|preempted|interrupted)\b",
         ),
         statuses=(400, 404, 405, *range(411, 413), *range(415, 422), *range(423, 429), *range(430, 500)),
-        unless=_words(r"\b(payment|billing|different)\b", r"\binvalid (value|type|param|request)"),
+        unless=Words(r"\b(payment|billing|different)\b", r"\binvalid (value|type|param|request)"),
     ),
     # The model or the deployment does not exist.
     FaultRule(
         "setup",
-        codes=_words(
+        codes=Words(
             r"model_?not_?(found|exist\w*|available|supported|deployed)(_error)?|deployment_?not_?found"
             r"|(invalid|unknown|unsupported)_model(_error|_id)?",
             r"model_(decommissioned|deprecated|retired|removed)|unknown_url|operationnotsupported"

@@ -242,17 +242,21 @@ class PendingRequests:
             for fingerprint, outcome in outcomes.items():
                 for step, rows in self._followers.pop(fingerprint, ()):
                     self.record_skipped(step, rows, failed=outcome.error is not None)
-        # Those of a group usually belong to one submission.
-        waiting: dict[int, tuple[Submission, dict[bytes, Outcome], int]] = {}
-        submissions = self._submissions
+        # Neighbours usually belong to the same submission.
+        waiting: Submission | None = None
+        own: dict[bytes, Outcome] = {}
+        nbytes, submissions = 0, self._submissions
         for fingerprint, outcome in outcomes.items():
             size = 0 if outcome.answer is None else len(outcome.answer)
             for submission in submissions.pop(fingerprint, ()):
-                _, own, nbytes = waiting.get(id(submission)) or (submission, {}, 0)
+                if submission is not waiting:
+                    if waiting is not None:
+                        waiting.resolve_all(own, nbytes)
+                    waiting, own, nbytes = submission, {}, 0
                 own[fingerprint] = outcome
-                waiting[id(submission)] = submission, own, nbytes + size
-        for submission, own, nbytes in waiting.values():
-            submission.resolve_all(own, nbytes)
+                nbytes += size
+        if waiting is not None:
+            waiting.resolve_all(own, nbytes)
         if self.on_resolved is not None:
             for fingerprint in outcomes:
                 self.on_resolved(fingerprint)
