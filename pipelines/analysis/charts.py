@@ -13,6 +13,7 @@ import polars as pl
 
 from connectors.errors import JobError, did_you_mean
 from pipelines.analysis.similarity import vector_column
+from pipelines.formatting import format_count
 
 try:
     import altair as alt
@@ -202,7 +203,7 @@ def errors(failed: pl.LazyFrame) -> alt.LayerChart:
     frame = named.group_by("error_class", "step").len("rows").sort("error_class", "step").collect()
     steps = frame["step"].unique().sort().to_list()
     bars = _bars(frame, "error_class", "rows", "rows").encode(color=_colour("step", steps))
-    subtitle = f"{frame['rows'].sum():,} rows in errors"
+    subtitle = f"{format_count(int(frame['rows'].sum()), 'row')} in errors"
     return _with_title(_layer(bars, _totals(frame, "error_class", "rows")), "Errors by class", subtitle, height=STEP)
 
 

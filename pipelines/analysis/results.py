@@ -19,6 +19,7 @@ from pipelines.config.job_graph import empty_sink
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.overrides import Overrides
 from pipelines.config.workspace import Workspace
+from pipelines.formatting import format_count
 from pipelines.runtime.scratch_dir import scratch_folder
 
 if TYPE_CHECKING:
@@ -217,9 +218,9 @@ class Results:
             ).fetchall()[0]
         spent = f"${cost or 0:.6f}" + (f", {unpriced:,} exchanges without a known price" if unpriced else "")
         rows = {
-            "results": f"{counts['results']:,} rows: {', '.join(columns)}",
+            "results": f"{format_count(counts['results'], 'row')}: {', '.join(columns)}",
             "usage": f"{counts['usage']:,} exchanges, {spent}",
-            "errors": f"{counts['errors']:,} rows",
+            "errors": f"{format_count(counts['errors'], 'row')}",
         }
         cells = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows.items())
         return f"<table><caption>{escape(self.job.name)}</caption>{cells}</table>"

@@ -9,7 +9,7 @@ import orjson
 
 from connectors.errors import JobError
 from pipelines.commands.output import as_json_option, print_rows
-from pipelines.formatting import format_bytes, shorten_times
+from pipelines.formatting import format_bytes, format_count, shorten_times
 
 if TYPE_CHECKING:
     from pipelines.config.workspace import Workspace
@@ -129,7 +129,7 @@ def export_command(folder: Path, target: Path) -> None:
     finally:
         ledger.close()
     for path, rows in written.items():
-        click.echo(f"{path}: {rows:,} rows")
+        click.echo(f"{path}: {format_count(rows, 'row')}")
 
 
 def _open_ledger(folder: Path) -> "tuple[Workspace, Ledger]":

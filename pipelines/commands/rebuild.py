@@ -3,6 +3,7 @@
 import click
 
 from pipelines.commands.options import job_argument
+from pipelines.formatting import format_count
 
 
 @click.command("rebuild")
@@ -22,7 +23,7 @@ def rebuild_command(job: str, leave_out: bool) -> int:
     from pipelines.execution.invocation import rebuild_tables
 
     rows, fewer, tables = rebuild_tables(load_job(job), leave_out)
-    click.echo(f"wrote {rows:,} rows again; nothing was sent")
+    click.echo(f"wrote {format_count(rows, 'row')} again; nothing was sent")
     if fewer:
         click.echo(
             f"left out {fewer:,} rows whose answers were pruned from the ledger: rowmill run {job} asks for them again"

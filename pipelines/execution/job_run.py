@@ -300,7 +300,8 @@ def _budget_message(stopped: str, counters: RunCounters, budget: RunBudget, dail
     else:
         limit = f"${usd(budget.spent):.6f} of the budget of ${usd(budget.limit or 0):.6f} is spent"
     rows = counters.rows_left
-    message = f"budget: {limit} and the next request might not fit; {rows:,} rows are left"
+    left = f"{format_count(rows, 'row')} {'is' if rows == 1 else 'are'} left"
+    message = f"budget: {limit} and the next request might not fit; {left}"
     if counters.settled and counters.cost:
         message += f", at the price of those before about ${usd(counters.cost) * rows / counters.settled:.6f}"
     return f"{message}; run again with more ({more}), it goes on where it stopped"

@@ -39,7 +39,7 @@ def format_plan(plan: Plan, path: str, trial_sink: str) -> "Group":
         return Padding(content, (0, 0, 0, columns), expand=False)
 
     parts: list[RenderableType] = [
-        Text(f"{plan.job}: {plan.rows:,} rows", style="bold"),
+        Text(f"{plan.job}: {format_count(plan.rows, 'row')}", style="bold"),
         f"  {plan.new:,} new · {plan.changed:,} changed · {plan.done:,} done · {plan.failed_before:,} failed before",
     ]
     if plan.rescued:
@@ -184,7 +184,7 @@ def _basis(plan: Plan) -> str:
     sample = f"{plan.reckoned_rows:,} of {sent:,} rows, spread over all, and scaled up"
     exact = sorted({step.model for step in plan.steps if step.exact_tokens})
     estimated = sorted({step.model for step in plan.steps if not step.exact_tokens})
-    how = [f"all {sent:,} rows" if plan.reckoned_rows >= sent else sample]
+    how = [f"all {format_count(sent, 'row')}" if plan.reckoned_rows >= sent else sample]
     how += [f"{step} makes about {format_count(count, 'row')} of them" for step, count in plan.children.items()]
     if exact:
         tokenizer = "their own tokenizers" if len(exact) > 1 else "its own tokenizer"

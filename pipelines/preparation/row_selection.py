@@ -41,6 +41,7 @@ from connectors.sql import (
     reused_connection,
 )
 from connectors.tables.schemas import failure_names
+from pipelines.formatting import format_count
 from pipelines.preparation.child_outputs import store_lists
 from pipelines.preparation.source_reader import ROW_KEY, SourceReader
 
@@ -217,7 +218,7 @@ class RowSelection:
         if counted[0]:
             raise DataError(
                 ("source", "key"),
-                f"{', '.join(key)} is null in {counted[0]:,} rows",
+                f"{', '.join(key)} is null in {format_count(counted[0], 'row')}",
                 f"fill it in, or leave them out by where: {key[0]} is not null",
             )
         if counted[1] != distinct:
@@ -228,8 +229,8 @@ class RowSelection:
             assert twice is not None
             raise DataError(
                 ("source", "key"),
-                f"{', '.join(key)} is not unique: {twice[0]} occurs {twice[1]} times ({counted[1] - distinct:,} "
-                "rows too many)",
+                f"{', '.join(key)} is not unique: {twice[0]} occurs {twice[1]} times "
+                f"({format_count(counted[1] - distinct, 'row')} too many)",
                 "add a column to the key, or leave the key out",
             )
 

@@ -15,6 +15,7 @@ from connectors.errors import DataError
 from connectors.sql import SPILL_FOLDER, identifier, literal, reused_connection
 from connectors.tables.parquet_parts import PartWriter, matching_rows, read_batches
 from connectors.tables.schema_checks import SchemaMismatch, column_types, is_foreign
+from pipelines.formatting import format_count
 from pipelines.ledger.ledger import Ledger
 from pipelines.preparation.prepared_job import PreparedJob, sink_columns
 from pipelines.preparation.row_selection import key_text
@@ -172,7 +173,7 @@ def check_backfill(ready: PreparedJob) -> None:
     if left:
         raise DataError(
             "--schema-change backfill",
-            f"{left:,} rows in {ready.sink_name} have left the source and cannot be requested again",
+            f"{format_count(left, 'row')} in {ready.sink_name} left the source and cannot be requested again",
             f"keep them by --schema-change cast, or {again}",
         )
 
@@ -280,7 +281,8 @@ def _check_keys(ready: PreparedJob, results: Path) -> None:
             f"from read_parquet({literal(results)})"
         ).fetchall()
     if without or rows != different:
-        what = f"null in {without:,} rows" if without else f"the same in {rows - different:,} rows and others"
+        equal = format_count(rows - different, "row")
+        what = f"null in {format_count(without, 'row')}" if without else f"the same in {equal} and others"
         raise DataError(
             ready.sink_name,
             f"--schema-change cast: the key {', '.join(key)} would be {what} of its results",

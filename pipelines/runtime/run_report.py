@@ -6,6 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from connectors.errors import JobError, Stopped
+from pipelines.formatting import format_count
 
 if TYPE_CHECKING:
     import polars as pl
@@ -29,7 +30,9 @@ class AuditResult:
     @property
     def problem(self) -> str:
         """One line for an audit that failed."""
-        reason = "; ".join(self.found) if self.found else f"{self.rows:,} rows, at most {self.max:,} allowed"
+        reason = "; ".join(self.found)
+        if not reason:
+            reason = f"{format_count(self.rows or 0, 'row')}, at most {self.max:,} allowed"
         return f"audit failed: {self.name}: {reason}"
 
     def to_json(self) -> dict[str, Any]:

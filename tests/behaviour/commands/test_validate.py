@@ -19,7 +19,7 @@ def step(text: str, more: str = "") -> str:
     ("rows", "problem"),
     [
         ("id,text\n1,a\n1,b\n", "id is not unique: 1 occurs 2 times"),
-        ("id,text\n1,a\n,b\n", "id is null in 1 rows"),
+        ("id,text\n1,a\n,b\n", "id is null in 1 row"),
     ],
     ids=["twice", "null"],
 )

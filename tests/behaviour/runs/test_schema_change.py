@@ -205,7 +205,7 @@ def test_backfill_refuses_to_lose_rows_that_have_left_the_source(folder: Declare
     folder.workspace.csv(2)
     before, sent = folder.results(), len(provider.seen)
     assert cli("run", folder.job(NEW), "--quiet", "--schema-change", "backfill") == 2
-    assert "1 rows in out have left the source and cannot be requested again" in cli.err
+    assert "1 row in out left the source and cannot be requested again" in cli.err
     assert (folder.results(), len(provider.seen)) == (before, sent)
     assert cli.run(folder.job(NEW, sink=", deleted: remove"), "--schema-change", "backfill")["rows_ok"] == 2
     assert [row["id"] for row in folder.results()] == [1, 2]
@@ -299,7 +299,7 @@ def test_a_cast_that_would_make_two_keys_one_is_refused(folder: Declared, cli: A
     folder.workspace.write("rows.csv", "id,text\n1,a\n")
     before = folder.results()
     assert cli("run", folder.job("mood"), "--quiet", "--schema-change", "cast") == 2
-    assert "the key id would be the same in 1 rows and others" in cli.err
+    assert "the key id would be the same in 1 row and others" in cli.err
     assert folder.results() == before
 
 

@@ -69,4 +69,4 @@ def test_a_key_that_occurs_twice_is_found_in_parts(
     keys = [*range(1000), 500]
     pq.write_table(pa.table({"id": keys, "text": list(map(str, keys))}), workspace.folder / "rows.parquet")
     assert cli("run", workspace.job(source="{parquet: rows.parquet, key: id}")) == 2
-    assert "id is not unique: 500 occurs 2 times (1 rows too many)" in cli.err
+    assert "id is not unique: 500 occurs 2 times (1 row too many)" in cli.err

@@ -83,7 +83,7 @@ def test_compared_rows_are_part_of_the_json_object() -> None:
 @pytest.mark.parametrize(
     ("audit", "passed", "problem"),
     [
-        (AuditResult("a", 1, 1), True, "audit failed: a: 1 rows, at most 1 allowed"),
+        (AuditResult("a", 1, 1), True, "audit failed: a: 1 row, at most 1 allowed"),
         (AuditResult("a", 2000, 1), False, "audit failed: a: 2,000 rows, at most 1 allowed"),
         (AuditResult("a", None, 5, ("x", "y")), False, "audit failed: a: x; y"),
     ],
