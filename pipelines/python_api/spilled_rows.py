@@ -51,12 +51,14 @@ def _write(rows: Any, file: Path) -> None:
     library = type(rows).__module__.partition(".")[0]
     kind = type(rows).__name__
     if library == "polars" and kind == "LazyFrame":
+        _check_names(rows.collect_schema().names())
         rows.sink_parquet(file, row_group_size=SLICE_ROWS)
     elif library == "polars" and kind == "DataFrame":
+        _check_names(rows.columns)
         rows.write_parquet(file, row_group_size=SLICE_ROWS)
     elif library == "pandas" and kind == "DataFrame":
         _check_names(rows.columns)
-        schema = pa.Schema.from_pandas(rows, preserve_index=False)
+        schema = _pandas_schema(rows)
         _write_batches(_Batches(schema, _pandas_batches(rows, schema)), file)
     elif isinstance(rows, ds.Dataset):
         _write_batches(_Batches(rows.schema, rows.to_batches(batch_size=SLICE_ROWS)), file)
@@ -67,6 +69,20 @@ def _write(rows: Any, file: Path) -> None:
     else:
         remedy = "pass a polars or pandas frame, an Arrow table or a DuckDB relation"
         raise JobError("rows", f"found {kind}, which is no table", remedy)
+
+
+def _pandas_schema(frame: Any) -> pa.Schema:
+    """Return the types of the columns; JobError names one whose values have none in common."""
+    fields: list[pa.Field] = []
+    for name in frame.columns:
+        try:
+            fields += pa.Schema.from_pandas(frame[[name]], preserve_index=False)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as exc:
+            reason = str(exc).splitlines()[0]
+            raise JobError(
+                "rows", f"{name} cannot be written as Parquet ({reason})", "cast or leave out this column"
+            ) from exc
+    return pa.schema(fields)
 
 
 class _Batches:
@@ -101,3 +117,5 @@ def _check_names(names: Iterable[Any]) -> None:
         if name in seen:
             raise JobError("rows", f"two columns are named {name}", "rename one of them")
         seen.add(name)
+    if not seen:
+        raise JobError("rows", "have no column", "pass a table with a key and the values of the prompts")

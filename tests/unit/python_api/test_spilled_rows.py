@@ -64,7 +64,12 @@ async def test_row_groups_are_small_and_the_index_of_pandas_is_no_column(tmp_pat
         (pl.Series([1]), "rows: found Series, which is no table; pass a polars or pandas frame"),
         (pd.DataFrame({0: [1]}), "rows: the name of a column is 0, not text; rename it"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), "rows: two columns are named a; rename one of them"),
-        (pd.DataFrame({"a": [1, "x"]}), "rows: cannot be written as Parquet ("),
+        (
+            pd.DataFrame({"a": [1, "x"]}),
+            "rows: a cannot be written as Parquet (Could not convert 'x' with type str: tried to convert to int64); ",
+        ),
+        (pl.DataFrame(), "rows: have no column; pass a table with a key"),
+        (pa.table({}), "rows: have no column; pass a table with a key"),
         (pl.DataFrame({"a": [object()]}), "rows: cannot be written as Parquet ("),
     ],
 )
