@@ -196,7 +196,7 @@ def as_killed(path: Path, act: Callable[[sqlite3.Connection], object], instructi
 def test_a_merge_that_is_killed_at_any_moment_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     filled(path, in_index=6, in_tail=8)
-    copies = as_killed(path, lambda db: IndexMerge(db).finish(), 20)
+    copies = as_killed(path, lambda db: IndexMerge(db).finish(), 30)
     assert len(copies) > 10
     for copy in copies:
         check(copy, range(14))
@@ -224,7 +224,7 @@ asyncio.run(main())
 
 def test_a_killed_process_has_every_answer_that_it_has_acknowledged(tmp_path: Path) -> None:
     path, dice, last = tmp_path / "ledger.sqlite", random.Random(1), -1
-    for _ in range(3):
+    for _ in range(2):
         command = [sys.executable, "-c", KILLED, str(path), str(last + 1)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
