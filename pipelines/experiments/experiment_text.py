@@ -65,5 +65,5 @@ def _row(result: CombinationResult, decimals: int) -> dict[str, object]:
 
 
 def _short(value: Any) -> str:
-    text = single_line(value)
+    text = "null" if value is None else single_line(value)
     return text if len(text) <= MAX_SETTING_CHARACTERS else f"{text[: MAX_SETTING_CHARACTERS - 1]}…"

@@ -395,9 +395,9 @@ def pack_of(step: StepConfig | LocalStep) -> PackOptions | None:
 
 
 def _pack_tag(step: StepConfig) -> str:
-    """Return the part of a request fingerprint that keeps the answers of each `pack` apart; rungs have none."""
+    """Return the part of a request fingerprint that keeps the answers of each `pack` apart, also of none."""
     pack = pack_of(step)
-    return "" if pack is None else f";{pack.model_dump_json()}"
+    return f";{'alone' if pack is None else pack.model_dump_json()}"
 
 
 def _steps_after_folds(steps: Sequence[AnyPreparedStep]) -> Sequence[AnyPreparedStep]:
@@ -439,13 +439,13 @@ def prepare_steps(
     workspace = loaded.workspace
     columns: dict[str, pa.DataType] = {field.name: field.type for field in source}
 
-    def prepare(step: StepConfig, size: int | None = None) -> PreparedStep:
-        """`size`: length of the vectors if nothing is known of it."""
+    def prepare(step: StepConfig, size: int | None = None, tag: str = "") -> PreparedStep:
+        """`size`: length of the vectors if nothing is known of it. `tag`: a part of all request fingerprints."""
         members = providers[step.provider]
         provider = combined_provider(step.provider, members) if step.provider in workspace.pools else members[0]
         facts = embedding(provider, step.model)
         context = StepContext(
-            provider_tag=provider.tag + (_pack_tag(step) if step.name in loaded.compared_packs else ""),
+            provider_tag=provider.tag + tag,
             columns=dict(columns),
             workspace=workspace.folder,
             roots=workspace.roots,
@@ -472,7 +472,7 @@ def prepare_steps(
             columns.update((field.name, field.type) for field in local.fields)
             continue
         with with_location(loaded):
-            declared = prepare(step)
+            declared = prepare(step, tag=_pack_tag(step) if step.name in loaded.compared_packs else "")
             where = ("steps", step.name, "when")
             when = None if step.when is None else Predicate(step.when, pa.schema(list(columns.items())), where)
             rungs: list[PreparedStep] = []

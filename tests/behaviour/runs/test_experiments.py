@@ -253,6 +253,10 @@ def test_pack_sizes_are_compared_by_separate_answers(
     assert len(provider.seen) == 12
     assert combinations(cli, job, *over) == [small, large]
     assert len(provider.seen) == 12
+    # Alone means alone, although the ledger has answers to the same requests from a packed run.
+    cli.run(job, "--set", "steps.answer.pack.rows=4")
+    alone, _ = combinations(cli, job, "--over", "steps.answer.pack=[null, {rows: 4}]", *over[2:])
+    assert (alone["requests"], len(provider.seen)) == (ROWS, 12 + 10 + ROWS)
     assert cli("try", job, *over, "--html", str(workspace.folder / "try.html")) == 0
     assert "requests" in cli.out
     assert 'data-fact="requests.2" value="2"' in (workspace.folder / "try.html").read_text()
