@@ -224,7 +224,7 @@ def test_a_ledger_with_a_damaged_page_is_reported_and_never_emptied(
     pages = len(whole) // 4096
     provider.seen.clear()
     codes: set[int] = set()
-    for page in [0, *range(1, pages, max(1, pages // 12))]:
+    for page in [0, *range(1, pages, max(1, pages // 5))]:
         for file in ledger.parent.glob("ledger.sqlite*"):
             file.unlink()
         ledger.write_bytes(with_damaged_page(whole, page))

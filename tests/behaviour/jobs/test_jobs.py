@@ -27,9 +27,9 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the folder with the results of the quickstart."""
+    """A copy of the folder with some results of the quickstart."""
     folder = copy_of(JOBS, tmp_path_factory.mktemp("labelled"))
-    assert exit_code_of(["run", str(folder / "quickstart.yaml"), "--quiet"]) == 0
+    assert exit_code_of(["run", str(folder / "quickstart.yaml"), "--quiet", "--limit", "200"]) == 0
     return folder
 
 
@@ -57,8 +57,10 @@ def test_there_is_a_job_for_each_endpoint_and_each_kind_of_source() -> None:
 
 
 def test_the_quickstart_labels_all_3000_reviews_and_is_mostly_right(
-    labelled: Path, read: Callable[..., list[Body]]
+    shipped: Path, read: Callable[..., list[Body]]
 ) -> None:
-    rows = read(labelled / "out" / "quickstart")
+    # Unless the test of all jobs has done it in this process.
+    assert exit_code_of(["run", str(shipped / "quickstart.yaml"), "--quiet"]) == 0
+    rows = read(shipped / "out" / "quickstart")
     assert len(rows) == 3000
     assert sum(row["sentiment"] == row["label"] for row in rows) > 0.7 * len(rows)

@@ -12,6 +12,8 @@ from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from PIL import Image
 
+from tests.support.exhaustive import marks
+
 ROOT = Path(__file__).parents[3]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MAX_NOTEBOOK_BYTES = 400_000
@@ -97,6 +99,9 @@ for _one in citations.to_dicts():
 }
 """For each notebook: the figures that it computes equal those of SQL."""
 
+DEAR = ("04_two_prompts_against_labels", "05_audio_and_images", "06_packing")
+"""Notebooks that take half of the time; the jobs that they run are tested elsewhere."""
+
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
 
@@ -139,7 +144,9 @@ def kernel() -> Iterator[KernelManager]:
     manager.cleanup_resources()
 
 
-@each
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=marks(path.stem in DEAR), id=path.stem) for path in NOTEBOOKS]
+)
 def test_a_notebook_runs_and_its_figures_are_those_of_sql(path: Path, kernel: KernelManager) -> None:
     notebook = nbformat.read(path, 4)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(f"%reset -f in out\n%reset -f\n%cd -q {path.parent}"))

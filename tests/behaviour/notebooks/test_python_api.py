@@ -30,14 +30,12 @@ def _python_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
 
 
-async def test_both_calls_work_in_a_cell_of_jupyter_with_any_table_and_show_one_line_each(tmp_path: Path) -> None:
-    others = ("frame.to_pandas()", "frame.to_arrow()", "duckdb.sql('from frame order by id')")
-    cells = [SETUP, "await run(job, rows=frame)", *(f"run_sync(job, rows={rows})" for rows in others)]
+async def test_both_calls_work_in_a_cell_of_jupyter_and_show_one_line_each(tmp_path: Path) -> None:
+    cells = [SETUP, "await run(job, rows=frame)", "run_sync(job, rows=duckdb.sql('from frame order by id'))"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
     await client.async_execute()
-    again = ("3 of 3 (3 without a request)",) * len(others)
-    for cell, reused in zip(notebook.cells[1:], ("3 of 3", *again), strict=True):
+    for cell, reused in zip(notebook.cells[1:], ("3 of 3", "3 of 3 (3 without a request)"), strict=True):
         line, report = cell.outputs
         assert line.data["text/html"].startswith("<div>frame: 3 of 3 rows done in ")
         # Viewers without HTML show the line.
