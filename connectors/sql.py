@@ -135,9 +135,9 @@ def _absolute_path(path: str, folder: Path) -> str:
 
 
 def parser_connection() -> duckdb.DuckDBPyConnection:
-    """Open a connection that parses and describes, without any table: all share a database, which takes long to open.
+    """Open a connection that parses, describes and makes texts: all share a database, which takes long to open.
 
-    Nothing may be attached to it, and no setting may be changed.
+    Nothing may be attached to it, and no setting of it may be changed.
     """
     with _PARSER_LOCK:
         # A forked process must not use that of its parent.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from connectors.sql import identifier
+from connectors.sql import identifier, identifier_list
 from pipelines.config.job import Job
 from pipelines.config.steps.local_steps import EachStep, FoldStep
 from pipelines.preparation.row_selection import key_text
@@ -21,6 +21,16 @@ class ResultsKey:
     @property
     def columns(self) -> tuple[str, ...]:
         return self.source if self.child_index is None else (*self.source, self.child_index)
+
+    @property
+    def source_rows(self) -> str:
+        """SQL of the number of source rows among errors; each rejected line of the source, which has no key, counts."""
+        if self.child_index is None:
+            return "count(*)"
+        has_key = f"{identifier(self.source[0])} is not null"
+        return (
+            f"(count(distinct ({identifier_list(self.source)})) filter ({has_key}) + count(*) filter (not {has_key}))"
+        )
 
     @property
     def text(self) -> str:

@@ -39,7 +39,7 @@ class TableFacts:
 
     newest: Table | None = None
     results: int = 0
-    failed: FailedRows = field(default=FailedRows([], 0, []))
+    failed: FailedRows = field(default=FailedRows([], 0, 0, []))
     problem: str | None = None
     """Why they cannot be read."""
 
@@ -129,10 +129,11 @@ def read_tables(job: WatchedJob, snapshot: Snapshot) -> TableFacts:
         sink = readable_sink(job.loaded, snapshot.running_jobs)
         if sink is None:
             return TableFacts()
-        page = table_page(sink, results_key(job.loaded.job), "results", 0, NEWEST_ROWS)
+        key = results_key(job.loaded.job)
+        page = table_page(sink, key, "results", 0, NEWEST_ROWS)
         results = Results(job.loaded, job.loaded.workspace, sink)
         newest = sample_table(results, page, f"The newest {len(page.rows)} of {format_count(page.total, 'result')}")
-        return TableFacts(newest if page.rows else None, page.total, read_errors(sink, FAILED_ROWS))
+        return TableFacts(newest if page.rows else None, page.total, read_errors(sink, key, FAILED_ROWS))
     except (RowmillError, duckdb.Error, OSError) as exc:
         # A run may be replacing a part, or hold the DuckDB file, at this moment.
         return TableFacts(problem=f"The tables cannot be read at the moment: {exc}")

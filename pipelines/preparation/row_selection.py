@@ -339,7 +339,8 @@ class RowSelection:
         """Store the outputs of the sink's rows if other checks have accepted some of them."""
         there = db.sql(f"select * from {sink.results_sql()} limit 0").columns
         outputs = [name for name in self.kept_outputs if name in there]
-        if not outputs or self.appending:
+        has_children = self.child_index is None or self.child_index in there
+        if not outputs or self.appending or not has_children:
             return
         if not self.checked:
             current = "0" if self.quality is None else f"cast('0x' || {self._quality_part(identifier)} as UBIGINT)"

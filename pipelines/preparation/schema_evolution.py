@@ -161,10 +161,11 @@ def check_backfill(ready: PreparedJob) -> None:
         )
     if ready.is_removing:
         return
-    if not has_keys(ready):
+    # A table without the index of children has one row for each source row.
+    if not set(sink_columns(ready)).issuperset(ready.shape.source_key):
         raise DataError(
             "--schema-change backfill",
-            f"rows in {ready.sink_name} have no key {', '.join(ready.shape.key)}, so it is not known which of "
+            f"rows in {ready.sink_name} have no key {', '.join(ready.shape.source_key)}, so it is not known which of "
             "them have left the source",
             f"{again}, or {OTHER_SINK_HINT}",
         )

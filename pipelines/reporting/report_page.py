@@ -178,8 +178,7 @@ def _quality_panel(facts: ReportFacts) -> Panel:
     if facts.errors:
         worst = facts.errors[0]
         cause = error_cause(worst["cause"])
-        # Of one row of the source, several children may have failed.
-        count = format_count(worst["rows"], "failure" if is_fanned_out else "row")
+        count = format_count(worst["rows"], "row")
         note = f"Most frequent: {cause.title}, {count}. What to do: {cause.remedy}."
     elif is_killed:
         note = "The last run was killed: rows may be left. The next run goes on where it stopped."
@@ -282,7 +281,7 @@ def _errors(facts: ReportFacts, zone: ZoneInfo) -> Sequence[Table | str]:
         return ("No row and no request has failed.",)
     blocks: list[Table | str] = []
     if facts.errors:
-        failed = facts.totals["errors"]
+        failed = facts.totals["rows_failed"]
         causes = [
             (
                 f"{error_cause(group['cause']).title} ({group['cause']})",
@@ -295,7 +294,7 @@ def _errors(facts: ReportFacts, zone: ZoneInfo) -> Sequence[Table | str]:
         ]
         heads: Sequence[str] = ("cause", "step", "rows", "what to do", "messages of the provider or of Rowmill")
         is_fanned_out = results_key(facts.results.job).child_index is not None
-        detail = "; a row counts once for each of its children that failed" if is_fanned_out else ""
+        detail = "; a row whose children failed for several causes counts for each" if is_fanned_out else ""
         blocks.append(table(heads, causes, f"Failed rows by cause{detail}", frozenset({2})))
     else:
         blocks.append("No row has failed: failed requests succeeded when they were sent again.")

@@ -92,8 +92,8 @@ def report_facts(loaded: LoadedJob) -> ReportFacts:
             run=_over_time(db, key, run_id),
             live=live,
             latencies=_latencies(db),
-            errors=_errors(db),
-            checks=_failed_checks(db, results.job),
+            errors=_errors(db, key),
+            checks=_failed_checks(db, key, results.job),
             exchange_errors=_rows(db, _EXCHANGE_ERRORS),
             columns=summarize_columns(db, outputs, HIDDEN_COLUMNS),
             samples=db.sql(f"select {shown} from results order by {order} limit {SAMPLE_ROWS}").to_arrow_table(),
@@ -206,19 +206,19 @@ def _own_columns(db: duckdb.DuckDBPyConnection) -> Mapping[str, str]:
     return {name: identifier(f"error_{name}" if f"error_{name}" in names else name) for name in failure_names(())}
 
 
-def _errors(db: duckdb.DuckDBPyConnection) -> Sequence[Facts]:
+def _errors(db: duckdb.DuckDBPyConnection, key: ResultsKey) -> Sequence[Facts]:
     own = _own_columns(db)
     message = f"left({own['message']}, 300)"
     return _rows(
         db,
         f"select {own['step']} as step, case when {own['code']} = {literal(CHECK_FAILED)} then {own['code']} "
-        f"else {own['error_class']} end as cause, count(*) as rows, "
+        f"else {own['error_class']} end as cause, {key.source_rows} as rows, "
         f"list_slice(list(distinct {message} order by {message}), 1, {MAX_MESSAGES}) as messages "
         "from errors group by all order by rows desc, cause",
     )
 
 
-def _failed_checks(db: duckdb.DuckDBPyConnection, job: Job) -> Sequence[Facts]:
+def _failed_checks(db: duckdb.DuckDBPyConnection, key: ResultsKey, job: Job) -> Sequence[Facts]:
     """Count the rows in errors that fail each check of the job file; a row may fail several."""
     own = _own_columns(db)
     failed = f"from errors where {own['code']} = {literal(CHECK_FAILED)} and {own['step']} = ?"
@@ -229,7 +229,7 @@ def _failed_checks(db: duckdb.DuckDBPyConnection, job: Job) -> Sequence[Facts]:
             # The message lists the conditions, each with its own message and the error of a value that breaks it.
             begins, ends = "(the answer fails the check |; )", "( \\(|: |; |$)"
             ((rows,),) = db.execute(
-                f"select count(*) {failed} and regexp_matches({own['message']}, ? || regexp_escape(?) || ?)",
+                f"select {key.source_rows} {failed} and regexp_matches({own['message']}, ? || regexp_escape(?) || ?)",
                 [step.name, begins, condition, ends],
             ).fetchall()
             if rows:

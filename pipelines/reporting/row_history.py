@@ -46,7 +46,10 @@ def recorded_history(loaded: LoadedJob, key: str, ledger: ReadableLedger) -> dic
         if row is None and (child := _child_key(ready, key)) is not None:
             key, source, index = child
             row = ready.selection.lookup(source)
-        history = row_exchanges(ledger, ready.job.name, key)
+        child_start = None
+        if row is not None and index is None and any(step.kind == "each" for step in ready.local_steps):
+            (child_start,) = child_key_starts(row.select(ready.shape.source_key))
+        history = row_exchanges(ledger, ready.job.name, key, child_start)
         result, errors = _current_outcome(ready, key, index)
         steps: list[dict[str, Any]] = []
         children = _children(ready, key) if index is None else []
@@ -55,9 +58,8 @@ def recorded_history(loaded: LoadedJob, key: str, ledger: ReadableLedger) -> dic
             local = _LocalSteps(row, result or {}, index)
             steps = _steps(ready, ledger, local, row, result, key, _shared_steps(history))
             is_known = is_known or index is None or local.children is None or index < local.children
-            if index is None and not children and local.children:
-                (start,) = child_key_starts(row.select(ready.shape.source_key))
-                children = [f"{start}{child}]" for child in range(local.children)]
+            if child_start is not None and not children and local.children:
+                children = [f"{child_start}{child}]" for child in range(local.children)]
         if not is_known:
             raise DataError(loaded.path, f"no row has the key {key}", f"keys are those of {', '.join(ready.shape.key)}")
         return {
@@ -282,28 +284,40 @@ def shorten_reply(reply: bytes) -> Any:
         return {"length": len(numbers), "first": [round(float(n), 6) for n in numbers[:SHOWN_NUMBERS]]}
 
 
-def row_exchanges(ledger: ReadableLedger, job: str, key: str) -> list[dict[str, Any]]:
-    """Return the exchanges of a row in a job, oldest first."""
+def row_exchanges(ledger: ReadableLedger, job: str, key: str, child_start: str | None = None) -> list[dict[str, Any]]:
+    """Return the exchanges of a row in a job, oldest first, and those of its children.
+
+    `child_start`: the text with which the keys of its children begin; None: without them.
+    """
     names = (
         "run_id", "step", "model", "attempt", "http_status", "error_class", "message", "cost_usd", "started_at",
-        "latency_ms", "request_id", "rows",
+        "latency_ms", "request_id", "rows", "children",
     )  # fmt: skip
+    is_child = "false" if child_start is None else "substr(k.value, 1, length(?2)) = ?2"
+    found = f"from json_each(e.keys) k where (k.value = ?3 or {is_child})"
+    start = None if child_start is None else orjson.dumps(child_start).decode()[:-1]
     exchanges = [
         dict(zip(names, row, strict=True))
         for row in ledger.query(
             "select l.run_id, l.step, l.model, e.attempt, e.http_status, e.error_class, e.message, e.cost, "
-            "e.started_at, e.latency_ms, e.request_id, json_array_length(e.keys) "
-            "from exchanges e join legs l on l.id = e.leg where l.job = ? and instr(e.keys, ?) "
-            "and exists (select 1 from json_each(e.keys) k where k.value = ?) order by e.started_at",
-            (job, orjson.dumps(key).decode(), key),
+            "e.started_at, e.latency_ms, e.request_id, json_array_length(e.keys), "
+            f"(select json_group_array(k.value) {found} and k.value <> ?3) "
+            "from exchanges e join legs l on l.id = e.leg "
+            f"where l.job = ?1 and (instr(e.keys, ?4) or instr(e.keys, ?5)) and exists (select 1 {found}) "
+            "order by e.started_at",
+            (job, child_start, key, orjson.dumps(key).decode(), start),
         )
     ]
     for exchange in exchanges:
         exchange["started_at"] = iso_time(exchange["started_at"])
         if exchange["cost_usd"] is not None:
             exchange["cost_usd"] = usd(exchange["cost_usd"])
+        children = orjson.loads(exchange.pop("children"))
         # Rows that share an exchange share its cost.
-        exchange["row_cost_usd"] = None if exchange["cost_usd"] is None else exchange["cost_usd"] / exchange["rows"]
+        own = max(1, len(children)) / exchange["rows"]
+        exchange["row_cost_usd"] = None if exchange["cost_usd"] is None else exchange["cost_usd"] * own
+        if children:
+            exchange["children"] = children
     return exchanges
 
 

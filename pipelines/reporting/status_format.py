@@ -68,7 +68,7 @@ def format_errors(failed: FailedRows, job: str, path: str) -> "RenderableType":
     commands = {"next": f"rowmill show {path} {shown_key}", "": f"rowmill retry {path}"}
     unnamed = sum(int(str(group["rows"])) for group in groups[MAX_GROUPS:])
     return Group(
-        Text(f"{job}: {format_count(failed.total, 'row')} failed", style="bold"),
+        Text(f"{job}: {format_count(failed.source_rows, 'row')} failed", style="bold"),
         "",
         DataTable(groups[:MAX_GROUPS], wrapped="message"),
         *([f"… and {format_count(unnamed, 'row')} of other causes"] if unnamed else []),

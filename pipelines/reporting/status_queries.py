@@ -13,6 +13,7 @@ from connectors.records import CHECK_FAILED
 from connectors.sql import identifier, identifier_list, literal
 from connectors.tables.schemas import FAILURE_COLUMNS, failure_names
 from connectors.templating.row_values import row_values
+from pipelines.analysis.results_key import ResultsKey, results_key
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace import Workspace
 from pipelines.ledger.ledger import Ledger
@@ -126,8 +127,11 @@ class FailedRows:
     rows: Rows
     """The earliest ones."""
     total: int
+    """Errors in the table: of one row of the source, several children may have failed."""
+    source_rows: int
+    """Rows of the source that failed."""
     groups: Rows
-    """Number of rows by step, error class, status and cause, with their most frequent message.
+    """Number of rows of the source by step, error class, status and cause, with their most frequent message.
 
     The cause is the error class, or the code of a failed check.
     """
@@ -136,10 +140,12 @@ class FailedRows:
 def failed_rows(loaded: LoadedJob, limit: int) -> FailedRows:
     """Read the errors table of a job; failed checks are a group for each condition."""
     with prepare_job(loaded) as ready:
-        return FailedRows([], 0, []) if not ready.sink.exists() else read_errors(ready.sink, limit, by_check=True)
+        if not ready.sink.exists():
+            return FailedRows([], 0, 0, [])
+        return read_errors(ready.sink, results_key(loaded.job), limit, by_check=True)
 
 
-def read_errors(sink: Sink, limit: int, by_check: bool = False) -> FailedRows:
+def read_errors(sink: Sink, results: ResultsKey, limit: int, by_check: bool = False) -> FailedRows:
     """Read the errors table of an existing sink. `by_check`: failed checks with other conditions are other groups."""
     with duckdb.connect() as db:
         sink.attach(db)
@@ -161,7 +167,8 @@ def read_errors(sink: Sink, limit: int, by_check: bool = False) -> FailedRows:
         groups: Rows = (
             db.sql(
                 "select * exclude (failed_check) from ("
-                f"select count(*) as rows, {names['step']} as step, {names['error_class']} as error_class, "
+                f"select {results.source_rows} as rows, {names['step']} as step, "
+                f"{names['error_class']} as error_class, "
                 f"{names['http_status']} as http_status, case when {is_check} "
                 f"then {names['code']} else {names['error_class']} end as cause, mode({names['message']}) as message, "
                 f"{check} as failed_check from {source} group by all) "
@@ -170,8 +177,9 @@ def read_errors(sink: Sink, limit: int, by_check: bool = False) -> FailedRows:
             .to_arrow_table()
             .to_pylist()
         )
+        ((total, source_rows),) = db.execute(f"select count(*), {results.source_rows} from {source}").fetchall()
         sink.detach(db)
-    return FailedRows(rows, sum(int(str(group["rows"])) for group in groups), groups)
+    return FailedRows(rows, int(total), int(source_rows), groups)
 
 
 def usage_totals(workspace: Workspace, name: str | None, by: str) -> Rows:

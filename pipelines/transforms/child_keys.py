@@ -2,13 +2,14 @@
 
 import pyarrow as pa
 
-from connectors.sql import identifier_list
-from pipelines.config.sql_predicate import evaluation_connection
+from connectors.sql import identifier_list, parser_connection
 
 
 def child_key_starts(keys: pa.Table) -> list[str]:
     """Return the text of each child key up to its index: `["a",` of the source key a."""
-    with evaluation_connection() as db:
+    with parser_connection() as db:
+        # Of this connection only: moments have the text that they have in the tables.
+        db.execute("set TimeZone = 'UTC'")
         db.register("keys", keys)
         names = identifier_list(keys.column_names)
         found = db.execute(f"select cast(json_array({names}) as varchar) from keys").fetchall()

@@ -20,6 +20,8 @@ FAILING_FUNCTIONS = frozenset({"error"})
 """Functions that DuckDB does not fold, although they always do the same."""
 SETTING_FUNCTIONS = frozenset({"getenv", "getvariable", "current_setting"})
 """Functions whose value depends on more than their arguments."""
+SAMPLING_FUNCTIONS = frozenset({"reservoir_quantile"})
+"""Aggregates of some of the values, chosen at random."""
 EXPANDING_FUNCTIONS = frozenset({"unnest", "generate_subscripts"})
 """Functions that make several rows of one."""
 
@@ -156,6 +158,8 @@ def _check_functions(sql: str, where: KeyPath) -> None:
             raise JobError(where, "has a window function, and rows have no neighbours here", "use a `sql:` source")
         if name in EXPANDING_FUNCTIONS:
             raise JobError(where, f"{name} makes several rows of one", "use each: {list: ...}")
+        if name in SAMPLING_FUNCTIONS:
+            raise JobError(where, f"{name} takes values at random", "write quantile_cont or approx_quantile")
         if name in _refused_functions() or (name == "age" and len(node.get("arguments", ())) == 1):
             raise JobError(where, f"{name} gives another value each time", "take it from a column of the source")
 

@@ -114,8 +114,9 @@ def _parse_type(spec: Any, where: KeyPath) -> tuple[dict[str, Any], pa.DataType]
         raise JobError(where, f"found {spec!r}, expected a type", "write e.g. {type: string}")
     schema = {key: value for key, value in spec.items() if key != "nullable"}
     kinds = schema.get("type")
-    if kinds is None and "enum" in schema:
-        kinds = "string" if all(isinstance(value, str) for value in schema["enum"]) else None
+    if kinds is None and ("enum" in schema or "const" in schema):
+        values = schema["enum"] if "enum" in schema else [schema["const"]]
+        kinds = "string" if all(isinstance(value, str) for value in values) else None
     nullable = bool(spec.get("nullable"))
     if isinstance(kinds, Sequence) and not isinstance(kinds, str):
         nullable = nullable or "null" in kinds
@@ -125,7 +126,8 @@ def _parse_type(spec: Any, where: KeyPath) -> tuple[dict[str, Any], pa.DataType]
         remedy = f"write one of {', '.join(TYPES)}"
         if kinds is None and (union := next((word for word in UNIONS if word in schema), None)):
             remedy += f": a column has one type, whatever {union} says"
-        raise JobError((*where, "type"), f"found {schema.get('type')!r}", remedy)
+        found = f"found {schema['type']!r}" if "type" in schema else "no type"
+        raise JobError((*where, "type"), found, remedy)
     kind: pa.DataType
     if kinds == "object":
         inner = schema.get("properties")

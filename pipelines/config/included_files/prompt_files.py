@@ -11,6 +11,10 @@ _OTHER_KEYS = frozenset({"tool_calls", "function_call", "arguments"})
 """Keys of messages whose values may have a key `file` of their own."""
 
 
+_TEXT_KEYS = frozenset({*PROMPT_KEYS, "system", "developer", "user", "assistant", "content"})
+"""Keys whose value is a text or a list, never other keys."""
+
+
 def prompt_references(step: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Any]]:
     """Yield the key path below the step, and the path, of each file that takes the place of a text.
 
@@ -42,6 +46,9 @@ def _references(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Any]]:
             raise JobError(path, found, f"write messages: [{{user: {{file: {value['file']}}}}}]")
         yield path, value["file"]
     elif isinstance(value, Mapping):
+        if path[-1] in _TEXT_KEYS and isinstance(value.get("file"), str):
+            other = next(key for key in value if key != "file")
+            raise JobError((*path, other), "{file: PATH} takes the place of a text and has no other key", "delete it")
         for key, inner in value.items():
             if key not in _OTHER_KEYS:
                 yield from _references((*path, key), inner)

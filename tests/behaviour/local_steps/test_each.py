@@ -305,3 +305,35 @@ def test_answers_that_failed_source_rows_share_with_committed_ones_are_kept(
     provider.script = refuse()
     assert cli("retry", job, "--json", "--quiet") == 0
     assert provider.prompts()[3:] == ["bad"]
+
+
+def test_a_filled_table_gets_children_by_a_backfill(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider, facts: Facts
+) -> None:
+    documents.write({1: ["a", "b"], 2: ["c"]})
+    cli.run(documents.job(ASK.replace("piece", "words")))
+    job = documents.job()
+    assert cli("run", job) == 2
+    assert "run --schema-change backfill" in cli.err
+    assert cli.run(job, "--schema-change", "backfill")["rows_out"] == 3
+    assert facts() == [(1, 0, "A"), (1, 1, "B"), (2, 0, "C")]
+    documents.write({1: ["a", "b"]})
+    # Without the index again, but a row has left the source.
+    assert cli("run", documents.job(ASK.replace("piece", "words")), "--schema-change", "backfill") == 2
+
+
+def test_causes_of_errors_count_source_rows_everywhere(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider, tmp_path: Path
+) -> None:
+    from pipelines.config.loaded_job import load_job
+    from pipelines.reporting.report_queries import report_facts
+
+    documents.write({1: ["bad", "worse", "a"], 2: ["bad"], 3: ["b"]})
+    provider.script = refuse("bad", "worse")
+    job = documents.job()
+    report = cli.run(job)
+    facts = report_facts(load_job(job))
+    assert report["rows_failed"] == facts.totals["rows_failed"] == facts.errors[0]["rows"] == 2
+    assert facts.totals["errors"] == 3
+    assert cli("errors", job) == 0
+    assert "2 rows failed" in cli.out

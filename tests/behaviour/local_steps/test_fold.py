@@ -177,3 +177,21 @@ def _slow_for(*texts: str) -> Any:
         return chat_reply(text.upper())
 
     return lambda path, body, count: answer(body)
+
+
+def test_show_of_a_folded_row_sums_the_requests_of_its_children(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider
+) -> None:
+    last = '{name: last, endpoint: chat, provider: test, model: m, messages: [{user: "{{ pieces }}"}]}'
+    documents.write({1: ["a", "b"], 11: ["c"]})
+    job = documents.job(PIECES, ASK, FOLD, last)
+    report = cli.run(job)
+    costs: list[float] = []
+    for key, children in (("1", [["[1,0]"], ["[1,1]"]]), ("11", [["[11,0]"]])):
+        assert cli("show", job, key) == 0
+        shown = json.loads(cli.out)
+        exchanges = shown["exchanges"]
+        assert sorted(one["children"] for one in exchanges if one["step"] == "fact") == children
+        assert sum(one["step"] == "last" for one in exchanges) == 1
+        costs.append(shown["cost_usd"])
+    assert sum(costs) == pytest.approx(report["cost_usd"])

@@ -41,7 +41,7 @@ WHERE = ("steps", "a", "output")
         ({"type": "array", "prefixItems": [{"type": "string"}]}, "x.items: an array needs the type of its items"),
         ({"type": "array", "items": [{"type": "string"}, {"type": "integer"}]}, "x.items: found [{'type': 'string'}"),
         ({"type": "array", "items": False}, "x.items: found False, expected a type"),
-        ({"type": "array", "items": {}}, "x.items.type: found None; write one of string, integer"),
+        ({"type": "array", "items": {}}, "x.items.type: no type; write one of string, integer"),
         (
             {"type": "object", "properties": {"a": "string"}, "patternProperties": {"^x": {"type": "integer"}}},
             "x.patternProperties: a column of objects has a fixed set of properties; name them in properties",
@@ -58,20 +58,21 @@ WHERE = ("steps", "a", "output")
         ({"type": "object", "properties": {"a\0": "string"}}, "x.properties.a\\x00: 'a\\x00' cannot be a name"),
         (
             {"type": "object", "properties": {"child": {"$ref": "#"}}},
-            "x.properties.child.type: found None; write one of",
+            "x.properties.child.type: no type; write one of",
         ),
-        ({"$ref": "#/$defs/node"}, "x.type: found None; write one of"),
-        ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, "x.type: found None; write one of"),
-        ({"oneOf": [{"type": "string"}, {"type": "integer"}]}, "x.type: found None; write one of"),
-        ({"allOf": [{"type": "string"}]}, "x.type: found None; write one of"),
+        ({"$ref": "#/$defs/node"}, "x.type: no type; write one of"),
+        ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, "x.type: no type; write one of"),
+        ({"oneOf": [{"type": "string"}, {"type": "integer"}]}, "x.type: no type; write one of"),
+        ({"allOf": [{"type": "string"}]}, "x.type: no type; write one of"),
         ({"type": ["string", "integer"]}, "x.type: found ['string', 'integer']; write one of"),
         ({"type": "null"}, "x.type: found 'null'; write one of"),
         ({"type": ["null"]}, "x.type: found ['null']; write one of"),
-        ({"enum": ["a", 1]}, "x.type: found None; write one of"),
-        ({"enum": [1, 2]}, "x.type: found None; write one of"),
+        ({"enum": ["a", 1]}, "x.type: no type; write one of"),
+        ({"enum": [1, 2]}, "x.type: no type; write one of"),
+        ({"const": 1}, "x.type: no type; write one of"),
         ({"type": "integer", "enum": [1, "a"]}, "x.enum: 'a' is not a valid integer; write values of that type"),
         ({"type": "string", "const": 5}, "x.const: 5 is not a valid string; write values of that type"),
-        ({"const": "a"}, "x.type: found None; write one of"),
+        ({"const": "a"}, "x.type: no type; write one of"),
         ({"type": "string", "unevaluatedProperties": False}, "x.unevaluatedProperties: no such key"),
     ],
 )
@@ -92,6 +93,12 @@ def test_the_first_items_of_an_array_may_have_rules_of_their_own() -> None:
     typed = TypedOutput({"x": {"type": "array", "prefixItems": [first], "items": {"type": "string"}}}, WHERE)
     assert typed.parse('{"x": ["low", "other"]}') == (["low", "other"],)
     assert isinstance(typed.parse('{"x": ["other"]}'), str)
+
+
+def test_a_constant_text_needs_no_type() -> None:
+    typed = TypedOutput({"kind": {"const": "invoice"}}, WHERE)
+    assert typed.parse('{"kind": "invoice"}') == ("invoice",)
+    assert isinstance(typed.parse('{"kind": "letter"}'), str)
 
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=5)

@@ -103,7 +103,17 @@ def test_the_key_of_a_child_begins_as_the_json_array_of_its_source_key(names: li
     assert child_key_starts(keys.select(names)) == starts
 
 
-@pytest.mark.parametrize("sql", ["word", "random()", "sum(random())", "sum(nothing)", "row_number() over ()"])
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "word",
+        "random()",
+        "sum(random())",
+        "sum(nothing)",
+        "row_number() over ()",
+        "reservoir_quantile(1, 0.5)",
+    ],
+)
 def test_a_fold_takes_only_aggregates_that_are_the_same_each_time(sql: str) -> None:
     with pytest.raises(JobError, match=r"steps\.all\.fold\.x: "):
         fold(x=sql)

@@ -122,8 +122,13 @@ def test_a_file_without_a_text_is_refused(
             "file: a.md",
             ".0: a file is a text, not a message; write user: {file: a",
         ),
+        (
+            "file: prompts/system.md",
+            "file: prompts/system.md, x: 1",
+            ".0.system.x: {file: PATH} takes the place of a text and has no other key; delete it",
+        ),
     ],
-    ids=["missing", "folder", "outside", "link", "number", "message"],
+    ids=["missing", "folder", "outside", "link", "number", "message", "other-key"],
 )
 def test_a_name_that_is_no_file_of_the_workspace_is_refused(
     load_error: Callable[..., str], prompts: Path, old: str, new: str, message: str
