@@ -53,6 +53,8 @@ class ChatStep(ConversationStep):
             raise JobError((*where, "params", "n"), "a typed output has one answer a row", "leave n out")
         if typed is not None and response_format is not None:
             raise JobError((*where, "params", "response_format"), "a typed output has its own", "leave it out")
+        if params.get("top_logprobs") is not None and not params.get("logprobs"):
+            raise JobError((*where, "params", "top_logprobs"), "requires logprobs", "add logprobs: true to params")
         body |= params
         if response_format is not None:
             body["response_format"] = _validate_response_format(response_format, (*where, "params", "response_format"))

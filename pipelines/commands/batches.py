@@ -80,7 +80,7 @@ def cancel_command(batch: str, provider: str, as_json: bool) -> None:
     if as_json:
         click.echo(orjson.dumps(item))
     else:
-        click.echo(f"{item.get('id')}: {item.get('status')}; {_counts(item)} answered")
+        click.echo(f"{item.get('id')}: {item.get('status')}; answered {_counts(item)}")
 
 
 async def _newest(api: "ProviderApi", limit: int) -> "list[Item]":

@@ -63,6 +63,9 @@ class TranscriptEndpoint(BaseEndpoint):
         self.media = {self._file: MediaColumn("audio", MAX_UPLOAD_BYTES, split=settings.split)}
         self._fixed = fixed_params(step, step_keys, table, self.where)
         self.response_format = str(self._fixed.get("response_format", "json"))
+        if "timestamp_granularities" in self._fixed and self.response_format != "verbose_json":
+            place, remedy = (*self.where, "params", "timestamp_granularities"), "add response_format: verbose_json"
+            raise JobError(place, "times come with verbose_json only", remedy)
         self._stream = self._fixed.get("stream") is True
         self._has_logprobs = "logprobs" in (self._fixed.get("include") or ())
         self._sent_model = model = context.sent_model(step.model)

@@ -148,7 +148,8 @@ SCALARS: dict[str, Any] = {
 @pytest.mark.parametrize(("name", "value"), SCALARS.items(), ids=SCALARS)
 def test_every_parameter_is_in_the_body_under_its_name(name: str, value: Any) -> None:
     body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}]}
-    assert sent(chat(params={name: value})) == {**body, name: value}
+    params = {"logprobs": True, name: value} if name == "top_logprobs" else {name: value}
+    assert sent(chat(params=params)) == {**body, **params}
 
 
 def test_the_table_above_has_every_parameter() -> None:
@@ -198,6 +199,7 @@ def test_every_other_key_of_a_step_is_in_the_body(keys: dict[str, Any], expected
         ),
         ({"params": {"response_format": {"type": "jsn_object"}}}, "did you mean json_object?"),
         ({"params": {"stream_options": {}}}, "steps.ask.params.stream_options: the step does not stream"),
+        ({"params": {"top_logprobs": 3}}, "steps.ask.params.top_logprobs: requires logprobs"),
         ({"params": {"stream": "yes"}}, "steps.ask.params.stream: found 'yes', expected true or false"),
         ({"tools": [WEATHER], "params": {"tools": [WEATHER]}}, "steps.ask.params.tools: is also a key of the step"),
         ({"tools": []}, "steps.ask.tools: found [], expected a list of tools"),

@@ -233,6 +233,11 @@ def test_a_row_without_audio_or_with_several_files_is_an_error() -> None:
             'found ["letter"], expected a list of word or segment; correct it',
         ),
         (
+            {"params": {"timestamp_granularities": ["word"]}},
+            "steps.transcript.params.timestamp_granularities: times come with verbose_json only; "
+            "add response_format: verbose_json",
+        ),
+        (
             {"response_format": "srt", "params": {"include": ["logprobs"]}},
             "steps.transcript.params.include: logprobs come with response_format json only",
         ),
