@@ -72,7 +72,6 @@ WHERE = ("steps", "a", "output")
         ({"const": 1}, "x.type: no type; write one of"),
         ({"type": "integer", "enum": [1, "a"]}, "x.enum: 'a' is not a valid integer; write values of that type"),
         ({"type": "string", "const": 5}, "x.const: 5 is not a valid string; write values of that type"),
-        ({"const": "a"}, "x.type: no type; write one of"),
         ({"type": "string", "unevaluatedProperties": False}, "x.unevaluatedProperties: no such key"),
     ],
 )
