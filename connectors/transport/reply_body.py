@@ -30,6 +30,8 @@ def has_answer(body: bytes) -> bool:
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """Return the JSON object in a body; MalformedReply if it is anything else."""
+    if not body.strip():
+        raise MalformedReply("the reply is empty")
     try:
         value = parse_json(body)
     except orjson.JSONDecodeError as exc:
@@ -64,5 +66,7 @@ def parse_json_events(body: bytes) -> Iterator[dict[str, Any]]:
 def excerpt(body: bytes | Mapping[str, Any]) -> str:
     """Return the beginning of a body, raw or parsed, for messages."""
     raw = body if isinstance(body, bytes) else orjson.dumps(body)
+    if b"\0" in raw:
+        return f"{len(raw):,} bytes of binary data"
     text = raw[:200].decode("utf-8", "replace")
     return text if len(raw) <= 200 else f"{text}…"

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from connectors.errors import RowmillError, Stopped
 from pipelines.control.run_control import RunControl
 from pipelines.dispatch.chunks import Chunk
 from pipelines.dispatch.counters import RunCounters, StepCounters
-from pipelines.dispatch.dispatch_state import DRAINED
+from pipelines.dispatch.dispatch_state import DRAINED, INTERRUPTED
 from pipelines.dispatch.dispatcher import DispatchControl
 from pipelines.dispatch.local_steps.run_steps import has_large_rows
 from pipelines.dispatch.packing.packing import packing_of
@@ -54,8 +55,6 @@ from pipelines.runtime.run_options import RunOptions
 from pipelines.runtime.run_records import OpenRun
 from pipelines.runtime.run_report import ControlEvent
 from pipelines.runtime.state_watch import StateWatch
-
-INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +318,9 @@ def _handle_signals(dispatcher: DispatchControl, grace: float) -> Iterator[None]
 
     def interrupt() -> None:
         if dispatcher.state.stop_reason == INTERRUPTED:
+            if sys.stderr.isatty():
+                # The prompt begins below the progress.
+                os.write(sys.stderr.fileno(), b"\n")
             # Requests in flight are recorded: the next run settles them as unknown.
             os._exit(130)
         dispatcher.stop(INTERRUPTED)

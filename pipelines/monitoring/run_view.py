@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from pipelines.dispatch.counters import RunCounters
+from pipelines.dispatch.dispatch_state import INTERRUPTED
 from pipelines.dispatch.dispatcher import DispatchControl
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.monitoring.bottleneck import TimeBreakdown
@@ -22,6 +23,8 @@ class RunView:
 
     def hold_reason(self) -> str | None:
         """Return what the run waits for, and for how long if that is known; None if it does not wait."""
+        if self.dispatcher.state.stop_reason == INTERRUPTED:
+            return "interrupted: waiting for requests in flight; Ctrl-C again exits at once"
         if (since := self.dispatcher.state.paused_since) is not None:
             return f"paused since {since:%H:%M:%S} UTC; resume it with: rowmill control JOB resume"
         if self.dispatcher.state.waiting_for is not None:

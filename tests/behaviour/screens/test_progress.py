@@ -27,7 +27,7 @@ from tests.behaviour.screens.conftest import Screen
 class IdleDispatcher:
     """A dispatcher that waits for nothing."""
 
-    state = SimpleNamespace(waiting_for=None, paused_since=None)
+    state = SimpleNamespace(waiting_for=None, paused_since=None, stop_reason=None)
 
 
 def view_of(counters: RunCounters) -> RunView:

@@ -17,7 +17,7 @@ from pipelines.monitoring.run_view import RunView
 class IdleDispatcher:
     """A dispatcher that waits for nothing."""
 
-    state = SimpleNamespace(waiting_for=None, paused_since=None)
+    state = SimpleNamespace(waiting_for=None, paused_since=None, stop_reason=None)
 
 
 def view_of(counters: RunCounters) -> RunView:

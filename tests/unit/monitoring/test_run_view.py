@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipelines.dispatch.dispatch_state import INTERRUPTED
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.monitoring.run_view import RunView
 
@@ -16,9 +17,13 @@ def limiter() -> ProviderLimiter:
 
 
 def view_of(
-    waiting_for: str | None = None, paused_since: datetime | None = None, **limiters: ProviderLimiter
+    waiting_for: str | None = None,
+    paused_since: datetime | None = None,
+    stop_reason: str | None = None,
+    **limiters: ProviderLimiter,
 ) -> RunView:
-    dispatcher = SimpleNamespace(state=SimpleNamespace(waiting_for=waiting_for, paused_since=paused_since))
+    state = SimpleNamespace(waiting_for=waiting_for, paused_since=paused_since, stop_reason=stop_reason)
+    dispatcher = SimpleNamespace(state=state)
     return RunView(None, dispatcher, limiters)  # type: ignore[arg-type]
 
 
@@ -35,6 +40,12 @@ def test_a_pause_comes_before_everything_else(limiter: ProviderLimiter) -> None:
     limiter.record_refusal(0, 30.0)
     view = view_of("uploading", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), test=limiter)
     assert view.hold_reason() == "paused since 03:04:05 UTC; resume it with: rowmill control JOB resume"
+
+
+def test_an_interrupted_run_says_what_it_waits_for_and_how_to_leave_at_once(limiter: ProviderLimiter) -> None:
+    limiter.record_refusal(0, 30.0)
+    view = view_of("uploading", stop_reason=INTERRUPTED, test=limiter)
+    assert view.hold_reason() == "interrupted: waiting for requests in flight; Ctrl-C again exits at once"
 
 
 def test_a_provider_that_does_not_answer_is_reported_with_its_next_attempt(limiter: ProviderLimiter) -> None:

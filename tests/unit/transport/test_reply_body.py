@@ -18,6 +18,10 @@ def test_an_object_is_parsed_and_anything_else_is_malformed() -> None:
         parse_object(b"<html>")
     with pytest.raises(MalformedReply, match=r"^the reply is not a JSON object: \[1\]"):
         parse_object(b"[1]")
+    with pytest.raises(MalformedReply, match=r"^the reply is empty$"):
+        parse_object(b" \n")
+    with pytest.raises(MalformedReply, match=r"^the reply is not JSON \(.*\): 1,200 bytes of binary data$"):
+        parse_object(b"\x00\xff" * 600)
 
 
 def test_an_error_of_the_row_is_returned_and_a_transient_one_is_malformed() -> None:
