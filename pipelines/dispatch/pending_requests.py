@@ -1,6 +1,7 @@
 """The table of pending requests: who waits for which request. Equal requests are looked up and sent once."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -104,6 +105,10 @@ class PendingRequests:
         self._submissions: dict[bytes, list[Submission]] = {}
         self._followers: dict[bytes, list[tuple[str, int]]] = {}
         """Fingerprint -> step and number of the rows that wait for another row's exchange."""
+        self._expected: Counter[bytes] = Counter()
+        """Fingerprint -> how many will submit it again."""
+        self._late_errors: dict[bytes, Outcome] = {}
+        """Errors of expected requests: unlike answers, the ledger may not have them."""
         self._part_tasks: set[asyncio.Task[None]] = set()
         state.on_stop(lambda reason: self.end_abandoned())
 
@@ -119,8 +124,12 @@ class PendingRequests:
         """
         submission = Submission(set(), self.read_buffer)
         fresh: dict[bytes, Request] = {}
+        late: dict[bytes, Outcome] = {}
         for request in requests:
             submission.pending.add(request.fingerprint)
+            if not is_first and (outcome := self._claim_late_error(request.fingerprint)) is not None:
+                late[request.fingerprint] = outcome
+                continue
             if self.on_request is not None:
                 self.on_request(request.fingerprint)
             waiting = self._submissions.get(request.fingerprint)
@@ -131,6 +140,8 @@ class PendingRequests:
             if is_first:
                 self._followers.setdefault(request.fingerprint, []).append((route.step, len(request.keys)))
             waiting.append(submission)
+        if late:
+            submission.resolve_all(late, 0)
         if not submission.pending:
             submission.end()
         # Others that submit the same request from now on wait for this one: it cannot be sent twice.
@@ -148,6 +159,20 @@ class PendingRequests:
         self.send(route, list(fresh.values()), is_usable)
         self.end_abandoned()
         return submission
+
+    def expect_again(self, fingerprints: Iterable[bytes]) -> None:
+        """Record that requests under way will be submitted again, although nobody waits for them until then."""
+        self._expected.update(fingerprints)
+
+    def _claim_late_error(self, fingerprint: bytes) -> Outcome | None:
+        """Return the error with which an expected request has ended before it is submitted again."""
+        if fingerprint not in self._expected:
+            return None
+        self._expected[fingerprint] -= 1
+        if self._expected[fingerprint]:
+            return self._late_errors.get(fingerprint)
+        del self._expected[fingerprint]
+        return self._late_errors.pop(fingerprint, None)
 
     async def lookup(self, fingerprints: Sequence[bytes]) -> dict[bytes, StoredAnswer]:
         """Return fingerprint -> answer for those of these requests that have one in the ledger."""
@@ -247,6 +272,8 @@ class PendingRequests:
         own: dict[bytes, Outcome] = {}
         nbytes, submissions = 0, self._submissions
         for fingerprint, outcome in outcomes.items():
+            if outcome.error is not None and fingerprint in self._expected:
+                self._late_errors[fingerprint] = outcome
             size = 0 if outcome.answer is None else len(outcome.answer)
             for submission in submissions.pop(fingerprint, ()):
                 if submission is not waiting:

@@ -537,6 +537,7 @@ class StepRunner:
                 self._forward_finished(chunk, step, results)
             submission.is_abandoned = True
             if submission.pending and self._dispatcher.state.stop_reason is None:
+                self._pending.expect_again(submission.pending)
                 stragglers = sorted(row for fingerprint in submission.pending for row in requests[fingerprint][1])
                 for row in stragglers:
                     chunk.asked[row] = True

@@ -65,6 +65,27 @@ async def test_rows_that_are_submitted_again_while_they_wait_are_counted_once(
     assert (step.asked, step.skipped, step.answered) == (2, 0, 1)
 
 
+async def test_a_request_that_fails_before_it_is_submitted_again_is_not_sent_again(
+    pending: PendingRequests, groups: list[RequestGroup]
+) -> None:
+    route, (request, other) = make_route(), make_requests(2)
+    for one in (request, other):
+        first = await pending.submit(route, [one], any_answer)
+        first.is_abandoned = True
+        pending.expect_again(first.pending)
+    pending.resolve_with_error(groups[0], RowError("timeout", "slow"))
+    again = await pending.submit(route, [request, other], any_answer, is_first=False)
+    assert {key: outcome.error for key, outcome in again.outcomes.items()} == {
+        request.fingerprint: RowError("timeout", "slow")
+    }
+    pending.resolve(groups[1], [b"yes"])
+    assert (again.outcomes[other.fingerprint].answer, again.done.is_set()) == (b"yes", True)
+    assert [group.requests for group in groups] == [(request,), (other,)]
+    # The error is not that of a row that comes later.
+    await pending.submit(route, [request], any_answer)
+    assert len(groups) == 3
+
+
 async def test_a_stored_answer_is_used_if_the_caller_finds_it_usable(
     pending: PendingRequests, groups: list[RequestGroup], ledger: Ledger
 ) -> None:
