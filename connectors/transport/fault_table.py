@@ -28,7 +28,7 @@ class Words:
 
     @cached_property
     def fullmatch(self) -> Callable[[str], re.Match[str] | None]:
-        """Return the match of a whole text; None if it is none."""
+        """Return the match of a whole text; None without one."""
         return re.compile(self._source, re.I).fullmatch
 
 

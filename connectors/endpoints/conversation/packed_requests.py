@@ -117,7 +117,7 @@ def packed_items(text: str) -> Sequence[Mapping[str, Any]]:
 
 
 def _plain_answers(items: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> dict[str, str] | None:
-    """Return id -> text if the items are exactly as requested, each with an id of its own and a text; else None."""
+    """Return id -> text if the items are exactly as requested, with distinct ids and a text each; else None."""
     try:
         answers = {item["id"]: item[TEXT_KEY] for item in items}
     except (KeyError, TypeError):
