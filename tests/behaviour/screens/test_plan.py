@@ -15,6 +15,7 @@ from pipelines.config.overrides import Overrides
 from pipelines.planning.plan import build_plan
 from tests.behaviour.screens.conftest import Screen
 from tests.conftest import Cli, Workspace
+from tests.support.exhaustive import marks
 
 Read = Callable[..., list[dict[str, Any]]]
 
@@ -71,8 +72,19 @@ def planned(cli: Any, job: Path, *flags: str) -> dict[str, Any]:
     return plan
 
 
-@pytest.mark.parametrize("model", ["gpt-4o-mini", "gpt-3.5-turbo", "m"])
-@pytest.mark.parametrize("steps", [LABEL, TEXT, LABEL + AFTER], ids=["typed", "text", "two steps"])
+JOB_STEPS = {"typed": LABEL, "text": TEXT, "two steps": LABEL + AFTER}
+MODELS = ("gpt-4o-mini", "gpt-3.5-turbo", "m")
+
+
+@pytest.mark.parametrize(
+    ("steps", "model"),
+    [
+        # By default each model with one kind of steps.
+        pytest.param(JOB_STEPS[name], model, marks=marks(place != turn), id=f"{name}, {model}")
+        for place, name in enumerate(JOB_STEPS)
+        for turn, model in enumerate(MODELS)
+    ],
+)
 def test_the_cost_of_a_run_on_real_text_is_between_low_and_high(
     reviews: Any, cli: Any, read: Read, steps: str, model: str
 ) -> None:

@@ -15,6 +15,7 @@ from aiohttp import web
 from pipelines.ledger.projection import decode_table
 from tests.behaviour.faults.hostile_server import HostileServer, ReceivedRequest
 from tests.conftest import ScriptedProvider
+from tests.support.exhaustive import marks
 
 KEY = "sk-proj-very/secret+0123456789abcdef"
 
@@ -68,22 +69,28 @@ def as_error(text: str) -> str:
     return json.dumps({"error": {"message": f"Incorrect: {text}", "type": "t", "code": text, "more": [text]}})
 
 
+ECHOES = {
+    "400": echoing(400, as_error),
+    "401": echoing(401, as_error),
+    "429": echoing(429, as_error),
+    "500": echoing(500, as_error),
+    "200": echoing(200, as_error),
+    "302": echoing(302, as_error),
+    "400 escaped": echoing(400, lambda text: as_error(text).replace("/", "\\/")),
+    "403 HTML": echoing(403, lambda text: f"<html>Headers: {text}</html>", "text/html"),
+    "200 not JSON": echoing(200, lambda text: f"no JSON: {text}", "text/plain"),
+}
+
+
 @pytest.mark.parametrize(
-    "script",
+    ("script", "log"),
     [
-        echoing(400, as_error),
-        echoing(401, as_error),
-        echoing(429, as_error),
-        echoing(500, as_error),
-        echoing(200, as_error),
-        echoing(302, as_error),
-        echoing(400, lambda text: as_error(text).replace("/", "\\/")),
-        echoing(403, lambda text: f"<html>Headers: {text}</html>", "text/html"),
-        echoing(200, lambda text: f"no JSON: {text}", "text/plain"),
+        # By default the replies take turns with the logs.
+        pytest.param(script, log, marks=marks((place + turn) % 2 > 0), id=f"{name}, {log}")
+        for place, (name, script) in enumerate(ECHOES.items())
+        for turn, log in enumerate(("plain", "json"))
     ],
-    ids=["400", "401", "429", "500", "200", "302", "400 escaped", "403 HTML", "200 not JSON"],
 )
-@pytest.mark.parametrize("log", ["plain", "json"])
 def test_a_key_that_the_provider_repeats_is_not_printed(
     keyed: Any, provider: Any, cli: Any, script: Callable[..., Any], log: str
 ) -> None:
