@@ -45,6 +45,7 @@ import pyarrow.parquet as pq
 from answering_server import ITEM_CHARACTERS
 from speed import (
     HERE,
+    STEPS,
     Measured,
     as_installed,
     client_command,
@@ -307,7 +308,31 @@ def memory(size: Size) -> Lines:
             job = write_job(folder, kind, port, 50 if large else 200)
             one = measured(rowmill("run", str(job), "--quiet"), size.of(rows), cores()[0])
         lines.append([name, f"{one.peak_mb:.0f}", f"{one.rate:,.0f}"])
+    for name, steps in CHILDREN.items():
+        lines.append([name, *large_row(steps, size.of(100_000))])
     return lines
+
+
+CHILDREN = {
+    "one row with 100,000 children, chat and a fold": f"{{provider: bench, name: answer, {STEPS['chat']}}}, "
+    "{name: all, fold: {answers: list(answer order by text_index)}}",
+    "one row with 100,000 children, vectors": f"{{provider: bench, name: answer, {STEPS['embeddings']}}}",
+}
+"""Steps after an `each` of texts."""
+
+
+def large_row(steps: str, children: int) -> list[str]:
+    """(peak MB, rows/s) of one source row with so many children."""
+    with serving(0) as port, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        texts = [f"{number}: The food was good, the service slow, and we come again." for number in range(children)]
+        pq.write_table(pa.table({"id": [1], "texts": [texts]}), folder / "input.parquet")
+        job = write_job(folder, "chat", port, 200)
+        before, rest = job.read_text().split("steps: ")
+        after = rest.split("\n", 1)[1]
+        job.write_text(f"{before}steps: [{{name: text, each: {{list: texts}}}}, {steps}]\n{after}")
+        one = measured(rowmill("run", str(job), "--quiet"), children, cores()[0])
+    return [f"{one.peak_mb:.0f}", f"{one.rate:,.0f}"]
 
 
 def write_recordings(folder: Path, rows: int) -> None:
