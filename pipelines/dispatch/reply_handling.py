@@ -137,17 +137,18 @@ def charged_cost(price: Price | None, outcome: ExchangeOutcome, max_cost: int | 
 
 def billing_note(route: Route, outcome: ExchangeOutcome) -> str | None:
     """Return why an exchange costs what was reserved for it although its reply has usage; None if it does not."""
-    price, usage = route.price, outcome.usage
+    price, usage, provider = route.price, outcome.usage, route.provider
     if price is None or price.is_free:
         return None
-    model = route.provider.sent_model(route.model)
     if (tier := usage.service_tier) is not None and tier_price(price, tier) is None:
+        model = provider.sent_model(route.model)
         return (
             f"no price is known for the service tier {tier} of {model}: counted as it was reserved; "
             f"add tiers: {{{tier}: FACTOR}} to its `prices:` in rowmill.yaml"
         )
     if outcome.error is None and usage.is_all_zero:
-        return f"{route.provider.name} reports 0 tokens for answers of {model}: they count at their maximum cost"
+        model = provider.sent_model(route.model)
+        return f"{provider.name} reports 0 tokens for answers of {model}: they count at their maximum cost"
     return None
 
 

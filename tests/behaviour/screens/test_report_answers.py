@@ -96,7 +96,7 @@ def test_cost_is_given_for_a_row_a_thousand_rows_and_a_day(labelling: Workspace,
     job = labelling.job(steps=STEP)
     cost = cli.run(job)["cost_usd"]
     # Half of the exchanges took place a day before.
-    usage = next((labelling.folder / "out" / "usage").glob("[!0]*.parquet"))
+    usage = next((labelling.folder / "out" / "usage").glob("????????-*.parquet"))
     moved = usage.with_suffix(".moved")
     duckdb.sql(
         f"copy (select * replace (started_at - case when keys[1]::int <= 6 then interval 1 day else interval 0 day end "
