@@ -39,9 +39,11 @@ def list_command(limit: int, provider: str, as_json: bool) -> None:
     """
     from pipelines.runtime.provider_api import call_provider
 
-    batches = call_provider(provider, lambda api: _newest(api, limit))
+    batches, has_more = call_provider(provider, lambda api: _newest(api, limit))
     rows = [dict(batch) if as_json else _row(batch) for batch in batches]
     print_rows(rows, as_json, f"{provider} has no batches")
+    if has_more:
+        click.echo(f"There are older batches: --limit {2 * limit} lists more.", err=True)
 
 
 @batches_command.command("show")
@@ -83,13 +85,14 @@ def cancel_command(batch: str, provider: str, as_json: bool) -> None:
         click.echo(f"{item.get('id')}: {item.get('status')}; answered {_counts(item)}")
 
 
-async def _newest(api: "ProviderApi", limit: int) -> "list[Item]":
+async def _newest(api: "ProviderApi", limit: int) -> "tuple[list[Item], bool]":
+    """Return the newest batches, and whether there are more."""
     newest: list[Item] = []
     async for batch in api.list_batches():
-        newest.append(batch)
         if len(newest) == limit:
-            break
-    return newest
+            return newest, True
+        newest.append(batch)
+    return newest, False
 
 
 def _row(batch: "Item") -> dict[str, object]:
