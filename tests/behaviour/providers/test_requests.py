@@ -90,7 +90,8 @@ def test_secret_headers_that_a_provider_repeats_appear_nowhere(
     assert len(recorder.urls) == 2
     outputs = [cli.out, cli.err]
     recorder.accepts = lambda headers: False
-    for command in (["errors", job], ["show", job, "1"], ["report", job], ["validate", job], ["usage", job]):
+    report = ["report", job, "-o", job.parent / "page.html"]
+    for command in (["errors", job], ["show", job, "1"], report, ["validate", job], ["usage", job]):
         cli(*command)
         outputs += [cli.out, cli.err]
     texts = [*written_texts(job.parent), *(("output", text) for text in outputs)]
