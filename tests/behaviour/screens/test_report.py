@@ -134,7 +134,7 @@ def test_the_first_screen_counts_rows_of_the_source_of_which_each_made_several(
     assert cli.run(job)["rows_failed"] == 1
     page = page_of(cli, job)
     assert facts_of(page, "rows", "rows_failed", "rows_share", "results") == ["2", "1", str(2 / 3), "3"]
-    assert "of 3 rows are done" in page and "2 failures" in page
+    assert "of 3 rows are done" in page and "refuses the request of this row, 1 row." in page
 
 
 def test_a_killed_run_is_not_shown_as_complete(workspace: Any, cli: Any) -> None:
