@@ -21,7 +21,7 @@ USER_QUERY_MEMORY_LIMIT = "512MB"
 """For the queries of job files, which may join and sort anything."""
 SCRATCH_ROW_GROUP_ROWS = 8192
 """In Parquet files of the scratch folder."""
-SPILL_FOLDER = "spill"
+_SPILL_FOLDER = "spill"
 """In the scratch folder: what does not fit into a memory limit."""
 
 # Text of a query.
@@ -154,9 +154,9 @@ _PARSER_LOCK = threading.Lock()
 
 @contextlib.contextmanager
 def query_connection(scratch: Path, memory_limit: str = QUERY_MEMORY_LIMIT) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a database of its own for the SQL of a job file. `scratch`: folder to which it spills."""
+    """Open a separate database for the SQL of a job file. `scratch`: folder to which it spills."""
     scratch.mkdir(parents=True, exist_ok=True)
-    with _open_database(scratch / SPILL_FOLDER, memory_limit) as connection:
+    with _open_database(scratch / _SPILL_FOLDER, memory_limit) as connection:
         yield connection
 
 
@@ -178,9 +178,14 @@ def _open_database(spill: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:
     return duckdb.connect(config=settings)
 
 
+def scratch_connection(scratch: Path) -> contextlib.AbstractContextManager[duckdb.DuckDBPyConnection]:
+    """Return a `reused_connection` that spills to the scratch folder."""
+    return reused_connection(scratch / _SPILL_FOLDER)
+
+
 @contextlib.contextmanager
 def reused_connection(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a connection for Rowmill's own SQL, to an empty database that nobody else uses meanwhile.
+    """Open a connection for Rowmill's own SQL, to an empty database with no other user meanwhile.
 
     It is used again afterwards, since a new one takes 25 ms: settings may not be changed. `spill`: folder to which it
     spills.

@@ -10,7 +10,7 @@ from connectors.contracts import OpenedSource, SourceContext, SourceModel
 from connectors.errors import DataError, KeyPath
 from connectors.sources.column_types import materialize
 from connectors.sources.results_snapshot import ResultsSnapshot, open_results, read_snapshot
-from connectors.sql import SPILL_FOLDER, first_line, reused_connection
+from connectors.sql import first_line, scratch_connection
 
 
 class JobSource(SourceModel):
@@ -32,7 +32,7 @@ class JobSource(SourceModel):
         limit = self.limit if self.where is None else None
 
         def read(snapshot: ResultsSnapshot) -> OpenedSource:
-            with reused_connection(facts.scratch / SPILL_FOLDER) as db:
+            with scratch_connection(facts.scratch) as db:
                 query = snapshot.attach(db)[self.job]
                 try:
                     return OpenedSource(materialize(db, query, limit, facts.scratch))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from connectors.errors import DataError, JobError, RowmillError, Stopped
 from connectors.registry import SINKS
-from connectors.sql import SPILL_FOLDER, reused_connection
+from connectors.sql import scratch_connection
 from connectors.tables.schema_checks import SchemaMismatch
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.overrides import has_other_sink
@@ -314,7 +314,7 @@ def rebuild_tables(loaded: LoadedJob, leave_out: bool = False) -> tuple[int, int
 
 
 def _count_results(ready: PreparedJob) -> int:
-    with reused_connection(ready.scratch / SPILL_FOLDER) as db:
+    with scratch_connection(ready.scratch) as db:
         ready.sink.attach(db)
         ((rows,),) = db.execute(f"select count(*) from {ready.sink.results_sql()}").fetchall()
         ready.sink.detach(db)

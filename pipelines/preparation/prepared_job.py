@@ -17,7 +17,7 @@ from connectors.errors import DataError, JobError, KeyPath
 from connectors.media.media_reader import MediaReader
 from connectors.media.url_fetcher import WebAccess
 from connectors.registry import StepConfig
-from connectors.sql import SPILL_FOLDER, reused_connection
+from connectors.sql import scratch_connection
 from connectors.tables.schemas import errors_schema, results_schema
 from connectors.transport.access.certificates import tls_context
 from pipelines.config.batch_rules import check_batch_delivery
@@ -263,7 +263,7 @@ def sink_columns(ready: PreparedJob) -> tuple[str, ...]:
     """Return the columns of the sink's results; none if the table does not exist."""
     if not ready.sink.exists():
         return ()
-    with reused_connection(ready.scratch / SPILL_FOLDER) as db:
+    with scratch_connection(ready.scratch) as db:
         ready.sink.attach(db)
         try:
             columns = db.sql(f"select * from {ready.sink.results_sql()}").columns

@@ -32,13 +32,12 @@ from connectors.records import (
 )
 from connectors.sql import (
     SCRATCH_ROW_GROUP_ROWS,
-    SPILL_FOLDER,
     first_line,
     identifier,
     identifier_list,
     literal,
     literal_list,
-    reused_connection,
+    scratch_connection,
 )
 from connectors.tables.schemas import failure_names
 from pipelines.formatting import format_count
@@ -270,7 +269,7 @@ class RowSelection:
             return
         names = self.key_schema.names
         failure = failure_names(names)
-        with reused_connection(self.reader.scratch / SPILL_FOLDER) as db:
+        with scratch_connection(self.reader.scratch) as db:
             sink.attach(db)
             found = db.execute(f"select distinct _part from {sink.results_sql()} order by 1").fetchall()
             # An empty list would have no type.
@@ -384,7 +383,7 @@ class RowSelection:
         names = self.key_schema.names
         failure, key = failure_names(names), key_text(names)
         no_key = " and ".join(f"{identifier(name)} is null" for name in names)
-        with reused_connection(self.reader.scratch / SPILL_FOLDER) as db:
+        with scratch_connection(self.reader.scratch) as db:
             sink.attach(db)
             errors, details = sink.errors_sql(), identifier(failure["details"])
             rejected = db.execute(f"select {details} from {errors} where {no_key}").fetchall()

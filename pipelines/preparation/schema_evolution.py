@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from connectors.contracts import Commit, TableShape
 from connectors.errors import DataError
-from connectors.sql import SPILL_FOLDER, identifier, literal, reused_connection
+from connectors.sql import identifier, literal, scratch_connection
 from connectors.tables.parquet_parts import PartWriter, matching_rows, read_batches
 from connectors.tables.schema_checks import SchemaMismatch, column_types, is_foreign
 from pipelines.formatting import format_count
@@ -71,7 +71,7 @@ def gains_types_only(ready: PreparedJob, mismatch: SchemaMismatch) -> bool:
     """Whether all that differs is the type of columns that have no value in the sink yet."""
     if not mismatch.retyped:
         return False
-    with reused_connection(ready.scratch / SPILL_FOLDER) as db:
+    with scratch_connection(ready.scratch) as db:
         ready.sink.attach(db)
         has_any = any(
             _has_value(batch.column(0))
@@ -101,7 +101,7 @@ def sink_types(ready: PreparedJob) -> Mapping[str, str]:
     if ready.job.sink.write == "replace" or not ready.sink.exists():
         return {}
     made = column_types(ready.shape.results)
-    with reused_connection(ready.scratch / SPILL_FOLDER) as db:
+    with scratch_connection(ready.scratch) as db:
         ready.sink.attach(db)
         results, errors = ready.sink.results_sql(), ready.sink.errors_sql()
         try:
@@ -142,7 +142,7 @@ def has_keys(ready: PreparedJob) -> bool:
 
 def is_empty(ready: PreparedJob) -> bool:
     """Whether the sink has neither results nor errors."""
-    with reused_connection(ready.scratch / SPILL_FOLDER) as db:
+    with scratch_connection(ready.scratch) as db:
         ready.sink.attach(db)
         tables = (ready.sink.results_sql(), ready.sink.errors_sql())
         held = any(db.execute(f"select 1 from {table} limit 1").fetchall() for table in tables)
@@ -202,7 +202,7 @@ def cast_tables(ready: PreparedJob, ledger: Ledger) -> None:
 def _cast_file(ready: PreparedJob, table: str, relation: str, schema: pa.Schema) -> Path:
     """Cast the table's rows into a file of the scratch folder."""
     target = ready.scratch / f"cast-{table}.parquet"
-    with reused_connection(ready.scratch / SPILL_FOLDER) as db, PartWriter(target, schema) as out:
+    with scratch_connection(ready.scratch) as db, PartWriter(target, schema) as out:
         ready.sink.attach(db)
         for batch in db.sql(f"select * from {relation}").to_arrow_reader(BATCH_ROWS):
             out.write(_cast_rows(ready, table, pa.Table.from_batches([batch]), schema))
@@ -276,7 +276,7 @@ def _check_keys(ready: PreparedJob, results: Path) -> None:
     """Raise DataError if a cast row has no key, or two have the same key."""
     key = ready.shape.key
     nulls = " or ".join(f"{identifier(name)} is null" for name in key)
-    with reused_connection(ready.scratch / SPILL_FOLDER) as db:
+    with scratch_connection(ready.scratch) as db:
         ((without, rows, different),) = db.execute(
             f"select count(*) filter ({nulls}), count(*), count(distinct {key_text(key)}) "
             f"from read_parquet({literal(results)})"

@@ -9,7 +9,7 @@ import pyarrow as pa
 from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
 from connectors.errors import DataError
 from connectors.records import ROW_PROBLEM, TEXT_PREFIX, Request, RowError, Values
-from connectors.sql import SPILL_FOLDER, identifier, reused_connection
+from connectors.sql import identifier, scratch_connection
 from connectors.templating.row_values import row_values
 from connectors.transport.bounded_json import parse_json
 from pipelines.config.loaded_job import LoadedJob
@@ -101,7 +101,7 @@ def _children(ready: PreparedJob, key: str) -> list[str]:
     """Return the keys of the children of a source row that are in the results; none if a `fold` ends them."""
     if ready.shape.child_index is None or not ready.sink.exists():
         return []
-    with reused_connection(ready.scratch / SPILL_FOLDER) as db:
+    with scratch_connection(ready.scratch) as db:
         ready.sink.attach(db)
         found = db.execute(
             f"select {key_text(ready.shape.key)} from {ready.sink.results_sql()} "
@@ -329,7 +329,7 @@ def _current_outcome(
         return None, []
     shape = ready.shape
     text = key_text(shape.source_key if index is None and shape.child_index is not None else shape.key)
-    with reused_connection(ready.scratch / SPILL_FOLDER) as db:
+    with scratch_connection(ready.scratch) as db:
         ready.sink.attach(db)
         results = db.sql(f"select * from {ready.sink.results_sql()} where {text} = ?", params=[key]).to_arrow_table()
         errors = db.sql(f"select * from {ready.sink.errors_sql()} where {text} = ?", params=[key]).to_arrow_table()
