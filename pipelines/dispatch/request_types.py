@@ -322,10 +322,4 @@ def total_cost(costs: Iterable[int | None]) -> int | None:
 
 def expected_output_tokens(request: Request, mean: float) -> float:
     """Return the output tokens that an answer probably takes; `mean`: of recent answers."""
-    bound = request.output_bound
-    return mean if bound is None or mean <= bound else bound
-
-
-def expected_group_tokens(requests: Iterable[Request], mean: float) -> float:
-    """Return the output tokens that the answers of a group probably take."""
-    return sum([mean if (bound := one.output_bound) is None or mean <= bound else bound for one in requests])
+    return mean if request.output_bound is None else min(mean, request.output_bound)

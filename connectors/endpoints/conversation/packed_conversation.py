@@ -137,17 +137,16 @@ class PackedConversation:
         """
         pack: list[Request] = []
         tokens, most = 0, self._max_rows(rows)
-        max_tokens, single_tokens = self.options.tokens, self._single_tokens
         for request in requests:
             if request.repair_of is not None:
                 yield (request,)
                 continue
-            row_tokens = request.input_tokens - single_tokens
-            tokens += row_tokens if row_tokens > 0 else 0
-            if pack and (tokens > max_tokens or len(pack) >= most):
+            row_tokens = max(0, request.input_tokens - self._single_tokens)
+            if pack and (tokens + row_tokens > self.options.tokens or len(pack) >= most):
                 yield tuple(pack)
-                pack, tokens = [], row_tokens if row_tokens > 0 else 0
+                pack, tokens = [], 0
             pack.append(request)
+            tokens += row_tokens
         if pack:
             yield tuple(pack)
 
