@@ -110,7 +110,7 @@ class Access:
         try:
             form = await request.post()
         except (web.RequestPayloadError, LookupError, ValueError, RuntimeError) as exc:
-            # Not what a browser sends: an unknown character set, or parts that are none.
+            # Not what a browser sends: an unknown character set, or malformed parts.
             raise web.HTTPBadRequest(text="This form cannot be read.") from exc
         if not _is_same(str(form.get("form", "")), self.form_token):
             raise web.HTTPForbidden(text="This form is of an earlier page: load the page again.")

@@ -161,7 +161,7 @@ class PendingRequests:
         return submission
 
     def expect_again(self, fingerprints: Iterable[bytes]) -> None:
-        """Record that requests under way will be submitted again, although nobody waits for them until then."""
+        """Record that requests under way will be submitted again, although nothing waits for them until then."""
         self._expected.update(fingerprints)
 
     def _claim_late_error(self, fingerprint: bytes) -> Outcome | None:

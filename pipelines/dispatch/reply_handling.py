@@ -128,7 +128,7 @@ def charged_cost(price: Price | None, outcome: ExchangeOutcome, max_cost: int | 
         return 0
     if outcome.error is not None and outcome.usage is NO_USAGE:
         return max_cost
-    # A reply without usage is not free; counts of nothing but zeros are none.
+    # A reply without usage is not free, nor is one whose counts are all zero.
     charged = None if outcome.error is None and outcome.usage.is_all_zero else cost(price, outcome.usage)
     if charged is None and price is not None:
         return 0 if price.is_free else max_cost

@@ -62,7 +62,7 @@ create table answer_index (fingerprint blob primary key, id integer not null) wi
 create table answer_tail (id integer primary key, fingerprint blob not null);
 insert into answer_index select fingerprint, id from answers order by fingerprint
 """
-"""Version 8: the index of the answers is a table of its own; `answers` has no other."""
+"""Version 8: the index of the answers is a separate table; `answers` has no other."""
 
 MIGRATIONS: tuple[str, ...] = (_ADDED, "", _SERVED, _LAST_ANSWERS, _PACKED_ANSWERS, _CHILDREN, _ANSWER_INDEX)
 """Statements, separated by semicolons, that migrate a file from version 1 to 2, from 2 to 3 and so on. SCHEMA is that

@@ -97,7 +97,7 @@ class LedgerReader:
 
 
 def answer_with_request(rows: Sequence[tuple[Any, ...]], files: AnswerFiles, fingerprint: bytes) -> StoredAnswer | None:
-    """Return the answer whose ANSWER_COLUMNS are in `rows`, with its request as it was sent; None if there is none."""
+    """Return the answer whose ANSWER_COLUMNS are in `rows`, with its request as it was sent; None without one."""
     for reply, file, error, run_id, at, request in rows:
         whole = reply if file is None else files.read({fingerprint: file}).get(fingerprint)
         return StoredAnswer(whole, parse_error(error), run_id, at, request)
