@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import Coroutine
 from dataclasses import replace
 from functools import partial
@@ -49,6 +50,28 @@ from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.pricing.run_budget import BudgetExhausted, RunBudget
 
 
+class RequestQueue(asyncio.Queue[RequestGroup]):
+    """Groups that wait for a sender. Those whose rows were sent before come first.
+
+    Their chunks end sooner, and verified rows decide on the pack size before more packs are sent.
+    """
+
+    _queue: deque[RequestGroup]
+    _sent_before = 0
+    """So many, at the front."""
+
+    def _put(self, item: RequestGroup) -> None:
+        if item.exchanges:
+            self._queue.insert(self._sent_before, item)
+            self._sent_before += 1
+        else:
+            self._queue.append(item)
+
+    def _get(self) -> RequestGroup:
+        self._sent_before = max(0, self._sent_before - 1)
+        return self._queue.popleft()
+
+
 class OnlineDispatcher:
     """Sends queued requests, at most `concurrency` exchanges at a time, and resolves them."""
 
@@ -75,7 +98,7 @@ class OnlineDispatcher:
         self._concurrency = concurrency
         self._daily_budget = daily_budget
         self._releases_job_limit_early = releases_job_limit_early
-        self._queue: asyncio.Queue[RequestGroup] = asyncio.Queue()
+        self._queue = RequestQueue()
         self._senders: list[asyncio.Task[None]] = []
         self._idle_tasks: set[asyncio.Task[None]] = set()
         """Senders without an exchange in flight, and other tasks that end as soon as the run stops."""
