@@ -27,7 +27,7 @@ class CircuitBreaker:
         self.failures = 0
         self.paused_until = 0.0
         self.silent_since: float | None = None
-        """Time of the first failure or refusal without an answer since; None while answers arrive."""
+        """Since when an answer is missing: the circuit opened, or a request was refused; None while requests end."""
         self._run_paused_at: float | None = None
         self._probes = 0
 
@@ -36,9 +36,10 @@ class CircuitBreaker:
         return self.failures >= FAILURES_TO_OPEN
 
     def silence(self, now: float) -> float:
-        """Return the seconds since the last answer if every request since then was refused or failed; else 0.
+        """Return the seconds for which the provider has refused every request or kept the circuit open; else 0.
 
-        A pause of the run does not count: the provider got no request.
+        A pause of the run does not count: the provider got no request. Nor do failures while the circuit is closed:
+        they use attempts, so rows end, however long each of them takes.
         """
         if self.silent_since is None:
             return 0.0
@@ -59,8 +60,8 @@ class CircuitBreaker:
         self.paused_until = 0.0
         self.silent_since = None
 
-    def record_no_reply(self, now: float) -> None:
-        """Record a refusal or a failure."""
+    def record_refusal(self, now: float) -> None:
+        """Record a 429."""
         if self.silent_since is None:
             self.silent_since = now
 
@@ -70,8 +71,11 @@ class CircuitBreaker:
         `stale`: sent before the circuit opened, so not a probe.
         """
         was_open = self.is_open
-        self.record_no_reply(now)
         self.failures += CONNECTION_FAILURE_WEIGHT if no_server else 1
+        if not self.is_open:
+            self.silent_since = None
+        elif self.silent_since is None:
+            self.silent_since = now
         if self.is_open and not (was_open and stale):
             wait = min(self._longest_wait, FIRST_PROBE_SECONDS * 2.0 ** min(self._probes, 20))
             # The last probe is sent when the time is up, not long after.

@@ -124,7 +124,7 @@ class ProviderLimiter(ConcurrencyLimit):
         return self._stated.is_stated_by_provider(kind)
 
     def seconds_without_reply(self) -> float:
-        """Seconds since the last answer if every request since then was refused or failed; else 0."""
+        """Seconds for which the provider has refused every request or kept the circuit open; else 0."""
         return self._circuit.silence(self._now())
 
     def record_run_pause(self, is_paused: bool) -> None:
@@ -232,7 +232,7 @@ class ProviderLimiter(ConcurrencyLimit):
     def record_success(self, permit: int) -> None:
         """Record an answer: the provider is alive."""
         now = self._now()
-        if self._circuit.silent_since is not None:
+        if self._circuit.failures or self._circuit.silent_since is not None:
             self._circuit.record_reply()
             self._notify()
         self._burst_answered += permit > self._burst_start
@@ -256,7 +256,7 @@ class ProviderLimiter(ConcurrencyLimit):
     def record_refusal(self, permit: int, retry_after: float | None) -> None:
         """Record a 429 and pause the key. Without `retry_after`, the pause doubles with each refusal in a row."""
         now = self._now()
-        self._circuit.record_no_reply(now)
+        self._circuit.record_refusal(now)
         is_current = permit >= self._epoch
         self._rate.record_refusal(now, is_first=is_current)
         self._burst_refused += permit > self._burst_start

@@ -55,15 +55,34 @@ def test_two_failed_connections_open_the_circuit(clock: list[float]) -> None:
     assert (dead.is_circuit_open, dead.pause_seconds) == (False, 0)
 
 
-def test_the_time_without_a_reply_is_measured(clock: list[float]) -> None:
+def test_the_time_is_measured_for_which_requests_are_refused_or_the_circuit_is_open(clock: list[float]) -> None:
     silent = limiter_with(now=lambda: clock[0])
     assert silent.seconds_without_reply() == 0
-    silent.record_failure(0)
-    clock[0] += 30
     silent.record_refusal(0, 1.0)
+    clock[0] += 30
     assert silent.seconds_without_reply() == 30
     silent.record_success(1)
     assert silent.seconds_without_reply() == 0
+    silent.record_failure(1, no_server=True)
+    silent.record_failure(1, no_server=True)
+    clock[0] += 20
+    silent.record_failure(2)
+    silent.record_refusal(2, 1.0)
+    assert silent.seconds_without_reply() == 20
+
+
+def test_failures_that_use_attempts_are_no_silence_however_long_each_takes(clock: list[float]) -> None:
+    """The only row that is left may time out, at 600 s each, as often as it has attempts."""
+    slow = limiter_with(now=lambda: clock[0])
+    slow.record_refusal(0, 1.0)
+    for _ in range(6):
+        clock[0] += 600
+        slow.record_failure(1)
+        assert slow.seconds_without_reply() == 0
+    slow.record_success(1)
+    for _ in range(FAILURES_TO_OPEN - 1):
+        slow.record_failure(1)
+    assert not slow.is_circuit_open
 
 
 async def test_the_concurrency_limit_is_not_exceeded() -> None:
@@ -84,7 +103,7 @@ async def test_the_concurrency_limit_is_not_exceeded() -> None:
 
 async def test_a_pause_of_the_run_is_no_silence_of_the_provider(clock: list[float]) -> None:
     limiter = limiter_with(now=lambda: clock[0])
-    limiter.record_failure(await limiter.acquire(1))
+    limiter.record_refusal(await limiter.acquire(1), 1.0)
     clock[0] += 10
     limiter.record_run_pause(True)
     clock[0] += 5000
@@ -99,7 +118,7 @@ async def test_silence_that_begins_in_a_pause_of_the_run_counts_from_its_end(clo
     permit = await limiter.acquire(1)
     limiter.record_run_pause(True)
     clock[0] += 100
-    limiter.record_failure(permit)
+    limiter.record_refusal(permit, 1.0)
     clock[0] += 5000
     assert limiter.seconds_without_reply() == 0
     limiter.record_run_pause(False)
