@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from connectors.errors import JobError, RowmillError, Stopped
+from pipelines.ledger.older_runs import older_runs
 
 _ADDED = """
 create table if not exists vector_sizes (provider text not null, model text not null, size integer not null,
@@ -149,7 +150,7 @@ def open_ledger_file(path: Path, durability: Durability = "process") -> sqlite3.
             db.execute("pragma fullfsync = on")
         version = _version(db)
         if version < VERSION:
-            _migrate(db)
+            _migrate(db, path)
         elif version > VERSION:
             raise newer_ledger(path, version)
         if is_new and durability == "power":
@@ -207,12 +208,21 @@ def _version(db: sqlite3.Connection) -> int:
     return int(version)
 
 
-def _migrate(db: sqlite3.Connection) -> None:
-    """Create the tables, or migrate those of an older version, in one transaction."""
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    """Create the tables, or migrate those of an older version, in one transaction.
+
+    JobError while an older Rowmill runs a job: it could not store the answers that it is waiting for.
+    """
     db.execute("begin immediate")
     try:
         # Another process may have done it first.
         version = _version(db)
+        if 0 < version < VERSION and (jobs := older_runs(path.parent, VERSION)):
+            raise JobError(
+                path,
+                f"an older Rowmill is still running {', '.join(jobs)} with it",
+                "wait for the end of that run, or stop it with one Ctrl-C; then repeat this command",
+            )
         steps = (SCHEMA,) if version == 0 else MIGRATIONS[version - 1 :]
         for statement in (statement for step in steps for statement in step.split(";")):
             db.execute(statement)
@@ -220,7 +230,7 @@ def _migrate(db: sqlite3.Connection) -> None:
             _drop_unique_index(db)
         db.execute(f"pragma user_version = {max(version, VERSION)}")
         db.execute("commit")
-    except sqlite3.Error:
+    except (sqlite3.Error, JobError):
         # A full disk has ended it already.
         if db.in_transaction:
             db.execute("rollback")

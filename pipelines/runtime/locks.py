@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from connectors.errors import Locked
+from pipelines.ledger.ledger_file import VERSION
+from pipelines.ledger.older_runs import lock_holder
 
 RAY_WRITERS_SECONDS = 60.0
 """How long a run waits for the ledger writers of an earlier run on Ray."""
@@ -29,10 +31,10 @@ def sink_lock_path(state: Path, location: str) -> Path:
 @contextlib.contextmanager
 def job_lock(state: Path, job: str) -> Iterator[None]:
     """Hold the job's lock; Locked if another process runs the job."""
-    with _lock_file(lock_path(state, job), f"{os.getpid()}") as holder:
+    with _lock_file(lock_path(state, job), lock_holder(VERSION)) as holder:
         if holder is not None:
             raise Locked(
-                f"{job}: another run of this job is under way (process {holder}); "
+                f"{job}: another run of this job is under way (process {holder.partition(',')[0]}); "
                 "wait for its end, or look at it with: rowmill status"
             )
         yield

@@ -317,7 +317,7 @@ def test_a_migration_that_is_killed_at_any_moment_leaves_the_old_file_or_the_new
     path = tmp_path / "ledger.sqlite"
     old_file(path, range(2000))
     versions = []
-    for copy in as_killed(path, ledger_file._migrate, 2500):
+    for copy in as_killed(path, lambda db: ledger_file._migrate(db, path), 2500):
         with closing(sqlite3.connect(copy)) as db:
             versions += db.execute("pragma user_version").fetchone()
             assert db.execute("pragma integrity_check").fetchall() == [("ok",)]

@@ -1,5 +1,6 @@
 """SQLite file of the ledger: new, migrated, newer, damaged and full."""
 
+import fcntl
 import os
 import sqlite3
 from contextlib import closing
@@ -68,6 +69,27 @@ def test_a_file_of_version_1_is_migrated_and_keeps_its_rows(tmp_path: Path) -> N
         assert table_names(db) == table_names(new)
         assert db.execute("select day, spent from days").fetchall() == [("2027-01-04", 5)]
         assert db.execute("pragma user_version").fetchone() == (VERSION,)
+
+
+def test_a_file_is_not_migrated_while_a_process_that_could_not_use_it_runs_a_job(tmp_path: Path) -> None:
+    """Until version 8 a lock file held the number of its process only."""
+    path = tmp_path / "ledger.sqlite"
+    with closing(sqlite3.connect(path)) as old:
+        old.executescript(f"{ledger_file._FIRST} pragma user_version = 1;")
+    locks = tmp_path / "locks"
+    locks.mkdir()
+    for name, text in {"ended": "1", "label": "2", "new": f"3, ledger version {VERSION}"}.items():
+        (locks / f"{name}.lock").write_text(text)
+    with (locks / "label.lock").open() as held, (locks / "new.lock").open() as also_held:
+        for file in (held, also_held):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(JobError, match="an older Rowmill is still running label with it; wait for the end"):
+            open_ledger_file(path)
+        with closing(sqlite3.connect(path)) as db:
+            assert db.execute("pragma user_version").fetchone() == (1,)
+        fcntl.flock(held, fcntl.LOCK_UN)
+        with closing(open_ledger_file(path)) as db:
+            assert db.execute("pragma user_version").fetchone() == (VERSION,)
 
 
 def test_a_newer_file_is_refused_with_the_remedy(tmp_path: Path) -> None:
