@@ -115,6 +115,7 @@ def local_engine(context: RunContext) -> Engine:
         ledger, context.counters, DispatchState(context.is_retrying), run.run_id, job.limits.failed_share
     )
     pending.on_request = context.on_request
+    ledger.watch_free_space(concurrency, pending.state.stop)
     online = OnlineDispatcher(
         pending, ledger, transport, context.budget, retry_limits, concurrency, context.daily_budget
     )
@@ -159,6 +160,7 @@ def local_engine(context: RunContext) -> Engine:
             connections, shortage = affordable_connections(limits.concurrency)
             transport.set_connections(connections)
             online.set_concurrency(connections)
+            ledger.watch_free_space(connections, pending.state.stop)
         job_limiter.set_configured(limits.requests_per_minute, limits.tokens_per_minute)
         if budget is not None:
             context.budget.set_limit(budget)

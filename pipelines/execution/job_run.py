@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import os
 import signal
 import sqlite3
@@ -40,6 +39,7 @@ from pipelines.engines.local_engine import ChunkRunner, Engine, RunContext, loca
 from pipelines.execution.committer import Committer, rejected_lines
 from pipelines.execution.run_steering import serve_control, steer_run
 from pipelines.formatting import format_count
+from pipelines.ledger.free_space import DISK_FULL, is_disk_full
 from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.ledger.ledger_file import DAMAGE_REMEDY, lost_file
 from pipelines.ledger.projection import encode_table
@@ -343,9 +343,8 @@ def _handle_signals(dispatcher: DispatchControl, grace: float) -> Iterator[None]
 
 def _stop_reason(failure: BaseException) -> str:
     """One line that names what stopped the run; the text of a defect is left out, since it may quote a row."""
-    full = isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or (isinstance(failure, sqlite3.OperationalError) and "full" in str(failure)):
-        return "disk full: make room and run again; answers that were received are kept in the ledger"
+    if is_disk_full(failure):
+        return DISK_FULL
     if isinstance(failure, OSError):
         return f"cannot write: {failure}"
     if isinstance(failure, sqlite3.DatabaseError) and not isinstance(failure, sqlite3.OperationalError):

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from pipelines.ledger.answer_files import AnswerFiles
 from pipelines.ledger.answer_index import AnswerLookup, IndexMerge, delete_statements, rebuild_lost_index
 from pipelines.ledger.entries import PendingExchange, SettledExchange, StoredAnswer
+from pipelines.ledger.free_space import DISK_FULL, FreeSpace, is_disk_full
 from pipelines.ledger.ledger_file import (
     Durability,
     database_errors,
@@ -33,6 +34,12 @@ from pipelines.ledger.ledger_reader import ANSWER_COLUMNS, answer_with_request, 
 from pipelines.ledger.write_batch import WriteBatch
 
 T = TypeVar("T")
+
+FULL_DISK_SECONDS = 10.0
+"""How long a write to a full disk is tried again: an unfinished part of a table may be removed in this time."""
+
+FULL_DISK_RETRY_SECONDS = 0.2
+"""Time between these."""
 
 
 class Ledger:
@@ -52,6 +59,8 @@ class Ledger:
             self.writer = int(get_or_set_meta(self._write, "writers", "0")) + 1
             self._write.execute("update meta set value = ? where key = 'writers'", (str(self.writer),))
             rebuild_lost_index(self._write)
+        self._space = FreeSpace(path.parent, 0)
+        self._on_full_disk: Callable[[str], None] | None = None
         self._has_new_answers = False
         """Whether answers were written, whose entries are to be in the index in the end."""
         self._seq = 0
@@ -78,6 +87,11 @@ class Ledger:
     def is_in_place(self) -> bool:
         """Whether the open file is still the one at its path."""
         return file_id(self.path) == self._file_id
+
+    def watch_free_space(self, exchanges: int, on_full: Callable[[str], None]) -> None:
+        """Call `on_full` in the event loop, with a line for the user, if an exchange is about to be sent and the disk
+        may be too full for the answers of so many in flight; also if it is full."""
+        self._space.exchanges, self._on_full_disk = exchanges, on_full
 
     def restore(self) -> Path:
         """Write the file again from the open connection if it was removed or replaced; return where it is now.
@@ -324,7 +338,7 @@ class Ledger:
         while queue := self._take_queue():
             loop, began = queue[0][1].get_loop(), time.perf_counter()
             try:
-                results = self._write_together([write for write, _ in queue])
+                results = self._write_or_wait([write for write, _ in queue], loop)
                 self.write_seconds += time.perf_counter() - began
                 resolved: Iterable[tuple[asyncio.Future[Any], Any]] = zip((f for _, f in queue), results, strict=True)
                 loop.call_soon_threadsafe(_resolve, list(resolved))
@@ -336,13 +350,32 @@ class Ledger:
         if self._has_new_answers:
             self._merge_answers(self._merge.finish)
 
+    def _write_or_wait(
+        self, writes: Sequence[Callable[[WriteBatch], Any]], loop: asyncio.AbstractEventLoop
+    ) -> list[Any]:
+        """Run these in one transaction; return their results. On a full disk, wait a while for space."""
+        deadline = time.monotonic() + FULL_DISK_SECONDS
+        while True:
+            try:
+                results, has_pending = self._write_together(writes)
+            except (OSError, sqlite3.OperationalError) as exc:
+                if not is_disk_full(exc) or self._on_full_disk is None or time.monotonic() > deadline:
+                    raise
+                loop.call_soon_threadsafe(self._on_full_disk, DISK_FULL)
+                time.sleep(FULL_DISK_RETRY_SECONDS)
+                continue
+            if has_pending and self._on_full_disk is not None and (shortage := self._space.shortage()) is not None:
+                # Before those who wait for `results` send anything.
+                loop.call_soon_threadsafe(self._on_full_disk, shortage)
+            return results
+
     def _merge_answers(self, merge: Callable[[], None]) -> None:
         # On a full disk, for example: the answers are stored, and a later merge includes them.
         with contextlib.suppress(sqlite3.Error):
             merge()
 
-    def _write_together(self, writes: Sequence[Callable[[WriteBatch], Any]]) -> list[Any]:
-        """Run these in one transaction; return their results."""
+    def _write_together(self, writes: Sequence[Callable[[WriteBatch], Any]]) -> tuple[list[Any], bool]:
+        """Run these in one transaction; return their results, and whether one of them recorded a pending exchange."""
         with self._write:
             self._write.execute("begin immediate")
             batch = self._batch(self._write)
@@ -350,7 +383,9 @@ class Ledger:
             batch.flush()
         self._seq = batch.seq
         self._has_new_answers |= bool(batch.answer_ids)
-        return results
+        if batch.answer_sizes:
+            self._space.record(batch.answer_sizes)
+        return results, batch.has_pending
 
     def _batch(self, db: sqlite3.Connection) -> WriteBatch:
         return WriteBatch(db, self.files, self._answer_ids, self.writer, self._seq, now_us())

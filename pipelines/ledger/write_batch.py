@@ -47,6 +47,10 @@ class WriteBatch:
         self._answers: dict[bytes, tuple[Any, ...]] = {}
         self.answer_ids: dict[bytes, int] = {}
         """Fingerprint -> id of the answers that were written."""
+        self.has_pending = False
+        """Whether an exchange is about to be sent."""
+        self.answer_sizes: list[int] = []
+        """Bytes of the answers of each exchange that was settled, with their requests."""
         self._unverified: list[tuple[bytes, int, bytes, int]] = []
         self._verified: list[tuple[bytes]] = []
         self._finished: list[tuple[int]] = []
@@ -61,6 +65,7 @@ class WriteBatch:
         if day is not None and not self._reserve(pending.max_cost or 0, *day):
             return False
         keys = pending.keys.decode()
+        self.has_pending = True
         self._pending.append(
             (
                 pending.exchange_id,
@@ -94,6 +99,7 @@ class WriteBatch:
             )
         )  # fmt: skip
         self.store_answers(settled.route_id, settled.answers, settled.exchange_id)
+        self.answer_sizes.append(sum(len(sent) + len(reply or b"") for _, sent, reply, _ in settled.answers))
         for fingerprint, packed in settled.unverified:
             if packed is None:
                 self._verified.append((fingerprint,))

@@ -1,6 +1,7 @@
 """Ledger: pending exchanges before sending, settled ones and answers after it, and recovery from a kill."""
 
 import asyncio
+import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -171,6 +172,41 @@ async def test_a_failed_write_does_not_end_the_writing_thread(tmp_path: Path) ->
         await ledger.write_queued("insert into no_such_table values (?)", (1,))
     route_id = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
     assert await add_pending(ledger, route_id) is not None
+    ledger.close()
+
+
+async def test_answers_wait_for_space_on_a_full_disk_and_nothing_is_sent_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.ledger.ledger.FULL_DISK_RETRY_SECONDS", 0.001)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    route_id = ledger.register_route("run-1", "job", "step", "local", "chat", "m")
+    messages: list[str] = []
+
+    def make_room(message: str) -> None:
+        messages.append(message)
+        (limit,) = ledger._write.execute("pragma max_page_count = 1000000").fetchone()
+        assert limit == 1_000_000
+
+    ledger.watch_free_space(8, make_room)
+    first, second = await add_pending(ledger, route_id), await add_pending(ledger, route_id)
+    assert first is not None
+    assert second is not None
+    assert messages == []
+    ledger._write.execute("pragma max_page_count = 1")
+    answers = [(FINGERPRINT, b"asked", b"reply" * 5000, None)]
+    await ledger.settle(settled_exchange(first, route_id, answers=answers))
+    assert set(messages) == {"disk full: make room and run again; answers that were received are kept in the ledger"}
+    assert list(ledger.lookup([FINGERPRINT])) == [FINGERPRINT]
+    messages.clear()
+    monkeypatch.setattr(os, "statvfs", lambda folder: os.statvfs_result((4096, 4096, 1000, 100, 100, *[0] * 6)))
+    await ledger.settle(settled_exchange(second, route_id))
+    assert messages == []
+    await add_pending(ledger, route_id)
+    assert messages == [
+        f"{tmp_path}: disk full: 409.6 kB left, the answers of 8 requests in flight may need 512.2 kB; "
+        "make room and run again, it goes on where it stopped"
+    ]
     ledger.close()
 
 
