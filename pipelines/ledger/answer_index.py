@@ -7,7 +7,7 @@ in one of the two, in the same transaction as the answer itself. Readers look in
 """
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 MIN_TAIL = 20_000
@@ -35,9 +35,12 @@ LAST_ANSWER = (
 _KEEP_LAST_ANSWER = f"insert or replace into meta values ('last_answer', {LAST_ANSWER})"
 
 _DELETE = (
-    "delete from answer_index where fingerprint in (select fingerprint from answers where id in ({0})) and id in ({0})",
-    "delete from answer_tail where id in ({0})",
-    "delete from answers where id in ({0})",
+    # SQLite takes what follows `in` in its order: each page of the index is written once.
+    "delete from answer_index where fingerprint in "
+    "(select a.fingerprint from temp.deleted d cross join answers a on a.id = d.id) "
+    "and id in (select id from temp.deleted)",
+    "delete from answer_tail where id in (select id from temp.deleted)",
+    "delete from answers where id in (select id from temp.deleted)",
 )
 
 _SOURCES = (
@@ -110,10 +113,19 @@ def update_answers(db: sqlite3.Connection, answers: Sequence[tuple[Any, ...]]) -
     )
 
 
-def delete_statements(ids: Sequence[int]) -> list[tuple[str, Sequence[Sequence[int]]]]:
-    """Return what deletes these answers and their entries, as statements and their rows of values."""
-    placeholders = _placeholders(len(ids))
-    return [(_KEEP_LAST_ANSWER, [()]), *((statement.format(placeholders), [ids]) for statement in _DELETE)]
+def delete_answers(db: sqlite3.Connection, ids: Iterable[int]) -> None:
+    """Delete these answers and their entries in one transaction. `db`: in autocommit mode.
+
+    The more answers are deleted at a time, the fewer pages of the index are written for each.
+    """
+    db.execute("pragma temp_store = memory")
+    db.execute("create temp table deleted (id integer primary key)")
+    db.execute("begin immediate")
+    db.executemany("insert into temp.deleted values (?)", zip(ids))
+    db.execute(_KEEP_LAST_ANSWER)
+    for statement in _DELETE:
+        db.execute(statement)
+    db.execute("commit")
 
 
 def rebuild_lost_index(db: sqlite3.Connection) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.ledger.answer_files import AnswerFiles
-from pipelines.ledger.answer_index import AnswerLookup, IndexMerge, delete_statements, rebuild_lost_index
+from pipelines.ledger.answer_index import AnswerLookup, IndexMerge, delete_answers, rebuild_lost_index
 from pipelines.ledger.entries import PendingExchange, SettledExchange, StoredAnswer
 from pipelines.ledger.free_space import DISK_FULL, FreeSpace, is_disk_full
 from pipelines.ledger.ledger_file import (
@@ -210,8 +210,9 @@ class Ledger:
         return answer_with_request(self.select_answers(ANSWER_COLUMNS, [fingerprint]), self.files, fingerprint)
 
     def delete_answers(self, ids: Sequence[int]) -> None:
-        """Delete these answers in one transaction, committed on return."""
-        self.write_all(delete_statements(ids))
+        """Delete these answers in one transaction, committed on return: best many at a time."""
+        with database_errors(self.path), closing(self._open_again()) as db:
+            delete_answers(db, ids)
 
     # Runs, commits and other tables.
 

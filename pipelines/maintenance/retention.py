@@ -20,8 +20,11 @@ from pipelines.pricing.prices import usd
 from pipelines.reporting.status_queries import iso_time
 from pipelines.runtime.locks import job_lock
 
-DELETE_BATCH = 500
-"""Number of answers deleted at a time."""
+DELETE_BATCH = 300_000
+"""Number of answers deleted at a time, with some 50 MB of memory: each time, most of the answer index is written."""
+
+LOOKUP_BATCH = 500
+"""Number of answers looked up at a time."""
 
 _UNITS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 
@@ -162,9 +165,10 @@ def drop_committed(ledger: Ledger, job: str, sink_name: str, shape: TableShape) 
     """
     dropped = 0
     needed: set[bytes] | None = None
-    for (commit,) in ledger.query(
-        "select id from commits where job = ? and sink = ? and rows is not null", (job, sink_name)
-    ):
+    answers: dict[int, str | None] = {}
+    emptied: list[int] = []
+    commits = ledger.query("select id from commits where job = ? and sink = ? and rows is not null", (job, sink_name))
+    for place, (commit,) in enumerate(commits, start=1):
         ((rows,),) = ledger.query("select rows from commits where id = ?", (commit,))
         fingerprints = {
             mark for row in decode_table(rows).column(ANSWERS).to_pylist() for mark in row if mark is not None
@@ -172,17 +176,16 @@ def drop_committed(ledger: Ledger, job: str, sink_name: str, shape: TableShape) 
         if needed is None:
             needed = answers_of_failed_rows(ledger, job, sink_name, shape)
         fingerprints -= needed
-        answers: list[tuple[int, str | None]] = []
         for batch in _batches(sorted(fingerprints)):
             found = ledger.select_answers("a.id, a.file, a.error", batch)
-            answers += [(answer, file) for answer, file, error in found if error is None]
-        # Answers in the same file are deleted together.
-        answers.sort(key=lambda answer: answer[1] or "")
-        for start in range(0, len(answers), DELETE_BATCH):
-            _delete(ledger, answers[start : start + DELETE_BATCH])
-        dropped += len(answers)
-        # Without answers it cannot be rebuilt; its errors and deletions stay.
-        ledger.write("update commits set rows = null where id = ?", (commit,))
+            answers |= {answer: file for answer, file, error in found if error is None}
+        emptied.append(commit)
+        if len(answers) >= DELETE_BATCH or place == len(commits):
+            _delete(ledger, list(answers.items()))
+            dropped += len(answers)
+            # Without answers it cannot be rebuilt; its errors and deletions stay.
+            ledger.write_all([("update commits set rows = null where id = ?", [(one,) for one in emptied])])
+            answers, emptied = {}, []
     return dropped
 
 
@@ -252,5 +255,5 @@ def _yaml_files(workspace: Workspace) -> Iterator[Path]:
 
 
 def _batches(values: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    for start in range(0, len(values), DELETE_BATCH):
-        yield values[start : start + DELETE_BATCH]
+    for start in range(0, len(values), LOOKUP_BATCH):
+        yield values[start : start + LOOKUP_BATCH]

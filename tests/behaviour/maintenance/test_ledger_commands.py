@@ -16,6 +16,7 @@ import pytest
 from connectors.errors import JobError
 from pipelines.ledger import ledger_file
 from pipelines.ledger.ledger import Ledger, now_us
+from pipelines.maintenance import retention
 from pipelines.runtime.locks import job_lock
 
 Read = Callable[..., list[dict[str, Any]]]
@@ -257,6 +258,23 @@ def test_answers_are_deleted_when_their_rows_are_committed_and_failed_ones_stay(
     assert cli("rebuild", job) == 2
     assert "4 of 4 rows cannot be written again" in cli.err
     assert len(read(workspace.folder / "out")) == 4
+
+
+def test_answers_of_many_commits_are_deleted_in_batches(
+    workspace: Any, cli: Any, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "DELETE_BATCH", 3)
+    workspace.csv(9)
+    job = workspace.job()
+    for rows in (2, 4, 6, 7):
+        cli.run(job, "--limit", str(rows))
+    path = workspace.folder / "rowmill.yaml"
+    path.write_text(path.read_text() + "keep_answers: committed\n")
+    assert cli.run(job)["requests"] == 2
+    assert sql(workspace, "select count(*), count(rows) from commits") == [(5, 0)]
+    assert sql(workspace, "select count(*) from answers") == [(0,)]
+    assert cli.run(job)["requests"] == 0
+    assert len(read(workspace.folder / "out")) == 9
 
 
 def test_answers_of_a_stopped_run_stay_until_it_is_finished(workspace: Any, provider: Any, cli: Any) -> None:
