@@ -1,6 +1,7 @@
 """SQL predicates of a job file (`where`, `when`): one expression over the columns of a row that opens no file."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import duckdb
@@ -10,9 +11,22 @@ from connectors.errors import JobError, KeyPath, did_you_mean, dotted
 from connectors.records import RowError
 from connectors.sql import first_line, parse_sql, parser_connection
 
+_FAILING_FUNCTIONS = frozenset({"error"})
+"""Functions that DuckDB does not fold, although they always do the same."""
+_SETTING_FUNCTIONS = frozenset({"getenv", "getvariable", "current_setting"})
+"""Functions whose value depends on more than their arguments."""
+_CLOCK_NAMES = frozenset({"current_date", "current_time", "current_timestamp", "localtime", "localtimestamp"})
+"""Functions that are written like columns."""
 
-def predicate_columns(sql: str, columns: Mapping[str, Any], where: KeyPath) -> frozenset[str]:
-    """Return the columns in the predicate; JobError at `where` if it is not a single expression over `columns`."""
+
+def predicate_columns(
+    sql: str, columns: Mapping[str, Any], where: KeyPath, allows_clock: bool = False
+) -> frozenset[str]:
+    """Return the columns in the predicate; JobError at `where` if it is not a single expression over `columns`.
+
+    A function that gives another value each time is refused. `allows_clock`: not if it is the same for all rows of one
+    query, such as `now()`.
+    """
     with parser_connection() as db:
         # On a separate line: a comment at its end must not hide the bracket.
         remedy = "write one SQL expression, e.g. length(body) > 20"
@@ -24,9 +38,14 @@ def predicate_columns(sql: str, columns: Mapping[str, Any], where: KeyPath) -> f
     used: set[str] = set()
     for words in _column_references(node["select_list"][0], where, frozenset()):
         name = by_lower_name.get(words[0].lower())
+        if name is None and words[0].lower() in _CLOCK_NAMES:
+            if not allows_clock:
+                raise _changing_function(words[0].lower(), where)
+            continue
         if name is None:
             raise JobError(where, f"no column {'.'.join(words)} here", did_you_mean(words[0], columns))
         used.add(name)
+    _check_functions(node["select_list"], where, allows_clock)
     return frozenset(used)
 
 
@@ -60,12 +79,22 @@ def bisect_rows(
         bisect_rows(table.slice(middle), evaluate, refuse, first + middle)
 
 
+def expression_nodes(tree: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield all nodes of a parsed expression."""
+    if isinstance(tree, list):
+        for inner in tree:
+            yield from expression_nodes(inner)
+    elif isinstance(tree, Mapping):
+        yield tree
+        yield from expression_nodes(list(tree.values()))
+
+
 class Predicate:
     """A step's `when`, evaluated on the rows of a chunk; NULL counts as false."""
 
     def __init__(self, sql: str, schema: pa.Schema, where: KeyPath) -> None:
         """Raise JobError at `where` if the SQL is not a predicate over these columns."""
-        self.columns = predicate_columns(sql, dict.fromkeys(schema.names), where)
+        self.columns = predicate_columns(sql, dict.fromkeys(schema.names), where, allows_clock=True)
         self._where = where
         self._names = sorted(self.columns)
         self._db = evaluation_connection()
@@ -130,3 +159,29 @@ def _column_references(node: Any, where: KeyPath, parameters: frozenset[str]) ->
         case _:
             for inner in node.values():
                 yield from _column_references(inner, where, parameters)
+
+
+@cache
+def _changing_functions() -> tuple[frozenset[str], frozenset[str]]:
+    """Return the functions with another value in each row, and those with another one in each query."""
+    with parser_connection() as db:
+        found = db.execute(
+            "select distinct lower(function_name), stability = 'VOLATILE' from duckdb_functions() "
+            "where stability = 'VOLATILE' or (stability = 'CONSISTENT_WITHIN_QUERY' and len(parameters) = 0)"
+        ).fetchall()
+    in_rows = frozenset(name for name, is_volatile in found if is_volatile) - _FAILING_FUNCTIONS
+    return in_rows, frozenset(name for name, is_volatile in found if not is_volatile) | _SETTING_FUNCTIONS
+
+
+def _check_functions(tree: Any, where: KeyPath, allows_clock: bool) -> None:
+    in_rows, in_queries = _changing_functions()
+    for node in expression_nodes(tree):
+        name = str(node.get("function_name", "")).lower()
+        if name in in_rows:
+            raise _changing_function(name, where)
+        if not allows_clock and (name in in_queries or (name == "age" and len(node.get("arguments", ())) == 1)):
+            raise _changing_function(name, where)
+
+
+def _changing_function(name: str, where: KeyPath) -> JobError:
+    return JobError(where, f"{name} gives another value each time", "take it from a column of the source")

@@ -354,7 +354,7 @@ class SourceReader:
         if self._source.where is not None:
             kinds = {name: column.kind for name, column in self._columns.items()}
             where = ("source", "where")
-            self._where_columns = predicate_columns(self._source.where, kinds, where)
+            self._where_columns = predicate_columns(self._source.where, kinds, where, allows_clock=True)
             self.check_readable(self._where_columns)
             try:
                 self._db.execute(f"select 1 from {self.chosen(())} limit 0").fetchall()

@@ -1,8 +1,7 @@
 """SQL expressions of local steps: checked, typed, and evaluated over many rows at a time."""
 
 import threading
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Mapping
 from typing import Any
 
 import duckdb
@@ -12,14 +11,10 @@ from connectors.contracts import RESERVED_NAME
 from connectors.errors import JobError, KeyPath
 from connectors.sources.column_types import HUGE_AS, HUGE_TYPES, arrow_type, mapped_type, plain_type
 from connectors.sql import first_line, identifier, parse_sql, parser_connection
-from pipelines.config.sql_predicate import evaluation_connection, predicate_columns
+from pipelines.config.sql_predicate import evaluation_connection, expression_nodes, predicate_columns
 
 ROW_INDEX = "_row_index"
 """The column with the position of a row among those that are evaluated together."""
-FAILING_FUNCTIONS = frozenset({"error"})
-"""Functions that DuckDB does not fold, although they always do the same."""
-SETTING_FUNCTIONS = frozenset({"getenv", "getvariable", "current_setting"})
-"""Functions whose value depends on more than their arguments."""
 SAMPLING_FUNCTIONS = frozenset({"reservoir_quantile"})
 """Aggregates of some of the values, chosen at random."""
 EXPANDING_FUNCTIONS = frozenset({"unnest", "generate_subscripts"})
@@ -133,26 +128,15 @@ def _with_item_names(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-@cache
-def _refused_functions() -> frozenset[str]:
-    """Return the functions whose value is another one each time."""
-    with parser_connection() as db:
-        found = db.execute(
-            "select distinct lower(function_name) from duckdb_functions() where stability = 'VOLATILE' "
-            "or (stability = 'CONSISTENT_WITHIN_QUERY' and len(parameters) = 0)"
-        ).fetchall()
-    return (frozenset(name for (name,) in found) | SETTING_FUNCTIONS) - FAILING_FUNCTIONS
-
-
 def _check_functions(sql: str, where: KeyPath) -> None:
-    """Raise JobError for a function that gives another value each time, or another number of rows."""
+    """Raise JobError for a function that needs other rows, or makes several."""
     with parser_connection() as db:
         parsed = parse_sql(db, f"select\n{sql}", where, "write one SQL expression")
     selected = parsed["statements"][0]["node"]["select_list"]
     if len(selected) > 1:
         # In parentheses, DuckDB would make a struct of them.
         raise JobError(where, f"has {len(selected)} expressions", "write one; a list is in brackets: [a, b]")
-    for node in _nodes(selected):
+    for node in expression_nodes(selected):
         name = str(node.get("function_name", "")).lower()
         if node.get("class") == "WINDOW":
             raise JobError(where, "has a window function, and rows have no neighbours here", "use a `sql:` source")
@@ -160,14 +144,3 @@ def _check_functions(sql: str, where: KeyPath) -> None:
             raise JobError(where, f"{name} makes several rows of one", "use each: {list: ...}")
         if name in SAMPLING_FUNCTIONS:
             raise JobError(where, f"{name} takes values at random", "write quantile_cont or approx_quantile")
-        if name in _refused_functions() or (name == "age" and len(node.get("arguments", ())) == 1):
-            raise JobError(where, f"{name} gives another value each time", "take it from a column of the source")
-
-
-def _nodes(tree: Any) -> Iterator[Mapping[str, Any]]:
-    if isinstance(tree, list):
-        for inner in tree:
-            yield from _nodes(inner)
-    elif isinstance(tree, Mapping):
-        yield tree
-        yield from _nodes(list(tree.values()))

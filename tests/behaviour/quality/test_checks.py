@@ -151,6 +151,7 @@ def test_a_later_step_is_not_requested_for_a_row_that_fails_a_check(
         ("check: [topik = 1]", "no column topik here"),
         ("check: [{that: 'true', then: x}]", "then"),
         ("repairs: -1", "repairs"),
+        ("check: [random() < 2]", "random gives another value each time; take it from a column of the source"),
         ("check: [count(*) > 1]", "WHERE clause cannot contain aggregates"),
         ("check: [row_number() over () > 1]", "WHERE clause cannot contain window functions"),
         ("check: [read_text('rows.csv') = '']", "read_text"),

@@ -49,6 +49,33 @@ def test_anything_but_one_expression_over_the_columns_is_an_error(sql: str, mess
     assert (caught.value.key_path, str(caught.value)) == (WHERE, f"steps.label.when: {message}")
 
 
+@pytest.mark.parametrize(
+    ("sql", "is_clock"),
+    [
+        ("random() < 0.5", False),
+        ("list_contains(list_transform([1], x -> x + random()), 2)", False),
+        ("id > epoch(now())", True),
+        ("md5(Body) > cast(uuid() as varchar)", False),
+        ("current_date > date '2026-01-01'", True),
+        ("age(timestamp '2026-01-01') > interval 1 day", True),
+        ("current_setting('TimeZone') = Body", True),
+    ],
+)
+def test_chance_is_refused_in_every_predicate_and_the_clock_in_those_that_judge_answers(
+    sql: str, is_clock: bool
+) -> None:
+    columns = dict.fromkeys(TABLE.schema.names)
+    with pytest.raises(
+        JobError, match=r"^steps\.label\.when: \w+ gives another value each time; take it from a column"
+    ):
+        predicate_columns(sql, columns, WHERE)
+    if is_clock:
+        predicate_columns(sql, columns, WHERE, allows_clock=True)
+    else:
+        with pytest.raises(JobError, match="gives another value each time"):
+            predicate_columns(sql, columns, WHERE, allows_clock=True)
+
+
 def test_a_predicate_that_duckdb_cannot_bind_is_an_error() -> None:
     with pytest.raises(JobError) as caught:
         Predicate("no_such_function(id)", TABLE.schema, WHERE)
