@@ -30,6 +30,7 @@ from pipelines.preparation.schema_evolution import (
     gains_types_only,
     has_keys,
     is_empty,
+    refusal_with_remedies,
     schema_refusal,
     sink_types,
 )
@@ -286,7 +287,7 @@ def prepare_sink(ready: PreparedJob, ledger: Ledger, change: SchemaChange | None
             check_backfill(ready)
             fresh = True
         else:
-            raise
+            raise refusal_with_remedies(ready, exc) from exc
         ready.sink.prepare(fresh=fresh)
     append_usage(ledger, ready.sink, ready.job.name)
     return fresh

@@ -77,7 +77,8 @@ def format_plan(plan: Plan, path: str, trial_sink: str) -> "Group":
         title = Text(f"request {number}, step {example['step']}", style="bold")
         parts += ["", indented(title), indented(fact_list(_request_lines(example["request"]), is_cut=True), 4)]
     if plan.refused is not None:
-        commands = [("next", f"rowmill run {path} --schema-change cast")]
+        change = "cast" if "--schema-change cast" in plan.refused else "backfill"
+        commands = [("next", f"rowmill run {path} --schema-change {change}")]
     else:
         commands = [("next", f"rowmill run {path}")]
         if plan.requests > 200:

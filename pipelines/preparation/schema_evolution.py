@@ -1,6 +1,6 @@
 """Schema evolution: what happens if a job declares other columns than its sink's tables have."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -27,6 +27,7 @@ CAST_COMMIT_ROWS = 25_000
 CAST_COMMIT_BYTES = 64 << 20
 MAX_SHOWN_CHARACTERS = 60
 """Characters of a value in a message."""
+BACKFILL_HINT = "ask all rows again (run --schema-change backfill)"
 OTHER_SINK_HINT = "write to another sink (run --sink PATH)"
 
 
@@ -47,8 +48,26 @@ def schema_refusal(ready: PreparedJob) -> DataError | None:
         ready.sink.check(fresh=False)
     except SchemaMismatch as exc:
         can_adapt = is_empty(ready) or gains_types_only(ready, exc) or gains_rungs_only(ready)
-        return None if can_adapt else exc
+        return None if can_adapt else refusal_with_remedies(ready, exc)
     return None
+
+
+def can_cast(ready: PreparedJob) -> bool:
+    """Whether the rows in the sink have the job's keys, each row another one."""
+    if not has_keys(ready):
+        return False
+    with scratch_connection(ready.scratch) as db:
+        ready.sink.attach(db)
+        without, equal = _count_unusable_keys(db, ready.shape.key, ready.sink.results_sql())
+        ready.sink.detach(db)
+    return not without and not equal
+
+
+def refusal_with_remedies(ready: PreparedJob, mismatch: SchemaMismatch) -> DataError:
+    """Return the mismatch with those remedies that work."""
+    if can_cast(ready):
+        return mismatch
+    return DataError(mismatch.where, mismatch.found, f"{BACKFILL_HINT}, or {OTHER_SINK_HINT}")
 
 
 def gains_rungs_only(ready: PreparedJob) -> bool:
@@ -275,20 +294,24 @@ def _format_value(value: pa.Scalar) -> str:
 def _check_keys(ready: PreparedJob, results: Path) -> None:
     """Raise DataError if a cast row has no key, or two have the same key."""
     key = ready.shape.key
-    nulls = " or ".join(f"{identifier(name)} is null" for name in key)
     with scratch_connection(ready.scratch) as db:
-        ((without, rows, different),) = db.execute(
-            f"select count(*) filter ({nulls}), count(*), count(distinct {key_text(key)}) "
-            f"from read_parquet({literal(results)})"
-        ).fetchall()
-    if without or rows != different:
-        equal = format_count(rows - different, "row")
-        what = f"null in {format_count(without, 'row')}" if without else f"the same in {equal} and others"
+        without, equal = _count_unusable_keys(db, key, f"read_parquet({literal(results)})")
+    if without or equal:
+        same = f"the same in {format_count(equal, 'row')} and others"
+        what = f"null in {format_count(without, 'row')}" if without else same
         raise DataError(
             ready.sink_name,
             f"--schema-change cast: the key {', '.join(key)} would be {what} of its results",
             f"nothing was changed: run with --set sink.write=replace, or {OTHER_SINK_HINT}",
         )
+
+
+def _count_unusable_keys(db: duckdb.DuckDBPyConnection, key: Sequence[str], rows: str) -> tuple[int, int]:
+    """Return how many rows have no key, and how many have that of another row. `rows`: SQL."""
+    nulls = " or ".join(f"{identifier(name)} is null" for name in key)
+    query = f"select count(*) filter ({nulls}), count(*), count(distinct {key_text(key)}) from {rows}"
+    ((without, count, different),) = db.execute(query).fetchall()
+    return without, count - different
 
 
 def _concatenated(tables: Iterable[pa.Table], shape: TableShape) -> Iterator[pa.Table]:
