@@ -121,10 +121,10 @@ class MediaReader:
     @contextlib.asynccontextmanager
     async def open(self, value: Any, max_bytes: int) -> AsyncIterator[BinaryIO]:
         """Open the file of any type that a row's value names or contains; MediaError or FetchError if there is none."""
-        use, value = MediaColumn("document", max_bytes), _named_value(value)
-        if isinstance(value, str) and value[:5].lower() != "data:" and not _is_web_address(value):
+        use, path, value = MediaColumn("document", max_bytes), named_path(value), _named_value(value)
+        if path is not None:
             with contextlib.ExitStack() as opened:
-                file, _ = await self._in_thread(lambda: opened.enter_context(self._open_path(value)))
+                file, _ = await self._in_thread(lambda: opened.enter_context(self._open_path(path)))
                 _check_size(file.seek(0, os.SEEK_END), use)
                 file.seek(0)
                 yield file
@@ -300,6 +300,13 @@ def _document_type(file: BinaryIO, source: str) -> FileType:
         return detect_document(file)
     except DocumentError as exc:
         raise MediaError("input", f"{source} {exc}") from exc
+
+
+def named_path(value: Any) -> str | None:
+    """Return the path that a row's value has; None for a URL or content. MediaError for other values."""
+    named = _named_value(value)
+    is_path = isinstance(named, str) and named[:5].lower() != "data:" and not _is_web_address(named)
+    return str(named) if is_path else None
 
 
 def _named_value(value: Any) -> str | bytes:

@@ -46,9 +46,9 @@ def show_command(folder: Path, as_json: bool) -> None:
     """
     from pipelines.maintenance.retention import ledger_summary
 
-    _, ledger = _open_ledger(folder)
+    workspace, ledger = _open_ledger(folder)
     try:
-        summary = ledger_summary(ledger)
+        summary = ledger_summary(workspace, ledger)
     finally:
         ledger.close()
     if as_json:
@@ -104,7 +104,11 @@ def prune_command(
         click.echo(f"{job}: has an open run, so its answers stay; finish it with: rowmill run", err=True)
     would, freed = ("would delete", "they take") if dry_run else ("deleted", "freed")
     size = format_bytes(result.freed_bytes)
-    click.echo(f"{would} {result.answers:,} answers and {result.commits:,} commit records; {freed} {size}")
+    deleted = f"{result.answers:,} answers and {result.commits:,} commit records"
+    if result.documents:
+        texts = format_count(result.documents, "text")
+        deleted = f"{result.answers:,} answers, {result.commits:,} commit records and {texts} of documents"
+    click.echo(f"{would} {deleted}; {freed} {size}")
 
 
 @ledger_command.command("export")
@@ -147,7 +151,11 @@ def _format_summary(summary: dict[str, Any]) -> str:
     each = "" if summary["bytes_per_answer"] is None else f", {format_bytes(summary['bytes_per_answer'])} an answer"
     since = "" if summary["oldest_answer"] is None else f" since {shorten_times(summary['oldest_answer'])}"
     sizes = [format_bytes(summary[name]) for name in ("ledger_bytes", "files_bytes")]
+    texts = ""
+    if summary["documents"]:
+        nbytes = format_bytes(summary["documents_bytes"])
+        texts = f"\n{format_count(summary['documents'], 'text')} of documents, {nbytes}"
     return (
         f"{summary['path']}: {sizes[0]}, and {sizes[1]} in files next to it\n"
-        f"{summary['answers']:,} answers{since}{each}; {summary['exchanges']:,} exchanges"
+        f"{summary['answers']:,} answers{since}{each}; {summary['exchanges']:,} exchanges{texts}"
     )

@@ -48,6 +48,11 @@ class Workspace:
         return self.folder / self.settings.state
 
     @property
+    def documents(self) -> Path:
+        """The folder with the texts of documents that were read."""
+        return self.state / "documents"
+
+    @property
     def roots(self) -> tuple[Path, ...]:
         """Folders outside the workspace that jobs may read."""
         return tuple(self.folder / root for root in self.settings.roots)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from connectors.documents.document_reader import DocumentReader
+from connectors.documents.document_store import DocumentStore
 from connectors.transport.client import HttpTransport, RequestTimeouts
 from pipelines.batch.dispatcher import BatchDispatcher, BatchOptions
 from pipelines.batch.store import BatchLedger
@@ -127,6 +128,7 @@ def local_engine(context: RunContext) -> Engine:
     documents = DocumentAccess(
         media,
         DocumentReader(),
+        DocumentStore(prepared.workspace.documents, prepared.workspace.folder),
         prepared.sink.files_prefix,
         prepared.sink.files_folder,
         prepared.scratch / "pages",
@@ -169,7 +171,7 @@ def local_engine(context: RunContext) -> Engine:
 
     async def close() -> None:
         await transport.close()
-        await documents.reader.close()
+        await documents.close()
         await media.close()
 
     return Engine(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from connectors.contracts import TableShape
+from connectors.documents.document_store import prune_documents, stored_documents
 from connectors.errors import JobError
 from pipelines.config.workspace import Workspace
 from pipelines.config.yaml_reader import read_yaml
@@ -36,14 +37,17 @@ class PruneResult:
     answers: int
     commits: int
     """Commit records, from which `rebuild` writes rows again."""
+    documents: int
+    """Texts of documents, which are read again if a step needs them."""
     freed_bytes: int
-    """Reduction of the ledger and its files; in a dry run, the size of the answers."""
+    """Reduction of the ledger, its files and the texts; in a dry run, the size of the answers and texts."""
     protected_jobs: tuple[str, ...]
     """Jobs whose answers stay, because they have an open run."""
 
 
-def ledger_summary(ledger: Ledger) -> dict[str, Any]:
-    """Return the contents of the ledger, in total and by job."""
+def ledger_summary(workspace: Workspace, ledger: Ledger) -> dict[str, Any]:
+    """Return the contents of the ledger, in total and by job, and the size of the documents' texts."""
+    documents, document_bytes = stored_documents(workspace.documents)
     ((answers, answer_bytes, oldest, in_files),) = ledger.query(
         "select count(*), sum(coalesce(length(request), 0) + coalesce(length(reply), 0)), min(at), count(file) "
         "from answers"
@@ -64,6 +68,8 @@ def ledger_summary(ledger: Ledger) -> dict[str, Any]:
         "path": str(ledger.path),
         "ledger_bytes": _ledger_bytes(ledger),
         "files_bytes": file_bytes,
+        "documents": documents,
+        "documents_bytes": document_bytes,
         "answers": answers,
         "answers_in_files": in_files,
         "bytes_per_answer": round(((answer_bytes or 0) + file_bytes) / answers) if answers else None,
@@ -154,7 +160,11 @@ def prune(
             ledger.write("vacuum")
             ledger.write("pragma wal_checkpoint(truncate)")
             freed = size_before - _total_bytes(ledger)
-    return PruneResult(answers, commits, max(0, freed), spared)
+        documents = document_bytes = 0
+        # They belong to no job.
+        if jobs is None:
+            documents, document_bytes = prune_documents(workspace.documents, before / 1e6, dry_run)
+    return PruneResult(answers, commits, documents, max(0, freed) + document_bytes, spared)
 
 
 def drop_committed(ledger: Ledger, job: str, sink_name: str, shape: TableShape) -> int:

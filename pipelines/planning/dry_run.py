@@ -14,6 +14,7 @@ import pyarrow as pa
 from connectors.contracts import MediaColumn
 from connectors.documents.document import Document
 from connectors.documents.document_reader import DocumentReader
+from connectors.documents.document_store import DocumentStore
 from connectors.media.media_reader import MediaReader
 from connectors.records import (
     FAILED_CLASS,
@@ -134,13 +135,14 @@ async def dry_run(ready: PreparedJob, ledger: Ledger, asked: int) -> DryRun:
     """Process the rows that a run would request: all of them, or a sample spread over the source."""
     run = DryRun([_step_estimate(ready, ledger, step) for step in ready.steps])
     media = media_reader(ready)
-    documents = DocumentAccess(media, DocumentReader(), _PAGE_URL, None, ready.scratch)
+    store = DocumentStore(ready.workspace.documents, ready.workspace.folder, is_read_only=True)
+    documents = DocumentAccess(media, DocumentReader(), store, _PAGE_URL, None, ready.scratch)
     try:
         async with aclosing(_chunks(ready, asked)) as chunks:
             async for batch in chunks:
                 await _ChunkDryRun(ready, ledger, documents, run, pa.Table.from_batches([batch])).process()
     finally:
-        await documents.reader.close()
+        await documents.close()
         await media.close()
     for estimate in run.steps:
         estimate.count_groups()

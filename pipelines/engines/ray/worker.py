@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from connectors.contracts import EmbeddingFacts, Provider, TableShape
 from connectors.documents.document_reader import DocumentReader
+from connectors.documents.document_store import DocumentStore
 from connectors.errors import JobError
 from connectors.media.media_reader import MediaReader
 from connectors.transport.client import HttpTransport, RequestTimeouts
@@ -197,9 +198,10 @@ class WorkerActor:
         job_limiter.concurrency = config.job.limits.concurrency
         children = Path(self._scratch.name) / "children"
         prefix, folder = config.files
-        self._documents = DocumentReader()
-        documents = DocumentAccess(self._media, self._documents, prefix, folder, Path(self._scratch.name) / "pages")
-        return all_run_steps(every_step, run_steps, config.shape, children, documents), limiters
+        store = DocumentStore(config.workspace.documents, config.workspace.folder)
+        pages = Path(self._scratch.name) / "pages"
+        self._documents = DocumentAccess(self._media, DocumentReader(), store, prefix, folder, pages)
+        return all_run_steps(every_step, run_steps, config.shape, children, self._documents), limiters
 
     async def wait_for_room(self) -> None:
         """Return when another chunk is needed."""

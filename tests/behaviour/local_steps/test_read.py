@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from PIL import Image
 
+from connectors.documents import document_store
 from connectors.documents.document_reader import DocumentReader
 from pipelines.transforms import read as read_module
 from tests.conftest import Cli, ReadTable, Workspace
@@ -57,11 +59,9 @@ def test_documents_become_texts_pages_and_types_and_broken_ones_errors_of_their_
     ]
 
 
-def test_only_a_changed_document_is_read_again(
-    cli: Cli, library: Workspace, read: ReadTable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = job_of(library, READ)
-    cli.run(job)
+@pytest.fixture
+def sizes_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of each file that was read."""
     seen: list[int] = []
     original = DocumentReader.read
 
@@ -70,13 +70,81 @@ def test_only_a_changed_document_is_read_again(
         return await original(self, file, pictures)
 
     monkeypatch.setattr(DocumentReader, "read", counted)
-    assert (cli.run(job)["rows_reused"], seen) == (4, [])
+    return seen
+
+
+def test_only_a_changed_document_is_read_again(
+    cli: Cli, library: Workspace, read: ReadTable, sizes_read: list[int]
+) -> None:
+    job = job_of(library, READ)
+    cli.run(job)
+    sizes_read.clear()
+    assert (cli.run(job)["rows_reused"], sizes_read) == (4, [])
     (library.folder / "c.html").write_bytes(b"<html><p>Three")
     assert cli.run(job)["rows_ok"] == 4
-    assert seen == [len(b"<html><p>Three")]
+    assert sizes_read == [len(b"<html><p>Three")]
     assert read(library.folder / "out")[2]["doc"] == "Three"
     assert cli("rebuild", job) == 0
-    assert (read(library.folder / "out")[2]["doc"], len(seen)) == ("Three", 1)
+    assert (read(library.folder / "out")[2]["doc"], len(sizes_read)) == ("Three", 1)
+
+
+def test_a_changed_later_step_reads_no_document_again(
+    cli: Cli, library: Workspace, read: ReadTable, sizes_read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(made: str) -> list[Any]:
+        step = f'{{name: made, select: {{made: "{made}"}}}}'
+        cli.run(job_of(library, "{name: doc, read: file, pages: images, keep: false}", step, source=source))
+        return [row["made"] for row in read(library.folder / "out")]
+
+    source = "{csv: rows.csv, key: id, where: id = 1}"
+    path, text = library.folder / "a.txt", "First page.\n\nSecond page."
+    for each in library.folder.glob("?.*"):
+        os.utime(each, ns=(1_000_000_001, 1_000_000_001))
+    assert run("doc") == [text]
+    sizes_read.clear()
+    assert run("upper(doc)") == [text.upper()]
+    assert sizes_read == []
+    # A picture that is gone is drawn again.
+    pictures = sorted((library.folder / "out" / "files").iterdir())
+    pictures[0].unlink()
+    assert (run("left(doc, 5)"), len(sizes_read), pictures[0].exists()) == (["First"], 1, True)
+    # A damaged copy counts as none, a file with another time as another one.
+    (stored,) = (library.folder / ".rowmill" / "documents").glob("??/*")
+    stored.write_bytes(stored.read_bytes()[:-3])
+    assert (run("left(doc, 6)"), len(sizes_read)) == (["First "], 2)
+    os.utime(path, ns=(1_000_000_001, 2_000_000_001))
+    assert (run("left(doc, 6)"), len(sizes_read)) == (["First "], 3)
+    # Another version of the readers may find another text.
+    monkeypatch.setattr(document_store, "readers_version", lambda: "next")
+    assert (run("left(doc, 7)"), len(sizes_read)) == (["First p"], 4)
+    assert cli("ledger", "show", "--json", "--workspace", library.folder) == 0
+    assert orjson.loads(cli.out)["documents"] == 3
+    assert cli("ledger", "prune", "--older-than", "1h", "--workspace", library.folder) == 0
+    assert (run("left(doc, 8)"), len(sizes_read)) == (["First pa"], 4)
+    assert cli("ledger", "prune", "--older-than", "0h", "--workspace", library.folder) == 0
+    assert "deleted 0 answers, 7 commit records and 3 texts of documents" in cli.out
+    assert (run("left(doc, 9)"), len(sizes_read)) == (["First pag"], 5)
+
+
+def test_a_document_that_changes_while_it_is_read_is_an_error_until_the_next_run(
+    cli: Cli, library: Workspace, read: ReadTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = DocumentReader.read
+    path = library.folder / "c.html"
+
+    async def changing(self: DocumentReader, file: Any, pictures: Path | None = None) -> Any:
+        found = await original(self, file, pictures)
+        if not path.read_bytes().endswith(b"Three"):
+            path.write_bytes(b"<html><p>One<p>Two<p>Three")
+        return found
+
+    monkeypatch.setattr(DocumentReader, "read", changing)
+    job = job_of(library, READ, source="{csv: rows.csv, key: id, where: id = 3}")
+    assert cli.run(job)["rows_failed"] == 1
+    (error,) = read(library.folder / "out", "errors")
+    assert (error["error_class"], error["message"]) == ("input", "file: c.html changed while it was read; run again")
+    assert cli.run(job)["rows_ok"] == 1
+    assert [row["doc"] for row in read(library.folder / "out")] == ["One\n\nTwo\n\nThree"]
 
 
 def test_pages_of_a_pdf_become_pictures_that_a_later_step_sends(cli: Cli, library: Workspace, read: ReadTable) -> None:
