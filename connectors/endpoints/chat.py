@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from connectors.contracts import MalformedReply, StepContext
-from connectors.endpoints.conversation.chat_params import CHAT_PARAMS
+from connectors.endpoints.conversation.chat_params import CHAT_PARAMS, LEFT_OUT_OF_CHAT
 from connectors.endpoints.conversation.conversation_endpoint import (
     ConversationEndpoint,
     ConversationStep,
@@ -22,7 +22,7 @@ from connectors.endpoints.params.checks import check_params
 from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.transport.finish_reasons import ending, finish_reason
 from connectors.transport.reply_body import excerpt
-from connectors.transport.reply_texts import content_text, reasoning_text
+from connectors.transport.reply_texts import content_text, reasoning_text, transcript
 from connectors.transport.sse import Event
 from connectors.transport.stream_assembly import assemble_completion
 
@@ -46,7 +46,7 @@ class ChatStep(ConversationStep):
         tools, choice = take_param(self, params, "tools", where), take_param(self, params, "tool_choice", where)
         stream = take_stream(self, params, where)
         response_format = params.pop("response_format", None)
-        check_params(params, CHAT_PARAMS, where)
+        check_params(params, CHAT_PARAMS, where, LEFT_OUT_OF_CHAT)
         typed = parse_typed_output(self, where)
         count = int(params.get("n", 1))
         if typed is not None and count != 1:
@@ -130,6 +130,8 @@ def _has_message(choice: Mapping[str, Any]) -> bool:
 def _choice(source: Mapping[str, Any]) -> ReplyChoice:
     message, logprobs = source.get("message") or {"content": source.get("text")}, source.get("logprobs")
     refusal, text = message.get("refusal"), content_text(message.get("content"))
+    if not text and (spoken := transcript(message)):
+        text = spoken
     has_calls = "tool_calls" in message or "function_call" in message
     return ReplyChoice(
         text,

@@ -29,6 +29,13 @@ def reasoning_text(message: Mapping[str, Any]) -> str | None:
     return next((text for text in texts if isinstance(text, str) and text), None)
 
 
+def transcript(message: Mapping[str, Any]) -> str | None:
+    """Return the text of a spoken answer; None without one."""
+    audio = message.get("audio")
+    text = audio.get("transcript") if isinstance(audio, Mapping) else None
+    return text if isinstance(text, str) else None
+
+
 def _part_text(part: Any) -> str | None:
     if isinstance(part, str):
         return part

@@ -8,7 +8,7 @@ import orjson
 from connectors.contracts import MalformedReply
 from connectors.transport.bounded_json import parse_json
 from connectors.transport.finish_reasons import finish_reason
-from connectors.transport.reply_texts import REASONING_KEYS, content_text
+from connectors.transport.reply_texts import REASONING_KEYS, content_text, transcript
 from connectors.transport.sse import Event
 from connectors.transport.token_usage import StreamedUsage
 
@@ -183,6 +183,8 @@ class _Answer:
             self._add_call(call)
         if isinstance(delta.get("function_call"), dict):
             self._add_call({"index": "function_call", "function": delta["function_call"]})
+        if (spoken := transcript(delta)) is not None:
+            self._texts.setdefault("transcript", []).append(spoken)
         if isinstance(delta.get("metadata"), dict):
             self.metadata |= delta["metadata"]
 
@@ -227,6 +229,8 @@ class _Answer:
         if not content and not self._calls:
             # Some servers put the whole answer there; otherwise it would only make the ledger larger.
             message |= {key: texts[key] for key in REASONING_KEYS if texts.get(key)}
+        if "transcript" in texts:
+            message["audio"] = {"transcript": texts["transcript"]}
         if self._calls:
             message["tool_calls"] = self._calls
         return message

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from connectors.contracts import SinkModel, SourceModel
 from connectors.errors import JobError, KeyPath, closest, did_you_mean
@@ -222,6 +222,8 @@ def _kind_errors(values: Mapping[str, Any]) -> Iterator[ConfigError]:
         if len(given) > 1:
             found = f"a second kind of step next to {given[0]}"
             yield ConfigError(("steps", index, given[1]), found, "keep one of them, or write two steps")
+        elif not given and (misspelt := _misspelt_kind(step)) is not None:
+            yield ConfigError(("steps", index, misspelt[0]), "no such key", f"did you mean {misspelt[1]}?")
         elif not given:
             local = " or ".join(f"{kind}:" for kind in LOCAL_STEPS)
             remedy = f"write one of {', '.join(ENDPOINTS)}; a step without a request has {local} in its place"
@@ -231,6 +233,14 @@ def _kind_errors(values: Mapping[str, Any]) -> Iterator[ConfigError]:
         elif not isinstance(endpoint, str) or endpoint not in ENDPOINTS:
             found = f"found {format_value(endpoint)}, which is not an endpoint"
             yield ConfigError(path, found, did_you_mean(str(endpoint), ENDPOINTS))
+
+
+def _misspelt_kind(step: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the key of a step that is meant to name its kind, and the name that it should have."""
+    kinds = (*ENDPOINTS.values(), *LOCAL_STEPS.values())
+    known = {name for kind in kinds if issubclass(kind, BaseModel) for name in kind.model_fields}
+    pairs = ((key, closest(key, ("endpoint", *LOCAL_STEPS))) for key in map(str, step) if key not in known)
+    return next(((key, kind) for key, kind in pairs if kind is not None), None)
 
 
 def _error_without_kind(part: str, value: Mapping[str, Any], kinds: tuple[str, ...]) -> ConfigError:

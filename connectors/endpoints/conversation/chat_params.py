@@ -105,3 +105,12 @@ REFERENCE_PARAMS: Mapping[str, ParamCheck] = {
     **{name: _SHARED[name] for name in ("parallel_tool_calls", "temperature", "top_p", "user")},
 }
 """Section 2.3.2 of the reference, without the keys of the step."""
+
+_SPOKEN = ("its column is a text", "leave it out, or write it in extra_body: the transcript is the text")
+LEFT_OUT_OF_CHAT: Mapping[str, tuple[str, str]] = {
+    "audio": _SPOKEN,
+    "modalities": _SPOKEN,
+    "functions": ("replaced by tools", "write tools: in the step"),
+    "function_call": ("replaced by tool_choice", "write tool_choice: in the step"),
+}
+"""Parameters of chat completions that no step takes -> the reason, and what to write in their place."""

@@ -6,7 +6,7 @@ from typing import Any
 from connectors.contracts import MalformedReply
 from connectors.endpoints.conversation.output_columns import ReplyChoice
 from connectors.endpoints.conversation.structured_modes import STRUCTURED_MODES
-from connectors.endpoints.conversation.tool_calls import tool_call_struct
+from connectors.endpoints.conversation.tool_calls import parse_call_items
 from connectors.transport.finish_reasons import ending, finish_reason
 from connectors.transport.reply_body import excerpt
 from connectors.transport.sse import Event
@@ -62,12 +62,7 @@ class OpenAIResponsesFormat:
             texts = [reply["output_text"]]
         refusals = [part["refusal"] for part in parts if isinstance(part.get("refusal"), str)]
         logprobs = [token for part in parts if isinstance(part.get("logprobs"), list) for token in part["logprobs"]]
-        calls = [
-            tool_call_struct(item.get("call_id") or item.get("id"), item.get("name"), item.get(key))
-            for item in items
-            for kind, key in (("function_call", "arguments"), ("custom_tool_call", "input"))
-            if item.get("type") == kind
-        ]
+        calls = parse_call_items(items)
         return [
             ReplyChoice(
                 "".join(texts) if texts else None,

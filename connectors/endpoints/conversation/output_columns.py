@@ -133,11 +133,12 @@ class AnswerColumns:
             if how == "length" and (self._typed is not None or not (has_text or choice.tool_calls)):
                 name = self._max_tokens_param
                 return RowError("length", f"the answer was cut off at {name} (finish_reason {reason}); raise {name}")
-        if has_text or choice.tool_calls or self._allow_empty or (is_committed and text is not None):
+        has_answer = has_text or (bool(choice.tool_calls) and (self._has_tools or self._typed is not None))
+        if has_answer or self._allow_empty or (is_committed and (text is not None or choice.tool_calls)):
             return None
         if self._typed is not None and (choice.reasoning or text is not None):
             return None
-        return RowError("invalid_answer", _without_text(choice))
+        return RowError("invalid_answer", _without_text(choice, self._typed is not None))
 
     def _parse_typed(self, typed: TypedOutput, choice: ReplyChoice, is_committed: bool) -> Values | RowError:
         has_calls = bool(choice.tool_calls)
@@ -158,7 +159,7 @@ class AnswerColumns:
         if self._allow_empty and (not text or text.isspace()):
             return nulls
         if choice.text is None:
-            return RowError("invalid_answer", _without_text(choice))
+            return RowError("invalid_answer", _without_text(choice, is_typed=True))
         excerpt = text if len(text) <= _MAX_EXCERPT_CHARACTERS else f"{text[:_MAX_EXCERPT_CHARACTERS]}…"
         return RowError("invalid_answer", f"{parsed} (answer: {excerpt})")
 
@@ -170,10 +171,13 @@ class AnswerColumns:
             yield choice.reasoning
 
 
-def _without_text(choice: ReplyChoice) -> str:
+def _without_text(choice: ReplyChoice, is_typed: bool) -> str:
     message = f"the answer has no text and calls no tool (finish_reason {choice.finish_reason})"
     if choice.tool_calls:
-        return f"the answer has no text, but a tool call that does not fit the schema: {choice.tool_calls[0]}"
+        call = choice.tool_calls[0]
+        if not is_typed:
+            return f"the answer has no text, but calls {call['name']}, and the step has no tools"
+        return f"the answer has no text, but a tool call that does not fit the schema: {call}"
     return f"{message}; it has reasoning of {len(choice.reasoning):,} characters" if choice.reasoning else message
 
 

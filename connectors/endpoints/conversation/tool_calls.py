@@ -93,6 +93,16 @@ def parse_tool_calls(message: Mapping[str, Any]) -> list[dict[str, str | None]]:
     return parsed
 
 
+def parse_call_items(items: Sequence[Mapping[str, Any]]) -> list[dict[str, str | None]]:
+    """Return the calls among a response's output items that the caller has to execute, as values of the column.
+
+    A hosted tool's item has no `call_id`, or the output that goes with it follows.
+    """
+    executed = [item.get("call_id") for item in items if str(item.get("type")).endswith("_output")]
+    calls = (_parse_call_item(item) for item in items if item.get("call_id") is None or item["call_id"] not in executed)
+    return [call for call in calls if call is not None]
+
+
 def tool_call_struct(call_id: Any, name: Any, arguments: Any) -> dict[str, str | None]:
     """Return one element of the column."""
     return {"id": _text_or_json(call_id), "name": _text_or_json(name), "arguments": _text_or_json(arguments)}
@@ -107,7 +117,21 @@ def _parse_call(call: Any) -> dict[str, str | None] | None:
             return tool_call_struct(call.get("id"), inner.get("name"), inner.get(text_key))
     if "name" in call:
         return tool_call_struct(call.get("id"), call.get("name"), call.get("arguments"))
+    other = call.get("type")
+    if isinstance(other, str) and isinstance(inner := call.get(other), Mapping):
+        return tool_call_struct(call.get("id"), inner.get("name") or other, inner)
     return None
+
+
+def _parse_call_item(item: Mapping[str, Any]) -> dict[str, str | None] | None:
+    kind, call_id = str(item.get("type")), item.get("call_id")
+    if kind in ("function_call", "custom_tool_call", "mcp_approval_request"):
+        key = "input" if kind == "custom_tool_call" else "arguments"
+        return tool_call_struct(call_id or item.get("id"), item.get("name"), item.get(key))
+    if not kind.endswith("_call") or call_id is None:
+        return None
+    arguments = {key: value for key, value in item.items() if key not in ("id", "call_id", "type", "status")}
+    return tool_call_struct(call_id, kind.removesuffix("_call"), arguments)
 
 
 def _validate_tool(tool: Any, where: KeyPath, flat: bool) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from connectors.errors import JobError, KeyPath, closest
@@ -80,9 +81,19 @@ def mapping_of(expected: str, fits: Callable[[str, Any], bool]) -> ParamCheck:
     )
 
 
-def check_params(params: Mapping[str, Any], table: Mapping[str, ParamCheck], where: KeyPath) -> None:
-    """Raise JobError below `where` at the first parameter that is not in the table or does not fit."""
+def check_params(
+    params: Mapping[str, Any],
+    table: Mapping[str, ParamCheck],
+    where: KeyPath,
+    left_out: Mapping[str, tuple[str, str]] = MappingProxyType({}),
+) -> None:
+    """Raise JobError below `where` at the first parameter that is not in the table or does not fit.
+
+    `left_out`: parameters of the API that no step takes -> the reason, and what to write in their place.
+    """
     for name, value in params.items():
+        if name in left_out:
+            raise JobError((*where, "params", name), *left_out[name])
         if name not in table:
             match = closest(name, table)
             remedy = f"did you mean {match}?" if match else "write it in extra_body if the API has it"

@@ -63,6 +63,7 @@ ONE_ERROR = [
     ("write: merge", "write: mrege", '36: sink.write: found "mrege", expected {writes}; did you mean merge?'),
     ("delivery: online", "delivery: bach", '48: delivery: found "bach", expected online or batch; did you mean batch?'),
     ("name: ticket-enrichment", "name: 5", "1: name: found 5, expected text; write e.g. name: ticket-enrichment"),
+    ("endpoint: chat", "enpoint: chat", "12: steps.label.enpoint: no such key; did you mean endpoint?"),
     (
         "timeouts: {connect: 10, idle: 60, total: 600}",
         "timeouts:",

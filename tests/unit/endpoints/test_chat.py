@@ -230,6 +230,8 @@ def test_every_other_key_of_a_step_is_in_the_body(keys: dict[str, Any], expected
         ({"messages": {"column": "histry"}}, "steps.ask.messages.column: no column histry here; did you mean history?"),
         ({"messages": {"column": "number"}}, "steps.ask.messages.column: number is int64; a conversation is"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "a tool call has no name"),
+        ({"params": {"modalities": ["text"]}}, "steps.ask.params.modalities: its column is a text; leave it out, or"),
+        ({"params": {"functions": []}}, "steps.ask.params.functions: replaced by tools; write tools: in the step"),
     ],
 )  # fmt: skip
 def test_a_key_that_does_not_fit_is_an_error_with_its_path(keys: dict[str, Any], message: str) -> None:
@@ -486,6 +488,7 @@ def test_a_streamed_answer_is_stored_like_one_without_a_stream() -> None:
     ("typed", "body", "error_class", "words"),
     [
         (False, completion({}), "invalid_answer", "no text and calls no tool"),
+        (False, completion({"function_call": {"name": "f"}}), "invalid_answer", "calls f, and the step has no tools"),
         (False, completion({}, finish="length"), "length", "raise max_tokens"),
         (False, completion({"content": ""}, finish="length"), "length", "raise max_tokens"),
         (False, completion({}, finish="content_filter"), "content_filter", "the answer was filtered"),
@@ -673,6 +676,8 @@ def test_arguments_that_are_not_json_are_stored_unchanged() -> None:
         ({"content": "a", "tool_calls": "none"}, ("a", None)),
         ({"function_call": {"name": "f", "arguments": {"a": 1}}}, (None, [(None, "f", '{"a":1}')])),
         ({"tool_calls": [5, {"id": "x", "custom": {"name": "f", "input": "i"}}]}, (None, [("x", "f", "i")])),
+        ({"tool_calls": [{"id": "x", "type": "new", "new": {"a": 1}}]}, (None, [("x", "new", '{"a":1}')])),
+        ({"content": None, "audio": {"id": "y", "data": "AA==", "transcript": "a"}}, ("a", None)),
     ],
 )  # fmt: skip
 def test_the_answer_formats_of_other_servers_are_parsed(message: Any, expected: Any) -> None:

@@ -306,6 +306,29 @@ def test_function_calls_become_the_column_of_calls() -> None:
     }
 
 
+def test_calls_that_the_caller_executes_become_the_column_of_calls_under_their_type() -> None:
+    """Every such item of the OpenAPI description; one of another type is known by its `call_id`."""
+    items = (
+        {"type": "computer_call", "id": "i", "call_id": "1", "action": {"type": "wait"}, "pending_safety_checks": []},
+        {"type": "local_shell_call", "id": "i", "call_id": "2", "action": {"type": "exec"}, "status": "completed"},
+        {"type": "apply_patch_call", "id": "i", "call_id": "3", "operation": {"path": "a"}, "status": "completed"},
+        {"type": "mcp_approval_request", "id": "4", "server_label": "dice", "name": "roll", "arguments": "{}"},
+        {"type": "dream_call", "id": "i", "call_id": "5", "of": "sheep"},
+        {"type": "web_search_call", "id": "hosted", "status": "completed", "action": {"type": "search"}},
+        {"type": "shell_call", "id": "i", "call_id": "executed", "action": {}, "status": "completed"},
+        {"type": "shell_call_output", "id": "o", "call_id": "executed", "output": []},
+    )
+    row = read(openai(tools=[{"type": "computer_use_preview"}], detail=True), response(*items))
+    assert (row["ask"], row["ask_finish_reason"]) == (None, "tool_calls")
+    assert [tuple(call.values()) for call in row["ask_tool_calls"]] == [
+        ("1", "computer", '{"action":{"type":"wait"},"pending_safety_checks":[]}'),
+        ("2", "local_shell", '{"action":{"type":"exec"}}'),
+        ("3", "apply_patch", '{"operation":{"path":"a"}}'),
+        ("4", "roll", "{}"),
+        ("5", "dream", '{"of":"sheep"}'),
+    ]
+
+
 def test_a_streamed_response_is_the_one_in_its_last_event() -> None:
     endpoint = openai(stream=True, detail=True)
     assert endpoint.call([request_of(endpoint)]).stream

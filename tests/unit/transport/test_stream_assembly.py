@@ -85,6 +85,12 @@ def test_logprobs_and_refusals_are_concatenated() -> None:
     assert choice["logprobs"] == {"content": [one, two], "refusal": None}
 
 
+def test_a_spoken_answer_has_its_transcript_and_not_its_sound() -> None:
+    pieces = ({"id": "a", "transcript": "Good "}, {"data": "AA=="}, {"transcript": "day"}, {"expires_at": 1})
+    (choice,) = assemble_completion(stream(*(delta(audio=piece) for piece in pieces), delta("stop")))["choices"]
+    assert (choice["message"]["content"], choice["message"]["audio"]) == (None, {"transcript": "Good day"})
+
+
 def test_a_stream_without_either_sign_of_its_end_is_malformed() -> None:
     with pytest.raises(MalformedReply, match="ended after 1 chunks"):
         assemble_completion(stream(delta(content="Hel"), end=None))
