@@ -9,6 +9,9 @@ from connectors.records import Request, RowError
 from pipelines.dispatch.request_types import Route
 from pipelines.limits.token_bucket import wait_for_event
 
+PAYMENT_SECONDS = 0.2
+"""Time between two payments of a rate limit, which collects at most BURST_SECONDS."""
+
 
 @dataclass(slots=True)
 class ProviderPool:
@@ -41,12 +44,16 @@ class ProviderPool:
         async with self._turn:
             while active := self.active_members:
                 self._changed.clear()
+                for member in active:
+                    await member.limiters[0].pay_off()
                 free = [member for member in active if member.limiters[0].delay <= 0]
                 if free:
                     others = [member for member in free if member is not avoid]
                     return min(others or free, key=lambda member: member.limiters[0].load)
                 seconds = min(member.limiters[0].delay for member in active)
-                await wait_for_event(self._changed, None if isinf(seconds) else max(seconds, 0.001))
+                await wait_for_event(
+                    self._changed, None if isinf(seconds) else min(max(seconds, 0.001), PAYMENT_SECONDS)
+                )
             return None
 
     def exclude(self, member: Route, error: RowError) -> bool:

@@ -166,6 +166,11 @@ class ProviderLimiter(ConcurrencyLimit):
 
     # One request.
 
+    async def pay_off(self) -> None:
+        """Pay off what was sent, without waiting: for pools, whose senders wait at none of their members."""
+        await self.requests.pay_off()
+        await self.tokens.pay_off()
+
     async def acquire(self, tokens: int, longest: float = inf) -> int:
         """Wait until a request of so many tokens may be sent; return its permit.
 

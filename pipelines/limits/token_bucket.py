@@ -40,10 +40,19 @@ class TokenBucket:
 
     @property
     def delay(self) -> float:
-        """Upper bound of the seconds until it is ready."""
+        """Upper bound of the seconds until it is ready, if somebody waits, or pays off what is possible meanwhile."""
         if self.is_ready or not self.per_second:
             return 0.0
         return self._owed / self.per_second
+
+    async def pay_off(self) -> None:
+        """Pay off what the time since the last payment, at most BURST_SECONDS, is enough for. It does not wait."""
+        while self._owed > ROUNDING_UNITS and self.per_second:
+            part = min(self._owed / self.per_second, WAIT_SLICE_SECONDS)
+            if not self._time.has_capacity(part):
+                return
+            await self._time.acquire(part)
+            self._owed -= part * self.per_second
 
     async def wait(self) -> None:
         """Wait until the debt is paid off. For one caller at a time."""

@@ -1,9 +1,15 @@
 """Provider pools: which member is asked next, and what happens when one is excluded."""
 
 import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
 
 from connectors.records import RowError
 from pipelines.dispatch.provider_pool import ProviderPool
+from pipelines.limits.provider_limiter import HEADROOM
+from tests.support.simulated_key import run_in_virtual_time
 from tests.unit.dispatch.conftest import make_requests, make_route
 
 DENIED = RowError("access_denied", "wrong key")
@@ -22,6 +28,27 @@ async def test_the_member_that_failed_the_request_is_picked_only_if_no_other_is_
     assert await pool.pick(second) is first
     first.limiters[0].pause_for(600)
     assert await pool.pick(second) is second
+
+
+def test_members_with_low_rates_are_used_as_far_as_their_rates_permit() -> None:
+    """At 60 requests a minute the time for one is longer than a burst; so is that for a request of many tokens."""
+
+    async def send(now: Callable[[], float]) -> tuple[float, Counter[str]]:
+        slow, fast = make_route(1, provider="slow"), make_route(2, provider="fast")
+        slow.limiters[0].set_configured(60, None)
+        fast.limiters[0].set_configured(None, 180 * 1000)
+        pool, start, picked = ProviderPool((slow, fast)), now(), Counter[str]()
+        async with asyncio.timeout(60):
+            for _ in range(40):
+                member = await pool.pick(None)
+                assert member is not None
+                await member.limiters[0].acquire(1000)
+                picked[member.provider.name] += 1
+        return now() - start, picked
+
+    seconds, picked = run_in_virtual_time(send)
+    assert seconds == pytest.approx(40 / (4 * HEADROOM), rel=0.1)
+    assert picked["slow"] == pytest.approx(10, abs=1)
 
 
 async def test_an_excluded_member_is_not_asked_any_more() -> None:
