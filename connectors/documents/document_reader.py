@@ -36,6 +36,9 @@ class ReadLimits:
     """What reading one document may take."""
 
     seconds: int = 120
+    """CPU time: a machine that is busy with other work makes no document unreadable."""
+    wait_seconds: int = 600
+    """Time in all, for a document that is not read although nothing is computed."""
     memory_bytes: int = 2 << 30
     """Address space of a worker process, with its libraries (0.3 GB)."""
     workers: int = 2
@@ -103,17 +106,18 @@ class _Worker:
         self._starting = threading.Lock()
 
     def read(self, descriptor: int, pictures: Path | None) -> Document:
-        seconds = self._limits.seconds
-        request = {"pictures": None if pictures is None else str(pictures), "seconds": seconds}
+        limits = self._limits
+        folder = None if pictures is None else str(pictures)
+        request = {"pictures": folder, "seconds": limits.seconds, "wait_seconds": limits.wait_seconds}
         connection = self._connected()
-        connection.settimeout(seconds)
+        connection.settimeout(limits.wait_seconds)
         began = time.monotonic()
         try:
             send_frame(connection, orjson.dumps(request), (descriptor,))
             received = receive_frame(connection)
         except TimeoutError as exc:
             self.release()
-            raise DocumentError(f"is not read after {seconds} seconds; split it") from exc
+            raise DocumentError(_not_read_after(limits.wait_seconds)) from exc
         except OSError:
             received = None
         if received is None:
@@ -165,8 +169,10 @@ class _Worker:
         process = self._process
         code = None if process is None else process.wait()
         self.release()
+        if code == -signal.SIGPROF:
+            return _not_read_after(self._limits.seconds)
         if code == -signal.SIGALRM:
-            return f"is not read after {seconds:.0f} seconds; split it"
+            return _not_read_after(seconds)
         reason = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
         return f"breaks its reader ({reason}): it is broken, or needs more than {self._limits.memory_bytes >> 20} MB"
 
@@ -185,3 +191,7 @@ class _Worker:
         if self._connection is not None:
             self._connection.close()
         self._process = self._connection = None
+
+
+def _not_read_after(seconds: float) -> str:
+    return f"is not read after {seconds:.0f} seconds; split it"

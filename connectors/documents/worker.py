@@ -42,10 +42,12 @@ def main() -> None:
         while (received := receive_frame(connection)) is not None:
             request, descriptors = received
             (descriptor,) = descriptors
-            # Ends endless work even if no caller waits for it any more.
-            signal.alarm(request["seconds"] + 1)
+            signal.setitimer(signal.ITIMER_PROF, request["seconds"])
+            # Ends endless waiting even if no caller waits for it any more.
+            signal.alarm(request["wait_seconds"] + 1)
             reply = _reply(descriptor, request["pictures"])
             signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             send_frame(connection, orjson.dumps(reply))
 
 

@@ -125,7 +125,10 @@ class MediaReader:
         if path is not None:
             with contextlib.ExitStack() as opened:
                 file, _ = await self._in_thread(lambda: opened.enter_context(self._open_path(path)))
-                _check_size(file.seek(0, os.SEEK_END), use)
+                try:
+                    _check_size(file.seek(0, os.SEEK_END), use)
+                except MediaError as exc:
+                    raise MediaError(exc.error_class, f"{_shortened(path)}: {exc}") from exc
                 file.seek(0)
                 yield file
             return
@@ -339,7 +342,8 @@ def _check_size(size: int, use: MediaColumn) -> None:
         raise MediaError("input", "it is empty")
     if size > use.max_bytes and not use.split:
         advice = "; `split: true` in the step splits it" if use.kind == "audio" else ""
-        raise MediaError("input", f"{size:,} bytes, the limit is {use.max_bytes / (1 << 20):g} MB{advice}")
+        unit = 1 << 20 if use.max_bytes % (1 << 20) == 0 else 1_000_000
+        raise MediaError("input", f"{size:,} bytes, the limit is {use.max_bytes / unit:g} MB{advice}")
 
 
 def _open_below(root: Path, parts: Iterable[str]) -> BinaryIO | None:

@@ -105,6 +105,16 @@ async def test_reading_that_takes_too_long_is_ended(tmp_path: Path) -> None:
         assert (await read(reader, pdf(["next"]))).pages == ("next",)
 
 
+async def test_a_document_has_longer_on_a_busy_machine_but_not_for_ever() -> None:
+    async with DocumentReader(ReadLimits(seconds=20, wait_seconds=1, workers=1)) as reader:
+        await read(reader, b"the process has started")
+        (process,) = psutil.Process().children()
+        process.suspend()
+        with pytest.raises(DocumentError, match="is not read after 1 seconds; split it"):
+            await read(reader, b"text")
+        assert (await read(reader, b"next")).pages == ("next",)
+
+
 async def test_pages_become_pictures_of_150_dots_per_inch_and_huge_ones_fewer(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
