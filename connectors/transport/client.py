@@ -19,7 +19,7 @@ from connectors.transport.access.connection_faults import is_https_port, permane
 from connectors.transport.access.provider_access import ProviderAccess
 from connectors.transport.access.secret_mask import SecretMask
 from connectors.transport.deadlines import Deadline, DeadlineExceeded, Deadlines
-from connectors.transport.fast_post import CleanConnector, FastPost, ResponseHead
+from connectors.transport.fast_post import CleanConnector, FastPost, ResponseHead, WholeReply
 from connectors.transport.first_token import FirstToken
 from connectors.transport.sse import whole_json
 from connectors.transport.tcp_keepalive import keepalive_socket
@@ -101,30 +101,43 @@ class HttpTransport:
         return await self._with_access(provider, call.on_refused_key, self._send, call)
 
     async def _send(self, access: ProviderAccess, call: Call) -> Reply:
-        started, body = time.perf_counter(), call.body
+        body = call.body
+        is_small = body is not None and len(body) <= fast_post.MAX_BODY_BYTES
+        if self._fast_post is not None and access.proxy is None and is_small and call.method == "POST":
+            return await self._post(self._fast_post, access, call, body or b"")
+        started = time.perf_counter()
         with (
             _FailureMapper(started, access, self._timeouts) as exchange,
             self._deadlines.start() as deadline,
+            contextlib.ExitStack() as files,
         ):
-            is_small = body is not None and len(body) <= fast_post.MAX_BODY_BYTES
-            is_direct = self._fast_post is not None and access.proxy is None
-            if self._fast_post is not None and is_direct and is_small and call.method == "POST" and body is not None:
-                connection, head = await self._fast_post.begin(access.head(call.path), body)
+            data = _form(call, files) if call.form is not None else _content(body)
+            async with self._request(
+                access, call.method, call.path, data, is_json=call.form is None and body is not None
+            ) as response:
                 exchange.has_reply = True
+                return await _read_reply(response, call, access, started, deadline)
+
+    async def _post(self, fast_post: FastPost, access: ProviderAccess, call: Call, body: bytes) -> Reply:
+        """Do the same for a small body, without the session."""
+        started, has_reply = time.perf_counter(), False
+        try:
+            with self._deadlines.start() as deadline:
+                connection, found = await fast_post.begin(access.head(call.path), body)
+                has_reply = True
                 try:
-                    reply = await _read_reply(head, call, access, started, deadline)
+                    if isinstance(found, ResponseHead):
+                        reply = await _read_reply(found, call, access, started, deadline)
+                    else:
+                        reply = _whole_reply(found, call, access, started)
                 except BaseException:
                     connection.close()
                     raise
-                self._fast_post.end(connection)
+                fast_post.end(connection)
                 return reply
-            with contextlib.ExitStack() as files:
-                data = _form(call, files) if call.form is not None else _content(body)
-                async with self._request(
-                    access, call.method, call.path, data, is_json=call.form is None and body is not None
-                ) as response:
-                    exchange.has_reply = True
-                    return await _read_reply(response, call, access, started, deadline)
+        except BaseException as exc:
+            _FailureMapper(started, access, self._timeouts, has_reply=has_reply).raise_mapped(exc)
+            raise
 
     async def upload(
         self,
@@ -255,20 +268,26 @@ class _FailureMapper:
         access: ProviderAccess,
         timeouts: RequestTimeouts,
         connection_errors: type[OSError] = OSError,
+        has_reply: bool = False,
     ) -> None:
         """`connection_errors`: OSErrors of the connection, as opposed to those of a file that is read or written."""
         self._started = started
         self._access = access
         self._timeouts = timeouts
         self._connection_errors = connection_errors
-        self.has_reply = False
+        self.has_reply = has_reply
         """Whether a reply has begun."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> None:
-        if exc is not None and (failure := self._classify(exc)) is not None:
+        if exc is not None:
+            self.raise_mapped(exc)
+
+    def raise_mapped(self, exc: BaseException) -> None:
+        """Raise a failure of the exchange as a RequestError."""
+        if (failure := self._classify(exc)) is not None:
             error_class, message, is_billable = failure
             # aiohttp quotes a piece of what is not HTTP, whatever its bytes are.
             message = self._access.mask.text(message)
@@ -318,11 +337,16 @@ Response = aiohttp.ClientResponse | ResponseHead
 async def _read_reply(
     response: Response, call: Call, access: ProviderAccess, started: float, deadline: Deadline
 ) -> Reply:
-    if isinstance(response, ResponseHead) and not call.stream and (body := response.whole_body()) is not None:
-        return _reply(response, body, started, access.mask)
     first_token = FirstToken() if call.stream else None
     content, first_token_ms = await _read_body(response, started, deadline, first_token)
     return _reply(response, content, started, access.mask, first_token_ms)
+
+
+def _whole_reply(found: WholeReply, call: Call, access: ProviderAccess, started: float) -> Reply:
+    """Return a usual reply that arrived in one piece."""
+    has_token = call.stream and FirstToken().feed(found.body)
+    first_token_ms = _elapsed_ms(started) if has_token else None
+    return _masked_reply(200, found.headers, found.body, started, access.mask.answer, first_token_ms)
 
 
 async def _read_body(
@@ -379,17 +403,28 @@ class _ProgressFile(io.BufferedReader):
 def _reply(
     response: Response, body: bytes, started: float, mask: SecretMask, first_token_ms: float | None = None
 ) -> Reply:
-    body = whole_json(body.removeprefix(codecs.BOM_UTF8))
     headers = {
         name.lower(): value if value.isascii() else _valid_text(value) for name, value in response.headers.items()
     }
     masked = mask.answer if 200 <= response.status < 300 else mask.error
-    body = masked(body)
+    return _masked_reply(response.status, headers, body, started, masked, first_token_ms)
+
+
+def _masked_reply(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    started: float,
+    masked: Callable[[bytes], bytes],
+    first_token_ms: float | None,
+) -> Reply:
+    """Return the reply without secrets; `headers`: names in lower case."""
+    body = masked(whole_json(body.removeprefix(codecs.BOM_UTF8)))
     # All at once: a reply has some twenty headers, and almost none of them repeats a secret.
     values = "\n".join(headers.values()).encode(errors="surrogatepass")
     if masked(values) is not values:
         headers = {name: _masked_text(value, masked) for name, value in headers.items()}
-    return Reply(response.status, headers, body, _elapsed_ms(started), first_token_ms)
+    return Reply(status, headers, body, _elapsed_ms(started), first_token_ms)
 
 
 def _valid_text(value: str) -> str:

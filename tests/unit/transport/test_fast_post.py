@@ -12,7 +12,7 @@ import pytest
 from connectors.contracts import Provider
 from connectors.records import Call, Reply
 from connectors.transport.client import HttpTransport, RequestError, RequestTimeouts
-from connectors.transport.fast_post import MAX_BODY_BYTES, SUPPORTED_RELEASES, SWITCH, is_enabled
+from connectors.transport.fast_post import MAX_BODY_BYTES, SUPPORTED_RELEASES, SWITCH, is_enabled, whole_reply
 from tests.support.raw_http_server import RawHttpServer
 
 BODY = b'{"model":"m"}'
@@ -170,3 +170,58 @@ async def test_replies_of_every_size_and_form_follow_one_another_on_a_connection
         (200, b"{}"),
     ]
     assert server.connections == 1
+
+
+HEADS = {
+    "usual": b"Content-Type: application/json\r\nX-Request-Id: r-1",
+    "connection stays": b"Connection: Keep-Alive",
+    "connection ends": b"Connection: close",
+    "spaces": b"X-Padded: \t  a \t b  ",
+    "header twice": b"Set-Cookie: a=1\r\nSet-Cookie: b=2",
+    "not ASCII": "X-City: Köln".encode(),
+    "not UTF-8": b"X-City: K\xf6ln",
+    "no value": b"X-Nothing:",
+    "control character": b"X-Bell: \x07",
+    "two lengths": b"Content-Length: 3",
+    "no colon": b"X-Broken",
+    "folded": b"X-Folded: a\r\n b",
+    "space in the name": b"X Name: a",
+    "long": b"X-Long: " + b"x" * 6000,
+}
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+async def test_a_reply_in_one_piece_is_read_as_the_session_reads_it(
+    server: RawHttpServer, monkeypatch: pytest.MonkeyPatch, head: bytes
+) -> None:
+    found: list[object] = []
+    for switch in ("1", "0"):
+        monkeypatch.setenv(SWITCH, switch)
+        transport = HttpTransport(RequestTimeouts(), 1)
+        server.answers = [b"HTTP/1.1 200 OK\r\n%b\r\nContent-Length: 2\r\n\r\n{}" % head, OK]
+        before = server.connections
+        replies = [await post(transport, server) for _ in range(2)]
+        await transport.close()
+        read = [(one.headers, one.body) if isinstance(one, Reply) else one.error_class for one in replies]
+        found.append((read, server.connections - before))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("received", "body"),
+    [
+        (OK, b"{}"),
+        (OK.replace(b"200 OK", b"200"), b"{}"),
+        (OK + b"x", None),
+        (OK[:-1], None),
+        (OK[:20], None),
+        (OK.replace(b"200 OK", b"2001"), None),
+        (OK.replace(b"200 OK", b"204 No Content"), None),
+        (OK.replace(b"1.1", b"1.0"), None),
+        (OK.replace(b"Content-Length: 2", b"Transfer-Encoding: chunked"), None),
+        (OK.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n"), None),
+    ],
+)
+def test_only_a_whole_usual_reply_skips_the_parser(received: bytes, body: bytes | None) -> None:
+    reply = whole_reply(received)
+    assert (None if reply is None else reply.body) == body
