@@ -20,11 +20,10 @@ from pipelines.control.protocol import COMMANDS, Command, ControlReply, ControlR
 def control_command(job: str, command: Command, settings: tuple[str, ...], as_json: bool) -> None:
     """Steer a job while it runs.
 
-    COMMAND is state (the default), pause, resume, drain or set. A pause sends nothing new; requests in flight land. A
-    drain ends the run when they have landed. What is set applies until the run ends. JOB is a job file.
+    COMMAND is state (the default), pause, resume, drain or set. A pause sends nothing new; requests in flight are
+    still answered. A drain ends the run after their answers. What is set applies until the run ends. JOB is a job file.
 
-    \b
-    Settable are limits.requests_per_minute, limits.tokens_per_minute, limits.concurrency and budget.usd.
+    These keys can be set: limits.requests_per_minute, limits.tokens_per_minute, limits.concurrency, budget.usd.
 
     \b
     Examples:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 import click
 import orjson
 
-from connectors.errors import INTERRUPTED_QUERY, JobError, RowmillError, from_duckdb_error, from_os_error
+from connectors.errors import (
+    INTERRUPTED_QUERY,
+    JobError,
+    RowmillError,
+    did_you_mean,
+    from_duckdb_error,
+    from_os_error,
+)
 from connectors.records import FATAL_ERROR_CLASSES, ROW_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES
 from pipelines.commands.options import job_argument, job_files, override_options
 from pipelines.config.overrides import NONE, Overrides
@@ -131,7 +138,7 @@ def retry_command(
     wanted = frozenset(known if classes is None else (name.strip() for name in classes.split(",")))
     with _reporting_errors(job_files((job,)) if as_json else ()):
         for name in sorted(wanted - known):
-            raise JobError(f"--class {name}", "no such error class", f"known here: {', '.join(sorted(known))}")
+            raise JobError(f"--class {name}", "no such error class", did_you_mean(name, known))
     options = RunOptions(
         retried_classes=wanted, log="json" if log == "json" else "plain", is_quiet=quiet, fail_on=fail_on
     )

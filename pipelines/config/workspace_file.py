@@ -62,6 +62,14 @@ class WorkspaceFile(FrozenModel):
     )
     prices: PriceTable = Field(default_factory=dict, description="By model; they override the built-in table.")
 
+    @field_validator("hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if "/" in host:
+                raise FieldError(f'found "{host}", not the name of a host', "write e.g. hosts: [media.internal]")
+        return hosts
+
     @field_validator("time_zone")
     @classmethod
     def _check_time_zone(cls, name: str) -> str:

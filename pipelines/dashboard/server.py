@@ -48,7 +48,7 @@ SERVER_OPTIONS: Mapping[str, Any] = {
 """Options of aiohttp's server."""
 
 NOTICES = {
-    "pause": "Paused: nothing new is sent, requests in flight land.",
+    "pause": "Paused: nothing new is sent, requests in flight are answered.",
     "resume": "The run goes on.",
     "drain": "Draining: nothing new is sent; the run ends when everything in flight has landed.",
     "set": "Set, until this run ends.",

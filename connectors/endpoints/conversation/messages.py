@@ -315,6 +315,8 @@ class _MessageCompiler:
         return mapping_template({"type": literal("image_url"), "image_url": url}), False
 
     def _text(self, source: Any, where: KeyPath) -> TemplateTree:
+        if isinstance(source, Mapping) and len(source) == 1:
+            raise JobError((*where, *source), "no such key", "write {file: PATH}, or a text in quotes")
         if not isinstance(source, str):
             raise JobError(where, f"found {source!r}, expected text", "put it in quotes")
         return compile_text(source, self.columns, where)

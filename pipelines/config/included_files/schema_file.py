@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from connectors.endpoints.conversation.schema_references import resolve_references
@@ -56,6 +57,9 @@ def _check_object(schema: Mapping[str, Any]) -> None:
         raise FieldError(f"found {json.dumps(kind)}, expected an object", 'write "type": "object"', ("type",))
     for word in schema:
         if word not in _OBJECT_KEYWORDS and not word.startswith(("$", "x-")):
+            # A high cutoff: minProperties and patternProperties are other keywords, not misspelt ones.
+            if misspelt := get_close_matches(word, _OBJECT_KEYWORDS, n=1, cutoff=0.8):
+                raise FieldError("no such keyword", f"did you mean {misspelt[0]}?", (word,))
             remedy = "leave it out; `check:` of the step takes conditions over several outputs"
             raise FieldError("applies to the answer as a whole, not to one column", remedy, (word,))
     properties = schema.get("properties")

@@ -123,7 +123,7 @@ def test_errors_before_a_job_begins_are_events_too(
     assert "--limt" in problems(cli)[0]
     assert json.loads(cli.out)["exit_code"] == 2
     assert cli("retry", workspace.folder / "good.yaml", *lines, "--class", "tiemout") == 2
-    assert problems(cli)[0].startswith("--class tiemout: no such error class")
+    assert problems(cli)[0].startswith("--class tiemout: no such error class; did you mean timeout?")
     assert cli("run", workspace.folder / "good.yaml", *lines, "--compare") == 2
     assert problems(cli)[0].startswith("--compare: requests every row again")
     file = workspace.folder / "rowmill.yaml"

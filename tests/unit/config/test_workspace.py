@@ -192,6 +192,11 @@ def test_http_without_encryption_to_another_machine_is_a_warning(workspace: Call
             '2: providers.openai.base_url: found "api.openai.com/v1", not an http or https address; {address}',
         ),
         (
+            "hosts: [media.internal]",
+            "hosts: [http://media.internal]",
+            '7: hosts: found "http://media.internal", not the name of a host; write e.g. hosts: [media.internal]',
+        ),
+        (
             "https://api.openai.com/v1",
             "https://me:pw@api.openai.com",
             "2: providers.openai.base_url: holds a user or password; "

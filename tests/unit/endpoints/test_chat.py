@@ -227,6 +227,7 @@ def test_every_other_key_of_a_step_is_in_the_body(keys: dict[str, Any], expected
         ({"messages": [{"user": [{"image": "pic", "detail": "best"}]}]}, "found 'best', expected low, high or auto"),
         ({"messages": [{"user": [{"imag": "pic"}]}]}, "steps.ask.messages.0.user.0.imag: no such part"),
         ({"messages": [{"user": [{"image": "pic"}, {"text": "{{ pic }}"}]}]}, "pic is both a file and a part"),
+        ({"messages": [{"user": {"fil": "p.md"}}]}, "steps.ask.messages.0.user.fil: no such key; write {file: PATH}"),
         ({"messages": {"column": "histry"}}, "steps.ask.messages.column: no column histry here; did you mean history?"),
         ({"messages": {"column": "number"}}, "steps.ask.messages.column: number is int64; a conversation is"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "a tool call has no name"),

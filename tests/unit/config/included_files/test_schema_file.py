@@ -105,6 +105,7 @@ BOMB = {
         ([], 's.json: not a JSON object; write {"type": "object", "properties": {...}}'),
         ({"type": "array"}, 's.json:1: type: found "array", expected an object; write "type": "object"'),
         ({}, 's.json:1: properties: no properties; write "properties": {"topic": {"type": "string"}}'),
+        ({"propertys": {"a": {}}}, "s.json:1: propertys: no such keyword; did you mean properties?"),
         ({"oneOf": [], "properties": {"a": {}}}, "s.json:1: oneOf: applies to the answer as a whole, not to one col"),
         (
             {"$ref": "#/$defs/no", "$defs": {"now": {}}},
@@ -123,7 +124,7 @@ BOMB = {
         ({"properties": {"a": {"$ref": "#/$defs/d0"}}, "$defs": {**BOMB, "d40": {}}}, "s.json:1: $defs.d"),
     ],
     ids=[
-        *("comma", "constant", "twice", "list", "array", "none", "union", "typing-error", "other-file", "whole"),
+        *("comma", "constant", "twice", "list", "array", "none", "misspelt", "union", "typing-error", "other-file", "whole"),
         *("recursive", "dynamic", "bomb"),
     ],
 )
