@@ -112,7 +112,7 @@ class Template:
             environment.add_template("template", _with_checked_factors(source, code))
         except minijinja.TemplateError as exc:
             found = f"the template cannot be read: {_LINE_SUFFIX.sub('', _first_line(exc))}"
-            raise JobError(where, found, "correct it: Jinja's syntax, such as {{ column }}", text_line=exc.line) from exc
+            raise JobError(where, found, "see Jinja's syntax, e.g. {{ column }}", text_line=exc.line) from exc
         _check_filters(environment, source, code, where)
         names = _variables(environment, code)
         if _SELF.search(code):
