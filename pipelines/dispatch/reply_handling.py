@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import orjson
+
 from connectors.contracts import Endpoint, MalformedReply
 from connectors.records import NO_USAGE, ROW_ERROR_CLASSES, ErrorClass, Reply, RowError, Usage, Values
+from connectors.transport.bounded_json import parse_json
 from connectors.transport.client import RequestError
 from connectors.transport.error_replies import request_id, row_error
 from connectors.transport.reply_body import has_answer, web_page
 from connectors.transport.stated_waits import stated_wait
+from connectors.transport.token_usage import token_usage
 from pipelines.dispatch.request_types import RequestGroup, Route
 from pipelines.ledger.entries import AnswerRecord, PendingExchange, SettledExchange, UnverifiedAnswer
 from pipelines.pricing.prices import Price, cost, tier_price
@@ -45,7 +49,10 @@ class ExchangeOutcome:
 SMALL_ANSWER_BYTES = 4096
 """Up to this size an answer and its values wait together until its chunk is read."""
 
-_REFUSALS: frozenset[ErrorClass] = frozenset({"rate_limit", "quota", "access_denied", "setup", "bad_request"})
+_UNSERVED: frozenset[ErrorClass] = frozenset({"rate_limit", "quota", "access_denied", "setup"})
+"""Classes of requests that no model has read; what their replies call usage is that of the account."""
+
+_REFUSALS: frozenset[ErrorClass] = _UNSERVED | {"bad_request"}
 """Classes of requests that were not served: without an answer they cost nothing, whatever the status is."""
 
 _SCHEMA_REFUSALS = (400, 404, 422)
@@ -82,7 +89,8 @@ def _interpret(group: RequestGroup, reply: Reply | None, failure: RequestError |
         assert failure is not None
         return ExchangeOutcome((), RowError(failure.error_class, str(failure)), NO_USAGE, None, failure)
     if not 200 <= reply.status < 300:
-        return ExchangeOutcome((), row_error(reply), NO_USAGE, reply)
+        error = row_error(reply)
+        return ExchangeOutcome((), error, _usage_of_failure(reply, error), reply)
     if (page := web_page(reply)) is not None:
         return ExchangeOutcome((), page, NO_USAGE, reply)
     requests = group.requests
@@ -101,6 +109,18 @@ def _interpret(group: RequestGroup, reply: Reply | None, failure: RequestError |
         return ExchangeOutcome((), error, exc.usage, reply)
 
 
+def _usage_of_failure(reply: Reply, error: RowError) -> Usage:
+    """Return the usage that an error reply states: some providers bill an answer that they then refuse to hand out."""
+    if error.error_class in _UNSERVED or b'"usage"' not in reply.body:
+        return NO_USAGE
+    try:
+        body = parse_json(reply.body)
+    except orjson.JSONDecodeError:
+        return NO_USAGE
+    usage = token_usage(body, None) if isinstance(body, dict) else NO_USAGE
+    return NO_USAGE if usage.input_tokens is None else usage
+
+
 def _small_values(endpoint: Endpoint, answers: Sequence[bytes | RowError]) -> Sequence[Values | None]:
     """Return the values of a small answer, which is parsed at this moment; empty if they are to be read later."""
     if not endpoint.has_small_values or len(answers) != 1:
@@ -116,7 +136,7 @@ def charged_cost(price: Price | None, outcome: ExchangeOutcome, max_cost: int | 
     """Return what the exchange cost, in pico-dollars; its maximum if the provider may have billed an unseen answer."""
     if outcome.failure is not None:
         return max_cost if outcome.failure.is_billable else 0
-    if outcome.reply is not None and outcome.reply.status >= 300:
+    if outcome.reply is not None and outcome.reply.status >= 300 and outcome.usage is NO_USAGE:
         return 0
     if (
         outcome.error is not None

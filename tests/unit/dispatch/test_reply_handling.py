@@ -53,6 +53,19 @@ def test_an_error_reply_is_an_error_of_the_whole_exchange() -> None:
     assert outcome.retry_after(0.0) == 7.0
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "cost"),
+    [(400, "json_validate_failed", 20), (500, "server_error", 20), (429, "rate_limit_exceeded", 0)],
+)
+def test_an_error_reply_that_states_usage_costs_that_unless_no_model_has_read_the_request(
+    status: int, code: str, cost: int
+) -> None:
+    usage = b'"usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}'
+    outcome = interpret(group_of(1), reply_of(status, b'{"error": {"code": "%s"}, %s}' % (code.encode(), usage)), None)
+    assert charged_cost(PRICE, outcome, 99) == cost
+    assert outcome.usage.output_tokens == (5 if cost else None)
+
+
 @pytest.mark.parametrize(("status", "error_class"), [(404, "bad_request"), (400, "bad_request"), (409, "setup")])
 def test_a_refused_schema_is_no_fault_of_the_set_up(
     status: int, error_class: str, monkeypatch: pytest.MonkeyPatch
