@@ -61,7 +61,7 @@ def try_command(
     from pipelines.config.loaded_job import load_job
     from pipelines.experiments.combinations import parse_combinations
     from pipelines.experiments.experiment import ExperimentOptions, run_experiment
-    from pipelines.experiments.experiment_text import format_experiment
+    from pipelines.experiments.experiment_text import format_experiment, short_value
     from pipelines.experiments.promotion import promote as promotion_of
     from pipelines.experiments.promotion import write_promotion
     from pipelines.formatting import print_out
@@ -87,7 +87,7 @@ def try_command(
         loaded,
         options,
         RunOptions(is_quiet=True),
-        lambda one: announce(one.number, ", ".join(f"{key}={label}" for key, label in one.labels.items())),
+        lambda one: announce(one.number, ", ".join(f"{key}={short_value(label)}" for key, label in one.labels.items())),
     )
     if html is not None:
         from pipelines.experiments.experiment_page import write_page

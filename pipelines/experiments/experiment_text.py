@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from pipelines.experiments.experiment import CombinationResult, ExperimentReport
 from pipelines.formatting import DataTable, format_count, format_money, money_decimals, single_line
 
@@ -36,7 +38,7 @@ def format_experiment(report: ExperimentReport, path: str) -> "RenderableType":
 
 def short_settings(labels: Mapping[str, Any]) -> dict[str, str]:
     """Return the settings in a form for narrow columns: keys without `steps.`, long values cut."""
-    return {key.removeprefix("steps."): _short(value) for key, value in labels.items()}
+    return {key.removeprefix("steps."): short_value(value) for key, value in labels.items()}
 
 
 def format_share(share: float | None) -> str:
@@ -64,6 +66,8 @@ def _row(result: CombinationResult, decimals: int) -> dict[str, object]:
     }
 
 
-def _short(value: Any) -> str:
-    text = "null" if value is None else single_line(value)
+def short_value(value: Any) -> str:
+    """Return the value of a setting in one line, cut if it is long."""
+    # Other values than texts as `--over` takes them, in JSON.
+    text = single_line(value if isinstance(value, str) else orjson.dumps(value).decode())
     return text if len(text) <= MAX_SETTING_CHARACTERS else f"{text[: MAX_SETTING_CHARACTERS - 1]}…"

@@ -122,7 +122,8 @@ def _histogram(column: ColumnSummary, histogram: Histogram) -> BarChart:
     if any(beyond):
         series.append(Series("rows, beyond this range", beyond, "absent"))
     fullest = labels[values.index(max(values))]
-    summary = f"{column.name}: {AXIS_TITLES[histogram.quantity]} of {sum(values):,} rows; most of them {fullest}"
+    rows = format_count(sum(values), "row")
+    summary = f"{column.name}: {AXIS_TITLES[histogram.quantity]} of {rows}; most of them {fullest}"
     ticks = _ticks(histogram, labels, before, len(values), is_time)
     return bar_chart(series, labels, ticks, AXIS_TITLES[histogram.quantity], "rows", summary)
 

@@ -1,6 +1,7 @@
 """Bar charts in percent of their area, so that labels keep their size at every width; `blocks.html` draws them."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,6 +15,7 @@ NARROW_AREA = 260
 """Pixels of the area on a telephone."""
 CHARACTER_WIDTH = 7
 """Pixels of a character of a label, at most."""
+_PLURAL = re.compile(r"^(row|request)s\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,8 @@ def bar_chart(
             if value or len(series) == 1:
                 height = 100 * value / top
                 x, y = place * step + gap / 2, 100 - below - height
-                title = f"{label}: {value:,.4g} {one.name}"
+                name = _PLURAL.sub(r"\1", one.name) if value == 1 and is_whole else one.name
+                title = f"{label}: {value:,.4g} {name}"
                 bars.append(Bar(round(x, 3), round(y, 3), round(step - gap, 3), round(height, 3), one.css_class, title))
                 below += height
     legend = [one for one in series if any(one.values)] if len(series) > 1 else ()

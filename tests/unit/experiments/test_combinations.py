@@ -7,6 +7,7 @@ import pytest
 
 from connectors.errors import JobError
 from pipelines.experiments.combinations import parse_combinations
+from pipelines.experiments.experiment_text import short_settings
 
 
 def labels(*over: str, folder: Path = Path()) -> list[dict[str, Any]]:
@@ -91,3 +92,8 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
 def test_an_absolute_pattern_is_followed(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("text")
     assert labels(f"a.b=@{tmp_path}/*.md") == [{"a.b": f"@{tmp_path}/a.md"}]
+
+
+def test_settings_are_shown_as_the_flag_takes_them() -> None:
+    (one,) = parse_combinations(["steps.a.pack={rows: 5, verify: 0.1}", "steps.a.stream=true", "b=null"], Path())
+    assert short_settings(one.labels) == {"a.pack": '{"rows":5,"verify":0.1}', "a.stream": "true", "b": "null"}
