@@ -25,6 +25,7 @@ from pipelines.config.validation_messages import (
     validation_errors,
 )
 from pipelines.config.workspace import Workspace, find_workspace
+from pipelines.config.workspace_file import FILE_NAME
 from pipelines.config.yaml_reader import YamlFile, read_yaml
 
 STATE_TABLES = "tables"
@@ -138,6 +139,12 @@ class LoadedJob:
 def read_job_file(path: Path | str) -> JobFile:
     """Read a job file without validating it; JobError if it is not YAML."""
     file = Path(path)
+    if file.name == FILE_NAME and file.is_file():
+        raise JobError(
+            str(path),
+            "is the workspace's file, no job",
+            "name a job file: the workspace's file is checked with each job",
+        )
     try:
         return JobFile(file, str(path), read_yaml(file, str(path)))
     except JobError as exc:

@@ -1,7 +1,7 @@
 """The workspace: the folder where a job's relative paths start, with its providers, prices and rules."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,7 @@ from connectors.contracts import Provider
 from connectors.errors import FieldError, JobError, KeyPath, did_you_mean
 from connectors.transport.access.certificates import CertificateError, check_certificate_variables, read_ca_file
 from connectors.transport.access.provider_access import provider_mask
+from connectors.transport.access.secret_mask import MIN_WORD_LENGTH
 from pipelines.config.env_file import DEFAULT_NAME, EnvFile, read_env_file
 from pipelines.config.key_locations import KeyLocations
 from pipelines.config.providers.base_urls import checked_base_url, is_loopback, is_unencrypted
@@ -144,7 +145,20 @@ class Workspace:
         members = {member for name in names for member in self.pools.get(name, (name,))}
         if OPENAI in members and OPENAI not in self.settings.providers and is_unencrypted(self._openai_base_url()):
             found.append(f"OPENAI_BASE_URL: {finding}, the key goes with it; {remedy}")
-        return tuple(found)
+        return (*found, *self._short_secrets(members))
+
+    def _short_secrets(self, providers: Iterable[str]) -> Iterator[str]:
+        """Yield a line for each secret that is too short to be found in a message."""
+        for name in sorted(providers):
+            entry = self.settings.providers.get(name)
+            for key in ("headers", "query") if entry is not None else ():
+                for each, value in getattr(entry, key).items():
+                    if isinstance(value, VariableValue) and 0 < len(self.variable(value.env) or "") < MIN_WORD_LENGTH:
+                        yield (
+                            f"{self.locations.locate(('providers', name, key, each))}: {value.env} has fewer than "
+                            f"{MIN_WORD_LENGTH} characters and is not masked if the provider repeats it; "
+                            "use a longer secret"
+                        )
 
     def provider(self, name: str, where: str | None = None) -> Provider:
         """Return the provider with its key; JobError at `where` if it does not exist or its variable is not set.

@@ -98,3 +98,28 @@ def test_files_that_do_not_exist_get_a_warning(workspace: Workspace, cli: Cli) -
     assert cli.err == (
         f"{job}:3: steps.answer: 2 rows name a file in file that does not exist, e.g. b.png; add the files\n"
     )
+
+
+def test_the_file_of_the_workspace_is_named_as_what_it_is(workspace: Workspace, cli: Cli) -> None:
+    path = workspace.folder / "rowmill.yaml"
+    assert cli("validate", path) == 2
+    assert cli.err == (
+        f"{path}: is the workspace's file, no job; name a job file: the workspace's file is checked with each job\n"
+    )
+
+
+def test_a_secret_that_is_too_short_to_be_masked_gets_a_warning(
+    workspace: Workspace, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEAM", "ab")
+    path = workspace.folder / "rowmill.yaml"
+    path.write_text(path.read_text().replace("test: {", "test: {headers: {X-Team: {env: TEAM}}, "))
+    workspace.csv(1)
+    assert cli("validate", workspace.job()) == 0
+    assert cli.err == (
+        f"{path}:3: providers.test.headers.X-Team: TEAM has fewer than 3 characters and is not masked if the provider "
+        "repeats it; use a longer secret\n"
+    )
+    monkeypatch.setenv("TEAM", "abc")
+    assert cli("validate", workspace.job()) == 0
+    assert cli.err == ""
