@@ -1,5 +1,6 @@
 """YAML 1.2 files as plain values, with the line of every key."""
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from pipelines.config.included_files.text_file import read_text_file
 MAX_VALUES = 100_000
 """After aliases are expanded: nine lines of them can ask for billions."""
 MAX_DEPTH = 60
+MAX_CACHED_CHARACTERS = 1 << 16
+"""Of a text whose tree is kept, which takes many times as much memory."""
 
 # The core schema of YAML 1.2.2, section 10.3.2: `yes`, `on` and 12:30 are text.
 _NULL = re.compile(r"~|null|Null|NULL|")
@@ -131,7 +134,14 @@ class _PlainComposer(Composer):
 
 
 def _composed(text: str) -> Node | None:
-    """Return the one document's tree; None for an empty text."""
+    """Return the one document's tree, which must not be changed; None for an empty text.
+
+    A scheduler and the pages read the same small files again and again.
+    """
+    return _composed_once(text) if len(text) <= MAX_CACHED_CHARACTERS else _compose(text)
+
+
+def _compose(text: str) -> Node | None:
     yaml = YAML(typ="safe", pure=True)
     yaml.Composer = _PlainComposer
     # A scalar is one level deeper than the collection around it.
@@ -157,6 +167,9 @@ def _composed(text: str) -> Node | None:
         raise _Problem(None if mark is None else mark.line + 1, found, remedy) from exc
     except YAMLError as exc:
         raise _Problem(None, "not valid YAML", "check indentation and quotes") from exc
+
+
+_composed_once = functools.lru_cache(maxsize=8)(_compose)
 
 
 @dataclass(slots=True)
