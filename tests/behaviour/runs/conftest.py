@@ -9,12 +9,19 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from connectors.transport.awake_clock import AWAKE_CLOCK
 from tests.support.threaded_server import ThreadedServer
 
 Body = dict[str, Any]
 LineScript = Callable[[str, Body], Body | str | None]
 """(text, body) -> a response {status_code, body}, `expired`, `missing` (in no file), `silent` (no response in the error
 file) or `answered` (even by a batch that is cancelled); None: the usual answer."""
+
+
+@pytest.fixture
+def time_passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let the clock of limits and deadlines jump ahead, by seconds: a slow machine takes no part in it."""
+    return lambda seconds: monkeypatch.setattr(AWAKE_CLOCK, "_suspended", AWAKE_CLOCK._suspended - seconds)
 
 
 class BatchProvider(ThreadedServer):

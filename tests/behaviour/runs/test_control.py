@@ -388,15 +388,18 @@ def test_a_state_folder_with_a_long_path_works(workspace: Any, provider: Any, cl
         assert cli("run", workspace.job(limits="{concurrency: 2}"), "--quiet") == 3
 
 
-def test_a_pause_does_not_make_a_provider_silent_for_too_long(workspace: Any, provider: Any, cli: Any) -> None:
+def test_a_pause_does_not_make_a_provider_silent_for_too_long(
+    workspace: Any, provider: Any, cli: Any, time_passes: Callable[[float], None]
+) -> None:
     workspace.csv(20)
-    job = workspace.job(limits="{concurrency: 1}", retry="{attempts: 5, longest_wait: 0.01, longest_hold: 0.6}")
+    job = workspace.job(limits="{concurrency: 1}", retry="{attempts: 5, longest_wait: 0.01, longest_hold: 60}")
     provider.script = lambda path, body, count: error_reply(503, "busy") if count in range(5, 9) else None
 
     def script(terminal: Terminal) -> None:
         terminal.wait_for(lambda: len(provider.seen) >= 6)
         terminal.send("pause")
-        time.sleep(1.0)
+        terminal.wait_for(lambda: terminal.send("state")["in_flight"] == 0)
+        time_passes(100)
         terminal.send("resume")
 
     with steering(workspace.folder / ".rowmill", script):
