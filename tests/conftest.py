@@ -15,6 +15,8 @@ import pytest
 from aiohttp import web
 from hypothesis import HealthCheck, settings
 
+from pipelines.runtime import child_process
+from tests.support.forked import command_line
 from tests.support.threaded_server import ThreadedServer
 
 Body = dict[str, Any]
@@ -24,6 +26,9 @@ Script = Callable[[str, Body, int], web.StreamResponse | Body | None]
 ReadTable = Callable[..., list[Body]]
 """(folder, table name, order) -> the rows of a table in a Parquet sink."""
 
+
+STARTED = child_process.COMMAND
+"""The command of a job's process."""
 
 # The same examples each time; `pytest --hypothesis-profile=default` draws others.
 # Time proves nothing on a machine that others use.
@@ -143,6 +148,20 @@ def without_waits_for_disks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_children() -> Iterator[None]:
+    """Fork the processes of jobs instead of starting Python, which takes most of a short run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(child_process, "COMMAND", tuple(command_line()))
+        yield
+
+
+@pytest.fixture
+def started_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start the processes of jobs as for users, although it takes long."""
+    monkeypatch.setattr(child_process, "COMMAND", STARTED)
 
 
 @pytest.fixture

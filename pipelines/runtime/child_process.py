@@ -9,11 +9,13 @@ from collections.abc import Iterator
 
 PARENT_PIPE_VARIABLE = "ROWMILL_PARENT_PIPE"
 """The environment variable of a process whose stdin is a parent pipe."""
+COMMAND = (sys.executable, "-P", "-m", "pipelines.cli")
+"""It starts `rowmill` by this interpreter; -P: no modules from the current folder."""
 
 
 def rowmill_command() -> list[str]:
-    """Return the command that starts `rowmill` by this interpreter; -P: no modules from the current folder."""
-    return [sys.executable, "-P", "-m", "pipelines.cli"]
+    """Return the words of COMMAND."""
+    return [*COMMAND]
 
 
 def rowmill_environment() -> dict[str, str]:

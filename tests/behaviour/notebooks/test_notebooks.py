@@ -13,6 +13,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from tests.support.exhaustive import marks
+from tests.support.forked import command_line
 
 ROOT = Path(__file__).parents[3]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -99,6 +100,12 @@ for _one in citations.to_dicts():
 }
 """For each notebook: the figures that it computes equal those of SQL."""
 
+FORKED_CHILDREN = """
+from pipelines.runtime import child_process as _child_process
+_child_process.COMMAND = tuple({})
+"""
+"""The processes of runs are forked: their start would take most of the time."""
+
 DEAR = ("04_two_prompts_against_labels", "05_audio_and_images", "06_packing")
 """Notebooks that take half of the time; the jobs that they run are tested elsewhere."""
 
@@ -149,7 +156,8 @@ def kernel() -> Iterator[KernelManager]:
 )
 def test_a_notebook_runs_and_its_figures_are_those_of_sql(path: Path, kernel: KernelManager) -> None:
     notebook = nbformat.read(path, 4)
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(f"%reset -f in out\n%reset -f\n%cd -q {path.parent}"))
+    first = f"%reset -f in out\n%reset -f\n%cd -q {path.parent}\n{FORKED_CHILDREN.format(command_line())}"
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(first))
     notebook.cells.append(nbformat.v4.new_code_cell(RUNS_AGREE + NUMBERS_AGREE[path.stem]))
     client = NotebookClient(notebook, km=kernel, timeout=120)
     client.execute()

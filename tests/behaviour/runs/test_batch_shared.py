@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +14,6 @@ from tests.support import forked
 from tests.support.forked import Forked
 
 Read = Callable[..., list[dict[str, Any]]]
-ROOT = Path(__file__).parents[3]
 
 WATCHED = """
 import os, signal, sys
@@ -173,12 +170,10 @@ def test_two_runs_and_a_reader_of_the_same_workspace_do_not_disturb_each_other(
     looks = 0
     while any(run.poll() is None for run in runs):
         for kind in ("batches", "files"):
-            looked = subprocess.run(
-                [sys.executable, "-P", "-c", COMMAND, kind, "list", "--provider", "local"],
-                capture_output=True, text=True, cwd=workspace.folder, check=False,
-                env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "WORKED_ON": "/dev/null"},
-            )  # fmt: skip
-            assert looked.returncode == 0, looked.stderr
+            code, _, err = Forked(
+                COMMAND, kind, "list", "--provider", "local", cwd=workspace.folder, WORKED_ON="/dev/null"
+            ).ended()
+            assert code == 0, err
             looks += 1
     assert looks >= 2
     for run, name in zip(runs, names, strict=True):

@@ -19,7 +19,9 @@ from deltalake import DeltaTable
 from obstore.store import S3Store
 
 from tests.conftest import chat_reply
+from tests.support.exhaustive import marks
 from tests.support.forked import COMMAND, Forked, run
+from tests.support.shared_database import shared_cursor
 
 SINKS = {
     "parquet": "{parquet: out%s}",
@@ -69,7 +71,7 @@ class Declared:
         elif self.kind == "delta":
             found = DeltaTable(folder / table).to_pyarrow_table().sort_by("id")
         elif self.kind == "parquet":
-            with duckdb.connect() as db:
+            with shared_cursor() as db:
                 found = db.sql(f"from read_parquet('{folder}/{table}/*.parquet') order by id").to_arrow_table()
         else:
             store = S3Store("rowmill-tests", client_options={"allow_http": True})
@@ -81,11 +83,14 @@ class Declared:
         return [{name: value for name, value in row.items() if not name.startswith("_")} for row in rows]
 
 
-@pytest.fixture(params=[*SINKS])
+@pytest.fixture(params=[pytest.param(kind, marks=marks("s3" in kind)) for kind in SINKS])
 def declared(request: pytest.FixtureRequest, workspace: Any) -> Declared:
-    """In each kind of sink."""
+    """In each kind of sink; in object stores by default only if a test is `also_in_s3`."""
     bucket = request.getfixturevalue("bucket") if "s3" in request.param else None
     return Declared(workspace, request.param, bucket)
+
+
+also_in_s3 = pytest.mark.parametrize("declared", [*SINKS], indirect=True)
 
 
 @pytest.fixture(params=[*CLASSES])
@@ -150,6 +155,7 @@ def test_validate_and_plan_report_the_refusal_of_the_run_and_create_nothing(
     assert json.loads(cli.out)["refused"] is None
 
 
+@also_in_s3
 def test_cast_leaves_the_rows_of_an_append_as_they_are_under_the_new_columns(
     declared: Declared, cli: Any, provider: Any
 ) -> None:
@@ -187,6 +193,7 @@ def test_a_value_that_does_not_fit_is_named_and_nothing_is_sent_or_changed(
     assert len(provider.seen) == sent
 
 
+@also_in_s3
 def test_backfill_requests_all_rows_next_to_the_old_table_and_a_rename_costs_nothing(
     declared: Declared, cli: Any, provider: Any
 ) -> None:

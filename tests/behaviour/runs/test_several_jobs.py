@@ -1,7 +1,7 @@
 """Several jobs: what becomes of those that read one that broke, and of all where their starter is killed."""
 
+import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ import pytest
 
 from pipelines.config.job_graph import GraphJob
 from pipelines.execution.multi_job import run_jobs
-from pipelines.runtime.child_process import rowmill_command
 from pipelines.runtime.locks import is_running
+from tests.support.forked import COMMAND, Forked
 
 
 @pytest.mark.parametrize(("ended", "code"), [(1, 3), (0, 3), (2, 2), (9, 9)])
@@ -47,12 +47,12 @@ def test_jobs_end_as_on_sigterm_when_their_starter_is_killed(
     for path in paths:
         missed_job(path)
     provider.latency = 0.2
-    starter = subprocess.Popen([*rowmill_command(), *command, *map(str, paths)], stderr=subprocess.DEVNULL)
+    starter = Forked(COMMAND, *command, *paths)
     while any(sum(name in prompt for prompt in provider.prompts()) < 4 for name in names):
         assert starter.poll() is None
         time.sleep(0.005)
-    starter.kill()
-    starter.wait()
+    starter.send_signal(signal.SIGKILL)
+    starter.ended()
     while any(is_running(workspace.folder / ".rowmill", name) for name in names):
         time.sleep(0.01)
     with closing(sqlite3.connect(workspace.folder / ".rowmill" / "ledger.sqlite")) as db:

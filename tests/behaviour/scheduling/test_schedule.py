@@ -30,6 +30,7 @@ from pipelines.schedule.scheduler import (
     load_scheduled_jobs,
     next_due,
 )
+from tests.support.forked import command_line
 
 BERLIN = ZoneInfo("Europe/Berlin")
 START = datetime(2027, 1, 4, 12, tzinfo=UTC)
@@ -222,6 +223,7 @@ def missed_job(path: Path) -> ScheduledJob:
     return job
 
 
+@pytest.mark.usefixtures("started_children")
 def test_once_runs_a_missed_job_in_a_separate_process_and_show_reports_it(
     workspace: Any, provider: Any, cli: Any
 ) -> None:
@@ -287,7 +289,7 @@ def test_a_stop_lets_the_running_job_end_and_its_due_time_counts_as_missed(
     DueTimeStore(job.workspace).claim(job, START)
     provider.latency = 0.2
     process = subprocess.Popen(
-        [sys.executable, "-c", FROZEN_CLOCK, "schedule", "run", str(job.path)],
+        [*command_line(FROZEN_CLOCK), "schedule", "run", str(job.path)],
         cwd=workspace.folder, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     while len(provider.seen) < 4:
@@ -314,6 +316,7 @@ async def test_a_stop_without_running_jobs_exits_with_zero(workspace: Any) -> No
     assert await running == 0
 
 
+@pytest.mark.usefixtures("started_children")
 def test_the_crontab_block_replaces_the_previous_one_and_keeps_other_lines(workspace: Any) -> None:
     set_berlin_time(workspace)
     job = scheduled_job(workspace)

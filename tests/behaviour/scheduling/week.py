@@ -9,7 +9,6 @@ independently. Every run is a real `rowmill run` in a separate process, whose cl
 import csv
 import io
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -23,6 +22,7 @@ import psutil  # type: ignore[import-untyped, unused-ignore]
 from pipelines.cli import exit_code_of
 from tests.behaviour.scheduling.provider_with_batches import Bill, BillingApi, Body
 from tests.support.forked import COMMAND, Forked
+from tests.support.shared_database import shared_cursor
 
 REVIEWS = Path(__file__).parents[3] / "jobs" / "data" / "reviews.csv"
 FIRST_RUN_AT = datetime(2027, 3, 22, 1, 30, tzinfo=UTC)
@@ -110,7 +110,7 @@ if any(word.endswith(".yaml") for word in sys.orig_argv):
     clock = time.time_ns
     time.time_ns = lambda: clock() + AHEAD // datetime.timedelta(microseconds=1) * 1000
 """
-"""sitecustomize.py of a run: its clock is ahead, and it polls batches often."""
+"""Begins a run: its clock is ahead, and it polls batches often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,6 @@ class Week:
         self.write("rowmill.yaml", WORKSPACE.format(base_url=f"http://127.0.0.1:{api.port}/v1", per_day=PER_DAY))
         self.write("jobs/replies.yaml", REPLIES)
         self.write("keep-report.sh", "cat >> reports.jsonl; echo >> reports.jsonl\n")
-        self.write("clock/sitecustomize.py", CLOCK_HOOK)
 
     def write(self, name: str, text: str) -> None:
         path = self.folder / name
@@ -224,10 +223,9 @@ class Week:
         plan = self.plan("jobs/labels.yaml", *(word for word in arguments[1:] if word != "--compare"))
         bills, refused = set(self.api.bills), len(self.api.refused)
         ahead = FIRST_RUN_AT - self._started + timedelta(days=day - 1)
-        paths = os.pathsep.join([str(self.folder / "clock"), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {"PYTHONPATH": paths, "WEEK_AHEAD_US": str(ahead // timedelta(microseconds=1))}
+        microseconds = str(ahead // timedelta(microseconds=1))
         words = ("run", *arguments, "--json", "--quiet")
-        process = Forked(f"{CLOCK_HOOK}\n{COMMAND}", *words, cwd=self.folder, **environment)
+        process = Forked(f"{CLOCK_HOOK}\n{COMMAND}", *words, cwd=self.folder, WEEK_AHEAD_US=microseconds)
         if killed:
             self._kill(process)
         exit_code, out, err = process.ended()
@@ -263,7 +261,7 @@ class Week:
 
     def table(self, name: str) -> list[Body]:
         """Return a table of the first job."""
-        with duckdb.connect() as db:
+        with shared_cursor() as db:
             return list(db.sql(f"from '{self.folder}/out/labels/{name}/*.parquet'").to_arrow_table().to_pylist())
 
     def replies(self) -> list[Body]:

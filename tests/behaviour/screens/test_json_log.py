@@ -1,14 +1,13 @@
 """`--log json`: every event of a run is one JSON line on stderr."""
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
 from pipelines.execution import committer
 from pipelines.monitoring import json_events
+from tests.support.forked import COMMAND, Forked
 
 
 def events(cli: Any) -> list[dict[str, Any]]:
@@ -165,17 +164,9 @@ def test_a_job_that_is_not_run_because_of_another_is_an_event(workspace: Any, cl
     ):
         job = workspace.job(name, source=source, sink=f"{{parquet: {name}}}")
         workspace.write(f"jobs/{name}.yaml", job.read_text())
-    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "run", "jobs", "--log", "json"]
-    done = subprocess.run(
-        command,
-        cwd=workspace.folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PYTHONPATH": ":".join(sys.path)},
-    )
-    logged = [json.loads(line) for line in done.stderr.splitlines()]
-    assert done.returncode in (2, 3)
+    code, _, err = Forked(COMMAND, "run", "jobs", "--log", "json", cwd=workspace.folder).ended()
+    logged = [json.loads(line) for line in err.splitlines()]
+    assert code in (2, 3)
     not_run = [event["message"] for event in logged if "not run" in str(event.get("message"))]
     assert [words.split(":")[0] for words in not_run] == ["second", "third"]
     assert {event["job"] for event in logged} == {"first", "second", "third"}

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 from aiohttp import web
 
@@ -16,6 +15,7 @@ from pipelines.ledger.projection import decode_table
 from tests.behaviour.faults.hostile_server import HostileServer, ReceivedRequest
 from tests.conftest import ScriptedProvider
 from tests.support.exhaustive import marks
+from tests.support.shared_database import shared_cursor
 
 KEY = "sk-proj-very/secret+0123456789abcdef"
 
@@ -37,7 +37,7 @@ def written_texts(folder: Path) -> Iterator[tuple[str, str]]:
             continue
         yield str(path), path.read_bytes().decode("latin-1")
         if path.suffix == ".parquet":
-            with duckdb.connect() as db:
+            with shared_cursor() as db:
                 yield f"rows of {path}", str(db.sql(f"from read_parquet('{path}')").to_arrow_table().to_pylist())
         if path.name == "ledger.sqlite":
             db_file = sqlite3.connect(path)

@@ -2,8 +2,6 @@
 
 import gzip
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
@@ -21,6 +19,7 @@ from connectors.emulator.server import EmulatorServer
 from connectors.records import RowError
 from pipelines.runtime.provider_api import ProviderApi, RequestRefused
 from tests.conftest import error_reply
+from tests.support.forked import Forked
 
 
 class Collected:
@@ -180,37 +179,33 @@ def test_a_stage_of_a_batch_that_fails_says_so(
     assert not any("secret" in span.to_json() for span in spans.values() if span.name != "run job")
 
 
-def ran(workspace: Any, **variables: str) -> "subprocess.CompletedProcess[str]":
-    """Run a job in a separate process, which prints at the end what it imported of OpenTelemetry."""
+def ran(workspace: Any, **variables: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a job in a separate process, which prints what it imported of OpenTelemetry."""
     code = (
         "import sys; from pipelines.cli import exit_code_of; code = exit_code_of(sys.argv[1:]); "
         "print(sorted(n for n in sys.modules if n.startswith('opentelemetry'))[:1]); sys.exit(code)"
     )
-    arguments = ["run", "job.yaml", "--json", "--quiet"]
-    return subprocess.run(
-        [sys.executable, "-P", "-c", code, *arguments],
-        cwd=workspace.folder, capture_output=True, text=True, check=False,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path), **variables},
-    )  # fmt: skip
+    return Forked(code, "run", "job.yaml", "--json", "--quiet", cwd=workspace.folder, **variables).ended()
 
 
 def test_nothing_is_imported_unless_telemetry_is_turned_on(workspace: Any, provider: Any) -> None:
     workspace.csv(1)
     workspace.job()
     for variables in ({}, {"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "console"}):
-        done = ran(workspace, **variables)
-        assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]"), done.stderr
+        code, out, err = ran(workspace, **variables)
+        assert (code, out.splitlines()[-1]) == (0, "[]"), err
 
 
 def test_a_variable_is_enough_to_export(workspace: Any, provider: Any) -> None:
     workspace.csv(2)
     workspace.job()
-    done = ran(workspace, OTEL_TRACES_EXPORTER="console", OTEL_METRICS_EXPORTER="console", OTEL_SERVICE_NAME="nightly")
-    assert done.returncode == 0
-    assert json.loads(done.stdout.splitlines()[0])["rows_ok"] == 2
-    assert done.stderr.count('"name": "chat m"') == 2
-    assert '"name": "gen_ai.client.token.usage"' in done.stderr
-    assert '"service.name": "nightly"' in done.stderr
+    variables = {"OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "console", "OTEL_SERVICE_NAME": "nightly"}
+    code, out, err = ran(workspace, **variables)
+    assert code == 0
+    assert json.loads(out.splitlines()[0])["rows_ok"] == 2
+    assert err.count('"name": "chat m"') == 2
+    assert '"name": "gen_ai.client.token.usage"' in err
+    assert '"service.name": "nightly"' in err
 
 
 def test_spans_and_metrics_reach_a_collector(workspace: Any, provider: Any) -> None:
@@ -232,10 +227,10 @@ def test_spans_and_metrics_reach_a_collector(workspace: Any, provider: Any) -> N
     with HTTPServer(("127.0.0.1", 0), Collector) as server:
         thread = Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        done = ran(workspace, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{server.server_port}")
+        code, _, err = ran(workspace, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
         thread.join()
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (code, err) == (0, "")
     assert sorted({path for path, _ in seen}) == ["/v1/metrics", "/v1/traces"]
     assert any(b"chat m" in body for path, body in seen if path == "/v1/traces")
     assert any(b"gen_ai.client.token.usage" in body for path, body in seen if path == "/v1/metrics")

@@ -14,6 +14,7 @@ from pipelines.runtime.child_process import (
     rowmill_command,
     rowmill_environment,
 )
+from tests.support.forked import command_line
 
 CHILD = """
 import sys, threading
@@ -56,5 +57,21 @@ def test_the_variable_does_not_reach_the_children_of_a_child(monkeypatch: pytest
     assert PARENT_PIPE_VARIABLE not in os.environ
 
 
+def test_a_forked_command_has_the_streams_and_the_end_of_its_process() -> None:
+    repeat = "import sys; print(sys.stdin.read(), sys.argv[1:]); sys.exit(7)"
+    done = subprocess.run([*command_line(repeat), "a b"], input="text", capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "text ['a b']\n", "")
+    wait = "import time; print('ready', flush=True); time.sleep(60)"
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with subprocess.Popen(command_line(wait), stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(number)
+            # Its end closes the pipe.
+            assert process.stdout.read() == ""
+        assert process.returncode == -number
+
+
+@pytest.mark.usefixtures("started_children")
 def test_the_command_imports_nothing_from_the_current_folder() -> None:
     assert rowmill_command() == [sys.executable, "-P", "-m", "pipelines.cli"]
