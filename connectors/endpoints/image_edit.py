@@ -6,6 +6,7 @@ from pydantic import Field
 
 from connectors.contracts import StepContext, StepModel, TemplateText
 from connectors.endpoints.images.image_endpoint import GPT_IMAGE_PARAMS, IMAGE_PARAMS, ImageEndpoint, check_model
+from connectors.endpoints.images.model_families import DALL_E_2, family_of
 from connectors.endpoints.params.checks import one_of
 from connectors.errors import JobError
 
@@ -33,6 +34,8 @@ class ImageEditStep(StepModel):
         """Build the endpoint; JobError for keys that do not fit."""
         check_model(self, ("dall-e-2", "gpt-image-1", "gpt-image-2"), "edits")
         images = [self.image] if isinstance(self.image, str) else self.image
+        if len(images) > 1 and family_of(self.model) is DALL_E_2:
+            raise JobError(("steps", self.name, "image"), f"{self.model} edits one picture", "name one column")
         if self.mask in images:
             raise JobError(("steps", self.name, "mask"), "is also the column of the image", "name another")
         files = {"image": images, "mask": self.mask}

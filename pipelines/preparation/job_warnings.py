@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from connectors.errors import KeyPath
+from pipelines.formatting import format_count
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep
 
 TEMPLATE_KEYS = ("messages", "input", "instructions", "prompt")
@@ -32,7 +33,8 @@ def missing_file_warnings(ready: PreparedJob) -> tuple[str, ...]:
         step = next(step for step in ready.every_step if column in step.file_columns)
         where = ready.loaded.locate("steps", step.model.name)
         lines.append(
-            f"{where}: {rows:,} rows name a file in {column} that does not exist, e.g. {example}; add the files"
+            f"{where}: {column} names files that do not exist in {format_count(rows, 'row')}, e.g. {example}; "
+            "add the files"
         )
     return tuple(lines)
 

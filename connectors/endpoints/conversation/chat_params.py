@@ -35,6 +35,15 @@ def _list_of(expected: str, item: ParamCheck) -> ParamCheck:
 _LABELS = mapping_of("at most 16 keys of at most 64 and texts of at most 512 characters", _is_label)
 METADATA = ParamCheck(_LABELS.expected, lambda value: _LABELS.fits(value) and len(value) <= 16)
 
+_EFFORT = one_of("none", "minimal", "low", "medium", "high", "xhigh", "max")
+_SUMMARY = one_of("auto", "concise", "detailed")
+
+
+def _is_reasoning(key: str, value: Any) -> bool:
+    known = {"effort": _EFFORT, "summary": _SUMMARY}
+    return key not in known or value is None or known[key].fits(value)
+
+
 _SHARED: Mapping[str, ParamCheck] = {
     "metadata": METADATA,
     "moderation": MAPPING,
@@ -68,7 +77,7 @@ CHAT_PARAMS: Mapping[str, ParamCheck] = {
     "max_completion_tokens": integer(1, MAX_TOKENS),
     "n": integer(1, 128),
     "prediction": MAPPING,
-    "reasoning_effort": one_of("none", "minimal", "low", "medium", "high", "xhigh", "max"),
+    "reasoning_effort": _EFFORT,
     "verbosity": one_of("low", "medium", "high"),
     "web_search_options": MAPPING,
 }
@@ -95,7 +104,7 @@ RESPONSES_PARAMS: Mapping[str, ParamCheck] = {
     "max_tool_calls": integer(1),
     "previous_response_id": text,
     "prompt": MAPPING,
-    "reasoning": MAPPING,
+    "reasoning": mapping_of(f"effort: {_EFFORT.expected}; summary: {_SUMMARY.expected}", _is_reasoning),
     "truncation": one_of("auto", "disabled"),
 }
 """All but the keys of the step, and background, whose answers would have to be fetched later."""

@@ -96,7 +96,7 @@ def test_files_that_do_not_exist_get_a_warning(workspace: Workspace, cli: Cli) -
     job = workspace.job(steps=steps)
     assert cli("validate", job) == 0
     assert cli.err == (
-        f"{job}:3: steps.answer: 2 rows name a file in file that does not exist, e.g. b.png; add the files\n"
+        f"{job}:3: steps.answer: file names files that do not exist in 2 rows, e.g. b.png; add the files\n"
     )
 
 

@@ -248,6 +248,7 @@ def test_the_file_columns_and_models_are_checked() -> None:
         ("image_edit", {"mask": "arae"}, "steps.picture.mask: no column arae; did you mean area?"),
         ("image_edit", {"mask": "photo"}, "steps.picture.mask: is also the column of the image; name another"),
         ("image_edit", {"model": "dall-e-3"}, "steps.picture.model: dall-e-3 makes no edits; take dall-e-2 or"),
+        ("image_edit", {"image": ["pic", "other"]}, "steps.picture.image: dall-e-2 edits one picture; name one column"),
         ("image_variation", {"model": "gpt-image-1"}, "steps.picture.model: gpt-image-1 makes no variations;"),
     ):
         with pytest.raises(JobError) as caught:

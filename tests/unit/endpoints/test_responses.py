@@ -645,6 +645,7 @@ def test_the_references_errors_keep_all_their_details(name: str, expected: Any) 
         ({"input": [{"usr": "a"}]}, "steps.ask.input.0.usr: no such role; did you mean user?"),
         ({"input": "a", "params": {"max_tokens": 5}}, "steps.ask.params.max_tokens: no such parameter"),
         ({"input": "a", "params": {"max_output_tokens": 5}}, "found 5, expected an integer from 16 to 100000000"),
+        ({"input": "a", "params": {"reasoning": {"effort": "hgh"}}}, "params.reasoning: found {"),
         ({"input": "a", "params": {"background": True}}, "params.background: its answer would have to be fetched"),
         ({"input": "a", "text": {"format": {}}, "output": {"a": "string"}}, "steps.ask.text.format: a typed output"),
         ({"messages": [{"user": "a"}], "text": {}}, "steps.ask.text: only OpenAI's format has it"),
