@@ -9,6 +9,9 @@ import orjson
 MAX_DEPTH = 200
 """Levels of lists and objects: orjson reads 1,024 and writes 254, and Rowmill wraps replies in some of its own."""
 
+LARGE_BYTES = 1 << 16
+"""Size from which on finding brackets one by one is faster than counting all: vectors in base64 have few."""
+
 _HIGH, _LOW = "[dD][89abAB][0-9a-fA-F]{2}", "[dD][c-fC-F][0-9a-fA-F]{2}"
 _ESCAPE = re.compile(rf"\\(?:(u{_HIGH}\\u{_LOW})|(u[dD][89a-fA-F][0-9a-fA-F]{{2}})|.)", re.S)
 
@@ -26,11 +29,26 @@ def parse_json(text: bytes | str, keeps_halves: bool = False) -> Any:
         value = orjson.loads(replace_lone_surrogates(text).encode("utf-8", "replace"))
         if keeps_halves:
             value = json.loads(text)
-    # Counting brackets is cheap, and hardly any reply has this many.
-    brackets = text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
-    if brackets > MAX_DEPTH and not has_bounded_depth(value):
+    if isinstance(text, bytes):
+        has_many_brackets = _has_many_brackets(text)
+    else:
+        has_many_brackets = text.count("[") + text.count("{") > MAX_DEPTH
+    if has_many_brackets and not has_bounded_depth(value):
         raise orjson.JSONDecodeError(f"nested deeper than {MAX_DEPTH} levels", "", 0)
     return value
+
+
+def _has_many_brackets(text: bytes) -> bool:
+    """Return whether a text has enough brackets to be nested too deeply; hardly any reply has."""
+    if len(text) < LARGE_BYTES:
+        return text.count(b"[") + text.count(b"{") > MAX_DEPTH
+    found = 0
+    for bracket in b"[{":
+        place = text.find(bracket)
+        while place >= 0 and found <= MAX_DEPTH:
+            found += 1
+            place = text.find(bracket, place + 1)
+    return found > MAX_DEPTH
 
 
 def replace_lone_surrogates(text: str) -> str:

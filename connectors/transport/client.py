@@ -100,12 +100,15 @@ class HttpTransport:
     async def send(self, provider: Provider, call: Call) -> Reply:
         return await self._with_access(provider, call.on_refused_key, self._send, call)
 
-    async def _send(self, access: ProviderAccess, call: Call) -> Reply:
+    def _send(self, access: ProviderAccess, call: Call) -> Awaitable[Reply]:
         body = call.body
         is_small = body is not None and len(body) <= fast_post.MAX_BODY_BYTES
         if self._fast_post is not None and access.proxy is None and is_small and call.method == "POST":
-            return await self._post(self._fast_post, access, call, body or b"")
-        started = time.perf_counter()
+            return self._post(self._fast_post, access, call, body or b"")
+        return self._send_by_session(access, call)
+
+    async def _send_by_session(self, access: ProviderAccess, call: Call) -> Reply:
+        started, body = time.perf_counter(), call.body
         with (
             _FailureMapper(started, access, self._timeouts) as exchange,
             self._deadlines.start() as deadline,

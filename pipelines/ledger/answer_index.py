@@ -23,7 +23,7 @@ entries are needed for each of its pages."""
 SLICE_ENTRIES = 10_000
 """Number of entries that one transaction of a merge moves: other writes wait for no more than these."""
 
-LOOKUP_FINGERPRINTS = 500
+LOOKUP_FINGERPRINTS = 512
 """Maximum number of fingerprints in one statement."""
 
 LAST_ANSWER = (
@@ -70,7 +70,7 @@ class AnswerLookup:
             self._db.execute("begin")
             state = self._read_tail()
             for start in range(0, len(fingerprints), LOOKUP_FINGERPRINTS):
-                chunk = fingerprints[start : start + LOOKUP_FINGERPRINTS]
+                chunk = _filled_up(fingerprints[start : start + LOOKUP_FINGERPRINTS])
                 sources = _SOURCES.format(_placeholders(len(chunk)))
                 rows += self._db.execute(
                     # Also an entry that belongs to no answer, or to that of another request, finds nothing.
@@ -179,21 +179,23 @@ class IndexMerge:
             low, high = (
                 bytes([256 * edge // slices]) if edge < slices else b"\xff" * 32 for edge in (place, place + 1)
             )
-            entries = self._db.execute(
-                "select fingerprint, id from answer_tail where id <= ? and fingerprint >= ? and fingerprint < ? "
-                "order by fingerprint",
+            self._db.execute(
+                "insert into answer_index select fingerprint, id from answer_tail "
+                "where id <= ? and fingerprint >= ? and fingerprint < ? order by fingerprint "
+                "on conflict (fingerprint) do update set id = excluded.id where excluded.id <> id",
                 (until, low if place else b"", high),
-            ).fetchall()
-            self._db.executemany(
-                "insert into answer_index values (?, ?) on conflict (fingerprint) do update set id = excluded.id "
-                "where excluded.id <> id",
-                entries,
             )
             place += 1
             if place == slices:
                 self._db.execute("delete from answer_tail where id <= ?", (until,))
                 until = 0
         self._until, self._slice, self._slices = until, place, slices
+
+
+def _filled_up(fingerprints: Sequence[bytes]) -> Sequence[bytes]:
+    """Return as many as the next power of two, the last one repeated: SQLite need not compile each number anew."""
+    missing = (1 << (len(fingerprints) - 1).bit_length()) - len(fingerprints)
+    return [*fingerprints, *[fingerprints[-1]] * missing] if missing else fingerprints
 
 
 def _placeholders(count: int) -> str:

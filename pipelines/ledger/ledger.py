@@ -70,6 +70,8 @@ class Ledger:
         self._queue: deque[tuple[Callable[[WriteBatch], Any], asyncio.Future[Any]]] = deque()
         self._is_waiting = False
         """Whether the writing thread has found the queue empty, and must be woken."""
+        self._waking_loop: asyncio.AbstractEventLoop | None = None
+        """The event loop that is about to wake it."""
         self._wake = threading.Event()
         self._is_closed = False
         self._thread = threading.Thread(target=self._write_batches, name="ledger", daemon=True)
@@ -312,14 +314,17 @@ class Ledger:
     # The writing thread: everything in the queue becomes one transaction.
 
     def _enqueue(self, write: Callable[[WriteBatch], T]) -> asyncio.Future[T]:
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
         self._queue.append((write, future))
-        if self._is_waiting:
-            self._wake_thread()
+        if self._is_waiting and self._waking_loop is not loop:
+            # After all that is ready now has queued its own writes: a larger transaction costs less for each.
+            self._waking_loop = loop
+            loop.call_soon(self._wake_thread)
         return future
 
     def _wake_thread(self) -> None:
-        self._is_waiting = False
+        self._is_waiting, self._waking_loop = False, None
         self._wake.set()
 
     def _take_queue(self) -> list[tuple[Callable[[WriteBatch], Any], asyncio.Future[Any]]]:

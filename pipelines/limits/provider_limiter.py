@@ -227,7 +227,10 @@ class ProviderLimiter(ConcurrencyLimit):
             self.tokens.settle(reserved, used)
         if permit == self._probe:
             self._probe = None
-        self._release_slot()
+        self.in_flight -= 1
+        # Who waits for a pause to end holds the turn.
+        if self._waiters or self.watchers or self._turn.locked():
+            self._notify()
 
     def cancel(self, tokens: int) -> None:
         """Refund a permitted request that is not sent after all."""

@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from connectors.transport.bounded_json import MAX_DEPTH, parse_json
+from connectors.transport.bounded_json import LARGE_BYTES, MAX_DEPTH, parse_json
 
 
 def nested(levels: int, opening: bytes = b"[", closing: bytes = b"]") -> bytes:
@@ -16,6 +16,14 @@ def test_json_is_read_up_to_the_maximum_depth(opening: bytes, closing: bytes) ->
     assert orjson.loads(orjson.dumps({"in": [value]})) == {"in": [value]}
     with pytest.raises(orjson.JSONDecodeError, match="nested deeper than 200 levels"):
         parse_json(nested(MAX_DEPTH + 1, opening, closing))
+
+
+def test_large_json_is_read_up_to_the_same_depth() -> None:
+    text = b'"' + b"x" * LARGE_BYTES + b'"'
+    assert len(parse_json(b"[%b,%b]" % (text, nested(MAX_DEPTH - 1)))) == 2
+    assert len(parse_json(b"[%b,%b]" % (text, b",".join([b"[{}]"] * 1000)))) == 1001
+    with pytest.raises(orjson.JSONDecodeError, match="nested deeper than 200 levels"):
+        parse_json(b"[%b,%b]" % (text, nested(MAX_DEPTH)))
 
 
 def test_many_brackets_without_depth_are_read() -> None:
