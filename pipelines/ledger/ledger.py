@@ -273,11 +273,6 @@ class Ledger:
         with database_errors(self.path), self._read_lock:
             return self._read.execute(sql, values).fetchall()
 
-    def writers(self) -> int:
-        """Return the highest writer number; each process that opens the ledger takes the next one."""
-        ((number,),) = self.query("select value from meta where key = 'writers'")
-        return int(number)
-
     def stream(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """Yield the rows of a large read from a separate connection."""
         with database_errors(self.path), closing(self._open_again()) as db:

@@ -114,19 +114,14 @@ def append_usage(ledger: Ledger, sink: Sink, job: str) -> None:
     for mark in sink.usage_marks():
         if mark.ledger == ledger.identity:
             last_seq[mark.writer] = max(last_seq.get(mark.writer, 0), mark.last)
-    writers = (
-        ledger.query("select distinct e.writer from exchanges e join legs l on l.id = e.leg where l.job = ?", (job,))
-        if not last_seq
-        # On Ray an actor has written for this process.
-        else [(writer,) for writer in range(1, ledger.writers() + 1)]
-    )
+    writers = [writer for writer, last in ledger.query(_WRITERS_OF_JOB, (job,)) if last > last_seq.get(writer, 0)]
     routes = {
         route_id: names
         for route_id, *names in ledger.query(
             "select id, run_id, job, step, provider, endpoint, model from legs where job = ?", (job,)
         )
     }
-    for (writer,) in writers:
+    for writer in writers:
         rows = ledger.stream(
             f"select e.seq, e.leg, {', '.join(f'e.{_LEDGER_COLUMNS.get(name, name)}' for name in _EXCHANGE_COLUMNS)} "
             "from exchanges e where e.writer = ? and e.seq > ? and e.leg in (select id from legs where job = ?) "
@@ -141,6 +136,18 @@ def append_usage(ledger: Ledger, sink: Sink, job: str) -> None:
             sink.add_usage(whole, UsageMark(ledger.identity, writer, first, last))
 
 
+_WRITERS_OF_JOB = """
+with recursive found(leg, writer) as (
+    select id, (select min(writer) from exchanges where leg = legs.id) from legs where job = ?
+    union all
+    select leg, (select min(writer) from exchanges where leg = found.leg and writer > found.writer)
+        from found where writer is not null
+)
+select writer, max((select max(seq) from exchanges e where e.leg = found.leg and e.writer = found.writer))
+    from found where writer is not null group by writer order by writer
+"""
+"""The processes that settled exchanges of a job, each with the last of them; two steps in an index for each run and
+step, not one for each exchange. On Ray an actor has written for this process."""
 _ROUTE_COLUMNS = ("run_id", "job", "step", "provider", "endpoint", "model")
 _EXCHANGE_COLUMNS = tuple(name for name in usage_schema().names if name not in _ROUTE_COLUMNS)
 _LEDGER_COLUMNS = {"cost_usd": "cost"}

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
+import pytest
 
 from connectors.contracts import Commit, Endpoint, Sink, TableShape, UsageMark
 from pipelines.ledger.entries import PendingExchange, SettledExchange
@@ -81,6 +82,22 @@ async def test_the_usage_table_gets_each_exchange_of_the_job_once(tmp_path: Path
         ("run-1", ["1"], ["66" * 16], 1.0), ("run-1", ["1"], ["66" * 16], 2.0),
     ]  # fmt: skip
     assert [(mark.first, mark.last) for _, mark in sink.usage] == [(1, 1), (3, 3)]
+
+
+async def test_earlier_processes_without_new_exchanges_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = ListSink()
+    reads: list[Any] = []
+    stream = Ledger.stream
+    monkeypatch.setattr(Ledger, "stream", lambda self, sql, values: reads.append(values) or stream(self, sql, values))
+    for night in range(3):
+        ledger = Ledger(tmp_path / "ledger.sqlite")
+        for job in ("job", "another"):
+            await settle(ledger, ledger.register_route(f"run-{night}", job, "step", "local", "chat", "m"), 1)
+        append_usage(ledger, cast("Sink", sink), "job")
+        ledger.close()
+    assert [values[0] for values in reads] == [mark.writer for _, mark in sink.usage] == [1, 2, 3]
 
 
 def add_commit(ledger: Ledger, results: pa.Table, answers: list[list[bytes | None]], errors: pa.Table) -> None:
