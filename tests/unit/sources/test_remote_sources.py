@@ -19,6 +19,7 @@ from connectors.sql import identifier_list
 from connectors.storage import object_store
 from pipelines.preparation.source_reader import SourceReader
 from tests.conftest import Cli, ScriptedProvider, Workspace
+from tests.support.exhaustive import marks
 
 
 @pytest.fixture
@@ -128,7 +129,8 @@ def results(bucket: str) -> dict[int, str]:
     return pairs
 
 
-@pytest.mark.parametrize("sink", ["parquet", "delta"])
+# A whole run with Delta tables on an object store is in the tests of the report.
+@pytest.mark.parametrize("sink", ["parquet", pytest.param("delta", marks=marks(True))])
 def test_a_job_reads_and_writes_object_stores(
     put: Any,
     bucket: str,
