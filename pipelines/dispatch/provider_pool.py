@@ -39,7 +39,8 @@ class ProviderPool:
     async def pick(self, avoid: Route | None) -> Route | None:
         """Return the least loaded member that may be asked now; None if all are excluded.
 
-        `avoid`: the member that failed the request; it is picked only if no other can be asked now.
+        `avoid`: the member that failed the request; another one is picked even if the request has to wait for its rate
+        limit, unless that one is paused or full.
         """
         async with self._turn:
             while active := self.active_members:
@@ -48,8 +49,10 @@ class ProviderPool:
                     await member.limiters[0].pay_off()
                 free = [member for member in active if member.limiters[0].delay <= 0]
                 if free:
-                    others = [member for member in free if member is not avoid]
-                    return min(others or free, key=lambda member: member.limiters[0].load)
+                    if others := [member for member in free if member is not avoid]:
+                        return min(others, key=lambda member: member.limiters[0].load)
+                    healthy = [member for member in active if member is not avoid and _has_turns(member)]
+                    return min(healthy or free, key=lambda member: member.limiters[0].delay)
                 seconds = min(member.limiters[0].delay for member in active)
                 await wait_for_event(
                     self._changed, None if isinf(seconds) else min(max(seconds, 0.001), PAYMENT_SECONDS)
@@ -61,3 +64,9 @@ class ProviderPool:
         member.limiters[0].excluded_reason = f"{error.error_class}: {error.message}"
         self._changed.set()
         return bool(self.active_members)
+
+
+def _has_turns(member: Route) -> bool:
+    """Whether a request that waits at the member will be sent as soon as its rate limit permits."""
+    limiter = member.limiters[0]
+    return not limiter.is_paused and not isinf(limiter.delay)

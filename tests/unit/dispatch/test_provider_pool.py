@@ -30,6 +30,16 @@ async def test_the_member_that_failed_the_request_is_picked_only_if_no_other_is_
     assert await pool.pick(second) is second
 
 
+async def test_a_request_waits_for_the_rate_limit_of_another_member_than_the_one_that_failed_it() -> None:
+    """Else a member that fails at once takes all attempts of a row in a moment, although the other one is healthy."""
+    healthy, failing = make_route(1, provider="healthy"), make_route(2, provider="failing")
+    healthy.limiters[0].set_configured(60, None)
+    await healthy.limiters[0].acquire(1)
+    pool = ProviderPool((healthy, failing))
+    assert await pool.pick(None) is failing
+    assert await pool.pick(failing) is healthy
+
+
 def test_members_with_low_rates_are_used_as_far_as_their_rates_permit() -> None:
     """At 60 requests a minute the time for one is longer than a burst; so is that for a request of many tokens."""
 
