@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from connectors.errors import JobError
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.overrides import NONE
@@ -56,5 +58,6 @@ def format_comparison(report: RunReport) -> "RenderableType":
 def _short_value(value: Any) -> str:
     if isinstance(value, list) and len(value) > 8:
         return f"[{len(value)} values]"
-    text = "null" if value is None else single_line(value)
+    is_nested = isinstance(value, list | dict)
+    text = "null" if value is None else single_line(orjson.dumps(value, default=str).decode() if is_nested else value)
     return text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[: MAX_VALUE_CHARACTERS - 1]}…"

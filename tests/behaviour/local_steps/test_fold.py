@@ -141,7 +141,7 @@ def test_a_comparison_and_an_experiment_see_the_outputs_of_folds_and_selects(
     provider.script = lambda path, body, count: chat_reply("x", "n") if body["model"] == "n" else None
     assert cli("run", job, "--compare", "--limit", "1", "--set", "steps.fact.model=n") == 0
     assert [line.split() for line in cli.out.splitlines()[4:]] == [
-        ["1", "facts", "yes", "['A',", "'B']", "['x',", "'x']"],
+        ["1", "facts", "yes", '["A","B"]', '["x","x"]'],
         ["1", "pieces", "2", "2"],
         ["1", "text", "yes", "A+B", "x+x"],
         [],
