@@ -250,7 +250,10 @@ class EmbeddingsEndpoint(BaseEndpoint):
                 raw = numbers.astype("<f4").tobytes()
         except (ValueError, TypeError) as exc:
             raise MalformedReply(f"a vector cannot be read: {exc}") from exc
-        if len(raw) != 4 * self._size and not (self.dimensions_unknown and raw and len(raw) % 4 == 0):
+        if self.dimensions_unknown:
+            if not raw or len(raw) % 4 != 0:
+                raise MalformedReply(f"a vector has {len(raw) / 4:g} numbers")
+        elif len(raw) != 4 * self._size:
             raise MalformedReply(f"a vector has {len(raw) / 4:g} numbers, expected {self._size}; check `dimensions`")
         return raw
 

@@ -176,3 +176,11 @@ def test_no_vector_for_a_text_or_too_many_is_malformed(count: int, words: str) -
     with pytest.raises(MalformedReply, match=words) as caught:
         it.answers(requests_of(it, 1), reply_of(*([1, 0] for _ in range(count))))
     assert caught.value.error is None
+
+
+@pytest.mark.parametrize("vector", [[], [[]], "", "AAAAAAA="])
+def test_a_vector_without_whole_numbers_never_gives_a_model_its_length(vector: object) -> None:
+    it = endpoint(dimensions=None)
+    assert it.dimensions_unknown
+    with pytest.raises(MalformedReply, match=r"a vector has [01]\.?2?5? numbers"):
+        it.answers(requests_of(it, 1), reply_of(vector))
