@@ -89,6 +89,48 @@ def expression_nodes(tree: Any) -> Iterator[Mapping[str, Any]]:
         yield from expression_nodes(list(tree.values()))
 
 
+class _TableInTurn:
+    """What DuckDB knows as one table, although each query finds other rows in it."""
+
+    table: pa.Table
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
+class RowQueries:
+    """Queries over `chunk_rows`: the rows of one table after another, with their places as `_row_index`.
+
+    Each query is parsed once, and no table is registered: for some hundred rows both take longer than the evaluation.
+    """
+
+    def __init__(self, db: duckdb.DuckDBPyConnection) -> None:
+        """`db`: used by one thread at a time, and for nothing else while a query runs."""
+        self._db = db
+        self._rows = _TableInTurn()
+        self._places = pa.array([], pa.int64())
+        self._statements: dict[str, str] = {}
+        """Query -> how it is run."""
+
+    def fetch(self, query: str, table: pa.Table) -> list[tuple[Any, ...]]:
+        """Return what the query finds in these rows; duckdb.Error if their values break it."""
+        if len(self._places) < table.num_rows:
+            self._places = pa.array(range(table.num_rows), pa.int64())
+        self._rows.table = table.append_column("_row_index", self._places.slice(0, table.num_rows))
+        try:
+            return self._db.execute(self._statements.get(query) or self._prepared(query)).fetchall()
+        finally:
+            self._rows.table = table.schema.empty_table()
+
+    def _prepared(self, query: str) -> str:
+        if not self._statements:
+            self._db.register("chunk_rows", self._rows)
+        name = f"query_{len(self._statements)}"
+        self._db.execute(f"prepare {name} as {query}")
+        self._statements[query] = f"execute {name}"
+        return self._statements[query]
+
+
 class Predicate:
     """A step's `when`, evaluated on the rows of a chunk; NULL counts as false."""
 
@@ -98,6 +140,7 @@ class Predicate:
         self._where = where
         self._names = sorted(self.columns)
         self._db = evaluation_connection()
+        self._queries = RowQueries(self._db)
         self._query = f"select _row_index from chunk_rows where (\n{sql}\n)"
         try:
             self._passing_rows(pa.schema([schema.field(name) for name in self._names]).empty_table())
@@ -128,12 +171,7 @@ class Predicate:
         return mask, errors
 
     def _passing_rows(self, table: pa.Table) -> list[int]:
-        indexes = pa.array(range(table.num_rows), pa.int64())
-        self._db.register("chunk_rows", table.append_column("_row_index", indexes))
-        try:
-            return [row for (row,) in self._db.execute(self._query).fetchall()]
-        finally:
-            self._db.unregister("chunk_rows")
+        return [row for (row,) in self._queries.fetch(self._query, table)]
 
 
 def _column_references(node: Any, where: KeyPath, parameters: frozenset[str]) -> Iterator[list[str]]:

@@ -10,7 +10,7 @@ from connectors.contracts import Check
 from connectors.errors import JobError, KeyPath
 from connectors.records import CHECK_FAILED, RowError
 from connectors.sql import first_line
-from pipelines.config.sql_predicate import bisect_rows, evaluation_connection, predicate_columns
+from pipelines.config.sql_predicate import RowQueries, bisect_rows, evaluation_connection, predicate_columns
 
 _CONDITION_TYPES = ("BOOLEAN", '"NULL"')
 
@@ -42,6 +42,7 @@ class Checks:
         self.columns = frozenset(names)
         self._names = sorted(names)
         self._db = evaluation_connection()
+        self._rows = RowQueries(self._db)
         # On separate lines: a comment at its end must not hide the bracket.
         passes = [f"coalesce(cast((\n{check.that}\n) as boolean), true)" for check in checks]
         self._queries = [
@@ -74,7 +75,7 @@ class Checks:
         rows = table.select(self._names)
 
         def evaluate(part: pa.Table, first: int) -> None:
-            for row, places in self._failing(self._query, part):
+            for row, places in self._rows.fetch(self._query, part):
                 failed[first + row] = self._failure({place: None for place in places if place is not None})
 
         def refuse(row: int, _: str) -> None:
@@ -90,19 +91,11 @@ class Checks:
         causes: dict[int, str | None] = {}
         for place, query in enumerate(self._queries):
             try:
-                if self._failing(query, row):
+                if self._rows.fetch(query, row):
                     causes[place] = None
             except duckdb.Error as exc:
                 causes[place] = first_line(exc)
         return causes
-
-    def _failing(self, query: str, table: pa.Table) -> list[tuple[int, list[int | None]]]:
-        indexes = pa.array(range(table.num_rows), pa.int64())
-        self._db.register("chunk_rows", table.append_column("_row_index", indexes))
-        try:
-            return self._db.execute(query).fetchall()
-        finally:
-            self._db.unregister("chunk_rows")
 
     def _failure(self, causes: dict[int, str | None]) -> CheckFailure:
         described: list[str] = []

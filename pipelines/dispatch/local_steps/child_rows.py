@@ -90,6 +90,15 @@ class EachRun:
 
 
 @dataclass(slots=True)
+class _Span:
+    """Rows side by side in the table of a chunk: copies of them, vectors above all, would take time and memory."""
+
+    table: pa.Table
+    begin: int
+    end: int
+
+
+@dataclass(slots=True)
 class _Family:
     """A source row with its children."""
 
@@ -106,6 +115,8 @@ class _Family:
     settled: int = 0
     tables: list[pa.Table] = field(default_factory=list)
     """Finished children, in the order in which they finished."""
+    span: "_Span | None" = None
+    """Where they are instead if they have all finished side by side."""
     child_answers: list[tuple[int, list[bytes | None]]] = field(default_factory=list)
     """(index, answers) of finished children."""
     failures: list[tuple[int, RowFailure]] = field(default_factory=list)
@@ -161,6 +172,24 @@ class _ChildFile:
         found = map_table(target)
         target.unlink()
         return found
+
+
+def _tables_of(families: Sequence[_Family]) -> list[pa.Table]:
+    """Return tables that have the children of these together; what was side by side stays in one."""
+    tables: list[pa.Table] = []
+    last: _Span | None = None
+    for family in families:
+        span = family.span
+        if span is not None and last is not None and span.table is last.table and span.begin == last.end:
+            last.end = span.end
+            continue
+        if last is not None:
+            tables.append(last.table.slice(last.begin, last.end - last.begin))
+        last = None if span is None else replace(span)
+        tables += family.tables
+    if last is not None:
+        tables.append(last.table.slice(last.begin, last.end - last.begin))
+    return tables
 
 
 def _rows_at(batches: Sequence[pa.RecordBatch], ends: Sequence[int], places: Sequence[int]) -> pa.Table:
@@ -341,11 +370,15 @@ class ChildRows:
         table = chunk.table.select([SOURCE, *self._step.gathered])
         for number, rows in rows_of.items():
             family = touched.setdefault(number, self._families[number])
-            part = table.take(pa.array(rows, pa.int64())).combine_chunks()
-            family.tables.append(part)
-            family.nbytes += part.nbytes
-            self._gathered_bytes += part.nbytes
             family.settled += len(rows)
+            if len(rows) == family.count and rows[-1] - rows[0] + 1 == len(rows):
+                family.span = _Span(table, rows[0], rows[-1] + 1)
+            else:
+                # Copied: a slice would keep the whole chunk until the last child has settled.
+                part = table.take(pa.array(rows, pa.int64())).combine_chunks()
+                family.tables.append(part)
+                family.nbytes += part.nbytes
+                self._gathered_bytes += part.nbytes
             family.is_asked = family.is_asked or any(chunk.asked[row] for row in rows)
             if self._step.fold is None:
                 family.child_answers += ((indexes[row], chunk.answers[row]) for row in rows)
@@ -460,16 +493,18 @@ class ChildRows:
             file.write(families[0].tables)
             children = file.sorted_by(index)
         else:
-            tables = [table for family in families for table in family.tables]
+            tables = _tables_of(families)
             if not tables:
                 assert fold is not None, "without a fold only source rows with children have an order"
                 return fold.no_children
             children = pa.concat_tables(tables)
             places = {family.number: place for place, family in enumerate(families)}
             of_family = [places[number] for number in children.column(SOURCE).to_pylist()]
-            order = pa.table({"family": of_family, "index": children.column(index)})
+            keys = pa.table({"family": of_family, "index": children.column(index)})
             by = [("family", "ascending"), ("index", "ascending")]
-            children = children.take(pc.sort_indices(order, sort_keys=by))
+            order = pc.sort_indices(keys, sort_keys=by)
+            if not order.equals(pa.array(range(len(order)), order.type)):
+                children = children.take(order)
         if fold is not None and (own := sorted(fold.columns.difference(children.column_names))):
             sources = pa.concat_tables([family.source.select(own) for family in families])
             numbers = pa.array([family.number for family in families], pa.int64())

@@ -160,6 +160,10 @@ def test_the_children_of_many_source_rows_share_embedding_requests(
     report = cli.run(documents.job(PIECES, vector))
     children = sum(number % 7 for number in range(300))
     assert (report["rows_ok"], report["rows_out"]) == (300, children)
+    written = [(row["id"], row["piece_index"], row["piece"]) for row in read(documents.workspace.folder / "out")]
+    assert sorted(written) == [
+        (number, index, f"{number}-{index}") for number in range(300) for index in range(number % 7)
+    ]
     documents.workspace.csv(children)
     rows = documents.workspace.job("rows", steps=f"[{vector.replace('piece', 'text')}]", sink="{parquet: rows}")
     assert report["requests"] == cli.run(rows)["requests"] < 6

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 
+import duckdb
 import pyarrow as pa
 import pytest
 
 from connectors.errors import JobError
 from connectors.records import RowError
-from pipelines.config.sql_predicate import Predicate, predicate_columns
+from pipelines.config.sql_predicate import Predicate, RowQueries, evaluation_connection, predicate_columns
 
 WHERE = ("steps", "label", "when")
 TABLE = pa.table({"id": [1, 2, None, 4], "Body": ["a", "bb", "ccc", "x"]})
@@ -96,3 +97,15 @@ def test_a_row_whose_values_make_the_expression_fail_is_an_error_of_that_row() -
     assert isinstance(errors[1], RowError)
     assert errors[1].error_class == "input"
     assert errors[1].message.startswith("steps.label.when: Could not convert string 'x'")
+
+
+def test_queries_read_one_table_after_another_whatever_their_types_and_their_errors() -> None:
+    queries = RowQueries(evaluation_connection())
+    large = "select _row_index, cast(a as integer) from chunk_rows where cast(a as integer) > 1"
+    assert queries.fetch(large, pa.table({"a": ["1", "2", "3"]})) == [(1, 2), (2, 3)]
+    with pytest.raises(duckdb.ConversionException):
+        queries.fetch(large, pa.table({"a": ["x"]}))
+    assert queries.fetch(large, pa.table({"a": pa.array([5], pa.int16())})) == [(0, 5)]
+    assert queries.fetch(large, pa.table({"b": [0], "a": ["7"]})) == [(0, 7)]
+    assert queries.fetch("select count(*) from chunk_rows", pa.table({"a": range(3000)})) == [(3000,)]
+    assert queries.fetch(large, pa.table({"a": pa.array([], pa.string())})) == []
