@@ -5,6 +5,13 @@ from connectors.tokens import context_window
 from pipelines.dispatch.provider_routes import member_price, step_price
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep
 
+_TOKEN_RATES = {
+    "chat": ("input_per_million", "output_per_million"),
+    "responses": ("input_per_million", "output_per_million"),
+    "embeddings": ("input_per_million",),
+}
+"""Endpoint -> the rates without which no request has a known cost."""
+
 
 def check_budget(ready: PreparedJob) -> None:
     """Raise JobError for the first step without a price or without a bound on its cost."""
@@ -22,6 +29,7 @@ def check_budget(ready: PreparedJob) -> None:
                 f"no price is known for {', '.join(models)}, so no budget can hold",
                 "add it to `prices:` in rowmill.yaml",
             )
+        _check_token_rates(ready, step)
         _check_hosted_tools(ready, step)
         _check_documents(ready, step)
         if step.endpoint.output_bound is None and price.output_per_million:
@@ -30,6 +38,19 @@ def check_budget(ready: PreparedJob) -> None:
                 f"nothing bounds what an answer of {step.model.model} may cost, so no budget can hold",
                 "add params: {max_tokens: N}",
             )
+
+
+def _check_token_rates(ready: PreparedJob, step: PreparedStep) -> None:
+    """Refuse a price that names one rate of what every request of the step has."""
+    for member in step.members:
+        price = member_price(ready.workspace, step, member)
+        for rate in _TOKEN_RATES.get(step.model.endpoint, ()):
+            if price is not None and getattr(price, rate) is None:
+                raise JobError(
+                    ready.loaded.locate(*step.key_path("model")),
+                    f"the price of {member.sent_model(step.model.model)} has no {rate}, so no budget can hold",
+                    "add it to its `prices:` in rowmill.yaml",
+                )
 
 
 def _check_hosted_tools(ready: PreparedJob, step: PreparedStep) -> None:

@@ -143,6 +143,9 @@ class PriceEntry(BaseModel):
     def _require_a_rate(self) -> Self:
         if all(rate is None or rate == {} for _, rate in self):
             raise FieldError("a price without a number", "name at least one, such as input_per_million")
+        for tool in self.per_call:
+            if tool.endswith("_call"):
+                raise FieldError(f"per_call has {tool}", f"write {tool.removesuffix('_call')}, without _call")
         return self
 
     @property

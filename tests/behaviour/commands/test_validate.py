@@ -45,6 +45,19 @@ def test_a_model_without_a_price_under_a_budget_is_refused(workspace: Workspace,
     assert "no price is known for unknown" in cli.err
 
 
+@pytest.mark.parametrize("missing", ["input", "output"])
+def test_a_price_without_one_of_its_rates_is_refused_under_a_budget(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, missing: str
+) -> None:
+    path = workspace.folder / "rowmill.yaml"
+    known = {"input": "output_per_million: 2", "output": "input_per_million: 1"}[missing]
+    path.write_text(path.read_text().replace("{input_per_million: 1, output_per_million: 2}", f"{{{known}}}"))
+    workspace.csv(2)
+    assert cli("run", workspace.job(budget="{usd: 1}"), "--quiet") == 2
+    assert f"the price of m has no {missing}_per_million, so no budget can hold; add it" in cli.err
+    assert provider.seen == []
+
+
 @pytest.mark.parametrize(
     ("text", "warning"),
     [

@@ -61,6 +61,7 @@ def test_an_entry_of_zero_costs_nothing_and_is_not_ignored() -> None:
         {"input_per_million": 0.1, "tiers": {"flex": -0.5}},
         {"input_per_million": 0.1, "tiers": {"flex": "half"}},
         {"input_per_million": 0.1, "per_call": {"": 0.1}},
+        {"input_per_million": 0.1, "per_call": {"web_search_call": 0.1}},
         {"input_per_million": 0.1, "per_call": {"web_search": -1}},
     ],
 )
