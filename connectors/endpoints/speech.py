@@ -132,7 +132,7 @@ class SpeechEndpoint(BaseEndpoint):
         body = reply.body
         if is_event_stream(body):
             body, _ = _from_events(body)
-        elif "json" in reply.headers.get("content-type", "") or body[:1] == b"{":
+        elif self._is_json(reply):
             problem = error_in_body(reply, parse_object(body))
             if problem is not None:
                 return (problem,)
@@ -142,6 +142,18 @@ class SpeechEndpoint(BaseEndpoint):
         if self._suffix(body) is None:
             raise MalformedReply(f"the reply is not audio: {excerpt(body)}")
         return (body,)
+
+    def _is_json(self, reply: Reply) -> bool:
+        """Return whether a body is JSON; raw samples, too, may begin with the byte of a brace."""
+        if "json" in reply.headers.get("content-type", ""):
+            return True
+        if reply.body[:1] != b"{" or self._format != "pcm":
+            return reply.body[:1] == b"{"
+        try:
+            parse_object(reply.body)
+        except MalformedReply:
+            return False
+        return True
 
     def usage(self, group: Sequence[Request], reply: Reply) -> Usage:
         """Return the characters sent, and the tokens if a stream of events has them."""
