@@ -130,7 +130,7 @@ class SpeechEndpoint(BaseEndpoint):
     def answers(self, group: Sequence[Request], reply: Reply) -> Sequence[bytes | RowError]:
         """Return the audio itself."""
         body = reply.body
-        if is_event_stream(body):
+        if self._has_events(reply):
             body, _ = _from_events(body)
         elif self._is_json(reply):
             problem = error_in_body(reply, parse_object(body))
@@ -142,6 +142,11 @@ class SpeechEndpoint(BaseEndpoint):
         if self._suffix(body) is None:
             raise MalformedReply(f"the reply is not audio: {excerpt(body)}")
         return (body,)
+
+    def _has_events(self, reply: Reply) -> bool:
+        """Return whether a body is a stream of events; raw samples, too, may begin with the byte of a colon."""
+        may_be_samples = self._format == "pcm" and "event-stream" not in reply.headers.get("content-type", "")
+        return is_event_stream(reply.body) and not (may_be_samples and reply.body[:1] == b":")
 
     def _is_json(self, reply: Reply) -> bool:
         """Return whether a body is JSON; raw samples, too, may begin with the byte of a brace."""
@@ -157,7 +162,7 @@ class SpeechEndpoint(BaseEndpoint):
 
     def usage(self, group: Sequence[Request], reply: Reply) -> Usage:
         """Return the characters sent, and the tokens if a stream of events has them."""
-        counts: dict[str, Any] = _from_events(reply.body)[1] if is_event_stream(reply.body) else {}
+        counts: dict[str, Any] = _from_events(reply.body)[1] if self._has_events(reply) else {}
         return replace(token_usage({"usage": counts}, None), characters=group[0].characters)
 
     def values(self, answer: bytes) -> Values | RowError:

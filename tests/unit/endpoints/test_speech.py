@@ -91,6 +91,7 @@ def test_the_maximum_cost_of_a_request_depends_on_the_model() -> None:
         (b"\xff\xf1\x50\x80" + bytes(40), "aac", "aac"),
         (b"\x01\x00" * 100, "pcm", "pcm"),
         (b"{\x00" * 100, "pcm", "pcm"),
+        (b":\x00" * 100, "pcm", "pcm"),
     ],
 )
 def test_the_file_is_named_by_its_content(content: bytes, form: str, suffix: str) -> None:
