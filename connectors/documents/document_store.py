@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from uuid import uuid4
 
 import orjson
 
@@ -84,7 +85,7 @@ class DocumentStore:
             return
         facts = {"media_type": document.media_type, "pages": document.pages, "pictures": document.pictures}
         content = zlib.compress(orjson.dumps(facts), 1)
-        unfinished = place.with_name(f"{place.name}.{os.getpid()}{_UNFINISHED}")
+        unfinished = place.with_name(f"{place.name}.{uuid4().hex}{_UNFINISHED}")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             unfinished.write_bytes(content)

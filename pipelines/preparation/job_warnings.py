@@ -6,7 +6,7 @@ from typing import Any
 
 from connectors.errors import KeyPath
 from pipelines.formatting import format_count
-from pipelines.preparation.prepared_job import PreparedJob, PreparedStep
+from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, file_names
 
 TEMPLATE_KEYS = ("messages", "input", "instructions", "prompt")
 """Keys of a step whose texts are templates, the first one that a step has being its main one."""
@@ -16,12 +16,23 @@ _BRACED = re.compile(r"(?<!\{)\$?\{\s*(?:row\.)?([^{}%#]+?)\s*\}(?!\})|%\((\w+)\
 
 
 def job_warnings(ready: PreparedJob) -> tuple[str, ...]:
-    """Return a line for each step whose requests depend on fewer columns than its texts suggest."""
+    """Return a line for each step whose requests depend on less than its texts suggest."""
     columns = list(ready.reader.schema.names)
     found: list[str] = []
-    for step in ready.every_step:
+    of_source, computed = frozenset(columns), frozenset[str]()
+    for place, step in enumerate(ready.every_step):
         if isinstance(step, PreparedStep):
             found += _step_warnings(ready, step, columns)
+        elif step.kind in ("select", "each") and step.input_columns <= of_source:
+            # Names of files that other steps have made are hashes of the content.
+            of_source |= {field.name for field in step.fields}
+            computed |= step.computed_columns
+        for name in sorted(computed.intersection(file_names(ready.every_step, place))):
+            where = ready.loaded.locate("steps", step.model.name)
+            found.append(
+                f"{where}: {name} is computed, so a file that changes under the same name is not read again; "
+                "name the files in a column of the source"
+            )
         columns += [field.name for field in step.fields]
     return tuple(found)
 
@@ -30,7 +41,8 @@ def missing_file_warnings(ready: PreparedJob) -> tuple[str, ...]:
     """Return a line for each column that names files which do not exist; it looks at every file."""
     lines: list[str] = []
     for column, rows, example in ready.selection.missing_files():
-        step = next(step for step in ready.every_step if column in step.file_columns)
+        steps = ready.every_step
+        step = next(step for place, step in enumerate(steps) if column in file_names(steps, place))
         where = ready.loaded.locate("steps", step.model.name)
         lines.append(
             f"{where}: {column} names files that do not exist in {format_count(rows, 'row')}, e.g. {example}; "

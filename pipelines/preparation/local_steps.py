@@ -1,12 +1,19 @@
 """Prepared local steps: those that send no request, over the columns before them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from connectors.errors import KeyPath
-from pipelines.config.steps.local_steps import EachStep, FoldStep, LocalStep, ReadStep, SelectStep
+from pipelines.config.steps.local_steps import (
+    EachStep,
+    ElementOptions,
+    FoldStep,
+    LocalStep,
+    ReadStep,
+    SelectStep,
+)
 from pipelines.transforms.each import Each
 from pipelines.transforms.fold import Fold
 from pipelines.transforms.read import Read
@@ -39,6 +46,27 @@ class PreparedLocalStep:
         return frozenset({self.transform.column}) if isinstance(self.transform, Read) else frozenset()
 
     @property
+    def copied_columns(self) -> Mapping[str, str]:
+        """Output -> the column before it whose value it has, or whose list's elements."""
+        by_name = {name.lower(): name for name in self.input_columns}
+        found = {output: by_name.get(_without_quotes(sql.strip()).lower()) for output, sql in self._expressions.items()}
+        return {output: column for output, column in found.items() if column is not None}
+
+    @property
+    def computed_columns(self) -> frozenset[str]:
+        """The outputs of SQL that is more than the name of a column."""
+        return frozenset(self._expressions).difference(self.copied_columns)
+
+    @property
+    def _expressions(self) -> Mapping[str, str]:
+        match self.model:
+            case SelectStep():
+                return self.model.select
+            case EachStep(each=ElementOptions() as options):
+                return {self.model.name: options.list}
+        return {}
+
+    @property
     def kind(self) -> str:
         """The key of the job file that names what it does."""
         match self.transform:
@@ -65,3 +93,8 @@ def prepare_local_step(model: LocalStep, row: pa.Schema) -> PreparedLocalStep:
         case FoldStep():
             return PreparedLocalStep(model, Fold(model, row, where))
     raise AssertionError(f"no transform for {type(model).__name__}")
+
+
+def _without_quotes(sql: str) -> str:
+    is_quoted = len(sql) > 2 and sql.startswith('"') and sql.endswith('"')
+    return sql[1:-1].replace('""', '"') if is_quoted else sql

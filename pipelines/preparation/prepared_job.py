@@ -334,7 +334,8 @@ def _assemble(inputs: Inputs, reader: SourceReader, ledger: ReadableLedger | Non
     outputs = [field for step in in_results for field in step.fields if field.name != child_index]
     made = [field.name for step in stored for field in step.endpoint.fields]
     used = _used_columns(every_step).intersection(reader.schema.names)
-    files = {name for step in every_step for name in step.file_columns}.intersection(reader.schema.names)
+    files = {column for place in range(len(every_step)) for column in file_names(every_step, place)}
+    files.intersection_update(reader.schema.names)
     with with_location(loaded):
         is_appending = job.sink.write == "append"
         for step in every_step:
@@ -596,6 +597,15 @@ def _key_of_column(step: AnyPreparedStep, field: pa.Field) -> str:
     if isinstance(step, PreparedLocalStep):
         return step.kind
     return "output" if field in step.endpoint.fields else "evidence"
+
+
+def file_names(steps: Sequence[AnyPreparedStep], place: int) -> frozenset[str]:
+    """Return the columns that name the files of one step, as they were before earlier steps copied them."""
+    found = set(steps[place].file_columns)
+    for step in reversed(steps[:place]):
+        if isinstance(step, PreparedLocalStep):
+            found = {step.copied_columns.get(name, name) for name in found}
+    return frozenset(found)
 
 
 def _used_columns(steps: Sequence[AnyPreparedStep]) -> frozenset[str]:

@@ -208,3 +208,36 @@ def test_a_step_that_cannot_read_is_refused(cli: Cli, library: Workspace, monkey
     monkeypatch.setattr(read_module, "find_spec", lambda name: None)
     assert cli("validate", job_of(library, READ)) == 2
     assert "steps.doc.read: needs the packages that read documents; pip install 'rowmill[documents]'" in cli.err
+
+
+def test_changed_files_are_noticed_in_lists_and_under_other_names(
+    cli: Cli, workspace: Workspace, read: ReadTable
+) -> None:
+    for name in ("a.txt", "b.txt"):
+        (workspace.folder / name).write_text(f"text of {name}")
+    workspace.write("rows.jsonl", '{"id": 1, "Files": ["a.txt", "b.txt"], "last": "c.txt"}\n')
+    steps = ("{name: one, each: {list: ' files '}}", "{name: same, select: {path: '\"one\"'}}")
+    job = job_of(workspace, *steps, "{name: doc, read: path}", source="{jsonl: rows.jsonl, key: id}")
+    cli.run(job)
+    (workspace.folder / "b.txt").write_text("another text")
+    report = cli.run(job)
+    assert (report["rows_ok"], [row["doc"] for row in read(workspace.folder / "out")]) == (
+        1,
+        ["text of a.txt", "another text"],
+    )
+    steps = (
+        "{name: same, select: {path: last}}",
+        "{name: named, select: {file: \"path || '.txt'\"}}",
+        "{name: doc, read: path, pages: images}",
+        # The pictures of pages never change under the same name.
+        "{name: first, select: {page: 'doc_pages[1]'}}",
+        "{name: again, read: page}",
+        "{name: made, read: file}",
+    )
+    job = job_of(workspace, *steps, source="{jsonl: rows.jsonl, key: id}", sink="{parquet: other}")
+    assert cli("validate", job) == 0
+    assert [line.partition(": steps.")[2] for line in cli.err.splitlines()] == [
+        "made: file is computed, so a file that changes under the same name is not read again; "
+        "name the files in a column of the source",
+        "doc: last names files that do not exist in 1 row, e.g. c.txt; add the files",
+    ]
