@@ -843,9 +843,11 @@ class StepRunner:
             return {}
         rows = [row for one in read for row in one.rows]
         arrays = route.endpoint.arrays([one.values for one in read for _ in one.rows])
-        evidence, failures = step.quality.evaluate(chunk.table.take(pa.array(rows, pa.int64())), arrays)
-        for row, found in zip(rows, evidence, strict=True):
-            results.evidence[row] = found
+        inputs = step.quality.inputs(chunk.table).take(pa.array(rows, pa.int64()))
+        evidence, failures = step.quality.evaluate(inputs, arrays)
+        if step.quality.fields:
+            for row, found in zip(rows, evidence, strict=True):
+                results.evidence[row] = found
         return {rows[place]: failure for place, failure in failures.items()}
 
     def _repair_rows(

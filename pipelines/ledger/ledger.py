@@ -245,6 +245,8 @@ class Ledger:
         """Return (first request, key) -> last answer, all as fingerprints, of rows that took repair turns."""
         found: dict[tuple[bytes, str], bytes] = {}
         with database_errors(self.path), self._read_lock:
+            if not self._has_rows("last_answers where job = ? and step = ?", (job, step)):
+                return found
             for start in range(0, len(requests), 500):
                 chunk = requests[start : start + 500]
                 placeholders = ",".join("?" * len(chunk))
@@ -260,6 +262,8 @@ class Ledger:
         """Return fingerprint -> packed answer of those of these requests that are to be verified alone."""
         found: dict[bytes, bytes] = {}
         with database_errors(self.path), self._read_lock:
+            if not self._has_rows("packed_answers"):
+                return found
             for start in range(0, len(fingerprints), 500):
                 chunk = fingerprints[start : start + 500]
                 placeholders = ",".join("?" * len(chunk))
@@ -267,6 +271,10 @@ class Ledger:
                     f"select fingerprint, answer from packed_answers where fingerprint in ({placeholders})", chunk
                 )
         return found
+
+    def _has_rows(self, table: str, values: Sequence[Any] = ()) -> bool:
+        """Return whether a table has rows: most runs repair and verify none, and need not seek each request there."""
+        return self._read.execute(f"select 1 from {table} limit 1", values).fetchone() is not None
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a small read."""

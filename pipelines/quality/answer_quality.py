@@ -40,15 +40,22 @@ class AnswerQuality:
         if self._checks is not None:
             self._checks.close()
 
+    def inputs(self, rows: pa.Table) -> pa.Table:
+        """Return the columns before the step that it reads; any one if it reads none, since those have the rows."""
+        return rows.select(self._read_columns(rows) or rows.column_names[:1])
+
+    def _read_columns(self, rows: pa.Table) -> list[str]:
+        texts = {TEXT_PREFIX + name for name in self.columns}.intersection(rows.column_names)
+        return sorted({*self.columns, *texts})
+
     def evaluate(
         self, rows: pa.Table, outputs: Sequence[pa.Array]
     ) -> tuple[Sequence[Values], Mapping[int, CheckFailure]]:
         """Return the evidence of each row, and the rows whose answers fail a check.
 
-        `rows`: one for each answer, with the columns before the step. `outputs`: the step's own columns.
+        `rows`: one for each answer, with at least the columns of `inputs`. `outputs`: the step's own columns.
         """
-        texts = {TEXT_PREFIX + name for name in self.columns}.intersection(rows.column_names)
-        table = rows.select(sorted({*self.columns, *texts}))
+        table = rows.select(self._read_columns(rows))
         for field, array in zip(self._outputs, outputs, strict=True):
             table = table.append_column(field, array)
         evidence = self._evidence.arrays(table)
