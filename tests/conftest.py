@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,11 @@ def bucket(object_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     }.items():
         monkeypatch.setenv(name, value)
     return f"s3://{BUCKET}{tmp_path}"
+
+
+def noon() -> str:
+    """Return the line of a rowmill.yaml for a time zone in which it is noon: no day of a budget ends during a test."""
+    return f"time_zone: Etc/GMT{datetime.now(UTC).hour - 12:+d}\n"
 
 
 class Workspace:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Cli, ReadTable, ScriptedProvider, Workspace, chat_reply, error_reply
+from tests.conftest import Cli, ReadTable, ScriptedProvider, Workspace, chat_reply, error_reply, noon
 
 TYPED = (
     '[{name: c, endpoint: chat, provider: test, model: m, messages: [{user: "{{ text }}"}], '
@@ -206,7 +206,7 @@ def test_an_invalid_command_line_is_reported_as_json_too(workspace: Workspace, c
 
 def test_a_spent_daily_budget_is_reported_with_the_key_to_raise(workspace: Workspace, cli: Cli) -> None:
     file: Path = workspace.folder / "rowmill.yaml"
-    file.write_text(file.read_text() + "budget: {usd_per_day: 0.0005}\n")
+    file.write_text(file.read_text() + "budget: {usd_per_day: 0.0005}\n" + noon())
     workspace.csv(30)
     report = cli.run(workspace.job(limits="{concurrency: 1}"))
     assert report["exit_code"] == 3

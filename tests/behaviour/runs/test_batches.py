@@ -18,6 +18,7 @@ from aiohttp import web
 
 from pipelines.batch.dispatcher import BatchDispatcher, BatchProgress
 from pipelines.batch.store import Batch
+from tests.conftest import noon
 from tests.support.exhaustive import marks
 from tests.support.forked import Forked, ended
 
@@ -357,7 +358,7 @@ def test_the_budget_is_reserved_at_batch_prices_and_stops_the_run(workspace: Any
 
 def test_the_daily_budget_holds_for_batches(workspace: Any, batches: Any, cli: Any) -> None:
     file = workspace.folder / "rowmill.yaml"
-    file.write_text(file.read_text() + "budget: {usd_per_day: 0.0005}\n")
+    file.write_text(file.read_text() + "budget: {usd_per_day: 0.0005}\n" + noon())
     workspace.csv(100)
     report = cli.run(workspace.job(**BATCH))
     assert (report["exit_code"], report["stopped"].startswith("budget")) == (3, True)
@@ -607,7 +608,7 @@ def test_an_interruption_after_the_daily_budget_was_spent_reports_the_batches_th
     workspace: Any, batches: Any
 ) -> None:
     file = workspace.folder / "rowmill.yaml"
-    file.write_text(file.read_text() + "budget: {usd_per_day: 0.0005}\n")
+    file.write_text(file.read_text() + "budget: {usd_per_day: 0.0005}\n" + noon())
     workspace.csv(100)
     batches.held = True
     process = start_run("", workspace.job(**BATCH))

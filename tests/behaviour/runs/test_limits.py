@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from tests.conftest import noon
 from tests.support.forked import Forked, ended, run
 
 Read = Callable[..., list[dict[str, Any]]]
@@ -197,7 +198,7 @@ def test_what_the_server_bills_never_exceeds_the_budget(workspace: Any, provider
 
 @pytest.mark.parametrize("seed", [4, 5])
 def test_concurrent_and_killed_jobs_never_exceed_the_daily_budget(workspace: Any, provider: Any, seed: int) -> None:
-    write_limits(workspace, provider, "{}", "budget: {usd_per_day: 0.02}")
+    write_limits(workspace, provider, "{}", "budget: {usd_per_day: 0.02}\n" + noon())
     workspace.csv(1000)
     bill = Billing(seed)
     provider.script = bill
@@ -283,7 +284,7 @@ def test_a_dead_provider_does_not_delay_the_rows_of_another(
 def test_two_concurrent_runs_use_the_daily_budget_almost_whole_and_never_exceed_it(
     workspace: Any, provider: Any
 ) -> None:
-    write_limits(workspace, provider, "{}", "budget: {usd_per_day: 0.02}")
+    write_limits(workspace, provider, "{}", "budget: {usd_per_day: 0.02}\n" + noon())
     workspace.csv(2000)
     provider.latency = 0.02
     same = {"limits": "{concurrency: 20}"}
