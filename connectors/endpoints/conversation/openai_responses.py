@@ -56,7 +56,7 @@ class OpenAIResponsesFormat:
         if not isinstance(output, list):
             raise MalformedReply(f"the reply has no output: {excerpt(reply)}")
         items = [item for item in output if isinstance(item, dict)]
-        parts = [part for item in items if item.get("type") == "message" for part in _parts(item.get("content"))]
+        parts = [part for item in _answer_messages(items) for part in _parts(item.get("content"))]
         texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
         if not parts and isinstance(reply.get("output_text"), str):
             texts = [reply["output_text"]]
@@ -124,6 +124,14 @@ def _part(part: Mapping[str, Any], role: str) -> Mapping[str, Any]:
         case "file":
             return {"type": "input_file", **part.get("file", {})}
     return part
+
+
+def _answer_messages(items: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """Return the messages of an answer; without the model's commentary, if one is marked as the final answer."""
+    messages = [item for item in items if item.get("type") == "message"]
+    if any(message.get("phase") == "final_answer" for message in messages):
+        return [message for message in messages if message.get("phase") != "commentary"]
+    return messages
 
 
 def _parts(content: Any) -> list[dict[str, Any]]:

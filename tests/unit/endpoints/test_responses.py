@@ -353,6 +353,12 @@ def test_several_messages_are_one_text_without_the_reasoning() -> None:
     assert read(openai(), body) == {"ask": "ab"}
 
 
+def test_commentary_is_no_part_of_a_final_answer() -> None:
+    commentary, final = {**message("Let me see."), "phase": "commentary"}, {**message("b"), "phase": "final_answer"}
+    assert read(openai(), response(commentary, final)) == {"ask": "b"}
+    assert read(openai(), response(commentary)) == {"ask": "Let me see."}
+
+
 def test_a_text_next_to_an_output_without_messages_is_the_answer() -> None:
     assert read(openai(), response(output_text="a")) == {"ask": "a"}
     assert read(openai(), response(message("b"), output_text="a")) == {"ask": "b"}
