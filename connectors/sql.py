@@ -5,7 +5,7 @@ import functools
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,13 @@ def identifier(name: str) -> str:
 def identifier_list(names: Iterable[str]) -> str:
     """Quote names, with commas between them."""
     return ", ".join(identifier(name) for name in names)
+
+
+def key_text(names: Sequence[str], column: Callable[[str], str] = identifier) -> str:
+    """SQL of a key as text: the value of one column, or the JSON array of several; `column`: SQL of a column."""
+    values = [column(name) for name in names]
+    value = values[0] if len(values) == 1 else f"json_array({', '.join(values)})"
+    return f"cast({value} as VARCHAR)"
 
 
 def literal(value: str | Path) -> str:

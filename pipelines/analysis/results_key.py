@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from connectors.sql import identifier, identifier_list
+from connectors.sql import identifier, identifier_list, key_text
 from pipelines.config.job import Job
 from pipelines.config.steps.local_steps import EachStep, FoldStep
-from pipelines.preparation.row_selection import key_text
 from pipelines.preparation.source_reader import ROW_KEY
 
 

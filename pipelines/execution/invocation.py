@@ -18,7 +18,8 @@ from pipelines.execution.audits import check_audits, run_audits
 from pipelines.execution.budget_checks import check_budget
 from pipelines.execution.run_report import run_report
 from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.projection import append_usage, childless_rows, count_committed, rebuild
+from pipelines.ledger.projection import append_usage, childless_rows
+from pipelines.ledger.rebuilt_tables import count_committed, rebuild
 from pipelines.maintenance.retention import drop_committed
 from pipelines.monitoring.json_log import print_problem
 from pipelines.preparation.job_warnings import job_warnings
@@ -236,7 +237,7 @@ def _finish_run(ready: PreparedJob, ledger: Ledger, run: OpenRun, ended: "RunOut
         if ready.workspace.durability == "power":
             # The tables replace the answers from now on: wait until their last files are on the disk.
             os.sync()
-        drop_committed(ledger, ready.job.name, ready.sink_name, ready.shape)
+        drop_committed(ledger, ready.job.name, ready.sink_name, ready.shape, ready.scratch)
     return report
 
 
@@ -306,7 +307,9 @@ def rebuild_tables(loaded: LoadedJob, leave_out: bool = False) -> tuple[int, int
     ):
         has_sink = ready.sink.exists()
         before = (
-            _count_results(ready) if has_sink else count_committed(ledger, ready.job.name, ready.sink_name, ready.shape)
+            _count_results(ready)
+            if has_sink
+            else count_committed(ledger, ready.job.name, ready.sink_name, ready.shape, ready.scratch)
         )
         # Without tables there is nothing to lose.
         rows = _rebuild_from_ledger(ready, ledger, 0 if leave_out or not has_sink else before)
@@ -325,7 +328,7 @@ def _count_results(ready: PreparedJob) -> int:
 def _rebuild_from_ledger(ready: PreparedJob, ledger: Ledger, min_rows: int = 0) -> int:
     ready.sink.prepare(fresh=True)
     endpoints = [step.endpoint for step in ready.stored_steps]
-    rows = rebuild(ledger, ready.sink, ready.job.name, ready.sink_name, ready.shape, endpoints)
+    rows = rebuild(ledger, ready.sink, ready.job.name, ready.sink_name, ready.shape, endpoints, ready.scratch)
     if rows < min_rows:
         refused = schema_refusal(ready)
         if refused is not None:

@@ -7,11 +7,10 @@ from typing import Any
 
 import duckdb
 
-from connectors.sql import identifier_list
+from connectors.sql import identifier_list, key_text
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.execution.invocation import run_invocation
 from pipelines.preparation.prepared_job import prepare_job
-from pipelines.preparation.row_selection import key_text
 from pipelines.runtime.run_options import RunOptions
 from pipelines.runtime.run_report import RunReport
 from pipelines.runtime.services import open_workspace_ledger

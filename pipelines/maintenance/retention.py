@@ -16,7 +16,8 @@ from pipelines.config.workspace import Workspace
 from pipelines.config.yaml_reader import read_yaml
 from pipelines.ledger.answer_files import SHARED_FILE_BYTES_SQL, file_name
 from pipelines.ledger.ledger import Ledger, now_us
-from pipelines.ledger.projection import ANSWERS, answers_of_failed_rows, decode_table
+from pipelines.ledger.projection import ANSWERS, decode_table
+from pipelines.ledger.rebuilt_tables import answers_of_failed_rows
 from pipelines.pricing.prices import usd
 from pipelines.reporting.status_queries import iso_time
 from pipelines.runtime.locks import job_lock
@@ -167,7 +168,7 @@ def prune(
     return PruneResult(answers, commits, documents, max(0, freed) + document_bytes, spared)
 
 
-def drop_committed(ledger: Ledger, job: str, sink_name: str, shape: TableShape) -> int:
+def drop_committed(ledger: Ledger, job: str, sink_name: str, shape: TableShape, scratch: Path) -> int:
     """Delete the answers of rows that are in the sink (`keep_answers: committed`); return their number.
 
     Call it after a run has closed: during a run, equal requests of later rows still use the answer. Answers of failed
@@ -184,7 +185,7 @@ def drop_committed(ledger: Ledger, job: str, sink_name: str, shape: TableShape) 
             mark for row in decode_table(rows).column(ANSWERS).to_pylist() for mark in row if mark is not None
         }
         if needed is None:
-            needed = answers_of_failed_rows(ledger, job, sink_name, shape)
+            needed = answers_of_failed_rows(ledger, job, sink_name, shape, scratch)
         fingerprints -= needed
         for batch in _batches(sorted(fingerprints)):
             found = ledger.select_answers("a.id, a.file, a.error", batch)

@@ -35,6 +35,7 @@ from connectors.sql import (
     first_line,
     identifier,
     identifier_list,
+    key_text,
     literal,
     literal_list,
     scratch_connection,
@@ -834,13 +835,6 @@ def file_mark(text: str, workspace: Path) -> str:
     except (OSError, ValueError):
         return ""
     return f"{found.st_size}@{found.st_mtime_ns}"
-
-
-def key_text(names: Sequence[str], column: Callable[[str], str] = identifier) -> str:
-    """SQL of a key as text: the value of one column, or the JSON array of several; `column`: SQL of a column."""
-    values = [column(name) for name in names]
-    value = values[0] if len(values) == 1 else f"json_array({', '.join(values)})"
-    return f"cast({value} as VARCHAR)"
 
 
 def _by_source_row(rows: str, names: Sequence[str], target: str) -> str:

@@ -12,13 +12,12 @@ import pyarrow.compute as pc
 
 from connectors.contracts import Commit, TableShape
 from connectors.errors import DataError
-from connectors.sql import identifier, literal, scratch_connection
+from connectors.sql import identifier, key_text, literal, scratch_connection
 from connectors.tables.parquet_parts import PartWriter, matching_rows, read_batches
 from connectors.tables.schema_checks import SchemaMismatch, column_types, is_foreign
 from pipelines.formatting import format_count
 from pipelines.ledger.ledger import Ledger
 from pipelines.preparation.prepared_job import PreparedJob, sink_columns
-from pipelines.preparation.row_selection import key_text
 
 BATCH_ROWS = 1024
 """Rows that are cast together."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
 from connectors.errors import DataError
 from connectors.records import ROW_PROBLEM, TEXT_PREFIX, Request, RowError, Values
-from connectors.sql import identifier, scratch_connection
+from connectors.sql import identifier, key_text, scratch_connection
 from connectors.templating.row_values import row_values
 from connectors.transport.bounded_json import parse_json
 from pipelines.config.loaded_job import LoadedJob
@@ -17,7 +17,6 @@ from pipelines.ledger.ledger_reader import ReadableLedger
 from pipelines.ledger.projection import childless_rows
 from pipelines.preparation.local_steps import PreparedLocalStep
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, prepare_job
-from pipelines.preparation.row_selection import key_text
 from pipelines.pricing.prices import usd
 from pipelines.reporting.status_queries import iso_time
 from pipelines.runtime.services import open_workspace_ledger
