@@ -41,6 +41,7 @@ from pipelines.dispatch.request_types import (
     RetryLimits,
     Route,
     RunLedger,
+    expected_group_tokens,
     expected_output_tokens,
     total_cost,
 )
@@ -233,7 +234,7 @@ class OnlineDispatcher:
             max_cost = route.max_cost(request)
         else:
             tokens = sum(request.input_tokens for request in group.billed_requests)
-            tokens += round(sum(expected_output_tokens(request, mean) for request in group.requests))
+            tokens += expected_group_tokens(group.requests, mean)
             max_cost = total_cost(map(route.max_cost, group.billed_requests))
         try:
             async with self._budget.reserve(max_cost) as reservation:

@@ -323,3 +323,10 @@ def total_cost(costs: Iterable[int | None]) -> int | None:
 def expected_output_tokens(request: Request, mean: float) -> float:
     """Return the output tokens that an answer probably takes; `mean`: of recent answers."""
     return mean if request.output_bound is None else min(mean, request.output_bound)
+
+
+def expected_group_tokens(requests: Sequence[Request], mean: float) -> int:
+    """Return the output tokens that the answers of a group probably take together."""
+    if len({request.output_bound for request in requests}) == 1:
+        return round(sum([expected_output_tokens(requests[0], mean)] * len(requests)))
+    return round(sum(expected_output_tokens(request, mean) for request in requests))

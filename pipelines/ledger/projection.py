@@ -149,9 +149,17 @@ step, not one for each exchange. On Ray an actor has written for this process.""
 _ROUTE_COLUMNS = ("run_id", "job", "step", "provider", "endpoint", "model")
 _EXCHANGE_COLUMNS = tuple(name for name in usage_schema().names if name not in _ROUTE_COLUMNS)
 _LEDGER_COLUMNS = {"cost_usd": "cost"}
+
+
+def _hexadecimal(fingerprints: bytes) -> list[str]:
+    """Return each fingerprint as text."""
+    text = fingerprints.hex()
+    return [text[start : start + 32] for start in range(0, len(text), 32)]
+
+
 _DECODERS: Mapping[str, Callable[[Any], Any]] = {
     "keys": orjson.loads,
-    "fingerprints": lambda blob: [blob[start : start + 16].hex() for start in range(0, len(blob), 16)],
+    "fingerprints": _hexadecimal,
     "cost_usd": usd,
 }
 """Columns of the usage table that the ledger stores in another form."""

@@ -11,6 +11,7 @@ from pipelines.dispatch.request_types import (
     DailyBudget,
     Exchange,
     RequestGroup,
+    expected_group_tokens,
     expected_output_tokens,
     total_cost,
 )
@@ -26,6 +27,14 @@ def test_a_total_with_an_unknown_cost_is_unknown() -> None:
 @pytest.mark.parametrize(("bound", "tokens"), [(None, 200.0), (50, 50.0), (500, 200.0)])
 def test_an_answer_is_expected_to_be_as_long_as_recent_ones_within_its_bound(bound: int | None, tokens: float) -> None:
     assert expected_output_tokens(Request(b"f" * 16, b"", 0, bound, ("1",)), 200.0) == tokens
+
+
+@pytest.mark.parametrize(("bounds", "tokens"), [((50, 50, 50), 150), ((None, None), 401), ((50, None, 500), 451)])
+def test_the_answers_of_a_group_are_expected_to_be_as_long_as_all_of_them(
+    bounds: tuple[int | None, ...], tokens: int
+) -> None:
+    requests = [Request(b"f" * 16, b"", 0, bound, ("1",)) for bound in bounds]
+    assert expected_group_tokens(requests, 200.4) == tokens
 
 
 def test_a_route_learns_how_long_answers_are_from_its_exchanges() -> None:
