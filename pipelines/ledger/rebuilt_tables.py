@@ -19,6 +19,9 @@ from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.ledger_reader import ReadableLedger
 from pipelines.ledger.projection import ANSWERS, decode_table, outputs_metadata
 
+COMPARED_ENTRIES = 250_000
+"""About so many are compared at a time: DuckDB needs the memory of all of them."""
+
 
 class NewestRows:
     """The rows of a job's commits that no later commit has replaced. They are on disk, however many they are."""
@@ -65,15 +68,29 @@ def newest_rows(
             _add_entries(db, errors, shape, True, here, are_rows=True)
             # No commit both clears a key from the errors and adds it to them.
             _add_entries(db, cleared, shape, True, here)
-        db.execute(
-            "create temp table newest as select is_error, rank // 2 as commit, row from entries "
-            "qualify rank = max(rank) over (partition by is_error, key) and row is not null order by commit, row"
-        )
-        db.execute("drop table entries")
+        _compare_entries(db)
         try:
             yield NewestRows(db)
         finally:
             db.execute("drop table newest")
+
+
+def _compare_entries(db: duckdb.DuckDBPyConnection) -> None:
+    """Replace the table of entries by one of the newest rows."""
+    ((count,),) = db.execute("select count(*) from entries").fetchall()
+    parts = 1 + count // COMPARED_ENTRIES
+    # DuckDB sorts on disk, and then reads little more than the part that it compares.
+    db.execute(f"create temp table sorted as select *, hash(key) % {parts} as part from entries order by part")
+    db.execute("drop table entries")
+    db.execute("create temp table unordered (is_error boolean, commit bigint, row bigint)")
+    for part in range(parts):
+        db.execute(
+            f"insert into unordered select is_error, rank // 2, row from sorted where part = {part} "
+            "qualify rank = max(rank) over (partition by is_error, key) and row is not null"
+        )
+    db.execute("drop table sorted")
+    db.execute("create temp table newest as select * from unordered order by commit, row")
+    db.execute("drop table unordered")
 
 
 def _add_entries(

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
+import pytest
 
 from connectors.contracts import Commit, Endpoint, Sink, TableShape
+from pipelines.ledger import rebuilt_tables
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.projection import (
     SourceRows,
@@ -125,7 +127,10 @@ def keyed(ids: Sequence[float | None]) -> pa.Table:
     return pa.table([pa.array(ids, pa.float64())], schema=KEY)
 
 
-def test_the_newest_rows_are_those_that_a_table_has_after_all_commits(tmp_path: Path) -> None:
+def test_the_newest_rows_are_those_that_a_table_has_after_all_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuilt_tables, "COMPARED_ENTRIES", 3)
     with closing(Ledger(tmp_path / "ledger.sqlite")) as ledger:
         for job in range(12):
             check_newest_rows(ledger, str(job), tmp_path)
