@@ -17,7 +17,7 @@ import httpx2 as httpx
 import pytest
 from aiohttp import web
 
-from tests.behaviour.runs.test_batches import start_run
+from tests.behaviour.runs.test_batches import pass_deadline, start_run
 from tests.support.forked import COMMAND, Forked, ended
 from tests.support.threaded_server import ThreadedServer
 
@@ -171,9 +171,9 @@ def test_at_the_deadline_a_batch_is_cancelled_and_only_its_unanswered_requests_a
     workspace: Any, server: CountingProxy, cli: Any, read: Read, monkeypatch: pytest.MonkeyPatch, endpoint: str
 ) -> None:
     workspace.csv(60)
-    # By the deadline about half of the lines are answered.
-    server.knobs = lambda number: {"rowmill_delay_s": "4"}
-    deadline_in(monkeypatch, 2)
+    # By the deadline some of the lines are answered.
+    server.knobs = lambda number: {"rowmill_delay_s": "12"}
+    pass_deadline(monkeypatch, lambda: server.batches, 2)
     report = cli.run(workspace.job(steps=f"[{STEPS[endpoint]}]", delivery="batch", deadline='"06:00"'))
     assert set(server.ends.values()) == {"cancelled"}
     assert len(server.answered_by_batch) >= 1
@@ -196,7 +196,7 @@ def test_requests_that_expired_or_failed_before_the_deadline_are_sent_online_aft
     # The first batch expires in part, the second fails as a whole; the rest is in one that never ends.
     ends = {0: {"rowmill_expire_share": "0.4"}, 1: {"rowmill_fail": "server_error"}}
     server.knobs = lambda number: ends.get(number, {"rowmill_delay_s": "64800"} if number > 2 else {})
-    deadline_in(monkeypatch, 6)
+    pass_deadline(monkeypatch, lambda: len(server.ends) == 3 and len(server.batches) > 3)
     report = cli.run(workspace.job(steps=f"[{STEPS['chat']}]", delivery="batch", deadline='"06:00"'))
     ends_told = Counter(server.ends.values())
     assert (ends_told["expired"], ends_told["failed"], ends_told["completed"]) == (1, 1, 1)
@@ -239,8 +239,8 @@ def test_partly_cancelled_groups_of_embeddings_keep_every_vector_in_its_row(
 ) -> None:
     workspace.csv(200)
     monkeypatch.setattr("connectors.endpoints.embeddings.MAX_TEXTS_PER_REQUEST", 5)
-    server.knobs = lambda number: {"rowmill_delay_s": "4"}
-    deadline_in(monkeypatch, 2)
+    server.knobs = lambda number: {"rowmill_delay_s": "12"}
+    pass_deadline(monkeypatch, lambda: server.batches, 2)
     report = cli.run(workspace.job(steps=f"[{STEPS['embeddings']}]", delivery="batch", deadline='"06:00"'))
     assert server.answered_by_batch.total() >= 1
     assert_nothing_is_paid_twice(server, report, 200)

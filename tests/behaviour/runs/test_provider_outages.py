@@ -220,19 +220,21 @@ def test_a_malformed_reply_is_retried(workspace: Any, provider: Any, cli: Any, a
 
 
 def test_a_request_without_an_answer_times_out_after_the_total_timeout(
-    workspace: Any, provider: Any, cli: Any, read: Read
+    workspace: Any, provider: Any, cli: Any, read: Read, time_passes: Callable[[float], None]
 ) -> None:
     workspace.csv(3)
 
     async def hang() -> web.Response:
+        time_passes(100)
         await asyncio.sleep(5)
         return web.Response()
 
-    provider.script = for_prompt("text 2", hang)
-    report = cli.run(workspace.job(timeouts="{idle: 0.1, total: 0.3}", retry="{attempts: 2, longest_wait: 0.01}"))
+    provider.script = for_prompt("text 3", hang)
+    retry = "{attempts: 2, longest_wait: 0.01, longest_hold: 900}"
+    report = cli.run(workspace.job(limits="{concurrency: 1}", timeouts="{idle: 30, total: 100}", retry=retry))
     assert (report["rows_ok"], report["rows_failed"], report["requests"]) == (2, 1, 4)
     (error,) = read(workspace.folder / "out", "errors")
-    message = "no reply within 0.3 s; raise timeouts.total if the server needs longer"
+    message = "no reply within 100 s; raise timeouts.total if the server needs longer"
     assert (error["error_class"], error["message"]) == ("timeout", message)
 
 
