@@ -90,7 +90,7 @@ def expression_nodes(tree: Any) -> Iterator[Mapping[str, Any]]:
 
 
 class _TableInTurn:
-    """What DuckDB knows as one table, although each query finds other rows in it."""
+    """A table of DuckDB whose rows are replaced before each query."""
 
     table: pa.Table
 

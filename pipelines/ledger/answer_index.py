@@ -193,7 +193,7 @@ class IndexMerge:
 
 
 def _filled_up(fingerprints: Sequence[bytes]) -> Sequence[bytes]:
-    """Return as many as the next power of two, the last one repeated: SQLite need not compile each number anew."""
+    """Return as many as the next power of two, the last one repeated: SQLite compiles few statements."""
     missing = (1 << (len(fingerprints) - 1).bit_length()) - len(fingerprints)
     return [*fingerprints, *[fingerprints[-1]] * missing] if missing else fingerprints
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipelines.formatting import format_bytes
 
 BYTES_PER_EXCHANGE = 32 << 10
-"""What an exchange may take beside its answers: eight pages of the write-ahead log, if it is committed alone."""
+"""What an exchange may take besides its answers: eight pages of the write-ahead log, if it is committed alone."""
 
 COPIES = 2
 """An answer is in the write-ahead log and in the file."""
@@ -40,7 +40,7 @@ class FreeSpace:
         return self.exchanges * (BYTES_PER_EXCHANGE + COPIES * mean) + COPIES * self._largest
 
     def shortage(self) -> str | None:
-        """Return what is missing, as a line for the user; None if there is room, or if the disk does not tell."""
+        """Return what is missing, as a line for the user; None if there is room, or the disk does not report it."""
         try:
             disk = os.statvfs(self._folder)
         except OSError:
