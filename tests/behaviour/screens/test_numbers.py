@@ -56,7 +56,8 @@ class ReportPage:
 
     def bars(self, what: str) -> list[float]:
         """The heights of the columns of the chart with this unit, to four digits."""
-        heights = re.findall(rf"<title>[^<]*: ([0-9.,e+-]+) {what}</title>", self.html)
+        unit = what.replace("requests", "requests?", 1)
+        heights = re.findall(rf"<title>[^<]*: ([0-9.,e+-]+) {unit}</title>", self.html)
         return [float(text.replace(",", "")) for text in heights]
 
     def sql(self, query: str) -> list[tuple[Any, ...]]:
