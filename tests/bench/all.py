@@ -362,7 +362,7 @@ def million(size: Size) -> Lines:
         add("plan", measured(rowmill("plan", job), rows, core))
         limited = str(rows * 9 // 10)
         add("run of the first 90 %", measured(rowmill("run", job, "--quiet", "--limit", limited), rows, core))
-        seconds, cpu = first_request(folder, "chat")
+        seconds, cpu = first_request(lambda port: write_job(folder, "chat", port, 200))
         lines.append(["resume, to the first request", f"{seconds:.1f}", f"{cpu:.1f}", ""])
         write_job(folder, "chat", port, 200)
         add("run of the rest", measured(rowmill("run", job, "--quiet"), rows, core))
@@ -380,10 +380,13 @@ def ledger(size: Size) -> Lines:
     return [line.split("\t") for line in printed.splitlines()]
 
 
-def first_request(folder: Path, kind: str) -> tuple[float, float]:
-    """(seconds, CPU seconds) from the start of a run to its first request; the run is killed then."""
+def first_request(write: Callable[[int], Path]) -> tuple[float, float]:
+    """(seconds, CPU seconds) from the start of a run to its first request; the run is killed then.
+
+    `write` makes the job file for a provider at this port.
+    """
     with socket.create_server(("127.0.0.1", 0)) as server:
-        job = write_job(folder, kind, server.getsockname()[1], 200)
+        job = write(server.getsockname()[1])
         began = time.perf_counter()
         core = cores()[0]
         process = subprocess.Popen(
@@ -438,7 +441,7 @@ def start(size: Size) -> Lines:
             runs = [measured(rowmill(*arguments), 1, cores()[0]) for _ in range(size.times)]
             one = median(runs)
             lines.append([name, f"{one.seconds:.2f}", f"{one.cpu_seconds:.2f}"])
-        firsts = sorted(first_request(folder, "chat") for _ in range(size.times))
+        firsts = sorted(first_request(lambda port: write_job(folder, "chat", port, 200)) for _ in range(size.times))
         seconds, cpu = firsts[len(firsts) // 2]
         lines.append(["rowmill run, to its first request", f"{seconds:.2f}", f"{cpu:.2f}"])
     return lines
