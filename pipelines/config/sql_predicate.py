@@ -80,7 +80,7 @@ def bisect_rows(
 
 
 def expression_nodes(tree: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield all nodes of a parsed expression."""
+    """Yield all nodes of a parsed expression or query."""
     if isinstance(tree, list):
         for inner in tree:
             yield from expression_nodes(inner)

@@ -18,6 +18,7 @@ from connectors.sql import (
 )
 from connectors.tables.schemas import usage_schema
 from pipelines.config.job import Audit
+from pipelines.config.sql_predicate import expression_nodes
 from pipelines.execution.drift import find_drift
 from pipelines.preparation.prepared_job import PreparedJob
 from pipelines.runtime.run_report import AuditResult
@@ -104,7 +105,7 @@ def _check_query(sql: str, where: str) -> None:
     if len(parsed["statements"]) != 1:
         raise JobError(where, "is more than one query", "write one for each audit")
     named = frozenset(_cte_names(parsed))
-    for node in _nodes(parsed):
+    for node in expression_nodes(parsed):
         kind = node.get("type")
         if kind == "TABLE_FUNCTION":
             name = str(node.get("function", {}).get("function_name", "")).lower()
@@ -126,13 +127,3 @@ def _cte_names(node: Any) -> Iterator[str]:
             yield str(entry["key"]).lower()
         for inner in node.values():
             yield from _cte_names(inner)
-
-
-def _nodes(node: Any) -> Iterator[Mapping[str, Any]]:
-    if isinstance(node, list):
-        for inner in node:
-            yield from _nodes(inner)
-    elif isinstance(node, Mapping):
-        yield node
-        for inner in node.values():
-            yield from _nodes(inner)
