@@ -53,26 +53,24 @@ def newest_rows(
     """Find the newest rows of a job's commits. `scratch`: folder to which DuckDB spills."""
     with scratch_connection(scratch) as db:
         db.execute("create temp table entries (is_error boolean, key uhugeint, rank bigint, row bigint)")
-        for commit, rows, errors, cleared, removed, emptied in ledger.stream(
-            "select id, rows, errors, cleared, removed, emptied from commits where job = ? and sink = ?",
+        of_results = "null, null" if only_errors else "rows, emptied"
+        for commit, *blobs in ledger.stream(
+            f"select id, {of_results}, errors, cleared, removed from commits where job = ? and sink = ?",
             (job, sink_name),
         ):
+            rows, emptied, errors, cleared, removed = (None if blob is None else decode_table(blob) for blob in blobs)
             # What a commit removes is not among its own rows either.
             here, removal = 2 * commit, 2 * commit + 1
-            if not only_errors:
-                for blob in (removed, emptied):
-                    _add_entries(db, blob, shape, False, removal)
-                if _same_columns(rows, shape):
-                    _add_entries(db, rows, shape, False, here, are_rows=True)
-            _add_entries(db, removed, shape, True, removal)
+            if rows is not None and _same_columns(rows, shape):
+                _add_entries(db, rows, shape, False, here, are_rows=True)
+            _add_entries(db, emptied, shape, False, removal)
+            for is_error in (False, True):
+                _add_entries(db, removed, shape, is_error, removal)
             _add_entries(db, errors, shape, True, here, are_rows=True)
             # No commit both clears a key from the errors and adds it to them.
             _add_entries(db, cleared, shape, True, here)
         _compare_entries(db)
-        try:
-            yield NewestRows(db)
-        finally:
-            db.execute("drop table newest")
+        yield NewestRows(db)
 
 
 def _compare_entries(db: duckdb.DuckDBPyConnection) -> None:
@@ -95,16 +93,16 @@ def _compare_entries(db: duckdb.DuckDBPyConnection) -> None:
 
 def _add_entries(
     db: duckdb.DuckDBPyConnection,
-    blob: bytes | None,
+    table: pa.Table | None,
     shape: TableShape,
     is_error: bool,
     rank: int,
     are_rows: bool = False,
 ) -> None:
-    """Add the keys of an encoded table; of two entries with a key the higher rank is newer."""
-    if blob is None:
+    """Add the keys of a decoded table; of two entries with a key the higher rank is newer."""
+    if table is None:
         return
-    keys = decode_table(blob).select(shape.source_key)
+    keys = table.select(shape.source_key)
     places = pa.array(range(keys.num_rows), pa.int64()) if are_rows else pa.nulls(keys.num_rows, pa.int64())
     names = [f"key{place}" for place in range(keys.num_columns)]
     db.register("keys", keys.rename_columns(names).append_column("place", places))
@@ -166,11 +164,8 @@ def answers_of_failed_rows(
     return needed
 
 
-def _same_columns(blob: bytes | None, shape: TableShape) -> bool:
-    """Whether the encoded rows have the columns of the results, whatever rungs their job had."""
-    if blob is None:
-        return False
-    table = decode_table(blob)
+def _same_columns(table: pa.Table, shape: TableShape) -> bool:
+    """Whether the decoded rows have the columns of the results, whatever rungs their job had."""
     metadata = table.schema.metadata or {}
     rungs = {*shape.rungs, *orjson.loads(metadata.get(b"rungs", b"[]"))}
     there = [name for name in table.column_names[:-1] if name not in rungs]
