@@ -328,5 +328,5 @@ def expected_output_tokens(request: Request, mean: float) -> float:
 def expected_group_tokens(requests: Sequence[Request], mean: float) -> int:
     """Return the output tokens that the answers of a group probably take together."""
     if len({request.output_bound for request in requests}) == 1:
-        return round(sum([expected_output_tokens(requests[0], mean)] * len(requests)))
+        return round(len(requests) * expected_output_tokens(requests[0], mean))
     return round(sum(expected_output_tokens(request, mean) for request in requests))

@@ -155,9 +155,8 @@ class SetupFaults:
         # The row of a group may fail alone.
         if len(outcome.answers) > 1:
             return False
-        error = outcome.error
-        for answer in outcome.answers:
-            error = error or (answer if isinstance(answer, RowError) else None)
+        answer = outcome.answers[0] if outcome.answers else None
+        error = outcome.error or (answer if isinstance(answer, RowError) else None)
         if error is None:
             return False
         is_first = not self.is_proven(group.route) and not has_rung_left(group, error)
