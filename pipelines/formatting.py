@@ -215,6 +215,11 @@ _NUMBER = re.compile(r"[<~$]*[\d.,/]+( (%|s|ms|bytes|kB|MB|GB))?")
 _ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d\+00:00")
 
 
+def cut(text: str, characters: int) -> str:
+    """Return the text, with an ellipsis at its end if it has more characters."""
+    return text if len(text) <= characters else f"{text[: characters - 1]}…"
+
+
 def shorten_times(text: str) -> str:
     """Shorten each ISO time in a text to the minute: 2026-11-24 15:00Z."""
     return _ISO_TIME.sub(r"\1 \2Z", text)

@@ -9,7 +9,7 @@ from connectors.errors import JobError
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.overrides import NONE
 from pipelines.execution.trial_run import read_outputs, run_trial
-from pipelines.formatting import DataTable, format_count, single_line
+from pipelines.formatting import DataTable, cut, format_count, single_line
 from pipelines.runtime.run_options import RunOptions
 from pipelines.runtime.run_report import ComparedRow, RunReport
 
@@ -60,4 +60,4 @@ def _short_value(value: Any) -> str:
         return f"[{len(value)} values]"
     is_nested = isinstance(value, list | dict)
     text = "null" if value is None else single_line(orjson.dumps(value, default=str).decode() if is_nested else value)
-    return text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[: MAX_VALUE_CHARACTERS - 1]}…"
+    return cut(text, MAX_VALUE_CHARACTERS)

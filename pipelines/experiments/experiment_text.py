@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from pipelines.experiments.experiment import CombinationResult, ExperimentReport
-from pipelines.formatting import DataTable, format_count, format_money, money_decimals, single_line
+from pipelines.formatting import DataTable, cut, format_count, format_money, money_decimals, single_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -69,5 +69,5 @@ def _row(result: CombinationResult, decimals: int) -> dict[str, object]:
 def short_value(value: Any) -> str:
     """Return the value of a setting in one line, cut if it is long."""
     # Other values than texts as `--over` takes them, in JSON.
-    text = single_line(value if isinstance(value, str) else orjson.dumps(value).decode())
-    return text if len(text) <= MAX_SETTING_CHARACTERS else f"{text[: MAX_SETTING_CHARACTERS - 1]}…"
+    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    return cut(single_line(text), MAX_SETTING_CHARACTERS)

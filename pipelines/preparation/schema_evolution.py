@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -15,7 +14,7 @@ from connectors.errors import DataError
 from connectors.sql import identifier, key_text, literal, scratch_connection
 from connectors.tables.parquet_parts import PartWriter, matching_rows, read_batches
 from connectors.tables.schema_checks import SchemaMismatch, column_types, is_foreign
-from pipelines.formatting import format_count
+from pipelines.formatting import cut, format_count
 from pipelines.ledger.ledger import Ledger
 from pipelines.preparation.prepared_job import PreparedJob, sink_columns
 
@@ -286,8 +285,7 @@ def _first_failing_index(values: pa.ChunkedArray, kind: pa.DataType) -> int:
 
 
 def _format_value(value: pa.Scalar) -> str:
-    text: Any = repr(value.as_py())
-    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[: MAX_SHOWN_CHARACTERS - 1]}…"
+    return cut(repr(value.as_py()), MAX_SHOWN_CHARACTERS)
 
 
 def _check_keys(ready: PreparedJob, results: Path) -> None:
